@@ -1,0 +1,22 @@
+"""The learners: how to learn. They know memories and environments only through their contracts."""
+
+from agents.a2c import A2C
+from agents.checkpoint import CheckpointError, latest_checkpoint, load
+from agents.env_adapters import as_tensor_env, make_env
+from agents.on_policy import MemoryOnPolicyAlgorithm, NonFiniteError
+from agents.ppo import PPO
+
+LEARNERS: dict[str, type[MemoryOnPolicyAlgorithm]] = {"a2c": A2C, "ppo": PPO}
+
+__all__ = [
+    "A2C",
+    "LEARNERS",
+    "PPO",
+    "CheckpointError",
+    "MemoryOnPolicyAlgorithm",
+    "NonFiniteError",
+    "as_tensor_env",
+    "latest_checkpoint",
+    "load",
+    "make_env",
+]

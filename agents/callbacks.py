@@ -1,0 +1,146 @@
+"""SB3 callbacks of a command-line run: checkpoints, the progress display, and what TensorBoard should know."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import HParam
+
+from agents.on_policy import MemoryOnPolicyAlgorithm
+
+
+class CheckpointEvery(BaseCallback):
+    """Saves a checkpoint at the start of an iteration once `seconds` have passed, and keeps the newest `keep`.
+
+    At that moment the last iteration is complete and its numbers were found finite, so what is kept is good, and a run
+    that goes on from it repeats exactly.
+
+    Args:
+        folder: checkpoints become its `step_N` sub-folders.
+        seconds: between two of them; the first is written at once.
+        keep: how many stay.
+    """
+
+    def __init__(self, folder: Path, seconds: float = 30, keep: int = 3) -> None:
+        super().__init__()
+        self.folder, self.seconds, self.keep = folder, seconds, keep
+        self.last: Path | None = None
+        self._saved_at = float("-inf")
+
+    def _on_rollout_start(self) -> None:
+        if time.monotonic() - self._saved_at >= self.seconds:
+            self.save()
+
+    def _on_training_end(self) -> None:
+        self.save()
+
+    def save(self) -> Path:
+        """Write one now, between two iterations."""
+        path = self.folder / f"step_{self.model.num_timesteps:012d}"
+        self.model.save(path)
+        self.last, self._saved_at = path, time.monotonic()
+        for old in sorted(self.folder.glob("step_*"))[: -self.keep]:
+            shutil.rmtree(old, ignore_errors=True)
+        return path
+
+    def _on_step(self) -> bool:
+        return True
+
+
+class RunDisplay(BaseCallback):
+    """A live line of progress on a terminal; elsewhere (a log file, CI) a plain line every `quiet_seconds`."""
+
+    def __init__(self, title: str, console: Console, quiet_seconds: float = 15) -> None:
+        super().__init__()
+        self.title, self.console, self.quiet_seconds = title, console, quiet_seconds
+        self._printed_at = time.monotonic()
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.percentage:>3.0f}% · {task.fields[status]} ·"),
+            TimeRemainingColumn(),
+            TextColumn("left"),
+            console=console,
+            refresh_per_second=2,
+            expand=True,
+        )
+
+    def _on_training_start(self) -> None:
+        model = self._learner
+        self._started, self._steps_at_start = time.monotonic(), model.num_timesteps
+        self._task = self._bar.add_task(self.title, total=model._total_timesteps, status="starting")
+        self._bar.update(self._task, completed=model.num_timesteps)
+        if self.console.is_terminal:
+            self._bar.start()
+
+    def _on_rollout_start(self) -> None:
+        model = self._learner
+        if model.num_timesteps == self._steps_at_start:
+            return
+        self._bar.update(self._task, completed=model.num_timesteps, status=self.status())
+        if not self.console.is_terminal and time.monotonic() - self._printed_at > self.quiet_seconds:
+            self._printed_at = time.monotonic()
+            self.console.print(f"{self.title} {model.num_timesteps:,}/{model._total_timesteps:,} · {self.status()}")
+
+    def _on_training_end(self) -> None:
+        self._bar.update(self._task, completed=self._learner.num_timesteps, status=self.status())
+        self._bar.stop()
+
+    def stop(self) -> None:
+        """Give the terminal back, also where training ended in an error."""
+        self._bar.stop()
+
+    def status(self) -> str:
+        """Return, speed and where the time goes, for the line."""
+        model = self._learner
+        speed = (model.num_timesteps - self._steps_at_start) / (time.monotonic() - self._started)
+        parts = [model.env_seconds, model.memory_seconds, model.learn_seconds]
+        shares = "/".join(f"{100 * part / max(sum(parts), 1e-9):.0f}" for part in parts)
+        episodes: list[dict[str, Any]] = list(model.ep_info_buffer or ())
+        mean = f"{sum(e['r'] for e in episodes) / len(episodes):.2f}" if episodes else "–"
+        return f"return {mean} · {speed:,.0f} steps/s · env/memory/learn {shares} %"
+
+    @property
+    def _learner(self) -> MemoryOnPolicyAlgorithm:
+        assert isinstance(self.model, MemoryOnPolicyAlgorithm)
+        return self.model
+
+    def _on_step(self) -> bool:
+        return True
+
+
+class DescribeRun(BaseCallback):
+    """Writes hyper-parameters and the state of the git checkout into TensorBoard."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        self.config = config
+
+    def _on_training_start(self) -> None:
+        plain = {name: v if isinstance(v, (int, float, str)) else str(v) for name, v in self.config.items()}
+        elsewhere = ("stdout", "log", "json", "csv")
+        self.logger.record("hparams", HParam(plain, {"rollout/ep_rew_mean": 0.0}), exclude=elsewhere)
+        self.logger.record("run/git", git_state(), exclude=elsewhere)
+
+    def _on_step(self) -> bool:
+        return True
+
+
+def git_state() -> str:
+    """The checkout this code runs from: commit and what differs from it; "unknown" outside of one."""
+    here = Path(__file__).parent
+    try:
+        commit, changes = (
+            subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True, timeout=10).stdout
+            for words in (["rev-parse", "HEAD"], ["status", "--short"])
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return f"commit {commit.strip()}" + (f", changed since:\n{changes}" if changes else "")

@@ -1,0 +1,328 @@
+"""Checkpoints: exact, safe and whole.
+
+A checkpoint is a folder of two files: `manifest.json` (format version, library versions, constructor arguments, spaces,
+counters) and `tensors.safetensors` (parameters, optimiser, generators, environment, memory, statistics). There is no
+pickle in it and no name in it is imported, so loading a stranger's file runs none of its code. It is written beside its
+place, flushed, and renamed: what bears the name is whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import os
+import platform
+import random
+import shutil
+from collections import deque
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.utils import get_device
+from torch import Tensor
+
+from agents.encoding import decode, decode_space, encode, encode_space
+from agents.env_adapters import EnvLike, TensorVecEnv
+from policies.memories.base import detach
+
+if TYPE_CHECKING:
+    from agents.on_policy import MemoryOnPolicyAlgorithm
+
+FORMAT, FORMAT_VERSION = "engram-checkpoint", 1
+MANIFEST, TENSORS = "manifest.json", "tensors.safetensors"
+LIBRARIES = ("torch", "gymnasium", "stable-baselines3", "numpy", "safetensors")
+
+COUNTERS = ("num_timesteps", "_total_timesteps", "_n_updates", "_episode_num", "_current_progress_remaining")
+# What a constructor takes but a checkpoint does not keep: where it runs and where it logs is up to whoever loads it.
+NOT_KEPT = ("self", "policy", "env", "device", "verbose", "tensorboard_log", "_init_setup_model")
+
+Self = TypeVar("Self", bound="Checkpointed")
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that is missing, damaged, of a newer version, or for another agent or environment."""
+
+
+def write_checkpoint(path: str | os.PathLike[str], manifest: dict[str, Any], tensors: dict[str, Tensor]) -> Path:
+    """Write a checkpoint folder at `path`, all or nothing; one that is there is replaced."""
+    target = Path(path)
+    staging = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    save_file({name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}, staging / TENSORS)
+    header = {"format": FORMAT, "format_version": FORMAT_VERSION, "tensors_sha256": _digest(staging / TENSORS)}
+    with open(staging / MANIFEST, "w", encoding="utf-8") as file:
+        json.dump({**header, **manifest}, file, indent=1)
+    for name in (TENSORS, MANIFEST):
+        with open(staging / name, "rb+") as file:
+            os.fsync(file.fileno())
+    old = target.with_name(f".{target.name}.old-{os.getpid()}")
+    if target.exists():
+        target.rename(old)
+    staging.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def read_manifest(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The manifest of a checkpoint.
+
+    Raises:
+        CheckpointError: it is missing, damaged, not ours or newer than this version can read.
+    """
+    file = Path(path) / MANIFEST
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"no checkpoint at {path}: {file} is missing") from error
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{file} is damaged: expected a JSON manifest ({error})") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise CheckpointError(f"{file} is not an Engram manifest: expected format {FORMAT!r}")
+    if manifest.get("format_version", 0) > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{file} has format version {manifest['format_version']}, this Engram reads up to {FORMAT_VERSION}: upgrade"
+        )
+    return manifest
+
+
+def read_tensors(path: str | os.PathLike[str], manifest: dict[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a checkpoint, on the CPU.
+
+    Raises:
+        CheckpointError: the file is missing, or is not the one the manifest speaks of.
+    """
+    file = Path(path) / TENSORS
+    if not file.is_file():
+        raise CheckpointError(f"{file} is missing: expected it beside {MANIFEST}")
+    found = _digest(file)
+    if found != manifest.get("tensors_sha256"):
+        raise CheckpointError(
+            f"{file} is damaged: expected sha256 {manifest.get('tensors_sha256')}, found {found}; take an older one"
+        )
+    try:
+        tensors: dict[str, Tensor] = load_file(file)
+    except (SafetensorError, ValueError) as error:
+        raise CheckpointError(f"{file} is damaged: expected safetensors ({error})") from error
+    return tensors
+
+
+def latest_checkpoint(folder: str | os.PathLike[str]) -> Path:
+    """The newest whole checkpoint in a run's folder; `folder` itself where it is one.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    folder = Path(folder)
+    if (folder / MANIFEST).is_file():
+        return folder
+    found = sorted((folder / "checkpoints").glob("step_*/" + MANIFEST), key=lambda file: int(file.parent.name[5:]))
+    if not found:
+        raise CheckpointError(f"no checkpoint in {folder}: expected {folder / 'checkpoints' / 'step_*' / MANIFEST}")
+    return found[-1].parent
+
+
+def load(path: str | os.PathLike[str], env: EnvLike | None = None, **kwargs: Any) -> MemoryOnPolicyAlgorithm:
+    """Load a checkpoint of any of this project's learners; arguments as in `Checkpointed.load`."""
+    from agents import LEARNERS  # a learner is a Checkpointed: the arrow back is drawn at call time
+
+    name = read_manifest(path).get("algorithm")
+    for learner in LEARNERS.values():
+        if learner.__name__ == name:
+            return learner.load(path, env, **kwargs)
+    raise CheckpointError(f"{path} holds a {name!r}, this Engram knows {', '.join(LEARNERS)}")
+
+
+class Checkpointed(BaseAlgorithm):
+    """`save` and `load` for the learners, in place of SB3's pickles."""
+
+    def save(self: Any, path: str | os.PathLike[str]) -> None:  # type: ignore[override]
+        """Write a checkpoint folder at `path`: the agent, its optimiser and all that the run's next step depends on."""
+        names = [name for name in inspect.signature(type(self).__init__).parameters if name not in NOT_KEPT]
+        tensors = {f"policy/{name}": value for name, value in self.policy.state_dict().items()}
+        optimizer = self.policy.optimizer.state_dict()
+        for index, entries in optimizer["state"].items():
+            for name, value in entries.items():
+                tensors[f"optimizer/{index}/{name}"] = torch.as_tensor(value)
+        tensors |= {f"rng/{name}": value for name, value in _generators().items()}
+        if self.env is not None:
+            tensors |= {f"env/{name}": value for name, value in self.tensor_env.state_dict().items()}
+        if self._last_obs is not None:
+            tensors |= self._running()
+        manifest = {
+            "algorithm": type(self).__name__,
+            "policy": encode(self.policy_class),
+            "config": {name: encode(getattr(self, name)) for name in names},
+            "param_groups": optimizer["param_groups"],
+            "counters": {name: getattr(self, name) for name in COUNTERS},
+            "num_envs": getattr(self, "n_envs", 1),
+            "env": type(self.tensor_env).__name__ if self.env is not None else None,
+            "may_start": getattr(self, "_may_start", True),
+            "observation_space": encode_space(self.observation_space),
+            "action_space": encode_space(self.action_space),
+            "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+        }
+        write_checkpoint(path, manifest, tensors)
+
+    def _running(self: Any) -> dict[str, Tensor]:
+        """Where the run is: observation, reset signal, memory and the episodes under way and just ended."""
+        observations = self._obs if isinstance(self._obs, dict) else {"": self._obs}
+        recent = [[episode["r"], episode["l"], episode["t"]] for episode in self.ep_info_buffer]
+        return {
+            **{f"run/obs/{key}": value for key, value in observations.items()},
+            **{f"memory/{name}": value for name, value in detach(self._state).items()},
+            "run/starts": self._starts,
+            "run/episode_returns": torch.from_numpy(self._episode_returns),
+            "run/episode_lengths": torch.from_numpy(self._episode_lengths),
+            "run/recent_episodes": torch.tensor(recent, dtype=torch.float64).view(-1, 3),
+        }
+
+    @classmethod
+    def load(  # type: ignore[override]
+        cls: type[Self],
+        path: str | os.PathLike[str],
+        env: EnvLike | None = None,
+        device: torch.device | str = "auto",
+        **kwargs: Any,
+    ) -> Self:
+        """Load a checkpoint.
+
+        With an environment of the same class and number of copies, `learn(..., reset_num_timesteps=False)` goes on
+        exactly where the saved run was (environments on the host start new episodes: their state cannot be read).
+
+        Args:
+            path: of the folder.
+            env: to go on training; None to predict only.
+            device: where to.
+            **kwargs: constructor arguments that replace the saved ones, `policy_kwargs` entry by entry. Functions and
+                classes of your own must be given here: a checkpoint does not import them.
+
+        Raises:
+            CheckpointError: see there.
+        """
+        manifest = read_manifest(path)
+        if manifest.get("algorithm") != cls.__name__:
+            raise CheckpointError(f"{path} holds a {manifest.get('algorithm')}, expected a {cls.__name__}")
+        tensors = read_tensors(path, manifest)
+        try:
+            observation_space = decode_space(manifest["observation_space"])
+            action_space = decode_space(manifest["action_space"])
+            model = cls._build(manifest, observation_space, action_space, env, get_device(device), kwargs)
+            model._restore(manifest, tensors)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            if isinstance(error, CheckpointError):
+                raise
+            raise CheckpointError(f"{path} does not fit: {error}") from error
+        return model
+
+    @classmethod
+    def _build(
+        cls: type[Self],
+        manifest: dict[str, Any],
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        env: EnvLike | None,
+        device: torch.device,
+        kwargs: dict[str, Any],
+    ) -> Self:
+        """A learner with the saved arguments, not yet with the saved tensors."""
+        given = kwargs.pop("policy_kwargs", {})
+        saved = manifest["config"]["policy_kwargs"] or {}
+        config = {name: v for name, v in manifest["config"].items() if name not in (*kwargs, "policy_kwargs")}
+        policy_kwargs = {name: decode(value, name) for name, value in saved.items() if name not in given} | given
+        arguments = {name: decode(value, name) for name, value in config.items()} | kwargs
+        policy = arguments.pop("policy", None) or decode(manifest["policy"], "policy")
+        learner: Any = cls
+        model = learner(policy, env, device=device, policy_kwargs=policy_kwargs, _init_setup_model=False, **arguments)
+        for name, saved_space in (("observation_space", observation_space), ("action_space", action_space)):
+            if env is None:
+                setattr(model, name, saved_space)
+            elif getattr(model, name) != saved_space:
+                raise CheckpointError(
+                    f"{name} is {getattr(model, name)}, but the checkpoint was made with {saved_space}"
+                )
+        if env is None:
+            model.n_envs = manifest["num_envs"]
+        model._setup_model()
+        return model  # type: ignore[no-any-return]
+
+    def _restore(self: Any, manifest: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
+
+        self.policy.load_state_dict(part("policy/"))
+        optimizer: dict[str, Any] = {"param_groups": manifest["param_groups"], "state": {}}
+        for name, value in part("optimizer/").items():
+            index, key = name.split("/", 1)
+            optimizer["state"].setdefault(int(index), {})[key] = value
+        self.policy.optimizer.load_state_dict(optimizer)
+        for name in COUNTERS:
+            setattr(self, name, manifest["counters"][name])
+        self.ep_info_buffer = deque(maxlen=self._stats_window_size)
+        self.ep_success_buffer = deque(maxlen=self._stats_window_size)
+        self._generators_to_set = part("rng/")
+        running = part("run/")
+        if self.env is None or not running:
+            return
+        for reward, length, elapsed in running["recent_episodes"].tolist():
+            self.ep_info_buffer.append({"r": reward, "l": int(length), "t": elapsed})
+        env = self.tensor_env
+        environment = part("env/")
+        if not environment or type(env).__name__ != manifest["env"] or self.n_envs != manifest["num_envs"]:
+            return  # `learn` starts new episodes
+        env.load_state_dict(environment)
+        observations = {name[4:]: value.to(self.device) for name, value in running.items() if name.startswith("obs/")}
+        self._obs = observations[""] if list(observations) == [""] else observations
+        self._starts = running["starts"].to(self.device)
+        self._may_start = manifest["may_start"]
+        self._state = {name: value.to(self.device) for name, value in part("memory/").items()}
+        self._episode_returns = running["episode_returns"].numpy()
+        self._episode_lengths = running["episode_lengths"].numpy()
+        assert isinstance(self.env, TensorVecEnv)
+        self._last_obs = self.env.seen(self._obs)  # tells SB3 that there is no need to reset
+
+
+def _generators() -> dict[str, Tensor]:
+    """The state of every global random generator."""
+    _, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 - SB3 seeds and draws from the global one
+    _, internal, following = random.getstate()
+    states = {
+        "torch": torch.get_rng_state(),
+        "numpy": torch.from_numpy(np.array(keys, dtype=np.int64)),
+        "numpy_position": torch.tensor([position, has_gauss]),
+        "numpy_gauss": torch.tensor(gauss, dtype=torch.float64),
+        "python": torch.tensor(internal),
+        "python_gauss": torch.tensor(float("nan") if following is None else following, dtype=torch.float64),
+    }
+    if torch.cuda.is_available():
+        states |= {f"cuda/{index}": state for index, state in enumerate(torch.cuda.get_rng_state_all())}
+    return states
+
+
+def set_generators(states: dict[str, Tensor]) -> None:
+    """Put every global random generator where `_generators` found it."""
+    torch.set_rng_state(states["torch"])
+    position, has_gauss = states["numpy_position"].tolist()
+    keys = states["numpy"].numpy().astype(np.uint32)
+    np.random.set_state(("MT19937", keys, position, has_gauss, states["numpy_gauss"].item()))  # noqa: NPY002
+    following = states["python_gauss"].item()
+    random.setstate((3, tuple(states["python"].tolist()), None if following != following else following))
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        if f"cuda/{index}" in states:
+            torch.cuda.set_rng_state(states[f"cuda/{index}"], index)
+
+
+def _digest(file: Path) -> str:
+    digest = hashlib.sha256()
+    with open(file, "rb") as stream:
+        for chunk in iter(lambda: stream.read(1 << 20), b""):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,184 @@
+"""The configuration of a run: what `train.py` takes on the command line, a recipe holds and `config.yaml` keeps."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+import yaml
+from stable_baselines3.common.utils import LinearSchedule
+
+RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+
+
+def _pairs(words: list[str]) -> dict[str, Any]:
+    """`["heads=3", "rate=per-layer"]` as a dictionary; values are read as YAML."""
+    result = {}
+    for word in words:
+        name, separator, value = word.partition("=")
+        if not separator:
+            raise ValueError(f"{word!r}: expected NAME=VALUE")
+        result[name] = yaml.safe_load(value)
+    return result
+
+
+Pairs = Annotated[
+    dict[str, Any],
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="[NAME=VALUE ...]",
+        instance_from_str=_pairs,
+        is_instance=lambda instance: isinstance(instance, dict),
+        str_from_instance=lambda instance: [f"{name}={yaml.safe_dump(v).split()[0]}" for name, v in instance.items()],
+    ),
+]
+
+
+@dataclass
+class Config:
+    """Train an agent with a memory."""
+
+    env: str = "Engram/InvisibleGoalMaze-v0"
+    """Environment: an id of this project or any registered Gymnasium id."""
+    env_kwargs: Pairs = field(default_factory=dict)
+    """The environment's own arguments."""
+    memory: str = "mnm-p"
+    """Memory: a registered name; "identity" is none."""
+    memory_kwargs: Pairs = field(default_factory=dict)
+    """The memory's own arguments."""
+    algo: str = "ppo"
+    """Learner: ppo or a2c."""
+    total_timesteps: int = 500_000
+    """Environment steps to train for, all copies counted together."""
+    num_envs: int = 16
+    """Copies of the environment, stepped together."""
+    seed: int = 0
+    """Of everything random in the run."""
+    device: str = "cpu"
+    """Where environments, memory and learning live: cpu, cuda, cuda:1, ... or auto."""
+    threads: int = 1
+    """CPU threads of torch; for models of this size a second one gains little and loses much on a busy machine."""
+
+    learning_rate: float = 3e-4
+    """Of the optimiser (Adam). Too high: approx_kl jumps and the return falls. 1e-4 to 1e-3 are usual."""
+    anneal: bool = False
+    """Let the learning rate fall linearly to a tenth over the run."""
+    n_steps: int = 128
+    """Steps of each copy in a roll-out, and so the reach of back-propagation through time."""
+    gamma: float = 0.99
+    """Discount of later rewards, 0..1."""
+    gae_lambda: float = 0.95
+    """Between one-step (0: biased) and whole-return (1: noisy) advantages."""
+    ent_coef: float = 0.01
+    """Weight of the entropy bonus. Too low: the policy settles before it has explored."""
+    vf_coef: float = 0.5
+    """Weight of the value loss."""
+    aux_coef: float = 1.0
+    """Weight of the memory's own losses, where it has any."""
+    max_grad_norm: float = 0.5
+    """Longer gradients are scaled down to this norm."""
+    normalize_advantage: bool = True
+    """Shift and scale advantages to mean 0 and deviation 1."""
+    reward_scale: float = 1.0
+    """Rewards are multiplied by this before learning; logs show them as they came."""
+    n_epochs: int = 4
+    """PPO: passes over each roll-out."""
+    n_minibatches: int = 4
+    """PPO: sets of environments that a pass is cut into."""
+    clip_range: float = 0.2
+    """PPO: how far the ratio may move from 1 in an iteration."""
+    clip_range_vf: float | None = None
+    """PPO: how far the value may move in an iteration; None: as far as it likes."""
+    target_kl: float | None = None
+    """PPO: no further pass over a roll-out beyond 1.5 times this divergence; None: never."""
+
+    recipe: str | None = None
+    """A file or a name in recipes/; its values are defaults that other flags override."""
+    resume: Path | None = None
+    """A run's folder or a checkpoint: go on exactly from there, in the same folder."""
+    run_dir: Path | None = None
+    """Folder for everything the run leaves; default: runs/ENV-MEMORY-ALGO-SEED-TIME."""
+    checkpoint_every: int = 30
+    """Seconds between checkpoints; the last one is always written."""
+    eval_episodes: int = 256
+    """Episodes at the end for the score in summary.json."""
+    baseline: bool = True
+    """Also train the memoryless identity agent for as many steps, and report it beside the result."""
+    progress: bool = True
+    """Show the progress bar."""
+
+    def learner_kwargs(self) -> dict[str, Any]:
+        """The constructor arguments of the learner, without environment, logging and device."""
+        common = [
+            "n_steps",
+            "gamma",
+            "gae_lambda",
+            "ent_coef",
+            "vf_coef",
+            "aux_coef",
+            "max_grad_norm",
+            "normalize_advantage",
+            "reward_scale",
+            "seed",
+        ]
+        kwargs: dict[str, Any] = {name: getattr(self, name) for name in common}
+        rate = self.learning_rate
+        kwargs["learning_rate"] = LinearSchedule(rate, 0.1 * rate, 1.0) if self.anneal else rate
+        kwargs["policy_kwargs"] = {"memory": self.memory, "memory_kwargs": self.memory_kwargs}
+        if self.algo == "ppo":
+            for name in ("n_epochs", "n_minibatches", "clip_range", "clip_range_vf", "target_kl"):
+                kwargs[name] = getattr(self, name)
+        else:
+            kwargs["use_rms_prop"] = False
+        return kwargs
+
+    def save(self, file: str | os.PathLike[str]) -> None:
+        """Write as YAML, ready to be a recipe."""
+        data = {name: str(v) if isinstance(v, Path) else v for name, v in dataclasses.asdict(self).items()}
+        Path(file).write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
+
+
+def load_config(file: str | os.PathLike[str]) -> Config:
+    """A configuration from a `config.yaml` or a recipe.
+
+    Raises:
+        ValueError: it is missing or not YAML, or it has an unknown entry.
+    """
+    try:
+        data = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"cannot read the configuration {file}: {error}") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{file} is not a configuration: expected entries such as 'env: ...'")
+    data.pop("expect", None)  # a recipe's words on what it should give
+    known = {entry.name for entry in dataclasses.fields(Config)}
+    if unknown := sorted(set(data) - known):
+        raise ValueError(f"{file} has unknown entries {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+    for name in ("resume", "run_dir"):
+        if data.get(name) is not None:
+            data[name] = Path(data[name])
+    return Config(**data)
+
+
+def find_recipe(name: str) -> Path:
+    """The file of a recipe given by name or path.
+
+    Raises:
+        ValueError: there is none; the message lists the known names.
+    """
+    for candidate in (Path(name), RECIPES / f"{name}.yaml"):
+        if candidate.is_file():
+            return candidate
+    known = ", ".join(sorted(file.stem for file in RECIPES.glob("*.yaml")))
+    raise ValueError(f"no recipe {name!r}; in {RECIPES} there are: {known}")
+
+
+def default_recipe(env: str | None, algo: str | None) -> Path | None:
+    """The recipe of a command that names none: the main job's where it is about the maze."""
+    if env not in (None, Config.env):
+        return None
+    return find_recipe("maze-a2c" if algo == "a2c" else "maze-ppo")

@@ -1,0 +1,121 @@
+"""Constructor arguments and spaces as JSON, and back, without importing anything that a file names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common import torch_layers
+from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
+
+from policies import encoders
+from policies.policy import MemoryActorCriticPolicy
+
+# The only classes a checkpoint can bring back, by the name it stores: looked up here, never imported.
+CLASSES: dict[str, type] = {
+    **{f"optim.{name}": getattr(torch.optim, name) for name in ("Adam", "AdamW", "RMSprop", "SGD", "NAdam", "RAdam")},
+    **{
+        f"nn.{name}": getattr(torch.nn, name)
+        for name in ("Tanh", "ReLU", "ELU", "GELU", "SiLU", "LeakyReLU", "Sigmoid")
+    },
+    **{
+        f"sb3.{name}": getattr(torch_layers, name)
+        for name in ("FlattenExtractor", "NatureCNN", "CombinedExtractor", "BaseFeaturesExtractor")
+    },
+    "MLPEncoder": encoders.MLPEncoder,
+    "MemoryActorCriticPolicy": MemoryActorCriticPolicy,
+}
+_NAMES = {value: name for name, value in CLASSES.items()}
+
+
+def encode(value: Any) -> Any:
+    """`value` as JSON; what a file cannot hold (a function or class of the user's) as its name, to be asked for."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, (list, tuple)):
+        return [encode(entry) for entry in value]
+    if isinstance(value, dict):
+        return {str(key): encode(entry) for key, entry in value.items()}
+    if isinstance(value, FloatSchedule):
+        return encode(value.value_schedule)
+    if isinstance(value, ConstantSchedule):
+        return value.val
+    if isinstance(value, LinearSchedule):
+        return {"$schedule": [value.start, value.end, value.end_fraction]}
+    if value in _NAMES:
+        return {"$class": _NAMES[value]}
+    return {"$yours": f"{getattr(value, '__module__', '?')}.{getattr(value, '__qualname__', type(value).__name__)}"}
+
+
+def decode(value: Any, name: str) -> Any:
+    """Back from `encode`; `name` is the argument's, for the message.
+
+    Raises:
+        ValueError: the argument is the user's own and must be given to `load`.
+    """
+    if isinstance(value, list):
+        return [decode(entry, name) for entry in value]
+    if not isinstance(value, dict):
+        return value
+    if "$yours" in value:
+        raise ValueError(
+            f"{name} was {value['$yours']}, which a checkpoint does not import: give it to load({name}=...)"
+        )
+    if "$class" in value:
+        if value["$class"] not in CLASSES:
+            raise ValueError(f"{name} is the class {value['$class']!r}, which this Engram does not know")
+        return CLASSES[value["$class"]]
+    if "$schedule" in value:
+        return LinearSchedule(*value["$schedule"])
+    return {key: decode(entry, f"{name}.{key}") for key, entry in value.items()}
+
+
+def encode_space(space: spaces.Space[Any]) -> dict[str, Any]:
+    """A space as JSON.
+
+    Raises:
+        TypeError: a kind that no learner of this project takes.
+    """
+    if isinstance(space, spaces.Box):
+        bounds = {name: _shorten(getattr(space, name)) for name in ("low", "high")}
+        return {"kind": "Box", **bounds, "shape": list(space.shape), "dtype": str(space.dtype)}
+    if isinstance(space, spaces.Discrete):
+        return {"kind": "Discrete", "n": int(space.n), "start": int(space.start)}
+    if isinstance(space, spaces.MultiDiscrete):
+        return {"kind": "MultiDiscrete", "nvec": space.nvec.tolist(), "start": space.start.tolist()}
+    if isinstance(space, spaces.MultiBinary):
+        return {"kind": "MultiBinary", "n": np.asarray(space.n).tolist()}
+    if isinstance(space, spaces.Dict):
+        return {"kind": "Dict", "spaces": {key: encode_space(entry) for key, entry in space.spaces.items()}}
+    raise TypeError(f"a checkpoint cannot hold the space {space}")
+
+
+def decode_space(data: dict[str, Any]) -> spaces.Space[Any]:
+    """Back from `encode_space`.
+
+    Raises:
+        ValueError: an unknown kind.
+    """
+    kind = data["kind"]
+    if kind == "Box":
+        dtype = np.dtype(data["dtype"])
+        low, high = (np.broadcast_to(np.array(data[name], dtype), data["shape"]).copy() for name in ("low", "high"))
+        return spaces.Box(low, high, tuple(data["shape"]), dtype.type)
+    if kind == "Discrete":
+        return spaces.Discrete(data["n"], start=data["start"])
+    if kind == "MultiDiscrete":
+        return spaces.MultiDiscrete(np.array(data["nvec"]), start=np.array(data["start"]))
+    if kind == "MultiBinary":
+        return spaces.MultiBinary(data["n"])
+    if kind == "Dict":
+        return spaces.Dict({key: decode_space(entry) for key, entry in data["spaces"].items()})
+    raise ValueError(f"unknown space {kind!r} in a checkpoint")
+
+
+def _shorten(array: np.ndarray[Any, Any]) -> Any:
+    """One number where all are the same (an image's bounds), else all of them."""
+    return array.flat[0].item() if array.size and (array == array.flat[0]).all() else array.tolist()

@@ -1,0 +1,224 @@
+"""Scores: how well an agent does over many episodes, on many environments at once, without a word to the host per step.
+
+Every copy of the environment contributes a number of episodes that is fixed before the first step. Taking the first N
+episodes that happen to end, wherever they end, would count short ones too often.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from agents.on_policy import MemoryOnPolicyAlgorithm
+from envs.tensor_env import Obs, TensorEnv
+from policies.policy import MemoryActorCriticPolicy
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Act = Callable[[Obs, Tensor | None], Tensor]
+"""Observations `[N, ...]` and `starts` (bool `[N]`; None: no episode starts here) to actions `[N, *action_shape]`."""
+
+_READ_EVERY = 16  # steps between two looks at whether all episodes are in, where the host cannot know
+
+
+@dataclass(frozen=True)
+class Score:
+    """What an agent reached."""
+
+    mean: float
+    """Mean return of an episode."""
+    ci95: float
+    """Half the width of the 95 % confidence interval of `mean`, by Student's t; NaN for a single episode."""
+    std: float
+    """Sample standard deviation of the returns; NaN for a single episode."""
+    episodes: int
+    """How many there were."""
+    mean_length: float
+    """Mean number of steps of an episode."""
+
+    @classmethod
+    def of(cls, returns: Array, lengths: Array) -> Score:
+        """The score of episodes with these returns and lengths, each `[episodes]`."""
+        count = len(returns)
+        std = float(np.std(returns, ddof=1)) if count > 1 else math.nan
+        ci95 = t_quantile(count - 1) * std / math.sqrt(count) if count > 1 else math.nan
+        return cls(float(np.mean(returns)), ci95, std, count, float(np.mean(lengths)))
+
+    def as_dict(self) -> dict[str, float | int | None]:
+        """For JSON, which has no NaN: None stands for it."""
+        return {name: None if math.isnan(value) else value for name, value in vars(self).items()}
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f}" if math.isnan(self.ci95) else f"{self.mean:.3f} ± {self.ci95:.3f}"
+
+
+def evaluate(
+    model: MemoryOnPolicyAlgorithm | MemoryActorCriticPolicy,
+    env: TensorEnv,
+    n_episodes: int,
+    deterministic: bool = False,
+    seed: int | None = None,
+) -> Score:
+    """Play `n_episodes` with an agent and its memory, on all copies of `env` at once.
+
+    The memory is reset where an episode starts, by the signal it was trained with. `env` must be on the agent's device;
+    it is reset first, and left somewhere within an episode.
+
+    Args:
+        model: an agent or its policy.
+        env: where to play.
+        n_episodes: how many. Copies contribute equally many; where that does not divide, the first copies one more.
+        deterministic: the most probable action instead of a sampled one.
+        seed: makes the score reproducible and leaves torch's global generators as they were; None: goes on with them.
+
+    Raises:
+        ValueError: `n_episodes` is below 1, or the environment's spaces are not the agent's.
+    """
+    policy = model.policy if isinstance(model, MemoryOnPolicyAlgorithm) else model
+    for name in ("observation_space", "action_space"):
+        theirs, ours = getattr(env, f"single_{name}"), getattr(policy, name)
+        if theirs != ours:
+            raise ValueError(f"the environment's {name} is {theirs}, but the agent was made for {ours}")
+    state = policy.initial_state(env.num_envs)
+
+    def act(obs: Obs, starts: Tensor | None) -> Tensor:
+        nonlocal state
+        step = policy.remember(obs, state, starts)
+        state = step.state
+        return policy.to_env(policy.decide(step.output, deterministic).action)
+
+    training = policy.training
+    policy.set_training_mode(False)
+    try:
+        return play(act, env, n_episodes, seed)
+    finally:
+        policy.set_training_mode(training)
+
+
+def random_score(env: TensorEnv, n_episodes: int, seed: int | None = None) -> Score:
+    """The score of uniformly random actions; arguments as in `evaluate`.
+
+    Raises:
+        ValueError: the action space is none of those in `random_actions`.
+    """
+    space = env.single_action_space
+    return play(lambda obs, starts: random_actions(space, env.num_envs, env.device), env, n_episodes, seed)
+
+
+def play(act: Act, env: TensorEnv, n_episodes: int, seed: int | None = None) -> Score:
+    """The score of whatever chooses the actions; arguments as in `evaluate`."""
+    if n_episodes < 1:
+        raise ValueError(f"n_episodes is {n_episodes}, expected at least 1")
+    quota = np.full(env.num_envs, n_episodes // env.num_envs)
+    quota[: n_episodes % env.num_envs] += 1
+    with torch.no_grad(), _seeded(seed, env.device):
+        returns, lengths = (_play_fixed if env.horizon is not None else _play_free)(act, env, quota, seed)
+    counted = np.arange(quota.max())[:, None] < quota
+    return Score.of(returns[counted], lengths[counted])
+
+
+def _play_fixed(act: Act, env: TensorEnv, quota: Array, seed: int | None) -> tuple[Array, Array]:
+    """Returns and lengths, `[rounds, num_envs]`, where all episodes are `env.horizon` steps: nothing is read on the way."""
+    assert env.horizon is not None
+    obs, _ = env.reset(seed=seed)
+    starts = torch.ones(env.num_envs, dtype=torch.bool, device=env.device)
+    returns = torch.zeros(int(quota.max()), env.num_envs, device=env.device)
+    for episode in returns:
+        for step in range(env.horizon):
+            obs, reward, *_ = env.step(act(obs, starts if step == 0 else None))
+            episode += reward
+    totals = returns.cpu().double().numpy()
+    return totals, np.full(totals.shape, env.horizon)
+
+
+def _play_free(act: Act, env: TensorEnv, quota: Array, seed: int | None) -> tuple[Array, Array]:
+    """As `_play_fixed`, where each copy ends by itself: filed on the device, and the host looks now and then."""
+    num_envs, device = env.num_envs, env.device
+    obs, _ = env.reset(seed=seed)
+    starts: Tensor | None = torch.ones(num_envs, dtype=torch.bool, device=device)
+    wanted = torch.as_tensor(quota, device=device)
+    rounds = int(quota.max())
+    # Row `rounds` takes what comes after a copy's last wanted episode.
+    returns = torch.zeros(rounds + 1, num_envs, device=device)
+    lengths = torch.zeros(rounds + 1, num_envs, dtype=torch.int64, device=device)
+    played = torch.zeros(num_envs, dtype=torch.int64, device=device)
+    step = 0
+    while step % _READ_EVERY or bool((played < wanted).any()):
+        obs, reward, terminated, truncated, info = env.step(act(obs, starts))
+        row = played.clamp(max=rounds)[None]
+        returns.scatter_add_(0, row, reward[None])
+        lengths.scatter_add_(0, row, torch.ones_like(row))
+        ended = terminated | truncated
+        played += ended
+        starts = ended if "final_obs" in info else None
+        step += 1
+    return returns[:-1].cpu().double().numpy(), lengths[:-1].cpu().numpy()
+
+
+def random_actions(space: spaces.Space[Any], num_envs: int, device: torch.device) -> Tensor:
+    """A uniformly random action for each copy, `[num_envs, *action_shape]`, drawn on the device.
+
+    Entries of a `Box` without bounds have no uniform distribution; as in Gymnasium they are normal, or exponential from
+    the one bound that is there.
+
+    Raises:
+        ValueError: the space is no `Discrete`, `MultiDiscrete`, `MultiBinary` or `Box`.
+    """
+    if isinstance(space, spaces.Discrete):
+        return torch.randint(int(space.n), (num_envs,), device=device) + int(space.start)
+    if isinstance(space, spaces.MultiBinary):
+        return torch.randint(2, (num_envs, *space.shape), device=device, dtype=torch.int8)
+    if isinstance(space, spaces.MultiDiscrete):
+        count, start = (torch.as_tensor(part, device=device) for part in (space.nvec, space.start))
+        drawn = torch.rand(num_envs, *count.shape, device=device, dtype=torch.float64) * count
+        return drawn.long() + start
+    if isinstance(space, spaces.Box):
+        low, high = (torch.as_tensor(np.asarray(b, np.float64), device=device) for b in (space.low, space.high))
+        whole = np.issubdtype(space.dtype, np.integer)
+        shape = (num_envs, *low.shape)
+        uniform = low + torch.rand(shape, device=device, dtype=torch.float64) * (high - low + whole)
+        tail = -torch.log1p(-torch.rand(shape, device=device, dtype=torch.float64))
+        free = torch.randn(shape, device=device, dtype=torch.float64)
+        bounded = torch.where(low.isfinite(), low + tail, torch.where(high.isfinite(), high - tail, free))
+        drawn = torch.where(low.isfinite() & high.isfinite(), uniform, bounded)
+        return (drawn.floor() if whole else drawn).to(torch.from_numpy(np.empty(0, space.dtype)).dtype)
+    raise ValueError(f"there are no random actions for {space}: expected Discrete, MultiDiscrete, MultiBinary or Box")
+
+
+@contextmanager
+def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
+    """Seeded generators within, the old ones afterwards; with None nothing changes."""
+    if seed is None:
+        yield
+        return
+    # The environment's generator takes `seed` itself. One more of the same seed would draw the very same numbers, and a
+    # random guess would be right too often.
+    other = int(np.random.SeedSequence([seed, 1]).generate_state(1)[0])
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(other)
+        yield
+
+
+def t_quantile(freedom: int) -> float:
+    """97.5 % quantile of Student's t with `freedom` >= 1 degrees of freedom, to 0.2 %.
+
+    Exact for 1 and 2; above, the expansion around the normal quantile (Abramowitz and Stegun, 26.7.5).
+    """
+    if freedom <= 2:
+        return math.tan(0.475 * math.pi) if freedom == 1 else 0.95 * math.sqrt(2 / (1 - 0.95**2))
+    z = NormalDist().inv_cdf(0.975)
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return float(z + sum(term / freedom**power for power, term in enumerate(terms, start=1)))

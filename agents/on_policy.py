@@ -1,0 +1,413 @@
+"""MemoryOnPolicyAlgorithm: what A2C and PPO share.
+
+It owns the roll-out on the device, the memory carried from one roll-out to the next, the reset signal, the advantages,
+the episode statistics and the log. A learner adds `learn_from`, which turns one roll-out into parameter updates.
+
+One iteration is collect → train → read. Nothing is read back to the host before `read`, which is one transfer.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
+from stable_baselines3.common.utils import get_device
+from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor
+
+from agents.checkpoint import Checkpointed, set_generators
+from agents.env_adapters import EnvLike, TensorVecEnv, as_tensor_env
+from agents.rollout import Rollout, advantages_and_returns
+from envs.tensor_env import Obs, TensorEnv
+from policies.memories.base import State, detach
+from policies.policy import Judgement, MemoryActorCriticPolicy
+
+Self = TypeVar("Self", bound="MemoryOnPolicyAlgorithm")
+
+
+class NonFiniteError(FloatingPointError):
+    """A loss, gradient, parameter or observation became infinite or NaN."""
+
+
+class OnHost:
+    """A tensor that callbacks may use as a numpy array; who does not look does not wait for the device."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
+        return np.array(self.tensor.cpu().numpy(), dtype)
+
+    def __len__(self) -> int:
+        return len(self.tensor)
+
+    def __getitem__(self, index: Any) -> Any:
+        return np.asarray(self)[index]
+
+
+class MemoryOnPolicyAlgorithm(Checkpointed, OnPolicyAlgorithm):
+    """Base of the learners; see `A2C` and `PPO` for use.
+
+    Args:
+        policy: "MemoryPolicy" or a subclass of `MemoryActorCriticPolicy`; its arguments (the memory's name above all)
+            go through `policy_kwargs`, as in SB3.
+        env: a Gymnasium id (one copy), `Env`, `VectorEnv`, SB3 `VecEnv` or `TensorEnv`; see `agents.env_adapters`.
+        learning_rate: a number or a function of the remaining progress (1 → 0).
+        n_steps: steps of each environment in a roll-out; back-propagation through time runs over them, and episodes
+            that are longer carry their memory into the next roll-out.
+        gamma: discount.
+        gae_lambda: see `agents.rollout.advantages_and_returns`.
+        ent_coef: weight of the entropy bonus.
+        vf_coef: weight of the value loss.
+        aux_coef: weight of the memory's own losses (MNM's meta objective; 1 as in the paper).
+        max_grad_norm: gradients are scaled down to this global norm.
+        normalize_advantage: to mean 0 and standard deviation 1, over what one update sees.
+        reward_scale: rewards are multiplied by this before anything is learned from them; logs show them as they came.
+        stats_window_size: episodes over which `rollout/ep_*_mean` are taken.
+        tensorboard_log: folder, or None.
+        policy_kwargs: arguments of the policy.
+        verbose: 0 nothing, 1 SB3's table on the terminal.
+        seed: of torch, numpy, random and the environments.
+        device: "auto", "cpu", "cuda", ...
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MemoryPolicy": MemoryActorCriticPolicy}
+    keeps_graph: ClassVar[bool] = False
+    """Whether `learn_from` back-propagates through the roll-out itself, or replays it."""
+
+    policy: MemoryActorCriticPolicy
+
+    def __init__(
+        self,
+        policy: str | type[MemoryActorCriticPolicy],
+        env: EnvLike | None,
+        learning_rate: float | Schedule,
+        n_steps: int,
+        gamma: float,
+        gae_lambda: float,
+        ent_coef: float,
+        vf_coef: float,
+        aux_coef: float,
+        max_grad_norm: float,
+        normalize_advantage: bool,
+        reward_scale: float,
+        stats_window_size: int,
+        tensorboard_log: str | None,
+        policy_kwargs: dict[str, Any] | None,
+        verbose: int,
+        seed: int | None,
+        device: torch.device | str,
+        _init_setup_model: bool,
+    ) -> None:
+        if n_steps < 1:
+            raise ValueError(f"n_steps is {n_steps}, expected at least 1")
+        self.aux_coef = aux_coef
+        self.normalize_advantage = normalize_advantage
+        self.reward_scale = reward_scale
+        self.stats_window_size = stats_window_size
+        self._generators_to_set: dict[str, Tensor] = {}
+        self.stop_requested = False
+        """Set it (from a signal handler, say) to end `learn` after the current iteration, with everything in order."""
+        device = get_device(device)
+        super().__init__(
+            policy=policy,
+            env=None if env is None else TensorVecEnv(as_tensor_env(env, device)),  # type: ignore[arg-type]
+            learning_rate=learning_rate,
+            n_steps=n_steps,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            ent_coef=ent_coef,
+            vf_coef=vf_coef,
+            max_grad_norm=max_grad_norm,
+            use_sde=False,
+            sde_sample_freq=-1,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            _init_setup_model=_init_setup_model,
+            supported_action_spaces=(spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary),
+        )
+
+    def _wrap_env(self, env: EnvLike, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:  # type: ignore[override]
+        return env if isinstance(env, TensorVecEnv) else TensorVecEnv(as_tensor_env(env, self.device))
+
+    def _setup_model(self) -> None:
+        self._setup_lr_schedule()
+        self.set_random_seed(self.seed)
+        self.policy = self.policy_class(  # type: ignore[assignment]
+            self.observation_space, self.action_space, self.lr_schedule, **self.policy_kwargs
+        ).to(self.device)
+        self.memory_seconds = self.env_seconds = self.learn_seconds = 0.0
+        if self.env is not None:
+            self._setup_env()
+
+    def _setup_env(self) -> None:
+        """What depends on the number of environments."""
+        self.rollout = Rollout.allocate(self.n_steps, self.tensor_env)
+        self._episode_returns = np.zeros(self.n_envs, dtype=np.float64)
+        self._episode_lengths = np.zeros(self.n_envs, dtype=np.int64)
+
+    @property
+    def tensor_env(self) -> TensorEnv:
+        """The training environment behind its tensor interface."""
+        assert isinstance(self.env, TensorVecEnv), "the model was loaded without an environment; call set_env"
+        return self.env.tensor_env
+
+    def set_env(self, env: EnvLike, force_reset: bool = True) -> None:
+        """As in SB3; the number of environments may change (running episodes are then given up)."""
+        wrapped = self._wrap_env(env)
+        changed = self.env is None or wrapped.num_envs != self.n_envs
+        self.n_envs = wrapped.num_envs
+        super().set_env(wrapped, force_reset=force_reset or changed)
+        if changed:
+            self._setup_env()
+
+    # -- learn -----------------------------------------------------------------------------------------------------
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        fresh = reset_num_timesteps or self._last_obs is None
+        result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        if fresh:  # SB3 has just reset the environment
+            assert isinstance(self.env, TensorVecEnv)
+            self._obs: Obs = self.env.observation
+            self._starts = torch.ones(self.n_envs, dtype=torch.bool, device=self.device)
+            self._may_start = True
+            self._state: State = self.policy.initial_state(self.n_envs)
+            self._episode_returns[:] = 0
+            self._episode_lengths[:] = 0
+        if self._generators_to_set and not reset_num_timesteps:  # the first call after `load`
+            set_generators(self._generators_to_set)
+        self._generators_to_set = {}
+        return result
+
+    def learn(
+        self: Self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int | None = 1,
+        tb_log_name: str = "run",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> Self:
+        """As in SB3, except that an iteration's log is written after its update, so that it holds both.
+
+        Raises:
+            NonFiniteError: something became infinite or NaN; the message names it and the step.
+        """
+        iteration = 0
+        total_timesteps, callback = self._setup_learn(
+            total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
+        )
+        callback.on_training_start(locals(), globals())
+        while self.num_timesteps < total_timesteps and not self.stop_requested:
+            if not self.collect_rollouts(self.env, callback, self.rollout, self.n_steps):
+                break
+            iteration += 1
+            self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
+            started = time.perf_counter()
+            self.train()
+            self.learn_seconds += time.perf_counter() - started
+            if log_interval is not None and iteration % log_interval == 0:
+                self.dump_logs(iteration)
+        callback.on_training_end()
+        return self
+
+    def train(self) -> None:
+        """Learn from `self.rollout`, then read what there is to read."""
+        self._update_learning_rate(self.policy.optimizer)
+        self._read(self.learn_from(self.rollout))
+
+    def learn_from(self, rollout: Rollout) -> dict[str, Tensor]:
+        """Update the policy; gives the metrics by the names they are logged under, still on the device."""
+        raise NotImplementedError
+
+    # -- collect ---------------------------------------------------------------------------------------------------
+
+    def collect_rollouts(  # type: ignore[override]
+        self, env: Any, callback: BaseCallback, rollout_buffer: Rollout, n_rollout_steps: int
+    ) -> bool:
+        """Fill the roll-out; False where a callback asked to stop."""
+        rollout, policy, tensor_env = rollout_buffer, self.policy, self.tensor_env
+        policy.set_training_mode(self.keeps_graph)
+        callback.on_rollout_start()
+        self._state = detach(self._state)
+        rollout.state = self._state
+        rollout.resets = []
+        outputs: list[Tensor] = []
+        losses: list[dict[str, Tensor]] = []
+        started, env_seconds = time.perf_counter(), 0.0
+        for t in range(n_rollout_steps):
+            if self._may_start:
+                rollout.resets.append(t)
+            rollout.starts[t] = self._starts
+            rollout.write_obs(t, self._obs)
+            try:
+                with torch.set_grad_enabled(self.keeps_graph):
+                    step = policy.remember(self._obs, self._state, self._starts if self._may_start else None)
+                with torch.no_grad():
+                    action, value, log_prob = policy.decide(step.output)
+            except RuntimeError as error:
+                self._blame_non_finite(error)
+                raise
+            if self.keeps_graph:
+                outputs.append(step.output)
+                losses.append(step.losses)
+            self._state = step.state
+            before = time.perf_counter()
+            new_obs, rewards, terminated, truncated, info = tensor_env.step(policy.to_env(action))
+            env_seconds += time.perf_counter() - before
+            rollout.actions[t] = action
+            rollout.values[t] = value
+            rollout.log_probs[t] = log_prob
+            rollout.rewards[t] = rewards
+            rollout.terminated[t] = terminated
+            rollout.truncated[t] = truncated
+            self._may_start = "final_obs" in info
+            if self._may_start and tensor_env.truncates:
+                with torch.no_grad():  # the final observation, with the memory as the episode left it
+                    final_value = policy.predict_values(info["final_obs"], self._state)
+                rollout.final_values[t] = final_value.masked_fill(~truncated, 0.0)
+            else:
+                rollout.final_values[t] = 0.0
+            self._obs = new_obs
+            self._starts = terminated | truncated
+            self.num_timesteps += tensor_env.num_envs
+            dones = OnHost(self._starts)
+            callback.update_locals(locals())
+            if not callback.on_step():
+                return False
+        with torch.no_grad():
+            last_values = policy.predict_values(self._obs, self._state, self._starts if self._may_start else None)
+        rollout.advantages, rollout.returns = advantages_and_returns(
+            rollout.rewards * self.reward_scale,
+            rollout.values,
+            last_values,
+            rollout.terminated,
+            rollout.truncated,
+            rollout.final_values,
+            self.gamma,
+            self.gae_lambda,
+        )
+        if self.keeps_graph:
+            rollout.latents = torch.stack(outputs)
+            rollout.losses = {name: torch.stack([loss[name] for loss in losses]) for name in losses[0]}
+        self.env_seconds += env_seconds
+        self.memory_seconds += time.perf_counter() - started - env_seconds
+        callback.update_locals(locals())
+        callback.on_rollout_end()
+        return True
+
+    # -- what the learners share -----------------------------------------------------------------------------------
+
+    def judge(self, rollout: Rollout) -> tuple[Judgement, dict[str, Tensor]]:
+        """Values, log-probabilities, entropies and the memory's losses of a roll-out, `[T, N]`, with their graph."""
+        if rollout.latents is not None:
+            return self.policy.judge(rollout.latents, rollout.actions), rollout.losses
+        judgement, unrolled = self.policy.evaluate_actions(
+            rollout.obs, rollout.actions, rollout.state, rollout.starts, rollout.resets
+        )
+        return judgement, unrolled.losses
+
+    def advantages(self, rollout: Rollout) -> Tensor:
+        """A roll-out's advantages, normalised where that is asked for and there is more than one."""
+        advantages = rollout.advantages
+        if not self.normalize_advantage or advantages.numel() == 1:
+            return advantages
+        return (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+
+    def auxiliary(self, losses: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The memory's own losses: their weighted sum, and each mean by the name it is logged under."""
+        means = {f"train/{name}_loss": loss.mean() for name, loss in losses.items()}
+        return self.aux_coef * sum(means.values(), torch.zeros((), device=self.device)), means
+
+    def update(self, loss: Tensor) -> Tensor:
+        """One optimiser step; gives the gradient's norm before it was clipped."""
+        self.policy.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+        self.policy.optimizer.step()
+        self._n_updates += 1
+        return norm
+
+    # -- read and log ----------------------------------------------------------------------------------------------
+
+    def _read(self, metrics: dict[str, Tensor]) -> None:
+        """Read rewards, episode ends and metrics in the iteration's one transfer; count episodes; fill the log."""
+        rollout = self.rollout
+        variance = rollout.returns.var(correction=0)
+        metrics = {
+            **metrics,
+            "train/explained_variance": 1
+            - (rollout.returns - rollout.values).var(correction=0) / variance.clamp(min=1e-8),
+        }
+        ended = rollout.terminated | rollout.truncated
+        parts = [torch.stack([metric.detach().float() for metric in metrics.values()])]
+        parts += [rollout.rewards.flatten(), ended.flatten().float()]
+        numbers = torch.cat(parts).cpu().numpy()
+        values = dict(zip(metrics, numbers[: len(metrics)].tolist(), strict=True))
+        rewards, ends = numbers[len(metrics) :].reshape(2, self.n_steps, self.n_envs)
+        self._count_episodes(rewards, ends > 0)
+        for name, value in values.items():
+            if not np.isfinite(value):
+                raise NonFiniteError(
+                    f"{name} is {value} after {self.num_timesteps} environment steps (update {self._n_updates}); "
+                    "lower learning_rate or max_grad_norm, or look at the observations and rewards"
+                )
+            self.logger.record(name, value)
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+
+    def _count_episodes(self, rewards: np.ndarray[Any, Any], ends: np.ndarray[Any, Any]) -> None:
+        assert self.ep_info_buffer is not None
+        elapsed = time.time() - self.start_time / 1e9
+        for reward, ended in zip(rewards, ends, strict=True):
+            self._episode_returns += reward
+            self._episode_lengths += 1
+            for index in np.flatnonzero(ended):
+                episode = {"r": float(self._episode_returns[index]), "l": int(self._episode_lengths[index])}
+                self.ep_info_buffer.append({**episode, "t": elapsed})
+                self._episode_num += 1
+            self._episode_returns[ended] = 0
+            self._episode_lengths[ended] = 0
+
+    def _blame_non_finite(self, error: RuntimeError) -> None:
+        """Where a sampler stumbled over NaN, say which tensor brought it."""
+        suspects: dict[str, Any] = {f"parameter {name}": value for name, value in self.policy.named_parameters()}
+        obs = self._obs if isinstance(self._obs, dict) else {"observation": self._obs}
+        suspects |= obs | {f"memory state {name}": value for name, value in self._state.items()}
+        for name, value in suspects.items():
+            if value.is_floating_point() and not torch.isfinite(value).all():
+                raise NonFiniteError(f"{name} is not finite after {self.num_timesteps} environment steps") from error
+
+    def dump_logs(self, iteration: int = 0) -> None:
+        total = self.env_seconds + self.memory_seconds + self.learn_seconds
+        for name in ("env", "memory", "learn"):
+            self.logger.record(f"time/{name}_share", getattr(self, f"{name}_seconds") / max(total, 1e-9))
+        self.logger.record("rollout/episodes", self._episode_num)
+        super().dump_logs(iteration)
+
+    def predict(  # type: ignore[override]
+        self,
+        observation: np.ndarray[Any, Any] | dict[str, np.ndarray[Any, Any]],
+        state: State | None = None,
+        episode_start: np.ndarray[Any, Any] | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray[Any, Any], State]:
+        """As `MemoryActorCriticPolicy.predict`."""
+        return self.policy.predict(observation, state, episode_start, deterministic)

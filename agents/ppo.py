@@ -1,0 +1,145 @@
+"""PPO: several passes of clipped updates over each roll-out, replayed through the memory from its stored state.
+
+Schulman et al. 2017, "Proximal Policy Optimization Algorithms", eq. 7. A minibatch is a set of environments with all of
+their steps in order, and the memory is unrolled over it from the state in which the roll-out began: nothing is padded,
+no state is stale, and the ratio is exactly 1 on the first minibatch.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.common.utils import FloatSchedule
+from torch import Tensor
+
+from agents.env_adapters import EnvLike
+from agents.on_policy import MemoryOnPolicyAlgorithm
+from agents.rollout import Rollout
+from policies.policy import MemoryActorCriticPolicy
+
+
+class PPO(MemoryOnPolicyAlgorithm):
+    """Proximal policy optimisation with a memory; arguments as in Stable-Baselines3's PPO but for `n_minibatches`.
+
+    Args:
+        n_minibatches: into how many sets of environments each pass is cut; with fewer environments than that, one a
+            set. It stands where SB3 has `batch_size`, since whole sequences are what a memory learns from.
+        n_epochs: passes over each roll-out.
+        clip_range: of the ratio; a number or a function of the remaining progress.
+        clip_range_vf: of the value's change; None for none.
+        target_kl: no further pass once the mean approximate KL of a pass exceeds 1.5 times this; None for never. It
+            costs one read from the device a pass.
+
+    The others are explained in the base class.
+
+    >>> model = PPO("MemoryPolicy", "Engram/RepeatFirst-v0", n_steps=32, policy_kwargs={"memory": "gru"}, seed=0)
+    >>> model.learn(64).num_timesteps
+    64
+    """
+
+    def __init__(
+        self,
+        policy: str | type[MemoryActorCriticPolicy],
+        env: EnvLike | None,
+        learning_rate: float | Schedule = 3e-4,
+        n_steps: int = 128,
+        n_minibatches: int = 4,
+        n_epochs: int = 10,
+        gamma: float = 0.99,
+        gae_lambda: float = 0.95,
+        clip_range: float | Schedule = 0.2,
+        clip_range_vf: float | Schedule | None = None,
+        normalize_advantage: bool = True,
+        ent_coef: float = 0.0,
+        vf_coef: float = 0.5,
+        aux_coef: float = 1.0,
+        max_grad_norm: float = 0.5,
+        target_kl: float | None = None,
+        reward_scale: float = 1.0,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: torch.device | str = "auto",
+        _init_setup_model: bool = True,
+    ) -> None:
+        if n_minibatches < 1 or n_epochs < 1:
+            raise ValueError(f"n_minibatches is {n_minibatches} and n_epochs {n_epochs}, expected at least 1 of each")
+        self.n_minibatches, self.n_epochs = n_minibatches, n_epochs
+        self.clip_range, self.clip_range_vf = clip_range, clip_range_vf
+        self.target_kl = target_kl
+        super().__init__(
+            policy,
+            env,
+            learning_rate=learning_rate,
+            n_steps=n_steps,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            ent_coef=ent_coef,
+            vf_coef=vf_coef,
+            aux_coef=aux_coef,
+            max_grad_norm=max_grad_norm,
+            normalize_advantage=normalize_advantage,
+            reward_scale=reward_scale,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            _init_setup_model=_init_setup_model,
+        )
+
+    def learn_from(self, rollout: Rollout) -> dict[str, Tensor]:
+        """`n_epochs` passes over the roll-out; the metrics are means over all minibatches."""
+        self.policy.set_training_mode(True)
+        progress = self._current_progress_remaining
+        clip = FloatSchedule(self.clip_range)(progress)
+        clip_vf = None if self.clip_range_vf is None else FloatSchedule(self.clip_range_vf)(progress)
+        metrics: dict[str, list[Tensor]] = defaultdict(list)
+        for _ in range(self.n_epochs):
+            divergences = []
+            order = torch.randperm(self.n_envs, device=self.device)
+            for index in order.tensor_split(min(self.n_minibatches, self.n_envs)):
+                minibatch = rollout.environments(index)
+                loss, parts = self.loss(minibatch, clip, clip_vf)
+                parts["train/grad_norm"] = self.update(loss)
+                divergences.append(parts["train/approx_kl"])
+                for name, value in parts.items():
+                    metrics[name].append(value.detach())
+            if self.target_kl is not None and torch.stack(divergences).mean() > 1.5 * self.target_kl:
+                break
+        self.logger.record("train/clip_range", clip)
+        return {name: torch.stack(values).mean() for name, values in metrics.items()}
+
+    def loss(self, rollout: Rollout, clip: float, clip_vf: float | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of one minibatch and its parts by the names they are logged under."""
+        judgement, losses = self.judge(rollout)
+        advantages = self.advantages(rollout)
+        log_ratio = judgement.log_prob - rollout.log_probs
+        ratio = log_ratio.exp()
+        policy_loss = -torch.min(advantages * ratio, advantages * ratio.clamp(1 - clip, 1 + clip)).mean()
+        values = judgement.value
+        if clip_vf is not None:
+            values = rollout.values + (values - rollout.values).clamp(-clip_vf, clip_vf)
+        value_loss = F.mse_loss(values, rollout.returns)
+        entropy = judgement.entropy.mean()
+        auxiliary, memory_losses = self.auxiliary(losses)
+        loss = policy_loss + self.vf_coef * value_loss - self.ent_coef * entropy + auxiliary
+        with torch.no_grad():
+            approx_kl = (ratio - 1 - log_ratio).mean()  # Schulman 2020, "Approximating KL divergence": k3
+            clip_fraction = ((ratio - 1).abs() > clip).float().mean()
+        return loss, {
+            "train/loss": loss,
+            "train/policy_loss": policy_loss,
+            "train/value_loss": value_loss,
+            "train/entropy": entropy,
+            "train/approx_kl": approx_kl,
+            "train/clip_fraction": clip_fraction,
+            **memory_losses,
+        }

@@ -1,0 +1,128 @@
+"""Rollout: what happened in `T` steps of `N` environments, as tensors `[T, N, ...]` on one device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from envs.tensor_env import Obs, TensorEnv
+from policies.memories.base import State, select
+
+
+@dataclass
+class Rollout:
+    """A roll-out. Written in place, step by step, and read by the learners.
+
+    `starts[t]` means: observation `t` is the first of its episode. The memory is reset *before* it takes in such an
+    observation. `terminated[t]` and `truncated[t]` speak of the transition that follows observation `t`.
+    """
+
+    obs: Obs
+    actions: Tensor
+    """`[T, N, *action_shape]`, as the distribution gave them (continuous ones not yet cut to their bounds)."""
+    rewards: Tensor
+    """As the environment gave them; the learner's `reward_scale` enters the advantages."""
+    values: Tensor
+    log_probs: Tensor
+    starts: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    final_values: Tensor
+    """Value of the final observation with the final memory where `truncated`, 0 elsewhere."""
+    advantages: Tensor
+    returns: Tensor
+    state: State = field(default_factory=dict)
+    """The memory before the first step (and before its reset, if `starts[0]`)."""
+    resets: list[int] = field(default_factory=list)
+    """The steps at which any `starts` may be true; the host knows them without asking the device."""
+    latents: Tensor | None = None
+    """The memory's outputs `[T, N, F]` with their graph, where the learner keeps it."""
+    losses: dict[str, Tensor] = field(default_factory=dict)
+    """The memory's own losses `[T, N]` with their graph, where the learner keeps it."""
+
+    @classmethod
+    def allocate(cls, n_steps: int, env: TensorEnv) -> Rollout:
+        """Room for `n_steps` of `env`, written again in every roll-out: fresh memory is slow memory."""
+
+        def room(shape: tuple[int, ...] = (), dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.zeros(n_steps, env.num_envs, *shape, dtype=dtype, device=env.device)
+
+        obs, action = env.single_observation_space, env.single_action_space
+        assert action.shape is not None
+        floats = {name: room() for name in ("rewards", "values", "log_probs", "final_values", "advantages", "returns")}
+        flags = {name: room(dtype=torch.bool) for name in ("starts", "terminated", "truncated")}
+        entries: dict[str, Any] = {"actions": room(action.shape, _dtype(action)), **floats, **flags}
+        if isinstance(obs, spaces.Dict):
+            entries["obs"] = {key: room(entry.shape or (), _dtype(entry)) for key, entry in obs.spaces.items()}
+        else:
+            entries["obs"] = room(obs.shape or (), _dtype(obs))
+        return cls(**entries)
+
+    def write_obs(self, t: int, obs: Obs) -> None:
+        if isinstance(obs, dict):
+            assert isinstance(self.obs, dict)
+            for key, value in obs.items():
+                self.obs[key][t] = value
+        else:
+            assert isinstance(self.obs, Tensor)
+            self.obs[t] = obs
+
+    def environments(self, index: Tensor) -> Rollout:
+        """The roll-out of the environments `index` alone: minibatches are cut over environments, never over time."""
+        entries: dict[str, Any] = {}
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if isinstance(value, Tensor):
+                entries[entry.name] = value[:, index]
+        if isinstance(self.obs, dict):
+            entries["obs"] = {key: value[:, index] for key, value in self.obs.items()}
+        losses = {name: value[:, index] for name, value in self.losses.items()}
+        return replace(self, **entries, state=select(self.state, index), losses=losses)
+
+
+def _dtype(space: Any) -> torch.dtype:
+    """The torch type of a space's numpy type."""
+    dtype = getattr(torch, str(space.dtype))
+    assert isinstance(dtype, torch.dtype)
+    return dtype
+
+
+def advantages_and_returns(
+    rewards: Tensor,
+    values: Tensor,
+    last_values: Tensor,
+    terminated: Tensor,
+    truncated: Tensor,
+    final_values: Tensor,
+    gamma: float,
+    gae_lambda: float,
+) -> tuple[Tensor, Tensor]:
+    """Generalised advantage estimation, with ended and cut-off episodes kept apart.
+
+    Schulman et al. 2016, eq. 11 and 16: `A_t = δ_t + γλ A_{t+1}` with `δ_t = r_t + γ V' − V_t`. `V'` is the value of
+    what really came next: 0 after a terminated step, `final_values[t]` after a truncated one, else `V_{t+1}`. No sum
+    reaches across the end of an episode.
+
+    Args:
+        rewards, values, terminated, truncated, final_values: `[T, N]`.
+        last_values: `[N]`, value of the observation after the last step.
+        gamma, gae_lambda: in 0..1.
+
+    Returns:
+        Advantages and returns (advantages + values), `[T, N]`.
+    """
+    ended = terminated | truncated
+    next_values = torch.cat([values[1:], last_values[None]])
+    next_values = torch.where(truncated, final_values, next_values).masked_fill(terminated, 0.0)
+    delta = rewards + gamma * next_values - values
+    carry = gamma * gae_lambda * (~ended).to(rewards.dtype)
+    advantages = torch.empty_like(delta)
+    advantage = torch.zeros_like(last_values)
+    for t in reversed(range(len(rewards))):
+        torch.addcmul(delta[t], carry[t], advantage, out=advantages[t])
+        advantage = advantages[t]
+    return advantages, advantages + values

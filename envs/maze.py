@@ -1,0 +1,213 @@
+"""The maze with the invisible goal, on which differentiable plasticity and MNM were compared."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from envs.single_env import single as _single
+from envs.tensor_env import TensorEnv
+
+_MOVES = ((-1, 0), (1, 0), (0, -1), (0, 1))  # up, down, left, right
+_NO_ACTION = 4
+_TRAIL = 12  # steps that stay visible in a picture
+
+
+class InvisibleGoalMaze(TensorEnv):
+    """Find a reward that cannot be seen, remember where it was, and come back from wherever you are thrown.
+
+    Description:
+        A square of `size` x `size` cells inside a ring of wall, with a pillar wherever row and column are both even
+        (counted with the ring), except in the centre: 65 free cells and 16 pillars for size 9. Each episode hides a
+        goal in a random free cell. Whoever reaches it is rewarded and thrown onto a random free cell; the goal stays.
+        The agent starts in the centre and sees walls only, so it must find the goal once by search and afterwards by
+        remembering.
+
+    Observation: `Box(float32)`, `[15]`, or `[11]` without the previous action.
+        | columns | content                                                                       | range              |
+        |---------|-------------------------------------------------------------------------------|--------------------|
+        | 0-8     | the 3x3 cells around the agent, row by row: 1 wall, 0 free                    | {0, 1}             |
+        | 9       | steps taken / `episode_length` (1 only in the final observation)              | [0, 1]             |
+        | 10      | previous reward, unscaled (0 at the start)                                    | [-penalty, reward] |
+        | 11-14   | previous action, one-hot; all 0 at the start, when there is none              | {0, 1}             |
+
+        The released programs also feed a constant 1 and columns that are always 0, left out here since every network
+        has biases; the 2018 program gives the raw step count, and the 2019 one marks action 0 as the previous action
+        of the first step.
+
+    Action: `Discrete(4)`: 0 up, 1 down, 2 left, 3 right.
+
+    Reward: `-wall_penalty * [the move ran into a wall] + goal_reward * [the agent is on the goal after the move]`.
+        The second term is looked at on every step, moved or not: thrown onto the goal itself, an agent that runs into
+        a wall earns 10 - 0.1 = 9.9 there.
+
+    Termination: after `episode_length` steps, `terminated` (the observation holds the clock).
+
+    Args:
+        num_envs: number of copies.
+        size: width of the square inside the ring, odd, at least 3.
+        episode_length: steps of an episode.
+        previous_action: whether the observation holds it.
+        wall_penalty: what a bump costs, at least 0.
+        goal_reward: what the goal gives, more than 0.
+        goal_at_centre: whether the goal may lie where the agent starts.
+        teleport_to_goal: whether the agent may be thrown onto the goal.
+        device: where everything lives.
+        render_mode: None or "rgb_array".
+
+    Published settings:
+        | argument                         | Miconi 2018, MNM (`maze.py`) | Backpropamine 2019 (`batch.py`) | default |
+        |----------------------------------|------------------------------|---------------------------------|---------|
+        | size                             | 9                            | 9 or 11                         | 9       |
+        | episode_length                   | 251                          | 200                             | 200     |
+        | previous_action                  | False                        | True                            | True    |
+        | wall_penalty                     | 0.1                          | 0.0                             | 0.1     |
+        | goal_at_centre, teleport_to_goal | True                         | False                           | True    |
+
+    Scores (mean return; `tests/envs/test_maze.py` computes them):
+        | setting          | uniform random | without memory | told where goal and agent are |
+        |------------------|----------------|----------------|-------------------------------|
+        | default          | 0.4            | 53             | 329.9                         |
+        | Miconi 2018, MNM | 0.2            | 15             | 414.1                         |
+        | `batch.py`, 9x9  | 7.7            | 54             | 324.2                         |
+
+        Without memory: a scripted walker that never bumps and, where it sees its previous action, goes straight on and
+        turns only where it must. Told: the exact optimum over all policies that know the state, which no agent that
+        has to search first can reach. The other two are exact or within 1 of it.
+
+    Raises:
+        ValueError: an argument is outside its range.
+
+    Source: Miconi, Clune, Stanley, "Differentiable plasticity" (ICML 2018) and its `maze/maze.py`; Miconi et al.,
+        "Backpropamine" (ICLR 2019), section 4.2, and its `maze/batch.py`; Munkhdalai et al., "Metalearned Neural
+        Memory" (NeurIPS 2019), section 4.3.
+    """
+
+    state_names = ("cell", "goal", "last_action", "last_reward")
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        *,
+        size: int = 9,
+        episode_length: int = 200,
+        previous_action: bool = True,
+        wall_penalty: float = 0.1,
+        goal_reward: float = 10.0,
+        goal_at_centre: bool = True,
+        teleport_to_goal: bool = True,
+        device: torch.device | str = "cpu",
+        render_mode: str | None = None,
+    ) -> None:
+        if size < 3 or size % 2 == 0:
+            raise ValueError(f"size is {size}, expected an odd number of at least 3")
+        if episode_length < 1:
+            raise ValueError(f"episode_length is {episode_length}, expected at least 1")
+        if wall_penalty < 0 or goal_reward <= 0:
+            raise ValueError(f"wall_penalty is {wall_penalty}, goal_reward {goal_reward}; expected >= 0 and > 0")
+        high = np.ones(15 if previous_action else 11, dtype=np.float32)
+        low = np.zeros_like(high)
+        low[10], high[10] = -wall_penalty, goal_reward
+        super().__init__(
+            num_envs, spaces.Box(low, high), spaces.Discrete(4), device, horizon=episode_length, render_mode=render_mode
+        )
+        self.size = size
+        self.episode_length = episode_length
+        self.goal_reward = goal_reward
+        self.goal_at_centre = goal_at_centre
+        self.teleport_to_goal = teleport_to_goal
+        self.walls = _layout(size)
+        self.free_cells = np.argwhere(~self.walls)
+        """`[cells, 2]`: row and column of every free cell; the state names cells by their place in this list."""
+
+        number = np.full(self.walls.shape, -1)
+        number[~self.walls] = np.arange(len(self.free_cells))
+        self.centre = int(number[size // 2 + 1, size // 2 + 1])
+        ahead = self.free_cells[:, None] + np.array(_MOVES)
+        beyond = number[ahead[..., 0], ahead[..., 1]]
+        bump = beyond < 0
+        stay = np.arange(len(self.free_cells))[:, None]
+        patches = np.stack([self.walls[r - 1 : r + 2, c - 1 : c + 2].ravel() for r, c in self.free_cells])
+        rows = np.zeros((len(self.free_cells), 5, len(high)), dtype=np.float32)
+        rows[..., :9] = patches[:, None]
+        if previous_action:
+            rows[:, :_NO_ACTION, 11:] = np.eye(4)
+
+        # All rules as look-ups: [cell * 4 + action] and, for the observation, [cell * 5 + previous action].
+        self._next = torch.tensor(np.where(bump, stay, beyond).ravel(), device=self.device)
+        self._bump_reward = torch.tensor((-wall_penalty * bump).ravel(), dtype=torch.float32, device=self.device)
+        self._rows = torch.tensor(rows.reshape(-1, len(high)), device=self.device)
+        self._trail: deque[Tensor] = deque(maxlen=_TRAIL)
+
+    def _begin(self, where: Tensor | None) -> None:
+        assert where is None
+        self.cell = torch.full((self.num_envs,), self.centre, device=self.device)
+        self.goal = self._random_cell(None if self.goal_at_centre else self.cell)
+        self.last_action = torch.full((self.num_envs,), _NO_ACTION, device=self.device)
+        self.last_reward = torch.zeros(self.num_envs, device=self.device)
+        self._trail.clear()
+
+    def _random_cell(self, other_than: Tensor | None) -> Tensor:
+        """A uniform free cell for every copy, `[num_envs]`."""
+        choices = len(self.free_cells) - (other_than is not None)
+        cell = torch.randint(choices, (self.num_envs,), generator=self.generator, device=self.device)
+        return cell if other_than is None else cell + (cell >= other_than)
+
+    def _advance(self, action: Tensor) -> tuple[Tensor, None, None]:
+        move = torch.add(action, self.cell, alpha=4)
+        cell = self._next.index_select(0, move)
+        found = cell == self.goal
+        reward = self._bump_reward.index_select(0, move).add_(found, alpha=self.goal_reward)
+        self._trail.append(self.cell)
+        thrown = self._random_cell(None if self.teleport_to_goal else self.goal)
+        self.cell = torch.where(found, thrown, cell)
+        self.last_action = action.clone()
+        self.last_reward = reward.clone()
+        return reward, None, None
+
+    def _observe(self) -> Tensor:
+        obs = self._rows.index_select(0, torch.add(self.last_action, self.cell, alpha=5))
+        obs[:, 9] = self._elapsed / self.episode_length
+        obs[:, 10] = self.last_reward
+        return obs
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        super().load_state_dict(state)
+        self._trail.clear()
+
+    def text(self, index: int = 0) -> str:
+        """The maze in characters: `#` wall, `.` free, `G` goal, `A` agent, `@` the agent on the goal."""
+        picture = np.where(self.walls, "#", ".")
+        goal, cell = (tuple(self.free_cells[int(state[index])]) for state in (self.goal, self.cell))
+        picture[goal] = "G"
+        picture[cell] = "@" if cell == goal else "A"
+        return "\n".join("".join(row) for row in picture)
+
+    def frame(self, index: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        from envs.rendering import maze_frame  # pygame is only needed to watch
+
+        return maze_frame(
+            self.walls,
+            agent=self.free_cells[int(self.cell[index])],
+            goal=self.free_cells[int(self.goal[index])],
+            trail=[self.free_cells[int(cell[index])] for cell in self._trail],
+            caption=f"step {self._elapsed} / {self.episode_length}",
+            reward=float(self.last_reward[index]),
+        )
+
+
+def _layout(size: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Where the walls are, `[size + 2, size + 2]`: the ring, and pillars at even rows and columns save the centre."""
+    walls = np.ones((size + 2, size + 2), dtype=bool)
+    walls[1:-1, 1:-1] = False
+    walls[2:-1:2, 2:-1:2] = True
+    walls[size // 2 + 1, size // 2 + 1] = False
+    return walls
+
+
+single = _single(InvisibleGoalMaze)

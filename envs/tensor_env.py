@@ -1,0 +1,217 @@
+"""TensorEnv: a Gymnasium vector environment whose arrays are torch tensors on one device.
+
+The state of all `num_envs` copies is a few tensors stepped together: no Python loop over copies, no transfer to the
+host. A subclass writes four short methods (`_begin`, `_advance`, `_observe`, and `_describe` where it has something to
+say beside the observation); this base does seeding, automatic resets, spaces, counters and `state_dict`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from torch import Tensor
+
+Obs = Tensor | dict[str, Tensor]
+Info = dict[str, Any]
+
+
+class TensorEnv(VectorEnv[Obs, Tensor, Tensor]):
+    """Base class of the batched environments.
+
+    Episodes end in one of two ways, and the class says which:
+
+    - `horizon` is an integer: every copy starts together and ends (terminates) together after that many steps. The host
+      knows when, so nothing is masked and nothing is asked of the device.
+    - `horizon` is None: `_advance` returns who terminated and who was truncated, and each copy starts anew by itself.
+
+    Resets follow Gymnasium's `SAME_STEP` mode: the step that ends an episode returns the first observation of the next,
+    and the last observation of the ended one is in `info["final_obs"]`, which is present exactly when the host cannot
+    rule out that a copy ended at this step. Setting the attribute `autoreset` to False turns this off: the step that
+    ends an episode then returns its last observation (and an empty info, where the horizon is fixed), and the caller
+    resets. `SingleEnv` does so, whence its last frame can be seen.
+
+    Args:
+        num_envs: number of copies.
+        observation_space: of one copy.
+        action_space: of one copy.
+        device: where everything lives.
+        horizon: see above.
+        render_mode: None or "rgb_array".
+    """
+
+    metadata = {  # noqa: RUF012 (Gymnasium declares it as it is)
+        "autoreset_mode": AutoresetMode.SAME_STEP,
+        "render_modes": ["rgb_array"],
+        "render_fps": 8,
+    }
+    truncates: bool = False
+    """Whether `step` can ever report a truncated episode; where it cannot, learners skip the bootstrap."""
+    state_names: tuple[str, ...] = ()
+    """Attributes (tensors) that make up the state of the copies, for `state_dict`."""
+
+    def __init__(
+        self,
+        num_envs: int,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        device: torch.device | str = "cpu",
+        horizon: int | None = None,
+        render_mode: str | None = None,
+    ) -> None:
+        if num_envs < 1:
+            raise ValueError(f"num_envs is {num_envs}, expected at least 1")
+        if render_mode not in (None, *self.metadata["render_modes"]):
+            raise ValueError(f"render_mode is {render_mode!r}, expected one of {self.metadata['render_modes']} or None")
+        self.num_envs = num_envs
+        self.single_observation_space = observation_space
+        self.single_action_space = action_space
+        self.observation_space = batch_space(observation_space, num_envs)
+        self.action_space = batch_space(action_space, num_envs)
+        self.device = torch.device(device)
+        self.horizon = horizon
+        self.render_mode = render_mode
+        self.generator = torch.Generator(self.device)
+        self.generator.seed()
+        self._elapsed = 0  # steps since the common start; counts only where `horizon` is set
+        self._started = False
+        self.autoreset = True
+
+    # -- what a subclass writes ------------------------------------------------------------------------------------
+
+    def _begin(self, where: Tensor | None) -> None:
+        """Start a new episode in the copies where the mask `where` `[num_envs]` is true; None: in all of them."""
+        raise NotImplementedError
+
+    def _advance(self, action: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Move every copy one step: reward (float `[num_envs]`), terminated, truncated (bool `[num_envs]` or None).
+
+        Where `horizon` is set, terminated and truncated are ignored: return None for both.
+        """
+        raise NotImplementedError
+
+    def _observe(self) -> Obs:
+        """The observation of every copy, in fresh tensors."""
+        raise NotImplementedError
+
+    def _describe(self) -> Info:
+        """What goes beside the observation: `target` and `weight` where the right answer is known."""
+        return {}
+
+    # -- Gymnasium's interface -------------------------------------------------------------------------------------
+
+    def reset(
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Obs, Info]:
+        """Start every copy anew.
+
+        Args:
+            seed: one integer seeds the generator that all copies share; None goes on with the generator as it is.
+            options: not used.
+
+        Raises:
+            TypeError: `seed` is a sequence: one generator on the device serves all copies.
+        """
+        if seed is not None:
+            if not isinstance(seed, (int, np.integer)):
+                raise TypeError("TensorEnv.reset takes one integer seed for all copies, not a sequence")
+            self.generator.manual_seed(int(seed))
+        self._elapsed = 0
+        self._started = True
+        self._begin(None)
+        return self._observe(), self._describe()
+
+    def step(self, action: Tensor) -> tuple[Obs, Tensor, Tensor, Tensor, Info]:
+        """Step every copy; see the class for what happens where an episode ends.
+
+        Args:
+            action: `[num_envs, *action_shape]` on the device of the environment.
+
+        Returns:
+            Observation, reward (float32), terminated, truncated (bool), all `[num_envs, ...]`, and info.
+
+        Raises:
+            RuntimeError: `reset` was never called.
+        """
+        if not self._started:
+            raise RuntimeError(f"{type(self).__name__}.step was called before reset")
+        reward, terminated, truncated = self._advance(action)
+        final: Info = {}
+        if self.horizon is not None:
+            self._elapsed += 1
+            over = self._elapsed == self.horizon
+            terminated, truncated = self._flags(over), self._flags(False)
+            if over:
+                last = self._observe()
+                if not self.autoreset:
+                    return last, reward, terminated, truncated, {}
+                final = {"final_obs": last}
+                self._elapsed = 0
+                self._begin(None)
+        else:
+            assert terminated is not None
+            truncated = self._flags(False) if truncated is None else truncated
+            last = self._observe()
+            if not self.autoreset:
+                return last, reward, terminated, truncated, self._describe()
+            final = {"final_obs": last}
+            self._begin(terminated | truncated)
+        return self._observe(), reward, terminated, truncated, {**self._describe(), **final}
+
+    def _flags(self, value: bool) -> Tensor:
+        return torch.full((self.num_envs,), value, dtype=torch.bool, device=self.device)
+
+    def render(self) -> tuple[Any, ...] | None:
+        """One RGB frame a copy, or None where `render_mode` is None."""
+        if self.render_mode is None:
+            return None
+        return tuple(self.frame(index) for index in range(self.num_envs))
+
+    def frame(self, index: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """RGB picture `[H, W, 3]` of copy `index`, in any render mode."""
+        raise NotImplementedError(f"{type(self).__name__} draws nothing")
+
+    def text(self, index: int = 0) -> str:
+        """The state of copy `index` in characters, for a terminal or a failing test."""
+        raise NotImplementedError(f"{type(self).__name__} has no text form")
+
+    # -- exact resume ----------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything that the next step depends on, the generator included; tensors that nothing else writes to.
+
+        Before the first reset that is the generator alone.
+        """
+        names = self.state_names if self._started else ()
+        return {
+            "generator": self.generator.get_state(),
+            "elapsed": torch.tensor([self._elapsed, int(self._started)]),
+            **{name: getattr(self, name).detach().clone() for name in names},
+        }
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on from a `state_dict` of an environment of the same class, arguments and `num_envs`.
+
+        Raises:
+            ValueError: an entry is missing, unknown or of another shape.
+        """
+        elapsed, started = state["elapsed"].tolist() if "elapsed" in state else (0, 0)
+        names = self.state_names if started else ()
+        expected = {"generator", "elapsed", *names}
+        if set(state) != expected:
+            raise ValueError(f"environment state has entries {sorted(state)}, expected {sorted(expected)}")
+        if started and not self._started:
+            self._begin(None)  # a fresh environment has no tensors to compare with yet
+        for name in names:
+            have = getattr(self, name)
+            if state[name].shape != have.shape:
+                raise ValueError(f"environment state {name!r} is {tuple(state[name].shape)}, not {tuple(have.shape)}")
+        self.generator.set_state(state["generator"].cpu())
+        self._elapsed, self._started = elapsed, bool(started)
+        for name in names:
+            setattr(self, name, state[name].to(self.device, copy=True))

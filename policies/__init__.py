@@ -1,0 +1,1 @@
+"""What decides and what remembers; imports neither envs nor agents."""

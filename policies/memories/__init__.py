@@ -1,0 +1,17 @@
+"""Memories, by name: `make_memory("mnm-p", input_size=...)`. A new one is a file here and a line below."""
+
+from policies.memories import gru, identity, lstm, mnm  # noqa: F401  (each registers what it holds)
+from policies.memories.base import Memory, MemoryStep, Panel, State, Unrolled
+from policies.memories.registry import make_memory, memory_class, register_memory, registered
+
+__all__ = [
+    "Memory",
+    "MemoryStep",
+    "Panel",
+    "State",
+    "Unrolled",
+    "make_memory",
+    "memory_class",
+    "register_memory",
+    "registered",
+]

@@ -1,0 +1,153 @@
+"""The memory contract: one step is a module, time is a function.
+
+A memory is `initial_state` plus one step. Everything that persists is in its state, a dictionary of tensors whose
+dimension 0 is the batch, so that resetting, carrying, detaching, saving and cutting minibatches are written once, here,
+for every memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+State = dict[str, Tensor]
+
+
+class MemoryStep(NamedTuple):
+    """What one step of a memory gives."""
+
+    output: Tensor
+    """Vector output, `[B, output_size]`."""
+    state: State
+    """The state after the step, same keys and shapes as before it."""
+    losses: dict[str, Tensor]
+    """The memory's own training terms by name, each `[B]`; empty for most memories."""
+    grid: Tensor | None = None
+    """Map output `[B, C, H, W]`, where the memory has an `output_grid`."""
+
+
+class Unrolled(NamedTuple):
+    """What `T` steps of a memory give."""
+
+    outputs: Tensor
+    """`[T, B, output_size]`."""
+    state: State
+    """The state after the last step."""
+    losses: dict[str, Tensor]
+    """Each `[T, B]`."""
+    grids: Tensor | None = None
+    """`[T, B, C, H, W]`, where the memory has an `output_grid`."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One labelled picture of a memory, for the viewer and TensorBoard."""
+
+    image: Tensor
+    """`[H, W]`: shown through a colour map; `[H, W, 3]`: RGB in 0..1."""
+    x_label: str = ""
+    y_label: str = ""
+    limits: tuple[float, float] | None = None
+    """Values at the two ends of the colour map; None: the image's own minimum and maximum."""
+
+
+class Memory(nn.Module):
+    """Base class of every memory.
+
+    A subclass sets `input_kind`, `output_size` and, where the output is a map as well, `output_grid`, and writes
+    `initial_state` and `forward`. It may override `unroll` with a faster way to do the same: the conformance suite holds
+    it equal to the plain function `unroll` of this module.
+    """
+
+    input_kind: Literal["vector", "grid"] = "vector"
+    output_size: int
+    output_grid: tuple[int, int, int] | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Empty, and only there to say which device and dtype the module lives on, parameters or none.
+        self.register_buffer("_anchor", torch.empty(0), persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        return self._buffers["_anchor"].device  # type: ignore[union-attr]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._buffers["_anchor"].dtype  # type: ignore[union-attr]
+
+    def initial_state(self, batch_size: int) -> State:
+        """State at the first step of an episode: tensors `[batch_size, ...]`, possibly expanded views (never written to)."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, state: State) -> MemoryStep:
+        """One step. `x`: `[B, F]`, or `[B, C, L]` / `[B, C, H, W]` where `input_kind` is "grid"."""
+        raise NotImplementedError
+
+    def unroll(
+        self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None = None
+    ) -> Unrolled:
+        """As the function `unroll`; override it where the same can be had faster."""
+        return unroll(self, xs, starts, state, resets)
+
+    def panels(self, state: State) -> dict[str, Panel]:
+        """Named pictures of the state of the first batch entry."""
+        return {}
+
+
+def reset(state: State, starts: Tensor, initial: State) -> State:
+    """`initial` where `starts` `[B]` (bool) is true, `state` elsewhere."""
+    return {
+        name: torch.where(starts.view(-1, *[1] * (value.dim() - 1)), initial[name], value)
+        for name, value in state.items()
+    }
+
+
+def unroll(
+    memory: Memory, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None = None
+) -> Unrolled:
+    """Step `memory` through time; the plain twin of every faster `Memory.unroll`.
+
+    Args:
+        memory: any memory.
+        xs: inputs, `[T, B, ...]`.
+        starts: bool `[T, B]`; `starts[t, b]` says that input `t` is the first of its episode: the state of `b` is reset
+            *before* step `t`. None: nothing starts here.
+        state: the state before the first step.
+        resets: the steps at which any entry of `starts` may be true, where the host knows them without asking the
+            device; None: any step may be one.
+    """
+    steps = range(len(xs)) if resets is None else resets
+    reset_at = frozenset(steps) if starts is not None else frozenset()
+    initial = memory.initial_state(xs.shape[1]) if reset_at else {}
+    outputs, grids, losses = [], [], []
+    for t, x in enumerate(xs):
+        if t in reset_at:
+            assert starts is not None
+            state = reset(state, starts[t], initial)
+        step = memory(x, state)
+        state = step.state
+        outputs.append(step.output)
+        losses.append(step.losses)
+        if step.grid is not None:
+            grids.append(step.grid)
+    return Unrolled(
+        torch.stack(outputs),
+        state,
+        {name: torch.stack([loss[name] for loss in losses]) for name in losses[0]},
+        torch.stack(grids) if grids else None,
+    )
+
+
+def detach(state: State) -> State:
+    """The same values, cut from the graph that made them."""
+    return {name: value.detach() for name, value in state.items()}
+
+
+def select(state: State, index: Tensor | slice) -> State:
+    """The batch entries `index` of a state."""
+    return {name: value[index] for name, value in state.items()}

@@ -1,0 +1,33 @@
+"""Gated recurrent units."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from policies.memories.recurrent import TorchRecurrent
+from policies.memories.registry import register_memory
+
+
+@register_memory("gru")
+class GRU(TorchRecurrent):
+    """Gated recurrent units (Cho et al., 2014) as `torch.nn.GRU` has them.
+
+    State: `hidden` `[B, num_layers, hidden_size]`. Output: `hidden` of the last layer.
+
+    Args:
+        input_size: F, width of the input.
+        hidden_size: units a layer, which is also the output size.
+        num_layers: layers, each fed the hidden state of the one before.
+    """
+
+    kernel = nn.GRU
+    state_names: ClassVar[tuple[str, ...]] = ("hidden",)
+
+    def __init__(self, input_size: int, hidden_size: int = 200, num_layers: int = 1) -> None:
+        super().__init__(input_size, hidden_size, num_layers)
+
+    def cell(self, x: Tensor, state: tuple[Tensor, ...], parameters: list[Tensor]) -> tuple[Tensor, ...]:
+        return (torch.gru_cell(x, *state, *parameters),)

@@ -1,0 +1,36 @@
+"""No memory: the yardstick beside every result."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from policies.memories.base import Memory, MemoryStep, State, Unrolled
+from policies.memories.registry import register_memory
+
+
+@register_memory("identity")
+class Identity(Memory):
+    """Remembers nothing: the output is the input and the state is empty.
+
+    What a policy reaches with it is what the task gives away without memory.
+
+    Args:
+        input_size: F, width of the input; `output_size` is the same.
+    """
+
+    def __init__(self, input_size: int) -> None:
+        super().__init__()
+        self.output_size = input_size
+
+    def initial_state(self, batch_size: int) -> State:
+        return {}
+
+    def forward(self, x: Tensor, state: State) -> MemoryStep:
+        return MemoryStep(x, {}, {})
+
+    def unroll(
+        self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None = None
+    ) -> Unrolled:
+        return Unrolled(xs, {}, {})

@@ -1,0 +1,199 @@
+"""Metalearned neural memory: a feed-forward network whose weights are the memory."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from policies.memories.base import Memory, MemoryStep, Panel, State
+from policies.memories.fast_weights import activations, write_gradient, write_local
+from policies.memories.fast_weights_kernels import GradientStep, LocalStep
+from policies.memories.pictures import vector_panel
+from policies.memories.registry import register_memory
+
+
+class MNM(Memory):
+    """Metalearned neural memory (Munkhdalai et al., NeurIPS 2019), §3: what both write rules share.
+
+    An LSTM controller sees the input and the last read-out, and emits keys, values and a rate. The memory is a bias-free
+    tanh network f_φ; writing changes its weights, reading is a forward pass. Within a step the write comes first, so
+    that the read sees it.
+
+    State: `hidden`, `cell` `[B, hidden_size]`; `read_value` `[B, value_size]`; `weights_1` ... `weights_L`
+    `[B, D_l, D_{l-1}]`, with D_0 = key_size, D_L = value_size, and memory_units between.
+    Losses: `meta` `[B]`, eq. (5) with recall delay 0: how far the updated memory is from what it was just told.
+
+    Args:
+        input_size: F, width of the input.
+        hidden_size: d_h, units of the controller.
+        output_size: d_o, width of the output; None: as hidden_size.
+        key_size: d_k.
+        value_size: d_v.
+        memory_units: D_l of the hidden layers.
+        memory_layers: L, at least 1.
+        heads: H, keys and values written, and keys read, at each step.
+        rate: "single": one β for all layers, as in eq. (3); "per-layer": one β^l for each, as eq. (4) allows.
+        output_activation: of the last memory layer.
+        mean_over_units: average squared errors over units too, as appendix C and the public port do, where equations (2)
+            and (5) sum over them. It divides the step by D_l / 2 (local) or d_v (gradient), and the meta loss by d_v.
+        memory_seed: of φ_0, which is random, the same at the start of every episode, saved but never trained (§3.5).
+        fast: compute a step by hand-written kernels; False: by plain operations, which give the same.
+    """
+
+    local_update: ClassVar[bool]
+    """Whether ψ (BFPF) exists and eq. (4) writes; else eq. (3) does."""
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int = 200,
+        output_size: int | None = None,
+        key_size: int = 100,
+        value_size: int = 100,
+        memory_units: int = 100,
+        memory_layers: int = 3,
+        heads: int = 3,
+        rate: Literal["single", "per-layer"] = "single",
+        output_activation: Literal["tanh", "linear"] = "tanh",
+        mean_over_units: bool = False,
+        memory_seed: int = 0,
+        fast: bool = True,
+    ) -> None:
+        super().__init__()
+        self.output_size = output_size or hidden_size
+        self.hidden_size = hidden_size
+        self.heads = heads
+        self.key_size = key_size
+        self.squash_output = output_activation == "tanh"
+        self.fast = fast
+        self.layer_sizes = [memory_units] * (memory_layers - 1) + [value_size]
+
+        self.controller = nn.LSTMCell(input_size + value_size, hidden_size)
+        # eq. (1): [k^r; k^w; v^w; β']
+        self.splits = [2 * heads * key_size, heads * value_size, key_size]
+        self.interaction = nn.Linear(hidden_size, sum(self.splits))
+        self.rate = nn.Linear(key_size, 1 if rate == "single" else memory_layers)
+        self.output = nn.Linear(hidden_size + value_size, self.output_size)
+        if self.local_update:
+            # q_ψ^l for all layers at once, l = 1..L
+            self.feedback = nn.Linear(value_size, sum(self.layer_sizes))
+
+        generator = torch.Generator().manual_seed(memory_seed)
+        fan_in = key_size
+        for index, size in enumerate(self.layer_sizes, start=1):
+            phi_0 = (2 * torch.rand(1, size, fan_in, generator=generator) - 1) / fan_in**0.5
+            self.register_buffer(f"initial_weights_{index}", phi_0)
+            fan_in = size
+        # What a step is divided by: heads, as in eq. (2), less the gradient's factor 2; halves of integers, so exact.
+        divisors = [heads / (1 if self.local_update else 2)] * memory_layers
+        self.meta_divisor = heads
+        if mean_over_units:
+            divisors = [heads * size / 2 for size in (self.layer_sizes if self.local_update else [value_size] * memory_layers)]
+            self.meta_divisor = heads * value_size
+        self.register_buffer("step_divisors", torch.tensor(divisors), persistent=False)
+
+    def initial_state(self, batch_size: int) -> State:
+        sizes = {"hidden": self.hidden_size, "cell": self.hidden_size, "read_value": self.layer_sizes[-1]}
+        state = {
+            name: torch.zeros(1, size, device=self.device, dtype=self.dtype).expand(batch_size, -1)
+            for name, size in sizes.items()
+        }
+        for index, phi_0 in enumerate(self.initial_weights(), start=1):
+            state[f"weights_{index}"] = phi_0.expand(batch_size, -1, -1)
+        return state
+
+    def initial_weights(self) -> list[Tensor]:
+        """φ_0: a matrix `[1, D_l, D_{l-1}]` for each layer."""
+        return [self.get_buffer(f"initial_weights_{index}") for index in range(1, len(self.layer_sizes) + 1)]
+
+    def forward(self, x: Tensor, state: State) -> MemoryStep:
+        weights = [state[f"weights_{index}"] for index in range(1, len(self.layer_sizes) + 1)]
+        inputs = torch.cat([x, state["read_value"]], 1)
+        hidden, cell = self.controller(inputs, (state["hidden"], state["cell"]))
+
+        # eq. (1): one tanh over everything, then β = sigmoid(W_β β' + b_β)
+        keys, values, rate = self.interaction(hidden).tanh().split(self.splits, 1)
+        keys = keys.unflatten(1, (2 * self.heads, self.key_size))  # k^r, then k^w
+        values = values.unflatten(1, (self.heads, self.layer_sizes[-1]))  # v^w
+        steps = self.rate(rate).sigmoid() / self.step_divisors
+
+        weights, recalled = self.write_then_read(weights, keys, values, steps)
+        read_value = recalled[:, : self.heads].mean(1)  # v^r
+        errors = (recalled[:, self.heads :] - values).square()
+        meta = errors.sum((1, 2)) / self.meta_divisor  # eq. (5), recall delay 0
+
+        following = {"hidden": hidden, "cell": cell, "read_value": read_value}
+        for index, m in enumerate(weights, start=1):
+            following[f"weights_{index}"] = m
+        return MemoryStep(self.output(torch.cat([hidden, read_value], 1)), following, {"meta": meta})
+
+    def write_then_read(
+        self, weights: list[Tensor], keys: Tensor, values: Tensor, steps: Tensor
+    ) -> tuple[list[Tensor], Tensor]:
+        """Bind the write keys to `values`, then pass all `keys` through the updated memory.
+
+        Args:
+            weights: M^l_{t-1}, `[B, D_l, D_{l-1}]`.
+            keys: H read keys, then H write keys, `[B, 2H, d_k]`.
+            values: v^w, `[B, H, d_v]`.
+            steps: step size of each layer, `[B, L]`.
+
+        Returns:
+            M^l_t, and f_{φ_t} of each key, `[B, 2H, d_v]`.
+        """
+        raise NotImplementedError
+
+    def panels(self, state: State) -> dict[str, Panel]:
+        """What each layer has learned since the episode began, M^l_t − M^l_0, and the read-out v^r."""
+        panels = {
+            f"weights_{index} change": Panel((state[f"weights_{index}"][0] - phi_0[0]).detach(), "from unit", "to unit")
+            for index, phi_0 in enumerate(self.initial_weights(), start=1)
+        }
+        panels["read_value"] = vector_panel(state["read_value"][:1], limits=None)
+        return panels
+
+
+@register_memory("mnm-p")
+class MNMp(MNM):
+    """MNM-p: writes by a learned local update, eq. (4), layer by layer and without a gradient.
+
+    The expected activations z'^l = q_ψ^l(v^w) come from a single linear layer for each memory layer, the output layer
+    included (appendix A; the bias and the lack of a nonlinearity are the public port's). The heads' updates are averaged,
+    as the error of eq. (2) is; eq. (4) itself is written for one head. Arguments: see `MNM`.
+    """
+
+    local_update = True
+
+    def write_then_read(
+        self, weights: list[Tensor], keys: Tensor, values: Tensor, steps: Tensor
+    ) -> tuple[list[Tensor], Tensor]:
+        expected = self.feedback(values)
+        steps = steps.expand(-1, len(weights))
+        if self.fast:
+            recalled, *updated = LocalStep.apply(keys, expected, steps, self.squash_output, *weights)
+            return updated, recalled
+        layers = expected.split(self.layer_sizes, 2)
+        updated = write_local(weights, keys[:, self.heads :], layers, steps, self.squash_output)
+        return updated, activations(updated, keys, self.squash_output)[-1]
+
+
+@register_memory("mnm-g")
+class MNMg(MNM):
+    """MNM-g: writes by one gradient step on the squared error, eq. (2) and (3), which training differentiates through.
+
+    Arguments: see `MNM`.
+    """
+
+    local_update = False
+
+    def write_then_read(
+        self, weights: list[Tensor], keys: Tensor, values: Tensor, steps: Tensor
+    ) -> tuple[list[Tensor], Tensor]:
+        steps = steps.expand(-1, len(weights))
+        if self.fast:
+            recalled, *updated = GradientStep.apply(keys, values, steps, self.squash_output, *weights)
+            return updated, recalled
+        updated = write_gradient(weights, keys[:, self.heads :], values, steps, self.squash_output)
+        return updated, activations(updated, keys, self.squash_output)[-1]

@@ -1,0 +1,134 @@
+"""What LSTM and GRU share: one step by torch's cell, whole sequences by torch's sequence kernel, the same parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from policies.memories.base import Memory, MemoryStep, Panel, State, Unrolled, reset, select
+from policies.memories.pictures import vector_panel
+
+
+class TorchRecurrent(Memory):
+    """A memory around `nn.LSTM` or `nn.GRU`.
+
+    Its state holds one tensor `[B, num_layers, hidden_size]` for each of `state_names`, zero when an episode starts.
+    """
+
+    kernel: ClassVar[type[nn.RNNBase]]
+    state_names: ClassVar[tuple[str, ...]]
+
+    def __init__(self, input_size: int, hidden_size: int, num_layers: int) -> None:
+        super().__init__()
+        self.output_size = hidden_size
+        self.hidden_size = hidden_size
+        self.num_layers = num_layers
+        self.rnn = self.kernel(input_size, hidden_size, num_layers)  # type: ignore[arg-type]
+
+    def initial_state(self, batch_size: int) -> State:
+        zeros = torch.zeros(1, self.num_layers, self.hidden_size, device=self.device, dtype=self.dtype)
+        return {name: zeros.expand(batch_size, -1, -1) for name in self.state_names}
+
+    def cell(self, x: Tensor, state: tuple[Tensor, ...], parameters: list[Tensor]) -> tuple[Tensor, ...]:
+        """One step of one layer: `x` `[B, F]` and state tensors `[B, hidden_size]` to the next state tensors."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, state: State) -> MemoryStep:
+        layers = []
+        for index, parameters in enumerate(self.rnn.all_weights):
+            layers.append(self.cell(x, tuple(state[name][:, index] for name in self.state_names), parameters))
+            x = layers[-1][0]
+        following = {name: torch.stack(parts, 1) for name, parts in zip(self.state_names, zip(*layers), strict=True)}
+        return MemoryStep(x, following, {})
+
+    def unroll(
+        self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None = None
+    ) -> Unrolled:
+        """As `base.unroll`, by the sequence kernel.
+
+        A few resets at steps known to the host cut the sequence there, and the device is asked nothing. Otherwise
+        `starts` is read by the host, on an accelerator one synchronisation, and every episode becomes a sequence of its
+        own in one packed batch: what that costs does not depend on how many episodes start, or where.
+        """
+        length, batch_size = xs.shape[:2]
+        if starts is None or (resets is not None and not resets):
+            outputs, state = self._run(xs, state)
+            return Unrolled(outputs, state, {})
+        if resets is None or len(resets) > max(1, length // 8):
+            return self._unroll_packed(xs, starts, state)
+        initial = self.initial_state(batch_size)
+        cuts = sorted({0, length, *resets})
+        segments = []
+        for begin, end in zip(cuts[:-1], cuts[1:], strict=True):
+            if begin in resets:
+                state = reset(state, starts[begin], initial)
+            segment, state = self._run(xs[begin:end], state)
+            segments.append(segment)
+        return Unrolled(torch.cat(segments), state, {})
+
+    def _unroll_packed(self, xs: Tensor, starts: Tensor, state: State) -> Unrolled:
+        episodes = _Episodes.of(starts.cpu())
+        owner, fresh, source, back, last = (index.to(xs.device) for index in episodes[:5])
+        begin = reset(select(state, owner), fresh, self.initial_state(len(owner)))
+        packed = PackedSequence(xs.flatten(0, 1)[source], episodes.batch_sizes)
+        outputs, end = self._run(packed, begin)
+        return Unrolled(outputs.data[back].unflatten(0, xs.shape[:2]), select(end, last), {})
+
+    def _run(self, xs: Tensor | PackedSequence, state: State) -> tuple[Tensor, State]:
+        """Whole sequences without a reset: `[T, B, F]`, or packed."""
+        # torch keeps the layer first
+        hx = tuple(state[name].transpose(0, 1).contiguous() for name in self.state_names)
+        outputs, hx = self.rnn(xs, hx if len(hx) > 1 else hx[0])
+        hx = hx if isinstance(hx, tuple) else (hx,)
+        return outputs, {name: value.transpose(0, 1) for name, value in zip(self.state_names, hx, strict=True)}
+
+    def panels(self, state: State) -> dict[str, Panel]:
+        """Each state tensor of the first batch entry, a block for each layer; the cell of an LSTM has no bounds."""
+        return {
+            name: vector_panel(value[0], limits=(-1.0, 1.0) if name == "hidden" else None)
+            for name, value in state.items()
+        }
+
+
+class _Episodes(NamedTuple):
+    """`starts` `[T, B]` as N episodes, longest first: the index arithmetic of a packed batch."""
+
+    owner: Tensor
+    """Batch entry of each episode, `[N]`."""
+    fresh: Tensor
+    """Whether it begins in the initial state, rather than in the state carried in, `[N]`."""
+    source: Tensor
+    """For each packed row, the row of `xs.flatten(0, 1)` it holds, `[T * B]`."""
+    back: Tensor
+    """The inverse of `source`."""
+    last: Tensor
+    """The last episode of each batch entry, `[B]`."""
+    batch_sizes: Tensor
+    """How many episodes are at least `p + 1` steps long, `[longest]`."""
+
+    @classmethod
+    def of(cls, starts: Tensor) -> _Episodes:
+        length, batch_size = starts.shape
+        begins = starts.t().clone()  # [B, T]: episodes of one batch entry follow one another
+        begins[:, 0] = True
+        episode = begins.flatten().cumsum(0) - 1  # of each (b, t)
+        first = begins.flatten().nonzero().flatten()  # b * T + t of each episode's first step
+        lengths = episode.bincount()
+        order = lengths.argsort(descending=True, stable=True)
+        rank = order.argsort()
+        position = torch.arange(batch_size * length) - first[episode]
+        # packed rows run by position in the episode, and within one position from the longest episode down
+        packed = (position * len(first) + rank[episode]).argsort()
+        source = packed % length * batch_size + packed // length
+        return cls(
+            owner=(first // length)[order],
+            fresh=starts.t().flatten()[first][order],
+            source=source,
+            back=source.argsort(),
+            last=rank[episode.view(batch_size, length)[:, -1]],
+            batch_sizes=position.bincount(),
+        )

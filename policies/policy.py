@@ -1,0 +1,251 @@
+"""MemoryActorCriticPolicy: encoder → memory → heads, as a Stable-Baselines3 actor-critic policy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, MlpExtractor
+from stable_baselines3.common.type_aliases import Schedule
+from torch import Tensor, nn
+
+from policies.encoders import default_encoder
+from policies.memories import make_memory
+from policies.memories.base import Memory, MemoryStep, State, Unrolled, reset
+
+Obs = Tensor | dict[str, Tensor]
+
+# torch.distributions checks its arguments by reading them on the host: a synchronisation at every step of a roll-out.
+# The learners look for non-finite numbers once per update instead.
+torch.distributions.Distribution.set_default_validate_args(False)
+
+
+class Decision(NamedTuple):
+    """What the heads say to a memory's output; leading dimensions are those of the output."""
+
+    action: Tensor
+    value: Tensor
+    log_prob: Tensor
+
+
+class Judgement(NamedTuple):
+    """What the heads say to actions already taken; all of the leading dimensions of the memory's output."""
+
+    value: Tensor
+    log_prob: Tensor
+    entropy: Tensor
+
+
+class MemoryActorCriticPolicy(ActorCriticPolicy):
+    """An SB3 `ActorCriticPolicy` that remembers.
+
+    `predict`, distributions, schedules and `policy_kwargs` are SB3's. The memory stands between the feature extractor
+    and the heads; with `memory="identity"` this is SB3's feed-forward policy.
+
+    Args:
+        observation_space: `Box`, `Discrete`, `MultiDiscrete`, `MultiBinary` or a `Dict` of them.
+        action_space: any that SB3 has a distribution for.
+        lr_schedule: learning rate against remaining progress (1 → 0).
+        memory: a registered name, see `policies.memories.registered()`.
+        memory_kwargs: the memory's own arguments, without its input size.
+        net_arch: hidden layers between the memory and the heads, as SB3 writes them. None: SB3's two 64-unit layers
+            for `identity`, so that the memoryless agent is a fair one, and no layer for the others.
+        activation_fn: of those layers.
+        ortho_init: orthogonal initialisation of extractor, layers and heads (not of the memory, which does its own).
+        log_std_init: initial log standard deviation of continuous actions.
+        features_extractor_class: None: by the observation space, see `policies.encoders.default_encoder`.
+        features_extractor_kwargs: its arguments.
+        normalize_images: divide uint8 images by 255.
+        optimizer_class: a torch optimiser.
+        optimizer_kwargs: its arguments without the learning rate; for Adam `eps` is 1e-5 unless given, as in SB3.
+    """
+
+    memory: Memory
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        lr_schedule: Schedule,
+        memory: str = "lstm",
+        memory_kwargs: dict[str, Any] | None = None,
+        net_arch: list[int] | dict[str, list[int]] | None = None,
+        activation_fn: type[nn.Module] = nn.Tanh,
+        ortho_init: bool = True,
+        log_std_init: float = 0.0,
+        features_extractor_class: type[BaseFeaturesExtractor] | None = None,
+        features_extractor_kwargs: dict[str, Any] | None = None,
+        normalize_images: bool = True,
+        optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam,
+        optimizer_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        if net_arch is None:
+            net_arch = [64, 64] if memory == "identity" else []
+        self.memory_name = memory
+        self.memory_kwargs = dict(memory_kwargs or {})
+        super().__init__(
+            observation_space,
+            action_space,
+            lr_schedule,
+            net_arch=net_arch,
+            activation_fn=activation_fn,
+            ortho_init=ortho_init,
+            log_std_init=log_std_init,
+            features_extractor_class=features_extractor_class or default_encoder(observation_space),
+            features_extractor_kwargs=features_extractor_kwargs,
+            normalize_images=normalize_images,
+            optimizer_class=optimizer_class,
+            optimizer_kwargs=optimizer_kwargs,
+        )
+
+    def _build_mlp_extractor(self) -> None:
+        # SB3 calls this first while it builds the networks: the memory goes before the layers it feeds.
+        self.memory = make_memory(self.memory_name, input_size=self.features_dim, **self.memory_kwargs)
+        self.mlp_extractor = MlpExtractor(
+            self.memory.output_size, net_arch=self.net_arch, activation_fn=self.activation_fn, device=self.device
+        )
+
+    # -- the two halves of a step: remember, then decide -----------------------------------------------------------
+
+    def initial_state(self, batch_size: int) -> State:
+        """The memory's state at the first step of an episode."""
+        return self.memory.initial_state(batch_size)
+
+    def remember(self, obs: Obs, state: State, starts: Tensor | None = None) -> MemoryStep:
+        """Encode one observation and step the memory.
+
+        Args:
+            obs: `[B, ...]`.
+            state: before the step.
+            starts: bool `[B]`, true where `obs` is the first of its episode; None: nowhere.
+        """
+        if starts is not None:
+            state = reset(state, starts, self.memory.initial_state(len(starts)))
+        step: MemoryStep = self.memory(self._encode(obs), state)
+        return step
+
+    def remember_sequence(
+        self, obs: Obs, starts: Tensor | None, state: State, resets: Sequence[int] | None = None
+    ) -> Unrolled:
+        """`remember` over time: `obs` `[T, B, ...]`, `starts` `[T, B]`; `resets` as in `memories.base.unroll`."""
+        shape = next(iter(obs.values())).shape[:2] if isinstance(obs, dict) else obs.shape[:2]
+        flat = {key: value.flatten(0, 1) for key, value in obs.items()} if isinstance(obs, dict) else obs.flatten(0, 1)
+        features = self._encode(flat)
+        return self.memory.unroll(features.view(*shape, *features.shape[1:]), starts, state, resets)
+
+    def decide(self, latent: Tensor, deterministic: bool = False) -> Decision:
+        """Action `[B, *action_shape]`, value `[B]` and log-probability `[B]` for a memory output `[B, F]`."""
+        latent_pi, latent_vf = self.mlp_extractor(latent)
+        distribution = self._get_action_dist_from_latent(latent_pi)
+        action = distribution.get_actions(deterministic=deterministic)
+        return Decision(action, self.value_net(latent_vf).squeeze(-1), distribution.log_prob(action))
+
+    def judge(self, latent: Tensor, action: Tensor) -> Judgement:
+        """Value, log-probability and entropy, `[T, B]`, of actions `[T, B, *action_shape]` at outputs `[T, B, F]`."""
+        shape = latent.shape[:-1]
+        latent_pi, latent_vf = self.mlp_extractor(latent.flatten(0, -2))
+        distribution = self._get_action_dist_from_latent(latent_pi)
+        action = action.flatten(0, len(shape) - 1)
+        if isinstance(self.action_space, spaces.MultiBinary):
+            action = action.to(latent.dtype)  # torch's Bernoulli takes no whole numbers
+        log_prob = distribution.log_prob(action)
+        entropy = distribution.entropy()
+        assert entropy is not None, "only squashed distributions have no entropy, and none is used here"
+        return Judgement(self.value_net(latent_vf).view(shape), log_prob.view(shape), entropy.view(shape))
+
+    def value(self, latent: Tensor) -> Tensor:
+        """Value `[B]` of a memory output `[B, F]`."""
+        values: Tensor = self.value_net(self.mlp_extractor.forward_critic(latent))
+        return values.squeeze(-1)
+
+    def action_probabilities(self, latent: Tensor) -> Tensor | None:
+        """`[B, n]` for `Discrete` actions, `[B, n]` (each a probability of 1) for `MultiBinary`; None for others."""
+        distribution = self._get_action_dist_from_latent(self.mlp_extractor.forward_actor(latent)).distribution
+        return getattr(distribution, "probs", None)
+
+    def to_env(self, action: Tensor) -> Tensor:
+        """What the environment gets: continuous actions cut to their bounds, bits as whole numbers, others as they are."""
+        if isinstance(self.action_space, spaces.MultiBinary):
+            return action.to(torch.int8)
+        if not isinstance(self.action_space, spaces.Box):
+            return action
+        if self._bounds is None or self._bounds[0].device != action.device:
+            space = self.action_space
+            self._bounds = tuple(torch.as_tensor(bound, device=action.device) for bound in (space.low, space.high))
+        return torch.clamp(action, *self._bounds)
+
+    _bounds: tuple[Tensor, ...] | None = None
+
+    @property
+    def _action_shape(self) -> tuple[int, ...]:
+        assert self.action_space.shape is not None
+        return self.action_space.shape
+
+    def _encode(self, obs: Obs) -> Tensor:
+        features = self.extract_features(obs)
+        assert isinstance(features, Tensor)
+        return features
+
+    # -- SB3's interface -------------------------------------------------------------------------------------------
+
+    def forward(  # type: ignore[override]
+        self, obs: Obs, state: State, starts: Tensor | None = None, deterministic: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor, State]:
+        """One step: action, value `[B]`, log-probability `[B]` and the state after it."""
+        step = self.remember(obs, state, starts)
+        return (*self.decide(step.output, deterministic), step.state)
+
+    def predict(  # type: ignore[override]
+        self,
+        observation: np.ndarray[Any, Any] | dict[str, np.ndarray[Any, Any]],
+        state: State | None = None,
+        episode_start: np.ndarray[Any, Any] | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray[Any, Any], State]:
+        """SB3's `predict` for recurrent policies: hand the returned state back at the next call.
+
+        Args:
+            observation: of one environment or of several.
+            state: as returned by the last call; None at the first.
+            episode_start: bool `[B]`, true where `observation` is the first of its episode; None: nowhere.
+            deterministic: the most probable action instead of a sampled one.
+        """
+        self.set_training_mode(False)
+        obs, vectorized = self.obs_to_tensor(observation)
+        batch = len(next(iter(obs.values()))) if isinstance(obs, dict) else len(obs)
+        if state is None:
+            state = self.initial_state(batch)
+        starts = None
+        if episode_start is not None:
+            starts = torch.as_tensor(np.asarray(episode_start), dtype=torch.bool, device=self.device).view(-1)
+        with torch.no_grad():
+            action, _, _, state = self.forward(obs, state, starts, deterministic)
+            actions = self.to_env(action).cpu().numpy().reshape((-1, *self._action_shape))
+        return actions if vectorized else actions.squeeze(axis=0), state
+
+    def evaluate_actions(  # type: ignore[override]
+        self, obs: Obs, actions: Tensor, state: State, starts: Tensor | None, resets: Sequence[int] | None = None
+    ) -> tuple[Judgement, Unrolled]:
+        """Replay `[T, B, ...]` from `state` and judge the actions taken; also the memory's outputs and losses."""
+        unrolled = self.remember_sequence(obs, starts, state, resets)
+        return self.judge(unrolled.outputs, actions), unrolled
+
+    def predict_values(self, obs: Obs, state: State, starts: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        """Value `[B]` of one observation given the state before it."""
+        return self.value(self.remember(obs, state, starts).output)
+
+    def get_distribution(self, obs: Obs, state: State, starts: Tensor | None = None) -> Any:  # type: ignore[override]
+        """SB3 distribution over the actions of one observation given the state before it."""
+        latent = self.remember(obs, state, starts).output
+        return self._get_action_dist_from_latent(self.mlp_extractor.forward_actor(latent))
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return {
+            **super()._get_constructor_parameters(),
+            "memory": self.memory_name,
+            "memory_kwargs": self.memory_kwargs,
+        }

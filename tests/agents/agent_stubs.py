@@ -1,0 +1,87 @@
+"""A memory that counts, an environment that plays back a script, and a learner stopped after a roll-out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from agents import MemoryOnPolicyAlgorithm
+from agents.rollout import Rollout
+from envs.tensor_env import TensorEnv
+from policies.memories.base import Memory, MemoryStep, State
+
+
+class Counter(Memory):
+    """Output `[count, *x]`: how many steps its state has seen, this one included, and what it sees."""
+
+    def __init__(self, input_size: int) -> None:
+        super().__init__()
+        self.output_size = 1 + input_size
+
+    def initial_state(self, batch_size: int) -> State:
+        return {"count": torch.zeros(batch_size, 1, device=self.device)}
+
+    def forward(self, x: Tensor, state: State) -> MemoryStep:
+        count = state["count"] + 1
+        return MemoryStep(torch.cat([count, x], 1), {"count": count}, {})
+
+
+class Script(TensorEnv):
+    """Plays back rewards and ends, `[T, N]`, over and over.
+
+    The observation of copy n is the step within its episode, from 0 up, plus 1000 n.
+    """
+
+    truncates = True
+    state_names = ("position",)
+
+    def __init__(self, rewards: Tensor, terminated: Tensor, truncated: Tensor) -> None:
+        super().__init__(rewards.shape[1], spaces.Box(-1e9, 1e9, (1,)), spaces.Discrete(2))
+        self.rewards, self.terminated, self.truncated = rewards, terminated, truncated
+        self.time = 0
+
+    def _begin(self, where: Tensor | None) -> None:
+        if where is None:
+            self.time = 0
+            self.position = torch.zeros(self.num_envs)
+        else:
+            self.position = self.position * ~where
+
+    def _advance(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        t = self.time % len(self.rewards)
+        self.time += 1
+        self.position = self.position + 1
+        return self.rewards[t], self.terminated[t], self.truncated[t]
+
+    def _observe(self) -> Tensor:
+        return (self.position + 1000 * torch.arange(self.num_envs))[:, None]
+
+
+def script(rewards: Any, terminated: Any = (), truncated: Any = ()) -> Script:
+    """`rewards` `[T][N]`; `terminated` and `truncated` list the (t, n) at which they are true."""
+    values = torch.tensor(rewards, dtype=torch.float32)
+    ends = []
+    for places in (terminated, truncated):
+        mask = torch.zeros(values.shape, dtype=torch.bool)
+        for t, n in places:
+            mask[t, n] = True
+        ends.append(mask)
+    return Script(values, *ends)
+
+
+def collect(model: MemoryOnPolicyAlgorithm) -> Rollout:
+    """One more roll-out, without the update that follows it."""
+    _, callback = model._setup_learn(10**9, None, reset_num_timesteps=False)
+    callback.on_training_start(locals(), globals())
+    assert model.collect_rollouts(model.env, callback, model.rollout, model.n_steps)
+    return model.rollout
+
+
+def set_critic(model: MemoryOnPolicyAlgorithm, weights: list[float], bias: float) -> None:
+    """A critic known by heart: `weights` on the memory's output, plus `bias`."""
+    with torch.no_grad():
+        model.policy.value_net.weight.copy_(torch.tensor([weights]))
+        model.policy.value_net.bias.fill_(bias)

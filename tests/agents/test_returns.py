@@ -1,0 +1,124 @@
+"""Advantages and returns: against numbers worked out by hand, against a slow loop, and out of a whole learner."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from agent_stubs import collect, script, set_critic
+from torch import Tensor
+
+from agents import A2C, PPO, MemoryOnPolicyAlgorithm
+from agents.rollout import advantages_and_returns
+
+# Critic 4 everywhere, discount 1/2, lambda 1/2, rewards 1, 2, 3, 4 in every column. Worked out by hand:
+#   within an episode       delta = r + 4/2 - 4 = r - 2, and A_t = delta_t + A_{t+1} / 4
+#   terminated at step 1    delta_1 = 2 - 4 = -2, and nothing is carried back from step 2
+#   truncated at step 1     delta_1 = 2 + 4/2 - 4 = 0, and nothing is carried back from step 2
+REWARDS = [[1.0] * 4, [2.0] * 4, [3.0] * 4, [4.0] * 4]
+TERMINATED, TRUNCATED = [(1, 1), (1, 3)], [(1, 2), (1, 3)]
+#            running    terminated  truncated  both: as terminated
+ADVANTAGES = [
+    [-0.90625, -1.5, -1.0, -1.5],
+    [0.375, -2.0, 0.0, -2.0],
+    [1.5, 1.5, 1.5, 1.5],
+    [2.0, 2.0, 2.0, 2.0],  # 4 + 4/2 - 4: the roll-out's end bootstraps too
+]
+
+
+def flags(places: list[tuple[int, int]], shape: tuple[int, int] = (4, 4)) -> Tensor:
+    mask = torch.zeros(shape, dtype=torch.bool)
+    for place in places:
+        mask[place] = True
+    return mask
+
+
+def test_by_hand() -> None:
+    constant = torch.full((4, 4), 4.0)
+    truncated = flags(TRUNCATED)
+    advantages, returns = advantages_and_returns(
+        torch.tensor(REWARDS), constant, constant[0], flags(TERMINATED), truncated, 4.0 * truncated, 0.5, 0.5
+    )
+    assert advantages.tolist() == ADVANTAGES
+    assert returns.tolist() == [[a + 4 for a in row] for row in ADVANTAGES]
+
+
+@pytest.mark.parametrize("learner", [A2C, PPO])
+def test_by_hand_in_a_learner(learner: type[MemoryOnPolicyAlgorithm], counter: str) -> None:
+    env = script(REWARDS, TERMINATED, TRUNCATED)
+    model = learner(
+        "MemoryPolicy", env, n_steps=4, gamma=0.5, gae_lambda=0.5, policy_kwargs={"memory": counter}, seed=0
+    )
+    set_critic(model, [0.0, 0.0], 4.0)
+    rollout = collect(model)
+    assert rollout.advantages.tolist() == ADVANTAGES
+    assert rollout.returns.tolist() == [[a + 4 for a in row] for row in ADVANTAGES]
+
+
+def test_reward_scale_enters_the_advantages_and_not_the_log(counter: str) -> None:
+    kwargs = {"n_steps": 4, "gamma": 1.0, "gae_lambda": 1.0, "policy_kwargs": {"memory": counter}, "seed": 0}
+    model = A2C("MemoryPolicy", script([[1.0], [2.0], [3.0], [4.0]], [(3, 0)]), reward_scale=0.5, **kwargs)
+    set_critic(model, [0.0, 0.0], 0.0)
+    assert collect(model).returns.flatten().tolist() == [5.0, 4.5, 3.5, 2.0]
+    model.learn(4)
+    assert [episode["r"] for episode in model.ep_info_buffer] == [10.0]
+
+
+def test_a_cut_episode_bootstraps_from_its_final_observation_and_final_memory(counter: str) -> None:
+    """The critic reads 100 * (steps remembered) + (step of the episode), so its value says which of each it was given.
+
+    Copy 0 is cut after its steps 2 and 5, copy 1 terminates after step 3. When copy 0 is cut, the memory has seen
+    positions 0, 1, 2 and the final observation is position 3, the fourth thing to remember: 403. The observation of the
+    next episode would give 100 with a fresh memory, or 400 with the old one; the final observation with a fresh memory 103.
+    """
+    env = script([[0.0, 0.0]] * 6, terminated=[(3, 1)], truncated=[(2, 0), (5, 0)])
+    model = PPO("MemoryPolicy", env, n_steps=6, gamma=1.0, gae_lambda=0.0, policy_kwargs={"memory": counter}, seed=0)
+    set_critic(model, [100.0, 1.0], 0.0)
+    rollout = collect(model)
+    assert rollout.values[:, 0].tolist() == [100, 201, 302, 100, 201, 302]
+    assert rollout.values[:, 1].tolist() == [1100, 1201, 1302, 1403, 1100, 1201]
+    assert rollout.final_values.tolist() == [[0, 0], [0, 0], [403, 0], [0, 0], [0, 0], [403, 0]]
+    # gae_lambda 0, no reward: A_t = V' - V_t; terminated: 0 - 1403; at the end copy 1 is at position 2 of its second episode
+    assert rollout.advantages[:, 0].tolist() == [101, 101, 101, 101, 101, 101]
+    assert rollout.advantages[:, 1].tolist() == [101, 101, 101, -1403, 101, 101]
+
+
+def slow(
+    rewards: Tensor, values: Tensor, last: Tensor, terminated: Tensor, truncated: Tensor, final: Tensor, g: float, lam: float
+) -> list[list[float]]:
+    """Each advantage as the sum that defines it, eq. 16, one number at a time."""
+    steps, copies = rewards.shape
+    result = [[0.0] * copies for _ in range(steps)]
+    for n in range(copies):
+        for t in range(steps):
+            weight = 1.0
+            for k in range(t, steps):
+                following = values[k + 1, n].item() if k + 1 < steps else last[n].item()
+                if terminated[k, n]:
+                    following = 0.0
+                elif truncated[k, n]:
+                    following = final[k, n].item()
+                result[t][n] += weight * (rewards[k, n].item() + g * following - values[k, n].item())
+                if terminated[k, n] or truncated[k, n]:
+                    break
+                weight *= g * lam
+    return result
+
+
+@pytest.mark.parametrize(("gamma", "gae_lambda"), [(0.99, 0.95), (0.9, 1.0), (1.0, 0.5), (0.5, 0.0)])
+def test_against_a_slow_loop(gamma: float, gae_lambda: float) -> None:
+    generator = torch.Generator().manual_seed(3)
+    steps, copies = 17, 6
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    terminated = torch.rand(steps, copies, generator=generator) < 0.15
+    truncated = torch.rand(steps, copies, generator=generator) < 0.15
+    terminated[:, 0] = truncated[:, 0] = False  # an episode that outlasts the roll-out
+    assert (terminated & truncated).any()
+    rewards, values, final, last = normal(steps, copies), normal(steps, copies), normal(steps, copies), normal(copies)
+    arguments = (rewards, values, last, terminated, truncated, final, gamma, gae_lambda)
+    advantages, returns = advantages_and_returns(*arguments)
+    expected = torch.tensor(slow(*arguments), dtype=torch.float64)
+    torch.testing.assert_close(advantages, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(returns, expected + values, rtol=1e-12, atol=1e-12)

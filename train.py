@@ -1,0 +1,193 @@
+"""Train an agent with a memory: `python train.py`, or `python train.py --env CartPole-v1 --memory lstm --algo ppo`.
+
+With no argument it runs the main job: an MNM agent learns the invisible-goal maze on the CPU. `--help` explains every
+option; docs/metrics.md explains every number that is logged.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+from stable_baselines3.common.callbacks import CallbackList
+from stable_baselines3.common.utils import get_device
+
+from agents import LEARNERS, CheckpointError, MemoryOnPolicyAlgorithm, NonFiniteError, latest_checkpoint, load, make_env
+from agents.callbacks import CheckpointEvery, DescribeRun, RunDisplay, git_state
+from agents.config import Config, default_recipe, find_recipe, load_config
+from agents.evaluation import Score, evaluate, random_score
+from agents.logs import run_logger
+from policies.allocator import tune_allocator
+
+
+def parse(arguments: list[str]) -> tuple[Config, Path | None]:
+    """The configuration, and the checkpoint to go on from where `--resume` is given.
+
+    Flags go before the recipe's values, and these before the defaults; a resumed run starts from its own `config.yaml`.
+    """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("recipe", "resume", "env", "algo", "memory"):
+        first.add_argument(f"--{name}")
+    given, _ = first.parse_known_args(arguments)
+    checkpoint = None
+    if given.resume:
+        checkpoint = latest_checkpoint(given.resume)
+        run_dir = Path(given.resume) if checkpoint != Path(given.resume) else checkpoint.parent.parent
+        defaults = load_config(run_dir / "config.yaml")
+        defaults.run_dir = run_dir
+    else:
+        recipe = find_recipe(given.recipe) if given.recipe else default_recipe(given.env, given.algo)
+        defaults = load_config(recipe) if recipe else Config()
+        defaults.recipe = recipe.stem if recipe else None
+        if given.env not in (None, defaults.env):  # a recipe's arguments are those of its own parts
+            defaults.env_kwargs = {}
+        if given.memory not in (None, defaults.memory):
+            defaults.memory_kwargs = {}
+    return tyro.cli(Config, default=defaults, args=arguments, description=__doc__), checkpoint
+
+
+def build(config: Config, checkpoint: Path | None = None) -> MemoryOnPolicyAlgorithm:
+    """The environment and the learner, new or as the checkpoint left it."""
+    if config.algo not in LEARNERS:
+        raise ValueError(f"unknown algorithm {config.algo!r}; known are {', '.join(LEARNERS)}")
+    device = get_device(config.device)
+    env = make_env(config.env, config.num_envs, device, **config.env_kwargs)
+    if checkpoint is not None:
+        return load(checkpoint, env, device=device)
+    return LEARNERS[config.algo]("MemoryPolicy", env, device=device, **config.learner_kwargs())  # type: ignore[arg-type]
+
+
+def run(config: Config, folder: Path, console: Console, checkpoint: Path | None = None) -> MemoryOnPolicyAlgorithm:
+    """Train one agent, with its log and checkpoints in `folder`; returns early after Ctrl-C."""
+    model = build(config, checkpoint)
+    model.set_logger(run_logger(folder, resume_at=model.num_timesteps))
+    saver = CheckpointEvery(folder / "checkpoints", config.checkpoint_every)
+    display = RunDisplay(f"{config.memory} {config.algo}", console)
+    callbacks = [saver, DescribeRun(dataclasses.asdict(config)), *([display] if config.progress else [])]
+
+    def stop(signum: int, frame: Any) -> None:
+        if model.stop_requested:
+            raise KeyboardInterrupt
+        model.stop_requested = True
+        console.print("stopping after this iteration; again to stop at once")
+
+    handlers = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        remaining = config.total_timesteps - model.num_timesteps
+        model.learn(remaining, CallbackList(callbacks), reset_num_timesteps=checkpoint is None)
+    except NonFiniteError as error:
+        raise NonFiniteError(f"{error}; the last good checkpoint is {saver.last}") from error
+    finally:
+        display.stop()
+        model.logger.close()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    return model
+
+
+def score(config: Config, model: MemoryOnPolicyAlgorithm) -> Score:
+    """Fresh episodes with the trained agent, its actions sampled as in training."""
+    env = make_env(config.env, min(config.num_envs, config.eval_episodes), model.device, **config.env_kwargs)
+    env.reset(seed=config.seed + 1_000_003)  # episodes that training has not seen
+    return evaluate(model, env, config.eval_episodes)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command; see the top of this file."""
+    console = Console()
+    try:
+        config, checkpoint = parse(sys.argv[1:] if arguments is None else arguments)
+        sys.exit(train(config, checkpoint, console))
+    except (ValueError, CheckpointError, NonFiniteError) as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("stopped at once; the last checkpoint stands")
+        sys.exit(130)
+
+
+def train(config: Config, checkpoint: Path | None, console: Console) -> int:
+    """The whole command on a parsed configuration; gives the exit status."""
+    torch.set_num_threads(config.threads)
+    tune_allocator()
+    parts = [config.env.split("/")[-1], config.memory, config.algo, str(config.seed), time.strftime("%Y%m%d-%H%M%S")]
+    folder = config.run_dir or Path("runs") / "-".join(parts)
+    config.run_dir, config.resume = folder, None
+    if checkpoint is None and (folder / "config.yaml").exists():
+        raise ValueError(f"{folder} already holds a run; choose another --run-dir, or --resume {folder}")
+    build_check = build(config)  # names and arguments are found wrong before anything is written
+    del build_check
+    folder.mkdir(parents=True, exist_ok=True)
+    config.save(folder / "config.yaml")
+    (folder / "git.txt").write_text(git_state() + "\n", encoding="utf-8")
+    source = f"recipe {config.recipe}" if config.recipe else "default values"
+    console.print(f"[bold]{config.memory}[/] with {config.algo} on {config.env} · {source} · {folder}", highlight=False)
+
+    started = time.perf_counter()
+    model = run(config, folder, console, checkpoint)
+    wall = time.perf_counter() - started
+    if model.stop_requested:
+        console.print(f"stopped at {model.num_timesteps:,} steps; go on with: python train.py --resume {folder}")
+        return 130
+    result = score(config, model)
+    identity = None
+    if config.baseline and config.memory != "identity":
+        memoryless = dataclasses.replace(config, memory="identity", memory_kwargs={})
+        identity_model = run(memoryless, folder / "identity", console)
+        if identity_model.stop_requested:
+            console.print(f"the result stands in {folder}; the identity agent was stopped")
+        else:
+            identity = score(config, identity_model)
+    elif config.memory == "identity":
+        identity = result
+    steps = model.num_timesteps
+    summary = {
+        "mean_return": result.mean,
+        "ci95": result.ci95,
+        "identity_mean_return": None if identity is None else identity.mean,
+        "env_steps": steps,
+        "episodes": model._episode_num,
+        "wall_s": round(wall, 2),
+        "steps_per_s": round((steps - model._num_timesteps_at_start) / wall, 1),
+    }
+    (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    report(config, console, result, identity, summary)
+    return 0
+
+
+def report(config: Config, console: Console, result: Score, identity: Score | None, summary: dict[str, Any]) -> None:
+    """The table at the end, and what to do next."""
+    chance = random_score(make_env(config.env, config.num_envs, "cpu", **config.env_kwargs), config.eval_episodes)
+    table = Table(title=f"{config.env}: mean return of {result.episodes} fresh episodes")
+    for title in ("agent", "return", "95 % interval"):
+        table.add_column(title, justify="left" if title == "agent" else "right")
+    rows = {f"{config.memory} (memory)": result, "identity (no memory)": identity, "random actions": chance}
+    if config.memory == "identity":
+        del rows["identity (memory)"]
+    for name, value in rows.items():
+        if value is not None:
+            table.add_row(name, f"{value.mean:.2f}", f"± {value.ci95:.2f}")
+    console.print(table)
+    folder = config.run_dir
+    console.print(
+        f"{summary['env_steps']:,} steps, {summary['episodes']:,} episodes in {summary['wall_s']:.0f} s "
+        f"({summary['steps_per_s']:,.0f} steps/s) · {folder}/summary.json\n"
+        f"watch it:   python evaluate.py {folder} --watch\n"
+        f"curves:     tensorboard --logdir {folder}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+if __name__ == "__main__":
+    main()
