@@ -98,8 +98,7 @@ def run(config: Config, folder: Path, console: Console, checkpoint: Path | None 
 def score(config: Config, model: MemoryOnPolicyAlgorithm) -> Score:
     """Fresh episodes with the trained agent, its actions sampled as in training."""
     env = make_env(config.env, min(config.num_envs, config.eval_episodes), model.device, **config.env_kwargs)
-    env.reset(seed=config.seed + 1_000_003)  # episodes that training has not seen
-    return evaluate(model, env, config.eval_episodes)
+    return evaluate(model, env, config.eval_episodes, seed=config.seed + 1_000_003)  # not a seed of training
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -125,8 +124,7 @@ def train(config: Config, checkpoint: Path | None, console: Console) -> int:
     config.run_dir, config.resume = folder, None
     if checkpoint is None and (folder / "config.yaml").exists():
         raise ValueError(f"{folder} already holds a run; choose another --run-dir, or --resume {folder}")
-    build_check = build(config)  # names and arguments are found wrong before anything is written
-    del build_check
+    build(config)  # wrong names and arguments come out before anything is written
     folder.mkdir(parents=True, exist_ok=True)
     config.save(folder / "config.yaml")
     (folder / "git.txt").write_text(git_state() + "\n", encoding="utf-8")
@@ -167,9 +165,9 @@ def train(config: Config, checkpoint: Path | None, console: Console) -> int:
 
 def report(config: Config, console: Console, result: Score, identity: Score | None, summary: dict[str, Any]) -> None:
     """The table at the end, and what to do next."""
-    chance = random_score(make_env(config.env, config.num_envs, "cpu", **config.env_kwargs), config.eval_episodes)
-    table = Table(title=f"{config.env}: mean return of {result.episodes} fresh episodes")
-    for title in ("agent", "return", "95 % interval"):
+    chance = random_score(make_env(config.env, config.num_envs, **config.env_kwargs), config.eval_episodes, config.seed)
+    table = Table(title=f"{result.episodes} fresh episodes", title_justify="left")
+    for title in ("agent", "mean return", "95 % interval"):
         table.add_column(title, justify="left" if title == "agent" else "right")
     rows = {f"{config.memory} (memory)": result, "identity (no memory)": identity, "random actions": chance}
     if config.memory == "identity":

@@ -52,24 +52,40 @@ class CheckpointError(RuntimeError):
 
 
 def write_checkpoint(path: str | os.PathLike[str], manifest: dict[str, Any], tensors: dict[str, Tensor]) -> Path:
-    """Write a checkpoint folder at `path`, all or nothing; one that is there is replaced."""
+    """Write a checkpoint folder at `path`, all or nothing; one that is there is replaced.
+
+    Replacing takes two renames, as a folder cannot be renamed onto another; whoever dies between them leaves the old
+    checkpoint in `.NAME.old`, where `read_manifest` finds it.
+    """
     target = Path(path)
-    staging = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    staging, old = (target.with_name(f".{target.name}.{word}") for word in ("partial", "old"))
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     save_file({name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}, staging / TENSORS)
-    header = {"format": FORMAT, "format_version": FORMAT_VERSION, "tensors_sha256": _digest(staging / TENSORS)}
+    header = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "tensors_sha256": _digest(staging / TENSORS),
+        "tensors": _shapes(tensors),
+    }
     with open(staging / MANIFEST, "w", encoding="utf-8") as file:
         json.dump({**header, **manifest}, file, indent=1)
     for name in (TENSORS, MANIFEST):
         with open(staging / name, "rb+") as file:
             os.fsync(file.fileno())
-    old = target.with_name(f".{target.name}.old-{os.getpid()}")
     if target.exists():
+        shutil.rmtree(old, ignore_errors=True)
         target.rename(old)
     staging.rename(target)
     shutil.rmtree(old, ignore_errors=True)
     return target
+
+
+def _whole(path: str | os.PathLike[str]) -> Path:
+    """The folder of a checkpoint: `path`, or what it was before a replacement that died half-way."""
+    path = Path(path)
+    old = path.with_name(f".{path.name}.old")
+    return old if old.exists() and not path.exists() else path
 
 
 def read_manifest(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -78,19 +94,18 @@ def read_manifest(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         CheckpointError: it is missing, damaged, not ours or newer than this version can read.
     """
-    file = Path(path) / MANIFEST
+    file = _whole(path) / MANIFEST
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"no checkpoint at {path}: {file} is missing") from error
-    except (ValueError, OSError) as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise CheckpointError(f"no checkpoint at {path}: expected the file {file}") from error
+    except (ValueError, OSError, RecursionError) as error:
         raise CheckpointError(f"{file} is damaged: expected a JSON manifest ({error})") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise CheckpointError(f"{file} is not an Engram manifest: expected format {FORMAT!r}")
-    if manifest.get("format_version", 0) > FORMAT_VERSION:
-        raise CheckpointError(
-            f"{file} has format version {manifest['format_version']}, this Engram reads up to {FORMAT_VERSION}: upgrade"
-        )
+    found = manifest.get("format_version")
+    if not isinstance(found, int) or found > FORMAT_VERSION:
+        raise CheckpointError(f"{file} has format version {found}, this Engram reads up to {FORMAT_VERSION}: upgrade it")
     return manifest
 
 
@@ -100,7 +115,7 @@ def read_tensors(path: str | os.PathLike[str], manifest: dict[str, Any]) -> dict
     Raises:
         CheckpointError: the file is missing, or is not the one the manifest speaks of.
     """
-    file = Path(path) / TENSORS
+    file = _whole(path) / TENSORS
     if not file.is_file():
         raise CheckpointError(f"{file} is missing: expected it beside {MANIFEST}")
     found = _digest(file)
@@ -112,7 +127,13 @@ def read_tensors(path: str | os.PathLike[str], manifest: dict[str, Any]) -> dict
         tensors: dict[str, Tensor] = load_file(file)
     except (SafetensorError, ValueError) as error:
         raise CheckpointError(f"{file} is damaged: expected safetensors ({error})") from error
+    if _shapes(tensors) != manifest.get("tensors"):
+        raise CheckpointError(f"{file} is damaged: expected the tensors that {MANIFEST} lists; take an older one")
     return tensors
+
+
+def _shapes(tensors: dict[str, Tensor]) -> dict[str, list[int]]:
+    return {name: list(value.shape) for name, value in tensors.items()}
 
 
 def latest_checkpoint(folder: str | os.PathLike[str]) -> Path:
@@ -124,10 +145,10 @@ def latest_checkpoint(folder: str | os.PathLike[str]) -> Path:
     folder = Path(folder)
     if (folder / MANIFEST).is_file():
         return folder
-    found = sorted((folder / "checkpoints").glob("step_*/" + MANIFEST), key=lambda file: int(file.parent.name[5:]))
-    if not found:
+    steps = [file.parent for file in (folder / "checkpoints").glob(f"step_*/{MANIFEST}") if file.parent.name[5:].isdigit()]
+    if not steps:
         raise CheckpointError(f"no checkpoint in {folder}: expected {folder / 'checkpoints' / 'step_*' / MANIFEST}")
-    return found[-1].parent
+    return max(steps, key=lambda step: int(step.name[5:]))
 
 
 def load(path: str | os.PathLike[str], env: EnvLike | None = None, **kwargs: Any) -> MemoryOnPolicyAlgorithm:
@@ -146,7 +167,6 @@ class Checkpointed(BaseAlgorithm):
 
     def save(self: Any, path: str | os.PathLike[str]) -> None:  # type: ignore[override]
         """Write a checkpoint folder at `path`: the agent, its optimiser and all that the run's next step depends on."""
-        names = [name for name in inspect.signature(type(self).__init__).parameters if name not in NOT_KEPT]
         tensors = {f"policy/{name}": value for name, value in self.policy.state_dict().items()}
         optimizer = self.policy.optimizer.state_dict()
         for index, entries in optimizer["state"].items():
@@ -160,7 +180,7 @@ class Checkpointed(BaseAlgorithm):
         manifest = {
             "algorithm": type(self).__name__,
             "policy": encode(self.policy_class),
-            "config": {name: encode(getattr(self, name)) for name in names},
+            "config": {name: encode(getattr(self, name)) for name in self._kept_arguments()},
             "param_groups": optimizer["param_groups"],
             "counters": {name: getattr(self, name) for name in COUNTERS},
             "num_envs": getattr(self, "n_envs", 1),
@@ -171,6 +191,11 @@ class Checkpointed(BaseAlgorithm):
             "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
         }
         write_checkpoint(path, manifest, tensors)
+
+    @classmethod
+    def _kept_arguments(cls) -> list[str]:
+        """Names of the constructor arguments that a checkpoint keeps."""
+        return [name for name in inspect.signature(cls.__init__).parameters if name not in NOT_KEPT]
 
     def _running(self: Any) -> dict[str, Tensor]:
         """Where the run is: observation, reset signal, memory and the episodes under way and just ended."""
@@ -217,10 +242,12 @@ class Checkpointed(BaseAlgorithm):
             action_space = decode_space(manifest["action_space"])
             model = cls._build(manifest, observation_space, action_space, env, get_device(device), kwargs)
             model._restore(manifest, tensors)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            if isinstance(error, CheckpointError):
-                raise
-            raise CheckpointError(f"{path} does not fit: {error}") from error
+        except CheckpointError:
+            raise
+        except KeyError as error:
+            raise CheckpointError(f"{path} is incomplete: expected an entry {error}") from error
+        except (ArithmeticError, AssertionError, AttributeError, IndexError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{path} does not fit: {' '.join(str(error).split())}") from error
         return model
 
     @classmethod
@@ -236,9 +263,9 @@ class Checkpointed(BaseAlgorithm):
         """A learner with the saved arguments, not yet with the saved tensors."""
         given = kwargs.pop("policy_kwargs", {})
         saved = manifest["config"]["policy_kwargs"] or {}
-        config = {name: v for name, v in manifest["config"].items() if name not in (*kwargs, "policy_kwargs")}
         policy_kwargs = {name: decode(value, name) for name, value in saved.items() if name not in given} | given
-        arguments = {name: decode(value, name) for name, value in config.items()} | kwargs
+        missing = [name for name in cls._kept_arguments() if name not in (*kwargs, "policy_kwargs")]
+        arguments = {name: decode(manifest["config"][name], name) for name in missing} | kwargs
         policy = arguments.pop("policy", None) or decode(manifest["policy"], "policy")
         learner: Any = cls
         model = learner(policy, env, device=device, policy_kwargs=policy_kwargs, _init_setup_model=False, **arguments)
@@ -246,9 +273,7 @@ class Checkpointed(BaseAlgorithm):
             if env is None:
                 setattr(model, name, saved_space)
             elif getattr(model, name) != saved_space:
-                raise CheckpointError(
-                    f"{name} is {getattr(model, name)}, but the checkpoint was made with {saved_space}"
-                )
+                raise ValueError(f"{name} is {getattr(model, name)}, but it was made with {saved_space}")
         if env is None:
             model.n_envs = manifest["num_envs"]
         model._setup_model()
@@ -279,11 +304,15 @@ class Checkpointed(BaseAlgorithm):
         if not environment or type(env).__name__ != manifest["env"] or self.n_envs != manifest["num_envs"]:
             return  # `learn` starts new episodes
         env.load_state_dict(environment)
-        observations = {name[4:]: value.to(self.device) for name, value in running.items() if name.startswith("obs/")}
-        self._obs = observations[""] if list(observations) == [""] else observations
+        names = getattr(self.observation_space, "spaces", {"": None})
+        observations = {name: running[f"obs/{name}"].to(self.device) for name in names}
+        self._obs = observations.get("", observations)
         self._starts = running["starts"].to(self.device)
         self._may_start = manifest["may_start"]
         self._state = {name: value.to(self.device) for name, value in part("memory/").items()}
+        expected = self.policy.initial_state(self.n_envs)
+        if _shapes(self._state) != _shapes(expected):
+            raise ValueError(f"the memory's state is {_shapes(self._state)}, expected {_shapes(expected)}")
         self._episode_returns = running["episode_returns"].numpy()
         self._episode_lengths = running["episode_lengths"].numpy()
         assert isinstance(self.env, TensorVecEnv)

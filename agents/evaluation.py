@@ -83,10 +83,7 @@ def evaluate(
         ValueError: `n_episodes` is below 1, or the environment's spaces are not the agent's.
     """
     policy = model.policy if isinstance(model, MemoryOnPolicyAlgorithm) else model
-    for name in ("observation_space", "action_space"):
-        theirs, ours = getattr(env, f"single_{name}"), getattr(policy, name)
-        if theirs != ours:
-            raise ValueError(f"the environment's {name} is {theirs}, but the agent was made for {ours}")
+    check_spaces(policy, env)
     state = policy.initial_state(env.num_envs)
 
     def act(obs: Obs, starts: Tensor | None) -> Tensor:
@@ -101,6 +98,18 @@ def evaluate(
         return play(act, env, n_episodes, seed)
     finally:
         policy.set_training_mode(training)
+
+
+def check_spaces(policy: MemoryActorCriticPolicy, env: TensorEnv) -> None:
+    """Whether an agent can act in an environment.
+
+    Raises:
+        ValueError: the observation or action space is another one.
+    """
+    for name in ("observation_space", "action_space"):
+        theirs, ours = getattr(env, f"single_{name}"), getattr(policy, name)
+        if theirs != ours:
+            raise ValueError(f"the environment's {name} is {theirs}, but the agent was made for {ours}")
 
 
 def random_score(env: TensorEnv, n_episodes: int, seed: int | None = None) -> Score:
@@ -126,7 +135,7 @@ def play(act: Act, env: TensorEnv, n_episodes: int, seed: int | None = None) -> 
 
 
 def _play_fixed(act: Act, env: TensorEnv, quota: Array, seed: int | None) -> tuple[Array, Array]:
-    """Returns and lengths, `[rounds, num_envs]`, where all episodes are `env.horizon` steps: nothing is read on the way."""
+    """Returns and lengths, `[rounds, num_envs]`, where all episodes are `env.horizon` steps: no reading on the way."""
     assert env.horizon is not None
     obs, _ = env.reset(seed=seed)
     starts = torch.ones(env.num_envs, dtype=torch.bool, device=env.device)

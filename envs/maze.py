@@ -76,9 +76,9 @@ class InvisibleGoalMaze(TensorEnv):
         | Miconi 2018, MNM | 0.2            | 15             | 414.1                         |
         | `batch.py`, 9x9  | 7.7            | 54             | 324.2                         |
 
-        Without memory: a scripted walker that never bumps and, where it sees its previous action, goes straight on and
-        turns only where it must. Told: the exact optimum over all policies that know the state, which no agent that
-        has to search first can reach. The other two are exact or within 1 of it.
+        Without memory: what a scripted walker reaches that never bumps and, where it sees its previous action, goes
+        straight on and turns only where it must (measured, +-0.5; a learned policy may do somewhat better). Told: the
+        exact optimum over all policies that know the state, which no agent that has to search first can reach.
 
     Raises:
         ValueError: an argument is outside its range.

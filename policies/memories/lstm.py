@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -29,5 +30,5 @@ class LSTM(TorchRecurrent):
     def __init__(self, input_size: int, hidden_size: int = 200, num_layers: int = 1) -> None:
         super().__init__(input_size, hidden_size, num_layers)
 
-    def cell(self, x: Tensor, state: tuple[Tensor, ...], parameters: list[Tensor]) -> tuple[Tensor, ...]:
+    def cell(self, x: Tensor, state: tuple[Tensor, ...], parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:
         return torch.lstm_cell(x, state, *parameters)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from policies.memories.base import Memory, MemoryStep, Panel, State
+from policies.memories.base import Memory, MemoryStep, Panel, State, Unrolled, unroll, unroll_segments
 from policies.memories.fast_weights import activations, write_gradient, write_local
 from policies.memories.fast_weights_kernels import GradientStep, LocalStep
+from policies.memories.mnm_sequence import LocalSequence, SlowWeights
 from policies.memories.pictures import vector_panel
 from policies.memories.registry import register_memory
 
@@ -17,9 +20,9 @@ from policies.memories.registry import register_memory
 class MNM(Memory):
     """Metalearned neural memory (Munkhdalai et al., NeurIPS 2019), §3: what both write rules share.
 
-    An LSTM controller sees the input and the last read-out, and emits keys, values and a rate. The memory is a bias-free
-    tanh network f_φ; writing changes its weights, reading is a forward pass. Within a step the write comes first, so
-    that the read sees it.
+    An LSTM controller sees the input and the last read-out, and emits keys, values and a rate. The memory is a
+    bias-free tanh network f_φ; writing changes its weights, reading is a forward pass. Within a step the write comes
+    first, so that the read sees it.
 
     State: `hidden`, `cell` `[B, hidden_size]`; `read_value` `[B, value_size]`; `weights_1` ... `weights_L`
     `[B, D_l, D_{l-1}]`, with D_0 = key_size, D_L = value_size, and memory_units between.
@@ -35,9 +38,10 @@ class MNM(Memory):
         memory_layers: L, at least 1.
         heads: H, keys and values written, and keys read, at each step.
         rate: "single": one β for all layers, as in eq. (3); "per-layer": one β^l for each, as eq. (4) allows.
-        output_activation: of the last memory layer.
-        mean_over_units: average squared errors over units too, as appendix C and the public port do, where equations (2)
-            and (5) sum over them. It divides the step by D_l / 2 (local) or d_v (gradient), and the meta loss by d_v.
+        output_activation: of the last memory layer. "tanh" is appendix A's; "linear", the public port's and appendix
+            C's, wants `mean_over_units`, for without it a step on strong keys overshoots and the weights diverge.
+        mean_over_units: average squared errors over units too, as appendix C and the port do, where equations (2) and
+            (5) sum over them: divides the step by D_l / 2 (local) or d_v (gradient), and the meta loss by d_v.
         memory_seed: of φ_0, which is random, the same at the start of every episode, saved but never trained (§3.5).
         fast: compute a step by hand-written kernels; False: by plain operations, which give the same.
     """
@@ -62,6 +66,12 @@ class MNM(Memory):
         fast: bool = True,
     ) -> None:
         super().__init__()
+        if rate not in ("single", "per-layer"):
+            raise ValueError(f"rate is {rate!r}; it must be 'single' or 'per-layer'")
+        if output_activation not in ("tanh", "linear"):
+            raise ValueError(f"output_activation is {output_activation!r}; it must be 'tanh' or 'linear'")
+        if min(memory_layers, heads) < 1:
+            raise ValueError(f"memory_layers and heads must be at least 1, not {memory_layers} and {heads}")
         self.output_size = output_size or hidden_size
         self.hidden_size = hidden_size
         self.heads = heads
@@ -86,13 +96,14 @@ class MNM(Memory):
             phi_0 = (2 * torch.rand(1, size, fan_in, generator=generator) - 1) / fan_in**0.5
             self.register_buffer(f"initial_weights_{index}", phi_0)
             fan_in = size
-        # What a step is divided by: heads, as in eq. (2), less the gradient's factor 2; halves of integers, so exact.
-        divisors = [heads / (1 if self.local_update else 2)] * memory_layers
-        self.meta_divisor = heads
+        # β is divided by H, as in eq. (2), and the gradient there has a factor 2; halves of integers are exact
         if mean_over_units:
-            divisors = [heads * size / 2 for size in (self.layer_sizes if self.local_update else [value_size] * memory_layers)]
-            self.meta_divisor = heads * value_size
-        self.register_buffer("step_divisors", torch.tensor(divisors), persistent=False)
+            units = self.layer_sizes if self.local_update else [value_size] * memory_layers
+            divisors = [heads * size / 2 for size in units]
+        else:
+            divisors = [heads if self.local_update else heads / 2] * memory_layers
+        self.meta_divisor = heads * value_size if mean_over_units else heads
+        self.register_buffer("step_divisors", torch.tensor(divisors, dtype=self.dtype), persistent=False)
 
     def initial_state(self, batch_size: int) -> State:
         sizes = {"hidden": self.hidden_size, "cell": self.hidden_size, "read_value": self.layer_sizes[-1]}
@@ -160,11 +171,39 @@ class MNMp(MNM):
     """MNM-p: writes by a learned local update, eq. (4), layer by layer and without a gradient.
 
     The expected activations z'^l = q_ψ^l(v^w) come from a single linear layer for each memory layer, the output layer
-    included (appendix A; the bias and the lack of a nonlinearity are the public port's). The heads' updates are averaged,
-    as the error of eq. (2) is; eq. (4) itself is written for one head. Arguments: see `MNM`.
+    included (appendix A; the bias and the lack of a nonlinearity are the public port's). The heads' updates are
+    averaged, as the error of eq. (2) is; eq. (4) itself is written for one head. Arguments: see `MNM`.
     """
 
     local_update = True
+
+    def unroll(self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None = None) -> Unrolled:
+        """As `base.unroll`; by `mnm_sequence` between resets, where the host knows them and they are few."""
+        if starts is None:
+            starts, resets = xs.new_zeros(xs.shape[:2], dtype=torch.bool), ()
+        if not self.fast or resets is None or len(resets) > max(1, len(xs) // 4):
+            return unroll(self, xs, starts, state, resets)
+        return unroll_segments(self, self._run, xs, starts, state, resets)
+
+    def _run(self, xs: Tensor, state: State) -> Unrolled:
+        """A sequence without a reset."""
+        cell, count = self.controller, xs.shape[2]
+        gates_x = F.linear(xs, cell.weight_ih[:, :count], cell.bias_ih + cell.bias_hh)
+        slow = SlowWeights(
+            torch.cat([cell.weight_hh, cell.weight_ih[:, count:]], 1),
+            *(self.interaction.weight, self.interaction.bias),
+            *(self.rate.weight, self.rate.bias),
+            *(self.feedback.weight, self.feedback.bias),
+        )
+        weights = [state[f"weights_{index}"] for index in range(1, len(self.layer_sizes) + 1)]
+        start = (state["hidden"], state["cell"], state["read_value"])
+        hidden, read_value, recalled, told, last_cell, *weights = LocalSequence.apply(  # type: ignore[no-untyped-call]
+            gates_x, *start, self.heads, self.squash_output, self.step_divisors, *slow, *weights
+        )
+        following = {"hidden": hidden[-1], "cell": last_cell, "read_value": read_value[-1]}
+        following |= {f"weights_{index}": m for index, m in enumerate(weights, start=1)}
+        meta = (recalled - told).square().sum((2, 3)) / self.meta_divisor  # eq. (5), as in `forward`
+        return Unrolled(self.output(torch.cat([hidden, read_value], 2)), following, {"meta": meta})
 
     def write_then_read(
         self, weights: list[Tensor], keys: Tensor, values: Tensor, steps: Tensor
@@ -172,7 +211,9 @@ class MNMp(MNM):
         expected = self.feedback(values)
         steps = steps.expand(-1, len(weights))
         if self.fast:
-            recalled, *updated = LocalStep.apply(keys, expected, steps, self.squash_output, *weights)
+            recalled, *updated = LocalStep.apply(  # type: ignore[no-untyped-call]
+                keys, expected, steps, self.squash_output, *weights
+            )
             return updated, recalled
         layers = expected.split(self.layer_sizes, 2)
         updated = write_local(weights, keys[:, self.heads :], layers, steps, self.squash_output)
@@ -193,7 +234,9 @@ class MNMg(MNM):
     ) -> tuple[list[Tensor], Tensor]:
         steps = steps.expand(-1, len(weights))
         if self.fast:
-            recalled, *updated = GradientStep.apply(keys, values, steps, self.squash_output, *weights)
+            recalled, *updated = GradientStep.apply(  # type: ignore[no-untyped-call]
+                keys, values, steps, self.squash_output, *weights
+            )
             return updated, recalled
         updated = write_gradient(weights, keys[:, self.heads :], values, steps, self.squash_output)
         return updated, activations(updated, keys, self.squash_output)[-1]

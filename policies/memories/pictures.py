@@ -10,7 +10,7 @@ from policies.memories.base import Panel
 
 
 def vector_panel(vectors: Tensor, unit: str = "unit", limits: tuple[float, float] | None = (-1.0, 1.0)) -> Panel:
-    """A stack of vectors `[N, D]` as a picture: each folded into the most nearly square block, blocks one below another.
+    """Vectors `[N, D]` as a picture: each folded into the most nearly square block, the blocks one below another.
 
     Unit `i` of a vector is at column `i % width` of its block, so that 200 units are a 10 x 20 block, not a hair line.
     """

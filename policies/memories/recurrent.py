@@ -1,4 +1,4 @@
-"""What LSTM and GRU share: one step by torch's cell, whole sequences by torch's sequence kernel, the same parameters."""
+"""What LSTM and GRU share: a step by torch's cell, a sequence by torch's sequence kernel, the same parameters."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from policies.memories.base import Memory, MemoryStep, Panel, State, Unrolled, reset, select
+from policies.memories.base import Memory, MemoryStep, Panel, State, Unrolled, reset, select, unroll_segments
 from policies.memories.pictures import vector_panel
 
 
@@ -33,7 +33,7 @@ class TorchRecurrent(Memory):
         zeros = torch.zeros(1, self.num_layers, self.hidden_size, device=self.device, dtype=self.dtype)
         return {name: zeros.expand(batch_size, -1, -1) for name in self.state_names}
 
-    def cell(self, x: Tensor, state: tuple[Tensor, ...], parameters: list[Tensor]) -> tuple[Tensor, ...]:
+    def cell(self, x: Tensor, state: tuple[Tensor, ...], parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """One step of one layer: `x` `[B, F]` and state tensors `[B, hidden_size]` to the next state tensors."""
         raise NotImplementedError
 
@@ -42,33 +42,25 @@ class TorchRecurrent(Memory):
         for index, parameters in enumerate(self.rnn.all_weights):
             layers.append(self.cell(x, tuple(state[name][:, index] for name in self.state_names), parameters))
             x = layers[-1][0]
-        following = {name: torch.stack(parts, 1) for name, parts in zip(self.state_names, zip(*layers), strict=True)}
+        stacked = (torch.stack(parts, 1) for parts in zip(*layers, strict=True))
+        following = dict(zip(self.state_names, stacked, strict=True))
         return MemoryStep(x, following, {})
 
-    def unroll(
-        self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None = None
-    ) -> Unrolled:
+    def unroll(self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None = None) -> Unrolled:
         """As `base.unroll`, by the sequence kernel.
 
         A few resets at steps known to the host cut the sequence there, and the device is asked nothing. Otherwise
         `starts` is read by the host, on an accelerator one synchronisation, and every episode becomes a sequence of its
         own in one packed batch: what that costs does not depend on how many episodes start, or where.
         """
-        length, batch_size = xs.shape[:2]
         if starts is None or (resets is not None and not resets):
             outputs, state = self._run(xs, state)
             return Unrolled(outputs, state, {})
-        if resets is None or len(resets) > max(1, length // 8):
+        if resets is None or len(resets) > max(1, len(xs) // 8):
             return self._unroll_packed(xs, starts, state)
-        initial = self.initial_state(batch_size)
-        cuts = sorted({0, length, *resets})
-        segments = []
-        for begin, end in zip(cuts[:-1], cuts[1:], strict=True):
-            if begin in resets:
-                state = reset(state, starts[begin], initial)
-            segment, state = self._run(xs[begin:end], state)
-            segments.append(segment)
-        return Unrolled(torch.cat(segments), state, {})
+        return unroll_segments(
+            self, lambda part, state: Unrolled(*self._run(part, state), {}), xs, starts, state, resets
+        )
 
     def _unroll_packed(self, xs: Tensor, starts: Tensor, state: State) -> Unrolled:
         episodes = _Episodes.of(starts.cpu())
@@ -76,7 +68,7 @@ class TorchRecurrent(Memory):
         begin = reset(select(state, owner), fresh, self.initial_state(len(owner)))
         packed = PackedSequence(xs.flatten(0, 1)[source], episodes.batch_sizes)
         outputs, end = self._run(packed, begin)
-        return Unrolled(outputs.data[back].unflatten(0, xs.shape[:2]), select(end, last), {})
+        return Unrolled(outputs.data[back].view(*xs.shape[:2], -1), select(end, last), {})
 
     def _run(self, xs: Tensor | PackedSequence, state: State) -> tuple[Tensor, State]:
         """Whole sequences without a reset: `[T, B, F]`, or packed."""

@@ -1,4 +1,4 @@
-"""Memories by name: the built-in ones, and those other packages offer through the entry-point group `engram.memories`."""
+"""Memories by name: the built-in ones, and what other packages offer as entry points of group `engram.memories`."""
 
 from __future__ import annotations
 
@@ -62,6 +62,7 @@ def memory_class(name: str) -> type[Memory]:
 def make_memory(name: str, *, input_size: int, **kwargs: Any) -> Memory:
     """Build a memory by name.
 
+    >>> import torch
     >>> from policies.memories import make_memory, registered
     >>> "lstm" in registered()
     True
@@ -83,11 +84,11 @@ def make_memory(name: str, *, input_size: int, **kwargs: Any) -> Memory:
     try:
         signature.bind(input_size, **kwargs)
     except TypeError as error:
-        raise TypeError(f"memory {name!r}: {error}; it takes {signature_text(signature)}") from None
-    return cls(input_size, **kwargs)  # type: ignore[call-arg, arg-type]
+        raise TypeError(f"memory {name!r}: {error}; it takes {_arguments(signature)}") from None
+    return cls(input_size, **kwargs)  # type: ignore[call-arg]
 
 
-def signature_text(signature: inspect.Signature) -> str:
+def _arguments(signature: inspect.Signature) -> str:
     """Argument names with their defaults, on one line."""
     return ", ".join(
         name if parameter.default is parameter.empty else f"{name}={parameter.default!r}"
@@ -95,18 +96,27 @@ def signature_text(signature: inspect.Signature) -> str:
     )
 
 
-@cache
 def _offered() -> dict[str, EntryPoint]:
-    """Entry points of other packages by name: read once, imported only when used."""
-    found: dict[str, EntryPoint] = {}
-    for entry in entry_points(group=GROUP):
-        holder = _where(_classes[entry.name]) if entry.name in _classes else None
-        holder = found[entry.name].value if entry.name in found else holder
+    """Memories of other packages by name; refused where a name is taken.
+
+    A package may register the class its entry point names as well: that is one memory, not two.
+    """
+    offered: dict[str, EntryPoint] = {}
+    for entry in _entry_points():
+        holder = offered[entry.name].value if entry.name in offered else None
+        if entry.name in _classes and _where(_classes[entry.name]) != entry.value:
+            holder = _where(_classes[entry.name])
         if holder is not None:
             raise ValueError(f"the memory name {entry.name!r} of entry point {entry.value} is taken by {holder}")
-        found[entry.name] = entry
-    return found
+        offered[entry.name] = entry
+    return offered
+
+
+@cache
+def _entry_points() -> tuple[EntryPoint, ...]:
+    """Read once; what they point to is imported only when used."""
+    return tuple(entry_points(group=GROUP))
 
 
 def _where(cls: type) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"
+    return f"{cls.__module__}:{cls.__qualname__}"

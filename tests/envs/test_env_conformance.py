@@ -206,6 +206,7 @@ def test_outputs_are_the_callers_own(env_id: str) -> None:
     for action in actions_for(env):
         for _, tensor in leaves(outputs):
             tensor.copy_(~tensor.bool())  # the caller overwrites what it was given
+        assert_same(env.state_dict(), untouched.state_dict())
         before = copied(outputs)
         given = action.clone()
         following = env.step(given)

@@ -1,0 +1,144 @@
+"""What the pictures of an agent are drawn with: a canvas with a text face, cards, and pictures from arrays."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+from envs.rendering import FAINT, FLOOR, INK, LINE, Canvas, Colour
+
+os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+import pygame as pygame
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangle in pixels of the frame."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+
+    def inset(self, left: float, top: float, right: float, bottom: float) -> Box:
+        """The same without a margin on each side."""
+        return Box(self.left + left, self.top + top, self.width - left - right, self.height - top - bottom)
+
+
+class Stage(Canvas):
+    """A canvas with what the environments' pictures do without: a text face, pictures from arrays, cards."""
+
+    def write(
+        self,
+        words: str,
+        x: float,
+        y: float,
+        size: int = 12,
+        colour: Colour = INK,
+        anchor: str = "midleft",
+        room: float = math.inf,
+        turned: bool = False,
+    ) -> float:
+        """One line of text, shortened where it is wider than `room`; gives its width."""
+        font, fine = _face(size * self._fine), self._fine
+        while len(words) > 1 and font.size(words)[0] > room * fine:
+            words = words.rstrip("…")[:-1].rstrip() + "…"
+        drawn = font.render(words, True, colour)
+        drawn = pygame.transform.rotate(drawn, 90) if turned else drawn
+        self._sheet.blit(drawn, drawn.get_rect(**{anchor: (round(x * fine), round(y * fine))}))
+        return float(font.size(words)[0]) / fine
+
+    def measure(self, words: str, size: int) -> float:
+        """Width of a line of text."""
+        return float(_face(size * self._fine).size(words)[0]) / self._fine
+
+    def picture(self, image: Array, box: Box, stretch: bool = False, smooth: bool = False) -> Box:
+        """An RGB array `[H, W, 3]` at the top of `box` and in its middle; gives where it went.
+
+        Its cells stay square and sharp, unless they may `stretch` or be drawn `smooth`.
+        """
+        rows, columns = image.shape[:2]
+        fine = self._fine
+        across, down = box.width * fine / columns, box.height * fine / rows
+        if not stretch:
+            across = down = min(across, down)
+        if min(across, down) >= 2 * fine and not smooth:  # whole pixels, so that all cells are of one size
+            across, down = (math.floor(side / fine) * fine for side in (across, down))
+        size = max(1, round(across * columns)), max(1, round(down * rows))
+        surface = pygame.surfarray.make_surface(np.ascontiguousarray(image.swapaxes(0, 1)))
+        smooth = smooth or min(across, down) < 1
+        scale = pygame.transform.smoothscale if smooth else pygame.transform.scale
+        left, top = round(box.left + (box.width - size[0] / fine) / 2) * fine, round(box.top) * fine
+        self._sheet.blit(scale(surface, size), (left, top))
+        return Box(left / fine, top / fine, size[0] / fine, size[1] / fine)
+
+    def card(self, heading: str, box: Box, colour: Colour = FLOOR) -> Box:
+        """A sheet with a heading; gives the room that is left on it."""
+        self.box(box.left, box.top, box.width, box.height, colour, round=10)
+        self.box(box.left, box.top, box.width, box.height, LINE, round=10, line=1)
+        self.write(heading, box.left + 14, box.top + 17, 12, FAINT)
+        return box.inset(14, 34, 14, 14)
+
+    @property
+    def _fine(self) -> int:
+        return self._sheet.get_width() // self.width
+
+
+def colours(values: Array, limits: tuple[float, float] | None) -> tuple[Array, tuple[float, float] | None]:
+    """Numbers `[H, W]` through a colour map: RGB `[H, W, 3]` uint8, and the values at the map's two ends.
+
+    Where the ends lie on both sides of 0 the map goes from blue over white to red, else it is viridis; without `limits`
+    white means 0. RGB in 0..1 passes as it is. Numbers that are not finite come out black.
+    """
+    if values.ndim == 3:
+        return (255 * np.clip(np.nan_to_num(values), 0, 1)).astype(np.uint8), None
+    values = values.astype(np.float64)
+    finite = values[np.isfinite(values)]
+    if limits is None:
+        low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+        if low < 0 < high:  # signed: white has to mean 0
+            low, high = -max(-low, high), max(-low, high)
+        limits = (low, high)
+    low, high = limits
+    name = "RdBu_r" if low < 0 < high else "viridis"
+    share = np.where(np.isfinite(values), (values - low) / max(high - low, 1e-12), np.nan)
+    return np.asarray(matplotlib.colormaps[name](share, bytes=True))[..., :3], limits
+
+
+def shade(values: Array, low: float, high: float) -> Array:
+    """Numbers `[H, W]` from white (`low`) to ink (`high`), as RGB uint8; without bounds between their own extremes."""
+    if not math.isfinite(high - low):
+        low, high = float(np.min(values)), float(np.max(values))
+    share = np.clip((np.nan_to_num(values.astype(np.float64)) - low) / max(high - low, 1e-12), 0, 1)[..., None]
+    return (np.array(FLOOR) * (1 - share) + np.array(INK) * share).astype(np.uint8)
+
+
+def colour_of(values: Array) -> Colour:
+    """Three numbers as a colour."""
+    red, green, blue = (int(value) for value in values)
+    return red, green, blue
+
+
+def number(value: float) -> str:
+    """Short, with a true minus sign."""
+    if not math.isfinite(value):
+        return str(value)
+    words = f"{value:.0f}" if 1000 <= abs(value) < 1e6 or value == round(value) else f"{value:.3g}"
+    if len(words) > 7:
+        words = f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e")
+    return words.replace("-", "−") if float(words) else "0"
+
+
+@lru_cache(maxsize=32)
+def _face(size: int) -> pygame.font.Font:
+    pygame.font.init()
+    return pygame.font.Font(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)

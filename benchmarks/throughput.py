@@ -1,0 +1,196 @@
+"""Environment steps a second, ours and others', in one run: the same maze, hidden size and work for each step.
+
+    python benchmarks/throughput.py                       # the table below, about ten minutes on one core
+    python benchmarks/throughput.py --quick               # two repeats, three minutes
+    python benchmarks/throughput.py --works ppo --peers   # one work, against all peers that are here
+
+Both sides take turns, iteration by iteration, in one process, with the same number of threads and the same allocator,
+so that whatever else the machine does happens to both. An iteration is one roll-out and what is learned from it; the
+first of each side is not counted. A ratio is ours / theirs in one turn; the table gives the median of the turns, and
+their range.
+
+Works (64 copies of the invisible-goal maze, roll-outs of 200 steps, an LSTM of 200 units, unless it says otherwise):
+    env     the maze alone, uniform random actions, 1,024 copies
+    ppo     PPO, 4 passes over 4 minibatches
+    a2c     A2C: one pass over one full batch. The others have no recurrent A2C: they run PPO with as much work
+    mnm-p   A2C with MNM-p at the paper's size (controller 200, 3 x 100 memory, 3 heads)
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+import torch
+import tyro
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # runs from a checkout that is not installed
+
+from agents import A2C, PPO  # noqa: E402
+from benchmarks.peers import CleanStyle, Iteration, PlainMaze, fast_maze, plain_mazes, sb3_contrib  # noqa: E402
+from envs.maze import InvisibleGoalMaze  # noqa: E402
+from policies.allocator import tune_allocator  # noqa: E402
+
+COPIES, STEPS, HIDDEN = 64, 200, 200
+ENV_COPIES, ENV_STEPS = 1024, 1000
+Work = Literal["env", "ppo", "a2c", "mnm-p"]
+
+
+@dataclass
+class Args:
+    works: tuple[Work, ...] = ("env", "ppo", "a2c", "mnm-p")
+    """What to measure, see above."""
+    peers: bool = False
+    """Also the CleanRL-style loop, and say which other libraries are installed."""
+    repeats: int = 5
+    """Turns that count."""
+    quick: bool = False
+    """Two turns."""
+    threads: int = 1
+    """CPU threads of torch, on both sides."""
+    allocator: Literal["tuned", "default"] = "tuned"
+    """The C library's allocator, on both sides; see `policies.allocator`."""
+    devices: tuple[str, ...] = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+    """Where environments, memories and learning live."""
+    csv: Path | None = ROOT / "results" / "throughput.csv"
+    """Write the table here too."""
+
+
+@dataclass
+class Contender:
+    """One side: its name, and how to build an iteration of `steps` environment steps."""
+
+    name: str
+    build: Callable[[], Iteration]
+    steps: int = COPIES * STEPS
+
+
+def learner(cls: Any, memory: str, device: str, **kwargs: Any) -> Iteration:
+    env = InvisibleGoalMaze(COPIES, device=device)
+    # the sizes of LSTM and MNM that the table is about are the memories' defaults
+    model = cls("MemoryPolicy", env, n_steps=STEPS, policy_kwargs={"memory": memory}, seed=0, device=device, **kwargs)
+    return lambda: model.learn(COPIES * STEPS, reset_num_timesteps=False)
+
+
+def random_batched(device: str) -> Iteration:
+    env = InvisibleGoalMaze(ENV_COPIES, device=device)
+    env.reset(seed=0)
+
+    def run() -> None:
+        for _ in range(ENV_STEPS):
+            env.step(torch.randint(4, (ENV_COPIES,), device=device))
+
+    return run
+
+
+def random_single(make: Callable[[], gym.Env[Any, Any]], steps: int) -> Iteration:
+    env = SyncVectorEnv([make] * ENV_COPIES, autoreset_mode=AutoresetMode.SAME_STEP)
+    env.reset(seed=0)
+    random = np.random.default_rng(0)
+
+    def run() -> None:
+        for _ in range(steps):
+            env.step(random.integers(4, size=ENV_COPIES))
+
+    return run
+
+
+def contenders(work: Work, device: str, peers: bool) -> tuple[list[Contender], list[tuple[str, float]]]:
+    """Ours first, then the others; and the numbers that are to be reached."""
+    if work == "env":
+        few = 20
+        sync = f"SyncVectorEnv of {ENV_COPIES} plain Python mazes"
+        return [
+            Contender("TensorEnv", partial(random_batched, device), ENV_COPIES * ENV_STEPS),
+            Contender(sync, partial(random_single, PlainMaze, few), ENV_COPIES * few),
+        ], [("target", 10e6)]
+    if work == "mnm-p":
+        return [Contender("A2C mnm-p", partial(learner, A2C, "mnm-p", device, use_rms_prop=False))], [("target", 8e3)]
+    epochs, minibatches = (4, 4) if work == "ppo" else (1, 1)
+    ours = (
+        Contender("PPO lstm", partial(learner, PPO, "lstm", device, n_epochs=4, n_minibatches=4))
+        if work == "ppo"
+        else Contender("A2C lstm", partial(learner, A2C, "lstm", device, use_rms_prop=False))
+    )
+    size = {"n_steps": STEPS, "hidden": HIDDEN, "epochs": epochs, "minibatches": minibatches, "device": device}
+
+    def recurrent_ppo(envs: Any, shared: bool) -> Iteration:
+        return sb3_contrib(envs(COPIES, device), shared=shared, **size)
+
+    others = [
+        Contender(f"sb3-contrib RecurrentPPO, {lstms}, {env_name}", partial(recurrent_ppo, env, shared))
+        for lstms, shared in (("two LSTMs (default)", False), ("shared LSTM", True))
+        for env_name, env in (("our batched maze", fast_maze), ("DummyVecEnv", plain_mazes))
+    ]
+    if peers:
+        style = "CleanRL-style loop (our re-write), our batched maze"
+        others.append(Contender(style, lambda: CleanStyle(fast_maze(COPIES, device), **size).iteration))
+    return [ours, *others], []
+
+
+def take_turns(sides: list[Contender], repeats: int, device: str) -> list[list[float]]:
+    """Steps a second of each side in each turn, `[repeats][sides]`; one turn before these warms up."""
+    iterations = [side.build() for side in sides]
+
+    def seconds(iteration: Iteration) -> float:
+        start = time.perf_counter()
+        iteration()
+        if device.startswith("cuda"):
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    turns = [[side.steps / seconds(run) for side, run in zip(sides, iterations, strict=True)] for _ in range(repeats + 1)]
+    return turns[1:]
+
+
+def main(args: Args) -> None:
+    """Measure, print, write."""
+    torch.set_num_threads(args.threads)
+    if args.allocator == "tuned":
+        tune_allocator()
+    repeats = 2 if args.quick else args.repeats
+    print(f"torch {torch.__version__}, {args.threads} thread(s), {args.allocator} allocator, {repeats} turns; steps/s")
+    if args.peers:
+        for name in ("torchrl", "tianshou", "ray.rllib", "sample_factory"):
+            found = importlib.util.find_spec(name.split(".")[0]) is not None
+            print(f"  {name}: {'installed, but this script has no loop for it' if found else 'not installed'}")
+    print(f"\n{'work':<7}{'device':<7}{'ours':>11}{'theirs':>11}{'ratio':>8}  {'(range)':<16}against")
+    rows = []
+    for device in args.devices:
+        for work in args.works:
+            sides, targets = contenders(work, device, args.peers)
+            turns = take_turns(sides, repeats, device)
+            ours = [turn[0] for turn in turns]
+            compared = [(side.name, [turn[index] for turn in turns]) for index, side in enumerate(sides) if index]
+            compared += [(name, [target] * repeats) for name, target in targets]
+            for name, theirs in compared:
+                ratios = [mine / other for mine, other in zip(ours, theirs, strict=True)]
+                low, middle, high = min(ratios), statistics.median(ratios), max(ratios)
+                speeds = statistics.median(ours), statistics.median(theirs)
+                span = f"({low:.2f}-{high:.2f})"
+                print(f"{work:<7}{device:<7}{speeds[0]:>11,.0f}{speeds[1]:>11,.0f}{middle:>8.2f}  {span:<16}{name}", flush=True)
+                figures = (round(speeds[0]), round(speeds[1]), name, round(middle, 3), round(low, 3), round(high, 3))
+                rows.append((work, *figures, device, args.threads, args.allocator, repeats))
+    if args.csv is not None:
+        args.csv.parent.mkdir(parents=True, exist_ok=True)
+        with args.csv.open("w", newline="") as file:
+            writer = csv.writer(file)
+            ratio = ("ratio", "ratio_min", "ratio_max")
+            writer.writerow(("work", "ours", "peer", "peer_name", *ratio, "device", "threads", "allocator", "repeats"))
+            writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))

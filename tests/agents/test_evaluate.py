@@ -1,0 +1,352 @@
+"""Scores against numbers worked out by hand, and the command with all that can be wrong in it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from agent_stubs import script
+from gymnasium import spaces
+from torch import Tensor
+
+import evaluate as command
+from agents import PPO, make_env
+from agents.config import Config
+from agents.evaluation import Score, evaluate, play, random_actions, random_score, t_quantile
+from envs.tensor_env import Obs, TensorEnv
+from policies.policy import MemoryActorCriticPolicy
+
+
+def idle(obs: Obs, starts: Tensor | None) -> Tensor:
+    """Action 0 in every copy."""
+    assert isinstance(obs, Tensor)
+    return torch.zeros(len(obs), dtype=torch.int64)
+
+
+class Fixed(TensorEnv):
+    """Three steps an episode; the reward is the action, so that actions can be read off the score."""
+
+    def __init__(self, num_envs: int) -> None:
+        super().__init__(num_envs, spaces.Box(0.0, 1.0, (1,)), spaces.Discrete(10), horizon=3)
+
+    def _begin(self, where: Tensor | None) -> None:
+        self.step_now = torch.zeros(self.num_envs)
+
+    def _advance(self, action: Tensor) -> tuple[Tensor, None, None]:
+        self.step_now = self.step_now + 1
+        return action.float(), None, None
+
+    def _observe(self) -> Tensor:
+        return self.step_now[:, None] / 3
+
+
+class CountingPolicy:
+    """Acts with the number of steps its memory has seen, and notes every reset signal."""
+
+    def __init__(self, env: TensorEnv) -> None:
+        self.observation_space, self.action_space = env.single_observation_space, env.single_action_space
+        self.training = True
+        self.starts: list[Tensor | None] = []
+
+    def set_training_mode(self, mode: bool) -> None:
+        self.training = mode
+
+    def initial_state(self, batch_size: int) -> dict[str, Tensor]:
+        return {"count": torch.full((batch_size,), 7.0)}  # wrong unless the first step resets it too
+
+    def remember(self, obs: Tensor, state: dict[str, Tensor], starts: Tensor | None = None) -> Any:
+        assert not self.training
+        self.starts.append(starts)
+        count = state["count"] if starts is None else torch.where(starts, 0.0, state["count"])
+        count = count + 1
+        return type("Step", (), {"output": count, "state": {"count": count}})
+
+    def decide(self, latent: Tensor, deterministic: bool = False) -> Any:
+        return type("Decision", (), {"action": latent})
+
+    def to_env(self, action: Tensor) -> Tensor:
+        return action
+
+
+# -- counting ----------------------------------------------------------------------------------------------------------
+
+
+def test_short_episodes_do_not_count_more_often() -> None:
+    # Copy 0 earns 1 in episodes of one step, copy 1 earns 10 in episodes of four. The first four episodes to end are
+    # all of copy 0; two of each are the fair sample.
+    env = script([[1, 2], [1, 2], [1, 2], [1, 4]], terminated=[(0, 0), (1, 0), (2, 0), (3, 0), (3, 1)])
+    score = play(idle, env, 4)
+    assert (score.mean, score.episodes, score.mean_length) == (5.5, 4, 2.5)
+    assert score.std == pytest.approx(stdev([1, 1, 10, 10]))
+
+
+def test_an_uneven_share_goes_to_the_first_copies() -> None:
+    env = script([[1, 10, 100]], terminated=[(0, 0), (0, 1), (0, 2)])
+    assert play(idle, env, 4).mean == pytest.approx(fmean([1, 1, 10, 100]))
+    assert play(idle, env, 1).mean == 1
+    assert play(idle, env, 2).mean == 5.5
+
+
+def test_truncated_episodes_count() -> None:
+    env = script([[1], [1], [3]], truncated=[(1, 0)], terminated=[(2, 0)])
+    score = play(idle, env, 2)
+    assert (score.mean, score.mean_length) == (2.5, 1.5)
+
+
+def test_episodes_of_many_lengths_against_a_plain_loop() -> None:
+    generator = np.random.default_rng(0)
+    steps, copies, quota = 60, 5, 3
+    rewards = generator.normal(size=(steps, copies)).round(2)
+    ends = generator.random((steps, copies)) < 0.2
+    ends[-1] = True
+    returns, lengths = [], []
+    for copy in range(copies):
+        total, length, found = 0.0, 0, 0
+        for t in range(steps):
+            total, length = total + rewards[t, copy], length + 1
+            if ends[t, copy] and found < quota:
+                returns.append(total)
+                lengths.append(length)
+                total, length, found = 0.0, 0, found + 1
+        assert found == quota
+    env = script(rewards.tolist(), terminated=[tuple(place) for place in np.argwhere(ends)])
+    score = play(idle, env, copies * quota)
+    assert score.mean == pytest.approx(fmean(returns), abs=1e-5)
+    assert score.std == pytest.approx(stdev(returns), abs=1e-5)
+    assert score.mean_length == pytest.approx(fmean(lengths))
+
+
+def test_the_interval_is_students() -> None:
+    score = Score.of(np.array([1.0, 2.0, 3.0, 4.0]), np.ones(4))
+    assert score.ci95 == pytest.approx(3.1824 * stdev([1, 2, 3, 4]) / 2, rel=2e-3)
+    assert str(score).startswith("2.500 ± 2.05")
+    tables = {1: 12.7062, 2: 4.3027, 3: 3.1824, 5: 2.5706, 10: 2.2281, 30: 2.0423, 255: 1.9693}
+    for freedom, value in tables.items():
+        assert t_quantile(freedom) == pytest.approx(value, rel=2e-3)
+
+
+def test_one_episode_has_no_interval() -> None:
+    score = Score.of(np.array([3.0]), np.array([7]))
+    assert str(score) == "3.000"
+    assert score.as_dict() == {"mean": 3.0, "ci95": None, "std": None, "episodes": 1, "mean_length": 7.0}
+
+
+def test_no_episodes_are_an_error() -> None:
+    with pytest.raises(ValueError, match="n_episodes is 0"):
+        play(idle, Fixed(1), 0)
+
+
+# -- memory ------------------------------------------------------------------------------------------------------------
+
+
+def test_memory_lasts_an_episode_and_not_a_step_longer() -> None:
+    env = Fixed(2)
+    policy = CountingPolicy(env)
+    score = evaluate(policy, env, 4)  # type: ignore[arg-type]
+    assert (score.mean, score.std, score.mean_length) == (1 + 2 + 3, 0, 3)
+    # two rounds of three steps; the reset signal comes only where an episode starts
+    assert [starts is not None for starts in policy.starts] == [True, False, False] * 2
+    assert policy.training
+
+
+def test_memory_is_reset_where_each_copy_starts() -> None:
+    env = script([[0, 0]] * 4, terminated=[(0, 0), (2, 0), (3, 1)])
+    policy = CountingPolicy(env)
+    seen: list[list[float]] = []
+    policy.to_env = lambda action: seen.append(action.tolist()) or action  # type: ignore[method-assign, func-returns-value]
+    evaluate(policy, env, 4)  # type: ignore[arg-type]
+    assert seen[:5] == [[1, 1], [1, 2], [2, 3], [1, 4], [2, 1]]
+
+
+def test_other_spaces_are_an_error() -> None:
+    policy = CountingPolicy(Fixed(1))
+    with pytest.raises(ValueError, match="observation_space"):
+        evaluate(policy, script([[0]], terminated=[(0, 0)]), 1)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def model() -> PPO:
+    env = make_env("Engram/InvisibleGoalMaze-v0", 4)
+    kwargs = {"memory": "gru", "memory_kwargs": {"hidden_size": 16}}
+    return PPO("MemoryPolicy", env, policy_kwargs=kwargs, n_steps=8, n_minibatches=1, seed=0).learn(32)
+
+
+def test_a_seed_makes_the_score_and_leaves_the_generators(model: PPO) -> None:
+    env = make_env("Engram/InvisibleGoalMaze-v0", 8, episode_length=20)
+    before = torch.get_rng_state()
+    first, again, other = (evaluate(model, env, 16, seed=seed) for seed in (1, 1, 2))
+    assert first == again != other
+    assert torch.equal(before, torch.get_rng_state())
+    assert isinstance(model.policy, MemoryActorCriticPolicy)
+    assert evaluate(model.policy, env, 16, seed=1) == first
+
+
+def test_scores_agree_with_stable_baselines(model: PPO) -> None:
+    from stable_baselines3.common.evaluation import evaluate_policy
+
+    from agents.env_adapters import TensorVecEnv
+
+    env = make_env("Engram/InvisibleGoalMaze-v0", 4, episode_length=30)
+    env.reset(seed=3)  # both then start from one state of every generator
+    state = env.state_dict()
+    torch.manual_seed(0)
+    theirs, _ = evaluate_policy(model, TensorVecEnv(env), 4, deterministic=False)  # type: ignore[arg-type]
+    env.load_state_dict(state)
+    torch.manual_seed(0)
+    assert evaluate(model, env, 4).mean == pytest.approx(theirs)
+
+
+# -- random actions ----------------------------------------------------------------------------------------------------
+
+
+def test_random_score_of_repeat_first_is_one_in_k() -> None:
+    env = make_env("Engram/RepeatFirst-v0", 256)
+    score = random_score(env, 1024, seed=0)  # the seed is the environment's too: the two must not draw alike
+    assert abs(score.mean - 0.25) < 3 * score.ci95 / 1.96
+    assert score.mean_length == 16
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.Discrete(3, start=2),
+        spaces.MultiBinary([2, 3]),
+        spaces.MultiDiscrete([2, 5]),
+        spaces.Box(np.array([-1.0, 0.0], np.float32), np.array([1.0, 8.0], np.float32)),
+        spaces.Box(0, 2, (2,), np.int32),
+        spaces.Box(np.array([-np.inf, 1.0, -np.inf]), np.array([np.inf, np.inf, -2.0])),
+    ],
+    ids=str,
+)
+def test_random_actions_fill_their_space(space: spaces.Space[Any]) -> None:
+    drawn = random_actions(space, 2000, torch.device("cpu")).numpy()
+    assert drawn.shape == (2000, *(space.shape or ()))
+    assert all(space.contains(action.astype(space.dtype)) for action in drawn[:50])
+    if isinstance(space, spaces.Box) and not space.is_bounded():
+        return
+    low, high = (space.low, space.high) if isinstance(space, spaces.Box) else (drawn.min(0), drawn.max(0))
+    assert np.allclose(drawn.mean(0), (np.asarray(low, float) + high) / 2, atol=0.3)
+    whole = np.issubdtype(space.dtype, np.integer)
+    assert not whole or np.array_equal(drawn.max(0), np.asarray(high))
+
+
+def test_random_actions_need_a_known_space() -> None:
+    with pytest.raises(ValueError, match="no random actions"):
+        random_actions(spaces.Text(3), 2, torch.device("cpu"))
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(model: PPO, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's folder as `train.py` leaves it, without the identity agent."""
+    folder = tmp_path_factory.mktemp("run")
+    model.save(folder / "checkpoints" / "step_32")
+    kwargs = {"episode_length": 20}
+    Config(env="Engram/InvisibleGoalMaze-v0", env_kwargs=kwargs, memory="gru").save(folder / "config.yaml")
+    return folder
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *words: str | Path) -> int:
+    """The exit code of the command."""
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, words)])
+    monkeypatch.setenv("COLUMNS", "200")
+    try:
+        command.main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def test_the_table_and_the_file(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(monkeypatch, run, "--episodes", "8") == 0
+    printed = capsys.readouterr().out
+    assert "PPO · 32 steps" in printed
+    assert "random" in printed
+    assert "--baseline" in printed  # how to get the identity agent, which was not kept
+    found = json.loads((run / "evaluation.json").read_text())
+    assert found["env_kwargs"] == {"episode_length": 20}
+    assert set(found["scores"]) == {"agent", "random"}
+    agent = found["scores"]["agent"]
+    assert (agent["episodes"], agent["mean_length"]) == (8, 20.0)
+    assert f"{agent['mean']:.3f}" in printed
+
+
+def test_identity_beside_it(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.yaml").write_bytes((run / "config.yaml").read_bytes())
+    (tmp_path / "checkpoints").symlink_to(run / "checkpoints")
+    (tmp_path / "summary.json").write_text('{"identity_mean_return": 1.5}')
+    assert call(monkeypatch, tmp_path, "--episodes", "2") == 0
+    assert "1.500" in capsys.readouterr().out
+    assert call(monkeypatch, tmp_path, "--episodes", "2", "--no-identity", "--no-random") == 0
+    assert "1.500" not in capsys.readouterr().out
+    env = make_env("Engram/InvisibleGoalMaze-v0", 2)
+    baseline = PPO("MemoryPolicy", env, policy_kwargs={"memory": "identity"}, n_steps=2, n_minibatches=1)
+    baseline.save(tmp_path / "identity")
+    assert call(monkeypatch, tmp_path, "--episodes", "2") == 0
+    assert set(json.loads((tmp_path / "evaluation.json").read_text())["scores"]) == {"agent", "identity", "random"}
+
+
+def test_an_ordinary_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    env = make_env("CartPole-v1", 2)
+    model = PPO("MemoryPolicy", env, policy_kwargs={"memory": "identity"}, n_steps=4, n_minibatches=1)
+    model.save(tmp_path / "alone")
+    assert call(monkeypatch, tmp_path / "alone", "--episodes", "4", "--env", "CartPole-v1") == 0
+    assert "CartPole-v1" in capsys.readouterr().out
+    assert not list(tmp_path.glob("**/evaluation.json"))  # there is no run to file it under
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], "name a run's folder"),
+        (["nowhere"], "there is no nowhere"),
+        (["RUN", "--episodes", "0"], "--episodes is 0"),
+        (["RUN", "--num-envs", "-1"], "--num-envs is -1"),
+        (["RUN", "--device", "abacus"], "--device abacus"),
+        (["RUN", "--video", "x.avi"], ".mp4 or .gif"),
+        (["RUN", "--video", "nowhere/x.gif"], "no folder nowhere"),
+        (["RUN", "--watch", "--video", "x.gif"], "one at a time"),
+        (["RUN", "--watch"], "no display"),
+        (["RUN", "--env", "Engram/Nonsense-v0"], "unknown environment"),
+        (["RUN", "--env", "Engram/TMaze-v0"], "observation_space"),
+        (["RUN", "--env-kwargs", "size=4"], "size is 4"),
+        (["RUN/checkpoints", "--episodes", "2"], "no checkpoint"),
+        (["--play", "--env", "Pendulum-v1"], "no keys"),
+    ],
+)
+def test_wrong_input_gets_one_line(
+    words: list[str], expected: str, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER"):
+        monkeypatch.delenv(name, raising=False)
+    assert call(monkeypatch, *(word.replace("RUN", str(run)) for word in words)) == 2
+    said = capsys.readouterr().err.strip()
+    assert said.startswith("error: ")
+    assert "\n" not in said
+    assert expected in said
+
+
+def test_a_damaged_checkpoint_gets_one_line(run: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for file in (run / "checkpoints" / "step_32").iterdir():
+        (broken / file.name).write_bytes(file.read_bytes()[:-10])
+    words = [sys.executable, command.__file__, str(broken), "--env", "Engram/InvisibleGoalMaze-v0"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert "damaged" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1

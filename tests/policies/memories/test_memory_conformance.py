@@ -1,0 +1,374 @@
+"""What every memory must do, over every registered one.
+
+A new memory needs one row in `CASES`; without it the suite fails.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from policies.memories import make_memory, registered
+from policies.memories.base import Memory, State, Unrolled, detach, select, unroll
+
+
+@dataclass(frozen=True)
+class Case:
+    """How to build one memory small, and how well it must remember."""
+
+    options: dict[str, Any] = field(default_factory=dict)
+    input_shape: tuple[int, ...] = (5,)
+    """Without the batch; the first number is `input_size`."""
+    learner: dict[str, Any] = field(default_factory=dict)
+    """Options for the learning test, where `options` are too small to learn with."""
+    floor: float = 0.9
+    """Accuracy to reach at recalling the first symbol; chance is 0.25."""
+    ceiling: float = 1.0
+
+
+MNM = {"hidden_size": 7, "output_size": 5, "key_size": 4, "value_size": 3, "memory_units": 6, "heads": 2}
+MNM_LEARNER = {"hidden_size": 24, "key_size": 12, "value_size": 12, "memory_units": 12, "heads": 2}
+
+CASES = {
+    "identity": Case(floor=0.0, ceiling=0.4),  # sees the answer never, so chance is all it can have
+    "gru": Case({"hidden_size": 6, "num_layers": 2}, learner={"hidden_size": 24}),
+    "lstm": Case({"hidden_size": 6, "num_layers": 2}, learner={"hidden_size": 24}),
+    "mnm-p": Case({**MNM, "rate": "per-layer"}, learner=MNM_LEARNER),
+    "mnm-g": Case({**MNM, "rate": "per-layer"}, learner=MNM_LEARNER),
+}
+BATCH, LENGTH = 3, 6
+
+every_memory = pytest.mark.parametrize("name", sorted(CASES))
+
+
+def build(name: str, dtype: torch.dtype = torch.float64) -> Memory:
+    torch.manual_seed(0)
+    return make_memory(name, input_size=CASES[name].input_shape[0], **CASES[name].options).to(dtype)
+
+
+def inputs(name: str, *sizes: int, dtype: torch.dtype = torch.float64, seed: int = 1) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*sizes, *CASES[name].input_shape, generator=generator, dtype=dtype)
+
+
+def used_state(memory: Memory, name: str, batch: int = BATCH) -> State:
+    """A state that has seen two steps, unlike the initial one."""
+    with torch.no_grad():
+        return unroll(memory, inputs(name, 2, batch, seed=7), None, memory.initial_state(batch)).state
+
+
+def everything(result: Unrolled) -> dict[str, Tensor]:
+    """All that an unroll gives, by name."""
+    parts = {"outputs": result.outputs}
+    parts |= {f"state {key}": value for key, value in result.state.items()}
+    parts |= {f"loss {key}": value for key, value in result.losses.items()}
+    if result.grids is not None:
+        parts["grids"] = result.grids
+    return parts
+
+
+def weigh(parts: dict[str, Tensor]) -> Tensor:
+    """One number in which every entry of every part has a weight of its own."""
+    generator = torch.Generator().manual_seed(3)
+    weighed = [(p * torch.randn(p.shape, generator=generator, dtype=p.dtype)).sum() for p in parts.values()]
+    return torch.stack(weighed).sum()
+
+
+def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert actual.keys() == expected.keys()
+    for key in expected:
+        torch.testing.assert_close(
+            actual[key], expected[key], rtol=1e-9, atol=1e-11, msg=lambda text, k=key: f"{k}: {text}"
+        )
+
+
+def test_every_registered_memory_has_a_row() -> None:
+    missing, stale = set(registered()) - set(CASES), set(CASES) - set(registered())
+    assert not missing, f"add a row to CASES for {sorted(missing)}: nothing here has tested it"
+    assert not stale, f"CASES has rows for {sorted(stale)}, which are not registered"
+
+
+# What the contract says of one step
+
+
+@every_memory
+def test_a_step_keeps_names_shapes_and_types(name: str) -> None:
+    memory = build(name)
+    state = memory.initial_state(BATCH)
+    step = memory(inputs(name, BATCH), state)
+    assert step.output.shape == (BATCH, memory.output_size)
+    assert step.output.dtype == memory.dtype == torch.float64
+    assert {key: (value.shape, value.dtype) for key, value in step.state.items()} == {
+        key: (value.shape, value.dtype) for key, value in state.items()
+    }
+    assert all(value.shape[0] == BATCH for value in state.values())
+    assert all(loss.shape == (BATCH,) for loss in step.losses.values())
+    if memory.output_grid is None:
+        assert step.grid is None
+    else:
+        assert step.grid is not None
+        assert step.grid.shape == (BATCH, *memory.output_grid)
+
+
+@every_memory
+def test_the_initial_state_is_the_same_for_every_entry_and_every_batch_size(name: str) -> None:
+    memory = build(name)
+    one, many = memory.initial_state(1), memory.initial_state(4)
+    assert one.keys() == many.keys()
+    for key in one:
+        assert torch.equal(one[key].expand_as(many[key]), many[key])
+
+
+@every_memory
+@pytest.mark.parametrize("grad", [True, False])
+def test_nothing_the_caller_holds_is_written_to(name: str, grad: bool) -> None:
+    memory = build(name)
+    for state in (memory.initial_state(BATCH), used_state(memory, name)):
+        xs, starts = inputs(name, LENGTH, BATCH), torch.ones(LENGTH, BATCH, dtype=torch.bool)
+        held = {"xs": xs, "starts": starts, **state, **dict(memory.named_buffers()), **dict(memory.named_parameters())}
+        before = {key: value.clone() for key, value in held.items()}
+        with torch.set_grad_enabled(grad):
+            first = memory(xs[0], state)
+            again = memory(xs[0], state)
+            memory.unroll(xs, starts, state)
+            memory.unroll(xs, None, state)
+        for key, value in held.items():
+            assert torch.equal(value, before[key]), f"{key} was changed in place"
+        assert torch.equal(first.output, again.output)
+        for key in state:
+            assert torch.equal(first.state[key], again.state[key])
+
+
+@every_memory
+def test_batch_entries_do_not_know_of_each_other(name: str) -> None:
+    memory = build(name)
+    state, xs = used_state(memory, name), inputs(name, LENGTH, BATCH)
+    starts = torch.rand(LENGTH, BATCH) < 0.3
+    order = torch.tensor([2, 0, 1])
+    result = memory.unroll(xs, starts, state)
+    permuted = memory.unroll(xs[:, order], starts[:, order], select(state, order))
+    torch.testing.assert_close(permuted.outputs, result.outputs[:, order])
+    for key, value in select(result.state, order).items():
+        torch.testing.assert_close(permuted.state[key], value)
+
+    changed = xs.clone()
+    changed[:, 0] += 1
+    disturbed = memory.unroll(changed, starts, state)
+    assert not torch.equal(disturbed.outputs[:, 0], result.outputs[:, 0])
+    assert_same(
+        {"outputs": disturbed.outputs[:, 1:], **select(disturbed.state, slice(1, None))},
+        {"outputs": result.outputs[:, 1:], **select(result.state, slice(1, None))},
+    )
+
+
+class NoAnswers(TorchDispatchMode):
+    """Fails where a value is asked of the device: `.item()`, `float(x)`, `if x:`, `nonzero`."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        assert func.__name__.split(".")[0] not in ("_local_scalar_dense", "nonzero", "is_nonzero")
+        return func(*args, **(kwargs or {}))
+
+
+@every_memory
+def test_a_step_asks_nothing_of_the_device(name: str) -> None:
+    memory, x = build(name), inputs(name, BATCH)
+    state = used_state(memory, name)
+    with NoAnswers():
+        memory(x, state)
+        unroll(memory, x[None], torch.ones(1, BATCH, dtype=torch.bool), state, [0])
+
+
+@every_memory
+def test_panels_show_the_first_entry_and_change_with_it(name: str) -> None:
+    memory = build(name)
+    state = used_state(memory, name)
+    later = unroll(memory, inputs(name, 2, BATCH), None, detach(state)).state
+    others = {key: torch.cat([value[:1], torch.randn_like(value[1:])]) for key, value in state.items()}
+    panels, changed = memory.panels(state), memory.panels(later)
+    assert bool(panels) == bool(state)
+    assert panels.keys() == changed.keys()
+    for title, panel in panels.items():
+        image = panel.image
+        assert not image.requires_grad
+        assert not changed[title].image.requires_grad
+        assert image.dim() == 2 or (image.dim() == 3 and image.shape[2] == 3)
+        assert image.isfinite().all()
+        assert panel.x_label, f"{title} needs a label on its axes"
+        assert panel.y_label, f"{title} needs a label on its axes"
+        assert image.unique().numel() > 1, f"{title} is constant"
+        assert torch.equal(image, memory.panels(others)[title].image), f"{title} shows other entries than the first"
+        assert not torch.equal(image, changed[title].image), f"{title} does not change from step to step"
+
+
+# What the contract says of time
+
+
+@every_memory
+@pytest.mark.parametrize("resets", ["none start", "unknown", "exact", "every step"])
+def test_unroll_is_stepping(name: str, resets: str) -> None:
+    """The memory's own `unroll`, the plain function and a hand-written loop agree, forward and backward."""
+    memory = build(name)
+    starts = None
+    steps: list[int] | None = []
+    if resets != "none start":
+        starts = torch.zeros(LENGTH, BATCH, dtype=torch.bool)
+        starts[0, 1] = starts[4, 0] = starts[4, 1] = True
+        steps = {"unknown": None, "exact": [0, 4], "every step": list(range(LENGTH))}[resets]
+
+    def by_hand(xs: Tensor, state: State) -> dict[str, Tensor]:
+        outputs, losses, grids = [], [], []
+        for t, x in enumerate(xs):
+            if starts is not None:
+                rows = [
+                    memory.initial_state(1) if starts[t, b] else select(state, slice(b, b + 1)) for b in range(BATCH)
+                ]
+                state = {key: torch.cat([row[key] for row in rows]) for key in state}
+            step = memory(x, state)
+            outputs.append(step.output)
+            losses.append(step.losses)
+            grids.append(step.grid)
+            state = step.state
+        kinds = {key: torch.stack([loss[key] for loss in losses]) for key in losses[0]}
+        maps = None if grids[0] is None else torch.stack(grids)
+        return everything(Unrolled(torch.stack(outputs), state, kinds, maps))
+
+    results, gradients = [], []
+    for way in (
+        by_hand,
+        lambda xs, state: everything(unroll(memory, xs, starts, state, steps)),
+        lambda xs, state: everything(memory.unroll(xs, starts, state, steps)),
+    ):
+        xs = inputs(name, LENGTH, BATCH).requires_grad_()
+        state = {key: value.clone().requires_grad_() for key, value in used_state(memory, name).items()}
+        parts = way(xs, state)
+        leaves = {"xs": xs, **state, **dict(memory.named_parameters())}
+        found = torch.autograd.grad(weigh(parts), list(leaves.values()), allow_unused=True, materialize_grads=True)
+        results.append(parts)
+        gradients.append(dict(zip(leaves, found, strict=True)))
+    for index in (1, 2):
+        assert_same(results[index], results[0])
+        assert_same(gradients[index], gradients[0])
+
+
+@every_memory
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_packed_episodes_are_separate_episodes(name: str, data: st.DataObject) -> None:
+    """Whatever was before it in its row, an episode gives what it gives alone."""
+    length, batch = data.draw(st.integers(1, 7)), data.draw(st.integers(1, 3))
+    row = st.lists(st.booleans(), min_size=batch, max_size=batch)
+    starts = torch.tensor(data.draw(st.lists(row, min_size=length, max_size=length)))
+    memory, xs = build(name), inputs(name, length, batch)
+    state = used_state(memory, name, batch)
+    with torch.no_grad():
+        packed = memory.unroll(xs, starts, state)
+        for b in range(batch):
+            begins = sorted({0, *starts[:, b].nonzero().flatten().tolist()})
+            for begin, end in zip(begins, [*begins[1:], length], strict=True):
+                alone = memory.initial_state(1) if starts[begin, b] else select(state, slice(b, b + 1))
+                for t in range(begin, end):
+                    step = memory(xs[t, b : b + 1], alone)
+                    alone = step.state
+                    torch.testing.assert_close(packed.outputs[t, b], step.output[0])
+                    for key, loss in step.losses.items():
+                        torch.testing.assert_close(packed.losses[key][t, b], loss[0])
+            for key, value in alone.items():
+                torch.testing.assert_close(packed.state[key][b], value[0])
+
+
+# What training needs
+
+
+@every_memory
+def test_gradients_reach_every_parameter(name: str) -> None:
+    memory = build(name)
+    result = memory.unroll(inputs(name, 4, BATCH), None, memory.initial_state(BATCH))
+    loss = result.outputs.square().sum() + sum(value.sum() for value in result.losses.values())
+    if result.grids is not None:
+        loss = loss + result.grids.square().sum()
+    if list(memory.parameters()):
+        loss.backward()
+    for key, parameter in memory.named_parameters():
+        assert parameter.grad is not None, f"{key} has no gradient"
+        assert parameter.grad.isfinite().all(), f"the gradient of {key} is not finite"
+        assert parameter.grad.count_nonzero() > 0, f"the gradient of {key} is zero"
+
+
+@every_memory
+def test_saved_and_loaded_it_is_the_same_memory(name: str) -> None:
+    memory = build(name)
+    torch.manual_seed(1)
+    other = make_memory(name, input_size=CASES[name].input_shape[0], **CASES[name].options).double()
+    other.load_state_dict(memory.state_dict())
+    xs = inputs(name, LENGTH, BATCH)
+    with torch.no_grad():
+        ours = memory.unroll(xs, None, memory.initial_state(BATCH))
+        theirs = other.unroll(xs, None, other.initial_state(BATCH))
+    assert torch.equal(ours.outputs, theirs.outputs)
+    for key in ours.state:
+        assert torch.equal(ours.state[key], theirs.state[key])
+
+
+@every_memory
+def test_it_learns_to_recall_the_first_symbol(name: str) -> None:
+    """RepeatFirst: one of four symbols, then seven random ones; at the last step, which was the first?
+
+    A memoryless agent sees only noise at the last step, and stays at 1/4: `identity` is held below 0.4.
+    """
+    case = CASES[name]
+    symbols, length, batch = 4, 8, 32
+    torch.manual_seed(0)
+    options = case.learner or case.options
+    memory = make_memory(name, input_size=case.input_shape[0], **options)
+    head = nn.Linear(memory.output_size, symbols)
+    optimizer = torch.optim.Adam([*memory.parameters(), *head.parameters()], lr=5e-3)
+
+    def play(episodes: int) -> tuple[Tensor, Unrolled]:
+        shown = torch.randint(symbols, (length, episodes))
+        xs = F.one_hot(shown, symbols + 1).float()
+        xs[0, :, symbols] = 1  # marks the symbol to remember
+        xs = xs.view(length, episodes, symbols + 1, *[1] * (len(case.input_shape) - 1))
+        xs = xs.expand(length, episodes, symbols + 1, *case.input_shape[1:])
+        return shown[0], memory.unroll(xs, None, memory.initial_state(episodes))
+
+    for _ in range(200):
+        first, result = play(batch)
+        loss = F.cross_entropy(head(result.outputs).flatten(0, 1), first.repeat(length))
+        loss = loss + sum(value.mean() for value in result.losses.values())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        first, result = play(500)
+        accuracy = (head(result.outputs[-1]).argmax(1) == first).double().mean().item()
+    assert case.floor <= accuracy <= case.ceiling
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no accelerator")
+@every_memory
+def test_on_an_accelerator_it_is_the_same_and_never_waits(name: str) -> None:
+    memory = build(name)
+    xs, starts = inputs(name, LENGTH, BATCH), torch.zeros(LENGTH, BATCH, dtype=torch.bool)
+    starts[[0, 4], 1] = True
+    expected = memory.unroll(xs, starts, memory.initial_state(BATCH))
+    memory, xs, starts = memory.cuda(), xs.cuda(), starts.cuda()
+    memory(xs[0], memory.initial_state(BATCH))  # what libraries do on first use does not count
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        stepped = unroll(memory, xs, starts, memory.initial_state(BATCH), [0, 4])
+        result = memory.unroll(xs, starts, memory.initial_state(BATCH), [0, 4])
+        if list(memory.parameters()):
+            result.outputs.square().sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for way in (stepped, result):
+        assert_same({key: value.cpu() for key, value in everything(way).items()}, everything(expected))

@@ -1,0 +1,222 @@
+"""The documentation is true: its code runs, its links lead somewhere, and nothing that exists is left out."""
+
+from __future__ import annotations
+
+import ast
+import csv
+import doctest
+import importlib
+import json
+import pkgutil
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.metadata import PLUGIN_NAME as HPARAMS
+
+import agents
+import envs
+import policies
+import train
+from agents import LEARNERS
+from policies.memories import memory_class, registered, registry
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(DOCS.rglob("*.md"))
+MODULES = sorted(
+    module.name
+    for package in (agents, envs, policies)
+    for module in pkgutil.walk_packages(package.__path__, package.__name__ + ".")
+) + ["agents", "envs", "policies", "train"]
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def blocks(page: Path, language: str) -> list[tuple[int, str]]:
+    """The fenced blocks of a language: the line each begins after, and its text."""
+    text = page.read_text(encoding="utf-8")
+    fence = re.compile(rf"^```{language}\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+    return [(text.count("\n", 0, match.start(1)), match[1]) for match in fence.finditer(text)]
+
+
+def table(page: Path, heading: str) -> list[list[str]]:
+    """The cells of the rows whose first cell is `code`, under a heading."""
+    section = page.read_text(encoding="utf-8").split(f"## {heading}\n", 1)[1].split("\n## ", 1)[0]
+    rows = [line.strip().strip("|").split("|") for line in section.splitlines() if line.startswith("| `")]
+    return [[cell.strip().strip("`") for cell in row] for row in rows]
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty folder to run in, one thread, and a registry that forgets what a page registers."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(registry, "_classes", dict(registry._classes))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield tmp_path
+    torch.set_num_threads(threads)
+
+
+# Code
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.exists() and blocks(page, "python")], ids=name_of)
+def test_python_blocks_run(page: Path, elsewhere: Path) -> None:
+    """One after the other, in one namespace; the README's with less to do."""
+    namespace: dict[str, Any] = {"__name__": f"docs_{page.stem.replace('-', '_')}"}
+    for line, source in blocks(page, "python"):
+        if page.parent == ROOT:
+            source = re.sub(r"num_envs=\d+", "num_envs=2", source)
+            source = re.sub(r"n_steps=\d+", "n_steps=8", source)
+            source = re.sub(r"\.learn\([\d_]+\)", ".learn(2)", source)
+        tree = ast.increment_lineno(ast.parse(source), line)  # a failure names the line of the page
+        exec(compile(tree, str(page), "exec"), namespace)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.exists()], ids=name_of)
+def test_train_commands_parse(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands that train name options, environments, memories and learners that exist; the README's are run as well."""
+    if page.parent == ROOT:
+        return
+    for _, block in blocks(page, "bash"):
+        for command in block.replace("\\\n", " ").splitlines():
+            words = command.split("#")[0].split()
+            if words[:2] != ["python", "train.py"] or "--resume" in words:
+                continue
+            config, _ = train.parse(words[2:])
+            assert config.algo in LEARNERS, command
+            assert config.memory in registered(), command
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstring_examples_run(name: str, elsewhere: Path) -> None:
+    assert doctest.testmod(importlib.import_module(name)).failed == 0
+
+
+# Links and completeness
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    targets = re.findall(r"\]\(([^)\s]+)\)", text)
+    paths = [target.split("#")[0] for target in targets if not re.match(r"[a-z]+:", target)]
+    dead = [path for path in paths if path and not (page.parent / path).exists()]
+    assert not dead
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_files_that_are_named_exist(page: Path) -> None:
+    """`agents/ppo.py` and the like, in code or prose."""
+    tops = "agents|envs|policies|tests|docs|benchmarks|recipes"
+    text = page.read_text(encoding="utf-8")
+    named = set(re.findall(rf"(?<![\w/.-])((?:{tops})/[\w./-]+\.(?:py|md|yaml|csv|png|gif))", text))
+    missing = {path for path in named if not (ROOT / path).exists()}
+    assert missing <= {"policies/memories/trace.py", "docs/memories/trace.md"}  # what add-a-memory.md has one write
+
+
+def test_every_memory_and_learner_has_a_page() -> None:
+    ours = {name for name in registered() if memory_class(name).__module__.startswith("policies.")}
+    shared = {"mnm-p": "mnm", "mnm-g": "mnm"}
+    pages = {path.stem for path in (DOCS / "memories").glob("*.md")}
+    assert {shared.get(name, name) for name in ours} == pages
+    for learner in LEARNERS:
+        assert (DOCS / f"{learner}.md").is_file()
+
+
+def test_the_index_lists_every_page() -> None:
+    index = (DOCS / "README.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^\| \[([^\]]+)\]", index, re.MULTILINE))
+    assert listed == {str(page.relative_to(DOCS).as_posix()) for page in DOCS.rglob("*.md")} - {"README.md"}
+
+
+def test_memory_pages_have_the_arguments_and_defaults_of_the_code() -> None:
+    import inspect
+
+    for page, name in (("gru", "gru"), ("lstm", "lstm"), ("mnm", "mnm-p")):
+        documented: dict[str, str] = {}
+        for names, default in [
+            (re.findall(r"`(\w+)`", line.split("|")[1]), line.split("|")[2])
+            for line in (DOCS / "memories" / f"{page}.md").read_text(encoding="utf-8").splitlines()
+            if re.match(r"\| `\w+`", line)
+        ]:
+            documented |= dict.fromkeys(names, default.replace("`", "").replace('"', "'").split()[0])
+        expected = {
+            parameter.name: repr(parameter.default)
+            for parameter in inspect.signature(memory_class(name)).parameters.values()
+            if parameter.name != "input_size"
+        }
+        assert documented == expected, page
+
+
+# Metrics
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two iterations of each learner, with a memory that has a loss of its own."""
+    folders = {}
+    sizes = ["hidden_size=6", "key_size=4", "value_size=4", "memory_units=4", "heads=1"]
+    for algo in LEARNERS:
+        folders[algo] = tmp_path_factory.mktemp("runs") / algo
+        options = f"--algo {algo} --num-envs 4 --n-steps 16 --total-timesteps 128 --eval-episodes 4".split()
+        options += ["--env", "Engram/RepeatFirst-v0", "--memory", "mnm-p", "--memory-kwargs", *sizes]
+        with pytest.raises(SystemExit) as finished:
+            train.main([*options, "--run-dir", str(folders[algo]), "--no-progress"])
+        assert finished.value.code == 0
+    return folders
+
+
+def logged(folder: Path) -> tuple[set[str], set[str]]:
+    """What a run wrote to progress.csv and to TensorBoard."""
+    with open(folder / "progress.csv", newline="", encoding="utf-8") as file:
+        columns = set(next(csv.reader(file)))
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    tags = events.Tags()
+    names = set(tags["scalars"]) | {tag.removesuffix("/text_summary") for tag in tags["tensors"]}
+    if HPARAMS in events._plugin_to_tag_to_content:
+        names.add("hparams")
+    return columns, names
+
+
+@pytest.mark.parametrize("algo", LEARNERS)
+def test_metrics_page_lists_exactly_what_is_logged(algo: str, runs: dict[str, Path]) -> None:
+    rows = [row for row in table(DOCS / "metrics.md", "Logged names") if row[2] in ("all", LEARNERS[algo].__name__)]
+    listed = {row[0].replace("NAME_loss", "meta_loss"): row[1].split(", ") for row in rows}
+    in_csv = {name for name, where in listed.items() if "csv" in where}
+    in_tensorboard = {name for name, where in listed.items() if "tb" in where}
+    for folder in (runs[algo], runs[algo] / "identity"):
+        columns, names = logged(folder)
+        own = set() if folder is runs[algo] else {"train/meta_loss"}
+        assert columns == in_csv - own
+        assert names == in_tensorboard - own
+
+
+def test_metrics_page_lists_the_fields_of_the_summary(runs: dict[str, Path]) -> None:
+    summary = json.loads((runs["ppo"] / "summary.json").read_text(encoding="utf-8"))
+    assert [row[0] for row in table(DOCS / "metrics.md", "summary.json")] == list(summary)
+
+
+def test_metrics_page_shows_the_progress_line(runs: dict[str, Path]) -> None:
+    from rich.console import Console
+
+    from agents import load, make_env
+    from agents.callbacks import RunDisplay
+
+    model = agents.latest_checkpoint(runs["ppo"])
+    display = RunDisplay("", Console())
+    display.model = load(model, make_env("Engram/RepeatFirst-v0", 4), device="cpu")  # type: ignore[assignment]
+    display._started, display._steps_at_start = 0.0, 0
+    parts = re.findall(r"return|steps/s|env/memory/learn", display.status())
+    assert [row[0] for row in table(DOCS / "metrics.md", "The progress line")] == parts
+
+
