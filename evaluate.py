@@ -181,7 +181,7 @@ def _score(arguments: Arguments, agent: Agent, env: TensorEnv, env_id: str, env_
     if remark:
         console.print(remark, highlight=False)
 
-    if agent.folder is not None:
+    if agent.folder is not None and agent.folder == arguments.run:
         found = {
             "checkpoint": str(agent.checkpoint),
             "env_steps": agent.model.num_timesteps,
@@ -203,10 +203,9 @@ def _baseline(agent: Agent, device: str) -> tuple[MemoryOnPolicyAlgorithm | None
     if folder is not None and (folder / "identity").is_dir():
         return load(latest_checkpoint(folder / "identity"), device=device), ""
     try:
-        assert folder is not None
         mean = float(json.loads((folder / "summary.json").read_text(encoding="utf-8"))["identity_mean_return"])
         return None, f"identity (no memory): {mean:.3f} by the run's summary.json; its agent was not kept"
-    except (AssertionError, OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None, "identity (no memory): none was trained beside this agent; train.py does so with --baseline"
 
 

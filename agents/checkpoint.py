@@ -105,7 +105,9 @@ def read_manifest(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise CheckpointError(f"{file} is not an Engram manifest: expected format {FORMAT!r}")
     found = manifest.get("format_version")
     if not isinstance(found, int) or found > FORMAT_VERSION:
-        raise CheckpointError(f"{file} has format version {found}, this Engram reads up to {FORMAT_VERSION}: upgrade it")
+        raise CheckpointError(
+            f"{file} has format version {found}, this Engram reads up to {FORMAT_VERSION}: upgrade it"
+        )
     return manifest
 
 
@@ -145,7 +147,9 @@ def latest_checkpoint(folder: str | os.PathLike[str]) -> Path:
     folder = Path(folder)
     if (folder / MANIFEST).is_file():
         return folder
-    steps = [file.parent for file in (folder / "checkpoints").glob(f"step_*/{MANIFEST}") if file.parent.name[5:].isdigit()]
+    steps = [
+        file.parent for file in (folder / "checkpoints").glob(f"step_*/{MANIFEST}") if file.parent.name[5:].isdigit()
+    ]
     if not steps:
         raise CheckpointError(f"no checkpoint in {folder}: expected {folder / 'checkpoints' / 'step_*' / MANIFEST}")
     return max(steps, key=lambda step: int(step.name[5:]))
@@ -246,7 +250,15 @@ class Checkpointed(BaseAlgorithm):
             raise
         except KeyError as error:
             raise CheckpointError(f"{path} is incomplete: expected an entry {error}") from error
-        except (ArithmeticError, AssertionError, AttributeError, IndexError, TypeError, ValueError, RuntimeError) as error:
+        except (
+            ArithmeticError,
+            AssertionError,
+            AttributeError,
+            IndexError,
+            TypeError,
+            ValueError,
+            RuntimeError,
+        ) as error:
             raise CheckpointError(f"{path} does not fit: {' '.join(str(error).split())}") from error
         return model
 

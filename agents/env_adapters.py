@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
+from gymnasium.envs.registration import load_env_creator
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
@@ -32,15 +34,19 @@ EnvLike = str | gym.Env[Any, Any] | VectorEnv[Any, Any, Any] | VecEnv | TensorEn
 def make_env(env_id: str, num_envs: int = 1, device: torch.device | str = "cpu", **kwargs: Any) -> TensorEnv:
     """`num_envs` copies of a registered environment on `device`.
 
-    Ids of this project (`Engram/...`) are batched on the device; any other Gymnasium id runs as `num_envs` ordinary
-    copies on the host. `kwargs` go to the environment.
+    Ids whose vector entry point is a `TensorEnv` (all `Engram/...`, and yours) are batched on the device; any other
+    Gymnasium id runs as `num_envs` ordinary copies on the host. `module:Id-v0` imports `module` first, as in Gymnasium.
+    `kwargs` go to the environment.
 
     Raises:
         ValueError: the id is unknown (the message lists near ones) or its arguments are wrong.
     """
+    module, _, name = env_id.rpartition(":")
     try:
-        spec = gym.spec(env_id)
-    except (gym.error.Error, ModuleNotFoundError) as error:
+        if module:
+            importlib.import_module(module)
+        spec = gym.spec(name)
+    except (gym.error.Error, ImportError) as error:
         known = engram_envs.registered()
         near = difflib.get_close_matches(env_id, [*known, *gym.registry], n=4, cutoff=0.5)
         raise ValueError(
@@ -48,12 +54,15 @@ def make_env(env_id: str, num_envs: int = 1, device: torch.device | str = "cpu",
             f"this project's: {', '.join(known)}; any other registered Gymnasium id works too"
         ) from error
     try:
-        if spec.vector_entry_point is not None and env_id in engram_envs.registered():
-            env = gym.make_vec(env_id, num_envs, "vector_entry_point", device=device, **kwargs)
+        maker: Any = spec.vector_entry_point
+        if isinstance(maker, str):
+            maker = load_env_creator(maker)
+        if isinstance(maker, type) and issubclass(maker, TensorEnv):
+            env = gym.make_vec(name, num_envs, "vector_entry_point", device=device, **kwargs)
             assert isinstance(env, TensorEnv)
             return env
         mode = {"autoreset_mode": AutoresetMode.SAME_STEP}
-        return as_tensor_env(gym.make_vec(env_id, num_envs, "sync", vector_kwargs=mode, **kwargs), device)
+        return as_tensor_env(gym.make_vec(name, num_envs, "sync", vector_kwargs=mode, **kwargs), device)
     except TypeError as error:
         raise ValueError(f"environment {env_id!r} does not take {kwargs}: {error}") from error
 
@@ -114,7 +123,7 @@ class _VectorEnvHost(_Host):
         if mode is not AutoresetMode.SAME_STEP:
             raise ValueError(
                 f"{env} resets at the {mode}: its reset steps carry no experience. Build it with "
-                "vector_kwargs={'autoreset_mode': gymnasium.vector.AutoresetMode.SAME_STEP}"
+                "vectorization_mode='sync', vector_kwargs={'autoreset_mode': gymnasium.vector.AutoresetMode.SAME_STEP}"
             )
         self.env = env
         self.num_envs = env.num_envs
@@ -176,13 +185,12 @@ class HostEnv(TensorEnv):
     """
 
     def __init__(self, host: _Host, device: torch.device | str = "cpu") -> None:
-        observation_space = host.observation_space
-        self._channels_last = isinstance(observation_space, spaces.Box) and (
-            is_image_space(observation_space) and not is_image_space_channels_first(observation_space)
-        )
-        if self._channels_last:  # SB3's networks take channels first
-            observation_space = VecTransposeImage.transpose_space(observation_space)  # type: ignore[arg-type]
-        super().__init__(host.num_envs, observation_space, host.action_space, device)
+        space = host.observation_space
+        entries = space.spaces if isinstance(space, spaces.Dict) else {"": space}
+        self._channels_last = {name for name, entry in entries.items() if _is_channels_last(entry)}
+        entries = {name: _channels_first(entry) for name, entry in entries.items()}
+        space = spaces.Dict(entries) if isinstance(space, spaces.Dict) else entries[""]
+        super().__init__(host.num_envs, space, host.action_space, device)
         self.host = host
         self.render_mode = "rgb_array"
 
@@ -215,9 +223,12 @@ class HostEnv(TensorEnv):
 
     def _tensors(self, obs: Any) -> Obs:
         if isinstance(obs, dict):
-            return {key: torch.as_tensor(np.array(value), device=self.device) for key, value in obs.items()}
+            return {name: self._tensor(name, value) for name, value in obs.items()}
+        return self._tensor("", obs)
+
+    def _tensor(self, name: str, obs: Any) -> Tensor:
         tensor = torch.as_tensor(np.array(obs), device=self.device)
-        return tensor.movedim(-1, 1) if self._channels_last else tensor
+        return tensor.movedim(-1, 1) if name in self._channels_last else tensor
 
     def frame(self, index: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:
         frames = self.host.render()
@@ -234,6 +245,18 @@ class HostEnv(TensorEnv):
 
     def close(self, **kwargs: Any) -> None:
         self.host.close()
+
+
+def _is_channels_last(space: spaces.Space[Any]) -> bool:
+    return isinstance(space, spaces.Box) and is_image_space(space) and not is_image_space_channels_first(space)
+
+
+def _channels_first(space: spaces.Space[Any]) -> spaces.Space[Any]:
+    """`space`, or as SB3's networks take it where it is an image with its channels last."""
+    if not _is_channels_last(space):
+        return space
+    assert isinstance(space, spaces.Box)
+    return VecTransposeImage.transpose_space(space)
 
 
 def _copy(obs: Any) -> Any:

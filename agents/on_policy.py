@@ -262,20 +262,18 @@ class MemoryOnPolicyAlgorithm(Checkpointed, OnPolicyAlgorithm):
                 with torch.set_grad_enabled(self.keeps_graph):
                     step = policy.remember(self._obs, self._state, self._starts if self._may_start else None)
                 with torch.no_grad():
-                    action, value, log_prob = policy.decide(step.output)
+                    action = policy.act(step.output)
             except RuntimeError as error:
                 self._blame_non_finite(error)
                 raise
+            outputs.append(step.output)
             if self.keeps_graph:
-                outputs.append(step.output)
                 losses.append(step.losses)
             self._state = step.state
             before = time.perf_counter()
             new_obs, rewards, terminated, truncated, info = tensor_env.step(policy.to_env(action))
             env_seconds += time.perf_counter() - before
             rollout.actions[t] = action
-            rollout.values[t] = value
-            rollout.log_probs[t] = log_prob
             rollout.rewards[t] = rewards
             rollout.terminated[t] = terminated
             rollout.truncated[t] = truncated
@@ -293,7 +291,9 @@ class MemoryOnPolicyAlgorithm(Checkpointed, OnPolicyAlgorithm):
             callback.update_locals(locals())
             if not callback.on_step():
                 return False
-        with torch.no_grad():
+        latents = torch.stack(outputs)
+        with torch.no_grad():  # what acting did not need, for all steps at once
+            rollout.values, rollout.log_probs, _ = policy.judge(latents, rollout.actions)
             last_values = policy.predict_values(self._obs, self._state, self._starts if self._may_start else None)
         rollout.advantages, rollout.returns = advantages_and_returns(
             rollout.rewards * self.reward_scale,
@@ -306,7 +306,7 @@ class MemoryOnPolicyAlgorithm(Checkpointed, OnPolicyAlgorithm):
             self.gae_lambda,
         )
         if self.keeps_graph:
-            rollout.latents = torch.stack(outputs)
+            rollout.latents = latents
             rollout.losses = {name: torch.stack([loss[name] for loss in losses]) for name in losses[0]}
         self.env_seconds += env_seconds
         self.memory_seconds += time.perf_counter() - started - env_seconds

@@ -134,7 +134,8 @@ def number(value: float) -> str:
         return str(value)
     words = f"{value:.0f}" if 1000 <= abs(value) < 1e6 or value == round(value) else f"{value:.3g}"
     if len(words) > 7:
-        words = f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e")
+        words = f"{value:.1e}"
+    words = words.replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
     return words.replace("-", "−") if float(words) else "0"
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from agents.scene import HEIGHT, WIDTH, Scene, draw
 from agents.session import Session, action_names
 from agents.stage import pygame
-from envs.rendering import Frame
+from envs.rendering import PAPER, Frame
 from envs.tensor_env import TensorEnv
 
 WATCH_KEYS = "space pause   → step   + − speed   R new episode   Q quit"
@@ -72,15 +72,7 @@ class Viewer:
         self._stale = True
         self._keys = key_map(session.env) if session.policy is None else {}
         self._bits = np.zeros(len(session.names), dtype=np.int8)
-        if sys.platform.startswith("linux") and not any(
-            os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER")
-        ):
-            raise ViewerError("there is no display to open a window on; record with --video FILE.mp4 instead")
-        try:
-            pygame.display.init()
-            self._screen = pygame.display.set_mode((WIDTH, HEIGHT), pygame.RESIZABLE)
-        except pygame.error as error:
-            raise ViewerError(f"no window can be opened ({error}); record with --video FILE.mp4 instead") from error
+        _open()
         pygame.display.set_caption(f"Engram — {session.title}")
         self._clock = pygame.time.Clock()
         self._last = time.perf_counter()
@@ -164,11 +156,12 @@ class Viewer:
         self._stale = False
         self.frame = draw(self.scene())
         surface = pygame.surfarray.make_surface(self.frame.swapaxes(0, 1))
-        if self._screen.get_size() != surface.get_size():
-            scale = min(have / want for have, want in zip(self._screen.get_size(), surface.get_size(), strict=True))
+        screen = pygame.display.get_surface()
+        if screen.get_size() != surface.get_size():  # somebody resized the window
+            scale = min(have / want for have, want in zip(screen.get_size(), surface.get_size(), strict=True))
             surface = pygame.transform.smoothscale_by(surface, scale)
-        self._screen.fill((0, 0, 0))
-        self._screen.blit(surface, surface.get_rect(center=self._screen.get_rect().center))
+        screen.fill(PAPER)
+        screen.blit(surface, surface.get_rect(center=screen.get_rect().center))
         pygame.display.flip()
 
     def scene(self) -> Scene:
@@ -179,15 +172,34 @@ class Viewer:
             return session.scene(note, f"{WATCH_KEYS}   ·   {self.fps:g} steps/s")
         signs = {index: _ARROW_SIGNS.get(key, pygame.key.name(key)) for key, index in reversed(self._keys.items())}
         scene = session.scene(subtitle=f"you see what the agent would see   ·   {self._help()}")
-        names = [
-            f"{signs[index]}   {f'action {name}' if name.isdigit() else name}"
-            for index, name in enumerate(session.names)
-        ]
+        called = [f"action {name}" if name.isdigit() else name for name in session.names]
+        names = [f"{signs[index]}   {name}" for index, name in enumerate(called)]
         return dataclasses.replace(scene, actions=names, taken=np.flatnonzero(self._bits).tolist())
 
     def _help(self) -> str:
         binary = isinstance(self.session.env.single_action_space, spaces.MultiBinary)
         return ("Enter acts   " if binary else "") + "R new episode   Q quit"
+
+
+def _open() -> None:
+    """Open a window.
+
+    Raises:
+        ViewerError: there is none to be had.
+    """
+    asked = os.environ.get("SDL_VIDEODRIVER", "")
+    displays = [os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY")]
+    if sys.platform.startswith("linux") and not (asked or any(displays)):
+        raise ViewerError("there is no display to open a window on; record with --video FILE.mp4 instead")
+    try:
+        pygame.display.quit()  # an environment may have opened SDL's display before, and not on a screen
+        pygame.display.init()
+        if pygame.display.get_driver() in ("offscreen", "dummy") and not asked:
+            pygame.display.quit()
+            raise ViewerError("the display does not answer, so no window can be opened; use --video FILE.mp4 instead")
+        pygame.display.set_mode((WIDTH, HEIGHT), pygame.RESIZABLE)
+    except pygame.error as error:
+        raise ViewerError(f"no window can be opened ({error}); record with --video FILE.mp4 instead") from error
 
 
 def record(
@@ -215,7 +227,8 @@ def record(
         raise ValueError(f"{file} should end in one of {', '.join(SUFFIXES)}")
     options: dict[str, Any] = {"codec": "libx264", "quality": 8, "fps": fps, "macro_block_size": 16}
     if file.suffix.lower() == ".gif":
-        options = {"duration": 1000 / fps, "loop": 0, "palettesize": 128, "subrectangles": True}
+        # The octree keeps the colours of small things (a star, a number), which the default gives to large surfaces.
+        options = {"duration": 1000 / fps, "loop": 0, "quantizer": 2, "palettesize": 256, "subrectangles": True}
     count, episode = 0, session.episode
     writer: Any
     with imageio.get_writer(file, **options) as writer:

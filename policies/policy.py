@@ -104,7 +104,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
 
     def _build_mlp_extractor(self) -> None:
         # SB3 calls this first while it builds the networks: the memory goes before the layers it feeds.
-        self.memory = make_memory(self.memory_name, input_size=self.features_dim, **self.memory_kwargs)
+        self.memory = make_memory(self.memory_name, input_size=int(self.features_dim), **self.memory_kwargs)
         self.mlp_extractor = MlpExtractor(
             self.memory.output_size, net_arch=self.net_arch, activation_fn=self.activation_fn, device=self.device
         )
@@ -137,12 +137,22 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         features = self._encode(flat)
         return self.memory.unroll(features.view(*shape, *features.shape[1:]), starts, state, resets)
 
+    def act(self, latent: Tensor, deterministic: bool = False) -> Tensor:
+        """Action `[B, *action_shape]` for a memory output `[B, F]`."""
+        distribution = self._get_action_dist_from_latent(self.mlp_extractor.forward_actor(latent))
+        return self._shaped(distribution.get_actions(deterministic=deterministic))
+
     def decide(self, latent: Tensor, deterministic: bool = False) -> Decision:
         """Action `[B, *action_shape]`, value `[B]` and log-probability `[B]` for a memory output `[B, F]`."""
         latent_pi, latent_vf = self.mlp_extractor(latent)
         distribution = self._get_action_dist_from_latent(latent_pi)
         action = distribution.get_actions(deterministic=deterministic)
-        return Decision(action, self.value_net(latent_vf).squeeze(-1), distribution.log_prob(action))
+        return Decision(self._shaped(action), self.value_net(latent_vf).squeeze(-1), distribution.log_prob(action))
+
+    def _shaped(self, action: Tensor) -> Tensor:
+        # SB3's distributions give one row of numbers for an action of any shape
+        assert self.action_space.shape is not None
+        return action.view(-1, *self.action_space.shape)
 
     def judge(self, latent: Tensor, action: Tensor) -> Judgement:
         """Value, log-probability and entropy, `[T, B]`, of actions `[T, B, *action_shape]` at outputs `[T, B, F]`."""
@@ -150,6 +160,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         latent_pi, latent_vf = self.mlp_extractor(latent.flatten(0, -2))
         distribution = self._get_action_dist_from_latent(latent_pi)
         action = action.flatten(0, len(shape) - 1)
+        action = action.flatten(1) if action.dim() > 2 else action
         if isinstance(self.action_space, spaces.MultiBinary):
             action = action.to(latent.dtype)  # torch's Bernoulli takes no whole numbers
         log_prob = distribution.log_prob(action)

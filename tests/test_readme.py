@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
+import evaluate
 import train
+from agents import viewer
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
-TRAIN_LESS = "--num-envs 2 --n-steps 8 --total-timesteps 16 --eval-episodes 2 --device cpu --no-progress".split()
-EVALUATE_LESS = "--episodes 2 --num-envs 2 --device cpu".split()
+TRAIN_LESS = shlex.split("--num-envs 2 --n-steps 8 --total-timesteps 16 --eval-episodes 2 --device cpu --no-progress")
+EVALUATE_LESS = shlex.split("--episodes 2 --num-envs 2 --device cpu")
 LOOK_SECONDS = 0.5
 
 
@@ -96,10 +98,7 @@ def test_train_commands_run(
 def test_evaluate_commands_run(
     arguments: list[str], finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On the run just made. A window is looked at for a moment, without a screen, and a video is one of few pictures."""
-    import evaluate
-    from agents import viewer
-
+    """On the run just made. A window is looked at for a moment and without a screen; a video has few pictures."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
     arguments = [str(finished_run) if word.startswith("runs/") else word for word in arguments]

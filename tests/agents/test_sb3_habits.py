@@ -1,0 +1,391 @@
+"""What a Stable-Baselines3 user does without thinking works here too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from agent_stubs import script
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import (
+    BaseCallback,
+    CallbackList,
+    CheckpointCallback,
+    EvalCallback,
+    EveryNTimesteps,
+    StopTrainingOnMaxEpisodes,
+)
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.utils import LinearSchedule
+
+from agents import A2C, PPO, MemoryOnPolicyAlgorithm
+from envs.repeat_first import RepeatFirst
+from envs.tmaze import TMaze
+
+GRU: dict[str, Any] = {"memory": "gru", "memory_kwargs": {"hidden_size": 8}}
+both = pytest.mark.parametrize("learner", [A2C, PPO])
+
+
+def small(learner: type[MemoryOnPolicyAlgorithm], env: Any, **kwargs: Any) -> MemoryOnPolicyAlgorithm:
+    if learner is PPO:
+        kwargs.setdefault("n_epochs", 2)
+    return learner("MemoryPolicy", env, n_steps=8, policy_kwargs=GRU, seed=0, device="cpu", **kwargs)
+
+
+# -- learn and its callbacks -------------------------------------------------------------------------------------------
+
+
+@both
+def test_learn_twice(learner: type[MemoryOnPolicyAlgorithm]) -> None:
+    model = small(learner, TMaze(2, length=2))
+    assert model.learn(32).num_timesteps == 32
+    assert model.learn(32).num_timesteps == 32
+    assert model.learn(32, reset_num_timesteps=False).num_timesteps == 64
+    assert model.learn(33).num_timesteps == 48  # whole roll-outs
+
+
+@both
+def test_a_callback_stops(learner: type[MemoryOnPolicyAlgorithm]) -> None:
+    class Stop(BaseCallback):
+        def _on_step(self) -> bool:
+            return self.num_timesteps < 22
+
+    model = small(learner, TMaze(2, length=2))
+    assert model.learn(1000, callback=Stop()).num_timesteps == 22
+    assert model.learn(16, reset_num_timesteps=False).num_timesteps == 38  # and goes on from there
+    assert model.learn(1000, callback=lambda locals_, globals_: model.num_timesteps < 6).num_timesteps == 6
+
+
+def test_stop_requested_ends_after_the_iteration() -> None:
+    class Request(BaseCallback):
+        def _on_step(self) -> bool:
+            self.model.stop_requested = True
+            return True
+
+    model = small(PPO, TMaze(2, length=2))
+    assert model.learn(1000, callback=Request()).num_timesteps == 16
+    assert model._n_updates == 4
+
+
+@both
+def test_stop_on_max_episodes(learner: type[MemoryOnPolicyAlgorithm]) -> None:
+    """2 copies, episodes of 3 steps: the callback allows 4 episodes of each copy."""
+    callback = StopTrainingOnMaxEpisodes(max_episodes=4)
+    model = small(learner, RepeatFirst(2, length=3)).learn(1000, callback=callback)
+    assert model.num_timesteps == 2 * 3 * 4
+    assert callback.n_episodes == 8
+
+
+def test_events_come_in_sb3s_order() -> None:
+    class Diary(BaseCallback):
+        def _init_callback(self) -> None:
+            self.events: list[str] = []
+
+        def _on_training_start(self) -> None:
+            self.events.append("training")
+
+        def _on_rollout_start(self) -> None:
+            self.events.append("rollout")
+
+        def _on_step(self) -> bool:
+            dones = self.locals["dones"]
+            assert len(dones) == 2
+            self.events.append("end" if dones[0] else "step")
+            return True
+
+        def _on_rollout_end(self) -> None:
+            self.events.append("over")
+
+        def _on_training_end(self) -> None:
+            self.events.append("done")
+
+    diary = Diary()
+    small(A2C, RepeatFirst(2, length=4)).learn(32, callback=[diary, Diary()])
+    half = ["rollout", *2 * ["step", "step", "step", "end"], "over"]
+    assert diary.events == ["training", *half, *half, "done"]
+
+
+@both
+def test_eval_and_checkpoint_callbacks(learner: type[MemoryOnPolicyAlgorithm], tmp_path: Path) -> None:
+    from agents.env_adapters import TensorVecEnv
+
+    evaluate = EvalCallback(
+        TensorVecEnv(RepeatFirst(2, length=4)),
+        best_model_save_path=str(tmp_path / "best"),
+        log_path=str(tmp_path / "log"),
+        eval_freq=8,
+        n_eval_episodes=4,
+        verbose=0,
+    )
+    keep = CheckpointCallback(save_freq=8, save_path=str(tmp_path / "kept"), name_prefix="it")
+    model = small(learner, RepeatFirst(2, length=4)).learn(32, callback=CallbackList([evaluate, keep]))
+    results = np.load(tmp_path / "log" / "evaluations.npz")["results"]
+    assert results.shape == (2, 4)
+    assert ((results >= 0) & (results <= 1)).all()
+    assert sorted(entry.name for entry in (tmp_path / "kept").iterdir()) == ["it_16_steps.zip", "it_32_steps.zip"]
+    assert learner.load(tmp_path / "kept" / "it_32_steps.zip").num_timesteps == 32
+    assert learner.load(tmp_path / "best" / "best_model").policy.memory_name == "gru"
+    assert model.num_timesteps == 32
+
+
+def test_every_n_timesteps_and_progress_bar(capsys: pytest.CaptureFixture[str]) -> None:
+    seen: list[int] = []
+
+    class Note(BaseCallback):
+        def _on_step(self) -> bool:
+            seen.append(self.model.num_timesteps)
+            return True
+
+    small(A2C, TMaze(2, length=2)).learn(32, callback=EveryNTimesteps(10, Note()), progress_bar=True)
+    assert seen == [10, 20, 30]
+
+
+# -- numbers in the log ------------------------------------------------------------------------------------------------
+
+
+@both
+def test_episode_statistics_of_a_scripted_environment(learner: type[MemoryOnPolicyAlgorithm]) -> None:
+    """Rewards 1, 2, 3, ... ; copy 0 ends after steps 3 and 8, copy 1 is cut after step 5: returns 6, 30 and 15."""
+    env = script([[float(t), float(t)] for t in range(1, 9)], terminated=[(2, 0), (7, 0)], truncated=[(4, 1)])
+    model = small(learner, env).learn(16)
+    assert [(e["r"], e["l"]) for e in model.ep_info_buffer] == [(6.0, 3), (15.0, 5), (30.0, 5)]
+    assert model._episode_num == 3
+    # the second episode of copy 1 goes on into the next roll-out: 6 + 7 + 8 + 1 + 2 + 3 + 4 + 5
+    model.learn(16, reset_num_timesteps=False)
+    assert [(e["r"], e["l"]) for e in model.ep_info_buffer][3:] == [(6.0, 3), (36.0, 8), (30.0, 5)]
+    model.learn(16)
+    assert len(model.ep_info_buffer) == 3
+
+
+def test_the_window_of_the_statistics() -> None:
+    env = script([[1.0], [2.0]], terminated=[(0, 0), (1, 0)])
+    model = small(A2C, env, stats_window_size=3).learn(8)
+    assert [e["r"] for e in model.ep_info_buffer] == [2.0, 1.0, 2.0]
+
+
+def test_the_table_on_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    small(PPO, script([[1.0]] * 4, terminated=[(3, 0)]), verbose=1).learn(8)
+    table = capsys.readouterr().out
+    for line in ("ep_rew_mean        | 4 ", "ep_len_mean        | 4 ", "total_timesteps    | 8 ", "approx_kl"):
+        assert line in table, table
+
+
+def test_log_interval_and_own_logger(tmp_path: Path) -> None:
+    model = small(PPO, TMaze(2, length=2))
+    model.set_logger(configure(str(tmp_path), ["csv"]))
+    model.learn(16 * 6, log_interval=3)
+    lines = (tmp_path / "progress.csv").read_text().splitlines()
+    assert len(lines) == 3
+    header = lines[0].split(",")
+    for name in ("train/approx_kl", "train/explained_variance", "time/fps", "train/learning_rate", "rollout/episodes"):
+        assert name in header
+    assert lines[2].split(",")[header.index("time/total_timesteps")] == "96"
+
+
+def test_tensorboard(tmp_path: Path) -> None:
+    small(A2C, TMaze(2, length=2), tensorboard_log=str(tmp_path)).learn(32, tb_log_name="name")
+    assert list((tmp_path / "name_1").glob("events.out.tfevents.*"))
+
+
+def test_a_falling_learning_rate() -> None:
+    """LinearSchedule(1e-2, 0): after a quarter, half, ... of the run."""
+    rates = []
+
+    class Note(BaseCallback):
+        def _on_step(self) -> bool:
+            return True
+
+        def _on_rollout_start(self) -> None:
+            rates.append(self.model.policy.optimizer.param_groups[0]["lr"])
+
+    model = small(PPO, TMaze(2, length=2), learning_rate=LinearSchedule(1e-2, 0.0, 1.0))
+    model.learn(64, callback=Note())
+    assert rates == pytest.approx([1e-2, 7.5e-3, 5e-3, 2.5e-3])
+    assert model.policy.optimizer.param_groups[0]["lr"] == pytest.approx(0.0)
+
+
+# -- evaluate and predict ----------------------------------------------------------------------------------------------
+
+
+@both
+def test_evaluate_policy_counts_what_the_environment_gives(learner: type[MemoryOnPolicyAlgorithm]) -> None:
+    model = small(learner, script([[1.0, 10.0], [2.0, 20.0], [3.0, 30.0]], terminated=[(2, 0)], truncated=[(2, 1)]))
+    env = model.get_env()
+    assert env is not None
+    rewards, lengths = evaluate_policy(model, env, n_eval_episodes=6, return_episode_rewards=True)
+    assert rewards == [6.0, 60.0] * 3
+    assert lengths == [3] * 6
+
+
+def test_evaluation_keeps_the_memory_and_resets_it(counter: str) -> None:
+    """The critic's counter, seen through `predict`: evaluate_policy hands back state and episode starts."""
+    model = PPO("MemoryPolicy", RepeatFirst(2, length=3), policy_kwargs={"memory": counter}, seed=0)
+    seen: list[list[int]] = []
+
+    def watch(locals_: dict[str, Any], _: dict[str, Any]) -> None:
+        seen.append(locals_["states"]["count"].flatten().int().tolist())
+
+    env = model.get_env()
+    assert env is not None
+    evaluate_policy(model, env, n_eval_episodes=4, callback=watch)
+    assert seen[::2] == [[count] * 2 for count in (1, 2, 3, 1, 2, 3)]
+
+
+def test_predict_single_and_batched() -> None:
+    model = small(PPO, RepeatFirst(4))
+    obs = np.random.default_rng(0).random((4, 5)).astype(np.float32)
+    actions, state = model.predict(obs, deterministic=True)
+    assert actions.shape == (4,)
+    assert isinstance(actions, np.ndarray)
+    single, own = model.predict(obs[2], deterministic=True)
+    assert single.shape == ()
+    assert single == actions[2]
+    torch.testing.assert_close(own["hidden"][0], state["hidden"][2])
+
+    later, _ = model.policy.predict(obs, state, deterministic=True)
+    fresh, after = model.predict(obs, state, np.array([True, False, True, False]), deterministic=True)
+    torch.testing.assert_close(after["hidden"][0], state["hidden"][0])  # the same first step again
+    assert not torch.allclose(after["hidden"][1], state["hidden"][1])
+    assert fresh[1] == later[1]
+    with pytest.raises(ValueError, match="tuple"):
+        model.predict((obs, {}))
+
+
+def test_set_env() -> None:
+    model = small(A2C, TMaze(2, length=2)).learn(16)
+    model.set_env(TMaze(5, length=2))
+    assert model.n_envs == 5
+    assert model.learn(40, reset_num_timesteps=False).num_timesteps == 56
+    model.set_env(make_vec_env("CartPole-v1", 2)) if False else None
+    with pytest.raises(ValueError, match="spaces do not match"):
+        model.set_env(RepeatFirst(5))
+
+
+def test_get_parameters_and_set_parameters_as_in_sb3() -> None:
+    one, other = small(PPO, TMaze(2, length=2)), small(PPO, TMaze(2, length=2)).learn(16)
+    one.set_parameters(other.get_parameters())
+    for mine, theirs in zip(one.policy.parameters(), other.policy.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_an_unknown_policy_or_memory_is_named() -> None:
+    with pytest.raises(ValueError, match="Policy Mlp unknown"):
+        PPO("Mlp", TMaze(2))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"no memory is called 'lstn'.*did you mean 'lstm'"):
+        PPO("MemoryPolicy", TMaze(2), policy_kwargs={"memory": "lstn"})
+
+
+def test_the_same_seed_gives_the_same_run() -> None:
+    def run(seed: int) -> torch.Tensor:
+        model = PPO("MemoryPolicy", TMaze(3, length=2), n_steps=8, n_epochs=1, policy_kwargs=GRU, seed=seed).learn(48)
+        return torch.cat([parameter.flatten() for parameter in model.policy.parameters()])
+
+    assert torch.equal(run(1), run(1))
+    assert not torch.equal(run(1), run(2))
+
+
+# -- spaces ------------------------------------------------------------------------------------------------------------
+
+
+class Spaces(gym.Env[Any, Any]):
+    """Random observations of any space; episodes of 5 steps; checks the actions it is given."""
+
+    def __init__(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
+        self.observation_space, self.action_space = observation_space, action_space
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        if seed is not None:
+            self.observation_space.seed(seed)
+        self.steps = 0
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        assert self.action_space.contains(action), f"{action!r} is not in {self.action_space}"
+        self.steps += 1
+        return self.observation_space.sample(), 1.0, self.steps == 5, False, {}
+
+
+VECTOR = spaces.Box(-1.0, 1.0, (3,))
+OBSERVATIONS: dict[str, spaces.Space[Any]] = {
+    "vector": VECTOR,
+    "float64": spaces.Box(-1.0, 1.0, (3,), np.float64),
+    "matrix": spaces.Box(-1.0, 1.0, (3, 2)),
+    "discrete": spaces.Discrete(7),
+    "multi-discrete": spaces.MultiDiscrete([2, 5]),
+    "multi-binary": spaces.MultiBinary(4),
+    "dict": spaces.Dict({"a": VECTOR, "b": spaces.Discrete(3), "query": spaces.Box(0.0, 1.0, (2,))}),
+    "image": spaces.Box(0, 255, (36, 40, 3), np.uint8),
+    "channels first": spaces.Box(0, 255, (3, 36, 40), np.uint8),
+    "dict of image": spaces.Dict({"a": VECTOR, "view": spaces.Box(0, 255, (36, 40, 3), np.uint8)}),
+}
+ACTIONS: dict[str, spaces.Space[Any]] = {
+    "discrete": spaces.Discrete(3),
+    "box": spaces.Box(np.array([-0.1, 0.0], np.float32), np.array([0.1, 0.2], np.float32)),
+    "box matrix": spaces.Box(-1.0, 1.0, (2, 2)),
+    "box float64": spaces.Box(-1.0, 1.0, (2,), np.float64),
+    "multi-discrete": spaces.MultiDiscrete([2, 3]),
+    "multi-binary": spaces.MultiBinary(3),
+}
+CASES = [(name, "discrete") for name in OBSERVATIONS] + [("vector", name) for name in ACTIONS if name != "discrete"]
+
+
+@both
+@pytest.mark.parametrize(("observation", "action"), CASES)
+def test_every_space(learner: type[MemoryOnPolicyAlgorithm], observation: str, action: str, tmp_path: Path) -> None:
+    """Learn, predict, evaluate, save, load and learn on; the environment itself refuses actions outside its space."""
+    env = Spaces(OBSERVATIONS[observation], ACTIONS[action])
+    kwargs = dict(GRU)
+    if "image" in observation or observation == "channels first":
+        kwargs["features_extractor_kwargs"] = {"cnn_output_dim" if "dict" in observation else "features_dim": 16}
+    model = learner("MemoryPolicy", env, n_steps=6, policy_kwargs=kwargs, seed=0, device="cpu").learn(12)
+    venv = model.get_env()
+    assert venv is not None
+    obs = venv.reset()
+    for deterministic in (True, False):
+        actions, _ = model.predict(obs, deterministic=deterministic)
+        assert ACTIONS[action].contains(actions[0]), actions
+    mean, _ = evaluate_policy(model, venv, n_eval_episodes=2)
+    assert mean == 5.0
+    model.save(tmp_path / "it")
+    again = learner.load(tmp_path / "it", env, device="cpu").learn(12, reset_num_timesteps=False)
+    assert again.num_timesteps == 24
+
+
+def test_images_arrive_channels_first_and_whole() -> None:
+    """A picture that is red at the top left reaches the network so."""
+    env = Spaces(OBSERVATIONS["image"], ACTIONS["discrete"])
+    picture = np.zeros((36, 40, 3), np.uint8)
+    picture[:5, :7, 0] = 255
+    env.reset = lambda **_: (picture, {})  # type: ignore[method-assign]
+    model = A2C("MemoryPolicy", env, policy_kwargs=GRU, seed=0)
+    env_ = model.get_env()
+    assert env_ is not None
+    seen = env_.reset()
+    assert seen.shape == (1, 3, 36, 40)
+    assert seen[0, 0, :5, :7].min() == 255
+    assert seen.sum() == 5 * 7 * 255
+    assert type(model.policy.features_extractor).__name__ == "NatureCNN"
+
+
+def test_continuous_actions_are_cut_for_the_environment_and_not_for_the_learner() -> None:
+    """Standard deviation 1 against bounds of 0.1: nearly all actions are cut, and the loss must not know."""
+    env = Spaces(VECTOR, ACTIONS["box"])
+    model = PPO("MemoryPolicy", env, n_steps=64, n_epochs=1, policy_kwargs=GRU, seed=0).learn(64)
+    low, high = (torch.tensor(bound) for bound in (ACTIONS["box"].low, ACTIONS["box"].high))  # type: ignore[attr-defined]
+    outside = (model.rollout.actions < low) | (model.rollout.actions > high)
+    assert outside.float().mean() > 0.5
+
+
+def test_pendulum() -> None:
+    model = PPO("MemoryPolicy", "Pendulum-v1", n_steps=32, n_epochs=1, policy_kwargs=GRU, seed=0).learn(64)
+    assert model.rollout.actions.shape == (32, 1, 1)
+    action, _ = model.predict(np.zeros(3, np.float32))
+    assert action.shape == (1,)
+    assert abs(action[0]) <= 2
