@@ -199,14 +199,16 @@ def _score(arguments: Arguments, agent: Agent, env: TensorEnv, env_id: str, env_
 
 def _baseline(agent: Agent, device: str) -> tuple[MemoryOnPolicyAlgorithm | None, str]:
     """The identity agent trained beside `agent`; where there is none, what is known of it."""
-    folder = agent.folder
-    if folder is not None and (folder / "identity").is_dir():
+    folder, none = agent.folder, "none was trained beside this agent; train.py does so with --baseline"
+    if folder is None:
+        return None, f"identity (no memory): {none}"
+    if (folder / "identity").is_dir():
         return load(latest_checkpoint(folder / "identity"), device=device), ""
     try:
         mean = float(json.loads((folder / "summary.json").read_text(encoding="utf-8"))["identity_mean_return"])
         return None, f"identity (no memory): {mean:.3f} by the run's summary.json; its agent was not kept"
     except (OSError, ValueError, KeyError, TypeError):
-        return None, "identity (no memory): none was trained beside this agent; train.py does so with --baseline"
+        return None, f"identity (no memory): {none}"
 
 
 def _show(arguments: Arguments, agent: Agent | None, env: TensorEnv, env_id: str) -> None:
@@ -216,9 +218,10 @@ def _show(arguments: Arguments, agent: Agent | None, env: TensorEnv, env_id: str
     if agent is not None and not arguments.play:
         policy = agent.model.policy
         check_spaces(policy, env)
+    title = env_id.removeprefix("Engram/") + (f" · {policy.memory_name}" if policy is not None else "")
     words = agent.words if agent else ""
     torch.manual_seed(arguments.seed + 1)  # another seed than the environment's, or both would draw the same numbers
-    session = Session(env, policy, env_id, words, arguments.deterministic, arguments.seed)
+    session = Session(env, policy, title, words, arguments.deterministic, arguments.seed)
     if arguments.video is not None:
         _record(arguments, session)
         return

@@ -188,9 +188,11 @@ class HostEnv(TensorEnv):
         space = host.observation_space
         entries = space.spaces if isinstance(space, spaces.Dict) else {"": space}
         self._channels_last = {name for name, entry in entries.items() if _is_channels_last(entry)}
-        entries = {name: _channels_first(entry) for name, entry in entries.items()}
+        self._first = {name: getattr(entry, "start", 0) for name, entry in entries.items()}
+        self._first_action = getattr(host.action_space, "start", 0)
+        entries = {name: _plain(entry) for name, entry in entries.items()}
         space = spaces.Dict(entries) if isinstance(space, spaces.Dict) else entries[""]
-        super().__init__(host.num_envs, space, host.action_space, device)
+        super().__init__(host.num_envs, space, _plain(host.action_space), device)
         self.host = host
         self.render_mode = "rgb_array"
 
@@ -209,8 +211,9 @@ class HostEnv(TensorEnv):
         return self._tensors(self.host.reset(seed)), {}
 
     def step(self, action: Tensor) -> tuple[Obs, Tensor, Tensor, Tensor, Info]:
+        action_dtype = self.single_action_space.dtype
         obs, reward, terminated, truncated, final = self.host.step(
-            action.cpu().numpy().astype(self.single_action_space.dtype, copy=False)
+            (action.cpu().numpy() + self._first_action).astype(action_dtype, copy=False)
         )
         self._truncated_now = bool(np.any(truncated))
         return (
@@ -227,7 +230,7 @@ class HostEnv(TensorEnv):
         return self._tensor("", obs)
 
     def _tensor(self, name: str, obs: Any) -> Tensor:
-        tensor = torch.as_tensor(np.array(obs), device=self.device)
+        tensor = torch.as_tensor(np.asarray(obs) - self._first[name], device=self.device)
         return tensor.movedim(-1, 1) if name in self._channels_last else tensor
 
     def frame(self, index: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -251,12 +254,13 @@ def _is_channels_last(space: spaces.Space[Any]) -> bool:
     return isinstance(space, spaces.Box) and is_image_space(space) and not is_image_space_channels_first(space)
 
 
-def _channels_first(space: spaces.Space[Any]) -> spaces.Space[Any]:
-    """`space`, or as SB3's networks take it where it is an image with its channels last."""
-    if not _is_channels_last(space):
-        return space
-    assert isinstance(space, spaces.Box)
-    return VecTransposeImage.transpose_space(space)
+def _plain(space: spaces.Space[Any]) -> spaces.Space[Any]:
+    """`space` as SB3's networks and distributions take it: images with channels first, discrete values from 0 up."""
+    if _is_channels_last(space):
+        return VecTransposeImage.transpose_space(space)  # type: ignore[arg-type]
+    if isinstance(space, spaces.Discrete):
+        return spaces.Discrete(space.n)
+    return spaces.MultiDiscrete(space.nvec) if isinstance(space, spaces.MultiDiscrete) else space
 
 
 def _copy(obs: Any) -> Any:

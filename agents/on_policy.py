@@ -246,6 +246,7 @@ class MemoryOnPolicyAlgorithm(Checkpointed, OnPolicyAlgorithm):
         """Fill the roll-out; False where a callback asked to stop."""
         rollout, policy, tensor_env = rollout_buffer, self.policy, self.tensor_env
         policy.set_training_mode(self.keeps_graph)
+        self._began = self.num_timesteps
         callback.on_rollout_start()
         self._state = detach(self._state)
         rollout.state = self._state
@@ -264,7 +265,8 @@ class MemoryOnPolicyAlgorithm(Checkpointed, OnPolicyAlgorithm):
                 with torch.no_grad():
                     action = policy.act(step.output)
             except RuntimeError as error:
-                self._blame_non_finite(error)
+                if found := self._first_non_finite():  # a sampler stumbles over NaN
+                    raise NonFiniteError(found) from error
                 raise
             outputs.append(step.output)
             if self.keeps_graph:
@@ -366,9 +368,10 @@ class MemoryOnPolicyAlgorithm(Checkpointed, OnPolicyAlgorithm):
         self._count_episodes(rewards, ends > 0)
         for name, value in values.items():
             if not np.isfinite(value):
+                found = self._first_non_finite() or f"{name} is not finite after {self.num_timesteps} environment steps"
                 raise NonFiniteError(
-                    f"{name} is {value} after {self.num_timesteps} environment steps (update {self._n_updates}); "
-                    "lower learning_rate or max_grad_norm, or look at the observations and rewards"
+                    f"{found}, seen as {name} = {value} at update {self._n_updates}; where nothing is wrong with "
+                    "observations and rewards, lower learning_rate or max_grad_norm"
                 )
             self.logger.record(name, value)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
@@ -386,14 +389,21 @@ class MemoryOnPolicyAlgorithm(Checkpointed, OnPolicyAlgorithm):
             self._episode_returns[ended] = 0
             self._episode_lengths[ended] = 0
 
-    def _blame_non_finite(self, error: RuntimeError) -> None:
-        """Where a sampler stumbled over NaN, say which tensor brought it."""
-        suspects: dict[str, Any] = {f"parameter {name}": value for name, value in self.policy.named_parameters()}
-        obs = self._obs if isinstance(self._obs, dict) else {"observation": self._obs}
-        suspects |= obs | {f"memory state {name}": value for name, value in self._state.items()}
+    def _first_non_finite(self) -> str | None:
+        """Which tensor went wrong first and when: what the environment gave, else a parameter, else the memory."""
+        given = {"reward": self.rollout.rewards, **_by_name(self.rollout.obs)}
+        for name, value in given.items():
+            steps = (~torch.isfinite(value)).flatten(1).any(1).nonzero()
+            if len(steps):
+                made = int(steps[0]) + (name == "reward")  # a reward comes with the step, an observation before it
+                return f"{name} is not finite after {self._began + made * self.n_envs} environment steps"
+        suspects = _by_name(self._obs)
+        suspects |= {f"parameter {name}": value for name, value in self.policy.named_parameters()}
+        suspects |= {f"memory state {name}": value for name, value in self._state.items()}
         for name, value in suspects.items():
-            if value.is_floating_point() and not torch.isfinite(value).all():
-                raise NonFiniteError(f"{name} is not finite after {self.num_timesteps} environment steps") from error
+            if not torch.isfinite(value).all():
+                return f"{name} is not finite after {self.num_timesteps} environment steps"
+        return None
 
     def dump_logs(self, iteration: int = 0) -> None:
         total = self.env_seconds + self.memory_seconds + self.learn_seconds
@@ -411,3 +421,8 @@ class MemoryOnPolicyAlgorithm(Checkpointed, OnPolicyAlgorithm):
     ) -> tuple[np.ndarray[Any, Any], State]:
         """As `MemoryActorCriticPolicy.predict`."""
         return self.policy.predict(observation, state, episode_start, deterministic)
+
+
+def _by_name(obs: Obs) -> dict[str, Tensor]:
+    """The tensors of an observation by the names that messages use."""
+    return {f"observation {key}": value for key, value in obs.items()} if isinstance(obs, dict) else {"observation": obs}

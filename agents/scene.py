@@ -245,7 +245,7 @@ def _actions(stage: Stage, scene: Scene, room: Box) -> None:
             continue
         share = float(np.clip(np.nan_to_num(probabilities[index]), 0, 1))
         stage.write(name, room.left, y, size, INK if here or not scene.taken else FAINT, room=label - 8)
-        track = Box(room.left + label, y - 0.3 * pitch, room.width - label - 46, 0.6 * pitch)
+        track = Box(room.left + label, y - 0.3 * pitch, room.width - label - 52, 0.6 * pitch)
         stage.box(track.left, track.top, track.width, track.height, PAPER, round=4)
         if share * track.width >= 1:
             stage.box(track.left, track.top, share * track.width, track.height, AGENT if here else _PALE, round=4)
@@ -265,7 +265,7 @@ def _columns(stage: Stage, probabilities: Array, taken: Collection[int], room: B
 
 def _memory(stage: Stage, panels: Mapping[str, Panel], room: Box) -> None:
     if not panels:
-        words = "nothing to see: this agent keeps no memory"
+        words = "this agent's memory has nothing to show"
         stage.write(words, room.left + room.width / 2, room.top + room.height / 2, 12, FAINT, "center")
         return
     shown = list(panels.items())[:_MAX_PANELS]

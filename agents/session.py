@@ -17,12 +17,6 @@ from envs.tensor_env import Obs, TensorEnv
 from policies.memories.base import Panel, State
 from policies.policy import MemoryActorCriticPolicy
 
-# Where an environment has no `action_names` of its own.
-_ACTION_NAMES = {
-    "InvisibleGoalMaze": ("up", "down", "left", "right"),
-    "TMaze": ("north", "east", "south", "west"),
-}
-
 
 class Session:
     """One copy of an environment, and who acts in it: an agent, or a person (`policy` None).
@@ -173,8 +167,7 @@ def action_names(env: TensorEnv) -> tuple[str, ...]:
         count = int(np.prod(space.shape))
     else:
         return ()
-    names = getattr(env, "action_names", None) or _ACTION_NAMES.get(type(env).__name__)
-    return tuple(names) if names and len(names) == count else tuple(str(index) for index in range(count))
+    return env.action_names if len(env.action_names) == count else tuple(str(index) for index in range(count))
 
 
 def observation_views(env: TensorEnv, obs: Obs) -> list[View]:

@@ -10,13 +10,14 @@ import dataclasses
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from gymnasium import spaces
+from PIL import Image
 from torch import Tensor
 
 from agents.scene import HEIGHT, WIDTH, Scene, draw
@@ -221,27 +222,46 @@ def record(
     Raises:
         ValueError: another file extension.
     """
-    import imageio.v2 as imageio  # only needed here, and slow to import
-
     if file.suffix.lower() not in SUFFIXES:
         raise ValueError(f"{file} should end in one of {', '.join(SUFFIXES)}")
-    options: dict[str, Any] = {"codec": "libx264", "quality": 8, "fps": fps, "macro_block_size": 16}
-    if file.suffix.lower() == ".gif":
-        # The octree keeps the colours of small things (a star, a number), which the default gives to large surfaces.
-        options = {"duration": 1000 / fps, "loop": 0, "quantizer": 2, "palettesize": 256, "subrectangles": True}
-    count, episode = 0, session.episode
-    writer: Any
-    with imageio.get_writer(file, **options) as writer:
+    count = 0
+
+    def frames() -> Iterator[Frame]:
+        nonlocal count
+        episode = session.episode
         while True:
-            writer.append_data(draw(session.scene()))
+            yield draw(session.scene())
             count += 1
             if progress is not None:
                 progress(count)
             if count == max_frames or (max_frames is None and session.over):
-                return count
+                return
             session.step()
             if max_frames is None and session.episode != episode:  # a host environment went on by itself
-                return count
+                return
+
+    (_write_gif if file.suffix.lower() == ".gif" else _write_mp4)(file, frames(), fps)
+    return count
+
+
+def _write_mp4(file: Path, frames: Iterator[Frame], fps: float) -> None:
+    import imageio.v2 as imageio  # only needed here, and slow to import
+
+    writer: Any
+    with imageio.get_writer(file, codec="libx264", quality=8, fps=fps, macro_block_size=16) as writer:
+        for frame in frames:
+            writer.append_data(frame)
+
+
+def _write_gif(file: Path, frames: Iterator[Frame], fps: float) -> None:
+    # By Pillow itself: imageio's writer gives frames the colours of other ones, and a golden star turns red. The octree
+    # keeps the colours of small things, which a median cut spends on large surfaces.
+    def indexed(frame: Frame) -> Image.Image:
+        return Image.fromarray(frame).quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+
+    first, rest = indexed(next(frames)), (indexed(frame) for frame in frames)
+    duration = max(20, round(100 / fps) * 10)  # ms; viewers play faster ones slowly
+    first.save(file, "GIF", save_all=True, append_images=rest, duration=duration, loop=0)
 
 
 def key_map(env: TensorEnv) -> dict[int, int]:

@@ -88,6 +88,7 @@ class InvisibleGoalMaze(TensorEnv):
         Memory" (NeurIPS 2019), section 4.3.
     """
 
+    action_names = ("up", "down", "left", "right")
     state_names = ("cell", "goal", "last_action", "last_reward")
 
     def __init__(

@@ -52,6 +52,8 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor]):
     }
     truncates: bool = False
     """Whether `step` can ever report a truncated episode; where it cannot, learners skip the bootstrap."""
+    action_names: tuple[str, ...] = ()
+    """What each choice of a `Discrete` or `MultiBinary` action means, for the viewer; empty: numbers are shown."""
     state_names: tuple[str, ...] = ()
     """Attributes (tensors) that make up the state of the copies, for `state_dict`."""
 

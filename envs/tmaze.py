@@ -58,6 +58,7 @@ class TMaze(TensorEnv):
     """
 
     truncates = True
+    action_names = ("north", "east", "south", "west")
     state_names = ("place", "steps")
 
     def __init__(

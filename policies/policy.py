@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -255,8 +256,6 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         return self._get_action_dist_from_latent(self.mlp_extractor.forward_actor(latent))
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        return {
-            **super()._get_constructor_parameters(),
-            "memory": self.memory_name,
-            "memory_kwargs": self.memory_kwargs,
-        }
+        taken = inspect.signature(type(self).__init__).parameters  # SB3's has more, for exploration we do not have
+        given = {name: value for name, value in super()._get_constructor_parameters().items() if name in taken}
+        return {**given, "memory": self.memory_name, "memory_kwargs": self.memory_kwargs}

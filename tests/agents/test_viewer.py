@@ -1,4 +1,4 @@
-"""The pictures without a screen, and the window on one: a virtual display where there is Xvfb."""
+"""Recordings, and the window: without a screen, and on a virtual one where there is Xvfb."""
 
 from __future__ import annotations
 
@@ -14,213 +14,17 @@ from typing import Any
 import imageio.v3 as iio
 import numpy as np
 import pytest
-import torch
 from gymnasium import spaces
 from torch import Tensor
+from viewer_stubs import MAZE, Anything, policy_for, session_of
 
 from agents import PPO, make_env
 from agents.env_adapters import as_tensor_env
-from agents.scene import HEIGHT, WIDTH, Scene, View, draw
-from agents.session import Session, action_names, observation_views
-from agents.stage import colours, number, pygame
+from agents.scene import HEIGHT, WIDTH, draw
+from agents.session import Session
+from agents.stage import pygame
 from agents.viewer import Viewer, ViewerError, key_map, record
-from envs.tensor_env import TensorEnv
-from policies.memories.base import Panel
-from policies.policy import MemoryActorCriticPolicy
-
-MAZE = "Engram/InvisibleGoalMaze-v0"
-HEADER = 76  # pixels
-EMPTY = draw(Scene(""))[HEADER:]
-
-
-def policy_for(env: TensorEnv, memory: str = "gru") -> MemoryActorCriticPolicy:
-    kwargs = {"memory": memory, "memory_kwargs": {} if memory == "identity" else {"hidden_size": 12}}
-    return MemoryActorCriticPolicy(env.single_observation_space, env.single_action_space, lambda _: 1e-3, **kwargs)
-
-
-def session_of(env_id: str = MAZE, memory: str | None = "gru", **kwargs: Any) -> Session:
-    torch.manual_seed(0)
-    env = make_env(env_id, 1, render_mode="rgb_array", **kwargs)
-    return Session(env, None if memory is None else policy_for(env, memory), env_id, "a test", seed=0)
-
-
-class Anything(TensorEnv):
-    """Any observation, any action, no picture; episodes of three steps."""
-
-    def __init__(self, observation: spaces.Space[Any], action: spaces.Space[Any]) -> None:
-        super().__init__(1, observation, action, horizon=3)
-        self.actions: list[Tensor] = []
-
-    def _begin(self, where: Tensor | None) -> None: ...
-
-    def _advance(self, action: Tensor) -> tuple[Tensor, None, None]:
-        self.actions.append(action)
-        return torch.ones(1), None, None
-
-    def _observe(self) -> Any:
-        def sample(space: spaces.Space[Any]) -> Any:
-            if isinstance(space, spaces.Dict):
-                return {key: sample(part) for key, part in space.items()}
-            return torch.as_tensor(np.asarray(space.sample()))[None]
-
-        return sample(self.single_observation_space)
-
-
-# -- a session ---------------------------------------------------------------------------------------------------------
-
-
-def test_the_agent_sees_acts_and_remembers() -> None:
-    session = session_of(episode_length=4)
-    before = session.state
-    scene = session.scene()
-    assert before is not None  # it has read the first observation
-    assert scene.probabilities is not None
-    assert scene.probabilities.sum() == pytest.approx(1)
-    assert (scene.step, scene.episode, list(scene.panels)) == (0, 1, ["hidden"])
-    assert scene.actions == ("up", "down", "left", "right")
-    assert len(scene.taken) == 1
-    session.step()
-    assert session.state is not None
-    assert not torch.equal(session.state["hidden"], before["hidden"])
-
-
-def test_the_last_moment_is_seen_and_then_memory_is_new() -> None:
-    session = session_of(episode_length=2)
-    first = session.obs
-    session.step()
-    session.step()
-    assert session.over
-    assert session.scene().note == "episode over"
-    assert session.scene().taken == []
-    assert isinstance(session.obs, Tensor)
-    assert session.obs[0, 9] == 1  # the clock of the final observation, not of the next episode's first
-    assert session.returns == [session.total]
-    session.step()
-    assert (session.episode, session.steps, session.total, session.over) == (2, 0, 0, False)
-    assert isinstance(first, Tensor)
-    assert torch.equal(session.obs, first)  # the start looks the same ...
-    fresh = session_of(episode_length=2)
-    assert fresh.state is not None
-    assert session.state is not None
-    assert torch.equal(session.state["hidden"], fresh.state["hidden"])  # ... and so does the memory
-
-
-def test_a_session_takes_one_copy() -> None:
-    with pytest.raises(ValueError, match="num_envs=1"):
-        Session(make_env(MAZE, 2), None)
-
-
-# -- pictures ----------------------------------------------------------------------------------------------------------
-
-
-def test_pictures_show_what_changes() -> None:
-    session = session_of()
-    first = draw(session.scene())
-    assert (first.shape, first.dtype) == ((HEIGHT, WIDTH, 3), np.uint8)
-    assert len(np.unique(first.reshape(-1, 3), axis=0)) > 50
-    assert np.array_equal(first, draw(session.scene()))
-    session.step()
-    second = draw(session.scene())
-    thirds = [(first != second)[:, left:right].any() for left, right in ((0, 450), (460, 720), (730, WIDTH))]
-    assert thirds == [True] * 3  # environment, observation and decision, memory
-
-
-def test_panels_are_in_the_picture() -> None:
-    scene = Scene("x", frame=np.full((100, 100, 3), 255, np.uint8), panels={"m": Panel(torch.rand(5, 5))})
-    red = Panel(torch.tensor([1.0, 0.0, 0.0]).expand(5, 5, 3))
-    several = {str(index): red for index in range(12)}  # more than there is room for
-    plain, one, many = (draw(Scene("x", frame=scene.frame, panels=panels)) for panels in ({}, {"m": red}, several))
-    counts = [int((abs(picture.astype(int) - (255, 0, 0)) < 5).all(2).sum()) for picture in (plain, one, many)]
-    assert counts[0] == 0
-    assert counts[1] > 50_000
-    assert 20_000 < counts[2] < counts[1]
-    assert len(np.unique(draw(scene).reshape(-1, 3), axis=0)) > 20
-
-
-def test_every_part_of_a_scene_shows() -> None:
-    seen = [View("seen", np.array([0.2, 0.7]))]
-    plain = draw(Scene("title", views=seen))
-    others = [
-        Scene("other", views=seen),
-        Scene("title", "subtitle", views=seen),
-        Scene("title", views=[View("seen", np.array([0.9, 0.7]))]),
-        Scene("title", views=seen, value=3.0),
-        Scene("title", views=seen, total=3.0),
-        Scene("title", views=seen, note="paused"),
-        Scene("title", views=seen, numbers=np.array([0.5])),
-        Scene("title", views=seen, actions=("a", "b"), probabilities=np.array([0.1, 0.9])),
-        Scene("title", views=seen, actions=("",) * 6, probabilities=np.array([[0.1, 0.9, 0.5]] * 2)),
-    ]
-    for scene in others:
-        assert not np.array_equal(plain, draw(scene)), scene
-
-
-@pytest.mark.parametrize(
-    "observation",
-    [
-        spaces.Box(0, 1, (4,)),
-        spaces.Box(-np.inf, np.inf, (5,)),
-        spaces.Box(-1, 1, (300,)),
-        spaces.Box(0, 1, (3, 9, 9)),
-        spaces.Box(0, 255, (3, 40, 50), np.uint8),
-        spaces.Box(0, 1, (7, 11)),
-        spaces.Box(-2, 2, ()),
-        spaces.Discrete(6),
-        spaces.MultiDiscrete([2, 3]),
-        spaces.MultiBinary(5),
-        spaces.Dict({"map": spaces.Box(0, 1, (2, 5, 5)), "query": spaces.Discrete(3)}),
-    ],
-    ids=str,
-)
-def test_any_observation_can_be_drawn(observation: spaces.Space[Any]) -> None:
-    env = Anything(observation, spaces.Discrete(2))
-    obs, _ = env.reset(seed=0)
-    views = observation_views(env, obs)
-    shown = draw(Scene("", views=views))[HEADER:]
-    assert not np.array_equal(shown, EMPTY)
-
-
-@pytest.mark.parametrize(
-    "action",
-    [
-        spaces.Discrete(40),
-        spaces.MultiBinary(1),
-        spaces.MultiBinary(30),
-        spaces.MultiDiscrete([3, 4]),
-        spaces.Box(-1, 1, (3,)),
-    ],
-    ids=str,
-)
-def test_any_action_can_be_drawn(action: spaces.Space[Any]) -> None:
-    env = Anything(spaces.Box(0, 1, (4,)), action)
-    session = Session(env, policy_for(env))
-    deciding = draw(session.scene())
-    for _ in range(3):
-        session.step()
-    assert len(env.actions) == 3
-    assert not np.array_equal(deciding, draw(session.scene()))
-
-
-def test_colours_say_where_zero_is() -> None:
-    picture, limits = colours(np.array([[-1.0, 0.0, 3.0]]), None)
-    assert limits == (-3.0, 3.0)
-    assert picture[0, 1].min() > 240  # white
-    assert picture[0, 2, 0] > picture[0, 2, 2]  # red
-    assert colours(np.array([[1.0, 2.0]]), None)[1] == (1.0, 2.0)
-    assert colours(np.array([[5.0]]), (0.0, 1.0))[1] == (0.0, 1.0)
-    assert np.array_equal(colours(np.array([[np.nan, 0.0]]), (-1, 1))[0][0, 0], [0, 0, 0])
-    numbers = (0.0, -0.5, 12345.0, 1e-9, float("nan"))
-    assert [number(value) for value in numbers] == ["0", "−0.5", "12345", "1e−9", "nan"]
-
-
-def test_names_are_the_environments_own_or_numbers() -> None:
-    env = make_env("Engram/RepeatFirst-v0", 1)
-    env.action_names = ("a", "b", "c", "d")  # type: ignore[attr-defined]
-    assert action_names(env) == ("a", "b", "c", "d")
-    env.action_names = ("a", "b")  # type: ignore[attr-defined]
-    assert action_names(env) == ("0", "1", "2", "3")
-    assert action_names(make_env("Pendulum-v1")) == ()
-
+from envs.rendering import GOAL
 
 # -- recordings --------------------------------------------------------------------------------------------------------
 
@@ -233,7 +37,12 @@ def test_a_recording_is_one_episode(suffix: str, tmp_path: Path) -> None:
     film = iio.imread(tmp_path / f"film{suffix}", index=None if suffix == ".gif" else ...)
     assert film.shape == (4, HEIGHT, WIDTH, 3)
     last = draw(session.scene()).astype(int)
-    assert np.abs(film[-1] - last).mean() < 4
+    difference = np.abs(film[-1] - last)
+    assert difference.mean() < 4
+    # colours of small things too: the goal's star, a few hundred pixels
+    star = (np.abs(last - GOAL) < 10).all(2)
+    assert star.sum() > 100
+    assert difference[star].mean() < 20
     assert not np.array_equal(film[0], film[-1])
 
 
@@ -329,6 +138,15 @@ def test_the_window_shows_exactly_the_pictures(open_window: Callable[..., Viewer
     assert viewer.frame is not None
     assert np.array_equal(shown(), viewer.frame)
     assert np.array_equal(viewer.frame, draw(viewer.scene()))
+
+
+def test_a_resized_window_shows_all_of_it(open_window: Callable[..., Viewer]) -> None:
+    viewer = open_window(session_of())
+    pygame.display.set_mode((WIDTH // 2, HEIGHT), pygame.RESIZABLE)
+    press(viewer, pygame.K_SPACE)
+    assert viewer.frame is not None
+    half = shown()[HEIGHT // 4 : HEIGHT // 4 + HEIGHT // 2].astype(int)
+    assert np.abs(half - viewer.frame[::2, ::2]).mean() < 5
 
 
 def test_keys(open_window: Callable[..., Viewer]) -> None:

@@ -1,0 +1,177 @@
+"""The pictures of an agent, drawn without a screen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from torch import Tensor
+from viewer_stubs import MAZE, Anything, policy_for, session_of
+
+from agents import make_env
+from agents.scene import HEIGHT, WIDTH, Scene, View, draw
+from agents.session import Session, action_names, observation_views
+from agents.stage import colours, number
+from policies.memories.base import Panel
+
+HEADER = 76  # pixels
+EMPTY = draw(Scene(""))[HEADER:]
+
+
+# -- a session ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_agent_sees_acts_and_remembers() -> None:
+    session = session_of(episode_length=4)
+    before = session.state
+    scene = session.scene()
+    assert before is not None  # it has read the first observation
+    assert scene.probabilities is not None
+    assert scene.probabilities.sum() == pytest.approx(1)
+    assert (scene.step, scene.episode, list(scene.panels)) == (0, 1, ["hidden"])
+    assert scene.actions == ("up", "down", "left", "right")
+    assert len(scene.taken) == 1
+    session.step()
+    assert session.state is not None
+    assert not torch.equal(session.state["hidden"], before["hidden"])
+
+
+def test_the_last_moment_is_seen_and_then_memory_is_new() -> None:
+    session = session_of(episode_length=2)
+    first = session.obs
+    session.step()
+    session.step()
+    assert session.over
+    assert session.scene().note == "episode over"
+    assert session.scene().taken == []
+    assert isinstance(session.obs, Tensor)
+    assert session.obs[0, 9] == 1  # the clock of the final observation, not of the next episode's first
+    assert session.returns == [session.total]
+    session.step()
+    assert (session.episode, session.steps, session.total, session.over) == (2, 0, 0, False)
+    assert isinstance(first, Tensor)
+    assert torch.equal(session.obs, first)  # the start looks the same ...
+    fresh = session_of(episode_length=2)
+    assert fresh.state is not None
+    assert session.state is not None
+    assert torch.equal(session.state["hidden"], fresh.state["hidden"])  # ... and so does the memory
+
+
+def test_a_session_takes_one_copy() -> None:
+    with pytest.raises(ValueError, match="num_envs=1"):
+        Session(make_env(MAZE, 2), None)
+
+
+# -- pictures ----------------------------------------------------------------------------------------------------------
+
+
+def test_pictures_show_what_changes() -> None:
+    session = session_of()
+    first = draw(session.scene())
+    assert (first.shape, first.dtype) == ((HEIGHT, WIDTH, 3), np.uint8)
+    assert len(np.unique(first.reshape(-1, 3), axis=0)) > 50
+    assert np.array_equal(first, draw(session.scene()))
+    session.step()
+    second = draw(session.scene())
+    thirds = [(first != second)[:, left:right].any() for left, right in ((0, 450), (460, 720), (730, WIDTH))]
+    assert thirds == [True] * 3  # environment, observation and decision, memory
+
+
+def test_panels_are_in_the_picture() -> None:
+    scene = Scene("x", frame=np.full((100, 100, 3), 255, np.uint8), panels={"m": Panel(torch.rand(5, 5))})
+    red = Panel(torch.tensor([1.0, 0.0, 0.0]).expand(5, 5, 3))
+    several = {str(index): red for index in range(12)}  # more than there is room for
+    plain, one, many = (draw(Scene("x", frame=scene.frame, panels=panels)) for panels in ({}, {"m": red}, several))
+    counts = [int((abs(picture.astype(int) - (255, 0, 0)) < 5).all(2).sum()) for picture in (plain, one, many)]
+    assert counts[0] == 0
+    assert counts[1] > 50_000
+    assert 20_000 < counts[2] < counts[1]
+    assert len(np.unique(draw(scene).reshape(-1, 3), axis=0)) > 20
+
+
+def test_every_part_of_a_scene_shows() -> None:
+    seen = [View("seen", np.array([0.2, 0.7]))]
+    plain = draw(Scene("title", views=seen))
+    others = [
+        Scene("other", views=seen),
+        Scene("title", "subtitle", views=seen),
+        Scene("title", views=[View("seen", np.array([0.9, 0.7]))]),
+        Scene("title", views=seen, value=3.0),
+        Scene("title", views=seen, total=3.0),
+        Scene("title", views=seen, note="paused"),
+        Scene("title", views=seen, numbers=np.array([0.5])),
+        Scene("title", views=seen, actions=("a", "b"), probabilities=np.array([0.1, 0.9])),
+        Scene("title", views=seen, actions=("",) * 6, probabilities=np.array([[0.1, 0.9, 0.5]] * 2)),
+    ]
+    for scene in others:
+        assert not np.array_equal(plain, draw(scene)), scene
+
+
+@pytest.mark.parametrize(
+    "observation",
+    [
+        spaces.Box(0, 1, (4,)),
+        spaces.Box(-np.inf, np.inf, (5,)),
+        spaces.Box(-1, 1, (300,)),
+        spaces.Box(0, 1, (3, 9, 9)),
+        spaces.Box(0, 255, (3, 40, 50), np.uint8),
+        spaces.Box(0, 1, (7, 11)),
+        spaces.Box(-2, 2, ()),
+        spaces.Discrete(6),
+        spaces.MultiDiscrete([2, 3]),
+        spaces.MultiBinary(5),
+        spaces.Dict({"map": spaces.Box(0, 1, (2, 5, 5)), "query": spaces.Discrete(3)}),
+    ],
+    ids=str,
+)
+def test_any_observation_can_be_drawn(observation: spaces.Space[Any]) -> None:
+    env = Anything(observation, spaces.Discrete(2))
+    obs, _ = env.reset(seed=0)
+    views = observation_views(env, obs)
+    shown = draw(Scene("", views=views))[HEADER:]
+    assert not np.array_equal(shown, EMPTY)
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        spaces.Discrete(40),
+        spaces.MultiBinary(1),
+        spaces.MultiBinary(30),
+        spaces.MultiDiscrete([3, 4]),
+        spaces.Box(-1, 1, (3,)),
+    ],
+    ids=str,
+)
+def test_any_action_can_be_drawn(action: spaces.Space[Any]) -> None:
+    env = Anything(spaces.Box(0, 1, (4,)), action)
+    session = Session(env, policy_for(env))
+    deciding = draw(session.scene())
+    for _ in range(3):
+        session.step()
+    assert len(env.actions) == 3
+    assert not np.array_equal(deciding, draw(session.scene()))
+
+
+def test_colours_say_where_zero_is() -> None:
+    picture, limits = colours(np.array([[-1.0, 0.0, 3.0]]), None)
+    assert limits == (-3.0, 3.0)
+    assert picture[0, 1].min() > 240  # white
+    assert picture[0, 2, 0] > picture[0, 2, 2]  # red
+    assert colours(np.array([[1.0, 2.0]]), None)[1] == (1.0, 2.0)
+    assert colours(np.array([[5.0]]), (0.0, 1.0))[1] == (0.0, 1.0)
+    assert np.array_equal(colours(np.array([[np.nan, 0.0]]), (-1, 1))[0][0, 0], [0, 0, 0])
+    numbers = (0.0, -0.5, 12345.0, 1e-9, float("nan"))
+    assert [number(value) for value in numbers] == ["0", "−0.5", "12345", "1e−9", "nan"]
+
+
+def test_names_are_the_environments_own_or_numbers() -> None:
+    env = make_env("Engram/RepeatFirst-v0", 1)
+    env.action_names = ("a", "b", "c", "d")  # type: ignore[attr-defined]
+    assert action_names(env) == ("a", "b", "c", "d")
+    env.action_names = ("a", "b")  # type: ignore[attr-defined]
+    assert action_names(env) == ("0", "1", "2", "3")
+    assert action_names(make_env("Pendulum-v1")) == ()
