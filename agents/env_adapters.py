@@ -285,6 +285,8 @@ class TensorVecEnv(VecEnv):
         self.tensor_env = tensor_env  # first: the base class asks it for its render mode
         super().__init__(tensor_env.num_envs, tensor_env.single_observation_space, tensor_env.single_action_space)
         self.render_mode = tensor_env.render_mode
+        self.moves = 0
+        """Resets and steps made through this view; the learner, which goes past it, sees that others were here."""
         self._action: Tensor | None = None
         self._next_seed: int | None = None
         self._returns = np.zeros(self.num_envs)
@@ -298,6 +300,7 @@ class TensorVecEnv(VecEnv):
     def reset(self) -> VecEnvObs:
         self.observation, _ = self.tensor_env.reset(seed=self._next_seed)
         self._next_seed = None
+        self.moves += 1
         self._returns[:] = 0
         self._lengths[:] = 0
         return self.seen(self.observation)
@@ -312,6 +315,7 @@ class TensorVecEnv(VecEnv):
 
     def step_wait(self) -> VecEnvStepReturn:
         assert self._action is not None, "step_wait without step_async"
+        self.moves += 1
         obs, reward, terminated, truncated, info = self.tensor_env.step(self._action)
         rewards = reward.cpu().numpy()
         dones = (terminated | truncated).cpu().numpy()

@@ -156,6 +156,7 @@ class MemoryOnPolicyAlgorithm(Checkpointed, OnPolicyAlgorithm):
         self.rollout = Rollout.allocate(self.n_steps, self.tensor_env)
         self._episode_returns = np.zeros(self.n_envs, dtype=np.float64)
         self._episode_lengths = np.zeros(self.n_envs, dtype=np.int64)
+        self._moves = 0
 
     @property
     def tensor_env(self) -> TensorEnv:
@@ -182,10 +183,15 @@ class MemoryOnPolicyAlgorithm(Checkpointed, OnPolicyAlgorithm):
         tb_log_name: str = "run",
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
+        assert isinstance(self.env, TensorVecEnv), "there is nothing to learn from; call set_env"
+        if (
+            self.env.moves != self._moves
+        ):  # evaluate_policy(model, model.get_env()), say: no episode is under way any more
+            self._last_obs = None
         fresh = reset_num_timesteps or self._last_obs is None
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        self._moves = self.env.moves
         if fresh:  # SB3 has just reset the environment
-            assert isinstance(self.env, TensorVecEnv)
             self._obs: Obs = self.env.observation
             self._starts = torch.ones(self.n_envs, dtype=torch.bool, device=self.device)
             self._may_start = True
@@ -425,4 +431,6 @@ class MemoryOnPolicyAlgorithm(Checkpointed, OnPolicyAlgorithm):
 
 def _by_name(obs: Obs) -> dict[str, Tensor]:
     """The tensors of an observation by the names that messages use."""
-    return {f"observation {key}": value for key, value in obs.items()} if isinstance(obs, dict) else {"observation": obs}
+    return (
+        {f"observation {key}": value for key, value in obs.items()} if isinstance(obs, dict) else {"observation": obs}
+    )

@@ -1,8 +1,8 @@
 """The other side of `throughput.py`: what others run, on the same maze and with the same work for each step.
 
-sb3-contrib is used as it is. The CleanRL-style loop is our own few lines in the manner of CleanRL's `ppo_atari_lstm.py`,
-not its code: numpy in and out of the environment, an `nn.LSTM` stepped through time in Python both when acting and when
-learning, minibatches cut over environments.
+sb3-contrib is used as it is. The CleanRL-style loop is our own few lines in the manner of CleanRL's
+`ppo_atari_lstm.py`, not its code: numpy in and out of the environment, an `nn.LSTM` stepped through time in Python both
+when acting and when learning, minibatches cut over environments.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def plain_mazes(num_envs: int, device: str) -> VecEnv:
 def sb3_contrib(
     env: VecEnv, n_steps: int, hidden: int, epochs: int, minibatches: int, shared: bool, device: str
 ) -> Iteration:
-    """RecurrentPPO; `shared`: one LSTM for actor and critic in place of its default two. Heads as ours: one layer each."""
+    """RecurrentPPO; `shared`: one LSTM for actor and critic, not its default two. Heads as ours: one layer each."""
     batch = env.num_envs * n_steps
     lstm = {"shared_lstm": True, "enable_critic_lstm": False} if shared else {}
     model = RecurrentPPO(

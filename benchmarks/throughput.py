@@ -1,7 +1,7 @@
 """Environment steps a second, ours and others', in one run: the same maze, hidden size and work for each step.
 
-    python benchmarks/throughput.py                       # the table below, about ten minutes on one core
-    python benchmarks/throughput.py --quick               # two repeats, three minutes
+    python benchmarks/throughput.py                       # all works, about three minutes on one core
+    python benchmarks/throughput.py --quick               # two turns in place of five
     python benchmarks/throughput.py --works ppo --peers   # one work, against all peers that are here
 
 Both sides take turns, iteration by iteration, in one process, with the same number of threads and the same allocator,
@@ -151,7 +151,9 @@ def take_turns(sides: list[Contender], repeats: int, device: str) -> list[list[f
             torch.cuda.synchronize()
         return time.perf_counter() - start
 
-    turns = [[side.steps / seconds(run) for side, run in zip(sides, iterations, strict=True)] for _ in range(repeats + 1)]
+    turns = [
+        [side.steps / seconds(run) for side, run in zip(sides, iterations, strict=True)] for _ in range(repeats + 1)
+    ]
     return turns[1:]
 
 
@@ -180,7 +182,8 @@ def main(args: Args) -> None:
                 low, middle, high = min(ratios), statistics.median(ratios), max(ratios)
                 speeds = statistics.median(ours), statistics.median(theirs)
                 span = f"({low:.2f}-{high:.2f})"
-                print(f"{work:<7}{device:<7}{speeds[0]:>11,.0f}{speeds[1]:>11,.0f}{middle:>8.2f}  {span:<16}{name}", flush=True)
+                numbers = f"{speeds[0]:>11,.0f}{speeds[1]:>11,.0f}{middle:>8.2f}  {span:<16}"
+                print(f"{work:<7}{device:<7}{numbers}{name}", flush=True)
                 figures = (round(speeds[0]), round(speeds[1]), name, round(middle, 3), round(low, 3), round(high, 3))
                 rows.append((work, *figures, device, args.threads, args.allocator, repeats))
     if args.csv is not None:

@@ -11,7 +11,17 @@ from torch import Tensor
 from agents import MemoryOnPolicyAlgorithm
 from agents.rollout import Rollout
 from envs.tensor_env import TensorEnv
+from policies.memories import memory_class, registered
 from policies.memories.base import Memory, MemoryStep, State
+
+# Arguments that make a memory small; one that is not here keeps its defaults.
+SMALL = {
+    "gru": {"hidden_size": 16},
+    "lstm": {"hidden_size": 16},
+    "mnm-p": {"hidden_size": 16, "key_size": 8, "value_size": 8, "memory_units": 8, "heads": 2},
+    "mnm-g": {"hidden_size": 16, "key_size": 8, "value_size": 8, "memory_units": 8, "heads": 2},
+}
+VECTOR_MEMORIES = [name for name in registered() if memory_class(name).input_kind == "vector"]
 
 
 class Counter(Memory):

@@ -6,22 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from agent_stubs import collect
+from agent_stubs import SMALL, VECTOR_MEMORIES, collect
 from torch import Tensor
 
 from agents import A2C
 from envs.repeat_first import RepeatFirst
 from envs.tensor_env import TensorEnv
 from envs.tmaze import TMaze
-from policies.memories import memory_class, registered
-
-SMALL = {
-    "gru": {"hidden_size": 16},
-    "lstm": {"hidden_size": 16},
-    "mnm-p": {"hidden_size": 16, "key_size": 8, "value_size": 8, "memory_units": 8, "heads": 2},
-    "mnm-g": {"hidden_size": 16, "key_size": 8, "value_size": 8, "memory_units": 8, "heads": 2},
-}
-VECTOR_MEMORIES = [name for name in registered() if memory_class(name).input_kind == "vector"]
 
 
 def a2c(memory: str, env: TensorEnv, **kwargs: Any) -> A2C:
@@ -40,7 +31,9 @@ def gradients(model: A2C, monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
     monkeypatch.setattr(model, "update", backward_only)
     model.train()
     return {
-        name: parameter.grad.clone() for name, parameter in model.policy.named_parameters() if parameter.grad is not None
+        name: parameter.grad.clone()
+        for name, parameter in model.policy.named_parameters()
+        if parameter.grad is not None
     }
 
 

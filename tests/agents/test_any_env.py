@@ -156,7 +156,9 @@ def test_learners_take_them_all(learner: Any, build: Any) -> None:
 
 def test_a_truncated_episode_bootstraps_through_the_adapter(counter: str) -> None:
     """The critic reads 100 * (steps remembered) + observation: 500 + 105 + 100 for the final step of episode 1."""
-    model = PPO("MemoryPolicy", limited(), n_steps=6, gamma=1.0, gae_lambda=0.0, policy_kwargs={"memory": counter}, seed=0)
+    model = PPO(
+        "MemoryPolicy", limited(), n_steps=6, gamma=1.0, gae_lambda=0.0, policy_kwargs={"memory": counter}, seed=0
+    )
     with torch.no_grad():
         model.policy.value_net.weight.copy_(torch.tensor([[100.0, 1.0]]))
         model.policy.value_net.bias.zero_()

@@ -1,8 +1,9 @@
 """Memory is what it takes: on RepeatFirst the agents with one pass a bar that no agent without one can reach.
 
-Episodes of 8 answers among 4 symbols. Without memory the best is (1 + 7 / 4) / 8 = 0.344 (`RepeatFirst`'s docstring: the
-first answer can be read off, the other seven are guesses); with memory it is 1. The bar for memory is 0.8. The memoryless
-agent may not lie above its own best by more than chance: an average over 2,000 episodes deviates by about 0.003.
+Episodes of 8 answers among 4 symbols. Without memory the best is (1 + 7 / 4) / 8 = 0.344 (`RepeatFirst`'s docstring:
+the first answer can be read off, the other seven are guesses); with memory it is 1. The bar for memory is 0.8. The
+memoryless agent may not lie above its own best by more than chance: an average over 2,000 episodes deviates by about
+0.003.
 """
 
 from __future__ import annotations

@@ -8,23 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from agent_stubs import collect, script
+from agent_stubs import SMALL, VECTOR_MEMORIES, collect, script
 from torch import Tensor
 
 from agents import PPO
 from agents.rollout import Rollout
 from envs.repeat_first import RepeatFirst
 from envs.tmaze import TMaze
-from policies.memories import memory_class, registered
 from policies.policy import Judgement
-
-SMALL = {
-    "gru": {"hidden_size": 16},
-    "lstm": {"hidden_size": 16},
-    "mnm-p": {"hidden_size": 16, "key_size": 8, "value_size": 8, "memory_units": 8, "heads": 2},
-    "mnm-g": {"hidden_size": 16, "key_size": 8, "value_size": 8, "memory_units": 8, "heads": 2},
-}
-VECTOR_MEMORIES = [name for name in registered() if memory_class(name).input_kind == "vector"]
 
 
 def ppo(memory: str, env: Any, **kwargs: Any) -> PPO:
@@ -98,7 +89,9 @@ def test_the_loss_by_hand(normalize: bool, clip_vf: float | None, monkeypatch: p
     def normal(scale: float = 1.0) -> Tensor:
         return scale * torch.randn(steps, copies, generator=generator, dtype=torch.float64)
 
-    model = ppo("identity", RepeatFirst(copies), n_steps=steps, vf_coef=0.7, ent_coef=0.03, normalize_advantage=normalize)
+    model = ppo(
+        "identity", RepeatFirst(copies), n_steps=steps, vf_coef=0.7, ent_coef=0.03, normalize_advantage=normalize
+    )
     model.aux_coef = 0.4
     old_log_prob, old_value, advantages, returns = normal(), normal(), normal(), normal()
     judgement = Judgement(old_value + normal(0.2), old_log_prob + normal(0.3), normal().abs())

@@ -55,7 +55,9 @@ def test_a_common_horizon_resets_at_steps_known_to_the_host(n_steps: int, counte
     assert seen == [1 + t % 3 for t in range(4 * n_steps)]
 
 
-@pytest.mark.parametrize("env", [RepeatFirst(3, length=3), TMaze(3, length=1, max_steps=4)], ids=["horizon", "variable"])
+@pytest.mark.parametrize(
+    "env", [RepeatFirst(3, length=3), TMaze(3, length=1, max_steps=4)], ids=["horizon", "variable"]
+)
 def test_resets_lists_every_step_at_which_an_episode_starts(env: Any, counter: str) -> None:
     model = counting(A2C, env, 5, counter)
     for _ in range(4):

@@ -68,7 +68,7 @@ def test_a_cut_episode_bootstraps_from_its_final_observation_and_final_memory(co
 
     Copy 0 is cut after its steps 2 and 5, copy 1 terminates after step 3. When copy 0 is cut, the memory has seen
     positions 0, 1, 2 and the final observation is position 3, the fourth thing to remember: 403. The observation of the
-    next episode would give 100 with a fresh memory, or 400 with the old one; the final observation with a fresh memory 103.
+    next episode would give 100 with a fresh memory and 400 with the old one, the final one with a fresh memory 103.
     """
     env = script([[0.0, 0.0]] * 6, terminated=[(3, 1)], truncated=[(2, 0), (5, 0)])
     model = PPO("MemoryPolicy", env, n_steps=6, gamma=1.0, gae_lambda=0.0, policy_kwargs={"memory": counter}, seed=0)
@@ -77,13 +77,20 @@ def test_a_cut_episode_bootstraps_from_its_final_observation_and_final_memory(co
     assert rollout.values[:, 0].tolist() == [100, 201, 302, 100, 201, 302]
     assert rollout.values[:, 1].tolist() == [1100, 1201, 1302, 1403, 1100, 1201]
     assert rollout.final_values.tolist() == [[0, 0], [0, 0], [403, 0], [0, 0], [0, 0], [403, 0]]
-    # gae_lambda 0, no reward: A_t = V' - V_t; terminated: 0 - 1403; at the end copy 1 is at position 2 of its second episode
+    # gae_lambda 0, no reward: A_t = V' - V_t; terminated: 0 - 1403
     assert rollout.advantages[:, 0].tolist() == [101, 101, 101, 101, 101, 101]
     assert rollout.advantages[:, 1].tolist() == [101, 101, 101, -1403, 101, 101]
 
 
 def slow(
-    rewards: Tensor, values: Tensor, last: Tensor, terminated: Tensor, truncated: Tensor, final: Tensor, g: float, lam: float
+    rewards: Tensor,
+    values: Tensor,
+    last: Tensor,
+    terminated: Tensor,
+    truncated: Tensor,
+    final: Tensor,
+    gamma: float,
+    gae_lambda: float,
 ) -> list[list[float]]:
     """Each advantage as the sum that defines it, eq. 16, one number at a time."""
     steps, copies = rewards.shape
@@ -97,10 +104,10 @@ def slow(
                     following = 0.0
                 elif truncated[k, n]:
                     following = final[k, n].item()
-                result[t][n] += weight * (rewards[k, n].item() + g * following - values[k, n].item())
+                result[t][n] += weight * (rewards[k, n].item() + gamma * following - values[k, n].item())
                 if terminated[k, n] or truncated[k, n]:
                     break
-                weight *= g * lam
+                weight *= gamma * gae_lambda
     return result
 
 

@@ -19,7 +19,7 @@ T, B, HIDDEN = 9, 4, 11
 
 
 def sequence(width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Observations, actions and episode starts `[T, B, ...]`; copy 0 starts at once, copy 1 never, others here and there."""
+    """Observations, actions and starts `[T, B, ...]`; copy 0 starts at once, copy 1 never, others here and there."""
     generator = torch.Generator().manual_seed(2)
     starts = torch.rand(T, B, generator=generator) < 0.25
     starts[0, 0], starts[:, 1] = True, False

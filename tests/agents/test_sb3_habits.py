@@ -222,6 +222,24 @@ def test_evaluate_policy_counts_what_the_environment_gives(learner: type[MemoryO
     assert lengths == [3] * 6
 
 
+@both
+def test_evaluating_on_the_training_environment_between_two_calls(
+    learner: type[MemoryOnPolicyAlgorithm], counter: str
+) -> None:
+    """The episodes under way are gone: those that follow start as such, with a fresh memory and a fresh count."""
+    model = learner(
+        "MemoryPolicy", script([[1.0]] * 12, [(11, 0)]), n_steps=8, policy_kwargs={"memory": counter}, seed=0
+    )
+    model.learn(8)
+    env = model.get_env()
+    assert env is not None
+    evaluate_policy(model, env, n_eval_episodes=1)
+    model.learn(16, reset_num_timesteps=False)
+    assert model.num_timesteps == 24
+    assert model.rollout.state["count"].item() == 8
+    assert [(e["r"], e["l"]) for e in model.ep_info_buffer] == [(12.0, 12)]
+
+
 def test_evaluation_keeps_the_memory_and_resets_it(counter: str) -> None:
     """The critic's counter, seen through `predict`: evaluate_policy hands back state and episode starts."""
     model = PPO("MemoryPolicy", RepeatFirst(2, length=3), policy_kwargs={"memory": counter}, seed=0)

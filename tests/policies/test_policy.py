@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,9 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def policy(memory: str, action: str = "discrete", obs: spaces.Space[Any] = OBS, **kwargs: Any) -> MemoryActorCriticPolicy:
+def policy(
+    memory: str, action: str = "discrete", obs: spaces.Space[Any] = OBS, **kwargs: Any
+) -> MemoryActorCriticPolicy:
     torch.manual_seed(0)
     made = MemoryActorCriticPolicy(
         obs, SPACES[action], lambda _: 1e-3, memory=memory, memory_kwargs=SMALL.get(memory, {}), **kwargs
@@ -68,22 +71,23 @@ def test_packed_equals_separate(memory: str, data: st.DataObject) -> None:
     obs = torch.rand(length, batch, 3) * 2 - 1
     known = starts.any(1).nonzero().flatten().tolist()
     more = sorted({*known, *data.draw(st.lists(st.integers(0, length - 1), max_size=3), "more")})
+    close = {"rtol": 1e-4, "atol": 1e-5}
     with torch.no_grad():
         packed = [made.remember_sequence(obs, starts, state, resets) for resets in (None, known, more)]
         for n in range(batch):
             begins = starts[:, n].nonzero().flatten().tolist()
             cuts = sorted({0, *begins, length})
-            for begin, end in zip(cuts, cuts[1:], strict=False):
+            for begin, end in pairwise(cuts):
                 carried = {name: value[n : n + 1] for name, value in state.items()}
                 fresh = made.initial_state(1) if begin in begins else carried
                 alone = made.remember_sequence(obs[begin:end, n : n + 1], None, fresh)
                 for unrolled in packed:
-                    torch.testing.assert_close(unrolled.outputs[begin:end, n], alone.outputs[:, 0], rtol=1e-4, atol=1e-5)
+                    torch.testing.assert_close(unrolled.outputs[begin:end, n], alone.outputs[:, 0], **close)
                     for name, loss in unrolled.losses.items():
-                        torch.testing.assert_close(loss[begin:end, n], alone.losses[name][:, 0], rtol=1e-4, atol=1e-5)
+                        torch.testing.assert_close(loss[begin:end, n], alone.losses[name][:, 0], **close)
             for unrolled in packed:
                 for name, value in unrolled.state.items():
-                    torch.testing.assert_close(value[n], alone.state[name][0], rtol=1e-4, atol=1e-5)
+                    torch.testing.assert_close(value[n], alone.state[name][0], **close)
 
 
 @pytest.mark.parametrize("memory", VECTOR_MEMORIES)
@@ -125,7 +129,7 @@ def test_acting_deciding_and_judging_agree(action: str) -> None:
 
 
 def test_log_prob_is_the_papers_loss() -> None:
-    """Cross-entropy for a symbol, pixel-wise binary cross-entropy for bits: `-log_prob(target)` is the supervised loss."""
+    """`-log_prob(target)`: cross-entropy for a symbol, binary cross-entropy summed over pixels for bits."""
     latent = torch.randn(4, 6, 7)
     symbols = policy("gru", "discrete")
     target = torch.randint(4, (4, 6))
