@@ -258,7 +258,9 @@ class MemoryOnPolicyAlgorithm(Checkpointed, OnPolicyAlgorithm):
         rollout.state = self._state
         rollout.resets = []
         outputs: list[Tensor] = []
-        losses: list[dict[str, Tensor]] = []
+        recording = None
+        if self.keeps_graph:
+            recording = policy.memory.record(self._state, min(n_rollout_steps, tensor_env.horizon or 1))
         started, env_seconds = time.perf_counter(), 0.0
         for t in range(n_rollout_steps):
             if self._may_start:
@@ -267,16 +269,14 @@ class MemoryOnPolicyAlgorithm(Checkpointed, OnPolicyAlgorithm):
             rollout.write_obs(t, self._obs)
             try:
                 with torch.set_grad_enabled(self.keeps_graph):
-                    step = policy.remember(self._obs, self._state, self._starts if self._may_start else None)
+                    step = policy.remember(self._obs, self._state, self._starts if self._may_start else None, recording)
                 with torch.no_grad():
                     action = policy.act(step.output)
             except RuntimeError as error:
                 if found := self._first_non_finite():  # a sampler stumbles over NaN
                     raise NonFiniteError(found) from error
                 raise
-            outputs.append(step.output)
-            if self.keeps_graph:
-                losses.append(step.losses)
+            outputs.append(step.output.detach())
             self._state = step.state
             before = time.perf_counter()
             new_obs, rewards, terminated, truncated, info = tensor_env.step(policy.to_env(action))
@@ -299,9 +299,8 @@ class MemoryOnPolicyAlgorithm(Checkpointed, OnPolicyAlgorithm):
             callback.update_locals(locals())
             if not callback.on_step():
                 return False
-        latents = torch.stack(outputs)
         with torch.no_grad():  # what acting did not need, for all steps at once
-            rollout.values, rollout.log_probs, _ = policy.judge(latents, rollout.actions)
+            rollout.values, rollout.log_probs, _ = policy.judge(torch.stack(outputs), rollout.actions)
             last_values = policy.predict_values(self._obs, self._state, self._starts if self._may_start else None)
         rollout.advantages, rollout.returns = advantages_and_returns(
             rollout.rewards * self.reward_scale,
@@ -313,9 +312,9 @@ class MemoryOnPolicyAlgorithm(Checkpointed, OnPolicyAlgorithm):
             self.gamma,
             self.gae_lambda,
         )
-        if self.keeps_graph:
-            rollout.latents = latents
-            rollout.losses = {name: torch.stack([loss[name] for loss in losses]) for name in losses[0]}
+        if recording is not None:
+            unrolled = recording.unrolled()
+            rollout.latents, rollout.losses = unrolled.outputs, unrolled.losses
         self.env_seconds += env_seconds
         self.memory_seconds += time.perf_counter() - started - env_seconds
         callback.update_locals(locals())

@@ -73,7 +73,8 @@ def main() -> None:
     jobs = [(memory, seed) for seed in args.seeds for memory in args.memories]
     with ThreadPoolExecutor(args.jobs) as pool:
         for done in [
-            pool.submit(train, folder / f"{memory}-{seed}", args.recipe, memory, seed, args.extra) for memory, seed in jobs
+            pool.submit(train, folder / f"{memory}-{seed}", args.recipe, memory, seed, args.extra)
+            for memory, seed in jobs
         ]:
             done.result()
     curves = {memory: [read(folder / f"{memory}-{seed}") for seed in args.seeds] for memory in args.memories}
@@ -86,7 +87,8 @@ def main() -> None:
             for episodes, value in curves[memory][args.seeds.index(seed)]:
                 writer.writerow([memory, seed, int(episodes), round(value, 3)])
     table = [
-        f"| memory | final return (mean ± std of {len(args.seeds)} seeds) | each seed | episodes to {args.target:g}, each seed |",
+        f"| memory | final return (mean ± std of {len(args.seeds)} seeds) | each seed "
+        f"| episodes to {args.target:g}, each seed |",
         "|---|---|---|---|",
     ]
     figure, axes = plt.subplots(figsize=(8, 4.5), dpi=130)

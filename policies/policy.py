@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from policies.encoders import default_encoder
 from policies.memories import make_memory
-from policies.memories.base import Memory, MemoryStep, State, Unrolled, reset
+from policies.memories.base import Memory, MemoryStep, Recording, State, Unrolled, reset
 
 Obs = Tensor | dict[str, Tensor]
 
@@ -116,14 +116,19 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         """The memory's state at the first step of an episode."""
         return self.memory.initial_state(batch_size)
 
-    def remember(self, obs: Obs, state: State, starts: Tensor | None = None) -> MemoryStep:
+    def remember(
+        self, obs: Obs, state: State, starts: Tensor | None = None, recording: Recording | None = None
+    ) -> MemoryStep:
         """Encode one observation and step the memory.
 
         Args:
             obs: `[B, ...]`.
             state: before the step.
             starts: bool `[B]`, true where `obs` is the first of its episode; None: nowhere.
+            recording: takes the step, in its own state, to differentiate it later.
         """
+        if recording is not None:
+            return recording.step(self._encode(obs), starts)
         if starts is not None:
             state = reset(state, starts, self.memory.initial_state(len(starts)))
         step: MemoryStep = self.memory(self._encode(obs), state)

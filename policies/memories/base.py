@@ -93,9 +93,42 @@ class Memory(nn.Module):
         """As the function `unroll`; override it where the same can be had faster."""
         return unroll(self, xs, starts, state, resets)
 
+    def record(self, state: State, room: int) -> Recording:
+        """Begin a sequence that is stepped now and differentiated later; override it where that can be had faster.
+
+        Args:
+            state: before the first step.
+            room: a guess of the steps between two resets, to make room for.
+        """
+        return Recording(self, state)
+
     def panels(self, state: State) -> dict[str, Panel]:
         """Named pictures of the state of the first batch entry."""
         return {}
+
+
+class Recording:
+    """A sequence that is stepped now and differentiated later, as A2C does. This plain one keeps every graph."""
+
+    def __init__(self, memory: Memory, state: State) -> None:
+        self.memory, self.state = memory, state
+        self.steps: list[MemoryStep] = []
+
+    def step(self, x: Tensor, starts: Tensor | None) -> MemoryStep:
+        """A step of the memory on `x` `[B, ...]`, after a reset where `starts` `[B]` says so; None: nowhere.
+
+        The output and state given are to act by, and the state is good until the next step.
+        """
+        if starts is not None:
+            self.state = reset(self.state, starts, self.memory.initial_state(len(starts)))
+        step: MemoryStep = self.memory(x, self.state)
+        self.state = step.state
+        self.steps.append(step)
+        return step
+
+    def unrolled(self) -> Unrolled:
+        """All steps so far, with their graph: as `unroll` over the same inputs."""
+        return stack(self.steps)
 
 
 def reset(state: State, starts: Tensor, initial: State) -> State:
@@ -123,22 +156,34 @@ def unroll(
     steps = range(len(xs)) if resets is None else resets
     reset_at = frozenset(steps) if starts is not None else frozenset()
     initial = memory.initial_state(xs.shape[1]) if reset_at else {}
-    outputs, grids, losses = [], [], []
+    taken = []
     for t, x in enumerate(xs):
         if t in reset_at:
             assert starts is not None
             state = reset(state, starts[t], initial)
-        step = memory(x, state)
-        state = step.state
-        outputs.append(step.output)
-        losses.append(step.losses)
-        if step.grid is not None:
-            grids.append(step.grid)
+        taken.append(memory(x, state))
+        state = taken[-1].state
+    return stack(taken)
+
+
+def stack(steps: Sequence[MemoryStep]) -> Unrolled:
+    """Steps as a sequence."""
     return Unrolled(
-        torch.stack(outputs),
-        state,
-        {name: torch.stack([loss[name] for loss in losses]) for name in losses[0]},
-        torch.stack(grids) if grids else None,
+        torch.stack([step.output for step in steps]),
+        steps[-1].state,
+        {name: torch.stack([step.losses[name] for step in steps]) for name in steps[0].losses},
+        None if steps[0].grid is None else torch.stack([step.grid for step in steps if step.grid is not None]),
+    )
+
+
+def join(parts: Sequence[Unrolled]) -> Unrolled:
+    """Sequences that follow one another as one."""
+    grids = [part.grids for part in parts if part.grids is not None]
+    return Unrolled(
+        torch.cat([part.outputs for part in parts]),
+        parts[-1].state,
+        {name: torch.cat([part.losses[name] for part in parts]) for name in parts[0].losses},
+        torch.cat(grids) if grids else None,
     )
 
 
@@ -158,8 +203,7 @@ def unroll_segments(
             state = reset(state, starts[begin], initial)
         parts.append(run(xs[begin:end], state))
         state = parts[-1].state
-    losses = {name: torch.cat([part.losses[name] for part in parts]) for name in parts[0].losses}
-    return Unrolled(torch.cat([part.outputs for part in parts]), state, losses)
+    return join(parts)
 
 
 def detach(state: State) -> State:

@@ -39,96 +39,144 @@ class SlowWeights(NamedTuple):
     feedback_bias: Tensor
 
 
-class LocalSequence(torch.autograd.Function):
-    """`T` steps of MNM-p's controller and memory without a reset.
+class Tape:
+    """`length` steps of MNM-p's controller and memory, written down as they are taken; without gradients.
 
-    Inputs: the input's part of the gates with both biases `[T, B, 4 d_h]`; hidden, cell `[B, d_h]` and read-out
-    `[B, d_v]` before the first step; heads H; whether the output layer has its tanh; the divisors of the step size
-    `[L]`; the fields of `SlowWeights`; M^l `[B, D_l, D_{l-1}]`.
+    Args:
+        length: room for so many steps.
+        start: hidden, cell `[B, d_h]` and read-out `[B, d_v]` before the first step.
+        weights: M^l `[B, D_l, D_{l-1}]` before the first step; left as they are.
+        slow: the trained parameters.
+        heads: H.
+        squash_output: whether the output layer of the memory has its tanh.
+        divisors: of the step size, `[L]`.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        start: tuple[Tensor, Tensor, Tensor],
+        weights: list[Tensor],
+        slow: SlowWeights,
+        heads: int,
+        squash_output: bool,
+        divisors: Tensor,
+    ) -> None:
+        hidden, cell, read_value = start
+        self.slow, self.heads, self.divisors = slow, heads, divisors
+        self.weights = [m.clone() for m in weights]
+        self.squash = [True] * (len(weights) - 1) + [squash_output]
+        self.d_h, self.d_k, self.d_v = hidden.shape[1], weights[0].shape[2], weights[-1].shape[1]
+        self.sizes = [m.shape[1] for m in weights]
+        self.n_keys, self.n_values = 2 * heads * self.d_k, heads * self.d_v
+        self.count = 0
+
+        def room(*shape: int, steps: int = length) -> Tensor:
+            return hidden.new_empty(steps, len(hidden), *shape)
+
+        self.carried = room(self.d_h + self.d_v, steps=length + 1)  # [h_{t-1}; v^r_{t-1}] before each step
+        self.carried[0, :, : self.d_h], self.carried[0, :, self.d_h :] = hidden, read_value
+        self.cells = room(self.d_h, steps=length + 1)
+        self.cells[0] = cell
+        self.gates, self.tanh_cells = room(4 * self.d_h), room(self.d_h)
+        self.interactions, self.betas = room(len(slow.interaction)), room(len(slow.rate))
+        self.zs = [room(heads, size) for size in self.sizes]  # write keys on their way up the old memory
+        self.errors = [room(heads, size) for size in self.sizes]  # z - z'
+        self.ys = [room(2 * heads, size) for size in self.sizes]  # all keys on their way up the updated memory
+
+    @torch.no_grad()
+    def step(self, gates_x: Tensor) -> None:
+        """Take a step. `gates_x`: the input's part of the gates, with both biases, `[B, 4 d_h]`."""
+        t, d_h, d_k, slow, weights = self.count, self.d_h, self.d_k, self.slow, self.weights
+        batch = len(gates_x)
+
+        # controller: h_t = LSTM(x_t, v^r_{t-1}, h_{t-1})
+        gate = torch.addmm(gates_x, self.carried[t], slow.recurrent.t(), out=self.gates[t])
+        gate[:, : 2 * d_h].sigmoid_()
+        gate[:, 2 * d_h : 3 * d_h].tanh_()
+        gate[:, 3 * d_h :].sigmoid_()
+        i, f, g, o = gate.view(batch, 4, d_h).unbind(1)
+        cell = torch.mul(f, self.cells[t], out=self.cells[t + 1]).addcmul_(i, g)
+        h = self.carried[t + 1, :, :d_h]
+        torch.mul(o, torch.tanh(cell, out=self.tanh_cells[t]), out=h)
+
+        # eq. (1)
+        vectors = torch.addmm(slow.interaction_bias, h, slow.interaction.t(), out=self.interactions[t]).tanh_()
+        keys, values = self.keys(t), self.values(t)
+        torch.addmm(slow.rate_bias, vectors[:, -d_k:], slow.rate.t(), out=self.betas[t]).sigmoid_()
+        steps = self.betas[t] / self.divisors
+
+        # eq. (4): M^l -= β (z^l - z'^l) z^{l-1}ᵀ, with every z of the old memory
+        expected = torch.addmm(slow.feedback_bias, values.flatten(0, 1), slow.feedback.t())
+        expected = expected.view(batch, self.heads, -1)
+        z, offset = keys[:, self.heads :], 0
+        for index, m in enumerate(weights):
+            below, z, error = z, self.zs[index][t], self.errors[index][t]
+            torch.bmm(below, m.transpose(1, 2), out=z)
+            if self.squash[index]:
+                z.tanh_()
+            torch.sub(z, expected[:, :, offset : offset + self.sizes[index]], out=error)
+            offset += self.sizes[index]
+            u = error * steps[:, index, None, None]
+            m.baddbmm_(u.transpose(1, 2), below, alpha=-1)
+
+        # §3.2: read with all keys, and average the heads
+        y = keys
+        for index, m in enumerate(weights):
+            y = torch.bmm(y, m.transpose(1, 2), out=self.ys[index][t])
+            if self.squash[index]:
+                y.tanh_()
+        torch.mean(y[:, : self.heads], 1, out=self.carried[t + 1, :, d_h:])
+        self.count += 1
+
+    def keys(self, t: int) -> Tensor:
+        """H read keys, then H write keys, of step `t`: `[B, 2H, d_k]`."""
+        return self.interactions[t, :, : self.n_keys].view(-1, 2 * self.heads, self.d_k)
+
+    def values(self, t: int) -> Tensor:
+        """v^w of step `t`: `[B, H, d_v]`."""
+        return self.interactions[t, :, self.n_keys : self.n_keys + self.n_values].view(-1, self.heads, self.d_v)
+
+    def state(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Hidden, cell and read-out after the last step."""
+        carried = self.carried[self.count]
+        return carried[:, : self.d_h], self.cells[self.count], carried[:, self.d_h :]
+
+    def cut(self) -> None:
+        """Give back the room for steps that were not taken."""
+        self.carried, self.cells = self.carried[: self.count + 1], self.cells[: self.count + 1]
+        for name in ("gates", "tanh_cells", "interactions", "betas"):
+            setattr(self, name, getattr(self, name)[: self.count])
+        for name in ("zs", "errors", "ys"):
+            setattr(self, name, [layer[: self.count] for layer in getattr(self, name)])
+
+
+class LocalSequence(torch.autograd.Function):
+    """The steps of a `Tape` and their derivative.
+
+    Inputs: the tape, blank or full; the input's part of the gates with both biases, `[T, B, 4 d_h]`; what the tape was
+    made of, for their gradients: its start, the fields of `SlowWeights`, M^l. A blank tape takes its steps now. A full
+    one must have taken them with these very inputs.
 
     Outputs: hidden `[T, B, d_h]`, read-outs v^r `[T, B, d_v]`, what the updated memory recalls of the write keys and
     the values v^w it was told, `[T, B, H, d_v]` each, the last cell `[B, d_h]`, the last M^l.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        gates_x: Tensor,
-        hidden: Tensor,
-        cell: Tensor,
-        read_value: Tensor,
-        heads: int,
-        squash_output: bool,
-        divisors: Tensor,
-        *tensors: Tensor,
-    ) -> tuple[Tensor, ...]:
-        slow, weights = SlowWeights(*tensors[:7]), [m.clone() for m in tensors[7:]]
-        (length, batch, _), d_h = gates_x.shape, hidden.shape[1]
-        d_k, d_v, sizes = weights[0].shape[2], weights[-1].shape[1], [m.shape[1] for m in weights]
-        squash = [True] * (len(weights) - 1) + [squash_output]
-
-        def room(*shape: int) -> Tensor:
-            return gates_x.new_empty(length, batch, *shape)
-
-        carried = gates_x.new_empty(length + 1, batch, d_h + d_v)  # [h_{t-1}; v^r_{t-1}] before each step
-        carried[0, :, :d_h], carried[0, :, d_h:] = hidden, read_value
-        cells = gates_x.new_empty(length + 1, batch, d_h)
-        cells[0] = cell
-        gates, tanh_cells, interactions = room(4 * d_h), room(d_h), room(len(slow.interaction))
-        betas = room(len(slow.rate))
-        zs = [room(heads, size) for size in sizes]  # write keys on their way up the old memory
-        errors = [room(heads, size) for size in sizes]  # z - z'
-        ys = [room(2 * heads, size) for size in sizes]  # all keys on their way up the updated memory
-        n_keys, n_values = 2 * heads * d_k, heads * d_v
-
-        for t in range(length):
-            # controller: h_t = LSTM(x_t, v^r_{t-1}, h_{t-1})
-            gate = gates[t]
-            torch.addmm(gates_x[t], carried[t], slow.recurrent.t(), out=gate)
-            gate[:, : 2 * d_h].sigmoid_()
-            gate[:, 2 * d_h : 3 * d_h].tanh_()
-            gate[:, 3 * d_h :].sigmoid_()
-            i, f, g, o = gate.view(batch, 4, d_h).unbind(1)
-            torch.mul(f, cells[t], out=cells[t + 1]).addcmul_(i, g)
-            torch.tanh(cells[t + 1], out=tanh_cells[t])
-            h = carried[t + 1, :, :d_h]
-            torch.mul(o, tanh_cells[t], out=h)
-
-            # eq. (1)
-            vectors = torch.addmm(slow.interaction_bias, h, slow.interaction.t(), out=interactions[t]).tanh_()
-            keys = vectors[:, :n_keys].view(batch, 2 * heads, d_k)
-            values = vectors[:, n_keys : n_keys + n_values].view(batch, heads, d_v)
-            torch.addmm(slow.rate_bias, vectors[:, -d_k:], slow.rate.t(), out=betas[t]).sigmoid_()
-            steps = betas[t] / divisors
-
-            # eq. (4): M^l -= β (z^l - z'^l) z^{l-1}ᵀ, with every z of the old memory
-            expected = torch.addmm(slow.feedback_bias, values.flatten(0, 1), slow.feedback.t()).view(batch, heads, -1)
-            z, offset = keys[:, heads:], 0
-            for index, m in enumerate(weights):
-                below, z = z, zs[index][t]
-                torch.bmm(below, m.transpose(1, 2), out=z)
-                if squash[index]:
-                    z.tanh_()
-                torch.sub(z, expected[:, :, offset : offset + sizes[index]], out=errors[index][t])
-                offset += sizes[index]
-                u = errors[index][t] * steps[:, index, None, None]
-                m.baddbmm_(u.transpose(1, 2), below, alpha=-1)
-
-            # §3.2: read with all keys, and average the heads
-            y = keys
-            for index, m in enumerate(weights):
-                y = torch.bmm(y, m.transpose(1, 2), out=ys[index][t])
-                if squash[index]:
-                    y.tanh_()
-            torch.mean(y[:, :heads], 1, out=carried[t + 1, :, d_h:])
-
-        ctx.save_for_backward(divisors, carried, cells, gates, tanh_cells, interactions, betas, *slow, *weights)
-        ctx.per_layer = (zs, errors, ys)  # neither inputs nor outputs, so no graph runs through them
-        ctx.heads, ctx.squash = heads, squash
-        told = interactions[:, :, n_keys : n_keys + n_values].view(length, batch, heads, d_v)
-        recalled = ys[-1][:, :, heads:]
-        outputs = (carried[1:, :, :d_h], carried[1:, :, d_h:], recalled, told)
-        return (*(output.clone() for output in outputs), cells[-1].clone(), *(m.clone() for m in weights))
+    def forward(ctx: Any, tape: Tape, gates_x: Tensor, *made_of: Tensor) -> tuple[Tensor, ...]:
+        if not tape.count:
+            for gates in gates_x:
+                tape.step(gates)
+        ctx.tape = tape  # neither input nor output, so no graph runs through it
+        start, end = tape.n_keys, tape.n_keys + tape.n_values
+        told = tape.interactions[:, :, start:end].view(*gates_x.shape[:2], tape.heads, tape.d_v)
+        outputs = (
+            tape.carried[1:, :, : tape.d_h],
+            tape.carried[1:, :, tape.d_h :],
+            tape.ys[-1][:, :, tape.heads :],
+            told,
+        )
+        return (*(output.clone() for output in outputs), tape.cells[-1].clone(), *(m.clone() for m in tape.weights))
 
     @staticmethod
     @once_differentiable
@@ -141,16 +189,16 @@ class LocalSequence(torch.autograd.Function):
         d_cell: Tensor,
         *d_last: Tensor,
     ) -> tuple[Tensor | None, ...]:
-        divisors, carried, cells, gates, tanh_cells, interactions, betas, *rest = ctx.saved_tensors
-        slow, weights = SlowWeights(*rest[:7]), [m.clone() for m in rest[7:]]
-        zs, errors, ys = ctx.per_layer
-        heads, squash, layers = ctx.heads, ctx.squash, len(weights)
+        tape: Tape = ctx.tape
+        slow, weights, divisors = tape.slow, [m.clone() for m in tape.weights], tape.divisors
+        carried, cells, gates, tanh_cells = tape.carried, tape.cells, tape.gates, tape.tanh_cells
+        interactions, betas, zs, errors, ys = tape.interactions, tape.betas, tape.zs, tape.errors, tape.ys
+        heads, squash, layers = tape.heads, tape.squash, len(weights)
         length, batch, d_h = tanh_cells.shape
-        d_k, d_v, sizes = weights[0].shape[2], weights[-1].shape[1], [m.shape[1] for m in weights]
-        n_keys, n_values = 2 * heads * d_k, heads * d_v
+        d_k, d_v, sizes, n_keys, n_values = tape.d_k, tape.d_v, tape.sizes, tape.n_keys, tape.n_values
 
         # factors of the gates' gradients, for all steps at once: of i, f, g with that of the cell, of o with that of h
-        i, f, g, o = gates.split(d_h, 2)
+        i, f, g, o = gates.view(length, batch, 4, d_h).unbind(2)
         local = torch.stack([g * i * (1 - i), cells[:-1] * f * (1 - f), i * (1 - g * g), tanh_cells * o * (1 - o)], 2)
         through_tanh = o * (1 - tanh_cells * tanh_cells)
         d_gates = torch.empty_like(gates)
@@ -164,7 +212,7 @@ class LocalSequence(torch.autograd.Function):
         d_y_top = gates.new_empty(batch, 2 * heads, d_v)
 
         for t in reversed(range(length)):
-            keys = interactions[t, :, :n_keys].view(batch, 2 * heads, d_k)
+            keys = tape.keys(t)
 
             # the read, §3.2
             d_read = d_carried[:, d_h:] + d_reads[t]
@@ -239,4 +287,4 @@ class LocalSequence(torch.autograd.Function):
             feedback_bias=d_expected.sum((0, 1, 2)),
         )
         d_before = (d_carried[:, :d_h], d_cell, d_carried[:, d_h:])
-        return (d_gates, *d_before, None, None, None, *d_slow, *d_weights)
+        return (None, d_gates, *d_before, *d_slow, *d_weights)
