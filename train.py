@@ -64,7 +64,10 @@ def build(config: Config, checkpoint: Path | None = None) -> MemoryOnPolicyAlgor
     env = make_env(config.env, config.num_envs, device, **config.env_kwargs)
     if checkpoint is not None:
         return load(checkpoint, env, device=device)
-    return LEARNERS[config.algo]("MemoryPolicy", env, device=device, **config.learner_kwargs())  # type: ignore[arg-type]
+    try:
+        return LEARNERS[config.algo]("MemoryPolicy", env, device=device, **config.learner_kwargs())  # type: ignore[arg-type]
+    except TypeError as error:  # arguments that the memory does not take
+        raise ValueError(str(error)) from error
 
 
 def run(config: Config, folder: Path, console: Console, checkpoint: Path | None = None) -> MemoryOnPolicyAlgorithm:
@@ -109,7 +112,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(train(config, checkpoint, console))
     except (ValueError, CheckpointError, NonFiniteError) as error:
         Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
-        sys.exit(1)
+        sys.exit(2)
     except KeyboardInterrupt:
         Console(stderr=True).print("stopped at once; the last checkpoint stands")
         sys.exit(130)

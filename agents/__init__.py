@@ -3,7 +3,8 @@
 from agents.a2c import A2C
 from agents.checkpoint import CheckpointError, latest_checkpoint, load
 from agents.env_adapters import as_tensor_env, make_env
-from agents.on_policy import MemoryOnPolicyAlgorithm, NonFiniteError
+from agents.non_finite import NonFiniteError
+from agents.on_policy import MemoryOnPolicyAlgorithm
 from agents.ppo import PPO
 
 LEARNERS: dict[str, type[MemoryOnPolicyAlgorithm]] = {"a2c": A2C, "ppo": PPO}

@@ -24,32 +24,13 @@ from torch import Tensor
 
 from agents.checkpoint import Checkpointed, set_generators
 from agents.env_adapters import EnvLike, TensorVecEnv, as_tensor_env
-from agents.rollout import Rollout, advantages_and_returns
+from agents.non_finite import NonFiniteError, first_non_finite
+from agents.rollout import OnHost, Rollout, advantages_and_returns
 from envs.tensor_env import Obs, TensorEnv
 from policies.memories.base import State, detach
 from policies.policy import Judgement, MemoryActorCriticPolicy
 
 Self = TypeVar("Self", bound="MemoryOnPolicyAlgorithm")
-
-
-class NonFiniteError(FloatingPointError):
-    """A loss, gradient, parameter or observation became infinite or NaN."""
-
-
-class OnHost:
-    """A tensor that callbacks may use as a numpy array; who does not look does not wait for the device."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
-        return np.array(self.tensor.cpu().numpy(), dtype)
-
-    def __len__(self) -> int:
-        return len(self.tensor)
-
-    def __getitem__(self, index: Any) -> Any:
-        return np.asarray(self)[index]
 
 
 class MemoryOnPolicyAlgorithm(Checkpointed, OnPolicyAlgorithm):
@@ -273,7 +254,7 @@ class MemoryOnPolicyAlgorithm(Checkpointed, OnPolicyAlgorithm):
                 with torch.no_grad():
                     action = policy.act(step.output)
             except RuntimeError as error:
-                if found := self._first_non_finite():  # a sampler stumbles over NaN
+                if found := first_non_finite(self):  # a sampler stumbles over NaN
                     raise NonFiniteError(found) from error
                 raise
             outputs.append(step.output.detach())
@@ -373,7 +354,7 @@ class MemoryOnPolicyAlgorithm(Checkpointed, OnPolicyAlgorithm):
         self._count_episodes(rewards, ends > 0)
         for name, value in values.items():
             if not np.isfinite(value):
-                found = self._first_non_finite() or f"{name} is not finite after {self.num_timesteps} environment steps"
+                found = first_non_finite(self) or f"{name} is not finite after {self.num_timesteps} environment steps"
                 raise NonFiniteError(
                     f"{found}, seen as {name} = {value} at update {self._n_updates}; where nothing is wrong with "
                     "observations and rewards, lower learning_rate or max_grad_norm"
@@ -394,22 +375,6 @@ class MemoryOnPolicyAlgorithm(Checkpointed, OnPolicyAlgorithm):
             self._episode_returns[ended] = 0
             self._episode_lengths[ended] = 0
 
-    def _first_non_finite(self) -> str | None:
-        """Which tensor went wrong first and when: what the environment gave, else a parameter, else the memory."""
-        given = {"reward": self.rollout.rewards, **_by_name(self.rollout.obs)}
-        for name, value in given.items():
-            steps = (~torch.isfinite(value)).flatten(1).any(1).nonzero()
-            if len(steps):
-                made = int(steps[0]) + (name == "reward")  # a reward comes with the step, an observation before it
-                return f"{name} is not finite after {self._began + made * self.n_envs} environment steps"
-        suspects = _by_name(self._obs)
-        suspects |= {f"parameter {name}": value for name, value in self.policy.named_parameters()}
-        suspects |= {f"memory state {name}": value for name, value in self._state.items()}
-        for name, value in suspects.items():
-            if not torch.isfinite(value).all():
-                return f"{name} is not finite after {self.num_timesteps} environment steps"
-        return None
-
     def dump_logs(self, iteration: int = 0) -> None:
         total = self.env_seconds + self.memory_seconds + self.learn_seconds
         for name in ("env", "memory", "learn"):
@@ -426,10 +391,3 @@ class MemoryOnPolicyAlgorithm(Checkpointed, OnPolicyAlgorithm):
     ) -> tuple[np.ndarray[Any, Any], State]:
         """As `MemoryActorCriticPolicy.predict`."""
         return self.policy.predict(observation, state, episode_start, deterministic)
-
-
-def _by_name(obs: Obs) -> dict[str, Tensor]:
-    """The tensors of an observation by the names that messages use."""
-    return (
-        {f"observation {key}": value for key, value in obs.items()} if isinstance(obs, dict) else {"observation": obs}
-    )

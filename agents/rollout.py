@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor
@@ -82,6 +83,22 @@ class Rollout:
             entries["obs"] = {key: value[:, index] for key, value in self.obs.items()}
         losses = {name: value[:, index] for name, value in self.losses.items()}
         return replace(self, **entries, state=select(self.state, index), losses=losses)
+
+
+class OnHost:
+    """A tensor that callbacks may use as a numpy array; who does not look does not wait for the device."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
+        return np.array(self.tensor.cpu().numpy(), dtype)
+
+    def __len__(self) -> int:
+        return len(self.tensor)
+
+    def __getitem__(self, index: Any) -> Any:
+        return np.asarray(self)[index]
 
 
 def _dtype(space: Any) -> torch.dtype:

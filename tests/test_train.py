@@ -1,0 +1,190 @@
+"""train.py as a person meets it: results, interruptions, resumption and mistakes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+import agents
+import train
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = ["--env", "Engram/RepeatFirst-v0", "--env-kwargs", "length=8", "--memory", "gru", "--memory-kwargs", "hidden_size=16"]
+SMALL += ["--num-envs", "8", "--n-steps", "8", "--eval-episodes", "16", "--no-progress"]
+
+
+def command(*words: str) -> int:
+    """The command's exit status."""
+    with pytest.raises(SystemExit) as end:
+        train.main(list(words))
+    assert isinstance(end.value.code, int)
+    return end.value.code
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "progress.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def without_time(folder: Path) -> list[dict[str, str]]:
+    """The log without what a clock writes."""
+    clock = ("time/fps", "time/time_elapsed", "time/env_share", "time/memory_share", "time/learn_share")
+    own = (*clock, "time/iterations")  # counts from the start of the command
+    return [{name: value for name, value in row.items() if name not in own} for row in rows(folder)]
+
+
+def test_a_run_leaves_what_it_promises(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert command(*SMALL, "--total-timesteps", "640", "--run-dir", str(run)) == 0
+    summary = json.loads((run / "summary.json").read_text())
+    assert set(summary) >= {
+        "mean_return",
+        "ci95",
+        "identity_mean_return",
+        "env_steps",
+        "episodes",
+        "wall_s",
+        "steps_per_s",
+    }
+    assert summary["env_steps"] == 640
+    assert summary["episodes"] == 640 // 8
+    assert 0 <= summary["mean_return"] <= 1
+    assert 0 <= summary["identity_mean_return"] <= 1
+    assert yaml.safe_load((run / "config.yaml").read_text())["memory_kwargs"] == {"hidden_size": 16}
+    assert [int(row["time/total_timesteps"]) for row in rows(run)] == list(range(64, 641, 64))
+    assert list(run.glob("events.out.tfevents.*"))
+    assert agents.load(agents.latest_checkpoint(run)).num_timesteps == 640
+    assert agents.load(agents.latest_checkpoint(run / "identity")).policy.memory_name == "identity"
+
+
+def test_a_second_run_does_not_write_over_the_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.yaml").write_text("env: x\n")
+    assert command(*SMALL, "--run-dir", str(tmp_path)) == 2
+    assert "already holds a run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("algo", ["ppo", "a2c"])
+def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, algo: str) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    common = [*SMALL, "--algo", algo, "--no-baseline", "--anneal"]
+    assert command(*common, "--total-timesteps", "768", "--run-dir", str(whole)) == 0
+
+    def stop_half_way(self: agents.MemoryOnPolicyAlgorithm, iteration: int = 0) -> None:
+        dump(self, iteration)
+        self.stop_requested = self.num_timesteps == 384
+
+    dump = agents.MemoryOnPolicyAlgorithm.dump_logs
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(agents.MemoryOnPolicyAlgorithm, "dump_logs", stop_half_way)
+        assert command(*common, "--total-timesteps", "768", "--run-dir", str(parts)) == 130
+    assert len(rows(parts)) == 6
+    assert command("--resume", str(parts), "--no-progress") == 0
+    assert without_time(parts) == without_time(whole)
+    assert json.loads((parts / "summary.json").read_text())["episodes"] == 96
+
+
+def start(*words: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *words],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for_checkpoint(run: Path, process: subprocess.Popen[str]) -> None:
+    """Until a checkpoint beyond the first is there."""
+    deadline = time.monotonic() + 60
+    while len(list(run.glob("checkpoints/step_*/manifest.json"))) < 2:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+ENDLESS = [*SMALL, "--no-baseline", "--total-timesteps", "100_000_000", "--checkpoint-every", "0"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = start(*ENDLESS, "--run-dir", str(run))
+    wait_for_checkpoint(run, process)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"--resume {run}" in output.replace("\n", "")
+    assert "Traceback" not in output
+    stopped_at = int(rows(run)[-1]["time/total_timesteps"])
+    assert agents.load(agents.latest_checkpoint(run)).num_timesteps == stopped_at
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
+def test_a_killed_run_goes_on_from_its_last_whole_checkpoint(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = start(*ENDLESS, "--run-dir", str(run))
+    wait_for_checkpoint(run, process)
+    process.kill()
+    process.communicate(timeout=60)
+    kept = agents.load(agents.latest_checkpoint(run)).num_timesteps
+    assert kept > 0
+    assert command("--resume", str(run), "--total-timesteps", str(kept + 640), "--no-progress") == 0
+    steps = [int(row["time/total_timesteps"]) for row in rows(run)]
+    assert steps == list(range(64, kept + 641, 64))  # nothing before the checkpoint is lost, nothing is there twice
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--env", "Engram/InvisibleGoal-v0"], "Engram/InvisibleGoalMaze-v0"),
+        (["--memory", "ltsm"], "lstm"),
+        (["--algo", "dqn"], "ppo"),
+        (["--recipe", "none-such"], "maze-ppo"),
+        (["--memory", "lstm", "--memory-kwargs", "heads=3"], "heads"),
+        (["--env-kwargs", "colour=red"], "colour"),
+        (["--env-kwargs", "size=8"], "odd"),
+        (["--num-envs", "0"], "num_envs"),
+        (["--resume", "no/such/run"], "no/such/run"),
+    ],
+)
+def test_a_mistake_gets_one_line_that_helps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert command(*words) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert message.count("\n") == 1
+    assert says in message
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_nan_ends_the_run_and_keeps_the_last_good_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from envs.repeat_first import RepeatFirst
+
+    step = RepeatFirst.step
+
+    def poisoned(self: RepeatFirst, action):  # type: ignore[no-untyped-def]
+        obs, reward, *rest = step(self, action)
+        self.poison_in = getattr(self, "poison_in", 40) - 1  # type: ignore[attr-defined]
+        return (obs, reward * float("nan") if self.poison_in < 0 else reward, *rest)  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(RepeatFirst, "step", poisoned)
+    run = tmp_path / "run"
+    assert command(*SMALL, "--no-baseline", "--checkpoint-every", "0", "--run-dir", str(run)) == 2
+    message = capsys.readouterr().err
+    assert "reward is not finite after 328 environment steps" in message  # step 41 of 8 copies
+    assert "step_000000000320" in message
+    assert agents.load(agents.latest_checkpoint(run)).num_timesteps == 320
