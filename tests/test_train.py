@@ -18,8 +18,8 @@ import agents
 import train
 
 ROOT = Path(__file__).resolve().parent.parent
-SMALL = ["--env", "Engram/RepeatFirst-v0", "--env-kwargs", "length=8", "--memory", "gru", "--memory-kwargs", "hidden_size=16"]
-SMALL += ["--num-envs", "8", "--n-steps", "8", "--eval-episodes", "16", "--no-progress"]
+SMALL = ["--env", "Engram/RepeatFirst-v0", "--env-kwargs", "length=8", "--num-envs", "8", "--n-steps", "8"]
+SMALL += ["--memory", "gru", "--memory-kwargs", "hidden_size=16", "--eval-episodes", "16", "--no-progress"]
 
 
 def command(*words: str) -> int:
