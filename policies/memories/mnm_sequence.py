@@ -39,6 +39,11 @@ class SlowWeights(NamedTuple):
     feedback_bias: Tensor
 
 
+def by_step(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
+    """The views `tensor[t]` of several tensors, for each `t`."""
+    return list(zip(*(tensor.unbind(0) for tensor in tensors), strict=True))
+
+
 class Tape:
     """`length` steps of MNM-p's controller and memory, written down as they are taken; without gradients.
 
@@ -74,68 +79,85 @@ class Tape:
         def room(*shape: int, steps: int = length) -> Tensor:
             return hidden.new_empty(steps, len(hidden), *shape)
 
-        self.carried = room(self.d_h + self.d_v, steps=length + 1)  # [h_{t-1}; v^r_{t-1}] before each step
-        self.carried[0, :, : self.d_h], self.carried[0, :, self.d_h :] = hidden, read_value
-        self.cells = room(self.d_h, steps=length + 1)
+        d_h, n_keys, n_both = self.d_h, self.n_keys, self.n_keys + self.n_values
+        self.carried = room(d_h + self.d_v, steps=length + 1)  # [h_{t-1}; v^r_{t-1}] before each step
+        self.carried[0, :, :d_h], self.carried[0, :, d_h:] = hidden, read_value
+        self.cells = room(d_h, steps=length + 1)
         self.cells[0] = cell
-        self.gates, self.tanh_cells = room(4 * self.d_h), room(self.d_h)
+        self.gates, self.tanh_cells = room(4 * d_h), room(d_h)
         self.interactions, self.betas = room(len(slow.interaction)), room(len(slow.rate))
+        self.keys = self.interactions[:, :, :n_keys].view(length, -1, 2 * heads, self.d_k)  # H to read, H to write
+        self.values = self.interactions[:, :, n_keys:n_both].view(length, -1, heads, self.d_v)
         self.zs = [room(heads, size) for size in self.sizes]  # write keys on their way up the old memory
         self.errors = [room(heads, size) for size in self.sizes]  # z - z'
         self.ys = [room(2 * heads, size) for size in self.sizes]  # all keys on their way up the updated memory
+        # The views each step works through, made at once: step by step they would cost as much as the arithmetic.
+        self._views = by_step(
+            self.gates,
+            self.gates[:, :, : 2 * d_h],
+            *self.gates.view(length, -1, 4, d_h).unbind(2),
+            self.carried[:-1],
+            self.carried[1:, :, :d_h],
+            self.carried[1:, :, d_h:],
+            self.cells[:-1],
+            self.cells[1:],
+            self.tanh_cells,
+            self.interactions,
+            self.interactions[:, :, -self.d_k :],
+            self.keys,
+            self.keys[:, :, heads:],
+            self.values,
+            self.betas,
+            self.ys[-1][:, :, :heads],
+        )
+        self._layer_views = [by_step(*layer) for layer in zip(self.zs, self.errors, self.ys, strict=True)]
+        self._up = [m.transpose(1, 2) for m in self.weights]
+        self._slow_up = [w.t() for w in (slow.recurrent, slow.interaction, slow.rate, slow.feedback)]
 
     @torch.no_grad()
     def step(self, gates_x: Tensor) -> None:
         """Take a step. `gates_x`: the input's part of the gates, with both biases, `[B, 4 d_h]`."""
-        t, d_h, d_k, slow, weights = self.count, self.d_h, self.d_k, self.slow, self.weights
-        batch = len(gates_x)
+        slow, t = self.slow, self.count
+        recurrent, interaction, rate, feedback = self._slow_up
+        gate, input_and_forget, i, f, g, o, before, h, read, cell_before, cell, tanh_cell, *rest = self._views[t]
+        vectors, rate_in, keys, write_keys, values, beta, recalled = rest
 
         # controller: h_t = LSTM(x_t, v^r_{t-1}, h_{t-1})
-        gate = torch.addmm(gates_x, self.carried[t], slow.recurrent.t(), out=self.gates[t])
-        gate[:, : 2 * d_h].sigmoid_()
-        gate[:, 2 * d_h : 3 * d_h].tanh_()
-        gate[:, 3 * d_h :].sigmoid_()
-        i, f, g, o = gate.view(batch, 4, d_h).unbind(1)
-        cell = torch.mul(f, self.cells[t], out=self.cells[t + 1]).addcmul_(i, g)
-        h = self.carried[t + 1, :, :d_h]
-        torch.mul(o, torch.tanh(cell, out=self.tanh_cells[t]), out=h)
+        torch.addmm(gates_x, before, recurrent, out=gate)
+        input_and_forget.sigmoid_()
+        g.tanh_()
+        o.sigmoid_()
+        torch.mul(f, cell_before, out=cell).addcmul_(i, g)
+        torch.mul(o, torch.tanh(cell, out=tanh_cell), out=h)
 
         # eq. (1)
-        vectors = torch.addmm(slow.interaction_bias, h, slow.interaction.t(), out=self.interactions[t]).tanh_()
-        keys, values = self.keys(t), self.values(t)
-        torch.addmm(slow.rate_bias, vectors[:, -d_k:], slow.rate.t(), out=self.betas[t]).sigmoid_()
-        steps = self.betas[t] / self.divisors
+        torch.addmm(slow.interaction_bias, h, interaction, out=vectors).tanh_()
+        torch.addmm(slow.rate_bias, rate_in, rate, out=beta).sigmoid_()
+        steps = (beta / self.divisors)[:, :, None, None].unbind(1)
 
         # eq. (4): M^l -= β (z^l - z'^l) z^{l-1}ᵀ, with every z of the old memory
-        expected = torch.addmm(slow.feedback_bias, values.flatten(0, 1), slow.feedback.t())
-        expected = expected.view(batch, self.heads, -1)
-        z, offset = keys[:, self.heads :], 0
-        for index, m in enumerate(weights):
-            below, z, error = z, self.zs[index][t], self.errors[index][t]
-            torch.bmm(below, m.transpose(1, 2), out=z)
-            if self.squash[index]:
+        expected = torch.addmm(slow.feedback_bias, values.flatten(0, 1), feedback)
+        layers = torch.split(expected.view(*values.shape[:2], -1), self.sizes, 2)
+        below = write_keys
+        for m, up, squash, step, z_, views in zip(
+            self.weights, self._up, self.squash, steps, layers, self._layer_views, strict=True
+        ):
+            z, error, _ = views[t]
+            torch.bmm(below, up, out=z)
+            if squash:
                 z.tanh_()
-            torch.sub(z, expected[:, :, offset : offset + self.sizes[index]], out=error)
-            offset += self.sizes[index]
-            u = error * steps[:, index, None, None]
-            m.baddbmm_(u.transpose(1, 2), below, alpha=-1)
+            torch.sub(z, z_, out=error)
+            m.baddbmm_((error * step).transpose(1, 2), below, alpha=-1)
+            below = z
 
         # §3.2: read with all keys, and average the heads
         y = keys
-        for index, m in enumerate(weights):
-            y = torch.bmm(y, m.transpose(1, 2), out=self.ys[index][t])
-            if self.squash[index]:
+        for up, squash, views in zip(self._up, self.squash, self._layer_views, strict=True):
+            y = torch.bmm(y, up, out=views[t][2])
+            if squash:
                 y.tanh_()
-        torch.mean(y[:, : self.heads], 1, out=self.carried[t + 1, :, d_h:])
+        torch.mean(recalled, 1, out=read)
         self.count += 1
-
-    def keys(self, t: int) -> Tensor:
-        """H read keys, then H write keys, of step `t`: `[B, 2H, d_k]`."""
-        return self.interactions[t, :, : self.n_keys].view(-1, 2 * self.heads, self.d_k)
-
-    def values(self, t: int) -> Tensor:
-        """v^w of step `t`: `[B, H, d_v]`."""
-        return self.interactions[t, :, self.n_keys : self.n_keys + self.n_values].view(-1, self.heads, self.d_v)
 
     def state(self) -> tuple[Tensor, Tensor, Tensor]:
         """Hidden, cell and read-out after the last step."""
@@ -145,7 +167,7 @@ class Tape:
     def cut(self) -> None:
         """Give back the room for steps that were not taken."""
         self.carried, self.cells = self.carried[: self.count + 1], self.cells[: self.count + 1]
-        for name in ("gates", "tanh_cells", "interactions", "betas"):
+        for name in ("gates", "tanh_cells", "interactions", "betas", "keys", "values"):
             setattr(self, name, getattr(self, name)[: self.count])
         for name in ("zs", "errors", "ys"):
             setattr(self, name, [layer[: self.count] for layer in getattr(self, name)])
@@ -168,13 +190,11 @@ class LocalSequence(torch.autograd.Function):
             for gates in gates_x:
                 tape.step(gates)
         ctx.tape = tape  # neither input nor output, so no graph runs through it
-        start, end = tape.n_keys, tape.n_keys + tape.n_values
-        told = tape.interactions[:, :, start:end].view(*gates_x.shape[:2], tape.heads, tape.d_v)
         outputs = (
             tape.carried[1:, :, : tape.d_h],
             tape.carried[1:, :, tape.d_h :],
             tape.ys[-1][:, :, tape.heads :],
-            told,
+            tape.values,
         )
         return (*(output.clone() for output in outputs), tape.cells[-1].clone(), *(m.clone() for m in tape.weights))
 
@@ -205,85 +225,108 @@ class LocalSequence(torch.autograd.Function):
         d_interactions = torch.empty_like(interactions)
         d_expected = gates.new_empty(length, batch, heads, sum(sizes))
         d_rates = torch.empty_like(betas)
-        beta_slopes = betas * (1 - betas)
         d_steps = gates.new_empty(batch, layers)
         d_weights = [m.clone() for m in d_last]
+        d_weights_up = [m.transpose(1, 2) for m in d_weights]
         d_cell, d_carried = d_cell.clone(), gates.new_zeros(batch, d_h + d_v)
         d_y_top = gates.new_empty(batch, 2 * heads, d_v)
+        d_keys_all = d_interactions[:, :, :n_keys].view(length, batch, 2 * heads, d_k)
+        d_gates_of = d_gates.view(length, batch, 4, d_h)
+        views = by_step(
+            tape.keys,
+            tape.keys[:, :, heads:],
+            d_reads,
+            d_recalled,
+            (betas / divisors).expand(-1, -1, layers)[..., None, None],
+            betas * (1 - betas),
+            d_interactions,
+            d_keys_all,
+            d_keys_all[:, :, heads:],
+            d_interactions[:, :, n_keys : n_keys + n_values].view(length, batch, heads, d_v),
+            d_interactions[:, :, -d_k:],
+            interactions,
+            d_told,
+            d_expected,
+            d_rates,
+            d_hiddens,
+            through_tanh,
+            local[:, :, :3],
+            local[:, :, 3],
+            d_gates,
+            d_gates_of[:, :, :3],
+            d_gates_of[:, :, 3],
+            f,
+        )
+        d_layers = by_step(*torch.split(d_expected, sizes, 3))
+        layer_views = [by_step(*layer) for layer in zip(zs, errors, ys, strict=True)]
 
         for t in reversed(range(length)):
-            keys = tape.keys(t)
+            keys, write_keys, d_read, d_recall, steps, beta_slope, d_vectors, *rest = views[t]
+            d_keys, d_write_keys, d_values, d_rate_in, vectors, d_value, d_expect, d_rate, d_hidden, *rest = rest
+            tanh_slope, local_ifg, local_o, d_gate, d_gate_ifg, d_gate_o, forget = rest
 
             # the read, §3.2
-            d_read = d_carried[:, d_h:] + d_reads[t]
-            d_y_top[:, :heads] = d_read.div_(heads).unsqueeze(1)
-            d_y_top[:, heads:] = d_recalled[t]
+            d_y_top[:, :heads] = (d_carried[:, d_h:] + d_read).div_(heads).unsqueeze(1)
+            d_y_top[:, heads:] = d_recall
             d_y = d_y_top
             for index in reversed(range(layers)):
                 if squash[index]:
-                    d_y = tanh_backward(d_y, ys[index][t])
-                below = ys[index - 1][t] if index else keys
+                    d_y = tanh_backward(d_y, layer_views[index][t][2])
+                below = layer_views[index - 1][t][2] if index else keys
                 d_weights[index].baddbmm_(d_y.transpose(1, 2), below)
                 d_y = torch.bmm(d_y, weights[index])
 
             # the write, eq. (4), layer by layer from the top; M^l becomes that of step t-1
-            steps = betas[t] / divisors
             d_z: Tensor | None = None
-            offset = sum(sizes)
             for index in reversed(range(layers)):
-                below = zs[index - 1][t] if index else keys[:, heads:]
-                step, error = steps[:, index, None, None], errors[index][t]
+                z, error, _ = layer_views[index][t]
+                below = layer_views[index - 1][t][0] if index else write_keys
+                step = steps[:, index]
                 u = error * step
-                d_u = torch.bmm(below, d_weights[index].transpose(1, 2)).neg_()
+                d_u = torch.bmm(below, d_weights_up[index]).neg_()
                 torch.sum(d_u * error, (1, 2), out=d_steps[:, index])
                 d_error = d_u.mul_(step)
-                offset -= sizes[index]
-                torch.neg(d_error, out=d_expected[t, :, :, offset : offset + sizes[index]])
+                torch.neg(d_error, out=d_layers[t][index])
                 d_below = torch.bmm(u, d_weights[index])
                 weights[index].baddbmm_(u.transpose(1, 2), below)
                 d_z = d_error if d_z is None else d_error.add_(d_z)
                 if squash[index]:
-                    d_z = tanh_backward(d_z, zs[index][t])
+                    d_z = tanh_backward(d_z, z)
                 d_weights[index].baddbmm_(d_z.transpose(1, 2), below)
                 d_z = torch.bmm(d_z, weights[index]).sub_(d_below)
             assert d_z is not None
 
             # interaction vectors, eq. (1)
-            d_vectors = d_interactions[t]
-            d_keys = d_vectors[:, :n_keys].view(batch, 2 * heads, d_k)
             d_keys.copy_(d_y)
-            d_keys[:, heads:] += d_z
-            d_values = d_vectors[:, n_keys : n_keys + n_values].view(batch, heads, d_v)
-            torch.add(d_told[t], d_expected[t] @ slow.feedback, out=d_values)
+            d_write_keys += d_z
+            torch.add(d_value, d_expect @ slow.feedback, out=d_values)
             d_beta = d_steps / divisors
             if betas.shape[2] < layers:  # one rate serves all layers
                 d_beta = d_beta.sum(1, keepdim=True)
-            torch.mul(d_beta, beta_slopes[t], out=d_rates[t])
-            torch.mm(d_rates[t], slow.rate, out=d_vectors[:, -d_k:])
-            d_vectors.copy_(tanh_backward(d_vectors, interactions[t]))
+            torch.mul(d_beta, beta_slope, out=d_rate)
+            torch.mm(d_rate, slow.rate, out=d_rate_in)
+            d_vectors.copy_(tanh_backward(d_vectors, vectors))
 
             # controller
-            d_h_t = torch.addmm(d_hiddens[t], d_vectors, slow.interaction)
+            d_h_t = torch.addmm(d_hidden, d_vectors, slow.interaction)
             d_h_t += d_carried[:, :d_h]
-            d_cell.addcmul_(d_h_t, through_tanh[t])
-            d_gate = d_gates[t].view(batch, 4, d_h)
-            torch.mul(local[t, :, :3], d_cell.unsqueeze(1), out=d_gate[:, :3])
-            torch.mul(local[t, :, 3], d_h_t, out=d_gate[:, 3])
-            d_cell.mul_(f[t])
-            d_carried = torch.mm(d_gates[t], slow.recurrent)
+            d_cell.addcmul_(d_h_t, tanh_slope)
+            torch.mul(local_ifg, d_cell.unsqueeze(1), out=d_gate_ifg)
+            torch.mul(local_o, d_h_t, out=d_gate_o)
+            d_cell.mul_(forget)
+            d_carried = torch.mm(d_gate, slow.recurrent)
 
         def product(left: Tensor, right: Tensor) -> Tensor:
             """Σ over steps and batch of leftᵀ right: the gradient of a slow weight."""
             return left.flatten(0, -2).t() @ right.flatten(0, -2)
 
-        values = interactions[:, :, n_keys : n_keys + n_values].view(length, batch, heads, d_v)
         d_slow = SlowWeights(
             recurrent=product(d_gates, carried[:-1]),
             interaction=product(d_interactions, carried[1:, :, :d_h]),
             interaction_bias=d_interactions.sum((0, 1)),
             rate=product(d_rates, interactions[:, :, -d_k:]),
             rate_bias=d_rates.sum((0, 1)),
-            feedback=product(d_expected, values),
+            feedback=product(d_expected, tape.values),
             feedback_bias=d_expected.sum((0, 1, 2)),
         )
         d_before = (d_carried[:, :d_h], d_cell, d_carried[:, d_h:])
