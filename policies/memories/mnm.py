@@ -198,7 +198,7 @@ class MNMp(MNM):
 
     def record(self, state: State, room: int) -> Recording:
         """As `base.Memory.record`, on tapes of `mnm_sequence` where resets are not too near to one another."""
-        return TapedRecording(self, state, room) if self.fast and room >= 8 else super().record(state, room)
+        return TapedRecording(self, state, room) if self.fast and room >= 4 else super().record(state, room)
 
     def run(self, xs: Tensor, state: State, tape: Tape | None = None) -> Unrolled:
         """A sequence without a reset; `tape` where its steps were already taken."""

@@ -214,7 +214,7 @@ def test_panels_show_the_first_entry_and_change_with_it(name: str) -> None:
 @every_memory
 @pytest.mark.parametrize("resets", ["none start", "unknown", "exact", "every step"])
 def test_unroll_is_stepping(name: str, resets: str) -> None:
-    """The memory's own `unroll`, the plain function and a hand-written loop agree, forward and backward."""
+    """The memory's own `unroll` and `record`, the plain function and a hand-written loop agree, forward and backward."""
     memory = build(name)
     starts = None
     steps: list[int] | None = []
@@ -240,9 +240,22 @@ def test_unroll_is_stepping(name: str, resets: str) -> None:
         maps = None if grids[0] is None else torch.stack(grids)
         return everything(Unrolled(torch.stack(outputs), state, kinds, maps))
 
+    def recorded(xs: Tensor, state: State, room: int) -> dict[str, Tensor]:
+        recording = memory.record(state, room)
+        acted_on = []
+        for t, x in enumerate(xs):
+            may_start = starts is not None and (steps is None or t in steps)
+            acted_on.append(recording.step(x, starts[t] if may_start and starts is not None else None).output.detach())
+        result = recording.unrolled()
+        torch.testing.assert_close(torch.stack(acted_on), result.outputs.detach(), rtol=1e-9, atol=1e-11)
+        return everything(result)
+
     results, gradients = [], []
     for way in (
         by_hand,
+        lambda xs, state: recorded(xs, state, 1),
+        lambda xs, state: recorded(xs, state, LENGTH - 2),  # less room than steps
+        lambda xs, state: recorded(xs, state, 2 * LENGTH),
         lambda xs, state: everything(unroll(memory, xs, starts, state, steps)),
         lambda xs, state: everything(memory.unroll(xs, starts, state, steps)),
     ):
@@ -253,7 +266,7 @@ def test_unroll_is_stepping(name: str, resets: str) -> None:
         found = torch.autograd.grad(weigh(parts), list(leaves.values()), allow_unused=True, materialize_grads=True)
         results.append(parts)
         gradients.append(dict(zip(leaves, found, strict=True)))
-    for index in (1, 2):
+    for index in range(1, len(results)):
         assert_same(results[index], results[0])
         assert_same(gradients[index], gradients[0])
 
