@@ -214,7 +214,7 @@ def test_panels_show_the_first_entry_and_change_with_it(name: str) -> None:
 @every_memory
 @pytest.mark.parametrize("resets", ["none start", "unknown", "exact", "every step"])
 def test_unroll_is_stepping(name: str, resets: str) -> None:
-    """The memory's own `unroll` and `record`, the plain function and a hand-written loop agree, forward and backward."""
+    """The memory's own `unroll` and `record`, the plain function and a hand-written loop agree, also backward."""
     memory = build(name)
     starts = None
     steps: list[int] | None = []
