@@ -314,7 +314,9 @@ class Checkpointed(BaseAlgorithm):
         env = self.tensor_env
         environment = part("env/")
         if not environment or type(env).__name__ != manifest["env"] or self.n_envs != manifest["num_envs"]:
-            return  # `learn` starts new episodes
+            if self.seed is not None:
+                self.env.seed(self.seed + self.num_timesteps)  # new episodes, not once more the first ones
+            return
         env.load_state_dict(environment)
         names = getattr(self.observation_space, "spaces", {"": None})
         observations = {name: running[f"obs/{name}"].to(self.device) for name in names}

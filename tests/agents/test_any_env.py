@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -244,3 +245,14 @@ def test_the_single_view_and_the_batched_one_agree() -> None:
         other, *others, _ = around.step(action)
         for mine, theirs in zip(rest, others, strict=True):
             assert torch.equal(mine, theirs)
+
+
+def test_a_resumed_host_environment_does_not_play_its_first_episodes_again(tmp_path: Path) -> None:
+    small = {"n_steps": 8, "n_minibatches": 1, "policy_kwargs": {"memory": "gru", "memory_kwargs": {"hidden_size": 4}}}
+    model = PPO("MemoryPolicy", make_env("CartPole-v1", 2), seed=0, **small).learn(16)
+    first = model.rollout.obs[0].clone()
+    model.save(tmp_path / "saved")
+    resumed = PPO.load(tmp_path / "saved", make_env("CartPole-v1", 2)).learn(16, reset_num_timesteps=False)
+    assert not torch.equal(resumed.rollout.obs[0], first)
+    again = PPO.load(tmp_path / "saved", make_env("CartPole-v1", 2)).learn(16, reset_num_timesteps=False)
+    assert torch.equal(resumed.rollout.obs[0], again.rollout.obs[0])  # but a resumed run is the same each time
