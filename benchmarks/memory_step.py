@@ -3,9 +3,10 @@
     python benchmarks/memory_step.py --threads 2 --csv results/memory_step.csv
     python benchmarks/memory_step.py --quick --memories lstm mnm-p mnm-p:fast=False
 
-Forward and backward is measured twice: stepped one by one with the graph kept, as A2C does while it acts, and by the
-memory's own `unroll`, as PPO and the supervised learner do. A step of 64 environments counts as 64. The configurations
-take turns, so that whatever else the machine does falls on all of them; each figure is the median of the repeats.
+Forward and backward is measured three times: stepped one by one with every graph kept, recorded by the memory's own
+`record`, as A2C does while it acts, and by its own `unroll`, as PPO replays. A step of 64 environments counts as 64.
+The configurations take turns, so that whatever else the machine does falls on all of them; each figure is the median of
+the repeats.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a chec
 
 from policies.allocator import tune_allocator
 from policies.memories import Memory, Unrolled, make_memory, registered
-from policies.memories.base import unroll
+from policies.memories.base import State, unroll
 
 MIB = 2**20
 
@@ -69,11 +70,11 @@ class Case:
             name, input_size=args.input_size, **{key: ast.literal_eval(value) for key, value in pairs}
         ).to(args.device)
         self.xs = torch.randn(length, batch, args.input_size, device=args.device)
-        self.seconds: dict[str, list[float]] = {"act": [], "stepped": [], "unrolled": []}
+        self.seconds: dict[str, list[float]] = {name: [] for name in ("act", "stepped", "recorded", "unrolled")}
 
     def measure(self) -> None:
-        for name, run in (("act", self.act), ("stepped", self.stepped), ("unrolled", self.unrolled)):
-            self.seconds[name].append(timed(run, self.xs.device) / self.length)
+        for name, seconds in self.seconds.items():
+            seconds.append(timed(getattr(self, name), self.xs.device) / self.length)
 
     @torch.no_grad()
     def act(self) -> None:
@@ -83,6 +84,9 @@ class Case:
 
     def stepped(self) -> None:
         backward(self.memory, unroll(self.memory, self.xs, None, self.memory.initial_state(self.batch)))
+
+    def recorded(self) -> None:
+        backward(self.memory, record(self.memory, self.xs, None, self.memory.initial_state(self.batch)))
 
     def unrolled(self) -> None:
         backward(self.memory, self.memory.unroll(self.xs, None, self.memory.initial_state(self.batch)))
@@ -96,14 +100,25 @@ class Case:
             "length": self.length,
             "act_us": round(1e6 * median["act"], 1),
             "stepped_us": round(1e6 * median["stepped"], 1),
+            "recorded_us": round(1e6 * median["recorded"], 1),
             "unrolled_us": round(1e6 * median["unrolled"], 1),
             "act_per_s": round(self.batch / median["act"]),
             "stepped_per_s": round(self.batch / median["stepped"]),
+            "recorded_per_s": round(self.batch / median["recorded"]),
             "unrolled_per_s": round(self.batch / median["unrolled"]),
             "state_mib": round(sum(value.numel() * value.element_size() for value in state) / MIB, 3),
             "stepped_kept_mib": round(kept(self, unroll) / MIB, 3),
+            "recorded_kept_mib": round(kept(self, record) / MIB, 3),
             "unrolled_kept_mib": round(kept(self, type(self.memory).unroll) / MIB, 3),
         }
+
+
+def record(memory: Memory, xs: Tensor, starts: None, state: State) -> Unrolled:
+    """A sequence without a reset, taken step by step."""
+    recording = memory.record(state, len(xs))
+    for x in xs:
+        recording.step(x, starts)
+    return recording.unrolled()
 
 
 def backward(memory: Memory, result: Unrolled) -> None:
@@ -153,6 +168,7 @@ def main(args: Args) -> None:
     ]
     for case in cases:  # first calls pay for kernels and for memory
         timed(case.stepped, case.xs.device)
+        timed(case.recorded, case.xs.device)
         timed(case.unrolled, case.xs.device)
     for _ in range(args.repeats):
         for case in cases:

@@ -189,7 +189,10 @@ class LocalSequence(torch.autograd.Function):
         if not tape.count:
             for gates in gates_x:
                 tape.step(gates)
-        ctx.tape = tape  # neither input nor output, so no graph runs through it
+        layers = (*tape.zs, *tape.errors, *tape.ys, *tape.weights)
+        steps = (tape.carried, tape.cells, tape.gates, tape.tanh_cells, tape.interactions, tape.betas)
+        ctx.save_for_backward(tape.divisors, *tape.slow, *steps, *layers)
+        ctx.heads, ctx.squash = tape.heads, tape.squash
         outputs = (
             tape.carried[1:, :, : tape.d_h],
             tape.carried[1:, :, tape.d_h :],
@@ -209,13 +212,17 @@ class LocalSequence(torch.autograd.Function):
         d_cell: Tensor,
         *d_last: Tensor,
     ) -> tuple[Tensor | None, ...]:
-        tape: Tape = ctx.tape
-        slow, weights, divisors = tape.slow, [m.clone() for m in tape.weights], tape.divisors
-        carried, cells, gates, tanh_cells = tape.carried, tape.cells, tape.gates, tape.tanh_cells
-        interactions, betas, zs, errors, ys = tape.interactions, tape.betas, tape.zs, tape.errors, tape.ys
-        heads, squash, layers = tape.heads, tape.squash, len(weights)
+        divisors, *saved = ctx.saved_tensors
+        slow, saved = SlowWeights(*saved[:7]), saved[7:]
+        (carried, cells, gates, tanh_cells, interactions, betas), saved = saved[:6], saved[6:]
+        heads, squash, layers = ctx.heads, ctx.squash, len(d_last)
+        zs, errors, ys, weights = (saved[layers * part : layers * (part + 1)] for part in range(4))
+        weights = [m.clone() for m in weights]
         length, batch, d_h = tanh_cells.shape
-        d_k, d_v, sizes, n_keys, n_values = tape.d_k, tape.d_v, tape.sizes, tape.n_keys, tape.n_values
+        d_k, d_v, sizes = weights[0].shape[2], weights[-1].shape[1], [m.shape[1] for m in weights]
+        n_keys, n_values = 2 * heads * d_k, heads * d_v
+        keys_all = interactions[:, :, :n_keys].view(length, batch, 2 * heads, d_k)
+        values_all = interactions[:, :, n_keys : n_keys + n_values].view(length, batch, heads, d_v)
 
         # factors of the gates' gradients, for all steps at once: of i, f, g with that of the cell, of o with that of h
         i, f, g, o = gates.view(length, batch, 4, d_h).unbind(2)
@@ -233,8 +240,8 @@ class LocalSequence(torch.autograd.Function):
         d_keys_all = d_interactions[:, :, :n_keys].view(length, batch, 2 * heads, d_k)
         d_gates_of = d_gates.view(length, batch, 4, d_h)
         views = by_step(
-            tape.keys,
-            tape.keys[:, :, heads:],
+            keys_all,
+            keys_all[:, :, heads:],
             d_reads,
             d_recalled,
             (betas / divisors).expand(-1, -1, layers)[..., None, None],
@@ -326,7 +333,7 @@ class LocalSequence(torch.autograd.Function):
             interaction_bias=d_interactions.sum((0, 1)),
             rate=product(d_rates, interactions[:, :, -d_k:]),
             rate_bias=d_rates.sum((0, 1)),
-            feedback=product(d_expected, tape.values),
+            feedback=product(d_expected, values_all),
             feedback_bias=d_expected.sum((0, 1, 2)),
         )
         d_before = (d_carried[:, :d_h], d_cell, d_carried[:, d_h:])
