@@ -53,7 +53,10 @@ def parse(arguments: list[str]) -> tuple[Config, Path | None]:
             defaults.env_kwargs = {}
         if given.memory not in (None, defaults.memory):
             defaults.memory_kwargs = {}
-    return tyro.cli(Config, default=defaults, args=arguments, description=__doc__), checkpoint
+    config = tyro.cli(Config, default=defaults, args=arguments, description=__doc__)
+    config.env_kwargs = defaults.env_kwargs | config.env_kwargs
+    config.memory_kwargs = defaults.memory_kwargs | config.memory_kwargs
+    return config, checkpoint
 
 
 def build(config: Config, checkpoint: Path | None = None) -> MemoryOnPolicyAlgorithm:

@@ -45,11 +45,11 @@ class Config:
     env: str = "Engram/InvisibleGoalMaze-v0"
     """Environment: an id of this project or any registered Gymnasium id."""
     env_kwargs: Pairs = field(default_factory=dict)
-    """The environment's own arguments."""
+    """The environment's own arguments; they replace the recipe's one by one."""
     memory: str = "mnm-p"
     """Memory: a registered name; "identity" is none."""
     memory_kwargs: Pairs = field(default_factory=dict)
-    """The memory's own arguments."""
+    """The memory's own arguments; they replace the recipe's one by one."""
     algo: str = "ppo"
     """Learner: ppo or a2c."""
     total_timesteps: int = 500_000

@@ -66,6 +66,17 @@ def test_a_run_leaves_what_it_promises(tmp_path: Path) -> None:
     assert agents.load(agents.latest_checkpoint(run / "identity")).policy.memory_name == "identity"
 
 
+def test_flags_go_before_the_recipe_and_the_recipe_before_defaults() -> None:
+    recipe = yaml.safe_load((ROOT / "recipes" / "maze-ppo.yaml").read_text())
+    config, _ = train.parse(["--memory-kwargs", "heads=2", "--gamma", "0.9"])
+    assert config.memory_kwargs == {**recipe["memory_kwargs"], "heads": 2}
+    assert (config.gamma, config.reward_scale) == (0.9, recipe["reward_scale"])
+    other, _ = train.parse(["--memory", "lstm"])  # the arguments of another memory are not for this one
+    assert (other.memory_kwargs, other.reward_scale) == ({}, recipe["reward_scale"])
+    plain, _ = train.parse(["--env", "CartPole-v1", "--memory", "lstm"])
+    assert (plain.recipe, plain.reward_scale) == (None, 1.0)
+
+
 def test_a_second_run_does_not_write_over_the_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.yaml").write_text("env: x\n")
     assert command(*SMALL, "--run-dir", str(tmp_path)) == 2
