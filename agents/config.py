@@ -43,11 +43,12 @@ class Config:
     """Train an agent with a memory."""
 
     env: str = "Engram/InvisibleGoalMaze-v0"
-    """Environment: an id of this project or any registered Gymnasium id."""
+    """Environment: Engram/InvisibleGoalMaze-v0, Engram/RepeatFirst-v0, Engram/TMaze-v0, any other Gymnasium id, or
+    module:Id-v0, which imports the module that registers it."""
     env_kwargs: Pairs = field(default_factory=dict)
     """The environment's own arguments; they replace the recipe's one by one."""
     memory: str = "mnm-p"
-    """Memory: a registered name; "identity" is none."""
+    """Memory: identity (none), gru, lstm, mnm-p, mnm-g, or one that an installed package registers."""
     memory_kwargs: Pairs = field(default_factory=dict)
     """The memory's own arguments; they replace the recipe's one by one."""
     algo: str = "ppo"
