@@ -238,6 +238,7 @@ class MemoryOnPolicyAlgorithm(Checkpointed, OnPolicyAlgorithm):
         self._state = detach(self._state)
         rollout.state = self._state
         rollout.resets = []
+        rollout.final_values.zero_()
         outputs: list[Tensor] = []
         recording = None
         if self.keeps_graph:
@@ -271,8 +272,6 @@ class MemoryOnPolicyAlgorithm(Checkpointed, OnPolicyAlgorithm):
                 with torch.no_grad():  # the final observation, with the memory as the episode left it
                     final_value = policy.predict_values(info["final_obs"], self._state)
                 rollout.final_values[t] = final_value.masked_fill(~truncated, 0.0)
-            else:
-                rollout.final_values[t] = 0.0
             self._obs = new_obs
             self._starts = terminated | truncated
             self.num_timesteps += tensor_env.num_envs
