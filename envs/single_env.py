@@ -69,7 +69,9 @@ class SingleEnv(gymnasium.Env[Any, Any]):
         ended, cut = bool(terminated.item()), bool(truncated.item())
         self._over = ended or cut
         self._show()
-        return _first(obs), reward.item(), ended, cut, {} if self._over else _first(info)
+        if self._over:  # what lies beyond the last step is nobody's
+            info = {name: value for name, value in info.items() if name == "metrics"}
+        return _first(obs), reward.item(), ended, cut, _first(info)
 
     def render(self) -> Any:
         """The current frame `[H, W, 3]` where the render mode is "rgb_array"; else None."""
@@ -105,6 +107,8 @@ def _first(batch: Any) -> Any:
     """Copy 0 of a batch of tensors, as numpy arrays (Python numbers where nothing but a number is left)."""
     if isinstance(batch, dict):
         return {name: _first(value) for name, value in batch.items()}
+    if isinstance(batch, tuple):
+        return tuple(_first(value) for value in batch)
     if isinstance(batch, Tensor):
         array = batch[0].cpu().numpy()
         return array if array.ndim else array[()]

@@ -33,8 +33,11 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor]):
     Resets follow Gymnasium's `SAME_STEP` mode: the step that ends an episode returns the first observation of the next,
     and the last observation of the ended one is in `info["final_obs"]`, which is present exactly when the host cannot
     rule out that a copy ended at this step. Setting the attribute `autoreset` to False turns this off: the step that
-    ends an episode then returns its last observation (and an empty info, where the horizon is fixed), and the caller
+    ends an episode then returns its last observation (and no target, where the horizon is fixed), and the caller
     resets. `SingleEnv` does so, whence its last frame can be seen.
+
+    A task with scores in a unit of its own (bits per sequence, F1) names them in `metric_names` and gives them to
+    `_measure`; learners log them as `task/NAME`.
 
     Args:
         num_envs: number of copies.
@@ -54,6 +57,8 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor]):
     """Whether `step` can ever report a truncated episode; where it cannot, learners skip the bootstrap."""
     action_names: tuple[str, ...] = ()
     """What each choice of a `Discrete` or `MultiBinary` action means, for the viewer; empty: numbers are shown."""
+    metric_names: tuple[str, ...] = ()
+    """Scores in the task's own unit beside the reward; see `_measure`."""
     state_names: tuple[str, ...] = ()
     """Attributes (tensors) that make up the state of the copies, for `state_dict`."""
 
@@ -83,6 +88,7 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor]):
         self._elapsed = 0  # steps since the common start; counts only where `horizon` is set
         self._started = False
         self.autoreset = True
+        self._measured: dict[str, tuple[Tensor, Tensor]] = {}
 
     # -- what a subclass writes ------------------------------------------------------------------------------------
 
@@ -104,6 +110,14 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor]):
     def _describe(self) -> Info:
         """What goes beside the observation: `target` and `weight` where the right answer is known."""
         return {}
+
+    def _measure(self, **metrics: tuple[Tensor, Tensor]) -> None:
+        """Call it in `_advance` with every name in `metric_names`: an amount and a count, both float `[num_envs]`.
+
+        `step` puts them in `info["metrics"]`. What is reported is the sum of the amounts over the sum of the counts,
+        over all steps and copies: wrong bits over ended sequences, right answers over questions, and so on.
+        """
+        self._measured = metrics
 
     # -- Gymnasium's interface -------------------------------------------------------------------------------------
 
@@ -143,7 +157,7 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor]):
         if not self._started:
             raise RuntimeError(f"{type(self).__name__}.step was called before reset")
         reward, terminated, truncated = self._advance(action)
-        final: Info = {}
+        final: Info = {"metrics": self._measured} if self._measured else {}
         if self.horizon is not None:
             self._elapsed += 1
             over = self._elapsed == self.horizon
@@ -151,8 +165,8 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor]):
             if over:
                 last = self._observe()
                 if not self.autoreset:
-                    return last, reward, terminated, truncated, {}
-                final = {"final_obs": last}
+                    return last, reward, terminated, truncated, final
+                final["final_obs"] = last
                 self._elapsed = 0
                 self._begin(None)
         else:
@@ -160,8 +174,8 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor]):
             truncated = self._flags(False) if truncated is None else truncated
             last = self._observe()
             if not self.autoreset:
-                return last, reward, terminated, truncated, self._describe()
-            final = {"final_obs": last}
+                return last, reward, terminated, truncated, {**self._describe(), **final}
+            final["final_obs"] = last
             self._begin(terminated | truncated)
         return self._observe(), reward, terminated, truncated, {**self._describe(), **final}
 

@@ -8,9 +8,9 @@ for every memory.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -64,7 +64,11 @@ class Memory(nn.Module):
     holds it equal to the plain function `unroll` of this module.
     """
 
-    input_kind: Literal["vector", "grid"] = "vector"
+    input_kind: ClassVar[Literal["vector", "grid", "either"]] = "vector"
+    """What the encoder must deliver: `[B, F]`, or `[B, C, L]` / `[B, C, H, W]`; "either": a grid where the observation
+    is one, else a vector."""
+    has_readers: ClassVar[bool] = False
+    """Whether questions go to readers of its own; see `policies.memories.readers`."""
     output_size: int
     output_grid: tuple[int, int, int] | None = None
 
@@ -140,7 +144,12 @@ def reset(state: State, starts: Tensor, initial: State) -> State:
 
 
 def unroll(
-    memory: Memory, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None = None
+    memory: Memory,
+    xs: Tensor,
+    starts: Tensor | None,
+    state: State,
+    resets: Sequence[int] | None = None,
+    queries: Mapping[str, Tensor] | None = None,
 ) -> Unrolled:
     """Step `memory` through time; the plain twin of every faster `Memory.unroll`.
 
@@ -152,6 +161,7 @@ def unroll(
         state: the state before the first step.
         resets: the steps at which any entry of `starts` may be true, where the host knows them without asking the
             device; None: any step may be one.
+        queries: questions by name, each `[T, B, ...]`, for a memory with readers.
     """
     steps = range(len(xs)) if resets is None else resets
     reset_at = frozenset(steps) if starts is not None else frozenset()
@@ -161,7 +171,8 @@ def unroll(
         if t in reset_at:
             assert starts is not None
             state = reset(state, starts[t], initial)
-        taken.append(memory(x, state))
+        asked = () if queries is None else ({name: query[t] for name, query in queries.items()},)
+        taken.append(memory(x, state, *asked))
         state = taken[-1].state
     return stack(taken)
 

@@ -59,7 +59,7 @@ def memory_class(name: str) -> type[Memory]:
     raise ValueError(f"no memory is called {name!r}; known: {', '.join(registered())}{hint}")
 
 
-def make_memory(name: str, *, input_size: int, **kwargs: Any) -> Memory:
+def make_memory(name: str, *, input_size: int | tuple[int, ...], **kwargs: Any) -> Memory:
     """Build a memory by name.
 
     >>> import torch
@@ -76,7 +76,7 @@ def make_memory(name: str, *, input_size: int, **kwargs: Any) -> Memory:
 
     Args:
         name: one of `registered()`.
-        input_size: width of one input vector, or channels of one input grid.
+        input_size: F, the width of one input vector, or the shape `(C, L)` or `(C, H, W)` of one input grid.
         kwargs: the memory's own arguments; see its class.
     """
     cls = memory_class(name)

@@ -26,12 +26,16 @@ class Case:
 
     options: dict[str, Any] = field(default_factory=dict)
     input_shape: tuple[int, ...] = (5,)
-    """Without the batch; the first number is `input_size`."""
+    """Without the batch; `input_size` is the one number of a vector, or the shape of a grid."""
     learner: dict[str, Any] = field(default_factory=dict)
     """Options for the learning test, where `options` are too small to learn with."""
     floor: float = 0.9
     """Accuracy to reach at recalling the first symbol; chance is 0.25."""
     ceiling: float = 1.0
+
+    @property
+    def input_size(self) -> int | tuple[int, ...]:
+        return self.input_shape[0] if len(self.input_shape) == 1 else self.input_shape
 
 
 MNM = {"hidden_size": 7, "output_size": 5, "key_size": 4, "value_size": 3, "memory_units": 6, "heads": 2}
@@ -51,7 +55,7 @@ every_memory = pytest.mark.parametrize("name", sorted(CASES))
 
 def build(name: str, dtype: torch.dtype = torch.float64) -> Memory:
     torch.manual_seed(0)
-    return make_memory(name, input_size=CASES[name].input_shape[0], **CASES[name].options).to(dtype)
+    return make_memory(name, input_size=CASES[name].input_size, **CASES[name].options).to(dtype)
 
 
 def inputs(name: str, *sizes: int, dtype: torch.dtype = torch.float64, seed: int = 1) -> Tensor:
@@ -319,7 +323,7 @@ def test_gradients_reach_every_parameter(name: str) -> None:
 def test_saved_and_loaded_it_is_the_same_memory(name: str) -> None:
     memory = build(name)
     torch.manual_seed(1)
-    other = make_memory(name, input_size=CASES[name].input_shape[0], **CASES[name].options).double()
+    other = make_memory(name, input_size=CASES[name].input_size, **CASES[name].options).double()
     other.load_state_dict(memory.state_dict())
     xs = inputs(name, LENGTH, BATCH)
     with torch.no_grad():
@@ -340,7 +344,7 @@ def test_it_learns_to_recall_the_first_symbol(name: str) -> None:
     symbols, length, batch = 4, 8, 32
     torch.manual_seed(0)
     options = case.learner or case.options
-    memory = make_memory(name, input_size=case.input_shape[0], **options)
+    memory = make_memory(name, input_size=case.input_size, **options)
     head = nn.Linear(memory.output_size, symbols)
     optimizer = torch.optim.Adam([*memory.parameters(), *head.parameters()], lr=5e-3)
 
