@@ -171,12 +171,14 @@ def _score(arguments: Arguments, agent: Agent, env: TensorEnv, env_id: str, env_
     env.close()
 
     table = Table(title=f"{env_id}  {agent.words}", title_style="bold", title_justify="left")
-    for heading in ("return", "mean", "± 95 %", "std", "length", "episodes"):
+    metrics = list(scores["agent"].metrics)
+    for heading in ("return", "mean", "± 95 %", "std", "length", "episodes", *metrics):
         table.add_column(heading, justify="left" if heading == "return" else "right")
     for name, score in scores.items():
         cells = ["–" if number != number else f"{number:.3f}" for number in (score.mean, score.ci95, score.std)]
         words = agent.model.policy.memory_name if name == "agent" else name
-        table.add_row(words, *cells, f"{score.mean_length:.1f}", str(score.episodes))
+        measured = (f"{score.metrics[metric]:.4g}" for metric in metrics)
+        table.add_row(words, *cells, f"{score.mean_length:.1f}", str(score.episodes), *measured)
     console.print(table)
     if remark:
         console.print(remark, highlight=False)

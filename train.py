@@ -23,8 +23,8 @@ from stable_baselines3.common.callbacks import CallbackList
 from stable_baselines3.common.utils import get_device
 
 from agents import LEARNERS, CheckpointError, MemoryOnPolicyAlgorithm, NonFiniteError, latest_checkpoint, load, make_env
-from agents.callbacks import CheckpointEvery, DescribeRun, RunDisplay, git_state
-from agents.config import Config, default_recipe, find_recipe, load_config
+from agents.callbacks import CheckpointEvery, DescribeRun, PicturePanels, RunDisplay, git_state
+from agents.config import Config, default_config, default_recipe, find_recipe, load_config
 from agents.evaluation import Score, evaluate, random_score
 from agents.logs import run_logger
 from policies.allocator import tune_allocator
@@ -47,7 +47,7 @@ def parse(arguments: list[str]) -> tuple[Config, Path | None]:
         defaults.run_dir = run_dir
     else:
         recipe = find_recipe(given.recipe) if given.recipe else default_recipe(given.env, given.algo)
-        defaults = load_config(recipe) if recipe else Config()
+        defaults = load_config(recipe) if recipe else default_config(given.algo)
         defaults.recipe = recipe.stem if recipe else None
         if given.env not in (None, defaults.env):  # a recipe's arguments are those of its own parts
             defaults.env_kwargs = {}
@@ -68,7 +68,7 @@ def build(config: Config, checkpoint: Path | None = None) -> MemoryOnPolicyAlgor
     if checkpoint is not None:
         return load(checkpoint, env, device=device)
     try:
-        return LEARNERS[config.algo]("MemoryPolicy", env, device=device, **config.learner_kwargs())  # type: ignore[arg-type]
+        return LEARNERS[config.algo]("MemoryPolicy", env, device=device, **config.learner_kwargs())
     except TypeError as error:  # arguments that the memory does not take
         raise ValueError(str(error)) from error
 
@@ -80,6 +80,8 @@ def run(config: Config, folder: Path, console: Console, checkpoint: Path | None 
     saver = CheckpointEvery(folder / "checkpoints", config.checkpoint_every)
     display = RunDisplay(f"{config.memory} {config.algo}", console)
     callbacks = [saver, DescribeRun(dataclasses.asdict(config)), *([display] if config.progress else [])]
+    if config.panels_every:
+        callbacks.append(PicturePanels(config.panels_every))
 
     def stop(signum: int, frame: Any) -> None:
         if model.stop_requested:
@@ -102,9 +104,10 @@ def run(config: Config, folder: Path, console: Console, checkpoint: Path | None 
 
 
 def score(config: Config, model: MemoryOnPolicyAlgorithm) -> Score:
-    """Fresh episodes with the trained agent, its actions sampled as in training."""
+    """Fresh episodes with the trained agent, its actions chosen as in training."""
     env = make_env(config.env, min(config.num_envs, config.eval_episodes), model.device, **config.env_kwargs)
-    return evaluate(model, env, config.eval_episodes, seed=config.seed + 1_000_003)  # not a seed of training
+    seed = config.seed + 1_000_003  # not a seed of training
+    return evaluate(model, env, config.eval_episodes, model.learns_from_targets, seed)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -159,6 +162,8 @@ def train(config: Config, checkpoint: Path | None, console: Console) -> int:
         "mean_return": result.mean,
         "ci95": result.ci95,
         "identity_mean_return": None if identity is None else identity.mean,
+        "metrics": result.metrics,
+        "identity_metrics": {} if identity is None else identity.metrics,
         "env_steps": steps,
         "episodes": model._episode_num,
         "wall_s": round(wall, 2),
@@ -173,14 +178,15 @@ def report(config: Config, console: Console, result: Score, identity: Score | No
     """The table at the end, and what to do next."""
     chance = random_score(make_env(config.env, config.num_envs, **config.env_kwargs), config.eval_episodes, config.seed)
     table = Table(title=f"{result.episodes} fresh episodes", title_justify="left")
-    for title in ("agent", "mean return", "95 % interval"):
+    for title in ("agent", "mean return", "95 % interval", *result.metrics):
         table.add_column(title, justify="left" if title == "agent" else "right")
     rows = {f"{config.memory} (memory)": result, "identity (no memory)": identity, "random actions": chance}
     if config.memory == "identity":
         del rows["identity (memory)"]
     for name, value in rows.items():
         if value is not None:
-            table.add_row(name, f"{value.mean:.2f}", f"± {value.ci95:.2f}")
+            metrics = (f"{value.metrics[metric]:.4g}" for metric in result.metrics)
+            table.add_row(name, f"{value.mean:.2f}", f"± {value.ci95:.2f}", *metrics)
     console.print(table)
     folder = config.run_dir
     console.print(

@@ -6,8 +6,9 @@ from agents.env_adapters import as_tensor_env, make_env
 from agents.non_finite import NonFiniteError
 from agents.on_policy import MemoryOnPolicyAlgorithm
 from agents.ppo import PPO
+from agents.supervised import Supervised
 
-LEARNERS: dict[str, type[MemoryOnPolicyAlgorithm]] = {"a2c": A2C, "ppo": PPO}
+LEARNERS: dict[str, type[MemoryOnPolicyAlgorithm]] = {"a2c": A2C, "ppo": PPO, "supervised": Supervised}
 
 __all__ = [
     "A2C",
@@ -16,6 +17,7 @@ __all__ = [
     "CheckpointError",
     "MemoryOnPolicyAlgorithm",
     "NonFiniteError",
+    "Supervised",
     "as_tensor_env",
     "latest_checkpoint",
     "load",

@@ -93,7 +93,7 @@ class A2C(MemoryOnPolicyAlgorithm):
         auxiliary, memory_losses = self.auxiliary(losses)
         loss = policy_loss + self.vf_coef * value_loss - self.ent_coef * entropy + auxiliary
         grad_norm = self.update(loss)
-        rollout.latents, rollout.losses = None, {}
+        rollout.latents, rollout.grids, rollout.losses = None, None, {}
         return {
             "train/loss": loss,
             "train/policy_loss": policy_loss,

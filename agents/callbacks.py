@@ -8,12 +8,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import HParam
+from stable_baselines3.common.logger import Figure, HParam
 
 from agents.on_policy import MemoryOnPolicyAlgorithm
+from agents.panel_history import PanelHistory, figure
+
+_NOT_TENSORBOARD = ("stdout", "log", "json", "csv")
 
 
 class CheckpointEvery(BaseCallback):
@@ -73,7 +77,7 @@ class RunDisplay(BaseCallback):
         )
 
     def _on_training_start(self) -> None:
-        model = self._learner
+        model = _learner(self)
         self._started, self._steps_at_start = time.monotonic(), model.num_timesteps
         self._task = self._bar.add_task(self.title, total=model._total_timesteps, status="starting")
         self._bar.update(self._task, completed=model.num_timesteps)
@@ -81,7 +85,7 @@ class RunDisplay(BaseCallback):
             self._bar.start()
 
     def _on_rollout_start(self) -> None:
-        model = self._learner
+        model = _learner(self)
         if model.num_timesteps == self._steps_at_start:
             return
         self._bar.update(self._task, completed=model.num_timesteps, status=self.status())
@@ -90,7 +94,7 @@ class RunDisplay(BaseCallback):
             self.console.print(f"{self.title} {model.num_timesteps:,}/{model._total_timesteps:,} · {self.status()}")
 
     def _on_training_end(self) -> None:
-        self._bar.update(self._task, completed=self._learner.num_timesteps, status=self.status())
+        self._bar.update(self._task, completed=_learner(self).num_timesteps, status=self.status())
         self._bar.stop()
 
     def stop(self) -> None:
@@ -99,7 +103,7 @@ class RunDisplay(BaseCallback):
 
     def status(self) -> str:
         """Return, speed and where the time goes, for the line."""
-        model = self._learner
+        model = _learner(self)
         speed = (model.num_timesteps - self._steps_at_start) / (time.monotonic() - self._started)
         parts = [model.env_seconds, model.memory_seconds, model.learn_seconds]
         shares = "/".join(f"{100 * part / max(sum(parts), 1e-9):.0f}" for part in parts)
@@ -107,13 +111,40 @@ class RunDisplay(BaseCallback):
         mean = f"{sum(e['r'] for e in episodes) / len(episodes):.2f}" if episodes else "–"
         return f"return {mean} · {speed:,.0f} steps/s · env/memory/learn {shares} %"
 
-    @property
-    def _learner(self) -> MemoryOnPolicyAlgorithm:
-        assert isinstance(self.model, MemoryOnPolicyAlgorithm)
-        return self.model
-
     def _on_step(self) -> bool:
         return True
+
+
+class PicturePanels(BaseCallback):
+    """Pictures of the first environment's memory for TensorBoard, over one roll-out every `seconds`.
+
+    The roll-out before the first parameter update is shown as well, to see what training changes.
+    """
+
+    def __init__(self, seconds: float = 60) -> None:
+        super().__init__()
+        self.seconds = seconds
+        self._shown_at = float("-inf")
+        self._history: PanelHistory | None = None
+
+    def _on_rollout_start(self) -> None:
+        due = time.monotonic() - self._shown_at >= self.seconds
+        self._history = PanelHistory() if due else None
+
+    def _on_step(self) -> bool:
+        if self._history is not None:
+            learner = _learner(self)
+            with torch.no_grad():
+                self._history.add(learner.policy.memory.panels(learner._state))
+        return True
+
+    def _on_rollout_end(self) -> None:
+        if self._history is None:
+            return
+        self._shown_at = time.monotonic()
+        for name, panel in self._history.panels().items():
+            self.logger.record(f"memory/{name}", Figure(figure(name, panel), close=True), exclude=_NOT_TENSORBOARD)
+        self._history = None
 
 
 class DescribeRun(BaseCallback):
@@ -125,12 +156,16 @@ class DescribeRun(BaseCallback):
 
     def _on_training_start(self) -> None:
         plain = {name: v if isinstance(v, (int, float, str)) else str(v) for name, v in self.config.items()}
-        elsewhere = ("stdout", "log", "json", "csv")
-        self.logger.record("hparams", HParam(plain, {"rollout/ep_rew_mean": 0.0}), exclude=elsewhere)
-        self.logger.record("run/git", git_state(), exclude=elsewhere)
+        self.logger.record("hparams", HParam(plain, {"rollout/ep_rew_mean": 0.0}), exclude=_NOT_TENSORBOARD)
+        self.logger.record("run/git", git_state(), exclude=_NOT_TENSORBOARD)
 
     def _on_step(self) -> bool:
         return True
+
+
+def _learner(callback: BaseCallback) -> MemoryOnPolicyAlgorithm:
+    assert isinstance(callback.model, MemoryOnPolicyAlgorithm)
+    return callback.model
 
 
 def git_state() -> str:

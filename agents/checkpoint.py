@@ -209,8 +209,8 @@ class Checkpointed(BaseAlgorithm):
             **{f"run/obs/{key}": value for key, value in observations.items()},
             **{f"memory/{name}": value for name, value in detach(self._state).items()},
             "run/starts": self._starts,
-            "run/episode_returns": torch.from_numpy(self._episode_returns),
-            "run/episode_lengths": torch.from_numpy(self._episode_lengths),
+            "run/episode_returns": torch.from_numpy(self.episodes.returns),
+            "run/episode_lengths": torch.from_numpy(self.episodes.lengths),
             "run/recent_episodes": torch.tensor(recent, dtype=torch.float64).view(-1, 3),
         }
 
@@ -327,8 +327,8 @@ class Checkpointed(BaseAlgorithm):
         expected = self.policy.initial_state(self.n_envs)
         if _shapes(self._state) != _shapes(expected):
             raise ValueError(f"the memory's state is {_shapes(self._state)}, expected {_shapes(expected)}")
-        self._episode_returns = running["episode_returns"].numpy()
-        self._episode_lengths = running["episode_lengths"].numpy()
+        self.episodes.returns = running["episode_returns"].numpy()
+        self.episodes.lengths = running["episode_lengths"].numpy()
         assert isinstance(self.env, TensorVecEnv)
         self._last_obs = self.env.seen(self._obs)  # tells SB3 that there is no need to reset
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Annotated, Any
 import tyro
 import yaml
 from stable_baselines3.common.utils import LinearSchedule
+
+from agents import LEARNERS
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 
@@ -48,11 +51,12 @@ class Config:
     env_kwargs: Pairs = field(default_factory=dict)
     """The environment's own arguments; they replace the recipe's one by one."""
     memory: str = "mnm-p"
-    """Memory: identity (none), gru, lstm, mnm-p, mnm-g, or one that an installed package registers."""
+    """Memory: identity (none), lstm, mnm-p, dnc, multigrid, kanerva++, ... (docs/README.md lists all), or one that an
+    installed package registers."""
     memory_kwargs: Pairs = field(default_factory=dict)
     """The memory's own arguments; they replace the recipe's one by one."""
     algo: str = "ppo"
-    """Learner: ppo or a2c."""
+    """Learner: ppo, a2c, or supervised where the environment says what would have been right."""
     total_timesteps: int = 500_000
     """Environment steps to train for, all copies counted together."""
     num_envs: int = 16
@@ -69,7 +73,8 @@ class Config:
     anneal: bool = False
     """Let the learning rate fall linearly to a tenth over the run."""
     n_steps: int = 128
-    """Steps of each copy in a roll-out, and so the reach of back-propagation through time."""
+    """Steps of each copy in a roll-out, and so the reach of back-propagation through time; 0: a whole episode of an
+    environment whose episodes have a fixed length."""
     gamma: float = 0.99
     """Discount of later rewards, 0..1."""
     gae_lambda: float = 0.95
@@ -105,6 +110,8 @@ class Config:
     """Folder for everything the run leaves; default: runs/ENV-MEMORY-ALGO-SEED-TIME."""
     checkpoint_every: int = 30
     """Seconds between checkpoints; the last one is always written."""
+    panels_every: int = 60
+    """Seconds between pictures of the memory in TensorBoard; 0: none."""
     eval_episodes: int = 256
     """Episodes at the end for the score in summary.json."""
     baseline: bool = True
@@ -114,26 +121,13 @@ class Config:
 
     def learner_kwargs(self) -> dict[str, Any]:
         """The constructor arguments of the learner, without environment, logging and device."""
-        common = [
-            "n_steps",
-            "gamma",
-            "gae_lambda",
-            "ent_coef",
-            "vf_coef",
-            "aux_coef",
-            "max_grad_norm",
-            "normalize_advantage",
-            "reward_scale",
-            "seed",
-        ]
-        kwargs: dict[str, Any] = {name: getattr(self, name) for name in common}
+        learner = LEARNERS[self.algo]
+        taken = set(inspect.signature(learner).parameters) - {"policy", "env", "device", "learning_rate"}
+        kwargs: dict[str, Any] = {name: value for name, value in vars(self).items() if name in taken}
         rate = self.learning_rate
         kwargs["learning_rate"] = LinearSchedule(rate, 0.1 * rate, 1.0) if self.anneal else rate
         kwargs["policy_kwargs"] = {"memory": self.memory, "memory_kwargs": self.memory_kwargs}
-        if self.algo == "ppo":
-            for name in ("n_epochs", "n_minibatches", "clip_range", "clip_range_vf", "target_kl"):
-                kwargs[name] = getattr(self, name)
-        else:
+        if "use_rms_prop" in taken:
             kwargs["use_rms_prop"] = False
         return kwargs
 
@@ -141,6 +135,13 @@ class Config:
         """Write as YAML, ready to be a recipe."""
         data = {name: str(v) if isinstance(v, Path) else v for name, v in dataclasses.asdict(self).items()}
         Path(file).write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
+
+
+def default_config(algo: str | None) -> Config:
+    """The values that flags override where no recipe is named: a supervised learner sees whole episodes."""
+    if algo == "supervised":
+        return Config(algo=algo, n_steps=0, learning_rate=1e-3, max_grad_norm=10.0)
+    return Config()
 
 
 def load_config(file: str | os.PathLike[str]) -> Config:
@@ -180,6 +181,6 @@ def find_recipe(name: str) -> Path:
 
 def default_recipe(env: str | None, algo: str | None) -> Path | None:
     """The recipe of a command that names none: the main job's where it is about the maze."""
-    if env not in (None, Config.env):
+    if env not in (None, Config.env) or algo == "supervised":
         return None
     return find_recipe("maze-a2c" if algo == "a2c" else "maze-ppo")

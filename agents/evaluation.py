@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import NormalDist
 from typing import Any
 
@@ -19,6 +19,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from agents.on_policy import MemoryOnPolicyAlgorithm
+from agents.task_metrics import TaskMetrics
 from envs.tensor_env import Obs, TensorEnv
 from policies.policy import MemoryActorCriticPolicy
 
@@ -43,18 +44,22 @@ class Score:
     """How many there were."""
     mean_length: float
     """Mean number of steps of an episode."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """The task's own scores by name, where it has any."""
 
     @classmethod
-    def of(cls, returns: Array, lengths: Array) -> Score:
+    def of(cls, returns: Array, lengths: Array, metrics: dict[str, float] | None = None) -> Score:
         """The score of episodes with these returns and lengths, each `[episodes]`."""
         count = len(returns)
         std = float(np.std(returns, ddof=1)) if count > 1 else math.nan
         ci95 = t_quantile(count - 1) * std / math.sqrt(count) if count > 1 else math.nan
-        return cls(float(np.mean(returns)), ci95, std, count, float(np.mean(lengths)))
+        return cls(float(np.mean(returns)), ci95, std, count, float(np.mean(lengths)), metrics or {})
 
-    def as_dict(self) -> dict[str, float | int | None]:
+    def as_dict(self) -> dict[str, Any]:
         """For JSON, which has no NaN: None stands for it."""
-        return {name: None if math.isnan(value) else value for name, value in vars(self).items()}
+        numbers = {name: value for name, value in vars(self).items() if name != "metrics"}
+        plain = {name: None if math.isnan(value) else value for name, value in numbers.items()}
+        return {**plain, **({"metrics": self.metrics} if self.metrics else {})}
 
     def __str__(self) -> str:
         return f"{self.mean:.3f}" if math.isnan(self.ci95) else f"{self.mean:.3f} ± {self.ci95:.3f}"
@@ -90,7 +95,7 @@ def evaluate(
         nonlocal state
         step = policy.remember(obs, state, starts)
         state = step.state
-        return policy.to_env(policy.decide(step.output, deterministic).action)
+        return policy.to_env(policy.act(step.output, deterministic, step.grid))
 
     training = policy.training
     policy.set_training_mode(False)
@@ -129,26 +134,29 @@ def play(act: Act, env: TensorEnv, n_episodes: int, seed: int | None = None) -> 
     quota = np.full(env.num_envs, n_episodes // env.num_envs)
     quota[: n_episodes % env.num_envs] += 1
     with torch.no_grad(), _seeded(seed, env.device):
-        returns, lengths = (_play_fixed if env.horizon is not None else _play_free)(act, env, quota, seed)
+        metrics = TaskMetrics(env.metric_names, env.device)
+        returns, lengths = (_play_fixed if env.horizon is not None else _play_free)(act, env, quota, seed, metrics)
     counted = np.arange(quota.max())[:, None] < quota
-    return Score.of(returns[counted], lengths[counted])
+    return Score.of(returns[counted], lengths[counted], metrics.values(metrics.sums().cpu().numpy()))
 
 
-def _play_fixed(act: Act, env: TensorEnv, quota: Array, seed: int | None) -> tuple[Array, Array]:
+def _play_fixed(act: Act, env: TensorEnv, quota: Array, seed: int | None, metrics: TaskMetrics) -> tuple[Array, Array]:
     """Returns and lengths, `[rounds, num_envs]`, where all episodes are `env.horizon` steps: no reading on the way."""
     assert env.horizon is not None
     obs, _ = env.reset(seed=seed)
     starts = torch.ones(env.num_envs, dtype=torch.bool, device=env.device)
     returns = torch.zeros(int(quota.max()), env.num_envs, device=env.device)
-    for episode in returns:
+    wanted = torch.as_tensor(quota, device=env.device)
+    for number, episode in enumerate(returns):
         for step in range(env.horizon):
-            obs, reward, *_ = env.step(act(obs, starts if step == 0 else None))
+            obs, reward, _, _, info = env.step(act(obs, starts if step == 0 else None))
             episode += reward
+            metrics.add(info, number < wanted)
     totals = returns.cpu().double().numpy()
     return totals, np.full(totals.shape, env.horizon)
 
 
-def _play_free(act: Act, env: TensorEnv, quota: Array, seed: int | None) -> tuple[Array, Array]:
+def _play_free(act: Act, env: TensorEnv, quota: Array, seed: int | None, metrics: TaskMetrics) -> tuple[Array, Array]:
     """As `_play_fixed`, where each copy ends by itself: filed on the device, and the host looks now and then."""
     num_envs, device = env.num_envs, env.device
     obs, _ = env.reset(seed=seed)
@@ -162,6 +170,7 @@ def _play_free(act: Act, env: TensorEnv, quota: Array, seed: int | None) -> tupl
     step = 0
     while step % _READ_EVERY or bool((played < wanted).any()):
         obs, reward, terminated, truncated, info = env.step(act(obs, starts))
+        metrics.add(info, played < wanted)
         row = played.clamp(max=rounds)[None]
         returns.scatter_add_(0, row, reward[None])
         lengths.scatter_add_(0, row, torch.ones_like(row))

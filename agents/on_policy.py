@@ -24,8 +24,10 @@ from torch import Tensor
 
 from agents.checkpoint import Checkpointed, set_generators
 from agents.env_adapters import EnvLike, TensorVecEnv, as_tensor_env
+from agents.episodes import Episodes
 from agents.non_finite import NonFiniteError, first_non_finite
-from agents.rollout import OnHost, Rollout, advantages_and_returns
+from agents.rollout import OnHost, Rollout
+from agents.task_metrics import TaskMetrics
 from envs.tensor_env import Obs, TensorEnv
 from policies.memories.base import State, detach
 from policies.policy import Judgement, MemoryActorCriticPolicy
@@ -42,7 +44,7 @@ class MemoryOnPolicyAlgorithm(Checkpointed, OnPolicyAlgorithm):
         env: a Gymnasium id (one copy), `Env`, `VectorEnv`, SB3 `VecEnv` or `TensorEnv`; see `agents.env_adapters`.
         learning_rate: a number or a function of the remaining progress (1 → 0).
         n_steps: steps of each environment in a roll-out; back-propagation through time runs over them, and episodes
-            that are longer carry their memory into the next roll-out.
+            that are longer carry their memory into the next roll-out. 0: the horizon of an environment that has one.
         gamma: discount.
         gae_lambda: see `agents.rollout.advantages_and_returns`.
         ent_coef: weight of the entropy bonus.
@@ -62,6 +64,8 @@ class MemoryOnPolicyAlgorithm(Checkpointed, OnPolicyAlgorithm):
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MemoryPolicy": MemoryActorCriticPolicy}
     keeps_graph: ClassVar[bool] = False
     """Whether `learn_from` back-propagates through the roll-out itself, or replays it."""
+    learns_from_targets: ClassVar[bool] = False
+    """Whether the right actions are what it learns from; it then does what it holds most probable."""
 
     policy: MemoryActorCriticPolicy
 
@@ -87,8 +91,8 @@ class MemoryOnPolicyAlgorithm(Checkpointed, OnPolicyAlgorithm):
         device: torch.device | str,
         _init_setup_model: bool,
     ) -> None:
-        if n_steps < 1:
-            raise ValueError(f"n_steps is {n_steps}, expected at least 1")
+        if n_steps < 0:
+            raise ValueError(f"n_steps is {n_steps}, expected at least 1, or 0 for a whole episode")
         self.aux_coef = aux_coef
         self.normalize_advantage = normalize_advantage
         self.reward_scale = reward_scale
@@ -133,10 +137,16 @@ class MemoryOnPolicyAlgorithm(Checkpointed, OnPolicyAlgorithm):
             self._setup_env()
 
     def _setup_env(self) -> None:
-        """What depends on the number of environments."""
+        """What depends on the environments."""
+        if self.n_steps == 0:
+            if self.tensor_env.horizon is None:
+                raise ValueError("n_steps is 0, a whole episode, but this environment's have no fixed length")
+            self.n_steps = self.tensor_env.horizon
+        if self.learns_from_targets and "target" not in self.tensor_env.reset()[1]:
+            raise ValueError("the environment gives no targets to learn from; a2c and ppo learn from its rewards")
+        self.task_metrics = TaskMetrics(self.tensor_env.metric_names, self.device)
         self.rollout = Rollout.allocate(self.n_steps, self.tensor_env)
-        self._episode_returns = np.zeros(self.n_envs, dtype=np.float64)
-        self._episode_lengths = np.zeros(self.n_envs, dtype=np.int64)
+        self.episodes = Episodes(self.n_envs)
         self._moves = 0
 
     @property
@@ -165,9 +175,7 @@ class MemoryOnPolicyAlgorithm(Checkpointed, OnPolicyAlgorithm):
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
         assert isinstance(self.env, TensorVecEnv), "there is nothing to learn from; call set_env"
-        if (
-            self.env.moves != self._moves
-        ):  # evaluate_policy(model, model.get_env()), say: no episode is under way any more
+        if self.env.moves != self._moves:  # evaluate_policy(model, model.get_env()), say: no episode is under way
             self._last_obs = None
         fresh = reset_num_timesteps or self._last_obs is None
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
@@ -177,8 +185,7 @@ class MemoryOnPolicyAlgorithm(Checkpointed, OnPolicyAlgorithm):
             self._starts = torch.ones(self.n_envs, dtype=torch.bool, device=self.device)
             self._may_start = True
             self._state: State = self.policy.initial_state(self.n_envs)
-            self._episode_returns[:] = 0
-            self._episode_lengths[:] = 0
+            self.episodes.clear()
         if self._generators_to_set and not reset_num_timesteps:  # the first call after `load`
             set_generators(self._generators_to_set)
         self._generators_to_set = {}
@@ -240,6 +247,9 @@ class MemoryOnPolicyAlgorithm(Checkpointed, OnPolicyAlgorithm):
         rollout.resets = []
         rollout.final_values.zero_()
         outputs: list[Tensor] = []
+        grids: list[Tensor] = []
+        answers: list[tuple[Tensor, Tensor]] = []
+        info = tensor_env.describe() if self.learns_from_targets else {}
         recording = None
         if self.keeps_graph:
             recording = policy.memory.record(self._state, min(n_rollout_steps, tensor_env.horizon or 1))
@@ -253,12 +263,16 @@ class MemoryOnPolicyAlgorithm(Checkpointed, OnPolicyAlgorithm):
                 with torch.set_grad_enabled(self.keeps_graph):
                     step = policy.remember(self._obs, self._state, self._starts if self._may_start else None, recording)
                 with torch.no_grad():
-                    action = policy.act(step.output)
+                    action = policy.act(step.output, self.learns_from_targets, step.grid)
             except RuntimeError as error:
                 if found := first_non_finite(self):  # a sampler stumbles over NaN
                     raise NonFiniteError(found) from error
                 raise
             outputs.append(step.output.detach())
+            if step.grid is not None:
+                grids.append(step.grid.detach())
+            if self.learns_from_targets:
+                answers.append((info["target"], info["weight"]))
             self._state = step.state
             before = time.perf_counter()
             new_obs, rewards, terminated, truncated, info = tensor_env.step(policy.to_env(action))
@@ -267,6 +281,7 @@ class MemoryOnPolicyAlgorithm(Checkpointed, OnPolicyAlgorithm):
             rollout.rewards[t] = rewards
             rollout.terminated[t] = terminated
             rollout.truncated[t] = truncated
+            self.task_metrics.add(info)
             self._may_start = "final_obs" in info
             if self._may_start and tensor_env.truncates:
                 with torch.no_grad():  # the final observation, with the memory as the episode left it
@@ -279,34 +294,33 @@ class MemoryOnPolicyAlgorithm(Checkpointed, OnPolicyAlgorithm):
             callback.update_locals(locals())
             if not callback.on_step():
                 return False
-        with torch.no_grad():  # what acting did not need, for all steps at once
-            rollout.values, rollout.log_probs, _ = policy.judge(torch.stack(outputs), rollout.actions)
-            last_values = policy.predict_values(self._obs, self._state, self._starts if self._may_start else None)
-        rollout.advantages, rollout.returns = advantages_and_returns(
-            rollout.rewards * self.reward_scale,
-            rollout.values,
-            last_values,
-            rollout.terminated,
-            rollout.truncated,
-            rollout.final_values,
-            self.gamma,
-            self.gae_lambda,
-        )
+        self.judge_rollout(rollout, outputs, grids)
         if recording is not None:
             unrolled = recording.unrolled()
-            rollout.latents, rollout.losses = unrolled.outputs, unrolled.losses
+            rollout.latents, rollout.grids, rollout.losses = unrolled.outputs, unrolled.grids, unrolled.losses
+        if self.learns_from_targets:
+            rollout.targets, rollout.weights = map(torch.stack, zip(*answers, strict=True))
         self.env_seconds += env_seconds
         self.memory_seconds += time.perf_counter() - started - env_seconds
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
 
+    def judge_rollout(self, rollout: Rollout, outputs: list[Tensor], grids: list[Tensor]) -> None:
+        """What acting did not need, for all steps at once: values, log-probabilities, advantages."""
+        policy = self.policy
+        maps = torch.stack(grids) if policy.draws_maps else None
+        with torch.no_grad():
+            rollout.values, rollout.log_probs, _ = policy.judge(torch.stack(outputs), rollout.actions, maps)
+            last_values = policy.predict_values(self._obs, self._state, self._starts if self._may_start else None)
+        rollout.estimate(last_values, self.reward_scale, self.gamma, self.gae_lambda)
+
     # -- what the learners share -----------------------------------------------------------------------------------
 
     def judge(self, rollout: Rollout) -> tuple[Judgement, dict[str, Tensor]]:
         """Values, log-probabilities, entropies and the memory's losses of a roll-out, `[T, N]`, with their graph."""
         if rollout.latents is not None:
-            return self.policy.judge(rollout.latents, rollout.actions), rollout.losses
+            return self.policy.judge(rollout.latents, rollout.actions, rollout.grids), rollout.losses
         judgement, unrolled = self.policy.evaluate_actions(
             rollout.obs, rollout.actions, rollout.state, rollout.starts, rollout.resets
         )
@@ -338,19 +352,19 @@ class MemoryOnPolicyAlgorithm(Checkpointed, OnPolicyAlgorithm):
     def _read(self, metrics: dict[str, Tensor]) -> None:
         """Read rewards, episode ends and metrics in the iteration's one transfer; count episodes; fill the log."""
         rollout = self.rollout
-        variance = rollout.returns.var(correction=0)
-        metrics = {
-            **metrics,
-            "train/explained_variance": 1
-            - (rollout.returns - rollout.values).var(correction=0) / variance.clamp(min=1e-8),
-        }
+        metrics = {**metrics, **self.diagnostics(rollout)}
         ended = rollout.terminated | rollout.truncated
         parts = [torch.stack([metric.detach().float() for metric in metrics.values()])]
-        parts += [rollout.rewards.flatten(), ended.flatten().float()]
-        numbers = torch.cat(parts).cpu().numpy()
-        values = dict(zip(metrics, numbers[: len(metrics)].tolist(), strict=True))
-        rewards, ends = numbers[len(metrics) :].reshape(2, self.n_steps, self.n_envs)
-        self._count_episodes(rewards, ends > 0)
+        parts += [self.task_metrics.sums(), rollout.rewards.flatten(), ended.flatten()]
+        ends_of = np.cumsum([len(part) for part in parts[:2]])
+        means, sums, steps = np.split(torch.cat(parts).cpu().numpy(), ends_of)
+        values = dict(zip(metrics, means.tolist(), strict=True))
+        rewards, ends = steps.reshape(2, self.n_steps, self.n_envs)
+        assert self.ep_info_buffer is not None
+        elapsed = time.time() - self.start_time / 1e9
+        for episode in self.episodes.ended(rewards, ends > 0):
+            self.ep_info_buffer.append({**episode, "t": elapsed})
+            self._episode_num += 1
         for name, value in values.items():
             if not np.isfinite(value):
                 found = first_non_finite(self) or f"{name} is not finite after {self.num_timesteps} environment steps"
@@ -359,20 +373,14 @@ class MemoryOnPolicyAlgorithm(Checkpointed, OnPolicyAlgorithm):
                     "observations and rewards, lower learning_rate or max_grad_norm"
                 )
             self.logger.record(name, value)
+        for name, value in self.task_metrics.values(sums).items():
+            self.logger.record(f"task/{name}", value)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
-    def _count_episodes(self, rewards: np.ndarray[Any, Any], ends: np.ndarray[Any, Any]) -> None:
-        assert self.ep_info_buffer is not None
-        elapsed = time.time() - self.start_time / 1e9
-        for reward, ended in zip(rewards, ends, strict=True):
-            self._episode_returns += reward
-            self._episode_lengths += 1
-            for index in np.flatnonzero(ended):
-                episode = {"r": float(self._episode_returns[index]), "l": int(self._episode_lengths[index])}
-                self.ep_info_buffer.append({**episode, "t": elapsed})
-                self._episode_num += 1
-            self._episode_returns[ended] = 0
-            self._episode_lengths[ended] = 0
+    def diagnostics(self, rollout: Rollout) -> dict[str, Tensor]:
+        """What a roll-out says of the learner itself, by the names it is logged under."""
+        variance = rollout.returns.var(correction=0).clamp(min=1e-8)
+        return {"train/explained_variance": 1 - (rollout.returns - rollout.values).var(correction=0) / variance}
 
     def dump_logs(self, iteration: int = 0) -> None:
         total = self.env_seconds + self.memory_seconds + self.learn_seconds

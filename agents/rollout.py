@@ -42,8 +42,14 @@ class Rollout:
     """The steps at which any `starts` may be true; the host knows them without asking the device."""
     latents: Tensor | None = None
     """The memory's outputs `[T, N, F]` with their graph, where the learner keeps it."""
+    grids: Tensor | None = None
+    """The memory's maps `[T, N, C, H, W]` with their graph, where it has any and the learner keeps it."""
     losses: dict[str, Tensor] = field(default_factory=dict)
     """The memory's own losses `[T, N]` with their graph, where the learner keeps it."""
+    targets: Tensor | None = None
+    """The right actions `[T, N, *action_shape]`, where the learner asks for them."""
+    weights: Tensor | None = None
+    """How much each counts, `[T, N]` or `[T, N, parts]`."""
 
     @classmethod
     def allocate(cls, n_steps: int, env: TensorEnv) -> Rollout:
@@ -71,6 +77,19 @@ class Rollout:
         else:
             assert isinstance(self.obs, Tensor)
             self.obs[t] = obs
+
+    def estimate(self, last_values: Tensor, reward_scale: float, gamma: float, gae_lambda: float) -> None:
+        """Fill in `advantages` and `returns`; `last_values` `[N]` belong to the observation after the last step."""
+        self.advantages, self.returns = advantages_and_returns(
+            self.rewards * reward_scale,
+            self.values,
+            last_values,
+            self.terminated,
+            self.truncated,
+            self.final_values,
+            gamma,
+            gae_lambda,
+        )
 
     def environments(self, index: Tensor) -> Rollout:
         """The roll-out of the environments `index` alone: minibatches are cut over environments, never over time."""

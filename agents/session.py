@@ -11,10 +11,11 @@ from gymnasium import spaces
 from torch import Tensor
 
 from agents.env_adapters import HostEnv
+from agents.panel_history import PanelHistory
 from agents.scene import Scene, View
 from envs.rendering import Frame
 from envs.tensor_env import Obs, TensorEnv
-from policies.memories.base import Panel, State
+from policies.memories.base import State
 from policies.policy import MemoryActorCriticPolicy
 
 
@@ -65,6 +66,7 @@ class Session:
         self.episode += 1
         self.steps, self.total, self.reward, self.over = 0, 0.0, 0.0, False
         self.state: State | None = None
+        self.history = PanelHistory()
         self.obs = obs
         self._think()
 
@@ -78,8 +80,9 @@ class Session:
             state = self.policy.initial_state(1) if self.state is None else self.state
             step = self.policy.remember(self.obs, state)
             self.state = step.state
-            decision = self.policy.decide(step.output, self.deterministic)
-            probabilities = self.policy.action_probabilities(step.output)
+            self.history.add(self.policy.memory.panels(step.state))
+            decision = self.policy.decide(step.output, self.deterministic, step.grid)
+            probabilities = self.policy.action_probabilities(step.output, step.grid)
             self.action = self.policy.to_env(decision.action)
         self.value = float(decision.value)
         if probabilities is not None:
@@ -134,7 +137,7 @@ class Session:
             reward=self.reward,
             step=self.steps,
             episode=self.episode,
-            panels=self._panels(),
+            panels=self.history.panels(),
             note=note or ("episode over" if self.over else ""),
             played=played,
         )
@@ -144,11 +147,6 @@ class Session:
             return self.env.frame(0)
         except (NotImplementedError, RuntimeError, gymnasium.error.Error):
             return None  # it draws nothing; the rest of the picture stands without
-
-    def _panels(self) -> dict[str, Panel]:
-        if self.policy is None or self.state is None:
-            return {}
-        return self.policy.memory.panels(self.state)
 
 
 def _bounds(space: spaces.Space[Any]) -> tuple[float, float]:

@@ -119,6 +119,10 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor]):
         """
         self._measured = metrics
 
+    def describe(self) -> Info:
+        """What goes beside the present observation, as the last `reset` or `step` gave it."""
+        return self._describe()
+
     # -- Gymnasium's interface -------------------------------------------------------------------------------------
 
     def reset(

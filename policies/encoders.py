@@ -3,15 +3,21 @@
 A vector memory takes `[B, F]`. Stable-Baselines3's feature extractors do exactly this, so they are used as they are:
 `FlattenExtractor` for vectors and discrete spaces (one-hot), `NatureCNN` for images, `CombinedExtractor` for `Dict`
 spaces, and any of the user's own through `features_extractor_class`. `MLPEncoder` adds layers in front of the memory.
+
+A grid memory takes `[B, C, L]` or `[B, C, H, W]`, which `GridEncoder` makes of any observation. `QueryEncoder` keeps
+what is asked apart from what is seen, for memories with readers.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 from gymnasium import spaces
-from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.preprocessing import get_flattened_obs_dim, is_image_space
 from stable_baselines3.common.torch_layers import (
     BaseFeaturesExtractor,
     CombinedExtractor,
@@ -21,12 +27,140 @@ from stable_baselines3.common.torch_layers import (
 from stable_baselines3.common.type_aliases import TensorDict
 from torch import Tensor, nn
 
+from policies.memories.base import Memory
+
+QUERY = "query"
+"""Entries of a `Dict` observation whose key begins so are questions."""
+
 
 def default_encoder(observation_space: spaces.Space) -> type[BaseFeaturesExtractor]:  # type: ignore[type-arg]
     """The feature extractor that an SB3 user expects for this observation space."""
     if isinstance(observation_space, spaces.Dict):
         return CombinedExtractor
     return NatureCNN if is_image_space(observation_space) else FlattenExtractor
+
+
+def encoder_for(
+    observation_space: spaces.Space[Any], memory: type[Memory], memory_kwargs: dict[str, Any]
+) -> tuple[type[BaseFeaturesExtractor], dict[str, Any]]:
+    """The encoder, and its arguments, between an observation and a class of memory."""
+    if memory.has_readers and any(name.startswith(QUERY) for name in _entries(observation_space)):
+        return QueryEncoder, {"memory": memory, "memory_kwargs": memory_kwargs}
+    if memory.input_kind == "grid":
+        return GridEncoder, {"spatial": memory.default_grid(**memory_kwargs)}
+    if memory.input_kind == "either" and _is_grid(observation_space, 2):
+        assert observation_space.shape is not None
+        return GridEncoder, {"spatial": observation_space.shape[1:]}
+    return default_encoder(observation_space), {}
+
+
+def shape_of(encoder: BaseFeaturesExtractor) -> int | tuple[int, ...]:
+    """What an encoder gives for one observation: the width of a vector, or the shape of a grid."""
+    shape: int | tuple[int, ...] = getattr(encoder, "shape", int(encoder.features_dim))
+    return shape
+
+
+class GridEncoder(BaseFeaturesExtractor):
+    """Any observation as a grid `[B, C, *spatial]`.
+
+    - A `Box` with channels first is a grid already and is taken as it is. In a `Dict` all such entries must be of one
+      size and are stacked; every number of the other entries becomes a constant plane beside them.
+    - Where there is no grid in it, the flat observation is folded into one by a linear layer.
+
+    Args:
+        observation_space: of one environment.
+        spatial: `(L,)` or `(H, W)`: the dimensions a grid has, and the size of one made of a flat observation.
+        channels: C of a grid made of a flat observation.
+
+    Raises:
+        ValueError: two entries are grids of different size.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,  # type: ignore[type-arg]
+        spatial: tuple[int, ...] = (3, 3),
+        channels: int = 8,
+    ) -> None:
+        entries = _entries(observation_space)
+        grids = {name: entry.shape or () for name, entry in entries.items() if _is_grid(entry, len(spatial))}
+        sizes = {shape[1:] for shape in grids.values()}
+        if len(sizes) > 1:
+            raise ValueError(f"the grids {grids} of an observation differ in size; a memory takes one size")
+        flat = sum(get_flattened_obs_dim(entry) for name, entry in entries.items() if name not in grids)
+        spatial = sizes.pop() if grids else tuple(spatial)
+        channels = sum(shape[0] for shape in grids.values()) + flat if grids else channels
+        super().__init__(observation_space, channels * math.prod(spatial))
+        self.shape = (channels, *spatial)
+        self.grids = tuple(grids)
+        self.fold = None if grids else nn.Linear(flat, self.features_dim)
+
+    def forward(self, observations: Tensor | TensorDict) -> Tensor:
+        parts = observations if isinstance(observations, dict) else {"": observations}
+        flat = [value.flatten(1).float() for name, value in parts.items() if name not in self.grids]
+        if self.fold is not None:
+            folded: Tensor = self.fold(torch.cat(flat, 1))
+            return folded.view(-1, *self.shape)
+        planes = [value.view(*value.shape, *[1] * (len(self.shape) - 1)) for value in flat]
+        spatial = self.shape[1:]
+        return torch.cat(
+            [*(parts[name].float() for name in self.grids), *(plane.expand(-1, -1, *spatial) for plane in planes)], 1
+        )
+
+
+class QueryEncoder(BaseFeaturesExtractor):
+    """What is seen, and apart from it what is asked: the entries of a `Dict` whose keys begin with `query`.
+
+    Args:
+        observation_space: a `Dict` with at least one entry of each kind.
+        memory: the class of the memory; it decides what each part is made into.
+        memory_kwargs: its arguments.
+
+    Raises:
+        ValueError: there is nothing but questions.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,  # type: ignore[type-arg]
+        memory: type[Memory],
+        memory_kwargs: dict[str, Any],
+    ) -> None:
+        entries = _entries(observation_space)
+        self.names = tuple(name for name in entries if name.startswith(QUERY))
+        seen = {name: entry for name, entry in entries.items() if name not in self.names}
+        if not seen:
+            raise ValueError(f"the observation has questions ({', '.join(self.names)}) and nothing to remember")
+
+        def encoder(space: spaces.Space[Any]) -> BaseFeaturesExtractor:
+            made, arguments = encoder_for(space, memory, memory_kwargs)
+            return made(space, **arguments)
+
+        source = encoder(next(iter(seen.values())) if len(seen) == 1 else spaces.Dict(seen))
+        super().__init__(observation_space, source.features_dim)
+        self.only = next(iter(seen)) if len(seen) == 1 else None
+        self.seen = tuple(seen)
+        self.source = source
+        self.queries = nn.ModuleDict({name: encoder(entries[name]) for name in self.names})
+        self.shape = shape_of(source)
+
+    @property
+    def query_shapes(self) -> dict[str, int | tuple[int, ...]]:
+        """Of each question."""
+        return {name: shape_of(encoder) for name, encoder in self.queries.items()}  # type: ignore[arg-type]
+
+    def forward(self, observations: TensorDict) -> tuple[Tensor, dict[str, Tensor]]:
+        seen = observations[self.only] if self.only else {name: observations[name] for name in self.seen}
+        return self.source(seen), {name: encoder(observations[name]) for name, encoder in self.queries.items()}
+
+
+def _entries(space: spaces.Space[Any]) -> dict[str, spaces.Space[Any]]:
+    return dict(space.spaces) if isinstance(space, spaces.Dict) else {"": space}
+
+
+def _is_grid(space: spaces.Space[Any], rank: int) -> bool:
+    """Whether it is a `Box` `[C, L]` or `[C, H, W]`."""
+    return isinstance(space, spaces.Box) and len(space.shape) == rank + 1
 
 
 class MLPEncoder(BaseFeaturesExtractor):

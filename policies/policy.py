@@ -9,13 +9,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from gymnasium import spaces
+from stable_baselines3.common.distributions import BernoulliDistribution, Distribution, MultiCategoricalDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, MlpExtractor
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
-from policies.encoders import default_encoder
-from policies.memories import make_memory
+from policies.encoders import QueryEncoder, encoder_for, shape_of
+from policies.heads import as_rows, flattened, map_distribution
+from policies.memories import make_memory, memory_class
 from policies.memories.base import Memory, MemoryStep, Recording, State, Unrolled, reset
 
 Obs = Tensor | dict[str, Tensor]
@@ -45,7 +47,8 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
     """An SB3 `ActorCriticPolicy` that remembers.
 
     `predict`, distributions, schedules and `policy_kwargs` are SB3's. The memory stands between the feature extractor
-    and the heads; with `memory="identity"` this is SB3's feed-forward policy.
+    and the heads; with `memory="identity"` this is SB3's feed-forward policy. Where the action is a map
+    (`MultiBinary([..., H, W])`) and the memory gives a map of that size, its head is a 1×1 convolution.
 
     Args:
         observation_space: `Box`, `Discrete`, `MultiDiscrete`, `MultiBinary` or a `Dict` of them.
@@ -58,7 +61,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         activation_fn: of those layers.
         ortho_init: orthogonal initialisation of extractor, layers and heads (not of the memory, which does its own).
         log_std_init: initial log standard deviation of continuous actions.
-        features_extractor_class: None: by the observation space, see `policies.encoders.default_encoder`.
+        features_extractor_class: None: by the observation space and the memory, see `policies.encoders.encoder_for`.
         features_extractor_kwargs: its arguments.
         normalize_images: divide uint8 images by 255.
         optimizer_class: a torch optimiser.
@@ -86,26 +89,40 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
     ) -> None:
         if net_arch is None:
             net_arch = [64, 64] if memory == "identity" else []
-        self.memory_name = memory
+        self.memory_name, self._space = memory, action_space
         self.memory_kwargs = dict(memory_kwargs or {})
+        features_extractor_kwargs = dict(features_extractor_kwargs or {})
+        if features_extractor_class is None:
+            features_extractor_class, arguments = encoder_for(
+                observation_space, memory_class(memory), self.memory_kwargs
+            )
+            features_extractor_kwargs = {**arguments, **features_extractor_kwargs}
         super().__init__(
             observation_space,
-            action_space,
+            flattened(action_space),
             lr_schedule,
             net_arch=net_arch,
             activation_fn=activation_fn,
             ortho_init=ortho_init,
             log_std_init=log_std_init,
-            features_extractor_class=features_extractor_class or default_encoder(observation_space),
+            features_extractor_class=features_extractor_class,
             features_extractor_kwargs=features_extractor_kwargs,
             normalize_images=normalize_images,
             optimizer_class=optimizer_class,
             optimizer_kwargs=optimizer_kwargs,
         )
+        self.action_space = action_space
 
     def _build_mlp_extractor(self) -> None:
         # SB3 calls this first while it builds the networks: the memory goes before the layers it feeds.
-        self.memory = make_memory(self.memory_name, input_size=int(self.features_dim), **self.memory_kwargs)
+        encoder = self.features_extractor
+        questions = {"queries": encoder.query_shapes} if isinstance(encoder, QueryEncoder) else {}
+        self.memory = make_memory(self.memory_name, input_size=shape_of(encoder), **questions, **self.memory_kwargs)
+        maps = map_distribution(self._space, self.memory.output_grid)
+        self.draws_maps = maps is not None
+        """Whether the actor's head reads the memory's map; the critic's always reads its vector."""
+        if maps is not None:
+            self.action_dist = maps
         self.mlp_extractor = MlpExtractor(
             self.memory.output_size, net_arch=self.net_arch, activation_fn=self.activation_fn, device=self.device
         )
@@ -127,11 +144,12 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
             starts: bool `[B]`, true where `obs` is the first of its episode; None: nowhere.
             recording: takes the step, in its own state, to differentiate it later.
         """
+        x, *queries = self._encode(obs)
         if recording is not None:
-            return recording.step(self._encode(obs), starts)
+            return recording.step(x, starts, *queries)
         if starts is not None:
             state = reset(state, starts, self.memory.initial_state(len(starts)))
-        step: MemoryStep = self.memory(self._encode(obs), state)
+        step: MemoryStep = self.memory(x, state, *queries)
         return step
 
     def remember_sequence(
@@ -140,18 +158,21 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         """`remember` over time: `obs` `[T, B, ...]`, `starts` `[T, B]`; `resets` as in `memories.base.unroll`."""
         shape = next(iter(obs.values())).shape[:2] if isinstance(obs, dict) else obs.shape[:2]
         flat = {key: value.flatten(0, 1) for key, value in obs.items()} if isinstance(obs, dict) else obs.flatten(0, 1)
-        features = self._encode(flat)
-        return self.memory.unroll(features.view(*shape, *features.shape[1:]), starts, state, resets)
+        x, *queries = self._encode(flat)
+        asked = [{name: query.view(*shape, *query.shape[1:]) for name, query in each.items()} for each in queries]
+        return self.memory.unroll(x.view(*shape, *x.shape[1:]), starts, state, resets, *asked)
 
-    def act(self, latent: Tensor, deterministic: bool = False) -> Tensor:
+    # In all that follows, `grid` is the map a memory gave beside its vector: `[B, C, H, W]`, or `[T, B, C, H, W]`.
+
+    def act(self, latent: Tensor, deterministic: bool = False, grid: Tensor | None = None) -> Tensor:
         """Action `[B, *action_shape]` for a memory output `[B, F]`."""
-        distribution = self._get_action_dist_from_latent(self.mlp_extractor.forward_actor(latent))
+        distribution = self._distribution(self.mlp_extractor.forward_actor(latent), grid)
         return self._shaped(distribution.get_actions(deterministic=deterministic))
 
-    def decide(self, latent: Tensor, deterministic: bool = False) -> Decision:
+    def decide(self, latent: Tensor, deterministic: bool = False, grid: Tensor | None = None) -> Decision:
         """Action `[B, *action_shape]`, value `[B]` and log-probability `[B]` for a memory output `[B, F]`."""
         latent_pi, latent_vf = self.mlp_extractor(latent)
-        distribution = self._get_action_dist_from_latent(latent_pi)
+        distribution = self._distribution(latent_pi, grid)
         action = distribution.get_actions(deterministic=deterministic)
         return Decision(self._shaped(action), self.value_net(latent_vf).squeeze(-1), distribution.log_prob(action))
 
@@ -160,28 +181,49 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         assert self.action_space.shape is not None
         return action.view(-1, *self.action_space.shape)
 
-    def judge(self, latent: Tensor, action: Tensor) -> Judgement:
+    def _distribution(self, latent_pi: Tensor, grid: Tensor | None) -> Distribution:
+        if not self.draws_maps:
+            return self._get_action_dist_from_latent(latent_pi)
+        assert grid is not None, "the actor's head reads the memory's map"
+        return self._get_action_dist_from_latent(grid)
+
+    def _log_prob(self, distribution: Distribution, action: Tensor, each: bool = False) -> Tensor:
+        if isinstance(distribution, BernoulliDistribution):
+            action = action.to(distribution.distribution.logits.dtype)  # torch's Bernoulli takes no whole numbers
+        if each and isinstance(distribution, MultiCategoricalDistribution):
+            parts: Any = zip(distribution.distribution, action.unbind(1), strict=True)
+            return torch.stack([part.log_prob(taken) for part, taken in parts], 1)
+        return distribution.log_prob(action)
+
+    def judge(self, latent: Tensor, action: Tensor, grid: Tensor | None = None) -> Judgement:
         """Value, log-probability and entropy, `[T, B]`, of actions `[T, B, *action_shape]` at outputs `[T, B, F]`."""
         shape = latent.shape[:-1]
         latent_pi, latent_vf = self.mlp_extractor(latent.flatten(0, -2))
-        distribution = self._get_action_dist_from_latent(latent_pi)
-        action = action.flatten(0, len(shape) - 1)
-        action = action.flatten(1) if action.dim() > 2 else action
-        if isinstance(self.action_space, spaces.MultiBinary):
-            action = action.to(latent.dtype)  # torch's Bernoulli takes no whole numbers
-        log_prob = distribution.log_prob(action)
+        distribution = self._distribution(latent_pi, None if grid is None else grid.flatten(0, 1))
+        log_prob = self._log_prob(distribution, as_rows(action, len(shape)))
         entropy = distribution.entropy()
         assert entropy is not None, "only squashed distributions have no entropy, and none is used here"
         return Judgement(self.value_net(latent_vf).view(shape), log_prob.view(shape), entropy.view(shape))
+
+    def log_prob(self, latent: Tensor, action: Tensor, grid: Tensor | None = None, each: bool = False) -> Tensor:
+        """Log-probability `[T, B]` of actions alone: what a supervised learner raises, where they are the right ones.
+
+        With `each`, one for every part of a `MultiDiscrete` action, `[T, B, parts]`.
+        """
+        shape = latent.shape[:-1]
+        latent_pi = self.mlp_extractor.forward_actor(latent.flatten(0, -2))
+        distribution = self._distribution(latent_pi, None if grid is None else grid.flatten(0, 1))
+        log_prob = self._log_prob(distribution, as_rows(action, len(shape)), each)
+        return log_prob.view(*shape, *log_prob.shape[1:])
 
     def value(self, latent: Tensor) -> Tensor:
         """Value `[B]` of a memory output `[B, F]`."""
         values: Tensor = self.value_net(self.mlp_extractor.forward_critic(latent))
         return values.squeeze(-1)
 
-    def action_probabilities(self, latent: Tensor) -> Tensor | None:
+    def action_probabilities(self, latent: Tensor, grid: Tensor | None = None) -> Tensor | None:
         """`[B, n]` for `Discrete` actions, `[B, n]` (each a probability of 1) for `MultiBinary`; None for others."""
-        distribution = self._get_action_dist_from_latent(self.mlp_extractor.forward_actor(latent)).distribution
+        distribution = self._distribution(self.mlp_extractor.forward_actor(latent), grid).distribution
         return getattr(distribution, "probs", None)
 
     def to_env(self, action: Tensor) -> Tensor:
@@ -202,10 +244,10 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         assert self.action_space.shape is not None
         return self.action_space.shape
 
-    def _encode(self, obs: Obs) -> Tensor:
-        features = self.extract_features(obs)
-        assert isinstance(features, Tensor)
-        return features
+    def _encode(self, obs: Obs) -> tuple[Any, ...]:
+        """What the memory takes in beside its state: an input and, with readers, the questions."""
+        features: Any = self.extract_features(obs)
+        return features if isinstance(features, tuple) else (features,)
 
     # -- SB3's interface -------------------------------------------------------------------------------------------
 
@@ -214,7 +256,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
     ) -> tuple[Tensor, Tensor, Tensor, State]:
         """One step: action, value `[B]`, log-probability `[B]` and the state after it."""
         step = self.remember(obs, state, starts)
-        return (*self.decide(step.output, deterministic), step.state)
+        return (*self.decide(step.output, deterministic, step.grid), step.state)
 
     def predict(  # type: ignore[override]
         self,
@@ -249,7 +291,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
     ) -> tuple[Judgement, Unrolled]:
         """Replay `[T, B, ...]` from `state` and judge the actions taken; also the memory's outputs and losses."""
         unrolled = self.remember_sequence(obs, starts, state, resets)
-        return self.judge(unrolled.outputs, actions), unrolled
+        return self.judge(unrolled.outputs, actions, unrolled.grids), unrolled
 
     def predict_values(self, obs: Obs, state: State, starts: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """Value `[B]` of one observation given the state before it."""
@@ -257,8 +299,8 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
 
     def get_distribution(self, obs: Obs, state: State, starts: Tensor | None = None) -> Any:  # type: ignore[override]
         """SB3 distribution over the actions of one observation given the state before it."""
-        latent = self.remember(obs, state, starts).output
-        return self._get_action_dist_from_latent(self.mlp_extractor.forward_actor(latent))
+        step = self.remember(obs, state, starts)
+        return self._distribution(self.mlp_extractor.forward_actor(step.output), step.grid)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         taken = inspect.signature(type(self).__init__).parameters  # SB3's has more, for exploration we do not have

@@ -31,6 +31,7 @@ from policies.memories import memory_class, registered, registry
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(DOCS.rglob("*.md"))
+SHARED_PAGES = {"mnm-p": "mnm", "mnm-g": "mnm", "homo-plastic": "plastic"}
 PACKAGES = (agents, envs, policies)
 MODULES = [
     info.name for package in PACKAGES for info in pkgutil.walk_packages(package.__path__, package.__name__ + ".")
@@ -129,9 +130,8 @@ def test_nothing_is_left_to_fill_in(page: Path) -> None:
 
 def test_every_memory_and_learner_has_a_page() -> None:
     ours = {name for name in registered() if memory_class(name).__module__.startswith("policies.")}
-    shared = {"mnm-p": "mnm", "mnm-g": "mnm"}
     pages = {path.stem for path in (DOCS / "memories").glob("*.md")}
-    assert {shared.get(name, name) for name in ours} == pages
+    assert {SHARED_PAGES.get(name, name) for name in ours} == pages
     for learner in LEARNERS:
         assert (DOCS / f"{learner}.md").is_file()
 
@@ -142,21 +142,25 @@ def test_the_index_lists_every_page() -> None:
     assert listed == {str(page.relative_to(DOCS).as_posix()) for page in DOCS.rglob("*.md")} - {"README.md"}
 
 
-def test_memory_pages_have_the_arguments_and_defaults_of_the_code() -> None:
-    for page, name in (("gru", "gru"), ("lstm", "lstm"), ("mnm", "mnm-p")):
-        documented: dict[str, str] = {}
-        for names, default in [
-            (re.findall(r"`(\w+)`", line.split("|")[1]), line.split("|")[2])
-            for line in (DOCS / "memories" / f"{page}.md").read_text(encoding="utf-8").splitlines()
-            if re.match(r"\| `\w+`", line)
-        ]:
-            documented |= dict.fromkeys(names, default.replace("`", "").replace('"', "'").split()[0])
-        expected = {
-            parameter.name: repr(parameter.default)
-            for parameter in inspect.signature(memory_class(name)).parameters.values()
-            if parameter.name != "input_size"
-        }
-        assert documented == expected, page
+@pytest.mark.parametrize("name", registered())
+def test_memory_pages_have_the_arguments_and_defaults_of_the_code(name: str) -> None:
+    page = DOCS / "memories" / f"{SHARED_PAGES.get(name, name)}.md"
+    section = page.read_text(encoding="utf-8").partition("## Arguments\n")[2].split("\n## ", 1)[0]
+    documented: dict[str, str] = {}
+    for line in section.splitlines():
+        if re.match(r"\| `\w+`", line):
+            names, default = line.split("|")[1:3]
+            documented |= dict.fromkeys(
+                re.findall(r"`(\w+)`", names), default.replace("`", "").replace('"', "'").strip()
+            )
+    expected = {
+        parameter.name: repr(parameter.default)
+        for parameter in inspect.signature(memory_class(name)).parameters.values()
+        if parameter.name not in ("input_size", "queries")
+    }
+    assert documented.keys() == expected.keys()
+    for argument, default in expected.items():  # words may follow: `None` (= `hidden_size`)
+        assert documented[argument].startswith(default), argument
 
 
 # Metrics
@@ -185,19 +189,22 @@ def logged(folder: Path) -> tuple[set[str], set[str]]:
     events.Reload()
     tags = events.Tags()
     names = set(tags["scalars"]) | {tag.removesuffix("/text_summary") for tag in tags["tensors"]}
+    names |= {"memory/NAME" for tag in tags["images"] if tag.startswith("memory/")}
     assert events.PluginTagToContent(HPARAMS)
     return columns, names | {"hparams"}
 
 
 @pytest.mark.parametrize("algo", LEARNERS)
 def test_metrics_page_lists_exactly_what_is_logged(algo: str, runs: dict[str, Path]) -> None:
-    rows = [row for row in table(DOCS / "metrics.md", "Logged names") if row[2] in ("all", LEARNERS[algo].__name__)]
+    every = table(DOCS / "metrics.md", "Logged names")
+    rows = [row for row in every if {"all", LEARNERS[algo].__name__} & set(row[2].split(", "))]
     listed = {row[0].replace("NAME_loss", "meta_loss"): row[1].split(", ") for row in rows}
     in_csv = {name for name, where in listed.items() if "csv" in where}
     in_tensorboard = {name for name, where in listed.items() if "tb" in where}
     for folder in (runs[algo], runs[algo] / "identity"):
         columns, names = logged(folder)
-        own = set() if folder is runs[algo] else {"train/meta_loss"}
+        own = set() if folder is runs[algo] else {"train/meta_loss", "memory/NAME"}  # identity has neither
+        own |= {"task/NAME"}  # of a task with scores of its own, which this is not
         assert columns == in_csv - own
         assert names == in_tensorboard - own
 

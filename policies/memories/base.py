@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +54,9 @@ class Panel:
     y_label: str = ""
     limits: tuple[float, float] | None = None
     """Values at the two ends of the colour map; None: the image's own minimum and maximum."""
+    over_time: bool = False
+    """Whether its change is what matters, as with a weighting: viewers then flatten the image of each step into a column
+    and put the columns of successive steps side by side."""
 
 
 class Memory(nn.Module):
@@ -84,6 +87,15 @@ class Memory(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         return self._buffers["_anchor"].dtype  # type: ignore[union-attr]
+
+    @classmethod
+    def default_grid(cls, **kwargs: Any) -> tuple[int, ...]:
+        """Where `input_kind` is "grid": `(L,)` or `(H, W)` of the grid that a flat observation is folded into.
+
+        Args:
+            kwargs: the arguments that the memory will be built with.
+        """
+        raise NotImplementedError
 
     def initial_state(self, batch_size: int) -> State:
         """State at the first step of an episode: `[batch_size, ...]`, possibly expanded views, never written to."""

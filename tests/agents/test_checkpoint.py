@@ -67,8 +67,8 @@ def fingerprint(model: MemoryOnPolicyAlgorithm) -> dict[str, Tensor]:
         "generator": torch.get_rng_state(),
         "counters": torch.tensor([model.num_timesteps, model._n_updates, model._episode_num]),
         "episodes": torch.tensor(episodes, dtype=torch.float64),
-        "running returns": torch.from_numpy(model._episode_returns),
-        "running lengths": torch.from_numpy(model._episode_lengths),
+        "running returns": torch.from_numpy(model.episodes.returns),
+        "running lengths": torch.from_numpy(model.episodes.lengths),
         "starts": model._starts,
     }
     return {name: value.detach().clone() for name, value in tensors.items()}

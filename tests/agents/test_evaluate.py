@@ -66,10 +66,10 @@ class CountingPolicy:
         self.starts.append(starts)
         count = state["count"] if starts is None else torch.where(starts, 0.0, state["count"])
         count = count + 1
-        return type("Step", (), {"output": count, "state": {"count": count}})
+        return type("Step", (), {"output": count, "state": {"count": count}, "grid": None})
 
-    def decide(self, latent: Tensor, deterministic: bool = False) -> Any:
-        return type("Decision", (), {"action": latent})
+    def act(self, latent: Tensor, deterministic: bool = False, grid: Tensor | None = None) -> Tensor:
+        return latent
 
     def to_env(self, action: Tensor) -> Tensor:
         return action

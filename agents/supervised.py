@@ -1,0 +1,100 @@
+"""Supervised: the right action is known, and made more probable.
+
+For tasks whose environment says what would have been right (`info["target"]`) and how much it counts
+(`info["weight"]`). The heads are those that A2C and PPO train: the log-probability of the right action is minus the
+cross-entropy for `Discrete`, and minus the summed binary cross-entropy of all bits or pixels for `MultiBinary`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from stable_baselines3.common.type_aliases import Schedule
+from torch import Tensor
+
+from agents.env_adapters import EnvLike
+from agents.on_policy import MemoryOnPolicyAlgorithm
+from agents.rollout import Rollout
+from policies.policy import MemoryActorCriticPolicy
+
+
+class Supervised(MemoryOnPolicyAlgorithm):
+    """One update from every roll-out, by back-propagation through it.
+
+    The loss is the mean of `-log_prob(target)` over what is scored, weighted by `weight`, plus `aux_coef` times the
+    memory's own losses. While it trains the agent does what it holds most probable, so that returns and the task's own
+    scores in the log are those of its answers. Arguments are explained in the base class; `n_steps=0` takes a whole
+    episode where the environment has a fixed horizon.
+
+    Raises:
+        ValueError: the environment gives no targets, or `n_steps` is 0 and it has no horizon.
+
+    >>> kwargs = {"memory": "gru"}
+    >>> model = Supervised("MemoryPolicy", "Engram/RepeatFirst-v0", n_steps=0, policy_kwargs=kwargs, seed=0)
+    >>> model.learn(64).num_timesteps
+    64
+    """
+
+    keeps_graph: ClassVar[bool] = True
+    learns_from_targets: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        policy: str | type[MemoryActorCriticPolicy],
+        env: EnvLike | None,
+        learning_rate: float | Schedule = 1e-3,
+        n_steps: int = 0,
+        aux_coef: float = 1.0,
+        max_grad_norm: float = 10.0,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: torch.device | str = "auto",
+        _init_setup_model: bool = True,
+    ) -> None:
+        super().__init__(
+            policy,
+            env,
+            learning_rate=learning_rate,
+            n_steps=n_steps,
+            gamma=1.0,
+            gae_lambda=1.0,
+            ent_coef=0.0,
+            vf_coef=0.0,
+            aux_coef=aux_coef,
+            max_grad_norm=max_grad_norm,
+            normalize_advantage=False,
+            reward_scale=1.0,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            _init_setup_model=_init_setup_model,
+        )
+
+    def learn_from(self, rollout: Rollout) -> dict[str, Tensor]:
+        """One update, which uses up the roll-out's graph."""
+        assert rollout.latents is not None
+        assert rollout.targets is not None
+        assert rollout.weights is not None
+        each = rollout.weights.dim() == 3  # a weight for every part of the answer
+        log_prob = self.policy.log_prob(rollout.latents, rollout.targets, rollout.grids, each)
+        scored = rollout.weights.sum().clamp(min=1e-8)
+        target_loss = -(rollout.weights * log_prob).sum() / scored
+        auxiliary, memory_losses = self.auxiliary(rollout.losses)
+        loss = target_loss + auxiliary
+        grad_norm = self.update(loss)
+        rollout.latents, rollout.grids, rollout.losses = None, None, {}
+        return {"train/loss": loss, "train/target_loss": target_loss, "train/grad_norm": grad_norm, **memory_losses}
+
+    def judge_rollout(self, rollout: Rollout, outputs: list[Tensor], grids: list[Tensor]) -> None:
+        """There is no critic and no advantage."""
+
+    def diagnostics(self, rollout: Rollout) -> dict[str, Tensor]:
+        """Nothing is explained where nothing is valued."""
+        return {}

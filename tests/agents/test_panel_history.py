@@ -1,0 +1,69 @@
+"""Pictures of a memory over time: what grows, what does not, and that TensorBoard gets them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from agents import PPO
+from agents.callbacks import PicturePanels
+from agents.logs import run_logger
+from agents.panel_history import LONGEST, PanelHistory, figure
+from policies.memories.base import Panel
+
+
+def test_weightings_grow_by_a_column_a_step() -> None:
+    history = PanelHistory()
+    for step in range(3):
+        weights = torch.arange(4.0).view(2, 2) + 10 * step
+        history.add({"w": Panel(weights, "slot", "head", over_time=True), "m": Panel(weights, "x", "y")})
+    shown = history.panels()
+    assert list(shown) == ["m", "w"]
+    assert torch.equal(shown["m"].image, torch.tensor([[20.0, 21.0], [22.0, 23.0]]))
+    expected = torch.tensor([[0.0, 10, 20], [1, 11, 21], [2, 12, 22], [3, 13, 23]])
+    assert torch.equal(shown["w"].image, expected)
+    assert (shown["w"].x_label, shown["w"].y_label) == ("step", "head × slot")
+
+
+def test_a_picture_reaches_back_so_far_and_no_further() -> None:
+    history = PanelHistory()
+    for step in range(LONGEST + 5):
+        history.add({"w": Panel(torch.tensor([[float(step)]]), "slot", "head", over_time=True)})
+    image = history.panels()["w"].image
+    assert image.shape == (1, LONGEST)
+    assert image[0, 0] == 5
+    assert history.panels()["w"].y_label == "slot"
+
+
+def test_a_figure_names_its_axes() -> None:
+    drawn = figure("usage", Panel(torch.rand(3, 4), "slot", "step"))
+    axes = drawn.axes[0]
+    assert (axes.get_title(), axes.get_xlabel(), axes.get_ylabel()) == ("usage", "slot", "step")
+    assert len(drawn.axes) == 2  # with a colour bar
+    assert len(figure("picture", Panel(torch.rand(3, 4, 3), "x", "y")).axes) == 1
+
+
+def test_training_leaves_pictures_in_tensorboard(tmp_path: Path) -> None:
+    kwargs = {"memory": "lstm", "memory_kwargs": {"hidden_size": 6}}
+    model = PPO("MemoryPolicy", "Engram/RepeatFirst-v0", n_steps=8, policy_kwargs=kwargs, seed=0, device="cpu")
+    model.set_logger(run_logger(tmp_path))
+    model.learn(24, PicturePanels(seconds=0))
+    model.logger.close()
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    names = {f"memory/{name}" for name in model.policy.memory.panels(model._state)}
+    assert names
+    assert set(events.Tags()["images"]) == names
+    assert len(events.Images(sorted(names)[0])) == 3
+
+
+def test_it_costs_nothing_between_pictures() -> None:
+    kwargs = {"memory": "lstm", "memory_kwargs": {"hidden_size": 6}}
+    model = PPO("MemoryPolicy", "Engram/RepeatFirst-v0", n_steps=8, policy_kwargs=kwargs, seed=0, device="cpu")
+    asked = []
+    panels = model.policy.memory.panels
+    model.policy.memory.panels = lambda state: asked.append(1) or panels(state)
+    model.learn(32, PicturePanels(seconds=3600))
+    assert len(asked) == 8  # the first of four roll-outs

@@ -1,0 +1,167 @@
+"""Supervised: its loss by hand, its weights, what it refuses, metrics of the task, and that it learns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from agents import PPO, Supervised
+from agents.evaluation import evaluate, play
+from envs.repeat_first import RepeatFirst
+from envs.tensor_env import TensorEnv
+from envs.tmaze import TMaze
+from policies.memories.base import unroll
+
+
+class Parts(TensorEnv):
+    """Two digits a step, each right or wrong by itself; only the first counts at even steps, both at odd ones.
+
+    Metric `wrong`: wrong digits among those that count.
+    """
+
+    state_names = ("shown",)
+    metric_names = ("wrong", "never")
+
+    def __init__(self, num_envs: int) -> None:
+        super().__init__(num_envs, spaces.Box(0.0, 1.0, (2,)), spaces.MultiDiscrete([3, 2]), horizon=4)
+
+    def _begin(self, where: Tensor | None) -> None:
+        self.shown = torch.rand(self.num_envs, 2, generator=self.generator)
+
+    def _target(self) -> Tensor:
+        return (self.shown * torch.tensor([3, 2])).long()
+
+    def _weight(self) -> Tensor:
+        return torch.tensor([1.0, float(self._elapsed % 2)]).expand(self.num_envs, 2)
+
+    def _advance(self, action: Tensor) -> tuple[Tensor, None, None]:
+        weight = self._weight()
+        wrong = (action != self._target()) * weight
+        self._measure(wrong=(wrong.sum(1), weight.sum(1)), never=(wrong.sum(1), torch.zeros(self.num_envs)))
+        self.shown = torch.rand(self.num_envs, 2, generator=self.generator)
+        return -wrong.sum(1), None, None
+
+    def _observe(self) -> Tensor:
+        return self.shown.clone()
+
+    def _describe(self) -> dict[str, Any]:
+        return {"target": self._target(), "weight": self._weight().clone()}
+
+
+def supervised(env: TensorEnv, memory: str = "gru", **kwargs: Any) -> Supervised:
+    policy = {"memory": memory, "memory_kwargs": kwargs.pop("memory_kwargs", {"hidden_size": 8})}
+    return Supervised("MemoryPolicy", env, policy_kwargs=policy, seed=0, device="cpu", **kwargs)
+
+
+def collected(model: Supervised) -> Any:
+    """A roll-out with its graph."""
+    _, callback = model._setup_learn(1000)
+    callback.on_training_start({}, {})
+    model.collect_rollouts(model.env, callback, model.rollout, model.n_steps)
+    return model.rollout
+
+
+def test_the_loss_is_the_weighted_cross_entropy_of_what_is_scored() -> None:
+    model = supervised(Parts(5), n_steps=6)
+    rollout = collected(model)
+    assert rollout.weights.shape == (6, 5, 2)
+    policy = model.policy
+    with torch.no_grad():
+        initial = policy.initial_state(5)
+        latents = unroll(policy.memory, rollout.obs, rollout.starts, initial).outputs
+        logits = policy.action_net(latents)
+        first = torch.nn.functional.cross_entropy(
+            logits[..., :3].flatten(0, 1), rollout.targets[..., 0].flatten(), reduction="none"
+        )
+        second = torch.nn.functional.cross_entropy(
+            logits[..., 3:].flatten(0, 1), rollout.targets[..., 1].flatten(), reduction="none"
+        )
+        weights = rollout.weights.flatten(0, 1)
+        expected = ((first * weights[:, 0] + second * weights[:, 1]).sum() / weights.sum()).item()
+    assert weights.sum() == 5 * (6 + 3)
+    found = model.learn_from(rollout)
+    assert found["train/target_loss"].item() == pytest.approx(expected, rel=1e-5)
+    assert found["train/loss"].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_targets_belong_to_the_observation_they_stand_beside() -> None:
+    rollout = collected(supervised(RepeatFirst(4, length=3), n_steps=7))
+    shown = rollout.obs[..., :4].argmax(-1)
+    for t in range(7):
+        assert torch.equal(rollout.targets[t], shown[t - t % 3])  # the symbol at the beginning of the episode
+
+
+def test_the_memorys_own_losses_enter_with_their_weight() -> None:
+    sizes = {"hidden_size": 6, "key_size": 4, "value_size": 4, "memory_units": 4, "heads": 1}
+    model = supervised(RepeatFirst(3), "mnm-p", memory_kwargs=sizes, aux_coef=0.5)
+    found = model.learn_from(collected(model))
+    whole = found["train/target_loss"] + 0.5 * found["train/meta_loss"]
+    torch.testing.assert_close(found["train/loss"], whole)
+    assert found["train/meta_loss"] > 0
+
+
+def test_it_answers_with_what_is_most_probable() -> None:
+    model = supervised(RepeatFirst(16))
+    rollout = collected(model)
+    with torch.no_grad():
+        logits = model.policy.action_net(rollout.latents)
+    assert torch.equal(rollout.actions, logits.argmax(-1))
+
+
+def test_metrics_are_sums_over_sums(tmp_path: Any) -> None:
+    env = Parts(6)
+    model = supervised(env, n_steps=4)
+    rollout = collected(model)
+    wrong = ((rollout.actions != rollout.targets) * rollout.weights).sum()
+    model._read(model.learn_from(rollout))
+    logged = model.logger.name_to_value
+    assert logged["task/wrong"] == pytest.approx((wrong / rollout.weights.sum()).item(), rel=1e-6)
+    assert "task/never" not in logged  # nothing counted: there is no number, rather than a zero
+
+
+@pytest.mark.parametrize("episodes", [3, 7])
+def test_evaluation_counts_the_metrics_of_the_episodes_it_counts(episodes: int) -> None:
+    env = Parts(5)
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def act(obs: Tensor, starts: Tensor | None) -> Tensor:
+        action = torch.zeros(5, 2, dtype=torch.long)
+        info = env.describe()
+        seen.append((((action != info["target"]) * info["weight"]).sum(1), info["weight"].sum(1)))
+        return action
+
+    score = play(act, env, episodes, seed=3)
+    quota = [episodes // 5 + (copy < episodes % 5) for copy in range(5)]
+    pairs = [(seen[step][0][copy], seen[step][1][copy]) for copy in range(5) for step in range(4 * quota[copy])]
+    expected = sum(float(wrong) for wrong, _ in pairs) / sum(float(count) for _, count in pairs)
+    assert score.metrics == {"wrong": pytest.approx(expected)}
+    assert score.as_dict()["metrics"] == score.metrics
+
+
+def test_an_environment_without_targets_is_refused() -> None:
+    with pytest.raises(ValueError, match="gives no targets"):
+        supervised(TMaze(2), n_steps=4)
+
+
+def test_ppo_trains_on_the_same_task_by_its_reward() -> None:
+    model = PPO("MemoryPolicy", Parts(4), n_steps=0, policy_kwargs={"memory": "gru"}, seed=0, device="cpu")
+    model.learn(64, log_interval=None)
+    assert 0 <= model.logger.name_to_value["task/wrong"] <= 1
+
+
+def test_it_learns_where_identity_cannot() -> None:
+    """RepeatFirst of 8 answers: without memory at most 1/8 + 7/8 · 1/4 = 0.34."""
+    returns = {}
+    for memory in ("gru", "identity"):
+        kwargs = {"memory_kwargs": {"hidden_size": 24}} if memory == "gru" else {"memory_kwargs": {}}
+        model = supervised(RepeatFirst(32, length=8), memory, learning_rate=5e-3, **kwargs)
+        model.learn(32 * 8 * 120)
+        returns[memory] = evaluate(model, RepeatFirst(64, length=8), 256, deterministic=True, seed=1).mean
+    assert returns["gru"] > 0.95
+    assert returns["identity"] < 0.42
+    assert np.isfinite(list(returns.values())).all()
