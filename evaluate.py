@@ -49,8 +49,8 @@ class Arguments:
     """Another environment than the one trained in; the spaces must be the same."""
     env_kwargs: Pairs = field(default_factory=dict)
     """Arguments of the environment that replace those of the run, one by one."""
-    deterministic: bool = False
-    """Take the most probable action instead of drawing one."""
+    deterministic: bool | None = None
+    """Take the most probable action instead of drawing one; default: as in training, so for supervised agents only."""
     seed: int = 10_000
     """Of environments and actions; the default is away from what one trains with."""
     device: str = "cpu"
@@ -96,6 +96,8 @@ def _run(arguments: Arguments) -> None:
     if torch.device(device).type == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"--device {arguments.device}: this machine has no CUDA device")
     agent = None if arguments.run is None else Agent.at(arguments.run, device)
+    if arguments.deterministic is None:
+        arguments.deterministic = agent is not None and agent.model.learns_from_targets
     env_id = arguments.env or (agent.config.env if agent else "")
     if not env_id:
         raise UsageError(f"{arguments.run} has no config.yaml beside it: name its environment with --env")
@@ -160,12 +162,12 @@ def _score(arguments: Arguments, agent: Agent, env: TensorEnv, env_id: str, env_
     console, episodes, seed = Console(), arguments.episodes, arguments.seed
     scores: dict[str, Score] = {}
     with console.status(f"{episodes} episodes on {env.num_envs} environments at once ..."):
-        scores["agent"] = evaluate(agent.model, env, episodes, arguments.deterministic, seed)
+        scores["agent"] = evaluate(agent.model, env, episodes, bool(arguments.deterministic), seed)
         remark = ""
         if arguments.identity and agent.model.policy.memory_name != "identity":
             baseline, remark = _baseline(agent, arguments.device)
             if baseline is not None:
-                scores["identity"] = evaluate(baseline, env, episodes, arguments.deterministic, seed)
+                scores["identity"] = evaluate(baseline, env, episodes, bool(arguments.deterministic), seed)
         if arguments.random:
             scores["random"] = random_score(env, episodes, seed)
     env.close()
@@ -223,7 +225,7 @@ def _show(arguments: Arguments, agent: Agent | None, env: TensorEnv, env_id: str
     title = env_id.removeprefix("Engram/") + (f" · {policy.memory_name}" if policy is not None else "")
     words = agent.words if agent else ""
     torch.manual_seed(arguments.seed + 1)  # another seed than the environment's, or both would draw the same numbers
-    session = Session(env, policy, title, words, arguments.deterministic, arguments.seed)
+    session = Session(env, policy, title, words, bool(arguments.deterministic), arguments.seed)
     if arguments.video is not None:
         _record(arguments, session)
         return

@@ -12,8 +12,17 @@ from __future__ import annotations
 import gymnasium
 
 _CLASSES = {
+    "Engram/AssociativeRecall-v0": "envs.tasks.associative_recall:AssociativeRecall",
+    "Engram/Copy-v0": "envs.tasks.copy:Copy",
+    "Engram/DictionaryInference-v0": "envs.tasks.dictionary_inference:DictionaryInference",
+    "Engram/DoubleCopy-v0": "envs.tasks.double_copy:DoubleCopy",
+    "Engram/DynamicNGrams-v0": "envs.tasks.dynamic_ngrams:DynamicNGrams",
     "Engram/InvisibleGoalMaze-v0": "envs.maze:InvisibleGoalMaze",
+    "Engram/PrioritySort-v0": "envs.tasks.priority_sort:PrioritySort",
+    "Engram/RepeatCopy-v0": "envs.tasks.repeat_copy:RepeatCopy",
+    "Engram/Mapping-v0": "envs.mapping:Mapping",
     "Engram/RepeatFirst-v0": "envs.repeat_first:RepeatFirst",
+    "Engram/StackGrammar-v0": "envs.tasks.stack_grammar:StackGrammar",
     "Engram/TMaze-v0": "envs.tmaze:TMaze",
 }
 

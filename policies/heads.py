@@ -1,36 +1,93 @@
-"""Heads for actions that are maps: a 1×1 convolution on a memory's map, where SB3 has a linear layer on a vector."""
+"""Heads for actions that are maps or places on one: a 1×1 convolution on a memory's map, not a layer on a vector."""
 
 from __future__ import annotations
 
 import math
 
 from gymnasium import spaces
-from stable_baselines3.common.distributions import BernoulliDistribution
-from torch import Tensor, nn
+from stable_baselines3.common.distributions import (
+    BernoulliDistribution,
+    Distribution,
+    MultiCategoricalDistribution,
+)
+from torch import Tensor, cat, nn
+
+
+class MapHead(nn.Module):
+    """Logits of what a vector decides and of every cell of a map.
+
+    Args:
+        width: of the vector.
+        numbers: logits that are read from the vector.
+        channels: of the map.
+        maps: maps of logits that are read from it.
+    """
+
+    def __init__(self, width: int, numbers: int, channels: int, maps: int) -> None:
+        super().__init__()
+        self.vector = nn.Linear(width, numbers) if numbers else None
+        self.cells = nn.Conv2d(channels, maps, kernel_size=1)
+
+    def forward(self, parts: tuple[Tensor, Tensor]) -> Tensor:
+        """From a vector `[B, F]` and a map `[B, C, H, W]` to logits `[B, numbers + maps · H · W]`."""
+        latent, grid = parts
+        cells: Tensor = self.cells(grid).flatten(1)
+        return cells if self.vector is None else cat([self.vector(latent), cells], 1)
 
 
 class MapDistribution(BernoulliDistribution):
-    """Yes or no in every cell of `[*parts, H, W]`, by logits that a 1×1 convolution makes of a map `[C, H, W]`.
+    """Yes or no in every cell of `[*parts, H, W]`.
 
     Args:
-        channels: C.
-        shape: of the action; its last two numbers are H and W.
+        channels: of the map it is read from.
+        shape: of the action.
     """
 
     def __init__(self, channels: int, shape: tuple[int, ...]) -> None:
         super().__init__(math.prod(shape))
-        self.channels, self.parts = channels, math.prod(shape[:-2])
+        self.channels, self.maps = channels, math.prod(shape[:-2])
 
     def proba_distribution_net(self, latent_dim: int) -> nn.Module:
-        """From a map `[B, C, H, W]` to logits `[B, parts · H · W]`; the width of the vector output is not needed."""
-        return nn.Sequential(nn.Conv2d(self.channels, self.parts, kernel_size=1), nn.Flatten())
+        return MapHead(latent_dim, 0, self.channels, self.maps)
 
 
-def map_distribution(space: spaces.Space, grid: tuple[int, int, int] | None) -> MapDistribution | None:  # type: ignore[type-arg]
-    """The distribution over `space`, where it is a map of the size of the memory's `grid` `(C, H, W)`; else None."""
-    if grid is None or not isinstance(space, spaces.MultiBinary) or tuple(space.shape[-2:]) != grid[1:]:
+class PlaceDistribution(MultiCategoricalDistribution):
+    """Choices, the last of which is a cell of a map.
+
+    Args:
+        channels: of the map it is read from.
+        choices: how many there are of each; the last is the number of cells.
+    """
+
+    def __init__(self, channels: int, choices: list[int]) -> None:
+        super().__init__(choices)
+        self.channels = channels
+
+    def proba_distribution_net(self, latent_dim: int) -> nn.Module:
+        return MapHead(latent_dim, sum(self.action_dims[:-1]), self.channels, 1)
+
+
+def map_distribution(
+    space: spaces.Space,  # type: ignore[type-arg]
+    grid: tuple[int, int, int] | None,
+) -> Distribution | None:
+    """The distribution over `space`, where that is a map, or a place on one, of the size of a memory's `grid`.
+
+    Args:
+        space: of actions.
+        grid: `(C, H, W)`, or None where the memory has no map.
+
+    Returns:
+        None where the two do not go together.
+    """
+    if grid is None:
         return None
-    return MapDistribution(grid[0], tuple(space.shape))
+    channels, height, width = grid
+    if isinstance(space, spaces.MultiBinary) and tuple(space.shape[-2:]) == (height, width):
+        return MapDistribution(channels, tuple(space.shape))
+    if isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim == 1 and space.nvec[-1] == height * width:
+        return PlaceDistribution(channels, space.nvec.tolist())
+    return None
 
 
 def flattened(space: spaces.Space) -> spaces.Space:  # type: ignore[type-arg]

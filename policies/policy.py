@@ -48,7 +48,8 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
 
     `predict`, distributions, schedules and `policy_kwargs` are SB3's. The memory stands between the feature extractor
     and the heads; with `memory="identity"` this is SB3's feed-forward policy. Where the action is a map
-    (`MultiBinary([..., H, W])`) and the memory gives a map of that size, its head is a 1×1 convolution.
+    (`MultiBinary([..., H, W])`), or the last part of it a place on one, and the memory gives a map of that size, its
+    head is a 1×1 convolution.
 
     Args:
         observation_space: `Box`, `Discrete`, `MultiDiscrete`, `MultiBinary` or a `Dict` of them.
@@ -185,7 +186,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         if not self.draws_maps:
             return self._get_action_dist_from_latent(latent_pi)
         assert grid is not None, "the actor's head reads the memory's map"
-        return self._get_action_dist_from_latent(grid)
+        return self._get_action_dist_from_latent((latent_pi, grid))  # type: ignore[arg-type]
 
     def _log_prob(self, distribution: Distribution, action: Tensor, each: bool = False) -> Tensor:
         if isinstance(distribution, BernoulliDistribution):

@@ -174,7 +174,7 @@ def test_nothing_but_questions_is_refused() -> None:
 def test_a_sequence_is_its_steps() -> None:
     env = Mark(5)
     made = policy(env.single_observation_space, env.single_action_space)
-    torch.nn.init.normal_(made.action_net[0].weight)
+    torch.nn.init.normal_(made.action_net.cells.weight)
     frames = [env.reset(seed=0)[0]] + [env.step(torch.zeros(5, SIDE, SIDE))[0] for _ in range(6)]
     obs = {name: torch.stack([frame[name] for frame in frames]) for name in frames[0]}
     starts = torch.zeros(7, 5, dtype=torch.bool)
@@ -199,7 +199,7 @@ def test_a_map_of_the_memory_becomes_a_map_of_logits(parts: int) -> None:
     env = Mark(5, parts=parts)
     made = policy(env.single_observation_space, spaces.MultiBinary((parts, SIDE, SIDE)))
     assert made.draws_maps
-    head = made.action_net[0]
+    head = made.action_net.cells
     nn.init.normal_(head.weight)
     grid, latent = torch.randn(5, 3, SIDE, SIDE), torch.randn(5, 3)
     logits = F.conv2d(grid, head.weight, head.bias)
@@ -209,6 +209,23 @@ def test_a_map_of_the_memory_becomes_a_map_of_logits(parts: int) -> None:
     pixels = F.binary_cross_entropy_with_logits(logits, action[0].float(), reduction="none")
     torch.testing.assert_close(-made.log_prob(latent[None], action, grid[None])[0], pixels.sum((1, 2, 3)))
     torch.testing.assert_close(made.judge(latent[None], action, grid[None]).log_prob[0], -pixels.sum((1, 2, 3)))
+
+
+def test_a_place_on_a_map_is_chosen_by_the_map_and_the_rest_by_the_vector() -> None:
+    env = Mark(5)
+    made = policy(env.single_observation_space, spaces.MultiDiscrete([4, 2, SIDE * SIDE]))
+    assert made.draws_maps
+    nn.init.normal_(made.action_net.cells.weight)
+    nn.init.normal_(made.action_net.vector.weight)
+    grid, latent = torch.randn(5, 3, SIDE, SIDE), torch.randn(5, 3)
+    places = F.conv2d(grid, made.action_net.cells.weight, made.action_net.cells.bias).flatten(1)
+    first, second = F.linear(latent, made.action_net.vector.weight, made.action_net.vector.bias).split([4, 2], 1)
+    chosen = torch.stack([part.argmax(1) for part in (first, second, places)], 1)
+    assert torch.equal(made.act(latent, True, grid), chosen)
+    each = made.log_prob(latent[None], chosen[None], grid[None], each=True)[0]
+    expected = [part.log_softmax(1).amax(1) for part in (first, second, places)]
+    torch.testing.assert_close(each, torch.stack(expected, 1))
+    torch.testing.assert_close(made.judge(latent[None], chosen[None], grid[None]).log_prob[0], each.sum(1))
 
 
 def test_other_sizes_and_other_memories_have_a_linear_head() -> None:

@@ -1,0 +1,166 @@
+"""Pictures and texts of the sequence tasks: what was shown, what was right and what was said, aligned in time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from envs.rendering import FAINT, FLOOR, HUES, INK, LINE, RIGHT, WRONG, Canvas, Colour, Frame, _mix
+
+_MARGIN, _NAMES = 16, 64  # pixels around the picture, and for the names at its left
+
+
+def bit_text(
+    inputs: Tensor, targets: Tensor, answers: Sequence[Tensor | None], asked: Sequence[bool], caption: str
+) -> str:
+    """Three blocks of rows, a row a channel and a column a step.
+
+    Args:
+        inputs: `[t + 1, channels]`.
+        targets: `[t, bits]`.
+        answers: t entries of `bits` bits, or None.
+        asked: t entries: steps at which nothing is asked stay empty.
+        caption: the first line.
+    """
+    right = [[_sign(bit) if on else " " for bit in row] for row, on in zip(targets.tolist(), asked, strict=True)]
+    said = []
+    for answer, target, on in zip(answers, targets.tolist(), asked, strict=True):
+        bits = answer.flatten().tolist() if answer is not None else None
+        said.append(
+            [" "] * len(target)
+            if bits is None or not on
+            else [_sign(bit) if bit == want else "!" for bit, want in zip(bits, target, strict=True)]
+        )
+    lines = [caption]
+    blocks = (
+        ("shown", [[_sign(value) for value in row] for row in inputs.tolist()], inputs.shape[1]),
+        ("right", right, targets.shape[1]),
+        ("said", said, targets.shape[1]),
+    )
+    for name, columns, rows in blocks:
+        for row in range(rows):
+            lines.append(f"{name if row == 0 else '':<6}|" + "".join(column[row] for column in columns))
+    return "\n".join(lines)
+
+
+def _sign(value: float) -> str:
+    return "." if value == 0 else "#" if value == 1 else "+" if value > 0 else "-"
+
+
+def bit_frame(
+    inputs: Tensor,
+    targets: Tensor,
+    answers: Sequence[Tensor | None],
+    asked: Sequence[bool],
+    length: int,
+    caption: str,
+) -> Frame:
+    """Strips of cells over time: input, target and prediction, wrong bits of the prediction in red.
+
+    Args:
+        inputs: `[t + 1, channels]`.
+        targets: `[t, bits]`.
+        answers: t entries of `bits` bits, or None.
+        asked: t entries: steps at which nothing is asked stay empty.
+        length: steps of an episode; places that are still to come stay empty.
+        caption: a line underneath.
+    """
+    channels, bits = inputs.shape[1], targets.shape[1]
+    tall = channels + 2 * bits
+    per_row = length if tall > 6 else min(length, 50)  # low strips are broken into lines
+    cell = max(5.0, min(18.0, 900 / per_row))
+    gap = 10.0
+    block = tall * cell + 2 * gap
+    lines = math.ceil(length / per_row)
+    pitch = block + (20 if lines > 1 else 0)
+    width = _NAMES + per_row * cell + 2 * _MARGIN
+    canvas = Canvas(max(width, 240), lines * pitch + 4 * _MARGIN)
+    tops = (0.0, channels * cell + gap, (channels + bits) * cell + 2 * gap)
+    heights = (channels, bits, bits)
+    left = (canvas.width - width) / 2 + _MARGIN + _NAMES
+
+    for line in range(lines):
+        columns = min(per_row, length - line * per_row)
+        for name, top, height in zip(("input", "target", "answer"), tops, heights, strict=True):
+            y = _MARGIN + line * pitch + top
+            canvas.box(left - 2, y - 2, columns * cell + 4, height * cell + 4, LINE, round=3)
+            canvas.text(name, left - 10, y + height * cell / 2, 17, anchor="midright")
+
+    def draw(step: int, top: float, row: int, colour: Colour) -> None:
+        x = left + step % per_row * cell
+        y = _MARGIN + step // per_row * pitch + top + row * cell
+        canvas.box(x + 0.5, y + 0.5, cell - 1, cell - 1, colour)
+
+    for step, values in enumerate(inputs.tolist()):
+        for row, value in enumerate(values):
+            hue = HUES[0] if value > 0 else HUES[1]  # negative numbers are of another colour
+            draw(step, tops[0], row, _mix(FLOOR, hue, min(1.0, abs(value))))
+    for step, (target, answer, on) in enumerate(zip(targets.tolist(), answers, asked, strict=True)):
+        if not on:
+            continue
+        said = None if answer is None else answer.flatten().tolist()
+        for row, bit in enumerate(target):
+            draw(step, tops[1], row, INK if bit else FLOOR)
+            if said is not None:
+                wrong = said[row] != bit
+                ink, paper = (WRONG, _mix(WRONG, FLOOR, 0.55)) if wrong else (RIGHT, FLOOR)
+                draw(step, tops[2], row, ink if said[row] else paper)
+    now = len(inputs) - 1  # the step at hand
+    if now < length:
+        x = left + now % per_row * cell + cell / 2
+        y = _MARGIN + now // per_row * pitch + block + 4
+        canvas.polygon([(x, y), (x - 5, y + 8), (x + 5, y + 8)], INK)
+    canvas.caption(caption, left, canvas.height - 1.4 * _MARGIN)
+    return canvas.frame()
+
+
+def symbol_frame(shown: str, right: str, said: str, alphabet: str, length: int, caption: str) -> Frame:
+    """Tiles over time, in lines: the symbol shown, the right answer, and the answer given with its verdict.
+
+    Args:
+        shown: t + 1 characters, a blank where nothing was shown.
+        right: t characters, a blank where nothing was asked.
+        said: t characters, a blank where nothing was asked or the answer is not known.
+        alphabet: the characters there are; each has a hue.
+        length: steps of an episode; places that are still to come stay empty.
+        caption: a line underneath.
+    """
+    per_row, most, tile, gap = min(length, 36), 6, 24, 10
+    lines = min(math.ceil(length / per_row), most)
+    # A long episode scrolls: the line of the present step is the last to be seen.
+    skipped = max(0, (min(len(shown), length) - 1) // per_row - most + 1)
+    pitch = 3 * tile + gap
+    width = _NAMES + per_row * tile + 2 * _MARGIN
+    canvas = Canvas(max(width, 240), lines * pitch + 3.5 * _MARGIN)
+    left = (canvas.width - width) / 2 + _MARGIN + _NAMES
+    for line in range(lines):
+        first = (line + skipped) * per_row
+        top = _MARGIN + line * pitch
+        for row, name in enumerate(("input", "target", "answer")):
+            canvas.text(name, left - 10, top + (row + 0.5) * tile, 17, anchor="midright")
+        for step in range(first, min(first + per_row, length)):
+            x, now = left + (step - first) * tile, step == len(shown) - 1
+            for row, letters in enumerate((shown, right, said)):
+                letter = letters[step] if step < len(letters) else " "
+                y, inner = top + row * tile, (x + 1, top + row * tile + 1, tile - 2, tile - 2)
+                middle = (x + tile / 2, y + tile / 2 + 1)
+                if letter == " ":
+                    canvas.box(*inner, LINE, round=5, line=1)
+                elif row == 2:
+                    verdict = RIGHT if letter == right[step] else WRONG
+                    canvas.box(*inner, _mix(verdict, FLOOR, 0.75), round=5)
+                    canvas.box(*inner, verdict, round=5, line=1.5)
+                    canvas.text(letter, *middle, 19, verdict, "center")
+                elif row == 1:
+                    canvas.box(*inner, FLOOR, round=5)
+                    canvas.text(letter, *middle, 19, INK, "center")
+                else:
+                    hue = HUES[alphabet.index(letter) % len(HUES)] if letter.isalnum() else FAINT
+                    canvas.box(*inner, hue, round=5)
+                    canvas.text(letter, *middle, 19, FLOOR, "center")
+            if now:
+                canvas.box(x - 1, top - 1, tile + 2, tile + 2, INK, round=6, line=2)
+    canvas.caption(caption, left, canvas.height - 1.2 * _MARGIN)
+    return canvas.frame()
