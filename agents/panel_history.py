@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -18,33 +19,46 @@ LONGEST = 400
 
 
 class PanelHistory:
-    """Successive panels of one memory: those with `over_time` grow by a column a step, the others are the newest."""
+    """Successive panels of one memory: those with `over_time` are shown for many steps, the others for the last."""
 
     def __init__(self) -> None:
         self.newest: Mapping[str, Panel] = {}
-        self.columns: dict[str, list[Tensor]] = {}
+        self.images: dict[str, list[Tensor]] = {}
 
     def add(self, panels: Mapping[str, Panel]) -> None:
         """The panels after one more step."""
         self.newest = panels
         for name, panel in panels.items():
             if panel.over_time:
-                column = self.columns.setdefault(name, [])
-                column.append(panel.image.detach().flatten())
-                del column[:-LONGEST]
+                images = self.images.setdefault(name, [])
+                images.append(panel.image.detach())
+                del images[:-LONGEST]
 
     def panels(self) -> dict[str, Panel]:
         """What there is to see now, by name: first what lasts a step, then what has a time axis."""
-        shown = {name: panel for name, panel in self.newest.items() if not panel.over_time}
-        for name, panel in self.newest.items():
-            if panel.over_time:
-                rows = " × ".join(
-                    part for part in (panel.y_label if len(panel.image) > 1 else "", panel.x_label) if part
-                )
-                shown[name] = replace(
-                    panel, image=torch.stack(self.columns[name], 1), x_label="step", y_label=rows, over_time=False
-                )
-        return shown
+        return {name: self._shown(name, panel) for name, panel in sorted(self.newest.items(), key=_has_time)}
+
+    def _shown(self, name: str, panel: Panel) -> Panel:
+        if panel.over_time is None:
+            return panel
+        images = torch.stack(self.images[name])  # [T, rows, columns]
+        if panel.over_time == "columns":
+            rows = " × ".join(part for part in (panel.y_label if images.shape[1] > 1 else "", panel.x_label) if part)
+            return replace(panel, image=images.flatten(1).t(), x_label="step", y_label=rows, over_time=None)
+        upper, lower = F.normalize(images, dim=2).transpose(0, 1).chunk(2)  # [rows / 2, T, columns]
+        first, second = panel.y_label.split(", ")
+        return replace(
+            panel,
+            image=torch.bmm(upper, lower.transpose(1, 2)).mean(0),
+            x_label=f"{second} at step",
+            y_label=f"{first} at step",
+            limits=(-1.0, 1.0),
+            over_time=None,
+        )
+
+
+def _has_time(item: tuple[str, Panel]) -> bool:
+    return item[1].over_time is not None
 
 
 def figure(name: str, panel: Panel) -> Figure:

@@ -28,7 +28,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
 
 from policies.allocator import tune_allocator
-from policies.memories import Memory, Unrolled, make_memory, registered
+from policies.memories import Memory, Unrolled, make_memory, memory_class, registered
 from policies.memories.base import State, unroll
 
 MIB = 2**20
@@ -43,7 +43,7 @@ class Args:
     lengths: tuple[int, ...] = (50, 200)
     """Steps between two parameter updates."""
     input_size: int = 32
-    """Width of the input."""
+    """Width of the input; for a memory that takes grids, channels of grids of its default size."""
     device: str = "cpu"
     """Where the memory lives."""
     threads: int = 1
@@ -64,12 +64,14 @@ class Case:
     def __init__(self, label: str, batch: int, length: int, args: Args) -> None:
         name, _, options = label.partition(":")
         pairs = (pair.split("=") for pair in options.split(",") if pair)
+        arguments = {key: ast.literal_eval(value) for key, value in pairs}
+        cls = memory_class(name)
+        shape = (args.input_size, *(cls.default_grid(**arguments) if cls.input_kind == "grid" else ()))
         torch.manual_seed(0)
         self.label, self.batch, self.length = label, batch, length
-        self.memory = make_memory(
-            name, input_size=args.input_size, **{key: ast.literal_eval(value) for key, value in pairs}
-        ).to(args.device)
-        self.xs = torch.randn(length, batch, args.input_size, device=args.device)
+        input_size = shape if len(shape) > 1 else args.input_size
+        self.memory = make_memory(name, input_size=input_size, **arguments).to(args.device)
+        self.xs = torch.randn(length, batch, *shape, device=args.device)
         self.seconds: dict[str, list[float]] = {name: [] for name in ("act", "stepped", "recorded", "unrolled")}
 
     def measure(self) -> None:

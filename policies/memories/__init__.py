@@ -1,6 +1,23 @@
 """Memories, by name: `make_memory("mnm-p", input_size=...)`. A new one is a file here and a line below."""
 
-from policies.memories import gru, identity, lstm, mnm  # noqa: F401  (each registers what it holds)
+from policies.memories import (  # noqa: F401  (each registers what it holds)
+    d_ntm,
+    dkm,
+    dmn,
+    dnc,
+    gru,
+    identity,
+    kanerva,
+    lstm,
+    memn2n,
+    mnm,
+    multigrid,
+    ntm,
+    plastic,
+    salu,
+    sdnc,
+    stack_rnn,
+)
 from policies.memories.base import Memory, MemoryStep, Panel, State, Unrolled
 from policies.memories.registry import make_memory, memory_class, register_memory, registered
 

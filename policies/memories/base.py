@@ -54,9 +54,10 @@ class Panel:
     y_label: str = ""
     limits: tuple[float, float] | None = None
     """Values at the two ends of the colour map; None: the image's own minimum and maximum."""
-    over_time: bool = False
-    """Whether its change is what matters, as with a weighting: viewers then flatten the image of each step into a column
-    and put the columns of successive steps side by side."""
+    over_time: Literal["columns", "similarity"] | None = None
+    """How viewers show many steps at once. "columns": the image of each step, flattened, becomes a column beside those
+    of the steps before. "similarity": the upper half of the rows of one step is compared with the lower half of
+    another, row by row, for every two steps. None: they show the last step alone."""
 
 
 class Memory(nn.Module):

@@ -22,8 +22,8 @@ from torch.autograd.function import once_differentiable
 class LocalStep(torch.autograd.Function):
     """`write_local`, then `activations` of all keys.
 
-    The rule is local, so one sweep does it: the rows of X are the read and write keys on their way through the updated
-    memory and, below them, the write keys on their way through the old one.
+    The rule is local, so one sweep does it: the rows of X are all keys on their way through the updated memory and,
+    below them, the write keys on their way through the old one.
     """
 
     @staticmethod
@@ -31,15 +31,15 @@ class LocalStep(torch.autograd.Function):
         ctx: Any, keys: Tensor, expected: Tensor, steps: Tensor, squash_output: bool, *weights: Tensor
     ) -> tuple[Tensor, ...]:
         """As `MNM.write_then_read`, with z' of all layers side by side: `expected` is `[B, H, ΣD_l]`."""
-        heads = expected.shape[1]
-        x = torch.cat([keys, keys[:, heads:]], 1)
+        heads, reads = expected.shape[1], keys.shape[1]
+        x = torch.cat([keys, keys[:, heads : 2 * heads]], 1)
         xs, errors, updated = [x], [], []
         targets = torch.split(expected, [m.shape[1] for m in weights], 2)
         for index, m in enumerate(weights):
             squash = squash_output or index < len(weights) - 1
-            x_new, x_old = x[:, : 2 * heads], x[:, 2 * heads :]
+            x_new, x_old = x[:, :reads], x[:, reads:]
             x = torch.bmm(x, m.transpose(1, 2))
-            y_new, y_old = x[:, : 2 * heads], x[:, 2 * heads :]
+            y_new, y_old = x[:, :reads], x[:, reads:]
             if squash:
                 y_old.tanh_()
             error = y_old - targets[index]
@@ -52,7 +52,7 @@ class LocalStep(torch.autograd.Function):
             errors.append(error)
         ctx.save_for_backward(steps, *weights, *xs, *errors)
         ctx.squash_output = squash_output
-        return (x[:, : 2 * heads].contiguous(), *updated)
+        return (x[:, :reads].contiguous(), *updated)
 
     @staticmethod
     @once_differentiable
@@ -60,33 +60,33 @@ class LocalStep(torch.autograd.Function):
         steps, *saved = ctx.saved_tensors
         layers = len(d_updated)
         weights, xs, errors = saved[:layers], saved[layers : 2 * layers + 1], saved[2 * layers + 1 :]
-        heads = errors[0].shape[1]
+        heads, reads = errors[0].shape[1], d_recalled.shape[1]
         d_x = torch.cat([d_recalled, torch.zeros_like(d_recalled[:, :heads])], 1)
         d_steps = torch.empty_like(steps)
         d_targets: list[Tensor] = []
         d_weights: list[Tensor | None] = []
         for index in reversed(range(layers)):
             m, x, error, d_m = weights[index], xs[index], errors[index], d_updated[index]
-            x_new, x_old = x[:, : 2 * heads], x[:, 2 * heads :]
-            d_new, d_old = d_x[:, : 2 * heads], d_x[:, 2 * heads :]
+            x_new, x_old = x[:, :reads], x[:, reads:]
+            d_new, d_old = d_x[:, :reads], d_x[:, reads:]
             step = steps[:, index, None, None]
             a = error * -step
             gram = torch.bmm(x_new, x_old.transpose(1, 2))
             slope = _slope(xs[index + 1], ctx.squash_output or index < layers - 1)
-            d_new *= slope[:, : 2 * heads]
+            d_new *= slope[:, :reads]
             d_gram = torch.bmm(d_new, a.transpose(1, 2))
             d_a = torch.bmm(x_old, d_m.transpose(1, 2)) + torch.bmm(gram.transpose(1, 2), d_new)
             d_steps[:, index] = (error * d_a).sum((1, 2)).neg_()
             d_error = d_a * -step
             d_targets.append(-d_error)
             d_old += d_error
-            d_old *= slope[:, 2 * heads :]
+            d_old *= slope[:, reads:]
             d_weights.append(torch.baddbmm(d_m, d_x.transpose(1, 2), x) if ctx.needs_input_grad[4 + index] else None)
             d_x = torch.bmm(d_x, m)
-            d_x[:, : 2 * heads] += torch.bmm(d_gram, x_old)
-            d_x[:, 2 * heads :] += torch.bmm(d_gram.transpose(1, 2), x_new) + torch.bmm(a, d_m)
-        d_keys = d_x[:, : 2 * heads]
-        d_keys[:, heads:] += d_x[:, 2 * heads :]
+            d_x[:, :reads] += torch.bmm(d_gram, x_old)
+            d_x[:, reads:] += torch.bmm(d_gram.transpose(1, 2), x_new) + torch.bmm(a, d_m)
+        d_keys = d_x[:, :reads]
+        d_keys[:, heads : 2 * heads] += d_x[:, reads:]
         return (d_keys, torch.cat(d_targets[::-1], 2), d_steps, None, *d_weights[::-1])
 
 
@@ -104,7 +104,7 @@ class GradientStep(torch.autograd.Function):
         """As `MNM.write_then_read`."""
         layers, heads = len(weights), values.shape[1]
         squash = [True] * (layers - 1) + [squash_output]
-        zs = [keys[:, heads:]]
+        zs = [keys[:, heads : 2 * heads]]
         for index, m in enumerate(weights):
             z = torch.bmm(zs[-1], m.transpose(1, 2))
             zs.append(z.tanh_() if squash[index] else z)
@@ -177,7 +177,7 @@ class GradientStep(torch.autograd.Function):
                 d_weights.append(torch.baddbmm(d_updated[index], left.transpose(1, 2), right))
             else:
                 d_weights.append(None)
-        d_y[:, heads:] += d_z
+        d_y[:, heads : 2 * heads] += d_z
         return (d_y, d_values, d_steps, None, *d_weights[::-1])
 
 

@@ -36,8 +36,11 @@ class MNM(Memory):
     first, so that the read sees it.
 
     State: `hidden`, `cell` `[B, hidden_size]`; `read_value` `[B, value_size]`; `weights_1` ... `weights_L`
-    `[B, D_l, D_{l-1}]`, with D_0 = key_size, D_L = value_size, and memory_units between.
-    Losses: `meta` `[B]`, eq. (5) with recall delay 0: how far the updated memory is from what it was just told.
+    `[B, D_l, D_{l-1}]`, with D_0 = key_size, D_L = value_size, and memory_units between. With a recall delay also
+    `write_keys` `[B, recall_delay, heads, key_size]` and `write_values` `[B, recall_delay, heads, value_size]`: what
+    the last steps wrote, the last one first, zeros before the episode began.
+    Losses: `meta` `[B]`, eq. (5) at this step: how far the updated memory is from what it was told, now and in the
+    `recall_delay` steps before.
 
     Args:
         input_size: F, width of the input.
@@ -53,6 +56,10 @@ class MNM(Memory):
             C's, wants `mean_over_units`, for without it a step on strong keys overshoots and the weights diverge.
         mean_over_units: average squared errors over units too, as appendix C and the port do, where equations (2) and
             (5) sum over them: divides the step by D_l / 2 (local) or d_v (gradient), and the meta loss by d_v.
+        recall_delay: 𝒯 of eq. (5), at least 0: so many steps back the meta loss asks for what was written. The paper's
+            experiments have 0.
+        recall_decay: λ_τ = recall_decay^τ is the weight of what was written τ steps ago; above 0, at most 1. The paper
+            names an exponential decay, but no number.
         memory_seed: of φ_0, which is random, the same at the start of every episode, saved but never trained (§3.5).
         fast: compute a step by hand-written kernels; False: by plain operations, which give the same.
     """
@@ -73,6 +80,8 @@ class MNM(Memory):
         rate: Literal["single", "per-layer"] = "single",
         output_activation: Literal["tanh", "linear"] = "tanh",
         mean_over_units: bool = False,
+        recall_delay: int = 0,
+        recall_decay: float = 1.0,
         memory_seed: int = 0,
         fast: bool = True,
     ) -> None:
@@ -83,11 +92,17 @@ class MNM(Memory):
             raise ValueError(f"output_activation is {output_activation!r}; it must be 'tanh' or 'linear'")
         if min(memory_layers, heads) < 1:
             raise ValueError(f"memory_layers and heads must be at least 1, not {memory_layers} and {heads}")
+        if recall_delay < 0:
+            raise ValueError(f"recall_delay is {recall_delay}; it must be at least 0")
+        if not 0 < recall_decay <= 1:
+            raise ValueError(f"recall_decay is {recall_decay}; it must be above 0 and at most 1")
         self.output_size = output_size or hidden_size
         self.hidden_size = hidden_size
         self.heads = heads
         self.key_size = key_size
         self.squash_output = output_activation == "tanh"
+        self.recall_delay = recall_delay
+        self.recall_decay = recall_decay
         self.fast = fast
         self.layer_sizes = [memory_units] * (memory_layers - 1) + [value_size]
 
@@ -124,6 +139,10 @@ class MNM(Memory):
         }
         for index, phi_0 in enumerate(self.initial_weights(), start=1):
             state[f"weights_{index}"] = phi_0.expand(batch_size, -1, -1)
+        if self.recall_delay:
+            for name, size in {"write_keys": self.key_size, "write_values": self.layer_sizes[-1]}.items():
+                told = torch.zeros(1, self.recall_delay, self.heads, size, device=self.device, dtype=self.dtype)
+                state[name] = told.expand(batch_size, -1, -1, -1)
         return state
 
     def initial_weights(self) -> list[Tensor]:
@@ -135,21 +154,50 @@ class MNM(Memory):
         inputs = torch.cat([x, state["read_value"]], 1)
         hidden, cell = self.controller(inputs, (state["hidden"], state["cell"]))
 
-        # eq. (1): one tanh over everything, then β = sigmoid(W_β β' + b_β)
-        keys, values, rate = self.interaction(hidden).tanh().split(self.splits, 1)
-        keys = keys.unflatten(1, (2 * self.heads, self.key_size))  # k^r, then k^w
-        values = values.unflatten(1, (self.heads, self.layer_sizes[-1]))  # v^w
-        steps = self.rate(rate).sigmoid() / self.step_divisors
+        keys, values, rate = self.interact(hidden)
+        steps = self.rate(rate).sigmoid() / self.step_divisors  # β = sigmoid(W_β β' + b_β)
 
-        weights, recalled = self.write_then_read(weights, keys, values, steps)
+        asked = torch.cat([keys, state["write_keys"].flatten(1, 2)], 1) if self.recall_delay else keys
+        weights, recalled = self.write_then_read(weights, asked, values, steps)
         read_value = recalled[:, : self.heads].mean(1)  # v^r
-        errors = (recalled[:, self.heads :] - values).square()
-        meta = errors.sum((1, 2)) / self.meta_divisor  # eq. (5), recall delay 0
+        errors = (recalled[:, self.heads : 2 * self.heads] - values).square().sum((1, 2))  # eq. (5), τ = 0
+        if self.recall_delay:
+            errors = errors + self.recall_errors(recalled[:, 2 * self.heads :], state["write_values"])
+        meta = errors / self.meta_divisor
 
         following = {"hidden": hidden, "cell": cell, "read_value": read_value}
         for index, m in enumerate(weights, start=1):
             following[f"weights_{index}"] = m
+        if self.recall_delay:
+            for name, told in {"write_keys": keys[:, self.heads :], "write_values": values}.items():
+                following[name] = torch.cat([told.unsqueeze(1), state[name][:, :-1]], 1)
         return MemoryStep(self.output(torch.cat([hidden, read_value], 1)), following, {"meta": meta})
+
+    def interact(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Eq. (1), one tanh over everything.
+
+        Args:
+            hidden: h, `[..., d_h]`.
+
+        Returns:
+            H read keys, then H write keys, `[..., 2H, d_k]`; v^w, `[..., H, d_v]`; β', `[..., d_k]`.
+        """
+        keys, values, rate = self.interaction(hidden).tanh().split(self.splits, -1)
+        keys = keys.unflatten(-1, (2 * self.heads, self.key_size))
+        return keys, values.unflatten(-1, (self.heads, self.layer_sizes[-1])), rate
+
+    def recall_errors(self, recalled: Tensor, told: Tensor) -> Tensor:
+        """Σ_{τ=1}^𝒯 λ_τ Σ_i ‖f_{φ_t}(k^w_{t-τ,i}) − v^w_{t-τ,i}‖² of eq. (5), `[B]`.
+
+        Steps before the episode's first add nothing: their keys and values are zeros, and without biases f_φ(0) = 0.
+
+        Args:
+            recalled: f_{φ_t}(k^w_{t-τ}), τ = 1 ... 𝒯, `[B, 𝒯 H, d_v]`.
+            told: v^w_{t-τ}, `[B, 𝒯, H, d_v]`.
+        """
+        errors = (recalled.view_as(told) - told).square().sum((2, 3))
+        delays = torch.arange(1, self.recall_delay + 1, device=errors.device, dtype=errors.dtype)
+        return errors @ torch.pow(self.recall_decay, delays)
 
     def write_then_read(
         self, weights: list[Tensor], keys: Tensor, values: Tensor, steps: Tensor
@@ -158,22 +206,34 @@ class MNM(Memory):
 
         Args:
             weights: M^l_{t-1}, `[B, D_l, D_{l-1}]`.
-            keys: H read keys, then H write keys, `[B, 2H, d_k]`.
+            keys: H read keys, then H write keys, then any others to read, `[B, N, d_k]`.
             values: v^w, `[B, H, d_v]`.
             steps: step size of each layer, `[B, L]`.
 
         Returns:
-            M^l_t, and f_{φ_t} of each key, `[B, 2H, d_v]`.
+            M^l_t, and f_{φ_t} of each key, `[B, N, d_v]`.
         """
         raise NotImplementedError
 
     def panels(self, state: State) -> dict[str, Panel]:
-        """What each layer has learned since the episode began, M^l_t − M^l_0, and the read-out v^r."""
+        """What each layer has learned since the episode began, M^l_t − M^l_0, and the read-out v^r.
+
+        Keys and values, read and written, which viewers compare over time as figure 5 of the paper does; all of its
+        pictures are in `mnm_similarity.py`. With a recall delay also the pairs that the meta loss asks for.
+        """
         panels = {
             f"weights_{index} change": Panel((state[f"weights_{index}"][0] - phi_0[0]).detach(), "from unit", "to unit")
             for index, phi_0 in enumerate(self.initial_weights(), start=1)
         }
         panels["read_value"] = vector_panel(state["read_value"][:1], limits=None)
+        with torch.no_grad():
+            keys, written, _ = self.interact(state["hidden"][:1])
+        read = state["read_value"][:1, None].expand_as(written)
+        panels["keys"] = Panel(keys[0].detach(), "unit", "read, write", (-1.0, 1.0), "similarity")
+        panels["values"] = Panel(torch.cat([read, written], 1)[0].detach(), "unit", "read, write", None, "similarity")
+        for name in ("write_keys", "write_values") if self.recall_delay else ():
+            told = state[name][0].detach().flatten(0, 1)
+            panels[name] = Panel(told, "unit", f"{self.heads} heads a step, the last step first", (-1.0, 1.0))
         return panels
 
 
@@ -188,17 +248,25 @@ class MNMp(MNM):
 
     local_update = True
 
+    @property
+    def taped(self) -> bool:
+        """Whether `mnm_sequence` can take a sequence."""
+        return self.fast and not self.recall_delay
+
     def unroll(self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None = None) -> Unrolled:
-        """As `base.unroll`; by `mnm_sequence` between resets, where the host knows them and they are few."""
+        """As `base.unroll`; by `mnm_sequence` between resets, where the host knows them and they are few.
+
+        `mnm_sequence` knows no recall delay: with one, this steps.
+        """
         if starts is None:
             starts, resets = xs.new_zeros(xs.shape[:2], dtype=torch.bool), ()
-        if not self.fast or resets is None or len(resets) > max(1, len(xs) // 4):
+        if not self.taped or resets is None or len(resets) > max(1, len(xs) // 4):
             return unroll(self, xs, starts, state, resets)
         return unroll_segments(self, self.run, xs, starts, state, resets)
 
     def record(self, state: State, room: int) -> Recording:
         """As `base.Memory.record`, on tapes of `mnm_sequence` where resets are not too near to one another."""
-        return TapedRecording(self, state, room) if self.fast and room >= 4 else super().record(state, room)
+        return TapedRecording(self, state, room) if self.taped and room >= 4 else super().record(state, room)
 
     def run(self, xs: Tensor, state: State, tape: Tape | None = None) -> Unrolled:
         """A sequence without a reset; `tape` where its steps were already taken."""
@@ -254,7 +322,7 @@ class MNMp(MNM):
             )
             return updated, recalled
         layers = expected.split(self.layer_sizes, 2)
-        updated = write_local(weights, keys[:, self.heads :], layers, steps, self.squash_output)
+        updated = write_local(weights, keys[:, self.heads : 2 * self.heads], layers, steps, self.squash_output)
         return updated, activations(updated, keys, self.squash_output)[-1]
 
 
@@ -276,7 +344,7 @@ class MNMg(MNM):
                 keys, values, steps, self.squash_output, *weights
             )
             return updated, recalled
-        updated = write_gradient(weights, keys[:, self.heads :], values, steps, self.squash_output)
+        updated = write_gradient(weights, keys[:, self.heads : 2 * self.heads], values, steps, self.squash_output)
         return updated, activations(updated, keys, self.squash_output)[-1]
 
 

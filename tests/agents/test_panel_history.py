@@ -18,7 +18,7 @@ def test_weightings_grow_by_a_column_a_step() -> None:
     history = PanelHistory()
     for step in range(3):
         weights = torch.arange(4.0).view(2, 2) + 10 * step
-        history.add({"w": Panel(weights, "slot", "head", over_time=True), "m": Panel(weights, "x", "y")})
+        history.add({"w": Panel(weights, "slot", "head", over_time="columns"), "m": Panel(weights, "x", "y")})
     shown = history.panels()
     assert list(shown) == ["m", "w"]
     assert torch.equal(shown["m"].image, torch.tensor([[20.0, 21.0], [22.0, 23.0]]))
@@ -27,10 +27,24 @@ def test_weightings_grow_by_a_column_a_step() -> None:
     assert (shown["w"].x_label, shown["w"].y_label) == ("step", "head × slot")
 
 
+def test_similarity_compares_every_two_steps() -> None:
+    history = PanelHistory()
+    generator = torch.Generator().manual_seed(0)
+    steps = [torch.randn(4, 3, generator=generator) for _ in range(5)]  # two heads: read, read, write, write
+    for step in steps:
+        history.add({"keys": Panel(step, "unit", "read, write", over_time="similarity")})
+    shown = history.panels()["keys"]
+    for row, read in enumerate(steps):
+        for column, written in enumerate(steps):
+            pairs = [torch.cosine_similarity(read[head], written[2 + head], dim=0) for head in range(2)]
+            torch.testing.assert_close(shown.image[row, column], torch.stack(pairs).mean())
+    assert (shown.x_label, shown.y_label) == ("write at step", "read at step")
+
+
 def test_a_picture_reaches_back_so_far_and_no_further() -> None:
     history = PanelHistory()
     for step in range(LONGEST + 5):
-        history.add({"w": Panel(torch.tensor([[float(step)]]), "slot", "head", over_time=True)})
+        history.add({"w": Panel(torch.tensor([[float(step)]]), "slot", "head", over_time="columns")})
     image = history.panels()["w"].image
     assert image.shape == (1, LONGEST)
     assert image[0, 0] == 5

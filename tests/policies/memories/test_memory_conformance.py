@@ -40,13 +40,63 @@ class Case:
 
 MNM = {"hidden_size": 7, "output_size": 5, "key_size": 4, "value_size": 3, "memory_units": 6, "heads": 2}
 MNM_LEARNER = {"hidden_size": 24, "key_size": 12, "value_size": 12, "memory_units": 12, "heads": 2}
+SALU = {"hidden_size": 7, "output_size": 5, "key_size": 4, "value_size": 3, "heads": 2}
+PLASTIC = {"hidden_size": 6, "init_scale": 0.4, "init_eta": 0.3}
+PLASTIC_LEARNER = {"hidden_size": 32, "init_scale": 0.05}
+DNC = {"hidden_size": 6, "output_size": 5, "slots": 5, "word_size": 3, "read_heads": 2, "write_heads": 2}
 
 CASES = {
     "identity": Case(floor=0.0, ceiling=0.4),  # sees the answer never, so chance is all it can have
     "gru": Case({"hidden_size": 6, "num_layers": 2}, learner={"hidden_size": 24}),
     "lstm": Case({"hidden_size": 6, "num_layers": 2}, learner={"hidden_size": 24}),
+    "dmn": Case(
+        {"hidden_size": 4, "capacity": 4, "passes": 2, "answer": "gru"},
+        learner={"hidden_size": 24, "capacity": 8, "passes": 2},
+    ),
+    "memn2n": Case({"embedding_size": 4, "capacity": 4, "hops": 2}, learner={"embedding_size": 24, "capacity": 8}),
     "mnm-p": Case({**MNM, "rate": "per-layer"}, learner=MNM_LEARNER),
     "mnm-g": Case({**MNM, "rate": "per-layer"}, learner=MNM_LEARNER),
+    "dnc": Case(DNC, learner={"hidden_size": 24, "slots": 8, "word_size": 8, "read_heads": 2}),
+    "sdnc": Case(
+        {"hidden_size": 6, "output_size": 5, "slots": 9, "word_size": 4, "read_heads": 2, "sparse_reads": 2}
+        | {"sparse_links": 3},
+        learner={"hidden_size": 24, "slots": 16, "word_size": 8, "read_heads": 2},
+    ),
+    "multigrid": Case(
+        {"levels": (1, 2), "channels": (2, 3), "down_channels": (4,)},
+        input_shape=(5, 3, 3),
+        learner={"levels": (1, 2), "channels": (4, 4), "down_channels": (4,)},
+    ),
+    "plastic": Case(PLASTIC, learner=PLASTIC_LEARNER),
+    "homo-plastic": Case(PLASTIC, learner=PLASTIC_LEARNER),
+    "salu": Case(
+        {**SALU, "capacity": 4}, learner={"hidden_size": 24, "key_size": 12, "value_size": 12, "capacity": 10}
+    ),
+    "stack-rnn": Case(
+        {"hidden_size": 6, "num_stacks": 2, "capacity": 5, "bias": True},
+        learner={"hidden_size": 100, "capacity": 10},
+    ),
+    "d-ntm": Case(
+        {"hidden_size": 6, "output_size": 5, "num_layers": 2, "memory_size": 7, "content_size": 4, "address_size": 3}
+        | {"read_heads": 2, "write_heads": 2, "reading_steps": 2, "addressing": "discrete"}
+        | {"entropy_coef": 0.1, "consistency_coef": 0.1, "prediction_coef": 0.1},
+        learner={"hidden_size": 24, "memory_size": 16, "content_size": 8, "address_size": 8},
+    ),
+    "ntm": Case(
+        {"hidden_size": 6, "output_size": 5, "num_layers": 2, "memory_size": 7, "word_size": 4, "read_heads": 2}
+        | {"write_heads": 2, "shift_range": 2, "memory_init": "learned"},
+        learner={"hidden_size": 24, "memory_size": 16, "word_size": 8},
+    ),
+    "kanerva++": Case(
+        {"output_size": 5, "embedding_size": 6, "dense_size": 8, "latent_size": 3, "memory_size": 8}
+        | {"writer_features": 4, "crop_size": 4, "prior_features": 3, "map_shape": (1, 4, 4), "reconstruct": True},
+        learner={"memory_size": 8, "crop_size": 4},
+    ),
+    "dkm": Case(
+        {"output_size": 5, "memory_size": 4, "code_size": 3, "num_opt_iters": 2, "read_iterations": 2}
+        | {"sample_w": True, "sample_memory": True, "obs_noise_stddev": 0.0, "reconstruct": True},
+        learner={"memory_size": 8, "code_size": 16},
+    ),
 }
 BATCH, LENGTH = 3, 6
 

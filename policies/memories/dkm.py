@@ -1,0 +1,231 @@
+"""The dynamic Kanerva machine: a memory that is a normal distribution, written by Bayes' rule."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from policies.memories.base import Memory, MemoryStep, Panel, State
+from policies.memories.kanerva_parts import Gaussian
+from policies.memories.noise import fingerprint, gaussian, next_seed
+from policies.memories.pictures import vector_panel
+from policies.memories.registry import register_memory
+
+STREAMS = 4
+WRITE, READ, WRITE_MEMORY, READ_MEMORY = range(STREAMS)
+"""Streams of noise, of a first iteration; those of the next are `STREAMS` further on."""
+
+
+@register_memory("dkm")
+class DKM(Memory):
+    """Dynamic Kanerva machine (Wu, Wayne, Gregor and Lillicrap, NeurIPS 2018).
+
+    The memory is K rows of C numbers whose columns are normal with a mean of their own and one covariance U for all. A
+    code z is observed as z = wM + noise, where w is found by least squares, and the posterior is exact: what is known
+    already changes little, what is new changes much, and every write makes the memory surer.
+
+    At each step a linear encoder makes a code and writes it; then a second linear encoder makes a cue from the same
+    input, the weights that explain the cue best are found in the updated memory, and what they give, ẑ = wM, is the
+    read-out. So a policy asks by what it sees, and learns which part of it to ask with.
+
+    State: `memory_mean` `[B, K, C]`; `cov_root` `[B, K, K]`, L of U = L Lᵀ; `write_weights`, `read_weights` `[B, K]`;
+    `seed` `[B]` where something is sampled.
+    Losses, each `[B]` in nats: `kl_m`, KL of the memory after the write from the one before; `kl_w`, KL of the write
+    weights from their prior; with `reconstruct`, `reconstruction`, −ln p(x|ẑ) of the code just written.
+
+    Args:
+        input_size: F, width of the input.
+        output_size: width of the output.
+        memory_size: K, rows.
+        code_size: C, width of a row and of a code.
+        num_opt_iters: how often the write weights are solved for, each time in the memory that the last would give.
+        read_iterations: how often the read weights are solved for, each time with the last read-out as the cue.
+        w_prior_stddev: of the weights' prior.
+        obs_noise_stddev: of the observation of a code; 0: learned, from 1 on.
+        solve: "ridge": w minimises |z − wM|² + λ|w|², λ = obs² / w_prior². "code": the released code's, which hands the
+            normal equations to a least-squares solver that squares them once more.
+        sample_w: draw the weights, by noise that is a hash of what was seen; False: take their mean.
+        sample_memory: solve and read in a memory drawn from its distribution; False: in its mean.
+        reconstruct: add the loss `reconstruction`.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        output_size: int = 128,
+        memory_size: int = 32,
+        code_size: int = 64,
+        num_opt_iters: int = 1,
+        read_iterations: int = 1,
+        w_prior_stddev: float = 1.0,
+        obs_noise_stddev: float = 1.0,
+        solve: Literal["ridge", "code"] = "ridge",
+        sample_w: bool = False,
+        sample_memory: bool = False,
+        reconstruct: bool = False,
+    ) -> None:
+        super().__init__()
+        if solve not in ("ridge", "code"):
+            raise ValueError(f"solve is {solve!r}; it must be 'ridge' or 'code'")
+        if min(memory_size, code_size) < 1:
+            raise ValueError(f"memory_size and code_size must be at least 1, not {memory_size} and {code_size}")
+        if min(num_opt_iters, read_iterations) < 1:
+            raise ValueError(
+                f"num_opt_iters and read_iterations must be at least 1, not {num_opt_iters} and {read_iterations}"
+            )
+        if w_prior_stddev <= 0 or obs_noise_stddev < 0:
+            raise ValueError(
+                f"w_prior_stddev must be above 0 and obs_noise_stddev at least 0, not {w_prior_stddev} and "
+                f"{obs_noise_stddev}"
+            )
+        self.output_size = output_size
+        self.memory_size, self.code_size = memory_size, code_size
+        self.num_opt_iters, self.read_iterations = num_opt_iters, read_iterations
+        self.w_prior_stddev = w_prior_stddev
+        self.solve = solve
+        self.sample_w, self.sample_memory = sample_w, sample_memory
+
+        self.write_encoder = nn.Linear(input_size, code_size)
+        self.read_encoder = nn.Linear(input_size, code_size)
+        self.output = nn.Linear(code_size + input_size, output_size)
+        self.decoder = nn.Linear(code_size, input_size) if reconstruct else None
+        self.prior_mean = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, memory_size, code_size)))
+        self.prior_log_var = nn.Parameter(torch.zeros(()))
+        self.log_w_std = nn.Parameter(torch.tensor(0.3).log())
+        self.obs_noise_stddev = obs_noise_stddev
+        self.log_obs_std = None if obs_noise_stddev else nn.Parameter(torch.zeros(()))
+
+    def prior_variance(self) -> Tensor:
+        """Of each row before anything is written, `[]`."""
+        return self.prior_log_var.exp() + 1e-6
+
+    def obs_var(self) -> Tensor | float:
+        """Variance of the noise with which a code is observed, `[]`."""
+        return self.obs_noise_stddev**2 if self.log_obs_std is None else (2 * self.log_obs_std).exp()
+
+    def initial_state(self, batch_size: int) -> State:
+        rows = self.memory_size
+        eye = torch.eye(rows, device=self.device, dtype=self.dtype)
+        zeros = torch.zeros(1, rows, device=self.device, dtype=self.dtype).expand(batch_size, -1)
+        state = {
+            "memory_mean": self.prior_mean.expand(batch_size, -1, -1),
+            "cov_root": (self.prior_variance().sqrt() * eye).expand(batch_size, -1, -1),
+            "write_weights": zeros,
+            "read_weights": zeros,
+        }
+        return state | ({"seed": zeros[:, 0]} if self.sample_w or self.sample_memory else {})
+
+    def forward(self, x: Tensor, state: State) -> MemoryStep:
+        seed = next_seed(state["seed"], fingerprint(x)) if "seed" in state else None
+        z, cue = self.write_encoder(x), self.read_encoder(x)
+        obs_var = self.obs_var()
+
+        mean, root = state["memory_mean"], state["cov_root"]
+        for iteration in range(self.num_opt_iters):
+            memory = self.drawn_memory(mean, root, seed, iteration * STREAMS + WRITE_MEMORY)
+            w_mean = self.address(z, memory, obs_var)
+            w = self.drawn_weights(w_mean, seed, iteration * STREAMS + WRITE)
+            mean, root, kl_m = write(state["memory_mean"], state["cov_root"], w, z, obs_var)
+        losses = {"kl_m": kl_m, "kl_w": self.weights_kl(w_mean)}
+
+        memory = self.drawn_memory(mean, root, seed, READ_MEMORY)
+        for iteration in range(self.read_iterations):
+            read_mean = self.address(cue, memory, obs_var)
+            cue = times(self.drawn_weights(read_mean, seed, iteration * STREAMS + READ), memory)  # ẑ = wM
+        if self.decoder is not None:
+            error = self.decoder(times(w, mean)) - x
+            losses["reconstruction"] = 0.5 * (error.square() + math.log(2 * math.pi)).sum(1)
+
+        after = {"memory_mean": mean, "cov_root": root, "write_weights": w_mean, "read_weights": read_mean}
+        if seed is not None:
+            after["seed"] = seed
+        return MemoryStep(self.output(torch.cat([cue, x], 1)), after, losses)
+
+    def address(self, z: Tensor, memory: Tensor, obs_var: Tensor | float) -> Tensor:
+        """The weights that explain a code best: `z` `[B, C]` and `memory` `[B, K, C]` to `[B, K]`."""
+        penalty = obs_var / self.w_prior_stddev**2  # λ
+        gram = memory @ memory.mT
+        target = (memory @ z.unsqueeze(2)).squeeze(2)
+        if self.solve == "code":
+            gram, target = gram @ gram, times(target, gram)
+        eye = torch.eye(self.memory_size, device=z.device, dtype=z.dtype)
+        # never singular, as λ > 0; the variant that does not check asks nothing of the device
+        weights: Tensor = torch.linalg.solve_ex(gram + penalty * eye, target)[0]
+        return weights
+
+    def drawn_weights(self, mean: Tensor, seed: Tensor | None, stream: int) -> Tensor:
+        """w ~ N(mean, w_std² I), or the mean."""
+        if not self.sample_w or seed is None:
+            return mean
+        return mean + self.log_w_std.exp() * gaussian(seed, (self.memory_size,), stream)
+
+    def drawn_memory(self, mean: Tensor, root: Tensor, seed: Tensor | None, stream: int) -> Tensor:
+        """M ~ N(mean, U) column by column, or the mean."""
+        if not self.sample_memory or seed is None:
+            return mean
+        drawn: Tensor = mean + root @ gaussian(seed, (self.memory_size, self.code_size), stream)
+        return drawn
+
+    def weights_kl(self, w_mean: Tensor) -> Tensor:
+        """KL(N(w_mean, w_std² I) ‖ N(0, w_prior² I)) in nats, `[B]`."""
+        std = self.log_w_std.exp().expand_as(w_mean)
+        return Gaussian(w_mean / self.w_prior_stddev, std / self.w_prior_stddev).kl()
+
+    def memory_kl(self, state: State) -> Tensor:
+        """KL of the memory from its prior in nats, `[B]`: all that was written, at once."""
+        prior, root = self.prior_variance(), state["cov_root"]
+        change = (state["memory_mean"] - self.prior_mean).square().sum((1, 2)) / prior
+        trace = root.square().sum((1, 2)) / prior
+        log_ratio = self.memory_size * prior.log() - 2 * torch.linalg.slogdet(root)[1]
+        kl: Tensor = 0.5 * (change + self.code_size * (trace - self.memory_size + log_ratio))
+        return kl
+
+    def panels(self, state: State) -> dict[str, Panel]:
+        """Mean and covariance of the memory, the deviation of each row, and where was written and read last."""
+        root = state["cov_root"][0].detach()
+        cov = root @ root.mT
+        weights = torch.stack([state["write_weights"][0], state["read_weights"][0]]).detach()
+        return {
+            "memory_mean": Panel(state["memory_mean"][0].detach(), "code unit", "row"),
+            "covariance": Panel(cov, "row", "row"),
+            "row deviation": vector_panel(root.norm(dim=1).unsqueeze(0), "row", limits=None),
+            "weights": Panel(weights, "row", "write, read"),
+        }
+
+
+def times(row: Tensor, matrix: Tensor) -> Tensor:
+    """`[B, N]` times `[B, N, M]`: `[B, M]`."""
+    return (row.unsqueeze(1) @ matrix).squeeze(1)
+
+
+def write(mean: Tensor, root: Tensor, w: Tensor, z: Tensor, obs_var: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
+    """The exact posterior after observing z = wM + noise.
+
+    Args:
+        mean: M, `[B, K, C]`.
+        root: L, `[B, K, K]`, where U = L Lᵀ.
+        w: `[B, K]`.
+        z: `[B, C]`.
+        obs_var: variance of the noise, `[]`.
+
+    Returns:
+        M and L after the write, and the KL divergence of the new memory from the old one in nats, `[B]`.
+    """
+    f = times(w, root)  # wL, so that wU = f Lᵀ
+    wu = times(f, root.mT)
+    wuw = f.square().sum(1)
+    var_z = wuw + obs_var  # Σ_z
+    gain = wu / var_z.unsqueeze(1)  # c
+    delta = z - times(w, mean)  # Δ
+    new_mean = mean + gain.unsqueeze(2) * delta.unsqueeze(1)
+
+    # U − cᵀwU, of which Potter's formula gives the root: whatever the rounding, U stays a square
+    alpha = 1 / (var_z + (obs_var * var_z).sqrt())
+    new_root = root - (alpha.unsqueeze(1) * wu).unsqueeze(2) * f.unsqueeze(1)
+
+    known = wuw / var_z  # β, how much of the observation's variance was the memory's
+    kl = 0.5 * (known / var_z * delta.square().sum(1) - mean.shape[2] * (known + torch.log(obs_var / var_z)))
+    return new_mean, new_root, kl

@@ -1,0 +1,241 @@
+"""What Kanerva++ sees with: encoders whose features are shifted in time, and the paper's dense networks.
+
+Equation numbers and appendices are those of Ramapuram, Wu and Kalousis, "Kanerva++", ICLR 2021.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Shift = Callable[[int, Tensor], Tensor]
+"""What happens to the features `[N, C, ...]` at one place of an encoder: their number, then the features."""
+
+
+class SpectralLinear(nn.Linear):
+    """A linear layer divided by its largest singular value (Miyato et al., 2018).
+
+    σ = uᵀWv by power iteration. The iteration begins anew whenever W has changed, rather than where it last ended, so
+    that a pass is a function of the weights and writes to no buffer; u and v are kept until then.
+    """
+
+    iterations = 16
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        nn.init.orthogonal_(self.weight)  # at first all singular values are the largest, so that nothing is dimmed
+        self._known: tuple[object, Tensor, Tensor] | None = None
+
+    def sigma(self) -> Tensor:
+        """The largest singular value, `[]`; its gradient is u vᵀ."""
+        w = self.weight
+        key = (w._version, w.data_ptr(), w.dtype, w.device)
+        if self._known is None or self._known[0] != key:
+            with torch.no_grad():
+                v = F.normalize(torch.linspace(1, 2, w.shape[1], dtype=w.dtype, device=w.device), dim=0)
+                u = v
+                for _ in range(self.iterations):
+                    u = F.normalize(w @ v, dim=0)
+                    v = F.normalize(w.t() @ u, dim=0)
+            self._known = (key, u, v)
+        sigma: Tensor = self._known[1] @ w @ self._known[2]
+        return sigma
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight / (self.sigma() + 1e-12), self.bias)
+
+
+class DeepLinear(nn.Sequential):
+    """Appendix E's dense network: three linear layers with nothing between them, each of spectral norm 1."""
+
+    def __init__(self, inputs: int, units: int, outputs: int) -> None:
+        super().__init__(SpectralLinear(inputs, units), SpectralLinear(units, units), SpectralLinear(units, outputs))
+
+
+class Encoder(nn.Module):
+    """From inputs to embeddings E, with places at which features may be shifted in time."""
+
+    def __init__(self, fraction: float) -> None:
+        super().__init__()
+        if not 0 <= fraction <= 0.5:
+            raise ValueError(f"shift is {fraction}; it must be a fraction of the channels in 0..0.5")
+        self.fraction = fraction
+        self.shift_shapes: list[tuple[int, ...]] = []
+        """Of the features carried from one step to the next, place by place, without the batch."""
+
+    def place(self, channels: int, *grid: int) -> None:
+        """Declare a place of so many channels; the fraction of them that moves is at least one channel."""
+        if self.fraction:
+            self.shift_shapes.append((max(1, int(channels * self.fraction)), *grid))
+
+    def run(self, x: Tensor, shift: Shift) -> Tensor:
+        """`[N, ...]` to `[N, embedding_size]`."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, carried: Sequence[Tensor] = ()) -> tuple[Tensor, list[Tensor]]:
+        """One step, shifted online: what moves comes from the step before.
+
+        Args:
+            x: `[B, ...]`.
+            carried: the features of the step before, `[B, *shift_shapes[i]]`.
+
+        Returns:
+            E_t `[B, embedding_size]`, and the features for the next step.
+        """
+        taken: list[Tensor] = []
+
+        def shift(place: int, features: Tensor) -> Tensor:
+            if not self.fraction:
+                return features
+            moves = self.shift_shapes[place][0]
+            taken.append(features[:, :moves])
+            return torch.cat([carried[place], features[:, moves:]], 1)
+
+        return self.run(x, shift), taken
+
+    def episode(self, xs: Tensor, direction: Literal["both", "online"] = "both") -> Tensor:
+        """A whole episode `[T, B, ...]` to E `[T, B, embedding_size]`."""
+        length, batch_size = xs.shape[:2]
+
+        def shift(place: int, features: Tensor) -> Tensor:
+            if not self.fraction:
+                return features
+            moves = self.shift_shapes[place][0]
+            whole = split_time(features, length, batch_size)
+            return temporal_shift(whole, moves, both=direction == "both").flatten(0, 1)
+
+        return split_time(self.run(xs.flatten(0, 1), shift), length, batch_size)
+
+
+def split_time(x: Tensor, length: int, batch_size: int) -> Tensor:
+    """`[T · B, ...]` as `[T, B, ...]`."""
+    return x.reshape(length, batch_size, *x.shape[1:])
+
+
+def temporal_shift(features: Tensor, moves: int, both: bool) -> Tensor:
+    """Temporal shift (Lin et al., 2019): zeros come in at the ends.
+
+    Args:
+        features: `[T, B, C, ...]`.
+        moves: how many channels come from the step before.
+        both: whether as many more come from the step after.
+    """
+    past, future, rest = features[:, :, :moves], features[:, :, moves : 2 * moves], features[:, :, 2 * moves :]
+    before = torch.cat([torch.zeros_like(past[:1]), past[:-1]])
+    after = torch.cat([future[1:], torch.zeros_like(future[:1])]) if both else future
+    return torch.cat([before, after, rest], 2)
+
+
+class DenseEncoder(Encoder):
+    """Three dense layers for inputs that are vectors, their features shifted before the second and the third.
+
+    The paper has images only. This stands where its residual network stands, so it has ReLU and no spectral norm.
+
+    Args:
+        size: F, width of the input.
+        units: of the two hidden layers.
+        embedding_size: width of E.
+        fraction: of the units that is shifted.
+        linear: leave out the ReLU between the layers.
+    """
+
+    def __init__(self, size: int, units: int, embedding_size: int, fraction: float, linear: bool) -> None:
+        super().__init__(fraction)
+        widths = [size, units, units, embedding_size]
+        self.layers = nn.ModuleList(nn.Linear(*pair) for pair in itertools.pairwise(widths))
+        self.linear = linear
+        for width in widths[1:3]:
+            self.place(width)
+
+    def run(self, x: Tensor, shift: Shift) -> Tensor:
+        for index, layer in enumerate(self.layers):
+            if index:
+                x = shift(index - 1, x if self.linear else x.relu())
+            x = layer(x)
+        return x
+
+
+class ImageEncoder(Encoder):
+    """A residual network as ResNet18 is made (He et al., 2016), shifted before the first convolution of each block.
+
+    Widths (64, 128, 256, 512) with 2 blocks each and average pooling are ResNet18's, with the 3 x 3 stem that suits
+    small images.
+
+    Args:
+        shape: (C, H, W) of the input.
+        channels: of each stage; from the second on a stage halves the image.
+        blocks: residual blocks a stage.
+        embedding_size: width of E.
+        fraction: of the channels that is shifted.
+        norm: "batch", as in the paper, or "group", for which one image is enough.
+        average_pool: average over the last grid, as ResNet does; False: keep where things are, for small networks.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        channels: Sequence[int],
+        blocks: int,
+        embedding_size: int,
+        fraction: float,
+        norm: Literal["batch", "group"],
+        average_pool: bool,
+    ) -> None:
+        super().__init__(fraction)
+        width, *grid = shape
+        self.stem = nn.Sequential(_conv(width, channels[0], 1), normalise(norm, channels[0]), nn.ReLU())
+        self.blocks = nn.ModuleList()
+        width = channels[0]
+        for stage, outputs in enumerate(channels):
+            for block in range(blocks):
+                stride = 2 if stage and not block else 1
+                self.place(width, *grid)
+                self.blocks.append(ResidualBlock(width, outputs, stride, norm))
+                width, grid = outputs, [-(-side // stride) for side in grid]
+        self.average_pool = average_pool
+        self.project = nn.Linear(width * (1 if average_pool else math.prod(grid)), embedding_size)
+        nn.init.kaiming_normal_(self.project.weight)  # E is about as large as the features
+
+    def run(self, x: Tensor, shift: Shift) -> Tensor:
+        x = self.stem(x)
+        for place, block in enumerate(self.blocks):
+            x = block(x, shift(place, x))
+        return self.project(x.mean((2, 3)) if self.average_pool else x.flatten(1))  # type: ignore[no-any-return]
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions beside a short cut; only the convolutions see the shifted features."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, norm: Literal["batch", "group"]) -> None:
+        super().__init__()
+        self.residual = nn.Sequential(
+            _conv(inputs, outputs, stride),
+            normalise(norm, outputs),
+            nn.ReLU(),
+            _conv(outputs, outputs, 1),
+            normalise(norm, outputs),
+        )
+        same = inputs == outputs and stride == 1
+        self.short_cut = nn.Identity() if same else nn.Conv2d(inputs, outputs, 1, stride)
+
+    def forward(self, x: Tensor, shifted: Tensor) -> Tensor:
+        return F.relu(self.short_cut(x) + self.residual(shifted))
+
+
+def _conv(inputs: int, outputs: int, stride: int) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+
+
+def normalise(norm: Literal["batch", "group"], channels: int) -> nn.Module:
+    """Batch normalisation, or group normalisation in groups of at least four channels where there are as many."""
+    if norm == "batch":
+        return nn.BatchNorm2d(channels)
+    return nn.GroupNorm(
+        next(groups for groups in (8, 4, 2, 1) if groups == 1 or channels % (4 * groups) == 0), channels
+    )

@@ -1,0 +1,205 @@
+"""End-to-end memory network over a bounded buffer of inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from policies.memories.base import Memory, MemoryStep, Panel, Recording, State, Unrolled, unroll
+from policies.memories.registry import register_memory
+from policies.memories.window import Episodes, ReplayedRecording
+
+
+@register_memory("memn2n")
+class MemN2N(Memory):
+    """End-to-end memory network (Sukhbaatar et al., NeurIPS 2015), reading the last inputs of the episode.
+
+    The memories x_1 ... x_N are the inputs *before* the current one, x_1 the last of them, as the paper numbers
+    sentences; the question is the current input. Each of `hops` hops attends to them and adds what it finds to u:
+
+        u^1 = B q                                               question
+        p_i = softmax_i(u^k · (A^k x_i + T_A^k(i)))             addresses, eq. (1), with §4.1's temporal encoding
+        o^k = Σ_i p_i (C^k x_i + T_C^k(i))                      eq. (2)
+        u^{k+1} = u^k + o^k  or  H u^k + o^k                    eq. (4), §2.2
+
+    The output is u^{K+1} = u^K + o^K, to which the paper's answer layer W is applied; here that is the policy's heads,
+    which are not tied to C^K. A memory that is empty, at an episode's first step, gives o = 0. There are no biases, as
+    in the paper.
+
+    State: `memories` `[B, capacity, F]`, inputs, the last one first, zeros where not `count` `[B]` of them are filled;
+    `attention` `[B, hops, capacity]`, p of the last step, which only the panels read.
+
+    Left out: position encoding weighs the words of a sentence, and an input here is one vector. Random noise, 10% empty
+    memories put among the full ones in training, would be drawn anew when a roll-out is replayed, so that PPO's ratio
+    would not begin at 1. The ReLU on half of the units is for language modelling.
+
+    Args:
+        input_size: F, width of the input.
+        embedding_size: d, which is also the output size. The paper has 20 for one bAbI task and 50 for all together.
+        capacity: N, the inputs kept; one more overwrites the oldest. The paper reads the last 50 sentences.
+        hops: K.
+        tying: "adjacent": A^{k+1} = C^k and B = A^1, so that there are K + 1 embeddings; "layer-wise": A and C are the
+            same in all hops, B is its own and H maps u from hop to hop, as in an RNN. T_A and T_C follow A and C.
+        linear_start: begin without the softmax over memories, until `end_linear_start` is called.
+        fast: take the steps of a sequence at once; False: one by one, which gives the same.
+    """
+
+    linear: Tensor
+
+    def __init__(
+        self,
+        input_size: int,
+        embedding_size: int = 64,
+        capacity: int = 50,
+        hops: int = 3,
+        tying: Literal["adjacent", "layer-wise"] = "adjacent",
+        linear_start: bool = False,
+        fast: bool = True,
+    ) -> None:
+        super().__init__()
+        if tying not in ("adjacent", "layer-wise"):
+            raise ValueError(f"tying is {tying!r}; it must be 'adjacent' or 'layer-wise'")
+        if min(embedding_size, capacity, hops) < 1:
+            raise ValueError(
+                f"embedding_size, capacity and hops must be at least 1, not {embedding_size}, {capacity} and {hops}"
+            )
+        self.output_size = embedding_size
+        self.input_size = input_size
+        self.capacity = capacity
+        self.hops = hops
+        self.fast = fast
+        adjacent = tying == "adjacent"
+        # Adjacent: A^1 = B, then C^1 = A^2 and so on up to C^K. Layer-wise: A, C, B.
+        self.embeddings = nn.Parameter(torch.empty(hops + 1 if adjacent else 3, embedding_size, input_size))
+        self.temporal = nn.Parameter(torch.empty(hops + 1 if adjacent else 2, capacity, embedding_size))
+        self.between = None if adjacent else nn.Parameter(torch.empty(embedding_size, embedding_size))  # H
+        self.used = [(k, k + 1) for k in range(hops)] if adjacent else [(0, 1)] * hops
+        """Which embeddings are A^k and C^k."""
+        self.question = 0 if adjacent else 2
+        """Which embedding is B."""
+        self.register_buffer("linear", torch.tensor(linear_start))
+        for parameter in self.parameters():
+            nn.init.normal_(parameter, std=0.1)  # §4.2
+
+    def end_linear_start(self) -> None:
+        """Put the softmax in, for good: to be called between a roll-out's last update and the next roll-out."""
+        self.linear.fill_(False)
+
+    def initial_state(self, batch_size: int) -> State:
+        sizes = {"memories": (self.capacity, self.input_size), "count": (), "attention": (self.hops, self.capacity)}
+        return {
+            name: torch.zeros(1, *size, device=self.device, dtype=self.dtype).expand(batch_size, *size)
+            for name, size in sizes.items()
+        }
+
+    def forward(self, x: Tensor, state: State) -> MemoryStep:
+        memories, count = state["memories"], state["count"].detach()
+        output, attention = self.read(x.unsqueeze(1), count.unsqueeze(1), _Same(memories))
+        following = {
+            "memories": torch.cat([x.unsqueeze(1), memories[:, :-1]], 1),
+            "count": (count + 1).clamp(max=self.capacity),
+            "attention": attention[:, :, 0],
+        }
+        return MemoryStep(output[:, 0], following, {})
+
+    def read(self, questions: Tensor, held: Tensor, memories: _Same | _Band) -> tuple[Tensor, Tensor]:
+        """All hops for `n` steps.
+
+        The embeddings go to u and to the mean of the memories, of which there is one each, and not to every memory:
+        u · A x_i = (Aᵀ u) · x_i, and Σ_i p_i C x_i = C Σ_i p_i x_i.
+
+        Args:
+            questions: q, `[B, n, F]`.
+            held: how many memories each step has, at most `capacity` of them in reach, `[B, n]`.
+            memories: the memories of each step.
+
+        Returns:
+            u^{K+1}, `[B, n, d]`, and p of each hop, `[B, K, n, capacity]`.
+        """
+        ages = torch.arange(self.capacity, device=questions.device)
+        filled = ages < held.unsqueeze(2)
+        u, attention = questions @ self.embeddings[self.question].t(), []
+        for a, c in self.used:
+            scores = memories.scores(u @ self.embeddings[a]) + u @ self.temporal[a].t()
+            # in place of minus infinity a number, which gives no NaN where nothing is filled
+            softmax = scores.masked_fill(~filled, torch.finfo(scores.dtype).min).softmax(2)
+            p = torch.where(self.linear, scores, softmax) * filled
+            o = memories.mean(p) @ self.embeddings[c].t() + p @ self.temporal[c]
+            u = (u if self.between is None else u @ self.between.t()) + o
+            attention.append(p)
+        return u, torch.stack(attention, 1)
+
+    def unroll(self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None = None) -> Unrolled:
+        """As `base.unroll`, for all steps at once: what a step reads are inputs, and does not wait for other steps.
+
+        The history is read in pieces of `capacity` steps, so that cost and room grow with T and not with its square.
+        Resets are masks, and the device is asked nothing.
+        """
+        if not self.fast:
+            return unroll(self, xs, starts, state, resets)
+        size, length = self.capacity, len(xs)
+        if resets is not None and not resets:
+            starts = None
+        episodes = Episodes.of(starts, state["count"], length, size)
+        history = torch.cat([state["memories"].flip(1).transpose(0, 1), xs])
+        by_entry, held, questions = history.transpose(0, 1), episodes.held.t(), xs.transpose(0, 1)
+        outputs, attention = [], torch.empty(0)
+        for begin in range(0, length, size):
+            piece = slice(begin, min(begin + size, length))
+            band = _Band(by_entry[:, begin : piece.stop + size], size)
+            output, attention = self.read(questions[:, piece], held[:, piece], band)
+            outputs.append(output)
+        following = {
+            "memories": episodes.buffer(history, size).flip(1),
+            "count": (episodes.held[-1] + 1).clamp(max=size),
+            "attention": attention[:, :, -1],
+        }
+        return Unrolled(torch.cat(outputs, 1).transpose(0, 1), following, {})
+
+    def record(self, state: State, room: int) -> Recording:
+        """As `base.Memory.record`: acting without a graph, then `unroll`."""
+        return ReplayedRecording(self, state) if self.fast else super().record(state, room)
+
+    def panels(self, state: State) -> dict[str, Panel]:
+        """Where each hop of the last step looked, and the inputs kept."""
+        return {
+            "attention": Panel(state["attention"][0].detach(), "memory, the last one first", "hop"),
+            "memories": Panel(state["memories"][0].detach(), "feature", "memory, the last one first"),
+        }
+
+
+class _Same:
+    """The memories `[B, N, F]` of a single step, the last one first."""
+
+    def __init__(self, memories: Tensor) -> None:
+        self.memories = memories
+
+    def scores(self, keys: Tensor) -> Tensor:
+        """Each key `[B, n, F]` times each memory, `[B, n, N]`."""
+        return torch.bmm(keys, self.memories.transpose(1, 2))
+
+    def mean(self, p: Tensor) -> Tensor:
+        """The memories weighted by `p` `[B, n, N]`: `[B, n, F]`."""
+        return torch.bmm(p, self.memories)
+
+
+class _Band(_Same):
+    """The memories of `n` steps: step t of them has rows t + N - 1 down to t of a history `[B, N + n, F]`.
+
+    Products are taken with all N + n rows; those that a step has lie in a band, which is picked out or filled in.
+    """
+
+    def __init__(self, history: Tensor, size: int) -> None:
+        super().__init__(history)
+        steps = torch.arange(history.shape[1] - size, device=history.device)
+        back = torch.arange(1, size + 1, device=history.device)
+        self.rows = (steps.unsqueeze(1) + size - back).expand(len(history), -1, -1)
+
+    def scores(self, keys: Tensor) -> Tensor:
+        return super().scores(keys).gather(2, self.rows)
+
+    def mean(self, p: Tensor) -> Tensor:
+        return super().mean(p.new_zeros(*p.shape[:2], self.memories.shape[1]).scatter(2, self.rows, p))

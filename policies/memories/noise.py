@@ -1,0 +1,58 @@
+"""Gaussian noise that is a function of what was seen, so that a step repeated on the same input draws the same numbers.
+
+A memory that samples must give the same for the same input and state: acting, replaying and a saved copy would differ
+otherwise. So no generator is asked. The state carries a seed, a hash of everything seen since the episode began, and
+the noise of a step is a hash of that seed and the number's place (Salmon et al., "Parallel Random Numbers: As Easy as
+1, 2, 3", 2011, has the idea of counter-based generators). Two batch entries draw the same only while they have seen
+the same; what is seen is rounded first, so that the last bit of a float does not decide.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+MASK = 0xFFFFFFFF
+SEEDS = 1 << 24
+"""How many seeds there are: whole numbers that float32 holds exactly, as a state must be floating point."""
+RESOLUTION = 64
+"""Inputs are rounded to 1 / RESOLUTION before they are hashed."""
+
+
+def mix(h: Tensor) -> Tensor:
+    """Scramble 32-bit numbers held in int64; each bit of the result depends on all bits (MurmurHash3's finaliser)."""
+    h = h & MASK
+    h = ((h ^ (h >> 16)) * 0x85EBCA6B) & MASK
+    h = ((h ^ (h >> 13)) * 0xC2B2AE35) & MASK
+    return h ^ (h >> 16)
+
+
+def fingerprint(x: Tensor, dims: int = 1) -> Tensor:
+    """The hash of each entry of `x`, whose leading `dims` dimensions are kept; int64."""
+    rounded = (x.detach().flatten(dims) * RESOLUTION).round().to(torch.int64)
+    places = torch.arange(rounded.shape[-1], device=x.device)
+    return mix((rounded * (mix(places * 0x9E3779B1 + 0x7F4A7C15) | 1)).sum(-1))
+
+
+def next_seed(seed: Tensor, seen: Tensor) -> Tensor:
+    """The seed after `seen`, a `fingerprint`; both `[B]`, the seed in the memory's own dtype."""
+    number = seed.detach().to(torch.int64)
+    return (mix(number * 0x9E3779B1 + seen + 0x632BE5AB) % SEEDS).to(seed.dtype)
+
+
+def gaussian(seed: Tensor, shape: tuple[int, ...], stream: int) -> Tensor:
+    """Standard normal numbers `[*seed.shape, *shape]`, by Box and Muller's transform of two hashes.
+
+    Args:
+        seed: of any shape, from `next_seed`.
+        shape: of the numbers of one entry.
+        stream: which of several independent draws from one seed.
+    """
+    places = torch.arange(math.prod(shape), device=seed.device)
+    begin = mix(seed.detach().to(torch.int64).unsqueeze(-1) * 0x27D4EB2F + stream * 0x165667B1 + 0x3C6EF372)
+    bits = [mix(begin * 0x9E3779B1 + (2 * places + half) * 0x85EBCA77 + begin) for half in (0, 1)]
+    u, v = ((number.to(seed.dtype) + 0.5) / 2**32 for number in bits)
+    radius = (-2 * u.log()).clamp(min=0).sqrt()
+    return (radius * (2 * math.pi * v).cos()).view(*seed.shape, *shape)

@@ -1,0 +1,218 @@
+"""Neural Turing machine: a controller with heads that find their places by content and by moving."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from policies.memories.base import Memory, MemoryStep, Panel, State
+from policies.memories.dnc_addressing import content_weights, next_memory, oneplus
+from policies.memories.pictures import vector_panel
+from policies.memories.registry import register_memory
+
+WEIGHT_FLOOR = 1e-16
+"""Added to weights before their logarithm is taken."""
+
+
+def shifted(weights: Tensor, shifts: Tensor) -> Tensor:
+    """Eq. (8): w̃(i) = Σ_j w^g(j) s(i - j), indices modulo N.
+
+    Args:
+        weights: w^g, `[B, H, N]`.
+        shifts: s over the moves -r ... r, `[B, H, 2r + 1]`; r slots at most go round, so 2r + 1 <= N.
+    """
+    reach = shifts.shape[2] // 2
+    ring = torch.cat([weights[..., weights.shape[2] - reach :], weights, weights[..., :reach]], 2)
+    neighbours = ring.unfold(2, 2 * reach + 1, 1)  # [B, H, N, 2r + 1]: w^g(i - r) ... w^g(i + r)
+    # neighbour j, w^g(i - r + j), comes by the move r - j: the moves run backwards
+    return (neighbours @ shifts.flip(2)[..., None]).squeeze(3)
+
+
+def sharpened(weights: Tensor, power: Tensor) -> Tensor:
+    """Eq. (9): w(i) = w̃(i)^γ / Σ_j w̃(j)^γ, by logarithms, since a large γ would leave 0 / 0.
+
+    Args:
+        weights: w̃, `[B, H, N]`.
+        power: γ, `[B, H]`.
+    """
+    return ((weights + WEIGHT_FLOOR).log() * power[..., None]).softmax(2)
+
+
+@register_memory("ntm")
+class NTM(Memory):
+    """Neural Turing machine (Graves, Wayne and Danihelka, 2014, arXiv:1410.5401), §3.
+
+    The controller sees the input and what was read one step ago. Each head gets from it a key k, a strength β, a gate
+    g, a distribution over moves s and a sharpness γ; a write head also what to erase, e, and to add, a. Then
+
+        w^c = softmax(β cos(k, M(i)))                 by content                                     (5), (6)
+        w^g = g w^c + (1 - g) w_{t-1}                 or where the head was                          (7)
+        w̃(i) = Σ_j w^g(j) s(i - j)                    moved, in a ring                               (8)
+        w(i) ∝ w̃(i)^γ                                 sharpened                                      (9)
+        M_t(i) = M_{t-1}(i) Π (1 - w^w(i) e) + Σ w^w(i) a       over write heads                     (3), (4)
+        r_t = Σ_i w^r(i) M_t(i)                       for each read head                             (2)
+
+    The paper's indices are kept: writing comes first, and what is read is in M_t. A write head looks for its key in
+    M_{t-1}, as there is no M_t before it has written.
+
+    State: `memory` `[B, memory_size, word_size]`; `read_weights`, `write_weights` `[B, heads, memory_size]`;
+    `read_vectors` `[B, read_heads, word_size]`; with an LSTM also `hidden`, `cell` `[B, num_layers, hidden_size]`.
+    As in §4 an episode begins in learned biases, except the memory (`memory_init`). Of the weightings the paper does
+    not say how they begin; here each is the softmax of learned numbers, random at first, for in a memory of equal
+    slots equal weights would stay equal for ever.
+
+    Args:
+        input_size: F, width of the input.
+        hidden_size: units a layer of the controller.
+        output_size: width of the output, a linear map of the controller and the read vectors; None: as hidden_size.
+        controller: "lstm", or "feedforward": tanh layers without a state.
+        num_layers: layers of the controller.
+        memory_size: N, slots.
+        word_size: M, width of a slot.
+        read_heads, write_heads: how many of each, at least 1.
+        shift_range: a head moves by at most this many slots a step; 0 leaves it where it is.
+        memory_init: M_0, the same for every episode. "constant": 1e-6, with which Collier and Beel (2018,
+            arXiv:1807.08518) saw training converge best; "learned": a bias, as the paper has it; "random": normal with
+            standard deviation 0.5, saved but never trained.
+        read_first: read M_{t-1}, before writing, as public code does.
+        key_activation: of keys and additions: "linear", or "tanh", as in Collier and Beel's code.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int = 100,
+        output_size: int | None = None,
+        controller: Literal["lstm", "feedforward"] = "lstm",
+        num_layers: int = 1,
+        memory_size: int = 128,
+        word_size: int = 20,
+        read_heads: int = 1,
+        write_heads: int = 1,
+        shift_range: int = 1,
+        memory_init: Literal["constant", "learned", "random"] = "constant",
+        read_first: bool = False,
+        key_activation: Literal["linear", "tanh"] = "linear",
+    ) -> None:
+        super().__init__()
+        if controller not in ("lstm", "feedforward"):
+            raise ValueError(f"controller is {controller!r}; it must be 'lstm' or 'feedforward'")
+        if memory_init not in ("constant", "learned", "random"):
+            raise ValueError(f"memory_init is {memory_init!r}; it must be 'constant', 'learned' or 'random'")
+        if key_activation not in ("linear", "tanh"):
+            raise ValueError(f"key_activation is {key_activation!r}; it must be 'linear' or 'tanh'")
+        if min(num_layers, read_heads, write_heads) < 1:
+            raise ValueError(
+                "num_layers, read_heads and write_heads must be at least 1, "
+                f"not {num_layers}, {read_heads} and {write_heads}"
+            )
+        if not 0 <= 2 * shift_range < memory_size:
+            raise ValueError(
+                f"shift_range is {shift_range}; it must be in 0..{(memory_size - 1) // 2}, "
+                f"so that {memory_size} slots hold every move"
+            )
+        self.output_size = output_size or hidden_size
+        self.hidden_size, self.num_layers = hidden_size, num_layers
+        self.memory_size, self.word_size = memory_size, word_size
+        self.read_heads, self.write_heads = read_heads, write_heads
+        self.read_first = read_first
+        self.squash_keys = key_activation == "tanh"
+
+        widths = [input_size + read_heads * word_size] + [hidden_size] * (num_layers - 1)
+        layer = nn.LSTMCell if controller == "lstm" else nn.Linear
+        self.controller = nn.ModuleList(layer(width, hidden_size) for width in widths)
+        self.recurrent = controller == "lstm"
+        # of each head: k, β, g, s, γ; of each write head also e, a
+        self.address_sizes = [word_size, 1, 1, 2 * shift_range + 1, 1]
+        heads = read_heads + write_heads
+        self.splits = [heads * sum(self.address_sizes), write_heads * word_size, write_heads * word_size]
+        self.interface = nn.Linear(hidden_size, sum(self.splits))
+        self.output = nn.Linear(hidden_size + read_heads * word_size, self.output_size)
+
+        if self.recurrent:
+            self.initial_hidden = nn.Parameter(torch.zeros(1, num_layers, hidden_size))
+            self.initial_cell = nn.Parameter(torch.zeros(1, num_layers, hidden_size))
+        self.initial_read_vectors = nn.Parameter(torch.zeros(1, read_heads, word_size))
+        self.initial_read_logits = nn.Parameter(torch.randn(1, read_heads, memory_size))
+        self.initial_write_logits = nn.Parameter(torch.randn(1, write_heads, memory_size))
+        shape = (1, memory_size, word_size)
+        memory = torch.full(shape, 1e-6) if memory_init == "constant" else 0.5 * torch.randn(shape)
+        if memory_init == "learned":
+            self.initial_memory: Tensor = nn.Parameter(memory)
+        else:
+            self.register_buffer("initial_memory", memory)
+
+    def initial_state(self, batch_size: int) -> State:
+        state = {
+            "memory": self.initial_memory,
+            "read_weights": self.initial_read_logits.softmax(2),
+            "write_weights": self.initial_write_logits.softmax(2),
+            "read_vectors": self.initial_read_vectors,
+        }
+        if self.recurrent:
+            state |= {"hidden": self.initial_hidden, "cell": self.initial_cell}
+        return {name: value.expand(batch_size, -1, -1) for name, value in state.items()}
+
+    def forward(self, x: Tensor, state: State) -> MemoryStep:
+        hidden, following = self._control(torch.cat([x, state["read_vectors"].flatten(1)], 1), state)
+        addresses, erase, add = torch.split(self.interface(hidden), self.splits, 1)
+        addresses = addresses.view(len(x), -1, sum(self.address_sizes))
+        to_read, to_write = addresses[:, : self.read_heads], addresses[:, self.read_heads :]
+        erase = erase.view(len(x), self.write_heads, self.word_size).sigmoid()
+        add = add.view(len(x), self.write_heads, self.word_size)
+
+        memory = state["memory"]
+        write_weights = self.address(to_write, memory, state["write_weights"])
+        written = next_memory(memory, write_weights, erase, add.tanh() if self.squash_keys else add)
+        readable = memory if self.read_first else written
+        read_weights = self.address(to_read, readable, state["read_weights"])
+        read_vectors = read_weights @ readable  # eq. (2)
+
+        following |= {
+            "memory": written,
+            "read_weights": read_weights,
+            "write_weights": write_weights,
+            "read_vectors": read_vectors,
+        }
+        return MemoryStep(self.output(torch.cat([hidden, read_vectors.flatten(1)], 1)), following, {})
+
+    def address(self, parameters: Tensor, memory: Tensor, previous: Tensor) -> Tensor:
+        """§3.3: the weights `[B, H, N]` of H heads.
+
+        Args:
+            parameters: of the heads, as the controller emits them, `[B, H, word_size + 2 shift_range + 4]`.
+            memory: in which keys are looked for, `[B, N, M]`.
+            previous: w_{t-1}, `[B, H, N]`.
+        """
+        key, strength, gate, shift, power = torch.split(parameters, self.address_sizes, 2)
+        key = key.tanh() if self.squash_keys else key
+        by_content = content_weights(memory, key, F.softplus(strength).squeeze(2))  # eq. (5), (6)
+        gate = gate.sigmoid()
+        gated = gate * by_content + (1 - gate) * previous  # eq. (7)
+        return sharpened(shifted(gated, shift.softmax(2)), oneplus(power).squeeze(2))
+
+    def _control(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """What the last layer of the controller says, and the controller's next state."""
+        if not self.recurrent:
+            for layer in self.controller:
+                x = layer(x).tanh()
+            return x, {}
+        hidden, cell = [], []
+        for index, layer in enumerate(self.controller):
+            x, memory_cell = layer(x, (state["hidden"][:, index], state["cell"][:, index]))
+            hidden.append(x)
+            cell.append(memory_cell)
+        return x, {"hidden": torch.stack(hidden, 1), "cell": torch.stack(cell, 1)}
+
+    def panels(self, state: State) -> dict[str, Panel]:
+        """What is in the slots, where each head is, and what was read."""
+        first = {name: value[0].detach() for name, value in state.items()}
+        return {
+            "memory": Panel(first["memory"].T, "slot", "number in the word"),
+            "write_weights": Panel(first["write_weights"], "slot", "write head", (0.0, 1.0), "columns"),
+            "read_weights": Panel(first["read_weights"], "slot", "read head", (0.0, 1.0), "columns"),
+            "read_vectors": vector_panel(first["read_vectors"], unit="number", limits=None),
+        }

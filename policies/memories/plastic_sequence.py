@@ -1,0 +1,171 @@
+"""The fast path of the plastic networks over time: a sequence as one autograd function, differentiated by hand.
+
+A trace is a matrix for each environment and changes at every step, so what plain steps keep for the backward pass grows
+by matrices. Here the forward pass keeps vectors, and of the traces one every so many steps; the backward pass makes the
+traces between two of them again, from the vectors, before it walks back over them. `T` steps need room for about
+`2 √T` matrices. Going back by undoing the updates would need none, but it divides by 1 - η at every step, and η is
+trained: nothing bounds the error.
+
+Vectors are rows, x = h_{t-1} and y = h_t; G is the trace before a step. Equations as in `plastic.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+tanh_backward = torch.ops.aten.tanh_backward.default
+
+
+def plastic_input(before: Tensor, hebb: Tensor, alpha: Tensor) -> Tensor:
+    """The traces' part of (1): Σ_i α[i,j] G[i,j] x[i], `[B, n]`; `alpha` is `[n, n]` or, shared, `[1, 1]`."""
+    if alpha.numel() == 1:
+        return torch.bmm(before.unsqueeze(1), hebb).squeeze(1) * alpha
+    return torch.bmm(before.unsqueeze(1), alpha * hebb).squeeze(1)
+
+
+def advance(
+    hebb: Tensor, before: Tensor, after: Tensor, eta: Tensor, rule: str, clip: float | None, out: Tensor | None = None
+) -> Tensor:
+    """The trace after a step, by `rule`; into `out` where given, which may be `hebb` itself."""
+    given, taken = (eta * before).unsqueeze(2), after.unsqueeze(1)
+    if clip is not None:
+        added = torch.addcmul(hebb, given, taken, out=out)
+        return added.clamp(-clip, clip) if out is None else out.clamp_(-clip, clip)
+    kept = torch.mul(hebb, decay(after, eta, rule), out=out)
+    return torch.addcmul(kept, given, taken, out=out)
+
+
+def decay(after: Tensor, eta: Tensor, rule: str) -> Tensor:
+    """The factor at which a trace is kept: 1 - η in (2), 1 - η y[j]² in (3); broadcasts against `[B, n, n]`."""
+    return (1 - eta * after.square()).unsqueeze(1) if rule == "oja" else (1 - eta).view(1, 1, 1)
+
+
+class Tape:
+    """Steps of a plastic network, written down as they are taken; without gradients.
+
+    Args:
+        hidden, hebb: the state before the first step; left as they are.
+        w, alpha, eta, rule, clip: as in `plastic.PlasticNetwork`; `clip` is None but for rule "clipped".
+    """
+
+    def __init__(
+        self, hidden: Tensor, hebb: Tensor, w: Tensor, alpha: Tensor, eta: Tensor, rule: str, clip: float | None
+    ) -> None:
+        self.hidden = hidden.detach()
+        self.hebb = hebb.detach().clone(memory_format=torch.contiguous_format)
+        self.w, self.alpha, self.eta, self.rule, self.clip = w.detach(), alpha.detach(), eta.detach(), rule, clip
+        self.befores: list[Tensor] = []
+        self.afters: list[Tensor] = []
+        self.starts: list[Tensor | None] = []
+        self.stride = 2
+        self.kept: list[Tensor] = []
+        """The trace before every `stride`-th step; where they become many for that, every second one is dropped."""
+
+    @torch.no_grad()
+    def step(self, given: Tensor, starts: Tensor | None) -> Tensor:
+        """Take a step; gives `hidden` `[B, n]`.
+
+        Args:
+            given: what the input gives each unit, W_in x + b, `[B, n]`.
+            starts: bool `[B]`: who starts an episode with this step; None: nobody.
+        """
+        x = self.hidden
+        if starts is not None:
+            x = x.masked_fill(starts[:, None], 0.0)
+            self.hebb.masked_fill_(starts[:, None, None], 0.0)
+        if len(self.afters) % self.stride == 0:
+            if len(self.kept) == 2 * self.stride:
+                self.kept, self.stride = self.kept[::2], 2 * self.stride
+            self.kept.append(self.hebb.clone())
+        self.hidden = torch.addmm(given, x, self.w).add_(plastic_input(x, self.hebb, self.alpha)).tanh_()
+        self.befores.append(x)
+        self.afters.append(self.hidden)
+        self.starts.append(starts)
+        advance(self.hebb, x, self.hidden, self.eta, self.rule, self.clip, out=self.hebb)
+        return self.hidden
+
+
+class PlasticSequence(torch.autograd.Function):
+    """The steps of a full `Tape` and their derivative.
+
+    Inputs: the tape; what it was made of, for the gradients: what the input gives each unit at each step `[T, B, n]`,
+    `hidden`, `hebb`, w, α, η. Outputs: `hidden` after each step `[T, B, n]`, `hebb` after the last.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, tape: Tape, *made_of: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(
+            torch.stack(tape.befores), torch.stack(tape.afters), tape.w, tape.alpha, tape.eta, *tape.kept
+        )
+        ctx.starts, ctx.stride, ctx.rule, ctx.clip = tape.starts, tape.stride, tape.rule, tape.clip
+        return torch.stack(tape.afters), tape.hebb.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_afters: Tensor, d_hebb: Tensor) -> tuple[Tensor | None, ...]:
+        befores, afters, w, alpha, eta, *kept = ctx.saved_tensors
+        starts, stride, rule, clip = ctx.starts, ctx.stride, ctx.rule, ctx.clip
+        length, shared = len(afters), alpha.numel() == 1
+        d_hebb, d_x = d_hebb.clone(), torch.zeros_like(afters[0])
+        d_given = torch.empty_like(afters)
+        d_alpha, d_eta = torch.zeros_like(alpha), torch.zeros_like(eta)
+        buffer = torch.empty_like(d_hebb)
+        traces = d_hebb.new_empty(min(stride, length), *d_hebb.shape)
+
+        def rows(vectors: Tensor, matrices: Tensor) -> Tensor:
+            """Each vector times its matrix: `[B, n]`, `[B, n, m]` to `[B, m]`."""
+            return torch.bmm(vectors.unsqueeze(1), matrices).squeeze(1)
+
+        for begin in reversed(range(0, length, stride)):
+            end = min(begin + stride, length)
+            traces[0] = kept[begin // stride]
+            for t in range(begin + 1, end):
+                index = t - begin
+                advance(traces[index - 1], befores[t - 1], afters[t - 1], eta, rule, clip, out=traces[index])
+                if starts[t] is not None:
+                    traces[index].masked_fill_(starts[t][:, None, None], 0.0)
+            for t in reversed(range(begin, end)):
+                x, y, g = befores[t], afters[t], traces[t - begin]
+                d_y = d_x.add_(d_afters[t])
+
+                # the update: `d_hebb` is that of the trace after the step, and becomes that of `g`
+                if clip is not None:
+                    torch.addcmul(g, (eta * x).unsqueeze(2), y.unsqueeze(1), out=buffer)
+                    d_hebb.masked_fill_(buffer.abs_() > clip, 0.0)
+                from_x = rows(x, d_hebb)  # Σ_i x[i] d_hebb[i,j]
+                d_x = rows(y, d_hebb.transpose(1, 2)).mul_(eta)
+                d_rate = from_x * y
+                d_y.addcmul_(from_x, eta)
+                if clip is None:
+                    lost = torch.mul(d_hebb, g, out=buffer).sum(1)
+                    if rule == "oja":
+                        lost.mul_(y)
+                        d_y.addcmul_(lost, eta, value=-2)
+                        lost.mul_(y)
+                    d_rate -= lost
+                    d_hebb.mul_(decay(y, eta, rule))
+                d_eta += d_rate.sum()
+
+                # the activities, (1)
+                d_z = tanh_backward(d_y, y)
+                d_given[t] = d_z
+                if shared:
+                    d_x.addmm_(d_z, w.t()).addcmul_(rows(d_z, g.transpose(1, 2)), alpha)
+                    d_alpha += torch.vdot(rows(x, g).flatten(), d_z.flatten())
+                    d_hebb.addcmul_((alpha * x).unsqueeze(2), d_z.unsqueeze(1))
+                else:
+                    torch.addcmul(w, alpha, g, out=buffer)
+                    d_x += rows(d_z, buffer.transpose(1, 2))
+                    torch.mul(x.unsqueeze(2), d_z.unsqueeze(1), out=buffer)
+                    d_hebb.addcmul_(alpha, buffer)
+                    d_alpha += buffer.mul_(g).sum(0)
+                if starts[t] is not None:
+                    d_x.masked_fill_(starts[t][:, None], 0.0)
+                    d_hebb.masked_fill_(starts[t][:, None, None], 0.0)
+
+        d_w = befores.flatten(0, 1).t() @ d_given.flatten(0, 1)
+        return None, d_given, d_x, d_hebb, d_w, d_alpha, d_eta

@@ -1,0 +1,117 @@
+"""Stack-augmented recurrent network: stacks of numbers that are pushed and popped by degrees."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from policies.memories.base import Memory, MemoryStep, Panel, State
+from policies.memories.pictures import vector_panel
+from policies.memories.registry import register_memory
+
+EMPTY = -1.0
+"""What an empty cell of a stack holds."""
+SHOWN = 40
+"""Cells of a stack in its picture, from the top."""
+
+
+@register_memory("stack-rnn")
+class StackRNN(Memory):
+    """Stack RNN (Joulin and Mikolov, NIPS 2015), §3.2, with its extensions to several stacks and to NO-OP.
+
+    The hidden layer sees the input, itself one step ago and the top cells of every stack. It pushes a number on each
+    stack, pops one, or leaves the stack alone, all three at once with weights that sum to 1:
+
+        h_t = σ(U x_t + R h_{t-1} + P s^k_{t-1})
+        a_t = softmax(A h_t)                                                                         for each stack
+        s_t[0] = a_t[PUSH] σ(D h_t)     + a_t[POP] s_{t-1}[1]   (+ a_t[NO-OP] s_{t-1}[0])
+        s_t[i] = a_t[PUSH] s_{t-1}[i-1] + a_t[POP] s_{t-1}[i+1] (+ a_t[NO-OP] s_{t-1}[i])
+
+    State: `hidden` `[B, hidden_size]`, 0 at first; `stacks` `[B, num_stacks, capacity]`, top first, -1 where empty.
+    Output: `hidden`; the paper's y_t = softmax(V h_t) is what the policy's heads make of it.
+
+    Args:
+        input_size: F, width of the input.
+        hidden_size: m, units of the hidden layer, which is also the output size.
+        num_stacks: stacks side by side, which meet in the hidden layer only.
+        capacity: cells of a stack; what is pushed below the last is lost, and -1 comes up from there.
+        top_k: k, cells of each stack that the hidden layer reads.
+        no_op: allow NO-OP beside PUSH and POP; without it nothing stays on top of a stack for two steps.
+        recurrent: False: R = 0, as in the released code's toy experiments, so that nothing passes but by the stacks.
+        bias: biases in U, A and D, which the paper has not: its input is one-hot, where U does their work.
+        rounding: of the actions, to the likeliest with weight 1. "never"; "evaluation": where `training` is False, as
+            the paper tests; "always". The gradient is that of the unrounded actions. PPO acts with `training` False and
+            replays with it True, so "evaluation" there would replay what was not done; A2C trains as it acts.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int = 100,
+        num_stacks: int = 10,
+        capacity: int = 200,
+        top_k: int = 2,
+        no_op: bool = True,
+        recurrent: bool = True,
+        bias: bool = False,
+        rounding: Literal["never", "evaluation", "always"] = "never",
+    ) -> None:
+        super().__init__()
+        if min(hidden_size, num_stacks) < 1:
+            raise ValueError(f"hidden_size and num_stacks must be at least 1, not {hidden_size} and {num_stacks}")
+        if not 1 <= top_k <= capacity:
+            raise ValueError(f"top_k is {top_k}; it must be at least 1 and at most capacity, which is {capacity}")
+        if rounding not in ("never", "evaluation", "always"):
+            raise ValueError(f"rounding is {rounding!r}; it must be 'never', 'evaluation' or 'always'")
+        self.output_size = hidden_size
+        self.num_stacks, self.capacity, self.top_k = num_stacks, capacity, top_k
+        self.no_op, self.recurrent, self.rounding = no_op, recurrent, rounding
+
+        self.input = nn.Linear(input_size, hidden_size, bias)  # U
+        self.hidden = nn.Linear(hidden_size, hidden_size, bias=False) if recurrent else None  # R
+        self.tops = nn.Linear(num_stacks * top_k, hidden_size, bias=False)  # P
+        self.actions = nn.Linear(hidden_size, num_stacks * (3 if no_op else 2), bias)  # A
+        self.pushed = nn.Linear(hidden_size, num_stacks, bias)  # D
+
+    def initial_state(self, batch_size: int) -> State:
+        zero = torch.zeros((), device=self.device, dtype=self.dtype)
+        return {
+            "hidden": zero.expand(batch_size, self.output_size),
+            "stacks": (zero + EMPTY).expand(batch_size, self.num_stacks, self.capacity),
+        }
+
+    def forward(self, x: Tensor, state: State) -> MemoryStep:
+        stacks = state["stacks"]
+        total = self.input(x) + self.tops(stacks[:, :, : self.top_k].flatten(1))
+        if self.hidden is not None:
+            total = total + self.hidden(state["hidden"])
+        hidden = total.sigmoid()
+
+        push, pop, *no_op = self.act(hidden).unsqueeze(3).unbind(2)
+        # One tensor holds all a step needs: from its first cell on it is the stack pushed, from its third popped.
+        top = self.pushed(hidden).sigmoid().unsqueeze(2)
+        around = torch.cat([top, stacks, torch.full_like(top, EMPTY)], 2)
+        following = push * around[:, :, :-2] + pop * around[:, :, 2:]
+        if no_op:
+            following = following + no_op[0] * stacks
+        return MemoryStep(hidden, {"hidden": hidden, "stacks": following}, {})
+
+    def act(self, hidden: Tensor) -> Tensor:
+        """a_t: weights of PUSH, POP and, where allowed, NO-OP, `[B, num_stacks, 2 or 3]`."""
+        actions: Tensor = self.actions(hidden).unflatten(1, (self.num_stacks, -1)).softmax(2)
+        if self.rounding == "always" or (self.rounding == "evaluation" and not self.training):
+            rounded = torch.zeros_like(actions).scatter(2, actions.argmax(2, keepdim=True), 1.0)
+            return rounded + (actions - actions.detach())
+        return actions
+
+    def panels(self, state: State) -> dict[str, Panel]:
+        """The upper cells of each stack, -1 (empty) to 1; what was done to each in the last step; the hidden layer."""
+        hidden = state["hidden"][:1].detach()
+        names = "push, pop, no-op" if self.no_op else "push, pop"
+        return {
+            "stacks": Panel(state["stacks"][0, :, :SHOWN].t().detach(), "stack", "depth", (EMPTY, 1.0)),
+            "actions": Panel(self.act(hidden)[0].t().detach(), "stack", names, (0.0, 1.0)),
+            "hidden": vector_panel(hidden, limits=(0.0, 1.0)),
+        }

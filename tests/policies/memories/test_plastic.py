@@ -1,0 +1,296 @@
+"""Differentiable plasticity against its equations written as loops, and its fast path against its plain one.
+
+Equation numbers are those of Miconi, Clune and Stanley, "Differentiable plasticity", ICML 2018.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from policies.memories import make_memory
+from policies.memories.base import State, unroll
+from policies.memories.plastic import PlasticNetwork
+from policies.memories.plastic_sequence import advance
+
+FEATURES, BATCH, UNITS = 3, 2, 4
+RULES = ["oja", "hebb", "clipped"]
+
+both = pytest.mark.parametrize("name", ["plastic", "homo-plastic"])
+every_rule = pytest.mark.parametrize("rule", RULES)
+
+
+def build(name: str, **options: Any) -> PlasticNetwork:
+    """Strongly plastic, so that every term matters; the bounds of "clipped" are met."""
+    given = {"hidden_size": UNITS, "init_scale": 0.8, "init_eta": 0.3, "clip": 0.4, **options}
+    memory = make_memory(name, input_size=FEATURES, **given).double()
+    assert isinstance(memory, PlasticNetwork)
+    with torch.no_grad():
+        memory.w -= 0.4
+        if memory.alpha.numel() > 1:
+            memory.alpha -= 0.3
+    return memory
+
+
+def used_state(memory: PlasticNetwork) -> State:
+    hidden = torch.rand(BATCH, UNITS).double() - 0.5
+    return {"hidden": hidden, "hebb": torch.rand(BATCH, UNITS, UNITS).double() - 0.5}
+
+
+def reference(memory: PlasticNetwork, xs: Tensor, starts: Tensor | None, state: State) -> dict[str, Tensor]:
+    """The paper, one batch entry and one connection at a time."""
+    w_in, bias, w, eta = memory.input.weight, memory.input.bias, memory.w, memory.eta[0]
+    alpha = memory.alpha.expand(UNITS, UNITS)
+    outputs, traces = [], []
+    for b in range(xs.shape[1]):
+        h = list(state["hidden"][b])
+        hebb = [list(row) for row in state["hebb"][b]]
+        outputs.append([])
+        for t, x in enumerate(xs[:, b]):
+            if starts is not None and starts[t, b]:
+                zero = torch.zeros(()).double()
+                h, hebb = [zero] * UNITS, [[zero] * UNITS for _ in range(UNITS)]
+            after = []
+            for j in range(UNITS):  # (1)
+                total = (w_in[j] * x).sum() + bias[j]
+                for i in range(UNITS):
+                    total = total + w[i, j] * h[i] + alpha[i, j] * hebb[i][j] * h[i]
+                after.append(torch.tanh(total))
+            following = [[torch.zeros(())] * UNITS for _ in range(UNITS)]
+            for i in range(UNITS):
+                for j in range(UNITS):
+                    if memory.rule == "hebb":  # (2)
+                        following[i][j] = eta * h[i] * after[j] + (1 - eta) * hebb[i][j]
+                    elif memory.rule == "oja":  # (3)
+                        following[i][j] = hebb[i][j] + eta * after[j] * (h[i] - after[j] * hebb[i][j])
+                    else:
+                        moved = hebb[i][j] + eta * h[i] * after[j]
+                        following[i][j] = moved.clamp(-0.4, 0.4)
+            h, hebb = after, following
+            outputs[-1].append(torch.stack(h))
+        traces.append(torch.stack([torch.stack(row) for row in hebb]))
+    stacked = torch.stack([torch.stack(o) for o in outputs], 1)
+    return {"outputs": stacked, "hidden": stacked[-1], "hebb": torch.stack(traces)}
+
+
+@both
+@every_rule
+@pytest.mark.parametrize("way", ["unrolled", "recorded", "plain steps"])
+@pytest.mark.parametrize("resets", [None, (0, 3), (1, 2, 9)], ids=["no reset", "resets", "more resets"])
+def test_it_is_the_papers_equations(name: str, rule: str, way: str, resets: tuple[int, ...] | None) -> None:
+    """Outputs, final state, and the gradients of everything trained and of the state carried in."""
+    memory, length = build(name, rule=rule, fast=way != "plain steps"), 11  # more than the first checkpoints last for
+    xs = torch.randn(length, BATCH, FEATURES).double().requires_grad_()
+    state = {key: value.requires_grad_() for key, value in used_state(memory).items()}
+    starts = None
+    if resets is not None:
+        starts = torch.zeros(length, BATCH, dtype=torch.bool)
+        starts[list(resets), [index % BATCH for index in range(len(resets))]] = True
+    if way == "recorded":
+        recording = memory.record(state, 4)
+        for t, x in enumerate(xs):
+            recording.step(x, starts[t] if starts is not None and resets is not None and t in resets else None)
+        result = recording.unrolled()
+    else:
+        result = memory.unroll(xs, starts, state, resets)
+    ours, paper = {"outputs": result.outputs, **result.state}, reference(memory, xs, starts, state)
+    weights = {key: torch.randn(value.shape).double() for key, value in ours.items()}
+    leaves = {"xs": xs, **state, **dict(memory.named_parameters())}
+    gradients = []
+    for parts in (ours, paper):
+        total = torch.stack([(weights[key] * parts[key]).sum() for key in weights]).sum()
+        gradients.append(dict(zip(leaves, torch.autograd.grad(total, list(leaves.values())), strict=True)))
+    for actual, expected in ((ours, paper), gradients):
+        for key in expected:
+            torch.testing.assert_close(
+                actual[key], expected[key], rtol=1e-9, atol=1e-10, msg=lambda text, k=key: f"{k}: {text}"
+            )
+
+
+def test_the_reference_meets_the_bounds_of_clipped() -> None:
+    """Else the test above says nothing of them."""
+    memory = build("plastic", rule="clipped")
+    hebb = memory.unroll(torch.randn(11, BATCH, FEATURES).double(), None, used_state(memory)).state["hebb"]
+    assert 0 < (hebb.abs() == 0.4).double().mean() < 1
+
+
+@both
+@every_rule
+@pytest.mark.parametrize("length", [1, 2, 8, 9, 40])
+def test_fast_is_plain_whatever_the_length(name: str, rule: str, length: int) -> None:
+    """Where the kept traces become many, every second one is dropped: at steps 8, 32, 128 and so on."""
+    memory = build(name, rule=rule)
+    xs, state = torch.randn(length, BATCH, FEATURES).double(), used_state(memory)
+    outputs, gradients = [], []
+    for fast in (True, False):
+        memory.fast = fast
+        result = memory.unroll(xs, None, state)
+        outputs.append(result.outputs)
+        loss = result.outputs.square().sum() + result.state["hebb"].sum()
+        gradients.append(torch.autograd.grad(loss, list(memory.parameters()), allow_unused=True))
+    torch.testing.assert_close(*outputs, rtol=1e-9, atol=1e-11)
+    for fast_gradient, plain_gradient, (key, _) in zip(*gradients, memory.named_parameters(), strict=True):
+        torch.testing.assert_close(fast_gradient, plain_gradient, rtol=1e-8, atol=1e-10, msg=key)
+
+
+@both
+def test_at_the_papers_size_fast_is_plain_in_single_precision(name: str) -> None:
+    """200 units, 60 steps; the gradient of each parameter to a relative 1e-3 of its norm."""
+    memory, xs = make_memory(name, input_size=8), torch.randn(60, 2, 8)
+    gradients = []
+    for fast in (True, False):
+        memory.fast = fast  # type: ignore[assignment]
+        memory.zero_grad()
+        memory.unroll(xs, None, memory.initial_state(2)).outputs.square().mean().backward()
+        gradients.append({key: p.grad.clone() for key, p in memory.named_parameters() if p.grad is not None})
+    assert len(gradients[1]) == 5
+    for key, expected in gradients[1].items():
+        assert (gradients[0][key] - expected).norm() <= 1e-3 * expected.norm(), key
+
+
+@both
+def test_a_sequence_keeps_few_traces(name: str) -> None:
+    """The fast path's claim: 2 √T traces for the backward pass, where plain steps keep at least T."""
+    length, kept = 128, {}
+    for fast in (True, False):
+        memory = make_memory(name, input_size=FEATURES, hidden_size=20, fast=fast)
+        storages: dict[int, int] = {}
+
+        def keep(tensor: Tensor, storages: dict[int, int] = storages) -> Tensor:
+            if not isinstance(tensor, torch.nn.Parameter) and tensor.shape[-2:] == (20, 20):
+                storages[tensor.untyped_storage().data_ptr()] = tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            result = memory.unroll(torch.randn(length, 1, FEATURES), None, memory.initial_state(1))
+        kept[fast] = sum(storages.values()) / 20**2
+        del result
+    assert kept[True] <= 2 * length**0.5
+    assert kept[False] >= length - 1
+
+
+# What plasticity means
+
+
+@both
+@every_rule
+def test_without_plasticity_it_is_a_plain_network(name: str, rule: str) -> None:
+    memory, xs = build(name, rule=rule), torch.randn(5, BATCH, FEATURES).double()
+    with torch.no_grad():
+        memory.alpha.zero_()
+    plain = torch.nn.RNN(FEATURES, UNITS).double()
+    plain.load_state_dict(
+        {
+            "weight_ih_l0": memory.input.weight,
+            "bias_ih_l0": memory.input.bias,
+            "weight_hh_l0": memory.w.t(),
+            "bias_hh_l0": torch.zeros(UNITS),
+        }
+    )
+    torch.testing.assert_close(memory.unroll(xs, None, memory.initial_state(BATCH)).outputs, plain(xs)[0])
+
+
+@both
+@every_rule
+def test_at_a_rate_of_zero_the_traces_stay(name: str, rule: str) -> None:
+    memory = build(name, rule=rule, init_eta=0.0, clip=1.0)
+    state = used_state(memory)
+    assert torch.equal(memory(torch.randn(BATCH, FEATURES).double(), state).state["hebb"], state["hebb"])
+
+
+def test_hebbs_rule_at_a_rate_of_one_holds_the_last_step_alone() -> None:
+    memory = build("plastic", rule="hebb", init_eta=1.0)
+    state = used_state(memory)
+    step = memory(torch.randn(BATCH, FEATURES).double(), state)
+    last = torch.einsum("bi,bj->bij", state["hidden"], step.output)
+    torch.testing.assert_close(step.state["hebb"], last)
+
+
+def test_idle_traces_fade_by_hebbs_rule_and_last_by_ojas() -> None:
+    """Why the paper has Oja's rule: "stable long-term memories"."""
+    hebb, silent, eta = torch.rand(1, 3, 3).double(), torch.zeros(1, 3).double(), torch.tensor([0.1]).double()
+    faded = lasting = hebb
+    for _ in range(20):
+        faded = advance(faded, silent, silent, eta, "hebb", None)
+        lasting = advance(lasting, silent, silent, eta, "oja", None)
+    torch.testing.assert_close(faded, 0.9**20 * hebb)
+    assert torch.equal(lasting, hebb)
+
+
+def test_ojas_rule_comes_to_rest_at_the_ratio_of_the_activities() -> None:
+    """(3) stands still where Hebb[i,j] = x[i] / y[j]: it cannot run away, as a bare product would."""
+    x, y, eta = torch.tensor([[0.3, -0.8]]).double(), torch.tensor([[0.9, -0.5]]).double(), torch.tensor([0.2]).double()
+    hebb = torch.zeros(1, 2, 2).double()
+    for _ in range(600):
+        hebb = advance(hebb, x, y, eta, "oja", None)
+    torch.testing.assert_close(hebb, x.unsqueeze(2) / y.unsqueeze(1))
+
+
+def test_clipped_traces_add_up_to_their_bounds() -> None:
+    x, y, eta = torch.tensor([[1.0, -0.5]]).double(), torch.tensor([[0.5]]).double(), torch.tensor([0.2]).double()
+    hebb = torch.zeros(1, 2, 1).double()
+    for _ in range(3):
+        hebb = advance(hebb, x, y, eta, "clipped", 0.25)
+    torch.testing.assert_close(hebb, torch.tensor([[[0.25], [-0.15]]]).double())
+
+
+def test_the_trace_goes_from_the_unit_before_to_the_unit_after() -> None:
+    """Only connections out of the unit that was active, in rows, to the units that then are, in columns, change."""
+    memory = build("plastic", rule="hebb")
+    state = memory.initial_state(BATCH)
+    hidden = torch.zeros(BATCH, UNITS).double()
+    hidden[:, 1] = 0.7
+    hebb = memory(torch.randn(BATCH, FEATURES).double(), {**state, "hidden": hidden}).state["hebb"]
+    assert hebb[:, 1].abs().min() > 0
+    assert hebb[:, [0, 2, 3]].abs().max() == 0
+
+
+def test_plasticity_is_of_each_connection_or_of_all() -> None:
+    assert build("plastic").alpha.shape == (UNITS, UNITS)
+    assert build("homo-plastic").alpha.shape == (1, 1)
+
+
+@both
+@every_rule
+def test_a_long_run_stays_finite(name: str, rule: str) -> None:
+    memory = make_memory(name, input_size=FEATURES, hidden_size=20, rule=rule, init_scale=0.1, init_eta=0.1)
+    result = memory.unroll(5 * torch.randn(400, 1, FEATURES), None, memory.initial_state(1))
+    result.outputs.sum().backward()
+    assert result.state["hebb"].isfinite().all()
+    assert all(parameter.grad.isfinite().all() for parameter in memory.parameters())  # type: ignore[union-attr]
+
+
+@both
+@every_rule
+def test_gradients_at_zero_are_finite(name: str, rule: str) -> None:
+    memory = build(name, rule=rule)
+    result = unroll(memory, torch.zeros(3, BATCH, FEATURES).double(), None, memory.initial_state(BATCH))
+    result.outputs.sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in memory.parameters())  # type: ignore[union-attr]
+
+
+def test_a_recordings_first_state_is_left_alone() -> None:
+    memory = build("plastic")
+    state = used_state(memory)
+    before = {key: value.clone() for key, value in state.items()}
+    recording = memory.record(state, 4)
+    for x in torch.randn(3, BATCH, FEATURES).double():
+        recording.step(x, torch.tensor([True, False]))
+    for key, value in before.items():
+        assert torch.equal(state[key], value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rule": "bcm"}, "rule is 'bcm'; it must be 'oja', 'hebb' or 'clipped'"),
+        ({"clip": 0.0}, "clip is 0.0; it must be more than 0"),
+        ({"hidden_size": 0}, "hidden_size is 0; it must be at least 1"),
+    ],
+)
+def test_wrong_options_are_refused_by_name(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_memory("plastic", input_size=FEATURES, **options)

@@ -1,0 +1,479 @@
+"""The sparse DNC against its equations written as loops, and its working copy against plain operations.
+
+Equation numbers are those of Rae et al., "Scaling Memory-Augmented Neural Networks with Sparse Reads and Writes",
+NIPS 2016, arXiv:1610.09027; those from (10) on are in supplement D.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from policies.memories import make_memory
+from policies.memories.base import State, Unrolled, unroll
+from policies.memories.dnc_addressing import inverse_norms
+from policies.memories.sdnc import SDNC
+
+FEATURES, BATCH, LENGTH = 3, 2, 7
+SIZES = {"hidden_size": 6, "output_size": 4, "slots": 8, "word_size": 3, "read_heads": 2}
+SIZES |= {"sparse_reads": 2, "sparse_links": 3, "access_threshold": 0.05}
+LEAVES = ("hidden", "cell", "read_vectors", "memory", "read_weights")
+"""The parts of the state that gradients come to."""
+
+
+def build(**options: Any) -> SDNC:
+    memory = make_memory("sdnc", input_size=FEATURES, **{**SIZES, **options}).double()
+    assert isinstance(memory, SDNC)
+    with torch.no_grad():  # interfaces strong enough for every term to matter
+        memory.interface.weight *= 6
+    return memory
+
+
+def random_state(memory: SDNC, steps: int = 6) -> State:
+    """A state in use, with a memory and weightings that are not of its making."""
+    with torch.no_grad():
+        xs = torch.randn(steps, BATCH, FEATURES).double()
+        state = unroll(memory, xs, None, memory.initial_state(BATCH)).state
+    for name in ("hidden", "cell", "read_vectors", "memory"):
+        state[name] = state[name] + 0.3 * torch.randn_like(state[name])
+    state["read_weights"] = state["read_weights"] * (0.5 + 0.5 * torch.rand_like(state["read_weights"]))
+    state["inverse_norm"] = inverse_norms(state["memory"])
+    return {name: value.clone().requires_grad_() if name in LEAVES else value for name, value in state.items()}
+
+
+def dense(weights: Tensor, slots: Tensor, size: int) -> Tensor:
+    """One sparse weighting `[S]` over all slots."""
+    total = [weights.new_zeros(()) for _ in range(size)]
+    for weight, slot in zip(weights, slots.long().tolist(), strict=True):
+        if slot >= 0:
+            total[slot] = total[slot] + weight
+    return torch.stack(total)
+
+
+def links(memory: SDNC, state: State, b: int) -> dict[str, Tensor]:
+    """N, P and p of one batch entry, dense."""
+    size = memory.slots
+    retained = state["log_retained"][b]
+    rows_n, rows_p = [], []
+    for i in range(size):
+        rows_n.append(dense(*state["predecessors"][b, i], size))
+        logs, slots = state["successors"][b, i]
+        rows_p.append(dense((logs + retained[slots.clamp_min(0).long()]).exp(), slots, size))
+    p = dense(*state["precedence"][b], size)
+    return {"N": torch.stack(rows_n), "P": torch.stack(rows_p), "p": p}
+
+
+def keep_largest(row: Tensor, count: int) -> Tensor:
+    """The `count` largest entries of `[N]`, zero elsewhere."""
+    kept = sorted(range(len(row)), key=lambda i: -float(row[i].detach()))[:count]
+    return torch.stack([row[i] if i in kept else row.new_zeros(()) for i in range(len(row))])
+
+
+def reference(memory: SDNC, xs: Tensor, state: State) -> dict[str, Tensor]:
+    """The paper, one batch entry, head and slot at a time, with dense weightings and links."""
+    size, heads = memory.slots, memory.read_heads
+    found: list[dict[str, Tensor]] = []
+    for b in range(xs.shape[1]):
+        h, c, r = (state[name][b] for name in ("hidden", "cell", "read_vectors"))
+        m = list(state["memory"][b])
+        w_read = [dense(state["read_weights"][b, k], state["read_slots"][b, k], size) for k in range(heads)]
+        last, time = state["last_access"][b].tolist(), float(state["time"][b])
+        linked = links(memory, state, b)
+        n, big_p, p = linked["N"], linked["P"], linked["p"]
+        outputs = []
+        for x in xs[:, b]:
+            # §3.3: the controller sees the input and what was read one step ago
+            lstm = memory.controller
+            gates = lstm.weight_ih @ torch.cat([x, r.flatten()]) + lstm.bias_ih + lstm.weight_hh @ h + lstm.bias_hh
+            i_gate, forget, g, o = gates.chunk(4)
+            c = torch.sigmoid(forget) * c + torch.sigmoid(i_gate) * torch.tanh(g)
+            h = torch.sigmoid(o) * torch.tanh(c)
+            keys, betas, a, alpha_gamma, modes = (memory.interface.weight @ h + memory.interface.bias).split(
+                [heads * memory.word_size, heads, memory.word_size, 2, 3 * heads]
+            )
+            keys, modes = keys.view(heads, -1), modes.view(heads, 3)
+            alpha, gamma = torch.sigmoid(alpha_gamma)
+            time += 1
+
+            # the write, with equations (5), (6) and (8)
+            unused = min(range(size), key=lambda i: last[i])
+            w_write = [alpha * gamma * sum(w[i] for w in w_read) / heads for i in range(size)]
+            w_write[unused] = w_write[unused] + alpha * (1 - gamma)
+            m = [(0 if i == unused else 1) * m[i] + w_write[i] * a for i in range(size)]
+
+            # (19), (20), (11), without gradients
+            w = [float(weight.detach()) for weight in w_write]
+            new_n, new_p = n.clone(), big_p.clone()
+            for i in range(size):
+                for j in range(size):
+                    new_n[i, j] = (1 - w[i]) * n[i, j] + w[i] * p[j]
+                    new_p[i, j] = (1 - w[j]) * big_p[i, j] + w[j] * p[i]
+            n = torch.stack([keep_largest(row, memory.sparse_links) for row in new_n])
+            big_p = torch.stack([keep_largest(row, memory.sparse_links) for row in new_p])
+            p = keep_largest((1 - sum(w)) * p + torch.tensor(w, dtype=torch.float64), memory.sparse_links)
+
+            # the links, by rows of P and N or as (21) and (22) have it; content, (2); the words read, (4)
+            w_now, r_now = [], []
+            for k in range(heads):
+                forward = sum(w_read[k][i] * big_p[i] for i in range(size))
+                backward = sum(w_read[k][i] * n[i] for i in range(size))
+                if memory.link_reads == "products":
+                    forward, backward = n @ w_read[k], big_p @ w_read[k]
+                beta = 1 + torch.log(1 + torch.exp(betas[k]))
+                cosines = torch.stack(
+                    [keys[k] @ word / torch.sqrt((keys[k] @ keys[k] + 1e-6) * (word @ word + 1e-6)) for word in m]
+                )
+                nearest = sorted(range(size), key=lambda i: -float(cosines[i].detach()))[: memory.sparse_reads]
+                total = sum(torch.exp(beta * cosines[i]) for i in nearest)
+                zero = total.new_zeros(())
+                content = torch.stack(
+                    [torch.exp(beta * cosines[i]) / total if i in nearest else zero for i in range(size)]
+                )
+                pi = torch.softmax(modes[k], 0)
+                mixed = pi[0] * backward + pi[1] * content + pi[2] * forward
+                w_now.append(keep_largest(mixed, memory.sparse_reads))
+                r_now.append(sum(w_now[k][i] * m[i] for i in range(size)))
+            w_read, r = w_now, torch.stack(r_now)
+
+            # U^(2): the time of the last access above δ
+            for i in range(size):
+                if (w_write[i] + sum(weight[i] for weight in w_read)).detach() > memory.access_threshold:
+                    last[i] = time
+            outputs.append(memory.output.weight @ torch.cat([h, r.flatten()]) + memory.output.bias)
+        found.append(
+            {"outputs": torch.stack(outputs), "hidden": h, "cell": c, "read_vectors": r, "memory": torch.stack(m)}
+            | {"w^R": torch.stack(w_read), "w^W": torch.stack(w_write), "N": n, "P": big_p, "p": p}
+            | {
+                "last_access": torch.tensor(last, dtype=torch.float64),
+                "time": torch.tensor([time], dtype=torch.float64),
+            }
+        )
+    return {name: torch.stack([part[name] for part in found]) for name in found[0]}
+
+
+def comparable(memory: SDNC, result: Unrolled) -> dict[str, Tensor]:
+    """What the module gives, in the form of `reference`."""
+    state, size = result.state, memory.slots
+    read, written = ("read_weights", "read_slots"), ("write_weights", "write_slots")
+    parts = {"outputs": result.outputs.transpose(0, 1)}
+    parts |= {name: state[name] for name in ("hidden", "cell", "read_vectors", "memory", "last_access", "time")}
+    parts["w^R"] = torch.stack(
+        [
+            torch.stack([dense(state[read[0]][b, k], state[read[1]][b, k], size) for k in range(memory.read_heads)])
+            for b in range(BATCH)
+        ]
+    )
+    parts["w^W"] = torch.stack([dense(state[written[0]][b], state[written[1]][b], size) for b in range(BATCH)])
+    each = [links(memory, state, b) for b in range(BATCH)]
+    return parts | {name: torch.stack([one[name] for one in each]) for name in ("N", "P", "p")}
+
+
+def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert actual.keys() == expected.keys()
+    for name in expected:
+        torch.testing.assert_close(
+            actual[name], expected[name], rtol=1e-8, atol=1e-10, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+def gradients(memory: SDNC, parts: dict[str, Tensor], leaves: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Of a number in which all that has a derivative has a weight of its own."""
+    generator = torch.Generator().manual_seed(3)
+    numbers = [
+        (part * torch.randn(part.shape, generator=generator, dtype=part.dtype)).sum()
+        for name, part in sorted(parts.items())
+        if name in ("outputs", "hidden", "cell", "read_vectors", "memory", "w^R", "w^W")
+    ]
+    wanted = leaves | dict(memory.named_parameters())
+    return dict(zip(wanted, torch.autograd.grad(torch.stack(numbers).sum(), list(wanted.values())), strict=True))
+
+
+@pytest.mark.parametrize("way", ["sequence", "step", "plain"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"read_heads": 1, "sparse_reads": 3},
+        {"sparse_links": 1},
+        {"sparse_links": 20},
+        {"link_reads": "products"},
+        {"slots": 2, "sparse_reads": 2},
+        {"slots": 24, "read_heads": 3, "access_threshold": 0.0},
+    ],
+    ids=lambda options: " ".join(f"{key}={value}" for key, value in options.items()) or "default",
+)
+def test_sdnc_is_the_papers_equations(way: str, options: dict[str, Any]) -> None:
+    """Outputs, all of the state, and the gradients of everything trained and of the state carried in."""
+    memory = build(**options, fast=way != "plain")
+    state = random_state(memory)
+    xs = torch.randn(LENGTH, BATCH, FEATURES).double().requires_grad_()
+    leaves = {"xs": xs} | {name: state[name] for name in LEAVES}
+    result = memory.unroll(xs, None, state) if way == "sequence" else unroll(memory, xs, None, state)
+    ours, paper = comparable(memory, result), reference(memory, xs, state)
+    assert_same(ours, paper)
+    assert_same(gradients(memory, ours, leaves), gradients(memory, paper, leaves))
+
+
+@pytest.mark.parametrize("way", ["unroll", "record"])
+def test_the_working_copy_is_plain_operations(way: str) -> None:
+    """Forward and backward, over resets at any step."""
+    fast, plain = build(), build(fast=False)
+    plain.load_state_dict(fast.state_dict())
+    state = random_state(fast)
+    xs = torch.randn(LENGTH, BATCH, FEATURES).double().requires_grad_()
+    starts = torch.zeros(LENGTH, BATCH, dtype=torch.bool)
+    starts[3, 0] = starts[5, 1] = starts[6, 0] = starts[6, 1] = True
+    leaves = {"xs": xs} | {name: state[name] for name in LEAVES}
+    if way == "unroll":
+        result = fast.unroll(xs, starts, state)
+    else:
+        recording = fast.record(state, LENGTH)
+        for x, begun in zip(xs, starts, strict=True):
+            recording.step(x, begun)
+        result = recording.unrolled()
+    ours, theirs = comparable(fast, result), comparable(plain, plain.unroll(xs, starts, state))
+    assert_same(ours, theirs)
+    assert_same(gradients(fast, ours, leaves), gradients(plain, theirs, leaves))
+
+
+def test_a_graph_can_be_differentiated_again_and_from_anywhere() -> None:
+    """The gradient's one buffer is nobody else's: a second pass, or one for a part, finds nothing of the first."""
+    memory = build()
+    state = random_state(memory)
+    xs = torch.randn(LENGTH, BATCH, FEATURES).double().requires_grad_()
+    result = memory.unroll(xs, None, state)
+    weights = torch.randn_like(result.state["memory"])
+    held = weights.clone()
+
+    def once(wanted: Tensor) -> Tensor:
+        outputs = (result.outputs.sum(), result.state["memory"])
+        return torch.autograd.grad(outputs, wanted, (torch.ones(()).double(), weights), retain_graph=True)[0]
+
+    first = once(state["memory"])
+    once(xs)
+    torch.testing.assert_close(once(state["memory"]), first, rtol=0, atol=0)
+    assert torch.equal(weights, held)
+
+
+def test_training_keeps_as_much_a_step_however_many_slots() -> None:
+    """§3.4: what a step keeps for the backward pass does not depend on N."""
+    kept = {}
+    for slots in (40, 400):
+        for length in (4, 8):
+            memory = build(slots=slots, fast=True)
+            storages: dict[int, int] = {}
+
+            def keep(tensor: Tensor, storages: dict[int, int] = storages) -> Tensor:
+                storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+                return tensor
+
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                result = memory.unroll(torch.randn(length, 1, FEATURES).double(), None, memory.initial_state(1))
+            kept[slots, length] = sum(storages.values())
+            del result
+    assert kept[40, 8] > kept[40, 4]
+    assert kept[40, 8] == kept[400, 8]
+
+
+# What reading, writing and linking mean
+
+
+def with_interface(memory: SDNC, **biases: Any) -> SDNC:
+    """The interface made constant: `word`, `alpha`, `gamma` (logits) and `modes` (logits of each head)."""
+    parts = {"keys": 0.0, "strengths": 0.0, "word": 1.0, "alpha": 0.0, "gamma": 0.0, "modes": [0.0, 0.0, 0.0]} | biases
+    with torch.no_grad():
+        memory.interface.weight.zero_()
+        keys, strengths, word, gates, modes = memory.interface.bias.split(memory.splits)
+        keys.fill_(parts["keys"])
+        strengths.fill_(parts["strengths"])
+        word.fill_(parts["word"])
+        gates.copy_(torch.tensor([parts["alpha"], parts["gamma"]]))
+        modes.view(-1, 3).copy_(torch.tensor(parts["modes"]))
+    return memory
+
+
+def test_fresh_slots_are_written_in_order_and_erased_first() -> None:
+    """γ = 0, α = 1: every step fills the slot used longest ago, and nothing is left of what it held."""
+    memory = with_interface(build(), alpha=50.0, gamma=-50.0, modes=[0.0, 50.0, 0.0])
+    state = memory.initial_state(1)
+    state["memory"] = state["memory"] + 7
+    state["inverse_norm"] = inverse_norms(state["memory"])
+    xs = torch.zeros(3, 1, FEATURES).double()
+    for t, x in enumerate(xs):
+        free = int(state["last_access"].argmin())
+        if t == 0:
+            assert free == 0
+        before, state = state, memory(x, state).state
+        changed = (state["memory"] != before["memory"]).any(2)[0].nonzero().flatten().tolist()
+        assert changed == [free]
+        torch.testing.assert_close(state["memory"][0, free], torch.ones(3).double())
+        assert float(state["last_access"][0, free]) == t + 1 == float(state["time"])
+
+
+def test_a_closed_write_gate_adds_nothing() -> None:
+    memory = with_interface(build(), alpha=-800.0)
+    state = {name: value.detach() for name, value in random_state(memory).items()}
+    after = memory(torch.zeros(BATCH, FEATURES).double(), state).state
+    free = state["last_access"].argmin(1)
+    for b in range(BATCH):
+        others = [i for i in range(memory.slots) if i != free[b]]
+        assert torch.equal(after["memory"][b, others], state["memory"][b, others])
+        assert not after["memory"][b, free[b]].any()  # erased all the same, as (8) has it
+    assert not after["write_weights"].any()
+
+
+def test_an_open_interpolation_gate_writes_where_was_read() -> None:
+    memory = with_interface(build(), alpha=50.0, gamma=50.0)
+    state = {name: value.detach() for name, value in random_state(memory).items()}
+    after = memory(torch.zeros(BATCH, FEATURES).double(), state).state
+    for b in range(BATCH):
+        read = sum(dense(state["read_weights"][b, k], state["read_slots"][b, k], memory.slots) for k in range(2)) / 2
+        torch.testing.assert_close(dense(after["write_weights"][b], after["write_slots"][b], memory.slots), read)
+        kept = torch.ones(memory.slots).double()
+        kept[state["last_access"][b].argmin()] = 0
+        expected = kept[:, None] * state["memory"][b] + read[:, None]
+        torch.testing.assert_close(after["memory"][b], expected)
+
+
+@pytest.mark.parametrize(("modes", "moves"), [([0.0, 0.0, 50.0], 1), ([50.0, 0.0, 0.0], -1)])
+def test_links_lead_through_what_was_written_in_its_order(modes: list[float], moves: int) -> None:
+    memory = with_interface(build(), alpha=50.0, gamma=-50.0, modes=[0.0, 50.0, 0.0])
+    x = torch.zeros(1, FEATURES).double()
+    state = memory.initial_state(1)
+    with torch.no_grad():
+        for slot in range(6):
+            # whatever was read, the next slot is the one to fill
+            state["last_access"] = torch.arange(8).double()[None] + 8 * (torch.arange(8) < slot)
+            state = memory(x, state).state
+    with_interface(memory, alpha=-800.0, modes=modes)
+    for slot in (2, 3):
+        state["read_slots"] = torch.tensor([[[slot, 0], [slot, 0]]]).double()
+        state["read_weights"] = torch.tensor([[[1.0, 0], [1.0, 0]]]).double()
+        step = memory(x, state).state
+        for k in range(2):
+            expected = torch.eye(8).double()[slot + moves]
+            torch.testing.assert_close(dense(step["read_weights"][0, k], step["read_slots"][0, k], 8), expected)
+
+
+def test_untruncated_links_are_each_others_transposes() -> None:
+    """With room for all links N = Pᵀ, so that `link_reads` makes no difference; with less room it does."""
+    for kept, same in ((20, True), (2, False)):
+        memory = build(sparse_links=kept)
+        state = random_state(memory, steps=30)
+        found = links(memory, state, 0)
+        assert found["N"].count_nonzero() > 10
+        xs = torch.randn(5, BATCH, FEATURES).double()
+        outputs = []
+        for memory.link_reads in ("rows", "products"):
+            outputs.append(memory.unroll(xs, None, state).outputs)
+        assert torch.allclose(found["N"], found["P"].T) == torch.allclose(*outputs) == same
+
+
+def test_weightings_are_sparse_and_sum_to_at_most_one() -> None:
+    memory = build(slots=30)
+    state = memory.initial_state(BATCH)
+    for _ in range(60):
+        state = memory(torch.randn(BATCH, FEATURES).double(), state).state
+        for b in range(BATCH):
+            written = dense(state["write_weights"][b], state["write_slots"][b], 30)
+            assert (written >= 0).all()
+            assert 0 < written.sum() <= 1 + 1e-12
+            for k in range(2):
+                slots = state["read_slots"][b, k].tolist()
+                assert len(set(slots)) == 2
+                assert (state["read_weights"][b, k] > 0).all()
+                assert state["read_weights"][b, k].sum() <= 1 + 1e-12
+        for name, count in (("predecessors", 3), ("precedence", 3)):
+            weights, slots = state[name].flatten(0, -3).unbind(1)
+            assert ((weights > 0) == (slots >= 0)).all()
+            assert weights.sum(1).max() <= 1 + 1e-12
+            assert weights.shape[1] == count
+
+
+def test_an_access_counts_from_the_threshold_on() -> None:
+    """Reads of two slots at weights of at most 1 and writes below δ = 0.7: only what was attended to enough is used."""
+    memory = with_interface(build(access_threshold=0.7), alpha=0.0, gamma=-50.0, modes=[0.0, 50.0, 0.0])
+    state = {name: value.detach() for name, value in random_state(memory).items()}
+    with torch.no_grad():
+        after = memory(torch.zeros(BATCH, FEATURES).double(), state).state
+    seen = set()
+    for b in range(BATCH):
+        weights = dense(after["write_weights"][b], after["write_slots"][b], 8)
+        weights = weights + sum(dense(after["read_weights"][b, k], after["read_slots"][b, k], 8) for k in range(2))
+        for i in range(8):
+            used = float(weights[i]) > 0.7
+            expected = after["time"][b, 0] if used else state["last_access"][b, i]
+            assert after["last_access"][b, i] == expected
+            seen.add((used, float(weights[i]) > 0))
+    assert seen >= {(True, True), (False, True)}  # some accesses count and some do not
+
+
+def test_a_long_run_stays_finite() -> None:
+    """Single precision, write gates that saturate, and as many writes as wear any sum out."""
+    torch.manual_seed(0)
+    memory = make_memory("sdnc", input_size=FEATURES, **SIZES)
+    with torch.no_grad():
+        memory.interface.weight *= 60
+    state = memory.initial_state(BATCH)
+    xs = torch.randn(600, BATCH, FEATURES)
+    with torch.no_grad():
+        state = memory.unroll(xs, None, state).state
+    result = memory.unroll(xs[:30], None, state)
+    assert all(value.isfinite().all() for value in result.state.values())
+    result.outputs.square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in memory.parameters())
+    assert all(panel.image.isfinite().all() for panel in memory.panels(result.state).values())
+
+
+def test_gradients_are_finite_where_the_memory_is_empty() -> None:
+    memory = build()
+    state = memory.initial_state(BATCH)
+    state["memory"] = torch.zeros_like(state["memory"]).requires_grad_()
+    result = memory.unroll(torch.zeros(4, BATCH, FEATURES).double(), None, state)
+    result.outputs.sum().backward()
+    assert state["memory"].grad is not None
+    assert state["memory"].grad.isfinite().all()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in memory.parameters())
+
+
+def test_an_episode_begins_in_a_memory_that_is_fixed_and_nearly_empty() -> None:
+    torch.manual_seed(1)
+    one, same, other = build(), build(), build(memory_seed=1)
+    begin = one.initial_state(1)["memory"]
+    assert torch.equal(begin, same.initial_state(1)["memory"])
+    assert not torch.equal(begin, other.initial_state(1)["memory"])
+    assert begin.abs().max() < 1e-5
+    assert len({tuple(word) for word in begin[0].tolist()}) == memory_slots(one)
+    other.load_state_dict(one.state_dict())
+    assert torch.equal(other.initial_state(1)["memory"], begin)
+
+
+def memory_slots(memory: SDNC) -> int:
+    return memory.initial_state(1)["memory"].shape[1]
+
+
+def test_links_are_pictured_from_slot_to_slot_or_as_kept() -> None:
+    for slots, shape in ((8, (8, 8)), (600, (600, 3))):
+        memory = build(slots=slots)
+        state = {name: value.detach() for name, value in random_state(memory).items()}
+        panels = memory.panels(state)
+        assert panels["links N"].image.shape == panels["links P"].image.shape == shape
+        assert math.isclose(float(panels["links N"].image.sum()), float(state["predecessors"][0, :, 0].sum()))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"read_heads": 0}, "must be at least 1, not 3, 0, 2 and 3"),
+        ({"link_reads": "columns"}, "link_reads is 'columns'; it must be 'rows' or 'products'"),
+        ({"slots": 1}, "slots is 1; it must be at least sparse_reads, 2"),
+        ({"access_threshold": 1.0}, r"access_threshold is 1.0; it must be in \[0, 1\)"),
+    ],
+)
+def test_wrong_options_are_refused_by_name(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_memory("sdnc", input_size=FEATURES, **{**SIZES, **options})
