@@ -49,6 +49,8 @@ class Arguments:
     """Another environment than the one trained in; the spaces must be the same."""
     env_kwargs: Pairs = field(default_factory=dict)
     """Arguments of the environment that replace those of the run, one by one."""
+    data_dir: Path | None = None
+    """Folder with the files of tasks that need some; default: the variable ENGRAM_DATA, else a cache."""
     deterministic: bool | None = None
     """Take the most probable action instead of drawing one; default: as in training, so for supervised agents only."""
     seed: int = 10_000
@@ -92,6 +94,8 @@ def main() -> None:
 def _run(arguments: Arguments) -> None:
     _check(arguments)
     torch.set_num_threads(arguments.threads)
+    if arguments.data_dir is not None:
+        os.environ["ENGRAM_DATA"] = str(arguments.data_dir)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if arguments.device == "auto" else arguments.device
     if torch.device(device).type == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"--device {arguments.device}: this machine has no CUDA device")

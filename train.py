@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import signal
 import sys
 import time
@@ -127,6 +128,8 @@ def main(arguments: list[str] | None = None) -> None:
 def train(config: Config, checkpoint: Path | None, console: Console) -> int:
     """The whole command on a parsed configuration; gives the exit status."""
     torch.set_num_threads(config.threads)
+    if config.data_dir is not None:
+        os.environ["ENGRAM_DATA"] = str(config.data_dir)
     tune_allocator()
     parts = [config.env.split("/")[-1], config.memory, config.algo, str(config.seed), time.strftime("%Y%m%d-%H%M%S")]
     folder = config.run_dir or Path("runs") / "-".join(parts)

@@ -46,8 +46,8 @@ class Config:
     """Train an agent with a memory."""
 
     env: str = "Engram/InvisibleGoalMaze-v0"
-    """Environment: Engram/InvisibleGoalMaze-v0, Engram/RepeatFirst-v0, Engram/TMaze-v0, any other Gymnasium id, or
-    module:Id-v0, which imports the module that registers it."""
+    """Environment: Engram/InvisibleGoalMaze-v0, Engram/Mapping-v0, Engram/Copy-v0, ... (README.md lists all), any other
+    Gymnasium id, or module:Id-v0, which imports the module that registers it."""
     env_kwargs: Pairs = field(default_factory=dict)
     """The environment's own arguments; they replace the recipe's one by one."""
     memory: str = "mnm-p"
@@ -106,6 +106,8 @@ class Config:
     """A file or a name in recipes/; its values are defaults that other flags override."""
     resume: Path | None = None
     """A run's folder or a checkpoint: go on exactly from there, in the same folder."""
+    data_dir: Path | None = None
+    """Folder with the files of tasks that need some; default: the variable ENGRAM_DATA, else a cache."""
     run_dir: Path | None = None
     """Folder for everything the run leaves; default: runs/ENV-MEMORY-ALGO-SEED-TIME."""
     checkpoint_every: int = 30
@@ -160,7 +162,7 @@ def load_config(file: str | os.PathLike[str]) -> Config:
     known = {entry.name for entry in dataclasses.fields(Config)}
     if unknown := sorted(set(data) - known):
         raise ValueError(f"{file} has unknown entries {', '.join(unknown)}; known are {', '.join(sorted(known))}")
-    for name in ("resume", "run_dir"):
+    for name in ("resume", "run_dir", "data_dir"):
         if data.get(name) is not None:
             data[name] = Path(data[name])
     return Config(**data)

@@ -101,14 +101,23 @@ def _layout(scene: Scene) -> dict[str, Box]:
         }
     aspect = 1.0 if scene.frame is None else scene.frame.shape[1] / scene.frame.shape[0]
     if aspect > 1.6:  # a broad picture goes on top, the rest beneath
-        tall = min(250.0, max(150.0, (width - 28) / aspect + 48))
+        tall = min(230.0, max(150.0, (width - 28) / aspect + 48))
         low, rest = top + tall + _GAP, height - tall - _GAP
-        sees, acts = 330, 290
+        side, half = 300, (rest - _GAP) / 2
+        if any(view.values.ndim > 1 for view in scene.views):  # maps need their height
+            sees, acts = 290, 230
+            used = sees + acts + 2 * _GAP
+            return {
+                "frame": Box(left, top, width, tall),
+                "views": Box(left, low, sees, rest),
+                "actions": Box(left + sees + _GAP, low, acts, rest),
+                "memory": Box(left + used, low, width - used, rest),
+            }
         return {
             "frame": Box(left, top, width, tall),
-            "views": Box(left, low, sees, rest),
-            "actions": Box(left + sees + _GAP, low, acts, rest),
-            "memory": Box(left + sees + acts + 2 * _GAP, low, width - sees - acts - 2 * _GAP, rest),
+            "views": Box(left, low, side, half),
+            "actions": Box(left, low + half + _GAP, side, half),
+            "memory": Box(left + side + _GAP, low, width - side - _GAP, rest),
         }
     shown, middle = 432, 258
     right = left + shown + _GAP
@@ -275,6 +284,8 @@ def _memory(stage: Stage, panels: Mapping[str, Panel], room: Box) -> None:
     def covered(columns: int) -> float:
         """How much of the room the least panel gets to use, with so many columns."""
         wide, tall = room.width / columns - 26, room.height / math.ceil(count / columns) - 62
+        if min(wide, tall) <= 0:
+            return 0.0
         return min(min(wide / shape[1], tall / shape[0]) ** 2 * shape[0] * shape[1] for shape in shapes)
 
     columns = max(range(1, count + 1), key=covered)

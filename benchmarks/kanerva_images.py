@@ -9,7 +9,7 @@ memory is written from the images that are then scored, and nothing is charged f
 to be compared with the likelihood of a model without such a memory. The paper gives 41.58 on binarised MNIST and 66.24
 on Omniglot, after 500 or 1,000 epochs of a ResNet18; its Omniglot of 28 x 28 pixels is another one than ours.
 
-Not as in the paper: AdamW instead of LARS with Adam, divergences that are counted in little by little (without it a short
+Not as in the paper: AdamW instead of LARS with Adam, divergences that are counted in little by little (else a short
 training ends where Z says nothing), and training on the training split alone.
 """
 
@@ -72,8 +72,10 @@ class Args:
     """Of the networks: for a CPU core, between, or the paper's."""
     learning_rate: float = 2e-3
     """At its highest, after a twentieth of the training."""
-    kl_warm_up: float = 0.3
-    """Share of the training in which the weight of both divergences grows from 0 to 1."""
+    kl_z_warm_up: float = 0.3
+    """Share of the training in which the weight of KL(Z) grows from 0 to 1."""
+    kl_y_warm_up: float = 0.3
+    """Likewise for KL(Y). Where it takes longer, what keys say is cheaper for a while than what Z says."""
     weight_decay: float = 1e-3
     """Of weights; biases and normalisation have none."""
     seed: int = 0
@@ -103,7 +105,8 @@ def main(args: Args) -> None:
         **{"size": args.size, "parameters": sum(p.numel() for p in model.parameters())},
         **{
             "learning_rate": args.learning_rate,
-            "kl_warm_up": args.kl_warm_up,
+            "kl_z_warm_up": args.kl_z_warm_up,
+            "kl_y_warm_up": args.kl_y_warm_up,
             "seed": args.seed,
             "device": args.device,
         },
@@ -139,8 +142,8 @@ def fit(model: KanervaModel, images: Tensor, args: Args) -> dict[str, Any]:
     optimizer = torch.optim.AdamW(groups, lr=args.learning_rate)
     model.train()
     start = told = time.perf_counter()
-    updates, seen, sums, progress = 0, 0, torch.zeros(len(PARTS), device=args.device), 0.0
-    since = 0
+    updates, seen, since, progress = 0, 0, 0, 0.0
+    sums = torch.zeros(len(PARTS), device=args.device)  # over the updates since it last told
     while progress < 1:
         for episode in episodes(images, args.length, args.batch):
             progress = max((time.perf_counter() - start) / 60 / args.minutes, seen / len(images) / args.epochs)
@@ -150,9 +153,8 @@ def fit(model: KanervaModel, images: Tensor, args: Args) -> dict[str, Any]:
                 group["lr"] = args.learning_rate * one_cycle(progress)
             costs = model(episode)
             optimizer.zero_grad()
-            weight = min(1.0, progress / args.kl_warm_up) if args.kl_warm_up else 1.0
-            divergence = costs["kl_z"] + costs["kl_y"]
-            (costs["reconstruction"] + weight * divergence).mean().backward()
+            weight_z, weight_y = (grown(progress, share) for share in (args.kl_z_warm_up, args.kl_y_warm_up))
+            (costs["reconstruction"] + weight_z * costs["kl_z"] + weight_y * costs["kl_y"]).mean().backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1000.0)
             optimizer.step()
             updates, seen, since = updates + 1, seen + episode.shape[:2].numel(), since + 1
@@ -167,10 +169,15 @@ def fit(model: KanervaModel, images: Tensor, args: Args) -> dict[str, Any]:
     return {"minutes": round(minutes, 2), "epochs": round(seen / len(images), 2), "updates": updates}
 
 
+def grown(progress: float, share: float) -> float:
+    """From 0 to 1 in the first `share` of the training."""
+    return min(1.0, progress / share) if share else 1.0
+
+
 def one_cycle(progress: float, warm_up: float = 0.05) -> float:
     """The share of the learning rate: up along a line, then down along a cosine."""
     if progress < warm_up:
-        return progress / warm_up
+        return grown(progress, warm_up)
     return 0.5 * (1 + math.cos(math.pi * (progress - warm_up) / (1 - warm_up)))
 
 
@@ -188,9 +195,8 @@ def score(model: KanervaModel, images: Tensor, args: Args, path: Literal["poster
 
 def pixel_cost(train: Tensor, test: Tensor) -> float:
     """Nats a test image costs if all that is known is how often each pixel is ink: for scale."""
-    ink = ((train.double().sum(0) + 0.5) / (len(train) + 1)).log(), ((1 - train.double()).sum(0) + 0.5)
-    often, rarely = ink[0], (ink[1] / (len(train) + 1)).log()
-    return float(-torch.where(test > 0, often, rarely).sum((1, 2)).mean())
+    often = (train.double().sum(0) + 0.5) / (len(train) + 1)
+    return float(-torch.where(test > 0, often.log(), (1 - often).log()).sum((1, 2)).mean())
 
 
 def report(args: Args, rows: list[dict[str, Any]], shared: dict[str, Any], pixels: float) -> None:
@@ -213,19 +219,19 @@ def draw(model: KanervaModel, images: Tensor, args: Args, path: Path) -> None:
     model.eval()
     episode = next(episodes(images, args.length, 1))
     memory = model.infer_memory(episode)
-    rows = {"original": episode, "recall": model.iterative_read(memory, episode, 1)[-1]}
+    rows = [("original", episode), ("recall", model.iterative_read(memory, episode, 1)[-1])]
     for kind, amount in NOISE.items():
         table = noise_table(kind, amount).to(episode.device)
         noisy = table[episode.long(), torch.randint(LEVELS, episode.shape, device=episode.device)]
-        rows |= {kind: noisy, "after 10 reads" + " " * len(rows): model.iterative_read(memory, noisy, 10)[-1]}
+        rows += [(kind, noisy), ("after 10 reads", model.iterative_read(memory, noisy, 10)[-1])]
     made = model.generate(memory, args.length)
-    rows |= {"generated": made, "after 10 reads": model.iterative_read(memory, made, 10)[-1]}
+    rows += [("generated", made), ("after 10 reads", model.iterative_read(memory, made, 10)[-1])]
     figure = Figure(figsize=(0.6 * args.length + 1.4, 0.62 * len(rows)), dpi=150)
-    for place, (name, pictures) in enumerate(rows.items()):
+    for place, (name, pictures) in enumerate(rows):
         axes = figure.add_axes((0.17, 1 - (place + 1) / len(rows), 0.82, 0.94 / len(rows)))
         axes.imshow(1 - torch.cat(list(pictures[:, 0, 0]), 1).cpu(), cmap="gray", vmin=0, vmax=1)
         axes.set_axis_off()
-        axes.text(-0.01, 0.5, name.strip(), transform=axes.transAxes, ha="right", va="center", fontsize=8)
+        axes.text(-0.01, 0.5, name, transform=axes.transAxes, ha="right", va="center", fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, facecolor="white")
 

@@ -1,29 +1,45 @@
 """What a step of each memory costs: acting, training, and what training keeps.
 
-    python benchmarks/memory_step.py --threads 2 --csv results/memory_step.csv
-    python benchmarks/memory_step.py --quick --memories lstm mnm-p mnm-p:fast=False
+    python benchmarks/memory_step.py --csv results/memory_step.csv --table results/memory_step.md
+    python benchmarks/memory_step.py --sizes papers --batches 1 16 --lengths 200
+    python benchmarks/memory_step.py --quick --memories lstm "dnc:slots=500,word_size=16" "multigrid:levels=[1,2,3]"
 
 Forward and backward is measured three times: stepped one by one with every graph kept, recorded by the memory's own
 `record`, as A2C does while it acts, and by its own `unroll`, as PPO replays. A step of 64 environments counts as 64.
 The configurations take turns, so that whatever else the machine does falls on all of them; each figure is the median of
 the repeats.
+
+**Kept.** The storages that a forward pass makes and that are alive after it, each once, over its steps: what waits for
+the backward pass, wherever it is held, with the outputs and the last state. Parameters and inputs are not among them.
+
+**Largest batch.** For rollouts of 200 steps: (16 GiB − parameters, their gradients and Adam's two moments − what is
+kept once) / (what is kept for each environment + its state). What is kept once and what for each environment follows
+from two forward passes over 200 steps, with one and with two environments; the better of `record` and `unroll` counts.
+Where those would pass `--memory-limit`, they are as many steps shorter as it takes, and what they keep is scaled up.
+Encoder, heads, roll-out and the backward pass's own buffers are not counted.
 """
 
 from __future__ import annotations
 
 import ast
 import csv
+import gc
+import platform
+import shlex
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import tyro
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
 
@@ -31,13 +47,34 @@ from policies.allocator import tune_allocator
 from policies.memories import Memory, Unrolled, make_memory, memory_class, registered
 from policies.memories.base import State, unroll
 
-MIB = 2**20
+MIB, GIB = 2**20, 2**30
+CARD, ROLLOUT = 16 * GIB, 200
+"""The graphics card, and the steps between two updates, that `largest_batch` is for."""
+
+PAPERS = {
+    "DNC 256×50, graph traversal": "dnc:slots=256,word_size=50,read_heads=5,controller_layers=3",
+    "DNC 128×50, shortest path": "dnc:slots=128,word_size=50,read_heads=5,controller_layers=2",
+    "DNC 500×16, the multigrid paper's": "dnc:slots=500,word_size=16",
+    "DNC 256×64, the multigrid paper's": "dnc:slots=256,word_size=64",
+    "SDNC 2,048×32, speed": "sdnc:slots=2048,word_size=32",
+    "NTM 128×20, copy": "ntm:memory_size=128,word_size=20,hidden_size=100",
+    "D-NTM 120×48, bAbI": "d-ntm:hidden_size=180,memory_size=120,content_size=28,address_size=20",
+    "MNM-p 3×100, 3 heads, maze": "mnm-p",
+    "MNM-g 3×100, 3 heads, maze": "mnm-g",
+    "plastic 200, maze": "plastic:hidden_size=200",
+    "MemN2N 50×50, bAbI": "memn2n:embedding_size=50,capacity=50,hops=3",
+    "multigrid 15×15": "multigrid:preset='mapping-15'",
+    "multigrid 25×25": "multigrid:preset='mapping-25'",
+}
+"""Sizes that papers report, as they are called in the table. The input is `--input-size` wide all the same."""
 
 
 @dataclass
 class Args:
-    memories: tuple[str, ...] = field(default_factory=registered)
-    """Names, each with options if need be: "mnm-p:fast=False,heads=1"."""
+    memories: tuple[str, ...] = ()
+    """Names, each with options if need be: "mnm-p:fast=False,heads=1". None given: those of `sizes`."""
+    sizes: Literal["defaults", "papers"] = "defaults"
+    """Every registered memory with its defaults, or the sizes that papers report (PAPERS in this file)."""
     batches: tuple[int, ...] = (1, 16, 64)
     """Numbers of environments stepped together."""
     lengths: tuple[int, ...] = (50, 200)
@@ -52,31 +89,75 @@ class Args:
     """Repeats, of which the median counts."""
     allocator: bool = True
     """Call `tune_allocator` first, as training does."""
+    memory_limit: float = 4.0
+    """GiB that one graph may keep; a way of training that would keep more is left out."""
     quick: bool = False
-    """64 environments, 50 steps, 3 repeats."""
+    """64 environments, 10 steps, 2 repeats; the largest batch from 40 steps."""
     csv: Path | None = None
     """Write the table here too."""
+    table: Path | None = None
+    """Write the figures that decide here, as Markdown."""
+
+
+Way = Callable[[Memory, Tensor, None, State], Unrolled]
+
+
+class Subject:
+    """One memory, and what it keeps."""
+
+    def __init__(self, title: str, label: str, args: Args) -> None:
+        name, options = parse(label)
+        cls = memory_class(name)
+        self.title, self.args = title, args
+        self.shape = (args.input_size, *(cls.default_grid(**options) if cls.input_kind == "grid" else ()))
+        torch.manual_seed(0)
+        input_size = self.shape if len(self.shape) > 1 else args.input_size
+        self.memory = make_memory(name, input_size=input_size, **options).to(args.device)
+        self.ways: dict[str, Way] = {"stepped": unroll, "recorded": record, "unrolled": type(self.memory).unroll}
+        self.alone: dict[tuple[str, int], int] = {}
+        self.state_bytes = sum(value.numel() * value.element_size() for value in self.memory.initial_state(1).values())
+        self.largest_batch = max((self.room(name) for name in ("recorded", "unrolled")), key=lambda room: room or 0)
+
+    def inputs(self, length: int, batch: int) -> Tensor:
+        return torch.randn(length, batch, *self.shape, device=self.args.device)
+
+    def kept_alone(self, name: str, length: int) -> int:
+        """What one environment keeps."""
+        if (name, length) not in self.alone:
+            self.alone[name, length] = kept(self.memory, self.ways[name], self.inputs(length, 1))
+        return self.alone[name, length]
+
+    def fits(self, name: str, length: int, batch: int) -> bool:
+        """Whether a graph of this size stays within the limit, going by smaller ones."""
+        limit = self.args.memory_limit * GIB
+        if self.kept_alone(name, 4) / 4 * length > limit:
+            return False
+        return self.kept_alone(name, length) * batch <= limit
+
+    def room(self, name: str) -> int | None:
+        """The largest batch with this way of training; None: whatever the batch, nothing is kept."""
+        length = ROLLOUT // 5 if self.args.quick else ROLLOUT
+        while length > 4 and not self.fits(name, length, 2):
+            length //= 2
+        one, two = self.kept_alone(name, length), kept(self.memory, self.ways[name], self.inputs(length, 2))
+        each, once = (two - one) * ROLLOUT / length, (2 * one - two) * ROLLOUT / length
+        trained = sum(p.numel() * p.element_size() for p in self.memory.parameters() if p.requires_grad)
+        each += self.state_bytes
+        return max(0, int((CARD - 4 * trained - once) / each)) if each else None
 
 
 class Case:
     """One memory at one batch and length, with the times it took so far."""
 
-    def __init__(self, label: str, batch: int, length: int, args: Args) -> None:
-        name, _, options = label.partition(":")
-        pairs = (pair.split("=") for pair in options.split(",") if pair)
-        arguments = {key: ast.literal_eval(value) for key, value in pairs}
-        cls = memory_class(name)
-        shape = (args.input_size, *(cls.default_grid(**arguments) if cls.input_kind == "grid" else ()))
-        torch.manual_seed(0)
-        self.label, self.batch, self.length = label, batch, length
-        input_size = shape if len(shape) > 1 else args.input_size
-        self.memory = make_memory(name, input_size=input_size, **arguments).to(args.device)
-        self.xs = torch.randn(length, batch, *shape, device=args.device)
-        self.seconds: dict[str, list[float]] = {name: [] for name in ("act", "stepped", "recorded", "unrolled")}
+    def __init__(self, subject: Subject, batch: int, length: int) -> None:
+        self.subject, self.memory, self.batch, self.length = subject, subject.memory, batch, length
+        self.xs = subject.inputs(length, batch)
+        self.ways = {name: way for name, way in subject.ways.items() if subject.fits(name, length, batch)}
+        self.seconds: dict[str, list[float]] = {name: [] for name in ("act", *self.ways)}
 
     def measure(self) -> None:
         for name, seconds in self.seconds.items():
-            seconds.append(timed(getattr(self, name), self.xs.device) / self.length)
+            seconds.append(timed(self.act if name == "act" else lambda name=name: self.train(name), self.xs.device))
 
     @torch.no_grad()
     def act(self) -> None:
@@ -84,35 +165,38 @@ class Case:
         for x in self.xs:
             state = self.memory(x, state).state
 
-    def stepped(self) -> None:
-        backward(self.memory, unroll(self.memory, self.xs, None, self.memory.initial_state(self.batch)))
-
-    def recorded(self) -> None:
-        backward(self.memory, record(self.memory, self.xs, None, self.memory.initial_state(self.batch)))
-
-    def unrolled(self) -> None:
-        backward(self.memory, self.memory.unroll(self.xs, None, self.memory.initial_state(self.batch)))
+    def train(self, name: str, steps: int | None = None) -> None:
+        state = self.memory.initial_state(self.batch)
+        backward(self.memory, self.ways[name](self.memory, self.xs[:steps], None, state))
 
     def row(self) -> dict[str, Any]:
-        median = {name: statistics.median(seconds) for name, seconds in self.seconds.items()}
-        state = self.memory.initial_state(self.batch).values()
+        """None where a way of training was left out."""
+        median = {name: statistics.median(seconds) / self.length for name, seconds in self.seconds.items()}
+        keeps = {name: kept(self.memory, way, self.xs) / self.length / MIB for name, way in self.ways.items()}
+        names = ("act", *self.subject.ways)
         return {
-            "memory": self.label,
+            "memory": self.subject.title,
             "batch": self.batch,
             "length": self.length,
-            "act_us": round(1e6 * median["act"], 1),
-            "stepped_us": round(1e6 * median["stepped"], 1),
-            "recorded_us": round(1e6 * median["recorded"], 1),
-            "unrolled_us": round(1e6 * median["unrolled"], 1),
-            "act_per_s": round(self.batch / median["act"]),
-            "stepped_per_s": round(self.batch / median["stepped"]),
-            "recorded_per_s": round(self.batch / median["recorded"]),
-            "unrolled_per_s": round(self.batch / median["unrolled"]),
-            "state_mib": round(sum(value.numel() * value.element_size() for value in state) / MIB, 3),
-            "stepped_kept_mib": round(kept(self, unroll) / MIB, 3),
-            "recorded_kept_mib": round(kept(self, record) / MIB, 3),
-            "unrolled_kept_mib": round(kept(self, type(self.memory).unroll) / MIB, 3),
+            **{f"{name}_us": round(1e6 * median[name], 1) if name in median else None for name in names},
+            **{f"{name}_per_s": round(self.batch / median[name]) if name in median else None for name in names},
+            "state_mib": round(self.batch * self.subject.state_bytes / MIB, 3),
+            **{f"{name}_kept_mib": round(keeps[name], 3) if name in keeps else None for name in names[1:]},
+            "largest_batch_16gb": self.subject.largest_batch,
         }
+
+
+def parse(label: str) -> tuple[str, dict[str, Any]]:
+    """The name and the options in "name:option=value,...", each value a Python literal."""
+    name, _, options = label.partition(":")
+    try:
+        call = ast.parse(f"_({options})", mode="eval").body
+        assert isinstance(call, ast.Call)
+        if call.args or any(keyword.arg is None for keyword in call.keywords):
+            raise ValueError("an option has no name")
+        return name, {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
+    except (SyntaxError, ValueError) as error:
+        raise SystemExit(f"{label!r} is not NAME:OPTION=VALUE,... with Python literals as values: {error}") from None
 
 
 def record(memory: Memory, xs: Tensor, starts: None, state: State) -> Unrolled:
@@ -141,37 +225,50 @@ def timed(run: Callable[[], None], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def kept(case: Case, way: Callable[..., Unrolled]) -> float:
-    """Bytes a step keeps for the backward pass: storages, each once, less the memory's own and the input."""
-    own = {value.untyped_storage().data_ptr() for value in (*case.memory.parameters(), *case.memory.buffers(), case.xs)}
-    found: dict[int, int] = {}
+class Made(TorchDispatchMode):
+    """Sees every storage that comes to be while it is on."""
 
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            found[storage.data_ptr()] = storage.nbytes()
-        return tensor
+    def __init__(self) -> None:
+        super().__init__()
+        self.storages: dict[int, tuple[StorageWeakRef, int]] = {}
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        result = way(case.memory, case.xs, None, case.memory.initial_state(case.batch))
-    total = sum(found.values()) / case.length
-    del result  # the graph held every storage until here, so no address was used twice
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                seen = StorageWeakRef(storage)
+                self.storages[seen.cdata] = (seen, storage.nbytes())
+        return result
+
+
+def kept(memory: Memory, way: Way, xs: Tensor) -> int:
+    """Bytes that are alive after a forward pass and were not before it."""
+    state = memory.initial_state(xs.shape[1])
+    before = [*memory.parameters(), *memory.buffers(), xs, *state.values()]
+    own = {StorageWeakRef(tensor.untyped_storage()).cdata for tensor in before}
+    with Made() as made:
+        result = way(memory, xs, None, state)
+    gc.collect()
+    total = sum(size for at, (seen, size) in made.storages.items() if at not in own and not seen.expired())
+    del result  # the graph held its storages until here
     return total
 
 
 def main(args: Args) -> None:
     if args.quick:
-        args.batches, args.lengths, args.repeats = (64,), (50,), 3
+        args.batches, args.lengths, args.repeats = (64,), (10,), 2
     torch.set_num_threads(args.threads)
     if args.allocator:
         tune_allocator()
-    cases = [
-        Case(label, batch, length, args) for length in args.lengths for batch in args.batches for label in args.memories
-    ]
-    for case in cases:  # first calls pay for kernels and for memory
-        timed(case.stepped, case.xs.device)
-        timed(case.recorded, case.xs.device)
-        timed(case.unrolled, case.xs.device)
+    labels = {label: label for label in args.memories or registered()}
+    if not args.memories and args.sizes == "papers":
+        labels = PAPERS
+    subjects = [Subject(title, label, args) for title, label in labels.items()]
+    cases = [Case(subject, batch, length) for length in args.lengths for batch in args.batches for subject in subjects]
+    for case in cases:  # first calls pay for kernels
+        for name in case.ways:
+            case.train(name, steps=4)
     for _ in range(args.repeats):
         for case in cases:
             case.measure()
@@ -179,17 +276,58 @@ def main(args: Args) -> None:
     report(rows)
     if args.csv is not None:
         args.csv.parent.mkdir(parents=True, exist_ok=True)
-        with args.csv.open("w", newline="") as file:
+        with args.csv.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
+    if args.table is not None:
+        args.table.parent.mkdir(parents=True, exist_ok=True)
+        args.table.write_text(markdown(rows, args), encoding="utf-8")
 
 
 def report(rows: list[dict[str, Any]]) -> None:
     names = list(rows[0])
-    widths = {name: max(len(name), *(len(str(row[name])) for row in rows)) for name in names}
-    for row in ({name: name for name in names}, *rows):
-        print("  ".join(f"{row[name]!s:>{widths[name]}}" for name in names))
+    shown = [{name: "–" if value is None else str(value) for name, value in row.items()} for row in rows]
+    widths = {name: max(len(name), *(len(row[name]) for row in shown)) for name in names}
+    for row in ({name: name for name in names}, *shown):
+        print("  ".join(f"{row[name]:>{widths[name]}}" for name in names))
+
+
+COLUMNS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "memory": lambda row: row["memory"],
+    "environments": lambda row: row["batch"],
+    "length": lambda row: row["length"],
+    "acting, steps/s": lambda row: row["act_per_s"],
+    "A2C (`record`), steps/s": lambda row: row["recorded_per_s"],
+    "PPO (`unroll`), steps/s": lambda row: row["unrolled_per_s"],
+    "plain, steps/s": lambda row: row["stepped_per_s"],
+    "state, MiB": lambda row: row["state_mib"],
+    "kept a step, MiB": lambda row: least(row["recorded_kept_mib"], row["unrolled_kept_mib"]),
+    "largest batch": lambda row: row["largest_batch_16gb"],
+}
+
+
+def least(*values: float | None) -> float | None:
+    return min((value for value in values if value is not None), default=None)
+
+
+def markdown(rows: list[dict[str, Any]], args: Args) -> str:
+    """The command, the machine, and a table by memory, length and batch."""
+    order = {row["memory"]: index for index, row in reversed(list(enumerate(rows)))}
+    rows = sorted(rows, key=lambda row: (order[row["memory"]], row["length"], row["batch"]))
+    lines = ["```bash", f"python benchmarks/memory_step.py {shlex.join(sys.argv[1:])}".strip(), "```", ""]
+    where = torch.cuda.get_device_name(args.device) if torch.device(args.device).type == "cuda" else platform.machine()
+    lines += [f"{where}, {args.threads} thread{'s' if args.threads > 1 else ''}, torch {torch.__version__}.", ""]
+    lines += [
+        f"Steps/s count every environment, forward and backward except in acting. Medians of {args.repeats} turns."
+    ]
+    lines += [f"Largest batch: what 16 GiB hold for {ROLLOUT} steps; –: would not fit {args.memory_limit:g} GiB.", ""]
+    lines += ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+    for row in rows:
+        cells = [get(row) for get in COLUMNS.values()]
+        texts = ["–" if cell is None else f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in cells]
+        lines.append("| " + " | ".join(texts) + " |")
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

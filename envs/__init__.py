@@ -13,15 +13,22 @@ import gymnasium
 
 _CLASSES = {
     "Engram/AssociativeRecall-v0": "envs.tasks.associative_recall:AssociativeRecall",
+    "Engram/Babi-v0": "envs.tasks.babi:Babi",
     "Engram/Copy-v0": "envs.tasks.copy:Copy",
     "Engram/DictionaryInference-v0": "envs.tasks.dictionary_inference:DictionaryInference",
     "Engram/DoubleCopy-v0": "envs.tasks.double_copy:DoubleCopy",
     "Engram/DynamicNGrams-v0": "envs.tasks.dynamic_ngrams:DynamicNGrams",
+    "Engram/ImageEpisode-v0": "envs.tasks.image_episode:ImageEpisode",
+    "Engram/GraphInference-v0": "envs.tasks.graph_inference:GraphInference",
+    "Engram/GraphTraversal-v0": "envs.tasks.graph_traversal:GraphTraversal",
     "Engram/InvisibleGoalMaze-v0": "envs.maze:InvisibleGoalMaze",
+    "Engram/MnistRecall-v0": "envs.tasks.mnist_recall:MnistRecall",
+    "Engram/MnistSort-v0": "envs.tasks.mnist_sort:MnistSort",
     "Engram/PrioritySort-v0": "envs.tasks.priority_sort:PrioritySort",
     "Engram/RepeatCopy-v0": "envs.tasks.repeat_copy:RepeatCopy",
     "Engram/Mapping-v0": "envs.mapping:Mapping",
     "Engram/RepeatFirst-v0": "envs.repeat_first:RepeatFirst",
+    "Engram/ShortestPath-v0": "envs.tasks.shortest_path:ShortestPath",
     "Engram/StackGrammar-v0": "envs.tasks.stack_grammar:StackGrammar",
     "Engram/TMaze-v0": "envs.tmaze:TMaze",
 }

@@ -2,7 +2,8 @@
 
 A vector memory takes `[B, F]`. Stable-Baselines3's feature extractors do exactly this, so they are used as they are:
 `FlattenExtractor` for vectors and discrete spaces (one-hot), `NatureCNN` for images, `CombinedExtractor` for `Dict`
-spaces, and any of the user's own through `features_extractor_class`. `MLPEncoder` adds layers in front of the memory.
+spaces, and any of the user's own through `features_extractor_class`. `EmbeddingEncoder` takes its place where there are
+many symbols, and `MLPEncoder` adds layers in front of the memory.
 
 A grid memory takes `[B, C, L]` or `[B, C, H, W]`, which `GridEncoder` makes of any observation. `QueryEncoder` keeps
 what is asked apart from what is seen, for memories with readers.
@@ -29,14 +30,18 @@ from torch import Tensor, nn
 
 from policies.memories.base import Memory
 
+MANY = 32
+"""Symbols of a `Discrete` observation from which on they are embedded."""
 QUERY = "query"
 """Entries of a `Dict` observation whose key begins so are questions."""
 
 
 def default_encoder(observation_space: spaces.Space) -> type[BaseFeaturesExtractor]:  # type: ignore[type-arg]
-    """The feature extractor that an SB3 user expects for this observation space."""
+    """The feature extractor that an SB3 user expects for this observation space; many symbols are embedded."""
     if isinstance(observation_space, spaces.Dict):
         return CombinedExtractor
+    if isinstance(observation_space, spaces.Discrete) and observation_space.n >= MANY:
+        return EmbeddingEncoder
     return NatureCNN if is_image_space(observation_space) else FlattenExtractor
 
 
@@ -58,6 +63,26 @@ def shape_of(encoder: BaseFeaturesExtractor) -> int | tuple[int, ...]:
     """What an encoder gives for one observation: the width of a vector, or the shape of a grid."""
     shape: int | tuple[int, ...] = getattr(encoder, "shape", int(encoder.features_dim))
     return shape
+
+
+class EmbeddingEncoder(BaseFeaturesExtractor):
+    """A learned vector for each symbol of a `Discrete` observation, as for the words of a story.
+
+    Its numbers begin with variance 1. One symbol of many, one-hot, is of length 1 and moves a recurrent layer little:
+    on bAbI's first task a GRU stays at guessing with that, and learns with this (docs/environments/babi.md).
+
+    Args:
+        observation_space: `Discrete`.
+        features_dim: numbers of a vector.
+    """
+
+    def __init__(self, observation_space: spaces.Space, features_dim: int = 64) -> None:  # type: ignore[type-arg]
+        super().__init__(observation_space, features_dim)
+        # a parameter of its own: SB3's orthogonal initialisation of linear layers would make its numbers small
+        self.vectors = nn.Parameter(torch.randn(get_flattened_obs_dim(observation_space), features_dim))
+
+    def forward(self, observations: Tensor) -> Tensor:
+        return observations.flatten(1) @ self.vectors  # SB3 has made the symbols one-hot
 
 
 class GridEncoder(BaseFeaturesExtractor):

@@ -254,7 +254,7 @@ def test_the_command_opens_the_window_for_real(xvfb: str, tmp_path: Path) -> Non
     root = Path(__file__).resolve().parents[2]
     window = subprocess.Popen(words, cwd=root, env=surroundings | {"DISPLAY": xvfb}, stderr=subprocess.PIPE, text=True)
     try:
-        for _ in range(40):  # until it is there and takes the key
+        for _ in range(120):  # until it is there and takes the key; a busy machine is slow to start it
             time.sleep(0.5)
             subprocess.run([xdotool, "key", "q"], env=surroundings | {"DISPLAY": xvfb}, check=True)
             if window.poll() is not None:

@@ -19,15 +19,22 @@ from envs.tensor_env import TensorEnv
 
 CASES: dict[str, dict[str, Any]] = {
     "Engram/AssociativeRecall-v0": {"max_items": 3, "item_length": 2, "bits": 3},
+    "Engram/Babi-v0": {"tasks": [1, 6], "stories": 20, "questions": 1},
     "Engram/Copy-v0": {"max_length": 4, "bits": 3},
     "Engram/DictionaryInference-v0": {"k": 2, "l": 2},
     "Engram/DoubleCopy-v0": {"min_length": 2, "max_length": 4, "symbols": 3},
     "Engram/DynamicNGrams-v0": {"length": 12, "context": 2},
+    "Engram/ImageEpisode-v0": {"length": 3, "recalls": 2},
+    "Engram/GraphInference-v0": {"lesson": 2, "planning_steps": 2, "curriculum": True, "window": 3, "pass_mark": 0.01},
+    "Engram/GraphTraversal-v0": {"lesson": 1},
     "Engram/InvisibleGoalMaze-v0": {"size": 5, "episode_length": 12},
+    "Engram/MnistRecall-v0": {"length": 3, "side": 6},
+    "Engram/MnistSort-v0": {"length": 3},
     "Engram/PrioritySort-v0": {"min_length": 3, "max_length": 5, "outputs": 4, "bits": 3},
     "Engram/RepeatCopy-v0": {"max_length": 3, "max_repeats": 2, "bits": 3, "format": "dnc"},
     "Engram/Mapping-v0": {"size": 11, "queries": (3, 9), "horizon": 13, "trajectory": "random"},
     "Engram/RepeatFirst-v0": {"length": 6, "symbols": 3},
+    "Engram/ShortestPath-v0": {"lesson": 2, "planning_steps": 1, "beta": 0.5, "snap": True},
     "Engram/StackGrammar-v0": {"n_max": 4, "length": 12},
     "Engram/TMaze-v0": {"length": 2, "max_steps": 9},
 }

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from agents import A2C, PPO, Supervised
 from envs.tensor_env import TensorEnv
-from policies.encoders import GridEncoder, QueryEncoder
+from policies.encoders import EmbeddingEncoder, GridEncoder, QueryEncoder
 from policies.memories import MemoryStep, register_memory, registry
 from policies.memories.base import State
 from policies.memories.readers import Queries, ReaderMemory
@@ -138,6 +139,16 @@ def test_a_discrete_observation_reaches_a_grid_memory() -> None:
     made = policy(spaces.Discrete(3), spaces.Discrete(2))
     step = made.remember(torch.tensor([0, 2]), made.initial_state(2))
     assert step.output.shape == (2, 8)
+
+
+def test_many_symbols_are_embedded_and_few_are_one_hot() -> None:
+    made = policy(spaces.Discrete(200), spaces.Discrete(2), "gru")
+    assert isinstance(made.features_extractor, EmbeddingEncoder)
+    vectors = made.features_extractor.vectors
+    assert vectors.std().item() == pytest.approx(1.0, abs=0.05)  # as it was made, whatever SB3 initialises
+    symbols = torch.tensor([3, 199, 3])
+    assert torch.equal(made.extract_features(symbols), vectors[symbols])
+    assert isinstance(policy(spaces.Discrete(31), spaces.Discrete(2), "gru").features_extractor, FlattenExtractor)
 
 
 # Questions

@@ -21,6 +21,7 @@ SMALL = {
     "lstm": {"hidden_size": 7},
     "mnm-p": {"hidden_size": 7, "key_size": 5, "value_size": 4, "memory_units": 6, "heads": 2},
     "mnm-g": {"hidden_size": 7, "key_size": 5, "value_size": 4, "memory_units": 6, "heads": 2},
+    "dmn": {"hidden_size": 7, "capacity": 4, "passes": 2},
 }
 VECTOR_MEMORIES = [name for name in registered() if memory_class(name).input_kind == "vector"]
 OBS = spaces.Box(-1.0, 1.0, (3,))

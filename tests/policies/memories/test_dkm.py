@@ -201,15 +201,19 @@ def test_the_whole_divergence_is_torchs() -> None:
     [(10_000, {}), (1_000, {"obs_noise_stddev": 1e-3, "w_prior_stddev": 10.0, "sample_w": True})],
 )
 def test_ten_thousand_writes_leave_a_covariance(steps: int, options: dict[str, Any]) -> None:
+    """A thousand whole steps; what is left of `steps` then writes without reading."""
     memory = build(memory_size=6, code_size=4, **options).float()
     with torch.no_grad():
         memory.write_encoder.weight.mul_(3)
-        xs = torch.randn(steps, 1, FEATURES)
-        result = unroll(memory, xs, None, memory.initial_state(1))
+        result = unroll(memory, torch.randn(1_000, 1, FEATURES), None, memory.initial_state(1))
+        mean, root, noise = result.state["memory_mean"], result.state["cov_root"], memory.obs_var()
+        for z in memory.write_encoder(torch.randn(steps - 1_000, 1, FEATURES)):
+            mean, root, _ = write(mean, root, memory.address(z, mean, noise), z, noise)
     assert result.outputs.isfinite().all()
     assert all(loss.isfinite().all() for loss in result.losses.values())
     assert all(value.isfinite().all() for value in result.state.values())
-    values = torch.linalg.eigvalsh(covariance({"cov_root": result.state["cov_root"].double()}))
+    assert mean.isfinite().all()
+    values = torch.linalg.eigvalsh(covariance({"cov_root": root.double()}))
     assert values.min() >= -1e-12
     assert values.max() < 1.5
 

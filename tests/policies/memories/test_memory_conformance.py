@@ -1,42 +1,20 @@
 """What every memory must do, over every registered one.
 
-A new memory needs one row in `CASES`; without it the suite fails.
+A new memory needs one row in `CASES`; without it the suite fails. What is asked of time, over the same rows, is in
+`test_memory_conformance_time.py`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
-
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from conformance_helpers import BATCH, LENGTH, Case, assert_same
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from policies.memories import make_memory, registered
 from policies.memories.base import Memory, State, Unrolled, detach, select, unroll
-
-
-@dataclass(frozen=True)
-class Case:
-    """How to build one memory small, and how well it must remember."""
-
-    options: dict[str, Any] = field(default_factory=dict)
-    input_shape: tuple[int, ...] = (5,)
-    """Without the batch; `input_size` is the one number of a vector, or the shape of a grid."""
-    learner: dict[str, Any] = field(default_factory=dict)
-    """Options for the learning test, where `options` are too small to learn with."""
-    floor: float = 0.9
-    """Accuracy to reach at recalling the first symbol; chance is 0.25."""
-    ceiling: float = 1.0
-
-    @property
-    def input_size(self) -> int | tuple[int, ...]:
-        return self.input_shape[0] if len(self.input_shape) == 1 else self.input_shape
-
 
 MNM = {"hidden_size": 7, "output_size": 5, "key_size": 4, "value_size": 3, "memory_units": 6, "heads": 2}
 MNM_LEARNER = {"hidden_size": 24, "key_size": 12, "value_size": 12, "memory_units": 12, "heads": 2}
@@ -52,20 +30,23 @@ CASES = {
     "dmn": Case(
         {"hidden_size": 4, "capacity": 4, "passes": 2, "answer": "gru"},
         learner={"hidden_size": 24, "capacity": 8, "passes": 2},
+        updates=100,
     ),
     "memn2n": Case({"embedding_size": 4, "capacity": 4, "hops": 2}, learner={"embedding_size": 24, "capacity": 8}),
     "mnm-p": Case({**MNM, "rate": "per-layer"}, learner=MNM_LEARNER),
-    "mnm-g": Case({**MNM, "rate": "per-layer"}, learner=MNM_LEARNER),
-    "dnc": Case(DNC, learner={"hidden_size": 24, "slots": 8, "word_size": 8, "read_heads": 2}),
+    "mnm-g": Case({**MNM, "rate": "per-layer"}, learner=MNM_LEARNER, updates=150),
+    "dnc": Case(DNC, learner={"hidden_size": 24, "slots": 8, "word_size": 8, "read_heads": 1}, updates=100),
     "sdnc": Case(
         {"hidden_size": 6, "output_size": 5, "slots": 9, "word_size": 4, "read_heads": 2, "sparse_reads": 2}
         | {"sparse_links": 3},
         learner={"hidden_size": 24, "slots": 16, "word_size": 8, "read_heads": 2},
+        updates=100,
     ),
     "multigrid": Case(
         {"levels": (1, 2), "channels": (2, 3), "down_channels": (4,)},
         input_shape=(5, 3, 3),
         learner={"levels": (1, 2), "channels": (4, 4), "down_channels": (4,)},
+        updates=100,
     ),
     "plastic": Case(PLASTIC, learner=PLASTIC_LEARNER),
     "homo-plastic": Case(PLASTIC, learner=PLASTIC_LEARNER),
@@ -81,11 +62,13 @@ CASES = {
         | {"read_heads": 2, "write_heads": 2, "reading_steps": 2, "addressing": "discrete"}
         | {"entropy_coef": 0.1, "consistency_coef": 0.1, "prediction_coef": 0.1},
         learner={"hidden_size": 24, "memory_size": 16, "content_size": 8, "address_size": 8},
+        updates=100,
     ),
     "ntm": Case(
         {"hidden_size": 6, "output_size": 5, "num_layers": 2, "memory_size": 7, "word_size": 4, "read_heads": 2}
         | {"write_heads": 2, "shift_range": 2, "memory_init": "learned"},
         learner={"hidden_size": 24, "memory_size": 16, "word_size": 8},
+        updates=150,
     ),
     "kanerva++": Case(
         {"output_size": 5, "embedding_size": 6, "dense_size": 8, "latent_size": 3, "memory_size": 8}
@@ -98,7 +81,6 @@ CASES = {
         learner={"memory_size": 8, "code_size": 16},
     ),
 }
-BATCH, LENGTH = 3, 6
 
 every_memory = pytest.mark.parametrize("name", sorted(CASES))
 
@@ -117,31 +99,6 @@ def used_state(memory: Memory, name: str, batch: int = BATCH) -> State:
     """A state that has seen two steps, unlike the initial one."""
     with torch.no_grad():
         return unroll(memory, inputs(name, 2, batch, seed=7), None, memory.initial_state(batch)).state
-
-
-def everything(result: Unrolled) -> dict[str, Tensor]:
-    """All that an unroll gives, by name."""
-    parts = {"outputs": result.outputs}
-    parts |= {f"state {key}": value for key, value in result.state.items()}
-    parts |= {f"loss {key}": value for key, value in result.losses.items()}
-    if result.grids is not None:
-        parts["grids"] = result.grids
-    return parts
-
-
-def weigh(parts: dict[str, Tensor]) -> Tensor:
-    """One number in which every entry of every part has a weight of its own."""
-    generator = torch.Generator().manual_seed(3)
-    weighed = [(p * torch.randn(p.shape, generator=generator, dtype=p.dtype)).sum() for p in parts.values()]
-    return torch.stack(weighed).sum()
-
-
-def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert actual.keys() == expected.keys()
-    for key in expected:
-        torch.testing.assert_close(
-            actual[key], expected[key], rtol=1e-9, atol=1e-11, msg=lambda text, k=key: f"{k}: {text}"
-        )
 
 
 def test_every_registered_memory_has_a_row() -> None:
@@ -262,95 +219,6 @@ def test_panels_show_the_first_entry_and_change_with_it(name: str) -> None:
         assert not torch.equal(image, changed[title].image), f"{title} does not change from step to step"
 
 
-# What the contract says of time
-
-
-@every_memory
-@pytest.mark.parametrize("resets", ["none start", "unknown", "exact", "every step"])
-def test_unroll_is_stepping(name: str, resets: str) -> None:
-    """The memory's own `unroll` and `record`, the plain function and a hand-written loop agree, also backward."""
-    memory = build(name)
-    starts = None
-    steps: list[int] | None = []
-    if resets != "none start":
-        starts = torch.zeros(LENGTH, BATCH, dtype=torch.bool)
-        starts[0, 1] = starts[4, 0] = starts[4, 1] = True
-        steps = {"unknown": None, "exact": [0, 4], "every step": list(range(LENGTH))}[resets]
-
-    def by_hand(xs: Tensor, state: State) -> dict[str, Tensor]:
-        outputs, losses, grids = [], [], []
-        for t, x in enumerate(xs):
-            if starts is not None:
-                rows = [
-                    memory.initial_state(1) if starts[t, b] else select(state, slice(b, b + 1)) for b in range(BATCH)
-                ]
-                state = {key: torch.cat([row[key] for row in rows]) for key in state}
-            step = memory(x, state)
-            outputs.append(step.output)
-            losses.append(step.losses)
-            grids.append(step.grid)
-            state = step.state
-        kinds = {key: torch.stack([loss[key] for loss in losses]) for key in losses[0]}
-        maps = None if grids[0] is None else torch.stack(grids)
-        return everything(Unrolled(torch.stack(outputs), state, kinds, maps))
-
-    def recorded(xs: Tensor, state: State, room: int) -> dict[str, Tensor]:
-        recording = memory.record(state, room)
-        acted_on = []
-        for t, x in enumerate(xs):
-            may_start = starts is not None and (steps is None or t in steps)
-            acted_on.append(recording.step(x, starts[t] if may_start and starts is not None else None).output.detach())
-        result = recording.unrolled()
-        torch.testing.assert_close(torch.stack(acted_on), result.outputs.detach(), rtol=1e-9, atol=1e-11)
-        return everything(result)
-
-    results, gradients = [], []
-    for way in (
-        by_hand,
-        lambda xs, state: recorded(xs, state, 1),
-        lambda xs, state: recorded(xs, state, LENGTH - 2),  # less room than steps
-        lambda xs, state: recorded(xs, state, 2 * LENGTH),
-        lambda xs, state: everything(unroll(memory, xs, starts, state, steps)),
-        lambda xs, state: everything(memory.unroll(xs, starts, state, steps)),
-    ):
-        xs = inputs(name, LENGTH, BATCH).requires_grad_()
-        state = {key: value.clone().requires_grad_() for key, value in used_state(memory, name).items()}
-        parts = way(xs, state)
-        leaves = {"xs": xs, **state, **dict(memory.named_parameters())}
-        found = torch.autograd.grad(weigh(parts), list(leaves.values()), allow_unused=True, materialize_grads=True)
-        results.append(parts)
-        gradients.append(dict(zip(leaves, found, strict=True)))
-    for index in range(1, len(results)):
-        assert_same(results[index], results[0])
-        assert_same(gradients[index], gradients[0])
-
-
-@every_memory
-@settings(max_examples=15, deadline=None, derandomize=True)
-@given(data=st.data())
-def test_packed_episodes_are_separate_episodes(name: str, data: st.DataObject) -> None:
-    """Whatever was before it in its row, an episode gives what it gives alone."""
-    length, batch = data.draw(st.integers(1, 7)), data.draw(st.integers(1, 3))
-    row = st.lists(st.booleans(), min_size=batch, max_size=batch)
-    starts = torch.tensor(data.draw(st.lists(row, min_size=length, max_size=length)))
-    memory, xs = build(name), inputs(name, length, batch)
-    state = used_state(memory, name, batch)
-    with torch.no_grad():
-        packed = memory.unroll(xs, starts, state)
-        for b in range(batch):
-            begins = sorted({0, *starts[:, b].nonzero().flatten().tolist()})
-            for begin, end in zip(begins, [*begins[1:], length], strict=True):
-                alone = memory.initial_state(1) if starts[begin, b] else select(state, slice(b, b + 1))
-                for t in range(begin, end):
-                    step = memory(xs[t, b : b + 1], alone)
-                    alone = step.state
-                    torch.testing.assert_close(packed.outputs[t, b], step.output[0])
-                    for key, loss in step.losses.items():
-                        torch.testing.assert_close(packed.losses[key][t, b], loss[0])
-            for key, value in alone.items():
-                torch.testing.assert_close(packed.state[key][b], value[0])
-
-
 # What training needs
 
 
@@ -406,7 +274,7 @@ def test_it_learns_to_recall_the_first_symbol(name: str) -> None:
         xs = xs.expand(length, episodes, symbols + 1, *case.input_shape[1:])
         return shown[0], memory.unroll(xs, None, memory.initial_state(episodes))
 
-    for _ in range(200):
+    for _ in range(case.updates):
         first, result = play(batch)
         loss = F.cross_entropy(head(result.outputs).flatten(0, 1), first.repeat(length))
         loss = loss + sum(value.mean() for value in result.losses.values())
@@ -417,25 +285,3 @@ def test_it_learns_to_recall_the_first_symbol(name: str) -> None:
         first, result = play(500)
         accuracy = (head(result.outputs[-1]).argmax(1) == first).double().mean().item()
     assert case.floor <= accuracy <= case.ceiling
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no accelerator")
-@every_memory
-def test_on_an_accelerator_it_is_the_same_and_never_waits(name: str) -> None:
-    memory = build(name)
-    xs, starts = inputs(name, LENGTH, BATCH), torch.zeros(LENGTH, BATCH, dtype=torch.bool)
-    starts[[0, 4], 1] = True
-    expected = memory.unroll(xs, starts, memory.initial_state(BATCH))
-    memory, xs, starts = memory.cuda(), xs.cuda(), starts.cuda()
-    memory(xs[0], memory.initial_state(BATCH))  # what libraries do on first use does not count
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        stepped = unroll(memory, xs, starts, memory.initial_state(BATCH), [0, 4])
-        result = memory.unroll(xs, starts, memory.initial_state(BATCH), [0, 4])
-        if list(memory.parameters()):
-            result.outputs.square().sum().backward()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    for way in (stepped, result):
-        assert_same({key: value.cpu() for key, value in everything(way).items()}, everything(expected))

@@ -273,7 +273,7 @@ def test_a_memory_of_equal_slots_is_told_apart_from_the_first_step() -> None:
 @pytest.mark.parametrize(("controller", "thousands"), [("lstm", 10), ("feedforward", 2)])
 def test_thousands_of_steps_stay_finite(controller: str, thousands: int) -> None:
     memory = build(controller=controller, read_heads=1, write_heads=1).float()
-    with torch.no_grad():
+    with torch.inference_mode():
         state = memory.initial_state(1)
         for _ in range(thousands):
             state = memory.unroll(3 * torch.randn(1000, 1, FEATURES), None, state).state

@@ -1,0 +1,127 @@
+"""Lessons of the graph tasks, from small graphs to large ones, and a curriculum that advances on the device.
+
+Lessons are numbered from 1. That a lesson is passed at 90 % and that 10 % of the samples come from earlier lessons is
+the paper's (Graves et al., Nature 2016, methods and extended data tables 3 to 5), and so are the numbers of lessons and
+the last one of traversal. The sizes in between, and the last lessons of the other two tasks, are ours: a progression
+towards graphs that the paper's memories (one triple a row: 256 rows, 128 in the other two tasks) have room for.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+REHEARSED = 0.1
+"""Share of the episodes that come from earlier lessons."""
+
+
+class Lesson(NamedTuple):
+    """What an episode's graph and question are drawn from: least and most, both included."""
+
+    nodes: tuple[int, int]
+    """Of a graph; the fewest are more than the greatest out-degree."""
+    degree: tuple[int, int]
+    """Edges out of a node, drawn for each."""
+    path: tuple[int, int]
+    """Edges from the source to the end of the path asked for."""
+    relations: int = 100
+    """Inference only: how many relations of the greatest length are asked for; of shorter ones all 100."""
+
+
+TRAVERSAL = (
+    Lesson((3, 5), (1, 2), (1, 1)),
+    Lesson((3, 7), (1, 2), (1, 2)),
+    Lesson((4, 8), (1, 3), (1, 2)),
+    Lesson((4, 10), (1, 3), (1, 3)),
+    Lesson((5, 12), (1, 3), (1, 4)),
+    Lesson((5, 14), (2, 4), (1, 5)),
+    Lesson((6, 16), (2, 4), (1, 6)),
+    Lesson((6, 18), (2, 4), (1, 8)),
+    Lesson((7, 20), (2, 5), (1, 10)),
+    Lesson((8, 24), (2, 5), (1, 12)),
+    Lesson((8, 28), (2, 5), (1, 14)),
+    Lesson((9, 32), (2, 6), (1, 16)),
+    Lesson((10, 36), (2, 6), (1, 18)),
+    Lesson((10, 40), (2, 6), (1, 20)),
+)
+INFERENCE = (
+    Lesson((3, 4), (2, 2), (2, 2), 5),
+    Lesson((3, 6), (2, 2), (2, 2), 10),
+    Lesson((4, 8), (2, 3), (2, 2), 20),
+    Lesson((5, 10), (2, 3), (2, 2), 50),
+    Lesson((5, 10), (2, 3), (2, 2)),
+    Lesson((5, 10), (2, 3), (2, 3), 20),
+    Lesson((5, 10), (2, 3), (2, 3), 50),
+    Lesson((6, 12), (2, 3), (2, 3)),
+    Lesson((6, 12), (2, 4), (2, 3)),
+    Lesson((6, 12), (2, 4), (2, 4), 20),
+    Lesson((6, 12), (2, 4), (2, 4), 50),
+    Lesson((8, 14), (2, 4), (2, 4)),
+    Lesson((8, 16), (2, 4), (2, 4)),
+    Lesson((8, 16), (2, 4), (2, 5), 20),
+    Lesson((8, 16), (2, 4), (2, 5), 50),
+    Lesson((10, 18), (2, 5), (2, 5)),
+    Lesson((10, 20), (2, 5), (2, 5)),
+)
+SHORTEST_PATH = (
+    Lesson((3, 5), (1, 2), (1, 1)),
+    Lesson((3, 6), (1, 2), (1, 2)),
+    Lesson((4, 8), (1, 2), (1, 2)),
+    Lesson((4, 8), (1, 3), (1, 2)),
+    Lesson((5, 10), (1, 3), (1, 3)),
+    Lesson((5, 10), (2, 3), (1, 3)),
+    Lesson((6, 12), (2, 3), (1, 3)),
+    Lesson((6, 12), (2, 3), (2, 4)),
+    Lesson((7, 14), (2, 3), (2, 4)),
+    Lesson((8, 16), (2, 3), (2, 4)),
+    Lesson((8, 16), (2, 4), (2, 4)),
+    Lesson((10, 18), (2, 4), (2, 5)),
+    Lesson((10, 20), (2, 4), (2, 5)),
+    Lesson((10, 20), (2, 4), (3, 5)),
+    Lesson((10, 20), (2, 4), (3, 6)),
+)
+
+
+class Progress(NamedTuple):
+    """How far a curriculum has come: int64 tensors without dimensions."""
+
+    level: Tensor
+    """The lesson that is being learned."""
+    tried: Tensor
+    """Episodes of it since the last decision."""
+    passed: Tensor
+    """Those of them that were answered without a mistake."""
+
+
+def draw_lessons(level: Tensor, chances: Tensor) -> Tensor:
+    """The lessons of N episodes `[N]`: the present one, or with probability `REHEARSED` one of those before it.
+
+    Args:
+        level: the present lesson, int64 without dimensions.
+        chances: random numbers from 0 to 1, `[2, N]`.
+    """
+    before = (level - 1).clamp(min=1)
+    earlier = torch.minimum(1 + (chances[1] * before).long(), before)
+    return torch.where((chances[0] < REHEARSED) & (level > 1), earlier, level)
+
+
+def advance(
+    progress: Progress, lesson: Tensor, right: Tensor, pass_mark: float, window: int, last_lesson: int
+) -> Progress:
+    """Count ended episodes; once `window` of the present lesson are in, move on if enough of them were right.
+
+    Args:
+        progress: so far.
+        lesson: of the ended episodes, `[N]`.
+        right: whether they were answered without a mistake, bool `[N]`.
+        pass_mark: the share that must be.
+        window: episodes of the present lesson from one decision to the next, at least.
+        last_lesson: the one where it stops.
+    """
+    present = lesson == progress.level
+    tried, passed = progress.tried + present.sum(), progress.passed + (present & right).sum()
+    due = tried >= window
+    moves = due & (passed >= pass_mark * tried) & (progress.level < last_lesson)
+    return Progress(progress.level + moves, tried * ~due, passed * ~due)

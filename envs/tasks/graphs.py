@@ -1,0 +1,111 @@
+"""Random labelled graphs, all copies' at once, and what can be asked of them: walks and distances."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+LABELS = 1000
+"""Labels are numbers below this one; itself it stands for a blank."""
+
+
+class Graphs(NamedTuple):
+    """N directed graphs with room for V nodes, and for D edges out of each."""
+
+    points: Tensor
+    """Where nodes are in the unit square, float32 `[N, V, 2]`."""
+    successors: Tensor
+    """The node that an edge leads to, int64 `[N, V, D]`; -1 where there is no edge. A node's edges come first."""
+    kinds: Tensor
+    """Which of the graph's edge labels an edge has, int64 `[N, V, D]`; no two alike among the edges of a node."""
+    nodes: Tensor
+    """How many nodes there are, int64 `[N]`; they come first."""
+
+
+def below(chance: Tensor, limit: Tensor | int) -> Tensor:
+    """Whole numbers from 0 to `limit - 1` (limits of at least 1), from random numbers from 0 to 1."""
+    scaled = (chance * limit).long()  # rounding can reach the limit itself
+    return torch.minimum(scaled, limit - 1) if isinstance(limit, Tensor) else scaled.clamp(max=limit - 1)
+
+
+def distinct(chance: Tensor, pool: int, limit: Tensor | None = None) -> Tensor:
+    """Different numbers in random order: int64 `[R, k]` from random numbers from 0 to 1 of this shape, k <= `pool`.
+
+    Args:
+        chance: `[R, k]`.
+        pool: numbers are below this one,
+        limit: and below the row's own limit `[R]`, as long as that leaves any.
+    """
+    rows, count = chance.shape
+    numbers = torch.arange(pool, device=chance.device).expand(rows, pool).contiguous()
+    every = torch.arange(rows, device=chance.device)
+    drawn = []
+    for place in range(count):  # the first steps of a Fisher-Yates shuffle
+        left = pool - place if limit is None else (limit - place).clamp(min=1)
+        other = place + below(chance[:, place], left)
+        taken = numbers[every, other]
+        numbers[every, other] = numbers[:, place].clone()
+        drawn.append(taken)
+    return torch.stack(drawn, 1)
+
+
+def random_graphs(
+    nodes: Tensor, degree: tuple[Tensor, Tensor], kinds: Tensor, room: tuple[int, int, int], generator: torch.Generator
+) -> Graphs:
+    """Points drawn evenly from the unit square, each with edges to its nearest neighbours, so nearly planar.
+
+    Args:
+        nodes: how many, int64 `[N]`, more than the greatest out-degree.
+        degree: least and most edges out of a node, int64 `[N]`; drawn evenly for each node.
+        kinds: how many edge labels a graph has, int64 `[N]`, at least the greatest out-degree.
+        room: V, D and the most edge labels that any graph may have.
+        generator: where randomness comes from.
+    """
+    most_nodes, most_edges, most_kinds = room
+    count, device = len(nodes), nodes.device
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator, device=device)
+
+    points = uniform(count, most_nodes, 2)
+    x, y = points.unbind(2)
+    distance = (x[:, :, None] - x[:, None]).square_() + (y[:, :, None] - y[:, None]).square_()  # [N, V, V]
+    there = torch.arange(most_nodes, device=device) < nodes[:, None]  # [N, V]
+    distance.masked_fill_(~there[:, None], torch.inf).diagonal(dim1=1, dim2=2).fill_(torch.inf)
+    nearest = distance.topk(most_edges, dim=2, largest=False).indices
+
+    least, most = degree
+    edges = least[:, None] + below(uniform(count, most_nodes), (most - least + 1)[:, None])
+    slots = torch.arange(most_edges, device=device)
+    missing = (slots >= edges[..., None]) | ~there[..., None]
+    limits = kinds[:, None].expand(count, most_nodes).flatten()
+    chosen = distinct(uniform(count * most_nodes, most_edges), most_kinds, limits)
+    return Graphs(points, nearest.masked_fill(missing, -1), chosen.view(count, most_nodes, most_edges), nodes)
+
+
+def follow(successors: Tensor, at: Tensor) -> Tensor:
+    """What is kept for the edges `[N, V, D]` out of the nodes `at` `[N]`: `[N, D]`."""
+    return successors.gather(1, at[:, None, None].expand(-1, 1, successors.shape[2])).squeeze(1)
+
+
+def hops(successors: Tensor, node: Tensor, most: int, towards: bool) -> Tensor:
+    """Edges on the shortest way from `node` to every node, or from every node to it, int64 `[N, V]`.
+
+    Args:
+        successors: `[N, V, D]`, -1 where there is no edge.
+        node: `[N]`.
+        most: longer ways are not looked for; without any, the number is `most + 1`.
+        towards: True: to `node`, against the edges.
+    """
+    copies, nodes, _ = successors.shape
+    edges = torch.zeros(copies, nodes, nodes + 1, device=successors.device)
+    edges = edges.scatter_(2, successors.masked_fill(successors < 0, nodes), 1.0)[..., :nodes]
+    step = edges.transpose(1, 2) if towards else edges
+    reached = torch.zeros(copies, nodes, device=successors.device).scatter_(1, node[:, None], 1.0)
+    far = (most + 1) * (1 - reached)
+    for distance in range(1, most + 1):
+        reached = torch.bmm(reached[:, None], step).squeeze(1).clamp_(max=1.0)
+        far = torch.where((reached > 0) & (far > distance), float(distance), far)
+    return far.long()

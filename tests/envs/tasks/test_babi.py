@@ -1,0 +1,515 @@
+"""Babi: the format against hand-written stories, made stories against a simulator, scores by hand."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import tarfile
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from envs.data import DataError
+from envs.tasks.babi import Babi, failed_tasks, mean_error
+from envs.tasks.babi_generator import GENERATORS, generate
+from envs.tasks.babi_stories import PLACEHOLDER, TASKS, VOCABULARY, WORDS, load, parse
+
+REAL = os.environ.get("ENGRAM_DATA")
+real = pytest.mark.skipif(
+    REAL is None or not any(Path(REAL).rglob("*tasks_1-20_v1-2*")), reason="ENGRAM_DATA has no bAbI archive"
+)
+
+CARRYING = """\
+1 Mary got the milk there.
+2 Mary got the apple there.
+3 What is Mary carrying? \tmilk,apple\t1 2
+4 Mary dropped the milk.
+5 What is Mary carrying? \tapple\t1 2 4
+"""
+WHERE = """\
+1 John went back to the office.
+2 Where is John? \toffice\t1
+"""
+
+
+def archive(folder: Path, files: dict[str, str], name: str = "tasks_1-20_v1-2.tar.gz") -> Path:
+    """A data directory with an archive of these members (below `tasks_1-20_v1-2/`)."""
+    folder.mkdir(exist_ok=True)
+    with tarfile.open(folder / name, "w:gz") as tar:
+        for member, text in files.items():
+            info = tarfile.TarInfo(f"tasks_1-20_v1-2/{member}")
+            info.size = len(text.encode())
+            tar.addfile(info, io.BytesIO(text.encode()))
+    return folder
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """An archive of tasks 1 and 8, with one or two stories a file."""
+    files = {}
+    for split in ("train", "valid", "test"):
+        files[f"en-valid/qa8_{split}.txt"] = CARRYING
+        files[f"en-valid/qa1_{split}.txt"] = WHERE if split != "train" else WHERE + WHERE.replace("office", "garden")
+    return archive(tmp_path / "data", files)
+
+
+def words(numbers: Any) -> list[str]:
+    return [VOCABULARY[int(number)] for number in numbers]
+
+
+def symbol(word: str) -> int:
+    return VOCABULARY.index(word)
+
+
+# -- the format --------------------------------------------------------------------------------------------------------
+
+
+def test_the_vocabulary_is_the_dncs() -> None:
+    assert len(VOCABULARY) == len(set(VOCABULARY)) == 159
+    assert len(WORDS) == 156
+    assert list(WORDS) == sorted(WORDS)
+    assert VOCABULARY[PLACEHOLDER] == "-"
+    assert len(TASKS) == 20
+
+
+def test_stories_are_split_where_the_ids_begin_again() -> None:
+    first, second = parse(CARRYING + WHERE, "file")
+    assert [words(line.words) for line in first] == [
+        ["mary", "got", "the", "milk", "there", "."],
+        ["mary", "got", "the", "apple", "there", "."],
+        ["what", "is", "mary", "carrying", "?"],
+        ["mary", "dropped", "the", "milk", "."],
+        ["what", "is", "mary", "carrying", "?"],
+    ]
+    assert [words(line.answer) for line in first] == [[], [], ["milk", "apple"], [], ["apple"]]
+    assert words(second[-1].words + second[-1].answer) == ["where", "is", "john", "?", "office"]
+
+
+def test_the_same_question_may_have_another_answer_later() -> None:
+    text = WHERE + "3 John went to the garden.\n4 Where is John? \tgarden\t3\n"
+    (story,) = parse(text, "file")
+    assert [words(line.answer) for line in story if line.answer] == [["office"], ["garden"]]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is empty or its last line is cut off"),
+        (WHERE[:-1], "is empty or its last line is cut off"),
+        ("2 John went to the office.\n", "line 1: begins with '2', expected 1"),
+        (CARRYING.replace("4 Mary", "5 Mary"), "line 4: begins with '5', expected 4 or 1"),
+        (WHERE + "\n", "line 3: begins with '', expected 3 or 1"),
+        (CARRYING + "1 John went to the office.\n", "line 6: the story before it ends without a question"),
+        ("1 John went to the office.\n" + WHERE, "line 2: the story before it ends without a question"),
+        (WHERE.replace("John", "Johann"), "line 1: 'johann' is none of bAbI's 156 words"),
+        (WHERE.replace("\toffice", "\toffices"), "line 2: 'offices' is none"),
+        (WHERE.replace("office.", "office - now."), "line 1: '-' is none"),
+        (WHERE.replace("\t1", ""), r"line 2: .*expected 'words.' or"),
+        (WHERE.replace("office.", "office"), r"line 1: .*expected 'words.' or"),
+        (WHERE.replace("John? ", "John. "), r"line 2: .*expected 'words.' or"),
+    ],
+)
+def test_damaged_files_are_named(text: str, message: str) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        parse(text, "the file")
+    assert str(caught.value).startswith("the file")
+
+
+def test_editions_without_a_validation_set_give_every_tenth_training_story(tmp_path: Path) -> None:
+    places = ("garden", "office", "kitchen")
+    train = "".join(WHERE.replace("office", places[i % 3]) for i in range(25))
+    path = archive(tmp_path / "d", {"en/qa1_some-name_train.txt": train, "en/qa1_some-name_test.txt": WHERE})
+    answers = {
+        split: [words(story[-1].answer)[0] for story in load("en", split, [1], path)[1]]
+        for split in ("train", "valid", "test")
+    }
+    whole = [places[i % 3] for i in range(25)]
+    assert answers["valid"] == [whole[9], whole[19]]
+    assert answers["train"] == whole[:9] + whole[10:19] + whole[20:]
+    assert answers["test"] == ["office"]
+    few = archive(tmp_path / "few", {"en/qa1_a_train.txt": WHERE, "en/qa1_a_test.txt": WHERE})
+    with pytest.raises(DataError, match="too few stories"):
+        load("en", "valid", [1], few)
+
+
+def test_missing_files_are_named_or_left_out(tmp_path: Path) -> None:
+    whole = {f"en-valid/qa{task}_{split}.txt": WHERE for task in (1, 2, 3) for split in ("train", "valid", "test")}
+    del whole["en-valid/qa3_train.txt"]
+    path = archive(tmp_path / "d", whole)
+    assert tuple(load("en-valid", "train", "available", path)) == (1, 2)
+    assert tuple(load("en-valid", "test", "available", path)) == (1, 2)  # the same tasks in every split
+    assert tuple(load("en-valid", "test", [3], path)) == (3,)
+    with pytest.raises(DataError, match=r"no train file of qa3 in en-valid/; leave such tasks out"):
+        load("en-valid", "train", [1, 3], path)
+    with pytest.raises(DataError, match=r"no test file of qa4, qa5, .*qa20 in en-valid/"):
+        load("en-valid", "test", "all", path)
+    with pytest.raises(DataError, match=r"no train file of any task in en-10k/"):
+        load("en-10k", "train", "available", path)
+
+
+# -- the environment ---------------------------------------------------------------------------------------------------
+
+
+def test_words_placeholders_targets_weights_and_rewards_by_hand(small: Path) -> None:
+    env = Babi(1, source="en-valid", tasks=8, data_dir=small)
+    obs, info = env.reset(seed=0)
+    shown, rows = [], []
+    for said in ["a"] * 17 + ["milk", "milk"] + ["the"] * 10 + ["apple"]:
+        shown += words(obs)
+        before = words(info["target"])[0], info["weight"].item()
+        obs, reward, terminated, truncated, info = env.step(torch.tensor([symbol(said)]))
+        rows.append((*before, reward.item(), terminated.item()))
+        assert not truncated
+    assert " ".join(shown) == (
+        "mary got the milk there . mary got the apple there . what is mary carrying ? - - "
+        "mary dropped the milk . what is mary carrying ? -"
+    )
+    third = pytest.approx(1 / 3)
+    answers = {17: ("milk", 1.0, third, False), 18: ("apple", 1.0, 0.0, False), 29: ("apple", 1.0, third, True)}
+    for step, row in enumerate(rows):
+        assert row == answers.get(step, ("-", 0.0, 0.0, False))
+    assert words(info["final_obs"]) == ["-"]
+    assert words(obs) == ["mary"]  # the next story
+
+
+def test_nothing_is_asked_after_the_end(small: Path) -> None:
+    env = Babi(1, source="en-valid", tasks=8, data_dir=small)
+    env.autoreset = False
+    env.reset(seed=0)
+    for _ in range(30):
+        obs, _, terminated, _, info = env.step(torch.tensor([3]))
+    assert terminated
+    assert (words(obs), words(info["target"]), info["weight"].tolist()) == (["-"], ["-"], [0.0])
+
+
+def test_a_question_is_right_if_all_words_are(small: Path) -> None:
+    """Task 1: half of the questions are right; task 8: of two the second."""
+    env = Babi(4, source="en-valid", split="train", data_dir=small, tasks=[8, 1], in_order=True)
+    assert env.tasks == (1, 8)
+    assert env.metric_names == ("error", "error_qa1", "error_qa8")
+    assert env.num_stories == 3
+    _, info = env.reset()
+    sums: dict[str, np.ndarray[Any, Any]] = {}
+    for _ in range(30):  # copies 0 and 3 read John's first story, 1 his second, 2 Mary's
+        action = info["target"].clone()
+        action[action == symbol("garden")] = symbol("office")
+        action[action == symbol("milk")] = symbol("football")  # with "apple" right, the answer is still wrong
+        *_, info = env.step(action)
+        assert set(info["metrics"]) == set(env.metric_names)
+        for name, pair in info["metrics"].items():
+            sums[name] = sums.get(name, 0) + torch.stack(pair).double().numpy()
+    amounts, counts = sums["error_qa8"]
+    assert counts[2] == 2
+    assert amounts[2] == 100
+    amounts, counts = sums["error_qa1"]
+    assert counts[1] > 0
+    # Story by story, copy 1 goes on with stories 1, 2 (= 1 + 4 mod 3), 0, ...: garden is the only one it misses.
+    assert amounts[1] == 100
+    assert (sums["error"] == sums["error_qa1"] + sums["error_qa8"]).all()
+
+
+def test_an_answer_is_judged_by_itself(small: Path) -> None:
+    """A mistake in one answer does not make the next one wrong, nor that of the next story."""
+    env = Babi(1, source="en-valid", tasks=8, data_dir=small)
+    assert env.metric_names == ("error",)
+    _, info = env.reset()
+    errors = []
+    for step in range(60):
+        action = info["target"].clone()
+        action[...] = symbol("you") if step in (18, 47) else action  # the second word, and the first of the next story
+        *_, info = env.step(action)
+        amount, count = info["metrics"]["error"]
+        errors += amount[count > 0].tolist()
+        assert not amount[count == 0].any()
+    assert errors == [100.0, 0.0, 100.0, 0.0]
+
+
+def test_mean_error_and_failed_tasks() -> None:
+    metrics = {"error": 50.0, "error_qa1": 0.0, "error_qa2": 5.0, "error_qa19": 40.0}
+    assert mean_error(metrics) == 15.0
+    assert failed_tasks(metrics) == 1
+    assert failed_tasks(metrics, limit=4.9) == 2
+    assert mean_error({"error": 7.0}) == 7.0
+    assert failed_tasks({"error": 7.0}) == 1
+    with pytest.raises(ValueError, match="no 'error'"):
+        mean_error({"success": 1.0})
+
+
+def test_in_order_every_story_comes_once() -> None:
+    env = Babi(3, tasks=1, stories=7, questions=1, in_order=True)
+    _, info = env.reset()
+    read: list[list[int]] = [[int(story)] for story in env.story]
+    for _ in range(200):
+        _, _, terminated, _, info = env.step(info["target"])
+        for copy in terminated.nonzero().flatten().tolist():
+            read[copy].append(int(env.story[copy]))
+    assert [stories[:3] for stories in read] == [[0, 3, 6], [1, 4, 0], [2, 5, 1]]
+    env.reset()
+    assert env.story.tolist() == [0, 1, 2]
+
+
+def test_stories_are_drawn_evenly() -> None:
+    env = Babi(4000, tasks=[1, 15], stories=2, questions=1)
+    env.reset(seed=0)
+    counts = Counter(env.story.tolist())
+    _, info = env.reset()
+    for _ in range(60):
+        _, _, terminated, _, info = env.step(info["target"])
+        counts.update(env.story[terminated].tolist())
+    # Task 15's stories are the longer ones and end less often, yet new ones are drawn evenly.
+    total = sum(counts.values())
+    assert total > 8000
+    for story in range(4):
+        assert counts[story] / total == pytest.approx(0.25, abs=0.02)
+
+
+def test_copies_end_by_themselves_and_a_perfect_story_returns_1() -> None:
+    env = Babi(50, stories=30, questions=2)
+    _, info = env.reset(seed=0)
+    returns, ends, finished = torch.zeros(50), Counter(), []
+    for step in range(150):
+        _, reward, terminated, _, info = env.step(info["target"])
+        returns += reward
+        finished += returns[terminated].tolist()
+        ends[step] += int(terminated.sum())
+        returns[terminated] = 0
+    assert len(finished) > 50
+    assert np.allclose(finished, 1.0)
+    assert max(ends.values()) < 25
+
+
+def best_word(env: Babi) -> tuple[str, float, float]:
+    """The best constant answer, its mean return, and its percentage of wrong answers, by reading all stories."""
+    stories: list[list[tuple[str, ...]]] = []
+    targets, closes = words(env._targets.tolist()), env._closes.tolist()
+    for first, last in zip(env._first.tolist(), env._last.tolist(), strict=True):
+        stories.append([])
+        answer: list[str] = []
+        for target, complete in zip(targets[first:last], closes[first:last], strict=True):
+            answer += [target] if target != "-" else []
+            if complete:
+                stories[-1].append(tuple(answer))
+                answer = []
+    share: Counter[str] = Counter()
+    for story in stories:
+        asked = [word for answer in story for word in answer]
+        for word in asked:
+            share[word] += 1 / len(asked) / len(stories)
+    word, score = share.most_common(1)[0]
+    answers = [answer for story in stories for answer in story]
+    return word, score, 100 * sum(set(answer) != {word} for answer in answers) / len(answers)
+
+
+def test_score_without_memory() -> None:
+    """What the docstring says, by counting; and by playing, that a constant answer scores it."""
+    word, score, error = best_word(Babi(1))
+    assert (word, round(score, 3), round(error, 1)) == ("one", 0.108, 89.2)
+    env = Babi(50, stories=10, in_order=True)
+    word, score, error = best_word(env)
+    _, info = env.reset()
+    returns = torch.zeros(50)
+    open_ = torch.ones(50, dtype=torch.bool)
+    wrong = asked = 0.0
+    while open_.any():
+        _, reward, terminated, _, info = env.step(torch.full((50,), symbol(word)))
+        returns += reward * open_
+        amount, count = info["metrics"]["error"]
+        wrong, asked = wrong + float((amount * open_).sum()), asked + float((count * open_).sum())
+        open_ &= ~terminated
+    assert returns.mean().item() == pytest.approx(score)
+    assert wrong / asked == pytest.approx(error)
+
+
+def test_texts_and_frames(small: Path) -> None:
+    env = Babi(2, source="en-valid", tasks=8, data_dir=small, render_mode="rgb_array")
+    env.reset(seed=0)
+    frames = []
+    for said in ["a"] * 17 + ["milk", "milk"]:
+        frames.append(env.frame(1))
+        env.step(torch.tensor([3, symbol(said)]))
+    assert env.text(1).splitlines() == [
+        "task 8, lists/sets · word 20 / 30",
+        "  1 mary got the milk there .",
+        "  2 mary got the apple there .",
+        "  3 what is mary carrying ? [milk] [apple, not milk]",
+        "  4 mary",
+    ]
+    assert all((one != other).any() for one, other in pairwise(frames))
+    assert [verdicts(frame) for frame in (frames[17], frames[18], env.frame(1))] == ["", "right", "right wrong"]
+    env.load_state_dict(env.state_dict())
+    assert "[milk, not ?] [apple, not ?]" in env.text(1)
+    assert verdicts(env.frame(1)) == "right"  # the answers beside the tiles
+
+
+def verdicts(frame: np.ndarray[Any, Any]) -> str:
+    """Whether there is anything green and anything red."""
+    red, green, blue = frame.astype(int).transpose(2, 0, 1)
+    kinds = (("right", green - np.maximum(red, blue) > 25), ("wrong", red - np.maximum(green, blue) > 80))
+    return " ".join(name for name, seen in kinds if seen.any())
+
+
+def test_a_long_story_scrolls_and_a_wide_sentence_is_broken(tmp_path: Path) -> None:
+    wide = " ".join(["1 the"] + ["football"] * 14 + ["is red.\n"])
+    lines = "".join(f"{n} John went to the {'office' if n % 2 else 'garden'}.\n" for n in range(2, 30))
+    story = wide + lines + "30 Where is John? \toffice\t29\n"
+    path = archive(tmp_path / "d", {f"en-valid/qa1_{split}.txt": story for split in ("train", "valid", "test")})
+    env = Babi(1, source="en-valid", tasks=1, data_dir=path, render_mode="rgb_array")
+    _, info = env.reset()
+    written, sheets = [], []
+    for step in range(190):
+        if step in (184, 185):
+            sheets.append(env.frame()[:376])
+        if step in (0, 17, 30, 185):
+            dark = (env.frame() < 100).all(-1)
+            assert not dark[:, -14:].any()  # no word runs over the margin
+            written.append([bool(dark[16 + 30 * row : 46 + 30 * row].any()) for row in range(12)])
+        *_, info = env.step(info["target"])
+    assert [sum(rows) for rows in written] == [1, 2, 5, 12]
+    assert all(rows == sorted(rows, reverse=True) for rows in written)  # from the top
+    assert (sheets[0] != sheets[1]).any()  # the present word is always in sight
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"source": "hn"}, "source is 'hn', expected one of"),
+        ({"split": "dev"}, "split is 'dev', expected one of"),
+        ({"stories": 0}, "stories is 0"),
+        ({"questions": 0}, "questions 0"),
+        ({"tasks": 3}, r"tasks is 3, expected .* among \[1, 2, 6, 7, 15\]"),
+        ({"tasks": "some"}, "tasks is 'some'"),
+        ({"tasks": [1, 1]}, "different numbers"),
+        ({"tasks": []}, "different numbers"),
+        ({"source": "en", "tasks": [21]}, r"tasks is \[21\]"),
+        ({"source": "en", "data_dir": "/nowhere"}, "data_dir is '/nowhere', which is not a directory"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Babi(1, **arguments)
+
+
+# -- made stories ------------------------------------------------------------------------------------------------------
+
+
+def answer(question: str, history: list[str], strict: bool) -> str:
+    """The answer by replaying sentences; where `strict`, asserting that each of them was possible."""
+    where: dict[str, str] = {}
+    holder: dict[str, str] = {}
+    lying: dict[str, str] = {}
+    kinds: dict[str, str] = {}
+    fears: dict[str, str] = {}
+    for sentence in history:
+        if match := re.fullmatch(r"(\w+) (?:moved|went|went back|journeyed|travelled) to the (\w+)\.", sentence):
+            person, place = match.groups()
+            assert not strict or where.get(person) != place
+            where[person] = place
+        elif match := re.fullmatch(r"(\w+) (?:got|took|grabbed|picked up) the (\w+) there\.", sentence):
+            person, thing = match.groups()
+            if strict:
+                assert thing not in holder
+                assert lying.get(thing, where[person]) == where[person]
+            holder[thing] = person
+            lying.pop(thing, None)
+        elif match := re.fullmatch(r"(\w+) (?:dropped|discarded|left|put down) the (\w+)(?: there)?\.", sentence):
+            person, thing = match.groups()
+            assert not strict or holder[thing] == person
+            holder.pop(thing, None)
+            lying[thing] = where.get(person, "?")
+        elif match := re.fullmatch(r"(\w+) (?:gave|handed|passed) the (\w+) to (\w+)\.", sentence):
+            person, thing, other = match.groups()
+            if strict:
+                assert holder[thing] == person != other
+                assert where[person] == where[other]
+            holder[thing] = other
+        elif match := re.fullmatch(r"(\w+) are afraid of (\w+)\.", sentence):
+            one, other = (
+                {"mice": "mouse", "wolves": "wolf", "cats": "cat"}.get(animal.lower(), animal.lower())
+                for animal in match.groups()
+            )
+            assert one != other
+            fears[one] = other
+        else:
+            match = re.fullmatch(r"(\w+) is a (\w+)\.", sentence)
+            assert match, sentence
+            kinds[match[1].lower()] = match[2]
+    if match := re.fullmatch(r"Where is (\w+)\?", question):
+        return where[match[1]]
+    if match := re.fullmatch(r"Where is the (\w+)\?", question):
+        thing = match[1]
+        return where[holder[thing]] if thing in holder else lying[thing]
+    if match := re.fullmatch(r"Is (\w+) in the (\w+)\?", question):
+        return "yes" if where[match[1]] == match[2] else "no"
+    if match := re.fullmatch(r"How many objects is (\w+) carrying\?", question):
+        return ["none", "one", "two", "three"][list(holder.values()).count(match[1])]
+    match = re.fullmatch(r"What is (\w+) afraid of\?", question)
+    assert match, question
+    return fears[kinds[match[1]]]
+
+
+@pytest.mark.parametrize("task", GENERATORS)
+def test_made_answers_follow_from_the_story_and_from_the_supporting_lines(task: int) -> None:
+    counts: Counter[str] = Counter()
+    sentences: dict[int, str] = {}
+    for row in generate(task, 300, 5, seed=0).splitlines():
+        number, _, rest = row.partition(" ")
+        if number == "1":
+            sentences = {}
+        if "\t" not in rest:
+            sentences[int(number)] = rest
+            continue
+        question, given, support = rest.split("\t")
+        assert answer(question.strip(), list(sentences.values()), strict=True) == given
+        cited = [sentences[line] for line in sorted(map(int, support.split()))]
+        assert answer(question.strip(), cited, strict=False) == given
+        assert len(cited) == {1: 1, 2: 2, 6: 1, 15: 2}.get(task, len(cited))
+        counts[given] += 1
+    assert counts.total() == 1500
+    commonest = counts.most_common(1)[0][1] / 1500
+    assert commonest < {1: 0.25, 2: 0.25, 6: 0.55, 7: 0.55, 15: 0.35}[task]
+    assert len(counts) == {1: 6, 2: 6, 6: 2, 7: 4, 15: 4}[task]
+
+
+def test_made_stories_depend_on_the_seed_and_splits_differ() -> None:
+    assert generate(1, 3, 2, seed=0) == generate(1, 3, 2, seed=0) != generate(1, 3, 2, seed=1)
+    assert generate(2, 3, 2, seed=0) != generate(7, 3, 2, seed=0)
+    train, valid, test = (Babi(1, split=split, stories=5) for split in ("train", "valid", "test"))
+    assert not any(
+        one._symbols.shape == other._symbols.shape and torch.equal(one._symbols, other._symbols)
+        for one, other in ((train, valid), (train, test), (valid, test))
+    )
+    for task, stories in ((task, parse(generate(task, 20, 3, 0), "made")) for task in GENERATORS):
+        assert len(stories) == 20, task
+        assert all(sum(bool(line.answer) for line in story) == 3 for story in stories)
+
+
+# -- the published data ------------------------------------------------------------------------------------------------
+
+
+@real
+def test_the_published_archive() -> None:
+    counts = {}
+    used: set[int] = set()
+    for split in ("train", "valid", "test"):
+        for task, stories in load("en-valid-10k", split, "available", REAL).items():
+            counts[split, task] = sum(bool(line.answer) for story in stories for line in story)
+            used.update(number for story in stories for line in story for number in line.words + line.answer)
+    for (split, task), count in counts.items():
+        odd = {("train", 18): 8996, ("valid", 18): 1004, ("train", 20): 9002, ("valid", 20): 998}
+        assert count == odd.get((split, task), 9000 if split == "train" else 1000)
+    assert {VOCABULARY[number] for number in used} == set(VOCABULARY) - {"-"}
+
+
+@real
+def test_score_without_memory_on_the_published_test_set() -> None:
+    env = Babi(1, source="en-valid-10k", split="test", data_dir=REAL)
+    assert env.tasks == tuple(range(1, 21))
+    assert env.num_stories == 6267
+    word, score, error = best_word(env)
+    assert (word, round(score, 3), round(error, 1)) == ("no", 0.077, 87.1)
