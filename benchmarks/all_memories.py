@@ -29,8 +29,8 @@ from policies.memories import registered
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = {
     "identity": "",
-    "d-ntm": "hidden_size=64 slots=32",
-    "dkm": "",
+    "d-ntm": "hidden_size=64 memory_size=32",
+    "dkm": "memory_size=16 code_size=32",
     "dmn": "capacity=16 hidden_size=32",
     "dnc": "hidden_size=64 slots=32 word_size=16 read_heads=2",
     "gru": "hidden_size=64",
@@ -41,9 +41,9 @@ SIZES = {
     "mnm-g": "hidden_size=64 key_size=24 value_size=24 memory_units=24 heads=1 mean_over_units=true",
     "mnm-p": "hidden_size=64 key_size=24 value_size=24 memory_units=24 heads=1 mean_over_units=true",
     "multigrid": "",
-    "ntm": "hidden_size=64 slots=32",
+    "ntm": "hidden_size=64 memory_size=32",
     "plastic": "hidden_size=64",
-    "salu": "hidden_size=64",
+    "salu": "hidden_size=64 key_size=32 value_size=32 capacity=64",
     "sdnc": "hidden_size=64 slots=64 word_size=16 read_heads=2",
     "stack-rnn": "hidden_size=64",
 }
@@ -51,7 +51,7 @@ ENVIRONMENTS = {
     "repeat-first": "--env Engram/RepeatFirst-v0 --num-envs 32 --n-steps 16 --total-timesteps 120000 "
     "--learning-rate 3e-3 --gamma 0.5 --eval-episodes 512",
     "maze": "--env Engram/InvisibleGoalMaze-v0 --env-kwargs size=5 episode_length=100 --num-envs 32 --n-steps 100 "
-    "--total-timesteps 320000 --learning-rate 2e-3 --gamma 0.95 --reward-scale 0.1 --clip-range 0.5 "
+    "--total-timesteps 160000 --learning-rate 3e-3 --gamma 0.95 --reward-scale 0.1 --clip-range 0.5 "
     "--eval-episodes 512",
 }
 COMMON = (
