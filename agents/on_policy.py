@@ -269,7 +269,7 @@ class MemoryOnPolicyAlgorithm(Checkpointed, OnPolicyAlgorithm):
                     raise NonFiniteError(found) from error
                 raise
             outputs.append(step.output.detach())
-            if step.grid is not None:
+            if policy.draws_maps and step.grid is not None:
                 grids.append(step.grid.detach())
             if self.learns_from_targets:
                 answers.append((info["target"], info["weight"]))

@@ -47,8 +47,8 @@ class Mapping(TensorEnv):
 
     Action: `MultiBinary([M, M])`, or `MultiBinary([queries, M, M])` for several queries: the marks. M is `map_size`;
         the start is at row and column M // 2. With "explore" `MultiDiscrete([4, M²])`: a move (0 up, 1 down, 2 left,
-        3 right), and a place, counted row by row. `info["target"]` is the mask; with "explore" a random one of the
-        right places, of `weight` 1, beside a move of weight 0, since nobody knows the right move.
+        3 right), and a place, counted row by row. `info["target"]` is the mask; with "explore" the place that
+        was asked for, of `weight` 1 if there is one, beside a move of weight 0, since nobody knows the right move.
 
     Reward: the mean over the queries of F1 = 2 TP / (2 TP + FP + FN) of the marks, 1 where there is nothing to mark and
         nothing is marked, over the number of steps: a perfect episode returns 1. With "explore":
@@ -56,8 +56,8 @@ class Mapping(TensorEnv):
 
     Termination: after `horizon` steps.
 
-    Metrics: `precision`, `recall`, `f1` of all marks counted together. With "explore" `located` (share of steps with a
-        right place) and `explored` (share of the cells seen by the end of an episode).
+    Metrics: `precision`, `recall`, `f1` of all marks counted together. With "explore" `located` (share of right places
+        among the steps that have one) and `explored` (share of the cells seen by the end of an episode).
 
     Args:
         num_envs: number of copies.
@@ -213,6 +213,7 @@ class Mapping(TensorEnv):
     def _advance(self, action: Tensor) -> tuple[Tensor, None, None]:
         assert self.horizon is not None
         if self.explores:
+            due = self.target.flatten(1).amax(1)
             right = self.target.amax(1).flatten(1).gather(1, action[:, 1:].long()).squeeze(1)
             if self.render_mode is not None:
                 place = F.one_hot(action[:, 1].long(), self.map_size**2).float()
@@ -229,8 +230,7 @@ class Mapping(TensorEnv):
         self._arrive(self._elapsed + 1)
         if self.explores:
             last = torch.full_like(right, float(self._elapsed + 1 == self.horizon))
-            one = torch.ones_like(right)
-            self._measure(located=(right, one), explored=(self.seen.sum(1) / self.size**2 * last, last))
+            self._measure(located=(right, due), explored=(self.seen.sum(1) / self.size**2 * last, last))
             assert self._discovered is not None
             return 0.5 * right / self.horizon + 0.5 * self._discovered / self.size**2, None, None
         hits, marked, wanted = hits.sum(1), marked.sum(1), wanted.sum(1)
@@ -281,10 +281,11 @@ class Mapping(TensorEnv):
         if not self.explores:
             target = self.target.view(self.num_envs, *self.single_action_space.shape).to(torch.int8)  # type: ignore[misc]
             return {"target": target, "weight": torch.ones(self.num_envs, device=self.device)}
-        chance = torch.rand(self.num_envs, self.map_size**2, generator=self.generator, device=self.device)
-        place = (chance * self.target.amax(1).flatten(1)).argmax(1)
-        weight = torch.tensor([0.0, 1.0], device=self.device).repeat(self.num_envs, 1)
-        return {"target": torch.stack([torch.zeros_like(place), place], 1), "weight": weight}
+        place = self.asked.amax(1)  # of several questions any will do; -1: there is none yet
+        shift = self.map_size // 2 - self.size // 2
+        cell = (place // self.size + shift) * self.map_size + place % self.size + shift
+        weight = torch.stack([torch.zeros_like(place), place >= 0], 1).float()
+        return {"target": torch.stack([torch.zeros_like(place), cell.clamp(min=0)], 1), "weight": weight}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         super().load_state_dict(state)

@@ -198,6 +198,17 @@ def test_an_explorer_goes_where_it_wants_and_not_through_walls() -> None:
         assert tuple(env.cell[0].tolist()) == expected
 
 
+def test_an_explorer_that_cannot_be_asked_yet_is_not_scored() -> None:
+    env = Mapping(4, size=11, queries=(9,), trajectory="explore", horizon=5)
+    _, info = env.reset(seed=0)
+    assert (env.asked == -1).all()  # nobody has seen 9×9 cells
+    assert not info["weight"].any()
+    _, _, _, _, info = env.step(torch.zeros(4, 2, dtype=torch.int64))
+    amount, count = info["metrics"]["located"]
+    assert not amount.any()
+    assert not count.any()
+
+
 def test_mazes_grow_from_even_cells_inside_a_ring() -> None:
     walls = random_maze(200, 15, 0.05, 0.2, torch.Generator().manual_seed(0))
     assert walls[:, [0, -1]].all()
