@@ -7,15 +7,18 @@ cross-entropy for `Discrete`, and minus the summed binary cross-entropy of all b
 
 from __future__ import annotations
 
+import time
 from typing import Any, ClassVar
 
 import torch
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor
 
 from agents.env_adapters import EnvLike
 from agents.on_policy import MemoryOnPolicyAlgorithm
-from agents.rollout import Rollout
+from agents.rollout import OnHost, Rollout
+from policies.memories.base import detach
 from policies.policy import MemoryActorCriticPolicy
 
 
@@ -38,6 +41,8 @@ class Supervised(MemoryOnPolicyAlgorithm):
 
     keeps_graph: ClassVar[bool] = True
     learns_from_targets: ClassVar[bool] = True
+    whole_sequences: bool = True
+    """Whether roll-outs that answers do not change are remembered as one sequence; False: step by step, its twin."""
 
     def __init__(
         self,
@@ -76,6 +81,65 @@ class Supervised(MemoryOnPolicyAlgorithm):
             device=device,
             _init_setup_model=_init_setup_model,
         )
+
+    def collect_rollouts(  # type: ignore[override]
+        self, env: Any, callback: BaseCallback, rollout_buffer: Rollout, n_rollout_steps: int
+    ) -> bool:
+        """As in the base class; where the environment shows the same whatever is answered, all steps at once.
+
+        The roll-out is then seen first, remembered and answered as one sequence, and at last played with the answers.
+        """
+        if not (self.whole_sequences and self.tensor_env.ignores_actions):
+            return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+        rollout, policy, tensor_env = rollout_buffer, self.policy, self.tensor_env
+        policy.set_training_mode(True)
+        self._began = self.num_timesteps
+        callback.on_rollout_start()
+        started = time.perf_counter()
+        rollout.state = detach(self._state)
+        before = tensor_env.state_dict()
+        self._watch(rollout)
+        tensor_env.load_state_dict(before)
+        watched = time.perf_counter()
+        unrolled = policy.remember_sequence(rollout.obs, rollout.starts, rollout.state, rollout.resets)
+        with torch.no_grad():
+            maps = None if unrolled.grids is None else unrolled.grids.flatten(0, 1)
+            answers = policy.act(unrolled.outputs.flatten(0, 1), True, maps)
+        rollout.actions = answers.view(n_rollout_steps, tensor_env.num_envs, *answers.shape[1:])
+        rollout.latents, rollout.grids, rollout.losses = unrolled.outputs, unrolled.grids, unrolled.losses
+        self._state = unrolled.state
+        answered = time.perf_counter()
+        self.memory_seconds += answered - watched
+        for t, action in enumerate(rollout.actions):
+            self._obs, rewards, terminated, truncated, info = tensor_env.step(policy.to_env(action))
+            rollout.rewards[t], rollout.terminated[t], rollout.truncated[t] = rewards, terminated, truncated
+            self.task_metrics.add(info)
+            self._starts, self._may_start = terminated | truncated, "final_obs" in info
+            self.num_timesteps += tensor_env.num_envs
+            dones = OnHost(self._starts)  # noqa: F841 (callbacks look for it)
+            callback.update_locals(locals())
+            if not callback.on_step():
+                return False
+        self.env_seconds += time.perf_counter() - answered + watched - started
+        callback.on_rollout_end()
+        return True
+
+    def _watch(self, rollout: Rollout) -> None:
+        """Observations, targets and weights of the roll-out to come, answered with zeros, which change none of them."""
+        tensor_env = self.tensor_env
+        blank = torch.zeros_like(self.policy.to_env(rollout.actions[0]))
+        obs, starts, may_start, info = self._obs, self._starts, self._may_start, tensor_env.describe()
+        shown = []
+        rollout.resets = []
+        for t in range(len(rollout.starts)):
+            if may_start:
+                rollout.resets.append(t)
+            rollout.starts[t] = starts
+            rollout.write_obs(t, obs)
+            shown.append((info["target"], info["weight"]))
+            obs, _, terminated, truncated, info = tensor_env.step(blank)
+            starts, may_start = terminated | truncated, "final_obs" in info
+        rollout.targets, rollout.weights = map(torch.stack, zip(*shown, strict=True))
 
     def learn_from(self, rollout: Rollout) -> dict[str, Tensor]:
         """One update, which uses up the roll-out's graph."""

@@ -116,6 +116,7 @@ class Mapping(TensorEnv):
         self.passable = trajectory == "spiral" if passable is None else passable
         self.map_size, self.position_scale = map_size, position_scale
         self.explores = trajectory == "explore"
+        self.ignores_actions = not self.explores
         self.metric_names = ("located", "explored") if self.explores else ("precision", "recall", "f1")
         shape = (map_size, map_size) if len(queries) == 1 else (len(queries), map_size, map_size)
         reach = max(1.0, position_scale * (inner // 2))

@@ -47,6 +47,7 @@ class RepeatFirst(TensorEnv):
         symbols is free, and wrong answers cost nothing.
     """
 
+    ignores_actions = True
     state_names = ("first", "symbol", "last_action")
 
     def __init__(

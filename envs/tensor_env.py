@@ -55,6 +55,9 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor]):
     }
     truncates: bool = False
     """Whether `step` can ever report a truncated episode; where it cannot, learners skip the bootstrap."""
+    ignores_actions: bool = False
+    """Whether observations, targets, weights and ends are the same whatever is done: only rewards and scores differ.
+    A supervised learner then sees a whole roll-out before it answers."""
     action_names: tuple[str, ...] = ()
     """What each choice of a `Discrete` or `MultiBinary` action means, for the viewer; empty: numbers are shown."""
     metric_names: tuple[str, ...] = ()

@@ -72,6 +72,7 @@ class Babi(TensorEnv):
     """
 
     action_names = VOCABULARY
+    ignores_actions = True
     state_names = ("story", "place", "round", "missed")
     story: Tensor  # which one a copy reads, [N]
     place: Tensor  # of the symbol at hand in `symbols`, [N]

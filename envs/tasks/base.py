@@ -51,6 +51,7 @@ class SequenceTask(TensorEnv):
         render_mode: None or "rgb_array"; answers are only remembered, for pictures, where it is set.
     """
 
+    ignores_actions: bool = True
     metric_names: tuple[str, ...] = ("error", "sequence_error")
     state_names: tuple[str, ...] = ("inputs", "targets", "weights", "total", "failed")
     inputs: Tensor

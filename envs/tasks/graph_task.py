@@ -102,6 +102,7 @@ class GraphTask(SequenceTask):
         if path_length is not None:
             stages = tuple(stage._replace(path=(path_length, path_length)) for stage in stages)
         self.graph, self.curriculum, self.last_lesson = graph, curriculum, last
+        self.ignores_actions = self.ignores_actions and not curriculum  # lessons follow from what was right
         self.pass_mark, self.window, self.planning_steps = pass_mark, window, planning_steps
         self.longest = max(stage.path[1] for stage in stages)
         """The most edges in a path asked for."""

@@ -77,6 +77,7 @@ class ShortestPath(GraphTask):
 
     lessons = SHORTEST_PATH
     test_path = 4
+    ignores_actions = False  # the next triple begins where the last answer led
     state_names = (*GraphTask.state_names, "at", "far", "count")
     at: Tensor  # the present node, [N]
     far: Tensor  # edges from every node to the goal, [N, V]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from agents import PPO, Supervised
 from agents.evaluation import evaluate, play
+from envs.mapping import Mapping
 from envs.repeat_first import RepeatFirst
 from envs.tensor_env import TensorEnv
 from envs.tmaze import TMaze
@@ -59,8 +60,8 @@ def supervised(env: TensorEnv, memory: str = "gru", **kwargs: Any) -> Supervised
 
 
 def collected(model: Supervised) -> Any:
-    """A roll-out with its graph."""
-    _, callback = model._setup_learn(1000)
+    """A roll-out with its graph, the first or one that follows."""
+    _, callback = model._setup_learn(1000, reset_num_timesteps=model.num_timesteps == 0)
     callback.on_training_start({}, {})
     model.collect_rollouts(model.env, callback, model.rollout, model.n_steps)
     return model.rollout
@@ -165,3 +166,40 @@ def test_it_learns_where_identity_cannot() -> None:
     assert returns["gru"] > 0.95
     assert returns["identity"] < 0.42
     assert np.isfinite(list(returns.values())).all()
+
+
+SIZES: dict[str, dict[str, Any]] = {
+    "gru": {"hidden_size": 8},
+    "dnc": {"hidden_size": 8, "slots": 6, "word_size": 4, "read_heads": 1},
+    "mnm-p": {"hidden_size": 6, "key_size": 4, "value_size": 4, "memory_units": 4, "heads": 1},
+    "multigrid": {},
+}
+
+
+@pytest.mark.parametrize("memory", SIZES)
+@pytest.mark.parametrize("n_steps", [0, 7])
+def test_whole_sequences_are_the_steps_they_stand_for(memory: str, n_steps: int) -> None:
+    """Mapping for maps and questions, RepeatFirst for episodes that end within a roll-out. Two ways to float32 numbers, and Adam
+    makes much of little: hence the tolerance. Memories' sequences are held to their steps in float64 elsewhere."""
+    envs = [Mapping(3, size=7, horizon=9) if memory == "multigrid" else RepeatFirst(3, length=5) for _ in range(2)]
+    models = [supervised(env, memory, memory_kwargs=SIZES[memory], n_steps=n_steps) for env in envs]
+    models[1].whole_sequences = False
+    whole, stepped = models
+    close = {"rtol": 1e-3, "atol": 1e-4, "check_dtype": False}
+    assert envs[0].ignores_actions
+    for _ in range(3):  # the state is carried where a roll-out is shorter or longer than an episode
+        rollouts = [collected(model) for model in models]
+        for name in ("starts", "actions", "rewards", "terminated", "targets", "weights", "latents"):
+            torch.testing.assert_close(getattr(rollouts[0], name), getattr(rollouts[1], name), **close)
+        assert rollouts[0].resets == rollouts[1].resets
+        found = [model.learn_from(rollout) for model, rollout in zip(models, rollouts, strict=True)]
+        torch.testing.assert_close(found[0], found[1], **close)
+        whole._read(found[0])
+        stepped._read(found[1])
+        for name, value in whole._state.items():
+            torch.testing.assert_close(value, stepped._state[name], **close)
+    for ours, theirs in zip(whole.policy.parameters(), stepped.policy.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, **close)
+    for key in ("rollout/ep_rew_mean", "task/f1"):
+        assert whole.logger.name_to_value.get(key) == pytest.approx(stepped.logger.name_to_value.get(key))
+    assert torch.equal(envs[0].generator.get_state(), envs[1].generator.get_state())

@@ -170,6 +170,22 @@ def test_a_seed_fixes_everything(env_id: str) -> None:
 
 
 @every_env
+def test_who_says_so_ignores_actions(env_id: str) -> None:
+    streams = []
+    for seed in (1, 2):
+        env = make(env_id)
+        env.action_space.seed(seed)
+        stream: list[Any] = [env.reset(seed=0)]
+        for obs, _, terminated, truncated, info in play(env, actions_for(env)):
+            stream.append((obs, terminated, truncated, {key: info[key] for key in info if key != "metrics"}))
+        streams.append(stream)
+    if env.ignores_actions:
+        assert_same(*streams)
+    else:
+        pytest.skip("what it shows depends on what is done")
+
+
+@every_env
 def test_state_dict_resumes_exactly(env_id: str) -> None:
     env = make(env_id)
     actions = actions_for(env)
