@@ -116,7 +116,7 @@ class Supervised(MemoryOnPolicyAlgorithm):
             self.task_metrics.add(info)
             self._starts, self._may_start = terminated | truncated, "final_obs" in info
             self.num_timesteps += tensor_env.num_envs
-            dones = OnHost(self._starts)  # noqa: F841 (callbacks look for it)
+            dones = OnHost(self._starts)
             callback.update_locals(locals())
             if not callback.on_step():
                 return False

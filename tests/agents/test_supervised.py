@@ -179,8 +179,11 @@ SIZES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("memory", SIZES)
 @pytest.mark.parametrize("n_steps", [0, 7])
 def test_whole_sequences_are_the_steps_they_stand_for(memory: str, n_steps: int) -> None:
-    """Mapping for maps and questions, RepeatFirst for episodes that end within a roll-out. Two ways to float32 numbers, and Adam
-    makes much of little: hence the tolerance. Memories' sequences are held to their steps in float64 elsewhere."""
+    """Mapping for maps and questions, RepeatFirst for episodes that end within a roll-out.
+
+    These are two ways to float32 numbers, and Adam makes much of little: hence the tolerance. The conformance suite
+    holds every memory's sequence to its steps in float64.
+    """
     envs = [Mapping(3, size=7, horizon=9) if memory == "multigrid" else RepeatFirst(3, length=5) for _ in range(2)]
     models = [supervised(env, memory, memory_kwargs=SIZES[memory], n_steps=n_steps) for env in envs]
     models[1].whole_sequences = False
