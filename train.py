@@ -25,36 +25,35 @@ from stable_baselines3.common.utils import get_device
 
 from agents import LEARNERS, CheckpointError, MemoryOnPolicyAlgorithm, NonFiniteError, latest_checkpoint, load, make_env
 from agents.callbacks import CheckpointEvery, DescribeRun, PicturePanels, RunDisplay, git_state
-from agents.config import Config, default_config, default_recipe, find_recipe, load_config
+from agents.config import Command, Config, base_config, load_config
 from agents.evaluation import Score, evaluate, random_score
 from agents.logs import run_logger
 from policies.allocator import tune_allocator
 
 
-def parse(arguments: list[str]) -> tuple[Config, Path | None]:
+def parse(arguments: list[str]) -> tuple[Command, Path | None]:
     """The configuration, and the checkpoint to go on from where `--resume` is given.
 
-    Flags go before the recipe's values, and these before the defaults; a resumed run starts from its own `config.yaml`.
+    Flags go before the recipe's values, and these before the defaults; a resumed run starts from its own `config.yaml`,
+    and a sweep from what its file fixes.
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("recipe", "resume", "env", "algo", "memory"):
+    for name in ("recipe", "resume", "sweep", "env", "algo", "memory"):
         first.add_argument(f"--{name}")
     given, _ = first.parse_known_args(arguments)
     checkpoint = None
-    if given.resume:
+    if given.sweep:
+        from agents.sweep import load_space
+
+        defaults = load_space(given.sweep).defaults(vars(given))
+    elif given.resume:
         checkpoint = latest_checkpoint(given.resume)
         run_dir = Path(given.resume) if checkpoint != Path(given.resume) else checkpoint.parent.parent
         defaults = load_config(run_dir / "config.yaml")
         defaults.run_dir = run_dir
     else:
-        recipe = find_recipe(given.recipe) if given.recipe else default_recipe(given.env, given.algo)
-        defaults = load_config(recipe) if recipe else default_config(given.algo)
-        defaults.recipe = recipe.stem if recipe else None
-        if given.env not in (None, defaults.env):  # a recipe's arguments are those of its own parts
-            defaults.env_kwargs = {}
-        if given.memory not in (None, defaults.memory):
-            defaults.memory_kwargs = {}
-    config = tyro.cli(Config, default=defaults, args=arguments, description=__doc__)
+        defaults = base_config(given.recipe, given.env, given.algo, given.memory)
+    config = tyro.cli(Command, default=Command(**vars(defaults)), args=arguments, description=__doc__)
     config.env_kwargs = defaults.env_kwargs | config.env_kwargs
     config.memory_kwargs = defaults.memory_kwargs | config.memory_kwargs
     return config, checkpoint
@@ -80,7 +79,7 @@ def run(config: Config, folder: Path, console: Console, checkpoint: Path | None 
     model.set_logger(run_logger(folder, resume_at=model.num_timesteps))
     saver = CheckpointEvery(folder / "checkpoints", config.checkpoint_every)
     display = RunDisplay(f"{config.memory} {config.algo}", console)
-    callbacks = [saver, DescribeRun(dataclasses.asdict(config)), *([display] if config.progress else [])]
+    callbacks = [saver, DescribeRun(config.entries()), *([display] if config.progress else [])]
     if config.panels_every:
         callbacks.append(PicturePanels(config.panels_every))
 
@@ -115,8 +114,9 @@ def main(arguments: list[str] | None = None) -> None:
     """The command; see the top of this file."""
     console = Console()
     try:
-        config, checkpoint = parse(sys.argv[1:] if arguments is None else arguments)
-        sys.exit(train(config, checkpoint, console))
+        arguments = sys.argv[1:] if arguments is None else arguments
+        config, checkpoint = parse(arguments)
+        sys.exit(sweep(config, arguments, console) if config.sweep else train(config, checkpoint, console))
     except (ValueError, CheckpointError, NonFiniteError) as error:
         Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
         sys.exit(2)
@@ -175,6 +175,15 @@ def train(config: Config, checkpoint: Path | None, console: Console) -> int:
     (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     report(config, console, result, identity, summary)
     return 0
+
+
+def sweep(config: Command, flags: list[str], console: Console) -> int:
+    """Many trainings, to find good hyper-parameters; gives the exit status. See docs/sweep.md."""
+    try:
+        from agents.sweep.driver import command
+    except ImportError as error:
+        raise ValueError(f'--sweep needs Optuna ({error}): python -m pip install "engram-rl[sweep]"') from error
+    return command(config, flags, console)
 
 
 def report(config: Config, console: Console, result: Score, identity: Score | None, summary: dict[str, Any]) -> None:

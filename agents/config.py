@@ -7,7 +7,7 @@ import inspect
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 import yaml
@@ -133,10 +133,31 @@ class Config:
             kwargs["use_rms_prop"] = False
         return kwargs
 
+    def entries(self) -> dict[str, Any]:
+        """All entries by name, without what a `Command` has beside them."""
+        return {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(Config)}
+
     def save(self, file: str | os.PathLike[str]) -> None:
         """Write as YAML, ready to be a recipe."""
-        data = {name: str(v) if isinstance(v, Path) else v for name, v in dataclasses.asdict(self).items()}
+        data = {name: str(v) if isinstance(v, Path) else v for name, v in self.entries().items()}
         Path(file).write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
+
+
+@dataclass
+class Command(Config):
+    """Train an agent with a memory, or many to find the best."""
+
+    sweep: str | None = None
+    """Search hyper-parameters: a space file, or a name in recipes/sweeps/; docs/sweep.md explains it."""
+    trials: int | None = None
+    """With --sweep: trials in all, those of earlier commands included; default: as the space file says."""
+    jobs: int | None = None
+    """With --sweep: trials at once; default: 1, on a Ray cluster as many as it holds."""
+    storage: str | None = None
+    """With --sweep: a journal file or a database URL that several machines share; default: a journal in the sweep's
+    folder."""
+    launcher: Literal["local", "ray"] = "local"
+    """With --sweep: where trials run."""
 
 
 def default_config(algo: str | None) -> Config:
@@ -144,6 +165,26 @@ def default_config(algo: str | None) -> Config:
     if algo == "supervised":
         return Config(algo=algo, n_steps=0, learning_rate=1e-3, max_grad_norm=10.0)
     return Config()
+
+
+def base_config(recipe: str | None, env: str | None, algo: str | None, memory: str | None) -> Config:
+    """The values that flags override: those of a recipe, named or the main job's, or default ones.
+
+    Args:
+        recipe: a name or a file; None: the main job's, where env and algo are about it.
+        env, algo, memory: what is asked for. A recipe's arguments are those of its own parts; they go with these.
+
+    Raises:
+        ValueError: there is no such recipe, or it is wrong.
+    """
+    file = find_recipe(recipe) if recipe else default_recipe(env, algo)
+    config = load_config(file) if file else default_config(algo)
+    config.recipe = file.stem if file else None
+    if env not in (None, config.env):
+        config.env_kwargs = {}
+    if memory not in (None, config.memory):
+        config.memory_kwargs = {}
+    return config
 
 
 def load_config(file: str | os.PathLike[str]) -> Config:

@@ -89,6 +89,10 @@ def test_train_commands_run(
         assert exit_status(train.main, arguments) == 0
         assert (finished_run / "checkpoints" / "step_000000000032").is_dir()
         return
+    if "--sweep" in arguments:
+        assert exit_status(train.main, [*arguments, *TRAIN_LESS, "--trials", "1"]) == 0
+        assert len(list(tmp_path.glob("runs/*/best.yaml"))) == 1
+        return
     assert exit_status(train.main, [*arguments, *TRAIN_LESS]) == 0
     if "--help" not in arguments:
         assert len(list(tmp_path.glob("runs/*/summary.json"))) == 1

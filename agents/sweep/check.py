@@ -1,0 +1,124 @@
+"""A space against the parts that it is about: arguments of memories and environments, effects, scores."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from agents import LEARNERS, make_env
+from agents.config import Config
+from agents.env_adapters import HostEnv
+from agents.sweep.space import Parameter, Space
+from policies.memories import memory_class
+
+_Arguments = Mapping[str, inspect.Parameter]
+
+
+def check(space: Space, config: Config, flags: list[str]) -> Space:
+    """The space with ranges of whole numbers made real where the argument is, after everything was looked at.
+
+    Args:
+        space: as its file says.
+        config: what all trials share.
+        flags: the words of the command line.
+
+    Raises:
+        ValueError: a parameter is also a flag, is no argument of the part it is for, or has no effect there; or the
+            objective is no score of the environment. One line that names the entry.
+    """
+    named = {word.split("=")[0].removeprefix("--").replace("-", "_") for word in flags if word.startswith("--")}
+    for name in sorted(named):
+        if name in space:
+            space.wrong(f"space.{name}", f"is searched, but the command line has --{name.replace('_', '-')} too")
+        if name in ("seed", "no_seed"):
+            space.wrong("seeds", "the command line has --seed, but the seeds of a sweep stand in its file")
+    values = {part: _values(space, config, part) for part in ("memory", "env", "algo")}
+    arguments: dict[str, dict[Any, _Arguments | None]] = {"memory": {}, "env": {}}
+    for memory in values["memory"]:
+        try:
+            arguments["memory"][memory] = _arguments(memory_class(memory), "input_size", "queries")
+        except ValueError as error:
+            _blame(space, "memory", error)
+    scores = set()
+    for env_id in values["env"]:
+        try:
+            env = make_env(env_id, 1, "cpu", **config.env_kwargs)
+        except ValueError as error:
+            _blame(space, "env", error)
+        adapted = isinstance(env, HostEnv)  # somebody else's environment: its arguments are its own affair
+        arguments["env"][env_id] = None if adapted else _arguments(type(env), "num_envs", "device")
+        scores |= set(env.metric_names)
+        env.close()
+    _check_fixed(space, config, arguments)
+    _check_objective(space, scores)
+    for parameter in space.parameters:
+        _check_effect(space, parameter, values["algo"])
+    return dataclasses.replace(space, parameters=tuple(_typed(space, one, arguments) for one in space.parameters))
+
+
+def _values(space: Space, config: Config, name: str) -> list[Any]:
+    for parameter in space.parameters:
+        if parameter.name == name:
+            return list(parameter.choices)
+    return [getattr(config, name)]
+
+
+def _blame(space: Space, part: str, error: ValueError) -> None:
+    if part in space:
+        space.wrong(f"space.{part}", str(error))
+    raise error
+
+
+def _arguments(part: Any, *ours: str) -> _Arguments | None:
+    """The arguments that a class takes, without those that are not the user's; None: it takes any."""
+    found = inspect.signature(part).parameters
+    if any(argument.kind is inspect.Parameter.VAR_KEYWORD for argument in found.values()):
+        return None
+    return {name: argument for name, argument in found.items() if name not in ours}
+
+
+def _check_fixed(space: Space, config: Config, arguments: Mapping[str, Mapping[Any, _Arguments | None]]) -> None:
+    for part, known in arguments.items():
+        for name in getattr(config, f"{part}_kwargs"):
+            for which, taken in known.items():
+                if taken is not None and name not in taken:
+                    _unknown(space, f"{part}_kwargs.{name}", which, taken)
+
+
+def _unknown(space: Space, entry: str, which: Any, taken: _Arguments) -> None:
+    space.wrong(entry, f"{which} does not take it; known are {', '.join(taken) or 'none'}")
+
+
+def _check_objective(space: Space, scores: set[str]) -> None:
+    kind, _, name = space.objective.partition("/")
+    if kind == "task" and name not in scores:
+        known = ", ".join(["return", *(f"task/{score}" for score in sorted(scores))])
+        space.wrong("objective", f"{space.objective} is no score of the environment; known are {known}")
+
+
+def _check_effect(space: Space, parameter: Parameter, algos: list[Any]) -> None:
+    """A learner's hyper-parameter must matter to the learners it is drawn for."""
+    taken = {name: set(inspect.signature(learner).parameters) for name, learner in LEARNERS.items()}
+    if parameter.name in set.union(*taken.values()) - {"learning_rate"}:
+        for algo in parameter.when.get("algo", algos):
+            if algo in taken and parameter.name not in taken[algo]:
+                space.wrong(f"space.{parameter.name}", f"has no effect on {algo}")
+
+
+def _typed(space: Space, one: Parameter, arguments: Mapping[str, Mapping[Any, _Arguments | None]]) -> Parameter:
+    kwargs, dot, name = one.name.partition(".")
+    part = kwargs.removesuffix("_kwargs")
+    if not dot:
+        return one
+    for which, taken in arguments[part].items():
+        if which not in one.when.get(part, (which,)) or taken is None:
+            continue
+        if name not in taken:
+            _unknown(space, f"space.{one.name}", which, taken)
+        if one.kind is int and "float" in str(taken[name].annotation):
+            one = dataclasses.replace(one, kind=float)
+        if one.kind is float and str(taken[name].annotation) in ("int", "int | None"):
+            space.wrong(f"space.{one.name}", f"is a whole number, but low and high are {one.low} and {one.high}")
+    return one

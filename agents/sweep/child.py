@@ -1,0 +1,37 @@
+"""`python agents/sweep/child.py PARENT SCRIPT ...` is `python SCRIPT ...` that does not outlive the process PARENT.
+
+When the parent is gone, the script gets the signal that has `train.py` write a checkpoint and stop. Otherwise a killed
+sweep would leave runs behind that go on in the folders of trials which the next command takes up.
+"""
+
+from __future__ import annotations
+
+import os
+import runpy
+import signal
+import sys
+import threading
+import time
+
+LOOK_S = 1.0
+
+
+def watch(parent: int) -> None:
+    """Wait until the parent is another one, and end this process then."""
+    while os.getppid() == parent:
+        time.sleep(LOOK_S)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def main() -> None:
+    """See the top of this file."""
+    _, parent, script, *arguments = sys.argv
+    sys.path[0] = os.path.dirname(os.path.abspath(script))  # as Python itself sets it
+    sys.argv = [script, *arguments]
+    if os.name == "posix":  # elsewhere a process keeps the number of a parent that is gone
+        threading.Thread(target=watch, args=(int(parent),), daemon=True).start()
+    runpy.run_path(script, run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""Where trials run: in threads that watch processes of this machine, or as tasks of a Ray cluster."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from agents.config import Config
+from agents.sweep.trial import Job, Outcome, Stop, run_trial
+
+
+@dataclass
+class Running:
+    """A trial under way."""
+
+    job: Job
+    future: Future[Outcome]
+    stop: Stop = field(default_factory=Stop)
+    task: Any = None
+
+
+class Launcher(Protocol):
+    """What the driver asks of a place where trials run."""
+
+    jobs: int
+    """So many at once."""
+
+    def submit(self, job: Job) -> Running:
+        """Start a trial."""
+
+    def stop(self, running: Running, now: bool = False) -> None:
+        """Have it write a checkpoint and stop, or stop at once."""
+
+    def outcome(self, running: Running) -> Outcome:
+        """How a trial that is done ended."""
+
+    def close(self) -> None:
+        """Nothing more comes."""
+
+
+class Local:
+    """Processes of this machine, one a trial, each watched by a thread.
+
+    Args:
+        jobs: so many at once; default: one.
+    """
+
+    def __init__(self, jobs: int | None) -> None:
+        self.jobs = jobs or 1
+        self._pool = ThreadPoolExecutor(self.jobs, thread_name_prefix="trial")
+
+    def submit(self, job: Job) -> Running:
+        """Start a trial."""
+        stop = Stop()
+        return Running(job, self._pool.submit(run_trial, job, stop), stop)
+
+    def stop(self, running: Running, now: bool = False) -> None:
+        """Have it write a checkpoint and stop, or stop at once."""
+        running.stop.now = now
+        running.stop.set()
+
+    def outcome(self, running: Running) -> Outcome:
+        """How a trial that is done ended."""
+        error = running.future.exception()
+        return running.future.result() if error is None else Outcome("failed", error=f"{type(error).__name__}: {error}")
+
+    def close(self) -> None:
+        """Nothing more comes."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+class Ray:
+    """Tasks of a Ray cluster: the one that RAY_ADDRESS names, else one that runs on this machine, else a new one here.
+
+    A task takes `threads` CPUs of the cluster, and a GPU where the agents live on one. The study's storage must be
+    within its reach, and the sweep's folder should be.
+
+    Args:
+        jobs: so many at once; default: as many as the cluster holds when it is asked.
+        config: what all trials share.
+
+    Raises:
+        ValueError: Ray is not installed, or the cluster has no room for one trial.
+    """
+
+    def __init__(self, jobs: int | None, config: Config) -> None:
+        try:
+            import ray
+        except ImportError as error:
+            raise ValueError('--launcher ray needs Ray: python -m pip install "engram-rl[ray]"') from error
+        self._ray = ray
+        self._ours = not ray.is_initialized()
+        ray.init(ignore_reinit_error=True, log_to_driver=False, logging_level="ERROR")
+        wants = {"CPU": float(max(config.threads, 1)), **({"GPU": 1.0} if config.device.startswith("cuda") else {})}
+        has = ray.cluster_resources()
+        room = min(int(has.get(name, 0.0) // amount) for name, amount in wants.items())
+        if room < 1:
+            self.close()
+            found = ", ".join(f"{has.get(name, 0.0):g} {name}" for name in wants)
+            raise ValueError(f"a trial needs {wants}, but the Ray cluster has {found}")
+        self.jobs = jobs or room
+        options = {"num_cpus": wants["CPU"], "num_gpus": wants.get("GPU", 0.0), "max_retries": 0}
+        self._run = ray.remote(**options)(run_task)
+
+    def submit(self, job: Job) -> Running:
+        """Start a trial."""
+        task = self._run.remote(job)
+        return Running(job, task.future(), task=task)
+
+    def stop(self, running: Running, now: bool = False) -> None:
+        """Have it write a checkpoint and stop, or stop at once."""
+        self._ray.cancel(running.task, force=now)
+
+    def outcome(self, running: Running) -> Outcome:
+        """How a trial that is done ended; `lost` with the machine or the process that it ran in."""
+        error = running.future.exception()
+        errors = self._ray.exceptions
+        if error is None:
+            return running.future.result()
+        if isinstance(error, errors.TaskCancelledError):
+            return Outcome("stopped")
+        if isinstance(error, errors.RayTaskError) or not isinstance(error, errors.RayError):
+            return Outcome("failed", error=str(error).splitlines()[-1])
+        return Outcome("lost", error=type(error).__name__)
+
+    def close(self) -> None:
+        """Nothing more comes."""
+        if self._ours:
+            self._ray.shutdown()
+
+
+def run_task(job: Job) -> Outcome:
+    """A trial as a Ray task, which is cancelled by a `KeyboardInterrupt`."""
+    return run_trial(job, Stop())
+
+
+def make_launcher(name: str, jobs: int | None, config: Config) -> Launcher:
+    """A launcher by name: `local` or `ray`."""
+    return Ray(jobs, config) if name == "ray" else Local(jobs)

@@ -1,0 +1,116 @@
+"""What came out of a sweep: `trials.csv`, `best.yaml`, the pictures, and a table of the best trials."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import optuna
+import yaml
+from optuna.trial import FrozenTrial, TrialState
+from rich.table import Table
+
+from agents.config import Config
+from agents.sweep import plots
+from agents.sweep.space import FIELDS, Space
+from agents.sweep.study import counted
+
+_NOT_IN_A_RECIPE = (
+    *("seed", "device", "threads", "data_dir", "checkpoint_every", "panels_every", "recipe", "resume", "run_dir"),
+    *("baseline", "progress"),
+)
+
+
+def ranked(study: optuna.Study) -> list[FrozenTrial]:
+    """The complete trials, best first; of equal ones the earlier."""
+    complete = [trial for trial in counted(study) if trial.state == TrialState.COMPLETE]
+    sign = -1 if study.direction == optuna.study.StudyDirection.MAXIMIZE else 1
+    return sorted(complete, key=lambda trial: (sign * float(trial.value or 0.0), trial.number))
+
+
+def write(study: optuna.Study, space: Space, config: Config, folder: Path, pictures: bool = True) -> None:
+    """All files of the sweep's folder, each replaced as a whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _replace(folder / "trials.csv", trials_csv(study, space).encode())
+    best = ranked(study)
+    if best:
+        _replace(folder / "best.yaml", best_yaml(best[0], len(counted(study)), space, config).encode())
+    if pictures:
+        for name, figure in plots.figures(study, space, config.total_timesteps).items():
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format="png", dpi=120)
+            _replace(folder / f"{name}.png", buffer.getvalue())
+
+
+def _replace(file: Path, content: bytes) -> None:
+    """Several processes may write; a reader finds one of their files whole."""
+    beside = file.with_name(f".{file.name}.{os.getpid()}")
+    beside.write_bytes(content)
+    os.replace(beside, file)
+
+
+def trials_csv(study: optuna.Study, space: Space) -> str:
+    """One row a trial: state, value, each seed's value, parameters, seconds, and why it failed."""
+    text = io.StringIO()
+    names = [parameter.name for parameter in space.parameters]
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["trial", "state", "value", *(f"seed_{seed}" for seed in space.seeds), *names, "seconds", "error"])
+    for trial in counted(study):
+        results = trial.user_attrs.get("results", {})
+        table.writerow(
+            [
+                trial.number,
+                trial.state.name.lower(),
+                _blank(trial.value if trial.state.is_finished() else None),
+                *(_blank(results.get(str(seed))) for seed in space.seeds),
+                *(_blank(trial.params.get(name)) for name in names),
+                _blank(None if trial.duration is None else round(trial.duration.total_seconds(), 1)),
+                trial.user_attrs.get("error", ""),
+            ]
+        )
+    return text.getvalue()
+
+
+def _blank(value: Any) -> Any:
+    return "" if value is None else value
+
+
+def best_yaml(best: FrozenTrial, count: int, space: Space, config: Config) -> str:
+    """The best trial as a recipe: what differs from the defaults, and what to expect."""
+    chosen, plain = space.configure(config, best.params), Config()
+    data = {
+        name: getattr(chosen, name)
+        for name in FIELDS
+        if name not in _NOT_IN_A_RECIPE
+        and (name in ("env", "memory", "algo") or getattr(chosen, name) != getattr(plain, name))
+    }
+    seeds = ", ".join(f"{seed}: {value:.4g}" for seed, value in best.user_attrs.get("results", {}).items())
+    data["expect"] = (
+        f"Trial {best.number}, the best of {count} of the sweep {space.name}: {space.objective} {best.value:.4g} "
+        f"(seed {seeds}). The best of many is in part good luck; other seeds will give less."
+    )
+    return yaml.safe_dump(data, sort_keys=False, width=100, allow_unicode=True)
+
+
+def table(study: optuna.Study, space: Space, rows: int = 5) -> Table:
+    """The best trials with their values and parameters."""
+    drawn = Table(title=f"best of {len(counted(study))} trials by {space.objective}", title_justify="left")
+    names = [parameter.name for parameter in space.parameters]
+    seeds = [f"seed {seed}" for seed in space.seeds] if len(space.seeds) > 1 else []
+    for title in ("trial", space.objective, *seeds, *names):
+        drawn.add_column(title.removeprefix("memory_kwargs.").removeprefix("env_kwargs."), justify="right")
+    for trial in ranked(study)[:rows]:
+        results = trial.user_attrs.get("results", {})
+        each = [number(results.get(str(seed))) for seed in space.seeds] if seeds else []
+        drawn.add_row(str(trial.number), number(trial.value), *each, *(number(trial.params.get(n)) for n in names))
+    return drawn
+
+
+def number(value: Any) -> str:
+    """A value for people."""
+    if value is None:
+        return "–"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,133 @@
+"""What a sweep searches: fixed values, a space, seeds, an objective, a sampler and a pruner."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from agents.config import Config, base_config
+
+KWARGS = ("env_kwargs", "memory_kwargs")
+FIELDS = tuple(entry.name for entry in dataclasses.fields(Config))
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One dimension of the space: a range of numbers, or choices."""
+
+    name: str
+    """An entry of `Config`, or one argument: `memory_kwargs.hidden_size`, `env_kwargs.length`."""
+    kind: type | None = None
+    """`int` or `float` for a range; None for choices."""
+    low: float = 0
+    high: float = 0
+    log: bool = False
+    step: float | None = None
+    choices: tuple[Any, ...] = ()
+    when: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    """Other parameters and the values at which this one matters; elsewhere it is not drawn."""
+
+    def applies(self, values: Mapping[str, Any]) -> bool:
+        """Whether it is drawn beside these values of earlier parameters."""
+        return all(name in values and values[name] in wanted for name, wanted in self.when.items())
+
+    def suggest(self, trial: Any) -> Any:
+        """The value that an Optuna trial has, or now draws."""
+        if self.kind is None:
+            return trial.suggest_categorical(self.name, self.choices)
+        if self.kind is int:
+            return trial.suggest_int(self.name, int(self.low), int(self.high), step=int(self.step or 1), log=self.log)
+        return trial.suggest_float(self.name, float(self.low), float(self.high), step=self.step, log=self.log)
+
+    def grid(self) -> list[Any] | None:
+        """All its values; None where there are infinitely many."""
+        if self.kind is None:
+            return list(self.choices)
+        if self.kind is int or self.step:
+            step = self.step or 1
+            return [self.low + step * i for i in range(math.floor((self.high - self.low) / step + 1e-9) + 1)]
+        return None
+
+
+@dataclass(frozen=True)
+class Space:
+    """A space file, read."""
+
+    file: Path
+    name: str
+    parameters: tuple[Parameter, ...]
+    recipe: str | None = None
+    fixed: dict[str, Any] = field(default_factory=dict)
+    seeds: tuple[int, ...] = (0,)
+    trials: int | None = None
+    objective: str = "return"
+    direction: str = "maximize"
+    sampler: dict[str, Any] = field(default_factory=lambda: {"name": "tpe"})
+    pruner: dict[str, Any] = field(default_factory=lambda: {"name": "median"})
+    reports: int = 20
+
+    def wrong(self, entry: str, what: str) -> NoReturn:
+        """Raise `ValueError` about an entry of the file."""
+        raise ValueError(f"{self.file}: {entry}: {what}")
+
+    def __contains__(self, name: str) -> bool:
+        return any(parameter.name == name for parameter in self.parameters)
+
+    def defaults(self, given: Mapping[str, Any]) -> Config:
+        """What flags override: default values, under the recipe's, under `fixed`.
+
+        Args:
+            given: what the flags say of recipe, env, algo and memory. A part that they replace loses the arguments
+                which the file fixes for it; so do, of the recipe, the parts that are searched.
+        """
+        parts = {name: given.get(name) or self.fixed.get(name) for name in ("env", "algo", "memory")}
+        config = base_config(given.get("recipe") or self.recipe, **parts)
+        own = {part: self.fixed.get(part, getattr(config, part)) for part in ("env", "memory")}
+        config.baseline = config.progress = False
+        for name, value in self.fixed.items():
+            part = name.removesuffix("_kwargs")
+            if part == name:
+                setattr(config, name, Path(value) if name == "data_dir" and value is not None else value)
+            elif given.get(part) in (None, own[part]):
+                setattr(config, name, ({} if part in self else getattr(config, name)) | value)
+        for part in ("env", "memory"):
+            if part in self and f"{part}_kwargs" not in self.fixed:
+                setattr(config, f"{part}_kwargs", {})
+        return config
+
+    def suggest(self, trial: Any) -> dict[str, Any]:
+        """The values of an Optuna trial, those that apply."""
+        values: dict[str, Any] = {}
+        for parameter in self.parameters:
+            if parameter.applies(values):
+                values[parameter.name] = parameter.suggest(trial)
+        return values
+
+    def configure(self, config: Config, values: Mapping[str, Any]) -> Config:
+        """A trial's configuration."""
+        chosen: dict[str, Any] = {name: dict(getattr(config, name)) for name in KWARGS}
+        for name, value in values.items():
+            part, _, argument = name.partition(".")
+            if argument:
+                chosen[part][argument] = value
+            else:
+                chosen[name] = value
+        return Config(**{name: chosen.get(name, getattr(config, name)) for name in FIELDS})
+
+    def size(self) -> int | None:
+        """How many different trials there are; None: infinitely many."""
+        found: list[dict[str, Any]] = [{}]
+        for parameter in self.parameters:
+            values = parameter.grid()
+            if values is None:
+                return None
+            found = [
+                {**one, **more}
+                for one in found
+                for more in ([{parameter.name: value} for value in values] if parameter.applies(one) else [{}])
+            ]
+        return len(found)

@@ -1,0 +1,250 @@
+"""The study: where trials are kept so that several processes and machines can share them, and whose turn it is.
+
+A trial belongs to the command that asked for it for as long as that renews its lease. What a process left behind when
+it died goes back to the queue and is taken up by whoever asks next, with the values it had.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import inspect
+import json
+import os
+import socket
+import time
+import uuid
+import warnings
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna import pruners, samplers
+from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.trial import FrozenTrial, TrialState
+
+from agents.config import Config
+from agents.sweep.space import FIELDS, Space
+
+RENEW_S = 30.0
+"""Seconds between two renewals of a lease."""
+GRACE_S = 180.0
+"""A lease that was not renewed for so long is void."""
+MAX_RESTARTS = 3
+"""So often a trial whose process died is taken up again."""
+
+_SAMPLERS: dict[str, type[samplers.BaseSampler]] = {
+    "tpe": samplers.TPESampler,
+    "random": samplers.RandomSampler,
+    "grid": samplers.BruteForceSampler,
+    "gp": samplers.GPSampler,
+    "cmaes": samplers.CmaEsSampler,
+    "qmc": samplers.QMCSampler,
+}
+_NEEDS = {"gp": "scipy", "cmaes": "cmaes"}
+_PRUNERS: dict[str, type[pruners.BasePruner]] = {
+    "none": pruners.NopPruner,
+    "median": pruners.MedianPruner,
+    "percentile": pruners.PercentilePruner,
+    "halving": pruners.SuccessiveHalvingPruner,
+    "hyperband": pruners.HyperbandPruner,
+    "threshold": pruners.ThresholdPruner,
+}
+_OURS = ("seed", "device", "threads", "data_dir", "checkpoint_every", "panels_every", "recipe", "resume", "run_dir")
+"""Entries of a configuration that may differ between the machines of one study, or that a trial sets itself."""
+
+
+def quiet() -> None:
+    """Optuna's own messages and its warnings about experimental options: ours say what matters."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+
+
+def make_sampler(space: Space) -> samplers.BaseSampler:
+    """The sampler that a space names; TPE by default.
+
+    Raises:
+        ValueError: it is unknown or does not take an option, or a grid has no end.
+    """
+    if space.sampler["name"] == "grid" and space.size() is None:
+        endless = next(parameter.name for parameter in space.parameters if parameter.grid() is None)
+        space.wrong("sampler", f"a grid needs a step or choices for {endless}")
+    needed = _NEEDS.get(space.sampler["name"])
+    if needed is not None and importlib.util.find_spec(needed) is None:
+        space.wrong("sampler", f"{space.sampler['name']} needs a package: python -m pip install {needed}")
+    defaults = {"tpe": {"constant_liar": True}}  # trials that run at once are not all drawn at one place
+    sampler: samplers.BaseSampler = _make(space, "sampler", space.sampler, _SAMPLERS, defaults)
+    return sampler
+
+
+def make_pruner(space: Space) -> pruners.BasePruner:
+    """The pruner that a space names, its steps counted in reports; by default the median, after a quarter of a curve.
+
+    Raises:
+        ValueError: it is unknown or does not take an option.
+    """
+    defaults: dict[str, dict[str, Any]] = {
+        "median": {"n_warmup_steps": space.reports // 4},
+        "percentile": {"n_warmup_steps": space.reports // 4},
+        "halving": {"min_resource": max(1, space.reports // 5)},
+        "hyperband": {"min_resource": max(1, space.reports // 5), "max_resource": space.reports * len(space.seeds)},
+    }
+    pruner: pruners.BasePruner = _make(space, "pruner", space.pruner, _PRUNERS, defaults)
+    return pruner
+
+
+def _make(space: Space, entry: str, body: dict[str, Any], known: dict[str, Any], defaults: dict[str, Any]) -> Any:
+    name = body["name"]
+    options = {key: value for key, value in body.items() if key != "name"}
+    if name not in known:
+        space.wrong(entry, f"{name} is unknown; known are {', '.join(known)}")
+    taken = [option for option in inspect.signature(known[name]).parameters if option not in ("args", "kwargs")]
+    for option in options:
+        if option not in taken:
+            space.wrong(f"{entry}.{option}", f"{name} does not take it; known are {', '.join(taken) or 'none'}")
+    try:
+        return known[name](**{**defaults.get(name, {}), **options})
+    except (TypeError, ValueError, ImportError) as error:
+        space.wrong(entry, f"{name}: {' '.join(str(error).split())}")
+
+
+def open_storage(where: str) -> BaseStorage:
+    """A database (`sqlite:///...`, `postgresql://...`) or else a journal file.
+
+    Raises:
+        ValueError: it cannot be opened.
+    """
+    try:
+        if "://" in where:
+            return optuna.storages.get_storage(where)
+        lock = JournalFileOpenLock(where) if os.name == "nt" else None  # links need rights there
+        return JournalStorage(JournalFileBackend(where, lock))
+    except Exception as error:  # every database has errors of its own
+        kind = where.split("://")[0] if "://" in where else where  # an address may hold a password
+        raise ValueError(f"cannot open the storage {kind}: {str(error).splitlines()[0]}") from error
+
+
+def open_study(space: Space, config: Config, where: str) -> optuna.Study:
+    """The study of this name, made where it is not there.
+
+    Raises:
+        ValueError: it is there and searches something else.
+    """
+    storage, sampler, pruner = open_storage(where), make_sampler(space), make_pruner(space)
+    study = optuna.create_study(
+        study_name=space.name,
+        storage=storage,
+        sampler=sampler,
+        pruner=pruner,
+        direction=optuna.study.StudyDirection[space.direction.upper()],
+        load_if_exists=True,
+    )
+    ours = definition(space, config)
+    theirs = study.user_attrs.get("definition")
+    if theirs is None:
+        study.set_user_attr("definition", ours)
+    elif theirs != ours:
+        differ = sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
+        what = ", ".join(f"{name} (there {theirs.get(name)}, here {ours.get(name)})" for name in differ)
+        raise ValueError(f"the study {space.name} searches something else: {what}; choose another name or --run-dir")
+    return study
+
+
+def definition(space: Space, config: Config) -> dict[str, Any]:
+    """What all trials of a study have in common, flat and as JSON keeps it."""
+    fixed = {f"fixed.{name}": getattr(config, name) for name in FIELDS if name not in _OURS and name not in space}
+    searched = {f"space.{one.name}": {k: v for k, v in vars(one).items() if k != "kind"} for one in space.parameters}
+    goal = {name: getattr(space, name) for name in ("seeds", "objective", "direction", "reports")}
+    flat: dict[str, Any] = json.loads(json.dumps({**fixed, **searched, **goal}, default=str))
+    return flat
+
+
+def counted(study: optuna.Study) -> list[FrozenTrial]:
+    """The trials of a study, without what two commands asked for at once beyond its number."""
+    return [trial for trial in study.get_trials(deepcopy=False) if "surplus" not in trial.user_attrs]
+
+
+class Lease:
+    """The right to run one trial; it lasts for `GRACE_S` from its last renewal."""
+
+    def __init__(self, study: optuna.Study, trial_id: int) -> None:
+        self._storage, self.trial_id = study._storage, trial_id
+        self._token = uuid.uuid4().hex
+        self._write()
+
+    def _write(self) -> None:
+        self._renewed = time.monotonic()
+        lease = {"token": self._token, "host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}
+        self._storage.set_trial_user_attr(self.trial_id, "lease", lease)
+
+    def renew(self) -> bool:
+        """Renew it where that is due; False where somebody else has the trial by now."""
+        if time.monotonic() - self._renewed < RENEW_S:
+            return True
+        if not self.held():
+            return False
+        self._write()
+        return True
+
+    def held(self) -> bool:
+        """Whether the trial is still this command's."""
+        trial = self._storage.get_trial(self.trial_id)
+        lease = trial.user_attrs.get("lease", {})
+        return trial.state == TrialState.RUNNING and lease.get("token") == self._token
+
+    def give_back(self) -> None:
+        """Put the trial back into the queue, from which the next `ask` takes it with the values it has."""
+        if self.held():
+            self._storage.set_trial_state_values(self.trial_id, TrialState.WAITING)
+
+
+def left_behind(trial: FrozenTrial) -> bool:
+    """Whether a running trial's command is gone: its process on this machine, or its renewals."""
+    lease = trial.user_attrs.get("lease")
+    if lease is None:  # between asking and the lease lies a moment
+        return trial.datetime_start is not None and time.time() - trial.datetime_start.timestamp() > GRACE_S
+    if lease["host"] == socket.gethostname() and not alive(lease["pid"]):
+        return True
+    return time.time() - float(lease["time"]) > GRACE_S
+
+
+def alive(process: int) -> bool:
+    """Whether a process of this machine is there; true as well where that cannot be known."""
+    if os.name == "posix":
+        try:
+            os.kill(process, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:  # another user's
+            pass
+    return True
+
+
+def requeue(study: optuna.Study) -> None:
+    """Put back what was left behind by processes that died."""
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if left_behind(trial):
+            put_back(study, trial._trial_id)
+
+
+def put_back(study: optuna.Study, trial_id: int) -> None:
+    """Queue a trial whose process died once more; one to which that happens again and again has failed."""
+    restarts = study._storage.get_trial(trial_id).user_attrs.get("restarts", 0) + 1
+    with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):  # somebody was quicker
+        if restarts > MAX_RESTARTS:
+            fail(study, trial_id, f"its process died {restarts} times")
+        else:
+            study._storage.set_trial_user_attr(trial_id, "restarts", restarts)
+            study._storage.set_trial_state_values(trial_id, TrialState.WAITING)
+
+
+def fail(study: optuna.Study, trial_id: int, why: str) -> None:
+    """A trial that did not come to an end."""
+    study._storage.set_trial_user_attr(trial_id, "error", why)
+    study._storage.set_trial_state_values(trial_id, TrialState.FAIL)
+
+
+def default_storage(folder: Path) -> str:
+    """The journal of a sweep's folder."""
+    return str(folder / "study.journal")
