@@ -15,6 +15,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
+from rich.markup import escape
 
 from agents.config import Command, Config
 from agents.sweep import report
@@ -191,9 +192,8 @@ class Sweep:
         value = "" if trial.value is None else f" {report.number(trial.value)}"
         why = f" · {outcome.error}" if outcome.error else ""
         state = {"complete": "green", "pruned": "dim", "failed": "red"}.get(outcome.state, "yellow")
-        self.console.print(
-            f"trial {job.number} [{state}]{outcome.state}[/]{value} · {words}{why}", highlight=False, soft_wrap=True
-        )
+        line = f"trial {job.number} [{state}]{outcome.state}[/]{value} · {escape(words + why)}"
+        self.console.print(line, highlight=False, soft_wrap=True)
 
     def _trial(self, number: int) -> FrozenTrial:
         return next(trial for trial in self.study.get_trials(deepcopy=False) if trial.number == number)

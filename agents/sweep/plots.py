@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -129,7 +130,9 @@ def importances(study: optuna.Study, trials: list[FrozenTrial]) -> dict[str, flo
     complete = _of(trials, TrialState.COMPLETE)
     if len(complete) < _ENOUGH or len({trial.value for trial in complete}) < 2:
         return {}
-    return get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of few trials; the picture says how many there are
+        return get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
 
 
 def importance(study: optuna.Study, trials: list[FrozenTrial], space: Space) -> Figure:

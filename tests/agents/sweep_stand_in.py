@@ -1,6 +1,7 @@
 """What a sweep needs of `train.py`, in milliseconds: a curve that rises to the learning rate, and what comes of it.
 
-Entries of the configuration have it sleep (`vf_coef` seconds a row), fail (`ent_coef` 1) or die (`ent_coef` 9).
+Entries of the configuration have it sleep (`vf_coef` seconds a row), fail (`ent_coef` 1), die (`ent_coef` 9), or wait
+half way to be stopped (`max_grad_norm` 9 with a learning rate below 0.2).
 """
 
 import json
@@ -36,6 +37,10 @@ if config["ent_coef"] == 9:
 goal = config["learning_rate"] + config["seed"]
 for row in range(done + 1, ROWS + 1):
     time.sleep(config["vf_coef"])
+    waits = config["max_grad_norm"] == 9 and config["learning_rate"] < 0.2 and row > ROWS / 2
+    for _ in range(600 * waits):
+        if not stopped:
+            time.sleep(0.1)
     step = row * config["total_timesteps"] // ROWS
     with open(folder / "progress.csv", "a") as file:
         file.write(f"{step},{goal * row / ROWS},{10 - goal * row / ROWS}\n")

@@ -78,7 +78,8 @@ def test_a_trial_is_the_mean_of_its_seeds_and_reports_it_point_by_point(tmp_path
 
 def test_a_bad_trial_is_pruned_in_its_first_seed(tmp_path: Path, stand_in: None) -> None:
     pruner = {"name": "median", "n_startup_trials": 2, "n_warmup_steps": 2}
-    sweep = prepared(tmp_path, seeds=[0, 1], pruner=pruner, fixed={"vf_coef": 0.05, "ent_coef": 0.0, "memory": "gru"})
+    fixed = {"vf_coef": 0.0, "ent_coef": 0.0, "max_grad_norm": 9.0, "memory": "gru", "total_timesteps": 100}
+    sweep = prepared(tmp_path, seeds=[0, 1], pruner=pruner, fixed=fixed)
     for rate in (0.8, 0.6, 0.1):
         sweep.study.enqueue_trial({"learning_rate": rate})
     sweep.run()
@@ -223,7 +224,8 @@ def test_a_run_does_not_outlive_its_sweep(tmp_path: Path) -> None:
 
 
 def test_two_processes_share_a_journal(tmp_path: Path) -> None:
-    file = space_file(tmp_path, trials=7, fixed={"vf_coef": 0.02, "ent_coef": 0.0, "env": "Engram/RepeatFirst-v0"})
+    fixed = {"vf_coef": 0.02, "ent_coef": 0.0, "env": "Engram/RepeatFirst-v0"}
+    file = space_file(tmp_path, trials=7, fixed=fixed, pruner="none")
     program = (
         "import sys; from pathlib import Path; import train; from agents.sweep import trial\n"
         f"trial.TRAIN = Path({str(STAND_IN)!r}); trial.POLL_S = 0.05\n"
