@@ -31,13 +31,17 @@ def ranked(study: optuna.Study) -> list[FrozenTrial]:
     return sorted(complete, key=lambda trial: (sign * float(trial.value or 0.0), trial.number))
 
 
+def _over(study: optuna.Study) -> int:
+    return sum(trial.state.is_finished() for trial in counted(study))
+
+
 def write(study: optuna.Study, space: Space, config: Config, folder: Path, pictures: bool = True) -> None:
     """All files of the sweep's folder, each replaced as a whole."""
     folder.mkdir(parents=True, exist_ok=True)
     _replace(folder / "trials.csv", trials_csv(study, space).encode())
     best = ranked(study)
     if best:
-        _replace(folder / "best.yaml", best_yaml(best[0], len(counted(study)), space, config).encode())
+        _replace(folder / "best.yaml", best_yaml(best[0], _over(study), space, config).encode())
     if pictures:
         for name, figure in plots.figures(study, space, config.total_timesteps).items():
             buffer = io.BytesIO()
@@ -97,11 +101,12 @@ def best_yaml(best: FrozenTrial, count: int, space: Space, config: Config) -> st
 
 def table(study: optuna.Study, space: Space, rows: int = 5) -> Table:
     """The best trials with their values and parameters."""
-    drawn = Table(title=f"best of {len(counted(study))} trials by {space.objective}", title_justify="left")
+    drawn = Table(title=f"best of {_over(study)} trials by {space.objective}", title_justify="left")
     names = [parameter.name for parameter in space.parameters]
     seeds = [f"seed {seed}" for seed in space.seeds] if len(space.seeds) > 1 else []
     for title in ("trial", space.objective, *seeds, *names):
-        drawn.add_column(title.removeprefix("memory_kwargs.").removeprefix("env_kwargs."), justify="right")
+        short = title.removeprefix("memory_kwargs.").removeprefix("env_kwargs.")
+        drawn.add_column(short, justify="right", overflow="fold")
     for trial in ranked(study)[:rows]:
         results = trial.user_attrs.get("results", {})
         each = [number(results.get(str(seed))) for seed in space.seeds] if seeds else []
