@@ -1,7 +1,8 @@
 """Train an agent with a memory: `python train.py`, or `python train.py --env CartPole-v1 --memory lstm --algo ppo`.
 
 With no argument it runs the main job: an MNM agent learns the invisible-goal maze on the CPU. `--help` explains every
-option; docs/metrics.md explains every number that is logged.
+option; docs/metrics.md explains every number that is logged. `torchrun --nproc-per-node=2 train.py ...` shares the work
+between two processes; see docs/distributed.md.
 """
 
 from __future__ import annotations
@@ -20,12 +21,22 @@ import torch
 import tyro
 from rich.console import Console
 from rich.table import Table
-from stable_baselines3.common.callbacks import CallbackList
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.utils import get_device
 
-from agents import LEARNERS, CheckpointError, MemoryOnPolicyAlgorithm, NonFiniteError, latest_checkpoint, load, make_env
+from agents import (
+    LEARNERS,
+    CheckpointError,
+    MemoryOnPolicyAlgorithm,
+    NonFiniteError,
+    distributed,
+    latest_checkpoint,
+    load,
+    make_env,
+)
 from agents.callbacks import CheckpointEvery, DescribeRun, PicturePanels, RunDisplay, git_state
 from agents.config import Command, Config, base_config, load_config
+from agents.distributed import RankLostError
 from agents.evaluation import Score, evaluate, random_score
 from agents.logs import run_logger
 from policies.allocator import tune_allocator
@@ -35,13 +46,19 @@ def parse(arguments: list[str]) -> tuple[Command, Path | None]:
     """The configuration, and the checkpoint to go on from where `--resume` is given.
 
     Flags go before the recipe's values, and these before the defaults; a resumed run starts from its own `config.yaml`,
-    and a sweep from what its file fixes.
+    and a sweep from what its file fixes. A run that `torchrun` has started anew after a failure resumes without being
+    told.
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("recipe", "resume", "sweep", "env", "algo", "memory"):
         first.add_argument(f"--{name}")
+    first.add_argument("--run-dir", "--run_dir", type=Path)
     given, _ = first.parse_known_args(arguments)
+    if distributed.restarts() and given.run_dir and newest(given.run_dir):
+        given.resume = given.run_dir
     checkpoint = None
+    if given.sweep and distributed.size() > 1:
+        raise ValueError("--sweep starts processes of its own, expected python train.py and not torchrun")
     if given.sweep:
         from agents.sweep import load_space
 
@@ -59,12 +76,20 @@ def parse(arguments: list[str]) -> tuple[Command, Path | None]:
     return config, checkpoint
 
 
+def newest(folder: Path) -> Path | None:
+    """The newest whole checkpoint in a run's folder, None where there is none."""
+    try:
+        return latest_checkpoint(folder)
+    except CheckpointError:
+        return None
+
+
 def build(config: Config, checkpoint: Path | None = None) -> MemoryOnPolicyAlgorithm:
-    """The environment and the learner, new or as the checkpoint left it."""
+    """This rank's environments and the learner, new or as the checkpoint left it."""
     if config.algo not in LEARNERS:
         raise ValueError(f"unknown algorithm {config.algo!r}; known are {', '.join(LEARNERS)}")
     device = get_device(config.device)
-    env = make_env(config.env, config.num_envs, device, **config.env_kwargs)
+    env = make_env(config.env, distributed.share(config.num_envs), device, **config.env_kwargs)
     if checkpoint is not None:
         return load(checkpoint, env, device=device)
     try:
@@ -74,13 +99,20 @@ def build(config: Config, checkpoint: Path | None = None) -> MemoryOnPolicyAlgor
 
 
 def run(config: Config, folder: Path, console: Console, checkpoint: Path | None = None) -> MemoryOnPolicyAlgorithm:
-    """Train one agent, with its log and checkpoints in `folder`; returns early after Ctrl-C."""
+    """Train one agent, with its log and checkpoints in `folder`; returns early after Ctrl-C, on all ranks alike."""
     model = build(config, checkpoint)
+    if model.new_episodes:
+        exact = "parameters, optimiser and counters go on exactly"
+        console.print(
+            f"environments start new episodes: {model.new_episodes}; {exact}", highlight=False, soft_wrap=True
+        )
     model.set_logger(run_logger(folder, resume_at=model.num_timesteps))
     saver = CheckpointEvery(folder / "checkpoints", config.checkpoint_every)
     display = RunDisplay(f"{config.memory} {config.algo}", console)
-    callbacks = [saver, DescribeRun(config.entries()), *([display] if config.progress else [])]
-    if config.panels_every:
+    callbacks: list[BaseCallback] = [saver]
+    if distributed.rank() == 0:
+        callbacks += [DescribeRun(config.entries()), *([display] if config.progress else [])]
+    if distributed.rank() == 0 and config.panels_every:
         callbacks.append(PicturePanels(config.panels_every))
 
     def stop(signum: int, frame: Any) -> None:
@@ -95,12 +127,23 @@ def run(config: Config, folder: Path, console: Console, checkpoint: Path | None 
         model.learn(remaining, CallbackList(callbacks), reset_num_timesteps=checkpoint is None)
     except NonFiniteError as error:
         raise NonFiniteError(f"{error}; the last good checkpoint is {saver.last}") from error
+    except RankLostError as error:
+        del handlers[signal.SIGTERM]
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends it to whoever is left, who has this to say first
+        raise RankLostError(f"{error}; the checkpoints are whole, go on with: {again(folder)}") from error
     finally:
         display.stop()
         model.logger.close()
         for number, handler in handlers.items():
             signal.signal(number, handler)
+    model.stop_requested = distributed.any_rank(model.stop_requested)  # a signal may have come after the last look
     return model
+
+
+def again(folder: Path) -> str:
+    """The command that goes on with a run."""
+    ranks = distributed.size()
+    return f"{'python' if ranks == 1 else f'torchrun --nproc-per-node={ranks}'} train.py --resume {folder}"
 
 
 def score(config: Config, model: MemoryOnPolicyAlgorithm) -> Score:
@@ -112,17 +155,36 @@ def score(config: Config, model: MemoryOnPolicyAlgorithm) -> Score:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command; see the top of this file."""
-    console = Console()
+    words = sys.argv[1:] if arguments is None else arguments
     try:
-        arguments = sys.argv[1:] if arguments is None else arguments
-        config, checkpoint = parse(arguments)
-        sys.exit(sweep(config, arguments, console) if config.sweep else train(config, checkpoint, console))
-    except (ValueError, CheckpointError, NonFiniteError) as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
-        sys.exit(2)
+        with distributed.session():
+            config, checkpoint = distributed.from_first(lambda: parse(words))
+            console = Console(quiet=distributed.rank() > 0)
+            status = sweep(config, words, console) if config.sweep else train(config, checkpoint, console)
+    except (ValueError, CheckpointError, NonFiniteError, RankLostError) as error:
+        who = f"rank {distributed.rank()}: " if distributed.rank() else ""
+        Console(stderr=True).print(f"{who}[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        status = 2
     except KeyboardInterrupt:
         Console(stderr=True).print("stopped at once; the last checkpoint stands")
-        sys.exit(130)
+        status = 130
+    sys.exit(status)
+
+
+def prepare(config: Config, checkpoint: Path | None) -> Path:
+    """The run's folder, with its configuration; wrong names and arguments come out before anything is written."""
+    if config.run_dir is None and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")):
+        raise ValueError("torchrun --max-restarts was given without --run-dir, where a restart finds the checkpoint")
+    parts = [config.env.split("/")[-1], config.memory, config.algo, str(config.seed), time.strftime("%Y%m%d-%H%M%S")]
+    folder = config.run_dir or Path("runs") / "-".join(parts)
+    if checkpoint is None and not distributed.restarts() and (folder / "config.yaml").exists():
+        raise ValueError(f"{folder} already holds a run; choose another --run-dir, or --resume {folder}")
+    config.run_dir, config.resume = folder, None
+    build(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    config.save(folder / "config.yaml")
+    (folder / "git.txt").write_text(git_state() + "\n", encoding="utf-8")
+    return folder
 
 
 def train(config: Config, checkpoint: Path | None, console: Console) -> int:
@@ -131,33 +193,32 @@ def train(config: Config, checkpoint: Path | None, console: Console) -> int:
     if config.data_dir is not None:
         os.environ["ENGRAM_DATA"] = str(config.data_dir)
     tune_allocator()
-    parts = [config.env.split("/")[-1], config.memory, config.algo, str(config.seed), time.strftime("%Y%m%d-%H%M%S")]
-    folder = config.run_dir or Path("runs") / "-".join(parts)
-    config.run_dir, config.resume = folder, None
-    if checkpoint is None and (folder / "config.yaml").exists():
-        raise ValueError(f"{folder} already holds a run; choose another --run-dir, or --resume {folder}")
-    build(config)  # wrong names and arguments come out before anything is written
-    folder.mkdir(parents=True, exist_ok=True)
-    config.save(folder / "config.yaml")
-    (folder / "git.txt").write_text(git_state() + "\n", encoding="utf-8")
-    source = f"recipe {config.recipe}" if config.recipe else "default values"
-    console.print(f"[bold]{config.memory}[/] with {config.algo} on {config.env} · {source} · {folder}", highlight=False)
+    distributed.take_device(get_device(config.device))
+    folder = config.run_dir = distributed.from_first(lambda: prepare(config, checkpoint))
+    parts = [f"recipe {config.recipe}" if config.recipe else "default values", str(folder)]
+    if distributed.size() > 1:
+        parts.append(f"{distributed.size()} ranks")
+    if distributed.restarts() and checkpoint:
+        parts.append(f"restarted from {checkpoint.name}")
+    title = f"[bold]{config.memory}[/] with {config.algo} on {config.env}"
+    console.print(" · ".join([title, *parts]), highlight=False, soft_wrap=True)
 
     started = time.perf_counter()
     model = run(config, folder, console, checkpoint)
     wall = time.perf_counter() - started
     if model.stop_requested:
-        console.print(f"stopped at {model.num_timesteps:,} steps; go on with: python train.py --resume {folder}")
+        console.print(f"stopped at {model.num_timesteps:,} steps; go on with: {again(folder)}")
         return 130
-    result = score(config, model)
+    result = distributed.from_first(lambda: score(config, model))
     identity = None
     if config.baseline and config.memory != "identity":
         memoryless = dataclasses.replace(config, memory="identity", memory_kwargs={})
-        identity_model = run(memoryless, folder / "identity", console)
+        before = distributed.from_first(lambda: newest(folder / "identity") if checkpoint else None)
+        identity_model = run(memoryless, folder / "identity", console, before)
         if identity_model.stop_requested:
             console.print(f"the result stands in {folder}; the identity agent was stopped")
         else:
-            identity = score(config, identity_model)
+            identity = distributed.from_first(lambda: score(config, identity_model))
     elif config.memory == "identity":
         identity = result
     steps = model.num_timesteps
@@ -172,8 +233,7 @@ def train(config: Config, checkpoint: Path | None, console: Console) -> int:
         "wall_s": round(wall, 2),
         "steps_per_s": round((steps - model._num_timesteps_at_start) / wall, 1),
     }
-    (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    report(config, console, result, identity, summary)
+    distributed.from_first(lambda: report(config, console, result, identity, summary))
     return 0
 
 
@@ -187,7 +247,9 @@ def sweep(config: Command, flags: list[str], console: Console) -> int:
 
 
 def report(config: Config, console: Console, result: Score, identity: Score | None, summary: dict[str, Any]) -> None:
-    """The table at the end, and what to do next."""
+    """`summary.json`, the table at the end, and what to do next."""
+    assert config.run_dir is not None
+    (config.run_dir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     chance = random_score(make_env(config.env, config.num_envs, **config.env_kwargs), config.eval_episodes, config.seed)
     table = Table(title=f"{result.episodes} fresh episodes", title_justify="left")
     for title in ("agent", "mean return", "95 % interval", *result.metrics):

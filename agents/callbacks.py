@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Figure, HParam
 
+from agents import distributed
 from agents.on_policy import MemoryOnPolicyAlgorithm
 from agents.panel_history import PanelHistory, figure
 
@@ -24,7 +25,7 @@ class CheckpointEvery(BaseCallback):
     """Saves a checkpoint at the start of an iteration once `seconds` have passed, and keeps the newest `keep`.
 
     At that moment the last iteration is complete and its numbers were found finite, so what is kept is good, and a run
-    that goes on from it repeats exactly.
+    that goes on from it repeats exactly. Every rank needs one; rank 0 writes.
 
     Args:
         folder: checkpoints become its `step_N` sub-folders.
@@ -39,7 +40,7 @@ class CheckpointEvery(BaseCallback):
         self._saved_at = float("-inf")
 
     def _on_rollout_start(self) -> None:
-        if time.monotonic() - self._saved_at >= self.seconds:
+        if distributed.any_rank(time.monotonic() - self._saved_at >= self.seconds):  # clocks differ, and all must save
             self.save()
 
     def _on_training_end(self) -> None:
@@ -50,6 +51,8 @@ class CheckpointEvery(BaseCallback):
         path = self.folder / f"step_{self.model.num_timesteps:012d}"
         self.model.save(path)
         self.last, self._saved_at = path, time.monotonic()
+        if distributed.rank():
+            return path
         for old in sorted(self.folder.glob("step_*"))[: -self.keep]:
             shutil.rmtree(old, ignore_errors=True)
         return path

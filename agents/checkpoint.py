@@ -13,14 +13,12 @@ import inspect
 import json
 import os
 import platform
-import random
 import shutil
 from collections import deque
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
 import torch
 from gymnasium import spaces
 from safetensors import SafetensorError
@@ -29,8 +27,10 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.utils import get_device
 from torch import Tensor
 
+from agents import distributed
 from agents.encoding import decode, decode_space, encode, encode_space
 from agents.env_adapters import EnvLike, TensorVecEnv
+from agents.generators import get_generators
 from policies.memories.base import detach
 
 if TYPE_CHECKING:
@@ -170,24 +170,30 @@ class Checkpointed(BaseAlgorithm):
     """`save` and `load` for the learners, in place of SB3's pickles."""
 
     def save(self: Any, path: str | os.PathLike[str]) -> None:  # type: ignore[override]
-        """Write a checkpoint folder at `path`: the agent, its optimiser and all that the run's next step depends on."""
+        """Write a checkpoint folder at `path`: the agent, its optimiser and all that the run's next step depends on.
+
+        With several ranks all must call it; rank 0 writes what every one of them needs, into the one folder.
+        """
+        parts = distributed.to_first(self._of_this_rank())
+        if not parts:
+            return
         tensors = {f"policy/{name}": value for name, value in self.policy.state_dict().items()}
         optimizer = self.policy.optimizer.state_dict()
         for index, entries in optimizer["state"].items():
             for name, value in entries.items():
                 tensors[f"optimizer/{index}/{name}"] = torch.as_tensor(value)
-        tensors |= {f"rng/{name}": value for name, value in _generators().items()}
-        if self.env is not None:
-            tensors |= {f"env/{name}": value for name, value in self.tensor_env.state_dict().items()}
+        for rank, part in enumerate(parts):
+            tensors |= {_prefix(rank) + name: value for name, value in part.items()}
         if self._last_obs is not None:
-            tensors |= self._running()
+            tensors |= self._episodes()
         manifest = {
             "algorithm": type(self).__name__,
             "policy": encode(self.policy_class),
             "config": {name: encode(getattr(self, name)) for name in self._kept_arguments()},
             "param_groups": optimizer["param_groups"],
             "counters": {name: getattr(self, name) for name in COUNTERS},
-            "num_envs": getattr(self, "n_envs", 1),
+            "num_envs": getattr(self, "n_envs", 1) * len(parts),
+            "ranks": len(parts),
             "env": type(self.tensor_env).__name__ if self.env is not None else None,
             "may_start": getattr(self, "_may_start", True),
             "observation_space": encode_space(self.observation_space),
@@ -201,14 +207,22 @@ class Checkpointed(BaseAlgorithm):
         """Names of the constructor arguments that a checkpoint keeps."""
         return [name for name in inspect.signature(cls.__init__).parameters if name not in NOT_KEPT]
 
-    def _running(self: Any) -> dict[str, Tensor]:
-        """Where the run is: observation, reset signal, memory and the episodes under way and just ended."""
-        observations = self._obs if isinstance(self._obs, dict) else {"": self._obs}
+    def _of_this_rank(self: Any) -> dict[str, Tensor]:
+        """What every rank has of its own: generators, environments, observation, reset signal and memory."""
+        tensors = {f"rng/{name}": value for name, value in get_generators().items()}
+        if self.env is not None:
+            tensors |= {f"env/{name}": value for name, value in self.tensor_env.state_dict().items()}
+        if self._last_obs is not None:
+            observations = self._obs if isinstance(self._obs, dict) else {"": self._obs}
+            tensors |= {f"run/obs/{key}": value for key, value in observations.items()}
+            tensors |= {f"memory/{name}": value for name, value in detach(self._state).items()}
+            tensors["run/starts"] = self._starts
+        return tensors if distributed.size() == 1 else {name: value.cpu() for name, value in tensors.items()}
+
+    def _episodes(self: Any) -> dict[str, Tensor]:
+        """The episodes of all environments, under way and just ended."""
         recent = [[episode["r"], episode["l"], episode["t"]] for episode in self.ep_info_buffer]
         return {
-            **{f"run/obs/{key}": value for key, value in observations.items()},
-            **{f"memory/{name}": value for name, value in detach(self._state).items()},
-            "run/starts": self._starts,
             "run/episode_returns": torch.from_numpy(self.episodes.returns),
             "run/episode_lengths": torch.from_numpy(self.episodes.lengths),
             "run/recent_episodes": torch.tensor(recent, dtype=torch.float64).view(-1, 3),
@@ -224,8 +238,9 @@ class Checkpointed(BaseAlgorithm):
     ) -> Self:
         """Load a checkpoint.
 
-        With an environment of the same class and number of copies, `learn(..., reset_num_timesteps=False)` goes on
-        exactly where the saved run was (environments on the host start new episodes: their state cannot be read).
+        With an environment of the same class and number of copies, and as many ranks, `learn(...,
+        reset_num_timesteps=False)` goes on exactly where the saved run was. Else the environments start new episodes,
+        and `new_episodes` says why; those on the host always do, as their state cannot be read.
 
         Args:
             path: of the folder.
@@ -305,25 +320,38 @@ class Checkpointed(BaseAlgorithm):
             setattr(self, name, manifest["counters"][name])
         self.ep_info_buffer = deque(maxlen=self._stats_window_size)
         self.ep_success_buffer = deque(maxlen=self._stats_window_size)
-        self._generators_to_set = part("rng/")
+        own = _prefix(distributed.rank())
+        then, now = (manifest.get("ranks", 1), manifest["num_envs"]), (distributed.size(), self.all_envs)
+        if then[0] == now[0]:
+            self._generators_to_set = part(f"{own}rng/")
+        elif self.seed is not None:  # as many streams of random numbers as there are ranks now
+            self.set_random_seed(distributed.own_seed(self.seed + self.num_timesteps))
         running = part("run/")
         if self.env is None or not running:
             return
         for reward, length, elapsed in running["recent_episodes"].tolist():
             self.ep_info_buffer.append({"r": reward, "l": int(length), "t": elapsed})
         env = self.tensor_env
-        environment = part("env/")
-        if not environment or type(env).__name__ != manifest["env"] or self.n_envs != manifest["num_envs"]:
-            if self.seed is not None:
-                self.env.seed(self.seed + self.num_timesteps)  # new episodes, not once more the first ones
+        environment = part(f"{own}env/")
+        if then != now:
+            saved, found = (f"ranks={ranks} and num_envs={envs}" for ranks, envs in (then, now))
+            self.new_episodes = f"the checkpoint is of {saved}, this run has {found}"
+        elif type(env).__name__ != manifest["env"]:
+            self.new_episodes = f"the checkpoint is of {manifest['env']}, this run of {type(env).__name__}"
+        elif not environment:
+            self.new_episodes = "the environments run on the host, where their state cannot be read"
+        if self.new_episodes:
+            if self.seed is not None:  # not once more the first ones
+                self.env.seed(distributed.own_seed(self.seed + self.num_timesteps))
             return
+        running |= part(f"{own}run/")
         env.load_state_dict(environment)
         names = getattr(self.observation_space, "spaces", {"": None})
         observations = {name: running[f"obs/{name}"].to(self.device) for name in names}
         self._obs = observations.get("", observations)
         self._starts = running["starts"].to(self.device)
         self._may_start = manifest["may_start"]
-        self._state = {name: value.to(self.device) for name, value in part("memory/").items()}
+        self._state = {name: value.to(self.device) for name, value in part(f"{own}memory/").items()}
         expected = self.policy.initial_state(self.n_envs)
         if _shapes(self._state) != _shapes(expected):
             raise ValueError(f"the memory's state is {_shapes(self._state)}, expected {_shapes(expected)}")
@@ -333,34 +361,9 @@ class Checkpointed(BaseAlgorithm):
         self._last_obs = self.env.seen(self._obs)  # tells SB3 that there is no need to reset
 
 
-def _generators() -> dict[str, Tensor]:
-    """The state of every global random generator."""
-    _, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 - SB3 seeds and draws from the global one
-    _, internal, following = random.getstate()
-    states = {
-        "torch": torch.get_rng_state(),
-        "numpy": torch.from_numpy(np.array(keys, dtype=np.int64)),
-        "numpy_position": torch.tensor([position, has_gauss]),
-        "numpy_gauss": torch.tensor(gauss, dtype=torch.float64),
-        "python": torch.tensor(internal),
-        "python_gauss": torch.tensor(float("nan") if following is None else following, dtype=torch.float64),
-    }
-    if torch.cuda.is_available():
-        states |= {f"cuda/{index}": state for index, state in enumerate(torch.cuda.get_rng_state_all())}
-    return states
-
-
-def set_generators(states: dict[str, Tensor]) -> None:
-    """Put every global random generator where `_generators` found it."""
-    torch.set_rng_state(states["torch"])
-    position, has_gauss = states["numpy_position"].tolist()
-    keys = states["numpy"].numpy().astype(np.uint32)
-    np.random.set_state(("MT19937", keys, position, has_gauss, states["numpy_gauss"].item()))  # noqa: NPY002
-    following = states["python_gauss"].item()
-    random.setstate((3, tuple(states["python"].tolist()), None if following != following else following))
-    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        if f"cuda/{index}" in states:
-            torch.cuda.set_rng_state(states[f"cuda/{index}"], index)
+def _prefix(rank: int) -> str:
+    """Before the names of what belongs to one rank; a run of one process has none."""
+    return f"rank{rank}/" if rank else ""
 
 
 def _digest(file: Path) -> str:

@@ -60,7 +60,7 @@ class Config:
     total_timesteps: int = 500_000
     """Environment steps to train for, all copies counted together."""
     num_envs: int = 16
-    """Copies of the environment, stepped together."""
+    """Copies of the environment, stepped together; under torchrun of all ranks together, shared out equally."""
     seed: int = 0
     """Of everything random in the run."""
     device: str = "cpu"

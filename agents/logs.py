@@ -7,17 +7,21 @@ from pathlib import Path
 
 from stable_baselines3.common.logger import CSVOutputFormat, Logger, TensorBoardOutputFormat
 
+from agents import distributed
+
 STEP = "time/total_timesteps"
 
 
 def run_logger(folder: Path, resume_at: int = 0) -> Logger:
-    """A logger into `folder`.
+    """A logger into `folder`; on ranks other than the first, one that writes nothing.
 
     Args:
         folder: made where it is not there.
         resume_at: the step a resumed run goes on from: earlier rows of `progress.csv` stay, later ones (which the run
             is about to write again) go.
     """
+    if distributed.rank():
+        return Logger(None, [])
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "progress.csv"
     rows: list[dict[str, str]] = []

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from agents import distributed
 from envs.tensor_env import Obs
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ def first_non_finite(model: MemoryOnPolicyAlgorithm) -> str | None:
         steps = (~torch.isfinite(value)).flatten(1).any(1).nonzero()
         if len(steps):
             made = int(steps[0]) + (name == "reward")  # a reward comes with the step, an observation before it
-            return f"{name} is not finite after {model._began + made * model.n_envs} environment steps"
+            return f"{name} is not finite after {model._began + made * model.all_envs} environment steps"
     suspects = _by_name(model._obs)
     suspects |= {f"parameter {name}": value for name, value in model.policy.named_parameters()}
     suspects |= {f"memory state {name}": value for name, value in model._state.items()}
@@ -32,6 +34,31 @@ def first_non_finite(model: MemoryOnPolicyAlgorithm) -> str | None:
         if not torch.isfinite(value).all():
             return f"{name} is not finite after {model.num_timesteps} environment steps"
     return None
+
+
+def refuse_non_finite(model: MemoryOnPolicyAlgorithm, values: dict[str, float]) -> None:
+    """Look at an iteration's metrics, which are the same on every rank.
+
+    Raises:
+        NonFiniteError: one is infinite or NaN; the message names where that came from, on whichever rank it did.
+    """
+    for name, value in values.items():
+        if not np.isfinite(value):
+            found = _first_of_ranks(model) or f"{name} is not finite after {model.num_timesteps} environment steps"
+            raise NonFiniteError(
+                f"{found}, seen as {name} = {value} at update {model._n_updates}; where nothing is wrong with "
+                "observations and rewards, lower learning_rate or max_grad_norm"
+            )
+
+
+def _first_of_ranks(model: MemoryOnPolicyAlgorithm) -> str | None:
+    """What any rank finds; what an environment gave before what the update then spread to every rank."""
+    found = first_non_finite(model)
+    if found and distributed.size() > 1:
+        found += f" on rank {distributed.rank()}"
+    all_found = [each for each in distributed.to_first(found) if each]
+    all_found.sort(key=lambda each: each.startswith(("parameter", "memory state")))
+    return distributed.from_first(lambda: all_found[0] if all_found else None)
 
 
 def _by_name(obs: Obs) -> dict[str, Tensor]:

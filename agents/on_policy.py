@@ -22,10 +22,13 @@ from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
-from agents.checkpoint import Checkpointed, set_generators
+from agents import distributed
+from agents.checkpoint import Checkpointed
 from agents.env_adapters import EnvLike, TensorVecEnv, as_tensor_env
 from agents.episodes import Episodes
+from agents.generators import set_generators
 from agents.non_finite import NonFiniteError, first_non_finite
+from agents.reading import read
 from agents.rollout import OnHost, Rollout
 from agents.task_metrics import TaskMetrics
 from envs.tensor_env import Obs, TensorEnv
@@ -41,7 +44,8 @@ class MemoryOnPolicyAlgorithm(Checkpointed, OnPolicyAlgorithm):
     Args:
         policy: "MemoryPolicy" or a subclass of `MemoryActorCriticPolicy`; its arguments (the memory's name above all)
             go through `policy_kwargs`, as in SB3.
-        env: a Gymnasium id (one copy), `Env`, `VectorEnv`, SB3 `VecEnv` or `TensorEnv`; see `agents.env_adapters`.
+        env: a Gymnasium id (one copy), `Env`, `VectorEnv`, SB3 `VecEnv` or `TensorEnv`; see `agents.env_adapters`. With
+            several ranks (`agents.distributed`), those of this one.
         learning_rate: a number or a function of the remaining progress (1 → 0).
         n_steps: steps of each environment in a roll-out; back-propagation through time runs over them, and episodes
             that are longer carry their memory into the next roll-out. 0: the horizon of an environment that has one.
@@ -98,6 +102,8 @@ class MemoryOnPolicyAlgorithm(Checkpointed, OnPolicyAlgorithm):
         self.reward_scale = reward_scale
         self.stats_window_size = stats_window_size
         self._generators_to_set: dict[str, Tensor] = {}
+        self.new_episodes = ""
+        """Why a loaded agent's environments do not go on where they were; empty where they do."""
         self.stop_requested = False
         """Set it (from a signal handler, say) to end `learn` after the current iteration, with everything in order."""
         device = get_device(device)
@@ -132,6 +138,8 @@ class MemoryOnPolicyAlgorithm(Checkpointed, OnPolicyAlgorithm):
         self.policy = self.policy_class(  # type: ignore[assignment]
             self.observation_space, self.action_space, self.lr_schedule, **self.policy_kwargs
         ).to(self.device)
+        if distributed.rank():  # parameters are drawn alike; from here on every rank has random numbers of its own
+            self.set_random_seed(distributed.own_seed(torch.initial_seed() if self.seed is None else self.seed))
         self.memory_seconds = self.env_seconds = self.learn_seconds = 0.0
         if self.env is not None:
             self._setup_env()
@@ -146,7 +154,7 @@ class MemoryOnPolicyAlgorithm(Checkpointed, OnPolicyAlgorithm):
             raise ValueError("the environment gives no targets to learn from; a2c and ppo learn from its rewards")
         self.task_metrics = TaskMetrics(self.tensor_env.metric_names, self.device)
         self.rollout = Rollout.allocate(self.n_steps, self.tensor_env)
-        self.episodes = Episodes(self.n_envs)
+        self.episodes = Episodes(self.all_envs)
         self._moves = 0
 
     @property
@@ -154,6 +162,11 @@ class MemoryOnPolicyAlgorithm(Checkpointed, OnPolicyAlgorithm):
         """The training environment behind its tensor interface."""
         assert isinstance(self.env, TensorVecEnv), "the model was loaded without an environment; call set_env"
         return self.env.tensor_env
+
+    @property
+    def all_envs(self) -> int:
+        """Copies of the environment on all ranks together; `n_envs` are this one's."""
+        return self.n_envs * distributed.size()
 
     def set_env(self, env: EnvLike, force_reset: bool = True) -> None:
         """As in SB3; the number of environments may change (running episodes are then given up)."""
@@ -178,6 +191,7 @@ class MemoryOnPolicyAlgorithm(Checkpointed, OnPolicyAlgorithm):
         if self.env.moves != self._moves:  # evaluate_policy(model, model.get_env()), say: no episode is under way
             self._last_obs = None
         fresh = reset_num_timesteps or self._last_obs is None
+        distributed.equalise(self.policy)
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         self._moves = self.env.moves
         if fresh:  # SB3 has just reset the environment
@@ -210,7 +224,7 @@ class MemoryOnPolicyAlgorithm(Checkpointed, OnPolicyAlgorithm):
             total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
         )
         callback.on_training_start(locals(), globals())
-        while self.num_timesteps < total_timesteps and not self.stop_requested:
+        while self.num_timesteps < total_timesteps and not self._stops():
             if not self.collect_rollouts(self.env, callback, self.rollout, self.n_steps):
                 break
             iteration += 1
@@ -222,6 +236,13 @@ class MemoryOnPolicyAlgorithm(Checkpointed, OnPolicyAlgorithm):
                 self.dump_logs(iteration)
         callback.on_training_end()
         return self
+
+    def _stops(self) -> bool:
+        """Whether any rank was asked to stop: all stop together, or the others would wait for it."""
+        stops = distributed.any_rank(self.stop_requested)
+        if stops:
+            self.stop_requested = True
+        return stops
 
     def train(self) -> None:
         """Learn from `self.rollout`, then read what there is to read."""
@@ -289,7 +310,7 @@ class MemoryOnPolicyAlgorithm(Checkpointed, OnPolicyAlgorithm):
                 rollout.final_values[t] = final_value.masked_fill(~truncated, 0.0)
             self._obs = new_obs
             self._starts = terminated | truncated
-            self.num_timesteps += tensor_env.num_envs
+            self.num_timesteps += self.all_envs
             dones = OnHost(self._starts)
             callback.update_locals(locals())
             if not callback.on_step():
@@ -329,9 +350,10 @@ class MemoryOnPolicyAlgorithm(Checkpointed, OnPolicyAlgorithm):
     def advantages(self, rollout: Rollout) -> Tensor:
         """A roll-out's advantages, normalised where that is asked for and there is more than one."""
         advantages = rollout.advantages
-        if not self.normalize_advantage or advantages.numel() == 1:
+        if not self.normalize_advantage or advantages.numel() * distributed.size() == 1:
             return advantages
-        return (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+        mean, std = distributed.mean_and_std(advantages)
+        return (advantages - mean) / (std + 1e-8)
 
     def auxiliary(self, losses: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """The memory's own losses: their weighted sum, and each mean by the name it is logged under."""
@@ -342,6 +364,7 @@ class MemoryOnPolicyAlgorithm(Checkpointed, OnPolicyAlgorithm):
         """One optimiser step; gives the gradient's norm before it was clipped."""
         self.policy.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
+        distributed.average_gradients(self.policy.parameters())
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
         self.policy.optimizer.step()
         self._n_updates += 1
@@ -350,37 +373,13 @@ class MemoryOnPolicyAlgorithm(Checkpointed, OnPolicyAlgorithm):
     # -- read and log ----------------------------------------------------------------------------------------------
 
     def _read(self, metrics: dict[str, Tensor]) -> None:
-        """Read rewards, episode ends and metrics in the iteration's one transfer; count episodes; fill the log."""
-        rollout = self.rollout
-        metrics = {**metrics, **self.diagnostics(rollout)}
-        ended = rollout.terminated | rollout.truncated
-        parts = [torch.stack([metric.detach().float() for metric in metrics.values()])]
-        parts += [self.task_metrics.sums(), rollout.rewards.flatten(), ended.flatten()]
-        ends_of = np.cumsum([len(part) for part in parts[:2]])
-        means, sums, steps = np.split(torch.cat(parts).cpu().numpy(), ends_of)
-        values = dict(zip(metrics, means.tolist(), strict=True))
-        rewards, ends = steps.reshape(2, self.n_steps, self.n_envs)
-        assert self.ep_info_buffer is not None
-        elapsed = time.time() - self.start_time / 1e9
-        for episode in self.episodes.ended(rewards, ends > 0):
-            self.ep_info_buffer.append({**episode, "t": elapsed})
-            self._episode_num += 1
-        for name, value in values.items():
-            if not np.isfinite(value):
-                found = first_non_finite(self) or f"{name} is not finite after {self.num_timesteps} environment steps"
-                raise NonFiniteError(
-                    f"{found}, seen as {name} = {value} at update {self._n_updates}; where nothing is wrong with "
-                    "observations and rewards, lower learning_rate or max_grad_norm"
-                )
-            self.logger.record(name, value)
-        for name, value in self.task_metrics.values(sums).items():
-            self.logger.record(f"task/{name}", value)
-        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        """The iteration's one transfer to the host; see there."""
+        read(self, metrics)
 
     def diagnostics(self, rollout: Rollout) -> dict[str, Tensor]:
         """What a roll-out says of the learner itself, by the names it is logged under."""
-        variance = rollout.returns.var(correction=0).clamp(min=1e-8)
-        return {"train/explained_variance": 1 - (rollout.returns - rollout.values).var(correction=0) / variance}
+        variance = distributed.variance(rollout.returns).clamp(min=1e-8)
+        return {"train/explained_variance": 1 - distributed.variance(rollout.returns - rollout.values) / variance}
 
     def dump_logs(self, iteration: int = 0) -> None:
         total = self.env_seconds + self.memory_seconds + self.learn_seconds

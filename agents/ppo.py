@@ -16,6 +16,7 @@ from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import FloatSchedule
 from torch import Tensor
 
+from agents import distributed
 from agents.env_adapters import EnvLike
 from agents.on_policy import MemoryOnPolicyAlgorithm
 from agents.rollout import Rollout
@@ -95,6 +96,15 @@ class PPO(MemoryOnPolicyAlgorithm):
             _init_setup_model=_init_setup_model,
         )
 
+    def _setup_env(self) -> None:
+        super()._setup_env()
+        sets = min(self.n_minibatches, self.all_envs)
+        if self.n_envs < sets:  # every rank gives its share to every minibatch
+            raise ValueError(
+                f"n_minibatches is {self.n_minibatches}, but each of the {distributed.size()} ranks has {self.n_envs} "
+                f"environments: expected n_minibatches <= {self.n_envs}"
+            )
+
     def learn_from(self, rollout: Rollout) -> dict[str, Tensor]:
         """`n_epochs` passes over the roll-out; the metrics are means over all minibatches."""
         self.policy.set_training_mode(True)
@@ -112,8 +122,10 @@ class PPO(MemoryOnPolicyAlgorithm):
                 divergences.append(parts["train/approx_kl"])
                 for name, value in parts.items():
                     metrics[name].append(value.detach())
-            if self.target_kl is not None and torch.stack(divergences).mean() > 1.5 * self.target_kl:
-                break
+            if self.target_kl is not None:
+                divergence = distributed.mean(torch.stack(divergences).mean())
+                if divergence > 1.5 * self.target_kl:
+                    break
         self.logger.record("train/clip_range", clip)
         return {name: torch.stack(values).mean() for name, values in metrics.items()}
 

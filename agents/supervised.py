@@ -15,6 +15,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor
 
+from agents import distributed
 from agents.env_adapters import EnvLike
 from agents.on_policy import MemoryOnPolicyAlgorithm
 from agents.rollout import OnHost, Rollout
@@ -148,7 +149,7 @@ class Supervised(MemoryOnPolicyAlgorithm):
         assert rollout.weights is not None
         each = rollout.weights.dim() == 3  # a weight for every part of the answer
         log_prob = self.policy.log_prob(rollout.latents, rollout.targets, rollout.grids, each)
-        scored = rollout.weights.sum().clamp(min=1e-8)
+        scored = distributed.mean(rollout.weights.sum()).clamp(min=1e-8)  # a rank's share of all that is scored
         target_loss = -(rollout.weights * log_prob).sum() / scored
         auxiliary, memory_losses = self.auxiliary(rollout.losses)
         loss = target_loss + auxiliary

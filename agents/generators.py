@@ -1,0 +1,39 @@
+"""The global random generators, as tensors."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def get_generators() -> dict[str, Tensor]:
+    """The state of every global random generator."""
+    _, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 - SB3 seeds and draws from the global one
+    _, internal, following = random.getstate()
+    states = {
+        "torch": torch.get_rng_state(),
+        "numpy": torch.from_numpy(np.array(keys, dtype=np.int64)),
+        "numpy_position": torch.tensor([position, has_gauss]),
+        "numpy_gauss": torch.tensor(gauss, dtype=torch.float64),
+        "python": torch.tensor(internal),
+        "python_gauss": torch.tensor(float("nan") if following is None else following, dtype=torch.float64),
+    }
+    if torch.cuda.is_available():
+        states |= {f"cuda/{index}": state for index, state in enumerate(torch.cuda.get_rng_state_all())}
+    return states
+
+
+def set_generators(states: dict[str, Tensor]) -> None:
+    """Put every global random generator where `get_generators` found it."""
+    torch.set_rng_state(states["torch"])
+    position, has_gauss = states["numpy_position"].tolist()
+    keys = states["numpy"].numpy().astype(np.uint32)
+    np.random.set_state(("MT19937", keys, position, has_gauss, states["numpy_gauss"].item()))  # noqa: NPY002
+    following = states["python_gauss"].item()
+    random.setstate((3, tuple(states["python"].tolist()), None if following != following else following))
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        if f"cuda/{index}" in states:
+            torch.cuda.set_rng_state(states[f"cuda/{index}"], index)

@@ -1,0 +1,266 @@
+"""Several ranks: they do what one process would do, write once, stop together, and go on after one has died.
+
+What two ranks do is in `rank_cases.py`; both run once, for all tests of this file.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import rank_cases
+import torch
+from rank_cases import BAD, COPIES, RANKS, STEPS, TRAIN, UPDATES
+
+import agents
+import train
+from agents import distributed
+from agents.checkpoint import read_manifest, read_tensors
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "PYTHONPATH": f"{ROOT}{os.pathsep}{HERE}"}
+
+pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where two ranks have left what they saw."""
+    folder = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    processes = []
+    for rank in range(RANKS):
+        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(RANKS), "LOCAL_WORLD_SIZE": str(RANKS)}
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, str(HERE / "rank_cases.py"), str(folder)],
+                env={**ENVIRONMENT, **address, **place},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    try:
+        said = [process.communicate(timeout=300)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert all(process.returncode == 0 for process in processes), "\n".join(said)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ranks(folder: Path) -> list[dict[str, Any]]:
+    """What each rank saw."""
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(RANKS)]
+
+
+# What is learned
+
+
+@pytest.mark.parametrize("name", UPDATES)
+def test_ranks_learn_what_one_process_learns(name: str, ranks: list[dict[str, Any]]) -> None:
+    """Parameters, every logged number and the episodes, after two iterations on the same roll-out in float64."""
+    one = rank_cases.updates(name)
+    for found in (each[name] for each in ranks):
+        torch.testing.assert_close(found["parameters"], one["parameters"], rtol=1e-9, atol=1e-9)
+        for logged, expected in zip(found["logs"], one["logs"], strict=True):
+            assert logged == pytest.approx(expected, rel=1e-5, abs=1e-6)
+        assert found["episodes"] == one["episodes"]
+        assert len(one["episodes"]) > 4
+    assert torch.equal(*(each[name]["parameters"]["value_net.weight"] for each in ranks))
+
+
+def test_the_cases_are_what_they_say(ranks: list[dict[str, Any]]) -> None:
+    """Clipping bites, the memory's loss counts, and target_kl ends one run's passes and not the other's."""
+    logs = {name: ranks[0][name]["logs"] for name in UPDATES}
+    assert logs["a2c, clipped"][0]["train/grad_norm"] > 0.05
+    assert logs["a2c, losses of the memory"][0]["train/meta_loss"] > 0.01
+    assert logs["supervised, losses of the memory"][0]["train/meta_loss"] > 0.01
+    passes = {name: log[0]["train/n_updates"] // rank_cases.SETS for name, log in logs.items() if "ppo" in name}
+    assert passes["ppo, one rank beyond target_kl"] == rank_cases.EPOCHS
+    assert passes["ppo, stopped by target_kl"] == 1
+
+
+def test_ranks_start_alike_stay_alike_and_see_different_things(ranks: list[dict[str, Any]]) -> None:
+    one, other = (each["learned"] for each in ranks)
+    assert not torch.equal(one["before"], other["before"])
+    assert one["parameters"].keys() == other["parameters"].keys()
+    for name, value in one["parameters"].items():
+        assert torch.equal(value, other["parameters"][name]), name
+    assert not torch.equal(one["obs"], other["obs"])
+    assert [each["learned"]["steps"] for each in ranks] == RANKS * [3 * STEPS * COPIES * RANKS]
+    assert [each["learned"]["episodes"] for each in ranks] == RANKS * [3 * COPIES * RANKS]
+
+
+def test_a_seed_gives_every_rank_numbers_of_its_own(ranks: list[dict[str, Any]]) -> None:
+    """Rank 0 those that a process on its own draws."""
+    alone = rank_cases.learner("a2c", "gru", COPIES, seed=3).learn(STEPS * COPIES)
+    one, other = (each["seeded"] for each in ranks)
+    assert torch.equal(one["obs"], alone.rollout.obs)
+    assert torch.equal(one["actions"], alone.rollout.actions)
+    assert not torch.equal(one["obs"], other["obs"])
+    assert not torch.equal(one["actions"], other["actions"])
+
+
+def test_what_is_not_finite_on_one_rank_ends_all_with_its_name(ranks: list[dict[str, Any]]) -> None:
+    for found in ranks:
+        assert "reward is not finite after 8 environment steps on rank 1" in found["poisoned"]["said"]
+
+
+# What is written
+
+
+def rows(run: Path) -> list[dict[str, str]]:
+    with open(run / "progress.csv", newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def steps(run: Path) -> list[int]:
+    return [int(row["time/total_timesteps"]) for row in rows(run)]
+
+
+def test_logs_and_checkpoints_are_written_once(folder: Path, ranks: list[dict[str, Any]]) -> None:
+    run = folder / "whole"
+    assert [each["runs"]["whole"]["status"] for each in ranks] == [0, 0]
+    assert "2 ranks" in ranks[0]["runs"]["whole"]["said"]
+    assert ranks[1]["runs"]["whole"]["said"] == ""
+    assert steps(run) == list(range(64, 769, 64))
+    assert len(list(run.glob("events.out.tfevents.*"))) == 1
+    assert rows(run)[-1]["rollout/episodes"] == "96"
+    manifest = read_manifest(agents.latest_checkpoint(run))
+    assert (manifest["ranks"], manifest["num_envs"], manifest["counters"]["num_timesteps"]) == (2, 8, 768)
+    assert json.loads((run / "summary.json").read_text())["env_steps"] == 768
+
+
+def test_a_run_that_one_rank_was_asked_to_stop_resumes_exactly(folder: Path, ranks: list[dict[str, Any]]) -> None:
+    """N + N steps equal 2N: every tensor of the last checkpoint, those of both ranks, and the log."""
+    assert [each["runs"]["stopped"]["status"] for each in ranks] == [130, 130]
+    assert "torchrun --nproc-per-node=2 train.py --resume" in ranks[0]["runs"]["stopped"]["said"]
+    assert [each["runs"]["resumed"]["status"] for each in ranks] == [0, 0]
+    assert "new episodes" not in ranks[0]["runs"]["resumed"]["said"]
+    one, other = (
+        read_tensors(path, read_manifest(path))
+        for path in (agents.latest_checkpoint(folder / run) for run in ("whole", "parts"))
+    )
+    assert one.keys() == other.keys()
+    assert {"env/first", "rank1/env/first", "rank1/rng/torch", "rank1/memory/hidden"} <= one.keys()
+    for name in one.keys() - {"run/recent_episodes"}:  # holds times
+        torch.testing.assert_close(one[name], other[name], rtol=0, atol=0, equal_nan=True)  # NaN: no number saved
+    clock = ("time/fps", "time/time_elapsed", "time/env_share", "time/memory_share", "time/learn_share")
+    for row, expected in zip(rows(folder / "parts"), rows(folder / "whole"), strict=True):
+        same = row.keys() - {*clock, "time/iterations"}
+        assert {name: row[name] for name in same} == {name: expected[name] for name in same}
+
+
+def test_the_baseline_and_the_scores_end_on_all_ranks(folder: Path, ranks: list[dict[str, Any]]) -> None:
+    assert [each["runs"]["baseline"]["status"] for each in ranks] == [0, 0]
+    assert json.loads((folder / "baseline" / "summary.json").read_text())["identity_mean_return"] is not None
+    assert steps(folder / "baseline" / "identity") == [64]
+    assert "random actions" in ranks[0]["runs"]["baseline"]["said"]
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("shares", "num_envs is 7, expected a multiple of the 2 ranks"),
+        ("minibatches", "expected n_minibatches <= 4"),
+        ("name", "lstm"),
+    ],
+)
+def test_a_mistake_is_told_once(name: str, says: str, folder: Path, ranks: list[dict[str, Any]]) -> None:
+    one, other = (each["bad"][name] for each in ranks)
+    assert (one["status"], other["status"]) == (2, 2)
+    assert one["said"].startswith("error: ")
+    assert one["said"].count("\n") == 1
+    assert says in one["said"]
+    assert other["said"] == ""
+    assert not (folder / "bad").exists()
+    assert set(BAD) == set(ranks[0]["bad"])
+
+
+def test_what_one_rank_says_all_hear(ranks: list[dict[str, Any]]) -> None:
+    assert [each["any"] for each in ranks] == [[True, False], [True, False]]
+
+
+# When a rank dies
+
+
+def torchrun(*words: str, run: Path, total: int) -> subprocess.CompletedProcess[str]:
+    dying = ["--env", "rank_cases:Dying-v0", "--env-kwargs", "length=8", "at=100"]
+    rest = ["--no-baseline", "--checkpoint-every", "0", "--run-dir", str(run), "--total-timesteps", str(total)]
+    command = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", *words, str(ROOT / "train.py")]
+    return subprocess.run(
+        [sys.executable, "-m", *command, *TRAIN[4:], *dying, *rest],
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_a_dead_rank_ends_the_run_and_one_rank_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It dies in the middle of the 13th iteration; the checkpoint from its beginning is whole."""
+    run = tmp_path / "run"
+    ended = torchrun(run=run, total=100_000)
+    assert ended.returncode != 0
+    assert "error: rank 0 of 2 lost touch with another one" in ended.stdout, ended.stdout
+    assert f"torchrun --nproc-per-node=2 train.py --resume {run}" in ended.stdout
+    assert agents.latest_checkpoint(run).name == "step_000000000768"
+
+    with pytest.raises(SystemExit) as end:
+        train.main(["--resume", str(run), "--total-timesteps", "896", "--no-progress"])
+    assert end.value.code == 0
+    said = capsys.readouterr().out
+    assert "environments start new episodes: the checkpoint is of ranks=2 and num_envs=8" in said
+    assert "this run has ranks=1 and num_envs=8" in said
+    assert steps(run) == list(range(64, 897, 64))
+    assert json.loads((run / "summary.json").read_text())["env_steps"] == 896
+
+
+def test_torchrun_starts_a_run_anew_from_its_last_checkpoint(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    ended = torchrun("--max-restarts=1", run=run, total=1024)
+    assert ended.returncode == 0, ended.stdout
+    assert "restarted from step_000000000768" in ended.stdout
+    assert "new episodes" not in ended.stdout
+    assert steps(run) == list(range(64, 1025, 64))
+
+
+def test_a_restart_needs_a_folder_to_find(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "1")
+    with pytest.raises(SystemExit) as end:
+        train.main(TRAIN)
+    assert end.value.code == 2
+    assert "without --run-dir" in capsys.readouterr().err
+
+
+# On one's own
+
+
+def test_alone_everything_is_the_identity() -> None:
+    value = torch.arange(3.0, requires_grad=True)
+    assert (distributed.rank(), distributed.size(), distributed.share(7), distributed.own_seed(5)) == (0, 1, 7, 5)
+    assert distributed.mean(value) is value
+    assert torch.equal(distributed.gather(value), value[None])
+    assert distributed.to_first(value)[0] is value
+    assert distributed.from_first(lambda: value) is value
+    assert distributed.any_rank(True)
+    assert not distributed.any_rank(False)
+    mean, std = distributed.mean_and_std(value)
+    assert (mean.item(), std.item()) == (1.0, 1.0)
+    assert distributed.variance(value).item() == pytest.approx(2 / 3)
+    assert not torch.distributed.is_initialized()
