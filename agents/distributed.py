@@ -11,6 +11,7 @@ the hosts, which waits for as long as rank 0 may be busy alone.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -233,5 +234,5 @@ def _in_touch() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        cause = str(error).strip().splitlines()[-1]
+        cause = re.sub(r"^\[\S+\] ", "", str(error).strip().splitlines()[-1])  # without the line of gloo's source
         raise RankLostError(f"rank {_world.rank} of {_world.size} lost touch with another one ({cause})") from error

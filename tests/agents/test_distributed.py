@@ -198,7 +198,17 @@ def test_what_one_rank_says_all_hear(ranks: list[dict[str, Any]]) -> None:
 
 def torchrun(*words: str, run: Path, total: int) -> subprocess.CompletedProcess[str]:
     dying = ["--env", "rank_cases:Dying-v0", "--env-kwargs", "length=8", "at=100"]
-    rest = ["--no-baseline", "--checkpoint-every", "0", "--run-dir", str(run), "--total-timesteps", str(total)]
+    rest = [
+        "--algo",
+        "a2c",
+        "--no-baseline",
+        "--checkpoint-every",
+        "0",
+        "--run-dir",
+        str(run),
+        "--total-timesteps",
+        str(total),
+    ]
     command = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", *words, str(ROOT / "train.py")]
     return subprocess.run(
         [sys.executable, "-m", *command, *TRAIN[4:], *dying, *rest],
