@@ -116,7 +116,7 @@ class Supervised(MemoryOnPolicyAlgorithm):
             rollout.rewards[t], rollout.terminated[t], rollout.truncated[t] = rewards, terminated, truncated
             self.task_metrics.add(info)
             self._starts, self._may_start = terminated | truncated, "final_obs" in info
-            self.num_timesteps += tensor_env.num_envs
+            self.num_timesteps += self.all_envs
             dones = OnHost(self._starts)
             callback.update_locals(locals())
             if not callback.on_step():

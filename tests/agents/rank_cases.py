@@ -227,6 +227,9 @@ def main(folder: Path) -> None:
     with distributed.session():
         found: dict[str, Any] = {name: updates(name) for name in UPDATES}
         found["learned"], found["seeded"], found["runs"] = learned(), seeded(), runs(folder)
+        found["steps"] = {
+            algo: learner(algo, "gru", COPIES).learn(2 * STEPS * COPIES * RANKS).num_timesteps for algo in LEARNERS
+        }
         found["poisoned"] = poisoned()
         found["bad"] = {name: command(*words, "--run-dir", str(folder / "bad")) for name, words in BAD.items()}
         found["any"] = [distributed.any_rank(distributed.rank() == 1), distributed.any_rank(False)]

@@ -113,6 +113,10 @@ def test_a_seed_gives_every_rank_numbers_of_its_own(ranks: list[dict[str, Any]])
     assert not torch.equal(one["actions"], other["actions"])
 
 
+def test_every_learner_counts_the_steps_of_all_ranks(ranks: list[dict[str, Any]]) -> None:
+    assert [each["steps"] for each in ranks] == RANKS * [dict.fromkeys(agents.LEARNERS, 2 * STEPS * COPIES * RANKS)]
+
+
 def test_what_is_not_finite_on_one_rank_ends_all_with_its_name(ranks: list[dict[str, Any]]) -> None:
     for found in ranks:
         assert "reward is not finite after 8 environment steps on rank 1" in found["poisoned"]["said"]
