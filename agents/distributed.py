@@ -22,6 +22,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
 T = TypeVar("T")
 
@@ -38,6 +39,7 @@ class _World:
     rank: int = 0
     size: int = 1
     hosts: Any = None
+    restarts: int = 0
 
 
 _world = _World()
@@ -55,8 +57,17 @@ def session() -> Iterator[None]:
         yield
         return
     accelerated = torch.cuda.is_available() and dist.is_nccl_available()
-    dist.init_process_group("cpu:gloo,cuda:nccl" if accelerated else "gloo")
-    _world = _World(dist.get_rank(), dist.get_world_size(), dist.new_group(backend="gloo", timeout=PATIENCE))
+    store, number, count = next(rendezvous("env://"))
+    # torchrun's store outlives a restart, and with it the addresses of the dead (pytorch/pytorch#135712). Only on one
+    # machine is the number of restarts the same for all ranks.
+    attempt = _restarts_here() if os.environ.get("GROUP_WORLD_SIZE", "1") == "1" else 0
+    store = dist.PrefixStore(f"attempt{attempt}", store)
+    backend = "cpu:gloo,cuda:nccl" if accelerated else "gloo"
+    dist.init_process_group(backend, store=store, rank=number, world_size=count)
+    hosts = dist.new_group(backend="gloo", timeout=PATIENCE)
+    restarted = torch.tensor([_restarts_here()])
+    dist.all_reduce(restarted, dist.ReduceOp.MAX, group=hosts)
+    _world = _World(number, count, hosts, int(restarted))
     yield
     dist.destroy_process_group()  # not after an error: whoever is gone would be waited for
     _world = _World()
@@ -74,7 +85,11 @@ def size() -> int:
 
 def restarts() -> int:
     """How often `torchrun` has started this run anew after a failure."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    return _restarts_here() if _world.size == 1 else _world.restarts
+
+
+def _restarts_here() -> int:
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))  # each machine counts the failures of its own ranks
 
 
 def take_device(device: torch.device) -> None:
