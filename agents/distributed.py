@@ -61,7 +61,7 @@ def session() -> Iterator[None]:
     # torchrun's store outlives a restart, and with it the addresses of the dead (pytorch/pytorch#135712). Only on one
     # machine is the number of restarts the same for all ranks.
     attempt = _restarts_here() if os.environ.get("GROUP_WORLD_SIZE", "1") == "1" else 0
-    store = dist.PrefixStore(f"attempt{attempt}", store)
+    store = dist.PrefixStore(f"attempt{attempt}", store)  # type: ignore[attr-defined]
     backend = "cpu:gloo,cuda:nccl" if accelerated else "gloo"
     dist.init_process_group(backend, store=store, rank=number, world_size=count)
     hosts = dist.new_group(backend="gloo", timeout=PATIENCE)
