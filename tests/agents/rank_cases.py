@@ -49,6 +49,7 @@ BAD = {
     "shares": [*TRAIN, "--num-envs", "7"],
     "minibatches": [*TRAIN, "--n-minibatches", "5"],
     "name": [*TRAIN, "--memory", "ltsm"],
+    "sweep": [*TRAIN, "--sweep", "repeat-first"],
 }
 
 

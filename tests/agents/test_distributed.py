@@ -180,6 +180,7 @@ def test_the_baseline_and_the_scores_end_on_all_ranks(folder: Path, ranks: list[
         ("shares", "num_envs is 7, expected a multiple of the 2 ranks"),
         ("minibatches", "expected n_minibatches <= 4"),
         ("name", "lstm"),
+        ("sweep", "not torchrun"),
     ],
 )
 def test_a_mistake_is_told_once(name: str, says: str, folder: Path, ranks: list[dict[str, Any]]) -> None:
