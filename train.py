@@ -92,7 +92,7 @@ def build(config: Config, checkpoint: Path | None = None) -> MemoryOnPolicyAlgor
     device = get_device(config.device)
     env = make_env(config.env, distributed.share(config.num_envs), device, **config.env_kwargs)
     if checkpoint is not None:
-        return load(checkpoint, env, device=device)
+        return load(checkpoint, env, device=device, fast=config.fast)
     try:
         return LEARNERS[config.algo]("MemoryPolicy", env, device=device, **config.learner_kwargs())
     except TypeError as error:  # arguments that the memory does not take

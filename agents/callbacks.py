@@ -133,6 +133,8 @@ class PicturePanels(BaseCallback):
     def _on_rollout_start(self) -> None:
         due = time.monotonic() - self._shown_at >= self.seconds
         self._history = PanelHistory() if due else None
+        if due:
+            _learner(self).step_by_step = True
 
     def _on_step(self) -> bool:
         if self._history is not None:

@@ -28,6 +28,7 @@ from stable_baselines3.common.utils import get_device
 from torch import Tensor
 
 from agents import distributed
+from agents.capturable import plain_groups
 from agents.encoding import decode, decode_space, encode, encode_space
 from agents.env_adapters import EnvLike, TensorVecEnv
 from agents.generators import get_generators
@@ -41,8 +42,8 @@ MANIFEST, TENSORS = "manifest.json", "tensors.safetensors"
 LIBRARIES = ("torch", "gymnasium", "stable-baselines3", "numpy", "safetensors")
 
 COUNTERS = ("num_timesteps", "_total_timesteps", "_n_updates", "_episode_num", "_current_progress_remaining")
-# What a constructor takes but a checkpoint does not keep: where it runs and where it logs is up to whoever loads it.
-NOT_KEPT = ("self", "policy", "env", "device", "verbose", "tensorboard_log", "_init_setup_model")
+# What a constructor takes but a checkpoint does not keep: where and how it runs and logs is up to whoever loads it.
+NOT_KEPT = ("self", "policy", "env", "device", "fast", "verbose", "tensorboard_log", "_init_setup_model")
 
 Self = TypeVar("Self", bound="Checkpointed")
 
@@ -190,7 +191,7 @@ class Checkpointed(BaseAlgorithm):
             "algorithm": type(self).__name__,
             "policy": encode(self.policy_class),
             "config": {name: encode(getattr(self, name)) for name in self._kept_arguments()},
-            "param_groups": optimizer["param_groups"],
+            "param_groups": plain_groups(optimizer["param_groups"]),
             "counters": {name: getattr(self, name) for name in COUNTERS},
             "num_envs": getattr(self, "n_envs", 1) * len(parts),
             "ranks": len(parts),

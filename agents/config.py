@@ -65,6 +65,9 @@ class Config:
     """Of everything random in the run."""
     device: str = "cpu"
     """Where environments, memory and learning live: cpu, cuda, cuda:1, ... or auto."""
+    fast: str = "auto"
+    """How iterations are run: auto takes the fastest way there is; graph replays them as CUDA graphs, or says why it
+    cannot; off does neither (docs/gpu.md)."""
     threads: int = 1
     """CPU threads of torch; for models of this size a second one gains little and loses much on a busy machine."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,6 +12,7 @@ from torch import Tensor
 
 from agents import distributed
 from envs.tensor_env import Obs
+from policies.memories.base import host_may_read
 
 if TYPE_CHECKING:
     from agents.on_policy import MemoryOnPolicyAlgorithm
@@ -17,6 +20,17 @@ if TYPE_CHECKING:
 
 class NonFiniteError(FloatingPointError):
     """A loss, gradient, parameter or observation became infinite or NaN."""
+
+
+@contextmanager
+def naming_non_finite(model: MemoryOnPolicyAlgorithm) -> Iterator[None]:
+    """Where something fails over a number that is none, as samplers do, name the tensor that brought it."""
+    try:
+        yield
+    except RuntimeError as error:
+        if host_may_read() and (found := first_non_finite(model)):
+            raise NonFiniteError(found) from error
+        raise
 
 
 def first_non_finite(model: MemoryOnPolicyAlgorithm) -> str | None:

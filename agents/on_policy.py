@@ -27,18 +27,20 @@ from agents.checkpoint import Checkpointed
 from agents.env_adapters import EnvLike, TensorVecEnv, as_tensor_env
 from agents.episodes import Episodes
 from agents.generators import set_generators
-from agents.non_finite import NonFiniteError, first_non_finite
-from agents.reading import read
+from agents.graphs import FAST, Graphs, graphs_for
+from agents.non_finite import naming_non_finite
+from agents.reading import read, report
 from agents.rollout import OnHost, Rollout
 from agents.task_metrics import TaskMetrics
+from agents.updates import Updates
 from envs.tensor_env import Obs, TensorEnv
 from policies.memories.base import State, detach
-from policies.policy import Judgement, MemoryActorCriticPolicy
+from policies.policy import MemoryActorCriticPolicy
 
 Self = TypeVar("Self", bound="MemoryOnPolicyAlgorithm")
 
 
-class MemoryOnPolicyAlgorithm(Checkpointed, OnPolicyAlgorithm):
+class MemoryOnPolicyAlgorithm(Checkpointed, Updates, OnPolicyAlgorithm):
     """Base of the learners; see `A2C` and `PPO` for use.
 
     Args:
@@ -57,6 +59,8 @@ class MemoryOnPolicyAlgorithm(Checkpointed, OnPolicyAlgorithm):
         max_grad_norm: gradients are scaled down to this global norm.
         normalize_advantage: to mean 0 and standard deviation 1, over what one update sees.
         reward_scale: rewards are multiplied by this before anything is learned from them; logs show them as they came.
+        fast: "auto" takes the fastest way there is; "graph" replays whole iterations as CUDA graphs (`agents.graphs`)
+            and raises a ValueError where that cannot be; "off" does neither.
         stats_window_size: episodes over which `rollout/ep_*_mean` are taken.
         tensorboard_log: folder, or None.
         policy_kwargs: arguments of the policy.
@@ -87,6 +91,7 @@ class MemoryOnPolicyAlgorithm(Checkpointed, OnPolicyAlgorithm):
         max_grad_norm: float,
         normalize_advantage: bool,
         reward_scale: float,
+        fast: str,
         stats_window_size: int,
         tensorboard_log: str | None,
         policy_kwargs: dict[str, Any] | None,
@@ -97,9 +102,16 @@ class MemoryOnPolicyAlgorithm(Checkpointed, OnPolicyAlgorithm):
     ) -> None:
         if n_steps < 0:
             raise ValueError(f"n_steps is {n_steps}, expected at least 1, or 0 for a whole episode")
+        if fast not in FAST:
+            raise ValueError(f"fast is {fast!r}, expected one of {', '.join(FAST)}")
         self.aux_coef = aux_coef
         self.normalize_advantage = normalize_advantage
         self.reward_scale = reward_scale
+        self.fast = fast
+        self.graphs: Graphs | None = None
+        """What replays the iteration, where it is replayed; see `agents.graphs`."""
+        self.step_by_step = False
+        """A callback that must see the memory after every step sets it in `on_rollout_start`, for one roll-out."""
         self.stats_window_size = stats_window_size
         self._generators_to_set: dict[str, Tensor] = {}
         self.new_episodes = ""
@@ -153,6 +165,8 @@ class MemoryOnPolicyAlgorithm(Checkpointed, OnPolicyAlgorithm):
         if self.learns_from_targets and "target" not in self.tensor_env.reset()[1]:
             raise ValueError("the environment gives no targets to learn from; a2c and ppo learn from its rewards")
         self.task_metrics = TaskMetrics(self.tensor_env.metric_names, self.device)
+        self.scores = self.task_metrics.sums()
+        """Amounts and counts of the task's metrics over the last roll-out."""
         self.rollout = Rollout.allocate(self.n_steps, self.tensor_env)
         self.episodes = Episodes(self.all_envs)
         self._moves = 0
@@ -224,14 +238,13 @@ class MemoryOnPolicyAlgorithm(Checkpointed, OnPolicyAlgorithm):
             total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
         )
         callback.on_training_start(locals(), globals())
+        self.graphs = graphs_for(self)
         while self.num_timesteps < total_timesteps and not self._stops():
-            if not self.collect_rollouts(self.env, callback, self.rollout, self.n_steps):
+            self.step_by_step = False
+            callback.on_rollout_start()
+            if not (self.iterate if self.graphs is None else self.graphs.iterate)(callback):
                 break
             iteration += 1
-            self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
-            started = time.perf_counter()
-            self.train()
-            self.learn_seconds += time.perf_counter() - started
             if log_interval is not None and iteration % log_interval == 0:
                 self.dump_logs(iteration)
         callback.on_training_end()
@@ -243,6 +256,16 @@ class MemoryOnPolicyAlgorithm(Checkpointed, OnPolicyAlgorithm):
         if stops:
             self.stop_requested = True
         return stops
+
+    def iterate(self, callback: BaseCallback) -> bool:
+        """One roll-out and what is learned from it; False where a callback asked to stop in between."""
+        if not self.collect_rollouts(self.env, callback, self.rollout, self.n_steps):
+            return False
+        self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
+        started = time.perf_counter()
+        self.train()
+        self.learn_seconds += time.perf_counter() - started
+        return True
 
     def train(self) -> None:
         """Learn from `self.rollout`, then read what there is to read."""
@@ -258,11 +281,10 @@ class MemoryOnPolicyAlgorithm(Checkpointed, OnPolicyAlgorithm):
     def collect_rollouts(  # type: ignore[override]
         self, env: Any, callback: BaseCallback, rollout_buffer: Rollout, n_rollout_steps: int
     ) -> bool:
-        """Fill the roll-out; False where a callback asked to stop."""
+        """Fill the roll-out; False where a callback asked to stop. Callbacks know already that it begins."""
         rollout, policy, tensor_env = rollout_buffer, self.policy, self.tensor_env
         policy.set_training_mode(self.keeps_graph)
         self._began = self.num_timesteps
-        callback.on_rollout_start()
         self._state = detach(self._state)
         rollout.state = self._state
         rollout.resets = []
@@ -280,15 +302,11 @@ class MemoryOnPolicyAlgorithm(Checkpointed, OnPolicyAlgorithm):
                 rollout.resets.append(t)
             rollout.starts[t] = self._starts
             rollout.write_obs(t, self._obs)
-            try:
+            with naming_non_finite(self):
                 with torch.set_grad_enabled(self.keeps_graph):
                     step = policy.remember(self._obs, self._state, self._starts if self._may_start else None, recording)
                 with torch.no_grad():
                     action = policy.act(step.output, self.learns_from_targets, step.grid)
-            except RuntimeError as error:
-                if found := first_non_finite(self):  # a sampler stumbles over NaN
-                    raise NonFiniteError(found) from error
-                raise
             outputs.append(step.output.detach())
             if policy.draws_maps and step.grid is not None:
                 grids.append(step.grid.detach())
@@ -321,6 +339,7 @@ class MemoryOnPolicyAlgorithm(Checkpointed, OnPolicyAlgorithm):
             rollout.latents, rollout.grids, rollout.losses = unrolled.outputs, unrolled.grids, unrolled.losses
         if self.learns_from_targets:
             rollout.targets, rollout.weights = map(torch.stack, zip(*answers, strict=True))
+        self.scores = self.task_metrics.sums()
         self.env_seconds += env_seconds
         self.memory_seconds += time.perf_counter() - started - env_seconds
         callback.update_locals(locals())
@@ -336,45 +355,11 @@ class MemoryOnPolicyAlgorithm(Checkpointed, OnPolicyAlgorithm):
             last_values = policy.predict_values(self._obs, self._state, self._starts if self._may_start else None)
         rollout.estimate(last_values, self.reward_scale, self.gamma, self.gae_lambda)
 
-    # -- what the learners share -----------------------------------------------------------------------------------
-
-    def judge(self, rollout: Rollout) -> tuple[Judgement, dict[str, Tensor]]:
-        """Values, log-probabilities, entropies and the memory's losses of a roll-out, `[T, N]`, with their graph."""
-        if rollout.latents is not None:
-            return self.policy.judge(rollout.latents, rollout.actions, rollout.grids), rollout.losses
-        judgement, unrolled = self.policy.evaluate_actions(
-            rollout.obs, rollout.actions, rollout.state, rollout.starts, rollout.resets
-        )
-        return judgement, unrolled.losses
-
-    def advantages(self, rollout: Rollout) -> Tensor:
-        """A roll-out's advantages, normalised where that is asked for and there is more than one."""
-        advantages = rollout.advantages
-        if not self.normalize_advantage or advantages.numel() * distributed.size() == 1:
-            return advantages
-        mean, std = distributed.mean_and_std(advantages)
-        return (advantages - mean) / (std + 1e-8)
-
-    def auxiliary(self, losses: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The memory's own losses: their weighted sum, and each mean by the name it is logged under."""
-        means = {f"train/{name}_loss": loss.mean() for name, loss in losses.items()}
-        return self.aux_coef * sum(means.values(), torch.zeros((), device=self.device)), means
-
-    def update(self, loss: Tensor) -> Tensor:
-        """One optimiser step; gives the gradient's norm before it was clipped."""
-        self.policy.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        distributed.average_gradients(self.policy.parameters())
-        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
-        self.policy.optimizer.step()
-        self._n_updates += 1
-        return norm
-
     # -- read and log ----------------------------------------------------------------------------------------------
 
     def _read(self, metrics: dict[str, Tensor]) -> None:
-        """The iteration's one transfer to the host; see there."""
-        read(self, metrics)
+        """The iteration's one transfer to the host; see `agents.reading`."""
+        read(self, report(self, metrics))
 
     def diagnostics(self, rollout: Rollout) -> dict[str, Tensor]:
         """What a roll-out says of the learner itself, by the names it is logged under."""

@@ -7,7 +7,6 @@ no state is stale, and the ratio is exactly 1 on the first minibatch.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from typing import Any
 
 import torch
@@ -21,6 +20,9 @@ from agents.env_adapters import EnvLike
 from agents.on_policy import MemoryOnPolicyAlgorithm
 from agents.rollout import Rollout
 from policies.policy import MemoryActorCriticPolicy
+
+Number = float | Tensor
+"""A tensor where a graph is to see other values of it."""
 
 
 class PPO(MemoryOnPolicyAlgorithm):
@@ -61,6 +63,7 @@ class PPO(MemoryOnPolicyAlgorithm):
         max_grad_norm: float = 0.5,
         target_kl: float | None = None,
         reward_scale: float = 1.0,
+        fast: str = "auto",
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
@@ -87,6 +90,7 @@ class PPO(MemoryOnPolicyAlgorithm):
             max_grad_norm=max_grad_norm,
             normalize_advantage=normalize_advantage,
             reward_scale=reward_scale,
+            fast=fast,
             stats_window_size=stats_window_size,
             tensorboard_log=tensorboard_log,
             policy_kwargs=policy_kwargs,
@@ -111,34 +115,38 @@ class PPO(MemoryOnPolicyAlgorithm):
         progress = self._current_progress_remaining
         clip = FloatSchedule(self.clip_range)(progress)
         clip_vf = None if self.clip_range_vf is None else FloatSchedule(self.clip_range_vf)(progress)
-        metrics: dict[str, list[Tensor]] = defaultdict(list)
+        learn = self.learn_minibatch if self.graphs is None else self.graphs.minibatch
+        count = min(self.n_minibatches, self.n_envs)
+        rows: list[Tensor] = []
         for _ in range(self.n_epochs):
-            divergences = []
             order = torch.randperm(self.n_envs, device=self.device)
-            for index in order.tensor_split(min(self.n_minibatches, self.n_envs)):
-                minibatch = rollout.environments(index)
-                loss, parts = self.loss(minibatch, clip, clip_vf)
-                parts["train/grad_norm"] = self.update(loss)
-                divergences.append(parts["train/approx_kl"])
-                for name, value in parts.items():
-                    metrics[name].append(value.detach())
+            taken = [learn(rollout, index, clip, clip_vf) for index in order.tensor_split(count)]
+            rows += taken
             if self.target_kl is not None:
-                divergence = distributed.mean(torch.stack(divergences).mean())
+                kl = torch.stack(taken).mean(0)[self.metric_names.index("train/approx_kl")]
+                divergence = distributed.mean(kl)
                 if divergence > 1.5 * self.target_kl:
                     break
         self.logger.record("train/clip_range", clip)
-        return {name: torch.stack(values).mean() for name, values in metrics.items()}
+        return dict(zip(self.metric_names, torch.stack(rows).mean(0), strict=True))
 
-    def loss(self, rollout: Rollout, clip: float, clip_vf: float | None) -> tuple[Tensor, dict[str, Tensor]]:
+    def learn_minibatch(self, rollout: Rollout, index: Tensor, clip: Number, clip_vf: Number | None) -> Tensor:
+        """One update from the environments `index` `[n]` of a roll-out; gives its metrics, named by `metric_names`."""
+        loss, parts = self.loss(rollout.environments(index), clip, clip_vf)
+        parts["train/grad_norm"] = self.update(loss)
+        self.metric_names = tuple(parts)
+        return torch.stack([part.detach().float() for part in parts.values()])
+
+    def loss(self, rollout: Rollout, clip: Number, clip_vf: Number | None) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of one minibatch and its parts by the names they are logged under."""
         judgement, losses = self.judge(rollout)
         advantages = self.advantages(rollout)
         log_ratio = judgement.log_prob - rollout.log_probs
         ratio = log_ratio.exp()
-        policy_loss = -torch.min(advantages * ratio, advantages * ratio.clamp(1 - clip, 1 + clip)).mean()
+        policy_loss = -torch.min(advantages * ratio, advantages * _within(ratio, 1 - clip, 1 + clip)).mean()
         values = judgement.value
         if clip_vf is not None:
-            values = rollout.values + (values - rollout.values).clamp(-clip_vf, clip_vf)
+            values = rollout.values + _within(values - rollout.values, -clip_vf, clip_vf)
         value_loss = F.mse_loss(values, rollout.returns)
         entropy = judgement.entropy.mean()
         auxiliary, memory_losses = self.auxiliary(losses)
@@ -155,3 +163,9 @@ class PPO(MemoryOnPolicyAlgorithm):
             "train/clip_fraction": clip_fraction,
             **memory_losses,
         }
+
+
+def _within(x: Tensor, low: Number, high: Number) -> Tensor:
+    bounds: Any = (low, high)  # numbers or tensors, both
+    clamped: Tensor = x.clamp(*bounds)
+    return clamped

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +16,26 @@ if TYPE_CHECKING:
     from agents.on_policy import MemoryOnPolicyAlgorithm
 
 
-def read(model: MemoryOnPolicyAlgorithm, metrics: dict[str, Tensor]) -> None:
+class Report(NamedTuple):
+    """What there is to read of an iteration, still on the device."""
+
+    names: tuple[str, ...]
+    """Of the metrics."""
+    numbers: Tensor
+    """Metrics, task scores, rewards and ends, one after the other."""
+
+
+def report(model: MemoryOnPolicyAlgorithm, metrics: dict[str, Tensor]) -> Report:
+    """Put `metrics`, the learner's diagnostics and what happened in the roll-out into one tensor."""
+    rollout = model.rollout
+    metrics = {**metrics, **model.diagnostics(rollout)}
+    ended = rollout.terminated | rollout.truncated
+    parts = [torch.stack([metric.detach().float() for metric in metrics.values()])]
+    parts += [model.scores, rollout.rewards.flatten(), ended.flatten()]
+    return Report(tuple(metrics), torch.cat(parts))
+
+
+def read(model: MemoryOnPolicyAlgorithm, found: Report) -> None:
     """Read rewards, episode ends and metrics in the iteration's one transfer; count episodes; fill the log.
 
     Metrics are means over the ranks, task scores are summed before they are divided, and the episodes are those of all
@@ -25,15 +44,10 @@ def read(model: MemoryOnPolicyAlgorithm, metrics: dict[str, Tensor]) -> None:
     Raises:
         NonFiniteError: a metric is infinite or NaN, on every rank alike.
     """
-    rollout = model.rollout
-    metrics = {**metrics, **model.diagnostics(rollout)}
-    ended = rollout.terminated | rollout.truncated
-    parts = [torch.stack([metric.detach().float() for metric in metrics.values()])]
-    parts += [model.task_metrics.sums(), rollout.rewards.flatten(), ended.flatten()]
-    ends_of = np.cumsum([len(part) for part in parts[:2]])
-    of_ranks = distributed.gather(torch.cat(parts)).cpu().numpy()  # [ranks, ...]
+    ends_of = np.cumsum([len(found.names), len(model.scores)])
+    of_ranks = distributed.gather(found.numbers).cpu().numpy()  # [ranks, ...]
     means, sums, steps = np.split(of_ranks, ends_of, axis=1)
-    values = dict(zip(metrics, means.mean(0).tolist(), strict=True))
+    values = dict(zip(found.names, means.mean(0).tolist(), strict=True))
     rewards, ends = (
         steps.reshape(-1, 2, model.n_steps, model.n_envs).transpose(1, 2, 0, 3).reshape(2, model.n_steps, -1)
     )

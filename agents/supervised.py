@@ -53,6 +53,7 @@ class Supervised(MemoryOnPolicyAlgorithm):
         n_steps: int = 0,
         aux_coef: float = 1.0,
         max_grad_norm: float = 10.0,
+        fast: str = "auto",
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
@@ -74,6 +75,7 @@ class Supervised(MemoryOnPolicyAlgorithm):
             max_grad_norm=max_grad_norm,
             normalize_advantage=False,
             reward_scale=1.0,
+            fast=fast,
             stats_window_size=stats_window_size,
             tensorboard_log=tensorboard_log,
             policy_kwargs=policy_kwargs,
@@ -88,14 +90,14 @@ class Supervised(MemoryOnPolicyAlgorithm):
     ) -> bool:
         """As in the base class; where the environment shows the same whatever is answered, all steps at once.
 
-        The roll-out is then seen first, remembered and answered as one sequence, and at last played with the answers.
+        The roll-out is then seen first, remembered and answered as one sequence, and at last played with the answers;
+        not where the iteration is a graph, in which the environments' generator cannot be turned back.
         """
-        if not (self.whole_sequences and self.tensor_env.ignores_actions):
+        if self.graphs is not None or not (self.whole_sequences and self.tensor_env.ignores_actions):
             return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
         rollout, policy, tensor_env = rollout_buffer, self.policy, self.tensor_env
         policy.set_training_mode(True)
         self._began = self.num_timesteps
-        callback.on_rollout_start()
         started = time.perf_counter()
         rollout.state = detach(self._state)
         before = tensor_env.state_dict()
@@ -121,6 +123,7 @@ class Supervised(MemoryOnPolicyAlgorithm):
             callback.update_locals(locals())
             if not callback.on_step():
                 return False
+        self.scores = self.task_metrics.sums()
         self.env_seconds += time.perf_counter() - answered + watched - started
         callback.on_rollout_end()
         return True

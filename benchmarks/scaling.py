@@ -164,7 +164,9 @@ def measure(point: Point, args: Args) -> dict[str, Any]:
     if point.algo:
         policy = {"memory": point.memory, "memory_kwargs": point.memory_kwargs}
         learner = LEARNERS[point.algo]
-        model = learner("MemoryPolicy", env, n_steps=point.n_steps, policy_kwargs=policy, seed=0, device=args.device)
+        model = learner(
+            "MemoryPolicy", env, n_steps=point.n_steps, policy_kwargs=policy, seed=0, device=args.device, fast="off"
+        )
         steps = model.n_steps
 
         def iteration() -> None:

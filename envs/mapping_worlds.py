@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,10 +23,10 @@ def random_maze(num_envs: int, size: int, complexity: float, density: float, gen
     half = size // 2
     walls = torch.zeros(num_envs, size * size, dtype=torch.bool, device=device)
     ring = torch.zeros(size, size, dtype=torch.bool, device=device)
-    ring[[0, -1]] = ring[:, [0, -1]] = True
+    ring[0] = ring[-1] = ring[:, 0] = ring[:, -1] = True
     walls |= ring.flatten()
     rows = torch.arange(num_envs, device=device)
-    leaps = torch.tensor(MOVES, device=device) * 2
+    leaps = _leaps(device)
     true = torch.ones((), dtype=torch.bool, device=device)
     for _ in range(int(density * half * half)):
         place = 2 * torch.randint(half + 1, (num_envs, 2), generator=generator, device=device)
@@ -45,12 +47,17 @@ def random_maze(num_envs: int, size: int, complexity: float, density: float, gen
     return walls.view(num_envs, size, size)
 
 
+@functools.cache
+def _leaps(device: torch.device) -> Tensor:
+    # made once: a reset in a CUDA graph copies nothing from the host
+    return torch.tensor(MOVES, device=device) * 2
+
+
 def random_cells(num_envs: int, size: int, density: float, generator: torch.Generator) -> Tensor:
     """Walls `[num_envs, size, size]` (bool): each cell inside the ring is one with probability `density`."""
     chance = torch.rand(num_envs, size, size, generator=generator, device=generator.device)
     walls = chance < density
-    walls[:, [0, -1]] = True
-    walls[:, :, [0, -1]] = True
+    walls[:, 0] = walls[:, -1] = walls[:, :, 0] = walls[:, :, -1] = True
     return walls
 
 

@@ -143,7 +143,7 @@ class InvisibleGoalMaze(TensorEnv):
         self._next = torch.tensor(np.where(bump, stay, beyond).ravel(), device=self.device)
         self._bump_reward = torch.tensor((-wall_penalty * bump).ravel(), dtype=torch.float32, device=self.device)
         self._rows = torch.tensor(rows.reshape(-1, len(high)), device=self.device)
-        self._trail: deque[Tensor] = deque(maxlen=_TRAIL)
+        self._trail: deque[Tensor] = deque(maxlen=_TRAIL)  # kept for pictures only
 
     def _begin(self, where: Tensor | None) -> None:
         assert where is None
@@ -164,7 +164,8 @@ class InvisibleGoalMaze(TensorEnv):
         cell = self._next.index_select(0, move)
         found = cell == self.goal
         reward = self._bump_reward.index_select(0, move).add_(found, alpha=self.goal_reward)
-        self._trail.append(self.cell)
+        if self.render_mode is not None:
+            self._trail.append(self.cell)
         thrown = self._random_cell(None if self.teleport_to_goal else self.goal)
         self.cell = torch.where(found, thrown, cell)
         self.last_action = action.clone()

@@ -8,7 +8,8 @@ for every memory.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -73,6 +74,9 @@ class Memory(nn.Module):
     is one, else a vector."""
     has_readers: ClassVar[bool] = False
     """Whether questions go to readers of its own; see `policies.memories.readers`."""
+    static_shapes: bool = True
+    """Whether a step does the same to the device whatever the values are, so that it can be captured as a CUDA graph;
+    False where shapes, or what is done at all, hang on values."""
     output_size: int
     output_grid: tuple[int, int, int] | None = None
 
@@ -228,6 +232,25 @@ def unroll_segments(
         parts.append(run(xs[begin:end], state))
         state = parts[-1].state
     return join(parts)
+
+
+_host_reads = True
+
+
+@contextmanager
+def no_host_reads() -> Iterator[None]:
+    """Within, nothing may be read from the device: a graph is being captured, or would be."""
+    global _host_reads
+    before, _host_reads = _host_reads, False
+    try:
+        yield
+    finally:
+        _host_reads = before
+
+
+def host_may_read() -> bool:
+    """Whether a memory may let the host look at values, to be faster by it."""
+    return _host_reads
 
 
 def detach(state: State) -> State:

@@ -9,7 +9,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from policies.memories.base import Memory, MemoryStep, Panel, State, Unrolled, reset, select, unroll_segments
+from policies.memories.base import (
+    Memory,
+    MemoryStep,
+    Panel,
+    State,
+    Unrolled,
+    host_may_read,
+    reset,
+    select,
+    unroll,
+    unroll_segments,
+)
 from policies.memories.pictures import vector_panel
 
 
@@ -51,12 +62,15 @@ class TorchRecurrent(Memory):
 
         A few resets at steps known to the host cut the sequence there, and the device is asked nothing. Otherwise
         `starts` is read by the host, on an accelerator one synchronisation, and every episode becomes a sequence of its
-        own in one packed batch: what that costs does not depend on how many episodes start, or where.
+        own in one packed batch: what that costs does not depend on how many episodes start, or where. Where the host
+        may read nothing, step by step.
         """
         if starts is None or (resets is not None and not resets):
             outputs, state = self._run(xs, state)
             return Unrolled(outputs, state, {})
         if resets is None or len(resets) > max(1, len(xs) // 8):
+            if not host_may_read():
+                return unroll(self, xs, starts, state, resets)
             return self._unroll_packed(xs, starts, state)
         return unroll_segments(
             self, lambda part, state: Unrolled(*self._run(part, state), {}), xs, starts, state, resets

@@ -143,6 +143,7 @@ def updates(name: str) -> dict[str, Any]:
             model.rollout = replace(rollout, latents=unrolled.outputs, losses=unrolled.losses)
         model.task_metrics = TaskMetrics(("right",), model.device)
         model.task_metrics.add({"metrics": {"right": tuple(amounts)}})
+        model.scores = model.task_metrics.sums()
         with mock.patch.object(torch, "randperm", side_effect=drawn):
             model.train()
         logs.append(dict(model.logger.name_to_value))

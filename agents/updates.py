@@ -1,0 +1,60 @@
+"""What the learners share between a roll-out and a step of the optimiser."""
+
+from __future__ import annotations
+
+import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
+from torch import Tensor
+
+from agents import distributed
+from agents.capturable import write_rate
+from agents.rollout import Rollout
+from policies.policy import Judgement, MemoryActorCriticPolicy
+
+
+class Updates(BaseAlgorithm):
+    """Judging what was done, weighing advantages and losses, and the step itself."""
+
+    policy: MemoryActorCriticPolicy
+    normalize_advantage: bool
+    aux_coef: float
+    max_grad_norm: float
+    _n_updates: int
+
+    def judge(self, rollout: Rollout) -> tuple[Judgement, dict[str, Tensor]]:
+        """Values, log-probabilities, entropies and the memory's losses of a roll-out, `[T, N]`, with their graph."""
+        if rollout.latents is not None:
+            return self.policy.judge(rollout.latents, rollout.actions, rollout.grids), rollout.losses
+        judgement, unrolled = self.policy.evaluate_actions(
+            rollout.obs, rollout.actions, rollout.state, rollout.starts, rollout.resets
+        )
+        return judgement, unrolled.losses
+
+    def advantages(self, rollout: Rollout) -> Tensor:
+        """A roll-out's advantages, normalised where that is asked for and there is more than one."""
+        advantages = rollout.advantages
+        if not self.normalize_advantage or advantages.numel() * distributed.size() == 1:
+            return advantages
+        mean, std = distributed.mean_and_std(advantages)
+        return (advantages - mean) / (std + 1e-8)
+
+    def auxiliary(self, losses: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The memory's own losses: their weighted sum, and each mean by the name it is logged under."""
+        means = {f"train/{name}_loss": loss.mean() for name, loss in losses.items()}
+        return self.aux_coef * sum(means.values(), torch.zeros((), device=self.device)), means
+
+    def update(self, loss: Tensor) -> Tensor:
+        """One optimiser step; gives the gradient's norm before it was clipped."""
+        self.policy.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        distributed.average_gradients(self.policy.parameters())
+        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+        self.policy.optimizer.step()
+        self._n_updates += 1
+        return norm
+
+    def _update_learning_rate(self, optimizers: list[torch.optim.Optimizer] | torch.optim.Optimizer) -> None:
+        rate = self.lr_schedule(self._current_progress_remaining)
+        self.logger.record("train/learning_rate", rate)
+        for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
+            write_rate(optimizer, rate)

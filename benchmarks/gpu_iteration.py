@@ -1,0 +1,154 @@
+"""Iterations on a GPU: eager, as CUDA graphs, and Stable-Baselines3's RecurrentPPO on the same GPU.
+
+    python benchmarks/gpu_iteration.py
+    python benchmarks/gpu_iteration.py --memories lstm dnc --copies 512 --algos ppo
+
+The invisible-goal maze, roll-outs of 40 steps, the memories at the sizes of `benchmarks/scaling.py`; PPO with 4 passes
+over 4 minibatches. Each point is measured eager and as graphs in turns, in one process. `ratio` is graph / eager.
+
+**Limits.** As in `benchmarks/scaling.py`: matrix products, copies and launches are timed first, one eager iteration is
+counted operation by operation, and `share` is the longest of the three times that its work would take at these rates,
+as a part of the time that was measured. A graph is not bound by the rate at which Python launches, so its share is that
+of the other two: `share_graph` near 1 means that the device has nothing left to give, far below it that kernels are too
+small to fill the device. `launches_per_s` is what the graph makes of the launch rate, kernel by kernel.
+"""
+
+from __future__ import annotations
+
+import csv
+import statistics
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+from torch.utils.flop_counter import FlopCounterMode
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # runs from a checkout that is not installed
+
+from agents import LEARNERS, MemoryOnPolicyAlgorithm  # noqa: E402
+from benchmarks import scaling  # noqa: E402
+from benchmarks.peers import fast_maze, sb3_contrib  # noqa: E402
+from envs.maze import InvisibleGoalMaze  # noqa: E402
+
+STEPS, EPISODE = 40, 200
+MEMORIES: dict[str, dict[str, Any]] = {
+    "lstm": {"hidden_size": 128},
+    "mnm-p": {"hidden_size": 128, "key_size": 32, "value_size": 32, "memory_units": 32, "heads": 1},
+    "dnc": {"hidden_size": 128, "slots": 32, "word_size": 16, "read_heads": 2},
+    "multigrid": {},
+    "kanerva++": {},
+}
+
+
+@dataclass
+class Args:
+    memories: tuple[str, ...] = tuple(MEMORIES)
+    """Which of those listed in this file."""
+    algos: tuple[Literal["a2c", "ppo"], ...] = ("a2c", "ppo")
+    """Learners."""
+    copies: tuple[int, ...] = (512, 1024, 2048, 4096)
+    """Copies of the environment."""
+    repeats: int = 5
+    """Turns that count."""
+    device: str = "cuda"
+    """Which GPU."""
+    sb3: bool = True
+    """Also sb3-contrib's RecurrentPPO with an LSTM of the same size, at the fewest copies."""
+    csv: Path | None = ROOT / "results" / "gpu_iteration.csv"
+    """Write the table here too."""
+    threads: int = field(default=1, init=False)
+
+
+def learner(algo: str, memory: str, copies: int, fast: str, device: str) -> MemoryOnPolicyAlgorithm:
+    """One side of a comparison."""
+    env = InvisibleGoalMaze(copies, episode_length=EPISODE, device=device)
+    kwargs = {"n_epochs": 4, "n_minibatches": 4} if algo == "ppo" else {"use_rms_prop": False}
+    policy = {"memory": memory, "memory_kwargs": MEMORIES[memory]}
+    return LEARNERS[algo](
+        "MemoryPolicy", env, n_steps=STEPS, policy_kwargs=policy, seed=0, device=device, fast=fast, **kwargs
+    )
+
+
+def turns(model: MemoryOnPolicyAlgorithm, args: Args) -> Callable[[], float]:
+    """Seconds of the next iteration, once all ways in which a roll-out can begin were seen and captured."""
+
+    def iteration() -> None:
+        model.learn(1, log_interval=None, reset_num_timesteps=model.num_timesteps == 0)
+
+    for _ in range(2 * EPISODE // STEPS + 1):
+        iteration()
+    return lambda: scaling.timed(iteration, args.device)
+
+
+def counted(model: MemoryOnPolicyAlgorithm) -> dict[str, float]:
+    """FLOPs, bytes and operations of one eager iteration, for each step of a roll-out."""
+    with scaling.Work() as work, FlopCounterMode(display=False) as flops:
+        model.learn(1, log_interval=None, reset_num_timesteps=False)
+    amounts = {"flop": flops.get_total_flops(), "bytes": work.bytes, "operations": work.operations}
+    return {name: amount / STEPS for name, amount in amounts.items()}
+
+
+def point(algo: str, memory: str, copies: int, rates: dict[str, float], args: Args) -> dict[str, Any]:
+    """Eager and graph in turns."""
+    models = {fast: learner(algo, memory, copies, fast, args.device) for fast in ("off", "graph")}
+    clocks = {fast: turns(model, args) for fast, model in models.items()}
+    work = counted(models["off"])
+    taken: dict[str, list[float]] = {"off": [], "graph": []}
+    for _ in range(args.repeats):
+        for fast, clock in clocks.items():
+            taken[fast].append(clock())
+    eager, graph = (statistics.median(taken[fast]) / STEPS for fast in ("off", "graph"))
+    least = {name: work[name] / rates[name] for name in work}
+    on_device = max(least["flop"], least["bytes"])
+    return {
+        "algo": algo,
+        "memory": memory,
+        "copies": copies,
+        "eager_per_s": round(copies / eager),
+        "graph_per_s": round(copies / graph),
+        "ratio": round(statistics.median(a / b for a, b in zip(taken["off"], taken["graph"], strict=True)), 2),
+        "operations": round(work["operations"]),
+        "eager_bound_by": max(least, key=lambda name: least[name]),
+        "share_eager": round(max(least.values()) / eager, 3),
+        "share_graph": round(on_device / graph, 3),
+        "launches_per_s": round(work["operations"] / graph),
+        "peak_mib": round(scaling.peak(args.device) / 2**20),
+    }
+
+
+def main(args: Args) -> None:
+    if not torch.cuda.is_available():
+        sys.exit("gpu_iteration: no CUDA device here, and there is nothing else that this measures")
+    rates = scaling.limits(scaling.Args(device=args.device))
+    print(torch.cuda.get_device_name(args.device), "  ".join(f"{name} {rate:.3g}/s" for name, rate in rates.items()))
+    rows: list[dict[str, Any]] = []
+    for algo in args.algos:
+        for memory in args.memories:
+            for copies in args.copies:
+                torch.cuda.reset_peak_memory_stats()
+                rows.append(point(algo, memory, copies, rates, args))
+                print("  ".join(f"{name}={value}" for name, value in rows[-1].items()), flush=True)
+    if args.sb3:
+        copies = min(args.copies)
+        hidden = MEMORIES["lstm"]["hidden_size"]
+        run = sb3_contrib(fast_maze(copies, args.device), STEPS, hidden, 4, 4, True, args.device)
+        run()
+        seconds = statistics.median(scaling.timed(run, args.device) for _ in range(3))
+        rows.append({"algo": "sb3-contrib", "memory": "lstm", "copies": copies})
+        rows[-1] |= {"eager_per_s": round(copies * STEPS / seconds)}
+        print("  ".join(f"{name}={value}" for name, value in rows[-1].items()), flush=True)
+    if args.csv is not None:
+        args.csv.parent.mkdir(parents=True, exist_ok=True)
+        with args.csv.open("w", newline="") as file:
+            writer = csv.DictWriter(file, [*rows[0], "device"])
+            writer.writeheader()
+            writer.writerows({**row, "device": torch.cuda.get_device_name(args.device)} for row in rows)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))

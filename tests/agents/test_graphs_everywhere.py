@@ -1,0 +1,210 @@
+"""Which memories and environments can be captured as CUDA graphs: all of them, and why that is believed without a GPU.
+
+Twice over: replayed on a `Tape`, which does again what a graph would, an iteration is the ordinary one; and on the
+`meta` device, whose tensors have no values, it runs to the end without an operand from the host.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+import pytest
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
+from tape import Tape
+from test_checkpoint import fingerprint
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import agents.env_adapters
+import envs  # noqa: F401 (registers the environments)
+from agents import A2C, PPO, MemoryOnPolicyAlgorithm
+from agents.capturable import obstacle
+from agents.graphs import Graphs
+from envs.tensor_env import TensorEnv
+from policies.memories import registered
+from policies.memories.base import no_host_reads
+
+DNC = {"hidden_size": 8, "slots": 6, "word_size": 4, "read_heads": 1}
+MNM = {"hidden_size": 8, "key_size": 4, "value_size": 4, "memory_units": 4, "heads": 1}
+MEMORIES: dict[str, dict[str, Any]] = {
+    "identity": {},
+    "gru": {"hidden_size": 8},
+    "lstm": {"hidden_size": 8},
+    "mnm-p": MNM,
+    "mnm-g": MNM,
+    "dnc": DNC,
+    "sdnc": {**DNC, "slots": 9, "sparse_reads": 2, "sparse_links": 3},
+    "ntm": {"hidden_size": 8, "memory_size": 8, "word_size": 4},
+    "d-ntm": {"hidden_size": 8, "memory_size": 8, "content_size": 4, "address_size": 4, "addressing": "discrete"},
+    "salu": {"hidden_size": 8, "key_size": 4, "value_size": 4, "capacity": 4},
+    "plastic": {"hidden_size": 8},
+    "homo-plastic": {"hidden_size": 8},
+    "stack-rnn": {"hidden_size": 8, "capacity": 5},
+    "dmn": {"hidden_size": 8, "capacity": 4, "passes": 2},
+    "memn2n": {"embedding_size": 8, "capacity": 4},
+    "kanerva++": {"memory_size": 8, "crop_size": 4},
+    "dkm": {"memory_size": 4, "code_size": 4},
+    "multigrid": {"levels": (1, 2), "channels": (2, 2), "down_channels": (2,)},
+}
+ENVIRONMENTS: dict[str, dict[str, Any]] = {
+    "AssociativeRecall": {"max_items": 3, "item_length": 1, "bits": 2},
+    "Babi": {"tasks": [1], "stories": 10, "questions": 1},
+    "Copy": {"max_length": 2, "bits": 2},
+    "DictionaryInference": {"k": 2, "l": 1},
+    "DoubleCopy": {"min_length": 2, "max_length": 2, "symbols": 3},
+    "DynamicNGrams": {"length": 4, "context": 1},
+    "ImageEpisode": {"length": 2, "recalls": 1},
+    "GraphInference": {"lesson": 1, "curriculum": True, "window": 3, "pass_mark": 0.01},
+    "GraphTraversal": {"lesson": 1},
+    "InvisibleGoalMaze": {"size": 5, "episode_length": 4},
+    "MnistRecall": {"length": 2, "side": 6},
+    "MnistSort": {"length": 2},
+    "PrioritySort": {"min_length": 2, "max_length": 3, "outputs": 2, "bits": 2},
+    "RepeatCopy": {"max_length": 2, "max_repeats": 1, "bits": 2},
+    "Mapping": {"size": 11, "queries": (3, 9), "horizon": 3, "trajectory": "random"},
+    "RepeatFirst": {"length": 4, "symbols": 3},
+    "ShortestPath": {"lesson": 1, "beta": 0.5, "snap": True},
+    "StackGrammar": {"n_max": 2, "length": 6},
+    "TMaze": {"length": 2, "max_steps": 5},
+}
+COPIES = 3
+READS_AT_THE_START = ("Babi", "GraphInference", "ShortestPath")  # data is looked at once, before any iteration
+
+
+@pytest.fixture(autouse=True)
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU `one_hot` looks whether the numbers are in range; on a GPU it leaves that to the kernel."""
+
+    def one_hot(x: Tensor, num_classes: int) -> Tensor:
+        return x.new_zeros(*x.shape, num_classes).scatter_(-1, x[..., None], 1)
+
+    monkeypatch.setattr(torch.nn.functional, "one_hot", one_hot)
+
+
+def environment(name: str, device: str = "cpu") -> TensorEnv:
+    env = gymnasium.make_vec(f"Engram/{name}-v0", num_envs=COPIES, device=device, **ENVIRONMENTS[name])
+    assert isinstance(env, TensorEnv)
+    return env
+
+
+def build(
+    learner: type[MemoryOnPolicyAlgorithm], env: TensorEnv, memory: str, device: str = "cpu"
+) -> MemoryOnPolicyAlgorithm:
+    policy = {"memory": memory, "memory_kwargs": MEMORIES[memory], "optimizer_class": torch.optim.RMSprop}
+    kwargs = {"n_epochs": 1, "n_minibatches": 1} if learner is PPO else {}
+    n_steps = env.horizon or 4
+    return learner("MemoryPolicy", env, n_steps=n_steps, seed=0, policy_kwargs=policy, device=device, **kwargs)
+
+
+def test_no_memory_and_no_environment_is_forgotten() -> None:
+    assert set(MEMORIES) == set(registered())
+    assert {f"Engram/{name}-v0" for name in ENVIRONMENTS} == {
+        name for name in gymnasium.registry if name.startswith("Engram/")
+    }
+
+
+def replayed(learner: type[MemoryOnPolicyAlgorithm], env: str, memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    ways: list[Callable[[MemoryOnPolicyAlgorithm], Graphs | None]] = [lambda _: None]
+    for way in [*ways, lambda model: Graphs(model, Tape, strict=True)]:
+        monkeypatch.setattr("agents.on_policy.graphs_for", way)
+        model = build(learner, environment(env), memory)
+        assert obstacle(model) is None
+        found.append(fingerprint(model.learn(4 * model.n_steps * COPIES)))  # plain, taken down, twice replayed
+    assert model.graphs is not None
+    assert len(model.graphs.graphs) == (2 if learner is PPO else 1)
+    assert found[0].keys() == found[1].keys()
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, rtol=0, atol=0, equal_nan=True, msg=name)
+
+
+@pytest.mark.parametrize("memory", sorted(MEMORIES))
+@pytest.mark.parametrize("learner", [A2C, PPO])
+def test_every_memory_is_replayed(
+    learner: type[MemoryOnPolicyAlgorithm], memory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replayed(learner, "RepeatFirst", memory, monkeypatch)
+
+
+@pytest.mark.parametrize("env", sorted(ENVIRONMENTS))
+def test_every_environment_is_replayed(env: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    replayed(A2C, env, "identity", monkeypatch)
+
+
+class Operands(TorchDispatchMode):
+    """Looks where the operands of every operation are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.from_host: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = func._schema.name
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        here = [tensor for tensor in tensors if tensor.device.type == "cpu"]
+        # a number in an arithmetic kernel's arguments is no copy; an index, or what is written to one, is
+        numbers = all(tensor.dim() == 0 for tensor in here) and not any(w in name for w in ("index", "copy"))
+        crosses = "copy" in name and str(kwargs.get("device", "meta")) != "meta"
+        if (len(here) < len(tensors) and here and not numbers) or (tensors and not here and crosses):
+            ours = [f for f in traceback.extract_stack() if "/policies/" in f.filename or "/envs/" in f.filename]
+            self.from_host.add(f"{name} at {ours[-1].filename}:{ours[-1].lineno}" if ours else name)
+        return func(*args, **kwargs)
+
+
+Generator = torch.Generator
+
+
+class MetaGenerator(Generator):
+    """Says that it lives where the tensors have no values."""
+
+    device = torch.device("meta")
+
+    def __new__(cls, device: Any = None) -> MetaGenerator:
+        return Generator.__new__(cls)
+
+    def __init__(self, device: Any = None) -> None: ...
+
+
+class Deaf(BaseCallback):
+    def on_step(self) -> bool:
+        return True
+
+    def _on_step(self) -> bool:
+        return True
+
+
+def without_values(
+    learner: type[MemoryOnPolicyAlgorithm], env: str, memory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "Generator", MetaGenerator)
+    model = build(learner, environment(env, "meta"), memory, "meta")
+    model._obs = model.tensor_env.reset()[0]
+    model._starts = torch.ones(COPIES, dtype=torch.bool, device="meta")
+    model._may_start, model._state = True, model.policy.initial_state(COPIES)
+    model._logger = Logger(None, [])
+    for _ in range(2):
+        with Operands() as operands, no_host_reads():
+            model.collect_rollouts(model.env, Deaf(), model.rollout, model.n_steps)
+            model.learn_from(model.rollout)
+    assert operands.from_host == set()
+
+
+@pytest.mark.parametrize("memory", sorted(MEMORIES))
+@pytest.mark.parametrize("learner", [A2C, PPO])
+def test_no_memory_needs_values_on_the_host(
+    learner: type[MemoryOnPolicyAlgorithm], memory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_values(learner, "RepeatFirst", memory, monkeypatch)
+
+
+@pytest.mark.parametrize("env", sorted(set(ENVIRONMENTS) - set(READS_AT_THE_START)))
+def test_no_environment_needs_values_on_the_host(env: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agents.env_adapters, "_numpy", lambda obs: obs)
+    without_values(A2C, env, "identity", monkeypatch)

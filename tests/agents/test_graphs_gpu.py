@@ -1,0 +1,104 @@
+"""Captured iterations on an accelerator. What does not need one: test_graphs.py and test_graphs_everywhere.py."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_graphs_everywhere import ENVIRONMENTS, MEMORIES, environment
+
+from agents import A2C, PPO, MemoryOnPolicyAlgorithm, Supervised
+from agents.capture import CudaCapture
+from envs.maze import InvisibleGoalMaze
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no accelerator"),
+    pytest.mark.filterwarnings("error:fast"),
+]
+COPIES, STEPS = 16, 8
+
+
+def build(
+    learner: type[MemoryOnPolicyAlgorithm], memory: str, fast: str, env: Any = None, **kwargs: Any
+) -> MemoryOnPolicyAlgorithm:
+    env = InvisibleGoalMaze(COPIES, size=5, episode_length=2 * STEPS, device="cuda") if env is None else env
+    policy = {"memory": memory, "memory_kwargs": MEMORIES[memory]}
+    n_steps = env.horizon if env.horizon and env.horizon != 2 * STEPS else STEPS
+    return learner(
+        "MemoryPolicy", env, n_steps=n_steps, seed=0, policy_kwargs=policy, fast=fast, device="cuda", **kwargs
+    )
+
+
+def numbers(model: MemoryOnPolicyAlgorithm) -> dict[str, np.ndarray[Any, Any]]:
+    tensors = {**dict(model.policy.named_parameters()), **model._state, "rewards": model.rollout.rewards}
+    return {name: value.detach().cpu().numpy() for name, value in tensors.items()}
+
+
+@pytest.mark.parametrize("memory", sorted(MEMORIES))
+@pytest.mark.parametrize("learner", [A2C, PPO])
+def test_captured_iterations_are_the_ordinary_ones(learner: type[MemoryOnPolicyAlgorithm], memory: str) -> None:
+    """The same random numbers, and the same arithmetic up to the order of atomic additions."""
+    found = []
+    for fast in ("off", "graph"):
+        model = build(learner, memory, fast)
+        found.append(numbers(model.learn(8 * COPIES * STEPS)))
+    assert model.graphs is not None
+    assert {type(graph.capture) for graph in model.graphs.graphs.values()} == {CudaCapture}
+    for name, value in found[0].items():
+        np.testing.assert_allclose(found[1][name], value, rtol=2e-3, atol=2e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("env", sorted(ENVIRONMENTS))
+def test_every_environment_is_captured(env: str) -> None:
+    made = environment(env, "cuda")
+    learner = A2C if env in ("InvisibleGoalMaze", "TMaze") else Supervised
+    model = build(learner, "gru", "graph", made)
+    model.learn(5 * model.n_steps * model.n_envs)
+    assert model.graphs is not None
+    assert model.graphs.graphs
+
+
+def test_random_numbers_differ_from_replay_to_replay() -> None:
+    model = build(A2C, "gru", "graph")
+    seen = []
+    for _ in range(8):
+        model.learn(COPIES * STEPS, reset_num_timesteps=False)
+        seen.append(model.rollout.actions.cpu())
+    assert model.graphs is not None
+    assert model.graphs.graphs
+    assert all(not torch.equal(a, b) for a, b in pairwise(seen))
+
+
+@pytest.mark.parametrize("learner", [A2C, PPO])
+def test_a_replay_waits_for_nothing(learner: type[MemoryOnPolicyAlgorithm]) -> None:
+    model = build(learner, "gru", "graph")
+    model.learn(6 * COPIES * STEPS)
+    graphs = model.graphs
+    assert graphs is not None
+    part, function = ("iteration", graphs._whole) if model.keeps_graph else ("roll-out", graphs._collect)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        graphs._key = graphs._told_apart()
+        assert graphs._run(part, function)[1]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_captured_run_resumes_on_the_gpu_and_loads_on_the_cpu(tmp_path: Path) -> None:
+    model = build(A2C, "gru", "graph")
+    model.learn(6 * COPIES * STEPS)
+    model.save(tmp_path / "saved")
+    env = InvisibleGoalMaze(COPIES, size=5, episode_length=2 * STEPS, device="cuda")
+    again = A2C.load(tmp_path / "saved", env, device="cuda", fast="graph")
+    for one in (model, again):
+        one.learn(4 * COPIES * STEPS, reset_num_timesteps=False)
+    for name, value in numbers(model).items():
+        np.testing.assert_allclose(numbers(again)[name], value, rtol=2e-3, atol=2e-4, err_msg=name)
+    host = A2C.load(tmp_path / "saved", InvisibleGoalMaze(COPIES, size=5, episode_length=2 * STEPS), device="cpu")
+    host.learn(COPIES * STEPS, reset_num_timesteps=False)
