@@ -193,16 +193,20 @@ class Segments:
         """
         if self.setting is not None:
             return self.setting if self.setting < steps else 0
-        kept_by_step = self.kept_by_step(recorded, min(room, PROBE))
-        if steps * batch * kept_by_step <= AUTO_BYTES:
+        if steps * batch * self.kept_by_step(recorded, room) <= AUTO_BYTES:
             return 0
+        segment = self.best(steps, recorded, room)
+        return segment if segment < steps else 0
+
+    def best(self, steps: int, recorded: bool, room: int) -> int:
+        """Steps of a segment with which least is kept: T/s states, and s steps."""
         state = self.memory.initial_state(1)
         held = sum(value.numel() * value.element_size() for value in state.values())
-        segment = max(SHORTEST, math.isqrt(steps * held // kept_by_step))
-        return segment if segment < steps else 0
+        return max(SHORTEST, math.isqrt(steps * held // self.kept_by_step(recorded, room)))
 
     def kept_by_step(self, recorded: bool, room: int) -> int:
         """Bytes that a step of one environment keeps for the backward pass, found by a few steps of one, once."""
+        room = min(room, PROBE)
         if (recorded, room) not in self._kept:
             with torch.enable_grad():
                 few, many = (kept(partial(self._try, steps, recorded, room)) for steps in (PROBE // 2, PROBE))
