@@ -43,7 +43,8 @@ def library(source: Path, dtype: torch.dtype) -> ctypes.CDLL | None:
         _say(f"no C compiler was found for {source.name}")
         return None
     command = [compiler, *FLAGS, f"-DREAL={NAMES[dtype]}", "-DNAME(x)=x"]
-    made_for = repr((source.read_bytes(), command, platform.machine(), _processor())).encode()
+    parts = [source, *sorted(source.parent.glob("*.h"))]
+    made_for = repr(([part.read_bytes() for part in parts], command, platform.machine(), _processor())).encode()
     file = _cache() / f"{source.stem}-{NAMES[dtype]}-{hashlib.sha256(made_for).hexdigest()[:16]}.so"
     try:
         if not file.exists():

@@ -1,15 +1,12 @@
 /* The memory of MNM-p at one step, forward and back, a batch entry at a time; see mnm_sequence.py.
 
    The whole memory of an entry stays in the cache of its core while it is read, written and read again, which torch's
-   products over the batch cannot do. Four rows are worked on at once. Vectors are rows; z, e = z - z' and y as in
+   products over the batch cannot do. Vectors are rows; z, e = z - z' and y as in
    mnm_sequence.py, n the width of a layer's input and m of its output. Compiled twice, for REAL float and double. */
 
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
+#include "products.h"
 
 #define MAX_LAYERS 8
-#define ROWS 4
 
 typedef struct {
     int64_t batch, heads, layers, width, total, squash_last; /* width: of the interaction vectors; total: ΣD_l */
@@ -39,98 +36,6 @@ static void squash(REAL *restrict x, int64_t count) {
     }
 }
 
-/* Products of `count` vectors, `n` apart, with ROWS rows of length n; three vectors at once, as the paper has three
-   heads, so that a row that was loaded is used three times. What belongs to vector i and row r is at [i * apart + r]. */
-
-/* out = vectors · rows */
-static inline void dots(
-    const REAL *restrict vectors, int64_t count, const REAL *restrict rows, int64_t n, REAL *restrict out,
-    int64_t apart) {
-    const REAL *r1 = rows + n, *r2 = rows + 2 * n, *r3 = rows + 3 * n;
-    int64_t i = 0;
-    for (; i + 3 <= count; i += 3) {
-        const REAL *a = vectors + i * n, *b = a + n, *c = b + n;
-        REAL a0 = 0, a1 = 0, a2 = 0, a3 = 0, b0 = 0, b1 = 0, b2 = 0, b3 = 0, c0 = 0, c1 = 0, c2 = 0, c3 = 0;
-        for (int64_t k = 0; k < n; k++) {
-            a0 += a[k] * rows[k], a1 += a[k] * r1[k], a2 += a[k] * r2[k], a3 += a[k] * r3[k];
-            b0 += b[k] * rows[k], b1 += b[k] * r1[k], b2 += b[k] * r2[k], b3 += b[k] * r3[k];
-            c0 += c[k] * rows[k], c1 += c[k] * r1[k], c2 += c[k] * r2[k], c3 += c[k] * r3[k];
-        }
-        REAL *p = out + i * apart, *q = p + apart, *r = q + apart;
-        p[0] = a0, p[1] = a1, p[2] = a2, p[3] = a3;
-        q[0] = b0, q[1] = b1, q[2] = b2, q[3] = b3;
-        r[0] = c0, r[1] = c1, r[2] = c2, r[3] = c3;
-    }
-    for (; i < count; i++) {
-        const REAL *a = vectors + i * n;
-        REAL a0 = 0, a1 = 0, a2 = 0, a3 = 0;
-        for (int64_t k = 0; k < n; k++) {
-            a0 += a[k] * rows[k], a1 += a[k] * r1[k], a2 += a[k] * r2[k], a3 += a[k] * r3[k];
-        }
-        REAL *p = out + i * apart;
-        p[0] = a0, p[1] = a1, p[2] = a2, p[3] = a3;
-    }
-}
-
-static inline REAL dot(const REAL *restrict a, const REAL *restrict b, int64_t n) {
-    REAL s = 0;
-    for (int64_t k = 0; k < n; k++) s += a[k] * b[k];
-    return s;
-}
-
-/* rows += factorsᵀ vectors */
-static inline void spread(
-    REAL *restrict rows, const REAL *restrict factors, int64_t apart, const REAL *restrict vectors, int64_t count,
-    int64_t n) {
-    REAL *restrict r1 = rows + n, *restrict r2 = rows + 2 * n, *restrict r3 = rows + 3 * n;
-    int64_t i = 0;
-    for (; i + 3 <= count; i += 3) {
-        const REAL *a = vectors + i * n, *b = a + n, *c = b + n;
-        const REAL *f = factors + i * apart, *g = f + apart, *h = g + apart;
-        for (int64_t k = 0; k < n; k++) {
-            rows[k] += f[0] * a[k] + g[0] * b[k] + h[0] * c[k];
-            r1[k] += f[1] * a[k] + g[1] * b[k] + h[1] * c[k];
-            r2[k] += f[2] * a[k] + g[2] * b[k] + h[2] * c[k];
-            r3[k] += f[3] * a[k] + g[3] * b[k] + h[3] * c[k];
-        }
-    }
-    for (; i < count; i++) {
-        const REAL *a = vectors + i * n, *f = factors + i * apart;
-        for (int64_t k = 0; k < n; k++) {
-            rows[k] += f[0] * a[k];
-            r1[k] += f[1] * a[k];
-            r2[k] += f[2] * a[k];
-            r3[k] += f[3] * a[k];
-        }
-    }
-}
-
-/* out += factors rows; out has `count` vectors, n apart */
-static inline void gather(
-    REAL *restrict out, const REAL *restrict factors, int64_t apart, const REAL *restrict rows, int64_t count,
-    int64_t n) {
-    const REAL *r1 = rows + n, *r2 = rows + 2 * n, *r3 = rows + 3 * n;
-    int64_t i = 0;
-    for (; i + 3 <= count; i += 3) {
-        REAL *restrict a = out + i * n, *restrict b = a + n, *restrict c = b + n;
-        const REAL *f = factors + i * apart, *g = f + apart, *h = g + apart;
-        for (int64_t k = 0; k < n; k++) {
-            a[k] += f[0] * rows[k] + f[1] * r1[k] + f[2] * r2[k] + f[3] * r3[k];
-            b[k] += g[0] * rows[k] + g[1] * r1[k] + g[2] * r2[k] + g[3] * r3[k];
-            c[k] += h[0] * rows[k] + h[1] * r1[k] + h[2] * r2[k] + h[3] * r3[k];
-        }
-    }
-    for (; i < count; i++) {
-        REAL *restrict a = out + i * n;
-        const REAL *f = factors + i * apart;
-        for (int64_t k = 0; k < n; k++) a[k] += f[0] * rows[k] + f[1] * r1[k] + f[2] * r2[k] + f[3] * r3[k];
-    }
-}
-
-static inline void axpy(REAL *restrict out, REAL c, const REAL *restrict a, int64_t n) {
-    for (int64_t k = 0; k < n; k++) out[k] += c * a[k];
-}
-
 /* Steps of size `steps` [B, L] towards `expected` [B, H, total] for entries begin ... end - 1, then the read. */
 void NAME(forward)(const Tape *tape, int64_t t, const REAL *steps, const REAL *expected, int64_t begin, int64_t end) {
     const int64_t heads = tape->heads, layers = tape->layers;
@@ -145,7 +50,7 @@ void NAME(forward)(const Tape *tape, int64_t t, const REAL *steps, const REAL *e
             const REAL step = steps[b * layers + l];
             const int tanh_follows = l + 1 < layers || tape->squash_last;
 
-            for (int64_t j = 0; j < whole; j += ROWS) dots(z_below, heads, matrix + j * n, n, z + j, m);
+            for (int64_t j = 0; j < whole; j += ROWS) dots(z_below, heads, matrix + j * n, n, n, z + j, m);
             for (int64_t j = whole; j < m; j++)
                 for (int64_t i = 0; i < heads; i++) z[i * m + j] = dot(z_below + i * n, matrix + j * n, n);
             if (tanh_follows) squash(z, heads * m);
@@ -157,8 +62,8 @@ void NAME(forward)(const Tape *tape, int64_t t, const REAL *steps, const REAL *e
                 }
             }
             for (int64_t j = 0; j < whole; j += ROWS) {
-                spread(matrix + j * n, write + j, m, z_below, heads, n);
-                dots(y_below, 2 * heads, matrix + j * n, n, y + j, m);
+                spread(matrix + j * n, n, write + j, m, z_below, heads, n);
+                dots(y_below, 2 * heads, matrix + j * n, n, n, y + j, m);
             }
             for (int64_t j = whole; j < m; j++) {
                 for (int64_t i = 0; i < heads; i++) axpy(matrix + j * n, write[i * m + j], z_below + i * n, n);
@@ -204,12 +109,12 @@ void NAME(backward)(
             for (int64_t j = 0; j < whole; j += ROWS) {
                 REAL *row = matrix + j * n, *d_row = d_m + j * n;
                 /* the read */
-                spread(d_row, d_y + j, m, y_below, 2 * heads, n);
-                gather(lower_y, d_y + j, m, row, 2 * heads, n);
+                spread(d_row, n, d_y + j, m, y_below, 2 * heads, n);
+                gather(lower_y, d_y + j, m, row, n, 2 * heads, n);
                 /* the write, which is undone; the sign of d_u is left for later */
-                dots(z_below, heads, d_row, n, d_u + j, m);
-                gather(lower_z, u + j, m, d_row, heads, n);
-                spread(row, u + j, m, z_below, heads, n);
+                dots(z_below, heads, d_row, n, n, d_u + j, m);
+                gather(lower_z, u + j, m, d_row, n, heads, n);
+                spread(row, n, u + j, m, z_below, heads, n);
             }
             for (int64_t j = whole; j < m; j++) {
                 REAL *row = matrix + j * n, *d_row = d_m + j * n;
@@ -235,8 +140,8 @@ void NAME(backward)(
             if (tanh_follows)
                 for (int64_t k = 0; k < heads * m; k++) d_z[k] *= 1 - z[k] * z[k];
             for (int64_t j = 0; j < whole; j += ROWS) {
-                spread(d_m + j * n, d_z + j, m, z_below, heads, n);
-                gather(lower_z, d_z + j, m, matrix + j * n, heads, n);
+                spread(d_m + j * n, n, d_z + j, m, z_below, heads, n);
+                gather(lower_z, d_z + j, m, matrix + j * n, n, heads, n);
             }
             for (int64_t j = whole; j < m; j++)
                 for (int64_t i = 0; i < heads; i++) {
