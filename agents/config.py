@@ -80,7 +80,7 @@ class Config:
     environment whose episodes have a fixed length."""
     bptt_segment: int | None = None
     """Back-propagation through time keeps the memory's state before every so many steps and makes the rest again: less
-    memory for more work. 0: keeps every step. None: 0, unless that came to more than 2 GiB."""
+    memory for more work. 0: keeps every step. None: 0, unless that came to more than 1 GiB."""
     gamma: float = 0.99
     """Discount of later rewards, 0..1."""
     gae_lambda: float = 0.95

@@ -60,7 +60,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         memory_kwargs: the memory's own arguments, without its input size.
         bptt_segment: back-propagation through time keeps the memory's state before every so many steps and makes the
             rest again (`policies.memories.segments`); 0: keeps every step. None: 0, unless that came to more than
-            2 GiB.
+            1 GiB.
         net_arch: hidden layers between the memory and the heads, as SB3 writes them. None: SB3's two 64-unit layers
             for `identity`, so that the memoryless agent is a fair one, and no layer for the others.
         activation_fn: of those layers.

@@ -31,8 +31,8 @@ from torch.autograd.function import once_differentiable
 from policies.memories.base import Memory, MemoryStep, Recording, State, Unrolled, join
 from policies.memories.kept import kept
 
-AUTO_BYTES = 2 * 2**30
-"""What a whole sequence may keep before it is cut into segments, where nobody says how: 2 GiB."""
+AUTO_BYTES = 2**30
+"""What a whole sequence may keep before it is cut into segments, where nobody says how: 1 GiB."""
 
 SHORTEST = 8
 """Steps of the shortest segment, where nobody says how long."""
@@ -225,7 +225,7 @@ class Segments:
         queries = () if self.queries is None else ({name: filled(shape) for name, shape in self.queries.items()},)
         if not recorded:
             return self.memory.unroll(xs, starts, state, None, *queries)
-        recording = self.memory.record(state, room)
+        recording = self.memory.record(state, min(room, steps))  # room is taken at once
         for t, x in enumerate(xs):
             asked = ({name: query[t] for name, query in each.items()} for each in queries)
             recording.step(x, None if starts is None else starts[t], *asked)

@@ -232,6 +232,12 @@ def test_without_a_setting_it_is_what_would_be_kept_that_decides(
     assert memory.taken == taken, "it is measured once"
 
 
+def test_room_that_is_taken_at_once_is_seen() -> None:
+    """MNM-p records on a tape that is as long as its room."""
+    segments = Segments(make_memory("mnm-p", input_size=3), None, 3)
+    assert segments.kept_by_step(True, 8) == pytest.approx(segments.kept_by_step(False, 8), rel=0.3)
+
+
 def test_a_memory_that_has_nothing_to_learn_stays_whole() -> None:
     memory = make_memory("identity", input_size=3)
     assert Segments(memory, None, 3).length(1000, 64, recorded=False, room=1) == 0
