@@ -176,10 +176,14 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     ]
     lines += ["| memory | steps | environments | way | segment | peak, MiB | of plain | steps/s | of plain |"]
     lines += ["|" + "---|" * 9]
-    plain = {(row["memory"], row["length"]): row for row in rows if row["way"] == "plain"}
-    for row in sorted(rows, key=lambda row: (row["memory"], row["length"])):
+
+    def same(row: dict[str, Any]) -> tuple[Any, ...]:
+        return row["memory"], row["length"], row["environments"]
+
+    plain = {same(row): row for row in rows if row["way"] == "plain"}
+    for row in sorted(rows, key=same):
         cells = [row["memory"], row["length"], row["environments"], row["way"], row["segment"] or "–"]
-        base = plain.get((row["memory"], row["length"]))
+        base = plain.get(same(row))
         for figure in ("peak_mib", "steps_per_s"):
             ratio = "–" if base is None else f"{row[figure] / max(base[figure], 0.1):.2f}"
             cells += [f"{row[figure]:,}", ratio]
