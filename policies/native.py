@@ -36,7 +36,7 @@ NAMES = {torch.float32: "float", torch.float64: "double"}
 @functools.cache
 def library(source: Path, dtype: torch.dtype) -> ctypes.CDLL | None:
     """`source`, compiled with REAL for `dtype`; None where that cannot be, which is said once."""
-    if os.environ.get("ENGRAM_NATIVE", "1") == "0" or dtype not in NAMES:
+    if dtype not in NAMES:
         return None
     compiler = os.environ.get("CC") or next(filter(shutil.which, ("cc", "gcc", "clang")), None)
     if compiler is None:
@@ -60,6 +60,12 @@ def library(source: Path, dtype: torch.dtype) -> ctypes.CDLL | None:
     except OSError as error:
         _say(f"{source.name} cannot be compiled or loaded: {error}")
     return None
+
+
+def off() -> bool:
+    """Whether C loops are unwanted: by the user, or as somebody takes down torch's operations to repeat them."""
+    watched = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+    return watched or os.environ.get("ENGRAM_NATIVE", "1") == "0"
 
 
 def shared_out(call: Callable[[int, int], Any], count: int) -> None:

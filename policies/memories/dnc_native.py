@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from policies.native import library, shared_out
+from policies.native import library, off, shared_out
 
 SOURCE = Path(__file__).with_name("dnc_links.c")
 
@@ -29,7 +29,7 @@ class LinkLoops:
     @classmethod
     def where_usable(cls, linkage: Tensor) -> LinkLoops | None:
         """For linkages like this; None where torch's operations have to do it."""
-        if linkage.device.type != "cpu" or torch.compiler.is_compiling() or library(SOURCE, linkage.dtype) is None:
+        if linkage.device.type != "cpu" or off() or library(SOURCE, linkage.dtype) is None:
             return None
         return cls(linkage.dtype)
 

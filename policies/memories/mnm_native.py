@@ -6,10 +6,9 @@ import ctypes
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from policies.native import library, shared_out
+from policies.native import library, off, shared_out
 
 SOURCE = Path(__file__).with_name("mnm_sequence.c")
 MAX_LAYERS = 8
@@ -40,7 +39,7 @@ def usable(weights: Sequence[Tensor], heads: int) -> bool:
         weights[0].device.type == "cpu"
         and len(weights) <= MAX_LAYERS
         and 2 * heads * widest <= MAX_VECTORS
-        and not torch.compiler.is_compiling()
+        and not off()
         and library(SOURCE, weights[0].dtype) is not None
     )
 

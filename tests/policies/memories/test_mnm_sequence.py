@@ -13,11 +13,19 @@ from torch import Tensor
 from policies import native
 from policies.memories import make_memory, mnm_native, mnm_sequence
 from policies.memories.base import Memory
+from policies.memories.kept import Made
 from policies.memories.segments import unroll_by_segments
 
 compiled = pytest.mark.skipif(
     native.library(mnm_native.SOURCE, torch.float32) is None, reason="there is no C compiler here"
 )
+
+
+def test_who_takes_operations_down_sees_them_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ENGRAM_NATIVE", raising=False)
+    assert not native.off()
+    with Made():
+        assert native.off()
 
 
 def trained_by(memory: Memory, xs: Tensor) -> dict[str, Tensor]:
@@ -118,7 +126,7 @@ def test_what_stands_in_the_way_is_said_and_torch_does_it(monkeypatch: pytest.Mo
     with pytest.warns(UserWarning, match=r"no C compiler was found for broken\.c"):
         assert uncached(broken, torch.float32) is None
     monkeypatch.setenv("ENGRAM_NATIVE", "0")
-    assert uncached(broken, torch.float32) is None
+    assert native.off()
     assert uncached(mnm_native.SOURCE, torch.bfloat16) is None
 
 
