@@ -78,6 +78,9 @@ class Config:
     n_steps: int = 128
     """Steps of each copy in a roll-out, and so the reach of back-propagation through time; 0: a whole episode of an
     environment whose episodes have a fixed length."""
+    bptt_segment: int | None = None
+    """Back-propagation through time keeps the memory's state before every so many steps and makes the rest again: less
+    memory for more work. 0: keeps every step. None: 0, unless that came to more than 1 GiB."""
     gamma: float = 0.99
     """Discount of later rewards, 0..1."""
     gae_lambda: float = 0.95
@@ -131,7 +134,11 @@ class Config:
         kwargs: dict[str, Any] = {name: value for name, value in vars(self).items() if name in taken}
         rate = self.learning_rate
         kwargs["learning_rate"] = LinearSchedule(rate, 0.1 * rate, 1.0) if self.anneal else rate
-        kwargs["policy_kwargs"] = {"memory": self.memory, "memory_kwargs": self.memory_kwargs}
+        kwargs["policy_kwargs"] = {
+            "memory": self.memory,
+            "memory_kwargs": self.memory_kwargs,
+            "bptt_segment": self.bptt_segment,
+        }
         if "use_rms_prop" in taken:
             kwargs["use_rms_prop"] = False
         return kwargs

@@ -289,13 +289,13 @@ class MemoryOnPolicyAlgorithm(Checkpointed, Updates, OnPolicyAlgorithm):
         rollout.state = self._state
         rollout.resets = []
         rollout.final_values.zero_()
-        outputs: list[Tensor] = []
-        grids: list[Tensor] = []
+        outputs, grids = list[Tensor](), list[Tensor]()
         answers: list[tuple[Tensor, Tensor]] = []
         info = tensor_env.describe() if self.learns_from_targets else {}
         recording = None
         if self.keeps_graph:
-            recording = policy.memory.record(self._state, min(n_rollout_steps, tensor_env.horizon or 1))
+            room = min(n_rollout_steps, tensor_env.horizon or 1)
+            recording = policy.segments.record(self._state, room, n_rollout_steps, self.n_envs)
         started, env_seconds = time.perf_counter(), 0.0
         for t in range(n_rollout_steps):
             if self._may_start:

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import ast
 import csv
-import gc
 import platform
 import shlex
 import statistics
@@ -37,15 +36,13 @@ from typing import Any, Literal
 import torch
 import tyro
 from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
 
 from policies.allocator import tune_allocator
 from policies.memories import Memory, Unrolled, make_memory, memory_class, registered
 from policies.memories.base import State, unroll
+from policies.memories.kept import kept
 
 MIB, GIB = 2**20, 2**30
 CARD, ROLLOUT = 16 * GIB, 200
@@ -124,7 +121,7 @@ class Subject:
     def kept_alone(self, name: str, length: int) -> int:
         """What one environment keeps."""
         if (name, length) not in self.alone:
-            self.alone[name, length] = kept(self.memory, self.ways[name], self.inputs(length, 1))
+            self.alone[name, length] = keeps(self.memory, self.ways[name], self.inputs(length, 1))
         return self.alone[name, length]
 
     def fits(self, name: str, length: int, batch: int) -> bool:
@@ -139,7 +136,7 @@ class Subject:
         length = ROLLOUT // 5 if self.args.quick else ROLLOUT
         while length > 4 and not self.fits(name, length, 2):
             length //= 2
-        one, two = self.kept_alone(name, length), kept(self.memory, self.ways[name], self.inputs(length, 2))
+        one, two = self.kept_alone(name, length), keeps(self.memory, self.ways[name], self.inputs(length, 2))
         each, once = (two - one) * ROLLOUT / length, (2 * one - two) * ROLLOUT / length
         trained = sum(p.numel() * p.element_size() for p in self.memory.parameters() if p.requires_grad)
         each += self.state_bytes
@@ -172,7 +169,7 @@ class Case:
     def row(self) -> dict[str, Any]:
         """None where a way of training was left out."""
         median = {name: statistics.median(seconds) / self.length for name, seconds in self.seconds.items()}
-        keeps = {name: kept(self.memory, way, self.xs) / self.length / MIB for name, way in self.ways.items()}
+        mib = {name: keeps(self.memory, way, self.xs) / self.length / MIB for name, way in self.ways.items()}
         names = ("act", *self.subject.ways)
         return {
             "memory": self.subject.title,
@@ -181,7 +178,7 @@ class Case:
             **{f"{name}_us": round(1e6 * median[name], 1) if name in median else None for name in names},
             **{f"{name}_per_s": round(self.batch / median[name]) if name in median else None for name in names},
             "state_mib": round(self.batch * self.subject.state_bytes / MIB, 3),
-            **{f"{name}_kept_mib": round(keeps[name], 3) if name in keeps else None for name in names[1:]},
+            **{f"{name}_kept_mib": round(mib[name], 3) if name in mib else None for name in names[1:]},
             "largest_batch_16gb": self.subject.largest_batch,
         }
 
@@ -225,34 +222,10 @@ def timed(run: Callable[[], None], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-class Made(TorchDispatchMode):
-    """Sees every storage that comes to be while it is on."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.storages: dict[int, tuple[StorageWeakRef, int]] = {}
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor):
-                storage = tensor.untyped_storage()
-                seen = StorageWeakRef(storage)
-                self.storages[seen.cdata] = (seen, storage.nbytes())
-        return result
-
-
-def kept(memory: Memory, way: Way, xs: Tensor) -> int:
+def keeps(memory: Memory, way: Way, xs: Tensor) -> int:
     """Bytes that are alive after a forward pass and were not before it."""
     state = memory.initial_state(xs.shape[1])
-    before = [*memory.parameters(), *memory.buffers(), xs, *state.values()]
-    own = {StorageWeakRef(tensor.untyped_storage()).cdata for tensor in before}
-    with Made() as made:
-        result = way(memory, xs, None, state)
-    gc.collect()
-    total = sum(size for at, (seen, size) in made.storages.items() if at not in own and not seen.expired())
-    del result  # the graph held its storages until here
-    return total
+    return kept(lambda: way(memory, xs, None, state), [*memory.parameters(), *memory.buffers(), xs, *state.values()])
 
 
 def main(args: Args) -> None:

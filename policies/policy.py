@@ -19,6 +19,7 @@ from policies.encoders import QueryEncoder, encoder_for, shape_of
 from policies.heads import as_rows, flattened, map_distribution
 from policies.memories import make_memory, memory_class
 from policies.memories.base import Memory, MemoryStep, Recording, State, Unrolled, reset
+from policies.memories.segments import Segments
 
 Obs = Tensor | dict[str, Tensor]
 
@@ -57,6 +58,9 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         lr_schedule: learning rate against remaining progress (1 → 0).
         memory: a registered name, see `policies.memories.registered()`.
         memory_kwargs: the memory's own arguments, without its input size.
+        bptt_segment: back-propagation through time keeps the memory's state before every so many steps and makes the
+            rest again (`policies.memories.segments`); 0: keeps every step. None: 0, unless that came to more than
+            1 GiB.
         net_arch: hidden layers between the memory and the heads, as SB3 writes them. None: SB3's two 64-unit layers
             for `identity`, so that the memoryless agent is a fair one, and no layer for the others.
         activation_fn: of those layers.
@@ -78,6 +82,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         lr_schedule: Schedule,
         memory: str = "lstm",
         memory_kwargs: dict[str, Any] | None = None,
+        bptt_segment: int | None = None,
         net_arch: list[int] | dict[str, list[int]] | None = None,
         activation_fn: type[nn.Module] = nn.Tanh,
         ortho_init: bool = True,
@@ -91,7 +96,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         if net_arch is None:
             net_arch = [64, 64] if memory == "identity" else []
         self.memory_name, self._space = memory, action_space
-        self.memory_kwargs = dict(memory_kwargs or {})
+        self.memory_kwargs, self.bptt_segment = dict(memory_kwargs or {}), bptt_segment
         features_extractor_kwargs = dict(features_extractor_kwargs or {})
         if features_extractor_class is None:
             features_extractor_class, arguments = encoder_for(
@@ -117,8 +122,10 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
     def _build_mlp_extractor(self) -> None:
         # SB3 calls this first while it builds the networks: the memory goes before the layers it feeds.
         encoder = self.features_extractor
-        questions = {"queries": encoder.query_shapes} if isinstance(encoder, QueryEncoder) else {}
+        queries = encoder.query_shapes if isinstance(encoder, QueryEncoder) else None
+        questions = {} if queries is None else {"queries": queries}
         self.memory = make_memory(self.memory_name, input_size=shape_of(encoder), **questions, **self.memory_kwargs)
+        self.segments = Segments(self.memory, self.bptt_segment, shape_of(encoder), queries)
         maps = map_distribution(self._space, self.memory.output_grid)
         self.draws_maps = maps is not None
         """Whether the actor's head reads the memory's map; the critic's always reads its vector."""
@@ -161,7 +168,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         flat = {key: value.flatten(0, 1) for key, value in obs.items()} if isinstance(obs, dict) else obs.flatten(0, 1)
         x, *queries = self._encode(flat)
         asked = [{name: query.view(*shape, *query.shape[1:]) for name, query in each.items()} for each in queries]
-        return self.memory.unroll(x.view(*shape, *x.shape[1:]), starts, state, resets, *asked)
+        return self.segments.unroll(x.view(*shape, *x.shape[1:]), starts, state, resets, *asked)
 
     # In all that follows, `grid` is the map a memory gave beside its vector: `[B, C, H, W]`, or `[T, B, C, H, W]`.
 
@@ -306,4 +313,5 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
     def _get_constructor_parameters(self) -> dict[str, Any]:
         taken = inspect.signature(type(self).__init__).parameters  # SB3's has more, for exploration we do not have
         given = {name: value for name, value in super()._get_constructor_parameters().items() if name in taken}
-        return {**given, "memory": self.memory_name, "memory_kwargs": self.memory_kwargs}
+        memory = {"memory": self.memory_name, "memory_kwargs": self.memory_kwargs}
+        return {**given, **memory, "bptt_segment": self.bptt_segment}

@@ -143,13 +143,17 @@ class Recording:
         if starts is not None:
             self.state = reset(self.state, starts, self.memory.initial_state(len(starts)))
         step: MemoryStep = self.memory(x, self.state)
-        self.state = step.state
-        self.steps.append(step)
+        self.keep(step)
         return step
+
+    def keep(self, step: MemoryStep) -> None:
+        """Write a step down. Without a graph to keep it for, its state is kept until the next."""
+        self.state = step.state
+        self.steps.append(step if torch.is_grad_enabled() else step._replace(state={}))
 
     def unrolled(self) -> Unrolled:
         """All steps so far, with their graph: as `unroll` over the same inputs."""
-        return stack(self.steps)
+        return stack(self.steps)._replace(state=self.state)
 
 
 def reset(state: State, starts: Tensor, initial: State) -> State:

@@ -57,6 +57,5 @@ class ReaderRecording(Recording):
         if starts is not None:
             self.state = reset(self.state, starts, self.memory.initial_state(len(starts)))
         step: MemoryStep = self.memory(x, self.state, queries)
-        self.state = step.state
-        self.steps.append(step)
+        self.keep(step)
         return step

@@ -40,6 +40,12 @@ ENVS: dict[str, Callable[[], TensorEnv]] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _by_torchs_operations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """C loops, which a tape does not see, give other last bits."""
+    monkeypatch.setenv("ENGRAM_NATIVE", "0")
+
+
 def build(
     learner: type[MemoryOnPolicyAlgorithm], env: TensorEnv | str, memory: str = "mnm-p", **kwargs: Any
 ) -> MemoryOnPolicyAlgorithm:
