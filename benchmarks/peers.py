@@ -30,7 +30,8 @@ class PlainMaze(gym.Env[Any, Any]):
     def __init__(self) -> None:
         maze = InvisibleGoalMaze()
         self.observation_space, self.action_space = maze.single_observation_space, maze.single_action_space
-        self.following, self.rewards = maze._next.tolist(), maze._bump_reward.tolist()
+        after = maze._after.numpy().reshape(-1, 4)[::32].ravel()  # cell * 32 + action * 4 + bumped * 2
+        self.following, self.rewards = (after // 32).tolist(), (-0.1 * (after // 2 % 2)).tolist()
         self.rows = maze._rows.numpy()
         self.length, self.goal_reward, self.centre = maze.episode_length, maze.goal_reward, maze.centre
         self.cells = len(maze.free_cells)
@@ -42,7 +43,7 @@ class PlainMaze(gym.Env[Any, Any]):
         return self.observe(4, 0.0), {}
 
     def observe(self, action: int, reward: float) -> Any:
-        row = self.rows[self.cell * 5 + action].copy()
+        row = self.rows[self.cell * 32 + action * 4].copy()
         row[9] = self.steps / self.length
         row[10] = reward
         return row

@@ -16,6 +16,7 @@ from envs.tensor_env import TensorEnv
 _MOVES = ((-1, 0), (1, 0), (0, -1), (0, 1))  # up, down, left, right
 _NO_ACTION = 4
 _TRAIL = 12  # steps that stay visible in a picture
+_CODES = 32  # what a copy may just have done, as a number; see `InvisibleGoalMaze.__init__`
 
 
 class InvisibleGoalMaze(TensorEnv):
@@ -133,24 +134,28 @@ class InvisibleGoalMaze(TensorEnv):
         beyond = number[ahead[..., 0], ahead[..., 1]]
         bump = beyond < 0
         stay = np.arange(len(self.free_cells))[:, None]
-        patches = np.stack([self.walls[r - 1 : r + 2, c - 1 : c + 2].ravel() for r, c in self.free_cells])
-        rows = np.zeros((len(self.free_cells), 5, len(high)), dtype=np.float32)
-        rows[..., :9] = patches[:, None]
-        if previous_action:
-            rows[:, :_NO_ACTION, 11:] = np.eye(4)
+        after = _CODES * np.where(bump, stay, beyond) + 4 * np.arange(4) + 2 * bump
 
-        # All rules as look-ups: [cell * 4 + action] and, for the observation, [cell * 5 + previous action].
-        self._next = torch.tensor(np.where(bump, stay, beyond).ravel(), device=self.device)
-        self._bump_reward = torch.tensor((-wall_penalty * bump).ravel(), dtype=torch.float32, device=self.device)
+        # Where a copy stands and what it has just done is one number, which all rules are looked up by:
+        # `cell * 32 + action * 4 + bumped * 2 + found`, with action 4 for none.
+        code = np.arange(_CODES)
+        patches = np.stack([self.walls[r - 1 : r + 2, c - 1 : c + 2].ravel() for r, c in self.free_cells])
+        rows = np.zeros((len(self.free_cells), _CODES, len(high)), dtype=np.float32)
+        rows[..., :9] = patches[:, None]
+        rows[..., 10] = np.float32(-wall_penalty) * (code >> 1 & 1) + np.float32(goal_reward) * (code & 1)
+        if previous_action:
+            rows[..., 11:] = (code >> 2)[:, None] == np.arange(4)
         self._rows = torch.tensor(rows.reshape(-1, len(high)), device=self.device)
+        self._rewards = self._rows[:, 10].clone()
+        self._after = torch.tensor(after.repeat(_CODES, axis=0).ravel(), device=self.device)
+        """Of [the number above * 4 + action]: the next such number, as if there were no goal."""
         self._trail: deque[Tensor] = deque(maxlen=_TRAIL)  # kept for pictures only
 
     def _begin(self, where: Tensor | None) -> None:
         assert where is None
-        self.cell = torch.full((self.num_envs,), self.centre, device=self.device)
+        start = _CODES * self.centre + 4 * _NO_ACTION
+        self._at = torch.full((self.num_envs,), start, device=self.device)
         self.goal = self._random_cell(None if self.goal_at_centre else self.cell)
-        self.last_action = torch.full((self.num_envs,), _NO_ACTION, device=self.device)
-        self.last_reward = torch.zeros(self.num_envs, device=self.device)
         self._trail.clear()
 
     def _random_cell(self, other_than: Tensor | None) -> Tensor:
@@ -160,23 +165,63 @@ class InvisibleGoalMaze(TensorEnv):
         return cell if other_than is None else cell + (cell >= other_than)
 
     def _advance(self, action: Tensor) -> tuple[Tensor, None, None]:
-        move = torch.add(action, self.cell, alpha=4)
-        cell = self._next.index_select(0, move)
-        found = cell == self.goal
-        reward = self._bump_reward.index_select(0, move).add_(found, alpha=self.goal_reward)
         if self.render_mode is not None:
-            self._trail.append(self.cell)
+            self._trail.append(self._at)
+        moved = self._after.index_select(0, torch.add(action, self._at, alpha=4))
+        # On the goal all of its bits but the lowest go out against those of the goal, and what is left is action,
+        # bumped and found: less than 32, and to be put down in the cell where the copy is thrown.
+        relative = moved ^ self._goal_found
         thrown = self._random_cell(None if self.teleport_to_goal else self.goal)
-        self.cell = torch.where(found, thrown, cell)
-        self.last_action = action.clone()
-        self.last_reward = reward.clone()
-        return reward, None, None
+        self._at = torch.where(relative < _CODES, torch.add(relative, thrown, alpha=_CODES), moved)
+        return self._rewards.index_select(0, self._at), None, None
 
     def _observe(self) -> Tensor:
-        obs = self._rows.index_select(0, torch.add(self.last_action, self.cell, alpha=5))
-        obs[:, 9] = self._elapsed / self.episode_length
-        obs[:, 10] = self.last_reward
+        clock = self._elapsed / self.episode_length
+        if len(self._rows) <= self.num_envs:  # it is the same for all: write it where there is less to write
+            self._rows[:, 9] = clock
+            return self._rows.index_select(0, self._at)
+        obs = self._rows.index_select(0, self._at)
+        obs[:, 9] = clock
         return obs
+
+    # The state by name, as it is kept in checkpoints and shown; each may be set by itself.
+
+    @property
+    def cell(self) -> Tensor:
+        """Where each copy is, `[num_envs]`."""
+        return self._at // _CODES
+
+    @cell.setter
+    def cell(self, cell: Tensor) -> None:
+        self._at = cell * _CODES + self._at % _CODES
+
+    @property
+    def goal(self) -> Tensor:
+        """Where each copy's goal is."""
+        return self._goal
+
+    @goal.setter
+    def goal(self, goal: Tensor) -> None:
+        self._goal, self._goal_found = goal, goal * _CODES + 1
+
+    @property
+    def last_action(self) -> Tensor:
+        """The previous action, 4 where there is none."""
+        return self._at % _CODES >> 2
+
+    @last_action.setter
+    def last_action(self, action: Tensor) -> None:
+        self._at = self.cell * _CODES + action * 4 + self._at % 4
+
+    @property
+    def last_reward(self) -> Tensor:
+        """The previous reward, 0 at the start."""
+        return self._rewards[self._at]
+
+    @last_reward.setter
+    def last_reward(self, reward: Tensor) -> None:
+        nearest = (self._rewards[:4] - reward[:, None]).abs().argmin(1)  # -penalty and 0 may be the same; either does
+        self._at = self._at // 4 * 4 + nearest
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         super().load_state_dict(state)
@@ -197,7 +242,7 @@ class InvisibleGoalMaze(TensorEnv):
             self.walls,
             agent=self.free_cells[int(self.cell[index])],
             goal=self.free_cells[int(self.goal[index])],
-            trail=[self.free_cells[int(cell[index])] for cell in self._trail],
+            trail=[self.free_cells[int(at[index]) // _CODES] for at in self._trail],
             caption=f"step {self._elapsed} / {self.episode_length}",
             reward=float(self.last_reward[index]),
         )
