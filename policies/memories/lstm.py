@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from policies.memories.recurrent import TorchRecurrent
+from policies.memories.recurrent_sequence import LSTMTape
 from policies.memories.registry import register_memory
 
 
@@ -22,13 +23,16 @@ class LSTM(TorchRecurrent):
         input_size: F, width of the input.
         hidden_size: units a layer, which is also the output size.
         num_layers: layers, each fed the hidden state of the one before.
+        fast: by sequence kernels and by hand (`recurrent_sequence`); False: by torch's cell, step by step.
     """
 
     kernel = nn.LSTM
+    tape = LSTMTape
+    has_cpu_kernel = True
     state_names: ClassVar[tuple[str, ...]] = ("hidden", "cell")
 
-    def __init__(self, input_size: int, hidden_size: int = 200, num_layers: int = 1) -> None:
-        super().__init__(input_size, hidden_size, num_layers)
+    def __init__(self, input_size: int, hidden_size: int = 200, num_layers: int = 1, fast: bool = True) -> None:
+        super().__init__(input_size, hidden_size, num_layers, fast)
 
     def cell(self, x: Tensor, state: tuple[Tensor, ...], parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:
         return torch.lstm_cell(x, state, *parameters)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from policies.memories.base import (
     Memory,
     MemoryStep,
     Panel,
+    Recording,
     State,
     Unrolled,
     host_may_read,
@@ -22,6 +24,8 @@ from policies.memories.base import (
     unroll_segments,
 )
 from policies.memories.pictures import vector_panel
+from policies.memories.recurrent_gradient import RecurrentSequence
+from policies.memories.recurrent_sequence import Tape
 
 
 class TorchRecurrent(Memory):
@@ -31,10 +35,16 @@ class TorchRecurrent(Memory):
     """
 
     kernel: ClassVar[type[nn.RNNBase]]
+    tape: ClassVar[type[Tape]]
     state_names: ClassVar[tuple[str, ...]]
+    has_cpu_kernel: ClassVar[bool]
+    """Whether torch runs whole sequences by oneDNN on a CPU."""
 
-    def __init__(self, input_size: int, hidden_size: int, num_layers: int) -> None:
+    def __init__(self, input_size: int, hidden_size: int, num_layers: int, fast: bool) -> None:
         super().__init__()
+        self.fast = fast
+        self.bf16 = False
+        """Whether the sequence kernel multiplies in bfloat16; states and outputs stay as they are."""
         self.output_size = hidden_size
         self.hidden_size = hidden_size
         self.num_layers = num_layers
@@ -49,32 +59,68 @@ class TorchRecurrent(Memory):
         raise NotImplementedError
 
     def forward(self, x: Tensor, state: State) -> MemoryStep:
+        step = self.tape.once if self._by_hand and not torch.is_grad_enabled() else self.cell
         layers = []
         for index, parameters in enumerate(self.rnn.all_weights):
-            layers.append(self.cell(x, tuple(state[name][:, index] for name in self.state_names), parameters))
+            layers.append(step(x, self._layer(state, index), parameters))
             x = layers[-1][0]
-        stacked = (torch.stack(parts, 1) for parts in zip(*layers, strict=True))
-        following = dict(zip(self.state_names, stacked, strict=True))
-        return MemoryStep(x, following, {})
+        return MemoryStep(x, self._state(layers, 1), {})
+
+    @property
+    def _by_hand(self) -> bool:
+        """Whether `recurrent_sequence` is used: on other devices torch's kernels are the faster."""
+        return self.fast and self.device.type == "cpu"
+
+    def _layer(self, state: State, index: int) -> tuple[Tensor, ...]:
+        return tuple(state[name][:, index] for name in self.state_names)
+
+    def _state(self, layers: Sequence[tuple[Tensor, ...]], dim: int) -> State:
+        """The state of all layers from their state tensors."""
+        stacked = (torch.stack(parts, dim) for parts in zip(*layers, strict=True))
+        return dict(zip(self.state_names, stacked, strict=True))
 
     def unroll(self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None = None) -> Unrolled:
-        """As `base.unroll`, by the sequence kernel.
+        """As `base.unroll`, by torch's sequence kernel or, on a CPU, by hand, whichever is the faster.
 
-        A few resets at steps known to the host cut the sequence there, and the device is asked nothing. Otherwise
-        `starts` is read by the host, on an accelerator one synchronisation, and every episode becomes a sequence of its
-        own in one packed batch: what that costs does not depend on how many episodes start, or where. Where the host
-        may read nothing, step by step.
+        On a CPU: an LSTM by the kernel of oneDNN, cut at a few resets that the host knows of; a GRU, for which torch
+        has no such kernel, and an LSTM with more resets by `recurrent_sequence`, which takes resets anywhere.
+        Elsewhere: by cuDNN, cut at a few resets. With more of them `starts` is read by the host, one synchronisation,
+        and every episode becomes a sequence of its own in one packed batch: what that costs does not depend on how
+        many episodes start, or where. Where the host may read nothing, step by step.
         """
-        if starts is None or (resets is not None and not resets):
+        if not self.fast:
+            return unroll(self, xs, starts, state, resets)
+        whole = starts is None or (resets is not None and not resets)
+        few = resets is not None and len(resets) <= max(1, len(xs) // 8)
+        if self._by_hand and not (self.has_cpu_kernel and (whole or few)):
+            return self._unroll_by_hand(xs, starts, state, resets)
+        if whole:
             outputs, state = self._run(xs, state)
             return Unrolled(outputs, state, {})
-        if resets is None or len(resets) > max(1, len(xs) // 8):
+        assert starts is not None
+        if resets is None or not few:
             if not host_may_read():
                 return unroll(self, xs, starts, state, resets)
             return self._unroll_packed(xs, starts, state)
         return unroll_segments(
             self, lambda part, state: Unrolled(*self._run(part, state), {}), xs, starts, state, resets
         )
+
+    def _unroll_by_hand(
+        self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None
+    ) -> Unrolled:
+        layers = []
+        for index, parameters in enumerate(self.rnn.all_weights):
+            before = self._layer(state, index)
+            tape = self.tape(before, parameters, len(xs))
+            tape.run(xs.detach(), starts, resets)
+            layers.append(RecurrentSequence.apply(tape, xs, *before, *parameters))  # type: ignore[no-untyped-call]
+            xs = layers[-1][0]
+        return Unrolled(xs, self._state([tuple(part[-1] for part in layer) for layer in layers], 1), {})
+
+    def record(self, state: State, room: int) -> Recording:
+        """As `base.Memory.record`, on tapes of `recurrent_sequence`."""
+        return TapedRecording(self, state, room) if self._by_hand else super().record(state, room)
 
     def _unroll_packed(self, xs: Tensor, starts: Tensor, state: State) -> Unrolled:
         episodes = _Episodes.of(starts.cpu())
@@ -88,8 +134,11 @@ class TorchRecurrent(Memory):
         """Whole sequences without a reset: `[T, B, F]`, or packed."""
         # torch keeps the layer first
         hx = tuple(state[name].transpose(0, 1).contiguous() for name in self.state_names)
-        outputs, hx = self.rnn(xs, hx if len(hx) > 1 else hx[0])
+        with torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext():
+            outputs, hx = self.rnn(xs, hx if len(hx) > 1 else hx[0])
         hx = hx if isinstance(hx, tuple) else (hx,)
+        if self.bf16 and isinstance(outputs, Tensor):
+            outputs, hx = outputs.to(self.dtype), tuple(value.to(self.dtype) for value in hx)
         return outputs, {name: value.transpose(0, 1) for name, value in zip(self.state_names, hx, strict=True)}
 
     def panels(self, state: State) -> dict[str, Panel]:
@@ -98,6 +147,34 @@ class TorchRecurrent(Memory):
             name: vector_panel(value[0], limits=(-1.0, 1.0) if name == "hidden" else None)
             for name, value in state.items()
         }
+
+
+class TapedRecording(Recording):
+    """A recording whose steps are taken without a graph, which is made from their tapes afterwards."""
+
+    def __init__(self, memory: TorchRecurrent, state: State, room: int) -> None:
+        self.network = memory
+        self.layers = list(enumerate(memory.rnn.all_weights))
+        self.first = [memory._layer(state, index) for index, _ in self.layers]
+        self.tapes = [memory.tape(self.first[index], parameters, room) for index, parameters in self.layers]
+        self.xs: list[Tensor] = []
+
+    def step(self, x: Tensor, starts: Tensor | None) -> MemoryStep:
+        self.xs.append(x)
+        x = x.detach()
+        taken = []
+        for tape in self.tapes:
+            taken.append(tape.step(x, starts))
+            x = taken[-1][0]
+        return MemoryStep(x, self.network._state(taken, 1), {})
+
+    def unrolled(self) -> Unrolled:
+        xs = torch.stack(self.xs)
+        layers = []
+        for tape, before, (_, parameters) in zip(self.tapes, self.first, self.layers, strict=True):
+            layers.append(RecurrentSequence.apply(tape, xs, *before, *parameters))  # type: ignore[no-untyped-call]
+            xs = layers[-1][0]
+        return Unrolled(xs, self.network._state([tuple(part[-1] for part in layer) for layer in layers], 1), {})
 
 
 class _Episodes(NamedTuple):

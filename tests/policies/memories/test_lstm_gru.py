@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from policies.memories import make_memory
 from policies.memories.base import unroll
+from policies.memories.recurrent import TorchRecurrent
 
 LENGTH, BATCH, FEATURES, HIDDEN = 7, 3, 4, 5
 
@@ -58,6 +59,13 @@ class Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.fixture
+def kernels_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sequences as on an accelerator: by torch's kernels, nothing by hand."""
+    monkeypatch.setattr(TorchRecurrent, "_by_hand", False)
+
+
+@pytest.mark.usefixtures("kernels_alone")
 @pytest.mark.parametrize("name", ["lstm", "gru"])
 def test_resets_the_host_knows_need_no_look_at_the_device(name: str) -> None:
     memory = make_memory(name, input_size=FEATURES, hidden_size=HIDDEN)
@@ -73,6 +81,7 @@ def test_resets_the_host_knows_need_no_look_at_the_device(name: str) -> None:
     assert looks & set(unknown.names)
 
 
+@pytest.mark.usefixtures("kernels_alone")
 @pytest.mark.parametrize("name", ["lstm", "gru"])
 def test_episodes_of_one_step_run_as_one_step(name: str) -> None:
     memory = make_memory(name, input_size=FEATURES, hidden_size=HIDDEN)
