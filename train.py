@@ -92,7 +92,7 @@ def build(config: Config, checkpoint: Path | None = None) -> MemoryOnPolicyAlgor
     device = get_device(config.device)
     env = make_env(config.env, distributed.share(config.num_envs), device, **config.env_kwargs)
     if checkpoint is not None:
-        return load(checkpoint, env, device=device, fast=config.fast)
+        return load(checkpoint, env, device=device, fast=config.fast, precision=config.precision)
     try:
         return LEARNERS[config.algo]("MemoryPolicy", env, device=device, **config.learner_kwargs())
     except TypeError as error:  # arguments that the memory does not take
@@ -107,6 +107,8 @@ def run(config: Config, folder: Path, console: Console, checkpoint: Path | None 
         console.print(
             f"environments start new episodes: {model.new_episodes}; {exact}", highlight=False, soft_wrap=True
         )
+    if model.speed_note:
+        console.print(model.speed_note, highlight=False)
     model.set_logger(run_logger(folder, resume_at=model.num_timesteps))
     saver = CheckpointEvery(folder / "checkpoints", config.checkpoint_every)
     display = RunDisplay(f"{config.memory} {config.algo}", console)
@@ -213,7 +215,7 @@ def train(config: Config, checkpoint: Path | None, console: Console) -> int:
     result = distributed.from_first(lambda: score(config, model))
     identity = None
     if config.baseline and config.memory != "identity":
-        memoryless = dataclasses.replace(config, memory="identity", memory_kwargs={})
+        memoryless = dataclasses.replace(config, memory="identity", memory_kwargs={}, precision="float32")
         before = distributed.from_first(lambda: newest(folder / "identity") if checkpoint else None)
         identity_model = run(memoryless, folder / "identity", console, before)
         if identity_model.stop_requested:

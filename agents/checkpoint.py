@@ -43,7 +43,7 @@ LIBRARIES = ("torch", "gymnasium", "stable-baselines3", "numpy", "safetensors")
 
 COUNTERS = ("num_timesteps", "_total_timesteps", "_n_updates", "_episode_num", "_current_progress_remaining")
 # What a constructor takes but a checkpoint does not keep: where and how it runs and logs is up to whoever loads it.
-NOT_KEPT = ("self", "policy", "env", "device", "fast", "verbose", "tensorboard_log", "_init_setup_model")
+NOT_KEPT = ("self", "policy", "env", "device", "fast", "precision", "verbose", "tensorboard_log", "_init_setup_model")
 
 Self = TypeVar("Self", bound="Checkpointed")
 

@@ -14,6 +14,7 @@ import yaml
 from stable_baselines3.common.utils import LinearSchedule
 
 from agents import LEARNERS
+from agents.speed import Fast, Precision
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 
@@ -65,11 +66,14 @@ class Config:
     """Of everything random in the run."""
     device: str = "cpu"
     """Where environments, memory and learning live: cpu, cuda, cuda:1, ... or auto."""
-    fast: str = "auto"
-    """How iterations are run: auto takes the fastest way there is; graph replays them as CUDA graphs, or says why it
-    cannot; off does neither (docs/gpu.md)."""
     threads: int = 1
     """CPU threads of torch; for models of this size a second one gains little and loses much on a busy machine."""
+    fast: Fast = "auto"
+    """Fast paths: auto takes those that pay, off takes the plain twin of each, compile also puts the memory's step
+    through torch.compile (some ten seconds to start), graph replays whole iterations as CUDA graphs or says why it
+    cannot. See docs/performance.md and docs/gpu.md."""
+    precision: Precision = "float32"
+    """bf16: PPO's replay through an LSTM multiplies in bfloat16, where the processor has it."""
 
     learning_rate: float = 3e-4
     """Of the optimiser (Adam). Too high: approx_kl jumps and the return falls. 1e-4 to 1e-3 are usual."""

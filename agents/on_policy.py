@@ -11,7 +11,6 @@ from __future__ import annotations
 import time
 from typing import Any, ClassVar, TypeVar
 
-import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
@@ -31,6 +30,7 @@ from agents.graphs import FAST, Graphs, graphs_for
 from agents.non_finite import naming_non_finite
 from agents.reading import read, report
 from agents.rollout import OnHost, Rollout
+from agents.speed import prepare
 from agents.task_metrics import TaskMetrics
 from agents.updates import Updates
 from envs.tensor_env import Obs, TensorEnv
@@ -59,8 +59,10 @@ class MemoryOnPolicyAlgorithm(Checkpointed, Updates, OnPolicyAlgorithm):
         max_grad_norm: gradients are scaled down to this global norm.
         normalize_advantage: to mean 0 and standard deviation 1, over what one update sees.
         reward_scale: rewards are multiplied by this before anything is learned from them; logs show them as they came.
-        fast: "auto" takes the fastest way there is; "graph" replays whole iterations as CUDA graphs (`agents.graphs`)
-            and raises a ValueError where that cannot be; "off" does neither.
+        fast: "auto" takes the fast paths that pay; "off" the plain twin of each; "compile" puts the memory's step
+            through torch.compile (`agents.speed`); "graph" replays whole iterations as CUDA graphs (`agents.graphs`)
+            and raises a ValueError where that cannot be.
+        precision: "float32", or "bf16" for PPO's replay; see `agents.speed.prepare`.
         stats_window_size: episodes over which `rollout/ep_*_mean` are taken.
         tensorboard_log: folder, or None.
         policy_kwargs: arguments of the policy.
@@ -92,6 +94,7 @@ class MemoryOnPolicyAlgorithm(Checkpointed, Updates, OnPolicyAlgorithm):
         normalize_advantage: bool,
         reward_scale: float,
         fast: str,
+        precision: str,
         stats_window_size: int,
         tensorboard_log: str | None,
         policy_kwargs: dict[str, Any] | None,
@@ -107,7 +110,7 @@ class MemoryOnPolicyAlgorithm(Checkpointed, Updates, OnPolicyAlgorithm):
         self.aux_coef = aux_coef
         self.normalize_advantage = normalize_advantage
         self.reward_scale = reward_scale
-        self.fast = fast
+        self.fast, self.precision = fast, precision
         self.graphs: Graphs | None = None
         """What replays the iteration, where it is replayed; see `agents.graphs`."""
         self.step_by_step = False
@@ -150,6 +153,8 @@ class MemoryOnPolicyAlgorithm(Checkpointed, Updates, OnPolicyAlgorithm):
         self.policy = self.policy_class(  # type: ignore[assignment]
             self.observation_space, self.action_space, self.lr_schedule, **self.policy_kwargs
         ).to(self.device)
+        self.speed_note = prepare(self)
+        """Why `fast` is not had in full; empty where it is."""
         if distributed.rank():  # parameters are drawn alike; from here on every rank has random numbers of its own
             self.set_random_seed(distributed.own_seed(torch.initial_seed() if self.seed is None else self.seed))
         self.memory_seconds = self.env_seconds = self.learn_seconds = 0.0
@@ -372,13 +377,3 @@ class MemoryOnPolicyAlgorithm(Checkpointed, Updates, OnPolicyAlgorithm):
             self.logger.record(f"time/{name}_share", getattr(self, f"{name}_seconds") / max(total, 1e-9))
         self.logger.record("rollout/episodes", self._episode_num)
         super().dump_logs(iteration)
-
-    def predict(  # type: ignore[override]
-        self,
-        observation: np.ndarray[Any, Any] | dict[str, np.ndarray[Any, Any]],
-        state: State | None = None,
-        episode_start: np.ndarray[Any, Any] | None = None,
-        deterministic: bool = False,
-    ) -> tuple[np.ndarray[Any, Any], State]:
-        """As `MemoryActorCriticPolicy.predict`."""
-        return self.policy.predict(observation, state, episode_start, deterministic)

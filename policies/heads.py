@@ -1,16 +1,62 @@
-"""Heads for actions that are maps or places on one: a 1×1 convolution on a memory's map, not a layer on a vector."""
+"""Heads beside SB3's: choices in few operations, and maps, for which a memory's map is read by a 1×1 convolution."""
 
 from __future__ import annotations
 
 import math
 
+import torch
 from gymnasium import spaces
 from stable_baselines3.common.distributions import (
     BernoulliDistribution,
+    CategoricalDistribution,
     Distribution,
     MultiCategoricalDistribution,
 )
 from torch import Tensor, cat, nn
+from torch.distributions import Categorical
+
+
+class ChoiceDistribution(CategoricalDistribution):
+    """SB3's distribution over choices in fewer operations, with the same samples from the same random numbers.
+
+    The operations on a few numbers for each copy are much of what acting costs, and in a replay they are done over
+    again. Sampling is what `torch.multinomial` does for one sample: the largest of p / e, with e exponential.
+    """
+
+    def proba_distribution(self, action_logits: Tensor) -> ChoiceDistribution:
+        self.logits = action_logits
+        self._log_probs: Tensor | None = None
+        return self
+
+    @property
+    def distribution(self) -> Categorical:
+        """As torch has it."""
+        return Categorical(logits=self.logits)
+
+    @distribution.setter
+    def distribution(self, value: Categorical) -> None:
+        """SB3's constructor sets it to None."""
+
+    @property
+    def log_probs(self) -> Tensor:
+        """Of every choice, `[B, choices]`."""
+        if self._log_probs is None:
+            self._log_probs = self.logits.log_softmax(-1)
+        return self._log_probs
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        return self.log_probs.gather(-1, actions.long().unsqueeze(-1)).squeeze(-1)
+
+    def entropy(self) -> Tensor:
+        finite = self.log_probs.clamp(min=torch.finfo(self.logits.dtype).min)  # 0 log 0 is 0
+        return -(finite * finite.exp()).sum(-1)
+
+    def sample(self) -> Tensor:
+        probabilities = self.logits.detach().softmax(-1)
+        return (probabilities / torch.empty_like(probabilities).exponential_()).argmax(-1)
+
+    def mode(self) -> Tensor:
+        return self.logits.argmax(-1)
 
 
 class MapHead(nn.Module):

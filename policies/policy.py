@@ -9,14 +9,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.distributions import BernoulliDistribution, Distribution, MultiCategoricalDistribution
+from stable_baselines3.common.distributions import (
+    BernoulliDistribution,
+    CategoricalDistribution,
+    Distribution,
+    MultiCategoricalDistribution,
+)
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, MlpExtractor
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
 from policies.encoders import QueryEncoder, encoder_for, shape_of
-from policies.heads import as_rows, flattened, map_distribution
+from policies.heads import ChoiceDistribution, as_rows, flattened, map_distribution
 from policies.memories import make_memory, memory_class
 from policies.memories.base import Memory, MemoryStep, Recording, State, Unrolled, reset
 from policies.memories.segments import Segments
@@ -70,7 +75,8 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         features_extractor_kwargs: its arguments.
         normalize_images: divide uint8 images by 255.
         optimizer_class: a torch optimiser.
-        optimizer_kwargs: its arguments without the learning rate; for Adam `eps` is 1e-5 unless given, as in SB3.
+        optimizer_kwargs: its arguments without the learning rate; None: for Adam `eps` of 1e-5, as in SB3, and torch's
+            fused step.
     """
 
     memory: Memory
@@ -103,6 +109,8 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
                 observation_space, memory_class(memory), self.memory_kwargs
             )
             features_extractor_kwargs = {**arguments, **features_extractor_kwargs}
+        if optimizer_kwargs is None and optimizer_class is torch.optim.Adam:
+            optimizer_kwargs = {"eps": 1e-5, "fused": True}
         super().__init__(
             observation_space,
             flattened(action_space),
@@ -131,9 +139,22 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         """Whether the actor's head reads the memory's map; the critic's always reads its vector."""
         if maps is not None:
             self.action_dist = maps
+        if isinstance(self.action_dist, CategoricalDistribution):
+            self.action_dist = ChoiceDistribution(self.action_dist.action_dim)
         self.mlp_extractor = MlpExtractor(
             self.memory.output_size, net_arch=self.net_arch, activation_fn=self.activation_fn, device=self.device
         )
+
+    def take_plain_twins(self) -> None:
+        """Leave the fast paths of memory, heads and optimiser for their plain twins, which differ by rounding only."""
+        for module in self.memory.modules():
+            if hasattr(module, "fast"):
+                module.fast = False  # type: ignore[assignment]
+        if isinstance(self.action_dist, ChoiceDistribution):
+            self.action_dist = CategoricalDistribution(self.action_dist.action_dim)
+        for group in self.optimizer.param_groups:
+            if group.get("fused"):
+                group["fused"] = False
 
     # -- the two halves of a step: remember, then decide -----------------------------------------------------------
 
