@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from agents.on_policy import MemoryOnPolicyAlgorithm
 
 PROVEN = False
-"""Whether tests/agents/test_graphs_gpu.py has passed on a GPU; until then "auto" leaves graphs alone."""
+"""Whether tests/agents/test_cuda_graphs_gpu.py has passed on a GPU; until then "auto" leaves graphs alone."""
 FAST = ("auto", "off", "compile", "graph")
 PATIENCE = 16
 """Iterations without a graph after which one line says why."""

@@ -164,9 +164,7 @@ def measure(point: Point, args: Args) -> dict[str, Any]:
     if point.algo:
         policy = {"memory": point.memory, "memory_kwargs": point.memory_kwargs}
         learner = LEARNERS[point.algo]
-        model = learner(
-            "MemoryPolicy", env, n_steps=point.n_steps, policy_kwargs=policy, seed=0, device=args.device, fast="off"
-        )
+        model = learner("MemoryPolicy", env, n_steps=point.n_steps, policy_kwargs=policy, seed=0, device=args.device)
         steps = model.n_steps
 
         def iteration() -> None:

@@ -1,4 +1,4 @@
-"""Captured iterations on an accelerator. What does not need one: test_graphs.py and test_graphs_everywhere.py."""
+"""Captured iterations on an accelerator. What does not need one: test_cuda_graphs.py and test_cuda_graphs_everywhere.py."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_graphs_everywhere import ENVIRONMENTS, MEMORIES, environment
+from test_cuda_graphs_everywhere import ENVIRONMENTS, MEMORIES, environment
 
 from agents import A2C, PPO, MemoryOnPolicyAlgorithm, Supervised
 from agents.capture import CudaCapture

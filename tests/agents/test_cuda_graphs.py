@@ -1,7 +1,7 @@
 """Iterations that are replayed equal those that are not, bit for bit.
 
 `Tape` replays on the CPU what a CUDA graph would replay on a GPU; `Twin` lets Python do it over the same buffers.
-Which memories and environments can be captured: test_graphs_everywhere.py.
+Which memories and environments can be captured: test_cuda_graphs_everywhere.py.
 """
 
 from __future__ import annotations
