@@ -1,4 +1,4 @@
-"""Captured iterations on an accelerator. What does not need one: test_cuda_graphs.py and test_cuda_graphs_everywhere.py."""
+"""Captured iterations on an accelerator. What needs none: test_cuda_graphs.py, test_cuda_graphs_everywhere.py."""
 
 from __future__ import annotations
 
