@@ -15,6 +15,7 @@ import csv
 import json
 import math
 import os
+import statistics
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -132,14 +133,16 @@ def main(args: Args) -> None:
 
 
 def table(runs: list[Run]) -> str:
-    lines = ["| recipe | memory | seed | score | of fresh episodes | loss at the end | steps | minutes |"]
+    lines = ["| recipe | memory | seed | score | of fresh episodes | median loss at the end | steps | minutes |"]
     lines += ["|---|---|---|---|---|---|---|---|"]
     for run in runs:
         summary, metric = run.summary, METRICS[run.task]
         with (run.folder / "progress.csv").open(newline="", encoding="utf-8") as file:
-            last = [float(row["train/target_loss"]) for row in csv.DictReader(file) if row["train/target_loss"]][-20:]
+            rows = [row for row in csv.DictReader(file) if row["train/target_loss"]]
+        loss = statistics.median(float(row["train/target_loss"]) for row in rows[-100:])
+        minutes = max(float(row["time/time_elapsed"]) for row in rows) / 60
         cells = [run.task, run.config["memory"], run.seed, metric, f"{summary['metrics'].get(metric, math.nan):.4g}"]
-        cells += [f"{sum(last) / len(last):.4g}", f"{summary['env_steps']:,}", f"{summary['wall_s'] / 60:.1f}"]
+        cells += [f"{loss:.4g}", f"{summary['env_steps']:,}", f"{minutes:.1f}"]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines) + "\n"
 
@@ -152,7 +155,7 @@ def draw(path: Path, points: list[dict[str, Any]]) -> None:
     columns = min(3, len(tasks))
     rows = math.ceil(len(tasks) / columns)
     figure = Figure(figsize=(4 * columns, 2.7 * rows), dpi=120, layout="constrained")
-    panes = figure.subplots(rows, columns, squeeze=False).flat
+    panes = list(figure.subplots(rows, columns, squeeze=False).flat)
     colors = {"identity": "#8a8f98", "lstm": "#2a6fb0"}
     for axes, task in zip(panes, tasks, strict=False):
         of_task = [point for point in points if point["task"] == task]
@@ -165,7 +168,7 @@ def draw(path: Path, points: list[dict[str, Any]]) -> None:
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.25)
         axes.legend(frameon=False, fontsize=8)
-    for axes in list(panes):
+    for axes in panes[len(tasks) :]:
         axes.set_axis_off()
     figure.savefig(path)
 

@@ -15,6 +15,8 @@ from stable_baselines3.common.distributions import (
 from torch import Tensor, cat, nn
 from torch.distributions import Categorical
 
+from policies.memories.base import host_may_read
+
 
 class ChoiceDistribution(CategoricalDistribution):
     """SB3's distribution over choices in fewer operations, with the same samples from the same random numbers.
@@ -52,7 +54,14 @@ class ChoiceDistribution(CategoricalDistribution):
         return -(finite * finite.exp()).sum(-1)
 
     def sample(self) -> Tensor:
+        """A choice for each row.
+
+        Raises:
+            RuntimeError: on a CPU, where looking costs no wait: a probability is no number.
+        """
         probabilities = self.logits.detach().softmax(-1)
+        if probabilities.device.type == "cpu" and host_may_read() and not probabilities.sum().isfinite():
+            raise RuntimeError("there are probabilities that are no numbers")
         return (probabilities / torch.empty_like(probabilities).exponential_()).argmax(-1)
 
     def mode(self) -> Tensor:
