@@ -16,6 +16,7 @@ much of its time that explains. Operations that fuse, or find their operands in 
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -108,18 +109,18 @@ def points(args: Args) -> Iterator[Point]:
             yield Point("agents", memory, copies, MAZE, copies, "a2c", memory, kwargs, n_steps=20)
     sizes = {"hidden_size": 128, "word_size": 16, "read_heads": 2}
     for memory in ("dnc", "sdnc", "ntm"):
-        for slots in doublings(32, 2048, 2):
+        for slots in doublings(32, 2048, 4):
             named = {**sizes, "slots": slots} if memory != "ntm" else {"hidden_size": 128, "memory_size": slots}
             yield Point("slots", memory, slots, MAZE, 16, "a2c", memory, named, n_steps=20)
     for memory, name in (("lstm", "hidden_size"), ("plastic", "hidden_size"), ("mnm-p", "memory_units")):
-        for width in doublings(32, 1024 if memory == "lstm" else 512, 2):
+        for width in doublings(32, 512, 4):
             named = {"key_size": width, "value_size": width, "heads": 1} if memory == "mnm-p" else {}
             yield Point("width", memory, width, MAZE, 64, "a2c", memory, {name: width, **named}, n_steps=20)
     for levels in (1, 2, 3, 4):
-        named = {"levels": [levels] * 3, "channels": [8] * 3, "residuals": []}
+        named = {"levels": [min(levels, layer) for layer in (2, 3, 4)], "channels": [8] * 3, "residuals": []}
         yield Point("levels", "multigrid", levels, MAZE, 16, "a2c", "multigrid", named, n_steps=20)
     for memory in ("lstm", "mnm-p", "dnc"):
-        for length in (25, 100, 400, 1600):
+        for length in (25, 100, 400):
             named = {"episode_length": length}
             yield Point("length", memory, length, MAZE, 16, "a2c", memory, agents[memory], named, n_steps=length)
     for ranks in doublings(1, args.largest_ranks, 2):
@@ -170,9 +171,9 @@ def measure(point: Point, args: Args) -> dict[str, Any]:
         def iteration() -> None:
             model.learn(1, log_interval=None, reset_num_timesteps=model.num_timesteps == 0)
     else:
-        steps, model = 64, None
+        steps, model = 16, None
         iteration = playing(env, steps)
-    before = peak(args.device)
+    before = forget_peak(args.device)
     iteration()
     with Work() as work, FlopCounterMode(display=False) as flops:
         iteration()
@@ -244,10 +245,29 @@ def wait(device: str) -> None:
 
 
 def peak(device: str) -> int:
-    """Most bytes that were in use: of the device, or of this process on the host."""
+    """Most bytes that were in use since `forget_peak`: of the device, or of this process on the host."""
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return _status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def forget_peak(device: str) -> int:
+    """Count the peak anew (on the host, where Linux lets us); what is in use now."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS") or peak(device)
+
+
+def _status(name: str) -> int:
+    """An entry of Linux's /proc/self/status in bytes; 0 where there is none."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(name):
+                return int(line.split()[1]) * 1024
+    return 0
 
 
 # -- limits ------------------------------------------------------------------------------------------------------------
@@ -310,7 +330,7 @@ def main(args: Args) -> None:
             print("  ".join(f"{name}={value}" for name, value in row.items()), flush=True)
             if row.get("peak_mib", 0) > args.memory_limit * 512 or "failed" in row:
                 ended.add(point.label)
-        write(args.folder / f"{study}.csv", rows)
+            write(args.folder / f"{study}.csv", rows)
         draw(args.folder / f"{study}.png", study, rows)
     write(args.folder / "limits.csv", [{**rates, "threads": args.threads, "device": args.device}])
 
@@ -349,7 +369,7 @@ def draw(path: Path, study: str, rows: list[dict[str, Any]]) -> None:
         speed.plot(
             [row[study] for row in limited], [row["limit_per_s"] for row in limited], ":", color=line.get_color()
         )
-        measured = [row for row in curve if "peak_mib" in row]
+        measured = [row for row in curve if row.get("peak_mib", 0) > 0]
         memory.plot([row[study] for row in measured], [row["peak_mib"] for row in measured], "o-", markersize=3)
     for axes, title in ((speed, "steps/s (dotted: limit)"), (memory, "peak memory, MiB")):
         axes.set(
