@@ -140,7 +140,8 @@ class SegmentedRecording(Recording):
             self._close()
         state, done = self.first, []
         for span, (x, *questions), values in self.spans:
-            done.append(span.apply([x, *state.values(), *questions], values))
+            before = (state[name] for name in span.state)  # memories may name their parts in another order each time
+            done.append(span.apply([x, *before, *questions], values))
             state = done[-1].state
         return join(done)
 

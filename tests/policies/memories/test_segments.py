@@ -79,6 +79,24 @@ def test_segments_without_a_start_are_the_plain_sequence(name: str) -> None:
     )
 
 
+@pytest.mark.parametrize("name", LONG)
+def test_segments_from_the_first_state_on(name: str) -> None:
+    """Whose parts a memory may name in another order than those of later states, as the DNC does."""
+    memory = build(name)
+    xs = inputs(name, LENGTH, BATCH)
+    outputs, gradients = [], []
+    for way in (
+        lambda state: unroll(memory, xs, None, state),
+        lambda state: recorded(memory, xs, None, state, None, segment=2),
+    ):
+        outputs.append(way(memory.initial_state(BATCH)).outputs)
+        trained = [parameter for parameter in memory.parameters() if parameter.requires_grad]
+        found = torch.autograd.grad(outputs[-1].square().sum(), trained, materialize_grads=True, allow_unused=True)
+        gradients.append(found)
+    torch.testing.assert_close(outputs[1], outputs[0])
+    torch.testing.assert_close(gradients[1], gradients[0])
+
+
 def same(memory: Memory, name: str, *ways: Callable[[Tensor, State], Unrolled]) -> None:
     results, gradients = [], []
     for way in ways:
