@@ -142,7 +142,7 @@ def test_a_grid_is_run_once_and_whole(tmp_path: Path, stand_in: None) -> None:
 
 
 def test_ctrl_c_leaves_a_study_that_goes_on(tmp_path: Path, stand_in: None) -> None:
-    slow = {"fixed": {"vf_coef": 0.1, "ent_coef": 0.0, "memory": "gru"}, "seeds": [0, 1], "trials": 2}
+    slow = {"fixed": {"vf_coef": 0.3, "ent_coef": 0.0, "memory": "gru"}, "seeds": [0, 1], "trials": 2}
     sweep = prepared(tmp_path, **slow)
 
     def interrupt_the_second_seed() -> None:
