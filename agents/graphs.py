@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 PROVEN = False
 """Whether tests/agents/test_cuda_graphs_gpu.py has passed on a GPU; until then "auto" leaves graphs alone."""
-FAST = ("auto", "off", "compile", "graph")
 PATIENCE = 16
 """Iterations without a graph after which one line says why."""
 

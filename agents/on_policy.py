@@ -9,7 +9,7 @@ One iteration is collect → train → read. Nothing is read back to the host be
 from __future__ import annotations
 
 import time
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, get_args
 
 import torch
 from gymnasium import spaces
@@ -26,11 +26,11 @@ from agents.checkpoint import Checkpointed
 from agents.env_adapters import EnvLike, TensorVecEnv, as_tensor_env
 from agents.episodes import Episodes
 from agents.generators import set_generators
-from agents.graphs import FAST, Graphs, graphs_for
+from agents.graphs import Graphs, graphs_for
 from agents.non_finite import naming_non_finite
 from agents.reading import read, report
 from agents.rollout import OnHost, Rollout
-from agents.speed import prepare
+from agents.speed import Fast, prepare
 from agents.task_metrics import TaskMetrics
 from agents.updates import Updates
 from envs.tensor_env import Obs, TensorEnv
@@ -105,8 +105,8 @@ class MemoryOnPolicyAlgorithm(Checkpointed, Updates, OnPolicyAlgorithm):
     ) -> None:
         if n_steps < 0:
             raise ValueError(f"n_steps is {n_steps}, expected at least 1, or 0 for a whole episode")
-        if fast not in FAST:
-            raise ValueError(f"fast is {fast!r}, expected one of {', '.join(FAST)}")
+        if fast not in get_args(Fast):
+            raise ValueError(f"fast is {fast!r}, expected one of {', '.join(get_args(Fast))}")
         self.aux_coef = aux_coef
         self.normalize_advantage = normalize_advantage
         self.reward_scale = reward_scale

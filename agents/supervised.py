@@ -115,7 +115,8 @@ class Supervised(MemoryOnPolicyAlgorithm):
         self._state = unrolled.state
         answered = time.perf_counter()
         self.memory_seconds += answered - watched
-        for t, action in enumerate(rollout.actions):
+        going = True
+        for t, action in enumerate(rollout.actions):  # to its end, where the memory is already, also if one says stop
             self._obs, rewards, terminated, truncated, info = tensor_env.step(policy.to_env(action))
             rollout.rewards[t], rollout.terminated[t], rollout.truncated[t] = rewards, terminated, truncated
             self.task_metrics.add(info)
@@ -123,12 +124,12 @@ class Supervised(MemoryOnPolicyAlgorithm):
             self.num_timesteps += self.all_envs
             dones = OnHost(self._starts)
             callback.update_locals(locals())
-            if not callback.on_step():
-                return False
+            going = going and callback.on_step()
         self.scores = self.task_metrics.sums()
         self.env_seconds += time.perf_counter() - answered + watched - started
-        callback.on_rollout_end()
-        return True
+        if going:
+            callback.on_rollout_end()
+        return going
 
     def _watch(self, rollout: Rollout) -> None:
         """Observations, targets and weights of the roll-out to come, answered with zeros, which change none of them."""

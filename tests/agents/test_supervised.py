@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 
 from agents import PPO, Supervised
@@ -206,3 +207,17 @@ def test_whole_sequences_are_the_steps_they_stand_for(memory: str, n_steps: int)
     for key in ("rollout/ep_rew_mean", "task/f1"):
         assert whole.logger.name_to_value.get(key) == pytest.approx(stepped.logger.name_to_value.get(key))
     assert torch.equal(envs[0].generator.get_state(), envs[1].generator.get_state())
+
+
+def test_a_callback_that_stops_leaves_environment_and_memory_at_one_step() -> None:
+    class Stop(BaseCallback):
+        def _on_step(self) -> bool:
+            return False
+
+    model = supervised(RepeatFirst(3, length=5), n_steps=7)
+    model.learn(1000, Stop())
+    assert model.num_timesteps == 3 * 7
+    assert model.tensor_env._elapsed == 7 % 5
+    ends = unroll(model.policy.memory, model.rollout.obs, model.rollout.starts, model.rollout.state).state
+    for name, value in ends.items():
+        torch.testing.assert_close(model._state[name], value)
