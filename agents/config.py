@@ -73,7 +73,7 @@ class Config:
     through torch.compile (some ten seconds to start), graph replays whole iterations as CUDA graphs or says why it
     cannot. See docs/performance.md and docs/gpu.md."""
     precision: Precision = "float32"
-    """bf16: PPO's replay through an LSTM multiplies in bfloat16, where the processor has it."""
+    """bf16: lstm and multigrid multiply whole sequences in bfloat16; pays where the processor has it."""
 
     learning_rate: float = 3e-4
     """Of the optimiser (Adam). Too high: approx_kl jumps and the return falls. 1e-4 to 1e-3 are usual."""

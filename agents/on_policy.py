@@ -177,6 +177,11 @@ class MemoryOnPolicyAlgorithm(Checkpointed, Updates, OnPolicyAlgorithm):
         self._moves = 0
 
     @property
+    def unrolls(self) -> bool:
+        """Whether it learns from whole sequences, by `Memory.unroll`."""
+        return not self.keeps_graph
+
+    @property
     def tensor_env(self) -> TensorEnv:
         """The training environment behind its tensor interface."""
         assert isinstance(self.env, TensorVecEnv), "the model was loaded without an environment; call set_env"

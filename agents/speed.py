@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 
-from policies.memories.recurrent import TorchRecurrent
 from policies.policy import MemoryActorCriticPolicy
 
 if TYPE_CHECKING:
@@ -30,9 +29,10 @@ def prepare(learner: MemoryOnPolicyAlgorithm) -> str:
     - compile: as auto, and the memory's step goes through torch.compile; where that fails, as auto.
     - graph: as auto here; `agents.graphs` replays the iteration, or says why it cannot.
 
-    With `precision` "bf16" PPO's replay through a memory with a sequence kernel (the LSTM's, and on an accelerator the
-    GRU's) multiplies in bfloat16; acting, heads, loss and optimiser stay in float32. So the ratio of the first
-    minibatch is 1 up to that rounding.
+    With `precision` "bf16" whole sequences multiply in bfloat16 in memories that have a form for it: the LSTM, on an
+    accelerator the GRU, and multigrid. That is PPO's replay, and what a supervised learner does where answers change
+    nothing that is seen; acting, heads, loss and optimiser stay in float32. So the ratio of PPO's first minibatch is 1
+    up to that rounding.
 
     Raises:
         ValueError: `precision` is none of the two, or is bf16 where nothing would use it.
@@ -41,12 +41,13 @@ def prepare(learner: MemoryOnPolicyAlgorithm) -> str:
     if precision not in get_args(Precision):
         raise ValueError(f"precision is {precision!r}, expected one of {', '.join(get_args(Precision))}")
     if precision == "bf16":
-        memory = policy.memory
-        if not isinstance(memory, TorchRecurrent) or not (memory.has_cpu_kernel or device.type != "cpu"):
-            raise ValueError(f"precision is 'bf16', but {policy.memory_name} has no sequence kernel on {device}")
-        if learner.keeps_graph or fast == "off":
-            raise ValueError("precision is 'bf16', which is for PPO's replay with fast paths")
-        memory.bf16 = True
+        if not learner.unrolls or fast == "off":
+            raise ValueError(
+                "precision is 'bf16', which is for whole sequences with fast paths: for PPO's replay, and "
+                "for supervised where answers change nothing that is seen"
+            )
+        if not policy.memory.take_bf16():
+            raise ValueError(f"precision is 'bf16', but {policy.memory_name} has no form for it on {device}")
     if fast == "off":
         policy.take_plain_twins()
     return _compile(policy, learner.n_envs if learner.env is not None else 1) if fast == "compile" else ""

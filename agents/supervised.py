@@ -87,6 +87,11 @@ class Supervised(MemoryOnPolicyAlgorithm):
             _init_setup_model=_init_setup_model,
         )
 
+    @property
+    def unrolls(self) -> bool:
+        """Where answers change nothing that is seen."""
+        return self.whole_sequences and (self.env is None or self.tensor_env.ignores_actions)
+
     def collect_rollouts(  # type: ignore[override]
         self, env: Any, callback: BaseCallback, rollout_buffer: Rollout, n_rollout_steps: int
     ) -> bool:
@@ -95,7 +100,7 @@ class Supervised(MemoryOnPolicyAlgorithm):
         The roll-out is then seen first, remembered and answered as one sequence, and at last played with the answers;
         not where the iteration is a graph, in which the environments' generator cannot be turned back.
         """
-        if self.graphs is not None or not (self.whole_sequences and self.tensor_env.ignores_actions):
+        if self.graphs is not None or not self.unrolls:
             return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
         rollout, policy, tensor_env = rollout_buffer, self.policy, self.tensor_env
         policy.set_training_mode(True)

@@ -1,13 +1,16 @@
-"""What one step of the 15x15 mapping network costs: the writer, its reader, and both.
+"""What the 15x15 mapping network costs: a step of the writer, its reader and both; and learning from a sequence.
 
     python benchmarks/multigrid_step.py
 
-One map at a time, without gradients, as the paper measures it: 18 ± 3 ms on a Titan X (supplement, section D). The two
-parts take turns; each figure is the median of the repeats.
+Steps are of one map at a time, without gradients, as the paper measures it: 18 ± 3 ms on a Titan X (supplement, section
+D). Sequences are of `length` steps of `copies` maps, forward and backward, step by step and at once: by torch's
+operations, by the C loop, and by the loop in bfloat16. Parts take turns; each figure is the median of the repeats, for
+sequences of processor time.
 """
 
 from __future__ import annotations
 
+import os
 import statistics
 import sys
 import time
@@ -34,6 +37,16 @@ class Args:
     """Repeats, of which the median counts."""
     device: str = "cpu"
     """Where the memory lives."""
+    length: int = 25
+    """Steps of a sequence."""
+    copies: int = 6
+    """Maps learned from at once."""
+    turns: int = 7
+    """Repeats of each way through a sequence."""
+
+
+WAYS = {"step by step": (False, "0"), "at once": (True, "0"), "C loop": (True, "1"), "bfloat16": (True, "1")}
+"""Whether fast, and `ENGRAM_NATIVE`."""
 
 
 def milliseconds(run: Callable[[], object], device: torch.device) -> float:
@@ -46,8 +59,33 @@ def milliseconds(run: Callable[[], object], device: torch.device) -> float:
     return 1e3 * (time.perf_counter() - start)
 
 
+def sequences(args: Args) -> None:
+    """One thread, on the CPU."""
+    torch.set_num_threads(1)
+    xs = torch.rand(args.length, args.copies, 4, 3, 3)
+    memories = {}
+    for way, (fast, _) in WAYS.items():
+        memories[way] = Multigrid((4, 3, 3), {"query": (4, 3, 3)}, preset=args.preset, fast=fast)
+    memories["bfloat16"].take_bf16()
+    taken: dict[str, list[float]] = {way: [] for way in WAYS}
+    for turn in range(args.turns + 1):  # the first one compiles, and pays for kernels
+        for way, memory in memories.items():
+            os.environ["ENGRAM_NATIVE"] = WAYS[way][1]
+            start = time.process_time()
+            unrolled = memory.unroll(xs, None, memory.initial_state(args.copies), None, {"query": xs})
+            unrolled.outputs.sum().backward()
+            if turn:
+                taken[way].append(time.process_time() - start)
+    plain = statistics.median(taken["step by step"])
+    for way, spent in taken.items():
+        ratios = sorted(first / own for first, own in zip(taken["step by step"], spent, strict=True))
+        middle = statistics.median(spent)
+        rate = args.length * args.copies / middle
+        print(f"{way:13} {rate:6.0f} steps/s   {plain / middle:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})")
+
+
 @torch.inference_mode()
-def main(args: Args) -> None:
+def single_steps(args: Args) -> None:
     device = torch.device(args.device)
     memory = Multigrid((4, 3, 3), preset=args.preset).to(device)
     x, span = torch.rand(1, 4, 3, 3, device=device), Span()
@@ -70,6 +108,13 @@ def main(args: Args) -> None:
                     taken[name].append(spent)
         figures = (f"{name} {statistics.median(spent):6.2f} ({min(spent):.2f})" for name, spent in taken.items())
         print(f"threads {threads}:  " + "   ".join(figures))
+
+
+def main(args: Args) -> None:
+    single_steps(args)
+    if args.device == "cpu":
+        print(f"{args.preset}, {args.copies} maps, {args.length} steps forward and backward, one thread")
+        sequences(args)
 
 
 if __name__ == "__main__":

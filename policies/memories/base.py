@@ -114,6 +114,10 @@ class Memory(nn.Module):
         """As the function `unroll`; override it where the same can be had faster."""
         return unroll(self, xs, starts, state, resets)
 
+    def take_bf16(self) -> bool:
+        """Multiply in bfloat16 in `unroll` from now on, and nowhere else; False: this memory cannot."""
+        return False
+
     def record(self, state: State, room: int) -> Recording:
         """Begin a sequence that is stepped now and differentiated later; override it where that can be had faster.
 

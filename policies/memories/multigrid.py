@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from policies.memories.base import MemoryStep, Panel, State, Unrolled, unroll
 from policies.memories.multigrid_layers import Channels, ConvGrid, Grid, LSTMGrid, Pyramid, Span, Stack
+from policies.memories.multigrid_native import channels_inside, usable
 from policies.memories.multigrid_presets import Plan, Residuals
 from policies.memories.readers import Queries, ReaderMemory
 from policies.memories.registry import register_memory
@@ -104,6 +105,8 @@ class Multigrid(ReaderMemory):
         if queries and plan.reader == "none":
             raise ValueError(f"reader='none' has no one to ask {', '.join(queries)}")
         self.fast = fast
+        self.bf16 = False
+        """Whether sequences are convolved in bfloat16; cells, states and outputs stay as they are."""
         self.input_shape, self.query_shapes = tuple(input_size), dict(queries or {})
         for name, shape in {"input_size": self.input_shape, **self.query_shapes}.items():
             if len(shape) != plan.rank + 1:
@@ -203,6 +206,10 @@ class Multigrid(ReaderMemory):
         outputs, state, losses, grids = self._write_and_read(xs.flatten(0, 1), state, flat, span)
         return Unrolled(span.steps_of(outputs), state, losses, None if grids is None else span.steps_of(grids))
 
+    def take_bf16(self) -> bool:
+        self.bf16 = self.fast
+        return self.bf16
+
     def _answering(self, xs: Tensor) -> Tensor | None:
         """Where the decoder is at work, `[T, B]`."""
         if self.plan.decoder == "none":
@@ -217,21 +224,21 @@ class Multigrid(ReaderMemory):
         """A step, or the rows of a sequence."""
         if self.query_shapes.keys() != (queries or {}).keys():
             raise ValueError(f"queries are {sorted(queries or {})}; this memory has readers for {self.query_shapes}")
-        written, following = self.writer(self.enter(x), state, span)
+        written, following = self.writer(self._entered(x, span), state, span)
         grids, pools = [], []
         asked = [x] if queries is None or not queries else [queries[name] for name in self.query_shapes]
         for reader, query in zip(self.readers, asked, strict=True):
             if self.plan.reader == "none":
                 entering, beside = written[-1], []
             else:
-                entering, beside = self.enter(query), written
+                entering, beside = self._entered(query, span), written
             passed, changed = reader(entering, state, span, beside)
             following |= changed
             grids += passed[-1].values()
-            pools += [*[entering, *passed][-2].values()]
+            pools += [level.to(self.dtype) for level in [entering, *passed][-2].values()]
         if span.steps is not None:
             following["steps"] = span.counts[-1]
-        grid = torch.cat(grids, 1) if len(grids) > 1 else grids[0]
+        grid = (torch.cat(grids, 1) if len(grids) > 1 else grids[0]).to(self.dtype)
         if self.plan.readout == "pool":
             read = torch.cat([level.flatten(2).mean(2) for level in pools], 1)
         else:
@@ -247,6 +254,14 @@ class Multigrid(ReaderMemory):
         missing = [self.plan.side(level) - side for side in reversed(x.shape[2:])]  # F.pad takes the last side first
         padding = [amount for rest in missing for amount in (rest // 2, rest - rest // 2)]
         return {level: F.pad(x, padding) if any(missing) else x}
+
+    def _entered(self, x: Tensor, span: Span) -> Pyramid:
+        """As `enter`; the rows of a sequence in the layout and the precision in which they are convolved fastest."""
+        pyramid = self.enter(x)
+        if span.length == 1 and span.starts is None:
+            return pyramid
+        laid = {level: channels_inside(grid) if usable(grid) else grid for level, grid in pyramid.items()}
+        return {level: grid.to(torch.bfloat16) if self.bf16 else grid for level, grid in laid.items()}
 
     # -- pictures ------------------------------------------------------------------------------------------------------
 

@@ -91,6 +91,12 @@ def convolution(rank: int, inputs: int, outputs: int) -> nn.Conv1d | nn.Conv2d:
     return (nn.Conv2d if rank == 2 else nn.Conv1d)(inputs, outputs, 3, padding=1)
 
 
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The convolution in the precision of `x`."""
+    function = F.conv2d if x.dim() == 4 else F.conv1d
+    return function(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), padding=1)
+
+
 # Normalisation: `(rows, state, span)` to normalised rows and what changed in the state
 
 
@@ -184,11 +190,11 @@ class Grid(nn.Module):
         return {} if self.norm is None else self.norm.sizes()
 
     def normal(self, rows: Tensor, state: State, span: Span) -> tuple[Tensor, State]:
-        """Normalised rows, where there is normalisation."""
+        """Normalised rows, where there is normalisation; in the parameters' precision meanwhile."""
         if self.norm is None:
             return rows, {}
-        normal: tuple[Tensor, State] = self.norm(rows, state, span)
-        return normal
+        normal, changed = self.norm(rows.to(self.norm.weight.dtype), state, span)
+        return normal.to(rows.dtype), changed
 
     def forward(self, parts: list[Tensor], state: State, span: Span) -> tuple[Tensor, State]:
         raise NotImplementedError
@@ -205,7 +211,8 @@ class ConvGrid(Grid):
         self.conv = convolution(rank, inputs, channels)
 
     def forward(self, parts: list[Tensor], state: State, span: Span) -> tuple[Tensor, State]:
-        rows = self.conv(torch.cat(parts, 1) if len(parts) > 1 else parts[0])
+        x = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+        rows = convolve(x, self.conv.weight, self.conv.bias)
         return (rows, {}) if self.plain else self.normal(rows.relu(), state, span)
 
 
@@ -249,19 +256,21 @@ class LSTMGrid(Grid):
             rows = h
         else:
             # all steps' inputs at once; only what depends on the step before is taken step by step
-            convolve = F.conv2d if self.rank == 2 else F.conv1d
+            x = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
             x_weight, h_weight = self.conv.weight.tensor_split([self.inputs], 1)
-            x_gates = convolve(torch.cat(parts, 1), x_weight, self.conv.bias, padding=1)
+            x_gates, kept, h = convolve(x, x_weight, self.conv.bias), h.dtype, h.to(x.dtype)
             if span.answering is None:
                 peepholes = None if self.peepholes is None else self.peepholes[0]
-                rows, h, c = Recurrence.apply(span.starts, span.resets, x_gates, h, c, h_weight, peepholes)  # type: ignore[no-untyped-call]
+                rows, h, c = Recurrence.apply(span.starts, span.resets, x_gates, h, c, h_weight.to(x.dtype), peepholes)  # type: ignore[no-untyped-call]
             else:
                 hidden = []
                 for t, gates in enumerate(span.steps_of(x_gates).unbind()):
                     h, c = span.fresh(t, h), span.fresh(t, c)
-                    h, c = self.advance(gates + convolve(h, h_weight, padding=1), c, span.answering[t])
+                    h, c = self.advance(gates.to(c.dtype) + convolve(h, h_weight), c, span.answering[t])
+                    h = h.to(x.dtype)
                     hidden.append(h)
                 rows = torch.cat(hidden)
+            h = h.to(kept)
         rows, changed = self.normal(rows, state, span)
         return rows, {f"hidden_{self.key}": h, f"cell_{self.key}": c, **changed}
 

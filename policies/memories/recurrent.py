@@ -106,6 +106,10 @@ class TorchRecurrent(Memory):
             self, lambda part, state: Unrolled(*self._run(part, state), {}), xs, starts, state, resets
         )
 
+    def take_bf16(self) -> bool:
+        self.bf16 = self.has_cpu_kernel or self.device.type != "cpu"
+        return self.bf16
+
     def _unroll_by_hand(
         self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None
     ) -> Unrolled:

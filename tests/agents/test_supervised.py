@@ -209,6 +209,26 @@ def test_whole_sequences_are_the_steps_they_stand_for(memory: str, n_steps: int)
     assert torch.equal(envs[0].generator.get_state(), envs[1].generator.get_state())
 
 
+def test_bf16_learns_from_whole_sequences_and_from_nothing_else() -> None:
+    """A roll-out of multigrid in bfloat16 is near that in float32; its state and what is learned are float32."""
+    models = [
+        supervised(Mapping(3, size=7), "multigrid", memory_kwargs={}, precision=kind) for kind in ("float32", "bf16")
+    ]
+    models[1].policy.load_state_dict(models[0].policy.state_dict())
+    rollouts = [collected(model) for model in models]
+    for name in ("latents", "grids"):
+        ours, theirs = (getattr(rollout, name) for rollout in rollouts)
+        assert ours.dtype == theirs.dtype == torch.float32
+        assert not torch.equal(ours, theirs)
+        torch.testing.assert_close(ours, theirs, rtol=0.05, atol=0.02)
+    models[1].learn_from(rollouts[1])
+    assert {value.dtype for value in models[1]._state.values()} == {torch.float32}
+    with pytest.raises(ValueError, match="for supervised where answers change nothing that is seen"):
+        supervised(Mapping(3, size=7, trajectory="explore"), "multigrid", memory_kwargs={}, precision="bf16")
+    with pytest.raises(ValueError, match="dnc has no form for it on cpu"):
+        supervised(RepeatFirst(3, length=5), "dnc", memory_kwargs=SIZES["dnc"], precision="bf16")
+
+
 def test_a_callback_that_stops_leaves_environment_and_memory_at_one_step() -> None:
     class Stop(BaseCallback):
         def _on_step(self) -> bool:

@@ -34,11 +34,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("fast", [True, False], ids=["sequence", "step"])
+@pytest.mark.parametrize("way", ["sequence", "sequence by torch", "step"])
 @pytest.mark.parametrize("label", OPTIONS)
-def test_it_is_the_papers_equations(label: str, fast: bool) -> None:
+def test_it_is_the_papers_equations(monkeypatch: pytest.MonkeyPatch, label: str, way: str) -> None:
     """Outputs, maps, final state; gradients of everything trained, of the inputs and of the state carried in."""
-    memory = build(**{**OPTIONS[label], "fast": fast})
+    monkeypatch.setenv("ENGRAM_NATIVE", "0" if way == "sequence by torch" else "1")
+    memory = build(**{**OPTIONS[label], "fast": way != "step"})
     xs = sequence(memory.input_shape, LENGTH, BATCH)
     xs[1, 0] = xs[2, 1] = xs[0, 0, 0] = 0  # where all is zero, not only one channel, a decoder may be at work
     xs.requires_grad_()
