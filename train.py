@@ -36,6 +36,7 @@ from agents import (
     make_env,
 )
 from agents.callbacks import CheckpointEvery, DescribeRun, PicturePanels, RunDisplay, git_state
+from agents.checkpoint import take_weights
 from agents.config import Command, Config, base_config, load_config
 from agents.distributed import RankLostError
 from agents.evaluation import Score, evaluate, random_score
@@ -94,9 +95,12 @@ def build(config: Config, checkpoint: Path | None = None) -> MemoryOnPolicyAlgor
     if checkpoint is not None:
         return load(checkpoint, env, device=device, fast=config.fast, precision=config.precision)
     try:
-        return LEARNERS[config.algo]("MemoryPolicy", env, device=device, **config.learner_kwargs())
+        model = LEARNERS[config.algo]("MemoryPolicy", env, device=device, **config.learner_kwargs())
     except TypeError as error:  # arguments that the memory does not take
         raise ValueError(str(error)) from error
+    if config.init_from is not None:
+        take_weights(model.policy, config.init_from)
+    return model
 
 
 def run(config: Config, folder: Path, console: Console, checkpoint: Path | None = None) -> MemoryOnPolicyAlgorithm:
@@ -216,6 +220,7 @@ def train(config: Config, checkpoint: Path | None, console: Console) -> int:
     identity = None
     if config.baseline and config.memory != "identity":
         memoryless = dataclasses.replace(config, memory="identity", memory_kwargs={}, precision="float32")
+        memoryless.init_from = None
         before = distributed.from_first(lambda: newest(folder / "identity") if checkpoint else None)
         identity_model = run(memoryless, folder / "identity", console, before)
         if identity_model.stop_requested:

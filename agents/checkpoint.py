@@ -135,6 +135,25 @@ def read_tensors(path: str | os.PathLike[str], manifest: dict[str, Any]) -> dict
     return tensors
 
 
+def take_weights(policy: torch.nn.Module, path: str | os.PathLike[str]) -> None:
+    """Give a policy the parameters and buffers of a checkpoint, or of the newest in a run's folder.
+
+    Raises:
+        CheckpointError: there is none, it is damaged, or its weights are not those of such a policy.
+    """
+    checkpoint = latest_checkpoint(path)
+    tensors = read_tensors(checkpoint, read_manifest(checkpoint))
+    weights = {name.removeprefix("policy/"): value for name, value in tensors.items() if name.startswith("policy/")}
+    theirs, ours = _shapes(weights), _shapes(policy.state_dict())
+    if differ := sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name)):
+        there, here = theirs.get(differ[0], "missing"), ours.get(differ[0], "none")
+        raise CheckpointError(
+            f"the weights in {checkpoint} are not of this memory, environment and sizes: {len(differ)} differ; "
+            f"{differ[0]} is {there}, expected {here}"
+        )
+    policy.load_state_dict(weights)
+
+
 def _shapes(tensors: dict[str, Tensor]) -> dict[str, list[int]]:
     return {name: list(value.shape) for name, value in tensors.items()}
 

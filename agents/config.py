@@ -116,6 +116,9 @@ class Config:
     """A file or a name in recipes/; its values are defaults that other flags override."""
     resume: Path | None = None
     """A run's folder or a checkpoint: go on exactly from there, in the same folder."""
+    init_from: Path | None = None
+    """A run's folder or a checkpoint of the same memory: begin with its weights, and with nothing else of it. For a
+    lesson that follows an easier one."""
     data_dir: Path | None = None
     """Folder with the files of tasks that need some; default: the variable ENGRAM_DATA, else a cache."""
     run_dir: Path | None = None
@@ -217,7 +220,7 @@ def load_config(file: str | os.PathLike[str]) -> Config:
     known = {entry.name for entry in dataclasses.fields(Config)}
     if unknown := sorted(set(data) - known):
         raise ValueError(f"{file} has unknown entries {', '.join(unknown)}; known are {', '.join(sorted(known))}")
-    for name in ("resume", "run_dir", "data_dir"):
+    for name in ("resume", "run_dir", "data_dir", "init_from"):
         if data.get(name) is not None:
             data[name] = Path(data[name])
     return Config(**data)

@@ -10,8 +10,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import yaml
 
 import agents
@@ -103,6 +105,35 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, a
     assert json.loads((parts / "summary.json").read_text())["episodes"] == 96
 
 
+def test_a_run_begins_with_the_weights_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Weights and nothing else; the memoryless agent beside it begins anew, and a resumed run is not set back."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert command(*SMALL, "--no-baseline", "--total-timesteps", "128", "--run-dir", str(first)) == 0
+    begun = []
+
+    def learn(self: agents.MemoryOnPolicyAlgorithm, *args: Any, **kwargs: Any) -> Any:
+        begun.append({name: value.clone() for name, value in self.policy.state_dict().items()})
+        return learn_before(self, *args, **kwargs)
+
+    learn_before = agents.PPO.learn
+    monkeypatch.setattr(agents.PPO, "learn", learn)
+    longer = ["--env-kwargs", "length=9", "--n-steps", "9", "--total-timesteps", "144"]
+    assert command(*SMALL, *longer, "--init-from", str(first), "--run-dir", str(second)) == 0
+    taken = agents.load(agents.latest_checkpoint(first), device="cpu").policy.state_dict()
+    assert len(begun) == 2  # the agent, and the memoryless one
+    assert all(torch.equal(value, taken[name]) for name, value in begun[0].items())
+    assert int(rows(second)[0]["time/total_timesteps"]) == 72
+    assert command("--resume", str(second), "--total-timesteps", "216", "--no-progress", "--no-baseline") == 0
+    assert not all(torch.equal(value, taken[name]) for name, value in begun[2].items())
+    capsys.readouterr()
+    assert command(*SMALL, "--memory-kwargs", "hidden_size=24", "--init-from", str(first)) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert "differ; action_net.weight is [4, 16], expected [4, 24]" in message
+
+
 def start(*words: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
     return subprocess.Popen(
@@ -166,6 +197,7 @@ def test_a_killed_run_goes_on_from_its_last_whole_checkpoint(tmp_path: Path) -> 
         (["--env-kwargs", "size=8"], "odd"),
         (["--num-envs", "0"], "num_envs"),
         (["--resume", "no/such/run"], "no/such/run"),
+        (["--init-from", "no/such/run"], "no/such/run"),
     ],
 )
 def test_a_mistake_gets_one_line_that_helps(
