@@ -187,7 +187,7 @@ def prepare(config: Config, checkpoint: Path | None) -> Path:
     if checkpoint is None and not distributed.restarts() and (folder / "config.yaml").exists():
         raise ValueError(f"{folder} already holds a run; choose another --run-dir, or --resume {folder}")
     config.run_dir, config.resume = folder, None
-    build(config)
+    build(config if checkpoint is None else dataclasses.replace(config, init_from=None))
     folder.mkdir(parents=True, exist_ok=True)
     config.save(folder / "config.yaml")
     (folder / "git.txt").write_text(git_state() + "\n", encoding="utf-8")

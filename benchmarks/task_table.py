@@ -5,8 +5,9 @@
     python benchmarks/task_table.py --collect   # only what is under runs/tasks already
 
 trains `python train.py --recipe TASK` and the same with `--memory lstm` and `--memory identity` (their default sizes)
-under `runs/tasks/`, where whatever is there already is used again. It then writes `results/supervised-tasks.csv` (the
-points of every curve), `.png` (the curves) and `.md` (the table: each task's own score over fresh episodes).
+under `runs/tasks/`, where whatever is there already is used again; a lesson that follows another (`LESSONS`) begins
+with its weights, so name both. It then writes `results/supervised-tasks.csv` (the points of every curve), `.png` (the
+curves) and `.md` (the table: each task's own score over fresh episodes).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +34,26 @@ METRICS = {
     "copy-dnc": "wrong_bits",
     "copy-ntm": "wrong_bits",
     "mapping-9": "f1",
-    "double-copy-50": "error",
+    "mapping-15": "f1",
     "associative-recall": "wrong_bits",
+    "priority-sort": "wrong_bits",
     "dictionary-4-1": "error",
+    "dictionary-3-2": "error",
+    "dictionary-8-4": "error",
+    "double-copy-12": "error",
+    "double-copy-50": "error",
+    "mnist-recall-2": "error",
+    "mnist-recall-4": "error",
+    "mnist-recall-10": "error",
 }
 """Recipes, and the score of each: the one its paper gives."""
+LESSONS = {
+    "dictionary-3-2": "dictionary-4-1",
+    "dictionary-8-4": "dictionary-3-2",
+    "mnist-recall-4": "mnist-recall-2",
+    "mnist-recall-10": "mnist-recall-4",
+}
+"""Recipes that begin with the weights of another, of the same memory and seed, by `--init-from`."""
 BESIDE = ("lstm", "identity")
 
 
@@ -66,6 +83,14 @@ class Run:
     seed: int
     folder: Path
 
+    @property
+    def lessons(self) -> int:
+        """How many go before it."""
+        count, task = 0, self.task
+        while task := LESSONS.get(task, ""):
+            count += 1
+        return count
+
     def train(self) -> None:
         """Train it, unless it is done; one that was cut off goes on."""
         if (self.folder / "summary.json").exists():
@@ -75,7 +100,9 @@ class Run:
             command += ["--resume", str(self.folder)]
         else:
             command += ["--recipe", self.task, "--seed", str(self.seed), "--run-dir", str(self.folder)]
-            command += ["--memory", self.beside] if self.beside else []
+            command += ["--memory", self.beside, "--precision", "float32"] if self.beside else []
+            if self.task in LESSONS:
+                command += ["--init-from", str(self.folder.parent / named(LESSONS[self.task], self.beside, self.seed))]
         done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
         if done.returncode:
             raise SystemExit(f"{' '.join(command)}\n{done.stderr}")
@@ -110,16 +137,22 @@ class Run:
         ]
 
 
+def named(task: str, beside: str, seed: int) -> str:
+    """The folder of a run."""
+    return "-".join(filter(None, (task, beside, str(seed))))
+
+
 def main(args: Args) -> None:
     runs = [
-        Run(task, beside, seed, args.runs / "-".join(filter(None, (task, beside, str(seed)))))
+        Run(task, beside, seed, args.runs / named(task, beside, seed))
         for task in args.tasks
         for seed in args.seeds
         for beside in ("", *BESIDE)
     ]
     if not args.collect:
         with ThreadPoolExecutor(args.jobs) as pool:
-            list(pool.map(Run.train, runs))
+            for lessons in range(1 + max(run.lessons for run in runs)):
+                list(pool.map(Run.train, [run for run in runs if run.lessons == lessons]))
     runs = [run for run in runs if (run.folder / "summary.json").exists()]
     args.out.mkdir(parents=True, exist_ok=True)
     with (args.out / "supervised-tasks.csv").open("w", newline="", encoding="utf-8") as file:
@@ -140,7 +173,9 @@ def table(runs: list[Run]) -> str:
         with (run.folder / "progress.csv").open(newline="", encoding="utf-8") as file:
             rows = [row for row in csv.DictReader(file) if row["train/target_loss"]]
         loss = statistics.median(float(row["train/target_loss"]) for row in rows[-100:])
-        minutes = max(float(row["time/time_elapsed"]) for row in rows) / 60
+        clock = [float(row["time/time_elapsed"]) for row in rows]
+        ends = [*(at for at, after in pairwise(clock) if after < at), clock[-1]]  # a run gone on with starts it anew
+        minutes = sum(ends) / 60
         cells = [run.task, run.config["memory"], run.seed, metric, f"{summary['metrics'].get(metric, math.nan):.4g}"]
         cells += [f"{loss:.4g}", f"{summary['env_steps']:,}", f"{minutes:.1f}"]
         lines.append("| " + " | ".join(map(str, cells)) + " |")

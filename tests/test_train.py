@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -125,10 +126,11 @@ def test_a_run_begins_with_the_weights_of_another(
     assert len(begun) == 2  # the agent, and the memoryless one
     assert all(torch.equal(value, taken[name]) for name, value in begun[0].items())
     assert int(rows(second)[0]["time/total_timesteps"]) == 72
+    shutil.rmtree(first / "checkpoints")  # it is needed no more
     assert command("--resume", str(second), "--total-timesteps", "216", "--no-progress", "--no-baseline") == 0
     assert not all(torch.equal(value, taken[name]) for name, value in begun[2].items())
     capsys.readouterr()
-    assert command(*SMALL, "--memory-kwargs", "hidden_size=24", "--init-from", str(first)) == 2
+    assert command(*SMALL, "--memory-kwargs", "hidden_size=24", "--init-from", str(second)) == 2
     message = capsys.readouterr().err
     assert message.count("\n") == 1
     assert "differ; action_net.weight is [4, 16], expected [4, 24]" in message
