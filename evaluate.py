@@ -229,7 +229,8 @@ def _show(arguments: Arguments, agent: Agent | None, env: TensorEnv, env_id: str
     title = env_id.removeprefix("Engram/") + (f" · {policy.memory_name}" if policy is not None else "")
     words = agent.words if agent else ""
     torch.manual_seed(arguments.seed + 1)  # another seed than the environment's, or both would draw the same numbers
-    session = Session(env, policy, title, words, bool(arguments.deterministic), arguments.seed)
+    critic = agent is not None and not agent.model.learns_from_targets
+    session = Session(env, policy, title, words, bool(arguments.deterministic), arguments.seed, critic)
     if arguments.video is not None:
         _record(arguments, session)
         return

@@ -32,6 +32,7 @@ class Session:
         subtitle: a line under it.
         deterministic: the most probable action instead of a sampled one.
         seed: of the first episode; None: random.
+        critic: whether the agent's value was learned; a supervised agent's was not, and is not shown.
     """
 
     def __init__(
@@ -42,12 +43,13 @@ class Session:
         subtitle: str = "",
         deterministic: bool = False,
         seed: int | None = None,
+        critic: bool = True,
     ) -> None:
         if env.num_envs != 1:
             raise ValueError(f"a session takes an environment with num_envs=1, not {env.num_envs}")
         self.env, self.policy = env, policy
         self.title, self.subtitle = title, subtitle
-        self.deterministic = deterministic
+        self.deterministic, self.critic = deterministic, critic
         self.returns: list[float] = []
         """Of the episodes that ended."""
         self.names = action_names(env)
@@ -84,7 +86,7 @@ class Session:
             decision = self.policy.decide(step.output, self.deterministic, step.grid)
             probabilities = self.policy.action_probabilities(step.output, step.grid)
             self.action = self.policy.to_env(decision.action)
-        self.value = float(decision.value)
+        self.value = float(decision.value) if self.critic else None
         if probabilities is not None:
             self.probabilities = probabilities[0].cpu().numpy()
 

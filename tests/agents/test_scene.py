@@ -156,6 +156,12 @@ def test_any_action_can_be_drawn(action: spaces.Space[Any]) -> None:
     assert not np.array_equal(deciding, draw(session.scene()))
 
 
+def test_a_value_that_nobody_learned_is_not_shown() -> None:
+    env = Anything(spaces.Box(0, 1, (4,)), spaces.Discrete(3))
+    assert Session(env, policy_for(env)).scene().value is not None
+    assert Session(env, policy_for(env), critic=False).scene().value is None
+
+
 def test_colours_say_where_zero_is() -> None:
     picture, limits = colours(np.array([[-1.0, 0.0, 3.0]]), None)
     assert limits == (-3.0, 3.0)
