@@ -219,8 +219,9 @@ def train(config: Config, checkpoint: Path | None, console: Console) -> int:
     result = distributed.from_first(lambda: score(config, model))
     identity = None
     if config.baseline and config.memory != "identity":
-        memoryless = dataclasses.replace(config, memory="identity", memory_kwargs={}, precision="float32")
-        memoryless.init_from = None
+        memoryless = dataclasses.replace(
+            config, memory="identity", memory_kwargs={}, precision="float32", init_from=None
+        )
         before = distributed.from_first(lambda: newest(folder / "identity") if checkpoint else None)
         identity_model = run(memoryless, folder / "identity", console, before)
         if identity_model.stop_requested:

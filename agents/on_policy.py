@@ -62,7 +62,7 @@ class MemoryOnPolicyAlgorithm(Checkpointed, Updates, OnPolicyAlgorithm):
         fast: "auto" takes the fast paths that pay; "off" the plain twin of each; "compile" puts the memory's step
             through torch.compile (`agents.speed`); "graph" replays whole iterations as CUDA graphs (`agents.graphs`)
             and raises a ValueError where that cannot be.
-        precision: "float32", or "bf16" for PPO's replay; see `agents.speed.prepare`.
+        precision: "float32", or "bf16" for whole sequences; see `agents.speed.prepare`.
         stats_window_size: episodes over which `rollout/ep_*_mean` are taken.
         tensorboard_log: folder, or None.
         policy_kwargs: arguments of the policy.

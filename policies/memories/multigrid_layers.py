@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from policies.memories.base import State
-from policies.memories.multigrid_sequence import Recurrence, fresh
+from policies.memories.multigrid_sequence import Recurrence, convolve, fresh
 
 Pyramid = dict[int, Tensor]
 """Grids `[N, C, L]` or `[N, C, H, W]` by level."""
@@ -89,12 +89,6 @@ def widen(grid: Tensor, channels: int) -> Tensor:
 def convolution(rank: int, inputs: int, outputs: int) -> nn.Conv1d | nn.Conv2d:
     """Kernel 3, same size; weights and biases uniform in ±1/sqrt(3^rank · inputs), torch's default."""
     return (nn.Conv2d if rank == 2 else nn.Conv1d)(inputs, outputs, 3, padding=1)
-
-
-def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """The convolution in the precision of `x`."""
-    function = F.conv2d if x.dim() == 4 else F.conv1d
-    return function(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), padding=1)
 
 
 # Normalisation: `(rows, state, span)` to normalised rows and what changed in the state

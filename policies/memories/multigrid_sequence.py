@@ -24,6 +24,12 @@ def fresh(value: Tensor, step: int, starts: Tensor | None, resets: frozenset[int
     return value.masked_fill(starts[step].view(-1, *[1] * (value.dim() - 1)), 0.0)
 
 
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The convolution in the precision of `x`."""
+    function = F.conv2d if x.dim() == 4 else F.conv1d
+    return function(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), padding=1)
+
+
 class Recurrence(torch.autograd.Function):
     """h_1 ... h_T of a convolutional LSTM whose inputs have been convolved already; see `LSTMGrid`.
 
@@ -52,33 +58,34 @@ class Recurrence(torch.autograd.Function):
         peepholes: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         first_h, first_c, batch = h, c, len(h)
-        rows, cells, taken = [], [], []
+        hidden, cells, taken = [], [], []
         cell = Cells(c, x_gates.dtype, peepholes)
         for t, x_part in enumerate(x_gates.chunk(len(x_gates) // batch)):
             h, c = fresh(h, t, starts, resets), fresh(c, t, starts, resets)
-            gates, c, h = cell.forward(cell.convolve(h, kernel), x_part, c)
-            rows.append(h)
+            gates, c, h = cell.forward(convolve(h, kernel), x_part, c)
+            hidden.append(h)
             cells.append(c)
             taken.append(gates)
+        rows = torch.cat(hidden)
         ctx.starts, ctx.resets = starts, resets
-        ctx.save_for_backward(kernel, peepholes, first_h, first_c, *rows, *cells, *taken)
-        return torch.cat(rows), h, c
+        ctx.save_for_backward(kernel, peepholes, first_h, first_c, rows, *cells, *taken)
+        return rows, h, c
 
     @staticmethod
     def backward(ctx: Any, d_rows: Tensor, d_h: Tensor, d_c: Tensor) -> Any:
-        kernel, peepholes, first_h, first_c, *kept = ctx.saved_tensors
-        length, rank = len(kept) // 3, kernel.dim() - 2
-        rows, cells, taken = kept[:length], kept[length : 2 * length], kept[2 * length :]
+        kernel, peepholes, first_h, first_c, rows, *kept = ctx.saved_tensors
+        length, rank = len(kept) // 2, kernel.dim() - 2
+        cells, taken = kept[:length], kept[length:]
         cell = Cells(first_c, d_rows.dtype, peepholes)
         backwards = kernel.transpose(0, 1).flip(*range(2, 2 + rank))
         d_outs = d_rows.chunk(length)
-        entered_h, entered_c = [first_h, *rows[:-1]], [first_c, *cells[:-1]]
+        entered_h, entered_c = [first_h, *rows.chunk(length)[:-1]], [first_c, *cells[:-1]]
         for t in ctx.resets:
             entered_h[t], entered_c[t] = (fresh(part[t], t, ctx.starts, ctx.resets) for part in (entered_h, entered_c))
         d_sums: list[Tensor] = []
         for t in reversed(range(length)):
             d_sum, d_c = cell.backward(taken[t], entered_c[t], cells[t], d_h, d_outs[t], d_c)
-            d_h = cell.convolve(d_sum, backwards)
+            d_h = convolve(d_sum, backwards)
             d_h, d_c = (fresh(part, t, ctx.starts, ctx.resets) for part in (d_h, d_c))
             d_sums.append(d_sum)
         d_x_gates = torch.cat(d_sums[::-1])
@@ -86,7 +93,7 @@ class Recurrence(torch.autograd.Function):
         d_peepholes = None
         if peepholes is not None:
             seen = (torch.stack(entered_c), torch.stack(entered_c), torch.stack(cells))  # by i, f and o
-            parts = zip(torch.stack(d_sums[::-1]).chunk(4, 2), seen, strict=False)
+            parts = zip(d_x_gates.view(length, -1, *d_x_gates.shape[1:]).chunk(4, 2), seen, strict=False)
             d_peepholes = torch.stack([(d_gate * c).sum((0, 1)) for d_gate, c in parts])
         ones, zeros = [1] * rank, [0] * rank
         _, d_kernel, _ = torch.ops.aten.convolution_backward(
@@ -109,10 +116,6 @@ class Cells:
         native = (dtype == like.dtype or (half and like.dtype == torch.float32)) and usable(like)
         self.loops = CellLoops(like, half, peepholes) if native else None
         self._dtype, self._peepholes = dtype, peepholes
-        self._function = F.conv2d if like.dim() == 4 else F.conv1d
-
-    def convolve(self, x: Tensor, kernel: Tensor) -> Tensor:
-        return self._function(x, kernel, padding=1)
 
     def forward(self, of_h: Tensor, of_x: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """From what h and the input give `[B, 4C, ...]`, and c before: gates, c and h."""
@@ -143,7 +146,8 @@ class Cells:
     ) -> tuple[Tensor, Tensor]:
         """From d_h + d_out and d_c: those of the sums that entered the gates, and of c before."""
         if self.loops is not None:
-            before, d_h, d_out = map(channels_inside, (before, d_h.to(self._dtype), d_out))
+            gates, before, after = map(channels_inside, (gates, before, after))  # the way there may have been torch's
+            d_h, d_out = channels_inside(d_h.to(self._dtype)), channels_inside(d_out)
             d_c = d_c.clone(memory_format=torch.channels_last)
             d_sums = torch.empty_like(gates, dtype=self._dtype)
             self.loops.backward(gates, before, after, d_h, d_out, d_c, d_sums)

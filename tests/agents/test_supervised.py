@@ -223,6 +223,11 @@ def test_bf16_learns_from_whole_sequences_and_from_nothing_else() -> None:
         torch.testing.assert_close(ours, theirs, rtol=0.05, atol=0.02)
     models[1].learn_from(rollouts[1])
     assert {value.dtype for value in models[1]._state.values()} == {torch.float32}
+    kwargs = {"n_steps": 5, "memory_kwargs": {"hidden_size": 16}}
+    lstms = [supervised(RepeatFirst(3, length=5), "lstm", precision=kind, **kwargs) for kind in ("float32", "bf16")]
+    ours, theirs = (collected(model).latents for model in lstms)
+    assert not torch.equal(ours, theirs)
+    torch.testing.assert_close(ours, theirs, rtol=0.05, atol=0.02)
     with pytest.raises(ValueError, match="for supervised where answers change nothing that is seen"):
         supervised(Mapping(3, size=7, trajectory="explore"), "multigrid", memory_kwargs={}, precision="bf16")
     with pytest.raises(ValueError, match="dnc has no form for it on cpu"):

@@ -92,6 +92,21 @@ def test_bfloat16_is_rounded_as_torch_rounds(monkeypatch: pytest.MonkeyPatch, pe
 
 
 @native_only
+@pytest.mark.parametrize("there", ["0", "1"])
+def test_the_way_back_may_be_the_other(monkeypatch: pytest.MonkeyPatch, there: str) -> None:
+    """Whoever counts operations going forward only has the gates from torch, in another layout."""
+    parts = drawn(8, torch.float64, False)
+    _, expected = both(monkeypatch, parts, None)
+    of_h, of_x, c, *following = parts
+    monkeypatch.setenv("ENGRAM_NATIVE", there)
+    gates, after, _ = Cells(c, c.dtype, None).forward(of_h, of_x, c)
+    monkeypatch.setenv("ENGRAM_NATIVE", "1" if there == "0" else "0")
+    found = Cells(c, c.dtype, None).backward(gates, c, after, *following)
+    for ours, theirs in zip(found, expected[3:], strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@native_only
 def test_threads_share_the_cells(monkeypatch: pytest.MonkeyPatch) -> None:
     parts, before = drawn(8, torch.float32, False), torch.get_num_threads()
     one = step(Cells(parts[2], torch.float32, None), parts)
