@@ -196,7 +196,7 @@ class GraphTask(SequenceTask):
 
         answer = torch.cat([question.answer, blank], 1)
         triple = torch.where(asked, answering, answer.shape[1] - 1)
-        targets = self._digits[self._rows_at(answer, triple)].flatten(2)
+        targets = self._look_up(self._digits, self._rows_at(answer, triple))
         inputs, targets = (part.transpose(0, 1).contiguous() for part in (inputs, targets))
         return Sequences(inputs, targets, asked.T.float().contiguous())
 
@@ -229,6 +229,11 @@ class GraphTask(SequenceTask):
         """`rows[n, index[n, t]]`: `[N, T, 3]` from `[N, R, 3]` and `[N, T]`."""
         return rows.gather(1, index[..., None].expand(-1, -1, 3))
 
+    @staticmethod
+    def _look_up(table: Tensor, labels: Tensor) -> Tensor:
+        """The rows of three labels side by side: `[..., 3 K]` from `[1001, K]` and `[..., 3]`."""
+        return table.index_select(0, labels.flatten()).view(*labels.shape[:-1], -1)
+
     # -- the environment -------------------------------------------------------------------------------------------
 
     def _begin(self, where: Tensor | None) -> None:
@@ -258,7 +263,7 @@ class GraphTask(SequenceTask):
         if self._elapsed == self.length:
             return torch.zeros(self.num_envs, 3 * _DIGITS * 10 + 2, device=self.device)
         shown = self.inputs[self._elapsed]
-        return torch.cat([self._hot[shown[:, :3]].flatten(1), shown[:, 3:].float()], 1)
+        return torch.cat([self._look_up(self._hot, shown[:, :3]), shown[:, 3:].float()], 1)
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         super().load_state_dict(state)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,23 +13,26 @@ from envs.single_env import single as _single
 from envs.tasks.base import Sequences
 from envs.tasks.image_base import ImageTask
 
+ASK = ("after", "last", "each")
+
 
 class MnistRecall(ImageTask):
     """Remember images of digits; asked with one of them, say the class of the next.
 
     Description:
         `length` different images are shown, one a step. Then the question is a copy of the k-th of them, k drawn evenly
-        from all but the last for each copy, and the class of the image after it is due.
+        from all but the last for each copy, and the class of the image after it is due. With `ask="each"` every image
+        but the first comes with a question about those shown so far.
 
     Observation: `Dict` of "image", `Box(float32)` `[1, H, W]` in 0..1 (paper to ink), zero when nothing is shown; and
-        "query", likewise, zero but for the last step. Memories with readers show it to these only.
+        "query", likewise, zero where nothing is asked. Memories with readers show it to these only.
 
-    Action: `Discrete(10)`. `info["target"]` is the class due, `info["weight"]` (float32 `[num_envs]`) 1 at the last
-        step, else 0.
+    Action: `Discrete(10)`. `info["target"]` is the class due, `info["weight"]` (float32 `[num_envs]`) 1 where something
+        is asked: at the last step, or with `ask="each"` at all but the first.
 
-    Reward: `weight * [action == target]`; a perfect episode returns 1.
+    Reward: `weight * [action == target] / (questions of an episode)`; a perfect episode returns 1.
 
-    Termination: after `length + 1` steps; with `ask="last"` after `length`.
+    Termination: after `length` steps; with `ask="after"` after `length + 1`.
 
     Metrics: `error` (% wrong classes), `sequence_error` (the same as a share).
 
@@ -39,7 +42,8 @@ class MnistRecall(ImageTask):
         split: "train", "valid" or "test".
         length: images in an episode, at least 2.
         ask: "after": the question comes in a step of its own, while no image is shown; "last": with the last image, as
-            in the released program, whose reader sees the memory that the last image left.
+            in the released program, whose reader sees the memory that the last image left; "each": with every image but
+            the first, which teaches more in an episode and begins with what is easy.
         side: resize the images to so many pixels a side, by nearest neighbour; None: as they are. The paper's 3, 6 and
             12 at once are multigrid's `input_levels="all"`.
         data_dir: looked into first for files, see `envs.data.find`.
@@ -60,7 +64,7 @@ class MnistRecall(ImageTask):
     """
 
     state_names = (*ImageTask.state_names, "asked_with")
-    asked_with: Tensor  # number of the image in the question, [N]
+    asked_with: Tensor  # number of the image in each question, [questions, N]
 
     def __init__(
         self,
@@ -77,8 +81,10 @@ class MnistRecall(ImageTask):
     ) -> None:
         if length < 2:
             raise ValueError(f"length is {length}, expected at least 2: an image and the one after it")
-        if ask not in ("after", "last"):
-            raise ValueError(f"ask is {ask!r}, expected 'after' or 'last'")
+        if ask not in ASK:
+            raise ValueError(f"ask is {ask!r}, expected one of {', '.join(ASK)}")
+        self.asks_each = ask == "each"
+        self.first_asked = {"after": length, "last": length - 1, "each": 1}[ask]
         super().__init__(
             num_envs,
             source,
@@ -95,52 +101,84 @@ class MnistRecall(ImageTask):
     def _sequences(self) -> Sequences:
         assert self.labels is not None
         shown = self._distinct(self.shown)
-        place = self._integers(0, self.shown - 2, self.num_envs)
-        self.asked_with = shown[place, self._copies]
+        asked = slice(self.first_asked, self.length)
+        followed = (min(step, self.shown - 1) for step in range(self.length)[asked])  # images that another one follows
+        place = torch.stack([self._integers(0, count - 1, self.num_envs) for count in followed])
+        self.asked_with = self._pick(shown, place)
         targets = torch.zeros(self.length, self.num_envs, dtype=torch.int64, device=self.device)
-        targets[-1] = self.labels[shown[place + 1, self._copies]]
+        targets[asked] = self.labels[self._pick(shown, place + 1)]
         weights = torch.zeros(self.length, self.num_envs, device=self.device)
-        weights[-1] = 1.0
+        weights[asked] = 1.0
         return Sequences(shown, targets, weights)
 
     def _beside(self) -> dict[str, Tensor]:
-        asks = self._elapsed == self.length - 1
-        return {"query": self._look_up(self.asked_with) if asks else self._nothing()}
+        asks = self.first_asked <= self._elapsed < self.length
+        return {"query": self._look_up(self.asked_with[self._elapsed - self.first_asked]) if asks else self._nothing()}
 
-    def _scene(self, index: int) -> tuple[list[int], int | None, int | None]:
-        """Numbers of the images shown so far; the place asked for and the answer, None where not known yet."""
-        shown = self.inputs[: self._elapsed + 1, index].tolist()
-        asks = self._elapsed >= self.length - 1
-        place = self.inputs[:, index].tolist().index(int(self.asked_with[index])) if asks else None
-        answered = self._elapsed == self.length and len(self._answers) == self.length
-        return shown, place, int(self._answers[-1][index]) if answered else None
+    def _scene(self, index: int) -> Scene:
+        first, end = self.first_asked, self._elapsed
+        answers: list[int | None] = [None] * (end - len(self._answers))
+        answers += [int(answer[index]) for answer in self._answers]
+        return Scene(
+            shown=self.inputs[: end + 1, index].tolist(),
+            asked_with=self.asked_with[: max(end + 1 - first, 0), index].tolist(),
+            targets=self.targets[first:end, index].tolist(),
+            answers=answers[first:],
+        )
 
     def text(self, index: int = 0) -> str:
-        """Classes shown; `?` under the one asked with, and under the next the answer, with `!` if it is wrong."""
+        """Classes shown; `?` under the one asked with, and under the next the answer, with `!` if it is wrong.
+
+        With a question a step: the classes asked with, due and answered under the image that each came with.
+        """
         assert self.labels is not None
-        shown, place, answer = self._scene(index)
-        lines = [self._caption(), "shown |" + "".join(str(int(self.labels[number])) for number in shown)]
-        if place is not None:
-            said = "_" if answer is None else str(answer)
-            wrong = answer is not None and answer != int(self.targets[-1, index])
-            lines.append(f"asked |{' ' * place}?{said}{'!' if wrong else ''}")
+        scene = self._scene(index)
+        marks = ["_" if said is None else str(said) for said in scene.answers]
+        wrong = [said not in (None, due) for said, due in zip(scene.answers, scene.targets, strict=True)]
+        lines = [self._caption(), "shown |" + self._classes(scene.shown)]
+        if scene.asked_with and not self.asks_each:
+            place = " " * scene.shown.index(scene.asked_with[0])
+            lines.append(f"asked |{place}?{marks[0] if marks else '_'}{'!' if any(wrong) else ''}")
+        elif scene.asked_with:
+            rows = {"asked": self._classes(scene.asked_with), "right": "".join(map(str, scene.targets))}
+            rows |= {"said": "".join(marks), "wrong": "".join(" !"[one] for one in wrong)}
+            lines += [f"{name:<6}| {row}" for name, row in rows.items()]
         return "\n".join(lines)
+
+    def _classes(self, numbers: list[int]) -> str:
+        assert self.labels is not None
+        return "".join(str(int(self.labels[number])) for number in numbers)
 
     def frame(self, index: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:
         from envs.tasks.image_pictures import Section, Verdict, album_frame, grey  # pygame is only needed to watch
 
-        shown, place, answer = self._scene(index)
-        images = [grey(self.pixels[number]) for number in shown]
-        asked: list[Any] = [None] * self.shown
-        said: list[Any] = [None] * self.shown
-        if place is not None:
-            asked[place] = images[place]
-            if self._elapsed == self.length:
-                right = int(self.targets[-1, index])
-                asked[place + 1] = Verdict(str(right))
-                said[place + 1] = None if answer is None else Verdict(str(answer), answer == right)
-        rows = [("shown", images), ("query, target", asked), ("answer", said)]
+        scene = self._scene(index)
+        asked: list[Any] = [grey(self.pixels[number]) for number in scene.asked_with]
+        due: list[Any] = [Verdict(str(right)) for right in scene.targets]
+        said: list[Any] = [
+            None if answer is None else Verdict(str(answer), answer == right)
+            for answer, right in zip(scene.answers, scene.targets, strict=True)
+        ]
+        shown = ("shown", [grey(self.pixels[number]) for number in scene.shown])
+        if self.asks_each:
+            rows = [shown, ("query", [None, *asked]), ("target", [None, *due]), ("answer", [None, *said])]
+        else:  # in the columns of the image asked with and the one after it
+            before: list[Any] = [None] * (scene.shown.index(scene.asked_with[0]) if asked else 0)
+            rows = [shown, ("query, target", before + asked + due), ("answer", [*before, None, *said])]
         return album_frame([Section(self.shown, rows)], self._caption())
+
+
+class Scene(NamedTuple):
+    """An episode of one copy up to now, on the host."""
+
+    shown: list[int]
+    """Numbers of the images."""
+    asked_with: list[int]
+    """Numbers of the images in the questions; the last may not be answered yet."""
+    targets: list[int]
+    """Classes due to the questions that have been answered."""
+    answers: list[int | None]
+    """To the same; None where an answer is not known any more."""
 
 
 single = _single(MnistRecall)

@@ -188,7 +188,7 @@ class ShortestPath(GraphTask):
 
     def _digits_of(self, codes: Tensor) -> Tensor:
         """Their digits, `[..., 9]`."""
-        return codes[..., None] // self._powers % 10
+        return self._look_up(self._digits, self._labels_of(codes))
 
     def _advance(self, action: Tensor) -> tuple[Tensor, None, None]:
         now = self._elapsed

@@ -19,7 +19,7 @@ def test_recall_is_told_and_drawn() -> None:
     env = MnistRecall(2, length=3, render_mode="rgb_array")
     env.autoreset = False
     _, info = env.reset(seed=3)
-    env.inputs[:, 1], env.asked_with[1] = torch.tensor([4, 5, 6]), 5  # digits that show 4, 5 and 6
+    env.inputs[:, 1], env.asked_with[0, 1] = torch.tensor([4, 5, 6]), 5  # digits that show 4, 5 and 6
     env.targets[-1, 1] = 6
     assert env.text(1) == "step 0 / 4\nshown |4"
     for _ in range(3):
@@ -32,10 +32,27 @@ def test_recall_is_told_and_drawn() -> None:
         env.load_state_dict(state)
         assert env.text(1).endswith("?_")
         env.step(torch.tensor([0, answer]))
-        assert env.text(1).endswith("?_")  # the steps before the resumption are not known
-        env._answers = env._answers * 4
         assert env.text(1).endswith(f"asked | {said}")
         assert amount(env.frame(1), colour) > 50
+
+
+def test_recall_with_a_question_a_step_is_told_and_drawn() -> None:
+    env = MnistRecall(2, length=3, ask="each", render_mode="rgb_array")
+    env.autoreset = False
+    env.reset(seed=3)
+    env.inputs[:, 1], env.asked_with[:, 1] = torch.tensor([4, 5, 6]), torch.tensor([4, 5])  # they show 4, 5 and 6
+    env.targets[1:, 1] = torch.tensor([5, 6])
+    assert env.text(1) == "step 0 / 3\nshown |4"
+    env.step(torch.tensor([0, 9]))  # not scored
+    assert env.text(1).splitlines()[1:] == ["shown |45", "asked | 4", "right | ", "said  | ", "wrong | "]
+    assert amount(env.frame(1), RIGHT) == amount(env.frame(1), WRONG) == 0
+    env.step(torch.tensor([0, 5]))
+    assert env.text(1).splitlines()[1:] == ["shown |456", "asked | 45", "right | 5", "said  | 5", "wrong |  "]
+    assert amount(env.frame(1), RIGHT) > 50
+    assert amount(env.frame(1), WRONG) == 0
+    env.step(torch.tensor([0, 5]))
+    assert env.text(1).splitlines()[1:] == ["shown |456", "asked | 45", "right | 56", "said  | 55", "wrong |  !"]
+    assert amount(env.frame(1), WRONG) > 50
 
 
 def test_sort_is_told_and_drawn() -> None:

@@ -62,6 +62,24 @@ def test_recall_asks_for_the_class_after_the_image_in_the_question(ask: str, sid
         assert labels_of(shown[:, copy], side)[same[0] + 1] == target[copy]
 
 
+def test_recall_may_ask_with_each_image_but_the_first() -> None:
+    env = MnistRecall(400, length=4, ask="each")
+    steps = episode(env)
+    assert len(steps) == 4
+    assert (steps[0][0]["query"] == 0).all()
+    assert (steps[0][2] == 0).all()
+    shown = torch.stack([obs["image"] for obs, _, _ in steps])
+    for step, (obs, target, weight) in enumerate(steps[1:], 1):
+        assert (weight == 1).all()
+        places = []
+        for copy in range(400):
+            places += [at for at in range(4) if torch.equal(shown[at, copy], obs["query"][copy])]
+            assert labels_of(shown[places[-1] + 1, copy : copy + 1]) == [target[copy]]
+        counts = Counter(places)
+        assert sorted(counts) == list(range(step))
+        assert all(abs(count - 400 / step) < 5 * math.sqrt(400 / step) for count in counts.values())
+
+
 def test_every_place_but_the_last_is_asked_for_equally_often() -> None:
     env = MnistRecall(4000, length=5)
     env.reset(seed=0)
@@ -282,7 +300,7 @@ def test_scores_without_memory() -> None:
     ("make", "message"),
     [
         (lambda: MnistRecall(length=1), "length is 1, expected at least 2"),
-        (lambda: MnistRecall(ask="now"), "ask is 'now', expected 'after' or 'last'"),
+        (lambda: MnistRecall(ask="now"), "ask is 'now', expected one of after, last, each"),
         (lambda: MnistRecall(side=0), "side is 0"),
         (lambda: MnistSort(length=0), "length is 0"),
         (lambda: MnistSort(split="test", length=301), "show 301 images, and there are 300"),
