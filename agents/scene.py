@@ -19,6 +19,7 @@ WIDTH, HEIGHT = 1120, 624
 _MARGIN, _GAP, _HEADER = 16, 12, 60  # pixels; the header's height is without the margins above and below it
 _PALE: Colour = (214, 229, 241)  # the agent's blue, thinned
 _MAX_PANELS = 9
+_LEGIBLE = 125  # pixels that a panel wants for its title and the two numbers of its scale
 
 
 @dataclass(frozen=True)
@@ -288,7 +289,10 @@ def _memory(stage: Stage, panels: Mapping[str, Panel], room: Box) -> None:
             return 0.0
         return min(min(wide / shape[1], tall / shape[0]) ** 2 * shape[0] * shape[1] for shape in shapes)
 
-    columns = max(range(1, count + 1), key=covered)
+    def choice(columns: int) -> tuple[bool, float]:
+        return covered(columns) > 0 and room.width / columns >= _LEGIBLE, covered(columns)
+
+    columns = max(range(1, count + 1), key=choice)
     lines = math.ceil(count / columns)
     wide, tall = (room.width + 10) / columns, (room.height + 8) / lines
     for index, (name, panel) in enumerate(shown):
@@ -307,7 +311,9 @@ def _panel(stage: Stage, name: str, panel: Panel, room: Box) -> None:
     thin = side * side * rows * columns < 0.3 * inner.width * inner.height  # a hair line if its cells stayed square
     place = stage.picture(image, inner, stretch=thin)
     stage.box(place.left - 1, place.top - 1, place.width + 2, place.height + 2, LINE, line=1)
-    stage.write(name, place.left, room.top + 8, 12, room=room.left + room.width - place.left)
+    right = room.left + room.width  # a title that is wider than its picture begins further left
+    left = max(room.left, min(place.left, right - stage.measure(name, 12)))
+    stage.write(name, left, room.top + 8, 12, room=right - left)
     if limits is not None:
         _scale(stage, limits, place.left + place.width / 2, place.top + place.height + 25)
     stage.write(panel.x_label, place.left + place.width / 2, place.top + place.height + 9, 10, FAINT, "center")

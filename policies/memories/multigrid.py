@@ -276,5 +276,5 @@ class Multigrid(ReaderMemory):
                 if self.plan.rank == 1:
                     panels[title] = Panel(grid, "position", f"channel of {label}", limits)
                 else:
-                    panels[title] = Panel(grid.mean(0), "column", f"row (mean of {label})", limits)
+                    panels[title] = Panel(grid.mean(0), f"column (mean of {label})", "row", limits)
         return panels
