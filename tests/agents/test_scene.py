@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from gymnasium import spaces
 from torch import Tensor
 from viewer_stubs import MAZE, Anything, policy_for, session_of
 
-from agents import make_env
+from agents import make_env, stage
 from agents.scene import HEIGHT, WIDTH, Scene, View, draw
 from agents.session import Session, action_names, observation_views
 from agents.stage import colours, number
@@ -90,6 +91,26 @@ def test_panels_are_in_the_picture() -> None:
     assert counts[1] > 50_000
     assert 20_000 < counts[2] < counts[1]
     assert len(np.unique(draw(scene).reshape(-1, 3), axis=0)) > 20
+
+
+@pytest.mark.parametrize("count", [1, 4, 6, 9])
+def test_panels_leave_room_for_their_titles(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[str] = []
+    render = stage.pygame.font.Font.render
+
+    class Font(stage.pygame.font.Font):
+        def render(self, words: str, *args: Any) -> Any:
+            drawn.append(words)
+            return render(self, words, *args)
+
+    monkeypatch.setattr(stage.pygame.font, "Font", Font)
+    stage._face.cache_clear()
+    panel = Panel(torch.randn(12, 12), "column", "row")
+    views, chances = [View("seen", np.eye(9)), View("asked", np.eye(9))], np.full(10, 0.1)
+    scene = Scene("", "", np.zeros((230, 560, 3), np.uint8), views, probabilities=chances, actions=tuple("0123456789"))
+    draw(replace(scene, panels={f"hidden {index}, level 3": panel for index in range(count)}))
+    stage._face.cache_clear()
+    assert {f"hidden {index}, level 3" for index in range(count)} <= set(drawn)
 
 
 def test_every_part_of_a_scene_shows() -> None:
