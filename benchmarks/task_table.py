@@ -41,17 +41,22 @@ METRICS = {
     "dictionary-3-2": "error",
     "dictionary-8-4": "error",
     "double-copy-12": "error",
+    "double-copy-25": "error",
     "double-copy-50": "error",
     "mnist-recall-2": "error",
     "mnist-recall-4": "error",
+    "mnist-recall-each": "error",
     "mnist-recall-10": "error",
 }
 """Recipes, and the score of each: the one its paper gives."""
 LESSONS = {
     "dictionary-3-2": "dictionary-4-1",
     "dictionary-8-4": "dictionary-3-2",
+    "double-copy-25": "double-copy-12",
+    "double-copy-50": "double-copy-25",
     "mnist-recall-4": "mnist-recall-2",
-    "mnist-recall-10": "mnist-recall-4",
+    "mnist-recall-each": "mnist-recall-4",
+    "mnist-recall-10": "mnist-recall-each",
 }
 """Recipes that begin with the weights of another, of the same memory and seed, by `--init-from`."""
 BESIDE = ("lstm", "identity")
