@@ -209,6 +209,9 @@ def train(config: Config, checkpoint: Path | None, console: Console) -> int:
         parts.append(f"restarted from {checkpoint.name}")
     title = f"[bold]{config.memory}[/] with {config.algo} on {config.env}"
     console.print(" · ".join([title, *parts]), highlight=False, soft_wrap=True)
+    if config.follows and not (config.init_from or checkpoint):
+        easier = f"--recipe {config.follows}, and then --init-from its folder"
+        console.print(f"from scratch it may learn nothing: train {easier}", highlight=False, soft_wrap=True)
 
     started = time.perf_counter()
     model = run(config, folder, console, checkpoint)

@@ -119,6 +119,8 @@ class Config:
     init_from: Path | None = None
     """A run's folder or a checkpoint of the same memory: begin with its weights, and with nothing else of it. For a
     lesson that follows an easier one."""
+    follows: str | None = None
+    """The recipe of that easier lesson, of which one line reminds where --init-from is not given."""
     data_dir: Path | None = None
     """Folder with the files of tasks that need some; default: the variable ENGRAM_DATA, else a cache."""
     run_dir: Path | None = None

@@ -28,7 +28,11 @@ from typing import Any
 import tyro
 import yaml
 
-ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
+
+from agents.config import RECIPES, load_config
+
+ROOT = RECIPES.parent
 METRICS = {
     "stack-anbn": "success",
     "copy-dnc": "wrong_bits",
@@ -49,15 +53,7 @@ METRICS = {
     "mnist-recall-10": "error",
 }
 """Recipes, and the score of each: the one its paper gives."""
-LESSONS = {
-    "dictionary-3-2": "dictionary-4-1",
-    "dictionary-8-4": "dictionary-3-2",
-    "double-copy-25": "double-copy-12",
-    "double-copy-50": "double-copy-25",
-    "mnist-recall-4": "mnist-recall-2",
-    "mnist-recall-each": "mnist-recall-4",
-    "mnist-recall-10": "mnist-recall-each",
-}
+LESSONS = {task: before for task in METRICS if (before := load_config(RECIPES / f"{task}.yaml").follows)}
 """Recipes that begin with the weights of another, of the same memory and seed, by `--init-from`."""
 BESIDE = ("lstm", "identity")
 

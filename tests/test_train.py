@@ -19,6 +19,7 @@ import yaml
 
 import agents
 import train
+from agents.config import load_config
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["--env", "Engram/RepeatFirst-v0", "--env-kwargs", "length=8", "--num-envs", "8", "--n-steps", "8"]
@@ -134,6 +135,29 @@ def test_a_run_begins_with_the_weights_of_another(
     message = capsys.readouterr().err
     assert message.count("\n") == 1
     assert "differ; action_net.weight is [4, 16], expected [4, 24]" in message
+
+
+def test_a_lesson_reminds_of_the_one_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    short = ["--total-timesteps", "64", "--no-baseline"]
+    first, second = str(tmp_path / "first"), str(tmp_path / "second")
+    for words, reminded in (
+        ([*SMALL, *short, "--run-dir", first], False),
+        ([*SMALL, *short, "--follows", "easier", "--run-dir", str(tmp_path / "alone")], True),
+        ([*SMALL, *short, "--follows", "easier", "--init-from", first, "--run-dir", second], False),
+        (["--resume", second, "--total-timesteps", "128", "--no-progress"], False),
+    ):
+        assert command(*words) == 0
+        assert ("train --recipe easier, and then --init-from its folder" in capsys.readouterr().out) == reminded
+
+
+def test_lessons_in_recipes_can_hand_their_weights_on() -> None:
+    recipes = {file.stem: load_config(file) for file in (ROOT / "recipes").glob("*.yaml")}
+    lessons = [(name, recipe, recipes[recipe.follows]) for name, recipe in recipes.items() if recipe.follows]
+    assert len(lessons) >= 8
+    for name, recipe, before in lessons:
+        assert (recipe.env, recipe.memory) == (before.env, before.memory), name
+        kept, handed = ({**one.memory_kwargs, "slots": 0} for one in (recipe, before))  # no weight depends on slots
+        assert kept == handed, name
 
 
 def start(*words: str) -> subprocess.Popen[str]:
