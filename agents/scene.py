@@ -19,6 +19,7 @@ WIDTH, HEIGHT = 1120, 624
 _MARGIN, _GAP, _HEADER = 16, 12, 60  # pixels; the header's height is without the margins above and below it
 _PALE: Colour = (214, 229, 241)  # the agent's blue, thinned
 _MAX_PANELS = 9
+_THIN = 0.3  # share of its room below which a panel is stretched
 _LEGIBLE = 125  # pixels that a panel wants for its title and the two numbers of its scale
 
 
@@ -114,10 +115,11 @@ def _layout(scene: Scene) -> dict[str, Box]:
                 "actions": Box(left + sees + _GAP, low, acts, rest),
                 "memory": Box(left + used, low, width - used, rest),
             }
+        upper = min(half, 48.0 + 44.0 * max(1, len(scene.views)))
         return {
             "frame": Box(left, top, width, tall),
-            "views": Box(left, low, side, half),
-            "actions": Box(left, low + half + _GAP, side, half),
+            "views": Box(left, low, side, upper),
+            "actions": Box(left, low + upper + _GAP, side, rest - upper - _GAP),
             "memory": Box(left + side + _GAP, low, width - side - _GAP, rest),
         }
     shown, middle = 432, 258
@@ -240,11 +242,10 @@ def _actions(stage: Stage, scene: Scene, room: Box) -> None:
             _views(stage, [View(f"number {i}", entry, *scene.bounds) for i, entry in enumerate(shown)], room)
         return
     count = len(scene.actions)
-    if count > 16:
-        assert probabilities is not None
-        _columns(stage, probabilities, scene.taken, room)
-        return
     pitch = min(40.0, room.height / count)
+    if probabilities is not None and (count > 16 or pitch < 12):
+        _columns(stage, probabilities, scene, room)
+        return
     size = 13 if pitch >= 20 else 11
     label = min(104.0, 0.4 * room.width)
     for index, name in enumerate(scene.actions):
@@ -262,15 +263,15 @@ def _actions(stage: Stage, scene: Scene, room: Box) -> None:
         stage.write(f"{100 * share:.0f} %", room.left + room.width, y, size, anchor="midright")
 
 
-def _columns(stage: Stage, probabilities: Array, taken: Collection[int], room: Box) -> None:
-    """Many actions: one thin column each, under it the number of a single one taken."""
+def _columns(stage: Stage, probabilities: Array, scene: Scene, room: Box) -> None:
+    """Many actions: one thin column each, under it the name of a single one taken."""
     wide, foot = room.width / len(probabilities), room.top + room.height - 20
     for index, share in enumerate(np.clip(np.nan_to_num(probabilities), 0, 1)):
-        here = index in taken
+        here = index in scene.taken
         tall = max(1.0, float(share) * (room.height - 20))
         stage.box(room.left + index * wide, foot - tall, max(1.0, 0.8 * wide), tall, AGENT if here else _PALE)
-        if here and len(taken) == 1:
-            stage.write(str(index), room.left + (index + 0.4) * wide, foot + 10, 11, anchor="center")
+        if here and len(scene.taken) == 1:
+            stage.write(scene.actions[index], room.left + (index + 0.4) * wide, foot + 10, 11, anchor="center")
 
 
 def _memory(stage: Stage, panels: Mapping[str, Panel], room: Box) -> None:
@@ -283,11 +284,12 @@ def _memory(stage: Stage, panels: Mapping[str, Panel], room: Box) -> None:
     shapes = [panel.image.shape for _, panel in shown]
 
     def covered(columns: int) -> float:
-        """How much of the room the least panel gets to use, with so many columns."""
+        """How much of the room the least panel gets to use, with so many columns; one that is stretched little."""
         wide, tall = room.width / columns - 26, room.height / math.ceil(count / columns) - 62
         if min(wide, tall) <= 0:
             return 0.0
-        return min(min(wide / shape[1], tall / shape[0]) ** 2 * shape[0] * shape[1] for shape in shapes)
+        fitting = (min(wide / shape[1], tall / shape[0]) ** 2 * shape[0] * shape[1] for shape in shapes)
+        return min(max(area, _THIN * wide * tall) for area in fitting)
 
     def choice(columns: int) -> tuple[bool, float]:
         return covered(columns) > 0 and room.width / columns >= _LEGIBLE, covered(columns)
@@ -308,7 +310,7 @@ def _panel(stage: Stage, name: str, panel: Panel, room: Box) -> None:
     inner = room.inset(16, 20, 1, 34)
     rows, columns = image.shape[:2]
     side = min(inner.width / columns, inner.height / rows)
-    thin = side * side * rows * columns < 0.3 * inner.width * inner.height  # a hair line if its cells stayed square
+    thin = side * side * rows * columns < _THIN * inner.width * inner.height  # a hair line if its cells stayed square
     place = stage.picture(image, inner, stretch=thin)
     stage.box(place.left - 1, place.top - 1, place.width + 2, place.height + 2, LINE, line=1)
     right = room.left + room.width  # a title that is wider than its picture begins further left
