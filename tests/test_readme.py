@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 import evaluate
 import train
 from agents import viewer
+from agents.config import RECIPES, load_config
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -93,9 +95,16 @@ def test_train_commands_run(
         assert exit_status(train.main, [*arguments, *TRAIN_LESS, "--trials", "1"]) == 0
         assert len(list(tmp_path.glob("runs/*/best.yaml"))) == 1
         return
+    runs = 0 if "--help" in arguments else 1
+    if "--init-from" in arguments:  # the lesson before it leaves a run of that name
+        words = dict(pairwise(arguments))
+        before = load_config(RECIPES / f"{words['--recipe']}.yaml").follows
+        assert before
+        lesson = ["--recipe", before, "--run-dir", words["--init-from"], *TRAIN_LESS]
+        assert exit_status(train.main, lesson) == 0
+        runs += 1
     assert exit_status(train.main, [*arguments, *TRAIN_LESS]) == 0
-    if "--help" not in arguments:
-        assert len(list(tmp_path.glob("runs/*/summary.json"))) == 1
+    assert len(list(tmp_path.glob("runs/*/summary.json"))) == runs
 
 
 @pytest.mark.parametrize("arguments", of("evaluate.py"), ids=shlex.join)
