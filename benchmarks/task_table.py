@@ -40,6 +40,7 @@ METRICS = {
     "mapping-9": "f1",
     "mapping-15": "f1",
     "associative-recall": "wrong_bits",
+    "priority-sort-10": "wrong_bits",
     "priority-sort": "wrong_bits",
     "dictionary-4-1": "error",
     "dictionary-3-2": "error",

@@ -283,6 +283,11 @@ def test_scores_without_memory() -> None:
         score, _ = play(task, lambda obs, info, most=most: torch.full((400,), int(most)), 4)
         assert score == pytest.approx(0.1, abs=0.03)
 
+    for ask, expected in {"last": 0.2, "each": 0.38}.items():
+        env = MnistRecall(400, ask=ask)
+        score, _ = play(env, lambda obs, info, env=env: env.labels[env.inputs[env._elapsed]], 4)
+        assert score == pytest.approx(expected, abs=0.03), ask
+
     def paper(obs: Obs, info: Any) -> torch.Tensor:
         return torch.zeros_like(info["target"])
 
