@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from agents import (
 )
 from agents.callbacks import CheckpointEvery, DescribeRun, PicturePanels, RunDisplay, git_state
 from agents.checkpoint import take_weights
-from agents.config import Command, Config, base_config, load_config
+from agents.config import Command, Config, base_config, find_recipe, load_config
 from agents.distributed import RankLostError
 from agents.evaluation import Score, evaluate, random_score
 from agents.logs import run_logger
@@ -167,7 +168,12 @@ def main(arguments: list[str] | None = None) -> None:
         with distributed.session():
             config, checkpoint = distributed.from_first(lambda: parse(words))
             console = Console(quiet=distributed.rank() > 0)
-            status = sweep(config, words, console) if config.sweep else train(config, checkpoint, console)
+            if config.lessons:
+                status = course(config, words, console)
+            elif config.sweep:
+                status = sweep(config, words, console)
+            else:
+                status = train(config, checkpoint, console)
     except (ValueError, CheckpointError, NonFiniteError, RankLostError) as error:
         who = f"rank {distributed.rank()}: " if distributed.rank() else ""
         Console(stderr=True).print(f"{who}[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
@@ -178,12 +184,17 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(status)
 
 
-def prepare(config: Config, checkpoint: Path | None) -> Path:
-    """The run's folder, with its configuration; wrong names and arguments come out before anything is written."""
+def folder_of(config: Config) -> Path:
+    """Where a run goes: as it was told, else a name of its own."""
     if config.run_dir is None and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")):
         raise ValueError("torchrun --max-restarts was given without --run-dir, where a restart finds the checkpoint")
     parts = [config.env.split("/")[-1], config.memory, config.algo, str(config.seed), time.strftime("%Y%m%d-%H%M%S")]
-    folder = config.run_dir or Path("runs") / "-".join(parts)
+    return config.run_dir or Path("runs") / "-".join(parts)
+
+
+def prepare(config: Config, checkpoint: Path | None) -> Path:
+    """The run's folder, with its configuration; wrong names and arguments come out before anything is written."""
+    folder = folder_of(config)
     if checkpoint is None and not distributed.restarts() and (folder / "config.yaml").exists():
         raise ValueError(f"{folder} already holds a run; choose another --run-dir, or --resume {folder}")
     config.run_dir, config.resume = folder, None
@@ -210,8 +221,8 @@ def train(config: Config, checkpoint: Path | None, console: Console) -> int:
     title = f"[bold]{config.memory}[/] with {config.algo} on {config.env}"
     console.print(" · ".join([title, *parts]), highlight=False, soft_wrap=True)
     if config.follows and not (config.init_from or checkpoint):
-        easier = f"--recipe {config.follows}, and then --init-from its folder"
-        console.print(f"from scratch it may learn nothing: train {easier}", highlight=False, soft_wrap=True)
+        easier = f"add --lessons, or train --recipe {config.follows} and then --init-from its folder"
+        console.print(f"from scratch it may learn nothing: {easier}", highlight=False, soft_wrap=True)
 
     started = time.perf_counter()
     model = run(config, folder, console, checkpoint)
@@ -246,6 +257,44 @@ def train(config: Config, checkpoint: Path | None, console: Console) -> int:
         "steps_per_s": round((steps - model._num_timesteps_at_start) / wall, 1),
     }
     distributed.from_first(lambda: report(config, console, result, identity, summary))
+    return 0
+
+
+def course(config: Command, words: list[str], console: Console) -> int:
+    """A recipe after the lessons it follows, each with the weights of the one before; gives the exit status.
+
+    Lessons are runs in `lessons/` of the recipe's folder, and every flag goes for them too. What is done or begun there
+    is used again.
+    """
+    if not config.follows or config.init_from or config.resume or config.sweep:
+        raise ValueError("--lessons is for a recipe that follows another, without --init-from, --resume and --sweep")
+    folder = distributed.from_first(lambda: folder_of(config))
+    lessons, easier = [], config.follows
+    while easier:
+        lessons.insert(0, easier)
+        easier = load_config(find_recipe(easier)).follows
+    places = [*(folder / "lessons" / Path(lesson).stem for lesson in lessons), folder]
+
+    def enrol(number: int) -> tuple[Command, Path | None] | None:
+        """A lesson's configuration and the checkpoint to go on from; None where it is done."""
+        place = places[number]
+        if (place / "summary.json").exists():
+            return None
+        flags = [*words, "--run-dir", str(place)]
+        if number < len(lessons):
+            flags += ["--recipe", lessons[number], "--no-baseline"]
+        if number:
+            flags += ["--init-from", str(places[number - 1])]
+        return parse([*flags, "--resume", str(place)] if newest(place) else flags)
+
+    for number, place in enumerate(places):
+        console.rule(f"lesson {number + 1} of {len(places)}")
+        given = distributed.from_first(partial(enrol, number))
+        if given is None:
+            console.print(f"done before: {place}", highlight=False, soft_wrap=True)
+        elif status := train(*given, console):
+            console.print(f"lessons left: the same command goes on, with --run-dir {folder}", soft_wrap=True)
+            return status
     return 0
 
 

@@ -120,7 +120,7 @@ class Config:
     """A run's folder or a checkpoint of the same memory: begin with its weights, and with nothing else of it. For a
     lesson that follows an easier one."""
     follows: str | None = None
-    """The recipe of that easier lesson, of which one line reminds where --init-from is not given."""
+    """The recipe of that easier lesson: --lessons trains it first, and a run without its weights is reminded of it."""
     data_dir: Path | None = None
     """Folder with the files of tasks that need some; default: the variable ENGRAM_DATA, else a cache."""
     run_dir: Path | None = None
@@ -166,6 +166,9 @@ class Config:
 class Command(Config):
     """Train an agent with a memory, or many to find the best."""
 
+    lessons: bool = False
+    """Train the recipes that this one follows first, easiest first, each with the weights of the one before. Other
+    flags go for all of them; the same command with its --run-dir goes on after a stop."""
     sweep: str | None = None
     """Search hyper-parameters: a space file, or a name in recipes/sweeps/; docs/sweep.md explains it."""
     trials: int | None = None

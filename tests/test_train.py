@@ -147,7 +147,53 @@ def test_a_lesson_reminds_of_the_one_before(tmp_path: Path, capsys: pytest.Captu
         (["--resume", second, "--total-timesteps", "128", "--no-progress"], False),
     ):
         assert command(*words) == 0
-        assert ("train --recipe easier, and then --init-from its folder" in capsys.readouterr().out) == reminded
+        assert ("add --lessons, or train --recipe easier and then --init-from" in capsys.readouterr().out) == reminded
+
+
+def test_one_command_trains_all_lessons_and_goes_on_after_a_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Easiest first, each with the weights of the one before; what is done is not trained again."""
+    shared = {"env": "Engram/RepeatFirst-v0", "memory": "gru", "memory_kwargs": {"hidden_size": 16}, "num_envs": 8}
+    for name, length, follows in (("easy", 4, None), ("middle", 6, "easy"), ("hard", 8, "middle")):
+        follows = str(tmp_path / f"{follows}.yaml") if follows else None
+        recipe = {**shared, "env_kwargs": {"length": length}, "follows": follows}
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(recipe))
+    run = tmp_path / "run"
+    words = ["--recipe", str(tmp_path / "hard.yaml"), "--lessons", "--run-dir", str(run), "--eval-episodes", "16"]
+    words += ["--n-steps", "8", "--total-timesteps", "128", "--no-progress", "--seed", "3"]
+    begun, iterations = [], []
+
+    def learn(self: agents.MemoryOnPolicyAlgorithm, *args: Any, **kwargs: Any) -> Any:
+        first = next(self.policy.parameters()).clone()
+        begun.append((self.policy.memory_name, self.num_timesteps, self.seed, first))
+        return learn_before(self, *args, **kwargs)
+
+    def stop_in_the_third_lesson(self: agents.MemoryOnPolicyAlgorithm, iteration: int = 0) -> None:
+        dump(self, iteration)
+        iterations.append(iteration)
+        self.stop_requested = len(iterations) == 5
+
+    learn_before, dump = agents.PPO.learn, agents.MemoryOnPolicyAlgorithm.dump_logs
+    monkeypatch.setattr(agents.PPO, "learn", learn)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(agents.MemoryOnPolicyAlgorithm, "dump_logs", stop_in_the_third_lesson)
+        assert command(*words) == 130
+    assert f"the same command goes on, with --run-dir {run}" in capsys.readouterr().out.replace("\n", "")
+    lessons = [run / "lessons" / "easy", run / "lessons" / "middle", run]
+    assert [len(rows(folder)) for folder in lessons] == [2, 2, 1]
+    assert [load_config(folder / "config.yaml").env_kwargs["length"] for folder in lessons] == [4, 6, 8]
+    for (_, steps, seed, first), before in zip(begun[1:3], lessons[:2], strict=True):
+        handed_on = next(agents.load(agents.latest_checkpoint(before), device="cpu").policy.parameters())
+        assert (steps, seed) == (0, 3)
+        assert torch.equal(first, handed_on)
+
+    assert command(*words) == 0
+    assert capsys.readouterr().out.count("done before") == 2
+    assert [len(rows(folder)) for folder in lessons] == [2, 2, 2]
+    assert [(memory, steps) for memory, steps, _, _ in begun[3:]] == [("gru", 64), ("identity", 0)]
+    assert all((folder / "summary.json").exists() for folder in lessons)
+    assert command(*words, "--init-from", str(run)) == 2
 
 
 def test_lessons_in_recipes_can_hand_their_weights_on() -> None:
@@ -224,6 +270,7 @@ def test_a_killed_run_goes_on_from_its_last_whole_checkpoint(tmp_path: Path) -> 
         (["--num-envs", "0"], "num_envs"),
         (["--resume", "no/such/run"], "no/such/run"),
         (["--init-from", "no/such/run"], "no/such/run"),
+        (["--lessons"], "a recipe that follows another"),
     ],
 )
 def test_a_mistake_gets_one_line_that_helps(
