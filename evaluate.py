@@ -1,6 +1,7 @@
 """Score a trained agent beside the memoryless one and a random one; watch it, record it, or play in its place.
 
     python evaluate.py runs/my-run                        # mean return ± 95 % interval, beside identity and random
+    python evaluate.py runs/my-run --errors               # which answers of a supervised task are wrong
     python evaluate.py runs/my-run --watch                # a window: environment, observation, decision, memory
     python evaluate.py runs/my-run --video episode.mp4    # the same pictures without a screen; or .gif
     python evaluate.py --play --env Engram/TMaze-v0       # steer yourself, seeing what the agent would see
@@ -21,11 +22,12 @@ import gymnasium
 import torch
 import tyro
 from rich.console import Console
-from rich.table import Table
 
 from agents import CheckpointError, MemoryOnPolicyAlgorithm, latest_checkpoint, load, make_env
+from agents.breakdown import Breakdown
 from agents.config import Config, Pairs, load_config
 from agents.evaluation import Score, check_spaces, evaluate, random_score
+from agents.score_table import print_errors, print_scores
 from envs import registered
 from envs.tensor_env import TensorEnv
 
@@ -63,6 +65,8 @@ class Arguments:
     """Also score the memoryless agent that was trained beside this one."""
     random: bool = True
     """Also score uniformly random actions."""
+    errors: bool = False
+    """Also say which answers are wrong: by their place in the sequence, and by what else the task groups them by."""
 
     watch: bool = False
     """Open a window. Space pauses, right arrow steps, + and - change the speed, R starts anew, Q quits."""
@@ -165,29 +169,32 @@ class Agent:
 def _score(arguments: Arguments, agent: Agent, env: TensorEnv, env_id: str, env_kwargs: dict[str, Any]) -> None:
     console, episodes, seed = Console(), arguments.episodes, arguments.seed
     scores: dict[str, Score] = {}
+    apart: dict[str, Breakdown] = {}
+
+    def breakdown(name: str) -> Breakdown | None:
+        return apart.setdefault(name, Breakdown(env)) if arguments.errors else None
+
     with console.status(f"{episodes} episodes on {env.num_envs} environments at once ..."):
-        scores["agent"] = evaluate(agent.model, env, episodes, bool(arguments.deterministic), seed)
+        surest = bool(arguments.deterministic)
+        scores["agent"] = evaluate(agent.model, env, episodes, surest, seed, breakdown("agent"))
         remark = ""
         if arguments.identity and agent.model.policy.memory_name != "identity":
             baseline, remark = _baseline(agent, arguments.device)
             if baseline is not None:
-                scores["identity"] = evaluate(baseline, env, episodes, bool(arguments.deterministic), seed)
+                scores["identity"] = evaluate(baseline, env, episodes, surest, seed, breakdown("identity"))
         if arguments.random:
-            scores["random"] = random_score(env, episodes, seed)
+            scores["random"] = random_score(env, episodes, seed, breakdown("random"))
     env.close()
 
-    table = Table(title=f"{env_id}  {agent.words}", title_style="bold", title_justify="left")
-    metrics = list(scores["agent"].metrics)
-    for heading in ("return", "mean", "± 95 %", "std", "length", "episodes", *metrics):
-        table.add_column(heading, justify="left" if heading == "return" else "right")
-    for name, score in scores.items():
-        cells = ["–" if number != number else f"{number:.3f}" for number in (score.mean, score.ci95, score.std)]
-        words = agent.model.policy.memory_name if name == "agent" else name
-        measured = (f"{score.metrics[metric]:.4g}" for metric in metrics)
-        table.add_row(words, *cells, f"{score.mean_length:.1f}", str(score.episodes), *measured)
-    console.print(table)
+    title = f"{env_id}  {agent.words}, {scores['agent'].episodes} episodes"
+    names = {"agent": agent.model.policy.memory_name}
+    print_scores(console, title, {names.get(name, name): score for name, score in scores.items()}, details=True)
     if remark:
         console.print(remark, highlight=False)
+    errors = {name: each.tables() for name, each in apart.items()}
+    for group in errors.get("agent", ()):
+        rows = {names.get(name, name): tables[group] for name, tables in errors.items()}
+        print_errors(console, apart["agent"].metric, group, rows)
 
     if agent.folder is not None and agent.folder == arguments.run:
         found = {
@@ -200,6 +207,11 @@ def _score(arguments: Arguments, agent: Agent, env: TensorEnv, env_id: str, env_
             "deterministic": arguments.deterministic,
             "scores": {name: score.as_dict() for name, score in scores.items()},
         }
+        if errors:
+            found["errors"] = {
+                name: {group: [row._asdict() for row in rows] for group, rows in tables.items()}
+                for name, tables in errors.items()
+            }
         file = agent.folder / "evaluation.json"
         file.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
         console.print(f"written to {file}", style="dim", highlight=False, soft_wrap=True)

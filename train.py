@@ -22,7 +22,6 @@ import torch
 import tyro
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.utils import get_device
 
@@ -42,6 +41,7 @@ from agents.config import Command, Config, base_config, find_recipe, load_config
 from agents.distributed import RankLostError
 from agents.evaluation import Score, evaluate, random_score
 from agents.logs import run_logger
+from agents.score_table import print_scores
 from policies.allocator import tune_allocator
 
 
@@ -312,17 +312,9 @@ def report(config: Config, console: Console, result: Score, identity: Score | No
     assert config.run_dir is not None
     (config.run_dir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     chance = random_score(make_env(config.env, config.num_envs, **config.env_kwargs), config.eval_episodes, config.seed)
-    table = Table(title=f"{result.episodes} fresh episodes", title_justify="left")
-    for title in ("agent", "mean return", "95 % interval", *result.metrics):
-        table.add_column(title, justify="left" if title == "agent" else "right")
-    rows = {f"{config.memory} (memory)": result, "identity (no memory)": identity, "random actions": chance}
-    if config.memory == "identity":
-        del rows["identity (memory)"]
-    for name, value in rows.items():
-        if value is not None:
-            metrics = (f"{value.metrics[metric]:.4g}" for metric in result.metrics)
-            table.add_row(name, f"{value.mean:.2f}", f"± {value.ci95:.2f}", *metrics)
-    console.print(table)
+    scores = {} if config.memory == "identity" else {f"{config.memory} (memory)": result}
+    scores |= {} if identity is None else {"identity (no memory)": identity}
+    print_scores(console, f"{result.episodes} fresh episodes", {**scores, "random actions": chance})
     folder = config.run_dir
     console.print(
         f"{summary['env_steps']:,} steps, {summary['episodes']:,} episodes in {summary['wall_s']:.0f} s "

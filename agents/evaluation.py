@@ -18,6 +18,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from agents.breakdown import Breakdown
 from agents.on_policy import MemoryOnPolicyAlgorithm
 from agents.task_metrics import TaskMetrics
 from envs.tensor_env import Obs, TensorEnv
@@ -71,6 +72,7 @@ def evaluate(
     n_episodes: int,
     deterministic: bool = False,
     seed: int | None = None,
+    breakdown: Breakdown | None = None,
 ) -> Score:
     """Play `n_episodes` with an agent and its memory, on all copies of `env` at once.
 
@@ -83,6 +85,7 @@ def evaluate(
         n_episodes: how many. Copies contribute equally many; where that does not divide, the first copies one more.
         deterministic: the most probable action instead of a sampled one.
         seed: makes the score reproducible and leaves torch's global generators as they were; None: goes on with them.
+        breakdown: takes the score of single answers apart, by what the task says they depend on.
 
     Raises:
         ValueError: `n_episodes` is below 1, or the environment's spaces are not the agent's.
@@ -100,7 +103,7 @@ def evaluate(
     training = policy.training
     policy.set_training_mode(False)
     try:
-        return play(act, env, n_episodes, seed)
+        return play(act, env, n_episodes, seed, breakdown)
     finally:
         policy.set_training_mode(training)
 
@@ -117,17 +120,19 @@ def check_spaces(policy: MemoryActorCriticPolicy, env: TensorEnv) -> None:
             raise ValueError(f"the environment's {name} is {theirs}, but the agent was made for {ours}")
 
 
-def random_score(env: TensorEnv, n_episodes: int, seed: int | None = None) -> Score:
+def random_score(env: TensorEnv, n_episodes: int, seed: int | None = None, breakdown: Breakdown | None = None) -> Score:
     """The score of uniformly random actions; arguments as in `evaluate`.
 
     Raises:
         ValueError: the action space is none of those in `random_actions`.
     """
     space = env.single_action_space
-    return play(lambda obs, starts: random_actions(space, env.num_envs, env.device), env, n_episodes, seed)
+    return play(lambda obs, starts: random_actions(space, env.num_envs, env.device), env, n_episodes, seed, breakdown)
 
 
-def play(act: Act, env: TensorEnv, n_episodes: int, seed: int | None = None) -> Score:
+def play(
+    act: Act, env: TensorEnv, n_episodes: int, seed: int | None = None, breakdown: Breakdown | None = None
+) -> Score:
     """The score of whatever chooses the actions; arguments as in `evaluate`."""
     if n_episodes < 1:
         raise ValueError(f"n_episodes is {n_episodes}, expected at least 1")
@@ -135,12 +140,17 @@ def play(act: Act, env: TensorEnv, n_episodes: int, seed: int | None = None) -> 
     quota[: n_episodes % env.num_envs] += 1
     with torch.no_grad(), _seeded(seed, env.device):
         metrics = TaskMetrics(env.metric_names, env.device)
-        returns, lengths = (_play_fixed if env.horizon is not None else _play_free)(act, env, quota, seed, metrics)
+        if env.horizon is not None:
+            returns, lengths = _play_fixed(act, env, quota, seed, metrics, breakdown)
+        else:
+            returns, lengths = _play_free(act, env, quota, seed, metrics)
     counted = np.arange(quota.max())[:, None] < quota
     return Score.of(returns[counted], lengths[counted], metrics.values(metrics.sums().cpu().numpy()))
 
 
-def _play_fixed(act: Act, env: TensorEnv, quota: Array, seed: int | None, metrics: TaskMetrics) -> tuple[Array, Array]:
+def _play_fixed(
+    act: Act, env: TensorEnv, quota: Array, seed: int | None, metrics: TaskMetrics, breakdown: Breakdown | None
+) -> tuple[Array, Array]:
     """Returns and lengths, `[rounds, num_envs]`, where all episodes are `env.horizon` steps: no reading on the way."""
     assert env.horizon is not None
     obs, _ = env.reset(seed=seed)
@@ -148,10 +158,14 @@ def _play_fixed(act: Act, env: TensorEnv, quota: Array, seed: int | None, metric
     returns = torch.zeros(int(quota.max()), env.num_envs, device=env.device)
     wanted = torch.as_tensor(quota, device=env.device)
     for number, episode in enumerate(returns):
+        if breakdown is not None:
+            breakdown.begin(env)
         for step in range(env.horizon):
             obs, reward, _, _, info = env.step(act(obs, starts if step == 0 else None))
             episode += reward
             metrics.add(info, number < wanted)
+            if breakdown is not None:
+                breakdown.add(info, step, number < wanted)
     totals = returns.cpu().double().numpy()
     return totals, np.full(totals.shape, env.horizon)
 

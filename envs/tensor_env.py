@@ -8,7 +8,7 @@ say beside the observation); this base does seeding, automatic resets, spaces, c
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +19,15 @@ from torch import Tensor
 
 Obs = Tensor | dict[str, Tensor]
 Info = dict[str, Any]
+
+
+class AnswerGroup(NamedTuple):
+    """A number that a task gives to each of its answers, by which errors can be told apart."""
+
+    number: Tensor
+    """Int64 `[T, N]`, at least 0, for the T steps of N copies; of no meaning where nothing is asked."""
+    labels: tuple[str, ...] = ()
+    """What each number stands for; empty: the number itself."""
 
 
 class TensorEnv(VectorEnv[Obs, Tensor, Tensor]):
@@ -62,6 +71,10 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor]):
     """What each choice of a `Discrete` or `MultiBinary` action means, for the viewer; empty: numbers are shown."""
     metric_names: tuple[str, ...] = ()
     """Scores in the task's own unit beside the reward; see `_measure`."""
+    groups_answers: bool = False
+    """Whether `answer_groups` can be asked."""
+    grouped_metric: str = "error"
+    """The score of `metric_names` that counts single answers."""
     state_names: tuple[str, ...] = ()
     """Attributes (tensors) that make up the state of the copies, for `state_dict`."""
 
@@ -113,6 +126,10 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor]):
     def _describe(self) -> Info:
         """What goes beside the observation: `target` and `weight` where the right answer is known."""
         return {}
+
+    def answer_groups(self) -> dict[str, AnswerGroup]:
+        """What the answers of the episode that has just begun may depend on, by name; not for the hot path."""
+        raise NotImplementedError(f"{type(self).__name__} does not group its answers")
 
     def _measure(self, **metrics: tuple[Tensor, Tensor]) -> None:
         """Call it in `_advance` with every name in `metric_names`: an amount and a count, both float `[num_envs]`.

@@ -9,6 +9,7 @@ from torch import Tensor
 from envs.single_env import single as _single
 from envs.tasks.base import BitTask, Sequences, check_range
 from envs.tasks.priority_sort import as_maps, vector_bits
+from envs.tensor_env import AnswerGroup
 
 
 class AssociativeRecall(BitTask):
@@ -123,6 +124,12 @@ class AssociativeRecall(BitTask):
         inputs = torch.cat([bits, querying[..., None]], 2).float()
         targets = self._pick(vectors, (query + 1).expand_as(seen)) * querying[..., None]
         return Sequences(as_maps(inputs), targets.view(*targets.shape[:2], 3, 3), querying.float())
+
+    def answer_groups(self) -> dict[str, AnswerGroup]:
+        """Also by the items in the list."""
+        steps = self._asked().argmax(0)  # before the first answer; without a grid two queries' and delimiters' longer
+        items = steps if self.grid else (steps - self.item_length - 2) // (self.item_length + 1)
+        return {**super().answer_groups(), "items shown": AnswerGroup(items.expand(self.length, -1))}
 
 
 single = _single(AssociativeRecall)

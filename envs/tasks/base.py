@@ -15,7 +15,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from envs.tensor_env import Info, TensorEnv
+from envs.tensor_env import AnswerGroup, Info, TensorEnv
 
 
 class Sequences(NamedTuple):
@@ -52,6 +52,7 @@ class SequenceTask(TensorEnv):
     """
 
     ignores_actions: bool = True
+    groups_answers: bool = True
     metric_names: tuple[str, ...] = ("error", "sequence_error")
     state_names: tuple[str, ...] = ("inputs", "targets", "weights", "total", "failed")
     inputs: Tensor
@@ -91,6 +92,16 @@ class SequenceTask(TensorEnv):
         self.failed = self.failed | (wrong > 0)
         ended = self._ended()
         return {"error": (100.0 * wrong, asked), "sequence_error": (self.failed * ended, ended)}
+
+    def answer_groups(self) -> dict[str, AnswerGroup]:
+        """By the answer's place among those of its sequence, and by how many these are; a subclass adds its own."""
+        asked = self._asked()
+        place = asked.cumsum(0)
+        return {"place of the answer": AnswerGroup(place), "answers due": AnswerGroup(place[-1:].expand_as(place))}
+
+    def _asked(self) -> Tensor:
+        """Whether an answer is due, int64 `[T, N]`."""
+        return (self.weights.view(self.length, self.num_envs, -1) > 0).any(2).long()
 
     # -- helpers for subclasses ------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ import torch
 
 from envs.single_env import single as _single
 from envs.tasks.base import Sequences, SymbolTask
+from envs.tensor_env import AnswerGroup
 
 _HALF = 13  # letters in a vocabulary
 _DRAWS = 4  # queries drawn, of which the first new one is taken
@@ -98,6 +99,22 @@ class DictionaryInference(SymbolTask):
         targets[-l:] = spelled(target, query).T
         asked = (self._times >= self.length - l).expand_as(inputs)
         return Sequences(inputs, targets, asked.float())
+
+    def answer_groups(self) -> dict[str, AnswerGroup]:
+        """Also by how often the support has shown the letter, and by the last of its words that has."""
+        k, l = self.k, self.l  # noqa: E741
+        source = self.inputs[: k * (2 * l + 3)].view(k, 2 * l + 3, self.num_envs)[:, :l]  # [k, l, N]
+        query = self.inputs[-2 * l - 1 : -l - 1]  # [l, N]
+        shows = source[:, :, None] == query  # [k, l, l, N]: word, its letter, letter of the query
+        words = torch.arange(1, k + 1, device=self.device)[:, None, None]
+        times, last = torch.zeros_like(self.inputs), torch.zeros_like(self.inputs)
+        times[-l:] = shows.sum((0, 1))
+        last[-l:] = (shows.any(1) * words).amax(0)
+        return {
+            **super().answer_groups(),
+            "times the letter was shown": AnswerGroup(times),
+            "last word with the letter": AnswerGroup(last),
+        }
 
 
 single = _single(DictionaryInference)

@@ -49,6 +49,7 @@ class GraphTask(SequenceTask):
     """
 
     metric_names: tuple[str, ...] = ("right_answers", "right_triples")
+    grouped_metric = "right_triples"
     state_names = (
         *SequenceTask.state_names,
         *("points", "successors", "node_labels", "edge_labels", "path", "lesson", "level", "tried", "passed"),

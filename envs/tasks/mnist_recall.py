@@ -12,6 +12,7 @@ from torch import Tensor
 from envs.single_env import single as _single
 from envs.tasks.base import Sequences
 from envs.tasks.image_base import ImageTask
+from envs.tensor_env import AnswerGroup
 
 ASK = ("after", "last", "each")
 
@@ -115,6 +116,14 @@ class MnistRecall(ImageTask):
     def _beside(self) -> dict[str, Tensor]:
         asks = self.first_asked <= self._elapsed < self.length
         return {"query": self._look_up(self.asked_with[self._elapsed - self.first_asked]) if asks else self._nothing()}
+
+    def answer_groups(self) -> dict[str, AnswerGroup]:
+        """Also by how many images have been shown since the one that is due."""
+        shown = (self._times + 1).clamp(max=self.shown).expand(-1, self.num_envs)
+        since = torch.zeros_like(self.targets)
+        due = (self.inputs == self.asked_with[:, None]).long().argmax(1) + 2  # its place from 1 on, [questions, N]
+        since[self.first_asked :] = shown[self.first_asked :] - due
+        return {**super().answer_groups(), "images after the one due": AnswerGroup(since)}
 
     def _scene(self, index: int) -> Scene:
         first, end = self.first_asked, self._elapsed

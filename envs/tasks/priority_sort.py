@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from gymnasium import spaces
 
 from envs.single_env import single as _single
 from envs.tasks.base import BitTask, Sequences, check_range
+from envs.tensor_env import AnswerGroup
+
+_GAPS = (0.002, 0.005, 0.01, 0.02, 0.05)
 
 
 class PrioritySort(BitTask):
@@ -97,6 +102,22 @@ class PrioritySort(BitTask):
         if self.grid:
             inputs, targets = as_maps(inputs), targets.view(*targets.shape[:2], 3, 3)
         return Sequences(inputs, targets, asked.float())
+
+    def answer_groups(self) -> dict[str, AnswerGroup]:
+        """Also by how near the nearest priority of another vector is."""
+        most, copies = self.max_length, self.num_envs
+        length = self._asked().argmax(0)  # the first answer is due when all has been shown
+        priority = (self.inputs[:, :, 1, 0, 0] if self.grid else self.inputs[..., -1])[:most]
+        falling = priority.masked_fill(self._times[:most] >= length, -torch.inf).sort(0, descending=True).values
+        beyond = torch.full((1, copies), torch.inf, device=self.device)
+        gaps = torch.cat(
+            [beyond, (falling[:-1] - falling[1:]).nan_to_num(torch.inf, torch.inf), beyond]
+        )  # [most + 1, N]
+        nearest = torch.minimum(gaps[:-1], gaps[1:])
+        which = torch.bucketize(nearest, torch.tensor(_GAPS, device=self.device), right=True)
+        labels = (f"below {_GAPS[0]}", *(f"{a} to {b}" for a, b in pairwise(_GAPS)), f"{_GAPS[-1]} and more")
+        due = self._pick(which, self._times - length)
+        return {**super().answer_groups(), "distance to the nearest priority": AnswerGroup(due, labels)}
 
 
 def vector_bits(bits: int | None, default: int, grid: bool) -> int:

@@ -1,0 +1,78 @@
+"""Which answers are wrong: a task's error apart by the numbers that `TensorEnv.answer_groups` gives its answers."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from envs.tensor_env import AnswerGroup, Info, TensorEnv
+
+_ROWS = 10  # of a group without labels; more numbers than that share rows
+
+
+class Row(NamedTuple):
+    """The answers of one kind."""
+
+    label: str
+    score: float
+    """The task's score of an answer (`TensorEnv.grouped_metric`) over them."""
+    answers: int
+    """How many there were."""
+
+
+class Breakdown:
+    """Sums of a task's score by group while an agent plays; give it to `agents.evaluation.evaluate`.
+
+    Args:
+        env: the environment that will be played.
+
+    Raises:
+        ValueError: its answers cannot be grouped.
+    """
+
+    def __init__(self, env: TensorEnv) -> None:
+        if not env.groups_answers:
+            raise ValueError(
+                "this environment does not say what its answers depend on (answer_groups); tasks of envs/tasks/ do, "
+                "where sequences are made at reset"
+            )
+        self.metric = env.grouped_metric
+        self.groups: dict[str, AnswerGroup] = {}
+        self.sums: dict[str, Tensor] = {}  # score, its unit, and answers of each number: float64 [3, numbers]
+
+    def begin(self, env: TensorEnv) -> None:
+        """An episode begins in all copies."""
+        self.groups = env.answer_groups()
+        for name, group in self.groups.items():
+            numbers = max(int(group.number.max()) + 1, len(group.labels))
+            old = self.sums.get(name, torch.zeros(3, 0, dtype=torch.float64, device=env.device))
+            self.sums[name] = torch.nn.functional.pad(old, (0, max(0, numbers - old.shape[1])))
+
+    def add(self, info: Info, step: int, counted: Tensor) -> None:
+        """Step `step` of the episode; `counted` (bool `[N]`) says in which copies it counts."""
+        amount, unit = (part.double().where(counted, 0.0) for part in info["metrics"][self.metric])
+        each = torch.stack([amount, unit, (unit > 0).double()])
+        for name, group in self.groups.items():
+            self.sums[name].index_add_(1, group.number[step], each)
+
+    def tables(self) -> dict[str, list[Row]]:
+        """By name of the group: its rows, where there is more than one."""
+        found = {}
+        for name, sums in self.sums.items():
+            labels = self.groups[name].labels
+            there = sums[1].nonzero()[:, 0].tolist()
+            if len(there) < 2:
+                continue
+            width = 1 if labels else math.ceil((there[-1] - there[0] + 1) / _ROWS)
+            rows = []
+            for first in range(there[0], there[-1] + 1, width):
+                last = min(first + width - 1, there[-1])
+                amount, unit, answers = sums[:, first : last + 1].sum(1).tolist()
+                number = f"{first}" if first == last else f"{first} to {last}"
+                if unit:
+                    rows.append(Row(labels[first] if labels else number, amount / unit, int(answers)))
+            found[name] = rows
+        return found

@@ -1,0 +1,43 @@
+"""Scores as tables for a terminal: a column for whoever played, so that a task may have many scores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+from rich.console import Console
+from rich.table import Table
+
+from agents.breakdown import Row
+from agents.evaluation import Score
+
+
+def print_scores(console: Console, title: str, scores: Mapping[str, Score], details: bool = False) -> None:
+    """Mean return with its 95 % interval and the task's own scores; `details`: spread and length of episodes too."""
+    each = scores.values()
+    rows = [["mean return", *map(str, each)]]
+    if details:
+        rows.append(["standard deviation", *("–" if math.isnan(score.std) else f"{score.std:.3f}" for score in each)])
+        rows.append(["steps an episode", *(f"{score.mean_length:.1f}" for score in each)])
+    for metric in dict.fromkeys(name for score in each for name in score.metrics):
+        rows.append([metric, *(f"{s.metrics[metric]:.4g}" if metric in s.metrics else "–" for s in each)])
+    _print(console, title, ["", *scores], rows)
+
+
+def print_errors(console: Console, metric: str, group: str, errors: Mapping[str, list[Row]]) -> None:
+    """The score of single answers by group; all players have answered the same questions."""
+    rows = (
+        [together[0].label, *(f"{row.score:.4g}" for row in together), f"{together[0].answers:,}"]
+        for together in zip(*errors.values(), strict=True)
+    )
+    _print(console, f"{metric} by {group}", ["", *errors, "answers"], rows)
+
+
+def _print(console: Console, title: str, headings: list[str], rows: Iterable[list[str]]) -> None:
+    table = Table()
+    for number, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if number else "left")
+    for row in rows:
+        table.add_row(*row)
+    console.print(f"\n{title}", style="bold", markup=False, highlight=False, soft_wrap=True)
+    console.print(table)
