@@ -228,7 +228,7 @@ def train(config: Config, checkpoint: Path | None, console: Console) -> int:
     model = run(config, folder, console, checkpoint)
     wall = time.perf_counter() - started
     if model.stop_requested:
-        console.print(f"stopped at {model.num_timesteps:,} steps; go on with: {again(folder)}")
+        console.print(f"stopped at {model.num_timesteps:,} steps; go on with: {again(folder)}", soft_wrap=True)
         return 130
     result = distributed.from_first(lambda: score(config, model))
     identity = None
@@ -293,7 +293,8 @@ def course(config: Command, words: list[str], console: Console) -> int:
         if given is None:
             console.print(f"done before: {place}", highlight=False, soft_wrap=True)
         elif status := train(*given, console):
-            console.print(f"lessons left: the same command goes on, with --run-dir {folder}", soft_wrap=True)
+            rest = f"this lesson alone; with all that is left: the same command as before, --run-dir {folder}"
+            console.print(rest, highlight=False, soft_wrap=True)
             return status
     return 0
 

@@ -179,7 +179,7 @@ def test_one_command_trains_all_lessons_and_goes_on_after_a_stop(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(agents.MemoryOnPolicyAlgorithm, "dump_logs", stop_in_the_third_lesson)
         assert command(*words) == 130
-    assert f"the same command goes on, with --run-dir {run}" in capsys.readouterr().out.replace("\n", "")
+    assert f"the same command as before, --run-dir {run}" in capsys.readouterr().out.replace("\n", "")
     lessons = [run / "lessons" / "easy", run / "lessons" / "middle", run]
     assert [len(rows(folder)) for folder in lessons] == [2, 2, 1]
     assert [load_config(folder / "config.yaml").env_kwargs["length"] for folder in lessons] == [4, 6, 8]
