@@ -192,8 +192,10 @@ def _score(arguments: Arguments, agent: Agent, env: TensorEnv, env_id: str, env_
     if remark:
         console.print(remark, highlight=False)
     errors = {name: each.tables() for name, each in apart.items()}
+    if arguments.errors and not errors["agent"]:
+        console.print("errors: all answers are of one kind, so there is nothing to tell apart", highlight=False)
     for group in errors.get("agent", ()):
-        rows = {names.get(name, name): tables[group] for name, tables in errors.items()}
+        rows = {names.get(name, name): tables.get(group, []) for name, tables in errors.items()}
         print_errors(console, apart["agent"].metric, group, rows)
 
     if agent.folder is not None and agent.folder == arguments.run:

@@ -34,7 +34,7 @@ class Breakdown:
     """
 
     def __init__(self, env: TensorEnv) -> None:
-        if not env.groups_answers:
+        if not env.groups_answers or env.horizon is None:
             raise ValueError(
                 "this environment does not say what its answers depend on (answer_groups); tasks of envs/tasks/ do, "
                 "where sequences are made at reset"

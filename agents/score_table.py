@@ -25,10 +25,12 @@ def print_scores(console: Console, title: str, scores: Mapping[str, Score], deta
 
 
 def print_errors(console: Console, metric: str, group: str, errors: Mapping[str, list[Row]]) -> None:
-    """The score of single answers by group; all players have answered the same questions."""
+    """The score of single answers by group, and how many the first player gave."""
+    first, *others = errors.values()
+    scores = [{row.label: f"{row.score:.4g}" for row in rows} for rows in others]  # others may have had other questions
     rows = (
-        [together[0].label, *(f"{row.score:.4g}" for row in together), f"{together[0].answers:,}"]
-        for together in zip(*errors.values(), strict=True)
+        [row.label, f"{row.score:.4g}", *(score.get(row.label, "–") for score in scores), f"{row.answers:,}"]
+        for row in first
     )
     _print(console, f"{metric} by {group}", ["", *errors, "answers"], rows)
 

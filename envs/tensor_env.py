@@ -25,7 +25,7 @@ class AnswerGroup(NamedTuple):
     """A number that a task gives to each of its answers, by which errors can be told apart."""
 
     number: Tensor
-    """Int64 `[T, N]`, at least 0, for the T steps of N copies; of no meaning where nothing is asked."""
+    """Int64 `[T, N]`, at least 0 and small, for the T steps of N copies; of no meaning where nothing is asked."""
     labels: tuple[str, ...] = ()
     """What each number stands for; empty: the number itself."""
 
@@ -72,7 +72,7 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor]):
     metric_names: tuple[str, ...] = ()
     """Scores in the task's own unit beside the reward; see `_measure`."""
     groups_answers: bool = False
-    """Whether `answer_groups` can be asked."""
+    """Whether `answer_groups` can be asked; `horizon` must be set."""
     grouped_metric: str = "error"
     """The score of `metric_names` that counts single answers."""
     state_names: tuple[str, ...] = ()

@@ -110,9 +110,8 @@ class PrioritySort(BitTask):
         priority = (self.inputs[:, :, 1, 0, 0] if self.grid else self.inputs[..., -1])[:most]
         falling = priority.masked_fill(self._times[:most] >= length, -torch.inf).sort(0, descending=True).values
         beyond = torch.full((1, copies), torch.inf, device=self.device)
-        gaps = torch.cat(
-            [beyond, (falling[:-1] - falling[1:]).nan_to_num(torch.inf, torch.inf), beyond]
-        )  # [most + 1, N]
+        between = (falling[:-1] - falling[1:]).nan_to_num(torch.inf, torch.inf)  # to and among those not shown: inf
+        gaps = torch.cat([beyond, between, beyond])
         nearest = torch.minimum(gaps[:-1], gaps[1:])
         which = torch.bucketize(nearest, torch.tensor(_GAPS, device=self.device), right=True)
         labels = (f"below {_GAPS[0]}", *(f"{a} to {b}" for a, b in pairwise(_GAPS)), f"{_GAPS[-1]} and more")

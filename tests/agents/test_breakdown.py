@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 import envs
 import evaluate as command
 from agents import Supervised, make_env
-from agents.breakdown import Breakdown
+from agents.breakdown import Breakdown, Row
 from agents.config import Config
 from agents.evaluation import evaluate, play
+from agents.score_table import print_errors
 from envs.tasks.copy import Copy
 from envs.tasks.priority_sort import PrioritySort
 from envs.tensor_env import AnswerGroup, TensorEnv
@@ -157,6 +159,14 @@ def test_an_environment_without_groups_gets_one_line(
     said = capsys.readouterr().err
     assert said.startswith("error: this environment does not say what its answers depend on")
     assert said.count("\n") == 1
+
+
+def test_players_may_have_had_other_questions(capsys: pytest.CaptureFixture[str]) -> None:
+    """As in a curriculum, where what is asked follows from what was right."""
+    one, other = [Row("1", 2.0, 3), Row("2", 4.0, 5)], [Row("2", 6.0, 7), Row("3", 8.0, 9)]
+    print_errors(Console(), "error", "steps", {"gru": one, "random": other})
+    rows = [line.strip("│").split("│") for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    assert [[cell.strip() for cell in row] for row in rows] == [["1", "2", "–", "3"], ["2", "4", "6", "5"]]
 
 
 def test_scores_are_the_same_with_and_without(run: Path) -> None:
