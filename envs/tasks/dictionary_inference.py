@@ -9,7 +9,6 @@ from envs.tasks.base import Sequences, SymbolTask
 from envs.tensor_env import AnswerGroup
 
 _HALF = 13  # letters in a vocabulary
-ASK = ("query", "each")
 _DRAWS = 4  # queries drawn, of which the first new one is taken
 
 
@@ -21,18 +20,15 @@ class DictionaryInference(SymbolTask):
         other. The support is k words of l source letters, drawn with replacement, each with its translation. Then comes
         a word of letters that the support has shown, and its translation is to be said at the placeholders behind it.
 
-        With `ask="each"` the support's own translations are asked for as well: a letter is due a step before it is
-        shown, if its source letter has been translated before.
-
         With k = 2 and l = 3 an episode reads `abc.def.,gha.kld.;cab.___`. The four special symbols are `.` the end of a
         sequence, `,` between two examples, `;` the end of the support and `_` a placeholder.
 
     Observation: `Box(float32)` `[30]`: a letter or a special symbol in the order above, one-hot.
 
     Action: `Discrete(26)`: a letter. `info["target"]` (int64 `[num_envs]`) is the letter due, `info["weight"]` (float32
-        `[num_envs]`) 1 where a letter is asked for, else 0: at the placeholders, with `ask="each"` also before.
+        `[num_envs]`) 1 at the placeholders, else 0.
 
-    Reward: `weight * [action == target] / (letters asked for in the episode)`; a perfect episode returns 1.
+    Reward: `weight * [action == target] / l`; a perfect episode returns 1.
 
     Termination: after `k * (2 * l + 3) + 2 * l + 1` steps.
 
@@ -42,18 +38,15 @@ class DictionaryInference(SymbolTask):
         num_envs: number of copies.
         k: examples in the support, at least 1.
         l: letters in a word, at least 1.
-        ask: "query": for the translation of the last word, as in the paper; "each": in the support too, which teaches
-            more in an episode and begins with what is easy.
         device: where everything lives.
         render_mode: None or "rgb_array".
 
     Scores:
         Without memory 1 / 26 = 0.038: all placeholders look alike. With memory 1. Who knows which letters are targets,
-        but not the dictionary, gets 1 / 13. With `ask="each"` and words of four letters 0.09: the letter in view may
-        be the next one too.
+        but not the dictionary, gets 1 / 13.
 
     Raises:
-        ValueError: `k` or `l` is below 1, or `ask` is none of the two.
+        ValueError: `k` or `l` is below 1.
 
     Source: Munkhdalai, Sordoni, Wang, Trischler, "Metalearned Neural Memory" (NeurIPS 2019), section 4.1 and appendix:
         (k, l) is (4, 1), (8, 4), (12, 8) and (16, 12). The paper names the four symbols but not their order, which is
@@ -67,24 +60,14 @@ class DictionaryInference(SymbolTask):
         *,
         k: int = 4,
         l: int = 1,  # noqa: E741 (the paper's name)
-        ask: str = "query",
         device: torch.device | str = "cpu",
         render_mode: str | None = None,
     ) -> None:
         if k < 1 or l < 1:
             raise ValueError(f"k is {k}, l {l}; expected at least 1")
-        if ask not in ASK:
-            raise ValueError(f"ask is {ask!r}, expected one of {', '.join(ASK)}")
         alphabet = "abcdefghijklmnopqrstuvwxyz.,;_"
         super().__init__(num_envs, alphabet, 2 * _HALF, k * (2 * l + 3) + 2 * l + 1, device, render_mode)
-        self.k, self.l, self.asks_each = k, l, ask == "each"
-        # Steps, word by word and the query last: where source letters are shown, and where their translations are due.
-        steps = [word * (2 * l + 3) + place for word in range(k + 1) for place in range(l)]
-        self._source = torch.tensor(steps, device=self.device)
-        self._due = self._source + l
-        self._due[-l:] += 1  # at placeholders, which are behind the query's end; in the support already at a word's end
-        # Of each of them, which letters of the support come before it: [(k + 1) l, k l, 1].
-        self._before = torch.ones(len(steps), k * l, dtype=torch.bool, device=self.device).tril(-1)[..., None]
+        self.k, self.l = k, l
 
     def _sequences(self) -> Sequences:
         copies, k, l = self.num_envs, self.k, self.l  # noqa: E741
@@ -112,21 +95,21 @@ class DictionaryInference(SymbolTask):
         asking = torch.cat([spelled(source, query), filled(end, 1), filled(placeholder, l)], 1)
         inputs = torch.cat([support.flatten(1), asking], 1).T.contiguous()
 
-        targets, asked = torch.zeros_like(inputs), torch.zeros(inputs.shape, device=self.device)
-        targets[-l:], asked[-l:] = spelled(target, query).T, 1.0
-        if self.asks_each:
-            due, entries = self._due[:-l], words.flatten(1).T  # [k l, N]
-            targets[due] = target.T.gather(0, entries)
-            asked[due] = (self._before[:-l] & (entries[:, None] == entries)).any(1).float()
-        return Sequences(inputs, targets, asked)
+        targets = torch.zeros_like(inputs)
+        targets[-l:] = spelled(target, query).T
+        asked = (self._times >= self.length - l).expand_as(inputs)
+        return Sequences(inputs, targets, asked.float())
 
     def answer_groups(self) -> dict[str, AnswerGroup]:
-        """Also by how often the letter has been shown with its translation, and by the last word in which it was."""
-        letters = self.inputs[self._source]
-        shows = self._before & (letters[:, None] == letters[: self.k * self.l])  # [(k + 1) l, k l, N]
-        words = torch.arange(shows.shape[1], device=self.device)[None, :, None] // self.l + 1
+        """Also by how often the support has shown the letter, and by the last of its words that has."""
+        k, l = self.k, self.l  # noqa: E741
+        source = self.inputs[: k * (2 * l + 3)].view(k, 2 * l + 3, self.num_envs)[:, :l]  # [k, l, N]
+        query = self.inputs[-2 * l - 1 : -l - 1]  # [l, N]
+        shows = source[:, :, None] == query  # [k, l, l, N]: word, its letter, letter of the query
+        words = torch.arange(1, k + 1, device=self.device)[:, None, None]
         times, last = torch.zeros_like(self.inputs), torch.zeros_like(self.inputs)
-        times[self._due], last[self._due] = shows.sum(1), (shows * words).amax(1)
+        times[-l:] = shows.sum((0, 1))
+        last[-l:] = (shows.any(1) * words).amax(0)
         return {
             **super().answer_groups(),
             "times the letter was shown": AnswerGroup(times),

@@ -95,7 +95,7 @@ def double_copy(shown: str) -> tuple[Answers, int]:
     return _padded([None] * (len(word) + 1) + list(word) * 2, shown), len(word)
 
 
-def dictionary_inference(shown: str, k: int, l: int, each: bool = False) -> tuple[Answers, bool]:  # noqa: E741
+def dictionary_inference(shown: str, k: int, l: int) -> tuple[Answers, bool]:  # noqa: E741
     support, asking = shown.split(";")
     examples = support.split(",")
     assert len(examples) == k
@@ -111,15 +111,7 @@ def dictionary_inference(shown: str, k: int, l: int, each: bool = False) -> tupl
     assert not set(dictionary) & set(dictionary.values())
     query, places = asking.split(".")
     assert (len(query), places) == (l, "_" * l)
-    answers: Answers = [None] * (len(shown) - l) + [dictionary[letter] for letter in query]
-    translated: set[str] = set()
-    for number, source in enumerate(sources if each else ()):
-        for place, letter in enumerate(source):
-            if letter in translated:
-                step = number * (2 * l + 3) + l + place  # one before its translation
-                assert shown[step + 1] == dictionary[letter]
-                answers[step] = dictionary[letter]
-            translated.add(letter)
+    answers = [None] * (len(shown) - l) + [dictionary[letter] for letter in query]
     return answers, query in sources
 
 

@@ -114,7 +114,6 @@ ENVS: dict[str, Callable[[int], SequenceTask]] = {
     "n-grams": lambda n: DynamicNGrams(n, length=20, context=2),
     "double copy": lambda n: DoubleCopy(n, min_length=2, max_length=5),
     "dictionary": lambda n: DictionaryInference(n, k=3, l=3),
-    "dictionary, each": lambda n: DictionaryInference(n, k=3, l=3, ask="each"),
 }
 
 

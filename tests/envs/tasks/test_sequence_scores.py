@@ -124,20 +124,8 @@ def test_parts_with_weights_of_their_own() -> None:
         (lambda n: DynamicNGrams(n), 0.537),
         (lambda n: DoubleCopy(n), 0.1),
         (lambda n: DictionaryInference(n), 0.038),
-        (lambda n: DictionaryInference(n, k=8, l=4, ask="each"), 0.09),
     ],
-    ids=[
-        "copy",
-        "repeat",
-        "recall",
-        "recall-maps",
-        "sort",
-        "sort-maps",
-        "n-grams",
-        "double-copy",
-        "dictionary",
-        "each",
-    ],
+    ids=["copy", "repeat", "recall", "recall-maps", "sort", "sort-maps", "n-grams", "double-copy", "dictionary"],
 )
 def test_scores_without_memory(make: Callable[[int], SequenceTask], score: float) -> None:
     env = make(1)

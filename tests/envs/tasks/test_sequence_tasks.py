@@ -115,19 +115,6 @@ def test_dictionary_inference_format(k: int, l: int) -> None:  # noqa: E741
     assert int(env.single_action_space.n) == 26
 
 
-@pytest.mark.parametrize(("k", "l"), [(1, 1), (4, 1), (8, 4), (12, 8)])
-def test_a_dictionary_may_be_asked_for_as_it_is_shown(k: int, l: int) -> None:  # noqa: E741
-    env = DictionaryInference(50, k=k, l=l, ask="each")
-    check_answers(env, lambda shown: decode.dictionary_inference(shown, k, l, each=True))
-    asked = env.weights.sum(0)
-    letters = k * l  # a new one of them is one of 13
-    assert abs(float(asked.mean()) - (l + letters - 13 * (1 - (12 / 13) ** letters))) < 1
-    plain = DictionaryInference(50, k=k, l=l)
-    env.reset(seed=3)
-    plain.reset(seed=3)
-    assert torch.equal(env.inputs, plain.inputs)  # it is the same task, with more to answer
-
-
 def test_dictionaries_are_drawn_evenly() -> None:
     env = DictionaryInference(4000, k=1, l=1)
     seen, targets, _ = episode(env)
