@@ -45,6 +45,7 @@ METRICS = {
     "dictionary-4-1": "error",
     "dictionary-3-2": "error",
     "dictionary-8-4": "error",
+    "double-copy-5": "error",
     "double-copy-12": "error",
     "double-copy-25": "error",
     "double-copy-50": "error",
@@ -199,7 +200,8 @@ def draw(path: Path, points: list[dict[str, Any]]) -> None:
         for memory, seed in dict.fromkeys((point["memory"], point["seed"]) for point in of_task):
             curve = [point for point in of_task if (point["memory"], point["seed"]) == (memory, seed)]
             xs, ys = [point["steps"] / 1e6 for point in curve], [float(point["score"]) for point in curve]
-            axes.plot(xs, ys, color=colors.get(memory, "#d1495b"), label=memory if seed == curve[0]["seed"] else None)
+            name, line = (memory, "-") if seed == points[0]["seed"] else (f"{memory}, seed {seed}", "--")
+            axes.plot(xs, ys, line, color=colors.get(memory, "#d1495b"), label=name)
         axes.set_title(f"{task}: {METRICS[task]}", fontsize=9)
         axes.set_xlabel("million steps", fontsize=8)
         axes.tick_params(labelsize=8)
