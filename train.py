@@ -271,6 +271,8 @@ def course(config: Command, words: list[str], console: Console) -> int:
     folder = distributed.from_first(lambda: folder_of(config))
     lessons, easier = [], config.follows
     while easier:
+        if easier in lessons:
+            raise ValueError(f"recipe {easier} follows itself: expected lessons that begin with one that follows none")
         lessons.insert(0, easier)
         easier = load_config(find_recipe(easier)).follows
     places = [*(folder / "lessons" / Path(lesson).stem for lesson in lessons), folder]

@@ -194,6 +194,11 @@ def test_one_command_trains_all_lessons_and_goes_on_after_a_stop(
     assert [(memory, steps) for memory, steps, _, _ in begun[3:]] == [("gru", 64), ("identity", 0)]
     assert all((folder / "summary.json").exists() for folder in lessons)
     assert command(*words, "--init-from", str(run)) == 2
+    easiest = tmp_path / "easy.yaml"
+    easiest.write_text(yaml.safe_dump({**shared, "follows": str(tmp_path / "hard.yaml")}))
+    capsys.readouterr()
+    assert command(*words) == 2
+    assert "follows itself" in capsys.readouterr().err
 
 
 def test_lessons_in_recipes_can_hand_their_weights_on() -> None:

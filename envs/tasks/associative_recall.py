@@ -127,7 +127,7 @@ class AssociativeRecall(BitTask):
 
     def answer_groups(self) -> dict[str, AnswerGroup]:
         """Also by the items in the list."""
-        steps = self._asked().argmax(0)  # before the first answer; without a grid two queries' and delimiters' longer
+        steps = self._asked().argmax(0)  # before the first answer: a list's items, and two delimiters around the query
         items = steps if self.grid else (steps - self.item_length - 2) // (self.item_length + 1)
         return {**super().answer_groups(), "items shown": AnswerGroup(items.expand(self.length, -1))}
 

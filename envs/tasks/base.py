@@ -101,7 +101,7 @@ class SequenceTask(TensorEnv):
 
     def _asked(self) -> Tensor:
         """Whether an answer is due, int64 `[T, N]`."""
-        return (self.weights.view(self.length, self.num_envs, -1) > 0).any(2).long()
+        return (self.weights.reshape(self.length, self.num_envs, -1) > 0).any(2).long()
 
     # -- helpers for subclasses ------------------------------------------------------------------------------------
 

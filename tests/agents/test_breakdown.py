@@ -64,8 +64,14 @@ def test_every_task_that_groups_its_answers_gives_back_its_score(env_id: str) ->
             Breakdown(env)
         return
     breakdown = Breakdown(env)
-    score = play(lambda obs, starts: torch.zeros_like(env.describe()["target"]), env, 6, seed=1, breakdown=breakdown)
-    assert env.grouped_metric in env.metric_names
+
+    def every_other(obs: Any, starts: Any) -> torch.Tensor:
+        """Copies 1 and 3 are right, 0 and 2 say 0."""
+        target = env.describe()["target"]
+        return target * (torch.arange(4) % 2).view(4, *[1] * (target.dim() - 1)).to(target.dtype)
+
+    score = play(every_other, env, 6, seed=1, breakdown=breakdown)
+    assert 0 < score.metrics[env.grouped_metric] < 100
     assert breakdown.sums
     for name, sums in breakdown.sums.items():
         assert float(sums[0].sum() / sums[1].sum()) == pytest.approx(score.metrics[env.grouped_metric]), name
