@@ -2,7 +2,7 @@
 
 from agents.a2c import A2C
 from agents.checkpoint import CheckpointError, latest_checkpoint, load
-from agents.env_adapters import as_tensor_env, make_env
+from agents.environments import as_tensor_env, make_env
 from agents.non_finite import NonFiniteError
 from agents.on_policy import MemoryOnPolicyAlgorithm
 from agents.ppo import PPO

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor
 
-from agents.env_adapters import EnvLike
+from agents.environments import EnvLike
 from agents.on_policy import MemoryOnPolicyAlgorithm
 from agents.rollout import Rollout
 from policies.policy import MemoryActorCriticPolicy

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from agents import distributed
-from agents.env_adapters import HostEnv
+from agents.environments import HostEnv
 from agents.static import hidden_tensors
 
 if TYPE_CHECKING:

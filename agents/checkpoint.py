@@ -30,7 +30,7 @@ from torch import Tensor
 from agents import distributed
 from agents.capturable import plain_groups
 from agents.encoding import decode, decode_space, encode, encode_space
-from agents.env_adapters import EnvLike, TensorVecEnv
+from agents.environments import EnvLike, TensorVecEnv
 from agents.generators import get_generators
 from policies.memories.base import detach
 

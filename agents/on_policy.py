@@ -23,7 +23,7 @@ from torch import Tensor
 
 from agents import distributed
 from agents.checkpoint import Checkpointed
-from agents.env_adapters import EnvLike, TensorVecEnv, as_tensor_env
+from agents.environments import EnvLike, TensorVecEnv, as_tensor_env
 from agents.episodes import Episodes
 from agents.generators import set_generators
 from agents.graphs import Graphs, graphs_for
@@ -46,7 +46,7 @@ class MemoryOnPolicyAlgorithm(Checkpointed, Updates, OnPolicyAlgorithm):
     Args:
         policy: "MemoryPolicy" or a subclass of `MemoryActorCriticPolicy`; its arguments (the memory's name above all)
             go through `policy_kwargs`, as in SB3.
-        env: a Gymnasium id (one copy), `Env`, `VectorEnv`, SB3 `VecEnv` or `TensorEnv`; see `agents.env_adapters`. With
+        env: a Gymnasium id (one copy), `Env`, `VectorEnv`, SB3 `VecEnv` or `TensorEnv`; see `agents.environments`. With
             several ranks (`agents.distributed`), those of this one.
         learning_rate: a number or a function of the remaining progress (1 → 0).
         n_steps: steps of each environment in a roll-out; back-propagation through time runs over them, and episodes

@@ -16,7 +16,7 @@ from stable_baselines3.common.utils import FloatSchedule
 from torch import Tensor
 
 from agents import distributed
-from agents.env_adapters import EnvLike
+from agents.environments import EnvLike
 from agents.on_policy import MemoryOnPolicyAlgorithm
 from agents.rollout import Rollout
 from policies.policy import MemoryActorCriticPolicy

@@ -10,7 +10,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from agents.env_adapters import HostEnv
+from agents.environments import HostEnv
 from agents.panel_history import PanelHistory
 from agents.scene import Scene, View
 from envs.rendering import Frame

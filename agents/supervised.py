@@ -16,7 +16,7 @@ from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor
 
 from agents import distributed
-from agents.env_adapters import EnvLike
+from agents.environments import EnvLike
 from agents.on_policy import MemoryOnPolicyAlgorithm
 from agents.rollout import OnHost, Rollout
 from policies.memories.base import detach

@@ -17,7 +17,7 @@ from sb3_contrib import RecurrentPPO
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from torch import Tensor, nn
 
-from agents.env_adapters import TensorVecEnv
+from agents.environments import TensorVecEnv
 from envs.maze import InvisibleGoalMaze
 
 Iteration = Callable[[], object]

@@ -9,7 +9,7 @@ from typing import Any
 
 from agents import LEARNERS, make_env
 from agents.config import Config
-from agents.env_adapters import HostEnv
+from agents.environments import HostEnv
 from agents.sweep.space import Parameter, Space
 from policies.memories import memory_class
 

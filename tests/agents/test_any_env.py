@@ -14,7 +14,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from agents import A2C, PPO, as_tensor_env, make_env
-from agents.env_adapters import HostEnv, TensorVecEnv
+from agents.environments import HostEnv, TensorVecEnv
 from envs.repeat_first import RepeatFirst
 from envs.single_env import SingleEnv
 from envs.tensor_env import TensorEnv

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import agents.env_adapters
+import agents.environments.vec_env
 import envs  # noqa: F401 (registers the environments)
 from agents import A2C, PPO, MemoryOnPolicyAlgorithm
 from agents.capturable import obstacle
@@ -212,5 +212,5 @@ def test_no_memory_needs_values_on_the_host(
 
 @pytest.mark.parametrize("env", sorted(set(ENVIRONMENTS) - set(READS_AT_THE_START)))
 def test_no_environment_needs_values_on_the_host(env: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(agents.env_adapters, "_numpy", lambda obs: obs)
+    monkeypatch.setattr(agents.environments.vec_env, "_numpy", lambda obs: obs)
     without_values(A2C, env, "identity", monkeypatch)

@@ -191,7 +191,7 @@ def test_a_seed_makes_the_score_and_leaves_the_generators(model: PPO) -> None:
 def test_scores_agree_with_stable_baselines(model: PPO) -> None:
     from stable_baselines3.common.evaluation import evaluate_policy
 
-    from agents.env_adapters import TensorVecEnv
+    from agents.environments import TensorVecEnv
 
     env = make_env("Engram/InvisibleGoalMaze-v0", 4, episode_length=30)
     env.reset(seed=3)  # both then start from one state of every generator

@@ -15,7 +15,7 @@ import pytest
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from agents import A2C, PPO, MemoryOnPolicyAlgorithm
-from agents.env_adapters import TensorVecEnv
+from agents.environments import TensorVecEnv
 from envs.repeat_first import RepeatFirst
 
 MEMORYLESS = (1 + 7 / 4) / 8

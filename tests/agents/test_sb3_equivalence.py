@@ -12,7 +12,7 @@ from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3 import PPO as SB3PPO
 
 from agents import PPO
-from agents.env_adapters import TensorVecEnv
+from agents.environments import TensorVecEnv
 from envs.repeat_first import RepeatFirst
 
 T, B, HIDDEN = 9, 4, 11

@@ -110,7 +110,7 @@ def test_events_come_in_sb3s_order() -> None:
 
 @both
 def test_eval_and_checkpoint_callbacks(learner: type[MemoryOnPolicyAlgorithm], tmp_path: Path) -> None:
-    from agents.env_adapters import TensorVecEnv
+    from agents.environments import TensorVecEnv
 
     evaluate = EvalCallback(
         TensorVecEnv(RepeatFirst(2, length=4)),

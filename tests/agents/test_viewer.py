@@ -19,7 +19,7 @@ from torch import Tensor
 from viewer_stubs import MAZE, Anything, policy_for, session_of
 
 from agents import PPO, make_env
-from agents.env_adapters import as_tensor_env
+from agents.environments import as_tensor_env
 from agents.scene import HEIGHT, WIDTH, draw
 from agents.session import Session
 from agents.stage import pygame

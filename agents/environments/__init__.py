@@ -1,0 +1,13 @@
+"""Anything in, one tensor interface out.
+
+`make_env` builds from a Gymnasium id. `as_tensor_env` takes what is already built: a `TensorEnv` as it is; an ordinary
+`gymnasium.Env`, a Gymnasium `VectorEnv` or an SB3 `VecEnv` behind `HostEnv`, which moves arrays to the device and back.
+`TensorVecEnv` is the way back: a `TensorEnv` seen as an SB3 `VecEnv`, for `model.get_env()`, callbacks and
+`evaluate_policy`.
+"""
+
+from agents.environments.host import HostEnv
+from agents.environments.make import EnvLike, as_tensor_env, make_env
+from agents.environments.vec_env import TensorVecEnv
+
+__all__ = ["EnvLike", "HostEnv", "TensorVecEnv", "as_tensor_env", "make_env"]
