@@ -14,48 +14,67 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from policies.memories.base import host_may_read
+
 Shift = Callable[[int, Tensor], Tensor]
 """What happens to the features `[N, C, ...]` at one place of an encoder: their number, then the features."""
 
 
-class SpectralLinear(nn.Linear):
-    """A linear layer divided by its largest singular value (Miyato et al., 2018).
+class DeepLinear(nn.Sequential):
+    """Appendix E's dense network: three linear layers with nothing between them, each of spectral norm 1.
 
-    σ = uᵀWv by power iteration. The iteration begins anew whenever W has changed, rather than where it last ended, so
-    that a pass is a function of the weights and writes to no buffer; u and v are kept until then.
+    A layer is divided by its largest singular value σ = uᵀWv (Miyato et al., 2018). u and v come from a power iteration
+    that always begins at the same vector, so that a pass is a function of the weights and writes to no buffer.
+
+    Args:
+        inputs: width of the input.
+        units: of the two hidden layers.
+        outputs: width of the output.
     """
 
-    iterations = 16
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__(inputs, outputs)
-        nn.init.orthogonal_(self.weight)  # at first all singular values are the largest, so that nothing is dimmed
-        self._known: tuple[object, Tensor, Tensor] | None = None
-
-    def sigma(self) -> Tensor:
-        """The largest singular value, `[]`; its gradient is u vᵀ."""
-        w = self.weight
-        key = (w._version, w.data_ptr(), w.dtype, w.device)
-        if self._known is None or self._known[0] != key:
-            with torch.no_grad():
-                v = F.normalize(torch.linspace(1, 2, w.shape[1], dtype=w.dtype, device=w.device), dim=0)
-                u = v
-                for _ in range(self.iterations):
-                    u = F.normalize(w @ v, dim=0)
-                    v = F.normalize(w.t() @ u, dim=0)
-            self._known = (key, u, v)
-        sigma: Tensor = self._known[1] @ w @ self._known[2]
-        return sigma
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight / (self.sigma() + 1e-12), self.bias)
-
-
-class DeepLinear(nn.Sequential):
-    """Appendix E's dense network: three linear layers with nothing between them, each of spectral norm 1."""
+    squarings = 5
+    """Of WWᵀ: 2⁵ steps of the power iteration."""
 
     def __init__(self, inputs: int, units: int, outputs: int) -> None:
-        super().__init__(SpectralLinear(inputs, units), SpectralLinear(units, units), SpectralLinear(units, outputs))
+        super().__init__(nn.Linear(inputs, units), nn.Linear(units, units), nn.Linear(units, outputs))
+        for layer in self:
+            nn.init.orthogonal_(layer.weight)  # all singular values are the largest, so that nothing is dimmed at first
+        self._known: tuple[list[Tensor], list[Tensor], list[Tensor]] | None = None  # weights, and their u and v
+
+    def sigmas(self) -> list[Tensor]:
+        """The largest singular value of each layer, `[]`; its gradient is u vᵀ."""
+        weights = [layer.weight for layer in self]
+        return [u @ w @ v for w, u, v in zip(weights, *self._directions(weights), strict=True)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer, sigma in zip(self, self.sigmas(), strict=True):
+            x = F.linear(x, layer.weight / (sigma + 1e-12), layer.bias)
+        return x
+
+    def _directions(self, weights: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """u and v of each layer. Where comparing is cheap, they are kept until a weight has another value."""
+        if weights[0].device.type != "cpu" or not host_may_read() or torch.compiler.is_compiling():
+            return self._iterate(weights)
+        known = self._known
+        if known is None or not all(
+            old.dtype == new.dtype and torch.equal(old, new) for old, new in zip(known[0], weights, strict=True)
+        ):
+            self._known = known = ([w.detach().clone() for w in weights], *self._iterate(weights))
+        return known[1], known[2]
+
+    @torch.no_grad()
+    def _iterate(self, weights: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        first, second, third = weights
+        # every layer has a side of the hidden units' width, so the three iterate as one
+        power = torch.stack([first @ first.t(), second @ second.t(), third.t() @ third])
+        tiny = torch.finfo(power.dtype).tiny
+        for _ in range(self.squarings):
+            power = power / power.diagonal(dim1=1, dim2=2).sum(1).clamp(min=tiny).view(-1, 1, 1)
+            power = power @ power
+        begin = torch.linspace(1, 2, power.shape[1], dtype=power.dtype, device=power.device)
+        u1, u2, v3 = F.normalize(power @ begin, dim=1, eps=tiny).unbind()
+        v1, v2, u3 = (F.normalize(product, dim=0) for product in (u1 @ first, u2 @ second, third @ v3))
+        return [u1, u2, u3], [v1, v2, v3]
 
 
 class Encoder(nn.Module):

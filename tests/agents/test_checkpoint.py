@@ -34,6 +34,7 @@ from envs.tmaze import TMaze
 SMALL = {
     "lstm": {"hidden_size": 12},
     "mnm-p": {"hidden_size": 12, "key_size": 6, "value_size": 6, "memory_units": 6, "heads": 2},
+    "kanerva++": {"memory_size": 8, "crop_size": 4, "embedding_size": 8, "dense_size": 8, "latent_size": 4},
 }
 ENVS: dict[str, Callable[[], TensorEnv]] = {
     "tmaze": lambda: TMaze(4, length=2, max_steps=7),  # every copy ends when it likes, some are cut
@@ -126,6 +127,20 @@ def test_without_loading_the_second_half_differs_from_the_first() -> None:
     whole = fingerprint(build(PPO, "lstm", "tmaze").learn(2 * N))
     half = fingerprint(build(PPO, "lstm", "tmaze").learn(N))
     assert sum(not torch.equal(half[name], whole[name]) for name in whole) > 10
+
+
+def test_a_trained_agent_acts_as_the_one_loaded_from_its_checkpoint(tmp_path: Path) -> None:
+    """Kanerva++ derives numbers from its weights, and fused Adam changes these without telling anybody."""
+    trained = build(PPO, "kanerva++", "tmaze").learn(4 * N)
+    assert trained.policy.optimizer.defaults["fused"]
+    trained.save(tmp_path / "agent")
+    loaded = PPO.load(tmp_path / "agent", device="cpu")
+    observations, found = torch.randn(5, 4, 3), []
+    for model in (trained, loaded):
+        with torch.no_grad():
+            memory = model.policy.memory
+            found.append(memory.unroll(observations, None, memory.initial_state(4)).outputs)
+    assert torch.equal(*found)
 
 
 def test_what_comes_back(tmp_path: Path) -> None:

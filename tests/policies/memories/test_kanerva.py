@@ -14,9 +14,9 @@ from torch.distributions import Normal, kl_divergence
 from torch.nn import functional as F
 
 from policies.memories import make_memory
-from policies.memories.base import State, unroll
+from policies.memories.base import State, no_host_reads, unroll
 from policies.memories.kanerva import KanervaMemory, pooled
-from policies.memories.kanerva_encoder import DenseEncoder, SpectralLinear
+from policies.memories.kanerva_encoder import DeepLinear, DenseEncoder
 from policies.memories.noise import fingerprint, gaussian, next_seed
 
 FEATURES, BATCH, LENGTH = 5, 2, 5
@@ -73,8 +73,8 @@ def normal(numbers: Tensor) -> Normal:
 
 def dense(layers: Any, x: Tensor) -> Tensor:
     """Appendix E: three linear layers, each divided by its spectral norm."""
-    for layer in layers:
-        x = layer.weight @ x / layer.sigma() + layer.bias
+    for layer, sigma in zip(layers, layers.sigmas(), strict=True):
+        x = layer.weight @ x / sigma + layer.bias
     return x
 
 
@@ -318,19 +318,61 @@ def test_without_sampling_keys_are_means() -> None:
 
 
 def test_dense_layers_have_spectral_norm_one() -> None:
-    layer = SpectralLinear(20, 12).double()
+    layers = DeepLinear(20, 12, 5).double()
     with torch.no_grad():
-        layer.weight.copy_(torch.randn(12, 20) @ torch.diag(torch.linspace(0.1, 3, 20)))
-    largest = torch.linalg.matrix_norm(layer.weight, 2)
-    torch.testing.assert_close(layer.sigma(), largest, rtol=2e-2, atol=0)
-    (gradient,) = torch.autograd.grad(layer.sigma(), layer.weight)
-    u, _, v = torch.linalg.svd(layer.weight)
-    assert ((gradient * torch.outer(u[:, 0], v[0])).sum() - 1).abs() < 0.05  # ∂σ/∂W = u vᵀ
-    x = torch.randn(50, 20).double()
-    assert ((layer(x) - layer.bias).norm(dim=1) <= 1.03 * x.norm(dim=1)).all()
+        for layer in layers:
+            columns = torch.linspace(0.1, 3, layer.in_features).double()
+            layer.weight.copy_(torch.randn(layer.out_features, layer.in_features).double() * columns)
+    largest = [torch.linalg.matrix_norm(layer.weight, 2) for layer in layers]
+    torch.testing.assert_close(layers.sigmas(), largest, rtol=5e-3, atol=0)
+    for layer, sigma in zip(layers, layers.sigmas(), strict=True):
+        (gradient,) = torch.autograd.grad(sigma, layer.weight)
+        u, _, v = torch.linalg.svd(layer.weight)
+        assert ((gradient * torch.outer(u[:, 0], v[0])).sum() - 1).abs() < 0.02  # ∂σ/∂W = u vᵀ
+    x, bias = torch.randn(50, 20).double(), layers(torch.zeros(20).double())
+    assert ((layers(x) - bias).norm(dim=1) <= 1.03 * x.norm(dim=1)).all()
+    zero = DeepLinear(3, 4, 2)
     with torch.no_grad():
-        layer.weight.mul_(3)
-    torch.testing.assert_close(layer.sigma(), 3 * largest, rtol=2e-2, atol=0)  # found anew where the weights changed
+        for layer in zero:
+            layer.weight.zero_()
+    assert zero(torch.ones(3)).isfinite().all()
+
+
+@pytest.mark.parametrize("change", ["fused Adam", "Adam", "in place", "data", "loaded"])
+def test_the_spectral_norm_is_that_of_the_weights_whoever_changed_them(change: str) -> None:
+    """Fused Adam changes weights without telling `tensor._version`."""
+    layers = DeepLinear(20, 12, 5)
+    x = torch.randn(7, 20)
+    optimizer = torch.optim.Adam(layers.parameters(), 0.05, fused=change == "fused Adam")
+    for _ in range(3):
+        with torch.no_grad():
+            before = layers(x)  # as while acting
+        if "Adam" in change:
+            optimizer.zero_grad()
+            layers(x).square().sum().neg().backward()
+            optimizer.step()
+        elif change == "loaded":
+            layers.load_state_dict({name: torch.randn_like(value) for name, value in layers.state_dict().items()})
+        else:
+            weight = layers[1].weight.data if change == "data" else layers[1].weight
+            with torch.no_grad():
+                weight.add_(torch.randn_like(weight))
+        fresh = DeepLinear(20, 12, 5)
+        fresh.load_state_dict(layers.state_dict())
+        assert torch.equal(layers(x), fresh(x))
+        assert not torch.allclose(layers(x), before)
+        norms = [torch.linalg.matrix_norm(layer.weight, 2) for layer in layers]
+        torch.testing.assert_close(layers.sigmas(), norms, rtol=0.02, atol=0)
+
+
+def test_where_nothing_may_be_read_the_norm_is_computed_each_time() -> None:
+    """As within a CUDA graph, whose replays run none of the Python."""
+    layers, x = DeepLinear(6, 4, 3), torch.randn(2, 6)
+    outside = layers(x)
+    layers._known = None
+    with no_host_reads():
+        assert torch.equal(layers(x), outside)
+    assert layers._known is None
 
 
 # Panels, types, errors
