@@ -102,7 +102,8 @@ def read_tensors(path: str | os.PathLike[str], manifest: dict[str, Any]) -> dict
             f"{file} is damaged: expected sha256 {manifest.get('tensors_sha256')}, found {found}; take an older one"
         )
     try:
-        tensors: dict[str, Tensor] = load_file(file)
+        # memory that is mapped from a file is aligned otherwise than torch's own, and sums come out in another order
+        tensors: dict[str, Tensor] = {name: value.clone() for name, value in load_file(file).items()}
     except (SafetensorError, ValueError) as error:
         raise CheckpointError(f"{file} is damaged: expected safetensors ({error})") from error
     if shapes(tensors) != manifest.get("tensors"):
