@@ -37,19 +37,22 @@ class DeepLinear(nn.Sequential):
 
     def __init__(self, inputs: int, units: int, outputs: int) -> None:
         super().__init__(nn.Linear(inputs, units), nn.Linear(units, units), nn.Linear(units, outputs))
-        for layer in self:
+        for layer in self._layers():
             nn.init.orthogonal_(layer.weight)  # all singular values are the largest, so that nothing is dimmed at first
         self._known: tuple[list[Tensor], list[Tensor], list[Tensor]] | None = None  # weights, and their u and v
 
     def sigmas(self) -> list[Tensor]:
         """The largest singular value of each layer, `[]`; its gradient is u vᵀ."""
-        weights = [layer.weight for layer in self]
+        weights = [layer.weight for layer in self._layers()]
         return [u @ w @ v for w, u, v in zip(weights, *self._directions(weights), strict=True)]
 
     def forward(self, x: Tensor) -> Tensor:
-        for layer, sigma in zip(self, self.sigmas(), strict=True):
+        for layer, sigma in zip(self._layers(), self.sigmas(), strict=True):
             x = F.linear(x, layer.weight / (sigma + 1e-12), layer.bias)
         return x
+
+    def _layers(self) -> list[nn.Linear]:
+        return list(self)  # type: ignore[arg-type]
 
     def _directions(self, weights: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """u and v of each layer. Where comparing is cheap, they are kept until a weight has another value."""
