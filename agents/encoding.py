@@ -75,7 +75,7 @@ def decode(value: Any, name: str) -> Any:
 
 
 def encode_space(space: spaces.Space[Any]) -> dict[str, Any]:
-    """A space as JSON.
+    """A space as JSON. The entries of a `Dict` keep their order, which is that of the weights of the first layer.
 
     Raises:
         TypeError: a kind that no learner of this project takes.
@@ -112,7 +112,8 @@ def decode_space(data: dict[str, Any]) -> spaces.Space[Any]:
     if kind == "MultiBinary":
         return spaces.MultiBinary(data["n"])
     if kind == "Dict":
-        return spaces.Dict({key: decode_space(entry) for key, entry in data["spaces"].items()})
+        # Pairs, as Gymnasium sorts a dict that it is given.
+        return spaces.Dict([(key, decode_space(entry)) for key, entry in data["spaces"].items()])
     raise ValueError(f"unknown space {kind!r} in a checkpoint")
 
 

@@ -118,11 +118,12 @@ class GridEncoder(BaseFeaturesExtractor):
         super().__init__(observation_space, channels * math.prod(spatial))
         self.shape = (channels, *spatial)
         self.grids = tuple(grids)
+        self.flat = tuple(name for name in entries if name not in grids)
         self.fold = None if grids else nn.Linear(flat, self.features_dim)
 
     def forward(self, observations: Tensor | TensorDict) -> Tensor:
         parts = observations if isinstance(observations, dict) else {"": observations}
-        flat = [value.flatten(1).float() for name, value in parts.items() if name not in self.grids]
+        flat = [parts[name].flatten(1).float() for name in self.flat]
         if self.fold is not None:
             folded: Tensor = self.fold(torch.cat(flat, 1))
             return folded.view(-1, *self.shape)
@@ -161,6 +162,7 @@ class QueryEncoder(BaseFeaturesExtractor):
             made, arguments = encoder_for(space, memory, memory_kwargs)
             return made(space, **arguments)
 
+        # A Dict made of a dict is sorted by name.
         source = encoder(next(iter(seen.values())) if len(seen) == 1 else spaces.Dict(seen))
         super().__init__(observation_space, source.features_dim)
         self.only = next(iter(seen)) if len(seen) == 1 else None

@@ -274,7 +274,12 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         return self.action_space.shape
 
     def _encode(self, obs: Obs) -> tuple[Any, ...]:
-        """What the memory takes in beside its state: an input and, with readers, the questions."""
+        """What the memory takes in beside its state: an input and, with readers, the questions.
+
+        The entries of a `Dict` reach the encoder in the order of `observation_space`, in whatever order they come.
+        """
+        if isinstance(obs, dict):
+            obs = {name: obs[name] for name in self.observation_space.spaces}  # type: ignore[attr-defined]
         features: Any = self.extract_features(obs)
         return features if isinstance(features, tuple) else (features,)
 

@@ -49,7 +49,8 @@ def take_weights(policy: torch.nn.Module, path: str | os.PathLike[str]) -> None:
         CheckpointError: there is none, it is damaged, or its weights are not those of such a policy.
     """
     checkpoint = latest_checkpoint(path)
-    tensors = read_tensors(checkpoint, read_manifest(checkpoint))
+    manifest = read_manifest(checkpoint)
+    tensors = read_tensors(checkpoint, manifest)
     weights = {name.removeprefix("policy/"): value for name, value in tensors.items() if name.startswith("policy/")}
     theirs, ours = shapes(weights), shapes(policy.state_dict())
     if differ := sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name)):
@@ -57,6 +58,13 @@ def take_weights(policy: torch.nn.Module, path: str | os.PathLike[str]) -> None:
         raise CheckpointError(
             f"the weights in {checkpoint} are not of this memory, environment and sizes: {len(differ)} differ; "
             f"{differ[0]} is {there}, expected {here}"
+        )
+    order = list(manifest["observation_space"].get("spaces", ()))
+    found = list(getattr(policy.observation_space, "spaces", ()))
+    if order != found:
+        raise CheckpointError(
+            f"the weights in {checkpoint} take the observation's entries in the order {', '.join(order)}, but the "
+            f"environment has {', '.join(found)}: write its space as spaces.Dict([(name, space), ...]) in that order"
         )
     policy.load_state_dict(weights)
 
@@ -203,10 +211,9 @@ class Checkpointed(BaseAlgorithm):
         learner: Any = cls
         model = learner(policy, env, device=device, policy_kwargs=policy_kwargs, _init_setup_model=False, **arguments)
         for name, saved_space in (("observation_space", observation_space), ("action_space", action_space)):
-            if env is None:
-                setattr(model, name, saved_space)
-            elif getattr(model, name) != saved_space:
+            if env is not None and getattr(model, name) != saved_space:
                 raise ValueError(f"{name} is {getattr(model, name)}, but it was made with {saved_space}")
+            setattr(model, name, saved_space)  # equal Dicts may differ in order: that of the weights counts
         if env is None:
             model.n_envs = manifest["num_envs"]
         model._setup_model()

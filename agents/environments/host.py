@@ -115,7 +115,8 @@ class HostEnv(TensorEnv):
         self._first = {name: getattr(entry, "start", 0) for name, entry in entries.items()}
         self._first_action = getattr(host.action_space, "start", 0)
         entries = {name: _plain(entry) for name, entry in entries.items()}
-        space = spaces.Dict(entries) if isinstance(space, spaces.Dict) else entries[""]
+        # Pairs keep the user's order; Gymnasium sorts a dict.
+        space = spaces.Dict(list(entries.items())) if isinstance(space, spaces.Dict) else entries[""]
         super().__init__(host.num_envs, space, _plain(host.action_space), device)
         self.host = host
         self.render_mode = "rgb_array"
