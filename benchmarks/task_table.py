@@ -30,7 +30,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
 
-from agents.config import RECIPES, load_config
+from agents.run.config import RECIPES, load_config
 
 ROOT = RECIPES.parent
 METRICS = {

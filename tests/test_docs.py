@@ -25,7 +25,8 @@ import envs
 import policies
 import train
 from agents import LEARNERS
-from agents.callbacks import RunDisplay
+from agents.run.callbacks import RunDisplay
+from agents.run.parsing import parse
 from policies.memories import memory_class, registered, registry
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -91,7 +92,7 @@ def test_train_commands_parse(page: Path) -> None:
             words = command.split("#")[0].split()
             if words[:2] != ["python", "train.py"] or "--resume" in words:
                 continue
-            config, _ = train.parse(words[2:])
+            config, _ = parse(words[2:])
             assert config.algo in LEARNERS, command
             assert config.memory in registered(), command
 

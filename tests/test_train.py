@@ -19,7 +19,8 @@ import yaml
 
 import agents
 import train
-from agents.config import load_config
+from agents.run.config import load_config
+from agents.run.parsing import parse
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["--env", "Engram/RepeatFirst-v0", "--env-kwargs", "length=8", "--num-envs", "8", "--n-steps", "8"]
@@ -72,12 +73,12 @@ def test_a_run_leaves_what_it_promises(tmp_path: Path) -> None:
 
 def test_flags_go_before_the_recipe_and_the_recipe_before_defaults() -> None:
     recipe = yaml.safe_load((ROOT / "recipes" / "maze-ppo.yaml").read_text())
-    config, _ = train.parse(["--memory-kwargs", "heads=2", "--gamma", "0.9"])
+    config, _ = parse(["--memory-kwargs", "heads=2", "--gamma", "0.9"])
     assert config.memory_kwargs == {**recipe["memory_kwargs"], "heads": 2}
     assert (config.gamma, config.reward_scale) == (0.9, recipe["reward_scale"])
-    other, _ = train.parse(["--memory", "lstm"])  # the arguments of another memory are not for this one
+    other, _ = parse(["--memory", "lstm"])  # the arguments of another memory are not for this one
     assert (other.memory_kwargs, other.reward_scale) == ({}, recipe["reward_scale"])
-    plain, _ = train.parse(["--env", "CartPole-v1", "--memory", "lstm"])
+    plain, _ = parse(["--env", "CartPole-v1", "--memory", "lstm"])
     assert (plain.recipe, plain.reward_scale) == (None, 1.0)
 
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from agents import LEARNERS, make_env
-from agents.config import Config
 from agents.environments import HostEnv
+from agents.run.config import Config
 from agents.sweep.space import Parameter, Space
 from policies.memories import memory_class
 

@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from agents.config import Config
+from agents.run.config import Config
 from agents.sweep.trial import Job, Outcome, Stop, run_trial
 
 

@@ -13,7 +13,7 @@ import yaml
 from optuna.trial import FrozenTrial, TrialState
 from rich.table import Table
 
-from agents.config import Config
+from agents.run.config import Config
 from agents.sweep import plots
 from agents.sweep.space import FIELDS, Space
 from agents.sweep.study import counted

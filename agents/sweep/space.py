@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from agents.config import Config, base_config
+from agents.run.config import Config, base_config
 
 KWARGS = ("env_kwargs", "memory_kwargs")
 FIELDS = tuple(entry.name for entry in dataclasses.fields(Config))

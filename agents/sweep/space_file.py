@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from agents import LEARNERS
-from agents.config import RECIPES, Config
+from agents.run.config import RECIPES, Config
 from agents.sweep.space import FIELDS, KWARGS, Parameter, Space
 
 _ENTRIES = (

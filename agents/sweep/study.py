@@ -24,7 +24,7 @@ from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
-from agents.config import Config
+from agents.run.config import Config
 from agents.sweep.space import FIELDS, Space
 
 RENEW_S = 30.0

@@ -24,13 +24,13 @@ import numpy as np
 import optuna
 from optuna.trial import Trial
 
-from agents.config import Config
-from agents.logs import STEP
+from agents.run.config import Config
+from agents.run.logs import STEP
 from agents.sweep.space import Space
 from agents.sweep.study import alive, make_pruner, open_storage
 
-TRAIN = Path(__file__).resolve().parent.parent.parent / "train.py"
-"""What runs a seed; it is beside the package wherever that is installed."""
+TRAIN: str | Path = "agents.run"
+"""What runs a seed: a module, or a script."""
 POLL_S = 0.5
 STOP_S = 120.0
 """So long a run may take to finish its iteration and write a checkpoint when it is told to stop."""

@@ -14,10 +14,10 @@ from rich.console import Console
 import envs
 import evaluate as command
 from agents import Supervised, make_env
-from agents.breakdown import Breakdown, Row
-from agents.config import Config
 from agents.evaluation import evaluate, play
-from agents.score_table import print_errors
+from agents.evaluation.breakdown import Breakdown, Row
+from agents.evaluation.tables import print_errors
+from agents.run.config import Config
 from envs.tasks.copy import Copy
 from envs.tasks.priority_sort import PrioritySort
 from envs.tensor_env import AnswerGroup, TensorEnv

@@ -18,8 +18,8 @@ from torch import Tensor
 
 import evaluate as command
 from agents import PPO, make_env
-from agents.config import Config
-from agents.evaluation import Score, evaluate, play, random_actions, random_score, t_quantile
+from agents.evaluation.scores import Score, evaluate, play, random_actions, random_score, t_quantile
+from agents.run.config import Config
 from envs.tensor_env import Obs, TensorEnv
 from policies.policy import MemoryActorCriticPolicy
 

@@ -8,9 +8,9 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from agents import PPO
-from agents.callbacks import PicturePanels
-from agents.logs import run_logger
 from agents.panel_history import LONGEST, PanelHistory, figure
+from agents.run.callbacks import PicturePanels
+from agents.run.logs import run_logger
 from policies.memories.base import Panel
 
 

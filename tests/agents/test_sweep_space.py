@@ -11,6 +11,7 @@ import yaml
 from sweep_spaces import space_file
 
 import train
+from agents.run.parsing import parse
 from agents.sweep.space_file import load_space
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -121,12 +122,12 @@ def test_what_the_parts_do_not_know_is_named_in_one_line(
 def test_flags_go_before_fixed_values_and_these_before_the_recipe(tmp_path: Path) -> None:
     entries = {"recipe": "maze-ppo", "fixed": {"gamma": 0.5, "vf_coef": 0.25, "memory_kwargs": {"heads": 2}}}
     file = space_file(tmp_path, **entries)
-    config, _ = train.parse(["--sweep", str(file), "--gamma", "0.75"])
+    config, _ = parse(["--sweep", str(file), "--gamma", "0.75"])
     recipe = yaml.safe_load((ROOT / "recipes" / "maze-ppo.yaml").read_text(encoding="utf-8"))
     assert (config.gamma, config.vf_coef, config.reward_scale) == (0.75, 0.25, recipe["reward_scale"])
     assert config.memory_kwargs == recipe["memory_kwargs"] | {"heads": 2}
     assert not config.baseline
-    other, _ = train.parse(["--sweep", str(file), "--memory", "gru"])  # the arguments were for another memory
+    other, _ = parse(["--sweep", str(file), "--memory", "gru"])  # the arguments were for another memory
     assert other.memory_kwargs == {}
 
 

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from rich.console import Console
 from rich.table import Table
 
-from agents.breakdown import Row
-from agents.evaluation import Score
+from agents.evaluation.breakdown import Row
+from agents.evaluation.scores import Score
 
 
 def print_scores(console: Console, title: str, scores: Mapping[str, Score], details: bool = False) -> None:

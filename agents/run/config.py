@@ -16,7 +16,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from agents import LEARNERS
 from agents.speed import Fast, Precision
 
-RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+RECIPES = Path(__file__).resolve().parent.parent.parent / "recipes"
 
 
 def _pairs(words: list[str]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from agents.breakdown import Breakdown
+from agents.evaluation.breakdown import Breakdown
 from agents.on_policy import MemoryOnPolicyAlgorithm
 from agents.task_metrics import TaskMetrics
 from envs.tensor_env import Obs, TensorEnv

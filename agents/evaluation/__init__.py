@@ -1,0 +1,5 @@
+"""How well an agent does: scores, what wrong answers have in common, and the command that shows them."""
+
+from agents.evaluation.scores import Score, check_spaces, evaluate, play, random_actions, random_score
+
+__all__ = ["Score", "check_spaces", "evaluate", "play", "random_actions", "random_score"]

@@ -1,0 +1,273 @@
+"""The command `python evaluate.py`, `engram-evaluate`, `python -m agents.evaluation`; see evaluate.py for examples.
+
+What is printed is also written to RUN/evaluation.json. Wrong input gets one line and exit code 2.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gymnasium
+import torch
+import tyro
+from rich.console import Console
+
+from agents import CheckpointError, MemoryOnPolicyAlgorithm, latest_checkpoint, load, make_env
+from agents.evaluation.breakdown import Breakdown
+from agents.evaluation.scores import Score, check_spaces, evaluate, random_score
+from agents.evaluation.tables import print_errors, print_scores
+from agents.invocation import command_for
+from agents.run.config import Config, Pairs, load_config
+from envs import registered
+from envs.tensor_env import TensorEnv
+
+if TYPE_CHECKING:
+    from agents.session import Session
+
+_DEVICE_ENVS, _HOST_ENVS = 256, 16  # copies, where --num-envs is not given
+
+
+@dataclass
+class Arguments:
+    """Score a trained agent, watch it, record it, or play in its place."""
+
+    run: tyro.conf.Positional[Path | None] = None
+    """A run's folder (its newest checkpoint is taken) or a checkpoint; only --play does without."""
+    episodes: int = 256
+    """Episodes for each score."""
+    num_envs: int | None = None
+    """Copies of the environment, played at once; default: one an episode, at most 256 (16 of a host environment)."""
+    env: str | None = None
+    """Another environment than the one trained in; the spaces must be the same."""
+    env_kwargs: Pairs = field(default_factory=dict)
+    """Arguments of the environment that replace those of the run, one by one."""
+    data_dir: Path | None = None
+    """Folder with the files of tasks that need some; default: the variable ENGRAM_DATA, else a cache."""
+    deterministic: bool | None = None
+    """Take the most probable action instead of drawing one; default: as in training, so for supervised agents only."""
+    seed: int = 10_000
+    """Of environments and actions; the default is away from what one trains with."""
+    device: str = "cpu"
+    """Where environments and memory live: cpu, cuda, cuda:1, ... or auto."""
+    threads: int = 1
+    """CPU threads of torch; for models of this size a second one gains little and loses much on a busy machine."""
+    identity: bool = True
+    """Also score the memoryless agent that was trained beside this one."""
+    random: bool = True
+    """Also score uniformly random actions."""
+    errors: bool = False
+    """Also say which answers are wrong: by their place in the sequence, and by what else the task groups them by."""
+
+    watch: bool = False
+    """Open a window. Space pauses, right arrow steps, + and - change the speed, R starts anew, Q quits."""
+    play: bool = False
+    """Steer yourself, with arrow or number keys, under the agent's observations."""
+    video: Path | None = None
+    """Record to this .mp4 or .gif; needs no display."""
+    video_steps: int | None = None
+    """Pictures in the video; default: one episode."""
+    fps: float = 8.0
+    """Steps a second of window and video."""
+
+
+class UsageError(Exception):
+    """Something that whoever typed the command can put right; the message is one line."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Evaluate as the words say (default: those of the process); exits where something is wrong."""
+    try:
+        _run(tyro.cli(Arguments, args=arguments))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (UsageError, CheckpointError, ValueError, OSError, gymnasium.error.Error) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _run(arguments: Arguments) -> None:
+    _check(arguments)
+    torch.set_num_threads(arguments.threads)
+    if arguments.data_dir is not None:
+        os.environ["ENGRAM_DATA"] = str(arguments.data_dir)
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if arguments.device == "auto" else arguments.device
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"--device {arguments.device}: this machine has no CUDA device")
+    agent = None if arguments.run is None else Agent.at(arguments.run, device)
+    if arguments.deterministic is None:
+        arguments.deterministic = agent is not None and agent.model.learns_from_targets
+    env_id = arguments.env or (agent.config.env if agent else "")
+    if not env_id:
+        raise UsageError(f"{arguments.run} has no config.yaml beside it: name its environment with --env")
+    trained = agent.config.env_kwargs if agent and env_id == agent.config.env else {}
+    env_kwargs = {**trained, **arguments.env_kwargs}
+
+    if arguments.watch or arguments.play or arguments.video is not None:
+        _show(arguments, agent, make_env(env_id, 1, device, render_mode="rgb_array", **env_kwargs), env_id)
+        return
+    assert agent is not None
+    most = _DEVICE_ENVS if env_id in registered() else _HOST_ENVS
+    num_envs = arguments.num_envs or min(arguments.episodes, most)
+    _score(arguments, agent, make_env(env_id, num_envs, device, **env_kwargs), env_id, env_kwargs)
+
+
+def _check(arguments: Arguments) -> None:
+    if arguments.run is None and not (arguments.play and arguments.env):
+        raise UsageError("name a run's folder or a checkpoint; without one there is only --play --env ID")
+    for name in ("episodes", "num_envs", "video_steps", "threads", "fps"):
+        value = getattr(arguments, name)
+        if value is not None and value <= 0:
+            raise UsageError(f"--{name.replace('_', '-')} is {value}, expected more than 0")
+    if arguments.watch + arguments.play + (arguments.video is not None) > 1:
+        raise UsageError("--watch, --play and --video are one at a time")
+    if arguments.video is not None and arguments.video.suffix.lower() not in (".mp4", ".gif"):
+        raise UsageError(f"--video {arguments.video}: expected a name that ends in .mp4 or .gif")
+    try:
+        torch.device("cpu" if arguments.device == "auto" else arguments.device)
+    except RuntimeError as error:
+        raise UsageError(f"--device {arguments.device}: expected cpu, cuda, cuda:1, ... or auto") from error
+
+
+@dataclass
+class Agent:
+    """A trained agent and where it comes from."""
+
+    model: MemoryOnPolicyAlgorithm
+    checkpoint: Path
+    folder: Path | None
+    """The run's; None for a checkpoint that stands alone."""
+    config: Config
+
+    @classmethod
+    def at(cls, path: Path, device: str) -> Agent:
+        """The agent of a run's folder or a checkpoint."""
+        if not path.exists():
+            raise UsageError(f"there is no {path}")
+        checkpoint = latest_checkpoint(path)
+        folders = (path, path.parent, path.parent.parent)  # RUN, RUN/identity, RUN/checkpoints/step_...
+        folder = next((folder for folder in folders if (folder / "config.yaml").is_file()), None)
+        config = Config(env="") if folder is None else load_config(folder / "config.yaml")
+        return cls(load(checkpoint, device=device), checkpoint, folder, config)
+
+    @property
+    def words(self) -> str:
+        """What it is, in a few words."""
+        steps = f"{self.model.num_timesteps:,} steps"
+        return f"{self.model.policy.memory_name} · {type(self.model).__name__} · {steps}"
+
+
+def _score(arguments: Arguments, agent: Agent, env: TensorEnv, env_id: str, env_kwargs: dict[str, Any]) -> None:
+    console, episodes, seed = Console(), arguments.episodes, arguments.seed
+    scores: dict[str, Score] = {}
+    apart: dict[str, Breakdown] = {}
+
+    def breakdown(name: str) -> Breakdown | None:
+        return apart.setdefault(name, Breakdown(env)) if arguments.errors else None
+
+    with console.status(f"{episodes} episodes on {env.num_envs} environments at once ..."):
+        surest = bool(arguments.deterministic)
+        scores["agent"] = evaluate(agent.model, env, episodes, surest, seed, breakdown("agent"))
+        remark = ""
+        if arguments.identity and agent.model.policy.memory_name != "identity":
+            baseline, remark = _baseline(agent, arguments.device)
+            if baseline is not None:
+                scores["identity"] = evaluate(baseline, env, episodes, surest, seed, breakdown("identity"))
+        if arguments.random:
+            scores["random"] = random_score(env, episodes, seed, breakdown("random"))
+    env.close()
+
+    title = f"{env_id}  {agent.words}, {scores['agent'].episodes} episodes"
+    names = {"agent": agent.model.policy.memory_name}
+    print_scores(console, title, {names.get(name, name): score for name, score in scores.items()}, details=True)
+    if remark:
+        console.print(remark, highlight=False)
+    errors = {name: each.tables() for name, each in apart.items()}
+    if arguments.errors and not errors["agent"]:
+        console.print("errors: all answers are of one kind, so there is nothing to tell apart", highlight=False)
+    for group in errors.get("agent", ()):
+        rows = {names.get(name, name): tables.get(group, []) for name, tables in errors.items()}
+        print_errors(console, apart["agent"].metric, group, rows)
+
+    if agent.folder is not None and agent.folder == arguments.run:
+        found = {
+            "checkpoint": str(agent.checkpoint),
+            "env_steps": agent.model.num_timesteps,
+            "env": env_id,
+            "env_kwargs": env_kwargs,
+            "num_envs": env.num_envs,
+            "seed": seed,
+            "deterministic": arguments.deterministic,
+            "scores": {name: score.as_dict() for name, score in scores.items()},
+        }
+        if errors:
+            found["errors"] = {
+                name: {group: [row._asdict() for row in rows] for group, rows in tables.items()}
+                for name, tables in errors.items()
+            }
+        file = agent.folder / "evaluation.json"
+        file.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        console.print(f"written to {file}", style="dim", highlight=False, soft_wrap=True)
+
+
+def _baseline(agent: Agent, device: str) -> tuple[MemoryOnPolicyAlgorithm | None, str]:
+    """The identity agent trained beside `agent`; where there is none, what is known of it."""
+    folder, none = agent.folder, f"none was trained beside this agent; {command_for('train')} does so with --baseline"
+    if folder is None:
+        return None, f"identity (no memory): {none}"
+    if (folder / "identity").is_dir():
+        return load(latest_checkpoint(folder / "identity"), device=device), ""
+    try:
+        mean = float(json.loads((folder / "summary.json").read_text(encoding="utf-8"))["identity_mean_return"])
+        return None, f"identity (no memory): {mean:.3f} by the run's summary.json; its agent was not kept"
+    except (OSError, ValueError, KeyError, TypeError):
+        return None, f"identity (no memory): {none}"
+
+
+def _show(arguments: Arguments, agent: Agent | None, env: TensorEnv, env_id: str) -> None:
+    from agents.session import Session  # pictures need pygame and matplotlib, scores do not
+
+    policy = None
+    if agent is not None and not arguments.play:
+        policy = agent.model.policy
+        check_spaces(policy, env)
+    title = env_id.removeprefix("Engram/") + (f" · {policy.memory_name}" if policy is not None else "")
+    words = agent.words if agent else ""
+    torch.manual_seed(arguments.seed + 1)  # another seed than the environment's, or both would draw the same numbers
+    critic = agent is not None and not agent.model.learns_from_targets
+    session = Session(env, policy, title, words, bool(arguments.deterministic), arguments.seed, critic)
+    if arguments.video is not None:
+        _record(arguments, session)
+        return
+
+    from agents.viewer import Viewer, ViewerError
+
+    try:
+        Viewer(session, arguments.fps).run()
+    except ViewerError as error:
+        raise UsageError(str(error)) from error
+    if session.returns:
+        mean = sum(session.returns) / len(session.returns)
+        print(f"{'you' if arguments.play else 'agent'}: mean return {mean:.3f} over {len(session.returns)} episodes")
+
+
+def _record(arguments: Arguments, session: Session) -> None:
+    from agents.viewer import record
+
+    file = arguments.video
+    assert file is not None
+    if not file.parent.is_dir():
+        raise UsageError(f"--video {file}: there is no folder {file.parent}")
+    with Console().status("recording ...") as status:
+        count = record(
+            session,
+            file,
+            arguments.fps,
+            arguments.video_steps,
+            lambda done: status.update(f"recording: {done} pictures"),
+        )
+    print(f"{file}: {count} pictures, {count / arguments.fps:.1f} s, {os.path.getsize(file) / 1e6:.1f} MB")

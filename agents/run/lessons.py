@@ -1,0 +1,56 @@
+"""A recipe after the easier ones that it follows."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+
+from agents import distributed
+from agents.run.config import Command, find_recipe, load_config
+from agents.run.folder import folder_of, newest
+from agents.run.parsing import parse
+from agents.run.training import train
+
+
+def course(config: Command, words: list[str], console: Console) -> int:
+    """A recipe after the lessons it follows, each with the weights of the one before; gives the exit status.
+
+    Lessons are runs in `lessons/` of the recipe's folder, and every flag goes for them too. What is done or begun there
+    is used again.
+    """
+    if not config.follows or config.init_from or config.resume or config.sweep:
+        raise ValueError("--lessons is for a recipe that follows another, without --init-from, --resume and --sweep")
+    folder = distributed.from_first(lambda: folder_of(config))
+    lessons: list[str] = []
+    easier: str | None = config.follows
+    while easier:
+        if easier in lessons:
+            raise ValueError(f"recipe {easier} follows itself: expected lessons that begin with one that follows none")
+        lessons.insert(0, easier)
+        easier = load_config(find_recipe(easier)).follows
+    places = [*(folder / "lessons" / Path(lesson).stem for lesson in lessons), folder]
+
+    def enrol(number: int) -> tuple[Command, Path | None] | None:
+        """A lesson's configuration and the checkpoint to go on from; None where it is done."""
+        place = places[number]
+        if (place / "summary.json").exists():
+            return None
+        flags = [*words, "--run-dir", str(place)]
+        if number < len(lessons):
+            flags += ["--recipe", lessons[number], "--no-baseline"]
+        if number:
+            flags += ["--init-from", str(places[number - 1])]
+        return parse([*flags, "--resume", str(place)] if newest(place) else flags)
+
+    for number, place in enumerate(places):
+        console.rule(f"lesson {number + 1} of {len(places)}")
+        given = distributed.from_first(partial(enrol, number))
+        if given is None:
+            console.print(f"done before: {place}", highlight=False, soft_wrap=True)
+        elif status := train(*given, console):
+            rest = f"this lesson alone; with all that is left: the same command as before, --run-dir {folder}"
+            console.print(rest, highlight=False, soft_wrap=True)
+            return status
+    return 0

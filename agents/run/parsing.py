@@ -1,0 +1,52 @@
+"""The words of the command line, and what they start from: a recipe, a run that is resumed, a sweep."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import tyro
+
+from agents import distributed, latest_checkpoint
+from agents.run.config import Command, base_config, load_config
+from agents.run.folder import newest
+
+DESCRIPTION = """Train an agent with a memory, such as --env CartPole-v1 --memory lstm --algo ppo.
+
+With no argument it runs the main job: an MNM agent learns the invisible-goal maze on the CPU. docs/metrics.md explains
+every number that is logged. `torchrun --nproc-per-node=2 train.py ...` shares the work between two processes; see
+docs/distributed.md."""
+
+
+def parse(arguments: list[str]) -> tuple[Command, Path | None]:
+    """The configuration, and the checkpoint to go on from where `--resume` is given.
+
+    Flags go before the recipe's values, and these before the defaults; a resumed run starts from its own `config.yaml`,
+    and a sweep from what its file fixes. A run that `torchrun` has started anew after a failure resumes without being
+    told.
+    """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("recipe", "resume", "sweep", "env", "algo", "memory"):
+        first.add_argument(f"--{name}")
+    first.add_argument("--run-dir", "--run_dir", type=Path)
+    given, _ = first.parse_known_args(arguments)
+    if distributed.restarts() and given.run_dir and newest(given.run_dir):
+        given.resume = given.run_dir
+    checkpoint = None
+    if given.sweep and distributed.size() > 1:
+        raise ValueError("--sweep starts processes of its own, expected python train.py and not torchrun")
+    if given.sweep:
+        from agents.sweep import load_space
+
+        defaults = load_space(given.sweep).defaults(vars(given))
+    elif given.resume:
+        checkpoint = latest_checkpoint(given.resume)
+        run_dir = Path(given.resume) if checkpoint != Path(given.resume) else checkpoint.parent.parent
+        defaults = load_config(run_dir / "config.yaml")
+        defaults.run_dir = run_dir
+    else:
+        defaults = base_config(given.recipe, given.env, given.algo, given.memory)
+    config = tyro.cli(Command, default=Command(**vars(defaults)), args=arguments, description=DESCRIPTION)
+    config.env_kwargs = defaults.env_kwargs | config.env_kwargs
+    config.memory_kwargs = defaults.memory_kwargs | config.memory_kwargs
+    return config, checkpoint
