@@ -201,6 +201,17 @@ class MemoryOnPolicyAlgorithm(Checkpointed, Updates, OnPolicyAlgorithm):
         if changed:
             self._setup_env()
 
+    def predict(  # type: ignore[override]
+        self,
+        observation: Any,
+        state: State | None = None,
+        episode_start: Any = None,
+        deterministic: bool = False,
+        action_masks: Any = None,
+    ) -> tuple[Any, State]:
+        """As SB3's, and with masks of valid actions as sb3-contrib's `MaskablePPO`; see the policy's `predict`."""
+        return self.policy.predict(observation, state, episode_start, deterministic, action_masks)
+
     # -- learn -----------------------------------------------------------------------------------------------------
 
     def _setup_learn(
@@ -227,6 +238,7 @@ class MemoryOnPolicyAlgorithm(Checkpointed, Updates, OnPolicyAlgorithm):
         if self._generators_to_set and not reset_num_timesteps:  # the first call after `load`
             set_generators(self._generators_to_set)
         self._generators_to_set = {}
+        self.rollout.take_masks(self.tensor_env.describe().get("action_mask"), self.action_space)
         return result
 
     def learn(
@@ -301,7 +313,7 @@ class MemoryOnPolicyAlgorithm(Checkpointed, Updates, OnPolicyAlgorithm):
         rollout.final_values.zero_()
         outputs, grids = list[Tensor](), list[Tensor]()
         answers: list[tuple[Tensor, Tensor]] = []
-        info = tensor_env.describe() if self.learns_from_targets else {}
+        info = tensor_env.describe() if self.learns_from_targets or rollout.masks is not None else {}
         recording = None
         if self.keeps_graph:
             room = min(n_rollout_steps, tensor_env.horizon or 1)
@@ -312,11 +324,15 @@ class MemoryOnPolicyAlgorithm(Checkpointed, Updates, OnPolicyAlgorithm):
                 rollout.resets.append(t)
             rollout.starts[t] = self._starts
             rollout.write_obs(t, self._obs)
+            mask = None
+            if rollout.masks is not None:
+                rollout.masks[t] = info["action_mask"]
+                mask = rollout.masks[t]
             with naming_non_finite(self):
                 with torch.set_grad_enabled(self.keeps_graph):
                     step = policy.remember(self._obs, self._state, self._starts if self._may_start else None, recording)
                 with torch.no_grad():
-                    action = policy.act(step.output, self.learns_from_targets, step.grid)
+                    action = policy.act(step.output, self.learns_from_targets, step.grid, mask)
             outputs.append(step.output.detach())
             if policy.draws_maps and step.grid is not None:
                 grids.append(step.grid.detach())
@@ -361,7 +377,9 @@ class MemoryOnPolicyAlgorithm(Checkpointed, Updates, OnPolicyAlgorithm):
         policy = self.policy
         maps = torch.stack(grids) if policy.draws_maps else None
         with torch.no_grad():
-            rollout.values, rollout.log_probs, _ = policy.judge(torch.stack(outputs), rollout.actions, maps)
+            rollout.values, rollout.log_probs, _ = policy.judge(
+                torch.stack(outputs), rollout.actions, maps, rollout.masks
+            )
             last_values = policy.predict_values(self._obs, self._state, self._starts if self._may_start else None)
         rollout.estimate(last_values, self.reward_scale, self.gamma, self.gae_lambda)
 

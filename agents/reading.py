@@ -11,9 +11,13 @@ from torch import Tensor
 
 from agents import distributed
 from agents.non_finite import refuse_non_finite
+from policies.action_masks import refuse_without_choice, without_choice
 
 if TYPE_CHECKING:
     from agents.on_policy import MemoryOnPolicyAlgorithm
+
+
+_WITHOUT = "masks that allow nothing"
 
 
 class Report(NamedTuple):
@@ -29,6 +33,9 @@ def report(model: MemoryOnPolicyAlgorithm, metrics: dict[str, Tensor]) -> Report
     """Put `metrics`, the learner's diagnostics and what happened in the roll-out into one tensor."""
     rollout = model.rollout
     metrics = {**metrics, **model.diagnostics(rollout)}
+    if rollout.masks is not None:
+        metrics["rollout/valid_actions"] = rollout.masks.float().mean()
+        metrics[_WITHOUT] = without_choice(rollout.masks.flatten(0, 1), model.action_space).sum()
     ended = rollout.terminated | rollout.truncated
     parts = [torch.stack([metric.detach().float() for metric in metrics.values()])]
     parts += [model.scores, rollout.rewards.flatten(), ended.flatten()]
@@ -43,6 +50,7 @@ def read(model: MemoryOnPolicyAlgorithm, found: Report) -> None:
 
     Raises:
         NonFiniteError: a metric is infinite or NaN, on every rank alike.
+        ValueError: an action mask allowed nothing.
     """
     ends_of = np.cumsum([len(found.names), len(model.scores)])
     of_ranks = distributed.gather(found.numbers).cpu().numpy()  # [ranks, ...]
@@ -56,6 +64,7 @@ def read(model: MemoryOnPolicyAlgorithm, found: Report) -> None:
     for episode in model.episodes.ended(rewards, ends > 0):
         model.ep_info_buffer.append({**episode, "t": elapsed})
         model._episode_num += 1
+    refuse_without_choice(values.pop(_WITHOUT, 0.0))
     refuse_non_finite(model, values)
     for name, value in values.items():
         model.logger.record(name, value)

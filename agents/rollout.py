@@ -11,6 +11,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from envs.tensor_env import Obs, TensorEnv
+from policies.action_masks import check_width
 from policies.memories.base import State, select
 
 
@@ -50,6 +51,8 @@ class Rollout:
     """The right actions `[T, N, *action_shape]`, where the learner asks for them."""
     weights: Tensor | None = None
     """How much each counts, `[T, N]` or `[T, N, parts]`."""
+    masks: Tensor | None = None
+    """Which choices were valid, bool `[T, N, choices]`, where the environment says so (`policies.action_masks`)."""
 
     @classmethod
     def allocate(cls, n_steps: int, env: TensorEnv) -> Rollout:
@@ -68,6 +71,20 @@ class Rollout:
         else:
             entries["obs"] = room(obs.shape or (), _dtype(obs))
         return cls(**entries)
+
+    def take_masks(self, mask: Tensor | None, space: spaces.Space[Any]) -> None:
+        """Make room for masks like `mask` `[N, choices]`, or have none.
+
+        Raises:
+            ValueError: it does not fit the action space.
+        """
+        if mask is None:
+            self.masks = None
+            return
+        check_width(mask, space)
+        shape = len(self.rewards), *mask.shape
+        if self.masks is None or self.masks.shape != shape:
+            self.masks = torch.zeros(shape, dtype=torch.bool, device=mask.device)
 
     def write_obs(self, t: int, obs: Obs) -> None:
         if isinstance(obs, dict):

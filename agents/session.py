@@ -14,7 +14,7 @@ from agents.environments import HostEnv
 from agents.panel_history import PanelHistory
 from agents.scene import Scene, View
 from envs.rendering import Frame
-from envs.tensor_env import Obs, TensorEnv
+from envs.tensor_env import Info, Obs, TensorEnv
 from policies.memories.base import State
 from policies.policy import MemoryActorCriticPolicy
 
@@ -62,14 +62,14 @@ class Session:
 
     def reset(self, seed: int | None = None) -> None:
         """Start a new episode; the one under way is given up."""
-        self._begin(self.env.reset(seed=seed)[0])
+        self._begin(*self.env.reset(seed=seed))
 
-    def _begin(self, obs: Obs) -> None:
+    def _begin(self, obs: Obs, info: Info) -> None:
         self.episode += 1
         self.steps, self.total, self.reward, self.over = 0, 0.0, 0.0, False
         self.state: State | None = None
         self.history = PanelHistory()
-        self.obs = obs
+        self.obs, self.mask = obs, info.get("action_mask")
         self._think()
 
     def _think(self) -> None:
@@ -83,8 +83,8 @@ class Session:
             step = self.policy.remember(self.obs, state)
             self.state = step.state
             self.history.add(self.policy.memory.panels(step.state))
-            decision = self.policy.decide(step.output, self.deterministic, step.grid)
-            probabilities = self.policy.action_probabilities(step.output, step.grid)
+            decision = self.policy.decide(step.output, self.deterministic, step.grid, self.mask)
+            probabilities = self.policy.action_probabilities(step.output, step.grid, self.mask)
             self.action = self.policy.to_env(decision.action)
         self.value = float(decision.value) if self.critic else None
         if probabilities is not None:
@@ -97,7 +97,7 @@ class Session:
             return
         action = self.action if action is None else action
         assert action is not None, "without an agent, step needs an action"
-        obs, reward, terminated, truncated, _ = self.env.step(action)
+        obs, reward, terminated, truncated, info = self.env.step(action)
         self.reward = float(reward)
         self.total += self.reward
         self.steps += 1
@@ -105,9 +105,9 @@ class Session:
         if ended:
             self.returns.append(self.total)
         if ended and isinstance(self.env, HostEnv):  # it has begun the next episode already
-            self._begin(obs)
+            self._begin(obs, info)
             return
-        self.obs, self.over = obs, ended
+        self.obs, self.mask, self.over = obs, info.get("action_mask"), ended
         self._think()
 
     def scene(self, note: str = "", subtitle: str | None = None) -> Scene:

@@ -114,7 +114,8 @@ class Supervised(MemoryOnPolicyAlgorithm):
         unrolled = policy.remember_sequence(rollout.obs, rollout.starts, rollout.state, rollout.resets)
         with torch.no_grad():
             maps = None if unrolled.grids is None else unrolled.grids.flatten(0, 1)
-            answers = policy.act(unrolled.outputs.flatten(0, 1), True, maps)
+            masks = None if rollout.masks is None else rollout.masks.flatten(0, 1)
+            answers = policy.act(unrolled.outputs.flatten(0, 1), True, maps, masks)
         rollout.actions = answers.view(n_rollout_steps, tensor_env.num_envs, *answers.shape[1:])
         rollout.latents, rollout.grids, rollout.losses = unrolled.outputs, unrolled.grids, unrolled.losses
         self._state = unrolled.state
@@ -149,6 +150,8 @@ class Supervised(MemoryOnPolicyAlgorithm):
             rollout.starts[t] = starts
             rollout.write_obs(t, obs)
             shown.append((info["target"], info["weight"]))
+            if rollout.masks is not None:
+                rollout.masks[t] = info["action_mask"]
             obs, _, terminated, truncated, info = tensor_env.step(blank)
             starts, may_start = terminated | truncated, "final_obs" in info
         rollout.targets, rollout.weights = map(torch.stack, zip(*shown, strict=True))
@@ -159,7 +162,7 @@ class Supervised(MemoryOnPolicyAlgorithm):
         assert rollout.targets is not None
         assert rollout.weights is not None
         each = rollout.weights.dim() == 3  # a weight for every part of the answer
-        log_prob = self.policy.log_prob(rollout.latents, rollout.targets, rollout.grids, each)
+        log_prob = self.policy.log_prob(rollout.latents, rollout.targets, rollout.grids, each, rollout.masks)
         scored = distributed.mean(rollout.weights.sum()).clamp(min=1e-8)  # a rank's share of all that is scored
         target_loss = -(rollout.weights * log_prob).sum() / scored
         auxiliary, memory_losses = self.auxiliary(rollout.losses)

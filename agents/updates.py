@@ -24,9 +24,9 @@ class Updates(BaseAlgorithm):
     def judge(self, rollout: Rollout) -> tuple[Judgement, dict[str, Tensor]]:
         """Values, log-probabilities, entropies and the memory's losses of a roll-out, `[T, N]`, with their graph."""
         if rollout.latents is not None:
-            return self.policy.judge(rollout.latents, rollout.actions, rollout.grids), rollout.losses
+            return self.policy.judge(rollout.latents, rollout.actions, rollout.grids, rollout.masks), rollout.losses
         judgement, unrolled = self.policy.evaluate_actions(
-            rollout.obs, rollout.actions, rollout.state, rollout.starts, rollout.resets
+            rollout.obs, rollout.actions, rollout.state, rollout.starts, rollout.resets, rollout.masks
         )
         return judgement, unrolled.losses
 

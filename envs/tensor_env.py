@@ -124,7 +124,12 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor]):
         raise NotImplementedError
 
     def _describe(self) -> Info:
-        """What goes beside the observation: `target` and `weight` where the right answer is known."""
+        """What goes beside the observation.
+
+        `target` and `weight` where the right answer is known; `action_mask` where not every action is valid: bool or
+        int8 `[num_envs, n]` for `Discrete(n)`, `[num_envs, sum(nvec)]` for `MultiDiscrete`, `[num_envs, 2 · bits]` for
+        `MultiBinary` (may the bit be 0, may it be 1), at every observation and with a valid choice in each part.
+        """
         return {}
 
     def answer_groups(self) -> dict[str, AnswerGroup]:

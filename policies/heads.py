@@ -6,16 +6,49 @@ import math
 
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.distributions import (
-    BernoulliDistribution,
-    CategoricalDistribution,
-    Distribution,
-    MultiCategoricalDistribution,
-)
+from stable_baselines3.common import distributions as sb3
+from stable_baselines3.common.distributions import Distribution
 from torch import Tensor, cat, nn
-from torch.distributions import Categorical
+from torch.distributions import Bernoulli, Categorical, Normal
 
 from policies.memories.base import host_may_read
+
+# torch.distributions checks its arguments by reading them on the host: a synchronisation at every step of a roll-out.
+# The learners look for non-finite numbers once per update instead. So these are SB3's distributions without checks.
+
+
+class CategoricalDistribution(sb3.CategoricalDistribution):
+    """SB3's, unchecked."""
+
+    def proba_distribution(self, action_logits: Tensor) -> CategoricalDistribution:
+        self.distribution = Categorical(logits=action_logits, validate_args=False)
+        return self
+
+
+class MultiCategoricalDistribution(sb3.MultiCategoricalDistribution):
+    """SB3's, unchecked."""
+
+    def proba_distribution(self, action_logits: Tensor) -> MultiCategoricalDistribution:
+        parts = torch.split(action_logits, list(self.action_dims), dim=1)
+        self.distribution = [Categorical(logits=part, validate_args=False) for part in parts]
+        return self
+
+
+class BernoulliDistribution(sb3.BernoulliDistribution):
+    """SB3's, unchecked."""
+
+    def proba_distribution(self, action_logits: Tensor) -> BernoulliDistribution:
+        self.distribution = Bernoulli(logits=action_logits, validate_args=False)
+        return self
+
+
+class GaussianDistribution(sb3.DiagGaussianDistribution):
+    """SB3's, unchecked."""
+
+    def proba_distribution(self, mean_actions: Tensor, log_std: Tensor) -> GaussianDistribution:
+        std = torch.ones_like(mean_actions) * log_std.exp()
+        self.distribution = Normal(mean_actions, std, validate_args=False)
+        return self
 
 
 class ChoiceDistribution(CategoricalDistribution):
@@ -33,7 +66,7 @@ class ChoiceDistribution(CategoricalDistribution):
     @property
     def distribution(self) -> Categorical:
         """As torch has it."""
-        return Categorical(logits=self.logits)
+        return Categorical(logits=self.logits, validate_args=False)
 
     @distribution.setter
     def distribution(self, value: Categorical) -> None:
@@ -143,6 +176,18 @@ def map_distribution(
     if isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim == 1 and space.nvec[-1] == height * width:
         return PlaceDistribution(channels, space.nvec.tolist())
     return None
+
+
+def unchecked(distribution: Distribution) -> Distribution:
+    """SB3's distribution of an action space as one of those above."""
+    if isinstance(distribution, sb3.CategoricalDistribution):
+        return ChoiceDistribution(distribution.action_dim)
+    if isinstance(distribution, sb3.MultiCategoricalDistribution):
+        return MultiCategoricalDistribution(list(distribution.action_dims))
+    if isinstance(distribution, sb3.BernoulliDistribution):
+        return BernoulliDistribution(distribution.action_dims)
+    assert isinstance(distribution, sb3.DiagGaussianDistribution), "no other is used here"
+    return GaussianDistribution(distribution.action_dim)
 
 
 def flattened(space: spaces.Space) -> spaces.Space:  # type: ignore[type-arg]

@@ -11,7 +11,6 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.distributions import (
     BernoulliDistribution,
-    CategoricalDistribution,
     Distribution,
     MultiCategoricalDistribution,
 )
@@ -20,17 +19,21 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, MlpExtr
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
+from policies.action_masks import as_masks, masked
 from policies.encoders import QueryEncoder, encoder_for, shape_of
-from policies.heads import ChoiceDistribution, as_rows, flattened, map_distribution
+from policies.heads import (
+    CategoricalDistribution,
+    ChoiceDistribution,
+    as_rows,
+    flattened,
+    map_distribution,
+    unchecked,
+)
 from policies.memories import make_memory, memory_class
 from policies.memories.base import Memory, MemoryStep, Recording, State, Unrolled, reset
 from policies.memories.segments import Segments
 
 Obs = Tensor | dict[str, Tensor]
-
-# torch.distributions checks its arguments by reading them on the host: a synchronisation at every step of a roll-out.
-# The learners look for non-finite numbers once per update instead.
-torch.distributions.Distribution.set_default_validate_args(False)
 
 
 class Decision(NamedTuple):
@@ -137,10 +140,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         maps = map_distribution(self._space, self.memory.output_grid)
         self.draws_maps = maps is not None
         """Whether the actor's head reads the memory's map; the critic's always reads its vector."""
-        if maps is not None:
-            self.action_dist = maps
-        if isinstance(self.action_dist, CategoricalDistribution):
-            self.action_dist = ChoiceDistribution(self.action_dist.action_dim)
+        self.action_dist = unchecked(self.action_dist) if maps is None else maps
         self.mlp_extractor = MlpExtractor(
             self.memory.output_size, net_arch=self.net_arch, activation_fn=self.activation_fn, device=self.device
         )
@@ -192,16 +192,21 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         return self.segments.unroll(x.view(*shape, *x.shape[1:]), starts, state, resets, *asked)
 
     # In all that follows, `grid` is the map a memory gave beside its vector: `[B, C, H, W]`, or `[T, B, C, H, W]`.
+    # `mask` says which choices are valid (`policies.action_masks`): `[B, choices]`, or `[T, B, choices]`; None: all.
 
-    def act(self, latent: Tensor, deterministic: bool = False, grid: Tensor | None = None) -> Tensor:
+    def act(
+        self, latent: Tensor, deterministic: bool = False, grid: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
         """Action `[B, *action_shape]` for a memory output `[B, F]`."""
-        distribution = self._distribution(self.mlp_extractor.forward_actor(latent), grid)
+        distribution = self._distribution(self.mlp_extractor.forward_actor(latent), grid, mask)
         return self._shaped(distribution.get_actions(deterministic=deterministic))
 
-    def decide(self, latent: Tensor, deterministic: bool = False, grid: Tensor | None = None) -> Decision:
+    def decide(
+        self, latent: Tensor, deterministic: bool = False, grid: Tensor | None = None, mask: Tensor | None = None
+    ) -> Decision:
         """Action `[B, *action_shape]`, value `[B]` and log-probability `[B]` for a memory output `[B, F]`."""
         latent_pi, latent_vf = self.mlp_extractor(latent)
-        distribution = self._distribution(latent_pi, grid)
+        distribution = self._distribution(latent_pi, grid, mask)
         action = distribution.get_actions(deterministic=deterministic)
         return Decision(self._shaped(action), self.value_net(latent_vf).squeeze(-1), distribution.log_prob(action))
 
@@ -210,11 +215,14 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         assert self.action_space.shape is not None
         return action.view(-1, *self.action_space.shape)
 
-    def _distribution(self, latent_pi: Tensor, grid: Tensor | None) -> Distribution:
-        if not self.draws_maps:
-            return self._get_action_dist_from_latent(latent_pi)
-        assert grid is not None, "the actor's head reads the memory's map"
-        return self._get_action_dist_from_latent((latent_pi, grid))  # type: ignore[arg-type]
+    def _distribution(self, latent_pi: Tensor, grid: Tensor | None, mask: Tensor | None = None) -> Distribution:
+        read: Any = latent_pi
+        if self.draws_maps:
+            assert grid is not None, "the actor's head reads the memory's map"
+            read = latent_pi, grid
+        if mask is None:
+            return self._get_action_dist_from_latent(read)
+        return self.action_dist.proba_distribution(masked(self.action_net(read), mask, self.action_space))
 
     def _log_prob(self, distribution: Distribution, action: Tensor, each: bool = False) -> Tensor:
         if isinstance(distribution, BernoulliDistribution):
@@ -224,24 +232,33 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
             return torch.stack([part.log_prob(taken) for part, taken in parts], 1)
         return distribution.log_prob(action)
 
-    def judge(self, latent: Tensor, action: Tensor, grid: Tensor | None = None) -> Judgement:
+    def judge(
+        self, latent: Tensor, action: Tensor, grid: Tensor | None = None, mask: Tensor | None = None
+    ) -> Judgement:
         """Value, log-probability and entropy, `[T, B]`, of actions `[T, B, *action_shape]` at outputs `[T, B, F]`."""
         shape = latent.shape[:-1]
         latent_pi, latent_vf = self.mlp_extractor(latent.flatten(0, -2))
-        distribution = self._distribution(latent_pi, None if grid is None else grid.flatten(0, 1))
+        distribution = self._distribution(latent_pi, _joined(grid), _joined(mask))
         log_prob = self._log_prob(distribution, as_rows(action, len(shape)))
         entropy = distribution.entropy()
         assert entropy is not None, "only squashed distributions have no entropy, and none is used here"
         return Judgement(self.value_net(latent_vf).view(shape), log_prob.view(shape), entropy.view(shape))
 
-    def log_prob(self, latent: Tensor, action: Tensor, grid: Tensor | None = None, each: bool = False) -> Tensor:
+    def log_prob(
+        self,
+        latent: Tensor,
+        action: Tensor,
+        grid: Tensor | None = None,
+        each: bool = False,
+        mask: Tensor | None = None,
+    ) -> Tensor:
         """Log-probability `[T, B]` of actions alone: what a supervised learner raises, where they are the right ones.
 
         With `each`, one for every part of a `MultiDiscrete` action, `[T, B, parts]`.
         """
         shape = latent.shape[:-1]
         latent_pi = self.mlp_extractor.forward_actor(latent.flatten(0, -2))
-        distribution = self._distribution(latent_pi, None if grid is None else grid.flatten(0, 1))
+        distribution = self._distribution(latent_pi, _joined(grid), _joined(mask))
         log_prob = self._log_prob(distribution, as_rows(action, len(shape)), each)
         return log_prob.view(*shape, *log_prob.shape[1:])
 
@@ -250,9 +267,11 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         values: Tensor = self.value_net(self.mlp_extractor.forward_critic(latent))
         return values.squeeze(-1)
 
-    def action_probabilities(self, latent: Tensor, grid: Tensor | None = None) -> Tensor | None:
+    def action_probabilities(
+        self, latent: Tensor, grid: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor | None:
         """`[B, n]` for `Discrete` actions, `[B, n]` (each a probability of 1) for `MultiBinary`; None for others."""
-        distribution = self._distribution(self.mlp_extractor.forward_actor(latent), grid).distribution
+        distribution = self._distribution(self.mlp_extractor.forward_actor(latent), grid, mask).distribution
         return getattr(distribution, "probs", None)
 
     def to_env(self, action: Tensor) -> Tensor:
@@ -286,11 +305,16 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
     # -- SB3's interface -------------------------------------------------------------------------------------------
 
     def forward(  # type: ignore[override]
-        self, obs: Obs, state: State, starts: Tensor | None = None, deterministic: bool = False
+        self,
+        obs: Obs,
+        state: State,
+        starts: Tensor | None = None,
+        deterministic: bool = False,
+        action_masks: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, State]:
         """One step: action, value `[B]`, log-probability `[B]` and the state after it."""
         step = self.remember(obs, state, starts)
-        return (*self.decide(step.output, deterministic, step.grid), step.state)
+        return (*self.decide(step.output, deterministic, step.grid, action_masks), step.state)
 
     def predict(  # type: ignore[override]
         self,
@@ -298,6 +322,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         state: State | None = None,
         episode_start: np.ndarray[Any, Any] | None = None,
         deterministic: bool = False,
+        action_masks: Any = None,
     ) -> tuple[np.ndarray[Any, Any], State]:
         """SB3's `predict` for recurrent policies: hand the returned state back at the next call.
 
@@ -306,6 +331,11 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
             state: as returned by the last call; None at the first.
             episode_start: bool `[B]`, true where `observation` is the first of its episode; None: nowhere.
             deterministic: the most probable action instead of a sampled one.
+            action_masks: which choices are valid, as in sb3-contrib's `MaskablePPO`: `[B, choices]`, or `[choices]` of
+                one environment; see `policies.action_masks`. None: all.
+
+        Raises:
+            ValueError: a mask of another shape, or one that allows nothing.
         """
         self.set_training_mode(False)
         obs, vectorized = self.obs_to_tensor(observation)
@@ -315,29 +345,44 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         starts = None
         if episode_start is not None:
             starts = torch.as_tensor(np.asarray(episode_start), dtype=torch.bool, device=self.device).view(-1)
+        if action_masks is not None:
+            action_masks = torch.as_tensor(as_masks(action_masks, self.action_space, batch), device=self.device)
         with torch.no_grad():
-            action, _, _, state = self.forward(obs, state, starts, deterministic)
+            action, _, _, state = self.forward(obs, state, starts, deterministic, action_masks)
             actions = self.to_env(action).cpu().numpy().reshape((-1, *self._action_shape))
         return actions if vectorized else actions.squeeze(axis=0), state
 
     def evaluate_actions(  # type: ignore[override]
-        self, obs: Obs, actions: Tensor, state: State, starts: Tensor | None, resets: Sequence[int] | None = None
+        self,
+        obs: Obs,
+        actions: Tensor,
+        state: State,
+        starts: Tensor | None,
+        resets: Sequence[int] | None = None,
+        action_masks: Tensor | None = None,
     ) -> tuple[Judgement, Unrolled]:
         """Replay `[T, B, ...]` from `state` and judge the actions taken; also the memory's outputs and losses."""
         unrolled = self.remember_sequence(obs, starts, state, resets)
-        return self.judge(unrolled.outputs, actions, unrolled.grids), unrolled
+        return self.judge(unrolled.outputs, actions, unrolled.grids, action_masks), unrolled
 
     def predict_values(self, obs: Obs, state: State, starts: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """Value `[B]` of one observation given the state before it."""
         return self.value(self.remember(obs, state, starts).output)
 
-    def get_distribution(self, obs: Obs, state: State, starts: Tensor | None = None) -> Any:  # type: ignore[override]
+    def get_distribution(  # type: ignore[override]
+        self, obs: Obs, state: State, starts: Tensor | None = None, action_masks: Tensor | None = None
+    ) -> Any:
         """SB3 distribution over the actions of one observation given the state before it."""
         step = self.remember(obs, state, starts)
-        return self._distribution(self.mlp_extractor.forward_actor(step.output), step.grid)
+        return self._distribution(self.mlp_extractor.forward_actor(step.output), step.grid, action_masks)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         taken = inspect.signature(type(self).__init__).parameters  # SB3's has more, for exploration we do not have
         given = {name: value for name, value in super()._get_constructor_parameters().items() if name in taken}
         memory = {"memory": self.memory_name, "memory_kwargs": self.memory_kwargs}
         return {**given, **memory, "bptt_segment": self.bptt_segment}
+
+
+def _joined(sequence: Tensor | None) -> Tensor | None:
+    """`[T, B, ...]` as `[T · B, ...]`."""
+    return None if sequence is None else sequence.flatten(0, 1)

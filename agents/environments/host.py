@@ -13,6 +13,7 @@ from stable_baselines3.common.preprocessing import is_image_space, is_image_spac
 from stable_baselines3.common.vec_env import VecEnv, VecTransposeImage
 from torch import Tensor
 
+from agents.environments.host_masks import HostMasks
 from envs.tensor_env import Info, Obs, TensorEnv
 
 
@@ -22,6 +23,7 @@ class Host:
     num_envs: int
     observation_space: spaces.Space[Any]
     action_space: spaces.Space[Any]
+    masks: HostMasks
 
     def reset(self, seed: int | None) -> Any:
         raise NotImplementedError
@@ -53,12 +55,16 @@ class VectorEnvHost(Host):
         self.num_envs = env.num_envs
         self.observation_space = env.single_observation_space
         self.action_space = env.single_action_space
+        self.masks = HostMasks(env, self.action_space)
 
     def reset(self, seed: int | None) -> Any:
-        return self.env.reset(seed=seed)[0]
+        obs, info = self.env.reset(seed=seed)
+        self.masks.take(info)
+        return obs
 
     def step(self, action: np.ndarray[Any, Any]) -> tuple[Any, Any, Any, Any, Any]:
         obs, reward, terminated, truncated, info = self.env.step(action)
+        self.masks.take(info)
         final = None
         if "final_obs" in info:
             final = _copy(obs)
@@ -79,14 +85,19 @@ class VecEnvHost(Host):
         self.num_envs = env.num_envs
         self.observation_space = env.observation_space
         self.action_space = env.action_space
+        self.masks = HostMasks(env, self.action_space)
 
     def reset(self, seed: int | None) -> Any:
         if seed is not None:
             self.env.seed(seed)
-        return self.env.reset()
+        obs = self.env.reset()
+        self.masks.take(self.env.reset_infos)
+        return obs
 
     def step(self, action: np.ndarray[Any, Any]) -> tuple[Any, Any, Any, Any, Any]:
         obs, reward, done, infos = self.env.step(action)
+        begun = zip(done, infos, self.env.reset_infos, strict=True)  # who is done shows the next episode already
+        self.masks.take([after if d else info for d, info, after in begun])
         truncated = np.array([d and bool(i.get("TimeLimit.truncated")) for d, i in zip(done, infos, strict=True)])
         final = None
         if done.any():
@@ -133,7 +144,7 @@ class HostEnv(TensorEnv):
     ) -> tuple[Obs, Info]:
         if isinstance(seed, Sequence):
             raise TypeError("HostEnv.reset takes one integer seed for all copies, not a sequence")
-        return self._tensors(self.host.reset(seed)), {}
+        return self._tensors(self.host.reset(seed)), self._describe()
 
     def step(self, action: Tensor) -> tuple[Obs, Tensor, Tensor, Tensor, Info]:
         action_dtype = self.single_action_space.dtype
@@ -146,8 +157,12 @@ class HostEnv(TensorEnv):
             torch.as_tensor(np.asarray(reward, dtype=np.float32), device=self.device),
             torch.as_tensor(np.array(terminated, dtype=bool), device=self.device),
             torch.as_tensor(np.array(truncated, dtype=bool), device=self.device),
-            {} if final is None else {"final_obs": self._tensors(final)},
+            self._describe() | ({} if final is None else {"final_obs": self._tensors(final)}),
         )
+
+    def _describe(self) -> Info:
+        masks = self.host.masks.now
+        return {} if masks is None else {"action_mask": torch.as_tensor(masks, device=self.device)}
 
     def _tensors(self, obs: Any) -> Obs:
         if isinstance(obs, dict):

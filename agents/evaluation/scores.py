@@ -21,12 +21,14 @@ from torch import Tensor
 from agents.evaluation.breakdown import Breakdown
 from agents.on_policy import MemoryOnPolicyAlgorithm
 from agents.task_metrics import TaskMetrics
-from envs.tensor_env import Obs, TensorEnv
+from envs.tensor_env import Info, Obs, TensorEnv
+from policies.action_masks import check_width, random_choices, refuse_without_choice, without_choice
 from policies.policy import MemoryActorCriticPolicy
 
 Array = np.ndarray[Any, np.dtype[Any]]
-Act = Callable[[Obs, Tensor | None], Tensor]
-"""Observations `[N, ...]` and `starts` (bool `[N]`; None: no episode starts here) to actions `[N, *action_shape]`."""
+Act = Callable[..., Tensor]
+"""From observations `[N, ...]`, `starts` (bool `[N]`; None: no episode starts here) and, where there is one,
+the mask of valid choices (`policies.action_masks`) to actions `[N, *action_shape]`."""
 
 _READ_EVERY = 16  # steps between two looks at whether all episodes are in, where the host cannot know
 
@@ -94,11 +96,11 @@ def evaluate(
     check_spaces(policy, env)
     state = policy.initial_state(env.num_envs)
 
-    def act(obs: Obs, starts: Tensor | None) -> Tensor:
+    def act(obs: Obs, starts: Tensor | None, *mask: Tensor) -> Tensor:
         nonlocal state
         step = policy.remember(obs, state, starts)
         state = step.state
-        return policy.to_env(policy.act(step.output, deterministic, step.grid))
+        return policy.to_env(policy.act(step.output, deterministic, step.grid, *mask))
 
     training = policy.training
     policy.set_training_mode(False)
@@ -121,39 +123,64 @@ def check_spaces(policy: MemoryActorCriticPolicy, env: TensorEnv) -> None:
 
 
 def random_score(env: TensorEnv, n_episodes: int, seed: int | None = None, breakdown: Breakdown | None = None) -> Score:
-    """The score of uniformly random actions; arguments as in `evaluate`.
+    """The score of uniformly random actions, where masks are given of valid ones; arguments as in `evaluate`.
 
     Raises:
         ValueError: the action space is none of those in `random_actions`.
     """
     space = env.single_action_space
-    return play(lambda obs, starts: random_actions(space, env.num_envs, env.device), env, n_episodes, seed, breakdown)
+
+    def act(obs: Obs, starts: Tensor | None, *mask: Tensor) -> Tensor:
+        return random_actions(space, env.num_envs, env.device, *mask)
+
+    return play(act, env, n_episodes, seed, breakdown)
 
 
 def play(
     act: Act, env: TensorEnv, n_episodes: int, seed: int | None = None, breakdown: Breakdown | None = None
 ) -> Score:
-    """The score of whatever chooses the actions; arguments as in `evaluate`."""
+    """The score of whatever chooses the actions; arguments as in `evaluate`.
+
+    Raises:
+        ValueError: `n_episodes` is below 1, or a mask of valid actions allowed none.
+    """
     if n_episodes < 1:
         raise ValueError(f"n_episodes is {n_episodes}, expected at least 1")
     quota = np.full(env.num_envs, n_episodes // env.num_envs)
     quota[: n_episodes % env.num_envs] += 1
     with torch.no_grad(), _seeded(seed, env.device):
-        metrics = TaskMetrics(env.metric_names, env.device)
+        metrics, player = TaskMetrics(env.metric_names, env.device), _Player(act, env)
         if env.horizon is not None:
-            returns, lengths = _play_fixed(act, env, quota, seed, metrics, breakdown)
+            returns, lengths = _play_fixed(player, env, quota, seed, metrics, breakdown)
         else:
-            returns, lengths = _play_free(act, env, quota, seed, metrics)
+            returns, lengths = _play_free(player, env, quota, seed, metrics)
+    refuse_without_choice(float(player.without_choice))
     counted = np.arange(quota.max())[:, None] < quota
     return Score.of(returns[counted], lengths[counted], metrics.values(metrics.sums().cpu().numpy()))
 
 
+class _Player:
+    """Chooses actions by `act`, among the valid ones where the environment says which."""
+
+    def __init__(self, act: Act, env: TensorEnv) -> None:
+        self.act, self.space = act, env.single_action_space
+        self.without_choice = torch.zeros((), device=env.device)
+        """Observations at which no action was valid."""
+
+    def __call__(self, obs: Obs, starts: Tensor | None, info: Info) -> Tensor:
+        mask = info.get("action_mask")
+        if mask is not None:
+            check_width(mask, self.space)
+            self.without_choice += without_choice(mask, self.space).sum()
+        return self.act(obs, starts, *(() if mask is None else (mask,)))
+
+
 def _play_fixed(
-    act: Act, env: TensorEnv, quota: Array, seed: int | None, metrics: TaskMetrics, breakdown: Breakdown | None
+    act: _Player, env: TensorEnv, quota: Array, seed: int | None, metrics: TaskMetrics, breakdown: Breakdown | None
 ) -> tuple[Array, Array]:
     """Returns and lengths, `[rounds, num_envs]`, where all episodes are `env.horizon` steps: no reading on the way."""
     assert env.horizon is not None
-    obs, _ = env.reset(seed=seed)
+    obs, info = env.reset(seed=seed)
     starts = torch.ones(env.num_envs, dtype=torch.bool, device=env.device)
     returns = torch.zeros(int(quota.max()), env.num_envs, device=env.device)
     wanted = torch.as_tensor(quota, device=env.device)
@@ -161,7 +188,7 @@ def _play_fixed(
         if breakdown is not None:
             breakdown.begin(env)
         for step in range(env.horizon):
-            obs, reward, _, _, info = env.step(act(obs, starts if step == 0 else None))
+            obs, reward, _, _, info = env.step(act(obs, starts if step == 0 else None, info))
             episode += reward
             metrics.add(info, number < wanted)
             if breakdown is not None:
@@ -170,10 +197,12 @@ def _play_fixed(
     return totals, np.full(totals.shape, env.horizon)
 
 
-def _play_free(act: Act, env: TensorEnv, quota: Array, seed: int | None, metrics: TaskMetrics) -> tuple[Array, Array]:
+def _play_free(
+    act: _Player, env: TensorEnv, quota: Array, seed: int | None, metrics: TaskMetrics
+) -> tuple[Array, Array]:
     """As `_play_fixed`, where each copy ends by itself: filed on the device, and the host looks now and then."""
     num_envs, device = env.num_envs, env.device
-    obs, _ = env.reset(seed=seed)
+    obs, info = env.reset(seed=seed)
     starts: Tensor | None = torch.ones(num_envs, dtype=torch.bool, device=device)
     wanted = torch.as_tensor(quota, device=device)
     rounds = int(quota.max())
@@ -183,7 +212,7 @@ def _play_free(act: Act, env: TensorEnv, quota: Array, seed: int | None, metrics
     played = torch.zeros(num_envs, dtype=torch.int64, device=device)
     step = 0
     while step % _READ_EVERY or bool((played < wanted).any()):
-        obs, reward, terminated, truncated, info = env.step(act(obs, starts))
+        obs, reward, terminated, truncated, info = env.step(act(obs, starts, info))
         metrics.add(info, played < wanted)
         row = played.clamp(max=rounds)[None]
         returns.scatter_add_(0, row, reward[None])
@@ -195,15 +224,20 @@ def _play_free(act: Act, env: TensorEnv, quota: Array, seed: int | None, metrics
     return returns[:-1].cpu().double().numpy(), lengths[:-1].cpu().numpy()
 
 
-def random_actions(space: spaces.Space[Any], num_envs: int, device: torch.device) -> Tensor:
+def random_actions(space: spaces.Space[Any], num_envs: int, device: torch.device, mask: Tensor | None = None) -> Tensor:
     """A uniformly random action for each copy, `[num_envs, *action_shape]`, drawn on the device.
 
     Entries of a `Box` without bounds have no uniform distribution; as in Gymnasium they are normal, or exponential from
-    the one bound that is there.
+    the one bound that is there. With a `mask` `[num_envs, choices]`, choices are among the valid ones.
 
     Raises:
         ValueError: the space is no `Discrete`, `MultiDiscrete`, `MultiBinary` or `Box`.
     """
+    if mask is not None:
+        drawn = random_choices(mask, space)
+        if isinstance(space, spaces.MultiBinary):
+            return drawn.to(torch.int8)
+        return drawn + torch.as_tensor(getattr(space, "start", 0), device=device)
     if isinstance(space, spaces.Discrete):
         return torch.randint(int(space.n), (num_envs,), device=device) + int(space.start)
     if isinstance(space, spaces.MultiBinary):

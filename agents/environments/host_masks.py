@@ -1,0 +1,78 @@
+"""Which actions environments on the host allow: by `info["action_mask"]`, or by a method `action_masks()`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import VectorEnv
+from stable_baselines3.common.vec_env import VecEnv
+
+from policies.action_masks import as_masks, parts_of
+
+Masks = np.ndarray[Any, np.dtype[np.bool_]]
+KEY, METHOD = "action_mask", "action_masks"
+
+
+class HostMasks:
+    """The masks at the present observation of a batch of environments.
+
+    Args:
+        env: a Gymnasium vector environment, whose members or itself may have the method, or an SB3 one.
+        space: of one action.
+    """
+
+    def __init__(self, env: VectorEnv[Any, Any, Any] | VecEnv, space: spaces.Space[Any]) -> None:
+        self.env, self.space = env, space
+        self.now: Masks | None = None
+        """`[num_envs, choices]`, as `take` last left it; None: the environments say nothing of it."""
+        self._asks = _has_method(env)
+
+    def take(self, infos: Sequence[dict[str, Any]] | dict[str, Any]) -> None:
+        """Look at what came with the present observations: Gymnasium's `info`, or SB3's one for each environment.
+
+        Raises:
+            ValueError: a mask does not fit the action space, or allows nothing.
+        """
+        given = _of_vector(infos) if isinstance(infos, dict) else [info.get(KEY) for info in infos]
+        if given is not None and any(row is not None for row in given):
+            self.now = self._filled(given)
+        elif self._asks:
+            own = getattr(self.env, METHOD, None) if isinstance(self.env, VectorEnv) else None
+            self.now = self._filled(own() if callable(own) else _call(self.env, METHOD))
+        elif self.now is not None:
+            self.now = np.ones_like(self.now)
+
+    def _filled(self, given: Sequence[Any]) -> Masks:
+        """Rows that are None allow everything."""
+        width = sum(parts_of(self.space))
+        rows = [np.ones(width, bool) if row is None else row for row in given]
+        return np.concatenate([as_masks(row if isinstance(row, np.ndarray) else [row], self.space, 1) for row in rows])
+
+
+def _of_vector(info: dict[str, Any]) -> list[Any] | None:
+    """Each environment's mask in the info of a vector environment, None where it gave none."""
+    if KEY not in info:
+        return None
+    present = info.get(f"_{KEY}", np.ones(len(info[KEY]), bool))
+    return [row if there else None for row, there in zip(info[KEY], present, strict=True)]
+
+
+def _has_method(env: VectorEnv[Any, Any, Any] | VecEnv) -> bool:
+    if isinstance(env, VecEnv):
+        return bool(env.has_attr(METHOD))
+    if hasattr(env, METHOD):
+        return True
+    try:
+        return all(_call(env, "has_wrapper_attr", METHOD))
+    except AttributeError:  # it is no batch of single environments
+        return False
+
+
+def _call(env: VectorEnv[Any, Any, Any] | VecEnv, name: str, *arguments: Any) -> Sequence[Any]:
+    if isinstance(env, VecEnv):
+        return env.env_method(name, *arguments)
+    found: Sequence[Any] = env.unwrapped.call(name, *arguments)  # type: ignore[attr-defined]
+    return found
