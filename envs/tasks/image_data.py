@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from envs.data import DataError, find, read_amat, read_idx, read_npz, read_png_tree
+from envs.data import DataError, check_known, find, read_amat, read_idx, read_npz, read_png_tree
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -80,7 +80,10 @@ def load_images(
     elif source == "mnist":
         pixels, labels = _mnist(split, data_dir)
     elif source == "binarized-mnist":
-        pixels = 255 * read_amat(find(f"binarized_mnist/{split}", data_dir)).reshape(-1, 28, 28)
+        path = find(f"binarized_mnist/{split}", data_dir)
+        bits = read_amat(path)
+        check_known(f"binarized_mnist/{split}", path, bits)
+        pixels = 255 * bits.reshape(-1, 28, 28)
     else:
         pixels = _omniglot(split, data_dir)
     known = None if labels is None else torch.from_numpy(labels.astype(np.int64)).to(device)
@@ -104,27 +107,42 @@ def _digits() -> tuple[Array, Array]:
 
 
 def _mnist(split: str, data_dir: str | Path | None) -> tuple[Array, Array]:
-    file = "test" if split == "test" else "train"
-    paths = [find(f"mnist/{file}-{kind}", data_dir) for kind in ("images", "labels")]
+    names = [f"mnist/{'test' if split == 'test' else 'train'}-{kind}" for kind in ("images", "labels")]
+    paths = [find(name, data_dir) for name in names]
     pixels, labels = (read_idx(path) for path in paths)
-    if pixels.ndim != 3 or labels.shape != pixels.shape[:1]:
+    least = 1 if split == "test" else 6  # of which the last one is the validation split
+    if pixels.dtype != np.uint8 or pixels.shape[1:] != (28, 28) or len(pixels) < least:
+        what = f"{pixels.dtype} {list(pixels.shape)}"
+        raise DataError(f"{paths[0]} holds {what}, expected bytes of [images, 28, 28], at least {least} images")
+    if labels.shape != pixels.shape[:1]:
         raise DataError(
             f"{paths[0]} holds {list(pixels.shape)} and {paths[1]} {list(labels.shape)}; one label an image"
         )
+    if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() > 9:
+        found = f"{labels.dtype} labels from {labels.min()} to {labels.max()}"
+        raise DataError(f"{paths[1]} holds {found}, expected whole numbers from 0 to 9")
+    for name, path, content in zip(names, paths, (pixels, labels), strict=True):
+        check_known(name, path, content)
     held_out = len(pixels) // 6  # 10,000 of 60,000
     part = {"train": slice(len(pixels) - held_out), "valid": slice(len(pixels) - held_out, None), "test": slice(None)}
     return pixels[part[split]], labels[part[split]]
 
 
 def _omniglot(split: str, data_dir: str | Path | None) -> Array:
-    path = find(f"omniglot/{'evaluation' if split == 'test' else 'background'}", data_dir)
+    name = f"omniglot/{'evaluation' if split == 'test' else 'background'}"
+    path = find(name, data_dir)
     paper = read_npz(path, "images") if path.suffix == ".npz" else read_png_tree(path)
-    if paper.ndim != 4:
+    if paper.ndim != 4 or 0 in paper.shape or (split != "test" and len(paper) < 2):
         raise DataError(f"{path} holds an array {list(paper.shape)}, expected [characters, drawings, H, W]")
+    if paper.dtype != bool and not ((paper == 0) | (paper == 1)).all():
+        found = f"{paper.dtype} from {paper.min()} to {paper.max()}"
+        raise DataError(f"{path} holds {found}, expected truth values (or 0 and 1), true for paper")
+    paper = paper.astype(bool)
+    check_known(name, path, paper)
     if split != "test":
         valid = min(OMNIGLOT_VALID, len(paper) // 2)
         paper = paper[-valid:] if split == "valid" else paper[:-valid]
-    return shrunk(~paper.astype(bool).reshape(-1, *paper.shape[2:]))
+    return shrunk(~paper.reshape(-1, *paper.shape[2:]))
 
 
 def shrunk(ink: Array) -> Array:

@@ -63,6 +63,20 @@ def test_the_cache_follows_the_home_folder(tmp_path: Path, monkeypatch: pytest.M
     assert data.cache_dir() == tmp_path / ".cache" / "engram"
 
 
+def test_without_a_home_folder_the_error_says_what_to_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", home)
+    for place in (None, tmp_path):
+        with pytest.raises(DataError, match=r"no home folder: set data_dir, ENGRAM_DATA or XDG_CACHE_HOME, or fetch"):
+            find("babi", place)
+    assert find("babi", put(tmp_path / "tasks_1-20_v1-2.tar.gz").parent).name == "tasks_1-20_v1-2.tar.gz"
+    with pytest.raises(DataError, match="data_dir is '~nobody-of-this-name"):
+        find("babi", "~nobody-of-this-name/data")
+
+
 def test_a_directory_that_is_none_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match=r"data_dir is '.*nowhere'"):
         find("babi", tmp_path / "nowhere")

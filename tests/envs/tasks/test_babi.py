@@ -18,6 +18,7 @@ from envs.data import DataError
 from envs.tasks.babi import Babi, failed_tasks, mean_error
 from envs.tasks.babi_stories import PLACEHOLDER, TASKS, VOCABULARY, WORDS, load, parse
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*is not the published content")  # most are made here
 REAL = os.environ.get("ENGRAM_DATA")
 real = pytest.mark.skipif(
     REAL is None or not any(Path(REAL).rglob("*tasks_1-20_v1-2*")), reason="ENGRAM_DATA has no bAbI archive"

@@ -10,7 +10,8 @@ import graph_decoders as decode
 import pytest
 import torch
 
-from envs.data import DataError
+from envs.data import DataError, digest
+from envs.data_sources import SOURCES
 from envs.tasks.graph_traversal import GraphTraversal
 from envs.tasks.graph_worlds import family, underground
 from envs.tasks.graphs import Graphs, distinct, hops, random_graphs
@@ -162,6 +163,14 @@ CONNECTIONS = """"station1","station2","line","time"
 """
 
 
+@pytest.fixture
+def own_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files of `write` stand for the published ones."""
+    for name, text in {"stations": STATIONS, "lines": LINES, "connections": CONNECTIONS}.items():
+        key = f"london-underground/{name}"
+        monkeypatch.setitem(SOURCES, key, SOURCES[key]._replace(content=digest(text.encode())))
+
+
 def write(folder: Path, **changed: str) -> Path:
     place = folder / "graphs" / "london-underground"
     place.mkdir(parents=True)
@@ -170,7 +179,7 @@ def write(folder: Path, **changed: str) -> Path:
     return folder
 
 
-def test_a_small_underground(tmp_path: Path) -> None:
+def test_a_small_underground(tmp_path: Path, own_map: None) -> None:
     """Halt has one line and is passed through; Outside is not in zone 1; South has the Docklands line beside one."""
     world = underground(write(tmp_path))
     assert set(world.names) == {"Middle", "West", "North"}
@@ -188,7 +197,7 @@ def test_a_small_underground(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("graph", ["underground", "family"])
-def test_tasks_on_fixed_graphs(graph: str, tmp_path: Path) -> None:
+def test_tasks_on_fixed_graphs(graph: str, tmp_path: Path, own_map: None) -> None:
     data = write(tmp_path)
     world = underground(data) if graph == "underground" else family()
     env = GraphTraversal(30, graph=graph, data_dir=data)
@@ -218,15 +227,23 @@ def test_a_distance_that_a_fixed_graph_does_not_have() -> None:
         ShortestPath(graph="family", path_length=9)
 
 
-def test_damaged_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"stations\.csv lacks rows or a column, expected id, name, zone"):
-        underground(write(tmp_path / "a", stations="id,name\n1,Middle\n"))
-    with pytest.raises(DataError, match=r"london-underground: KeyError.*2.*expected stations, lines"):
-        underground(write(tmp_path / "b", lines='"line","name"\n1,Red Line\n'))
-    with pytest.raises(DataError, match=r"london-underground: ValueError.*'one'"):
-        underground(write(tmp_path / "c", stations=STATIONS.replace('"Halt",1', '"Halt",one')))
+@pytest.mark.parametrize("name", ["stations", "lines", "connections"])
+def test_another_map_than_the_published_one_is_refused(tmp_path: Path, own_map: None, name: str) -> None:
+    texts = {"stations": STATIONS, "lines": LINES, "connections": CONNECTIONS}
+    for index, changed in enumerate((texts[name].replace("1", "3", 1), texts[name][:-20], "", "\r\n\r", "<html>404")):
+        place = write(tmp_path / str(index), **{name: changed})
+        with pytest.raises(DataError, match=rf"london\.{name}\.csv is not the published content of https.*fetch it"):
+            underground(place)
     with pytest.raises(DataError, match="data_dir is"):
         underground(tmp_path / "nowhere")
+
+
+def test_the_map_may_have_the_line_ends_of_windows(tmp_path: Path, own_map: None) -> None:
+    world = underground(write(tmp_path / "a"))
+    place = write(tmp_path / "b")
+    for file in place.rglob("*.csv"):
+        file.write_bytes(file.read_bytes().replace(b"\n", b"\r\n"))
+    assert underground(place) == world
 
 
 @pytest.mark.skipif(REAL is None, reason="ENGRAM_DATA names no directory with the published files")

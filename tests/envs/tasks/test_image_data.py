@@ -14,8 +14,10 @@ import torch
 from sklearn.datasets import load_digits
 
 from envs.data import DataError
+from envs.data_sources import SOURCES as SOURCES_BY_NAME
 from envs.tasks.image_data import LABELLED, SOURCES, SPLITS, load_images, resized, shrunk
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*is not the published content")  # most are made here
 REAL = Path(os.environ.get("ENGRAM_DATA", "/nowhere"))
 
 
@@ -78,6 +80,40 @@ def test_mnist_labels_must_go_with_the_images(mnist: tuple[Path, np.ndarray, np.
         load_images("mnist", data_dir=folder)
 
 
+def test_labels_that_no_digit_has_and_images_of_other_kinds_are_refused(
+    mnist: tuple[Path, np.ndarray, np.ndarray],
+) -> None:
+    folder, images, labels = mnist
+    place = folder / "mnist"
+    write_idx(place / "train-labels-idx1-ubyte.gz", np.where(np.arange(30) == 3, 200, labels[:30]))
+    with pytest.raises(DataError, match=r"train-labels.*labels from \d to 200, expected whole numbers from 0 to 9"):
+        load_images("mnist", data_dir=folder)
+    write_idx(place / "train-labels-idx1-ubyte.gz", labels[:30])
+    write_idx(place / "train-images-idx3-ubyte.gz", images[:30, :20])
+    with pytest.raises(DataError, match=r"train-images.*\[30, 20, 28\], expected bytes of \[images, 28, 28\]"):
+        load_images("mnist", data_dir=folder)
+    floats = struct.pack(">BBBB3I", 0, 0, 13, 3, 30, 28, 28) + np.full(30 * 784, np.nan, ">f4").tobytes()
+    (place / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(floats))
+    with pytest.raises(DataError, match=r"train-images.*float32 .*expected bytes"):
+        load_images("mnist", data_dir=folder)
+    write_idx(place / "train-images-idx3-ubyte.gz", images[:0])
+    with pytest.raises(DataError, match="at least 6 images"):
+        load_images("mnist", data_dir=folder)
+
+
+def test_other_content_than_the_published_one_is_said(mnist: tuple[Path, np.ndarray, np.ndarray]) -> None:
+    folder, _, _ = mnist
+    with pytest.warns(UserWarning, match=r"t10k-(images|labels).*is not the published content of https://.*gz") as said:
+        load_images("mnist", "test", data_dir=folder)
+    assert len(said) == 2
+    (folder / "binarized_mnist").mkdir()
+    (folder / "binarized_mnist" / "binarized_mnist_test.amat").write_text("1 " * 784)
+    with pytest.warns(UserWarning, match=r"binarized_mnist_test\.amat is not the published content"):
+        load_images("binarized-mnist", "test", data_dir=folder)
+    assert SOURCES_BY_NAME["mnist/train-images"].content
+    assert not any(source.fixed for name, source in SOURCES_BY_NAME.items() if not name.startswith("london"))
+
+
 def test_binarized_mnist_is_ink_where_its_files_have_ones(tmp_path: Path) -> None:
     rows = np.random.default_rng(0).integers(0, 2, (3, 784))
     (tmp_path / "binarized_mnist").mkdir()
@@ -113,9 +149,17 @@ def test_omniglot_is_shrunk_by_its_share_of_ink(tmp_path: Path) -> None:
         pixels, labels = load_images("omniglot", split, data_dir=tmp_path)
         assert labels is None
         assert (pixels.numpy() == expected[part]).all()
-    np.savez(tmp_path / "omniglot" / "images_evaluation.npz", images=~ink[0])
-    with pytest.raises(DataError, match=r"expected \[characters, drawings, H, W\]"):
-        load_images("omniglot", "test", data_dir=tmp_path)
+    for bad, message in (
+        (~ink[0], r"expected \[characters, drawings, H, W\]"),
+        (ink[:0], r"\[0, 2, 70, 70\], expected \[characters"),
+        (np.where(ink, np.nan, 1.0), "float64 from nan to nan, expected truth values"),
+        (ink * 0.5, r"float64 from 0\.0 to 0\.5, expected truth values"),
+    ):
+        np.savez(tmp_path / "omniglot" / "images_evaluation.npz", images=bad)
+        with pytest.raises(DataError, match=message):
+            load_images("omniglot", "test", data_dir=tmp_path)
+    np.savez(tmp_path / "omniglot" / "images_evaluation.npz", images=(~ink[:1]).astype(np.float32))
+    assert (load_images("omniglot", "test", data_dir=tmp_path).pixels.numpy() == expected[:2]).all()
 
 
 def test_shrinking_goes_over_all_parts() -> None:
