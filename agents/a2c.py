@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor
 
+from agents.arguments import check
 from agents.environments import EnvLike
 from agents.on_policy import MemoryOnPolicyAlgorithm
 from agents.rollout import Rollout
@@ -59,6 +60,7 @@ class A2C(MemoryOnPolicyAlgorithm):
         device: torch.device | str = "auto",
         _init_setup_model: bool = True,
     ) -> None:
+        check(**locals())
         policy_kwargs = dict(policy_kwargs or {})
         self.use_rms_prop, self.rms_prop_eps = use_rms_prop, rms_prop_eps
         if use_rms_prop and "optimizer_class" not in policy_kwargs:

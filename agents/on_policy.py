@@ -22,6 +22,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from agents import distributed
+from agents.arguments import check, check_policy
 from agents.checkpoint import Checkpointed
 from agents.environments import EnvLike, TensorVecEnv, as_tensor_env
 from agents.episodes import Episodes
@@ -103,8 +104,8 @@ class MemoryOnPolicyAlgorithm(Checkpointed, Updates, OnPolicyAlgorithm):
         device: torch.device | str,
         _init_setup_model: bool,
     ) -> None:
-        if n_steps < 0:
-            raise ValueError(f"n_steps is {n_steps}, expected at least 1, or 0 for a whole episode")
+        check(**locals())
+        policy_kwargs = check_policy(policy_kwargs)
         if fast not in get_args(Fast):
             raise ValueError(f"fast is {fast!r}, expected one of {', '.join(get_args(Fast))}")
         self.aux_coef = aux_coef

@@ -16,6 +16,7 @@ from stable_baselines3.common.utils import FloatSchedule
 from torch import Tensor
 
 from agents import distributed
+from agents.arguments import check
 from agents.environments import EnvLike
 from agents.on_policy import MemoryOnPolicyAlgorithm
 from agents.rollout import Rollout
@@ -73,8 +74,7 @@ class PPO(MemoryOnPolicyAlgorithm):
         device: torch.device | str = "auto",
         _init_setup_model: bool = True,
     ) -> None:
-        if n_minibatches < 1 or n_epochs < 1:
-            raise ValueError(f"n_minibatches is {n_minibatches} and n_epochs {n_epochs}, expected at least 1 of each")
+        check(**locals())
         self.n_minibatches, self.n_epochs = n_minibatches, n_epochs
         self.clip_range, self.clip_range_vf = clip_range, clip_range_vf
         self.target_kl = target_kl

@@ -273,7 +273,7 @@ def test_a_killed_run_goes_on_from_its_last_whole_checkpoint(tmp_path: Path) -> 
         (["--memory", "lstm", "--memory-kwargs", "heads=3"], "heads"),
         (["--env-kwargs", "colour=red"], "colour"),
         (["--env-kwargs", "size=8"], "odd"),
-        (["--num-envs", "0"], "num_envs"),
+        (["--num-envs", "0"], "--num-envs is 0"),
         (["--resume", "no/such/run"], "no/such/run"),
         (["--init-from", "no/such/run"], "no/such/run"),
         (["--lessons"], "a recipe that follows another"),

@@ -13,6 +13,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from stable_baselines3.common.vec_env import VecEnv
 
 import envs as engram_envs
+from agents.arguments import read_arguments
 from agents.environments.host import HostEnv, VecEnvHost, VectorEnvHost
 from agents.environments.vec_env import TensorVecEnv
 from envs.tensor_env import TensorEnv
@@ -47,6 +48,7 @@ def make_env(env_id: str, num_envs: int = 1, device: torch.device | str = "cpu",
         if isinstance(maker, str):
             maker = load_env_creator(maker)
         if isinstance(maker, type) and issubclass(maker, TensorEnv):
+            kwargs = read_arguments(maker, kwargs, "env_kwargs", ("num_envs", "device"))
             env = gym.make_vec(name, num_envs, "vector_entry_point", device=device, **kwargs)
             assert isinstance(env, TensorEnv)
             return env

@@ -22,7 +22,7 @@ from agents.evaluation.breakdown import Breakdown
 from agents.evaluation.scores import Score, check_spaces, evaluate, random_score
 from agents.evaluation.tables import print_errors, print_scores
 from agents.invocation import command_for
-from agents.run.config import Config, Pairs, load_config
+from agents.run.config import NUMBERS, Config, Pairs, load_config
 from envs import registered
 from envs.tensor_env import TensorEnv
 
@@ -82,7 +82,7 @@ class UsageError(Exception):
 def main(arguments: list[str] | None = None) -> None:
     """Evaluate as the words say (default: those of the process); exits where something is wrong."""
     try:
-        _run(tyro.cli(Arguments, args=arguments))
+        _run(tyro.cli(Arguments, args=arguments, registry=NUMBERS))
     except KeyboardInterrupt:
         sys.exit(130)
     except (UsageError, CheckpointError, ValueError, OSError, gymnasium.error.Error) as error:
@@ -108,7 +108,7 @@ def _run(arguments: Arguments) -> None:
     env_kwargs = {**trained, **arguments.env_kwargs}
 
     if arguments.watch or arguments.play or arguments.video is not None:
-        _show(arguments, agent, make_env(env_id, 1, device, render_mode="rgb_array", **env_kwargs), env_id)
+        _show(arguments, agent, make_env(env_id, 1, device, **{**env_kwargs, "render_mode": "rgb_array"}), env_id)
         return
     assert agent is not None
     most = _DEVICE_ENVS if env_id in registered() else _HOST_ENVS

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import inspect
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 import tyro
-import yaml
 from stable_baselines3.common.utils import LinearSchedule
 
 from agents import LEARNERS
+from agents.arguments import Count, Fraction, NotNegative, Positive, Range, Seed, Whole, read
+from agents.files import replace_file
+from agents.plain_yaml import read_yaml, read_yaml_file, write_yaml
 from agents.speed import Fast, Precision
 
 RECIPES = Path(__file__).resolve().parent.parent.parent / "recipes"
@@ -21,12 +25,14 @@ RECIPES = Path(__file__).resolve().parent.parent.parent / "recipes"
 
 def _pairs(words: list[str]) -> dict[str, Any]:
     """`["heads=3", "rate=per-layer"]` as a dictionary; values are read as YAML."""
-    result = {}
+    result: dict[str, Any] = {}
     for word in words:
         name, separator, value = word.partition("=")
-        if not separator:
+        if not separator or not name:
             raise ValueError(f"{word!r}: expected NAME=VALUE")
-        result[name] = yaml.safe_load(value)
+        if name in result:
+            raise ValueError(f"{name} is given twice, expected once")
+        result[name] = read_yaml(value, word)
     return result
 
 
@@ -37,9 +43,26 @@ Pairs = Annotated[
         metavar="[NAME=VALUE ...]",
         instance_from_str=_pairs,
         is_instance=lambda instance: isinstance(instance, dict),
-        str_from_instance=lambda instance: [f"{name}={yaml.safe_dump(v).split()[0]}" for name, v in instance.items()],
+        str_from_instance=lambda instance: [f"{name}={write_yaml(v).split()[0]}" for name, v in instance.items()],
     ),
 ]
+
+NUMBERS = tyro.constructors.ConstructorRegistry()
+"""How flags are read where a number is meant: as in a file, so that `1e6` is a whole number."""
+
+
+@NUMBERS.primitive_rule
+def _number_rule(type_info: tyro.constructors.PrimitiveTypeInfo) -> Any:
+    kind = type_info.type
+    if kind not in (int, float):
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=kind.__name__.upper(),
+        instance_from_str=lambda words: read("it", words[0], kind),
+        is_instance=lambda value: isinstance(value, (int, float)) and not isinstance(value, bool),
+        str_from_instance=lambda value: [str(value)],
+    )
 
 
 @dataclass
@@ -58,15 +81,15 @@ class Config:
     """The memory's own arguments; they replace the recipe's one by one."""
     algo: str = "ppo"
     """Learner: ppo, a2c, or supervised where the environment says what would have been right."""
-    total_timesteps: int = 500_000
+    total_timesteps: Count = 500_000
     """Environment steps to train for, all copies counted together."""
-    num_envs: int = 16
+    num_envs: Count = 16
     """Copies of the environment, stepped together; under torchrun of all ranks together, shared out equally."""
-    seed: int = 0
+    seed: Seed = 0
     """Of everything random in the run."""
     device: str = "cpu"
     """Where environments, memory and learning live: cpu, cuda, cuda:1, ... or auto."""
-    threads: int = 1
+    threads: Annotated[int, Range(1, 256)] = 1
     """CPU threads of torch; for models of this size a second one gains little and loses much on a busy machine."""
     fast: Fast = "auto"
     """Fast paths: auto takes those that pay, off takes the plain twin of each, compile also puts the memory's step
@@ -75,41 +98,41 @@ class Config:
     precision: Precision = "float32"
     """bf16: lstm and multigrid multiply whole sequences in bfloat16; pays where the processor has it."""
 
-    learning_rate: float = 3e-4
+    learning_rate: NotNegative = 3e-4
     """Of the optimiser (Adam). Too high: approx_kl jumps and the return falls. 1e-4 to 1e-3 are usual."""
     anneal: bool = False
     """Let the learning rate fall linearly to a tenth over the run."""
-    n_steps: int = 128
+    n_steps: Whole = 128
     """Steps of each copy in a roll-out, and so the reach of back-propagation through time; 0: a whole episode of an
     environment whose episodes have a fixed length."""
-    bptt_segment: int | None = None
+    bptt_segment: Whole | None = None
     """Back-propagation through time keeps the memory's state before every so many steps and makes the rest again: less
     memory for more work. 0: keeps every step. None: 0, unless that came to more than 1 GiB."""
-    gamma: float = 0.99
+    gamma: Fraction = 0.99
     """Discount of later rewards, 0..1."""
-    gae_lambda: float = 0.95
+    gae_lambda: Fraction = 0.95
     """Between one-step (0: biased) and whole-return (1: noisy) advantages."""
-    ent_coef: float = 0.01
+    ent_coef: NotNegative = 0.01
     """Weight of the entropy bonus. Too low: the policy settles before it has explored."""
-    vf_coef: float = 0.5
+    vf_coef: NotNegative = 0.5
     """Weight of the value loss."""
-    aux_coef: float = 1.0
+    aux_coef: NotNegative = 1.0
     """Weight of the memory's own losses, where it has any."""
-    max_grad_norm: float = 0.5
+    max_grad_norm: Positive = 0.5
     """Longer gradients are scaled down to this norm."""
     normalize_advantage: bool = True
     """Shift and scale advantages to mean 0 and deviation 1."""
-    reward_scale: float = 1.0
+    reward_scale: Positive = 1.0
     """Rewards are multiplied by this before learning; logs show them as they came."""
-    n_epochs: int = 4
+    n_epochs: Count = 4
     """PPO: passes over each roll-out."""
-    n_minibatches: int = 4
+    n_minibatches: Count = 4
     """PPO: sets of environments that a pass is cut into."""
-    clip_range: float = 0.2
+    clip_range: Positive = 0.2
     """PPO: how far the ratio may move from 1 in an iteration."""
-    clip_range_vf: float | None = None
+    clip_range_vf: Positive | None = None
     """PPO: how far the value may move in an iteration; None: as far as it likes."""
-    target_kl: float | None = None
+    target_kl: Positive | None = None
     """PPO: no further pass over a roll-out beyond 1.5 times this divergence; None: never."""
 
     recipe: str | None = None
@@ -125,11 +148,11 @@ class Config:
     """Folder with the files of tasks that need some; default: the variable ENGRAM_DATA, else a cache."""
     run_dir: Path | None = None
     """Folder for everything the run leaves; default: runs/ENV-MEMORY-ALGO-SEED-TIME."""
-    checkpoint_every: int = 30
+    checkpoint_every: Whole = 30
     """Seconds between checkpoints; the last one is always written."""
-    panels_every: int = 60
+    panels_every: Whole = 60
     """Seconds between pictures of the memory in TensorBoard; 0: none."""
-    eval_episodes: int = 256
+    eval_episodes: Whole = 256
     """Episodes at the end for the score in summary.json."""
     baseline: bool = True
     """Also train the memoryless identity agent for as many steps, and report it beside the result."""
@@ -156,10 +179,24 @@ class Config:
         """All entries by name, without what a `Command` has beside them."""
         return {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(Config)}
 
+    def fit(self, said: Callable[[str], str] = lambda name: f"--{name.replace('_', '-')}") -> None:
+        """Fit every entry to its type and range.
+
+        Args:
+            said: how an entry is called in a message.
+
+        Raises:
+            ValueError: one does not fit.
+        """
+        for name, hint in get_type_hints(type(self), include_extras=True).items():
+            setattr(self, name, read(said(name), getattr(self, name), hint))
+        if self.algo not in LEARNERS:
+            raise ValueError(f"unknown algorithm {self.algo!r}; known are {', '.join(LEARNERS)}")
+
     def save(self, file: str | os.PathLike[str]) -> None:
-        """Write as YAML, ready to be a recipe."""
+        """Write as YAML, ready to be a recipe; what is there is replaced as a whole."""
         data = {name: str(v) if isinstance(v, Path) else v for name, v in self.entries().items()}
-        Path(file).write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
+        replace_file(Path(file), write_yaml(data))
 
 
 @dataclass
@@ -171,9 +208,9 @@ class Command(Config):
     flags go for all of them; the same command with its --run-dir goes on after a stop."""
     sweep: str | None = None
     """Search hyper-parameters: a space file, or a name in recipes/sweeps/; docs/sweep.md explains it."""
-    trials: int | None = None
+    trials: Count | None = None
     """With --sweep: trials in all, those of earlier commands included; default: as the space file says."""
-    jobs: int | None = None
+    jobs: Count | None = None
     """With --sweep: trials at once; default: 1, on a Ray cluster as many as it holds."""
     storage: str | None = None
     """With --sweep: a journal file or a database URL that several machines share; default: a journal in the sweep's
@@ -213,22 +250,21 @@ def load_config(file: str | os.PathLike[str]) -> Config:
     """A configuration from a `config.yaml` or a recipe.
 
     Raises:
-        ValueError: it is missing or not YAML, or it has an unknown entry.
+        ValueError: it is missing or not YAML, has an unknown entry, or one of a wrong type or out of its range.
     """
-    try:
-        data = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise ValueError(f"cannot read the configuration {file}: {error}") from error
+    data = read_yaml_file(Path(file), "configuration")
     if not isinstance(data, dict):
         raise ValueError(f"{file} is not a configuration: expected entries such as 'env: ...'")
     data.pop("expect", None)  # a recipe's words on what it should give
     known = {entry.name for entry in dataclasses.fields(Config)}
-    if unknown := sorted(set(data) - known):
-        raise ValueError(f"{file} has unknown entries {', '.join(unknown)}; known are {', '.join(sorted(known))}")
-    for name in ("resume", "run_dir", "data_dir", "init_from"):
-        if data.get(name) is not None:
-            data[name] = Path(data[name])
-    return Config(**data)
+    for name in data:
+        if name not in known:
+            near = difflib.get_close_matches(str(name).replace("-", "_"), known, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"{file}: {name} is an unknown entry{hint}; known are {', '.join(sorted(known))}")
+    config = Config(**data)
+    config.fit(lambda name: f"{file}: {name}")
+    return config
 
 
 def find_recipe(name: str) -> Path:

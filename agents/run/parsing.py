@@ -8,7 +8,7 @@ from pathlib import Path
 import tyro
 
 from agents import distributed, latest_checkpoint
-from agents.run.config import Command, base_config, load_config
+from agents.run.config import NUMBERS, Command, base_config, load_config
 from agents.run.folder import newest
 
 DESCRIPTION = """Train an agent with a memory, such as --env CartPole-v1 --memory lstm --algo ppo.
@@ -25,6 +25,7 @@ def parse(arguments: list[str]) -> tuple[Command, Path | None]:
     and a sweep from what its file fixes. A run that `torchrun` has started anew after a failure resumes without being
     told.
     """
+    refuse_empty(arguments)
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("recipe", "resume", "sweep", "env", "algo", "memory"):
         first.add_argument(f"--{name}")
@@ -46,7 +47,24 @@ def parse(arguments: list[str]) -> tuple[Command, Path | None]:
         defaults.run_dir = run_dir
     else:
         defaults = base_config(given.recipe, given.env, given.algo, given.memory)
-    config = tyro.cli(Command, default=Command(**vars(defaults)), args=arguments, description=DESCRIPTION)
+    config = tyro.cli(
+        Command, default=Command(**vars(defaults)), args=arguments, description=DESCRIPTION, registry=NUMBERS
+    )
     config.env_kwargs = defaults.env_kwargs | config.env_kwargs
     config.memory_kwargs = defaults.memory_kwargs | config.memory_kwargs
+    config.fit()
     return config, checkpoint
+
+
+def refuse_empty(arguments: list[str]) -> None:
+    """An option that is given empty is most likely a shell variable that is not set.
+
+    Raises:
+        ValueError: there is one.
+    """
+    option = ""
+    for word in arguments:
+        if not word or (word.startswith("--") and word.endswith("=") and word.count("=") == 1):
+            name = option if not word else word.rstrip("=")
+            raise ValueError(f"{name or 'an argument'} is empty, expected a value: is a shell variable unset?")
+        option = word if word.startswith("--") else option

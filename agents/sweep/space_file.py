@@ -14,9 +14,9 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from agents import LEARNERS
+from agents.arguments import kinds_of, read
+from agents.plain_yaml import read_yaml_file
 from agents.run.config import RECIPES, Config
 from agents.sweep.space import FIELDS, KWARGS, Parameter, Space
 
@@ -32,7 +32,7 @@ _NOT_SEARCHED = {
     "eval_episodes": "fix it",
     **dict.fromkeys(("device", "threads", "data_dir", "checkpoint_every", "panels_every", "baseline", "progress"), ""),
 }
-_HINTS = typing.get_type_hints(Config)
+_HINTS = typing.get_type_hints(Config, include_extras=True)
 
 
 def find_space(name: str) -> Path:
@@ -55,13 +55,9 @@ def load_space(name: str) -> Space:
         ValueError: it is missing or not YAML, or an entry is unknown or wrong.
     """
     file = find_space(name)
-    try:
-        data = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise ValueError(f"cannot read the space {file}: {' '.join(str(error).split())}") from error
+    data = read_yaml_file(file, "space")
     if not isinstance(data, dict):
         raise ValueError(f"{file} is not a space: expected entries such as 'space: ...'")
-    data = _numbers(data)
     space = Space(file, str(data.get("name", file.stem)), ())
     for entry in data:
         if entry not in _ENTRIES:
@@ -96,15 +92,6 @@ def load_space(name: str) -> Space:
     return dataclasses.replace(space, **read)
 
 
-def _numbers(value: Any) -> Any:
-    """`1e-4` as a number, which YAML 1.1 takes for text where it has no point."""
-    if isinstance(value, dict):
-        return {name: _numbers(part) for name, part in value.items()}
-    if isinstance(value, list):
-        return [_numbers(part) for part in value]
-    return float(value) if isinstance(value, str) and re.fullmatch(r"[+-]?\d+[eE][+-]?\d+", value) else value
-
-
 def _parameter(space: Space, name: str, body: Any, earlier: Mapping[str, Parameter]) -> Parameter:
     entry = f"space.{name}"
     part, dot, argument = name.partition(".")
@@ -135,7 +122,7 @@ def _parameter(space: Space, name: str, body: Any, earlier: Mapping[str, Paramet
             space.wrong(f"{entry}.{key}", f"is {body[key]!r}, expected a number")
     low, high, log, step = body["low"], body["high"], body.get("log", False), body.get("step")
     whole = all(isinstance(number, int) for number in (low, high, *([] if step is None else [step])))
-    kinds = [] if dot else [kind for kind in _types(name) if kind is not types.NoneType]
+    kinds = [] if dot else [kind for kind in kinds_of(_HINTS[name]) if kind is not types.NoneType]
     if kinds and not {int, float} & set(kinds):
         space.wrong(entry, "is no number; give choices")
     if kinds and float not in kinds and not whole:
@@ -148,6 +135,8 @@ def _parameter(space: Space, name: str, body: Any, earlier: Mapping[str, Paramet
         space.wrong(entry, "with log, low must be above 0 and there is no step")
     if step is not None and not 0 < step <= max(high - low, step * (high == low)):
         space.wrong(f"{entry}.step", f"is {step}, expected a number above 0 and at most high - low")
+    for key in ("low", "high") if not dot else ():
+        _typed(space, f"{entry}.{key}", name, body[key])
     return Parameter(name, float if float in kinds or not whole else int, low, high, log, step, when=when)
 
 
@@ -212,17 +201,9 @@ def _objective(space: Space, data: Mapping[str, Any]) -> dict[str, str]:
     return {"objective": objective, "direction": direction}
 
 
-def _types(name: str) -> tuple[Any, ...]:
-    hint = _HINTS[name]
-    return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-
-
 def _typed(space: Space, entry: str, name: str, value: Any) -> Any:
-    """The value of an entry of `Config`, whole numbers as `float` where that is its type."""
-    kinds = _types(name)
-    if float in kinds and type(value) is int:
-        return float(value)
-    if type(value) not in kinds and not (Path in kinds and isinstance(value, str)):
-        names = " or ".join("null" if kind is types.NoneType else kind.__name__ for kind in kinds)
-        space.wrong(entry, f"{value!r} is of the wrong type, expected {names}")
-    return value
+    """The value of an entry of `Config`, fitted to its type and range."""
+    try:
+        return read(entry, value, _HINTS[name])
+    except ValueError as error:
+        raise ValueError(f"{space.file}: {error}") from error

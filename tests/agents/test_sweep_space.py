@@ -49,7 +49,8 @@ def command(*words: str) -> int:
         ({"space": {"gamma": {"choices": [0.9], "low": 0}}}, "space.gamma: has choices, so low means nothing"),
         ({"space": {"gamma": {"choices": []}}}, "space.gamma.choices: is [], expected a list"),
         ({"space": {"gamma": [0.9, 0.9]}}, "expected each once"),
-        ({"space": {"n_steps": [8, "many"]}}, "space.n_steps.choices: 'many' is of the wrong type, expected int"),
+        ({"space": {"n_steps": [8, "many"]}}, "space.n_steps.choices is 'many', expected a whole number of at least 0"),
+        ({"space": {"gamma": {"low": 0.5, "high": 2}}}, "space.gamma.high is 2, expected a number from 0 to 1"),
         ({"space": {"env_kwargs.sizes": [[1, 2]]}}, "[1, 2] is no number, text"),
         ({"space": {"algo": ["ppo", "dqn"]}}, "space.algo.choices: dqn is unknown; known are a2c, ppo"),
         (
@@ -62,7 +63,7 @@ def command(*words: str) -> int:
         ),
         ({"fixed": {"gama": 1}}, "fixed.gama: unknown; known are env"),
         ({"fixed": {"seed": 1}}, "fixed.seed: is not for a sweep: give seeds"),
-        ({"fixed": {"gamma": "high"}}, "fixed.gamma: 'high' is of the wrong type, expected float"),
+        ({"fixed": {"gamma": "high"}}, "fixed.gamma is 'high', expected a number from 0 to 1"),
         ({"fixed": {"learning_rate": 0.1}}, "fixed.learning_rate: is in the space as well"),
         ({"seeds": 3}, "seeds: is 3, expected a list"),
         ({"seeds": [1, 1]}, "seeds: is [1, 1], expected each once"),

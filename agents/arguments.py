@@ -1,0 +1,276 @@
+"""Typed, range-checked values: what flags, recipes, `config.yaml`, sweep files, checkpoints and constructors give.
+
+A type is a plain annotation, with a `Range` beside it where not every number is meant: `Annotated[float, Range(0, 1)]`.
+`read` fits a value to it (`1e6` where a whole number is meant, `"1e-3"` where a number is) or says what was expected.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from policies.memories import memory_class
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from `low` to `high`; without `low` itself where it is `above`."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    above: bool = False
+
+    def holds(self, number: float) -> bool:
+        """Whether `number` is one of them."""
+        return self.low <= number <= self.high and not (self.above and number == self.low)
+
+    def __str__(self) -> str:
+        if self.above:
+            return f"above {self.low:g}"
+        return f"of at least {self.low:g}" if self.high == math.inf else f"from {self.low:g} to {self.high:g}"
+
+
+Count = Annotated[int, Range(1)]
+Whole = Annotated[int, Range(0)]
+Fraction = Annotated[float, Range(0, 1)]
+NotNegative = Annotated[float, Range(0)]
+Positive = Annotated[float, Range(0, above=True)]
+Seed = Annotated[int, Range(0, 2**32 - 1)]
+
+LEARNER: Mapping[str, Any] = {
+    "learning_rate": NotNegative,
+    "n_steps": Whole,
+    "gamma": Fraction,
+    "gae_lambda": Fraction,
+    "ent_coef": NotNegative,
+    "vf_coef": NotNegative,
+    "aux_coef": NotNegative,
+    "max_grad_norm": Positive,
+    **dict.fromkeys(("normalize_advantage", "normalize_values", "normalize_obs"), bool),
+    "reward_scale": Positive,
+    "stats_window_size": Count,
+    "seed": Seed | None,
+    "n_epochs": Count,
+    "n_minibatches": Count,
+    "clip_range": Positive,
+    "clip_range_vf": Positive | None,
+    "target_kl": Positive | None,
+    "use_rms_prop": bool,
+    "rms_prop_eps": Positive,
+}
+"""The arguments of the learners, by name. Where a number is meant, a schedule of the remaining progress is one too."""
+
+POLICY: Mapping[str, Any] = {"memory": str, "memory_kwargs": dict[str, Any], "bptt_segment": Whole | None}
+"""Arguments of the policy that a run's configuration has."""
+
+_NUMBER = re.compile(r"[+-]?(\d[\d_]*\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_WORDS = {**dict.fromkeys(("true", "yes", "on"), True), **dict.fromkeys(("false", "no", "off"), False)}
+_SIZES = re.compile(r"(.*_)?(size|units|layers|heads|slots|capacity|channels|features)|num_.*|hops|passes|reads")
+_WRONG: Any = object()
+
+
+def read(name: str, value: Any, hint: Any) -> Any:
+    """`value` as one of the type `hint`.
+
+    Raises:
+        ValueError: it is none; the message has the form "NAME is VALUE, expected ...".
+    """
+    fitted = _fit(value, hint)
+    if fitted is _WRONG:
+        raise ValueError(f"{name} is {shown(value)}, expected {meant(hint)}")
+    return fitted
+
+
+def check(hints: Mapping[str, Any] = LEARNER, /, **values: Any) -> None:
+    """Check the arguments of a constructor; functions (schedules) pass.
+
+    Raises:
+        ValueError: one is of the wrong type or out of its range.
+    """
+    for name, value in values.items():
+        if name in hints and not callable(value):
+            if isinstance(value, str) and str not in kinds_of(hints[name]):
+                raise ValueError(f"{name} is {value!r}, expected {meant(hints[name])}")
+            read(name, value, hints[name])
+
+
+def check_policy(policy_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Arguments of the policy, those of its memory fitted to their types and sizes.
+
+    Raises:
+        ValueError: one is of the wrong type or out of its range.
+    """
+    checked = dict(policy_kwargs or {})
+    check(POLICY, **checked)
+    if isinstance(checked.get("memory"), str) and checked.get("memory_kwargs"):
+        takes, given = memory_class(checked["memory"]), checked["memory_kwargs"]
+        checked["memory_kwargs"] = read_arguments(takes, given, "memory_kwargs", ("input_size", "queries"), sizes=True)
+    return checked
+
+
+def read_arguments(
+    takes: Callable[..., Any], given: Mapping[str, Any], name: str, not_taken: Sequence[str] = (), sizes: bool = False
+) -> dict[str, Any]:
+    """Keyword arguments fitted to the annotations of what takes them; an annotation of another kind is not checked.
+
+    Args:
+        takes: a class or function.
+        given: arguments by name. Names that it does not take are left to it to refuse.
+        name: what comes before an argument's name in a message.
+        not_taken: arguments that are given by other means, and not by these.
+        sizes: whether whole numbers are at least 0, and sizes and counts (by their names) at least 1.
+
+    Raises:
+        ValueError: one is of the wrong type.
+    """
+    function = takes.__init__ if isinstance(takes, type) else takes  # type: ignore[misc]
+    try:
+        hints = typing.get_type_hints(function, include_extras=True)
+        known = inspect.signature(takes).parameters
+    except (NameError, TypeError, ValueError):  # a third party's annotations may name what is not there at run time
+        hints, known = {}, types.MappingProxyType({})
+    fitted = dict(given)
+    for argument, value in given.items():
+        if argument in not_taken:
+            raise ValueError(f"{name}.{argument} is not for here: it comes from an option of its own")
+        if argument not in known or argument not in hints:
+            continue
+        hint = hints[argument]
+        if sizes and int in kinds_of(hint) and bool not in kinds_of(hint):
+            hint = _at_least(hint, 1 if _SIZES.fullmatch(argument) else 0)
+        fitted[argument] = read(f"{name}.{argument}", value, hint)
+    return fitted
+
+
+def kinds_of(hint: Any) -> tuple[Any, ...]:
+    """The types that values of `hint` may be of, without what is said beside them."""
+    if typing.get_origin(hint) is Annotated:
+        return kinds_of(typing.get_args(hint)[0])
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return tuple(kind for part in typing.get_args(hint) for kind in kinds_of(part))
+    return (hint,)
+
+
+def shown(value: Any) -> str:
+    """A value as it would be written in a file, on one line."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def meant(hint: Any) -> str:
+    """What values of a type are, in words."""
+    if typing.get_origin(hint) is Annotated:
+        kind, *marks = typing.get_args(hint)
+        return " ".join([meant(kind), *(str(mark) for mark in marks if isinstance(mark, Range))])
+    if typing.get_origin(hint) is Literal:
+        *first, last = map(str, typing.get_args(hint))
+        return f"{', '.join(first)} or {last}" if first else last
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " or ".join(meant(part) for part in typing.get_args(hint))
+    kind = typing.get_origin(hint) or hint
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
+    words |= {types.NoneType: "null", dict: "NAME: VALUE entries"}
+    if kind in words:
+        return words[kind]
+    if isinstance(kind, type) and issubclass(kind, (Sequence, list, tuple)):
+        inner = [part for part in typing.get_args(hint) if part is not ...]
+        return f"a list of {meant(inner[0]).removeprefix('a ')}s" if inner else "a list"
+    return getattr(kind, "__name__", str(kind))
+
+
+def _fit(value: Any, hint: Any) -> Any:
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        fitted = _fit(value, parts[0])
+        numeric = isinstance(fitted, Real) and not isinstance(fitted, bool)
+        if numeric and not all(mark.holds(fitted) for mark in parts[1:] if isinstance(mark, Range)):
+            return _WRONG
+        return fitted
+    if origin in (typing.Union, types.UnionType):
+        fits = [_fit(value, part) for part in parts]
+        right = [fitted for fitted in fits if fitted is not _WRONG]
+        same = [fitted for fitted in right if type(fitted) is type(value)]  # 3 of int | str stays 3
+        return (same or right or [_WRONG])[0]
+    if origin is Literal:
+        return value if any(value == part and type(value) is type(part) for part in parts) else _WRONG
+    if hint is types.NoneType:
+        return value if value is None else _WRONG
+    return _FITS.get(origin or hint, lambda value, parts: value)(value, parts)
+
+
+def _bool(value: Any, parts: Any) -> Any:
+    return value if isinstance(value, bool) else _WORDS.get(value.lower(), _WRONG) if isinstance(value, str) else _WRONG
+
+
+def _number(value: Any, parts: Any) -> Any:
+    if isinstance(value, str) and _NUMBER.fullmatch(value):
+        value = float(value) if re.search(r"[.eE]", value) else int(value[:400])
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return _WRONG
+    try:
+        return float(value) if math.isfinite(value) else _WRONG
+    except OverflowError:
+        return _WRONG
+
+
+def _int(value: Any, parts: Any) -> Any:
+    if isinstance(value, bool):
+        return _WRONG
+    whole: Any = value
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d[\d_]{0,30}", value):
+        whole = int(value)
+    elif not isinstance(value, Integral):
+        whole = _number(value, parts)
+        if whole is _WRONG or whole != int(whole):
+            return _WRONG
+    return int(whole) if abs(int(whole)) < 2**63 else _WRONG  # torch's largest
+
+
+def _str(value: Any, parts: Any) -> Any:
+    return value if isinstance(value, str) else _WRONG
+
+
+def _path(value: Any, parts: Any) -> Any:
+    return Path(value) if isinstance(value, (str, Path)) and str(value) and "\0" not in str(value) else _WRONG
+
+
+def _mapping(value: Any, parts: Any) -> Any:
+    if value is None:  # `env_kwargs:` with nothing after it
+        return {}
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        return _WRONG
+    fitted = {key: _fit(entry, parts[1]) if parts else entry for key, entry in value.items()}
+    return _WRONG if any(entry is _WRONG for entry in fitted.values()) else fitted
+
+
+def _sequence(value: Any, parts: Any) -> Any:
+    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
+        return _WRONG
+    fixed = parts and ... not in parts and len(parts) > 1
+    if fixed and len(parts) != len(value):
+        return _WRONG
+    kinds = parts if fixed else [parts[0] if parts else Any] * len(value)
+    fitted = [_fit(entry, kind) for entry, kind in zip(value, kinds, strict=True)]
+    return _WRONG if any(entry is _WRONG for entry in fitted) else tuple(fitted) if isinstance(value, tuple) else fitted
+
+
+_FITS: dict[Any, Callable[[Any, Any], Any]] = {
+    **{bool: _bool, int: _int, float: _number, str: _str, Path: _path},
+    **{dict: _mapping, list: _sequence, tuple: _sequence, Sequence: _sequence},
+}
+
+
+def _at_least(hint: Any, low: int) -> Any:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return typing.Union[tuple(_at_least(part, low) for part in typing.get_args(hint))]  # noqa: UP007
+    return Annotated[int, Range(low)] if hint is int else hint

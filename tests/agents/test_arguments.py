@@ -1,0 +1,179 @@
+"""One reader for numbers and types: what fits, what does not, and what is said then."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pytest
+
+import agents
+from agents.arguments import LEARNER, Count, Fraction, Positive, Range, Seed, Whole, check, read, read_arguments
+from agents.plain_yaml import read_yaml, read_yaml_file
+from policies.memories import memory_class
+
+Fast = Literal["auto", "off"]
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "fitted"),
+    [
+        ("1e-3", Positive, 1e-3),
+        (1, Fraction, 1.0),
+        (1e6, Count, 1_000_000),
+        ("1e6", Count, 1_000_000),
+        ("1_000", Count, 1000),
+        ("017", Count, 17),
+        (None, Positive | None, None),
+        ("off", bool, False),
+        ("yes", bool, True),
+        ("off", Fast, "off"),
+        (None, dict[str, Any], {}),
+        ("a/b", Path | None, Path("a/b")),
+        ([1, 2.0], Sequence[int], [1, 2]),
+        (3, int | str | Sequence[int], 3),
+        ("3", int | str | Sequence[int], "3"),
+        ((1, 10), tuple[int, int], (1, 10)),
+        (object, type, object),  # an annotation it does not know
+    ],
+)
+def test_what_fits(value: Any, hint: Any, fitted: Any) -> None:
+    found = read("x", value, hint)
+    assert found == fitted
+    assert type(found) is type(fitted)
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "expected"),
+    [
+        (2, Fraction, "x is 2, expected a number from 0 to 1"),
+        (-0.0001, Fraction, "expected a number from 0 to 1"),
+        (float("nan"), Fraction, "x is nan, expected"),
+        (float("inf"), Positive, "x is inf, expected a number above 0"),
+        (0, Positive, "expected a number above 0"),
+        ("1e-3x", Positive, "x is '1e-3x', expected"),
+        (True, Count, "x is true, expected a whole number of at least 1"),
+        (True, Positive, "x is true"),
+        (1.5, Count, "expected a whole number of at least 1"),
+        (0, Count, "expected a whole number of at least 1"),
+        (10**30, Count, "expected a whole number"),
+        ("9" * 5000, Count, "expected a whole number"),
+        (None, Seed, "x is null, expected a whole number from 0 to 4.29497e+09"),
+        (1, bool, "x is 1, expected true or false"),
+        ("maybe", bool, "expected true or false"),
+        (False, Fast, "x is false, expected auto or off"),
+        (1, str, "x is 1, expected text"),
+        ("", Path | None, "x is '', expected a path or null"),
+        ([], dict[str, Any], "expected NAME: VALUE entries"),
+        ({1: 2}, dict[str, Any], "expected NAME: VALUE entries"),
+        (5, Sequence[int], "expected a list of whole numbers"),
+        ([1, "x"], Sequence[int], "expected a list of whole numbers"),
+        ((1, 2, 3), tuple[int, int], "expected a list"),
+    ],
+)
+def test_what_does_not_fit(value: Any, hint: Any, expected: str) -> None:
+    with pytest.raises(ValueError, match=r"^x is ") as error:
+        read("x", value, hint)
+    assert expected in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_arguments_of_a_memory() -> None:
+    gru, mnm = memory_class("gru"), memory_class("mnm-p")
+    assert read_arguments(gru, {"hidden_size": "1e2"}, "memory_kwargs", sizes=True) == {"hidden_size": 100}
+    assert read_arguments(mnm, {"recall_delay": 0, "rate": "single"}, "memory_kwargs", sizes=True)["recall_delay"] == 0
+    for memory, wrong in (
+        (gru, {"hidden_size": 0}),
+        (gru, {"hidden_size": True}),
+        (mnm, {"key_size": 0}),
+        (mnm, {"memory_units": 1.5}),
+        (mnm, {"recall_delay": -1}),
+        (mnm, {"rate": "none"}),
+        (memory_class("d-ntm"), {"address_size": 0}),
+    ):
+        with pytest.raises(ValueError, match=f"memory_kwargs.{next(iter(wrong))} is .*, expected"):
+            read_arguments(memory, wrong, "memory_kwargs", sizes=True)
+    with pytest.raises(ValueError, match="input_size is not for here"):
+        read_arguments(gru, {"input_size": 3}, "memory_kwargs", ("input_size",))
+
+
+def test_annotations_that_cannot_be_read_check_nothing() -> None:
+    def strange(x: NotThere) -> None:  # type: ignore[name-defined]  # noqa: F821
+        """A third party's."""
+
+    assert read_arguments(strange, {"x": 1}, "env_kwargs") == {"x": 1}
+    assert read_arguments(print, {"sep": 1}, "env_kwargs") == {"sep": 1}
+
+
+@pytest.mark.parametrize(("name", "value"), [("gamma", 2), ("max_grad_norm", 0), ("vf_coef", -1), ("seed", -1)])
+@pytest.mark.parametrize("learner", [agents.PPO, agents.A2C])
+def test_learners_refuse_what_cannot_be_meant(learner: Any, name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{name} is {value}, expected"):
+        learner("MemoryPolicy", "Engram/RepeatFirst-v0", policy_kwargs={"memory": "gru"}, **{name: value})
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"n_epochs": 0}, {"clip_range": -0.1}, {"clip_range_vf": 0}, {"target_kl": -1}, {"n_steps": 2.5}, {"gamma": "1"}],
+)
+def test_ppo_refuses_them_too(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} is .*, expected"):
+        agents.PPO("MemoryPolicy", "Engram/RepeatFirst-v0", policy_kwargs={"memory": "gru"}, **wrong)
+
+
+def test_memory_arguments_are_checked_where_the_agent_is_built() -> None:
+    with pytest.raises(ValueError, match=r"memory_kwargs.hidden_size is 0, expected a whole number of at least 1"):
+        agents.A2C(
+            "MemoryPolicy",
+            "Engram/RepeatFirst-v0",
+            policy_kwargs={"memory": "gru", "memory_kwargs": {"hidden_size": 0}},
+        )
+
+
+def test_a_schedule_is_a_number() -> None:
+    check(LEARNER, learning_rate=lambda left: 1e-3 * left, clip_range=0.1)
+
+
+def test_ranges_say_what_they_are() -> None:
+    assert str(Range(0, 1)) == "from 0 to 1"
+    assert read("x", 0, Annotated[int, Range(0)]) == read("x", 0, Whole)
+
+
+def test_yaml_is_read_as_it_is_meant() -> None:
+    text = "a: 1e-3\nb: off\nc: 010\nd: 1_000\ne: .5\nf: -2\ng: null\nh:\ni: true\nj: 12:30\nk: '1e-3'\nl: 3e+4\nm: no"
+    assert read_yaml(text, "f") == {
+        **{"a": 1e-3, "b": "off", "c": 10, "d": 1000, "e": 0.5, "f": -2, "g": None, "h": None, "i": True},
+        **{"j": "12:30", "k": "1e-3", "l": 3e4, "m": "no"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a: [1\nb: 2", "f: line 2: "),
+        ("a: &x [1]\nb: *x", "f: line 2: aliases"),
+        ("x: !!python/object/apply:os.system [ls]", "f: could not determine a constructor"),
+        ("a: 1\nb: 2\na: 3", "f: line 3: the entry 'a' stands here a second time"),
+        ("? [1, 2]\n: 3", "f: line 1: expected a name"),
+        ("a: \x01", "f is not YAML: "),
+        ("[" * 5000, "f is not YAML: too deeply nested"),
+        ("a: !!int x", "f is not YAML: "),
+        ("a: 1\n---\nb: 2", "f: line 2: "),
+    ],
+)
+def test_what_is_not_such_yaml_gets_one_line(text: str, expected: str) -> None:
+    with pytest.raises(ValueError, match=r"^f") as error:
+        read_yaml(text, "f")
+    assert str(error.value).startswith(expected)
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    latin, large = tmp_path / "latin.yaml", tmp_path / "large.yaml"
+    latin.write_bytes(b"env: caf\xe9")
+    large.write_text("#" * (1 << 20) + "\n# ")
+    for file, expected in ((latin, "expected text in UTF-8"), (large, "1 MiB"), (tmp_path / "none", "No such file")):
+        with pytest.raises(ValueError, match=expected) as error:
+            read_yaml_file(file, "recipe")
+        assert str(file) in str(error.value)
