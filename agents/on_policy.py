@@ -17,14 +17,13 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
-from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from agents import distributed
 from agents.arguments import check, check_policy
 from agents.checkpoint import Checkpointed
-from agents.environments import EnvLike, TensorVecEnv, as_tensor_env
+from agents.environments import EnvLike, TensorVecEnv, as_tensor_env, device_for
 from agents.episodes import Episodes
 from agents.generators import set_generators
 from agents.graphs import Graphs, graphs_for
@@ -69,7 +68,7 @@ class MemoryOnPolicyAlgorithm(Checkpointed, Updates, OnPolicyAlgorithm):
         policy_kwargs: arguments of the policy.
         verbose: 0 nothing, 1 SB3's table on the terminal.
         seed: of torch, numpy, random and the environments.
-        device: "auto", "cpu", "cuda", ...
+        device: "cpu", "cuda", ...; "auto": that of the environment given, where it has one, else as in SB3.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MemoryPolicy": MemoryActorCriticPolicy}
@@ -122,7 +121,7 @@ class MemoryOnPolicyAlgorithm(Checkpointed, Updates, OnPolicyAlgorithm):
         """Why a loaded agent's environments do not go on where they were; empty where they do."""
         self.stop_requested = False
         """Set it (from a signal handler, say) to end `learn` after the current iteration, with everything in order."""
-        device = get_device(device)
+        device = device_for(device, env)
         super().__init__(
             policy=policy,
             env=None if env is None else TensorVecEnv(as_tensor_env(env, device)),  # type: ignore[arg-type]

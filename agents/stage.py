@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -11,11 +10,9 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+import pygame as pygame
 
 from envs.rendering import FAINT, FLOOR, INK, LINE, Canvas, Colour
-
-os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
-import pygame as pygame
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

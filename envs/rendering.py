@@ -7,14 +7,11 @@ so that video encoders take them as they are. No display is needed, except for `
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
-
-os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
 import pygame
 
 Frame = np.ndarray[Any, np.dtype[np.uint8]]

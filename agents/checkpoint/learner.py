@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.utils import get_device
 from torch import Tensor
 
 from agents import distributed
@@ -26,7 +25,7 @@ from agents.checkpoint.format import (
     write_checkpoint,
 )
 from agents.encoding import decode, decode_space, encode, encode_space
-from agents.environments import EnvLike, TensorVecEnv
+from agents.environments import EnvLike, TensorVecEnv, device_for
 from agents.generators import get_generators
 from policies.memories.base import detach
 
@@ -70,14 +69,23 @@ def take_weights(policy: torch.nn.Module, path: str | os.PathLike[str]) -> None:
 
 
 def load(path: str | os.PathLike[str], env: EnvLike | None = None, **kwargs: Any) -> MemoryOnPolicyAlgorithm:
-    """Load a checkpoint of any of this project's learners; arguments as in `Checkpointed.load`."""
+    """Load a checkpoint of any of this project's learners, or the newest of a run's folder.
+
+    Arguments as in `Checkpointed.load`.
+    """
     from agents import LEARNERS  # a learner is a Checkpointed: the arrow back is drawn at call time
 
+    path = _newest(path)
     name = read_manifest(path).get("algorithm")
     for learner in LEARNERS.values():
         if learner.__name__ == name:
             return learner.load(path, env, **kwargs)
     raise CheckpointError(f"{path} holds a {name!r}, this Engram knows {', '.join(LEARNERS)}")
+
+
+def _newest(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
+    """The newest checkpoint, where `path` is a run's folder; else `path`."""
+    return latest_checkpoint(path) if os.path.isdir(os.path.join(path, "checkpoints")) else path
 
 
 class Checkpointed(BaseAlgorithm):
@@ -157,15 +165,16 @@ class Checkpointed(BaseAlgorithm):
         and `new_episodes` says why; those on the host always do, as their state cannot be read.
 
         Args:
-            path: of the folder.
+            path: of the checkpoint, or of a run's folder: its newest whole one.
             env: to go on training; None to predict only.
-            device: where to.
+            device: where to; "auto": where `env` is, if it is given, else an accelerator where there is one.
             **kwargs: constructor arguments that replace the saved ones, `policy_kwargs` entry by entry. Functions and
                 classes of your own must be given here: a checkpoint does not import them.
 
         Raises:
             CheckpointError: see there.
         """
+        path = _newest(path)
         manifest = read_manifest(path)
         if manifest.get("algorithm") != cls.__name__:
             raise CheckpointError(f"{path} holds a {manifest.get('algorithm')}, expected a {cls.__name__}")
@@ -173,7 +182,7 @@ class Checkpointed(BaseAlgorithm):
         try:
             observation_space = decode_space(manifest["observation_space"])
             action_space = decode_space(manifest["action_space"])
-            model = cls._build(manifest, observation_space, action_space, env, get_device(device), kwargs)
+            model = cls._build(manifest, observation_space, action_space, env, device_for(device, env), kwargs)
             model._restore(manifest, tensors)
         except CheckpointError:
             raise

@@ -10,6 +10,7 @@ import gymnasium as gym
 import torch
 from gymnasium.envs.registration import load_env_creator
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv
 
 import envs as engram_envs
@@ -56,6 +57,13 @@ def make_env(env_id: str, num_envs: int = 1, device: torch.device | str = "cpu",
         return as_tensor_env(gym.make_vec(name, num_envs, "sync", vector_kwargs=mode, **kwargs), device)
     except TypeError as error:
         raise ValueError(f"environment {env_id!r} does not take {kwargs}: {error}") from error
+
+
+def device_for(device: torch.device | str, env: EnvLike | None) -> torch.device:
+    """`device` as SB3 has it, where "auto" is that of an environment which has one, and else an accelerator if any."""
+    if isinstance(env, TensorVecEnv):
+        env = env.tensor_env
+    return env.device if isinstance(env, TensorEnv) and str(device) == "auto" else get_device(device)
 
 
 def as_tensor_env(env: EnvLike, device: torch.device | str = "cpu") -> TensorEnv:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import warnings
 from collections.abc import Callable
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -42,21 +43,39 @@ def registered() -> tuple[str, ...]:
 def memory_class(name: str) -> type[Memory]:
     """The class registered as `name`; an offered one is imported here, on first use.
 
+    Where several claim the name, a registered class comes before entry points, and these in alphabetical order of what
+    they point to; a warning names the owners.
+
     Raises:
-        ValueError: no memory has this name.
+        ValueError: no memory has this name, or the package that offers it cannot be imported.
         TypeError: the entry point of this name is not a `Memory`.
     """
-    offered = _offered()
+    offered = _offered().get(name, [])
+    owners = [_where(_classes[name])] if name in _classes else []
+    owners += [entry.value for entry in offered if entry.value not in owners]
+    if len(owners) > 1:
+        others = " and ".join(owners[1:])
+        warnings.warn(f"the memory {name!r} is {owners[0]}; {others} offers the same name: ignored", stacklevel=2)
     if name in _classes:
         return _classes[name]
-    if name in offered:
-        loaded = offered[name].load()
-        if not (isinstance(loaded, type) and issubclass(loaded, Memory)):
-            raise TypeError(f"the entry point {offered[name].value} offers {name!r}, which is not a Memory class")
-        return loaded
+    if offered:
+        return _loaded(name, offered[0])
     close = difflib.get_close_matches(name, registered(), n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     raise ValueError(f"no memory is called {name!r}; known: {', '.join(registered())}{hint}")
+
+
+def _loaded(name: str, entry: EntryPoint) -> type[Memory]:
+    try:
+        loaded = entry.load()
+    except Exception as error:  # whatever a package of somebody else's does while it is imported
+        raise ValueError(
+            f"the memory {name!r} cannot be used: its entry point {entry.value} fails with "
+            f"{type(error).__name__}: {' '.join(str(error).split())}"
+        ) from error
+    if not (isinstance(loaded, type) and issubclass(loaded, Memory)):
+        raise TypeError(f"the entry point {entry.value} offers {name!r}, which is not a Memory class")
+    return loaded
 
 
 def make_memory(name: str, *, input_size: int | tuple[int, ...], **kwargs: Any) -> Memory:
@@ -96,19 +115,14 @@ def _arguments(signature: inspect.Signature) -> str:
     )
 
 
-def _offered() -> dict[str, EntryPoint]:
-    """Memories of other packages by name; refused where a name is taken.
+def _offered() -> dict[str, list[EntryPoint]]:
+    """Memories of other packages by name; nothing is imported.
 
     A package may register the class its entry point names as well: that is one memory, not two.
     """
-    offered: dict[str, EntryPoint] = {}
-    for entry in _entry_points():
-        holder = offered[entry.name].value if entry.name in offered else None
-        if entry.name in _classes and _where(_classes[entry.name]) != entry.value:
-            holder = _where(_classes[entry.name])
-        if holder is not None:
-            raise ValueError(f"the memory name {entry.name!r} of entry point {entry.value} is taken by {holder}")
-        offered[entry.name] = entry
+    offered: dict[str, list[EntryPoint]] = {}
+    for entry in sorted(_entry_points(), key=lambda entry: entry.value):
+        offered.setdefault(entry.name, []).append(entry)
     return offered
 
 

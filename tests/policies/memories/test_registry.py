@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -83,9 +84,55 @@ def test_other_packages_offer_memories_imported_on_first_use(other_package: Path
 
 
 def test_another_package_cannot_take_a_name(other_package: Path) -> None:
-    other_package.write_text("[engram.memories]\nlstm = other_memories:Echo\n")
-    with pytest.raises(ValueError, match=r"'lstm' of entry point other_memories:Echo is taken by .*LSTM"):
+    """It loses that name only, and only who asks for it hears of it."""
+    other_package.write_text("[engram.memories]\nlstm = other_memories:Echo\necho = other_memories:Echo\n")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         make_memory("gru", input_size=3)
+        assert type(make_memory("echo", input_size=3)).__name__ == "Echo"
+        assert "lstm" in registered()
+    with pytest.warns(
+        UserWarning, match=r"'lstm' is policies.memories.*LSTM; other_memories:Echo offers the same"
+    ) as said:
+        assert type(make_memory("lstm", input_size=3)).__module__.startswith("policies.")
+    assert len(said) == 1
+
+
+def test_two_packages_that_offer_one_name_leave_the_others_alone(other_package: Path) -> None:
+    """The same one wins, whatever order they are installed in."""
+    entries = ["ffm = other_memories:Echo", "ffm = another:Clash"]
+    for order in (entries, entries[::-1]):
+        registry._entry_points.cache_clear()
+        other_package.write_text(f"[engram.memories]\n{order[0]}\n")
+        second = other_package.parent.parent / "second-1.0.dist-info"
+        second.mkdir(exist_ok=True)
+        (second / "METADATA").write_text("Metadata-Version: 2.1\nName: second\nVersion: 1.0\n")
+        (second / "entry_points.txt").write_text(f"[engram.memories]\n{order[1]}\n")
+        assert registered().count("ffm") == 1
+        make_memory("gru", input_size=3)
+        with (
+            pytest.warns(UserWarning, match="'ffm' is another:Clash; other_memories:Echo offers the same name"),
+            pytest.raises(ValueError, match=r"'ffm' cannot be used: .* another:Clash fails with ModuleNotFoundError"),
+        ):
+            make_memory("ffm", input_size=3)
+
+
+@pytest.mark.parametrize(
+    ("target", "why"),
+    [
+        ("not_there:Echo", "ModuleNotFoundError: No module named 'not_there'"),
+        ("other_memories:Ecko", "AttributeError: .*Ecko"),
+    ],
+)
+def test_a_package_that_cannot_be_imported_costs_its_own_memory_alone(
+    other_package: Path, target: str, why: str
+) -> None:
+    other_package.write_text(f"[engram.memories]\nbroken = {target}\n")
+    assert "broken" in registered()
+    make_memory("gru", input_size=3)
+    with pytest.raises(ValueError, match=f"'broken' cannot be used: its entry point {target} fails with {why}") as said:
+        make_memory("broken", input_size=3)
+    assert "\n" not in str(said.value)
 
 
 def test_what_another_package_offers_must_be_a_memory(other_package: Path) -> None:
