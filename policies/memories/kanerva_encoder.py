@@ -51,6 +51,15 @@ class DeepLinear(nn.Sequential):
             x = F.linear(x, layer.weight / (sigma + 1e-12), layer.bias)
         return x
 
+    def collapsed(self) -> tuple[Tensor, Tensor]:
+        """The network as one linear layer: weight `[outputs, inputs]` and bias `[outputs]`."""
+        first, second, third = (
+            (layer.weight / (sigma + 1e-12), layer.bias)
+            for layer, sigma in zip(self._layers(), self.sigmas(), strict=True)
+        )
+        weight = third[0] @ second[0]
+        return weight @ first[0], weight @ first[1] + third[0] @ second[1] + third[1]
+
     def _layers(self) -> list[nn.Linear]:
         return list(self)  # type: ignore[arg-type]
 

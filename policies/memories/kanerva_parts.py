@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -38,6 +39,14 @@ def as_gaussian(numbers: Tensor) -> Gaussian:
     """The first half is the mean; the second becomes the standard deviation by a softplus."""
     mean, raw = numbers.chunk(2, -1)
     return Gaussian(mean, F.softplus(raw) + 1e-4)
+
+
+def image_shape(shape: int | Sequence[int]) -> tuple[int, int, int]:
+    """(C, H, W), or a ValueError."""
+    if isinstance(shape, int) or len(shape) != 3:
+        raise ValueError(f"the shape of an image is (C, H, W), not {shape}")
+    channels, height, width = shape
+    return channels, height, width
 
 
 class Writer(nn.Module):

@@ -17,7 +17,7 @@ from policies.memories.noise import fingerprint, next_seed
 from policies.memories.readers import Queries
 
 if TYPE_CHECKING:
-    from policies.memories.kanerva import KanervaMemory
+    from policies.memories.kanerva_pooled import PooledKanerva
 
 
 class Sources(NamedTuple):
@@ -57,7 +57,7 @@ class Sources(NamedTuple):
 
 
 def unroll_at_once(
-    memory: KanervaMemory, xs: Tensor, starts: Tensor | None, state: State, queries: Queries | None
+    memory: PooledKanerva, xs: Tensor, starts: Tensor | None, state: State, queries: Queries | None
 ) -> Unrolled:
     """As `policies.memories.base.unroll`; `starts` may be true anywhere."""
     length, batch_size = xs.shape[:2]

@@ -1,4 +1,4 @@
-"""Kanerva++ as a policy's memory, against its equations written as loops.
+"""Kanerva++ without a controller, against its equations written as loops. With one: test_kanerva_blocks.py.
 
 Equation numbers and figures are those of Ramapuram, Wu and Kalousis, "Kanerva++", ICLR 2021.
 """
@@ -15,12 +15,14 @@ from torch.nn import functional as F
 
 from policies.memories import make_memory
 from policies.memories.base import State, no_host_reads, unroll
-from policies.memories.kanerva import KanervaMemory, pooled
+from policies.memories.kanerva import KanervaMemory
 from policies.memories.kanerva_encoder import DeepLinear, DenseEncoder
+from policies.memories.kanerva_pooled import PooledKanerva, pooled
 from policies.memories.noise import fingerprint, gaussian, next_seed
 
 FEATURES, BATCH, LENGTH = 5, 2, 5
 SIZES = {
+    "kl_weight": 1.0,
     "output_size": 4,
     "embedding_size": 6,
     "dense_size": 9,
@@ -34,10 +36,11 @@ SIZES = {
 }
 
 
-def build(input_size: Any = FEATURES, dtype: torch.dtype = torch.float64, **options: Any) -> KanervaMemory:
-    memory = make_memory("kanerva++", input_size=input_size, **{**SIZES, **options}).to(dtype)
+def build(input_size: Any = FEATURES, dtype: torch.dtype = torch.float64, **options: Any) -> PooledKanerva:
+    memory = make_memory("kanerva++", input_size=input_size, controller="none", **{**SIZES, **options}).to(dtype)
     assert isinstance(memory, KanervaMemory)
-    return memory
+    assert isinstance(memory.form, PooledKanerva)
+    return memory.form
 
 
 def sequence(*shape: int, blank: int | None = None) -> Tensor:
@@ -78,7 +81,7 @@ def dense(layers: Any, x: Tensor) -> Tensor:
     return x
 
 
-def reference(memory: KanervaMemory, xs: Tensor) -> dict[str, list[list[Tensor]]]:
+def reference(memory: PooledKanerva, xs: Tensor) -> dict[str, list[list[Tensor]]]:
     """The paper, one batch entry at a time; everything pooled anew at every step."""
     parts, encoder = memory.kanerva, memory.encoder
     assert isinstance(encoder, DenseEncoder)

@@ -71,9 +71,10 @@ CASES = {
         updates=150,
     ),
     "kanerva++": Case(
-        {"output_size": 5, "embedding_size": 6, "dense_size": 8, "latent_size": 3, "memory_size": 8}
-        | {"writer_features": 4, "crop_size": 4, "prior_features": 3, "map_shape": (1, 4, 4), "reconstruct": True},
-        learner={"memory_size": 8, "crop_size": 4},
+        {"output_size": 5, "hidden_size": 6, "dense_size": 8, "latent_size": 3, "memory_size": 8, "prior_features": 8}
+        | {"map_shape": (1, 4, 4), "reconstruct": True},
+        learner={"memory_size": 8, "hidden_size": 24, "output_size": 24},
+        updates=100,
     ),
     "dkm": Case(
         {"output_size": 5, "memory_size": 4, "code_size": 3, "num_opt_iters": 2, "read_iterations": 2}
