@@ -24,7 +24,8 @@ from agents.sweep.check import check
 from agents.sweep.launch import Launcher, Running, make_launcher
 from agents.sweep.space import Space
 from agents.sweep.space_file import load_space
-from agents.sweep.study import Lease, counted, default_storage, fail, open_study, put_back, quiet, requeue
+from agents.sweep.storage import default_storage
+from agents.sweep.study import Lease, counted, fail, open_study, put_back, quiet, requeue
 from agents.sweep.trial import Job, Outcome
 
 _PICTURES_S = 10.0  # drawing takes a second, which short trials should not wait for

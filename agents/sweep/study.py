@@ -15,17 +15,15 @@ import socket
 import time
 import uuid
 import warnings
-from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna import pruners, samplers
-from optuna.storages import BaseStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
 from agents.run.config import Config
 from agents.sweep.space import FIELDS, Space
+from agents.sweep.storage import open_storage, readable
 
 RENEW_S = 30.0
 """Seconds between two renewals of a lease."""
@@ -109,39 +107,52 @@ def _make(space: Space, entry: str, body: dict[str, Any], known: dict[str, Any],
         space.wrong(entry, f"{name}: {' '.join(str(error).split())}")
 
 
-def open_storage(where: str) -> BaseStorage:
-    """A database (`sqlite:///...`, `postgresql://...`) or else a journal file.
+def rehearse(space: Space) -> None:
+    """Draw some trials in memory, since samplers and pruners look at most of their options only then.
 
     Raises:
-        ValueError: it cannot be opened.
+        ValueError: an option is of the wrong type or out of range.
     """
-    try:
-        if "://" in where:
-            return optuna.storages.get_storage(where)
-        lock = JournalFileOpenLock(where) if os.name == "nt" else None  # links need rights there
-        return JournalStorage(JournalFileBackend(where, lock))
-    except Exception as error:  # every database has errors of its own
-        kind = where.split("://")[0] if "://" in where else where  # an address may hold a password
-        raise ValueError(f"cannot open the storage {kind}: {str(error).splitlines()[0]}") from error
+    for entry, options in (("sampler", space.sampler), ("pruner", space.pruner)):
+        if len(options) == 1:  # its name
+            continue
+        study = optuna.create_study(
+            sampler=make_sampler(space) if entry == "sampler" else samplers.RandomSampler(0), pruner=make_pruner(space)
+        )
+        try:
+            for number in range(12):  # TPE draws ten at random first
+                trial = study.ask()
+                space.suggest(trial)
+                for step in range(1, space.reports + 1) if entry == "pruner" else ():
+                    trial.report(number / step, step)
+                    trial.should_prune()
+                with contextlib.suppress(RuntimeError):  # a grid that is done says so outside of a loop
+                    study.tell(trial, float(number))
+        except Exception as error:
+            space.wrong(entry, f"{options['name']} fails with its options: {' '.join(str(error).split())}")
 
 
 def open_study(space: Space, config: Config, where: str) -> optuna.Study:
     """The study of this name, made where it is not there.
 
     Raises:
-        ValueError: it is there and searches something else.
+        ValueError: it is there and searches something else, or its storage is damaged.
     """
-    storage, sampler, pruner = open_storage(where), make_sampler(space), make_pruner(space)
-    study = optuna.create_study(
-        study_name=space.name,
-        storage=storage,
-        sampler=sampler,
-        pruner=pruner,
-        direction=optuna.study.StudyDirection[space.direction.upper()],
-        load_if_exists=True,
-    )
+    sampler, pruner = make_sampler(space), make_pruner(space)
+    rehearse(space)
+    storage = open_storage(where)
+    with readable(where):
+        study = optuna.create_study(
+            study_name=space.name,
+            storage=storage,
+            sampler=sampler,
+            pruner=pruner,
+            direction=optuna.study.StudyDirection[space.direction.upper()],
+            load_if_exists=True,
+        )
+        theirs = study.user_attrs.get("definition")
+        study.get_trials(deepcopy=False)
     ours = definition(space, config)
-    theirs = study.user_attrs.get("definition")
     if theirs is None:
         study.set_user_attr("definition", ours)
     elif theirs != ours:
@@ -243,8 +254,3 @@ def fail(study: optuna.Study, trial_id: int, why: str) -> None:
     """A trial that did not come to an end."""
     study._storage.set_trial_user_attr(trial_id, "error", why)
     study._storage.set_trial_state_values(trial_id, TrialState.FAIL)
-
-
-def default_storage(folder: Path) -> str:
-    """The journal of a sweep's folder."""
-    return str(folder / "study.journal")

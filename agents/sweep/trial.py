@@ -27,7 +27,8 @@ from optuna.trial import Trial
 from agents.run.config import Config
 from agents.run.logs import STEP
 from agents.sweep.space import Space
-from agents.sweep.study import alive, make_pruner, open_storage
+from agents.sweep.storage import open_storage
+from agents.sweep.study import alive, make_pruner
 
 TRAIN: str | Path = "agents.run"
 """What runs a seed: a module, or a script."""

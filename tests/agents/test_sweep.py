@@ -24,7 +24,7 @@ from sweep_spaces import SPACE, space_file
 
 import train
 from agents import latest_checkpoint, load
-from agents.sweep import driver, launch, plots, report, study, trial
+from agents.sweep import driver, launch, plots, report, storage, study, trial
 from agents.sweep.child import watch
 from agents.sweep.space_file import load_space
 
@@ -40,11 +40,11 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     study.quiet()
 
 
-def prepared(folder: Path, jobs: int = 1, storage: str | None = None, **entries: Any) -> driver.Sweep:
+def prepared(folder: Path, jobs: int = 1, kept: str | None = None, **entries: Any) -> driver.Sweep:
     """A sweep of the stand-in, ready to run."""
     space = load_space(str(space_file(folder, **entries)))
     config = space.defaults({})
-    where = storage or study.default_storage(folder)
+    where = kept or storage.default_storage(folder)
     made = study.open_study(space, config, where)
     return driver.Sweep(space, config, made, where, folder, launch.Local(jobs), Console(quiet=True))
 
@@ -239,8 +239,7 @@ def test_two_processes_share_a_journal(tmp_path: Path) -> None:
     said = [process.communicate(timeout=300)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
     space = load_space(str(file))
-    storage = study.open_storage(study.default_storage(tmp_path))
-    made = optuna.load_study(study_name=space.name, storage=storage)
+    made = optuna.load_study(study_name=space.name, storage=storage.open_storage(storage.default_storage(tmp_path)))
     assert [one.state for one in study.counted(made)] == [TrialState.COMPLETE] * 7
     for one in study.counted(made):  # each by one of the two, and once
         assert (tmp_path / f"trial-{one.number:04d}-seed-0" / "starts.txt").read_text() == "0\n"
@@ -262,7 +261,7 @@ def test_of_two_that_ask_for_the_last_trial_one_gets_it(tmp_path: Path, stand_in
 
 
 def test_a_database_will_do(tmp_path: Path, stand_in: None) -> None:
-    sweep = prepared(tmp_path, jobs=2, storage=f"sqlite:///{tmp_path}/study.db")
+    sweep = prepared(tmp_path, jobs=2, kept=f"sqlite:///{tmp_path}/study.db")
     sweep.run()
     assert states(sweep) == ["COMPLETE"] * 3
     assert not (tmp_path / "study.journal").exists()

@@ -1,0 +1,90 @@
+"""Where a study is kept: a journal file that several processes append to, or a database."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import optuna
+from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+
+ANEW = "or begin anew with another --run-dir or --storage"
+
+
+def default_storage(folder: Path) -> str:
+    """The journal of a sweep's folder."""
+    return str(folder / "study.journal")
+
+
+def open_storage(where: str) -> BaseStorage:
+    """A database (`sqlite:///...`, `postgresql://...`) or else a journal file, checked entry by entry.
+
+    An entry that a power loss cut at the end of a journal is taken away with a warning, as what is appended to it would
+    make the journal unreadable.
+
+    Raises:
+        ValueError: it cannot be opened, or is damaged; with the file and how to go on.
+    """
+    with readable(where):
+        if "://" in where:
+            return optuna.storages.get_storage(where)
+        if os.path.exists(where) and not os.path.isfile(where):
+            raise ValueError(f"{where} is no regular file; expected a journal file or a database's URL in --storage")
+        lock = JournalFileOpenLock(where) if os.name == "nt" else None  # links need rights there
+        backend = JournalFileBackend(where, lock)
+        backend._lock.acquire()
+        try:
+            _mend(Path(where))
+        finally:
+            backend._lock.release()
+        return JournalStorage(backend)
+
+
+@contextlib.contextmanager
+def readable(where: str) -> Iterator[None]:
+    """Whatever a storage raises within, as a `ValueError` of one line that names it and says how to go on.
+
+    Every database has errors of its own, and a journal whose entries do not fit together ends in an assertion.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if where in str(error):  # ours
+            raise
+        raise ValueError(_unreadable(where, error)) from error
+    except Exception as error:
+        raise ValueError(_unreadable(where, error)) from error
+
+
+def _unreadable(where: str, error: Exception) -> str:
+    database = "://" in where
+    name = where.split("://")[0] if database and not where.startswith("sqlite") else where  # it may hold a password
+    reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+    advice = "check that it is there and whole" if database else "it may have been cut or changed: take a copy of it"
+    return f"cannot open the storage {name}: {reason}; {advice}, {ANEW}"
+
+
+def _mend(file: Path) -> None:
+    """Compare every line of a journal with the form of an entry."""
+    content = file.read_bytes()
+    *lines, rest = content.split(b"\n")
+    for number, line in enumerate([*lines, rest] if rest and not lines else lines, start=1):
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):
+            entry = None
+        fits = isinstance(entry, dict) and "op_code" in entry
+        if not fits or (number == 1 and entry["op_code"] != 0):  # the first one makes a study
+            raise ValueError(
+                f"{file}, line {number}, is no entry of a journal: it was cut or changed. "
+                f"Delete this line and all after it to go on from there, {ANEW}"
+            )
+    if rest:
+        with open(file, "rb+") as journal:
+            journal.truncate(len(content) - len(rest))
+        warnings.warn(f"{file}: the last entry was cut, perhaps by a power loss, and is left out", stacklevel=2)
