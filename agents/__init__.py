@@ -2,7 +2,7 @@
 
 from agents.a2c import A2C
 from agents.checkpoint import CheckpointError, latest_checkpoint, load
-from agents.environments import as_tensor_env, make_env
+from agents.environments import TensorVecEnv, as_tensor_env, make_env
 from agents.non_finite import NonFiniteError
 from agents.on_policy import MemoryOnPolicyAlgorithm
 from agents.ppo import PPO
@@ -18,6 +18,7 @@ __all__ = [
     "MemoryOnPolicyAlgorithm",
     "NonFiniteError",
     "Supervised",
+    "TensorVecEnv",
     "as_tensor_env",
     "latest_checkpoint",
     "load",

@@ -22,12 +22,21 @@ class Episodes:
         self.returns[:] = 0
         self.lengths[:] = 0
 
-    def ended(self, rewards: Array, ends: Array) -> Iterator[dict[str, float]]:
-        """Add a roll-out, `[T, N]` each, and give every episode that ended in it, as SB3's `Monitor` writes it."""
-        for reward, ended in zip(rewards, ends, strict=True):
+    def ended(self, rewards: Array, ends: Array, said: Array | None = None) -> Iterator[dict[str, float]]:
+        """Add a roll-out and give every episode that ended in it, as SB3's `Monitor` writes it.
+
+        Args:
+            rewards: `[T, N]`.
+            ends: `[T, N]`; 1 where an episode ended, 2 where it was given up.
+            said: `[2, T, N]`, return and length as the environment counts them, NaN where it does not.
+        """
+        for t, (reward, end) in enumerate(zip(rewards, ends, strict=True)):
             self.returns += reward
             self.lengths += 1
-            for index in np.flatnonzero(ended):
-                yield {"r": float(self.returns[index]), "l": int(self.lengths[index])}
-            self.returns[ended] = 0
-            self.lengths[ended] = 0
+            for index in np.flatnonzero(end == 1):
+                counted = np.array([self.returns[index], self.lengths[index]])
+                if said is not None and not np.isnan(said[0, t, index]):
+                    counted = said[:, t, index]
+                yield {"r": float(counted[0]), "l": int(counted[1])}
+            self.returns[end > 0] = 0
+            self.lengths[end > 0] = 0

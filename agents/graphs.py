@@ -22,10 +22,11 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 
+from agents.callback_locals import tell
 from agents.capturable import MOST_GRAPHS, generators, make_capturable, reason
 from agents.capture import Capture, CudaCapture, Recorded, Twin
 from agents.reading import Report, read, report
-from agents.rollout import OnHost, Rollout
+from agents.rollout import Rollout
 from agents.static import Buffers, MovedError, places, scalars
 from policies.memories.base import no_host_reads
 
@@ -98,7 +99,7 @@ class Graphs:
         if not model.keeps_graph:
             self._rolled_out = self._run("roll-out", self._collect)[1]
             model.memory_seconds += time.perf_counter() - started
-            if not self._tell(callback, began):
+            if not tell(model, callback):
                 return False
             model._update_current_progress_remaining(model.num_timesteps, model._total_timesteps)
             started = time.perf_counter()
@@ -109,7 +110,7 @@ class Graphs:
         model._update_learning_rate(model.policy.optimizer)
         numbers, _ = self._run("iteration", self._whole)
         model.learn_seconds += time.perf_counter() - started
-        going = self._tell(callback, began)
+        going = tell(model, callback)
         read(model, Report(self._names, numbers))
         return going
 
@@ -134,25 +135,6 @@ class Graphs:
         found = report(self.model, self.model.learn_from(self.model.rollout))
         self._names = found.names
         return found.numbers
-
-    def _tell(self, callback: BaseCallback, began: int) -> bool:
-        """Tell the callback of every step of the roll-out that was made; False where it asks to stop."""
-        model, rollout, going = self.model, self.model.rollout, True
-        dones = rollout.terminated | rollout.truncated
-        for t in range(model.n_steps):
-            model.num_timesteps += model.all_envs
-            step = {"rewards": rollout.rewards[t], "action": rollout.actions[t], "dones": OnHost(dones[t])}
-            step |= {"terminated": rollout.terminated[t], "truncated": rollout.truncated[t]}
-            callback.update_locals(
-                {"self": model, "rollout": rollout, "n_rollout_steps": model.n_steps, "t": t, **step}
-            )
-            if not callback.on_step():
-                going = False
-                break
-        model.num_timesteps = began + model.n_steps * model.all_envs  # they were made, whoever asked to stop
-        if going:
-            callback.on_rollout_end()
-        return going
 
     # -- a part of it ----------------------------------------------------------------------------------------------
 

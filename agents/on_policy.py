@@ -17,11 +17,11 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
-from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from agents import distributed
 from agents.arguments import check, check_policy
+from agents.callback_locals import Locals, of_step
 from agents.checkpoint import Checkpointed
 from agents.environments import EnvLike, TensorVecEnv, as_tensor_env, device_for
 from agents.episodes import Episodes
@@ -29,18 +29,18 @@ from agents.generators import set_generators
 from agents.graphs import Graphs, graphs_for
 from agents.non_finite import naming_non_finite
 from agents.reading import read, report
-from agents.rollout import OnHost, Rollout
+from agents.rollout import Rollout
 from agents.speed import Fast, prepare
 from agents.task_metrics import TaskMetrics
+from agents.training_env import TrainingEnv
 from agents.updates import Updates
-from envs.tensor_env import Obs, TensorEnv
 from policies.memories.base import State, detach
 from policies.policy import MemoryActorCriticPolicy
 
 Self = TypeVar("Self", bound="MemoryOnPolicyAlgorithm")
 
 
-class MemoryOnPolicyAlgorithm(Checkpointed, Updates, OnPolicyAlgorithm):
+class MemoryOnPolicyAlgorithm(Checkpointed, Updates, TrainingEnv, OnPolicyAlgorithm):
     """Base of the learners; see `A2C` and `PPO` for use.
 
     Args:
@@ -122,9 +122,10 @@ class MemoryOnPolicyAlgorithm(Checkpointed, Updates, OnPolicyAlgorithm):
         self.stop_requested = False
         """Set it (from a signal handler, say) to end `learn` after the current iteration, with everything in order."""
         device = device_for(device, env)
+        self._tensor_env = None if env is None else as_tensor_env(env, device)
         super().__init__(
             policy=policy,
-            env=None if env is None else TensorVecEnv(as_tensor_env(env, device)),  # type: ignore[arg-type]
+            env=None if self._tensor_env is None else TensorVecEnv(self._tensor_env),  # type: ignore[arg-type]
             learning_rate=learning_rate,
             n_steps=n_steps,
             gamma=gamma,
@@ -140,12 +141,22 @@ class MemoryOnPolicyAlgorithm(Checkpointed, Updates, OnPolicyAlgorithm):
             verbose=verbose,
             seed=seed,
             device=device,
-            _init_setup_model=_init_setup_model,
+            _init_setup_model=False,
             supported_action_spaces=(spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary),
         )
+        if self._tensor_env is not None:  # `env` has the environments' own numbers, the networks may have others
+            self.observation_space = self._tensor_env.single_observation_space
+            self.action_space = self._tensor_env.single_action_space
+        if _init_setup_model:
+            self._setup_model()
 
-    def _wrap_env(self, env: EnvLike, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:  # type: ignore[override]
-        return env if isinstance(env, TensorVecEnv) else TensorVecEnv(as_tensor_env(env, self.device))
+    def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
+        if policy_name in self.policy_aliases:
+            return self.policy_aliases[policy_name]
+        raise ValueError(
+            f"Policy {policy_name} unknown: expected 'MemoryPolicy', whose policy_kwargs={{'memory': 'lstm'}} say what "
+            "it remembers with ('identity': nothing, as SB3's MlpPolicy)"
+        )
 
     def _setup_model(self) -> None:
         self._setup_lr_schedule()
@@ -174,32 +185,12 @@ class MemoryOnPolicyAlgorithm(Checkpointed, Updates, OnPolicyAlgorithm):
         """Amounts and counts of the task's metrics over the last roll-out."""
         self.rollout = Rollout.allocate(self.n_steps, self.tensor_env)
         self.episodes = Episodes(self.all_envs)
-        self._moves = 0
+        self._visits = self.tensor_env.visits
 
     @property
     def unrolls(self) -> bool:
         """Whether it learns from whole sequences, by `Memory.unroll`."""
         return not self.keeps_graph
-
-    @property
-    def tensor_env(self) -> TensorEnv:
-        """The training environment behind its tensor interface."""
-        assert isinstance(self.env, TensorVecEnv), "the model was loaded without an environment; call set_env"
-        return self.env.tensor_env
-
-    @property
-    def all_envs(self) -> int:
-        """Copies of the environment on all ranks together; `n_envs` are this one's."""
-        return self.n_envs * distributed.size()
-
-    def set_env(self, env: EnvLike, force_reset: bool = True) -> None:
-        """As in SB3; the number of environments may change (running episodes are then given up)."""
-        wrapped = self._wrap_env(env)
-        changed = self.env is None or wrapped.num_envs != self.n_envs
-        self.n_envs = wrapped.num_envs
-        super().set_env(wrapped, force_reset=force_reset or changed)
-        if changed:
-            self._setup_env()
 
     def predict(  # type: ignore[override]
         self,
@@ -222,19 +213,12 @@ class MemoryOnPolicyAlgorithm(Checkpointed, Updates, OnPolicyAlgorithm):
         tb_log_name: str = "run",
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
-        assert isinstance(self.env, TensorVecEnv), "there is nothing to learn from; call set_env"
-        if self.env.moves != self._moves:  # evaluate_policy(model, model.get_env()), say: no episode is under way
-            self._last_obs = None
+        assert self.env is not None, "there is nothing to learn from; call set_env"
         fresh = reset_num_timesteps or self._last_obs is None
         distributed.equalise(self.policy)
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
-        self._moves = self.env.moves
-        if fresh:  # SB3 has just reset the environment
-            self._obs: Obs = self.env.observation
-            self._starts = torch.ones(self.n_envs, dtype=torch.bool, device=self.device)
-            self._may_start = True
-            self._state: State = self.policy.initial_state(self.n_envs)
-            self.episodes.clear()
+        if fresh or self._visited():  # SB3 has just reset the environment, or evaluate_policy(model, model.get_env())
+            self._take_up()
         if self._generators_to_set and not reset_num_timesteps:  # the first call after `load`
             set_generators(self._generators_to_set)
         self._generators_to_set = {}
@@ -259,11 +243,13 @@ class MemoryOnPolicyAlgorithm(Checkpointed, Updates, OnPolicyAlgorithm):
         total_timesteps, callback = self._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
         )
-        callback.on_training_start(locals(), globals())
+        callback.on_training_start(Locals(locals()), globals())
         self.graphs = graphs_for(self)
         while self.num_timesteps < total_timesteps and not self._stops():
             self.step_by_step = False
             callback.on_rollout_start()
+            if self._visited():
+                self._take_up()
             if not (self.iterate if self.graphs is None else self.graphs.iterate)(callback):
                 break
             iteration += 1
@@ -308,9 +294,7 @@ class MemoryOnPolicyAlgorithm(Checkpointed, Updates, OnPolicyAlgorithm):
         policy.set_training_mode(self.keeps_graph)
         self._began = self.num_timesteps
         self._state = detach(self._state)
-        rollout.state = self._state
-        rollout.resets = []
-        rollout.final_values.zero_()
+        rollout.begin(self._state)
         outputs, grids = list[Tensor](), list[Tensor]()
         answers: list[tuple[Tensor, Tensor]] = []
         info = tensor_env.describe() if self.learns_from_targets or rollout.masks is not None else {}
@@ -322,15 +306,16 @@ class MemoryOnPolicyAlgorithm(Checkpointed, Updates, OnPolicyAlgorithm):
         for t in range(n_rollout_steps):
             if self._may_start:
                 rollout.resets.append(t)
+            obs = self._obs
             rollout.starts[t] = self._starts
-            rollout.write_obs(t, self._obs)
+            rollout.write_obs(t, obs)
             mask = None
             if rollout.masks is not None:
                 rollout.masks[t] = info["action_mask"]
                 mask = rollout.masks[t]
             with naming_non_finite(self):
                 with torch.set_grad_enabled(self.keeps_graph):
-                    step = policy.remember(self._obs, self._state, self._starts if self._may_start else None, recording)
+                    step = policy.remember(obs, self._state, self._starts if self._may_start else None, recording)
                 with torch.no_grad():
                     action = policy.act(step.output, self.learns_from_targets, step.grid, mask)
             outputs.append(step.output.detach())
@@ -346,6 +331,7 @@ class MemoryOnPolicyAlgorithm(Checkpointed, Updates, OnPolicyAlgorithm):
             rollout.rewards[t] = rewards
             rollout.terminated[t] = terminated
             rollout.truncated[t] = truncated
+            rollout.hear(t, info)
             self.task_metrics.add(info)
             self._may_start = "final_obs" in info
             if self._may_start and tensor_env.truncates:
@@ -355,10 +341,13 @@ class MemoryOnPolicyAlgorithm(Checkpointed, Updates, OnPolicyAlgorithm):
             self._obs = new_obs
             self._starts = terminated | truncated
             self.num_timesteps += self.all_envs
-            dones = OnHost(self._starts)
-            callback.update_locals(locals())
+            seen = of_step(self, t, step, obs, mask, action, new_obs, rewards, terminated, truncated, info)
+            callback.update_locals(locals() | seen)
             if not callback.on_step():
                 return False
+            if self._visited():
+                self._give_up(t)
+                info = tensor_env.describe()
         self.judge_rollout(rollout, outputs, grids)
         if recording is not None:
             unrolled = recording.unrolled()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from collections import deque
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 
 _WITHOUT = "masks that allow nothing"
+Array = np.ndarray[Any, Any]
 
 
 class Report(NamedTuple):
@@ -26,7 +29,7 @@ class Report(NamedTuple):
     names: tuple[str, ...]
     """Of the metrics."""
     numbers: Tensor
-    """Metrics, task scores, rewards and ends, one after the other."""
+    """Metrics, task scores, rewards, ends and what the environment says of episodes, one after the other."""
 
 
 def report(model: MemoryOnPolicyAlgorithm, metrics: dict[str, Tensor]) -> Report:
@@ -38,7 +41,9 @@ def report(model: MemoryOnPolicyAlgorithm, metrics: dict[str, Tensor]) -> Report
         metrics[_WITHOUT] = without_choice(rollout.masks.flatten(0, 1), model.action_space).sum()
     ended = rollout.terminated | rollout.truncated
     parts = [torch.stack([metric.detach().float() for metric in metrics.values()])]
-    parts += [model.scores, rollout.rewards.flatten(), ended.flatten()]
+    ends = ended if rollout.given_up is None else ended.float() + rollout.given_up
+    parts += [model.scores, rollout.rewards.flatten(), ends.flatten()]
+    parts += [] if rollout.said is None else [rollout.said.flatten()]
     return Report(tuple(metrics), torch.cat(parts))
 
 
@@ -56,14 +61,8 @@ def read(model: MemoryOnPolicyAlgorithm, found: Report) -> None:
     of_ranks = distributed.gather(found.numbers).cpu().numpy()  # [ranks, ...]
     means, sums, steps = np.split(of_ranks, ends_of, axis=1)
     values = dict(zip(found.names, means.mean(0).tolist(), strict=True))
-    rewards, ends = (
-        steps.reshape(-1, 2, model.n_steps, model.n_envs).transpose(1, 2, 0, 3).reshape(2, model.n_steps, -1)
-    )
-    assert model.ep_info_buffer is not None
-    elapsed = time.time() - model.start_time / 1e9
-    for episode in model.episodes.ended(rewards, ends > 0):
-        model.ep_info_buffer.append({**episode, "t": elapsed})
-        model._episode_num += 1
+    kinds = steps.reshape(len(steps), -1, model.n_steps, model.n_envs).transpose(1, 2, 0, 3)
+    _count_episodes(model, *kinds.reshape(*kinds.shape[:2], -1))
     refuse_without_choice(values.pop(_WITHOUT, 0.0))
     refuse_non_finite(model, values)
     for name, value in values.items():
@@ -71,3 +70,20 @@ def read(model: MemoryOnPolicyAlgorithm, found: Report) -> None:
     for name, value in model.task_metrics.values(sums.sum(0)).items():
         model.logger.record(f"task/{name}", value)
     model.logger.record("train/n_updates", model._n_updates, exclude="tensorboard")
+
+
+def _count_episodes(model: MemoryOnPolicyAlgorithm, rewards: Array, ends: Array, *said: Array) -> None:
+    """The episodes that ended, as the environment counts them where it does; all arrays are `[T, all_envs]`."""
+    assert model.ep_info_buffer is not None
+    assert model.ep_success_buffer is not None
+    elapsed = time.time() - model.start_time / 1e9
+    counted: Iterable[dict[str, float]] = model.episodes.ended(rewards, ends, np.stack(said[:2]) if said else None)
+    if model.tensor_env.counts_episodes:  # an episode here may be several there, as a life is in an Atari game
+        deque(counted, maxlen=0)
+        there = ~np.isnan(said[0])
+        counted = [{"r": float(r), "l": int(steps)} for r, steps in zip(said[0][there], said[1][there], strict=True)]
+    for episode in counted:
+        model.ep_info_buffer.append({**episode, "t": elapsed})
+        model._episode_num += 1
+    if said:
+        model.ep_success_buffer.extend(said[2][(ends == 1) & ~np.isnan(said[2])].tolist())

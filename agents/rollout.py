@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from envs.tensor_env import Obs, TensorEnv
+from envs.tensor_env import Info, Obs, TensorEnv
 from policies.action_masks import check_width
 from policies.memories.base import State, select
 
@@ -53,6 +52,11 @@ class Rollout:
     """How much each counts, `[T, N]` or `[T, N, parts]`."""
     masks: Tensor | None = None
     """Which choices were valid, bool `[T, N, choices]`, where the environment says so (`policies.action_masks`)."""
+    said: Tensor | None = None
+    """What the environment itself says of the episodes that ended, `[3, T, N]`: return, length, success, NaN where it
+    says nothing; None where it never says anything."""
+    given_up: Tensor | None = None
+    """Where an episode was cut off as a callback moved the environment, bool `[T, N]`; it counts as no episode."""
 
     @classmethod
     def allocate(cls, n_steps: int, env: TensorEnv) -> Rollout:
@@ -70,6 +74,8 @@ class Rollout:
             entries["obs"] = {key: room(entry.shape or (), _dtype(entry)) for key, entry in obs.spaces.items()}
         else:
             entries["obs"] = room(obs.shape or (), _dtype(obs))
+        if env.counts_episodes:
+            entries["said"] = torch.full((3, n_steps, env.num_envs), torch.nan, device=env.device)
         return cls(**entries)
 
     def take_masks(self, mask: Tensor | None, space: spaces.Space[Any]) -> None:
@@ -95,6 +101,21 @@ class Rollout:
             assert isinstance(self.obs, Tensor)
             self.obs[t] = obs
 
+    def begin(self, state: State) -> None:
+        """Before the first step, with the memory as it is then."""
+        self.state, self.resets, self.given_up = state, [], None
+        self.final_values.zero_()
+        if self.said is not None:
+            self.said.fill_(torch.nan)
+
+    def hear(self, t: int, info: Info) -> None:
+        """What the environment says of episodes that ended with step `t`."""
+        for kind, name in enumerate(("episode_return", "episode_length", "is_success")):
+            if name in info:
+                if self.said is None:
+                    self.said = torch.full((3, *self.rewards.shape), torch.nan, device=self.rewards.device)
+                self.said[kind, t] = info[name]
+
     def estimate(self, last_values: Tensor, reward_scale: float, gamma: float, gae_lambda: float) -> None:
         """Fill in `advantages` and `returns`; `last_values` `[N]` belong to the observation after the last step."""
         self.advantages, self.returns = advantages_and_returns(
@@ -113,28 +134,12 @@ class Rollout:
         entries: dict[str, Any] = {}
         for entry in fields(self):
             value = getattr(self, entry.name)
-            if isinstance(value, Tensor):
+            if isinstance(value, Tensor) and entry.name != "said":
                 entries[entry.name] = value[:, index]
         if isinstance(self.obs, dict):
             entries["obs"] = {key: value[:, index] for key, value in self.obs.items()}
         losses = {name: value[:, index] for name, value in self.losses.items()}
         return replace(self, **entries, state=select(self.state, index), losses=losses)
-
-
-class OnHost:
-    """A tensor that callbacks may use as a numpy array; who does not look does not wait for the device."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
-        return np.array(self.tensor.cpu().numpy(), dtype)
-
-    def __len__(self) -> int:
-        return len(self.tensor)
-
-    def __getitem__(self, index: Any) -> Any:
-        return np.asarray(self)[index]
 
 
 def _dtype(space: Any) -> torch.dtype:

@@ -16,9 +16,10 @@ from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor
 
 from agents import distributed
+from agents.callback_locals import tell
 from agents.environments import EnvLike
 from agents.on_policy import MemoryOnPolicyAlgorithm
-from agents.rollout import OnHost, Rollout
+from agents.rollout import Rollout
 from policies.memories.base import detach
 from policies.policy import MemoryActorCriticPolicy
 
@@ -106,7 +107,7 @@ class Supervised(MemoryOnPolicyAlgorithm):
         policy.set_training_mode(True)
         self._began = self.num_timesteps
         started = time.perf_counter()
-        rollout.state = detach(self._state)
+        rollout.begin(detach(self._state))
         before = tensor_env.state_dict()
         self._watch(rollout)
         tensor_env.load_state_dict(before)
@@ -121,21 +122,15 @@ class Supervised(MemoryOnPolicyAlgorithm):
         self._state = unrolled.state
         answered = time.perf_counter()
         self.memory_seconds += answered - watched
-        going = True
-        for t, action in enumerate(rollout.actions):  # to its end, where the memory is already, also if one says stop
+        for t, action in enumerate(rollout.actions):
             self._obs, rewards, terminated, truncated, info = tensor_env.step(policy.to_env(action))
             rollout.rewards[t], rollout.terminated[t], rollout.truncated[t] = rewards, terminated, truncated
+            rollout.hear(t, info)
             self.task_metrics.add(info)
             self._starts, self._may_start = terminated | truncated, "final_obs" in info
-            self.num_timesteps += self.all_envs
-            dones = OnHost(self._starts)
-            callback.update_locals(locals())
-            going = going and callback.on_step()
         self.scores = self.task_metrics.sums()
         self.env_seconds += time.perf_counter() - answered + watched - started
-        if going:
-            callback.on_rollout_end()
-        return going
+        return tell(self, callback)
 
     def _watch(self, rollout: Rollout) -> None:
         """Observations, targets and weights of the roll-out to come, answered with zeros, which change none of them."""
@@ -143,7 +138,6 @@ class Supervised(MemoryOnPolicyAlgorithm):
         blank = torch.zeros_like(self.policy.to_env(rollout.actions[0]))
         obs, starts, may_start, info = self._obs, self._starts, self._may_start, tensor_env.describe()
         shown = []
-        rollout.resets = []
         for t in range(len(rollout.starts)):
             if may_start:
                 rollout.resets.append(t)

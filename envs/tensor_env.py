@@ -7,8 +7,9 @@ say beside the observation); this base does seeding, automatic resets, spaces, c
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,7 +31,18 @@ class AnswerGroup(NamedTuple):
     """What each number stands for; empty: the number itself."""
 
 
-class TensorEnv(VectorEnv[Obs, Tensor, Tensor]):
+_OF_SB3 = {"env_is_wrapped", "env_method", "get_attr", "get_images", "seed", "set_attr", "step_async", "step_wait"}
+_FOR_SB3 = "a batch of environments, which Stable-Baselines3 takes as agents.TensorVecEnv(env)"
+
+
+class _ForSB3(abc.ABCMeta):
+    """Says how to hand an environment to SB3, whose `evaluate_policy` and `EvalCallback` refuse it by its class."""
+
+    def __str__(cls) -> str:
+        return f"{cls!r} ({_FOR_SB3})"
+
+
+class TensorEnv(VectorEnv[Obs, Tensor, Tensor], metaclass=_ForSB3):
     """Base class of the batched environments.
 
     Episodes end in one of two ways, and the class says which:
@@ -75,6 +87,9 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor]):
     """Whether `answer_groups` can be asked; `horizon` must be set."""
     grouped_metric: str = "error"
     """The score of `metric_names` that counts single answers."""
+    counts_episodes: bool = False
+    """Whether `info` has `episode_return` and `episode_length` (float `[num_envs]`, NaN where none ended) of whatever
+    counts as an episode here, in rewards before wrappers changed them; learners log these then."""
     state_names: tuple[str, ...] = ()
     """Attributes (tensors) that make up the state of the copies, for `state_dict`."""
 
@@ -105,6 +120,10 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor]):
         self._started = False
         self.autoreset = True
         self._measured: dict[str, tuple[Tensor, Tensor]] = {}
+        self._success: Tensor | None = None
+        self.visits: object = object()
+        """Another object after each `reset`, and after each step by somebody beside the learner: by it the learner
+        sees that it must go on from what the environment shows now (`observe`)."""
 
     # -- what a subclass writes ------------------------------------------------------------------------------------
 
@@ -144,6 +163,17 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor]):
         """
         self._measured = metrics
 
+    def _succeed(self, success: Tensor) -> None:
+        """Call it in `_advance`, at every step, where an episode can succeed: whether each copy's episode, if it ends
+        with this step, reached its goal (bool `[num_envs]`). `step` puts it in `info["is_success"]`, and learners log
+        it as `rollout/success_rate`.
+        """
+        self._success = success
+
+    def observe(self) -> Obs:
+        """The present observation, as the last `reset` or `step` gave it."""
+        return self._observe()
+
     def describe(self) -> Info:
         """What goes beside the present observation, as the last `reset` or `step` gave it."""
         return self._describe()
@@ -168,6 +198,7 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor]):
             self.generator.manual_seed(int(seed))
         self._elapsed = 0
         self._started = True
+        self.visits = object()
         self._begin(None)
         return self._observe(), self._describe()
 
@@ -187,6 +218,8 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor]):
             raise RuntimeError(f"{type(self).__name__}.step was called before reset")
         reward, terminated, truncated = self._advance(action)
         final: Info = {"metrics": self._measured} if self._measured else {}
+        if self._success is not None:
+            final["is_success"] = self._success
         if self.horizon is not None:
             self._elapsed += 1
             over = self._elapsed == self.horizon
@@ -207,6 +240,13 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor]):
             final["final_obs"] = last
             self._begin(terminated | truncated)
         return self._observe(), reward, terminated, truncated, {**self._describe(), **final}
+
+    if not TYPE_CHECKING:  # it would hide misspelt attributes from a type checker
+
+        def __getattr__(self, name: str) -> Any:
+            if name in _OF_SB3:
+                raise TypeError(f"{type(self).__name__} has no {name}: it is {_FOR_SB3}")
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def _flags(self, value: bool) -> Tensor:
         return torch.full((self.num_envs,), value, dtype=torch.bool, device=self.device)

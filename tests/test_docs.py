@@ -205,7 +205,8 @@ def test_metrics_page_lists_exactly_what_is_logged(algo: str, runs: dict[str, Pa
     for folder in (runs[algo], runs[algo] / "identity"):
         columns, names = logged(folder)
         own = set() if folder is runs[algo] else {"train/meta_loss", "memory/NAME"}  # identity has neither
-        own |= {"task/NAME", "rollout/valid_actions"}  # of a task with scores of its own, or masks; this has neither
+        # of a task with scores of its own, masks or successes; this has none
+        own |= {"task/NAME", "rollout/valid_actions", "rollout/success_rate"}
         assert columns == in_csv - own
         assert names == in_tensorboard - own
 

@@ -25,7 +25,8 @@ from agents.checkpoint.format import (
     write_checkpoint,
 )
 from agents.encoding import decode, decode_space, encode, encode_space
-from agents.environments import EnvLike, TensorVecEnv, device_for
+from agents.environments import EnvLike, device_for
+from agents.environments.infos import as_numpy
 from agents.generators import get_generators
 from policies.memories.base import detach
 
@@ -279,8 +280,7 @@ class Checkpointed(BaseAlgorithm):
             raise ValueError(f"the memory's state is {shapes(self._state)}, expected {shapes(expected)}")
         self.episodes.returns = running["episode_returns"].numpy()
         self.episodes.lengths = running["episode_lengths"].numpy()
-        assert isinstance(self.env, TensorVecEnv)
-        self._last_obs = self.env.seen(self._obs)  # tells SB3 that there is no need to reset
+        self._last_obs = as_numpy(self._obs)  # tells SB3 that there is no need to reset
 
 
 def _prefix(rank: int) -> str:

@@ -3,7 +3,7 @@
 `make_env` builds from a Gymnasium id. `as_tensor_env` takes what is already built: a `TensorEnv` as it is; an ordinary
 `gymnasium.Env`, a Gymnasium `VectorEnv` or an SB3 `VecEnv` behind `HostEnv`, which moves arrays to the device and back.
 `TensorVecEnv` is the way back: a `TensorEnv` seen as an SB3 `VecEnv`, for `model.get_env()`, callbacks and
-`evaluate_policy`.
+`evaluate_policy`. Of environments on the host it gives the `VecEnv` beneath: the user's own where there is one.
 """
 
 from agents.environments.host import HostEnv

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 from typing import Any
 
 import gymnasium as gym
 import torch
-from gymnasium.envs.registration import load_env_creator
+from gymnasium.envs.registration import EnvSpec, load_env_creator
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv
@@ -16,7 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv
 import envs as engram_envs
 from agents.arguments import read_arguments
 from agents.environments.host import HostEnv, VecEnvHost, VectorEnvHost
-from agents.environments.vec_env import TensorVecEnv
+from agents.environments.vec_env import TensorVecEnv, VectorVecEnv
 from envs.tensor_env import TensorEnv
 
 EnvLike = str | gym.Env[Any, Any] | VectorEnv[Any, Any, Any] | VecEnv | TensorEnv
@@ -45,10 +46,8 @@ def make_env(env_id: str, num_envs: int = 1, device: torch.device | str = "cpu",
             f"this project's: {', '.join(known)}; any other registered Gymnasium id works too"
         ) from error
     try:
-        maker: Any = spec.vector_entry_point
-        if isinstance(maker, str):
-            maker = load_env_creator(maker)
-        if isinstance(maker, type) and issubclass(maker, TensorEnv):
+        maker = _batched(spec)
+        if maker is not None:
             kwargs = read_arguments(maker, kwargs, "env_kwargs", ("num_envs", "device"))
             env = gym.make_vec(name, num_envs, "vector_entry_point", device=device, **kwargs)
             assert isinstance(env, TensorEnv)
@@ -74,6 +73,9 @@ def as_tensor_env(env: EnvLike, device: torch.device | str = "cpu") -> TensorEnv
         TypeError: nothing that is an environment.
     """
     if isinstance(env, str):
+        with contextlib.suppress(gym.error.Error, ImportError, ValueError):  # the call below says what is wrong
+            if _batched(gym.spec(env)) is None:
+                return make_env(env, 1, device, render_mode="rgb_array")  # as SB3 makes it, to be watched
         return make_env(env, 1, device)
     if isinstance(env, TensorVecEnv):
         env = env.tensor_env
@@ -81,11 +83,22 @@ def as_tensor_env(env: EnvLike, device: torch.device | str = "cpu") -> TensorEnv
         if torch.device(device).type != env.device.type:
             raise ValueError(f"the environment lives on {env.device} but the agent on {device}; put both on one device")
         return env
+    if isinstance(env, VectorVecEnv):
+        env = env.source.env
     if isinstance(env, VecEnv):
         return HostEnv(VecEnvHost(env), device)
     if isinstance(env, VectorEnv):
         return HostEnv(VectorEnvHost(env), device)
     if isinstance(env, gym.Env):
         single = env
-        return HostEnv(VectorEnvHost(SyncVectorEnv([lambda: single], autoreset_mode=AutoresetMode.SAME_STEP)), device)
+        batch = SyncVectorEnv([lambda: single], autoreset_mode=AutoresetMode.SAME_STEP)
+        return HostEnv(VectorEnvHost(batch, single), device)
     raise TypeError(f"expected a Gymnasium id, Env, VectorEnv, SB3 VecEnv or TensorEnv, not {type(env).__name__}")
+
+
+def _batched(spec: EnvSpec) -> type[TensorEnv] | None:
+    """Its class, where it is a `TensorEnv`."""
+    maker: Any = spec.vector_entry_point
+    if isinstance(maker, str):
+        maker = load_env_creator(maker)
+    return maker if isinstance(maker, type) and issubclass(maker, TensorEnv) else None

@@ -1,78 +1,154 @@
-"""TensorVecEnv: a `TensorEnv` as Stable-Baselines3's callbacks and `evaluate_policy` see it."""
+"""What SB3's callbacks, wrappers and `evaluate_policy` are given: `TensorVecEnv` and `VectorVecEnv`.
+
+An SB3 `VecEnv` that a user brings is handed on as it is.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from gymnasium import spaces
+from gymnasium.vector import VectorEnv
+from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
-from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
-from torch import Tensor
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn, tile_images
 
-from envs.tensor_env import Obs, TensorEnv
+from agents.environments.infos import as_numpy, described, of_tensors, row
+from agents.environments.watch import Watch
+from envs.tensor_env import TensorEnv
 
 
-class TensorVecEnv(VecEnv):
+class _Counted(VecEnv):
+    """Counts episodes as SB3's `Monitor` does, so that `evaluate_policy` needs no further wrapper."""
+
+    def __init__(self, num_envs: int, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
+        super().__init__(num_envs, observation_space, action_space)
+        self._action: np.ndarray[Any, Any] | None = None
+        self._began = time.time()
+        self._returns = np.zeros(num_envs)
+        self._lengths = np.zeros(num_envs, dtype=np.int64)
+
+    def step_async(self, actions: np.ndarray[Any, Any]) -> None:
+        self._action = actions
+
+    def _taken(self) -> np.ndarray[Any, Any]:
+        if self._action is None:
+            raise RuntimeError("step_wait was called without step_async")
+        action, self._action = self._action, None
+        return action
+
+    def _begin(self) -> None:
+        self._returns[:] = 0
+        self._lengths[:] = 0
+        self._reset_seeds()
+        self._reset_options()
+
+    def _count(self, rewards: np.ndarray[Any, Any]) -> None:
+        self._returns += rewards
+        self._lengths += 1
+
+    def _counts(self, index: int) -> dict[str, Any]:
+        """Of the episode of one copy, as `Monitor` writes them."""
+        elapsed = round(time.time() - self._began, 6)
+        return {"r": float(self._returns[index]), "l": int(self._lengths[index]), "t": elapsed}
+
+    def _end(self, dones: np.ndarray[Any, Any]) -> None:
+        self._returns[dones] = 0
+        self._lengths[dones] = 0
+
+    def _next_seed(self) -> int | None:
+        """The seed of the first copy at the next reset; the others' follow it."""
+        return self._seeds[0]
+
+    def _next_options(self) -> dict[str, Any] | None:
+        if any(options != self._options[0] for options in self._options):
+            raise ValueError("all copies are reset at once: set_options takes one dictionary, not one for each copy")
+        return self._options[0] or None
+
+    def _all(self, call: str, indices: VecEnvIndices) -> list[int]:
+        """`indices` as a list, for a call that reaches every copy.
+
+        Raises:
+            ValueError: they are not all copies.
+        """
+        wanted = list(self._get_indices(indices))
+        if sorted(wanted) != list(range(self.num_envs)):
+            raise ValueError(
+                f"{call} for the copies {wanted} alone cannot be: {self._what()} moves its {self.num_envs} copies "
+                f"together; leave out indices"
+            )
+        return wanted
+
+    def _what(self) -> str:
+        raise NotImplementedError
+
+    def render(self, mode: str | None = None) -> np.ndarray[Any, Any] | None:
+        """As in SB3, but that "human" needs no OpenCV: pictures are shown in a pygame window."""
+        if mode != "human" or self.render_mode != "rgb_array":
+            return super().render(mode)
+        import pygame  # not before somebody looks: it greets whoever imports it
+
+        picture = tile_images([image for image in self.get_images() if image is not None])
+        pygame.display.init()
+        window = pygame.display.set_mode(picture.shape[1::-1])
+        window.blit(pygame.surfarray.make_surface(picture.swapaxes(0, 1)), (0, 0))
+        pygame.event.pump()
+        pygame.display.flip()
+        return None
+
+
+class TensorVecEnv(_Counted):
     """A `TensorEnv` seen as an SB3 `VecEnv`: numpy in and out.
 
-    Episodes are counted as SB3's `Monitor` does (`info["episode"]`), so `evaluate_policy` needs no further wrapper.
+    This is how SB3's `evaluate_policy`, `EvalCallback` and `VecNormalize` take what `make_env` gives. For environments
+    that run on the host it gives the `VecEnv` beneath, which speaks their own numbers.
+
+    The copies of a `TensorEnv` are one object. `get_attr` gives each copy its row of what is named in `state_names` and
+    the same of everything else; `set_attr` and `env_method` reach all copies at once, and with other `indices` raise a
+    ValueError.
     """
+
+    def __new__(cls, tensor_env: TensorEnv | None = None) -> Any:
+        beneath = getattr(tensor_env, "vec_env", None)
+        return super().__new__(cls) if beneath is None else beneath
 
     def __init__(self, tensor_env: TensorEnv) -> None:
         self.tensor_env = tensor_env  # first: the base class asks it for its render mode
         super().__init__(tensor_env.num_envs, tensor_env.single_observation_space, tensor_env.single_action_space)
-        self.render_mode = tensor_env.render_mode
-        self.moves = 0
-        """Resets and steps made through this view; the learner, which goes past it, sees that others were here."""
-        self._action: Tensor | None = None
-        self._next_seed: int | None = None
-        self._returns = np.zeros(self.num_envs)
-        self._lengths = np.zeros(self.num_envs, dtype=np.int64)
+        self.render_mode = "rgb_array"  # `frame` draws in any mode
+        self.metadata = {"render_modes": ["human", "rgb_array"]}
 
-    def seed(self, seed: int | None = None) -> Sequence[int | None]:
-        """Seed the generator of all copies at the next reset."""
-        self._next_seed = seed
-        return [seed] * self.num_envs
+    def _what(self) -> str:
+        return type(self.tensor_env).__name__
 
     def reset(self) -> VecEnvObs:
-        self.observation, _ = self.tensor_env.reset(seed=self._next_seed)
-        self._next_seed = None
-        self.moves += 1
-        self._returns[:] = 0
-        self._lengths[:] = 0
-        return self.seen(self.observation)
+        obs, info = self.tensor_env.reset(seed=self._next_seed(), options=self._next_options())
+        self.reset_infos = described(info, self.num_envs)
+        self._begin()
+        return as_numpy(obs)  # type: ignore[no-any-return]
 
-    @staticmethod
-    def seen(obs: Obs) -> VecEnvObs:
-        """A tensor observation as SB3 sees it."""
-        return _numpy(obs)
-
-    def step_async(self, actions: np.ndarray[Any, Any]) -> None:
-        self._action = torch.as_tensor(actions, device=self.tensor_env.device)
+    def seed(self, seed: int | None = None) -> Sequence[int | None]:
+        """Seed the one generator of all copies at the next reset; None: go on with it as it is."""
+        self._seeds = [seed] * self.num_envs
+        return self._seeds
 
     def step_wait(self) -> VecEnvStepReturn:
-        assert self._action is not None, "step_wait without step_async"
-        self.moves += 1
-        obs, reward, terminated, truncated, info = self.tensor_env.step(self._action)
+        action = torch.as_tensor(self._taken(), device=self.tensor_env.device)
+        self.tensor_env.visits = object()
+        obs, reward, terminated, truncated, info = self.tensor_env.step(action)
         rewards = reward.cpu().numpy()
+        self._count(rewards)
+        infos = of_tensors(info, terminated, truncated, self._counts)
+        for index in np.flatnonzero((terminated | truncated).cpu().numpy()):
+            self.reset_infos[index] = described(info, self.num_envs)[index]
         dones = (terminated | truncated).cpu().numpy()
-        self._returns += rewards
-        self._lengths += 1
-        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
-        if dones.any():
-            final, timeouts = _numpy(info["final_obs"]), (truncated & ~terminated).cpu().numpy()
-            for index in np.flatnonzero(dones):
-                infos[index] = {
-                    "terminal_observation": _entry(final, int(index)),
-                    "TimeLimit.truncated": bool(timeouts[index]),
-                    "episode": {"r": float(self._returns[index]), "l": int(self._lengths[index]), "t": 0.0},
-                }
-            self._returns[dones] = 0
-            self._lengths[dones] = 0
-        return _numpy(obs), rewards, dones, infos
+        self._end(dones)
+        return as_numpy(obs), rewards, dones, infos
 
     def close(self) -> None:
         self.tensor_env.close()
@@ -82,30 +158,144 @@ class TensorVecEnv(VecEnv):
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         value = getattr(self.tensor_env, attr_name)
-        return [value for _ in self._get_indices(indices)]
+        rows = attr_name in self.tensor_env.state_names
+        return [value[index] if rows else value for index in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        if attr_name in self.tensor_env.state_names:
+            state = getattr(self.tensor_env, attr_name)
+            state[list(self._get_indices(indices))] = torch.as_tensor(value, dtype=state.dtype, device=state.device)
+            return
+        self._all(f"set_attr({attr_name!r})", indices)
         setattr(self.tensor_env, attr_name, value)
 
     def env_method(
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
     ) -> list[Any]:
+        """Call a method of the batch once. A tuple or list of as many entries as copies is theirs; anything else each
+        copy's."""
+        wanted = self._all(f"env_method({method_name!r})", indices)
+        if method_name == "step":
+            raise ValueError("env_method('step') would go past this VecEnv: call its own step with all actions")
         result = getattr(self.tensor_env, method_name)(*method_args, **method_kwargs)
-        return [result for _ in self._get_indices(indices)]
+        if method_name == "reset":
+            self._begin()
+            return [(row(as_numpy(result[0]), index), {}) for index in wanted]
+        each = isinstance(result, (tuple, list)) and len(result) == self.num_envs
+        return [result[index] if each else result for index in wanted]
 
     def env_is_wrapped(self, wrapper_class: type[Any], indices: VecEnvIndices = None) -> list[bool]:
+        """Whether it is `Monitor`: episodes are counted as it does."""
         return [wrapper_class is Monitor for _ in self._get_indices(indices)]
 
 
-def _numpy(obs: Obs) -> VecEnvObs:
-    # A copy: the tensor may share its memory with what the environment goes on to change.
-    if isinstance(obs, dict):
-        return {key: value.cpu().numpy().copy() for key, value in obs.items()}
-    return obs.cpu().numpy().copy()
+class VectorSteps(Protocol):
+    """What `VectorVecEnv` needs of a Gymnasium vector environment at `SAME_STEP`; see `agents.environments.host`."""
+
+    env: VectorEnv[Any, Any, Any]
+    watch: Watch
+    info: dict[str, Any]
+
+    @property
+    def num_envs(self) -> int: ...
+
+    @property
+    def observation_space(self) -> spaces.Space[Any]: ...
+
+    @property
+    def action_space(self) -> spaces.Space[Any]: ...
+
+    def reset(self, seed: int | None, options: dict[str, Any] | None = None) -> Any: ...
+
+    def reset_infos(self) -> list[dict[str, Any]]: ...
+
+    def step(self, action: np.ndarray[Any, Any]) -> tuple[Any, Any, Any, Any, Any]: ...
+
+    def infos(self) -> list[dict[str, Any]]: ...
 
 
-def _entry(obs: VecEnvObs, index: int) -> Any:
-    if isinstance(obs, dict):
-        return {key: value[index] for key, value in obs.items()}
-    assert isinstance(obs, np.ndarray)
-    return obs[index]
+class VectorVecEnv(_Counted):
+    """A Gymnasium vector environment as an SB3 `VecEnv`, in its own numbers.
+
+    `get_attr`, `set_attr`, `env_method` and `env_is_wrapped` reach the environments themselves. A vector environment
+    that cannot reach single ones (`AsyncVectorEnv`) refuses other `indices` than all with a ValueError.
+    """
+
+    def __init__(self, source: VectorSteps) -> None:
+        self.source = source
+        self._batch: Any = source.env.unwrapped
+        self._single: list[Any] | None = getattr(self._batch, "envs", None)
+        super().__init__(source.num_envs, source.observation_space, source.action_space)
+
+    def _what(self) -> str:
+        return type(self._batch).__name__
+
+    def reset(self) -> VecEnvObs:
+        obs: VecEnvObs = self.source.reset(self._next_seed(), self._next_options())
+        self.source.watch.note(obs, self.source.info)
+        self.reset_infos = self.source.reset_infos()
+        self._begin()
+        return obs
+
+    def step_wait(self) -> VecEnvStepReturn:
+        obs, rewards, terminated, truncated, _ = self.source.step(np.asarray(self._taken()))
+        self.source.watch.note(obs, self.source.info)
+        rewards, dones = np.asarray(rewards, dtype=np.float32), np.asarray(terminated | truncated)
+        self._count(rewards)
+        infos = self.source.infos()
+        for index in np.flatnonzero(dones):
+            infos[index].setdefault("episode", self._counts(int(index)))
+            self.reset_infos[index] = self.source.reset_infos()[index]
+        self._end(dones)
+        return obs, rewards, dones, infos
+
+    def close(self) -> None:
+        self.source.env.close()
+
+    def get_images(self) -> Sequence[np.ndarray[Any, Any] | None]:
+        pictures: Any = self.source.env.render()
+        return list(pictures) if pictures is not None else [None] * self.num_envs
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        if self._single is not None:
+            return [self._single[index].get_wrapper_attr(attr_name) for index in self._get_indices(indices)]
+        if hasattr(self._batch, "get_attr"):
+            values = self._batch.get_attr(attr_name)
+            return [values[index] for index in self._get_indices(indices)]
+        value = getattr(self._batch, attr_name)
+        return [value for _ in self._get_indices(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        if self._single is not None:
+            for index in self._get_indices(indices):
+                self._single[index].set_wrapper_attr(attr_name, value)
+            return
+        self._all(f"set_attr({attr_name!r})", indices)
+        if hasattr(self._batch, "set_attr"):
+            self._batch.set_attr(attr_name, [value] * self.num_envs)
+        else:
+            setattr(self._batch, attr_name, value)
+
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
+    ) -> list[Any]:
+        if self._single is not None:
+            methods = [self._single[index].get_wrapper_attr(method_name) for index in self._get_indices(indices)]
+            results = [method(*method_args, **method_kwargs) for method in methods]
+        else:
+            wanted = self._all(f"env_method({method_name!r})", indices)
+            if not hasattr(self._batch, "call"):
+                raise ValueError(f"env_method cannot reach the single environments of {self._what()}")
+            every = self._batch.call(method_name, *method_args, **method_kwargs)
+            results = [every[index] for index in wanted]
+        if method_name in ("reset", "step"):  # nobody has seen what all copies show now
+            self.source.watch.note(None)
+        return results
+
+    def env_is_wrapped(self, wrapper_class: type[Any], indices: VecEnvIndices = None) -> list[bool]:
+        wanted = self._get_indices(indices)
+        if wrapper_class is Monitor:  # episodes are counted as it does
+            return [True for _ in wanted]
+        if self._single is not None:
+            return [is_wrapped(self._single[index], wrapper_class) for index in wanted]
+        raise ValueError(f"{self._what()} cannot say whether its environments are wrapped in {wrapper_class.__name__}")

@@ -1,0 +1,112 @@
+"""Who moves an environment: its resets and steps, whoever makes them.
+
+A user's callback may reset or play in the environments that an agent is trained in, through `training_env` or through a
+variable of its own. The learner must then go on from what the environments show, not from what it saw last. So the
+user's object gets a subclass of its own class that notes its moves. All else about it stays as it was, and it is
+pickled as what it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copyreg
+from functools import cache
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import gymnasium as gym
+from gymnasium.vector import VectorEnv, VectorWrapper
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+
+
+class Watch:
+    """What `watch` notes."""
+
+    def __init__(self) -> None:
+        self.moves = 0
+        """Resets and steps so far."""
+        self.shown: Any = None
+        """The observation that the last of them gave, in the numbers of the environment; None where that is not known,
+        as a single layer or copy was moved by itself."""
+
+        self.said: Any = None
+        """What came with it: Gymnasium's info; of a `VecEnv` who is done, and SB3's infos."""
+
+    def note(self, shown: Any, said: Any = None) -> None:
+        """A move."""
+        self.moves += 1
+        self.shown, self.said = shown, said
+
+
+def watch(env: VecEnv | VectorEnv[Any, Any, Any], *parts: gym.Env[Any, Any]) -> Watch:
+    """Note the moves of `env`, of everything it wraps and of `parts`, single environments of which it is made.
+
+    An object whose class cannot be changed (it has slots, say) is left as it is.
+    """
+    seen = Watch()
+    layers: list[Any] = [*parts, env]
+    while isinstance(layers[-1], (VecEnvWrapper, VectorWrapper)):
+        inner = layers[-1]
+        layers.append(inner.venv if isinstance(inner, VecEnvWrapper) else inner.env)
+    for layer in layers:
+        with contextlib.suppress(TypeError, AttributeError):
+            watches = vars(layer).get("_watches")
+            if watches is None:
+                plain: Any = type(layer)
+                layer.__class__ = _watched_class(plain)
+                watches = layer._watches = WeakKeyDictionary()
+            watches[seen] = layer is env
+    return seen
+
+
+def _note(layer: Any, shown: Any, said: Any = None) -> None:
+    """A move of one layer, for every `Watch` of it."""
+    watches: WeakKeyDictionary[Watch, bool] = layer._watches  # and whether the layer is the outermost for it
+    for seen, outermost in watches.items():
+        seen.note(shown if outermost else None, said)
+
+
+@cache
+def _watched_class(plain: Any) -> type[Any]:
+    """A subclass of `plain` that notes moves; of no other base, so that an object of `plain` can become one."""
+
+    def reset(self: Any, **kwargs: Any) -> Any:
+        result = plain.reset(self, **kwargs)
+        if issubclass(plain, VecEnv):  # all show what came with their reset
+            _note(self, result, ([True] * self.num_envs, self.unwrapped.reset_infos))
+        else:
+            _note(self, *result)
+        return result
+
+    def step(self: Any, *args: Any) -> Any:
+        result = plain.step(self, *args)
+        _note(self, result[0], result[-1])
+        return result
+
+    def step_wait(self: Any) -> Any:
+        result = plain.step_wait(self)
+        _note(self, result[0], result[2:])
+        return result
+
+    def env_method(self: Any, method_name: str, *args: Any, **kwargs: Any) -> Any:
+        results = plain.env_method(self, method_name, *args, **kwargs)
+        if method_name in ("reset", "step"):
+            _note(self, None)
+        return results
+
+    def reduce(self: Any, protocol: Any) -> Any:
+        made, arguments, *rest = plain.__reduce_ex__(self, protocol)
+        if made is copyreg.__newobj__:  # type: ignore[attr-defined] # which insists on the object's own class
+            made = object.__new__
+        return made, tuple(plain if argument is type(self) else argument for argument in arguments), *rest
+
+    def state(self: Any) -> Any:
+        # Python 3.10's objects have no such method
+        kept = plain.__getstate__(self) if hasattr(plain, "__getstate__") else vars(self)
+        return {name: value for name, value in kept.items() if name != "_watches"}
+
+    moves = {"step_wait": step_wait, "env_method": env_method} if issubclass(plain, VecEnv) else {"step": step}
+    names = {"__module__": plain.__module__, "__qualname__": plain.__qualname__, "__doc__": plain.__doc__}
+    return type(
+        plain.__name__, (plain,), {**names, **moves, "reset": reset, "__reduce_ex__": reduce, "__getstate__": state}
+    )
