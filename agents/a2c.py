@@ -49,6 +49,8 @@ class A2C(MemoryOnPolicyAlgorithm):
         rms_prop_eps: float = 1e-5,
         use_rms_prop: bool = True,
         normalize_advantage: bool = False,
+        normalize_values: bool = True,
+        normalize_obs: bool = False,
         reward_scale: float = 1.0,
         fast: str = "auto",
         precision: str = "float32",
@@ -78,6 +80,8 @@ class A2C(MemoryOnPolicyAlgorithm):
             aux_coef=aux_coef,
             max_grad_norm=max_grad_norm,
             normalize_advantage=normalize_advantage,
+            normalize_values=normalize_values,
+            normalize_obs=normalize_obs,
             reward_scale=reward_scale,
             fast=fast,
             precision=precision,
@@ -94,7 +98,7 @@ class A2C(MemoryOnPolicyAlgorithm):
         """One update, which uses up the roll-out's graph."""
         judgement, losses = self.judge(rollout)
         policy_loss = -(self.advantages(rollout) * judgement.log_prob).mean()
-        value_loss = F.mse_loss(judgement.value, rollout.returns)
+        value_loss = F.mse_loss(self.normalized(judgement.value), self.normalized(rollout.returns))
         entropy = judgement.entropy.mean()
         auxiliary, memory_losses = self.auxiliary(losses)
         loss = policy_loss + self.vf_coef * value_loss - self.ent_coef * entropy + auxiliary

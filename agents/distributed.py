@@ -154,20 +154,24 @@ def mean_and_std(values: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and sample standard deviation over the values of all ranks, equally many on each."""
     if _world.size == 1:
         return values.mean(), values.std()
-    average, population = _moments(values)
+    average, population = moments(values)
     count = values.numel() * _world.size
     return average, (population * (count / (count - 1))).sqrt()
 
 
 def variance(values: Tensor) -> Tensor:
     """Variance (of the population) over the values of all ranks, equally many on each."""
-    return values.var(correction=0) if _world.size == 1 else _moments(values)[1]
+    return values.var(correction=0) if _world.size == 1 else moments(values)[1]
 
 
-def _moments(values: Tensor) -> tuple[Tensor, Tensor]:
+def moments(values: Tensor, dim: tuple[int, ...] | None = None) -> tuple[Tensor, Tensor]:
+    """Mean and variance (of the population) over `dim` (None: all) and over all ranks, equally many on each."""
+    average, population = values.mean(dim), values.var(dim, correction=0)
+    if _world.size == 1:
+        return average, population
     # The law of total variance: the mean of the variances and the variance of the means.
-    means, variances = gather(torch.stack([values.mean(), values.var(correction=0)])).unbind(1)
-    return means.mean(), variances.mean() + means.var(correction=0)
+    means, variances = gather(torch.stack([average, population])).unbind(1)
+    return means.mean(0), variances.mean(0) + means.var(0, correction=0)
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:

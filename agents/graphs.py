@@ -132,7 +132,7 @@ class Graphs:
 
     def _whole(self) -> Tensor:
         self._collect()
-        found = report(self.model, self.model.learn_from(self.model.rollout))
+        found = report(self.model, self.model.improve(self.model.rollout))
         self._names = found.names
         return found.numbers
 

@@ -23,6 +23,7 @@ from agents import distributed
 from agents.arguments import check, check_policy
 from agents.callback_locals import Locals, of_step
 from agents.checkpoint import Checkpointed
+from agents.critic_watch import CriticWatch
 from agents.environments import EnvLike, TensorVecEnv, as_tensor_env, device_for
 from agents.episodes import Episodes
 from agents.generators import set_generators
@@ -58,6 +59,8 @@ class MemoryOnPolicyAlgorithm(Checkpointed, Updates, TrainingEnv, OnPolicyAlgori
         aux_coef: weight of the memory's own losses (MNM's meta objective; 1 as in the paper).
         max_grad_norm: gradients are scaled down to this global norm.
         normalize_advantage: to mean 0 and standard deviation 1, over what one update sees.
+        normalize_values: values are learned in running standard deviations of the returns (`policies.normalization`).
+        normalize_obs: observations enter the policy by their running mean and variance (see there).
         reward_scale: rewards are multiplied by this before anything is learned from them; logs show them as they came.
         fast: "auto" takes the fast paths that pay; "off" the plain twin of each; "compile" puts the memory's step
             through torch.compile (`agents.speed`); "graph" replays whole iterations as CUDA graphs (`agents.graphs`)
@@ -92,6 +95,8 @@ class MemoryOnPolicyAlgorithm(Checkpointed, Updates, TrainingEnv, OnPolicyAlgori
         aux_coef: float,
         max_grad_norm: float,
         normalize_advantage: bool,
+        normalize_values: bool,
+        normalize_obs: bool,
         reward_scale: float,
         fast: str,
         precision: str,
@@ -109,6 +114,7 @@ class MemoryOnPolicyAlgorithm(Checkpointed, Updates, TrainingEnv, OnPolicyAlgori
             raise ValueError(f"fast is {fast!r}, expected one of {', '.join(get_args(Fast))}")
         self.aux_coef = aux_coef
         self.normalize_advantage = normalize_advantage
+        self.normalize_values, self.normalize_obs = normalize_values, normalize_obs
         self.reward_scale = reward_scale
         self.fast, self.precision = fast, precision
         self.graphs: Graphs | None = None
@@ -116,6 +122,7 @@ class MemoryOnPolicyAlgorithm(Checkpointed, Updates, TrainingEnv, OnPolicyAlgori
         self.step_by_step = False
         """A callback that must see the memory after every step sets it in `on_rollout_start`, for one roll-out."""
         self.stats_window_size = stats_window_size
+        self.critic_watch = CriticWatch()
         self._generators_to_set: dict[str, Tensor] = {}
         self.new_episodes = ""
         """Why a loaded agent's environments do not go on where they were; empty where they do."""
@@ -161,8 +168,9 @@ class MemoryOnPolicyAlgorithm(Checkpointed, Updates, TrainingEnv, OnPolicyAlgori
     def _setup_model(self) -> None:
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
+        norms = {"normalize_values": self.normalize_values, "normalize_obs": self.normalize_obs}
         self.policy = self.policy_class(  # type: ignore[assignment]
-            self.observation_space, self.action_space, self.lr_schedule, **self.policy_kwargs
+            self.observation_space, self.action_space, self.lr_schedule, **norms | self.policy_kwargs
         ).to(self.device)
         self.speed_note = prepare(self)
         """Why `fast` is not had in full; empty where it is."""
@@ -276,13 +284,9 @@ class MemoryOnPolicyAlgorithm(Checkpointed, Updates, TrainingEnv, OnPolicyAlgori
         return True
 
     def train(self) -> None:
-        """Learn from `self.rollout`, then read what there is to read."""
+        """Learn from `self.rollout`, then read what there is to read: the iteration's one transfer to the host."""
         self._update_learning_rate(self.policy.optimizer)
-        self._read(self.learn_from(self.rollout))
-
-    def learn_from(self, rollout: Rollout) -> dict[str, Tensor]:
-        """Update the policy; gives the metrics by the names they are logged under, still on the device."""
-        raise NotImplementedError
+        read(self, report(self, self.improve(self.rollout)))
 
     # -- collect ---------------------------------------------------------------------------------------------------
 
@@ -371,17 +375,9 @@ class MemoryOnPolicyAlgorithm(Checkpointed, Updates, TrainingEnv, OnPolicyAlgori
             )
             last_values = policy.predict_values(self._obs, self._state, self._starts if self._may_start else None)
         rollout.estimate(last_values, self.reward_scale, self.gamma, self.gae_lambda)
+        self.note_returns(rollout)
 
     # -- read and log ----------------------------------------------------------------------------------------------
-
-    def _read(self, metrics: dict[str, Tensor]) -> None:
-        """The iteration's one transfer to the host; see `agents.reading`."""
-        read(self, report(self, metrics))
-
-    def diagnostics(self, rollout: Rollout) -> dict[str, Tensor]:
-        """What a roll-out says of the learner itself, by the names it is logged under."""
-        variance = distributed.variance(rollout.returns).clamp(min=1e-8)
-        return {"train/explained_variance": 1 - distributed.variance(rollout.returns - rollout.values) / variance}
 
     def dump_logs(self, iteration: int = 0) -> None:
         total = self.env_seconds + self.memory_seconds + self.learn_seconds

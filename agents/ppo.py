@@ -58,6 +58,8 @@ class PPO(MemoryOnPolicyAlgorithm):
         clip_range: float | Schedule = 0.2,
         clip_range_vf: float | Schedule | None = None,
         normalize_advantage: bool = True,
+        normalize_values: bool = True,
+        normalize_obs: bool = False,
         ent_coef: float = 0.0,
         vf_coef: float = 0.5,
         aux_coef: float = 1.0,
@@ -90,6 +92,8 @@ class PPO(MemoryOnPolicyAlgorithm):
             aux_coef=aux_coef,
             max_grad_norm=max_grad_norm,
             normalize_advantage=normalize_advantage,
+            normalize_values=normalize_values,
+            normalize_obs=normalize_obs,
             reward_scale=reward_scale,
             fast=fast,
             precision=precision,
@@ -146,10 +150,11 @@ class PPO(MemoryOnPolicyAlgorithm):
         log_ratio = judgement.log_prob - rollout.log_probs
         ratio = log_ratio.exp()
         policy_loss = -torch.min(advantages * ratio, advantages * _within(ratio, 1 - clip, 1 + clip)).mean()
-        values = judgement.value
+        values = self.normalized(judgement.value)
         if clip_vf is not None:
-            values = rollout.values + _within(values - rollout.values, -clip_vf, clip_vf)
-        value_loss = F.mse_loss(values, rollout.returns)
+            before = self.normalized(rollout.values)
+            values = before + _within(values - before, -clip_vf, clip_vf)
+        value_loss = F.mse_loss(values, self.normalized(rollout.returns))
         entropy = judgement.entropy.mean()
         auxiliary, memory_losses = self.auxiliary(losses)
         loss = policy_loss + self.vf_coef * value_loss - self.ent_coef * entropy + auxiliary

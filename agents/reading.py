@@ -65,6 +65,8 @@ def read(model: MemoryOnPolicyAlgorithm, found: Report) -> None:
     _count_episodes(model, *kinds.reshape(*kinds.shape[:2], -1))
     refuse_without_choice(values.pop(_WITHOUT, 0.0))
     refuse_non_finite(model, values)
+    if distributed.rank() == 0:
+        model.critic_watch.see(values, model.max_grad_norm)
     for name, value in values.items():
         model.logger.record(name, value)
     for name, value in model.task_metrics.values(sums.sum(0)).items():

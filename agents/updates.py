@@ -21,6 +21,20 @@ class Updates(BaseAlgorithm):
     max_grad_norm: float
     _n_updates: int
 
+    def learn_from(self, rollout: Rollout) -> dict[str, Tensor]:
+        """Update the policy; gives the metrics by the names they are logged under, still on the device."""
+        raise NotImplementedError
+
+    def improve(self, rollout: Rollout) -> dict[str, Tensor]:
+        """`learn_from`, then the statistics of observations: acting and every replay of a rollout see the same ones."""
+        metrics = self.learn_from(rollout)
+        norm = self.policy.obs_norm
+        if norm is not None:
+            entries = rollout.obs if isinstance(rollout.obs, dict) else {"": rollout.obs}
+            found = {name: distributed.moments(entries[name].to(norm.count.dtype), (0, 1)) for name in norm.names}
+            norm.update(found, rollout.rewards.numel() * distributed.size())
+        return metrics
+
     def judge(self, rollout: Rollout) -> tuple[Judgement, dict[str, Tensor]]:
         """Values, log-probabilities, entropies and the memory's losses of a roll-out, `[T, N]`, with their graph."""
         if rollout.latents is not None:
@@ -32,11 +46,28 @@ class Updates(BaseAlgorithm):
 
     def advantages(self, rollout: Rollout) -> Tensor:
         """A roll-out's advantages, normalised where that is asked for and there is more than one."""
-        advantages = rollout.advantages
+        advantages = self.normalized(rollout.advantages)
         if not self.normalize_advantage or advantages.numel() * distributed.size() == 1:
             return advantages
         mean, std = distributed.mean_and_std(advantages)
         return (advantages - mean) / (std + 1e-8)
+
+    def normalized(self, values: Tensor) -> Tensor:
+        """Values, returns or advantages in the unit in which values are learned; only their differences count."""
+        norm = self.policy.value_norm
+        return values if norm is None else values / norm.std
+
+    def note_returns(self, rollout: Rollout) -> None:
+        """Update the statistics in which values are learned, before anything is learned from the rollout."""
+        norm = self.policy.value_norm
+        if norm is not None:
+            mean, variance = distributed.moments(rollout.returns)
+            norm.update(mean, variance, rollout.returns.numel() * distributed.size(), self.policy.value_net)
+
+    def diagnostics(self, rollout: Rollout) -> dict[str, Tensor]:
+        """What a roll-out says of the learner itself, by the names it is logged under."""
+        variance = distributed.variance(rollout.returns).clamp(min=1e-8)
+        return {"train/explained_variance": 1 - distributed.variance(rollout.returns - rollout.values) / variance}
 
     def auxiliary(self, losses: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """The memory's own losses: their weighted sum, and each mean by the name it is logged under."""

@@ -55,7 +55,8 @@ ENVIRONMENTS = {
     "--eval-episodes 512",
 }
 COMMON = (
-    "--algo ppo --n-epochs 4 --n-minibatches 4 --ent-coef 0.01 --anneal --no-baseline --no-progress --panels-every 0"
+    "--algo ppo --n-epochs 4 --n-minibatches 4 --ent-coef 0.01 --anneal --no-normalize-values --no-baseline "
+    "--no-progress --panels-every 0"
 )
 
 

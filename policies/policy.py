@@ -32,6 +32,7 @@ from policies.heads import (
 from policies.memories import make_memory, memory_class
 from policies.memories.base import Memory, MemoryStep, Recording, State, Unrolled, reset
 from policies.memories.segments import Segments
+from policies.normalization import ObsNorm, ValueNorm
 
 Obs = Tensor | dict[str, Tensor]
 
@@ -101,6 +102,8 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         normalize_images: bool = True,
         optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam,
         optimizer_kwargs: dict[str, Any] | None = None,
+        normalize_values: bool = False,
+        normalize_obs: bool = False,
     ) -> None:
         if net_arch is None:
             net_arch = [64, 64] if memory == "identity" else []
@@ -129,6 +132,8 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
             optimizer_kwargs=optimizer_kwargs,
         )
         self.action_space = action_space
+        self.value_norm = ValueNorm() if normalize_values else None
+        self.obs_norm = ObsNorm(observation_space) if normalize_obs else None
 
     def _build_mlp_extractor(self) -> None:
         # SB3 calls this first while it builds the networks: the memory goes before the layers it feeds.
@@ -208,7 +213,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         latent_pi, latent_vf = self.mlp_extractor(latent)
         distribution = self._distribution(latent_pi, grid, mask)
         action = distribution.get_actions(deterministic=deterministic)
-        return Decision(self._shaped(action), self.value_net(latent_vf).squeeze(-1), distribution.log_prob(action))
+        return Decision(self._shaped(action), self._value(latent_vf), distribution.log_prob(action))
 
     def _shaped(self, action: Tensor) -> Tensor:
         # SB3's distributions give one row of numbers for an action of any shape
@@ -242,7 +247,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         log_prob = self._log_prob(distribution, as_rows(action, len(shape)))
         entropy = distribution.entropy()
         assert entropy is not None, "only squashed distributions have no entropy, and none is used here"
-        return Judgement(self.value_net(latent_vf).view(shape), log_prob.view(shape), entropy.view(shape))
+        return Judgement(self._value(latent_vf).view(shape), log_prob.view(shape), entropy.view(shape))
 
     def log_prob(
         self,
@@ -264,8 +269,11 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
 
     def value(self, latent: Tensor) -> Tensor:
         """Value `[B]` of a memory output `[B, F]`."""
-        values: Tensor = self.value_net(self.mlp_extractor.forward_critic(latent))
-        return values.squeeze(-1)
+        return self._value(self.mlp_extractor.forward_critic(latent))
+
+    def _value(self, latent_vf: Tensor) -> Tensor:
+        values: Tensor = self.value_net(latent_vf).squeeze(-1)
+        return values if self.value_norm is None else self.value_norm(values)
 
     def action_probabilities(
         self, latent: Tensor, grid: Tensor | None = None, mask: Tensor | None = None
@@ -299,7 +307,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         """
         if isinstance(obs, dict):
             obs = {name: obs[name] for name in self.observation_space.spaces}  # type: ignore[attr-defined]
-        features: Any = self.extract_features(obs)
+        features: Any = self.extract_features(obs if self.obs_norm is None else self.obs_norm(obs))
         return features if isinstance(features, tuple) else (features,)
 
     # -- SB3's interface -------------------------------------------------------------------------------------------
@@ -380,7 +388,8 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         taken = inspect.signature(type(self).__init__).parameters  # SB3's has more, for exploration we do not have
         given = {name: value for name, value in super()._get_constructor_parameters().items() if name in taken}
         memory = {"memory": self.memory_name, "memory_kwargs": self.memory_kwargs}
-        return {**given, **memory, "bptt_segment": self.bptt_segment}
+        norms = {"normalize_values": self.value_norm is not None, "normalize_obs": self.obs_norm is not None}
+        return {**given, **memory, **norms, "bptt_segment": self.bptt_segment}
 
 
 def _joined(sequence: Tensor | None) -> Tensor | None:

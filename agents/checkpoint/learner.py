@@ -29,6 +29,7 @@ from agents.environments import EnvLike, device_for
 from agents.environments.infos import as_numpy
 from agents.generators import get_generators
 from policies.memories.base import detach
+from policies.normalization import exchange_value_norm
 
 if TYPE_CHECKING:
     from agents.on_policy import MemoryOnPolicyAlgorithm
@@ -38,6 +39,9 @@ LIBRARIES = ("torch", "gymnasium", "stable-baselines3", "numpy", "safetensors")
 COUNTERS = ("num_timesteps", "_total_timesteps", "_n_updates", "_episode_num", "_current_progress_remaining")
 # What a constructor takes but a checkpoint does not keep: where and how it runs and logs is up to whoever loads it.
 NOT_KEPT = ("self", "policy", "env", "device", "fast", "precision", "verbose", "tensorboard_log", "_init_setup_model")
+
+LATER = {"normalize_values": False, "normalize_obs": False}
+"""Arguments that older checkpoints do not have, and what they were made with."""
 
 Self = TypeVar("Self", bound="Checkpointed")
 
@@ -52,6 +56,7 @@ def take_weights(policy: torch.nn.Module, path: str | os.PathLike[str]) -> None:
     manifest = read_manifest(checkpoint)
     tensors = read_tensors(checkpoint, manifest)
     weights = {name.removeprefix("policy/"): value for name, value in tensors.items() if name.startswith("policy/")}
+    weights = exchange_value_norm(weights, policy.state_dict())
     theirs, ours = shapes(weights), shapes(policy.state_dict())
     if differ := sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name)):
         there, here = theirs.get(differ[0], "missing"), ours.get(differ[0], "none")
@@ -216,7 +221,8 @@ class Checkpointed(BaseAlgorithm):
         saved = manifest["config"]["policy_kwargs"] or {}
         policy_kwargs = {name: decode(value, name) for name, value in saved.items() if name not in given} | given
         missing = [name for name in cls._kept_arguments() if name not in (*kwargs, "policy_kwargs")]
-        arguments = {name: decode(manifest["config"][name], name) for name in missing} | kwargs
+        config = LATER | manifest["config"]
+        arguments = {name: decode(config[name], name) for name in missing} | kwargs
         policy = arguments.pop("policy", None) or decode(manifest["policy"], "policy")
         learner: Any = cls
         model = learner(policy, env, device=device, policy_kwargs=policy_kwargs, _init_setup_model=False, **arguments)

@@ -83,7 +83,7 @@ class Config:
     """Learner: ppo, a2c, or supervised where the environment says what would have been right."""
     total_timesteps: Count = 500_000
     """Environment steps to train for, all copies counted together."""
-    num_envs: Count = 16
+    num_envs: Count = 8
     """Copies of the environment, stepped together; under torchrun of all ranks together, shared out equally."""
     seed: Seed = 0
     """Of everything random in the run."""
@@ -98,7 +98,7 @@ class Config:
     precision: Precision = "float32"
     """bf16: lstm and multigrid multiply whole sequences in bfloat16; pays where the processor has it."""
 
-    learning_rate: NotNegative = 3e-4
+    learning_rate: NotNegative = 1e-3
     """Of the optimiser (Adam). Too high: approx_kl jumps and the return falls. 1e-4 to 1e-3 are usual."""
     anneal: bool = False
     """Let the learning rate fall linearly to a tenth over the run."""
@@ -122,11 +122,15 @@ class Config:
     """Longer gradients are scaled down to this norm."""
     normalize_advantage: bool = True
     """Shift and scale advantages to mean 0 and deviation 1."""
+    normalize_values: bool = True
+    """Learn values in running standard deviations of the returns, so that the size of rewards does not matter."""
+    normalize_obs: bool = False
+    """Shift and scale every number of the observation by its running mean and deviation; images stay as they are."""
     reward_scale: Positive = 1.0
     """Rewards are multiplied by this before learning; logs show them as they came."""
-    n_epochs: Count = 4
+    n_epochs: Count = 10
     """PPO: passes over each roll-out."""
-    n_minibatches: Count = 4
+    n_minibatches: Count = 2
     """PPO: sets of environments that a pass is cut into."""
     clip_range: Positive = 0.2
     """PPO: how far the ratio may move from 1 in an iteration."""
@@ -220,9 +224,14 @@ class Command(Config):
 
 
 def default_config(algo: str | None) -> Config:
-    """The values that flags override where no recipe is named: a supervised learner sees whole episodes."""
+    """The values that flags override where no recipe is named.
+
+    A supervised learner sees whole episodes. A2C learns once from every rollout: from short ones, it learns more often.
+    """
     if algo == "supervised":
-        return Config(algo=algo, n_steps=0, learning_rate=1e-3, max_grad_norm=10.0)
+        return Config(algo=algo, num_envs=16, n_steps=0, max_grad_norm=10.0)
+    if algo == "a2c":
+        return Config(algo=algo, num_envs=16, n_steps=16)
     return Config()
 
 

@@ -39,6 +39,8 @@ UPDATES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "ppo, losses of the memory": ("ppo", "mnm-p", {"ent_coef": 0.01}),
     "ppo, one rank beyond target_kl": ("ppo", "gru", {"target_kl": 0.35}),
     "ppo, stopped by target_kl": ("ppo", "gru", {"target_kl": 0.2}),
+    "a2c, values normalised": ("a2c", "gru", {"normalize_values": True}),
+    "ppo, values normalised": ("ppo", "gru", {"normalize_values": True, "normalize_obs": True}),
     "supervised": ("supervised", "gru", {}),
     "supervised, losses of the memory": ("supervised", "mnm-p", {}),
 }
@@ -129,7 +131,8 @@ def updates(name: str) -> dict[str, Any]:
     copies = RANKS * COPIES // ranks
     model = learner(algo, memory, copies, **kwargs)
     model.policy.double()
-    model.policy._encode = lambda obs: (obs,)  # type: ignore[method-assign] # SB3's preprocessing ends in float32
+    norm = model.policy.obs_norm or torch.nn.Identity()
+    model.policy._encode = lambda obs: (norm(obs),)  # type: ignore[method-assign] # SB3's preprocessing ends in float32
     model._setup_learn(10**6)
     mine = torch.arange(rank * copies, (rank + 1) * copies)
     whole = whole_rollout(model)
@@ -144,6 +147,8 @@ def updates(name: str) -> dict[str, Any]:
         model.task_metrics = TaskMetrics(("right",), model.device)
         model.task_metrics.add({"metrics": {"right": tuple(amounts)}})
         model.scores = model.task_metrics.sums()
+        if "values normalised" in name:
+            model.note_returns(model.rollout)
         with mock.patch.object(torch, "randperm", side_effect=drawn):
             model.train()
         logs.append(dict(model.logger.name_to_value))

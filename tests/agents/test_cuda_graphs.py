@@ -52,6 +52,7 @@ def build(
     if learner is PPO:
         kwargs = {"n_epochs": 2, "n_minibatches": 2, **kwargs}
     kwargs.setdefault("policy_kwargs", {"memory": memory, "memory_kwargs": SMALL.get(memory, {})})
+    kwargs.setdefault("normalize_obs", True)
     model = learner(
         "MemoryPolicy", ENVS[env]() if isinstance(env, str) else env, n_steps=STEPS, seed=5, device="cpu", **kwargs
     )

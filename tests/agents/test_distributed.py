@@ -90,6 +90,9 @@ def test_the_cases_are_what_they_say(ranks: list[dict[str, Any]]) -> None:
     passes = {name: log[0]["train/n_updates"] // rank_cases.SETS for name, log in logs.items() if "ppo" in name}
     assert passes["ppo, one rank beyond target_kl"] == rank_cases.EPOCHS
     assert passes["ppo, stopped by target_kl"] == 1
+    for name in ("a2c, values normalised", "ppo, values normalised"):
+        assert abs(ranks[0][name]["parameters"]["value_norm.mean"]) > 0.1
+    assert ranks[0]["ppo, values normalised"]["parameters"]["obs_norm.count"] == 2 * STEPS * COPIES * RANKS
 
 
 def test_ranks_start_alike_stay_alike_and_see_different_things(ranks: list[dict[str, Any]]) -> None:

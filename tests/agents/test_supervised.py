@@ -13,6 +13,7 @@ from torch import Tensor
 
 from agents import PPO, Supervised
 from agents.evaluation import evaluate, play
+from agents.reading import read, report
 from envs.mapping import Mapping
 from envs.repeat_first import RepeatFirst
 from envs.tensor_env import TensorEnv
@@ -120,7 +121,7 @@ def test_metrics_are_sums_over_sums(tmp_path: Any) -> None:
     model = supervised(env, n_steps=4)
     rollout = collected(model)
     wrong = ((rollout.actions != rollout.targets) * rollout.weights).sum()
-    model._read(model.learn_from(rollout))
+    read(model, report(model, model.learn_from(rollout)))
     logged = model.logger.name_to_value
     assert logged["task/wrong"] == pytest.approx((wrong / rollout.weights.sum()).item(), rel=1e-6)
     assert "task/never" not in logged  # nothing counted: there is no number, rather than a zero
@@ -198,8 +199,8 @@ def test_whole_sequences_are_the_steps_they_stand_for(memory: str, n_steps: int)
         assert rollouts[0].resets == rollouts[1].resets
         found = [model.learn_from(rollout) for model, rollout in zip(models, rollouts, strict=True)]
         torch.testing.assert_close(found[0], found[1], **close)
-        whole._read(found[0])
-        stepped._read(found[1])
+        read(whole, report(whole, found[0]))
+        read(stepped, report(stepped, found[1]))
         for name, value in whole._state.items():
             torch.testing.assert_close(value, stepped._state[name], **close)
     for ours, theirs in zip(whole.policy.parameters(), stepped.policy.parameters(), strict=True):

@@ -1,0 +1,37 @@
+"""Warns once when the value loss drowns the policy loss in the clipped gradient, where an agent learns nothing."""
+
+from __future__ import annotations
+
+import warnings
+from collections import deque
+from collections.abc import Mapping
+
+PATIENCE = 20
+"""Iterations that are looked at together."""
+HARD = 8.0
+"""Clipping is hard where gradients are this many times longer than `max_grad_norm`, on average."""
+
+
+class CriticWatch:
+    """Looks at the explained variance and the gradient norm of the last iterations."""
+
+    def __init__(self) -> None:
+        self.seen: deque[tuple[float, float]] = deque(maxlen=PATIENCE)
+        self.warned = False
+
+    def see(self, metrics: Mapping[str, float], max_grad_norm: float) -> None:
+        """Take in an iteration's metrics; those of a learner without a critic are passed over."""
+        explained = metrics.get("train/explained_variance")
+        if explained is None or self.warned:
+            return
+        self.seen.append((explained, metrics["train/grad_norm"]))
+        explained, norm = (sum(column) / len(self.seen) for column in zip(*self.seen, strict=True))
+        if len(self.seen) == PATIENCE and explained <= 0 and norm > HARD * max_grad_norm:
+            self.warned = True
+            warnings.warn(
+                f"the critic explains nothing (train/explained_variance {explained:.2f} over {PATIENCE} iterations) "
+                f"while gradients of norm {norm:.3g} are clipped to {max_grad_norm:g}, so the policy hardly learns: "
+                "leave normalize_values on, or set reward_scale so that returns are about 1; see docs/ppo.md, "
+                '"The scale of rewards"',
+                stacklevel=2,
+            )

@@ -1,0 +1,122 @@
+"""Tasks that nobody here wrote, by default values alone, beside sb3-contrib's RecurrentPPO by its own.
+
+    python benchmarks/any_env.py --tasks cartpole hidden-cartpole --agents ppo:gru ppo:lstm sb3 --seeds 0 1 2
+
+An agent is `ALGO:MEMORY`, trained by `train.py --env ... --memory ... --algo ...` with no further hyper-parameter, or
+`sb3`: `RecurrentPPO("MlpLstmPolicy", env)`. Both get as many steps, and are scored by SB3's `evaluate_policy` on
+fresh episodes, with sampled actions. A training is one row of `results/any-env.csv`; those that are there are skipped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Lock
+from typing import NamedTuple
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+COLUMNS = ["task", "agent", "seed", "steps", "mean_return", "std_of_episodes", "success", "cpu_s"]
+EPISODES = 64
+
+
+class Task(NamedTuple):
+    env: str
+    steps: int
+    target: str
+
+
+TASKS = {
+    "cartpole": Task("CartPole-v1", 100_000, "≥ 475"),
+    "hidden-cartpole": Task("benchmarks.foreign_tasks:HiddenVelocityCartPole-v1", 100_000, "≥ 475"),
+    "acrobot": Task("Acrobot-v1", 100_000, "≥ −110"),
+    "pendulum": Task("Pendulum-v1", 300_000, "≥ −300"),
+    "lunar-lander": Task("LunarLander-v3", 500_000, "> 200"),
+    "minigrid-memory": Task("benchmarks.foreign_tasks:FlatMemoryS7-v0", 500_000, "success ≥ 0.95"),
+}
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--agents", nargs="+", default=["ppo:gru", "ppo:lstm", "a2c:gru", "sb3"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time, one thread each")
+    parser.add_argument("--results", type=Path, default=ROOT / "results" / "any-env.csv")
+    parser.add_argument("--one", action="store_true", help="the first of each in this process; prints its row")
+    return parser.parse_args()
+
+
+def one(name: str, agent: str, seed: int) -> list[str]:
+    """Train an agent and score it; gives its row."""
+    import gymnasium as gym
+    import torch
+    from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.evaluation import evaluate_policy
+
+    torch.set_num_threads(1)
+    task = TASKS[name]
+    module, _, short = task.env.rpartition(":")
+    if module:
+        __import__(module)
+    if agent == "sb3":
+        from sb3_contrib import RecurrentPPO
+
+        model = RecurrentPPO("MlpLstmPolicy", gym.make(short), seed=seed, device="cpu").learn(task.steps)
+    else:
+        from agents import latest_checkpoint, load
+        from train import main as train
+
+        algo, memory = agent.split(":")
+        folder = ROOT / "runs" / "any-env" / f"{name}-{algo}-{memory}-{seed}-{time.strftime('%H%M%S')}"
+        words = ["--env", task.env, "--memory", memory, "--algo", algo, "--seed", str(seed)]
+        words += ["--total-timesteps", str(task.steps), "--run-dir", str(folder), "--device", "cpu"]
+        try:
+            train([*words, "--no-baseline", "--no-progress", "--panels-every", "0", "--eval-episodes", "8"])
+        except SystemExit as end:
+            if end.code:
+                raise
+        model = load(latest_checkpoint(folder), device="cpu")
+    envs = make_vec_env(short, 8, seed=10_000 + seed)
+    returns, _ = evaluate_policy(model, envs, EPISODES, deterministic=False, return_episode_rewards=True, warn=False)
+    found = np.asarray(returns)
+    numbers = [found.mean(), found.std(ddof=1), (found > 0).mean(), time.process_time()]
+    return [name, agent, str(seed), str(model.num_timesteps), *(f"{number:.4g}" for number in numbers)]
+
+
+def main() -> None:
+    args = arguments()
+    if args.one:
+        print("row", *one(args.tasks[0], args.agents[0], args.seeds[0]), sep=",")
+        return
+    lock, file = Lock(), args.results
+    if not file.exists():
+        file.write_text(",".join(COLUMNS) + "\n", encoding="utf-8")
+    with open(file, newline="", encoding="utf-8") as stream:
+        done = {(row["task"], row["agent"], row["seed"]) for row in csv.DictReader(stream)}
+
+    def run(job: tuple[str, str, str]) -> None:
+        words = [sys.executable, "-m", "benchmarks.any_env", "--one"]
+        words += ["--tasks", job[0], "--agents", job[1], "--seeds", job[2]]
+        result = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+        rows = [line for line in result.stdout.splitlines() if line.startswith("row,")]
+        if result.returncode or not rows:
+            print(f"{' '.join(job)} failed: {result.stderr[-2000:]}", file=sys.stderr)
+            return
+        with lock, open(file, "a", encoding="utf-8") as stream:
+            stream.write(rows[-1].removeprefix("row,") + "\n")
+        print(rows[-1], flush=True)
+
+    jobs = [(task, agent, str(seed)) for task in args.tasks for seed in args.seeds for agent in args.agents]
+    with ThreadPoolExecutor(args.jobs) as pool:
+        list(pool.map(run, [job for job in jobs if job not in done]))
+
+
+if __name__ == "__main__":
+    main()

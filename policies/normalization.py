@@ -1,0 +1,153 @@
+"""Running statistics that let one set of hyper-parameters fit inputs and returns of any size.
+
+Both are buffers of the policy, so that they are on its device and in every checkpoint. The policy only applies them;
+the learners update them, once an iteration, and nothing does in evaluation.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.preprocessing import is_image_space
+from torch import Tensor, nn
+
+Obs = Tensor | dict[str, Tensor]
+
+
+class ValueNorm(nn.Module):
+    """Mean and standard deviation of the returns a critic learns from, so that its head learns numbers of order 1.
+
+    The moments are exponential averages over samples with the bias of their start removed, so that they follow a
+    policy whose returns grow (van Hasselt et al. 2016, "Learning values across many orders of magnitude", eq. 5-7;
+    Yu et al. 2022, "The surprising effectiveness of PPO", use the same normaliser). Until the first update values are
+    the head's own numbers.
+    """
+
+    HORIZON = 20_000
+    """Samples after which an old one counts 1/e."""
+    FLOOR = 1e-2
+    """Least standard deviation: returns that hardly differ are not blown up to differ by 1."""
+
+    mean: Tensor
+    std: Tensor
+    variance: Tensor
+    weight: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(()))
+        self.register_buffer("std", torch.ones(()))
+        self.register_buffer("variance", torch.ones(()))
+        self.register_buffer("weight", torch.zeros(()))
+
+    def forward(self, normalized: Tensor) -> Tensor:
+        """Values in the unit of the rewards, from the head's."""
+        return torch.addcmul(self.mean, normalized, self.std)
+
+    @torch.no_grad()
+    def update(self, mean: Tensor, variance: Tensor, samples: int, head: nn.Linear) -> None:
+        """Take in the moments of new returns.
+
+        Args:
+            mean, variance: of the new returns (population variance), `[]`.
+            samples: how many they are.
+            head: the critic's; changed so that the values it gives stay what they were (PopArt), except at the first
+                update, when they mean nothing yet.
+        """
+        rate = 1 - math.exp(-samples / self.HORIZON)
+        weight = self.weight * (1 - rate) + rate
+        share = rate / weight
+        delta = mean - self.mean
+        first = self.weight == 0
+        new_mean = self.mean + share * delta
+        new_variance = (1 - share) * (self.variance + share * delta * delta) + share * variance
+        new_std = new_variance.sqrt().clamp(min=self.FLOOR)
+        head.weight.copy_(torch.where(first, head.weight, head.weight * (self.std / new_std)))
+        head.bias.copy_(torch.where(first, head.bias, (self.std * head.bias + self.mean - new_mean) / new_std))
+        self.weight.copy_(weight)
+        self.mean.copy_(new_mean)
+        self.variance.copy_(new_variance)
+        self.std.copy_(new_std)
+
+
+class ObsNorm(nn.Module):
+    """Running mean and variance of every number of an observation's `Box` entries, but for images.
+
+    Other entries (choices, bits) pass unchanged. Normalised numbers are clipped to ±`CLIP`, which also bounds the
+    first roll-out, of which no statistics exist yet.
+
+    Args:
+        space: of one observation.
+    """
+
+    CLIP = 10.0
+    EPSILON = 1e-8
+    count: Tensor
+
+    def __init__(self, space: spaces.Space[Any]) -> None:
+        super().__init__()
+        entries = space.spaces if isinstance(space, spaces.Dict) else {"": space}
+        numbers = {
+            name: entry
+            for name, entry in entries.items()
+            if isinstance(entry, spaces.Box) and not is_image_space(entry)
+        }
+        self.names = tuple(sorted(numbers))
+        """Entries that are normalised; their order has no part in a checkpoint."""
+        self.register_buffer("count", torch.zeros(()))
+        for index, name in enumerate(self.names):
+            self.register_buffer(f"mean{index}", torch.zeros(numbers[name].shape))
+            self.register_buffer(f"variance{index}", torch.ones(numbers[name].shape))
+
+    def moments(self, index: int) -> tuple[Tensor, Tensor]:
+        """Running mean and variance of the entry `names[index]`."""
+        return getattr(self, f"mean{index}"), getattr(self, f"variance{index}")
+
+    def forward(self, obs: Obs) -> Obs:
+        """Observations `[..., *shape]`, normalised."""
+        if isinstance(obs, Tensor):
+            return self._normalized(obs, 0) if self.names else obs
+        return {**obs, **{name: self._normalized(obs[name], index) for index, name in enumerate(self.names)}}
+
+    def _normalized(self, x: Tensor, index: int) -> Tensor:
+        mean, variance = self.moments(index)
+        return ((x.to(mean.dtype) - mean) / (variance + self.EPSILON).sqrt()).clamp(-self.CLIP, self.CLIP)
+
+    @torch.no_grad()
+    def update(self, found: dict[str, tuple[Tensor, Tensor]], samples: int) -> None:
+        """Take in the moments of new observations (Chan et al. 1979, eq. 2.1).
+
+        Args:
+            found: mean and population variance by entry, each `[*shape]`.
+            samples: how many observations they are of.
+        """
+        total = self.count + samples
+        share = samples / total
+        for index, name in enumerate(self.names):
+            mean, variance = self.moments(index)
+            new_mean, new_variance = found[name]
+            delta = new_mean - mean
+            variance.copy_((1 - share) * (variance + share * delta * delta) + share * new_variance)
+            mean.add_(share * delta)
+        self.count.copy_(total)
+
+
+def exchange_value_norm(weights: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A policy's `weights` for one whose state is `own`, with or without a `ValueNorm` as that has it.
+
+    Statistics that `own` has no place for go into the critic's head, so that values stay what they are; those that
+    `weights` lack are `own`'s, which begin anew.
+    """
+    prefix, head = "value_norm.", "value_net."
+    there, here = ({name for name in state if name.startswith(prefix)} for state in (weights, own))
+    if there == here:
+        return weights
+    taken = {name: value for name, value in weights.items() if name not in there} | {name: own[name] for name in here}
+    if there and {f"{head}weight", f"{head}bias"} <= set(weights):
+        mean, std = weights[f"{prefix}mean"], weights[f"{prefix}std"]
+        taken[f"{head}weight"] = weights[f"{head}weight"] * std
+        taken[f"{head}bias"] = weights[f"{head}bias"] * std + mean
+    return taken
