@@ -156,7 +156,8 @@ def play(
             returns, lengths = _play_free(player, env, quota, seed, metrics)
     refuse_without_choice(float(player.without_choice))
     counted = np.arange(quota.max())[:, None] < quota
-    return Score.of(returns[counted], lengths[counted], metrics.values(metrics.sums().cpu().numpy()))
+    own = metrics.values(metrics.sums().cpu().numpy())
+    return Score.of(returns[counted], lengths[counted], {**own, **player.success_rate()})
 
 
 class _Player:
@@ -166,6 +167,7 @@ class _Player:
         self.act, self.space = act, env.single_action_space
         self.without_choice = torch.zeros((), device=env.device)
         """Observations at which no action was valid."""
+        self._successes = torch.zeros(2, device=env.device)
 
     def __call__(self, obs: Obs, starts: Tensor | None, info: Info) -> Tensor:
         mask = info.get("action_mask")
@@ -173,6 +175,18 @@ class _Player:
             check_width(mask, self.space)
             self.without_choice += without_choice(mask, self.space).sum()
         return self.act(obs, starts, *(() if mask is None else (mask,)))
+
+    def hear(self, info: Info, over: Tensor) -> None:
+        """Note `info["is_success"]` of the copies whose episode is over, bool `[N]`; NaN where it is not said."""
+        if "is_success" in info:
+            success = info["is_success"].float()
+            said = over & ~success.isnan()
+            self._successes += torch.stack([success.where(said, 0.0).sum(), said.sum()])
+
+    def success_rate(self) -> dict[str, float]:
+        """Under the name it has in the log; empty where nothing was said."""
+        successes, episodes = self._successes.tolist()
+        return {"success_rate": successes / episodes} if episodes else {}
 
 
 def _play_fixed(
@@ -193,6 +207,7 @@ def _play_fixed(
             metrics.add(info, number < wanted)
             if breakdown is not None:
                 breakdown.add(info, step, number < wanted)
+        act.hear(info, number < wanted)
     totals = returns.cpu().double().numpy()
     return totals, np.full(totals.shape, env.horizon)
 
@@ -200,7 +215,10 @@ def _play_fixed(
 def _play_free(
     act: _Player, env: TensorEnv, quota: Array, seed: int | None, metrics: TaskMetrics
 ) -> tuple[Array, Array]:
-    """As `_play_fixed`, where each copy ends by itself: filed on the device, and the host looks now and then."""
+    """As `_play_fixed`, where each copy ends by itself: filed on the device, and the host looks now and then.
+
+    What counts as an episode is up to the environment where it counts them (`TensorEnv.counts_episodes`).
+    """
     num_envs, device = env.num_envs, env.device
     obs, info = env.reset(seed=seed)
     starts: Tensor | None = torch.ones(num_envs, dtype=torch.bool, device=device)
@@ -215,13 +233,25 @@ def _play_free(
         obs, reward, terminated, truncated, info = env.step(act(obs, starts, info))
         metrics.add(info, played < wanted)
         row = played.clamp(max=rounds)[None]
+        ended = over = terminated | truncated
+        steps = torch.ones_like(played)
+        if env.counts_episodes:
+            reward, steps, over = _as_counted(info, reward)
         returns.scatter_add_(0, row, reward[None])
-        lengths.scatter_add_(0, row, torch.ones_like(row))
-        ended = terminated | truncated
-        played += ended
+        lengths.scatter_add_(0, row, steps[None])
+        act.hear(info, over & (played < wanted))
+        played += over
         starts = ended if "final_obs" in info else None
         step += 1
     return returns[:-1].cpu().double().numpy(), lengths[:-1].cpu().numpy()
+
+
+def _as_counted(info: Info, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return and length of the episodes that the environment says are over, 0 elsewhere, and which they are: `[N]`."""
+    counted = info.get("episode_return", torch.full_like(like, torch.nan))
+    over = ~counted.isnan()
+    length = info.get("episode_length", counted)
+    return counted.where(over, 0.0), length.where(over, 0.0).long(), over
 
 
 def random_actions(space: spaces.Space[Any], num_envs: int, device: torch.device, mask: Tensor | None = None) -> Tensor:
