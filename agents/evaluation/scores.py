@@ -248,9 +248,9 @@ def _play_free(
 
 def _as_counted(info: Info, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return and length of the episodes that the environment says are over, 0 elsewhere, and which they are: `[N]`."""
-    counted = info.get("episode_return", torch.full_like(like, torch.nan))
+    counted: Tensor = info.get("episode_return", torch.full_like(like, torch.nan))
     over = ~counted.isnan()
-    length = info.get("episode_length", counted)
+    length: Tensor = info.get("episode_length", counted)
     return counted.where(over, 0.0), length.where(over, 0.0).long(), over
 
 
