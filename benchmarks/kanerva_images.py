@@ -1,7 +1,7 @@
 """Train Kanerva++'s generative model on black-and-white images and report its conditional bound on the test images.
 
     python benchmarks/kanerva_images.py --source digits --minutes 1     # needs no file
-    python benchmarks/kanerva_images.py --source binarized-mnist --minutes 10 --csv results/kanerva.csv
+    python benchmarks/kanerva_images.py --form block --minutes 60 --state runs/kanerva.pt --csv results/kanerva.csv
     python benchmarks/kanerva_images.py --source omniglot --size paper --device cuda --minutes 60 --png omniglot.png
 
 Nats an image, less is better: reconstruction, KL(Z) and KL(Y) apart, by both branches of the paper's figure 5. The
@@ -9,8 +9,18 @@ memory is written from the images that are then scored, and nothing is charged f
 to be compared with the likelihood of a model without such a memory. The paper gives 41.58 on binarised MNIST and 66.24
 on Omniglot, after 500 or 1,000 epochs of a ResNet18; its Omniglot of 28 x 28 pixels is another one than ours.
 
-Not as in the paper: AdamW instead of LARS with Adam, divergences that are counted in little by little (else a short
-training ends where Z says nothing), and training on the training split alone.
+Two measures: `bound` is eq. (4); `bound/T` divides both divergences by the images of an episode, as the author's public
+code for the dynamic Kanerva machine does. Which of them the paper's figures are is not known.
+
+Controls: the same images read from another episode's memory, and from the mean memory of all test episodes. A model
+that reconstructs as well from those has a memory that it does not read.
+
+Forms (`--form`): "paper" trains eq. (4) with the pooled memory. "pooled" normalises the embeddings and trains through
+the memory, Z ~ p(Z|M, Y). "block" does so too, and writes each image as a block at its keys. "vae" has no memory and a
+standard normal prior, the same encoder, decoder and steps.
+
+Not as in the paper: AdamW instead of LARS with Adam, in form "paper" divergences that are counted in little by little
+(else a short training ends where Z says nothing), and training on the training split alone.
 """
 
 from __future__ import annotations
@@ -34,6 +44,8 @@ from envs.tasks.image_data import load_images
 from envs.tasks.image_episode import LEVELS, NOISE, noise_table
 from policies.allocator import tune_allocator
 from policies.memories.kanerva_model import KanervaModel
+from policies.memories.kanerva_parts import as_gaussian
+from policies.memories.kanerva_places import Allocation
 
 PAPER = {"binarized-mnist": 41.58, "omniglot": 66.24}
 PARTS = ("bound", "reconstruction", "kl_z", "kl_y")
@@ -47,7 +59,12 @@ SIZES: dict[str, dict[str, Any]] = {
         **{"prior_features": 16, "decoder_features": 128, "encoder_channels": (32, 64, 128), "encoder_blocks": 1},
     },
     "paper": {},  # the model's defaults
+    "dense": {
+        **{"memory_size": 32, "crop_size": 8, "embedding_size": 512, "dense_size": 128, "writer_features": 32},
+        **{"prior_features": 16, "decoder_features": 512, "encoder_channels": (512,), "network": "dense"},
+    },
 }
+Path_ = Literal["posterior", "memory"]
 
 
 @dataclass
@@ -56,8 +73,13 @@ class Args:
     """The images; those of digits and mnist are cut at half ink."""
     data_dir: Path | None = None
     """Looked into first for files."""
+    form: Literal["paper", "pooled", "block", "vae"] = "paper"
+    """What is trained, and how; see above."""
+    allocation: Allocation = "inferred"
+    """Of blocks, see `KanervaBlocks`: "inferred" from the image, "ranked" in its episode, by its "place" in it."""
     minutes: float = 10.0
-    """Training ends after so many minutes; the learning rate falls to 0 by then."""
+    """Training ends after so many minutes of processor time (of the clock on a GPU); the learning rate falls to 0 by
+    then."""
     epochs: float = math.inf
     """Or after so many passes over the training images, whichever is first."""
     length: int = 10
@@ -68,8 +90,10 @@ class Args:
     """Width of Z."""
     reads: int = 2
     """K, windows read for an image."""
-    size: Literal["small", "medium", "paper"] = "small"
-    """Of the networks: for a CPU core, between, or the paper's."""
+    memory_size: int | None = None
+    """S, height and width of the memory; None: that of `size`."""
+    size: Literal["small", "medium", "paper", "dense"] = "small"
+    """Of the networks: for a CPU core, between, or the paper's; "dense": dense layers, the most for a CPU's time."""
     learning_rate: float = 2e-3
     """At its highest, after a twentieth of the training."""
     kl_z_warm_up: float = 0.3
@@ -84,6 +108,10 @@ class Args:
     """Where everything lives."""
     threads: int = 1
     """CPU threads."""
+    state: Path | None = None
+    """Save the training here now and then, and go on from it if it is there."""
+    slice: float = math.inf
+    """Stop after so many minutes of this process, to go on later from `state`."""
     csv: Path | None = None
     """Write the table here."""
     png: Path | None = None
@@ -95,21 +123,17 @@ def main(args: Args) -> None:
     tune_allocator()
     torch.manual_seed(args.seed)
     train, test = (black_and_white(args, split) for split in ("train", "test"))
-    sizes = {"latent_size": args.latent_size, "reads": args.reads, **SIZES[args.size]}
-    model = KanervaModel((1, *train.shape[1:]), **sizes).to(args.device)
+    model = build(args, train).to(args.device)
     spent = fit(model, train, args)
-    rows = [score(model, test, args, path) for path in ("posterior", "memory")]
+    if spent is None:
+        return
+    rows = [score(model, test, args, path, memory) for path, memory in controls(args.form)]
     shared = {
         **{"source": args.source, "images": len(test), "paper": PAPER.get(args.source, ""), **spent},
+        **{"form": args.form, "allocation": args.allocation if args.form == "block" else ""},
         **{"length": args.length, "batch": args.batch, "latent_size": args.latent_size, "reads": args.reads},
         **{"size": args.size, "parameters": sum(p.numel() for p in model.parameters())},
-        **{
-            "learning_rate": args.learning_rate,
-            "kl_z_warm_up": args.kl_z_warm_up,
-            "kl_y_warm_up": args.kl_y_warm_up,
-            "seed": args.seed,
-            "device": args.device,
-        },
+        **{"learning_rate": args.learning_rate, "seed": args.seed, "device": args.device},
     }
     report(args, rows, shared, pixel_cost(train, test))
     if args.csv is not None:
@@ -118,8 +142,32 @@ def main(args: Args) -> None:
             writer = csv.DictWriter(file, [*rows[0], *shared])
             writer.writeheader()
             writer.writerows({**row, **shared} for row in rows)
-    if args.png is not None:
+    if args.png is not None and args.form != "vae":
         draw(model, test, args, args.png)
+
+
+def build(args: Args, images: Tensor) -> KanervaModel:
+    sizes = {"latent_size": args.latent_size, "reads": args.reads, **SIZES[args.size]}
+    if args.memory_size is not None:
+        sizes["memory_size"] = args.memory_size
+    shape = (1, images.shape[1], images.shape[2])
+    if args.form == "vae":
+        return VAE(shape, **sizes)
+    if args.form == "block":
+        sizes |= {"write": "block", "allocation": args.allocation}
+    return KanervaModel(shape, normalise=args.form != "paper", **sizes)
+
+
+class VAE(KanervaModel):
+    """The control without memory: Z ~ q(Z|X) against N(0, I)."""
+
+    def forward(self, episode: Tensor, path: Path_ | None = None, memory: Tensor | None = None) -> dict[str, Tensor]:
+        posterior = as_gaussian(self.kanerva.posterior(self.embed(episode).flatten(0, 1)))
+        latent = posterior.at(torch.randn_like(posterior.mean))
+        reconstruction = self.likelihood.cost(self.decoder(latent), episode.flatten(0, 1))
+        kl_z = posterior.kl()
+        costs = {"bound": reconstruction + kl_z, "reconstruction": reconstruction, "kl_z": kl_z, "kl_y": 0 * kl_z}
+        return {name: cost.view(episode.shape[:2]) for name, cost in costs.items()}
 
 
 def black_and_white(args: Args, split: str) -> Tensor:
@@ -134,39 +182,87 @@ def episodes(images: Tensor, length: int, batch: int) -> Iterator[Tensor]:
         yield images[chunk].view(length, -1, 1, *images.shape[1:]).float()
 
 
-def fit(model: KanervaModel, images: Tensor, args: Args) -> dict[str, Any]:
-    """Train within the budget; what was spent."""
-    decayed = [p for p in model.parameters() if p.dim() > 1]
-    others = [p for p in model.parameters() if p.dim() <= 1]
-    groups = [{"params": decayed, "weight_decay": args.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=args.learning_rate)
+def fit(model: KanervaModel, images: Tensor, args: Args) -> dict[str, Any] | None:
+    """Train within the budget; what was spent. None: the slice is over first."""
+    optimizer = torch.optim.AdamW(weight_groups(model, args.weight_decay), lr=args.learning_rate)
+    clock = time.process_time if args.device == "cpu" else time.perf_counter
+    spent = {"minutes": 0.0, "clock_minutes": 0.0, "updates": 0, "seen": 0}
+    if args.state is not None and args.state.exists():
+        saved = torch.load(args.state, map_location=args.device, weights_only=True)
+        if saved["args"] != described(args):
+            raise SystemExit(
+                f"{args.state} is the training of other options: expected {saved['args']}; give another file"
+            )
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        torch.set_rng_state(saved["generator"].cpu())
+        spent = saved["spent"]
     model.train()
-    start = told = time.perf_counter()
-    updates, seen, since, progress = 0, 0, 0, 0.0
+    path: Path_ = "posterior" if args.form in ("paper", "vae") else "memory"
+    begin, begin_clock = clock() - 60 * spent["minutes"], time.perf_counter() - 60 * spent["clock_minutes"]
+    first = told = time.perf_counter()
+    since, progress = 0, 0.0
     sums = torch.zeros(len(PARTS), device=args.device)  # over the updates since it last told
-    while progress < 1:
+    while True:
         for episode in episodes(images, args.length, args.batch):
-            progress = max((time.perf_counter() - start) / 60 / args.minutes, seen / len(images) / args.epochs)
+            spent["minutes"], spent["clock_minutes"] = (clock() - begin) / 60, (time.perf_counter() - begin_clock) / 60
+            progress = max(spent["minutes"] / args.minutes, spent["seen"] / len(images) / args.epochs)
+            over = (time.perf_counter() - first) / 60 > args.slice
+            if progress >= 1 or over or time.perf_counter() - told > 60:
+                told = time.perf_counter()
+                if since:
+                    means = dict(zip(PARTS, (sums / since).tolist(), strict=True))
+                    sums, since = torch.zeros_like(sums), 0
+                    line = "  ".join(f"{part} {value:.2f}" for part, value in means.items())
+                    epochs = spent["seen"] / len(images)
+                    print(f"{spent['minutes']:6.1f} min of processor  {epochs:6.2f} epochs  {line}", flush=True)
+                if args.state is not None:
+                    save(args.state, model, optimizer, args, spent)
             if progress >= 1:
-                break
+                return {
+                    **{name: round(spent[name], 2) for name in ("minutes", "clock_minutes")},
+                    **{"epochs": round(spent["seen"] / len(images), 2), "updates": int(spent["updates"])},
+                }
+            if over:
+                return None
             for group in optimizer.param_groups:
                 group["lr"] = args.learning_rate * one_cycle(progress)
-            costs = model(episode)
+            costs = model(episode, path)
             optimizer.zero_grad()
-            weight_z, weight_y = (grown(progress, share) for share in (args.kl_z_warm_up, args.kl_y_warm_up))
-            (costs["reconstruction"] + weight_z * costs["kl_z"] + weight_y * costs["kl_y"]).mean().backward()
+            loss = costs["bound"]
+            if args.form == "paper":
+                weight_z, weight_y = (grown(progress, share) for share in (args.kl_z_warm_up, args.kl_y_warm_up))
+                loss = costs["reconstruction"] + weight_z * costs["kl_z"] + weight_y * costs["kl_y"]
+            loss.mean().backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1000.0)
             optimizer.step()
-            updates, seen, since = updates + 1, seen + episode.shape[:2].numel(), since + 1
+            spent["updates"], spent["seen"] = spent["updates"] + 1, spent["seen"] + episode.shape[:2].numel()
             sums += torch.stack([costs[part].detach().mean() for part in PARTS])
-            if time.perf_counter() - told > 30:
-                told = time.perf_counter()
-                means = dict(zip(PARTS, (sums / since).tolist(), strict=True))
-                sums, since = torch.zeros_like(sums), 0
-                line = "  ".join(f"{part} {value:.2f}" for part, value in means.items())
-                print(f"{(told - start) / 60:6.1f} min  {seen / len(images):6.2f} epochs  {line}", flush=True)
-    minutes = (time.perf_counter() - start) / 60
-    return {"minutes": round(minutes, 2), "epochs": round(seen / len(images), 2), "updates": updates}
+            since += 1
+
+
+def weight_groups(model: torch.nn.Module, decay: float) -> list[dict[str, Any]]:
+    """Weights of linear layers and convolutions decay; biases and what normalisation has do not."""
+    decayed = [m.weight for m in model.modules() if isinstance(m, torch.nn.Linear | torch.nn.modules.conv._ConvNd)]
+    kept = {id(weight) for weight in decayed}
+    others = [p for p in model.parameters() if id(p) not in kept]
+    return [{"params": decayed, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
+
+
+def described(args: Args) -> dict[str, str]:
+    """What makes two trainings the same one."""
+    apart = ("state", "slice", "csv", "png", "threads", "data_dir")
+    return {name: str(value) for name, value in vars(args).items() if name not in apart}
+
+
+def save(
+    path: Path, model: KanervaModel, optimizer: torch.optim.Optimizer, args: Args, spent: dict[str, float]
+) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staged = path.with_name(path.name + ".part")
+    parts = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "generator": torch.get_rng_state()}
+    torch.save({**parts, "args": described(args), "spent": spent}, staged)
+    staged.replace(path)
 
 
 def grown(progress: float, share: float) -> float:
@@ -181,14 +277,39 @@ def one_cycle(progress: float, warm_up: float = 0.05) -> float:
     return 0.5 * (1 + math.cos(math.pi * (progress - warm_up) / (1 - warm_up)))
 
 
+def controls(form: str) -> list[tuple[Path_, str]]:
+    """The paths scored for a form, and the memory that is read: its own where there is nothing else to say."""
+    if form == "vae":
+        return [("posterior", "own")]
+    paths: tuple[Path_, ...] = ("posterior", "memory") if form == "paper" else ("memory",)
+    return [(path, memory) for path in paths for memory in ("own", "another's", "mean")]
+
+
 @torch.no_grad()
-def score(model: KanervaModel, images: Tensor, args: Args, path: Literal["posterior", "memory"]) -> dict[str, Any]:
+def score(model: KanervaModel, images: Tensor, args: Args, path: Path_, memory: str) -> dict[str, Any]:
     """Means over the images, in nats, and the standard error of the bound over episodes."""
     torch.manual_seed(args.seed)
     model.eval()
-    costs = [model(episode, path) for episode in episodes(images, args.length, args.batch)]
+    played = list(episodes(images, args.length, args.batch))
+    mean = None
+    if memory == "mean":
+        mean = torch.cat([model.infer_memory(episode) for episode in played]).mean(0)
+    costs = []
+    for episode in played:
+        other = None
+        if memory == "another's":
+            # an episode alone in its batch has none beside it
+            other = model.infer_memory(episode if episode.shape[1] > 1 else played[0][:, :1]).roll(1, 0)
+        elif mean is not None:
+            other = mean.expand(episode.shape[1], *mean.shape)
+        costs.append(model(episode, path, other))
     each = {part: torch.cat([cost[part].mean(0) for cost in costs]).double() for part in PARTS}
-    row: dict[str, Any] = {"path": path, **{part: round(float(values.mean()), 3) for part, values in each.items()}}
+    if path == "memory":
+        each["kl_z"].zero_()  # Z is drawn from p(Z|M, Y) itself
+    row: dict[str, Any] = {"path": path, "memory": memory}
+    row |= {part: round(float(values.mean()), 3) for part, values in each.items()}
+    divergence = each["bound"] - each["reconstruction"]
+    row["bound/T"] = round(float((each["reconstruction"] + divergence / args.length).mean()), 3)
     bound = each["bound"]
     return {**row, "bound_error": round(float(bound.std() / math.sqrt(len(bound))), 3)}
 
@@ -207,7 +328,7 @@ def report(args: Args, rows: list[dict[str, Any]], shared: dict[str, Any], pixel
     paper = f"; the paper has {shared['paper']}" if shared["paper"] else ""
     print(f"pixels by their frequency alone: {pixels:.2f}{paper}")
     print("Conditional: the memory is written from the images that are scored, and nothing is charged for it.")
-    print(f"{shared['parameters']:,} parameters, {shared['minutes']} minutes, {shared['epochs']} epochs")
+    print(f"{shared['parameters']:,} parameters, {shared['minutes']} minutes of processor, {shared['epochs']} epochs")
 
 
 @torch.no_grad()
@@ -219,13 +340,18 @@ def draw(model: KanervaModel, images: Tensor, args: Args, path: Path) -> None:
     model.eval()
     episode = next(episodes(images, args.length, 1))
     memory = model.infer_memory(episode)
+    other = model.infer_memory(next(episodes(images, args.length, 1)))
     rows = [("original", episode), ("recall", model.iterative_read(memory, episode, 1)[-1])]
+    rows += [("from another's memory", model.iterative_read(other, episode, 1)[-1])]
     for kind, amount in NOISE.items():
         table = noise_table(kind, amount).to(episode.device)
         noisy = table[episode.long(), torch.randint(LEVELS, episode.shape, device=episode.device)]
         rows += [(kind, noisy), ("after 10 reads", model.iterative_read(memory, noisy, 10)[-1])]
+    hidden = episode.clone()
+    hidden[..., hidden.shape[-2] // 2 :, :] = 0
+    rows += [("lower half hidden", hidden), ("after 10 reads", model.iterative_read(memory, hidden, 10)[-1])]
     made = model.generate(memory, args.length)
-    rows += [("generated", made), ("after 10 reads", model.iterative_read(memory, made, 10)[-1])]
+    rows += [("generated from keys", made), ("after 10 reads", model.iterative_read(memory, made, 10)[-1])]
     figure = Figure(figsize=(0.6 * args.length + 1.4, 0.62 * len(rows)), dpi=150)
     for place, (name, pictures) in enumerate(rows):
         axes = figure.add_axes((0.17, 1 - (place + 1) / len(rows), 0.82, 0.94 / len(rows)))

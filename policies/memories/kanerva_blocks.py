@@ -19,6 +19,7 @@ from policies.memories.kanerva_encoder import DeepLinear, ImageEncoder, split_ti
 from policies.memories.kanerva_likelihood import Likelihood
 from policies.memories.kanerva_panels import COLOURS, memory_panels
 from policies.memories.kanerva_parts import Gaussian, ImageDecoder, LearnedPrior, as_gaussian, image_shape
+from policies.memories.kanerva_places import block_places, cell_weights, inner_room
 from policies.memories.noise import fingerprint, gaussian, next_seed
 from policies.memories.readers import Queries, ReaderMemory, Shape
 
@@ -27,38 +28,6 @@ KEYS, LATENT, POSTERIOR, ASKED_KEYS, ASKED_LATENT = range(5)
 
 KEY_STD = 0.3
 """Standard deviation of keys before training; the prior's is 1."""
-
-
-def block_places(keys: Tensor, room: float) -> Tensor:
-    """Centres of blocks in −1..1, where the memory's corner cells are, for keys of any shape.
-
-    A standard normal key is uniform over the places at which the whole block lies within the memory.
-
-    Args:
-        keys: y.
-        room: the farthest that a centre may be from the middle.
-    """
-    return room * torch.erf(keys / math.sqrt(2))
-
-
-def block_room(block_size: int, memory_size: int) -> float:
-    """How far from the middle the centre of a block may be."""
-    return 1 - (block_size - 1) / (memory_size - 1)
-
-
-def cell_weights(places: Tensor, block_size: int, memory_size: int) -> Tensor:
-    """Bilinear weights between the rows of a block and those of the memory, eq. (9) for a block at the memory's scale.
-
-    Args:
-        places: centres in −1..1, `[...]`.
-
-    Returns:
-        `[..., block_size, memory_size]`: 1 where a row of the block lies on one of the memory, falling to 0 a row away.
-    """
-    cells = torch.arange(memory_size, device=places.device, dtype=places.dtype)
-    rows = torch.arange(block_size, device=places.device, dtype=places.dtype) - (block_size - 1) / 2
-    centre = (places.unsqueeze(-1) + 1) * ((memory_size - 1) / 2)
-    return (1 - ((centre + rows).unsqueeze(-1) - cells).abs()).clamp(min=0)
 
 
 class Weights(NamedTuple):
@@ -313,7 +282,7 @@ class BlockKanerva(ReaderMemory):
 
     def locate(self, keys: Tensor) -> tuple[Tensor, Tensor]:
         """Places `[B, n, 2]` of keys `[B, n, 2]`, and weights `[B, n, 2, crop_size, S]` across and down."""
-        places = block_places(keys, block_room(self.crop_size, self.memory_size))
+        places = block_places(keys, inner_room(self.crop_size, self.memory_size))
         return places, cell_weights(places, self.crop_size, self.memory_size)
 
     def write(self, memory: Tensor, weights: Tensor, gate: Tensor, content: Tensor) -> Tensor:

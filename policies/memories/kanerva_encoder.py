@@ -30,21 +30,24 @@ class DeepLinear(nn.Sequential):
         inputs: width of the input.
         units: of the two hidden layers.
         outputs: width of the output.
+        spectral_last: divide the last layer too; the author's helpers leave it as it is, the paper does not say.
     """
 
     squarings = 5
     """Of WWᵀ: 2⁵ steps of the power iteration."""
 
-    def __init__(self, inputs: int, units: int, outputs: int) -> None:
+    def __init__(self, inputs: int, units: int, outputs: int, spectral_last: bool = True) -> None:
         super().__init__(nn.Linear(inputs, units), nn.Linear(units, units), nn.Linear(units, outputs))
         for layer in self._layers():
             nn.init.orthogonal_(layer.weight)  # all singular values are the largest, so that nothing is dimmed at first
+        self.spectral_last = spectral_last
         self._known: tuple[list[Tensor], list[Tensor], list[Tensor]] | None = None  # weights, and their u and v
 
     def sigmas(self) -> list[Tensor]:
-        """The largest singular value of each layer, `[]`; its gradient is u vᵀ."""
+        """What each layer is divided by, `[]`: its largest singular value, whose gradient is u vᵀ."""
         weights = [layer.weight for layer in self._layers()]
-        return [u @ w @ v for w, u, v in zip(weights, *self._directions(weights), strict=True)]
+        sigmas = [u @ w @ v for w, u, v in zip(weights, *self._directions(weights), strict=True)]
+        return sigmas if self.spectral_last else [*sigmas[:2], torch.ones_like(sigmas[2])]
 
     def forward(self, x: Tensor) -> Tensor:
         for layer, sigma in zip(self._layers(), self.sigmas(), strict=True):
@@ -174,12 +177,16 @@ class DenseEncoder(Encoder):
         embedding_size: width of E.
         fraction: of the units that is shifted.
         linear: leave out the ReLU between the layers.
+        batch_norm: batch normalisation before each ReLU.
     """
 
-    def __init__(self, size: int, units: int, embedding_size: int, fraction: float, linear: bool) -> None:
+    def __init__(
+        self, size: int, units: int, embedding_size: int, fraction: float, linear: bool, batch_norm: bool = False
+    ) -> None:
         super().__init__(fraction)
         widths = [size, units, units, embedding_size]
         self.layers = nn.ModuleList(nn.Linear(*pair) for pair in itertools.pairwise(widths))
+        self.norms = nn.ModuleList(nn.BatchNorm1d(units) if batch_norm else nn.Identity() for _ in range(2))
         self.linear = linear
         for width in widths[1:3]:
             self.place(width)
@@ -187,6 +194,7 @@ class DenseEncoder(Encoder):
     def run(self, x: Tensor, shift: Shift) -> Tensor:
         for index, layer in enumerate(self.layers):
             if index:
+                x = self.norms[index - 1](x)
                 x = shift(index - 1, x if self.linear else x.relu())
             x = layer(x)
         return x
@@ -253,7 +261,9 @@ class ResidualBlock(nn.Module):
             normalise(norm, outputs),
         )
         same = inputs == outputs and stride == 1
-        self.short_cut = nn.Identity() if same else nn.Conv2d(inputs, outputs, 1, stride)
+        self.short_cut: nn.Module = nn.Identity()
+        if not same:
+            self.short_cut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), normalise(norm, outputs))
 
     def forward(self, x: Tensor, shifted: Tensor) -> Tensor:
         return F.relu(self.short_cut(x) + self.residual(shifted))

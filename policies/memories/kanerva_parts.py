@@ -35,10 +35,10 @@ class Gaussian(NamedTuple):
         return 0.5 * (mean.square() + ratio - 1 - ratio.log()).flatten(1).sum(1)
 
 
-def as_gaussian(numbers: Tensor) -> Gaussian:
-    """The first half is the mean; the second becomes the standard deviation by a softplus."""
+def as_gaussian(numbers: Tensor, offset: float = 0.0) -> Gaussian:
+    """The first half is the mean; the second, plus `offset`, becomes the standard deviation by a softplus."""
     mean, raw = numbers.chunk(2, -1)
-    return Gaussian(mean, F.softplus(raw) + 1e-4)
+    return Gaussian(mean, F.softplus(raw + offset) + 1e-4)
 
 
 def image_shape(shape: int | Sequence[int]) -> tuple[int, int, int]:
@@ -52,24 +52,25 @@ def image_shape(shape: int | Sequence[int]) -> tuple[int, int, int]:
 class Writer(nn.Module):
     """f_mem (§3.3, appendix E): from the pooled embedding to the memory `[N, C, S, S]`, by transposed convolutions.
 
-    It is deep but linear, and has no biases: where nothing was written the memory is zero, and the memory of several
-    items is the mean of the memories of each.
+    Appendix E calls it a deep linear decoder, §3.3 a non-linear one. Linear, and without biases, the memory of several
+    items is the mean of the memories of each. Either way it is zero where nothing was written.
 
     Args:
         embedding_size: width of E.
         features: feature maps at 4 x 4; halved by each layer, 256 in the paper.
         channels: C of the memory.
         size: S, 4 times a power of two.
+        linear: the reading of appendix E; False: ReLU between the layers.
     """
 
-    def __init__(self, embedding_size: int, features: int, channels: int, size: int) -> None:
+    def __init__(self, embedding_size: int, features: int, channels: int, size: int, linear: bool = True) -> None:
         super().__init__()
         doublings = round(math.log2(size / 4)) if size >= 8 else 0
         if not doublings or 4 * 2**doublings != size:
             raise ValueError(f"memory_size is {size}; it must be 8, 16, 32, ...")
         if features >> (doublings - 1) < 1:
             raise ValueError(f"writer_features is {features}; a memory of size {size} halves it {doublings - 1} times")
-        self.features = features
+        self.features, self.linear = features, linear
         self.project = nn.Linear(embedding_size, features * 4 * 4, bias=False)
         widths = [features >> layer for layer in range(doublings)] + [channels]
         self.layers = nn.Sequential(*(_doubling(*pair, bias=False) for pair in itertools.pairwise(widths)))
@@ -80,22 +81,42 @@ class Writer(nn.Module):
             nn.init.normal_(layer.weight, std=(4 * layer.in_channels) ** -0.5)
 
     def forward(self, pooled: Tensor) -> Tensor:
-        memory: Tensor = self.layers(self.project(pooled).view(-1, self.features, 4, 4))
+        memory: Tensor = self.project(pooled).view(-1, self.features, 4, 4)
+        for layer in self.layers:
+            memory = layer(memory if self.linear else memory.relu())
         return memory
 
 
 class KeyModel(nn.Module):
-    """q(Y|X): K keys y ∈ R³ for each embedding, eq. (6), with σ where the paper prints σ²."""
+    """q(Y|X): K keys for each embedding, eq. (6), with σ where the paper prints σ².
 
-    def __init__(self, embedding_size: int, units: int, reads: int) -> None:
+    Args:
+        embedding_size: width of E.
+        units: of the dense network.
+        reads: K.
+        numbers: of a key: 3, (s, x, y), in the paper.
+        std: σ where the network says 0; None: the softplus of 0.
+        spectral_last: see `DeepLinear`.
+    """
+
+    def __init__(
+        self,
+        embedding_size: int,
+        units: int,
+        reads: int,
+        numbers: int = 3,
+        std: float | None = None,
+        spectral_last: bool = True,
+    ) -> None:
         super().__init__()
-        self.reads = reads
-        self.network = DeepLinear(embedding_size, units, 2 * 3 * reads)
+        self.reads, self.numbers = reads, numbers
+        self.offset = 0.0 if std is None else math.log(math.expm1(std))
+        self.network = DeepLinear(embedding_size, units, 2 * numbers * reads, spectral_last)
 
     def forward(self, embedding: Tensor) -> Gaussian:
-        """`[N, D]` to keys `[N, K, 3]`."""
-        mean, std = as_gaussian(self.network(embedding))
-        return Gaussian(mean.view(-1, self.reads, 3), std.reshape(-1, self.reads, 3))
+        """`[N, D]` to keys `[N, K, numbers]`."""
+        mean, std = as_gaussian(self.network(embedding), self.offset)
+        return Gaussian(mean.view(-1, self.reads, self.numbers), std.reshape(-1, self.reads, self.numbers))
 
 
 def read_windows(memory: Tensor, keys: Tensor, size: int) -> Tensor:
@@ -202,6 +223,16 @@ class ImageDecoder(nn.Module):
         return image[:, :, : self.grid[0], : self.grid[1]]
 
 
+class DenseDecoder(nn.Sequential):
+    """From Z to an image by three dense layers with ReLU between them; arguments as of `ImageDecoder`."""
+
+    def __init__(self, latent_size: int, shape: tuple[int, int, int], units: int) -> None:
+        super().__init__(
+            *(nn.Linear(latent_size, units), nn.ReLU(), nn.Linear(units, units), nn.ReLU()),
+            *(nn.Linear(units, math.prod(shape)), nn.Unflatten(1, shape)),
+        )
+
+
 def _doubling(inputs: int, outputs: int, bias: bool) -> nn.ConvTranspose2d:
     """Twice the height and width."""
     return nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1, bias=bias)
@@ -229,6 +260,8 @@ class Kanerva(nn.Module):
         reads: K, windows read for one image.
         crop_size: side of a window in pixels.
         prior_features: feature maps of the learned prior's first layer, doubled by each further one.
+        linear_writer: see `Writer`.
+        spectral_last: see `DeepLinear`.
     """
 
     def __init__(
@@ -242,14 +275,17 @@ class Kanerva(nn.Module):
         reads: int,
         crop_size: int,
         prior_features: int,
+        linear_writer: bool = True,
+        spectral_last: bool = True,
     ) -> None:
         super().__init__()
         if min(embedding_size, units, latent_size, memory_channels, reads, prior_features) < 1:
             raise ValueError("sizes and reads must be at least 1")
-        self.crop_size = crop_size
-        self.writer = Writer(embedding_size, writer_features, memory_channels, memory_size)
-        self.keys = KeyModel(embedding_size, units, reads)
-        self.posterior = DeepLinear(embedding_size, units, 2 * latent_size)  # q(Z|X), from E and not from the memory
+        self.crop_size, self.reads = crop_size, reads
+        self.writer = Writer(embedding_size, writer_features, memory_channels, memory_size, linear_writer)
+        self.keys = KeyModel(embedding_size, units, reads, spectral_last=spectral_last)
+        # q(Z|X), from E and not from the memory
+        self.posterior = DeepLinear(embedding_size, units, 2 * latent_size, spectral_last)
         self.prior = LearnedPrior(reads * memory_channels, crop_size, prior_features, latent_size)
 
     def read(self, memory: Tensor, keys: Tensor) -> Readout:

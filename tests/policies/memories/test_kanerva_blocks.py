@@ -14,8 +14,9 @@ from torch.nn import functional as F
 from policies.memories import make_memory
 from policies.memories.base import State, unroll
 from policies.memories.kanerva import KanervaMemory
-from policies.memories.kanerva_blocks import BlockKanerva, block_places, block_room, cell_weights
+from policies.memories.kanerva_blocks import BlockKanerva
 from policies.memories.kanerva_encoder import DeepLinear
+from policies.memories.kanerva_places import block_places, cell_weights, inner_room
 from policies.memories.noise import fingerprint, gaussian, next_seed
 
 FEATURES, BATCH, LENGTH = 5, 2, 5
@@ -193,9 +194,9 @@ def test_what_is_written_at_a_key_is_read_there() -> None:
 
 
 def test_standard_normal_keys_are_uniform_over_where_a_block_fits() -> None:
-    places = block_places(torch.randn(20000), block_room(CROP, S))
+    places = block_places(torch.randn(20000), inner_room(CROP, S))
     assert places.abs().max() <= 1 - (CROP - 1) / (S - 1)
-    counts = torch.histc(places, 10, -block_room(CROP, S), block_room(CROP, S))
+    counts = torch.histc(places, 10, -inner_room(CROP, S), inner_room(CROP, S))
     assert (counts / 2000 - 1).abs().max() < 0.12
     weights = cell_weights(places, CROP, S)
     torch.testing.assert_close(weights.sum(2), torch.ones(20000, CROP), atol=1e-4, rtol=0)  # wholly within

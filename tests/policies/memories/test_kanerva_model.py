@@ -139,12 +139,14 @@ def test_steps_that_carry_their_features_are_an_episode_shifted_online(encoder: 
 def test_the_default_encoder_is_resnet18() -> None:
     """Its 18 layers with weights, and 512 features; the shift is before each block's first convolution."""
     encoder = KanervaModel().encoder
-    layers = [m for m in encoder.modules() if isinstance(m, torch.nn.Conv2d) and m.kernel_size == (3, 3)]
+    convolutions = [m for m in encoder.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert not any(m.bias is not None for m in convolutions)
+    layers = [m for m in convolutions if m.kernel_size == (3, 3)]
     assert len(layers) + 1 == 18
     assert encoder.shift_shapes == [
         (8, 28, 28), (8, 28, 28), (8, 28, 28), (16, 14, 14), (16, 14, 14), (32, 7, 7), (32, 7, 7), (64, 4, 4)
     ]  # fmt: skip
-    assert sum(isinstance(m, torch.nn.BatchNorm2d) for m in encoder.modules()) == 17
+    assert sum(isinstance(m, torch.nn.BatchNorm2d) for m in encoder.modules()) == 20  # 3 of short cuts
 
 
 def test_divergences_are_torchs() -> None:
