@@ -84,9 +84,9 @@ def encode_space(space: spaces.Space[Any]) -> dict[str, Any]:
         bounds = {name: _shorten(getattr(space, name)) for name in ("low", "high")}
         return {"kind": "Box", **bounds, "shape": list(space.shape), "dtype": str(space.dtype)}
     if isinstance(space, spaces.Discrete):
-        return {"kind": "Discrete", "n": int(space.n), "start": int(space.start)}
+        return {"kind": "Discrete", "n": int(space.n), "start": int(space.start), **_type_of(space)}
     if isinstance(space, spaces.MultiDiscrete):
-        return {"kind": "MultiDiscrete", "nvec": space.nvec.tolist(), "start": space.start.tolist()}
+        return {"kind": "MultiDiscrete", "nvec": space.nvec.tolist(), "start": space.start.tolist(), **_type_of(space)}
     if isinstance(space, spaces.MultiBinary):
         return {"kind": "MultiBinary", "n": np.asarray(space.n).tolist()}
     if isinstance(space, spaces.Dict):
@@ -105,16 +105,23 @@ def decode_space(data: dict[str, Any]) -> spaces.Space[Any]:
         dtype = np.dtype(data["dtype"])
         low, high = (np.broadcast_to(np.array(data[name], dtype), data["shape"]).copy() for name in ("low", "high"))
         return spaces.Box(low, high, tuple(data["shape"]), dtype.type)
+    integers = np.dtype(data.get("dtype", np.int64)).type
     if kind == "Discrete":
-        return spaces.Discrete(data["n"], start=data["start"])
+        # Gymnasium before 1.2 knows int64 alone
+        return spaces.Discrete(data["n"], start=data["start"], **({"dtype": integers} if "dtype" in data else {}))
     if kind == "MultiDiscrete":
-        return spaces.MultiDiscrete(np.array(data["nvec"]), start=np.array(data["start"]))
+        return spaces.MultiDiscrete(np.array(data["nvec"]), dtype=integers, start=np.array(data["start"]))
     if kind == "MultiBinary":
         return spaces.MultiBinary(data["n"])
     if kind == "Dict":
         # Pairs, as Gymnasium sorts a dict that it is given.
         return spaces.Dict([(key, decode_space(entry)) for key, entry in data["spaces"].items()])
     raise ValueError(f"unknown space {kind!r} in a checkpoint")
+
+
+def _type_of(space: spaces.Space[Any]) -> dict[str, str]:
+    """The type of whole numbers where it is not the usual one."""
+    return {} if space.dtype == np.int64 else {"dtype": str(space.dtype)}
 
 
 def _shorten(array: np.ndarray[Any, Any]) -> Any:

@@ -69,7 +69,10 @@ class Rollout:
         assert action.shape is not None
         floats = {name: room() for name in ("rewards", "values", "log_probs", "final_values", "advantages", "returns")}
         flags = {name: room(dtype=torch.bool) for name in ("starts", "terminated", "truncated")}
-        entries: dict[str, Any] = {"actions": room(action.shape, _dtype(action)), **floats, **flags}
+        # As the distribution gives them: a Box of whole numbers is rounded for the environment alone.
+        rounded = isinstance(action, spaces.Box) and not _dtype(action).is_floating_point
+        actions = room(action.shape, torch.float32 if rounded else _dtype(action))
+        entries: dict[str, Any] = {"actions": actions, **floats, **flags}
         if isinstance(obs, spaces.Dict):
             entries["obs"] = {key: room(entry.shape or (), _dtype(entry)) for key, entry in obs.spaces.items()}
         else:

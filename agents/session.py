@@ -116,6 +116,8 @@ class Session:
         space = self.env.single_action_space
         action = None if self.action is None else self.action[0].cpu().numpy().reshape(-1)
         taken: list[int] = []
+        if action is not None and isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
+            action = action - np.ravel(space.start)
         if action is not None:
             taken = np.flatnonzero(action).tolist() if isinstance(space, spaces.MultiBinary) else [int(action[0])]
         probabilities = self.probabilities
@@ -196,7 +198,7 @@ def _maze_views(env: TensorEnv, values: np.ndarray[Any, Any]) -> list[View]:
 def _views(name: str, values: np.ndarray[Any, Any], space: spaces.Space[Any]) -> list[View]:
     if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
         counts = np.atleast_1d(space.n if isinstance(space, spaces.Discrete) else space.nvec).ravel()
-        digits = np.atleast_1d(values).ravel()
+        digits = np.ravel(values - space.start)
         return [
             View(name if len(counts) == 1 else f"{name} {index}", np.eye(int(n))[int(d)])
             for index, (n, d) in enumerate(zip(counts, digits, strict=True))

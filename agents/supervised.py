@@ -159,7 +159,8 @@ class Supervised(MemoryOnPolicyAlgorithm):
         assert rollout.targets is not None
         assert rollout.weights is not None
         each = rollout.weights.dim() == 3  # a weight for every part of the answer
-        log_prob = self.policy.log_prob(rollout.latents, rollout.targets, rollout.grids, each, rollout.masks)
+        targets = self.policy.from_env(rollout.targets)
+        log_prob = self.policy.log_prob(rollout.latents, targets, rollout.grids, each, rollout.masks)
         scored = distributed.mean(rollout.weights.sum()).clamp(min=1e-8)  # a rank's share of all that is scored
         target_loss = -(rollout.weights * log_prob).sum() / scored
         auxiliary, memory_losses = self.auxiliary(rollout.losses)

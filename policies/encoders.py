@@ -1,9 +1,9 @@
 """Encoders: from an observation to what the memory takes in.
 
 A vector memory takes `[B, F]`. Stable-Baselines3's feature extractors do exactly this, so they are used as they are:
-`FlattenExtractor` for vectors and discrete spaces (one-hot), `NatureCNN` for images, `CombinedExtractor` for `Dict`
-spaces, and any of the user's own through `features_extractor_class`. `EmbeddingEncoder` takes its place where there are
-many symbols, and `MLPEncoder` adds layers in front of the memory.
+`FlattenExtractor` for vectors and discrete spaces (one-hot), `NatureCNN` for pictures, and any of the user's own
+through `features_extractor_class`. `PictureEncoder` is for pictures that `NatureCNN` does not fit, `DictEncoder` for
+`Dict` spaces, `EmbeddingEncoder` for many symbols, and `MLPEncoder` adds layers in front of the memory.
 
 A grid memory takes `[B, C, L]` or `[B, C, H, W]`, which `GridEncoder` makes of any observation. `QueryEncoder` keeps
 what is asked apart from what is seen, for memories with readers.
@@ -13,25 +13,23 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.preprocessing import get_flattened_obs_dim, is_image_space
-from stable_baselines3.common.torch_layers import (
-    BaseFeaturesExtractor,
-    CombinedExtractor,
-    FlattenExtractor,
-    NatureCNN,
-)
+from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import TensorDict
 from torch import Tensor, nn
 
 from policies.memories.base import Memory
+from policies.observations import is_symbols, width_of
 
 MANY = 32
 """Symbols of a `Discrete` observation from which on they are embedded."""
+NATURE = 36
+"""Pixels that `NatureCNN` needs in height and width."""
 QUERY = "query"
 """Entries of a `Dict` observation whose key begins so are questions."""
 
@@ -39,10 +37,13 @@ QUERY = "query"
 def default_encoder(observation_space: spaces.Space) -> type[BaseFeaturesExtractor]:  # type: ignore[type-arg]
     """The feature extractor that an SB3 user expects for this observation space; many symbols are embedded."""
     if isinstance(observation_space, spaces.Dict):
-        return CombinedExtractor
+        return DictEncoder
     if isinstance(observation_space, spaces.Discrete) and observation_space.n >= MANY:
         return EmbeddingEncoder
-    return NatureCNN if is_image_space(observation_space) else FlattenExtractor
+    if is_image_space(observation_space):
+        assert observation_space.shape is not None
+        return PictureEncoder if min(observation_space.shape[1:]) < NATURE else NatureCNN
+    return FlatEncoder if isinstance(observation_space, spaces.MultiDiscrete) else FlattenExtractor
 
 
 def encoder_for(
@@ -79,10 +80,112 @@ class EmbeddingEncoder(BaseFeaturesExtractor):
     def __init__(self, observation_space: spaces.Space, features_dim: int = 64) -> None:  # type: ignore[type-arg]
         super().__init__(observation_space, features_dim)
         # a parameter of its own: SB3's orthogonal initialisation of linear layers would make its numbers small
-        self.vectors = nn.Parameter(torch.randn(get_flattened_obs_dim(observation_space), features_dim))
+        self.vectors = nn.Parameter(torch.randn(width_of(observation_space), features_dim))
 
     def forward(self, observations: Tensor) -> Tensor:
         return observations.flatten(1) @ self.vectors  # SB3 has made the symbols one-hot
+
+
+class FlatEncoder(BaseFeaturesExtractor):
+    """One-hot choices, `MultiDiscrete` of any shape, side by side."""
+
+    def __init__(self, observation_space: spaces.Space) -> None:  # type: ignore[type-arg]
+        super().__init__(observation_space, width_of(observation_space))
+
+    def forward(self, observations: Tensor) -> Tensor:
+        return observations.flatten(1)
+
+
+class PictureEncoder(BaseFeaturesExtractor):
+    """Pictures that `NatureCNN` does not fit, from 1×1 up.
+
+    A picture of at most 16×16 is a grid of symbols, as MiniGrid's (object, colour, state): divided by 255 its numbers
+    of 0..10 would all be about 0. Each number of each channel has a learned vector; those of a cell are added to a
+    linear image of the numbers themselves (divided by 255), so that a photograph of this size is read too. Then two
+    3×3 convolutions of full size. Chevalier-Boisvert et al. 2019, "BabyAI", embed symbols so. Larger pictures go
+    through three 3×3 convolutions, the first two with stride 2.
+
+    Args:
+        observation_space: uint8, channels first.
+        features_dim: width of the output.
+    """
+
+    takes_symbols = True
+
+    def __init__(self, observation_space: spaces.Space, features_dim: int = 128) -> None:  # type: ignore[type-arg]
+        super().__init__(observation_space, features_dim)
+        assert observation_space.shape is not None
+        channels, height, width = observation_space.shape
+        self.vectors: nn.Parameter | None = None
+        if is_symbols(observation_space):
+            embedded = 16
+            # of its own for the same reason as in EmbeddingEncoder; variance 1 in every number of a cell
+            self.vectors = nn.Parameter(torch.randn(channels, 256, embedded) / math.sqrt(channels))
+            self.light = nn.Conv2d(channels, embedded, 1)
+            widths, strides = [embedded, 32, 32], [1, 1]
+        else:
+            widths, strides = [channels, 32, 64, 64], [2, 2, 1]
+        layers: list[nn.Module] = []
+        for (inputs, outputs), stride in zip(itertools.pairwise(widths), strides, strict=True):
+            layers += [nn.Conv2d(inputs, outputs, 3, stride, padding=1), nn.ReLU()]
+            height, width = -(-height // stride), -(-width // stride)
+        self.cnn = nn.Sequential(*layers, nn.Flatten())
+        self.linear = nn.Sequential(nn.Linear(widths[-1] * height * width, features_dim), nn.ReLU())
+
+    def forward(self, observations: Tensor) -> Tensor:
+        x = observations
+        if self.vectors is not None:
+            numbers = x.long().unbind(1)
+            x = self.light(x / 255)
+            for vectors, number in zip(self.vectors, numbers, strict=True):
+                x = x + nn.functional.embedding(number, vectors).movedim(-1, 1)
+        output: Tensor = self.linear(self.cnn(x))
+        return output
+
+
+class DictEncoder(BaseFeaturesExtractor):
+    """The entries of a `Dict` side by side, in the order of the space; as SB3's `CombinedExtractor`, with names of any
+    form and pictures of any size.
+
+    Args:
+        observation_space: a flat `Dict`.
+        cnn_output_dim: what each picture gives; None: 256 of `NatureCNN` as in SB3, 128 of `PictureEncoder`.
+    """
+
+    takes_symbols = True
+
+    def __init__(self, observation_space: spaces.Space, cnn_output_dim: int | None = None) -> None:  # type: ignore[type-arg]
+        entries = _entries(observation_space)
+        parts: dict[str, nn.Module] = {}
+        total = 0
+        for name, entry in entries.items():
+            if is_image_space(entry):
+                picture = default_encoder(entry)
+                width = cnn_output_dim or (256 if picture is NatureCNN else 128)
+                parts[name] = picture(entry, features_dim=width)
+            else:
+                parts[name], width = nn.Flatten(), width_of(entry)
+            total += width
+        super().__init__(observation_space, total)
+        self.names = module_names(parts)
+        self.extractors = nn.ModuleDict({self.names[name]: part for name, part in parts.items()})
+
+    def forward(self, observations: TensorDict) -> Tensor:
+        return torch.cat([self.extractors[module](observations[name]) for name, module in self.names.items()], 1)
+
+
+def module_names(names: Iterable[str]) -> dict[str, str]:
+    """A name for each that torch takes for a module's: its own where it can be."""
+    taken = nn.ModuleDict()
+    wanted = list(names)
+    given: dict[str, str] = {}
+    for index, name in enumerate(wanted):
+        own = name and "." not in name and not hasattr(taken, name)
+        module = name if own else f"entry{index}"
+        while not own and (module in wanted or module in given.values()):
+            module += "_"
+        given[name] = module
+    return given
 
 
 class GridEncoder(BaseFeaturesExtractor):
@@ -90,6 +193,7 @@ class GridEncoder(BaseFeaturesExtractor):
 
     - A `Box` with channels first is a grid already and is taken as it is. In a `Dict` all such entries must be of one
       size and are stacked; every number of the other entries becomes a constant plane beside them.
+      The symbols of a small picture (see `PictureEncoder`) enter as log(1 + number) / log(256).
     - Where there is no grid in it, the flat observation is folded into one by a linear layer.
 
     Args:
@@ -100,6 +204,8 @@ class GridEncoder(BaseFeaturesExtractor):
     Raises:
         ValueError: two entries are grids of different size.
     """
+
+    takes_symbols = True
 
     def __init__(
         self,
@@ -112,17 +218,20 @@ class GridEncoder(BaseFeaturesExtractor):
         sizes = {shape[1:] for shape in grids.values()}
         if len(sizes) > 1:
             raise ValueError(f"the grids {grids} of an observation differ in size; a memory takes one size")
-        flat = sum(get_flattened_obs_dim(entry) for name, entry in entries.items() if name not in grids)
+        flat = sum(width_of(entry) for name, entry in entries.items() if name not in grids)
         spatial = sizes.pop() if grids else tuple(spatial)
         channels = sum(shape[0] for shape in grids.values()) + flat if grids else channels
         super().__init__(observation_space, channels * math.prod(spatial))
         self.shape = (channels, *spatial)
         self.grids = tuple(grids)
         self.flat = tuple(name for name in entries if name not in grids)
+        self.symbols = {name for name, entry in entries.items() if is_symbols(entry)}
         self.fold = None if grids else nn.Linear(flat, self.features_dim)
 
     def forward(self, observations: Tensor | TensorDict) -> Tensor:
-        parts = observations if isinstance(observations, dict) else {"": observations}
+        parts = dict(observations) if isinstance(observations, dict) else {"": observations}
+        for name in self.symbols:
+            parts[name] = parts[name].log1p() / math.log(256)
         flat = [parts[name].flatten(1).float() for name in self.flat]
         if self.fold is not None:
             folded: Tensor = self.fold(torch.cat(flat, 1))
@@ -146,6 +255,8 @@ class QueryEncoder(BaseFeaturesExtractor):
         ValueError: there is nothing but questions.
     """
 
+    takes_symbols = True
+
     def __init__(
         self,
         observation_space: spaces.Space,  # type: ignore[type-arg]
@@ -168,17 +279,20 @@ class QueryEncoder(BaseFeaturesExtractor):
         self.only = next(iter(seen)) if len(seen) == 1 else None
         self.seen = tuple(seen)
         self.source = source
-        self.queries = nn.ModuleDict({name: encoder(entries[name]) for name in self.names})
+        self.modules_of = module_names(self.names)
+        self.queries = nn.ModuleDict({self.modules_of[name]: encoder(entries[name]) for name in self.names})
         self.shape = shape_of(source)
 
     @property
     def query_shapes(self) -> dict[str, int | tuple[int, ...]]:
         """Of each question."""
-        return {name: shape_of(encoder) for name, encoder in self.queries.items()}  # type: ignore[arg-type]
+        return {name: shape_of(self.queries[module]) for name, module in self.modules_of.items()}  # type: ignore[arg-type]
 
     def forward(self, observations: TensorDict) -> tuple[Tensor, dict[str, Tensor]]:
         seen = observations[self.only] if self.only else {name: observations[name] for name in self.seen}
-        return self.source(seen), {name: encoder(observations[name]) for name, encoder in self.queries.items()}
+        return self.source(seen), {
+            name: self.queries[module](observations[name]) for name, module in self.modules_of.items()
+        }
 
 
 def _entries(space: spaces.Space[Any]) -> dict[str, spaces.Space[Any]]:
@@ -198,11 +312,12 @@ class MLPEncoder(BaseFeaturesExtractor):
         layers: width of each layer; the last is the memory's input size.
     """
 
+    takes_symbols = True
+
     def __init__(self, observation_space: spaces.Space, layers: Sequence[int] = (128,)) -> None:  # type: ignore[type-arg]
         if not layers:
             raise ValueError("MLPEncoder needs at least one layer; leave it out for none")
         super().__init__(observation_space, features_dim=layers[-1])
-        # CombinedExtractor takes a Dict where the others take any space; the choice above keeps them apart.
         self.input: BaseFeaturesExtractor = default_encoder(observation_space)(observation_space)
         widths = [self.input.features_dim, *layers]
         modules: list[nn.Module] = []

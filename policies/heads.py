@@ -191,9 +191,11 @@ def unchecked(distribution: Distribution) -> Distribution:
 
 
 def flattened(space: spaces.Space) -> spaces.Space:  # type: ignore[type-arg]
-    """`space` as SB3's distributions take it: a `MultiBinary` of one number."""
+    """`space` as SB3's distributions take it: a `MultiBinary` of one number, a `MultiDiscrete` of one row."""
     if isinstance(space, spaces.MultiBinary):
         return spaces.MultiBinary(math.prod(space.shape))
+    if isinstance(space, spaces.MultiDiscrete):
+        return spaces.MultiDiscrete(space.nvec.ravel())
     return space
 
 

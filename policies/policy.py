@@ -20,6 +20,7 @@ from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
 from policies.action_masks import as_masks, masked
+from policies.actions import ActionNumbers
 from policies.encoders import QueryEncoder, encoder_for, shape_of
 from policies.heads import (
     CategoricalDistribution,
@@ -33,6 +34,7 @@ from policies.memories import make_memory, memory_class
 from policies.memories.base import Memory, MemoryStep, Recording, State, Unrolled, reset
 from policies.memories.segments import Segments
 from policies.normalization import ObsNorm, ValueNorm
+from policies.observations import Preparation, tensors_of
 
 Obs = Tensor | dict[str, Tensor]
 
@@ -77,7 +79,8 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         log_std_init: initial log standard deviation of continuous actions.
         features_extractor_class: None: by the observation space and the memory, see `policies.encoders.encoder_for`.
         features_extractor_kwargs: its arguments.
-        normalize_images: divide uint8 images by 255.
+        normalize_images: divide uint8 images by 255; not those of at most 16×16, whose numbers are symbols, except for
+            encoders of the user's own.
         optimizer_class: a torch optimiser.
         optimizer_kwargs: its arguments without the learning rate; None: for Adam `eps` of 1e-5, as in SB3, and torch's
             fused step.
@@ -134,6 +137,9 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         self.action_space = action_space
         self.value_norm = ValueNorm() if normalize_values else None
         self.obs_norm = ObsNorm(observation_space) if normalize_obs else None
+        keep_symbols = getattr(self.features_extractor, "takes_symbols", False)
+        self.actions = ActionNumbers(action_space)
+        self.prepare = Preparation(observation_space, normalize_images, keep_symbols)
 
     def _build_mlp_extractor(self) -> None:
         # SB3 calls this first while it builds the networks: the memory goes before the layers it feeds.
@@ -283,32 +289,24 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         return getattr(distribution, "probs", None)
 
     def to_env(self, action: Tensor) -> Tensor:
-        """What the environment gets: continuous actions cut to their bounds, bits as integers, others as they are."""
-        if isinstance(self.action_space, spaces.MultiBinary):
-            return action.to(torch.int8)
-        if not isinstance(self.action_space, spaces.Box):
-            return action
-        if self._bounds is None or self._bounds[0].device != action.device:
-            space = self.action_space
-            self._bounds = tuple(torch.as_tensor(bound, device=action.device) for bound in (space.low, space.high))
-        return torch.clamp(action, *self._bounds)
+        """What the environment gets: continuous actions cut to their bounds, choices and bits in its numbers."""
+        return self.actions.to_env(action)
 
-    _bounds: tuple[Tensor, ...] | None = None
-
-    @property
-    def _action_shape(self) -> tuple[int, ...]:
-        assert self.action_space.shape is not None
-        return self.action_space.shape
+    def from_env(self, action: Tensor) -> Tensor:
+        """Choices in the environment's numbers as the distributions count them."""
+        return self.actions.from_env(action)
 
     def _encode(self, obs: Obs) -> tuple[Any, ...]:
         """What the memory takes in beside its state: an input and, with readers, the questions.
 
         The entries of a `Dict` reach the encoder in the order of `observation_space`, in whatever order they come.
         """
-        if isinstance(obs, dict):
-            obs = {name: obs[name] for name in self.observation_space.spaces}  # type: ignore[attr-defined]
         features: Any = self.extract_features(obs if self.obs_norm is None else self.obs_norm(obs))
         return features if isinstance(features, tuple) else (features,)
+
+    def extract_features(self, obs: Obs, features_extractor: BaseFeaturesExtractor | None = None) -> Any:
+        """What the encoder makes of observations `[B, ...]`."""
+        return (features_extractor or self.features_extractor)(self.prepare(obs))
 
     # -- SB3's interface -------------------------------------------------------------------------------------------
 
@@ -335,15 +333,20 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         """SB3's `predict` for recurrent policies: hand the returned state back at the next call.
 
         Args:
-            observation: of one environment or of several.
+            observation: of one environment or of several, as the environment gives it: nested, with text beside the
+                numbers, pictures with channels first or last.
             state: as returned by the last call; None at the first.
             episode_start: bool `[B]`, true where `observation` is the first of its episode; None: nowhere.
             deterministic: the most probable action instead of a sampled one.
             action_masks: which choices are valid, as in sb3-contrib's `MaskablePPO`: `[B, choices]`, or `[choices]` of
                 one environment; see `policies.action_masks`. None: all.
 
+        Returns:
+            The action in the environment's own numbers and type, and the state.
+
         Raises:
-            ValueError: a mask of another shape, or one that allows nothing.
+            ValueError: an entry of the observation is missing or of another shape; a mask is of another shape, or
+                allows nothing.
         """
         self.set_training_mode(False)
         obs, vectorized = self.obs_to_tensor(observation)
@@ -357,8 +360,12 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
             action_masks = torch.as_tensor(as_masks(action_masks, self.action_space, batch), device=self.device)
         with torch.no_grad():
             action, _, _, state = self.forward(obs, state, starts, deterministic, action_masks)
-            actions = self.to_env(action).cpu().numpy().reshape((-1, *self._action_shape))
+            actions = self.actions.arrays(action)
         return actions if vectorized else actions.squeeze(axis=0), state
+
+    def obs_to_tensor(self, observation: Any) -> tuple[Obs, bool]:
+        """`observation` as tensors `[B, ...]` on the policy's device, and whether it was of several environments."""
+        return tensors_of(observation, self.observation_space, self.device)
 
     def evaluate_actions(  # type: ignore[override]
         self,

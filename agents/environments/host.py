@@ -31,6 +31,8 @@ from agents.environments.infos import of_vector, row
 from agents.environments.vec_env import VectorVecEnv
 from agents.environments.watch import Watch, watch
 from envs.tensor_env import Info, Obs, TensorEnv
+from policies.actions import check_action_space
+from policies.observations import Layout
 
 
 class Host:
@@ -238,16 +240,10 @@ class HostEnv(TensorEnv):
     """
 
     def __init__(self, host: Host, device: torch.device | str = "cpu") -> None:
-        space = host.observation_space
-        entries = space.spaces if isinstance(space, spaces.Dict) else {"": space}
-        self._channels_last = {name for name, entry in entries.items() if _is_channels_last(entry)}
-        self._first = {name: getattr(entry, "start", 0) for name, entry in entries.items()}
-        self._first_action = getattr(host.action_space, "start", 0)
-        entries = {name: _plain(entry) for name, entry in entries.items()}
-        # Pairs keep the user's order; Gymnasium sorts a dict.
-        space = spaces.Dict(list(entries.items())) if isinstance(space, spaces.Dict) else entries[""]
+        check_action_space(host.action_space)
+        self._layout = Layout(host.observation_space)
         self.host, self._own = host, 0
-        super().__init__(host.num_envs, space, _plain(host.action_space), device)
+        super().__init__(host.num_envs, self._layout.space, host.action_space, device)
         self.vec_env = host.vec_env
         """The environments as SB3's clients are given them: see `agents.environments.TensorVecEnv`."""
         self.counts_episodes = host.counts_episodes
@@ -288,7 +284,7 @@ class HostEnv(TensorEnv):
         action_dtype = self.single_action_space.dtype
         moves = self.host.watch.moves
         obs, reward, terminated, truncated, final = self.host.step(
-            (action.cpu().numpy() + self._first_action).astype(action_dtype, copy=False)
+            action.cpu().numpy().astype(action_dtype, copy=False)
         )
         self._own += self.host.watch.moves - moves
         self._truncated_now = bool(np.any(truncated))
@@ -319,13 +315,10 @@ class HostEnv(TensorEnv):
         return {"episode_return": returns, "episode_length": lengths, "is_success": success}
 
     def _tensors(self, obs: Any) -> Obs:
-        if isinstance(obs, dict):
-            return {name: self._tensor(name, value) for name, value in obs.items()}
-        return self._tensor("", obs)
-
-    def _tensor(self, name: str, obs: Any) -> Tensor:
-        tensor = torch.as_tensor(np.asarray(obs) - self._first[name], device=self.device)
-        return tensor.movedim(-1, 1) if name in self._channels_last else tensor
+        arrays = self._layout.read(obs)
+        if isinstance(arrays, dict):
+            return {name: torch.tensor(array, device=self.device) for name, array in arrays.items()}
+        return torch.tensor(arrays, device=self.device)  # a copy: the environment may use its arrays again
 
     def frame(self, index: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:
         frames = self.host.render()
@@ -373,22 +366,20 @@ def _is_channels_last(space: spaces.Space[Any]) -> bool:
     return isinstance(space, spaces.Box) and is_image_space(space) and not is_image_space_channels_first(space)
 
 
-def _plain(space: spaces.Space[Any]) -> spaces.Space[Any]:
-    """`space` as SB3's networks and distributions take it: images with channels first, discrete values from 0 up."""
-    if _is_channels_last(space):
-        return VecTransposeImage.transpose_space(space)  # type: ignore[arg-type]
-    if isinstance(space, spaces.Discrete):
-        return spaces.Discrete(space.n)
-    return spaces.MultiDiscrete(space.nvec) if isinstance(space, spaces.MultiDiscrete) else space
-
-
 def _copy(obs: Any) -> Any:
-    return {key: value.copy() for key, value in obs.items()} if isinstance(obs, dict) else np.array(obs)
+    if isinstance(obs, dict):
+        return {key: _copy(value) for key, value in obs.items()}
+    if isinstance(obs, tuple) and not any(isinstance(value, str) for value in obs):  # a batch of text is a tuple too
+        return tuple(map(_copy, obs))
+    return np.array(obs, dtype=object if isinstance(obs, tuple) else None)
 
 
 def _assign(batch: Any, index: int, obs: Any) -> None:
     if isinstance(batch, dict):
-        for key, value in obs.items():
-            batch[key][index] = value
+        for key in batch:
+            _assign(batch[key], index, obs[key])
+    elif isinstance(batch, tuple):
+        for part, value in zip(batch, obs, strict=True):
+            _assign(part, index, value)
     else:
         batch[index] = obs

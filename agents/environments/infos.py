@@ -81,5 +81,5 @@ def as_numpy(obs: Obs) -> Any:
 def row(obs: Any, index: int) -> Any:
     """The observation of one copy."""
     if isinstance(obs, dict):
-        return {key: value[index] for key, value in obs.items()}
-    return tuple(value[index] for value in obs) if isinstance(obs, tuple) else obs[index]
+        return {key: row(value, index) for key, value in obs.items()}
+    return tuple(row(value, index) for value in obs) if isinstance(obs, tuple) else obs[index]

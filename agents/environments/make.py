@@ -9,6 +9,7 @@ from typing import Any
 
 import gymnasium as gym
 import torch
+from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from stable_baselines3.common.utils import get_device
@@ -16,9 +17,12 @@ from stable_baselines3.common.vec_env import VecEnv
 
 import envs as engram_envs
 from agents.arguments import read_arguments
+from agents.environments.copies import copy_observations
 from agents.environments.host import HostEnv, VecEnvHost, VectorEnvHost
 from agents.environments.vec_env import TensorVecEnv, VectorVecEnv
 from envs.tensor_env import TensorEnv
+from policies.actions import check_action_space
+from policies.observations import Layout
 
 EnvLike = str | gym.Env[Any, Any] | VectorEnv[Any, Any, Any] | VecEnv | TensorEnv
 
@@ -69,7 +73,8 @@ def as_tensor_env(env: EnvLike, device: torch.device | str = "cpu") -> TensorEnv
     """`env` behind the tensor interface, on `device`.
 
     Raises:
-        ValueError: a `TensorEnv` on another device, or a vector environment that resets at the *next* step.
+        ValueError: a `TensorEnv` on another device, a vector environment that resets at the *next* step, or a space
+            that no network takes (the message names the entry, and what to do).
         TypeError: nothing that is an environment.
     """
     if isinstance(env, str):
@@ -82,18 +87,22 @@ def as_tensor_env(env: EnvLike, device: torch.device | str = "cpu") -> TensorEnv
     if isinstance(env, TensorEnv):
         if torch.device(device).type != env.device.type:
             raise ValueError(f"the environment lives on {env.device} but the agent on {device}; put both on one device")
+        if isinstance(env.single_observation_space, spaces.Tuple) or Layout(env.single_observation_space).renames:
+            raise ValueError(
+                f"{type(env).__name__} has nested observations; a TensorEnv gives one flat dict of tensors"
+            )
+        check_action_space(env.single_action_space)
         return env
     if isinstance(env, VectorVecEnv):
         env = env.source.env
-    if isinstance(env, VecEnv):
-        return HostEnv(VecEnvHost(env), device)
-    if isinstance(env, VectorEnv):
-        return HostEnv(VectorEnvHost(env), device)
+    parts: tuple[gym.Env[Any, Any], ...] = ()
     if isinstance(env, gym.Env):
-        single = env
-        batch = SyncVectorEnv([lambda: single], autoreset_mode=AutoresetMode.SAME_STEP)
-        return HostEnv(VectorEnvHost(batch, single), device)
-    raise TypeError(f"expected a Gymnasium id, Env, VectorEnv, SB3 VecEnv or TensorEnv, not {type(env).__name__}")
+        single, parts = env, (env,)
+        env = SyncVectorEnv([lambda: single], autoreset_mode=AutoresetMode.SAME_STEP)
+    if not isinstance(env, (VecEnv, VectorEnv)):
+        raise TypeError(f"expected a Gymnasium id, Env, VectorEnv, SB3 VecEnv or TensorEnv, not {type(env).__name__}")
+    copy_observations(env)
+    return HostEnv(VecEnvHost(env) if isinstance(env, VecEnv) else VectorEnvHost(env, *parts), device)
 
 
 def _batched(spec: EnvSpec) -> type[TensorEnv] | None:

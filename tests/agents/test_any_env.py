@@ -209,7 +209,7 @@ def test_a_tensor_env_is_taken_as_it_is() -> None:
 
 @pytest.mark.parametrize("start", [1, -1])
 def test_discrete_values_that_do_not_start_at_zero(start: int) -> None:
-    """The learner counts from 0; the environment gets, and gives, its own numbers."""
+    """The networks count from 0; everybody else sees the environment's own numbers."""
 
     class Offset(Cut):
         action_space = gym.spaces.Discrete(2, start=start)
@@ -228,8 +228,11 @@ def test_discrete_values_that_do_not_start_at_zero(start: int) -> None:
     env = Offset(4)
     model = A2C("MemoryPolicy", env, n_steps=40, policy_kwargs=GRU, seed=0).learn(40)
     assert env.seen == {start, start + 1}
-    assert model.observation_space == gym.spaces.Discrete(5)
-    assert model.rollout.obs.flatten().tolist() == [0, 1, 2, 3] * 10
+    assert model.observation_space == Offset.observation_space
+    assert model.rollout.obs.flatten().tolist() == [start + step for step in (0, 1, 2, 3)] * 10
+    seen = model.policy.prepare(torch.tensor([start, start + 3]))
+    assert seen.tolist() == [[1, 0, 0, 0, 0], [0, 0, 0, 1, 0]]  # type: ignore[union-attr]
+    assert {int(model.predict(np.array(start))[0]) for _ in range(40)} == {start, start + 1}
 
 
 def test_the_single_view_and_the_batched_one_agree() -> None:

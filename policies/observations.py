@@ -1,0 +1,267 @@
+"""Observations on their way to a network: any Gymnasium space flat and in a fixed order, every entry floats.
+
+- `Layout`: what an environment gives (nested `Dict` and `Tuple`, text, pictures with channels last) as a `Box`,
+  `Discrete`, `MultiDiscrete`, `MultiBinary` or a flat `Dict` of them, which is what agents are made for.
+- `arrays_of`, `tensors_of`: the same for what a user hands to `predict`.
+- `Preparation`: from such an observation to floats, as Stable-Baselines3's `preprocess_obs`.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.preprocessing import is_image_space
+from torch import Tensor
+from torch.nn import functional as F
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Obs = Tensor | dict[str, Tensor]
+
+SYMBOLS = 16
+"""Pictures of at most so many cells a side are taken for grids of symbols."""
+PLAIN = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+
+
+class Layout:
+    """How an environment's observation becomes a flat one.
+
+    Entries of nested `Dict`s and `Tuple`s get names with dots (`hand.left`, `0`); pictures get their channels first.
+    Text and entries without numbers are left out, which a warning says.
+
+    Args:
+        space: of one environment's observation.
+
+    Raises:
+        ValueError: an entry has no fixed size, two get one name, or nothing is left.
+    """
+
+    space: spaces.Space[Any]
+    """Flat, in the order of the environment's."""
+
+    def __init__(self, space: spaces.Space[Any]) -> None:
+        kept: list[tuple[str, tuple[Any, ...], spaces.Space[Any]]] = []
+        left_out: list[str] = []
+        for path, entry in _leaves(space, ()):
+            name = _name(path)
+            if not isinstance(entry, PLAIN) and not _is_text(entry):
+                raise ValueError(
+                    f"{_place(name)} is {short(entry)}, which has no fixed size; expected Box, Discrete, "
+                    "MultiDiscrete, MultiBinary, or a Dict or Tuple of them: leave it out with "
+                    "gymnasium.wrappers.FilterObservation or rewrite it with gymnasium.wrappers.TransformObservation"
+                )
+            if _is_text(entry) or (isinstance(entry, spaces.Box) and 0 in entry.shape):
+                left_out.append(f"{_place(name)} ({short(entry)})")
+            else:
+                kept.append((name, path, entry))
+        names = [name for name, _, _ in kept]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"two entries of the observation are called {twice.pop()!r} when flattened: rename one")
+        if not kept:
+            raise ValueError(f"there is nothing to learn from in the observation space {short(space)}")
+        _warn_once([f"{entry} is left out: no encoder reads it" for entry in left_out])
+        self.paths = {name: path for name, path, _ in kept}
+        self.transposed = {name for name, _, entry in kept if has_channels_last(entry)}
+        flat = [(name, _channels_first(entry) if name in self.transposed else entry) for name, _, entry in kept]
+        self.is_dict = isinstance(space, (spaces.Dict, spaces.Tuple))
+        self.space = spaces.Dict(flat) if self.is_dict else flat[0][1]
+
+    @property
+    def renames(self) -> bool:
+        """Whether an entry has another place or name than in the environment's space."""
+        return any(path not in ((), (name,)) for name, path in self.paths.items())
+
+    def read(self, obs: Any) -> Array | dict[str, Array]:
+        """The arrays `[N, ...]` of a batch; no copies."""
+        if not self.is_dict:
+            return self._array("", obs)
+        return {name: self._array(name, _at(obs, path)) for name, path in self.paths.items()}
+
+    def _array(self, name: str, value: Any) -> Array:
+        array = np.asarray(value)
+        return np.moveaxis(array, -1, 1) if name in self.transposed else array
+
+
+def arrays_of(observation: Any, space: spaces.Space[Any]) -> tuple[Array | dict[str, Array], bool]:
+    """What a user hands to `predict`, as a batch, and whether it was one.
+
+    Args:
+        observation: of one environment or of several; nested as the environment gives it or flat; a `Dict`'s entries in
+            any order, with others beside them; pictures with channels first or last.
+        space: the agent's.
+
+    Raises:
+        ValueError: an entry is missing or of another shape.
+    """
+    if not isinstance(space, spaces.Dict):
+        return _batch(observation, space, "")
+    if isinstance(observation, Mapping) and all(name in observation for name in space):
+        found: Mapping[Any, Any] = observation
+    else:
+        found = {_name(path): value for path, value in _leaves(observation, ())}
+    if missing := [name for name in space if name not in found]:
+        raise ValueError(f"{_place(missing[0])} is missing: expected {', '.join(space)}; found {', '.join(found)}")
+    batches = {name: _batch(found[name], entry, name) for name, entry in space.items()}
+    if len({vectorized for _, vectorized in batches.values()}) > 1:
+        raise ValueError("some entries of the observation are of one environment, others of several")
+    return {name: array for name, (array, _) in batches.items()}, all(many for _, many in batches.values())
+
+
+def tensors_of(observation: Any, space: spaces.Space[Any], device: torch.device) -> tuple[Obs, bool]:
+    """`arrays_of` on a device."""
+    arrays, vectorized = arrays_of(observation, space)
+    if isinstance(arrays, dict):
+        return {name: torch.as_tensor(array, device=device) for name, array in arrays.items()}, vectorized
+    return torch.as_tensor(arrays, device=device), vectorized
+
+
+class Preparation:
+    """Observations `[B, ...]` as floats: choices one-hot, pictures divided by 255, single numbers as `[B, 1]`.
+
+    Args:
+        space: of one observation, flat.
+        normalize_images: whether pictures are divided.
+        keep_symbols: whether small pictures stay as they are, since the encoder reads their numbers as symbols.
+    """
+
+    def __init__(self, space: spaces.Space[Any], normalize_images: bool, keep_symbols: bool) -> None:
+        def one(entry: spaces.Space[Any]) -> Callable[[Tensor], Tensor]:
+            if isinstance(entry, spaces.Discrete):
+                return _OneHot([int(entry.n)], [int(entry.start)])
+            if isinstance(entry, spaces.MultiDiscrete):
+                return _OneHot(entry.nvec.ravel().tolist(), entry.start.ravel().tolist())
+            divide = normalize_images and is_image_space(entry) and not (keep_symbols and is_symbols(entry))
+            return _picture if divide else _number if entry.shape == () else Tensor.float
+
+        self.one = None if isinstance(space, spaces.Dict) else one(space)
+        self.each = {name: one(entry) for name, entry in space.items()} if isinstance(space, spaces.Dict) else {}
+
+    def __call__(self, obs: Obs) -> Obs:
+        """The entries of a `Dict` come out in the order of the space, in whatever order they are handed in."""
+        if isinstance(obs, dict):
+            return {name: prepare(obs[name]) for name, prepare in self.each.items()}
+        assert self.one is not None, "expected a dict of tensors"
+        return self.one(obs)
+
+
+class _OneHot:
+    def __init__(self, counts: list[int], first: list[int]) -> None:
+        self.counts, self.first = counts, first
+
+    def __call__(self, obs: Tensor) -> Tensor:
+        parts = obs.reshape(len(obs), -1).long().unbind(1)
+        hot = [
+            F.one_hot(part - first if first else part, count)
+            for part, count, first in zip(parts, self.counts, self.first, strict=True)
+        ]
+        return (hot[0] if len(hot) == 1 else torch.cat(hot, 1)).float()
+
+
+def _picture(obs: Tensor) -> Tensor:
+    return obs.float() / 255.0
+
+
+def _number(obs: Tensor) -> Tensor:
+    return obs.float().unsqueeze(1)
+
+
+def is_symbols(space: spaces.Space[Any]) -> bool:
+    """Whether a picture is so small that its numbers are taken for symbols, as in MiniGrid (0..10)."""
+    return is_image_space(space) and max(space.shape[1:]) <= SYMBOLS  # type: ignore[index]
+
+
+def has_channels_last(space: spaces.Space[Any]) -> bool:
+    """Whether a picture is `[H, W, C]`: 1, 3 or 4 are channels; else two equal sides are not; else the fewest are."""
+    if not is_image_space(space):
+        return False
+    first, second, last = space.shape  # type: ignore[misc]
+    if first == second == last:
+        return False  # either way the same shape: nobody could tell which was meant
+    if (last in (1, 3, 4)) != (first in (1, 3, 4)):
+        return last in (1, 3, 4)
+    if (first == second) != (second == last):
+        return bool(first == second)
+    return bool(last < first)
+
+
+def _channels_first(space: spaces.Space[Any]) -> spaces.Box:
+    height, width, channels = space.shape  # type: ignore[misc]
+    return spaces.Box(0, 255, (channels, height, width), np.uint8)
+
+
+def width_of(space: spaces.Space[Any]) -> int:
+    """Numbers of a prepared observation, or of one entry of it, laid flat."""
+    if isinstance(space, spaces.MultiDiscrete):
+        return int(space.nvec.sum())
+    return int(spaces.utils.flatdim(space))
+
+
+def _leaves(value: Any, path: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """The parts of a space or of an observation that are no Dict or Tuple, with the keys that lead there."""
+    if isinstance(value, (Mapping, spaces.Dict)):
+        for key in value:
+            yield from _leaves(value[key], (*path, key))
+    elif isinstance(value, (tuple, spaces.Tuple)):
+        for index, entry in enumerate(value):
+            yield from _leaves(entry, (*path, index))
+    else:
+        yield path, value
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return ".".join(map(str, path))
+
+
+def _at(obs: Any, path: tuple[Any, ...]) -> Any:
+    for key in path:
+        obs = obs[key]
+    return obs
+
+
+def _place(name: str) -> str:
+    return f"the observation's entry {name!r}" if name else "the observation"
+
+
+def short(space: spaces.Space[Any]) -> str:
+    """A space in words, of one line."""
+    words = " ".join(str(space).split())
+    return words if len(words) <= 100 else f"{words[:99]}…"
+
+
+_said: set[str] = set()
+
+
+def _warn_once(lines: list[str]) -> None:
+    for line in lines:
+        if line not in _said:
+            _said.add(line)
+            warnings.warn(line, stacklevel=3)
+
+
+def _is_text(space: spaces.Space[Any]) -> bool:
+    if isinstance(space, spaces.Text):
+        return True
+    if type(space).__module__.startswith("gymnasium."):
+        return False
+    try:  # MiniGrid has a space of its own for its missions
+        return isinstance(copy.deepcopy(space).sample(), str)
+    except Exception:  # a stranger's code: whatever it raises, it is not text
+        return False
+
+
+def _batch(value: Any, space: spaces.Space[Any], name: str) -> tuple[Array, bool]:
+    array, shape = np.asarray(value), space.shape or ()
+    if array.shape == shape:
+        return array[None], False
+    if array.shape[1:] == shape:
+        return array, True
+    if is_image_space(space) and array.ndim in (3, 4):
+        turned = np.moveaxis(array, -1, -3)
+        if turned.shape[-3:] == shape:
+            return turned.reshape(-1, *shape), array.ndim == 4
+    raise ValueError(f"{_place(name)} has shape {array.shape}; expected {shape}, or several of them")
