@@ -37,3 +37,39 @@ def set_generators(states: dict[str, Tensor]) -> None:
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         if f"cuda/{index}" in states:
             torch.cuda.set_rng_state(states[f"cuda/{index}"], index)
+
+
+def check_generators(states: dict[str, Tensor]) -> None:
+    """Look at what `get_generators` gave, without touching the global generators.
+
+    Raises:
+        ValueError: a state is missing, or is none of its generator's.
+    """
+    expected = {
+        "torch": (torch.uint8, list(torch.get_rng_state().shape)),
+        "numpy": (torch.int64, [624]),
+        "numpy_position": (torch.int64, [2]),
+        "numpy_gauss": (torch.float64, []),
+        "python": (torch.int64, [625]),
+        "python_gauss": (torch.float64, []),
+    }
+    for name, (dtype, shape) in expected.items():
+        if name not in states:
+            raise ValueError(f"the state of the random generator {name} is missing")
+        if states[name].dtype != dtype or list(states[name].shape) != shape:
+            raise ValueError(f"the state of the random generator {name} is none: expected {dtype} {shape}")
+    numbers = {"numpy": (states["numpy"], 2**32 - 1), "python": (states["python"][:-1], 2**32 - 1)}
+    numbers |= {
+        "numpy_position": (states["numpy_position"], 624),  # beyond, numpy would read what is not its own
+        "python position": (states["python"][-1:], 624),
+    }
+    for name, (values, high) in numbers.items():
+        if int(values.min()) < 0 or int(values.max()) > high:
+            raise ValueError(f"the state of the random generator {name} is none: expected numbers from 0 to {high}")
+    try:
+        torch.Generator().set_state(states["torch"])
+    except RuntimeError as error:
+        raise ValueError(f"the state of the random generator torch is none: {error}") from error
+    for name in states.keys() - expected.keys():
+        if not name.startswith("cuda/") or states[name].dtype != torch.uint8:
+            raise ValueError(f"there is no random generator {name}")

@@ -124,8 +124,8 @@ class MemoryOnPolicyAlgorithm(Checkpointed, Updates, TrainingEnv, OnPolicyAlgori
         self.stats_window_size = stats_window_size
         self.critic_watch = CriticWatch()
         self._generators_to_set: dict[str, Tensor] = {}
-        self.new_episodes = ""
-        """Why a loaded agent's environments do not go on where they were; empty where they do."""
+        self.whole_episodes = False
+        """Whether a roll-out is as long as an episode, whatever that is: `n_steps` was 0."""
         self.stop_requested = False
         """Set it (from a signal handler, say) to end `learn` after the current iteration, with everything in order."""
         device = device_for(device, env)
@@ -168,9 +168,8 @@ class MemoryOnPolicyAlgorithm(Checkpointed, Updates, TrainingEnv, OnPolicyAlgori
     def _setup_model(self) -> None:
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
-        norms = {"normalize_values": self.normalize_values, "normalize_obs": self.normalize_obs}
         self.policy = self.policy_class(  # type: ignore[assignment]
-            self.observation_space, self.action_space, self.lr_schedule, **norms | self.policy_kwargs
+            self.observation_space, self.action_space, self.lr_schedule, **self.policy_arguments
         ).to(self.device)
         self.speed_note = prepare(self)
         """Why `fast` is not had in full; empty where it is."""
@@ -180,9 +179,15 @@ class MemoryOnPolicyAlgorithm(Checkpointed, Updates, TrainingEnv, OnPolicyAlgori
         if self.env is not None:
             self._setup_env()
 
+    @property
+    def policy_arguments(self) -> dict[str, Any]:
+        """What the policy is built with beside spaces and learning rate."""
+        return {"normalize_values": self.normalize_values, "normalize_obs": self.normalize_obs} | self.policy_kwargs
+
     def _setup_env(self) -> None:
         """What depends on the environments."""
-        if self.n_steps == 0:
+        self.whole_episodes = self.whole_episodes or self.n_steps == 0
+        if self.whole_episodes:
             if self.tensor_env.horizon is None:
                 raise ValueError("n_steps is 0, a whole episode, but this environment's have no fixed length")
             self.n_steps = self.tensor_env.horizon

@@ -8,7 +8,9 @@ say beside the observation); this base does seeding, automatic resets, spaces, c
 from __future__ import annotations
 
 import abc
+import inspect
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -40,6 +42,15 @@ class _ForSB3(abc.ABCMeta):
 
     def __str__(cls) -> str:
         return f"{cls!r} ({_FOR_SB3})"
+
+
+class _Given:
+    """Arguments of a constructor, held where what looks for an environment's state in its attributes does not look."""
+
+    __slots__ = ("values",)
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self.values = values
 
 
 class TensorEnv(VectorEnv[Obs, Tensor, Tensor], metaclass=_ForSB3):
@@ -93,6 +104,14 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor], metaclass=_ForSB3):
     state_names: tuple[str, ...] = ()
     """Attributes (tensors) that make up the state of the copies, for `state_dict`."""
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        env = super().__new__(cls)
+        with suppress(TypeError):  # of a copy in the making; or the constructor is about to say what is wrong
+            bound = inspect.signature(cls.__init__).bind(env, *args, **kwargs)
+            bound.apply_defaults()
+            env._given = _Given(bound.arguments)
+        return env
+
     def __init__(
         self,
         num_envs: int,
@@ -124,6 +143,16 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor], metaclass=_ForSB3):
         self.visits: object = object()
         """Another object after each `reset`, and after each step by somebody beside the learner: by it the learner
         sees that it must go on from what the environment shows now (`observe`)."""
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What it was constructed with, by name, defaults included; recorded without a subclass's doing.
+
+        A checkpoint keeps them: a state goes only into an environment of the same class, arguments, horizon and spaces.
+        """
+        return {} if self._given is None else dict(list(self._given.values.items())[1:])
+
+    _given: _Given | None = None
 
     # -- what a subclass writes ------------------------------------------------------------------------------------
 
@@ -283,9 +312,11 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor], metaclass=_ForSB3):
         """Go on from a `state_dict` of an environment of the same class, arguments and `num_envs`.
 
         Raises:
-            ValueError: an entry is missing, unknown or of another shape.
+            ValueError: an entry is missing, unknown or of another shape, or no episode is that long.
         """
         elapsed, started = state["elapsed"].tolist() if "elapsed" in state else (0, 0)
+        if self.horizon is not None and not 0 <= elapsed < self.horizon:
+            raise ValueError(f"environment state is {elapsed} steps into an episode of {self.horizon}")
         names = self.state_names if started else ()
         expected = {"generator", "elapsed", *names}
         if set(state) != expected:

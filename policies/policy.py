@@ -153,7 +153,10 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         """Whether the actor's head reads the memory's map; the critic's always reads its vector."""
         self.action_dist = unchecked(self.action_dist) if maps is None else maps
         self.mlp_extractor = MlpExtractor(
-            self.memory.output_size, net_arch=self.net_arch, activation_fn=self.activation_fn, device=self.device
+            self.memory.output_size,
+            net_arch=self.net_arch,
+            activation_fn=self.activation_fn,
+            device=torch.get_default_device(),
         )
 
     def take_plain_twins(self) -> None:

@@ -1,23 +1,30 @@
-"""Checkpoints: exact, safe and whole. `format` is the files, `learner` what a learner keeps in them."""
+"""Checkpoints: exact, safe and whole.
 
+`files` is bytes, `format` what they mean, `saved` what a manifest may say, `environment` what a state was taken from,
+`restore` how it comes back, `learner` what a learner saves and how it is built.
+"""
+
+from agents.checkpoint.files import MANIFEST, TENSORS, CheckpointError
 from agents.checkpoint.format import (
-    MANIFEST,
-    TENSORS,
-    CheckpointError,
+    digest,
     latest_checkpoint,
+    prune,
     read_manifest,
     read_tensors,
     write_checkpoint,
 )
-from agents.checkpoint.learner import Checkpointed, load, take_weights
+from agents.checkpoint.learner import Checkpointed, NewEpisodesWarning, load, take_weights
 
 __all__ = [
     "MANIFEST",
     "TENSORS",
     "CheckpointError",
     "Checkpointed",
+    "NewEpisodesWarning",
+    "digest",
     "latest_checkpoint",
     "load",
+    "prune",
     "read_manifest",
     "read_tensors",
     "take_weights",

@@ -1,140 +1,207 @@
-"""The files of a checkpoint: written whole, read with checks.
+"""The format of a checkpoint: a manifest that vouches for itself, and tensors that the manifest vouches for.
 
-A checkpoint is a folder of two files: `manifest.json` (format version, library versions, constructor arguments, spaces,
-counters) and `tensors.safetensors` (parameters, optimiser, generators, environment, memory, statistics). There is no
-pickle in it and no name in it is imported, so loading a stranger's file runs none of its code. It is written beside its
-place, flushed, and renamed: what bears the name is whole.
+`manifest.json` has the format version, library versions, constructor arguments, spaces and counters;
+`tensors.safetensors` has parameters, optimiser, generators, environment, memory and statistics. There is no pickle in
+them and no name in them is imported, so loading a stranger's file runs none of its code.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load as tensors_of
+from safetensors.torch import save as bytes_of
 from torch import Tensor
 
-FORMAT, FORMAT_VERSION = "engram-checkpoint", 1
-MANIFEST, TENSORS = "manifest.json", "tensors.safetensors"
+from agents.checkpoint.files import (
+    MANIFEST,
+    ROOM,
+    TENSORS,
+    CheckpointError,
+    Place,
+    Source,
+    hidden,
+    memory,
+    remove,
+    write,
+)
+
+FORMAT, FORMAT_VERSION = "engram-checkpoint", 2
+"""Version 2 has the manifest's own digest, types beside shapes, and what the environment was made of."""
 
 
-class CheckpointError(RuntimeError):
-    """A checkpoint that is missing, damaged, of a newer version, or for another agent or environment."""
-
-
-def write_checkpoint(path: str | os.PathLike[str], manifest: dict[str, Any], tensors: dict[str, Tensor]) -> Path:
-    """Write a checkpoint folder at `path`, all or nothing; one that is there is replaced.
-
-    Replacing takes two renames, as a folder cannot be renamed onto another; whoever dies between them leaves the old
-    checkpoint in `.NAME.old`, where `read_manifest` finds it.
-    """
-    target = Path(path)
-    staging, old = (target.with_name(f".{target.name}.{word}") for word in ("partial", "old"))
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    save_file({name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}, staging / TENSORS)
+def write_checkpoint(place: Place, manifest: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Write a checkpoint at `place`, all or nothing; one that is there is replaced. See `files.write`."""
+    plain = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
+    content = bytes_of(plain)
     header = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        "tensors_sha256": _digest(staging / TENSORS),
-        "tensors": shapes(tensors),
+        "tensors_sha256": hashlib.sha256(content).hexdigest(),
+        "tensors": {name: [_kind(value), list(value.shape)] for name, value in plain.items()},
     }
-    with open(staging / MANIFEST, "w", encoding="utf-8") as file:
-        json.dump({**header, **manifest}, file, indent=1)
-    for name in (TENSORS, MANIFEST):
-        with open(staging / name, "rb+") as file:
-            os.fsync(file.fileno())
-    if target.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        target.rename(old)
-    staging.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
-    return target
+    whole = header | manifest
+    whole = {"digest": digest(whole)} | whole
+    write(place, {TENSORS: content, MANIFEST: json.dumps(whole, indent=1).encode()})
 
 
-def _whole(path: str | os.PathLike[str]) -> Path:
-    """The folder of a checkpoint: `path`, or what it was before a replacement that died half-way."""
-    path = Path(path)
-    old = path.with_name(f".{path.name}.old")
-    return old if old.exists() and not path.exists() else path
+def digest(manifest: dict[str, Any]) -> str:
+    """The digest of a manifest's meaning: of all its entries but the digest, however they are laid out."""
+    rest = {name: value for name, value in manifest.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def read_manifest(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read_manifest(place: Place | Source) -> dict[str, Any]:
     """The manifest of a checkpoint.
 
     Raises:
         CheckpointError: it is missing, damaged, not ours or newer than this version can read.
     """
-    file = _whole(path) / MANIFEST
+    source = place if isinstance(place, Source) else Source(place)
+    file = source.where(MANIFEST)
     try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
+        manifest = json.loads(source.read(MANIFEST, ROOM).decode())
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise CheckpointError(f"no checkpoint at {path}: expected the file {file}") from error
-    except (ValueError, OSError, RecursionError) as error:
+        raise CheckpointError(f"no checkpoint at {source.name}: expected the file {file}") from error
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError, MemoryError) as error:
         raise CheckpointError(f"{file} is damaged: expected a JSON manifest ({error})") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise CheckpointError(f"{file} is not an Engram manifest: expected format {FORMAT!r}")
     found = manifest.get("format_version")
-    if not isinstance(found, int) or found > FORMAT_VERSION:
+    if type(found) is not int or not 1 <= found <= FORMAT_VERSION:
         raise CheckpointError(
             f"{file} has format version {found}, this Engram reads up to {FORMAT_VERSION}: upgrade it"
         )
+    if found > 1 and manifest.get("digest") != digest(manifest):
+        raise CheckpointError(f"{file} is damaged: its digest is not that of its entries")
     return manifest
 
 
-def read_tensors(path: str | os.PathLike[str], manifest: dict[str, Any]) -> dict[str, Tensor]:
+def listed(manifest: dict[str, Any]) -> dict[str, list[int]]:
+    """The shapes of the tensors that a manifest lists, by name.
+
+    Raises:
+        ValueError: the list is no list of shapes.
+    """
+    entries = manifest["tensors"]
+    if not isinstance(entries, dict):
+        raise ValueError(f"tensors is a {type(entries).__name__}, expected shapes by name")
+    found = {}
+    for name, entry in entries.items():
+        shape = entry if manifest["format_version"] == 1 else (entry[1:2] or [None])[0] if entry else None
+        if not isinstance(shape, list) or not all(type(size) is int and 0 <= size < 1 << 40 for size in shape):
+            raise ValueError(f"the manifest lists {name!r} as {entry!r}, expected a type and a shape")
+        found[name] = shape
+    return found
+
+
+def read_tensors(place: Place | Source, manifest: dict[str, Any]) -> dict[str, Tensor]:
     """The tensors of a checkpoint, on the CPU.
 
     Raises:
         CheckpointError: the file is missing, or is not the one the manifest speaks of.
     """
-    file = _whole(path) / TENSORS
-    if not file.is_file():
-        raise CheckpointError(f"{file} is missing: expected it beside {MANIFEST}")
-    found = _digest(file)
+    source = place if isinstance(place, Source) else Source(place)
+    file = source.where(TENSORS)
+    try:
+        sizes = listed(manifest)
+        room = sum(8 * math.prod(shape) for shape in sizes.values()) + 512 * (len(sizes) + 8) + len(str(sizes))
+        content = source.read(TENSORS, min(room, memory()))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{file} is missing: expected it beside {MANIFEST}") from error
+    except (OSError, MemoryError) as error:
+        raise CheckpointError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    except (KeyError, ValueError, IndexError, TypeError) as error:
+        raise CheckpointError(f"{source.where(MANIFEST)} is damaged: {error}") from error
+    found = hashlib.sha256(content).hexdigest()
     if found != manifest.get("tensors_sha256"):
         raise CheckpointError(
             f"{file} is damaged: expected sha256 {manifest.get('tensors_sha256')}, found {found}; take an older one"
         )
     try:
-        # memory that is mapped from a file is aligned otherwise than torch's own, and sums come out in another order
-        tensors: dict[str, Tensor] = {name: value.clone() for name, value in load_file(file).items()}
-    except (SafetensorError, ValueError) as error:
-        raise CheckpointError(f"{file} is damaged: expected safetensors ({error})") from error
-    if shapes(tensors) != manifest.get("tensors"):
+        tensors: dict[str, Tensor] = tensors_of(content)
+    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        raise CheckpointError(f"{file} is damaged: expected safetensors ({' '.join(str(error).split())})") from error
+    types = [entry[0] for entry in manifest["tensors"].values()] if manifest["format_version"] > 1 else None
+    if shapes(tensors) != sizes or (types and [_kind(tensors[name]) for name in sizes] != types):
         raise CheckpointError(f"{file} is damaged: expected the tensors that {MANIFEST} lists; take an older one")
-    return tensors
+    # Cloned, as kernels add in an order that depends on alignment: where a tensor lies in the file must decide nothing.
+    return {name: value.clone() for name, value in tensors.items()}
+
+
+def shapes(tensors: dict[str, Tensor]) -> dict[str, list[int]]:
+    """The shape of every tensor, as JSON has it."""
+    return {name: list(value.shape) for name, value in tensors.items()}
+
+
+def _kind(value: Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")
+
+
+# -- the checkpoints of a run ------------------------------------------------------------------------------------------
+
+
+def steps_of(folder: Path) -> list[Path]:
+    """The checkpoints in a folder of them, oldest first, by the number in their name."""
+    found = {}
+    for path in folder.glob("step_*"):
+        if path.name[5:].isdecimal() and (path / MANIFEST).is_file():
+            found[int(path.name[5:])] = path
+    for path in folder.glob(".step_*.old"):  # a replacement that died half-way
+        if path.name[6:-4].isdecimal() and (path / MANIFEST).is_file():
+            found.setdefault(int(path.name[6:-4]), path.with_name(path.name[1:-4]))
+    return [found[step] for step in sorted(found)]
 
 
 def latest_checkpoint(folder: str | os.PathLike[str]) -> Path:
-    """The newest whole checkpoint in a run's folder; `folder` itself where it is one.
+    """The newest checkpoint in a run's folder; `folder` itself where it is one.
 
     Raises:
         CheckpointError: there is none.
     """
     folder = Path(folder)
-    if (folder / MANIFEST).is_file():
+    if (folder / MANIFEST).is_file() or (hidden(folder, "old") / MANIFEST).is_file() or folder.is_file():
         return folder
-    steps = [
-        file.parent for file in (folder / "checkpoints").glob(f"step_*/{MANIFEST}") if file.parent.name[5:].isdigit()
-    ]
-    if not steps:
+    found = steps_of(folder / "checkpoints")
+    if not found:
         raise CheckpointError(f"no checkpoint in {folder}: expected {folder / 'checkpoints' / 'step_*' / MANIFEST}")
-    return max(steps, key=lambda step: int(step.name[5:]))
+    return found[-1]
 
 
-def shapes(tensors: dict[str, Tensor]) -> dict[str, list[int]]:
-    return {name: list(value.shape) for name, value in tensors.items()}
+def older_whole(path: Path) -> Path | None:
+    """The newest checkpoint beside `path`, of an earlier step, whose digests hold."""
+    if not path.name.startswith("step_"):
+        return None
+    for candidate in reversed(steps_of(path.parent)):
+        if candidate.name == path.name or int(candidate.name[5:]) > int(path.name[5:]):
+            continue
+        try:
+            source = Source(candidate)
+            read_tensors(source, read_manifest(source))
+        except CheckpointError:
+            continue
+        return candidate
+    return None
 
 
-def _digest(file: Path) -> str:
-    digest = hashlib.sha256()
-    with open(file, "rb") as stream:
-        for chunk in iter(lambda: stream.read(1 << 20), b""):
-            digest.update(chunk)
-    return digest.hexdigest()
+def prune(folder: Path, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints, and what killed processes left half written or half removed.
+
+    Each is renamed to a hidden name first, so that what bears a checkpoint's name is whole.
+    """
+    for word in ("gone", "partial", "old"):
+        for path in folder.glob(f".step_*.{word}"):
+            remove(path)
+    for path in sorted(folder.glob("step_*"))[:-keep]:
+        try:
+            remove(path.rename(hidden(path, "gone")))
+        except OSError:
+            continue  # may not be removed, or is already gone

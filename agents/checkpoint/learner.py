@@ -1,33 +1,40 @@
-"""What a learner puts into a checkpoint, and how it comes back."""
+"""`save` and `load` of a learner: what goes into a checkpoint, and how an agent is built from one."""
 
 from __future__ import annotations
 
 import inspect
 import os
 import platform
-from collections import deque
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
-from torch import Tensor
+from stable_baselines3.common.utils import get_system_info
+from torch import Tensor, nn
 
 from agents import distributed
 from agents.capturable import plain_groups
+from agents.checkpoint.environment import describe, difference
+from agents.checkpoint.files import MANIFEST, CheckpointError, Place, Source, hidden
 from agents.checkpoint.format import (
-    CheckpointError,
     latest_checkpoint,
+    listed,
+    older_whole,
     read_manifest,
     read_tensors,
-    shapes,
     write_checkpoint,
 )
+from agents.checkpoint.restore import check_finite, part, prefix_of, restore, take_policy
+from agents.checkpoint.saved import COUNTERS, check_manifest
 from agents.encoding import decode, decode_space, encode, encode_space
-from agents.environments import EnvLike, device_for
-from agents.environments.infos import as_numpy
+from agents.environments import EnvLike, HostEnv, as_tensor_env, device_for
 from agents.generators import get_generators
+from envs.tensor_env import TensorEnv
 from policies.memories.base import detach
 from policies.normalization import exchange_value_norm
 
@@ -36,7 +43,6 @@ if TYPE_CHECKING:
 
 LIBRARIES = ("torch", "gymnasium", "stable-baselines3", "numpy", "safetensors")
 
-COUNTERS = ("num_timesteps", "_total_timesteps", "_n_updates", "_episode_num", "_current_progress_remaining")
 # What a constructor takes but a checkpoint does not keep: where and how it runs and logs is up to whoever loads it.
 NOT_KEPT = ("self", "policy", "env", "device", "fast", "precision", "verbose", "tensorboard_log", "_init_setup_model")
 
@@ -46,62 +52,80 @@ LATER = {"normalize_values": False, "normalize_obs": False}
 Self = TypeVar("Self", bound="Checkpointed")
 
 
-def take_weights(policy: torch.nn.Module, path: str | os.PathLike[str]) -> None:
+class NewEpisodesWarning(UserWarning):
+    """A loaded agent starts new episodes, or new random numbers, because it goes on elsewhere than it was saved."""
+
+
+def load(path: Place, env: EnvLike | None = None, **kwargs: Any) -> MemoryOnPolicyAlgorithm:
+    """Load a checkpoint of any of this project's learners; arguments as in `Checkpointed.load`."""
+    from agents import LEARNERS  # a learner is a Checkpointed: the arrow back is drawn at call time
+
+    with _offering_an_older_one(path) as source:
+        name = read_manifest(source).get("algorithm")
+    for learner in LEARNERS.values():
+        if learner.__name__ == name:
+            return learner.load(source, env, **kwargs)
+    raise CheckpointError(f"{source.name} holds a {name!r}, this Engram knows {', '.join(LEARNERS)}")
+
+
+def take_weights(policy: nn.Module, path: str | os.PathLike[str]) -> None:
     """Give a policy the parameters and buffers of a checkpoint, or of the newest in a run's folder.
 
     Raises:
         CheckpointError: there is none, it is damaged, or its weights are not those of such a policy.
     """
-    checkpoint = latest_checkpoint(path)
-    manifest = read_manifest(checkpoint)
-    tensors = read_tensors(checkpoint, manifest)
-    weights = {name.removeprefix("policy/"): value for name, value in tensors.items() if name.startswith("policy/")}
-    weights = exchange_value_norm(weights, policy.state_dict())
-    theirs, ours = shapes(weights), shapes(policy.state_dict())
-    if differ := sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name)):
-        there, here = theirs.get(differ[0], "missing"), ours.get(differ[0], "none")
-        raise CheckpointError(
-            f"the weights in {checkpoint} are not of this memory, environment and sizes: {len(differ)} differ; "
-            f"{differ[0]} is {there}, expected {here}"
-        )
-    order = list(manifest["observation_space"].get("spaces", ()))
-    found = list(getattr(policy.observation_space, "spaces", ()))
-    if order != found:
-        raise CheckpointError(
-            f"the weights in {checkpoint} take the observation's entries in the order {', '.join(order)}, but the "
-            f"environment has {', '.join(found)}: write its space as spaces.Dict([(name, space), ...]) in that order"
-        )
-    policy.load_state_dict(weights)
-
-
-def load(path: str | os.PathLike[str], env: EnvLike | None = None, **kwargs: Any) -> MemoryOnPolicyAlgorithm:
-    """Load a checkpoint of any of this project's learners, or the newest of a run's folder.
-
-    Arguments as in `Checkpointed.load`.
-    """
-    from agents import LEARNERS  # a learner is a Checkpointed: the arrow back is drawn at call time
-
-    path = _newest(path)
-    name = read_manifest(path).get("algorithm")
-    for learner in LEARNERS.values():
-        if learner.__name__ == name:
-            return learner.load(path, env, **kwargs)
-    raise CheckpointError(f"{path} holds a {name!r}, this Engram knows {', '.join(LEARNERS)}")
-
-
-def _newest(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
-    """The newest checkpoint, where `path` is a run's folder; else `path`."""
-    return latest_checkpoint(path) if os.path.isdir(os.path.join(path, "checkpoints")) else path
+    with _offering_an_older_one(latest_checkpoint(path)) as source:
+        manifest = read_manifest(source)
+    with _naming(source):
+        theirs = part(listed(manifest), "policy/")
+        if differs := _other_shapes(theirs, policy, but="value_norm."):
+            raise CheckpointError(
+                f"the weights in {source.name} are not of this memory, environment and sizes: {differs}"
+            )
+        order = list(manifest["observation_space"].get("spaces", ()))
+        found = list(getattr(policy.observation_space, "spaces", ()))
+        if order != found:
+            raise CheckpointError(
+                f"the weights in {source.name} take the observation's entries in the order {', '.join(order)}, but the "
+                f"environment has {', '.join(found)}: write it as spaces.Dict([(name, space), ...]) in that order"
+            )
+        weights = exchange_value_norm(part(read_tensors(source, manifest), "policy/"), policy.state_dict())
+        check_finite(weights, policy.state_dict())
+        policy.load_state_dict(weights)
 
 
 class Checkpointed(BaseAlgorithm):
     """`save` and `load` for the learners, in place of SB3's pickles."""
 
-    def save(self: Any, path: str | os.PathLike[str]) -> None:  # type: ignore[override]
-        """Write a checkpoint folder at `path`: the agent, its optimiser and all that the run's next step depends on.
+    new_episodes: str = ""
+    """Why environments do not go on where they were; empty where they do."""
+    new_generators: str = ""
+    """Why random generators do not go on where they were; empty where they do."""
+    _unused: tuple[dict[str, Any], dict[str, Tensor]] | None = None
+    """Manifest and tensors of a run that was loaded without its environments, to be saved again."""
+
+    # -- save ------------------------------------------------------------------------------------------------------
+
+    def save(  # type: ignore[override]
+        self: Any, path: Place, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None
+    ) -> None:
+        """Write a checkpoint: the agent, its optimiser and all that the run's next step depends on.
 
         With several ranks all must call it; rank 0 writes what every one of them needs, into the one folder.
+
+        Args:
+            path: of the folder; one file where it ends in ".zip"; or a binary file object, which gets that file.
+            exclude: not used: what a checkpoint holds is fixed.
+            include: must be empty, for the same reason.
+
+        Raises:
+            ValueError: `include` names something.
         """
+        if include:
+            raise ValueError(
+                f"include is {', '.join(include)}, but a checkpoint holds the agent and its run alone: expected none; "
+                "keep attributes of your own in a file beside it"
+            )
         parts = distributed.to_first(self._of_this_rank())
         if not parts:
             return
@@ -109,9 +133,10 @@ class Checkpointed(BaseAlgorithm):
         optimizer = self.policy.optimizer.state_dict()
         for index, entries in optimizer["state"].items():
             for name, value in entries.items():
-                tensors[f"optimizer/{index}/{name}"] = torch.as_tensor(value)
-        for rank, part in enumerate(parts):
-            tensors |= {_prefix(rank) + name: value for name, value in part.items()}
+                if value is not None:
+                    tensors[f"optimizer/{index}/{name}"] = torch.as_tensor(value)
+        for rank, each in enumerate(parts):
+            tensors |= {prefix_of(rank) + name: value for name, value in each.items()}
         if self._last_obs is not None:
             tensors |= self._episodes()
         manifest = {
@@ -122,12 +147,21 @@ class Checkpointed(BaseAlgorithm):
             "counters": {name: getattr(self, name) for name in COUNTERS},
             "num_envs": getattr(self, "n_envs", 1) * len(parts),
             "ranks": len(parts),
-            "env": type(self.tensor_env).__name__ if self.env is not None else None,
+            "device": self.device.type,
+            "environment": describe(self.tensor_env) if self.env is not None else None,
             "may_start": getattr(self, "_may_start", True),
             "observation_space": encode_space(self.observation_space),
             "action_space": encode_space(self.action_space),
             "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
         }
+        if self.whole_episodes:
+            manifest["config"]["n_steps"] = 0
+        if self.env is None and self._unused is not None:
+            before, theirs = self._unused
+            tensors |= theirs
+            for name in ("num_envs", "ranks", "device", "environment", "may_start"):
+                manifest[name] = before.get(name, manifest[name])
+            manifest["environment"] = before.get("environment", before.get("env"))
         write_checkpoint(path, manifest, tensors)
 
     @classmethod
@@ -137,7 +171,8 @@ class Checkpointed(BaseAlgorithm):
 
     def _of_this_rank(self: Any) -> dict[str, Tensor]:
         """What every rank has of its own: generators, environments, observation, reset signal and memory."""
-        tensors = {f"rng/{name}": value for name, value in get_generators().items()}
+        generators = self._generators_to_set or get_generators()  # loaded, and not yet in use
+        tensors = {f"rng/{name}": value for name, value in generators.items()}
         if self.env is not None:
             tensors |= {f"env/{name}": value for name, value in self.tensor_env.state_dict().items()}
         if self._last_obs is not None:
@@ -156,67 +191,69 @@ class Checkpointed(BaseAlgorithm):
             "run/recent_episodes": torch.tensor(recent, dtype=torch.float64).view(-1, 3),
         }
 
+    # -- load ------------------------------------------------------------------------------------------------------
+
     @classmethod
     def load(  # type: ignore[override]
         cls: type[Self],
-        path: str | os.PathLike[str],
+        path: Place | Source,
         env: EnvLike | None = None,
         device: torch.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = False,
         **kwargs: Any,
     ) -> Self:
         """Load a checkpoint.
 
-        With an environment of the same class and number of copies, and as many ranks, `learn(...,
+        With an environment of the same class, arguments and number of copies, and as many ranks, `learn(...,
         reset_num_timesteps=False)` goes on exactly where the saved run was. Else the environments start new episodes,
-        and `new_episodes` says why; those on the host always do, as their state cannot be read.
+        and `new_episodes` and a warning say why; those on the host always do, as their state cannot be read.
 
         Args:
-            path: of the checkpoint, or of a run's folder: its newest whole one.
+            path: of the folder or zip file, with or without ".zip"; a run's folder, for its newest checkpoint; or a
+                binary file object with the zip.
             env: to go on training; None to predict only.
             device: where to; "auto": where `env` is, if it is given, else an accelerator where there is one.
+            custom_objects: as `kwargs`, for those who come from SB3.
+            print_system_info: print versions, as SB3 does.
+            force_reset: start new episodes in any case.
             **kwargs: constructor arguments that replace the saved ones, `policy_kwargs` entry by entry. Functions and
                 classes of your own must be given here: a checkpoint does not import them.
 
         Raises:
             CheckpointError: see there.
         """
-        path = _newest(path)
-        manifest = read_manifest(path)
-        if manifest.get("algorithm") != cls.__name__:
-            raise CheckpointError(f"{path} holds a {manifest.get('algorithm')}, expected a {cls.__name__}")
-        tensors = read_tensors(path, manifest)
-        try:
-            observation_space = decode_space(manifest["observation_space"])
-            action_space = decode_space(manifest["action_space"])
-            model = cls._build(manifest, observation_space, action_space, env, device_for(device, env), kwargs)
-            model._restore(manifest, tensors)
-        except CheckpointError:
-            raise
-        except KeyError as error:
-            raise CheckpointError(f"{path} is incomplete: expected an entry {error}") from error
-        except (
-            ArithmeticError,
-            AssertionError,
-            AttributeError,
-            IndexError,
-            TypeError,
-            ValueError,
-            RuntimeError,
-        ) as error:
-            raise CheckpointError(f"{path} does not fit: {' '.join(str(error).split())}") from error
+        if print_system_info:
+            get_system_info()
+        known = cls._kept_arguments()
+        kwargs = {name: value for name, value in (custom_objects or {}).items() if name in known} | kwargs
+        with _offering_an_older_one(path) as source:
+            manifest = read_manifest(source)
+            if manifest.get("algorithm") != cls.__name__:
+                raise CheckpointError(f"{source.name} holds a {manifest.get('algorithm')}, expected a {cls.__name__}")
+            tensors: dict[str, Tensor] = {}
+        with _naming(source):
+            check_manifest(manifest)
+            model = cls._build(manifest, env, device_for(device, env), kwargs)
+        with _offering_an_older_one(source):
+            tensors = read_tensors(source, manifest)
+        with _naming(source):
+            restore(model, manifest, tensors)
+        if force_reset:
+            model._last_obs = None
+        for what, why in (("new episodes", model.new_episodes), ("new random numbers", model.new_generators)):
+            if why and "on the host" not in why:
+                warnings.warn(f"{what}: {why}", NewEpisodesWarning, stacklevel=2)
         return model
 
     @classmethod
     def _build(
-        cls: type[Self],
-        manifest: dict[str, Any],
-        observation_space: spaces.Space[Any],
-        action_space: spaces.Space[Any],
-        env: EnvLike | None,
-        device: torch.device,
-        kwargs: dict[str, Any],
+        cls: type[Self], manifest: dict[str, Any], env: EnvLike | None, device: torch.device, kwargs: dict[str, Any]
     ) -> Self:
-        """A learner with the saved arguments, not yet with the saved tensors."""
+        """A learner with the saved arguments, not yet with the saved tensors, whose shapes are compared first."""
+        observation_space = decode_space(manifest["observation_space"])
+        action_space = decode_space(manifest["action_space"])
         given = kwargs.pop("policy_kwargs", {})
         saved = manifest["config"]["policy_kwargs"] or {}
         policy_kwargs = {name: decode(value, name) for name, value in saved.items() if name not in given} | given
@@ -232,63 +269,139 @@ class Checkpointed(BaseAlgorithm):
             setattr(model, name, saved_space)  # equal Dicts may differ in order: that of the weights counts
         if env is None:
             model.n_envs = manifest["num_envs"]
+        _compare_sizes(model, manifest)
         model._setup_model()
         return model  # type: ignore[no-any-return]
 
-    def _restore(self: Any, manifest: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        def part(prefix: str) -> dict[str, Tensor]:
-            return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
+    def set_env(self: Any, env: EnvLike, force_reset: bool = True) -> None:
+        """As in SB3; number, arguments and horizon of the environments may change, and `new_episodes` says how.
 
-        self.policy.load_state_dict(part("policy/"))
-        optimizer: dict[str, Any] = {"param_groups": manifest["param_groups"], "state": {}}
-        for name, value in part("optimizer/").items():
-            index, key = name.split("/", 1)
-            optimizer["state"].setdefault(int(index), {})[key] = value
-        self.policy.optimizer.load_state_dict(optimizer)
-        for name in COUNTERS:
-            setattr(self, name, manifest["counters"][name])
-        self.ep_info_buffer = deque(maxlen=self._stats_window_size)
-        self.ep_success_buffer = deque(maxlen=self._stats_window_size)
-        own = _prefix(distributed.rank())
-        then, now = (manifest.get("ranks", 1), manifest["num_envs"]), (distributed.size(), self.all_envs)
-        if then[0] == now[0]:
-            self._generators_to_set = part(f"{own}rng/")
-        elif self.seed is not None:  # as many streams of random numbers as there are ranks now
-            self.set_random_seed(distributed.own_seed(self.seed + self.num_timesteps))
-        running = part("run/")
-        if self.env is None or not running:
+        Running episodes are given up wherever it is another environment.
+        """
+        found = as_tensor_env(env, self.device)
+        differs = self._how_it_differs(found)
+        other = found is not self._tensor_env and not isinstance(found, HostEnv)
+        super().set_env(found, force_reset=force_reset or other)  # type: ignore[arg-type]
+        self.new_episodes, self._unused = differs, None
+
+    def _how_it_differs(self: Any, env: TensorEnv) -> str:
+        """How an environment to come differs from the present one, or from that of the checkpoint; empty: not."""
+        if self.env is not None:
+            before, count = describe(self.tensor_env), self.n_envs
+        elif self._unused is not None:
+            manifest = self._unused[0]
+            before, count = manifest.get("environment", manifest.get("env")), manifest["num_envs"] // distributed.size()
+        else:
+            return ""
+        if before is not None and (found := difference(before, describe(env))):
+            return found.replace("the checkpoint", "the run so far")
+        return (
+            ""
+            if count == env.num_envs
+            else f"the run so far is of num_envs={count}, this one of num_envs={env.num_envs}"
+        )
+
+    def set_parameters(
+        self: Any,
+        load_path_or_dict: Any,
+        exact_match: bool = True,
+        device: torch.device | str = "auto",
+    ) -> None:
+        """As in SB3, from its dictionary or from a checkpoint, of which it takes the policy and its optimiser.
+
+        Raises:
+            CheckpointError: the checkpoint is damaged, or of another policy.
+        """
+        if isinstance(load_path_or_dict, dict):
+            super().set_parameters(load_path_or_dict, exact_match, device)
             return
-        for reward, length, elapsed in running["recent_episodes"].tolist():
-            self.ep_info_buffer.append({"r": reward, "l": int(length), "t": elapsed})
-        env = self.tensor_env
-        environment = part(f"{own}env/")
-        if then != now:
-            saved, found = (f"ranks={ranks} and num_envs={envs}" for ranks, envs in (then, now))
-            self.new_episodes = f"the checkpoint is of {saved}, this run has {found}"
-        elif type(env).__name__ != manifest["env"]:
-            self.new_episodes = f"the checkpoint is of {manifest['env']}, this run of {type(env).__name__}"
-        elif not environment:
-            self.new_episodes = "the environments run on the host, where their state cannot be read"
-        if self.new_episodes:
-            if self.seed is not None:  # not once more the first ones
-                self.env.seed(distributed.own_seed(self.seed + self.num_timesteps))
-            return
-        running |= part(f"{own}run/")
-        env.load_state_dict(environment)
-        names = getattr(self.observation_space, "spaces", {"": None})
-        observations = {name: running[f"obs/{name}"].to(self.device) for name in names}
-        self._obs = observations.get("", observations)
-        self._starts = running["starts"].to(self.device)
-        self._may_start = manifest["may_start"]
-        self._state = {name: value.to(self.device) for name, value in part(f"{own}memory/").items()}
-        expected = self.policy.initial_state(self.n_envs)
-        if shapes(self._state) != shapes(expected):
-            raise ValueError(f"the memory's state is {shapes(self._state)}, expected {shapes(expected)}")
-        self.episodes.returns = running["episode_returns"].numpy()
-        self.episodes.lengths = running["episode_lengths"].numpy()
-        self._last_obs = as_numpy(self._obs)  # tells SB3 that there is no need to reset
+        with _offering_an_older_one(load_path_or_dict) as source:
+            manifest = read_manifest(source)
+        with _naming(source):
+            if differs := _other_shapes(part(listed(manifest), "policy/"), self.policy):
+                raise ValueError(differs)
+            take_policy(self, manifest, read_tensors(source, manifest))
 
 
-def _prefix(rank: int) -> str:
-    """Before the names of what belongs to one rank; a run of one process has none."""
-    return f"rank{rank}/" if rank else ""
+def _other_shapes(theirs: dict[str, list[int]], policy: nn.Module, but: str = "/") -> str:
+    """How the shapes that a checkpoint lists differ from a policy's, `but` names that begin so; empty: not at all."""
+    ours = {name: list(value.shape) for name, value in policy.state_dict().items()}
+    names = sorted(name for name in {*ours, *theirs} if not name.startswith(but))
+    if not (differ := [name for name in names if ours.get(name) != theirs.get(name)]):
+        return ""
+    there, here = theirs.get(differ[0], "missing"), ours.get(differ[0], "none")
+    return f"{len(differ)} differ; {differ[0]} is {there}, expected {here}"
+
+
+def _compare_sizes(model: Any, manifest: dict[str, Any]) -> None:
+    """Compare the tensors that the manifest lists with those of its policy, before any of them is made.
+
+    The policy is built on torch's meta device, which knows shapes and holds no numbers.
+    """
+    theirs = part(listed(manifest), "policy/")
+    count = 0
+
+    def count_them(*_: Any) -> None:
+        nonlocal count
+        count += 1
+        if count > len(theirs) + 64:
+            raise ValueError(f"the policy has more than the {len(theirs)} parameters that the manifest lists")
+
+    hook = nn.modules.module.register_module_parameter_registration_hook(count_them)
+    kwargs = model.policy_arguments | {"optimizer_class": torch.optim.SGD, "optimizer_kwargs": {}}
+    try:
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            policy = model.policy_class(model.observation_space, model.action_space, lambda _: 0.0, **kwargs)
+    except NotImplementedError:
+        return  # a class of the user's own that needs numbers to be built
+    finally:
+        hook.remove()
+    if differs := _other_shapes(theirs, policy):
+        raise ValueError(f"size mismatch: {differs}")
+
+
+@contextmanager
+def _offering_an_older_one(place: Place | Source) -> Iterator[Source]:
+    """The checkpoint at `place`; where it is damaged, the error names the newest whole one that is older."""
+    path = place.path if isinstance(place, Source) else place
+    try:
+        yield place if isinstance(place, Source) else Source(_newest(place))
+    except CheckpointError as error:
+        older = older_whole(_newest(Path(path))) if isinstance(path, (str, os.PathLike)) else None
+        if older is None:
+            raise
+        raise CheckpointError(f"{error}; {older} is older and whole") from error
+
+
+def _newest(place: Place) -> Any:
+    """`place`, or the newest checkpoint where it is a run's folder."""
+    if isinstance(place, (str, os.PathLike)):
+        path = Path(place)
+        is_run = (path / "checkpoints").is_dir() and not (path / MANIFEST).exists()
+        return latest_checkpoint(path) if is_run and not hidden(path, "old").exists() else path
+    return place
+
+
+@contextmanager
+def _naming(source: Source) -> Iterator[None]:
+    """Whatever a file makes fail becomes a CheckpointError of one line that names it."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except KeyError as error:
+        raise CheckpointError(f"{source.name} is incomplete: expected an entry {error}") from error
+    except MemoryError as error:
+        raise CheckpointError(f"{source.name} does not fit: it takes more memory than there is") from error
+    except (
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        IndexError,
+        NotImplementedError,
+        RecursionError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise CheckpointError(f"{source.name} does not fit: {' '.join(str(error).split())}") from error

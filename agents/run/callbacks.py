@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Figure, HParam
 
 from agents import distributed
+from agents.checkpoint import prune
 from agents.on_policy import MemoryOnPolicyAlgorithm
 from agents.panel_history import PanelHistory, figure
 
@@ -51,10 +51,8 @@ class CheckpointEvery(BaseCallback):
         path = self.folder / f"step_{self.model.num_timesteps:012d}"
         self.model.save(path)
         self.last, self._saved_at = path, time.monotonic()
-        if distributed.rank():
-            return path
-        for old in sorted(self.folder.glob("step_*"))[: -self.keep]:
-            shutil.rmtree(old, ignore_errors=True)
+        if distributed.rank() == 0:
+            prune(self.folder, self.keep)
         return path
 
     def _on_step(self) -> bool:

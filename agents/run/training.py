@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.utils import get_device
 
 from agents import LEARNERS, MemoryOnPolicyAlgorithm, NonFiniteError, distributed, load, make_env
-from agents.checkpoint import take_weights
+from agents.checkpoint import NewEpisodesWarning, take_weights
 from agents.distributed import RankLostError
 from agents.evaluation import Score, evaluate, random_score
 from agents.evaluation.tables import print_scores
@@ -103,7 +104,9 @@ def build(config: Config, checkpoint: Path | None = None) -> MemoryOnPolicyAlgor
     device = get_device(config.device)
     env = make_env(config.env, distributed.share(config.num_envs), device, **config.env_kwargs)
     if checkpoint is not None:
-        return load(checkpoint, env, device=device, fast=config.fast, precision=config.precision)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NewEpisodesWarning)  # `run` prints it
+            return load(checkpoint, env, device=device, fast=config.fast, precision=config.precision)
     try:
         model = LEARNERS[config.algo]("MemoryPolicy", env, device=device, **config.learner_kwargs())
     except TypeError as error:  # arguments that the memory does not take
@@ -116,11 +119,13 @@ def build(config: Config, checkpoint: Path | None = None) -> MemoryOnPolicyAlgor
 def run(config: Config, folder: Path, console: Console, checkpoint: Path | None = None) -> MemoryOnPolicyAlgorithm:
     """Train one agent, with its log and checkpoints in `folder`; returns early after Ctrl-C, on all ranks alike."""
     model = build(config, checkpoint)
-    if model.new_episodes:
-        exact = "parameters, optimiser and counters go on exactly"
-        console.print(
-            f"environments start new episodes: {model.new_episodes}; {exact}", highlight=False, soft_wrap=True
-        )
+    exact = "parameters, optimiser and counters go on exactly"
+    for what, why in (
+        ("environments start new episodes", model.new_episodes),
+        ("random generators are seeded anew", model.new_generators),
+    ):
+        if why:
+            console.print(f"{what}: {why}; {exact}", highlight=False, soft_wrap=True)
     if model.speed_note:
         console.print(model.speed_note, highlight=False)
     model.set_logger(run_logger(folder, resume_at=model.num_timesteps))

@@ -211,7 +211,7 @@ def test_predict_only_and_train_later(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "broken", ["json.dump", "os.fsync", "agents.checkpoint.format.save_file", "rename 1", "rename 2"]
+    "broken", ["json.dumps", "os.fsync", "agents.checkpoint.format.bytes_of", "rename 1", "rename 2"]
 )
 def test_a_save_that_dies_half_way_leaves_the_old_checkpoint(
     broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

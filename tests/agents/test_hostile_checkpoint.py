@@ -19,7 +19,7 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 
 import agents
 from agents import A2C, PPO, CheckpointError
-from agents.checkpoint import MANIFEST, TENSORS
+from agents.checkpoint import MANIFEST, TENSORS, digest
 from envs.maze import InvisibleGoalMaze
 from envs.repeat_first import RepeatFirst
 from envs.tensor_env import TensorEnv
@@ -55,9 +55,10 @@ def copied(saved: Path, tmp_path: Path) -> Path:
 
 
 def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the manifest and seal it again, as somebody would who knows how."""
     manifest = json.loads((path / MANIFEST).read_text())
     change(manifest)
-    (path / MANIFEST).write_text(json.dumps(manifest))
+    (path / MANIFEST).write_text(json.dumps(manifest | {"digest": digest(manifest)}))
 
 
 def write_tensors(path: Path, write: Callable[[Path], object]) -> None:
@@ -147,10 +148,10 @@ def test_nothing_there(tmp_path: Path) -> None:
     refused(tmp_path / "file", "no checkpoint at")
 
 
-@pytest.mark.parametrize("version", [2, 1000, "2", None, [1]])
+@pytest.mark.parametrize("version", [3, 1000, "2", None, [1], True, 0, -1, 1.0])
 def test_a_newer_format(version: Any, copied: Path) -> None:
     edit(copied, lambda manifest: manifest.update(format_version=version))
-    refused(copied, "format version", "reads up to 1")
+    refused(copied, "format version", "reads up to 2")
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": "zip"}', "[" * 100_000, "\x00", '"' + "a" * 10])
@@ -202,12 +203,12 @@ def test_missing_tensors(prefix: str, copied: Path) -> None:
     write_tensors(copied, remove_one)
     refused(copied, TENSORS, "expected the tensors that manifest.json lists", env=tmaze())
     edit(copied, lambda manifest: manifest.update(tensors=listed(copied)))  # a manifest that knows no better
-    if not prefix.startswith(("rng", "optimizer")):  # these are looked at when they are used
-        refused(copied, env=tmaze())
+    refused(copied, env=tmaze())
 
 
-def listed(path: Path) -> dict[str, list[int]]:
-    return {name: list(value.shape) for name, value in load_file(path / TENSORS).items()}
+def listed(path: Path) -> dict[str, list[Any]]:
+    tensors = load_file(path / TENSORS)
+    return {name: [str(value.dtype).removeprefix("torch."), list(value.shape)] for name, value in tensors.items()}
 
 
 def test_a_tensor_of_another_shape(copied: Path) -> None:

@@ -1,0 +1,192 @@
+"""Reading and writing the bytes of a checkpoint: a folder, one uncompressed zip file, or a zip in memory.
+
+Whatever is read is an ordinary file of a bounded size, looked at before it is read: a pipe, a device or an endless file
+is refused. Whatever is written is whole under its name or not there.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import stat
+import zipfile
+from pathlib import Path
+from typing import BinaryIO
+
+from agents.files import replace_file, sync_folder
+
+Place = str | os.PathLike[str] | BinaryIO
+"""Where a checkpoint is: a path, or a binary file object that holds the zip."""
+
+MANIFEST, TENSORS = "manifest.json", "tensors.safetensors"
+ROOM = 1 << 26
+"""The largest manifest, in bytes."""
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that is missing, damaged, of a newer version, or for another agent or environment."""
+
+
+class Source:
+    """The two files of a checkpoint, read with checks.
+
+    Args:
+        place: a folder, a zip file, or an open binary file with the zip. A path that does not exist is tried with and
+            without ".zip", as Stable-Baselines3 does.
+    """
+
+    def __init__(self, place: Place) -> None:
+        self.path: Path | None = None
+        self._archive: bytes | None = None
+        if isinstance(place, (str, os.PathLike)):
+            try:
+                self.path = _existing(Path(place))
+                self.name = str(self.path)
+                if self.path.is_file():
+                    self._archive = _read_regular(self.path, memory())
+            except (OSError, ValueError) as error:
+                raise CheckpointError(
+                    f"no checkpoint at {place}: {getattr(error, 'strerror', None) or error}"
+                ) from error
+        else:
+            self.name = str(getattr(place, "name", "the checkpoint in memory"))
+            self._archive = place.read()
+        if self._archive is not None:
+            self._zip = self._opened(self._archive)
+
+    def _opened(self, archive: bytes) -> zipfile.ZipFile:
+        if not archive:
+            raise CheckpointError(f"no checkpoint at {self.name}: it is empty (or read to its end: seek(0) first)")
+        try:
+            opened = zipfile.ZipFile(io.BytesIO(archive))
+        except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
+            raise CheckpointError(
+                f"no checkpoint at {self.name}: expected a folder with {MANIFEST}, or its zip"
+            ) from error
+        if MANIFEST not in opened.namelist():
+            raise CheckpointError(
+                f"no checkpoint at {self.name}: the zip has no {MANIFEST}; one of Stable-Baselines3 is a pickle, which "
+                "is not read"
+            )
+        return opened
+
+    def where(self, name: str) -> str:
+        """What to call one of the two files in a message."""
+        return f"{name} in {self.name}" if self.path is None or self._archive is not None else str(self.path / name)
+
+    def read(self, name: str, most: int) -> bytes:
+        """The bytes of one file.
+
+        Raises:
+            FileNotFoundError: there is none.
+            CheckpointError: it is no ordinary file, or has more than `most` bytes.
+            OSError: it cannot be read.
+        """
+        if self._archive is None:
+            assert self.path is not None
+            return _read_regular(self.path / name, most)
+        try:
+            entry = self._zip.getinfo(name)
+        except KeyError as error:
+            raise FileNotFoundError(name) from error
+        if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 or entry.file_size > len(self._archive):
+            raise CheckpointError(f"{self.where(name)} is damaged: expected it stored as it is")
+        if entry.file_size > most:
+            raise CheckpointError(
+                f"{self.where(name)} is damaged: {entry.file_size:,} bytes, expected at most {most:,}"
+            )
+        try:
+            return self._zip.read(entry)
+        except (zipfile.BadZipFile, ValueError, OSError, EOFError, NotImplementedError) as error:
+            raise CheckpointError(f"{self.where(name)} is damaged: {error}") from error
+
+
+def _existing(path: Path) -> Path:
+    """`path`, or what it was before a replacement that died half-way, or its name with or without ".zip"."""
+    if path.exists():
+        return path
+    others = [hidden(path, "old"), path.with_name(path.name + ".zip")]
+    if path.suffix == ".zip":
+        others.append(path.with_suffix(""))
+    return next((other for other in others if other.exists()), path)
+
+
+def _read_regular(file: Path, most: int) -> bytes:
+    """A file's bytes, where it is an ordinary one and no longer than `most`."""
+    handle = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        found = os.fstat(handle)
+        if not stat.S_ISREG(found.st_mode):
+            raise CheckpointError(f"{file} is damaged: it is not an ordinary file")
+        if found.st_size > most:
+            raise CheckpointError(f"{file} is damaged: {found.st_size:,} bytes, expected at most {most:,}")
+        with open(handle, "rb", closefd=False) as stream:
+            return stream.read(found.st_size)
+    finally:
+        os.close(handle)
+
+
+def memory() -> int:
+    """Bytes of memory that this machine has."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return 1 << 40
+
+
+def write(place: Place, contents: dict[str, bytes]) -> None:
+    """Write the files of a checkpoint at `place`, all or nothing; one that is there is replaced.
+
+    A path that ends in ".zip" becomes one file, any other a folder. Replacing a folder takes two renames, as a folder
+    cannot be renamed onto another; a process that dies between them leaves the old checkpoint in `.NAME.old`, where
+    `Source` finds it.
+    """
+    if not isinstance(place, (str, os.PathLike)):
+        place.write(_zipped(contents))
+        return
+    target = Path(place)
+    if target.suffix == ".zip" and not target.is_dir():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(target, _zipped(contents))
+        return
+    staging, old = hidden(target, "partial"), hidden(target, "old")
+    remove(staging)
+    staging.mkdir(parents=True)
+    for name, content in contents.items():
+        _write_file(staging / name, content)
+    sync_folder(staging)
+    if target.exists():
+        remove(old)
+        target.rename(old)
+    staging.rename(target)
+    sync_folder(target.parent)
+    remove(old)
+
+
+def hidden(path: Path, word: str) -> Path:
+    """The hidden name beside `path` for what is on its way in or out."""
+    return path.with_name(f".{path.name}.{word}")
+
+
+def remove(path: Path) -> None:
+    """Remove a file or folder, if it is there and can be."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _zipped(contents: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for name, content in contents.items():
+            archive.writestr(zipfile.ZipInfo(name), content)  # without a date: equal agents give equal files
+    return buffer.getvalue()
+
+
+def _write_file(file: Path, content: bytes) -> None:
+    with open(file, "wb") as stream:  # with the permissions that the umask leaves
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())

@@ -1,0 +1,91 @@
+"""An optimiser's state in a checkpoint: made into one that can be loaded, and looked at first."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from agents.arguments import Fraction, NotNegative, check, read
+
+_GROUP: dict[str, Any] = {
+    "lr": NotNegative,
+    "eps": NotNegative,
+    "alpha": Fraction,
+    "momentum": NotNegative,
+    "momentum_decay": NotNegative,
+    "weight_decay": float,
+    "dampening": float,
+    **dict.fromkeys(("amsgrad", "maximize", "nesterov", "centered", "differentiable", "capturable"), bool),
+    "decoupled_weight_decay": bool,
+    **dict.fromkeys(("fused", "foreach"), bool | None),
+}
+
+
+def restored(optimizer: torch.optim.Optimizer, groups: list[Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """What `optimizer.load_state_dict` takes, from a manifest's groups and tensors named `INDEX/ENTRY`.
+
+    Raises:
+        ValueError: it is not of such an optimiser, or a value has a type, range or shape that it cannot work with.
+    """
+    ours = optimizer.state_dict()["param_groups"]
+    if len(groups) != len(ours):
+        raise ValueError(f"the optimiser has {len(groups)} groups of parameters, expected {len(ours)}")
+    for group, own in zip(groups, ours, strict=True):
+        if not isinstance(group, dict) or set(group) != set(own):
+            names = sorted(group) if isinstance(group, dict) else group
+            raise ValueError(f"param_groups has {str(names)[:120]}, expected {sorted(own)}")
+        if group["params"] != own["params"]:
+            raise ValueError("param_groups lists other parameters than the policy has")
+        check(_GROUP, **{name: group[name] for name in _GROUP if name in group})
+        for name, value in own.items():
+            if isinstance(value, (tuple, list)) and name != "params":  # betas
+                read(name, group[name], tuple[(Fraction,) * len(value)])  # type: ignore[misc]
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        place, _, key = name.partition("/")
+        if not place.isdecimal():
+            raise ValueError(f"the optimiser's tensor {name!r} belongs to no parameter")
+        state.setdefault(int(place), {})[key] = value
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    template = _template(optimizer, groups)
+    for index, entries in state.items():
+        if index >= len(parameters):
+            raise ValueError(f"the optimiser has a state for parameter {index}, but there are {len(parameters)}")
+        if template is not None:
+            _fits(entries, template, parameters[index], index)
+    return {"param_groups": groups, "state": state}
+
+
+def _fits(entries: dict[str, Tensor], template: dict[str, Tensor], parameter: Tensor, index: int) -> None:
+    whose = f"of parameter {index}"
+    if set(entries) != set(template):
+        raise ValueError(f"the optimiser's state {whose} has {sorted(entries)}, expected {sorted(template)}")
+    for name, example in template.items():
+        value, expected = entries[name], parameter.shape if example.shape == _SHAPE else example.shape
+        if value.shape != expected or value.dtype.is_complex:
+            raise ValueError(f"the optimiser's {name} {whose} is {list(value.shape)}, expected {list(expected)}")
+        if not bool(torch.isfinite(value).all()) or (name == "step" and float(value) < 0):
+            raise ValueError(f"the optimiser's {name} {whose} has values that it cannot have")
+
+
+_SHAPE = torch.Size((2, 3))
+
+
+def _template(optimizer: torch.optim.Optimizer, groups: list[dict[str, Any]]) -> dict[str, Tensor] | None:
+    """What such an optimiser keeps for a parameter: found by one step of a small one. None: it needs more than that."""
+    parameter = nn.Parameter(torch.zeros(_SHAPE))
+    parameter.grad = torch.zeros(_SHAPE)
+    options = {name: copy.copy(value) for name, value in groups[0].items() if name != "params"}
+    small: Any
+    try:
+        small = type(optimizer)([parameter], lr=0.0)  # type: ignore[call-arg]
+    except Exception:  # one of the user's own, with arguments of its own
+        return None
+    small.param_groups[0].update(options)
+    if small.param_groups[0].get("capturable"):
+        small.param_groups[0]["capturable"] = False
+    small.step()
+    return {name: value for name, value in small.state[parameter].items() if isinstance(value, Tensor)}

@@ -1,0 +1,239 @@
+"""Putting what a checkpoint holds into a learner that was built for it, each part looked at first."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from agents import distributed
+from agents.checkpoint.environment import describe, difference
+from agents.checkpoint.format import shapes
+from agents.checkpoint.optimizer import restored
+from agents.checkpoint.saved import COUNTERS
+from agents.environments import HostEnv
+from agents.environments.infos import as_numpy
+from agents.generators import check_generators, get_generators, set_generators
+
+Tensors = dict[str, Tensor]
+T = TypeVar("T")
+
+
+def part(tensors: dict[str, T], prefix: str) -> dict[str, T]:
+    """The tensors (or their shapes) whose names begin so, by the rest of their names."""
+    return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def prefix_of(rank: int) -> str:
+    """Before the names of what belongs to one rank; a run of one process has none."""
+    return f"rank{rank}/" if rank else ""
+
+
+def restore(model: Any, manifest: dict[str, Any], tensors: Tensors) -> None:
+    """Put everything that fits where it was; `model.new_episodes` and `model.new_generators` say what did not.
+
+    Raises:
+        KeyError: an entry is missing.
+        ValueError: something is not of such an agent; the message names it.
+    """
+    take_policy(model, manifest, tensors)
+    for name in COUNTERS:
+        setattr(model, name, manifest["counters"][name])
+    model.ep_info_buffer = deque(maxlen=model._stats_window_size)
+    model.ep_success_buffer = deque(maxlen=model._stats_window_size)
+    same_ranks = manifest.get("ranks", 1) == distributed.size()
+    generators = part(tensors, f"{prefix_of(distributed.rank())}rng/")
+    if same_ranks:
+        check_generators(generators)
+    if manifest.get("device", model.device.type) != model.device.type:
+        model.new_generators = f"the checkpoint is of {manifest['device']}, this run of {model.device.type}"
+    if same_ranks and not model.new_generators:
+        model._generators_to_set = generators
+    elif model.seed is not None:  # other streams of random numbers than those of the first steps
+        model.set_random_seed(_new_seed(model))
+    if model.env is None:
+        model._unused = manifest, {k: v for k, v in tensors.items() if not k.startswith(("policy/", "optimizer/"))}
+    elif part(tensors, "run/"):
+        take_episodes(model, manifest, tensors)
+    goes_on = model.env is not None and bool(part(tensors, "run/")) and not model.new_episodes
+    rehearse(model, goes_on)
+
+
+def take_policy(model: Any, manifest: dict[str, Any], tensors: Tensors) -> None:
+    """Parameters, buffers and the optimiser's state."""
+    weights = part(tensors, "policy/")
+    check_finite(weights, model.policy.state_dict())
+    model.policy.load_state_dict(weights)
+    optimizer = model.policy.optimizer
+    optimizer.load_state_dict(restored(optimizer, manifest["param_groups"], part(tensors, "optimizer/")))
+
+
+def check_finite(weights: Tensors, like: Tensors) -> None:
+    """Look at weights before they are taken.
+
+    Raises:
+        ValueError: one is infinite or NaN where that of a fresh policy is not.
+    """
+    for name, value in weights.items():
+        if value.is_floating_point() and not torch.isfinite(value).all() and torch.isfinite(like[name]).all():
+            raise ValueError(f"{name} has weights that are infinite or NaN")
+
+
+def take_episodes(model: Any, manifest: dict[str, Any], tensors: Tensors) -> None:
+    """Environments, memory and statistics as they were; where they are of other environments, new episodes."""
+    running, own = part(tensors, "run/"), prefix_of(distributed.rank())
+    recent = running["recent_episodes"]
+    if recent.dim() != 2 or recent.shape[1] != 3 or not torch.isfinite(recent).all():
+        raise ValueError(f"recent_episodes is {list(recent.shape)}, expected finite numbers [episodes, 3]")
+    for reward, length, elapsed in recent.tolist():
+        model.ep_info_buffer.append({"r": reward, "l": int(length), "t": elapsed})
+    env = model.tensor_env
+    saved = manifest["environment"] if manifest["format_version"] > 1 else manifest["env"]
+    then, now = (manifest.get("ranks", 1), manifest["num_envs"]), (distributed.size(), model.all_envs)
+    if then != now:
+        counts = (f"ranks={ranks} and num_envs={envs}" for ranks, envs in (then, now))
+        model.new_episodes = "the checkpoint is of {}, this run has {}".format(*counts)
+    elif differs := difference(saved, describe(env)):
+        model.new_episodes = differs
+    elif isinstance(env, HostEnv):
+        model.new_episodes = "the environments run on the host, where their state cannot be read"
+    if not model.new_episodes:
+        try:
+            _go_on(model, manifest, part(tensors, f"{own}env/"), running | part(tensors, f"{own}run/"))
+            _take_memory(model, part(tensors, f"{own}memory/"))
+            return
+        except (ValueError, IndexError) as error:
+            if manifest["format_version"] > 1:  # the environment is the one it was taken from, so the file is wrong
+                raise
+            model.new_episodes = f"the environments are not those of the checkpoint ({error})"
+            model._last_obs = None
+    if model.seed is not None:  # not once more the first ones
+        model.env.seed(_new_seed(model))
+
+
+def _new_seed(model: Any) -> int:
+    return distributed.own_seed((model.seed + model.num_timesteps) % 2**32)
+
+
+def _go_on(model: Any, manifest: dict[str, Any], environment: Tensors, running: Tensors) -> None:
+    env = model.tensor_env
+    if model.new_generators and "generator" in environment:
+        if model.seed is not None:
+            env.generator.manual_seed(_new_seed(model))
+        environment["generator"] = env.generator.get_state()
+    named = isinstance(model.rollout.obs, dict)
+    expected = {f"obs/{name}": value[0] for name, value in model.rollout.obs.items()} if named else {}
+    expected |= {} if named else {"obs/": model.rollout.obs[0]}
+    expected["starts"] = model.rollout.starts[0]
+    returns, lengths = model.episodes.returns, model.episodes.lengths
+    expected |= {"episode_returns": torch.from_numpy(returns), "episode_lengths": torch.from_numpy(lengths)}
+    for name, example in expected.items():
+        _check_like(f"run/{name}", running[name], example)
+    entries = getattr(model.observation_space, "spaces", {"": model.observation_space})
+    observations = {}
+    for name, space in entries.items():
+        value = running[f"obs/{name}"]
+        highest = {spaces.Discrete: "n", spaces.MultiDiscrete: "nvec"}.get(type(space))
+        if highest and bool(((value < 0) | (value >= torch.as_tensor(getattr(space, highest)))).any()):
+            raise ValueError(f"run/obs/{name} has values that are not in {space}")
+        observations[name] = value.to(model.device)
+    env.load_state_dict(environment)
+    model._obs = observations if named else observations[""]
+    model._starts = running["starts"].to(model.device)
+    model._may_start = manifest["may_start"]
+    model.episodes.returns = running["episode_returns"].numpy()
+    model.episodes.lengths = running["episode_lengths"].numpy()
+    model._last_obs = as_numpy(model._obs)  # tells SB3 that there is no need to reset
+
+
+def _take_memory(model: Any, state: Tensors) -> None:
+    expected = model.policy.initial_state(model.n_envs)
+    if shapes(state) != shapes(expected):
+        raise ValueError(f"the memory's state is {shapes(state)}, expected {shapes(expected)}")
+    for name, value in state.items():
+        _check_like(f"memory/{name}", value, expected[name])
+    model._state = {name: value.to(model.device) for name, value in state.items()}
+
+
+def _check_like(name: str, value: Tensor, example: Tensor) -> None:
+    """A tensor of a run must be of the type and shape of `example`, and finite where that one is."""
+    if value.shape != example.shape or value.dtype != example.dtype:
+        found, wanted = (f"{str(each.dtype).removeprefix('torch.')} {list(each.shape)}" for each in (value, example))
+        raise ValueError(f"{name} is {found}, expected {wanted}")
+    if value.is_floating_point() and not torch.isfinite(value).all() and torch.isfinite(example).all():
+        raise ValueError(f"{name} has values that are infinite or NaN")
+
+
+# -- a rehearsal -------------------------------------------------------------------------------------------------------
+
+
+def rehearse(model: Any, running: bool) -> None:
+    """One step of the agent, and of its environments where they go on, of which nothing stays.
+
+    What a file says may have the right types and shapes and yet make no agent, or a place outside of the maze.
+
+    Raises:
+        ValueError: the step cannot be made, or the agent's answer is infinite or NaN.
+    """
+    policy = model.policy
+    if running:
+        obs, state, starts = model._obs, model._state, model._starts
+    else:
+        copies = model.n_envs if model.env is not None else 1
+        obs, state, starts = _any_observation(model, copies), policy.initial_state(copies), None
+    env = model.tensor_env if running else None
+    said = {} if env is None else env.describe()
+    with _leaving_no_trace(model), torch.no_grad():
+        step = policy.remember(obs, state, starts)
+        try:
+            decision = policy.decide(step.output, False, step.grid, said.get("action_mask"))
+        except RuntimeError as error:
+            raise ValueError(f"the agent's answer cannot be drawn: {error}") from error
+        if not (torch.isfinite(decision.value).all() and torch.isfinite(decision.log_prob).all()):
+            raise ValueError("the agent's answer is infinite or NaN: its weights have diverged")
+        if env is None:
+            return
+        before, action = env.state_dict(), policy.to_env(decision.action)
+        if model.learns_from_targets:
+            grid = None if step.grid is None else step.grid[None]
+            policy.log_prob(step.output[None], said["target"][None], grid)
+        for _ in range(2):
+            env.step(action)
+        env.load_state_dict(before)
+
+
+@contextmanager
+def _leaving_no_trace(model: Any) -> Iterator[None]:
+    policy, generators = model.policy, get_generators()
+    buffers = {name: value.clone() for name, value in policy.named_buffers()}
+    training = policy.training
+    policy.set_training_mode(False)
+    try:
+        yield
+    finally:
+        policy.set_training_mode(training)
+        set_generators(generators)
+        for name, value in policy.named_buffers():
+            if not torch.equal(value, buffers[name]):
+                value.copy_(buffers[name])
+
+
+def _any_observation(model: Any, copies: int) -> Any:
+    """An observation that the space allows: 0, or the nearest to it."""
+
+    def nearest(space: spaces.Space[Any]) -> Tensor:
+        value: Any = np.zeros(space.shape or (), space.dtype)
+        if isinstance(space, spaces.Box):
+            value = np.clip(value, space.low, space.high)
+        return torch.as_tensor(value, device=model.device).expand(copies, *value.shape)
+
+    space = model.observation_space
+    if isinstance(space, spaces.Dict):
+        return {name: nearest(entry) for name, entry in space.spaces.items()}
+    return nearest(space)

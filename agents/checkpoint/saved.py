@@ -1,0 +1,114 @@
+"""The entries of a manifest, looked at one by one before anything is made of them."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any
+
+import numpy as np
+
+from agents.arguments import LEARNER, Count, Range, Whole, read
+
+COUNTERS: dict[str, Any] = {
+    **dict.fromkeys(("num_timesteps", "_total_timesteps", "_n_updates", "_episode_num"), Whole),
+    "_current_progress_remaining": Annotated[float, Range(-(2.0**62), 1)],
+}
+"""What a learner counts."""
+LARGEST_SPACE = 1 << 22
+"""Numbers in one observation or action, or choices of a discrete one."""
+LARGEST_SIZE = 1 << 20
+"""The largest whole number among the arguments of a learner, its policy and its memory, but for seeds."""
+_KINDS = {"Box", "Discrete", "MultiDiscrete", "MultiBinary", "Dict"}
+
+
+def check_manifest(manifest: dict[str, Any]) -> None:
+    """Look at the types and ranges of what a manifest holds; what the learner's arguments may be, its class knows.
+
+    Raises:
+        KeyError: an entry is missing.
+        ValueError: one is of another type or out of range; the message names it.
+    """
+    for name in ("config", "counters", "observation_space", "action_space"):
+        if not isinstance(manifest[name], dict):
+            raise ValueError(f"{name} is {type(manifest[name]).__name__}, expected entries by name")
+    counters, config = manifest["counters"], manifest["config"]
+    counters |= {name: read(name, counters[name], hint) for name, hint in COUNTERS.items()}
+    num_envs = manifest["num_envs"] = read("num_envs", manifest["num_envs"], Annotated[int, Range(1, LARGEST_SIZE)])
+    ranks = manifest["ranks"] = read("ranks", manifest.get("ranks", 1), Count)
+    manifest["may_start"] = read("may_start", manifest["may_start"], bool)
+    if num_envs % ranks:
+        raise ValueError(f"num_envs is {num_envs}, expected a multiple of ranks, which is {ranks}")
+    for name in ("observation_space", "action_space"):
+        check_space(manifest[name], name)
+    read("policy_kwargs", config["policy_kwargs"], dict[str, Any])
+    for name, value in config.items():
+        if name in LEARNER and not isinstance(value, dict):
+            config[name] = read(name, value, LEARNER[name])
+        if "seed" not in name:
+            _check_sizes(value, name)
+    if not isinstance(manifest["param_groups"], list):
+        raise ValueError(f"param_groups is {type(manifest['param_groups']).__name__}, expected a list")
+
+
+def check_space(data: Any, name: str, depth: int = 0) -> int:
+    """Look at a space before it is made: how many numbers it has.
+
+    Raises:
+        ValueError: it is none, or larger than `LARGEST_SPACE`.
+    """
+    kind = data.get("kind") if isinstance(data, dict) else None
+    if kind not in _KINDS or depth > 8:
+        raise ValueError(f"{name} is {str(data)[:60]}, expected one of {', '.join(sorted(_KINDS))}")
+    count = 0
+    if kind == "Box":
+        shape = _sizes(data["shape"], name)
+        if not isinstance(data["dtype"], str) or np.dtype(data["dtype"]).kind not in "iufb":
+            raise ValueError(f"{name} is of the type {data['dtype']!r}, expected numbers")
+        for bound in ("low", "high"):
+            value = np.asarray(data[bound], dtype=np.float64)
+            if value.shape not in ((), tuple(shape)):
+                raise ValueError(f"{name} has {bound} of shape {value.shape}, expected {tuple(shape)}")
+        count = math.prod(shape)
+    elif kind == "Discrete":
+        count = read(f"{name}.n", data["n"], Count)
+        read(f"{name}.start", data["start"], int)
+    elif kind == "MultiDiscrete":
+        choices, start = (np.asarray(data[entry]) for entry in ("nvec", "start"))
+        if choices.dtype.kind not in "iu" or start.dtype.kind not in "iu" or start.shape != choices.shape:
+            raise ValueError(f"{name} is {str(data)[:60]}, expected whole numbers")
+        if not choices.size or choices.min() < 1:
+            raise ValueError(f"{name} has {choices.min() if choices.size else 'no'} choices, expected at least 1")
+        count = int(choices.astype(object).sum())
+    elif kind == "MultiBinary":
+        count = math.prod(_sizes(data["n"] if isinstance(data["n"], list) else [data["n"]], name))
+    else:
+        if not isinstance(data["spaces"], dict) or not data["spaces"]:
+            raise ValueError(f"{name} is {str(data)[:60]}, expected spaces by name")
+        count = sum(check_space(entry, f"{name}.{key}", depth + 1) for key, entry in data["spaces"].items())
+    if not 0 < count <= LARGEST_SPACE:
+        raise ValueError(f"{name} has {count:,} numbers, expected 1 to {LARGEST_SPACE:,}")
+    return count
+
+
+def _sizes(shape: Any, name: str) -> list[int]:
+    if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape) or len(shape) > 8:
+        raise ValueError(f"{name} has the shape {str(shape)[:60]}, expected sizes")
+    return shape
+
+
+def _check_sizes(value: Any, name: str) -> None:
+    """What an argument tells to make must be of a size that can be made."""
+    if isinstance(value, dict) and "$schedule" in value:
+        number: Any = LEARNER.get(name, float)
+        parts: Any = (number, number, Annotated[float, Range(0, 1, True)])
+        read(name, value["$schedule"], tuple[parts])
+    elif isinstance(value, dict):
+        for key, entry in value.items():
+            _check_sizes(entry, f"{name}.{key}")
+    elif isinstance(value, list):
+        for entry in value:
+            _check_sizes(entry, name)
+    elif type(value) is int and abs(value) > LARGEST_SIZE:
+        raise ValueError(f"{name} is {value}, expected at most {LARGEST_SIZE:,}")
+    elif isinstance(value, float) and math.isnan(value):
+        raise ValueError(f"{name} is no number")
