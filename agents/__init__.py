@@ -1,6 +1,7 @@
 """The learners: how to learn. They know memories and environments only through their contracts."""
 
 from agents.a2c import A2C
+from agents.agent import Agent
 from agents.checkpoint import CheckpointError, latest_checkpoint, load
 from agents.environments import TensorVecEnv, as_tensor_env, make_env
 from agents.non_finite import NonFiniteError
@@ -14,6 +15,7 @@ __all__ = [
     "A2C",
     "LEARNERS",
     "PPO",
+    "Agent",
     "CheckpointError",
     "MemoryOnPolicyAlgorithm",
     "NonFiniteError",

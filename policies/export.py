@@ -1,0 +1,108 @@
+"""One step of a policy as a file that runs without this project: state in, state out, by `torch.export`.
+
+import torch
+
+program = torch.export.load("step.pt2")
+step = program.module()
+(obs, state, starts), _ = program.example_inputs
+result = step(obs, state, starts)  # action, logits (or mean), value, state
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from policies.action_masks import masked, parts_of
+from policies.memories.base import State
+from policies.policy import MemoryActorCriticPolicy, Obs
+
+
+class PolicyStep(nn.Module):
+    """What is exported: encoder, memory and heads of a policy, over tensors alone."""
+
+    def __init__(self, policy: MemoryActorCriticPolicy) -> None:
+        super().__init__()
+        self.policy = policy
+        self.numbers = "mean" if isinstance(policy.action_space, spaces.Box) else "logits"
+
+    def forward(self, obs: Obs, state: State, starts: Tensor, mask: Tensor | None = None) -> dict[str, Any]:
+        """One step.
+
+        Args:
+            obs: `[B, ...]`, of the space's type; images with channels first.
+            state: what the last step gave; at the first, anything of its shape.
+            starts: bool `[B]`, true where `obs` is the first of its episode.
+            mask: bool `[B, choices]`, where it was exported with one.
+
+        Returns:
+            `action` `[B, *action_shape]`, the most probable one; `logits` of all choices after the mask (one a bit for
+            `MultiBinary`), or the `mean` of a `Box`; `value` `[B]`; `state`.
+        """
+        policy = self.policy
+        step = policy.remember(obs, state, starts)
+        latent_pi, latent_vf = policy.mlp_extractor(step.output)
+        numbers: Tensor = policy.action_net((latent_pi, step.grid) if policy.draws_maps else latent_pi)
+        if mask is not None:
+            numbers = masked(numbers, mask, policy.action_space)
+        action = policy.to_env(policy.act(step.output, True, step.grid, mask))
+        value = policy.value_net(latent_vf).squeeze(-1)
+        return {"action": action, self.numbers: numbers, "value": value, "state": step.state}
+
+
+def export_step(
+    policy: MemoryActorCriticPolicy, path: str | os.PathLike[str], batch_size: int = 1, masks: bool = False
+) -> ExportedProgram:
+    """Write one step of a policy to `path` (`.pt2`), for the CPU.
+
+    Args:
+        policy: any; it stays as it is.
+        path: of the file; a file that is there is replaced once the new one is whole.
+        batch_size: of the observations; it is fixed.
+        masks: whether the step takes a mask of valid choices.
+
+    Raises:
+        ValueError: the memory's step cannot be exported, with `torch.export`'s reason; or `masks` is true, but actions
+            are no choices.
+    """
+    choices = sum(parts_of(policy.action_space)) if masks else 0
+    copied = copy.deepcopy(policy).cpu()
+    copied.requires_grad_(False)
+    copied.set_training_mode(False)
+    space = copied.observation_space
+    obs: Any
+    if isinstance(space, spaces.Dict):
+        obs = {name: _example(entry, batch_size) for name, entry in space.spaces.items()}
+    else:
+        obs = _example(space, batch_size)
+    state = {name: value.contiguous().clone() for name, value in copied.initial_state(batch_size).items()}
+    arguments: tuple[Any, ...] = obs, state, torch.ones(batch_size, dtype=torch.bool)
+    if masks:
+        arguments = *arguments, torch.ones(batch_size, choices, dtype=torch.bool)
+    try:
+        with torch.no_grad():
+            program = torch.export.export(PolicyStep(copied), arguments)
+    except Exception as error:  # torch.export has many
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(f"a step of {policy.memory_name} cannot be exported: {reason[0]}") from error
+    beside = Path(f"{os.fspath(path)}.part{os.getpid()}.pt2")
+    try:
+        torch.export.save(program, beside)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+    return program
+
+
+def _example(space: spaces.Space[Any], batch_size: int) -> Tensor:
+    """Zeros that stand for observations of `space`."""
+    assert space.shape is not None
+    dtype = getattr(torch, str(space.dtype))
+    return torch.zeros(batch_size, *space.shape, dtype=dtype)
