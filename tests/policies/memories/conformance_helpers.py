@@ -1,58 +1,88 @@
-"""What the files of the conformance suite share: a row of `CASES`, and how what a memory gives is compared."""
+"""One row for each memory of this project: how to build it small for the conformance checks."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+import pytest
 
-import torch
-from torch import Tensor
+from policies.testing import MemoryCase
 
-from policies.memories.base import Unrolled
+MNM = {"hidden_size": 7, "output_size": 5, "key_size": 4, "value_size": 3, "memory_units": 6, "heads": 2}
+MNM_LEARNER = {"hidden_size": 24, "key_size": 12, "value_size": 12, "memory_units": 12, "heads": 2}
+SALU = {"hidden_size": 7, "output_size": 5, "key_size": 4, "value_size": 3, "heads": 2}
+PLASTIC = {"hidden_size": 6, "init_scale": 0.4, "init_eta": 0.3}
+PLASTIC_LEARNER = {"hidden_size": 32, "init_scale": 0.05}
+DNC = {"hidden_size": 6, "output_size": 5, "slots": 5, "word_size": 3, "read_heads": 2, "write_heads": 2}
 
-BATCH, LENGTH = 3, 6
+CASES: dict[str, MemoryCase] = {
+    "identity": MemoryCase("identity", floor=0.0, ceiling=0.4),  # sees the answer never, so chance is all it can have
+    "gru": MemoryCase("gru", {"hidden_size": 6, "num_layers": 2}, learner={"hidden_size": 24}),
+    "lstm": MemoryCase("lstm", {"hidden_size": 6, "num_layers": 2}, learner={"hidden_size": 24}),
+    "dmn": MemoryCase(
+        "dmn",
+        {"hidden_size": 4, "capacity": 4, "passes": 2, "answer": "gru"},
+        learner={"hidden_size": 24, "capacity": 8, "passes": 2},
+        updates=100,
+    ),
+    "memn2n": MemoryCase(
+        "memn2n", {"embedding_size": 4, "capacity": 4, "hops": 2}, learner={"embedding_size": 24, "capacity": 8}
+    ),
+    "mnm-p": MemoryCase("mnm-p", {**MNM, "rate": "per-layer"}, learner=MNM_LEARNER),
+    "mnm-g": MemoryCase("mnm-g", {**MNM, "rate": "per-layer"}, learner=MNM_LEARNER, updates=150),
+    "dnc": MemoryCase(
+        "dnc", DNC, learner={"hidden_size": 24, "slots": 8, "word_size": 8, "read_heads": 1}, updates=100
+    ),
+    "sdnc": MemoryCase(
+        "sdnc",
+        {"hidden_size": 6, "output_size": 5, "slots": 9, "word_size": 4, "read_heads": 2, "sparse_reads": 2}
+        | {"sparse_links": 3},
+        learner={"hidden_size": 24, "slots": 16, "word_size": 8, "read_heads": 2},
+        updates=100,
+    ),
+    "multigrid": MemoryCase(
+        "multigrid",
+        {"levels": (1, 2), "channels": (2, 3), "down_channels": (4,)},
+        input_shape=(5, 3, 3),
+        learner={"levels": (1, 2), "channels": (4, 4), "down_channels": (4,)},
+        updates=100,
+    ),
+    "plastic": MemoryCase("plastic", PLASTIC, learner=PLASTIC_LEARNER),
+    "homo-plastic": MemoryCase("homo-plastic", PLASTIC, learner=PLASTIC_LEARNER),
+    "salu": MemoryCase(
+        "salu", {**SALU, "capacity": 4}, learner={"hidden_size": 24, "key_size": 12, "value_size": 12, "capacity": 10}
+    ),
+    "stack-rnn": MemoryCase(
+        "stack-rnn",
+        {"hidden_size": 6, "num_stacks": 2, "capacity": 5, "bias": True},
+        learner={"hidden_size": 100, "capacity": 10},
+    ),
+    "d-ntm": MemoryCase(
+        "d-ntm",
+        {"hidden_size": 6, "output_size": 5, "num_layers": 2, "memory_size": 7, "content_size": 4, "address_size": 3}
+        | {"read_heads": 2, "write_heads": 2, "reading_steps": 2, "addressing": "discrete"}
+        | {"entropy_coef": 0.1, "consistency_coef": 0.1, "prediction_coef": 0.1},
+        learner={"hidden_size": 24, "memory_size": 16, "content_size": 8, "address_size": 8},
+        updates=100,
+    ),
+    "ntm": MemoryCase(
+        "ntm",
+        {"hidden_size": 6, "output_size": 5, "num_layers": 2, "memory_size": 7, "word_size": 4, "read_heads": 2}
+        | {"write_heads": 2, "shift_range": 2, "memory_init": "learned"},
+        learner={"hidden_size": 24, "memory_size": 16, "word_size": 8},
+        updates=150,
+    ),
+    "kanerva++": MemoryCase(
+        "kanerva++",
+        {"output_size": 5, "hidden_size": 6, "dense_size": 8, "latent_size": 3, "memory_size": 8, "prior_features": 8}
+        | {"map_shape": (1, 4, 4), "reconstruct": True},
+        learner={"memory_size": 8, "hidden_size": 24, "output_size": 24},
+        updates=100,
+    ),
+    "dkm": MemoryCase(
+        "dkm",
+        {"output_size": 5, "memory_size": 4, "code_size": 3, "num_opt_iters": 2, "read_iterations": 2}
+        | {"sample_w": True, "sample_memory": True, "obs_noise_stddev": 0.0, "reconstruct": True},
+        learner={"memory_size": 8, "code_size": 16},
+    ),
+}
 
-
-@dataclass(frozen=True)
-class Case:
-    """How to build one memory small, and how well it must remember."""
-
-    options: dict[str, Any] = field(default_factory=dict)
-    input_shape: tuple[int, ...] = (5,)
-    """Without the batch; `input_size` is the one number of a vector, or the shape of a grid."""
-    learner: dict[str, Any] = field(default_factory=dict)
-    """Options for the learning test, where `options` are too small to learn with."""
-    updates: int = 200
-    """Of the parameters in the learning test; fewer where a step costs much and fewer will do."""
-    floor: float = 0.9
-    """Accuracy to reach at recalling the first symbol; chance is 0.25."""
-    ceiling: float = 1.0
-
-    @property
-    def input_size(self) -> int | tuple[int, ...]:
-        return self.input_shape[0] if len(self.input_shape) == 1 else self.input_shape
-
-
-def everything(result: Unrolled) -> dict[str, Tensor]:
-    """All that an unroll gives, by name."""
-    parts = {"outputs": result.outputs}
-    parts |= {f"state {key}": value for key, value in result.state.items()}
-    parts |= {f"loss {key}": value for key, value in result.losses.items()}
-    if result.grids is not None:
-        parts["grids"] = result.grids
-    return parts
-
-
-def weigh(parts: dict[str, Tensor]) -> Tensor:
-    """One number in which every entry of every part has a weight of its own."""
-    generator = torch.Generator().manual_seed(3)
-    weighed = [(p * torch.randn(p.shape, generator=generator, dtype=p.dtype)).sum() for p in parts.values()]
-    return torch.stack(weighed).sum()
-
-
-def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert actual.keys() == expected.keys()
-    for key in expected:
-        torch.testing.assert_close(
-            actual[key], expected[key], rtol=1e-9, atol=1e-11, msg=lambda text, k=key: f"{k}: {text}"
-        )
+every_memory = pytest.mark.parametrize("name", sorted(CASES))

@@ -1,288 +1,226 @@
-"""What every memory must do, over every registered one.
+"""What every memory must do, over every one of this project: the checks are those of `policies.testing`.
 
-A new memory needs one row in `CASES`; without it the suite fails. What is asked of time, over the same rows, is in
-`test_memory_conformance_time.py`.
+A new memory needs one row in `CASES` of `conformance_helpers.py`; without it the suite fails.
 """
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
-from conformance_helpers import BATCH, LENGTH, Case, assert_same
+from conformance_helpers import CASES, every_memory
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from policies.memories import make_memory, registered
-from policies.memories.base import Memory, State, Unrolled, detach, select, unroll
-
-MNM = {"hidden_size": 7, "output_size": 5, "key_size": 4, "value_size": 3, "memory_units": 6, "heads": 2}
-MNM_LEARNER = {"hidden_size": 24, "key_size": 12, "value_size": 12, "memory_units": 12, "heads": 2}
-SALU = {"hidden_size": 7, "output_size": 5, "key_size": 4, "value_size": 3, "heads": 2}
-PLASTIC = {"hidden_size": 6, "init_scale": 0.4, "init_eta": 0.3}
-PLASTIC_LEARNER = {"hidden_size": 32, "init_scale": 0.05}
-DNC = {"hidden_size": 6, "output_size": 5, "slots": 5, "word_size": 3, "read_heads": 2, "write_heads": 2}
-
-CASES = {
-    "identity": Case(floor=0.0, ceiling=0.4),  # sees the answer never, so chance is all it can have
-    "gru": Case({"hidden_size": 6, "num_layers": 2}, learner={"hidden_size": 24}),
-    "lstm": Case({"hidden_size": 6, "num_layers": 2}, learner={"hidden_size": 24}),
-    "dmn": Case(
-        {"hidden_size": 4, "capacity": 4, "passes": 2, "answer": "gru"},
-        learner={"hidden_size": 24, "capacity": 8, "passes": 2},
-        updates=100,
-    ),
-    "memn2n": Case({"embedding_size": 4, "capacity": 4, "hops": 2}, learner={"embedding_size": 24, "capacity": 8}),
-    "mnm-p": Case({**MNM, "rate": "per-layer"}, learner=MNM_LEARNER),
-    "mnm-g": Case({**MNM, "rate": "per-layer"}, learner=MNM_LEARNER, updates=150),
-    "dnc": Case(DNC, learner={"hidden_size": 24, "slots": 8, "word_size": 8, "read_heads": 1}, updates=100),
-    "sdnc": Case(
-        {"hidden_size": 6, "output_size": 5, "slots": 9, "word_size": 4, "read_heads": 2, "sparse_reads": 2}
-        | {"sparse_links": 3},
-        learner={"hidden_size": 24, "slots": 16, "word_size": 8, "read_heads": 2},
-        updates=100,
-    ),
-    "multigrid": Case(
-        {"levels": (1, 2), "channels": (2, 3), "down_channels": (4,)},
-        input_shape=(5, 3, 3),
-        learner={"levels": (1, 2), "channels": (4, 4), "down_channels": (4,)},
-        updates=100,
-    ),
-    "plastic": Case(PLASTIC, learner=PLASTIC_LEARNER),
-    "homo-plastic": Case(PLASTIC, learner=PLASTIC_LEARNER),
-    "salu": Case(
-        {**SALU, "capacity": 4}, learner={"hidden_size": 24, "key_size": 12, "value_size": 12, "capacity": 10}
-    ),
-    "stack-rnn": Case(
-        {"hidden_size": 6, "num_stacks": 2, "capacity": 5, "bias": True},
-        learner={"hidden_size": 100, "capacity": 10},
-    ),
-    "d-ntm": Case(
-        {"hidden_size": 6, "output_size": 5, "num_layers": 2, "memory_size": 7, "content_size": 4, "address_size": 3}
-        | {"read_heads": 2, "write_heads": 2, "reading_steps": 2, "addressing": "discrete"}
-        | {"entropy_coef": 0.1, "consistency_coef": 0.1, "prediction_coef": 0.1},
-        learner={"hidden_size": 24, "memory_size": 16, "content_size": 8, "address_size": 8},
-        updates=100,
-    ),
-    "ntm": Case(
-        {"hidden_size": 6, "output_size": 5, "num_layers": 2, "memory_size": 7, "word_size": 4, "read_heads": 2}
-        | {"write_heads": 2, "shift_range": 2, "memory_init": "learned"},
-        learner={"hidden_size": 24, "memory_size": 16, "word_size": 8},
-        updates=150,
-    ),
-    "kanerva++": Case(
-        {"output_size": 5, "hidden_size": 6, "dense_size": 8, "latent_size": 3, "memory_size": 8, "prior_features": 8}
-        | {"map_shape": (1, 4, 4), "reconstruct": True},
-        learner={"memory_size": 8, "hidden_size": 24, "output_size": 24},
-        updates=100,
-    ),
-    "dkm": Case(
-        {"output_size": 5, "memory_size": 4, "code_size": 3, "num_opt_iters": 2, "read_iterations": 2}
-        | {"sample_w": True, "sample_memory": True, "obs_noise_stddev": 0.0, "reconstruct": True},
-        learner={"memory_size": 8, "code_size": 16},
-    ),
-}
-
-every_memory = pytest.mark.parametrize("name", sorted(CASES))
+from policies.memories import memory_class, registered
+from policies.memories.base import Memory, MemoryStep, Panel, State, Unrolled, unroll
+from policies.testing import MEMORY_CHECKS, ConformanceError, MemoryCase, check_memory
+from policies.testing.case import BATCH, LENGTH, everything, expect_same
+from policies.testing.time import packed_is_separate
 
 
-def build(name: str, dtype: torch.dtype = torch.float64) -> Memory:
-    torch.manual_seed(0)
-    return make_memory(name, input_size=CASES[name].input_size, **CASES[name].options).to(dtype)
-
-
-def inputs(name: str, *sizes: int, dtype: torch.dtype = torch.float64, seed: int = 1) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*sizes, *CASES[name].input_shape, generator=generator, dtype=dtype)
-
-
-def used_state(memory: Memory, name: str, batch: int = BATCH) -> State:
-    """A state that has seen two steps, unlike the initial one."""
-    with torch.no_grad():
-        return unroll(memory, inputs(name, 2, batch, seed=7), None, memory.initial_state(batch)).state
-
-
-def test_every_registered_memory_has_a_row() -> None:
-    missing, stale = set(registered()) - set(CASES), set(CASES) - set(registered())
+def test_every_memory_of_this_project_has_a_row() -> None:
+    """Those of other packages are theirs to check."""
+    ours = {name for name in registered() if memory_class(name).__module__.startswith("policies.")}
+    missing, stale = ours - set(CASES), set(CASES) - ours
     assert not missing, f"add a row to CASES for {sorted(missing)}: nothing here has tested it"
     assert not stale, f"CASES has rows for {sorted(stale)}, which are not registered"
 
 
-# What the contract says of one step
+@pytest.mark.parametrize("check", MEMORY_CHECKS)
+@every_memory
+def test_it_conforms(name: str, check: str) -> None:
+    skipped = MEMORY_CHECKS[check](CASES[name])
+    assert skipped is None or not CASES[name].build().initial_state(1), skipped  # who remembers shows what
 
 
 @every_memory
-def test_a_step_keeps_names_shapes_and_types(name: str) -> None:
-    memory = build(name)
-    state = memory.initial_state(BATCH)
-    step = memory(inputs(name, BATCH), state)
-    assert step.output.shape == (BATCH, memory.output_size)
-    assert step.output.dtype == memory.dtype == torch.float64
-    assert {key: (value.shape, value.dtype) for key, value in step.state.items()} == {
-        key: (value.shape, value.dtype) for key, value in state.items()
-    }
-    assert all(value.shape[0] == BATCH for value in state.values())
-    assert all(loss.shape == (BATCH,) for loss in step.losses.values())
-    if memory.output_grid is None:
-        assert step.grid is None
-    else:
-        assert step.grid is not None
-        assert step.grid.shape == (BATCH, *memory.output_grid)
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_packed_episodes_are_separate_episodes(name: str, data: st.DataObject) -> None:
+    length, batch = data.draw(st.integers(1, 7)), data.draw(st.integers(1, 3))
+    row = st.lists(st.booleans(), min_size=batch, max_size=batch)
+    packed_is_separate(CASES[name], torch.tensor(data.draw(st.lists(row, min_size=length, max_size=length))))
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no accelerator")
 @every_memory
-def test_the_initial_state_is_the_same_for_every_entry_and_every_batch_size(name: str) -> None:
-    memory = build(name)
-    one, many = memory.initial_state(1), memory.initial_state(4)
-    assert one.keys() == many.keys()
-    for key in one:
-        assert torch.equal(one[key].expand_as(many[key]), many[key])
-
-
-@every_memory
-@pytest.mark.parametrize("grad", [True, False])
-def test_nothing_the_caller_holds_is_written_to(name: str, grad: bool) -> None:
-    memory = build(name)
-    for state in (memory.initial_state(BATCH), used_state(memory, name)):
-        xs, starts = inputs(name, LENGTH, BATCH), torch.ones(LENGTH, BATCH, dtype=torch.bool)
-        held = {"xs": xs, "starts": starts, **state, **dict(memory.named_buffers()), **dict(memory.named_parameters())}
-        before = {key: value.clone() for key, value in held.items()}
-        with torch.set_grad_enabled(grad):
-            first = memory(xs[0], state)
-            again = memory(xs[0], state)
-            memory.unroll(xs, starts, state)
-            memory.unroll(xs, None, state)
-        for key, value in held.items():
-            assert torch.equal(value, before[key]), f"{key} was changed in place"
-        assert torch.equal(first.output, again.output)
-        for key in state:
-            assert torch.equal(first.state[key], again.state[key])
-
-
-@every_memory
-def test_batch_entries_do_not_know_of_each_other(name: str) -> None:
-    memory = build(name)
-    state, xs = used_state(memory, name), inputs(name, LENGTH, BATCH)
-    starts = torch.rand(LENGTH, BATCH) < 0.3
-    order = torch.tensor([2, 0, 1])
-    result = memory.unroll(xs, starts, state)
-    permuted = memory.unroll(xs[:, order], starts[:, order], select(state, order))
-    torch.testing.assert_close(permuted.outputs, result.outputs[:, order])
-    for key, value in select(result.state, order).items():
-        torch.testing.assert_close(permuted.state[key], value)
-
-    changed = xs.clone()
-    changed[:, 0] += 1
-    disturbed = memory.unroll(changed, starts, state)
-    assert not torch.equal(disturbed.outputs[:, 0], result.outputs[:, 0])
-    assert_same(
-        {"outputs": disturbed.outputs[:, 1:], **select(disturbed.state, slice(1, None))},
-        {"outputs": result.outputs[:, 1:], **select(result.state, slice(1, None))},
-    )
-
-
-class NoAnswers(TorchDispatchMode):
-    """Fails where a value is asked of the device: `.item()`, `float(x)`, `if x:`, `nonzero`."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        assert func.__name__.split(".")[0] not in ("_local_scalar_dense", "nonzero", "is_nonzero")
-        return func(*args, **(kwargs or {}))
-
-
-@every_memory
-def test_a_step_asks_nothing_of_the_device(name: str) -> None:
-    memory, x = build(name), inputs(name, BATCH)
-    state = used_state(memory, name)
-    with NoAnswers():
-        memory(x, state)
-        unroll(memory, x[None], torch.ones(1, BATCH, dtype=torch.bool), state, [0])
-
-
-@every_memory
-def test_panels_show_the_first_entry_and_change_with_it(name: str) -> None:
-    memory = build(name)
-    state = used_state(memory, name)
-    later = unroll(memory, inputs(name, 2, BATCH), None, detach(state)).state
-    others = {key: torch.cat([value[:1], torch.randn_like(value[1:])]) for key, value in state.items()}
-    panels, changed = memory.panels(state), memory.panels(later)
-    assert bool(panels) == bool(state)
-    assert panels.keys() == changed.keys()
-    for title, panel in panels.items():
-        image = panel.image
-        assert not image.requires_grad
-        assert not changed[title].image.requires_grad
-        assert image.dim() == 2 or (image.dim() == 3 and image.shape[2] == 3)
-        assert image.isfinite().all()
-        assert panel.x_label, f"{title} needs a label on its axes"
-        assert panel.y_label, f"{title} needs a label on its axes"
-        assert image.unique().numel() > 1, f"{title} is constant"
-        assert torch.equal(image, memory.panels(others)[title].image), f"{title} shows other entries than the first"
-        assert not torch.equal(image, changed[title].image), f"{title} does not change from step to step"
-
-
-# What training needs
-
-
-@every_memory
-def test_gradients_reach_every_parameter(name: str) -> None:
-    memory = build(name)
-    result = memory.unroll(inputs(name, 4, BATCH), None, memory.initial_state(BATCH))
-    loss = result.outputs.square().sum() + sum(value.sum() for value in result.losses.values())
-    if result.grids is not None:
-        loss = loss + result.grids.square().sum()
-    if list(memory.parameters()):
-        loss.backward()
-    for key, parameter in memory.named_parameters():
-        assert parameter.grad is not None, f"{key} has no gradient"
-        assert parameter.grad.isfinite().all(), f"the gradient of {key} is not finite"
-        assert parameter.grad.count_nonzero() > 0, f"the gradient of {key} is zero"
-
-
-@every_memory
-def test_saved_and_loaded_it_is_the_same_memory(name: str) -> None:
-    memory = build(name)
-    torch.manual_seed(1)
-    other = make_memory(name, input_size=CASES[name].input_size, **CASES[name].options).double()
-    other.load_state_dict(memory.state_dict())
-    xs = inputs(name, LENGTH, BATCH)
-    with torch.no_grad():
-        ours = memory.unroll(xs, None, memory.initial_state(BATCH))
-        theirs = other.unroll(xs, None, other.initial_state(BATCH))
-    assert torch.equal(ours.outputs, theirs.outputs)
-    for key in ours.state:
-        assert torch.equal(ours.state[key], theirs.state[key])
-
-
-@every_memory
-def test_it_learns_to_recall_the_first_symbol(name: str) -> None:
-    """RepeatFirst: one of four symbols, then seven random ones; at the last step, which was the first?
-
-    A memoryless agent sees only noise at the last step, and stays at 1/4: `identity` is held below 0.4.
-    """
+def test_on_an_accelerator_it_is_the_same_and_never_waits(name: str) -> None:
     case = CASES[name]
-    symbols, length, batch = 4, 8, 32
-    torch.manual_seed(0)
-    options = case.learner or case.options
-    memory = make_memory(name, input_size=case.input_size, **options)
-    head = nn.Linear(memory.output_size, symbols)
-    optimizer = torch.optim.Adam([*memory.parameters(), *head.parameters()], lr=5e-3)
+    memory = case.build()
+    xs, starts = case.inputs(LENGTH, BATCH), torch.zeros(LENGTH, BATCH, dtype=torch.bool)
+    starts[[0, 4], 1] = True
+    expected = memory.unroll(xs, starts, memory.initial_state(BATCH))
+    memory, xs, starts = memory.cuda(), xs.cuda(), starts.cuda()
+    memory(xs[0], memory.initial_state(BATCH))  # what libraries do on first use does not count
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        stepped = unroll(memory, xs, starts, memory.initial_state(BATCH), [0, 4])
+        result = memory.unroll(xs, starts, memory.initial_state(BATCH), [0, 4])
+        if list(memory.parameters()):
+            result.outputs.square().sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for way in (stepped, result):
+        found = {key: value.cpu() for key, value in everything(way).items()}
+        expect_same(found, everything(expected), "on the accelerator")
 
-    def play(episodes: int) -> tuple[Tensor, Unrolled]:
-        shown = torch.randint(symbols, (length, episodes))
-        xs = F.one_hot(shown, symbols + 1).float()
-        xs[0, :, symbols] = 1  # marks the symbol to remember
-        xs = xs.view(length, episodes, symbols + 1, *[1] * (len(case.input_shape) - 1))
-        xs = xs.expand(length, episodes, symbols + 1, *case.input_shape[1:])
-        return shown[0], memory.unroll(xs, None, memory.initial_state(episodes))
 
-    for _ in range(case.updates):
-        first, result = play(batch)
-        loss = F.cross_entropy(head(result.outputs).flatten(0, 1), first.repeat(length))
-        loss = loss + sum(value.mean() for value in result.losses.values())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    with torch.no_grad():
-        first, result = play(500)
-        accuracy = (head(result.outputs[-1]).argmax(1) == first).double().mean().item()
-    assert case.floor <= accuracy <= case.ceiling
+# The checks can fail
+
+
+class Average(Memory):
+    """A sound memory of somebody else's: a running average, without panels."""
+
+    def __init__(self, input_size: int, hidden_size: int = 4) -> None:
+        super().__init__()
+        self.mix, self.output_size = nn.Linear(input_size, hidden_size), hidden_size
+
+    def initial_state(self, batch_size: int) -> State:
+        return {"average": torch.zeros(batch_size, self.output_size, device=self.device, dtype=self.dtype)}
+
+    def forward(self, x: Tensor, state: State) -> MemoryStep:
+        average = 0.9 * state["average"] + self.mix(x)
+        return MemoryStep(average.tanh(), {"average": average}, {})
+
+
+class WrongWidth(Average):
+    def forward(self, x: Tensor, state: State) -> MemoryStep:
+        step = super().forward(x, state)
+        return step._replace(output=step.output[:, 1:])
+
+
+class StateGrows(Average):
+    def forward(self, x: Tensor, state: State) -> MemoryStep:
+        step = super().forward(x, state)
+        return step._replace(state={**step.state, "more": x})
+
+
+class SomeStart(Average):
+    def initial_state(self, batch_size: int) -> State:
+        return {"average": super().initial_state(batch_size)["average"] + torch.arange(batch_size)[:, None]}
+
+
+class InPlace(Average):
+    def forward(self, x: Tensor, state: State) -> MemoryStep:
+        state["average"].data.mul_(0.9)
+        return super().forward(x, state)
+
+
+class Mixes(Average):
+    def forward(self, x: Tensor, state: State) -> MemoryStep:
+        return super().forward(x + x.mean(0), state)
+
+
+class Reads(Average):
+    def forward(self, x: Tensor, state: State) -> MemoryStep:
+        return super().forward(x if x.sum() > 0 else 2 * x, state)
+
+
+class ShowsTheBatch(Average):
+    def panels(self, state: State) -> dict[str, Panel]:
+        return {"average": Panel(state["average"].detach(), "unit", "environment")}
+
+
+class Unused(Average):
+    def __init__(self, input_size: int, hidden_size: int = 4) -> None:
+        super().__init__(input_size, hidden_size)
+        self.unused = nn.Linear(2, 2)
+
+
+class NotSaved(Average):
+    def __init__(self, input_size: int, hidden_size: int = 4) -> None:
+        super().__init__(input_size, hidden_size)
+        self.scale = float(torch.rand(()))
+
+    def forward(self, x: Tensor, state: State) -> MemoryStep:
+        return super().forward(self.scale * x, state)
+
+
+class LateReset(Average):
+    """Resets after the step that begins an episode: the bug of many libraries."""
+
+    def unroll(self, xs: Tensor, starts: Tensor | None, state: State, resets: Any = None) -> Unrolled:
+        late = None if starts is None else torch.cat([torch.zeros_like(starts[:1]), starts[:-1]])
+        return unroll(self, xs, late, state)
+
+
+class CutsGradients(Average):
+    def unroll(self, xs: Tensor, starts: Tensor | None, state: State, resets: Any = None) -> Unrolled:
+        result = unroll(self, xs, starts, state, resets)
+        return result._replace(state={key: value.detach() for key, value in result.state.items()})
+
+
+BROKEN: list[tuple[type[Memory], str, str]] = [
+    (WrongWidth, "a_step_keeps_names_shapes_and_types", r"the output is \(3, 3\), expected \(3, 4\)"),
+    (StateGrows, "a_step_keeps_names_shapes_and_types", "names, shapes and types must stay"),
+    (SomeStart, "the_initial_state_is_the_same_for_every_entry_and_batch_size", "average differs between entries"),
+    (InPlace, "nothing_the_caller_holds_is_written_to", "state average was changed in place"),
+    (Mixes, "batch_entries_do_not_know_of_each_other", "beside one whose input changed"),
+    (Reads, "a_step_asks_nothing_of_the_device", "reads a value on the host"),
+    (ShowsTheBatch, "panels_show_the_first_entry_and_change_with_it", "shows other entries than the first"),
+    (Unused, "gradients_reach_every_parameter", "unused.weight has no gradient"),
+    (NotSaved, "saved_and_loaded_it_is_the_same_memory", "is not in state_dict"),
+    (LateReset, "unrolling_is_stepping_with_resets_at_unknown_steps", "method unroll beside a loop over steps"),
+    (LateReset, "packed_episodes_are_separate_episodes", "whose episodes start at .* is not what it is alone"),
+    (CutsGradients, "unrolling_is_stepping_with_resets_where_none_starts", "gradients of the method unroll"),
+    (Average, "it_learns_to_recall_the_first_symbol", "recalls the first of 8 symbols with accuracy .* expected 1.1"),
+]
+
+
+@pytest.mark.parametrize(("memory", "check", "message"), BROKEN)
+def test_what_breaks_the_contract_is_found(memory: type[Memory], check: str, message: str) -> None:
+    with pytest.raises(ConformanceError, match=message):
+        MEMORY_CHECKS[check](MemoryCase(memory, floor=1.1, updates=1))
+
+
+def test_a_memory_of_somebody_elses_is_checked_by_its_class(capsys: pytest.CaptureFixture[str]) -> None:
+    """Without editing this project, without panels, and with every failure named at once."""
+    check_memory(Average, hidden_size=3, learner={"hidden_size": 32}, updates=20, floor=0, verbose=True)
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == len(MEMORY_CHECKS)
+    assert [line for line in said if not line.endswith(": ok")] == [
+        "panels show the first entry and change with it: skipped, it has no panels"
+    ]
+    with pytest.raises(ConformanceError) as failed:
+        check_memory(LateReset, updates=1, floor=0)
+    title, *lines = str(failed.value).splitlines()
+    assert title == f"LateReset fails {len(lines)} of {len(MEMORY_CHECKS)} checks"
+    assert len(lines) >= 3
+    with pytest.raises(ConformanceError, match=r"Average cannot be built: TypeError: .*hiden_size"):
+        check_memory(Average, hiden_size=3, updates=1)
+
+
+def test_the_command_checks_a_memory_of_the_current_folder(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from policies.memories.identity import Identity\nclass Mine(Identity):\n    pass\nnot_one = dict\n"
+    )
+    command = [sys.executable, "-m", "policies.testing"]
+    good = [*command, "mine:Mine", "--floor", "0", "--updates", "1"]
+    done = subprocess.run(good, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "a step keeps names shapes and types: ok" in done.stdout
+
+
+def test_mistakes_on_the_command_line_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    from policies.testing.__main__ import main, pairs
+
+    assert pairs(["a=3", "b=(1, 2)", "c=soft"]) == {"a": 3, "b": (1, 2), "c": "soft"}
+    for words, said in (
+        (["not_there:Mine"], "error: not_there:Mine cannot be imported: No module named 'not_there'"),
+        (["identity", "hidden_size"], "error: 'hidden_size' is not of the form NAME=VALUE"),
+        (["mine"], "error: no memory is called 'mine'"),
+        (["identity", "size=3"], "error: identity cannot be built: TypeError"),
+    ):
+        assert main(words) == 2
+        error = capsys.readouterr().err.strip()
+        assert error.startswith(said)
+        assert "\n" not in error
+    assert main(["identity", "--updates", "1"]) == 1
+    assert "identity fails 1 of 14 checks" in capsys.readouterr().err

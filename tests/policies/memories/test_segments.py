@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conformance_helpers import BATCH, assert_same, everything, weigh
-from test_memory_conformance import CASES, build, every_memory, inputs, used_state
+from conformance_helpers import CASES, every_memory
 from torch import Tensor, nn
 
 from policies.memories import make_memory
@@ -16,6 +15,8 @@ from policies.memories import segments as module
 from policies.memories.base import Memory, MemoryStep, State, Unrolled, unroll
 from policies.memories.kept import kept
 from policies.memories.segments import SegmentedRecording, Segments, unroll_by_segments
+from policies.testing.case import BATCH, everything, expect_same
+from policies.testing.time import weigh
 
 LENGTH = 7
 LONG = ("mnm-p", "mnm-g", "plastic", "homo-plastic", "dkm", "dnc")
@@ -54,7 +55,7 @@ def recorded(
 @every_memory
 def test_segments_are_the_plain_sequence(name: str) -> None:
     """Outputs, losses, maps, the last state and every gradient, in float64; seven steps, in threes and in twos."""
-    memory = build(name)
+    memory = CASES[name].build()
     starts, steps = starts_at((0, 1), (4, 0), (4, 1)), [0, 4]
     same(
         memory,
@@ -68,7 +69,7 @@ def test_segments_are_the_plain_sequence(name: str) -> None:
 
 @pytest.mark.parametrize("name", LONG)
 def test_segments_without_a_start_are_the_plain_sequence(name: str) -> None:
-    memory = build(name)
+    memory = CASES[name].build()
     same(
         memory,
         name,
@@ -82,8 +83,8 @@ def test_segments_without_a_start_are_the_plain_sequence(name: str) -> None:
 @pytest.mark.parametrize("name", LONG)
 def test_segments_from_the_first_state_on(name: str) -> None:
     """Whose parts a memory may name in another order than those of later states, as the DNC does."""
-    memory = build(name)
-    xs = inputs(name, LENGTH, BATCH)
+    memory = CASES[name].build()
+    xs = CASES[name].inputs(LENGTH, BATCH)
     outputs, gradients = [], []
     for way in (
         lambda state: unroll(memory, xs, None, state),
@@ -100,16 +101,16 @@ def test_segments_from_the_first_state_on(name: str) -> None:
 def same(memory: Memory, name: str, *ways: Callable[[Tensor, State], Unrolled]) -> None:
     results, gradients = [], []
     for way in ways:
-        xs = inputs(name, LENGTH, BATCH).requires_grad_()
-        state = {key: value.clone().requires_grad_() for key, value in used_state(memory, name).items()}
+        xs = CASES[name].inputs(LENGTH, BATCH).requires_grad_()
+        state = {key: value.clone().requires_grad_() for key, value in CASES[name].used_state(memory).items()}
         parts = everything(way(xs, state))
         leaves = {"xs": xs, **state, **dict(memory.named_parameters())}
         found = torch.autograd.grad(weigh(parts), list(leaves.values()), allow_unused=True, materialize_grads=True)
         results.append(parts)
         gradients.append(dict(zip(leaves, found, strict=True)))
     for index in range(1, len(results)):
-        assert_same(results[index], results[0])
-        assert_same(gradients[index], gradients[0])
+        expect_same(results[index], results[0], "by segments")
+        expect_same(gradients[index], gradients[0], "by segments")
 
 
 def test_questions_go_with_their_segment() -> None:
@@ -127,17 +128,17 @@ def test_questions_go_with_their_segment() -> None:
     gradients = [torch.autograd.grad(weigh(everything(result)), queries["query"])[0] for result in results]
     assert gradients[0].abs().sum() > 0
     for result, gradient in zip(results[1:], gradients[1:], strict=True):
-        assert_same(everything(result), everything(results[0]))
+        expect_same(everything(result), everything(results[0]), "by segments")
         torch.testing.assert_close(gradient, gradients[0])
 
 
 @pytest.mark.parametrize("name", LONG)
 def test_gradients_that_nobody_asked_for_do_not_disturb_the_others(name: str) -> None:
     """Frozen parameters, inputs and a state without gradients, a loss on some outputs only, `backward` into `.grad`."""
-    memory = build(name)
+    memory = CASES[name].build()
     frozen, *trained = memory.parameters()
     frozen.requires_grad_(False)
-    xs = inputs(name, LENGTH, BATCH)
+    xs = CASES[name].inputs(LENGTH, BATCH)
     gradients = []
     for segment in (LENGTH, 2):
         memory.zero_grad()
@@ -263,7 +264,7 @@ def test_a_memory_that_has_nothing_to_learn_stays_whole() -> None:
 
 @every_memory
 def test_what_a_step_keeps_can_be_found_for_every_memory(name: str) -> None:
-    memory, case = build(name, torch.float32), CASES[name]
+    memory, case = CASES[name].build(torch.float32), CASES[name]
     segments = Segments(memory, None, case.input_size)
     assert segments.kept_by_step(recorded=False, room=1) >= 1
     assert segments.kept_by_step(recorded=True, room=8) >= 1

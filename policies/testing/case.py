@@ -1,0 +1,93 @@
+"""What the checks share: how to build a memory, what to feed it, and errors that say what was wrong."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from policies.memories import make_memory
+from policies.memories.base import Memory, State, Unrolled, unroll
+
+BATCH, LENGTH = 3, 6
+
+
+class ConformanceError(AssertionError):
+    """Something does not do what its contract says."""
+
+
+@dataclass(frozen=True)
+class MemoryCase:
+    """A memory to check: how to build it small, and how well it must remember."""
+
+    memory: str | type[Memory]
+    """Its registered name, or its class."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Its own arguments; small sizes, all different, find most."""
+    input_shape: tuple[int, ...] = (5,)
+    """Of one input without the batch: `(F,)`, or `(C, L)` or `(C, H, W)` of a grid."""
+    learner: dict[str, Any] = field(default_factory=dict)
+    """Options for the learning check, where `options` are too small to learn with."""
+    updates: int = 200
+    """Of the parameters in the learning check; fewer where a step costs much and fewer will do."""
+    floor: float = 0.9
+    """Accuracy to reach at recalling the first of eight symbols; chance is 0.25."""
+    ceiling: float = 1.0
+    """Accuracy not to exceed: 0.4 for what has no memory."""
+
+    @property
+    def input_size(self) -> int | tuple[int, ...]:
+        return self.input_shape[0] if len(self.input_shape) == 1 else self.input_shape
+
+    def made(self, options: dict[str, Any], seed: int = 0) -> Memory:
+        torch.manual_seed(seed)
+        if isinstance(self.memory, str):
+            return make_memory(self.memory, input_size=self.input_size, **options)
+        maker: Any = self.memory
+        made = maker(self.input_size, **options)
+        expect(isinstance(made, Memory), f"{self.memory} is no Memory")
+        return made  # type: ignore[no-any-return]
+
+    def build(self, dtype: torch.dtype = torch.float64, seed: int = 0) -> Memory:
+        """The memory, small, in double precision: what differs then is no rounding."""
+        return self.made(self.options, seed).to(dtype)
+
+    def inputs(self, *sizes: int, dtype: torch.dtype = torch.float64, seed: int = 1) -> Tensor:
+        """Random inputs `[*sizes, *input_shape]`."""
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(*sizes, *self.input_shape, generator=generator, dtype=dtype)
+
+    def used_state(self, memory: Memory, batch: int = BATCH) -> State:
+        """A state that has seen two steps, unlike the initial one."""
+        with torch.no_grad():
+            return unroll(memory, self.inputs(2, batch, seed=7), None, memory.initial_state(batch)).state
+
+
+def expect(condition: bool | Tensor, message: str) -> None:
+    """Raises:
+    ConformanceError: `condition` is false.
+    """
+    if not condition:
+        raise ConformanceError(message)
+
+
+def expect_same(actual: dict[str, Tensor], expected: dict[str, Tensor], what: str) -> None:
+    """Two sets of tensors equal up to rounding in double precision; `what` begins the message where they are not."""
+    expect(actual.keys() == expected.keys(), f"{what}: {sorted(actual)} where {sorted(expected)} was expected")
+    for key in expected:
+        try:
+            torch.testing.assert_close(actual[key], expected[key], rtol=1e-9, atol=1e-11)
+        except AssertionError as error:
+            raise ConformanceError(f"{what}: {key} differs: {' '.join(str(error).split())}") from None
+
+
+def everything(result: Unrolled) -> dict[str, Tensor]:
+    """All that an unroll gives, by name."""
+    parts = {"outputs": result.outputs}
+    parts |= {f"state {key}": value for key, value in result.state.items()}
+    parts |= {f"loss {key}": value for key, value in result.losses.items()}
+    if result.grids is not None:
+        parts["grids"] = result.grids
+    return parts

@@ -1,0 +1,123 @@
+"""What a memory must do over time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from policies.memories.base import Memory, State, Unrolled, select, unroll
+from policies.testing.case import BATCH, LENGTH, MemoryCase, everything, expect, expect_same
+
+RESETS: dict[str, list[int] | None] = {
+    "where none starts": [],
+    "at unknown steps": None,
+    "at known steps": [0, 4],
+    "perhaps at every step": list(range(LENGTH)),
+}
+
+
+def weigh(parts: dict[str, Tensor]) -> Tensor:
+    """One number in which every entry of every part has a weight of its own."""
+    generator = torch.Generator().manual_seed(3)
+    weighed = [(p * torch.randn(p.shape, generator=generator, dtype=p.dtype)).sum() for p in parts.values()]
+    return torch.stack(weighed).sum()
+
+
+def stepped_by_hand(memory: Memory, xs: Tensor, state: State, starts: Tensor | None) -> dict[str, Tensor]:
+    """The contract in a loop: a row that starts has the state of a batch of one."""
+    outputs, losses, grids = [], [], []
+    for t, x in enumerate(xs):
+        if starts is not None:
+            rows = [memory.initial_state(1) if starts[t, b] else select(state, slice(b, b + 1)) for b in range(len(x))]
+            state = {key: torch.cat([row[key] for row in rows]) for key in state}
+        step = memory(x, state)
+        outputs.append(step.output)
+        losses.append(step.losses)
+        grids.append(step.grid)
+        state = step.state
+    kinds = {key: torch.stack([loss[key] for loss in losses]) for key in losses[0]}
+    maps = None if grids[0] is None else torch.stack(grids)
+    return everything(Unrolled(torch.stack(outputs), state, kinds, maps))
+
+
+def recorded(
+    memory: Memory, xs: Tensor, state: State, starts: Tensor | None, steps: list[int] | None, room: int
+) -> dict[str, Tensor]:
+    """By `Memory.record`, which acts step by step and is differentiated later."""
+    recording = memory.record(state, room)
+    acted_on = []
+    for t, x in enumerate(xs):
+        may_start = starts is not None and (steps is None or t in steps)
+        acted_on.append(recording.step(x, starts[t] if may_start and starts is not None else None).output.detach())
+    result = recording.unrolled()
+    expect_same(
+        {"outputs": torch.stack(acted_on)}, {"outputs": result.outputs.detach()}, "record: steps and their sequence"
+    )
+    return everything(result)
+
+
+def unrolling_is_stepping(case: MemoryCase, resets: str) -> None:
+    """The memory's own `unroll` and `record`, the plain function and a hand-written loop agree, also backward."""
+    memory, steps = case.build(), RESETS[resets]
+    starts = None
+    if steps != []:
+        starts = torch.zeros(LENGTH, BATCH, dtype=torch.bool)
+        starts[0, 1] = starts[4, 0] = starts[4, 1] = True
+    ways: dict[str, Callable[[Tensor, State], dict[str, Tensor]]] = {
+        "a loop over steps": lambda xs, state: stepped_by_hand(memory, xs, state, starts),
+        "record": lambda xs, state: recorded(memory, xs, state, starts, steps, 1),
+        "record with too little room": lambda xs, state: recorded(memory, xs, state, starts, steps, LENGTH - 2),
+        "record with more room": lambda xs, state: recorded(memory, xs, state, starts, steps, 2 * LENGTH),
+        "the function unroll": lambda xs, state: everything(unroll(memory, xs, starts, state, steps)),
+        "the method unroll": lambda xs, state: everything(memory.unroll(xs, starts, state, steps)),
+    }
+    results, gradients = {}, {}
+    for name, way in ways.items():
+        xs = case.inputs(LENGTH, BATCH).requires_grad_()
+        state = {key: value.clone().requires_grad_() for key, value in case.used_state(memory).items()}
+        results[name] = way(xs, state)
+        leaves = {"xs": xs, **state, **dict(memory.named_parameters())}
+        found = torch.autograd.grad(
+            weigh(results[name]), list(leaves.values()), allow_unused=True, materialize_grads=True
+        )
+        gradients[name] = dict(zip(leaves, found, strict=True))
+    first = next(iter(ways))
+    for name in ways:
+        what = f"{name} beside {first}, with resets {resets}"
+        expect_same(results[name], results[first], what)
+        expect_same(gradients[name], gradients[first], f"gradients of {what}")
+
+
+def packed_is_separate(case: MemoryCase, starts: Tensor) -> None:
+    """Whatever was before it in its row, an episode gives what it gives alone; `starts` is bool `[T, B]`."""
+    (length, batch), memory = starts.shape, case.build()
+    xs, state = case.inputs(length, batch), case.used_state(memory, batch)
+    with torch.no_grad():
+        packed = everything(memory.unroll(xs, starts, state))
+        for b in range(batch):
+            alone = stepped_by_hand(memory, xs[:, b : b + 1], select(state, slice(b, b + 1)), starts[:, b : b + 1])
+            for key, value in alone.items():
+                found = packed[key][b : b + 1] if key.startswith("state ") else packed[key][:, b : b + 1]
+                try:
+                    torch.testing.assert_close(found, value)
+                except AssertionError as error:
+                    why = " ".join(str(error).split())
+                    begins = starts[:, b].nonzero().flatten().tolist()
+                    expect(False, f"{key} of row {b}, whose episodes start at {begins}, is not what it is alone: {why}")
+
+
+def packed_episodes_are_separate_episodes(case: MemoryCase) -> None:
+    generator = torch.Generator().manual_seed(11)
+    for length, batch in ((1, 1), (2, 3), (5, 2), (7, 3)):
+        for share in (0.0, 0.3, 1.0):
+            packed_is_separate(case, torch.rand(length, batch, generator=generator) < share)
+
+
+TIME_CHECKS: dict[str, Any] = {
+    f"unrolling_is_stepping_with_resets_{name.replace(' ', '_')}": partial(unrolling_is_stepping, resets=name)
+    for name in RESETS
+} | {"packed_episodes_are_separate_episodes": packed_episodes_are_separate_episodes}
