@@ -19,7 +19,7 @@ from policies.memories import (  # noqa: F401  (each registers what it holds)
     stack_rnn,
 )
 from policies.memories.base import Memory, MemoryStep, Panel, State, Unrolled
-from policies.memories.registry import make_memory, memory_class, register_memory, registered
+from policies.memories.registry import built_in, make_memory, memory_class, register_memory, registered
 
 __all__ = [
     "Memory",
@@ -27,6 +27,7 @@ __all__ = [
     "Panel",
     "State",
     "Unrolled",
+    "built_in",
     "make_memory",
     "memory_class",
     "register_memory",

@@ -40,6 +40,11 @@ def registered() -> tuple[str, ...]:
     return tuple(sorted({*_classes, *_offered()}))
 
 
+def built_in() -> tuple[str, ...]:
+    """The names of this project's own memories, in alphabetical order, whatever else is installed."""
+    return tuple(sorted(name for name, cls in _classes.items() if cls.__module__.startswith("policies.")))
+
+
 def memory_class(name: str) -> type[Memory]:
     """The class registered as `name`; an offered one is imported here, on first use.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from agents import MemoryOnPolicyAlgorithm
 from agents.rollout import Rollout
 from envs.tensor_env import TensorEnv
-from policies.memories import memory_class, registered
+from policies.memories import built_in, memory_class
 from policies.memories.base import Memory, MemoryStep, State
 
 # Arguments that make a memory small; one that is not here keeps its defaults.
@@ -21,7 +21,7 @@ SMALL = {
     "mnm-p": {"hidden_size": 16, "key_size": 8, "value_size": 8, "memory_units": 8, "heads": 2},
     "mnm-g": {"hidden_size": 16, "key_size": 8, "value_size": 8, "memory_units": 8, "heads": 2},
 }
-VECTOR_MEMORIES = [name for name in registered() if memory_class(name).input_kind == "vector"]
+VECTOR_MEMORIES = [name for name in built_in() if memory_class(name).input_kind == "vector"]
 
 
 class Counter(Memory):

@@ -27,7 +27,7 @@ from agents import A2C, PPO, MemoryOnPolicyAlgorithm
 from agents.capturable import obstacle
 from agents.graphs import Graphs
 from envs.tensor_env import TensorEnv
-from policies.memories import registered
+from policies.memories import built_in
 from policies.memories.base import no_host_reads
 
 DNC = {"hidden_size": 8, "slots": 6, "word_size": 4, "read_heads": 1}
@@ -109,7 +109,7 @@ def build(
 
 
 def test_no_memory_and_no_environment_is_forgotten() -> None:
-    assert set(MEMORIES) == set(registered())
+    assert set(MEMORIES) == set(built_in())
     assert {f"Engram/{name}-v0" for name in ENVIRONMENTS} == {
         name for name in gymnasium.registry if name.startswith("Engram/")
     }

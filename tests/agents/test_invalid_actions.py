@@ -19,7 +19,7 @@ from agents import A2C, PPO, MemoryOnPolicyAlgorithm, Supervised, as_tensor_env
 from agents.evaluation import evaluate, random_score
 from agents.graphs import Graphs
 from agents.session import Session
-from policies.memories import registered
+from policies.memories import built_in
 
 LEARNERS = [A2C, PPO, Supervised]
 BEST = LENGTH * (11 / 3) / (CHOICES - 1)
@@ -47,7 +47,7 @@ def taken_are_valid(model: MemoryOnPolicyAlgorithm) -> bool:
     return bool(masks.gather(3, actions).all())
 
 
-@pytest.mark.parametrize("memory", registered())
+@pytest.mark.parametrize("memory", built_in())
 @pytest.mark.parametrize("learner", [A2C, PPO])
 def test_no_invalid_action_is_taken_with_any_memory(learner: type[MemoryOnPolicyAlgorithm], memory: str) -> None:
     model = build(learner, Ledge(3), memory)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from policies.memories import memory_class, registered
+from policies.memories import built_in, memory_class
 from policies.policy import MemoryActorCriticPolicy
 
 SMALL = {
@@ -23,7 +23,7 @@ SMALL = {
     "mnm-g": {"hidden_size": 7, "key_size": 5, "value_size": 4, "memory_units": 6, "heads": 2},
     "dmn": {"hidden_size": 7, "capacity": 4, "passes": 2},
 }
-VECTOR_MEMORIES = [name for name in registered() if memory_class(name).input_kind == "vector"]
+VECTOR_MEMORIES = [name for name in built_in() if memory_class(name).input_kind == "vector"]
 OBS = spaces.Box(-1.0, 1.0, (3,))
 SPACES: dict[str, spaces.Space[Any]] = {
     "discrete": spaces.Discrete(4),
