@@ -9,7 +9,8 @@ from torch import Tensor
 from agents import distributed
 from agents.capturable import write_rate
 from agents.rollout import Rollout
-from policies.policy import Judgement, MemoryActorCriticPolicy
+from policies.heads import Judgement
+from policies.policy import MemoryActorCriticPolicy
 
 
 class Updates(BaseAlgorithm):

@@ -48,13 +48,12 @@ class PolicyStep(nn.Module):
         """
         policy = self.policy
         step = policy.remember(obs, state, starts)
-        latent_pi, latent_vf = policy.mlp_extractor(step.output)
+        latent_pi = policy.mlp_extractor.forward_actor(step.output)
         numbers: Tensor = policy.action_net((latent_pi, step.grid) if policy.draws_maps else latent_pi)
         if mask is not None:
             numbers = masked(numbers, mask, policy.action_space)
         action = policy.to_env(policy.act(step.output, True, step.grid, mask))
-        value = policy.value_net(latent_vf).squeeze(-1)
-        return {"action": action, self.numbers: numbers, "value": value, "state": step.state}
+        return {"action": action, self.numbers: numbers, "value": policy.value(step.output), "state": step.state}
 
 
 def export_step(
@@ -88,6 +87,7 @@ def export_step(
         arguments = *arguments, torch.ones(batch_size, choices, dtype=torch.bool)
     try:
         with torch.no_grad():
+            PolicyStep(copied)(*arguments)  # what is made at first use is not part of a step
             program = torch.export.export(PolicyStep(copied), arguments)
     except Exception as error:  # torch.export has many
         reason = str(error).strip().splitlines() or [type(error).__name__]

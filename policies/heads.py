@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from gymnasium import spaces
@@ -12,6 +13,23 @@ from torch import Tensor, cat, nn
 from torch.distributions import Bernoulli, Categorical, Normal
 
 from policies.memories.base import host_may_read
+
+
+class Decision(NamedTuple):
+    """What the heads say to a memory's output; leading dimensions are those of the output."""
+
+    action: Tensor
+    value: Tensor
+    log_prob: Tensor
+
+
+class Judgement(NamedTuple):
+    """What the heads say to actions already taken; all of the leading dimensions of the memory's output."""
+
+    value: Tensor
+    log_prob: Tensor
+    entropy: Tensor
+
 
 # torch.distributions checks its arguments by reading them on the host: a synchronisation at every step of a roll-out.
 # The learners look for non-finite numbers once per update instead. So these are SB3's distributions without checks.

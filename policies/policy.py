@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +25,8 @@ from policies.encoders import QueryEncoder, encoder_for, shape_of
 from policies.heads import (
     CategoricalDistribution,
     ChoiceDistribution,
+    Decision,
+    Judgement,
     as_rows,
     flattened,
     map_distribution,
@@ -37,22 +39,6 @@ from policies.normalization import ObsNorm, ValueNorm
 from policies.observations import Preparation, tensors_of
 
 Obs = Tensor | dict[str, Tensor]
-
-
-class Decision(NamedTuple):
-    """What the heads say to a memory's output; leading dimensions are those of the output."""
-
-    action: Tensor
-    value: Tensor
-    log_prob: Tensor
-
-
-class Judgement(NamedTuple):
-    """What the heads say to actions already taken; all of the leading dimensions of the memory's output."""
-
-    value: Tensor
-    log_prob: Tensor
-    entropy: Tensor
 
 
 class MemoryActorCriticPolicy(ActorCriticPolicy):

@@ -80,7 +80,7 @@ def batch_entries_do_not_know_of_each_other(case: MemoryCase) -> None:
     )
 
 
-class NoAnswers(TorchDispatchMode):
+class NoAnswers(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Fails where a value is asked of the device: `.item()`, `float(x)`, `if x:`, `nonzero`."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
@@ -93,7 +93,7 @@ class NoAnswers(TorchDispatchMode):
 def a_step_asks_nothing_of_the_device(case: MemoryCase) -> None:
     memory, x = case.build(), case.inputs(BATCH)
     state = case.used_state(memory)
-    with NoAnswers():
+    with NoAnswers():  # type: ignore[no-untyped-call]
         memory(x, state)
         unroll(memory, x[None], torch.ones(1, BATCH, dtype=torch.bool), state, [0])
 
@@ -114,7 +114,7 @@ def panels_show_the_first_entry_and_change_with_it(case: MemoryCase) -> str | No
         expect(flat, f"panel {title} is {tuple(image.shape)}, expected [H, W] or [H, W, 3]")
         expect(image.isfinite().all(), f"panel {title} is not finite")
         expect(bool(panel.x_label and panel.y_label), f"panel {title} needs a label on each axis")
-        expect(image.unique().numel() > 1, f"panel {title} is constant")
+        expect(bool((image != image.flatten()[0]).any()), f"panel {title} is constant")
         alone = torch.equal(image, memory.panels(others)[title].image)
         expect(alone, f"panel {title} shows other entries than the first")
         expect(not torch.equal(image, after), f"panel {title} does not change from step to step")
@@ -131,7 +131,7 @@ def gradients_reach_every_parameter(case: MemoryCase) -> None:
     if result.grids is not None:
         loss = loss + result.grids.square().sum()
     if list(memory.parameters()):
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
     for key, parameter in memory.named_parameters():
         expect(parameter.grad is not None, f"{key} has no gradient")
         assert parameter.grad is not None

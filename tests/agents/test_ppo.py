@@ -15,7 +15,7 @@ from agents import PPO
 from agents.rollout import Rollout
 from envs.repeat_first import RepeatFirst
 from envs.tmaze import TMaze
-from policies.policy import Judgement
+from policies.heads import Judgement
 
 
 def ppo(memory: str, env: Any, **kwargs: Any) -> PPO:

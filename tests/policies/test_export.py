@@ -23,7 +23,7 @@ MEMORIES: dict[str, dict[str, Any]] = {
 }
 OBS = spaces.Dict([("sees", spaces.Box(-1.0, 1.0, (3,))), ("asked", spaces.Discrete(3))])
 ACTIONS: dict[str, spaces.Space[Any]] = {
-    "discrete": spaces.Discrete(4),
+    "discrete": spaces.Discrete(4, start=-1),
     "box": spaces.Box(-0.5, 0.5, (2,)),
     "multi-discrete": spaces.MultiDiscrete([2, 3]),
     "multi-binary": spaces.MultiBinary(3),
