@@ -1,0 +1,73 @@
+"""Is the memory what an agent acts by? It plays with a memory that stays empty, and with that of another episode."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+
+from policies.memories.base import MemoryStep, Recording, State, reset
+from policies.policy import MemoryActorCriticPolicy, Obs
+
+Control = Literal["frozen", "exchanged"]
+CONTROLS = ("frozen", "exchanged")
+
+WORKING = frozenset({"hidden", "cell", "read", "read_value", "read_vectors", "seed", "places"})
+"""Entries of a state that belong to a controller, or to the step before: not to what was written."""
+
+
+def memory_entries(state: State) -> list[str]:
+    """The entries of a state that hold what was written; all of them where none does but the controller's."""
+    return sorted(set(state) - WORKING) or sorted(state)
+
+
+@contextmanager
+def controlled(
+    policy: MemoryActorCriticPolicy, control: Control, entries: Sequence[str] | None = None
+) -> Iterator[None]:
+    """Within, `policy.remember` has another memory than its own.
+
+    "frozen": the entries stay as at the start of an episode; nothing is remembered but by the controller. "exchanged":
+    what is read is the memory that another environment has at this step of its own episode, written from what that
+    one saw; the controller, the actions and the environment are its own.
+
+    Args:
+        policy: of the agent.
+        control: of the above.
+        entries: of the memory's state; None: `memory_entries`.
+
+    Raises:
+        ValueError: the control or an entry is unknown, or the memory has no state.
+    """
+    known = policy.initial_state(1)
+    if control not in CONTROLS:
+        raise ValueError(f"the control is {control!r}; it must be one of {', '.join(CONTROLS)}")
+    if not known:
+        raise ValueError(f"{policy.memory_name} has no state that could be frozen or exchanged")
+    chosen = list(entries) if entries is not None else memory_entries(known)
+    if missing := sorted(set(chosen) - set(known)):
+        raise ValueError(f"{policy.memory_name} has no state {', '.join(missing)}; it has {', '.join(known)}")
+    remember = policy.remember
+
+    def other(
+        obs: Obs, state: State, starts: torch.Tensor | None = None, recording: Recording | None = None
+    ) -> MemoryStep:
+        batch = len(next(iter(state.values())))
+        initial = policy.initial_state(batch)
+        if starts is not None:
+            state = reset(state, starts, initial)
+        if control == "frozen":
+            step = remember(obs, state)
+            return step._replace(state={**step.state, **{name: initial[name] for name in chosen}})
+        written = remember(obs, state).state
+        step = remember(obs, {**state, **{name: state[name].roll(1, 0) for name in chosen}})
+        return step._replace(state={**step.state, **{name: written[name] for name in chosen}})
+
+    patched: Any = policy
+    patched.remember = other
+    try:
+        yield
+    finally:
+        del patched.remember
