@@ -50,7 +50,8 @@ class KanervaMemory(ReaderMemory):
             sum of the inputs, so that their mean can count what was seen but not tell what went with what.
         shift: without a controller, fraction of the features that comes from the step before.
         skip_blank: an input that is all zero is not written, as where a task asks and shows nothing.
-        sample: draw keys and latents, by noise that is a hash of what was seen; False: take their means.
+        sample: draw keys and latents, by noise that is a hash of what was seen; False: take their means, by which a
+            policy learns faster.
         kl_weight: weight of both divergences in the losses.
         map_shape: (C, H, W) of an image to decode from Z and give as `grid`; None: none.
         reconstruct: add the loss `reconstruction`.
@@ -82,7 +83,7 @@ class KanervaMemory(ReaderMemory):
         encoder_activation: Literal["relu", "linear"] = "relu",
         shift: float | None = None,
         skip_blank: bool = True,
-        sample: bool = True,
+        sample: bool = False,
         kl_weight: float = 0.01,
         map_shape: Sequence[int] | None = None,
         reconstruct: bool = False,

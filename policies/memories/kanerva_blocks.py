@@ -26,27 +26,35 @@ from policies.memories.readers import Queries, ReaderMemory, Shape
 KEYS, LATENT, POSTERIOR, ASKED_KEYS, ASKED_LATENT = range(5)
 """Streams of noise."""
 
+MOST_PIXELS = 1024
+"""In the windows of a read, above which the prior's convolutions are not written out as linear layers."""
+
 KEY_STD = 0.3
 """Standard deviation of keys before training; the prior's is 1."""
 
 
 class Weights(NamedTuple):
-    """What depends on parameters alone, computed once for a sequence."""
+    """What depends on parameters alone, computed once for a sequence: linear layers, each weight and bias."""
 
-    heads: Tensor
-    """Of the linear map from the controller's state to all heads, `[sum of widths, H]`."""
-    bias: Tensor
+    heads: tuple[Tensor, Tensor]
+    """From the controller's state to all heads."""
+    asking: tuple[Tensor, Tensor]
+    """From the controller's state, or a question, to the keys."""
+    prior: list[tuple[Tensor, Tensor]] | None
+    """The prior's convolutions; None: too large, they stay convolutions."""
+    readout: tuple[Tensor, Tensor]
+    """From the prior's features to what is read at the mean of Z."""
+    std: tuple[Tensor, Tensor]
+    """From the prior's features to the raw deviation of Z."""
+    latent: Tensor
+    """From Z to what is read."""
 
 
 class Read(NamedTuple):
     """One reading of a memory for each of B entries."""
 
-    keys: Gaussian
-    """q(Y|X), `[B, K, 2]`."""
-    prior: Gaussian
-    """p(Z|M, Y), `[B, L]`."""
-    latent: Tensor
-    """Z, `[B, L]`."""
+    features: Tensor
+    """Of the windows, as the prior sees them, `[B, F]`."""
     output: Tensor
     """`[B, output_size]`."""
 
@@ -190,36 +198,35 @@ class BlockKanerva(ReaderMemory):
                 seeds.append(seed)
         noise = self.noise(seeds, prints)
 
-        heads, asking = self.weights(), self.keys.collapsed()
+        weights = self.weights()
         hidden, reads, answers = [], [], []
         for t in range(length):
             if t in reset_at and starts is not None:
                 state = reset(state, starts[t], initial)
             h, c = self.controller(torch.cat([seen[t], state["read"]], 1), (state["hidden"], state["cell"]))
-            gate, place, content, numbers = torch.split(F.linear(h, *heads), self.widths, 1)
-            keys = self.key_posterior(numbers)
-            places, weights = self.locate(torch.cat([place.unsqueeze(1), keys.at(noise[KEYS][t])], 1))
-            memory = self.write(state["memory"], weights[:, 0], gate.sigmoid() * written[t].unsqueeze(1), content)
-            read = self.read(memory, weights[:, 1:], keys, noise[LATENT][t])
+            gate, place, content, numbers = torch.split(F.linear(h, *weights.heads), self.widths, 1)
+            keys = self.draw_keys(numbers, noise[KEYS][t])
+            places, cells = self.locate(torch.cat([place.unsqueeze(1), keys], 1))
+            memory = self.write(state["memory"], cells[:, 0], gate.sigmoid() * written[t].unsqueeze(1), content)
+            read = self.read(memory, cells[:, 1:], weights, noise[LATENT][t])
             state = {"hidden": h, "cell": c, "memory": memory, "read": read.output, "places": places}
             hidden.append(h)
             reads.append(read)
             if questions is not None:
                 assert self.ask is not None
-                keys = self.key_posterior(F.linear(questions[t], *asking))
-                _, weights = self.locate(keys.at(noise[ASKED_KEYS][t]))
-                answer = self.read(memory, weights, keys, noise[ASKED_LATENT][t])
+                keys = self.draw_keys(F.linear(questions[t], *weights.asking), noise[ASKED_KEYS][t])
+                answer = self.read(memory, self.locate(keys)[1], weights, noise[ASKED_LATENT][t])
                 answers.append(answer._replace(output=answer.output + self.ask(questions[t])))
         if seed is not None:
             state["seed"] = seed
 
         given = answers or reads
         outputs = torch.cat([torch.stack(hidden), torch.stack([read.output for read in given])], 2)
-        latents = torch.stack([read.latent for read in given])
         grids = None
         if self.map_decoder is not None:
-            grids = split_time(self.map_decoder(latents.flatten(0, 1)), length, batch_size)
-        losses = self.losses(flat, torch.stack(hidden).flatten(0, 1), written.flatten(), reads, noise[POSTERIOR])
+            latents = self.latents(given).at(_flat(noise[ASKED_LATENT if answers else LATENT]))
+            grids = split_time(self.map_decoder(latents), length, batch_size)
+        losses = self.losses(flat, torch.cat(hidden), written.flatten(), self.latents(reads), noise[POSTERIOR])
         return Unrolled(
             outputs, state, {name: split_time(loss, length, batch_size) for name, loss in losses.items()}, grids
         )
@@ -269,16 +276,33 @@ class BlockKanerva(ReaderMemory):
 
     def weights(self) -> Weights:
         """All heads as one linear map: the dense networks have nothing between their layers."""
+        keys, project, width = self.keys.collapsed(), self.prior.project, self.latent_size
         parts = [
             *((self.write_gate.weight, self.write_gate.bias), self.write_place.collapsed()),
-            *((self.content.weight, self.content.bias), self.keys.collapsed()),
+            *((self.content.weight, self.content.bias), keys),
         ]
-        return Weights(torch.cat([weight for weight, _ in parts]), torch.cat([bias for _, bias in parts]))
+        of_features, of_latent = torch.split(self.readout.weight, [self.prior.features, width], 1)
+        small = self.reads * self.channels * self.crop_size**2 <= MOST_PIXELS
+        return Weights(
+            (torch.cat([weight for weight, _ in parts]), torch.cat([bias for _, bias in parts])),
+            keys,
+            self.prior.as_linear() if small else None,
+            # o = W_f f + W_z (W_μ f + b_μ) + b: linear in the features, but for what Z draws
+            (of_features + of_latent @ project.weight[:width], self.readout.bias + of_latent @ project.bias[:width]),
+            (project.weight[width:], project.bias[width:]),
+            of_latent,
+        )
 
     def key_posterior(self, numbers: Tensor) -> Gaussian:
         """q(Y|X) of what the network of the keys says, `[B, 4 K]`."""
         mean, raw = numbers.view(len(numbers), 2, self.reads, 2).unbind(1)
         return Gaussian(mean, F.softplus(raw + math.log(math.expm1(KEY_STD))) + 1e-4)
+
+    def draw_keys(self, numbers: Tensor, noise: Tensor | None) -> Tensor:
+        """Keys `[B, K, 2]`; the means where there is no noise."""
+        if noise is None:
+            return numbers[:, : 2 * self.reads].view(-1, self.reads, 2)
+        return self.key_posterior(numbers).at(noise)
 
     def locate(self, keys: Tensor) -> tuple[Tensor, Tensor]:
         """Places `[B, n, 2]` of keys `[B, n, 2]`, and weights `[B, n, 2, crop_size, S]` across and down."""
@@ -301,26 +325,37 @@ class BlockKanerva(ReaderMemory):
         covered = (sums[:, 1] * gate).unsqueeze(2) * sums[:, :1]  # g a, [B, S, S]
         return torch.addcmul(memory + placed, memory, covered.unsqueeze(1), value=-1)
 
-    def read(self, memory: Tensor, weights: Tensor, keys: Gaussian, noise: Tensor | None) -> Read:
-        """Read memories `[B, C, S, S]` by `weights` `[B, K, 2, crop_size, S]`, at places of `keys`."""
-        across, down = weights.unbind(2)
+    def read(self, memory: Tensor, cells: Tensor, weights: Weights, noise: Tensor | None) -> Read:
+        """Read memories `[B, C, S, S]` by weights of cells `[B, K, 2, crop_size, S]`."""
+        across, down = cells.unbind(2)
         windows = down.unsqueeze(2) @ memory.unsqueeze(1) @ across.transpose(2, 3).unsqueeze(2)
-        prior, features = self.prior(windows)
-        latent = prior.at(noise)  # figure 5's lower branch: Z is the memory's, not the input's
-        return Read(keys, prior, latent, self.readout(torch.cat([features, latent], 1)))
+        if weights.prior is None:
+            features: Tensor = self.prior.layers(windows.flatten(1, 2))
+        else:
+            features = windows.flatten(1)
+            for layer in weights.prior:
+                features = F.linear(features, *layer).relu()
+        # figure 5's lower branch: Z is the memory's, not the input's
+        output = F.linear(features, *weights.readout)
+        if noise is not None:
+            std = F.softplus(F.linear(features, *weights.std)) + 1e-4
+            output = output + F.linear(std * noise, weights.latent)
+        return Read(features, output)
+
+    def latents(self, reads: list[Read]) -> Gaussian:
+        """p(Z|M, Y) of all steps, `[T · B, L]`."""
+        return as_gaussian(self.prior.project(torch.cat([read.features for read in reads])))
 
     def losses(
-        self, xs: Tensor, hidden: Tensor, written: Tensor, reads: list[Read], noise: Tensor | _Nothing
+        self, xs: Tensor, hidden: Tensor, written: Tensor, prior: Gaussian, noise: Tensor | _Nothing
     ) -> dict[str, Tensor]:
         """The terms of eq. (4), each `[N]` for the N = T · B steps."""
-        keys = Gaussian(*(torch.cat(part) for part in zip(*(read.keys for read in reads), strict=True)))
-        prior = Gaussian(*(torch.cat(part) for part in zip(*(read.prior for read in reads), strict=True)))
-        posterior = as_gaussian(self.posterior(hidden))
+        keys, posterior = self.key_posterior(self.keys(hidden)), as_gaussian(self.posterior(hidden))
         losses = {"kl_z": posterior.kl(prior) * written, "kl_y": keys.kl() * written}
         losses = {name: self.kl_weight * loss for name, loss in losses.items()}
         if self.input_decoder is not None:
-            drawn = noise.flatten(0, 1) if isinstance(noise, Tensor) else None
-            losses["reconstruction"] = self.likelihood.cost(self.input_decoder(posterior.at(drawn)), xs) * written
+            decoded = self.input_decoder(posterior.at(_flat(noise)))
+            losses["reconstruction"] = self.likelihood.cost(decoded, xs) * written
         return losses
 
     def panels(self, state: State) -> dict[str, Panel]:
@@ -341,6 +376,11 @@ class _Nothing:
 
     def __getitem__(self, step: int) -> None:
         return None
+
+
+def _flat(noise: Tensor | _Nothing) -> Tensor | None:
+    """Of all steps, `[T · B, ...]`."""
+    return noise.flatten(0, 1) if isinstance(noise, Tensor) else None
 
 
 def _encode(encoder: nn.Module, x: Tensor) -> Tensor:

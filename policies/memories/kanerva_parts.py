@@ -151,6 +151,7 @@ class LearnedPrior(nn.Module):
         super().__init__()
         if size < 4:
             raise ValueError(f"crop_size is {size}; it must be at least 4")
+        self.size = size
         layers: list[nn.Module] = []
         while size > 2:
             layers += [nn.Conv2d(channels, features, 3, stride=2, padding=1), nn.ReLU()]
@@ -162,6 +163,20 @@ class LearnedPrior(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight)
+
+    def as_linear(self) -> list[tuple[Tensor, Tensor]]:
+        """The convolutions as linear layers, weight `[outputs, inputs]` and bias: faster step by step, if small."""
+        layers, size = [], self.size
+        for conv in self.layers:
+            if isinstance(conv, nn.Conv2d):
+                assert conv.bias is not None
+                inputs = conv.in_channels * size * size
+                pixels = torch.eye(inputs, dtype=conv.weight.dtype, device=conv.weight.device)
+                pixels = pixels.view(inputs, conv.in_channels, size, size)
+                answers = F.conv2d(pixels, conv.weight, None, conv.stride, conv.padding)
+                size = answers.shape[-1]
+                layers.append((answers.flatten(1).t(), conv.bias.repeat_interleave(size * size)))
+        return layers
 
     def forward(self, windows: Tensor) -> tuple[Gaussian, Tensor]:
         """`[N, K, C, size, size]` to the distribution of Z `[N, L]`, and the features it was made of."""

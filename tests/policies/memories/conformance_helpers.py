@@ -73,9 +73,9 @@ CASES: dict[str, MemoryCase] = {
     "kanerva++": MemoryCase(
         "kanerva++",
         {"output_size": 5, "hidden_size": 6, "dense_size": 8, "latent_size": 3, "memory_size": 8, "prior_features": 8}
-        | {"map_shape": (1, 4, 4), "reconstruct": True},
+        | {"map_shape": (1, 4, 4), "reconstruct": True, "sample": True, "kl_weight": 1.0},
         learner={"memory_size": 8, "hidden_size": 24, "output_size": 24},
-        updates=100,
+        updates=150,
     ),
     "dkm": MemoryCase(
         "dkm",

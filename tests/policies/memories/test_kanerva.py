@@ -23,6 +23,7 @@ from policies.memories.noise import fingerprint, gaussian, next_seed
 FEATURES, BATCH, LENGTH = 5, 2, 5
 SIZES = {
     "kl_weight": 1.0,
+    "sample": True,
     "output_size": 4,
     "embedding_size": 6,
     "dense_size": 9,

@@ -24,7 +24,7 @@ H, R, L, C, S, CROP, K = 6, 4, 3, 2, 9, 4, 2
 SIZES = {
     **{"hidden_size": H, "output_size": R, "latent_size": L, "memory_channels": C, "memory_size": S},
     **{"crop_size": CROP, "reads": K, "dense_size": 7, "prior_features": 3, "encoder_channels": (4,)},
-    **{"embedding_size": 5, "kl_weight": 0.5},
+    **{"embedding_size": 5, "kl_weight": 0.5, "sample": True},
 }
 
 
