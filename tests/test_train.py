@@ -42,7 +42,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 def without_time(folder: Path) -> list[dict[str, str]]:
     """The log without what a clock writes."""
-    clock = ("time/fps", "time/time_elapsed", "time/env_share", "time/memory_share", "time/learn_share")
+    clock = ("time/fps", "time/time_elapsed", "time/wall", "time/env_share", "time/memory_share", "time/learn_share")
     own = (*clock, "time/iterations")  # counts from the start of the command
     return [{name: value for name, value in row.items() if name not in own} for row in rows(folder)]
 

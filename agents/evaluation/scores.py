@@ -30,6 +30,8 @@ Act = Callable[..., Tensor]
 """From observations `[N, ...]`, `starts` (bool `[N]`; None: no episode starts here) and, where there is one,
 the mask of valid choices (`policies.action_masks`) to actions `[N, *action_shape]`."""
 
+MAX_STEPS = 30_000
+"""The longest episode that is played to its end; the Atari games have up to 27,000 steps."""
 _READ_EVERY = 16  # steps between two looks at whether all episodes are in, where the host cannot know
 
 
@@ -49,18 +51,21 @@ class Score:
     """Mean number of steps of an episode."""
     metrics: dict[str, float] = field(default_factory=dict)
     """The task's own scores by name, where it has any."""
+    cut: int = 0
+    """How many of the episodes had not ended after the most steps that one may take; they count as they were."""
 
     @classmethod
-    def of(cls, returns: Array, lengths: Array, metrics: dict[str, float] | None = None) -> Score:
+    def of(cls, returns: Array, lengths: Array, metrics: dict[str, float] | None = None, cut: int = 0) -> Score:
         """The score of episodes with these returns and lengths, each `[episodes]`."""
         count = len(returns)
         std = float(np.std(returns, ddof=1)) if count > 1 else math.nan
         ci95 = t_quantile(count - 1) * std / math.sqrt(count) if count > 1 else math.nan
-        return cls(float(np.mean(returns)), ci95, std, count, float(np.mean(lengths)), metrics or {})
+        return cls(float(np.mean(returns)), ci95, std, count, float(np.mean(lengths)), metrics or {}, cut)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON, which has no NaN: None stands for it."""
-        numbers = {name: value for name, value in vars(self).items() if name != "metrics"}
+        numbers = {name: value for name, value in vars(self).items() if name not in ("metrics", "cut")}
+        numbers |= {"cut": self.cut} if self.cut else {}
         plain = {name: None if math.isnan(value) else value for name, value in numbers.items()}
         return {**plain, **({"metrics": self.metrics} if self.metrics else {})}
 
@@ -75,6 +80,7 @@ def evaluate(
     deterministic: bool = False,
     seed: int | None = None,
     breakdown: Breakdown | None = None,
+    max_steps: int = MAX_STEPS,
 ) -> Score:
     """Play `n_episodes` with an agent and its memory, on all copies of `env` at once.
 
@@ -88,6 +94,8 @@ def evaluate(
         deterministic: the most probable action instead of a sampled one.
         seed: makes the score reproducible and leaves torch's global generators as they were; None: goes on with them.
         breakdown: takes the score of single answers apart, by what the task says they depend on.
+        max_steps: an episode of more steps is cut about there, and its copy plays no further one, so that an
+            environment without an end is no evaluation without one. `Score.cut` counts them.
 
     Raises:
         ValueError: `n_episodes` is below 1, or the environment's spaces are not the agent's.
@@ -105,7 +113,7 @@ def evaluate(
     training = policy.training
     policy.set_training_mode(False)
     try:
-        return play(act, env, n_episodes, seed, breakdown)
+        return play(act, env, n_episodes, seed, breakdown, max_steps)
     finally:
         policy.set_training_mode(training)
 
@@ -122,7 +130,13 @@ def check_spaces(policy: MemoryActorCriticPolicy, env: TensorEnv) -> None:
             raise ValueError(f"the environment's {name} is {theirs}, but the agent was made for {ours}")
 
 
-def random_score(env: TensorEnv, n_episodes: int, seed: int | None = None, breakdown: Breakdown | None = None) -> Score:
+def random_score(
+    env: TensorEnv,
+    n_episodes: int,
+    seed: int | None = None,
+    breakdown: Breakdown | None = None,
+    max_steps: int = MAX_STEPS,
+) -> Score:
     """The score of uniformly random actions, where masks are given of valid ones; arguments as in `evaluate`.
 
     Raises:
@@ -133,11 +147,16 @@ def random_score(env: TensorEnv, n_episodes: int, seed: int | None = None, break
     def act(obs: Obs, starts: Tensor | None, *mask: Tensor) -> Tensor:
         return random_actions(space, env.num_envs, env.device, *mask)
 
-    return play(act, env, n_episodes, seed, breakdown)
+    return play(act, env, n_episodes, seed, breakdown, max_steps)
 
 
 def play(
-    act: Act, env: TensorEnv, n_episodes: int, seed: int | None = None, breakdown: Breakdown | None = None
+    act: Act,
+    env: TensorEnv,
+    n_episodes: int,
+    seed: int | None = None,
+    breakdown: Breakdown | None = None,
+    max_steps: int = MAX_STEPS,
 ) -> Score:
     """The score of whatever chooses the actions; arguments as in `evaluate`.
 
@@ -152,12 +171,12 @@ def play(
         metrics, player = TaskMetrics(env.metric_names, env.device), _Player(act, env)
         if env.horizon is not None:
             returns, lengths = _play_fixed(player, env, quota, seed, metrics, breakdown)
+            counted, cut = np.arange(quota.max())[:, None] < quota, 0
         else:
-            returns, lengths = _play_free(player, env, quota, seed, metrics)
+            returns, lengths, counted, cut = _play_free(player, env, quota, seed, metrics, max_steps)
     refuse_without_choice(float(player.without_choice))
-    counted = np.arange(quota.max())[:, None] < quota
     own = metrics.values(metrics.sums().cpu().numpy())
-    return Score.of(returns[counted], lengths[counted], {**own, **player.success_rate()})
+    return Score.of(returns[counted], lengths[counted], {**own, **player.success_rate()}, cut)
 
 
 class _Player:
@@ -213,11 +232,12 @@ def _play_fixed(
 
 
 def _play_free(
-    act: _Player, env: TensorEnv, quota: Array, seed: int | None, metrics: TaskMetrics
-) -> tuple[Array, Array]:
+    act: _Player, env: TensorEnv, quota: Array, seed: int | None, metrics: TaskMetrics, max_steps: int
+) -> tuple[Array, Array, Array, int]:
     """As `_play_fixed`, where each copy ends by itself: filed on the device, and the host looks now and then.
 
-    What counts as an episode is up to the environment where it counts them (`TensorEnv.counts_episodes`).
+    What counts as an episode is up to the environment where it counts them (`TensorEnv.counts_episodes`). Also given
+    are which episodes count, bool `[rounds, num_envs]`, and how many of these were cut.
     """
     num_envs, device = env.num_envs, env.device
     obs, info = env.reset(seed=seed)
@@ -228,22 +248,32 @@ def _play_free(
     returns = torch.zeros(rounds + 1, num_envs, device=device)
     lengths = torch.zeros(rounds + 1, num_envs, dtype=torch.int64, device=device)
     played = torch.zeros(num_envs, dtype=torch.int64, device=device)
+
+    # What every copy did since its last episode: for those that do not end.
+    partial, since = torch.zeros(num_envs, device=device), torch.zeros_like(played)
+
     step = 0
-    while step % _READ_EVERY or bool((played < wanted).any()):
+    while step % _READ_EVERY or bool(((played < wanted) & (since < max_steps)).any()):
         obs, reward, terminated, truncated, info = env.step(act(obs, starts, info))
         metrics.add(info, played < wanted)
         row = played.clamp(max=rounds)[None]
         ended = over = terminated | truncated
+        partial, since = partial + reward, since + 1
         steps = torch.ones_like(played)
         if env.counts_episodes:
             reward, steps, over = _as_counted(info, reward)
         returns.scatter_add_(0, row, reward[None])
         lengths.scatter_add_(0, row, steps[None])
+        partial, since = partial.masked_fill(over, 0.0), since.masked_fill(over, 0)
         act.hear(info, over & (played < wanted))
         played += over
         starts = ended if "final_obs" in info else None
         step += 1
-    return returns[:-1].cpu().double().numpy(), lengths[:-1].cpu().numpy()
+    cut = (played < wanted) & (since >= max_steps)
+    here = cut & (torch.arange(rounds + 1, device=device)[:, None] == played)
+    counted = here[:-1] | (torch.arange(rounds, device=device)[:, None] < torch.minimum(played, wanted))
+    returns, lengths = torch.where(here, partial, returns), torch.where(here, since, lengths)
+    return returns[:-1].cpu().double().numpy(), lengths[:-1].cpu().numpy(), counted.cpu().numpy(), int(cut.sum())
 
 
 def _as_counted(info: Info, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -17,6 +17,7 @@ from agents import distributed
 from agents.checkpoint import prune
 from agents.on_policy import MemoryOnPolicyAlgorithm
 from agents.panel_history import PanelHistory, figure
+from agents.run.logs import WALL
 
 _NOT_TENSORBOARD = ("stdout", "log", "json", "csv")
 
@@ -54,6 +55,34 @@ class CheckpointEvery(BaseCallback):
         if distributed.rank() == 0:
             prune(self.folder, self.keep)
         return path
+
+    def _on_step(self) -> bool:
+        return True
+
+
+class WallClock(BaseCallback):
+    """Logs the seconds that the run has taken, over all its resumes.
+
+    Args:
+        before: seconds before this process.
+    """
+
+    def __init__(self, before: float = 0.0) -> None:
+        super().__init__()
+        self.before = self.total = before
+
+    def _on_training_start(self) -> None:
+        self._started = time.perf_counter()
+
+    def _on_rollout_end(self) -> None:
+        self._look()
+        self.logger.record(WALL, round(self.total, 2))
+
+    def _on_training_end(self) -> None:
+        self._look()
+
+    def _look(self) -> None:
+        self.total = self.before + time.perf_counter() - self._started
 
     def _on_step(self) -> bool:
         return True

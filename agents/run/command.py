@@ -2,46 +2,82 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import sys
+from collections.abc import Iterator
+from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
-
-from agents import CheckpointError, NonFiniteError, distributed
+from agents import distributed
 from agents.distributed import RankLostError
+from agents.failures import CommandError, Where
 from agents.run.config import Command
+from agents.run.folder import safe
 from agents.run.lessons import course
 from agents.run.parsing import parse
 from agents.run.training import train
+from agents.terminal import PLAIN, degrade, make_console
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Train as the words say (default: those of the process), and exit."""
     words = sys.argv[1:] if arguments is None else arguments
+    degrade()
+    begun: list[Command] = []
+    who = ""
     try:
-        with distributed.session():
-            config, checkpoint = distributed.from_first(lambda: parse(words))
-            console = Console(quiet=distributed.rank() > 0)
+        with contextlib.ExitStack() as stack:
+            with Where("reading the command").user_errors():
+                stack.enter_context(distributed.session())
+                who = f"rank {distributed.rank()}: " if distributed.rank() else ""
+                config, checkpoint = distributed.from_first(lambda: parse(words))
+            begun.append(config)
+            stack.enter_context(_terminable())
+            console = make_console(quiet=distributed.rank() > 0)
             if config.lessons:
                 status = course(config, words, console)
             elif config.sweep:
-                status = sweep(config, words, console)
+                with Where("sweeping").user_errors():
+                    status = sweep(config, words)
             else:
                 status = train(config, checkpoint, console)
-    except (ValueError, CheckpointError, NonFiniteError, RankLostError) as error:
-        who = f"rank {distributed.rank()}: " if distributed.rank() else ""
-        Console(stderr=True).print(f"{who}[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+    except (CommandError, RankLostError) as error:
+        said = make_console(stderr=True)
+        if theirs := getattr(error, "their_traceback", ""):
+            said.print(theirs.rstrip(), **PLAIN)
+        said.print(f"{who}[bold red]error:[/] ", end="", highlight=False)
+        said.print(str(error), **PLAIN)
         status = 2
     except KeyboardInterrupt:
-        Console(stderr=True).print("stopped at once; the last checkpoint stands")
+        folder = begun[0].run_dir if begun else None
+        left = safe(folder) if folder is not None else "nothing was begun"
+        make_console(stderr=True).print(f"{who}stopped at once; {left}", **PLAIN)
         status = 130
     sys.exit(status)
 
 
-def sweep(config: Command, flags: list[str], console: Console) -> int:
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends the process as Ctrl-C does, so that it says what is safe."""
+
+    def end(signum: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, end)
+    except ValueError:  # signals are the main thread's
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def sweep(config: Command, flags: list[str]) -> int:
     """Many trainings, to find good hyper-parameters; gives the exit status. See docs/sweep.md."""
     try:
         from agents.sweep.driver import command
     except ImportError as error:
         raise ValueError(f'--sweep needs Optuna ({error}): python -m pip install "engram-rl[sweep]"') from error
-    return command(config, flags, console)
+    return command(config, flags, make_console())

@@ -157,7 +157,9 @@ class Config:
     panels_every: Whole = 60
     """Seconds between pictures of the memory in TensorBoard; 0: none."""
     eval_episodes: Whole = 256
-    """Episodes at the end for the score in summary.json."""
+    """Episodes at the end for the score in summary.json; 0: none, and no score."""
+    eval_steps: Count = 30_000
+    """Steps after which one of these episodes is cut, where the environment does not end it."""
     baseline: bool = True
     """Also train the memoryless identity agent for as many steps, and report it beside the result."""
     progress: bool = True

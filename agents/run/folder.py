@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import time
 from pathlib import Path
 
@@ -15,18 +17,38 @@ def newest(folder: Path) -> Path | None:
     """The newest whole checkpoint in a run's folder, None where there is none."""
     try:
         return latest_checkpoint(folder)
-    except CheckpointError:
+    except (CheckpointError, OSError):
         return None
 
 
+def checkpoint_folder(checkpoint: Path) -> Path:
+    """The run's folder of a checkpoint in it."""
+    return Path(os.path.normpath(checkpoint / ".." / ".."))
+
+
 def folder_of(config: Config) -> Path:
-    """Where a run goes: as it was told, else a name of its own."""
-    if config.run_dir is None and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")):
+    """Where a run goes: as configured, else a name of its own that every system takes."""
+    if config.run_dir is not None:
+        return config.run_dir
+    if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")):
         raise ValueError("torchrun --max-restarts was given without --run-dir, where a restart finds the checkpoint")
     parts = [config.env.split("/")[-1], config.memory, config.algo, str(config.seed), time.strftime("%Y%m%d-%H%M%S")]
-    return config.run_dir or Path("runs") / "-".join(parts)
+    name = "-".join(re.sub(r"[^A-Za-z0-9_.+-]+", "-", part)[:60] for part in parts).strip(".-")
+    folder, number = Path("runs") / name, 1
+    while folder.exists():  # begun in the same second
+        number += 1
+        folder = Path("runs") / f"{name}-{number}"
+    return folder
 
 
 def again(folder: Path) -> str:
     """The command that goes on with a run."""
-    return f"{command_for('train')} --resume {folder}"
+    return f"{command_for('train')} --resume {shlex.quote(str(folder))}"
+
+
+def safe(folder: Path, run_dir: Path | None = None) -> str:
+    """What is not lost when a training ends early: the newest checkpoint in `folder`, and how to go on from it."""
+    checkpoint = newest(folder)
+    if checkpoint is None:
+        return "no checkpoint was written yet"
+    return f"the last good checkpoint is {checkpoint}; go on with: {again(run_dir or folder)}"

@@ -8,10 +8,12 @@ from pathlib import Path
 from rich.console import Console
 
 from agents import distributed
+from agents.failures import Where
 from agents.run.config import Command, find_recipe, load_config
 from agents.run.folder import folder_of, newest
 from agents.run.parsing import parse
 from agents.run.training import train
+from agents.terminal import PLAIN
 
 
 def course(config: Command, words: list[str], console: Console) -> int:
@@ -20,17 +22,8 @@ def course(config: Command, words: list[str], console: Console) -> int:
     Lessons are runs in `lessons/` of the recipe's folder, and every flag goes for them too. What is done or begun there
     is used again.
     """
-    if not config.follows or config.init_from or config.resume or config.sweep:
-        raise ValueError("--lessons is for a recipe that follows another, without --init-from, --resume and --sweep")
-    folder = distributed.from_first(lambda: folder_of(config))
-    lessons: list[str] = []
-    easier: str | None = config.follows
-    while easier:
-        if easier in lessons:
-            raise ValueError(f"recipe {easier} follows itself: expected lessons that begin with one that follows none")
-        lessons.insert(0, easier)
-        easier = load_config(find_recipe(easier)).follows
-    places = [*(folder / "lessons" / Path(lesson).stem for lesson in lessons), folder]
+    with Where("preparing the lessons").user_errors():
+        lessons, places = _plan(config)
 
     def enrol(number: int) -> tuple[Command, Path | None] | None:
         """A lesson's configuration and the checkpoint to go on from; None where it is done."""
@@ -46,11 +39,28 @@ def course(config: Command, words: list[str], console: Console) -> int:
 
     for number, place in enumerate(places):
         console.rule(f"lesson {number + 1} of {len(places)}")
-        given = distributed.from_first(partial(enrol, number))
+        with Where("preparing a lesson").user_errors():
+            given = distributed.from_first(partial(enrol, number))
         if given is None:
-            console.print(f"done before: {place}", highlight=False, soft_wrap=True)
+            console.print(f"done before: {place}", **PLAIN)
         elif status := train(*given, console):
-            rest = f"this lesson alone; with all that is left: the same command as before, --run-dir {folder}"
-            console.print(rest, highlight=False, soft_wrap=True)
+            rest = f"this lesson alone; with all that is left: the same command as before, --run-dir {places[-1]}"
+            console.print(rest, **PLAIN)
             return status
     return 0
+
+
+def _plan(config: Command) -> tuple[list[str], list[Path]]:
+    """The recipes of the lessons, easiest first, and the folders of all runs, the recipe's own last."""
+    if not config.follows or config.init_from or config.resume or config.sweep:
+        raise ValueError("--lessons is for a recipe that follows another, without --init-from, --resume and --sweep")
+    folder = distributed.from_first(lambda: folder_of(config))
+    lessons: list[str] = []
+    easier: str | None = config.follows
+    while easier:
+        if easier in lessons:
+            raise ValueError(f"recipe {easier} follows itself: expected lessons that begin with one that follows none")
+        lessons.insert(0, easier)
+        easier = load_config(find_recipe(easier)).follows
+    places = [*(folder / "lessons" / Path(lesson).stem for lesson in lessons), folder]
+    return lessons, places

@@ -3,32 +3,117 @@
 from __future__ import annotations
 
 import csv
+import io
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, TextIO
 
-from stable_baselines3.common.logger import CSVOutputFormat, Logger, TensorBoardOutputFormat
+from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputFormat, filter_excluded_keys
+from torch.utils.tensorboard.writer import SummaryWriter
 
 from agents import distributed
+from agents.files import replace_file
 
-STEP = "time/total_timesteps"
+STEP, WALL = "time/total_timesteps", "time/wall"
 
 
-def run_logger(folder: Path, resume_at: int = 0) -> Logger:
+def run_logger(folder: Path, resume_at: int | None = None) -> Logger:
     """A logger into `folder`; on ranks other than the first, one that writes nothing.
 
     Args:
         folder: made where it is not there.
-        resume_at: the step a resumed run goes on from: earlier rows of `progress.csv` stay, later ones (which the run
-            is about to write again) go.
+        resume_at: the step a resumed run goes on from: earlier rows of `progress.csv` and points of curves stay, later
+            ones (which the run is about to write again) go. None: the run is new.
+
+    Raises:
+        ValueError: `progress.csv` is damaged.
     """
     if distributed.rank():
         return Logger(None, [])
     folder.mkdir(parents=True, exist_ok=True)
+    table = Table(folder / "progress.csv", [] if resume_at is None else kept_rows(folder, resume_at))
+    return Logger(str(folder), [table, _Curves(str(folder), resume_at)])
+
+
+def kept_rows(folder: Path, resume_at: int) -> list[dict[str, str]]:
+    """The rows of a run's `progress.csv` up to a step; none where the file is not there.
+
+    Raises:
+        ValueError: the file is not such a table.
+    """
     file = folder / "progress.csv"
-    rows: list[dict[str, str]] = []
-    if resume_at and file.exists():
-        with open(file, newline="", encoding="utf-8") as stream:
-            rows = [row for row in csv.DictReader(stream) if row.get(STEP) and int(row[STEP]) <= resume_at]
-    table = CSVOutputFormat(str(file))
-    for row in rows:
-        table.write({name: value for name, value in row.items() if value != ""}, {})
-    return Logger(str(folder), [table, TensorBoardOutputFormat(str(folder))])
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return []
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is damaged: expected text in UTF-8; move it away to go on without it") from error
+    rows = []
+    whole = text[: text.rfind("\n") + 1]  # a killed run may have left half a row
+    for number, row in enumerate(csv.DictReader(io.StringIO(whole)), start=2):
+        step = row.get(STEP) or ""
+        if not step.isdecimal():
+            wrong = f"row {number} has {step!r} for {STEP}"
+            raise ValueError(f"{file} is damaged: {wrong}; move it away to go on without it")
+        if int(step) <= resume_at:
+            rows.append({name: value for name, value in row.items() if name and value})
+    return rows
+
+
+def wall_before(folder: Path, resume_at: int) -> float:
+    """Seconds that a run had taken up to a step, over all its resumes."""
+    rows = kept_rows(folder, resume_at)
+    try:
+        return float(rows[-1][WALL])
+    except (IndexError, KeyError, ValueError):  # not one row yet, or of an older Engram
+        return 0.0
+
+
+class Table(KVWriter):
+    """A CSV file that is whole whenever the process is killed: a row is appended, a new column replaces the file.
+
+    Args:
+        file: replaced by `rows`, all or nothing.
+        rows: to begin with.
+    """
+
+    def __init__(self, file: Path, rows: list[dict[str, str]]) -> None:
+        self.file, self.columns = file, list(dict.fromkeys(name for row in rows for name in row))
+        self._stream: TextIO | None = None
+        self._replace(rows)
+
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+        row = filter_excluded_keys(key_values, key_excluded, "csv")
+        if new := [name for name in row if name not in self.columns]:
+            with open(self.file, newline="", encoding="utf-8") as stream:
+                rows = list(csv.DictReader(stream))
+            self.columns += new
+            self._replace(rows)
+        assert self._stream is not None
+        self._stream.write(self._line(row))
+        self._stream.flush()
+
+    def close(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+
+    def _replace(self, rows: list[dict[str, str]]) -> None:
+        self.close()
+        header = {name: name for name in self.columns}
+        lines = [self._line(row) for row in (header, *rows) if self.columns]
+        replace_file(self.file, "".join(lines))
+        self._stream = open(self.file, "a", newline="", encoding="utf-8")  # noqa: SIM115 - until `close`
+
+    def _line(self, row: Mapping[str, Any]) -> str:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerow([row.get(name) for name in self.columns])
+        return text.getvalue()
+
+
+class _Curves(TensorBoardOutputFormat):
+    """SB3's, which tells TensorBoard to forget the points that a resumed run writes again."""
+
+    def __init__(self, folder: str, resume_at: int | None) -> None:
+        purge = None if resume_at is None else resume_at + 1
+        self.writer = SummaryWriter(log_dir=folder, purge_step=purge)
+        self._is_closed = False

@@ -9,7 +9,7 @@ import tyro
 
 from agents import distributed, latest_checkpoint
 from agents.run.config import NUMBERS, Command, base_config, load_config
-from agents.run.folder import newest
+from agents.run.folder import checkpoint_folder, newest
 
 DESCRIPTION = """Train an agent with a memory, such as --env CartPole-v1 --memory lstm --algo ppo.
 
@@ -34,6 +34,8 @@ def parse(arguments: list[str]) -> tuple[Command, Path | None]:
     if distributed.restarts() and given.run_dir and newest(given.run_dir):
         given.resume = given.run_dir
     checkpoint = None
+    if given.sweep and given.resume:
+        raise ValueError("--sweep and --resume are one at a time: the same --sweep command goes on where it stopped")
     if given.sweep and distributed.size() > 1:
         raise ValueError("--sweep starts processes of its own, expected python train.py and not torchrun")
     if given.sweep:
@@ -42,7 +44,7 @@ def parse(arguments: list[str]) -> tuple[Command, Path | None]:
         defaults = load_space(given.sweep).defaults(vars(given))
     elif given.resume:
         checkpoint = latest_checkpoint(given.resume)
-        run_dir = Path(given.resume) if checkpoint != Path(given.resume) else checkpoint.parent.parent
+        run_dir = Path(given.resume) if checkpoint != Path(given.resume) else checkpoint_folder(checkpoint)
         defaults = load_config(run_dir / "config.yaml")
         defaults.run_dir = run_dir
     else:

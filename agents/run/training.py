@@ -2,111 +2,191 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import signal
-import time
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from filelock import FileLock
 from rich.console import Console
+from rich.markup import escape
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.utils import get_device
 
-from agents import LEARNERS, MemoryOnPolicyAlgorithm, NonFiniteError, distributed, load, make_env
+from agents import LEARNERS, MemoryOnPolicyAlgorithm, distributed, load, make_env
 from agents.checkpoint import NewEpisodesWarning, take_weights
 from agents.distributed import RankLostError
 from agents.evaluation import Score, evaluate, random_score
 from agents.evaluation.tables import print_scores
+from agents.failures import Where
+from agents.files import replace_file
 from agents.invocation import command_for
-from agents.run.callbacks import CheckpointEvery, DescribeRun, PicturePanels, RunDisplay, git_state
-from agents.run.config import Config
-from agents.run.folder import again, folder_of, newest
-from agents.run.logs import run_logger
+from agents.run.callbacks import CheckpointEvery, DescribeRun, PicturePanels, RunDisplay, WallClock, git_state
+from agents.run.config import Config, load_config
+from agents.run.folder import again, checkpoint_folder, folder_of, newest, safe
+from agents.run.lock import take
+from agents.run.logs import kept_rows, run_logger, wall_before
+from agents.run.resuming import complete, refuse_changes, replaced, set_aside_later, what_changed
+from agents.terminal import PLAIN
 from policies.allocator import tune_allocator
 
 
+@dataclass(frozen=True)
+class Start:
+    """What is known before the first step."""
+
+    folder: Path
+    resumed: str = ""
+    """For a run that goes on: from where, and what is changed."""
+    complete: bool = False
+    """Whether there is nothing left to do."""
+
+
 def train(config: Config, checkpoint: Path | None, console: Console) -> int:
-    """The whole command on a parsed configuration; gives the exit status."""
+    """The whole command on a parsed configuration; gives the exit status.
+
+    Raises:
+        CommandError: it cannot be done, or not to its end.
+    """
     torch.set_num_threads(config.threads)
     if config.data_dir is not None:
         os.environ["ENGRAM_DATA"] = str(config.data_dir)
     tune_allocator()
-    distributed.take_device(get_device(config.device))
-    folder = config.run_dir = distributed.from_first(lambda: prepare(config, checkpoint))
+    locks: list[FileLock | None] = []
+    try:
+        with Where("building", config.env).user_errors():
+            distributed.take_device(device_of(config.device))
+            start = distributed.from_first(lambda: prepare(config, checkpoint, locks))
+        config.run_dir, config.resume = start.folder, None
+        return _train(config, checkpoint, console, start)
+    finally:
+        for lock in locks:
+            if lock is not None:
+                lock.release()
+
+
+def _train(config: Config, checkpoint: Path | None, console: Console, start: Start) -> int:
+    folder = start.folder
     parts = [f"recipe {config.recipe}" if config.recipe else "default values", str(folder)]
     if distributed.size() > 1:
         parts.append(f"{distributed.size()} ranks")
     if distributed.restarts() and checkpoint:
         parts.append(f"restarted from {checkpoint.name}")
-    title = f"[bold]{config.memory}[/] with {config.algo} on {config.env}"
-    console.print(" · ".join([title, *parts]), highlight=False, soft_wrap=True)
+    title = f"[bold]{escape(config.memory)}[/] with {config.algo} on {escape(config.env)}"
+    console.print(" · ".join([title, *map(escape, parts)]), highlight=False, soft_wrap=True)
+    if start.complete:
+        console.print(f"complete; --total-timesteps N goes on: {again(folder)} --total-timesteps N", **PLAIN)
+        return 0
+    if start.resumed:
+        console.print(start.resumed, **PLAIN)
     if config.follows and not (config.init_from or checkpoint):
         easier = f"add --lessons, or train --recipe {config.follows} and then --init-from its folder"
-        console.print(f"from scratch it may learn nothing: {easier}", highlight=False, soft_wrap=True)
+        console.print(f"from scratch it may learn nothing: {easier}", **PLAIN)
 
-    started = time.perf_counter()
-    model = run(config, folder, console, checkpoint)
-    wall = time.perf_counter() - started
+    model, wall = run(config, folder, console, checkpoint)
     if model.stop_requested:
-        console.print(f"stopped at {model.num_timesteps:,} steps; go on with: {again(folder)}", soft_wrap=True)
+        console.print(f"stopped at {model.num_timesteps:,} steps; go on with: {again(folder)}", **PLAIN)
         return 130
-    result = distributed.from_first(lambda: score(config, model))
+    result = score(config, model, console)
     identity = None
     if config.baseline and config.memory != "identity":
         memoryless = dataclasses.replace(
             config, memory="identity", memory_kwargs={}, precision="float32", init_from=None
         )
         before = distributed.from_first(lambda: newest(folder / "identity") if checkpoint else None)
-        identity_model = run(memoryless, folder / "identity", console, before)
+        identity_model, _ = run(memoryless, folder / "identity", console, before)
         if identity_model.stop_requested:
-            console.print(f"the result stands in {folder}; the identity agent was stopped")
+            console.print(f"the result stands in {folder}; the identity agent was stopped", **PLAIN)
         else:
-            identity = distributed.from_first(lambda: score(config, identity_model))
+            identity = score(memoryless, identity_model, console)
     elif config.memory == "identity":
         identity = result
-    steps = model.num_timesteps
     summary = {
-        "mean_return": result.mean,
-        "ci95": result.ci95,
+        "mean_return": None if result is None else result.mean,
+        "ci95": None if result is None else result.ci95,
         "identity_mean_return": None if identity is None else identity.mean,
-        "metrics": result.metrics,
+        "metrics": {} if result is None else result.metrics,
         "identity_metrics": {} if identity is None else identity.metrics,
-        "env_steps": steps,
+        "env_steps": model.num_timesteps,
         "episodes": model._episode_num,
         "wall_s": round(wall, 2),
-        "steps_per_s": round((steps - model._num_timesteps_at_start) / wall, 1),
+        "steps_per_s": round(model.num_timesteps / max(wall, 1e-9), 1),
     }
     distributed.from_first(lambda: report(config, console, result, identity, summary))
     return 0
 
 
-def prepare(config: Config, checkpoint: Path | None) -> Path:
-    """The run's folder, with its configuration; wrong names and arguments come out before anything is written."""
+def prepare(config: Config, checkpoint: Path | None, locks: list[FileLock | None]) -> Start:
+    """The run's folder, locked, with its configuration; nothing is written before all was found to be right."""
     folder = folder_of(config)
-    if checkpoint is None and not distributed.restarts() and (folder / "config.yaml").exists():
-        raise ValueError(f"{folder} already holds a run; choose another --run-dir, or --resume {folder}")
-    config.run_dir, config.resume = folder, None
-    build(config if checkpoint is None else dataclasses.replace(config, init_from=None))
-    folder.mkdir(parents=True, exist_ok=True)
-    config.save(folder / "config.yaml")
-    (folder / "git.txt").write_text(git_state() + "\n", encoding="utf-8")
-    return folder
+    if checkpoint is None:
+        taken = not distributed.restarts() and (folder / "config.yaml").exists()
+        if not taken:
+            build(config)
+            folder.mkdir(parents=True, exist_ok=True)
+            locks.append(take(folder))
+            taken = not distributed.restarts() and (folder / "config.yaml").exists()
+        if taken:
+            raise ValueError(f"{folder} already holds a run; choose another --run-dir, or --resume {folder}")
+        resumed = ""
+    else:
+        home = checkpoint_folder(checkpoint)
+        if folder.resolve() != home.resolve():
+            raise ValueError(f"--run-dir is {folder}, but --resume goes on in {home}: leave one of the two out")
+        locks.append(take(folder))
+        saved = load_config(folder / "config.yaml")
+        refuse_changes(config, saved)
+        if complete(folder, config, saved):
+            return Start(folder, complete=True)
+        model = build(config, checkpoint)
+        kept_rows(folder, model.num_timesteps)
+        changed = what_changed(config, saved)
+        resumed = f"resuming at step {model.num_timesteps:,}" + (f"; {changed}" if changed else "")
+        if aside := set_aside_later(checkpoint):
+            resumed += f"; later checkpoints are set aside: {', '.join(path.name for path in aside)}"
+    for leftover in folder.glob(".*.partial"):  # of a run that was killed while it wrote
+        if leftover.is_file():
+            leftover.unlink()
+    dataclasses.replace(config, run_dir=folder, resume=None).save(folder / "config.yaml")
+    replace_file(folder / "git.txt", git_state() + "\n")
+    return Start(folder, resumed)
+
+
+def device_of(name: str) -> torch.device:
+    """The device of that name, where this machine has it.
+
+    Raises:
+        ValueError: it has none such.
+    """
+    try:
+        device = get_device(name) if name == "auto" else torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"--device is {name!r}, expected cpu, cuda, cuda:1, ... or auto") from error
+    if device.type == "cuda":
+        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= found:
+            devices = "one CUDA device" if found == 1 else f"{found or 'no'} CUDA devices"
+            raise ValueError(f"--device is {name}, but this machine has {devices}")
+    elif device.type != "cpu":
+        raise ValueError(f"--device is {name}, expected cpu, cuda, cuda:1, ... or auto")
+    return device
 
 
 def build(config: Config, checkpoint: Path | None = None) -> MemoryOnPolicyAlgorithm:
     """This rank's environments and the learner, new or as the checkpoint left it."""
-    if config.algo not in LEARNERS:
-        raise ValueError(f"unknown algorithm {config.algo!r}; known are {', '.join(LEARNERS)}")
-    device = get_device(config.device)
+    device = device_of(config.device)
+    given = {} if checkpoint is None else replaced(config, checkpoint)
     env = make_env(config.env, distributed.share(config.num_envs), device, **config.env_kwargs)
     if checkpoint is not None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NewEpisodesWarning)  # `run` prints it
-            return load(checkpoint, env, device=device, fast=config.fast, precision=config.precision)
+            return load(checkpoint, env, device=device, fast=config.fast, precision=config.precision, **given)
     try:
         model = LEARNERS[config.algo]("MemoryPolicy", env, device=device, **config.learner_kwargs())
     except TypeError as error:  # arguments that the memory does not take
@@ -116,22 +196,33 @@ def build(config: Config, checkpoint: Path | None = None) -> MemoryOnPolicyAlgor
     return model
 
 
-def run(config: Config, folder: Path, console: Console, checkpoint: Path | None = None) -> MemoryOnPolicyAlgorithm:
+class Trained(NamedTuple):
+    """An agent, and the seconds that its training took, over all its resumes."""
+
+    model: MemoryOnPolicyAlgorithm
+    wall: float
+
+
+def run(config: Config, folder: Path, console: Console, checkpoint: Path | None = None) -> Trained:
     """Train one agent, with its log and checkpoints in `folder`; returns early after Ctrl-C, on all ranks alike."""
-    model = build(config, checkpoint)
+    with Where("building", config.env).user_errors():
+        model = build(config, checkpoint)
+        before = 0.0 if checkpoint is None else wall_before(folder, model.num_timesteps)
     exact = "parameters, optimiser and counters go on exactly"
     for what, why in (
         ("environments start new episodes", model.new_episodes),
         ("random generators are seeded anew", model.new_generators),
     ):
         if why:
-            console.print(f"{what}: {why}; {exact}", highlight=False, soft_wrap=True)
+            console.print(f"{what}: {why}; {exact}", **PLAIN)
     if model.speed_note:
-        console.print(model.speed_note, highlight=False)
-    model.set_logger(run_logger(folder, resume_at=model.num_timesteps))
-    saver = CheckpointEvery(folder / "checkpoints", config.checkpoint_every)
+        console.print(model.speed_note, **PLAIN)
+    remaining = config.total_timesteps - model.num_timesteps
+    if remaining <= 0:
+        return Trained(model, before)
+    clock, saver = WallClock(before), CheckpointEvery(folder / "checkpoints", config.checkpoint_every)
     display = RunDisplay(f"{config.memory} {config.algo}", console)
-    callbacks: list[BaseCallback] = [saver]
+    callbacks: list[BaseCallback] = [clock, saver]
     if distributed.rank() == 0:
         callbacks += [DescribeRun(config.entries()), *([display] if config.progress else [])]
     if distributed.rank() == 0 and config.panels_every:
@@ -145,44 +236,67 @@ def run(config: Config, folder: Path, console: Console, checkpoint: Path | None 
 
     handlers = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        remaining = config.total_timesteps - model.num_timesteps
+        model.set_logger(run_logger(folder, None if checkpoint is None else model.num_timesteps))
         model.learn(remaining, CallbackList(callbacks), reset_num_timesteps=checkpoint is None)
-    except NonFiniteError as error:
-        raise NonFiniteError(f"{error}; the last good checkpoint is {saver.last}") from error
-    except RankLostError as error:
-        del handlers[signal.SIGTERM]
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends it to whoever is left, who has this to say first
-        raise RankLostError(f"{error}; the checkpoints are whole, go on with: {again(folder)}") from error
+    except Exception as error:
+        if isinstance(error, RankLostError):  # torchrun sends it to whoever is left, who has this to say first
+            del handlers[signal.SIGTERM]
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        doing = f"training, after {model.num_timesteps:,} environment steps"
+        raise Where(doing, config.env, folder, safe(folder, config.run_dir)).error(error) from error
     finally:
         display.stop()
-        model.logger.close()
+        with contextlib.suppress(OSError):  # a full disk is what it may be about
+            model.logger.close()
         for number, handler in handlers.items():
             signal.signal(number, handler)
     model.stop_requested = distributed.any_rank(model.stop_requested)  # a signal may have come after the last look
-    return model
+    return Trained(model, clock.total)
 
 
-def score(config: Config, model: MemoryOnPolicyAlgorithm) -> Score:
-    """Fresh episodes with the trained agent, its actions chosen as in training."""
-    env = make_env(config.env, min(config.num_envs, config.eval_episodes), model.device, **config.env_kwargs)
-    seed = config.seed + 1_000_003  # not a seed of training
-    return evaluate(model, env, config.eval_episodes, model.learns_from_targets, seed)
+def score(config: Config, model: MemoryOnPolicyAlgorithm, console: Console) -> Score | None:
+    """Fresh episodes with the trained agent, its actions chosen as in training; None where none is asked for."""
 
+    def played() -> Score | None:
+        if not config.eval_episodes:
+            return None
+        env = make_env(config.env, min(config.num_envs, config.eval_episodes), model.device, **config.env_kwargs)
+        seed = config.seed + 1_000_003  # not a seed of training
+        console.print(f"{config.eval_episodes} episodes with {config.memory} ...", style="dim", highlight=False)
+        return evaluate(model, env, config.eval_episodes, model.learns_from_targets, seed, max_steps=config.eval_steps)
 
-def report(config: Config, console: Console, result: Score, identity: Score | None, summary: dict[str, Any]) -> None:
-    """`summary.json`, the table at the end, and what to do next."""
     assert config.run_dir is not None
-    (config.run_dir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    chance = random_score(make_env(config.env, config.num_envs, **config.env_kwargs), config.eval_episodes, config.seed)
-    scores = {} if config.memory == "identity" else {f"{config.memory} (memory)": result}
-    scores |= {} if identity is None else {"identity (no memory)": identity}
-    print_scores(console, f"{result.episodes} fresh episodes", {**scores, "random actions": chance})
+    try:
+        return distributed.from_first(played)
+    except Exception as error:
+        doing = f"playing the {config.eval_episodes} episodes after training"
+        raise Where(doing, config.env, config.run_dir, safe(config.run_dir)).error(error) from error
+
+
+def report(
+    config: Config, console: Console, result: Score | None, identity: Score | None, summary: dict[str, Any]
+) -> None:
+    """`summary.json`, the table at the end, and what to do next."""
     folder = config.run_dir
+    assert folder is not None
+    try:
+        replace_file(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+        if result is not None:
+            env = make_env(config.env, config.num_envs, **config.env_kwargs)
+            chance = random_score(env, config.eval_episodes, config.seed, max_steps=config.eval_steps)
+    except Exception as error:
+        raise Where("scoring random actions", config.env, folder, safe(folder)).error(error) from error
+    if result is not None:
+        scores = {} if config.memory == "identity" else {f"{config.memory} (memory)": result}
+        scores |= {} if identity is None else {"identity (no memory)": identity}
+        print_scores(console, f"{result.episodes} fresh episodes", {**scores, "random actions": chance})
+        if result.cut:
+            long = f"{result.cut} of the {result.episodes} episodes had no end and were cut after {config.eval_steps:,}"
+            console.print(f"{long} steps (--eval-steps)", **PLAIN)
     console.print(
         f"{summary['env_steps']:,} steps, {summary['episodes']:,} episodes in {summary['wall_s']:.0f} s "
         f"({summary['steps_per_s']:,.0f} steps/s) · {folder}/summary.json\n"
         f"watch it:   {command_for('evaluate')} {folder} --watch\n"
         f"curves:     tensorboard --logdir {folder}",
-        highlight=False,
-        soft_wrap=True,
+        **PLAIN,
     )

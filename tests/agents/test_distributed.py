@@ -164,7 +164,7 @@ def test_a_run_that_one_rank_was_asked_to_stop_resumes_exactly(folder: Path, ran
     assert {"env/first", "rank1/env/first", "rank1/rng/torch", "rank1/memory/hidden"} <= one.keys()
     for name in one.keys() - {"run/recent_episodes"}:  # holds times
         torch.testing.assert_close(one[name], other[name], rtol=0, atol=0, equal_nan=True)  # NaN: no number saved
-    clock = ("time/fps", "time/time_elapsed", "time/env_share", "time/memory_share", "time/learn_share")
+    clock = ("time/fps", "time/time_elapsed", "time/wall", "time/env_share", "time/memory_share", "time/learn_share")
     for row, expected in zip(rows(folder / "parts"), rows(folder / "whole"), strict=True):
         same = row.keys() - {*clock, "time/iterations"}
         assert {name: row[name] for name in same} == {name: expected[name] for name in same}

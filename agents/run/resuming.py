@@ -1,0 +1,126 @@
+"""What flags beside `--resume` may change in a run, and what they may not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from agents import LEARNERS, CheckpointError, latest_checkpoint
+from agents.arguments import shown
+from agents.checkpoint import read_manifest
+from agents.encoding import encode
+from agents.run.config import Config
+
+LEARNED_WITH = (
+    *("learning_rate", "n_steps", "gamma", "gae_lambda", "ent_coef", "vf_coef", "aux_coef", "max_grad_norm"),
+    *("normalize_advantage", "n_epochs", "n_minibatches", "clip_range", "clip_range_vf", "target_kl"),
+)
+"""Arguments of the learner that take effect from the next roll-out on, whatever they were before."""
+
+FREE = (
+    *("anneal", "bptt_segment", "total_timesteps", "env_kwargs", "device", "threads", "fast", "precision", "data_dir"),
+    *("checkpoint_every", "panels_every", "eval_episodes", "eval_steps", "baseline", "progress", "follows"),
+)
+"""Other entries that may change; those of `env_kwargs` where the spaces stay the same."""
+
+_PLACES = ("run_dir", "resume")
+
+
+def refuse_changes(config: Config, saved: Config) -> None:
+    """Refuse flags that a run cannot take when it is resumed.
+
+    Args:
+        config: with the flags.
+        saved: the run's own.
+
+    Raises:
+        ValueError: there is one.
+    """
+    for name, before in saved.entries().items():
+        now = getattr(config, name)
+        if now == before or name in (*LEARNED_WITH, *FREE, *_PLACES):
+            continue
+        raise ValueError(
+            f"--{name.replace('_', '-')} is {_short(now)}, but {config.run_dir} is a run with {_short(before)}, "
+            "which resuming cannot change: leave it out, or begin a new run, with --init-from for the weights"
+        )
+    if bool(config.n_steps) != bool(saved.n_steps):
+        raise ValueError(
+            f"--n-steps is {config.n_steps}, but {config.run_dir} is a run with {saved.n_steps}: 0 (whole episodes) "
+            "cannot be resumed as another number, nor the reverse"
+        )
+
+
+def replaced(config: Config, checkpoint: Path) -> dict[str, Any]:
+    """Constructor arguments that replace those of a checkpoint, since the run's configuration says otherwise.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read, or is of another agent than the configuration.
+    """
+    manifest = read_manifest(checkpoint)
+    kept = manifest.get("config")
+    policy = kept.get("policy_kwargs") if isinstance(kept, dict) else None
+    if not isinstance(kept, dict) or not isinstance(policy, dict):
+        raise CheckpointError(f"{checkpoint} is incomplete: expected the arguments of a learner and its policy")
+    found = {"algo": manifest.get("algorithm"), "memory": policy.get("memory")}
+    expected = {"algo": LEARNERS[config.algo].__name__, "memory": config.memory}
+    memory_kwargs = policy.get("memory_kwargs") or {}
+    if found == expected and memory_kwargs != (wanted := encode(config.memory_kwargs)):
+        found, expected = {"memory_kwargs": memory_kwargs}, {"memory_kwargs": wanted}
+    for name, value in found.items():
+        if value != expected[name]:
+            raise CheckpointError(
+                f"{checkpoint} is of {name} {_short(value)}, but the run's config.yaml says {_short(expected[name])}: "
+                "they are not of one run"
+            )
+    arguments = config.learner_kwargs()
+    changed = {
+        name: arguments[name]
+        for name in LEARNED_WITH
+        if name in arguments and name in kept and encode(arguments[name]) != kept[name]
+    }
+    if config.n_steps == 0:
+        changed.pop("n_steps", None)  # kept as the number that it stands for
+    if policy.get("bptt_segment") != config.bptt_segment:
+        changed["policy_kwargs"] = {"bptt_segment": config.bptt_segment}
+    return changed
+
+
+def what_changed(config: Config, saved: Config) -> str:
+    """The entries that flags have changed, as "learning_rate 3e-4 → 1e-5, ..."; empty where there are none."""
+    before, after = saved.entries(), config.entries()
+    names = [name for name in (*LEARNED_WITH, *FREE) if before[name] != after[name]]
+    return ", ".join(f"{name} {_short(before[name])} → {_short(after[name])}" for name in names)
+
+
+def complete(folder: Path, config: Config, saved: Config) -> bool:
+    """Whether a run has nothing left to do: its steps and its summary are there, and no other score is asked for."""
+    try:
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        steps = read_manifest(latest_checkpoint(folder))["counters"]["num_timesteps"]
+    except (OSError, ValueError, KeyError, TypeError, CheckpointError):
+        return False
+    if not isinstance(summary, dict) or not isinstance(steps, int):
+        return False
+    wants = config.baseline and config.memory != "identity" and summary.get("identity_mean_return") is None
+    return steps >= config.total_timesteps and not wants and config.eval_episodes == saved.eval_episodes
+
+
+def set_aside_later(checkpoint: Path) -> list[Path]:
+    """Rename the checkpoints after the one that is resumed: the run writes these steps again, and differently."""
+    moved = []
+    for other in sorted(checkpoint.parent.glob("step_*")):
+        if other.name > checkpoint.name:
+            target = other.with_name(f"set_aside_{other.name}")
+            number = 1
+            while target.exists():
+                number += 1
+                target = other.with_name(f"set_aside_{other.name}_{number}")
+            other.rename(target)
+            moved.append(target)
+    return moved
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else value if isinstance(value, str) else shown(value)

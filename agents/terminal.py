@@ -1,0 +1,66 @@
+"""Output that never ends a training: letters that the terminal has not become "?", a closed pipe is left."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, TextIO, cast
+
+from rich.console import Console
+
+PLAIN: dict[str, Any] = {"highlight": False, "soft_wrap": True, "markup": False}
+"""How sentences are printed: as they are, on one line."""
+
+
+def degrade() -> None:
+    """Have standard output and error write what their encoding cannot as "?"."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def make_console(stderr: bool = False, quiet: bool = False) -> Console:
+    """A console on standard output or error, for as long as somebody reads it."""
+    stream: Any = sys.stderr if stderr else sys.stdout
+    return Console(file=cast(TextIO, _Output(stream, None if stderr else _say_once)), quiet=quiet or stream is None)
+
+
+def _say_once(error: Exception) -> None:
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        sys.stderr.write(f"standard output cannot be written any more ({error}); going on without it\n")
+
+
+class _Output:
+    """A stream as it is, until it cannot be written any more."""
+
+    def __init__(self, stream: TextIO, lost: Callable[[Exception], None] | None) -> None:
+        self._stream, self._lost, self._gone = stream, lost, stream is None
+
+    def write(self, text: str) -> int:
+        self._try(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(lambda: self._stream.flush())
+
+    def isatty(self) -> bool:
+        return not self._gone and self._stream.isatty()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _try(self, act: Callable[[], object]) -> None:
+        if self._gone:
+            return
+        try:
+            act()
+        except (OSError, ValueError) as error:
+            self._gone = True
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                if self._stream.fileno() in (1, 2):  # what is left in its buffer would fail again at exit
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            if self._lost is not None:
+                self._lost(error)
