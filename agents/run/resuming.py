@@ -24,6 +24,9 @@ FREE = (
 )
 """Other entries that may change; those of `env_kwargs` where the spaces stay the same."""
 
+FIXED = ("seed", "reward_scale", "normalize_values", "normalize_obs")
+"""Arguments of the learner that stay as they were."""
+
 _PLACES = ("run_dir", "resume")
 
 
@@ -63,18 +66,21 @@ def replaced(config: Config, checkpoint: Path) -> dict[str, Any]:
     policy = kept.get("policy_kwargs") if isinstance(kept, dict) else None
     if not isinstance(kept, dict) or not isinstance(policy, dict):
         raise CheckpointError(f"{checkpoint} is incomplete: expected the arguments of a learner and its policy")
-    found = {"algo": manifest.get("algorithm"), "memory": policy.get("memory")}
-    expected = {"algo": LEARNERS[config.algo].__name__, "memory": config.memory}
+    found: dict[str, Any] = {"algo": manifest.get("algorithm"), "memory": policy.get("memory")}
+    expected: dict[str, Any] = {"algo": LEARNERS[config.algo].__name__, "memory": config.memory}
     memory_kwargs = policy.get("memory_kwargs") or {}
     if found == expected and memory_kwargs != (wanted := encode(config.memory_kwargs)):
         found, expected = {"memory_kwargs": memory_kwargs}, {"memory_kwargs": wanted}
+    arguments = config.learner_kwargs()
+    for name in FIXED:
+        if name in kept and name in arguments:
+            found[name], expected[name] = kept[name], arguments[name]
     for name, value in found.items():
         if value != expected[name]:
             raise CheckpointError(
                 f"{checkpoint} is of {name} {_short(value)}, but the run's config.yaml says {_short(expected[name])}: "
                 "they are not of one run"
             )
-    arguments = config.learner_kwargs()
     changed = {
         name: arguments[name]
         for name in LEARNED_WITH
