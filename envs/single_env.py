@@ -70,7 +70,9 @@ class SingleEnv(gymnasium.Env[Any, Any]):
         self._over = ended or cut
         self._show()
         if self._over:  # what lies beyond the last step is nobody's
-            info = {name: value for name, value in info.items() if name == "metrics"}
+            info = {name: value for name, value in info.items() if name in ("metrics", "is_success")}
+        else:
+            info.pop("is_success", None)
         return _first(obs), reward.item(), ended, cut, _first(info)
 
     def render(self) -> Any:

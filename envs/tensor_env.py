@@ -199,6 +199,11 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor], metaclass=_ForSB3):
         """
         self._success = success
 
+    @property
+    def started(self) -> bool:
+        """Whether it was ever reset."""
+        return self._started
+
     def observe(self) -> Obs:
         """The present observation, as the last `reset` or `step` gave it."""
         return self._observe()

@@ -39,6 +39,8 @@ class TMaze(TensorEnv):
 
     Termination: `terminated` in either arm; `truncated` after `max_steps` steps, which the observation does not show.
 
+    Success (`info["is_success"]`): the arm with the goal was entered.
+
     Args:
         num_envs: number of copies.
         length: steps from the start to the junction, at least 1.
@@ -113,7 +115,9 @@ class TMaze(TensorEnv):
         self.steps = self.steps + 1
         terminated = self._over.index_select(0, self.place)
         truncated = (self.steps >= self.max_steps) & ~terminated
-        return self._reward.index_select(0, move), terminated, truncated
+        reward = self._reward.index_select(0, move)
+        self._succeed(reward > 0)
+        return reward, terminated, truncated
 
     def _observe(self) -> Tensor:
         return self._seen.index_select(0, self.place)

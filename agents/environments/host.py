@@ -261,14 +261,11 @@ class HostEnv(TensorEnv):
     ) -> tuple[Obs, Info]:
         if isinstance(seed, Sequence):
             raise TypeError("HostEnv.reset takes one integer seed for all copies, not a sequence")
-        moves = self.host.watch.moves
-        obs = self.host.reset(seed, options)
-        self._own += self.host.watch.moves - moves
-        return self._tensors(obs), self._describe()
+        return self._tensors(self.host.reset(seed, options)), self._describe()
 
     @property
     def visits(self) -> object:
-        """Resets and steps by others than this adapter."""
+        """Resets, and steps that others than this adapter made."""
         return self.host.watch.moves - self._own
 
     @visits.setter

@@ -157,6 +157,9 @@ class TensorVecEnv(_Counted):
         return [self.tensor_env.frame(index) for index in range(self.num_envs)]
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        if attr_name == "action_masks":  # as sb3-contrib asks for them
+            self._masks()
+            return [lambda index=index: self._masks()[index] for index in self._get_indices(indices)]
         value = getattr(self.tensor_env, attr_name)
         rows = attr_name in self.tensor_env.state_names
         return [value[index] if rows else value for index in self._get_indices(indices)]
@@ -174,6 +177,8 @@ class TensorVecEnv(_Counted):
     ) -> list[Any]:
         """Call a method of the batch once. A tuple or list of as many entries as copies is theirs; anything else each
         copy's."""
+        if method_name == "action_masks":
+            return [self._masks()[index] for index in self._get_indices(indices)]
         wanted = self._all(f"env_method({method_name!r})", indices)
         if method_name == "step":
             raise ValueError("env_method('step') would go past this VecEnv: call its own step with all actions")
@@ -183,6 +188,19 @@ class TensorVecEnv(_Counted):
             return [(row(as_numpy(result[0]), index), {}) for index in wanted]
         each = isinstance(result, (tuple, list)) and len(result) == self.num_envs
         return [result[index] if each else result for index in wanted]
+
+    def _masks(self) -> np.ndarray[Any, Any]:
+        """Which choices are valid now, `[num_envs, choices]`.
+
+        Raises:
+            AttributeError: the environment does not say.
+        """
+        if not self.tensor_env.started:
+            self.tensor_env.reset()
+        masks = self.tensor_env.describe().get("action_mask")
+        if masks is None:
+            raise AttributeError(f"{self._what()} gives no action masks")
+        return masks.cpu().numpy().astype(bool)  # type: ignore[no-any-return]
 
     def env_is_wrapped(self, wrapper_class: type[Any], indices: VecEnvIndices = None) -> list[bool]:
         """Whether it is `Monitor`: episodes are counted as it does."""
@@ -225,6 +243,8 @@ class VectorVecEnv(_Counted):
         self.source = source
         self._batch: Any = source.env.unwrapped
         self._single: list[Any] | None = getattr(self._batch, "envs", None)
+        if self._single is not None:
+            self.envs = self._single
         super().__init__(source.num_envs, source.observation_space, source.action_space)
 
     def _what(self) -> str:

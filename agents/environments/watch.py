@@ -103,6 +103,8 @@ def _watched_class(plain: Any) -> type[Any]:
     def state(self: Any) -> Any:
         # Python 3.10's objects have no such method
         kept = plain.__getstate__(self) if hasattr(plain, "__getstate__") else vars(self)
+        if not isinstance(kept, dict):
+            return kept
         return {name: value for name, value in kept.items() if name != "_watches"}
 
     moves = {"step_wait": step_wait, "env_method": env_method} if issubclass(plain, VecEnv) else {"step": step}

@@ -108,6 +108,7 @@ def test_replayed_iterations_are_the_ordinary_ones(
         graphs(way)
         model = build(learner, env, memory, **falling).learn(7 * ITERATION)
         logged = {name: value for name, value in model.logger.name_to_value.items() if not name.startswith("time/")}
+        logged["successes"] = list(model.ep_success_buffer or ())
         found.append({**fingerprint(model), **{name: torch.tensor(value) for name, value in logged.items()}})
     assert model.graphs is not None
     ways = 2 if env == "maze" else 1
@@ -117,6 +118,7 @@ def test_replayed_iterations_are_the_ordinary_ones(
         else ways * ["iteration"]
     )
     assert_same(*found)
+    assert (len(model.ep_success_buffer or ()) > 0) == (env == "tmaze")
 
 
 @pytest.mark.parametrize("learner", [A2C, PPO])
@@ -227,7 +229,15 @@ def throw(model: MemoryOnPolicyAlgorithm) -> None:
         model.tensor_env._rows = model.tensor_env._rows.flip(0)
 
 
-@pytest.mark.parametrize("act", [fade, freeze, swap, load, watch, throw])
+def play(model: MemoryOnPolicyAlgorithm) -> None:
+    if model.num_timesteps in (4 * ITERATION, 7 * ITERATION):
+        env = model.get_env()
+        assert env is not None
+        env.reset()
+        env.step(np.zeros(COPIES, int))
+
+
+@pytest.mark.parametrize("act", [fade, freeze, swap, load, watch, throw, play])
 @pytest.mark.parametrize("learner", [A2C, PPO])
 @pytest.mark.usefixtures("capturable")
 def test_what_a_callback_changes_is_not_captured(

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import stable_baselines3 as sb3
 import torch
+from masked_env import Ledge
 from stable_baselines3.common.callbacks import (
     BaseCallback,
     CheckpointCallback,
@@ -25,6 +26,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecMoni
 from agents import A2C, PPO, TensorVecEnv, make_env
 from agents.callback_locals import Later, Locals
 from agents.evaluation import evaluate
+from envs.single_env import SingleEnv
 from envs.tensor_env import TensorEnv
 from envs.tmaze import TMaze
 
@@ -233,6 +235,54 @@ def test_who_does_not_look_does_not_read() -> None:
     assert np.sum(later("x")) == 0  # a plain dictionary has the thing itself
 
 
+# -- other clients ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("learner", [A2C, PPO])
+def test_a_feed_forward_policys_name_is_answered_with_ours(learner: Any) -> None:
+    for name in ("MlpPolicy", "MlpLstmPolicy"):
+        with pytest.raises(ValueError, match=f"^Policy {name} unknown: expected 'MemoryPolicy'") as caught:
+            learner(name, "CartPole-v1")
+        assert "\n" not in str(caught.value)
+
+
+def test_sb3_contribs_evaluation_with_masks() -> None:
+    from sb3_contrib.common.maskable.evaluation import evaluate_policy as evaluate_masked
+
+    model = PPO("MemoryPolicy", Ledge(2), n_steps=8, policy_kwargs=GRU, device="cpu")
+    mean, _ = evaluate_masked(model, TensorVecEnv(Ledge(3)), 6)
+    assert mean > 0.2 * 6 * 0.5  # all six steps are made: no action is invalid
+    assert not TensorVecEnv(TMaze(2)).has_attr("action_masks")
+
+
+def test_frames_are_recorded(tmp_path: Path) -> None:
+    pytest.importorskip("moviepy")
+    from stable_baselines3.common.vec_env import VecVideoRecorder
+
+    model = PPO("MemoryPolicy", make_vec_env(Pay, 2), n_steps=8, policy_kwargs=GRU, device="cpu")
+    shown = make_env("CartPole-v1", 1, render_mode="rgb_array")
+    for number, env in enumerate((model.get_env(), TensorVecEnv(TMaze(2)), TensorVecEnv(shown))):
+        recorder = VecVideoRecorder(env, str(tmp_path / str(number)), lambda step: step == 0, video_length=4)
+        recorder.reset()
+        for _ in range(5):
+            recorder.step(np.zeros(env.num_envs, int))
+        recorder.close()
+        assert list((tmp_path / str(number)).glob("*.mp4"))
+
+
+def test_a_window_of_the_environments_own() -> None:
+    """render_mode="human": the environment draws by itself, and `render` asks it to."""
+    model = PPO(
+        "MemoryPolicy", gym.make("CartPole-v1", render_mode="human"), n_steps=8, policy_kwargs=GRU, device="cpu"
+    )
+    env = model.get_env()
+    env.reset()
+    env.step(np.zeros(1, int))
+    env.render("human")
+    assert env.envs[0].unwrapped.screen is not None
+    env.close()
+
+
 # -- success -----------------------------------------------------------------------------------------------------------
 
 
@@ -257,6 +307,9 @@ class Coin(TensorEnv):
 def test_a_tensor_env_says_who_succeeded() -> None:
     model = A2C("MemoryPolicy", Coin(4), n_steps=4, policy_kwargs=GRU, device="cpu").learn(32)
     assert list(model.ep_success_buffer) == [1.0, 0.0, 0.0, 0.0] * 4
+    single = SingleEnv(Coin(1))
+    single.reset()
+    assert ["is_success" in info for *_, info in (single.step(0), single.step(0))] == [False, True]
     assert evaluate(model, Coin(4), 8).metrics == {"success_rate": 0.25}
     _, _, _, infos = [env := TensorVecEnv(Coin(2)), env.reset(), env.step(np.zeros(2)), env.step(np.zeros(2))][-1]
     assert [info["is_success"] for info in infos] == [True, False]
@@ -267,5 +320,7 @@ def test_evaluate_reads_success_and_true_returns_of_host_environments() -> None:
     score = evaluate(model, model.tensor_env, 8)
     assert (score.mean, score.mean_length, score.episodes) == (500.0, 5.0, 8)
     assert score.metrics == {"success_rate": 0.5}
+    model.learn(10, reset_num_timesteps=False)  # goes on from what the evaluation left
+    assert model.rollout.starts[0].all()
     env = make_env("CartPole-v1", 2)
     assert evaluate(A2C("MemoryPolicy", env, policy_kwargs=GRU, device="cpu"), env, 2).metrics == {}
