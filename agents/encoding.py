@@ -24,7 +24,7 @@ CLASSES: dict[str, type] = {
         f"sb3.{name}": getattr(torch_layers, name)
         for name in ("FlattenExtractor", "NatureCNN", "CombinedExtractor", "BaseFeaturesExtractor")
     },
-    "MLPEncoder": encoders.MLPEncoder,
+    **{name: getattr(encoders, name) for name in ("MLPEncoder", "PictureEncoder", "DictEncoder", "EmbeddingEncoder")},
     "MemoryActorCriticPolicy": MemoryActorCriticPolicy,
 }
 _NAMES = {value: name for name, value in CLASSES.items()}

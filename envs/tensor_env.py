@@ -236,11 +236,11 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor], metaclass=_ForSB3):
         self._begin(None)
         return self._observe(), self._describe()
 
-    def step(self, action: Tensor) -> tuple[Obs, Tensor, Tensor, Tensor, Info]:
+    def step(self, action: Tensor | np.ndarray[Any, Any]) -> tuple[Obs, Tensor, Tensor, Tensor, Info]:
         """Step every copy; see the class for what happens where an episode ends.
 
         Args:
-            action: `[num_envs, *action_shape]` on the device of the environment.
+            action: `[num_envs, *action_shape]`: a tensor on the device of the environment, or an array.
 
         Returns:
             Observation, reward (float32), terminated, truncated (bool), all `[num_envs, ...]`, and info.
@@ -250,6 +250,8 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor], metaclass=_ForSB3):
         """
         if not self._started:
             raise RuntimeError(f"{type(self).__name__}.step was called before reset")
+        if not isinstance(action, Tensor):  # such as the class's own action space gives
+            action = torch.as_tensor(np.asarray(action), device=self.device)
         reward, terminated, truncated = self._advance(action)
         final: Info = {"metrics": self._measured} if self._measured else {}
         if self._success is not None:

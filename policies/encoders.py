@@ -328,3 +328,10 @@ class MLPEncoder(BaseFeaturesExtractor):
     def forward(self, observations: Tensor | TensorDict) -> Tensor:
         output: Tensor = self.layers(self.input(observations))
         return output
+
+
+ENCODERS: dict[str, type[BaseFeaturesExtractor]] = {
+    encoder.__name__: encoder
+    for encoder in (MLPEncoder, NatureCNN, PictureEncoder, FlattenExtractor, DictEncoder, EmbeddingEncoder)
+}
+"""Encoders that a command or a recipe names."""

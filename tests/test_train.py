@@ -310,3 +310,29 @@ def test_a_nan_ends_the_run_and_keeps_the_last_good_checkpoint(
     assert "reward is not finite after 328 environment steps" in message  # step 41 of 8 copies
     assert "step_000000000320" in message
     assert agents.load(agents.latest_checkpoint(run)).num_timesteps == 320
+
+
+def test_wrappers_encoder_and_layers_by_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are kept in config.yaml; a class of the user's own is found again by evaluate and --resume."""
+    (tmp_path / "my_parts.py").write_text(
+        "import gymnasium\nfrom stable_baselines3.common.torch_layers import FlattenExtractor\n"
+        "class Hidden(gymnasium.ObservationWrapper):\n"
+        "    def __init__(self, env):\n"
+        "        super().__init__(env)\n"
+        "        self.observation_space = gymnasium.spaces.Box(-9.0, 9.0, (2,))\n"
+        "    def observation(self, obs):\n        return obs[[0, 2]]\n"
+        "class Mine(FlattenExtractor):\n    pass\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    words = "--env CartPole-v1 --memory gru --memory-kwargs hidden_size=8 --wrappers my_parts:Hidden --net-arch 16 8"
+    words += " --encoder my_parts:Mine --no-normalize-images --num-envs 2 --n-steps 8 --n-minibatches 1 --no-baseline"
+    words += " --vector async --total-timesteps 16 --eval-episodes 2 --no-progress --panels-every 0 --run-dir run"
+    config, _ = parse(words.split())
+    assert (config.wrappers, config.net_arch, config.vector) == (["my_parts:Hidden"], [16, 8], "async")
+    assert command(*words.split()) == 0
+    model = agents.load("run", policy_kwargs=config.network_kwargs())
+    assert type(model.policy.features_extractor).__name__ == "Mine"
+    assert model.policy.mlp_extractor.latent_dim_pi == 8
+    assert not model.policy.normalize_images
+    assert model.policy.observation_space.shape == (2,)
+    assert command("--resume", "run", "--total-timesteps", "32", "--no-progress") == 0

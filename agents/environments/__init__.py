@@ -7,7 +7,8 @@
 """
 
 from agents.environments.host import HostEnv
-from agents.environments.make import EnvLike, as_tensor_env, device_for, make_env
+from agents.environments.make import EnvLike, Vector, as_tensor_env, device_for, make_env
+from agents.environments.named import named
 from agents.environments.vec_env import TensorVecEnv
 
-__all__ = ["EnvLike", "HostEnv", "TensorVecEnv", "as_tensor_env", "device_for", "make_env"]
+__all__ = ["EnvLike", "HostEnv", "TensorVecEnv", "Vector", "as_tensor_env", "device_for", "make_env", "named"]

@@ -3,63 +3,121 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
-import importlib
-from typing import Any
+import inspect
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, get_args
 
 import gymnasium as gym
 import torch
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec, load_env_creator
-from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
 from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv
 
-import envs as engram_envs
 from agents.arguments import read_arguments
-from agents.environments.copies import copy_observations
-from agents.environments.host import HostEnv, VecEnvHost, VectorEnvHost
+from agents.environments.copies import CopyObservation, copy_observations
+from agents.environments.host import HostEnv
+from agents.environments.hosts import VecEnvHost, VectorEnvHost
+from agents.environments.named import find_env, named
 from agents.environments.vec_env import TensorVecEnv, VectorVecEnv
 from envs.tensor_env import TensorEnv
 from policies.actions import check_action_space
 from policies.observations import Layout
 
+Vector = Literal["sync", "async"]
+Wrapper = str | Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]
 EnvLike = str | gym.Env[Any, Any] | VectorEnv[Any, Any, Any] | VecEnv | TensorEnv
 
 
-def make_env(env_id: str, num_envs: int = 1, device: torch.device | str = "cpu", **kwargs: Any) -> TensorEnv:
+def make_env(
+    env_id: str,
+    num_envs: int = 1,
+    device: torch.device | str = "cpu",
+    *,
+    wrappers: Sequence[Wrapper] = (),
+    vector: Vector = "sync",
+    **kwargs: Any,
+) -> TensorEnv:
     """`num_envs` copies of a registered environment on `device`.
 
     Ids whose vector entry point is a `TensorEnv` (all `Engram/...`, and yours) are batched on the device; any other
     Gymnasium id runs as `num_envs` ordinary copies on the host. `module:Id-v0` imports `module` first, as in Gymnasium.
-    `kwargs` go to the environment.
+
+    Args:
+        env_id: as registered with Gymnasium.
+        num_envs: how many.
+        device: where the tensors live.
+        wrappers: put around every single environment, the first innermost: functions of it, or `module:name`. A
+            `TensorEnv` then runs as ordinary copies too.
+        vector: "sync": one copy after the other; "async": each in a process of its own, for slow environments.
+        kwargs: go to the environment.
 
     Raises:
-        ValueError: the id is unknown (the message lists near ones) or its arguments are wrong.
+        ValueError: the id or a wrapper is unknown (the message lists near ones), arguments are wrong, or the
+            environment cannot be built.
     """
-    module, _, name = env_id.rpartition(":")
+    spec = find_env(env_id)
+    if vector not in get_args(Vector):
+        raise ValueError(f"vector is {vector!r}, expected one of {', '.join(get_args(Vector))}")
+    around = [named(wrapper, "a wrapper") if isinstance(wrapper, str) else wrapper for wrapper in wrappers]
+    maker = _batched(spec)
+    if maker is not None and not around:
+        if vector == "async":
+            raise ValueError(f"{env_id} is stepped as one batch on the device; expected vector='sync'")
+        kwargs = read_arguments(maker, kwargs, "env_kwargs", ("num_envs", "device"))
+        with _building(env_id, maker, kwargs):
+            env = gym.make_vec(spec, num_envs, "vector_entry_point", device=device, **kwargs)
+        assert isinstance(env, TensorEnv)
+        return env
+    with _building(env_id, spec.entry_point, {**spec.kwargs, **kwargs}):
+        batch = _on_host(spec, num_envs, vector, [*around, CopyObservation], kwargs)
+        env = as_tensor_env(batch, device)
+    if vector == "async":
+        weakref.finalize(env, batch.close)  # its processes end with it, or with this one, and in good order
+    return env
+
+
+def _on_host(
+    spec: EnvSpec, num_envs: int, vector: str, wrappers: list[Any], kwargs: dict[str, Any]
+) -> VectorEnv[Any, Any, Any]:
+    mode: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP}
     try:
-        if module:
-            importlib.import_module(module)
-        spec = gym.spec(name)
-    except (gym.error.Error, ImportError) as error:
-        known = engram_envs.registered()
-        near = difflib.get_close_matches(env_id, [*known, *gym.registry], n=4, cutoff=0.5)
-        raise ValueError(
-            f"unknown environment {env_id!r}; near it: {', '.join(near) or 'nothing'}; "
-            f"this project's: {', '.join(known)}; any other registered Gymnasium id works too"
-        ) from error
+        return gym.make_vec(spec, num_envs, vector, vector_kwargs=mode, wrappers=wrappers, **kwargs)
+    except ValueError as error:
+        if not isinstance(error.__cause__, gym.error.CustomSpaceError):
+            raise
+        mode["shared_memory"] = False  # a space of its own has no place there: observations go through pipes
+        return gym.make_vec(spec, num_envs, vector, vector_kwargs=mode, wrappers=wrappers, **kwargs)
+
+
+@contextlib.contextmanager
+def _building(env_id: str, maker: Any, kwargs: dict[str, Any]) -> Iterator[None]:
+    """One line for what an environment's constructor raises: its own fault and wrong arguments are told apart."""
     try:
-        maker = _batched(spec)
-        if maker is not None:
-            kwargs = read_arguments(maker, kwargs, "env_kwargs", ("num_envs", "device"))
-            env = gym.make_vec(name, num_envs, "vector_entry_point", device=device, **kwargs)
-            assert isinstance(env, TensorEnv)
-            return env
-        mode = {"autoreset_mode": AutoresetMode.SAME_STEP}
-        return as_tensor_env(gym.make_vec(name, num_envs, "sync", vector_kwargs=mode, **kwargs), device)
+        yield
+    except ValueError:
+        raise
+    except Exception as error:
+        cause = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        if isinstance(error, TypeError) and (wrong := _not_taken(maker, kwargs)):
+            raise ValueError(f"environment {env_id!r} does not take {kwargs}: {wrong}") from error
+        raise ValueError(f"environment {env_id!r} cannot be built: {cause}") from error
+
+
+def _not_taken(maker: Any, kwargs: dict[str, Any]) -> str:
+    """What the signature of an environment's class or function says against arguments; empty where it takes them."""
+    gymnasiums = set(inspect.signature(gym.make).parameters)
+    try:
+        signature = inspect.signature(load_env_creator(maker) if isinstance(maker, str) else maker)
+    except Exception:  # it has none, or cannot be imported: the error itself says more
+        return ""
+    try:
+        signature.bind_partial(**{name: value for name, value in kwargs.items() if name not in gymnasiums})
     except TypeError as error:
-        raise ValueError(f"environment {env_id!r} does not take {kwargs}: {error}") from error
+        return str(error)
+    return ""
 
 
 def device_for(device: torch.device | str, env: EnvLike | None) -> torch.device:
@@ -78,9 +136,8 @@ def as_tensor_env(env: EnvLike, device: torch.device | str = "cpu") -> TensorEnv
         TypeError: nothing that is an environment.
     """
     if isinstance(env, str):
-        with contextlib.suppress(gym.error.Error, ImportError, ValueError):  # the call below says what is wrong
-            if _batched(gym.spec(env)) is None:
-                return make_env(env, 1, device, render_mode="rgb_array")  # as SB3 makes it, to be watched
+        if _batched(find_env(env)) is None:
+            return make_env(env, 1, device, render_mode="rgb_array")  # as SB3 makes it, to be watched
         return make_env(env, 1, device)
     if isinstance(env, TensorVecEnv):
         env = env.tensor_env
@@ -101,8 +158,23 @@ def as_tensor_env(env: EnvLike, device: torch.device | str = "cpu") -> TensorEnv
         env = SyncVectorEnv([lambda: single], autoreset_mode=AutoresetMode.SAME_STEP)
     if not isinstance(env, (VecEnv, VectorEnv)):
         raise TypeError(f"expected a Gymnasium id, Env, VectorEnv, SB3 VecEnv or TensorEnv, not {type(env).__name__}")
+    if isinstance(env, VectorWrapper) and isinstance(env.unwrapped, TensorEnv) and not _converts(env):
+        raise ValueError(
+            f"{type(env).__name__} around the {type(env.unwrapped).__name__} expects arrays, which that does not give: "
+            "put gymnasium.wrappers.vector.ArrayConversion(env, env_xp=torch, target_xp=numpy) between them; it comes "
+            "with pip install gymnasium[array-api]"
+        )
     copy_observations(env)
     return HostEnv(VecEnvHost(env) if isinstance(env, VecEnv) else VectorEnvHost(env, *parts), device)
+
+
+def _converts(env: VectorEnv[Any, Any, Any]) -> bool:
+    """Whether a wrapper turns tensors into arrays; by name, as importing it takes a package that few have."""
+    while isinstance(env, VectorWrapper):
+        if any(cls.__name__ == "ArrayConversion" for cls in type(env).__mro__):
+            return True
+        env = env.env
+    return False
 
 
 def _batched(spec: EnvSpec) -> type[TensorEnv] | None:

@@ -279,7 +279,7 @@ class VectorVecEnv(_Counted):
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         if self._single is not None:
             return [self._single[index].get_wrapper_attr(attr_name) for index in self._get_indices(indices)]
-        if hasattr(self._batch, "get_attr"):
+        if hasattr(type(self._batch), "get_attr"):
             values = self._batch.get_attr(attr_name)
             return [values[index] for index in self._get_indices(indices)]
         value = getattr(self._batch, attr_name)
@@ -291,7 +291,7 @@ class VectorVecEnv(_Counted):
                 self._single[index].set_wrapper_attr(attr_name, value)
             return
         self._all(f"set_attr({attr_name!r})", indices)
-        if hasattr(self._batch, "set_attr"):
+        if hasattr(type(self._batch), "set_attr"):
             self._batch.set_attr(attr_name, [value] * self.num_envs)
         else:
             setattr(self._batch, attr_name, value)
@@ -304,7 +304,7 @@ class VectorVecEnv(_Counted):
             results = [method(*method_args, **method_kwargs) for method in methods]
         else:
             wanted = self._all(f"env_method({method_name!r})", indices)
-            if not hasattr(self._batch, "call"):
+            if not hasattr(type(self._batch), "call"):
                 raise ValueError(f"env_method cannot reach the single environments of {self._what()}")
             every = self._batch.call(method_name, *method_args, **method_kwargs)
             results = [every[index] for index in wanted]

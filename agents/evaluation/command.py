@@ -5,6 +5,7 @@ What is printed is also written to RUN/evaluation.json. Wrong input gets one lin
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
@@ -17,7 +18,7 @@ import torch
 import tyro
 from rich.console import Console
 
-from agents import CheckpointError, MemoryOnPolicyAlgorithm, latest_checkpoint, load, make_env
+from agents import CheckpointError, MemoryOnPolicyAlgorithm, latest_checkpoint, load
 from agents.evaluation.breakdown import Breakdown
 from agents.evaluation.scores import Score, check_spaces, evaluate, random_score
 from agents.evaluation.tables import print_errors, print_scores
@@ -46,6 +47,8 @@ class Arguments:
     """Another environment than the one trained in; the spaces must be the same."""
     env_kwargs: Pairs = field(default_factory=dict)
     """Arguments of the environment that replace those of the run, one by one."""
+    wrappers: list[str] | None = None
+    """Wrappers around every single environment, as train.py takes them; default: those of the run."""
     data_dir: Path | None = None
     """Folder with the files of tasks that need some; default: the variable ENGRAM_DATA, else a cache."""
     deterministic: bool | None = None
@@ -104,16 +107,18 @@ def _run(arguments: Arguments) -> None:
     env_id = arguments.env or (agent.config.env if agent else "")
     if not env_id:
         raise UsageError(f"{arguments.run} has no config.yaml beside it: name its environment with --env")
-    trained = agent.config.env_kwargs if agent and env_id == agent.config.env else {}
-    env_kwargs = {**trained, **arguments.env_kwargs}
+    same = agent.config if agent and env_id == agent.config.env else Config()
+    env_kwargs = {**same.env_kwargs, **arguments.env_kwargs}
+    around = same.wrappers if arguments.wrappers is None else arguments.wrappers
+    place = dataclasses.replace(same, env=env_id, env_kwargs=env_kwargs, wrappers=around)
 
     if arguments.watch or arguments.play or arguments.video is not None:
-        _show(arguments, agent, make_env(env_id, 1, device, **{**env_kwargs, "render_mode": "rgb_array"}), env_id)
+        _show(arguments, agent, place.make_env(1, device, render_mode="rgb_array"), env_id)
         return
     assert agent is not None
     most = _DEVICE_ENVS if env_id in registered() else _HOST_ENVS
     num_envs = arguments.num_envs or min(arguments.episodes, most)
-    _score(arguments, agent, make_env(env_id, num_envs, device, **env_kwargs), env_id, env_kwargs)
+    _score(arguments, agent, place.make_env(num_envs, device), env_id, env_kwargs)
 
 
 def _check(arguments: Arguments) -> None:
@@ -152,7 +157,7 @@ class Agent:
         folders = (path, path.parent, path.parent.parent)  # RUN, RUN/identity, RUN/checkpoints/step_...
         folder = next((folder for folder in folders if (folder / "config.yaml").is_file()), None)
         config = Config(env="") if folder is None else load_config(folder / "config.yaml")
-        return cls(load(checkpoint, device=device), checkpoint, folder, config)
+        return cls(load(checkpoint, device=device, **config.own_classes()), checkpoint, folder, config)
 
     @property
     def words(self) -> str:
@@ -220,7 +225,7 @@ def _baseline(agent: Agent, device: str) -> tuple[MemoryOnPolicyAlgorithm | None
     if folder is None:
         return None, f"identity (no memory): {none}"
     if (folder / "identity").is_dir():
-        return load(latest_checkpoint(folder / "identity"), device=device), ""
+        return load(latest_checkpoint(folder / "identity"), device=device, **agent.config.own_classes()), ""
     try:
         mean = float(json.loads((folder / "summary.json").read_text(encoding="utf-8"))["identity_mean_return"])
         return None, f"identity (no memory): {mean:.3f} by the run's summary.json; its agent was not kept"

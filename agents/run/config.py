@@ -11,14 +11,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
+import torch
 import tyro
 from stable_baselines3.common.utils import LinearSchedule
 
-from agents import LEARNERS
+from agents import LEARNERS, make_env
 from agents.arguments import Count, Fraction, NotNegative, Positive, Range, Seed, Whole, read
+from agents.environments import Vector, named
 from agents.files import replace_file
 from agents.plain_yaml import read_yaml, read_yaml_file, write_yaml
 from agents.speed import Fast, Precision
+from envs.tensor_env import TensorEnv
+from policies.encoders import ENCODERS
 
 RECIPES = Path(__file__).resolve().parent.parent.parent / "recipes"
 
@@ -74,11 +78,26 @@ class Config:
     Gymnasium id, or module:Id-v0, which imports the module that registers it."""
     env_kwargs: Pairs = field(default_factory=dict)
     """The environment's own arguments; they replace the recipe's one by one."""
+    wrappers: list[str] = field(default_factory=list)
+    """Wrappers around every single environment, the first innermost: module:name, such as
+    gymnasium.wrappers:FlattenObservation, or a function in a module of the current folder."""
+    vector: Vector = "sync"
+    """Environments on the host: one after the other (sync), or each in a process of its own (async), which pays where
+    they are slow."""
     memory: str = "mnm-p"
     """Memory: identity (none), lstm, mnm-p, dnc, multigrid, kanerva++, ... (docs/README.md lists all), or one that an
     installed package registers."""
     memory_kwargs: Pairs = field(default_factory=dict)
     """The memory's own arguments; they replace the recipe's one by one."""
+    encoder: str | None = None
+    """What stands before the memory: MLPEncoder, NatureCNN, PictureEncoder, FlattenExtractor, ..., or module:Class of
+    your own; None: by the observation space."""
+    encoder_kwargs: Pairs = field(default_factory=dict)
+    """The encoder's own arguments."""
+    net_arch: list[Annotated[int, Range(1)]] | None = None
+    """Hidden layers between the memory and the heads, such as 64 64; None: as the policy's default is."""
+    normalize_images: bool = True
+    """Divide uint8 pictures by 255; not those up to 16x16, which the default encoder reads as symbols."""
     algo: str = "ppo"
     """Learner: ppo, a2c, or supervised where the environment says what would have been right."""
     total_timesteps: Count = 500_000
@@ -176,10 +195,48 @@ class Config:
             "memory": self.memory,
             "memory_kwargs": self.memory_kwargs,
             "bptt_segment": self.bptt_segment,
+            **self.network_kwargs(),
         }
         if "use_rms_prop" in taken:
             kwargs["use_rms_prop"] = False
         return kwargs
+
+    def network_kwargs(self) -> dict[str, Any]:
+        """Arguments of the policy beside those of its memory, where they are not the default ones.
+
+        Raises:
+            ValueError: there is no such encoder.
+        """
+        kwargs: dict[str, Any] = {} if self.net_arch is None else {"net_arch": list(self.net_arch)}
+        if not self.normalize_images:
+            kwargs["normalize_images"] = False
+        if self.encoder is not None:
+            kwargs["features_extractor_class"] = self._encoder()
+        if self.encoder_kwargs:
+            kwargs["features_extractor_kwargs"] = dict(self.encoder_kwargs)
+        return kwargs
+
+    def _encoder(self) -> Any:
+        assert self.encoder is not None
+        if ":" not in self.encoder and self.encoder not in ENCODERS:
+            known = ", ".join(ENCODERS)
+            raise ValueError(f"unknown encoder {self.encoder!r}; known: {known}; or module:Class of your own")
+        return ENCODERS.get(self.encoder) or named(self.encoder, "the encoder")
+
+    def own_classes(self) -> dict[str, Any]:
+        """What `load` must be given, as a checkpoint imports nothing: classes of the user's."""
+        if self.encoder is None or self.encoder in ENCODERS:
+            return {}
+        return {"policy_kwargs": {"features_extractor_class": self._encoder()}}
+
+    def make_env(self, num_envs: int, device: torch.device | str = "cpu", **kwargs: Any) -> TensorEnv:
+        """Environments of the run; `kwargs` replace its own.
+
+        Raises:
+            ValueError: as `agents.make_env`.
+        """
+        arguments = {**self.env_kwargs, **kwargs}
+        return make_env(self.env, num_envs, device, wrappers=self.wrappers, vector=self.vector, **arguments)
 
     def entries(self) -> dict[str, Any]:
         """All entries by name, without what a `Command` has beside them."""
@@ -251,7 +308,7 @@ def base_config(recipe: str | None, env: str | None, algo: str | None, memory: s
     config = load_config(file) if file else default_config(algo)
     config.recipe = file.stem if file else None
     if env not in (None, config.env):
-        config.env_kwargs = {}
+        config.env_kwargs, config.wrappers = {}, []
     if memory not in (None, config.memory):
         config.memory_kwargs = {}
     return config

@@ -19,10 +19,20 @@ LEARNED_WITH = (
 """Arguments of the learner that take effect from the next roll-out on, whatever they were before."""
 
 FREE = (
-    *("anneal", "bptt_segment", "total_timesteps", "env_kwargs", "device", "threads", "fast", "precision", "data_dir"),
-    *("checkpoint_every", "panels_every", "eval_episodes", "eval_steps", "baseline", "progress", "follows"),
+    *("anneal", "bptt_segment", "total_timesteps", "env_kwargs", "wrappers", "vector", "device", "threads", "fast"),
+    *(
+        "precision",
+        "data_dir",
+        "checkpoint_every",
+        "panels_every",
+        "eval_episodes",
+        "eval_steps",
+        "baseline",
+        "progress",
+        "follows",
+    ),
 )
-"""Other entries that may change; those of `env_kwargs` where the spaces stay the same."""
+"""Other entries that may change; `env_kwargs` and `wrappers` where the spaces stay the same."""
 
 FIXED = ("seed", "reward_scale", "normalize_values", "normalize_obs")
 """Arguments of the learner that stay as they were."""
@@ -88,9 +98,10 @@ def replaced(config: Config, checkpoint: Path) -> dict[str, Any]:
     }
     if config.n_steps == 0:
         changed.pop("n_steps", None)  # kept as the number that it stands for
+    policy_kwargs = config.own_classes().get("policy_kwargs", {})
     if policy.get("bptt_segment") != config.bptt_segment:
-        changed["policy_kwargs"] = {"bptt_segment": config.bptt_segment}
-    return changed
+        policy_kwargs["bptt_segment"] = config.bptt_segment
+    return {**changed, "policy_kwargs": policy_kwargs} if policy_kwargs else changed
 
 
 def what_changed(config: Config, saved: Config) -> str:

@@ -19,7 +19,7 @@ from rich.markup import escape
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.utils import get_device
 
-from agents import LEARNERS, MemoryOnPolicyAlgorithm, distributed, load, make_env
+from agents import LEARNERS, MemoryOnPolicyAlgorithm, distributed, load
 from agents.checkpoint import NewEpisodesWarning, take_weights
 from agents.distributed import RankLostError
 from agents.evaluation import Score, evaluate, random_score
@@ -184,7 +184,7 @@ def build(config: Config, checkpoint: Path | None = None) -> MemoryOnPolicyAlgor
     """This rank's environments and the learner, new or as the checkpoint left it."""
     device = device_of(config.device)
     given = {} if checkpoint is None else replaced(config, checkpoint)
-    env = make_env(config.env, distributed.share(config.num_envs), device, **config.env_kwargs)
+    env = config.make_env(distributed.share(config.num_envs), device)
     if checkpoint is not None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NewEpisodesWarning)  # `run` prints it
@@ -262,7 +262,7 @@ def score(config: Config, model: MemoryOnPolicyAlgorithm, console: Console) -> S
     def played() -> Score | None:
         if not config.eval_episodes:
             return None
-        env = make_env(config.env, min(config.num_envs, config.eval_episodes), model.device, **config.env_kwargs)
+        env = config.make_env(min(config.num_envs, config.eval_episodes), model.device)
         seed = config.seed + 1_000_003  # not a seed of training
         console.print(f"{config.eval_episodes} episodes with {config.memory} ...", style="dim", highlight=False)
         return evaluate(model, env, config.eval_episodes, model.learns_from_targets, seed, max_steps=config.eval_steps)
@@ -284,7 +284,7 @@ def report(
     try:
         replace_file(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
         if result is not None:
-            env = make_env(config.env, config.num_envs, **config.env_kwargs)
+            env = config.make_env(config.num_envs)
             chance = random_score(env, config.eval_episodes, config.seed, max_steps=config.eval_steps)
     except Exception as error:
         raise Where("scoring random actions", config.env, folder, safe(folder)).error(error) from error

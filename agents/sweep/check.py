@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from agents import LEARNERS, make_env
+from agents import LEARNERS
 from agents.environments import HostEnv
 from agents.run.config import Config
 from agents.sweep.space import Parameter, Space
@@ -44,7 +44,7 @@ def check(space: Space, config: Config, flags: list[str]) -> Space:
     scores = set()
     for env_id in values["env"]:
         try:
-            env = make_env(env_id, 1, "cpu", **config.env_kwargs)
+            env = dataclasses.replace(config, env=env_id).make_env(1)
         except ValueError as error:
             _blame(space, "env", error)
         adapted = isinstance(env, HostEnv)  # somebody else's environment: its arguments are its own affair

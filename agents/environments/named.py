@@ -1,0 +1,80 @@
+"""What is named on the command line: environments by their id, wrappers and encoders as `module:name`."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+from types import ModuleType
+from typing import Any
+
+import gymnasium as gym
+from gymnasium.envs.registration import EnvSpec
+
+import envs as engram_envs
+
+
+def find_env(env_id: str) -> EnvSpec:
+    """The registration of an id; `module:Id-v0` imports `module` first, also one in the current folder.
+
+    Raises:
+        ValueError: there is none; the message has the true reason in one line.
+    """
+    module, _, name = env_id.rpartition(":")
+    if module:
+        import_named(module, env_id)
+    try:
+        return gym.spec(name)
+    except (gym.error.Error, ImportError, ValueError) as error:
+        known = engram_envs.registered()
+        near = difflib.get_close_matches(name, [*known, *gym.registry], n=4, cutoff=0.5)
+        where = (
+            f"{module} was imported and registers no such id"
+            if module
+            else f"this project's: {', '.join(known)}; any other registered Gymnasium id works too; "
+            f"if another package registers it: PACKAGE:{name}"
+        )
+        raise ValueError(f"unknown environment {env_id!r}; near it: {', '.join(near) or 'nothing'}; {where}") from error
+
+
+def import_named(module: str, wanted: str) -> ModuleType:
+    """The module of `wanted`, installed or in the current folder.
+
+    Raises:
+        ValueError: it is not there, or its own import fails.
+    """
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # last, so that what is installed keeps its name
+    try:
+        return importlib.import_module(module)
+    except Exception as error:  # whatever a stranger's module raises is the reason
+        why = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        missing = isinstance(error, ModuleNotFoundError) and error.name is not None
+        if missing and (module == error.name or module.startswith(f"{error.name}.")):  # type: ignore[attr-defined]
+            why = f"it is not installed, and not in the current folder, {os.getcwd()}"
+        raise ValueError(f"cannot import {module!r} for {wanted!r}: {why}") from error
+
+
+def named(word: str, meant: str) -> Any:
+    """The thing called `module:name`.
+
+    Args:
+        word: `module:name`; the name may have dots.
+        meant: what it is, for the message.
+
+    Raises:
+        ValueError: there is no such thing.
+    """
+    module, separator, name = word.partition(":")
+    if not (separator and module and name):
+        raise ValueError(f"{meant} is {word!r}, expected module:name, such as gymnasium.wrappers:FlattenObservation")
+    found: Any = import_named(module, word)
+    for part in name.split("."):
+        if not hasattr(found, part):
+            near = difflib.get_close_matches(part, dir(found), n=3)
+            raise ValueError(
+                f"{meant} is {word!r}, but {module} has no {part!r}; near it: {', '.join(near) or 'nothing'}"
+            )
+        found = getattr(found, part)
+    return found
