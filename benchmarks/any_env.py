@@ -5,6 +5,7 @@
 An agent is `ALGO:MEMORY`, trained by `train.py --env ... --memory ... --algo ...` with no further hyper-parameter, or
 `sb3`: `RecurrentPPO("MlpLstmPolicy", env)`. Both get as many steps, and are scored by SB3's `evaluate_policy` on
 fresh episodes, with sampled actions. A training is one row of `results/any-env.csv`; those that are there are skipped.
+The table of all rows is printed at the end.
 """
 
 from __future__ import annotations
@@ -90,6 +91,23 @@ def one(name: str, agent: str, seed: int) -> list[str]:
     return [name, agent, str(seed), str(model.num_timesteps), *(f"{number:.4g}" for number in numbers)]
 
 
+def table(file: Path) -> str:
+    """The rows of `file` as Markdown: the score of every seed."""
+    with open(file, newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    lines = ["| task | steps | to reach | agent | mean | each seed |", "|---|---|---|---|---|---|"]
+    for name, task in TASKS.items():
+        score = "success" if task.target.startswith("success") else "mean_return"
+        for agent in dict.fromkeys(row["agent"] for row in rows if row["task"] == name):
+            mine = sorted(
+                (row for row in rows if (row["task"], row["agent"]) == (name, agent)), key=lambda r: r["seed"]
+            )
+            values = [float(row[score]) for row in mine]
+            each = ", ".join(f"{value:.4g} (seed {row['seed']})" for row, value in zip(mine, values, strict=True))
+            lines.append(f"| {name} | {task.steps:,} | {task.target} | {agent} | {np.mean(values):.4g} | {each} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     args = arguments()
     if args.one:
@@ -116,6 +134,7 @@ def main() -> None:
     jobs = [(task, agent, str(seed)) for task in args.tasks for seed in args.seeds for agent in args.agents]
     with ThreadPoolExecutor(args.jobs) as pool:
         list(pool.map(run, [job for job in jobs if job not in done]))
+    print(table(file))
 
 
 if __name__ == "__main__":

@@ -213,6 +213,23 @@ def test_the_watch_keeps_quiet(explained: float | None, norm: float) -> None:
             watch.see(metrics, max_grad_norm=0.5)
 
 
+@pytest.mark.parametrize("learner", [A2C, PPO])
+def test_a_learner_says_that_its_critic_drowns_its_policy(learner: type[MemoryOnPolicyAlgorithm]) -> None:
+    """Returns of a thousand and no normalisation: a warning; the same with it: none."""
+
+    def said(normalize_values: bool) -> list[str]:
+        env = Scaled(N, length=1, max_steps=5)
+        env.scale = 1000.0
+        model = build(learner, env, normalize_values=normalize_values)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            model.learn((PATIENCE + 5) * T * N)
+        return [str(warning.message) for warning in caught if "explains nothing" in str(warning.message)]
+
+    assert len(said(normalize_values=False)) == 1
+    assert said(normalize_values=True) == []
+
+
 def cart(normalize_values: bool) -> float:
     """Mean return of CartPole's episodes after 15,000 steps."""
     kwargs: dict[str, Any] = {"memory": "gru", "memory_kwargs": {"hidden_size": 64}}
