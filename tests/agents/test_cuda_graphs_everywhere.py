@@ -212,5 +212,5 @@ def test_no_memory_needs_values_on_the_host(
 
 @pytest.mark.parametrize("env", sorted(set(ENVIRONMENTS) - set(READS_AT_THE_START)))
 def test_no_environment_needs_values_on_the_host(env: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(agents.environments.vec_env, "_numpy", lambda obs: obs)
+    monkeypatch.setattr(agents.environments.vec_env, "as_numpy", lambda obs: obs)
     without_values(A2C, env, "identity", monkeypatch)
