@@ -47,6 +47,8 @@ SIZES = {
     "sdnc": "hidden_size=64 slots=64 word_size=16 read_heads=2",
     "stack-rnn": "hidden_size=64",
 }
+FLAGS = {"stack-rnn": "--normalize-obs"}
+"""Of memories that want another input: a stack's units are sigmoids without biases, which observations >= 0 saturate."""
 ENVIRONMENTS = {
     "repeat-first": "--env Engram/RepeatFirst-v0 --num-envs 32 --n-steps 16 --total-timesteps 120000 "
     "--learning-rate 3e-3 --gamma 0.5 --eval-episodes 512",
@@ -79,7 +81,8 @@ def train(args: Args, memory: str, seed: int) -> dict[str, float]:
     folder = ROOT / "runs" / "memories" / args.env / f"{memory}-{seed}"
     if not (folder / "summary.json").exists():
         sizes = ["--memory-kwargs", *SIZES[memory].split()] if SIZES[memory] else []
-        words = f"--memory {memory} --seed {seed} --run-dir {folder} {ENVIRONMENTS[args.env]} {COMMON}".split()
+        flags = f"{ENVIRONMENTS[args.env]} {COMMON} {FLAGS.get(memory, '')}"
+        words = f"--memory {memory} --seed {seed} --run-dir {folder} {flags}".split()
         command = [sys.executable, str(ROOT / "train.py"), *words, *sizes]
         done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
         if done.returncode:
@@ -103,7 +106,7 @@ def main(args: Args) -> None:
                 "each seed": " ".join(f"{run['mean_return']:.3g}" for run in runs),
                 "ci95 of a seed": round(statistics.mean(run["ci95"] for run in runs), 3),
                 "steps/s": round(statistics.median(run["steps_per_s"] for run in runs)),
-                "sizes": SIZES[memory] or "its defaults",
+                "sizes": f"{SIZES[memory] or 'its defaults'} {FLAGS.get(memory, '')}".strip(),
             }
         )
     rows.sort(key=lambda row: -float(row["return"]))

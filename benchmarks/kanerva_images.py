@@ -97,9 +97,9 @@ class Args:
     learning_rate: float = 2e-3
     """At its highest, after a twentieth of the training."""
     kl_z_warm_up: float = 0.3
-    """Share of the training in which the weight of KL(Z) grows from 0 to 1."""
+    """Share of the training in which the weight of KL(Z) grows from 0 to 1, in form "paper"."""
     kl_y_warm_up: float = 0.3
-    """Likewise for KL(Y). Where it takes longer, what keys say is cheaper for a while than what Z says."""
+    """Likewise for KL(Y), in every form but "vae". Without it keys say nothing before there is something to read."""
     weight_decay: float = 1e-3
     """Of weights; biases and normalisation have none."""
     seed: int = 0
@@ -229,10 +229,9 @@ def fit(model: KanervaModel, images: Tensor, args: Args) -> dict[str, Any] | Non
                 group["lr"] = args.learning_rate * one_cycle(progress)
             costs = model(episode, path)
             optimizer.zero_grad()
-            loss = costs["bound"]
-            if args.form == "paper":
-                weight_z, weight_y = (grown(progress, share) for share in (args.kl_z_warm_up, args.kl_y_warm_up))
-                loss = costs["reconstruction"] + weight_z * costs["kl_z"] + weight_y * costs["kl_y"]
+            weight_z = grown(progress, args.kl_z_warm_up) if args.form == "paper" else float(args.form == "vae")
+            weight_y = grown(progress, args.kl_y_warm_up)
+            loss = costs["reconstruction"] + weight_z * costs["kl_z"] + weight_y * costs["kl_y"]
             loss.mean().backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1000.0)
             optimizer.step()
