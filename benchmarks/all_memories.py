@@ -48,7 +48,7 @@ SIZES = {
     "stack-rnn": "hidden_size=64",
 }
 FLAGS = {"stack-rnn": "--normalize-obs"}
-"""Of memories that want another input: a stack's units are sigmoids without biases, which observations >= 0 saturate."""
+"""Of memories that want another input: sums of observations that are never negative saturate sigmoids without bias."""
 ENVIRONMENTS = {
     "repeat-first": "--env Engram/RepeatFirst-v0 --num-envs 32 --n-steps 16 --total-timesteps 120000 "
     "--learning-rate 3e-3 --gamma 0.5 --eval-episodes 512",

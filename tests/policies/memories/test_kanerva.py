@@ -19,6 +19,7 @@ from policies.memories.kanerva import KanervaMemory
 from policies.memories.kanerva_encoder import DeepLinear, DenseEncoder
 from policies.memories.kanerva_pooled import PooledKanerva, pooled
 from policies.memories.noise import fingerprint, gaussian, next_seed
+from policies.testing import MEMORY_CHECKS, MemoryCase
 
 FEATURES, BATCH, LENGTH = 5, 2, 5
 SIZES = {
@@ -152,6 +153,14 @@ def test_it_is_the_papers_equations(fast: bool) -> None:
         torch.testing.assert_close(ours[name], expected, rtol=1e-9, atol=1e-10, msg=lambda text, n=name: f"{n}: {text}")
     for (name, _), actual, expected in zip(memory.named_parameters(), *gradients, strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-8, atol=1e-9, msg=lambda text, n=name: f"{n}: {text}")
+
+
+@pytest.mark.parametrize("check", MEMORY_CHECKS)
+def test_it_conforms(check: str) -> None:
+    """As every memory; the row of the conformance suite is the form with a controller."""
+    options = {**SIZES, "controller": "none", "map_shape": (1, 4, 4), "reconstruct": True}
+    learner = {"controller": "none", "memory_size": 8, "crop_size": 4, "output_size": 128}
+    MEMORY_CHECKS[check](MemoryCase("kanerva++", options, learner=learner, updates=100))
 
 
 # A sequence at once
