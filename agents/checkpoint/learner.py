@@ -89,7 +89,9 @@ def take_weights(policy: nn.Module, path: str | os.PathLike[str]) -> None:
                 f"the weights in {source.name} take the observation's entries in the order {', '.join(order)}, but the "
                 f"environment has {', '.join(found)}: write it as spaces.Dict([(name, space), ...]) in that order"
             )
-        weights = exchange_value_norm(part(read_tensors(source, manifest), "policy/"), policy.state_dict())
+        with _offering_an_older_one(source):
+            tensors = read_tensors(source, manifest)
+        weights = exchange_value_norm(part(tensors, "policy/"), policy.state_dict())
         check_finite(weights, policy.state_dict())
         policy.load_state_dict(weights)
 
@@ -232,7 +234,6 @@ class Checkpointed(BaseAlgorithm):
             manifest = read_manifest(source)
             if manifest.get("algorithm") != cls.__name__:
                 raise CheckpointError(f"{source.name} holds a {manifest.get('algorithm')}, expected a {cls.__name__}")
-            tensors: dict[str, Tensor] = {}
         with _naming(source):
             check_manifest(manifest)
             model = cls._build(manifest, env, device_for(device, env), kwargs)
@@ -320,7 +321,9 @@ class Checkpointed(BaseAlgorithm):
         with _naming(source):
             if differs := _other_shapes(part(listed(manifest), "policy/"), self.policy):
                 raise ValueError(differs)
-            take_policy(self, manifest, read_tensors(source, manifest))
+            with _offering_an_older_one(source):
+                tensors = read_tensors(source, manifest)
+            take_policy(self, manifest, tensors)
 
 
 def _other_shapes(theirs: dict[str, list[int]], policy: nn.Module, but: str = "/") -> str:

@@ -14,6 +14,9 @@ COUNTERS: dict[str, Any] = {
     "_current_progress_remaining": Annotated[float, Range(-(2.0**62), 1)],
 }
 """What a learner counts."""
+SCHEDULES = ("learning_rate", "clip_range", "clip_range_vf")
+"""Arguments that may be functions of the remaining progress."""
+_FUNCTIONS = {"$schedule", "$yours"}
 LARGEST_SPACE = 1 << 22
 """Numbers in one observation or action, or choices of a discrete one."""
 LARGEST_SIZE = 1 << 20
@@ -42,7 +45,7 @@ def check_manifest(manifest: dict[str, Any]) -> None:
         check_space(manifest[name], name)
     read("policy_kwargs", config["policy_kwargs"], dict[str, Any])
     for name, value in config.items():
-        if name in LEARNER and not isinstance(value, dict):
+        if name in LEARNER and not (name in SCHEDULES and isinstance(value, dict) and set(value) & _FUNCTIONS):
             config[name] = read(name, value, LEARNER[name])
         if "seed" not in name:
             _check_sizes(value, name)
