@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ from envs.maze import InvisibleGoalMaze
 from envs.repeat_first import RepeatFirst
 from envs.tensor_env import TensorEnv
 from envs.tmaze import TMaze
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+from hostile_checkpoints import make_runs, survey
 
 
 def tmaze() -> TMaze:
@@ -244,3 +248,83 @@ def test_a_class_of_the_users_own_is_asked_for(tmp_path: Path) -> None:
     assert type(model.policy.features_extractor) is OwnExtractor
     assert model.lr_schedule(0.5) == 5e-4
     assert given == {"policy_kwargs": {"features_extractor_class": OwnExtractor}}
+
+
+# -- files that are none, and a sample of the survey -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [MANIFEST, TENSORS])
+@pytest.mark.parametrize("how", ["pipe", "device", "folder", "endless"])
+def test_what_is_no_ordinary_file_is_not_read(how: str, name: str, copied: Path) -> None:
+    file = copied / name
+    file.unlink()
+    if how == "pipe":
+        os.mkfifo(file)
+    elif how == "device":
+        file.symlink_to("/dev/zero")
+    elif how == "folder":
+        file.mkdir()
+    else:
+        with open(file, "wb") as stream:
+            stream.truncate(1 << 42)  # a hole: takes no room
+    refused(copied, name)
+
+
+@pytest.mark.parametrize("where", ["observation_space", "action_space"])
+@pytest.mark.parametrize(
+    "space",
+    [
+        {"kind": "Box", "low": 0.0, "high": 1.0, "shape": [100_000, 100_000], "dtype": "float32"},
+        {"kind": "Box", "low": 0.0, "high": 1.0, "shape": [2**21], "dtype": "float32"},
+        {"kind": "Discrete", "n": 10**7, "start": 0},
+        {"kind": "MultiDiscrete", "nvec": [2**62, 2**62], "start": [0, 0]},
+        {"kind": "MultiBinary", "n": [10**6, 10**6]},
+    ],
+    ids=lambda space: f"{space['kind']}",
+)
+def test_sizes_are_compared_before_anything_is_made(space: dict[str, Any], where: str, copied: Path) -> None:
+    edit(copied, lambda manifest: manifest.update({where: space}))
+    resource = pytest.importorskip("resource")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    refused(copied, "")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
+
+
+def test_layers_without_end_are_not_made(copied: Path) -> None:
+    edit(copied, lambda manifest: manifest["config"]["policy_kwargs"]["memory_kwargs"].update(num_layers=10**6))
+    refused(copied, "more than the")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite(value: float, copied: Path) -> None:
+    def change(file: Path) -> None:
+        tensors = load_file(file)
+        tensors["policy/value_net.weight"][0, 3] = value
+        save_file(tensors, file)
+
+    write_tensors(copied, change)
+    refused(copied, "value_net.weight has weights that are infinite or NaN")
+
+
+def test_weights_beyond_what_can_be_added(copied: Path) -> None:
+    """Finite, but no answer comes of them."""
+
+    def change(file: Path) -> None:
+        tensors = load_file(file)
+        for name, value in tensors.items():
+            if name.startswith("policy/"):
+                value.fill_(3e38)
+        save_file(tensors, file)
+
+    write_tensors(copied, change)
+    refused(copied, "the agent's answer")
+
+
+def test_a_sample_of_the_survey(tmp_path: Path) -> None:
+    """As benchmarks/hostile_checkpoints.py does a thousand times."""
+    runs = make_runs(tmp_path, ("gru-ppo", "mnm-supervised"))
+    found = survey(seed=17, count=70, runs=runs)
+    assert found.failed == []
+    assert found.held == found.tried == 70
+    assert found.outcomes["works"] > 3
+    assert found.outcomes["refused"] > 40
