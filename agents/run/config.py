@@ -27,7 +27,7 @@ from policies.encoders import ENCODERS
 RECIPES = Path(__file__).resolve().parent.parent.parent / "recipes"
 
 
-def _pairs(words: list[str]) -> dict[str, Any]:
+def pairs(words: list[str]) -> dict[str, Any]:
     """`["heads=3", "rate=per-layer"]` as a dictionary; values are read as YAML."""
     result: dict[str, Any] = {}
     for word in words:
@@ -45,7 +45,7 @@ Pairs = Annotated[
     tyro.constructors.PrimitiveConstructorSpec(
         nargs="*",
         metavar="[NAME=VALUE ...]",
-        instance_from_str=_pairs,
+        instance_from_str=pairs,
         is_instance=lambda instance: isinstance(instance, dict),
         str_from_instance=lambda instance: [f"{name}={write_yaml(v).split()[0]}" for name, v in instance.items()],
     ),

@@ -75,7 +75,8 @@ def expect(condition: bool | Tensor, message: str) -> None:
 
 def expect_same(actual: dict[str, Tensor], expected: dict[str, Tensor], what: str) -> None:
     """Two sets of tensors equal up to rounding in double precision; `what` begins the message where they are not."""
-    expect(actual.keys() == expected.keys(), f"{what}: {sorted(actual)} where {sorted(expected)} was expected")
+    only = sorted(actual.keys() ^ expected.keys())
+    expect(not only, f"{what}: {', '.join(only)} {'is' if len(only) == 1 else 'are'} there only once")
     for key in expected:
         try:
             torch.testing.assert_close(actual[key], expected[key], rtol=1e-9, atol=1e-11)

@@ -5,9 +5,6 @@ A new memory needs one row in `CASES` of `conformance_helpers.py`; without it th
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +16,7 @@ from torch import Tensor, nn
 
 from policies.memories import built_in
 from policies.memories.base import Memory, MemoryStep, Panel, State, Unrolled, unroll
-from policies.testing import MEMORY_CHECKS, ConformanceError, MemoryCase, check_memory
+from policies.testing import MEMORY_CHECKS, ConformanceError, MemoryCase
 from policies.testing.case import BATCH, LENGTH, everything, expect_same
 from policies.testing.time import packed_is_separate
 
@@ -178,49 +175,3 @@ BROKEN: list[tuple[type[Memory], str, str]] = [
 def test_what_breaks_the_contract_is_found(memory: type[Memory], check: str, message: str) -> None:
     with pytest.raises(ConformanceError, match=message):
         MEMORY_CHECKS[check](MemoryCase(memory, floor=1.1, updates=1))
-
-
-def test_a_memory_of_somebody_elses_is_checked_by_its_class(capsys: pytest.CaptureFixture[str]) -> None:
-    """Without editing this project, without panels, and with every failure named at once."""
-    check_memory(Average, hidden_size=3, learner={"hidden_size": 32}, updates=20, floor=0, verbose=True)
-    said = capsys.readouterr().out.splitlines()
-    assert len(said) == len(MEMORY_CHECKS)
-    assert [line for line in said if not line.endswith(": ok")] == [
-        "panels show the first entry and change with it: skipped, it has no panels"
-    ]
-    with pytest.raises(ConformanceError) as failed:
-        check_memory(LateReset, updates=1, floor=0)
-    title, *lines = str(failed.value).splitlines()
-    assert title == f"LateReset fails {len(lines)} of {len(MEMORY_CHECKS)} checks"
-    assert len(lines) >= 3
-    with pytest.raises(ConformanceError, match=r"Average cannot be built: TypeError: .*hiden_size"):
-        check_memory(Average, hiden_size=3, updates=1)
-
-
-def test_the_command_checks_a_memory_of_the_current_folder(tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text(
-        "from policies.memories.identity import Identity\nclass Mine(Identity):\n    pass\nnot_one = dict\n"
-    )
-    command = [sys.executable, "-m", "policies.testing"]
-    good = [*command, "mine:Mine", "--floor", "0", "--updates", "1"]
-    done = subprocess.run(good, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "a step keeps names shapes and types: ok" in done.stdout
-
-
-def test_mistakes_on_the_command_line_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    from policies.testing.__main__ import main, pairs
-
-    assert pairs(["a=3", "b=(1, 2)", "c=soft"]) == {"a": 3, "b": (1, 2), "c": "soft"}
-    for words, said in (
-        (["not_there:Mine"], "error: not_there:Mine cannot be imported: No module named 'not_there'"),
-        (["identity", "hidden_size"], "error: 'hidden_size' is not of the form NAME=VALUE"),
-        (["mine"], "error: no memory is called 'mine'"),
-        (["identity", "size=3"], "error: identity cannot be built: TypeError"),
-    ):
-        assert main(words) == 2
-        error = capsys.readouterr().err.strip()
-        assert error.startswith(said)
-        assert "\n" not in error
-    assert main(["identity", "--updates", "1"]) == 1
-    assert "identity fails 1 of 14 checks" in capsys.readouterr().err

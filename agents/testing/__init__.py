@@ -1,0 +1,149 @@
+"""Hold a memory, an environment or a learner to its contract, wherever it comes from.
+
+    from agents.testing import check_env, check_learner, check_memory
+
+    check_memory("trace", hidden_size=6, learner={"hidden_size": 64}, floor=0.5)
+    check_env("Mine/Recall-v0", length=4)
+    check_learner(MyLearner, n_epochs=2)
+
+As a command: `python -m agents.testing memory my_package.trace:Trace hidden_size=6`. The checks themselves are in
+`policies.testing`, `envs.testing` and `agents.testing.learner`; this project's own tests run the same.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from agents.on_policy import MemoryOnPolicyAlgorithm
+from agents.testing.learner import LEARNER_CHECKS, LearnerCase
+from envs.tensor_env import TensorEnv
+from envs.testing import ENV_CHECKS, EnvCase
+from policies.memories import Memory, memory_class
+from policies.testing import MEMORY_CHECKS, MemoryCase
+
+
+class ConformanceError(AssertionError):
+    """Something breaks its contract; one line for each check that failed."""
+
+
+class NotBuiltError(ConformanceError):
+    """There is nothing to check."""
+
+
+def check_memory(
+    memory: str | type[Memory],
+    *,
+    input_shape: tuple[int, ...] = (5,),
+    learner: dict[str, Any] | None = None,
+    updates: int = 200,
+    floor: float = 0.9,
+    ceiling: float = 1.0,
+    verbose: bool = False,
+    **options: Any,
+) -> None:
+    """Hold a memory to its contract.
+
+    Args:
+        memory: its registered name, or its class.
+        input_shape: of one input without the batch.
+        learner: its arguments in the learning check, where `options` are too small to learn with.
+        updates: of the parameters in the learning check.
+        floor: accuracy to reach there, where chance is 0.25; 0 for a memory that is not meant to recall.
+        ceiling: accuracy not to exceed.
+        verbose: print a line a check.
+        **options: its own arguments; small sizes, all different, find most.
+
+    Raises:
+        ConformanceError: it breaks the contract, or cannot be built.
+        ValueError: no memory has this name.
+    """
+    if isinstance(memory, str):
+        memory_class(memory)
+    case = MemoryCase(memory, options, input_shape, learner or {}, updates, floor, ceiling)
+    _run(_title(memory), case.build, MEMORY_CHECKS, case, verbose)
+
+
+def check_env(env: str | type[TensorEnv], *, steps: int = 40, verbose: bool = False, **options: Any) -> None:
+    """Hold a `TensorEnv` to its contract; pictures and texts are checked where there are any.
+
+    For an ordinary environment there are `gymnasium.utils.env_checker.check_env` and SB3's.
+
+    Args:
+        env: its registered id, or its class.
+        steps: that are played; several episodes should fit.
+        verbose: print a line a check.
+        **options: its own arguments; those that make episodes short.
+
+    Raises:
+        ConformanceError: it breaks the contract, or cannot be built.
+    """
+    case = EnvCase(env, options, steps)
+    _run(_title(env), case.make, ENV_CHECKS, case, verbose)
+
+
+def check_learner(
+    learner: type[MemoryOnPolicyAlgorithm],
+    *,
+    floor: float = 0.6,
+    steps: int = 8192,
+    verbose: bool = False,
+    **options: Any,
+) -> None:
+    """Hold a learner to its contract.
+
+    Args:
+        learner: a subclass of `MemoryOnPolicyAlgorithm`.
+        floor: mean reward to reach in the learning check, where a random agent gets 0.25 and the best 1.
+        steps: of the environment in the learning check.
+        verbose: print a line a check.
+        **options: its own arguments.
+
+    Raises:
+        ConformanceError: it breaks the contract, or cannot be built.
+    """
+    from agents.testing.learner import Echo
+
+    case = LearnerCase(learner, options, floor, steps)
+    _run(_title(learner), lambda: case.build(Echo()), LEARNER_CHECKS, case, verbose)
+
+
+def _title(what: Any) -> str:
+    return what if isinstance(what, str) else what.__name__
+
+
+def _run(
+    title: str, build: Callable[[], Any], checks: Mapping[str, Callable[[Any], str | None]], case: Any, verbose: bool
+) -> None:
+    try:
+        build()
+    except AssertionError as error:
+        raise NotBuiltError(str(error)) from error
+    except Exception as error:  # whatever somebody's code does
+        raise NotBuiltError(f"{title} cannot be built: {_line(error)}") from error
+    failed = []
+    for name, check in checks.items():
+        words = name.replace("_", " ")
+        try:
+            skipped = check(case)
+            said = f"skipped, {skipped}" if skipped else "ok"
+        except AssertionError as error:
+            said = " ".join(str(error).split())
+            failed.append(f"{words}: {said}")
+        except Exception as error:
+            place = traceback.extract_tb(sys.exc_info()[2])[-1]
+            said = f"{_line(error)} ({place.filename}:{place.lineno})"
+            failed.append(f"{words}: {said}")
+        if verbose:
+            print(f"{words}: {said}", flush=True)
+    if failed:
+        raise ConformanceError("\n  ".join([f"{title} fails {len(failed)} of {len(checks)} checks", *failed]))
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+__all__ = ["ConformanceError", "NotBuiltError", "check_env", "check_learner", "check_memory"]

@@ -1,0 +1,35 @@
+"""What every `TensorEnv` must do; `agents.testing.check_env` runs all of it. With pytest, one test a check:
+
+@pytest.mark.parametrize("check", ENV_CHECKS)
+def test_recall(check):
+    ENV_CHECKS[check](EnvCase("Mine/Recall-v0", {"length": 4}))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from envs.testing import checks
+from envs.testing.case import ConformanceError, EnvCase
+
+Check = Callable[[EnvCase], str | None]
+"""Raises `ConformanceError`; gives a reason where there was nothing to check."""
+
+_ALL: tuple[Check, ...] = (
+    checks.it_keeps_the_contract,
+    checks.it_passes_the_checkers_of_gymnasium_and_sb3,
+    checks.a_seed_fixes_everything,
+    checks.who_says_so_ignores_actions,
+    checks.state_dict_resumes_exactly,
+    checks.state_dict_before_the_first_reset_and_with_wrong_entries,
+    checks.final_obs_is_what_an_episode_ends_with,
+    checks.outputs_are_the_callers_own,
+    checks.single_env_plays_the_same_game,
+    checks.frames_and_texts_show_what_happens,
+    checks.a_window_follows_every_step,
+    checks.a_step_never_waits_for_the_device,
+)
+ENV_CHECKS: dict[str, Check] = {check.__name__: check for check in _ALL}
+"""Every check by its name."""
+
+__all__ = ["ENV_CHECKS", "Check", "ConformanceError", "EnvCase"]

@@ -1,0 +1,296 @@
+"""What a `TensorEnv` must do."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from envs.tensor_env import TensorEnv
+from envs.testing.case import (
+    ConformanceError,
+    EnvCase,
+    choices_of,
+    copied,
+    draws,
+    expect,
+    expect_same,
+    leaves,
+    play,
+    to_numpy,
+)
+
+
+def it_passes_the_checkers_of_gymnasium_and_sb3(case: EnvCase) -> None:
+    from gymnasium.utils.env_checker import check_env as gymnasium_checks
+    from stable_baselines3.common.env_checker import check_env as sb3_checks
+
+    env = case.make_single()
+    with mock.patch.dict(os.environ, {"SDL_VIDEODRIVER": "dummy"}), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            gymnasium_checks(env, skip_render_check=not draws(case))
+            # SB3 takes every grid of three dimensions for an image, and would have it of bytes and large.
+            warnings.filterwarnings("ignore", message="It seems that your observation .* is an image")
+            warnings.filterwarnings("ignore", message="The minimal resolution for an image")
+            warnings.filterwarnings("ignore", message="Treating image space as channels-last")
+            sb3_checks(env)
+        except (AssertionError, Warning) as error:
+            raise ConformanceError(" ".join(str(error).split())) from error
+    env.close()
+
+
+def it_keeps_the_contract(case: EnvCase) -> None:
+    """Spaces, shapes, types, devices, masks and `final_obs` over several episodes."""
+    keeps_contract(case.make(), case.actions())
+
+
+def keeps_contract(env: TensorEnv, actions: list[Tensor]) -> None:
+    count, where = env.num_envs, env.device.type
+    obs, info = env.reset(seed=0)
+    expect("final_obs" not in info, "reset gives final_obs: nothing has ended")
+    ended_once = False
+    for action in actions:
+        for observed in (obs, *([info["final_obs"]] if "final_obs" in info else [])):
+            space = env.observation_space
+            expect(space.contains(to_numpy(observed)), f"the observation {observed} is not in {space}")
+            for index in range(count):
+                inside = env.single_observation_space.contains(to_numpy(observed, index))
+                expect(inside, f"the observation of copy {index} is not in {env.single_observation_space}")
+        for path, tensor in leaves(obs) + leaves(info):
+            expect(tensor.device.type == where, f"{path or 'the observation'} is on {tensor.device}, not {where}")
+            expect(tensor.shape[:1] == (count,), f"{path} is {tuple(tensor.shape)}: the copies, {count}, come first")
+        if "target" in info:
+            shapes = tuple(info["target"].shape), tuple(action.shape)
+            expect(shapes[0] == shapes[1], f"target is {shapes[0]}, an action {shapes[1]}")
+            expect(info["weight"].dtype == torch.float32, f"weight is {info['weight'].dtype}, expected float32")
+        _mask(env, info.get("action_mask"))
+        obs, reward, terminated, truncated, info = env.step(action)
+        for name, value, dtype in (
+            ("reward", reward, torch.float32),
+            ("terminated", terminated, torch.bool),
+            ("truncated", truncated, torch.bool),
+        ):
+            found = tuple(value.shape), value.dtype, value.device.type
+            wanted = (count,), dtype, where
+            expect(found == wanted, f"{name} is {found[0]} {found[1]} on {found[2]}, expected {wanted}")
+        expect(not (terminated & truncated).any(), "a copy is terminated and truncated at one step")
+        expect(env.truncates or not truncated.any(), "a copy is truncated, but truncates is False")
+        ended = terminated | truncated
+        expect(not ended.any() or "final_obs" in info, "an episode ended, and info has no final_obs")
+        if env.horizon is not None:
+            together = bool(ended.all()) == bool(ended.any()) == ("final_obs" in info)
+            expect(together, "with a horizon all copies end together, and final_obs is there then only")
+        elif not ended.any():
+            expect("final_obs" in info, "without a horizon the host cannot know who ended: final_obs at every step")
+            expect_same(info["final_obs"], obs, "final_obs at a step at which nothing ended")
+        ended_once |= bool(ended.any())
+    expect(ended_once, f"no episode ended in {len(actions)} steps: give arguments that make episodes short")
+
+
+def _mask(env: TensorEnv, mask: Any) -> None:
+    if mask is None:
+        return
+    choices = choices_of(env.single_action_space)
+    found, wanted = (tuple(mask.shape), mask.dtype), (env.num_envs, sum(choices))
+    right = found[0] == wanted and found[1] in (torch.bool, torch.int8)
+    expect(right, f"action_mask is {found[0]} {found[1]}, expected {wanted} bool or int8")
+    for part in torch.split(mask.bool(), choices, 1):
+        expect(part.any(1).all(), "action_mask allows a copy no choice for some part of the action")
+
+
+def a_seed_fixes_everything(case: EnvCase) -> None:
+    actions = case.actions()
+    masked = "action_mask" in case.make().reset(seed=0)[1]
+
+    def episode(seed: int) -> list[Any]:
+        env = case.make()  # actions that are valid after one seed need not be after another
+        return [env.reset(seed=seed), *([] if masked and seed else play(env, actions))]
+
+    first = copied(episode(0))
+    expect_same(first, episode(0), "two environments with one seed")
+    others = [copied(episode(seed)) for seed in range(1, 3 if not masked else 9)]
+    differ = any(not torch.equal(value, first[path]) for other in others for path, value in other.items())
+    expect(differ, "every seed gives the same episodes: draw from self.generator")
+
+
+def who_says_so_ignores_actions(case: EnvCase) -> str | None:
+    if not case.make(1).ignores_actions:
+        return "what it shows depends on what is done"
+    streams = []
+    for seed in (1, 2):
+        env = case.make()
+        stream: list[Any] = [env.reset(seed=0)]
+        for obs, _, terminated, truncated, info in play(env, case.actions(seed=seed)):
+            shown = {key: value for key, value in info.items() if key not in ("metrics", "is_success")}
+            stream.append((obs, terminated, truncated, shown))
+        streams.append(stream)
+    expect_same(streams[0], streams[1], "ignores_actions is True, but after other actions")
+    return None
+
+
+def state_dict_resumes_exactly(case: EnvCase) -> None:
+    env, actions = case.make(), case.actions()
+    env.reset(seed=0)
+    play(env, actions[:4])
+    state = env.state_dict()
+    before = copied(state)
+    future = copied(play(env, actions[4:]))
+    expect_same(before, state, "state_dict, which later steps must leave alone,")
+    other = case.make()  # never reset
+    other.load_state_dict(state)
+    found = copied(play(other, actions[4:]))
+    expect_same(found, future, "after load_state_dict (is every tensor named in state_names?)")
+    expect_same(before, state, "state_dict, which who loads it must leave alone,")
+
+
+def state_dict_before_the_first_reset_and_with_wrong_entries(case: EnvCase) -> None:
+    env, other = case.make(), case.make()
+    other.load_state_dict(env.state_dict())
+    expect_same(env.reset(), other.reset(), "a first reset after load_state_dict")
+    _refuses(env, {**env.state_dict(), "surplus": torch.zeros(1)}, "an entry that it does not know")
+    bigger = case.make(6)
+    bigger.reset()
+    _refuses(env, bigger.state_dict(), "the state of another number of copies")
+
+
+def _refuses(env: TensorEnv, state: dict[str, Tensor], what: str) -> None:
+    try:
+        env.load_state_dict(state)
+    except ValueError:
+        return
+    raise ConformanceError(f"load_state_dict takes {what}, expected a ValueError")
+
+
+def final_obs_is_what_an_episode_ends_with(case: EnvCase) -> None:
+    """As without automatic resets."""
+    env, plain = case.make(1), case.make(1)
+    plain.autoreset = False
+    env.reset(seed=0)
+    plain.reset(seed=0)
+    for action in case.actions(1):
+        obs, _, terminated, truncated, info = env.step(action)
+        last, _, *flags, _ = plain.step(action)
+        expect_same((terminated, truncated), tuple(flags), "ends with and without autoreset")
+        if (terminated | truncated).any():
+            expect_same(info["final_obs"], last, "final_obs beside the last observation without autoreset")
+            if env.horizon is not None:  # the others draw at every step, and so go apart here
+                expect_same(obs, plain.reset()[0], "the first observation after autoreset and after reset")
+            return
+        expect_same(obs, last, "an observation with and without autoreset")
+    raise ConformanceError("no episode ended: give arguments that make episodes short")
+
+
+def outputs_are_the_callers_own(case: EnvCase) -> None:
+    env, untouched = case.make(), case.make()
+    outputs: Any = env.reset(seed=0)
+    expect_same(outputs, untouched.reset(seed=0), "two environments with one seed")
+    for action in case.actions():
+        for _, tensor in leaves(outputs):
+            tensor.copy_(~tensor.bool())  # the caller overwrites what it was given
+        expect_same(env.state_dict(), untouched.state_dict(), "the state, after the caller wrote to what it was given,")
+        before, given = copied(outputs), action.clone()
+        following = env.step(given)
+        given.copy_(~given.bool())
+        expect_same(before, outputs, "what an earlier step gave, and this one wrote to,")
+        expect_same(following, untouched.step(action), "a step, after the caller wrote to what it was given,")
+        outputs = following
+
+
+def single_env_plays_the_same_game(case: EnvCase) -> None:
+    alone, batch = case.make_single(), case.make(1)
+    obs, info = alone.reset(seed=7)
+    expected, _ = batch.reset(seed=7)
+    for action in case.actions(1, reset=7):
+        given = {path: torch.as_tensor(array)[None] for path, array in _arrays(obs)}
+        expect_same(given, dict(leaves(expected)), "SingleEnv's observation")
+        plain = all(isinstance(entry, (np.ndarray, np.generic, int, float)) for _, entry in _arrays(info))
+        expect(plain, f"SingleEnv's info has what is no number or array: {info}")
+        obs, reward, terminated, truncated, info = alone.step(action[0].cpu().numpy())
+        expected, paid, *ended, more = batch.step(action)
+        same = (reward, terminated, truncated) == (paid.item(), *(flag.item() for flag in ended))
+        expect(same, "SingleEnv's reward or end is not that of the batch")
+        if terminated or truncated:
+            final = {path: torch.as_tensor(array)[None] for path, array in _arrays(obs)}
+            expect_same(final, dict(leaves(more["final_obs"])), "SingleEnv's last observation")
+            return
+
+
+def _arrays(value: Any, path: str = "") -> list[tuple[str, Any]]:
+    if not isinstance(value, (dict, tuple)):
+        return [(path, value)]
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    return [leaf for name, child in items for leaf in _arrays(child, f"{path}/{name}")]
+
+
+def frames_and_texts_show_what_happens(case: EnvCase) -> str | None:
+    if not draws(case):
+        return "it has no frame"
+    env = case.make(2, render_mode="rgb_array")
+    env.reset(seed=0)
+    frames, texts = [env.frame(1)], [_text(env)]
+    for action in case.actions(2, steps=6):
+        env.step(action)
+        frames.append(env.frame(1))
+        texts.append(_text(env))
+    for frame in frames:
+        expect(
+            frame.dtype == np.uint8 and frame.ndim == 3, f"a frame is {frame.shape} {frame.dtype}, not uint8 [H, W, 3]"
+        )
+        sides = [side % 16 for side in frame.shape[:2]]
+        expect(sides == [0, 0], f"a frame is {frame.shape}: video encoders want sides that are multiples of 16")
+        expect(len(np.unique(frame.reshape(-1, 3), axis=0)) > 3, "a frame has hardly a colour")
+    changes = any(frame.shape != frames[0].shape or (frame != frames[0]).any() for frame in frames[1:])
+    expect(changes, "the frame does not change in six steps")
+    expect(texts[0] is None or len(set(texts)) > 1, "the text does not change in six steps")
+    rendered = env.render()
+    expect(
+        rendered is not None and [frame.shape for frame in rendered] == [frames[0].shape] * 2, "render gives no frames"
+    )
+    expect(case.make().render() is None, "render gives frames without a render_mode")
+    return None
+
+
+def _text(env: TensorEnv) -> str | None:
+    try:
+        return env.text(1)
+    except NotImplementedError:
+        return None
+
+
+def a_window_follows_every_step(case: EnvCase) -> str | None:
+    if not draws(case):
+        return "it has no frame"
+    import pygame
+
+    with mock.patch.dict(os.environ, {"SDL_VIDEODRIVER": "dummy"}):
+        env = case.make_single(render_mode="human")
+        env.reset(seed=0)
+        env.step(case.actions(1, 1)[0][0].cpu().numpy())
+        window = pygame.display.get_surface()
+        expect(window is not None, "render_mode='human' opens no window")
+        assert window is not None
+        shown = pygame.surfarray.array3d(window).swapaxes(0, 1)
+        expect((shown == env.tensor_env.frame(0)).all(), "the window does not show the frame")
+        env.close()
+        env.close()
+        expect(not pygame.display.get_init(), "close leaves the window open")
+    return None
+
+
+def a_step_never_waits_for_the_device(case: EnvCase) -> None:
+    env, actions = case.make(), case.actions()
+
+    def waits(*_: Any) -> None:
+        raise ConformanceError("a step asks the device for a value: .item(), .cpu(), float(x), if x:")
+
+    names = ("item", "cpu", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__")
+    patched: dict[str, Any] = dict.fromkeys(names, waits)
+    with mock.patch.multiple(torch.Tensor, **patched):
+        env.reset(seed=0)
+        play(env, actions)

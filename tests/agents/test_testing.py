@@ -1,0 +1,178 @@
+"""The checks that others may run on what is theirs: everything is named at once, by a call or a command."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from agent_stubs import Counter
+from torch import Tensor
+
+from agents import A2C, PPO, MemoryOnPolicyAlgorithm, Supervised
+from agents.rollout import Rollout
+from agents.testing import ConformanceError, NotBuiltError, check_env, check_learner, check_memory
+from agents.testing.__main__ import main
+from agents.testing.learner import LEARNER_CHECKS, LearnerCase
+from envs.repeat_first import RepeatFirst
+from envs.testing import ENV_CHECKS
+from policies.memories.base import State, Unrolled, unroll
+from policies.testing import MEMORY_CHECKS
+
+CASES = {
+    A2C: LearnerCase(A2C),
+    PPO: LearnerCase(PPO, {"n_epochs": 4}, steps=2048),
+    Supervised: LearnerCase(Supervised, floor=0.9),
+}
+
+
+@pytest.mark.parametrize("check", LEARNER_CHECKS)
+@pytest.mark.parametrize("learner", CASES, ids=lambda learner: learner.__name__)
+def test_every_learner_conforms(learner: type[MemoryOnPolicyAlgorithm], check: str) -> None:
+    skipped = LEARNER_CHECKS[check](CASES[learner])
+    assert skipped is None or learner is Supervised
+
+
+class Frozen(A2C):
+    def update(self, loss: Tensor) -> Tensor:
+        self._n_updates += 1
+        return loss.detach()
+
+
+class Dice(A2C):
+    def learn_from(self, rollout: Rollout) -> dict[str, Tensor]:
+        with torch.no_grad():
+            self.policy.action_net.bias += torch.randn(4, generator=torch.Generator().manual_seed(id(self)))
+        return super().learn_from(rollout)
+
+
+class Momentum(A2C):
+    """Keeps something that no checkpoint knows of."""
+
+    seen = 0
+
+    def learn_from(self, rollout: Rollout) -> dict[str, Tensor]:
+        self.seen += 1
+        rollout.advantages = rollout.advantages / self.seen
+        return super().learn_from(rollout)
+
+
+class Amnesia(A2C):
+    def collect_rollouts(self, *arguments: Any) -> bool:
+        self._state = self.policy.initial_state(self.n_envs)
+        return super().collect_rollouts(*arguments)
+
+
+class Stale(PPO):
+    def collect_rollouts(self, *arguments: Any) -> bool:
+        going = super().collect_rollouts(*arguments)
+        self.rollout.state = self.policy.initial_state(self.n_envs)
+        return going
+
+
+class Unmasked(PPO):
+    def _setup_learn(self, *arguments: Any, **kwargs: Any) -> Any:
+        result = super()._setup_learn(*arguments, **kwargs)
+        if self.rollout.masks is not None:
+            self.policy.act = lambda latent, *_, act=self.policy.act: act(latent)  # type: ignore[method-assign]
+        return result
+
+
+BROKEN: list[tuple[type[MemoryOnPolicyAlgorithm], str, str]] = [
+    (Frozen, "it_counts_its_steps_and_changes_the_policy", "change no parameter"),
+    (Dice, "a_seed_fixes_everything", "two runs with one seed differ in"),
+    (Momentum, "it_resumes_exactly", "differs from a run without interruption"),
+    (Amnesia, "memory_lasts_an_episode_and_not_a_step_longer", "after step 4 of an episode the memory has seen 2"),
+    (Stale, "the_replay_is_what_was_done", "the ratio must be 1"),
+    (Unmasked, "invalid_actions_are_never_taken", "rules out"),
+    (Frozen, "it_learns", "expected 0.6"),
+]
+
+
+@pytest.mark.parametrize(("learner", "check", "message"), BROKEN)
+def test_a_learner_that_breaks_the_contract_is_found(
+    learner: type[MemoryOnPolicyAlgorithm], check: str, message: str
+) -> None:
+    with pytest.raises(AssertionError, match=message):
+        LEARNER_CHECKS[check](LearnerCase(learner, steps=512))
+
+
+class LateReset(Counter):
+    """Resets after the step that begins an episode."""
+
+    def unroll(self, xs: Tensor, starts: Tensor | None, state: State, resets: Any = None) -> Unrolled:
+        late = None if starts is None else torch.cat([torch.zeros_like(starts[:1]), starts[:-1]])
+        return unroll(self, xs, late, state)
+
+
+def test_somebodys_memory_is_checked_by_its_class(capsys: pytest.CaptureFixture[str]) -> None:
+    """Without panels, and with every failure named at once."""
+    check_memory(Counter, floor=0, updates=1, verbose=True)
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == len(MEMORY_CHECKS)
+    assert [line for line in said if not line.endswith(": ok")] == [
+        "panels show the first entry and change with it: skipped, it has no panels"
+    ]
+    with pytest.raises(ConformanceError) as failed:
+        check_memory(LateReset, updates=1, floor=0)
+    title, *lines = str(failed.value).splitlines()
+    assert title == f"LateReset fails {len(lines)} of {len(MEMORY_CHECKS)} checks"
+    assert len(lines) >= 3
+    with pytest.raises(NotBuiltError, match=r"Counter cannot be built: TypeError: .*hiden_size"):
+        check_memory(Counter, hiden_size=3)
+
+
+class Rounded(RepeatFirst):
+    """Pays in double precision, and has no pictures."""
+
+    def frame(self, index: int = 0) -> Any:
+        raise NotImplementedError
+
+    def _advance(self, action: Tensor) -> Any:
+        reward, *ends = super()._advance(action)
+        return reward.double(), *ends
+
+
+def test_somebodys_environment_is_checked_by_id_or_class(capsys: pytest.CaptureFixture[str]) -> None:
+    check_env("Engram/RepeatFirst-v0", length=3, symbols=3, steps=12, verbose=True)
+    assert len(capsys.readouterr().out.splitlines()) == len(ENV_CHECKS)
+    with pytest.raises(ConformanceError, match=r"Rounded fails \d+ of 12 checks\n  it keeps the contract: reward is"):
+        check_env(Rounded, length=3, steps=12)
+    with pytest.raises(NotBuiltError, match="makes a CartPoleVectorEnv, expected a TensorEnv"):
+        check_env("CartPole-v1")
+
+
+def test_somebodys_learner_is_checked() -> None:
+    with pytest.raises(ConformanceError, match="Frozen fails 2 of 9 checks\n  it counts its steps"):
+        check_learner(Frozen, steps=256)
+
+
+def test_the_command_finds_what_is_in_the_current_folder(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import gymnasium\nfrom envs.repeat_first import RepeatFirst\nfrom envs.single_env import single\n"
+        "gymnasium.register('Mine/First-v0', single(RepeatFirst), vector_entry_point=RepeatFirst)\n"
+    )
+    command = [sys.executable, "-m", "agents.testing", "env", "mine:Mine/First-v0", "length=3", "--steps", "8"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "it keeps the contract: ok" in done.stdout
+
+
+def test_mistakes_on_the_command_line_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, said in (
+        (["memory", "not_there:Mine"], "error: not_there:Mine cannot be imported: No module named 'not_there'"),
+        (["memory", "identity", "hidden_size"], "error: 'hidden_size': expected NAME=VALUE"),
+        (["memory", "mine"], "error: no memory is called 'mine'"),
+        (["memory", "identity", "size=3"], "error: identity cannot be built: TypeError"),
+        (["env", "Engram/RepeatFirst-v0", "lenth=3"], "error: Engram/RepeatFirst-v0 cannot be built: TypeError"),
+        (["learner", "agents:make_env"], "error: "),
+    ):
+        assert main(words) == 2, words
+        error = capsys.readouterr().err.strip()
+        assert error.startswith(said)
+        assert "\n" not in error
+    assert main(["memory", "identity", "--updates", "1"]) == 1
+    assert "identity fails 1 of 14 checks" in capsys.readouterr().err
