@@ -18,14 +18,13 @@ from safetensors import SafetensorError
 
 from agents.checkpoint import CheckpointError
 from agents.distributed import RankLostError
+from agents.environments.copies import ContractError
 from agents.non_finite import NonFiniteError
 from envs.tensor_env import TensorEnv
 
 _HERE = Path(__file__).resolve().parent.parent
-_OURS = (
-    *(_HERE / name for name in ("agents", "envs", "policies", "train.py", "evaluate.py")),
-    *(Path(str(package.__file__)).parent for package in (gymnasium, stable_baselines3, torch, numpy)),
-)
+_LIBRARIES = [Path(str(package.__file__)).parent for package in (gymnasium, stable_baselines3, torch, numpy)]
+_OURS = (*(_HERE / name for name in ("agents", "envs", "policies", "train.py", "evaluate.py")), *_LIBRARIES)
 _EXAMPLES = Path(str(gymnasium.__file__)).parent / "envs"
 _STANDARD = [Path(sysconfig.get_paths()[name]) for name in ("stdlib", "platstdlib")]
 _INSTALLED = [Path(sysconfig.get_paths()[name]) for name in ("purelib", "platlib")]
@@ -71,8 +70,10 @@ class Where:
         elif (env := _environment(error)) is not None and not type(env).__module__.startswith("envs."):
             theirs = _their_frames(error)
             line = f"environment {self.env} failed while {self.doing}: {named}"
-            if not theirs:
-                theirs = whole
+            if isinstance(error, ContractError):
+                theirs, line = "", f"environment {self.env} failed while {self.doing}: {said}"
+            elif not theirs:
+                theirs = "" if _in_a_library(error) else whole
                 line += (
                     " (reset gives observation and info; step gives observation, reward, terminated, truncated, info)"
                 )
@@ -130,6 +131,12 @@ def _environment(error: BaseException) -> TensorEnv | None:
             if isinstance(env, TensorEnv):
                 return env
     return None
+
+
+def _in_a_library(error: BaseException) -> bool:
+    """Whether a library below this project has raised it, as where an array does not go into a batch of them."""
+    frames = _frames(error)
+    return bool(frames) and any(Path(frames[-1].f_code.co_filename).is_relative_to(place) for place in _LIBRARIES)
 
 
 def _theirs(file: str) -> bool:

@@ -128,6 +128,8 @@ def _be_child(call: Callable[[], object], cwd: Path, memory: int, output: int) -
         status = result if isinstance(result, int) else 0
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 1 if end.code else 0
+        if isinstance(end.code, str):  # as Python does
+            print(end.code, file=sys.stderr)
     except BaseException:
         traceback.print_exc()
     finally:

@@ -157,7 +157,7 @@ def recipes(seed: int, count: int, folder: Path) -> Iterator[Try]:
             file.symlink_to("/dev/zero")
         elif what == "unreadable":
             file.symlink_to(file)
-        long = what.startswith("total_timesteps: ")  # a million steps or more may be meant
+        long = what.startswith(("total_timesteps: ", "eval_episodes: "))  # a million may be meant
         out = command(["--recipe", str(file), "--run-dir", str(new)], folder, 8 if long else 60)
         wrong = complaint(out, must, ["recipe.yaml", what.split(":")[0]])
         if long and out.status is None and any(new.glob("checkpoints/step_*/manifest.json")):

@@ -253,6 +253,10 @@ class Config:
         """
         for name, hint in get_type_hints(type(self), include_extras=True).items():
             setattr(self, name, read(said(name), getattr(self, name), hint))
+        for name in ("num_envs", "device"):
+            if name in self.env_kwargs:
+                kwargs = said("env_kwargs")
+                raise ValueError(f"{kwargs} has {name}, which is not for there: {said(name)} says it")
         if self.algo not in LEARNERS:
             raise ValueError(f"unknown algorithm {self.algo!r}; known are {', '.join(LEARNERS)}")
 

@@ -125,7 +125,7 @@ class BlockKanerva(ReaderMemory):
         self.query_encoders = nn.ModuleList(encoder((queries or {})[name], hidden_size) for name in self.asked)
         self.ask = nn.Linear(hidden_size, output_size) if self.asked else None
 
-        self.output_grid = None if map_shape is None else image_shape(map_shape)
+        self.output_grid = None if map_shape is None else image_shape(map_shape, "map_shape")
         self.map_decoder = None
         if self.output_grid is not None:
             self.map_decoder = ImageDecoder(latent_size, self.output_grid, decoder_features)

@@ -41,10 +41,10 @@ def as_gaussian(numbers: Tensor, offset: float = 0.0) -> Gaussian:
     return Gaussian(mean, F.softplus(raw + offset) + 1e-4)
 
 
-def image_shape(shape: int | Sequence[int]) -> tuple[int, int, int]:
-    """(C, H, W), or a ValueError."""
+def image_shape(shape: int | Sequence[int], name: str = "input_size") -> tuple[int, int, int]:
+    """(C, H, W), or a ValueError about the argument `name`."""
     if isinstance(shape, int) or len(shape) != 3:
-        raise ValueError(f"the shape of an image is (C, H, W), not {shape}")
+        raise ValueError(f"{name}: the shape of an image is (C, H, W), not {shape}")
     channels, height, width = shape
     return channels, height, width
 

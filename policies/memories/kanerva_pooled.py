@@ -92,7 +92,7 @@ class PooledKanerva(ReaderMemory):
         )
         self.readout = nn.Linear(self.kanerva.prior.features + latent_size + embedding_size, output_size)
 
-        self.output_grid = None if map_shape is None else image_shape(map_shape)
+        self.output_grid = None if map_shape is None else image_shape(map_shape, "map_shape")
         self.map_decoder = None
         if self.output_grid is not None:
             self.map_decoder = ImageDecoder(latent_size, self.output_grid, decoder_features)

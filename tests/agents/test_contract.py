@@ -1,0 +1,93 @@
+"""What single environments give is compared with Gymnasium's contract, and a failure says what was given."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from agents.environments.copies import ContractError, CopyObservation
+from agents.failures import Where
+
+
+class Given(gym.Env[Any, Any]):
+    """Gives what it was told to."""
+
+    observation_space = spaces.Box(-1, 1, (3,), np.float32)
+    action_space: spaces.Space[Any] = spaces.Discrete(2)
+
+    def __init__(self, reset: Any = None, step: Any = None) -> None:
+        self.given = reset, step
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        return self.given[0]
+
+    def step(self, action: Any) -> Any:
+        return self.given[1]
+
+
+OBS = np.zeros(3, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("reset", "message"),
+    [
+        (OBS, r"reset gave an array of shape \(3,\), expected an observation and a dictionary"),
+        (None, "reset gave None"),
+        ((OBS, {}, 1), "reset gave 3 values"),
+        ((np.zeros(4), {}), r"an observation of shape \(4,\), expected \(3,\) as its observation_space says"),
+        ((None, {}), "reset gave None as observation"),
+        ((OBS, None), "reset gave None as info, expected a dictionary"),
+    ],
+)
+def test_a_reset_that_is_none_is_named(reset: Any, message: str) -> None:
+    with pytest.raises(ContractError, match=message):
+        CopyObservation(Given(reset=reset)).reset()
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        ((OBS, 0.0, False, {}), "step gave 4 values, expected 5: observation, reward, terminated, truncated, info"),
+        (None, "step gave None, expected 5"),
+        ((np.zeros((3, 3)), 0.0, False, False, {}), r"step gave an observation of shape \(3, 3\)"),
+        (("left", 0.0, False, False, {}), "step gave 'left' as observation"),
+        ((OBS, None, False, False, {}), "step gave None as reward, expected a number"),
+        ((OBS, "good", False, False, {}), "step gave 'good' as reward"),
+        ((OBS, np.zeros(2), False, False, {}), r"step gave an array of shape \(2,\) as reward"),
+        ((OBS, 1j, False, False, {}), "step gave 1j as reward"),
+        ((OBS, 0.0, np.zeros(2, bool), False, {}), r"step gave an array of shape \(2,\) as terminated"),
+        ((np.array([1, None, "x"], object), 0.0, False, False, {}), "an observation of object, expected numbers"),
+        ((OBS, 0.0, False, False, [1]), r"step gave \[1\] as info, expected a dictionary"),
+    ],
+)
+def test_a_step_that_is_none_is_named(step: Any, message: str) -> None:
+    with pytest.raises(ContractError, match=message):
+        CopyObservation(Given(step=step)).step(0)
+
+
+@pytest.mark.parametrize("reward", [1, True, np.float32(1), np.int64(1), np.ones(1), np.ones(()), [1.0]])
+def test_numbers_of_all_kinds_are_rewards(reward: Any) -> None:
+    given = CopyObservation(Given(step=([0.0, 0.0, 0.0], reward, np.bool_(False), 0, {}))).step(0)
+    assert float(given[1]) == 1.0
+    assert np.ndim(given[1]) == 0
+
+
+def test_the_line_says_it_all_without_a_traceback_of_ours() -> None:
+    from agents import make_env
+
+    gym.register("Given/Four-v0", entry_point=Given, kwargs={"reset": (OBS, {}), "step": (OBS, 0.0, False, {})})
+    env = make_env("Given/Four-v0", 2)
+    env.reset(seed=0)
+    with pytest.raises(Exception) as caught:  # noqa: PT011  (Gymnasium's own checker may come first)
+        env.step(torch.zeros(2, dtype=torch.int64))
+    assert caught.tb is not None
+    error = caught.value.with_traceback(caught.tb.tb_next)  # without this file, which is the user's
+    shown = Where("training, after 6 environment steps", "Given/Four-v0").error(error)
+    assert shown.their_traceback == ""
+    assert "environment Given/Four-v0 failed while training, after 6 environment steps" in str(shown)
+    del gym.registry["Given/Four-v0"]
