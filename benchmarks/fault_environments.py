@@ -200,6 +200,13 @@ def cases() -> list[tuple[str, str, int, Must]]:
     return [*found, *(("habit", what, 0, "either" if what in either else "work") for what in HABITS)]
 
 
+TRAINING = [
+    *("--memory", "gru", "--memory-kwargs", "hidden_size=8", "--num-envs", "2", "--n-steps", "8"),
+    *("--n-minibatches", "2", "--n-epochs", "1", "--total-timesteps", "128", "--checkpoint-every", "0"),
+    *("--eval-episodes", "3", "--eval-steps", "1000", "--no-baseline", "--no-progress", "--panels-every", "0"),
+]
+
+
 def environments(seed: int, count: int, folder: Path) -> Iterator[Try]:
     """Trainings in environments that misbehave; in a third of them all do before the first roll-out is over."""
     if ID not in gym.registry:
@@ -221,17 +228,14 @@ def environments(seed: int, count: int, folder: Path) -> Iterator[Try]:
     for kind, what, at, must in chosen:
         run = folder / "run"
         shutil.rmtree(run, ignore_errors=True)
-        words = ["--env", ID, "--env-kwargs", f"kind={kind}", f"what={what}", f"at={at}", "--memory", "gru"]
-        words += ["--memory-kwargs", "hidden_size=8", "--num-envs", "2", "--n-steps", "8", "--n-minibatches", "2"]
-        words += ["--n-epochs", "1", "--total-timesteps", "128", "--eval-episodes", "3", "--no-baseline"]
-        words += [
-            "--eval-steps",
-            "1000",
-            "--no-progress",
-            "--panels-every",
-            "0",
-            "--checkpoint-every",
-            "0",
+        words = [
+            "--env",
+            ID,
+            "--env-kwargs",
+            f"kind={kind}",
+            f"what={what}",
+            f"at={at}",
+            *TRAINING,
             "--run-dir",
             str(run),
         ]

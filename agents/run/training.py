@@ -249,7 +249,8 @@ def run(config: Config, folder: Path, console: Console, checkpoint: Path | None 
     finally:
         display.stop()
         with contextlib.suppress(OSError):  # a full disk is what it may be about
-            model.logger.close()
+            if hasattr(model, "_logger"):  # it may have been stopped before
+                model.logger.close()
         for number, handler in handlers.items():
             signal.signal(number, handler)
     model.stop_requested = distributed.any_rank(model.stop_requested)  # a signal may have come after the last look
