@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from agents import distributed
+from agents.environments import HostEnv
 from agents.non_finite import refuse_non_finite
 from policies.action_masks import refuse_without_choice, without_choice
 
@@ -79,13 +80,18 @@ def _count_episodes(model: MemoryOnPolicyAlgorithm, rewards: Array, ends: Array,
     assert model.ep_info_buffer is not None
     assert model.ep_success_buffer is not None
     elapsed = time.time() - model.start_time / 1e9
-    counted: Iterable[dict[str, float]] = model.episodes.ended(rewards, ends, np.stack(said[:2]) if said else None)
-    if model.tensor_env.counts_episodes:  # an episode here may be several there, as a life is in an Atari game
+    counted: Iterable[dict[str, Any]] = model.episodes.ended(rewards, ends, np.stack(said[:2]) if said else None)
+    env = model.tensor_env
+    if env.counts_episodes:  # an episode here may be several there, as a life is in an Atari game
         deque(counted, maxlen=0)
         there = ~np.isnan(said[0])
         counted = [{"r": float(r), "l": int(steps)} for r, steps in zip(said[0][there], said[1][there], strict=True)]
+    if isinstance(env, HostEnv):
+        own, env.counted = env.counted, []
+        if env.counts_episodes and distributed.size() == 1:  # in full, with the keywords of `Monitor`
+            counted = own
     for episode in counted:
-        model.ep_info_buffer.append({**episode, "t": elapsed})
+        model.ep_info_buffer.append({"t": elapsed, **episode})
         model._episode_num += 1
     if said:
         model.ep_success_buffer.extend(said[2][(ends == 1) & ~np.isnan(said[2])].tolist())

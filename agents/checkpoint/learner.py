@@ -191,6 +191,7 @@ class Checkpointed(BaseAlgorithm):
             "run/episode_returns": torch.from_numpy(self.episodes.returns),
             "run/episode_lengths": torch.from_numpy(self.episodes.lengths),
             "run/recent_episodes": torch.tensor(recent, dtype=torch.float64).view(-1, 3),
+            "run/recent_successes": torch.tensor(list(self.ep_success_buffer), dtype=torch.float64),
         }
 
     # -- load ------------------------------------------------------------------------------------------------------

@@ -93,6 +93,10 @@ def take_episodes(model: Any, manifest: dict[str, Any], tensors: Tensors) -> Non
         raise ValueError(f"recent_episodes is {list(recent.shape)}, expected finite numbers [episodes, 3]")
     for reward, length, elapsed in recent.tolist():
         model.ep_info_buffer.append({"r": reward, "l": int(length), "t": elapsed})
+    successes = running.get("recent_successes", torch.zeros(0))  # of checkpoints from before there were any
+    if successes.dim() != 1 or not torch.isfinite(successes).all():
+        raise ValueError(f"recent_successes is {list(successes.shape)}, expected finite numbers [episodes]")
+    model.ep_success_buffer.extend(successes.tolist())
     env = model.tensor_env
     saved = manifest["environment"] if manifest["format_version"] > 1 else manifest["env"]
     then, now = (manifest.get("ranks", 1), manifest["num_envs"]), (distributed.size(), model.all_envs)

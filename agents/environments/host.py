@@ -34,6 +34,8 @@ class HostEnv(TensorEnv):
         self.vec_env = host.vec_env
         """The environments as SB3's clients are given them: see `agents.environments.TensorVecEnv`."""
         self.counts_episodes = host.counts_episodes
+        self.counted: list[dict[str, Any]] = []
+        """What the environments said of the episodes that ended since a learner last took it."""
         self.render_mode = "rgb_array"
         n, space = self.num_envs, self._layout.space
         entries = space.spaces if isinstance(space, spaces.Dict) else {"": space}
@@ -65,6 +67,7 @@ class HostEnv(TensorEnv):
     ) -> tuple[Obs, Info]:
         if isinstance(seed, Sequence):
             raise TypeError("HostEnv.reset takes one integer seed for all copies, not a sequence")
+        self.counted = []
         obs = self.host.reset(seed, options)
         tensors = self._transfer(self._named(obs, self._obs) | self._masks())
         return self._unnamed(tensors, self._obs), _only(tensors, "action_mask")
@@ -80,6 +83,7 @@ class HostEnv(TensorEnv):
 
     def observe(self) -> Obs:
         """What the environments show now; where only one of them or one layer was moved, all are reset."""
+        self.counted = []
         shown = self.host.shown()
         return (
             self.reset()[0]
@@ -124,6 +128,7 @@ class HostEnv(TensorEnv):
         said = np.full((3, self.num_envs), np.nan, dtype=np.float32)
         for index, info in self.host.ended():
             if "episode" in info:
+                self.counted.append(info["episode"])
                 said[:2, index] = info["episode"]["r"], info["episode"]["l"]
             if info.get("is_success") is not None:
                 said[2, index] = info["is_success"]

@@ -121,6 +121,12 @@ def test_the_log_has_the_returns_that_sb3_logs(build: str) -> None:
         assert 0.4 <= np.mean(model.ep_success_buffer) <= 0.6
 
 
+def test_the_keywords_of_a_monitor_are_kept() -> None:
+    env = DummyVecEnv([lambda: Monitor(Pay(), info_keywords=("time",))])
+    model = A2C("MemoryPolicy", env, policy_kwargs=GRU, device="cpu").learn(20)
+    assert [(e["r"], e["time"]) for e in model.ep_info_buffer] == [(500.0, 5)] * 4
+
+
 def test_without_a_monitor_returns_are_those_before_vec_normalize() -> None:
     """Where sb3 logs none."""
     model = A2C("MemoryPolicy", VecNormalize(DummyVecEnv([Pay] * 2)), policy_kwargs=GRU, device="cpu").learn(40)
@@ -313,6 +319,15 @@ def test_a_tensor_env_says_who_succeeded() -> None:
     assert evaluate(model, Coin(4), 8).metrics == {"success_rate": 0.25}
     _, _, _, infos = [env := TensorVecEnv(Coin(2)), env.reset(), env.step(np.zeros(2)), env.step(np.zeros(2))][-1]
     assert [info["is_success"] for info in infos] == [True, False]
+
+
+def test_the_success_rate_goes_on_after_a_resume(tmp_path: Path) -> None:
+    model = A2C("MemoryPolicy", Coin(4), n_steps=4, policy_kwargs=GRU, device="cpu").learn(32)
+    model.save(tmp_path / "half")
+    again = A2C.load(tmp_path / "half", Coin(4), device="cpu")
+    assert list(again.ep_success_buffer) == list(model.ep_success_buffer)
+    again.learn(16, reset_num_timesteps=False)
+    assert list(again.ep_success_buffer) == [1.0, 0.0, 0.0, 0.0] * 6
 
 
 def test_evaluate_reads_success_and_true_returns_of_host_environments() -> None:
