@@ -132,7 +132,7 @@ def tell(model: MemoryOnPolicyAlgorithm, callback: BaseCallback) -> bool:
     rollout, began, going = model.rollout, model.num_timesteps, True
     for t in range(model.n_steps):
         model.num_timesteps += model.all_envs
-        known = {"self": model, "rollout": rollout, "n_rollout_steps": model.n_steps, "t": t}
+        known = {"self": model, "rollout": rollout, "rollout_buffer": rollout, "n_rollout_steps": model.n_steps, "t": t}
         callback.update_locals(known | _of_recorded_step(model, t))
         if not callback.on_step():
             going = False

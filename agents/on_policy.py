@@ -366,7 +366,7 @@ class MemoryOnPolicyAlgorithm(Checkpointed, Updates, TrainingEnv, OnPolicyAlgori
         self.scores = self.task_metrics.sums()
         self.env_seconds += env_seconds
         self.memory_seconds += time.perf_counter() - started - env_seconds
-        callback.update_locals(locals())
+        callback.update_locals(locals() | seen)
         callback.on_rollout_end()
         return True
 

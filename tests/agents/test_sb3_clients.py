@@ -176,6 +176,10 @@ class Look(BaseCallback):
         self.seen.append({name: self.locals[name] for name in self.names})
         return True
 
+    def _on_rollout_end(self) -> None:
+        for name in ("infos", "actions", "rewards", "dones", "new_obs"):
+            assert type(self.locals[name]) is type(self.seen[-1][name])
+
 
 def test_locals_have_the_types_and_shapes_of_sb3s() -> None:
     looks = {name: Look() for name in ALGORITHMS}

@@ -25,7 +25,7 @@ from stable_baselines3.common.vec_env import (
     VecTransposeImage,
 )
 
-from agents import A2C, PPO, TensorVecEnv, as_tensor_env, make_env
+from agents import A2C, PPO, Supervised, TensorVecEnv, as_tensor_env, make_env
 from agents.callback_locals import Locals
 from envs.repeat_first import RepeatFirst
 from envs.tensor_env import TensorEnv
@@ -370,7 +370,8 @@ class Mover(BaseCallback):
         t = self.locals["t"]
         if self.moved and not self.first:
             self.first = {"obs": self.model.rollout.obs[t].clone(), "starts": self.model.rollout.starts[t].clone()}
-            self.first["count"] = self.model._state["count"].clone()
+            if "count" in self.model._state:
+                self.first["count"] = self.model._state["count"].clone()
         self._maybe("step", t == 3)
         return True
 
@@ -396,6 +397,28 @@ def test_a_callback_moves_the_training_environment(built: str, move: str, when: 
         assert lengths == ({5, 6} if when == "step" else {1, 6})
     else:
         assert lengths == {6}
+
+
+@pytest.mark.parametrize("when", ["rollout_end", "rollout_start", "step"])
+def test_a_supervised_learner_that_takes_whole_sequences(when: str) -> None:
+    """Its roll-out is made by the time that callbacks hear of its steps: what they do counts from the next one on."""
+    env = RepeatFirst(2, length=5)
+    model = Supervised("MemoryPolicy", env, n_steps=8, policy_kwargs=GRU, device="cpu", seed=0)
+    assert model.unrolls
+    mover = Mover(when, MOVES["training_env.reset"], env)
+    starts: list[list[int]] = []
+
+    class Note(BaseCallback):
+        def _on_step(self) -> bool:
+            return True
+
+        def _on_rollout_end(self) -> None:
+            starts.append(self.model.rollout.starts[:, 0].nonzero().flatten().tolist())
+
+    model.learn(16 * 3, callback=[Note(), mover])
+    # episodes of 5 steps from the start, and from the second roll-out on, before which the callback has reset
+    assert starts == [[0, 5], [0, 5], [2, 7]]
+    assert {episode["l"] for episode in model.ep_info_buffer} == {5}
 
 
 def test_an_episode_that_a_callback_cuts_off_is_bootstrapped(counter: str) -> None:
