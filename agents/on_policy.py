@@ -24,7 +24,7 @@ from agents.arguments import check, check_policy
 from agents.callback_locals import Locals, of_step
 from agents.checkpoint import Checkpointed
 from agents.critic_watch import CriticWatch
-from agents.environments import EnvLike, TensorVecEnv, as_tensor_env, device_for
+from agents.environments import EnvLike, HostEnv, TensorVecEnv, as_tensor_env, device_for
 from agents.episodes import Episodes
 from agents.generators import set_generators
 from agents.graphs import Graphs, graphs_for
@@ -196,7 +196,7 @@ class MemoryOnPolicyAlgorithm(Checkpointed, Updates, TrainingEnv, OnPolicyAlgori
         self.task_metrics = TaskMetrics(self.tensor_env.metric_names, self.device)
         self.scores = self.task_metrics.sums()
         """Amounts and counts of the task's metrics over the last roll-out."""
-        self.rollout = Rollout.allocate(self.n_steps, self.tensor_env)
+        self.rollout = Rollout.allocate(self.n_steps, self.tensor_env, isinstance(self.tensor_env, HostEnv))
         self.episodes = Episodes(self.all_envs)
         self._visits = self.tensor_env.visits
 

@@ -59,8 +59,12 @@ class Rollout:
     """Where an episode was cut off as a callback moved the environment, bool `[T, N]`; it counts as no episode."""
 
     @classmethod
-    def allocate(cls, n_steps: int, env: TensorEnv) -> Rollout:
-        """Room for `n_steps` of `env`, written again in every roll-out: fresh memory is slow memory."""
+    def allocate(cls, n_steps: int, env: TensorEnv, hears: bool = False) -> Rollout:
+        """Room for `n_steps` of `env`, written again in every roll-out: fresh memory is slow memory.
+
+        With `hears`, also for what it says of its episodes. Else that room is made when it first says something, which
+        must be at the same step on every rank.
+        """
 
         def room(shape: tuple[int, ...] = (), dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.zeros(n_steps, env.num_envs, *shape, dtype=dtype, device=env.device)
@@ -77,7 +81,7 @@ class Rollout:
             entries["obs"] = {key: room(entry.shape or (), _dtype(entry)) for key, entry in obs.spaces.items()}
         else:
             entries["obs"] = room(obs.shape or (), _dtype(obs))
-        if env.counts_episodes:
+        if hears:
             entries["said"] = torch.full((3, n_steps, env.num_envs), torch.nan, device=env.device)
         return cls(**entries)
 

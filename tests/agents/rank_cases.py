@@ -16,12 +16,15 @@ from typing import Any
 from unittest import mock
 
 import gymnasium as gym
+import numpy as np
 import torch
 from agent_stubs import SMALL
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor
 
 import train
-from agents import LEARNERS, MemoryOnPolicyAlgorithm, distributed
+from agents import A2C, LEARNERS, MemoryOnPolicyAlgorithm, distributed
 from agents.rollout import Rollout
 from agents.task_metrics import TaskMetrics
 from envs.repeat_first import RepeatFirst
@@ -183,6 +186,34 @@ def seeded() -> dict[str, Any]:
     return {"obs": model.rollout.obs, "actions": model.rollout.actions}
 
 
+class Steps(gym.Env[Any, Any]):
+    """Episodes of `length` steps of 1 each; a success where that is odd."""
+
+    observation_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+    action_space = gym.spaces.Discrete(2)
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        self.time = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.time += 1
+        over = self.time == self.length
+        return np.zeros(1, np.float32), 1.0, over, False, {"is_success": self.length % 2 == 1} if over else {}
+
+
+def hosted(monitored: bool) -> dict[str, Any]:
+    """Episodes of environments on the host, which are longer than a roll-out on rank 1 alone."""
+    length = 3 + 3 * distributed.rank()
+    env = DummyVecEnv([lambda: Monitor(Steps(length)) if monitored else Steps(length)])
+    model = A2C("MemoryPolicy", env, n_steps=4, policy_kwargs={"memory": "gru"}, device="cpu").learn(8 * RANKS)
+    episodes = [(episode["r"], episode["l"]) for episode in model.ep_info_buffer or ()]
+    return {"episodes": episodes, "successes": list(model.ep_success_buffer or ())}
+
+
 def command(*words: str) -> dict[str, Any]:
     """train.py in this process: its exit status and what it said."""
     said = io.StringIO()
@@ -238,6 +269,7 @@ def main(folder: Path) -> None:
             algo: learner(algo, "gru", COPIES).learn(2 * STEPS * COPIES * RANKS).num_timesteps for algo in LEARNERS
         }
         found["poisoned"] = poisoned()
+        found["hosted"] = [hosted(monitored) for monitored in (True, False)]
         found["bad"] = {name: command(*words, "--run-dir", str(folder / "bad")) for name, words in BAD.items()}
         found["any"] = [distributed.any_rank(distributed.rank() == 1), distributed.any_rank(False)]
         torch.save(found, folder / f"rank{distributed.rank()}.pt")

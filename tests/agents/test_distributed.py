@@ -125,6 +125,13 @@ def test_what_is_not_finite_on_one_rank_ends_all_with_its_name(ranks: list[dict[
         assert "reward is not finite after 8 environment steps on rank 1" in found["poisoned"]["said"]
 
 
+def test_what_environments_say_of_their_episodes_is_heard_on_every_rank(ranks: list[dict[str, Any]]) -> None:
+    """Also where none has ended yet on one of them: in the order of the steps."""
+    for found in ranks:
+        for heard in found["hosted"]:
+            assert heard == {"episodes": [(3.0, 3), (3.0, 3), (6.0, 6)], "successes": [1.0, 1.0, 0.0]}
+
+
 # What is written
 
 
