@@ -223,6 +223,10 @@ class InvisibleGoalMaze(TensorEnv):
         nearest = (self._rewards[:4] - reward[:, None]).abs().argmin(1)  # -penalty and 0 may be the same; either does
         self._at = self._at // 4 * 4 + nearest
 
+    def state_limits(self) -> dict[str, tuple[int, int]]:
+        last = len(self.free_cells) - 1
+        return {"cell": (0, last), "goal": (0, last), "last_action": (0, 4)}
+
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         super().load_state_dict(state)
         self._trail.clear()

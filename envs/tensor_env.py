@@ -315,6 +315,10 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor], metaclass=_ForSB3):
             **{name: getattr(self, name).detach().clone() for name in names},
         }
 
+    def state_limits(self) -> dict[str, tuple[int, int]]:
+        """Least and greatest value of state tensors by which something is looked up: a checkpoint's are compared."""
+        return {}
+
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go on from a `state_dict` of an environment of the same class, arguments and `num_envs`.
 

@@ -126,6 +126,9 @@ class TMaze(TensorEnv):
         """Goal (0 north, 1 south) and position of copy `index`."""
         return divmod(int(self.place[index]), self._places)
 
+    def state_limits(self) -> dict[str, tuple[int, int]]:
+        return {"place": (0, 2 * self._places - 1)}
+
     def text(self, index: int = 0) -> str:
         """Three rows: the northern arm, the corridor, the southern arm; `G` goal, `A` agent, `.` free."""
         goal, position = self._where(index)

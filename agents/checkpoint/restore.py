@@ -147,6 +147,9 @@ def _go_on(model: Any, manifest: dict[str, Any], environment: Tensors, running: 
         if highest and bool(((value < 0) | (value >= torch.as_tensor(getattr(space, highest)))).any()):
             raise ValueError(f"run/obs/{name} has values that are not in {space}")
         observations[name] = value.to(model.device)
+    for name, (low, high) in env.state_limits().items():
+        if name in environment and bool(((environment[name] < low) | (environment[name] > high)).any()):
+            raise ValueError(f"env/{name} has values that are not from {low} to {high}")
     env.load_state_dict(environment)
     model._obs = observations if named else observations[""]
     model._starts = running["starts"].to(model.device)

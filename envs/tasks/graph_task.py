@@ -266,6 +266,10 @@ class GraphTask(SequenceTask):
         shown = self.inputs[self._elapsed]
         return torch.cat([self._look_up(self._hot, shown[:, :3]), shown[:, 3:].float()], 1)
 
+    def state_limits(self) -> dict[str, tuple[int, int]]:
+        lesson = (self._first, self.last_lesson)
+        return {"level": lesson, "lesson": lesson}
+
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         super().load_state_dict(state)
         self._verdicts.clear()

@@ -239,6 +239,10 @@ class ShortestPath(GraphTask):
             nodes.append(int(self._best_node[index, nodes[-1]]))
         return nodes
 
+    def state_limits(self) -> dict[str, tuple[int, int]]:
+        nodes, longest = self._room[0] - 1, self.longest
+        return {**super().state_limits(), "at": (0, nodes), "count": (0, longest), "successors": (-1, nodes)}
+
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         super().load_state_dict(state)
         if self._started:

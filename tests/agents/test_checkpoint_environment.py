@@ -195,6 +195,17 @@ def test_arguments_that_json_cannot_hold() -> None:
     json.dumps(arrays)
 
 
+@pytest.mark.parametrize(("entry", "value"), [("goal", -1), ("goal", 10**9), ("cell", 10**9), ("elapsed", 10**9)])
+def test_a_place_that_is_not_in_the_maze(entry: str, value: int, tmp_path: Path) -> None:
+    agent(InvisibleGoalMaze(4, episode_length=12)).learn(20).save(tmp_path / "it")
+    manifest = read_manifest(tmp_path / "it")
+    tensors = read_tensors(tmp_path / "it", manifest)
+    tensors[f"env/{entry}"][0] = value
+    write_checkpoint(tmp_path / "it", bare(manifest), tensors)
+    with pytest.raises(CheckpointError, match=r"it does not fit: env"):
+        PPO.load(tmp_path / "it", InvisibleGoalMaze(4, episode_length=12))
+
+
 # -- another device ----------------------------------------------------------------------------------------------------
 
 

@@ -114,6 +114,18 @@ def test_sizes_at_which_alignment_decided(seed: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_states_stay_within_their_limits(name: str) -> None:
+    made = gymnasium.make_vec(f"Engram/{name}-v0", 5, "vector_entry_point", **ENVIRONMENTS[name])
+    assert isinstance(made, TensorEnv)
+    made.reset(seed=1)
+    for _ in range(25):
+        state = made.state_dict()
+        for entry, (low, high) in made.state_limits().items():
+            assert low <= state[entry].min() <= state[entry].max() <= high, entry
+        made.step(torch.as_tensor(made.action_space.sample()))
+
+
+@pytest.mark.parametrize("name", ENVIRONMENTS)
 def test_every_environment_says_what_it_was_made_of(name: str) -> None:
     """Equal where it is made alike, different where one argument is not the default."""
 
