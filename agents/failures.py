@@ -20,11 +20,13 @@ from agents.checkpoint import CheckpointError
 from agents.distributed import RankLostError
 from agents.environments.copies import ContractError
 from agents.non_finite import NonFiniteError
+from agents.terminal import PLAIN, make_console
 from envs.tensor_env import TensorEnv
 
 _HERE = Path(__file__).resolve().parent.parent
+_PROJECT = tuple(_HERE / name for name in ("agents", "envs", "policies", "train.py", "evaluate.py"))
 _LIBRARIES = [Path(str(package.__file__)).parent for package in (gymnasium, stable_baselines3, torch, numpy)]
-_OURS = (*(_HERE / name for name in ("agents", "envs", "policies", "train.py", "evaluate.py")), *_LIBRARIES)
+_OURS = (*_PROJECT, *_LIBRARIES)
 _EXAMPLES = Path(str(gymnasium.__file__)).parent / "envs"
 _STANDARD = [Path(sysconfig.get_paths()[name]) for name in ("stdlib", "platstdlib")]
 _INSTALLED = [Path(sysconfig.get_paths()[name]) for name in ("purelib", "platlib")]
@@ -40,6 +42,14 @@ class CommandError(Exception):
         super().__init__(" ".join(line.split()))
         self.their_traceback = their_traceback
         """Of the code that failed, to be shown before the line; empty where the line says it all."""
+
+    def show(self, who: str = "") -> None:
+        """Print it to standard error, after the name of the rank where there are several."""
+        console = make_console(stderr=True)
+        if self.their_traceback:
+            console.print(self.their_traceback.rstrip(), **PLAIN)
+        console.print(f"{who}[bold red]error:[/] ", end="", highlight=False)
+        console.print(str(self), **PLAIN)
 
 
 @dataclass(frozen=True)
@@ -63,7 +73,7 @@ class Where:
         said = " ".join(str(error).split()) or type(error).__name__
         named = f"{type(error).__name__}: {said}" if str(error) else said
         theirs, whole = "", "".join(traceback.format_exception(error))
-        if isinstance(error, (NonFiniteError, RankLostError, CheckpointError)):
+        if isinstance(error, (NonFiniteError, RankLostError, CheckpointError)) or _deliberate(error):
             line = said
         elif out_of_memory(error):
             line = f"out of memory while {self.doing} ({said[:200]}): take fewer --num-envs, --n-steps or smaller sizes"
@@ -137,6 +147,18 @@ def _in_a_library(error: BaseException) -> bool:
     """Whether a library below this project has raised it, as where an array does not go into a batch of them."""
     frames = _frames(error)
     return bool(frames) and any(Path(frames[-1].f_code.co_filename).is_relative_to(place) for place in _LIBRARIES)
+
+
+def _deliberate(error: BaseException) -> bool:
+    """Whether this project has raised it with a message of its own, as it does where an environment is not as expected.
+
+    What C code raises (`int("x")`) comes from a line of this project too, but from none that begins with `raise`.
+    """
+    last = traceback.extract_tb(error.__traceback__)[-1:]
+    return isinstance(error, ValueError) and any(
+        str(frame.line).startswith("raise ") and any(Path(frame.filename).is_relative_to(part) for part in _PROJECT)
+        for frame in last
+    )
 
 
 def _theirs(file: str) -> bool:

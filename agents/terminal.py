@@ -11,7 +11,7 @@ from typing import Any, TextIO, cast
 
 from rich.console import Console
 
-PLAIN: dict[str, Any] = {"highlight": False, "soft_wrap": True, "markup": False}
+PLAIN: dict[str, Any] = {"highlight": False, "soft_wrap": True, "markup": False, "emoji": False}
 """How sentences are printed: as they are, on one line."""
 
 

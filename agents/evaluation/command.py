@@ -11,19 +11,23 @@ import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
-import gymnasium
 import torch
 import tyro
-from rich.console import Console
 
-from agents import CheckpointError, MemoryOnPolicyAlgorithm, latest_checkpoint, load
+from agents import MemoryOnPolicyAlgorithm, latest_checkpoint, load
+from agents.arguments import Count, Positive, Range, Seed, read
+from agents.devices import device_of
 from agents.evaluation.breakdown import Breakdown
-from agents.evaluation.scores import Score, check_spaces, evaluate, random_score
+from agents.evaluation.scores import MAX_STEPS, Score, check_spaces, evaluate, random_score
 from agents.evaluation.tables import print_errors, print_scores
+from agents.failures import CommandError, Where
+from agents.files import replace_file
 from agents.invocation import command_for
 from agents.run.config import NUMBERS, Config, Pairs, load_config
+from agents.run.parsing import refuse_empty
+from agents.terminal import PLAIN, degrade, make_console
 from envs import registered
 from envs.tensor_env import TensorEnv
 
@@ -39,10 +43,12 @@ class Arguments:
 
     run: tyro.conf.Positional[Path | None] = None
     """A run's folder (its newest checkpoint is taken) or a checkpoint; only --play does without."""
-    episodes: int = 256
+    episodes: Count = 256
     """Episodes for each score."""
-    num_envs: int | None = None
+    num_envs: Count | None = None
     """Copies of the environment, played at once; default: one an episode, at most 256 (16 of a host environment)."""
+    max_steps: Count = MAX_STEPS
+    """Steps after which an episode is cut, where the environment does not end it."""
     env: str | None = None
     """Another environment than the one trained in; the spaces must be the same."""
     env_kwargs: Pairs = field(default_factory=dict)
@@ -53,11 +59,11 @@ class Arguments:
     """Folder with the files of tasks that need some; default: the variable ENGRAM_DATA, else a cache."""
     deterministic: bool | None = None
     """Take the most probable action instead of drawing one; default: as in training, so for supervised agents only."""
-    seed: int = 10_000
+    seed: Seed = 10_000
     """Of environments and actions; the default is away from what one trains with."""
     device: str = "cpu"
     """Where environments and memory live: cpu, cuda, cuda:1, ... or auto."""
-    threads: int = 1
+    threads: Annotated[int, Range(1, 256)] = 1
     """CPU threads of torch; for models of this size a second one gains little and loses much on a busy machine."""
     identity: bool = True
     """Also score the memoryless agent that was trained beside this one."""
@@ -72,70 +78,77 @@ class Arguments:
     """Steer yourself, with arrow or number keys, under the agent's observations."""
     video: Path | None = None
     """Record to this .mp4 or .gif; needs no display."""
-    video_steps: int | None = None
+    video_steps: Count | None = None
     """Pictures in the video; default: one episode."""
-    fps: float = 8.0
+    fps: Positive = 8.0
     """Steps a second of window and video."""
-
-
-class UsageError(Exception):
-    """Something that whoever typed the command can put right; the message is one line."""
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Evaluate as the words say (default: those of the process); exits where something is wrong."""
+    words = sys.argv[1:] if arguments is None else arguments
+    degrade()
     try:
-        _run(tyro.cli(Arguments, args=arguments, registry=NUMBERS))
+        with Where("reading the command").user_errors():
+            refuse_empty(words)
+            given = tyro.cli(Arguments, args=words, registry=NUMBERS)
+            for name, hint in get_type_hints(Arguments, include_extras=True).items():
+                setattr(given, name, read(f"--{name.replace('_', '-')}", getattr(given, name), hint))
+        _run(given)
     except KeyboardInterrupt:
         sys.exit(130)
-    except (UsageError, CheckpointError, ValueError, OSError, gymnasium.error.Error) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    except CommandError as error:
+        error.show()
         sys.exit(2)
 
 
 def _run(arguments: Arguments) -> None:
-    _check(arguments)
+    with Where("reading the command").user_errors():
+        _check(arguments)
+        device = str(device_of(arguments.device))
     torch.set_num_threads(arguments.threads)
     if arguments.data_dir is not None:
         os.environ["ENGRAM_DATA"] = str(arguments.data_dir)
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if arguments.device == "auto" else arguments.device
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"--device {arguments.device}: this machine has no CUDA device")
-    agent = None if arguments.run is None else Agent.at(arguments.run, device)
+    with Where(f"loading {arguments.run}").user_errors():
+        agent = None if arguments.run is None else Agent.at(arguments.run, device)
     if arguments.deterministic is None:
         arguments.deterministic = agent is not None and agent.model.learns_from_targets
     env_id = arguments.env or (agent.config.env if agent else "")
     if not env_id:
-        raise UsageError(f"{arguments.run} has no config.yaml beside it: name its environment with --env")
+        raise CommandError(f"{arguments.run} has no config.yaml beside it: name its environment with --env")
     same = agent.config if agent and env_id == agent.config.env else Config()
     env_kwargs = {**same.env_kwargs, **arguments.env_kwargs}
     around = same.wrappers if arguments.wrappers is None else arguments.wrappers
     place = dataclasses.replace(same, env=env_id, env_kwargs=env_kwargs, wrappers=around)
 
-    if arguments.watch or arguments.play or arguments.video is not None:
-        _show(arguments, agent, place.make_env(1, device, render_mode="rgb_array"), env_id)
-        return
-    assert agent is not None
+    shows = arguments.watch or arguments.play or arguments.video is not None
     most = _DEVICE_ENVS if env_id in registered() else _HOST_ENVS
-    num_envs = arguments.num_envs or min(arguments.episodes, most)
-    _score(arguments, agent, place.make_env(num_envs, device), env_id, env_kwargs)
+    num_envs = 1 if shows else arguments.num_envs or min(arguments.episodes, most)
+    with Where("building", env_id).user_errors():
+        env = place.make_env(num_envs, device, **({"render_mode": "rgb_array"} if shows else {}))
+        if agent is not None:
+            check_spaces(agent.model.policy, env)
+        if arguments.errors:
+            Breakdown(env)
+    try:
+        if shows:
+            _show(arguments, agent, env, env_id)
+        else:
+            assert agent is not None
+            _score(arguments, agent, env, env_id, env_kwargs)
+    except CommandError:
+        raise
+    except Exception as error:
+        raise Where("playing", env_id).error(error) from error
 
 
 def _check(arguments: Arguments) -> None:
     if arguments.run is None and not (arguments.play and arguments.env):
-        raise UsageError("name a run's folder or a checkpoint; without one there is only --play --env ID")
-    for name in ("episodes", "num_envs", "video_steps", "threads", "fps"):
-        value = getattr(arguments, name)
-        if value is not None and value <= 0:
-            raise UsageError(f"--{name.replace('_', '-')} is {value}, expected more than 0")
+        raise CommandError("name a run's folder or a checkpoint; without one there is only --play --env ID")
     if arguments.watch + arguments.play + (arguments.video is not None) > 1:
-        raise UsageError("--watch, --play and --video are one at a time")
+        raise CommandError("--watch, --play and --video are one at a time")
     if arguments.video is not None and arguments.video.suffix.lower() not in (".mp4", ".gif"):
-        raise UsageError(f"--video {arguments.video}: expected a name that ends in .mp4 or .gif")
-    try:
-        torch.device("cpu" if arguments.device == "auto" else arguments.device)
-    except RuntimeError as error:
-        raise UsageError(f"--device {arguments.device}: expected cpu, cuda, cuda:1, ... or auto") from error
+        raise CommandError(f"--video {arguments.video}: expected a name that ends in .mp4 or .gif")
 
 
 @dataclass
@@ -152,7 +165,7 @@ class Agent:
     def at(cls, path: Path, device: str) -> Agent:
         """The agent of a run's folder or a checkpoint."""
         if not path.exists():
-            raise UsageError(f"there is no {path}")
+            raise CommandError(f"there is no {path}")
         checkpoint = latest_checkpoint(path)
         folders = (path, path.parent, path.parent.parent)  # RUN, RUN/identity, RUN/checkpoints/step_...
         folder = next((folder for folder in folders if (folder / "config.yaml").is_file()), None)
@@ -167,28 +180,31 @@ class Agent:
 
 
 def _score(arguments: Arguments, agent: Agent, env: TensorEnv, env_id: str, env_kwargs: dict[str, Any]) -> None:
-    console, episodes, seed = Console(), arguments.episodes, arguments.seed
+    console, episodes, seed, most = make_console(), arguments.episodes, arguments.seed, arguments.max_steps
     scores: dict[str, Score] = {}
     apart: dict[str, Breakdown] = {}
 
     def breakdown(name: str) -> Breakdown | None:
         return apart.setdefault(name, Breakdown(env)) if arguments.errors else None
 
-    with console.status(f"{episodes} episodes on {env.num_envs} environments at once ..."):
+    console.print(f"{episodes} episodes of {env_id} on {env.num_envs} environments at once ...", style="dim", **PLAIN)
+    with console.status("playing"):
         surest = bool(arguments.deterministic)
-        scores["agent"] = evaluate(agent.model, env, episodes, surest, seed, breakdown("agent"))
+        scores["agent"] = evaluate(agent.model, env, episodes, surest, seed, breakdown("agent"), most)
         remark = ""
         if arguments.identity and agent.model.policy.memory_name != "identity":
             baseline, remark = _baseline(agent, arguments.device)
             if baseline is not None:
-                scores["identity"] = evaluate(baseline, env, episodes, surest, seed, breakdown("identity"))
+                scores["identity"] = evaluate(baseline, env, episodes, surest, seed, breakdown("identity"), most)
         if arguments.random:
-            scores["random"] = random_score(env, episodes, seed, breakdown("random"))
+            scores["random"] = random_score(env, episodes, seed, breakdown("random"), most)
     env.close()
 
     title = f"{env_id}  {agent.words}, {scores['agent'].episodes} episodes"
     names = {"agent": agent.model.policy.memory_name}
     print_scores(console, title, {names.get(name, name): score for name, score in scores.items()}, details=True)
+    if cut := scores["agent"].cut:
+        console.print(f"{cut} episodes had no end and were cut after {most:,} steps (--max-steps)", **PLAIN)
     if remark:
         console.print(remark, highlight=False)
     errors = {name: each.tables() for name, each in apart.items()}
@@ -215,7 +231,7 @@ def _score(arguments: Arguments, agent: Agent, env: TensorEnv, env_id: str, env_
                 for name, tables in errors.items()
             }
         file = agent.folder / "evaluation.json"
-        file.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        replace_file(file, json.dumps(found, indent=2) + "\n")
         console.print(f"written to {file}", style="dim", highlight=False, soft_wrap=True)
 
 
@@ -254,7 +270,7 @@ def _show(arguments: Arguments, agent: Agent | None, env: TensorEnv, env_id: str
     try:
         Viewer(session, arguments.fps).run()
     except ViewerError as error:
-        raise UsageError(str(error)) from error
+        raise CommandError(str(error)) from error
     if session.returns:
         mean = sum(session.returns) / len(session.returns)
         print(f"{'you' if arguments.play else 'agent'}: mean return {mean:.3f} over {len(session.returns)} episodes")
@@ -266,8 +282,8 @@ def _record(arguments: Arguments, session: Session) -> None:
     file = arguments.video
     assert file is not None
     if not file.parent.is_dir():
-        raise UsageError(f"--video {file}: there is no folder {file.parent}")
-    with Console().status("recording ...") as status:
+        raise CommandError(f"--video {file}: there is no folder {file.parent}")
+    with make_console().status("recording ...") as status:
         count = record(
             session,
             file,

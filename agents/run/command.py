@@ -42,11 +42,8 @@ def main(arguments: list[str] | None = None) -> None:
             else:
                 status = train(config, checkpoint, console)
     except (CommandError, RankLostError) as error:
-        said = make_console(stderr=True)
-        if theirs := getattr(error, "their_traceback", ""):
-            said.print(theirs.rstrip(), **PLAIN)
-        said.print(f"{who}[bold red]error:[/] ", end="", highlight=False)
-        said.print(str(error), **PLAIN)
+        shown = error if isinstance(error, CommandError) else CommandError(str(error))
+        shown.show(who)
         status = 2
     except KeyboardInterrupt:
         folder = begun[0].run_dir if begun else None

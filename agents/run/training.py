@@ -17,10 +17,10 @@ from filelock import FileLock
 from rich.console import Console
 from rich.markup import escape
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
-from stable_baselines3.common.utils import get_device
 
 from agents import LEARNERS, MemoryOnPolicyAlgorithm, distributed, load
 from agents.checkpoint import NewEpisodesWarning, take_weights
+from agents.devices import device_of
 from agents.distributed import RankLostError
 from agents.evaluation import Score, evaluate, random_score
 from agents.evaluation.tables import print_scores
@@ -158,26 +158,6 @@ def prepare(config: Config, checkpoint: Path | None, locks: list[FileLock | None
     dataclasses.replace(config, run_dir=folder, resume=None).save(folder / "config.yaml")
     replace_file(folder / "git.txt", git_state() + "\n")
     return Start(folder, resumed)
-
-
-def device_of(name: str) -> torch.device:
-    """The device of that name, where this machine has it.
-
-    Raises:
-        ValueError: it has none such.
-    """
-    try:
-        device = get_device(name) if name == "auto" else torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"--device is {name!r}, expected cpu, cuda, cuda:1, ... or auto") from error
-    if device.type == "cuda":
-        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (device.index or 0) >= found:
-            devices = "one CUDA device" if found == 1 else f"{found or 'no'} CUDA devices"
-            raise ValueError(f"--device is {name}, but this machine has {devices}")
-    elif device.type != "cpu":
-        raise ValueError(f"--device is {name}, expected cpu, cuda, cuda:1, ... or auto")
-    return device
 
 
 def build(config: Config, checkpoint: Path | None = None) -> MemoryOnPolicyAlgorithm:

@@ -90,7 +90,7 @@ def test_a_change_that_no_checkpoint_has_yet_stands_by_the_configuration(run: Pa
         (["--sweep", "repeat-first"], "--sweep and --resume are one at a time"),
         (["--lessons"], "--lessons is for a recipe"),
         (["--gamma", "2"], "--gamma is 2.0, expected"),
-        (["--device", "cuda:99"], "--device is cuda:99, but this machine has"),
+        (["--device", "cuda:99"], "--device cuda:99: this machine has"),
     ],
 )
 def test_what_cannot_change_is_refused_before_anything_is_written(

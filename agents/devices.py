@@ -1,0 +1,26 @@
+"""Devices by the names that flags give."""
+
+from __future__ import annotations
+
+import torch
+from stable_baselines3.common.utils import get_device
+
+
+def device_of(name: str) -> torch.device:
+    """The device of that name, where this machine has it.
+
+    Raises:
+        ValueError: it has none such.
+    """
+    try:
+        device = get_device(name) if name == "auto" else torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"--device {name}: expected cpu, cuda, cuda:1, ... or auto") from error
+    if device.type == "cuda":
+        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= found:
+            devices = "one CUDA device" if found == 1 else f"{found or 'no'} CUDA devices"
+            raise ValueError(f"--device {name}: this machine has {devices}")
+    elif device.type != "cpu":
+        raise ValueError(f"--device {name}: expected cpu, cuda, cuda:1, ... or auto")
+    return device
