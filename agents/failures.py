@@ -107,9 +107,12 @@ class Where:
 
     def user_error(self, error: Exception) -> CommandError:
         """As `error`, where the command is still being read and built: most likely a word of it is wrong."""
-        theirs = _their_frames(error) if _last_is_theirs(error) else ""
-        if isinstance(error, USER_ERRORS) and not out_of_memory(error):
-            named = theirs and f"{type(error).__name__} while {self}: "
+        origin: BaseException = error
+        while origin.__cause__ is not None:
+            origin = origin.__cause__
+        theirs = _their_frames(origin) if _last_is_theirs(origin) else ""
+        if isinstance(error, USER_ERRORS) and not out_of_memory(origin):
+            named = f"{type(error).__name__} while {self}: " if theirs and origin is error else ""
             return CommandError(f"{named}{_without_number(error)}", theirs)
         if theirs:
             return CommandError(f"{type(error).__name__} while {self}: {error}", theirs)

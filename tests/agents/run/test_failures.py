@@ -69,7 +69,7 @@ def test_before_the_first_step_there_is_no_checkpoint(
     assert "the last good checkpoint" not in said
     line = said.strip().splitlines()[-1]
     if way == "init":
-        assert line == "error: RuntimeError while building on Odd-v0: no licence"
+        assert line == "error: environment 'Odd-v0' cannot be built: RuntimeError: no licence"
         assert "odd_envs.py" in said
         assert not run.exists()
     else:
