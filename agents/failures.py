@@ -27,7 +27,7 @@ _HERE = Path(__file__).resolve().parent.parent
 _PROJECT = tuple(_HERE / name for name in ("agents", "envs", "policies", "train.py", "evaluate.py"))
 _LIBRARIES = [Path(str(package.__file__)).parent for package in (gymnasium, stable_baselines3, torch, numpy)]
 _OURS = (*_PROJECT, *_LIBRARIES)
-_EXAMPLES = Path(str(gymnasium.__file__)).parent / "envs"
+_EXAMPLES = [Path(str(gymnasium.__file__)).parent / "envs" / name for name in ("box2d", "classic_control", "mujoco")]
 _STANDARD = [Path(sysconfig.get_paths()[name]) for name in ("stdlib", "platstdlib")]
 _INSTALLED = [Path(sysconfig.get_paths()[name]) for name in ("purelib", "platlib")]
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc")
@@ -158,7 +158,8 @@ def _deliberate(error: BaseException) -> bool:
     What C code raises (`int("x")`) comes from a line of this project too, but from none that begins with `raise`.
     """
     last = traceback.extract_tb(error.__traceback__)[-1:]
-    return isinstance(error, ValueError) and any(
+    ours = isinstance(error, ValueError) and not isinstance(error, ContractError)
+    return ours and any(
         str(frame.line).startswith("raise ") and any(Path(frame.filename).is_relative_to(part) for part in _PROJECT)
         for frame in last
     )
@@ -170,14 +171,15 @@ def _theirs(file: str) -> bool:
     def within(folders: Iterable[Path]) -> bool:
         return any(Path(file).is_relative_to(folder) for folder in folders)
 
-    if file.startswith("<") or (within(_OURS) and not within([_EXAMPLES])):
+    if file.startswith("<") or (within(_OURS) and not within(_EXAMPLES)):
         return False
     return within(_INSTALLED) or not within(_STANDARD)
 
 
 def _last_is_theirs(error: BaseException) -> bool:
-    frames = _frames(error)
-    return bool(frames) and _theirs(frames[-1].f_code.co_filename)
+    """Whether it was raised in a file of the user's own, and in no installed package."""
+    files = [frame.f_code.co_filename for frame in _frames(error)[-1:]]
+    return any(_theirs(file) and not {"site-packages", "dist-packages"} & {*Path(file).parts} for file in files)
 
 
 def _their_frames(error: BaseException) -> str:
