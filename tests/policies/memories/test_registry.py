@@ -6,6 +6,7 @@ import doctest
 import sys
 import warnings
 from collections.abc import Iterator
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,12 @@ def other_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[P
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1.0\n")
     monkeypatch.syspath_prepend(tmp_path)
+    found = [str(tmp_path)]  # whatever else is installed on this machine
+    monkeypatch.setattr(
+        registry,
+        "entry_points",
+        lambda group: [e for d in distributions(path=found) for e in d.entry_points if e.group == group],
+    )
     registry._entry_points.cache_clear()
     yield info / "entry_points.txt"
     registry._entry_points.cache_clear()
