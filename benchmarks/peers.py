@@ -7,7 +7,7 @@ when acting and when learning, minibatches cut over environments.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -71,9 +71,16 @@ def plain_mazes(num_envs: int, device: str) -> VecEnv:
 
 
 def sb3_contrib(
-    env: VecEnv, n_steps: int, hidden: int, epochs: int, minibatches: int, shared: bool, device: str
+    env: VecEnv,
+    n_steps: int,
+    hidden: int,
+    epochs: int,
+    minibatches: int,
+    shared: bool,
+    device: str,
+    layers: Sequence[int] = (),
 ) -> Iteration:
-    """RecurrentPPO; `shared`: one LSTM for actor and critic, not its default two. Heads as ours: one layer each."""
+    """RecurrentPPO; `shared`: one LSTM for actor and critic, not its default two; `layers` before each head."""
     batch = env.num_envs * n_steps
     lstm = {"shared_lstm": True, "enable_critic_lstm": False} if shared else {}
     model = RecurrentPPO(
@@ -82,7 +89,7 @@ def sb3_contrib(
         n_steps=n_steps,
         batch_size=batch // minibatches,
         n_epochs=epochs,
-        policy_kwargs={"lstm_hidden_size": hidden, "net_arch": [], **lstm},
+        policy_kwargs={"lstm_hidden_size": hidden, "net_arch": list(layers), **lstm},
         device=device,
         seed=0,
     )

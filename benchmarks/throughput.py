@@ -14,6 +14,8 @@ Works (64 copies of the invisible-goal maze, roll-outs of 200 steps, an LSTM of 
     ppo     PPO, 4 passes over 4 minibatches
     a2c     A2C: one pass over one full batch. The others have no recurrent A2C: they run PPO with as much work
     mnm-p   A2C with MNM-p at the paper's size (controller 200, 3 x 100 memory, 3 heads)
+    host    an ordinary numpy environment: 8 copies of CartPole without velocities, roll-outs of 128 steps, an LSTM of
+            64 units, one layer of 64 before each head, PPO with 4 passes over 4 minibatches
 """
 
 from __future__ import annotations
@@ -34,23 +36,26 @@ import numpy as np
 import torch
 import tyro
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from stable_baselines3.common.env_util import make_vec_env
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # runs from a checkout that is not installed
 
-from agents import A2C, PPO  # noqa: E402
+from agents import A2C, PPO, make_env  # noqa: E402
 from benchmarks.peers import CleanStyle, Iteration, PlainMaze, fast_maze, plain_mazes, sb3_contrib  # noqa: E402
 from envs.maze import InvisibleGoalMaze  # noqa: E402
 from policies.allocator import tune_allocator  # noqa: E402
 
 COPIES, STEPS, HIDDEN = 64, 200, 200
 ENV_COPIES, ENV_STEPS = 1024, 1000
-Work = Literal["env", "ppo", "a2c", "mnm-p"]
+HOST_ENV = "benchmarks.foreign_tasks:HiddenVelocityCartPole-v1"
+HOST_COPIES, HOST_STEPS, HOST_HIDDEN = 8, 128, 64
+Work = Literal["env", "ppo", "a2c", "mnm-p", "host"]
 
 
 @dataclass
 class Args:
-    works: tuple[Work, ...] = ("env", "ppo", "a2c", "mnm-p")
+    works: tuple[Work, ...] = ("env", "ppo", "a2c", "mnm-p", "host")
     """What to measure, see above."""
     peers: bool = False
     """Also the CleanRL-style loop, and say which other libraries are installed."""
@@ -118,6 +123,8 @@ def contenders(work: Work, device: str, peers: bool) -> tuple[list[Contender], l
         ], [("target", 10e6)]
     if work == "mnm-p":
         return [Contender("A2C mnm-p", partial(learner, A2C, "mnm-p", device, use_rms_prop=False))], [("target", 8e3)]
+    if work == "host":
+        return host_contenders(device), []
     epochs, minibatches = (4, 4) if work == "ppo" else (1, 1)
     ours = (
         Contender("PPO lstm", partial(learner, PPO, "lstm", device, n_epochs=4, n_minibatches=4))
@@ -138,6 +145,28 @@ def contenders(work: Work, device: str, peers: bool) -> tuple[list[Contender], l
         style = "CleanRL-style loop (our re-write), our batched maze"
         others.append(Contender(style, lambda: CleanStyle(fast_maze(COPIES, device), **size).iteration))
     return [ours, *others], []
+
+
+def host_contenders(device: str) -> list[Contender]:
+    """PPO on the same numpy environment, by `SyncVectorEnv` here and by `DummyVecEnv` there."""
+
+    def ours() -> Iteration:
+        network = {"memory": "lstm", "memory_kwargs": {"hidden_size": HOST_HIDDEN}, "net_arch": [64]}
+        env = make_env(HOST_ENV, HOST_COPIES, device)
+        work = {"n_steps": HOST_STEPS, "n_epochs": 4, "n_minibatches": 4}
+        model = PPO("MemoryPolicy", env, policy_kwargs=network, seed=0, device=device, **work)
+        return lambda: model.learn(HOST_COPIES * HOST_STEPS, reset_num_timesteps=False)
+
+    def theirs(shared: bool) -> Iteration:
+        env = make_vec_env(HOST_ENV, HOST_COPIES)
+        return sb3_contrib(env, HOST_STEPS, HOST_HIDDEN, 4, 4, shared, device, layers=[64])
+
+    steps = HOST_COPIES * HOST_STEPS
+    others = [
+        Contender(f"sb3-contrib RecurrentPPO, {lstms}, DummyVecEnv", partial(theirs, shared), steps)
+        for lstms, shared in (("two LSTMs (default)", False), ("shared LSTM", True))
+    ]
+    return [Contender("PPO lstm", ours, steps), *others]
 
 
 def take_turns(sides: list[Contender], repeats: int, device: str) -> list[list[float]]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from policies.memories import recurrent_native
 from policies.memories.recurrent_sequence import LSTMTape, Tape, gates_of
 
 BLOCK = 40_000
@@ -31,6 +32,7 @@ class RecurrentSequence(torch.autograd.Function):
     def forward(ctx: Any, tape: Tape, xs: Tensor, *made_of: Tensor) -> tuple[Tensor, ...]:
         ctx.save_for_backward(xs, tape.w_x, tape.w_h, *tape.saved())
         ctx.starts, ctx.lstm = tape.starts, isinstance(tape, LSTMTape)
+        ctx.native, ctx.all_starts = tape.native, tape.all_starts if len(tape.all_starts) else None
         ctx.set_materialize_grads(False)
         return tuple(kept[1 : tape.length + 1] for kept in tape.states)
 
@@ -38,9 +40,19 @@ class RecurrentSequence(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *d_states: Tensor | None) -> tuple[Tensor | None, ...]:
         xs, w_x, w_h, active, extra, *states = ctx.saved_tensors
-        going_back = _lstm_backward if ctx.lstm else _gru_backward
-        d_gates, d_n, d_before = going_back(ctx.starts, w_h, active, extra, states, d_states)
-        hidden = _after_resets(states[0], 0, len(active), ctx.starts).flatten(0, 1)
+        if ctx.native:
+            loops = recurrent_native.lstm_backward if ctx.lstm else recurrent_native.gru_backward
+            d_n: Tensor | None
+            d_gates, *rest = loops(active, w_h.contiguous(), states[-1], extra, ctx.all_starts, *d_states)
+            d_n, d_before = (None, rest) if ctx.lstm else (rest[0], rest[1:])
+            hidden = states[0][:-1]
+            if ctx.all_starts is not None:
+                hidden = hidden.masked_fill(ctx.all_starts.unsqueeze(2), 0.0)
+        else:
+            going_back = _lstm_backward if ctx.lstm else _gru_backward
+            d_gates, d_n, d_before = going_back(ctx.starts, w_h, active, extra, states, d_states)
+            hidden = _after_resets(states[0], 0, len(active), ctx.starts)
+        hidden = hidden.flatten(0, 1)
         d_gates, flat = d_gates.flatten(0, 1), xs.flatten(0, 1)
         d_w_h, width = d_gates.t() @ hidden, hidden.shape[1]
         # The input's part of the gates has the same gradients, but for n of a GRU. A column of ones beside the input

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from policies.memories import recurrent_native
+
 # As tensors: a number in Python costs an operation on a small tensor as much again.
 _ONE, _MINUS_TWO = torch.tensor(1.0, dtype=torch.float64), torch.tensor(-2.0, dtype=torch.float64)
 
@@ -44,6 +46,8 @@ class Tape:
         self.length = 0
         self.starts: dict[int, Tensor] = {}
         """Who starts an episode, by the steps at which anybody may."""
+        self.native, self.all_starts = False, torch.empty(0)
+        """Whether the steps were taken by C loops, and who starts an episode then, `[T, B]`, or nothing."""
         first = state[0]
         self.size = first.shape[1]
         self.active = first.new_empty(max(room, 1), len(first), self.gates * self.size)
@@ -53,7 +57,6 @@ class Tape:
         self.extra = self._extra()
         for kept, value in zip(self.states, state, strict=True):
             kept[0] = value
-        self._split()
 
     def _extra(self) -> Tensor:
         """What else a step has to keep, `[room, B, ...]`; and the recurrent weights, transposed and copied: the product
@@ -83,6 +86,8 @@ class Tape:
     def step(self, x: Tensor, starts: Tensor | None) -> tuple[Tensor, ...]:
         """Take a step on `x` `[B, F]`, after a reset where `starts` `[B]` says so; gives the state tensors `[B, H]`."""
         t = self.length
+        if t == 0:
+            self._split()
         if t == len(self.active):
             self._grow()
         torch.addmm(self.input_bias(), x, self.w_x.t(), out=self.active[t])
@@ -95,6 +100,10 @@ class Tape:
     def run(self, xs: Tensor, starts: Tensor | None, resets: Sequence[int] | None) -> None:
         """Take as many steps as there is room for, on `xs` `[T, B, F]`; `starts` and `resets` as in `base.unroll`."""
         torch.addmm(self.input_bias(), xs.flatten(0, 1), self.w_x.t(), out=self.active.flatten(0, 1))
+        if len(self.active) == len(xs) and self._run_natively(starts):
+            self.length = len(xs)
+            return
+        self._split()
         reset_at = frozenset(range(len(xs)) if resets is None else resets) if starts is not None else frozenset()
         befores = zip(*self._state_views, strict=True)
         for t, before in zip(range(len(xs)), befores, strict=False):
@@ -104,6 +113,19 @@ class Tape:
             else:
                 self._advance(t, before)
         self.length = len(xs)
+
+    def _run_natively(self, starts: Tensor | None) -> bool:
+        """Take all steps by C loops, where there are any; gives whether it did."""
+        if not recurrent_native.usable(self.states[0][0]):
+            return False
+        if starts is not None:
+            self.all_starts = starts.contiguous()
+        self._loops(None if starts is None else self.all_starts)
+        self.native = True
+        return True
+
+    def _loops(self, starts: Tensor | None) -> None:
+        raise NotImplementedError
 
     @staticmethod
     def once(x: Tensor, state: Sequence[Tensor], parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -149,6 +171,10 @@ class LSTMTape(Tape):
 
     def input_bias(self) -> Tensor:
         return self.b_x + self.b_h
+
+    def _loops(self, starts: Tensor | None) -> None:
+        hiddens, cells = self.states
+        recurrent_native.lstm_forward(self.active, self.w_h.contiguous(), hiddens, cells, self.extra, starts)
 
     def _split(self) -> None:
         self._state_views = [kept.unbind(0) for kept in self.states]
@@ -207,6 +233,11 @@ class GRUTape(Tape):
 
     def input_bias(self) -> Tensor:
         return _input_bias(self.b_x, self.b_h, self.size)
+
+    def _loops(self, starts: Tensor | None) -> None:
+        recurrent_native.gru_forward(
+            self.active, self.w_h.contiguous(), self.b_n.contiguous(), self.states[0], self.extra, starts
+        )
 
     def _split(self) -> None:
         self._state_views = [kept.unbind(0) for kept in self.states]

@@ -20,6 +20,12 @@ RESETS = {"anywhere": None, "nowhere": [], "first": [0], "some": [0, 5, 6, 12], 
 memories = pytest.mark.parametrize("name", ["lstm", "gru"])
 
 
+@pytest.fixture(autouse=True)
+def _torch_operations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the C loops, which test_recurrent_native.py compares."""
+    monkeypatch.setenv("ENGRAM_NATIVE", "0")
+
+
 def build(name: str, layers: int = 1, dtype: torch.dtype = torch.float64, **kwargs: bool) -> TorchRecurrent:
     torch.manual_seed(0)
     memory = make_memory(name, input_size=WIDTH, hidden_size=HIDDEN, num_layers=layers, **kwargs).to(dtype)
