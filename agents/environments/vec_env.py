@@ -161,8 +161,10 @@ class TensorVecEnv(_Counted):
             self._masks()
             return [lambda index=index: self._masks()[index] for index in self._get_indices(indices)]
         value = getattr(self.tensor_env, attr_name)
-        rows = attr_name in self.tensor_env.state_names
-        return [value[index] if rows else value for index in self._get_indices(indices)]
+        if attr_name in self.tensor_env.state_names:
+            rows = value.cpu().numpy().copy()
+            return [rows[index] for index in self._get_indices(indices)]
+        return [value for _ in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
         if attr_name in self.tensor_env.state_names:
@@ -175,8 +177,8 @@ class TensorVecEnv(_Counted):
     def env_method(
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
     ) -> list[Any]:
-        """Call a method of the batch once. A tuple or list of as many entries as copies is theirs; anything else each
-        copy's."""
+        """Call a method of the batch once. A tuple, list or array of as many entries as copies is theirs; anything else
+        each copy's."""
         if method_name == "action_masks":
             return [self._masks()[index] for index in self._get_indices(indices)]
         wanted = self._all(f"env_method({method_name!r})", indices)
@@ -186,7 +188,9 @@ class TensorVecEnv(_Counted):
         if method_name == "reset":
             self._begin()
             return [(row(as_numpy(result[0]), index), {}) for index in wanted]
-        each = isinstance(result, (tuple, list)) and len(result) == self.num_envs
+        if isinstance(result, torch.Tensor):
+            result = result.cpu().numpy() if result.ndim else result.item()
+        each = isinstance(result, (tuple, list, np.ndarray)) and len(result) == self.num_envs
         return [result[index] if each else result for index in wanted]
 
     def _masks(self) -> np.ndarray[Any, Any]:

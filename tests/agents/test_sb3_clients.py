@@ -225,7 +225,22 @@ def test_locals_are_those_of_the_rollout(learner: Any, build: Any) -> None:
     assert [(e["r"], e["l"]) for e in model.ep_info_buffer] == [(e["r"], e["l"]) for _, _, e in ends]
 
 
-def test_who_does_not_look_does_not_read() -> None:
+@pytest.mark.parametrize("build", [lambda: TMaze(3, length=2), lambda: make_vec_env(Pay, 3)])
+def test_a_callback_that_does_not_look_costs_no_read(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Blind(BaseCallback):
+        def _on_step(self) -> bool:
+            assert "rewards" in self.locals
+            return True
+
+    def value(self: Later) -> Any:
+        raise AssertionError("somebody looked")
+
+    monkeypatch.setattr(Later, "value", property(value))
+    model = A2C("MemoryPolicy", build(), policy_kwargs=GRU, device="cpu").learn(30, callback=[Blind(), Blind()])
+    assert model.num_timesteps == 30
+
+
+def test_what_nobody_looks_at_is_not_made() -> None:
     """What is on the device is brought when it is asked for, once, also by way of dict, get and update."""
     made: list[str] = []
 

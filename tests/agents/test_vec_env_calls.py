@@ -221,6 +221,7 @@ def test_calls_on_a_tensor_env_reach_the_batch_or_are_refused() -> None:
     places = [int(place) for place in env.get_attr("place")]
     env.set_attr("place", places[1] + 1, [1])
     assert [int(place) for place in env.get_attr("place", [0, 1])] == [places[0], places[1] + 1]
+    np.testing.assert_array_equal(env.env_method("observe"), env.tensor_env.observe().numpy())
     env.set_attr("length", 5)
     assert env.tensor_env.length == 5
     for call in (
