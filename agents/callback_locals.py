@@ -80,11 +80,6 @@ class Locals(dict[str, Any]):
         return dict(self.items())
 
 
-def array(tensor: Tensor) -> Later:
-    """`tensor` as an array of its own."""
-    return Later(lambda: as_numpy(tensor))
-
-
 def of_step(
     model: MemoryOnPolicyAlgorithm,
     t: int,
@@ -113,12 +108,12 @@ def of_step(
     return {
         "n_steps": t,
         "obs_tensor": obs,
-        "actions": array(action),
+        "actions": Later(lambda: as_numpy(action)),
         "clipped_actions": Later(lambda: policy.to_env(action).cpu().numpy()),
         "values": Later(lambda: judgement.value[0]),
         "log_probs": Later(lambda: judgement.value[1]),
         "new_obs": Later(lambda: deepcopy(info["shown"]) if "shown" in info else as_numpy(new_obs)),
-        "rewards": array(rewards),
+        "rewards": Later(lambda: as_numpy(rewards)),
         "dones": Later(lambda: (terminated | truncated).cpu().numpy()),
         "infos": Later(_infos_of(model, t, info, terminated, truncated)),
     }
@@ -144,9 +139,8 @@ def tell(model: MemoryOnPolicyAlgorithm, callback: BaseCallback) -> bool:
 
 
 def _of_recorded_step(model: MemoryOnPolicyAlgorithm, t: int) -> dict[str, Any]:
-    rollout, actions = model.rollout, model.rollout.actions[t]
-    ends = rollout.terminated[t], rollout.truncated[t]
-    info: Info = {} if rollout.said is None else {"is_success": rollout.said[2, t]}
+    """Nothing of the roll-out is touched before somebody looks: views of tensors on a GPU cost time as well."""
+    rollout = model.rollout
 
     def seen_before(step: int) -> Obs:
         if step == model.n_steps:
@@ -154,21 +148,26 @@ def _of_recorded_step(model: MemoryOnPolicyAlgorithm, t: int) -> dict[str, Any]:
         obs = rollout.obs
         return {name: value[step] for name, value in obs.items()} if isinstance(obs, dict) else obs[step]
 
+    def infos() -> list[dict[str, Any]]:
+        info: Info = {} if rollout.said is None else {"is_success": rollout.said[2, t]}
+        return _infos_of(model, t, info, rollout.terminated[t], rollout.truncated[t])()
+
     known = {
         "n_steps": t,
-        "obs_tensor": seen_before(t),
-        "action": actions,
-        "terminated": ends[0],
-        "truncated": ends[1],
-        "actions": array(actions),
-        "clipped_actions": Later(lambda: model.policy.to_env(actions).cpu().numpy()),
+        "obs_tensor": Later(lambda: seen_before(t)),
+        "action": Later(lambda: rollout.actions[t]),
+        "terminated": Later(lambda: rollout.terminated[t]),
+        "truncated": Later(lambda: rollout.truncated[t]),
+        "actions": Later(lambda: as_numpy(rollout.actions[t])),
+        "clipped_actions": Later(lambda: model.policy.to_env(rollout.actions[t]).cpu().numpy()),
         "new_obs": Later(lambda: as_numpy(seen_before(t + 1))),
-        "rewards": array(rollout.rewards[t]),
-        "dones": Later(lambda: (ends[0] | ends[1]).cpu().numpy()),
-        "infos": Later(_infos_of(model, t, info, *ends)),
+        "rewards": Later(lambda: as_numpy(rollout.rewards[t])),
+        "dones": Later(lambda: (rollout.terminated[t] | rollout.truncated[t]).cpu().numpy()),
+        "infos": Later(infos),
     }
     if not model.learns_from_targets:
-        known |= {"values": rollout.values[t, :, None], "log_probs": rollout.log_probs[t]}
+        known["values"] = Later(lambda: rollout.values[t, :, None])
+        known["log_probs"] = Later(lambda: rollout.log_probs[t])
     return known
 
 

@@ -164,6 +164,9 @@ class Listener(BaseCallback):
         self.act, self.stop_at = act, stop_at
         self.told: list[tuple[int, list[float], list[bool]]] = []
         self.rollouts: list[str] = []
+        self.names: set[str] = set()
+        self.episodes: list[float] = []
+        self.judged: list[list[float]] = []
 
     def _on_rollout_start(self) -> None:
         self.rollouts.append("start")
@@ -173,6 +176,9 @@ class Listener(BaseCallback):
     def _on_step(self) -> bool:
         rewards, dones = self.locals["rewards"].tolist(), np.array(self.locals["dones"]).tolist()
         self.told.append((self.num_timesteps, rewards, dones))
+        self.names |= {name for name in self.locals if self.locals[name] is not None}
+        self.episodes += [info["episode"]["r"] for info in self.locals["infos"] if "episode" in info]
+        self.judged.append([self.locals[name].sum().item() for name in ("values", "log_probs", "new_obs", "actions")])
         return self.num_timesteps != self.stop_at
 
     def _on_rollout_end(self) -> None:
@@ -187,6 +193,11 @@ def test_callbacks_hear_of_every_step(learner: type[MemoryOnPolicyAlgorithm], gr
         heard.append(Listener())
         build(learner, "tmaze").learn(4 * ITERATION, heard[-1])
     assert heard[0].told == heard[1].told
+    assert heard[0].episodes == heard[1].episodes
+    assert heard[0].episodes
+    np.testing.assert_allclose(heard[0].judged, heard[1].judged, rtol=1e-5)
+    sb3s = {"infos", "actions", "clipped_actions", "values", "log_probs", "rewards", "dones", "new_obs", "obs_tensor"}
+    assert sb3s <= heard[0].names & heard[1].names
     assert [steps for steps, _, _ in heard[1].told] == list(range(COPIES, 4 * ITERATION + 1, COPIES))
     assert heard[1].rollouts == ["start", "end"] * 4
 
