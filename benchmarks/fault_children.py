@@ -93,7 +93,9 @@ class Child:
         while not self.ended():
             if time.monotonic() - self._started > limit_s:
                 late = True
-                os.killpg(self.pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):  # it has not come to lead a group
+                    os.killpg(self.pid, signal.SIGKILL)
+                os.kill(self.pid, signal.SIGKILL)
                 os.waitpid(self.pid, 0)
                 self.pid = -1
                 break
@@ -133,6 +135,7 @@ def _be_child(call: Callable[[], object], cwd: Path, memory: int, output: int) -
     except BaseException:
         traceback.print_exc()
     finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
             sys.stdout.flush()
             sys.stderr.flush()

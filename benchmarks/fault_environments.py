@@ -81,7 +81,7 @@ REWARDS: dict[str, tuple[Any, Must]] = {
     "a whole number": (3, "work"),
     "complex": (1j, "refuse"),
     "huge": (1e300, "either"),
-    "true": (True, "work"),
+    "a truth value": (True, "work"),
 }
 STEPS: dict[str, tuple[Any, Must]] = {
     "four values": ((np.zeros(3, np.float32), 0.0, False, {}), "refuse"),

@@ -26,6 +26,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import torch
+from fault_checkpoints import checkpoints
 from fault_children import Try, warm
 from fault_data import data
 from fault_environments import environments
@@ -36,6 +37,7 @@ from fault_words import flags, kwargs
 Block = Callable[[int, int, Path], Iterator[Try]]
 
 BLOCKS: dict[str, tuple[Block, int]] = {
+    "checkpoints": (checkpoints, 1000),
     "kill -9": (kills, 100),
     "signals": (signals, 48),
     "flags": (flags, 118),

@@ -46,11 +46,22 @@ def main(arguments: list[str] | None = None) -> None:
         shown.show(who)
         status = 2
     except KeyboardInterrupt:
-        folder = begun[0].run_dir if begun else None
-        left = safe(folder) if folder is not None else "nothing was begun"
-        make_console(stderr=True).print(f"{who}stopped at once; {left}", **PLAIN)
+        with _deaf():
+            folder = begun[0].run_dir if begun else None
+            left = safe(folder) if folder is not None else "nothing was begun"
+            make_console(stderr=True).print(f"{who}stopped at once; {left}", **PLAIN)
         status = 130
     sys.exit(status)
+
+
+@contextlib.contextmanager
+def _deaf() -> Iterator[None]:
+    """Within, a third Ctrl-C does not cut off the last words."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(ValueError):  # signals are the main thread's
+            for number in (signal.SIGINT, signal.SIGTERM):
+                stack.callback(signal.signal, number, signal.signal(number, signal.SIG_IGN))
+        yield
 
 
 @contextlib.contextmanager
