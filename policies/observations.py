@@ -56,7 +56,7 @@ class Layout:
                     "gymnasium.wrappers.FilterObservation or rewrite it with gymnasium.wrappers.TransformObservation"
                 )
             if _is_text(entry) or (isinstance(entry, spaces.Box) and 0 in entry.shape):
-                left_out.append(f"{_place(name)} ({short(entry)})")
+                left_out.append(f"{_place(name)} ({type(entry).__name__})")
             else:
                 kept.append((name, path, entry))
         names = [name for name, _, _ in kept]

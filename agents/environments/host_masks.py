@@ -62,7 +62,10 @@ def _of_vector(info: dict[str, Any]) -> list[Any] | None:
 
 def _has_method(env: VectorEnv[Any, Any, Any] | VecEnv) -> bool:
     if isinstance(env, VecEnv):
-        return bool(env.has_attr(METHOD))
+        try:
+            return bool(env.has_attr(METHOD))
+        except (AttributeError, NotImplementedError):  # some take no such question, such as SuperSuit's
+            return False
     if hasattr(env, METHOD):
         return True
     try:

@@ -28,7 +28,7 @@ from stable_baselines3.common.vec_env import (
 from agents.environments.host_masks import HostMasks
 from agents.environments.infos import of_vector, row
 from agents.environments.vec_env import VectorVecEnv
-from agents.environments.watch import Watch, watch
+from agents.environments.watch import Watch, reset_infos, watch
 
 
 class Host:
@@ -174,7 +174,7 @@ class VecEnvHost(Host):
 
     def _of_present(self, done: np.ndarray[Any, Any], infos: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """What came with the present observations: who is done shows the next episode already."""
-        begun = zip(done, infos, self.env.unwrapped.reset_infos, strict=True)
+        begun = zip(done, infos, reset_infos(self.env), strict=True)
         return [after if over else info for over, info, after in begun]
 
     def begin(self) -> None:
@@ -187,7 +187,7 @@ class VecEnvHost(Host):
             self.env.seed(seed)
         self.begin()
         obs = self.env.reset()
-        self.masks.take(self.env.unwrapped.reset_infos)
+        self.masks.take(reset_infos(self.env))
         return obs
 
     def infos(self) -> list[dict[str, Any]]:

@@ -59,6 +59,11 @@ def watch(env: VecEnv | VectorEnv[Any, Any, Any], *parts: gym.Env[Any, Any]) -> 
     return seen
 
 
+def reset_infos(env: VecEnv) -> list[dict[str, Any]]:
+    """What each environment said at its last reset; SuperSuit's batches do not keep it."""
+    return getattr(env.unwrapped, "reset_infos", None) or [{} for _ in range(env.num_envs)]
+
+
 def _note(layer: Any, shown: Any, said: Any = None) -> None:
     """A move of one layer, for every `Watch` of it."""
     watches: WeakKeyDictionary[Watch, bool] = layer._watches  # and whether the layer is the outermost for it
@@ -73,7 +78,7 @@ def _watched_class(plain: Any) -> type[Any]:
     def reset(self: Any, **kwargs: Any) -> Any:
         result = plain.reset(self, **kwargs)
         if issubclass(plain, VecEnv):  # all show what came with their reset
-            _note(self, result, ([True] * self.num_envs, self.unwrapped.reset_infos))
+            _note(self, result, ([True] * self.num_envs, reset_infos(self)))
         else:
             _note(self, *result)
         return result

@@ -111,6 +111,14 @@ class Multigrid(ReaderMemory):
         for name, shape in {"input_size": self.input_shape, **self.query_shapes}.items():
             if len(shape) != plan.rank + 1:
                 raise ValueError(f"{name} is {shape}; rank {plan.rank} wants channels and {plan.rank} sides")
+            # what enters a level wanders to a coarser one by one layer at a time, and the reader gives the coarsest
+            largest = plan.side(1 + len(plan.levels) + len(plan.down_levels))
+            if plan.keep == "coarsest" and plan.reader == "query" and max(shape[1:]) > largest:
+                depth = f"{len(plan.levels)} layers and {len(plan.down_levels)} of the reader"
+                raise ValueError(
+                    f"{name} is {shape}, but {depth} take at most {largest} a side: shrink it, with "
+                    "gymnasium.wrappers.ResizeObservation, or give more layers"
+                )
 
         up = self._layers_up(self.input_shape)
         self.writer = Stack(self._entering(self.input_shape), up, self._lstm_grid, dict(plan.residuals))

@@ -288,3 +288,13 @@ def test_an_environment_may_use_its_arrays_again(name: str, build: Any) -> None:
             final = info["final_obs"]
     assert [obs.item() for obs in seen] == [0, 1, 2, 0, 1]  # type: ignore[union-attr]
     assert final.item() == 3
+
+
+@pytest.mark.parametrize("side", [48, 49, 56, 64])
+def test_a_grid_memory_takes_a_picture_or_says_how_large_it_may_be(side: int) -> None:
+    env, kwargs = Playground(picture(side, side, 3)), {"memory": "multigrid", "memory_kwargs": {"channels": [2, 2, 2]}}
+    if side == 48:
+        PPO("MemoryPolicy", env, n_steps=4, n_minibatches=1, policy_kwargs=kwargs, seed=0).learn(4)
+        return
+    with pytest.raises(ValueError, match=rf"\(3, {side}, {side}\), but 3 layers .* at most 48 a side: shrink it"):
+        PPO("MemoryPolicy", env, policy_kwargs=kwargs)
