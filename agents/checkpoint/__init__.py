@@ -1,7 +1,7 @@
 """Checkpoints: exact, safe and whole.
 
-`files` is bytes, `format` what they mean, `saved` what a manifest may say, `environment` what a state was taken from,
-`restore` how it comes back, `learner` what a learner saves and how it is built.
+`files` is bytes, `format` what they mean, `saved` what a manifest may say, `opening` what is said of a wrong file,
+`environment` what a state was taken from, `restore` how it comes back, `learner` what is saved, and built again.
 """
 
 from agents.checkpoint.files import MANIFEST, TENSORS, CheckpointError

@@ -6,10 +6,8 @@ import inspect
 import os
 import platform
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -20,15 +18,15 @@ from torch import Tensor, nn
 from agents import distributed
 from agents.capturable import plain_groups
 from agents.checkpoint.environment import describe, difference
-from agents.checkpoint.files import MANIFEST, CheckpointError, Place, Source, hidden
+from agents.checkpoint.files import CheckpointError, Place, Source
 from agents.checkpoint.format import (
     latest_checkpoint,
     listed,
-    older_whole,
     read_manifest,
     read_tensors,
     write_checkpoint,
 )
+from agents.checkpoint.opening import compare_sizes, naming, offering_an_older_one, other_shapes
 from agents.checkpoint.restore import check_finite, part, prefix_of, restore, take_policy
 from agents.checkpoint.saved import COUNTERS, check_manifest
 from agents.encoding import decode, decode_space, encode, encode_space
@@ -60,7 +58,7 @@ def load(path: Place, env: EnvLike | None = None, **kwargs: Any) -> MemoryOnPoli
     """Load a checkpoint of any of this project's learners; arguments as in `Checkpointed.load`."""
     from agents import LEARNERS  # a learner is a Checkpointed: the arrow back is drawn at call time
 
-    with _offering_an_older_one(path) as source:
+    with offering_an_older_one(path) as source:
         name = read_manifest(source).get("algorithm")
     for learner in LEARNERS.values():
         if learner.__name__ == name:
@@ -74,11 +72,11 @@ def take_weights(policy: nn.Module, path: str | os.PathLike[str]) -> None:
     Raises:
         CheckpointError: there is none, it is damaged, or its weights are not those of such a policy.
     """
-    with _offering_an_older_one(latest_checkpoint(path)) as source:
+    with offering_an_older_one(latest_checkpoint(path)) as source:
         manifest = read_manifest(source)
-    with _naming(source):
+    with naming(source):
         theirs = part(listed(manifest), "policy/")
-        if differs := _other_shapes(theirs, policy, but="value_norm."):
+        if differs := other_shapes(theirs, policy, but="value_norm."):
             raise CheckpointError(
                 f"the weights in {source.name} are not of this memory, environment and sizes: {differs}"
             )
@@ -89,7 +87,7 @@ def take_weights(policy: nn.Module, path: str | os.PathLike[str]) -> None:
                 f"the weights in {source.name} take the observation's entries in the order {', '.join(order)}, but the "
                 f"environment has {', '.join(found)}: write it as spaces.Dict([(name, space), ...]) in that order"
             )
-        with _offering_an_older_one(source):
+        with offering_an_older_one(source):
             tensors = read_tensors(source, manifest)
         weights = exchange_value_norm(part(tensors, "policy/"), policy.state_dict())
         check_finite(weights, policy.state_dict())
@@ -231,16 +229,16 @@ class Checkpointed(BaseAlgorithm):
             get_system_info()
         known = cls._kept_arguments()
         kwargs = {name: value for name, value in (custom_objects or {}).items() if name in known} | kwargs
-        with _offering_an_older_one(path) as source:
+        with offering_an_older_one(path) as source:
             manifest = read_manifest(source)
             if manifest.get("algorithm") != cls.__name__:
                 raise CheckpointError(f"{source.name} holds a {manifest.get('algorithm')}, expected a {cls.__name__}")
-        with _naming(source):
-            check_manifest(manifest)
+        with naming(source):
+            check_manifest(manifest, kwargs)
             model = cls._build(manifest, env, device_for(device, env), kwargs)
-        with _offering_an_older_one(source):
+        with offering_an_older_one(source):
             tensors = read_tensors(source, manifest)
-        with _naming(source):
+        with naming(source):
             restore(model, manifest, tensors)
         if force_reset:
             model._last_obs = None
@@ -271,7 +269,7 @@ class Checkpointed(BaseAlgorithm):
             setattr(model, name, saved_space)  # equal Dicts may differ in order: that of the weights counts
         if env is None:
             model.n_envs = manifest["num_envs"]
-        _compare_sizes(model, manifest)
+        compare_sizes(model, manifest)
         model._setup_model()
         return model  # type: ignore[no-any-return]
 
@@ -317,95 +315,11 @@ class Checkpointed(BaseAlgorithm):
         if isinstance(load_path_or_dict, dict):
             super().set_parameters(load_path_or_dict, exact_match, device)
             return
-        with _offering_an_older_one(load_path_or_dict) as source:
+        with offering_an_older_one(load_path_or_dict) as source:
             manifest = read_manifest(source)
-        with _naming(source):
-            if differs := _other_shapes(part(listed(manifest), "policy/"), self.policy):
+        with naming(source):
+            if differs := other_shapes(part(listed(manifest), "policy/"), self.policy):
                 raise ValueError(differs)
-            with _offering_an_older_one(source):
+            with offering_an_older_one(source):
                 tensors = read_tensors(source, manifest)
             take_policy(self, manifest, tensors)
-
-
-def _other_shapes(theirs: dict[str, list[int]], policy: nn.Module, but: str = "/") -> str:
-    """How the shapes that a checkpoint lists differ from a policy's, `but` names that begin so; empty: not at all."""
-    ours = {name: list(value.shape) for name, value in policy.state_dict().items()}
-    names = sorted(name for name in {*ours, *theirs} if not name.startswith(but))
-    if not (differ := [name for name in names if ours.get(name) != theirs.get(name)]):
-        return ""
-    there, here = theirs.get(differ[0], "missing"), ours.get(differ[0], "none")
-    return f"{len(differ)} differ; {differ[0]} is {there}, expected {here}"
-
-
-def _compare_sizes(model: Any, manifest: dict[str, Any]) -> None:
-    """Compare the tensors that the manifest lists with those of its policy, before any of them is made.
-
-    The policy is built on torch's meta device, which knows shapes and holds no numbers.
-    """
-    theirs = part(listed(manifest), "policy/")
-    count = 0
-
-    def count_them(*_: Any) -> None:
-        nonlocal count
-        count += 1
-        if count > len(theirs) + 64:
-            raise ValueError(f"the policy has more than the {len(theirs)} parameters that the manifest lists")
-
-    hook = nn.modules.module.register_module_parameter_registration_hook(count_them)
-    kwargs = model.policy_arguments | {"optimizer_class": torch.optim.SGD, "optimizer_kwargs": {}}
-    try:
-        with torch.device("meta"), torch.random.fork_rng(devices=[]):
-            policy = model.policy_class(model.observation_space, model.action_space, lambda _: 0.0, **kwargs)
-    except NotImplementedError:
-        return  # a class of the user's own that needs numbers to be built
-    finally:
-        hook.remove()
-    if differs := _other_shapes(theirs, policy):
-        raise ValueError(f"size mismatch: {differs}")
-
-
-@contextmanager
-def _offering_an_older_one(place: Place | Source) -> Iterator[Source]:
-    """The checkpoint at `place`; where it is damaged, the error names the newest whole one that is older."""
-    path = place.path if isinstance(place, Source) else place
-    try:
-        yield place if isinstance(place, Source) else Source(_newest(place))
-    except CheckpointError as error:
-        older = older_whole(_newest(Path(path))) if isinstance(path, (str, os.PathLike)) else None
-        if older is None:
-            raise
-        raise CheckpointError(f"{error}; {older} is older and whole") from error
-
-
-def _newest(place: Place) -> Any:
-    """`place`, or the newest checkpoint where it is a run's folder."""
-    if isinstance(place, (str, os.PathLike)):
-        path = Path(place)
-        is_run = (path / "checkpoints").is_dir() and not (path / MANIFEST).exists()
-        return latest_checkpoint(path) if is_run and not hidden(path, "old").exists() else path
-    return place
-
-
-@contextmanager
-def _naming(source: Source) -> Iterator[None]:
-    """Whatever a file makes fail becomes a CheckpointError of one line that names it."""
-    try:
-        yield
-    except CheckpointError:
-        raise
-    except KeyError as error:
-        raise CheckpointError(f"{source.name} is incomplete: expected an entry {error}") from error
-    except MemoryError as error:
-        raise CheckpointError(f"{source.name} does not fit: it takes more memory than there is") from error
-    except (
-        ArithmeticError,
-        AssertionError,
-        AttributeError,
-        IndexError,
-        NotImplementedError,
-        RecursionError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as error:
-        raise CheckpointError(f"{source.name} does not fit: {' '.join(str(error).split())}") from error

@@ -62,7 +62,13 @@ def restore(model: Any, manifest: dict[str, Any], tensors: Tensors) -> None:
     elif part(tensors, "run/"):
         take_episodes(model, manifest, tensors)
     goes_on = model.env is not None and bool(part(tensors, "run/")) and not model.new_episodes
-    rehearse(model, goes_on)
+    try:
+        rehearse(model, goes_on)
+    except (ValueError, IndexError, RuntimeError) as error:
+        if not goes_on or manifest["format_version"] > 1:
+            raise
+        _begin_anew(model, error)
+        rehearse(model, False)
 
 
 def take_policy(model: Any, manifest: dict[str, Any], tensors: Tensors) -> None:
@@ -115,9 +121,16 @@ def take_episodes(model: Any, manifest: dict[str, Any], tensors: Tensors) -> Non
         except (ValueError, IndexError) as error:
             if manifest["format_version"] > 1:  # the environment is the one it was taken from, so the file is wrong
                 raise
-            model.new_episodes = f"the environments are not those of the checkpoint ({error})"
-            model._last_obs = None
+            _begin_anew(model, error)
     if model.seed is not None:  # not once more the first ones
+        model.env.seed(_new_seed(model))
+
+
+def _begin_anew(model: Any, error: Exception) -> None:
+    """A checkpoint of version 1 does not say what its environments were made of: it shows when they are stepped."""
+    model.new_episodes = f"the environments are not those of the checkpoint ({' '.join(str(error).split())})"
+    model._last_obs = None
+    if model.seed is not None:
         model.env.seed(_new_seed(model))
 
 

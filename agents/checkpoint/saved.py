@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Container
 from typing import Annotated, Any
 
 import numpy as np
@@ -24,8 +25,8 @@ LARGEST_SIZE = 1 << 20
 _KINDS = {"Box", "Discrete", "MultiDiscrete", "MultiBinary", "Dict"}
 
 
-def check_manifest(manifest: dict[str, Any]) -> None:
-    """Look at the types and ranges of what a manifest holds; what the learner's arguments may be, its class knows.
+def check_manifest(manifest: dict[str, Any], given: Container[str] = ()) -> None:
+    """Look at the types and ranges of what a manifest holds, but for arguments that are `given` by other means.
 
     Raises:
         KeyError: an entry is missing.
@@ -45,6 +46,8 @@ def check_manifest(manifest: dict[str, Any]) -> None:
         check_space(manifest[name], name)
     read("policy_kwargs", config["policy_kwargs"], dict[str, Any])
     for name, value in config.items():
+        if name in given and name != "policy_kwargs":
+            continue
         if name in LEARNER and not (name in SCHEDULES and isinstance(value, dict) and set(value) & _FUNCTIONS):
             config[name] = read(name, value, LEARNER[name])
         if "seed" not in name:
@@ -107,7 +110,8 @@ def _check_sizes(value: Any, name: str) -> None:
         read(name, value["$schedule"], tuple[parts])
     elif isinstance(value, dict):
         for key, entry in value.items():
-            _check_sizes(entry, f"{name}.{key}")
+            if "seed" not in key:
+                _check_sizes(entry, f"{name}.{key}")
     elif isinstance(value, list):
         for entry in value:
             _check_sizes(entry, name)

@@ -170,6 +170,8 @@ def test_checkpoints_of_the_first_format(tmp_path: Path) -> None:
     assert again._last_obs is not None
     again.learn(20, reset_num_timesteps=False)
     assert torch.equal(again.policy.value_net.weight, model.policy.value_net.weight)
+    with pytest.warns(NewEpisodesWarning, match="the environments are not those of the checkpoint"):
+        PPO.load(tmp_path / "it", TMaze(4, length=3), device="cpu").learn(20, reset_num_timesteps=False)
     agents.load(tmp_path / "it").save(tmp_path / "new")
     assert PPO.load(tmp_path / "new", TMaze(4), device="cpu")._last_obs is not None
 

@@ -250,6 +250,27 @@ def test_a_class_of_the_users_own_is_asked_for(tmp_path: Path) -> None:
     assert given == {"policy_kwargs": {"features_extractor_class": OwnExtractor}}
 
 
+class Measured(FlattenExtractor):
+    """One that needs numbers to be built: there are none while sizes are compared."""
+
+    def __init__(self, observation_space: Any) -> None:
+        super().__init__(observation_space)
+        self.scale = float(torch.ones(3).sum().item())
+
+
+def test_a_class_that_needs_numbers_to_be_built(tmp_path: Path) -> None:
+    kwargs = {"memory": "gru", "features_extractor_class": Measured}
+    PPO("MemoryPolicy", RepeatFirst(2), n_steps=4, policy_kwargs=kwargs).save(tmp_path / "it")
+    model = PPO.load(tmp_path / "it", policy_kwargs={"features_extractor_class": Measured})
+    assert type(model.policy.features_extractor) is Measured
+
+
+def test_an_argument_out_of_range_can_be_replaced(copied: Path) -> None:
+    edit(copied, lambda manifest: manifest["config"].update(ent_coef=-0.5))
+    refused(copied, "ent_coef is -0.5, expected a number of at least 0")
+    assert PPO.load(copied, ent_coef=0.5).ent_coef == 0.5
+
+
 # -- files that are none, and a sample of the survey -------------------------------------------------------------------
 
 

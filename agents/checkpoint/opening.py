@@ -1,0 +1,111 @@
+"""Finding a checkpoint, comparing its sizes, and saying in one line what is wrong with it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from agents.checkpoint.files import MANIFEST, CheckpointError, Place, Source, hidden
+from agents.checkpoint.format import latest_checkpoint, listed, older_whole
+from agents.checkpoint.restore import part
+from policies.memories import memory_class
+
+
+def other_shapes(theirs: dict[str, list[int]], policy: nn.Module, but: str = "/") -> str:
+    """How the shapes that a checkpoint lists differ from a policy's, `but` names that begin so; empty: not at all."""
+    ours = {name: list(value.shape) for name, value in policy.state_dict().items()}
+    names = sorted(name for name in {*ours, *theirs} if not name.startswith(but))
+    if not (differ := [name for name in names if ours.get(name) != theirs.get(name)]):
+        return ""
+    there, here = theirs.get(differ[0], "missing"), ours.get(differ[0], "none")
+    return f"{len(differ)} differ; {differ[0]} is {there}, expected {here}"
+
+
+def compare_sizes(model: Any, manifest: dict[str, Any]) -> None:
+    """Compare the tensors that the manifest lists with those of its policy, before any of them is made.
+
+    The policy is built on torch's meta device, which knows shapes and holds no numbers.
+    """
+    theirs = part(listed(manifest), "policy/")
+    count = 0
+
+    def count_them(*_: Any) -> None:
+        nonlocal count
+        count += 1
+        if count > len(theirs) + 64:
+            raise ValueError(f"the policy has more than the {len(theirs)} parameters that the manifest lists")
+
+    hook = nn.modules.module.register_module_parameter_registration_hook(count_them)
+    kwargs = model.policy_arguments | {"optimizer_class": torch.optim.SGD, "optimizer_kwargs": {}}
+    try:
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            policy = model.policy_class(model.observation_space, model.action_space, lambda _: 0.0, **kwargs)
+    except Exception:
+        if count <= len(theirs) + 64 and not _all_ours(model):
+            return  # a class of the user's own may need numbers to be built
+        raise
+    finally:
+        hook.remove()
+    if differs := other_shapes(theirs, policy):
+        raise ValueError(f"size mismatch: {differs}")
+
+
+def _all_ours(model: Any) -> bool:
+    """Whether the policy is made of this project's and its libraries' classes alone."""
+    kwargs = model.policy_kwargs
+    classes = [model.policy_class, memory_class(kwargs.get("memory", "lstm"))]
+    classes += [value for value in kwargs.values() if isinstance(value, type)]
+    return all(kind.__module__.split(".")[0] in ("policies", "stable_baselines3", "torch") for kind in classes)
+
+
+@contextmanager
+def offering_an_older_one(place: Place | Source) -> Iterator[Source]:
+    """The checkpoint at `place`; where it is damaged, the error names the newest whole one that is older."""
+    path = place.path if isinstance(place, Source) else place
+    try:
+        yield place if isinstance(place, Source) else Source(_newest(place))
+    except CheckpointError as error:
+        older = older_whole(_newest(Path(path))) if isinstance(path, (str, os.PathLike)) else None
+        if older is None:
+            raise
+        raise CheckpointError(f"{error}; {older} is older and whole") from error
+
+
+def _newest(place: Place) -> Any:
+    """`place`, or the newest checkpoint where it is a run's folder."""
+    if isinstance(place, (str, os.PathLike)):
+        path = Path(place)
+        is_run = (path / "checkpoints").is_dir() and not (path / MANIFEST).exists()
+        return latest_checkpoint(path) if is_run and not hidden(path, "old").exists() else path
+    return place
+
+
+@contextmanager
+def naming(source: Source) -> Iterator[None]:
+    """Whatever a file makes fail becomes a CheckpointError of one line that names it."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except KeyError as error:
+        raise CheckpointError(f"{source.name} is incomplete: expected an entry {error}") from error
+    except MemoryError as error:
+        raise CheckpointError(f"{source.name} does not fit: it takes more memory than there is") from error
+    except (
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        IndexError,
+        NotImplementedError,
+        RecursionError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise CheckpointError(f"{source.name} does not fit: {' '.join(str(error).split())}") from error
