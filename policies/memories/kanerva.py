@@ -52,7 +52,7 @@ class KanervaMemory(ReaderMemory):
         skip_blank: an input that is all zero is not written, as where a task asks and shows nothing.
         sample: draw keys and latents, by noise that is a hash of what was seen; False: take their means, by which a
             policy learns faster.
-        kl_weight: weight of both divergences in the losses.
+        kl_weight: weight of both divergences in the losses; they matter where keys and latents are drawn.
         map_shape: (C, H, W) of an image to decode from Z and give as `grid`; None: none.
         reconstruct: add the loss `reconstruction`.
         likelihood: of the input, for `reconstruct`: "gaussian" or, for inputs in 0..1, "bernoulli".
@@ -84,7 +84,7 @@ class KanervaMemory(ReaderMemory):
         shift: float | None = None,
         skip_blank: bool = True,
         sample: bool = False,
-        kl_weight: float = 0.01,
+        kl_weight: float = 0.0,
         map_shape: Sequence[int] | None = None,
         reconstruct: bool = False,
         likelihood: Literal["gaussian", "bernoulli"] = "gaussian",
