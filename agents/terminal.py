@@ -19,7 +19,8 @@ def degrade() -> None:
     """Have standard output and error write what their encoding cannot as "?"."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+            with contextlib.suppress(OSError, ValueError):  # closed, or full
+                stream.reconfigure(errors="replace")
 
 
 def make_console(stderr: bool = False, quiet: bool = False) -> Console:
