@@ -43,10 +43,11 @@ Whole = Annotated[int, Range(0)]
 Fraction = Annotated[float, Range(0, 1)]
 NotNegative = Annotated[float, Range(0)]
 Positive = Annotated[float, Range(0, above=True)]
+Rate = Annotated[float, Range(0, 10)]
 Seed = Annotated[int, Range(0, 2**32 - 1)]
 
 LEARNER: Mapping[str, Any] = {
-    "learning_rate": NotNegative,
+    "learning_rate": Rate,
     "n_steps": Whole,
     "gamma": Fraction,
     "gae_lambda": Fraction,

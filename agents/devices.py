@@ -21,6 +21,6 @@ def device_of(name: str) -> torch.device:
         if (device.index or 0) >= found:
             devices = "one CUDA device" if found == 1 else f"{found or 'no'} CUDA devices"
             raise ValueError(f"--device {name}: this machine has {devices}")
-    elif device.type != "cpu":
+    elif device.type != "cpu" or device.index:
         raise ValueError(f"--device {name}: expected cpu, cuda, cuda:1, ... or auto")
     return device

@@ -277,6 +277,13 @@ def test_a_killed_run_goes_on_from_its_last_whole_checkpoint(tmp_path: Path) -> 
         (["--resume", "no/such/run"], "no/such/run"),
         (["--init-from", "no/such/run"], "no/such/run"),
         (["--lessons"], "a recipe that follows another"),
+        (["--env-kwargs", "num_envs=3"], "num_envs, which is not for there"),
+        (["--env-kwargs", "wrappers=x"], "env_kwargs.wrappers is not for here"),
+        (["--algo", "a2c", "--n-epochs", "9"], "--n-epochs has no effect on a2c"),
+        (["--trials", "9"], "--trials is for a sweep"),
+        (["--fast", "graph"], "only CUDA has graphs"),
+        (["--device", "cpu:3"], "--device cpu:3: expected"),
+        (["--learning-rate", "1e10"], "--learning-rate is 10000000000.0, expected a number from 0 to 10"),
     ],
 )
 def test_a_mistake_gets_one_line_that_helps(

@@ -16,7 +16,7 @@ import tyro
 from stable_baselines3.common.utils import LinearSchedule
 
 from agents import LEARNERS, make_env
-from agents.arguments import Count, Fraction, NotNegative, Positive, Range, Seed, Whole, read
+from agents.arguments import Count, Fraction, NotNegative, Positive, Range, Rate, Seed, Whole, read
 from agents.environments import Vector, named
 from agents.files import replace_file
 from agents.plain_yaml import read_yaml, read_yaml_file, write_yaml
@@ -117,7 +117,7 @@ class Config:
     precision: Precision = "float32"
     """bf16: lstm and multigrid multiply whole sequences in bfloat16; pays where the processor has it."""
 
-    learning_rate: NotNegative = 1e-3
+    learning_rate: Rate = 1e-3
     """Of the optimiser (Adam). Too high: approx_kl jumps and the return falls. 1e-4 to 1e-3 are usual."""
     anneal: bool = False
     """Let the learning rate fall linearly to a tenth over the run."""
@@ -235,6 +235,8 @@ class Config:
         Raises:
             ValueError: as `agents.make_env`.
         """
+        if own := sorted({*inspect.signature(make_env).parameters} & {*self.env_kwargs}):
+            raise ValueError(f"env_kwargs.{own[0]} is not for here: it comes from an option of its own")
         arguments = {**self.env_kwargs, **kwargs}
         return make_env(self.env, num_envs, device, wrappers=self.wrappers, vector=self.vector, **arguments)
 

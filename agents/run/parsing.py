@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 from pathlib import Path
 
 import tyro
 
-from agents import distributed, latest_checkpoint
+from agents import LEARNERS, distributed, latest_checkpoint
+from agents.arguments import LEARNER
 from agents.run.config import NUMBERS, Command, base_config, load_config
 from agents.run.folder import checkpoint_folder, newest
 
@@ -55,7 +57,26 @@ def parse(arguments: list[str]) -> tuple[Command, Path | None]:
     config.env_kwargs = defaults.env_kwargs | config.env_kwargs
     config.memory_kwargs = defaults.memory_kwargs | config.memory_kwargs
     config.fit()
+    refuse_unused(config, arguments)
     return config, checkpoint
+
+
+def refuse_unused(config: Command, arguments: list[str]) -> None:
+    """An option that has no effect here is most likely a misunderstanding.
+
+    Raises:
+        ValueError: there is one.
+    """
+    given = {word.split("=")[0].removeprefix("--").replace("-", "_") for word in arguments if word.startswith("--")}
+    for name in ("trials", "jobs", "storage", "launcher"):
+        if name in given and not config.sweep:
+            raise ValueError(f"--{name} is for a sweep: expected --sweep beside it")
+    taken = inspect.signature(LEARNERS[config.algo]).parameters
+    for name in LEARNER:
+        if {name, f"no_{name}"} & given and name not in taken and not config.sweep:
+            raise ValueError(f"--{name.replace('_', '-')} has no effect on {config.algo}: leave it out")
+    if config.fast == "graph" and not config.device.startswith(("cuda", "auto")):
+        raise ValueError(f"--fast is graph, but --device is {config.device}, and only CUDA has graphs")
 
 
 def refuse_empty(arguments: list[str]) -> None:
