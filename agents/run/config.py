@@ -144,7 +144,8 @@ class Config:
     normalize_values: bool = True
     """Learn values in running standard deviations of the returns, so that the size of rewards does not matter."""
     normalize_obs: bool = False
-    """Shift and scale every number of the observation by its running mean and deviation; images stay as they are."""
+    """Shift and scale every number of the observation by its running mean and deviation; images stay as they are.
+    On for environments of others, where no recipe says otherwise."""
     reward_scale: Positive = 1.0
     """Rewards are multiplied by this before learning; logs show them as they came."""
     n_epochs: Count = 10
@@ -288,16 +289,18 @@ class Command(Config):
     """With --sweep: where trials run."""
 
 
-def default_config(algo: str | None) -> Config:
+def default_config(algo: str | None, env: str | None = None) -> Config:
     """The values that flags override where no recipe is named.
 
     A supervised learner sees whole episodes. A2C learns once from every rollout: from short ones, it learns more often.
+    Observations of other people's environments may be of any size, those of this project's are of the order of 1.
     """
     if algo == "supervised":
         return Config(algo=algo, num_envs=16, n_steps=0, max_grad_norm=10.0)
+    config = Config(normalize_obs=not (env or Config.env).startswith("Engram/"))
     if algo == "a2c":
-        return Config(algo=algo, num_envs=16, n_steps=16)
-    return Config()
+        config.algo, config.num_envs, config.n_steps = algo, 16, 16
+    return config
 
 
 def base_config(recipe: str | None, env: str | None, algo: str | None, memory: str | None) -> Config:
@@ -311,7 +314,7 @@ def base_config(recipe: str | None, env: str | None, algo: str | None, memory: s
         ValueError: there is no such recipe, or it is wrong.
     """
     file = find_recipe(recipe) if recipe else default_recipe(env, algo)
-    config = load_config(file) if file else default_config(algo)
+    config = load_config(file) if file else default_config(algo, env)
     config.recipe = file.stem if file else None
     if env not in (None, config.env):
         config.env_kwargs, config.wrappers = {}, []

@@ -20,6 +20,7 @@ from agents import A2C, PPO, MemoryOnPolicyAlgorithm, Supervised, load, make_env
 from agents.checkpoint import MANIFEST, digest, take_weights
 from agents.critic_watch import PATIENCE, CriticWatch
 from agents.evaluation import evaluate
+from agents.run.config import base_config
 from envs.repeat_first import RepeatFirst
 from envs.tensor_env import Obs, TensorEnv
 from envs.tmaze import TMaze
@@ -228,6 +229,15 @@ def test_a_learner_says_that_its_critic_drowns_its_policy(learner: type[MemoryOn
 
     assert len(said(normalize_values=False)) == 1
     assert said(normalize_values=True) == []
+
+
+@pytest.mark.parametrize("algo", ["ppo", "a2c"])
+def test_observations_of_other_peoples_environments_are_normalised_by_default(algo: str) -> None:
+    """Those of this project are of the order of 1, and recipes say for themselves."""
+    assert base_config(None, "CartPole-v1", algo, "gru").normalize_obs
+    assert not base_config(None, "Engram/TMaze-v0", algo, "gru").normalize_obs
+    assert not base_config("maze-ppo", "CartPole-v1", algo, "gru").normalize_obs
+    assert not base_config(None, None, algo, "gru").normalize_obs
 
 
 def cart(normalize_values: bool) -> float:
