@@ -120,7 +120,7 @@ class Config:
     learning_rate: Rate = 1e-3
     """Of the optimiser (Adam). Too high: approx_kl jumps and the return falls. 1e-4 to 1e-3 are usual."""
     anneal: bool = False
-    """Let the learning rate fall linearly to a tenth over the run."""
+    """Let the learning rate fall linearly to a tenth over the run. On for a2c and ppo without a recipe."""
     n_steps: Whole = 128
     """Steps of each copy in a roll-out, and so the reach of back-propagation through time; 0: a whole episode of an
     environment whose episodes have a fixed length."""
@@ -297,7 +297,7 @@ def default_config(algo: str | None, env: str | None = None) -> Config:
     """
     if algo == "supervised":
         return Config(algo=algo, num_envs=16, n_steps=0, max_grad_norm=10.0)
-    config = Config(normalize_obs=not (env or Config.env).startswith("Engram/"))
+    config = Config(anneal=True, normalize_obs=not (env or Config.env).startswith("Engram/"))
     if algo == "a2c":
         config.algo, config.num_envs, config.n_steps = algo, 16, 16
     return config
