@@ -62,7 +62,10 @@ def library(source: Path, dtype: torch.dtype) -> ctypes.CDLL | None:
         stem = f"{source.stem}-{NAMES[dtype]}-{hashlib.sha256(made_for).hexdigest()[:16]}"
         for folder in _folders():
             try:
-                return _kept(folder, stem) or _built(folder, stem, [*command, str(source), "-lm"])
+                found = _kept(folder, stem) or _built(folder, stem, [*command, str(source), "-lm"])
+                if folder.name != "native":
+                    _say_not_kept(os.getpid())
+                return found
             except (OSError, subprocess.SubprocessError) as error:  # a full disk, a folder from which nothing may run
                 why = _why(error, source, shlex.join(compiler))
     except OSError as error:
@@ -96,6 +99,12 @@ def _folders() -> Iterator[Path]:
 def _own_folder(process: int) -> tempfile.TemporaryDirectory[str]:
     """A folder of this process alone: what lies where others can write might be loaded unseen."""
     return tempfile.TemporaryDirectory(prefix="engram-native-", ignore_cleanup_errors=True)
+
+
+@functools.cache
+def _say_not_kept(process: int) -> None:
+    why = "no cache folder can be written: C loops are compiled for this process alone"
+    warnings.warn(f"{why}; set XDG_CACHE_HOME to keep them", stacklevel=4)
 
 
 def _kept(folder: Path, stem: str) -> ctypes.CDLL | None:

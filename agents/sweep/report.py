@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import yaml
 from optuna.trial import FrozenTrial, TrialState
 from rich.table import Table
 
+from agents.files import replace_file
 from agents.run.config import Config
 from agents.sweep import plots
 from agents.sweep.space import FIELDS, Space
@@ -38,22 +38,15 @@ def _over(study: optuna.Study) -> int:
 def write(study: optuna.Study, space: Space, config: Config, folder: Path, pictures: bool = True) -> None:
     """All files of the sweep's folder, each replaced as a whole."""
     folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / "trials.csv", trials_csv(study, space).encode())
+    replace_file(folder / "trials.csv", trials_csv(study, space))
     best = ranked(study)
     if best:
-        _replace(folder / "best.yaml", best_yaml(best[0], _over(study), space, config).encode())
+        replace_file(folder / "best.yaml", best_yaml(best[0], _over(study), space, config))
     if pictures:
         for name, figure in plots.figures(study, space, config.total_timesteps).items():
             buffer = io.BytesIO()
             figure.savefig(buffer, format="png", dpi=120)
-            _replace(folder / f"{name}.png", buffer.getvalue())
-
-
-def _replace(file: Path, content: bytes) -> None:
-    """Several processes may write; a reader finds one of their files whole."""
-    beside = file.with_name(f".{file.name}.{os.getpid()}")
-    beside.write_bytes(content)
-    os.replace(beside, file)
+            replace_file(folder / f"{name}.png", buffer.getvalue())
 
 
 def trials_csv(study: optuna.Study, space: Space) -> str:

@@ -228,7 +228,7 @@ def read_curve(folder: Path, objective: str) -> list[tuple[int, float]]:
     column = _COLUMNS.get(objective, objective)
     curve: list[tuple[int, float]] = []
     try:
-        text = (folder / "progress.csv").read_text(encoding="utf-8")
+        text = (folder / "progress.csv").read_text(encoding="utf-8", errors="replace")
     except OSError:  # not yet there
         return curve
     whole = text[: text.rfind("\n") + 1]  # the last line may be half written
@@ -256,11 +256,15 @@ def result(folder: Path, objective: str) -> float:
     kind, _, name = objective.partition("/")
     value: Any = None
     if objective == "return" or kind == "task":
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        value = summary["mean_return"] if objective == "return" else summary["metrics"].get(name)
+        file = folder / "summary.json"
+        try:
+            summary = json.loads(file.read_text(encoding="utf-8"))
+            value = summary["mean_return"] if objective == "return" else summary["metrics"].get(name)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{file} is no summary of a run ({error}): remove it to have the run end anew") from error
     else:
         logged = read_curve(folder, objective)
         value = logged[-1][1] if logged else None
-    if value is None or not np.isfinite(value):
+    if not isinstance(value, (int, float)) or not np.isfinite(value):
         raise ValueError(f"{folder.name}: {objective} is {value}")
     return float(value)

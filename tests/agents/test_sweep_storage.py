@@ -11,7 +11,7 @@ import optuna
 import pytest
 from sweep_spaces import space_file
 
-from agents.sweep import storage, study
+from agents.sweep import storage, study, trial
 from agents.sweep.space_file import load_space
 
 
@@ -22,9 +22,9 @@ def begun(folder: Path, where: str | None = None, **entries: Any) -> tuple[optun
     where = where or storage.default_storage(folder)
     made = study.open_study(space, space.defaults({}), where)
     for value in range(2 if not made.trials else 0):
-        trial = made.ask()
-        space.suggest(trial)
-        made.tell(trial, float(value))
+        asked = made.ask()
+        space.suggest(asked)
+        made.tell(asked, float(value))
     return made, where
 
 
@@ -38,7 +38,7 @@ def test_an_entry_that_was_cut_is_left_out_and_the_study_goes_on(tmp_path: Path)
     Path(where).write_bytes(whole[:-20])
     with pytest.warns(UserWarning, match=r"study\.journal: the last entry was cut"):
         made, _ = begun(tmp_path)
-    assert [trial.state.name for trial in made.trials] == ["COMPLETE", "RUNNING"]
+    assert [one.state.name for one in made.trials] == ["COMPLETE", "RUNNING"]
     made.ask()
     assert len(begun(tmp_path)[0].trials) == 3
 
@@ -121,6 +121,19 @@ def test_options_are_tried_before_a_trial_costs_time(tmp_path: Path, entries: di
     assert "space.yaml" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not Path(storage.default_storage(tmp_path)).exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b'{"metrics": {}}', b'{"mean_return": "x"}'])
+def test_a_damaged_summary_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "summary.json").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"summary\.json is no summary of a run|{tmp_path.name}: return is x"):
+        trial.result(tmp_path, "return")
+
+
+def test_a_curve_with_bytes_that_are_no_text_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
+    rows = b"time/total_timesteps,rollout/ep_rew_mean\n10,1.0\n20,\xff\xfe\n30,3.0\n"
+    (tmp_path / "progress.csv").write_bytes(rows)
+    assert trial.read_curve(tmp_path, "return") == [(10, 1.0), (30, 3.0)]
 
 
 @pytest.mark.parametrize("name", ["tpe", "random", "grid", "qmc"])
