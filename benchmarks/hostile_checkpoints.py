@@ -103,7 +103,7 @@ def _damage(draw: random.Random) -> tuple[str, Mutate]:
 def _manifest(draw: random.Random) -> tuple[str, Mutate]:
     """Another value, or none, for one entry of the manifest."""
     place, value, how = draw.random(), draw.choice(VALUES), draw.choice(["set"] * 8 + ["delete", "rename", "wrap"])
-    sealed = draw.random() < 0.8
+    sealed, older = draw.random() < 0.8, draw.random() < 0.15
 
     def mutate(folder: Path) -> None:
         manifest = json.loads((folder / MANIFEST).read_text())
@@ -122,10 +122,15 @@ def _manifest(draw: random.Random) -> tuple[str, Mutate]:
             old = node.pop(path[-1])
             if how == "rename" and isinstance(node, dict):
                 node[f"{path[-1]}_"] = old
+        if older:  # the first format, which had no digest
+            with contextlib.suppress(KeyError, TypeError, IndexError, AttributeError):
+                manifest["env"] = manifest.pop("environment")["class"].partition(":")[2]
+                manifest["tensors"] = {name: entry[1] for name, entry in manifest["tensors"].items()}
+            manifest["format_version"] = 1
         _write(folder, manifest, sealed)
 
     words = "" if how != "set" else f" to {str(value)[:40]!r}"
-    return f"manifest {how} at {place:.4f}{words}{'' if sealed else ', not sealed'}", mutate
+    return f"manifest {how} at {place:.4f}{words}{'' if sealed else ', not sealed'}{', format 1' * older}", mutate
 
 
 def _tensor(draw: random.Random) -> tuple[str, Mutate]:
