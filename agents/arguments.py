@@ -145,7 +145,7 @@ def read_arguments(
         if argument not in known or argument not in hints:
             continue
         hint = hints[argument]
-        if sizes and int in kinds_of(hint) and bool not in kinds_of(hint):
+        if sizes and not {bool, float} & {*kinds_of(hint)}:
             hint = _at_least(hint, 1 if _SIZES.fullmatch(argument) else 0)
         fitted[argument] = read(f"{name}.{argument}", value, hint)
     return fitted
@@ -274,4 +274,6 @@ _FITS: dict[Any, Callable[[Any, Any], Any]] = {
 def _at_least(hint: Any, low: int) -> Any:
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return typing.Union[tuple(_at_least(part, low) for part in typing.get_args(hint))]  # noqa: UP007
+    if typing.get_origin(hint) is Sequence and typing.get_args(hint) == (int,):
+        return Sequence[Annotated[int, Range(low)]]
     return Annotated[int, Range(low)] if hint is int else hint

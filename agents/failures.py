@@ -30,7 +30,13 @@ _OURS = (*_PROJECT, *_LIBRARIES)
 _EXAMPLES = [Path(str(gymnasium.__file__)).parent / "envs" / name for name in ("box2d", "classic_control", "mujoco")]
 _STANDARD = [Path(sysconfig.get_paths()[name]) for name in ("stdlib", "platstdlib")]
 _INSTALLED = [Path(sysconfig.get_paths()[name]) for name in ("purelib", "platlib")]
-_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc")
+_NO_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "bad_alloc",
+    "storage size calculation overflowed",
+)
 USER_ERRORS = (ValueError, CheckpointError, OSError, gymnasium.error.Error, RankLostError, NonFiniteError)
 """What tells of a wrong word, name, file or number while a command is read and its parts are built."""
 

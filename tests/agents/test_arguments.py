@@ -91,6 +91,7 @@ def test_arguments_of_a_memory() -> None:
         (mnm, {"recall_delay": -1}),
         (mnm, {"rate": "none"}),
         (memory_class("d-ntm"), {"address_size": 0}),
+        (memory_class("kanerva++"), {"encoder_channels": [0]}),
     ):
         with pytest.raises(ValueError, match=f"memory_kwargs.{next(iter(wrong))} is .*, expected"):
             read_arguments(memory, wrong, "memory_kwargs", sizes=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -240,4 +241,32 @@ def test_a_closed_pipe_does_not_end_a_training(tmp_path: Path) -> None:
     said = process.communicate(timeout=120)[1].decode()
     assert "standard output cannot be written any more" in said
     assert process.returncode == 0, said
+    assert (run / "summary.json").exists()
+
+
+@pytest.mark.parametrize("step", [0, 32])
+def test_what_is_said_of_a_stop_at_once_is_true(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], step: int
+) -> None:
+    """Ctrl-C twice, or SIGTERM where nothing is in training."""
+    monkeypatch.setattr(agents.MemoryOnPolicyAlgorithm, "save", fails_at(step, KeyboardInterrupt()))
+    run = tmp_path / "run"
+    assert command(*SMALL, "--total-timesteps", 64, "--run-dir", run) == 130
+    kept = f"the last good checkpoint is {run / 'checkpoints' / 'step_000000000016'}; go on with: "
+    expected = kept if step else "no checkpoint was written yet"
+    assert f"stopped at once; {expected}" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM for one process")
+def test_sigterm_in_evaluation_says_what_is_safe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("agents.run.training.evaluate", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+    run = tmp_path / "run"
+    assert command(*SMALL, "--total-timesteps", 64, "--run-dir", run) == 130
+    assert f"the last good checkpoint is {run / 'checkpoints' / 'step_000000000064'}" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is before
+    monkeypatch.undo()
+    assert command("--resume", run) == 0  # only the score was missing
     assert (run / "summary.json").exists()
