@@ -161,7 +161,7 @@ def test_a_device_that_is_not_there_is_refused(tmp_path: Path, capsys: pytest.Ca
 
 
 RECIPES = {
-    "learning_rate: 1e-3x": "learning_rate is '1e-3x', expected a number of at least 0",
+    "learning_rate: 1e-3x": "learning_rate is '1e-3x', expected a number from 0 to 10",
     "total_timesteps: x": "total_timesteps is 'x', expected a whole number of at least 1",
     "fast: maybe": "fast is 'maybe', expected auto, off, compile or graph",
     'num_envs: "four"': "num_envs is 'four'",
