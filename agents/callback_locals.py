@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor
 from agents import distributed
 from agents.environments.infos import as_numpy, of_tensors
 from envs.tensor_env import Info, Obs
+from policies.heads import Judgement
 from policies.memories.base import MemoryStep
 
 if TYPE_CHECKING:
@@ -80,55 +82,145 @@ class Locals(dict[str, Any]):
         return dict(self.items())
 
 
-def of_step(
-    model: MemoryOnPolicyAlgorithm,
-    t: int,
-    step: MemoryStep,
-    obs: Obs,
-    mask: Tensor | None,
-    action: Tensor,
-    new_obs: Obs,
-    rewards: Tensor,
-    terminated: Tensor,
-    truncated: Tensor,
-    info: Info,
-) -> dict[str, Any]:
-    """What SB3's `collect_rollouts` knows after step `t`, by SB3's names."""
-    policy = model.policy
+@dataclass(slots=True, eq=False)
+class Step:
+    """What SB3's `collect_rollouts` knows after step `t`: each method gives what SB3 has under its name."""
 
-    def judged() -> tuple[Tensor, Tensor]:
-        grid = None if step.grid is None else step.grid.detach()[None]
-        with torch.no_grad():
-            judgement = policy.judge(
-                step.output.detach()[None], action[None], grid, None if mask is None else mask[None]
-            )
-        return judgement.value[0, :, None], judgement.log_prob[0]
+    model: MemoryOnPolicyAlgorithm
+    t: int
+    out: MemoryStep
+    obs: Obs
+    mask: Tensor | None
+    action: Tensor
+    new: Obs
+    reward: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    info: Info
+    _judgement: Judgement | None = None
 
-    judgement = Later(judged)
-    return {
-        "n_steps": t,
-        "obs_tensor": obs,
-        "actions": Later(lambda: as_numpy(action)),
-        "clipped_actions": Later(lambda: policy.to_env(action).cpu().numpy()),
-        "values": Later(lambda: judgement.value[0]),
-        "log_probs": Later(lambda: judgement.value[1]),
-        "new_obs": Later(lambda: deepcopy(info["shown"]) if "shown" in info else as_numpy(new_obs)),
-        "rewards": Later(lambda: as_numpy(rewards)),
-        "dones": Later(lambda: (terminated | truncated).cpu().numpy()),
-        "infos": Later(_infos_of(model, t, info, terminated, truncated)),
-    }
+    def names(self) -> dict[str, Any]:
+        """For a callback's `locals`."""
+        return {
+            "n_steps": self.t,
+            "obs_tensor": self.obs,
+            "actions": Later(self.actions),
+            "clipped_actions": Later(self.clipped_actions),
+            "values": Later(self.values),
+            "log_probs": Later(self.log_probs),
+            "new_obs": Later(self.new_obs),
+            "rewards": Later(self.rewards),
+            "dones": Later(self.dones),
+            "infos": Later(self.infos),
+        }
+
+    def actions(self) -> Any:
+        return as_numpy(self.action)
+
+    def clipped_actions(self) -> Any:
+        return self.model.policy.to_env(self.action).cpu().numpy()
+
+    def values(self) -> Tensor:
+        return self._judged().value[0, :, None]
+
+    def log_probs(self) -> Tensor:
+        return self._judged().log_prob[0]
+
+    def _judged(self) -> Judgement:
+        if self._judgement is None:
+            grid = None if self.out.grid is None else self.out.grid.detach()[None]
+            mask = None if self.mask is None else self.mask[None]
+            with torch.no_grad():
+                self._judgement = self.model.policy.judge(self.out.output.detach()[None], self.action[None], grid, mask)
+        return self._judgement
+
+    def new_obs(self) -> Any:
+        return deepcopy(self.info["shown"]) if "shown" in self.info else as_numpy(self.new)
+
+    def rewards(self) -> Any:
+        return as_numpy(self.reward)
+
+    def dones(self) -> Any:
+        return (self.terminated | self.truncated).cpu().numpy()
+
+    def infos(self) -> list[dict[str, Any]]:
+        return _infos_of(self.model, self.t, self.info, self.terminated, self.truncated)
+
+
+class RecordedStep:
+    """As `Step`, of a roll-out that was made at once.
+
+    Nothing of it is touched before somebody looks: on a GPU, views of tensors cost time as well.
+    """
+
+    __slots__ = ("model", "t")
+
+    def __init__(self, model: MemoryOnPolicyAlgorithm, t: int) -> None:
+        self.model, self.t = model, t
+
+    def names(self) -> dict[str, Any]:
+        """For a callback's `locals`; values only where the learner judges them."""
+        methods = [self.obs_tensor, self.action, self.terminated, self.truncated, self.actions, self.clipped_actions]
+        methods += [self.new_obs, self.rewards, self.dones, self.infos]
+        methods += [] if self.model.learns_from_targets else [self.values, self.log_probs]
+        return {"n_steps": self.t, **{method.__name__: Later(method) for method in methods}}
+
+    def _seen_before(self, step: int) -> Obs:
+        if step == self.model.n_steps:
+            return self.model._obs
+        obs = self.model.rollout.obs
+        return {name: value[step] for name, value in obs.items()} if isinstance(obs, dict) else obs[step]
+
+    def obs_tensor(self) -> Obs:
+        return self._seen_before(self.t)
+
+    def action(self) -> Tensor:
+        return self.model.rollout.actions[self.t]
+
+    def terminated(self) -> Tensor:
+        return self.model.rollout.terminated[self.t]
+
+    def truncated(self) -> Tensor:
+        return self.model.rollout.truncated[self.t]
+
+    def actions(self) -> Any:
+        return as_numpy(self.action())
+
+    def clipped_actions(self) -> Any:
+        return self.model.policy.to_env(self.action()).cpu().numpy()
+
+    def new_obs(self) -> Any:
+        return as_numpy(self._seen_before(self.t + 1))
+
+    def rewards(self) -> Any:
+        return as_numpy(self.model.rollout.rewards[self.t])
+
+    def dones(self) -> Any:
+        return (self.terminated() | self.truncated()).cpu().numpy()
+
+    def infos(self) -> list[dict[str, Any]]:
+        """Without the final observations, which a roll-out does not keep."""
+        said = self.model.rollout.said
+        info: Info = {} if said is None else {"is_success": said[2, self.t]}
+        return _infos_of(self.model, self.t, info, self.terminated(), self.truncated())
+
+    def values(self) -> Tensor:
+        return self.model.rollout.values[self.t, :, None]
+
+    def log_probs(self) -> Tensor:
+        return self.model.rollout.log_probs[self.t]
 
 
 def tell(model: MemoryOnPolicyAlgorithm, callback: BaseCallback) -> bool:
     """Tell a callback of every step of a roll-out that was made at once; False where it asks to stop.
 
-    The names are those of `of_step`, without the final observations; values only where the learner judges them.
+    The names are those of `RecordedStep`.
     """
     rollout, began, going = model.rollout, model.num_timesteps, True
     for t in range(model.n_steps):
         model.num_timesteps += model.all_envs
         known = {"self": model, "rollout": rollout, "rollout_buffer": rollout, "n_rollout_steps": model.n_steps, "t": t}
-        callback.update_locals(known | _of_recorded_step(model, t))
+        callback.update_locals(known | RecordedStep(model, t).names())
         if not callback.on_step():
             going = False
             break
@@ -138,46 +230,12 @@ def tell(model: MemoryOnPolicyAlgorithm, callback: BaseCallback) -> bool:
     return going
 
 
-def _of_recorded_step(model: MemoryOnPolicyAlgorithm, t: int) -> dict[str, Any]:
-    """Nothing of the roll-out is touched before somebody looks: views of tensors on a GPU cost time as well."""
-    rollout = model.rollout
-
-    def seen_before(step: int) -> Obs:
-        if step == model.n_steps:
-            return model._obs
-        obs = rollout.obs
-        return {name: value[step] for name, value in obs.items()} if isinstance(obs, dict) else obs[step]
-
-    def infos() -> list[dict[str, Any]]:
-        info: Info = {} if rollout.said is None else {"is_success": rollout.said[2, t]}
-        return _infos_of(model, t, info, rollout.terminated[t], rollout.truncated[t])()
-
-    known = {
-        "n_steps": t,
-        "obs_tensor": Later(lambda: seen_before(t)),
-        "action": Later(lambda: rollout.actions[t]),
-        "terminated": Later(lambda: rollout.terminated[t]),
-        "truncated": Later(lambda: rollout.truncated[t]),
-        "actions": Later(lambda: as_numpy(rollout.actions[t])),
-        "clipped_actions": Later(lambda: model.policy.to_env(rollout.actions[t]).cpu().numpy()),
-        "new_obs": Later(lambda: as_numpy(seen_before(t + 1))),
-        "rewards": Later(lambda: as_numpy(rollout.rewards[t])),
-        "dones": Later(lambda: (rollout.terminated[t] | rollout.truncated[t]).cpu().numpy()),
-        "infos": Later(infos),
-    }
-    if not model.learns_from_targets:
-        known["values"] = Later(lambda: rollout.values[t, :, None])
-        known["log_probs"] = Later(lambda: rollout.log_probs[t])
-    return known
-
-
 def _infos_of(
     model: MemoryOnPolicyAlgorithm, t: int, info: Info, terminated: Tensor, truncated: Tensor
-) -> Callable[[], list[dict[str, Any]]]:
-    """How to make the list of what the copies say of step `t`."""
+) -> list[dict[str, Any]]:
+    """What each copy says of step `t`."""
     if "infos" in info:
-        make: Callable[[], list[dict[str, Any]]] = info["infos"]
-        return make
+        return info["infos"]()  # type: ignore[no-any-return]
     rollout, episodes = model.rollout, model.episodes
 
     def counts(index: int) -> dict[str, Any]:
@@ -188,4 +246,4 @@ def _infos_of(
         reward = float(rollout.rewards[since : t + 1, index].double().sum())
         return {"r": before[0] + reward, "l": int(before[1] + t + 1 - since), "t": 0.0}
 
-    return lambda: of_tensors(info, terminated, truncated, counts)
+    return of_tensors(info, terminated, truncated, counts)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from agents import distributed
 from agents.arguments import check, check_policy
-from agents.callback_locals import Locals, of_step
+from agents.callback_locals import Locals, Step
 from agents.checkpoint import Checkpointed
 from agents.critic_watch import CriticWatch
 from agents.environments import EnvLike, HostEnv, TensorVecEnv, as_tensor_env, device_for
@@ -350,7 +350,7 @@ class MemoryOnPolicyAlgorithm(Checkpointed, Updates, TrainingEnv, OnPolicyAlgori
             self._obs = new_obs
             self._starts = terminated | truncated
             self.num_timesteps += self.all_envs
-            seen = of_step(self, t, step, obs, mask, action, new_obs, rewards, terminated, truncated, info)
+            seen = Step(self, t, step, obs, mask, action, new_obs, rewards, terminated, truncated, info).names()
             callback.update_locals(locals() | seen)
             if not callback.on_step():
                 return False

@@ -117,6 +117,9 @@ class Rollout:
 
     def hear(self, t: int, info: Info) -> None:
         """What the environment says of episodes that ended with step `t`."""
+        if "episodes" in info and self.said is not None:  # all three at once
+            self.said[:, t] = info["episodes"]
+            return
         for kind, name in enumerate(("episode_return", "episode_length", "is_success")):
             if name in info:
                 if self.said is None:

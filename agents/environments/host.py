@@ -109,6 +109,7 @@ class HostEnv(TensorEnv):
         if final is not None:
             returns, lengths, success = tensors["episodes"].unbind()
             said = {"episode_return": returns, "episode_length": lengths, "is_success": success}
+            said["episodes"] = tensors["episodes"]
             info |= {"final_obs": self._unnamed(tensors, self._final), **said}
         seen = self._unnamed(tensors, self._obs)
         return seen, tensors["reward"], tensors["terminated"], tensors["truncated"], info
