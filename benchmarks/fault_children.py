@@ -63,16 +63,17 @@ class Child:
         call: what it does; what it returns is its exit status.
         cwd: its folder.
         memory: bytes beyond those of this process; 0: no limit.
+        file_size: bytes that a file may have; 0: no limit.
     """
 
-    def __init__(self, call: Callable[[], object], cwd: Path, memory: int = MEMORY) -> None:
+    def __init__(self, call: Callable[[], object], cwd: Path, memory: int = MEMORY, file_size: int = 1 << 30) -> None:
         self._output: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  (until `wait`)
         self._started, self._status = time.monotonic(), 0
         sys.stdout.flush()
         sys.stderr.flush()
         self.pid = os.fork()
         if not self.pid:
-            _be_child(call, cwd, memory, self._output.fileno())
+            _be_child(call, cwd, memory, file_size, self._output.fileno())
 
     def ended(self) -> bool:
         """Whether it is over."""
@@ -107,7 +108,7 @@ class Child:
         return Outcome(None if late else self._status, text, time.monotonic() - self._started)
 
 
-def _be_child(call: Callable[[], object], cwd: Path, memory: int, output: int) -> None:
+def _be_child(call: Callable[[], object], cwd: Path, memory: int, file_size: int, output: int) -> None:
     status = 1
     try:
         os.setsid()
@@ -121,7 +122,8 @@ def _be_child(call: Callable[[], object], cwd: Path, memory: int, output: int) -
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 30, 1 << 30))
+        if file_size:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
         if memory:
             pages = int(Path("/proc/self/statm").read_text().split()[0]) if sys.platform == "linux" else 0
             limit = pages * os.sysconf("SC_PAGE_SIZE") + memory
