@@ -95,6 +95,8 @@ def export_step(
     beside = Path(f"{os.fspath(path)}.part{os.getpid()}.pt2")
     try:
         torch.export.save(program, beside)
+        with open(beside, "rb") as file:
+            os.fsync(file.fileno())
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
