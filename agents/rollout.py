@@ -102,8 +102,8 @@ class Rollout:
     def write_obs(self, t: int, obs: Obs) -> None:
         if isinstance(obs, dict):
             assert isinstance(self.obs, dict)
-            for key, value in obs.items():
-                self.obs[key][t] = value
+            for key, room in self.obs.items():  # the space's entries, whatever else comes with them
+                room[t] = obs[key]
         else:
             assert isinstance(self.obs, Tensor)
             self.obs[t] = obs

@@ -71,11 +71,6 @@ class Layout:
         self.is_dict = isinstance(space, (spaces.Dict, spaces.Tuple))
         self.space = spaces.Dict(flat) if self.is_dict else flat[0][1]
 
-    @property
-    def renames(self) -> bool:
-        """Whether an entry has another place or name than in the environment's space."""
-        return any(path not in ((), (name,)) for name, path in self.paths.items())
-
     def read(self, obs: Any) -> Array | dict[str, Array]:
         """The arrays `[N, ...]` of a batch; no copies."""
         if not self.is_dict:

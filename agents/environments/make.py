@@ -24,7 +24,7 @@ from agents.environments.named import find_env, named
 from agents.environments.vec_env import TensorVecEnv, VectorVecEnv
 from envs.tensor_env import TensorEnv
 from policies.actions import check_action_space
-from policies.observations import Layout
+from policies.observations import Layout, short
 
 Vector = Literal["sync", "async"]
 Wrapper = str | Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]
@@ -144,9 +144,14 @@ def as_tensor_env(env: EnvLike, device: torch.device | str = "cpu") -> TensorEnv
     if isinstance(env, TensorEnv):
         if torch.device(device).type != env.device.type:
             raise ValueError(f"the environment lives on {env.device} but the agent on {device}; put both on one device")
-        if isinstance(env.single_observation_space, spaces.Tuple) or Layout(env.single_observation_space).renames:
+        space = env.single_observation_space
+        names = list(space) if isinstance(space, spaces.Dict) else [""]
+        if isinstance(space, spaces.Tuple) or list(Layout(space).paths.items()) != [
+            (name, (name,) if isinstance(space, spaces.Dict) else ()) for name in names
+        ]:
             raise ValueError(
-                f"{type(env).__name__} has nested observations; a TensorEnv gives one flat dict of tensors"
+                f"{type(env).__name__} has the observations {short(space)}; expected one tensor or a flat dict of "
+                "tensors: Box, Discrete, MultiDiscrete, MultiBinary, or a Dict of them"
             )
         check_action_space(env.single_action_space)
         return env

@@ -16,7 +16,8 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from stable_baselines3.common.evaluation import evaluate_policy
 
-from agents import PPO, as_tensor_env, load
+from agents import PPO, as_tensor_env, load, make_env
+from envs.tensor_env import TensorEnv
 from policies.encoders import MLPEncoder, PictureEncoder, module_names
 from policies.observations import Layout, arrays_of, has_channels_last
 
@@ -298,3 +299,44 @@ def test_a_grid_memory_takes_a_picture_or_says_how_large_it_may_be(side: int) ->
         return
     with pytest.raises(ValueError, match=rf"\(3, {side}, {side}\), but 3 layers .* at most 48 a side: shrink it"):
         PPO("MemoryPolicy", env, policy_kwargs=kwargs)
+
+
+class Batched(TensorEnv):
+    """A batched environment with any spaces; nothing happens in it."""
+
+    def __init__(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any] | None = None) -> None:
+        super().__init__(2, observation_space, action_space or spaces.Discrete(2), horizon=2)
+
+    def _begin(self, where: Any) -> None: ...
+
+    def _advance(self, action: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        return torch.zeros(2), None, None
+
+    def _observe(self) -> dict[str, torch.Tensor]:
+        return {"beside": torch.zeros(2), "a": torch.zeros(2, 3)}
+
+
+@pytest.mark.parametrize(
+    ("space", "action_space", "words"),
+    [
+        (spaces.Tuple([VECTOR]), None, r"Batched has the observations Tuple.*expected one tensor or a flat dict"),
+        (spaces.Dict({"a": spaces.Dict({"b": VECTOR})}), None, r"Batched has the observations Dict.*flat dict"),
+        (spaces.Dict({"a": spaces.Sequence(VECTOR)}), None, r"entry 'a' is Sequence"),
+        (VECTOR, spaces.Box(-np.inf, np.inf, (2,)), r"has no bounds"),
+    ],
+)
+def test_a_tensor_env_has_plain_spaces(space: Any, action_space: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        PPO("MemoryPolicy", Batched(space, action_space), policy_kwargs=ENCODERS["default"])
+
+
+def test_what_comes_beside_the_entries_of_the_space_is_left() -> None:
+    model = PPO("MemoryPolicy", Batched(spaces.Dict({"a": VECTOR})), n_steps=4, policy_kwargs=ENCODERS["default"])
+    assert list(model.learn(8).rollout.obs) == ["a"]
+
+
+def test_wrappers_around_our_own_environments() -> None:
+    stack = lambda env: gym.wrappers.FrameStackObservation(env, 2)  # noqa: E731
+    env = make_env("Engram/RepeatFirst-v0", 2, wrappers=["gymnasium.wrappers:NormalizeReward", stack], length=3)
+    assert env.single_observation_space.shape == (2, 5)
+    PPO("MemoryPolicy", env, n_steps=6, n_minibatches=1, policy_kwargs=ENCODERS["default"]).learn(12)
