@@ -251,6 +251,8 @@ def _any_observation(model: Any, copies: int) -> Any:
         value: Any = np.zeros(space.shape or (), space.dtype)
         if isinstance(space, spaces.Box):
             value = np.clip(value, space.low, space.high)
+        elif isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
+            value = value + space.start
         return torch.as_tensor(value, device=model.device).expand(copies, *value.shape)
 
     space = model.observation_space
