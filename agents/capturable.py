@@ -61,6 +61,17 @@ def generators(model: MemoryOnPolicyAlgorithm) -> Iterator[torch.Generator]:
         yield from (value for value in vars(owner).values() if isinstance(value, torch.Generator))
 
 
+def release_generators(model: MemoryOnPolicyAlgorithm) -> None:
+    """Let generators be drawn from again after a capture that failed.
+
+    Some versions of torch leave a generator in the mode of the capture, where each later draw raises "Offset increment
+    outside graph capture encountered unexpectedly". A copy of its state does not have the mode.
+    """
+    default = torch.cuda.default_generators[torch.device(model.device).index or 0]
+    for generator in (default, *generators(model)):
+        generator.graphsafe_set_state(generator.clone_state())
+
+
 def make_capturable(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
     """Let its steps be counted, and its learning rate be read, on the device."""
     for group in optimizer.param_groups:

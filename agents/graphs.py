@@ -23,7 +23,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 
 from agents.callback_locals import tell
-from agents.capturable import MOST_GRAPHS, generators, make_capturable, reason
+from agents.capturable import MOST_GRAPHS, generators, make_capturable, reason, release_generators
 from agents.capture import Capture, CudaCapture, Recorded, Twin
 from agents.reading import Report, read, report
 from agents.rollout import Rollout
@@ -175,6 +175,7 @@ class Graphs:
             if self.strict or self.stream is None:
                 raise
             warnings.warn(f"fast: no CUDA graph, since capturing failed: {str(error).splitlines()[0]}", stacklevel=2)
+            release_generators(self.model)
             self.failed = True
             return None
         return self.graphs[key]
@@ -243,10 +244,11 @@ class Graphs:
         if self.stream is None:
             yield
             return
-        self.stream.wait_stream(torch.cuda.current_stream())
+        current = torch.cuda.current_stream(self.model.device)  # without a device it is the first GPU's
+        self.stream.wait_stream(current)
         with torch.cuda.stream(self.stream):
             yield
-        torch.cuda.current_stream().wait_stream(self.stream)
+        current.wait_stream(self.stream)
 
 
 class _Silent(BaseCallback):

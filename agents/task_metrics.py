@@ -18,6 +18,7 @@ class TaskMetrics:
 
     def __init__(self, names: tuple[str, ...], device: torch.device) -> None:
         self.names, self.device = names, device
+        self.dtype = torch.float32 if device.type == "mps" else torch.float64  # mps has no float64
         self.steps: list[Tensor] = []
 
     def add(self, info: dict[str, Any], counted: Tensor | None = None) -> None:
@@ -28,13 +29,13 @@ class TaskMetrics:
         step = torch.stack([part for name in self.names for part in metrics[name]])  # [2 · names, N]
         self.steps.append(step if counted is None else step.where(counted, 0.0))
         if len(self.steps) == 256:  # as much room as a short roll-out, however long the evaluation
-            self.steps = [torch.stack(self.steps).double().sum(0)]
+            self.steps = [torch.stack(self.steps).to(self.dtype).sum(0)]
 
     def sums(self) -> Tensor:
         """All amounts and counts so far, `[2 · names]`; starts anew."""
         if not self.steps:
             return torch.zeros(2 * len(self.names), device=self.device)
-        total = torch.stack([step.double().sum(-1) for step in self.steps]).sum(0)
+        total = torch.stack([step.to(self.dtype).sum(-1) for step in self.steps]).sum(0)
         self.steps = []
         return total
 

@@ -4,7 +4,9 @@
     python benchmarks/gpu_iteration.py --memories lstm dnc --copies 512 --algos ppo
 
 The invisible-goal maze, roll-outs of 40 steps, the memories at the sizes of `benchmarks/scaling.py`; PPO with 4 passes
-over 4 minibatches. Each point is measured eager and as graphs in turns, in one process. `ratio` is graph / eager.
+over 4 minibatches. Each point is measured eager and as graphs in turns, in one process. Eager takes the fast forms, as
+`--fast auto` does, so that `ratio`, graph / eager, credits graphs with nothing else; `--reference` also measures
+`--fast off`.
 
 **Limits.** As in `benchmarks/scaling.py`: matrix products, copies and launches are timed first, one eager iteration is
 counted operation by operation, and `share` is the longest of the three times that its work would take at these rates,
@@ -30,6 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # runs from a checkout that is not installed
 
+import agents.graphs  # noqa: E402
 from agents import LEARNERS, MemoryOnPolicyAlgorithm  # noqa: E402
 from benchmarks import scaling  # noqa: E402
 from benchmarks.peers import fast_maze, sb3_contrib  # noqa: E402
@@ -57,6 +60,8 @@ class Args:
     """Turns that count."""
     device: str = "cuda"
     """Which GPU."""
+    reference: bool = False
+    """Also the reference forms, `--fast off`."""
     sb3: bool = True
     """Also sb3-contrib's RecurrentPPO with an LSTM of the same size, at the fewest copies."""
     csv: Path | None = ROOT / "results" / "gpu_iteration.csv"
@@ -65,7 +70,8 @@ class Args:
 
 
 def learner(algo: str, memory: str, copies: int, fast: str, device: str) -> MemoryOnPolicyAlgorithm:
-    """One side of a comparison."""
+    """One side of a comparison; "auto" without graphs, also once they are proven."""
+    agents.graphs.PROVEN = False
     env = InvisibleGoalMaze(copies, episode_length=EPISODE, device=device)
     kwargs = {"n_epochs": 4, "n_minibatches": 4} if algo == "ppo" else {"use_rms_prop": False}
     policy = {"memory": memory, "memory_kwargs": MEMORIES[memory]}
@@ -95,14 +101,16 @@ def counted(model: MemoryOnPolicyAlgorithm) -> dict[str, float]:
 
 def point(algo: str, memory: str, copies: int, rates: dict[str, float], args: Args) -> dict[str, Any]:
     """Eager and graph in turns."""
-    models = {fast: learner(algo, memory, copies, fast, args.device) for fast in ("off", "graph")}
+    ways = ("auto", "graph", "off") if args.reference else ("auto", "graph")
+    models = {fast: learner(algo, memory, copies, fast, args.device) for fast in ways}
     clocks = {fast: turns(model, args) for fast, model in models.items()}
-    work = counted(models["off"])
-    taken: dict[str, list[float]] = {"off": [], "graph": []}
+    work = counted(models["auto"])
+    taken: dict[str, list[float]] = {fast: [] for fast in ways}
     for _ in range(args.repeats):
         for fast, clock in clocks.items():
             taken[fast].append(clock())
-    eager, graph = (statistics.median(taken[fast]) / STEPS for fast in ("off", "graph"))
+    eager, graph = (statistics.median(taken[fast]) / STEPS for fast in ("auto", "graph"))
+    reference = {"reference_per_s": round(copies * STEPS / statistics.median(taken["off"]))} if args.reference else {}
     least = {name: work[name] / rates[name] for name in work}
     on_device = max(least["flop"], least["bytes"])
     return {
@@ -111,7 +119,8 @@ def point(algo: str, memory: str, copies: int, rates: dict[str, float], args: Ar
         "copies": copies,
         "eager_per_s": round(copies / eager),
         "graph_per_s": round(copies / graph),
-        "ratio": round(statistics.median(a / b for a, b in zip(taken["off"], taken["graph"], strict=True)), 2),
+        "ratio": round(statistics.median(a / b for a, b in zip(taken["auto"], taken["graph"], strict=True)), 2),
+        **reference,
         "operations": round(work["operations"]),
         "eager_bound_by": max(least, key=lambda name: least[name]),
         "share_eager": round(max(least.values()) / eager, 3),

@@ -35,6 +35,18 @@ class Judgement(NamedTuple):
 # The learners look for non-finite numbers once per update instead. So these are SB3's distributions without checks.
 
 
+def refuse_nan(values: Tensor) -> None:
+    """Stop over action probabilities, or their logits, that contain NaN.
+
+    Only on a CPU, where looking costs no wait: on a GPU the learner finds it in the metrics of the iteration.
+
+    Raises:
+        RuntimeError: they do.
+    """
+    if values.device.type == "cpu" and host_may_read() and values.sum().isnan():
+        raise RuntimeError("action probabilities contain NaN: the policy's logits have diverged")
+
+
 class CategoricalDistribution(sb3.CategoricalDistribution):
     """SB3's, unchecked."""
 
@@ -44,12 +56,26 @@ class CategoricalDistribution(sb3.CategoricalDistribution):
 
 
 class MultiCategoricalDistribution(sb3.MultiCategoricalDistribution):
-    """SB3's, unchecked."""
+    """SB3's, unchecked; samples of all parts are drawn at once."""
 
     def proba_distribution(self, action_logits: Tensor) -> MultiCategoricalDistribution:
+        self.logits = action_logits
         parts = torch.split(action_logits, list(self.action_dims), dim=1)
         self.distribution = [Categorical(logits=part, validate_args=False) for part in parts]
         return self
+
+    def sample(self) -> Tensor:
+        """A choice for each part, `[B, parts]`: the largest of log p − log e, with e exponential.
+
+        `torch.multinomial` takes a dozen launches for each part on a GPU, and a NaN there kills the process's context.
+
+        Raises:
+            RuntimeError: on a CPU, as in `refuse_nan`.
+        """
+        logits = self.logits.detach()
+        refuse_nan(logits)
+        scores = logits - torch.empty_like(logits).exponential_().log()
+        return torch.stack([part.argmax(-1) for part in torch.split(scores, list(self.action_dims), dim=1)], dim=1)
 
 
 class BernoulliDistribution(sb3.BernoulliDistribution):
@@ -58,6 +84,16 @@ class BernoulliDistribution(sb3.BernoulliDistribution):
     def proba_distribution(self, action_logits: Tensor) -> BernoulliDistribution:
         self.distribution = Bernoulli(logits=action_logits, validate_args=False)
         return self
+
+    def sample(self) -> Tensor:
+        """Bits `[B, n]`, without the check of `torch.bernoulli` that kills a GPU's context over a NaN.
+
+        Raises:
+            RuntimeError: on a CPU, as in `refuse_nan`.
+        """
+        probabilities = self.distribution.logits.detach().sigmoid()
+        refuse_nan(probabilities)
+        return (torch.rand_like(probabilities) < probabilities).to(probabilities.dtype)
 
 
 class GaussianDistribution(sb3.DiagGaussianDistribution):
@@ -108,11 +144,10 @@ class ChoiceDistribution(CategoricalDistribution):
         """A choice for each row.
 
         Raises:
-            RuntimeError: on a CPU, where looking costs no wait: a probability is no number.
+            RuntimeError: on a CPU, as in `refuse_nan`.
         """
         probabilities = self.logits.detach().softmax(-1)
-        if probabilities.device.type == "cpu" and host_may_read() and not probabilities.sum().isfinite():
-            raise RuntimeError("there are probabilities that are no numbers")
+        refuse_nan(probabilities)
         return (probabilities / torch.empty_like(probabilities).exponential_()).argmax(-1)
 
     def mode(self) -> Tensor:

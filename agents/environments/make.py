@@ -142,7 +142,8 @@ def as_tensor_env(env: EnvLike, device: torch.device | str = "cpu") -> TensorEnv
     if isinstance(env, TensorVecEnv):
         env = env.tensor_env
     if isinstance(env, TensorEnv):
-        if torch.device(device).type != env.device.type:
+        wanted = torch.device(device)
+        if wanted.type != env.device.type or wanted.index not in (None, env.device.index):
             raise ValueError(f"the environment lives on {env.device} but the agent on {device}; put both on one device")
         space = env.single_observation_space
         names = list(space) if isinstance(space, spaces.Dict) else [""]

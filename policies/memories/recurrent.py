@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -97,7 +96,9 @@ class TorchRecurrent(Memory):
         if not self.fast:
             return unroll(self, xs, starts, state, resets)
         whole = starts is None or (resets is not None and not resets)
-        few = resets is not None and len(resets) <= max(1, len(xs) // 8)
+        # where `starts` would have to be read from an accelerator, cutting pays for longer
+        most = max(1, len(xs) // 8) if self.device.type == "cpu" else max(2, len(xs) // 4)
+        few = resets is not None and len(resets) <= most
         if self._by_hand and not (self.has_cpu_kernel and (whole or (few and not self._by_loops(xs)))):
             return self._unroll_by_hand(xs, starts, state, resets)
         if whole:
@@ -143,13 +144,32 @@ class TorchRecurrent(Memory):
     def _run(self, xs: Tensor | PackedSequence, state: State) -> tuple[Tensor, State]:
         """Whole sequences without a reset: `[T, B, F]`, or packed."""
         # torch keeps the layer first
-        hx = tuple(state[name].transpose(0, 1).contiguous() for name in self.state_names)
-        with torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext():
+        hx: Any = tuple(state[name].transpose(0, 1).contiguous() for name in self.state_names)
+        outputs: Any
+        if self.bf16:
+            outputs, hx = self._run_in_bf16(xs, hx)
+        else:
             outputs, hx = self.rnn(xs, hx if len(hx) > 1 else hx[0])
         hx = hx if isinstance(hx, tuple) else (hx,)
-        if self.bf16 and isinstance(outputs, Tensor):
-            outputs, hx = outputs.to(self.dtype), tuple(value.to(self.dtype) for value in hx)
         return outputs, {name: value.transpose(0, 1) for name, value in zip(self.state_names, hx, strict=True)}
+
+    def _run_in_bf16(
+        self, xs: Tensor | PackedSequence, hx: tuple[Tensor, ...]
+    ) -> tuple[Tensor | PackedSequence, tuple[Tensor, ...]]:
+        """`self.rnn` with input, state and weights cast to bfloat16, results cast back.
+
+        Not by autocast: for cuDNN it casts to float16, whatever type it is told.
+        """
+        inputs = xs.data if isinstance(xs, PackedSequence) else xs
+        weights = [weight.bfloat16() for weight in self.rnn._flat_weights if weight is not None]
+        first = [value.bfloat16() for value in hx]
+        settings: tuple[Any, ...] = (weights, True, self.num_layers, 0.0, self.training, False)
+        sizes, layout = ((xs.batch_sizes,), ()) if isinstance(xs, PackedSequence) else ((), (False,))
+        run = getattr(torch._VF, self.rnn.mode.lower())
+        given = first if len(first) > 1 else first[0]
+        out, *last = run(inputs.bfloat16(), *sizes, given, *settings, *layout)
+        out, last = out.to(self.dtype), tuple(value.to(self.dtype) for value in last)
+        return PackedSequence(out, xs.batch_sizes) if isinstance(xs, PackedSequence) else out, last
 
     def panels(self, state: State) -> dict[str, Panel]:
         """Each state tensor of the first batch entry, a block for each layer; the cell of an LSTM has no bounds."""

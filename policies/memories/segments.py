@@ -32,7 +32,10 @@ from policies.memories.base import Memory, MemoryStep, Recording, State, Unrolle
 from policies.memories.kept import kept
 
 AUTO_BYTES = 2**30
-"""What a whole sequence may keep before it is cut into segments, where nobody says how: 1 GiB."""
+"""Most that a whole sequence may keep on a CPU before it is cut into segments, where nobody says how: 1 GiB."""
+
+AUTO_SHARE = 0.25
+"""The same on a CUDA device, as a share of all the memory that it has."""
 
 SHORTEST = 8
 """Steps of the shortest segment, where nobody says how long."""
@@ -146,13 +149,20 @@ class SegmentedRecording(Recording):
         return join(done)
 
 
+def most_kept(device: torch.device) -> int:
+    """Bytes that a whole sequence may keep on `device` before it is cut into segments."""
+    if device.type != "cuda":
+        return AUTO_BYTES
+    return int(AUTO_SHARE * torch.cuda.mem_get_info(device)[1])
+
+
 class Segments:
     """Sequences of a memory, whole or in segments.
 
     Args:
         memory: any memory.
         setting: steps of a segment; 0: sequences stay whole. None: a sequence stays whole while that keeps no more than
-            `AUTO_BYTES`; a longer one is cut into segments of the length at which least is kept, √(T · state / step).
+            `most_kept`; a longer one is cut into segments of the length at which least is kept, √(T · state / step).
         shape: of one input of one environment.
         queries: shapes of its questions, where the memory has readers.
 
@@ -194,7 +204,7 @@ class Segments:
         """
         if self.setting is not None:
             return self.setting if self.setting < steps else 0
-        if steps * batch * self.kept_by_step(recorded, room) <= AUTO_BYTES:
+        if steps * batch * self.kept_by_step(recorded, room) <= most_kept(self.memory.device):
             return 0
         segment = self.best(steps, recorded, room)
         return segment if segment < steps else 0

@@ -78,8 +78,6 @@ def test_it_knows_its_id(env_id: str) -> None:
 @pytest.mark.gpu
 @every_env
 def test_keeps_the_contract_on_the_gpu(env_id: str) -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("no GPU")
     actions = [action.cuda() for action in EnvCase(env_id, CASES[env_id]).actions()]
     env = make(env_id, device="cuda")
     keeps_contract(env, actions)

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from policies.heads import BernoulliDistribution, MultiCategoricalDistribution
 from policies.memories import built_in, memory_class
 from policies.policy import MemoryActorCriticPolicy
 
@@ -211,3 +212,20 @@ def test_a_copy_by_its_constructor_parameters() -> None:
     obs = np.random.default_rng(0).random((4, 3)).astype(np.float32)
     one, other = (each.predict(obs, deterministic=True)[0] for each in (made, again))
     assert np.array_equal(one, other)
+
+
+def test_samples_of_many_parts_have_their_probabilities() -> None:
+    """All parts of a MultiDiscrete and all bits of a MultiBinary action are drawn at once."""
+    logits = torch.tensor([[0.0, 1.0, 2.0, -torch.inf, 0.5]])
+    choices = MultiCategoricalDistribution([3, 2]).proba_distribution(logits.expand(40_000, -1))
+    drawn = choices.sample()
+    assert drawn.shape == (40_000, 2)
+    for part, of in enumerate(choices.distribution):
+        found = torch.bincount(drawn[:, part], minlength=of.probs.shape[1]) / len(drawn)
+        torch.testing.assert_close(found, of.probs[0], rtol=0, atol=0.01)
+    bits = BernoulliDistribution(5).proba_distribution(logits.clamp(min=-3).expand(40_000, -1))
+    torch.testing.assert_close(bits.sample().mean(0), bits.distribution.probs[0], rtol=0, atol=0.01)
+    diverged = torch.full((2, 5), torch.nan)
+    for distribution in (MultiCategoricalDistribution([3, 2]), BernoulliDistribution(5)):
+        with pytest.raises(RuntimeError, match="action probabilities contain NaN"):
+            distribution.proba_distribution(diverged).sample()

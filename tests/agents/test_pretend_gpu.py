@@ -1,0 +1,204 @@
+"""Whole programs on a pretend GPU (pretend_cuda.py): devices, waits, races, graphs and launches, on every test run."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pretend_cuda import PretendCuda
+from test_cuda_graphs_everywhere import ENVIRONMENTS, MEMORIES
+
+from agents import A2C, LEARNERS, PPO, MemoryOnPolicyAlgorithm, make_env
+
+ROOT = Path(__file__).resolve().parents[2]
+BUDGET = Path(__file__).with_name("launches.csv")
+"""Launches of one iteration by learner, memory and environment; `pytest --write-launches` writes it anew."""
+SLACK = 1.1
+"""More launches than this times the budget fail."""
+NO_TARGETS = ("InvisibleGoalMaze", "TMaze")
+CASES = [(algo, memory, "RepeatFirst") for memory in sorted(MEMORIES) for algo in LEARNERS] + [
+    (algo, "gru", env)
+    for env in sorted(set(ENVIRONMENTS) - {"RepeatFirst"})
+    for algo in LEARNERS
+    if algo == "a2c" or (algo == "supervised") != (env in NO_TARGETS)
+]
+PACKING = ("gru", "lstm", "dmn")
+"""Memories that read `starts` once where episodes may begin at any step; docs/concepts.md lists them."""
+
+
+def build(
+    algo: str, memory: str, env: str, device: str = "cuda", fast: str = "auto", num_envs: int = 3
+) -> MemoryOnPolicyAlgorithm:
+    made = make_env(f"Engram/{env}-v0", num_envs, device, **ENVIRONMENTS[env])
+    kwargs: dict[str, Any] = {"n_epochs": 1, "n_minibatches": 1} if algo == "ppo" else {}
+    policy = {"memory": memory, "memory_kwargs": MEMORIES[memory]}
+    n_steps = made.horizon or 4
+    return LEARNERS[algo](
+        "MemoryPolicy", made, n_steps=n_steps, policy_kwargs=policy, device=device, seed=0, fast=fast, **kwargs
+    )
+
+
+@pytest.fixture(scope="module")
+def budget(request: pytest.FixtureRequest) -> Any:
+    """The launches that are allowed; what the tests counted is written at the end where that is asked for."""
+    writes = request.config.getoption("--write-launches")
+    with open(BUDGET, newline="") as file:
+        rows = {(row["algo"], row["memory"], row["env"]): int(row["launches"]) for row in csv.DictReader(file)}
+    counted = dict(rows)
+    yield {} if writes else rows, counted
+    if writes:
+        with open(BUDGET, "w", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(["algo", "memory", "env", "launches"])
+            writer.writerows([*case, counted[case]] for case in CASES)
+
+
+@pytest.mark.parametrize(("algo", "memory", "env"), CASES)
+def test_an_iteration_waits_once_and_keeps_its_budget(algo: str, memory: str, env: str, budget: Any) -> None:
+    """One read at its end, no operand on another device, no more launches than before."""
+    with PretendCuda() as gpu:
+        model = build(algo, memory, env)
+        model.learn(1, log_interval=None)  # libraries and probes warm up in the first iteration
+        gpu.clear()
+        model.learn(1, log_interval=None, reset_num_timesteps=False)
+        launches = gpu.launches
+    packed = "policies/memories/recurrent.py" if memory in PACKING else None
+    waits = {place: what for what, place in gpu.waits if place.split(":")[0] != packed}
+    assert [place.split(":")[0] for place in waits] == ["agents/reading.py"], waits
+    assert gpu.waits.total() == 1 or packed
+    assert not gpu.faults
+    allowed, counted = budget
+    counted[algo, memory, env] = launches
+    most = SLACK * allowed.get((algo, memory, env), launches)
+    assert launches <= most, "more launches than launches.csv allows; where they are wanted: pytest --write-launches"
+
+
+def test_the_budget_has_a_row_for_every_case() -> None:
+    with open(BUDGET, newline="") as file:
+        assert [(row["algo"], row["memory"], row["env"]) for row in csv.DictReader(file)] == CASES
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize(("algo", "memory"), [("a2c", "gru"), ("a2c", "mnm-p"), ("ppo", "gru"), ("ppo", "dnc")])
+def test_graphs_equal_eager_iterations(algo: str, memory: str, devices: int) -> None:
+    """Also on the second of two devices, where the current stream is not the first one's."""
+    found = []
+    for fast in ("off", "graph"):
+        with PretendCuda(devices) as gpu:
+            model = build(algo, memory, "InvisibleGoalMaze", f"cuda:{devices - 1}", fast)
+            model.learn(5 * model.n_steps * model.n_envs)
+            found.append({name: value.detach().cpu() for name, value in model.policy.named_parameters()})
+        assert not gpu.faults
+    assert model.graphs is not None
+    assert gpu.replays
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, rtol=1e-4, atol=1e-4, msg=name)
+
+
+def test_a_race_between_streams_is_found() -> None:
+    with PretendCuda() as gpu:
+        side = torch.cuda.Stream()
+        x = torch.zeros(3, device="cuda") + 1
+        with torch.cuda.stream(side):
+            x + 1
+        assert len(gpu.faults) == 1
+        assert "does not wait for what stream" in gpu.faults[0]
+        gpu.clear()
+        x = x * 2
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            x + 1
+        assert not gpu.faults
+
+
+def test_waits_and_mixed_devices_are_found() -> None:
+    with PretendCuda(2) as gpu:
+        x = torch.ones(3, device="cuda")
+        with pytest.raises(RuntimeError, match="same device"):
+            x + torch.ones(3)
+        with pytest.raises(RuntimeError, match="cuda:0, cuda:1"):
+            x + torch.ones(3, device="cuda:1")
+        with pytest.raises(TypeError, match="numpy"):
+            x.numpy()
+        assert x.sum().item() == 3
+        assert [what for what, _ in gpu.waits] == ["_local_scalar_dense"]
+        graph = torch.cuda.CUDAGraph()
+        with pytest.raises(RuntimeError, match="not permitted when stream is capturing"), torch.cuda.graph(graph):
+            x.cpu()
+
+
+@pytest.mark.parametrize("learner", [A2C, PPO])
+def test_auto_is_where_the_environment_is(learner: type[MemoryOnPolicyAlgorithm]) -> None:
+    """README's Python example on a machine with a GPU, and the same with an environment on it."""
+    with PretendCuda():
+        for place, expected in (("cpu", "cpu"), ("cuda", "cuda")):
+            env = make_env("Engram/RepeatFirst-v0", 4, device=place)
+            model = learner("MemoryPolicy", env, n_steps=16, policy_kwargs={"memory": "gru"})
+            assert model.device.type == expected
+            model.learn(1)
+
+
+@pytest.mark.parametrize(("there", "here"), [("cuda", "cpu"), ("cpu", "cuda")])
+def test_a_checkpoint_trains_on_another_device(there: str, here: str, tmp_path: Path) -> None:
+    with PretendCuda():
+        model = build("a2c", "gru", "RepeatFirst", there)
+        model.learn(1)
+        model.save(tmp_path / "saved")
+        env = make_env("Engram/RepeatFirst-v0", 3, here, **ENVIRONMENTS["RepeatFirst"])
+        again = A2C.load(tmp_path / "saved", env, device=here)
+        for (name, before), after in zip(model.policy.named_parameters(), again.policy.parameters(), strict=True):
+            assert torch.equal(before.cpu(), after.cpu()), name
+        steps = again.num_timesteps
+        again.learn(1, reset_num_timesteps=False)
+        assert again.num_timesteps > steps
+
+
+COMMANDS = """
+import sys, train, evaluate
+from pretend_cuda import PretendCuda
+folder = sys.argv[1]
+small = "--env Engram/RepeatFirst-v0 --env-kwargs length=4 --memory gru --memory-kwargs hidden_size=8"
+small += " --num-envs 4 --n-steps 8 --total-timesteps 96 --eval-episodes 8 --panels-every 0 --no-progress"
+
+def command(main, words):
+    sys.argv[1:] = words.split()
+    try:
+        main()
+    except SystemExit as end:
+        assert not end.code, (words, end.code)
+
+with PretendCuda():
+    command(train.main, f"{small} --device cuda --fast graph --run-dir {folder}")
+    command(train.main, f"--resume {folder} --total-timesteps 192 --no-progress")
+    command(evaluate.main, f"{folder} --device cuda --episodes 8")
+    command(evaluate.main, f"{folder} --device auto --episodes 8")
+command(train.main, f"--resume {folder} --total-timesteps 224 --device cpu --fast auto --no-progress")
+"""
+
+
+def test_both_commands_run_on_a_gpu(tmp_path: Path) -> None:
+    """Trained, resumed and scored on a GPU, then resumed on a machine without one."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), "COLUMNS": "80"}
+    words = [sys.executable, "-c", COMMANDS, str(tmp_path / "run")]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+SHORT = "conformance or PPO-gru or A2C-gru or A2C-mnm-p or random_numbers or waits or resumes"
+"""Of the tests that need a GPU, all but the longest: what they ask of other memories is asked of the tape as well."""
+
+
+def test_the_tests_that_need_a_gpu_pass_on_the_pretend_one() -> None:
+    """So that they do not run for the first time on the day that a GPU is at hand."""
+    files = [str(file) for file in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in file.read_text()]
+    words = ["-m", "pytest", "-x", "--pretend-cuda", "-m", "gpu", "-k", SHORT, "-rs", "-p", "no:cacheprovider", *files]
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert " passed" in done.stdout
+    assert "no accelerator" not in done.stdout

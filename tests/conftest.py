@@ -1,0 +1,26 @@
+"""Shared by all tests: tests marked `gpu` run on a GPU, or with `--pretend-cuda` on the device of pretend_cuda.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from pretend_cuda import PretendCuda
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--pretend-cuda", action="store_true", help="run on a pretend GPU; use with -m gpu")
+    parser.addoption("--write-launches", action="store_true", help="write the launches that are counted as the budget")
+
+
+@pytest.fixture(autouse=True)
+def _accelerator(request: pytest.FixtureRequest) -> Iterator[None]:
+    if request.config.getoption("--pretend-cuda"):
+        with PretendCuda() as gpu:
+            yield
+        assert not gpu.faults
+        return
+    if request.node.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("no accelerator")
+    yield
