@@ -20,7 +20,9 @@ def replace_file(file: Path, content: str | bytes) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(beside, file)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename is None:  # a full disk names no file
+            error.filename = str(file)
         with contextlib.suppress(OSError):
             beside.unlink()
         raise

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 
 import agents
 from agents.evaluation.command import main as evaluate
+from agents.files import replace_file
 
 ROOT = Path(__file__).resolve().parents[3]
 ODD = [*SMALL[4:], "--env", "Odd-v0", "--total-timesteps", 64]
@@ -270,3 +271,19 @@ def test_sigterm_in_evaluation_says_what_is_safe(
     monkeypatch.undo()
     assert command("--resume", run) == 0  # only the score was missing
     assert (run / "summary.json").exists()
+
+
+def test_a_file_that_cannot_be_written_is_named_and_keeps_its_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "summary.json"
+    replace_file(file, "old")
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space") as error:
+        replace_file(file, "new")
+    assert error.value.filename == str(file)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
