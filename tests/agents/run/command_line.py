@@ -11,7 +11,7 @@ from agents.run.command import main
 
 SMALL = ["--env", "Engram/RepeatFirst-v0", "--env-kwargs", "length=4", "--num-envs", "4", "--n-steps", "4"]
 SMALL += ["--memory", "gru", "--memory-kwargs", "hidden_size=8", "--eval-episodes", "8", "--no-progress"]
-SMALL += ["--learning-rate", "3e-4", "--no-baseline", "--panels-every", "0", "--checkpoint-every", "0"]
+SMALL += ["--learning-rate", "3e-4", "--no-anneal", "--no-baseline", "--panels-every", "0", "--checkpoint-every", "0"]
 
 
 def command(*words: object) -> int:
