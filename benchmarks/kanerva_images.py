@@ -341,7 +341,7 @@ def draw(model: KanervaModel, images: Tensor, args: Args, path: Path) -> None:
     memory = model.infer_memory(episode)
     other = model.infer_memory(next(episodes(images, args.length, 1)))
     rows = [("original", episode), ("recall", model.iterative_read(memory, episode, 1)[-1])]
-    rows += [("from another's memory", model.iterative_read(other, episode, 1)[-1])]
+    rows += [("another's memory", model.iterative_read(other, episode, 1)[-1])]
     for kind, amount in NOISE.items():
         table = noise_table(kind, amount).to(episode.device)
         noisy = table[episode.long(), torch.randint(LEVELS, episode.shape, device=episode.device)]
