@@ -22,6 +22,7 @@ from agents.environments.copies import ContractError
 from agents.non_finite import NonFiniteError
 from agents.terminal import PLAIN, make_console
 from envs.tensor_env import TensorEnv
+from policies.heads import DivergedError
 
 _HERE = Path(__file__).resolve().parent.parent
 _PROJECT = tuple(_HERE / name for name in ("agents", "envs", "policies", "train.py", "evaluate.py"))
@@ -79,7 +80,7 @@ class Where:
         said = " ".join(str(error).split()) or type(error).__name__
         named = f"{type(error).__name__}: {said}" if str(error) else said
         theirs, whole = "", "".join(traceback.format_exception(error))
-        if isinstance(error, (NonFiniteError, RankLostError, CheckpointError)) or _deliberate(error):
+        if isinstance(error, (NonFiniteError, DivergedError, RankLostError, CheckpointError)) or _deliberate(error):
             line = said
         elif out_of_memory(error):
             line = f"out of memory while {self.doing} ({said[:200]}): take fewer --num-envs, --n-steps or smaller sizes"

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from agents import distributed
 from envs.tensor_env import Obs
+from policies.heads import DivergedError
 from policies.memories.base import host_may_read
 
 if TYPE_CHECKING:
@@ -30,6 +31,12 @@ def naming_non_finite(model: MemoryOnPolicyAlgorithm) -> Iterator[None]:
     except RuntimeError as error:
         if host_may_read() and (found := first_non_finite(model)):
             raise NonFiniteError(found) from error
+        if isinstance(error, DivergedError):  # over finite numbers, which were too large
+            largest = max(float(value.abs().max()) for value in _by_name(model._obs).values())
+            raise NonFiniteError(
+                f"{error} after {model.num_timesteps} environment steps; the largest number in the observation is "
+                f"{largest:.3g}"
+            ) from error
         raise
 
 

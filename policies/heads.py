@@ -35,16 +35,20 @@ class Judgement(NamedTuple):
 # The learners look for non-finite numbers once per update instead. So these are SB3's distributions without checks.
 
 
+class DivergedError(RuntimeError):
+    """A policy's probabilities contain NaN."""
+
+
 def refuse_nan(values: Tensor) -> None:
     """Stop over action probabilities, or their logits, that contain NaN.
 
     Only on a CPU, where looking costs no wait: on a GPU the learner finds it in the metrics of the iteration.
 
     Raises:
-        RuntimeError: they do.
+        DivergedError: they do.
     """
     if values.device.type == "cpu" and host_may_read() and values.sum().isnan():
-        raise RuntimeError("action probabilities contain NaN: the policy's logits have diverged")
+        raise DivergedError("action probabilities contain NaN: the policy's logits have diverged")
 
 
 class CategoricalDistribution(sb3.CategoricalDistribution):

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 import faults
 from fault_children import Child, Outcome, Try, complaint
 
-SAMPLE = {"flags": 10, "kwargs": 10, "recipes": 10, "data files": 10, "environments": 6, "signals": 1, "kill -9": 2}
+SAMPLE = {"flags": 8, "kwargs": 8, "recipes": 8, "data files": 8, "environments": 4, "signals": 1, "kill -9": 2}
 
 
 @pytest.mark.parametrize("block", list(SAMPLE))

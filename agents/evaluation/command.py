@@ -127,7 +127,10 @@ def _run(arguments: Arguments) -> None:
     with Where("building", env_id).user_errors():
         env = place.make_env(num_envs, device, **({"render_mode": "rgb_array"} if shows else {}))
         if agent is not None:
-            check_spaces(agent.model.policy, env)
+            try:
+                check_spaces(agent.model.policy, env)
+            except ValueError as error:
+                raise ValueError(f"{agent.checkpoint} does not fit: {error}") from error
         if arguments.errors:
             Breakdown(env)
     try:
