@@ -66,7 +66,7 @@ def test_a_parameter(learner: type[MemoryOnPolicyAlgorithm]) -> None:
 @both
 def test_a_loss_that_runs_away(learner: type[MemoryOnPolicyAlgorithm]) -> None:
     """A learning rate that is no such thing ends in an error that says so, never in a silent NaN."""
-    model = agent(learner, RepeatFirst(4), learning_rate=1e30)
+    model = agent(learner, RepeatFirst(4), learning_rate=lambda progress: 1e30)
     with pytest.raises(NonFiniteError, match=r"^parameter .* not finite after \d+ environment steps.*learning_rate"):
         model.learn(4000)
 
