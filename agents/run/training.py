@@ -87,7 +87,7 @@ def _train(config: Config, checkpoint: Path | None, console: Console, start: Sta
         console.print(start.resumed, **PLAIN)
     if config.follows and not (config.init_from or checkpoint):
         easier = f"add --lessons, or train --recipe {config.follows} and then --init-from its folder"
-        console.print(f"from scratch it may learn nothing: {easier}", **PLAIN)
+        console.print(f"this task is rarely learned from scratch: {easier}", **PLAIN)
 
     model, wall = run(config, folder, console, checkpoint)
     if model.stop_requested:
