@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import matplotlib
 import numpy as np
 import pygame as pygame
 
-from envs.rendering import FAINT, FLOOR, INK, LINE, Canvas, Colour
+from envs.rendering import FAINT, FLOOR, INK, LINE, Canvas, Colour, font
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -46,13 +45,13 @@ class Stage(Canvas):
         turned: bool = False,
     ) -> float:
         """One line of text, shortened where it is wider than `room`; gives its width."""
-        font, fine = _face(size * self._fine), self._fine
-        while len(words) > 1 and font.size(words)[0] > room * fine:
+        face, fine = _face(size * self._fine), self._fine
+        while len(words) > 1 and face.size(words)[0] > room * fine:
             words = words.rstrip("…")[:-1].rstrip() + "…"
-        drawn = font.render(words, True, colour)
+        drawn = face.render(words, True, colour)
         drawn = pygame.transform.rotate(drawn, 90) if turned else drawn
         self._sheet.blit(drawn, drawn.get_rect(**{anchor: (round(x * fine), round(y * fine))}))
-        return float(font.size(words)[0]) / fine
+        return float(face.size(words)[0]) / fine
 
     def measure(self, words: str, size: int) -> float:
         """Width of a line of text."""
@@ -136,7 +135,5 @@ def number(value: float) -> str:
     return words.replace("-", "−") if float(words) else "0"
 
 
-@lru_cache(maxsize=32)
 def _face(size: int) -> pygame.font.Font:
-    pygame.font.init()
-    return pygame.font.Font(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)
+    return font(size, str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"))

@@ -96,7 +96,7 @@ class Canvas:
 
     def text(self, words: str, x: float, y: float, size: int, colour: Colour = INK, anchor: str = "midleft") -> None:
         """One line of text, its `anchor` (a name of `pygame.Rect`) at `(x, y)`."""
-        drawn = _font(size * _FINE).render(words, True, colour)
+        drawn = font(size * _FINE).render(words, True, colour)
         self._sheet.blit(drawn, drawn.get_rect(**{anchor: (_fine(x), _fine(y))}))
 
     def caption(self, words: str, margin: float, y: float, reward: float | None = None) -> None:
@@ -280,7 +280,19 @@ def _letter(symbol: int) -> str:
     return chr(ord("A") + symbol) if symbol < 26 else str(symbol)
 
 
-@lru_cache(maxsize=16)
-def _font(size: int) -> pygame.font.Font:
-    pygame.font.init()
-    return pygame.font.Font(None, size)
+def font(size: int, file: str | None = None) -> pygame.font.Font:
+    """A face of a font file, or pygame's own.
+
+    `pygame.quit`, which Gymnasium's environments call when they are closed, frees every face, and using one afterwards
+    ends the process. So they are made anew then.
+    """
+    if not pygame.font.get_init():
+        _made.cache_clear()
+        pygame.font.init()
+    return _made(size, file)
+
+
+@lru_cache(maxsize=48)
+def _made(size: int, file: str | None) -> pygame.font.Font:
+    pygame.register_quit(_made.cache_clear)  # someone else may quit pygame and begin it again
+    return pygame.font.Font(file, size)

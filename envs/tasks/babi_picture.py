@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from envs.rendering import AGENT, FAINT, FLOOR, INK, RIGHT, WRONG, Canvas, Frame, _font, _mix
+from envs.rendering import AGENT, FAINT, FLOOR, INK, RIGHT, WRONG, Canvas, Frame, _mix, font
 from envs.tasks.babi_stories import PLACEHOLDER, VOCABULARY
 
 _WIDTH, _ROWS, _TALL, _MARGIN, _SIZE = 720, 12, 30, 16, 21  # pixels; rows of a frame
@@ -127,4 +127,4 @@ def _width(piece: Piece) -> float:
 
 
 def _text_width(word: str) -> float:
-    return _font(3 * _SIZE).size(word)[0] / 3
+    return font(3 * _SIZE).size(word)[0] / 3

@@ -30,6 +30,16 @@ def run(script: str, **variables: str) -> None:
     subprocess.run([sys.executable, "-c", script], check=True, cwd=root, env={**os.environ, **variables})
 
 
+def test_pictures_outlive_whoever_quits_pygame() -> None:
+    """Gymnasium's environments do so when they are closed. In a process of its own: a stale face ends it."""
+    script = (
+        "import pygame; from envs.rendering import font\n"
+        "for end in (pygame.quit, pygame.font.quit, lambda: (pygame.quit(), pygame.init())):\n"
+        "    assert font(12).size('words')[0] > 0; end(); assert font(12).size('words')[0] > 0"
+    )
+    run(script)
+
+
 def test_frames_need_no_display() -> None:
     script = (
         "import pygame; from envs.maze import InvisibleGoalMaze as Maze; env = Maze(); env.reset(); env.frame();"
