@@ -12,6 +12,7 @@ from gymnasium import spaces
 from torch import Tensor
 from viewer_stubs import MAZE, Anything, policy_for, session_of
 
+import envs.rendering as rendering
 from agents import make_env, stage
 from agents.scene import HEIGHT, WIDTH, Scene, View, draw
 from agents.session import Session, action_names, observation_views
@@ -104,12 +105,12 @@ def test_panels_leave_room_for_their_titles(count: int, monkeypatch: pytest.Monk
             return render(self, words, *args)
 
     monkeypatch.setattr(stage.pygame.font, "Font", Font)
-    stage._face.cache_clear()
+    rendering._made.cache_clear()
     panel = Panel(torch.randn(12, 12), "column", "row")
     views, chances = [View("seen", np.eye(9)), View("asked", np.eye(9))], np.full(10, 0.1)
     scene = Scene("", "", np.zeros((230, 560, 3), np.uint8), views, probabilities=chances, actions=tuple("0123456789"))
     draw(replace(scene, panels={f"hidden {index}, level 3": panel for index in range(count)}))
-    stage._face.cache_clear()
+    rendering._made.cache_clear()
     assert {f"hidden {index}, level 3" for index in range(count)} <= set(drawn)
 
 
