@@ -21,7 +21,8 @@ def counts(rollout: Rollout, copy: int = 0) -> list[int]:
 
 
 def counting(learner: type[MemoryOnPolicyAlgorithm], env: Any, n_steps: int, counter: str) -> MemoryOnPolicyAlgorithm:
-    model = learner("MemoryPolicy", env, n_steps=n_steps, policy_kwargs={"memory": counter}, seed=0)
+    kwargs = {"memory": counter}
+    model = learner("MemoryPolicy", env, n_steps=n_steps, policy_kwargs=kwargs, seed=0, normalize_values=False)
     set_critic(model, [1.0] + [0.0] * (model.policy.memory.output_size - 1), 0.0)
     return model
 

@@ -16,6 +16,8 @@ from agents.environments import TensorVecEnv
 from envs.repeat_first import RepeatFirst
 
 T, B, HIDDEN = 9, 4, 11
+RAW: dict[str, Any] = {"normalize_values": False}
+"""SB3 learns values in the units of the rewards."""
 
 
 def sequence(width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -42,7 +44,7 @@ def pair() -> tuple[PPO, Any]:
         seed=3,
     )
     kwargs = {"memory": "lstm", "memory_kwargs": {"hidden_size": HIDDEN}}
-    ours = PPO("MemoryPolicy", RepeatFirst(B), policy_kwargs=kwargs, seed=4)
+    ours = PPO("MemoryPolicy", RepeatFirst(B), policy_kwargs=kwargs, seed=4, **RAW)
     ours.policy.memory.rnn.load_state_dict(theirs.policy.lstm_actor.state_dict())
     for head in ("action_net", "value_net"):
         getattr(ours.policy, head).load_state_dict(getattr(theirs.policy, head).state_dict())
@@ -98,7 +100,7 @@ def test_lstm_agent_predicts_as_sb3_contrib_does(pair: tuple[PPO, Any]) -> None:
 def test_memoryless_agent_against_sb3(fast: str) -> None:
     """`identity` is SB3's PPO with MlpPolicy: the same layers, the same outputs; fast paths differ by rounding."""
     theirs = SB3PPO("MlpPolicy", TensorVecEnv(RepeatFirst(B)), seed=3)
-    ours = PPO("MemoryPolicy", RepeatFirst(B), policy_kwargs={"memory": "identity"}, seed=4, fast=fast)
+    ours = PPO("MemoryPolicy", RepeatFirst(B), policy_kwargs={"memory": "identity"}, seed=4, fast=fast, **RAW)
     weights = theirs.policy.state_dict()
     assert weights.keys() == ours.policy.state_dict().keys()
     ours.policy.load_state_dict(weights)
@@ -125,7 +127,9 @@ def test_the_start_is_sb3s(memory: str) -> None:
 def test_same_gradient_as_sb3(monkeypatch: pytest.MonkeyPatch) -> None:
     """One full-batch PPO update of the memoryless agent moves every weight as SB3's does, on the same experience."""
     shared: dict[str, Any] = {"n_steps": 16, "n_epochs": 1, "gamma": 0.9, "learning_rate": 0.01, "ent_coef": 0.02}
-    ours = PPO("MemoryPolicy", RepeatFirst(B), n_minibatches=1, policy_kwargs={"memory": "identity"}, seed=4, **shared)
+    ours = PPO(
+        "MemoryPolicy", RepeatFirst(B), n_minibatches=1, policy_kwargs={"memory": "identity"}, seed=4, **RAW, **shared
+    )
     theirs = SB3PPO("MlpPolicy", TensorVecEnv(RepeatFirst(B)), batch_size=16 * B, seed=4, **shared)
     theirs.policy.load_state_dict(ours.policy.state_dict())
     ours.learn(16 * B)

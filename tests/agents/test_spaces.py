@@ -92,11 +92,15 @@ def test_images_arrive_channels_first_and_whole() -> None:
     model = A2C("MemoryPolicy", env, policy_kwargs=GRU, seed=0)
     env_ = model.get_env()
     assert env_ is not None
-    seen = env_.reset()
+    assert env_.reset().shape == (1, 36, 40, 3), "everybody but the network sees the environment's own picture"
+    encoder, taken = model.policy.features_extractor, []
+    assert type(encoder).__name__ == "NatureCNN"
+    encoder.register_forward_pre_hook(lambda module, inputs: taken.append(inputs[0]))
+    model.predict(env_.reset())
+    (seen,) = taken
     assert seen.shape == (1, 3, 36, 40)
-    assert seen[0, 0, :5, :7].min() == 255
-    assert seen.sum() == 5 * 7 * 255
-    assert type(model.policy.features_extractor).__name__ == "NatureCNN"
+    assert seen[0, 0, :5, :7].min() == 1  # divided by 255
+    assert seen.sum() == 5 * 7
 
 
 def test_continuous_actions_are_cut_for_the_environment_and_not_for_the_learner() -> None:

@@ -31,7 +31,7 @@ def command(*words: str) -> int:
         ({"space": {}}, "space: expected at least one"),
         (
             {"space": {"learning_rat": {"low": 0, "high": 1}}},
-            "space.learning_rat: unknown; known are env, memory",
+            "space.learning_rat: unknown; known are env, ",
         ),
         ({"space": {"memory_kwarg.heads": [1]}}, "space.memory_kwarg.heads: unknown"),
         ({"space": {"memory_kwargs": [1]}}, "space.memory_kwargs: name one argument"),
