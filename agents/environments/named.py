@@ -28,7 +28,7 @@ def find_env(env_id: str) -> EnvSpec:
         return gym.spec(name)
     except (gym.error.Error, ImportError, ValueError) as error:
         known = engram_envs.registered()
-        near = difflib.get_close_matches(name, [*known, *gym.registry], n=4, cutoff=0.5)
+        near = difflib.get_close_matches(name, sorted({*known, *gym.registry}), n=4, cutoff=0.5)
         where = (
             f"{module} was imported and registers no such id"
             if module
