@@ -35,6 +35,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor, nn
+from torch.utils._device import _device_constructors
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
@@ -465,6 +466,7 @@ class PretendCuda(TorchDispatchMode):
         for known in _FOREACH:
             known.append(Pretend)
         torch._C._set_only_lift_cpu_tensors(True)
+        _device_constructors.cache_clear()  # `torch.device("meta")` as a context keeps the functions it has seen
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> Any:
@@ -473,6 +475,7 @@ class PretendCuda(TorchDispatchMode):
         for known in _FOREACH:
             known.remove(Pretend)
         self.patches.close()
+        _device_constructors.cache_clear()
         return left
 
     def _cuda_module(self) -> dict[str, Any]:
