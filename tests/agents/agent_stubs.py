@@ -1,4 +1,4 @@
-"""A memory that counts, an environment that plays back a script, and a learner stopped after a roll-out."""
+"""An environment that plays back a script, and a learner stopped after a roll-out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from agents import MemoryOnPolicyAlgorithm
 from agents.rollout import Rollout
 from envs.tensor_env import TensorEnv
 from policies.memories import built_in, memory_class
-from policies.memories.base import Memory, MemoryStep, State
 
 # Arguments that make a memory small; one that is not here keeps its defaults.
 SMALL = {
@@ -22,21 +21,6 @@ SMALL = {
     "mnm-g": {"hidden_size": 16, "key_size": 8, "value_size": 8, "memory_units": 8, "heads": 2},
 }
 VECTOR_MEMORIES = [name for name in built_in() if memory_class(name).input_kind == "vector"]
-
-
-class Counter(Memory):
-    """Output `[count, *x]`: how many steps its state has seen, this one included, and what it sees."""
-
-    def __init__(self, input_size: int) -> None:
-        super().__init__()
-        self.output_size = 1 + input_size
-
-    def initial_state(self, batch_size: int) -> State:
-        return {"count": torch.zeros(batch_size, 1, device=self.device)}
-
-    def forward(self, x: Tensor, state: State) -> MemoryStep:
-        count = state["count"] + 1
-        return MemoryStep(torch.cat([count, x], 1), {"count": count}, {})
 
 
 class Script(TensorEnv):

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from agent_stubs import Counter
 
+from agents.testing.learner import Counting
 from policies.memories import registry
 
 
@@ -23,5 +23,5 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture
 def counter(monkeypatch: pytest.MonkeyPatch) -> str:
     """The name under which the counting memory is known, for the length of one test."""
-    monkeypatch.setitem(registry._classes, "counter", Counter)
+    monkeypatch.setitem(registry._classes, "counter", Counting)
     return "counter"

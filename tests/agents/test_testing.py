@@ -9,14 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from agent_stubs import Counter
 from torch import Tensor
 
 from agents import A2C, PPO, MemoryOnPolicyAlgorithm, Supervised
 from agents.rollout import Rollout
 from agents.testing import ConformanceError, NotBuiltError, check_env, check_learner, check_memory
 from agents.testing.__main__ import main
-from agents.testing.learner import LEARNER_CHECKS, LearnerCase
+from agents.testing.learner import LEARNER_CHECKS, Counting, LearnerCase
 from envs.repeat_first import RepeatFirst
 from envs.testing import ENV_CHECKS
 from policies.memories.base import State, Unrolled, unroll
@@ -100,7 +99,7 @@ def test_a_learner_that_breaks_the_contract_is_found(
         LEARNER_CHECKS[check](LearnerCase(learner, steps=512))
 
 
-class LateReset(Counter):
+class LateReset(Counting):
     """Resets after the step that begins an episode."""
 
     def unroll(self, xs: Tensor, starts: Tensor | None, state: State, resets: Any = None) -> Unrolled:
@@ -110,7 +109,7 @@ class LateReset(Counter):
 
 def test_somebodys_memory_is_checked_by_its_class(capsys: pytest.CaptureFixture[str]) -> None:
     """Without panels, and with every failure named at once."""
-    check_memory(Counter, floor=0, updates=1, verbose=True)
+    check_memory(Counting, floor=0, updates=1, verbose=True)
     said = capsys.readouterr().out.splitlines()
     assert len(said) == len(MEMORY_CHECKS)
     assert [line for line in said if not line.endswith(": ok")] == [
@@ -121,8 +120,8 @@ def test_somebodys_memory_is_checked_by_its_class(capsys: pytest.CaptureFixture[
     title, *lines = str(failed.value).splitlines()
     assert title == f"LateReset fails {len(lines)} of {len(MEMORY_CHECKS)} checks"
     assert len(lines) >= 3
-    with pytest.raises(NotBuiltError, match=r"Counter cannot be built: TypeError: .*hiden_size"):
-        check_memory(Counter, hiden_size=3)
+    with pytest.raises(NotBuiltError, match=r"Counting cannot be built: TypeError: .*hiden_size"):
+        check_memory(Counting, hiden_size=3)
 
 
 class Rounded(RepeatFirst):
