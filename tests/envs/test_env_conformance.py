@@ -172,7 +172,16 @@ class NeverRandom(Guess):
 
 
 class Forgets(Guess):
-    state_names = ()
+    """Counts its steps, and does not say so."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.count = torch.zeros(self.num_envs, device=self.device)
+
+    def _advance(self, action: Tensor) -> Any:
+        self.count = self.count + 1
+        super()._advance(action)
+        return self.count, None, None
 
 
 class SaysItIgnores(Guess):
