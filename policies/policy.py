@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Sequence
 from typing import Any
@@ -220,9 +221,12 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         if self.draws_maps:
             assert grid is not None, "the actor's head reads the memory's map"
             read = latent_pi, grid
-        if mask is None:
-            return self._get_action_dist_from_latent(read)
-        return self.action_dist.proba_distribution(masked(self.action_net(read), mask, self.action_space))
+        numbers = self.action_net(read)
+        if mask is not None:
+            numbers = masked(numbers, mask, self.action_space)
+        spread = (self.log_std,) if isinstance(self.action_space, spaces.Box) else ()
+        # of its own: one that stayed in the policy would keep the graph, and a policy with a graph cannot be copied
+        return copy.copy(self.action_dist).proba_distribution(numbers, *spread)
 
     def _log_prob(self, distribution: Distribution, action: Tensor, each: bool = False) -> Tensor:
         if isinstance(distribution, BernoulliDistribution):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from itertools import pairwise
 from typing import Any
 
@@ -229,3 +230,24 @@ def test_samples_of_many_parts_have_their_probabilities() -> None:
     for distribution in (MultiCategoricalDistribution([3, 2]), BernoulliDistribution(5)):
         with pytest.raises(RuntimeError, match="action probabilities contain NaN"):
             distribution.proba_distribution(diverged).sample()
+
+
+@pytest.mark.parametrize("action", SPACES)
+def test_a_policy_is_copied_right_after_an_update(action: str) -> None:
+    """`copy.deepcopy` refuses tensors of a graph: the policy keeps none of those that its distributions are made of."""
+    made = policy("gru", action)
+    judged, _ = made.evaluate_actions(
+        torch.rand(4, 2, 3),
+        made.act(torch.randn(8, 7)).view(4, 2, *(SPACES[action].shape or ())).detach(),
+        made.initial_state(2),
+        None,
+    )
+    judged.log_prob.sum().backward()
+    twin = copy.deepcopy(made)
+    obs = torch.rand(2, 3)
+    for found, expected in zip(
+        twin(obs, twin.initial_state(2), deterministic=True),
+        made(obs, made.initial_state(2), deterministic=True),
+        strict=True,
+    ):
+        torch.testing.assert_close(found, expected)
