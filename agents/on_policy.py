@@ -292,6 +292,8 @@ class MemoryOnPolicyAlgorithm(Checkpointed, Updates, TrainingEnv, OnPolicyAlgori
         """Learn from `self.rollout`, then read what there is to read: the iteration's one transfer to the host."""
         self._update_learning_rate(self.policy.optimizer)
         read(self, report(self, self.improve(self.rollout)))
+        if self.keeps_graph and self.graphs is None:
+            self._state = detach(self._state)  # its graph is spent, and a model that holds one cannot be copied
 
     # -- collect ---------------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.utils import LinearSchedule
 
-from agents import A2C, PPO, MemoryOnPolicyAlgorithm
+from agents import A2C, PPO, MemoryOnPolicyAlgorithm, Supervised
 from envs.repeat_first import RepeatFirst
 from envs.tmaze import TMaze
 
@@ -300,3 +301,15 @@ def test_the_same_seed_gives_the_same_run() -> None:
 
     assert torch.equal(run(1), run(1))
     assert not torch.equal(run(1), run(2))
+
+
+@pytest.mark.parametrize("learner", [A2C, PPO, Supervised])
+@pytest.mark.parametrize("memory", ["gru", "dnc"])
+def test_a_model_is_copied_right_after_learn(learner: Any, memory: str) -> None:
+    """And both learn on alike: no tensor of a graph is left in it."""
+    model = learner("MemoryPolicy", RepeatFirst(4, length=4), n_steps=8, policy_kwargs={"memory": memory}, seed=0)
+    twin = copy.deepcopy(model.learn(64))
+    assert twin.policy is not model.policy
+    obs = model.get_env().reset()
+    assert (twin.predict(obs, deterministic=True)[0] == model.predict(obs, deterministic=True)[0]).all()
+    assert twin.learn(64, reset_num_timesteps=False).num_timesteps == 128
