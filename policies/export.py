@@ -18,11 +18,14 @@ from typing import Any
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
-from torch.export import ExportedProgram
+from torch.export import Dim, ExportedProgram
 
 from policies.action_masks import masked, parts_of
 from policies.memories.base import State
 from policies.policy import MemoryActorCriticPolicy, Obs
+
+FREE_EXAMPLE = 7
+"""Observations in the example of a step that takes any number; `torch.export` takes a size of 1 for a fixed one."""
 
 
 class PolicyStep(nn.Module):
@@ -57,21 +60,25 @@ class PolicyStep(nn.Module):
 
 
 def export_step(
-    policy: MemoryActorCriticPolicy, path: str | os.PathLike[str], batch_size: int = 1, masks: bool = False
+    policy: MemoryActorCriticPolicy, path: str | os.PathLike[str], batch_size: int | None = 1, masks: bool = False
 ) -> ExportedProgram:
     """Write one step of a policy to `path` (`.pt2`), for the CPU.
 
     Args:
         policy: any; it stays as it is.
         path: of the file; a file that is there is replaced once the new one is whole.
-        batch_size: of the observations; it is fixed.
+        batch_size: B, how many observations a step takes. None: any number, another at each call; the program's
+            `example_inputs` then have `FREE_EXAMPLE`, whose first rows are good for fewer.
         masks: whether the step takes a mask of valid choices.
 
     Raises:
-        ValueError: the memory's step cannot be exported, with `torch.export`'s reason; or `masks` is true, but actions
-            are no choices.
+        ValueError: the memory's step cannot be exported, with `torch.export`'s reason; `batch_size` is below 1; or
+            `masks` is true, but actions are no choices.
     """
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}, expected at least 1, or None for any")
     choices = sum(parts_of(policy.action_space)) if masks else 0
+    free, batch_size = batch_size is None, FREE_EXAMPLE if batch_size is None else batch_size
     copied = copy.deepcopy(policy).cpu()
     copied.requires_grad_(False)
     copied.set_training_mode(False)
@@ -88,7 +95,8 @@ def export_step(
     try:
         with torch.no_grad():
             PolicyStep(copied)(*arguments)  # what is made at first use is not part of a step
-            program = torch.export.export(PolicyStep(copied), arguments)
+            shapes = tuple(_free(argument, Dim("batch", min=1)) for argument in arguments) if free else None
+            program = torch.export.export(PolicyStep(copied), arguments, dynamic_shapes=shapes)
     except Exception as error:  # torch.export has many
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(f"a step of {policy.memory_name} cannot be exported: {reason[0]}") from error
@@ -101,6 +109,11 @@ def export_step(
     finally:
         beside.unlink(missing_ok=True)
     return program
+
+
+def _free(argument: Obs, rows: Any) -> Any:
+    """What `torch.export` is told of an argument whose first dimension is to be free."""
+    return {name: {0: rows} for name in argument} if isinstance(argument, dict) else {0: rows}
 
 
 def _example(space: spaces.Space[Any], batch_size: int) -> Tensor:

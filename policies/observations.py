@@ -149,7 +149,7 @@ class _OneHot:
         self.counts, self.first = counts, first
 
     def __call__(self, obs: Tensor) -> Tensor:
-        parts = obs.reshape(len(obs), -1).long().unbind(1)
+        parts = obs.reshape(obs.shape[0], -1).long().unbind(1)
         hot = [
             F.one_hot(part - first if first else part, count)
             for part, count, first in zip(parts, self.counts, self.first, strict=True)

@@ -178,7 +178,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         if recording is not None:
             return recording.step(x, starts, *queries)
         if starts is not None:
-            state = reset(state, starts, self.memory.initial_state(len(starts)))
+            state = reset(state, starts, self.memory.initial_state(starts.shape[0]))
         step: MemoryStep = self.memory(x, state, *queries)
         return step
 

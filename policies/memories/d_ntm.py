@@ -205,7 +205,7 @@ class DNTM(Memory):
                 hidden, layers = self._control(x, m, layers)
             # every reading step avoids what was read one step ago, as in the authors' code
             read = self.address(self.read_interface(hidden), contents, state.get("read_usage"), draw, soft)
-            slots = torch.cat([self.addresses[: self.memory_size].expand(len(x), -1, -1), contents], 2)
+            slots = torch.cat([self.addresses[: self.memory_size].expand(x.shape[0], -1, -1), contents], 2)
             m = (read.weights[..., : self.memory_size] @ slots).flatten(1)
             reads.append(read)
 
@@ -233,10 +233,10 @@ class DNTM(Memory):
             draw: uniform numbers, `[B, H (N + 1)]`; None: soft addressing.
             soft: bool `[B, 1]`, true where discrete addressing is soft for now; None: nowhere.
         """
-        parameters = parameters.view(len(contents), -1, sum(self.head_sizes))
+        parameters = parameters.view(contents.shape[0], -1, sum(self.head_sizes))
         key, sharpness, *avoidance = torch.split(parameters, self.head_sizes, 2)
         contents = F.pad(contents, (0, 0, 0, self.slots - self.memory_size))
-        slots = torch.cat([self.addresses.expand(len(contents), -1, -1), contents], 2)
+        slots = torch.cat([self.addresses.expand(contents.shape[0], -1, -1), contents], 2)
         z = oneplus(sharpness) * (unit(key) @ unit(slots).transpose(1, 2))
         logits = z
         if usage is None:

@@ -133,7 +133,7 @@ class DMN(Memory):
         products = F.linear(read, self.episode.weight_ih, self.episode.bias_ih)
         in_gate = F.linear(read, self.gate_hidden.weight[:, : self.hidden_size], self.gate_hidden.bias)
 
-        piece = max(1, self.chunk_size // (size * batch))
+        piece = 1 if length == 1 else max(1, self.chunk_size // (size * batch))  # one step is exported for any batch
         memories, gates = [], state["gates"]
         for begin in range(0, length, piece):
             steps = slice(begin, min(begin + piece, length))

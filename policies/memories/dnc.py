@@ -209,7 +209,7 @@ class DNC(Memory):
         precedence = state["precedence"]
         following, preceding = links.follow(write_weights, precedence, read_weights, starts)
         similar = content_weights(memory, self._words(keys), self.strength(strengths), norms)
-        modes = modes.view(len(modes), self.read_heads, -1).softmax(2)
+        modes = modes.view(modes.shape[0], self.read_heads, -1).softmax(2)
         ways = [*preceding.unbind(1), similar, *following.unbind(1)]
         if self.read_mode_order == "code":
             ways = [*preceding.unbind(1), *following.unbind(1), similar]
@@ -253,7 +253,7 @@ class DNC(Memory):
 
     def _words(self, vectors: Tensor) -> Tensor:
         """`[B, heads * W]` as `[B, heads, W]`."""
-        return vectors.view(len(vectors), -1, self.word_size)
+        return vectors.view(vectors.shape[0], -1, self.word_size)
 
     def panels(self, state: State) -> dict[str, Panel]:
         """Everything in the state of the first batch entry; several write heads' links one below another."""

@@ -295,7 +295,7 @@ class BlockKanerva(ReaderMemory):
 
     def key_posterior(self, numbers: Tensor) -> Gaussian:
         """q(Y|X) of what the network of the keys says, `[B, 4 K]`."""
-        mean, raw = numbers.view(len(numbers), 2, self.reads, 2).unbind(1)
+        mean, raw = numbers.view(numbers.shape[0], 2, self.reads, 2).unbind(1)
         return Gaussian(mean, F.softplus(raw + math.log(math.expm1(KEY_STD))) + 1e-4)
 
     def draw_keys(self, numbers: Tensor, noise: Tensor | None) -> Tensor:

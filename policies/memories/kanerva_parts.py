@@ -201,7 +201,7 @@ class EvoNormS0(nn.Module):
         self.beta = nn.Parameter(torch.zeros(channels, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        grouped = x.view(len(x), self.groups, -1, *x.shape[2:])
+        grouped = x.view(x.shape[0], self.groups, -1, *x.shape[2:])
         deviation = (grouped.var((2, 3, 4), correction=0, keepdim=True) + self.eps).sqrt()
         scaled = (grouped / deviation).flatten(1, 2)
         normalised: Tensor = scaled * (self.v * x).sigmoid() * self.gamma + self.beta

@@ -159,10 +159,10 @@ class NTM(Memory):
     def forward(self, x: Tensor, state: State) -> MemoryStep:
         hidden, following = self._control(torch.cat([x, state["read_vectors"].flatten(1)], 1), state)
         addresses, erase, add = torch.split(self.interface(hidden), self.splits, 1)
-        addresses = addresses.view(len(x), -1, sum(self.address_sizes))
+        addresses = addresses.view(x.shape[0], -1, sum(self.address_sizes))
         to_read, to_write = addresses[:, : self.read_heads], addresses[:, self.read_heads :]
-        erase = erase.view(len(x), self.write_heads, self.word_size).sigmoid()
-        add = add.view(len(x), self.write_heads, self.word_size)
+        erase = erase.view(x.shape[0], self.write_heads, self.word_size).sigmoid()
+        add = add.view(x.shape[0], self.write_heads, self.word_size)
 
         memory = state["memory"]
         write_weights = self.address(to_write, memory, state["write_weights"])

@@ -165,7 +165,7 @@ class LSTMTape(Tape):
         w_x, w_h, b_x, b_h = parameters
         active = torch.addmm(b_x + b_h, x, w_x.t())
         hidden, cell, squashed = (torch.empty_like(value) for value in (*state, state[0]))
-        views = (active, *active.view(len(x), 4, -1).unbind(1), squashed)
+        views = (active, *active.view(x.shape[0], 4, -1).unbind(1), squashed)
         lstm_step(views, state, w_h.t(), hidden, cell)
         return hidden, cell
 
@@ -226,7 +226,7 @@ class GRUTape(Tape):
         size = state[0].shape[1]
         active = torch.addmm(_input_bias(b_x, b_h, size), x, w_x.t())
         given_n, hidden = torch.empty_like(state[0]), torch.empty_like(state[0])
-        (r, z, n), rz = active.view(len(x), 3, size).unbind(1), active[:, : 2 * size]
+        (r, z, n), rz = active.view(x.shape[0], 3, size).unbind(1), active[:, : 2 * size]
         w_rz, w_n = w_h[: 2 * size].t(), w_h[2 * size :].t()
         gru_step((rz, n, r, z, given_n), state[0], w_rz, w_n, b_h[2 * size :], hidden)
         return (hidden,)

@@ -207,7 +207,7 @@ class Workspace:
         self.rows = Rows(state["memory"], state["inverse_norm"], sdnc.fast)
         self.links = Links(*(state[name] for name in Links.NAMES))
         self.last_access = own(state["last_access"].detach())
-        batch, heads = len(self.last_access), sdnc.read_heads
+        batch, heads = self.last_access.shape[0], sdnc.read_heads
         # for `_select`: zeros but while it works, and numbers for what it selects from
         self.scratch = self.last_access.new_zeros(batch, heads, sdnc.slots)
         named = sdnc.sparse_reads * (1 + 2 * sdnc.sparse_links)

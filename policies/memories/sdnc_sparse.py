@@ -262,7 +262,7 @@ class Links:
 
     def products(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """P w and N w, for `weights` `[B, R, N]` over all slots: `[B, R, N]` each. Follows every link there is."""
-        everywhere = torch.arange(weights.shape[2], device=weights.device).expand(len(weights), -1)
+        everywhere = torch.arange(weights.shape[2], device=weights.device).expand(weights.shape[0], -1)
         by_slot = weights.transpose(1, 2).flatten(0, 1)  # [B * N, R]
         results = []
         for links, slots in (self.after(everywhere), self.before(everywhere)):
