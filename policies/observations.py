@@ -20,6 +20,8 @@ from stable_baselines3.common.preprocessing import is_image_space
 from torch import Tensor
 from torch.nn import functional as F
 
+from policies.text import WIDTH, is_text, text_features, text_rows
+
 Array = np.ndarray[Any, np.dtype[Any]]
 Obs = Tensor | dict[str, Tensor]
 
@@ -31,8 +33,8 @@ PLAIN = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 class Layout:
     """How an environment's observation becomes a flat one.
 
-    Entries of nested `Dict`s and `Tuple`s get names with dots (`hand.left`, `0`); pictures get their channels first.
-    Text and entries without numbers are left out, which a warning says.
+    Entries of nested `Dict`s and `Tuple`s get names with dots (`hand.left`, `0`); pictures get their channels first;
+    text becomes numbers (`policies.text`). Entries without numbers are left out, which a warning says.
 
     Args:
         space: of one environment's observation.
@@ -47,15 +49,19 @@ class Layout:
     def __init__(self, space: spaces.Space[Any]) -> None:
         kept: list[tuple[str, tuple[Any, ...], spaces.Space[Any]]] = []
         left_out: list[str] = []
+        self.texts: set[str] = set()
         for path, entry in _leaves(space, ()):
             name = _name(path)
-            if not isinstance(entry, PLAIN) and not _is_text(entry):
+            if _is_text_space(entry):
+                self.texts.add(name)
+                entry = spaces.Box(-np.inf, np.inf, (WIDTH,), np.float32)
+            if not isinstance(entry, PLAIN):
                 raise ValueError(
                     f"{_place(name)} is {short(entry)}, which has no fixed size; expected Box, Discrete, "
                     "MultiDiscrete, MultiBinary, or a Dict or Tuple of them: leave it out with "
                     "gymnasium.wrappers.FilterObservation or rewrite it with gymnasium.wrappers.TransformObservation"
                 )
-            if _is_text(entry) or (isinstance(entry, spaces.Box) and 0 in entry.shape):
+            if isinstance(entry, spaces.Box) and 0 in entry.shape:
                 left_out.append(f"{_place(name)} ({type(entry).__name__})")
             else:
                 kept.append((name, path, entry))
@@ -78,6 +84,8 @@ class Layout:
         return {name: self._array(name, _at(obs, path)) for name, path in self.paths.items()}
 
     def _array(self, name: str, value: Any) -> Array:
+        if name in self.texts:
+            return text_rows(value)
         array = np.asarray(value)
         return np.moveaxis(array, -1, 1) if name in self.transposed else array
 
@@ -98,7 +106,7 @@ def arrays_of(observation: Any, space: spaces.Space[Any]) -> tuple[Array | dict[
     if isinstance(observation, Mapping) and all(name in observation for name in space):
         found: Mapping[Any, Any] = observation
     else:
-        found = {_name(path): value for path, value in _leaves(observation, ())}
+        found = {_name(path): value for path, value in _nodes(observation, ())}
     if missing := [name for name in space if name not in found]:
         raise ValueError(f"{_place(missing[0])} is missing: expected {', '.join(space)}; found {', '.join(found)}")
     batches = {name: _batch(found[name], entry, name) for name, entry in space.items()}
@@ -208,6 +216,15 @@ def _leaves(value: Any, path: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...]
         yield path, value
 
 
+def _nodes(value: Any, path: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """The parts of an observation with the keys that lead there; tuples too, as text of several environments is one."""
+    if not isinstance(value, Mapping) and (path or not isinstance(value, tuple)):
+        yield path, value
+    if isinstance(value, (Mapping, tuple)):
+        for key in value if isinstance(value, Mapping) else range(len(value)):
+            yield from _nodes(value[key], (*path, key))
+
+
 def _name(path: tuple[Any, ...]) -> str:
     return ".".join(map(str, path))
 
@@ -238,7 +255,7 @@ def _warn_once(lines: list[str]) -> None:
             warnings.warn(line, stacklevel=3)
 
 
-def _is_text(space: spaces.Space[Any]) -> bool:
+def _is_text_space(space: spaces.Space[Any]) -> bool:
     if isinstance(space, spaces.Text):
         return True
     if type(space).__module__.startswith("gymnasium."):
@@ -250,6 +267,8 @@ def _is_text(space: spaces.Space[Any]) -> bool:
 
 
 def _batch(value: Any, space: spaces.Space[Any], name: str) -> tuple[Array, bool]:
+    if space.shape == (WIDTH,) and is_text(value):
+        value = text_features(value) if isinstance(value, str) else text_rows(np.ravel(value))
     array, shape = np.asarray(value), space.shape or ()
     if array.shape == shape:
         return array[None], False

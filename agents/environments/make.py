@@ -147,9 +147,9 @@ def as_tensor_env(env: EnvLike, device: torch.device | str = "cpu") -> TensorEnv
             raise ValueError(f"the environment lives on {env.device} but the agent on {device}; put both on one device")
         space = env.single_observation_space
         names = list(space) if isinstance(space, spaces.Dict) else [""]
-        if isinstance(space, spaces.Tuple) or list(Layout(space).paths.items()) != [
-            (name, (name,) if isinstance(space, spaces.Dict) else ()) for name in names
-        ]:
+        layout = Layout(space)
+        flat = [(name, (name,) if isinstance(space, spaces.Dict) else ()) for name in names]
+        if isinstance(space, spaces.Tuple) or layout.texts or list(layout.paths.items()) != flat:
             raise ValueError(
                 f"{type(env).__name__} has the observations {short(space)}; expected one tensor or a flat dict of "
                 "tensors: Box, Discrete, MultiDiscrete, MultiBinary, or a Dict of them"

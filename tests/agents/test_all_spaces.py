@@ -68,6 +68,8 @@ OBSERVATIONS: dict[str, spaces.Space[Any]] = {
     "names of any form": spaces.Dict(dict.fromkeys(("arm.left", "keys", "", "entry0", "a/b", "a b", "type"), VECTOR)),
     "MiniGrid": MINIGRID,
     "Text beside numbers": spaces.Tuple([spaces.Text(5), VECTOR]),
+    "Text alone": spaces.Text(5),
+    "Text within": spaces.Dict({"told": spaces.Tuple([spaces.Text(5), spaces.Dict({"by": spaces.Text(3)})])}),
     "an empty Box beside numbers": spaces.Dict({"none": spaces.Box(0, 1, (0,)), "a": VECTOR}),
     "3×3": picture(3, 3, 3),
     "5×5, channels first": picture(3, 5, 5),
@@ -128,7 +130,7 @@ def check(space: spaces.Space[Any], policy_kwargs: dict[str, Any], tmp_path: Pat
         load(tmp_path / "it", two_of(space)).learn(14, reset_num_timesteps=False)
 
 
-@pytest.mark.filterwarnings("ignore:.*is left out")
+@pytest.mark.filterwarnings("ignore:.*'none'.* is left out")
 @pytest.mark.parametrize(("name", "encoder"), CASES)
 def test_every_space_with_every_encoder(name: str, encoder: str, tmp_path: Path) -> None:
     check(OBSERVATIONS[name], ENCODERS[encoder], tmp_path if encoder == "default" else None)
@@ -169,7 +171,6 @@ REFUSED: dict[str, tuple[spaces.Space[Any], spaces.Space[Any] | None, str]] = {
     "Sequence": (spaces.Dict({"a": VECTOR, "s": spaces.Sequence(VECTOR)}), None, r"entry 's' is Sequence.*FilterObs"),
     "Graph": (spaces.Dict({"g": spaces.Graph(VECTOR, None)}), None, r"entry 'g' is Graph.*FilterObservation"),
     "OneOf": (spaces.OneOf([VECTOR, VECTOR]), None, r"the observation is OneOf.*TransformObservation"),
-    "Text alone": (spaces.Text(3), None, r"nothing to learn from in the observation space Text"),
     "empty": (spaces.Box(0, 1, (0,)), None, r"nothing to learn from in the observation space Box"),
     "empty Dict": (spaces.Dict({}), None, r"nothing to learn from"),
     "two of one name": (
@@ -195,8 +196,8 @@ def test_what_is_not_supported_is_refused_when_the_agent_is_built(name: str) -> 
 
 
 def test_what_is_left_out_is_said_once() -> None:
-    space = spaces.Dict({"said": spaces.Text(4), "a": VECTOR})
-    with pytest.warns(UserWarning, match=r"entry 'said' \(Text.*\) is left out") as caught:
+    space = spaces.Dict({"nothing": spaces.Box(0, 1, (3, 0)), "a": VECTOR})
+    with pytest.warns(UserWarning, match=r"entry 'nothing' \(Box.*\) is left out") as caught:
         PPO("MemoryPolicy", Playground(space), policy_kwargs=ENCODERS["default"])
     assert len(caught) == 1
     with warnings.catch_warnings():
@@ -322,6 +323,7 @@ class Batched(TensorEnv):
         (spaces.Tuple([VECTOR]), None, r"Batched has the observations Tuple.*expected one tensor or a flat dict"),
         (spaces.Dict({"a": spaces.Dict({"b": VECTOR})}), None, r"Batched has the observations Dict.*flat dict"),
         (spaces.Dict({"a": spaces.Sequence(VECTOR)}), None, r"entry 'a' is Sequence"),
+        (spaces.Dict({"a": VECTOR, "said": spaces.Text(3)}), None, r"Batched has the observations Dict.*flat dict"),
         (VECTOR, spaces.Box(-np.inf, np.inf, (2,)), r"has no bounds"),
     ],
 )

@@ -138,7 +138,6 @@ def test_a_console_script_finds_the_current_folder(folder: Path) -> None:
     subprocess.run([sys.executable, script], cwd=folder, check=True)
 
 
-@pytest.mark.filterwarnings("ignore:.*is left out")
 @pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize("words", [False, True])
 def test_processes_give_what_one_after_the_other_gives(words: bool) -> None:
