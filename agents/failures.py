@@ -25,7 +25,7 @@ from envs.tensor_env import TensorEnv
 from policies.heads import DivergedError
 
 _HERE = Path(__file__).resolve().parent.parent
-_PROJECT = tuple(_HERE / name for name in ("agents", "envs", "policies", "train.py", "evaluate.py"))
+_PROJECT = tuple(_HERE / name for name in ("agents", "envs", "policies", "train.py", "evaluate.py", "compare.py"))
 _LIBRARIES = [Path(str(package.__file__)).parent for package in (gymnasium, stable_baselines3, torch, numpy)]
 _OURS = (*_PROJECT, *_LIBRARIES)
 _EXAMPLES = [Path(str(gymnasium.__file__)).parent / "envs" / name for name in ("box2d", "classic_control", "mujoco")]

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from agents import distributed
 
-_MODULES = {"train": "agents.run", "evaluate": "agents.evaluation"}
+_MODULES = {"train": "agents.run", "evaluate": "agents.evaluation", "compare": "agents.comparison"}
 
 
 def command_for(name: str) -> str:
-    """How to call `name`, "train" or "evaluate", from the current folder: the way this process was called.
+    """How to call `name`, "train", "evaluate" or "compare", from the current folder: the way this process was called.
 
     >>> command_for("train").split()[-1] in ("train.py", "engram-train", "agents.run")
     True
@@ -23,7 +23,7 @@ def command_for(name: str) -> str:
     if name == "train" and distributed.size() > 1:
         python = f"torchrun --nproc-per-node={distributed.size()}"
     script = called.with_name(f"{name}.py")
-    if called.name not in ("train.py", "evaluate.py"):
+    if called.name not in {f"{command}.py" for command in _MODULES}:
         script = Path(f"{name}.py")
         if called.name.startswith("engram-") or not _ours(script):
             return _installed(name, python)

@@ -34,6 +34,7 @@ DOCS = ROOT / "docs"
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(DOCS.rglob("*.md"))
 SHARED_PAGES = {"mnm-p": "mnm", "mnm-g": "mnm", "homo-plastic": "plastic"}
 PACKAGES = (agents, envs, policies)
+COMMANDS = ("train", "evaluate", "compare")
 MODULES = [
     info.name for package in PACKAGES for info in pkgutil.walk_packages(package.__path__, package.__name__ + ".")
 ]
@@ -97,7 +98,7 @@ def test_train_commands_parse(page: Path) -> None:
             assert config.memory in registered(), command
 
 
-@pytest.mark.parametrize("name", [*MODULES, *(package.__name__ for package in PACKAGES), "train", "evaluate"])
+@pytest.mark.parametrize("name", [*MODULES, *(package.__name__ for package in PACKAGES), *COMMANDS])
 def test_docstring_examples_run(name: str, elsewhere: Path) -> None:
     assert doctest.testmod(importlib.import_module(name)).failed == 0
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import compare
 import evaluate
 import train
 from agents import viewer
@@ -129,3 +130,10 @@ def test_evaluate_commands_run(
         assert seen[0] is not None
     else:
         assert (finished_run / "evaluation.json").is_file()
+
+
+@pytest.mark.parametrize("arguments", of("compare.py"), ids=shlex.join)
+def test_compare_commands_run(arguments: list[str], finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [str(finished_run) if word.startswith("runs") else word for word in arguments]
+    assert exit_status(compare.main, words) == 0
+    assert "identity" in capsys.readouterr().out

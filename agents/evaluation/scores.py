@@ -10,12 +10,12 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 import torch
 from gymnasium import spaces
+from scipy.special import stdtrit  # quantiles of Student's t
 from torch import Tensor
 
 from agents.evaluation.breakdown import Breakdown
@@ -59,7 +59,7 @@ class Score:
         """The score of episodes with these returns and lengths, each `[episodes]`."""
         count = len(returns)
         std = float(np.std(returns, ddof=1)) if count > 1 else math.nan
-        ci95 = t_quantile(count - 1) * std / math.sqrt(count) if count > 1 else math.nan
+        ci95 = float(stdtrit(count - 1, 0.975)) * std / math.sqrt(count) if count > 1 else math.nan
         return cls(float(np.mean(returns)), ci95, std, count, float(np.mean(lengths)), metrics or {}, cut)
 
     def as_dict(self) -> dict[str, Any]:
@@ -331,20 +331,3 @@ def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(other)
         yield
-
-
-def t_quantile(freedom: int) -> float:
-    """97.5 % quantile of Student's t with `freedom` >= 1 degrees of freedom, to 0.2 %.
-
-    Exact for 1 and 2; above, the expansion around the normal quantile (Abramowitz and Stegun, 26.7.5).
-    """
-    if freedom <= 2:
-        return math.tan(0.475 * math.pi) if freedom == 1 else 0.95 * math.sqrt(2 / (1 - 0.95**2))
-    z = NormalDist().inv_cdf(0.975)
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return float(z + sum(term / freedom**power for power, term in enumerate(terms, start=1)))

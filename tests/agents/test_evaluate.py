@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch import Tensor
 
 import evaluate as command
 from agents import PPO, make_env
-from agents.evaluation.scores import Score, evaluate, play, random_actions, random_score, t_quantile
+from agents.evaluation.scores import Score, evaluate, play, random_actions, random_score
 from agents.run.config import Config
 from envs.tensor_env import Obs, TensorEnv
 from policies.policy import MemoryActorCriticPolicy
@@ -129,7 +130,8 @@ def test_the_interval_is_students() -> None:
     assert str(score).startswith("2.500 ± 2.05")
     tables = {1: 12.7062, 2: 4.3027, 3: 3.1824, 5: 2.5706, 10: 2.2281, 30: 2.0423, 255: 1.9693}
     for freedom, value in tables.items():
-        assert t_quantile(freedom) == pytest.approx(value, rel=2e-3)
+        score = Score.of(np.arange(freedom + 1.0), np.ones(freedom + 1))
+        assert score.ci95 == pytest.approx(value * score.std / math.sqrt(freedom + 1), rel=2e-5)
 
 
 def test_one_episode_has_no_interval() -> None:

@@ -1,0 +1,9 @@
+"""Trained runs side by side: tables and curves over seeds, with intervals, and whether their budgets are equal.
+
+`command` is the entry of `python compare.py`. From Python: `Comparison.of(find_runs(["runs"]))`, then `write`.
+"""
+
+from agents.comparison.groups import Comparison, Group, GroupingError
+from agents.comparison.runs import Curve, Run, find_runs
+
+__all__ = ["Comparison", "Curve", "Group", "GroupingError", "Run", "find_runs"]

@@ -1,0 +1,169 @@
+"""The command `python compare.py`, `engram-compare`, `python -m agents.comparison`; see compare.py for examples."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import get_type_hints
+
+import tyro
+
+from agents.arguments import read
+from agents.comparison import pictures, tables
+from agents.comparison.groups import Axis, Comparison, by_environment
+from agents.comparison.intervals import Method
+from agents.comparison.pictures import Line
+from agents.comparison.references import paper_lines, with_random
+from agents.comparison.runs import find_runs
+from agents.failures import CommandError, Where
+from agents.files import replace_file
+from agents.invocation import command_for
+from agents.run.config import NUMBERS
+from agents.run.parsing import refuse_empty
+from agents.terminal import PLAIN, degrade, make_console
+
+
+@dataclass
+class Arguments:
+    """Compare trained runs: scores with intervals over seeds, budgets, and curves."""
+
+    runs: tyro.conf.Positional[list[Path]]
+    """Run folders, or folders with runs below them."""
+    by: list[str] = field(default_factory=list)
+    """Settings to group by, such as memory, or algo learning_rate; default: the fewest that tell the runs apart."""
+    score: str | None = None
+    """What to compare by: return, a score of the task (error, f1, ...), or a column of progress.csv; default: the
+    task's own score where it has one, else return."""
+    threshold: float | None = None
+    """Also show the steps and minutes that the training curve took to come to this score."""
+    x: Axis = "steps"
+    """Horizontal axis of the curves."""
+    interval: Method = "bootstrap"
+    """95 % interval over seeds: bootstrap (percentiles, as rliable) or t (Student's; better for two to four seeds)."""
+    in_training: bool = False
+    """Compare the last score of training instead of that of fresh episodes: for runs that are not complete."""
+    baseline: bool = True
+    """Also show the memoryless agents that were trained beside the runs."""
+    random: bool = True
+    """Also show random actions, where they are known or quickly played."""
+    leaderboard: bool = False
+    """One ranking for every environment among the runs."""
+    out: Path | None = None
+    """Folder for comparison.md, comparison.csv, comparison-curves.csv and comparison.png."""
+    overwrite: bool = False
+    """Replace files that are there already."""
+    title: str = ""
+    """Title of the picture; empty: the environment."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Compare as the words say (default: those of the process); exits where something is wrong."""
+    words = sys.argv[1:] if arguments is None else arguments
+    degrade()
+    try:
+        with Where("reading the command").user_errors():
+            refuse_empty(words)
+            given = tyro.cli(Arguments, args=words, registry=NUMBERS)
+            for name, hint in get_type_hints(Arguments, include_extras=True).items():
+                if name != "runs":
+                    setattr(given, name, read(f"--{name.replace('_', '-')}", getattr(given, name), hint))
+        with Where("comparing").user_errors():
+            _run(given, words)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except CommandError as error:
+        error.show()
+        sys.exit(2)
+
+
+def _run(given: Arguments, words: list[str]) -> None:
+    if not given.runs:
+        raise ValueError("name the folders of runs to compare, such as runs")
+    if given.out is not None and not given.overwrite:
+        refuse_existing(given.out)
+    runs = find_runs(given.runs, given.baseline)
+    console = make_console()
+    comparisons = []
+    for alike in by_environment(runs) if given.leaderboard else [runs]:
+        try:
+            found = Comparison.of(alike, given.by, given.score, given.interval, given.in_training)
+        except ValueError as error:
+            if not given.leaderboard:
+                raise
+            console.print(f"{alike[0].env}: {error}", **PLAIN)
+            continue
+        comparisons.append(with_random(found) if given.random else found)
+    for comparison in comparisons:
+        tables.show(console, comparison, given.threshold)
+    if not comparisons:
+        raise ValueError("no environment has runs with a score")
+    if given.out is None:
+        console.print("\nas files, with the curves: the same command and --out FOLDER", **PLAIN)
+        return
+    command = shlex.join([*command_for("compare").split(), *words])
+    files = write(comparisons, given.out, given.threshold, given.x, given.title, command, given.overwrite)
+    console.print("\nwritten: " + " ".join(map(str, files)), **PLAIN)
+
+
+FILES = ("{}.md", "{}.csv", "{}-curves.csv", "{}.png")
+
+
+def refuse_existing(folder: str | os.PathLike[str], stem: str = "comparison") -> None:
+    """Raises ValueError where a file that `write` would write is there."""
+    there = [name for name in (pattern.format(stem) for pattern in FILES) if (Path(folder) / name).exists()]
+    if there:
+        raise ValueError(f"{Path(folder, there[0])} exists: choose another --out, or add --overwrite")
+
+
+def write(
+    comparisons: list[Comparison],
+    folder: str | os.PathLike[str],
+    threshold: float | None = None,
+    axis: Axis = "steps",
+    title: str = "",
+    command: str = "",
+    overwrite: bool = False,
+    stem: str = "comparison",
+) -> list[Path]:
+    """The files of some comparisons, one an environment: `STEM.md`, `.csv`, `-curves.csv` and `.png`.
+
+    Args:
+        comparisons: at least one.
+        folder: made where it is not there.
+        threshold: a score whose first reaching is shown.
+        axis: horizontal axis of the picture.
+        title: of the picture; empty: the environments.
+        command: that made them, for the Markdown.
+        overwrite: whether files may be replaced.
+        stem: of the names.
+
+    Raises:
+        ValueError: a file is there already.
+    """
+    if not overwrite:
+        refuse_existing(folder, stem)
+    lines = []
+    for comparison in comparisons:
+        own = paper_lines([run for group in comparison.groups for run in group.runs], comparison.score)
+        if threshold is not None and all(line.value != threshold for line in own):
+            own.append(Line(threshold, f"threshold {threshold:g}", "-."))
+        if comparison.random is not None:
+            own.append(Line(comparison.random, "random actions", ":", pictures.GREY))
+        lines.append(own)
+    drawn = pictures.figure(comparisons, axis, lines, title)
+    text = "\n".join(tables.markdown(comparison, threshold) for comparison in comparisons)
+    place, image = Path(folder), FILES[3].format(stem)
+    made = f"\n```bash\n{command}\n```\n" if command else ""
+    contents: dict[Path, str | bytes] = {
+        place / FILES[0].format(stem): f"![curves]({image})\n\n{text}{made}",
+        place / FILES[1].format(stem): tables.as_csv(comparisons, threshold),
+        place / FILES[2].format(stem): tables.curves_csv(comparisons),
+        place / image: pictures.png(drawn),
+    }
+    place.mkdir(parents=True, exist_ok=True)
+    for file, content in contents.items():
+        replace_file(file, content)
+    return list(contents)

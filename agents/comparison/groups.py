@@ -1,0 +1,307 @@
+"""Groups of runs that differ in their seeds: scores over seeds, budgets, and when a threshold was reached."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from agents.comparison import settings
+from agents.comparison.intervals import Interval, Method, band, interquartile_mean, mean_interval
+from agents.comparison.runs import RETURN, Array, Run
+
+Axis = Literal["steps", "minutes", "episodes"]
+_PREFERRED = ("error", "f1", "right_triples", "located", "success")
+"""Task scores that a comparison is by, where its runs have them."""
+_SLACK = 0.02
+"""Steps that may be missing to an equal budget: whole rollouts seldom come to a round number."""
+POINTS = 100
+"""Of a mean curve, at most."""
+
+
+class GroupingError(ValueError):
+    """Runs that cannot stand in one table."""
+
+
+def lower_is_better(score: str) -> bool:
+    """Whether a score counts what is wrong."""
+    return any(word in score for word in ("error", "wrong", "loss", "bits"))
+
+
+def direction(score: str) -> str:
+    """ "lower is better", "higher is better", or nothing for a column that is neither."""
+    if lower_is_better(score):
+        return "lower is better"
+    return "" if score.split("/")[0] in ("train", "time", "memory") else "higher is better"
+
+
+class Reached(NamedTuple):
+    """When the curves of a group first came to a threshold: medians over seeds, infinite where most never did."""
+
+    steps: float
+    minutes: float
+    seeds: int
+    """How many of them did."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that are one row: one seed each."""
+
+    names: tuple[str, ...]
+    """What they have in common, in words, by the settings of the comparison."""
+    runs: tuple[Run, ...]
+    score: str
+    """Name of the score."""
+    method: Method = "bootstrap"
+    in_training: bool = False
+    """Whether the score is the last of training and not of fresh episodes."""
+
+    @property
+    def label(self) -> str:
+        """For legends."""
+        return " · ".join(self.names)
+
+    @property
+    def seeds(self) -> int:
+        """How many runs there are."""
+        return len(self.runs)
+
+    @property
+    def scores(self) -> list[float]:
+        """Final scores, one a seed; a seed without one has none."""
+        if not self.in_training:
+            return [run.scores[self.score] for run in self.runs if self.score in run.scores]
+        curves = [run.curve(self.score).values for run in self.runs]
+        return [float(_last(values)) for values in curves if len(values)]
+
+    @property
+    def mean(self) -> float:
+        """Over seeds; NaN without a score."""
+        return statistics.fmean(self.scores) if self.scores else math.nan
+
+    @property
+    def interval(self) -> Interval | None:
+        """Of the mean, 95 %; None for fewer than two seeds."""
+        return mean_interval(self.scores, self.method) if len(self.scores) > 1 else None
+
+    @property
+    def interquartile_mean(self) -> float:
+        """Over seeds; NaN without a score."""
+        return interquartile_mean(self.scores) if self.scores else math.nan
+
+    @property
+    def steps(self) -> tuple[int, int]:
+        """Fewest and most environment steps of a run."""
+        each = [run.steps for run in self.runs]
+        return min(each), max(each)
+
+    @property
+    def lesson_steps(self) -> int | None:
+        """Steps of earlier lessons behind a run, the most of any; None where unknown."""
+        each = [run.lesson_steps for run in self.runs]
+        return None if None in each else max(steps for steps in each if steps is not None)
+
+    @property
+    def minutes(self) -> float:
+        """Of training a seed, median."""
+        return statistics.median(run.minutes for run in self.runs)
+
+    @property
+    def parameters(self) -> int | None:
+        """Numbers that are learned, median over runs."""
+        each = [run.parameters for run in self.runs if run.parameters is not None]
+        return round(statistics.median(each)) if each else None
+
+    def reached(self, threshold: float) -> Reached:
+        """When the training curves first came to `threshold`."""
+        steps, minutes = [], []
+        for run in self.runs:
+            curve = run.curve(self.score)
+            values = -curve.values if lower_is_better(self.score) else curve.values
+            there = np.flatnonzero(values >= (-threshold if lower_is_better(self.score) else threshold))
+            steps.append(float(curve.steps[there[0]]) if len(there) else math.inf)
+            minutes.append(float(curve.seconds[there[0]] / 60) if len(there) else math.inf)
+        count = sum(math.isfinite(step) for step in steps)
+        return Reached(statistics.median(steps), statistics.median(minutes), count)
+
+    def mean_curve(self, axis: Axis) -> tuple[Array, Array, Array, Array]:
+        """Where, mean, and both ends of the 95 % interval over seeds; up to where all seeds have come.
+
+        A point is the mean of what was logged since the point before.
+        """
+        curves = [(run.curve(self.score).axis(axis), run.curve(self.score).values) for run in self.runs]
+        curves = [(xs, ys) for xs, ys in curves if len(xs) and not np.isnan(xs).all()]
+        if not curves:
+            return (np.empty(0),) * 4
+        shortest = min((xs for xs, _ in curves), key=lambda xs: xs[-1])
+        grid = shortest if len(shortest) <= POINTS else np.linspace(0, shortest[-1], POINTS + 1)[1:]
+        grid = grid[grid >= max(xs[0] for xs, _ in curves)]
+        values = np.array([_resampled(xs, ys, grid) for xs, ys in curves])
+        return grid, values.mean(0), *band(values, self.method)
+
+
+def _last(values: Array) -> float:
+    """The mean of the last twentieth: scores of single iterations are of few episodes."""
+    return float(values[-max(1, len(values) // 20) :].mean())
+
+
+def _resampled(xs: Array, ys: Array, grid: Array) -> Array:
+    """The mean of the points between two of the grid; where there is none, the line between those around."""
+    cell = np.searchsorted(grid, xs)
+    inside = cell < len(grid)
+    count = np.bincount(cell[inside], minlength=len(grid))
+    total = np.bincount(cell[inside], ys[inside], minlength=len(grid))
+    return np.asarray(np.where(count > 0, total / np.maximum(count, 1), np.interp(grid, xs, ys)))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Groups of runs of one environment."""
+
+    env: str
+    env_kwargs: str
+    """Arguments of the environment, in words; empty where it has its defaults."""
+    by: tuple[str, ...]
+    """The settings that tell the groups apart."""
+    score: str
+    groups: list[Group]
+    """The best first."""
+    notes: list[str] = field(default_factory=list)
+    """What a reader should know: runs left out, settings that differ within a group, ..."""
+    random: float | None = None
+    """The score of random actions, where known."""
+
+    @classmethod
+    def of(
+        cls,
+        runs: Sequence[Run],
+        by: Sequence[str] = (),
+        score: str | None = None,
+        method: Method = "bootstrap",
+        in_training: bool = False,
+    ) -> Comparison:
+        """Compare runs of one environment.
+
+        Args:
+            runs: as `find_runs` gives them. Of runs that differ in nothing, the one with more steps counts.
+            by: settings to group by; empty: the fewest that tell different trainings apart.
+            score: "return", a score of the task, or a column of `progress.csv`; None: the task's own where it has one.
+            method: of the intervals, see `intervals.mean_interval`.
+            in_training: take the last score of training instead of that of fresh episodes.
+
+        Raises:
+            GroupingError: the environments differ, or no run has the score.
+        """
+        if len({settings.task(run) for run in runs}) > 1:
+            envs = sorted({run.env for run in runs})
+            what = f"different environments together ({', '.join(envs)})"
+            if len(envs) == 1:
+                what = f"different arguments of {envs[0]} together"
+            raise GroupingError(f"{what}: compare one at a time, or make a table of each with --leaderboard")
+        runs, notes = _once(runs)
+        unfinished = [run for run in runs if not run.scores]
+        if not in_training and len(unfinished) == len(runs):
+            raise GroupingError(
+                f"no score yet: {_named(unfinished)} not complete; --in-training takes the last score of training"
+            )
+        score = score or preferred([run for run in runs if run.scores])
+        if in_training or "/" in score:
+            in_training = True
+            if not any(len(run.curve(score).values) for run in runs):
+                raise GroupingError(f"no run has logged {score}; there are {', '.join(_logged(runs))}")
+        elif not any(score in run.scores for run in runs):
+            have = dict.fromkeys(name for run in runs for name in run.scores)
+            raise GroupingError(f"no run has the score {score}; there are {', '.join(have)}")
+        elif unfinished:
+            notes.append(f"no score yet: {_named(unfinished)} not complete")
+        names = tuple(settings.known(by, runs) if by else settings.telling(runs))
+        members: dict[tuple[str, ...], list[Run]] = {}
+        for run in runs:
+            members.setdefault(settings.values(run, names), []).append(run)
+        groups = [Group(key, tuple(of), score, method, in_training) for key, of in members.items()]
+        groups.sort(key=lambda group: _rank(group, score))
+        notes += _mixed(groups)
+        first = runs[0]
+        chance = next((run.random[score] for run in runs if score in run.random), None)
+        kwargs = " ".join(w for w in settings.values(first, ("env_kwargs",)) if w != "–")
+        return cls(first.env, kwargs, names, score, groups, notes, chance)
+
+    @property
+    def most_steps(self) -> int:
+        """The largest budget of a run, earlier lessons included."""
+        return max(group.steps[1] + (group.lesson_steps or 0) for group in self.groups)
+
+    def same_budget(self, group: Group) -> str:
+        """Whether a group was trained for as many steps as the longest-trained: "yes", or "no" and its share."""
+        lessons = group.lesson_steps
+        if lessons is None:
+            return "unknown"
+        shares = [(steps + lessons) / max(self.most_steps, 1) for steps in group.steps]
+        if shares[0] >= 1 - _SLACK:
+            return "yes"
+        low, high = (f"{100 * share:.2g}" for share in shares)
+        return f"no: {low} %" if low == high else f"no: {low}–{high} %"
+
+
+def preferred(runs: Sequence[Run]) -> str:
+    """The score that runs are compared by where none is named: the task's own where all have one."""
+    common = set.intersection(*({*run.scores} for run in runs)) if runs else set()
+    return next((name for name in _PREFERRED if name in common), RETURN)
+
+
+def by_environment(runs: Sequence[Run]) -> list[list[Run]]:
+    """Runs of one environment together."""
+    found: dict[tuple[object, ...], list[Run]] = {}
+    for run in runs:
+        found.setdefault(settings.task(run), []).append(run)
+    return list(found.values())
+
+
+def _once(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
+    """Each training once, and a note on what is left out."""
+    kept: dict[tuple[str, int], Run] = {}
+    notes = []
+    for run in runs:
+        key = (settings.training(run), run.seed)
+        other = kept.get(key)
+        if other is None:
+            kept[key] = run
+            continue
+        longer, shorter = sorted((other, run), key=lambda one: (bool(one.scores), one.steps), reverse=True)
+        kept[key] = longer
+        if run.memory != "identity":  # a baseline is trained beside each memory
+            notes.append(f"{shorter.folder} repeats {longer.folder} (same settings and seed) and is left out")
+    return list(kept.values()), notes
+
+
+def _mixed(groups: Sequence[Group]) -> list[str]:
+    """Notes on settings that differ within a group, and on single seeds."""
+    notes = []
+    for group in groups:
+        differ = settings.differing(group.runs)
+        if differ:
+            more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
+            notes.append(f"{group.label} mixes runs of different {', '.join(differ[:3])}{more}: add them to --by")
+    single = [group.label for group in groups if len(group.scores) == 1]
+    if single:
+        notes.append(f"one seed, so no interval: {', '.join(single)}")
+    return notes
+
+
+def _rank(group: Group, score: str) -> tuple[bool, float, str]:
+    mean = group.mean
+    return math.isnan(mean), mean if lower_is_better(score) else -mean, group.label
+
+
+def _named(runs: Sequence[Run]) -> str:
+    shown = [str(run.folder) for run in runs[:3]] + ([f"{len(runs) - 3} more"] if len(runs) > 3 else [])
+    return f"{' and '.join(filter(None, (', '.join(shown[:-1]), shown[-1])))} {'is' if len(runs) == 1 else 'are'}"
+
+
+def _logged(runs: Sequence[Run]) -> list[str]:
+    return sorted({name for run in runs for row in run.rows[-1:] for name in row})

@@ -1,0 +1,125 @@
+"""A comparison as a picture: the mean curve of every group with its 95 % interval over seeds."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+
+from agents.comparison.groups import Axis, Comparison, direction
+from agents.comparison.runs import RETURN, Array
+from agents.comparison.tables import heading, score_name
+
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f5fa8", "#8c6d31")
+"""Okabe and Ito's, for every kind of sight, and two more."""
+GREY = "#8a8f98"
+_DASHES = ("-", "--", "-.")
+_TITLES = {"steps": "environment steps", "minutes": "minutes of training", "episodes": "episodes"}
+
+
+class Drawn(Protocol):
+    """What a curve is drawn of: a `Group`, or points from a file."""
+
+    @property
+    def label(self) -> str:
+        """For the legend."""
+
+    @property
+    def seeds(self) -> int:
+        """How many curves the mean is of."""
+
+    def mean_curve(self, axis: Axis) -> tuple[Array, Array, Array, Array]:
+        """Where, mean, and both ends of the interval (NaN for one seed)."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A score to compare with, drawn over the whole width."""
+
+    value: float
+    label: str
+    style: str = "--"
+    """Of matplotlib."""
+    color: str = "black"
+
+
+def draw_curves(axes: Axes, groups: Sequence[Drawn], score: str, axis: Axis, lines: Sequence[Line] = ()) -> None:
+    """Curves with their legend into a pair of axes; groups of memory identity are grey.
+
+    Args:
+        axes: to draw into.
+        groups: in the order of the legend.
+        score: name of what is drawn.
+        axis: what is along x.
+        lines: horizontal lines, dashed.
+    """
+    number = 0
+    end = 0.0
+    for group in groups:
+        xs, mean, low, high = group.mean_curve(axis)
+        if not len(xs):
+            continue
+        plain = group.label == "identity" or group.label.startswith("identity ·")
+        color = GREY if plain else COLORS[number % len(COLORS)]
+        dash = "-" if plain else _DASHES[number // len(COLORS) % len(_DASHES)]
+        number += not plain
+        count = f"{group.seeds} seeds" if group.seeds > 1 else "1 seed"
+        axes.plot(xs, mean, dash, color=color, linewidth=1.8, label=f"{group.label} ({count})")
+        axes.fill_between(xs, low, high, color=color, alpha=0.18, linewidth=0)
+        end = max(end, float(xs[-1]))
+    for line in lines:
+        axes.axhline(line.value, color=line.color, linewidth=1, linestyle=line.style, label=line.label, zorder=1)
+    what = f"{score_name(score)}, last 100 episodes" if score == RETURN else score_name(score)
+    axes.set(xlabel=_TITLES[axis], ylabel=f"{what} ({direction(score)})" if direction(score) else what)
+    if end:
+        axes.set_xlim(0, end)
+    if axis != "minutes":
+        axes.xaxis.set_major_formatter(EngFormatter(sep="\N{THIN SPACE}"))
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    outside = len(groups) + len(lines) > 8
+    place = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0)} if outside else {"loc": "best"}
+    axes.legend(framealpha=0.85, edgecolor="none", fontsize=9, **place)
+
+
+def figure(
+    comparisons: Sequence[Comparison], axis: Axis = "steps", lines: Sequence[Sequence[Line]] = (), title: str = ""
+) -> Figure:
+    """A panel for every environment.
+
+    Args:
+        comparisons: one a panel.
+        axis: what is along x.
+        lines: those of each panel.
+        title: of the picture; empty: the environments.
+    """
+    columns = min(2, len(comparisons))
+    count = math.ceil(len(comparisons) / columns)
+    wide = max(len(comparison.groups) for comparison in comparisons) > 8
+    width = (8.0 if columns == 1 else 6.5 * columns) + (2.0 * columns if wide else 0.0)
+    drawn = Figure(figsize=(width, 4.6 * count), layout="constrained")
+    panels = list(drawn.subplots(count, columns, squeeze=False).flat)
+    for number, (axes, comparison) in enumerate(zip(panels, comparisons, strict=False)):
+        draw_curves(axes, comparison.groups, comparison.score, axis, lines[number] if lines else ())
+        own = heading(comparison).split(" · ")[0]
+        axes.set_title(title if title and len(comparisons) == 1 else own, loc="left", fontsize=11)
+    for axes in panels[len(comparisons) :]:
+        axes.set_axis_off()
+    legend = "line: mean over seeds; band: 95 % interval of the mean"
+    if title and len(comparisons) > 1:
+        drawn.suptitle(title)
+    drawn.supxlabel(legend, fontsize=8, color="#555555")
+    return drawn
+
+
+def png(drawn: Figure) -> bytes:
+    """The bytes of a picture's file; the same picture gives the same bytes."""
+    buffer = io.BytesIO()
+    drawn.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
+    return buffer.getvalue()

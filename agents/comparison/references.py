@@ -1,0 +1,57 @@
+"""What scores stand beside: random actions, and the figure that a paper gives for a recipe's task."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from agents.comparison.groups import Comparison
+from agents.comparison.pictures import Line
+from agents.comparison.runs import RETURN, Run
+from agents.evaluation import random_score
+from agents.plain_yaml import read_yaml_file
+from agents.run.config import RECIPES, Config
+from envs import registered
+
+_EPISODES, _SEED = 256, 10_000
+
+
+def with_random(comparison: Comparison) -> Comparison:
+    """The comparison with the score of random actions, played here where no run has it and it is quickly done.
+
+    That is in the environments of this project; those of others may be slow.
+    """
+    run = comparison.groups[0].runs[0]
+    if comparison.random is not None or run.env not in registered() or "/" in comparison.score:
+        return comparison
+    fields = {name: run.config[name] for name in ("env", "env_kwargs", "wrappers", "eval_steps")}
+    config = Config(**fields)
+    env = config.make_env(_EPISODES)
+    try:
+        score = random_score(env, _EPISODES, _SEED, max_steps=config.eval_steps)
+    finally:
+        env.close()
+    value = {RETURN: score.mean, **score.metrics}.get(comparison.score)
+    return dataclasses.replace(comparison, random=value)
+
+
+def paper_lines(runs: Sequence[Run], score: str) -> list[Line]:
+    """The figures that papers give for the tasks of some runs: the entry `paper` in `expect` of their recipes.
+
+    Raises:
+        ValueError: such an entry is not as it should be.
+    """
+    found: dict[Line, None] = {}
+    for name in dict.fromkeys(run.config.get("recipe") for run in runs):
+        file = RECIPES / f"{name}.yaml"
+        if name is None or not file.is_file():
+            continue
+        expect = read_yaml_file(file, "recipe").get("expect")
+        if not isinstance(expect, dict) or "paper" not in expect:
+            continue
+        paper = expect["paper"]
+        if not isinstance(paper, dict) or not {"score", "value", "source"} <= {*paper}:
+            raise ValueError(f"{file}: expect.paper is {paper}, expected score, value and source")
+        if paper["score"] == score:
+            found.setdefault(Line(float(paper["value"]), f"{paper['value']:g}: {paper['source']}"))
+    return list(found)

@@ -1,0 +1,132 @@
+"""Settings of runs: which there are, in which some runs differ, and whether two runs are the same training."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from agents.arguments import shown
+from agents.comparison.runs import Run
+
+ENVIRONMENT = ("env", "env_kwargs", "wrappers")
+"""Entries that say what task is trained."""
+_PLACES = ("run_dir", "resume", "data_dir", "checkpoint_every", "panels_every", "progress", "baseline")
+"""Entries of which no number of a run depends."""
+_SCORING = ("eval_episodes", "eval_steps")
+_MACHINE = ("device", "threads", "fast", "vector")
+_NAMES = ("recipe", "follows", "seed")
+_FIRST = ("memory", "algo", "recipe", "init_from")
+"""What runs are told apart by, before other entries."""
+
+
+def settings(run: Run) -> dict[str, Any]:
+    """All entries of a run's configuration, those within `memory_kwargs` and the like as `memory_kwargs.heads`.
+
+    `init_from` is whether the run began with the weights of another.
+    """
+    return {**_flat(run.config), "init_from": run.config.get("init_from") is not None}
+
+
+def _flat(config: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        found |= _flat(value, f"{before}{name}.") if isinstance(value, Mapping) else {f"{before}{name}": value}
+    return found
+
+
+def same_training(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+    """In which settings two configurations differ; empty where both are the same training and score.
+
+    Args:
+        first, second: entries of `config.yaml`. Folders, displays and the machine's threads are not compared.
+    """
+    apart = (*_PLACES, "threads", "recipe", "follows")
+    one, other = (_flat({name: v for name, v in c.items() if name not in apart}) for c in (first, second))
+    return sorted(name for name in {*one, *other} if _plain(one.get(name)) != _plain(other.get(name)))
+
+
+def task(run: Run) -> tuple[Any, ...]:
+    """What makes the environment of two runs the same."""
+    return tuple(repr(_plain(run.config.get(name))) for name in ENVIRONMENT)
+
+
+def training(run: Run) -> str:
+    """What two runs have in common that differ in their seeds alone."""
+    apart = (*_PLACES, *_SCORING, *_MACHINE, *_NAMES, "init_from")
+    return repr(sorted((name, _plain(value)) for name, value in run.config.items() if name not in apart)) + str(
+        run.config.get("init_from") is not None
+    )
+
+
+def differing(runs: Sequence[Run]) -> list[str]:
+    """Settings that are not the same in all runs, the most telling first; seeds and folders are none."""
+    apart = {*_PLACES, *_SCORING, *_MACHINE, "seed", "follows"}
+    each = [{name: value for name, value in settings(run).items() if name.split(".")[0] not in apart} for run in runs]
+    names = dict.fromkeys(name for one in each for name in one)
+    found = [name for name in names if len({repr(_plain(one.get(name))) for one in each}) > 1]
+    return sorted(found, key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST))
+
+
+def telling(runs: Sequence[Run]) -> list[str]:
+    """The fewest settings, taken in the order of `differing`, that tell all different trainings apart."""
+    chosen: list[str] = []
+    count = 1
+    for name in differing(runs):
+        if name.split(".")[0] in ENVIRONMENT:
+            continue
+        finer = len({values(run, [*chosen, name]) for run in runs})
+        if finer > count:
+            chosen, count = [*chosen, name], finer
+    return chosen or ["memory"]
+
+
+def values(run: Run, names: Iterable[str]) -> tuple[str, ...]:
+    """Values of some settings, in words; "–" where a run has none of that name.
+
+    A name such as `memory_kwargs` stands for all that is in it.
+    """
+    all_of = settings(run)
+    return tuple(_word(all_of, name) for name in names)
+
+
+def _word(all_of: Mapping[str, Any], name: str) -> str:
+    within = {key.removeprefix(f"{name}."): value for key, value in all_of.items() if key.startswith(f"{name}.")}
+    if within:
+        return " ".join(f"{key}={_said(value)}" for key, value in sorted(within.items()))
+    return _said(all_of[name]) if name in all_of and all_of[name] not in ([], {}) else "–"
+
+
+def _said(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else value if isinstance(value, str) else shown(value)
+
+
+def known(names: Iterable[str], runs: Sequence[Run]) -> list[str]:
+    """Full names of settings: `heads` is `memory_kwargs.heads` where nothing else is called so.
+
+    Raises:
+        ValueError: no run has such a setting, or several settings end so.
+    """
+    there = dict.fromkeys(name for run in runs for name in settings(run))
+    there |= dict.fromkeys(name.split(".")[0] for name in list(there))
+    found = []
+    for name in (name.replace("-", "_") for name in names):
+        ends = [other for other in there if other.endswith(f".{name}")]
+        if name in there:
+            found.append(name)
+        elif len(ends) == 1:
+            found += ends
+        else:
+            near = ends or difflib.get_close_matches(name, there, n=3, cutoff=0.5)
+            hint = f"; did you mean {' or '.join(near)}?" if near else ""
+            raise ValueError(f"--by {name}: no run has a setting of that name{hint}")
+    return list(dict.fromkeys(found))
+
+
+def _plain(value: Any) -> Any:
+    """A value as it is compared: lists and tuples alike, 1 and 1.0 too."""
+    if isinstance(value, Mapping):
+        return {name: _plain(inner) for name, inner in sorted(value.items())}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value

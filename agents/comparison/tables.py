@@ -1,0 +1,251 @@
+"""A comparison as a table: for a terminal of 80 columns, as Markdown, and as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from agents.comparison.groups import Comparison, Group, Reached, direction
+from agents.comparison.runs import RETURN
+from agents.terminal import PLAIN
+
+NONE = "–"
+_SCORES = 5
+"""Columns about scores, with the one that says whether budgets are equal; the others are the budgets."""
+_WIDE = 1_000
+"""Letters, in which every table fits."""
+_METHODS = {"bootstrap": "percentile bootstrap over seeds", "t": "Student's t over seeds"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """All that is said of a group."""
+
+    group: Group
+    mean: float
+    low: float
+    """95 % interval of the mean; NaN for one seed."""
+    high: float
+    interquartile_mean: float
+    seeds: int
+    steps: tuple[int, int]
+    lesson_steps: int | None
+    minutes: float
+    parameters: int | None
+    same_budget: str
+    reached: Reached | None
+    """When it came to the threshold, where there is one."""
+
+
+def rows(comparison: Comparison, threshold: float | None = None) -> list[Row]:
+    """A row a group, the best first."""
+    found = []
+    for group in comparison.groups:
+        interval = group.interval
+        low, high = (math.nan, math.nan) if interval is None else interval
+        found.append(
+            Row(
+                group,
+                group.mean,
+                low,
+                high,
+                group.interquartile_mean,
+                len(group.scores),
+                group.steps,
+                group.lesson_steps,
+                group.minutes,
+                group.parameters,
+                comparison.same_budget(group),
+                None if threshold is None else group.reached(threshold),
+            )
+        )
+    return found
+
+
+def score_name(score: str) -> str:
+    """With its unit."""
+    return {RETURN: "return", "error": "error %"}.get(score, score)
+
+
+def heading(comparison: Comparison) -> str:
+    """The environment and what is compared."""
+    env = " ".join(filter(None, (comparison.env, comparison.env_kwargs)))
+    return f"{env} · {', '.join(filter(None, (score_name(comparison.score), direction(comparison.score))))}"
+
+
+def legend(comparison: Comparison, threshold: float | None = None) -> list[str]:
+    """How the figures were made, a line each, and the comparison's notes."""
+    first = comparison.groups[0]
+    episodes = {str(run.config["eval_episodes"]) for group in comparison.groups for run in group.runs}
+    fresh = f"mean of {' or '.join(sorted(episodes, key=int))} fresh episodes a seed"
+    what = "last twentieth of the training curve of each seed" if first.in_training else fresh
+    lines = [
+        f"{score_name(comparison.score)}: {what}; 95 % interval: {_METHODS[first.method]}; IQM: interquartile mean"
+    ]
+    if any(group.lesson_steps != 0 for group in comparison.groups):
+        lines.append("steps count earlier lessons too")
+    if threshold is not None:
+        lines.append(f"to {threshold:g}: first time in training, median over seeds (how many seeds came to it)")
+    return [*lines, *comparison.notes]
+
+
+def show(console: Console, comparison: Comparison, threshold: float | None = None) -> None:
+    """The table on a terminal, with its legend; two tables where one is broader than the terminal."""
+    console.print(f"\n{heading(comparison)}", style="bold", **PLAIN)
+    found = rows(comparison, threshold)
+    titles, cells = _titles(comparison, threshold), _cells(comparison, found)
+    names = [row.group.names for row in found]
+    whole = _drawn(comparison, titles, names, cells, len(titles))
+    if console.measure(whole, options=console.options.update(width=_WIDE)).maximum <= console.width:
+        console.print(whole)
+    else:
+        console.print(_drawn(comparison, titles, names, cells, _SCORES))
+        console.print()
+        console.print(_drawn(comparison, titles[_SCORES:], names, [row[_SCORES:] for row in cells], 0))
+    for line in legend(comparison, threshold):
+        console.print(line, style="dim", highlight=False, markup=False)
+
+
+def _drawn(
+    comparison: Comparison, titles: list[str], names: Sequence[tuple[str, ...]], cells: list[list[str]], count: int
+) -> Table:
+    """The first `count` columns after the names, with the random score under them; 0: all columns, without it."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False, show_edge=False)
+    for setting in comparison.by:
+        table.add_column(_short(setting), overflow="fold")
+    for title in titles[: count or None]:
+        table.add_column(title.replace("same ", "same\n"), justify="right", no_wrap=True)
+    for name, row in zip(names, cells, strict=True):
+        table.add_row(*name, *row[: count or None])
+    if count and comparison.random is not None:
+        table.add_row("random", *_padding(comparison), number(comparison.random), style="dim")
+    return table
+
+
+def markdown(comparison: Comparison, threshold: float | None = None) -> str:
+    """The same as a Markdown table under a heading."""
+    names = [_short(name) for name in comparison.by]
+    titles = _titles(comparison, threshold)
+    lines = [names + titles, ["---"] * len(names) + ["---:"] * len(titles)]
+    found = rows(comparison, threshold)
+    lines += [[*row.group.names, *cells] for row, cells in zip(found, _cells(comparison, found), strict=True)]
+    if comparison.random is not None:
+        cells = ["random actions", *_padding(comparison), number(comparison.random)]
+        lines.append(cells + [""] * (len(lines[0]) - len(cells)))
+    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    notes = "\n".join(f"- {line}" for line in legend(comparison, threshold))
+    return f"## {heading(comparison)}\n\n{table}\n\n{notes}\n"
+
+
+def as_csv(comparisons: Sequence[Comparison], threshold: float | None = None) -> str:
+    """One row a group of every comparison, with full numbers."""
+    found: list[dict[str, Any]] = []
+    for comparison in comparisons:
+        start = {"env": comparison.env, "env_kwargs": comparison.env_kwargs}
+        for row in rows(comparison, threshold):
+            cells: dict[str, Any] = start | dict(zip(comparison.by, row.group.names, strict=True))
+            cells["score"] = comparison.score
+            cells |= {"mean": _exact(row.mean), "low": _exact(row.low), "high": _exact(row.high)}
+            cells |= {"iqm": _exact(row.interquartile_mean), "seeds": row.seeds}
+            cells |= {"each_seed": " ".join(map(_exact, row.group.scores))}
+            cells |= {"steps_least": row.steps[0], "steps_most": row.steps[1], "lesson_steps": row.lesson_steps}
+            cells |= {"minutes": _exact(row.minutes), "parameters": row.parameters, "same_budget": row.same_budget}
+            if row.reached is not None:
+                cells |= {"threshold": threshold, "steps_to": _exact(row.reached.steps)}
+                cells |= {"minutes_to": _exact(row.reached.minutes), "seeds_to": row.reached.seeds}
+            found.append(cells)
+        if comparison.random is not None:
+            random = {**start, comparison.by[0]: "random actions", "score": comparison.score}
+            found.append({**random, "mean": _exact(comparison.random)})
+    text = io.StringIO()
+    table = csv.DictWriter(text, list(dict.fromkeys(name for cells in found for name in cells)), lineterminator="\n")
+    table.writeheader()
+    table.writerows(found)
+    return text.getvalue()
+
+
+def curves_csv(comparisons: Sequence[Comparison]) -> str:
+    """The curve of every run."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["env", "group", "seed", "steps", "minutes", "episodes", "score", "value", "folder"])
+    for comparison in comparisons:
+        for group in comparison.groups:
+            for run in group.runs:
+                for steps, seconds, episodes, value in zip(*run.curve(comparison.score).thinned(), strict=True):
+                    numbers = [int(steps), _exact(seconds / 60), _exact(episodes), comparison.score, f"{value:.6g}"]
+                    table.writerow([comparison.env, group.label, run.seed, *numbers, run.folder])
+    return text.getvalue()
+
+
+def number(value: float) -> str:
+    """A score: three digits after the point below 10, none from 1,000 on."""
+    if math.isnan(value):
+        return NONE
+    return f"{value:,.{max(0, 3 - sum(abs(value) >= size for size in (10, 100, 1000)))}f}"
+
+
+def amount(value: float) -> str:
+    """Three significant digits and k, M or G."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(value) >= 0.9995 * size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.3g}"
+
+
+def _titles(comparison: Comparison, threshold: float | None) -> list[str]:
+    titles = [score_name(comparison.score), "95 % interval", "IQM", "seeds", "same budget", "steps", "min", "params"]
+    return titles if threshold is None else [*titles, f"steps to {threshold:g}", f"min to {threshold:g}"]
+
+
+def _cells(comparison: Comparison, found: Sequence[Row]) -> list[list[str]]:
+    return [
+        [
+            number(row.mean),
+            NONE if math.isnan(row.low) else f"[{number(row.low)}, {number(row.high)}]",
+            number(row.interquartile_mean),
+            str(row.seeds),
+            row.same_budget,
+            _steps(row),
+            _minutes(row.minutes),
+            NONE if row.parameters is None else amount(row.parameters),
+            *([] if row.reached is None else _reached(row.reached, len(row.group.runs))),
+        ]
+        for row in found
+    ]
+
+
+def _minutes(value: float) -> str:
+    return NONE if not math.isfinite(value) else f"{value:.2g}" if value < 10 else f"{value:,.0f}"
+
+
+def _padding(comparison: Comparison) -> list[str]:
+    return [""] * (len(comparison.by) - 1)
+
+
+def _steps(row: Row) -> str:
+    low, high = (amount(steps + (row.lesson_steps or 0)) for steps in row.steps)
+    return low if low == high else f"{low} to {high}"
+
+
+def _reached(reached: Reached, seeds: int) -> list[str]:
+    count = f"({reached.seeds}/{seeds})"
+    if math.isinf(reached.steps):
+        return [f"never {count}", NONE]
+    return [f"{amount(reached.steps)} {count}", _minutes(reached.minutes)]
+
+
+def _short(name: str) -> str:
+    return name.split(".")[-1]
+
+
+def _exact(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.6g}"

@@ -1,0 +1,109 @@
+"""What is read from the folder of a run."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+
+import train
+from agents import load
+from agents.checkpoint import latest_checkpoint
+from agents.comparison import find_runs
+from tests.agents.comparison.run_folders import make_run, make_runs
+
+SMALL = "--env Engram/RepeatFirst-v0 --num-envs 2 --n-steps 8 --eval-episodes 4 --panels-every 0 --no-progress"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real run with its baseline, and one that begins with its weights."""
+    folder = tmp_path_factory.mktemp("trained")
+    for name, words in (
+        ("first", "--memory gru --total-timesteps 64"),
+        ("second", f"--memory gru --total-timesteps 32 --no-baseline --init-from {folder}/first"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            train.main([*SMALL.split(), *words.split(), "--run-dir", str(folder / name)])
+        assert end.value.code == 0
+    return folder
+
+
+def test_a_real_run_and_its_baseline(trained: Path) -> None:
+    run, baseline = find_runs([trained / "first"])
+    assert (run.memory, baseline.memory) == ("gru", "identity")
+    assert run.steps == baseline.steps == 64
+    assert {*run.scores} == {*baseline.scores} == {"return"}
+    learned = load(latest_checkpoint(run.folder)).policy.parameters()
+    assert run.parameters == sum(parameter.numel() for parameter in learned)
+    assert baseline.parameters is not None
+    assert baseline.parameters < run.parameters
+    curve = run.curve("return")
+    assert curve.steps[-1] == 64
+    assert 0 < run.minutes < 1
+
+
+def test_lessons_count_as_steps(trained: Path) -> None:
+    (second,) = find_runs([trained / "second"])
+    assert (second.steps, second.lesson_steps) == (32, 64)
+    assert find_runs([trained / "first"])[0].lesson_steps == 0
+
+
+def test_lessons_that_are_gone_are_unknown(tmp_path: Path) -> None:
+    make_run(tmp_path / "run", init_from=tmp_path / "gone")
+    assert find_runs([tmp_path])[0].lesson_steps is None
+
+
+def test_event_files_have_the_numbers_of_the_table(trained: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(trained / "second", copy)
+    (copy / "progress.csv").unlink()
+    (before,), (after,) = find_runs([trained / "second"]), find_runs([copy])
+    for one, other in zip(before.curve("return"), after.curve("return"), strict=True):
+        assert one == pytest.approx(other, rel=1e-5)
+
+
+def test_runs_are_found_below_a_folder_and_once(tmp_path: Path) -> None:
+    first, second = make_runs(tmp_path / "deep" / "er", "gru", [1.0, 2.0])
+    make_run(first / "lessons" / "easier")
+    found = find_runs([tmp_path, second, first / ".." / first.name])
+    assert [run.folder.resolve() for run in found] == [first, second]
+
+
+def test_a_clock_that_began_anew_is_added_up(tmp_path: Path) -> None:
+    """Older runs have no `time/wall`."""
+    folder = make_run(tmp_path / "run")
+    rows = ["time/total_timesteps,time/time_elapsed,rollout/ep_rew_mean"]
+    rows += [f"{step},{clock},0" for step, clock in ((1, 30), (2, 60), (3, 10), (4, 20), (5, 5))]
+    (folder / "progress.csv").write_text("\n".join(rows) + "\n")
+    (run,) = find_runs([folder])
+    assert [*run.curve("return").seconds] == [30, 60, 70, 80, 85]
+
+
+def test_a_thinned_curve_keeps_its_mean_and_its_end(tmp_path: Path) -> None:
+    (run,) = find_runs([make_run(tmp_path / "run", curve=[*map(float, range(10))], steps=100)])
+    thin = run.curve("return").thinned(4)
+    assert [*thin.steps] == [30, 60, 90, 100]
+    assert [*thin.values] == [1, 4, 7, 9]
+
+
+def test_what_is_wrong_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="there is no"):
+        find_runs([tmp_path / "nothing"])
+    with pytest.raises(ValueError, match="holds no run"):
+        find_runs([tmp_path])
+    folder = make_run(tmp_path / "run")
+    (folder / "summary.json").write_text('{"mean_return": ')
+    with pytest.raises(ValueError, match=r"summary\.json is damaged"):
+        find_runs([folder])
+
+
+def test_a_run_that_has_not_begun_has_no_curve(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", score=None)
+    (folder / "progress.csv").unlink()
+    (run,) = find_runs([folder])
+    assert run.steps == 0
+    assert math.isnan(run.minutes)
+    assert not len(run.curve("return").steps)
