@@ -4,8 +4,8 @@ from agents.a2c import A2C
 from agents.agent import Agent
 from agents.checkpoint import CheckpointError, latest_checkpoint, load
 from agents.environments import TensorVecEnv, as_tensor_env, make_env
-from agents.non_finite import NonFiniteError
-from agents.on_policy import MemoryOnPolicyAlgorithm
+from agents.learner import MemoryOnPolicyAlgorithm
+from agents.metrics.non_finite import NonFiniteError
 from agents.ppo import PPO
 from agents.supervised import Supervised
 

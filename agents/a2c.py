@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor
 
-from agents.arguments import check
+from agents.common.arguments import check
 from agents.environments import EnvLike
-from agents.on_policy import MemoryOnPolicyAlgorithm
+from agents.learner import MemoryOnPolicyAlgorithm
 from agents.rollout import Rollout
 from policies.policy import MemoryActorCriticPolicy
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from agents.checkpoint import load
-from agents.on_policy import MemoryOnPolicyAlgorithm
-from policies.memories.base import State
+from agents.learner import MemoryOnPolicyAlgorithm
+from policies.memories.contract import State
 from policies.policy import MemoryActorCriticPolicy
 
 

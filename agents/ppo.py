@@ -15,11 +15,11 @@ from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import FloatSchedule
 from torch import Tensor
 
-from agents import distributed
-from agents.arguments import check
+from agents.common.arguments import check
 from agents.environments import EnvLike
-from agents.on_policy import MemoryOnPolicyAlgorithm
+from agents.learner import MemoryOnPolicyAlgorithm
 from agents.rollout import Rollout
+from agents.scale import distributed
 from policies.policy import MemoryActorCriticPolicy
 
 Number = float | Tensor

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from envs.tensor_env import Info, Obs, TensorEnv
 from policies.action_masks import check_width
-from policies.memories.base import State, select
+from policies.memories.contract import State, select
 
 
 @dataclass

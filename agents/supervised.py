@@ -15,12 +15,12 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor
 
-from agents import distributed
-from agents.callback_locals import tell
 from agents.environments import EnvLike
-from agents.on_policy import MemoryOnPolicyAlgorithm
+from agents.learner import MemoryOnPolicyAlgorithm
 from agents.rollout import Rollout
-from policies.memories.base import detach
+from agents.sb3.callback_locals import tell
+from agents.scale import distributed
+from policies.memories.contract import detach
 from policies.policy import MemoryActorCriticPolicy
 
 

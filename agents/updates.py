@@ -6,9 +6,9 @@ import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import Tensor
 
-from agents import distributed
-from agents.capturable import write_rate
 from agents.rollout import Rollout
+from agents.scale import distributed
+from agents.scale.cuda_graphs.eligible import write_rate
 from policies.heads import Judgement
 from policies.policy import MemoryActorCriticPolicy
 

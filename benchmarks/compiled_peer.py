@@ -37,7 +37,7 @@ sys.path.insert(0, str(ROOT))  # runs from a checkout that is not installed
 
 from agents import A2C, PPO  # noqa: E402
 from envs.maze import InvisibleGoalMaze  # noqa: E402
-from policies.allocator import tune_allocator  # noqa: E402
+from policies.native.allocator import tune_allocator  # noqa: E402
 
 COPIES, STEPS = 64, 200
 ENV_COPIES, ENV_STEPS = 16_384, 100

@@ -3,10 +3,10 @@
     pip install --no-deps dnc==1.1.0
     python benchmarks/dnc_package.py --csv results/dnc_package.csv
 
-Each side runs with the allocator as it is and with `policies.allocator.tune_allocator`, in processes of its own that
-take turns; a figure is the median over all rounds, without the first sequence of each process. Peak memory is the
-process's largest resident set, libraries included. The package is stepped as it ships: within a sequence every step is
-fed the same first read vector, where a DNC is fed what it read last.
+Each side runs with the allocator as it is and with `tune_allocator` (`policies.native.allocator`), in processes of its
+own that take turns; a figure is the median over all rounds, without the first sequence of each process. Peak memory is
+the process's largest resident set, libraries included. The package is stepped as it ships: within a sequence every step
+is fed the same first read vector, where a DNC is fed what it read last.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
 
-from policies.allocator import tune_allocator
 from policies.memories import make_memory
+from policies.native.allocator import tune_allocator
 
 SIDES = ("engram", "package")
 

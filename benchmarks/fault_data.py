@@ -25,11 +25,12 @@ from typing import Any
 import numpy as np
 from fault_children import Child, Try, complaint
 
-from envs.data import digest
-from envs.data_sources import SOURCES
-from envs.tasks import babi_known, babi_stories
-from envs.tasks.graph_worlds import underground
-from envs.tasks.image_data import load_images
+from envs.data.files import digest
+from envs.data.sources import SOURCES
+from envs.tasks.babi import known as babi_known
+from envs.tasks.babi import stories as babi_stories
+from envs.tasks.graphs.worlds import underground
+from envs.tasks.images.data import load_images
 
 MEMORY = 3 << 29
 """A child may take this much beside the present: more than three times what a file may hold."""

@@ -32,7 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # runs from a checkout that is not installed
 
-import agents.graphs  # noqa: E402
+import agents.scale.cuda_graphs.replay  # noqa: E402
 from agents import LEARNERS, MemoryOnPolicyAlgorithm  # noqa: E402
 from benchmarks import scaling  # noqa: E402
 from benchmarks.peers import fast_maze, sb3_contrib  # noqa: E402
@@ -71,7 +71,7 @@ class Args:
 
 def learner(algo: str, memory: str, copies: int, fast: str, device: str) -> MemoryOnPolicyAlgorithm:
     """One side of a comparison; "auto" without graphs, also once they are proven."""
-    agents.graphs.PROVEN = False
+    agents.scale.cuda_graphs.replay.PROVEN = False
     env = InvisibleGoalMaze(copies, episode_length=EPISODE, device=device)
     kwargs = {"n_epochs": 4, "n_minibatches": 4} if algo == "ppo" else {"use_rms_prop": False}
     policy = {"memory": memory, "memory_kwargs": MEMORIES[memory]}

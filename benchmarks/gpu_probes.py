@@ -95,9 +95,9 @@ def bf16_is_bf16() -> str:
 
 @probe
 def failed_capture_leaves_the_generator() -> str:
-    """After a failed capture, numbers can be drawn again (`agents.capturable.release_generators`)."""
+    """After a failed capture, numbers can be drawn again (`agents.scale.cuda_graphs.eligible.release_generators`)."""
     from agents import A2C
-    from agents.capturable import release_generators
+    from agents.scale.cuda_graphs.eligible import release_generators
     from envs.repeat_first import RepeatFirst
 
     model = A2C("MemoryPolicy", RepeatFirst(4, device="cuda"), policy_kwargs={"memory": "gru"}, device="cuda")

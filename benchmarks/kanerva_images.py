@@ -40,12 +40,12 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
 
-from envs.tasks.image_data import load_images
-from envs.tasks.image_episode import LEVELS, NOISE, noise_table
-from policies.allocator import tune_allocator
-from policies.memories.kanerva_model import KanervaModel
-from policies.memories.kanerva_parts import as_gaussian
-from policies.memories.kanerva_places import Allocation
+from envs.tasks.images.data import load_images
+from envs.tasks.images.image_episode import LEVELS, NOISE, noise_table
+from policies.memories.kanerva.generative_model import KanervaModel
+from policies.memories.kanerva.parts import as_gaussian
+from policies.memories.kanerva.places import Allocation
+from policies.native.allocator import tune_allocator
 
 PAPER = {"binarized-mnist": 41.58, "omniglot": 66.24}
 PARTS = ("bound", "reconstruction", "kl_z", "kl_y")

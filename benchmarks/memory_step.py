@@ -39,10 +39,10 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
 
-from policies.allocator import tune_allocator
 from policies.memories import Memory, Unrolled, make_memory, memory_class, registered
-from policies.memories.base import State, unroll
-from policies.memories.kept import kept
+from policies.memories.contract import State, unroll
+from policies.memories.time.measure import kept
+from policies.native.allocator import tune_allocator
 
 MIB, GIB = 2**20, 2**30
 CARD, ROLLOUT = 16 * GIB, 200

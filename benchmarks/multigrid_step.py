@@ -23,8 +23,8 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
 
-from policies.memories.multigrid import Multigrid
-from policies.memories.multigrid_layers import Span
+from policies.memories.multigrid.layers import Span
+from policies.memories.multigrid.memory import Multigrid
 
 
 @dataclass

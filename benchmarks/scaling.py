@@ -41,7 +41,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a chec
 
 from agents import LEARNERS, make_env
 from envs.tensor_env import TensorEnv
-from policies.allocator import tune_allocator
+from policies.native.allocator import tune_allocator
 
 ROOT = Path(__file__).resolve().parents[1]
 Study = Literal["envs", "agents", "slots", "width", "levels", "length", "ranks"]

@@ -37,10 +37,10 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
 
-from policies.allocator import tune_allocator
 from policies.memories import Unrolled, make_memory, memory_class
-from policies.memories.base import unroll
-from policies.memories.segments import SegmentedRecording, Segments, unroll_by_segments
+from policies.memories.contract import unroll
+from policies.memories.time.checkpointing import SegmentedRecording, Segments, unroll_by_segments
+from policies.native.allocator import tune_allocator
 
 MIB = 2**20
 Way = Literal["plain", "own", "segments", "recorded"]

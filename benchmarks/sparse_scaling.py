@@ -23,8 +23,8 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
 
-from policies.allocator import tune_allocator
 from policies.memories import make_memory
+from policies.native.allocator import tune_allocator
 
 WAYS = ("act", "forward", "train")
 

@@ -44,7 +44,7 @@ sys.path.insert(0, str(ROOT))  # runs from a checkout that is not installed
 from agents import A2C, PPO, make_env  # noqa: E402
 from benchmarks.peers import CleanStyle, Iteration, PlainMaze, fast_maze, plain_mazes, sb3_contrib  # noqa: E402
 from envs.maze import InvisibleGoalMaze  # noqa: E402
-from policies.allocator import tune_allocator  # noqa: E402
+from policies.native.allocator import tune_allocator  # noqa: E402
 
 COPIES, STEPS, HIDDEN = 64, 200, 200
 ENV_COPIES, ENV_STEPS = 1024, 1000
@@ -66,7 +66,7 @@ class Args:
     threads: int = 1
     """CPU threads of torch, on both sides."""
     allocator: Literal["tuned", "default"] = "tuned"
-    """The C library's allocator, on both sides; see `policies.allocator`."""
+    """The C library's allocator, on both sides; see `policies.native.allocator`."""
     devices: tuple[str, ...] = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
     """Where environments, memories and learning live."""
     csv: Path | None = ROOT / "results" / "throughput.csv"

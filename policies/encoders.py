@@ -23,7 +23,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, Flatten
 from stable_baselines3.common.type_aliases import TensorDict
 from torch import Tensor, nn
 
-from policies.memories.base import Memory
+from policies.memories.contract import Memory
 from policies.observations import is_symbols, width_of
 
 MANY = 32

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from policies.action_masks import masked, parts_of
-from policies.memories.base import State
+from policies.memories.contract import State
 from policies.policy import MemoryActorCriticPolicy, Obs
 
 FREE_EXAMPLE = 7

@@ -34,8 +34,8 @@ from policies.heads import (
     unchecked,
 )
 from policies.memories import make_memory, memory_class
-from policies.memories.base import Memory, MemoryStep, Recording, State, Unrolled, reset
-from policies.memories.segments import Segments
+from policies.memories.contract import Memory, MemoryStep, Recording, State, Unrolled, reset
+from policies.memories.time.checkpointing import Segments
 from policies.normalization import ObsNorm, ValueNorm
 from policies.observations import Preparation, tensors_of
 
@@ -56,9 +56,9 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         lr_schedule: learning rate against remaining progress (1 → 0).
         memory: a registered name, see `policies.memories.registered()`.
         memory_kwargs: the memory's own arguments, without its input size.
-        bptt_segment: back-propagation through time keeps the memory's state before every so many steps and makes the
-            rest again (`policies.memories.segments`); 0: keeps every step. None: 0, unless that came to more than
-            1 GiB.
+        bptt_segment: back-propagation through time stores the memory's state every so many steps and recomputes the
+            rest (gradient checkpointing, `policies.memories.time.checkpointing`). 0: stores every step. None: 0, unless
+            that came to more than 1 GiB.
         net_arch: hidden layers between the memory and the heads, as SB3 writes them. None: SB3's two 64-unit layers
             for `identity`, so that the memoryless agent is a fair one, and no layer for the others.
         activation_fn: of those layers.

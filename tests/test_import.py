@@ -46,7 +46,7 @@ def look():
 
 before = look()
 import agents, agents.environments, envs, policies, policies.memories
-import agents.evaluation, agents.session
+import agents.evaluation, agents.view.session
 imported = look()
 model = agents.PPO("MemoryPolicy", "Engram/RepeatFirst-v0", n_steps=8, device="cpu", policy_kwargs={"memory": "gru"})
 model.learn(16)

@@ -79,7 +79,7 @@ def test_train_evaluate_act_and_compile_from_another_folder(installed: Path, tmp
 import pathlib, shutil, torch
 import agents, envs, policies
 from agents.evaluation.command import main
-from policies.native import library
+from policies.native.compiler import library
 for module in (agents, envs, policies):
     assert module.__file__.startswith({str(installed)!r}), module.__file__
 try:

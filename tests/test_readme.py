@@ -13,7 +13,7 @@ import torch
 import compare
 import evaluate
 import train
-from agents import viewer
+from agents.view import window as viewer
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"

@@ -10,7 +10,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from agents.encoding import encode, encode_space
+from agents.checkpoint.encoding import encode, encode_space
 from agents.environments import HostEnv
 from envs.tensor_env import TensorEnv
 

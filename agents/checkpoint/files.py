@@ -14,7 +14,7 @@ import zipfile
 from pathlib import Path
 from typing import BinaryIO
 
-from agents.files import replace_file, sync_folder
+from agents.common.files import replace_file, sync_folder
 
 Place = str | os.PathLike[str] | BinaryIO
 """Where a checkpoint is: a path, or a binary file object that holds the zip."""

@@ -15,8 +15,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.utils import get_system_info
 from torch import Tensor, nn
 
-from agents import distributed
-from agents.capturable import plain_groups
+from agents.checkpoint.encoding import decode, decode_space, encode, encode_space
 from agents.checkpoint.environment import describe, difference
 from agents.checkpoint.files import CheckpointError, Place, Source
 from agents.checkpoint.format import (
@@ -26,18 +25,19 @@ from agents.checkpoint.format import (
     read_tensors,
     write_checkpoint,
 )
+from agents.checkpoint.generators import get_generators
 from agents.checkpoint.opening import compare_sizes, naming, offering_an_older_one, other_shapes
 from agents.checkpoint.restore import check_finite, part, prefix_of, restore, take_policy
 from agents.checkpoint.saved import COUNTERS, check_manifest
-from agents.encoding import decode, decode_space, encode, encode_space
 from agents.environments import EnvLike, HostEnv, as_tensor_env, device_for
-from agents.generators import get_generators
+from agents.scale import distributed
+from agents.scale.cuda_graphs.eligible import plain_groups
 from envs.tensor_env import TensorEnv
-from policies.memories.base import detach
+from policies.memories.contract import detach
 from policies.normalization import exchange_value_norm
 
 if TYPE_CHECKING:
-    from agents.on_policy import MemoryOnPolicyAlgorithm
+    from agents.learner import MemoryOnPolicyAlgorithm
 
 LIBRARIES = ("torch", "gymnasium", "stable-baselines3", "numpy", "safetensors")
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from agents.arguments import Fraction, NotNegative, check, read
+from agents.common.arguments import Fraction, NotNegative, check, read
 
 _GROUP: dict[str, Any] = {
     "lr": NotNegative,

@@ -12,14 +12,14 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from agents import distributed
 from agents.checkpoint.environment import describe, difference
 from agents.checkpoint.format import shapes
+from agents.checkpoint.generators import check_generators, get_generators, set_generators
 from agents.checkpoint.optimizer import restored
 from agents.checkpoint.saved import COUNTERS
 from agents.environments import HostEnv
 from agents.environments.infos import as_numpy
-from agents.generators import check_generators, get_generators, set_generators
+from agents.scale import distributed
 
 Tensors = dict[str, Tensor]
 T = TypeVar("T")

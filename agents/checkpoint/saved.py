@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from agents.arguments import LEARNER, Count, Range, Whole, read
+from agents.common.arguments import LEARNER, Count, Range, Whole, read
 
 COUNTERS: dict[str, Any] = {
     **dict.fromkeys(("num_timesteps", "_total_timesteps", "_n_updates", "_episode_num"), Whole),

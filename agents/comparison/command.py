@@ -11,19 +11,19 @@ from typing import get_type_hints
 
 import tyro
 
-from agents.arguments import read
+from agents.common.arguments import read
+from agents.common.failures import CommandError, Where
+from agents.common.files import replace_file
+from agents.common.invocation import command_for
+from agents.common.terminal import PLAIN, degrade, make_console
 from agents.comparison import pictures, tables
 from agents.comparison.groups import Axis, Comparison, by_environment
 from agents.comparison.intervals import Method
 from agents.comparison.pictures import Line
 from agents.comparison.references import paper_lines, with_random
 from agents.comparison.runs import find_runs
-from agents.failures import CommandError, Where
-from agents.files import replace_file
-from agents.invocation import command_for
 from agents.run.config import NUMBERS
 from agents.run.parsing import refuse_empty
-from agents.terminal import PLAIN, degrade, make_console
 
 
 @dataclass

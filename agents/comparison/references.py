@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from agents.common.plain_yaml import read_yaml_file
 from agents.comparison.groups import Comparison
 from agents.comparison.pictures import Line
 from agents.comparison.runs import RETURN, Run
 from agents.evaluation import random_score
-from agents.plain_yaml import read_yaml_file
 from agents.run.config import RECIPES, Config
 from envs import registered
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from agents.checkpoint import CheckpointError, latest_checkpoint
 from agents.checkpoint.format import read_manifest
-from agents.plain_yaml import read_yaml_file
+from agents.common.plain_yaml import read_yaml_file
 from agents.run.config import Config
 from agents.run.logs import STEP, WALL, kept_rows
 

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from agents.arguments import shown
+from agents.common.arguments import shown
 from agents.comparison.runs import Run
 
 ENVIRONMENT = ("env", "env_kwargs", "wrappers")

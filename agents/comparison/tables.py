@@ -13,9 +13,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from agents.common.terminal import PLAIN
 from agents.comparison.groups import Comparison, Group, Reached, direction
 from agents.comparison.runs import RETURN
-from agents.terminal import PLAIN
 
 NONE = "–"
 _SCORES = 5

@@ -9,6 +9,6 @@
 from agents.environments.host import HostEnv
 from agents.environments.make import EnvLike, Vector, as_tensor_env, device_for, make_env
 from agents.environments.named import named
-from agents.environments.vec_env import TensorVecEnv
+from agents.sb3.vec_env import TensorVecEnv
 
 __all__ = ["EnvLike", "HostEnv", "TensorVecEnv", "Vector", "as_tensor_env", "device_for", "make_env", "named"]

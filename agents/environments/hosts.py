@@ -27,8 +27,8 @@ from stable_baselines3.common.vec_env import (
 
 from agents.environments.host_masks import HostMasks
 from agents.environments.infos import of_vector, row
-from agents.environments.vec_env import VectorVecEnv
 from agents.environments.watch import Watch, reset_infos, watch
+from agents.sb3.vec_env import VectorVecEnv
 
 
 class Host:

@@ -16,12 +16,12 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrap
 from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv
 
-from agents.arguments import read_arguments
+from agents.common.arguments import read_arguments
 from agents.environments.copies import CopyObservation, copy_observations
 from agents.environments.host import HostEnv
 from agents.environments.hosts import VecEnvHost, VectorEnvHost
 from agents.environments.named import find_env, named
-from agents.environments.vec_env import TensorVecEnv, VectorVecEnv
+from agents.sb3.vec_env import TensorVecEnv, VectorVecEnv
 from envs.tensor_env import TensorEnv
 from policies.actions import check_action_space
 from policies.observations import Layout, short

@@ -17,22 +17,22 @@ import torch
 import tyro
 
 from agents import MemoryOnPolicyAlgorithm, latest_checkpoint, load
-from agents.arguments import Count, Positive, Range, Seed, read
-from agents.devices import device_of
+from agents.common.arguments import Count, Positive, Range, Seed, read
+from agents.common.failures import CommandError, Where
+from agents.common.files import replace_file
+from agents.common.invocation import command_for
+from agents.common.terminal import PLAIN, degrade, make_console
 from agents.evaluation.breakdown import Breakdown
 from agents.evaluation.scores import MAX_STEPS, Score, check_spaces, evaluate, random_score
 from agents.evaluation.tables import print_errors, print_scores
-from agents.failures import CommandError, Where
-from agents.files import replace_file
-from agents.invocation import command_for
 from agents.run.config import NUMBERS, Config, Pairs, load_config
 from agents.run.parsing import refuse_empty
-from agents.terminal import PLAIN, degrade, make_console
+from agents.scale.devices import device_of
 from envs import registered
 from envs.tensor_env import TensorEnv
 
 if TYPE_CHECKING:
-    from agents.session import Session
+    from agents.view.session import Session
 
 _DEVICE_ENVS, _HOST_ENVS = 256, 16  # copies, where --num-envs is not given
 
@@ -253,7 +253,7 @@ def _baseline(agent: Agent, device: str) -> tuple[MemoryOnPolicyAlgorithm | None
 
 
 def _show(arguments: Arguments, agent: Agent | None, env: TensorEnv, env_id: str) -> None:
-    from agents.session import Session  # pictures need pygame and matplotlib, scores do not
+    from agents.view.session import Session  # pictures need pygame and matplotlib, scores do not
 
     policy = None
     if agent is not None and not arguments.play:
@@ -268,7 +268,7 @@ def _show(arguments: Arguments, agent: Agent | None, env: TensorEnv, env_id: str
         _record(arguments, session)
         return
 
-    from agents.viewer import Viewer, ViewerError
+    from agents.view.window import Viewer, ViewerError
 
     try:
         Viewer(session, arguments.fps).run()
@@ -280,7 +280,7 @@ def _show(arguments: Arguments, agent: Agent | None, env: TensorEnv, env_id: str
 
 
 def _record(arguments: Arguments, session: Session) -> None:
-    from agents.viewer import record
+    from agents.view.window import record
 
     file = arguments.video
     assert file is not None

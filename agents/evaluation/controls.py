@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from policies.memories.base import MemoryStep, Recording, State, reset
+from policies.memories.contract import MemoryStep, Recording, State, reset
 from policies.policy import MemoryActorCriticPolicy, Obs
 
 Control = Literal["frozen", "exchanged"]

@@ -19,8 +19,8 @@ from scipy.special import stdtrit  # quantiles of Student's t
 from torch import Tensor
 
 from agents.evaluation.breakdown import Breakdown
-from agents.on_policy import MemoryOnPolicyAlgorithm
-from agents.task_metrics import TaskMetrics
+from agents.learner import MemoryOnPolicyAlgorithm
+from agents.metrics.task import TaskMetrics
 from envs.tensor_env import Info, Obs, TensorEnv
 from policies.action_masks import check_width, random_choices, refuse_without_choice, without_choice
 from policies.policy import MemoryActorCriticPolicy

@@ -13,11 +13,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Figure, HParam
 
-from agents import distributed
 from agents.checkpoint import prune
-from agents.on_policy import MemoryOnPolicyAlgorithm
-from agents.panel_history import PanelHistory, figure
+from agents.learner import MemoryOnPolicyAlgorithm
 from agents.run.logs import WALL
+from agents.scale import distributed
+from agents.view.panels import PanelHistory, figure
 
 _NOT_TENSORBOARD = ("stdout", "log", "json", "csv")
 

@@ -8,15 +8,15 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from agents import distributed
-from agents.distributed import RankLostError
-from agents.failures import CommandError, Where
+from agents.common.failures import CommandError, Where
+from agents.common.terminal import PLAIN, degrade, make_console
 from agents.run.config import Command
 from agents.run.folder import safe
 from agents.run.lessons import course
 from agents.run.parsing import parse
 from agents.run.training import train
-from agents.terminal import PLAIN, degrade, make_console
+from agents.scale import distributed
+from agents.scale.distributed import RankLostError
 
 
 def main(arguments: list[str] | None = None) -> None:

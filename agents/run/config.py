@@ -16,11 +16,11 @@ import tyro
 from stable_baselines3.common.utils import LinearSchedule
 
 from agents import LEARNERS, make_env
-from agents.arguments import Count, Fraction, NotNegative, Positive, Range, Rate, Seed, Whole, read
+from agents.common.arguments import Count, Fraction, NotNegative, Positive, Range, Rate, Seed, Whole, read
+from agents.common.files import replace_file
+from agents.common.plain_yaml import read_yaml, read_yaml_file, write_yaml
 from agents.environments import Vector, named
-from agents.files import replace_file
-from agents.plain_yaml import read_yaml, read_yaml_file, write_yaml
-from agents.speed import Fast, Precision
+from agents.scale.fast import Fast, Precision
 from envs.tensor_env import TensorEnv
 from policies.encoders import ENCODERS
 

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from agents import CheckpointError, latest_checkpoint
-from agents.invocation import command_for
+from agents.common.invocation import command_for
 from agents.run.config import Config
 
 

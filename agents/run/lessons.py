@@ -7,13 +7,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from agents import distributed
-from agents.failures import Where
+from agents.common.failures import Where
+from agents.common.terminal import PLAIN
 from agents.run.config import Command, find_recipe, load_config
 from agents.run.folder import folder_of, newest
 from agents.run.parsing import parse
 from agents.run.training import train
-from agents.terminal import PLAIN
+from agents.scale import distributed
 
 
 def course(config: Command, words: list[str], console: Console) -> int:

@@ -11,8 +11,8 @@ from typing import Any, TextIO
 from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputFormat, filter_excluded_keys
 from torch.utils.tensorboard.writer import SummaryWriter
 
-from agents import distributed
-from agents.files import replace_file
+from agents.common.files import replace_file
+from agents.scale import distributed
 
 STEP, WALL = "time/total_timesteps", "time/wall"
 

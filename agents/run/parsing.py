@@ -8,10 +8,11 @@ from pathlib import Path
 
 import tyro
 
-from agents import LEARNERS, distributed, latest_checkpoint
-from agents.arguments import LEARNER
+from agents import LEARNERS, latest_checkpoint
+from agents.common.arguments import LEARNER
 from agents.run.config import NUMBERS, Command, base_config, load_config
 from agents.run.folder import checkpoint_folder, newest
+from agents.scale import distributed
 
 DESCRIPTION = """Train an agent with a memory, such as --env CartPole-v1 --memory lstm --algo ppo.
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from agents import LEARNERS, CheckpointError, latest_checkpoint
-from agents.arguments import shown
 from agents.checkpoint import read_manifest
-from agents.encoding import encode
+from agents.checkpoint.encoding import encode
+from agents.common.arguments import shown
 from agents.run.config import Config
 
 LEARNED_WITH = (

@@ -18,23 +18,24 @@ from rich.console import Console
 from rich.markup import escape
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 
-from agents import LEARNERS, MemoryOnPolicyAlgorithm, distributed, load
+from agents import LEARNERS, MemoryOnPolicyAlgorithm, load
 from agents.checkpoint import NewEpisodesWarning, take_weights
-from agents.devices import device_of
-from agents.distributed import RankLostError
+from agents.common.failures import Where
+from agents.common.files import replace_file
+from agents.common.invocation import command_for
+from agents.common.terminal import PLAIN
 from agents.evaluation import Score, evaluate, random_score
 from agents.evaluation.tables import print_scores
-from agents.failures import Where
-from agents.files import replace_file
-from agents.invocation import command_for
 from agents.run.callbacks import CheckpointEvery, DescribeRun, PicturePanels, RunDisplay, WallClock, git_state
 from agents.run.config import Config, load_config
 from agents.run.folder import again, checkpoint_folder, folder_of, newest, safe
 from agents.run.lock import take
 from agents.run.logs import kept_rows, run_logger, wall_before
 from agents.run.resuming import FIXED, complete, refuse_changes, replaced, set_aside_later, what_changed
-from agents.terminal import PLAIN
-from policies.allocator import tune_allocator
+from agents.scale import distributed
+from agents.scale.devices import device_of
+from agents.scale.distributed import RankLostError
+from policies.native.allocator import tune_allocator
 
 
 @dataclass(frozen=True)

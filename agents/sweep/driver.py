@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 from rich.markup import escape
 
-from agents.invocation import command_for
+from agents.common.invocation import command_for
 from agents.run.config import Command, Config
 from agents.sweep import report
 from agents.sweep.check import check

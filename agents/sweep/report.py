@@ -12,7 +12,7 @@ import yaml
 from optuna.trial import FrozenTrial, TrialState
 from rich.table import Table
 
-from agents.files import replace_file
+from agents.common.files import replace_file
 from agents.run.config import Config
 from agents.sweep import plots
 from agents.sweep.space import FIELDS, Space

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from agents import LEARNERS
-from agents.arguments import kinds_of, read
-from agents.plain_yaml import read_yaml_file
+from agents.common.arguments import kinds_of, read
+from agents.common.plain_yaml import read_yaml_file
 from agents.run.config import RECIPES, Config
 from agents.sweep.space import FIELDS, KWARGS, Parameter, Space
 

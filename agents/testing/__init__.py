@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from agents.on_policy import MemoryOnPolicyAlgorithm
+from agents.learner import MemoryOnPolicyAlgorithm
 from agents.testing.learner import LEARNER_CHECKS, LearnerCase
 from envs.tensor_env import TensorEnv
 from envs.testing import ENV_CHECKS, EnvCase

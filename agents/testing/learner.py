@@ -15,11 +15,11 @@ from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 
 from agents.evaluation import evaluate
-from agents.on_policy import MemoryOnPolicyAlgorithm
+from agents.learner import MemoryOnPolicyAlgorithm
 from agents.rollout import Rollout
 from envs.tensor_env import Info, TensorEnv
 from policies.memories import registry
-from policies.memories.base import Memory, MemoryStep, State
+from policies.memories.contract import Memory, MemoryStep, State
 from policies.testing.case import expect
 
 COPIES, STEPS, LENGTH = 4, 6, 4

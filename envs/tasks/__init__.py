@@ -1,1 +1,1 @@
-"""Supervised sequence tasks as environments: one task a file, over the base in `envs.tasks.base`."""
+"""Supervised sequence tasks as environments: one task a file, by kind."""

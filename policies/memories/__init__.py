@@ -5,20 +5,19 @@ from policies.memories import (  # noqa: F401  (each registers what it holds)
     dkm,
     dmn,
     dnc,
-    gru,
     identity,
     kanerva,
-    lstm,
     memn2n,
     mnm,
     multigrid,
     ntm,
     plastic,
+    recurrent,
     salu,
     sdnc,
     stack_rnn,
 )
-from policies.memories.base import Memory, MemoryStep, Panel, State, Unrolled
+from policies.memories.contract import Memory, MemoryStep, Panel, State, Unrolled
 from policies.memories.registry import built_in, make_memory, memory_class, register_memory, registered
 
 __all__ = [

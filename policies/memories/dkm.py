@@ -8,11 +8,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from policies.memories.base import Memory, MemoryStep, Panel, State
-from policies.memories.kanerva_parts import Gaussian
-from policies.memories.noise import fingerprint, gaussian, next_seed
-from policies.memories.pictures import vector_panel
+from policies.memories.contract import Memory, MemoryStep, Panel, State
+from policies.memories.kanerva.parts import Gaussian
 from policies.memories.registry import register_memory
+from policies.memories.shared.noise import fingerprint, gaussian, next_seed
+from policies.memories.shared.pictures import vector_panel
 
 STREAMS = 4
 WRITE, READ, WRITE_MEMORY, READ_MEMORY = range(STREAMS)

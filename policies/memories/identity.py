@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from policies.memories.base import Memory, MemoryStep, State, Unrolled
+from policies.memories.contract import Memory, MemoryStep, State, Unrolled
 from policies.memories.registry import register_memory
 
 

@@ -8,9 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from policies.memories.base import Memory, MemoryStep, Panel, Recording, State, Unrolled, unroll
+from policies.memories.contract import Memory, MemoryStep, Panel, Recording, State, Unrolled, unroll
 from policies.memories.registry import register_memory
-from policies.memories.window import Episodes, ReplayedRecording
+from policies.memories.shared.episode_buffer import Episodes, ReplayedRecording
 
 
 @register_memory("memn2n")
@@ -133,7 +133,7 @@ class MemN2N(Memory):
         return u, torch.stack(attention, 1)
 
     def unroll(self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None = None) -> Unrolled:
-        """As `base.unroll`, for all steps at once: what a step reads are inputs, and does not wait for other steps.
+        """As `contract.unroll`, for all steps at once: what a step reads are inputs, and does not wait for other steps.
 
         The history is read in pieces of `capacity` steps, so that cost and room grow with T and not with its square.
         Resets are masks, and the device is asked nothing.
@@ -160,7 +160,7 @@ class MemN2N(Memory):
         return Unrolled(torch.cat(outputs, 1).transpose(0, 1), following, {})
 
     def record(self, state: State, room: int) -> Recording:
-        """As `base.Memory.record`: acting without a graph, then `unroll`."""
+        """As `Memory.record`: acting without a graph, then `unroll`."""
         return ReplayedRecording(self, state) if self.fast else super().record(state, room)
 
     def panels(self, state: State) -> dict[str, Panel]:

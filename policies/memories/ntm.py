@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from policies.memories.base import Memory, MemoryStep, Panel, State
-from policies.memories.dnc_addressing import content_weights, next_memory, oneplus
-from policies.memories.pictures import vector_panel
+from policies.memories.contract import Memory, MemoryStep, Panel, State
 from policies.memories.registry import register_memory
+from policies.memories.shared.addressing import content_weights, next_memory, oneplus
+from policies.memories.shared.pictures import vector_panel
 
 WEIGHT_FLOOR = 1e-16
 """Added to weights before their logarithm is taken."""

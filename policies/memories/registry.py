@@ -10,7 +10,7 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
-from policies.memories.base import Memory
+from policies.memories.contract import Memory
 
 GROUP = "engram.memories"
 

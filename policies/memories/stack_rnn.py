@@ -7,9 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from policies.memories.base import Memory, MemoryStep, Panel, State
-from policies.memories.pictures import vector_panel
+from policies.memories.contract import Memory, MemoryStep, Panel, State
 from policies.memories.registry import register_memory
+from policies.memories.shared.pictures import vector_panel
 
 EMPTY = -1.0
 """What an empty cell of a stack holds."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from policies.memories import make_memory
-from policies.memories.base import Memory, State, Unrolled, unroll
+from policies.memories.contract import Memory, State, Unrolled, unroll
 
 BATCH, LENGTH = 3, 6
 

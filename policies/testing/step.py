@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from policies.memories.base import Unrolled, detach, select, unroll
+from policies.memories.contract import Unrolled, detach, select, unroll
 from policies.testing.case import BATCH, LENGTH, MemoryCase, everything, expect, expect_same
 
 # What the contract says of one step

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from policies.memories.base import Memory, State, Unrolled, select, unroll
+from policies.memories.contract import Memory, State, Unrolled, select, unroll
 from policies.testing.case import BATCH, LENGTH, MemoryCase, everything, expect, expect_same
 
 RESETS: dict[str, list[int] | None] = {

@@ -24,9 +24,10 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor
 
 import train
-from agents import A2C, LEARNERS, MemoryOnPolicyAlgorithm, distributed
+from agents import A2C, LEARNERS, MemoryOnPolicyAlgorithm
+from agents.metrics.task import TaskMetrics
 from agents.rollout import Rollout
-from agents.task_metrics import TaskMetrics
+from agents.scale import distributed
 from envs.repeat_first import RepeatFirst
 
 RANKS, COPIES, STEPS, EPOCHS, SETS = 2, 4, 6, 2, 2  # COPIES of each rank

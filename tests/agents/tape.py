@@ -48,7 +48,7 @@ def _made_on_host(*args: Any, **kwargs: Any) -> Tensor:
 
 
 class Tape(TorchDispatchMode):
-    """An `agents.graphs.Capture` for the CPU."""
+    """An `agents.scale.cuda_graphs.replay.Capture` for the CPU."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 import pytest
 
 import agents
-from agents.arguments import LEARNER, Count, Fraction, Positive, Range, Seed, Whole, check, read, read_arguments
-from agents.plain_yaml import read_yaml, read_yaml_file
+from agents.common.arguments import LEARNER, Count, Fraction, Positive, Range, Seed, Whole, check, read, read_arguments
+from agents.common.plain_yaml import read_yaml, read_yaml_file
 from policies.memories import memory_class
 
 Fast = Literal["auto", "off"]

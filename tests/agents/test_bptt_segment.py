@@ -10,8 +10,8 @@ import torch
 from agents import A2C, PPO
 from agents.supervised import Supervised
 from envs.repeat_first import RepeatFirst
-from policies.memories import segments
-from policies.memories.segments import SegmentedRecording
+from policies.memories.time import checkpointing as segments
+from policies.memories.time.checkpointing import SegmentedRecording
 
 MEMORIES: dict[str, dict[str, Any]] = {
     "gru": {"hidden_size": 6},

@@ -18,8 +18,8 @@ from agents.evaluation import evaluate, play
 from agents.evaluation.breakdown import Breakdown, Row
 from agents.evaluation.tables import print_errors
 from agents.run.config import Config
-from envs.tasks.copy import Copy
-from envs.tasks.priority_sort import PrioritySort
+from envs.tasks.sequence.copy import Copy
+from envs.tasks.sequence.priority_sort import PrioritySort
 from envs.tensor_env import AnswerGroup, TensorEnv
 
 
@@ -160,7 +160,7 @@ def test_an_environment_without_groups_gets_one_line(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(TensorEnv, "groups_answers", False)
-    monkeypatch.setattr("envs.tasks.base.SequenceTask.groups_answers", False)
+    monkeypatch.setattr("envs.tasks.sequence.base.SequenceTask.groups_answers", False)
     assert call(monkeypatch, run, "--episodes", 8, "--errors") == 2
     said = capsys.readouterr().err
     assert said.startswith("error: this environment does not say what its answers depend on")

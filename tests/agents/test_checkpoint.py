@@ -25,7 +25,7 @@ from torch import Tensor
 import agents
 from agents import A2C, PPO, CheckpointError, MemoryOnPolicyAlgorithm, latest_checkpoint
 from agents.checkpoint import MANIFEST
-from agents.encoding import decode_space, encode_space
+from agents.checkpoint.encoding import decode_space, encode_space
 from envs.maze import InvisibleGoalMaze
 from envs.repeat_first import RepeatFirst
 from envs.tensor_env import TensorEnv

@@ -17,7 +17,7 @@ import envs  # noqa: F401 (registers the environments)
 from agents import A2C, PPO, MemoryOnPolicyAlgorithm, Supervised
 from agents.checkpoint import read_manifest, read_tensors
 from agents.checkpoint.environment import describe, difference
-from agents.generators import set_generators
+from agents.checkpoint.generators import set_generators
 from envs.repeat_first import RepeatFirst
 from envs.tensor_env import TensorEnv
 

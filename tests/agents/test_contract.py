@@ -10,8 +10,8 @@ import pytest
 import torch
 from gymnasium import spaces
 
+from agents.common.failures import Where
 from agents.environments.copies import ContractError, CopyObservation
-from agents.failures import Where
 
 
 class Given(gym.Env[Any, Any]):
@@ -95,7 +95,7 @@ def test_the_line_says_it_all_without_a_traceback_of_ours() -> None:
 
 def test_probabilities_that_overflow_over_finite_numbers_are_named() -> None:
     from agents import PPO, NonFiniteError, make_env
-    from agents.non_finite import naming_non_finite
+    from agents.metrics.non_finite import naming_non_finite
     from policies.heads import refuse_nan
 
     env = make_env("Engram/RepeatFirst-v0", 4, length=3)

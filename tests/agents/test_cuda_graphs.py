@@ -23,9 +23,9 @@ from test_checkpoint import SMALL, assert_same, fingerprint, scramble
 from torch import Tensor
 
 from agents import A2C, PPO, MemoryOnPolicyAlgorithm, Supervised
-from agents.capturable import make_capturable, obstacle, reason
-from agents.capture import Capture, Twin
-from agents.graphs import PATIENCE, Graphs
+from agents.scale.cuda_graphs.capture import Capture, Twin
+from agents.scale.cuda_graphs.eligible import make_capturable, obstacle, reason
+from agents.scale.cuda_graphs.replay import PATIENCE, Graphs
 from envs.maze import InvisibleGoalMaze
 from envs.repeat_first import RepeatFirst
 from envs.tensor_env import TensorEnv
@@ -69,7 +69,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Capture] |
         def make(model: MemoryOnPolicyAlgorithm) -> Graphs | None:
             return None if capture is None else model.graphs or Graphs(model, capture, strict=True)
 
-        monkeypatch.setattr("agents.on_policy.graphs_for", make)
+        monkeypatch.setattr("agents.learner.graphs_for", make)
 
     return use
 

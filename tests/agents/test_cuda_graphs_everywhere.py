@@ -21,14 +21,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import agents.environments.vec_env
+import agents.sb3.vec_env
 import envs  # noqa: F401 (registers the environments)
 from agents import A2C, PPO, MemoryOnPolicyAlgorithm
-from agents.capturable import obstacle
-from agents.graphs import Graphs
+from agents.scale.cuda_graphs.eligible import obstacle
+from agents.scale.cuda_graphs.replay import Graphs
 from envs.tensor_env import TensorEnv
 from policies.memories import built_in
-from policies.memories.base import no_host_reads
+from policies.memories.contract import no_host_reads
 
 DNC = {"hidden_size": 8, "slots": 6, "word_size": 4, "read_heads": 1}
 MNM = {"hidden_size": 8, "key_size": 4, "value_size": 4, "memory_units": 4, "heads": 1}
@@ -119,7 +119,7 @@ def replayed(learner: type[MemoryOnPolicyAlgorithm], env: str, memory: str, monk
     found = []
     ways: list[Callable[[MemoryOnPolicyAlgorithm], Graphs | None]] = [lambda _: None]
     for way in [*ways, lambda model: Graphs(model, Tape, strict=True)]:
-        monkeypatch.setattr("agents.on_policy.graphs_for", way)
+        monkeypatch.setattr("agents.learner.graphs_for", way)
         model = build(learner, environment(env), memory)
         assert obstacle(model) is None
         found.append(fingerprint(model.learn(4 * model.n_steps * COPIES)))  # plain, taken down, twice replayed
@@ -212,5 +212,5 @@ def test_no_memory_needs_values_on_the_host(
 
 @pytest.mark.parametrize("env", sorted(set(ENVIRONMENTS) - set(READS_AT_THE_START)))
 def test_no_environment_needs_values_on_the_host(env: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(agents.environments.vec_env, "as_numpy", lambda obs: obs)
+    monkeypatch.setattr(agents.sb3.vec_env, "as_numpy", lambda obs: obs)
     without_values(A2C, env, "identity", monkeypatch)

@@ -15,7 +15,7 @@ import torch
 from test_cuda_graphs_everywhere import ENVIRONMENTS, MEMORIES, environment
 
 from agents import A2C, PPO, MemoryOnPolicyAlgorithm, Supervised
-from agents.capture import CudaCapture
+from agents.scale.cuda_graphs.capture import CudaCapture
 from envs.maze import InvisibleGoalMaze
 
 pytestmark = [

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from agents import PPO, CheckpointError, as_tensor_env, load
 from agents.checkpoint import MANIFEST, take_weights
-from agents.encoding import decode_space, encode_space
+from agents.checkpoint.encoding import decode_space, encode_space
 from agents.evaluation import evaluate
 from envs.tensor_env import TensorEnv
 from policies.encoders import MLPEncoder

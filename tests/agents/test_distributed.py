@@ -21,8 +21,8 @@ from rank_cases import BAD, COPIES, RANKS, STEPS, TRAIN, UPDATES
 
 import agents
 import train
-from agents import distributed
 from agents.checkpoint import read_manifest, read_tensors
+from agents.scale import distributed
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent

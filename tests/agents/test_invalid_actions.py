@@ -17,8 +17,8 @@ from tape import Tape
 
 from agents import A2C, PPO, MemoryOnPolicyAlgorithm, Supervised, as_tensor_env
 from agents.evaluation import evaluate, random_score
-from agents.graphs import Graphs
-from agents.session import Session
+from agents.scale.cuda_graphs.replay import Graphs
+from agents.view.session import Session
 from policies.memories import built_in
 
 LEARNERS = [A2C, PPO, Supervised]
@@ -223,7 +223,7 @@ def test_masked_iterations_are_replayed_as_graphs(
     found = []
     ways: list[Callable[[Any], Graphs | None]] = [lambda _: None, lambda model: Graphs(model, Tape, strict=True)]
     for way in ways:
-        monkeypatch.setattr("agents.on_policy.graphs_for", way)
+        monkeypatch.setattr("agents.learner.graphs_for", way)
         model = build(learner, Ledge(4, parts=parts), optimizer_class=torch.optim.RMSprop)
         model.whole_sequences = False
         model.learn(5 * 4 * (LENGTH + 1))

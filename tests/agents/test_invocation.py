@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from agents import invocation
-from agents.invocation import command_for
+from agents.common import invocation
+from agents.common.invocation import command_for
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

@@ -16,7 +16,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor, VecNormalize
 
 from agents import A2C, PPO, Supervised
-from agents.callback_locals import Locals
+from agents.sb3.callback_locals import Locals
 from envs.repeat_first import RepeatFirst
 from envs.tensor_env import TensorEnv
 

@@ -18,8 +18,8 @@ from test_checkpoint import assert_same, fingerprint
 
 from agents import A2C, PPO, MemoryOnPolicyAlgorithm, Supervised, load, make_env
 from agents.checkpoint import MANIFEST, digest, take_weights
-from agents.critic_watch import PATIENCE, CriticWatch
 from agents.evaluation import evaluate
+from agents.metrics.critic import PATIENCE, CriticWatch
 from agents.run.config import base_config
 from envs.repeat_first import RepeatFirst
 from envs.tensor_env import Obs, TensorEnv

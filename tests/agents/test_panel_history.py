@@ -8,10 +8,10 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from agents import PPO
-from agents.panel_history import LONGEST, PanelHistory, figure
 from agents.run.callbacks import PicturePanels
 from agents.run.logs import run_logger
-from policies.memories.base import Panel
+from agents.view.panels import LONGEST, PanelHistory, figure
+from policies.memories.contract import Panel
 
 
 def test_weightings_grow_by_a_column_a_step() -> None:

@@ -24,8 +24,8 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecMonitor, VecNormalize
 
 from agents import A2C, PPO, TensorVecEnv, make_env
-from agents.callback_locals import Later, Locals
 from agents.evaluation import evaluate
+from agents.sb3.callback_locals import Later, Locals
 from envs.single_env import SingleEnv
 from envs.tensor_env import TensorEnv
 from envs.tmaze import TMaze

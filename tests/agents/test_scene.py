@@ -13,11 +13,12 @@ from torch import Tensor
 from viewer_stubs import MAZE, Anything, policy_for, session_of
 
 import envs.rendering as rendering
-from agents import make_env, stage
-from agents.scene import HEIGHT, WIDTH, Scene, View, draw
-from agents.session import Session, action_names, observation_views
-from agents.stage import colours, number
-from policies.memories.base import Panel
+from agents import make_env
+from agents.view import canvas as stage
+from agents.view.canvas import colours, number
+from agents.view.scene import HEIGHT, WIDTH, Scene, View, draw
+from agents.view.session import Session, action_names, observation_views
+from policies.memories.contract import Panel
 
 HEADER = 76  # pixels
 EMPTY = draw(Scene(""))[HEADER:]

@@ -12,7 +12,7 @@ from torch import Tensor
 import train
 from agents import A2C, PPO, MemoryOnPolicyAlgorithm
 from policies.heads import ChoiceDistribution
-from policies.memories.base import Memory
+from policies.memories.contract import Memory
 
 ENV = "Engram/RepeatFirst-v0"
 

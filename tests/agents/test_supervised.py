@@ -13,12 +13,12 @@ from torch import Tensor
 
 from agents import PPO, Supervised
 from agents.evaluation import evaluate, play
-from agents.reading import read, report
-from envs.mapping import Mapping
+from agents.metrics.report import read, report
+from envs.mapping.environment import Mapping
 from envs.repeat_first import RepeatFirst
 from envs.tensor_env import TensorEnv
 from envs.tmaze import TMaze
-from policies.memories.base import unroll
+from policies.memories.contract import unroll
 
 
 class Parts(TensorEnv):

@@ -18,7 +18,7 @@ from agents.testing.__main__ import main
 from agents.testing.learner import LEARNER_CHECKS, Counting, LearnerCase
 from envs.repeat_first import RepeatFirst
 from envs.testing import ENV_CHECKS
-from policies.memories.base import State, Unrolled, unroll
+from policies.memories.contract import State, Unrolled, unroll
 from policies.testing import MEMORY_CHECKS
 
 CASES = {

@@ -20,10 +20,10 @@ from viewer_stubs import MAZE, Anything, policy_for, session_of
 
 from agents import PPO, make_env
 from agents.environments import as_tensor_env
-from agents.scene import HEIGHT, WIDTH, draw
-from agents.session import Session
-from agents.stage import pygame
-from agents.viewer import Viewer, ViewerError, key_map, record
+from agents.view.canvas import pygame
+from agents.view.scene import HEIGHT, WIDTH, draw
+from agents.view.session import Session
+from agents.view.window import Viewer, ViewerError, key_map, record
 from envs.rendering import GOAL
 
 # -- recordings --------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from agents import make_env
-from agents.session import Session
+from agents.view.session import Session
 from envs.tensor_env import TensorEnv
 from policies.policy import MemoryActorCriticPolicy
 

@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from envs import data
-from envs.data import DataError, find, read_amat, read_bytes, read_idx, read_members, read_npz, read_png_tree
-from envs.data_sources import SOURCES, Source
+from envs.data import files as data
+from envs.data.files import DataError, find, read_amat, read_bytes, read_idx, read_members, read_npz, read_png_tree
+from envs.data.sources import SOURCES, Source
 
 REAL = os.environ.get("ENGRAM_DATA")
 real = pytest.mark.skipif(REAL is None, reason="ENGRAM_DATA names no directory with the published files")

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from envs import data_files
-from envs.data import DataError, read_amat, read_bytes, read_idx, read_members, read_npz, read_png_tree
+from envs.data import readers as data_files
+from envs.data.files import DataError, read_amat, read_bytes, read_idx, read_members, read_npz, read_png_tree
 
 
 def put(path: Path, content: bytes) -> Path:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from agents.evaluation import play
-from envs.mapping import Mapping
-from envs.mapping_worlds import patch_codes, random_maze, spiral
+from envs.mapping.environment import Mapping
+from envs.mapping.worlds import patch_codes, random_maze, spiral
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

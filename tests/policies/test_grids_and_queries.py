@@ -16,8 +16,8 @@ from agents import A2C, PPO, Supervised
 from envs.tensor_env import TensorEnv
 from policies.encoders import EmbeddingEncoder, GridEncoder, QueryEncoder
 from policies.memories import MemoryStep, register_memory, registry
-from policies.memories.base import State
-from policies.memories.readers import Queries, ReaderMemory
+from policies.memories.contract import State
+from policies.memories.shared.readers import Queries, ReaderMemory
 from policies.policy import MemoryActorCriticPolicy
 
 SIDE = 4

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from policies import native
+from policies.native import compiler as native
 
 COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
 pytestmark = pytest.mark.skipif(COMPILER is None or os.name != "posix", reason="there is no C compiler")

@@ -18,8 +18,8 @@ from command_line import SMALL, command
 from safetensors import SafetensorError
 
 import agents
+from agents.common.files import replace_file
 from agents.evaluation.command import main as evaluate
-from agents.files import replace_file
 
 ROOT = Path(__file__).resolve().parents[3]
 ODD = [*SMALL[4:], "--env", "Odd-v0", "--total-timesteps", 64]

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from envs.tasks.graph_task import GraphTask
+from envs.tasks.graphs.base import GraphTask
 
 Label = int | None
 Triple = tuple[Label, Label, Label]

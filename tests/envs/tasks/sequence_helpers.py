@@ -10,14 +10,14 @@ import sequence_decoders as decode
 import torch
 from gymnasium import spaces
 
-from envs.tasks.associative_recall import AssociativeRecall
-from envs.tasks.base import SequenceTask, SymbolTask
-from envs.tasks.copy import Copy
-from envs.tasks.dictionary_inference import DictionaryInference
-from envs.tasks.double_copy import DoubleCopy
-from envs.tasks.dynamic_ngrams import DynamicNGrams
-from envs.tasks.priority_sort import PrioritySort
-from envs.tasks.repeat_copy import RepeatCopy
+from envs.tasks.sequence.associative_recall import AssociativeRecall
+from envs.tasks.sequence.base import SequenceTask, SymbolTask
+from envs.tasks.sequence.copy import Copy
+from envs.tasks.sequence.dictionary_inference import DictionaryInference
+from envs.tasks.sequence.double_copy import DoubleCopy
+from envs.tasks.sequence.dynamic_ngrams import DynamicNGrams
+from envs.tasks.sequence.priority_sort import PrioritySort
+from envs.tasks.sequence.repeat_copy import RepeatCopy
 
 Policy = Callable[[SequenceTask], torch.Tensor]
 

@@ -7,11 +7,11 @@ from itertools import combinations
 import pytest
 import torch
 
-from envs.tasks.associative_recall import AssociativeRecall
-from envs.tasks.copy import Copy
-from envs.tasks.dictionary_inference import DictionaryInference
-from envs.tasks.mnist_recall import MnistRecall
-from envs.tasks.priority_sort import PrioritySort
+from envs.tasks.images.mnist_recall import MnistRecall
+from envs.tasks.sequence.associative_recall import AssociativeRecall
+from envs.tasks.sequence.copy import Copy
+from envs.tasks.sequence.dictionary_inference import DictionaryInference
+from envs.tasks.sequence.priority_sort import PrioritySort
 
 
 def test_place_and_number_of_the_answers() -> None:

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from envs.data import DataError
-from envs.tasks.babi import Babi, failed_tasks, mean_error
-from envs.tasks.babi_stories import PLACEHOLDER, TASKS, VOCABULARY, WORDS, load, parse
+from envs.data.files import DataError
+from envs.tasks.babi.environment import Babi, failed_tasks, mean_error
+from envs.tasks.babi.stories import PLACEHOLDER, TASKS, VOCABULARY, WORDS, load, parse
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is not the published content")  # most are made here
 REAL = os.environ.get("ENGRAM_DATA")

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from envs.tasks.babi import Babi
-from envs.tasks.babi_generator import GENERATORS, generate
-from envs.tasks.babi_stories import parse
+from envs.tasks.babi.environment import Babi
+from envs.tasks.babi.generator import GENERATORS, generate
+from envs.tasks.babi.stories import parse
 
 
 def answer(question: str, history: list[str], strict: bool) -> str:

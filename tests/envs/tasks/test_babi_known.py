@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from envs.data import digest
-from envs.tasks.babi_known import DIGESTS
-from envs.tasks.babi_stories import load
+from envs.data.files import digest
+from envs.tasks.babi.known import DIGESTS
+from envs.tasks.babi.stories import load
 
 WHERE = "1 John went to the office.\n2 Where is John? \toffice\t1\n"
 

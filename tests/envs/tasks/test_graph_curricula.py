@@ -7,11 +7,11 @@ from itertools import pairwise
 import pytest
 import torch
 
-from envs.tasks.graph_curricula import INFERENCE, SHORTEST_PATH, TRAVERSAL, Lesson, Progress, advance, draw_lessons
-from envs.tasks.graph_inference import GraphInference
-from envs.tasks.graph_task import GraphTask
-from envs.tasks.graph_traversal import GraphTraversal
-from envs.tasks.shortest_path import ShortestPath
+from envs.tasks.graphs.base import GraphTask
+from envs.tasks.graphs.curricula import INFERENCE, SHORTEST_PATH, TRAVERSAL, Lesson, Progress, advance, draw_lessons
+from envs.tasks.graphs.inference import GraphInference
+from envs.tasks.graphs.shortest_path import ShortestPath
+from envs.tasks.graphs.traversal import GraphTraversal
 
 
 def test_lessons_are_as_many_as_in_the_paper_and_never_become_smaller() -> None:

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from envs.rendering import AGENT, FLOOR, GOAL, RIGHT, WRONG, _mix
-from envs.tasks.graph_inference import GraphInference
-from envs.tasks.graph_task import GraphTask
-from envs.tasks.graph_traversal import GraphTraversal
-from envs.tasks.shortest_path import ShortestPath
+from envs.tasks.graphs.base import GraphTask
+from envs.tasks.graphs.inference import GraphInference
+from envs.tasks.graphs.shortest_path import ShortestPath
+from envs.tasks.graphs.traversal import GraphTraversal
 
 Make = Callable[..., GraphTask]
 ASKED = _mix(AGENT, FLOOR, 0.45)

@@ -9,10 +9,10 @@ import graph_decoders as decode
 import pytest
 import torch
 
-from envs.tasks.graph_inference import GraphInference, relations
-from envs.tasks.graph_task import GraphTask
-from envs.tasks.graph_traversal import GraphTraversal
-from envs.tasks.shortest_path import ShortestPath
+from envs.tasks.graphs.base import GraphTask
+from envs.tasks.graphs.inference import GraphInference, relations
+from envs.tasks.graphs.shortest_path import ShortestPath
+from envs.tasks.graphs.traversal import GraphTraversal
 
 Make = Callable[..., GraphTask]
 TASKS: list[Make] = [GraphTraversal, ShortestPath, GraphInference]

@@ -10,12 +10,12 @@ import graph_decoders as decode
 import pytest
 import torch
 
-from envs.data import DataError, digest
-from envs.data_sources import SOURCES
-from envs.tasks.graph_traversal import GraphTraversal
-from envs.tasks.graph_worlds import family, underground
-from envs.tasks.graphs import Graphs, distinct, hops, random_graphs
-from envs.tasks.shortest_path import ShortestPath
+from envs.data.files import DataError, digest
+from envs.data.sources import SOURCES
+from envs.tasks.graphs.sample import Graphs, distinct, hops, random_graphs
+from envs.tasks.graphs.shortest_path import ShortestPath
+from envs.tasks.graphs.traversal import GraphTraversal
+from envs.tasks.graphs.worlds import family, underground
 
 REAL = os.environ.get("ENGRAM_DATA")
 

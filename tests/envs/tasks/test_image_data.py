@@ -13,9 +13,9 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from envs.data import DataError
-from envs.data_sources import SOURCES as SOURCES_BY_NAME
-from envs.tasks.image_data import LABELLED, SOURCES, SPLITS, load_images, resized, shrunk
+from envs.data.files import DataError
+from envs.data.sources import SOURCES as SOURCES_BY_NAME
+from envs.tasks.images.data import LABELLED, SOURCES, SPLITS, load_images, resized, shrunk
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is not the published content")  # most are made here
 REAL = Path(os.environ.get("ENGRAM_DATA", "/nowhere"))
@@ -55,7 +55,7 @@ def test_digits_are_those_of_scikit_learn() -> None:
 
 
 def test_digits_need_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
-    from envs.tasks.image_data import _digits
+    from envs.tasks.images.data import _digits
 
     _digits.cache_clear()
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)

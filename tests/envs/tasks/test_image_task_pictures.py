@@ -6,9 +6,9 @@ import numpy as np
 import torch
 
 from envs.rendering import RIGHT, WRONG
-from envs.tasks.image_episode import ImageEpisode
-from envs.tasks.mnist_recall import MnistRecall
-from envs.tasks.mnist_sort import MnistSort
+from envs.tasks.images.image_episode import ImageEpisode
+from envs.tasks.images.mnist_recall import MnistRecall
+from envs.tasks.images.mnist_sort import MnistSort
 
 
 def amount(frame: np.ndarray, colour: tuple[int, int, int]) -> int:

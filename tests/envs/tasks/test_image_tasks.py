@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from envs.tasks.image_base import ImageTask
-from envs.tasks.image_data import load_images, resized
-from envs.tasks.image_episode import LEVELS, NOISE, QUERIES, ImageEpisode, halves, noise_table
-from envs.tasks.mnist_recall import MnistRecall
-from envs.tasks.mnist_sort import MnistSort
+from envs.tasks.images.base import ImageTask
+from envs.tasks.images.data import load_images, resized
+from envs.tasks.images.image_episode import LEVELS, NOISE, QUERIES, ImageEpisode, halves, noise_table
+from envs.tasks.images.mnist_recall import MnistRecall
+from envs.tasks.images.mnist_sort import MnistSort
 
 Obs = dict[str, torch.Tensor]
 Step = tuple[Obs, torch.Tensor, torch.Tensor]

@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from envs.rendering import RIGHT, WRONG
-from envs.tasks.associative_recall import AssociativeRecall
-from envs.tasks.base import SequenceTask
-from envs.tasks.copy import Copy
-from envs.tasks.dictionary_inference import DictionaryInference
-from envs.tasks.double_copy import DoubleCopy
-from envs.tasks.dynamic_ngrams import DynamicNGrams
-from envs.tasks.priority_sort import PrioritySort
-from envs.tasks.stack_grammar import StackGrammar
+from envs.tasks.sequence.associative_recall import AssociativeRecall
+from envs.tasks.sequence.base import SequenceTask
+from envs.tasks.sequence.copy import Copy
+from envs.tasks.sequence.dictionary_inference import DictionaryInference
+from envs.tasks.sequence.double_copy import DoubleCopy
+from envs.tasks.sequence.dynamic_ngrams import DynamicNGrams
+from envs.tasks.sequence.priority_sort import PrioritySort
+from envs.tasks.sequence.stack_grammar import StackGrammar
 
 
 def amount(frame: np.ndarray, colour: tuple[int, int, int]) -> int:

@@ -10,14 +10,14 @@ import torch
 from gymnasium import spaces
 from sequence_helpers import ENVS, best_without_memory, nearly, play, right
 
-from envs.tasks.associative_recall import AssociativeRecall
-from envs.tasks.base import Sequences, SequenceTask
-from envs.tasks.copy import Copy
-from envs.tasks.dictionary_inference import DictionaryInference
-from envs.tasks.double_copy import DoubleCopy
-from envs.tasks.dynamic_ngrams import DynamicNGrams
-from envs.tasks.priority_sort import PrioritySort
-from envs.tasks.repeat_copy import RepeatCopy
+from envs.tasks.sequence.associative_recall import AssociativeRecall
+from envs.tasks.sequence.base import Sequences, SequenceTask
+from envs.tasks.sequence.copy import Copy
+from envs.tasks.sequence.dictionary_inference import DictionaryInference
+from envs.tasks.sequence.double_copy import DoubleCopy
+from envs.tasks.sequence.dynamic_ngrams import DynamicNGrams
+from envs.tasks.sequence.priority_sort import PrioritySort
+from envs.tasks.sequence.repeat_copy import RepeatCopy
 
 # -- rewards and metrics -----------------------------------------------------------------------------------------------
 

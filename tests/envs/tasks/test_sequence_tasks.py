@@ -12,15 +12,15 @@ import torch
 from gymnasium import spaces
 from sequence_helpers import ENVS, check_answers, episode, evenly
 
-from envs.tasks.associative_recall import AssociativeRecall
-from envs.tasks.base import SequenceTask
-from envs.tasks.copy import Copy
-from envs.tasks.dictionary_inference import DictionaryInference
-from envs.tasks.double_copy import DoubleCopy
-from envs.tasks.dynamic_ngrams import DynamicNGrams
-from envs.tasks.priority_sort import PrioritySort
-from envs.tasks.repeat_copy import RepeatCopy
-from envs.tasks.stack_grammar import StackGrammar
+from envs.tasks.sequence.associative_recall import AssociativeRecall
+from envs.tasks.sequence.base import SequenceTask
+from envs.tasks.sequence.copy import Copy
+from envs.tasks.sequence.dictionary_inference import DictionaryInference
+from envs.tasks.sequence.double_copy import DoubleCopy
+from envs.tasks.sequence.dynamic_ngrams import DynamicNGrams
+from envs.tasks.sequence.priority_sort import PrioritySort
+from envs.tasks.sequence.repeat_copy import RepeatCopy
+from envs.tasks.sequence.stack_grammar import StackGrammar
 
 # -- formats -----------------------------------------------------------------------------------------------------------
 

@@ -9,8 +9,8 @@ import graph_decoders as decode
 import pytest
 import torch
 
-from envs.tasks.graph_task import GraphTask
-from envs.tasks.shortest_path import ShortestPath
+from envs.tasks.graphs.base import GraphTask
+from envs.tasks.graphs.shortest_path import ShortestPath
 
 Choice = Callable[[decode.Episode, list[decode.Triple], decode.Triple], decode.Triple | None]
 

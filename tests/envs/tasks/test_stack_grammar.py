@@ -7,7 +7,7 @@ import sequence_decoders as decode
 import torch
 from sequence_helpers import best_without_memory, evenly, letters, right
 
-from envs.tasks.stack_grammar import GRAMMARS, StackGrammar
+from envs.tasks.sequence.stack_grammar import GRAMMARS, StackGrammar
 
 every_grammar = pytest.mark.parametrize("grammar", GRAMMARS)
 SMALL = {"n_min": 2, "n_max": 5, "length": 60}

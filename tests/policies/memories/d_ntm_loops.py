@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from policies.memories import make_memory
-from policies.memories.base import State
-from policies.memories.d_ntm import DNTM, uniform
-from policies.memories.noise import fingerprint, next_seed
+from policies.memories.contract import State
+from policies.memories.d_ntm.memory import DNTM, uniform
+from policies.memories.shared.noise import fingerprint, next_seed
 
 FEATURES, BATCH, LENGTH = 3, 2, 4
 SIZES = {"hidden_size": 6, "output_size": 4, "memory_size": 5, "content_size": 3, "address_size": 2}

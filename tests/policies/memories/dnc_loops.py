@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from policies.memories import make_memory
-from policies.memories.base import State
-from policies.memories.dnc import DNC
+from policies.memories.contract import State
+from policies.memories.dnc.memory import DNC
 
 FEATURES, BATCH, LENGTH = 3, 2, 5
 SIZES = {"hidden_size": 5, "output_size": 4, "slots": 6, "word_size": 3, "read_heads": 2}

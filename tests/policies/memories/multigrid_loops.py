@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from policies.memories import make_memory
-from policies.memories.base import State, Unrolled
-from policies.memories.multigrid import Multigrid
+from policies.memories.contract import State, Unrolled
+from policies.memories.multigrid.memory import Multigrid
 
 BATCH, LENGTH = 2, 3
 TINY = {"base": 2, "levels": (1, 2), "channels": (2, 3), "down_levels": (2, 1), "down_channels": (3, 2)}

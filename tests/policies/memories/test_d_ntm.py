@@ -11,8 +11,8 @@ from d_ntm_loops import BATCH, COEFS, FEATURES, LENGTH, build, reference
 from torch import Tensor
 
 from policies.memories import make_memory
-from policies.memories.d_ntm import DNTM
-from policies.memories.d_ntm_reinforce import AddressReinforce
+from policies.memories.d_ntm.memory import DNTM
+from policies.memories.d_ntm.reinforce import AddressReinforce
 
 
 @pytest.mark.parametrize(

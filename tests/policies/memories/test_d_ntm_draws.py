@@ -10,9 +10,9 @@ from d_ntm_loops import BATCH, FEATURES, LENGTH, build
 from torch import Tensor, nn
 
 from policies.memories import make_memory
-from policies.memories.d_ntm import uniform
-from policies.memories.d_ntm_reinforce import AddressReinforce, unroll_addresses
-from policies.memories.noise import fingerprint, next_seed
+from policies.memories.d_ntm.memory import uniform
+from policies.memories.d_ntm.reinforce import AddressReinforce, unroll_addresses
+from policies.memories.shared.noise import fingerprint, next_seed
 
 # Draws
 

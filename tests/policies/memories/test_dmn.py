@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from policies.memories import make_memory
-from policies.memories.base import State, unroll
-from policies.memories.dmn import DMN
-from policies.memories.dmn_episode import AttentionGRU, attention_gru
+from policies.memories.contract import State, unroll
+from policies.memories.dmn.fast_episode import AttentionGRU, attention_gru
+from policies.memories.dmn.memory import DMN
 
 FEATURES, BATCH, LENGTH = 3, 2, 8
 SIZES = {"hidden_size": 5, "capacity": 4, "passes": 2}

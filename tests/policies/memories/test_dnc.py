@@ -9,8 +9,9 @@ import torch
 from dnc_loops import BATCH, FEATURES, LENGTH, assert_same_with_gradients, build, random_state, reference
 
 from policies.memories import make_memory
-from policies.memories.base import unroll
-from policies.memories.dnc_addressing import (
+from policies.memories.contract import unroll
+from policies.memories.dnc.fast_links import PlainLinks
+from policies.memories.shared.addressing import (
     allocation_weights,
     content_weights,
     next_linkage,
@@ -20,7 +21,6 @@ from policies.memories.dnc_addressing import (
     oneplus,
     write_allocations,
 )
-from policies.memories.dnc_links import PlainLinks
 
 
 @pytest.mark.parametrize("way", ["sequence", "plain step"])

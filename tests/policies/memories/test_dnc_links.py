@@ -12,9 +12,9 @@ from dnc_loops import BATCH, FEATURES, assert_same_with_gradients, build, random
 from torch import Tensor
 
 from policies.memories import make_memory
-from policies.memories.dnc_links import PlainLinks, TapedLinks
-from policies.memories.dnc_native import LinkLoops
-from policies.memories.shared_linear import SharedLinear
+from policies.memories.dnc.fast_links import PlainLinks, TapedLinks
+from policies.memories.dnc.fast_native import LinkLoops
+from policies.memories.time.shared_linear import SharedLinear
 
 
 @pytest.mark.parametrize("write_heads", [1, 2])
@@ -40,7 +40,7 @@ def test_fast_is_plain_with_and_without_resets(write_heads: int, resets: str) ->
 def test_taped_links_are_plain_links(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many entries are worked on at once, and with rows wider than the slots."""
     slots, heads, reads, batch = 18, 1, 2, 3
-    monkeypatch.setattr("policies.memories.dnc_links.CACHED_BYTES", chunk * 8 * slots**2)
+    monkeypatch.setattr("policies.memories.dnc.fast_links.CACHED_BYTES", chunk * 8 * slots**2)
     steps = [
         [0.9 * torch.randn(batch, count, slots).double().softmax(2) for count in (heads, heads, reads)]
         for _ in range(7)

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.distributions import Normal
 from torch.nn import functional as F
 
-from policies.memories.kanerva_encoder import DeepLinear
-from policies.memories.kanerva_model import KanervaModel
-from policies.memories.kanerva_parts import Gaussian, Writer
-from policies.memories.kanerva_places import KanervaBlocks
+from policies.memories.kanerva.encoder import DeepLinear
+from policies.memories.kanerva.generative_model import KanervaModel
+from policies.memories.kanerva.parts import Gaussian, Writer
+from policies.memories.kanerva.places import KanervaBlocks
 
 T, B = 4, 3
 

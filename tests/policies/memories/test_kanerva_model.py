@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
-from policies.memories.kanerva_encoder import DenseEncoder, ImageEncoder, temporal_shift
-from policies.memories.kanerva_likelihood import Likelihood
-from policies.memories.kanerva_model import KanervaModel
-from policies.memories.kanerva_parts import EvoNormS0, Gaussian, ImageDecoder, read_windows
+from policies.memories.kanerva.encoder import DenseEncoder, ImageEncoder, temporal_shift
+from policies.memories.kanerva.generative_model import KanervaModel
+from policies.memories.kanerva.likelihood import Likelihood
+from policies.memories.kanerva.parts import EvoNormS0, Gaussian, ImageDecoder, read_windows
 
 SIZES: dict[str, Any] = {
     "latent_size": 4,

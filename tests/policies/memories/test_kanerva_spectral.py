@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from policies.memories.base import no_host_reads
-from policies.memories.kanerva_encoder import DeepLinear
+from policies.memories.contract import no_host_reads
+from policies.memories.kanerva.encoder import DeepLinear
 
 
 def test_dense_layers_have_spectral_norm_one() -> None:

@@ -8,8 +8,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from policies.memories import make_memory
-from policies.memories.base import unroll
-from policies.memories.recurrent import TorchRecurrent
+from policies.memories.contract import unroll
+from policies.memories.recurrent.memory import TorchRecurrent
 
 LENGTH, BATCH, FEATURES, HIDDEN = 7, 3, 4, 5
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from policies.memories import make_memory
-from policies.memories.base import State, Unrolled, unroll
+from policies.memories.contract import State, Unrolled, unroll
 from policies.memories.memn2n import MemN2N
 
 FEATURES, BATCH, LENGTH = 3, 2, 9

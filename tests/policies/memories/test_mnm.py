@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from policies.memories import make_memory
-from policies.memories.base import State, unroll
-from policies.memories.fast_weights import activations, write_gradient, write_local
-from policies.memories.fast_weights_kernels import GradientStep, LocalStep
-from policies.memories.mnm import MNM
+from policies.memories.contract import State, unroll
+from policies.memories.mnm.fast_step import GradientStep, LocalStep
+from policies.memories.mnm.memory import MNM
+from policies.memories.mnm.rules import activations, write_gradient, write_local
 
 FEATURES, BATCH, LENGTH = 3, 2, 4
 SIZES = {"hidden_size": 6, "output_size": 4, "key_size": 5, "value_size": 3, "memory_units": 7, "heads": 2}

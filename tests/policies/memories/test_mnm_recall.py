@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from policies.memories import make_memory
-from policies.memories.base import State, Unrolled, select, unroll
-from policies.memories.mnm import MNM
-from policies.memories.mnm_similarity import similarity
+from policies.memories.contract import State, Unrolled, select, unroll
+from policies.memories.mnm.memory import MNM
+from policies.memories.mnm.similarity import similarity
 
 FEATURES, BATCH, LENGTH, DELAY, DECAY = 3, 3, 6, 2, 0.7
 SIZES = {"hidden_size": 6, "output_size": 4, "key_size": 5, "value_size": 3, "memory_units": 7, "heads": 2}

@@ -28,8 +28,8 @@ import torch
 from torch import Tensor
 
 from policies.memories import make_memory
-from policies.memories.fast_weights import activations, write_gradient, write_local
-from policies.memories.mnm import MNM
+from policies.memories.mnm.memory import MNM
+from policies.memories.mnm.rules import activations, write_gradient, write_local
 
 KEY_BITS, ADDRESSES, VALUE_SIZE, RADIUS = 16, 200, 5, 5
 

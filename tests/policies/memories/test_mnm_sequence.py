@@ -10,11 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from policies import native
-from policies.memories import make_memory, mnm_native, mnm_sequence
-from policies.memories.base import Memory
-from policies.memories.kept import Made
-from policies.memories.segments import unroll_by_segments
+from policies.memories import make_memory
+from policies.memories.contract import Memory
+from policies.memories.mnm import fast_native as mnm_native
+from policies.memories.mnm import fast_sequence as mnm_sequence
+from policies.memories.time.checkpointing import unroll_by_segments
+from policies.memories.time.measure import Made
+from policies.native import compiler as native
 
 compiled = pytest.mark.skipif(
     native.library(mnm_native.SOURCE, torch.float32) is None, reason="there is no C compiler here"
@@ -137,7 +139,7 @@ def test_a_compilers_last_word_is_repeated(monkeypatch: pytest.MonkeyPatch, tmp_
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(subprocess, "run", fails)
-    with pytest.warns(UserWarning, match=r"cannot compile mnm_sequence\.c: error: the last"):
+    with pytest.warns(UserWarning, match=r"cannot compile fast_sequence\.c: error: the last"):
         assert native.library.__wrapped__(mnm_native.SOURCE, torch.float32) is None
     assert list((tmp_path / "engram" / "native").iterdir()) == []
 

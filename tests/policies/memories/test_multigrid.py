@@ -9,10 +9,10 @@ import torch
 from multigrid_loops import BATCH, LENGTH, assert_same_with_gradients, build, everything, reference, sequence
 
 from policies.memories import make_memory
-from policies.memories.base import select, unroll
-from policies.memories.multigrid import Multigrid
-from policies.memories.multigrid_layers import BatchNorm, Span
-from policies.memories.multigrid_presets import PRESETS
+from policies.memories.contract import select, unroll
+from policies.memories.multigrid.layers import BatchNorm, Span
+from policies.memories.multigrid.memory import Multigrid
+from policies.memories.multigrid.presets import PRESETS
 
 RESIDUALS = {"residuals": ((2, 1),), "reader_residuals": ((3, 1), (4, 3)), "down_channels": (4, 4)}
 OPTIONS: dict[str, dict[str, Any]] = {

@@ -8,7 +8,7 @@ from multigrid_loops import build, everything, sequence
 from torch import Tensor
 
 from policies.memories import make_memory
-from policies.memories.multigrid_sequence import Cells
+from policies.memories.multigrid.fast_sequence import Cells
 
 LIKE = {torch.float64: {"rtol": 1e-12, "atol": 1e-13}, torch.float32: {"rtol": 1e-5, "atol": 2e-6}}
 

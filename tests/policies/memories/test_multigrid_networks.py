@@ -7,8 +7,8 @@ from itertools import product
 import pytest
 import torch
 
-from policies.memories.multigrid import Multigrid
-from policies.memories.multigrid_layers import ConvGrid, Grid, LSTMGrid, Span, Stack
+from policies.memories.multigrid.layers import ConvGrid, Grid, LSTMGrid, Span, Stack
+from policies.memories.multigrid.memory import Multigrid
 
 # Sizes
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from policies.memories import make_memory
-from policies.memories.base import State
+from policies.memories.contract import State
 from policies.memories.ntm import NTM, sharpened, shifted
 
 FEATURES, BATCH, LENGTH = 3, 2, 4

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from policies.memories import make_memory
-from policies.memories.base import State, unroll
-from policies.memories.plastic import PlasticNetwork
-from policies.memories.plastic_sequence import advance
+from policies.memories.contract import State, unroll
+from policies.memories.plastic.fast_sequence import advance
+from policies.memories.plastic.memory import PlasticNetwork
 
 FEATURES, BATCH, UNITS = 3, 2, 4
 RULES = ["oja", "hebb", "clipped"]

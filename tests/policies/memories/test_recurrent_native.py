@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from policies.memories import make_memory, recurrent_native
+from policies.memories import make_memory
+from policies.memories.recurrent import fast_native as recurrent_native
 
 SIZES = [(1, 1, 1), (7, 3, 6), (9, 2, 5), (33, 4, 16)]
 

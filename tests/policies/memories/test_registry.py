@@ -14,7 +14,7 @@ import torch
 
 from policies.memories import make_memory, memory_class, register_memory, registered, registry
 from policies.memories.identity import Identity
-from policies.memories.lstm import LSTM
+from policies.memories.recurrent.lstm import LSTM
 
 
 def test_docstring_examples_run() -> None:
@@ -29,7 +29,7 @@ def test_names_are_sorted_and_hold_the_built_in_memories() -> None:
 
 
 def test_a_name_taken_is_refused_and_stays_with_its_owner() -> None:
-    with pytest.raises(ValueError, match=r"'lstm' is taken by policies\.memories\.lstm:LSTM"):
+    with pytest.raises(ValueError, match=r"'lstm' is taken by policies\.memories\.recurrent\.lstm:LSTM"):
         register_memory("lstm")(Identity)
     assert memory_class("lstm") is LSTM
 

@@ -1,7 +1,7 @@
 """SALU against its equations written as loops, its fast path against its plain one, and what reading means.
 
 What it stands for: LSTM+SALU of Munkhdalai et al., "Metalearned Neural Memory", NeurIPS 2019, §4.1; equations as in
-`policies/memories/salu.py`.
+`policies/memories/salu/memory.py`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from policies.memories import make_memory
-from policies.memories.base import State, unroll
-from policies.memories.salu import ROOM, SALU
-from policies.memories.salu_sequence import attend
+from policies.memories.contract import State, unroll
+from policies.memories.salu.fast_sequence import attend
+from policies.memories.salu.memory import ROOM, SALU
 
 FEATURES, BATCH = 3, 2
 SIZES = {"hidden_size": 5, "output_size": 4, "key_size": 3, "value_size": 2, "heads": 2, "capacity": 4}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from policies.memories import make_memory
-from policies.memories.base import State, unroll
+from policies.memories.contract import State, unroll
 from policies.memories.stack_rnn import StackRNN
 
 FEATURES, BATCH, LENGTH = 3, 2, 6

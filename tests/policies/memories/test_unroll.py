@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from policies.memories.base import Memory, MemoryStep, State, detach, reset, select, unroll
+from policies.memories.contract import Memory, MemoryStep, State, detach, reset, select, unroll
 
 
 class StepCounter(Memory):

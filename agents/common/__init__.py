@@ -1,0 +1,1 @@
+"""Shared by every command: arguments, files, error reports and the terminal."""

@@ -1,0 +1,199 @@
+"""What went wrong, for people: one line, and the traceback of their own code where that is what failed."""
+
+from __future__ import annotations
+
+import sysconfig
+import traceback
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import gymnasium
+import numpy
+import stable_baselines3
+import torch
+from safetensors import SafetensorError
+
+from agents.checkpoint import CheckpointError
+from agents.common.terminal import PLAIN, make_console
+from agents.environments.copies import ContractError
+from agents.metrics.non_finite import NonFiniteError
+from agents.scale.distributed import RankLostError
+from envs.tensor_env import TensorEnv
+from policies.heads import DivergedError
+
+_HERE = Path(__file__).resolve().parents[2]
+_PROJECT = tuple(_HERE / name for name in ("agents", "envs", "policies", "train.py", "evaluate.py", "compare.py"))
+_LIBRARIES = [Path(str(package.__file__)).parent for package in (gymnasium, stable_baselines3, torch, numpy)]
+_OURS = (*_PROJECT, *_LIBRARIES)
+_EXAMPLES = [Path(str(gymnasium.__file__)).parent / "envs" / name for name in ("box2d", "classic_control", "mujoco")]
+_STANDARD = [Path(sysconfig.get_paths()[name]) for name in ("stdlib", "platstdlib")]
+_INSTALLED = [Path(sysconfig.get_paths()[name]) for name in ("purelib", "platlib")]
+_NO_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "bad_alloc",
+    "storage size calculation overflowed",
+)
+USER_ERRORS = (ValueError, CheckpointError, OSError, gymnasium.error.Error, RankLostError, NonFiniteError)
+"""What tells of a wrong word, name, file or number while a command is read and its parts are built."""
+
+
+class CommandError(Exception):
+    """A command that cannot go on; the message is one line."""
+
+    def __init__(self, line: str, their_traceback: str = "") -> None:
+        super().__init__(" ".join(line.split()))
+        self.their_traceback = their_traceback
+        """Of the code that failed, to be shown before the line; empty where the line says it all."""
+
+    def show(self, who: str = "") -> None:
+        """Print it to standard error, after the name of the rank where there are several."""
+        console = make_console(stderr=True)
+        if self.their_traceback:
+            console.print(self.their_traceback.rstrip(), **PLAIN)
+        console.print(f"{who}[bold red]error:[/] ", end="", highlight=False)
+        console.print(str(self), **PLAIN)
+
+
+@dataclass(frozen=True)
+class Where:
+    """What was going on: for the line."""
+
+    doing: str
+    """Such as "training"."""
+    env: str = ""
+    """The environment's id."""
+    folder: Path | None = None
+    """What is written to."""
+    safe: str = ""
+    """What is not lost, and how to go on."""
+
+    def __str__(self) -> str:
+        return f"{self.doing} on {self.env}" if self.env else self.doing
+
+    def error(self, error: Exception) -> CommandError:
+        """`error` as the end of a command."""
+        said = " ".join(str(error).split()) or type(error).__name__
+        named = f"{type(error).__name__}: {said}" if str(error) else said
+        theirs, whole = "", "".join(traceback.format_exception(error))
+        if isinstance(error, (NonFiniteError, DivergedError, RankLostError, CheckpointError)) or _deliberate(error):
+            line = said
+        elif out_of_memory(error):
+            line = f"out of memory while {self.doing} ({said[:200]}): take fewer --num-envs, --n-steps or smaller sizes"
+        elif (env := _environment(error)) is not None and not type(env).__module__.startswith("envs."):
+            theirs = _their_frames(error)
+            line = f"environment {self.env} failed while {self.doing}: {named}"
+            if isinstance(error, ContractError):
+                theirs, line = "", f"environment {self.env} failed while {self.doing}: {said}"
+            elif not theirs:
+                theirs = "" if _in_a_library(error) else whole
+                line += (
+                    " (reset gives observation and info; step gives observation, reward, terminated, truncated, info)"
+                )
+        elif isinstance(error, (OSError, SafetensorError)):
+            line = f"cannot read or write while {self.doing}: {_without_number(error)}"
+            if self.folder is not None and str(self.folder) not in line:
+                line += f" (in {self.folder})"
+        else:
+            theirs, line = whole, f"{named} while {self}"
+        return CommandError(f"{line}; {self.safe}" if self.safe else line, theirs)
+
+    @contextmanager
+    def user_errors(self) -> Iterator[None]:
+        """What is raised within is most likely a wrong word of the command, or a file that is not as it should be."""
+        try:
+            yield
+        except CommandError:
+            raise
+        except Exception as error:
+            raise self.user_error(error) from error
+
+    def user_error(self, error: Exception) -> CommandError:
+        """As `error`, where the command is still being read and built: most likely a word of it is wrong."""
+        origin: BaseException = error
+        while origin.__cause__ is not None:
+            origin = origin.__cause__
+        theirs = _their_frames(origin) if _last_is_theirs(origin) else ""
+        if isinstance(error, USER_ERRORS) and not out_of_memory(origin):
+            named = f"{type(error).__name__} while {self}: " if theirs and origin is error else ""
+            return CommandError(f"{named}{_without_number(error)}", theirs)
+        if theirs:
+            return CommandError(f"{type(error).__name__} while {self}: {error}", theirs)
+        return self.error(error)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on the host or on a device."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _NO_MEMORY)
+
+
+def _without_number(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error) or type(error).__name__
+
+
+def _frames(error: BaseException) -> list[FrameType]:
+    return [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+
+
+def _environment(error: BaseException) -> TensorEnv | None:
+    """The environment in whose `step` or `reset` an exception was raised."""
+    for frame in _frames(error):
+        if frame.f_code.co_name in ("step", "reset"):
+            env = frame.f_locals.get("self")
+            if isinstance(env, TensorEnv):
+                return env
+    return None
+
+
+def _in_a_library(error: BaseException) -> bool:
+    """Whether a library below this project has raised it, as where an array does not go into a batch of them."""
+    frames = _frames(error)
+    return bool(frames) and any(Path(frames[-1].f_code.co_filename).is_relative_to(place) for place in _LIBRARIES)
+
+
+def _deliberate(error: BaseException) -> bool:
+    """Whether this project has raised it with a message of its own, as it does where an environment is not as expected.
+
+    What C code raises (`int("x")`) comes from a line of this project too, but from none that begins with `raise`.
+    """
+    last = traceback.extract_tb(error.__traceback__)[-1:]
+    ours = isinstance(error, ValueError) and not isinstance(error, ContractError)
+    return ours and any(
+        str(frame.line).startswith("raise ") and any(Path(frame.filename).is_relative_to(part) for part in _PROJECT)
+        for frame in last
+    )
+
+
+def _theirs(file: str) -> bool:
+    """Whether code is neither this project's nor of the libraries below it."""
+
+    def within(folders: Iterable[Path]) -> bool:
+        return any(Path(file).is_relative_to(folder) for folder in folders)
+
+    if file.startswith("<") or (within(_OURS) and not within(_EXAMPLES)):
+        return False
+    return within(_INSTALLED) or not within(_STANDARD)
+
+
+def _last_is_theirs(error: BaseException) -> bool:
+    """Whether it was raised in a file of the user's own, and in no installed package."""
+    files = [frame.f_code.co_filename for frame in _frames(error)[-1:]]
+    return any(_theirs(file) and not {"site-packages", "dist-packages"} & {*Path(file).parts} for file in files)
+
+
+def _their_frames(error: BaseException) -> str:
+    """The traceback without the frames of this project and the libraries below it; empty where nothing is left."""
+    summary = traceback.extract_tb(error.__traceback__)
+    kept = [frame for frame in summary if _theirs(frame.filename)]
+    if not kept:
+        return ""
+    last = "".join(traceback.format_exception_only(error))
+    return "".join(["Traceback (most recent call last):\n", *traceback.format_list(kept), last])

@@ -1,0 +1,44 @@
+"""The commands as they are called where the user is: a script of the checkout, a console script, or a module."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from agents.scale import distributed
+
+_MODULES = {"train": "agents.run", "evaluate": "agents.evaluation", "compare": "agents.comparison"}
+
+
+def command_for(name: str) -> str:
+    """How to call `name`, "train", "evaluate" or "compare", from the current folder: the way this process was called.
+
+    >>> command_for("train").split()[-1] in ("train.py", "engram-train", "agents.run")
+    True
+    """
+    called = Path(sys.argv[0])
+    python = "python"
+    if name == "train" and distributed.size() > 1:
+        python = f"torchrun --nproc-per-node={distributed.size()}"
+    script = called.with_name(f"{name}.py")
+    if called.name not in {f"{command}.py" for command in _MODULES}:
+        script = Path(f"{name}.py")
+        if called.name.startswith("engram-") or not _ours(script):
+            return _installed(name, python)
+    short = os.path.relpath(script)
+    return f"{python} {script if short.startswith('..') else short}"
+
+
+def _installed(name: str, python: str) -> str:
+    """Without a checkout: the console script where it is found, and torchrun takes a module."""
+    if python == "python" and shutil.which(f"engram-{name}"):
+        return f"engram-{name}"
+    return f"{python} -m {_MODULES[name]}"
+
+
+def _ours(script: Path) -> bool:
+    """Whether a script in the current folder is the one of this checkout."""
+    checkout = Path(__file__).resolve().parents[2]
+    return script.resolve().parent == checkout and script.is_file()

@@ -1,0 +1,394 @@
+"""MemoryOnPolicyAlgorithm: what A2C and PPO share.
+
+It owns the roll-out on the device, the memory carried from one roll-out to the next, the reset signal, the advantages,
+the episode statistics and the log. A learner adds `learn_from`, which turns one roll-out into parameter updates.
+
+One iteration is collect → train → read. Nothing is read back to the host before `read`, which is one transfer.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, ClassVar, TypeVar, get_args
+
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
+from torch import Tensor
+
+from agents.checkpoint import Checkpointed
+from agents.checkpoint.generators import set_generators
+from agents.common.arguments import check, check_policy
+from agents.environments import EnvLike, HostEnv, TensorVecEnv, as_tensor_env, device_for
+from agents.metrics.critic import CriticWatch
+from agents.metrics.episodes import Episodes
+from agents.metrics.non_finite import naming_non_finite
+from agents.metrics.report import read, report
+from agents.metrics.task import TaskMetrics
+from agents.rollout import Rollout
+from agents.sb3.callback_locals import Locals, Step
+from agents.sb3.training_env import TrainingEnv
+from agents.scale import distributed
+from agents.scale.cuda_graphs.replay import Graphs, graphs_for
+from agents.scale.fast import Fast, prepare
+from agents.updates import Updates
+from policies.memories.contract import State, detach
+from policies.policy import MemoryActorCriticPolicy
+
+Self = TypeVar("Self", bound="MemoryOnPolicyAlgorithm")
+
+
+class MemoryOnPolicyAlgorithm(Checkpointed, Updates, TrainingEnv, OnPolicyAlgorithm):
+    """Base of the learners; see `A2C` and `PPO` for use.
+
+    Args:
+        policy: "MemoryPolicy" or a subclass of `MemoryActorCriticPolicy`; its arguments (the memory's name above all)
+            go through `policy_kwargs`, as in SB3.
+        env: a Gymnasium id (one copy), `Env`, `VectorEnv`, SB3 `VecEnv` or `TensorEnv`; see `agents.environments`. With
+            several ranks (`agents.scale.distributed`), those of this one.
+        learning_rate: a number or a function of the remaining progress (1 → 0).
+        n_steps: steps of each environment in a roll-out; back-propagation through time runs over them, and episodes
+            that are longer carry their memory into the next roll-out. 0: the horizon of an environment that has one.
+        gamma: discount.
+        gae_lambda: see `agents.rollout.advantages_and_returns`.
+        ent_coef: weight of the entropy bonus.
+        vf_coef: weight of the value loss.
+        aux_coef: weight of the memory's own losses (MNM's meta objective; 1 as in the paper).
+        max_grad_norm: gradients are scaled down to this global norm.
+        normalize_advantage: to mean 0 and standard deviation 1, over what one update sees.
+        normalize_values: values are learned in running standard deviations of the returns (`policies.normalization`).
+        normalize_obs: observations enter the policy by their running mean and variance (see there).
+        reward_scale: rewards are multiplied by this before anything is learned from them; logs show them as they came.
+        fast: "auto" takes the fast paths that pay; "off" the plain twin of each; "compile" puts the memory's step
+            through torch.compile (`agents.scale.fast`); "graph" replays whole iterations as CUDA graphs
+            (`agents.scale.cuda_graphs`) and raises a ValueError where that cannot be.
+        precision: "float32", or "bf16" for whole sequences; see `agents.scale.fast.prepare`.
+        stats_window_size: episodes over which `rollout/ep_*_mean` are taken.
+        tensorboard_log: folder, or None.
+        policy_kwargs: arguments of the policy.
+        verbose: 0 nothing, 1 SB3's table on the terminal.
+        seed: of torch, numpy, random and the environments.
+        device: "cpu", "cuda", ...; "auto": that of the environment given, where it has one, else as in SB3.
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MemoryPolicy": MemoryActorCriticPolicy}
+    keeps_graph: ClassVar[bool] = False
+    """Whether `learn_from` back-propagates through the roll-out itself, or replays it."""
+    learns_from_targets: ClassVar[bool] = False
+    """Whether the right actions are what it learns from; it then does what it holds most probable."""
+
+    policy: MemoryActorCriticPolicy
+
+    def __init__(
+        self,
+        policy: str | type[MemoryActorCriticPolicy],
+        env: EnvLike | None,
+        learning_rate: float | Schedule,
+        n_steps: int,
+        gamma: float,
+        gae_lambda: float,
+        ent_coef: float,
+        vf_coef: float,
+        aux_coef: float,
+        max_grad_norm: float,
+        normalize_advantage: bool,
+        normalize_values: bool,
+        normalize_obs: bool,
+        reward_scale: float,
+        fast: str,
+        precision: str,
+        stats_window_size: int,
+        tensorboard_log: str | None,
+        policy_kwargs: dict[str, Any] | None,
+        verbose: int,
+        seed: int | None,
+        device: torch.device | str,
+        _init_setup_model: bool,
+    ) -> None:
+        check(**locals())
+        policy_kwargs = check_policy(policy_kwargs)
+        if fast not in get_args(Fast):
+            raise ValueError(f"fast is {fast!r}, expected one of {', '.join(get_args(Fast))}")
+        self.aux_coef = aux_coef
+        self.normalize_advantage = normalize_advantage
+        self.normalize_values, self.normalize_obs = normalize_values, normalize_obs
+        self.reward_scale = reward_scale
+        self.fast, self.precision = fast, precision
+        self.graphs: Graphs | None = None
+        """What replays the iteration, where it is replayed; see `agents.scale.cuda_graphs`."""
+        self.step_by_step = False
+        """A callback that must see the memory after every step sets it in `on_rollout_start`, for one roll-out."""
+        self.stats_window_size = stats_window_size
+        self.critic_watch = CriticWatch()
+        self._generators_to_set: dict[str, Tensor] = {}
+        self.whole_episodes = False
+        """Whether a roll-out is as long as an episode, whatever that is: `n_steps` was 0."""
+        self.stop_requested = False
+        """Set it (from a signal handler, say) to end `learn` after the current iteration, with everything in order."""
+        device = device_for(device, env)
+        self._tensor_env = None if env is None else as_tensor_env(env, device)
+        super().__init__(
+            policy=policy,
+            env=None if self._tensor_env is None else TensorVecEnv(self._tensor_env),  # type: ignore[arg-type]
+            learning_rate=learning_rate,
+            n_steps=n_steps,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            ent_coef=ent_coef,
+            vf_coef=vf_coef,
+            max_grad_norm=max_grad_norm,
+            use_sde=False,
+            sde_sample_freq=-1,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            _init_setup_model=False,
+            supported_action_spaces=(spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary),
+        )
+        if self._tensor_env is not None:  # `env` has the environments' own numbers, the networks may have others
+            self.observation_space = self._tensor_env.single_observation_space
+            self.action_space = self._tensor_env.single_action_space
+        if _init_setup_model:
+            self._setup_model()
+
+    def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
+        if policy_name in self.policy_aliases:
+            return self.policy_aliases[policy_name]
+        raise ValueError(
+            f"Policy {policy_name} unknown: expected 'MemoryPolicy', whose policy_kwargs={{'memory': 'lstm'}} say what "
+            "it remembers with ('identity': nothing, as SB3's MlpPolicy)"
+        )
+
+    def _setup_model(self) -> None:
+        self._setup_lr_schedule()
+        self.set_random_seed(self.seed)
+        self.policy = self.policy_class(  # type: ignore[assignment]
+            self.observation_space, self.action_space, self.lr_schedule, **self.policy_arguments
+        ).to(self.device)
+        self.speed_note = prepare(self)
+        """Why `fast` is not had in full; empty where it is."""
+        if distributed.rank():  # parameters are drawn alike; from here on every rank has random numbers of its own
+            self.set_random_seed(distributed.own_seed(torch.initial_seed() if self.seed is None else self.seed))
+        self.memory_seconds = self.env_seconds = self.learn_seconds = 0.0
+        if self.env is not None:
+            self._setup_env()
+
+    @property
+    def policy_arguments(self) -> dict[str, Any]:
+        """What the policy is built with beside spaces and learning rate."""
+        return {"normalize_values": self.normalize_values, "normalize_obs": self.normalize_obs} | self.policy_kwargs
+
+    def _setup_env(self) -> None:
+        """What depends on the environments."""
+        self.whole_episodes = self.whole_episodes or self.n_steps == 0
+        if self.whole_episodes:
+            if self.tensor_env.horizon is None:
+                raise ValueError("n_steps is 0, a whole episode, but this environment's have no fixed length")
+            self.n_steps = self.tensor_env.horizon
+        if self.learns_from_targets and "target" not in self.tensor_env.reset()[1]:
+            raise ValueError("the environment gives no targets to learn from; a2c and ppo learn from its rewards")
+        self.task_metrics = TaskMetrics(self.tensor_env.metric_names, self.device)
+        self.scores = self.task_metrics.sums()
+        """Amounts and counts of the task's metrics over the last roll-out."""
+        self.rollout = Rollout.allocate(self.n_steps, self.tensor_env, isinstance(self.tensor_env, HostEnv))
+        self.episodes = Episodes(self.all_envs)
+        self._visits = self.tensor_env.visits
+
+    @property
+    def unrolls(self) -> bool:
+        """Whether it learns from whole sequences, by `Memory.unroll`."""
+        return not self.keeps_graph
+
+    def predict(  # type: ignore[override]
+        self,
+        observation: Any,
+        state: State | None = None,
+        episode_start: Any = None,
+        deterministic: bool = False,
+        action_masks: Any = None,
+    ) -> tuple[Any, State]:
+        """As SB3's, and with masks of valid actions as sb3-contrib's `MaskablePPO`; see the policy's `predict`."""
+        return self.policy.predict(observation, state, episode_start, deterministic, action_masks)
+
+    # -- learn -----------------------------------------------------------------------------------------------------
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        assert self.env is not None, "there is nothing to learn from; call set_env"
+        fresh = reset_num_timesteps or self._last_obs is None
+        distributed.equalise(self.policy)
+        result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        if fresh or self._visited():  # SB3 has just reset the environment, or evaluate_policy(model, model.get_env())
+            self._take_up()
+        if self._generators_to_set and not reset_num_timesteps:  # the first call after `load`
+            set_generators(self._generators_to_set)
+        self._generators_to_set = {}
+        self.rollout.take_masks(self.tensor_env.describe().get("action_mask"), self.action_space)
+        return result
+
+    def learn(
+        self: Self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int | None = 1,
+        tb_log_name: str = "run",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> Self:
+        """As in SB3, except that an iteration's log is written after its update, so that it holds both.
+
+        Raises:
+            NonFiniteError: something became infinite or NaN; the message names it and the step.
+        """
+        iteration = 0
+        total_timesteps, callback = self._setup_learn(
+            total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
+        )
+        callback.on_training_start(Locals(locals()), globals())
+        self.graphs = graphs_for(self)
+        while self.num_timesteps < total_timesteps and not self._stops():
+            self.step_by_step = False
+            callback.on_rollout_start()
+            if self._visited():
+                self._take_up()
+            if not (self.iterate if self.graphs is None else self.graphs.iterate)(callback):
+                break
+            iteration += 1
+            if log_interval is not None and iteration % log_interval == 0:
+                self.dump_logs(iteration)
+        callback.on_training_end()
+        return self
+
+    def _stops(self) -> bool:
+        """Whether any rank was asked to stop: all stop together, or the others would wait for it."""
+        stops = distributed.any_rank(self.stop_requested)
+        if stops:
+            self.stop_requested = True
+        return stops
+
+    def iterate(self, callback: BaseCallback) -> bool:
+        """One roll-out and what is learned from it; False where a callback asked to stop in between."""
+        if not self.collect_rollouts(self.env, callback, self.rollout, self.n_steps):
+            return False
+        self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
+        started = time.perf_counter()
+        self.train()
+        self.learn_seconds += time.perf_counter() - started
+        return True
+
+    def train(self) -> None:
+        """Learn from `self.rollout`, then read what there is to read: the iteration's one transfer to the host."""
+        self._update_learning_rate(self.policy.optimizer)
+        read(self, report(self, self.improve(self.rollout)))
+        if self.keeps_graph and self.graphs is None:
+            self._state = detach(self._state)  # its graph is spent, and a model that holds one cannot be copied
+
+    # -- collect ---------------------------------------------------------------------------------------------------
+
+    def collect_rollouts(  # type: ignore[override]
+        self, env: Any, callback: BaseCallback, rollout_buffer: Rollout, n_rollout_steps: int
+    ) -> bool:
+        """Fill the roll-out; False where a callback asked to stop. Callbacks know already that it begins."""
+        rollout, policy, tensor_env = rollout_buffer, self.policy, self.tensor_env
+        policy.set_training_mode(self.keeps_graph)
+        self._began = self.num_timesteps
+        self._state = detach(self._state)
+        rollout.begin(self._state)
+        outputs, grids = list[Tensor](), list[Tensor]()
+        answers: list[tuple[Tensor, Tensor]] = []
+        info = tensor_env.describe() if self.learns_from_targets or rollout.masks is not None else {}
+        recording = None
+        if self.keeps_graph:
+            room = min(n_rollout_steps, tensor_env.horizon or 1)
+            recording = policy.segments.record(self._state, room, n_rollout_steps, self.n_envs)
+        started, env_seconds = time.perf_counter(), 0.0
+        for t in range(n_rollout_steps):
+            if self._may_start:
+                rollout.resets.append(t)
+            obs = self._obs
+            rollout.starts[t] = self._starts
+            rollout.write_obs(t, obs)
+            mask = None
+            if rollout.masks is not None:
+                rollout.masks[t] = info["action_mask"]
+                mask = rollout.masks[t]
+            with naming_non_finite(self):
+                with torch.set_grad_enabled(self.keeps_graph):
+                    step = policy.remember(obs, self._state, self._starts if self._may_start else None, recording)
+                with torch.no_grad():
+                    action = policy.act(step.output, self.learns_from_targets, step.grid, mask)
+            outputs.append(step.output.detach())
+            if policy.draws_maps and step.grid is not None:
+                grids.append(step.grid.detach())
+            if self.learns_from_targets:
+                answers.append((info["target"], info["weight"]))
+            self._state = step.state
+            before = time.perf_counter()
+            new_obs, rewards, terminated, truncated, info = tensor_env.step(policy.to_env(action))
+            env_seconds += time.perf_counter() - before
+            rollout.actions[t] = action
+            rollout.rewards[t] = rewards
+            rollout.terminated[t] = terminated
+            rollout.truncated[t] = truncated
+            rollout.hear(t, info)
+            self.task_metrics.add(info)
+            self._may_start = "final_obs" in info
+            if self._may_start and tensor_env.truncates:
+                with torch.no_grad():  # the final observation, with the memory as the episode left it
+                    final_value = policy.predict_values(info["final_obs"], self._state)
+                rollout.final_values[t] = final_value.masked_fill(~truncated, 0.0)
+            self._obs = new_obs
+            self._starts = terminated | truncated
+            self.num_timesteps += self.all_envs
+            seen = Step(self, t, step, obs, mask, action, new_obs, rewards, terminated, truncated, info).names()
+            callback.update_locals(locals() | seen)
+            if not callback.on_step():
+                return False
+            if self._visited():
+                self._give_up(t)
+                info = tensor_env.describe()
+        self.judge_rollout(rollout, outputs, grids)
+        if recording is not None:
+            unrolled = recording.unrolled()
+            rollout.latents, rollout.grids, rollout.losses = unrolled.outputs, unrolled.grids, unrolled.losses
+        if self.learns_from_targets:
+            rollout.targets, rollout.weights = map(torch.stack, zip(*answers, strict=True))
+        self.scores = self.task_metrics.sums()
+        self.env_seconds += env_seconds
+        self.memory_seconds += time.perf_counter() - started - env_seconds
+        callback.update_locals(locals() | seen)
+        callback.on_rollout_end()
+        return True
+
+    def judge_rollout(self, rollout: Rollout, outputs: list[Tensor], grids: list[Tensor]) -> None:
+        """What acting did not need, for all steps at once: values, log-probabilities, advantages."""
+        policy = self.policy
+        maps = torch.stack(grids) if policy.draws_maps else None
+        with torch.no_grad():
+            rollout.values, rollout.log_probs, _ = policy.judge(
+                torch.stack(outputs), rollout.actions, maps, rollout.masks
+            )
+            last_values = policy.predict_values(self._obs, self._state, self._starts if self._may_start else None)
+        rollout.estimate(last_values, self.reward_scale, self.gamma, self.gae_lambda)
+        self.note_returns(rollout)
+
+    # -- read and log ----------------------------------------------------------------------------------------------
+
+    def dump_logs(self, iteration: int = 0) -> None:
+        total = self.env_seconds + self.memory_seconds + self.learn_seconds
+        for name in ("env", "memory", "learn"):
+            self.logger.record(f"time/{name}_share", getattr(self, f"{name}_seconds") / max(total, 1e-9))
+        self.logger.record("rollout/episodes", self._episode_num)
+        super().dump_logs(iteration)

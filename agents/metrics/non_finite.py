@@ -1,0 +1,89 @@
+"""Numbers that are none: which tensor brought the first one, and when."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agents.scale import distributed
+from envs.tensor_env import Obs
+from policies.heads import DivergedError
+from policies.memories.contract import host_may_read
+
+if TYPE_CHECKING:
+    from agents.learner import MemoryOnPolicyAlgorithm
+
+
+class NonFiniteError(FloatingPointError):
+    """A loss, gradient, parameter or observation became infinite or NaN."""
+
+
+@contextmanager
+def naming_non_finite(model: MemoryOnPolicyAlgorithm) -> Iterator[None]:
+    """Where something fails over a number that is none, as samplers do, name the tensor that brought it."""
+    try:
+        yield
+    except RuntimeError as error:
+        if host_may_read() and (found := first_non_finite(model)):
+            raise NonFiniteError(found) from error
+        if isinstance(error, DivergedError):  # over finite numbers, which were too large
+            largest = max(float(value.abs().max()) for value in _by_name(model._obs).values())
+            raise NonFiniteError(
+                f"{error} after {model.num_timesteps} environment steps; the largest number in the observation is "
+                f"{largest:.3g}"
+            ) from error
+        raise
+
+
+def first_non_finite(model: MemoryOnPolicyAlgorithm) -> str | None:
+    """Which tensor went wrong first and when: what the environment gave, else a parameter, else the memory."""
+    given = {"reward": model.rollout.rewards, **_by_name(model.rollout.obs)}
+    for name, value in given.items():
+        steps = (~torch.isfinite(value)).flatten(1).any(1).nonzero()
+        if len(steps):
+            made = int(steps[0]) + (name == "reward")  # a reward comes with the step, an observation before it
+            return f"{name} is not finite after {model._began + made * model.all_envs} environment steps"
+    suspects = _by_name(model._obs)
+    suspects |= {f"parameter {name}": value for name, value in model.policy.named_parameters()}
+    suspects |= {f"memory state {name}": value for name, value in model._state.items()}
+    for name, value in suspects.items():
+        if not torch.isfinite(value).all():
+            return f"{name} is not finite after {model.num_timesteps} environment steps"
+    return None
+
+
+def refuse_non_finite(model: MemoryOnPolicyAlgorithm, values: dict[str, float]) -> None:
+    """Look at an iteration's metrics, which are the same on every rank.
+
+    Raises:
+        NonFiniteError: one is infinite or NaN; the message names where that came from, on whichever rank it did.
+    """
+    for name, value in values.items():
+        if not np.isfinite(value):
+            found = _first_of_ranks(model) or f"{name} is not finite after {model.num_timesteps} environment steps"
+            raise NonFiniteError(
+                f"{found}, seen as {name} = {value} at update {model._n_updates}; where nothing is wrong with "
+                "observations and rewards, lower learning_rate or max_grad_norm"
+            )
+
+
+def _first_of_ranks(model: MemoryOnPolicyAlgorithm) -> str | None:
+    """What any rank finds; what an environment gave before what the update then spread to every rank."""
+    found = first_non_finite(model)
+    if found and distributed.size() > 1:
+        found += f" on rank {distributed.rank()}"
+    all_found = [each for each in distributed.to_first(found) if each]
+    all_found.sort(key=lambda each: each.startswith(("parameter", "memory state")))
+    return distributed.from_first(lambda: all_found[0] if all_found else None)
+
+
+def _by_name(obs: Obs) -> dict[str, Tensor]:
+    """The tensors of an observation by the names that messages use."""
+    return (
+        {f"observation {key}": value for key, value in obs.items()} if isinstance(obs, dict) else {"observation": obs}
+    )

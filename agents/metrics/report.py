@@ -1,0 +1,97 @@
+"""The one read of an iteration: what roll-outs and updates of all ranks say, brought to the host and into the log."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agents.environments import HostEnv
+from agents.metrics.non_finite import refuse_non_finite
+from agents.scale import distributed
+from policies.action_masks import refuse_without_choice, without_choice
+
+if TYPE_CHECKING:
+    from agents.learner import MemoryOnPolicyAlgorithm
+
+
+_WITHOUT = "masks that allow nothing"
+Array = np.ndarray[Any, Any]
+
+
+class Report(NamedTuple):
+    """What there is to read of an iteration, still on the device."""
+
+    names: tuple[str, ...]
+    """Of the metrics."""
+    numbers: Tensor
+    """Metrics, task scores, rewards, ends and what the environment says of episodes, one after the other."""
+
+
+def report(model: MemoryOnPolicyAlgorithm, metrics: dict[str, Tensor]) -> Report:
+    """Put `metrics`, the learner's diagnostics and what happened in the roll-out into one tensor."""
+    rollout = model.rollout
+    metrics = {**metrics, **model.diagnostics(rollout)}
+    if rollout.masks is not None:
+        metrics["rollout/valid_actions"] = rollout.masks.float().mean()
+        metrics[_WITHOUT] = without_choice(rollout.masks.flatten(0, 1), model.action_space).sum()
+    ended = rollout.terminated | rollout.truncated
+    parts = [torch.stack([metric.detach().float() for metric in metrics.values()])]
+    ends = ended if rollout.given_up is None else ended.float() + rollout.given_up
+    parts += [model.scores, rollout.rewards.flatten(), ends.flatten()]
+    parts += [] if rollout.said is None else [rollout.said.flatten()]
+    return Report(tuple(metrics), torch.cat(parts))
+
+
+def read(model: MemoryOnPolicyAlgorithm, found: Report) -> None:
+    """Read rewards, episode ends and metrics in the iteration's one transfer; count episodes; fill the log.
+
+    Metrics are means over the ranks, task scores are summed before they are divided, and the episodes are those of all
+    ranks, in the order in which one process with all environments would meet them.
+
+    Raises:
+        NonFiniteError: a metric is infinite or NaN, on every rank alike.
+        ValueError: an action mask allowed nothing.
+    """
+    ends_of = np.cumsum([len(found.names), len(model.scores)])
+    of_ranks = distributed.gather(found.numbers).cpu().numpy()  # [ranks, ...]
+    means, sums, steps = np.split(of_ranks, ends_of, axis=1)
+    values = dict(zip(found.names, means.mean(0).tolist(), strict=True))
+    kinds = steps.reshape(len(steps), -1, model.n_steps, model.n_envs).transpose(1, 2, 0, 3)
+    _count_episodes(model, *kinds.reshape(*kinds.shape[:2], -1))
+    refuse_without_choice(values.pop(_WITHOUT, 0.0))
+    refuse_non_finite(model, values)
+    if distributed.rank() == 0:
+        model.critic_watch.see(values, model.max_grad_norm)
+    for name, value in values.items():
+        model.logger.record(name, value)
+    for name, value in model.task_metrics.values(sums.sum(0)).items():
+        model.logger.record(f"task/{name}", value)
+    model.logger.record("train/n_updates", model._n_updates, exclude="tensorboard")
+
+
+def _count_episodes(model: MemoryOnPolicyAlgorithm, rewards: Array, ends: Array, *said: Array) -> None:
+    """The episodes that ended, as the environment counts them where it does; all arrays are `[T, all_envs]`."""
+    assert model.ep_info_buffer is not None
+    assert model.ep_success_buffer is not None
+    elapsed = time.time() - model.start_time / 1e9
+    counted: Iterable[dict[str, Any]] = model.episodes.ended(rewards, ends, np.stack(said[:2]) if said else None)
+    env = model.tensor_env
+    if env.counts_episodes:  # an episode here may be several there, as a life is in an Atari game
+        deque(counted, maxlen=0)
+        there = ~np.isnan(said[0])
+        counted = [{"r": float(r), "l": int(steps)} for r, steps in zip(said[0][there], said[1][there], strict=True)]
+    if isinstance(env, HostEnv):
+        own, env.counted = env.counted, []
+        if env.counts_episodes and distributed.size() == 1:  # in full, with the keywords of `Monitor`
+            counted = own
+    for episode in counted:
+        model.ep_info_buffer.append({"t": elapsed, **episode})
+        model._episode_num += 1
+    if said:
+        model.ep_success_buffer.extend(said[2][(ends == 1) & ~np.isnan(said[2])].tolist())

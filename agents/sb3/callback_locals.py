@@ -1,0 +1,249 @@
+"""What callbacks read in `locals`: SB3's names, brought from the device when somebody looks.
+
+A callback that reads `self.locals["rewards"]` gets the numpy array that SB3 would give it; one that does not costs no
+synchronisation with the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+from torch import Tensor
+
+from agents.environments.infos import as_numpy, of_tensors
+from agents.scale import distributed
+from envs.tensor_env import Info, Obs
+from policies.heads import Judgement
+from policies.memories.contract import MemoryStep
+
+if TYPE_CHECKING:
+    from agents.learner import MemoryOnPolicyAlgorithm
+
+
+class Later:
+    """A value that is made when somebody looks, once.
+
+    `Locals` hands out the value itself. A callback that was never told of the start of training keeps a plain
+    dictionary and meets this object, which numpy takes as an array.
+    """
+
+    __slots__ = ("_make", "_value")
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make: Callable[[], Any] | None = make
+
+    @property
+    def value(self) -> Any:
+        if self._make is not None:
+            self._value = self._make()
+            self._make = None
+        return self._value
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
+        return np.array(self.value, dtype)
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.value[index]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.value)
+
+
+class Locals(dict[str, Any]):
+    """A callback's `locals`: gives a `Later` as its value."""
+
+    def __getitem__(self, name: str) -> Any:
+        value = super().__getitem__(name)
+        return value.value if isinstance(value, Later) else value
+
+    def get(self, name: str, default: Any = None) -> Any:
+        value = super().get(name, default)
+        return value.value if isinstance(value, Later) else value
+
+    def __iter__(self) -> Iterator[str]:  # dict(locals) then reads item by item
+        return super().__iter__()
+
+    def values(self) -> Any:
+        return [self[name] for name in self]
+
+    def items(self) -> Any:
+        return [(name, self[name]) for name in self]
+
+    def copy(self) -> dict[str, Any]:
+        return dict(self.items())
+
+
+@dataclass(slots=True, eq=False)
+class Step:
+    """What SB3's `collect_rollouts` knows after step `t`: each method gives what SB3 has under its name."""
+
+    model: MemoryOnPolicyAlgorithm
+    t: int
+    out: MemoryStep
+    obs: Obs
+    mask: Tensor | None
+    action: Tensor
+    new: Obs
+    reward: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    info: Info
+    _judgement: Judgement | None = None
+
+    def names(self) -> dict[str, Any]:
+        """For a callback's `locals`."""
+        return {
+            "n_steps": self.t,
+            "obs_tensor": self.obs,
+            "actions": Later(self.actions),
+            "clipped_actions": Later(self.clipped_actions),
+            "values": Later(self.values),
+            "log_probs": Later(self.log_probs),
+            "new_obs": Later(self.new_obs),
+            "rewards": Later(self.rewards),
+            "dones": Later(self.dones),
+            "infos": Later(self.infos),
+        }
+
+    def actions(self) -> Any:
+        return as_numpy(self.action)
+
+    def clipped_actions(self) -> Any:
+        return self.model.policy.to_env(self.action).cpu().numpy()
+
+    def values(self) -> Tensor:
+        return self._judged().value[0, :, None]
+
+    def log_probs(self) -> Tensor:
+        return self._judged().log_prob[0]
+
+    def _judged(self) -> Judgement:
+        if self._judgement is None:
+            grid = None if self.out.grid is None else self.out.grid.detach()[None]
+            mask = None if self.mask is None else self.mask[None]
+            with torch.no_grad():
+                self._judgement = self.model.policy.judge(self.out.output.detach()[None], self.action[None], grid, mask)
+        return self._judgement
+
+    def new_obs(self) -> Any:
+        return deepcopy(self.info["shown"]) if "shown" in self.info else as_numpy(self.new)
+
+    def rewards(self) -> Any:
+        return as_numpy(self.reward)
+
+    def dones(self) -> Any:
+        return (self.terminated | self.truncated).cpu().numpy()
+
+    def infos(self) -> list[dict[str, Any]]:
+        return _infos_of(self.model, self.t, self.info, self.terminated, self.truncated)
+
+
+class RecordedStep:
+    """As `Step`, of a roll-out that was made at once.
+
+    Nothing of it is touched before somebody looks: on a GPU, views of tensors cost time as well.
+    """
+
+    __slots__ = ("model", "t")
+
+    def __init__(self, model: MemoryOnPolicyAlgorithm, t: int) -> None:
+        self.model, self.t = model, t
+
+    def names(self) -> dict[str, Any]:
+        """For a callback's `locals`; values only where the learner judges them."""
+        methods = [self.obs_tensor, self.action, self.terminated, self.truncated, self.actions, self.clipped_actions]
+        methods += [self.new_obs, self.rewards, self.dones, self.infos]
+        methods += [] if self.model.learns_from_targets else [self.values, self.log_probs]
+        return {"n_steps": self.t, **{method.__name__: Later(method) for method in methods}}
+
+    def _seen_before(self, step: int) -> Obs:
+        if step == self.model.n_steps:
+            return self.model._obs
+        obs = self.model.rollout.obs
+        return {name: value[step] for name, value in obs.items()} if isinstance(obs, dict) else obs[step]
+
+    def obs_tensor(self) -> Obs:
+        return self._seen_before(self.t)
+
+    def action(self) -> Tensor:
+        return self.model.rollout.actions[self.t]
+
+    def terminated(self) -> Tensor:
+        return self.model.rollout.terminated[self.t]
+
+    def truncated(self) -> Tensor:
+        return self.model.rollout.truncated[self.t]
+
+    def actions(self) -> Any:
+        return as_numpy(self.action())
+
+    def clipped_actions(self) -> Any:
+        return self.model.policy.to_env(self.action()).cpu().numpy()
+
+    def new_obs(self) -> Any:
+        return as_numpy(self._seen_before(self.t + 1))
+
+    def rewards(self) -> Any:
+        return as_numpy(self.model.rollout.rewards[self.t])
+
+    def dones(self) -> Any:
+        return (self.terminated() | self.truncated()).cpu().numpy()
+
+    def infos(self) -> list[dict[str, Any]]:
+        """Without the final observations, which a roll-out does not keep."""
+        said = self.model.rollout.said
+        info: Info = {} if said is None else {"is_success": said[2, self.t]}
+        return _infos_of(self.model, self.t, info, self.terminated(), self.truncated())
+
+    def values(self) -> Tensor:
+        return self.model.rollout.values[self.t, :, None]
+
+    def log_probs(self) -> Tensor:
+        return self.model.rollout.log_probs[self.t]
+
+
+def tell(model: MemoryOnPolicyAlgorithm, callback: BaseCallback) -> bool:
+    """Tell a callback of every step of a roll-out that was made at once; False where it asks to stop.
+
+    The names are those of `RecordedStep`.
+    """
+    rollout, began, going = model.rollout, model.num_timesteps, True
+    for t in range(model.n_steps):
+        model.num_timesteps += model.all_envs
+        known = {"self": model, "rollout": rollout, "rollout_buffer": rollout, "n_rollout_steps": model.n_steps, "t": t}
+        callback.update_locals(known | RecordedStep(model, t).names())
+        if not callback.on_step():
+            going = False
+            break
+    model.num_timesteps = began + model.n_steps * model.all_envs  # they were made, whoever asked to stop
+    if going:
+        callback.on_rollout_end()
+    return going
+
+
+def _infos_of(
+    model: MemoryOnPolicyAlgorithm, t: int, info: Info, terminated: Tensor, truncated: Tensor
+) -> list[dict[str, Any]]:
+    """What each copy says of step `t`."""
+    if "infos" in info:
+        return info["infos"]()  # type: ignore[no-any-return]
+    rollout, episodes = model.rollout, model.episodes
+
+    def counts(index: int) -> dict[str, Any]:
+        own = distributed.rank() * model.n_envs + index  # episodes are those of all ranks
+        over = (rollout.terminated | rollout.truncated)[:t, index].nonzero()
+        since = int(over[-1]) + 1 if len(over) else 0
+        before = (0.0, 0) if len(over) else (episodes.returns[own], episodes.lengths[own])
+        reward = float(rollout.rewards[since : t + 1, index].double().sum())
+        return {"r": before[0] + reward, "l": int(before[1] + t + 1 - since), "t": 0.0}
+
+    return of_tensors(info, terminated, truncated, counts)

@@ -1,0 +1,96 @@
+"""What a learner does with its environments beside stepping them."""
+
+from __future__ import annotations
+
+import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
+from torch import Tensor
+
+from agents.environments import EnvLike, TensorVecEnv, as_tensor_env
+from agents.metrics.episodes import Episodes
+from agents.rollout import Rollout
+from agents.scale import distributed
+from envs.tensor_env import Obs, TensorEnv
+from policies.memories.contract import State
+from policies.policy import MemoryActorCriticPolicy
+
+
+class TrainingEnv(BaseAlgorithm):
+    """Two views of the same environments: `tensor_env`, which the learner steps, and `get_env()`, which SB3's callbacks
+    see. Who moves them through the second, or in any other way, is noticed."""
+
+    policy: MemoryActorCriticPolicy
+    rollout: Rollout
+    episodes: Episodes
+    _tensor_env: TensorEnv | None
+    _obs: Obs
+    _starts: Tensor
+    _may_start: bool
+    _state: State
+    _visits: object
+
+    @property
+    def tensor_env(self) -> TensorEnv:
+        """The training environment behind its tensor interface."""
+        assert self._tensor_env is not None, "the model was loaded without an environment; call set_env"
+        return self._tensor_env
+
+    @property
+    def all_envs(self) -> int:
+        """Copies of the environment on all ranks together; `n_envs` are this one's."""
+        return self.n_envs * distributed.size()
+
+    @staticmethod
+    def _wrap_env(env: VecEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:  # type: ignore[override]
+        return env  # `TensorVecEnv` has done it
+
+    def set_env(self, env: EnvLike, force_reset: bool = True) -> None:
+        """As in SB3; the number of environments may change (running episodes are then given up).
+
+        Raises:
+            ValueError: its spaces are not the agent's.
+        """
+        found = as_tensor_env(env, self.device)
+        for name in ("observation_space", "action_space"):
+            theirs, ours = getattr(found, f"single_{name}"), getattr(self, name)
+            if theirs != ours:
+                raise ValueError(f"the spaces do not match: the environment's {name} is {theirs}, the agent's {ours}")
+        if force_reset or self._tensor_env is None or found.num_envs != self.n_envs:
+            self._last_obs = None
+        self._tensor_env, self.n_envs = found, found.num_envs
+        self.env = TensorVecEnv(found)
+        self._vec_normalize_env = unwrap_vec_normalize(self.env)
+        self._setup_env()
+
+    def _setup_env(self) -> None:
+        """What depends on the environments."""
+        raise NotImplementedError
+
+    def _visited(self) -> bool:
+        """Whether somebody else has moved the environments: a callback, or who played in them between two calls."""
+        return bool(self.tensor_env.visits != self._visits)
+
+    def _take_up(self) -> None:
+        """Go on from what the environments show, as the first observation of an episode."""
+        self._obs = self.tensor_env.observe()
+        self._visits = self.tensor_env.visits
+        self._starts = torch.ones(self.n_envs, dtype=torch.bool, device=self.device)
+        self._may_start = True
+        self._state = self.policy.initial_state(self.n_envs)
+        self.episodes.clear()
+
+    def _give_up(self, t: int) -> None:
+        """Cut the episodes under way off after step `t` of a roll-out, in which a callback moved the environments."""
+        rollout = self.rollout
+        ended = rollout.terminated[t] | rollout.truncated[t]
+        with torch.no_grad():
+            values = self.policy.predict_values(self._obs, self._state)
+        rollout.final_values[t] = torch.where(ended, rollout.final_values[t], values)
+        rollout.truncated[t] |= ~ended
+        if rollout.given_up is None:
+            rollout.given_up = torch.zeros_like(rollout.truncated)
+        rollout.given_up[t] = ~ended
+        counted = self.episodes.returns.copy(), self.episodes.lengths.copy()
+        self._take_up()
+        self.episodes.returns, self.episodes.lengths = counted  # as before the roll-out, which is yet to be read

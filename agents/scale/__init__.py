@@ -1,0 +1,1 @@
+"""Several processes, fast forms, devices and CUDA graphs: nothing here changes what is learned."""

@@ -1,0 +1,1 @@
+"""Training iterations captured and replayed as CUDA graphs."""

@@ -1,0 +1,101 @@
+"""What it takes for an iteration to be captured as a CUDA graph: whether it can be, and an optimiser that bears it."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agents.environments import HostEnv
+from agents.scale import distributed
+from agents.scale.cuda_graphs.buffers import hidden_tensors
+
+if TYPE_CHECKING:
+    from agents.learner import MemoryOnPolicyAlgorithm
+
+MOST_GRAPHS = 8
+"""Graphs of one part of an iteration: each holds its kernels' arguments on the device."""
+
+
+def reason(model: MemoryOnPolicyAlgorithm) -> str | None:
+    """Why the iterations of `model` cannot be CUDA graphs, in one line; None where they can."""
+    if model.device.type != "cuda":
+        return f"the device is {model.device.type}, and only CUDA has graphs"
+    return obstacle(model)
+
+
+def obstacle(model: MemoryOnPolicyAlgorithm) -> str | None:
+    """As `reason`, whatever the device."""
+    env, memory = model.tensor_env, model.policy.memory
+    if isinstance(env, HostEnv):
+        return "the environments run on the host"
+    if env.render_mode is not None:
+        return f"render_mode is {env.render_mode!r}, with which an environment keeps what it draws on the host"
+    if env.horizon is not None and (meetings := env.horizon // math.gcd(env.horizon, model.n_steps)) > MOST_GRAPHS:
+        return (
+            f"roll-outs of {model.n_steps} steps begin at {meetings} different steps of the episodes of {env.horizon}, "
+            f"and each would be a graph of its own, of which there may be {MOST_GRAPHS}: let one divide the other"
+        )
+    if distributed.size() > 1:
+        return "several ranks train together, and what they send each other is not captured"
+    hosts = (random.Random, np.random.Generator, np.random.RandomState)
+    if drawing := [name for name, value in vars(env).items() if isinstance(value, hosts)]:
+        return f"{type(env).__name__} draws random numbers on the host ({drawing[0]})"
+    if hidden := hidden_tensors(env):
+        return f"{type(env).__name__}.{hidden} holds tensors where a graph's buffers do not reach them"
+    if not memory.static_shapes:
+        return f"{type(memory).__name__} says that what it does hangs on values (static_shapes is False)"
+    if "capturable" not in model.policy.optimizer.defaults:
+        return f"{type(model.policy.optimizer).__name__} has no option capturable"
+    return None
+
+
+def generators(model: MemoryOnPolicyAlgorithm) -> Iterator[torch.Generator]:
+    """Every generator of its own that the environments, the policy or one of its modules has."""
+    for owner in (model.tensor_env, *model.policy.modules()):
+        yield from (value for value in vars(owner).values() if isinstance(value, torch.Generator))
+
+
+def release_generators(model: MemoryOnPolicyAlgorithm) -> None:
+    """Let generators be drawn from again after a capture that failed.
+
+    Some versions of torch leave a generator in the mode of the capture, where each later draw raises "Offset increment
+    outside graph capture encountered unexpectedly". A copy of its state does not have the mode.
+    """
+    default = torch.cuda.default_generators[torch.device(model.device).index or 0]
+    for generator in (default, *generators(model)):
+        generator.graphsafe_set_state(generator.clone_state())
+
+
+def make_capturable(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    """Let its steps be counted, and its learning rate be read, on the device."""
+    for group in optimizer.param_groups:
+        group["capturable"] = True
+        if group.get("foreach", False) is None:  # one parameter at a time, some read the rate on the host
+            group["foreach"] = not group.get("fused")
+        if not isinstance(group["lr"], Tensor):
+            group["lr"] = torch.tensor(group["lr"], dtype=torch.float32, device=device)
+    for state in optimizer.state.values():
+        if "step" in state:
+            state["step"] = torch.as_tensor(state["step"], dtype=torch.float32).to(device)
+
+
+def write_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate, in its tensor where it is one."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
+def plain_groups(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """An optimiser's parameter groups as they are without graphs: for a checkpoint, which any device may load."""
+    plain = [{name: v.item() if isinstance(v, Tensor) else v for name, v in group.items()} for group in groups]
+    as_before = {"capturable": False, "foreach": None}
+    return [group | (as_before if group.get("capturable") else {}) for group in plain]

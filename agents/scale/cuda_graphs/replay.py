@@ -1,0 +1,286 @@
+"""Whole iterations as CUDA graphs: nothing but the device's own speed between two reads.
+
+A step of an environment and a memory is some hundred small kernels, each of which Python takes longer to launch than a
+GPU to run. A graph is launched as one. A2C's and the supervised learner's iteration is one graph: roll-out with the
+environments' steps, loss, backward pass, clipping, optimiser. PPO's is two: the roll-out, and the update from one
+minibatch. Random numbers, minibatch orders, learning rates and clip ranges change from replay to replay.
+
+`Graphs` does all of it but the capture, which is left to a `Capture`: `CudaCapture`, or its plain twin `Twin`, which
+runs the same Python over the same buffers again and so works anywhere. See docs/gpu.md.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+from torch import Tensor
+
+from agents.metrics.report import Report, read, report
+from agents.rollout import Rollout
+from agents.sb3.callback_locals import tell
+from agents.scale.cuda_graphs.buffers import Buffers, MovedError, places, scalars
+from agents.scale.cuda_graphs.capture import Capture, CudaCapture, Recorded, Twin
+from agents.scale.cuda_graphs.eligible import MOST_GRAPHS, generators, make_capturable, reason, release_generators
+from policies.memories.contract import no_host_reads
+
+if TYPE_CHECKING:
+    from agents.learner import MemoryOnPolicyAlgorithm
+
+PROVEN = False
+"""Whether tests/agents/test_cuda_graphs_gpu.py has passed on a GPU; until then "auto" leaves graphs alone."""
+PATIENCE = 16
+"""Iterations without a graph after which one line says why."""
+
+
+class Graphs:
+    """Iterations of a model, replayed.
+
+    The first time that anything is done in a way that Python could tell from others, it is done plainly, which shows
+    what is carried on and lets libraries make themselves ready; the second time it is captured. What Python could tell
+    are the numbers, flags and words among the attributes of environment, learner, modules and optimiser, and where the
+    parameters are: a callback may change any of them.
+
+    Args:
+        model: its iterations.
+        capture: makes a graph.
+        stream: beside the current one, where it is done plainly and captured; None on a CPU.
+        strict: what cannot be captured is an error, rather than done plainly.
+    """
+
+    def __init__(
+        self,
+        model: MemoryOnPolicyAlgorithm,
+        capture: Callable[[], Capture] = Twin,
+        stream: torch.cuda.Stream | None = None,
+        strict: bool = False,
+    ) -> None:
+        self.model, self.capture, self.stream, self.strict = model, capture, stream, strict
+        self.buffers = Buffers(self._owners)
+        self.graphs: dict[Hashable, Recorded] = {}
+        self.plain = 0
+        """Iterations in a row that were done plainly."""
+        self.failed = False
+        self._place = self._works_on()
+        self._moved = "roll-outs never begin alike"
+        self._seen: set[Hashable] = set()
+        self._key: tuple[tuple[str, Any], ...] = ()
+        self._rolled_out = False
+        kept = set(model._kept_arguments()) - {"clip_range", "clip_range_vf", "learning_rate"}
+        self._arguments = sorted(name for name in kept if name in vars(model))
+
+    def _works_on(self) -> tuple[Any, ...]:
+        return self.model.tensor_env, self.model.rollout, self.model.policy.optimizer
+
+    def fits(self) -> bool:
+        """Whether the model still has the environment, roll-out and optimiser that this was made for."""
+        return all(one is other for one, other in zip(self._place, self._works_on(), strict=True))
+
+    # -- an iteration ----------------------------------------------------------------------------------------------
+
+    def iterate(self, callback: BaseCallback) -> bool:
+        """As the learner's own; callbacks hear of all steps once they are made, see docs/gpu.md."""
+        model = self.model
+        if model.step_by_step or self.failed:
+            self._rolled_out = False
+            with self._aside():
+                return model.iterate(callback)
+        began, started = model.num_timesteps, time.perf_counter()
+        model._began = began
+        if self.stream is not None:  # whoever loaded an optimiser's state has undone it
+            make_capturable(model.policy.optimizer, model.device)
+        self._key = self._told_apart()
+        if not model.keeps_graph:
+            self._rolled_out = self._run("roll-out", self._collect)[1]
+            model.memory_seconds += time.perf_counter() - started
+            if not tell(model, callback):
+                return False
+            model._update_current_progress_remaining(model.num_timesteps, model._total_timesteps)
+            started = time.perf_counter()
+            model.train()
+            model.learn_seconds += time.perf_counter() - started
+            return True
+        model._update_current_progress_remaining(began + model.n_steps * model.all_envs, model._total_timesteps)
+        model._update_learning_rate(model.policy.optimizer)
+        numbers, _ = self._run("iteration", self._whole)
+        model.learn_seconds += time.perf_counter() - started
+        going = tell(model, callback)
+        read(model, Report(self._names, numbers))
+        return going
+
+    def minibatch(self, rollout: Rollout, index: Tensor, *clips: float | None) -> Tensor:
+        """As `PPO.learn_minibatch`, which says what it takes and gives."""
+        learn: Any = self.model.learn_minibatch  # type: ignore[attr-defined]
+        if not self._rolled_out:  # the roll-out is not where a graph would look for it
+            with self._aside():
+                return learn(rollout, index, *clips)  # type: ignore[no-any-return]
+        given = [None if clip is None else float(clip) for clip in clips]
+        return self._run("minibatch", lambda *inputs: learn(rollout, *inputs), index, *given)[0].clone()
+
+    def _collect(self) -> Tensor:
+        model = self.model
+        began = model.num_timesteps
+        model.collect_rollouts(model.env, _Silent(), model.rollout, model.n_steps)
+        model.num_timesteps = began
+        return model.rollout.rewards
+
+    def _whole(self) -> Tensor:
+        self._collect()
+        found = report(self.model, self.model.improve(self.model.rollout))
+        self._names = found.names
+        return found.numbers
+
+    # -- a part of it ----------------------------------------------------------------------------------------------
+
+    def _run(self, part: str, function: Callable[..., Tensor], *inputs: Tensor | float | None) -> tuple[Tensor, bool]:
+        """What `function` gives, and whether that was a graph's doing."""
+        key = (part, self._key, tuple(len(x) if isinstance(x, Tensor) else x is None for x in inputs))
+        graph = self._graph(key, function, inputs)
+        if graph is None:
+            with self._aside(), no_host_reads():
+                before = self.buffers.find()
+                output = function(*inputs)
+                if self.buffers.watch(before):  # what was captured does not know of it
+                    self.graphs.clear()
+            return output, False
+        graph.take(inputs)
+        updates = self.model._n_updates
+        output = graph.capture.replay()
+        self.model._n_updates = updates + graph.updates
+        self._put_numbers(graph.after)
+        return output, True
+
+    def _graph(self, key: Hashable, function: Callable[..., Tensor], inputs: tuple[Any, ...]) -> Recorded | None:
+        """The graph for `key`, its buffers filled; None where it is to be done plainly."""
+        if key not in self._seen or self.failed:
+            self._seen.add(key)
+            return None
+        try:
+            self.buffers.enter()
+            if key not in self.graphs:
+                if len(self.graphs) >= 4 * MOST_GRAPHS:
+                    return None
+                self.graphs[key] = self._record(function, Recorded(self.capture(), inputs, self.model.device))
+        except MovedError as error:
+            self._moved = str(error)
+            self.graphs.clear()
+            return None
+        except RuntimeError as error:
+            if self.strict or self.stream is None:
+                raise
+            warnings.warn(f"fast: no CUDA graph, since capturing failed: {str(error).splitlines()[0]}", stacklevel=2)
+            release_generators(self.model)
+            self.failed = True
+            return None
+        return self.graphs[key]
+
+    def _record(self, function: Callable[..., Tensor], graph: Recorded) -> Recorded:
+        model, before = self.model, self._numbers()
+        counted, updates = model.num_timesteps, model._n_updates
+
+        def body() -> Tensor:
+            began = model._n_updates
+            with no_host_reads():
+                output = function(*graph.inputs)
+            self.buffers.leave()
+            graph.updates, graph.after = model._n_updates - began, self._numbers()
+            return output
+
+        try:
+            graph.capture.record(body)
+        finally:  # the device has done nothing yet
+            self.buffers.put(self.buffers.held)
+            self._put_numbers(before)
+            model.num_timesteps, model._n_updates = counted, updates
+            model.task_metrics.steps = []
+        return graph
+
+    # -- what Python knows and a graph does not --------------------------------------------------------------------
+
+    def _owners(self) -> Iterator[tuple[str, Any, list[str]]]:
+        model = self.model
+        yield "environment", model.tensor_env, list(vars(model.tensor_env))
+        yield "learner", model, [name for name in ("_obs", "_starts", "_state", "scores") if hasattr(model, name)]
+        yield "roll-out", model.rollout, [entry.name for entry in fields(model.rollout)]
+
+    def _numbers(self) -> tuple[dict[str, Any], bool, list[int]]:
+        return scalars(self.model.tensor_env), self.model._may_start, self.model.rollout.resets
+
+    def _put_numbers(self, numbers: tuple[dict[str, Any], bool, list[int]]) -> None:
+        env, self.model._may_start, self.model.rollout.resets = numbers
+        for name, value in env.items():
+            setattr(self.model.tensor_env, name, value)
+
+    def _told_apart(self) -> tuple[tuple[str, Any], ...]:
+        """All that Python could decide by, with what it is called; says so where that never comes again."""
+        model, optimizer = self.model, self.model.policy.optimizer
+        told = {f"{type(model.tensor_env).__name__}.{name}": v for name, v in scalars(model.tensor_env).items()}
+        told |= {name: getattr(model, name) for name in self._arguments if isinstance(getattr(model, name), Hashable)}
+        told["may_start"] = model._may_start
+        for name, module in model.policy.named_modules():
+            told |= {f"policy.{name}.{word}": v for word, v in scalars(module, but=("training",)).items()}
+        for number, group in enumerate(optimizer.param_groups):
+            told |= {f"optimizer.{number}.{n}": v for n, v in group.items() if isinstance(v, Hashable)}
+        told["parameters"] = tuple((p.data_ptr(), p.requires_grad) for p in model.policy.parameters())
+        told["moments"] = tuple(v for state in optimizer.state.values() for v in state.values())
+        key = tuple((name, places(value)) for name, value in told.items())
+        self.plain = 0 if any(key == known[1] for known in self.graphs) else self.plain + 1  # type: ignore[index]
+        if self.plain == PATIENCE:
+            last = dict(self._key)
+            changed = ", ".join(name for name, value in key if last.get(name) != value)
+            why = f"at every iteration there is a new {changed}" if changed else self._moved
+            warnings.warn(f"fast: no CUDA graph so far: {why}", stacklevel=2)
+        return key
+
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        """On the stream of the captures, so that all that autograd keeps belongs there."""
+        if self.stream is None:
+            yield
+            return
+        current = torch.cuda.current_stream(self.model.device)  # without a device it is the first GPU's
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
+            yield
+        current.wait_stream(self.stream)
+
+
+class _Silent(BaseCallback):
+    """Hears nothing and says nothing."""
+
+    def on_step(self) -> bool:
+        return True
+
+    def update_locals(self, locals_: dict[str, Any]) -> None:
+        """Nothing is kept."""
+
+    def _on_step(self) -> bool:
+        return True
+
+
+def graphs_for(model: MemoryOnPolicyAlgorithm) -> Graphs | None:
+    """What replays the iterations of `model`, where `model.fast` and the model allow it.
+
+    Raises:
+        ValueError: `model.fast` is "graph", and it cannot be.
+    """
+    if model.fast not in ("auto", "graph") or (model.fast == "auto" and not PROVEN):
+        return None
+    if found := reason(model):
+        if model.fast == "graph":
+            raise ValueError(f"fast is 'graph', but {found}")
+        if model.device.type == "cuda":
+            warnings.warn(f"fast: no CUDA graph, since {found}", stacklevel=2)
+        return None
+    if model.graphs is not None and model.graphs.fits():
+        return model.graphs
+    make_capturable(model.policy.optimizer, model.device)
+    drawing, pool = list(generators(model)), torch.cuda.graph_pool_handle()
+    stream: torch.cuda.Stream = torch.cuda.Stream(model.device)  # type: ignore[no-untyped-call]
+    return Graphs(model, lambda: CudaCapture(drawing, pool, stream), stream, strict=model.fast == "graph")

@@ -1,0 +1,84 @@
+"""Pictures of a memory as time goes by, for the viewer and TensorBoard."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from agents.view.canvas import colours
+from policies.memories.contract import Panel
+
+LONGEST = 400
+"""Steps that a picture reaches back."""
+
+
+class PanelHistory:
+    """Successive panels of one memory: those with `over_time` are shown for many steps, the others for the last."""
+
+    def __init__(self) -> None:
+        self.newest: Mapping[str, Panel] = {}
+        self.images: dict[str, list[Tensor]] = {}
+
+    def add(self, panels: Mapping[str, Panel]) -> None:
+        """The panels after one more step."""
+        self.newest = panels
+        for name, panel in panels.items():
+            if panel.over_time:
+                images = self.images.setdefault(name, [])
+                images.append(panel.image.detach())
+                del images[:-LONGEST]
+
+    def panels(self) -> dict[str, Panel]:
+        """What there is to see now, by name: first what lasts a step, then what has a time axis."""
+        return {name: self._shown(name, panel) for name, panel in sorted(self.newest.items(), key=_has_time)}
+
+    def _shown(self, name: str, panel: Panel) -> Panel:
+        if panel.over_time is None:
+            return panel
+        images = torch.stack(self.images[name])  # [T, rows, columns]
+        if panel.over_time == "columns":
+            rows = " × ".join(part for part in (panel.y_label if images.shape[1] > 1 else "", panel.x_label) if part)
+            return replace(panel, image=images.flatten(1).t(), x_label="step", y_label=rows, over_time=None)
+        upper, lower = F.normalize(images, dim=2).transpose(0, 1).chunk(2)  # [rows / 2, T, columns]
+        first, second = panel.y_label.split(", ")
+        return replace(
+            panel,
+            image=torch.bmm(upper, lower.transpose(1, 2)).mean(0),
+            x_label=f"{second} at step",
+            y_label=f"{first} at step",
+            limits=(-1.0, 1.0),
+            over_time=None,
+        )
+
+
+def _has_time(item: tuple[str, Panel]) -> bool:
+    return item[1].over_time is not None
+
+
+def figure(name: str, panel: Panel) -> Figure:
+    """A panel with its axes, ticks and colour bar, as TensorBoard shows it."""
+    image, limits = colours(panel.image.detach().float().cpu().numpy(), panel.limits)
+    rows, columns = image.shape[:2]
+    drawn = Figure(figsize=(4.8, 3.6), layout="constrained")
+    axes = drawn.add_subplot()
+    square = 0.4 < rows / columns < 2.5
+    axes.imshow(image, interpolation="nearest", aspect="equal" if square else "auto")
+    axes.set(title=name, xlabel=panel.x_label, ylabel=panel.y_label)
+    if limits is not None:
+        mappable: Any = _scale(limits)
+        drawn.colorbar(mappable, ax=axes, shrink=0.8)
+    return drawn
+
+
+def _scale(limits: tuple[float, float]) -> Any:
+    """The colour map of `colours` between two values."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    return ScalarMappable(Normalize(*limits), "RdBu_r" if limits[0] < 0 < limits[1] else "viridis")

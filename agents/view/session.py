@@ -1,0 +1,230 @@
+"""One copy of an environment, somebody who acts in it, and every moment of it as a `Scene`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from agents.environments import HostEnv
+from agents.view.panels import PanelHistory
+from agents.view.scene import Scene, View
+from envs.rendering import Frame
+from envs.tensor_env import Info, Obs, TensorEnv
+from policies.memories.contract import State
+from policies.policy import MemoryActorCriticPolicy
+
+
+class Session:
+    """One copy of an environment, and who acts in it: an agent, or a person (`policy` None).
+
+    After `reset` and after every `step` the agent has read the observation and made up its mind; `scene` describes that
+    moment. `step` then does what the agent decided, or what it is given.
+
+    Args:
+        env: of one copy. Where it can, it is told to leave episodes at their last observation, so that it is seen.
+        policy: the agent's.
+        title: of the pictures.
+        subtitle: a line under it.
+        deterministic: the most probable action instead of a sampled one.
+        seed: of the first episode; None: random.
+        critic: whether the agent's value was learned; a supervised agent's was not, and is not shown.
+    """
+
+    def __init__(
+        self,
+        env: TensorEnv,
+        policy: MemoryActorCriticPolicy | None,
+        title: str = "",
+        subtitle: str = "",
+        deterministic: bool = False,
+        seed: int | None = None,
+        critic: bool = True,
+    ) -> None:
+        if env.num_envs != 1:
+            raise ValueError(f"a session takes an environment with num_envs=1, not {env.num_envs}")
+        self.env, self.policy = env, policy
+        self.title, self.subtitle = title, subtitle
+        self.deterministic, self.critic = deterministic, critic
+        self.returns: list[float] = []
+        """Of the episodes that ended."""
+        self.names = action_names(env)
+        if not isinstance(env, HostEnv):
+            env.autoreset = False
+        if policy is not None:
+            policy.set_training_mode(False)
+        self.episode = 0
+        self.reset(seed)
+
+    def reset(self, seed: int | None = None) -> None:
+        """Start a new episode; the one under way is given up."""
+        self._begin(*self.env.reset(seed=seed))
+
+    def _begin(self, obs: Obs, info: Info) -> None:
+        self.episode += 1
+        self.steps, self.total, self.reward, self.over = 0, 0.0, 0.0, False
+        self.state: State | None = None
+        self.history = PanelHistory()
+        self.obs, self.mask = obs, info.get("action_mask")
+        self._think()
+
+    def _think(self) -> None:
+        self.action: Tensor | None = None
+        self.value: float | None = None
+        self.probabilities: np.ndarray[Any, Any] | None = None
+        if self.policy is None or self.over:
+            return
+        with torch.no_grad():
+            state = self.policy.initial_state(1) if self.state is None else self.state
+            step = self.policy.remember(self.obs, state)
+            self.state = step.state
+            self.history.add(self.policy.memory.panels(step.state))
+            decision = self.policy.decide(step.output, self.deterministic, step.grid, self.mask)
+            probabilities = self.policy.action_probabilities(step.output, step.grid, self.mask)
+            self.action = self.policy.to_env(decision.action)
+        self.value = float(decision.value) if self.critic else None
+        if probabilities is not None:
+            self.probabilities = probabilities[0].cpu().numpy()
+
+    def step(self, action: Tensor | None = None) -> None:
+        """Do `action` `[1, *action_shape]`, by default the agent's; where the episode is over, start the next."""
+        if self.over:
+            self.reset()
+            return
+        action = self.action if action is None else action
+        assert action is not None, "without an agent, step needs an action"
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        self.reward = float(reward)
+        self.total += self.reward
+        self.steps += 1
+        ended = bool(terminated | truncated)
+        if ended:
+            self.returns.append(self.total)
+        if ended and isinstance(self.env, HostEnv):  # it has begun the next episode already
+            self._begin(obs, info)
+            return
+        self.obs, self.mask, self.over = obs, info.get("action_mask"), ended
+        self._think()
+
+    def scene(self, note: str = "", subtitle: str | None = None) -> Scene:
+        """What there is to see now."""
+        played = self.policy is None
+        space = self.env.single_action_space
+        action = None if self.action is None else self.action[0].cpu().numpy().reshape(-1)
+        taken: list[int] = []
+        if action is not None and isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
+            action = action - np.ravel(space.start)
+        if action is not None:
+            taken = np.flatnonzero(action).tolist() if isinstance(space, spaces.MultiBinary) else [int(action[0])]
+        probabilities = self.probabilities
+        if probabilities is not None and isinstance(space, spaces.MultiBinary) and len(space.shape) == 2:
+            probabilities = probabilities.reshape(space.shape)
+        choices = isinstance(space, (spaces.Discrete, spaces.MultiBinary))
+        if choices and probabilities is None:  # an episode is over: nothing is about to happen
+            probabilities = None if played else np.zeros(len(self.names))
+        return Scene(
+            title=self.title,
+            subtitle=self.subtitle if subtitle is None else subtitle,
+            frame=None if played else self._frame(),
+            views=observation_views(self.env, self.obs),
+            actions=self.names if choices else (),
+            probabilities=probabilities,
+            taken=taken if choices else (),
+            numbers=None if choices else action,
+            bounds=_bounds(space),
+            value=self.value,
+            total=self.total,
+            reward=self.reward,
+            step=self.steps,
+            episode=self.episode,
+            panels=self.history.panels(),
+            note=note or ("episode over" if self.over else ""),
+            played=played,
+        )
+
+    def _frame(self) -> Frame | None:
+        try:
+            return self.env.frame(0)
+        except (NotImplementedError, RuntimeError, gymnasium.error.Error):
+            return None  # it draws nothing; the rest of the picture stands without
+
+
+def _bounds(space: spaces.Space[Any]) -> tuple[float, float]:
+    """Least and greatest entry of an action."""
+    if isinstance(space, spaces.Box):
+        return float(np.min(space.low)), float(np.max(space.high))
+    return 0.0, float(np.max(space.nvec - 1)) if isinstance(space, spaces.MultiDiscrete) else 1.0
+
+
+def action_names(env: TensorEnv) -> tuple[str, ...]:
+    """Names of the actions: the environment's `action_names`, else numbers; empty where actions are no choices."""
+    space = env.single_action_space
+    if isinstance(space, spaces.Discrete):
+        count = int(space.n)
+    elif isinstance(space, spaces.MultiBinary):
+        count = int(np.prod(space.shape))
+    else:
+        return ()
+    return env.action_names if len(env.action_names) == count else tuple(str(index) for index in range(count))
+
+
+def observation_views(env: TensorEnv, obs: Obs) -> list[View]:
+    """The observation of copy 0, in parts that can be drawn."""
+    if isinstance(obs, dict):
+        space = env.single_observation_space
+        assert isinstance(space, spaces.Dict)
+        return [view for key, part in obs.items() for view in _views(key, part[0].cpu().numpy(), space[key])]
+    values = obs[0].cpu().numpy()
+    if type(env).__name__ == "InvisibleGoalMaze":
+        return _maze_views(env, values)
+    return _views("observed", values, env.single_observation_space)
+
+
+def _maze_views(env: TensorEnv, values: np.ndarray[Any, Any]) -> list[View]:
+    space = env.single_observation_space
+    assert isinstance(space, spaces.Box)
+    views = [
+        View("3×3 view", values[:9].reshape(3, 3), centred=True),
+        View("time", values[9:10]),
+        View("last reward", values[10:11], float(space.low[10]), float(space.high[10])),
+    ]
+    return [*views, View("last action", values[11:])] if len(values) > 11 else views
+
+
+def _views(name: str, values: np.ndarray[Any, Any], space: spaces.Space[Any]) -> list[View]:
+    if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
+        counts = np.atleast_1d(space.n if isinstance(space, spaces.Discrete) else space.nvec).ravel()
+        digits = np.ravel(values - space.start)
+        return [
+            View(name if len(counts) == 1 else f"{name} {index}", np.eye(int(n))[int(d)])
+            for index, (n, d) in enumerate(zip(counts, digits, strict=True))
+        ]
+    low, high = 0.0, 1.0
+    if isinstance(space, spaces.Box):
+        low, high = float(np.min(space.low)), float(np.max(space.high))
+    if values.dtype == np.uint8 and values.ndim == 3:
+        image = values if values.shape[-1] in (1, 3) else values.transpose(1, 2, 0)
+        return [View(name, np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image[..., -3:])]
+    if values.ndim == 3:  # [C, H, W]
+        return [View(f"{name} {index}", plane, low, high) for index, plane in enumerate(values)]
+    if values.ndim == 2:
+        return [View(name, values, low, high)]
+    if values.size > 24:  # folded into the most nearly square block that fits
+        width = int(np.ceil(np.sqrt(values.size)))
+        block = np.full(width * -(-values.size // width), low if np.isfinite(low) else values.min())
+        block[: values.size] = values
+        return [View(name, block.reshape(-1, width), low, high)]
+    if values.size > 1 and (low, high) == (0.0, 1.0):
+        return [View(name, values, low, high)]
+    assert isinstance(space, spaces.Box) or values.size <= 24
+    bounds = (space.low.ravel(), space.high.ravel()) if isinstance(space, spaces.Box) else (None, None)
+    if bounds[0] is None or bounds[1] is None:
+        return [View(name, values.ravel(), low, high)]
+    return [
+        View(f"{name} {index}" if values.size > 1 else name, values.ravel()[index : index + 1], float(a), float(b))
+        for index, (a, b) in enumerate(zip(*bounds, strict=True))
+    ]

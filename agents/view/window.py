@@ -1,0 +1,279 @@
+"""Watching an agent, steering in its place, and recording.
+
+`Viewer` shows a `Session` in a window that obeys keys, `record` writes it to a file; both show the pictures of
+`agents.view.scene.draw`, one a step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from PIL import Image
+from torch import Tensor
+
+from agents.view.canvas import pygame
+from agents.view.scene import HEIGHT, WIDTH, Scene, draw
+from agents.view.session import Session, action_names
+from envs.rendering import PAPER, Frame
+from envs.tensor_env import TensorEnv
+
+WATCH_KEYS = "space pause   → step   + − speed   R new episode   Q quit"
+SUFFIXES = (".mp4", ".gif")
+
+_ARROWS = {
+    "up": pygame.K_UP,
+    "north": pygame.K_UP,
+    "down": pygame.K_DOWN,
+    "south": pygame.K_DOWN,
+    "left": pygame.K_LEFT,
+    "west": pygame.K_LEFT,
+    "right": pygame.K_RIGHT,
+    "east": pygame.K_RIGHT,
+}
+_ARROW_SIGNS = {pygame.K_UP: "↑", pygame.K_DOWN: "↓", pygame.K_LEFT: "←", pygame.K_RIGHT: "→"}
+
+
+class ViewerError(RuntimeError):
+    """What the person who asked for a picture can do something about: no display, an action space without keys, ..."""
+
+
+class Viewer:
+    """A window on a session.
+
+    Space pauses, → makes one step, + and − change the speed, R starts a new episode, Q, Escape or closing the window
+    end it. Where a person plays, arrow and number keys act instead, and time waits for them.
+
+    Args:
+        session: what to show.
+        fps: steps a second.
+
+    Raises:
+        ViewerError: there is no display, or the action space has no keys.
+    """
+
+    TICKS = 60
+    """Looks at the keyboard a second."""
+
+    def __init__(self, session: Session, fps: float = 8.0) -> None:
+        self.session, self.fps = session, fps
+        self.paused = False
+        self.open = True
+        self.frame: Frame | None = None
+        """What the window shows."""
+        self._due = 0.0  # steps that time has brought but that are not made yet
+        self._stale = True
+        self._keys = key_map(session.env) if session.policy is None else {}
+        self._bits = np.zeros(len(session.names), dtype=np.int8)
+        _open()
+        pygame.display.set_caption(f"Engram — {session.title}")
+        self._clock = pygame.time.Clock()
+        self._last = time.perf_counter()
+
+    def run(self) -> None:
+        """Show the session until somebody ends it."""
+        try:
+            while self.open:
+                self.tick()
+                self._clock.tick(self.TICKS)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Close the window; closing twice is fine."""
+        self.open = False
+        pygame.display.quit()
+
+    def tick(self) -> None:
+        """Obey the keys pressed since the last tick, make the steps that are due, and show the outcome; never waits."""
+        for event in pygame.event.get():
+            if event.type == pygame.QUIT:
+                self.open = False
+            elif event.type == pygame.KEYDOWN:
+                self._obey(event)
+            elif event.type in (pygame.VIDEOEXPOSE, pygame.VIDEORESIZE):
+                self._stale = True
+        now = time.perf_counter()
+        elapsed, self._last = now - self._last, now
+        if not self.open:
+            return
+        if not self.paused and self.session.policy is not None:
+            self._due += min(elapsed, 0.25) * self.fps  # a window that was dragged about does not catch up
+            whole = int(self._due)
+            self._due -= whole
+            for _ in range(whole):
+                self._step()
+        if self._stale:
+            self._show()
+
+    def _step(self, action: Tensor | None = None) -> None:
+        self.session.step(action)
+        self._stale = True
+
+    def _obey(self, event: pygame.event.Event) -> None:
+        self._stale = True
+        if event.key in (pygame.K_q, pygame.K_ESCAPE):
+            self.open = False
+        elif event.key == pygame.K_r:
+            self.session.reset()
+            self._bits[:] = 0
+        elif self.session.policy is None:
+            self._play(event.key)
+        elif event.key == pygame.K_SPACE:
+            self.paused = not self.paused
+            self._due = 0.0
+        elif event.key == pygame.K_RIGHT:
+            self.paused = True
+            self._step()
+        elif event.key in (pygame.K_PLUS, pygame.K_KP_PLUS, pygame.K_EQUALS) or event.unicode == "+":
+            self.fps = min(128.0, 2 * self.fps)
+        elif event.key in (pygame.K_MINUS, pygame.K_KP_MINUS):
+            self.fps = max(0.5, self.fps / 2)
+
+    def _play(self, key: int) -> None:
+        space, device = self.session.env.single_action_space, self.session.env.device
+        if self.session.over:
+            if key in (pygame.K_RETURN, pygame.K_SPACE, *self._keys):
+                self.session.reset()
+        elif isinstance(space, spaces.MultiBinary):
+            if key in self._keys:
+                self._bits[self._keys[key]] ^= 1
+            elif key in (pygame.K_RETURN, pygame.K_SPACE):
+                self._step(torch.as_tensor(self._bits.reshape(1, *space.shape), device=device))
+                self._bits = np.zeros_like(self._bits)
+        elif key in self._keys:
+            assert isinstance(space, spaces.Discrete)
+            self._step(torch.tensor([self._keys[key] + int(space.start)], device=device))
+
+    def _show(self) -> None:
+        self._stale = False
+        self.frame = draw(self.scene())
+        surface = pygame.surfarray.make_surface(self.frame.swapaxes(0, 1))
+        screen = pygame.display.get_surface()
+        if screen.get_size() != surface.get_size():  # somebody resized the window
+            scale = min(have / want for have, want in zip(screen.get_size(), surface.get_size(), strict=True))
+            surface = pygame.transform.smoothscale_by(surface, scale)
+        screen.fill(PAPER)
+        screen.blit(surface, surface.get_rect(center=screen.get_rect().center))
+        pygame.display.flip()
+
+    def scene(self) -> Scene:
+        """The session's scene, with what the window itself has to say."""
+        session = self.session
+        if session.policy is not None:
+            note = "paused" if self.paused else ""
+            return session.scene(note, f"{WATCH_KEYS}   ·   {self.fps:g} steps/s")
+        signs = {index: _ARROW_SIGNS.get(key, pygame.key.name(key)) for key, index in reversed(self._keys.items())}
+        scene = session.scene(subtitle=f"you see what the agent would see   ·   {self._help()}")
+        called = [f"action {name}" if name.isdigit() else name for name in session.names]
+        names = [f"{signs[index]}   {name}" for index, name in enumerate(called)]
+        return dataclasses.replace(scene, actions=names, taken=np.flatnonzero(self._bits).tolist())
+
+    def _help(self) -> str:
+        binary = isinstance(self.session.env.single_action_space, spaces.MultiBinary)
+        return ("Enter acts   " if binary else "") + "R new episode   Q quit"
+
+
+def _open() -> None:
+    """Open a window.
+
+    Raises:
+        ViewerError: there is none to be had.
+    """
+    asked = os.environ.get("SDL_VIDEODRIVER", "")
+    displays = [os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY")]
+    if sys.platform.startswith("linux") and not (asked or any(displays)):
+        raise ViewerError("there is no display to open a window on; record with --video FILE.mp4 instead")
+    try:
+        pygame.display.quit()  # an environment may have opened SDL's display before, and not on a screen
+        pygame.display.init()
+        if pygame.display.get_driver() in ("offscreen", "dummy") and not asked:
+            pygame.display.quit()
+            raise ViewerError("the display does not answer, so no window can be opened; use --video FILE.mp4 instead")
+        pygame.display.set_mode((WIDTH, HEIGHT), pygame.RESIZABLE)
+    except pygame.error as error:
+        raise ViewerError(f"no window can be opened ({error}); record with --video FILE.mp4 instead") from error
+
+
+def record(
+    session: Session,
+    file: Path,
+    fps: float = 8.0,
+    max_frames: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> int:
+    """Write the session's pictures, from now to the end of the episode, to an .mp4 or .gif; gives their number.
+
+    Args:
+        session: with an agent.
+        file: where to.
+        fps: frames a second. (A GIF counts in hundredths of a second.)
+        max_frames: record so many in any case, over several episodes where one is shorter, or only part of one.
+        progress: called with the number of frames written, after each.
+
+    Raises:
+        ValueError: another file extension.
+    """
+    if file.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"{file} should end in one of {', '.join(SUFFIXES)}")
+    count = 0
+
+    def frames() -> Iterator[Frame]:
+        nonlocal count
+        episode = session.episode
+        while True:
+            yield draw(session.scene())
+            count += 1
+            if progress is not None:
+                progress(count)
+            if count == max_frames or (max_frames is None and session.over):
+                return
+            session.step()
+            if max_frames is None and session.episode != episode:  # a host environment went on by itself
+                return
+
+    (_write_gif if file.suffix.lower() == ".gif" else _write_mp4)(file, frames(), fps)
+    return count
+
+
+def _write_mp4(file: Path, frames: Iterator[Frame], fps: float) -> None:
+    import imageio.v2 as imageio  # only needed here, and slow to import
+
+    writer: Any
+    with imageio.get_writer(file, codec="libx264", quality=8, fps=fps, macro_block_size=16) as writer:
+        for frame in frames:
+            writer.append_data(frame)
+
+
+def _write_gif(file: Path, frames: Iterator[Frame], fps: float) -> None:
+    # By Pillow itself: imageio's writer gives frames the colours of other ones, and a golden star turns red. The octree
+    # keeps the colours of small things, which a median cut spends on large surfaces.
+    def indexed(frame: Frame) -> Image.Image:
+        return Image.fromarray(frame).quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+
+    first, rest = indexed(next(frames)), (indexed(frame) for frame in frames)
+    duration = max(20, round(100 / fps) * 10)  # ms; viewers play faster ones slowly
+    first.save(file, "GIF", save_all=True, append_images=rest, duration=duration, loop=0)
+
+
+def key_map(env: TensorEnv) -> dict[int, int]:
+    """The keys of a person who plays: key code to action, or to the bit it turns over where the action is several bits.
+
+    Raises:
+        ViewerError: the action space has no keys.
+    """
+    names = action_names(env)
+    if not 1 <= len(names) <= 10:
+        raise ViewerError(f"no keys for {env.single_action_space}: a person can play Discrete or MultiBinary up to 10")
+    keys = {_ARROWS[name]: index for index, name in enumerate(names) if name in _ARROWS}
+    digits = range(pygame.K_0, pygame.K_0 + len(names))
+    pad = (getattr(pygame, f"K_KP{index}") for index in range(len(names)))
+    return keys | {key: index for row in (digits, pad) for index, key in enumerate(row)}

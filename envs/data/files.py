@@ -1,0 +1,157 @@
+"""Data files: where they are looked for, and whether they are the published ones.
+
+Files are looked for in the argument `data_dir`, in the directory that the environment variable `ENGRAM_DATA` names and
+in the cache (`$XDG_CACHE_HOME/engram`, else `~/.cache/engram`), in this order. Whatever is in none of them is fetched
+into the cache and checked, by pooch: `pip install "engram-rl[data]"`. `envs.data.readers` reads them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+from envs.data.readers import (
+    Array,
+    DataError,
+    read_amat,
+    read_bytes,
+    read_idx,
+    read_members,
+    read_npz,
+    read_png_tree,
+    reading,
+)
+from envs.data.sources import SOURCES, Source
+
+__all__ = [
+    "DataError",
+    "cache_dir",
+    "check_known",
+    "digest",
+    "find",
+    "read_amat",
+    "read_bytes",
+    "read_idx",
+    "read_members",
+    "read_npz",
+    "read_png_tree",
+    "say_changed",
+]
+
+
+def cache_dir() -> Path:
+    """Where fetched files go: `$XDG_CACHE_HOME/engram`, else `~/.cache/engram`.
+
+    Raises:
+        DataError: there is neither.
+    """
+    base = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "engram"
+    except RuntimeError as error:  # no HOME, and no entry in passwd
+        raise DataError("this user has no home folder: set data_dir, ENGRAM_DATA or XDG_CACHE_HOME") from error
+
+
+def find(name: str, data_dir: str | Path | None = None) -> Path:
+    """The file or folder called `name` in `envs.data.sources.SOURCES`, fetched if it is nowhere.
+
+    Args:
+        name: such as "babi" or "mnist/train-images".
+        data_dir: looked into first. Files may lie in it or in the source's folder in it, under any accepted name.
+
+    Raises:
+        KeyError: no source has this name.
+        DataError: `data_dir` or `ENGRAM_DATA` is not a directory; or the file is nowhere and cannot be fetched, with
+            its address and the place to put it.
+    """
+    source = SOURCES[name]
+    places: list[Path] = []
+    for origin, given in (("data_dir", data_dir), ("ENGRAM_DATA", os.environ.get("ENGRAM_DATA"))):
+        if given:
+            with reading(f"{origin} is {str(given)!r}", "a directory"):
+                place = Path(given).expanduser()
+                there = place.is_dir()
+            if not there:
+                raise DataError(f"{origin} is {str(given)!r}, which is not a directory")
+            places.append(place)
+    with contextlib.suppress(DataError):
+        places.append(cache_dir())
+    for place in places:
+        for folder in (place / source.folder, place):
+            for candidate in source.names:
+                with reading(folder / candidate, "a folder that can be read"):
+                    found = (folder / candidate).exists()
+                if found:
+                    return folder / candidate
+    return _fetch(name, source, places)
+
+
+def _fetch(name: str, source: Source, places: list[Path]) -> Path:
+    place = places[0] / source.folder if places else f"a folder {source.folder} in a data_dir"
+    advice = f"fetch {source.url} and put it into {place}"
+    looked = ", ".join(map(str, places)) or "any folder"
+    try:
+        target = cache_dir() / source.folder
+    except DataError as error:
+        raise DataError(f"{name!r} is not in {looked}; {error}, or {advice}") from error
+    try:
+        pooch = importlib.import_module("pooch")
+    except ModuleNotFoundError:
+        raise DataError(f'{name!r} is not in {looked}; {advice}, or pip install "engram-rl[data]"') from None
+    try:
+        path = pooch.retrieve(source.url, source.checksum, fname=source.names[0], path=target)
+    except Exception as error:  # whatever the network, the disk or the checksum has to say
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{name!r} is not in {looked} and could not be fetched ({reason[:200]}); {advice}") from error
+    return Path(path)
+
+
+# -- comparing them with the published ones ----------------------------------------------------------------------------
+
+
+def check_known(name: str, path: Path, content: bytes | Array) -> None:
+    """Compare what was read with what the published file holds, however it is packed; another file is said to be one.
+
+    Args:
+        name: such as "mnist/train-images".
+        path: what was read.
+        content: the bytes or the array that came out.
+
+    Raises:
+        DataError: it is not the published content, and the source is one that a benchmark's results stand on.
+    """
+    source = SOURCES[name]
+    if source.content:
+        same = digest(content) == source.content
+    else:  # repacked files cannot be compared then
+        algorithm, _, digits = source.checksum.partition(":")
+        published = path.name == source.names[0]
+        same = not published or hashlib.new(algorithm, path.read_bytes(), usedforsecurity=False).hexdigest() == digits
+    if not same:
+        say_changed(name, str(path))
+
+
+def say_changed(name: str, what: str) -> None:
+    """Warn that `what` was read is not the published content of source `name`, or refuse it.
+
+    Raises:
+        DataError: the source is one that a benchmark's results stand on.
+    """
+    source = SOURCES[name]
+    line = f"{what} is not the published content of {source.url}"
+    if source.fixed:
+        raise DataError(f"{line}, and results on another are not comparable: fetch it and put it there")
+    warnings.warn(f"{line}; results are not comparable with those on it", stacklevel=3)
+
+
+def digest(content: bytes | Array) -> str:
+    """The first 16 digits of the sha256 of bytes, of numbers row by row, or of truth values packed eight to a byte."""
+    if not isinstance(content, bytes):
+        content = (np.packbits(content) if content.dtype == bool else np.ascontiguousarray(content)).tobytes()
+    return hashlib.sha256(content).hexdigest()[:16]

@@ -1,0 +1,292 @@
+"""Readers of data files, which say what is wrong with a damaged one; `envs.data.files` finds the files.
+
+Nothing is unpacked to the disk and nothing is unpickled. What a file claims of its size is compared with what is there
+before memory is taken, and of no file more than `LIMIT` bytes are read or unpacked. Pipes and devices are refused.
+"""
+
+from __future__ import annotations
+
+import bz2
+import contextlib
+import gzip
+import io
+import lzma
+import math
+import stat
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator
+from fnmatch import fnmatchcase
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+LIMIT = 1 << 29
+"""Most bytes that a file may hold, packed or unpacked: six times the largest one known, binarised MNIST."""
+ENTRIES = 200_000
+"""Most files and folders that a folder or an archive may hold: six times Omniglot's."""
+
+_ARCHIVE = "a whole zip or tar archive, or a folder"
+_IDX_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+_PACKED: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ\x00": lzma.open, b"BZh": bz2.open}
+
+
+class DataError(ValueError):
+    """A data file is missing, cannot be fetched, or is not what its name says."""
+
+
+@contextlib.contextmanager
+def reading(path: str | Path, expected: str) -> Iterator[None]:
+    """Whatever goes wrong within, as a `DataError` with the path and what was expected of it.
+
+    Libraries for packed files raise errors of many kinds on damaged ones, so all kinds are taken.
+    """
+    try:
+        yield
+    except DataError:
+        raise
+    except MemoryError as error:
+        raise DataError(f"{path}: there is not enough memory to read it; expected {expected}") from error
+    except Exception as error:
+        raise DataError(f"{path}: {_reason(error)}; expected {expected}") from error
+
+
+def read_bytes(path: str | Path, expected: str = "a readable file, plain, gzip or xz") -> bytes:
+    """A file's content, unpacked where its first bytes say that it is gzip, xz or bzip2, whatever it is called.
+
+    Raises:
+        DataError: it cannot be read, is no regular file, is packed and damaged, or holds more than `LIMIT` bytes.
+    """
+    with reading(path, expected):
+        with _opened(path) as file:
+            raw = _read(file, path)
+        for magic, unpacker in _PACKED.items():
+            if raw.startswith(magic):
+                with unpacker(io.BytesIO(raw)) as stream:
+                    raw = _read(stream, path)
+                break
+    return raw
+
+
+def _opened(path: str | Path) -> IO[bytes]:
+    """The file, open; one that is no regular file might have no end."""
+    mode = Path(path).stat().st_mode
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or device"
+        raise DataError(f"{path} is {kind}, expected a regular file")
+    return open(path, "rb")
+
+
+def _read(stream: IO[bytes], path: str | Path, room: int | None = None) -> bytes:
+    """All of a stream of at most `room` bytes, `LIMIT` by default; in parts, as it may be short."""
+    parts, left = [], LIMIT if room is None else room
+    while part := stream.read(1 << 20):
+        parts.append(part)
+        left -= len(part)
+        if left < 0:
+            raise _too_large(path)
+    return b"".join(parts)
+
+
+def _too_large(path: str | Path) -> DataError:
+    return DataError(f"{path} holds more than {LIMIT >> 20} MiB when it is unpacked, which no known data file does")
+
+
+def read_idx(path: str | Path) -> Array:
+    """An array in the idx format of MNIST, plain or packed: of the shape and type (in native order) that it names.
+
+    MNIST's images are uint8 `[60000, 28, 28]`, 0 paper to 255 ink; its labels uint8 `[60000]`.
+
+    Raises:
+        DataError: the magic number is not that of an idx file, or the size is not the one that the header gives.
+    """
+    with reading(path, "an idx file (such as 00000803)"):
+        raw = read_bytes(path)
+        if len(raw) < 4 or raw[:2] != b"\0\0" or raw[2] not in _IDX_TYPES or not 0 < raw[3] <= 8:
+            raise DataError(f"{path} begins with {raw[:4].hex() or 'nothing'}, expected an idx file (such as 00000803)")
+        dtype, start = np.dtype(_IDX_TYPES[raw[2]]), 4 + 4 * raw[3]
+        if len(raw) < start:
+            raise DataError(f"{path} ends inside its header of {start} bytes, after {len(raw)}")
+        shape = tuple(np.frombuffer(raw, ">u4", raw[3], 4).tolist())
+        size = math.prod(shape) * dtype.itemsize
+        if len(raw) - start != size:
+            raise DataError(f"{path} holds {len(raw) - start} bytes, expected {size} for an array of {list(shape)}")
+        array = np.frombuffer(raw, dtype, offset=start).astype(dtype.newbyteorder("=")).reshape(shape)
+    return array
+
+
+def read_amat(path: str | Path, columns: int = 784) -> Array:
+    """Rows of digits 0 and 1 with blanks between them, plain or packed: uint8 `[rows, columns]`.
+
+    The fixed binarised MNIST is 50,000 training, 10,000 validation and 10,000 test rows of 28 · 28 pixels, row by row.
+
+    Raises:
+        DataError: something is neither 0, 1 nor blank, or a row is of another length; with the line.
+    """
+    with reading(path, "rows of digits 0 and 1"):
+        text = np.frombuffer(read_bytes(path), np.uint8)
+        digit = (text == ord("0")) | (text == ord("1"))
+        blank = (text == ord(" ")) | (text == ord("\n")) | (text == ord("\r"))
+        ends = np.flatnonzero(text == ord("\n"))
+        bad = ~(digit | blank)
+        bad[1:] |= digit[1:] & digit[:-1]  # numbers of two digits
+        if bad.any():
+            where = int(bad.argmax())
+            line = int(np.searchsorted(ends, where)) + 1
+            raise DataError(f"{path}, line {line}: {chr(text[where])!r} is not a lone 0 or 1 among blanks")
+        starts = np.concatenate([[0], ends + 1])
+        starts = starts[starts < len(text)]
+        if not len(starts):
+            raise DataError(f"{path} is empty, expected rows of {columns} digits")
+        counts = np.add.reduceat(digit, starts, dtype=np.int64)
+        filled = counts > 0  # empty lines are passed over
+        wrong = filled & (counts != columns)
+        if wrong.any() or not filled.any():
+            line = int(wrong.argmax())
+            raise DataError(f"{path}, line {line + 1}: {counts[line]} digits, expected {columns}")
+        rows: Array = text[digit] - np.uint8(ord("0"))
+    return rows.reshape(-1, columns)
+
+
+def read_npz(path: str | Path, key: str) -> Array:
+    """The array `key` of a numpy archive; arrays of objects, which would be unpickled, are refused.
+
+    Raises:
+        DataError: it is damaged or no archive, has no such array, the array holds objects, or its header claims another
+            size than it has.
+    """
+    with reading(f"{path}, array {key!r}", "an .npz archive without objects"), _opened(path) as file:
+        if file.read(6) == b"\x93NUMPY":
+            raise DataError(f"{path} holds a single array, expected an .npz archive with {key!r}")
+        with zipfile.ZipFile(file) as archive:
+            names = [name.removesuffix(".npy") for name in archive.namelist()]
+            if key not in names:
+                raise DataError(f"{path} holds {sorted(names)[:9]}, expected {key!r}")
+            with archive.open(archive.infolist()[names.index(key)]) as member:
+                array = _array(_read(member, path))
+    return array
+
+
+def _array(raw: bytes) -> Array:
+    """The array of an .npy file."""
+    stream = io.BytesIO(raw)
+    version = np.lib.format.read_magic(stream)
+    header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
+    if header is None:
+        raise ValueError(f"it is of .npy version {version}")
+    shape, by_columns, dtype = header(stream)
+    if dtype.hasobject or dtype.kind not in "biuf":
+        raise ValueError(f"it holds {dtype}")
+    size, there = math.prod(shape) * dtype.itemsize, len(raw) - stream.tell()
+    if size != there:
+        raise ValueError(f"its header claims {size} bytes for {list(shape)}, and there are {there}")
+    array = np.frombuffer(raw, dtype, offset=stream.tell()).reshape(shape, order="F" if by_columns else "C")
+    return array.astype(dtype.newbyteorder("="))
+
+
+def read_png_tree(path: str | Path) -> Array:
+    """Pictures of a tree of PNG files, a class to a folder: bool `[classes, pictures, H, W]`, True where light.
+
+    It takes Omniglot's `images_background.zip` and `images_evaluation.zip` (964 and 659 characters, 20 drawings of
+    105 · 105 pixels each, True = paper), or the folder that comes out of one. Classes and pictures are in the order of
+    their paths: alphabet, character, drawing.
+
+    Raises:
+        DataError: it is damaged, holds no PNG file, or classes or pictures differ in size.
+    """
+    from PIL import Image
+
+    classes: dict[str, list[Array]] = {}
+    shape: tuple[int, ...] | None = None
+    room = LIMIT
+    for name, raw in sorted(read_members(path, "*.png")):
+        with (
+            reading(f"{path}: {name} is damaged", "a PNG picture"),
+            Image.open(io.BytesIO(raw), formats=["PNG"]) as png,
+        ):
+            room -= png.width * png.height
+            if room < 0:
+                raise _too_large(path)
+            picture = np.asarray(png.convert("L")) >= 128
+        shape = shape or picture.shape
+        if picture.shape != shape:
+            raise DataError(f"{path}: {name} is {picture.shape}, expected {shape} like the pictures before it")
+        classes.setdefault(name.rpartition("/")[0], []).append(picture)
+    if not classes:
+        raise DataError(f"{path} holds no .png file, expected folders of them")
+    most = max(map(len, classes.values()))
+    for folder, pictures in classes.items():
+        if len(pictures) != most:
+            raise DataError(f"{path}: {folder} holds {len(pictures)} pictures, expected {most} like other folders")
+    return np.stack([np.stack(pictures) for pictures in classes.values()])
+
+
+def read_members(path: str | Path, pattern: str) -> Iterator[tuple[str, bytes]]:
+    """Names and contents of the regular files of a zip, a tar (plain, gzip, xz) or a folder, as far as they fit.
+
+    Contents stay in memory: nothing is written, so a name that points out of the archive leads nowhere. Links are
+    passed over, in archives and in folders.
+
+    Args:
+        path: the archive or folder.
+        pattern: what a name must look like, with the wildcards of a shell; `*` takes in slashes. Names begin with the
+            folder's own name where `path` is a folder.
+
+    Raises:
+        DataError: it cannot be read, is neither, or holds more than `LIMIT` bytes or `ENTRIES` files.
+    """
+    path, room = Path(path), LIMIT
+    with reading(path, _ARCHIVE):
+        for count, (name, size, content) in enumerate(_folder(path) if path.is_dir() else _archive(path)):
+            if count >= ENTRIES:
+                raise DataError(f"{path} holds more than {ENTRIES:,} files, which no known data set does")
+            if content is None or not fnmatchcase(name, pattern):
+                continue
+            if size > room:  # as a header claims
+                raise _too_large(path)
+            with content() as stream:
+                raw = _read(stream, path, room)
+            room -= len(raw)
+            yield name, raw
+
+
+_Member = tuple[str, int, Callable[[], IO[bytes]] | None]
+"""Name, size in bytes as far as it is known, and how to open it; None where it is no regular file."""
+
+
+def _folder(path: Path) -> Iterator[_Member]:
+    for file in sorted(islice(path.rglob("*"), ENTRIES + 1)):
+        regular = file.is_file() and not file.is_symlink()
+        yield file.relative_to(path.parent).as_posix(), 0, partial(_opened, file) if regular else None
+
+
+def _archive(path: Path) -> Iterator[_Member]:
+    with _opened(path) as file:
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                for entry in archive.infolist():
+                    yield entry.filename, entry.file_size, None if entry.is_dir() else partial(archive.open, entry)
+            return
+    raw = read_bytes(path, _ARCHIVE)
+    with tarfile.open(fileobj=io.BytesIO(raw), mode="r:") as tar:
+        for member in tar:
+            yield member.name, member.size, partial(_extracted, tar, member) if member.isreg() else None
+        end = raw[tar.offset : tar.offset + 512]
+        if len(end) < 512 or end.strip(b"\0"):
+            raise tarfile.ReadError("the archive has no end")  # tarfile takes a cut between two files for one
+
+
+def _extracted(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
+    content = tar.extractfile(member)
+    assert content is not None  # it is a regular file
+    return content
+
+
+def _reason(error: Exception) -> str:
+    """An error's message in one line."""
+    return " ".join(str(error).split()) or type(error).__name__

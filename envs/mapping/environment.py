@@ -1,0 +1,333 @@
+"""Mapping and localisation: see 3×3 cells at a time, and mark on a map where a patch has been."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from gymnasium import spaces
+from torch import Tensor
+
+from envs.mapping.worlds import MOVES, offsets, patch_codes, random_cells, random_maze, spiral
+from envs.single_env import single as _single
+from envs.tensor_env import Info, TensorEnv
+
+TRAJECTORIES = ("spiral", "random", "explore")
+
+
+class Mapping(TensorEnv):
+    """Explore a world seen through a 3×3 window; at every step, mark all places that look like a given patch.
+
+    Description:
+        A world of `size` × `size` cells with a ring of wall around it, a new one every episode. The agent starts in the
+        centre, sees the 3×3 cells around it and knows how far it is from the start. At every step it is shown one patch
+        for each entry of `queries`, from what it has explored:
+
+        - 3: what it saw at a random earlier step, or sees now. It marks every place it has been at that looks the same.
+        - 9: 9×9 cells around a random place, all of which it has seen, though never at once. It marks every such place.
+          As long as there is none the patch is blank and nothing is to be marked.
+
+        Marks go on a map whose centre is where the agent started. The answer is that of the moment of the question: the
+        step that follows is not part of it. (In the paper's program the agent moves before the answer is read.)
+
+        `trajectory`: "spiral" walks over all cells from the centre outwards, through walls; "random" goes to a random
+        free neighbour; with "explore" the agent moves itself, and names one matching place at every step.
+
+    Observation: `Dict`:
+        | key        | shape     | content                                                                            |
+        |------------|-----------|------------------------------------------------------------------------------------|
+        | `view`     | [4, 3, 3] | free (one-hot), wall (one-hot), rows from the start, columns from the start        |
+        | `query_3`  | [4, 3, 3] | the patch asked for, in the same form; the last two planes are 0                   |
+        | `query_9`  | [4, 9, 9] | likewise                                                                           |
+
+        Rows and columns are whole numbers times `position_scale`.
+
+    Action: `MultiBinary([M, M])`, or `MultiBinary([queries, M, M])` for several queries: the marks. M is `map_size`;
+        the start is at row and column M // 2. With "explore" `MultiDiscrete([4, M²])`: a move (0 up, 1 down, 2 left,
+        3 right), and a place, counted row by row. `info["target"]` is the mask; with "explore" the place that
+        was asked for, of `weight` 1 if there is one, beside a move of weight 0, since nobody knows the right move.
+
+    Reward: the mean over the queries of F1 = 2 TP / (2 TP + FP + FN) of the marks, 1 where there is nothing to mark and
+        nothing is marked, over the number of steps: a perfect episode returns 1. With "explore":
+        `0.5 * [the place is right] / horizon + 0.5 * cells seen for the first time / size²`.
+
+    Termination: after `horizon` steps.
+
+    Metrics: `precision`, `recall`, `f1` of all marks counted together. With "explore" `located` (share of right places
+        among the steps that have one) and `explored` (share of the cells seen by the end of an episode).
+
+    Args:
+        num_envs: number of copies.
+        size: width of the world with its ring, odd, at least 5.
+        trajectory: see above.
+        queries: widths of the patches asked for, each 3 or 9; 9 needs a size of at least 11.
+        world: "maze" or "cells", each of which is a wall with probability `density`; see `envs.mapping.worlds`.
+        density: how many walls; 0: none inside the ring.
+        complexity: how long the walls of a maze are.
+        passable: whether the agent walks through walls; None: on a spiral.
+        horizon: steps of an episode; None: `(size - 2)²`, as many as a spiral has cells.
+        map_size: M; None: the least 3 · 2ⁱ that all places fit on. The paper has 48 for size 25, where 24 would do.
+        position_scale: of the last two planes of `view`.
+        device: where everything lives.
+        render_mode: None or "rgb_array".
+
+    Scores:
+        Best 1. Marking nothing 0. Marking the place one stands on where it looks like the query, which needs no memory,
+        returns 0.040 at size 15 on a spiral (0.104 at 9, 0.016 at 25).
+
+    Raises:
+        ValueError: an argument is out of its range.
+
+    Source: Huynh, Maire, Walter, "Multigrid Neural Memory", ICML 2020, section 4.1 and appendix B.1.1: mazes of 25 × 25
+        and 15 × 15, spiral of 529 and 169 steps, 3×3 and 9×9 queries. How 9×9 queries are drawn, the random walk and
+        joint exploration are not published; what is here is our reading.
+    """
+
+    state_names = ("walls", "cell", "visited", "seen", "path", "asked", "target")
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        *,
+        size: int = 15,
+        trajectory: str = "spiral",
+        queries: Sequence[int] = (3,),
+        world: str = "maze",
+        density: float = 0.2,
+        complexity: float = 0.05,
+        passable: bool | None = None,
+        horizon: int | None = None,
+        map_size: int | None = None,
+        position_scale: float = 1.0,
+        device: torch.device | str = "cpu",
+        render_mode: str | None = None,
+    ) -> None:
+        inner = size - 2
+        horizon = inner * inner if horizon is None else horizon
+        fitting = next(3 * 2**level for level in range(64) if 3 * 2**level >= inner)
+        map_size = fitting if map_size is None else map_size
+        queries = tuple(queries)
+        _check(size, trajectory, queries, world, density, horizon, map_size)
+        self.size, self.trajectory, self.queries, self.world = size, trajectory, queries, world
+        self.density, self.complexity = density, complexity
+        self.passable = trajectory == "spiral" if passable is None else passable
+        self.map_size, self.position_scale = map_size, position_scale
+        self.explores = trajectory == "explore"
+        self.ignores_actions = not self.explores
+        self.metric_names = ("located", "explored") if self.explores else ("precision", "recall", "f1")
+        shape = (map_size, map_size) if len(queries) == 1 else (len(queries), map_size, map_size)
+        reach = max(1.0, position_scale * (inner // 2))
+        view = np.full((4, 3, 3), reach, dtype=np.float32)
+        view[:2] = 1.0
+        low = np.minimum(-view, 0)
+        low[:2] = 0.0
+        parts: dict[str, spaces.Space[Any]] = {"view": spaces.Box(low, view)}
+        parts |= {f"query_{width}": spaces.Box(0.0, 1.0, (4, width, width)) for width in queries}
+        super().__init__(
+            num_envs,
+            spaces.Dict(parts),
+            spaces.MultiDiscrete([4, map_size**2]) if self.explores else spaces.MultiBinary(shape),
+            device,
+            horizon=horizon,
+            render_mode=render_mode,
+        )
+        self.marks: Tensor | None = None
+        """What was last marked `[N, queries, M, M]`, and what should have been, for pictures only."""
+        self.wanted: Tensor | None = None
+        self._inner = inner
+        self._spiral = torch.tensor(spiral(size), device=self.device)
+        self._moves = torch.tensor(MOVES, device=self.device)
+        self._around = {width: offsets(width, size, self.device) for width in {3, *queries}}
+        self._rows = torch.arange(num_envs, device=self.device)
+
+    # -- the rules -------------------------------------------------------------------------------------------------
+
+    def _begin(self, where: Tensor | None) -> None:
+        assert where is None
+        count, size, device = self.num_envs, self.size, self.device
+        if self.world == "maze":
+            self.walls = random_maze(count, size, self.complexity, self.density, self.generator)
+        else:
+            self.walls = random_cells(count, size, self.density, self.generator)
+        centre = size // 2
+        if not self.passable:
+            self.walls[:, centre, centre] = False
+        self.cell = torch.full((count, 2), centre, device=device)
+        self.visited = torch.zeros(count, size * size, dtype=torch.bool, device=device)
+        self.seen = torch.zeros_like(self.visited)
+        self.path = torch.zeros(count, self.horizon + 1, dtype=torch.int64, device=device)  # type: ignore[operator]
+        self._survey()
+        self.marks = self.wanted = None
+        self._arrive(0)
+
+    def _survey(self) -> None:
+        """What follows from the walls alone."""
+        self._codes = {width: patch_codes(self.walls, width) for width in self.queries}
+        self._flat = self.walls.flatten(1)
+
+    def _arrive(self, step: int) -> None:
+        """The agent is on `cell` at `step` of its episode: note what it sees, and ask."""
+        at = self.cell[:, 0] * self.size + self.cell[:, 1]
+        self.path[:, step] = at
+        self.visited.scatter_(1, at[:, None], True)
+        around = at[:, None] + self._around[3]
+        before = self.seen
+        self.seen = before.scatter(1, around, torch.ones_like(around, dtype=torch.bool))
+        self._discovered = self.seen.sum(1) - before.sum(1) if self.explores else None
+        asked, masks = [], []
+        for width in self.queries:
+            place, right = self._ask(width, step)
+            asked.append(place)
+            masks.append(right)
+        self.asked = torch.stack(asked, 1)
+        self.target = torch.stack(masks, 1)
+
+    def _ask(self, width: int, step: int) -> tuple[Tensor, Tensor]:
+        """The place `[N]` whose patch is asked for (-1: none), and the mask `[N, M, M]` of all that look like it."""
+        margin = width // 2
+        here = slice(margin, self.size - margin)
+        if width == 3:
+            earlier = torch.randint(step + 1, (self.num_envs, 1), generator=self.generator, device=self.device)
+            place = self.path.gather(1, earlier).squeeze(1)
+            known = self.visited.view(-1, self.size, self.size)[:, here, here]
+        else:
+            unseen = 1.0 - self.seen.view(-1, 1, self.size, self.size).float()
+            known = F.max_pool2d(unseen, width, stride=1).squeeze(1) == 0
+            chance = torch.rand(known.shape, generator=self.generator, device=self.device) * known
+            best, index = chance.flatten(1).max(1)
+            side = known.shape[2]
+            place = (index // side + margin) * self.size + index % side + margin
+            place = place.masked_fill(best == 0, -1)
+        codes = self._codes[width]
+        side = codes.shape[2]
+        row, column = place // self.size - margin, place % self.size - margin
+        index = (row * side + column).clamp(min=0)[:, None, None].expand(-1, codes.shape[1], 1)
+        same = (codes == codes.flatten(2).gather(2, index)[..., None]).all(1)
+        right = (same & known & (place >= 0)[:, None, None]).float()
+        begin = self.map_size // 2 - self.size // 2 + margin
+        end = self.map_size - begin - side
+        return place, F.pad(right, (begin, end, begin, end))
+
+    def _advance(self, action: Tensor) -> tuple[Tensor, None, None]:
+        assert self.horizon is not None
+        if self.explores:
+            due = self.target.flatten(1).amax(1)
+            right = self.target.amax(1).flatten(1).gather(1, action[:, 1:].long()).squeeze(1)
+            if self.render_mode is not None:
+                place = F.one_hot(action[:, 1].long(), self.map_size**2).float()
+                self.marks = place.view(-1, 1, self.map_size, self.map_size).expand(self.target.shape)
+                self.wanted = self.target
+        else:
+            marks = action.view(self.target.shape).float()  # whole numbers are counted faster so
+            if self.render_mode is not None:
+                self.marks, self.wanted = marks, self.target
+            marked, wanted = marks.flatten(2).sum(2), self.target.flatten(2).sum(2)
+            hits = torch.linalg.vecdot(marks.flatten(2), self.target.flatten(2))
+            score = torch.where(marked + wanted > 0, 2 * hits / (marked + wanted).clamp(min=1), 1.0)
+        self._move(action)
+        self._arrive(self._elapsed + 1)
+        if self.explores:
+            last = torch.full_like(right, float(self._elapsed + 1 == self.horizon))
+            self._measure(located=(right, due), explored=(self.seen.sum(1) / self.size**2 * last, last))
+            assert self._discovered is not None
+            return 0.5 * right / self.horizon + 0.5 * self._discovered / self.size**2, None, None
+        hits, marked, wanted = hits.sum(1), marked.sum(1), wanted.sum(1)
+        self._measure(precision=(hits, marked), recall=(hits, wanted), f1=(2 * hits, marked + wanted))
+        return score.mean(1) / self.horizon, None, None
+
+    def _move(self, action: Tensor) -> None:
+        if self.trajectory == "spiral":
+            step = min(self._elapsed + 1, len(self._spiral) - 1)
+            self.cell = self._spiral[step].expand(self.num_envs, 2)
+            return
+        if self.explores:
+            beyond = self.cell + self._moves[action[:, 0].long()]
+            self.cell = torch.where(self._open(beyond[:, None]), beyond, self.cell)
+            return
+        beyond = self.cell[:, None] + self._moves  # [N, 4, 2]
+        chance = torch.rand(self.num_envs, 4, generator=self.generator, device=self.device)
+        best, choice = (chance * self._open(beyond)).max(1)
+        self.cell = torch.where((best > 0)[:, None], beyond[self._rows, choice], self.cell)
+
+    def _open(self, cells: Tensor) -> Tensor:
+        """Whether the agent may stand on `cells` `[N, k, 2]`, all of them in the world: bool `[N, k]`."""
+        inside = ((cells > 0) & (cells < self.size - 1)).all(-1)
+        if self.passable:
+            return inside
+        return inside & ~self._flat.gather(1, cells[..., 0] * self.size + cells[..., 1])
+
+    def _observe(self) -> dict[str, Tensor]:
+        place = (self.cell - self.size // 2) * self.position_scale
+        view = self._patch(self.path[:, self._elapsed], 3)
+        view[:, 2:] = place[:, :, None, None]
+        obs = {"view": view}
+        for index, width in enumerate(self.queries):
+            obs[f"query_{width}"] = self._patch(self.asked[:, index], width)
+        return obs
+
+    def _patch(self, place: Tensor, width: int) -> Tensor:
+        """The patch around `place` `[N]`, `[N, 4, width, width]`; blank where that is -1."""
+        shown = (place >= 0)[:, None]
+        index = place[:, None] + self._around[width]
+        wall = self._flat.gather(1, index.clamp(0, self.size**2 - 1)) & shown
+        patch = torch.zeros(self.num_envs, 4, width * width, device=self.device)
+        patch[:, 0] = ~wall & shown
+        patch[:, 1] = wall
+        return patch.view(-1, 4, width, width)
+
+    def _describe(self) -> Info:
+        if not self.explores:
+            target = self.target.view(self.num_envs, *self.single_action_space.shape).to(torch.int8)  # type: ignore[misc]
+            return {"target": target, "weight": torch.ones(self.num_envs, device=self.device)}
+        place = self.asked.amax(1)  # of several questions any will do; -1: there is none yet
+        shift = self.map_size // 2 - self.size // 2
+        cell = (place // self.size + shift) * self.map_size + place % self.size + shift
+        weight = torch.stack([torch.zeros_like(place), place >= 0], 1).float()
+        return {"target": torch.stack([torch.zeros_like(place), cell.clamp(min=0)], 1), "weight": weight}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        super().load_state_dict(state)
+        if self._started:
+            self._survey()
+        self.marks = self.wanted = None
+
+    # -- for people ------------------------------------------------------------------------------------------------
+
+    def text(self, index: int = 0) -> str:
+        """The world in characters: `#` wall, `.` free, blank not seen, `A` agent, `?` the middle of what is asked."""
+        walls, seen = self.walls[index].cpu().numpy(), self.seen[index].view(self.size, self.size).cpu().numpy()
+        picture = np.where(seen, np.where(walls, "#", "."), " ")
+        for place in self.asked[index].tolist():
+            if place >= 0:
+                picture[place // self.size, place % self.size] = "?"
+        row, column = self.cell[index].tolist()
+        picture[row, column] = "A"
+        return "\n".join("".join(row) for row in picture)
+
+    def frame(self, index: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        from envs.mapping.picture import mapping_frame  # pygame is only needed to watch
+
+        return mapping_frame(self, index)
+
+
+def _check(
+    size: int, trajectory: str, queries: tuple[int, ...], world: str, density: float, horizon: int, map_size: int
+) -> None:
+    if size < 5 or size % 2 == 0:
+        raise ValueError(f"size is {size}, expected an odd number of at least 5")
+    if trajectory not in TRAJECTORIES or world not in ("maze", "cells"):
+        raise ValueError(
+            f"trajectory is {trajectory!r}, world {world!r}; expected one of {TRAJECTORIES}, maze or cells"
+        )
+    if not queries or len(set(queries)) < len(queries) or not set(queries) <= {3, 9} or (9 in queries and size < 11):
+        raise ValueError(f"queries are {queries}, expected 3, 9 or both, and 9 only for a size of at least 11 ({size})")
+    if not 0 <= density <= 1 or horizon < 1:
+        raise ValueError(f"density is {density}, horizon {horizon}; expected 0..1 and at least 1")
+    if map_size < size - 2:
+        raise ValueError(f"map_size is {map_size}, expected at least {size - 2}: not all places would fit on it")
+
+
+single = _single(Mapping)

@@ -1,0 +1,86 @@
+"""What there is to see of mapping: the world, what is explored, the question, and the marks beside the right ones."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from envs.rendering import AGENT, FLOOR, INK, LINE, PAPER, RIGHT, WRONG, Canvas, Colour, Frame
+
+if TYPE_CHECKING:
+    from envs.mapping.environment import Mapping
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+_SIDE, _MARGIN, _TITLE = 264, 16, 26  # pixels of a map, around it, and of the line above it
+_MISSED: Colour = (232, 160, 40)
+
+
+def mapping_frame(env: Mapping, index: int) -> Frame:
+    """Copy `index` of the environment as one picture."""
+    size = env.size
+    walls = env.walls[index].cpu().numpy()
+    seen = env.seen[index].view(size, size).cpu().numpy()
+    path = env.path[index, : env._elapsed + 1].cpu().numpy()
+    agent = env.cell[index].tolist()
+    canvas = Canvas(3 * _SIDE + 4 * _MARGIN, _SIDE + _TITLE + 4 * _MARGIN)
+    places = [_MARGIN + number * (_SIDE + _MARGIN) for number in range(3)]
+    top = _MARGIN + _TITLE
+    for left, title in zip(places, ("world", "explored so far", "marks of the last step"), strict=True):
+        canvas.text(title, left, _MARGIN + 10, 17)
+
+    cell = _SIDE / size
+    for left, known in ((places[0], np.ones_like(seen)), (places[1], seen)):
+        colours = np.where(known[..., None], np.where(walls[..., None], INK, FLOOR), (214, 218, 224))
+        _cells(canvas, left, top, colours)
+    for place in path[-24:]:
+        canvas.disc(places[0] + (place % size + 0.5) * cell, top + (place // size + 0.5) * cell, 0.16 * cell, AGENT)
+    for left in places[:2]:
+        _window(canvas, left, top, cell, agent, 3, AGENT)
+        canvas.agent(left + (agent[1] + 0.5) * cell, top + (agent[0] + 0.5) * cell, 0.36 * cell)
+    for width, place in zip(env.queries, env.asked[index].tolist(), strict=True):
+        if place >= 0:
+            _window(canvas, places[1], top, cell, divmod(place, size), width, _MISSED)
+    _marks(canvas, places[2], top, env, index)
+    foot = canvas.height - 1.6 * _MARGIN
+    canvas.text(f"step {env._elapsed} / {env.horizon}", _MARGIN, foot, 16)
+    canvas.text("agent", places[0] + 150, foot, 14, AGENT)
+    canvas.text("what is asked for", places[1], foot, 14, _MISSED)
+    for words, left, colour in (("right", 0, RIGHT), ("wrong", 60, WRONG), ("missed", 124, _MISSED)):
+        canvas.text(words, places[2] + left, foot, 14, colour)
+    return canvas.frame()
+
+
+def _marks(canvas: Canvas, left: float, top: float, env: Mapping, index: int) -> None:
+    """Marks on their own map, all questions together."""
+    side = env.map_size
+    colours = np.full((side, side, 3), FLOOR)
+    if env.marks is not None and env.wanted is not None:
+        marked = env.marks[index].amax(0).cpu().numpy() > 0
+        wanted = env.wanted[index].amax(0).cpu().numpy() > 0
+        for colour, where in ((RIGHT, marked & wanted), (WRONG, marked & ~wanted), (_MISSED, wanted & ~marked)):
+            colours[where] = colour
+    _cells(canvas, left, top, colours)
+    cell, start = _SIDE / side, side // 2
+    canvas.box(left + start * cell, top + start * cell, cell, cell, INK, line=1.5)
+
+
+def _cells(canvas: Canvas, left: float, top: float, colours: Array) -> None:
+    """A square map of coloured cells, `[S, S, 3]`, with a rim."""
+    cell = _SIDE / len(colours)
+    canvas.box(left, top, _SIDE, _SIDE, PAPER)
+    for row, column in np.ndindex(colours.shape[:2]):
+        red, green, blue = (int(part) for part in colours[row, column])
+        canvas.box(left + column * cell, top + row * cell, cell + 0.3, cell + 0.3, (red, green, blue))
+    for line in range(1, len(colours)):
+        canvas.box(left + line * cell, top, 0.5, _SIDE, LINE)
+        canvas.box(left, top + line * cell, _SIDE, 0.5, LINE)
+    canvas.box(left - 1, top - 1, _SIDE + 2, _SIDE + 2, LINE, line=1)
+
+
+def _window(canvas: Canvas, left: float, top: float, cell: float, middle: Any, width: int, colour: Colour) -> None:
+    """A frame around `width` x `width` cells."""
+    row, column = middle
+    corner = (left + (column - width // 2) * cell, top + (row - width // 2) * cell)
+    canvas.box(*corner, width * cell, width * cell, colour, round=3, line=2.5)

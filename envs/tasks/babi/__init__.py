@@ -1,0 +1,1 @@
+"""bAbI: questions about stories, from published files or from a generator."""

@@ -1,0 +1,1 @@
+"""Tasks on random and real graphs (the DNC's)."""

@@ -1,0 +1,296 @@
+"""GraphTask: what the three graph tasks share, from the graph's description to the scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from envs.tasks.graphs.curricula import Lesson, Progress, advance, draw_lessons
+from envs.tasks.graphs.sample import LABELS, Graphs, below, distinct, random_graphs
+from envs.tasks.graphs.worlds import World, family, underground
+from envs.tasks.sequence.base import Sequences, SequenceTask
+
+GRAPHS = ("random", "underground", "family")
+_DIGITS = 3  # in a label
+_KINDS = 10  # edge labels that a random graph may have
+
+
+class Question(NamedTuple):
+    """What is asked about N graphs, in labels; Q and A are the most triples in a query and in an answer."""
+
+    graphs: Graphs
+    """The graphs, in which a task may have changed the kinds of edges."""
+    query: Tensor
+    """Triples shown, int64 `[N, Q, 3]`."""
+    shown: Tensor
+    """How many of them, int64 `[N]`."""
+    answer: Tensor
+    """Triples due, int64 `[N, A, 3]`."""
+    due: Tensor
+    """How many of them, int64 `[N]`."""
+    path: Tensor
+    """Nodes from the source to the end of the path asked for, int64 `[N, most + 1]`; -1 beyond it."""
+
+
+class GraphTask(SequenceTask):
+    """Base class of the graph tasks: a graph is described triple by triple, then something is asked about it.
+
+    An episode has up to four phases, one step for each triple: all edges as (source, edge, destination), in random
+    order; the query, with parts left blank; `planning_steps` without input; the answer. See `GraphTraversal` for the
+    observation, the action and the arguments, which are the same for all three tasks.
+
+    A subclass names `lessons`, `query_rows` and `answer_rows` (the most triples for a path of a length) and
+    `test_path`, the length asked for on a fixed graph, and writes `_ask`.
+    """
+
+    metric_names: tuple[str, ...] = ("right_answers", "right_triples")
+    grouped_metric = "right_triples"
+    state_names = (
+        *SequenceTask.state_names,
+        *("points", "successors", "node_labels", "edge_labels", "path", "lesson", "level", "tried", "passed"),
+    )
+    lessons: tuple[Lesson, ...]
+    test_path: int
+    points: Tensor  # as in `Graphs`
+    successors: Tensor
+    node_labels: Tensor  # [N, V]
+    edge_labels: Tensor  # of each edge, [N, V, D]
+    _kind_labels: Tensor  # of each edge kind, [N, kinds]; of use to `_ask` alone
+    path: Tensor  # as in `Question`
+    lesson: Tensor  # of the episode, [N]; 0 on a fixed graph
+
+    def __init__(
+        self,
+        num_envs: int,
+        *,
+        lesson: int | None,
+        curriculum: bool,
+        pass_mark: float,
+        window: int,
+        graph: str,
+        path_length: int | None,
+        planning_steps: int,
+        data_dir: str | Path | None,
+        device: torch.device | str,
+        render_mode: str | None,
+    ) -> None:
+        last = len(self.lessons) if lesson is None else lesson
+        if not 1 <= last <= len(self.lessons):
+            raise ValueError(f"lesson is {lesson}, expected 1 to {len(self.lessons)}")
+        if graph not in GRAPHS:
+            raise ValueError(f"graph is {graph!r}, expected one of {GRAPHS}")
+        if curriculum and graph != "random":
+            raise ValueError(
+                f"curriculum is True with graph={graph!r}, expected 'random': a fixed graph has no lessons"
+            )
+        if not 0 < pass_mark <= 1 or window < 1:
+            raise ValueError(f"pass_mark is {pass_mark}, window {window}; expected 0 < pass_mark <= 1 and window >= 1")
+        if planning_steps < 0:
+            raise ValueError(f"planning_steps is {planning_steps}, expected at least 0")
+        if path_length is not None and path_length < 1:
+            raise ValueError(f"path_length is {path_length}, expected at least 1")
+        self.world: World | None = None
+        """The fixed graph, if it is one."""
+        if graph != "random":
+            self.world = underground(data_dir) if graph == "underground" else family()
+            path_length = self.test_path if path_length is None else path_length
+        stages = self.lessons[0 if curriculum else last - 1 : last]
+        if path_length is not None:
+            stages = tuple(stage._replace(path=(path_length, path_length)) for stage in stages)
+        self.graph, self.curriculum, self.last_lesson = graph, curriculum, last
+        self.ignores_actions = self.ignores_actions and not curriculum  # lessons follow from what was right
+        self.pass_mark, self.window, self.planning_steps = pass_mark, window, planning_steps
+        self.longest = max(stage.path[1] for stage in stages)
+        """The most edges in a path asked for."""
+        least = min(stage.nodes[0] * stage.degree[0] for stage in stages)
+        most = max(stage.nodes[1] * stage.degree[1] for stage in stages)
+        if self.world is not None:
+            least = most = len(self.world.edges)
+        self._edges = most
+        # No answer is due before this step, which spares a task whose steps cost something.
+        self._earliest = least + self.query_rows(min(stage.path[0] for stage in stages)) + planning_steps
+        super().__init__(
+            num_envs,
+            spaces.Box(0.0, 1.0, (3 * _DIGITS * 10 + 2,)),
+            spaces.MultiDiscrete([10] * (3 * _DIGITS)),
+            most + self.query_rows(self.longest) + planning_steps + self.answer_rows(self.longest),
+            device,
+            render_mode,
+        )
+        if curriculum:
+            self.metric_names = (*self.metric_names, "lesson")
+        self._room = (max(s.nodes[1] for s in stages), max(s.degree[1] for s in stages), _KINDS)
+        if self.world is not None:
+            self._fixed = self.world.graphs(num_envs, self.device)
+        first = 1 if curriculum else last
+        rows = [(*s.nodes, *s.degree, *s.path, s.relations) for s in stages]
+        self._limits = torch.tensor(rows, device=self.device)  # a row a lesson
+        self._first = first
+        self.level = torch.tensor(first, device=self.device)
+        self.tried = torch.zeros_like(self.level)
+        self.passed = torch.zeros_like(self.level)
+        numbers = torch.arange(LABELS, device=self.device)[:, None] // torch.tensor([100, 10, 1], device=self.device)
+        self._digits = torch.cat([numbers % 10, torch.zeros_like(numbers[:1])])  # [1001, 3]; the blank's are 0
+        hot = torch.nn.functional.one_hot(self._digits, 10).flatten(1).float()
+        hot[LABELS] = 0.0
+        self._hot = hot  # [1001, 30]
+        self._verdicts: list[Tensor] = []  # beside `_answers`, for pictures only
+
+    # -- what a subclass writes ------------------------------------------------------------------------------------
+
+    @staticmethod
+    def query_rows(path: int) -> int:
+        """Triples in the query for a path of `path` edges."""
+        raise NotImplementedError
+
+    @staticmethod
+    def answer_rows(path: int) -> int:
+        """Triples in the answer."""
+        raise NotImplementedError
+
+    def _ask(self, graphs: Graphs, length: Tensor, limits: Tensor) -> Question:
+        """The question for paths of `length` `[N]` edges.
+
+        `node_labels` and `_kind_labels` are those of the graphs; `limits` are the rows `[N, 7]` of the lessons.
+        """
+        raise NotImplementedError
+
+    def _label_kinds(self, kinds: int) -> Tensor:
+        """The labels of each graph's edge kinds, int64 `[N, kinds]`."""
+        return distinct(self._uniform(self.num_envs, kinds), LABELS)
+
+    # -- the sequences ---------------------------------------------------------------------------------------------
+
+    def _sequences(self) -> Sequences:
+        count = self.num_envs
+        limits, graphs = self._draw_graphs()
+        length = limits[:, 4] + below(self._uniform(count), limits[:, 5] - limits[:, 4] + 1)
+        self.node_labels = distinct(self._uniform(count, graphs.points.shape[1]), LABELS)
+        self._kind_labels = self._label_kinds(_KINDS if self.world is None else len(self.world.kinds))
+        question = self._ask(graphs, length, limits)
+        graphs = question.graphs
+        self.points, self.successors, self.path = graphs.points, graphs.successors, question.path
+        self.edge_labels = self._kind_labels.gather(1, graphs.kinds.flatten(1)).view_as(graphs.kinds)
+
+        # All rows that a copy may be shown, side by side, and for each step the one that is.
+        exists = self.successors.flatten(1) >= 0  # [N, V * D]
+        order = self._uniform(*exists.shape).masked_fill_(~exists, 2.0).argsort(1)
+        blank = torch.full((count, 1, 3), LABELS, device=self.device)
+        rows = torch.cat([self._triples(), question.query, blank], 1)
+        slots, shown, due = exists.shape[1], question.shown[:, None], question.due[:, None]
+        edges = exists.sum(1)[:, None]
+        times = self._times.T  # [1, T]
+        asking, answering = times - edges, times - edges - shown - self.planning_steps
+        described = order.gather(1, times.clamp(max=slots - 1).expand(count, -1))
+        row = torch.where(asking < shown, slots + asking, rows.shape[1] - 1)
+        row = torch.where(asking < 0, described, row)
+        asked = (answering >= 0) & (answering < due)
+        begins = (times == 0) | (asking == 0) | (answering == 0)
+        begins |= (asking == shown) & bool(self.planning_steps)
+        flags = torch.stack([begins, asked], 2)
+        inputs = torch.cat([self._rows_at(rows, row), flags], 2)  # [N, T, 5]
+
+        answer = torch.cat([question.answer, blank], 1)
+        triple = torch.where(asked, answering, answer.shape[1] - 1)
+        targets = self._look_up(self._digits, self._rows_at(answer, triple))
+        inputs, targets = (part.transpose(0, 1).contiguous() for part in (inputs, targets))
+        return Sequences(inputs, targets, asked.T.float().contiguous())
+
+    def _draw_graphs(self) -> tuple[Tensor, Graphs]:
+        """The limits `[N, 7]` of the copies' lessons, and graphs."""
+        if self.world is not None:
+            self.lesson = torch.zeros(self.num_envs, dtype=torch.int64, device=self.device)
+            return self._limits[self.lesson], self._fixed
+        self.lesson = draw_lessons(self.level, self._uniform(2, self.num_envs)) if self.curriculum else self._lesson()
+        limits = self._limits[self.lesson - self._first]
+        nodes = limits[:, 0] + below(self._uniform(self.num_envs), limits[:, 1] - limits[:, 0] + 1)
+        kinds = self._draw_kinds(limits[:, 3])
+        return limits, random_graphs(nodes, (limits[:, 2], limits[:, 3]), kinds, self._room, self.generator)
+
+    def _lesson(self) -> Tensor:
+        return torch.full((self.num_envs,), self.last_lesson, device=self.device)
+
+    def _draw_kinds(self, most_edges: Tensor) -> Tensor:
+        """How many edge labels each graph has, int64 `[N]`: as many as a node has edges, or more."""
+        return most_edges + below(self._uniform(self.num_envs), _KINDS + 1 - most_edges)
+
+    def _triples(self) -> Tensor:
+        """The labels of all edges, `[N, V * D, 3]`; of those that are not there nothing sensible."""
+        source = self.node_labels[:, :, None].expand_as(self.edge_labels)
+        destination = self.node_labels.gather(1, self.successors.flatten(1).clamp(min=0))
+        return torch.stack([source.flatten(1), self.edge_labels.flatten(1), destination], 2)
+
+    @staticmethod
+    def _rows_at(rows: Tensor, index: Tensor) -> Tensor:
+        """`rows[n, index[n, t]]`: `[N, T, 3]` from `[N, R, 3]` and `[N, T]`."""
+        return rows.gather(1, index[..., None].expand(-1, -1, 3))
+
+    @staticmethod
+    def _look_up(table: Tensor, labels: Tensor) -> Tensor:
+        """The rows of three labels side by side: `[..., 3 K]` from `[1001, K]` and `[..., 3]`."""
+        return table.index_select(0, labels.flatten()).view(*labels.shape[:-1], -1)
+
+    # -- the environment -------------------------------------------------------------------------------------------
+
+    def _begin(self, where: Tensor | None) -> None:
+        super()._begin(where)
+        self._verdicts.clear()
+
+    def _metrics(self, wrong: Tensor, asked: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        triples, missed = (asked > 0).float(), wrong > 0
+        self.failed = self.failed | missed
+        ended = self._ended()
+        if self.render_mode is not None:
+            self._verdicts.append(~missed)
+        metrics = {
+            "right_answers": (~self.failed * ended, ended),
+            "right_triples": (triples * ~missed, triples),
+        }
+        if self.curriculum:
+            metrics["lesson"] = (self.level * ended, ended)
+            if self._elapsed == self.length - 1:
+                progress = Progress(self.level, self.tried, self.passed)
+                self.level, self.tried, self.passed = advance(
+                    progress, self.lesson, ~self.failed, self.pass_mark, self.window, self.last_lesson
+                )
+        return metrics
+
+    def _observe(self) -> Tensor:
+        if self._elapsed == self.length:
+            return torch.zeros(self.num_envs, 3 * _DIGITS * 10 + 2, device=self.device)
+        shown = self.inputs[self._elapsed]
+        return torch.cat([self._look_up(self._hot, shown[:, :3]), shown[:, 3:].float()], 1)
+
+    def state_limits(self) -> dict[str, tuple[int, int]]:
+        lesson = (self._first, self.last_lesson)
+        return {"level": lesson, "lesson": lesson}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        super().load_state_dict(state)
+        self._verdicts.clear()
+
+    def way(self, index: int) -> list[int]:
+        """The nodes of the path asked for, in one copy. For people."""
+        return [node for node in self.path[index].tolist() if node >= 0]
+
+    def meaning(self, label: int) -> list[int]:
+        """The edge labels that a label stands for, where it is a relation; else nothing. For people."""
+        return []
+
+    # -- pictures --------------------------------------------------------------------------------------------------
+
+    def text(self, index: int = 0) -> str:
+        """The present step's triple, the query, and right answers beside those given, with `!` where they differ."""
+        from envs.tasks.graphs.pictures import graph_text
+
+        return graph_text(self, index)
+
+    def frame(self, index: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        from envs.tasks.graphs.pictures import graph_frame  # pygame is only needed to watch
+
+        return graph_frame(self, index)

@@ -1,0 +1,1 @@
+"""Tasks on images of MNIST and Omniglot."""

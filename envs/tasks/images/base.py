@@ -1,0 +1,105 @@
+"""What the image tasks share: images that live once on the device, shown by number."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from envs.tasks.images.data import LABELLED, load_images, resized
+from envs.tasks.sequence.base import SequenceTask
+
+
+class ImageTask(SequenceTask):
+    """A sequence task that shows images first and asks afterwards.
+
+    `_sequences` gives numbers of images for `inputs`, int64 `[shown, N]`; a step looks the images up in `pixels`, uint8
+    `[K, H, W]`, of which all copies share one. An observation is a `Dict` with an entry "image" `[1, H, W]`, which is
+    zero from step `shown` on.
+
+    Args:
+        num_envs: number of copies.
+        source: see `load_images`.
+        split: "train", "valid" or "test".
+        data_dir: looked into first for files.
+        shown: different images in an episode, at least 1 and no more than the split holds.
+        horizon: steps of an episode.
+        side: resize to so many pixels a side, by nearest neighbour; None: as they are.
+        classes: the answers are the ten classes; else they are images, and `pixels` become 0 (paper) and 1 (ink, from
+            128 on).
+        query: the observation has an entry "query", an image too.
+        priority: the observation has an entry "priority", a number in -1..1.
+        device: where everything lives.
+        render_mode: None or "rgb_array".
+    """
+
+    def __init__(
+        self,
+        num_envs: int,
+        source: str,
+        split: str,
+        data_dir: str | Path | None,
+        shown: int,
+        horizon: int,
+        side: int | None = None,
+        classes: bool = True,
+        query: bool = False,
+        priority: bool = False,
+        device: torch.device | str = "cpu",
+        render_mode: str | None = None,
+    ) -> None:
+        if side is not None and side < 1:
+            raise ValueError(f"side is {side}, expected at least 1, or None")
+        pixels, labels = load_images(source, split, data_dir=data_dir, device=device)
+        if classes and labels is None:
+            raise ValueError(f"source is {source!r}, which has no ten classes; expected one of {', '.join(LABELLED)}")
+        if shown > len(pixels):
+            raise ValueError(f"an episode is to show {shown} images, and there are {len(pixels)} in this split")
+        pixels = pixels if side is None else resized(pixels, side)
+        self.pixels = pixels if classes else (pixels >= 128).to(torch.uint8)
+        self.scale = 1 / 255 if classes else 1.0
+        self.labels, self.shown = labels, shown
+        size = (1, *pixels.shape[1:])
+        entries: dict[str, spaces.Space[Any]] = {"image": spaces.Box(0.0, 1.0, size)}
+        if query:
+            entries["query"] = spaces.Box(0.0, 1.0, size)
+        if priority:
+            entries["priority"] = spaces.Box(-1.0, 1.0, (1,))
+        action_space = spaces.Discrete(10) if classes else spaces.MultiBinary(list(size))
+        super().__init__(num_envs, spaces.Dict(entries), action_space, horizon, device, render_mode)
+        self._image_shape = (num_envs, *size)
+
+    def _distinct(self, number: int) -> Tensor:
+        """Numbers of different images for each copy, in random order, all choices equally likely: `[number, N]`.
+
+        Floyd's sampling: the t-th is drawn from one more than the one before it was; a number that is taken already
+        gives way to the new one.
+        """
+        taken = torch.full((number, self.num_envs), -1, device=self.device)
+        for turn in range(number):
+            newest = len(self.pixels) - number + turn
+            drawn = self._integers(0, newest, self.num_envs)
+            taken[turn] = drawn.masked_fill((taken[:turn] == drawn).any(0), newest)
+        return taken.gather(0, self._order(number))
+
+    def _order(self, number: int) -> Tensor:
+        """A random order of so many things for each copy, int64 `[number, N]`."""
+        return self._uniform(number, self.num_envs).argsort(0)
+
+    def _look_up(self, numbers: Tensor) -> Tensor:
+        """Images `[N, 1, H, W]`, float32 in 0..1, by their numbers `[N]`."""
+        return (self.pixels.index_select(0, numbers) * self.scale).unsqueeze(1)
+
+    def _nothing(self) -> Tensor:
+        return torch.zeros(self._image_shape, device=self.device)
+
+    def _beside(self) -> dict[str, Tensor]:
+        """The other entries of the present observation."""
+        return {}
+
+    def _observe(self) -> dict[str, Tensor]:  # type: ignore[override]
+        shows = self._elapsed < self.shown
+        return {"image": self._look_up(self.inputs[self._elapsed]) if shows else self._nothing(), **self._beside()}

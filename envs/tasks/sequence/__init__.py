@@ -1,0 +1,1 @@
+"""Copying, recalling, sorting and inferring: supervised sequence tasks."""

@@ -1,0 +1,304 @@
+"""SequenceTask: a supervised sequence task as an environment, its sequences made whole at every reset.
+
+A subclass writes `_sequences`, which makes inputs, right answers and weights of all copies and all steps at once. A
+step then looks up one row of each and compares. Two kinds share this: `BitTask`, whose answers are bit vectors or bit
+maps, and `SymbolTask`, whose answers are symbols.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from envs.tensor_env import AnswerGroup, Info, TensorEnv
+
+
+class Sequences(NamedTuple):
+    """What a task shows and asks: T steps of N copies."""
+
+    inputs: Tensor
+    """Observations, float32 `[T, N, *observation_shape]`; a `SymbolTask` has symbols instead, int64 `[T, N]`."""
+    targets: Tensor
+    """Right answers `[T, N, *action_shape]`, of the action space's type."""
+    weights: Tensor
+    """Float32 `[T, N]`, or `[T, N, parts]` where an action has parts; 0 where nothing is asked."""
+
+
+class SequenceTask(TensorEnv):
+    """Base class of the sequence tasks.
+
+    Every copy starts and ends with the others, after `horizon` steps, the length of the longest sequence. Shorter ones
+    are followed by blank observations (zeros) of weight 0. The observation after the last step is blank too.
+
+    Reward: `weight * score / (sum of the weights of the copy's episode)`, where the score is the share of right bits,
+        or 1 for the right symbol and 0 for a wrong one. A perfect episode returns 1.
+
+    Metrics (reported over all steps and copies):
+        `error`: percentage of wrong answers (bits or symbols) among those asked for.
+        `sequence_error`: share of episodes with at least one wrong answer.
+
+    Args:
+        num_envs: number of copies.
+        observation_space: of one copy.
+        action_space: of one copy.
+        horizon: steps of an episode.
+        device: where everything lives.
+        render_mode: None or "rgb_array"; answers are only remembered, for pictures, where it is set.
+    """
+
+    ignores_actions: bool = True
+    groups_answers: bool = True
+    metric_names: tuple[str, ...] = ("error", "sequence_error")
+    state_names: tuple[str, ...] = ("inputs", "targets", "weights", "total", "failed")
+    inputs: Tensor
+    targets: Tensor
+    weights: Tensor
+    total: Tensor  # sum of an episode's weights, [N]
+    failed: Tensor  # whether an answer of the sequence at hand was wrong, [N]
+
+    def __init__(
+        self,
+        num_envs: int,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        horizon: int,
+        device: torch.device | str = "cpu",
+        render_mode: str | None = None,
+    ) -> None:
+        super().__init__(num_envs, observation_space, action_space, device, horizon=horizon, render_mode=render_mode)
+        self.length = horizon
+        self._copies = torch.arange(num_envs, device=self.device)
+        self._times = torch.arange(horizon, device=self.device)[:, None]  # [T, 1], beside the copies' [N]
+        self._answers: list[Tensor] = []  # of the episode so far, kept for pictures only
+
+    # -- what a subclass writes ------------------------------------------------------------------------------------
+
+    def _sequences(self) -> Sequences:
+        """New sequences for all copies, drawn from `self.generator`. Nothing may write into them afterwards."""
+        raise NotImplementedError
+
+    def _metrics(self, wrong: Tensor, asked: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """Amounts and counts (see `_measure`) of the step at hand.
+
+        Args:
+            wrong: wrong answers among those asked for at this step, bits or symbols, float `[N]`.
+            asked: answers asked for at this step, float `[N]`.
+        """
+        self.failed = self.failed | (wrong > 0)
+        ended = self._ended()
+        return {"error": (100.0 * wrong, asked), "sequence_error": (self.failed * ended, ended)}
+
+    def answer_groups(self) -> dict[str, AnswerGroup]:
+        """By the answer's place among those of its sequence, and by how many these are; a subclass adds its own."""
+        asked = self._asked()
+        place = asked.cumsum(0)
+        return {"place of the answer": AnswerGroup(place), "answers due": AnswerGroup(place[-1:].expand_as(place))}
+
+    def _asked(self) -> Tensor:
+        """Whether an answer is due, int64 `[T, N]`."""
+        return (self.weights.reshape(self.length, self.num_envs, -1) > 0).any(2).long()
+
+    # -- helpers for subclasses ------------------------------------------------------------------------------------
+
+    def _ended(self) -> Tensor:
+        """1 at the last step of the episode, else 0: float `[N]`."""
+        last = self._elapsed == self.length - 1
+        return torch.full((self.num_envs,), float(last), device=self.device)
+
+    def _integers(self, low: int, high: int, *shape: int) -> Tensor:
+        """Random integers from `low` to `high`, both included: int64 `[*shape]`."""
+        return torch.randint(low, high + 1, shape, generator=self.generator, device=self.device)
+
+    def _bits(self, *shape: int) -> Tensor:
+        """Random bits, int8 `[*shape]`: the low bits of the bytes of 64-bit numbers, eight for the price of one."""
+        size, limit = math.prod(shape), 2**63
+        words = torch.randint(-limit, limit - 1, (-(-size // 8),), generator=self.generator, device=self.device)
+        return (words.view(torch.int8) & 1)[:size].view(shape)
+
+    def _uniform(self, *shape: int) -> Tensor:
+        """Random numbers from 0 to 1, float32 `[*shape]`."""
+        return torch.rand(shape, generator=self.generator, device=self.device)
+
+    def _pick(self, source: Tensor, index: Tensor) -> Tensor:
+        """`source[index[t, n], n]` for all t and n: `[T, N, ...]` from `[S, N, ...]`; indices are cut to the range."""
+        return source[index.clamp(0, len(source) - 1), self._copies]
+
+    # -- the environment -------------------------------------------------------------------------------------------
+
+    def _begin(self, where: Tensor | None) -> None:
+        assert where is None
+        self.inputs, self.targets, self.weights = self._sequences()
+        self.total = self.weights.transpose(0, 1).flatten(1).sum(1)
+        self.failed = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
+        self._answers.clear()
+
+    def _advance(self, action: Tensor) -> tuple[Tensor, None, None]:
+        target, weight = self.targets[self._elapsed], self.weights[self._elapsed]
+        right = (action == target).view(self.num_envs, -1)  # [N, parts]: bits, or one symbol
+        parts = right.shape[1]
+        if weight.dim() == 1:
+            count = right.sum(1)
+            credit, wrong, asked = weight * count / parts, (weight > 0) * (parts - count), (weight > 0) * parts
+        else:  # each part has a weight of its own
+            credit, wrong, asked = (right * weight).sum(1), ((weight > 0) & ~right).sum(1), (weight > 0).sum(1)
+        if self.render_mode is not None:
+            self._answers.append(action.clone())
+        self._measure(**self._metrics(wrong.float(), asked.float()))
+        return credit / self.total, None, None
+
+    def _observe(self) -> Tensor:
+        if self._elapsed == self.length:
+            return torch.zeros_like(self.inputs[0])
+        return self.inputs[self._elapsed].clone()
+
+    def _describe(self) -> Info:
+        return {"target": self.targets[self._elapsed].clone(), "weight": self.weights[self._elapsed].clone()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        super().load_state_dict(state)
+        self._answers.clear()
+
+    # -- pictures --------------------------------------------------------------------------------------------------
+
+    def _story(self, index: int) -> Story:
+        """What copy `index` was shown, should have said and said, up to now."""
+        now, parts = self._elapsed, math.prod(self.weights.shape[2:])
+        answers: list[Tensor | None] = [None] * (now - len(self._answers))
+        answers += [answer[index].cpu() for answer in self._answers]
+        return Story(
+            inputs=self.inputs[: now + 1, index].cpu(),
+            targets=self.targets[:now, index].cpu(),
+            asked=(self.weights[:now, index].reshape(now, parts) > 0).any(1).tolist(),
+            answers=answers,
+        )
+
+    def _caption(self) -> str:
+        return f"step {self._elapsed} / {self.length}"
+
+
+class Story(NamedTuple):
+    """An episode of one copy up to a step t, on the host."""
+
+    inputs: Tensor
+    """`[t + 1, ...]`: the present step is seen, though not yet answered."""
+    targets: Tensor
+    """`[t, ...]`."""
+    asked: list[bool]
+    """t entries: whether an answer was asked for."""
+    answers: list[Tensor | None]
+    """t entries; None where an answer is not known any more."""
+
+
+class BitTask(SequenceTask):
+    """A sequence task whose answers are bit vectors `MultiBinary(bits)` or bit maps `MultiBinary([H, W])`.
+
+    One more metric, `wrong_bits`: wrong bits in a sequence, on average. The cost in bits per sequence that papers plot
+    is a cross-entropy, which only the learner can know: it is the summed `-weight * log_prob(target)` in units of ln 2.
+    """
+
+    metric_names = ("wrong_bits", "error", "sequence_error")
+
+    def _metrics(self, wrong: Tensor, asked: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        return {"wrong_bits": (wrong, self._ended()), **super()._metrics(wrong, asked)}
+
+    def _columns(self, inputs: Tensor) -> Tensor:
+        """Observations `[t, *observation_shape]` as columns `[t, rows]` of a picture; a map's channels beyond the first
+        are alike all over, so one row stands for each."""
+        return inputs if inputs.dim() == 2 else torch.cat([inputs[:, 0].flatten(1), inputs[:, 1:, 0, 0]], 1)
+
+    def text(self, index: int = 0) -> str:
+        """Input, target and answer, a row a channel: `#` 1, `.` 0, `+` and `-` other numbers; `!` beside wrong bits."""
+        from envs.tasks.sequence.pictures import bit_text
+
+        story = self._story(index)
+        return bit_text(
+            self._columns(story.inputs), story.targets.flatten(1), story.answers, story.asked, self._caption()
+        )
+
+    def frame(self, index: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        from envs.tasks.sequence.pictures import bit_frame  # pygame is only needed to watch
+
+        story = self._story(index)
+        return bit_frame(
+            self._columns(story.inputs),
+            story.targets.flatten(1),
+            story.answers,
+            story.asked,
+            self.length,
+            self._caption(),
+        )
+
+
+class SymbolTask(SequenceTask):
+    """A sequence task over symbols: observations are one-hot (zeros where blank), answers `Discrete`.
+
+    Args:
+        num_envs: number of copies.
+        alphabet: one character for each symbol that can be shown; `len(alphabet)` is the blank.
+        answers: the first so many of them can be answers.
+        horizon: steps of an episode.
+        device: where everything lives.
+        render_mode: None or "rgb_array".
+    """
+
+    def __init__(
+        self,
+        num_envs: int,
+        alphabet: str,
+        answers: int,
+        horizon: int,
+        device: torch.device | str = "cpu",
+        render_mode: str | None = None,
+    ) -> None:
+        size = len(alphabet)
+        super().__init__(
+            num_envs, spaces.Box(0.0, 1.0, (size,)), spaces.Discrete(answers), horizon, device, render_mode
+        )
+        self.alphabet = alphabet
+        self.action_names = tuple(alphabet[:answers])
+        self._rows = torch.eye(size + 1, size, device=self.device)  # the last row, of zeros, is the blank
+
+    def _observe(self) -> Tensor:
+        if self._elapsed == self.length:
+            return torch.zeros_like(self._rows[:1]).expand(self.num_envs, -1).clone()
+        return self._rows.index_select(0, self.inputs[self._elapsed])
+
+    def _words(self, index: int) -> tuple[str, str, str]:
+        """Shown, right and said so far, a character a step; a blank where nothing was shown, asked or is known."""
+        story, names = self._story(index), self.alphabet + " "
+        shown = "".join(names[symbol] for symbol in story.inputs.tolist())
+        right = "".join(
+            names[target] if asked else " " for target, asked in zip(story.targets.tolist(), story.asked, strict=True)
+        )
+        said = "".join(
+            names[int(answer)] if asked and answer is not None else " "
+            for answer, asked in zip(story.answers, story.asked, strict=True)
+        )
+        return shown, right, said
+
+    def text(self, index: int = 0) -> str:
+        """Shown, right and said, a column a step, with `!` under what was wrong."""
+        shown, right, said = self._words(index)
+        marks = "".join("!" if b not in (" ", a) else " " for a, b in zip(right, said, strict=True))
+        rows = {"shown": shown, "right": right, "said": said, "wrong": marks}
+        return "\n".join([self._caption(), *(f"{name:<6}|{row}" for name, row in rows.items())])
+
+    def frame(self, index: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        from envs.tasks.sequence.pictures import symbol_frame  # pygame is only needed to watch
+
+        return symbol_frame(*self._words(index), self.alphabet, self.length, self._caption())
+
+
+def check_range(name: str, low: int, high: int, least: int = 1) -> None:
+    """Refuse a range of lengths that is empty or begins below `least`.
+
+    Raises:
+        ValueError: naming the two arguments `min_NAME` and `max_NAME`.
+    """
+    if not least <= low <= high:
+        raise ValueError(f"min_{name} is {low} and max_{name} {high}; expected {least} <= min_{name} <= max_{name}")

@@ -1,0 +1,335 @@
+"""Dynamic neural Turing machine: slots with learned addresses, found softly or one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from policies.memories.contract import Memory, MemoryStep, Panel, State
+from policies.memories.registry import register_memory
+from policies.memories.shared.addressing import next_memory, oneplus
+from policies.memories.shared.noise import SEEDS, fingerprint, mix, next_seed
+from policies.memories.shared.pictures import vector_panel
+
+NORM_EPS = 1e-6
+"""Added to squared norms, so that an empty slot has a direction: none."""
+
+
+class Addressed(NamedTuple):
+    """Where a set of heads went."""
+
+    weights: Tensor
+    """What reads and writes, `[B, H, N + 1]`: the probabilities, or one slot where that is drawn."""
+    probabilities: Tensor
+    """w, `[B, H, N + 1]`; the last slot is the one of no operation."""
+    usage: Tensor
+    """v after the step, `[B, H, N + 1]`."""
+    log_prob: Tensor
+    """Of the slots drawn, summed over heads, `[B]`; 0 where none was."""
+
+
+@register_memory("d-ntm")
+class DNTM(Memory):
+    """D-NTM (Gulcehre, Chandar, Cho and Bengio, 2016, arXiv:1607.00036; Neural Computation 30, 2018).
+
+    A slot is [A ; C]: an address, learned and the same in every episode, and a content, which heads erase and add to.
+    A controller sees the input x and what was read, m. From its hidden layer h each head gets a key k, a sharpness β
+    and a measure γ of how much to avoid what it lately looked for:
+
+        z(i) = β cos(k, [A(i) ; C(i)]),  β = softplus(u_β h + b) + 1
+        w = softmax(z - γ v_{t-1}),  γ = σ(u_γ h + b),  v_t = 0.1 v_{t-1} + 0.9 z_t           no gradient through v
+        C_t(i) = C_{t-1}(i) (1 - w(i) e) + w(i) c,  e = σ(W_e h + b),  c = ReLU(W h + α W_x x + b),  α a learned gate
+        m = Σ_i w(i) [A(i) ; C_t(i)],  repeated `reading_steps` times, the controller running again with m in between
+
+    Discrete addressing reads and writes one slot, drawn from w, or the likeliest where `deterministic` is set. See
+    docs/memories/d-ntm.md for how it is trained. The order of a step is that of the authors' code: controller, write,
+    read.
+
+    State: `contents` `[B, memory_size, content_size]`, 0 at first; `read_value` m `[B, read_heads (address_size +
+    content_size)]`; `hidden` `[B, num_layers, hidden_size]` of a GRU; `read_usage`, `write_usage` v and `read_weights`
+    (of every reading step), `write_weights` w `[B, ..., memory_size + 1]`. Where options need them: `seed` of the draws
+    and `log_prob` `[B]` (discrete), `steps` `[B, 1]`, `mean_write` `[B, memory_size]`, `prediction` `[B, F]`.
+    Losses, each where its coefficient is not 0: `entropy`, `consistency`, `prediction`.
+
+    Args:
+        input_size: F, width of the input.
+        hidden_size: units a layer of the controller.
+        output_size: width of the output, a linear map of h and m; None: as hidden_size.
+        controller: "gru", or "feedforward": tanh layers, so that all that lasts is in the slots.
+        num_layers: layers of the controller.
+        memory_size: N, slots, without the one of no operation.
+        content_size, address_size: d_c and d_a, widths of the two parts of a slot.
+        read_heads, write_heads: how many of each; their m are put side by side.
+        reading_steps: K, reads a step.
+        no_operation: give the heads a slot more, with an address but no content, from which nothing is read and into
+            which nothing is written.
+        least_recently_used: subtract γ v.
+        usage_decay: 0.1 in v; the authors' code has 0.04.
+        addressing: "soft" or "discrete".
+        estimator: of the gradient through a drawn slot. "straight-through": that of w; "reinforce": none, for a
+            learner that uses `d_ntm_reinforce`. A2C and PPO do not: they need the former.
+        curriculum: address softly with probability 1/√(1+t) at training step t, for each step and environment.
+        deterministic: the likeliest slot, and no soft steps: for evaluation. Also an attribute, to switch at any time.
+        entropy_coef: λ_H, of `entropy`, minus the entropy of w summed over heads.
+        consistency_coef: λ, of `consistency`: (1 - w^r · mean of w^w so far)².
+        prediction_coef: of `prediction`: the next input predicted from h and m.
+        prediction: "squared" errors, or "bernoulli", the paper's, for inputs of 0 and 1; the mean over the input.
+        draws_depend_on: the "history" of inputs in the episode (see `noise`), or only the "step", for an encoder in
+            front that is trained, whose outputs change between acting and replaying.
+        draw_seed: another seed draws other slots.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int = 100,
+        output_size: int | None = None,
+        controller: Literal["gru", "feedforward"] = "gru",
+        num_layers: int = 1,
+        memory_size: int = 64,
+        content_size: int = 28,
+        address_size: int = 20,
+        read_heads: int = 1,
+        write_heads: int = 1,
+        reading_steps: int = 1,
+        no_operation: bool = True,
+        least_recently_used: bool = True,
+        usage_decay: float = 0.1,
+        addressing: Literal["soft", "discrete"] = "soft",
+        estimator: Literal["straight-through", "reinforce"] = "straight-through",
+        curriculum: bool = False,
+        deterministic: bool = False,
+        entropy_coef: float = 0.0,
+        consistency_coef: float = 0.0,
+        prediction_coef: float = 0.0,
+        prediction: Literal["squared", "bernoulli"] = "squared",
+        draws_depend_on: Literal["history", "step"] = "history",
+        draw_seed: int = 0,
+    ) -> None:
+        super().__init__()
+        _one_of("controller", controller, "gru", "feedforward")
+        _one_of("addressing", addressing, "soft", "discrete")
+        _one_of("estimator", estimator, "straight-through", "reinforce")
+        _one_of("prediction", prediction, "squared", "bernoulli")
+        _one_of("draws_depend_on", draws_depend_on, "history", "step")
+        sizes = {"num_layers": num_layers, "memory_size": memory_size, "reading_steps": reading_steps}
+        for name, size in {**sizes, "read_heads": read_heads, "write_heads": write_heads}.items():
+            if size < 1:
+                raise ValueError(f"{name} is {size}; it must be at least 1")
+        if not 0 <= usage_decay <= 1:
+            raise ValueError(f"usage_decay is {usage_decay}; it must be in 0..1")
+        if curriculum and addressing == "soft":
+            raise ValueError("curriculum goes from soft to discrete addressing; it needs addressing='discrete'")
+        self.output_size = output_size or hidden_size
+        self.hidden_size, self.num_layers, self.recurrent = hidden_size, num_layers, controller == "gru"
+        self.memory_size, self.content_size, self.slots = memory_size, content_size, memory_size + no_operation
+        self.read_heads, self.write_heads, self.reading_steps = read_heads, write_heads, reading_steps
+        self.usage_decay, self.least_recently_used = usage_decay, least_recently_used
+        self.discrete, self.straight_through = addressing == "discrete", estimator == "straight-through"
+        self.curriculum, self.deterministic = curriculum, deterministic
+        self.entropy_coef, self.consistency_coef, self.prediction_coef = entropy_coef, consistency_coef, prediction_coef
+        self.bernoulli, self.by_history = prediction == "bernoulli", draws_depend_on == "history"
+        self.draw_seed = draw_seed % SEEDS
+
+        width = content_size + address_size
+        self.read_size = read_heads * width
+        layer = nn.GRUCell if self.recurrent else nn.Linear
+        inputs = [input_size + self.read_size] + [hidden_size] * (num_layers - 1)
+        self.controller = nn.ModuleList(layer(size, hidden_size) for size in inputs)
+        self.addresses = nn.Parameter(torch.randn(self.slots, address_size) / max(1, address_size) ** 0.5)  # A
+        self.head_sizes = [width, 1, 1] if least_recently_used else [width, 1]  # k, β, γ
+        self.read_interface = nn.Linear(hidden_size, read_heads * sum(self.head_sizes))
+        self.write_interface = nn.Linear(hidden_size, write_heads * sum(self.head_sizes))
+        self.erase = nn.Linear(hidden_size, write_heads * content_size)
+        self.candidate = nn.Linear(hidden_size, write_heads * content_size)  # W, b
+        self.input_candidate = nn.Linear(input_size, write_heads * content_size, bias=False)  # W_x
+        self.input_gate = nn.Linear(hidden_size + input_size, 1)  # α
+        self.output = nn.Linear(hidden_size + self.read_size, self.output_size)
+        self.predictor = nn.Linear(hidden_size + self.read_size, input_size) if prediction_coef else None
+        if curriculum:
+            self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+            # a learner's step is one backward pass, and each of them reaches the addresses
+            self.addresses.register_post_accumulate_grad_hook(self._count)  # type: ignore[no-untyped-call]
+
+    def _count(self, _: Tensor) -> None:
+        self.get_buffer("updates").add_(1)
+
+    def initial_state(self, batch_size: int) -> State:
+        shapes: dict[str, tuple[int, ...]] = {
+            "contents": (self.memory_size, self.content_size),
+            "read_value": (self.read_size,),
+            "write_weights": (self.write_heads, self.slots),
+            "read_weights": (self.reading_steps * self.read_heads, self.slots),
+        }
+        if self.recurrent:
+            shapes["hidden"] = (self.num_layers, self.hidden_size)
+        if self.least_recently_used:
+            shapes |= {"write_usage": (self.write_heads, self.slots), "read_usage": (self.read_heads, self.slots)}
+        if self.discrete:
+            shapes |= {"seed": (), "log_prob": ()}
+        if self.consistency_coef:
+            shapes["mean_write"] = (self.memory_size,)
+        if self.predictor is not None:
+            shapes["prediction"] = (self.predictor.out_features,)
+        if self.consistency_coef or self.predictor is not None:
+            shapes["steps"] = (1,)
+        begin = {"seed": float(self.draw_seed)}
+        return {
+            name: self.addresses.new_full((1, *shape), begin.get(name, 0.0)).expand(batch_size, *shape)
+            for name, shape in shapes.items()
+        }
+
+    def forward(self, x: Tensor, state: State) -> MemoryStep:
+        following: State = {}
+        draws: Sequence[Tensor | None] = [None] * (1 + self.reading_steps)
+        soft = None
+        if self.discrete:
+            following["seed"] = next_seed(state["seed"], fingerprint(x if self.by_history else x[:, :0]))
+            sizes = [self.write_heads * self.slots] + [self.read_heads * self.slots] * self.reading_steps + [1]
+            *draws, curriculum = torch.split(uniform(following["seed"], sum(sizes)), sizes, 1)
+            if self.curriculum and not self.deterministic:
+                soft = curriculum < (1 + self.get_buffer("updates")).to(x.dtype).rsqrt()
+
+        m = state["read_value"]
+        hidden, layers = self._control(x, m, state.get("hidden"))
+        write = self.address(self.write_interface(hidden), state["contents"], state.get("write_usage"), draws[0], soft)
+        contents = self.write(x, hidden, state["contents"], write.weights)
+
+        reads: list[Addressed] = []
+        for draw in draws[1:]:
+            if reads:
+                hidden, layers = self._control(x, m, layers)
+            # every reading step avoids what was read one step ago, as in the authors' code
+            read = self.address(self.read_interface(hidden), contents, state.get("read_usage"), draw, soft)
+            slots = torch.cat([self.addresses[: self.memory_size].expand(x.shape[0], -1, -1), contents], 2)
+            m = (read.weights[..., : self.memory_size] @ slots).flatten(1)
+            reads.append(read)
+
+        following |= {"contents": contents, "read_value": m, "write_weights": write.probabilities}
+        following["read_weights"] = torch.cat([read.probabilities for read in reads], 1)
+        if layers is not None:
+            following["hidden"] = layers
+        if self.least_recently_used:
+            following |= {"write_usage": write.usage, "read_usage": reads[-1].usage}
+        if self.discrete:
+            following["log_prob"] = torch.stack([head.log_prob for head in (write, *reads)]).sum(0)
+        features = torch.cat([hidden, m], 1)
+        losses = self._losses(x, features, state, following, write.weights)
+        return MemoryStep(self.output(features), following, losses)
+
+    def address(
+        self, parameters: Tensor, contents: Tensor, usage: Tensor | None, draw: Tensor | None, soft: Tensor | None
+    ) -> Addressed:
+        """Where heads go.
+
+        Args:
+            parameters: k, β and γ of the heads as the controller emits them, `[B, H (d_a + d_c + 2)]`.
+            contents: C, `[B, N, d_c]`.
+            usage: v_{t-1}, `[B, H, N + 1]`; None: nothing is avoided.
+            draw: uniform numbers, `[B, H (N + 1)]`; None: soft addressing.
+            soft: bool `[B, 1]`, true where discrete addressing is soft for now; None: nowhere.
+        """
+        parameters = parameters.view(contents.shape[0], -1, sum(self.head_sizes))
+        key, sharpness, *avoidance = torch.split(parameters, self.head_sizes, 2)
+        contents = F.pad(contents, (0, 0, 0, self.slots - self.memory_size))
+        slots = torch.cat([self.addresses.expand(contents.shape[0], -1, -1), contents], 2)
+        z = oneplus(sharpness) * (unit(key) @ unit(slots).transpose(1, 2))
+        logits = z
+        if usage is None:
+            usage = z
+        else:
+            usage = usage.detach()
+            logits = z - avoidance[0].sigmoid() * usage
+            usage = self.usage_decay * usage + (1 - self.usage_decay) * z.detach()
+        log_probabilities = logits.log_softmax(2)
+        weights = probabilities = log_probabilities.exp()
+        log_prob = torch.zeros_like(weights[:, 0, 0])
+        if draw is not None:
+            scores = log_probabilities.detach()
+            if not self.deterministic:
+                scores = scores - (-draw.log()).log().view_as(scores)  # Gumbel noise: the argmax is a sample
+            index = scores.argmax(2, keepdim=True)
+            weights = torch.zeros_like(probabilities).scatter(2, index, 1.0)
+            if self.straight_through:
+                weights = weights + (probabilities - probabilities.detach())
+            log_prob = log_probabilities.gather(2, index).sum((1, 2))
+            if soft is not None:
+                weights = torch.where(soft[..., None], probabilities, weights)
+                log_prob = log_prob.masked_fill(soft.squeeze(1), 0.0)
+        return Addressed(weights, probabilities, usage, log_prob)
+
+    def write(self, x: Tensor, hidden: Tensor, contents: Tensor, weights: Tensor) -> Tensor:
+        """C_t from C_{t-1} `[B, N, d_c]`, by write weights `[B, H, N + 1]`."""
+        shape = (self.write_heads, self.content_size)
+        gate = self.input_gate(torch.cat([hidden, x], 1)).sigmoid()  # α
+        candidate = F.relu(self.candidate(hidden) + gate * self.input_candidate(x))
+        erase = self.erase(hidden).sigmoid()
+        weights = weights[..., : self.memory_size]
+        return next_memory(contents, weights, erase.view(-1, *shape), candidate.view(-1, *shape))
+
+    def _control(self, x: Tensor, read_value: Tensor, layers: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The last hidden layer, and all of them where they last."""
+        hidden = torch.cat([x, read_value], 1)
+        if layers is None:
+            for layer in self.controller:
+                hidden = layer(hidden).tanh()
+            return hidden, None
+        following = []
+        for layer, before in zip(self.controller, layers.unbind(1), strict=True):
+            hidden = layer(hidden, before)
+            following.append(hidden)
+        return hidden, torch.stack(following, 1)
+
+    def _losses(self, x: Tensor, features: Tensor, state: State, following: State, written: Tensor) -> State:
+        """The memory's own terms, `[B]` each, times their coefficients; adds to `following` what they need."""
+        losses: State = {}
+        if self.entropy_coef:
+            w = torch.cat([following["write_weights"], following["read_weights"]], 1)
+            losses["entropy"] = self.entropy_coef * torch.xlogy(w, w).sum((1, 2))
+        if "steps" in state:
+            following["steps"] = state["steps"] + 1
+        if self.consistency_coef:
+            newest = written[..., : self.memory_size].mean(1)
+            mean = (state["mean_write"] + (newest - state["mean_write"]) / following["steps"]).detach()
+            following["mean_write"] = mean
+            read = following["read_weights"][..., : self.memory_size].mean(1)
+            losses["consistency"] = self.consistency_coef * (1 - (read * mean).sum(1)).square()
+        if self.predictor is not None:
+            error = F.binary_cross_entropy_with_logits if self.bernoulli else F.mse_loss
+            error_of_unit = error(state["prediction"], x.detach(), reduction="none")
+            told = (state["steps"] > 0).squeeze(1)  # nothing foretells the first input
+            losses["prediction"] = self.prediction_coef * error_of_unit.mean(1) * told
+            following["prediction"] = self.predictor(features)
+        return losses
+
+    def panels(self, state: State) -> dict[str, Panel]:
+        """What is in the slots, where each head looked, and what was read; the last slot is that of no operation."""
+        first = {name: value[0].detach() for name, value in state.items()}
+        return {
+            "contents": Panel(first["contents"].T, "slot", "number in the content"),
+            "write_weights": Panel(first["write_weights"], "slot", "write head", (0.0, 1.0), "columns"),
+            "read_weights": Panel(first["read_weights"], "slot", "reading step and head", (0.0, 1.0), "columns"),
+            "read_value": vector_panel(first["read_value"][None], unit="number", limits=None),
+        }
+
+
+def unit(words: Tensor) -> Tensor:
+    """Words `[..., W]` over their norms."""
+    return words * (words.square().sum(-1, keepdim=True) + NORM_EPS).rsqrt()
+
+
+def uniform(seed: Tensor, count: int) -> Tensor:
+    """Numbers in (0, 1), both ends excluded, `[B, count]`, as a function of a seed `[B]` of `noise.next_seed`."""
+    places = torch.arange(count, device=seed.device) * 0x9E3779B1
+    bits = mix(mix(seed.detach().to(torch.int64) + 0x51ED270B)[:, None] + places)
+    # 23 bits and a half: the largest is 1 - 2^-24, the last number below 1 in single precision
+    return ((bits >> 9).to(seed.dtype) + 0.5) / 2**23
+
+
+def _one_of(name: str, value: Any, *expected: str) -> None:
+    if value not in expected:
+        raise ValueError(f"{name} is {value!r}; it must be " + " or ".join(repr(choice) for choice in expected))

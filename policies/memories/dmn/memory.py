@@ -1,0 +1,207 @@
+"""Dynamic memory network: passes of an attention GRU over the facts seen lately."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from policies.memories.contract import Memory, MemoryStep, Panel, Recording, State, Unrolled, unroll
+from policies.memories.dmn.fast_episode import AttentionGRU, attention_gru
+from policies.memories.recurrent.gru import GRU
+from policies.memories.registry import register_memory
+from policies.memories.shared.episode_buffer import Episodes, ReplayedRecording
+
+
+@register_memory("dmn")
+class DMN(Memory):
+    """Dynamic memory network (Kumar et al., "Ask Me Anything", ICML 2016), asked at every step.
+
+    Input module: a GRU over the inputs of the episode; its state at each step is a fact c_t, as the state at the end of
+    each sentence is in the paper. The last `capacity` facts are kept, the current one among them; one more overwrites
+    the oldest. Question module: a GRU over a question one word long, the current input; begun at zero that is
+    q = (1 - z) tanh(W x + b), z = σ(W_z x + b_z). Episodic memory: passes i = 1 ... `passes` over the facts in order,
+
+        z(c, m, q) = [c, m, q, c∘q, c∘m, |c-q|, |c-m|, cᵀW^b q, cᵀW^b m]
+        g^i_t = σ(W² tanh(W¹ z(c_t, m^{i-1}, q) + b¹) + b²)
+        h^i_t = g^i_t GRU(c_t, h^i_{t-1}) + (1 - g^i_t) h^i_{t-1},    e^i = h^i of the last fact
+        m^i = GRU(e^i, m^{i-1}),  m^0 = q
+
+    The gates of facts that are not there are 0. Output: the answer module's state, to which the paper's W^a is applied;
+    here that is the policy's heads. The paper ends its passes early where the gate picks an end-of-passes fact, for
+    data that says which facts are needed; without such data it takes a fixed number, as here.
+
+    State: `hidden` `[B, 1, d]`, of the input module; `facts` `[B, capacity, d]`, the oldest first, zeros before the
+    last `count` `[B]` of them; `gates` `[B, passes, capacity]`, g of the last step, which only the panels read. Facts
+    stay as they were encoded: training reaches the input module through those of the same roll-out.
+
+    Args:
+        input_size: F, width of the input.
+        hidden_size: d, of all modules, which is also the output size.
+        capacity: facts kept. A pass takes so many steps of a GRU, one after the other.
+        passes: T_M; the paper's bAbI model takes up to 5.
+        gate_size: units of the gate's hidden layer, which the paper leaves open; None: as hidden_size.
+        smooth: squares in place of absolute values and no bilinear terms in z, as a public implementation has it
+            against the NaN that its |·| gives for equal vectors. Here |·| has slope 0 there, so that neither gives NaN.
+        answer: "memory": a = m of the last pass, the paper's a_0; "gru": a_1 = GRU([y_0, q], a_0), one step of the
+            answer module, where y_0 is no word and left out.
+        fast: an attention GRU differentiated by hand, and all steps of a sequence at once; False: plain operations, one
+            step after another, which gives the same.
+    """
+
+    chunk_size = 2**15
+    """Facts to be read at once, counted over steps and batch: more are read in pieces, to bound the room they take."""
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int = 64,
+        capacity: int = 32,
+        passes: int = 3,
+        gate_size: int | None = None,
+        smooth: bool = False,
+        answer: Literal["memory", "gru"] = "memory",
+        fast: bool = True,
+    ) -> None:
+        super().__init__()
+        if answer not in ("memory", "gru"):
+            raise ValueError(f"answer is {answer!r}; it must be 'memory' or 'gru'")
+        gate_size = hidden_size if gate_size is None else gate_size
+        if min(hidden_size, capacity, passes, gate_size) < 1:
+            raise ValueError(
+                "hidden_size, capacity, passes and gate_size must be at least 1, "
+                f"not {hidden_size}, {capacity}, {passes} and {gate_size}"
+            )
+        d = self.output_size = self.hidden_size = hidden_size
+        self.capacity = capacity
+        self.passes = passes
+        self.smooth = smooth
+        self.fast = fast
+        self.input = GRU(input_size, d)
+        self.question = nn.Linear(input_size, 2 * d)  # z, then the candidate
+        # the columns of W¹, block by block as z has them
+        self.blocks = [d] * 7 + ([] if smooth else [1, 1])
+        self.gate_hidden = nn.Linear(sum(self.blocks), gate_size)
+        self.gate_out = nn.Linear(gate_size, 1)
+        self.bilinear = None if smooth else nn.Parameter(torch.empty(d, d).uniform_(-(d**-0.5), d**-0.5))  # W^b
+        self.episode = nn.GRUCell(d, d)
+        self.update = nn.GRUCell(d, d)
+        self.answer = nn.GRUCell(d, d) if answer == "gru" else None
+
+    def initial_state(self, batch_size: int) -> State:
+        sizes = {
+            "hidden": (1, self.hidden_size),
+            "facts": (self.capacity, self.hidden_size),
+            "count": (),
+            "gates": (self.passes, self.capacity),
+        }
+        return {
+            name: torch.zeros(1, *size, device=self.device, dtype=self.dtype).expand(batch_size, *size)
+            for name, size in sizes.items()
+        }
+
+    def forward(self, x: Tensor, state: State) -> MemoryStep:
+        told = self.input(x, {"hidden": state["hidden"]})
+        result = self._ask(told.output.unsqueeze(0), told.state, x.unsqueeze(0), None, state)
+        return MemoryStep(result.outputs[0], result.state, {})
+
+    def unroll(self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None = None) -> Unrolled:
+        """As `contract.unroll`: the input module by its sequence kernel, then the questions of all steps at once."""
+        if not self.fast:
+            return unroll(self, xs, starts, state, resets)
+        told = self.input.unroll(xs, starts, {"hidden": state["hidden"]}, resets)
+        return self._ask(told.outputs, told.state, xs, None if resets is not None and not resets else starts, state)
+
+    def record(self, state: State, room: int) -> Recording:
+        """As `Memory.record`: acting without a graph, then `unroll`."""
+        return ReplayedRecording(self, state) if self.fast else super().record(state, room)
+
+    def _ask(self, facts: Tensor, hidden: State, xs: Tensor, starts: Tensor | None, state: State) -> Unrolled:
+        """The questions of T steps, whose facts `[T, B, d]` are known already, to the facts up to each of them."""
+        size, length, batch = self.capacity, len(xs), xs.shape[1]
+        z, candidate = self.question(xs).chunk(2, 2)
+        q = torch.sigmoid(-z) * torch.tanh(candidate)  # 1 - σ(z) = σ(-z)
+        episodes = Episodes.of(starts, state["count"], length, size)
+        history = torch.cat([state["facts"].transpose(0, 1), facts])
+        read = history[1:]  # a step's own fact is the last of its window
+        ages = torch.arange(size - 1, -1, -1, device=xs.device)
+        filled = ages.view(-1, 1, 1) <= episodes.held
+        products = F.linear(read, self.episode.weight_ih, self.episode.bias_ih)
+        in_gate = F.linear(read, self.gate_hidden.weight[:, : self.hidden_size], self.gate_hidden.bias)
+
+        piece = 1 if length == 1 else max(1, self.chunk_size // (size * batch))  # one step is exported for any batch
+        memories, gates = [], state["gates"]
+        for begin in range(0, length, piece):
+            steps = slice(begin, min(begin + piece, length))
+            rows = slice(begin, steps.stop + size - 1)
+            arguments = (read[rows], products[rows], in_gate[rows], q[steps], filled[:, steps])
+            if piece < length and torch.is_grad_enabled():
+                m, gates = checkpoint(self.recall, *arguments, use_reentrant=False, preserve_rng_state=False)
+            else:
+                m, gates = self.recall(*arguments)
+            memories.append(m)
+        output = torch.cat(memories)
+        if self.answer is not None:
+            output = self.answer(q.flatten(0, 1), output.flatten(0, 1)).view_as(output)
+        following = {
+            "hidden": hidden["hidden"],
+            "facts": episodes.buffer(history, size),
+            "count": (episodes.held[-1] + 1).clamp(max=size),
+            "gates": gates,
+        }
+        return Unrolled(output, following, {})
+
+    def recall(
+        self, facts: Tensor, products: Tensor, in_gate: Tensor, q: Tensor, filled: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """All passes of `n` steps over their windows of N facts.
+
+        What does not depend on m is taken once, what depends on c alone once for all windows that hold it.
+
+        Args:
+            facts: c, `[N - 1 + n, B, d]`.
+            products: the facts' part of the episode's GRU, `[N - 1 + n, B, 3 d]`.
+            in_gate: the facts' own part of W¹ z + b¹, `[N - 1 + n, B, gate_size]`.
+            q: `[n, B, d]`.
+            filled: which facts of each window are there, `[N, n, B]`.
+
+        Returns:
+            m of the last pass, `[n, B, d]`, and the gates of the last step, `[B, passes, N]`.
+        """
+        _, w_m, w_q, w_cq, w_cm, w_dq, w_dm, *w_b = torch.split(self.gate_hidden.weight, self.blocks, 1)
+        c = self.windows(facts)
+
+        def compared(other: Tensor, *weights: Tensor) -> Tensor:
+            """The terms of W¹ z that compare c with q or m: product, distance, bilinear form."""
+            distance = (c - other).square() if self.smooth else (c - other).abs()
+            terms = F.linear(torch.cat([c * other, distance], 3), torch.cat(weights[:2], 1))
+            if self.bilinear is not None:
+                form = (c * F.linear(other, self.bilinear)).sum(3, keepdim=True)
+                terms = terms + form * weights[2].squeeze(1)
+            return terms
+
+        fixed = self.windows(in_gate) + F.linear(q, w_q) + compared(q, w_cq, w_dq, *w_b[:1])
+        m, gates = q, []
+        for _ in range(self.passes):
+            hidden = fixed + F.linear(m, w_m) + compared(m, w_cm, w_dm, *w_b[1:])
+            gate = torch.sigmoid(self.gate_out(hidden.tanh())).squeeze(3) * filled
+            arguments = (products, gate, self.episode.weight_hh, self.episode.bias_hh)
+            e = AttentionGRU.apply(*arguments) if self.fast else attention_gru(*arguments)  # type: ignore[no-untyped-call]
+            m = self.update(e.flatten(0, 1), m.flatten(0, 1)).view_as(m)
+            gates.append(gate[:, -1])
+        return m, torch.stack(gates).permute(2, 0, 1)
+
+    def windows(self, rows: Tensor) -> Tensor:
+        """`[N - 1 + n, B, D]` to `[N, n, B, D]`, without a copy: entry j, t is row t + j."""
+        return rows.unfold(0, self.capacity, 1).permute(3, 0, 1, 2)
+
+    def panels(self, state: State) -> dict[str, Panel]:
+        """Which facts each pass of the last step let in, and the facts, as they are kept."""
+        return {
+            "gates": Panel(state["gates"][0].detach(), "fact, the oldest first", "pass", (0.0, 1.0)),
+            "facts": Panel(state["facts"][0].detach(), "unit", "fact, the oldest first", (-1.0, 1.0)),
+        }

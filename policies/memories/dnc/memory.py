@@ -1,0 +1,322 @@
+"""Differentiable neural computer: an LSTM with a memory it writes to, frees, and reads by content or in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from policies.memories.contract import Memory, MemoryStep, Panel, Recording, State, Unrolled, reset
+from policies.memories.dnc.fast_links import PlainLinks, TapedLinks
+from policies.memories.registry import register_memory
+from policies.memories.shared.addressing import (
+    content_weights,
+    inverse_norms,
+    next_memory,
+    next_precedence,
+    next_usage,
+    oneplus,
+    write_allocations,
+)
+from policies.memories.shared.pictures import vector_panel
+from policies.memories.time.shared_linear import SharedLinear
+
+Layer = Callable[[Tensor, Tensor], Tensor]
+
+
+@register_memory("dnc")
+class DNC(Memory):
+    """Differentiable neural computer (Graves et al., Nature 538, 2016), Methods.
+
+    A deep LSTM sees the input and what was read at the last step, and emits an interface vector. Writing goes to slots
+    found by content, or to the least used; reading to slots found by content, or to those written just after, or just
+    before, what was read last. Within a step the write comes first.
+
+    State: `hidden`, `cell` `[B, controller_layers, hidden_size]`; `memory` `[B, slots, word_size]`; `usage`
+    `[B, slots]`; `precedence`, `write_weights` `[B, write_heads, slots]`; `linkage` `[B, write_heads, slots, slots]`;
+    `read_weights` `[B, read_heads, slots]`; `read_vectors` `[B, read_heads, word_size]`. All zero when an episode
+    starts.
+
+    Args:
+        input_size: F, width of the input.
+        hidden_size: units of each layer of the controller.
+        output_size: width of the output; None: as hidden_size.
+        controller_layers: layers of the controller, each fed the input, what was read, and the layer below.
+        slots: N, rows of the memory.
+        word_size: W, numbers in a row.
+        read_heads: R.
+        write_heads: one in the paper; several are combined as in the released code, with links for each.
+        clip_value: hidden and cell states and the output are kept within ± this, as in the released code; None: not.
+        clip_gradients: gradients of the controller's hidden states are kept within ± this; the paper has 10. None: not.
+        strength: "oneplus", the paper's 1 + log(1 + e^x), or "softplus", the code's log(1 + e^x).
+        read_mode_order: of the read modes in the interface vector: backward, content, forward in the paper ("paper"),
+            backward, forward, content in the released code ("code"). Matters to weights from elsewhere only.
+        stop_usage_gradient: the usage sends no gradient to the last write weights, as in the released code.
+        bias: of interface and output layers; the released code has it, the paper does not.
+        fast: differentiate the linkage by hand, without keeping it; False: by autograd, which gives the same.
+
+    Raises:
+        ValueError: a size below 1, a limit not above 0, or an unknown name for strength or read_mode_order.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int = 256,
+        output_size: int | None = None,
+        controller_layers: int = 1,
+        slots: int = 64,
+        word_size: int = 16,
+        read_heads: int = 4,
+        write_heads: int = 1,
+        clip_value: float | None = 20.0,
+        clip_gradients: float | None = None,
+        strength: Literal["oneplus", "softplus"] = "oneplus",
+        read_mode_order: Literal["paper", "code"] = "paper",
+        stop_usage_gradient: bool = False,
+        bias: bool = False,
+        fast: bool = True,
+    ) -> None:
+        super().__init__()
+        sizes = {"hidden_size": hidden_size, "controller_layers": controller_layers, "slots": slots}
+        sizes |= {"word_size": word_size, "read_heads": read_heads, "write_heads": write_heads}
+        for name, size in sizes.items():
+            if size < 1:
+                raise ValueError(f"{name} must be at least 1, not {size}")
+        for name, limit in {"clip_value": clip_value, "clip_gradients": clip_gradients}.items():
+            if limit is not None and limit <= 0:
+                raise ValueError(f"{name} must be above 0 or None, not {limit}")
+        if strength not in ("oneplus", "softplus"):
+            raise ValueError(f"strength is {strength!r}; it must be 'oneplus' or 'softplus'")
+        if read_mode_order not in ("paper", "code"):
+            raise ValueError(f"read_mode_order is {read_mode_order!r}; it must be 'paper' or 'code'")
+        self.output_size = output_size or hidden_size
+        self.input_size, self.hidden_size, self.controller_layers = input_size, hidden_size, controller_layers
+        self.slots, self.word_size = slots, word_size
+        self.read_heads, self.write_heads = read_heads, write_heads
+        self.clip_value, self.clip_gradients = clip_value, clip_gradients
+        self.strength = oneplus if strength == "oneplus" else F.softplus
+        self.read_mode_order, self.stop_usage_gradient, self.fast = read_mode_order, stop_usage_gradient, fast
+
+        # gates i, f, g, o of layer l from [x_t; r_{t-1}; h^l_{t-1}; h^{l-1}_t]
+        read_size, all_hidden = read_heads * word_size, controller_layers * hidden_size
+        fan_ins = [
+            input_size + read_size + hidden_size * (1 if layer == 0 else 2) for layer in range(controller_layers)
+        ]
+        self.controller = nn.ModuleList([nn.Linear(fan_in, 4 * hidden_size) for fan_in in fan_ins])
+        # ξ_t = [k^r; β^r; k^w; β^w; e; v; f; g^a; g^w; π]
+        words, writes = write_heads * word_size, write_heads
+        self.splits = [read_size, read_heads, words, writes, words, words, read_heads, writes, writes]
+        self.splits.append(read_heads * (2 * write_heads + 1))
+        self.interface = nn.Linear(all_hidden, sum(self.splits), bias=bias)
+        # y_t = W_y [h^1; ...; h^L] + W_r [r^1; ...; r^R]
+        self.output = nn.Linear(all_hidden + read_size, self.output_size, bias=bias)
+
+    def initial_state(self, batch_size: int) -> State:
+        shapes = {
+            "hidden": (self.controller_layers, self.hidden_size),
+            "cell": (self.controller_layers, self.hidden_size),
+            "memory": (self.slots, self.word_size),
+            "usage": (self.slots,),
+            "precedence": (self.write_heads, self.slots),
+            "linkage": (self.write_heads, self.slots, self.slots),
+            "write_weights": (self.write_heads, self.slots),
+            "read_weights": (self.read_heads, self.slots),
+            "read_vectors": (self.read_heads, self.word_size),
+        }
+        zero = torch.zeros((), device=self.device, dtype=self.dtype)
+        return {name: zero.expand(batch_size, *shape) for name, shape in shapes.items()}
+
+    def forward(self, x: Tensor, state: State) -> MemoryStep:
+        links = PlainLinks(state["linkage"])
+        layers = [partial(_linear, weight) for weight in self.recurrent_weights()]
+        following, _ = self.advance(self.gates_of(x), state, inverse_norms(state["memory"]), layers, links)
+        output = self.output_of(following["hidden"].flatten(1), following["read_vectors"].flatten(1))
+        return MemoryStep(output, {**following, "linkage": links.final()}, {})
+
+    def unroll(self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None = None) -> Unrolled:
+        """As `contract.unroll`; what does not wait for the last step is done for all steps at once."""
+        if not self.fast:
+            return super().unroll(xs, starts, state, resets)
+        sequence = DNCRecording(self, state, len(xs))
+        reset_at = frozenset(range(len(xs)) if resets is None else resets) if starts is not None else frozenset()
+        for t, gates in enumerate(self.gates_of(xs).unbind(0)):
+            sequence.take(gates, starts[t] if starts is not None and t in reset_at else None)
+        return sequence.unrolled()
+
+    def record(self, state: State, room: int) -> Recording:
+        """As `Memory.record`, without keeping the linkage of every step."""
+        return DNCRecording(self, state, room) if self.fast else super().record(state, room)
+
+    def gates_of(self, xs: Tensor) -> Tensor:
+        """The input's part of all layers' gates, with their biases: `[..., F]` to `[..., layers * 4 hidden_size]`."""
+        weights = torch.cat([weight[:, : self.input_size] for weight in self._of_controller("weight")])
+        return F.linear(xs, weights, torch.cat(self._of_controller("bias")))
+
+    def recurrent_weights(self) -> list[Tensor]:
+        """Of what each step does: of each controller layer all but the input's part, then of the interface."""
+        return [*(weight[:, self.input_size :] for weight in self._of_controller("weight")), self.interface.weight]
+
+    def output_of(self, hidden: Tensor, read_vectors: Tensor) -> Tensor:
+        """y_t, from all layers' hidden states and all read vectors side by side, `[..., sizes]`."""
+        return self._clip(self.output(torch.cat([hidden, read_vectors], -1)))
+
+    def advance(
+        self,
+        gates: Tensor,
+        state: State,
+        norms: Tensor,
+        layers: Sequence[Layer],
+        links: PlainLinks,
+        starts: Tensor | None = None,
+    ) -> tuple[State, Tensor]:
+        """One step of everything but output and linkage, which stays with `links`.
+
+        Args:
+            gates: of `gates_of`, `[B, layers * 4 hidden_size]`.
+            state: before the step, and after any reset; its linkage is not looked at.
+            norms: `inverse_norms` of its memory, `[B, N]`.
+            layers: of `recurrent_weights`: input and what is added, `[B, in]` and `[B, out]`, to `[B, out]`.
+            links: the linkage.
+            starts: whose linkage is to be reset, `[B]`.
+
+        Returns:
+            The state after the step without its linkage, and the norms of its memory.
+        """
+        hidden, cell = self._control(gates, state, layers)
+        bias = hidden.new_zeros(1) if self.interface.bias is None else self.interface.bias
+        parts = torch.split(layers[-1](hidden.flatten(1), bias), self.splits, 1)
+        keys, strengths, write_keys, write_strengths, erase, vectors, free, allocate, write, modes = parts
+        memory, read_weights = state["memory"], state["read_weights"]
+
+        # where to write: usage, allocation, content
+        written = state["write_weights"].detach() if self.stop_usage_gradient else state["write_weights"]
+        usage = next_usage(state["usage"], written, read_weights, free.sigmoid())
+        allocate, write = allocate.sigmoid(), write.sigmoid()
+        allocations = write_allocations(usage, allocate * write)
+        similar = content_weights(memory, self._words(write_keys), self.strength(write_strengths), norms)
+        # w^w = g^w (g^a a + (1 - g^a) c^w)
+        write_weights = write[..., None] * torch.lerp(similar, allocations, allocate[..., None])
+        memory = next_memory(memory, write_weights, self._words(erase.sigmoid()), self._words(vectors))
+        norms = inverse_norms(memory)
+
+        # what to read: w^r = π_1 b + π_2 c + π_3 f, with links of each write head
+        precedence = state["precedence"]
+        following, preceding = links.follow(write_weights, precedence, read_weights, starts)
+        similar = content_weights(memory, self._words(keys), self.strength(strengths), norms)
+        modes = modes.view(modes.shape[0], self.read_heads, -1).softmax(2)
+        ways = [*preceding.unbind(1), similar, *following.unbind(1)]
+        if self.read_mode_order == "code":
+            ways = [*preceding.unbind(1), *following.unbind(1), similar]
+        first, *others = zip(ways, modes.unsqueeze(3).unbind(2), strict=True)
+        read_weights = first[0] * first[1]
+        for way, mode in others:
+            read_weights = torch.addcmul(read_weights, way, mode)
+        after = {
+            "hidden": hidden,
+            "cell": cell,
+            "memory": memory,
+            "usage": usage,
+            "precedence": next_precedence(precedence, write_weights),
+            "write_weights": write_weights,
+            "read_weights": read_weights,
+            "read_vectors": read_weights @ memory,  # r = Mᵀ w^r
+        }
+        return after, norms
+
+    def _control(self, gates: Tensor, state: State, layers: Sequence[Layer]) -> tuple[Tensor, Tensor]:
+        """The deep LSTM: hidden and cell states after the step, `[B, layers, hidden_size]` each."""
+        read = state["read_vectors"].flatten(1)
+        hiddens: list[Tensor] = []
+        cells: list[Tensor] = []
+        for layer, gate in enumerate(gates.chunk(self.controller_layers, 1)):
+            sees = torch.cat([read, state["hidden"][:, layer], *hiddens[-1:]], 1)
+            i, f, g, o = layers[layer](sees, gate).chunk(4, 1)
+            cell = self._clip(f.sigmoid() * state["cell"][:, layer] + i.sigmoid() * g.tanh())
+            hidden = self._clip(o.sigmoid() * cell.tanh())
+            if self.clip_gradients is not None:
+                hidden = _ClipGradient.apply(hidden, self.clip_gradients)  # type: ignore[no-untyped-call]
+            hiddens.append(hidden)
+            cells.append(cell)
+        return torch.stack(hiddens, 1), torch.stack(cells, 1)
+
+    def _of_controller(self, name: str) -> list[Tensor]:
+        return [layer.get_parameter(name) for layer in self.controller]
+
+    def _clip(self, values: Tensor) -> Tensor:
+        return values if self.clip_value is None else values.clamp(-self.clip_value, self.clip_value)
+
+    def _words(self, vectors: Tensor) -> Tensor:
+        """`[B, heads * W]` as `[B, heads, W]`."""
+        return vectors.view(vectors.shape[0], -1, self.word_size)
+
+    def panels(self, state: State) -> dict[str, Panel]:
+        """Everything in the state of the first batch entry; several write heads' links one below another."""
+        entry = {name: value[0].detach() for name, value in state.items()}
+        return {
+            "memory": Panel(entry["memory"].t(), "slot", "number in the word"),
+            "usage": Panel(entry["usage"][None], "slot", "usage", (0.0, 1.0), "columns"),
+            "write_weights": Panel(entry["write_weights"], "slot", "write head", (0.0, 1.0), "columns"),
+            "read_weights": Panel(entry["read_weights"], "slot", "read head", (0.0, 1.0), "columns"),
+            "linkage": Panel(entry["linkage"].flatten(0, 1), "written before", "written after", (0.0, 1.0)),
+            "precedence": Panel(entry["precedence"], "slot", "write head", (0.0, 1.0)),
+            "read_vectors": Panel(entry["read_vectors"], "number in the word", "read head"),
+            "hidden": vector_panel(entry["hidden"]),
+            "cell": vector_panel(entry["cell"], limits=None),
+        }
+
+
+class DNCRecording(Recording):
+    """A sequence of a DNC whose linkage is on a tape."""
+
+    def __init__(self, memory: DNC, state: State, room: int) -> None:
+        self.dnc, self.links = memory, TapedLinks(state["linkage"], room)
+        self.layers = [SharedLinear(weight) for weight in memory.recurrent_weights()]
+        self.state, self.norms = state, inverse_norms(state["memory"])
+        self.hidden: list[Tensor] = []
+        self.read_vectors: list[Tensor] = []
+
+    def take(self, gates: Tensor, starts: Tensor | None) -> None:
+        """A step; `gates` of `DNC.gates_of`."""
+        if starts is not None:
+            initial = self.dnc.initial_state(len(starts))
+            self.state = reset(
+                {name: value for name, value in self.state.items() if name != "linkage"}, starts, initial
+            )
+            self.norms = inverse_norms(self.state["memory"])
+        self.state, self.norms = self.dnc.advance(gates, self.state, self.norms, self.layers, self.links, starts)
+        self.hidden.append(self.state["hidden"].flatten(1))
+        self.read_vectors.append(self.state["read_vectors"].flatten(1))
+
+    def step(self, x: Tensor, starts: Tensor | None) -> MemoryStep:
+        self.take(self.dnc.gates_of(x), starts)
+        with torch.no_grad():
+            output = self.dnc.output_of(self.hidden[-1], self.read_vectors[-1])
+        return MemoryStep(output, {**self.state, "linkage": self.links.current()}, {})
+
+    def unrolled(self) -> Unrolled:
+        outputs = self.dnc.output_of(torch.stack(self.hidden), torch.stack(self.read_vectors))
+        return Unrolled(outputs, {**self.state, "linkage": self.links.final()}, {})
+
+
+def _linear(weight: Tensor, x: Tensor, base: Tensor) -> Tensor:
+    return torch.addmm(base, x, weight.t())
+
+
+class _ClipGradient(torch.autograd.Function):
+    """The identity, with a gradient within ± limit."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, limit: float) -> Tensor:
+        ctx.limit = limit
+        return values.view_as(values)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient.clamp(-ctx.limit, ctx.limit), None

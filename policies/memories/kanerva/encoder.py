@@ -1,0 +1,282 @@
+"""What Kanerva++ sees with: encoders whose features are shifted in time, and the paper's dense networks.
+
+Equation numbers and appendices are those of Ramapuram, Wu and Kalousis, "Kanerva++", ICLR 2021.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from policies.memories.contract import host_may_read
+
+Shift = Callable[[int, Tensor], Tensor]
+"""What happens to the features `[N, C, ...]` at one place of an encoder: their number, then the features."""
+
+
+class DeepLinear(nn.Sequential):
+    """Appendix E's dense network: three linear layers with nothing between them, each of spectral norm 1.
+
+    A layer is divided by its largest singular value σ = uᵀWv (Miyato et al., 2018). u and v come from a power iteration
+    that always begins at the same vector, so that a pass is a function of the weights and writes to no buffer.
+
+    Args:
+        inputs: width of the input.
+        units: of the two hidden layers.
+        outputs: width of the output.
+        spectral_last: divide the last layer too; the author's helpers leave it as it is, the paper does not say.
+    """
+
+    squarings = 5
+    """Of WWᵀ: 2⁵ steps of the power iteration."""
+
+    def __init__(self, inputs: int, units: int, outputs: int, spectral_last: bool = True) -> None:
+        super().__init__(nn.Linear(inputs, units), nn.Linear(units, units), nn.Linear(units, outputs))
+        for layer in self._layers():
+            nn.init.orthogonal_(layer.weight)  # all singular values are the largest, so that nothing is dimmed at first
+        self.spectral_last = spectral_last
+        self._known: tuple[list[Tensor], list[Tensor], list[Tensor]] | None = None  # weights, and their u and v
+
+    def sigmas(self) -> list[Tensor]:
+        """What each layer is divided by, `[]`: its largest singular value, whose gradient is u vᵀ."""
+        weights = [layer.weight for layer in self._layers()]
+        sigmas = [u @ w @ v for w, u, v in zip(weights, *self._directions(weights), strict=True)]
+        return sigmas if self.spectral_last else [*sigmas[:2], torch.ones_like(sigmas[2])]
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer, sigma in zip(self._layers(), self.sigmas(), strict=True):
+            x = F.linear(x, layer.weight / (sigma + 1e-12), layer.bias)
+        return x
+
+    def collapsed(self) -> tuple[Tensor, Tensor]:
+        """The network as one linear layer: weight `[outputs, inputs]` and bias `[outputs]`."""
+        first, second, third = (
+            (layer.weight / (sigma + 1e-12), layer.bias)
+            for layer, sigma in zip(self._layers(), self.sigmas(), strict=True)
+        )
+        weight = third[0] @ second[0]
+        return weight @ first[0], weight @ first[1] + third[0] @ second[1] + third[1]
+
+    def _layers(self) -> list[nn.Linear]:
+        return list(self)  # type: ignore[arg-type]
+
+    def _directions(self, weights: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """u and v of each layer. Where comparing is cheap, they are kept until a weight has another value."""
+        if weights[0].device.type != "cpu" or not host_may_read() or torch.compiler.is_compiling():
+            return self._iterate(weights)
+        known = self._known
+        if known is None or not all(
+            old.dtype == new.dtype and torch.equal(old, new) for old, new in zip(known[0], weights, strict=True)
+        ):
+            self._known = known = ([w.detach().clone() for w in weights], *self._iterate(weights))
+        return known[1], known[2]
+
+    @torch.no_grad()
+    def _iterate(self, weights: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        first, second, third = weights
+        # every layer has a side of the hidden units' width, so the three iterate as one
+        power = torch.stack([first @ first.t(), second @ second.t(), third.t() @ third])
+        tiny = torch.finfo(power.dtype).tiny
+        for _ in range(self.squarings):
+            power = power / power.diagonal(dim1=1, dim2=2).sum(1).clamp(min=tiny).view(-1, 1, 1)
+            power = power @ power
+        begin = torch.linspace(1, 2, power.shape[1], dtype=power.dtype, device=power.device)
+        u1, u2, v3 = F.normalize(power @ begin, dim=1, eps=tiny).unbind()
+        v1, v2, u3 = (F.normalize(product, dim=0) for product in (u1 @ first, u2 @ second, third @ v3))
+        return [u1, u2, u3], [v1, v2, v3]
+
+
+class Encoder(nn.Module):
+    """From inputs to embeddings E, with places at which features may be shifted in time."""
+
+    def __init__(self, fraction: float) -> None:
+        super().__init__()
+        if not 0 <= fraction <= 0.5:
+            raise ValueError(f"shift is {fraction}; it must be a fraction of the channels in 0..0.5")
+        self.fraction = fraction
+        self.shift_shapes: list[tuple[int, ...]] = []
+        """Of the features carried from one step to the next, place by place, without the batch."""
+
+    def place(self, channels: int, *grid: int) -> None:
+        """Declare a place of so many channels; the fraction of them that moves is at least one channel."""
+        if self.fraction:
+            self.shift_shapes.append((max(1, int(channels * self.fraction)), *grid))
+
+    def run(self, x: Tensor, shift: Shift) -> Tensor:
+        """`[N, ...]` to `[N, embedding_size]`."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, carried: Sequence[Tensor] = ()) -> tuple[Tensor, list[Tensor]]:
+        """One step, shifted online: what moves comes from the step before.
+
+        Args:
+            x: `[B, ...]`.
+            carried: the features of the step before, `[B, *shift_shapes[i]]`.
+
+        Returns:
+            E_t `[B, embedding_size]`, and the features for the next step.
+        """
+        taken: list[Tensor] = []
+
+        def shift(place: int, features: Tensor) -> Tensor:
+            if not self.fraction:
+                return features
+            moves = self.shift_shapes[place][0]
+            taken.append(features[:, :moves])
+            return torch.cat([carried[place], features[:, moves:]], 1)
+
+        return self.run(x, shift), taken
+
+    def episode(self, xs: Tensor, direction: Literal["both", "online"] = "both") -> Tensor:
+        """A whole episode `[T, B, ...]` to E `[T, B, embedding_size]`."""
+        length, batch_size = xs.shape[:2]
+
+        def shift(place: int, features: Tensor) -> Tensor:
+            if not self.fraction:
+                return features
+            moves = self.shift_shapes[place][0]
+            whole = split_time(features, length, batch_size)
+            return temporal_shift(whole, moves, both=direction == "both").flatten(0, 1)
+
+        return split_time(self.run(xs.flatten(0, 1), shift), length, batch_size)
+
+
+def split_time(x: Tensor, length: int, batch_size: int) -> Tensor:
+    """`[T · B, ...]` as `[T, B, ...]`."""
+    return x.reshape(length, batch_size, *x.shape[1:])
+
+
+def temporal_shift(features: Tensor, moves: int, both: bool) -> Tensor:
+    """Temporal shift (Lin et al., 2019): zeros come in at the ends.
+
+    Args:
+        features: `[T, B, C, ...]`.
+        moves: how many channels come from the step before.
+        both: whether as many more come from the step after.
+    """
+    past, future, rest = features[:, :, :moves], features[:, :, moves : 2 * moves], features[:, :, 2 * moves :]
+    before = torch.cat([torch.zeros_like(past[:1]), past[:-1]])
+    after = torch.cat([future[1:], torch.zeros_like(future[:1])]) if both else future
+    return torch.cat([before, after, rest], 2)
+
+
+class DenseEncoder(Encoder):
+    """Three dense layers for inputs that are vectors, their features shifted before the second and the third.
+
+    The paper has images only. This stands where its residual network stands, so it has ReLU and no spectral norm.
+
+    Args:
+        size: F, width of the input.
+        units: of the two hidden layers.
+        embedding_size: width of E.
+        fraction: of the units that is shifted.
+        linear: leave out the ReLU between the layers.
+        batch_norm: batch normalisation before each ReLU.
+    """
+
+    def __init__(
+        self, size: int, units: int, embedding_size: int, fraction: float, linear: bool, batch_norm: bool = False
+    ) -> None:
+        super().__init__(fraction)
+        widths = [size, units, units, embedding_size]
+        self.layers = nn.ModuleList(nn.Linear(*pair) for pair in itertools.pairwise(widths))
+        self.norms = nn.ModuleList(nn.BatchNorm1d(units) if batch_norm else nn.Identity() for _ in range(2))
+        self.linear = linear
+        for width in widths[1:3]:
+            self.place(width)
+
+    def run(self, x: Tensor, shift: Shift) -> Tensor:
+        for index, layer in enumerate(self.layers):
+            if index:
+                x = self.norms[index - 1](x)
+                x = shift(index - 1, x if self.linear else x.relu())
+            x = layer(x)
+        return x
+
+
+class ImageEncoder(Encoder):
+    """A residual network as ResNet18 is made (He et al., 2016), shifted before the first convolution of each block.
+
+    Widths (64, 128, 256, 512) with 2 blocks each and average pooling are ResNet18's, with the 3 x 3 stem that suits
+    small images.
+
+    Args:
+        shape: (C, H, W) of the input.
+        channels: of each stage; from the second on a stage halves the image.
+        blocks: residual blocks a stage.
+        embedding_size: width of E.
+        fraction: of the channels that is shifted.
+        norm: "batch", as in the paper, or "group", for which one image is enough.
+        average_pool: average over the last grid, as ResNet does; False: keep where things are, for small networks.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        channels: Sequence[int],
+        blocks: int,
+        embedding_size: int,
+        fraction: float,
+        norm: Literal["batch", "group"],
+        average_pool: bool,
+    ) -> None:
+        super().__init__(fraction)
+        width, *grid = shape
+        self.stem = nn.Sequential(_conv(width, channels[0], 1), normalise(norm, channels[0]), nn.ReLU())
+        self.blocks = nn.ModuleList()
+        width = channels[0]
+        for stage, outputs in enumerate(channels):
+            for block in range(blocks):
+                stride = 2 if stage and not block else 1
+                self.place(width, *grid)
+                self.blocks.append(ResidualBlock(width, outputs, stride, norm))
+                width, grid = outputs, [-(-side // stride) for side in grid]
+        self.average_pool = average_pool
+        self.project = nn.Linear(width * (1 if average_pool else math.prod(grid)), embedding_size)
+        nn.init.kaiming_normal_(self.project.weight)  # E is about as large as the features
+
+    def run(self, x: Tensor, shift: Shift) -> Tensor:
+        x = self.stem(x)
+        for place, block in enumerate(self.blocks):
+            x = block(x, shift(place, x))
+        return self.project(x.mean((2, 3)) if self.average_pool else x.flatten(1))  # type: ignore[no-any-return]
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions beside a short cut; only the convolutions see the shifted features."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, norm: Literal["batch", "group"]) -> None:
+        super().__init__()
+        self.residual = nn.Sequential(
+            _conv(inputs, outputs, stride),
+            normalise(norm, outputs),
+            nn.ReLU(),
+            _conv(outputs, outputs, 1),
+            normalise(norm, outputs),
+        )
+        same = inputs == outputs and stride == 1
+        self.short_cut: nn.Module = nn.Identity()
+        if not same:
+            self.short_cut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), normalise(norm, outputs))
+
+    def forward(self, x: Tensor, shifted: Tensor) -> Tensor:
+        return F.relu(self.short_cut(x) + self.residual(shifted))
+
+
+def _conv(inputs: int, outputs: int, stride: int) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+
+
+def normalise(norm: Literal["batch", "group"], channels: int) -> nn.Module:
+    """Batch normalisation, or group normalisation in groups of at least four channels where there are as many."""
+    if norm == "batch":
+        return nn.BatchNorm2d(channels)
+    return nn.GroupNorm(
+        next(groups for groups in (8, 4, 2, 1) if groups == 1 or channels % (4 * groups) == 0), channels
+    )

@@ -1,0 +1,152 @@
+"""Kanerva++ by name: a memory that is an image, read through windows; behind a controller, or as the paper has it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor
+
+from policies.memories.contract import MemoryStep, Panel, State, Unrolled
+from policies.memories.kanerva.blocks import BlockKanerva
+from policies.memories.kanerva.pooled import PooledKanerva
+from policies.memories.registry import register_memory
+from policies.memories.shared.readers import Queries, ReaderMemory, Shape
+
+
+@register_memory("kanerva++")
+class KanervaMemory(ReaderMemory):
+    """Kanerva++ (Ramapuram, Wu and Kalousis, ICLR 2021) as a policy's memory, one input at a time.
+
+    With a controller (`BlockKanerva`), an LSTM sees the input and what was read before; its state is written as a block
+    at a place it chooses, and its keys point to windows of the memory. Without one (`PooledKanerva`), every input is
+    encoded and added to a running mean, of which a deep linear network makes the memory, as in the paper. Either way,
+    what the windows show, and the latent Z that the learned prior p(Z|M, Y) makes of it, are what is read.
+    `policies.memories.kanerva.generative_model` has the paper's own use of the same parts.
+
+    State: that of the form. Losses, each `[B]` in nats and zero where nothing was written: `kl_z`,
+    KL(q(Z|X) ‖ p(Z|M, Y)); `kl_y`, KL(q(Y|X) ‖ N(0, I)), both times `kl_weight`; with `reconstruct`, `reconstruction`,
+    −ln p(X|Z ~ q(Z|X)). Their sum at `kl_weight=1` is the bound of eq. (4) with the memory as far as it has been
+    written; they speak of the input, never of a question.
+
+    Args:
+        input_size: F of a vector, or (C, H, W) of an image.
+        queries: shape of each question by name. Questions are not written; with none, the input asks as well.
+        controller: "lstm", or "none": the paper's form, a mean of encoded inputs.
+        output_size: width of what is read out. With a controller its state stands before it in the output.
+        hidden_size: units of the controller.
+        embedding_size: D, width of an encoded input; with a controller only images are encoded.
+        dense_size: units of the dense networks.
+        latent_size: L, width of Z.
+        memory_channels: C of the memory.
+        memory_size: S, its height and width; without a controller 4 times a power of two, at least 8.
+        writer_features: without a controller, feature maps of the writer's coarsest grid, halved by each layer.
+        reads: K, windows read at a step.
+        crop_size: side of a window, and of a block, at least 4.
+        prior_features: feature maps of the learned prior's first layer.
+        encoder_channels: widths of the stages that encode an image.
+        encoder_blocks: residual blocks a stage.
+        encoder_activation: without a controller, of the encoder of vectors. "linear" leaves the embedding a weighted
+            sum of the inputs, so that their mean can count what was seen but not tell what went with what.
+        shift: without a controller, fraction of the features that comes from the step before.
+        skip_blank: an input that is all zero is not written, as where a task asks and shows nothing.
+        sample: draw keys and latents, by noise that is a hash of what was seen; False: take their means, by which a
+            policy learns faster.
+        kl_weight: weight of both divergences in the losses; they matter where keys and latents are drawn.
+        map_shape: (C, H, W) of an image to decode from Z and give as `grid`; None: none.
+        reconstruct: add the loss `reconstruction`.
+        likelihood: of the input, for `reconstruct`: "gaussian" or, for inputs in 0..1, "bernoulli".
+        decoder_features: feature maps of the decoder's coarsest grid.
+        fast: do a sequence at once; False: step by step, which gives the same.
+    """
+
+    input_kind: ClassVar[Literal["vector", "grid", "either"]] = "either"
+
+    def __init__(
+        self,
+        input_size: Shape,
+        queries: Mapping[str, Shape] | None = None,
+        controller: Literal["lstm", "none"] = "lstm",
+        output_size: int = 64,
+        hidden_size: int = 64,
+        embedding_size: int = 64,
+        dense_size: int = 64,
+        latent_size: int = 32,
+        memory_channels: int = 3,
+        memory_size: int = 16,
+        writer_features: int = 32,
+        reads: int = 2,
+        crop_size: int | None = None,
+        prior_features: int = 16,
+        encoder_channels: Sequence[int] = (16, 32),
+        encoder_blocks: int = 1,
+        encoder_activation: Literal["relu", "linear"] = "relu",
+        shift: float | None = None,
+        skip_blank: bool = True,
+        sample: bool = False,
+        kl_weight: float = 0.0,
+        map_shape: Sequence[int] | None = None,
+        reconstruct: bool = False,
+        likelihood: Literal["gaussian", "bernoulli"] = "gaussian",
+        decoder_features: int = 32,
+        fast: bool = True,
+    ) -> None:
+        super().__init__()
+        if controller not in ("lstm", "none"):
+            raise ValueError(f"controller is {controller!r}; it must be 'lstm' or 'none'")
+        if likelihood not in ("gaussian", "bernoulli"):
+            raise ValueError(f"likelihood is {likelihood!r}; it must be 'gaussian' or 'bernoulli'")
+        if controller == "lstm" and shift:
+            raise ValueError(f"shift is {shift}, which needs controller='none': a controller keeps what came before")
+        common: dict[str, Any] = {
+            **{"output_size": output_size, "embedding_size": embedding_size, "dense_size": dense_size},
+            **{"latent_size": latent_size, "memory_channels": memory_channels, "memory_size": memory_size},
+            **{"reads": reads, "prior_features": prior_features, "encoder_channels": encoder_channels},
+            **{"encoder_blocks": encoder_blocks, "skip_blank": skip_blank, "sample": sample, "kl_weight": kl_weight},
+            **{"map_shape": map_shape, "reconstruct": reconstruct, "likelihood": likelihood},
+            **{"decoder_features": decoder_features, "fast": fast},
+        }
+        self.form: BlockKanerva | PooledKanerva
+        if controller == "lstm":
+            self.form = BlockKanerva(
+                input_size, queries, hidden_size=hidden_size, crop_size=4 if crop_size is None else crop_size, **common
+            )
+        else:
+            self.form = PooledKanerva(
+                input_size,
+                queries,
+                writer_features=writer_features,
+                encoder_activation=encoder_activation,
+                shift=0.125 if shift is None else shift,
+                crop_size=8 if crop_size is None else crop_size,
+                **common,
+            )
+        self.output_size, self.output_grid = self.form.output_size, self.form.output_grid
+
+    def initial_state(self, batch_size: int) -> State:
+        return self.form.initial_state(batch_size)
+
+    def forward(self, x: Tensor, state: State, queries: Queries | None = None) -> MemoryStep:
+        return self.form(x, state, queries)  # type: ignore[no-any-return]
+
+    def unroll(
+        self,
+        xs: Tensor,
+        starts: Tensor | None,
+        state: State,
+        resets: Sequence[int] | None = None,
+        queries: Queries | None = None,
+    ) -> Unrolled:
+        return self.form.unroll(xs, starts, state, resets, queries)
+
+    def panels(self, state: State) -> dict[str, Panel]:
+        """The memory with what is written and read, and what is in the windows."""
+        return self.form.panels(state)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        if f"{prefix}readout.weight" in state_dict:
+            raise ValueError(
+                "these are weights of kanerva++ as it was before it had a controller, and their spectral norm did not "
+                "follow them in training: train again (controller='none' is that form)"
+            )
+        super()._load_from_state_dict(state_dict, prefix, *rest)

@@ -1,0 +1,214 @@
+"""Kanerva++ as its paper has it, for a policy: the memory is made of the mean of all encoded inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from policies.memories.contract import MemoryStep, Panel, State, Unrolled, unroll
+from policies.memories.kanerva.encoder import DeepLinear, DenseEncoder, Encoder, ImageEncoder
+from policies.memories.kanerva.fast_sequence import unroll_at_once
+from policies.memories.kanerva.likelihood import Likelihood
+from policies.memories.kanerva.panels import COLOURS, memory_panels
+from policies.memories.kanerva.parts import ImageDecoder, Kanerva, as_gaussian, image_shape
+from policies.memories.shared.noise import fingerprint, gaussian, next_seed
+from policies.memories.shared.readers import Queries, ReaderMemory, Shape
+
+KEYS, ASKED_KEYS, LATENT, POSTERIOR = range(4)
+"""Streams of noise."""
+
+
+class PooledKanerva(ReaderMemory):
+    """Kanerva++ without a controller; see `kanerva.KanervaMemory` for arguments and losses.
+
+    State: `sum` `[B, embedding_size]` and `count` `[B]`, of what was written; `shift_i` `[B, channels, ...]`, features
+    for the next step; `keys` `[B, K, 3]`, of the last input; with `sample`, `seed` `[B]`, a hash of the inputs so far.
+    """
+
+    input_kind: ClassVar[Literal["vector", "grid", "either"]] = "either"
+
+    def __init__(
+        self,
+        input_size: Shape,
+        queries: Mapping[str, Shape] | None,
+        *,
+        output_size: int,
+        embedding_size: int,
+        dense_size: int,
+        latent_size: int,
+        memory_channels: int,
+        memory_size: int,
+        writer_features: int,
+        reads: int,
+        crop_size: int,
+        prior_features: int,
+        encoder_channels: Sequence[int],
+        encoder_blocks: int,
+        encoder_activation: Literal["relu", "linear"],
+        shift: float,
+        skip_blank: bool,
+        sample: bool,
+        kl_weight: float,
+        map_shape: Sequence[int] | None,
+        reconstruct: bool,
+        likelihood: Literal["gaussian", "bernoulli"],
+        decoder_features: int,
+        fast: bool,
+    ) -> None:
+        super().__init__()
+        if encoder_activation not in ("relu", "linear"):
+            raise ValueError(f"encoder_activation is {encoder_activation!r}; it must be 'relu' or 'linear'")
+        self.output_size = output_size
+        self.skip_blank = skip_blank
+        self.sample = sample
+        self.kl_weight = kl_weight
+        self.fast = fast
+
+        def encoder(size: Shape, shift: float) -> Encoder:
+            if isinstance(size, int):
+                linear = encoder_activation == "linear"
+                return DenseEncoder(size, dense_size, embedding_size, shift, linear)
+            return ImageEncoder(
+                image_shape(size), encoder_channels, encoder_blocks, embedding_size, shift, "group", average_pool=False
+            )
+
+        self.encoder = encoder(input_size, shift)
+        self.asked = sorted(queries or {})
+        # questions have no order in time, so nothing of theirs is shifted
+        self.query_encoders = nn.ModuleList(encoder((queries or {})[name], 0.0) for name in self.asked)
+        self.kanerva = Kanerva(
+            embedding_size,
+            dense_size,
+            latent_size,
+            memory_channels,
+            memory_size,
+            writer_features,
+            reads,
+            crop_size,
+            prior_features,
+        )
+        self.readout = nn.Linear(self.kanerva.prior.features + latent_size + embedding_size, output_size)
+
+        self.output_grid = None if map_shape is None else image_shape(map_shape, "map_shape")
+        self.map_decoder = None
+        if self.output_grid is not None:
+            self.map_decoder = ImageDecoder(latent_size, self.output_grid, decoder_features)
+        self.likelihood = Likelihood(likelihood)
+        self.input_decoder: nn.Module | None = None
+        if reconstruct and isinstance(input_size, int):
+            self.input_decoder = DeepLinear(latent_size, dense_size, input_size)
+        elif reconstruct:
+            same = self.output_grid == input_size
+            self.input_decoder = (
+                self.map_decoder if same else ImageDecoder(latent_size, image_shape(input_size), decoder_features)
+            )
+        self.register_buffer("colours", torch.tensor(COLOURS), persistent=False)
+
+    def initial_state(self, batch_size: int) -> State:
+        shapes: dict[str, tuple[int, ...]] = {
+            "sum": (self.kanerva.writer.project.in_features,),
+            "count": (),
+            "keys": (self.kanerva.keys.reads, 3),
+        }
+        shapes |= {f"shift_{index}": shape for index, shape in enumerate(self.encoder.shift_shapes)}
+        shapes |= {"seed": ()} if self.sample else {}
+        return {
+            name: torch.zeros(1, *shape, device=self.device, dtype=self.dtype).expand(batch_size, *shape)
+            for name, shape in shapes.items()
+        }
+
+    def forward(self, x: Tensor, state: State, queries: Queries | None = None) -> MemoryStep:
+        carried = [state[f"shift_{index}"] for index in range(len(self.encoder.shift_shapes))]
+        embedding, taken = self.encoder(x, carried)
+        written = self.writes(x)
+        following = {"sum": state["sum"] + written.unsqueeze(1) * embedding, "count": state["count"] + written}
+        if self.sample:
+            following["seed"] = next_seed(state["seed"], fingerprint(x))
+        for index, (before, now) in enumerate(zip(carried, taken, strict=True)):
+            following[f"shift_{index}"] = torch.where(written.view(-1, *[1] * (now.dim() - 1)) > 0, now, before)
+        following["keys"], output, grid, losses = self.answer(
+            x, embedding, written, following["sum"], following["count"], following.get("seed"), queries
+        )
+        return MemoryStep(output, following, losses, grid)
+
+    def unroll(
+        self,
+        xs: Tensor,
+        starts: Tensor | None,
+        state: State,
+        resets: Sequence[int] | None = None,
+        queries: Queries | None = None,
+    ) -> Unrolled:
+        """As `contract.unroll`, all steps at once."""
+        if not self.fast:
+            return unroll(self, xs, starts, state, resets, queries)
+        return unroll_at_once(self, xs, None if resets is not None and not resets else starts, state, queries)
+
+    def writes(self, x: Tensor) -> Tensor:
+        """1 where an input `[N, ...]` is written, 0 where it is skipped, `[N]`."""
+        shown = (x != 0).flatten(1).any(1)
+        return (shown if self.skip_blank else torch.ones_like(shown)).to(x.dtype)
+
+    def answer(
+        self,
+        x: Tensor,
+        embedding: Tensor,
+        written: Tensor,
+        total: Tensor,
+        count: Tensor,
+        seed: Tensor | None,
+        queries: Queries | None,
+    ) -> tuple[Tensor, Tensor, Tensor | None, dict[str, Tensor]]:
+        """Read N memories, each made of a sum of embeddings and their count.
+
+        Returns:
+            The input's keys, the output, the map where there is one, and the losses.
+        """
+
+        def noise(stream: int, *shape: int) -> Tensor | None:
+            return None if seed is None else gaussian(seed, shape, stream)
+
+        memory = self.kanerva.writer(pooled(total, count))  # §3.3
+        of_key, latent_size = (self.kanerva.keys.reads, 3), self.kanerva.prior.project.out_features // 2
+        key_posterior = self.kanerva.keys(embedding)
+        keys = key_posterior.at(noise(KEYS, *of_key))
+        prior, features = self.kanerva.read(memory, keys)
+        posterior = as_gaussian(self.kanerva.posterior(embedding))  # q(Z|X)
+        losses = {"kl_z": posterior.kl(prior) * written, "kl_y": key_posterior.kl() * written}
+        losses = {name: self.kl_weight * loss for name, loss in losses.items()}
+        if self.input_decoder is not None:
+            decoded = self.input_decoder(posterior.at(noise(POSTERIOR, latent_size)))
+            losses["reconstruction"] = self.likelihood.cost(decoded, x) * written
+
+        if self.asked:
+            embedding, seed = self.ask(seed, queries)
+            prior, features = self.kanerva.read(memory, self.kanerva.keys(embedding).at(noise(ASKED_KEYS, *of_key)))
+        latent = prior.at(noise(LATENT, latent_size))  # figure 5's lower branch: Z is the memory's, not the input's
+        grid = None if self.map_decoder is None else self.map_decoder(latent)
+        return keys, self.readout(torch.cat([features, latent, embedding], 1)), grid, losses
+
+    def ask(self, seed: Tensor | None, queries: Queries | None) -> tuple[Tensor, Tensor | None]:
+        """The sum of the questions' embeddings, and a seed that knows the questions."""
+        missing = set(self.asked) - set(queries or {})
+        if queries is None or missing:
+            raise ValueError(f"this memory was built to be asked {self.asked}; missing: {sorted(missing)}")
+        embeddings = []
+        for name, encoder in zip(self.asked, self.query_encoders, strict=True):
+            embeddings.append(encoder(queries[name])[0])
+            seed = None if seed is None else next_seed(seed, fingerprint(queries[name]))
+        return torch.stack(embeddings).sum(0), seed
+
+    def panels(self, state: State) -> dict[str, Panel]:
+        """The memory with the windows that the last input's keys point to, and what is in them."""
+        with torch.no_grad():
+            memory = self.kanerva.writer(pooled(state["sum"][:1], state["count"][:1]))
+            windows = state["keys"][0].tanh()
+            return memory_panels(memory, windows, self.kanerva.crop_size, self.get_buffer("colours"))
+
+
+def pooled(total: Tensor, count: Tensor) -> Tensor:
+    """The mean embedding of what was written; zero where nothing was."""
+    return total / count.clamp(min=1).unsqueeze(-1)

@@ -1,0 +1,385 @@
+"""Metalearned neural memory: a feed-forward network whose weights are the memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from policies.memories.contract import (
+    Memory,
+    MemoryStep,
+    Panel,
+    Recording,
+    State,
+    Unrolled,
+    join,
+    reset,
+    unroll,
+    unroll_segments,
+)
+from policies.memories.mnm.fast_sequence import LocalSequence, SlowWeights, Tape
+from policies.memories.mnm.fast_step import GradientStep, LocalStep
+from policies.memories.mnm.rules import activations, write_gradient, write_local
+from policies.memories.registry import register_memory
+from policies.memories.shared.pictures import vector_panel
+
+
+class MNM(Memory):
+    """Metalearned neural memory (Munkhdalai et al., NeurIPS 2019), §3: what both write rules share.
+
+    An LSTM controller sees the input and the last read-out, and emits keys, values and a rate. The memory is a
+    bias-free tanh network f_φ; writing changes its weights, reading is a forward pass. Within a step the write comes
+    first, so that the read sees it.
+
+    State: `hidden`, `cell` `[B, hidden_size]`; `read_value` `[B, value_size]`; `weights_1` ... `weights_L`
+    `[B, D_l, D_{l-1}]`, with D_0 = key_size, D_L = value_size, and memory_units between. With a recall delay also
+    `write_keys` `[B, recall_delay, heads, key_size]` and `write_values` `[B, recall_delay, heads, value_size]`: what
+    the last steps wrote, the last one first, zeros before the episode began.
+    Losses: `meta` `[B]`, eq. (5) at this step: how far the updated memory is from what it was told, now and in the
+    `recall_delay` steps before.
+
+    Args:
+        input_size: F, width of the input.
+        hidden_size: d_h, units of the controller.
+        output_size: d_o, width of the output; None: as hidden_size.
+        key_size: d_k.
+        value_size: d_v.
+        memory_units: D_l of the hidden layers.
+        memory_layers: L, at least 1.
+        heads: H, keys and values written, and keys read, at each step.
+        rate: "single": one β for all layers, as in eq. (3); "per-layer": one β^l for each, as eq. (4) allows.
+        output_activation: of the last memory layer. "tanh" is appendix A's; "linear", the public port's and appendix
+            C's, wants `mean_over_units`, for without it a step on strong keys overshoots and the weights diverge.
+        mean_over_units: average squared errors over units too, as appendix C and the port do, where equations (2) and
+            (5) sum over them: divides the step by D_l / 2 (local) or d_v (gradient), and the meta loss by d_v.
+        recall_delay: 𝒯 of eq. (5), at least 0: so many steps back the meta loss asks for what was written. The paper's
+            experiments have 0.
+        recall_decay: λ_τ = recall_decay^τ is the weight of what was written τ steps ago; above 0, at most 1. The paper
+            names an exponential decay, but no number.
+        memory_seed: of φ_0, which is random, the same at the start of every episode, saved but never trained (§3.5).
+        fast: compute a step by hand-written kernels; False: by plain operations, which give the same.
+    """
+
+    local_update: ClassVar[bool]
+    """Whether ψ (BFPF) exists and eq. (4) writes; else eq. (3) does."""
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int = 200,
+        output_size: int | None = None,
+        key_size: int = 100,
+        value_size: int = 100,
+        memory_units: int = 100,
+        memory_layers: int = 3,
+        heads: int = 3,
+        rate: Literal["single", "per-layer"] = "single",
+        output_activation: Literal["tanh", "linear"] = "tanh",
+        mean_over_units: bool = False,
+        recall_delay: int = 0,
+        recall_decay: float = 1.0,
+        memory_seed: int = 0,
+        fast: bool = True,
+    ) -> None:
+        super().__init__()
+        if rate not in ("single", "per-layer"):
+            raise ValueError(f"rate is {rate!r}; it must be 'single' or 'per-layer'")
+        if output_activation not in ("tanh", "linear"):
+            raise ValueError(f"output_activation is {output_activation!r}; it must be 'tanh' or 'linear'")
+        if min(memory_layers, heads) < 1:
+            raise ValueError(f"memory_layers and heads must be at least 1, not {memory_layers} and {heads}")
+        if recall_delay < 0:
+            raise ValueError(f"recall_delay is {recall_delay}; it must be at least 0")
+        if not 0 < recall_decay <= 1:
+            raise ValueError(f"recall_decay is {recall_decay}; it must be above 0 and at most 1")
+        self.output_size = output_size or hidden_size
+        self.hidden_size = hidden_size
+        self.heads = heads
+        self.key_size = key_size
+        self.squash_output = output_activation == "tanh"
+        self.recall_delay = recall_delay
+        self.recall_decay = recall_decay
+        self.fast = fast
+        self.layer_sizes = [memory_units] * (memory_layers - 1) + [value_size]
+
+        self.controller = nn.LSTMCell(input_size + value_size, hidden_size)
+        # eq. (1): [k^r; k^w; v^w; β']
+        self.splits = [2 * heads * key_size, heads * value_size, key_size]
+        self.interaction = nn.Linear(hidden_size, sum(self.splits))
+        self.rate = nn.Linear(key_size, 1 if rate == "single" else memory_layers)
+        self.output = nn.Linear(hidden_size + value_size, self.output_size)
+        if self.local_update:
+            # q_ψ^l for all layers at once, l = 1..L
+            self.feedback = nn.Linear(value_size, sum(self.layer_sizes))
+
+        generator = torch.Generator().manual_seed(memory_seed)
+        fan_in = key_size
+        for index, size in enumerate(self.layer_sizes, start=1):
+            phi_0 = (2 * torch.rand(1, size, fan_in, generator=generator) - 1) / fan_in**0.5
+            self.register_buffer(f"initial_weights_{index}", phi_0)
+            fan_in = size
+        # β is divided by H, as in eq. (2), and the gradient there has a factor 2; halves of integers are exact
+        if mean_over_units:
+            units = self.layer_sizes if self.local_update else [value_size] * memory_layers
+            divisors = [heads * size / 2 for size in units]
+        else:
+            divisors = [heads if self.local_update else heads / 2] * memory_layers
+        self.meta_divisor = heads * value_size if mean_over_units else heads
+        self.register_buffer("step_divisors", torch.tensor(divisors, dtype=self.dtype), persistent=False)
+
+    def initial_state(self, batch_size: int) -> State:
+        sizes = {"hidden": self.hidden_size, "cell": self.hidden_size, "read_value": self.layer_sizes[-1]}
+        state = {
+            name: torch.zeros(1, size, device=self.device, dtype=self.dtype).expand(batch_size, -1)
+            for name, size in sizes.items()
+        }
+        for index, phi_0 in enumerate(self.initial_weights(), start=1):
+            state[f"weights_{index}"] = phi_0.expand(batch_size, -1, -1)
+        if self.recall_delay:
+            for name, size in {"write_keys": self.key_size, "write_values": self.layer_sizes[-1]}.items():
+                told = torch.zeros(1, self.recall_delay, self.heads, size, device=self.device, dtype=self.dtype)
+                state[name] = told.expand(batch_size, -1, -1, -1)
+        return state
+
+    def initial_weights(self) -> list[Tensor]:
+        """φ_0: a matrix `[1, D_l, D_{l-1}]` for each layer."""
+        return [self.get_buffer(f"initial_weights_{index}") for index in range(1, len(self.layer_sizes) + 1)]
+
+    def forward(self, x: Tensor, state: State) -> MemoryStep:
+        weights = [state[f"weights_{index}"] for index in range(1, len(self.layer_sizes) + 1)]
+        inputs = torch.cat([x, state["read_value"]], 1)
+        hidden, cell = self.controller(inputs, (state["hidden"], state["cell"]))
+
+        keys, values, rate = self.interact(hidden)
+        steps = self.rate(rate).sigmoid() / self.step_divisors  # β = sigmoid(W_β β' + b_β)
+
+        asked = torch.cat([keys, state["write_keys"].flatten(1, 2)], 1) if self.recall_delay else keys
+        weights, recalled = self.write_then_read(weights, asked, values, steps)
+        read_value = recalled[:, : self.heads].mean(1)  # v^r
+        errors = (recalled[:, self.heads : 2 * self.heads] - values).square().sum((1, 2))  # eq. (5), τ = 0
+        if self.recall_delay:
+            errors = errors + self.recall_errors(recalled[:, 2 * self.heads :], state["write_values"])
+        meta = errors / self.meta_divisor
+
+        following = {"hidden": hidden, "cell": cell, "read_value": read_value}
+        for index, m in enumerate(weights, start=1):
+            following[f"weights_{index}"] = m
+        if self.recall_delay:
+            for name, told in {"write_keys": keys[:, self.heads :], "write_values": values}.items():
+                following[name] = torch.cat([told.unsqueeze(1), state[name][:, :-1]], 1)
+        return MemoryStep(self.output(torch.cat([hidden, read_value], 1)), following, {"meta": meta})
+
+    def interact(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Eq. (1), one tanh over everything.
+
+        Args:
+            hidden: h, `[..., d_h]`.
+
+        Returns:
+            H read keys, then H write keys, `[..., 2H, d_k]`; v^w, `[..., H, d_v]`; β', `[..., d_k]`.
+        """
+        keys, values, rate = self.interaction(hidden).tanh().split(self.splits, -1)
+        keys = keys.unflatten(-1, (2 * self.heads, self.key_size))
+        return keys, values.unflatten(-1, (self.heads, self.layer_sizes[-1])), rate
+
+    def recall_errors(self, recalled: Tensor, told: Tensor) -> Tensor:
+        """Σ_{τ=1}^𝒯 λ_τ Σ_i ‖f_{φ_t}(k^w_{t-τ,i}) − v^w_{t-τ,i}‖² of eq. (5), `[B]`.
+
+        Steps before the episode's first add nothing: their keys and values are zeros, and without biases f_φ(0) = 0.
+
+        Args:
+            recalled: f_{φ_t}(k^w_{t-τ}), τ = 1 ... 𝒯, `[B, 𝒯 H, d_v]`.
+            told: v^w_{t-τ}, `[B, 𝒯, H, d_v]`.
+        """
+        errors = (recalled.view_as(told) - told).square().sum((2, 3))
+        delays = torch.arange(1, self.recall_delay + 1, device=errors.device, dtype=errors.dtype)
+        return errors @ torch.pow(self.recall_decay, delays)
+
+    def write_then_read(
+        self, weights: list[Tensor], keys: Tensor, values: Tensor, steps: Tensor
+    ) -> tuple[list[Tensor], Tensor]:
+        """Bind the write keys to `values`, then pass all `keys` through the updated memory.
+
+        Args:
+            weights: M^l_{t-1}, `[B, D_l, D_{l-1}]`.
+            keys: H read keys, then H write keys, then any others to read, `[B, N, d_k]`.
+            values: v^w, `[B, H, d_v]`.
+            steps: step size of each layer, `[B, L]`.
+
+        Returns:
+            M^l_t, and f_{φ_t} of each key, `[B, N, d_v]`.
+        """
+        raise NotImplementedError
+
+    def panels(self, state: State) -> dict[str, Panel]:
+        """What each layer has learned since the episode began, M^l_t − M^l_0, and the read-out v^r.
+
+        Keys and values, read and written, which viewers compare over time as figure 5 of the paper does; all of its
+        pictures are in `mnm_similarity.py`. With a recall delay also the pairs that the meta loss asks for.
+        """
+        panels = {
+            f"weights_{index} change": Panel((state[f"weights_{index}"][0] - phi_0[0]).detach(), "from unit", "to unit")
+            for index, phi_0 in enumerate(self.initial_weights(), start=1)
+        }
+        panels["read_value"] = vector_panel(state["read_value"][:1], limits=None)
+        with torch.no_grad():
+            keys, written, _ = self.interact(state["hidden"][:1])
+        read = state["read_value"][:1, None].expand_as(written)
+        panels["keys"] = Panel(keys[0].detach(), "unit", "read, write", (-1.0, 1.0), "similarity")
+        panels["values"] = Panel(torch.cat([read, written], 1)[0].detach(), "unit", "read, write", None, "similarity")
+        for name in ("write_keys", "write_values") if self.recall_delay else ():
+            told = state[name][0].detach().flatten(0, 1)
+            panels[name] = Panel(told, "unit", f"{self.heads} heads a step, the last step first", (-1.0, 1.0))
+        return panels
+
+
+@register_memory("mnm-p")
+class MNMp(MNM):
+    """MNM-p: writes by a learned local update, eq. (4), layer by layer and without a gradient.
+
+    The expected activations z'^l = q_ψ^l(v^w) come from a single linear layer for each memory layer, the output layer
+    included (appendix A; the bias and the lack of a nonlinearity are the public port's). The heads' updates are
+    averaged, as the error of eq. (2) is; eq. (4) itself is written for one head. Arguments: see `MNM`.
+    """
+
+    local_update = True
+
+    @property
+    def taped(self) -> bool:
+        """Whether `fast_sequence` can take a sequence."""
+        return self.fast and not self.recall_delay
+
+    def unroll(self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None = None) -> Unrolled:
+        """As `contract.unroll`; by `fast_sequence` between resets, where the host knows them and they are few.
+
+        `fast_sequence` knows no recall delay: with one, this steps.
+        """
+        if starts is None:
+            starts, resets = xs.new_zeros(xs.shape[:2], dtype=torch.bool), ()
+        if not self.taped or resets is None or len(resets) > max(1, len(xs) // 4):
+            return unroll(self, xs, starts, state, resets)
+        return unroll_segments(self, self.run, xs, starts, state, resets)
+
+    def record(self, state: State, room: int) -> Recording:
+        """As `Memory.record`, on tapes of `fast_sequence` where resets are not too near to one another."""
+        return TapedRecording(self, state, room) if self.taped and room >= 4 else super().record(state, room)
+
+    def run(self, xs: Tensor, state: State, tape: Tape | None = None) -> Unrolled:
+        """A sequence without a reset; `tape` where its steps were already taken."""
+        slow = self.slow_weights()
+        start, weights = self._parts(state)
+        tape = tape or self.tape(state, slow, len(xs))
+        hidden, read_value, recalled, told, last_cell, *weights = LocalSequence.apply(  # type: ignore[no-untyped-call]
+            tape, self.gates_of(xs), *start, *slow, *weights
+        )
+        following = self.state_of((hidden[-1], last_cell, read_value[-1]), weights)
+        meta = (recalled - told).square().sum((2, 3)) / self.meta_divisor  # eq. (5), as in `forward`
+        return Unrolled(self.output(torch.cat([hidden, read_value], 2)), following, {"meta": meta})
+
+    def tape(self, state: State, slow: SlowWeights, length: int) -> Tape:
+        """A blank tape that starts from `state`."""
+        start, weights = self._parts(state)
+        slow = SlowWeights(*(parameter.detach() for parameter in slow))
+        blank = (tuple(part.detach() for part in start), [m.detach() for m in weights])
+        return Tape(length, *blank, slow, self.heads, self.squash_output, self.step_divisors)  # type: ignore[arg-type]
+
+    def gates_of(self, xs: Tensor) -> Tensor:
+        """The input's part of the controller's gates, with both biases: `[..., F]` to `[..., 4 d_h]`."""
+        cell = self.controller
+        return F.linear(xs, cell.weight_ih[:, : xs.shape[-1]], cell.bias_ih + cell.bias_hh)
+
+    def slow_weights(self) -> SlowWeights:
+        """The parameters as `fast_sequence` takes them."""
+        cell = self.controller
+        return SlowWeights(
+            torch.cat([cell.weight_hh, cell.weight_ih[:, -self.layer_sizes[-1] :]], 1),
+            *(self.interaction.weight, self.interaction.bias),
+            *(self.rate.weight, self.rate.bias),
+            *(self.feedback.weight, self.feedback.bias),
+        )
+
+    def _parts(self, state: State) -> tuple[tuple[Tensor, Tensor, Tensor], list[Tensor]]:
+        weights = [state[f"weights_{index}"] for index in range(1, len(self.layer_sizes) + 1)]
+        return (state["hidden"], state["cell"], state["read_value"]), weights
+
+    def state_of(self, controller: tuple[Tensor, Tensor, Tensor], weights: list[Tensor]) -> State:
+        """A state from hidden, cell and read-out, and the matrices."""
+        state = dict(zip(("hidden", "cell", "read_value"), controller, strict=True))
+        return state | {f"weights_{index}": m for index, m in enumerate(weights, start=1)}
+
+    def write_then_read(
+        self, weights: list[Tensor], keys: Tensor, values: Tensor, steps: Tensor
+    ) -> tuple[list[Tensor], Tensor]:
+        expected = self.feedback(values)
+        steps = steps.expand(-1, len(weights))
+        if self.fast:
+            recalled, *updated = LocalStep.apply(  # type: ignore[no-untyped-call]
+                keys, expected, steps, self.squash_output, *weights
+            )
+            return updated, recalled
+        layers = expected.split(self.layer_sizes, 2)
+        updated = write_local(weights, keys[:, self.heads : 2 * self.heads], layers, steps, self.squash_output)
+        return updated, activations(updated, keys, self.squash_output)[-1]
+
+
+@register_memory("mnm-g")
+class MNMg(MNM):
+    """MNM-g: writes by one gradient step on the squared error, eq. (2) and (3), which training differentiates through.
+
+    Arguments: see `MNM`.
+    """
+
+    local_update = False
+
+    def write_then_read(
+        self, weights: list[Tensor], keys: Tensor, values: Tensor, steps: Tensor
+    ) -> tuple[list[Tensor], Tensor]:
+        steps = steps.expand(-1, len(weights))
+        if self.fast:
+            recalled, *updated = GradientStep.apply(  # type: ignore[no-untyped-call]
+                keys, values, steps, self.squash_output, *weights
+            )
+            return updated, recalled
+        updated = write_gradient(weights, keys[:, self.heads : 2 * self.heads], values, steps, self.squash_output)
+        return updated, activations(updated, keys, self.squash_output)[-1]
+
+
+class TapedRecording(Recording):
+    """A recording of MNM-p: the steps are taken without a graph, which is made from their tapes afterwards."""
+
+    def __init__(self, memory: MNMp, state: State, room: int) -> None:
+        self.mnm, self.state, self.room = memory, state, room
+        self.first, self.slow = state, memory.slow_weights()
+        self.xs: list[Tensor] = []
+        self.tapes: list[Tape] = []
+        self.resets: list[Tensor | None] = []
+        """For each tape, who was reset before it."""
+
+    def step(self, x: Tensor, starts: Tensor | None) -> MemoryStep:
+        mnm = self.mnm
+        if starts is not None:
+            self.state = reset(self.state, starts, mnm.initial_state(len(starts)))
+        if starts is not None or not self.tapes or self.tapes[-1].count == self.room:
+            self.tapes.append(mnm.tape(self.state, self.slow, self.room))
+            self.resets.append(starts)
+        tape = self.tapes[-1]
+        self.xs.append(x)
+        with torch.no_grad():
+            tape.step(mnm.gates_of(x))
+            hidden, cell, read_value = tape.state()
+            self.state = mnm.state_of((hidden, cell, read_value), tape.weights)
+            return MemoryStep(mnm.output(torch.cat([hidden, read_value], 1)), self.state, {})
+
+    def unrolled(self) -> Unrolled:
+        parts, state, begin = [], self.first, 0
+        for tape, starts in zip(self.tapes, self.resets, strict=True):
+            if starts is not None:
+                state = reset(state, starts, self.mnm.initial_state(len(starts)))
+            tape.cut()
+            parts.append(self.mnm.run(torch.stack(self.xs[begin : begin + tape.count]), state, tape))
+            begin, state = begin + tape.count, parts[-1].state
+        return join(parts)

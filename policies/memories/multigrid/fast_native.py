@@ -1,0 +1,63 @@
+"""Calls of `fast_cells.c`: what follows the convolution in a step of `fast_sequence.py`, on a CPU."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from policies.native.compiler import library, off, shared_out
+
+SOURCE = Path(__file__).with_name("fast_cells.c")
+MAX_CHANNELS = 256
+
+
+def usable(c: Tensor) -> bool:
+    """For a memory `[B, C, H, W]` like this: on a CPU, of a usual size, and with a compiler at hand."""
+    there = c.dim() == 4 and c.device.type == "cpu" and c.shape[1] <= MAX_CHANNELS
+    return there and not off() and library(SOURCE, c.dtype) is not None
+
+
+class CellLoops:
+    """Steps of the cells of one grid; all tensors `[B, channels, H, W]` with their channels innermost in memory.
+
+    Args:
+        like: c, `[B, C, H, W]`.
+        half: whether h, sums and their derivatives are bfloat16.
+        peepholes: `[3, C, H, W]`, or None.
+    """
+
+    def __init__(self, like: Tensor, half: bool, peepholes: Tensor | None) -> None:
+        functions = library(SOURCE, like.dtype)
+        assert functions is not None
+        self._functions = functions
+        self._peepholes = None if peepholes is None else peepholes.detach().permute(0, 2, 3, 1).contiguous()
+        batch, channels, *sides = like.shape
+        cells = sides[0] * sides[1]
+        self._count, self._sizes = batch * cells, (channels, cells, int(half))
+
+    def forward(self, of_h: Tensor, of_x: Tensor, before: Tensor, gates: Tensor, after: Tensor, h: Tensor) -> None:
+        """The sums `[B, 4C, H, W]` that h and the input give, and c before, to gates, c and h."""
+        self._call("forward", of_h, of_x, before, self._peepholes, gates, after, h)
+
+    def backward(
+        self, gates: Tensor, before: Tensor, after: Tensor, d_h: Tensor, d_out: Tensor, d_c: Tensor, d_sums: Tensor
+    ) -> None:
+        """d_h + d_out, and d_c, which becomes that of c before, to those of the sums."""
+        self._call("backward", gates, before, after, self._peepholes, d_h, d_out, d_c, d_sums)
+
+    def _call(self, name: str, *tensors: Tensor | None) -> None:
+        given = (one for one in tensors if one is not None and one is not self._peepholes)
+        assert all(one.is_contiguous(memory_format=torch.channels_last) for one in given)
+        function: Any = getattr(self._functions, name)
+        arguments = [None if one is None else ctypes.c_void_p(one.data_ptr()) for one in tensors]
+        sizes = [ctypes.c_int64(size) for size in self._sizes]
+        shared_out(lambda *cells: function(*arguments, *sizes, *map(ctypes.c_int64, cells)), self._count)
+
+
+def channels_inside(x: Tensor) -> Tensor:
+    """`x` `[B, C, H, W]` with its channels innermost in memory."""
+    return x.contiguous(memory_format=torch.channels_last)

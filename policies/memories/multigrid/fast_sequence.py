@@ -1,0 +1,168 @@
+"""A grid's convolutional LSTM over many steps as one function, with its gradient by hand.
+
+The gradient of the recurrent kernel, which autograd sums up from one convolution a step, is one over all steps here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from policies.memories.multigrid.fast_native import CellLoops, channels_inside, usable
+
+_sigmoid_backward = torch.ops.aten.sigmoid_backward.default
+_tanh_backward = torch.ops.aten.tanh_backward.default
+
+
+def fresh(value: Tensor, step: int, starts: Tensor | None, resets: frozenset[int]) -> Tensor:
+    """`value` `[B, ...]` before `step`: zero where an episode starts, which it does at one of `resets` if at all."""
+    if starts is None or step not in resets:
+        return value
+    return value.masked_fill(starts[step].view(-1, *[1] * (value.dim() - 1)), 0.0)
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The convolution in the precision of `x`."""
+    function = F.conv2d if x.dim() == 4 else F.conv1d
+    return function(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), padding=1)
+
+
+class Recurrence(torch.autograd.Function):
+    """h_1 ... h_T of a convolutional LSTM whose inputs have been convolved already; see `LSTMGrid`.
+
+    Where x_gates is of less precision than c, so are h and what is convolved; the cells and their gates are not.
+
+    Args:
+        starts, resets: bool `[T, B]` and the steps where it may be true: the state is zero there.
+        x_gates: `[T * B, 4C, ...]`, the input's part of i, f, o and the candidate, biases included.
+        h, c: `[B, C, ...]`, before the first step.
+        kernel: `[4C, C, ...]`, W^hi, W^hf, W^ho, W^hc.
+        peepholes: `[3, C, ...]`, W^ci, W^cf, W^co, or None.
+
+    Returns:
+        h of every step, `[T * B, C, ...]`; h and c after the last.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        starts: Tensor | None,
+        resets: frozenset[int],
+        x_gates: Tensor,
+        h: Tensor,
+        c: Tensor,
+        kernel: Tensor,
+        peepholes: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        first_h, first_c, batch = h, c, len(h)
+        hidden, cells, taken = [], [], []
+        cell = Cells(c, x_gates.dtype, peepholes)
+        for t, x_part in enumerate(x_gates.chunk(len(x_gates) // batch)):
+            h, c = fresh(h, t, starts, resets), fresh(c, t, starts, resets)
+            gates, c, h = cell.forward(convolve(h, kernel), x_part, c)
+            hidden.append(h)
+            cells.append(c)
+            taken.append(gates)
+        rows = torch.cat(hidden)
+        ctx.starts, ctx.resets = starts, resets
+        ctx.save_for_backward(kernel, peepholes, first_h, first_c, rows, *cells, *taken)
+        return rows, h, c
+
+    @staticmethod
+    def backward(ctx: Any, d_rows: Tensor, d_h: Tensor, d_c: Tensor) -> Any:
+        kernel, peepholes, first_h, first_c, rows, *kept = ctx.saved_tensors
+        length, rank = len(kept) // 2, kernel.dim() - 2
+        cells, taken = kept[:length], kept[length:]
+        cell = Cells(first_c, d_rows.dtype, peepholes)
+        backwards = kernel.transpose(0, 1).flip(*range(2, 2 + rank))
+        d_outs = d_rows.chunk(length)
+        entered_h, entered_c = [first_h, *rows.chunk(length)[:-1]], [first_c, *cells[:-1]]
+        for t in ctx.resets:
+            entered_h[t], entered_c[t] = (fresh(part[t], t, ctx.starts, ctx.resets) for part in (entered_h, entered_c))
+        d_sums: list[Tensor] = []
+        for t in reversed(range(length)):
+            d_sum, d_c = cell.backward(taken[t], entered_c[t], cells[t], d_h, d_outs[t], d_c)
+            d_h = convolve(d_sum, backwards)
+            d_h, d_c = (fresh(part, t, ctx.starts, ctx.resets) for part in (d_h, d_c))
+            d_sums.append(d_sum)
+        d_x_gates = torch.cat(d_sums[::-1])
+
+        d_peepholes = None
+        if peepholes is not None:
+            seen = (torch.stack(entered_c), torch.stack(entered_c), torch.stack(cells))  # by i, f and o
+            parts = zip(d_x_gates.view(length, -1, *d_x_gates.shape[1:]).chunk(4, 2), seen, strict=False)
+            d_peepholes = torch.stack([(d_gate * c).sum((0, 1)) for d_gate, c in parts])
+        ones, zeros = [1] * rank, [0] * rank
+        _, d_kernel, _ = torch.ops.aten.convolution_backward(
+            d_x_gates, torch.cat(entered_h), kernel, None, ones, ones, ones, False, zeros, 1, [False, True, False]
+        )
+        return None, None, d_x_gates, d_h, d_c, d_kernel, d_peepholes
+
+
+class Cells:
+    """What follows the convolution in a step, and back: by a C loop where one is usable, else by torch's operations.
+
+    Args:
+        like: c, `[B, C, ...]`.
+        dtype: of h and of what is convolved.
+        peepholes: `[3, C, ...]`, or None.
+    """
+
+    def __init__(self, like: Tensor, dtype: torch.dtype, peepholes: Tensor | None) -> None:
+        half = dtype == torch.bfloat16
+        native = (dtype == like.dtype or (half and like.dtype == torch.float32)) and usable(like)
+        self.loops = CellLoops(like, half, peepholes) if native else None
+        self._dtype, self._peepholes = dtype, peepholes
+
+    def forward(self, of_h: Tensor, of_x: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """From what h and the input give `[B, 4C, ...]`, and c before: gates, c and h."""
+        if self.loops is not None:
+            of_h, of_x, c = map(channels_inside, (of_h, of_x, c))
+            gates, after, h = (
+                torch.empty_like(of_h, dtype=c.dtype),
+                torch.empty_like(c),
+                torch.empty_like(c, dtype=self._dtype),
+            )
+            self.loops.forward(of_h, of_x, c, gates, after, h)
+            return gates, after, h
+        peepholes, channels = self._peepholes, c.shape[1]
+        gates = of_h.to(c.dtype).add_(of_x)
+        i, f, o, candidate = gates.chunk(4, 1)
+        if peepholes is None:
+            gates[:, : 3 * channels].sigmoid_()
+        else:
+            i.addcmul_(peepholes[0], c).sigmoid_()
+            f.addcmul_(peepholes[1], c).sigmoid_()
+        c = (f * c).addcmul_(i, candidate.tanh_())
+        if peepholes is not None:
+            o.addcmul_(peepholes[2], c).sigmoid_()
+        return gates, c, (o * c.tanh()).to(self._dtype)
+
+    def backward(
+        self, gates: Tensor, before: Tensor, after: Tensor, d_h: Tensor, d_out: Tensor, d_c: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """From d_h + d_out and d_c: those of the sums that entered the gates, and of c before."""
+        if self.loops is not None:
+            gates, before, after = map(channels_inside, (gates, before, after))  # the way there may have been torch's
+            d_h, d_out = channels_inside(d_h.to(self._dtype)), channels_inside(d_out)
+            d_c = d_c.clone(memory_format=torch.channels_last)
+            d_sums = torch.empty_like(gates, dtype=self._dtype)
+            self.loops.backward(gates, before, after, d_h, d_out, d_c, d_sums)
+            return d_sums, d_c
+        peepholes = self._peepholes
+        i, f, o, candidate = gates.chunk(4, 1)
+        squashed = after.tanh()
+        d_h = d_h.to(after.dtype) + d_out
+        d_o = _sigmoid_backward(d_h * squashed, o)
+        d_c = d_c + _tanh_backward(d_h * o, squashed)
+        if peepholes is not None:
+            d_c.addcmul_(d_o, peepholes[2])
+        d_i, d_f = _sigmoid_backward(d_c * candidate, i), _sigmoid_backward(d_c * before, f)
+        d_sums = torch.cat([d_i, d_f, d_o, _tanh_backward(d_c * i, candidate)], 1)
+        d_c = d_c * f
+        if peepholes is not None:
+            d_c.addcmul_(d_i, peepholes[0]).addcmul_(d_f, peepholes[1])
+        return d_sums.to(self._dtype), d_c

@@ -1,0 +1,369 @@
+"""Multigrid layers: pyramids of grids, each grid fed by its neighbours in the pyramid before.
+
+A `Pyramid` holds a grid for each level, 1 the coarsest; every level has twice the side of the one before. Sequences
+come as `T * B` rows, time before batch, and a `Span` that says how to cut them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from policies.memories.contract import State
+from policies.memories.multigrid.fast_sequence import Recurrence, convolve, fresh
+
+Pyramid = dict[int, Tensor]
+"""Grids `[N, C, L]` or `[N, C, H, W]` by level."""
+Channels = dict[int, int]
+"""C of each grid of a pyramid."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """The steps that a batch of rows is made of."""
+
+    length: int = 1
+    """T."""
+    starts: Tensor | None = None
+    """Bool `[T, B]`, true where the state is reset before the step."""
+    resets: frozenset[int] = frozenset()
+    """The steps where `starts` may be true."""
+    steps: Tensor | None = None
+    """`[B, 1]`, steps of the episode before this span; where there is normalisation over the sequence."""
+    answering: Tensor | None = None
+    """Bool `[T, B]`, true where the decoder's weights apply; None: there is no decoder."""
+
+    def steps_of(self, rows: Tensor) -> Tensor:
+        """Rows `[T * B, ...]` as `[T, B, ...]`."""
+        return rows.view(self.length, -1, *rows.shape[1:])
+
+    def fresh(self, step: int, value: Tensor) -> Tensor:
+        """`value` `[B, ...]` of the state as it is before `step`: zero where an episode starts."""
+        return fresh(value, step, self.starts, self.resets)
+
+    @cached_property
+    def counts(self) -> list[Tensor]:
+        """Steps of the episode after each step of the span, `[B, 1]` each."""
+        assert self.steps is not None
+        counts, count = [], self.steps
+        for t in range(self.length):
+            count = self.fresh(t, count) + 1
+            counts.append(count)
+        return counts
+
+
+def up(grid: Tensor) -> Tensor:
+    """↑: nearest neighbour, twice the side."""
+    return F.interpolate(grid, scale_factor=2.0, mode="nearest")
+
+
+def down(grid: Tensor) -> Tensor:
+    """↓: the maximum of each block of two by two (or of two), half the side."""
+    return F.max_pool2d(grid, 2) if grid.dim() == 4 else F.max_pool1d(grid, 2)
+
+
+def neighbours(pyramid: Pyramid, level: int) -> list[Tensor]:
+    """The parts of H^x_j = (↑h^x_{j-1}) ⊕ (h^x_j) ⊕ (↓h^x_{j+1}); those that are missing are left out."""
+    parts = []
+    if level - 1 in pyramid:
+        parts.append(up(pyramid[level - 1]))
+    if level in pyramid:
+        parts.append(pyramid[level])
+    if level + 1 in pyramid:
+        parts.append(down(pyramid[level + 1]))
+    return parts
+
+
+def widen(grid: Tensor, channels: int) -> Tensor:
+    """`grid` with zero channels behind its own, `channels` in all."""
+    extra = channels - grid.shape[1]
+    return F.pad(grid, [0, 0] * (grid.dim() - 2) + [0, extra]) if extra else grid
+
+
+def convolution(rank: int, inputs: int, outputs: int) -> nn.Conv1d | nn.Conv2d:
+    """Kernel 3, same size; weights and biases uniform in ±1/sqrt(3^rank · inputs), torch's default."""
+    return (nn.Conv2d if rank == 2 else nn.Conv1d)(inputs, outputs, 3, padding=1)
+
+
+# Normalisation: `(rows, state, span)` to normalised rows and what changed in the state
+
+
+class Norm(nn.Module):
+    """Scale and centre of each channel, learned; and whose statistics are divided out."""
+
+    eps = 1e-5
+
+    def __init__(self, channels: int, key: str) -> None:
+        super().__init__()
+        self.key = key
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def sizes(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes, without the batch, of what it keeps in the state."""
+        return {}
+
+    def forward(self, rows: Tensor, state: State, span: Span) -> tuple[Tensor, State]:
+        raise NotImplementedError
+
+
+class BatchNorm(Norm):
+    """Training: statistics of this step over batch and positions. Evaluation: their running mean."""
+
+    momentum = 0.01
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int, key: str) -> None:
+        super().__init__(channels, key)
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, rows: Tensor, state: State, span: Span) -> tuple[Tensor, State]:
+        parts = rows.chunk(span.length) if self.training else [rows]
+        running = (self.running_mean, self.running_var, self.weight, self.bias)
+        normal = [F.batch_norm(part, *running, self.training, self.momentum, self.eps) for part in parts]
+        return torch.cat(normal) if len(normal) > 1 else normal[0], {}
+
+
+class SequenceNorm(Norm):
+    """Statistics of each batch entry over positions and over the steps of its episode so far, this one included."""
+
+    def sizes(self) -> dict[str, tuple[int, ...]]:
+        return {f"mean_{self.key}": self.weight.shape, f"variance_{self.key}": self.weight.shape}
+
+    def forward(self, rows: Tensor, state: State, span: Span) -> tuple[Tensor, State]:
+        mean, variance = (state[name] for name in self.sizes())
+        means, variances = [], []
+        here = span.steps_of(rows.flatten(2))  # [T, B, C, cells]
+        step_means, step_variances = here.mean(3), here.var(3, correction=0)
+        for t, (m, v) in enumerate(zip(step_means.unbind(), step_variances.unbind(), strict=True)):
+            mean, variance = span.fresh(t, mean), span.fresh(t, variance)
+            share = span.counts[t].reciprocal()  # of this step in the episode so far
+            change = m - mean
+            mean = mean + share * change
+            variance = variance + share * (v - variance) + share * (1 - share) * change.square()
+            means.append(mean)
+            variances.append(variance)
+        scale = self.weight * (torch.cat(variances) + self.eps).rsqrt()
+        shift = self.bias - scale * torch.cat(means)
+        shape = (*scale.shape, *[1] * (rows.dim() - 2))
+        return rows * scale.view(shape) + shift.view(shape), dict(zip(self.sizes(), (mean, variance), strict=True))
+
+
+class StepNorm(Norm):
+    """Statistics of each row over positions and channels: for readers, which have no state to keep others in."""
+
+    def forward(self, rows: Tensor, state: State, span: Span) -> tuple[Tensor, State]:
+        return F.group_norm(rows, 1, self.weight, self.bias, self.eps), {}
+
+
+NORMS: dict[str, type[Norm]] = {"batch": BatchNorm, "sequence": SequenceNorm, "step": StepNorm}
+Normalization = Literal["none", "batch", "sequence", "step"]
+
+
+# One grid of one layer: `(parts, state, span)` to its rows and what changed in the state
+
+
+class Grid(nn.Module):
+    """A grid of a layer: a convolution over what its neighbours give, and what follows it."""
+
+    def __init__(self, key: str, channels: int, normalization: Normalization) -> None:
+        super().__init__()
+        self.key = key
+        self.norm = None if normalization == "none" else NORMS[normalization](channels, key)
+
+    def sizes(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes, without the batch, of what it keeps in the state."""
+        return {} if self.norm is None else self.norm.sizes()
+
+    def normal(self, rows: Tensor, state: State, span: Span) -> tuple[Tensor, State]:
+        """Normalised rows, where there is normalisation; in the parameters' precision meanwhile."""
+        if self.norm is None:
+            return rows, {}
+        normal, changed = self.norm(rows.to(self.norm.weight.dtype), state, span)
+        return normal.to(rows.dtype), changed
+
+    def forward(self, parts: list[Tensor], state: State, span: Span) -> tuple[Tensor, State]:
+        raise NotImplementedError
+
+
+class ConvGrid(Grid):
+    """A grid of an MG-conv layer: convolution, ReLU, normalisation; `plain`: the convolution alone."""
+
+    def __init__(
+        self, rank: int, inputs: int, channels: int, key: str, normalization: Normalization, plain: bool = False
+    ) -> None:
+        super().__init__(key, channels, "none" if plain else normalization)
+        self.plain = plain
+        self.conv = convolution(rank, inputs, channels)
+
+    def forward(self, parts: list[Tensor], state: State, span: Span) -> tuple[Tensor, State]:
+        x = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+        rows = convolve(x, self.conv.weight, self.conv.bias)
+        return (rows, {}) if self.plain else self.normal(rows.relu(), state, span)
+
+
+class LSTMGrid(Grid):
+    """A grid of an MG-conv-LSTM layer: a convolutional LSTM, and normalisation of what it passes on.
+
+    One convolution over [H^x; h^y_{t-1}] gives all gates, i, f, o and the candidate, in this order. With a decoder
+    there are two sets of weights, the encoder's first, on one state; `Span.answering` chooses.
+    """
+
+    def __init__(
+        self,
+        size: tuple[int, ...],
+        inputs: int,
+        channels: int,
+        key: str,
+        normalization: Normalization,
+        peepholes: bool,
+        forget_bias: float,
+        decoder: bool,
+    ) -> None:
+        super().__init__(key, channels, normalization)
+        rank, sets = len(size), 2 if decoder else 1
+        self.rank, self.inputs, self.shape = rank, inputs, (channels, *size)
+        self.conv = convolution(rank, inputs + channels, sets * 4 * channels)
+        self.peepholes = nn.Parameter(torch.zeros(sets, 3, *self.shape)) if peepholes else None  # W^ci, W^cf, W^co
+        with torch.no_grad():
+            for weight, bias in zip(self.conv.weight.chunk(sets), self.conv.bias.chunk(sets), strict=True):  # type: ignore[union-attr]
+                nn.init.xavier_uniform_(weight)
+                bias.zero_()
+                bias[channels : 2 * channels] = forget_bias
+
+    def sizes(self) -> dict[str, tuple[int, ...]]:
+        return {f"hidden_{self.key}": self.shape, f"cell_{self.key}": self.shape, **super().sizes()}
+
+    def forward(self, parts: list[Tensor], state: State, span: Span) -> tuple[Tensor, State]:
+        h, c = state[f"hidden_{self.key}"], state[f"cell_{self.key}"]
+        if span.length == 1 and span.starts is None:
+            answering = None if span.answering is None else span.answering[0]
+            h, c = self.advance(self.conv(torch.cat([*parts, h], 1)), c, answering)
+            rows = h
+        else:
+            # all steps' inputs at once; only what depends on the step before is taken step by step
+            x = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+            x_weight, h_weight = self.conv.weight.tensor_split([self.inputs], 1)
+            x_gates, kept, h = convolve(x, x_weight, self.conv.bias), h.dtype, h.to(x.dtype)
+            if span.answering is None:
+                peepholes = None if self.peepholes is None else self.peepholes[0]
+                rows, h, c = Recurrence.apply(span.starts, span.resets, x_gates, h, c, h_weight.to(x.dtype), peepholes)  # type: ignore[no-untyped-call]
+            else:
+                hidden = []
+                for t, gates in enumerate(span.steps_of(x_gates).unbind()):
+                    h, c = span.fresh(t, h), span.fresh(t, c)
+                    h, c = self.advance(gates.to(c.dtype) + convolve(h, h_weight), c, span.answering[t])
+                    h = h.to(x.dtype)
+                    hidden.append(h)
+                rows = torch.cat(hidden)
+            h = h.to(kept)
+        rows, changed = self.normal(rows, state, span)
+        return rows, {f"hidden_{self.key}": h, f"cell_{self.key}": c, **changed}
+
+    def advance(self, gates: Tensor, c: Tensor, answering: Tensor | None) -> tuple[Tensor, Tensor]:
+        """h^y_t and c^y_t from the gates' convolutions and c^y_{t-1}."""
+        peepholes: Tensor | None = self.peepholes
+        if answering is not None:
+            answering = answering.view(-1, *[1] * (self.rank + 1))
+            encoder, decoder = gates.chunk(2, 1)
+            gates = torch.where(answering, decoder, encoder)
+            if peepholes is not None:
+                peepholes = torch.where(answering[:, None], peepholes[1], peepholes[0])
+        elif peepholes is not None:
+            peepholes = peepholes[0]
+        if peepholes is None:
+            channels = self.shape[0]
+            i, f, o = gates[:, : 3 * channels].sigmoid().chunk(3, 1)
+            c = f * c + i * gates[:, 3 * channels :].tanh()
+            return o * c.tanh(), c
+        i, f, o, candidate = gates.chunk(4, 1)
+        w_ci, w_cf, w_co = peepholes.unbind(-self.rank - 2)
+        i, f = torch.addcmul(i, w_ci, c).sigmoid(), torch.addcmul(f, w_cf, c).sigmoid()
+        c = f * c + i * candidate.tanh()
+        o = torch.addcmul(o, w_co, c).sigmoid()
+        return o * c.tanh(), c
+
+
+# Layers
+
+
+class Stack(nn.Module):
+    """Multigrid layers, one on another.
+
+    Args:
+        entering: channels of the pyramid that enters.
+        layers: levels and channels of each layer.
+        make: builds a grid from layer, level, input channels and channels.
+        residuals: for layer `to`, the layer whose passed-on pyramid is added to its output, zero-padded in channels.
+        beside: for the first layers, channels of a pyramid that is put beside their output before it is passed on.
+
+    Raises:
+        ValueError: a level has nothing to be fed by, or a residual has more channels than what it is added to.
+    """
+
+    def __init__(
+        self,
+        entering: Channels,
+        layers: Sequence[tuple[range, int]],
+        make: Callable[[int, int, int, int], Grid],
+        residuals: Mapping[int, int],
+        beside: Sequence[Channels] = (),
+    ) -> None:
+        super().__init__()
+        self.residuals = residuals
+        self.passed: list[Channels] = []
+        """Channels that each layer passes on."""
+        self.layers = nn.ModuleList()
+        before = entering
+        for number, (levels, channels) in enumerate(layers, start=1):
+            inputs = {level: sum(before.get(level + step, 0) for step in (-1, 0, 1)) for level in levels}
+            if not inputs[levels[-1]]:
+                raise ValueError(f"layer {number} has {levels[-1]} levels, but those before it end at {max(before)}")
+            # a coarse grid that nothing feeds yet is left out
+            grids = {str(level): make(number, level, count, channels) for level, count in inputs.items() if count}
+            self.layers.append(nn.ModuleDict(grids))
+            before = {int(level): channels for level in grids}
+            if number in residuals:
+                source = self.passed[residuals[number] - 1]
+                if any(source.get(level, 0) > channels for level in before):
+                    raise ValueError(f"layer {number} has {channels} channels, fewer than layer {residuals[number]}")
+            if number <= len(beside):
+                there = beside[number - 1]
+                before = {level: before.get(level, 0) + there.get(level, 0) for level in sorted({*before, *there})}
+            self.passed.append(before)
+
+    def sizes(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes, without the batch, of what it keeps in the state."""
+        return {name: shape for layer in self.layers for grid in layer.values() for name, shape in grid.sizes().items()}  # type: ignore[operator]
+
+    def forward(
+        self, pyramid: Pyramid, state: State, span: Span, beside: Sequence[Pyramid] = ()
+    ) -> tuple[list[Pyramid], State]:
+        """The pyramid that each layer passes on, and the new state of this stack."""
+        passed: list[Pyramid] = []
+        following: State = {}
+        for number, layer in enumerate(self.layers, start=1):
+            out: Pyramid = {}
+            for name, grid in layer.items():  # type: ignore[operator]
+                level = int(name)
+                out[level], changed = grid(neighbours(pyramid, level), state, span)
+                following |= changed
+            if number in self.residuals:
+                for level, source in passed[self.residuals[number] - 1].items():
+                    if level in out:
+                        out[level] = out[level] + widen(source, out[level].shape[1])
+            if number <= len(beside):
+                there = beside[number - 1]
+                for level in there:
+                    out[level] = torch.cat([out[level], there[level]], 1) if level in out else there[level]
+            passed.append(out)
+            pyramid = out
+        return passed, following

@@ -1,0 +1,288 @@
+"""Multigrid neural memory: convolutional LSTMs at several resolutions that talk to their neighbours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from policies.memories.contract import MemoryStep, Panel, State, Unrolled, unroll
+from policies.memories.multigrid.fast_native import channels_inside, usable
+from policies.memories.multigrid.layers import Channels, ConvGrid, Grid, LSTMGrid, Pyramid, Span, Stack
+from policies.memories.multigrid.presets import Plan, Residuals
+from policies.memories.registry import register_memory
+from policies.memories.shared.readers import Queries, ReaderMemory
+
+
+@register_memory("multigrid")
+class Multigrid(ReaderMemory):
+    """Multigrid neural memory (Huynh, Maire and Walter, ICML 2020).
+
+    The writer is a stack of MG-conv-LSTM layers, and its cells are the memory: every layer holds a pyramid of grids,
+    and each grid sees those of its own and of the two neighbouring levels in the layer before. Readers are stacks of
+    MG-conv layers without a state. A reader goes up through the levels as the writer does, sees the writer's output of
+    the same step beside every layer of its own, and goes down again to one grid. Layers and levels count from 1, and
+    level 1 is the coarsest. An argument that is None is the preset's.
+
+    State: for each layer l and level j of the writer `hidden_l_j` and `cell_l_j` `[B, C, H, W]` (`[B, C, L]` where rank
+    is 1). With normalization="sequence" also `steps` `[B, 1]`, and `mean_l_j` and `variance_l_j` `[B, C]`.
+    Output: a vector, see `readout`; and where rank is 2 the readers' last grids, `[B, readers * C, H, W]`.
+
+    Args:
+        input_size: `(C, H, W)` of the grid written at each step, `(C, L)` where rank is 1.
+        queries: shape of each query by name, one reader for each; None: one reader that is asked by the input.
+        preset: "small", "mapping-25", "mapping-15", "sort", "recall", "mnist" or "babi".
+        rank: 1 or 2, spatial dimensions.
+        base: cells along a side at level 1; twice as many at each further level.
+        levels: levels of each layer of the writer, from level 1 up. Where the input (for a reader's layers up: the
+            query) enters at a finer level than that, the layer has the levels up to there.
+        channels: of each layer of the writer, and of a reader's layers up.
+        residuals: pairs (to, from) of the writer's layers: what `from` passes on is added to the output of `to`, its
+            channels padded with zeros. The recurrent state does not see the sum.
+        reader: "none": no layers up; the layers down follow the writer, and there is no one to ask.
+        down_levels: levels of each layer down; the last has 1.
+        down_channels: of each layer down.
+        reader_residuals: as `residuals`, within a reader, whose layers are counted up, then down.
+        keep: the levels that the layers down keep, "finest" or "coarsest": the output is a map, or is small.
+        activate_output: ReLU (and normalisation) after the last layer as well.
+        readout: of what the vector output is made: "flatten", the last grid; "pool", the mean of each channel of the
+            pyramid before it, which suits a last grid that is large or already an answer.
+        output_size: width of a linear layer on the read-out; None: no such layer.
+        input_levels: "fit": an input enters at the coarsest level that holds it, in the middle of zeros; "all": at all
+            levels of the first layer, resized by nearest neighbour.
+        decoder: of the priority sort. The writer's layers have a second set of weights, which goes on with the state
+            that the first has left: "silence", where the whole input is zero; a number, where that channel of the input
+            is above 0.5 somewhere; "none": they have one set.
+        peepholes: the gates see the cell, as in the paper's equations; the released code has none.
+        forget_bias: initial bias of the forget gates.
+        normalization: after each layer but the last: "none"; "batch", over the batch, which couples its entries in
+            training; "sequence", over the episode so far (in readers that are asked: over each grid).
+        fast: take a sequence layer by layer, all steps of what is not recurrent at once; False: step by step.
+
+    Raises:
+        ValueError: arguments contradict one another, or an input's shape does not go with rank.
+    """
+
+    input_kind: ClassVar[Literal["vector", "grid", "either"]] = "grid"
+
+    def __init__(
+        self,
+        input_size: tuple[int, ...],
+        queries: Mapping[str, tuple[int, ...]] | None = None,
+        preset: str = "small",
+        rank: int | None = None,
+        base: int | None = None,
+        levels: Sequence[int] | None = None,
+        channels: Sequence[int] | None = None,
+        residuals: Residuals | None = None,
+        reader: Literal["query", "none"] | None = None,
+        down_levels: Sequence[int] | None = None,
+        down_channels: Sequence[int] | None = None,
+        reader_residuals: Residuals | None = None,
+        keep: Literal["finest", "coarsest"] | None = None,
+        activate_output: bool | None = None,
+        readout: Literal["flatten", "pool"] | None = None,
+        output_size: int | None = None,
+        input_levels: Literal["fit", "all"] | None = None,
+        decoder: int | Literal["none", "silence"] | None = None,
+        peepholes: bool | None = None,
+        forget_bias: float | None = None,
+        normalization: Literal["none", "batch", "sequence"] | None = None,
+        fast: bool = True,
+    ) -> None:
+        super().__init__()
+        self.plan = plan = Plan.of(
+            preset,
+            **{"rank": rank, "base": base, "levels": levels, "channels": channels, "residuals": residuals},
+            **{"reader": reader, "down_levels": down_levels, "down_channels": down_channels, "keep": keep},
+            **{"reader_residuals": reader_residuals, "activate_output": activate_output, "readout": readout},
+            **{"input_levels": input_levels, "decoder": decoder, "peepholes": peepholes},
+            **{"forget_bias": forget_bias, "normalization": normalization},
+        )
+        if queries and plan.reader == "none":
+            raise ValueError(f"reader='none' has no one to ask {', '.join(queries)}")
+        self.fast = fast
+        self.bf16 = False
+        """Whether sequences are convolved in bfloat16; cells, states and outputs stay as they are."""
+        self.input_shape, self.query_shapes = tuple(input_size), dict(queries or {})
+        for name, shape in {"input_size": self.input_shape, **self.query_shapes}.items():
+            if len(shape) != plan.rank + 1:
+                raise ValueError(f"{name} is {shape}; rank {plan.rank} wants channels and {plan.rank} sides")
+            # what enters a level wanders to a coarser one by one layer at a time, and the reader gives the coarsest
+            largest = plan.side(1 + len(plan.levels) + len(plan.down_levels))
+            if plan.keep == "coarsest" and plan.reader == "query" and max(shape[1:]) > largest:
+                depth = f"{len(plan.levels)} layers and {len(plan.down_levels)} of the reader"
+                raise ValueError(
+                    f"{name} is {shape}, but {depth} take at most {largest} a side: shrink it, with "
+                    "gymnasium.wrappers.ResizeObservation, or give more layers"
+                )
+
+        up = self._layers_up(self.input_shape)
+        self.writer = Stack(self._entering(self.input_shape), up, self._lstm_grid, dict(plan.residuals))
+        finest = max(self.writer.passed[-1])
+        down = [
+            (range(finest - count + 1, finest + 1) if plan.keep == "finest" else range(1, count + 1), width)
+            for count, width in zip(plan.down_levels, plan.down_channels, strict=True)
+        ]
+        self.readers = nn.ModuleList()
+        pooled = 0
+        for shape in self.query_shapes.values() or [self.input_shape]:
+            if plan.reader == "none":
+                entering, layers, beside = self.writer.passed[-1], down, []
+            else:
+                entering, layers, beside = self._entering(shape), self._layers_up(shape) + down, self.writer.passed
+            stack = Stack(entering, layers, self._conv_grid, dict(plan.reader_residuals), beside)
+            self.readers.append(stack)
+            pooled += sum([entering, *stack.passed][-2].values())
+
+        ((level, width),) = stack.passed[-1].items()
+        out = (width * len(self.readers), *plan.size(level))
+        self.output_grid = (out[0], out[1], out[2]) if plan.rank == 2 else None
+        read = pooled if plan.readout == "pool" else out[0] * plan.side(level) ** plan.rank
+        self.output_size = output_size or read
+        self.linear = nn.Linear(read, output_size) if output_size else nn.Identity()
+
+    @classmethod
+    def default_grid(cls, preset: str = "small", **memory_kwargs: Any) -> tuple[int, ...]:
+        """Spatial shape, that of level 1, in which an observation that is no grid should be given.
+
+        Takes the arguments of the constructor.
+        """
+        plan = Plan.of(preset, rank=memory_kwargs.get("rank"), base=memory_kwargs.get("base"))
+        return plan.size(1)
+
+    # -- building ------------------------------------------------------------------------------------------------------
+
+    def _entering(self, shape: tuple[int, ...]) -> Channels:
+        plan = self.plan
+        entries = [plan.entry(shape[1:])] if plan.input_levels == "fit" else range(1, plan.levels[0] + 1)
+        return dict.fromkeys(entries, shape[0])
+
+    def _layers_up(self, shape: tuple[int, ...]) -> list[tuple[range, int]]:
+        least = max(self._entering(shape))
+        pairs = zip(self.plan.levels, self.plan.channels, strict=True)
+        return [(range(1, max(levels, least) + 1), channels) for levels, channels in pairs]
+
+    def _lstm_grid(self, layer: int, level: int, inputs: int, channels: int) -> Grid:
+        plan, key = self.plan, f"{layer}_{level}"
+        gates = (plan.peepholes, plan.forget_bias, plan.decoder != "none")
+        return LSTMGrid(plan.size(level), inputs, channels, key, plan.normalization, *gates)
+
+    def _conv_grid(self, layer: int, level: int, inputs: int, channels: int) -> Grid:
+        plan = self.plan
+        plain = layer == plan.reader_layers and not plan.activate_output
+        if plan.reader == "none":  # part of the one stack that the input drives, which may keep statistics
+            key = f"{len(plan.levels) + layer}_{level}"
+            return ConvGrid(plan.rank, inputs, channels, key, plan.normalization, plain)
+        normalization = "step" if plan.normalization == "sequence" else plan.normalization
+        return ConvGrid(plan.rank, inputs, channels, f"{layer}_{level}", normalization, plain)
+
+    # -- one step ------------------------------------------------------------------------------------------------------
+
+    def initial_state(self, batch_size: int) -> State:
+        sizes = self.writer.sizes()
+        if self.plan.reader == "none":
+            sizes |= self.readers[0].sizes()  # type: ignore[operator]
+        if self.plan.normalization == "sequence":
+            sizes["steps"] = (1,)
+        zeros = {name: torch.zeros(1, *shape, device=self.device, dtype=self.dtype) for name, shape in sizes.items()}
+        return {name: value.expand(batch_size, *value.shape[1:]) for name, value in zeros.items()}
+
+    def forward(self, x: Tensor, state: State, queries: Queries | None = None) -> MemoryStep:
+        span = Span(steps=state.get("steps"), answering=self._answering(x[None]))
+        return MemoryStep(*self._write_and_read(x, state, queries, span))
+
+    def unroll(
+        self,
+        xs: Tensor,
+        starts: Tensor | None,
+        state: State,
+        resets: Sequence[int] | None = None,
+        queries: Queries | None = None,
+    ) -> Unrolled:
+        """As `contract.unroll`; layer after layer over all steps, and readers once, over `T * B` rows."""
+        if not self.fast:
+            return unroll(self, xs, starts, state, resets, queries)
+        may_start = range(len(xs)) if resets is None else resets
+        span = Span(
+            len(xs), starts, frozenset(may_start if starts is not None else ()), state.get("steps"), self._answering(xs)
+        )
+        flat = None if queries is None else {name: query.flatten(0, 1) for name, query in queries.items()}
+        outputs, state, losses, grids = self._write_and_read(xs.flatten(0, 1), state, flat, span)
+        return Unrolled(span.steps_of(outputs), state, losses, None if grids is None else span.steps_of(grids))
+
+    def take_bf16(self) -> bool:
+        self.bf16 = self.fast
+        return self.bf16
+
+    def _answering(self, xs: Tensor) -> Tensor | None:
+        """Where the decoder is at work, `[T, B]`."""
+        if self.plan.decoder == "none":
+            return None
+        if self.plan.decoder == "silence":
+            return (xs == 0).flatten(2).all(2)
+        return (xs[:, :, self.plan.decoder] > 0.5).flatten(2).any(2)
+
+    def _write_and_read(
+        self, x: Tensor, state: State, queries: Queries | None, span: Span
+    ) -> tuple[Tensor, State, dict[str, Tensor], Tensor | None]:
+        """A step, or the rows of a sequence."""
+        if self.query_shapes.keys() != (queries or {}).keys():
+            raise ValueError(f"queries are {sorted(queries or {})}; this memory has readers for {self.query_shapes}")
+        written, following = self.writer(self._entered(x, span), state, span)
+        grids, pools = [], []
+        asked = [x] if queries is None or not queries else [queries[name] for name in self.query_shapes]
+        for reader, query in zip(self.readers, asked, strict=True):
+            if self.plan.reader == "none":
+                entering, beside = written[-1], []
+            else:
+                entering, beside = self._entered(query, span), written
+            passed, changed = reader(entering, state, span, beside)
+            following |= changed
+            grids += passed[-1].values()
+            pools += [level.to(self.dtype) for level in [entering, *passed][-2].values()]
+        if span.steps is not None:
+            following["steps"] = span.counts[-1]
+        grid = (torch.cat(grids, 1) if len(grids) > 1 else grids[0]).to(self.dtype)
+        if self.plan.readout == "pool":
+            read = torch.cat([level.flatten(2).mean(2) for level in pools], 1)
+        else:
+            read = grid.flatten(1)
+        return self.linear(read), following, {}, grid if self.plan.rank == 2 else None
+
+    def enter(self, x: Tensor) -> Pyramid:
+        """An input as the pyramid that the first layer sees."""
+        levels = self._entering(tuple(x.shape[1:]))
+        if self.plan.input_levels == "all":
+            return {level: F.interpolate(x, size=self.plan.size(level), mode="nearest") for level in levels}
+        (level,) = levels
+        missing = [self.plan.side(level) - side for side in reversed(x.shape[2:])]  # F.pad takes the last side first
+        padding = [amount for rest in missing for amount in (rest // 2, rest - rest // 2)]
+        return {level: F.pad(x, padding) if any(missing) else x}
+
+    def _entered(self, x: Tensor, span: Span) -> Pyramid:
+        """As `enter`; the rows of a sequence in the layout and the precision in which they are convolved fastest."""
+        pyramid = self.enter(x)
+        if span.length == 1 and span.starts is None:
+            return pyramid
+        laid = {level: channels_inside(grid) if usable(grid) else grid for level, grid in pyramid.items()}
+        return {level: grid.to(torch.bfloat16) if self.bf16 else grid for level, grid in laid.items()}
+
+    # -- pictures ------------------------------------------------------------------------------------------------------
+
+    def panels(self, state: State) -> dict[str, Panel]:
+        """h and c of the last layer of the writer, level by level: the mean over channels; in 1-D, every channel."""
+        layer = len(self.plan.levels)
+        panels = {}
+        for name, label, limits in (("hidden", "h", (-1.0, 1.0)), ("cell", "c", None)):
+            for level in sorted(self.writer.passed[-1], reverse=True):
+                grid = state[f"{name}_{layer}_{level}"][0].detach()
+                title = f"{name} {layer}, level {level}"
+                if self.plan.rank == 1:
+                    panels[title] = Panel(grid, "position", f"channel of {label}", limits)
+                else:
+                    panels[title] = Panel(grid.mean(0), f"column (mean of {label})", "row", limits)
+        return panels

@@ -1,0 +1,115 @@
+"""Calls of `fast_cells.c`: LSTM and GRU over time for few rows on a CPU.
+
+With few rows torch's operations cost more than their arithmetic: some ten a step forward and six back.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from policies.native.compiler import library, off
+
+SOURCE = Path(__file__).with_name("fast_cells.c")
+MOST = 4096
+"""Numbers of a state `[B, H]` up to which the loops are faster than torch's products, which use all of a core."""
+
+
+def usable(state: Tensor) -> bool:
+    """For a state `[B, H]` like this: on a CPU, of few numbers, and with a compiler at hand."""
+    few = state.device.type == "cpu" and 0 < state.numel() <= MOST
+    return few and not off() and library(SOURCE, state.dtype) is not None
+
+
+def lstm_forward(
+    gates: Tensor, weights: Tensor, hiddens: Tensor, cells: Tensor, squashed: Tensor, starts: Tensor | None
+) -> None:
+    """All steps in place.
+
+    Args:
+        gates: `[T, B, 4H]`: what the input gives, becomes the gates.
+        weights: recurrent, `[4H, H]`.
+        hiddens, cells: `[T + 1, B, H]`, of which the first is given; 0 where it is the start of an episode.
+        squashed: `[T, B, H]`, becomes tanh of the cells.
+        starts: bool `[T, B]`, or None.
+    """
+    steps, batch, size = squashed.shape
+    room = gates.new_empty(batch, 6 * size)
+    _call("lstm_forward", (gates, weights, hiddens, cells, squashed, starts, room), (steps, batch, size))
+
+
+def lstm_backward(
+    gates: Tensor,
+    weights: Tensor,
+    cells: Tensor,
+    squashed: Tensor,
+    starts: Tensor | None,
+    d_hiddens: Tensor | None,
+    d_cells: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the sums that entered the gates `[T, B, 4H]` and of the first state, `[B, H]` each.
+
+    Args:
+        gates, weights, cells, squashed, starts: as `lstm_forward` left them.
+        d_hiddens, d_cells: of the states after every step, `[T, B, H]`, or None.
+    """
+    steps, batch, size = squashed.shape
+    d_gates, d_hidden, d_cell = torch.empty_like(gates), gates.new_empty(batch, size), gates.new_empty(batch, size)
+    given = [None if d is None else d.contiguous() for d in (d_hiddens, d_cells)]
+    arrays = (gates, weights, cells, squashed, starts, *given, d_gates, d_hidden, d_cell)
+    _call("lstm_backward", arrays, (steps, batch, size))
+    return d_gates, d_hidden, d_cell
+
+
+def gru_forward(
+    gates: Tensor, weights: Tensor, bias: Tensor, hiddens: Tensor, of_hidden: Tensor, starts: Tensor | None
+) -> None:
+    """All steps in place.
+
+    Args:
+        gates: `[T, B, 3H]`: what the input gives, becomes the gates.
+        weights: recurrent, `[3H, H]`.
+        bias: of what the hidden state gives n, `[H]`.
+        hiddens: `[T + 1, B, H]`, of which the first is given; 0 where it is the start of an episode.
+        of_hidden: `[T, B, H]`, becomes what the hidden state gives n.
+        starts: bool `[T, B]`, or None.
+    """
+    steps, batch, size = of_hidden.shape
+    room = gates.new_empty(batch, 4 * size)
+    _call("gru_forward", (gates, weights, bias, hiddens, of_hidden, starts, room), (steps, batch, size))
+
+
+def gru_backward(
+    gates: Tensor,
+    weights: Tensor,
+    hiddens: Tensor,
+    of_hidden: Tensor,
+    starts: Tensor | None,
+    d_hiddens: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of what the hidden state gives the gates `[T, B, 3H]`, of the input's part of n `[T, B, H]`, and of the
+    first state `[B, H]`.
+
+    Args:
+        gates, weights, hiddens, of_hidden, starts: as `gru_forward` left them.
+        d_hiddens: of the states after every step, `[T, B, H]`, or None.
+    """
+    steps, batch, size = of_hidden.shape
+    d_gates, d_n, d_hidden = torch.empty_like(gates), torch.empty_like(of_hidden), gates.new_empty(batch, size)
+    given = None if d_hiddens is None else d_hiddens.contiguous()
+    arrays = (gates, weights, hiddens, of_hidden, starts, given, d_gates, d_n, d_hidden)
+    _call("gru_backward", arrays, (steps, batch, size))
+    return d_gates, d_n, d_hidden
+
+
+def _call(name: str, arrays: tuple[Tensor | None, ...], sizes: tuple[int, ...]) -> None:
+    assert all(array is None or array.is_contiguous() for array in arrays)
+    first = arrays[0]
+    assert first is not None
+    function: Any = getattr(library(SOURCE, first.dtype), name)
+    pointers = (None if array is None else ctypes.c_void_p(array.data_ptr()) for array in arrays)
+    function(*pointers, *map(ctypes.c_int64, sizes))

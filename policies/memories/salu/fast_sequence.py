@@ -1,0 +1,201 @@
+"""The fast path of SALU over time: a sequence as one autograd function, differentiated by hand.
+
+Plain steps copy the table at each step, and keep every copy for the backward pass. Here it is laid out once: the rows
+carried in, then room for those of each step. What step `t` sees is a window of it, `capacity` steps long, which moves
+on by one; nothing is copied, and what is kept is one table, and vectors and read weights of every step. An episode that
+starts moves the first row that is read; the rows before it stay, unread.
+
+Vectors are rows. Symbols as in `salu.py`; C is the capacity.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from policies.memories.contract import State
+
+tanh_backward = torch.ops.aten.tanh_backward.default
+
+
+def attend(read_keys: Tensor, keys: Tensor, used: Tensor) -> Tensor:
+    """Read weights a over the rows of all heads, `[B, H, C H]`; zero where not `used`.
+
+    Args:
+        read_keys: k^r, `[B, H, d_k]`.
+        keys: K, `[B, C, H, d_k]`.
+        used: which steps may be read, bool `[B, C]`; where there are none, all are read alike.
+    """
+    scores: Tensor = torch.bmm(read_keys, keys.flatten(1, 2).transpose(1, 2)) / keys.shape[3] ** 0.5
+    unread = (~used).repeat_interleave(keys.shape[2], 1).unsqueeze(1)
+    return scores.masked_fill(unread, torch.finfo(scores.dtype).min).softmax(2)
+
+
+class Tape:
+    """`length` steps of SALU, written down as they are taken; without gradients.
+
+    Args:
+        length: room for so many steps.
+        state: before the first step; left as it is.
+        recurrent: weights from [h ; v^r] to the gates, `[4 d_h, d_h + d_v]`.
+        interaction, interaction_bias: W_v and b_v.
+    """
+
+    def __init__(
+        self, length: int, state: State, recurrent: Tensor, interaction: Tensor, interaction_bias: Tensor
+    ) -> None:
+        state = {name: value.detach() for name, value in state.items()}
+        self.slow = (recurrent.detach(), interaction.detach(), interaction_bias.detach())
+        self.hidden, self.cell, self.read_value = state["hidden"], state["cell"], state["read_value"]
+        self.capacity, self.heads = state["keys"].shape[1:3]
+        self.keys, self.values = (
+            torch.cat([table, table.new_empty(len(table), length, *table.shape[2:])], 1)
+            for table in (state["keys"], state["values"])
+        )
+        count = state["count"]
+        self.index = torch.arange(self.capacity + length, device=count.device, dtype=count.dtype)
+        self.first = self.capacity - count
+        """Index of the first row that is read, `[B]`."""
+        self.erased = torch.zeros_like(count)
+        """Index of the first row that no start has cleared, `[B]`."""
+        self.cleared = 0
+        """The largest that `erased` may be."""
+        self.count = 0
+        self.steps: list[tuple[Tensor, ...]] = []
+        self.starts: list[Tensor | None] = []
+
+    @torch.no_grad()
+    def step(self, gates_x: Tensor, starts: Tensor | None) -> None:
+        """Take a step.
+
+        Args:
+            gates_x: the input's part of the gates, with both biases, `[B, 4 d_h]`.
+            starts: bool `[B]`: who starts an episode with this step; None: nobody.
+        """
+        recurrent, interaction, interaction_bias = self.slow
+        carried, cell_before, row = torch.cat([self.hidden, self.read_value], 1), self.cell, self.capacity + self.count
+        if starts is not None:
+            carried, cell_before = (part.masked_fill(starts[:, None], 0.0) for part in (carried, cell_before))
+            self.first, self.erased = (mark.masked_fill(starts, float(row)) for mark in (self.first, self.erased))
+            self.cleared = row
+        gates = torch.addmm(gates_x, carried, recurrent.t())
+        i, f, g, o = gates.chunk(4, 1)
+        for gate in (i, f, o):
+            gate.sigmoid_()
+        self.cell = f * cell_before + i * g.tanh_()
+        tanh_cell = self.cell.tanh()
+        self.hidden = o * tanh_cell
+
+        vectors = torch.addmm(interaction_bias, self.hidden, interaction.t()).tanh_()
+        read_keys, write_keys, write_values = parts(vectors, self.heads, self.keys.shape[3])
+        self.keys[:, row], self.values[:, row] = write_keys, write_values
+        self.count += 1
+        keys, values, used = self.window()
+        weights = attend(read_keys, keys, used)
+        self.read_value = torch.bmm(weights, values.flatten(1, 2)).mean(1)
+        self.steps.append((carried, cell_before, gates, tanh_cell, vectors, weights, self.hidden, self.read_value))
+        self.starts.append(starts)
+
+    def window(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The last C steps of the table, and which of them are read, `[B, C]`."""
+        span = slice(self.count, self.count + self.capacity)
+        return self.keys[:, span], self.values[:, span], self.index[span] >= self.first[:, None]
+
+    def lost(self) -> Tensor:
+        """Rows of the present window that a start has cleared, `[B, C, 1, 1]`."""
+        return (self.index[self.count : self.count + self.capacity] < self.erased[:, None])[:, :, None, None]
+
+    def steps_held(self) -> Tensor:
+        """`count` of the state: steps of this episode in the table, `[B]`."""
+        return (self.capacity + self.count - self.first).clamp(max=self.capacity)
+
+    def state(self) -> State:
+        """The state after the last step; its tables are views, unless a start may have cleared rows of them."""
+        keys, values, _ = self.window()
+        if self.count < self.cleared:
+            keys, values = (table.masked_fill(self.lost(), 0.0) for table in (keys, values))
+        vectors = {"hidden": self.hidden, "cell": self.cell, "read_value": self.read_value}
+        return vectors | {"keys": keys, "values": values, "count": self.steps_held()}
+
+
+def parts(vectors: Tensor, heads: int, key_size: int) -> list[Tensor]:
+    """Views of interaction vectors, `[..., H (2 d_k + d_v)]`: k^r, k^w `[..., H, d_k]`, v^w `[..., H, d_v]`."""
+    n_keys = heads * key_size
+    pieces = torch.split(vectors, [n_keys, n_keys, vectors.shape[-1] - 2 * n_keys], -1)
+    return [piece.view(*piece.shape[:-1], heads, -1) for piece in pieces]
+
+
+class TableSequence(torch.autograd.Function):
+    """The steps of a `Tape` and their derivative.
+
+    Inputs: the tape; the input's part of the gates, `[T, B, 4 d_h]`; hidden, cell, read-out, keys and values before the
+    first step; the recurrent weights, W_v and b_v. Outputs: hidden `[T, B, d_h]` and read-outs `[T, B, d_v]` of each
+    step; cell, keys and values after the last.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, tape: Tape, gates_x: Tensor, *made_of: Tensor) -> tuple[Tensor, ...]:
+        *kept, hidden, read_value = (torch.stack(taken) for taken in zip(*tape.steps, strict=True))
+        used = tape.capacity + tape.count
+        state, lost = tape.state(), tape.lost()
+        ctx.save_for_backward(*tape.slow, tape.keys[:, :used], tape.values[:, :used], lost, *kept)
+        ctx.starts = tape.starts
+        return hidden, read_value, state["cell"].clone(), state["keys"].clone(), state["values"].clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, d_hiddens: Tensor, d_reads: Tensor, d_cell: Tensor, d_keys_last: Tensor, d_values_last: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        recurrent, interaction, _, keys, values, lost, *kept = ctx.saved_tensors
+        carried, cells, gates, tanh_cells, vectors, weights = kept
+        length, d_h, heads, d_k = len(carried), cells.shape[2], keys.shape[2], keys.shape[3]
+        capacity, scale = keys.shape[1] - length, d_k**-0.5
+        d_keys, d_values = torch.zeros_like(keys), torch.zeros_like(values)
+        d_keys[:, length:], d_values[:, length:] = (
+            d_table.masked_fill(lost, 0.0) for d_table in (d_keys_last, d_values_last)
+        )
+        keys, values, d_key_rows, d_value_rows = (table.flatten(1, 2) for table in (keys, values, d_keys, d_values))
+        d_gates, d_vectors, d_before = torch.empty_like(gates), torch.empty_like(vectors), torch.zeros_like(carried[0])
+        read_keys_all = parts(vectors, heads, d_k)[0]
+        targets = parts(d_vectors, heads, d_k)
+
+        for t in reversed(range(length)):
+            window = slice((t + 1) * heads, (t + 1 + capacity) * heads)
+            # the read: all heads have the same share of v^r
+            d_read = (d_reads[t] + d_before[:, d_h:]).div_(heads).unsqueeze(1)
+            a = weights[t]
+            d_a = torch.bmm(d_read, values[:, window].transpose(1, 2))
+            d_scores = torch.ops.aten._softmax_backward_data(d_a.expand_as(a), a, 2, a.dtype).mul_(scale)
+            d_value_rows[:, window].addcmul_(a.sum(1).unsqueeze(2), d_read)
+            d_key_rows[:, window].baddbmm_(d_scores.transpose(1, 2), read_keys_all[t])
+            # the vectors; no step before this one reads its rows
+            targets[0][t] = torch.bmm(d_scores, keys[:, window])
+            targets[1][t], targets[2][t] = d_keys[:, capacity + t], d_values[:, capacity + t]
+            d_vectors[t] = tanh_backward(d_vectors[t], vectors[t])
+            # the controller
+            d_hidden = torch.addmm(d_hiddens[t] + d_before[:, :d_h], d_vectors[t], interaction)
+            i, f, g, o = gates[t].chunk(4, 1)
+            d_cell = torch.addcmul(d_cell, d_hidden, o * (1 - tanh_cells[t].square()))
+            d_gate = torch.cat([d_cell * g, d_cell * cells[t], d_cell * i, d_hidden * tanh_cells[t]], 1)
+            slopes = torch.cat([i * (1 - i), f * (1 - f), 1 - g.square(), o * (1 - o)], 1)
+            torch.mul(d_gate, slopes, out=d_gates[t])
+            d_before = torch.mm(d_gates[t], recurrent)
+            d_cell = d_cell * f
+            if ctx.starts[t] is not None:
+                d_before.masked_fill_(ctx.starts[t][:, None], 0.0)
+                d_cell.masked_fill_(ctx.starts[t][:, None], 0.0)
+
+        hiddens = gates[:, :, -d_h:] * tanh_cells
+        return (
+            None,
+            d_gates,
+            *(d_before[:, :d_h], d_cell, d_before[:, d_h:]),
+            *(d_keys[:, :capacity], d_values[:, :capacity]),
+            d_gates.flatten(0, 1).t() @ carried.flatten(0, 1),
+            d_vectors.flatten(0, 1).t() @ hiddens.flatten(0, 1),
+            d_vectors.sum((0, 1)),
+        )

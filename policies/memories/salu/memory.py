@@ -1,0 +1,182 @@
+"""LSTM with a soft-attention look-up table: every step adds rows, reading is attention over them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from policies.memories.contract import Memory, MemoryStep, Panel, Recording, State, Unrolled, join, unroll
+from policies.memories.registry import register_memory
+from policies.memories.salu.fast_sequence import TableSequence, Tape, attend, parts
+from policies.memories.shared.pictures import vector_panel
+
+ROOM = 32
+"""Steps for which a recording makes room at once, at least."""
+
+
+@register_memory("salu")
+class SALU(Memory):
+    """LSTM+SALU, the baseline of Munkhdalai et al., "Metalearned Neural Memory", NeurIPS 2019, §4.1.
+
+    The paper says of it only that the look-up table takes the place of the neural memory. So everything else here is
+    MNM's: the controller, its interaction vectors, the order of a step, the mean over heads; see `mnm.MNM`. What is
+    ours: attention is by scaled dot products, and the table, there unbounded, keeps the last `capacity` steps.
+
+        h_t, c_t = LSTM([x_t ; v^r_{t-1}], h_{t-1}, c_{t-1})
+        [k^r_i ; k^w_i ; v^w_i] = tanh(W_v h_t + b_v)                        i = 1 ... H; as MNM's eq. (1), without β'
+        K_t, V_t = K_{t-1}, V_{t-1} and the new rows k^w_i, v^w_i
+        a_i = softmax(K_t k^r_i / √d_k)                                      over the rows of this episode
+        v^r_t = (1/H) Σ_i V_tᵀ a_i
+        y_t = W_y [h_t ; v^r_t] + b_y
+
+    State: `hidden`, `cell` `[B, hidden_size]`; `read_value` `[B, value_size]`; `keys` `[B, capacity, H, key_size]` and
+    `values` `[B, capacity, H, value_size]`, the newest step last; `count` `[B]`, steps in the table, 0 to capacity.
+
+    Args:
+        input_size: F, width of the input.
+        hidden_size: d_h, units of the controller.
+        output_size: d_o, width of the output; None: as hidden_size.
+        key_size: d_k.
+        value_size: d_v.
+        heads: H, rows written, and keys read with, at each step.
+        capacity: steps in the table; each new one then pushes the oldest out.
+        fast: train on sequences by a hand-written function that keeps one table for all steps; False: by plain steps,
+            which give the same and keep a table each.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int = 200,
+        output_size: int | None = None,
+        key_size: int = 100,
+        value_size: int = 100,
+        heads: int = 1,
+        capacity: int = 256,
+        fast: bool = True,
+    ) -> None:
+        super().__init__()
+        if min(heads, capacity) < 1:
+            raise ValueError(f"heads and capacity must be at least 1, not {heads} and {capacity}")
+        self.output_size = output_size or hidden_size
+        self.hidden_size, self.key_size, self.value_size = hidden_size, key_size, value_size
+        self.heads, self.capacity, self.fast = heads, capacity, fast
+        self.controller = nn.LSTMCell(input_size + value_size, hidden_size)
+        self.interaction = nn.Linear(hidden_size, heads * (2 * key_size + value_size))
+        self.output = nn.Linear(hidden_size + value_size, self.output_size)
+        self.register_buffer("rows", torch.arange(capacity, dtype=self.dtype), persistent=False)
+
+    def initial_state(self, batch_size: int) -> State:
+        sizes: dict[str, tuple[int, ...]] = {
+            "hidden": (self.hidden_size,),
+            "cell": (self.hidden_size,),
+            "read_value": (self.value_size,),
+            "keys": (self.capacity, self.heads, self.key_size),
+            "values": (self.capacity, self.heads, self.value_size),
+            "count": (),
+        }
+        zero = torch.zeros((), device=self.device, dtype=self.dtype)
+        return {name: zero.expand(batch_size, *size) for name, size in sizes.items()}
+
+    def forward(self, x: Tensor, state: State) -> MemoryStep:
+        inputs = torch.cat([x, state["read_value"]], 1)
+        hidden, cell = self.controller(inputs, (state["hidden"], state["cell"]))
+        read_keys, write_keys, write_values = self.vectors(hidden)  # eq. (1)
+        keys = torch.cat([state["keys"][:, 1:], write_keys.unsqueeze(1)], 1)
+        values = torch.cat([state["values"][:, 1:], write_values.unsqueeze(1)], 1)
+        count = (state["count"].detach() + 1).clamp(max=self.capacity)
+        weights = attend(read_keys, keys, self.used(count))
+        read_value = torch.bmm(weights, values.flatten(1, 2)).mean(1)  # v^r
+        following = {"hidden": hidden, "cell": cell, "read_value": read_value}
+        following |= {"keys": keys, "values": values, "count": count}
+        return MemoryStep(self.output(torch.cat([hidden, read_value], 1)), following, {})
+
+    def vectors(self, hidden: Tensor) -> list[Tensor]:
+        """k^r, k^w `[B, H, d_k]` and v^w `[B, H, d_v]` of `hidden` `[B, d_h]`."""
+        return parts(self.interaction(hidden).tanh(), self.heads, self.key_size)
+
+    def used(self, count: Tensor) -> Tensor:
+        """Which steps of the table are of this episode, bool `[B, capacity]`."""
+        return self.get_buffer("rows") >= (self.capacity - count).unsqueeze(1)
+
+    def unroll(self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None = None) -> Unrolled:
+        """As `contract.unroll`, by `salu_sequence`; resets may be anywhere."""
+        if not self.fast:
+            return unroll(self, xs, starts, state, resets)
+        tape = self.tape(state, len(xs))
+        reset_at = frozenset(range(len(xs)) if resets is None else resets)
+        gates = self.gates_of(xs)
+        for t, given in enumerate(gates.detach()):
+            tape.step(given, starts[t] if starts is not None and t in reset_at else None)
+        return self.differentiable(tape, gates, state)
+
+    def record(self, state: State, room: int) -> Recording:
+        """As `Memory.record`, on tapes of `salu_sequence`."""
+        return TapedRecording(self, state, max(room, ROOM)) if self.fast else super().record(state, room)
+
+    def tape(self, state: State, length: int) -> Tape:
+        """A blank tape that starts from `state`."""
+        with torch.no_grad():
+            return Tape(length, state, self.recurrent(), self.interaction.weight, self.interaction.bias)
+
+    def differentiable(self, tape: Tape, gates: Tensor, state: State) -> Unrolled:
+        """What `tape` took down, with its graph; `gates` as it was stepped with, `[T, B, 4 d_h]`."""
+        leaves = [state[name] for name in ("hidden", "cell", "read_value", "keys", "values")]
+        slow = (self.recurrent(), self.interaction.weight, self.interaction.bias)
+        hidden, read_value, cell, keys, values = TableSequence.apply(  # type: ignore[no-untyped-call]
+            tape, gates, *leaves, *slow
+        )
+        following = {"hidden": hidden[-1], "cell": cell, "read_value": read_value[-1]}
+        following |= {"keys": keys, "values": values, "count": tape.steps_held()}
+        return Unrolled(self.output(torch.cat([hidden, read_value], 2)), following, {})
+
+    def gates_of(self, xs: Tensor) -> Tensor:
+        """The input's part of the controller's gates, with both biases: `[..., F]` to `[..., 4 d_h]`."""
+        cell = self.controller
+        return F.linear(xs, cell.weight_ih[:, : xs.shape[-1]], cell.bias_ih + cell.bias_hh)
+
+    def recurrent(self) -> Tensor:
+        """The controller's weights from [h ; v^r] to the gates, `[4 d_h, d_h + d_v]`."""
+        return torch.cat([self.controller.weight_hh, self.controller.weight_ih[:, -self.value_size :]], 1)
+
+    def panels(self, state: State) -> dict[str, Panel]:
+        """What each head read in the last step, the table, newest row last, and the read-out v^r."""
+        first = {name: value[:1].detach() for name, value in state.items()}
+        used = self.used(first["count"])
+        weights = attend(self.vectors(first["hidden"])[0], first["keys"], used).detach()
+        weights = weights * used.repeat_interleave(self.heads, 1).unsqueeze(1)  # nothing is read before a step
+        panels = {"read_weights": Panel(weights[0], "row", "head", (0.0, 1.0), "columns")}
+        for name in ("keys", "values"):
+            panels[name] = Panel(first[name][0].flatten(0, 1), "unit", "row", (-1.0, 1.0))
+        panels["read_value"] = vector_panel(first["read_value"])
+        return panels
+
+
+class TapedRecording(Recording):
+    """A recording whose steps are taken without a graph, which is made from their tapes afterwards."""
+
+    def __init__(self, memory: SALU, state: State, room: int) -> None:
+        self.salu, self.first, self.room = memory, state, room
+        self.xs: list[Tensor] = []
+        self.tapes = [memory.tape(state, room)]
+
+    def step(self, x: Tensor, starts: Tensor | None) -> MemoryStep:
+        salu = self.salu
+        with torch.no_grad():
+            if self.tapes[-1].count == self.room:
+                self.tapes.append(salu.tape(self.tapes[-1].state(), self.room))
+            self.xs.append(x)
+            self.tapes[-1].step(salu.gates_of(x), starts)
+            state = self.tapes[-1].state()
+            return MemoryStep(salu.output(torch.cat([state["hidden"], state["read_value"]], 1)), state, {})
+
+    def unrolled(self) -> Unrolled:
+        pieces, state, begin = [], self.first, 0
+        for tape in self.tapes:
+            gates = self.salu.gates_of(torch.stack(self.xs[begin : begin + tape.count]))
+            pieces.append(self.salu.differentiable(tape, gates, state))
+            begin, state = begin + tape.count, pieces[-1].state
+        return join(pieces)

@@ -1,0 +1,348 @@
+"""Sparse differentiable neural computer: every step reads, writes and links a few slots, however many there are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from policies.memories.contract import Memory, MemoryStep, Panel, Recording, State, Unrolled, reset, unroll
+from policies.memories.registry import register_memory
+from policies.memories.sdnc.sparse import NONE, Links, Rows, own, whole_weights
+from policies.memories.shared.addressing import content_weights, inverse_norms, oneplus
+from policies.memories.shared.pictures import vector_panel
+
+SMALL = ("hidden", "cell", "read_vectors", "read_weights", "read_slots", "write_weights", "write_slots", "time")
+"""State that a step makes anew; the rest is `Rows`, `Links` and `last_access`."""
+
+LARGEST_PICTURE = 512
+"""Slots up to which links are shown as a matrix of slots by slots."""
+
+
+@register_memory("sdnc")
+class SDNC(Memory):
+    """Sparse DNC (Rae et al., NIPS 2016, arXiv:1610.09027), supplement D: SAM's reads and writes with temporal links.
+
+    An LSTM sees the input and the R words read one step ago, and says what to write and what to look for:
+
+        w^W_t = α (γ w^R_{t-1} + (1 - γ) I^U)             to slots just read, or to the one least recently used   (5)
+        M_t = (1 - I^U 1ᵀ) M_{t-1} + w^W_t aᵀ             which is erased first                                   (8)
+        N_t(i, j) = (1 - w^W(i)) N_{t-1}(i, j) + w^W(i) p_{t-1}(j)    written before i; K_L largest of a row     (19)
+        P_t(i, j) = (1 - w^W(j)) P_{t-1}(i, j) + w^W(j) p_{t-1}(i)    written after i; the same                  (20)
+        p_t = (1 - Σ_i w^W(i)) p_{t-1} + w^W_t                        K_L largest                                (11)
+        b = N_tᵀ w^r_{t-1},  f = P_tᵀ w^r_{t-1},  c = softmax of β cos(k, M_t) over the K words nearest to k
+        w^r_t = K largest of π_1 b + π_2 c + π_3 f,  r_t = Σ_i w^r_t(i) M_t(i)                          for each head
+
+    The paper leaves some things open or says them otherwise; docs/memories/sdnc.md has the reasons for what was taken:
+
+    - one write head, as one p and one N make sense for; w^R is the mean of the heads' read weights;
+    - a slot is used at t if the weights of all accesses to it, w^W + Σ_r w^r, exceed δ; I^U is the slot used longest
+      ago, of unused ones that with the smallest index;
+    - f and b are read from rows of P and N; equations (21) and (22) have N w and P w, which stand for the same product
+      with the DNC's L, but must look at every slot (`link_reads`);
+    - the nearest words are found exactly, which passes over all slots once, where the paper also has approximate ways.
+
+    State: `hidden`, `cell` `[B, hidden_size]`; `read_vectors` `[B, R, word_size]`; `memory` `[B, N, word_size]` and
+    `inverse_norm` of its words `[B, N]`; sparse weightings as weights and slots, `read_weights`, `read_slots`
+    `[B, R, K]` and `write_weights`, `write_slots` `[B, R K + 1]`; `last_access` `[B, N]`, the time of a slot's last
+    use, and `time` `[B, 1]`; `predecessors` (N), `successors` (P), `log_retained`, `precedence` (p) as in
+    `sdnc_sparse.Links`. Slots and times are numbers of the module's type, exact to 2^24 in single precision.
+
+    Args:
+        input_size: F, width of the input.
+        hidden_size: units of the controller.
+        output_size: width of the output, a linear map of the controller and the words read; None: as hidden_size.
+        slots: N.
+        word_size: width of a slot.
+        read_heads: R.
+        sparse_reads: K, slots that a head reads.
+        sparse_links: K_L, links kept before and after a slot.
+        link_reads: "rows": f and b from the rows of P and N that were read, whatever the number of slots; "products":
+            N w and P w as equations (21) and (22) say, which looks at every row.
+        access_threshold: δ, above which a weight counts as use.
+        memory_seed: of M_0, small random numbers, the same for every episode, saved but never trained.
+        fast: write to one working copy of the memory throughout a sequence; False: by plain operations, a new memory a
+            step, which gives the same.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int = 100,
+        output_size: int | None = None,
+        slots: int = 256,
+        word_size: int = 32,
+        read_heads: int = 4,
+        sparse_reads: int = 4,
+        sparse_links: int = 8,
+        link_reads: Literal["rows", "products"] = "rows",
+        access_threshold: float = 0.005,
+        memory_seed: int = 0,
+        fast: bool = True,
+    ) -> None:
+        super().__init__()
+        if min(word_size, read_heads, sparse_reads, sparse_links) < 1:
+            raise ValueError(
+                "word_size, read_heads, sparse_reads and sparse_links must be at least 1, "
+                f"not {word_size}, {read_heads}, {sparse_reads} and {sparse_links}"
+            )
+        if link_reads not in ("rows", "products"):
+            raise ValueError(f"link_reads is {link_reads!r}; it must be 'rows' or 'products'")
+        if slots < sparse_reads:
+            raise ValueError(f"slots is {slots}; it must be at least sparse_reads, {sparse_reads}")
+        if not 0 <= access_threshold < 1:
+            raise ValueError(f"access_threshold is {access_threshold}; it must be in [0, 1)")
+        self.output_size = output_size or hidden_size
+        self.hidden_size, self.slots, self.word_size = hidden_size, slots, word_size
+        self.read_heads, self.sparse_reads, self.sparse_links = read_heads, sparse_reads, sparse_links
+        self.link_reads, self.access_threshold, self.fast = link_reads, access_threshold, fast
+
+        self.controller = nn.LSTMCell(input_size + read_heads * word_size, hidden_size)
+        # k, β; a; α, γ; π
+        self.splits = [read_heads * word_size, read_heads, word_size, 2, 3 * read_heads]
+        self.interface = nn.Linear(hidden_size, sum(self.splits))
+        self.output = nn.Linear(hidden_size + read_heads * word_size, self.output_size)
+
+        # so small that its cosines are nearly 0, yet no two slots are alike: ties would be broken as the device likes
+        generator = torch.Generator().manual_seed(memory_seed)
+        self.register_buffer("initial_memory", 1e-6 * torch.randn(slots, word_size, generator=generator))
+
+    def initial_state(self, batch_size: int) -> State:
+        heads, kept, slots = self.read_heads, self.sparse_links, self.slots
+        written = heads * self.sparse_reads + 1
+
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(shape, device=self.device, dtype=self.dtype)
+
+        no_links = zeros(2, kept)
+        no_links[1] = NONE
+        memory = self.get_buffer("initial_memory")
+        state = {
+            "hidden": zeros(self.hidden_size),
+            "cell": zeros(self.hidden_size),
+            "read_vectors": zeros(heads, self.word_size),
+            "memory": memory,
+            "inverse_norm": inverse_norms(memory),
+            "read_weights": zeros(heads, self.sparse_reads),
+            "read_slots": zeros(heads, self.sparse_reads),
+            "write_weights": zeros(written),
+            "write_slots": zeros(written),
+            "last_access": torch.arange(-slots, 0, device=self.device, dtype=self.dtype),  # slot 0 is the oldest
+            "time": zeros(1),
+            "predecessors": no_links.expand(slots, -1, -1),
+            "successors": no_links.expand(slots, -1, -1),
+            "log_retained": zeros(slots),
+            "precedence": no_links,
+        }
+        return {name: value.expand(batch_size, *value.shape) for name, value in state.items()}
+
+    def forward(self, x: Tensor, state: State) -> MemoryStep:
+        work = Workspace(self, state)
+        return MemoryStep(self.output(work.step(x)), work.release(), {})
+
+    def unroll(self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None = None) -> Unrolled:
+        """As `contract.unroll`, in one working copy."""
+        if not self.fast:
+            return unroll(self, xs, starts, state, resets)
+        reset_at = frozenset(range(len(xs)) if resets is None else resets)
+        work, found = Workspace(self, state), []
+        for t, x in enumerate(xs):
+            if starts is not None and t in reset_at:
+                work.reset(starts[t])
+            found.append(work.step(x))
+        return Unrolled(self.output(torch.stack(found)), work.release(), {})
+
+    def record(self, state: State, room: int) -> Recording:
+        """As `Memory.record`, in one working copy."""
+        return SparseRecording(self, state) if self.fast else super().record(state, room)
+
+    def panels(self, state: State) -> dict[str, Panel]:
+        """Memory, steps since each slot was used, weightings, and the links N and P.
+
+        Links are shown from slot to slot, or where there are too many slots as the weights kept for each.
+        """
+        with torch.no_grad():
+            first = {name: value[:1].detach() for name, value in state.items()}
+            links = Links(*(first[name] for name in Links.NAMES))
+            everywhere = torch.arange(self.slots, device=links.precedence.device)[None]
+            panels = {
+                "memory": Panel(first["memory"][0], "word", "slot"),
+                "steps since use": vector_panel(first["time"] - first["last_access"], "slot", limits=None),
+                "read_weights": Panel(
+                    self._dense(first["read_weights"], first["read_slots"])[0], "slot", "head", (0.0, 1.0), "columns"
+                ),
+                "write_weights": Panel(
+                    self._dense(first["write_weights"], first["write_slots"]), "slot", "write", (0.0, 1.0), "columns"
+                ),
+            }
+            for title, label, (weights, slots) in (
+                ("links N", "written before", links.before(everywhere)),
+                ("links P", "written after", links.after(everywhere)),
+            ):
+                if self.slots <= LARGEST_PICTURE:
+                    panels[title] = Panel(self._dense(weights, slots)[0], label, "slot", (0.0, 1.0))
+                else:
+                    panels[title] = Panel(weights[0], f"{label}, strongest first", "slot", (0.0, 1.0))
+            return panels
+
+    def _dense(self, weights: Tensor, slots: Tensor) -> Tensor:
+        """A sparse weighting `[..., S]` over all slots, `[..., N]`; weights of no slot are zero."""
+        empty = weights.new_zeros(*weights.shape[:-1], self.slots)
+        return empty.scatter_add(-1, slots.clamp_min(0).long(), weights)
+
+
+class Workspace:
+    """A state that is stepped: the large parts in place, in copies made here once.
+
+    Args:
+        sdnc: the memory.
+        state: before the first step; left as it is.
+    """
+
+    def __init__(self, sdnc: SDNC, state: State) -> None:
+        self.sdnc = sdnc
+        self.small = {name: state[name] for name in SMALL}
+        self.rows = Rows(state["memory"], state["inverse_norm"], sdnc.fast)
+        self.links = Links(*(state[name] for name in Links.NAMES))
+        self.last_access = own(state["last_access"].detach())
+        batch, heads = self.last_access.shape[0], sdnc.read_heads
+        # for `_select`: zeros but while it works, and numbers for what it selects from
+        self.scratch = self.last_access.new_zeros(batch, heads, sdnc.slots)
+        named = sdnc.sparse_reads * (1 + 2 * sdnc.sparse_links)
+        self.order = torch.arange(named, device=self.scratch.device, dtype=self.scratch.dtype)
+
+    def step(self, x: Tensor) -> Tensor:
+        """A step on `x` `[B, F]`: what the output layer takes, `[B, hidden_size + R word_size]`."""
+        sdnc, small = self.sdnc, self.small
+        heads = sdnc.read_heads
+        inputs = torch.cat([x, small["read_vectors"].flatten(1)], 1)
+        hidden, cell = sdnc.controller(inputs, (small["hidden"], small["cell"]))
+        keys, strengths, word, gates, modes = sdnc.interface(hidden).split(sdnc.splits, 1)
+        keys = keys.reshape(-1, heads, sdnc.word_size)
+
+        # (5): w^W = α (γ w^R + (1 - γ) I^U); (8)
+        alpha, gamma = gates.sigmoid().split(1, 1)
+        weights, slots = small["read_weights"], small["read_slots"].detach().long()
+        write_weights = alpha * torch.cat([gamma / heads * weights.flatten(1), 1 - gamma], 1)
+        write_slots = torch.cat([slots.flatten(1), self.last_access.argmin(1, keepdim=True)], 1)
+        self.rows.write(write_slots, write_weights, word)
+        self.links.write(write_slots, write_weights.detach())
+
+        # (2) over the K nearest words
+        near = self.rows.nearest(keys.detach(), sdnc.sparse_reads)
+        near_words = self.rows.read(near.flatten(1)).view(-1, sdnc.sparse_reads, sdnc.word_size)
+        content = content_weights(near_words, keys.reshape(-1, 1, sdnc.word_size), oneplus(strengths).view(-1, 1))
+
+        # π_1 b + π_2 c + π_3 f
+        ways = modes.view(*strengths.shape, 3).softmax(2)
+        mix = self._follow_rows if sdnc.link_reads == "rows" else self._follow_products
+        weights, slots = mix(weights, slots, ways, content.view_as(near), near)
+
+        # (4): r = Σ_i w^r(i) M(i)
+        words = self.rows.read(slots.flatten(1)).view(-1, sdnc.sparse_reads, sdnc.word_size)
+        read_vectors = (weights.view(-1, 1, sdnc.sparse_reads) @ words).view_as(keys)
+
+        time = small["time"].detach() + 1
+        self._touch(torch.cat([write_slots, slots.flatten(1)], 1), write_weights, weights, time)
+        self.small = {
+            "hidden": hidden,
+            "cell": cell,
+            "read_vectors": read_vectors,
+            "read_weights": weights,
+            "read_slots": slots.to(time.dtype),
+            "write_weights": write_weights,
+            "write_slots": write_slots.to(time.dtype),
+            "time": time,
+        }
+        return torch.cat([hidden, read_vectors.flatten(1)], 1)
+
+    def _follow_rows(
+        self, weights: Tensor, slots: Tensor, ways: Tensor, content: Tensor, near: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """b(j) = Σ_i w(i) N(i, j) and f(j) = Σ_i w(i) P(i, j) from rows i that were read; mixed with c.
+
+        Args:
+            weights, slots: w^r_{t-1}, `[B, R, K]` each.
+            ways: π, `[B, R, 3]`.
+            content, near: c, as `weights` and `slots`.
+
+        Returns:
+            Weights and slots of w^r_t, `[B, R, K]`.
+        """
+        read = slots.flatten(1)
+        (before, before_slots), (after, after_slots) = self.links.before(read), self.links.after(read)
+        linked = torch.cat([before, after], 2).view(*slots.shape, 2, -1)  # [B, R, K, 2, K_L]
+        linked = (weights[..., None] * ways[:, :, None, 0::2])[..., None] * linked
+        linked_slots = torch.cat([before_slots, after_slots], 2).clamp_min_(0).long()
+        # a slot stands here as often as it is named
+        named = torch.cat([near, linked_slots.view(*slots.shape[:2], -1)], 2)
+        shares = torch.cat([ways[:, :, 1:2] * content, linked.flatten(2)], 2)
+        slots = self._select(named, shares.detach())
+        return torch.where(slots[..., None] == named[:, :, None], shares[:, :, None], 0.0).sum(3), slots
+
+    def _follow_products(
+        self, weights: Tensor, slots: Tensor, ways: Tensor, content: Tensor, near: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """As `_follow_rows`, with b = P w and f = N w, (22) and (21)."""
+        empty = torch.zeros_like(self.scratch)
+        backward, forward = self.links.products(empty.scatter_add(2, slots, weights))
+        by_content = empty.scatter(2, near, content)
+        mixed = (torch.stack([backward, by_content, forward], 3) * ways[:, :, None]).sum(3)
+        slots = mixed.detach().topk(self.sdnc.sparse_reads).indices
+        return mixed.gather(2, slots), slots
+
+    @torch.no_grad()
+    def _select(self, named: Tensor, shares: Tensor) -> Tensor:
+        """The K slots with the largest sums of `shares`, `[B, R, K]`; both arguments are `[B, R, C]`."""
+        scratch = self.scratch
+        sums = scratch.scatter_add_(2, named, shares).gather(2, named)
+        # of the times a slot is named, one counts, and it does not matter which
+        order = self.order.expand_as(sums)
+        again = scratch.scatter_(2, named, order).gather(2, named) != order
+        scratch.scatter_(2, named, 0)
+        largest = sums.masked_fill_(again, -1).topk(self.sdnc.sparse_reads).indices
+        return named.gather(2, largest)
+
+    @torch.no_grad()
+    def _touch(self, slots: Tensor, write_weights: Tensor, read_weights: Tensor, time: Tensor) -> None:
+        """U: now is the last use of every slot where w^W + w^R exceeds δ."""
+        whole, _ = whole_weights(slots, torch.cat([write_weights, read_weights.flatten(1)], 1))
+        latest = torch.where(whole > self.sdnc.access_threshold, time, self.last_access.gather(1, slots))
+        self.last_access.scatter_(1, slots, latest)
+
+    def reset(self, starts: Tensor) -> None:
+        """As `contract.reset`."""
+        initial = self.sdnc.initial_state(len(starts))
+        self.small = reset(self.small, starts, initial)
+        self.rows.reset(starts, initial["memory"], initial["inverse_norm"])
+        self.links.reset(starts, [initial[name] for name in Links.NAMES])
+        torch.where(starts[:, None], initial["last_access"], self.last_access, out=self.last_access)
+
+    def state(self) -> State:
+        """The state as it is, good until the next step; the memory without its graph."""
+        rest = {"memory": self.rows.memory.detach(), "inverse_norm": self.rows.inverse_norm}
+        return self.small | rest | {"last_access": self.last_access} | self.links.tensors()
+
+    def release(self) -> State:
+        """The state with its graph; no step may follow."""
+        return self.state() | {"memory": self.rows.release()}
+
+
+class SparseRecording(Recording):
+    """A recording in one working copy."""
+
+    def __init__(self, memory: SDNC, state: State) -> None:
+        self.sdnc, self.work = memory, Workspace(memory, state)
+        self.found: list[Tensor] = []
+
+    def step(self, x: Tensor, starts: Tensor | None) -> MemoryStep:
+        if starts is not None:
+            self.work.reset(starts)
+        self.found.append(self.work.step(x))
+        with torch.no_grad():
+            return MemoryStep(self.sdnc.output(self.found[-1]), self.work.state(), {})
+
+    def unrolled(self) -> Unrolled:
+        return Unrolled(self.sdnc.output(torch.stack(self.found)), self.work.release(), {})

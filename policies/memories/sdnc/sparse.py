@@ -1,0 +1,301 @@
+"""What a sparse DNC changes a few rows of: its memory and its links, as working copies that are updated in place.
+
+Rae et al., "Scaling Memory-Augmented Neural Networks with Sparse Reads and Writes", NIPS 2016 (arXiv:1610.09027): the
+memory is in §3.2 and §3.4, the links in supplement D. A step touches as many rows however many there are; only the
+exact search for the nearest words and for the least recently used one passes over all slots, each as one operation.
+
+Sizes: B batch, N slots, W word size, S entries of a write, K_L links kept a row. Weightings are sparse: slots and the
+weights there. A slot may stand in a weighting more than once; its weights then add up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from policies.memories.shared.addressing import inverse_norms
+
+NONE = -1
+"""In place of a slot: no link is kept here."""
+
+RETAINED_FLOOR = 1e-6
+"""The least that one write leaves of a link in P: stands for 0 where logarithms are summed."""
+
+
+def own(tensor: Tensor) -> Tensor:
+    """A copy to write to."""
+    return tensor.clone(memory_format=torch.contiguous_format)
+
+
+def row_offsets(tensor: Tensor) -> Tensor:
+    """What to add to slots `[B, S]` of `tensor` `[B, N, ...]` to find them in `[B * N, ...]`: `[B, 1]`."""
+    batch, size = tensor.shape[:2]
+    return torch.arange(0, batch * size, size, device=tensor.device)[:, None]
+
+
+def whole_weights(slots: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """For each entry of a sparse weighting all that its slot has, and which entries name the same slot.
+
+    Args:
+        slots, weights: `[B, S]`.
+
+    Returns:
+        `[B, S]`, and bool `[B, S, S]`.
+    """
+    same = slots[:, :, None] == slots[:, None]
+    return torch.where(same, weights[:, None], 0.0).sum(2), same
+
+
+class Rows:
+    """The memory M and the norms of its words.
+
+    In place, M is written to where it is and its gradient is one buffer as large as M for the whole sequence: the
+    operations form a single chain, each takes the gradient from the one after it, adds its few rows or clears them, and
+    hands the same buffer on. The words a step needs for its own derivative it keeps, so that nothing has to be rolled
+    back. Otherwise each write makes a new memory, by plain operations that autograd follows: the twin for checking.
+
+    Args:
+        memory: M, `[B, N, W]`; left as it is.
+        inverse_norm: `inverse_norms` of its words, `[B, N]`; left as it is.
+        in_place: whether to write in place.
+    """
+
+    def __init__(self, memory: Tensor, inverse_norm: Tensor, in_place: bool) -> None:
+        self.in_place = in_place
+        self.memory = own(memory) if in_place else memory
+        self.inverse_norm = own(inverse_norm.detach())
+        self.offsets = row_offsets(memory)
+
+    def write(self, slots: Tensor, weights: Tensor, word: Tensor) -> None:
+        """Erase the slot of the last entry, then add `weights` times `word`.
+
+        Args:
+            slots, weights: `[B, S]`.
+            word: a, `[B, W]`.
+        """
+        rows = (slots + self.offsets).flatten()
+        if self.in_place:
+            self.memory = WriteRows.apply(self.memory, rows, weights, word)  # type: ignore[no-untyped-call]
+        else:
+            dense = torch.zeros_like(self.memory[:, :, 0]).scatter_add(1, slots, weights)
+            erased = torch.zeros_like(dense).scatter(1, slots[:, -1:], 1)
+            self.memory = (1 - erased)[:, :, None] * self.memory + dense[:, :, None] * word[:, None]
+        with torch.no_grad():
+            words = self.memory.flatten(0, 1).index_select(0, rows)
+            self.inverse_norm.scatter_(1, slots, inverse_norms(words).view_as(slots))
+
+    def read(self, slots: Tensor) -> Tensor:
+        """The words at `slots` `[B, S]`: `[B * S, W]`."""
+        rows = (slots + self.offsets).flatten()
+        if self.in_place:
+            words, self.memory = ReadRows.apply(self.memory, rows)  # type: ignore[no-untyped-call]
+            return words  # type: ignore[no-any-return]
+        return self.memory.flatten(0, 1).index_select(0, rows)
+
+    @torch.no_grad()
+    def nearest(self, keys: Tensor, count: int) -> Tensor:
+        """The slots whose words have the largest cosines with `keys` `[B, R, W]`: `[B, R, count]`. No derivative."""
+        cosines = torch.bmm(keys, self.memory.transpose(1, 2)).mul_(self.inverse_norm[:, None])  # times |key|
+        return cosines.topk(count).indices
+
+    def reset(self, starts: Tensor, memory: Tensor, inverse_norm: Tensor) -> None:
+        """As `contract.reset`, in place, with the initial `[B, N, W]` and `[B, N]`."""
+        self.memory = ResetRows.apply(self.memory, starts, memory)  # type: ignore[no-untyped-call]
+        torch.where(starts[:, None], inverse_norm, self.inverse_norm, out=self.inverse_norm)
+
+    def release(self) -> Tensor:
+        """M for others to hold; nothing may be written after this."""
+        return Release.apply(self.memory) if self.in_place else self.memory  # type: ignore[no-untyped-call]
+
+
+class WriteRows(torch.autograd.Function):
+    """`Rows.write` in place: the memory, rows `[B * S]`, weights `[B, S]`, word `[B, W]` to the memory."""
+
+    @staticmethod
+    def forward(ctx: Any, memory: Tensor, rows: Tensor, weights: Tensor, word: Tensor) -> Tensor:
+        words = memory.view(-1, memory.shape[2])
+        words.index_fill_(0, rows.view_as(weights)[:, -1], 0)
+        words.index_add_(0, rows, (weights[:, :, None] * word[:, None]).flatten(0, 1))
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(rows, weights, word)
+        ctx.mark_dirty(memory)
+        return memory
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return None, None, None, None
+        rows, weights, word = ctx.saved_tensors
+        d_words = grad.view(-1, grad.shape[2])
+        touched = d_words.index_select(0, rows).view(*weights.shape, -1)
+        d_words.index_fill_(0, rows.view_as(weights)[:, -1], 0)
+        return grad, None, (touched @ word[:, :, None]).squeeze(2), (weights[:, None] @ touched).squeeze(1)
+
+
+class ReadRows(torch.autograd.Function):
+    """Words `[len(rows), W]` of the memory, and the memory itself, unchanged: its gradient comes by here."""
+
+    @staticmethod
+    def forward(ctx: Any, memory: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(rows)
+        ctx.shape = memory.shape
+        ctx.mark_dirty(memory)
+        return memory.view(-1, memory.shape[2]).index_select(0, rows), memory
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_read: Tensor | None, grad: Tensor | None) -> tuple[Tensor | None, None]:
+        if d_read is not None:
+            grad = d_read.new_zeros(ctx.shape) if grad is None else grad
+            grad.view(-1, ctx.shape[2]).index_add_(0, ctx.saved_tensors[0], d_read)
+        return grad, None
+
+
+class ResetRows(torch.autograd.Function):
+    """`Rows.reset` in place."""
+
+    @staticmethod
+    def forward(ctx: Any, memory: Tensor, starts: Tensor, initial: Tensor) -> Tensor:
+        torch.where(starts[:, None, None], initial, memory, out=memory)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(starts)
+        ctx.mark_dirty(memory)
+        return memory
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, None, None]:
+        return (None if grad is None else grad.masked_fill_(ctx.saved_tensors[0][:, None, None], 0)), None, None
+
+
+class Release(torch.autograd.Function):
+    """The end of the chain: its gradient is somebody else's, so the chain gets a copy to write to."""
+
+    @staticmethod
+    def forward(ctx: Any, memory: Tensor) -> Tensor:
+        return memory.view_as(memory)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad.clone(memory_format=torch.contiguous_format)
+
+
+class Links:
+    """N, P and p of supplement D.1: which slots were written before, and after, which. No derivative, as in the paper.
+
+    N[i] holds the `K_L` strongest links from slot i back to what was written before it, P[i] those to what was written
+    after it, each as weights and slots. A write at j fades the links in row N[j], and those to j in every row of P,
+    (20). Not to search P for them, an entry of P is kept as the logarithm of its weight less the sum of logarithms
+    `log_retained[j]` = Σ_t log(1 - w^W_t(j)) when it was last stored; adding the sum as it is now gives the weight now.
+    That is (20), but for `RETAINED_FLOOR`.
+
+    Args:
+        predecessors: N, `[B, N, 2, K_L]`: weights, then slots as numbers, `NONE` where there is none.
+        successors: P, the same, with logarithms as above in place of weights.
+        log_retained: `[B, N]`.
+        precedence: p, `[B, 2, K_L]`: weights and slots.
+
+    All are left as they are.
+    """
+
+    NAMES = ("predecessors", "successors", "log_retained", "precedence")
+
+    def __init__(self, predecessors: Tensor, successors: Tensor, log_retained: Tensor, precedence: Tensor) -> None:
+        self.predecessors, self.successors = own(predecessors.detach()), own(successors.detach())
+        self.log_retained, self.precedence = own(log_retained.detach()), own(precedence.detach())
+        self.kept = precedence.shape[2]
+        self.offsets = row_offsets(log_retained)
+
+    @torch.no_grad()
+    def write(self, slots: Tensor, weights: Tensor) -> None:
+        """Link what is written at `slots` with `weights`, w^W `[B, S]`, to what was written before."""
+        whole, same = whole_weights(slots, weights)
+        once = whole.masked_fill(same.tril(-1).any(2), 0)  # each slot's weight at one of its entries
+        left = 1 - whole
+        before, before_slots = self.precedence.unbind(1)
+
+        # (19): N(i, j) = (1 - w^W(i)) N(i, j) + w^W(i) p(j), in rows i that are written to
+        rows = (slots + self.offsets).flatten()
+        old = self.predecessors.view(-1, 2, self.kept).index_select(0, rows).view(*slots.shape, 2, -1)
+        new = whole[:, :, None] * before[:, None]
+        linked = self.strongest(left[:, :, None] * old[:, :, 0], old[:, :, 1], new, before_slots[:, None])
+        self.predecessors.view(-1, 2, self.kept).index_copy_(0, rows, linked.flatten(0, 1))
+
+        # (20): P(i, j) = (1 - w^W(j)) P(i, j) + w^W(j) p(i): every row fades by the sums, and those with p(i) > 0 grow
+        faded = self.log_retained.gather(1, slots).add_(left.clamp_min_(RETAINED_FLOOR).log_())
+        self.log_retained.scatter_(1, slots, faded)
+        used = before_slots >= 0  # where p has fewer entries, its first is done again
+        i = torch.where(used, before_slots, before_slots[:, :1]).clamp_min_(0).long()
+        p_i = torch.where(used, before, before[:, :1])
+        fading, fading_slots = self.after(i)
+        # (11) is of the same form: p = (1 - Σ_j w^W(j)) p + w^W
+        fading = torch.cat([fading, ((1 - weights.sum(1, keepdim=True)) * before)[:, None]], 1)
+        fading_slots = torch.cat([fading_slots, before_slots[:, None]], 1)
+        new = torch.cat([p_i, torch.ones_like(p_i[:, :1])], 1)[:, :, None] * once[:, None]
+        linked = self.strongest(fading, fading_slots, new, slots.to(new.dtype)[:, None])
+        self.precedence = linked[:, -1]
+        linked = linked[:, :-1].flatten(0, 1)
+        sums = self.retained(linked[:, 1].view_as(fading_slots[:, :-1])).view(-1, self.kept)
+        linked[:, 0] = linked[:, 0].clamp_min(torch.finfo(linked.dtype).tiny).log_() - sums
+        self.successors.view(-1, 2, self.kept).index_copy_(0, (i + self.offsets).flatten(), linked)
+
+    @torch.no_grad()
+    def before(self, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """N at rows `slots` `[B, S]`: weights and slots, `[B, S, K_L]` each."""
+        rows = self.predecessors.view(-1, 2, self.kept).index_select(0, (slots + self.offsets).flatten())
+        weights, linked = rows.view(*slots.shape, 2, -1).unbind(2)
+        return weights, linked
+
+    @torch.no_grad()
+    def after(self, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """P at rows `slots`, as `before`."""
+        rows = self.successors.view(-1, 2, self.kept).index_select(0, (slots + self.offsets).flatten())
+        logs, linked = rows.view(*slots.shape, 2, -1).unbind(2)
+        return (logs + self.retained(linked)).exp_().masked_fill_(linked < 0, 0), linked
+
+    def products(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """P w and N w, for `weights` `[B, R, N]` over all slots: `[B, R, N]` each. Follows every link there is."""
+        everywhere = torch.arange(weights.shape[2], device=weights.device).expand(weights.shape[0], -1)
+        by_slot = weights.transpose(1, 2).flatten(0, 1)  # [B * N, R]
+        results = []
+        for links, slots in (self.after(everywhere), self.before(everywhere)):
+            rows = (slots.clamp_min(0).long().flatten(1) + self.offsets).flatten()
+            followed = by_slot.index_select(0, rows).view(*slots.shape, -1)  # [B, N, K_L, R]
+            results.append((links[..., None] * followed).sum(2).transpose(1, 2))
+        return results[0], results[1]
+
+    def retained(self, slots: Tensor) -> Tensor:
+        """`log_retained` at slots that are numbers, `[B, ...]`; that of slot 0 in place of none."""
+        return self.log_retained.gather(1, slots.clamp_min(0).long().flatten(1)).view(slots.shape)
+
+    def strongest(self, weights: Tensor, slots: Tensor, new_weights: Tensor, new_slots: Tensor) -> Tensor:
+        """The K_L largest of the sum of two sparse rows, `[..., 2, K_L]`.
+
+        In `slots` each slot stands once. In `new_slots` it may stand again with weight zero.
+        """
+        same = slots[..., :, None] == new_slots[..., None, :]
+        weights = weights + torch.where(same, new_weights[..., None, :], 0.0).sum(-1)
+        new_weights = new_weights.masked_fill(same.any(-2), 0)
+        weights, order = torch.cat([weights, new_weights], -1).topk(self.kept)
+        slots = torch.cat([slots, new_slots.expand_as(new_weights)], -1).gather(-1, order)
+        slots = slots.masked_fill_(weights <= 0, NONE)
+        return torch.stack(
+            [weights.clamp_min_(0), slots], -2
+        )  # less than 0 by rounding: (11) where all is written anew
+
+    def reset(self, starts: Tensor, initial: Sequence[Tensor]) -> None:
+        """As `contract.reset`; `initial` in the order of `NAMES`."""
+        for name, first in zip(self.NAMES, initial, strict=True):
+            value = getattr(self, name)
+            torch.where(starts.view(-1, *[1] * (value.dim() - 1)), first, value, out=value)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors by name, as they are written to."""
+        return {name: getattr(self, name) for name in self.NAMES}

@@ -1,0 +1,1 @@
+"""Parts that several memories use: addressing, readers, noise, episode buffers and pictures."""

@@ -1,0 +1,20 @@
+"""Panels that several memories share."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from policies.memories.contract import Panel
+
+
+def vector_panel(vectors: Tensor, unit: str = "unit", limits: tuple[float, float] | None = (-1.0, 1.0)) -> Panel:
+    """Vectors `[N, D]` as a picture: each folded into the most nearly square block, the blocks one below another.
+
+    Unit `i` of a vector is at column `i % width` of its block, so that 200 units are a 10 x 20 block, not a hair line.
+    """
+    size = vectors.shape[-1]
+    width = next(width for width in range(math.isqrt(size - 1) + 1, size + 1) if size % width == 0)
+    folded = vectors.detach().reshape(-1, width)
+    return Panel(folded, f"{unit} mod {width}", f"{unit} // {width}", limits)

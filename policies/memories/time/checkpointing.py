@@ -1,0 +1,335 @@
+"""Back-propagation through time that keeps few states: a sequence in segments, whose insides are made again.
+
+Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost" (arXiv:1604.06174), over time. The forward pass keeps
+the inputs and the state before each segment. The backward pass takes the segments from the last to the first; it runs
+one more time through each, by the memory's own `unroll`, and back. With segments of s steps, T steps keep T/s states
+and what s steps keep, instead of what T steps keep, for at most one more forward pass.
+
+It asks one thing of a memory: that a step is a function of input, state, questions and parameters. PPO's replay asks
+the same. Gradients are those of the plain sequence to the last few bits, however long it is: nothing is inverted, so no
+error is magnified, and a state made again is the state that was. That is why this, and not the reversal of the update,
+is the general form: plastic traces would be divided by 1 − η at every step on the way back, the linkage of a DNC by
+1 − w[i] − w[j], which may be zero, and the covariance of a Kanerva machine only ever loses information.
+
+`torch.utils.checkpoint` recomputes as well. But its reentrant form cannot be differentiated by `torch.autograd.grad`,
+and the other keeps the graph of the whole sequence, of which it empties the tensors: not the tapes that memories with a
+fast path of their own have in their place.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from policies.memories.contract import Memory, MemoryStep, Recording, State, Unrolled, join
+from policies.memories.time.measure import kept
+
+AUTO_BYTES = 2**30
+"""Most that a whole sequence may keep on a CPU before it is cut into segments, where nobody says how: 1 GiB."""
+
+AUTO_SHARE = 0.25
+"""The same on a CUDA device, as a share of all the memory that it has."""
+
+SHORTEST = 8
+"""Steps of the shortest segment, where nobody says how long."""
+
+PROBE = 8
+"""Steps of the longer of two sequences by which it is found what a step keeps."""
+
+Shape = int | tuple[int, ...]
+
+
+def unroll_by_segments(
+    memory: Memory,
+    xs: Tensor,
+    starts: Tensor | None,
+    state: State,
+    resets: Sequence[int] | None = None,
+    queries: Mapping[str, Tensor] | None = None,
+    *,
+    segment: int,
+) -> Unrolled:
+    """As `memory.unroll`, segment by segment; the last one keeps its graph, as it is needed at once.
+
+    Args:
+        memory, xs, starts, state, resets, queries: as in `contract.unroll`.
+        segment: steps of each segment, at least 1; the last may be shorter.
+
+    Raises:
+        ValueError: `segment` is below 1.
+    """
+    if segment < 1:
+        raise ValueError(f"a segment has {segment} steps; it must have at least 1")
+    asked = {} if queries is None else dict(queries)
+    # not by slices, of which each would make a gradient as long as the sequence
+    parts = zip(*(torch.split(whole, segment) for whole in (xs, *asked.values())), strict=True)
+    done: list[Unrolled] = []
+    for index, (x, *questions) in enumerate(parts):
+        begin, end = index * segment, index * segment + len(x)
+        here = None if resets is None else [t - begin for t in resets if begin <= t < end]
+        fresh = None if starts is None or here == [] else starts[begin:end]
+        span = _Span(memory, fresh, here, state, () if queries is None else (*asked,))
+        inputs = [x, *state.values(), *questions]
+        done.append(span.run(inputs) if end == len(xs) or not torch.is_grad_enabled() else span.apply(inputs))
+        state = done[-1].state
+    return join(done)
+
+
+class SegmentedRecording(Recording):
+    """A recording that keeps inputs, and the state before every segment.
+
+    Steps are taken without a graph, by the memory's own `record`.
+
+    Args:
+        memory: any memory.
+        state: before the first step.
+        room: as in `Memory.record`.
+        segment: steps of each segment, at least 1.
+    """
+
+    def __init__(self, memory: Memory, state: State, room: int, segment: int) -> None:
+        if segment < 1:
+            raise ValueError(f"a segment has {segment} steps; it must have at least 1")
+        super().__init__(memory, state)
+        self.first, self.room, self.segment = state, min(room, segment), segment
+        self.inner: Recording | None = None
+        self.begun = state
+        """The state before the segment under way."""
+        self.inputs: list[tuple[Tensor, Tensor | None, Mapping[str, Tensor] | None]] = []
+        """Input, starts and questions of each step of it."""
+        self.spans: list[tuple[_Span, list[Tensor], Unrolled]] = []
+        """Of each segment done: inputs and questions, and what came out."""
+
+    def step(self, x: Tensor, starts: Tensor | None, queries: Mapping[str, Tensor] | None = None) -> MemoryStep:
+        """As `Recording.step`; with questions where the memory has readers."""
+        with torch.no_grad():
+            if self.inner is None:
+                self.inner = self.memory.record(self.begun, self.room)
+            asked = () if queries is None else (queries,)
+            step: MemoryStep = self.inner.step(x.detach(), starts, *asked)
+        self.inputs.append((x, starts, queries))
+        self.state = step.state
+        if len(self.inputs) == self.segment:
+            self._close()
+        return step
+
+    def _close(self) -> None:
+        """The segment under way is done."""
+        assert self.inner is not None
+        xs, starts, queries = zip(*self.inputs, strict=True)
+        resets = [t for t, start in enumerate(starts) if start is not None]
+        fresh = None
+        if resets:
+            nobody = torch.zeros_like(starts[resets[0]])
+            fresh = torch.stack([nobody if start is None else start for start in starts])
+        names = () if queries[0] is None else (*queries[0],)
+        span = _Span(self.memory, fresh, resets, self.begun, names)
+        with torch.no_grad():
+            values = self.inner.unrolled()
+        values = values._replace(state=_on_their_own(values.state))
+        questions = [torch.stack([query[name] for query in queries]) for name in names]
+        self.spans.append((span, [torch.stack(xs), *questions], values))
+        self.inner, self.inputs, self.begun = None, [], values.state
+
+    def unrolled(self) -> Unrolled:
+        if self.inputs:
+            self._close()
+        state, done = self.first, []
+        for span, (x, *questions), values in self.spans:
+            before = (state[name] for name in span.state)  # memories may name their parts in another order each time
+            done.append(span.apply([x, *before, *questions], values))
+            state = done[-1].state
+        return join(done)
+
+
+def most_kept(device: torch.device) -> int:
+    """Bytes that a whole sequence may keep on `device` before it is cut into segments."""
+    if device.type != "cuda":
+        return AUTO_BYTES
+    return int(AUTO_SHARE * torch.cuda.mem_get_info(device)[1])
+
+
+class Segments:
+    """Sequences of a memory, whole or in segments.
+
+    Args:
+        memory: any memory.
+        setting: steps of a segment; 0: sequences stay whole. None: a sequence stays whole while that keeps no more than
+            `most_kept`; a longer one is cut into segments of the length at which least is kept, √(T · state / step).
+        shape: of one input of one environment.
+        queries: shapes of its questions, where the memory has readers.
+
+    Raises:
+        ValueError: `setting` is negative.
+    """
+
+    def __init__(
+        self, memory: Memory, setting: int | None, shape: Shape, queries: Mapping[str, Shape] | None = None
+    ) -> None:
+        if setting is not None and setting < 0:
+            raise ValueError(f"bptt_segment is {setting}; it must be at least 0, or None to choose by what is kept")
+        self.memory, self.setting = memory, setting
+        self.shape, self.queries = shape, queries
+        self._kept: dict[tuple[bool, int], int] = {}
+
+    def unroll(
+        self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None = None, *queries: Any
+    ) -> Unrolled:
+        """As `memory.unroll`."""
+        if torch.is_grad_enabled():
+            anywhere = starts is not None and (resets is None or len(resets) > max(1, len(xs) // 8))
+            segment = self.length(len(xs), xs.shape[1], recorded=False, room=1 if anywhere else len(xs))
+            if segment:
+                return unroll_by_segments(self.memory, xs, starts, state, resets, *queries, segment=segment)
+        return self.memory.unroll(xs, starts, state, resets, *queries)
+
+    def record(self, state: State, room: int, steps: int, batch: int) -> Recording:
+        """As `memory.record`, for a sequence of `steps` steps of `batch` environments."""
+        segment = self.length(steps, batch, recorded=True, room=room)
+        return SegmentedRecording(self.memory, state, room, segment) if segment else self.memory.record(state, room)
+
+    def length(self, steps: int, batch: int, recorded: bool, room: int) -> int:
+        """Of the segments of a sequence of `steps` steps of `batch` environments; 0: it stays whole.
+
+        Args:
+            recorded: whether it is recorded, or unrolled at once.
+            room: as in `Memory.record`.
+        """
+        if self.setting is not None:
+            return self.setting if self.setting < steps else 0
+        if steps * batch * self.kept_by_step(recorded, room) <= most_kept(self.memory.device):
+            return 0
+        segment = self.best(steps, recorded, room)
+        return segment if segment < steps else 0
+
+    def best(self, steps: int, recorded: bool, room: int) -> int:
+        """Steps of a segment with which least is kept: T/s states, and s steps."""
+        state = self.memory.initial_state(1)
+        held = sum(value.numel() * value.element_size() for value in state.values())
+        return max(SHORTEST, math.isqrt(steps * held // self.kept_by_step(recorded, room)))
+
+    def kept_by_step(self, recorded: bool, room: int) -> int:
+        """Bytes that a step of one environment keeps for the backward pass, found by a few steps of one, once."""
+        room = min(room, PROBE)
+        if (recorded, room) not in self._kept:
+            with torch.enable_grad():
+                few, many = (kept(partial(self._try, steps, recorded, room)) for steps in (PROBE // 2, PROBE))
+            self._kept[recorded, room] = max(1, (many - few) // (PROBE - PROBE // 2))
+        return self._kept[recorded, room]
+
+    def _try(self, steps: int, recorded: bool, room: int) -> Unrolled:
+        """A sequence of one environment; its input is the same at every step, which is all the same to what is kept."""
+
+        def filled(shape: Shape) -> Tensor:
+            sizes = (steps, 1, *((shape,) if isinstance(shape, int) else shape))
+            return torch.full(sizes, 0.5, device=self.memory.device, dtype=self.memory.dtype)
+
+        state, xs = self.memory.initial_state(1), filled(self.shape)
+        starts = torch.zeros(steps, 1, dtype=torch.bool, device=xs.device) if room == 1 else None
+        queries = () if self.queries is None else ({name: filled(shape) for name, shape in self.queries.items()},)
+        if not recorded:
+            return self.memory.unroll(xs, starts, state, None, *queries)
+        recording = self.memory.record(state, min(room, steps))  # room is taken at once
+        for t, x in enumerate(xs):
+            asked = ({name: query[t] for name, query in each.items()} for each in queries)
+            recording.step(x, None if starts is None else starts[t], *asked)
+        return recording.unrolled()
+
+
+class _Span:
+    """A segment: what goes into it beside the tensors that gradients go to, and the form of what comes out."""
+
+    def __init__(
+        self,
+        memory: Memory,
+        starts: Tensor | None,
+        resets: Sequence[int] | None,
+        state: State,
+        queries: tuple[str, ...],
+    ) -> None:
+        self.memory, self.starts, self.resets = memory, starts, resets
+        self.state, self.queries = (*state,), queries
+        self.losses: tuple[str, ...] = ()
+        kind = next((value.device.type for value in state.values()), memory.device.type)
+        self._autocast = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """The precision of when the segment was run first."""
+        kind, dtype, enabled = self._autocast
+        return torch.autocast(kind, dtype, enabled)
+
+    def run(self, tensors: Sequence[Tensor]) -> Unrolled:
+        """The segment by the memory's own `unroll`. `tensors`: inputs, then state, then questions."""
+        x, *rest = tensors
+        state = dict(zip(self.state, rest[: len(self.state)], strict=True))
+        questions = dict(zip(self.queries, rest[len(self.state) :], strict=True))
+        asked = (questions,) if self.queries else ()
+        return self.memory.unroll(x, self.starts, state, self.resets, *asked)
+
+    def apply(self, tensors: Sequence[Tensor], values: Unrolled | None = None) -> Unrolled:
+        """As `run`, of which the graph keeps `tensors` only; `values` where they are known."""
+        parameters = [parameter for parameter in self.memory.parameters() if parameter.requires_grad]
+        flat = _Segment.apply(self, values, len(tensors), *tensors, *parameters)  # type: ignore[no-untyped-call]
+        outputs, *rest = flat
+        state = dict(zip(self.state, rest[: len(self.state)], strict=True))
+        rest = rest[len(self.state) :]
+        losses = dict(zip(self.losses, rest[: len(self.losses)], strict=True))
+        return Unrolled(outputs, state, losses, *rest[len(self.losses) :])
+
+    def flat(self, result: Unrolled) -> list[Tensor]:
+        """Everything in a result, in the order that `apply` takes apart."""
+        self.losses = (*result.losses,)
+        grids = [] if result.grids is None else [result.grids]
+        return [result.outputs, *(result.state[name] for name in self.state), *result.losses.values(), *grids]
+
+
+class _Segment(torch.autograd.Function):
+    """A `_Span` that is run again in the backward pass.
+
+    Inputs: the span; its values where known; how many tensors it takes; these; the memory's trained parameters.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, span: _Span, values: Unrolled | None, taken: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.span, ctx.taken = span, taken
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors)
+        flat = span.flat(span.run(tensors[:taken]) if values is None else values)
+        return tuple(value.detach() for value in flat)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        needed = ctx.needs_input_grad[3:]
+        taken, parameters = ctx.saved_tensors[: ctx.taken], ctx.saved_tensors[ctx.taken :]
+        inputs = [tensor.detach().requires_grad_(need) for tensor, need in zip(taken, needed, strict=False)]
+        with torch.enable_grad(), ctx.span.autocast():
+            outputs = ctx.span.flat(ctx.span.run(inputs))
+        known = [
+            (output, gradient)
+            for output, gradient in zip(outputs, gradients, strict=True)
+            if gradient is not None and output.requires_grad
+        ]
+        found: list[Tensor | None] = [None] * len(needed)
+        wanted = [(index, tensor) for index, tensor in enumerate((*inputs, *parameters)) if needed[index]]
+        if known:
+            of, by = zip(*known, strict=True)
+            given = torch.autograd.grad(of, [tensor for _, tensor in wanted], by, allow_unused=True)
+            for (index, _), gradient in zip(wanted, given, strict=True):
+                found[index] = gradient
+        return None, None, None, *found
+
+
+def _on_their_own(state: State) -> State:
+    """The same values, none of which keeps more than itself alive or is written to later."""
+    return {
+        name: value.clone() if value.untyped_storage().nbytes() > value.numel() * value.element_size() else value
+        for name, value in state.items()
+    }

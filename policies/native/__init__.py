@@ -1,0 +1,1 @@
+"""C loops for CPUs, the allocator, and the headers the loops share."""
