@@ -17,7 +17,8 @@ from agents.common.files import replace_file
 from agents.common.invocation import command_for
 from agents.common.terminal import PLAIN, degrade, make_console
 from agents.comparison import pictures, tables
-from agents.comparison.groups import Axis, Comparison, by_environment
+from agents.comparison.curves import Axis
+from agents.comparison.groups import Comparison, by_environment
 from agents.comparison.intervals import Method
 from agents.comparison.pictures import Line
 from agents.comparison.references import paper_lines, with_random

@@ -6,21 +6,19 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from agents.comparison import settings
-from agents.comparison.intervals import Interval, Method, band, interquartile_mean, mean_interval
-from agents.comparison.runs import RETURN, Array, Run
+from agents.comparison.curves import Array, Axis, SeedCurves
+from agents.comparison.intervals import Interval, Method, interquartile_mean, mean_interval
+from agents.comparison.runs import RETURN, Run
 
-Axis = Literal["steps", "minutes", "episodes"]
 _PREFERRED = ("error", "f1", "right_triples", "located", "success")
 """Task scores that a comparison is by, where its runs have them."""
 _SLACK = 0.02
 """Steps that may be missing to an equal budget: whole rollouts seldom come to a round number."""
-POINTS = 100
-"""Of a mean curve, at most."""
 
 
 class GroupingError(ValueError):
@@ -125,38 +123,18 @@ class Group:
             values = -curve.values if lower_is_better(self.score) else curve.values
             there = np.flatnonzero(values >= (-threshold if lower_is_better(self.score) else threshold))
             steps.append(float(curve.steps[there[0]]) if len(there) else math.inf)
-            minutes.append(float(curve.seconds[there[0]] / 60) if len(there) else math.inf)
+            minutes.append(float(curve.minutes[there[0]]) if len(there) else math.inf)
         count = sum(math.isfinite(step) for step in steps)
         return Reached(statistics.median(steps), statistics.median(minutes), count)
 
     def mean_curve(self, axis: Axis) -> tuple[Array, Array, Array, Array]:
-        """Where, mean, and both ends of the 95 % interval over seeds; up to where all seeds have come.
-
-        A point is the mean of what was logged since the point before.
-        """
-        curves = [(run.curve(self.score).axis(axis), run.curve(self.score).values) for run in self.runs]
-        curves = [(xs, ys) for xs, ys in curves if len(xs) and not np.isnan(xs).all()]
-        if not curves:
-            return (np.empty(0),) * 4
-        shortest = min((xs for xs, _ in curves), key=lambda xs: xs[-1])
-        grid = shortest if len(shortest) <= POINTS else np.linspace(0, shortest[-1], POINTS + 1)[1:]
-        grid = grid[grid >= max(xs[0] for xs, _ in curves)]
-        values = np.array([_resampled(xs, ys, grid) for xs, ys in curves])
-        return grid, values.mean(0), *band(values, self.method)
+        """As `SeedCurves.mean_curve`."""
+        return SeedCurves(self.label, tuple(run.curve(self.score) for run in self.runs), self.method).mean_curve(axis)
 
 
 def _last(values: Array) -> float:
     """The mean of the last twentieth: scores of single iterations are of few episodes."""
     return float(values[-max(1, len(values) // 20) :].mean())
-
-
-def _resampled(xs: Array, ys: Array, grid: Array) -> Array:
-    """The mean of the points between two of the grid; where there is none, the line between those around."""
-    cell = np.searchsorted(grid, xs)
-    inside = cell < len(grid)
-    count = np.bincount(cell[inside], minlength=len(grid))
-    total = np.bincount(cell[inside], ys[inside], minlength=len(grid))
-    return np.asarray(np.where(count > 0, total / np.maximum(count, 1), np.interp(grid, xs, ys)))
 
 
 @dataclass(frozen=True)

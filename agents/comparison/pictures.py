@@ -12,8 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from agents.comparison.groups import Axis, Comparison, direction
-from agents.comparison.runs import RETURN, Array
+from agents.comparison.curves import Array, Axis
+from agents.comparison.groups import Comparison, direction
+from agents.comparison.runs import RETURN
 from agents.comparison.tables import heading, score_name
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f5fa8", "#8c6d31")

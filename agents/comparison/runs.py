@@ -10,17 +10,17 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from agents.checkpoint import CheckpointError, latest_checkpoint
 from agents.checkpoint.format import read_manifest
 from agents.common.plain_yaml import read_yaml_file
+from agents.comparison.curves import Array, Curve
 from agents.run.config import Config
 from agents.run.logs import STEP, WALL, kept_rows
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
 RETURN = "return"
 """The score that every environment has: the mean return of an episode."""
 BASELINE = "identity"
@@ -29,33 +29,6 @@ BASELINE = "identity"
 _RETURN_COLUMN, _EPISODES, _ELAPSED = "rollout/ep_rew_mean", "rollout/episodes", "time/time_elapsed"
 _SKIPPED = {"checkpoints", "lessons", BASELINE}
 """Folders within a run: `lessons` are other tasks, the baseline comes with its run."""
-
-
-class Curve(NamedTuple):
-    """A score while training, one entry a point."""
-
-    steps: Array
-    """Environment steps."""
-    seconds: Array
-    """Seconds of training; NaN where unknown."""
-    episodes: Array
-    """Episodes ended; NaN where unknown."""
-    values: Array
-    """The score."""
-
-    def axis(self, name: str) -> Array:
-        """Where the points lie on the axis "steps", "minutes" or "episodes"."""
-        return {"steps": self.steps, "minutes": self.seconds / 60, "episodes": self.episodes}[name]
-
-    def thinned(self, points: int = 400) -> Curve:
-        """At most so many points: the mean score of several in a row, at the place of the last."""
-        length = math.ceil(len(self.steps) / points)
-        if length <= 1:
-            return self
-        ends = np.minimum(np.arange(1, math.ceil(len(self.steps) / length) + 1) * length, len(self.steps)) - 1
-        sums = np.add.reduceat(self.values, np.arange(0, len(self.steps), length))
-        means = sums / np.diff(ends, prepend=-1)
-        return Curve(self.steps[ends], self.seconds[ends], self.episodes[ends], means)
 
 
 @dataclass(frozen=True)
@@ -136,7 +109,7 @@ class Run:
         def numbers(name: str) -> Array:
             return np.array([float(self.rows[number].get(name) or math.nan) for number in there])
 
-        return Curve(numbers(STEP), self._seconds[there], numbers(_EPISODES), numbers(column))
+        return Curve(numbers(STEP), self._seconds[there] / 60, numbers(_EPISODES), numbers(column))
 
     @cached_property
     def _seconds(self) -> Array:

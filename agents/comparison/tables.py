@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from agents.common.terminal import PLAIN
+from agents.comparison.curves import COLUMNS
 from agents.comparison.groups import Comparison, Group, Reached, direction
 from agents.comparison.runs import RETURN
 
@@ -152,12 +153,21 @@ def as_csv(comparisons: Sequence[Comparison], threshold: float | None = None) ->
         start = {"env": comparison.env, "env_kwargs": comparison.env_kwargs}
         for row in rows(comparison, threshold):
             cells: dict[str, Any] = start | dict(zip(comparison.by, row.group.names, strict=True))
-            cells["score"] = comparison.score
-            cells |= {"mean": _exact(row.mean), "low": _exact(row.low), "high": _exact(row.high)}
-            cells |= {"iqm": _exact(row.interquartile_mean), "seeds": row.seeds}
-            cells |= {"each_seed": " ".join(map(_exact, row.group.scores))}
-            cells |= {"steps_least": row.steps[0], "steps_most": row.steps[1], "lesson_steps": row.lesson_steps}
-            cells |= {"minutes": _exact(row.minutes), "parameters": row.parameters, "same_budget": row.same_budget}
+            cells |= {
+                "score": comparison.score,
+                "mean": _exact(row.mean),
+                "low": _exact(row.low),
+                "high": _exact(row.high),
+                "iqm": _exact(row.interquartile_mean),
+                "seeds": row.seeds,
+                "each_seed": " ".join(map(_exact, row.group.scores)),
+                "steps_least": row.steps[0],
+                "steps_most": row.steps[1],
+                "lesson_steps": row.lesson_steps,
+                "minutes": _exact(row.minutes),
+                "parameters": row.parameters,
+                "same_budget": row.same_budget,
+            }
             if row.reached is not None:
                 cells |= {"threshold": threshold, "steps_to": _exact(row.reached.steps)}
                 cells |= {"minutes_to": _exact(row.reached.minutes), "seeds_to": row.reached.seeds}
@@ -176,12 +186,12 @@ def curves_csv(comparisons: Sequence[Comparison]) -> str:
     """The curve of every run."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(["env", "group", "seed", "steps", "minutes", "episodes", "score", "value", "folder"])
+    table.writerow([*COLUMNS, "folder"])
     for comparison in comparisons:
         for group in comparison.groups:
             for run in group.runs:
-                for steps, seconds, episodes, value in zip(*run.curve(comparison.score).thinned(), strict=True):
-                    numbers = [int(steps), _exact(seconds / 60), _exact(episodes), comparison.score, f"{value:.6g}"]
+                for steps, minutes, episodes, value in zip(*run.curve(comparison.score).thinned(), strict=True):
+                    numbers = [int(steps), _exact(minutes), _exact(episodes), comparison.score, f"{value:.6g}"]
                     table.writerow([comparison.env, group.label, run.seed, *numbers, run.folder])
     return text.getvalue()
 

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 import compare
 from agents.comparison import Comparison, find_runs, pictures
+from agents.comparison.curves import read_points
 from agents.comparison.pictures import Line
 from agents.comparison.references import paper_lines, with_random
 from agents.comparison.runs import Run
@@ -78,6 +79,13 @@ def test_files_are_written_and_not_overwritten(runs: Path, tmp_path: Path, capsy
     assert rows[0]["seeds_to"] == "3"
     points = [*csv.DictReader(before["comparison-curves.csv"].decode().splitlines())]
     assert [row["value"] for row in points if (row["group"], row["seed"]) == ("mnm-p", "1")] == ["0.2", "0.95", "1"]
+
+    (table,) = read_points(out / "comparison-curves.csv")
+    groups = Comparison.of(find_runs([runs])).groups
+    assert [curves.label for curves in table.groups] == [group.label for group in groups]
+    for curves, group in zip(table.groups, groups, strict=True):
+        for one, other in zip(curves.mean_curve("minutes"), group.mean_curve("minutes"), strict=True):
+            assert one == pytest.approx(other, rel=1e-4)
 
     said(capsys, runs, "--out", out, "--overwrite", "--x", "minutes")
     assert (out / "comparison.png").read_bytes() != before["comparison.png"]
