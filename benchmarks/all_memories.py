@@ -1,32 +1,32 @@
-"""Every memory trained through `train.py` on one environment, beside `identity`: a table and a CSV.
+"""Every memory trained through `train.py` on one environment, beside `identity`, shown as `compare.py` shows it.
 
     python benchmarks/all_memories.py --env repeat-first
     python benchmarks/all_memories.py --env maze --seeds 0 1 --jobs 2
+    python benchmarks/all_memories.py --env maze --out results --overwrite    # replaces what is published
 
-Each run lands under `runs/memories/ENV/`; what is there already is used again. The table is ordered by the mean return
-of fresh episodes. All memories have the same learner, environment and number of steps, and sizes that train within
-minutes on one core; none was tuned for its place in the table.
+Runs go to `runs/memories/ENV/MEMORY-SEED`; one that is there is used again if it is the same training, and refused
+otherwise. `OUT/memories-ENV.md`, `.csv`, `-curves.csv` and `.png` have the table, the best first, and the curves. All
+memories have the same learner, environment and number of steps, and sizes that train within minutes on one core; none
+was tuned for its place in the table.
 """
 
 from __future__ import annotations
 
-import csv
-import json
-import os
-import statistics
-import subprocess
+import shlex
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
+from trainings import ROOT, Training, train_all
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
-
+from agents.comparison import Comparison, find_runs
+from agents.comparison.command import refuse_existing, write
+from agents.comparison.references import with_random
+from agents.comparison.tables import show
+from agents.terminal import make_console
 from policies.memories import registered
 
-ROOT = Path(__file__).resolve().parents[1]
 SIZES = {
     "identity": "",
     "d-ntm": "hidden_size=64 memory_size=32",
@@ -58,7 +58,7 @@ ENVIRONMENTS = {
 }
 COMMON = (
     "--algo ppo --n-epochs 4 --n-minibatches 4 --ent-coef 0.01 --anneal --no-normalize-values --no-baseline "
-    "--no-progress --panels-every 0"
+    "--panels-every 0"
 )
 
 
@@ -72,54 +72,37 @@ class Args:
     """Each memory is trained once with each."""
     jobs: int = 2
     """Trainings at a time, one thread each."""
-    out: Path = ROOT / "results"
-    """Folder for memories-ENV.csv and memories-ENV.md."""
+    runs: Path | None = None
+    """Folder of the runs; default: runs/memories/ENV."""
+    out: Path | None = None
+    """Folder for memories-ENV.md, .csv, -curves.csv and .png; default: that of the runs."""
+    overwrite: bool = False
+    """Replace files that are there."""
 
 
-def train(args: Args, memory: str, seed: int) -> dict[str, float]:
-    """One run, unless it is there; its summary."""
-    folder = ROOT / "runs" / "memories" / args.env / f"{memory}-{seed}"
-    if not (folder / "summary.json").exists():
-        sizes = ["--memory-kwargs", *SIZES[memory].split()] if SIZES[memory] else []
-        flags = f"{ENVIRONMENTS[args.env]} {COMMON} {FLAGS.get(memory, '')}"
-        words = f"--memory {memory} --seed {seed} --run-dir {folder} {flags}".split()
-        command = [sys.executable, str(ROOT / "train.py"), *words, *sizes]
-        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        if done.returncode:
-            raise SystemExit(f"{' '.join(command)}\n{done.stderr}")
-        print(memory, seed, json.loads((folder / "summary.json").read_text())["mean_return"], flush=True)
-    summary: dict[str, float] = json.loads((folder / "summary.json").read_text())
-    return summary
+def training(args: Args, runs: Path, memory: str, seed: int) -> Training:
+    """One run."""
+    sizes = ["--memory-kwargs", *SIZES[memory].split()] if SIZES[memory] else []
+    flags = f"--memory {memory} --seed {seed} {ENVIRONMENTS[args.env]} {COMMON} {FLAGS.get(memory, '')}"
+    return Training(runs / f"{memory}-{seed}", (*flags.split(), *sizes))
 
 
 def main(args: Args) -> None:
-    pairs = [(memory, seed) for seed in args.seeds for memory in args.memories]
-    with ThreadPoolExecutor(args.jobs) as pool:
-        found = dict(zip(pairs, pool.map(lambda pair: train(args, *pair), pairs), strict=True))
-    rows = []
-    for memory in args.memories:
-        runs = [found[memory, seed] for seed in args.seeds]
-        rows.append(
-            {
-                "memory": memory,
-                "return": round(statistics.mean(run["mean_return"] for run in runs), 3),
-                "each seed": " ".join(f"{run['mean_return']:.3g}" for run in runs),
-                "ci95 of a seed": round(statistics.mean(run["ci95"] for run in runs), 3),
-                "steps/s": round(statistics.median(run["steps_per_s"] for run in runs)),
-                "sizes": f"{SIZES[memory] or 'its defaults'} {FLAGS.get(memory, '')}".strip(),
-            }
-        )
-    rows.sort(key=lambda row: -float(row["return"]))
-    args.out.mkdir(exist_ok=True)
-    with open(args.out / f"memories-{args.env}.csv", "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
-    lines += ["| " + " | ".join(str(value) for value in row.values()) + " |" for row in rows]
-    (args.out / f"memories-{args.env}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print("\n".join(lines))
+    runs = args.runs or ROOT / "runs" / "memories" / args.env
+    out, name = args.out or runs, f"memories-{args.env}"
+    if not args.overwrite:
+        refuse_existing(out, name)
+    trainings = [training(args, runs, memory, seed) for seed in args.seeds for memory in args.memories]
+    train_all(trainings, args.jobs)
+    found = with_random(Comparison.of(find_runs(one.folder for one in trainings), ["memory"]))
+    show(make_console(), found)
+    command = shlex.join(["python", "benchmarks/all_memories.py", *sys.argv[1:]])
+    files = write([found], out, command=command, overwrite=args.overwrite, stem=name)
+    print("written:", *files)
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    try:
+        main(tyro.cli(Args, description=__doc__))
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error

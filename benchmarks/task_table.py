@@ -1,68 +1,48 @@
-"""The supervised tasks: every recipe of one, trained beside `lstm` and `identity`, as curves and a table.
+"""The supervised tasks: every recipe of one, trained beside `lstm` and `identity` for as many steps, lessons included.
 
     python benchmarks/task_table.py
     python benchmarks/task_table.py --tasks copy-dnc mapping-9 --seeds 0 1 --jobs 2
-    python benchmarks/task_table.py --collect   # only what is under runs/tasks already
+    python benchmarks/task_table.py --out results --overwrite    # replaces what is published
+    python benchmarks/task_table.py --collect                    # only what is under runs/tasks already
 
 trains `python train.py --recipe TASK` and the same with `--memory lstm` and `--memory identity` (their default sizes)
-under `runs/tasks/`, where whatever is there already is used again; a lesson that follows another (`LESSONS`) begins
-with its weights, so name both. It then writes `results/supervised-tasks.csv` (the points of every curve), `.png` (the
-curves) and `.md` (the table: each task's own score over fresh episodes).
+under `runs/tasks/`; one that is there is used again if it is the same training, and refused otherwise. A task that
+follows another begins with the weights of its lesson, so name both. `OUT/supervised-tasks.md`, `.csv`, `-curves.csv` and
+`.png` have a table and a panel a task: each task's own score with its 95 % interval over seeds.
 """
 
 from __future__ import annotations
 
-import csv
-import json
-import math
-import os
-import statistics
-import subprocess
+import dataclasses
+import shlex
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import tyro
-import yaml
+from trainings import ROOT, Training, train_all
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
-
+from agents.comparison import Comparison, find_runs
+from agents.comparison.command import refuse_existing, write
+from agents.comparison.tables import show
 from agents.run.config import RECIPES, load_config
+from agents.terminal import make_console
 
-ROOT = RECIPES.parent
-METRICS = {
-    "stack-anbn": "success",
-    "copy-dnc": "wrong_bits",
-    "copy-ntm": "wrong_bits",
-    "mapping-9": "f1",
-    "mapping-15": "f1",
-    "associative-recall": "wrong_bits",
-    "priority-sort-10": "wrong_bits",
-    "priority-sort": "wrong_bits",
-    "dictionary-4-1": "error",
-    "dictionary-3-2": "error",
-    "dictionary-8-4": "error",
-    "double-copy-5": "error",
-    "double-copy-12": "error",
-    "double-copy-25": "error",
-    "double-copy-50": "error",
-    "mnist-recall-2": "error",
-    "mnist-recall-4": "error",
-    "mnist-recall-each": "error",
-    "mnist-recall-10": "error",
-}
-"""Recipes, and the score of each: the one its paper gives."""
-LESSONS = {task: before for task in METRICS if (before := load_config(RECIPES / f"{task}.yaml").follows)}
-"""Recipes that begin with the weights of another, of the same memory and seed, by `--init-from`."""
+TASKS = (
+    *("stack-anbn", "copy-dnc", "copy-ntm", "mapping-9", "mapping-15", "associative-recall"),
+    *("priority-sort-10", "priority-sort", "dictionary-4-1", "dictionary-3-2", "dictionary-8-4"),
+    *("double-copy-5", "double-copy-12", "double-copy-25", "double-copy-50"),
+    *("mnist-recall-2", "mnist-recall-4", "mnist-recall-each", "mnist-recall-10"),
+)
+SCORES = {"stack-anbn": "success"}
+"""Of tasks that are not judged by their share of wrong answers, or F1."""
 BESIDE = ("lstm", "identity")
+NAME = "supervised-tasks"
 
 
 @dataclass
 class Args:
-    tasks: tuple[str, ...] = tuple(METRICS)
+    tasks: tuple[str, ...] = TASKS
     """Recipes."""
     seeds: tuple[int, ...] = (0,)
     """Each agent is trained once with each."""
@@ -72,145 +52,63 @@ class Args:
     """Train nothing; leave out what is not there."""
     runs: Path = ROOT / "runs" / "tasks"
     """Where the runs are."""
-    out: Path = ROOT / "results"
-    """Where the table, the points and the picture go."""
+    out: Path | None = None
+    """Folder of the files; default: that of the runs."""
+    overwrite: bool = False
+    """Replace files that are there."""
 
 
-@dataclass
-class Run:
-    """One training."""
-
-    task: str
-    beside: str
-    """The memory that takes the place of the recipe's; empty: none does."""
-    seed: int
-    folder: Path
-
-    @property
-    def lessons(self) -> int:
-        """How many go before it."""
-        count, task = 0, self.task
-        while task := LESSONS.get(task, ""):
-            count += 1
-        return count
-
-    def train(self) -> None:
-        """Train it, unless it is done; one that was cut off goes on."""
-        if (self.folder / "summary.json").exists():
-            return
-        command = [sys.executable, str(ROOT / "train.py"), "--no-progress", "--no-baseline"]
-        if any(self.folder.glob("checkpoints/step_*")):
-            command += ["--resume", str(self.folder)]
-        else:
-            command += ["--recipe", self.task, "--seed", str(self.seed), "--run-dir", str(self.folder)]
-            command += ["--memory", self.beside, "--precision", "float32"] if self.beside else []
-            if self.task in LESSONS:
-                command += ["--init-from", str(self.folder.parent / named(LESSONS[self.task], self.beside, self.seed))]
-        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        if done.returncode:
-            raise SystemExit(f"{' '.join(command)}\n{done.stderr}")
-
-    @property
-    def config(self) -> dict[str, Any]:
-        return yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf-8"))
-
-    @property
-    def summary(self) -> dict[str, Any]:
-        return json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))
-
-    def curve(self, points: int = 100) -> list[dict[str, Any]]:
-        """Steps, seconds, the task's score and the loss, each score the mean of a hundredth of the training."""
-        with (self.folder / "progress.csv").open(newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.DictReader(file) if row["train/target_loss"]]
-        metric = f"task/{METRICS[self.task]}"
-        length = math.ceil(len(rows) / points)
-        parts = [rows[at : at + length] for at in range(0, len(rows), length)]
-
-        def mean(part: list[dict[str, str]], name: str) -> float:
-            values = [float(row[name]) for row in part if row.get(name)]
-            return sum(values) / len(values) if values else math.nan
-
-        return [
-            {
-                **{"task": self.task, "memory": self.config["memory"], "seed": self.seed},
-                **{"steps": int(part[-1]["time/total_timesteps"]), "seconds": int(part[-1]["time/time_elapsed"])},
-                **{"score": f"{mean(part, metric):.5g}", "target_loss": f"{mean(part, 'train/target_loss'):.5g}"},
-            }
-            for part in parts
-        ]
+def lesson_of(task: str) -> str | None:
+    """The recipe whose weights a task begins with."""
+    return load_config(RECIPES / f"{task}.yaml").follows
 
 
-def named(task: str, beside: str, seed: int) -> str:
-    """The folder of a run."""
-    return "-".join(filter(None, (task, beside, str(seed))))
+def depth(task: str) -> int:
+    """How many lessons go before a task."""
+    before = lesson_of(task)
+    return 0 if before is None else 1 + depth(before)
+
+
+def training(args: Args, task: str, beside: str, seed: int) -> Training:
+    """A task's own memory (`beside` is empty) or another in its place."""
+
+    def folder(task: str) -> Path:
+        return args.runs / "-".join(filter(None, (task, beside, str(seed))))
+
+    words = ["--no-baseline", "--recipe", task, "--seed", str(seed)]
+    words += ["--memory", beside, "--precision", "float32"] if beside else []
+    before = lesson_of(task)
+    words += ["--init-from", str(folder(before))] if before else []
+    return Training(folder(task), tuple(words))
 
 
 def main(args: Args) -> None:
-    runs = [
-        Run(task, beside, seed, args.runs / named(task, beside, seed))
+    out = args.out or args.runs
+    if not args.overwrite:
+        refuse_existing(out, NAME)
+    trainings = {
+        task: [training(args, task, beside, seed) for seed in args.seeds for beside in ("", *BESIDE)]
         for task in args.tasks
-        for seed in args.seeds
-        for beside in ("", *BESIDE)
-    ]
+    }
     if not args.collect:
-        with ThreadPoolExecutor(args.jobs) as pool:
-            for lessons in range(1 + max(run.lessons for run in runs)):
-                list(pool.map(Run.train, [run for run in runs if run.lessons == lessons]))
-    runs = [run for run in runs if (run.folder / "summary.json").exists()]
-    args.out.mkdir(parents=True, exist_ok=True)
-    with (args.out / "supervised-tasks.csv").open("w", newline="", encoding="utf-8") as file:
-        points = [point for run in runs for point in run.curve()]
-        writer = csv.DictWriter(file, list(points[0]))
-        writer.writeheader()
-        writer.writerows(points)
-    (args.out / "supervised-tasks.md").write_text(table(runs), encoding="utf-8")
-    draw(args.out / "supervised-tasks.png", points)
-    print(table(runs))
-
-
-def table(runs: list[Run]) -> str:
-    lines = ["| recipe | memory | seed | score | of fresh episodes | median loss at the end | steps | minutes |"]
-    lines += ["|---|---|---|---|---|---|---|---|"]
-    for run in runs:
-        summary, metric = run.summary, METRICS[run.task]
-        with (run.folder / "progress.csv").open(newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.DictReader(file) if row["train/target_loss"]]
-        loss = statistics.median(float(row["train/target_loss"]) for row in rows[-100:])
-        clock = [float(row["time/time_elapsed"]) for row in rows]
-        ends = [*(at for at, after in pairwise(clock) if after < at), clock[-1]]  # a run gone on with starts it anew
-        minutes = sum(ends) / 60
-        cells = [run.task, run.config["memory"], run.seed, metric, f"{summary['metrics'].get(metric, math.nan):.4g}"]
-        cells += [f"{loss:.4g}", f"{summary['env_steps']:,}", f"{minutes:.1f}"]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def draw(path: Path, points: list[dict[str, Any]]) -> None:
-    """A small picture for every task: its score against steps, by memory."""
-    from matplotlib.figure import Figure
-
-    tasks = list(dict.fromkeys(point["task"] for point in points))
-    columns = min(3, len(tasks))
-    rows = math.ceil(len(tasks) / columns)
-    figure = Figure(figsize=(4 * columns, 2.7 * rows), dpi=120, layout="constrained")
-    panes = list(figure.subplots(rows, columns, squeeze=False).flat)
-    colors = {"identity": "#8a8f98", "lstm": "#2a6fb0"}
-    for axes, task in zip(panes, tasks, strict=False):
-        of_task = [point for point in points if point["task"] == task]
-        for memory, seed in dict.fromkeys((point["memory"], point["seed"]) for point in of_task):
-            curve = [point for point in of_task if (point["memory"], point["seed"]) == (memory, seed)]
-            xs, ys = [point["steps"] / 1e6 for point in curve], [float(point["score"]) for point in curve]
-            name, line = (memory, "-") if seed == points[0]["seed"] else (f"{memory}, seed {seed}", "--")
-            axes.plot(xs, ys, line, color=colors.get(memory, "#d1495b"), label=name)
-        axes.set_title(f"{task}: {METRICS[task]}", fontsize=9)
-        axes.set_xlabel("million steps", fontsize=8)
-        axes.tick_params(labelsize=8)
-        axes.grid(alpha=0.25)
-        axes.legend(frameon=False, fontsize=8)
-    for axes in panes[len(tasks) :]:
-        axes.set_axis_off()
-    figure.savefig(path)
+        for lessons in range(1 + max(map(depth, args.tasks))):
+            train_all((one for task in args.tasks if depth(task) == lessons for one in trainings[task]), args.jobs)
+    comparisons = []
+    for task in args.tasks:
+        there = [one.folder for one in trainings[task] if (one.folder / "summary.json").exists()]
+        if there:
+            found = Comparison.of(find_runs(there), ["memory"], SCORES.get(task))
+            comparisons.append(dataclasses.replace(found, title=task))
+    if not comparisons:
+        raise ValueError(f"{args.runs} holds none of these tasks")
+    for found in comparisons:
+        show(make_console(), found)
+    command = shlex.join(["python", "benchmarks/task_table.py", *sys.argv[1:]])
+    print("written:", *write(comparisons, out, command=command, overwrite=args.overwrite, stem=NAME))
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    try:
+        main(tyro.cli(Args, description=__doc__))
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shlex
 import sys
@@ -57,7 +58,7 @@ class Arguments:
     overwrite: bool = False
     """Replace files that are there already."""
     title: str = ""
-    """Title of the picture; empty: the environment."""
+    """Title of table and picture; empty: the environment."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -97,15 +98,19 @@ def _run(given: Arguments, words: list[str]) -> None:
             console.print(f"{alike[0].env}: {error}", **PLAIN)
             continue
         comparisons.append(with_random(found) if given.random else found)
-    for comparison in comparisons:
-        tables.show(console, comparison, given.threshold)
     if not comparisons:
         raise ValueError("no environment has runs with a score")
+    if given.title:
+        if len(comparisons) > 1:
+            raise ValueError("--title is for a single environment, and there are several")
+        comparisons = [dataclasses.replace(comparisons[0], title=given.title)]
+    for comparison in comparisons:
+        tables.show(console, comparison, given.threshold)
     if given.out is None:
         console.print("\nas files, with the curves: the same command and --out FOLDER", **PLAIN)
         return
     command = shlex.join([*command_for("compare").split(), *words])
-    files = write(comparisons, given.out, given.threshold, given.x, given.title, command, given.overwrite)
+    files = write(comparisons, given.out, given.threshold, given.x, command, given.overwrite)
     console.print("\nwritten: " + " ".join(map(str, files)), **PLAIN)
 
 
@@ -124,7 +129,6 @@ def write(
     folder: str | os.PathLike[str],
     threshold: float | None = None,
     axis: Axis = "steps",
-    title: str = "",
     command: str = "",
     overwrite: bool = False,
     stem: str = "comparison",
@@ -136,7 +140,6 @@ def write(
         folder: made where it is not there.
         threshold: a score whose first reaching is shown.
         axis: horizontal axis of the picture.
-        title: of the picture; empty: the environments.
         command: that made them, for the Markdown.
         overwrite: whether files may be replaced.
         stem: of the names.
@@ -154,7 +157,7 @@ def write(
         if comparison.random is not None:
             own.append(Line(comparison.random, "random actions", ":", pictures.GREY))
         lines.append(own)
-    drawn = pictures.figure(comparisons, axis, lines, title)
+    drawn = pictures.figure(comparisons, axis, lines)
     text = "\n".join(tables.markdown(comparison, threshold) for comparison in comparisons)
     place, image = Path(folder), FILES[3].format(stem)
     made = f"\n```bash\n{command}\n```\n" if command else ""

@@ -153,6 +153,13 @@ class Comparison:
     """What a reader should know: runs left out, settings that differ within a group, ..."""
     random: float | None = None
     """The score of random actions, where known."""
+    title: str = ""
+    """Instead of the environment, in tables and pictures."""
+
+    @property
+    def name(self) -> str:
+        """Its title, else the environment with its arguments."""
+        return self.title or " ".join(filter(None, (self.env, self.env_kwargs)))
 
     @classmethod
     def of(

@@ -15,12 +15,14 @@ from matplotlib.ticker import EngFormatter
 from agents.comparison.curves import Array, Axis
 from agents.comparison.groups import Comparison, direction
 from agents.comparison.runs import RETURN
-from agents.comparison.tables import heading, score_name
+from agents.comparison.tables import score_name
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f5fa8", "#8c6d31")
 """Okabe and Ito's, for every kind of sight, and two more."""
 GREY = "#8a8f98"
 _DASHES = ("-", "--", "-.")
+_BESIDE = 6
+"""Groups above which the legend stands beside the panel."""
 _TITLES = {"steps": "environment steps", "minutes": "minutes of training", "episodes": "episodes"}
 
 
@@ -84,39 +86,37 @@ def draw_curves(axes: Axes, groups: Sequence[Drawn], score: str, axis: Axis, lin
         axes.xaxis.set_major_formatter(EngFormatter(sep="\N{THIN SPACE}"))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    outside = len(groups) + len(lines) > 8
+    outside = len(groups) > _BESIDE
     place = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0)} if outside else {"loc": "best"}
     axes.legend(framealpha=0.85, edgecolor="none", fontsize=9, **place)
 
 
-def figure(
-    comparisons: Sequence[Comparison], axis: Axis = "steps", lines: Sequence[Sequence[Line]] = (), title: str = ""
-) -> Figure:
-    """A panel for every environment.
+def figure(comparisons: Sequence[Comparison], axis: Axis = "steps", lines: Sequence[Sequence[Line]] = ()) -> Figure:
+    """A panel for every comparison.
 
     Args:
-        comparisons: one a panel.
+        comparisons: at least one.
         axis: what is along x.
         lines: those of each panel.
-        title: of the picture; empty: the environments.
     """
-    columns = min(2, len(comparisons))
-    count = math.ceil(len(comparisons) / columns)
-    wide = max(len(comparison.groups) for comparison in comparisons) > 8
-    width = (8.0 if columns == 1 else 6.5 * columns) + (2.0 * columns if wide else 0.0)
-    drawn = Figure(figsize=(width, 4.6 * count), layout="constrained")
-    panels = list(drawn.subplots(count, columns, squeeze=False).flat)
-    for number, (axes, comparison) in enumerate(zip(panels, comparisons, strict=False)):
+    drawn, panels = paper(len(comparisons), max(len(comparison.groups) for comparison in comparisons))
+    for number, (axes, comparison) in enumerate(zip(panels, comparisons, strict=True)):
         draw_curves(axes, comparison.groups, comparison.score, axis, lines[number] if lines else ())
-        own = heading(comparison).split(" · ")[0]
-        axes.set_title(title if title and len(comparisons) == 1 else own, loc="left", fontsize=11)
-    for axes in panels[len(comparisons) :]:
-        axes.set_axis_off()
-    legend = "line: mean over seeds; band: 95 % interval of the mean"
-    if title and len(comparisons) > 1:
-        drawn.suptitle(title)
-    drawn.supxlabel(legend, fontsize=8, color="#555555")
+        axes.set_title(comparison.name, loc="left", fontsize=11)
     return drawn
+
+
+def paper(panels: int, groups: int = 0) -> tuple[Figure, list[Axes]]:
+    """An empty picture with so many panels, broader where many groups have their legend beside them."""
+    columns = panels if panels < 3 else 2 if panels == 4 else 3
+    count = math.ceil(panels / columns)
+    width = {1: 8.0, 2: 6.5, 3: 5.2}[columns] + (2.0 if groups > _BESIDE else 0.0)
+    drawn = Figure(figsize=(width * columns, (4.6 if columns < 3 else 3.6) * count), layout="constrained")
+    axes = list(drawn.subplots(count, columns, squeeze=False).flat)
+    for empty in axes[panels:]:
+        empty.set_axis_off()
+    drawn.supxlabel("line: mean over seeds; band: 95 % interval of the mean", fontsize=8, color="#555555")
+    return drawn, axes[:panels]
 
 
 def png(drawn: Figure) -> bytes:

@@ -77,9 +77,8 @@ def score_name(score: str) -> str:
 
 
 def heading(comparison: Comparison) -> str:
-    """The environment and what is compared."""
-    env = " ".join(filter(None, (comparison.env, comparison.env_kwargs)))
-    return f"{env} · {', '.join(filter(None, (score_name(comparison.score), direction(comparison.score))))}"
+    """Name and score."""
+    return f"{comparison.name} · {', '.join(filter(None, (score_name(comparison.score), direction(comparison.score))))}"
 
 
 def legend(comparison: Comparison, threshold: float | None = None) -> list[str]:
@@ -150,7 +149,7 @@ def as_csv(comparisons: Sequence[Comparison], threshold: float | None = None) ->
     """One row a group of every comparison, with full numbers."""
     found: list[dict[str, Any]] = []
     for comparison in comparisons:
-        start = {"env": comparison.env, "env_kwargs": comparison.env_kwargs}
+        start = {"env": comparison.name}
         for row in rows(comparison, threshold):
             cells: dict[str, Any] = start | dict(zip(comparison.by, row.group.names, strict=True))
             cells |= {
@@ -192,7 +191,7 @@ def curves_csv(comparisons: Sequence[Comparison]) -> str:
             for run in group.runs:
                 for steps, minutes, episodes, value in zip(*run.curve(comparison.score).thinned(), strict=True):
                     numbers = [int(steps), _exact(minutes), _exact(episodes), comparison.score, f"{value:.6g}"]
-                    table.writerow([comparison.env, group.label, run.seed, *numbers, run.folder])
+                    table.writerow([comparison.name, group.label, run.seed, *numbers, run.folder])
     return text.getvalue()
 
 
