@@ -7,8 +7,8 @@
 
 trains `python train.py --recipe TASK` and the same with `--memory lstm` and `--memory identity` (their default sizes)
 under `runs/tasks/`; one that is there is used again if it is the same training, and refused otherwise. A task that
-follows another begins with the weights of its lesson, so name both. `OUT/supervised-tasks.md`, `.csv`, `-curves.csv` and
-`.png` have a table and a panel a task: each task's own score with its 95 % interval over seeds.
+follows another begins with the weights of its lesson, so name both. `OUT/supervised-tasks.md`, `.csv`, `-curves.csv`
+and `.png` have a table and a panel a task: each task's own score with its 95 % interval over seeds.
 """
 
 from __future__ import annotations
