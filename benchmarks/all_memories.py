@@ -20,11 +20,11 @@ from pathlib import Path
 import tyro
 from trainings import ROOT, Training, train_all
 
+from agents.common.terminal import make_console
 from agents.comparison import Comparison, find_runs
 from agents.comparison.command import refuse_existing, write
 from agents.comparison.references import with_random
 from agents.comparison.tables import show
-from agents.terminal import make_console
 from policies.memories import registered
 
 SIZES = {

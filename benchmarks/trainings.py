@@ -12,8 +12,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
 
+from agents.common.plain_yaml import read_yaml_file
 from agents.comparison.settings import same_training
-from agents.plain_yaml import read_yaml_file
 from agents.run.config import Config
 from agents.run.parsing import parse
 
