@@ -11,9 +11,10 @@ what is asked apart from what is seen, for memories with readers.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from stable_baselines3.common.type_aliases import TensorDict
 from torch import Tensor, nn
 
 from policies.memories.contract import Memory
-from policies.observations import is_symbols, width_of
+from policies.observations import is_symbols, short, width_of
 
 MANY = 32
 """Symbols of a `Discrete` observation from which on they are embedded."""
@@ -58,6 +59,21 @@ def encoder_for(
         assert observation_space.shape is not None
         return GridEncoder, {"spatial": observation_space.shape[1:]}
     return default_encoder(observation_space), {}
+
+
+@contextlib.contextmanager
+def naming_encoder(encoder: type[BaseFeaturesExtractor], space: spaces.Space[Any]) -> Iterator[None]:
+    """What an encoder of other people raises while it is built becomes a ValueError of one line that names it."""
+    try:
+        yield
+    except ValueError:
+        raise
+    except Exception as error:
+        cause = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ValueError(
+            f"{encoder.__name__} cannot be built for the observations {short(space)}: {cause}; without "
+            f"features_extractor_class it would be {default_encoder(space).__name__}"
+        ) from error
 
 
 def shape_of(encoder: BaseFeaturesExtractor) -> int | tuple[int, ...]:

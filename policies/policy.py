@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from policies.action_masks import as_masks, masked
 from policies.actions import ActionNumbers
-from policies.encoders import QueryEncoder, encoder_for, shape_of
+from policies.encoders import QueryEncoder, encoder_for, naming_encoder, shape_of
 from policies.heads import (
     CategoricalDistribution,
     ChoiceDistribution,
@@ -128,6 +128,10 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         self.actions = ActionNumbers(action_space)
         self.prepare = Preparation(observation_space, normalize_images, keep_symbols)
 
+    def make_features_extractor(self) -> BaseFeaturesExtractor:
+        with naming_encoder(self.features_extractor_class, self.observation_space):
+            return super().make_features_extractor()
+
     def _build_mlp_extractor(self) -> None:
         # SB3 calls this first while it builds the networks: the memory goes before the layers it feeds.
         encoder = self.features_extractor
@@ -221,9 +225,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         if self.draws_maps:
             assert grid is not None, "the actor's head reads the memory's map"
             read = latent_pi, grid
-        numbers = self.action_net(read)
-        if mask is not None:
-            numbers = masked(numbers, mask, self.action_space)
+        numbers = self.action_net(read) if mask is None else masked(self.action_net(read), mask, self.action_space)
         spread = (self.log_std,) if isinstance(self.action_space, spaces.Box) else ()
         # of its own: one that stayed in the policy would keep the graph, and a policy with a graph cannot be copied
         return copy.copy(self.action_dist).proba_distribution(numbers, *spread)

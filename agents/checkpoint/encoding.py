@@ -62,9 +62,9 @@ def decode(value: Any, name: str) -> Any:
     if not isinstance(value, dict):
         return value
     if "$yours" in value:
-        raise ValueError(
-            f"{name} was {value['$yours']}, which a checkpoint does not import: give it to load({name}=...)"
-        )
+        whole, *parts = name.split(".")
+        given = "=".join([whole, "".join(f'{{"{part}": ' for part in parts) + "..." + "}" * len(parts)])
+        raise ValueError(f"{name} was {value['$yours']}, which a checkpoint does not import: give it to load({given})")
     if "$class" in value:
         if value["$class"] not in CLASSES:
             raise ValueError(f"{name} is the class {value['$class']!r}, which this Engram does not know")

@@ -256,13 +256,13 @@ class Checkpointed(BaseAlgorithm):
         action_space = decode_space(manifest["action_space"])
         given = kwargs.pop("policy_kwargs", {})
         saved = manifest["config"]["policy_kwargs"] or {}
-        policy_kwargs = {name: decode(value, name) for name, value in saved.items() if name not in given} | given
+        kept = {name: decode(value, f"policy_kwargs.{name}") for name, value in saved.items() if name not in given}
         missing = [name for name in cls._kept_arguments() if name not in (*kwargs, "policy_kwargs")]
         config = LATER | manifest["config"]
         arguments = {name: decode(config[name], name) for name in missing} | kwargs
         policy = arguments.pop("policy", None) or decode(manifest["policy"], "policy")
         learner: Any = cls
-        model = learner(policy, env, device=device, policy_kwargs=policy_kwargs, _init_setup_model=False, **arguments)
+        model = learner(policy, env, device=device, policy_kwargs=kept | given, _init_setup_model=False, **arguments)
         for name, saved_space in (("observation_space", observation_space), ("action_space", action_space)):
             if env is not None and getattr(model, name) != saved_space:
                 raise ValueError(f"{name} is {getattr(model, name)}, but it was made with {saved_space}")

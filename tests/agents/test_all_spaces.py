@@ -15,6 +15,7 @@ from agent_stubs import collect
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.torch_layers import CombinedExtractor, NatureCNN
 
 from agents import PPO, as_tensor_env, load, make_env
 from envs.tensor_env import TensorEnv
@@ -193,6 +194,18 @@ def test_what_is_not_supported_is_refused_when_the_agent_is_built(name: str) -> 
     with pytest.raises(ValueError, match=words) as caught:
         PPO("MemoryPolicy", env, policy_kwargs=ENCODERS["default"])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("encoder", [CombinedExtractor, NatureCNN])
+def test_an_encoder_that_does_not_fit_is_named_in_one_line(encoder: Any) -> None:
+    """SB3's `CombinedExtractor` takes no names with dots, its `NatureCNN` nothing but pictures."""
+    space = spaces.Dict({"arm.left": VECTOR}) if encoder is CombinedExtractor else VECTOR
+    kwargs = {**ENCODERS["default"], "features_extractor_class": encoder}
+    with pytest.raises(
+        ValueError, match=rf"{encoder.__name__} cannot be built for the observations .* would be"
+    ) as said:
+        PPO("MemoryPolicy", Playground(space), policy_kwargs=kwargs)
+    assert "\n" not in str(said.value)
 
 
 def test_what_is_left_out_is_said_once() -> None:

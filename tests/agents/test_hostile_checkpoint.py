@@ -240,7 +240,7 @@ def own_schedule(progress: float) -> float:
 def test_a_class_of_the_users_own_is_asked_for(tmp_path: Path) -> None:
     kwargs = {"memory": "gru", "features_extractor_class": OwnExtractor}
     PPO("MemoryPolicy", RepeatFirst(2), own_schedule, n_steps=4, policy_kwargs=kwargs).save(tmp_path / "it")
-    refused(tmp_path / "it", "OwnExtractor", "give it to load(")
+    refused(tmp_path / "it", "OwnExtractor", 'give it to load(policy_kwargs={"features_extractor_class": ...})')
     given: dict[str, Any] = {"policy_kwargs": {"features_extractor_class": OwnExtractor}}
     with pytest.raises(CheckpointError, match=r"learning_rate was .*own_schedule.* give it to load\(learning_rate="):
         PPO.load(tmp_path / "it", **given)
