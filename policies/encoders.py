@@ -64,12 +64,14 @@ def encoder_for(
 @contextlib.contextmanager
 def naming_encoder(encoder: type[BaseFeaturesExtractor], space: spaces.Space[Any]) -> Iterator[None]:
     """What an encoder of other people raises while it is built becomes a ValueError of one line that names it."""
+    if not (isinstance(encoder, type) and issubclass(encoder, nn.Module)):
+        raise ValueError(f"features_extractor_class is {encoder!r}, expected a subclass of SB3's BaseFeaturesExtractor")
     try:
         yield
     except ValueError:
         raise
     except Exception as error:
-        cause = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        cause = f"{type(error).__name__}: {' '.join(' '.join(map(str, error.args)).split())}"
         raise ValueError(
             f"{encoder.__name__} cannot be built for the observations {short(space)}: {cause}; without "
             f"features_extractor_class it would be {default_encoder(space).__name__}"

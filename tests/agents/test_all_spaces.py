@@ -206,6 +206,10 @@ def test_an_encoder_that_does_not_fit_is_named_in_one_line(encoder: Any) -> None
     ) as said:
         PPO("MemoryPolicy", Playground(space), policy_kwargs=kwargs)
     assert "\n" not in str(said.value)
+    with pytest.raises(
+        ValueError, match=r"features_extractor_class is .*, expected a subclass of .*BaseFeaturesExtractor"
+    ):
+        PPO("MemoryPolicy", Playground(VECTOR), policy_kwargs={"features_extractor_class": Playground})
 
 
 def test_what_is_left_out_is_said_once() -> None:
