@@ -13,7 +13,6 @@ from typing import get_type_hints
 import tyro
 
 from agents.common.arguments import read
-from agents.common.failures import CommandError, Where
 from agents.common.files import replace_file
 from agents.common.invocation import command_for
 from agents.common.terminal import PLAIN, degrade, make_console
@@ -25,6 +24,7 @@ from agents.comparison.pictures import Line
 from agents.comparison.references import paper_lines, with_random
 from agents.comparison.runs import find_runs
 from agents.run.config import NUMBERS
+from agents.run.failures import CommandError, Where
 from agents.run.parsing import refuse_empty
 
 

@@ -18,7 +18,6 @@ import tyro
 
 from agents import MemoryOnPolicyAlgorithm, latest_checkpoint, load
 from agents.common.arguments import Count, Positive, Range, Seed, read
-from agents.common.failures import CommandError, Where
 from agents.common.files import replace_file
 from agents.common.invocation import command_for
 from agents.common.terminal import PLAIN, degrade, make_console
@@ -26,6 +25,7 @@ from agents.evaluation.breakdown import Breakdown
 from agents.evaluation.scores import MAX_STEPS, Score, check_spaces, evaluate, random_score
 from agents.evaluation.tables import print_errors, print_scores
 from agents.run.config import NUMBERS, Config, Pairs, load_config
+from agents.run.failures import CommandError, Where
 from agents.run.parsing import refuse_empty
 from agents.scale.devices import device_of
 from envs import registered

@@ -8,9 +8,9 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from agents.common.failures import CommandError, Where
 from agents.common.terminal import PLAIN, degrade, make_console
 from agents.run.config import Command
+from agents.run.failures import CommandError, Where
 from agents.run.folder import safe
 from agents.run.lessons import course
 from agents.run.parsing import parse

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from agents.common.failures import Where
 from agents.common.terminal import PLAIN
 from agents.run.config import Command, find_recipe, load_config
+from agents.run.failures import Where
 from agents.run.folder import folder_of, newest
 from agents.run.parsing import parse
 from agents.run.training import train

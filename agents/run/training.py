@@ -20,7 +20,6 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 
 from agents import LEARNERS, MemoryOnPolicyAlgorithm, load
 from agents.checkpoint import NewEpisodesWarning, take_weights
-from agents.common.failures import Where
 from agents.common.files import replace_file
 from agents.common.invocation import command_for
 from agents.common.terminal import PLAIN
@@ -28,6 +27,7 @@ from agents.evaluation import Score, evaluate, random_score
 from agents.evaluation.tables import print_scores
 from agents.run.callbacks import CheckpointEvery, DescribeRun, PicturePanels, RunDisplay, WallClock, git_state
 from agents.run.config import Config, load_config
+from agents.run.failures import Where
 from agents.run.folder import again, checkpoint_folder, folder_of, newest, safe
 from agents.run.lock import take
 from agents.run.logs import kept_rows, run_logger, wall_before

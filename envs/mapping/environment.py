@@ -310,7 +310,7 @@ class Mapping(TensorEnv):
     def frame(self, index: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:
         from envs.mapping.picture import mapping_frame  # pygame is only needed to watch
 
-        return mapping_frame(self, index)
+        return mapping_frame(self, index, self._elapsed)
 
 
 def _check(

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
+from torch import Tensor
 
 from envs.rendering import AGENT, FLOOR, INK, LINE, PAPER, RIGHT, WRONG, Canvas, Colour, Frame
-
-if TYPE_CHECKING:
-    from envs.mapping.environment import Mapping
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -17,12 +15,30 @@ _SIDE, _MARGIN, _TITLE = 264, 16, 26  # pixels of a map, around it, and of the l
 _MISSED: Colour = (232, 160, 40)
 
 
-def mapping_frame(env: Mapping, index: int) -> Frame:
-    """Copy `index` of the environment as one picture."""
+class Drawn(Protocol):
+    """What of `envs.mapping.environment.Mapping` is drawn, in its shapes."""
+
+    size: int
+    map_size: int
+    queries: tuple[int, ...]
+    walls: Tensor
+    seen: Tensor
+    path: Tensor
+    cell: Tensor
+    asked: Tensor
+    marks: Tensor | None
+    wanted: Tensor | None
+
+    @property
+    def horizon(self) -> int | None: ...
+
+
+def mapping_frame(env: Drawn, index: int, step: int) -> Frame:
+    """Draws environment `index` of the batch, `step` steps after its reset."""
     size = env.size
     walls = env.walls[index].cpu().numpy()
     seen = env.seen[index].view(size, size).cpu().numpy()
-    path = env.path[index, : env._elapsed + 1].cpu().numpy()
+    path = env.path[index, : step + 1].cpu().numpy()
     agent = env.cell[index].tolist()
     canvas = Canvas(3 * _SIDE + 4 * _MARGIN, _SIDE + _TITLE + 4 * _MARGIN)
     places = [_MARGIN + number * (_SIDE + _MARGIN) for number in range(3)]
@@ -44,7 +60,7 @@ def mapping_frame(env: Mapping, index: int) -> Frame:
             _window(canvas, places[1], top, cell, divmod(place, size), width, _MISSED)
     _marks(canvas, places[2], top, env, index)
     foot = canvas.height - 1.6 * _MARGIN
-    canvas.text(f"step {env._elapsed} / {env.horizon}", _MARGIN, foot, 16)
+    canvas.text(f"step {step} / {env.horizon}", _MARGIN, foot, 16)
     canvas.text("agent", places[0] + 150, foot, 14, AGENT)
     canvas.text("what is asked for", places[1], foot, 14, _MISSED)
     for words, left, colour in (("right", 0, RIGHT), ("wrong", 60, WRONG), ("missed", 124, _MISSED)):
@@ -52,7 +68,7 @@ def mapping_frame(env: Mapping, index: int) -> Frame:
     return canvas.frame()
 
 
-def _marks(canvas: Canvas, left: float, top: float, env: Mapping, index: int) -> None:
+def _marks(canvas: Canvas, left: float, top: float, env: Drawn, index: int) -> None:
     """Marks on their own map, all questions together."""
     side = env.map_size
     colours = np.full((side, side, 3), FLOOR)

@@ -10,8 +10,8 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from agents.common.failures import Where
 from agents.environments.copies import ContractError, CopyObservation
+from agents.run.failures import Where
 
 
 class Given(gym.Env[Any, Any]):

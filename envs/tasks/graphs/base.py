@@ -288,9 +288,9 @@ class GraphTask(SequenceTask):
         """The present step's triple, the query, and right answers beside those given, with `!` where they differ."""
         from envs.tasks.graphs.pictures import graph_text
 
-        return graph_text(self, index)
+        return graph_text(self, index, self._story(index), self._verdicts)
 
     def frame(self, index: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:
         from envs.tasks.graphs.pictures import graph_frame  # pygame is only needed to watch
 
-        return graph_frame(self, index)
+        return graph_frame(self, index, self._story(index), self._verdicts)

@@ -4,18 +4,41 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from envs.tasks.graphs.sample import LABELS
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from envs.rendering import Canvas, Colour, Frame
-    from envs.tasks.graphs.base import GraphTask
+    from envs.tasks.graphs.worlds import World
+    from envs.tasks.sequence.base import Story
 
 _PHASES = ("description", "query", "planning", "answer", "over")
 _MARGIN, _PITCH = 28, 23  # pixels around the unit square, and from line to line beside it
 
 Triple = tuple[int, int, int]
+
+
+class Drawn(Protocol):
+    """What of `envs.tasks.graphs.base.GraphTask` is drawn, in its shapes."""
+
+    length: int
+    planning_steps: int
+    world: World | None
+    weights: Tensor
+    points: Tensor
+    successors: Tensor
+    node_labels: Tensor
+    edge_labels: Tensor
+
+    @staticmethod
+    def answer_rows(path: int) -> int: ...
+
+    def way(self, index: int) -> list[int]: ...
+
+    def meaning(self, label: int) -> list[int]: ...
 
 
 class _Row(NamedTuple):
@@ -38,10 +61,9 @@ class _Episode(NamedTuple):
     rows: list[_Row]
 
 
-def _episode(env: GraphTask, index: int) -> _Episode:
-    story = env._story(index)
-    verdicts: list[bool | None] = [None] * (len(story.asked) - len(env._verdicts))
-    verdicts += [bool(verdict[index]) for verdict in env._verdicts]
+def _episode(env: Drawn, index: int, story: Story, verdicts: list[Tensor]) -> _Episode:
+    correct: list[bool | None] = [None] * (len(story.asked) - len(verdicts))
+    correct += [bool(verdict[index]) for verdict in verdicts]
     names = [name for name in _PHASES if name != "planning" or env.planning_steps]
     place, phases, triples = -1, [], []
     for *labels, begins, _ in story.inputs.tolist():
@@ -50,9 +72,7 @@ def _episode(env: GraphTask, index: int) -> _Episode:
         triples.append((labels[0], labels[1], labels[2]))
     due = int(env.weights[:, index].sum())
     rows = []
-    for target, answer, asked, verdict in zip(
-        story.targets.tolist(), story.answers, story.asked, verdicts, strict=True
-    ):
+    for target, answer, asked, verdict in zip(story.targets.tolist(), story.answers, story.asked, correct, strict=True):
         if asked:
             said = None if answer is None else _labels(answer.flatten().tolist())
             rows.append(_Row(_labels(target), said, verdict))
@@ -75,7 +95,7 @@ def _labels(digits: list[int]) -> Triple:
 class _Names:
     """Names for the labels of a copy: three digits, and on a fixed graph words; a relation with what it stands for."""
 
-    def __init__(self, env: GraphTask, index: int) -> None:
+    def __init__(self, env: Drawn, index: int) -> None:
         self.meaning = env.meaning
         self.nodes = {label: node for node, label in enumerate(env.node_labels[index].tolist())}
         self.words: tuple[dict[int, str], dict[int, str]] = ({}, {})
@@ -101,9 +121,11 @@ class _Names:
         return f"({self.node(triple[0])}, {self.edge(triple[1])}, {self.node(triple[2])})"
 
 
-def _lines(env: GraphTask, index: int) -> tuple[_Episode, _Names, list[tuple[str, bool | None]]]:
+def _lines(
+    env: Drawn, index: int, story: Story, verdicts: list[Tensor]
+) -> tuple[_Episode, _Names, list[tuple[str, bool | None]]]:
     """The episode in words: the query's triples, then each answer with its verdict and what had been right."""
-    episode, names = _episode(env, index), _Names(env, index)
+    episode, names = _episode(env, index, story, verdicts), _Names(env, index)
     lines: list[tuple[str, bool | None]] = [("query  " + names.triple(triple), None) for triple in episode.query]
     for right, said, verdict in episode.rows:
         lines.append(("answer " + (names.triple(said) if said is not None else "(not known)"), verdict))
@@ -112,19 +134,19 @@ def _lines(env: GraphTask, index: int) -> tuple[_Episode, _Names, list[tuple[str
     return episode, names, lines
 
 
-def graph_text(env: GraphTask, index: int) -> str:
+def graph_text(env: Drawn, index: int, story: Story, verdicts: list[Tensor]) -> str:
     """The present step's triple, the query, and the answers with `!` behind wrong ones."""
-    episode, names, lines = _lines(env, index)
+    episode, names, lines = _lines(env, index, story, verdicts)
     return "\n".join(
         [
-            f"step {env._elapsed} / {env.length}, {episode.phase}",
+            f"step {len(story.targets)} / {env.length}, {episode.phase}",
             "shown  " + names.triple(episode.shown),
             *(line + (" !" if verdict is False else "") for line, verdict in lines),
         ]
     )
 
 
-def graph_frame(env: GraphTask, index: int) -> Frame:
+def graph_frame(env: Drawn, index: int, story: Story, verdicts: list[Tensor]) -> Frame:
     """The graph in the unit square, and the query and the answers beside it.
 
     Edges not described yet are faint, the present one is bold. From the query on the path that is asked for is blue;
@@ -133,7 +155,7 @@ def graph_frame(env: GraphTask, index: int) -> Frame:
     """
     from envs.rendering import AGENT, FAINT, FLOOR, GOAL, INK, LINE, RIGHT, WRONG, Canvas, _mix
 
-    episode, names, lines = _lines(env, index)
+    episode, names, lines = _lines(env, index, story, verdicts)
     side, panel = (400, 210) if env.world is None else (560, 330)  # names take more room than numbers
     canvas = Canvas(side + panel + 3 * _MARGIN, side + 3 * _MARGIN)
     canvas.box(_MARGIN / 2, _MARGIN / 2, side + _MARGIN, side + _MARGIN, FLOOR, round=10)
@@ -157,13 +179,13 @@ def graph_frame(env: GraphTask, index: int) -> Frame:
         _arrow(canvas, points[source], points[end], 3.5, INK, radius)
 
     path, asked = env.way(index), episode.phase != "description"
-    verdicts = [row.verdict for row in episode.rows]
+    marks = [row.verdict for row in episode.rows]
     if asked:
         for source, end in pairwise(path):
             _arrow(canvas, points[source], points[end], 6, _mix(AGENT, FLOOR, 0.45), radius)
     if env.answer_rows(2) == 1:  # one answer for the whole path
-        verdicts *= len(path)
-    for (source, end), verdict in zip(pairwise(path), verdicts, strict=False):
+        marks *= len(path)
+    for (source, end), verdict in zip(pairwise(path), marks, strict=False):
         if verdict is not None:
             _arrow(canvas, points[source], points[end], 3, RIGHT if verdict else WRONG, radius)
 
@@ -178,7 +200,7 @@ def graph_frame(env: GraphTask, index: int) -> Frame:
         goal = episode.query[0][2]
         end = names.nodes[goal] if goal != LABELS else path[-1] if episode.phase == "over" else None
         if end is not None:
-            lost = episode.phase == "over" and False in verdicts
+            lost = episode.phase == "over" and False in marks
             x, y = points[end]
             if end != path[0]:
                 canvas.disc(x, y, radius + 6, FLOOR)
@@ -194,7 +216,9 @@ def graph_frame(env: GraphTask, index: int) -> Frame:
                     name, x - 9 if left else x + 9, y - 8, 15 if asked else 13, INK, f"mid{'right' if left else 'left'}"
                 )
     _panel(canvas, side, [("shown  " + names.triple(episode.shown), None), *lines])
-    canvas.caption(f"step {env._elapsed} / {env.length}, {episode.phase}", _MARGIN, canvas.height - 0.75 * _MARGIN)
+    canvas.caption(
+        f"step {len(story.targets)} / {env.length}, {episode.phase}", _MARGIN, canvas.height - 0.75 * _MARGIN
+    )
     return canvas.frame()
 
 

@@ -6,18 +6,35 @@ features shifted from one step to the next: all else is done for all steps toget
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from policies.memories.contract import State, Unrolled
-from policies.memories.kanerva.encoder import split_time
+from policies.memories.kanerva.encoder import Encoder, split_time
 from policies.memories.shared.noise import fingerprint, next_seed
 from policies.memories.shared.readers import Queries
 
-if TYPE_CHECKING:
-    from policies.memories.kanerva.pooled import PooledKanerva
+
+class Parts(Protocol):
+    """What of `policies.memories.kanerva.pooled.PooledKanerva` is run here, with its shapes."""
+
+    sample: bool
+    encoder: Encoder
+
+    def writes(self, x: Tensor) -> Tensor: ...
+
+    def answer(
+        self,
+        x: Tensor,
+        embedding: Tensor,
+        written: Tensor,
+        total: Tensor,
+        count: Tensor,
+        seed: Tensor | None,
+        queries: Queries | None,
+    ) -> tuple[Tensor, Tensor, Tensor | None, dict[str, Tensor]]: ...
 
 
 class Sources(NamedTuple):
@@ -56,9 +73,7 @@ class Sources(NamedTuple):
         return torch.cat([torch.stack([carried, torch.zeros_like(carried)]), features])[self.rows, self.columns]
 
 
-def unroll_at_once(
-    memory: PooledKanerva, xs: Tensor, starts: Tensor | None, state: State, queries: Queries | None
-) -> Unrolled:
+def unroll_at_once(memory: Parts, xs: Tensor, starts: Tensor | None, state: State, queries: Queries | None) -> Unrolled:
     """As `policies.memories.contract.unroll`; `starts` may be true anywhere."""
     length, batch_size = xs.shape[:2]
     written = split_time(memory.writes(xs.flatten(0, 1)), length, batch_size)
