@@ -53,7 +53,7 @@ class MemoryOnPolicyAlgorithm(Checkpointed, Updates, TrainingEnv, OnPolicyAlgori
         n_steps: steps of each environment in a roll-out; back-propagation through time runs over them, and episodes
             that are longer carry their memory into the next roll-out. 0: the horizon of an environment that has one.
         gamma: discount.
-        gae_lambda: see `agents.rollout.advantages_and_returns`.
+        gae_lambda: see `agents.returns.gae`.
         ent_coef: weight of the entropy bonus.
         vf_coef: weight of the value loss.
         aux_coef: weight of the memory's own losses (MNM's meta objective; 1 as in the paper).
@@ -380,8 +380,9 @@ class MemoryOnPolicyAlgorithm(Checkpointed, Updates, TrainingEnv, OnPolicyAlgori
             rollout.values, rollout.log_probs, _ = policy.judge(
                 torch.stack(outputs), rollout.actions, maps, rollout.masks
             )
-            last_values = policy.predict_values(self._obs, self._state, self._starts if self._may_start else None)
-        rollout.estimate(last_values, self.reward_scale, self.gamma, self.gae_lambda)
+            starts = self._starts if self._may_start else None
+            rollout.last_values = policy.predict_values(self._obs, self._state, starts)
+        rollout.estimate(self.reward_scale, self.gamma, self.gae_lambda)
         self.note_returns(rollout)
 
     # -- read and log ----------------------------------------------------------------------------------------------

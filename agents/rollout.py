@@ -9,6 +9,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from agents.returns import following, gae
 from envs.tensor_env import Info, Obs, TensorEnv
 from policies.action_masks import check_width
 from policies.memories.contract import State, select
@@ -34,6 +35,8 @@ class Rollout:
     truncated: Tensor
     final_values: Tensor
     """Value of the final observation with the final memory where `truncated`, 0 elsewhere."""
+    last_values: Tensor
+    """`[N]`, value of the observation after the last step, which the next rollout begins with."""
     advantages: Tensor
     returns: Tensor
     state: State = field(default_factory=dict)
@@ -72,6 +75,7 @@ class Rollout:
         obs, action = env.single_observation_space, env.single_action_space
         assert action.shape is not None
         floats = {name: room() for name in ("rewards", "values", "log_probs", "final_values", "advantages", "returns")}
+        floats["last_values"] = room()[0]
         flags = {name: room(dtype=torch.bool) for name in ("starts", "terminated", "truncated")}
         # As the distribution gives them: a Box of whole numbers is rounded for the environment alone.
         rounded = isinstance(action, spaces.Box) and not _dtype(action).is_floating_point
@@ -126,18 +130,19 @@ class Rollout:
                     self.said = torch.full((3, *self.rewards.shape), torch.nan, device=self.rewards.device)
                 self.said[kind, t] = info[name]
 
-    def estimate(self, last_values: Tensor, reward_scale: float, gamma: float, gae_lambda: float) -> None:
-        """Fill in `advantages` and `returns`; `last_values` `[N]` belong to the observation after the last step."""
-        self.advantages, self.returns = advantages_and_returns(
-            self.rewards * reward_scale,
-            self.values,
-            last_values,
-            self.terminated,
-            self.truncated,
-            self.final_values,
-            gamma,
-            gae_lambda,
-        )
+    def estimate(self, reward_scale: float, gamma: float, gae_lambda: float) -> None:
+        """Fill in `advantages` and `returns` by generalised advantage estimation; see `agents.returns.gae`."""
+        rewards = self.rewards * reward_scale
+        self.advantages = gae(rewards, self.values, self.next_values(), self.ended(), gamma, gae_lambda)
+        self.returns = self.advantages + self.values
+
+    def ended(self) -> Tensor:
+        """Where an episode ended, for either reason: bool `[T, N]`."""
+        return self.terminated | self.truncated
+
+    def next_values(self) -> Tensor:
+        """The value of what followed each step, `[T, N]`; see `agents.returns.following`."""
+        return following(self.values, self.last_values, self.terminated, self.truncated, self.final_values)
 
     def environments(self, index: Tensor) -> Rollout:
         """The roll-out of the environments `index` alone: minibatches are cut over environments, never over time."""
@@ -145,7 +150,7 @@ class Rollout:
         for entry in fields(self):
             value = getattr(self, entry.name)
             if isinstance(value, Tensor) and entry.name != "said":
-                entries[entry.name] = value[:, index]
+                entries[entry.name] = value[index] if entry.name == "last_values" else value[:, index]
         if isinstance(self.obs, dict):
             entries["obs"] = {key: value[:, index] for key, value in self.obs.items()}
         losses = {name: value[:, index] for name, value in self.losses.items()}
@@ -157,40 +162,3 @@ def _dtype(space: Any) -> torch.dtype:
     dtype = getattr(torch, str(space.dtype))
     assert isinstance(dtype, torch.dtype)
     return dtype
-
-
-def advantages_and_returns(
-    rewards: Tensor,
-    values: Tensor,
-    last_values: Tensor,
-    terminated: Tensor,
-    truncated: Tensor,
-    final_values: Tensor,
-    gamma: float,
-    gae_lambda: float,
-) -> tuple[Tensor, Tensor]:
-    """Generalised advantage estimation, with ended and cut-off episodes kept apart.
-
-    Schulman et al. 2016, eq. 11 and 16: `A_t = δ_t + γλ A_{t+1}` with `δ_t = r_t + γ V' − V_t`. `V'` is the value of
-    what really came next: 0 after a terminated step, `final_values[t]` after a truncated one, else `V_{t+1}`. No sum
-    reaches across the end of an episode.
-
-    Args:
-        rewards, values, terminated, truncated, final_values: `[T, N]`.
-        last_values: `[N]`, value of the observation after the last step.
-        gamma, gae_lambda: in 0..1.
-
-    Returns:
-        Advantages and returns (advantages + values), `[T, N]`.
-    """
-    ended = terminated | truncated
-    next_values = torch.cat([values[1:], last_values[None]])
-    next_values = torch.where(truncated, final_values, next_values).masked_fill(terminated, 0.0)
-    delta = rewards + gamma * next_values - values
-    carry = gamma * gae_lambda * (~ended).to(rewards.dtype)
-    advantages = torch.empty_like(delta)
-    advantage = torch.zeros_like(last_values)
-    for t in reversed(range(len(rewards))):
-        torch.addcmul(delta[t], carry[t], advantage, out=advantages[t])
-        advantage = advantages[t]
-    return advantages, advantages + values

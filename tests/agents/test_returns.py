@@ -8,7 +8,7 @@ from agent_stubs import collect, script, set_critic
 from torch import Tensor
 
 from agents import A2C, PPO, MemoryOnPolicyAlgorithm
-from agents.rollout import advantages_and_returns
+from agents.returns import following, gae, nstep, vtrace
 
 # Critic 4 everywhere, discount 1/2, lambda 1/2, rewards 1, 2, 3, 4 in every column. Worked out by hand:
 #   within an episode       delta = r + 4/2 - 4 = r - 2, and A_t = delta_t + A_{t+1} / 4
@@ -35,11 +35,62 @@ def flags(places: list[tuple[int, int]], shape: tuple[int, int] = (4, 4)) -> Ten
 def test_by_hand() -> None:
     constant = torch.full((4, 4), 4.0)
     truncated = flags(TRUNCATED)
-    advantages, returns = advantages_and_returns(
-        torch.tensor(REWARDS), constant, constant[0], flags(TERMINATED), truncated, 4.0 * truncated, 0.5, 0.5
-    )
-    assert advantages.tolist() == ADVANTAGES
-    assert returns.tolist() == [[a + 4 for a in row] for row in ADVANTAGES]
+    next_values = following(constant, constant[0], flags(TERMINATED), truncated, 4.0 * truncated)
+    ended = flags(TERMINATED) | truncated
+    assert gae(torch.tensor(REWARDS), constant, next_values, ended, 0.5, 0.5).tolist() == ADVANTAGES
+
+
+def columns(*numbers: list[float]) -> Tensor:
+    return torch.tensor(numbers).T
+
+
+# Critic 4, discount 1/2, rewards 1, 2, 3 in three columns: one episode, one terminated at step 1, one truncated there
+# with a final observation of value 8.
+CONSTANT = torch.full((3, 3), 4.0)
+ENDS = flags([(1, 1)], (3, 3)), flags([(1, 2)], (3, 3))
+NEXT = following(CONSTANT, CONSTANT[0], *ENDS, torch.full((3, 3), 8.0))
+THREE = columns(*3 * [[1.0, 2.0, 3.0]])
+
+
+def test_what_follows_a_step() -> None:
+    assert NEXT.tolist() == columns([4, 4, 4], [4, 0, 4], [4, 8, 4]).tolist()
+
+
+@pytest.mark.parametrize(
+    ("n", "expected"),
+    [
+        (1, columns([3, 4, 5], [3, 2, 5], [3, 6, 5])),
+        (2, columns([1 + 4 / 2, 2 + 5 / 2, 5], [1 + 2 / 2, 2, 5], [1 + 6 / 2, 6, 5])),
+        (3, columns([1 + 4.5 / 2, 4.5, 5], [2, 2, 5], [4, 6, 5])),
+        (9, columns([1 + 4.5 / 2, 4.5, 5], [2, 2, 5], [4, 6, 5])),
+    ],
+)
+def test_n_steps_by_hand(n: int, expected: Tensor) -> None:
+    assert nstep(THREE, NEXT, ENDS[0] | ENDS[1], 0.5, n).tolist() == expected.tolist()
+
+
+def test_vtrace_by_hand() -> None:
+    """Column 0: ratios 2, 1/2, 1, so rho = c = 1, 1/2, 1 and delta = -1, 0, 1; corrections 1, 1/4, -7/8 from behind."""
+    ratios = columns([2.0, 0.5, 1.0], [1.0, 1.0, 1.0], [1.0, 1.0, 1.0])
+    targets, advantages = vtrace(THREE, CONSTANT, NEXT, ENDS[0] | ENDS[1], ratios, 0.5)
+    assert targets.tolist() == columns([3.125, 4.25, 5.0], [2.0, 2.0, 5.0], [4.0, 6.0, 5.0]).tolist()
+    assert advantages.tolist() == columns([-0.875, 0.25, 1.0], [-2.0, -2.0, 1.0], [0.0, 2.0, 1.0]).tolist()
+
+
+def test_vtrace_cuts_ratios_for_targets_and_for_traces_apart() -> None:
+    """Ratios of 4 cut at 2 and at 1: delta = -2, 0, 2, corrections 2, 1, -3/2 from behind."""
+    one = slice(0, 1)
+    ratios = torch.full((3, 1), 4.0)
+    targets, advantages = vtrace(THREE[:, one], CONSTANT[:, one], NEXT[:, one], ENDS[0][:, one], ratios, 0.5, 2.0, 1.0)
+    assert targets.flatten().tolist() == [2.5, 5.0, 6.0]
+    assert advantages.flatten().tolist() == [-1.0, 2.0, 2.0]
+
+
+def test_vtrace_with_ratios_of_1_gives_whole_returns() -> None:
+    ended = ENDS[0] | ENDS[1]
+    targets, advantages = vtrace(THREE, CONSTANT, NEXT, ended, torch.ones(3, 3), 0.5)
+    torch.testing.assert_close(targets, nstep(THREE, NEXT, ended, 0.5, 3))
+    torch.testing.assert_close(advantages, gae(THREE, CONSTANT, NEXT, ended, 0.5, 1.0))
 
 
 @pytest.mark.parametrize("learner", [A2C, PPO])
@@ -52,6 +103,8 @@ def test_by_hand_in_a_learner(learner: type[MemoryOnPolicyAlgorithm], counter: s
     rollout = collect(model)
     assert rollout.advantages.tolist() == ADVANTAGES
     assert rollout.returns.tolist() == [[a + 4 for a in row] for row in ADVANTAGES]
+    assert rollout.last_values.tolist() == [4.0] * 4
+    assert rollout.environments(torch.tensor([2, 0])).last_values.tolist() == [4.0] * 2
 
 
 def test_reward_scale_enters_the_advantages_and_not_the_log(counter: str) -> None:
@@ -125,7 +178,7 @@ def test_against_a_slow_loop(gamma: float, gae_lambda: float) -> None:
     assert (terminated & truncated).any()
     rewards, values, final, last = normal(steps, copies), normal(steps, copies), normal(steps, copies), normal(copies)
     arguments = (rewards, values, last, terminated, truncated, final, gamma, gae_lambda)
-    advantages, returns = advantages_and_returns(*arguments)
+    next_values = following(values, last, terminated, truncated, final)
+    advantages = gae(rewards, values, next_values, terminated | truncated, gamma, gae_lambda)
     expected = torch.tensor(slow(*arguments), dtype=torch.float64)
     torch.testing.assert_close(advantages, expected, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(returns, expected + values, rtol=1e-12, atol=1e-12)
