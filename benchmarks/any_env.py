@@ -3,9 +3,9 @@
     python benchmarks/any_env.py --tasks cartpole hidden-cartpole --agents ppo:gru ppo:lstm sb3 --seeds 0 1 2
 
 An agent is `ALGO:MEMORY`, trained by `train.py --env ... --memory ... --algo ...` with no further hyper-parameter, or
-`sb3`: `RecurrentPPO("MlpLstmPolicy", env)`. Both get as many steps, and are scored by SB3's `evaluate_policy` on
-fresh episodes, with sampled actions. A training is one row of `results/any-env.csv`; those that are there are skipped.
-The table of all rows is printed at the end.
+`sb3`: `RecurrentPPO("MlpLstmPolicy", env)`. Both get as many steps in 8 environments, and are scored by SB3's
+`evaluate_policy` on fresh episodes, with sampled actions and with the most probable ones. A training is one row of
+`results/any-env.csv`; those that are there are skipped. The table of all rows is printed at the end.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
-COLUMNS = ["task", "agent", "seed", "steps", "mean_return", "std_of_episodes", "success", "cpu_s"]
+COLUMNS = ["task", "agent", "seed", "steps", "mean_return", "std_of_episodes", "success", "cpu_s", "greedy_return"]
 EPISODES = 64
 
 
@@ -56,7 +56,6 @@ def arguments() -> argparse.Namespace:
 
 def one(name: str, agent: str, seed: int) -> list[str]:
     """Train an agent and score it; gives its row."""
-    import gymnasium as gym
     import torch
     from stable_baselines3.common.env_util import make_vec_env
     from stable_baselines3.common.evaluation import evaluate_policy
@@ -69,7 +68,8 @@ def one(name: str, agent: str, seed: int) -> list[str]:
     if agent == "sb3":
         from sb3_contrib import RecurrentPPO
 
-        model = RecurrentPPO("MlpLstmPolicy", gym.make(short), seed=seed, device="cpu").learn(task.steps)
+        envs = make_vec_env(short, 8, seed=seed)
+        model = RecurrentPPO("MlpLstmPolicy", envs, seed=seed, device="cpu").learn(task.steps)
     else:
         from agents import latest_checkpoint, load
         from train import main as train
@@ -84,10 +84,17 @@ def one(name: str, agent: str, seed: int) -> list[str]:
             if end.code:
                 raise
         model = load(latest_checkpoint(folder), device="cpu")
+    trained_s = time.process_time()
     envs = make_vec_env(short, 8, seed=10_000 + seed)
-    returns, _ = evaluate_policy(model, envs, EPISODES, deterministic=False, return_episode_rewards=True, warn=False)
-    found = np.asarray(returns)
-    numbers = [found.mean(), found.std(ddof=1), (found > 0).mean(), time.process_time()]
+
+    def played(greedy: bool) -> Any:
+        returns, _ = evaluate_policy(
+            model, envs, EPISODES, deterministic=greedy, return_episode_rewards=True, warn=False
+        )
+        return np.asarray(returns)
+
+    found = played(greedy=False)
+    numbers = [found.mean(), found.std(ddof=1), (found > 0).mean(), trained_s, played(greedy=True).mean()]
     return [name, agent, str(seed), str(model.num_timesteps), *(f"{number:.4g}" for number in numbers)]
 
 
@@ -95,7 +102,7 @@ def table(file: Path) -> str:
     """The rows of `file` as Markdown: the score of every seed."""
     with open(file, newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
-    lines = ["| task | steps | to reach | agent | mean | each seed |", "|---|---|---|---|---|---|"]
+    lines = ["| task | steps | to reach | agent | mean | each seed | greedy |", "|---|---|---|---|---|---|---|"]
     for name, task in TASKS.items():
         score = "success" if task.target.startswith("success") else "mean_return"
         for agent in dict.fromkeys(row["agent"] for row in rows if row["task"] == name):
@@ -104,7 +111,10 @@ def table(file: Path) -> str:
             )
             values = [float(row[score]) for row in mine]
             each = ", ".join(f"{value:.4g} (seed {row['seed']})" for row, value in zip(mine, values, strict=True))
-            lines.append(f"| {name} | {task.steps:,} | {task.target} | {agent} | {np.mean(values):.4g} | {each} |")
+            greedy = ", ".join(row["greedy_return"] or "–" for row in mine)
+            lines.append(
+                f"| {name} | {task.steps:,} | {task.target} | {agent} | {np.mean(values):.4g} | {each} | {greedy} |"
+            )
     return "\n".join(lines)
 
 
