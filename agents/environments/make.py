@@ -62,7 +62,7 @@ def make_env(
     if vector not in get_args(Vector):
         raise ValueError(f"vector is {vector!r}, expected one of {', '.join(get_args(Vector))}")
     around = [named(wrapper, "a wrapper") if isinstance(wrapper, str) else wrapper for wrapper in wrappers]
-    maker = _batched(spec)
+    maker = batched_class(spec)
     if maker is not None and not around:
         if vector == "async":
             raise ValueError(f"{env_id} is stepped as one batch on the device; expected vector='sync'")
@@ -136,7 +136,7 @@ def as_tensor_env(env: EnvLike, device: torch.device | str = "cpu") -> TensorEnv
         TypeError: nothing that is an environment.
     """
     if isinstance(env, str):
-        if _batched(find_env(env)) is None:
+        if batched_class(find_env(env)) is None:
             return make_env(env, 1, device, render_mode="rgb_array")  # as SB3 makes it, to be watched
         return make_env(env, 1, device)
     if isinstance(env, TensorVecEnv):
@@ -183,7 +183,7 @@ def _converts(env: VectorEnv[Any, Any, Any]) -> bool:
     return False
 
 
-def _batched(spec: EnvSpec) -> type[TensorEnv] | None:
+def batched_class(spec: EnvSpec) -> type[TensorEnv] | None:
     """Its class, where it is a `TensorEnv`."""
     maker: Any = spec.vector_entry_point
     if isinstance(maker, str):

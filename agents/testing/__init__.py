@@ -17,8 +17,14 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import gymnasium as gym
+
+from agents import LEARNERS
+from agents.environments.make import batched_class
+from agents.environments.named import find_env
 from agents.learner import MemoryOnPolicyAlgorithm
-from agents.testing.learner import LEARNER_CHECKS, LearnerCase
+from agents.testing.host_env import HOST_ENV_CHECKS, HostEnvCase
+from agents.testing.learner import LEARNER_CHECKS, Echo, LearnerCase
 from envs.tensor_env import TensorEnv
 from envs.testing import ENV_CHECKS, EnvCase
 from policies.memories import Memory, memory_class
@@ -66,26 +72,34 @@ def check_memory(
     _run(_title(memory), case.build, MEMORY_CHECKS, case, verbose)
 
 
-def check_env(env: str | type[TensorEnv], *, steps: int = 40, verbose: bool = False, **options: Any) -> None:
-    """Hold a `TensorEnv` to its contract; pictures and texts are checked where there are any.
+def check_env(
+    env: str | type[TensorEnv] | type[gym.Env[Any, Any]], *, steps: int = 40, verbose: bool = False, **options: Any
+) -> None:
+    """Hold an environment to its contract: a `TensorEnv`, or an ordinary one of Gymnasium.
 
-    For an ordinary environment there are `gymnasium.utils.env_checker.check_env` and SB3's.
+    Of a `TensorEnv` pictures and texts are checked where there are any. An ordinary one is held to Gymnasium's own
+    checker, to its spaces and its seed, and an agent learns from it, is saved, and plays it.
 
     Args:
-        env: its registered id, or its class.
+        env: its registered id, with its module before a colon if that is to be imported, or its class.
         steps: that are played; several episodes should fit.
         verbose: print a line a check.
         **options: its own arguments; those that make episodes short.
 
     Raises:
         ConformanceError: it breaks the contract, or cannot be built.
+        ValueError: no environment has this id.
     """
-    case = EnvCase(env, options, steps)
+    if batched_class(find_env(env)) is None if isinstance(env, str) else not issubclass(env, TensorEnv):
+        host_case = HostEnvCase(env, options, steps)  # type: ignore[arg-type]
+        _run(_title(env), host_case.batch, HOST_ENV_CHECKS, host_case, verbose)
+        return
+    case = EnvCase(env, options, steps)  # type: ignore[arg-type]
     _run(_title(env), case.make, ENV_CHECKS, case, verbose)
 
 
 def check_learner(
-    learner: type[MemoryOnPolicyAlgorithm],
+    learner: str | type[MemoryOnPolicyAlgorithm],
     *,
     floor: float = 0.6,
     steps: int = 8192,
@@ -95,7 +109,7 @@ def check_learner(
     """Hold a learner to its contract.
 
     Args:
-        learner: a subclass of `MemoryOnPolicyAlgorithm`.
+        learner: its name, as `--algo` takes it, or a subclass of `MemoryOnPolicyAlgorithm`.
         floor: mean reward to reach in the learning check, where a random agent gets 0.25 and the best 1.
         steps: of the environment in the learning check.
         verbose: print a line a check.
@@ -103,11 +117,16 @@ def check_learner(
 
     Raises:
         ConformanceError: it breaks the contract, or cannot be built.
+        ValueError: no learner has this name.
     """
-    from agents.testing.learner import Echo
-
+    if isinstance(learner, str):
+        if learner not in LEARNERS:
+            raise ValueError(f"no learner is called {learner!r}; known: {', '.join(LEARNERS)}")
+        title, learner = learner, LEARNERS[learner]
+    else:
+        title = learner.__name__
     case = LearnerCase(learner, options, floor, steps)
-    _run(_title(learner), lambda: case.build(Echo()), LEARNER_CHECKS, case, verbose)
+    _run(title, lambda: case.build(Echo()), LEARNER_CHECKS, case, verbose)
 
 
 def _title(what: Any) -> str:

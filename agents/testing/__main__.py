@@ -38,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     for kind, check, what in (
         (memory, check_memory, "a registered name, or module:Class"),
         (env, check_env, "a registered id, with its module before a colon, or module:Class"),
-        (learner, check_learner, "module:Class"),
+        (learner, check_learner, "a name as --algo takes it, or module:Class"),
     ):
         kind.set_defaults(check=check)
         kind.add_argument("what", help=what)

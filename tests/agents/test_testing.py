@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -15,6 +17,7 @@ from agents import A2C, PPO, MemoryOnPolicyAlgorithm, Supervised
 from agents.rollout import Rollout
 from agents.testing import ConformanceError, NotBuiltError, check_env, check_learner, check_memory
 from agents.testing.__main__ import main
+from agents.testing.host_env import HOST_ENV_CHECKS
 from agents.testing.learner import LEARNER_CHECKS, Counting, LearnerCase
 from envs.repeat_first import RepeatFirst
 from envs.testing import ENV_CHECKS
@@ -140,8 +143,71 @@ def test_somebodys_environment_is_checked_by_id_or_class(capsys: pytest.CaptureF
     assert len(capsys.readouterr().out.splitlines()) == len(ENV_CHECKS)
     with pytest.raises(ConformanceError, match=r"Rounded fails \d+ of 12 checks\n  it keeps the contract: reward is"):
         check_env(Rounded, length=3, steps=12)
-    with pytest.raises(NotBuiltError, match="makes a CartPoleVectorEnv, expected a TensorEnv"):
-        check_env("CartPole-v1")
+    with pytest.raises(ValueError, match=r"unknown environment 'CartPole-v9'; near it: CartPole-v1"):
+        check_env("CartPole-v9")
+
+
+class Ordinary(gym.Env[Any, Any]):
+    """What is special about it is given by name."""
+
+    action_space = gym.spaces.MultiDiscrete([2, 3], start=[0, -1])
+    observation_space = gym.spaces.Dict({"b": gym.spaces.Box(0.0, 1.0, (2,)), "a": gym.spaces.Text(4)})
+
+    def __init__(self, wrong: str = "") -> None:
+        self.wrong, self.mask = wrong, np.array([1, 0, 1, 1, 0], np.int8)
+
+    def _told(self) -> tuple[Any, dict[str, Any]]:
+        generator = np.random.default_rng() if self.wrong == "seed" else self.np_random
+        seen = generator.random(2, np.float32) + (self.wrong == "space" and self.time == 3)
+        return {"b": seen, "a": "abc"}, {"action_mask": self.mask}
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.time = 0
+        return self._told()
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        assert action[0] == 0
+        assert action[1] < 1
+        self.time += 1
+        obs, info = self._told()
+        return obs, float("nan") if self.wrong == "reward" else 1.0, self.time == 4, False, info
+
+
+def test_somebodys_ordinary_environment_is_checked(capsys: pytest.CaptureFixture[str]) -> None:
+    check_env("CartPole-v1", verbose=True)
+    said = capsys.readouterr().out.splitlines()
+    assert [line.endswith(": ok") for line in said] == [True] * len(HOST_ENV_CHECKS)
+    check_env("Pendulum-v1", steps=8)
+    check_env("Taxi-v4", steps=8, max_episode_steps=6)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ("space", "the observation after step 3 is not in observation_space"),
+        ("seed", "two runs with one seed differ after 0 steps"),
+        ("reward", "the reward of step 1 is nan"),
+    ],
+)
+def test_an_ordinary_environment_that_breaks_its_contract_is_found(wrong: str, words: str) -> None:
+    with pytest.raises(ConformanceError, match=words):
+        check_env(Ordinary, wrong=wrong, steps=8)
+
+
+def test_its_masks_are_kept_while_it_is_checked(capsys: pytest.CaptureFixture[str]) -> None:
+    """`Ordinary` itself refuses what its mask rules out."""
+    check_env(Ordinary, steps=8, verbose=True)
+    assert [line for line in capsys.readouterr().out.splitlines() if not line.endswith(": ok")] == [
+        "it passes the checker of gymnasium: skipped, it tries actions that the mask rules out"
+    ]
+
+
+def test_a_learner_is_checked_by_its_name() -> None:
+    with pytest.raises(ValueError, match="no learner is called 'dqn'; known: a2c, ppo"):
+        check_learner("dqn")
+    with pytest.raises(ConformanceError, match="a2c fails 1 of 9 checks\n  it learns: "):
+        check_learner("a2c", steps=128)
 
 
 def test_somebodys_learner_is_checked() -> None:

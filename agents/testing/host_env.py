@@ -1,0 +1,166 @@
+"""What an ordinary environment must do to be learned from here, as functions."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.utils.env_checker import check_env, data_equivalence
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+from agents.checkpoint import load
+from agents.environments import as_tensor_env, make_env
+from agents.environments.named import find_env
+from agents.ppo import PPO
+from envs.tensor_env import TensorEnv
+from policies.testing.case import expect
+
+LONGEST = 2000
+"""Steps that are waited for an episode to end."""
+
+
+@dataclass(frozen=True)
+class HostEnvCase:
+    """An ordinary Gymnasium environment to check."""
+
+    env: str | type[gym.Env[Any, Any]]
+    """Its registered id, `module:Id-v0` included, or its class."""
+    options: dict[str, Any] = field(default_factory=dict)
+    steps: int = 40
+    """Steps that are played at least."""
+
+    def make(self) -> gym.Env[Any, Any]:
+        """One, as its users make it."""
+        return gym.make(find_env(self.env), **self.options) if isinstance(self.env, str) else self.env(**self.options)
+
+    def batch(self) -> TensorEnv:
+        """Two of them as a learner steps them."""
+        if isinstance(self.env, str):
+            return make_env(self.env, 2, **self.options)
+        return as_tensor_env(SyncVectorEnv([self.make] * 2, autoreset_mode=AutoresetMode.SAME_STEP))
+
+    def agent(self) -> PPO:
+        """A small one."""
+        kwargs = {"memory": "gru", "memory_kwargs": {"hidden_size": 8}}
+        return PPO(
+            "MemoryPolicy", self.batch(), n_steps=16, n_epochs=1, n_minibatches=1, policy_kwargs=kwargs, seed=0,
+            device="cpu",
+        )  # fmt: skip
+
+
+def it_passes_the_checker_of_gymnasium(case: HostEnvCase) -> str | None:
+    env = case.make()
+    if _mask(env, env.reset(seed=0)[1]) is not None:
+        return "it tries actions that the mask rules out"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its advice; what is wrong it raises
+        check_env(env.unwrapped, skip_render_check=True)
+    return None
+
+
+def every_step_is_what_its_spaces_say(case: HostEnvCase) -> str | None:
+    """Observations over whole episodes, rewards that are finite numbers; says so where no episode ends."""
+    env = case.make()
+    obs, info = env.reset(seed=0)
+    env.action_space.seed(0)
+    ended = 0
+    for step in range(LONGEST):
+        expect(env.observation_space.contains(obs), f"the observation after step {step} is not in observation_space")
+        if step >= case.steps and ended:
+            break
+        obs, reward, terminated, truncated, info = env.step(_action(env, info))
+        expect(math.isfinite(float(reward)), f"the reward of step {step + 1} is {reward}")
+        if terminated or truncated:
+            expect(env.observation_space.contains(obs), "the last observation of an episode is not in its space")
+            ended += 1
+            obs, info = env.reset()
+    env.close()
+    return None if ended else f"no episode ended in {LONGEST} steps: give arguments that make them short"
+
+
+def a_seed_fixes_everything(case: HostEnvCase) -> None:
+    def told() -> list[Any]:
+        env = case.make()
+        env.action_space.seed(1)
+        obs, info = env.reset(seed=3)
+        said: list[Any] = [obs]
+        for _ in range(case.steps):
+            obs, reward, terminated, truncated, info = env.step(_action(env, info))
+            said.append((obs, float(reward), bool(terminated), bool(truncated)))
+            if terminated or truncated:
+                said.append(env.reset()[0])
+        env.close()
+        return said
+
+    for step, (one, other) in enumerate(zip(told(), told(), strict=True)):
+        expect(data_equivalence(one, other), f"two runs with one seed differ after {step} steps")
+
+
+def an_agent_learns_from_it(case: HostEnvCase) -> None:
+    """Two rollouts and updates; whatever the spaces are, as `info["action_mask"]` allows."""
+    agent = case.agent().learn(64)
+    expect(agent.num_timesteps == 64, f"learn(64) took {agent.num_timesteps} steps")
+
+
+def a_loaded_agent_plays_it(case: HostEnvCase) -> None:
+    """By `predict`, with the environment's own observations and actions, and acting as the one that was saved."""
+    agent = case.agent()
+    env = case.make()
+    with tempfile.TemporaryDirectory() as folder:
+        agent.save(Path(folder) / "agent")
+        loaded = load(Path(folder) / "agent", device="cpu")
+    obs, info = env.reset(seed=0)
+    state = theirs = None
+    start = np.ones(1, bool)
+    for _ in range(case.steps):
+        mask = _mask(env, info)
+        known = {"episode_start": start, "deterministic": True, "action_masks": mask}
+        action, state = agent.predict(obs, state, **known)
+        other, theirs = loaded.predict(obs, theirs, **known)
+        expect(np.array_equal(action, other), "a loaded agent acts otherwise than the one that was saved")
+        action = action[()]
+        expect(env.action_space.contains(action), f"{action!r} is not in the action space {env.action_space}")
+        obs, _, terminated, truncated, info = env.step(action)
+        start = np.array([terminated or truncated])
+        if start[0]:
+            obs, info = env.reset()
+    env.close()
+
+
+def _mask(env: gym.Env[Any, Any], info: dict[str, Any]) -> Any:
+    if "action_mask" in info:
+        return info["action_mask"]
+    return env.unwrapped.action_masks() if hasattr(env.unwrapped, "action_masks") else None
+
+
+def _action(env: gym.Env[Any, Any], info: dict[str, Any]) -> Any:
+    """A random one that is valid."""
+    mask, space = _mask(env, info), env.action_space
+    if mask is None:
+        return space.sample()
+    if isinstance(space, gym.spaces.MultiDiscrete) and not isinstance(mask, tuple):
+        mask = tuple(np.split(np.asarray(mask), np.cumsum(space.nvec.ravel())[:-1]))
+    parts = mask if isinstance(mask, tuple) else (mask,)
+    masks = tuple(np.asarray(part).ravel().astype(np.int8) for part in parts)
+    return space.sample(mask=masks if isinstance(space, gym.spaces.MultiDiscrete) else masks[0])
+
+
+Check = Callable[[HostEnvCase], str | None]
+HOST_ENV_CHECKS: dict[str, Check] = {
+    check.__name__: check
+    for check in (
+        it_passes_the_checker_of_gymnasium,
+        every_step_is_what_its_spaces_say,
+        a_seed_fixes_everything,
+        an_agent_learns_from_it,
+        a_loaded_agent_plays_it,
+    )
+}
+"""Every check by its name."""
