@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
-from scipy.special import stdtrit  # quantiles of Student's t
 from torch import Tensor
 
 from agents.evaluation.breakdown import Breakdown
@@ -57,6 +56,8 @@ class Score:
     @classmethod
     def of(cls, returns: Array, lengths: Array, metrics: dict[str, float] | None = None, cut: int = 0) -> Score:
         """The score of episodes with these returns and lengths, each `[episodes]`."""
+        from scipy.special import stdtrit  # quantiles of Student's t; importing it changes warning filters
+
         count = len(returns)
         std = float(np.std(returns, ddof=1)) if count > 1 else math.nan
         ci95 = float(stdtrit(count - 1, 0.975)) * std / math.sqrt(count) if count > 1 else math.nan
