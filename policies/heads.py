@@ -60,13 +60,61 @@ class CategoricalDistribution(sb3.CategoricalDistribution):
 
 
 class MultiCategoricalDistribution(sb3.MultiCategoricalDistribution):
-    """SB3's, unchecked; samples of all parts are drawn at once."""
+    """SB3's, unchecked, with all parts of an action in the same few operations.
+
+    Args:
+        action_dims: choices of each part.
+    """
+
+    def __init__(self, action_dims: list[int]) -> None:
+        super().__init__(action_dims)
+        self._padding: dict[torch.device, Tensor] = {}
+        """Where parts differ in length: the column of each entry of the table of choices, on each device in use."""
 
     def proba_distribution(self, action_logits: Tensor) -> MultiCategoricalDistribution:
         self.logits = action_logits
-        parts = torch.split(action_logits, list(self.action_dims), dim=1)
-        self.distribution = [Categorical(logits=part, validate_args=False) for part in parts]
+        self._log_probs: Tensor | None = None
         return self
+
+    @property  # type: ignore[override]
+    def distribution(self) -> list[Categorical]:
+        """As torch has it, a distribution for each part."""
+        parts = torch.split(self.logits, list(self.action_dims), dim=1)
+        return [Categorical(logits=part, validate_args=False) for part in parts]
+
+    @distribution.setter
+    def distribution(self, value: list[Categorical]) -> None:
+        """SB3's constructor sets it to None."""
+
+    @property
+    def log_probs(self) -> Tensor:
+        """Of every choice of every part, `[B, parts, most choices]`; -inf for choices that a part does not have."""
+        if self._log_probs is None:
+            self._log_probs = self._table(self.logits).log_softmax(-1)
+        return self._log_probs
+
+    def _table(self, numbers: Tensor) -> Tensor:
+        """One number for each choice, `[B, sum(action_dims)]`, as `[B, parts, most choices]`, -inf beyond a part."""
+        most, parts = max(self.action_dims), len(self.action_dims)
+        if min(self.action_dims) == most:
+            return numbers.reshape(-1, parts, most)
+        if numbers.device not in self._padding:
+            places = iter(range(sum(self.action_dims)))
+            beyond = sum(self.action_dims)
+            rows = [[next(places) if choice < n else beyond for choice in range(most)] for n in self.action_dims]
+            self._padding[numbers.device] = torch.tensor(rows, device=numbers.device).flatten()
+        padded = torch.nn.functional.pad(numbers, (0, 1), value=-torch.inf)
+        return padded.index_select(1, self._padding[numbers.device]).view(-1, parts, most)
+
+    def log_prob_of_each(self, actions: Tensor) -> Tensor:
+        """Log-probability of each part of actions `[B, parts]`."""
+        return self.log_probs.gather(-1, actions.long().unsqueeze(-1)).squeeze(-1)
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        return self.log_prob_of_each(actions).sum(1)
+
+    def entropy(self) -> Tensor:
+        return _entropies(self.log_probs).sum(1)
 
     def sample(self) -> Tensor:
         """A choice for each part, `[B, parts]`: the largest of log p − log e, with e exponential.
@@ -78,8 +126,10 @@ class MultiCategoricalDistribution(sb3.MultiCategoricalDistribution):
         """
         logits = self.logits.detach()
         refuse_nan(logits)
-        scores = logits - torch.empty_like(logits).exponential_().log()
-        return torch.stack([part.argmax(-1) for part in torch.split(scores, list(self.action_dims), dim=1)], dim=1)
+        return self._table(logits - torch.empty_like(logits).exponential_().log()).argmax(-1)
+
+    def mode(self) -> Tensor:
+        return self._table(self.logits).argmax(-1)
 
 
 class BernoulliDistribution(sb3.BernoulliDistribution):
@@ -141,8 +191,7 @@ class ChoiceDistribution(CategoricalDistribution):
         return self.log_probs.gather(-1, actions.long().unsqueeze(-1)).squeeze(-1)
 
     def entropy(self) -> Tensor:
-        finite = self.log_probs.clamp(min=torch.finfo(self.logits.dtype).min)  # 0 log 0 is 0
-        return -(finite * finite.exp()).sum(-1)
+        return _entropies(self.log_probs)
 
     def sample(self) -> Tensor:
         """A choice for each row.
@@ -156,6 +205,12 @@ class ChoiceDistribution(CategoricalDistribution):
 
     def mode(self) -> Tensor:
         return self.logits.argmax(-1)
+
+
+def _entropies(log_probs: Tensor) -> Tensor:
+    """Of distributions over the last dimension."""
+    finite = log_probs.clamp(min=torch.finfo(log_probs.dtype).min)  # 0 log 0 is 0
+    return -(finite * finite.exp()).sum(-1)
 
 
 class MapHead(nn.Module):

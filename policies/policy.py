@@ -10,11 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.distributions import (
-    BernoulliDistribution,
-    Distribution,
-    MultiCategoricalDistribution,
-)
+from stable_baselines3.common.distributions import BernoulliDistribution, Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, MlpExtractor
 from stable_baselines3.common.type_aliases import Schedule
@@ -28,6 +24,7 @@ from policies.heads import (
     ChoiceDistribution,
     Decision,
     Judgement,
+    MultiCategoricalDistribution,
     as_rows,
     flattened,
     map_distribution,
@@ -234,8 +231,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         if isinstance(distribution, BernoulliDistribution):
             action = action.to(distribution.distribution.logits.dtype)  # torch's Bernoulli takes no whole numbers
         if each and isinstance(distribution, MultiCategoricalDistribution):
-            parts: Any = zip(distribution.distribution, action.unbind(1), strict=True)
-            return torch.stack([part.log_prob(taken) for part, taken in parts], 1)
+            return distribution.log_prob_of_each(action)
         return distribution.log_prob(action)
 
     def judge(

@@ -15,7 +15,7 @@ unordered access is listed in `faults`. `torch.cuda.CUDAGraph` is a tape: captur
 repeats the recorded operations in the recorded memory, without Python.
 
 What it cannot know: the time of a kernel, the numerics of cuDNN, cuBLAS and TF32, memory pools, and what C++ decides by
-What it cannot know: the time of a kernel, the numerics of cuDNN, cuBLAS and TF32, memory pools, what C++ decides by
+looking at a tensor's device itself.
 """
 
 from __future__ import annotations

@@ -167,6 +167,10 @@ class Mapping(TensorEnv):
         """What follows from the walls alone."""
         self._codes = {width: patch_codes(self.walls, width) for width in self.queries}
         self._flat = self.walls.flatten(1)
+        self._planes = torch.zeros(self.num_envs, 4, self.size**2 + 1, device=self.device)
+        """What a patch is cut from: free, wall, and nothing twice, `[N, 4, size² + 1]`; the last cell is blank."""
+        self._planes[:, 0, :-1] = ~self._flat
+        self._planes[:, 1, :-1] = self._flat
 
     def _arrive(self, step: int) -> None:
         """The agent is on `cell` at `step` of its episode: note what it sees, and ask."""
@@ -269,14 +273,11 @@ class Mapping(TensorEnv):
         return obs
 
     def _patch(self, place: Tensor, width: int) -> Tensor:
-        """The patch around `place` `[N]`, `[N, 4, width, width]`; blank where that is -1."""
-        shown = (place >= 0)[:, None]
+        """The patch around `place` `[N]`, `[N, 4, width, width]`; blank where that is -1, which 3×3 ones never are."""
         index = place[:, None] + self._around[width]
-        wall = self._flat.gather(1, index.clamp(0, self.size**2 - 1)) & shown
-        patch = torch.zeros(self.num_envs, 4, width * width, device=self.device)
-        patch[:, 0] = ~wall & shown
-        patch[:, 1] = wall
-        return patch.view(-1, 4, width, width)
+        if width > 3:
+            index = index.masked_fill((place < 0)[:, None], self.size**2)
+        return self._planes.gather(2, index[:, None].expand(-1, 4, -1)).view(-1, 4, width, width)
 
     def _describe(self) -> Info:
         if not self.explores:

@@ -230,6 +230,30 @@ def test_mazes_grow_from_even_cells_inside_a_ring() -> None:
     assert not random_maze(3, 9, 0.05, 0.0, torch.Generator())[:, 1:-1, 1:-1].any()
 
 
+@pytest.mark.parametrize(("size", "complexity", "density"), [(9, 0.05, 0.3), (15, 0.2, 0.2)])
+def test_mazes_are_those_of_the_routine_in_a_loop(size: int, complexity: float, density: float) -> None:
+    count, half = 20, size // 2
+    found = random_maze(count, size, complexity, density, torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed(1)
+    walls, length = int(density * half * half), int(complexity * 5 * 2 * size)
+    starts = 2 * torch.randint(half + 1, (walls, count, 2), generator=generator)
+    choices = torch.randint(12, (walls, length, count), generator=generator)
+    for copy in range(count):
+        maze = np.zeros((size, size), dtype=bool)
+        maze[[0, -1]] = maze[:, [0, -1]] = True
+        for wall in range(walls):
+            row, column = starts[wall, copy].tolist()
+            maze[row, column] = True
+            for step in range(length):
+                near = [(row - 2, column), (row + 2, column), (row, column - 2), (row, column + 2)]
+                near = [(r, c) for r, c in near if 0 <= r < size and 0 <= c < size]
+                r, c = near[int(choices[wall, step, copy]) % len(near)]
+                if not maze[r, c]:
+                    maze[r, c] = maze[(row + r) // 2, (column + c) // 2] = True
+                    row, column = r, c
+        assert np.array_equal(found[copy].numpy(), maze)
+
+
 @pytest.mark.parametrize("width", [3, 9])
 def test_equal_codes_are_equal_patches(width: int) -> None:
     walls = torch.rand(4, 13, 13, generator=torch.Generator().manual_seed(0)) < 0.05

@@ -12,6 +12,7 @@ import torch
 from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stable_baselines3.common import distributions as sb3_distributions
 from torch import Tensor
 
 from policies.heads import BernoulliDistribution, MultiCategoricalDistribution
@@ -230,6 +231,22 @@ def test_samples_of_many_parts_have_their_probabilities() -> None:
     for distribution in (MultiCategoricalDistribution([3, 2]), BernoulliDistribution(5)):
         with pytest.raises(RuntimeError, match="action probabilities contain NaN"):
             distribution.proba_distribution(diverged).sample()
+
+
+@pytest.mark.parametrize("counts", [[3, 3], [4, 1, 3]])
+def test_choices_of_many_parts_at_once_are_those_of_stable_baselines3(counts: list[int]) -> None:
+    logits = torch.randn(5, sum(counts), dtype=torch.float64, requires_grad=True)
+    actions = torch.stack([torch.randint(count, (5,)) for count in counts], 1)
+    found = []
+    for kind in (MultiCategoricalDistribution, sb3_distributions.MultiCategoricalDistribution):
+        distribution = kind(counts).proba_distribution(logits)
+        numbers = distribution.log_prob(actions), distribution.entropy()
+        (gradient,) = torch.autograd.grad((numbers[0] + 2 * numbers[1]).sum(), logits)
+        found.append((*numbers, gradient, distribution.mode()))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    each = MultiCategoricalDistribution(counts).proba_distribution(logits).log_prob_of_each(actions)
+    torch.testing.assert_close(each.sum(1), found[0][0])
 
 
 @pytest.mark.parametrize("action", SPACES)

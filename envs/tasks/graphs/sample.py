@@ -40,14 +40,15 @@ def distinct(chance: Tensor, pool: int, limit: Tensor | None = None) -> Tensor:
     """
     rows, count = chance.shape
     numbers = torch.arange(pool, device=chance.device).expand(rows, pool).contiguous()
-    every = torch.arange(rows, device=chance.device)
+    places = torch.arange(count, device=chance.device)
+    left = pool - places if limit is None else (limit[:, None] - places).clamp(min=1)
+    others = places + below(chance, left.expand_as(chance))
+    pairs = torch.stack([others, places.expand_as(others)], 2)
     drawn = []
     for place in range(count):  # the first steps of a Fisher-Yates shuffle
-        left = pool - place if limit is None else (limit - place).clamp(min=1)
-        other = place + below(chance[:, place], left)
-        taken = numbers[every, other]
-        numbers[every, other] = numbers[:, place].clone()
-        drawn.append(taken)
+        pair = numbers.gather(1, pairs[:, place])
+        numbers.scatter_(1, others[:, place : place + 1], pair[:, 1:])
+        drawn.append(pair[:, 0])
     return torch.stack(drawn, 1)
 
 
@@ -102,10 +103,10 @@ def hops(successors: Tensor, node: Tensor, most: int, towards: bool) -> Tensor:
     copies, nodes, _ = successors.shape
     edges = torch.zeros(copies, nodes, nodes + 1, device=successors.device)
     edges = edges.scatter_(2, successors.masked_fill(successors < 0, nodes), 1.0)[..., :nodes]
+    edges.diagonal(dim1=1, dim2=2).fill_(1.0)  # who was reached stays so
     step = edges.transpose(1, 2) if towards else edges
-    reached = torch.zeros(copies, nodes, device=successors.device).scatter_(1, node[:, None], 1.0)
-    far = (most + 1) * (1 - reached)
-    for distance in range(1, most + 1):
-        reached = torch.bmm(reached[:, None], step).squeeze(1).clamp_(max=1.0)
-        far = torch.where((reached > 0) & (far > distance), float(distance), far)
-    return far.long()
+    reached = torch.zeros(copies, 1, nodes, device=successors.device).scatter_(2, node[:, None, None], 1.0)
+    within = [reached]
+    for _ in range(most):
+        within.append(torch.bmm(within[-1], step).clamp_(max=1.0))
+    return (most + 1 - torch.cat(within, 1).sum(1)).long()

@@ -251,8 +251,7 @@ class ShortestPath(GraphTask):
 
 def _first(mask: Tensor) -> Tensor:
     """The first true entry along the last dimension; 0 where there is none."""
-    order = torch.arange(mask.shape[-1], 0, -1, device=mask.device)
-    return (mask * order).argmax(-1)
+    return mask.to(torch.uint8).argmax(-1)
 
 
 single = _single(ShortestPath)
