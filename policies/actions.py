@@ -68,7 +68,8 @@ def check_action_space(space: spaces.Space[Any]) -> None:
     if isinstance(space, spaces.Box) and not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
         raise ValueError(
             f"the action space {short(space)} has no bounds; expected finite ones: "
-            "set them with gymnasium.wrappers.TransformAction"
+            "set them with gymnasium.wrappers.TransformAction, and leave out ClipAction, which takes them away: the "
+            "agent's actions are clipped to them"
         )
     if 0 in (space.shape or ()):
         raise ValueError(f"the action space {short(space)} has no numbers: there is nothing to choose")

@@ -278,4 +278,5 @@ def _batch(value: Any, space: spaces.Space[Any], name: str) -> tuple[Array, bool
         turned = np.moveaxis(array, -1, -3)
         if turned.shape[-3:] == shape:
             return turned.reshape(-1, *shape), array.ndim == 4
-    raise ValueError(f"{_place(name)} has shape {array.shape}; expected {shape}, or several of them")
+    kind = f"{shape} or a text" if shape == (WIDTH,) else f"{shape}"
+    raise ValueError(f"{_place(name)} has shape {array.shape}; expected {kind}, or several of them")

@@ -179,7 +179,11 @@ REFUSED: dict[str, tuple[spaces.Space[Any], spaces.Space[Any] | None, str]] = {
         None,
         r"two entries of the observation are called 'a.b'",
     ),
-    "unbounded actions": (VECTOR, spaces.Box(-np.inf, 1.0, (2,)), r"has no bounds.*TransformAction"),
+    "unbounded actions": (
+        VECTOR,
+        spaces.Box(-np.inf, 1.0, (2,)),
+        r"has no bounds.*TransformAction.* ClipAction",
+    ),
     "Dict actions": (VECTOR, spaces.Dict({"a": VECTOR}), r"action space is Dict.*TransformAction"),
     "Tuple actions": (VECTOR, spaces.Tuple([VECTOR]), r"action space is Tuple.*TransformAction"),
     "Text actions": (VECTOR, spaces.Text(3), r"action space is Text.*TransformAction"),
@@ -230,6 +234,8 @@ def test_what_predict_cannot_read_is_refused_in_one_line() -> None:
         arrays_of({"a": np.zeros(4), "b": {"z": np.zeros(3), "y": 1}}, space)
     with pytest.raises(ValueError, match=r"some entries of the observation are of one environment"):
         arrays_of({"a": np.zeros((4, 3)), "b": {"z": np.zeros(3), "y": 1}}, space)
+    with pytest.raises(ValueError, match=r"entry 'mission' has shape \(\); expected \(128,\) or a text, or several"):
+        arrays_of({**MINIGRID.sample(), "mission": 3}, Layout(MINIGRID).space)
 
 
 @pytest.mark.parametrize(
