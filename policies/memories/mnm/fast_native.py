@@ -1,39 +1,57 @@
-"""Calls of `fast_sequence.c`: the memory's part of a step of `fast_sequence.py`, by a C loop on a CPU."""
+"""The C loops of `fast_sequence.c`, which take MNM-p through steps forward and back on a CPU, and what they work on."""
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
+from policies.memories.mnm.fast_sequence import Parts, SlowWeights
 from policies.native.compiler import library, off, shared_out
 
 SOURCE = Path(__file__).with_name("fast_sequence.c")
 MAX_LAYERS = 8
 MAX_VECTORS = 16_384
-"""Numbers in the keys of all heads on their way up; the loop has its vectors on the stack."""
+"""Numbers in the keys of all heads on their way up; the loops have their vectors on the stack."""
+PANEL_BYTES = 128
+"""Columns of packed weights are filled up to whole panels, none of which is wider."""
+PACKED_FOR_ONE = 2**17
+"""Numbers that are packed in the time which a step of one environment gains by it."""
+BLOCK_BYTES, FEWEST = 2**19, 16
+"""Environments are taken through time together whose memories come to so many bytes, half of a usual L2 cache, but no
+fewer than these."""
 
 Pointers = ctypes.c_void_p * MAX_LAYERS
+Arrays = dict[str, Tensor | Sequence[Tensor]]
 
 
 class _Tape(ctypes.Structure):
     """As in the C file."""
 
     _fields_ = [
-        *((name, ctypes.c_int64) for name in ("batch", "heads", "layers", "width", "total", "squash_last")),
+        ("batch", ctypes.c_int64),
+        *((name, ctypes.c_int64) for name in ("hidden", "heads", "layers", "width", "total", "rates", "squash_last")),
         ("sizes", ctypes.c_int64 * (MAX_LAYERS + 1)),
+        ("divisors", ctypes.c_void_p),
+        *((name, ctypes.c_void_p) for name in ("recurrent", "interaction", "feedback")),
+        *((name, ctypes.c_void_p) for name in ("interaction_bias", "rate", "rate_bias", "feedback_bias")),
+        *((name, ctypes.c_void_p) for name in ("gates", "carried", "cells", "tanh_cells")),
+        *((name, ctypes.c_void_p) for name in ("interactions", "betas", "errors")),
         *((name, Pointers) for name in ("m", "z", "e", "y")),
-        ("interactions", ctypes.c_void_p),
+        *((name, ctypes.c_void_p) for name in ("expected", "d_gates", "d_interactions", "d_rates")),
         ("d_m", Pointers),
-        ("d_interactions", ctypes.c_void_p),
-        ("d_expected", ctypes.c_void_p),
+        *((name, ctypes.c_void_p) for name in ("d_carried", "d_cell", "d_h", "d_after", "d_errors")),
     ]
 
 
 def usable(weights: Sequence[Tensor], heads: int) -> bool:
-    """Whether the loop can take this memory: on a CPU, of a usual size, and with a compiler at hand."""
+    """Whether the loops can take this memory: on a CPU, of a usual size, and with a compiler at hand."""
     widest = max(max(m.shape[1:]) for m in weights)
     return (
         weights[0].device.type == "cpu"
@@ -44,54 +62,142 @@ def usable(weights: Sequence[Tensor], heads: int) -> bool:
     )
 
 
-class Loop:
-    """The memory's part of each step. Everything is contiguous, and must live as long as this.
+def worth_packing(slow: SlowWeights, batch: int) -> bool:
+    """Whether a single step gains more by packed weights than packing takes."""
+    return sum(weight.numel() for weight in slow) <= batch * PACKED_FOR_ONE
+
+
+class Shape(NamedTuple):
+    """What the loops must know beside the arrays."""
+
+    sizes: tuple[int, ...]
+    """d_k, D_1 ... D_L."""
+    heads: int
+    squash_output: bool
+    """Whether the output layer of the memory has its tanh."""
+
+
+def _tape(batch: int, shape: Shape, slow: SlowWeights) -> _Tape:
+    """The numbers of a tape."""
+    sizes = (slow.interaction.shape[1], shape.heads, len(shape.sizes) - 1, len(slow.interaction), len(slow.feedback))
+    return _Tape(batch, *sizes, len(slow.rate), shape.squash_output, shape.sizes)
+
+
+def packed(functions: ctypes.CDLL, weight: Tensor, forward: bool = True) -> Tensor:
+    """`weight` `[out, in]` for products with it, or on the way back with its transpose."""
+    inner, columns, down, across = (*weight.shape[::-1], *weight.stride()[::-1])
+    if not forward:
+        inner, columns, down, across = columns, inner, across, down
+    panel = PANEL_BYTES // weight.itemsize
+    found = weight.new_empty(-(-columns // panel) * panel * inner)
+    sizes = map(ctypes.c_int64, (inner, columns, down, across))
+    functions.pack(ctypes.c_void_p(weight.data_ptr()), *sizes, ctypes.c_void_p(found.data_ptr()))
+    return found
+
+
+class Loops:
+    """The C functions with what they work on, by the names in the C file; all arrays are contiguous.
 
     Args:
-        weights: M^l `[B, D_l, D_{l-1}]`; rewritten at each step.
-        interactions: `[T, B, width]`, with 2H keys in front.
-        zs, errors, ys: of each layer, `[T, B, H or 2H, D_l]`.
-        heads: H.
-        squash_output: whether the output layer has its tanh.
-        gradients: for the way back, those of M^l, of the interactions, and of z', `[T, B, H, ΣD_l]`.
+        shape: of the memory.
+        slow: the trained parameters.
+        forward: whether for the way forward; the weights are packed for one direction.
+        arrays: the arrays; lists have one for each layer.
     """
 
-    def __init__(
-        self,
-        weights: Sequence[Tensor],
-        interactions: Tensor,
-        zs: Sequence[Tensor],
-        errors: Sequence[Tensor],
-        ys: Sequence[Tensor],
-        heads: int,
-        squash_output: bool,
-        gradients: tuple[Sequence[Tensor], Tensor, Tensor] | None = None,
-    ) -> None:
-        d_weights, d_interactions, d_expected = gradients or ((), None, None)
-        self._held = (*weights, interactions, *zs, *errors, *ys, *d_weights, d_interactions, d_expected)
-        assert all(tensor is None or tensor.is_contiguous() for tensor in self._held)
-        self._batch = len(weights[0])
-        sizes = [weights[0].shape[2], *(m.shape[1] for m in weights)]
-        self._tape = _Tape(
-            self._batch, heads, len(weights), interactions.shape[2], sum(sizes[1:]), squash_output, tuple(sizes)
-        )
-        for name, layers in {"m": weights, "z": zs, "e": errors, "y": ys, "d_m": d_weights}.items():
-            setattr(self._tape, name, Pointers(*(layer.data_ptr() for layer in layers)))
-        self._tape.interactions = interactions.data_ptr()
-        if d_interactions is not None and d_expected is not None:
-            self._tape.d_interactions, self._tape.d_expected = d_interactions.data_ptr(), d_expected.data_ptr()
-        functions = library(SOURCE, weights[0].dtype)
+    def __init__(self, shape: Shape, slow: SlowWeights, forward: bool, arrays: Arrays) -> None:
+        functions = library(SOURCE, slow.recurrent.dtype)
         assert functions is not None
-        self._forward, self._backward = functions.forward, functions.backward
+        self._functions = functions
+        first = arrays["carried"]
+        assert isinstance(first, Tensor)
+        self._tape = _tape(first.shape[1], shape, slow)
+        self._held: dict[str, Sequence[Tensor]] = {}
+        pack = partial(packed, functions, forward=forward)
+        products = {name: pack(getattr(slow, name)) for name in ("recurrent", "interaction", "feedback")}
+        plain = {name: getattr(slow, name) for name in ("interaction_bias", "rate", "rate_bias", "feedback_bias")}
+        for name, given in (arrays | products | plain).items():
+            held = (given,) if isinstance(given, Tensor) else tuple(given)
+            assert all(array.is_contiguous() for array in held), name
+            self._held[name] = held
+            pointers = [array.data_ptr() for array in held]
+            setattr(self._tape, name, pointers[0] if isinstance(given, Tensor) else Pointers(*pointers))
 
-    def forward(self, t: int, steps: Tensor, expected: Tensor) -> None:
-        """Write, then read. `steps`: step sizes `[B, L]`; `expected`: z' `[B, H, ΣD_l]`."""
-        tape, at = ctypes.byref(self._tape), ctypes.c_int64(t)
-        given = [ctypes.c_void_p(tensor.data_ptr()) for tensor in (steps, expected)]
-        shared_out(lambda *rows: self._forward(tape, at, *given, *map(ctypes.c_int64, rows)), self._batch)
+    def forward(self, begin: int, end: int) -> None:
+        """Take the steps `begin` ... `end` - 1."""
+        self._all(self._functions.forward, begin, end)
 
-    def backward(self, t: int, steps: Tensor, d_recalled: Tensor, d_steps: Tensor) -> None:
-        """Undo the step. `d_recalled`: of all that was read `[B, 2H, d_v]`; writes `d_steps` `[B, L]`."""
-        tape, at = ctypes.byref(self._tape), ctypes.c_int64(t)
-        given = [ctypes.c_void_p(tensor.data_ptr()) for tensor in (steps, d_recalled, d_steps)]
-        shared_out(lambda *rows: self._backward(tape, at, *given, *map(ctypes.c_int64, rows)), self._batch)
+    def backward(self, begin: int, end: int) -> None:
+        """Back through the steps `end` - 1 ... `begin`."""
+        self._all(self._functions.backward, begin, end)
+
+    def _all(self, function: Callable[..., None], first: int, last: int) -> None:
+        """All environments, in blocks that stay in the cache where they are small."""
+        block = max(FEWEST, BLOCK_BYTES // sum(m[0].nbytes for m in self._held["m"]))
+        tape, times = ctypes.byref(self._tape), (ctypes.c_int64(first), ctypes.c_int64(last))
+
+        def take(begin: int, end: int) -> None:
+            for at in range(begin, end, block):
+                function(tape, *times, ctypes.c_int64(at), ctypes.c_int64(min(at + block, end)))
+
+        shared_out(take, self._tape.batch)
+
+
+def padded(m: Tensor) -> Tensor:
+    """`m` `[B, D, D']` with zeros up to whole SIMD vectors, always another tensor."""
+    lanes = 32 // m.itemsize
+    rows, columns = m.shape[1:]
+    if rows % lanes == 0 == columns % lanes:
+        return m.clone(memory_format=torch.contiguous_format)
+    larger = m.new_empty(len(m), *(-(-size // lanes) * lanes for size in (rows, columns)))
+    larger[:, :rows, :columns] = m
+    larger[:, rows:] = 0
+    larger[:, :, columns:] = 0
+    return larger
+
+
+@torch.no_grad()
+def step(
+    shape: Shape, slow: SlowWeights, divisors: Tensor, start: Parts, weights: Sequence[Tensor], gates_x: Tensor
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    """One step that nobody writes down. Arguments as of `Tape`; `gates_x` `[B, 4 d_h]` is written to.
+
+    Returns:
+        Hidden and read-out, side by side; the cell; errors as in `NativeSequence`; M^l.
+    """
+    functions, (hidden, cell, read_value), heads = library(SOURCE, gates_x.dtype), start, shape.heads
+    assert functions is not None
+    batch, d_h = hidden.shape
+    carried, cells = torch.stack([torch.cat([hidden, read_value], 1)] * 2), torch.stack([cell, cell])
+    errors, following = hidden.new_empty(batch), [padded(m) for m in weights]
+    pads = [m.shape[1] for m in following]
+    rooms = {"tanh_cells": d_h, "interactions": len(slow.interaction), "betas": len(slow.rate)}
+    rooms |= {"expected": heads * len(slow.feedback)}
+    by_layer = {"z": heads, "e": heads, "y": 2 * heads}
+    room = hidden.new_empty(batch * (sum(rooms.values()) + 4 * heads * sum(pads)))
+    at = room.data_ptr()
+
+    def cut(width: int) -> int:
+        nonlocal at
+        at += batch * width * room.itemsize
+        return at - batch * width * room.itemsize
+
+    tape = _tape(batch, shape, slow)
+    for name, width in rooms.items():
+        setattr(tape, name, cut(width))
+    for name, vectors in by_layer.items():
+        setattr(tape, name, Pointers(*(cut(vectors * pad) for pad in pads)))
+    held = {"carried": carried, "cells": cells, "errors": errors, "divisors": divisors, "gates": gates_x.contiguous()}
+    held |= {name: packed(functions, getattr(slow, name)) for name in ("recurrent", "interaction", "feedback")}
+    held |= {name: getattr(slow, name) for name in ("interaction_bias", "rate", "rate_bias", "feedback_bias")}
+    for name, array in held.items():
+        setattr(tape, name, array.data_ptr())
+    tape.m = Pointers(*(m.data_ptr() for m in following))
+    times = (ctypes.c_int64(0), ctypes.c_int64(1))
+    shared_out(lambda *rows: functions.forward(ctypes.byref(tape), *times, *map(ctypes.c_int64, rows)), batch)
+    return carried[1], cells[1], errors, cut_to(following, shape)
+
+
+def cut_to(matrices: Sequence[Tensor], shape: Shape) -> list[Tensor]:
+    """The matrices `[B, D_l, D_{l-1}]` in those that are filled up."""
+    return [m[:, :to, :of] for m, (of, to) in zip(matrices, pairwise(shape.sizes), strict=True)]

@@ -1,159 +1,257 @@
-/* The memory of MNM-p at one step, forward and back, a batch entry at a time; see fast_sequence.py.
+/* MNM-p over time, forward and back; see fast_native.py. Equations and symbols as in memory.py.
 
-   The whole memory of an entry stays in the cache of its core while it is read, written and read again, which torch's
-   products over the batch cannot do. Vectors are rows; z, e = z - z' and y as in
-   fast_sequence.py, n the width of a layer's input and m of its output. Compiled twice, for REAL float and double. */
+   Vectors are rows. z, e = z - z' and y as in fast_sequence.py; n and m are the widths of a layer's input and output. All
+   that belongs to the layers is padded with zeros to whole SIMD vectors: M^l is [B, PADDED(m), PADDED(n)], z, e and y
+   [T, B, H or 2H, PADDED(m)]. A call takes some batch entries through some steps: their memories and the weights stay in
+   the cache meanwhile. Compiled twice, for REAL float and double. */
 
-#include "products.h"
+#include "activations.h"
+#include "lanes.h"
+#include "packed.h"
 
 #define MAX_LAYERS 8
 
 typedef struct {
-    int64_t batch, heads, layers, width, total, squash_last; /* width: of the interaction vectors; total: ΣD_l */
-    int64_t sizes[MAX_LAYERS + 1];                           /* d_k, D_1 ... D_L */
-    REAL *m[MAX_LAYERS];                                     /* M^l, [B, D_l, D_{l-1}] */
-    REAL *z[MAX_LAYERS], *e[MAX_LAYERS], *y[MAX_LAYERS];     /* [T, B, H or 2H, D_l] */
-    REAL *interactions;                                      /* [T, B, width]: keys come first */
-    REAL *d_m[MAX_LAYERS], *d_interactions, *d_expected;     /* backward only; d_expected: [T, B, H, total] */
+    int64_t batch, hidden, heads, layers, width, total, rates, squash_last; /* width: of the interactions; total: ΣD_l */
+    int64_t sizes[MAX_LAYERS + 1];                                          /* d_k, D_1 ... D_L */
+    const REAL *divisors;                                                   /* [L] */
+    const REAL *recurrent, *interaction, *feedback;                         /* packed, each for its direction */
+    const REAL *interaction_bias, *rate, *rate_bias, *feedback_bias;        /* rate: W_β as it is */
+    REAL *gates, *carried, *cells, *tanh_cells;       /* [T, B, 4 d_h], [T + 1, B, d_h + d_v], [T + 1, B, d_h], [T, B, d_h] */
+    REAL *interactions, *betas, *errors;              /* [T, B, width], [T, B, rates], [T, B]: of what was just written */
+    REAL *m[MAX_LAYERS], *z[MAX_LAYERS], *e[MAX_LAYERS], *y[MAX_LAYERS];
+    REAL *expected;                                   /* forward: [B, H, total]; backward: its gradient, [.., B, H, total] */
+    REAL *d_gates, *d_interactions, *d_rates, *d_m[MAX_LAYERS]; /* backward only, as all that follow */
+    REAL *d_carried, *d_cell, *d_h;                   /* of the state before a step, [B, ...], and room */
+    const REAL *d_after, *d_errors;                   /* of hidden and read-out after each step, [T, B, d_h + d_v]; of errors */
 } Tape;
 
-static void squash(REAL *restrict x, int64_t count) {
-    if (sizeof(REAL) == 8) {
-        for (int64_t k = 0; k < count; k++) x[k] = tanh(x[k]);
-        return;
-    }
-    for (int64_t k = 0; k < count; k++) {
-        float v = x[k], c = v > 9.0f ? 9.0f : v < -9.0f ? -9.0f : v;
-        /* e^{2v} = 2^(whole + part), with a polynomial for the part in -1/2 ... 1/2 */
-        float t = c * 2.885390082f, whole = rintf(t), p = (t - whole) * 0.6931471806f;
-        float part = 1 + p * (1 + p * (0.5f + p * (1 / 6.0f + p * (1 / 24.0f + p * (1 / 120.0f + p * (1 / 720.0f))))));
-        union { int32_t i; float f; } scale = {((int32_t)whole + 127) << 23};
-        float far = 1 - 2 / (part * scale.f + 1);
-        /* near zero the difference would lose digits */
-        float s = c * c;
-        float near = c * (1 + s * (-1 / 3.0f + s * (2 / 15.0f + s * (-17 / 315.0f + s * (62 / 2835.0f)))));
-        x[k] = s < 0.0625f ? near : v != v ? v : far;
+static int64_t top_of(const Tape *tape) { return tape->sizes[tape->layers]; }
+
+/* Steps of size `steps` [L] towards `expected` [H, total] at `at` = t B + b, then the read. */
+static void write_and_read(const Tape *tape, int64_t b, int64_t at, const REAL *steps, const REAL *expected) {
+    const int64_t heads = tape->heads, key = tape->sizes[0], padded_key = PADDED(key);
+    REAL keys[2 * heads * padded_key];
+    memset(keys, 0, sizeof keys);
+    for (int64_t i = 0; i < 2 * heads; i++)
+        memcpy(keys + i * padded_key, tape->interactions + at * tape->width + i * key, sizeof(REAL) * key);
+    const REAL *y_below = keys, *z_below = keys + heads * padded_key;
+    for (int64_t l = 0; l < tape->layers; l++) {
+        const int64_t size = tape->sizes[l + 1], n = PADDED(tape->sizes[l]), m = PADDED(size);
+        REAL *matrix = tape->m[l] + b * m * n, *z = tape->z[l] + at * heads * m, *e = tape->e[l] + at * heads * m;
+        REAL *y = tape->y[l] + at * 2 * heads * m, write[heads * m];
+        const int tanh_follows = l + 1 < tape->layers || tape->squash_last;
+
+        for (int64_t j = 0; j < m; j += LANES) {
+            fetch(matrix + (j + LANES) * n, n);
+            dots(z_below, heads, matrix + j * n, n, z + j, m);
+        }
+        if (tanh_follows) squash(z, heads * m);
+        for (int64_t i = 0; i < heads; i++, expected += tape->total) {
+            for (int64_t j = 0; j < m; j++) e[i * m + j] = j < size ? z[i * m + j] - expected[j] : 0;
+            for (int64_t j = 0; j < m; j++) write[i * m + j] = -steps[l] * e[i * m + j];
+        }
+        expected += size - heads * tape->total;
+        for (int64_t j = 0; j < m; j += LANES) {
+            spread(matrix + j * n, write + j, m, z_below, heads, n);
+            dots(y_below, 2 * heads, matrix + j * n, n, y + j, m);
+        }
+        if (tanh_follows) squash(y, 2 * heads * m);
+        y_below = y, z_below = z;
     }
 }
 
-/* Steps of size `steps` [B, L] towards `expected` [B, H, total] for entries begin ... end - 1, then the read. */
-void NAME(forward)(const Tape *tape, int64_t t, const REAL *steps, const REAL *expected, int64_t begin, int64_t end) {
-    const int64_t heads = tape->heads, layers = tape->layers;
-    for (int64_t b = begin; b < end; b++) {
-        const int64_t at = t * tape->batch + b;
-        const REAL *y_below = tape->interactions + at * tape->width, *z_below = y_below + heads * tape->sizes[0];
-        int64_t passed = 0;
-        for (int64_t l = 0; l < layers; l++) {
-            const int64_t n = tape->sizes[l], m = tape->sizes[l + 1], whole = m / ROWS * ROWS;
-            REAL *matrix = tape->m[l] + b * m * n, *z = tape->z[l] + at * heads * m, *e = tape->e[l] + at * heads * m;
-            REAL *y = tape->y[l] + at * 2 * heads * m, write[heads * m];
-            const REAL step = steps[b * layers + l];
-            const int tanh_follows = l + 1 < layers || tape->squash_last;
+/* Steps first ... last - 1 of the batch entries begin ... end - 1. `gates` holds what the input gives, biases included. */
+void NAME(forward)(const Tape *tape, int64_t first, int64_t last, int64_t begin, int64_t end) {
+    const int64_t rows = end - begin, d_h = tape->hidden, heads = tape->heads, width = tape->width, d_k = tape->sizes[0];
+    const int64_t d_v = top_of(tape), before = d_h + d_v, padded_top = PADDED(d_v), told = 2 * heads * d_k;
+    for (int64_t t = first; t < last; t++) {
+        const int64_t at = t * tape->batch + begin, next = at + tape->batch;
+        REAL *gates = tape->gates + at * 4 * d_h, *vectors = tape->interactions + at * width;
+        REAL *expected = tape->expected + begin * heads * tape->total;
 
-            for (int64_t j = 0; j < whole; j += ROWS) dots(z_below, heads, matrix + j * n, n, n, z + j, m);
-            for (int64_t j = whole; j < m; j++)
-                for (int64_t i = 0; i < heads; i++) z[i * m + j] = dot(z_below + i * n, matrix + j * n, n);
-            if (tanh_follows) squash(z, heads * m);
-            for (int64_t i = 0; i < heads; i++) {
-                const REAL *told = expected + (b * heads + i) * tape->total + passed;
-                for (int64_t j = 0; j < m; j++) {
-                    e[i * m + j] = z[i * m + j] - told[j];
-                    write[i * m + j] = -step * e[i * m + j];
-                }
+        /* controller: h_t = LSTM(x_t, v^r_{t-1}, h_{t-1}) */
+        product(tape->carried + at * before, before, rows, tape->recurrent, before, 4 * d_h, gates, 4 * d_h);
+        for (int64_t r = 0; r < rows; r++) {
+            REAL *restrict i = gates + r * 4 * d_h, *restrict f = i + d_h, *restrict g = f + d_h, *restrict o = g + d_h;
+            REAL *restrict h = tape->carried + (next + r) * before, *restrict s = tape->tanh_cells + (at + r) * d_h;
+            REAL *restrict cell = tape->cells + (next + r) * d_h;
+            const REAL *restrict was = tape->cells + (at + r) * d_h;
+            sigmoid(i, 2 * d_h);
+            squash(g, d_h);
+            sigmoid(o, d_h);
+            for (int64_t k = 0; k < d_h; k++) s[k] = cell[k] = f[k] * was[k] + i[k] * g[k];
+            squash(s, d_h);
+            for (int64_t k = 0; k < d_h; k++) h[k] = o[k] * s[k];
+            memcpy(vectors + r * width, tape->interaction_bias, sizeof(REAL) * width);
+            for (int64_t i_ = 0; i_ < heads; i_++)
+                memcpy(expected + (r * heads + i_) * tape->total, tape->feedback_bias, sizeof(REAL) * tape->total);
+        }
+
+        /* eq. (1) */
+        product(tape->carried + next * before, before, rows, tape->interaction, d_h, width, vectors, width);
+        squash(vectors, rows * width);
+        for (int64_t i = 0; i < heads; i++)
+            product(
+                vectors + told + i * d_v, width, rows, tape->feedback, d_v, tape->total, expected + i * tape->total,
+                heads * tape->total);
+
+        for (int64_t r = 0; r < rows; r++) {
+            REAL *beta = tape->betas + (at + r) * tape->rates, steps[MAX_LAYERS];
+            const REAL *rate_in = vectors + (r + 1) * width - d_k;
+            for (int64_t l = 0; l < tape->rates; l++) {
+                beta[l] = tape->rate_bias[l];
+                for (int64_t k = 0; k < d_k; k++) beta[l] += tape->rate[l * d_k + k] * rate_in[k];
             }
-            for (int64_t j = 0; j < whole; j += ROWS) {
-                spread(matrix + j * n, n, write + j, m, z_below, heads, n);
-                dots(y_below, 2 * heads, matrix + j * n, n, n, y + j, m);
+            sigmoid(beta, tape->rates);
+            for (int64_t l = 0; l < tape->layers; l++) steps[l] = beta[tape->rates > 1 ? l : 0] / tape->divisors[l];
+            write_and_read(tape, begin + r, at + r, steps, expected + r * heads * tape->total);
+            REAL *read = tape->carried + (next + r) * before + d_h, error = 0;
+            const REAL *y = tape->y[tape->layers - 1] + (at + r) * 2 * heads * padded_top, *v = vectors + r * width + told;
+            memset(read, 0, sizeof(REAL) * d_v);
+            for (int64_t i = 0; i < heads; i++, v += d_v, y += padded_top) {
+                const REAL *recalled = y + heads * padded_top;
+                for (int64_t k = 0; k < d_v; k++) read[k] += y[k];
+                for (int64_t k = 0; k < d_v; k++) error += (recalled[k] - v[k]) * (recalled[k] - v[k]);
             }
-            for (int64_t j = whole; j < m; j++) {
-                for (int64_t i = 0; i < heads; i++) axpy(matrix + j * n, write[i * m + j], z_below + i * n, n);
-                for (int64_t i = 0; i < 2 * heads; i++) y[i * m + j] = dot(y_below + i * n, matrix + j * n, n);
-            }
-            if (tanh_follows) squash(y, 2 * heads * m);
-            y_below = y, z_below = z, passed += m;
+            for (int64_t k = 0; k < d_v; k++) read[k] /= heads;
+            tape->errors[at + r] = error;
         }
     }
 }
 
-/* From `d_recalled` [B, 2H, d_v]: d_expected, the keys' part of d_interactions and `d_steps` [B, L]; d_m becomes that
-   of the memory before the step, and m that memory. */
-void NAME(backward)(
-    const Tape *tape, int64_t t, const REAL *steps, const REAL *d_recalled, REAL *d_steps, int64_t begin, int64_t end) {
-    const int64_t heads = tape->heads, layers = tape->layers;
-    int64_t widest = 0;
-    for (int64_t l = 0; l <= layers; l++) widest = tape->sizes[l] > widest ? tape->sizes[l] : widest;
-    REAL d_y[2 * heads * widest], d_z[heads * widest], lower_y[2 * heads * widest], lower_z[heads * widest];
+/* From d_y [2H, PADDED(d_v)], which is used up: d_expected [H, total], d_keys [2H, d_k], d_steps [L]; d_m becomes that of
+   the memory before the step, and m that memory. */
+static void undo(
+    const Tape *tape, int64_t b, int64_t at, const REAL *steps, REAL *d_y, REAL *d_expected, REAL *d_keys, REAL *d_steps) {
+    const int64_t heads = tape->heads, key = tape->sizes[0], padded_key = PADDED(key);
+    int64_t widest = 0, passed = tape->total;
+    for (int64_t l = 0; l <= tape->layers; l++) widest = PADDED(tape->sizes[l]) > widest ? PADDED(tape->sizes[l]) : widest;
+    REAL keys[2 * heads * padded_key], d_z[heads * widest], lower_y[2 * heads * widest], lower_z[heads * widest];
     REAL u[heads * widest], d_u[heads * widest];
-    for (int64_t b = begin; b < end; b++) {
-        const int64_t at = t * tape->batch + b;
-        int64_t passed = tape->total;
-        const int64_t top = 2 * heads * tape->sizes[layers];
-        memcpy(d_y, d_recalled + b * top, top * sizeof(REAL));
-        memset(d_z, 0, sizeof(REAL) * heads * tape->sizes[layers]);
-        for (int64_t l = layers - 1; l >= 0; l--) {
-            const int64_t n = tape->sizes[l], m = tape->sizes[l + 1], whole = m / ROWS * ROWS;
-            REAL *matrix = tape->m[l] + b * m * n, *d_m = tape->d_m[l] + b * m * n;
-            const REAL *z = tape->z[l] + at * heads * m, *e = tape->e[l] + at * heads * m;
-            const REAL *y = tape->y[l] + at * 2 * heads * m, *keys = tape->interactions + at * tape->width;
-            const REAL *y_below = l ? tape->y[l - 1] + at * 2 * heads * n : keys;
-            const REAL *z_below = l ? tape->z[l - 1] + at * heads * n : keys + heads * n;
-            const REAL step = steps[b * layers + l];
-            const int tanh_follows = l + 1 < layers || tape->squash_last;
-            passed -= m;
+    memset(keys, 0, sizeof keys);
+    memset(d_z, 0, sizeof d_z);
+    for (int64_t i = 0; i < 2 * heads; i++)
+        memcpy(keys + i * padded_key, tape->interactions + at * tape->width + i * key, sizeof(REAL) * key);
+    for (int64_t l = tape->layers - 1; l >= 0; l--) {
+        const int64_t size = tape->sizes[l + 1], n = PADDED(tape->sizes[l]), m = PADDED(size);
+        REAL *matrix = tape->m[l] + b * m * n, *d_m = tape->d_m[l] + b * m * n;
+        const REAL *z = tape->z[l] + at * heads * m, *e = tape->e[l] + at * heads * m;
+        const REAL *y = tape->y[l] + at * 2 * heads * m;
+        const REAL *y_below = l ? tape->y[l - 1] + at * 2 * heads * n : keys;
+        const REAL *z_below = l ? tape->z[l - 1] + at * heads * n : keys + heads * n;
+        const REAL step = steps[l];
+        const int tanh_follows = l + 1 < tape->layers || tape->squash_last;
+        passed -= size;
 
-            if (tanh_follows)
-                for (int64_t k = 0; k < 2 * heads * m; k++) d_y[k] *= 1 - y[k] * y[k];
-            for (int64_t k = 0; k < heads * m; k++) u[k] = step * e[k];
-            memset(lower_y, 0, sizeof(REAL) * 2 * heads * n);
-            memset(lower_z, 0, sizeof(REAL) * heads * n);
-            for (int64_t j = 0; j < whole; j += ROWS) {
-                REAL *row = matrix + j * n, *d_row = d_m + j * n;
-                /* the read */
-                spread(d_row, n, d_y + j, m, y_below, 2 * heads, n);
-                gather(lower_y, d_y + j, m, row, n, 2 * heads, n);
-                /* the write, which is undone; the sign of d_u is left for later */
-                dots(z_below, heads, d_row, n, n, d_u + j, m);
-                gather(lower_z, u + j, m, d_row, n, heads, n);
-                spread(row, n, u + j, m, z_below, heads, n);
-            }
-            for (int64_t j = whole; j < m; j++) {
-                REAL *row = matrix + j * n, *d_row = d_m + j * n;
-                for (int64_t i = 0; i < 2 * heads; i++) {
-                    axpy(d_row, d_y[i * m + j], y_below + i * n, n);
-                    axpy(lower_y + i * n, d_y[i * m + j], row, n);
-                }
-                for (int64_t i = 0; i < heads; i++) {
-                    d_u[i * m + j] = dot(z_below + i * n, d_row, n);
-                    axpy(lower_z + i * n, u[i * m + j], d_row, n);
-                    axpy(row, u[i * m + j], z_below + i * n, n);
-                }
-            }
-            for (int64_t k = 0; k < heads * n; k++) lower_z[k] = -lower_z[k];
-            d_steps[b * layers + l] = -dot(d_u, e, heads * m);
-            for (int64_t i = 0; i < heads; i++) {
-                REAL *d_told = tape->d_expected + (at * heads + i) * tape->total + passed;
-                for (int64_t j = 0; j < m; j++) {
-                    d_told[j] = d_u[i * m + j] * step;
-                    d_z[i * m + j] -= d_told[j];
-                }
-            }
-            if (tanh_follows)
-                for (int64_t k = 0; k < heads * m; k++) d_z[k] *= 1 - z[k] * z[k];
-            for (int64_t j = 0; j < whole; j += ROWS) {
-                spread(d_m + j * n, n, d_z + j, m, z_below, heads, n);
-                gather(lower_z, d_z + j, m, matrix + j * n, n, heads, n);
-            }
-            for (int64_t j = whole; j < m; j++)
-                for (int64_t i = 0; i < heads; i++) {
-                    axpy(d_m + j * n, d_z[i * m + j], z_below + i * n, n);
-                    axpy(lower_z + i * n, d_z[i * m + j], matrix + j * n, n);
-                }
-            memcpy(d_y, lower_y, sizeof(REAL) * 2 * heads * n);
-            memcpy(d_z, lower_z, sizeof(REAL) * heads * n);
+        if (tanh_follows)
+            for (int64_t k = 0; k < 2 * heads * m; k++) d_y[k] *= 1 - y[k] * y[k];
+        for (int64_t k = 0; k < heads * m; k++) u[k] = step * e[k];
+        memset(lower_y, 0, sizeof(REAL) * 2 * heads * n);
+        memset(lower_z, 0, sizeof(REAL) * heads * n);
+        for (int64_t j = 0; j < m; j += LANES) {
+            REAL *rows = matrix + j * n, *d_rows = d_m + j * n;
+            fetch(rows + LANES * n, n);
+            fetch(d_rows + LANES * n, n);
+            /* the read */
+            spread(d_rows, d_y + j, m, y_below, 2 * heads, n);
+            gather(lower_y, d_y + j, m, rows, 2 * heads, n);
+            /* the write, which is undone; the sign of d_u is left for later */
+            dots(z_below, heads, d_rows, n, d_u + j, m);
+            gather(lower_z, u + j, m, d_rows, heads, n);
+            spread(rows, u + j, m, z_below, heads, n);
         }
-        const int64_t half = heads * tape->sizes[0];
-        REAL *d_keys = tape->d_interactions + at * tape->width;
-        memcpy(d_keys, d_y, sizeof(REAL) * 2 * half);
-        for (int64_t k = 0; k < half; k++) d_keys[half + k] += d_z[k];
+        for (int64_t k = 0; k < heads * n; k++) lower_z[k] = -lower_z[k];
+        REAL d_step = 0;
+        for (int64_t k = 0; k < heads * m; k++) d_step -= d_u[k] * e[k];
+        d_steps[l] = d_step;
+        for (int64_t i = 0; i < heads; i++) {
+            REAL *d_told = d_expected + i * tape->total + passed;
+            for (int64_t j = 0; j < size; j++) d_told[j] = d_u[i * m + j] * step;
+            for (int64_t j = 0; j < m; j++) d_z[i * m + j] -= d_u[i * m + j] * step;
+        }
+        if (tanh_follows)
+            for (int64_t k = 0; k < heads * m; k++) d_z[k] *= 1 - z[k] * z[k];
+        for (int64_t j = 0; j < m; j += LANES) {
+            spread(d_m + j * n, d_z + j, m, z_below, heads, n);
+            gather(lower_z, d_z + j, m, matrix + j * n, heads, n);
+        }
+        memcpy(d_y, lower_y, sizeof(REAL) * 2 * heads * n);
+        memcpy(d_z, lower_z, sizeof(REAL) * heads * n);
+    }
+    for (int64_t i = 0; i < 2 * heads; i++) {
+        memcpy(d_keys + i * key, d_y + i * padded_key, sizeof(REAL) * key);
+        for (int64_t k = 0; i >= heads && k < key; k++) d_keys[i * key + k] += d_z[(i - heads) * padded_key + k];
+    }
+}
+
+/* The derivative of the steps first ... last - 1 for the batch entries begin ... end - 1, from the last step to the first.
+   d_cell, d_carried and d_m become the gradients of the state before `first` from those of the state after `last`, without
+   what d_after and d_errors add. The arrays of the steps' own gradients begin at `first`. */
+void NAME(backward)(const Tape *tape, int64_t first, int64_t last, int64_t begin, int64_t end) {
+    const int64_t rows = end - begin, d_h = tape->hidden, heads = tape->heads, width = tape->width, d_k = tape->sizes[0];
+    const int64_t d_v = top_of(tape), before = d_h + d_v, padded_top = PADDED(d_v), told = 2 * heads * d_k;
+    int64_t widest = 0;
+    for (int64_t l = 0; l <= tape->layers; l++) widest = PADDED(tape->sizes[l]) > widest ? PADDED(tape->sizes[l]) : widest;
+    REAL d_y[2 * heads * widest];
+    for (int64_t t = last - 1; t >= first; t--) {
+        const int64_t at = t * tape->batch + begin, own = at - first * tape->batch;
+        REAL *d_vectors = tape->d_interactions + own * width, *d_gates = tape->d_gates + own * 4 * d_h;
+        REAL *d_expected = tape->expected + own * heads * tape->total;
+        REAL *d_carried = tape->d_carried + begin * before, *d_hidden = tape->d_h + begin * d_h;
+        for (int64_t r = 0; r < rows; r++) {
+            const REAL *beta = tape->betas + (at + r) * tape->rates, *d_after = tape->d_after + (at + r) * before;
+            const REAL *y = tape->y[tape->layers - 1] + ((at + r) * 2 + 1) * heads * padded_top;
+            const REAL *v = tape->interactions + (at + r) * width + told, twice = 2 * tape->d_errors[at + r];
+            REAL *d_vector = d_vectors + r * width, steps[MAX_LAYERS], d_steps[MAX_LAYERS];
+            for (int64_t k = 0; k < before; k++) d_carried[r * before + k] += d_after[k];
+            memset(d_y, 0, sizeof d_y);
+            for (int64_t i = 0; i < heads; i++) {
+                REAL *d_head = d_y + i * padded_top, *d_recalled = d_head + heads * padded_top;
+                const REAL *d_read = d_carried + r * before + d_h;
+                for (int64_t k = 0; k < d_v; k++) d_head[k] = d_read[k] / heads;
+                for (int64_t k = 0; k < d_v; k++) d_recalled[k] = twice * (y[i * padded_top + k] - v[i * d_v + k]);
+                for (int64_t k = 0; k < d_v; k++) d_vector[told + i * d_v + k] = -d_recalled[k];
+            }
+            for (int64_t l = 0; l < tape->layers; l++) steps[l] = beta[tape->rates > 1 ? l : 0] / tape->divisors[l];
+            undo(tape, begin + r, at + r, steps, d_y, d_expected + r * heads * tape->total, d_vector, d_steps);
+            REAL *d_rate = tape->d_rates + (own + r) * tape->rates, *d_rate_in = d_vector + width - d_k;
+            memset(d_rate, 0, sizeof(REAL) * tape->rates);
+            memset(d_rate_in, 0, sizeof(REAL) * d_k);
+            for (int64_t l = 0; l < tape->layers; l++) d_rate[tape->rates > 1 ? l : 0] += d_steps[l] / tape->divisors[l];
+            for (int64_t l = 0; l < tape->rates; l++) {
+                d_rate[l] *= beta[l] * (1 - beta[l]);
+                for (int64_t k = 0; k < d_k; k++) d_rate_in[k] += d_rate[l] * tape->rate[l * d_k + k];
+            }
+            memcpy(d_hidden + r * d_h, d_carried + r * before, sizeof(REAL) * d_h);
+        }
+
+        /* interaction vectors, eq. (1) */
+        for (int64_t i = 0; i < heads; i++)
+            product(
+                d_expected + i * tape->total, heads * tape->total, rows, tape->feedback, tape->total, d_v,
+                d_vectors + told + i * d_v, width);
+        const REAL *restrict vectors = tape->interactions + at * width;
+        for (int64_t k = 0; k < rows * width; k++) d_vectors[k] *= 1 - vectors[k] * vectors[k];
+        product(d_vectors, width, rows, tape->interaction, width, d_h, d_hidden, d_h);
+
+        /* controller */
+        for (int64_t r = 0; r < rows; r++) {
+            const REAL *restrict i = tape->gates + (at + r) * 4 * d_h, *restrict f = i + d_h, *restrict g = f + d_h;
+            const REAL *restrict o = g + d_h, *restrict s = tape->tanh_cells + (at + r) * d_h;
+            const REAL *restrict was = tape->cells + (at + r) * d_h, *restrict dh = d_hidden + r * d_h;
+            REAL *restrict di = d_gates + r * 4 * d_h, *restrict df = di + d_h, *restrict dg = df + d_h;
+            REAL *restrict d_o = dg + d_h, *restrict dc = tape->d_cell + (begin + r) * d_h;
+            for (int64_t k = 0; k < d_h; k++) {
+                const REAL total = dc[k] + dh[k] * o[k] * (1 - s[k] * s[k]);
+                di[k] = total * g[k] * i[k] * (1 - i[k]);
+                df[k] = total * was[k] * f[k] * (1 - f[k]);
+                dg[k] = total * i[k] * (1 - g[k] * g[k]);
+                d_o[k] = dh[k] * s[k] * o[k] * (1 - o[k]);
+                dc[k] = total * f[k];
+            }
+        }
+        memset(d_carried, 0, sizeof(REAL) * rows * before);
+        product(d_gates, 4 * d_h, rows, tape->recurrent, 4 * d_h, before, d_carried, before);
     }
 }

@@ -6,17 +6,16 @@ Three things make it faster than stepping:
   weights) is one large product over all steps, outside of the loop;
 - the matrices M^l are updated in place, and the backward pass does not keep them: it undoes the writes one by one,
   M_{t-1} = M_t + uᵀ z, from the last. Per step it keeps vectors only: O(keys and values) instead of O(weights);
-- nothing is recorded step by step;
-- on a CPU a loop in C takes one environment after the other through the memory's part of a step, so that each one's
-  matrices, which are read and written several times, stay in the cache meanwhile (`mnm_native.py`). Without a compiler,
-  and elsewhere, torch's batched products do it.
+- nothing is recorded step by step.
+
+This is the form of torch's operations; `fast_taped.py` does the same on a CPU in C.
 
 Undoing a write takes away what was added: what rounding leaves adds up, but nothing magnifies it. After 5,000 steps in
 single precision and back, the matrices were found 1e-6 of their size from where they began, and gradients 2e-6 from
 those of states made again from copies (tests/policies/memories/test_mnm_sequence.py bounds it).
 
-Vectors are rows. Symbols as in `mnm.py`; l = 1..L counts memory layers. The equality with the plain unroll, forward and
-backward, is held by the conformance suite and by tests/policies/memories/test_mnm.py.
+Vectors are rows. Symbols as in `memory.py`; l = 1..L counts memory layers. The equality with the plain unroll, forward
+and backward, is held by the conformance suite and by tests/policies/memories/test_mnm.py.
 """
 
 from __future__ import annotations
@@ -27,7 +26,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from policies.memories.mnm.fast_native import Loop, usable
+Parts = tuple[Tensor, Tensor, Tensor]
+"""The controller's state: hidden, cell `[B, d_h]` and read-out `[B, d_v]`."""
 
 tanh_backward = torch.ops.aten.tanh_backward.default
 
@@ -53,6 +53,11 @@ def by_step(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
     return list(zip(*(tensor.unbind(0) for tensor in tensors), strict=True))
 
 
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """Σ over steps and batch of leftᵀ right: the gradient of a slow weight."""
+    return left.flatten(0, -2).t() @ right.flatten(0, -2)
+
+
 class Tape:
     """`length` steps of MNM-p's controller and memory, written down as they are taken; without gradients.
 
@@ -69,7 +74,7 @@ class Tape:
     def __init__(
         self,
         length: int,
-        start: tuple[Tensor, Tensor, Tensor],
+        start: Parts,
         weights: list[Tensor],
         slow: SlowWeights,
         heads: int,
@@ -120,10 +125,6 @@ class Tape:
             self.ys[-1][:, :, :heads],
         )
         self._layer_views = [by_step(*layer) for layer in zip(self.zs, self.errors, self.ys, strict=True)]
-        self._loop: Loop | None = None
-        if usable(self.weights, heads):
-            layers = (self.zs, self.errors, self.ys)
-            self._loop = Loop(self.weights, self.interactions, *layers, heads, squash_output)
         self._up = [m.transpose(1, 2) for m in self.weights]
         self._slow_up = [w.t() for w in (slow.recurrent, slow.interaction, slow.rate, slow.feedback)]
 
@@ -148,10 +149,7 @@ class Tape:
         torch.addmm(slow.rate_bias, rate_in, rate, out=beta).sigmoid_()
         steps = beta / self.divisors
         expected = torch.addmm(slow.feedback_bias, values.flatten(0, 1), feedback).view(*values.shape[:2], -1)
-        if self._loop is not None:
-            self._loop.forward(t, steps, expected)
-        else:
-            self._write_and_read(keys, write_keys, steps, expected)
+        self._write_and_read(keys, write_keys, steps, expected)
         torch.mean(recalled, 1, out=read)
         self.count += 1
 
@@ -177,7 +175,7 @@ class Tape:
             if squash:
                 y.tanh_()
 
-    def state(self) -> tuple[Tensor, Tensor, Tensor]:
+    def state(self) -> Parts:
         """Hidden, cell and read-out after the last step."""
         carried = self.carried[self.count]
         return carried[:, : self.d_h], self.cells[self.count], carried[:, self.d_h :]
@@ -284,10 +282,6 @@ class LocalSequence(torch.autograd.Function):
         )
         d_layers = by_step(*torch.split(d_expected, sizes, 3))
         layer_views = [by_step(*layer) for layer in zip(zs, errors, ys, strict=True)]
-        loop: Loop | None = None
-        if usable(weights, heads):
-            gradients = (d_weights, d_interactions, d_expected)
-            loop = Loop(weights, interactions, zs, errors, ys, heads, squash[-1], gradients)
 
         def through_memory(t: int, keys: Tensor, write_keys: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
             """The derivatives of all keys and of what was written, and one step back."""
@@ -328,12 +322,9 @@ class LocalSequence(torch.autograd.Function):
 
             d_y_top[:, :heads] = (d_carried[:, d_h:] + d_read).div_(heads).unsqueeze(1)
             d_y_top[:, heads:] = d_recall
-            if loop is not None:
-                loop.backward(t, steps, d_y_top, d_steps)
-            else:
-                d_y, d_z = through_memory(t, keys, write_keys, steps)
-                d_keys.copy_(d_y)
-                d_write_keys += d_z
+            d_y, d_z = through_memory(t, keys, write_keys, steps)
+            d_keys.copy_(d_y)
+            d_write_keys += d_z
 
             # interaction vectors, eq. (1)
             torch.add(d_value, d_expect @ slow.feedback, out=d_values)
@@ -352,10 +343,6 @@ class LocalSequence(torch.autograd.Function):
             torch.mul(local_o, d_h_t, out=d_gate_o)
             d_cell.mul_(forget)
             d_carried = torch.mm(d_gate, slow.recurrent)
-
-        def product(left: Tensor, right: Tensor) -> Tensor:
-            """Σ over steps and batch of leftᵀ right: the gradient of a slow weight."""
-            return left.flatten(0, -2).t() @ right.flatten(0, -2)
 
         d_slow = SlowWeights(
             recurrent=product(d_gates, carried[:-1]),

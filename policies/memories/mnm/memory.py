@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from policies.memories.contract import (
@@ -16,12 +15,10 @@ from policies.memories.contract import (
     Recording,
     State,
     Unrolled,
-    join,
-    reset,
     unroll,
     unroll_segments,
 )
-from policies.memories.mnm.fast_sequence import LocalSequence, SlowWeights, Tape
+from policies.memories.mnm.fast import FastMNMp
 from policies.memories.mnm.fast_step import GradientStep, LocalStep
 from policies.memories.mnm.rules import activations, write_gradient, write_local
 from policies.memories.registry import register_memory
@@ -219,7 +216,7 @@ class MNM(Memory):
         """What each layer has learned since the episode began, M^l_t − M^l_0, and the read-out v^r.
 
         Keys and values, read and written, which viewers compare over time as figure 5 of the paper does; all of its
-        pictures are in `mnm_similarity.py`. With a recall delay also the pairs that the meta loss asks for.
+        pictures are in `similarity.py`. With a recall delay also the pairs that the meta loss asks for.
         """
         panels = {
             f"weights_{index} change": Panel((state[f"weights_{index}"][0] - phi_0[0]).detach(), "from unit", "to unit")
@@ -249,67 +246,28 @@ class MNMp(MNM):
     local_update = True
 
     @property
-    def taped(self) -> bool:
-        """Whether `fast_sequence` can take a sequence."""
-        return self.fast and not self.recall_delay
+    def fast_form(self) -> FastMNMp | None:
+        """What takes steps and sequences in place of the equations."""
+        return FastMNMp(self) if self.fast and not self.recall_delay else None
+
+    def forward(self, x: Tensor, state: State) -> MemoryStep:
+        form = self.fast_form
+        taken = None if form is None or torch.is_grad_enabled() else form.step(x, state)
+        return super().forward(x, state) if taken is None else taken
 
     def unroll(self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None = None) -> Unrolled:
-        """As `contract.unroll`; by `fast_sequence` between resets, where the host knows them and they are few.
-
-        `fast_sequence` knows no recall delay: with one, this steps.
-        """
+        """As `contract.unroll`; by the fast form between resets, where the host knows them and they are few."""
+        form = self.fast_form
         if starts is None:
             starts, resets = xs.new_zeros(xs.shape[:2], dtype=torch.bool), ()
-        if not self.taped or resets is None or len(resets) > max(1, len(xs) // 4):
+        if form is None or resets is None or len(resets) > max(1, len(xs) // 4):
             return unroll(self, xs, starts, state, resets)
-        return unroll_segments(self, self.run, xs, starts, state, resets)
+        return unroll_segments(self, form.run, xs, starts, state, resets)
 
     def record(self, state: State, room: int) -> Recording:
-        """As `Memory.record`, on tapes of `fast_sequence` where resets are not too near to one another."""
-        return TapedRecording(self, state, room) if self.taped and room >= 4 else super().record(state, room)
-
-    def run(self, xs: Tensor, state: State, tape: Tape | None = None) -> Unrolled:
-        """A sequence without a reset; `tape` where its steps were already taken."""
-        slow = self.slow_weights()
-        start, weights = self._parts(state)
-        tape = tape or self.tape(state, slow, len(xs))
-        hidden, read_value, recalled, told, last_cell, *weights = LocalSequence.apply(  # type: ignore[no-untyped-call]
-            tape, self.gates_of(xs), *start, *slow, *weights
-        )
-        following = self.state_of((hidden[-1], last_cell, read_value[-1]), weights)
-        meta = (recalled - told).square().sum((2, 3)) / self.meta_divisor  # eq. (5), as in `forward`
-        return Unrolled(self.output(torch.cat([hidden, read_value], 2)), following, {"meta": meta})
-
-    def tape(self, state: State, slow: SlowWeights, length: int) -> Tape:
-        """A blank tape that starts from `state`."""
-        start, weights = self._parts(state)
-        slow = SlowWeights(*(parameter.detach() for parameter in slow))
-        blank = (tuple(part.detach() for part in start), [m.detach() for m in weights])
-        return Tape(length, *blank, slow, self.heads, self.squash_output, self.step_divisors)  # type: ignore[arg-type]
-
-    def gates_of(self, xs: Tensor) -> Tensor:
-        """The input's part of the controller's gates, with both biases: `[..., F]` to `[..., 4 d_h]`."""
-        cell = self.controller
-        return F.linear(xs, cell.weight_ih[:, : xs.shape[-1]], cell.bias_ih + cell.bias_hh)
-
-    def slow_weights(self) -> SlowWeights:
-        """The parameters as `fast_sequence` takes them."""
-        cell = self.controller
-        return SlowWeights(
-            torch.cat([cell.weight_hh, cell.weight_ih[:, -self.layer_sizes[-1] :]], 1),
-            *(self.interaction.weight, self.interaction.bias),
-            *(self.rate.weight, self.rate.bias),
-            *(self.feedback.weight, self.feedback.bias),
-        )
-
-    def _parts(self, state: State) -> tuple[tuple[Tensor, Tensor, Tensor], list[Tensor]]:
-        weights = [state[f"weights_{index}"] for index in range(1, len(self.layer_sizes) + 1)]
-        return (state["hidden"], state["cell"], state["read_value"]), weights
-
-    def state_of(self, controller: tuple[Tensor, Tensor, Tensor], weights: list[Tensor]) -> State:
-        """A state from hidden, cell and read-out, and the matrices."""
-        state = dict(zip(("hidden", "cell", "read_value"), controller, strict=True))
-        return state | {f"weights_{index}": m for index, m in enumerate(weights, start=1)}
+        """As `Memory.record`, on tapes where resets are not too near to one another."""
+        form = self.fast_form
+        return super().record(state, room) if form is None or room < 4 else form.record(state, room)
 
     def write_then_read(
         self, weights: list[Tensor], keys: Tensor, values: Tensor, steps: Tensor
@@ -346,40 +304,3 @@ class MNMg(MNM):
             return updated, recalled
         updated = write_gradient(weights, keys[:, self.heads : 2 * self.heads], values, steps, self.squash_output)
         return updated, activations(updated, keys, self.squash_output)[-1]
-
-
-class TapedRecording(Recording):
-    """A recording of MNM-p: the steps are taken without a graph, which is made from their tapes afterwards."""
-
-    def __init__(self, memory: MNMp, state: State, room: int) -> None:
-        self.mnm, self.state, self.room = memory, state, room
-        self.first, self.slow = state, memory.slow_weights()
-        self.xs: list[Tensor] = []
-        self.tapes: list[Tape] = []
-        self.resets: list[Tensor | None] = []
-        """For each tape, who was reset before it."""
-
-    def step(self, x: Tensor, starts: Tensor | None) -> MemoryStep:
-        mnm = self.mnm
-        if starts is not None:
-            self.state = reset(self.state, starts, mnm.initial_state(len(starts)))
-        if starts is not None or not self.tapes or self.tapes[-1].count == self.room:
-            self.tapes.append(mnm.tape(self.state, self.slow, self.room))
-            self.resets.append(starts)
-        tape = self.tapes[-1]
-        self.xs.append(x)
-        with torch.no_grad():
-            tape.step(mnm.gates_of(x))
-            hidden, cell, read_value = tape.state()
-            self.state = mnm.state_of((hidden, cell, read_value), tape.weights)
-            return MemoryStep(mnm.output(torch.cat([hidden, read_value], 1)), self.state, {})
-
-    def unrolled(self) -> Unrolled:
-        parts, state, begin = [], self.first, 0
-        for tape, starts in zip(self.tapes, self.resets, strict=True):
-            if starts is not None:
-                state = reset(state, starts, self.mnm.initial_state(len(starts)))
-            tape.cut()
-            parts.append(self.mnm.run(torch.stack(self.xs[begin : begin + tape.count]), state, tape))
-            begin, state = begin + tape.count, parts[-1].state
-        return join(parts)

@@ -1,9 +1,10 @@
-"""MNM-p over time: the loop in C against torch's operations, and what going back over many steps costs in digits."""
+"""MNM-p over time: the loops in C against the equations, and what going back over many steps costs in digits."""
 
 from __future__ import annotations
 
 import subprocess
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ from torch import Tensor
 from policies.memories import make_memory
 from policies.memories.contract import Memory
 from policies.memories.mnm import fast_native as mnm_native
-from policies.memories.mnm import fast_sequence as mnm_sequence
+from policies.memories.mnm import fast_taped as mnm_taped
+from policies.memories.mnm.fast import FastMNMp
 from policies.memories.time.checkpointing import unroll_by_segments
 from policies.memories.time.measure import Made
 from policies.native import compiler as native
@@ -30,69 +32,134 @@ def test_who_takes_operations_down_sees_them_all(monkeypatch: pytest.MonkeyPatch
         assert native.off()
 
 
-def trained_by(memory: Memory, xs: Tensor) -> dict[str, Tensor]:
-    """All that a sequence gives, and the gradients of everything trained, also by way of the last state."""
+def trained_by(memory: Memory, xs: Tensor, starts: Tensor | None = None, recorded: bool = False) -> dict[str, Tensor]:
+    """All that a sequence gives, and the gradients of everything trained and of what began it."""
     memory.zero_grad()
-    result = memory.unroll(xs, None, memory.initial_state(xs.shape[1]))
+    xs = xs.clone().requires_grad_()
+    begun = {name: value.clone().requires_grad_() for name, value in memory.initial_state(xs.shape[1]).items()}
+    if recorded:
+        recording = memory.record(begun, len(xs))
+        for t, x in enumerate(xs):
+            recording.step(x, starts[t] if starts is not None and starts[t].any() else None)
+        result = recording.unrolled()
+    else:
+        resets = None if starts is None else starts.any(1).nonzero().flatten().tolist()
+        result = memory.unroll(xs, starts, begun, resets)
     # transposed: gradients come in any order of memory
     ends = torch.stack([(value.mT.contiguous() ** 2).sum() for value in result.state.values()]).sum()
     (result.outputs.square().sum() + result.losses["meta"].sum() + ends).backward()
-    found = {name: p.grad.clone() for name, p in memory.named_parameters() if p.grad is not None}
-    return {"outputs": result.outputs.detach(), "meta": result.losses["meta"].detach(), **found, **result.state}
+    wanted = {"inputs": xs, **{f"first {name}": value for name, value in begun.items()}}
+    wanted |= dict(memory.named_parameters())
+    found = {f"gradient of {name}": p.grad.clone() for name, p in wanted.items() if p.grad is not None}
+    last = {name: value.detach() for name, value in result.state.items()}
+    return {"outputs": result.outputs.detach(), "meta": result.losses["meta"].detach(), **found, **last}
 
 
 SMALL: dict[str, Any] = {"hidden_size": 6, "key_size": 5, "value_size": 3, "memory_units": 7}
 
 
+def drawn(seed: int) -> tuple[dict[str, Any], int, int]:
+    """Options of a small memory, steps and environments: from one to several SIMD vectors, tiles and blocks."""
+    random = Random(seed)
+    names = ("hidden_size", "key_size", "value_size", "memory_units")
+    options: dict[str, Any] = {name: random.choice((1, 3, 5, 8, 12, 16, 17, 33)) for name in names}
+    options |= {"heads": random.randint(1, 7), "memory_layers": random.randint(1, 4)}
+    options |= {"rate": random.choice(("single", "per-layer")), "mean_over_units": True}
+    options |= {"output_activation": random.choice(("tanh", "linear"))}
+    return options, random.randint(1, 9), random.choice((1, 2, 3, 5, 8, 9, 20))
+
+
 @compiled
-@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"heads": 1},
-        {"heads": 2, "rate": "per-layer"},
-        {"heads": 4, "output_activation": "linear", "memory_layers": 2},
-        {"heads": 3, "memory_layers": 1, "mean_over_units": True},
-        {"heads": 3, "key_size": 16, "value_size": 12, "memory_units": 20},
-    ],
-    ids=str,
-)
-def test_the_loop_is_torchs_operations(
-    monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], dtype: torch.dtype, threads: int
-) -> None:
-    """Widths that are whole fours and that are not, heads that are whole threes and that are not."""
-    torch.manual_seed(0)
-    memory = make_memory("mnm-p", input_size=3, **SMALL | options).to(dtype)
+@pytest.mark.parametrize("seed", range(12))
+def test_the_loops_are_the_equations(monkeypatch: pytest.MonkeyPatch, seed: int, dtype: torch.dtype) -> None:
+    """Whatever the sizes, wherever episodes start, unrolled and recorded, in blocks and on threads: as step by step."""
+    torch.manual_seed(seed)
+    options, length, batch = drawn(seed)
+    monkeypatch.setattr(mnm_taped, "ROWS", 3 * batch)
+    monkeypatch.setattr(mnm_native, "FEWEST", 2)
+    monkeypatch.setattr(mnm_native, "BLOCK_BYTES", 1)
+    memory = make_memory("mnm-p", input_size=3, **options).to(dtype)
     with torch.no_grad():
         memory.interaction.weight *= 4  # strong enough for every term to matter
-    xs = torch.randn(5, 3, 3, dtype=dtype)
-    assert mnm_sequence.usable(memory.initial_weights(), memory.heads)
-    torch.set_num_threads(threads)
+    xs = torch.randn(length, batch, 3, dtype=dtype)
+    starts = (torch.rand(length, 1) < 0.2) & (torch.rand(length, batch) < 0.5) if seed % 2 else None
+    assert mnm_native.usable(memory.initial_weights(), memory.heads)
+    torch.set_num_threads(1 + seed % 3)
     try:
-        looped = trained_by(memory, xs)
+        looped = [trained_by(memory, xs, starts, recorded) for recorded in (False, True)]
     finally:
         torch.set_num_threads(1)
-    monkeypatch.setattr(mnm_sequence, "usable", lambda *_: False)
-    plain = trained_by(memory, xs)
-    limits = {"rtol": 1e-9, "atol": 1e-11} if dtype is torch.float64 else {"rtol": 2e-4, "atol": 2e-5}
+    memory.fast = False
+    plain = trained_by(memory, xs, starts)
+    limits = {"rtol": 1e-9, "atol": 1e-11} if dtype is torch.float64 else {"rtol": 1e-3, "atol": 1e-4}
     for name, expected in plain.items():
-        torch.testing.assert_close(looped[name], expected, msg=lambda text, n=name: f"{n}: {text}", **limits)
+        for found in looped:
+            torch.testing.assert_close(found[name], expected, msg=lambda text, n=name: f"{n}: {text}", **limits)
 
 
 @compiled
-def test_its_tanh_is_tanh() -> None:
-    """One layer that copies its key: what is read is the tanh of what was asked, from tiny numbers to huge ones."""
+@pytest.mark.parametrize("seed", range(4))
+def test_a_step_while_acting_is_the_equations(seed: int) -> None:
+    torch.manual_seed(seed)
+    options, length, batch = drawn(seed)
+    memory = make_memory("mnm-p", input_size=3, **options).double()
+    acting = memory.initial_state(batch)
+    for x in torch.randn(length, batch, 3, dtype=torch.float64):
+        with torch.no_grad():
+            before = {name: value.clone() for name, value in acting.items()}
+            step = memory(x, acting)
+            for name, value in before.items():
+                assert torch.equal(acting[name], value), f"{name} was written to"
+        expected = memory(x, acting)  # with a graph
+        torch.testing.assert_close(step.output, expected.output, rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(step.losses, expected.losses, rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(step.state, expected.state, rtol=1e-9, atol=1e-11)
+        acting = step.state
+
+
+@compiled
+def test_torchs_operations_stand_in_for_the_loops(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    memory = make_memory("mnm-p", input_size=3, **SMALL, heads=2).double()
+    xs, starts = torch.randn(9, 3, 3, dtype=torch.float64), torch.zeros(9, 3, dtype=torch.bool)
+    starts[4, 1] = True
+    looped = trained_by(memory, xs, starts)
+    monkeypatch.setattr(mnm_native, "usable", lambda *_: False)
+    for recorded in (False, True):
+        for name, expected in trained_by(memory, xs, starts, recorded).items():
+            torch.testing.assert_close(looped[name], expected, rtol=1e-9, atol=1e-11)
+
+
+@compiled
+def test_a_graph_may_be_gone_back_twice() -> None:
+    """Undoing the writes takes place in a copy."""
+    torch.manual_seed(0)
+    memory = make_memory("mnm-p", input_size=3, **SMALL)
+    result = memory.unroll(torch.randn(6, 2, 3), None, memory.initial_state(2))
+    loss = result.outputs.square().sum() + result.losses["meta"].sum()
+    first, second = (torch.autograd.grad(loss, memory.interaction.weight, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
+
+
+@compiled
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_its_tanh_is_tanh(dtype: torch.dtype) -> None:
+    """Vectors of eq. (1) whose weights are 0 are the tanh of their biases, from tiny numbers to huge ones, and NaN."""
     values = torch.cat([torch.logspace(-8, 2, 500), -torch.logspace(-8, 2, 500), torch.zeros(2), torch.tensor([0.25])])
-    keys, room = torch.zeros(1, len(values), 4), torch.zeros(1, len(values), 1, 2)
-    keys[0, :, 0] = values
-    y, ys = torch.eye(2).expand(len(values), 2, 2).contiguous(), torch.zeros(1, len(values), 2, 2)
-    loop = mnm_native.Loop([y], keys, [room], [room.clone()], [ys], 1, True)
-    loop.forward(0, torch.zeros(len(values), 1), torch.zeros(len(values), 1, 2))
-    torch.testing.assert_close(ys[0, :, 0, 0], values.tanh(), rtol=1e-6, atol=0)
-    keys[0, 0, 0] = torch.nan
-    loop.forward(0, torch.zeros(len(values), 1), torch.zeros(len(values), 1, 2))
-    assert ys[0, 0, 0, 0].isnan()
+    memory = make_memory("mnm-p", input_size=1, hidden_size=1, key_size=1, value_size=1000, heads=1, memory_layers=1)
+    memory.to(dtype)
+    with torch.no_grad():
+        memory.interaction.weight.zero_()
+        memory.interaction.bias.copy_(values)
+        memory.interaction.bias[500] = torch.nan
+    form = FastMNMp(memory)
+    tape = form.tape(memory.initial_state(1), form.slow_weights(), 1)
+    assert isinstance(tape, mnm_taped.NativeTape)
+    tape.step(torch.zeros(1, 4, dtype=dtype))
+    told = tape.steps["interactions"][0, 0].detach()
+    expected = memory.interaction.bias.detach().tanh()
+    torch.testing.assert_close(told, expected, rtol=1e-6, atol=0, equal_nan=True)
 
 
 def test_going_back_over_5000_steps_loses_few_digits() -> None:

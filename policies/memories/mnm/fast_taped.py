@@ -1,0 +1,210 @@
+"""MNM-p over time on a CPU: whole sequences by C loops, as one autograd function.
+
+The same as `fast_sequence.py`, which has the equations and says why writes may be undone, with nothing of Python or
+torch in a step: a call takes some environments through many steps, forward or back, so that their memories and the
+slow weights, packed once a sequence, stay in the cache. What does not wait for a step is large products of torch's: the
+input's part of the gates before, the gradients of all slow weights after, some steps at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from policies.memories.mnm.fast_native import Arrays, Loops, Shape, cut_to, padded
+from policies.memories.mnm.fast_sequence import Parts, SlowWeights
+
+ROWS = 512
+"""Steps, counted in every environment, that are taken before the products over them: what these take in is in the cache
+then, and on the way back no more of it is kept."""
+
+
+class NativeTape:
+    """`length` steps of MNM-p's controller and memory, written down as they are taken; without gradients.
+
+    Args:
+        length: room for so many steps.
+        start: the controller's state before the first step.
+        weights: M^l `[B, D_l, D_{l-1}]` before the first step; left as they are.
+        slow: the trained parameters.
+        shape: of the memory.
+        divisors: of the step size, `[L]`.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        length: int,
+        start: Parts,
+        weights: Sequence[Tensor],
+        slow: SlowWeights,
+        shape: Shape,
+        divisors: Tensor,
+    ) -> None:
+        hidden, cell, read_value = start
+        batch, self.d_h = hidden.shape
+        self.shape, heads = shape, shape.heads
+        self.slow, self.divisors, self.count = slow, divisors, 0
+        self.padded = [padded(m) for m in weights]
+        self.weights = cut_to(self.padded, self.shape)
+        """M^l after the last step."""
+
+        def room(*shape: int, steps: int = length) -> Tensor:
+            return hidden.new_empty(steps, batch, *shape)
+
+        self.carried = room(self.d_h + self.shape.sizes[-1], steps=length + 1)
+        """Hidden state and read-out, side by side, before each step."""
+        self.carried[0] = torch.cat([hidden, read_value], 1)
+        self.cells = room(self.d_h, steps=length + 1)
+        self.cells[0] = cell
+        widths = [m.shape[1] for m in self.padded]
+        self.steps: dict[str, Tensor] = {
+            "gates": room(4 * self.d_h),
+            "interactions": room(len(slow.interaction)),
+            "betas": room(len(slow.rate)),
+            "tanh_cells": room(self.d_h),
+            "errors": room(),
+        }
+        self.layers: dict[str, list[Tensor]] = {
+            "z": [room(heads, width) for width in widths],
+            "e": [room(heads, width) for width in widths],
+            "y": [room(2 * heads, width) for width in widths],
+        }
+        held: Arrays = {"carried": self.carried, "cells": self.cells, "divisors": divisors, "m": self.padded}
+        held |= {"expected": hidden.new_empty(batch, heads, len(slow.feedback)), **self.steps, **self.layers}
+        self._loops = Loops(self.shape, slow, True, held)
+
+    @torch.no_grad()
+    def step(self, gates_x: Tensor) -> None:
+        """Take a step. `gates_x`: the input's part of the gates, with both biases, `[B, 4 d_h]`."""
+        self.steps["gates"][self.count] = gates_x
+        self._loops.forward(self.count, self.count + 1)
+        self.count += 1
+
+    @torch.no_grad()
+    def run(self, xs: Tensor, w_x: Tensor, bias: Tensor) -> None:
+        """Take all steps. `xs`: `[T, B, F]`; `w_x`, `bias`: by which the input enters the gates."""
+        room = max(1, ROWS // xs.shape[1])
+        for begin in range(0, len(xs), room):
+            x = xs[begin : begin + room]
+            torch.addmm(bias, x.flatten(0, 1), w_x.t(), out=self.steps["gates"][begin : begin + len(x)].flatten(0, 1))
+            self._loops.forward(begin, begin + len(x))
+        self.count = len(xs)
+
+    def state(self) -> Parts:
+        """The controller's state after the last step."""
+        carried = self.carried[self.count]
+        return carried[:, : self.d_h], self.cells[self.count], carried[:, self.d_h :]
+
+    def cut(self) -> None:
+        """Give back the room for steps that were not taken."""
+        self.carried, self.cells = self.carried[: self.count + 1], self.cells[: self.count + 1]
+        self.steps = {name: step[: self.count] for name, step in self.steps.items()}
+        self.layers = {name: [layer[: self.count] for layer in layers] for name, layers in self.layers.items()}
+
+
+class Sum:
+    """The gradients of a weight and its bias, as steps are gone back.
+
+    Args:
+        gradients: of what came out, `[.., B, out]` or `[.., B, H, out]`, for the steps that are added.
+        inputs: what went in at all steps, `[T, B, in]` or `[T, B, H, in]`.
+    """
+
+    def __init__(self, gradients: Tensor, inputs: Tensor) -> None:
+        self.gradients, self.inputs = gradients, inputs
+        self.weight = inputs.new_zeros(inputs.shape[-1], gradients.shape[-1])
+        """Transposed: MKL is the faster by a tenth where the narrower one is first."""
+        self.bias = inputs.new_zeros(gradients.shape[-1])
+
+    def add(self, begin: int, end: int) -> None:
+        """The gradients are those of the steps `begin` ... `end` - 1."""
+        found = self.gradients[: end - begin].flatten(0, -2)
+        self.weight.addmm_(self.inputs[begin:end].flatten(0, -2).t(), found)
+        self.bias += found.sum(0)
+
+
+class NativeSequence(torch.autograd.Function):
+    """The steps of a `NativeTape` and their derivative.
+
+    Inputs: the tape, blank or full; inputs `[T, B, F]`, with the weights and biases by which they enter the gates; what
+    the tape was made of, for their gradients: its start, the fields of `SlowWeights`, M^l. A blank tape takes its steps
+    now. A full one must have taken them with these very inputs.
+
+    Outputs: hidden and read-out side by side, `[T, B, d_h + d_v]`; Σ_i ‖f_{φ_t}(k^w_i) − v^w_i‖² of each step,
+    `[T, B]`; the last cell; the last M^l.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, tape: NativeTape, xs: Tensor, w_x: Tensor, bias: Tensor, *made_of: Tensor
+    ) -> tuple[Tensor, ...]:
+        if not tape.count:
+            tape.run(xs, w_x, bias)
+        ctx.names, ctx.shape = (*tape.steps,), tape.shape
+        ctx.set_materialize_grads(False)
+        by_layer = (layer for layers in (tape.padded, *tape.layers.values()) for layer in layers)
+        states = (tape.carried, tape.cells)
+        ctx.save_for_backward(xs, w_x, tape.divisors, *tape.slow, *states, *tape.steps.values(), *by_layer)
+        return (tape.carried[1:], tape.steps["errors"], tape.cells[-1], *tape.weights)
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, d_after: Tensor | None, d_errors: Tensor | None, d_cell: Tensor | None, *d_last: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        (xs, w_x, divisors), saved = ctx.saved_tensors[:3], ctx.saved_tensors[3:]
+        slow, (carried, cells), saved = SlowWeights(*saved[:7]), saved[7:9], saved[9:]
+        steps = dict(zip(ctx.names, saved, strict=False))
+        saved, layers, heads = saved[len(steps) :], len(d_last), ctx.shape.heads
+        m, z, e, y = (saved[layers * part : layers * (part + 1)] for part in range(4))
+        m = [each.clone() for each in m]
+        interactions = steps["interactions"]
+        length, batch, d_h = steps["tanh_cells"].shape
+        d_k, d_v = ctx.shape.sizes[0], ctx.shape.sizes[-1]
+
+        def given(gradient: Tensor | None, like: Tensor) -> Tensor:
+            return torch.zeros_like(like) if gradient is None else gradient.contiguous()
+
+        d_cell = torch.zeros_like(cells[0]) if d_cell is None else d_cell.clone(memory_format=torch.contiguous_format)
+        d_m = [torch.zeros_like(each) if d is None else padded(d) for each, d in zip(m, d_last, strict=True)]
+        d_carried = torch.zeros_like(carried[0])
+        room = min(length, max(1, ROWS // batch))
+        d_gates, d_vectors, d_rates = (steps[name].new_empty(room, *steps[name].shape[1:]) for name in ctx.names[:3])
+        d_expected = d_gates.new_empty(room, batch, heads, len(slow.feedback))
+        held: Arrays = {
+            "carried": carried,
+            "cells": cells,
+            "divisors": divisors,
+            "m": m,
+            "z": z,
+            "e": e,
+            "y": y,
+            **steps,
+        }
+        held |= {"d_after": given(d_after, carried[1:]), "d_errors": given(d_errors, steps["errors"])}
+        held |= {"d_cell": d_cell, "d_m": d_m, "d_carried": d_carried, "d_h": torch.empty_like(d_cell)}
+        held |= {"d_gates": d_gates, "d_interactions": d_vectors, "d_rates": d_rates, "expected": d_expected}
+        loops = Loops(ctx.shape, slow, False, held)
+
+        rate_in = interactions[:, :, -d_k:]
+        values = interactions[:, :, 2 * heads * d_k : -d_k].unflatten(2, (heads, d_v))
+        sums = [Sum(d_gates, xs), Sum(d_gates, carried[:-1]), Sum(d_vectors, carried[1:, :, :d_h])]
+        sums += [Sum(d_rates, rate_in), Sum(d_expected, values)]
+        d_xs = torch.empty_like(xs) if ctx.needs_input_grad[1] else None
+        for end in range(length, 0, -room):
+            begin = max(0, end - room)
+            loops.backward(begin, end)
+            for each in sums:
+                each.add(begin, end)
+            if d_xs is not None:
+                torch.mm(d_gates[: end - begin].flatten(0, 1), w_x, out=d_xs[begin:end].flatten(0, 1))
+        (d_w_x, d_bias), (recurrent, _), *others = ((each.weight.t(), each.bias) for each in sums)
+        d_slow = SlowWeights(recurrent, *(gradient for pair in others for gradient in pair))
+        d_weights = cut_to(d_m, ctx.shape)
+        d_start = (d_carried[:, :d_h], d_cell, d_carried[:, d_h:])
+        return (None, d_xs, d_w_x, d_bias, *d_start, *d_slow, *d_weights)

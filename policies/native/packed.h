@@ -1,0 +1,82 @@
+/* Products of rows with a matrix that stays the same over many steps, packed once; REAL is float or double.
+
+   A tile of rows × PANEL columns stays in registers while the inner dimension is passed over: each number of the matrix
+   is loaded once for all rows of the tile, and the matrix is read in the order in which it lies. */
+
+#pragma once
+
+#include <stdint.h>
+#include <string.h>
+
+#ifdef __AVX512F__
+#define WIDE_BYTES 64
+#define TILE 8
+#else
+#define WIDE_BYTES 32
+#define TILE 4
+#endif
+typedef REAL Wide __attribute__((vector_size(WIDE_BYTES), aligned(sizeof(REAL)), may_alias));
+#define WIDE ((int64_t)(WIDE_BYTES / sizeof(REAL)))
+#define PANEL (2 * WIDE)
+#define INLINE static inline __attribute__((always_inline))
+
+/* The matrix [inner, columns], whose number (k, j) is weights[k * down + j * across], as panels [inner, PANEL] one after
+   the other; the last is filled up with zeros. */
+void NAME(pack)(const REAL *weights, int64_t inner, int64_t columns, int64_t down, int64_t across, REAL *restrict packed) {
+    for (int64_t j = 0; j < columns; j += PANEL, packed += inner * PANEL) {
+        const int64_t here = columns - j < PANEL ? columns - j : PANEL;
+        if (here < PANEL) memset(packed, 0, sizeof(REAL) * inner * PANEL);
+        if (across == 1)
+            for (int64_t k = 0; k < inner; k++) memcpy(packed + k * PANEL, weights + k * down + j, sizeof(REAL) * here);
+        else
+            for (int64_t first = 0; first < inner; first += WIDE) {
+                const int64_t last = first + WIDE < inner ? first + WIDE : inner;
+                for (int64_t c = 0; c < here; c++)
+                    for (int64_t k = first; k < last; k++) packed[k * PANEL + c] = weights[k * down + (j + c) * across];
+            }
+    }
+}
+
+INLINE void tile(const REAL *const *rows, const REAL *panel, int64_t inner, REAL *const *out, const int count) {
+    Wide sums[TILE][2];
+    for (int r = 0; r < count; r++)
+        for (int c = 0; c < 2; c++) sums[r][c] = *(const Wide *)(out[r] + c * WIDE);
+    for (int64_t k = 0; k < inner; k++, panel += PANEL) {
+        const Wide left = *(const Wide *)panel, right = *(const Wide *)(panel + WIDE);
+        for (int r = 0; r < count; r++) {
+            const Wide x = rows[r][k] - (Wide){0};
+            sums[r][0] += x * left, sums[r][1] += x * right;
+        }
+    }
+    for (int r = 0; r < count; r++)
+        for (int c = 0; c < 2; c++) *(Wide *)(out[r] + c * WIDE) = sums[r][c];
+}
+
+/* out += x · the packed matrix. The rows of x [count, inner] lie `x_apart` apart, those of out [count, columns]
+   `out_apart`. */
+static void product(
+    const REAL *x, int64_t x_apart, int64_t count, const REAL *packed, int64_t inner, int64_t columns, REAL *out,
+    int64_t out_apart) {
+    for (int64_t j = 0; j < columns; j += PANEL, packed += inner * PANEL) {
+        const int64_t here = columns - j < PANEL ? columns - j : PANEL;
+        for (int64_t b = 0; b < count; b += TILE) {
+            REAL edge[TILE][PANEL], *to[TILE];
+            const REAL *from[TILE];
+            const int64_t valid = count - b < TILE ? count - b : TILE;
+            for (int64_t r = 0; r < TILE; r++) {
+                const int there = r < valid;
+                from[r] = x + (b + (there ? r : 0)) * x_apart;
+                to[r] = out + (b + (there ? r : 0)) * out_apart + j;
+                if (there && here == PANEL) continue;
+                memcpy(edge[r], to[r], sizeof(REAL) * here);
+                to[r] = edge[r];
+            }
+            if (2 * valid > TILE)
+                tile(from, packed, inner, to, TILE);
+            else
+                tile(from, packed, inner, to, TILE / 2);
+            for (int64_t r = 0; here < PANEL && r < valid; r++)
+                memcpy(out + (b + r) * out_apart + j, edge[r], sizeof(REAL) * here);
+        }
+    }
+}
