@@ -19,6 +19,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
 from torch import Tensor
 
+from agents.bootstrap import FinalValues
 from agents.checkpoint import Checkpointed
 from agents.checkpoint.generators import set_generators
 from agents.common.arguments import check, check_policy
@@ -313,6 +314,7 @@ class MemoryOnPolicyAlgorithm(Checkpointed, Updates, TrainingEnv, OnPolicyAlgori
         if self.keeps_graph:
             room = min(n_rollout_steps, tensor_env.horizon or 1)
             recording = policy.segments.record(self._state, room, n_rollout_steps, self.n_envs)
+        finals = FinalValues(policy, rollout)
         started, env_seconds = time.perf_counter(), 0.0
         for t in range(n_rollout_steps):
             if self._may_start:
@@ -346,9 +348,7 @@ class MemoryOnPolicyAlgorithm(Checkpointed, Updates, TrainingEnv, OnPolicyAlgori
             self.task_metrics.add(info)
             self._may_start = "final_obs" in info
             if self._may_start and tensor_env.truncates:
-                with torch.no_grad():  # the final observation, with the memory as the episode left it
-                    final_value = policy.predict_values(info["final_obs"], self._state)
-                rollout.final_values[t] = final_value.masked_fill(~truncated, 0.0)
+                finals.add(t, info["final_obs"], self._state)
             self._obs = new_obs
             self._starts = terminated | truncated
             self.num_timesteps += self.all_envs
@@ -357,8 +357,10 @@ class MemoryOnPolicyAlgorithm(Checkpointed, Updates, TrainingEnv, OnPolicyAlgori
             if not callback.on_step():
                 return False
             if self._visited():
+                finals.finish()
                 self._give_up(t)
                 info = tensor_env.describe()
+        finals.finish()
         self.judge_rollout(rollout, outputs, grids)
         if recording is not None:
             unrolled = recording.unrolled()

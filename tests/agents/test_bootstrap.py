@@ -1,0 +1,58 @@
+"""Values of final observations: the same whether each step's are taken at once or those of many steps together."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from agent_stubs import collect, script, set_critic
+from torch import Tensor
+
+from agents import A2C, PPO, make_env
+from agents.bootstrap import FinalValues
+from agents.rollout import Rollout
+
+
+def in_batches(most: int, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(FinalValues, "_affordable", lambda self, state: most)
+
+
+@pytest.mark.parametrize("most", [1, 2, 4, 99])
+def test_final_memories_of_many_steps_are_told_apart(most: int, counter: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in test_returns.py: 100 * (steps remembered) + (step of the episode)."""
+    in_batches(most, monkeypatch)
+    env = script([[0.0, 0.0]] * 6, terminated=[(3, 1)], truncated=[(2, 0), (5, 0), (5, 1)])
+    model = PPO("MemoryPolicy", env, n_steps=6, policy_kwargs={"memory": counter}, seed=0, normalize_values=False)
+    set_critic(model, [100.0, 1.0], 0.0)
+    for _ in range(2):  # rollouts that follow one another have nothing of the one before
+        found = collect(model).final_values
+        assert found.tolist() == [[0, 0], [0, 0], [403, 0], [0, 0], [0, 0], [403, 1302]]
+
+
+def test_steps_that_do_not_follow_one_another(counter: str) -> None:
+    env = script([[0.0, 0.0]] * 6)
+    model = PPO("MemoryPolicy", env, n_steps=6, policy_kwargs={"memory": counter}, seed=0, normalize_values=False)
+    set_critic(model, [100.0, 1.0], 0.0)
+    rollout: Rollout = collect(model)
+    rollout.truncated[:] = True
+    finals = FinalValues(model.policy, rollout, most=4)
+    state = model.policy.initial_state(2)
+    for t in (0, 1, 4):
+        finals.add(t, rollout.obs[t], state)  # type: ignore[index]
+    finals.finish()
+    finals.finish()  # nothing is left
+    assert rollout.final_values[:, 0].tolist() == [100, 101, 0, 0, 104, 0]
+
+
+@pytest.mark.parametrize("memory", ["lstm", "mnm-p", "dnc", "kanerva++"])
+@pytest.mark.parametrize("learner", [A2C, PPO])
+def test_a_rollout_has_the_same_values_either_way(
+    learner: type[PPO | A2C], memory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[Tensor] = []
+    for most in (1, 3):
+        in_batches(most, monkeypatch)
+        env = make_env("Engram/TMaze-v0", 4, "cpu", length=2, max_steps=5)
+        model = learner("MemoryPolicy", env, n_steps=11, policy_kwargs={"memory": memory}, seed=0)
+        found.append(collect(model).final_values)
+    assert found[0].any()
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-6)
