@@ -38,6 +38,7 @@ SIZES = {
     "kanerva++": "",
     "lstm": "hidden_size=64",
     "memn2n": "",
+    "mingru": "hidden_size=64",
     "mnm-g": "hidden_size=64 key_size=24 value_size=24 memory_units=24 heads=1 mean_over_units=true",
     "mnm-p": "hidden_size=64 key_size=24 value_size=24 memory_units=24 heads=1 mean_over_units=true",
     "multigrid": "",

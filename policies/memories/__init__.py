@@ -8,6 +8,7 @@ from policies.memories import (  # noqa: F401  (each registers what it holds)
     identity,
     kanerva,
     memn2n,
+    mingru,
     mnm,
     multigrid,
     ntm,

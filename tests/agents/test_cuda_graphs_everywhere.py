@@ -36,6 +36,7 @@ MEMORIES: dict[str, dict[str, Any]] = {
     "identity": {},
     "gru": {"hidden_size": 8},
     "lstm": {"hidden_size": 8},
+    "mingru": {"hidden_size": 8, "num_layers": 2},
     "mnm-p": MNM,
     "mnm-g": MNM,
     "dnc": DNC,

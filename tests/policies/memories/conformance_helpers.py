@@ -26,6 +26,9 @@ CASES: dict[str, MemoryCase] = {
     "memn2n": MemoryCase(
         "memn2n", {"embedding_size": 4, "capacity": 4, "hops": 2}, learner={"embedding_size": 24, "capacity": 8}
     ),
+    "mingru": MemoryCase(
+        "mingru", {"hidden_size": 6, "num_layers": 2, "expansion": 2}, learner={"hidden_size": 24, "num_layers": 2}
+    ),
     "mnm-p": MemoryCase("mnm-p", {**MNM, "rate": "per-layer"}, learner=MNM_LEARNER),
     "mnm-g": MemoryCase("mnm-g", {**MNM, "rate": "per-layer"}, learner=MNM_LEARNER, updates=150),
     "dnc": MemoryCase(

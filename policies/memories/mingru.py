@@ -1,0 +1,105 @@
+"""Minimal gated recurrent units: gates that depend on the input alone, so that a sequence is a parallel scan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from policies.memories.contract import Memory, MemoryStep, Panel, Recording, State, Unrolled
+from policies.memories.registry import register_memory
+from policies.memories.shared.episode_buffer import ReplayedRecording
+from policies.memories.shared.pictures import vector_panel
+from policies.memories.time.scan import scan
+
+
+@register_memory("mingru")
+class MinGRU(Memory):
+    """minGRU (Feng et al., "Were RNNs All We Needed?", 2024), §3.1 and appendix B.
+
+    Each of `num_layers` layers, on the layer before it by a residual connection:
+
+        u_t = LayerNorm(x_t)
+        z_t = σ(W_z u_t + b_z)                                update gate
+        h̃_t = g(W_h u_t + b_h)                                candidate; g(v) = v + 0.5 where v ≥ 0, σ(v) elsewhere
+        h_t = (1 − z_t) ∘ h_{t-1} + z_t ∘ h̃_t
+        y_t = x_t + W_o h_t + b_o
+
+    The first x_t is a linear embedding of the input; the output is LayerNorm(y_t) of the last layer. No gate sees
+    h_{t-1}, so h is a linear recurrence in h and a sequence is a scan; what depends on the past depends on it by the
+    layers below.
+
+    State: `hidden` `[B, num_layers, expansion · hidden_size]`, 0 at first.
+
+    Args:
+        input_size: F, width of the input.
+        hidden_size: width of the layers' inputs and of the output.
+        num_layers: layers; the paper's Table 1 finds one too few for selective copying and three enough.
+        expansion: α, width of a layer's h over `hidden_size`.
+        log_space: the candidate is g(·), which is positive, as in the paper's log-space form (appendix B.2); False: it
+            is linear, as in §3.1.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int = 128,
+        num_layers: int = 3,
+        expansion: int = 1,
+        log_space: bool = True,
+    ) -> None:
+        super().__init__()
+        if min(hidden_size, num_layers, expansion) < 1:
+            raise ValueError(
+                f"hidden_size, num_layers and expansion must be at least 1, not {hidden_size}, {num_layers} and "
+                f"{expansion}"
+            )
+        self.output_size = hidden_size
+        self.num_layers, self.inner_size, self.log_space = num_layers, expansion * hidden_size, log_space
+        self.embedding = nn.Linear(input_size, hidden_size)
+        self.norms = nn.ModuleList(nn.LayerNorm(hidden_size) for _ in range(num_layers))
+        self.gates = nn.ModuleList(nn.Linear(hidden_size, 2 * self.inner_size) for _ in range(num_layers))  # W_z, W_h
+        self.outputs = nn.ModuleList(nn.Linear(self.inner_size, hidden_size) for _ in range(num_layers))  # W_o
+        self.norm = nn.LayerNorm(hidden_size)
+
+    def initial_state(self, batch_size: int) -> State:
+        zero = torch.zeros((), device=self.device, dtype=self.dtype)
+        return {"hidden": zero.expand(batch_size, self.num_layers, self.inner_size)}
+
+    def forward(self, x: Tensor, state: State) -> MemoryStep:
+        output, hidden = self.through(x, state["hidden"], lambda a, b, h: a * h + b)
+        return MemoryStep(output, {"hidden": torch.stack(hidden, 1)}, {})
+
+    def through(
+        self, x: Tensor, state: Tensor, recurrence: Callable[[Tensor, Tensor, Tensor], Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The output and every layer's h, of one step or of all.
+
+        Args:
+            x: `[B, F]`, or a sequence `[T, B, F]`.
+            state: `hidden` before the first step.
+            recurrence: all h_t = a_t ∘ h_{t-1} + b_t, from a, b (as `x`) and the h before the first.
+        """
+        x, hidden = self.embedding(x), []
+        for index, (norm, gates, output) in enumerate(zip(self.norms, self.gates, self.outputs, strict=True)):
+            gate, candidate = gates(norm(x)).chunk(2, -1)
+            z = gate.sigmoid()
+            if self.log_space:
+                candidate = candidate.relu() + (-(-candidate).relu()).sigmoid()  # g
+            hidden.append(recurrence(1 - z, z * candidate, state[:, index]))
+            x = x + output(hidden[-1])
+        return self.norm(x), hidden
+
+    def unroll(self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None = None) -> Unrolled:
+        """As `contract.unroll`, each layer a scan."""
+        outputs, hidden = self.through(xs, state["hidden"], lambda a, b, h: scan(a, b, h, starts))
+        return Unrolled(outputs, {"hidden": torch.stack([layer[-1] for layer in hidden], 1)}, {})
+
+    def record(self, state: State, room: int) -> Recording:
+        """As `Memory.record`: steps are taken without a graph, which `unroll` makes afterwards."""
+        return ReplayedRecording(self, state)
+
+    def panels(self, state: State) -> dict[str, Panel]:
+        """h of each layer of the first batch entry, one block a layer."""
+        return {"hidden": vector_panel(state["hidden"][0], limits=None)}

@@ -1,0 +1,114 @@
+"""A scan: the linear recurrence h_t = a_t ∘ h_{t-1} + b_t over a whole sequence, with resets, real or complex.
+
+The recurrence is associative: two steps are one with coefficients (a_2 a_1, a_2 b_1 + b_2). So it need not be taken
+step by step. On a GPU, and for narrow states on a CPU, the sequence is cut into about √T chunks that run side by side,
+which takes 2 √T operations in place of T. A wide state on a CPU is bound by memory traffic, which chunks would triple:
+there it is stepped, by one fused operation a step.
+
+Nothing is divided by products of coefficients, as scans in log space do, so coefficients of exactly 0 are fine. That is
+how an episode starts: its first step has a_t = 0.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+NARROW, LONG = 512, 64
+"""On a CPU chunks are used for fewer numbers a step than NARROW and at least LONG steps. Forward and backward over 200
+steps: 256 numbers 0.8 ms in chunks and 1.2 ms stepped; 2,048 numbers 14 ms and 2.7 ms."""
+SHORT = 16
+"""Steps below which chunks gain nothing on any device."""
+
+
+def scan(a: Tensor, b: Tensor, before: Tensor, starts: Tensor | None = None) -> Tensor:
+    """All h_t = a_t ∘ h_{t-1} + b_t, `[T, B, ...]`; differentiable.
+
+    >>> a, b = torch.full((4, 1), 0.5), torch.ones(4, 1)
+    >>> scan(a, b, torch.zeros(1), torch.tensor([[False], [False], [True], [False]])).flatten()
+    tensor([1.0000, 1.5000, 1.0000, 1.5000])
+
+    Args:
+        a: coefficients, `[T, B, ...]`, possibly an expanded view.
+        b: inputs, `[T, B, ...]`.
+        before: the state before the first step, `[B, ...]`.
+        starts: bool `[T, B]`: where true, h_{t-1} counts as 0; None: nothing starts here.
+    """
+    if starts is not None:
+        a = a.masked_fill(starts.view(*starts.shape, *[1] * (a.dim() - 2)), 0)
+    result: Tensor = _Scan.apply(a, b, before)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Scan(torch.autograd.Function):
+    """With G_t, the gradient of h_t: G_t = g_t + a*_{t+1} G_{t+1}, again a scan, from the last step to the first."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, before: Tensor) -> Tensor:
+        h = _stepped(a, b, before) if _steps(b) else _chunked(a, b, before)
+        ctx.save_for_backward(a, h, before)
+        return h
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        a, h, before = ctx.saved_tensors
+        if a.is_complex():
+            a, h, before = a.conj_physical(), h.conj_physical(), before.conj_physical()
+        if _steps(g):
+            total = _stepped_back(a, g)
+        else:
+            following = torch.cat([a[1:], torch.zeros_like(a[:1])])
+            total = _chunked(following.flip(0), g.flip(0), torch.zeros_like(before)).flip(0)
+        d_a = None
+        if ctx.needs_input_grad[0]:
+            d_a = torch.empty_like(total)
+            torch.mul(total[0], before, out=d_a[0])
+            torch.mul(total[1:], h[:-1], out=d_a[1:])
+        return d_a, total, a[0] * total[0] if ctx.needs_input_grad[2] else None
+
+
+def _steps(b: Tensor) -> bool:
+    """Whether `b` is taken step by step."""
+    on_cpu = b.device.type == "cpu"
+    return len(b) < (LONG if on_cpu else SHORT) or (on_cpu and b[0].numel() >= NARROW)
+
+
+def _stepped(a: Tensor, b: Tensor, before: Tensor) -> Tensor:
+    h = torch.empty_like(b, memory_format=torch.contiguous_format)
+    for a_t, b_t, h_t in zip(a.unbind(), b.unbind(), h.unbind(), strict=True):
+        before = torch.addcmul(b_t, a_t, before, out=h_t)
+    return h
+
+
+def _stepped_back(a: Tensor, g: Tensor) -> Tensor:
+    total = torch.empty_like(g, memory_format=torch.contiguous_format)
+    total[-1] = following = g[-1]
+    steps = zip(a.unbind()[:0:-1], g.unbind()[-2::-1], total.unbind()[-2::-1], strict=True)
+    for a_t, g_t, total_t in steps:
+        following = torch.addcmul(g_t, a_t, following, out=total_t)
+    return total
+
+
+def _chunked(a: Tensor, b: Tensor, before: Tensor) -> Tensor:
+    """C chunks of L steps: all at once as if each began at 0, then what is carried from each into the next."""
+    steps = math.isqrt(len(b) - 1) + 1
+    chunks = -(-len(b) // steps)
+    missing = chunks * steps - len(b)
+    if missing:
+        a, b = (torch.cat([whole, whole.new_zeros(missing, *whole.shape[1:])]) for whole in (a, b))
+    a, b = (whole.reshape(chunks, steps, *whole.shape[1:]) for whole in (a, b))
+    h = torch.empty_like(b)
+    h[:, 0] = b[:, 0]
+    for step in range(1, steps):
+        torch.addcmul(b[:, step], a[:, step], h[:, step - 1], out=h[:, step])
+    products = a.cumprod(1)  # what is left of h before the chunk
+    carried = [before]
+    for chunk in range(chunks - 1):
+        carried.append(torch.addcmul(h[chunk, -1], products[chunk, -1], carried[-1]))
+    h.addcmul_(products, torch.stack(carried).unsqueeze(1))
+    return h.flatten(0, 1)[: chunks * steps - missing]
