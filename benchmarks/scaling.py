@@ -32,6 +32,7 @@ from typing import Any, Literal
 
 import torch
 import tyro
+from scaling_pictures import draw
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -355,31 +356,6 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
         writer = csv.DictWriter(file, names)
         writer.writeheader()
         writer.writerows(rows)
-
-
-def draw(path: Path, study: str, rows: list[dict[str, Any]]) -> None:
-    """Steps/s with their limits dashed, and peak memory beside them."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.6), dpi=130, layout="constrained")
-    speed, memory = figure.subplots(1, 2)
-    for label in dict.fromkeys(row["label"] for row in rows):
-        curve = [row for row in rows if row["label"] == label and "steps_per_s" in row]
-        xs = [row[study] for row in curve]
-        (line,) = speed.plot(xs, [row["steps_per_s"] for row in curve], "o-", label=label, markersize=3)
-        limited = [row for row in curve if "limit_per_s" in row]
-        speed.plot(
-            [row[study] for row in limited], [row["limit_per_s"] for row in limited], ":", color=line.get_color()
-        )
-        measured = [row for row in curve if row.get("peak_mib", 0) > 0]
-        memory.plot([row[study] for row in measured], [row["peak_mib"] for row in measured], "o-", markersize=3)
-    for axes, title in ((speed, "steps/s (dotted: limit)"), (memory, "peak memory, MiB")):
-        axes.set(
-            xscale="log", yscale="log", xlabel={"envs": "copies", "agents": "copies"}.get(study, study), title=title
-        )
-        axes.grid(alpha=0.3)
-    speed.legend(fontsize=8)
-    figure.savefig(path)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from agents.comparison.curves import Array, Axis
-from agents.comparison.groups import Comparison, direction
+from agents.comparison.groups import Comparison, direction, lower_is_better
 from agents.comparison.runs import RETURN
 from agents.comparison.tables import score_name
 
@@ -21,6 +21,10 @@ COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f
 """Okabe and Ito's, for every kind of sight, and two more."""
 GREY = "#8a8f98"
 _DASHES = ("-", "--", "-.")
+_SHORT = 0.95
+"""Of the longest curve; where one ends earlier, a dot says that it was trained no further."""
+_SHARES = ("f1", "precision", "recall", "success", "success_rate")
+"""Scores that are at most 1."""
 _BESIDE = 6
 """Groups above which the legend stands beside the panel."""
 _TITLES = {"steps": "environment steps", "minutes": "minutes of training", "episodes": "episodes"}
@@ -51,6 +55,11 @@ class Line:
     """Of matplotlib."""
     color: str = "black"
 
+    @property
+    def right(self) -> bool:
+        """Whether its label stands at the right end, where no curve of a trained agent comes to what is random."""
+        return self.color == GREY
+
 
 def draw_curves(axes: Axes, groups: Sequence[Drawn], score: str, axis: Axis, lines: Sequence[Line] = ()) -> None:
     """Curves with their legend into a pair of axes; groups of memory identity are grey.
@@ -62,8 +71,8 @@ def draw_curves(axes: Axes, groups: Sequence[Drawn], score: str, axis: Axis, lin
         axis: what is along x.
         lines: horizontal lines, dashed.
     """
-    number = 0
-    end = 0.0
+    number, end = 0, 0.0
+    ends: list[tuple[float, float, str]] = []
     for group in groups:
         xs, mean, low, high = group.mean_curve(axis)
         if not len(xs):
@@ -76,12 +85,31 @@ def draw_curves(axes: Axes, groups: Sequence[Drawn], score: str, axis: Axis, lin
         axes.plot(xs, mean, dash, color=color, linewidth=1.8, label=f"{group.label} ({count})")
         axes.fill_between(xs, low, high, color=color, alpha=0.18, linewidth=0)
         end = max(end, float(xs[-1]))
+        ends.append((float(xs[-1]), float(mean[-1]), color))
     for line in lines:
-        axes.axhline(line.value, color=line.color, linewidth=1, linestyle=line.style, label=line.label, zorder=1)
+        axes.axhline(line.value, color=line.color, linewidth=1, linestyle=line.style, label=f"_{line.label}", zorder=1)
+        axes.annotate(
+            line.label,
+            (float(line.right), line.value),
+            (-3 if line.right else 3, 3),
+            xycoords=axes.get_yaxis_transform(),
+            textcoords="offset points",
+            ha="right" if line.right else "left",
+            fontsize=8,
+            color=line.color,
+            bbox={"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 0.5},
+        )
     what = f"{score_name(score)}, last 100 episodes" if score == RETURN else score_name(score)
     axes.set(xlabel=_TITLES[axis], ylabel=f"{what} ({direction(score)})" if direction(score) else what)
+    for x, y, color in ends:
+        if x < _SHORT * end:
+            axes.plot(x, y, "o", color=color, markersize=5)
     if end:
         axes.set_xlim(0, end)
+    if lower_is_better(score):
+        axes.set_ylim(bottom=0)
+    elif score in _SHARES:
+        axes.set_ylim(0, 1.03)
     if axis != "minutes":
         axes.xaxis.set_major_formatter(EngFormatter(sep="\N{THIN SPACE}"))
     axes.grid(alpha=0.25)
@@ -115,7 +143,8 @@ def paper(panels: int, groups: int = 0) -> tuple[Figure, list[Axes]]:
     axes = list(drawn.subplots(count, columns, squeeze=False).flat)
     for empty in axes[panels:]:
         empty.set_axis_off()
-    drawn.supxlabel("line: mean over seeds; band: 95 % interval of the mean", fontsize=8, color="#555555")
+    caption = "line: mean over seeds; band: 95 % interval of the mean; dot: trained no further"
+    drawn.supxlabel(caption, fontsize=8, color="#555555")
     return drawn, axes[:panels]
 
 

@@ -93,7 +93,7 @@ def curve(trial: FrozenTrial, space: Space, total_timesteps: int) -> tuple[list[
 
 def curves(trials: list[FrozenTrial], space: Space, total_timesteps: int) -> Figure:
     """Every trial's curve, the best by name, the pruned up to where they were given up."""
-    figure, axes = _axes(f"{space.name}: what the trials had while they trained", height=4.8)
+    figure, axes = _axes(f"{space.name}: {space.objective} while training", height=4.8)
     sign = -1 if space.direction == "maximize" else 1
     order = sorted(_of(trials, TrialState.COMPLETE), key=lambda trial: (sign * float(trial.value or 0.0), trial.number))
     named = {trial.number: color for trial, color in zip(order, _BEST, strict=False)}
@@ -117,7 +117,7 @@ def curves(trials: list[FrozenTrial], space: Space, total_timesteps: int) -> Fig
     if handles:
         best_first = [*range(len(labels) - 1, -1, -1)]
         axes.legend([handles[i] for i in best_first], [labels[i] for i in best_first], frameon=False, fontsize=9)
-    axes.set(xlabel="environment steps of a seed", ylabel=_label(space), xlim=(0, total_timesteps))
+    axes.set(xlabel="environment steps", ylabel=_label(space), xlim=(0, total_timesteps))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     return figure
 

@@ -129,9 +129,9 @@ def test_the_picture_has_the_means_and_the_lines_to_compare_with(runs: Path) -> 
     found = Comparison.of(find_runs([runs]))
     drawn = pictures.figure([found], lines=[[Line(0.5, "a paper")]])
     curves = lines_of(drawn)
-    assert {*curves} == {"mnm-p (3 seeds)", "identity (3 seeds)", "a paper"}
+    assert {*curves} == {"mnm-p (3 seeds)", "identity (3 seeds)", "_a paper"}
     assert curves["mnm-p (3 seeds)"][-1] == pytest.approx(1.0)
-    assert [*curves["a paper"]] == [0.5, 0.5]
+    assert [*curves["_a paper"]] == [0.5, 0.5]
     assert drawn.axes[0].get_ylabel() == "return, last 100 episodes (higher is better)"
     assert pictures.png(drawn) == pictures.png(pictures.figure([found], lines=[[Line(0.5, "a paper")]]))
 
