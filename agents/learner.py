@@ -36,7 +36,8 @@ from agents.scale import distributed
 from agents.scale.cuda_graphs.replay import Graphs, graphs_for
 from agents.scale.fast import Fast, prepare
 from agents.updates import Updates
-from policies.memories.contract import State, detach
+from policies.memories.contract import State
+from policies.memories.steps import detach
 from policies.policy import MemoryActorCriticPolicy
 
 Self = TypeVar("Self", bound="MemoryOnPolicyAlgorithm")

@@ -12,7 +12,8 @@ from torch import Tensor
 from agents.returns import following, gae
 from envs.tensor_env import Info, Obs, TensorEnv
 from policies.action_masks import check_width
-from policies.memories.contract import State, select
+from policies.memories.contract import State
+from policies.memories.steps import select
 
 
 @dataclass

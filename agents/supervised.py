@@ -20,7 +20,7 @@ from agents.learner import MemoryOnPolicyAlgorithm
 from agents.rollout import Rollout
 from agents.sb3.callback_locals import tell
 from agents.scale import distributed
-from policies.memories.contract import detach
+from policies.memories.steps import detach
 from policies.policy import MemoryActorCriticPolicy
 
 

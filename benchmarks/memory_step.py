@@ -40,8 +40,9 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
 
 from policies.memories import Memory, Unrolled, make_memory, memory_class, registered
-from policies.memories.contract import State, unroll
+from policies.memories.contract import State
 from policies.memories.time.measure import kept
+from policies.memories.time.unroll import unroll
 from policies.native.allocator import tune_allocator
 
 MIB, GIB = 2**20, 2**30

@@ -38,8 +38,8 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
 
 from policies.memories import Unrolled, make_memory, memory_class
-from policies.memories.contract import unroll
 from policies.memories.time.checkpointing import SegmentedRecording, Segments, unroll_by_segments
+from policies.memories.time.unroll import unroll
 from policies.native.allocator import tune_allocator
 
 MIB = 2**20

@@ -31,8 +31,10 @@ from policies.heads import (
     unchecked,
 )
 from policies.memories import make_memory, memory_class
-from policies.memories.contract import Memory, MemoryStep, Recording, State, Unrolled, reset
+from policies.memories.contract import Memory, MemoryStep, State, Unrolled
+from policies.memories.steps import reset
 from policies.memories.time.checkpointing import Segments
+from policies.memories.time.recording import Recording
 from policies.normalization import ObsNorm, ValueNorm
 from policies.observations import Preparation, tensors_of
 
@@ -148,10 +150,8 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         )
 
     def take_plain_twins(self) -> None:
-        """Leave the fast paths of memory, heads and optimiser for their plain twins, which differ by rounding only."""
-        for module in self.memory.modules():
-            if hasattr(module, "fast"):
-                module.fast = False  # type: ignore[assignment]
+        """Leave the fast forms of memory, heads and optimiser for the equations, which differ by rounding only."""
+        self.memory.use_fast_form(False)
         if isinstance(self.action_dist, ChoiceDistribution):
             self.action_dist = CategoricalDistribution(self.action_dist.action_dim)
         for group in self.optimizer.param_groups:
@@ -180,13 +180,12 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
             return recording.step(x, starts, *queries)
         if starts is not None:
             state = reset(state, starts, self.memory.initial_state(starts.shape[0]))
-        step: MemoryStep = self.memory(x, state, *queries)
-        return step
+        return self.memory.step(x, state, *queries)
 
     def remember_sequence(
         self, obs: Obs, starts: Tensor | None, state: State, resets: Sequence[int] | None = None
     ) -> Unrolled:
-        """`remember` over time: `obs` `[T, B, ...]`, `starts` `[T, B]`; `resets` as in `memories.base.unroll`."""
+        """`remember` over time: `obs` `[T, B, ...]`, `starts` `[T, B]`; `resets` as in `Memory.unroll`."""
         shape = next(iter(obs.values())).shape[:2] if isinstance(obs, dict) else obs.shape[:2]
         flat = {key: value.flatten(0, 1) for key, value in obs.items()} if isinstance(obs, dict) else obs.flatten(0, 1)
         x, *queries = self._encode(flat)

@@ -33,7 +33,7 @@ from agents.environments import EnvLike, HostEnv, as_tensor_env, device_for
 from agents.scale import distributed
 from agents.scale.cuda_graphs.eligible import plain_groups
 from envs.tensor_env import TensorEnv
-from policies.memories.contract import detach
+from policies.memories.steps import detach
 from policies.normalization import exchange_value_norm
 
 if TYPE_CHECKING:

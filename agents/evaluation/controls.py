@@ -8,7 +8,9 @@ from typing import Any, Literal
 
 import torch
 
-from policies.memories.contract import MemoryStep, Recording, State, reset
+from policies.memories.contract import MemoryStep, State
+from policies.memories.steps import reset
+from policies.memories.time.recording import Recording
 from policies.policy import MemoryActorCriticPolicy, Obs
 
 Control = Literal["frozen", "exchanged"]

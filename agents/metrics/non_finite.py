@@ -13,7 +13,7 @@ from torch import Tensor
 from agents.scale import distributed
 from envs.tensor_env import Obs
 from policies.heads import DivergedError
-from policies.memories.contract import host_may_read
+from policies.memories.time.host_reads import host_may_read
 
 if TYPE_CHECKING:
     from agents.learner import MemoryOnPolicyAlgorithm

@@ -18,10 +18,11 @@ from policies.memories import (  # noqa: F401  (each registers what it holds)
     sdnc,
     stack_rnn,
 )
-from policies.memories.contract import Memory, MemoryStep, Panel, State, Unrolled
+from policies.memories.contract import FastForm, Memory, MemoryStep, Panel, State, Unrolled
 from policies.memories.registry import built_in, make_memory, memory_class, register_memory, registered
 
 __all__ = [
+    "FastForm",
     "Memory",
     "MemoryStep",
     "Panel",

@@ -1,48 +1,24 @@
-"""The memory contract: one step is a module, time is a function.
+"""The memory contract: one step is a module, time is a function, a faster way through time is a second class.
 
 A memory is `initial_state` plus one step. Everything that persists is in its state, a dictionary of tensors whose
-dimension 0 is the batch, so that resetting, carrying, detaching, saving and cutting minibatches are written once, here,
-for every memory.
+dimension 0 is the batch, so that resetting, carrying, detaching, saving and cutting minibatches are written once for
+every memory (`policies.memories.steps`, `policies.memories.time`).
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-State = dict[str, Tensor]
+from policies.memories.steps import MemoryStep, Queries, State, Unrolled
+from policies.memories.time.recording import Recording, ReplayedRecording
+from policies.memories.time.unroll import unroll
 
-
-class MemoryStep(NamedTuple):
-    """What one step of a memory gives."""
-
-    output: Tensor
-    """Vector output, `[B, output_size]`."""
-    state: State
-    """The state after the step, same keys and shapes as before it."""
-    losses: dict[str, Tensor]
-    """The memory's own training terms by name, each `[B]`; empty for most memories."""
-    grid: Tensor | None = None
-    """Map output `[B, C, H, W]`, where the memory has an `output_grid`."""
-
-
-class Unrolled(NamedTuple):
-    """What `T` steps of a memory give."""
-
-    outputs: Tensor
-    """`[T, B, output_size]`."""
-    state: State
-    """The state after the last step."""
-    losses: dict[str, Tensor]
-    """Each `[T, B]`."""
-    grids: Tensor | None = None
-    """`[T, B, C, H, W]`, where the memory has an `output_grid`."""
+__all__ = ["FastForm", "Memory", "MemoryStep", "Panel", "Recording", "State", "Unrolled"]
 
 
 @dataclass(frozen=True)
@@ -65,8 +41,8 @@ class Memory(nn.Module):
     """Base class of every memory.
 
     A subclass sets `input_kind`, `output_size` and, where the output is a map as well, `output_grid`, and writes
-    `initial_state` and `forward`. It may override `unroll` with a faster way to do the same: the conformance suite
-    holds it equal to the plain function `unroll` of this module.
+    `initial_state` and `forward`, the equations. Where the same can be had faster it names a `FastForm`: `step`,
+    `unroll` and `record` of this class choose between the two, and they alone.
     """
 
     input_kind: ClassVar[Literal["vector", "grid", "either"]] = "vector"
@@ -74,16 +50,21 @@ class Memory(nn.Module):
     is one, else a vector."""
     has_readers: ClassVar[bool] = False
     """Whether questions go to readers of its own; see `policies.memories.shared.readers`."""
+    fast_form: ClassVar[type[FastForm] | None] = None
+    """A faster way to do the same; None: there is none."""
     static_shapes: bool = True
-    """Whether a step does the same to the device whatever the values are, so that it can be captured as a CUDA graph;
-    False where shapes, or what is done at all, hang on values."""
+    """True if a step launches the same kernels for any input, so that it can be captured as a CUDA graph. Set it False
+    if shapes or control flow depend on data."""
     output_size: int
     output_grid: tuple[int, int, int] | None = None
+    fast: bool = True
+    """Whether the fast form is used, where there is one; see `use_fast_form`."""
 
     def __init__(self) -> None:
         super().__init__()
         # Empty, and only there to say which device and dtype the module lives on, parameters or none.
         self.register_buffer("_anchor", torch.empty(0), persistent=False)
+        self._fast_form = None if self.fast_form is None else self.fast_form(self)
 
     @property
     def device(self) -> torch.device:
@@ -107,165 +88,112 @@ class Memory(nn.Module):
         raise NotImplementedError
 
     def forward(self, x: Tensor, state: State) -> MemoryStep:
-        """One step. `x`: `[B, F]`, or `[B, C, L]` / `[B, C, H, W]` where `input_kind` is "grid"."""
+        """One step, by the equations. `x`: `[B, F]`, or `[B, C, L]` / `[B, C, H, W]` where `input_kind` is "grid"."""
         raise NotImplementedError
-
-    def unroll(self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None = None) -> Unrolled:
-        """As the function `unroll`; override it where the same can be had faster."""
-        return unroll(self, xs, starts, state, resets)
-
-    def take_bf16(self) -> bool:
-        """Multiply in bfloat16 in `unroll` from now on, and nowhere else; False: this memory cannot."""
-        return False
-
-    def record(self, state: State, room: int) -> Recording:
-        """Begin a sequence that is stepped now and differentiated later; override it where that can be had faster.
-
-        Args:
-            state: before the first step.
-            room: a guess of the steps between two resets, to make room for.
-        """
-        return Recording(self, state)
 
     def panels(self, state: State) -> dict[str, Panel]:
         """Named pictures of the state of the first batch entry."""
         return {}
 
+    def use_fast_form(self, fast: bool) -> None:
+        """Use the fast forms of this memory and of those inside it; False: the equations alone, as `--fast off`."""
+        for module in self.modules():
+            if isinstance(module, Memory):
+                module.fast = fast
 
-class Recording:
-    """A sequence that is stepped now and differentiated later, as A2C does. This plain one keeps every graph."""
+    # -- the only place that chooses between the equations and the fast form ---------------------------------------
 
-    def __init__(self, memory: Memory, state: State) -> None:
-        self.memory, self.state = memory, state
-        self.steps: list[MemoryStep] = []
+    def step(self, x: Tensor, state: State, *queries: Queries) -> MemoryStep:
+        """One step, as `forward`; what a policy calls. `queries`: the questions, where the memory has readers."""
+        compiled = self._compiled_call_impl is not None  # by `torch.compile`, which took `forward`
+        if self._fast_form is None or not self.fast or compiled:
+            step: MemoryStep = self(x, state, *queries)
+            return step
+        return self._fast_form.step(x, state, *queries)
 
-    def step(self, x: Tensor, starts: Tensor | None) -> MemoryStep:
-        """A step of the memory on `x` `[B, ...]`, after a reset where `starts` `[B]` says so; None: nowhere.
+    def unroll(
+        self,
+        xs: Tensor,
+        starts: Tensor | None,
+        state: State,
+        resets: Sequence[int] | None = None,
+        queries: Queries | None = None,
+    ) -> Unrolled:
+        """A sequence of steps; arguments and result are those of the function `time.unroll.unroll`."""
+        if starts is None or (resets is not None and not resets):
+            starts, resets = None, ()
+        form = self._fast_form if self.fast else None
+        if form is None:
+            return unroll(self, xs, starts, state, resets, queries)
+        asked = () if queries is None else (queries,)
+        if form.fits(len(xs), resets, grad=torch.is_grad_enabled()):
+            return form.unroll(xs, starts, state, resets, *asked)
+        return unroll(self, xs, starts, state, resets, queries, self.step)
 
-        The output and state given are to act by, and the state is good until the next step.
+    def record(self, state: State, room: int) -> Recording:
+        """Begin a sequence that is stepped now and differentiated later, as A2C does.
+
+        Args:
+            state: before the first step.
+            room: a guess of the steps between two resets, to make room for.
         """
-        if starts is not None:
-            self.state = reset(self.state, starts, self.memory.initial_state(len(starts)))
-        step: MemoryStep = self.memory(x, self.state)
-        self.keep(step)
-        return step
+        form = self._fast_form if self.fast else None
+        if form is not None and form.fits(room, () if room > 1 else None, grad=True):
+            return form.record(state, room)
+        return Recording(self, state)
 
-    def keep(self, step: MemoryStep) -> None:
-        """Write a step down. Without a graph to keep it for, its state is kept until the next."""
-        self.state = step.state
-        self.steps.append(step if torch.is_grad_enabled() else step._replace(state={}))
-
-    def unrolled(self) -> Unrolled:
-        """All steps so far, with their graph: as `unroll` over the same inputs."""
-        return stack(self.steps)._replace(state=self.state)
+    def take_bf16(self) -> bool:
+        """Multiply in bfloat16 in `unroll` from now on, and nowhere else; False: this memory cannot."""
+        return self.fast and self._fast_form is not None and self._fast_form.take_bf16()
 
 
-def reset(state: State, starts: Tensor, initial: State) -> State:
-    """`initial` where `starts` `[B]` (bool) is true, `state` elsewhere."""
-    return {
-        name: torch.where(starts.view(-1, *[1] * (value.dim() - 1)), initial[name], value)
-        for name, value in state.items()
-    }
+class FastForm:
+    """A faster way to take the steps of a memory: same arguments, same results up to rounding, same gradients.
 
-
-def unroll(
-    memory: Memory,
-    xs: Tensor,
-    starts: Tensor | None,
-    state: State,
-    resets: Sequence[int] | None = None,
-    queries: Mapping[str, Tensor] | None = None,
-) -> Unrolled:
-    """Step `memory` through time; the plain twin of every faster `Memory.unroll`.
+    A subclass is named by its memory's `fast_form` and overrides what can be had faster, most often `unroll` alone.
+    Its `memory` is fully built only after this class's constructor has returned: keep nothing of it here. The
+    conformance suite holds every form equal to the equations, forward and backward, whatever the resets; users turn it
+    off by `--fast off` or `make_memory(name, ..., fast=False)`. The form of a memory with readers takes their questions
+    as a last argument of `step` and `unroll`.
 
     Args:
-        memory: any memory.
-        xs: inputs, `[T, B, ...]`.
-        starts: bool `[T, B]`; `starts[t, b]` says that input `t` is the first of its episode: the state of `b` is reset
-            *before* step `t`. None: nothing starts here.
-        state: the state before the first step.
-        resets: the steps at which any entry of `starts` may be true, where the host knows them without asking the
-            device; None: any step may be one.
-        queries: questions by name, each `[T, B, ...]`, for a memory with readers.
+        memory: the memory that it steps.
     """
-    steps = range(len(xs)) if resets is None else resets
-    reset_at = frozenset(steps) if starts is not None else frozenset()
-    initial = memory.initial_state(xs.shape[1]) if reset_at else {}
-    taken = []
-    for t, x in enumerate(xs):
-        if t in reset_at:
-            assert starts is not None
-            state = reset(state, starts[t], initial)
-        asked = () if queries is None else ({name: query[t] for name, query in queries.items()},)
-        taken.append(memory(x, state, *asked))
-        state = taken[-1].state
-    return stack(taken)
 
+    def __init__(self, memory: Memory) -> None:
+        self.memory = memory
 
-def stack(steps: Sequence[MemoryStep]) -> Unrolled:
-    """Steps as a sequence."""
-    return Unrolled(
-        torch.stack([step.output for step in steps]),
-        steps[-1].state,
-        {name: torch.stack([step.losses[name] for step in steps]) for name in steps[0].losses},
-        None if steps[0].grid is None else torch.stack([step.grid for step in steps if step.grid is not None]),
-    )
+    def fits(self, length: int, resets: Sequence[int] | None, grad: bool) -> bool:
+        """Whether `unroll` and `record` should be used; else the memory is stepped by `step`.
 
+        Args:
+            length: steps of the sequence; of one that is recorded, a guess of the steps between two resets.
+            resets: the steps at which an episode may start; None: any step may be one.
+            grad: whether the sequence will be differentiated.
+        """
+        return True
 
-def join(parts: Sequence[Unrolled]) -> Unrolled:
-    """Sequences that follow one another as one."""
-    grids = [part.grids for part in parts if part.grids is not None]
-    return Unrolled(
-        torch.cat([part.outputs for part in parts]),
-        parts[-1].state,
-        {name: torch.cat([part.losses[name] for part in parts]) for name in parts[0].losses},
-        torch.cat(grids) if grids else None,
-    )
+    def step(self, x: Tensor, state: State) -> MemoryStep:
+        """One step: as the memory's `forward`, which it is unless overridden."""
+        step: MemoryStep = self.memory(x, state)
+        return step
 
+    def unroll(self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None) -> Unrolled:
+        """A sequence of steps, with its graph where gradients are on.
 
-def unroll_segments(
-    memory: Memory,
-    run: Callable[[Tensor, State], Unrolled],
-    xs: Tensor,
-    starts: Tensor,
-    state: State,
-    resets: Sequence[int],
-) -> Unrolled:
-    """As `unroll`, by a `run` over `[T', B, ...]` that is fast but knows no resets: the sequence is cut at them."""
-    initial = memory.initial_state(xs.shape[1])
-    parts = []
-    for begin, end in itertools.pairwise(sorted({0, len(xs), *resets})):
-        if begin in resets:
-            state = reset(state, starts[begin], initial)
-        parts.append(run(xs[begin:end], state))
-        state = parts[-1].state
-    return join(parts)
+        Args:
+            xs: inputs, `[T, B, ...]`.
+            starts: bool `[T, B]`; where true, the state is reset to `memory.initial_state` *before* that step. None:
+                no episode starts here.
+            state: before the first step.
+            resets: the steps at which any entry of `starts` may be true, empty where `starts` is None; None: any step.
+        """
+        return unroll(self.memory, xs, starts, state, resets, step=self.step)
 
+    def record(self, state: State, room: int) -> Recording:
+        """As `Memory.record`. By default steps are taken without a graph, then replayed by one `unroll`."""
+        return ReplayedRecording(self.memory, state)
 
-_host_reads = True
-
-
-@contextmanager
-def no_host_reads() -> Iterator[None]:
-    """Within, nothing may be read from the device: a graph is being captured, or would be."""
-    global _host_reads
-    before, _host_reads = _host_reads, False
-    try:
-        yield
-    finally:
-        _host_reads = before
-
-
-def host_may_read() -> bool:
-    """Whether a memory may let the host look at values, to be faster by it."""
-    return _host_reads
-
-
-def detach(state: State) -> State:
-    """The same values, cut from the graph that made them."""
-    return {name: value.detach() for name, value in state.items()}
-
-
-def select(state: State, index: Tensor | slice) -> State:
-    """The batch entries `index` of a state."""
-    return {name: value[index] for name, value in state.items()}
+    def take_bf16(self) -> bool:
+        """Multiply in bfloat16 in `unroll` from now on; False: this form cannot."""
+        return False

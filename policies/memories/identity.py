@@ -30,5 +30,5 @@ class Identity(Memory):
     def forward(self, x: Tensor, state: State) -> MemoryStep:
         return MemoryStep(x, {}, {})
 
-    def unroll(self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None = None) -> Unrolled:
+    def unroll(self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None = None) -> Unrolled:  # type: ignore[override]
         return Unrolled(xs, {}, {})

@@ -8,9 +8,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from policies.memories.contract import Memory, MemoryStep, Panel, Recording, State, Unrolled, unroll
+from policies.memories.contract import Memory, MemoryStep, Panel, State, Unrolled
 from policies.memories.registry import register_memory
-from policies.memories.shared.episode_buffer import Episodes, ReplayedRecording
+from policies.memories.shared.episode_buffer import Episodes
+from policies.memories.time.recording import Recording, ReplayedRecording
+from policies.memories.time.unroll import unroll
 
 
 @register_memory("memn2n")
@@ -132,8 +134,8 @@ class MemN2N(Memory):
             attention.append(p)
         return u, torch.stack(attention, 1)
 
-    def unroll(self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None = None) -> Unrolled:
-        """As `contract.unroll`, for all steps at once: what a step reads are inputs, and does not wait for other steps.
+    def unroll(self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None = None) -> Unrolled:  # type: ignore[override]
+        """As `time.unroll`, for all steps at once: what a step reads are inputs, and does not wait for other steps.
 
         The history is read in pieces of `capacity` steps, so that cost and room grow with T and not with its square.
         Resets are masks, and the device is asked nothing.

@@ -7,11 +7,20 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from policies.memories.contract import Memory, MemoryStep, Panel, Recording, State, Unrolled
+from policies.memories.contract import FastForm, Memory, MemoryStep, Panel, State, Unrolled
 from policies.memories.registry import register_memory
-from policies.memories.shared.episode_buffer import ReplayedRecording
 from policies.memories.shared.pictures import vector_panel
 from policies.memories.time.scan import scan
+
+
+class Scanned(FastForm):
+    """Each layer as a scan over all steps."""
+
+    memory: MinGRU
+
+    def unroll(self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None) -> Unrolled:
+        outputs, hidden = self.memory.through(xs, state["hidden"], lambda a, b, h: scan(a, b, h, starts))
+        return Unrolled(outputs, {"hidden": torch.stack([layer[-1] for layer in hidden], 1)}, {})
 
 
 @register_memory("mingru")
@@ -40,6 +49,8 @@ class MinGRU(Memory):
         log_space: the candidate is g(·), which is positive, as in the paper's log-space form (appendix B.2); False: it
             is linear, as in §3.1.
     """
+
+    fast_form = Scanned
 
     def __init__(
         self,
@@ -90,15 +101,6 @@ class MinGRU(Memory):
             hidden.append(recurrence(1 - z, z * candidate, state[:, index]))
             x = x + output(hidden[-1])
         return self.norm(x), hidden
-
-    def unroll(self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None = None) -> Unrolled:
-        """As `contract.unroll`, each layer a scan."""
-        outputs, hidden = self.through(xs, state["hidden"], lambda a, b, h: scan(a, b, h, starts))
-        return Unrolled(outputs, {"hidden": torch.stack([layer[-1] for layer in hidden], 1)}, {})
-
-    def record(self, state: State, room: int) -> Recording:
-        """As `Memory.record`: steps are taken without a graph, which `unroll` makes afterwards."""
-        return ReplayedRecording(self, state)
 
     def panels(self, state: State) -> dict[str, Panel]:
         """h of each layer of the first batch entry, one block a layer."""

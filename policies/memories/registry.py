@@ -83,7 +83,7 @@ def _loaded(name: str, entry: EntryPoint) -> type[Memory]:
     return loaded
 
 
-def make_memory(name: str, *, input_size: int | tuple[int, ...], **kwargs: Any) -> Memory:
+def make_memory(name: str, *, input_size: int | tuple[int, ...], fast: bool = True, **kwargs: Any) -> Memory:
     """Build a memory by name.
 
     >>> import torch
@@ -101,6 +101,7 @@ def make_memory(name: str, *, input_size: int | tuple[int, ...], **kwargs: Any) 
     Args:
         name: one of `registered()`.
         input_size: F, the width of one input vector, or the shape `(C, L)` or `(C, H, W)` of one input grid.
+        fast: use the memory's fast form, where it has one; False: its equations alone.
         kwargs: the memory's own arguments; see its class.
     """
     cls = memory_class(name)
@@ -109,7 +110,9 @@ def make_memory(name: str, *, input_size: int | tuple[int, ...], **kwargs: Any) 
         signature.bind(input_size, **kwargs)
     except TypeError as error:
         raise TypeError(f"memory {name!r}: {error}; it takes {_arguments(signature)}") from None
-    return cls(input_size, **kwargs)  # type: ignore[call-arg]
+    memory = cls(input_size, **kwargs)  # type: ignore[call-arg]
+    memory.use_fast_form(fast)
+    return memory
 
 
 def _arguments(signature: inspect.Signature) -> str:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from policies.memories import make_memory
-from policies.memories.contract import Memory, State, Unrolled, unroll
+from policies.memories.contract import Memory, State, Unrolled
+from policies.memories.time.unroll import unroll
 
 BATCH, LENGTH = 3, 6
 

@@ -7,7 +7,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from policies.memories.contract import Unrolled, detach, select, unroll
+from policies.memories.contract import Unrolled
+from policies.memories.steps import detach, select
+from policies.memories.time.unroll import unroll
 from policies.testing.case import BATCH, LENGTH, MemoryCase, everything, expect, expect_same
 
 # What the contract says of one step

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from policies.memories.contract import Memory, State, Unrolled, select, unroll
+from policies.memories.contract import Memory, State, Unrolled
+from policies.memories.steps import select
+from policies.memories.time.unroll import unroll
 from policies.testing.case import BATCH, LENGTH, MemoryCase, everything, expect, expect_same
 
 RESETS: dict[str, list[int] | None] = {
@@ -61,7 +63,7 @@ def recorded(
 
 
 def unrolling_is_stepping(case: MemoryCase, resets: str) -> None:
-    """The memory's own `unroll` and `record`, the plain function and a hand-written loop agree, also backward."""
+    """The methods `step`, `unroll` and `record`, the function `unroll` and a hand-written loop agree, also backward."""
     memory, steps = case.build(), RESETS[resets]
     starts = None
     if steps != []:
@@ -73,6 +75,7 @@ def unrolling_is_stepping(case: MemoryCase, resets: str) -> None:
         "record with too little room": lambda xs, state: recorded(memory, xs, state, starts, steps, LENGTH - 2),
         "record with more room": lambda xs, state: recorded(memory, xs, state, starts, steps, 2 * LENGTH),
         "the function unroll": lambda xs, state: everything(unroll(memory, xs, starts, state, steps)),
+        "the method step": lambda xs, state: everything(unroll(memory, xs, starts, state, steps, step=memory.step)),
         "the method unroll": lambda xs, state: everything(memory.unroll(xs, starts, state, steps)),
     }
     results, gradients = {}, {}

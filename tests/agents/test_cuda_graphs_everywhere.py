@@ -28,7 +28,7 @@ from agents.scale.cuda_graphs.eligible import obstacle
 from agents.scale.cuda_graphs.replay import Graphs
 from envs.tensor_env import TensorEnv
 from policies.memories import built_in
-from policies.memories.contract import no_host_reads
+from policies.memories.time.host_reads import no_host_reads
 
 DNC = {"hidden_size": 8, "slots": 6, "word_size": 4, "read_heads": 1}
 MNM = {"hidden_size": 8, "key_size": 4, "value_size": 4, "memory_units": 4, "heads": 1}

@@ -18,7 +18,7 @@ from envs.mapping.environment import Mapping
 from envs.repeat_first import RepeatFirst
 from envs.tensor_env import TensorEnv
 from envs.tmaze import TMaze
-from policies.memories.contract import unroll
+from policies.memories.time.unroll import unroll
 
 
 class Parts(TensorEnv):

@@ -21,7 +21,8 @@ from agents.testing.host_env import HOST_ENV_CHECKS
 from agents.testing.learner import LEARNER_CHECKS, Counting, LearnerCase
 from envs.repeat_first import RepeatFirst
 from envs.testing import ENV_CHECKS
-from policies.memories.contract import State, Unrolled, unroll
+from policies.memories.contract import State, Unrolled
+from policies.memories.time.unroll import unroll
 from policies.testing import MEMORY_CHECKS
 
 CASES = {

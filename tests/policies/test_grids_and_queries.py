@@ -17,7 +17,8 @@ from envs.tensor_env import TensorEnv
 from policies.encoders import EmbeddingEncoder, GridEncoder, QueryEncoder
 from policies.memories import MemoryStep, register_memory, registry
 from policies.memories.contract import State
-from policies.memories.shared.readers import Queries, ReaderMemory
+from policies.memories.shared.readers import ReaderMemory
+from policies.memories.steps import Queries
 from policies.policy import MemoryActorCriticPolicy
 
 SIDE = 4

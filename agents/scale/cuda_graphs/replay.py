@@ -28,7 +28,7 @@ from agents.sb3.callback_locals import tell
 from agents.scale.cuda_graphs.buffers import Buffers, MovedError, places, scalars
 from agents.scale.cuda_graphs.capture import Capture, CudaCapture, Recorded, Twin
 from agents.scale.cuda_graphs.eligible import MOST_GRAPHS, generators, make_capturable, reason, release_generators
-from policies.memories.contract import no_host_reads
+from policies.memories.time.host_reads import no_host_reads
 
 if TYPE_CHECKING:
     from agents.learner import MemoryOnPolicyAlgorithm

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from policies.memories.contract import Memory, State, Unrolled
+from policies.memories.time.recording import Recording
 
 
 def unroll_addresses(memory: Memory, xs: Tensor, starts: Tensor | None, state: State) -> tuple[Unrolled, Tensor]:
-    """As `contract.unroll`, and the log-probability of the slots drawn at each step, `[T, B]`, with its graph."""
-    recording = Memory.record(memory, state, len(xs))
+    """As `time.unroll`, and the log-probability of the slots drawn at each step, `[T, B]`, with its graph."""
+    recording = Recording(memory, state)
     for t, x in enumerate(xs):
         recording.step(x, None if starts is None else starts[t])
     log_probs = torch.stack([step.state["log_prob"] for step in recording.steps])

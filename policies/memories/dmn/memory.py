@@ -10,11 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from policies.memories.contract import Memory, MemoryStep, Panel, Recording, State, Unrolled, unroll
+from policies.memories.contract import Memory, MemoryStep, Panel, State, Unrolled
 from policies.memories.dmn.fast_episode import AttentionGRU, attention_gru
 from policies.memories.recurrent.gru import GRU
 from policies.memories.registry import register_memory
-from policies.memories.shared.episode_buffer import Episodes, ReplayedRecording
+from policies.memories.shared.episode_buffer import Episodes
+from policies.memories.time.recording import Recording, ReplayedRecording
+from policies.memories.time.unroll import unroll
 
 
 @register_memory("dmn")
@@ -109,8 +111,8 @@ class DMN(Memory):
         result = self._ask(told.output.unsqueeze(0), told.state, x.unsqueeze(0), None, state)
         return MemoryStep(result.outputs[0], result.state, {})
 
-    def unroll(self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None = None) -> Unrolled:
-        """As `contract.unroll`: the input module by its sequence kernel, then the questions of all steps at once."""
+    def unroll(self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None = None) -> Unrolled:  # type: ignore[override]
+        """As `time.unroll`: the input module by its sequence kernel, then the questions of all steps at once."""
         if not self.fast:
             return unroll(self, xs, starts, state, resets)
         told = self.input.unroll(xs, starts, {"hidden": state["hidden"]}, resets)

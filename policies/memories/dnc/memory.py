@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from policies.memories.contract import Memory, MemoryStep, Panel, Recording, State, Unrolled, reset
+from policies.memories.contract import Memory, MemoryStep, Panel, State, Unrolled
 from policies.memories.dnc.fast_links import PlainLinks, TapedLinks
 from policies.memories.registry import register_memory
 from policies.memories.shared.addressing import (
@@ -24,6 +24,8 @@ from policies.memories.shared.addressing import (
     write_allocations,
 )
 from policies.memories.shared.pictures import vector_panel
+from policies.memories.steps import reset
+from policies.memories.time.recording import Recording
 from policies.memories.time.shared_linear import SharedLinear
 
 Layer = Callable[[Tensor, Tensor], Tensor]
@@ -139,8 +141,8 @@ class DNC(Memory):
         output = self.output_of(following["hidden"].flatten(1), following["read_vectors"].flatten(1))
         return MemoryStep(output, {**following, "linkage": links.final()}, {})
 
-    def unroll(self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None = None) -> Unrolled:
-        """As `contract.unroll`; what does not wait for the last step is done for all steps at once."""
+    def unroll(self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None = None) -> Unrolled:  # type: ignore[override]
+        """As `time.unroll`; what does not wait for the last step is done for all steps at once."""
         if not self.fast:
             return super().unroll(xs, starts, state, resets)
         sequence = DNCRecording(self, state, len(xs))
@@ -293,7 +295,7 @@ class DNCRecording(Recording):
         self.hidden.append(self.state["hidden"].flatten(1))
         self.read_vectors.append(self.state["read_vectors"].flatten(1))
 
-    def step(self, x: Tensor, starts: Tensor | None) -> MemoryStep:
+    def step(self, x: Tensor, starts: Tensor | None) -> MemoryStep:  # type: ignore[override]
         self.take(self.dnc.gates_of(x), starts)
         with torch.no_grad():
             output = self.dnc.output_of(self.hidden[-1], self.read_vectors[-1])

@@ -14,14 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from policies.memories.contract import MemoryStep, Panel, State, Unrolled, reset
+from policies.memories.contract import MemoryStep, Panel, State, Unrolled
 from policies.memories.kanerva.encoder import DeepLinear, ImageEncoder, split_time
 from policies.memories.kanerva.likelihood import Likelihood
 from policies.memories.kanerva.panels import COLOURS, memory_panels
 from policies.memories.kanerva.parts import Gaussian, ImageDecoder, LearnedPrior, as_gaussian, image_shape
 from policies.memories.kanerva.places import block_places, cell_weights, inner_room
 from policies.memories.shared.noise import fingerprint, gaussian, next_seed
-from policies.memories.shared.readers import Queries, ReaderMemory, Shape
+from policies.memories.shared.readers import ReaderMemory, Shape
+from policies.memories.steps import Queries, reset
 
 KEYS, LATENT, POSTERIOR, ASKED_KEYS, ASKED_LATENT = range(5)
 """Streams of noise."""
@@ -169,7 +170,7 @@ class BlockKanerva(ReaderMemory):
         resets: Sequence[int] | None = None,
         queries: Queries | None = None,
     ) -> Unrolled:
-        """As `contract.unroll`; all that does not pass through the controller is done for all steps together."""
+        """As `time.unroll`; all that does not pass through the controller is done for all steps together."""
         if not self.fast:
             return super().unroll(xs, starts, state, resets, queries)
         return self.run(xs, starts, state, range(len(xs)) if resets is None else resets, queries)
@@ -177,7 +178,7 @@ class BlockKanerva(ReaderMemory):
     def run(
         self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int], queries: Queries | None
     ) -> Unrolled:
-        """T steps; arguments as in `contract.unroll`."""
+        """T steps; arguments as in `time.unroll`."""
         length, batch_size = xs.shape[:2]
         flat = xs.flatten(0, 1)
         seen = xs if self.encoder is None else split_time(_encode(self.encoder, flat), length, batch_size)

@@ -14,7 +14,7 @@ from torch import Tensor
 from policies.memories.contract import State, Unrolled
 from policies.memories.kanerva.encoder import Encoder, split_time
 from policies.memories.shared.noise import fingerprint, next_seed
-from policies.memories.shared.readers import Queries
+from policies.memories.steps import Queries
 
 
 class Parts(Protocol):
@@ -74,7 +74,7 @@ class Sources(NamedTuple):
 
 
 def unroll_at_once(memory: Parts, xs: Tensor, starts: Tensor | None, state: State, queries: Queries | None) -> Unrolled:
-    """As `policies.memories.contract.unroll`; `starts` may be true anywhere."""
+    """As `time.unroll`; `starts` may be true anywhere."""
     length, batch_size = xs.shape[:2]
     written = split_time(memory.writes(xs.flatten(0, 1)), length, batch_size)
     sources = Sources.of(written > 0, starts)

@@ -11,7 +11,8 @@ from policies.memories.contract import MemoryStep, Panel, State, Unrolled
 from policies.memories.kanerva.blocks import BlockKanerva
 from policies.memories.kanerva.pooled import PooledKanerva
 from policies.memories.registry import register_memory
-from policies.memories.shared.readers import Queries, ReaderMemory, Shape
+from policies.memories.shared.readers import ReaderMemory, Shape
+from policies.memories.steps import Queries
 
 
 @register_memory("kanerva++")

@@ -8,14 +8,16 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from policies.memories.contract import MemoryStep, Panel, State, Unrolled, unroll
+from policies.memories.contract import MemoryStep, Panel, State, Unrolled
 from policies.memories.kanerva.encoder import DeepLinear, DenseEncoder, Encoder, ImageEncoder
 from policies.memories.kanerva.fast_sequence import unroll_at_once
 from policies.memories.kanerva.likelihood import Likelihood
 from policies.memories.kanerva.panels import COLOURS, memory_panels
 from policies.memories.kanerva.parts import ImageDecoder, Kanerva, as_gaussian, image_shape
 from policies.memories.shared.noise import fingerprint, gaussian, next_seed
-from policies.memories.shared.readers import Queries, ReaderMemory, Shape
+from policies.memories.shared.readers import ReaderMemory, Shape
+from policies.memories.steps import Queries
+from policies.memories.time.unroll import unroll
 
 KEYS, ASKED_KEYS, LATENT, POSTERIOR = range(4)
 """Streams of noise."""
@@ -142,7 +144,7 @@ class PooledKanerva(ReaderMemory):
         resets: Sequence[int] | None = None,
         queries: Queries | None = None,
     ) -> Unrolled:
-        """As `contract.unroll`, all steps at once."""
+        """As `time.unroll`, all steps at once."""
         if not self.fast:
             return unroll(self, xs, starts, state, resets, queries)
         return unroll_at_once(self, xs, None if resets is not None and not resets else starts, state, queries)

@@ -1,51 +1,85 @@
-"""The fast form of MNM-p: steps while acting, and sequences.
+"""The fast forms of MNM: steps of both write rules with hand-written derivatives, and sequences of MNM-p.
 
-By C loops (`fast_taped.py`) on a CPU where there is a compiler, else by torch's operations (`fast_sequence.py`).
+These by C loops (`fast_taped.py`) on a CPU where there is a compiler, else by torch's operations (`fast_sequence.py`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from policies.memories.contract import MemoryStep, Recording, State, Unrolled, join, reset
+from policies.memories.contract import FastForm, MemoryStep, State, Unrolled
 from policies.memories.mnm import fast_native, fast_sequence
 from policies.memories.mnm.fast_sequence import LocalSequence, Parts, SlowWeights
+from policies.memories.mnm.fast_step import GradientStep, LocalStep
 from policies.memories.mnm.fast_taped import NativeSequence, NativeTape
+from policies.memories.steps import join, reset
+from policies.memories.time.recording import Recording
+from policies.memories.time.unroll import unroll_segments
 
 Tape = fast_sequence.Tape | NativeTape
 
 
-class FastMNMp:
-    """See above. Symbols as in `memory.py`.
+class FastMNMg(FastForm):
+    """A step at a time, whose derivative is written by hand and keeps little."""
 
-    Args:
-        memory: an `MNMp` without a recall delay.
-    """
+    memory: Any
 
-    def __init__(self, memory: Any) -> None:
-        self.memory = memory
+    def step(self, x: Tensor, state: State) -> MemoryStep:
+        step: MemoryStep = self.memory.advance(x, state, self.write_then_read)
+        return step
 
-    def step(self, x: Tensor, state: State) -> MemoryStep | None:
-        """As the memory's `forward`, without a graph; None where that is the faster."""
+    def write_then_read(
+        self, weights: list[Tensor], keys: Tensor, values: Tensor, steps: Tensor
+    ) -> tuple[list[Tensor], Tensor]:
+        """As the memory's own."""
+        recalled, *updated = GradientStep.apply(  # type: ignore[no-untyped-call]
+            keys, values, steps.expand(-1, len(weights)), self.memory.squash_output, *weights
+        )
+        return updated, recalled
+
+    def record(self, state: State, room: int) -> Recording:
+        return Recording(self.memory, state)
+
+
+class FastMNMp(FastMNMg):
+    """Also sequences; these know no recall delay. Symbols as in `memory.py`."""
+
+    def fits(self, length: int, resets: Sequence[int] | None, grad: bool) -> bool:
+        few = resets is not None and len(resets) <= max(1, length // 4)
+        return few and not self.memory.recall_delay
+
+    def write_then_read(
+        self, weights: list[Tensor], keys: Tensor, values: Tensor, steps: Tensor
+    ) -> tuple[list[Tensor], Tensor]:
+        recalled, *updated = LocalStep.apply(  # type: ignore[no-untyped-call]
+            keys, self.memory.feedback(values), steps.expand(-1, len(weights)), self.memory.squash_output, *weights
+        )
+        return updated, recalled
+
+    def step(self, x: Tensor, state: State) -> MemoryStep:
+        if torch.is_grad_enabled() or self.memory.recall_delay:
+            return super().step(x, state)
         memory, (start, weights) = self.memory, self._parts(state)
-        if not fast_native.usable(weights, memory.heads):
-            return None
         slow = self.slow_weights()
-        if not fast_native.worth_packing(slow, len(x)):
-            return None
+        if not (fast_native.usable(weights, memory.heads) and fast_native.worth_packing(slow, len(x))):
+            return super().step(x, state)
         after, cell, errors, weights = fast_native.step(
             self._shape(), slow, memory.step_divisors, start, weights, self.gates_of(x)
         )
         following = self.state_of((after[:, : memory.hidden_size], cell, after[:, memory.hidden_size :]), weights)
         return MemoryStep(memory.output(after), following, {"meta": errors / memory.meta_divisor})
 
+    def unroll(self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None) -> Unrolled:
+        return unroll_segments(self.memory, self.run, xs, starts, state, resets or ())
+
     def record(self, state: State, room: int) -> Recording:
-        """As `Memory.record`."""
-        return TapedRecording(self, state, room)
+        """On tapes, where resets are not too near to one another."""
+        return TapedRecording(self, state, room) if room >= 4 else super().record(state, room)
 
     def run(self, xs: Tensor, state: State, tape: Tape | None = None) -> Unrolled:
         """A sequence without a reset; `tape` where its steps were already taken."""
@@ -115,7 +149,7 @@ class TapedRecording(Recording):
         self.resets: list[Tensor | None] = []
         """For each tape, who was reset before it."""
 
-    def step(self, x: Tensor, starts: Tensor | None) -> MemoryStep:
+    def step(self, x: Tensor, starts: Tensor | None) -> MemoryStep:  # type: ignore[override]
         form = self.form
         if starts is not None:
             self.state = reset(self.state, starts, form.memory.initial_state(len(starts)))

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from policies.memories.contract import (
-    Memory,
-    MemoryStep,
-    Panel,
-    Recording,
-    State,
-    Unrolled,
-    unroll,
-    unroll_segments,
-)
-from policies.memories.mnm.fast import FastMNMp
-from policies.memories.mnm.fast_step import GradientStep, LocalStep
+from policies.memories.contract import Memory, MemoryStep, Panel, State
+from policies.memories.mnm.fast import FastMNMg, FastMNMp
 from policies.memories.mnm.rules import activations, write_gradient, write_local
 from policies.memories.registry import register_memory
 from policies.memories.shared.pictures import vector_panel
+
+WriteThenRead = Callable[[list[Tensor], Tensor, Tensor, Tensor], tuple[list[Tensor], Tensor]]
 
 
 class MNM(Memory):
@@ -58,7 +50,6 @@ class MNM(Memory):
         recall_decay: λ_τ = recall_decay^τ is the weight of what was written τ steps ago; above 0, at most 1. The paper
             names an exponential decay, but no number.
         memory_seed: of φ_0, which is random, the same at the start of every episode, saved but never trained (§3.5).
-        fast: compute a step by hand-written kernels; False: by plain operations, which give the same.
     """
 
     local_update: ClassVar[bool]
@@ -80,7 +71,6 @@ class MNM(Memory):
         recall_delay: int = 0,
         recall_decay: float = 1.0,
         memory_seed: int = 0,
-        fast: bool = True,
     ) -> None:
         super().__init__()
         if rate not in ("single", "per-layer"):
@@ -100,7 +90,6 @@ class MNM(Memory):
         self.squash_output = output_activation == "tanh"
         self.recall_delay = recall_delay
         self.recall_decay = recall_decay
-        self.fast = fast
         self.layer_sizes = [memory_units] * (memory_layers - 1) + [value_size]
 
         self.controller = nn.LSTMCell(input_size + value_size, hidden_size)
@@ -147,6 +136,10 @@ class MNM(Memory):
         return [self.get_buffer(f"initial_weights_{index}") for index in range(1, len(self.layer_sizes) + 1)]
 
     def forward(self, x: Tensor, state: State) -> MemoryStep:
+        return self.advance(x, state, self.write_then_read)
+
+    def advance(self, x: Tensor, state: State, write_then_read: WriteThenRead) -> MemoryStep:
+        """One step, with a `write_then_read` of this memory or a faster one."""
         weights = [state[f"weights_{index}"] for index in range(1, len(self.layer_sizes) + 1)]
         inputs = torch.cat([x, state["read_value"]], 1)
         hidden, cell = self.controller(inputs, (state["hidden"], state["cell"]))
@@ -155,7 +148,7 @@ class MNM(Memory):
         steps = self.rate(rate).sigmoid() / self.step_divisors  # β = sigmoid(W_β β' + b_β)
 
         asked = torch.cat([keys, state["write_keys"].flatten(1, 2)], 1) if self.recall_delay else keys
-        weights, recalled = self.write_then_read(weights, asked, values, steps)
+        weights, recalled = write_then_read(weights, asked, values, steps)
         read_value = recalled[:, : self.heads].mean(1)  # v^r
         errors = (recalled[:, self.heads : 2 * self.heads] - values).square().sum((1, 2))  # eq. (5), τ = 0
         if self.recall_delay:
@@ -244,42 +237,12 @@ class MNMp(MNM):
     """
 
     local_update = True
-
-    @property
-    def fast_form(self) -> FastMNMp | None:
-        """What takes steps and sequences in place of the equations."""
-        return FastMNMp(self) if self.fast and not self.recall_delay else None
-
-    def forward(self, x: Tensor, state: State) -> MemoryStep:
-        form = self.fast_form
-        taken = None if form is None or torch.is_grad_enabled() else form.step(x, state)
-        return super().forward(x, state) if taken is None else taken
-
-    def unroll(self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None = None) -> Unrolled:
-        """As `contract.unroll`; by the fast form between resets, where the host knows them and they are few."""
-        form = self.fast_form
-        if starts is None:
-            starts, resets = xs.new_zeros(xs.shape[:2], dtype=torch.bool), ()
-        if form is None or resets is None or len(resets) > max(1, len(xs) // 4):
-            return unroll(self, xs, starts, state, resets)
-        return unroll_segments(self, form.run, xs, starts, state, resets)
-
-    def record(self, state: State, room: int) -> Recording:
-        """As `Memory.record`, on tapes where resets are not too near to one another."""
-        form = self.fast_form
-        return super().record(state, room) if form is None or room < 4 else form.record(state, room)
+    fast_form = FastMNMp
 
     def write_then_read(
         self, weights: list[Tensor], keys: Tensor, values: Tensor, steps: Tensor
     ) -> tuple[list[Tensor], Tensor]:
-        expected = self.feedback(values)
-        steps = steps.expand(-1, len(weights))
-        if self.fast:
-            recalled, *updated = LocalStep.apply(  # type: ignore[no-untyped-call]
-                keys, expected, steps, self.squash_output, *weights
-            )
-            return updated, recalled
-        layers = expected.split(self.layer_sizes, 2)
+        layers, steps = self.feedback(values).split(self.layer_sizes, 2), steps.expand(-1, len(weights))
         updated = write_local(weights, keys[:, self.heads : 2 * self.heads], layers, steps, self.squash_output)
         return updated, activations(updated, keys, self.squash_output)[-1]
 
@@ -292,15 +255,11 @@ class MNMg(MNM):
     """
 
     local_update = False
+    fast_form = FastMNMg
 
     def write_then_read(
         self, weights: list[Tensor], keys: Tensor, values: Tensor, steps: Tensor
     ) -> tuple[list[Tensor], Tensor]:
         steps = steps.expand(-1, len(weights))
-        if self.fast:
-            recalled, *updated = GradientStep.apply(  # type: ignore[no-untyped-call]
-                keys, values, steps, self.squash_output, *weights
-            )
-            return updated, recalled
         updated = write_gradient(weights, keys[:, self.heads : 2 * self.heads], values, steps, self.squash_output)
         return updated, activations(updated, keys, self.squash_output)[-1]

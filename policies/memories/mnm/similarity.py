@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from policies.memories.contract import Panel, State, reset, select
+from policies.memories.contract import Panel, State
 from policies.memories.mnm.memory import MNM
+from policies.memories.steps import reset, select
 
 
 @torch.no_grad()
@@ -29,7 +30,7 @@ def similarity(memory: MNM, xs: Tensor, starts: Tensor | None, state: State) -> 
     Args:
         memory: MNM-p or MNM-g.
         xs: inputs, `[T, B, F]`; only the first batch entry is looked at.
-        starts: as in `contract.unroll`, `[T, B]`; None: nothing starts here.
+        starts: as in `time.unroll`, `[T, B]`; None: nothing starts here.
         state: the state before the first step.
 
     Returns:

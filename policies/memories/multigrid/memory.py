@@ -9,12 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from policies.memories.contract import MemoryStep, Panel, State, Unrolled, unroll
+from policies.memories.contract import MemoryStep, Panel, State, Unrolled
 from policies.memories.multigrid.fast_native import channels_inside, usable
 from policies.memories.multigrid.layers import Channels, ConvGrid, Grid, LSTMGrid, Pyramid, Span, Stack
 from policies.memories.multigrid.presets import Plan, Residuals
 from policies.memories.registry import register_memory
-from policies.memories.shared.readers import Queries, ReaderMemory
+from policies.memories.shared.readers import ReaderMemory
+from policies.memories.steps import Queries
+from policies.memories.time.unroll import unroll
 
 
 @register_memory("multigrid")
@@ -203,7 +205,7 @@ class Multigrid(ReaderMemory):
         resets: Sequence[int] | None = None,
         queries: Queries | None = None,
     ) -> Unrolled:
-        """As `contract.unroll`; layer after layer over all steps, and readers once, over `T * B` rows."""
+        """As `time.unroll`; layer after layer over all steps, and readers once, over `T * B` rows."""
         if not self.fast:
             return unroll(self, xs, starts, state, resets, queries)
         may_start = range(len(xs)) if resets is None else resets

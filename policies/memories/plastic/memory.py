@@ -8,10 +8,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from policies.memories.contract import Memory, MemoryStep, Panel, Recording, State, Unrolled, unroll
+from policies.memories.contract import Memory, MemoryStep, Panel, State, Unrolled
 from policies.memories.plastic.fast_sequence import PlasticSequence, Tape, advance, plastic_input
 from policies.memories.registry import register_memory
 from policies.memories.shared.pictures import vector_panel
+from policies.memories.time.recording import Recording
+from policies.memories.time.unroll import unroll
 
 
 class PlasticNetwork(Memory):
@@ -88,8 +90,8 @@ class PlasticNetwork(Memory):
         """The next trace, `[B, n, n]`, from activities `before` and `after` the connection, `[B, n]` each."""
         return advance(hebb, before, after, self.eta, self.rule, self.clip)
 
-    def unroll(self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None = None) -> Unrolled:
-        """As `contract.unroll`, by `plastic_sequence`; resets may be anywhere."""
+    def unroll(self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None = None) -> Unrolled:  # type: ignore[override]
+        """As `time.unroll`, by `plastic_sequence`; resets may be anywhere."""
         if not (self.fast and torch.is_grad_enabled()):
             return unroll(self, xs, starts, state, resets)
         tape = self.tape(state)
@@ -142,7 +144,7 @@ class TapedRecording(Recording):
         self.network, self.first, self.tape = memory, state, memory.tape(state)
         self.xs: list[Tensor] = []
 
-    def step(self, x: Tensor, starts: Tensor | None) -> MemoryStep:
+    def step(self, x: Tensor, starts: Tensor | None) -> MemoryStep:  # type: ignore[override]
         self.xs.append(x)
         with torch.no_grad():
             hidden = self.tape.step(self.network.input(x), starts)

@@ -9,23 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from policies.memories.contract import (
-    Memory,
-    MemoryStep,
-    Panel,
-    Recording,
-    State,
-    Unrolled,
-    host_may_read,
-    reset,
-    select,
-    unroll,
-    unroll_segments,
-)
+from policies.memories.contract import Memory, MemoryStep, Panel, State, Unrolled
 from policies.memories.recurrent import fast_native as recurrent_native
 from policies.memories.recurrent.fast_gradient import RecurrentSequence
 from policies.memories.recurrent.fast_sequence import Tape
 from policies.memories.shared.pictures import vector_panel
+from policies.memories.steps import reset, select
+from policies.memories.time.host_reads import host_may_read
+from policies.memories.time.recording import Recording
+from policies.memories.time.unroll import unroll, unroll_segments
 
 
 class TorchRecurrent(Memory):
@@ -83,8 +75,8 @@ class TorchRecurrent(Memory):
         stacked = (torch.stack(parts, dim) for parts in zip(*layers, strict=True))
         return dict(zip(self.state_names, stacked, strict=True))
 
-    def unroll(self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None = None) -> Unrolled:
-        """As `contract.unroll`, by torch's sequence kernel or, on a CPU, by hand, whichever is the faster.
+    def unroll(self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None = None) -> Unrolled:  # type: ignore[override]
+        """As `time.unroll`, by torch's sequence kernel or, on a CPU, by hand, whichever is the faster.
 
         On a CPU: an LSTM by the kernel of oneDNN, cut at a few resets that the host knows of; a GRU, for which torch
         has no such kernel, and an LSTM with more resets by `recurrent_sequence`, which takes resets anywhere. With few
@@ -189,7 +181,7 @@ class TapedRecording(Recording):
         self.tapes = [memory.tape(self.first[index], parameters, room) for index, parameters in self.layers]
         self.xs: list[Tensor] = []
 
-    def step(self, x: Tensor, starts: Tensor | None) -> MemoryStep:
+    def step(self, x: Tensor, starts: Tensor | None) -> MemoryStep:  # type: ignore[override]
         self.xs.append(x)
         x = x.detach()
         taken = []

@@ -8,10 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from policies.memories.contract import Memory, MemoryStep, Panel, Recording, State, Unrolled, join, unroll
+from policies.memories.contract import Memory, MemoryStep, Panel, State, Unrolled
 from policies.memories.registry import register_memory
 from policies.memories.salu.fast_sequence import TableSequence, Tape, attend, parts
 from policies.memories.shared.pictures import vector_panel
+from policies.memories.steps import join
+from policies.memories.time.recording import Recording
+from policies.memories.time.unroll import unroll
 
 ROOM = 32
 """Steps for which a recording makes room at once, at least."""
@@ -102,8 +105,8 @@ class SALU(Memory):
         """Which steps of the table are of this episode, bool `[B, capacity]`."""
         return self.get_buffer("rows") >= (self.capacity - count).unsqueeze(1)
 
-    def unroll(self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None = None) -> Unrolled:
-        """As `contract.unroll`, by `salu_sequence`; resets may be anywhere."""
+    def unroll(self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None = None) -> Unrolled:  # type: ignore[override]
+        """As `time.unroll`, by `salu_sequence`; resets may be anywhere."""
         if not self.fast:
             return unroll(self, xs, starts, state, resets)
         tape = self.tape(state, len(xs))
@@ -163,7 +166,7 @@ class TapedRecording(Recording):
         self.xs: list[Tensor] = []
         self.tapes = [memory.tape(state, room)]
 
-    def step(self, x: Tensor, starts: Tensor | None) -> MemoryStep:
+    def step(self, x: Tensor, starts: Tensor | None) -> MemoryStep:  # type: ignore[override]
         salu = self.salu
         with torch.no_grad():
             if self.tapes[-1].count == self.room:

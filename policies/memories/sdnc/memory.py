@@ -8,11 +8,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from policies.memories.contract import Memory, MemoryStep, Panel, Recording, State, Unrolled, reset, unroll
+from policies.memories.contract import Memory, MemoryStep, Panel, State, Unrolled
 from policies.memories.registry import register_memory
 from policies.memories.sdnc.sparse import NONE, Links, Rows, own, whole_weights
 from policies.memories.shared.addressing import content_weights, inverse_norms, oneplus
 from policies.memories.shared.pictures import vector_panel
+from policies.memories.steps import reset
+from policies.memories.time.recording import Recording
+from policies.memories.time.unroll import unroll
 
 SMALL = ("hidden", "cell", "read_vectors", "read_weights", "read_slots", "write_weights", "write_slots", "time")
 """State that a step makes anew; the rest is `Rows`, `Links` and `last_access`."""
@@ -142,8 +145,8 @@ class SDNC(Memory):
         work = Workspace(self, state)
         return MemoryStep(self.output(work.step(x)), work.release(), {})
 
-    def unroll(self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None = None) -> Unrolled:
-        """As `contract.unroll`, in one working copy."""
+    def unroll(self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None = None) -> Unrolled:  # type: ignore[override]
+        """As `time.unroll`, in one working copy."""
         if not self.fast:
             return unroll(self, xs, starts, state, resets)
         reset_at = frozenset(range(len(xs)) if resets is None else resets)
@@ -313,7 +316,7 @@ class Workspace:
         self.last_access.scatter_(1, slots, latest)
 
     def reset(self, starts: Tensor) -> None:
-        """As `contract.reset`."""
+        """As `steps.reset`."""
         initial = self.sdnc.initial_state(len(starts))
         self.small = reset(self.small, starts, initial)
         self.rows.reset(starts, initial["memory"], initial["inverse_norm"])
@@ -337,7 +340,7 @@ class SparseRecording(Recording):
         self.sdnc, self.work = memory, Workspace(memory, state)
         self.found: list[Tensor] = []
 
-    def step(self, x: Tensor, starts: Tensor | None) -> MemoryStep:
+    def step(self, x: Tensor, starts: Tensor | None) -> MemoryStep:  # type: ignore[override]
         if starts is not None:
             self.work.reset(starts)
         self.found.append(self.work.step(x))

@@ -103,7 +103,7 @@ class Rows:
         return cosines.topk(count).indices
 
     def reset(self, starts: Tensor, memory: Tensor, inverse_norm: Tensor) -> None:
-        """As `contract.reset`, in place, with the initial `[B, N, W]` and `[B, N]`."""
+        """As `steps.reset`, in place, with the initial `[B, N, W]` and `[B, N]`."""
         self.memory = ResetRows.apply(self.memory, starts, memory)  # type: ignore[no-untyped-call]
         torch.where(starts[:, None], inverse_norm, self.inverse_norm, out=self.inverse_norm)
 
@@ -291,7 +291,7 @@ class Links:
         )  # less than 0 by rounding: (11) where all is written anew
 
     def reset(self, starts: Tensor, initial: Sequence[Tensor]) -> None:
-        """As `contract.reset`; `initial` in the order of `NAMES`."""
+        """As `steps.reset`; `initial` in the order of `NAMES`."""
         for name, first in zip(self.NAMES, initial, strict=True):
             value = getattr(self, name)
             torch.where(starts.view(-1, *[1] * (value.dim() - 1)), first, value, out=value)

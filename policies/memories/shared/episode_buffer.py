@@ -1,4 +1,4 @@
-"""What memories share whose state is a buffer of the last inputs: which of them belong to the episode, and replaying.
+"""For memories whose state is a buffer of the last inputs: which of them belong to the episode.
 
 A sequence of T steps after a buffer of `capacity` rows is one history of `capacity + T` rows, the oldest first: row `r`
 is what came at step `r - capacity`, and negative steps are those before the sequence.
@@ -10,8 +10,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-from policies.memories.contract import Memory, MemoryStep, Recording, State, Unrolled, reset
 
 
 class Episodes(NamedTuple):
@@ -50,32 +48,3 @@ class Episodes(NamedTuple):
         step = torch.arange(-capacity, 0, device=history.device) + len(history) - capacity
         ours = (step.unsqueeze(1) >= self.begin).view(*last.shape[:2], *[1] * (last.dim() - 2))
         return torch.where(ours, last, torch.zeros_like(last)).transpose(0, 1)
-
-
-class ReplayedRecording(Recording):
-    """The steps are taken without a graph, which one `unroll` of the memory over all of them makes afterwards.
-
-    For memories whose `unroll` takes all steps at once, which costs less than the graphs of single steps.
-    """
-
-    def __init__(self, memory: Memory, state: State) -> None:
-        super().__init__(memory, state)
-        self.first = state
-        self.xs: list[Tensor] = []
-        self.starts: list[Tensor | None] = []
-
-    @torch.no_grad()
-    def step(self, x: Tensor, starts: Tensor | None) -> MemoryStep:
-        self.xs.append(x)
-        self.starts.append(starts)
-        if starts is not None:
-            self.state = reset(self.state, starts, self.memory.initial_state(len(starts)))
-        step: MemoryStep = self.memory(x.detach(), self.state)
-        self.state = step.state
-        return step
-
-    def unrolled(self) -> Unrolled:
-        resets = [t for t, starts in enumerate(self.starts) if starts is not None]
-        none = torch.zeros(len(self.xs[0]), dtype=torch.bool, device=self.xs[0].device)
-        starts = torch.stack([none if starts is None else starts for starts in self.starts]) if resets else None
-        return self.memory.unroll(torch.stack(self.xs), starts, self.first, resets)

@@ -28,8 +28,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from policies.memories.contract import Memory, MemoryStep, Recording, State, Unrolled, join
+from policies.memories.contract import Memory
+from policies.memories.steps import MemoryStep, Queries, State, Unrolled, join
 from policies.memories.time.measure import kept
+from policies.memories.time.recording import Recording, stacked
 
 AUTO_BYTES = 2**30
 """Most that a whole sequence may keep on a CPU before it is cut into segments, where nobody says how: 1 GiB."""
@@ -52,14 +54,14 @@ def unroll_by_segments(
     starts: Tensor | None,
     state: State,
     resets: Sequence[int] | None = None,
-    queries: Mapping[str, Tensor] | None = None,
+    queries: Queries | None = None,
     *,
     segment: int,
 ) -> Unrolled:
     """As `memory.unroll`, segment by segment; the last one keeps its graph, as it is needed at once.
 
     Args:
-        memory, xs, starts, state, resets, queries: as in `contract.unroll`.
+        memory, xs, starts, state, resets, queries: as in `time.unroll`.
         segment: steps of each segment, at least 1; the last may be shorter.
 
     Raises:
@@ -94,6 +96,8 @@ class SegmentedRecording(Recording):
         segment: steps of each segment, at least 1.
     """
 
+    memory: Memory
+
     def __init__(self, memory: Memory, state: State, room: int, segment: int) -> None:
         if segment < 1:
             raise ValueError(f"a segment has {segment} steps; it must have at least 1")
@@ -102,19 +106,17 @@ class SegmentedRecording(Recording):
         self.inner: Recording | None = None
         self.begun = state
         """The state before the segment under way."""
-        self.inputs: list[tuple[Tensor, Tensor | None, Mapping[str, Tensor] | None]] = []
+        self.inputs: list[tuple[Any, ...]] = []
         """Input, starts and questions of each step of it."""
         self.spans: list[tuple[_Span, list[Tensor], Unrolled]] = []
         """Of each segment done: inputs and questions, and what came out."""
 
-    def step(self, x: Tensor, starts: Tensor | None, queries: Mapping[str, Tensor] | None = None) -> MemoryStep:
-        """As `Recording.step`; with questions where the memory has readers."""
+    def step(self, x: Tensor, starts: Tensor | None, *queries: Queries) -> MemoryStep:
         with torch.no_grad():
             if self.inner is None:
                 self.inner = self.memory.record(self.begun, self.room)
-            asked = () if queries is None else (queries,)
-            step: MemoryStep = self.inner.step(x.detach(), starts, *asked)
-        self.inputs.append((x, starts, queries))
+            step = self.inner.step(x.detach(), starts, *queries)
+        self.inputs.append((x, starts, *queries))
         self.state = step.state
         if len(self.inputs) == self.segment:
             self._close()
@@ -123,19 +125,13 @@ class SegmentedRecording(Recording):
     def _close(self) -> None:
         """The segment under way is done."""
         assert self.inner is not None
-        xs, starts, queries = zip(*self.inputs, strict=True)
-        resets = [t for t, start in enumerate(starts) if start is not None]
-        fresh = None
-        if resets:
-            nobody = torch.zeros_like(starts[resets[0]])
-            fresh = torch.stack([nobody if start is None else start for start in starts])
-        names = () if queries[0] is None else (*queries[0],)
-        span = _Span(self.memory, fresh, resets, self.begun, names)
+        xs, starts, resets, queries = stacked(self.inputs)
+        asked = queries or {}
+        span = _Span(self.memory, starts, resets, self.begun, (*asked,))
         with torch.no_grad():
             values = self.inner.unrolled()
         values = values._replace(state=_on_their_own(values.state))
-        questions = [torch.stack([query[name] for query in queries]) for name in names]
-        self.spans.append((span, [torch.stack(xs), *questions], values))
+        self.spans.append((span, [xs, *asked.values()], values))
         self.inner, self.inputs, self.begun = None, [], values.state
 
     def unrolled(self) -> Unrolled:

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from policies.memories import make_memory
-from policies.memories.contract import State, Unrolled, unroll
+from policies.memories.contract import State, Unrolled
 from policies.memories.sdnc.memory import SDNC
 from policies.memories.shared.addressing import inverse_norms
+from policies.memories.time.unroll import unroll
 
 FEATURES, BATCH, LENGTH = 3, 2, 7
 SIZES = {"hidden_size": 6, "output_size": 4, "slots": 8, "word_size": 3, "read_heads": 2}

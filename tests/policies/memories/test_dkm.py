@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 from policies.memories import make_memory
-from policies.memories.contract import State, unroll
+from policies.memories.contract import State
 from policies.memories.dkm import DKM, write
 from policies.memories.shared.noise import fingerprint, gaussian, next_seed
+from policies.memories.time.unroll import unroll
 
 FEATURES, BATCH, LENGTH, K, C = 3, 2, 4, 4, 5
 

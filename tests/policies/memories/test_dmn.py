@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from policies.memories import make_memory
-from policies.memories.contract import State, unroll
+from policies.memories.contract import State
 from policies.memories.dmn.fast_episode import AttentionGRU, attention_gru
 from policies.memories.dmn.memory import DMN
+from policies.memories.time.unroll import unroll
 
 FEATURES, BATCH, LENGTH = 3, 2, 8
 SIZES = {"hidden_size": 5, "capacity": 4, "passes": 2}

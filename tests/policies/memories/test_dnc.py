@@ -9,7 +9,6 @@ import torch
 from dnc_loops import BATCH, FEATURES, LENGTH, assert_same_with_gradients, build, random_state, reference
 
 from policies.memories import make_memory
-from policies.memories.contract import unroll
 from policies.memories.dnc.fast_links import PlainLinks
 from policies.memories.shared.addressing import (
     allocation_weights,
@@ -21,6 +20,7 @@ from policies.memories.shared.addressing import (
     oneplus,
     write_allocations,
 )
+from policies.memories.time.unroll import unroll
 
 
 @pytest.mark.parametrize("way", ["sequence", "plain step"])

@@ -14,11 +14,12 @@ from torch.distributions import Normal, kl_divergence
 from torch.nn import functional as F
 
 from policies.memories import make_memory
-from policies.memories.contract import State, unroll
+from policies.memories.contract import State
 from policies.memories.kanerva.encoder import DenseEncoder
 from policies.memories.kanerva.memory import KanervaMemory
 from policies.memories.kanerva.pooled import PooledKanerva, pooled
 from policies.memories.shared.noise import fingerprint, gaussian, next_seed
+from policies.memories.time.unroll import unroll
 from policies.testing import MEMORY_CHECKS, MemoryCase
 
 FEATURES, BATCH, LENGTH = 5, 2, 5

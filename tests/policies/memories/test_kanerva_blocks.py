@@ -12,12 +12,13 @@ from torch.distributions import Normal, kl_divergence
 from torch.nn import functional as F
 
 from policies.memories import make_memory
-from policies.memories.contract import State, unroll
+from policies.memories.contract import State
 from policies.memories.kanerva.blocks import BlockKanerva
 from policies.memories.kanerva.encoder import DeepLinear
 from policies.memories.kanerva.memory import KanervaMemory
 from policies.memories.kanerva.places import block_places, cell_weights, inner_room
 from policies.memories.shared.noise import fingerprint, gaussian, next_seed
+from policies.memories.time.unroll import unroll
 
 FEATURES, BATCH, LENGTH = 5, 2, 5
 H, R, L, C, S, CROP, K = 6, 4, 3, 2, 9, 4, 2

@@ -8,8 +8,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from policies.memories import make_memory
-from policies.memories.contract import unroll
 from policies.memories.recurrent.memory import TorchRecurrent
+from policies.memories.time.unroll import unroll
 
 LENGTH, BATCH, FEATURES, HIDDEN = 7, 3, 4, 5
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from policies.memories import make_memory
-from policies.memories.contract import State, Unrolled, unroll
+from policies.memories.contract import State, Unrolled
 from policies.memories.memn2n import MemN2N
+from policies.memories.time.unroll import unroll
 
 FEATURES, BATCH, LENGTH = 3, 2, 9
 SIZES = {"embedding_size": 4, "capacity": 5, "hops": 3}

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from policies.memories import built_in
-from policies.memories.contract import Memory, MemoryStep, Panel, State, Unrolled, unroll
+from policies.memories.contract import Memory, MemoryStep, Panel, State, Unrolled
+from policies.memories.time.unroll import unroll
 from policies.testing import MEMORY_CHECKS, ConformanceError, MemoryCase
 from policies.testing.case import BATCH, LENGTH, everything, expect_same
 from policies.testing.time import packed_is_separate

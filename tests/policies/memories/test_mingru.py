@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from policies.memories import Memory, make_memory
-from policies.memories.contract import unroll
+from policies.memories.time.unroll import unroll
 
 LENGTH, BATCH, FEATURES = 90, 3, 4
 

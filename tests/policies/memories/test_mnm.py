@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from policies.memories import make_memory
-from policies.memories.contract import State, unroll
+from policies.memories.contract import State
 from policies.memories.mnm.fast_step import GradientStep, LocalStep
 from policies.memories.mnm.memory import MNM
 from policies.memories.mnm.rules import activations, write_gradient, write_local
+from policies.memories.time.unroll import unroll
 
 FEATURES, BATCH, LENGTH = 3, 2, 4
 SIZES = {"hidden_size": 6, "output_size": 4, "key_size": 5, "value_size": 3, "memory_units": 7, "heads": 2}
@@ -132,7 +133,7 @@ def test_mnm_is_the_papers_equations(name: str, way: str, options: dict[str, Any
     state = {key: (value + 0.1 * torch.randn(value.shape).double()).requires_grad_() for key, value in initial.items()}
     leaves = {**state, **dict(memory.named_parameters())}
 
-    result = memory.unroll(xs, None, state) if way == "sequence" else unroll(memory, xs, None, state)
+    result = memory.unroll(xs, None, state) if way == "sequence" else unroll(memory, xs, None, state, step=memory.step)
     ours = {"outputs": result.outputs, "meta": result.losses["meta"], **result.state}
     paper = reference(memory, {**SIZES, **options}, xs, state)
     weights = {key: torch.randn(value.shape).double() for key, value in ours.items()}
@@ -157,7 +158,7 @@ def test_at_the_papers_sizes_fast_is_plain_in_single_precision(name: str) -> Non
     for fast in (True, False):
         memory.fast = fast
         memory.zero_grad()
-        result = unroll(memory, xs, None, memory.initial_state(2))
+        result = unroll(memory, xs, None, memory.initial_state(2), step=memory.step)
         (result.outputs.square().mean() + result.losses["meta"].mean()).backward()
         outputs.append(result.outputs)
         gradients.append({key: p.grad.clone() for key, p in memory.named_parameters() if p.grad is not None})

@@ -11,9 +11,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from policies.memories import make_memory
-from policies.memories.contract import State, Unrolled, select, unroll
+from policies.memories.contract import State, Unrolled
 from policies.memories.mnm.memory import MNM
 from policies.memories.mnm.similarity import similarity
+from policies.memories.steps import select
+from policies.memories.time.unroll import unroll
 
 FEATURES, BATCH, LENGTH, DELAY, DECAY = 3, 3, 6, 2, 0.7
 SIZES = {"hidden_size": 6, "output_size": 4, "key_size": 5, "value_size": 3, "memory_units": 7, "heads": 2}
@@ -118,7 +120,7 @@ def test_every_way_through_time_is_the_same(name: str, resets: list[int] | None)
             return recording.unrolled()
 
         for way in (
-            lambda xs, state, memory=memory: unroll(memory, xs, starts, state),
+            lambda xs, state, memory=memory: unroll(memory, xs, starts, state, step=memory.step),
             lambda xs, state, memory=memory: memory.unroll(xs, starts, state, resets),
             recorded,
         ):

@@ -9,10 +9,11 @@ import torch
 from multigrid_loops import BATCH, LENGTH, assert_same_with_gradients, build, everything, reference, sequence
 
 from policies.memories import make_memory
-from policies.memories.contract import select, unroll
 from policies.memories.multigrid.layers import BatchNorm, Span
 from policies.memories.multigrid.memory import Multigrid
 from policies.memories.multigrid.presets import PRESETS
+from policies.memories.steps import select
+from policies.memories.time.unroll import unroll
 
 RESIDUALS = {"residuals": ((2, 1),), "reader_residuals": ((3, 1), (4, 3)), "down_channels": (4, 4)}
 OPTIONS: dict[str, dict[str, Any]] = {

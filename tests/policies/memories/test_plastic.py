@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from policies.memories import make_memory
-from policies.memories.contract import State, unroll
+from policies.memories.contract import State
 from policies.memories.plastic.fast_sequence import advance
 from policies.memories.plastic.memory import PlasticNetwork
+from policies.memories.time.unroll import unroll
 
 FEATURES, BATCH, UNITS = 3, 2, 4
 RULES = ["oja", "hebb", "clipped"]

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from policies.memories import make_memory
-from policies.memories.contract import Unrolled, unroll
+from policies.memories.contract import Unrolled
 from policies.memories.recurrent import fast_gradient as gradient
 from policies.memories.recurrent.fast_sequence import tanh_
 from policies.memories.recurrent.memory import TapedRecording, TorchRecurrent
+from policies.memories.time.unroll import unroll
 
 LENGTH, BATCH, WIDTH, HIDDEN = 13, 3, 4, 5
 RESETS = {"anywhere": None, "nowhere": [], "first": [0], "some": [0, 5, 6, 12], "everywhere": list(range(LENGTH))}

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from policies.memories import make_memory
-from policies.memories.contract import State, unroll
+from policies.memories.contract import State
 from policies.memories.salu.fast_sequence import attend
 from policies.memories.salu.memory import ROOM, SALU
+from policies.memories.time.unroll import unroll
 
 FEATURES, BATCH = 3, 2
 SIZES = {"hidden_size": 5, "output_size": 4, "key_size": 3, "value_size": 2, "heads": 2, "capacity": 4}

@@ -25,9 +25,9 @@ from sdnc_loops import (
 from torch import Tensor
 
 from policies.memories import make_memory
-from policies.memories.contract import unroll
 from policies.memories.sdnc.memory import SDNC
 from policies.memories.shared.addressing import inverse_norms
+from policies.memories.time.unroll import unroll
 
 
 @pytest.mark.parametrize("way", ["sequence", "step", "plain"])

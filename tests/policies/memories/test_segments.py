@@ -11,10 +11,11 @@ from conformance_helpers import CASES, every_memory
 from torch import Tensor, nn
 
 from policies.memories import make_memory
-from policies.memories.contract import Memory, MemoryStep, State, Unrolled, unroll
+from policies.memories.contract import Memory, MemoryStep, State, Unrolled
 from policies.memories.time import checkpointing as module
 from policies.memories.time.checkpointing import SegmentedRecording, Segments, unroll_by_segments
 from policies.memories.time.measure import kept
+from policies.memories.time.unroll import unroll
 from policies.testing.case import BATCH, everything, expect_same
 from policies.testing.time import weigh
 

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from policies.memories import make_memory
-from policies.memories.contract import State, unroll
+from policies.memories.contract import State
 from policies.memories.stack_rnn import StackRNN
+from policies.memories.time.unroll import unroll
 
 FEATURES, BATCH, LENGTH = 3, 2, 6
 SIZES = {"hidden_size": 5, "num_stacks": 2, "capacity": 4}

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from policies.memories.contract import Memory, MemoryStep, State, detach, reset, select, unroll
+from policies.memories.contract import Memory, MemoryStep, State
+from policies.memories.steps import detach, reset, select
+from policies.memories.time.unroll import unroll
 
 
 class StepCounter(Memory):

@@ -1,0 +1,82 @@
+"""What goes in and out of a memory: states, steps and sequences of steps, and plain functions on them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+State = dict[str, Tensor]
+"""Everything that lasts from step to step, by name; dimension 0 of each tensor is the batch."""
+
+Queries = Mapping[str, Tensor]
+"""Questions by name, each `[B, ...]`; in a sequence `[T, B, ...]`."""
+
+
+class MemoryStep(NamedTuple):
+    """The result of one step of a memory."""
+
+    output: Tensor
+    """Vector output, `[B, output_size]`."""
+    state: State
+    """The state after the step, same keys and shapes as before it."""
+    losses: dict[str, Tensor]
+    """The memory's own training terms by name, each `[B]`; empty for most memories."""
+    grid: Tensor | None = None
+    """Map output `[B, C, H, W]`, where the memory has an `output_grid`."""
+
+
+class Unrolled(NamedTuple):
+    """The result of `T` steps of a memory."""
+
+    outputs: Tensor
+    """`[T, B, output_size]`."""
+    state: State
+    """The state after the last step."""
+    losses: dict[str, Tensor]
+    """Each `[T, B]`."""
+    grids: Tensor | None = None
+    """`[T, B, C, H, W]`, where the memory has an `output_grid`."""
+
+
+def reset(state: State, starts: Tensor, initial: State) -> State:
+    """`initial` where `starts` `[B]` (bool) is true, `state` elsewhere."""
+    return {
+        name: torch.where(starts.view(-1, *[1] * (value.dim() - 1)), initial[name], value)
+        for name, value in state.items()
+    }
+
+
+def detach(state: State) -> State:
+    """The same values, cut from the graph that made them."""
+    return {name: value.detach() for name, value in state.items()}
+
+
+def select(state: State, index: Tensor | slice) -> State:
+    """The batch entries `index` of a state."""
+    return {name: value[index] for name, value in state.items()}
+
+
+def stack(steps: Sequence[MemoryStep]) -> Unrolled:
+    """Steps as a sequence."""
+    return Unrolled(
+        torch.stack([step.output for step in steps]),
+        steps[-1].state,
+        {name: torch.stack([step.losses[name] for step in steps]) for name in steps[0].losses},
+        None if steps[0].grid is None else torch.stack([step.grid for step in steps if step.grid is not None]),
+    )
+
+
+def join(parts: Sequence[Unrolled]) -> Unrolled:
+    """Sequences that follow one another as one."""
+    if len(parts) == 1:
+        return parts[0]
+    grids = [part.grids for part in parts if part.grids is not None]
+    return Unrolled(
+        torch.cat([part.outputs for part in parts]),
+        parts[-1].state,
+        {name: torch.cat([part.losses[name] for part in parts]) for name in parts[0].losses},
+        torch.cat(grids) if grids else None,
+    )

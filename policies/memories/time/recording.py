@@ -1,0 +1,95 @@
+"""Sequences that are stepped now and differentiated later, as A2C does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from policies.memories.steps import MemoryStep, Queries, State, Unrolled, reset, stack
+
+
+class Recordable(Protocol):
+    """What of a `Memory` is needed here."""
+
+    def initial_state(self, batch_size: int) -> State: ...
+
+    def step(self, x: Tensor, state: State, *queries: Queries) -> MemoryStep: ...
+
+    def unroll(
+        self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None, *queries: Any
+    ) -> Unrolled: ...
+
+
+class Recording:
+    """A sequence that is stepped now and differentiated later. This one keeps the graph of every step."""
+
+    def __init__(self, memory: Recordable, state: State) -> None:
+        self.memory, self.state = memory, state
+        self.steps: list[MemoryStep] = []
+
+    def step(self, x: Tensor, starts: Tensor | None, *queries: Queries) -> MemoryStep:
+        """A step of the memory on `x` `[B, ...]`, after a reset where `starts` `[B]` says so; None: nowhere.
+
+        The output and state given are to act by, and the state is good until the next step. `queries`: the questions,
+        each `[B, ...]`, where the memory has readers.
+        """
+        if starts is not None:
+            self.state = reset(self.state, starts, self.memory.initial_state(len(starts)))
+        step = self.memory.step(x, self.state, *queries)
+        self.state = step.state
+        # without a graph to keep it for, a state is kept until the next step only
+        self.steps.append(step if torch.is_grad_enabled() else step._replace(state={}))
+        return step
+
+    def unrolled(self) -> Unrolled:
+        """All steps so far, with their graph: as `unroll` over the same inputs."""
+        return stack(self.steps)._replace(state=self.state)
+
+
+class ReplayedRecording(Recording):
+    """The steps are taken without a graph; one `unroll` over all of them makes it afterwards."""
+
+    def __init__(self, memory: Recordable, state: State) -> None:
+        super().__init__(memory, state)
+        self.first = state
+        self.inputs: list[tuple[Any, ...]] = []
+
+    @torch.no_grad()
+    def step(self, x: Tensor, starts: Tensor | None, *queries: Queries) -> MemoryStep:
+        self.inputs.append((x, starts, *queries))
+        if starts is not None:
+            self.state = reset(self.state, starts, self.memory.initial_state(len(starts)))
+        step = self.memory.step(x.detach(), self.state, *queries)
+        self.state = step.state
+        return step
+
+    def unrolled(self) -> Unrolled:
+        xs, starts, resets, queries = stacked(self.inputs)
+        asked = () if queries is None else (queries,)
+        return self.memory.unroll(xs, starts, self.first, resets, *asked)
+
+
+class Stacked(NamedTuple):
+    """Inputs of single steps as those of a sequence; fields as the arguments of `unroll`."""
+
+    xs: Tensor
+    starts: Tensor | None
+    resets: list[int]
+    queries: dict[str, Tensor] | None
+
+
+def stacked(inputs: Sequence[tuple[Any, ...]]) -> Stacked:
+    """The arguments of `Recording.step` of each step, as a sequence."""
+    xs, each, *asked = zip(*inputs, strict=True)
+    resets = [t for t, starts in enumerate(each) if starts is not None]
+    starts = None
+    if resets:
+        none = torch.zeros_like(each[resets[0]])
+        starts = torch.stack([none if start is None else start for start in each])
+    queries = None
+    if asked:
+        queries = {name: torch.stack([query[name] for query in asked[0]]) for name in asked[0][0]}
+    return Stacked(torch.stack(xs), starts, resets, queries)
