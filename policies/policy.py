@@ -135,7 +135,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         # SB3 calls this first while it builds the networks: the memory goes before the layers it feeds.
         encoder = self.features_extractor
         queries = encoder.query_shapes if isinstance(encoder, QueryEncoder) else None
-        questions = {} if queries is None else {"queries": queries}
+        questions: dict[str, Any] = {} if queries is None else {"queries": queries}
         self.memory = make_memory(self.memory_name, input_size=shape_of(encoder), **questions, **self.memory_kwargs)
         self.segments = Segments(self.memory, self.bptt_segment, shape_of(encoder), queries)
         maps = map_distribution(self._space, self.memory.output_grid)
