@@ -45,7 +45,7 @@ def recorded(
     for t, x in enumerate(xs):
         fresh = starts[t] if starts is not None and (resets is None or t in resets) else None
         asked = None if queries is None else {name: query[t] for name, query in queries.items()}
-        step = recording.step(x, fresh, asked)
+        step = recording.step(x, fresh, *([] if asked is None else [asked]))
         assert not step.output.requires_grad
         acted_on.append(step.output)
     result = recording.unrolled()
