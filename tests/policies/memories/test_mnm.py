@@ -301,7 +301,7 @@ def test_a_step_keeps_one_set_of_matrices_for_the_backward_pass(name: str) -> No
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            step = memory(torch.randn(1, FEATURES), state)
+            step = memory.step(torch.randn(1, FEATURES), state)
         kept[fast] = sum(storages.values()) / (3 * 100 * 100 * 4)
         del step
     assert kept[True] == 1
