@@ -10,8 +10,8 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from cases import ENVIRONMENTS, MEMORIES, small
 from test_checkpoint import assert_same, fingerprint, scramble
-from test_cuda_graphs_everywhere import ENVIRONMENTS, MEMORIES
 
 import envs  # noqa: F401 (registers the environments)
 from agents import A2C, PPO, MemoryOnPolicyAlgorithm, Supervised
@@ -43,7 +43,7 @@ def env() -> RepeatFirst:
 
 def build(learner: str, memory: str, **policy: Any) -> MemoryOnPolicyAlgorithm:
     kind, arguments = LEARNERS[learner]
-    kwargs = {"memory": memory, "memory_kwargs": MEMORIES[memory], **policy}
+    kwargs = {"memory": memory, "memory_kwargs": small(MEMORIES[memory]), **policy}
     return kind("MemoryPolicy", env(), n_steps=STEPS, policy_kwargs=kwargs, seed=2, device="cpu", **arguments)
 
 
@@ -115,7 +115,7 @@ def test_sizes_at_which_alignment_decided(seed: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ENVIRONMENTS)
 def test_states_stay_within_their_limits(name: str) -> None:
-    made = gymnasium.make_vec(f"Engram/{name}-v0", 5, "vector_entry_point", **ENVIRONMENTS[name])
+    made = gymnasium.make_vec(f"Engram/{name}-v0", 5, "vector_entry_point", **small(ENVIRONMENTS[name]))
     assert isinstance(made, TensorEnv)
     made.reset(seed=1)
     for _ in range(25):
@@ -134,9 +134,9 @@ def test_every_environment_says_what_it_was_made_of(name: str) -> None:
         assert isinstance(made, TensorEnv)
         return made
 
-    one, same = describe(make(**ENVIRONMENTS[name])), describe(make(**ENVIRONMENTS[name]))
+    one, same = describe(make(**small(ENVIRONMENTS[name]))), describe(make(**small(ENVIRONMENTS[name])))
     assert difference(json.loads(json.dumps(one)), json.loads(json.dumps(same))) == ""
-    for argument, value in ENVIRONMENTS[name].items():
+    for argument, value in small(ENVIRONMENTS[name]).items():
         assert one["arguments"][argument] == (list(value) if isinstance(value, tuple) else value)
         other = {**one, "arguments": {**one["arguments"], argument: "other"}}
         assert f"{argument}='other'" in difference(one, other)

@@ -13,6 +13,7 @@ from typing import Any
 import gymnasium
 import pytest
 import torch
+from cases import ENVIRONMENTS, LEARNERS, MEMORIES, small
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from tape import Tape
@@ -27,53 +28,8 @@ from agents import A2C, PPO, MemoryOnPolicyAlgorithm
 from agents.scale.cuda_graphs.eligible import obstacle
 from agents.scale.cuda_graphs.replay import Graphs
 from envs.tensor_env import TensorEnv
-from policies.memories import built_in
 from policies.memories.time.host_reads import no_host_reads
 
-DNC = {"hidden_size": 8, "slots": 6, "word_size": 4, "read_heads": 1}
-MNM = {"hidden_size": 8, "key_size": 4, "value_size": 4, "memory_units": 4, "heads": 1}
-MEMORIES: dict[str, dict[str, Any]] = {
-    "identity": {},
-    "gru": {"hidden_size": 8},
-    "lstm": {"hidden_size": 8},
-    "mingru": {"hidden_size": 8, "num_layers": 2},
-    "mnm-p": MNM,
-    "mnm-g": MNM,
-    "dnc": DNC,
-    "sdnc": {**DNC, "slots": 9, "sparse_reads": 2, "sparse_links": 3},
-    "ntm": {"hidden_size": 8, "memory_size": 8, "word_size": 4},
-    "d-ntm": {"hidden_size": 8, "memory_size": 8, "content_size": 4, "address_size": 4, "addressing": "discrete"},
-    "salu": {"hidden_size": 8, "key_size": 4, "value_size": 4, "capacity": 4},
-    "plastic": {"hidden_size": 8},
-    "homo-plastic": {"hidden_size": 8},
-    "stack-rnn": {"hidden_size": 8, "capacity": 5},
-    "dmn": {"hidden_size": 8, "capacity": 4, "passes": 2},
-    "memn2n": {"embedding_size": 8, "capacity": 4},
-    "kanerva++": {"memory_size": 8, "crop_size": 4},
-    "dkm": {"memory_size": 4, "code_size": 4},
-    "multigrid": {"levels": (1, 2), "channels": (2, 2), "down_channels": (2,)},
-}
-ENVIRONMENTS: dict[str, dict[str, Any]] = {
-    "AssociativeRecall": {"max_items": 3, "item_length": 1, "bits": 2},
-    "Babi": {"tasks": [1], "stories": 10, "questions": 1},
-    "Copy": {"max_length": 2, "bits": 2},
-    "DictionaryInference": {"k": 2, "l": 1},
-    "DoubleCopy": {"min_length": 2, "max_length": 2, "symbols": 3},
-    "DynamicNGrams": {"length": 4, "context": 1},
-    "ImageEpisode": {"length": 2, "recalls": 1},
-    "GraphInference": {"lesson": 1, "curriculum": True, "window": 3, "pass_mark": 0.01},
-    "GraphTraversal": {"lesson": 1},
-    "InvisibleGoalMaze": {"size": 5, "episode_length": 4},
-    "MnistRecall": {"length": 2, "side": 6},
-    "MnistSort": {"length": 2},
-    "PrioritySort": {"min_length": 2, "max_length": 3, "outputs": 2, "bits": 2},
-    "RepeatCopy": {"max_length": 2, "max_repeats": 1, "bits": 2},
-    "Mapping": {"size": 11, "queries": (3, 9), "horizon": 3, "trajectory": "random"},
-    "RepeatFirst": {"length": 4, "symbols": 3},
-    "ShortestPath": {"lesson": 1, "beta": 0.5, "snap": True},
-    "StackGrammar": {"n_max": 2, "length": 6},
-    "TMaze": {"length": 2, "max_steps": 5},
-}
 COPIES = 3
 READS_AT_THE_START = ("Babi", "GraphInference", "ShortestPath")  # data is looked at once, before any iteration
 
@@ -95,7 +51,7 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def environment(name: str, device: str = "cpu") -> TensorEnv:
-    env = gymnasium.make_vec(f"Engram/{name}-v0", num_envs=COPIES, device=device, **ENVIRONMENTS[name])
+    env = gymnasium.make_vec(f"Engram/{name}-v0", num_envs=COPIES, device=device, **small(ENVIRONMENTS[name]))
     assert isinstance(env, TensorEnv)
     return env
 
@@ -103,17 +59,10 @@ def environment(name: str, device: str = "cpu") -> TensorEnv:
 def build(
     learner: type[MemoryOnPolicyAlgorithm], env: TensorEnv, memory: str, device: str = "cpu"
 ) -> MemoryOnPolicyAlgorithm:
-    policy = {"memory": memory, "memory_kwargs": MEMORIES[memory], "optimizer_class": torch.optim.RMSprop}
-    kwargs = {"n_epochs": 1, "n_minibatches": 1} if learner is PPO else {}
+    policy = {"memory": memory, "memory_kwargs": small(MEMORIES[memory]), "optimizer_class": torch.optim.RMSprop}
+    kwargs = small(next(row for row in LEARNERS.values() if row.learner is learner))
     n_steps = env.horizon or 4
     return learner("MemoryPolicy", env, n_steps=n_steps, seed=0, policy_kwargs=policy, device=device, **kwargs)
-
-
-def test_no_memory_and_no_environment_is_forgotten() -> None:
-    assert set(MEMORIES) == set(built_in())
-    assert {f"Engram/{name}-v0" for name in ENVIRONMENTS} == {
-        name for name in gymnasium.registry if name.startswith("Engram/")
-    }
 
 
 def replayed(learner: type[MemoryOnPolicyAlgorithm], env: str, memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,7 +81,7 @@ def replayed(learner: type[MemoryOnPolicyAlgorithm], env: str, memory: str, monk
 
 
 @pytest.mark.parametrize("memory", sorted(MEMORIES))
-@pytest.mark.parametrize("learner", [A2C, PPO])
+@pytest.mark.parametrize("learner", [row.learner for row in LEARNERS.values() if not row.targets])
 def test_every_memory_is_replayed(
     learner: type[MemoryOnPolicyAlgorithm], memory: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,7 +153,7 @@ def without_values(
 
 
 @pytest.mark.parametrize("memory", sorted(MEMORIES))
-@pytest.mark.parametrize("learner", [A2C, PPO])
+@pytest.mark.parametrize("learner", [row.learner for row in LEARNERS.values() if not row.targets])
 def test_no_memory_needs_values_on_the_host(
     learner: type[MemoryOnPolicyAlgorithm], memory: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

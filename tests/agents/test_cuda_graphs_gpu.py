@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_cuda_graphs_everywhere import ENVIRONMENTS, MEMORIES, environment
+from cases import ENVIRONMENTS, MEMORIES, small
+from test_cuda_graphs_everywhere import environment
 
 from agents import A2C, PPO, MemoryOnPolicyAlgorithm, Supervised
 from agents.scale.cuda_graphs.capture import CudaCapture
@@ -29,7 +30,7 @@ def build(
     learner: type[MemoryOnPolicyAlgorithm], memory: str, fast: str, env: Any = None, **kwargs: Any
 ) -> MemoryOnPolicyAlgorithm:
     env = InvisibleGoalMaze(COPIES, size=5, episode_length=2 * STEPS, device="cuda") if env is None else env
-    policy = {"memory": memory, "memory_kwargs": MEMORIES[memory]}
+    policy = {"memory": memory, "memory_kwargs": small(MEMORIES[memory])}
     n_steps = env.horizon if env.horizon and env.horizon != 2 * STEPS else STEPS
     if learner is PPO:
         kwargs = {"n_epochs": 2, "n_minibatches": 2, **kwargs}

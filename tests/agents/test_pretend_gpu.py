@@ -11,22 +11,21 @@ from typing import Any
 
 import pytest
 import torch
+from cases import ENVIRONMENTS, LEARNERS, MEMORIES, small
 from pretend_cuda import PretendCuda
-from test_cuda_graphs_everywhere import ENVIRONMENTS, MEMORIES
 
-from agents import A2C, LEARNERS, PPO, MemoryOnPolicyAlgorithm, make_env
+from agents import A2C, PPO, MemoryOnPolicyAlgorithm, make_env
 
 ROOT = Path(__file__).resolve().parents[2]
 BUDGET = Path(__file__).with_name("launches.csv")
 """Launches of one iteration by learner, memory and environment; `pytest --write-launches` writes it anew."""
 SLACK = 1.1
 """More launches than this times the budget fail."""
-NO_TARGETS = ("InvisibleGoalMaze", "TMaze")
 CASES = [(algo, memory, "RepeatFirst") for memory in sorted(MEMORIES) for algo in LEARNERS] + [
     (algo, "gru", env)
     for env in sorted(set(ENVIRONMENTS) - {"RepeatFirst"})
     for algo in LEARNERS
-    if algo == "a2c" or (algo == "supervised") != (env in NO_TARGETS)
+    if algo == "a2c" or LEARNERS[algo].targets == ENVIRONMENTS[env].targets
 ]
 PACKING = ("gru", "lstm", "dmn")
 """Memories that read `starts` once where episodes may begin at any step; docs/concepts.md lists them."""
@@ -35,13 +34,11 @@ PACKING = ("gru", "lstm", "dmn")
 def build(
     algo: str, memory: str, env: str, device: str = "cuda", fast: str = "auto", num_envs: int = 3
 ) -> MemoryOnPolicyAlgorithm:
-    made = make_env(f"Engram/{env}-v0", num_envs, device, **ENVIRONMENTS[env])
-    kwargs: dict[str, Any] = {"n_epochs": 1, "n_minibatches": 1} if algo == "ppo" else {}
-    policy = {"memory": memory, "memory_kwargs": MEMORIES[memory]}
+    made = make_env(f"Engram/{env}-v0", num_envs, device, **small(ENVIRONMENTS[env]))
+    policy = {"memory": memory, "memory_kwargs": small(MEMORIES[memory])}
     n_steps = made.horizon or 4
-    return LEARNERS[algo](
-        "MemoryPolicy", made, n_steps=n_steps, policy_kwargs=policy, device=device, seed=0, fast=fast, **kwargs
-    )
+    kwargs: dict[str, Any] = {"n_steps": n_steps, "device": device, "fast": fast, **small(LEARNERS[algo])}
+    return LEARNERS[algo].learner("MemoryPolicy", made, policy_kwargs=policy, seed=0, **kwargs)
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +147,7 @@ def test_a_checkpoint_trains_on_another_device(there: str, here: str, tmp_path: 
         model = build("a2c", "gru", "RepeatFirst", there)
         model.learn(1)
         model.save(tmp_path / "saved")
-        env = make_env("Engram/RepeatFirst-v0", 3, here, **ENVIRONMENTS["RepeatFirst"])
+        env = make_env("Engram/RepeatFirst-v0", 3, here, **small(ENVIRONMENTS["RepeatFirst"]))
         again = A2C.load(tmp_path / "saved", env, device=here)
         for (name, before), after in zip(model.policy.named_parameters(), again.policy.parameters(), strict=True):
             assert torch.equal(before.cpu(), after.cpu()), name

@@ -11,9 +11,10 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from cases import LEARNERS
 from torch import Tensor
 
-from agents import A2C, PPO, MemoryOnPolicyAlgorithm, Supervised
+from agents import A2C, PPO, MemoryOnPolicyAlgorithm
 from agents.rollout import Rollout
 from agents.testing import ConformanceError, NotBuiltError, check_env, check_learner, check_memory
 from agents.testing.__main__ import main
@@ -25,18 +26,12 @@ from policies.memories.contract import State, Unrolled
 from policies.memories.time.unroll import unroll
 from policies.testing import MEMORY_CHECKS
 
-CASES = {
-    A2C: LearnerCase(A2C),
-    PPO: LearnerCase(PPO, {"n_epochs": 4}, steps=2048),
-    Supervised: LearnerCase(Supervised, floor=0.9),
-}
-
 
 @pytest.mark.parametrize("check", LEARNER_CHECKS)
-@pytest.mark.parametrize("learner", CASES, ids=lambda learner: learner.__name__)
-def test_every_learner_conforms(learner: type[MemoryOnPolicyAlgorithm], check: str) -> None:
-    skipped = LEARNER_CHECKS[check](CASES[learner])
-    assert skipped is None or learner is Supervised
+@pytest.mark.parametrize("name", LEARNERS)
+def test_every_learner_conforms(name: str, check: str) -> None:
+    skipped = LEARNER_CHECKS[check](LEARNERS[name])
+    assert skipped is None or LEARNERS[name].targets
 
 
 class Frozen(A2C):

@@ -1,6 +1,6 @@
 """What every registered environment must satisfy: the checks are those of `envs.testing`.
 
-A new environment needs a row in CASES and nothing else.
+A new environment needs a row in `tests/cases.py` and nothing else.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cases import ENVIRONMENTS
 from gymnasium import spaces
 from torch import Tensor
 
@@ -22,36 +23,7 @@ from envs.testing import ENV_CHECKS, ConformanceError, EnvCase
 from envs.testing.case import expect_same, play
 from envs.testing.checks import keeps_contract
 
-CASES: dict[str, dict[str, Any]] = {
-    "Engram/AssociativeRecall-v0": {"max_items": 3, "item_length": 2, "bits": 3},
-    "Engram/Babi-v0": {"tasks": [1, 6], "stories": 20, "questions": 1},
-    "Engram/Copy-v0": {"max_length": 4, "bits": 3},
-    "Engram/DictionaryInference-v0": {"k": 2, "l": 2},
-    "Engram/DoubleCopy-v0": {"min_length": 2, "max_length": 4, "symbols": 3},
-    "Engram/DynamicNGrams-v0": {"length": 12, "context": 2},
-    "Engram/ImageEpisode-v0": {"length": 3, "recalls": 2},
-    "Engram/GraphInference-v0": {"lesson": 2, "planning_steps": 2, "curriculum": True, "window": 3, "pass_mark": 0.01},
-    "Engram/GraphTraversal-v0": {"lesson": 1},
-    "Engram/InvisibleGoalMaze-v0": {"size": 5, "episode_length": 12},
-    "Engram/MnistRecall-v0": {"length": 3, "side": 6},
-    "Engram/MnistSort-v0": {"length": 3},
-    "Engram/PrioritySort-v0": {"min_length": 3, "max_length": 5, "outputs": 4, "bits": 3},
-    "Engram/RepeatCopy-v0": {"max_length": 3, "max_repeats": 2, "bits": 3, "format": "dnc"},
-    "Engram/Mapping-v0": {"size": 11, "queries": (3, 9), "horizon": 13, "trajectory": "random"},
-    "Engram/RepeatFirst-v0": {"length": 6, "symbols": 3},
-    "Engram/ShortestPath-v0": {"lesson": 2, "planning_steps": 1, "beta": 0.5, "snap": True},
-    "Engram/StackGrammar-v0": {"n_max": 4, "length": 12},
-    "Engram/TMaze-v0": {"length": 2, "max_steps": 9},
-}
-every_env = pytest.mark.parametrize("env_id", sorted(CASES))
-
-
-def make(env_id: str, num_envs: int = 5, **kwargs: Any) -> TensorEnv:
-    return EnvCase(env_id, CASES[env_id]).make(num_envs, **kwargs)
-
-
-def test_every_registered_id_has_a_row() -> None:
-    assert set(envs.registered()) == set(CASES)
+every_env = pytest.mark.parametrize("name", sorted(ENVIRONMENTS))
 
 
 def test_importing_again_registers_nothing_twice() -> None:
@@ -62,24 +34,24 @@ def test_importing_again_registers_nothing_twice() -> None:
 
 @pytest.mark.parametrize("check", ENV_CHECKS)
 @every_env
-def test_it_conforms(env_id: str, check: str) -> None:
-    skipped = ENV_CHECKS[check](EnvCase(env_id, CASES[env_id]))
+def test_it_conforms(name: str, check: str) -> None:
+    skipped = ENV_CHECKS[check](ENVIRONMENTS[name])
     assert skipped is None or check == "who_says_so_ignores_actions", skipped  # ours can all be seen
 
 
 @every_env
-def test_it_knows_its_id(env_id: str) -> None:
-    env = make(env_id)
+def test_it_knows_its_id(name: str) -> None:
+    env = ENVIRONMENTS[name].make()
     assert env.num_envs == 5
     assert env.spec is not None
-    assert env.spec.id == env_id
+    assert env.spec.id == ENVIRONMENTS[name].env
 
 
 @pytest.mark.gpu
 @every_env
-def test_keeps_the_contract_on_the_gpu(env_id: str) -> None:
-    actions = [action.cuda() for action in EnvCase(env_id, CASES[env_id]).actions()]
-    env = make(env_id, device="cuda")
+def test_keeps_the_contract_on_the_gpu(name: str) -> None:
+    actions = [action.cuda() for action in ENVIRONMENTS[name].actions()]
+    env = ENVIRONMENTS[name].make(device="cuda")
     keeps_contract(env, actions)
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -93,19 +65,19 @@ def test_keeps_the_contract_on_the_gpu(env_id: str) -> None:
 
 
 def test_mistakes_are_named() -> None:
-    env_id = "Engram/RepeatFirst-v0"
+    name = "RepeatFirst"
     with pytest.raises(ValueError, match="num_envs is 0"):
-        make(env_id, num_envs=0)
+        ENVIRONMENTS[name].make(num_envs=0)
     with pytest.raises(ValueError, match="render_mode"):
-        make(env_id, render_mode="ascii")
-    env = make(env_id)
+        ENVIRONMENTS[name].make(render_mode="ascii")
+    env = ENVIRONMENTS[name].make()
     with pytest.raises(RuntimeError, match="before reset"):
         env.step(torch.zeros(5, dtype=torch.int64))
     with pytest.raises(TypeError, match="one integer seed"):
         env.reset(seed=[1, 2, 3, 4, 5])
     with pytest.raises(ValueError, match="num_envs=1"):
         SingleEnv(env)
-    single = EnvCase(env_id, CASES[env_id]).make_single()
+    single = ENVIRONMENTS[name].make_single()
     single.reset(seed=0)
     with pytest.raises(ValueError, match="not in Discrete"):
         single.step(3)

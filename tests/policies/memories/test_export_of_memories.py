@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conformance_helpers import CASES
+from cases import MEMORIES
 from gymnasium import spaces
 
 from policies.export import PolicyStep, export_step
@@ -16,11 +16,11 @@ SLOW = {"kanerva++", "dkm", "sdnc"}  # seconds each: exported by hand when they 
 ELSEWHERE = {"identity", "gru", "lstm", "mnm-p", "dnc"}
 
 
-@pytest.mark.parametrize("name", sorted(set(CASES) - SLOW - ELSEWHERE))
+@pytest.mark.parametrize("name", sorted(set(MEMORIES) - SLOW - ELSEWHERE))
 def test_a_step_is_exported(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    space = spaces.Box(-1.0, 1.0, CASES[name].input_shape)
-    options = CASES[name].options
+    space = spaces.Box(-1.0, 1.0, MEMORIES[name].input_shape)
+    options = MEMORIES[name].options
     policy = MemoryActorCriticPolicy(space, spaces.Discrete(3), lambda _: 1e-3, memory=name, memory_kwargs=options)
     program = export_step(policy, tmp_path / "step.pt2")
     obs, state, starts = torch.rand(1, *space.shape), policy.initial_state(1), torch.tensor([False])

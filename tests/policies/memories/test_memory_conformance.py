@@ -1,6 +1,6 @@
 """What every memory must do, over every one of this project: the checks are those of `policies.testing`.
 
-A new memory needs one row in `CASES` of `conformance_helpers.py`; without it the suite fails.
+A new memory needs one row in `tests/cases.py`; without it the suite fails.
 """
 
 from __future__ import annotations
@@ -9,12 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from conformance_helpers import CASES, every_memory
+from cases import MEMORIES, every_memory
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from policies.memories import built_in
 from policies.memories.contract import Memory, MemoryStep, Panel, State, Unrolled
 from policies.memories.time.unroll import unroll
 from policies.testing import MEMORY_CHECKS, ConformanceError, MemoryCase
@@ -22,19 +21,11 @@ from policies.testing.case import BATCH, LENGTH, everything, expect_same
 from policies.testing.time import packed_is_separate
 
 
-def test_every_memory_of_this_project_has_a_row() -> None:
-    """Those of other packages are theirs to check."""
-    ours = set(built_in())
-    missing, stale = ours - set(CASES), set(CASES) - ours
-    assert not missing, f"add a row to CASES for {sorted(missing)}: nothing here has tested it"
-    assert not stale, f"CASES has rows for {sorted(stale)}, which are not registered"
-
-
 @pytest.mark.parametrize("check", MEMORY_CHECKS)
 @every_memory
 def test_it_conforms(name: str, check: str) -> None:
-    skipped = MEMORY_CHECKS[check](CASES[name])
-    assert skipped is None or not CASES[name].build().initial_state(1), skipped  # who remembers shows what
+    skipped = MEMORY_CHECKS[check](MEMORIES[name])
+    assert skipped is None or not MEMORIES[name].build().initial_state(1), skipped  # who remembers shows what
 
 
 @every_memory
@@ -43,13 +34,13 @@ def test_it_conforms(name: str, check: str) -> None:
 def test_packed_episodes_are_separate_episodes(name: str, data: st.DataObject) -> None:
     length, batch = data.draw(st.integers(1, 7)), data.draw(st.integers(1, 3))
     row = st.lists(st.booleans(), min_size=batch, max_size=batch)
-    packed_is_separate(CASES[name], torch.tensor(data.draw(st.lists(row, min_size=length, max_size=length))))
+    packed_is_separate(MEMORIES[name], torch.tensor(data.draw(st.lists(row, min_size=length, max_size=length))))
 
 
 @pytest.mark.gpu
 @every_memory
 def test_on_an_accelerator_it_is_the_same_and_never_waits(name: str) -> None:
-    case = CASES[name]
+    case = MEMORIES[name]
     memory = case.build()
     xs, starts = case.inputs(LENGTH, BATCH), torch.zeros(LENGTH, BATCH, dtype=torch.bool)
     starts[[0, 4], 1] = True

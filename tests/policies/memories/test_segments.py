@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conformance_helpers import CASES, every_memory
+from cases import MEMORIES, every_memory
 from torch import Tensor, nn
 
 from policies.memories import make_memory
@@ -56,7 +56,7 @@ def recorded(
 @every_memory
 def test_segments_are_the_plain_sequence(name: str) -> None:
     """Outputs, losses, maps, the last state and every gradient, in float64; seven steps, in threes and in twos."""
-    memory = CASES[name].build()
+    memory = MEMORIES[name].build()
     starts, steps = starts_at((0, 1), (4, 0), (4, 1)), [0, 4]
     same(
         memory,
@@ -70,7 +70,7 @@ def test_segments_are_the_plain_sequence(name: str) -> None:
 
 @pytest.mark.parametrize("name", LONG)
 def test_segments_without_a_start_are_the_plain_sequence(name: str) -> None:
-    memory = CASES[name].build()
+    memory = MEMORIES[name].build()
     same(
         memory,
         name,
@@ -84,8 +84,8 @@ def test_segments_without_a_start_are_the_plain_sequence(name: str) -> None:
 @pytest.mark.parametrize("name", LONG)
 def test_segments_from_the_first_state_on(name: str) -> None:
     """Whose parts a memory may name in another order than those of later states, as the DNC does."""
-    memory = CASES[name].build()
-    xs = CASES[name].inputs(LENGTH, BATCH)
+    memory = MEMORIES[name].build()
+    xs = MEMORIES[name].inputs(LENGTH, BATCH)
     outputs, gradients = [], []
     for way in (
         lambda state: unroll(memory, xs, None, state),
@@ -102,8 +102,8 @@ def test_segments_from_the_first_state_on(name: str) -> None:
 def same(memory: Memory, name: str, *ways: Callable[[Tensor, State], Unrolled]) -> None:
     results, gradients = [], []
     for way in ways:
-        xs = CASES[name].inputs(LENGTH, BATCH).requires_grad_()
-        state = {key: value.clone().requires_grad_() for key, value in CASES[name].used_state(memory).items()}
+        xs = MEMORIES[name].inputs(LENGTH, BATCH).requires_grad_()
+        state = {key: value.clone().requires_grad_() for key, value in MEMORIES[name].used_state(memory).items()}
         parts = everything(way(xs, state))
         leaves = {"xs": xs, **state, **dict(memory.named_parameters())}
         found = torch.autograd.grad(weigh(parts), list(leaves.values()), allow_unused=True, materialize_grads=True)
@@ -136,10 +136,10 @@ def test_questions_go_with_their_segment() -> None:
 @pytest.mark.parametrize("name", LONG)
 def test_gradients_that_nobody_asked_for_do_not_disturb_the_others(name: str) -> None:
     """Frozen parameters, inputs and a state without gradients, a loss on some outputs only, `backward` into `.grad`."""
-    memory = CASES[name].build()
+    memory = MEMORIES[name].build()
     frozen, *trained = memory.parameters()
     frozen.requires_grad_(False)
-    xs = CASES[name].inputs(LENGTH, BATCH)
+    xs = MEMORIES[name].inputs(LENGTH, BATCH)
     gradients = []
     for segment in (LENGTH, 2):
         memory.zero_grad()
@@ -265,7 +265,7 @@ def test_a_memory_that_has_nothing_to_learn_stays_whole() -> None:
 
 @every_memory
 def test_what_a_step_keeps_can_be_found_for_every_memory(name: str) -> None:
-    memory, case = CASES[name].build(torch.float32), CASES[name]
+    memory, case = MEMORIES[name].build(torch.float32), MEMORIES[name]
     segments = Segments(memory, None, case.input_size)
     assert segments.kept_by_step(recorded=False, room=1) >= 1
     assert segments.kept_by_step(recorded=True, room=8) >= 1
