@@ -19,8 +19,14 @@ class CriticWatch:
         self.seen: deque[tuple[float, float]] = deque(maxlen=PATIENCE)
         self.warned = False
 
-    def see(self, metrics: Mapping[str, float], max_grad_norm: float) -> None:
-        """Take in an iteration's metrics; those of a learner without a critic are passed over."""
+    def see(self, metrics: Mapping[str, float], max_grad_norm: float, normalized: bool = False) -> None:
+        """Take in an iteration's metrics; those of a learner without a critic are passed over.
+
+        Args:
+            metrics: by name.
+            max_grad_norm: the learner's.
+            normalized: whether values are learned in normalised units already.
+        """
         explained = metrics.get("train/explained_variance")
         if explained is None or self.warned:
             return
@@ -28,10 +34,12 @@ class CriticWatch:
         explained, norm = (sum(column) / len(self.seen) for column in zip(*self.seen, strict=True))
         if len(self.seen) == PATIENCE and explained <= 0 and norm > HARD * max_grad_norm:
             self.warned = True
+            advice = "lower vf_coef or raise max_grad_norm"
+            if not normalized:
+                advice = "leave normalize_values on, or set reward_scale so that returns are about 1"
             warnings.warn(
                 f"the critic explains nothing (train/explained_variance {explained:.2f} over {PATIENCE} iterations) "
                 f"while gradients of norm {norm:.3g} are clipped to {max_grad_norm:g}, so the policy hardly learns: "
-                "leave normalize_values on, or set reward_scale so that returns are about 1; see docs/ppo.md, "
-                '"The scale of rewards"',
+                f'{advice}; see docs/ppo.md, "The scale of rewards"',
                 stacklevel=2,
             )

@@ -193,15 +193,17 @@ def test_weights_go_between_runs_with_and_without_normalised_values(here: bool, 
         assert torch.equal(target.policy.act(latent, True), source.policy.act(latent, True))
 
 
-def test_the_watch_warns_once_of_a_drowned_policy() -> None:
+@pytest.mark.parametrize(("normalized", "advice"), [(False, "leave normalize_values on"), (True, "lower vf_coef")])
+def test_the_watch_warns_once_of_a_drowned_policy(normalized: bool, advice: str) -> None:
+    """It advises nothing that is done already."""
     watch = CriticWatch()
     drowned = {"train/explained_variance": -0.1, "train/grad_norm": 12.0}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(3 * PATIENCE):
-            watch.see(drowned, max_grad_norm=0.5)
+            watch.see(drowned, max_grad_norm=0.5, normalized=normalized)
     (warning,) = caught
-    assert re.search(r"explains nothing.*docs/ppo\.md", str(warning.message))
+    assert re.search(rf"explains nothing.*{advice}.*docs/ppo\.md", str(warning.message))
 
 
 @pytest.mark.parametrize(("explained", "norm"), [(0.2, 12.0), (-0.1, 1.0), (None, 12.0)])
