@@ -4,9 +4,10 @@
     python benchmarks/gpu_check.py --out /tmp/gpu --parts 1     # correctness alone
     python benchmarks/gpu_check.py --out /tmp/gpu --pretend     # a rehearsal without a GPU, in small sizes
 
-Every line is a process of its own, so that one that hangs or dies costs only itself. What it printed is in
-OUT/NAME.txt; OUT/report.md has a table of what passed, with versions and the device. The order is by worth: where time
-runs out, the rest is reported as not run. A later call runs only what has not passed yet; part 3 resumes its training.
+Every line is a process of its own with a time limit of its own, so that one that hangs or dies costs only itself; the
+limits of a part add up to what the part may take. What a line printed is in OUT/NAME.txt; OUT/report.md has a table of
+what passed, with versions and the device. A later call runs only what has not passed yet; part 3 resumes its training.
+`--small` takes sizes that a CPU or a pretend device can do.
 
 Part 1 checks what is taken on trust without a GPU (`benchmarks/gpu_probes.py`), then the tests marked `gpu`, then one
 short training with graphs. Part 2 is `benchmarks/gpu_iteration.py`. Part 3 trains the recipe maze-gpu for as long as it
@@ -30,7 +31,9 @@ import tyro
 
 ROOT = Path(__file__).resolve().parents[1]
 MINUTES = {1: 5, 2: 5, 3: 10}
-"""Most that each part takes."""
+"""Most that each part takes: the limits of its lines together, before `--stretch`."""
+SPEED = {"a2c": 24, "ppo": 34}
+"""Seconds of each line of part 2."""
 
 
 @dataclass
@@ -42,7 +45,9 @@ class Args:
     device: str = "cuda"
     """Which GPU."""
     pretend: bool = False
-    """Rehearse on the pretend device of tests/pretend_cuda.py, in sizes that a CPU can do."""
+    """Rehearse on the pretend device of tests/pretend_cuda.py, in small sizes."""
+    small: bool = False
+    """Few environments, short episodes, few tests: what is run, not what it measures."""
     stretch: float = 1.0
     """Multiplies every time limit."""
 
@@ -59,36 +64,42 @@ class Line:
 
 def lines(args: Args) -> Iterator[Line]:
     """Every process in its order."""
+    small = args.small or args.pretend
     tests = [*(["--pretend-cuda"] if args.pretend else []), "-m", "gpu", "-p", "no:cacheprovider"]
-    few = ["-k", "gru or lstm or RepeatFirst or TMaze"] if args.pretend else []
+    few = ["-k", "gru or lstm or RepeatFirst or TMaze"] if small else []
     run = str(args.out / "repeat-first")
-    size = "16" if args.pretend else "1024"
-    steps = "2048" if args.pretend else "3000000"
-    yield Line(1, "probes", ["benchmarks/gpu_probes.py"], 60)
+    yield Line(1, "probes", ["benchmarks/gpu_probes.py"], 30)
     for name, file, seconds in (
-        ("environments", "tests/envs/test_env_conformance.py", 60),
-        ("memories", "tests/policies/memories/test_memory_conformance_time.py", 60),
-        ("graphs", "tests/agents/test_cuda_graphs_gpu.py", 150),
+        ("environments", "tests/envs/test_env_conformance.py", 45),
+        ("memories", "tests/policies/memories/test_memory_conformance.py", 60),
+        ("graphs", "tests/agents/test_cuda_graphs_gpu.py", 100),
     ):
         yield Line(1, name, ["-m", "pytest", file, *tests, *few], seconds)
-    words = f"train.py --env Engram/RepeatFirst-v0 --memory gru --algo a2c --num-envs {size} --n-steps 16 --gamma 0"
-    words += f" --total-timesteps {steps} --learning-rate 1e-2 --device {args.device} --fast graph --no-baseline"
-    yield Line(1, "learns", [*words.split(), "--no-progress", "--run-dir", run], 60)
-    yield Line(1, "scores", ["evaluate.py", run, "--device", args.device], 30)
-    copies = ["8"] if args.pretend else ["512", "1024", "2048", "4096", "8192"]
-    memories = ["lstm"] if args.pretend else ["lstm", "mnm-p", "dnc", "multigrid", "kanerva++"]
-    for algo in ("a2c", "ppo"):
-        for memory in memories:
-            words = ["benchmarks/gpu_iteration.py", "--memories", memory, "--algos", algo, "--copies", *copies]
-            words += ["--device", args.device, "--csv", str(args.out / f"speed-{algo}-{memory}.csv"), "--repeats", "3"]
-            peer = "--sb3" if (algo, memory) == ("ppo", "lstm") else "--no-sb3"
-            yield Line(2, f"speed {algo} {memory}", [*words, peer], 60)
+    words = "train.py --env Engram/RepeatFirst-v0 --memory gru --algo a2c --n-steps 16 --gamma 0 --learning-rate 1e-2"
+    words += f" --num-envs {16 if small else 1024} --total-timesteps {2048 if small else 3_000_000} --fast graph"
+    words += f" --device {args.device} --no-baseline --no-progress --run-dir {run}"
+    yield Line(1, "learns", words.split(), 45)
+    yield Line(1, "scores", ["evaluate.py", run, "--device", args.device], 20)
+
+    sizes = {"a2c": "--copies 512 2048 8192", "ppo": "--copies 1024 4096 --episode 80"}
+    for algo, size in sizes.items():
+        for memory in ("lstm", "mnm-p", "dnc", "multigrid", "kanerva++"):
+            peer = (algo, memory) == ("ppo", "lstm")  # the work that RecurrentPPO does, beside it
+            words = (
+                f"benchmarks/gpu_iteration.py --memories {memory} --algos {algo} --device {args.device} --repeats 3 "
+            )
+            words += "--copies 4 --steps 4 --episode 8" if small else size
+            words += f" --minibatches {4 if peer else 1} {'--sb3' if peer else '--no-sb3'}"
+            words += f" --csv {args.out}/speed-{algo}-{memory}.csv"
+            yield Line(2, f"speed {algo} {memory}", words.split(), SPEED[algo])
+
     maze = args.out / "maze"
-    words = ["--resume", str(maze)] if (maze / "config.yaml").exists() else ["--run-dir", str(maze)]
-    if args.pretend:
-        words += ["--num-envs", "8", "--total-timesteps", "3200", "--eval-episodes", "8"]
-    words += ["--recipe", "maze-gpu", "--device", args.device] if words[0] == "--run-dir" else []
-    yield Line(3, "maze", ["train.py", *words, "--no-progress", "--no-baseline"], 590)
+    begun = (maze / "config.yaml").exists()
+    words = f"train.py --no-progress --no-baseline {'--resume' if begun else '--run-dir'} {maze}"
+    if not begun:
+        words += f" --recipe maze-gpu --device {args.device}"
+        words += " --num-envs 4 --n-steps 10 --total-timesteps 400 --eval-episodes 8" if small else ""
+    yield Line(3, "maze", words.split(), 590)
 
 
 def run(line: Line, args: Args, limit: float) -> tuple[str, float]:
@@ -127,7 +138,7 @@ def main(args: Args) -> None:
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     file = args.out / "report.json"
     ended: dict[str, tuple[int, str, float]] = json.loads(file.read_text()) if file.exists() else {}
-    left = {part: 60 * minutes * args.stretch for part, minutes in MINUTES.items()}
+    left = {part: 60 * minutes * args.stretch for part, minutes in MINUTES.items()}  # of the part as a whole
     for line in lines(args):
         if line.part not in args.parts or ended.get(line.name, (0, "", 0.0))[1] == "passed":
             continue

@@ -4,9 +4,9 @@
     python benchmarks/gpu_iteration.py --memories lstm dnc --copies 512 --algos ppo
 
 The invisible-goal maze, roll-outs of 40 steps, the memories at the sizes of `benchmarks/scaling.py`; PPO with 4 passes
-over 4 minibatches. Each point is measured eager and as graphs in turns, in one process. Eager takes the fast forms, as
-`--fast auto` does, so that `ratio`, graph / eager, credits graphs with nothing else; `--reference` also measures
-`--fast off`.
+over 4 minibatches, or `--minibatches`. Each point is measured eager and as graphs in turns, in one process. Eager takes
+the fast forms, as `--fast auto` does, so that `ratio`, graph / eager, credits graphs with nothing else; `--reference`
+also measures `--fast off`.
 
 **Limits.** As in `benchmarks/scaling.py`: matrix products, copies and launches are timed first, one eager iteration is
 counted operation by operation, and `share` is the longest of the three times that its work would take at these rates,
@@ -38,7 +38,6 @@ from benchmarks import scaling  # noqa: E402
 from benchmarks.peers import fast_maze, sb3_contrib  # noqa: E402
 from envs.maze import InvisibleGoalMaze  # noqa: E402
 
-STEPS, EPISODE = 40, 200
 MEMORIES: dict[str, dict[str, Any]] = {
     "lstm": {"hidden_size": 128},
     "mnm-p": {"hidden_size": 128, "key_size": 32, "value_size": 32, "memory_units": 32, "heads": 1},
@@ -58,6 +57,12 @@ class Args:
     """Copies of the environment."""
     repeats: int = 5
     """Turns that count."""
+    steps: int = 40
+    """Of a rollout."""
+    episode: int = 200
+    """Steps of an episode; a graph for each rollout that fits in one, all captured before anything counts."""
+    minibatches: int = 4
+    """Of PPO."""
     device: str = "cuda"
     """Which GPU."""
     reference: bool = False
@@ -69,14 +74,14 @@ class Args:
     threads: int = field(default=1, init=False)
 
 
-def learner(algo: str, memory: str, copies: int, fast: str, device: str) -> MemoryOnPolicyAlgorithm:
+def learner(algo: str, memory: str, copies: int, fast: str, args: Args) -> MemoryOnPolicyAlgorithm:
     """One side of a comparison; "auto" without graphs, also once they are proven."""
     agents.scale.cuda_graphs.replay.PROVEN = False
-    env = InvisibleGoalMaze(copies, episode_length=EPISODE, device=device)
-    kwargs = {"n_epochs": 4, "n_minibatches": 4} if algo == "ppo" else {"use_rms_prop": False}
+    env = InvisibleGoalMaze(copies, episode_length=args.episode, device=args.device)
+    kwargs = {"n_epochs": 4, "n_minibatches": args.minibatches} if algo == "ppo" else {"use_rms_prop": False}
     policy = {"memory": memory, "memory_kwargs": MEMORIES[memory]}
     return LEARNERS[algo](
-        "MemoryPolicy", env, n_steps=STEPS, policy_kwargs=policy, seed=0, device=device, fast=fast, **kwargs
+        "MemoryPolicy", env, n_steps=args.steps, policy_kwargs=policy, seed=0, device=args.device, fast=fast, **kwargs
     )
 
 
@@ -86,7 +91,7 @@ def turns(model: MemoryOnPolicyAlgorithm, args: Args) -> Callable[[], float]:
     def iteration() -> None:
         model.learn(1, log_interval=None, reset_num_timesteps=model.num_timesteps == 0)
 
-    for _ in range(2 * EPISODE // STEPS + 1):
+    for _ in range(2 * args.episode // args.steps + 1):
         iteration()
     return lambda: scaling.timed(iteration, args.device)
 
@@ -96,21 +101,23 @@ def counted(model: MemoryOnPolicyAlgorithm) -> dict[str, float]:
     with scaling.Work() as work, FlopCounterMode(display=False) as flops:
         model.learn(1, log_interval=None, reset_num_timesteps=False)
     amounts = {"flop": flops.get_total_flops(), "bytes": work.bytes, "operations": work.operations}
-    return {name: amount / STEPS for name, amount in amounts.items()}
+    return {name: amount / model.n_steps for name, amount in amounts.items()}
 
 
 def point(algo: str, memory: str, copies: int, rates: dict[str, float], args: Args) -> dict[str, Any]:
     """Eager and graph in turns."""
     ways = ("auto", "graph", "off") if args.reference else ("auto", "graph")
-    models = {fast: learner(algo, memory, copies, fast, args.device) for fast in ways}
+    models = {fast: learner(algo, memory, copies, fast, args) for fast in ways}
     clocks = {fast: turns(model, args) for fast, model in models.items()}
     work = counted(models["auto"])
     taken: dict[str, list[float]] = {fast: [] for fast in ways}
     for _ in range(args.repeats):
         for fast, clock in clocks.items():
             taken[fast].append(clock())
-    eager, graph = (statistics.median(taken[fast]) / STEPS for fast in ("auto", "graph"))
-    reference = {"reference_per_s": round(copies * STEPS / statistics.median(taken["off"]))} if args.reference else {}
+    eager, graph = (statistics.median(taken[fast]) / args.steps for fast in ("auto", "graph"))
+    reference = (
+        {"reference_per_s": round(copies * args.steps / statistics.median(taken["off"]))} if args.reference else {}
+    )
     least = {name: work[name] / rates[name] for name in work}
     on_device = max(least["flop"], least["bytes"])
     return {
@@ -145,11 +152,11 @@ def main(args: Args) -> None:
     if args.sb3:
         copies = min(args.copies)
         hidden = MEMORIES["lstm"]["hidden_size"]
-        run = sb3_contrib(fast_maze(copies, args.device), STEPS, hidden, 4, 4, True, args.device)
+        run = sb3_contrib(fast_maze(copies, args.device), args.steps, hidden, 4, 4, True, args.device)
         run()
         seconds = statistics.median(scaling.timed(run, args.device) for _ in range(3))
         rows.append({"algo": "sb3-contrib", "memory": "lstm", "copies": copies})
-        rows[-1] |= {"eager_per_s": round(copies * STEPS / seconds)}
+        rows[-1] |= {"eager_per_s": round(copies * args.steps / seconds)}
         print("  ".join(f"{name}={value}" for name, value in rows[-1].items()), flush=True)
     if args.csv is not None:
         args.csv.parent.mkdir(parents=True, exist_ok=True)
