@@ -14,13 +14,12 @@ from torch import Tensor
 
 from policies.memories.mnm.fast_sequence import Parts, SlowWeights
 from policies.native.compiler import library, off, shared_out
+from policies.native.packed import packed
 
 SOURCE = Path(__file__).with_name("fast_sequence.c")
 MAX_LAYERS = 8
 MAX_VECTORS = 16_384
 """Numbers in the keys of all heads on their way up; the loops have their vectors on the stack."""
-PANEL_BYTES = 128
-"""Columns of packed weights are filled up to whole panels, none of which is wider."""
 PACKED_FOR_ONE = 2**17
 """Numbers that are packed in the time which a step of one environment gains by it."""
 BLOCK_BYTES, FEWEST = 2**19, 16
@@ -81,18 +80,6 @@ def _tape(batch: int, shape: Shape, slow: SlowWeights) -> _Tape:
     """The numbers of a tape."""
     sizes = (slow.interaction.shape[1], shape.heads, len(shape.sizes) - 1, len(slow.interaction), len(slow.feedback))
     return _Tape(batch, *sizes, len(slow.rate), shape.squash_output, shape.sizes)
-
-
-def packed(functions: ctypes.CDLL, weight: Tensor, forward: bool = True) -> Tensor:
-    """`weight` `[out, in]` for products with it, or on the way back with its transpose."""
-    inner, columns, down, across = (*weight.shape[::-1], *weight.stride()[::-1])
-    if not forward:
-        inner, columns, down, across = columns, inner, across, down
-    panel = PANEL_BYTES // weight.itemsize
-    found = weight.new_empty(-(-columns // panel) * panel * inner)
-    sizes = map(ctypes.c_int64, (inner, columns, down, across))
-    functions.pack(ctypes.c_void_p(weight.data_ptr()), *sizes, ctypes.c_void_p(found.data_ptr()))
-    return found
 
 
 class Loops:

@@ -1,40 +1,45 @@
-/* LSTM and GRU over time for few rows, forward and back; see recurrent_native.py.
+/* LSTM and GRU over time, forward and back; see fast_native.py.
 
    Arrays are [T, B, ...] and whole; gates are in torch's order i, f, g, o. `starts` is [T, B] or NULL: where it is not 0
    the state is 0 before the step. */
 
 #include "activations.h"
-#include "products.h"
+#include "packed.h"
+
+/* The state before a step, [B, H]: `state`, or a copy of it in `room` that is 0 where `fresh` is not. */
+static const REAL *after_reset(const REAL *state, const uint8_t *fresh, int64_t batch, int64_t size, REAL *room) {
+    int any = 0;
+    for (int64_t b = 0; fresh && b < batch; b++) any |= fresh[b];
+    if (!any) return state;
+    memcpy(room, state, sizeof(REAL) * batch * size);
+    for (int64_t b = 0; b < batch; b++)
+        if (fresh[b]) memset(room + b * size, 0, sizeof(REAL) * size);
+    return room;
+}
 
 /* `gates` holds what the input gives and becomes the gates; `hiddens` and `cells` are [T + 1, B, H] with the state before
-   the first step, which is set to 0 where that is a start; `squashed` becomes tanh of the cells after each step. `room` is
-   [B, 6 H]. */
+   the first step, which is set to 0 where that is a start; `squashed` becomes tanh of the cells after each step. `weights`
+   are packed, [H, 4 H]; `room` is [2, B, H]. The rows are those from `begin` to `end` - 1 of each array. */
 void NAME(lstm_forward)(
     REAL *gates, const REAL *weights, REAL *hiddens, REAL *cells, REAL *squashed, const uint8_t *starts, REAL *room,
-    int64_t steps, int64_t batch, int64_t size) {
-    const int64_t width = 4 * size;
-    REAL *sums = room, *before = sums + batch * width, *old = before + batch * size;
+    int64_t steps, int64_t batch, int64_t size, int64_t begin, int64_t end) {
+    const int64_t width = 4 * size, rows = end - begin;
+    REAL *other = room + (batch + begin) * size;
+    room += begin * size;
     for (int64_t t = 0; t < steps; t++) {
-        const uint8_t *fresh = starts ? starts + t * batch : 0;
-        REAL *h = hiddens + t * batch * size, *c = cells + t * batch * size;
-        memcpy(before, h, sizeof(REAL) * batch * size);
-        memcpy(old, c, sizeof(REAL) * batch * size);
-        for (int64_t b = 0; fresh && b < batch; b++)
-            if (fresh[b]) {
-                memset(before + b * size, 0, sizeof(REAL) * size);
-                memset(old + b * size, 0, sizeof(REAL) * size);
-            }
-        if (t == 0) {
-            memcpy(h, before, sizeof(REAL) * batch * size);
-            memcpy(c, old, sizeof(REAL) * batch * size);
+        const uint8_t *fresh = starts ? starts + t * batch + begin : 0;
+        REAL *h = hiddens + (t * batch + begin) * size, *c = cells + (t * batch + begin) * size;
+        const REAL *before = after_reset(h, fresh, rows, size, room), *old = after_reset(c, fresh, rows, size, other);
+        if (t == 0 && before != h) {
+            memcpy(h, before, sizeof(REAL) * rows * size);
+            memcpy(c, old, sizeof(REAL) * rows * size);
         }
-        for (int64_t r = 0; r < width; r += ROWS) dots(before, batch, weights + r * size, size, size, sums + r, width);
-        for (int64_t b = 0; b < batch; b++) {
-            REAL *restrict i = gates + (t * batch + b) * width, *restrict f = i + size, *restrict g = f + size;
+        product(before, size, rows, weights, size, width, gates + (t * batch + begin) * width, width);
+        for (int64_t b = 0; b < rows; b++) {
+            REAL *restrict i = gates + (t * batch + begin + b) * width, *restrict f = i + size, *restrict g = f + size;
             REAL *restrict o = g + size, *restrict after = c + (batch + b) * size, *restrict out = h + (batch + b) * size;
-            REAL *restrict s = squashed + (t * batch + b) * size;
-            const REAL *restrict add = sums + b * width, *restrict was = old + b * size;
-            for (int64_t k = 0; k < width; k++) i[k] += add[k];
+            REAL *restrict s = squashed + (t * batch + begin + b) * size;
+            const REAL *restrict was = old + b * size;
             sigmoid(i, 2 * size);
             squash(g, size);
             sigmoid(o, size);
@@ -46,19 +51,20 @@ void NAME(lstm_forward)(
 }
 
 /* `d_hiddens` and `d_cells`, [T, B, H] or NULL, are what the states after each step are given; `d_hidden` and `d_cell`
-   [B, H] become the gradients of the state before the first step, `d_gates` those of the sums that entered the gates. */
+   [B, H] become the gradients of the state before the first step, `d_gates` those of the sums that entered the gates. The
+   weights are packed the other way, [4 H, H]. */
 void NAME(lstm_backward)(
     const REAL *gates, const REAL *weights, const REAL *cells, const REAL *squashed, const uint8_t *starts,
     const REAL *d_hiddens, const REAL *d_cells, REAL *d_gates, REAL *d_hidden, REAL *d_cell, int64_t steps, int64_t batch,
-    int64_t size) {
-    const int64_t width = 4 * size, state = batch * size;
-    memset(d_hidden, 0, sizeof(REAL) * state);
-    memset(d_cell, 0, sizeof(REAL) * state);
+    int64_t size, int64_t begin, int64_t end) {
+    const int64_t width = 4 * size, first = begin * size, last = end * size;
+    memset(d_hidden + first, 0, sizeof(REAL) * (last - first));
+    memset(d_cell + first, 0, sizeof(REAL) * (last - first));
     for (int64_t t = steps - 1; t >= 0; t--) {
         const uint8_t *fresh = starts ? starts + t * batch : 0;
-        for (int64_t k = 0; d_hiddens && k < state; k++) d_hidden[k] += d_hiddens[t * state + k];
-        for (int64_t k = 0; d_cells && k < state; k++) d_cell[k] += d_cells[t * state + k];
-        for (int64_t b = 0; b < batch; b++) {
+        for (int64_t k = first; d_hiddens && k < last; k++) d_hidden[k] += d_hiddens[t * batch * size + k];
+        for (int64_t k = first; d_cells && k < last; k++) d_cell[k] += d_cells[t * batch * size + k];
+        for (int64_t b = begin; b < end; b++) {
             const REAL *restrict i = gates + (t * batch + b) * width, *restrict f = i + size, *restrict g = f + size;
             const REAL *restrict o = g + size, *restrict s = squashed + (t * batch + b) * size;
             const REAL *restrict was = cells + (t * batch + b) * size, *restrict dh = d_hidden + b * size;
@@ -74,39 +80,34 @@ void NAME(lstm_backward)(
                 dc[k] = keep * total * f[k];
             }
         }
-        memset(d_hidden, 0, sizeof(REAL) * state);
-        const REAL *factors = d_gates + t * batch * width;
-        for (int64_t r = 0; r < width; r += ROWS) gather(d_hidden, factors + r, width, weights + r * size, size, batch, size);
-        for (int64_t b = 0; fresh && b < batch; b++)
+        memset(d_hidden + first, 0, sizeof(REAL) * (last - first));
+        const REAL *sums = d_gates + (t * batch + begin) * width;
+        product(sums, width, end - begin, weights, width, size, d_hidden + first, size);
+        for (int64_t b = begin; fresh && b < end; b++)
             if (fresh[b]) memset(d_hidden + b * size, 0, sizeof(REAL) * size);
     }
 }
 
 /* Of a GRU, r, z, n. `gates` as above; `of_hidden` [T, B, H] becomes what the hidden state gives n, its bias included.
-   `room` is [B, 4 H]. */
+   `to_rz` and `to_n` are packed, [H, 2 H] and [H, H]; `room` is [B, H]. */
 void NAME(gru_forward)(
-    REAL *gates, const REAL *weights, const REAL *bias, REAL *hiddens, REAL *of_hidden, const uint8_t *starts, REAL *room,
-    int64_t steps, int64_t batch, int64_t size) {
-    const int64_t width = 3 * size;
-    REAL *sums = room, *before = sums + batch * width;
+    REAL *gates, const REAL *to_rz, const REAL *to_n, const REAL *bias, REAL *hiddens, REAL *of_hidden,
+    const uint8_t *starts, REAL *room, int64_t steps, int64_t batch, int64_t size, int64_t begin, int64_t end) {
+    const int64_t width = 3 * size, rows = end - begin;
     for (int64_t t = 0; t < steps; t++) {
-        const uint8_t *fresh = starts ? starts + t * batch : 0;
-        REAL *h = hiddens + t * batch * size;
-        memcpy(before, h, sizeof(REAL) * batch * size);
-        for (int64_t b = 0; fresh && b < batch; b++)
-            if (fresh[b]) memset(before + b * size, 0, sizeof(REAL) * size);
-        if (t == 0) memcpy(h, before, sizeof(REAL) * batch * size);
-        int64_t r = 0;
-        for (; r + ROWS <= width; r += ROWS) dots(before, batch, weights + r * size, size, size, sums + r, width);
-        for (; r < width; r++)
-            for (int64_t b = 0; b < batch; b++) sums[b * width + r] = dot(before + b * size, weights + r * size, size);
-        for (int64_t b = 0; b < batch; b++) {
-            REAL *restrict reset = gates + (t * batch + b) * width, *restrict z = reset + size, *restrict n = z + size;
-            REAL *restrict given = of_hidden + (t * batch + b) * size, *restrict out = h + (batch + b) * size;
-            const REAL *restrict add = sums + b * width, *restrict was = before + b * size;
-            for (int64_t k = 0; k < 2 * size; k++) reset[k] += add[k];
+        const uint8_t *fresh = starts ? starts + t * batch + begin : 0;
+        REAL *h = hiddens + (t * batch + begin) * size, *r = gates + (t * batch + begin) * width;
+        REAL *n_sums = of_hidden + (t * batch + begin) * size;
+        const REAL *before = after_reset(h, fresh, rows, size, room + begin * size);
+        if (t == 0 && before != h) memcpy(h, before, sizeof(REAL) * rows * size);
+        for (int64_t b = 0; b < rows; b++) memcpy(n_sums + b * size, bias, sizeof(REAL) * size);
+        product(before, size, rows, to_rz, size, 2 * size, r, width);
+        product(before, size, rows, to_n, size, size, n_sums, size);
+        for (int64_t b = 0; b < rows; b++) {
+            REAL *restrict reset = r + b * width, *restrict z = reset + size, *restrict n = z + size;
+            REAL *restrict out = h + (batch + b) * size;
+            const REAL *restrict given = n_sums + b * size, *restrict was = before + b * size;
             sigmoid(reset, 2 * size);
-            for (int64_t k = 0; k < size; k++) given[k] = add[2 * size + k] + bias[k];
             for (int64_t k = 0; k < size; k++) n[k] += reset[k] * given[k];
             squash(n, size);
             for (int64_t k = 0; k < size; k++) out[k] = n[k] + z[k] * (was[k] - n[k]);
@@ -114,16 +115,18 @@ void NAME(gru_forward)(
     }
 }
 
-/* `d_gates` are those of what the hidden state gives the gates, `d_n` [T, B, H] those of the input's part of n. */
+/* `d_gates` are those of what the hidden state gives the gates, `d_n` [T, B, H] those of the input's part of n; the weights
+   are packed the other way, [3 H, H]. */
 void NAME(gru_backward)(
     const REAL *gates, const REAL *weights, const REAL *hiddens, const REAL *of_hidden, const uint8_t *starts,
-    const REAL *d_hiddens, REAL *d_gates, REAL *d_n, REAL *d_hidden, int64_t steps, int64_t batch, int64_t size) {
-    const int64_t width = 3 * size, state = batch * size;
-    memset(d_hidden, 0, sizeof(REAL) * state);
+    const REAL *d_hiddens, REAL *d_gates, REAL *d_n, REAL *d_hidden, int64_t steps, int64_t batch, int64_t size,
+    int64_t begin, int64_t end) {
+    const int64_t width = 3 * size, first = begin * size, last = end * size;
+    memset(d_hidden + first, 0, sizeof(REAL) * (last - first));
     for (int64_t t = steps - 1; t >= 0; t--) {
         const uint8_t *fresh = starts ? starts + t * batch : 0;
-        for (int64_t k = 0; d_hiddens && k < state; k++) d_hidden[k] += d_hiddens[t * state + k];
-        for (int64_t b = 0; b < batch; b++) {
+        for (int64_t k = first; d_hiddens && k < last; k++) d_hidden[k] += d_hiddens[t * batch * size + k];
+        for (int64_t b = begin; b < end; b++) {
             const REAL *restrict reset = gates + (t * batch + b) * width, *restrict z = reset + size;
             const REAL *restrict n = z + size, *restrict given = of_hidden + (t * batch + b) * size;
             const REAL *restrict was = hiddens + (t * batch + b) * size;
@@ -138,12 +141,9 @@ void NAME(gru_backward)(
                 dh[k] *= z[k];
             }
         }
-        const REAL *factors = d_gates + t * batch * width;
-        int64_t r = 0;
-        for (; r + ROWS <= width; r += ROWS) gather(d_hidden, factors + r, width, weights + r * size, size, batch, size);
-        for (; r < width; r++)
-            for (int64_t b = 0; b < batch; b++) axpy(d_hidden + b * size, factors[b * width + r], weights + r * size, size);
-        for (int64_t b = 0; fresh && b < batch; b++)
+        const REAL *sums = d_gates + (t * batch + begin) * width;
+        product(sums, width, end - begin, weights, width, size, d_hidden + first, size);
+        for (int64_t b = begin; fresh && b < end; b++)
             if (fresh[b]) memset(d_hidden + b * size, 0, sizeof(REAL) * size);
     }
 }

@@ -1,6 +1,6 @@
-"""Calls of `fast_cells.c`: LSTM and GRU over time for few rows on a CPU.
+"""Calls of `fast_cells.c`: LSTM and GRU over time on a CPU.
 
-With few rows torch's operations cost more than their arithmetic: some ten a step forward and six back.
+In a step torch's operations cost more than their arithmetic where rows are few, and its products pack the weights anew.
 """
 
 from __future__ import annotations
@@ -12,17 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from policies.native.compiler import library, off
+from policies.native.compiler import library, off, shared_out
+from policies.native.packed import packed
 
 SOURCE = Path(__file__).with_name("fast_cells.c")
-MOST = 4096
-"""Numbers of a state `[B, H]` up to which the loops are faster than torch's products, which use all of a core."""
 
 
 def usable(state: Tensor) -> bool:
-    """For a state `[B, H]` like this: on a CPU, of few numbers, and with a compiler at hand."""
-    few = state.device.type == "cpu" and 0 < state.numel() <= MOST
-    return few and not off() and library(SOURCE, state.dtype) is not None
+    """For a state `[B, H]` like this: on a CPU, not empty, and with a compiler at hand."""
+    there = state.device.type == "cpu" and state.numel() > 0
+    return there and not off() and library(SOURCE, state.dtype) is not None
 
 
 def lstm_forward(
@@ -38,8 +37,8 @@ def lstm_forward(
         starts: bool `[T, B]`, or None.
     """
     steps, batch, size = squashed.shape
-    room = gates.new_empty(batch, 6 * size)
-    _call("lstm_forward", (gates, weights, hiddens, cells, squashed, starts, room), (steps, batch, size))
+    room, to_gates = gates.new_empty(2, batch, size), packed(_functions(gates), weights)
+    _call("lstm_forward", (gates, to_gates, hiddens, cells, squashed, starts, room), (steps, batch, size))
 
 
 def lstm_backward(
@@ -60,7 +59,8 @@ def lstm_backward(
     steps, batch, size = squashed.shape
     d_gates, d_hidden, d_cell = torch.empty_like(gates), gates.new_empty(batch, size), gates.new_empty(batch, size)
     given = [None if d is None else d.contiguous() for d in (d_hiddens, d_cells)]
-    arrays = (gates, weights, cells, squashed, starts, *given, d_gates, d_hidden, d_cell)
+    from_gates = packed(_functions(gates), weights, forward=False)
+    arrays = (gates, from_gates, cells, squashed, starts, *given, d_gates, d_hidden, d_cell)
     _call("lstm_backward", arrays, (steps, batch, size))
     return d_gates, d_hidden, d_cell
 
@@ -79,8 +79,9 @@ def gru_forward(
         starts: bool `[T, B]`, or None.
     """
     steps, batch, size = of_hidden.shape
-    room = gates.new_empty(batch, 4 * size)
-    _call("gru_forward", (gates, weights, bias, hiddens, of_hidden, starts, room), (steps, batch, size))
+    room, functions = gates.new_empty(batch, size), _functions(gates)
+    to_rz, to_n = packed(functions, weights[: 2 * size]), packed(functions, weights[2 * size :])
+    _call("gru_forward", (gates, to_rz, to_n, bias, hiddens, of_hidden, starts, room), (steps, batch, size))
 
 
 def gru_backward(
@@ -101,15 +102,24 @@ def gru_backward(
     steps, batch, size = of_hidden.shape
     d_gates, d_n, d_hidden = torch.empty_like(gates), torch.empty_like(of_hidden), gates.new_empty(batch, size)
     given = None if d_hiddens is None else d_hiddens.contiguous()
-    arrays = (gates, weights, hiddens, of_hidden, starts, given, d_gates, d_n, d_hidden)
+    from_gates = packed(_functions(gates), weights, forward=False)
+    arrays = (gates, from_gates, hiddens, of_hidden, starts, given, d_gates, d_n, d_hidden)
     _call("gru_backward", arrays, (steps, batch, size))
     return d_gates, d_n, d_hidden
 
 
+def _functions(like: Tensor) -> ctypes.CDLL:
+    functions = library(SOURCE, like.dtype)
+    assert functions is not None
+    return functions
+
+
 def _call(name: str, arrays: tuple[Tensor | None, ...], sizes: tuple[int, ...]) -> None:
+    """The function, for all rows of a batch: `sizes` are steps, batch and the width of the state."""
     assert all(array is None or array.is_contiguous() for array in arrays)
     first = arrays[0]
     assert first is not None
-    function: Any = getattr(library(SOURCE, first.dtype), name)
-    pointers = (None if array is None else ctypes.c_void_p(array.data_ptr()) for array in arrays)
-    function(*pointers, *map(ctypes.c_int64, sizes))
+    function: Any = getattr(_functions(first), name)
+    pointers = [None if array is None else ctypes.c_void_p(array.data_ptr()) for array in arrays]
+    numbers = [*map(ctypes.c_int64, sizes)]
+    shared_out(lambda *rows: function(*pointers, *numbers, *map(ctypes.c_int64, rows)), sizes[1])

@@ -79,8 +79,8 @@ class TorchRecurrent(Memory):
         """As `time.unroll`, by torch's sequence kernel or, on a CPU, by hand, whichever is the faster.
 
         On a CPU: an LSTM by the kernel of oneDNN, cut at a few resets that the host knows of; a GRU, for which torch
-        has no such kernel, and an LSTM with more resets by `recurrent_sequence`, which takes resets anywhere. With few
-        rows both go through C loops (`recurrent_native`), an LSTM where there is any reset: up to ten times as fast.
+        has no such kernel, and an LSTM with more resets by `fast_sequence`, which takes resets anywhere. Where there is
+        a compiler both go through C loops (`fast_native`), an LSTM where there is any reset.
         Elsewhere: by cuDNN, cut at a few resets. With more of them `starts` is read by the host, one synchronisation,
         and every episode becomes a sequence of its own in one packed batch: what that costs does not depend on how
         many episodes start, or where. Where the host may read nothing, step by step.

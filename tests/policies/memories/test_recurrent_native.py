@@ -9,7 +9,7 @@ from torch import Tensor
 from policies.memories import make_memory
 from policies.memories.recurrent import fast_native as recurrent_native
 
-SIZES = [(1, 1, 1), (7, 3, 6), (9, 2, 5), (33, 4, 16)]
+SIZES = [(1, 1, 1), (7, 3, 6), (9, 13, 5), (33, 4, 17)]
 
 
 def unrolled(name: str, fast: bool, size: tuple[int, int, int], starts: Tensor | None, layers: int) -> list[Tensor]:
@@ -52,7 +52,19 @@ def test_without_loops_the_numbers_are_the_same(name: str, monkeypatch: pytest.M
         assert torch.allclose(mine, theirs, rtol=1e-10, atol=1e-12)
 
 
-def test_many_rows_are_left_to_torch() -> None:
-    assert not recurrent_native.usable(torch.zeros(64, 200))
+@pytest.mark.parametrize("name", ["lstm", "gru"])
+def test_threads_share_the_rows(name: str) -> None:
+    starts = torch.rand(9, 5, generator=torch.Generator().manual_seed(2)) < 0.3
+    alone = unrolled(name, True, (9, 5, 6), starts, 1)
+    torch.set_num_threads(2)
+    try:
+        together = unrolled(name, True, (9, 5, 6), starts, 1)
+    finally:
+        torch.set_num_threads(1)
+    for mine, theirs in zip(alone, together, strict=True):
+        assert torch.allclose(mine, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_what_no_loop_can_take_is_left_to_torch() -> None:
     assert not recurrent_native.usable(torch.zeros(0, 8))
     assert not recurrent_native.usable(torch.zeros(2, 8, dtype=torch.float16))
