@@ -118,6 +118,8 @@ class InvisibleGoalMaze(TensorEnv):
         super().__init__(
             num_envs, spaces.Box(low, high), spaces.Discrete(4), device, horizon=episode_length, render_mode=render_mode
         )
+        self.observation_parts = (("3×3 view", (3, 3)), ("time", (1,)), ("last reward", (1,)))
+        self.observation_parts += (("last action", (4,)),) if previous_action else ()
         self.size = size
         self.episode_length = episode_length
         self.goal_reward = goal_reward

@@ -92,6 +92,8 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor], metaclass=_ForSB3):
     A supervised learner then sees a whole roll-out before it answers."""
     action_names: tuple[str, ...] = ()
     """What each choice of a `Discrete` or `MultiBinary` action means, for the viewer; empty: numbers are shown."""
+    observation_parts: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    """Names and shapes of the parts of a flat `Box` observation, in order, for the viewer; empty: one unnamed part."""
     metric_names: tuple[str, ...] = ()
     """Scores in the task's own unit beside the reward; see `_measure`."""
     groups_answers: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import gymnasium
@@ -179,20 +180,19 @@ def observation_views(env: TensorEnv, obs: Obs) -> list[View]:
         assert isinstance(space, spaces.Dict)
         return [view for key, part in obs.items() for view in _views(key, part[0].cpu().numpy(), space[key])]
     values = obs[0].cpu().numpy()
-    if type(env).__name__ == "InvisibleGoalMaze":
-        return _maze_views(env, values)
+    if env.observation_parts:
+        return _named_views(env, values)
     return _views("observed", values, env.single_observation_space)
 
 
-def _maze_views(env: TensorEnv, values: np.ndarray[Any, Any]) -> list[View]:
-    space = env.single_observation_space
+def _named_views(env: TensorEnv, values: np.ndarray[Any, Any]) -> list[View]:
+    space, views, end = env.single_observation_space, [], 0
     assert isinstance(space, spaces.Box)
-    views = [
-        View("3×3 view", values[:9].reshape(3, 3), centred=True),
-        View("time", values[9:10]),
-        View("last reward", values[10:11], float(space.low[10]), float(space.high[10])),
-    ]
-    return [*views, View("last action", values[11:])] if len(values) > 11 else views
+    for name, shape in env.observation_parts:
+        part = slice(end, end := end + math.prod(shape))
+        low, high = float(space.low[part].min()), float(space.high[part].max())
+        views.append(View(name, values[part].reshape(shape), low, high, centred=len(shape) == 2))
+    return views
 
 
 def _views(name: str, values: np.ndarray[Any, Any], space: spaces.Space[Any]) -> list[View]:

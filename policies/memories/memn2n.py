@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,8 @@ class MemN2N(Memory):
 
     Left out: position encoding weighs the words of a sentence, and an input here is one vector. Random noise, 10% empty
     memories put among the full ones in training, would be drawn anew when a roll-out is replayed, so that PPO's ratio
-    would not begin at 1. The ReLU on half of the units is for language modelling.
+    would not begin at 1. The ReLU on half of the units is for language modelling. The
+    linear start, training without the softmax at first, needs a learner that knows when to end it.
 
     Args:
         input_size: F, width of the input.
@@ -45,11 +46,8 @@ class MemN2N(Memory):
         hops: K.
         tying: "adjacent": A^{k+1} = C^k and B = A^1, so that there are K + 1 embeddings; "layer-wise": A and C are the
             same in all hops, B is its own and H maps u from hop to hop, as in an RNN. T_A and T_C follow A and C.
-        linear_start: begin without the softmax over memories, until `end_linear_start` is called.
         fast: take the steps of a sequence at once; False: one by one, which gives the same.
     """
-
-    linear: Tensor
 
     def __init__(
         self,
@@ -58,7 +56,6 @@ class MemN2N(Memory):
         capacity: int = 50,
         hops: int = 3,
         tying: Literal["adjacent", "layer-wise"] = "adjacent",
-        linear_start: bool = False,
         fast: bool = True,
     ) -> None:
         super().__init__()
@@ -82,13 +79,12 @@ class MemN2N(Memory):
         """Which embeddings are A^k and C^k."""
         self.question = 0 if adjacent else 2
         """Which embedding is B."""
-        self.register_buffer("linear", torch.tensor(linear_start))
         for parameter in self.parameters():
             nn.init.normal_(parameter, std=0.1)  # §4.2
 
-    def end_linear_start(self) -> None:
-        """Put the softmax in, for good: to be called between a roll-out's last update and the next roll-out."""
-        self.linear.fill_(False)
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        state_dict.pop(f"{prefix}linear", None)  # saved when training could begin without the softmax
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def initial_state(self, batch_size: int) -> State:
         sizes = {"memories": (self.capacity, self.input_size), "count": (), "attention": (self.hops, self.capacity)}
@@ -127,8 +123,7 @@ class MemN2N(Memory):
         for a, c in self.used:
             scores = memories.scores(u @ self.embeddings[a]) + u @ self.temporal[a].t()
             # in place of minus infinity a number, which gives no NaN where nothing is filled
-            softmax = scores.masked_fill(~filled, torch.finfo(scores.dtype).min).softmax(2)
-            p = torch.where(self.linear, scores, softmax) * filled
+            p = scores.masked_fill(~filled, torch.finfo(scores.dtype).min).softmax(2) * filled
             o = memories.mean(p) @ self.embeddings[c].t() + p @ self.temporal[c]
             u = (u if self.between is None else u @ self.between.t()) + o
             attention.append(p)

@@ -28,8 +28,6 @@ class Addressed(NamedTuple):
     """w, `[B, H, N + 1]`; the last slot is the one of no operation."""
     usage: Tensor
     """v after the step, `[B, H, N + 1]`."""
-    log_prob: Tensor
-    """Of the slots drawn, summed over heads, `[B]`; 0 where none was."""
 
 
 @register_memory("d-ntm")
@@ -52,7 +50,7 @@ class DNTM(Memory):
     State: `contents` `[B, memory_size, content_size]`, 0 at first; `read_value` m `[B, read_heads (address_size +
     content_size)]`; `hidden` `[B, num_layers, hidden_size]` of a GRU; `read_usage`, `write_usage` v and `read_weights`
     (of every reading step), `write_weights` w `[B, ..., memory_size + 1]`. Where options need them: `seed` of the draws
-    and `log_prob` `[B]` (discrete), `steps` `[B, 1]`, `mean_write` `[B, memory_size]`, `prediction` `[B, F]`.
+    `[B]` (discrete), `steps` `[B, 1]`, `mean_write` `[B, memory_size]`, `prediction` `[B, F]`.
     Losses, each where its coefficient is not 0: `entropy`, `consistency`, `prediction`.
 
     Args:
@@ -70,8 +68,6 @@ class DNTM(Memory):
         least_recently_used: subtract γ v.
         usage_decay: 0.1 in v; the authors' code has 0.04.
         addressing: "soft" or "discrete".
-        estimator: of the gradient through a drawn slot. "straight-through": that of w; "reinforce": none, for a
-            learner that uses `d_ntm_reinforce`. A2C and PPO do not: they need the former.
         curriculum: address softly with probability 1/√(1+t) at training step t, for each step and environment.
         deterministic: the likeliest slot, and no soft steps: for evaluation. Also an attribute, to switch at any time.
         entropy_coef: λ_H, of `entropy`, minus the entropy of w summed over heads.
@@ -100,7 +96,6 @@ class DNTM(Memory):
         least_recently_used: bool = True,
         usage_decay: float = 0.1,
         addressing: Literal["soft", "discrete"] = "soft",
-        estimator: Literal["straight-through", "reinforce"] = "straight-through",
         curriculum: bool = False,
         deterministic: bool = False,
         entropy_coef: float = 0.0,
@@ -113,7 +108,6 @@ class DNTM(Memory):
         super().__init__()
         _one_of("controller", controller, "gru", "feedforward")
         _one_of("addressing", addressing, "soft", "discrete")
-        _one_of("estimator", estimator, "straight-through", "reinforce")
         _one_of("prediction", prediction, "squared", "bernoulli")
         _one_of("draws_depend_on", draws_depend_on, "history", "step")
         sizes = {"num_layers": num_layers, "memory_size": memory_size, "reading_steps": reading_steps}
@@ -129,7 +123,7 @@ class DNTM(Memory):
         self.memory_size, self.content_size, self.slots = memory_size, content_size, memory_size + no_operation
         self.read_heads, self.write_heads, self.reading_steps = read_heads, write_heads, reading_steps
         self.usage_decay, self.least_recently_used = usage_decay, least_recently_used
-        self.discrete, self.straight_through = addressing == "discrete", estimator == "straight-through"
+        self.discrete = addressing == "discrete"
         self.curriculum, self.deterministic = curriculum, deterministic
         self.entropy_coef, self.consistency_coef, self.prediction_coef = entropy_coef, consistency_coef, prediction_coef
         self.bernoulli, self.by_history = prediction == "bernoulli", draws_depend_on == "history"
@@ -170,7 +164,7 @@ class DNTM(Memory):
         if self.least_recently_used:
             shapes |= {"write_usage": (self.write_heads, self.slots), "read_usage": (self.read_heads, self.slots)}
         if self.discrete:
-            shapes |= {"seed": (), "log_prob": ()}
+            shapes["seed"] = ()
         if self.consistency_coef:
             shapes["mean_write"] = (self.memory_size,)
         if self.predictor is not None:
@@ -215,8 +209,6 @@ class DNTM(Memory):
             following["hidden"] = layers
         if self.least_recently_used:
             following |= {"write_usage": write.usage, "read_usage": reads[-1].usage}
-        if self.discrete:
-            following["log_prob"] = torch.stack([head.log_prob for head in (write, *reads)]).sum(0)
         features = torch.cat([hidden, m], 1)
         losses = self._losses(x, features, state, following, write.weights)
         return MemoryStep(self.output(features), following, losses)
@@ -247,20 +239,16 @@ class DNTM(Memory):
             usage = self.usage_decay * usage + (1 - self.usage_decay) * z.detach()
         log_probabilities = logits.log_softmax(2)
         weights = probabilities = log_probabilities.exp()
-        log_prob = torch.zeros_like(weights[:, 0, 0])
         if draw is not None:
             scores = log_probabilities.detach()
             if not self.deterministic:
                 scores = scores - (-draw.log()).log().view_as(scores)  # Gumbel noise: the argmax is a sample
             index = scores.argmax(2, keepdim=True)
             weights = torch.zeros_like(probabilities).scatter(2, index, 1.0)
-            if self.straight_through:
-                weights = weights + (probabilities - probabilities.detach())
-            log_prob = log_probabilities.gather(2, index).sum((1, 2))
+            weights = weights + (probabilities - probabilities.detach())  # straight-through
             if soft is not None:
                 weights = torch.where(soft[..., None], probabilities, weights)
-                log_prob = log_prob.masked_fill(soft.squeeze(1), 0.0)
-        return Addressed(weights, probabilities, usage, log_prob)
+        return Addressed(weights, probabilities, usage)
 
     def write(self, x: Tensor, hidden: Tensor, contents: Tensor, weights: Tensor) -> Tensor:
         """C_t from C_{t-1} `[B, N, d_c]`, by write weights `[B, H, N + 1]`."""

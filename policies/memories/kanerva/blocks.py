@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +16,12 @@ from torch.nn import functional as F
 
 from policies.memories.contract import MemoryStep, Panel, State, Unrolled
 from policies.memories.kanerva.encoder import DeepLinear, ImageEncoder, split_time
-from policies.memories.kanerva.likelihood import Likelihood
-from policies.memories.kanerva.panels import COLOURS, memory_panels
-from policies.memories.kanerva.parts import Gaussian, ImageDecoder, LearnedPrior, as_gaussian, image_shape
+from policies.memories.kanerva.form import KanervaForm
+from policies.memories.kanerva.panels import memory_panels
+from policies.memories.kanerva.parts import Gaussian, LearnedPrior, as_gaussian, image_shape
 from policies.memories.kanerva.places import block_places, cell_weights, inner_room
 from policies.memories.shared.noise import fingerprint, gaussian, next_seed
-from policies.memories.shared.readers import ReaderMemory, Shape
+from policies.memories.shared.readers import Shape
 from policies.memories.steps import Queries, reset
 
 KEYS, LATENT, POSTERIOR, ASKED_KEYS, ASKED_LATENT = range(5)
@@ -60,15 +60,13 @@ class Read(NamedTuple):
     """`[B, output_size]`."""
 
 
-class BlockKanerva(ReaderMemory):
+class BlockKanerva(KanervaForm):
     """Kanerva++ with an LSTM controller that writes a block at each step; see `kanerva.KanervaMemory` for arguments.
 
     State: `hidden`, `cell` `[B, H]` of the controller; `memory` `[B, C, S, S]`; `read` `[B, output_size]`, what was
     read; `places` `[B, 1 + K, 2]`, where the last block was written and the last windows read; with `sample`, `seed`
     `[B]`, a hash of the inputs so far.
     """
-
-    input_kind: ClassVar[Literal["vector", "grid", "either"]] = "either"
 
     def __init__(
         self,
@@ -126,20 +124,15 @@ class BlockKanerva(ReaderMemory):
         self.query_encoders = nn.ModuleList(encoder((queries or {})[name], hidden_size) for name in self.asked)
         self.ask = nn.Linear(hidden_size, output_size) if self.asked else None
 
-        self.output_grid = None if map_shape is None else image_shape(map_shape, "map_shape")
-        self.map_decoder = None
-        if self.output_grid is not None:
-            self.map_decoder = ImageDecoder(latent_size, self.output_grid, decoder_features)
-        self.likelihood = Likelihood(likelihood)
-        self.input_decoder: nn.Module | None = None
-        if reconstruct and isinstance(input_size, int):
-            self.input_decoder = DeepLinear(latent_size, dense_size, input_size)
-        elif reconstruct:
-            same = self.output_grid == input_size
-            self.input_decoder = (
-                self.map_decoder if same else ImageDecoder(latent_size, image_shape(input_size), decoder_features)
-            )
-        self.register_buffer("colours", torch.tensor(COLOURS), persistent=False)
+        self._add_decoders(
+            input_size,
+            latent_size=latent_size,
+            dense_size=dense_size,
+            map_shape=map_shape,
+            reconstruct=reconstruct,
+            likelihood=likelihood,
+            features=decoder_features,
+        )
 
     def initial_state(self, batch_size: int) -> State:
         hidden = self.controller.hidden_size
@@ -151,10 +144,7 @@ class BlockKanerva(ReaderMemory):
             "places": (1 + self.reads, 2),
         }
         shapes |= {"seed": ()} if self.sample else {}
-        return {
-            name: torch.zeros(1, *shape, device=self.device, dtype=self.dtype).expand(batch_size, *shape)
-            for name, shape in shapes.items()
-        }
+        return self._zeros(batch_size, shapes)
 
     def forward(self, x: Tensor, state: State, queries: Queries | None = None) -> MemoryStep:
         asked = None if queries is None else {name: query.unsqueeze(0) for name, query in queries.items()}
@@ -232,18 +222,11 @@ class BlockKanerva(ReaderMemory):
             outputs, state, {name: split_time(loss, length, batch_size) for name, loss in losses.items()}, grids
         )
 
-    def writes(self, x: Tensor) -> Tensor:
-        """1 where an input `[N, ...]` is written, 0 where it is skipped, `[N]`."""
-        shown = (x != 0).flatten(1).any(1)
-        return (shown if self.skip_blank else torch.ones_like(shown)).to(x.dtype)
-
     def questions(self, queries: Queries | None) -> tuple[Tensor | None, Tensor | None]:
         """The sum of the questions' embeddings `[T, B, H]`, and what seeds their noise `[T, B]`."""
         if not self.asked:
             return None, None
-        missing = set(self.asked) - set(queries or {})
-        if queries is None or missing:
-            raise ValueError(f"this memory was built to be asked {self.asked}; missing: {sorted(missing)}")
+        queries = self._questions(queries)
         embeddings, prints = [], []
         for name, encoder in zip(self.asked, self.query_encoders, strict=True):
             query = queries[name]

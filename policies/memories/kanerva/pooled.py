@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from policies.memories.contract import MemoryStep, Panel, State, Unrolled
-from policies.memories.kanerva.encoder import DeepLinear, DenseEncoder, Encoder, ImageEncoder
+from policies.memories.kanerva.encoder import DenseEncoder, Encoder, ImageEncoder
 from policies.memories.kanerva.fast_sequence import unroll_at_once
-from policies.memories.kanerva.likelihood import Likelihood
-from policies.memories.kanerva.panels import COLOURS, memory_panels
-from policies.memories.kanerva.parts import ImageDecoder, Kanerva, as_gaussian, image_shape
+from policies.memories.kanerva.form import KanervaForm
+from policies.memories.kanerva.panels import memory_panels
+from policies.memories.kanerva.parts import Kanerva, as_gaussian, image_shape
 from policies.memories.shared.noise import fingerprint, gaussian, next_seed
-from policies.memories.shared.readers import ReaderMemory, Shape
+from policies.memories.shared.readers import Shape
 from policies.memories.steps import Queries
 from policies.memories.time.unroll import unroll
 
@@ -23,14 +23,12 @@ KEYS, ASKED_KEYS, LATENT, POSTERIOR = range(4)
 """Streams of noise."""
 
 
-class PooledKanerva(ReaderMemory):
+class PooledKanerva(KanervaForm):
     """Kanerva++ without a controller; see `kanerva.KanervaMemory` for arguments and losses.
 
     State: `sum` `[B, embedding_size]` and `count` `[B]`, of what was written; `shift_i` `[B, channels, ...]`, features
     for the next step; `keys` `[B, K, 3]`, of the last input; with `sample`, `seed` `[B]`, a hash of the inputs so far.
     """
-
-    input_kind: ClassVar[Literal["vector", "grid", "either"]] = "either"
 
     def __init__(
         self,
@@ -94,20 +92,15 @@ class PooledKanerva(ReaderMemory):
         )
         self.readout = nn.Linear(self.kanerva.prior.features + latent_size + embedding_size, output_size)
 
-        self.output_grid = None if map_shape is None else image_shape(map_shape, "map_shape")
-        self.map_decoder = None
-        if self.output_grid is not None:
-            self.map_decoder = ImageDecoder(latent_size, self.output_grid, decoder_features)
-        self.likelihood = Likelihood(likelihood)
-        self.input_decoder: nn.Module | None = None
-        if reconstruct and isinstance(input_size, int):
-            self.input_decoder = DeepLinear(latent_size, dense_size, input_size)
-        elif reconstruct:
-            same = self.output_grid == input_size
-            self.input_decoder = (
-                self.map_decoder if same else ImageDecoder(latent_size, image_shape(input_size), decoder_features)
-            )
-        self.register_buffer("colours", torch.tensor(COLOURS), persistent=False)
+        self._add_decoders(
+            input_size,
+            latent_size=latent_size,
+            dense_size=dense_size,
+            map_shape=map_shape,
+            reconstruct=reconstruct,
+            likelihood=likelihood,
+            features=decoder_features,
+        )
 
     def initial_state(self, batch_size: int) -> State:
         shapes: dict[str, tuple[int, ...]] = {
@@ -117,10 +110,7 @@ class PooledKanerva(ReaderMemory):
         }
         shapes |= {f"shift_{index}": shape for index, shape in enumerate(self.encoder.shift_shapes)}
         shapes |= {"seed": ()} if self.sample else {}
-        return {
-            name: torch.zeros(1, *shape, device=self.device, dtype=self.dtype).expand(batch_size, *shape)
-            for name, shape in shapes.items()
-        }
+        return self._zeros(batch_size, shapes)
 
     def forward(self, x: Tensor, state: State, queries: Queries | None = None) -> MemoryStep:
         carried = [state[f"shift_{index}"] for index in range(len(self.encoder.shift_shapes))]
@@ -148,11 +138,6 @@ class PooledKanerva(ReaderMemory):
         if not self.fast:
             return unroll(self, xs, starts, state, resets, queries)
         return unroll_at_once(self, xs, None if resets is not None and not resets else starts, state, queries)
-
-    def writes(self, x: Tensor) -> Tensor:
-        """1 where an input `[N, ...]` is written, 0 where it is skipped, `[N]`."""
-        shown = (x != 0).flatten(1).any(1)
-        return (shown if self.skip_blank else torch.ones_like(shown)).to(x.dtype)
 
     def answer(
         self,
@@ -194,9 +179,7 @@ class PooledKanerva(ReaderMemory):
 
     def ask(self, seed: Tensor | None, queries: Queries | None) -> tuple[Tensor, Tensor | None]:
         """The sum of the questions' embeddings, and a seed that knows the questions."""
-        missing = set(self.asked) - set(queries or {})
-        if queries is None or missing:
-            raise ValueError(f"this memory was built to be asked {self.asked}; missing: {sorted(missing)}")
+        queries = self._questions(queries)
         embeddings = []
         for name, encoder in zip(self.asked, self.query_encoders, strict=True):
             embeddings.append(encoder(queries[name])[0])

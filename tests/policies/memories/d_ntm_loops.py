@@ -29,7 +29,7 @@ def build(**options: Any) -> DNTM:
 
 def addressed(
     memory: DNTM, emitted: Tensor, contents: list[Tensor], v: Tensor | None, u: Tensor | None, soft: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """One head: what reads or writes, w, the new v, and the log-probability of the draw."""
     k = emitted[: memory.head_sizes[0]]
     beta = (1 + emitted[memory.head_sizes[0]].exp()).log() + 1
@@ -46,11 +46,11 @@ def addressed(
         scores = scores - gamma * v.detach()
     w = scores.exp() / scores.exp().sum()
     if u is None or soft:
-        return w, w, new_v, torch.zeros(()).double()
+        return w, w, new_v
     place = (w.log() if memory.deterministic else w.log() - (-u.log()).log()).argmax()
     one = torch.zeros(memory.slots).double()
     one[place] = 1
-    return (one + w - w.detach() if memory.straight_through else one), w, new_v, w[place].log()
+    return one + w - w.detach(), w, new_v
 
 
 def control(memory: DNTM, x: Tensor, m: list[Tensor], h: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
@@ -97,7 +97,6 @@ def reference(memory: DNTM, xs: Tensor, state: State) -> dict[str, Tensor]:
             emitted = (memory.write_interface.weight @ hidden + memory.write_interface.bias).chunk(heads_w)
             found = [addressed(memory, emitted[i], contents, v_w[i], us[i], soft) for i in range(heads_w)]
             v_w = [f[2] if memory.least_recently_used else None for f in found]
-            log_prob = sum(f[3] for f in found)
             erase = torch.sigmoid(memory.erase.weight @ hidden + memory.erase.bias).chunk(heads_w)
             alpha = torch.sigmoid(memory.input_gate.weight @ torch.cat([hidden, x]) + memory.input_gate.bias)
             new = memory.candidate.weight @ hidden + alpha * (memory.input_candidate.weight @ x) + memory.candidate.bias
@@ -115,7 +114,6 @@ def reference(memory: DNTM, xs: Tensor, state: State) -> dict[str, Tensor]:
                 emitted = (memory.read_interface.weight @ hidden + memory.read_interface.bias).chunk(heads_r)
                 first = heads_w + step * heads_r
                 found = [addressed(memory, emitted[i], contents, v_r[i], us[first + i], soft) for i in range(heads_r)]
-                log_prob = log_prob + sum(f[3] for f in found)
                 m = [sum(f[0][i] * torch.cat([memory.addresses[i], contents[i]]) for i in range(n)) for f in found]
                 w_read += [f[1] for f in found]
             v_r = [f[2] if memory.least_recently_used else None for f in found]
@@ -140,7 +138,7 @@ def reference(memory: DNTM, xs: Tensor, state: State) -> dict[str, Tensor]:
         final |= {"hidden": h} if memory.recurrent else {}
         final |= {"write_usage": v_w, "read_usage": v_r} if memory.least_recently_used else {}
         finals.append({key: torch.stack(value) for key, value in final.items()} | {"read_value": torch.cat(m)})
-        finals[-1] |= {"seed": seed, "log_prob": log_prob} if seed is not None else {}
+        finals[-1] |= {"seed": seed} if seed is not None else {}
         finals[-1] |= {"prediction": foretold} if foretold is not None else {}
         if memory.consistency_coef:
             finals[-1]["mean_write"] = mean_write

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from policies.memories import make_memory
 from policies.memories.d_ntm.memory import DNTM
-from policies.memories.d_ntm.reinforce import AddressReinforce
 
 
 @pytest.mark.parametrize(
@@ -24,7 +23,7 @@ from policies.memories.d_ntm.reinforce import AddressReinforce
         {"no_operation": False, "least_recently_used": False},
         {"usage_decay": 0.6, "prediction": "bernoulli", **COEFS},
         {"addressing": "discrete", "read_heads": 2, "reading_steps": 2, **COEFS},
-        {"addressing": "discrete", "estimator": "reinforce", "draw_seed": 5},
+        {"addressing": "discrete", "draw_seed": 5},
         {"addressing": "discrete", "deterministic": True},
         {"addressing": "discrete", "curriculum": True, "draws_depend_on": "step"},
     ],
@@ -154,7 +153,6 @@ def test_gradients_at_zero_are_finite() -> None:
     [
         ({"controller": "lstm"}, "controller is 'lstm'; it must be 'gru' or 'feedforward'"),
         ({"addressing": "hard"}, "addressing is 'hard'; it must be 'soft' or 'discrete'"),
-        ({"estimator": "pathwise"}, "estimator is 'pathwise'"),
         ({"prediction": "l1"}, "prediction is 'l1'"),
         ({"draws_depend_on": "time"}, "draws_depend_on is 'time'"),
         ({"reading_steps": 0}, "reading_steps is 0; it must be at least 1"),
@@ -165,10 +163,3 @@ def test_gradients_at_zero_are_finite() -> None:
 def test_wrong_options_are_refused_by_name(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_memory("d-ntm", input_size=FEATURES, **options)
-
-
-def test_wrong_options_of_the_estimator_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"decay is 1.0; it must be at least 0 and below 1"):
-        AddressReinforce(3, decay=1.0)
-    with pytest.raises(ValueError, match="huber_delta is 0; it must be above 0"):
-        AddressReinforce(3, huber_delta=0)

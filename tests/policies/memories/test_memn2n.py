@@ -50,7 +50,7 @@ def named(memory: MemN2N, tying: str) -> tuple[list[Tensor], list[Tensor], list[
     return [e[0]] * hops, [e[1]] * hops, [t[0]] * hops, [t[1]] * hops, e[2]
 
 
-def reference(memory: MemN2N, tying: str, xs: Tensor, starts: Tensor | None = None, linear: bool = False) -> Tensor:
+def reference(memory: MemN2N, tying: str, xs: Tensor, starts: Tensor | None = None) -> Tensor:
     """The paper, one batch entry, one hop and one memory at a time, from the beginning: `[T, B, d]`."""
     a, c, t_a, t_c, b_matrix = named(memory, tying)
     outputs = []
@@ -66,7 +66,7 @@ def reference(memory: MemN2N, tying: str, xs: Tensor, starts: Tensor | None = No
                 o = torch.zeros_like(u)
                 if m:
                     scores = torch.stack([u @ m_i for m_i in m])
-                    p = scores if linear else scores.exp() / scores.exp().sum()
+                    p = scores.exp() / scores.exp().sum()
                     for i, sentence in enumerate(sentences):
                         o = o + p[i] * (c[k] @ sentence + t_c[k][i])
                 u = (u if tying == "adjacent" else memory.between @ u) + o
@@ -79,19 +79,18 @@ def reference(memory: MemN2N, tying: str, xs: Tensor, starts: Tensor | None = No
 @pytest.mark.parametrize("way", ["sequence", "steps"])
 @pytest.mark.parametrize(
     "options",
-    [{}, {"hops": 1}, {"capacity": 1}, {"capacity": 20}, {"linear_start": True, "hops": 2}],
+    [{}, {"hops": 1}, {"capacity": 1}, {"capacity": 20}],
     ids=lambda options: " ".join(f"{key}={value}" for key, value in options.items()) or "default",
 )
 def test_memn2n_is_the_papers_equations(tying: str, way: str, options: dict[str, Any]) -> None:
     """Outputs, and the gradients of all parameters and of the inputs; past the capacity and over resets."""
-    linear = options.get("linear_start", False)
-    memory = build(tying=tying, scale=3 if linear else 6, **options)
+    memory = build(tying=tying, scale=6, **options)
     starts = torch.zeros(LENGTH, BATCH, dtype=torch.bool)
     starts[2, 0] = starts[7, 0] = starts[8, 1] = True
     xs = inputs().requires_grad_()
     run = memory.unroll if way == "sequence" else lambda *arguments: unroll(memory, *arguments)
     ours = run(xs, starts, memory.initial_state(BATCH)).outputs
-    paper = reference(memory, tying, xs, starts, linear)
+    paper = reference(memory, tying, xs, starts)
     torch.testing.assert_close(ours, paper, rtol=1e-10, atol=1e-12)
     weights, leaves = torch.randn(ours.shape).double(), [xs, *memory.parameters()]
     gradients = [torch.autograd.grad((weights * outputs).sum(), leaves) for outputs in (ours, paper)]
@@ -216,16 +215,10 @@ def test_the_oldest_input_is_overwritten() -> None:
     assert torch.equal(held, xs[-memory.capacity :].flip(0).transpose(0, 1))
 
 
-def test_a_linear_start_ends_when_told_and_is_saved() -> None:
-    memory, xs = build(linear_start=True), inputs()
-    with_softmax = build(linear_start=True)
-    with_softmax.load_state_dict(memory.state_dict())
-    with_softmax.end_linear_start()
-    scores, p = (run_to_end(m, xs)["attention"] for m in (memory, with_softmax))
-    assert not torch.allclose(scores.sum(2), torch.ones_like(scores.sum(2)))
-    torch.testing.assert_close(p[:, 0], scores[:, 0].softmax(1))  # the first hop's scores are the same
-    memory.load_state_dict(with_softmax.state_dict())
-    assert torch.equal(run_to_end(memory, xs)["attention"], p)
+def test_weights_saved_with_a_linear_start_load() -> None:
+    memory, other = build(), build()
+    other.load_state_dict({**memory.state_dict(), "linear": torch.tensor(False)})
+    assert torch.equal(other.embeddings, memory.embeddings)
 
 
 @both_tyings

@@ -1,4 +1,4 @@
-"""MNM with a recall delay, eq. (5) of the paper, and the similarity pictures of its figure 5."""
+"""MNM with a recall delay, eq. (5) of the paper."""
 
 from __future__ import annotations
 
@@ -8,13 +8,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from policies.memories import make_memory
 from policies.memories.contract import State, Unrolled
 from policies.memories.mnm.memory import MNM
-from policies.memories.mnm.similarity import similarity
-from policies.memories.steps import select
 from policies.memories.time.unroll import unroll
 
 FEATURES, BATCH, LENGTH, DELAY, DECAY = 3, 3, 6, 2, 0.7
@@ -195,42 +192,3 @@ def test_wrong_options_are_refused_by_name(options: dict[str, Any], message: str
 
 
 # Figure 5
-
-
-@both_rules
-@pytest.mark.parametrize("recall_delay", [0, 2])
-def test_similarity_compares_every_two_steps(name: str, recall_delay: int) -> None:
-    """Against cosines taken one by one, from vectors read off the controller's parameters."""
-    memory, xs, starts = build(name, recall_delay=recall_delay), inputs(), several_starts()
-    panels = similarity(memory, xs, starts, memory.initial_state(BATCH))
-    state, seen = memory.initial_state(1), []
-    for t, x in enumerate(xs):
-        state = memory(x[:1], memory.initial_state(1) if starts[t, 0] else state).state
-        vectors = torch.tanh(memory.interaction.weight @ state["hidden"][0] + memory.interaction.bias)
-        k = vectors[: 4 * SIZES["key_size"]].view(4, -1)
-        v = vectors[4 * SIZES["key_size"] :][: 2 * SIZES["value_size"]].view(2, -1)
-        read = state["read_value"][0]
-        seen.append({"read_key": k[:2], "write_key": k[2:], "read_value": [read, read], "write_value": v})
-    assert len(panels) == 4
-    for title, panel in panels.items():
-        row, column = title.split(", ")
-        assert (panel.y_label, panel.x_label) == (f"{row} of step", f"{column} of step")
-        for t_2 in range(LENGTH):
-            for t_1 in range(LENGTH):
-                pairs = zip(seen[t_2][row], seen[t_1][column], strict=True)
-                cosines = [F.cosine_similarity(a, b, dim=0) for a, b in pairs]
-                torch.testing.assert_close(panel.image[t_2, t_1], sum(cosines) / len(cosines))
-
-
-def test_similarity_shows_the_first_entry_and_what_is_the_same_as_itself() -> None:
-    memory, xs = build("mnm-p"), inputs()
-    state = used_state(memory)
-    panels = similarity(memory, xs, None, state)
-    alone = similarity(memory, xs[:, :1], None, select(state, slice(1)))
-    for title, panel in panels.items():
-        assert torch.equal(panel.image, alone[title].image)
-        assert not panel.image.requires_grad
-        assert panel.image.abs().max() <= 1 + 1e-12
-    for title in ("write_value, write_value", "write_key, write_key"):
-        torch.testing.assert_close(panels[title].image.diagonal(), torch.ones(LENGTH).double())
-        torch.testing.assert_close(panels[title].image, panels[title].image.t())

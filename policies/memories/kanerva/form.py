@@ -1,0 +1,73 @@
+"""What both forms of Kanerva++ share: decoders, which inputs are written, and the check of questions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from policies.memories.contract import State
+from policies.memories.kanerva.encoder import DeepLinear
+from policies.memories.kanerva.likelihood import Likelihood
+from policies.memories.kanerva.panels import COLOURS
+from policies.memories.kanerva.parts import ImageDecoder, image_shape
+from policies.memories.shared.readers import ReaderMemory, Shape
+from policies.memories.steps import Queries
+
+
+class KanervaForm(ReaderMemory):
+    """Base class of the two forms; see `kanerva.memory.KanervaMemory` for the arguments."""
+
+    input_kind: ClassVar[Literal["vector", "grid", "either"]] = "either"
+    skip_blank: bool
+    asked: list[str]
+
+    def _add_decoders(
+        self,
+        input_size: Shape,
+        *,
+        latent_size: int,
+        dense_size: int,
+        map_shape: Sequence[int] | None,
+        reconstruct: bool,
+        likelihood: Literal["gaussian", "bernoulli"],
+        features: int,
+    ) -> None:
+        self.output_grid = None if map_shape is None else image_shape(map_shape, "map_shape")
+        self.map_decoder = None
+        if self.output_grid is not None:
+            self.map_decoder = ImageDecoder(latent_size, self.output_grid, features)
+        self.likelihood = Likelihood(likelihood)
+        self.input_decoder: nn.Module | None = None
+        if reconstruct and isinstance(input_size, int):
+            self.input_decoder = DeepLinear(latent_size, dense_size, input_size)
+        elif reconstruct:
+            same = self.output_grid == input_size
+            self.input_decoder = (
+                self.map_decoder if same else ImageDecoder(latent_size, image_shape(input_size), features)
+            )
+        self.register_buffer("colours", torch.tensor(COLOURS), persistent=False)
+
+    def _zeros(self, batch_size: int, shapes: dict[str, tuple[int, ...]]) -> State:
+        return {
+            name: torch.zeros(1, *shape, device=self.device, dtype=self.dtype).expand(batch_size, *shape)
+            for name, shape in shapes.items()
+        }
+
+    def writes(self, x: Tensor) -> Tensor:
+        """1 where an input `[N, ...]` is written, 0 where it is skipped, `[N]`."""
+        shown = (x != 0).flatten(1).any(1)
+        return (shown if self.skip_blank else torch.ones_like(shown)).to(x.dtype)
+
+    def _questions(self, queries: Queries | None) -> Queries:
+        """`queries`, complete.
+
+        Raises:
+            ValueError: a question is missing.
+        """
+        missing = sorted(set(self.asked) - set(queries or {}))
+        if queries is None or missing:
+            raise ValueError(f"this memory was built to be asked {self.asked}; missing: {missing}")
+        return queries
