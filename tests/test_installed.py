@@ -96,3 +96,4 @@ if any(map(shutil.which, ("cc", "gcc", "clang"))):
 """
     run(installed, tmp_path, "-c", script)
     assert "engram-evaluate" in {path.name for path in (installed / "bin").iterdir()}
+    assert "ntm" in run(installed, tmp_path, str(installed / "bin" / "engram-compare"), "mine")

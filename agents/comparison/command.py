@@ -118,7 +118,9 @@ FILES = ("{}.md", "{}.csv", "{}-curves.csv", "{}.png")
 
 
 def refuse_existing(folder: str | os.PathLike[str], stem: str = "comparison") -> None:
-    """Raises ValueError where a file that `write` would write is there."""
+    """Raises ValueError where a file that `write` would write is there, or `folder` is no folder."""
+    if Path(folder).exists() and not Path(folder).is_dir():
+        raise ValueError(f"{folder} is a file: expected a folder, or a name for a new one")
     there = [name for name in (pattern.format(stem) for pattern in FILES) if (Path(folder) / name).exists()]
     if there:
         raise ValueError(f"{Path(folder, there[0])} exists: choose another --out, or add --overwrite")

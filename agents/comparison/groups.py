@@ -194,7 +194,7 @@ class Comparison:
             raise GroupingError(
                 f"no score yet: {_named(unfinished)} not complete; --in-training takes the last score of training"
             )
-        score = score or preferred([run for run in runs if run.scores])
+        score = score or preferred(runs, in_training)
         if in_training or "/" in score:
             in_training = True
             if not any(len(run.curve(score).values) for run in runs):
@@ -224,7 +224,7 @@ class Comparison:
     def same_budget(self, group: Group) -> str:
         """Whether a group was trained for as many steps as the longest-trained: "yes", or "no" and its share."""
         lessons = group.lesson_steps
-        if lessons is None:
+        if lessons is None or not min(group.steps):
             return "unknown"
         shares = [(steps + lessons) / max(self.most_steps, 1) for steps in group.steps]
         if shares[0] >= 1 - _SLACK:
@@ -233,9 +233,13 @@ class Comparison:
         return f"no: {low} %" if low == high else f"no: {low}–{high} %"
 
 
-def preferred(runs: Sequence[Run]) -> str:
-    """The score that runs are compared by where none is named: the task's own where all have one."""
-    common = set.intersection(*({*run.scores} for run in runs)) if runs else set()
+def preferred(runs: Sequence[Run], in_training: bool = False) -> str:
+    """The score that runs are compared by where none is named: the task's own where all that have a score have it."""
+    if in_training:
+        each = [{name.removeprefix("task/") for name in run.rows[-1]} for run in runs if run.rows]
+    else:
+        each = [{*run.scores} for run in runs if run.scores]
+    common = set.intersection(*each) if each else set()
     return next((name for name in _PREFERRED if name in common), RETURN)
 
 

@@ -82,7 +82,7 @@ def draw_curves(axes: Axes, groups: Sequence[Drawn], score: str, axis: Axis, lin
         dash = "-" if plain else _DASHES[number // len(COLORS) % len(_DASHES)]
         number += not plain
         count = f"{group.seeds} seeds" if group.seeds > 1 else "1 seed"
-        axes.plot(xs, mean, dash, color=color, linewidth=1.8, label=f"{group.label} ({count})")
+        axes.plot(xs, mean, dash, color=color, linewidth=1.8, label=plain_text(f"{group.label} ({count})"))
         axes.fill_between(xs, low, high, color=color, alpha=0.18, linewidth=0)
         end = max(end, float(xs[-1]))
         ends.append((float(xs[-1]), float(mean[-1]), color))
@@ -116,7 +116,13 @@ def draw_curves(axes: Axes, groups: Sequence[Drawn], score: str, axis: Axis, lin
     axes.spines[["top", "right"]].set_visible(False)
     outside = len(groups) > _BESIDE
     place = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0)} if outside else {"loc": "best"}
-    axes.legend(framealpha=0.85, edgecolor="none", fontsize=9, **place)
+    if ends:
+        axes.legend(framealpha=0.85, edgecolor="none", fontsize=9, **place)
+
+
+def plain_text(text: str) -> str:
+    """A text as matplotlib shows it: no formula, and no label that it leaves out of legends."""
+    return text.replace("$", r"\$").removeprefix("_")
 
 
 def figure(comparisons: Sequence[Comparison], axis: Axis = "steps", lines: Sequence[Sequence[Line]] = ()) -> Figure:
@@ -130,7 +136,7 @@ def figure(comparisons: Sequence[Comparison], axis: Axis = "steps", lines: Seque
     drawn, panels = paper(len(comparisons), max(len(comparison.groups) for comparison in comparisons))
     for number, (axes, comparison) in enumerate(zip(panels, comparisons, strict=True)):
         draw_curves(axes, comparison.groups, comparison.score, axis, lines[number] if lines else ())
-        axes.set_title(comparison.name, loc="left", fontsize=11)
+        axes.set_title(plain_text(comparison.name), loc="left", fontsize=11)
     return drawn
 
 

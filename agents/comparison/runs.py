@@ -43,6 +43,8 @@ class Run:
     """Final scores by name, of fresh episodes; empty while it is not complete."""
     random: dict[str, float] = field(default_factory=dict)
     """Scores of random actions, where `evaluate.py` has been run."""
+    env_steps: int = 0
+    """Environment steps, as its summary says; 0 where it is not complete."""
 
     @property
     def memory(self) -> str:
@@ -72,8 +74,8 @@ class Run:
 
     @property
     def steps(self) -> int:
-        """Environment steps trained so far."""
-        return int(self.rows[-1][STEP]) if self.rows else 0
+        """Environment steps trained so far; 0 where unknown."""
+        return int(self.rows[-1][STEP]) if self.rows else self.env_steps
 
     @property
     def minutes(self) -> float:
@@ -104,7 +106,7 @@ class Run:
     def curve(self, score: str) -> Curve:
         """A score against steps and time: mean return of the last 100 episodes, or the task's own of each iteration."""
         column = column_of(score)
-        there = [number for number, row in enumerate(self.rows) if row.get(column)]
+        there = [number for number, row in enumerate(self.rows) if not math.isnan(float(row.get(column) or math.nan))]
 
         def numbers(name: str) -> Array:
             return np.array([float(self.rows[number].get(name) or math.nan) for number in there])
@@ -143,7 +145,8 @@ def find_runs(paths: Iterable[str | os.PathLike[str]], baselines: bool = True) -
             raise ValueError(f"there is no {path}: expected the folder of a run, or one with runs in it")
         below = list(_runs_in(path))
         if not below:
-            raise ValueError(f"{path} holds no run: expected config.yaml in it or below, as train.py writes it")
+            inside = next((f"; {home} is a run" for home in path.parents if (home / "config.yaml").is_file()), "")
+            raise ValueError(f"{path} holds no run: expected config.yaml in it or below, as train.py writes it{inside}")
         for folder in below:
             folders.setdefault(folder.resolve(), folder)
     return [run for folder in folders.values() for run in _read(folder, baselines)]
@@ -167,7 +170,8 @@ def _read(folder: Path, baselines: bool) -> Iterator[Run]:
     same_env = evaluation.get("env") == config["env"] and evaluation.get("env_kwargs") == config["env_kwargs"]
     random = evaluation.get("scores", {}).get("random") or {} if same_env else {}
     chance = _scores(random.get("mean"), random.get("metrics"))
-    yield Run(folder, config, _scores(summary.get("mean_return"), summary.get("metrics")), chance)
+    steps = int(summary.get("env_steps") or 0)
+    yield Run(folder, config, _scores(summary.get("mean_return"), summary.get("metrics")), chance, steps)
     if baselines and config["memory"] != "identity" and (folder / BASELINE / "progress.csv").is_file():
         alone: dict[str, Any] = {"memory": "identity", "memory_kwargs": {}, "precision": "float32", "init_from": None}
         found = _scores(summary.get("identity_mean_return"), summary.get("identity_metrics"))

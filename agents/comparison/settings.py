@@ -17,7 +17,7 @@ _SCORING = ("eval_episodes", "eval_steps")
 _MACHINE = ("device", "threads", "fast", "vector")
 _NAMES = ("recipe", "follows", "seed")
 _FIRST = ("memory", "algo", "recipe", "init_from")
-"""What runs are told apart by, before other entries."""
+"""What runs are told apart by, before other entries; a recipe's file that no page names comes last."""
 
 
 def settings(run: Run) -> dict[str, Any]:
@@ -65,7 +65,12 @@ def differing(runs: Sequence[Run]) -> list[str]:
     each = [{name: value for name, value in settings(run).items() if name.split(".")[0] not in apart} for run in runs]
     names = dict.fromkeys(name for one in each for name in one)
     found = [name for name in names if len({repr(_plain(one.get(name))) for one in each}) > 1]
-    return sorted(found, key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST))
+    files = any("/" in str(run.config.get("recipe")) or "\\" in str(run.config.get("recipe")) for run in runs)
+
+    def place(name: str) -> int:
+        return len(found) + 9 if name == "recipe" and files else _FIRST.index(name) if name in _FIRST else len(_FIRST)
+
+    return sorted(found, key=place)
 
 
 def telling(runs: Sequence[Run]) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from agents.common.terminal import PLAIN
 from agents.comparison.curves import COLUMNS
@@ -87,9 +88,9 @@ def legend(comparison: Comparison, threshold: float | None = None) -> list[str]:
     episodes = {str(run.config["eval_episodes"]) for group in comparison.groups for run in group.runs}
     fresh = f"mean of {' or '.join(sorted(episodes, key=int))} fresh episodes a seed"
     what = "last twentieth of the training curve of each seed" if first.in_training else fresh
-    lines = [
-        f"{score_name(comparison.score)}: {what}; 95 % interval: {_METHODS[first.method]}; IQM: interquartile mean"
-    ]
+    lines = [f"{score_name(comparison.score)}: {what}"]
+    if any(len(group.scores) > 1 for group in comparison.groups):
+        lines[0] += f"; 95 % interval: {_METHODS[first.method]}; IQM: interquartile mean"
     if any(group.lesson_steps != 0 for group in comparison.groups):
         lines.append("steps count earlier lessons too")
     if threshold is not None:
@@ -124,7 +125,7 @@ def _drawn(
     for title in titles[: count or None]:
         table.add_column(title.replace("same ", "same\n"), justify="right", no_wrap=True)
     for name, row in zip(names, cells, strict=True):
-        table.add_row(*name, *row[: count or None])
+        table.add_row(*map(Text, (*name, *row[: count or None])))
     if count and comparison.random is not None:
         table.add_row("random", *_padding(comparison), number(comparison.random), style="dim")
     return table
@@ -140,7 +141,7 @@ def markdown(comparison: Comparison, threshold: float | None = None) -> str:
     if comparison.random is not None:
         cells = ["random actions", *_padding(comparison), number(comparison.random)]
         lines.append(cells + [""] * (len(lines[0]) - len(cells)))
-    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    table = "\n".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |" for cells in lines)
     notes = "\n".join(f"- {line}" for line in legend(comparison, threshold))
     return f"## {heading(comparison)}\n\n{table}\n\n{notes}\n"
 

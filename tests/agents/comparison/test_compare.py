@@ -111,6 +111,12 @@ def test_a_leaderboard_has_a_table_for_every_environment(
         (["runs", "--by", "memry"], "--by memry: no run has a setting of that name; did you mean memory"),
         (["runs", "--score", "f1"], "no run has the score f1; there are return"),
         (["runs", "--out", ""], "is empty"),
+        (["runs", "--out", "runs/identity-0/config.yaml"], "is a file: expected a folder"),
+        (
+            ["runs/identity-0/summary.json"],
+            "holds no run: expected config.yaml in it or below, as train.py writes it; runs/",
+        ),
+        (["runs", "--leaderboard", "--score", "nix"], "no environment has runs with a score"),
     ],
 )
 def test_what_is_wrong_is_one_line(
@@ -148,3 +154,22 @@ def test_a_paper_is_a_line_where_the_recipe_knows_its_figure(runs: Path) -> None
 def test_random_is_not_played_where_that_may_be_slow(tmp_path: Path) -> None:
     make_run(tmp_path / "a", env="CartPole-v1")
     assert with_random(Comparison.of(find_runs([tmp_path]))).random is None
+
+
+def test_letters_that_mean_something_elsewhere_are_shown_as_they_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Brackets to rich, a bar to Markdown, a dollar and a leading underscore to matplotlib."""
+    for number, name in enumerate(("[red]a[/red]", "b|c", "$d", "_e")):
+        make_run(tmp_path / "runs" / str(number), memory_kwargs={"name": name}, steps=(number + 1) * 100)
+    text = said(capsys, tmp_path / "runs", "--by", "name", "--out", tmp_path / "out")
+    assert all(f"\n{name} " in text for name in ("[red]a[/red]", "b|c", "$d", "_e"))
+    lines = [line for line in (tmp_path / "out" / "comparison.md").read_text().splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in lines}) == 1
+    drawn = pictures.figure([Comparison.of(find_runs([tmp_path / "runs"]), ["name"])])
+    assert {str(text.get_text()) for text in drawn.axes[0].get_legend().get_texts()} == {
+        "[red]a[/red] (1 seed)",
+        "b|c (1 seed)",
+        r"\$d (1 seed)",
+        "e (1 seed)",
+    }

@@ -44,6 +44,14 @@ def test_without_by_different_trainings_are_never_mixed(tmp_path: Path) -> None:
     assert {group.label for group in found.groups} == {"gru · 0.001", "gru · 0.003", "lstm · 0.001"}
 
 
+def test_trials_of_a_sweep_are_told_apart_by_what_was_searched(tmp_path: Path) -> None:
+    """Each has a recipe of its own, which says nothing."""
+    for trial, rate in enumerate((1e-3, 3e-3)):
+        for seed in range(2):
+            make_run(tmp_path / f"{trial}-{seed}", seed=seed, learning_rate=rate, recipe=f"/x/trial-{trial}.yaml")
+    assert Comparison.of(find_runs([tmp_path])).by == ("learning_rate",)
+
+
 def test_a_group_that_mixes_settings_says_so(tmp_path: Path) -> None:
     make_run(tmp_path / "a", learning_rate=1e-3)
     make_run(tmp_path / "b", learning_rate=3e-3)
@@ -85,8 +93,10 @@ def test_runs_that_are_not_complete(tmp_path: Path) -> None:
     with pytest.raises(GroupingError, match=r"no score yet: .*a is not complete"):
         Comparison.of(find_runs([tmp_path]))
     assert Comparison.of(find_runs([tmp_path]), in_training=True).groups[0].mean == 0.5
+    make_run(tmp_path / "task" / "c", score=None, metrics={"f1": 0.5})
+    assert Comparison.of(find_runs([tmp_path / "task"]), in_training=True).score == "f1"
     make_run(tmp_path / "b", "lstm")
-    found = Comparison.of(find_runs([tmp_path]))
+    found = Comparison.of(find_runs([tmp_path / "a", tmp_path / "b"]))
     assert [group.label for group in found.groups] == ["lstm", "gru"]
     assert math.isnan(found.groups[1].mean)
     assert any("no score yet" in note for note in found.notes)
@@ -113,6 +123,13 @@ def test_unequal_budgets_are_marked(tmp_path: Path) -> None:
         "lstm": "yes",
         "dnc": "no: 20–50 %",
     }
+
+
+def test_steps_of_a_run_without_a_log_are_those_of_its_summary(tmp_path: Path) -> None:
+    (make_run(tmp_path / "a", "gru", steps=1_000) / "progress.csv").write_text("")
+    (make_run(tmp_path / "b", "lstm", steps=1_000, score=None) / "progress.csv").write_text("")
+    found = Comparison.of(find_runs([tmp_path]))
+    assert {g.label: found.same_budget(g) for g in found.groups} == {"gru": "yes", "lstm": "unknown"}
 
 
 def test_lessons_are_part_of_the_budget(tmp_path: Path) -> None:
