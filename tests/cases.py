@@ -78,6 +78,28 @@ _MEMORIES = [
         training={"embedding_size": 8, "capacity": 4},
     ),
     MemoryRow(
+        "gated-deltanet",
+        {"hidden_size": 6, "num_layers": 2, "heads": 2, "key_size": 3, "value_size": 4, "conv_size": 3}
+        | {"expansion": 1},
+        learner={"hidden_size": 24, "num_layers": 1, "key_size": 12},
+        updates=100,
+        training={"hidden_size": 8, "num_layers": 1, "key_size": 4},
+    ),
+    MemoryRow(
+        "gtrxl",
+        {"hidden_size": 6, "num_layers": 2, "heads": 3, "capacity": 4, "expansion": 2},
+        learner={"hidden_size": 24, "num_layers": 1, "capacity": 8},
+        updates=150,
+        training={"hidden_size": 8, "num_layers": 1, "capacity": 3},
+    ),
+    MemoryRow(
+        "lru",
+        {"hidden_size": 6, "state_size": 7, "num_layers": 2},
+        learner={"hidden_size": 24},
+        updates=150,
+        training={"hidden_size": 8, "num_layers": 2},
+    ),
+    MemoryRow(
         "mingru",
         {"hidden_size": 6, "num_layers": 2, "expansion": 2},
         learner={"hidden_size": 24, "num_layers": 2},

@@ -1,0 +1,223 @@
+"""Gated Transformer-XL: attention over a window of the last steps, with gates in place of residual connections."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from policies.memories.contract import FastForm, Memory, MemoryStep, Panel, State, Unrolled
+from policies.memories.registry import register_memory
+from policies.memories.shared.episode_buffer import Episodes
+
+BLOCK = 32
+"""Steps of a sequence that attend together."""
+
+
+class GRUGate(nn.Module):
+    """GRU-type gating of a stream x by what a submodule made of it, y (§3.2); near the identity at first.
+
+    r = σ(W_r y + U_r x)
+    z = σ(W_z y + U_z x − b_g)
+    ĥ = tanh(W_g y + U_g (r ∘ x))
+    g(x, y) = (1 − z) ∘ x + z ∘ ĥ
+    """
+
+    def __init__(self, width: int, bias: float) -> None:
+        super().__init__()
+        self.of_y = nn.Linear(width, 3 * width, bias=False)  # W_r, W_z, W_g
+        self.of_x = nn.Linear(width, 2 * width, bias=False)  # U_r, U_z
+        self.of_reset = nn.Linear(width, width, bias=False)  # U_g
+        self.bias = nn.Parameter(torch.full((width,), bias))  # b_g
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        y_r, y_z, y_g = self.of_y(y).chunk(3, -1)
+        x_r, x_z = self.of_x(x).chunk(2, -1)
+        r, z = (y_r + x_r).sigmoid(), (y_z + x_z - self.bias).sigmoid()
+        return torch.lerp(x, (y_g + self.of_reset(r * x)).tanh(), z)
+
+
+class GTrXLLayer(nn.Module):
+    """One layer; symbols as in `GTrXL`."""
+
+    def __init__(self, width: int, heads: int, inner: int, gate_bias: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm, self.mlp_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.query = nn.Linear(width, width, bias=False)
+        self.key_value = nn.Linear(width, 2 * width, bias=False)
+        self.position = nn.Linear(width, width, bias=False)  # W_R
+        self.key_bias, self.position_bias = (nn.Parameter(torch.zeros(width)) for _ in range(2))  # u, v
+        self.attended = nn.Linear(width, width, bias=False)
+        self.mlp = nn.Sequential(nn.Linear(width, inner), nn.ReLU(), nn.Linear(inner, width))
+        self.attention_gate, self.mlp_gate = (GRUGate(width, gate_bias) for _ in range(2))
+
+    def forward(self, history: Tensor, positions: Tensor, allowed: Tensor) -> Tensor:
+        """What the layer makes of the last T inputs.
+
+        Args:
+            history: inputs of the layer, `[capacity + T, B, width]`.
+            positions: R, `[capacity + 1, width]`, of the largest distance first.
+            allowed: from `attention_mask`.
+        """
+        weights, values = self.attention(history, positions, allowed)
+        read = (weights @ values).movedim(3, 1).flatten(3)  # [blocks, Q, B, width]
+        x = history[len(positions) - 1 :]
+        y = self.attended(read.flatten(0, 1)[: len(x)])
+        x = self.attention_gate(x, y.relu())
+        return self.mlp_gate(x, self.mlp(self.mlp_norm(x)).relu())  # type: ignore[no-any-return]
+
+    def attention(self, history: Tensor, positions: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights `[blocks, B, heads, Q, capacity + Q]` and the values they weigh, by blocks of Q steps."""
+        blocks, _, _, steps, columns = allowed.shape
+        context = len(positions) - 1
+        normed = self.norm(history)
+        if missing := context + blocks * steps - len(history):
+            normed = torch.cat([normed, normed.new_zeros(missing, *normed.shape[1:])])
+
+        def split(whole: Tensor) -> Tensor:
+            return whole.view(*whole.shape[:-1], self.heads, -1)
+
+        q = self.query(normed[context:]).view(blocks, steps, *normed.shape[1:])
+        keys, values = (  # a block sees itself and `capacity` steps before it
+            split(part).unfold(0, columns, steps).movedim(-1, 3)  # [blocks, B, heads, columns, size]
+            for part in self.key_value(normed).chunk(2, -1)
+        )
+        # the score of query i and key j is (q_i + u) · k_j + (q_i + v) · W_R R_{i-j}
+        by_content = split(q + self.key_bias).movedim(1, 3) @ keys.mT
+        by_distance = split(q + self.position_bias).movedim(1, 3) @ split(self.position(positions)).movedim(0, 1).mT
+        scores = (by_content + skewed(by_distance)) / math.sqrt(keys.shape[-1])
+        return scores.masked_fill(~allowed, torch.finfo(scores.dtype).min).softmax(-1), values
+
+
+def skewed(by_distance: Tensor) -> Tensor:
+    """`[..., Q, C + 1]`, of distances C to 0, as `[..., Q, C + Q]` by key: row i is moved i columns to the right."""
+    steps, distances = by_distance.shape[-2:]
+    padded = F.pad(by_distance, (0, steps)).flatten(-2)[..., :-steps]
+    return padded.view(*by_distance.shape[:-1], distances + steps - 1)
+
+
+def attention_mask(held: Tensor, capacity: int) -> Tensor:
+    """Which keys each query may see, bool `[blocks, B, 1, Q, capacity + Q]`: of its episode, at most `capacity` back.
+
+    Args:
+        held: steps of its episode before each step, `[T, B]`; not capped.
+        capacity: of the window.
+    """
+    steps = min(BLOCK, len(held))
+    held = F.pad(held, (0, 0, 0, -len(held) % steps)).view(-1, steps, held.shape[1])
+    query, key = torch.arange(steps, device=held.device), torch.arange(capacity + steps, device=held.device)
+    distance = query.unsqueeze(1) + capacity - key
+    near = (distance >= 0) & (distance <= capacity)
+    return (near & (distance <= held.transpose(1, 2).unsqueeze(-1))).unsqueeze(2)
+
+
+class AttentionBlocks(FastForm):
+    """All steps of a layer at once, in blocks; resets may be anywhere."""
+
+    def unroll(self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None) -> Unrolled:
+        memory = self.memory
+        assert isinstance(memory, GTrXL)
+        return Unrolled(*memory.through(xs, state, starts), {})
+
+
+@register_memory("gtrxl")
+class GTrXL(Memory):
+    """GTrXL with GRU-type gating (Parisotto et al., "Stabilizing Transformers for Reinforcement Learning", ICML 2020).
+
+    Each of `num_layers` layers reads its own inputs of the last `capacity` steps, M, beside the present one, E:
+
+        Y_t = g_1(E_t, ReLU(RelativeAttention(LayerNorm([M_t ; E_t]))))
+        E'_t = g_2(Y_t, ReLU(f(LayerNorm(Y_t))))         f: two linear layers with a ReLU between them
+
+    with norms on the inputs of submodules alone (identity map reordering), gates g (`GRUGate`) and, for every head, the
+    relative positions of Transformer-XL (Dai et al. 2019):
+
+        score(i, j) = (q_i · k_j + q_i · W_R R_{i-j} + u · k_j + v · W_R R_{i-j}) / √d
+
+    The first E is a linear embedding of the input. Gradients pass through M within a sequence, and end where a learner
+    cuts the sequence: the paper's stop-gradient.
+
+    State: `memory` `[B, num_layers, capacity, hidden_size]`, the newest step last; `count` `[B]`, steps in it.
+
+    Args:
+        input_size: F, width of the input.
+        hidden_size: width of the layers and of the output, a multiple of `heads` and of 2.
+        num_layers: layers.
+        heads: attention heads.
+        capacity: steps before the present one that a layer sees; with L layers the output depends on L times as many.
+        expansion: width of f over `hidden_size`.
+        gate_bias: b_g at first; above 0 the layers begin near the identity.
+
+    Raises:
+        ValueError: a size is below 1, or `hidden_size` is no multiple of `heads` and of 2.
+    """
+
+    fast_form = AttentionBlocks
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int = 64,
+        num_layers: int = 2,
+        heads: int = 4,
+        capacity: int = 64,
+        expansion: int = 4,
+        gate_bias: float = 2.0,
+    ) -> None:
+        super().__init__()
+        sizes = {"num_layers": num_layers, "heads": heads, "capacity": capacity, "expansion": expansion}
+        for name, size in sizes.items():
+            if size < 1:
+                raise ValueError(f"{name} is {size}; it must be at least 1")
+        if hidden_size < 1 or hidden_size % heads or hidden_size % 2:
+            raise ValueError(f"hidden_size is {hidden_size}; it must be a multiple of heads, {heads}, and of 2")
+        self.output_size, self.num_layers, self.capacity = hidden_size, num_layers, capacity
+        self.embedding = nn.Linear(input_size, hidden_size)
+        self.layers = nn.ModuleList(
+            GTrXLLayer(hidden_size, heads, expansion * hidden_size, gate_bias) for _ in range(num_layers)
+        )
+        distances = torch.arange(capacity, -1, -1)
+        angles = distances.unsqueeze(1) / 10_000 ** (torch.arange(0, hidden_size, 2) / hidden_size)
+        self.register_buffer("positions", torch.cat([angles.sin(), angles.cos()], 1), persistent=False)  # R
+
+    def initial_state(self, batch_size: int) -> State:
+        zero = torch.zeros((), device=self.device, dtype=self.dtype)
+        return {
+            "memory": zero.expand(batch_size, self.num_layers, self.capacity, self.output_size),
+            "count": zero.expand(batch_size),
+        }
+
+    def forward(self, x: Tensor, state: State) -> MemoryStep:
+        outputs, following = self.through(x.unsqueeze(0), state, None)
+        return MemoryStep(outputs[0], following, {})
+
+    def through(self, xs: Tensor, state: State, starts: Tensor | None) -> tuple[Tensor, State]:
+        """Outputs of all steps, `[T, B, hidden_size]`, and the last state; resets may be anywhere."""
+        positions, episodes = self.get_buffer("positions"), Episodes.of(starts, state["count"], len(xs), self.capacity)
+        allowed = attention_mask(episodes.held, self.capacity)
+        x, memory = self.embedding(xs), []
+        for index, layer in enumerate(self.layers):
+            history = torch.cat([state["memory"][:, index].transpose(0, 1), x])
+            memory.append(episodes.buffer(history, self.capacity))
+            x = layer(history, positions, allowed)
+        count = (episodes.held[-1] + 1).clamp(max=self.capacity)
+        return x, {"memory": torch.stack(memory, 1), "count": count}
+
+    def panels(self, state: State) -> dict[str, Panel]:
+        """What every head of every layer attended to in the last step, and the window of the first layer."""
+        memory, count = state["memory"][:1].detach(), state["count"][:1].detach()
+        allowed = attention_mask((count - 1).unsqueeze(0), self.capacity - 1)
+        weights = []
+        for index, layer in enumerate(self.layers):
+            assert isinstance(layer, GTrXLLayer)
+            rows = memory[:, index].transpose(0, 1)
+            weights.append(layer.attention(rows, self.get_buffer("positions")[1:], allowed)[0].detach())
+        seen = torch.cat(weights, 2)[0, 0, :, 0] * allowed[0, 0, :, 0]
+        return {
+            "attention": Panel(seen, "step in the window", "layer, head", (0.0, 1.0), "columns"),
+            "memory": Panel(memory[0, 0], "unit", "step in the window"),
+        }
