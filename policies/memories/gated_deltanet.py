@@ -149,11 +149,11 @@ def delta_chunks(
 class DeltaChunks(FastForm):
     """Chunks of `CHUNK` steps at once; resets may be anywhere."""
 
+    memory: GatedDeltaNet
+
     def unroll(self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None) -> Unrolled:
-        memory = self.memory
-        assert isinstance(memory, GatedDeltaNet)
         none = torch.zeros(xs.shape[:2], dtype=torch.int64, device=xs.device)
-        return Unrolled(*memory.through(xs, state, none if starts is None else starts.cumsum(0)), {})
+        return Unrolled(*self.memory.through(xs, state, none if starts is None else starts.cumsum(0)), {})
 
 
 @register_memory("gated-deltanet")

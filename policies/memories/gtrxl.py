@@ -118,10 +118,10 @@ def attention_mask(held: Tensor, capacity: int) -> Tensor:
 class AttentionBlocks(FastForm):
     """All steps of a layer at once, in blocks; resets may be anywhere."""
 
+    memory: GTrXL
+
     def unroll(self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None) -> Unrolled:
-        memory = self.memory
-        assert isinstance(memory, GTrXL)
-        return Unrolled(*memory.through(xs, state, starts), {})
+        return Unrolled(*self.memory.through(xs, state, starts), {})
 
 
 @register_memory("gtrxl")

@@ -59,10 +59,10 @@ class LRULayer(nn.Module):
 class LRUScan(FastForm):
     """Each block a scan over the whole sequence; resets may be anywhere."""
 
+    memory: LRU
+
     def unroll(self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None) -> Unrolled:
-        memory = self.memory
-        assert isinstance(memory, LRU)
-        outputs, hidden = memory.through(xs, state["hidden"], lambda a, b, h: scan(a, b, h, starts))
+        outputs, hidden = self.memory.through(xs, state["hidden"], lambda a, b, h: scan(a, b, h, starts))
         return Unrolled(outputs, {"hidden": torch.stack([layer[-1] for layer in hidden], 1)}, {})
 
 

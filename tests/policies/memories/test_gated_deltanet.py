@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from policies.memories import Memory, make_memory
-from policies.memories.contract import unroll
 from policies.memories.gated_deltanet import CHUNK, NORM_EPS, delta_chunks
+from policies.memories.time.unroll import unroll
 
 FEATURES, WIDTH, LAYERS, HEADS, KEY, VALUE, CONV = 4, 5, 2, 2, 3, 4, 3
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from policies.memories import Memory, make_memory
-from policies.memories.contract import unroll
 from policies.memories.gtrxl import BLOCK, GRUGate, skewed
+from policies.memories.time.unroll import unroll
 
 FEATURES, WIDTH, LAYERS, HEADS, CAPACITY = 4, 6, 2, 3, 4
 SIZE = WIDTH // HEADS

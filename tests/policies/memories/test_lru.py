@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from policies.memories import Memory, make_memory
-from policies.memories.contract import unroll
+from policies.memories.time.unroll import unroll
 
 FEATURES, WIDTH, STATES, LAYERS = 4, 5, 3, 2
 
