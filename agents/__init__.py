@@ -1,28 +1,35 @@
 """The learners: how to learn. They know memories and environments only through their contracts."""
 
-from agents.a2c import A2C
+from agents.a2c import A2C, A2CConfig
 from agents.agent import Agent
-from agents.checkpoint import CheckpointError, latest_checkpoint, load
+from agents.checkpoint import CheckpointError, latest_checkpoint
 from agents.environments import TensorVecEnv, as_tensor_env, make_env
+from agents.hyperparameters import Hyperparameters
 from agents.learner import MemoryOnPolicyAlgorithm
 from agents.metrics.non_finite import NonFiniteError
-from agents.ppo import PPO
-from agents.supervised import Supervised
-
-LEARNERS: dict[str, type[MemoryOnPolicyAlgorithm]] = {"a2c": A2C, "ppo": PPO, "supervised": Supervised}
+from agents.ppo import PPO, PPOConfig
+from agents.registry import LEARNERS, learner_class, load, register_learner, registered_learners
+from agents.supervised import Supervised, SupervisedConfig
 
 __all__ = [
     "A2C",
     "LEARNERS",
     "PPO",
+    "A2CConfig",
     "Agent",
     "CheckpointError",
+    "Hyperparameters",
     "MemoryOnPolicyAlgorithm",
     "NonFiniteError",
+    "PPOConfig",
     "Supervised",
+    "SupervisedConfig",
     "TensorVecEnv",
     "as_tensor_env",
     "latest_checkpoint",
+    "learner_class",
     "load",
     "make_env",
+    "register_learner",
+    "registered_learners",
 ]

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from agents.checkpoint import load
 from agents.learner import MemoryOnPolicyAlgorithm
+from agents.registry import load
 from policies.memories.contract import State
 from policies.policy import MemoryActorCriticPolicy
 

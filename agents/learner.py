@@ -16,14 +16,15 @@ from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
+from stable_baselines3.common.type_aliases import MaybeCallback
 from torch import Tensor
 
 from agents.bootstrap import FinalValues
 from agents.checkpoint import Checkpointed
 from agents.checkpoint.generators import set_generators
-from agents.common.arguments import check, check_policy
+from agents.common.arguments import check_policy
 from agents.environments import EnvLike, HostEnv, TensorVecEnv, as_tensor_env, device_for
+from agents.hyperparameters import Hyperparameters, Setup, check_definition, fields_of, fitted, signature_of
 from agents.metrics.critic import CriticWatch
 from agents.metrics.episodes import Episodes
 from agents.metrics.non_finite import naming_non_finite
@@ -46,26 +47,17 @@ Self = TypeVar("Self", bound="MemoryOnPolicyAlgorithm")
 class MemoryOnPolicyAlgorithm(Checkpointed, Updates, TrainingEnv, OnPolicyAlgorithm):
     """Base of the learners; see `A2C` and `PPO` for use.
 
+    A learner says with which hyper-parameters it learns (`config_class`) and writes `learn_from`. The constructor takes
+    them all by position or name, in the order of the dataclass, and makes each an attribute.
+
     Args:
         policy: "MemoryPolicy" or a subclass of `MemoryActorCriticPolicy`; its arguments (the memory's name above all)
             go through `policy_kwargs`, as in SB3.
         env: a Gymnasium id (one copy), `Env`, `VectorEnv`, SB3 `VecEnv` or `TensorEnv`; see `agents.environments`. With
             several ranks (`agents.scale.distributed`), those of this one.
-        learning_rate: a number or a function of the remaining progress (1 → 0).
-        n_steps: steps of each environment in a roll-out; back-propagation through time runs over them, and episodes
-            that are longer carry their memory into the next roll-out. 0: the horizon of an environment that has one.
-        gamma: discount.
-        gae_lambda: see `agents.returns.gae`.
-        ent_coef: weight of the entropy bonus.
-        vf_coef: weight of the value loss.
-        aux_coef: weight of the memory's own losses (MNM's meta objective; 1 as in the paper).
-        max_grad_norm: gradients are scaled down to this global norm.
-        normalize_advantage: to mean 0 and standard deviation 1, over what one update sees.
-        normalize_values: values are learned in running standard deviations of the returns (`policies.normalization`).
-        normalize_obs: observations enter the policy by their running mean and variance (see there).
-        reward_scale: rewards are multiplied by this before anything is learned from them; logs show them as they came.
-        fast: "auto" takes the fast paths that pay; "off" the plain twin of each; "compile" puts the memory's step
-            through torch.compile (`agents.scale.fast`); "graph" replays whole iterations as CUDA graphs
+        *args, **kwargs: hyper-parameters, as in `config_class`; then
+        fast: "auto" takes the fast paths that pay; "off" the reference implementation of each; "compile" puts the
+            memory's step through torch.compile (`agents.scale.fast`); "graph" replays whole iterations as CUDA graphs
             (`agents.scale.cuda_graphs`) and raises a ValueError where that cannot be.
         precision: "float32", or "bf16" for whole sequences; see `agents.scale.fast.prepare`.
         stats_window_size: episodes over which `rollout/ep_*_mean` are taken.
@@ -74,8 +66,14 @@ class MemoryOnPolicyAlgorithm(Checkpointed, Updates, TrainingEnv, OnPolicyAlgori
         verbose: 0 nothing, 1 SB3's table on the terminal.
         seed: of torch, numpy, random and the environments.
         device: "cpu", "cuda", ...; "auto": that of the environment given, where it has one, else as in SB3.
+
+    Raises:
+        TypeError: an argument is unknown.
+        ValueError: one is of the wrong type or out of its range.
     """
 
+    config_class: ClassVar[type[Hyperparameters]]
+    """The dataclass of hyper-parameters; each is an attribute of the learner, too."""
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MemoryPolicy": MemoryActorCriticPolicy}
     keeps_graph: ClassVar[bool] = False
     """Whether `learn_from` back-propagates through the roll-out itself, or replays it."""
@@ -83,72 +81,59 @@ class MemoryOnPolicyAlgorithm(Checkpointed, Updates, TrainingEnv, OnPolicyAlgori
     """Whether the right actions are what it learns from; it then does what it holds most probable."""
 
     policy: MemoryActorCriticPolicy
+    aux_coef = 1.0
+    normalize_advantage = normalize_values = normalize_obs = False
+    reward_scale = 1.0
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        check_definition(cls, cls.config_class)
+        if "__init__" not in vars(cls):
+            cls.__signature__ = signature_of(cls.config_class)  # type: ignore[attr-defined]
 
     def __init__(
-        self,
-        policy: str | type[MemoryActorCriticPolicy],
-        env: EnvLike | None,
-        learning_rate: float | Schedule,
-        n_steps: int,
-        gamma: float,
-        gae_lambda: float,
-        ent_coef: float,
-        vf_coef: float,
-        aux_coef: float,
-        max_grad_norm: float,
-        normalize_advantage: bool,
-        normalize_values: bool,
-        normalize_obs: bool,
-        reward_scale: float,
-        fast: str,
-        precision: str,
-        stats_window_size: int,
-        tensorboard_log: str | None,
-        policy_kwargs: dict[str, Any] | None,
-        verbose: int,
-        seed: int | None,
-        device: torch.device | str,
-        _init_setup_model: bool,
+        self, policy: str | type[MemoryActorCriticPolicy], env: EnvLike | None, *args: Any, **kwargs: Any
     ) -> None:
-        check(**locals())
-        policy_kwargs = check_policy(policy_kwargs)
-        if fast not in get_args(Fast):
-            raise ValueError(f"fast is {fast!r}, expected one of {', '.join(get_args(Fast))}")
-        self.aux_coef = aux_coef
-        self.normalize_advantage = normalize_advantage
-        self.normalize_values, self.normalize_obs = normalize_values, normalize_obs
-        self.reward_scale = reward_scale
-        self.fast, self.precision = fast, precision
+        given = signature_of(self.config_class).bind(policy, env, *args, **kwargs)
+        given.apply_defaults()
+        values = fitted(self.config_class, given.arguments)
+        setup = Setup(**{entry.name: values[entry.name] for entry in fields_of(Setup)})
+        for name in self.hyperparameters():
+            setattr(self, name, values[name])
+        policy_kwargs = check_policy(setup.policy_kwargs)
+        if setup.fast not in get_args(Fast):
+            raise ValueError(f"fast is {setup.fast!r}, expected one of {', '.join(get_args(Fast))}")
+        self.fast, self.precision = setup.fast, setup.precision
         self.graphs: Graphs | None = None
         """What replays the iteration, where it is replayed; see `agents.scale.cuda_graphs`."""
         self.step_by_step = False
         """A callback that must see the memory after every step sets it in `on_rollout_start`, for one roll-out."""
-        self.stats_window_size = stats_window_size
+        self.stats_window_size = setup.stats_window_size
         self.critic_watch = CriticWatch()
         self._generators_to_set: dict[str, Tensor] = {}
         self.whole_episodes = False
         """Whether a roll-out is as long as an episode, whatever that is: `n_steps` was 0."""
         self.stop_requested = False
         """Set it (from a signal handler, say) to end `learn` after the current iteration, with everything in order."""
-        device = device_for(device, env)
+        device = device_for(setup.device, env)
         self._tensor_env = None if env is None else as_tensor_env(env, device)
         super().__init__(
             policy=policy,
             env=None if self._tensor_env is None else TensorVecEnv(self._tensor_env),  # type: ignore[arg-type]
-            learning_rate=learning_rate,
-            n_steps=n_steps,
-            gamma=gamma,
-            gae_lambda=gae_lambda,
-            ent_coef=ent_coef,
-            vf_coef=vf_coef,
-            max_grad_norm=max_grad_norm,
+            learning_rate=values["learning_rate"],
+            n_steps=values["n_steps"],
+            gamma=values.get("gamma", 1.0),
+            gae_lambda=values.get("gae_lambda", 1.0),
+            ent_coef=values.get("ent_coef", 0.0),
+            vf_coef=values.get("vf_coef", 0.0),
+            max_grad_norm=values["max_grad_norm"],
             use_sde=False,
             sde_sample_freq=-1,
-            stats_window_size=stats_window_size,
-            tensorboard_log=tensorboard_log,
+            stats_window_size=setup.stats_window_size,
+            tensorboard_log=setup.tensorboard_log,
             policy_kwargs=policy_kwargs,
-            verbose=verbose,
-            seed=seed,
+            verbose=setup.verbose,
+            seed=setup.seed,
             device=device,
             _init_setup_model=False,
             supported_action_spaces=(spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary),
@@ -156,8 +141,13 @@ class MemoryOnPolicyAlgorithm(Checkpointed, Updates, TrainingEnv, OnPolicyAlgori
         if self._tensor_env is not None:  # `env` has the environments' own numbers, the networks may have others
             self.observation_space = self._tensor_env.single_observation_space
             self.action_space = self._tensor_env.single_action_space
-        if _init_setup_model:
+        if setup._init_setup_model:
             self._setup_model()
+
+    @classmethod
+    def hyperparameters(cls) -> list[str]:
+        """The names of its hyper-parameters, each an attribute."""
+        return [entry.name for entry in fields_of(cls.config_class)]
 
     def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
         if policy_name in self.policy_aliases:

@@ -7,7 +7,9 @@ no state is stale, and the ratio is exactly 1 on the first minibatch.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -15,96 +17,73 @@ from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import FloatSchedule
 from torch import Tensor
 
-from agents.common.arguments import check
-from agents.environments import EnvLike
+from agents.common.arguments import Count, Fraction, NotNegative, Positive, Rate, Whole
+from agents.hyperparameters import Hyperparameters
 from agents.learner import MemoryOnPolicyAlgorithm
+from agents.registry import register_learner
 from agents.rollout import Rollout
 from agents.scale import distributed
-from policies.policy import MemoryActorCriticPolicy
 
 Number = float | Tensor
 """A tensor where a graph is to see other values of it."""
 
 
+@dataclass
+class PPOConfig(Hyperparameters):
+    """PPO's hyper-parameters, in SB3's order; `n_minibatches` stands where SB3 has `batch_size`, since whole sequences
+    are what a memory learns from."""
+
+    learning_rate: Rate = 3e-4
+    n_steps: Whole = 128
+    n_minibatches: Count = 4
+    """Sets of environments that each pass is cut into; with fewer environments than that, one a set."""
+    n_epochs: Count = 10
+    """Passes over each rollout."""
+    gamma: Fraction = 0.99
+    gae_lambda: Fraction = 0.95
+    clip_range: Positive = 0.2
+    """How far the probability ratio may move from 1 in an iteration."""
+    clip_range_vf: Positive | None = None
+    """How far the value may move in an iteration; None: no limit."""
+    normalize_advantage: bool = True
+    normalize_values: bool = True
+    normalize_obs: bool = False
+    ent_coef: NotNegative = 0.0
+    vf_coef: NotNegative = 0.5
+    aux_coef: NotNegative = 1.0
+    max_grad_norm: Positive = 0.5
+    target_kl: Positive | None = None
+    """No further pass over a rollout once the mean approximate KL of a pass exceeds 1.5 times this; None: never. It
+    costs one read from the device a pass."""
+    reward_scale: Positive = 1.0
+
+    schedules: ClassVar[tuple[str, ...]] = ("learning_rate", "clip_range", "clip_range_vf")
+    run_defaults: ClassVar[Mapping[str, Any]] = {
+        "learning_rate": 1e-3,
+        "n_minibatches": 2,
+        "ent_coef": 0.01,
+        "anneal": True,
+    }
+
+
+@register_learner("ppo")
 class PPO(MemoryOnPolicyAlgorithm):
     """Proximal policy optimisation with a memory; arguments as in Stable-Baselines3's PPO but for `n_minibatches`.
 
-    Args:
-        n_minibatches: into how many sets of environments each pass is cut; with fewer environments than that, one a
-            set. It stands where SB3 has `batch_size`, since whole sequences are what a memory learns from.
-        n_epochs: passes over each roll-out.
-        clip_range: of the ratio; a number or a function of the remaining progress.
-        clip_range_vf: of the value's change; None for none.
-        target_kl: no further pass once the mean approximate KL of a pass exceeds 1.5 times this; None for never. It
-            costs one read from the device a pass.
-
-    The others are explained in the base class.
+    They are those of `PPOConfig`, then those of `agents.hyperparameters.Setup`.
 
     >>> model = PPO("MemoryPolicy", "Engram/RepeatFirst-v0", n_steps=32, policy_kwargs={"memory": "gru"}, seed=0)
     >>> model.learn(64).num_timesteps
     64
     """
 
-    def __init__(
-        self,
-        policy: str | type[MemoryActorCriticPolicy],
-        env: EnvLike | None,
-        learning_rate: float | Schedule = 3e-4,
-        n_steps: int = 128,
-        n_minibatches: int = 4,
-        n_epochs: int = 10,
-        gamma: float = 0.99,
-        gae_lambda: float = 0.95,
-        clip_range: float | Schedule = 0.2,
-        clip_range_vf: float | Schedule | None = None,
-        normalize_advantage: bool = True,
-        normalize_values: bool = True,
-        normalize_obs: bool = False,
-        ent_coef: float = 0.0,
-        vf_coef: float = 0.5,
-        aux_coef: float = 1.0,
-        max_grad_norm: float = 0.5,
-        target_kl: float | None = None,
-        reward_scale: float = 1.0,
-        fast: str = "auto",
-        precision: str = "float32",
-        stats_window_size: int = 100,
-        tensorboard_log: str | None = None,
-        policy_kwargs: dict[str, Any] | None = None,
-        verbose: int = 0,
-        seed: int | None = None,
-        device: torch.device | str = "auto",
-        _init_setup_model: bool = True,
-    ) -> None:
-        check(**locals())
-        self.n_minibatches, self.n_epochs = n_minibatches, n_epochs
-        self.clip_range, self.clip_range_vf = clip_range, clip_range_vf
-        self.target_kl = target_kl
-        super().__init__(
-            policy,
-            env,
-            learning_rate=learning_rate,
-            n_steps=n_steps,
-            gamma=gamma,
-            gae_lambda=gae_lambda,
-            ent_coef=ent_coef,
-            vf_coef=vf_coef,
-            aux_coef=aux_coef,
-            max_grad_norm=max_grad_norm,
-            normalize_advantage=normalize_advantage,
-            normalize_values=normalize_values,
-            normalize_obs=normalize_obs,
-            reward_scale=reward_scale,
-            fast=fast,
-            precision=precision,
-            stats_window_size=stats_window_size,
-            tensorboard_log=tensorboard_log,
-            policy_kwargs=policy_kwargs,
-            verbose=verbose,
-            seed=seed,
-            device=device,
-            _init_setup_model=_init_setup_model,
-        )
+    config_class = PPOConfig
+
+    n_minibatches: int
+    n_epochs: int
+    clip_range: float | Schedule
+    clip_range_vf: float | Schedule | None
+    target_kl: float | None
 
     def _setup_env(self) -> None:
         super()._setup_env()

@@ -8,29 +8,45 @@ cross-entropy for `Discrete`, and minus the summed binary cross-entropy of all b
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor
 
-from agents.environments import EnvLike
+from agents.common.arguments import NotNegative, Positive, Rate, Whole
+from agents.hyperparameters import Hyperparameters
 from agents.learner import MemoryOnPolicyAlgorithm
+from agents.registry import register_learner
 from agents.rollout import Rollout
 from agents.sb3.callback_locals import tell
 from agents.scale import distributed
 from policies.memories.steps import detach
-from policies.policy import MemoryActorCriticPolicy
 
 
+@dataclass
+class SupervisedConfig(Hyperparameters):
+    """The supervised learner's hyper-parameters."""
+
+    learning_rate: Rate = 1e-3
+    n_steps: Whole = 0
+    aux_coef: NotNegative = 1.0
+    max_grad_norm: Positive = 10.0
+    normalize_obs: bool = False
+
+    run_defaults: ClassVar[Mapping[str, Any]] = {"num_envs": 16}
+
+
+@register_learner("supervised")
 class Supervised(MemoryOnPolicyAlgorithm):
-    """One update from every roll-out, by back-propagation through it.
+    """One update from every rollout, by back-propagation through it.
 
     The loss is the mean of `-log_prob(target)` over what is scored, weighted by `weight`, plus `aux_coef` times the
-    memory's own losses. While it trains the agent does what it holds most probable, so that returns and the task's own
-    scores in the log are those of its answers. Arguments are explained in the base class; `n_steps=0` takes a whole
-    episode where the environment has a fixed horizon.
+    memory's own losses. While it trains the agent acts greedily, so that returns and the task's own scores in the log
+    are those of its answers. Arguments are those of `SupervisedConfig`, then those of `agents.hyperparameters.Setup`;
+    `n_steps=0` takes a whole episode where the environment has a fixed horizon.
 
     Raises:
         ValueError: the environment gives no targets, or `n_steps` is 0 and it has no horizon.
@@ -41,55 +57,11 @@ class Supervised(MemoryOnPolicyAlgorithm):
     64
     """
 
+    config_class = SupervisedConfig
     keeps_graph: ClassVar[bool] = True
     learns_from_targets: ClassVar[bool] = True
     whole_sequences: bool = True
-    """Whether roll-outs that answers do not change are remembered as one sequence; False: step by step, its twin."""
-
-    def __init__(
-        self,
-        policy: str | type[MemoryActorCriticPolicy],
-        env: EnvLike | None,
-        learning_rate: float | Schedule = 1e-3,
-        n_steps: int = 0,
-        aux_coef: float = 1.0,
-        max_grad_norm: float = 10.0,
-        normalize_obs: bool = False,
-        fast: str = "auto",
-        precision: str = "float32",
-        stats_window_size: int = 100,
-        tensorboard_log: str | None = None,
-        policy_kwargs: dict[str, Any] | None = None,
-        verbose: int = 0,
-        seed: int | None = None,
-        device: torch.device | str = "auto",
-        _init_setup_model: bool = True,
-    ) -> None:
-        super().__init__(
-            policy,
-            env,
-            learning_rate=learning_rate,
-            n_steps=n_steps,
-            gamma=1.0,
-            gae_lambda=1.0,
-            ent_coef=0.0,
-            vf_coef=0.0,
-            aux_coef=aux_coef,
-            max_grad_norm=max_grad_norm,
-            normalize_advantage=False,
-            normalize_values=False,
-            normalize_obs=normalize_obs,
-            reward_scale=1.0,
-            fast=fast,
-            precision=precision,
-            stats_window_size=stats_window_size,
-            tensorboard_log=tensorboard_log,
-            policy_kwargs=policy_kwargs,
-            verbose=verbose,
-            seed=seed,
-            device=device,
-            _init_setup_model=_init_setup_model,
-        )
+    """Whether rollouts that answers do not change are remembered as one sequence; False: step by step."""
 
     @property
     def unrolls(self) -> bool:

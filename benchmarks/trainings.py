@@ -41,7 +41,7 @@ class Training:
             return False
         config, _ = parse([*self.words, "--run-dir", str(self.folder)])
         wanted = {name: str(v) if isinstance(v, Path) else v for name, v in config.entries().items()}
-        there = {**vars(Config()), **read_yaml_file(file, "configuration")}
+        there = {**Config().entries(), **read_yaml_file(file, "configuration")}
         if other := same_training(wanted, there):
             said = ", ".join(f"{name} is {there.get(name)} and not {wanted.get(name)}" for name in other[:3])
             raise SystemExit(f"error: {self.folder} holds another training ({said}): name another --runs folder")

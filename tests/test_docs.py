@@ -25,6 +25,7 @@ import envs
 import policies
 import train
 from agents import LEARNERS
+from agents.registry import learners
 from agents.run.callbacks import RunDisplay
 from agents.run.parsing import parse
 from policies.memories import built_in, memory_class, registered, registry
@@ -60,9 +61,10 @@ def table(page: Path, heading: str) -> list[list[str]]:
 
 @pytest.fixture
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty folder to run in, one thread, and a registry that forgets what a page registers."""
+    """An empty folder to run in, one thread, and registries that forget what a page registers."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(registry, "_classes", dict(registry._classes))
+    monkeypatch.setattr(registry.memories, "classes", dict(registry.memories.classes))
+    monkeypatch.setattr(learners, "classes", dict(learners.classes))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield tmp_path

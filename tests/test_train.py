@@ -75,7 +75,7 @@ def test_flags_go_before_the_recipe_and_the_recipe_before_defaults() -> None:
     recipe = yaml.safe_load((ROOT / "recipes" / "maze-ppo.yaml").read_text())
     config, _ = parse(["--memory-kwargs", "heads=2", "--gamma", "0.9"])
     assert config.memory_kwargs == {**recipe["memory_kwargs"], "heads": 2}
-    assert (config.gamma, config.reward_scale) == (0.9, recipe["reward_scale"])
+    assert (config.learner.gamma, config.learner.reward_scale) == (0.9, recipe["reward_scale"])
     other, _ = parse(["--memory", "lstm"])  # the arguments of another memory are not for this one
     assert (other.memory_kwargs, other.reward_scale) == ({}, recipe["reward_scale"])
     plain, _ = parse(["--env", "CartPole-v1", "--memory", "lstm"])

@@ -13,7 +13,7 @@ from agents.checkpoint.format import (
     read_tensors,
     write_checkpoint,
 )
-from agents.checkpoint.learner import Checkpointed, NewEpisodesWarning, load, take_weights
+from agents.checkpoint.learner import Checkpointed, NewEpisodesWarning, take_weights
 
 __all__ = [
     "MANIFEST",
@@ -23,7 +23,6 @@ __all__ = [
     "NewEpisodesWarning",
     "digest",
     "latest_checkpoint",
-    "load",
     "prune",
     "read_manifest",
     "read_tensors",

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import platform
 import warnings
 from collections.abc import Iterable
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -30,19 +29,14 @@ from agents.checkpoint.opening import compare_sizes, naming, offering_an_older_o
 from agents.checkpoint.restore import check_finite, part, prefix_of, restore, take_policy
 from agents.checkpoint.saved import COUNTERS, check_manifest
 from agents.environments import EnvLike, HostEnv, as_tensor_env, device_for
+from agents.hyperparameters import KEPT_SETUP, SETUP, Hyperparameters, fields_of, hints_of
 from agents.scale import distributed
 from agents.scale.cuda_graphs.eligible import plain_groups
 from envs.tensor_env import TensorEnv
 from policies.memories.steps import detach
 from policies.normalization import exchange_value_norm
 
-if TYPE_CHECKING:
-    from agents.learner import MemoryOnPolicyAlgorithm
-
 LIBRARIES = ("torch", "gymnasium", "stable-baselines3", "numpy", "safetensors")
-
-# What a constructor takes but a checkpoint does not keep: where and how it runs and logs is up to whoever loads it.
-NOT_KEPT = ("self", "policy", "env", "device", "fast", "precision", "verbose", "tensorboard_log", "_init_setup_model")
 
 LATER = {"normalize_values": False, "normalize_obs": False}
 """Arguments that older checkpoints do not have, and what they were made with."""
@@ -52,18 +46,6 @@ Self = TypeVar("Self", bound="Checkpointed")
 
 class NewEpisodesWarning(UserWarning):
     """A loaded agent starts new episodes, or new random numbers, because it goes on elsewhere than it was saved."""
-
-
-def load(path: Place, env: EnvLike | None = None, **kwargs: Any) -> MemoryOnPolicyAlgorithm:
-    """Load a checkpoint of any of this project's learners; arguments as in `Checkpointed.load`."""
-    from agents import LEARNERS  # a learner is a Checkpointed: the arrow back is drawn at call time
-
-    with offering_an_older_one(path) as source:
-        name = read_manifest(source).get("algorithm")
-    for learner in LEARNERS.values():
-        if learner.__name__ == name:
-            return learner.load(source, env, **kwargs)
-    raise CheckpointError(f"{source.name} holds a {name!r}, this Engram knows {', '.join(LEARNERS)}")
 
 
 def take_weights(policy: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -97,6 +79,7 @@ def take_weights(policy: nn.Module, path: str | os.PathLike[str]) -> None:
 class Checkpointed(BaseAlgorithm):
     """`save` and `load` for the learners, in place of SB3's pickles."""
 
+    config_class: ClassVar[type[Hyperparameters]]
     new_episodes: str = ""
     """Why environments do not go on where they were; empty where they do."""
     new_generators: str = ""
@@ -142,7 +125,7 @@ class Checkpointed(BaseAlgorithm):
         manifest = {
             "algorithm": type(self).__name__,
             "policy": encode(self.policy_class),
-            "config": {name: encode(getattr(self, name)) for name in self._kept_arguments()},
+            "config": {name: encode(getattr(self, name)) for name in (*self.hyperparameters(), *KEPT_SETUP)},
             "param_groups": plain_groups(optimizer["param_groups"]),
             "counters": {name: getattr(self, name) for name in COUNTERS},
             "num_envs": getattr(self, "n_envs", 1) * len(parts),
@@ -163,11 +146,6 @@ class Checkpointed(BaseAlgorithm):
                 manifest[name] = before.get(name, manifest[name])
             manifest["environment"] = before.get("environment", before.get("env"))
         write_checkpoint(path, manifest, tensors)
-
-    @classmethod
-    def _kept_arguments(cls) -> list[str]:
-        """Names of the constructor arguments that a checkpoint keeps."""
-        return [name for name in inspect.signature(cls.__init__).parameters if name not in NOT_KEPT]
 
     def _of_this_rank(self: Any) -> dict[str, Tensor]:
         """What every rank has of its own: generators, environments, observation, reset signal and memory."""
@@ -227,14 +205,15 @@ class Checkpointed(BaseAlgorithm):
         """
         if print_system_info:
             get_system_info()
-        known = cls._kept_arguments()
+        fields = hints_of(cls.config_class)
+        known = [*fields, *KEPT_SETUP]
         kwargs = {name: value for name, value in (custom_objects or {}).items() if name in known} | kwargs
         with offering_an_older_one(path) as source:
             manifest = read_manifest(source)
             if manifest.get("algorithm") != cls.__name__:
                 raise CheckpointError(f"{source.name} holds a {manifest.get('algorithm')}, expected a {cls.__name__}")
         with naming(source):
-            check_manifest(manifest, kwargs)
+            check_manifest(manifest, SETUP | fields, cls.config_class.schedules, kwargs)
             model = cls._build(manifest, env, device_for(device, env), kwargs)
         with offering_an_older_one(source):
             tensors = read_tensors(source, manifest)
@@ -257,8 +236,10 @@ class Checkpointed(BaseAlgorithm):
         given = kwargs.pop("policy_kwargs", {})
         saved = manifest["config"]["policy_kwargs"] or {}
         kept = {name: decode(value, f"policy_kwargs.{name}") for name, value in saved.items() if name not in given}
-        missing = [name for name in cls._kept_arguments() if name not in (*kwargs, "policy_kwargs")]
-        config = LATER | manifest["config"]
+        fields = fields_of(cls.config_class)
+        younger = {field.name: LATER.get(field.name, field.default) for field in fields}
+        config = younger | manifest["config"]
+        missing = [name for name in (*younger, *KEPT_SETUP) if name not in (*kwargs, "policy_kwargs")]
         arguments = {name: decode(config[name], name) for name in missing} | kwargs
         policy = arguments.pop("policy", None) or decode(manifest["policy"], "policy")
         learner: Any = cls

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from typing import Annotated, Any
 
 import numpy as np
 
-from agents.common.arguments import LEARNER, Count, Range, Whole, read
+from agents.common.arguments import Count, Range, Whole, read
 
 COUNTERS: dict[str, Any] = {
     **dict.fromkeys(("num_timesteps", "_total_timesteps", "_n_updates", "_episode_num"), Whole),
     "_current_progress_remaining": Annotated[float, Range(-(2.0**62), 1)],
 }
 """What a learner counts."""
-SCHEDULES = ("learning_rate", "clip_range", "clip_range_vf")
-"""Arguments that may be functions of the remaining progress."""
 _FUNCTIONS = {"$schedule", "$yours"}
 LARGEST_SPACE = 1 << 22
 """Numbers in one observation or action, or choices of a discrete one."""
@@ -25,8 +23,16 @@ LARGEST_SIZE = 1 << 20
 _KINDS = {"Box", "Discrete", "MultiDiscrete", "MultiBinary", "Dict"}
 
 
-def check_manifest(manifest: dict[str, Any], given: Container[str] = ()) -> None:
-    """Look at the types and ranges of what a manifest holds, but for arguments that are `given` by other means.
+def check_manifest(
+    manifest: dict[str, Any], hints: Mapping[str, Any], schedules: Container[str], given: Container[str] = ()
+) -> None:
+    """Look at the types and ranges of what a manifest holds.
+
+    Args:
+        manifest: it; values in it are fitted to their types.
+        hints: types of the learner's hyper-parameters.
+        schedules: those that may be functions of the remaining progress.
+        given: arguments that are given by other means, and not looked at.
 
     Raises:
         KeyError: an entry is missing.
@@ -48,10 +54,10 @@ def check_manifest(manifest: dict[str, Any], given: Container[str] = ()) -> None
     for name, value in config.items():
         if name in given and name != "policy_kwargs":
             continue
-        if name in LEARNER and not (name in SCHEDULES and isinstance(value, dict) and set(value) & _FUNCTIONS):
-            config[name] = read(name, value, LEARNER[name])
+        if name in hints and not (name in schedules and isinstance(value, dict) and set(value) & _FUNCTIONS):
+            config[name] = read(name, value, hints[name])
         if "seed" not in name:
-            _check_sizes(value, name)
+            _check_sizes(value, name, hints)
     if not isinstance(manifest["param_groups"], list):
         raise ValueError(f"param_groups is {type(manifest['param_groups']).__name__}, expected a list")
 
@@ -102,19 +108,19 @@ def _sizes(shape: Any, name: str) -> list[int]:
     return shape
 
 
-def _check_sizes(value: Any, name: str) -> None:
+def _check_sizes(value: Any, name: str, hints: Mapping[str, Any]) -> None:
     """What an argument tells to make must be of a size that can be made."""
     if isinstance(value, dict) and "$schedule" in value:
-        number: Any = LEARNER.get(name, float)
+        number: Any = hints.get(name, float)
         parts: Any = (number, number, Annotated[float, Range(0, 1, True)])
         read(name, value["$schedule"], tuple[parts])
     elif isinstance(value, dict):
         for key, entry in value.items():
             if "seed" not in key:
-                _check_sizes(entry, f"{name}.{key}")
+                _check_sizes(entry, f"{name}.{key}", hints)
     elif isinstance(value, list):
         for entry in value:
-            _check_sizes(entry, name)
+            _check_sizes(entry, name, hints)
     elif type(value) is int and abs(value) > LARGEST_SIZE:
         raise ValueError(f"{name} is {value}, expected at most {LARGEST_SIZE:,}")
     elif isinstance(value, float) and math.isnan(value):

@@ -46,29 +46,6 @@ Positive = Annotated[float, Range(0, above=True)]
 Rate = Annotated[float, Range(0, 10)]
 Seed = Annotated[int, Range(0, 2**32 - 1)]
 
-LEARNER: Mapping[str, Any] = {
-    "learning_rate": Rate,
-    "n_steps": Whole,
-    "gamma": Fraction,
-    "gae_lambda": Fraction,
-    "ent_coef": NotNegative,
-    "vf_coef": NotNegative,
-    "aux_coef": NotNegative,
-    "max_grad_norm": Positive,
-    **dict.fromkeys(("normalize_advantage", "normalize_values", "normalize_obs"), bool),
-    "reward_scale": Positive,
-    "stats_window_size": Count,
-    "seed": Seed | None,
-    "n_epochs": Count,
-    "n_minibatches": Count,
-    "clip_range": Positive,
-    "clip_range_vf": Positive | None,
-    "target_kl": Positive | None,
-    "use_rms_prop": bool,
-    "rms_prop_eps": Positive,
-}
-"""The arguments of the learners, by name. Where a number is meant, a schedule of the remaining progress is one too."""
-
 POLICY: Mapping[str, Any] = {"memory": str, "memory_kwargs": dict[str, Any], "bptt_segment": Whole | None}
 """Arguments of the policy that a run's configuration has."""
 
@@ -90,17 +67,26 @@ def read(name: str, value: Any, hint: Any) -> Any:
     return fitted
 
 
-def check(hints: Mapping[str, Any] = LEARNER, /, **values: Any) -> None:
-    """Check the arguments of a constructor; functions (schedules) pass.
+def given(name: str, value: Any, hint: Any) -> Any:
+    """As `read`, for a value from Python or JSON, where text is no number.
+
+    Raises:
+        ValueError: see `read`.
+    """
+    if isinstance(value, str) and str not in kinds_of(hint):
+        raise ValueError(f"{name} is {value!r}, expected {meant(hint)}")
+    return read(name, value, hint)
+
+
+def check(hints: Mapping[str, Any], /, **values: Any) -> None:
+    """Check values, by name, against the types that `hints` has for them.
 
     Raises:
         ValueError: one is of the wrong type or out of its range.
     """
     for name, value in values.items():
-        if name in hints and not callable(value):
-            if isinstance(value, str) and str not in kinds_of(hints[name]):
-                raise ValueError(f"{name} is {value!r}, expected {meant(hints[name])}")
-            read(name, value, hints[name])
+        if name in hints:
+            given(name, value, hints[name])
 
 
 def check_policy(policy_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
@@ -15,11 +15,12 @@ import torch
 import tyro
 from stable_baselines3.common.utils import LinearSchedule
 
-from agents import LEARNERS, make_env
-from agents.common.arguments import Count, Fraction, NotNegative, Positive, Range, Rate, Seed, Whole, read
+from agents import learner_class, make_env, registered_learners
+from agents.common.arguments import Count, Range, Seed, Whole, read
 from agents.common.files import replace_file
 from agents.common.plain_yaml import read_yaml, read_yaml_file, write_yaml
 from agents.environments import Vector, named
+from agents.hyperparameters import hints_of
 from agents.scale.fast import Fast, Precision
 from envs.tensor_env import TensorEnv
 from policies.encoders import ENCODERS
@@ -117,47 +118,14 @@ class Config:
     precision: Precision = "float32"
     """bf16: lstm and multigrid multiply whole sequences in bfloat16; pays where the processor has it."""
 
-    learning_rate: Rate = 1e-3
-    """Of the optimiser (Adam). Too high: approx_kl jumps and the return falls. 1e-4 to 1e-3 are usual."""
     anneal: bool = False
-    """Let the learning rate fall linearly to a tenth over the run. On for a2c and ppo without a recipe."""
-    n_steps: Whole = 128
-    """Steps of each copy in a roll-out, and so the reach of back-propagation through time; 0: a whole episode of an
-    environment whose episodes have a fixed length."""
+    """Let the learning rate fall linearly to a tenth over the run. On without a recipe, but for supervised."""
     bptt_segment: Whole | None = None
     """Back-propagation through time keeps the memory's state before every so many steps and makes the rest again: less
     memory for more work. 0: keeps every step. None: 0, unless that came to more than 1 GiB."""
-    gamma: Fraction = 0.99
-    """Discount of later rewards, 0..1."""
-    gae_lambda: Fraction = 0.95
-    """Between one-step (0: biased) and whole-return (1: noisy) advantages."""
-    ent_coef: NotNegative = 0.01
-    """Weight of the entropy bonus. Too low: the policy settles before it has explored."""
-    vf_coef: NotNegative = 0.5
-    """Weight of the value loss."""
-    aux_coef: NotNegative = 1.0
-    """Weight of the memory's own losses, where it has any."""
-    max_grad_norm: Positive = 0.5
-    """Longer gradients are scaled down to this norm."""
-    normalize_advantage: bool = True
-    """Shift and scale advantages to mean 0 and deviation 1."""
-    normalize_values: bool = True
-    """Learn values in running standard deviations of the returns, so that the size of rewards does not matter."""
-    normalize_obs: bool = False
-    """Shift and scale every number of the observation by its running mean and deviation; images stay as they are.
-    On for environments of others, where no recipe says otherwise."""
-    reward_scale: Positive = 1.0
-    """Rewards are multiplied by this before learning; logs show them as they came."""
-    n_epochs: Count = 10
-    """PPO: passes over each roll-out."""
-    n_minibatches: Count = 2
-    """PPO: sets of environments that a pass is cut into."""
-    clip_range: Positive = 0.2
-    """PPO: how far the ratio may move from 1 in an iteration."""
-    clip_range_vf: Positive | None = None
-    """PPO: how far the value may move in an iteration; None: as far as it likes."""
-    target_kl: Positive | None = None
-    """PPO: no further pass over a roll-out beyond 1.5 times this divergence; None: never."""
+    learner: Annotated[Any, tyro.conf.arg(name="")] = None
+    """The hyper-parameters of `algo`, an object of its dataclass; files and flags have them beside the other entries.
+    None: those that a run starts from."""
 
     recipe: str | None = None
     """A file or a name in recipes/; its values are defaults that other flags override."""
@@ -185,21 +153,36 @@ class Config:
     progress: bool = True
     """Show the progress bar."""
 
+    def __post_init__(self) -> None:
+        if self.learner is None:
+            self.learner = hyperparameters(self.algo)
+
+    @classmethod
+    def of(cls, entries: Mapping[str, Any]) -> Config:
+        """From entries by name, hyper-parameters among the others; those of other learners are left out.
+
+        Raises:
+            ValueError: there is no such learner.
+        """
+        own = {name: entries[name] for name in run_entries() if name in entries}
+        return cls(**own, learner=hyperparameters(entries.get("algo", cls.algo), entries))
+
+    def entries(self) -> dict[str, Any]:
+        """All entries by name, hyper-parameters among the others, without what a `Command` has beside them."""
+        return {**{name: getattr(self, name) for name in run_entries()}, **vars(self.learner)}
+
     def learner_kwargs(self) -> dict[str, Any]:
         """The constructor arguments of the learner, without environment, logging and device."""
-        learner = LEARNERS[self.algo]
-        taken = set(inspect.signature(learner).parameters) - {"policy", "env", "device", "learning_rate"}
-        kwargs: dict[str, Any] = {name: value for name, value in vars(self).items() if name in taken}
-        rate = self.learning_rate
-        kwargs["learning_rate"] = LinearSchedule(rate, 0.1 * rate, 1.0) if self.anneal else rate
+        kwargs = {**vars(self.learner), "seed": self.seed, "fast": self.fast, "precision": self.precision}
+        if self.anneal:
+            rate = kwargs["learning_rate"]
+            kwargs["learning_rate"] = LinearSchedule(rate, 0.1 * rate, 1.0)
         kwargs["policy_kwargs"] = {
             "memory": self.memory,
             "memory_kwargs": self.memory_kwargs,
             "bptt_segment": self.bptt_segment,
             **self.network_kwargs(),
         }
-        if "use_rms_prop" in taken:
-            kwargs["use_rms_prop"] = False
         return kwargs
 
     def network_kwargs(self) -> dict[str, Any]:
@@ -241,10 +224,6 @@ class Config:
         arguments = {**self.env_kwargs, **kwargs}
         return make_env(self.env, num_envs, device, wrappers=self.wrappers, vector=self.vector, **arguments)
 
-    def entries(self) -> dict[str, Any]:
-        """All entries by name, without what a `Command` has beside them."""
-        return {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(Config)}
-
     def fit(self, said: Callable[[str], str] = lambda name: f"--{name.replace('_', '-')}") -> None:
         """Fit every entry to its type and range.
 
@@ -254,14 +233,14 @@ class Config:
         Raises:
             ValueError: one does not fit.
         """
-        for name, hint in get_type_hints(type(self), include_extras=True).items():
+        for name, hint in get_type_hints(Command if isinstance(self, Command) else Config, include_extras=True).items():
             setattr(self, name, read(said(name), getattr(self, name), hint))
+        for name, hint in hints_of(type(self.learner)).items():
+            setattr(self.learner, name, read(said(name), getattr(self.learner, name), hint))
         for name in ("num_envs", "device"):
             if name in self.env_kwargs:
                 kwargs = said("env_kwargs")
                 raise ValueError(f"{kwargs} has {name}, which is not for there: {said(name)} says it")
-        if self.algo not in LEARNERS:
-            raise ValueError(f"unknown algorithm {self.algo!r}; known are {', '.join(LEARNERS)}")
 
     def save(self, file: str | os.PathLike[str]) -> None:
         """Write as YAML, ready to be a recipe; what is there is replaced as a whole."""
@@ -289,18 +268,50 @@ class Command(Config):
     """With --sweep: where trials run."""
 
 
+def hyperparameters(algo: str, entries: Mapping[str, Any] | None = None) -> Any:
+    """What a run with a learner starts from, under the `entries` that are given.
+
+    Raises:
+        ValueError: there is no such learner.
+    """
+    config: Any = learner_class(algo).config_class
+    given = {**config.run_defaults, **(entries or {})}
+    return config(**{name: given[name] for name in hints_of(config) if name in given})
+
+
+def run_entries() -> dict[str, Any]:
+    """The types of a configuration's own entries, without the hyper-parameters of the learner."""
+    hints = get_type_hints(Config, include_extras=True)
+    return {entry.name: hints[entry.name] for entry in dataclasses.fields(Config) if entry.name != "learner"}
+
+
+def known_entries() -> dict[str, Any]:
+    """The types of all entries that a configuration may have, with the hyper-parameters of every learner.
+
+    Raises:
+        ValueError: a learner has a hyper-parameter that is called like something else.
+    """
+    own, found = run_entries(), dict[str, Any]()
+    for name in registered_learners():
+        try:
+            hints = hints_of(learner_class(name).config_class)
+        except (ValueError, TypeError):  # of a package that cannot be imported: its own names are lost, and no other
+            continue
+        if clash := sorted({*hints} & {*own}):
+            raise ValueError(f"the hyper-parameter {clash[0]} of {name} is called like an entry of every run")
+        found = hints | found
+    return own | found
+
+
 def default_config(algo: str | None, env: str | None = None) -> Config:
     """The values that flags override where no recipe is named.
 
-    A supervised learner sees whole episodes. A2C learns once from every rollout: from short ones, it learns more often.
     Observations of other people's environments may be of any size, those of this project's are of the order of 1.
     """
-    if algo == "supervised":
-        return Config(algo=algo, num_envs=16, n_steps=0, max_grad_norm=10.0)
-    config = Config(anneal=True, normalize_obs=not (env or Config.env).startswith("Engram/"))
-    if algo == "a2c":
-        config.algo, config.num_envs, config.n_steps = algo, 16, 16
-    return config
+    algo = algo or Config.algo
+    entries = {"algo": algo, **learner_class(algo).config_class.run_defaults}
+    entries["normalize_obs"] = not (env or Config.env).startswith("Engram/")
+    return Config.of(entries)
 
 
 def base_config(recipe: str | None, env: str | None, algo: str | None, memory: str | None) -> Config:
@@ -311,10 +322,12 @@ def base_config(recipe: str | None, env: str | None, algo: str | None, memory: s
         env, algo, memory: what is asked for. A recipe's arguments are those of its own parts; they go with these.
 
     Raises:
-        ValueError: there is no such recipe, or it is wrong.
+        ValueError: there is no such recipe or learner, or the recipe is wrong.
     """
     file = find_recipe(recipe) if recipe else default_recipe(env, algo)
     config = load_config(file) if file else default_config(algo, env)
+    if algo not in (None, config.algo):
+        config = Config.of(config.entries() | {"algo": algo})
     config.recipe = file.stem if file else None
     if env not in (None, config.env):
         config.env_kwargs, config.wrappers = {}, []
@@ -333,13 +346,16 @@ def load_config(file: str | os.PathLike[str]) -> Config:
     if not isinstance(data, dict):
         raise ValueError(f"{file} is not a configuration: expected entries such as 'env: ...'")
     data.pop("expect", None)  # a recipe's words on what it should give
-    known = {entry.name for entry in dataclasses.fields(Config)}
+    known = known_entries()
     for name in data:
         if name not in known:
             near = difflib.get_close_matches(str(name).replace("-", "_"), known, n=1, cutoff=0.5)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise ValueError(f"{file}: {name} is an unknown entry{hint}; known are {', '.join(sorted(known))}")
-    config = Config(**data)
+    try:
+        config = Config.of(data)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
     config.fit(lambda name: f"{file}: {name}")
     return config
 
@@ -359,6 +375,5 @@ def find_recipe(name: str) -> Path:
 
 def default_recipe(env: str | None, algo: str | None) -> Path | None:
     """The recipe of a command that names none: the main job's where it is about the maze."""
-    if env not in (None, Config.env) or algo == "supervised":
-        return None
-    return find_recipe("maze-a2c" if algo == "a2c" else "maze-ppo")
+    main = {None: "maze-ppo", "ppo": "maze-ppo", "a2c": "maze-a2c"}
+    return find_recipe(main[algo]) if env in (None, Config.env) and algo in main else None

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import inspect
+import dataclasses
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
-from agents import LEARNERS, latest_checkpoint
-from agents.common.arguments import LEARNER
-from agents.run.config import NUMBERS, Command, base_config, load_config
+from agents import latest_checkpoint
+from agents.run.config import NUMBERS, Command, Config, base_config, known_entries, load_config, run_entries
 from agents.run.folder import checkpoint_folder, newest
 from agents.scale import distributed
 
@@ -52,14 +52,29 @@ def parse(arguments: list[str]) -> tuple[Command, Path | None]:
         defaults.run_dir = run_dir
     else:
         defaults = base_config(given.recipe, given.env, given.algo, given.memory)
-    config = tyro.cli(
-        Command, default=Command(**vars(defaults)), args=arguments, description=DESCRIPTION, registry=NUMBERS
-    )
+    refuse_foreign(defaults, arguments)
+    kind = type(defaults.learner)
+    learner = ("learner", Annotated[kind, tyro.conf.arg(name="")], dataclasses.field(default=None))
+    command: type[Command] = dataclasses.make_dataclass("Command", [learner], bases=(Command,))
+    default = command(**vars(defaults))
+    config = tyro.cli(command, default=default, args=arguments, description=DESCRIPTION, registry=NUMBERS)
     config.env_kwargs = defaults.env_kwargs | config.env_kwargs
     config.memory_kwargs = defaults.memory_kwargs | config.memory_kwargs
     config.fit()
     refuse_unused(config, arguments)
     return config, checkpoint
+
+
+def refuse_foreign(defaults: Config, arguments: list[str]) -> None:
+    """An option of another learner is most likely a misunderstanding.
+
+    Raises:
+        ValueError: there is one.
+    """
+    own = {*run_entries(), *vars(defaults.learner)}
+    for name in _named(arguments):
+        if name.removeprefix("no_") not in own and name.removeprefix("no_") in known_entries():
+            raise ValueError(f"--{name.replace('_', '-')} has no effect on {defaults.algo}: leave it out")
 
 
 def refuse_unused(config: Command, arguments: list[str]) -> None:
@@ -68,16 +83,16 @@ def refuse_unused(config: Command, arguments: list[str]) -> None:
     Raises:
         ValueError: there is one.
     """
-    given = {word.split("=")[0].removeprefix("--").replace("-", "_") for word in arguments if word.startswith("--")}
     for name in ("trials", "jobs", "storage", "launcher"):
-        if name in given and not config.sweep:
+        if name in _named(arguments) and not config.sweep:
             raise ValueError(f"--{name} is for a sweep: expected --sweep beside it")
-    taken = inspect.signature(LEARNERS[config.algo]).parameters
-    for name in LEARNER:
-        if {name, f"no_{name}"} & given and name not in taken and not config.sweep:
-            raise ValueError(f"--{name.replace('_', '-')} has no effect on {config.algo}: leave it out")
     if config.fast == "graph" and not config.device.startswith(("cuda", "auto")):
         raise ValueError(f"--fast is graph, but --device is {config.device}, and only CUDA has graphs")
+
+
+def _named(arguments: list[str]) -> list[str]:
+    """The options among the words of a command, as the entries are called."""
+    return [word.split("=")[0].removeprefix("--").replace("-", "_") for word in arguments if word.startswith("--")]
 
 
 def refuse_empty(arguments: list[str]) -> None:

@@ -12,12 +12,6 @@ from agents.checkpoint.encoding import encode
 from agents.common.arguments import shown
 from agents.run.config import Config
 
-LEARNED_WITH = (
-    *("learning_rate", "n_steps", "gamma", "gae_lambda", "ent_coef", "vf_coef", "aux_coef", "max_grad_norm"),
-    *("normalize_advantage", "n_epochs", "n_minibatches", "clip_range", "clip_range_vf", "target_kl"),
-)
-"""Arguments of the learner that take effect from the next roll-out on, whatever they were before."""
-
 FREE = (
     *("anneal", "bptt_segment", "total_timesteps", "env_kwargs", "wrappers", "vector", "device", "threads", "fast"),
     *(
@@ -34,10 +28,17 @@ FREE = (
 )
 """Other entries that may change; `env_kwargs` and `wrappers` where the spaces stay the same."""
 
-FIXED = ("seed", "reward_scale", "normalize_values", "normalize_obs")
-"""Arguments of the learner that stay as they were."""
-
 _PLACES = ("run_dir", "resume")
+
+
+def learned_with(config: Config) -> list[str]:
+    """Hyper-parameters that take effect from the next rollout on, whatever they were before."""
+    return [name for name in vars(config.learner) if name not in config.learner.fixed]
+
+
+def fixed(config: Config) -> tuple[str, ...]:
+    """Arguments of the learner that stay as they were."""
+    return ("seed", *config.learner.fixed)
 
 
 def refuse_changes(config: Config, saved: Config) -> None:
@@ -51,16 +52,17 @@ def refuse_changes(config: Config, saved: Config) -> None:
         ValueError: there is one.
     """
     for name, before in saved.entries().items():
-        now = getattr(config, name)
-        if now == before or name in (*LEARNED_WITH, *FREE, *_PLACES):
+        now = config.entries().get(name, before)
+        if now == before or name in (*learned_with(saved), *FREE, *_PLACES):
             continue
         raise ValueError(
             f"--{name.replace('_', '-')} is {_short(now)}, but {config.run_dir} is a run with {_short(before)}, "
             "which resuming cannot change: leave it out, or begin a new run, with --init-from for the weights"
         )
-    if bool(config.n_steps) != bool(saved.n_steps):
+    now, before = config.learner.n_steps, saved.learner.n_steps
+    if bool(now) != bool(before):
         raise ValueError(
-            f"--n-steps is {config.n_steps}, but {config.run_dir} is a run with {saved.n_steps}: 0 (whole episodes) "
+            f"--n-steps is {now}, but {config.run_dir} is a run with {before}: 0 (whole episodes) "
             "cannot be resumed as another number, nor the reverse"
         )
 
@@ -82,7 +84,7 @@ def replaced(config: Config, checkpoint: Path) -> dict[str, Any]:
     if found == expected and memory_kwargs != (wanted := encode(config.memory_kwargs)):
         found, expected = {"memory_kwargs": memory_kwargs}, {"memory_kwargs": wanted}
     arguments = config.learner_kwargs()
-    for name in FIXED:
+    for name in fixed(config):
         if name in kept and name in arguments:
             found[name], expected[name] = kept[name], arguments[name]
     for name, value in found.items():
@@ -92,11 +94,9 @@ def replaced(config: Config, checkpoint: Path) -> dict[str, Any]:
                 "they are not of one run"
             )
     changed = {
-        name: arguments[name]
-        for name in LEARNED_WITH
-        if name in arguments and name in kept and encode(arguments[name]) != kept[name]
+        name: arguments[name] for name in learned_with(config) if name in kept and encode(arguments[name]) != kept[name]
     }
-    if config.n_steps == 0:
+    if config.learner.n_steps == 0:
         changed.pop("n_steps", None)  # kept as the number that it stands for
     policy_kwargs = config.own_classes().get("policy_kwargs", {})
     if policy.get("bptt_segment") != config.bptt_segment:
@@ -107,7 +107,7 @@ def replaced(config: Config, checkpoint: Path) -> dict[str, Any]:
 def what_changed(config: Config, saved: Config) -> str:
     """The entries that flags have changed, as "learning_rate 3e-4 → 1e-5, ..."; empty where there are none."""
     before, after = saved.entries(), config.entries()
-    names = [name for name in (*LEARNED_WITH, *FREE) if before[name] != after[name]]
+    names = [name for name in (*learned_with(config), *FREE) if before[name] != after[name]]
     return ", ".join(f"{name} {_short(before[name])} → {_short(after[name])}" for name in names)
 
 

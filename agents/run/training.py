@@ -31,7 +31,7 @@ from agents.run.failures import Where
 from agents.run.folder import again, checkpoint_folder, folder_of, newest, safe
 from agents.run.lock import take
 from agents.run.logs import kept_rows, run_logger, wall_before
-from agents.run.resuming import FIXED, complete, refuse_changes, replaced, set_aside_later, what_changed
+from agents.run.resuming import complete, refuse_changes, replaced, set_aside_later, what_changed
 from agents.scale import distributed
 from agents.scale.devices import device_of
 from agents.scale.distributed import RankLostError
@@ -146,8 +146,8 @@ def prepare(config: Config, checkpoint: Path | None, locks: list[FileLock | None
         if complete(folder, config, saved):
             return Start(folder, complete=True)
         model = build(config, checkpoint)
-        for name in FIXED:  # those that are younger than the run are as its checkpoint has them
-            setattr(config, name, getattr(model, name, getattr(config, name)))
+        for name in config.learner.fixed:  # those that are younger than the run are as its checkpoint has them
+            setattr(config.learner, name, getattr(model, name, getattr(config.learner, name)))
         kept_rows(folder, model.num_timesteps)
         changed = what_changed(config, saved)
         resumed = f"resuming at step {model.num_timesteps:,}" + (f"; {changed}" if changed else "")

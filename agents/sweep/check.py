@@ -7,9 +7,10 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from agents import LEARNERS
+from agents import learner_class
 from agents.environments import HostEnv
-from agents.run.config import Config
+from agents.hyperparameters import hints_of
+from agents.run.config import Config, known_entries, run_entries
 from agents.sweep.space import Parameter, Space
 from policies.memories import memory_class
 
@@ -100,10 +101,9 @@ def _check_objective(space: Space, scores: set[str]) -> None:
 
 def _check_effect(space: Space, parameter: Parameter, algos: list[Any]) -> None:
     """A learner's hyper-parameter must matter to the learners it is drawn for."""
-    taken = {name: set(inspect.signature(learner).parameters) for name, learner in LEARNERS.items()}
-    if parameter.name in set.union(*taken.values()) - {"learning_rate"}:
+    if parameter.name in {*known_entries()} - {*run_entries()}:
         for algo in parameter.when.get("algo", algos):
-            if algo in taken and parameter.name not in taken[algo]:
+            if parameter.name not in hints_of(learner_class(algo).config_class):
                 space.wrong(f"space.{parameter.name}", f"has no effect on {algo}")
 
 

@@ -15,7 +15,7 @@ from rich.table import Table
 from agents.common.files import replace_file
 from agents.run.config import Config
 from agents.sweep import plots
-from agents.sweep.space import FIELDS, Space
+from agents.sweep.space import Space
 from agents.sweep.study import counted
 
 _NOT_IN_A_RECIPE = (
@@ -77,13 +77,9 @@ def _blank(value: Any) -> Any:
 
 def best_yaml(best: FrozenTrial, count: int, space: Space, config: Config) -> str:
     """The best trial as a recipe: what differs from the defaults, and what to expect."""
-    chosen, plain = space.configure(config, best.params), Config()
-    data = {
-        name: getattr(chosen, name)
-        for name in FIELDS
-        if name not in _NOT_IN_A_RECIPE
-        and (name in ("env", "memory", "algo") or getattr(chosen, name) != getattr(plain, name))
-    }
+    chosen = space.configure(config, best.params).entries()
+    plain = Config(algo=chosen["algo"]).entries() | dict.fromkeys(("env", "memory", "algo"))
+    data = {name: v for name, v in chosen.items() if name not in _NOT_IN_A_RECIPE and v != plain[name]}
     seeds = ", ".join(f"{seed}: {value:.4g}" for seed, value in best.user_attrs.get("results", {}).items())
     data["expect"] = (
         f"Trial {best.number}, the best of {count} of the sweep {space.name}: {space.objective} {best.value:.4g} "

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from agents.run.config import Config, base_config
+from agents import learner_class
+from agents.hyperparameters import Hyperparameters, hints_of
+from agents.run.config import Config, base_config, hyperparameters
 
 KWARGS = ("env_kwargs", "memory_kwargs")
-FIELDS = tuple(entry.name for entry in dataclasses.fields(Config))
 
 
 @dataclass(frozen=True)
@@ -87,16 +88,20 @@ class Space:
         parts = {name: given.get(name) or self.fixed.get(name) for name in ("env", "algo", "memory")}
         config = base_config(given.get("recipe") or self.recipe, **parts)
         own = {part: self.fixed.get(part, getattr(config, part)) for part in ("env", "memory")}
-        config.baseline = config.progress = False
+        entries = config.entries() | {"baseline": False, "progress": False}
         for name, value in self.fixed.items():
             part = name.removesuffix("_kwargs")
             if part == name:
-                setattr(config, name, Path(value) if name == "data_dir" and value is not None else value)
+                entries[name] = Path(value) if name == "data_dir" and value is not None else value
             elif given.get(part) in (None, own[part]):
-                setattr(config, name, ({} if part in self else getattr(config, name)) | value)
+                entries[name] = ({} if part in self else entries[name]) | value
         for part in ("env", "memory"):
             if part in self and f"{part}_kwargs" not in self.fixed:
-                setattr(config, f"{part}_kwargs", {})
+                entries[f"{part}_kwargs"] = {}
+        config = Config.of(entries)
+        for parameter in self.parameters:
+            if parameter.name == "algo":
+                config.learner = _of_all(parameter.choices, entries)
         return config
 
     def suggest(self, trial: Any) -> dict[str, Any]:
@@ -109,14 +114,15 @@ class Space:
 
     def configure(self, config: Config, values: Mapping[str, Any]) -> Config:
         """A trial's configuration."""
-        chosen: dict[str, Any] = {name: dict(getattr(config, name)) for name in KWARGS}
+        chosen = config.entries()
+        chosen |= {name: dict(chosen[name]) for name in KWARGS}
         for name, value in values.items():
             part, _, argument = name.partition(".")
             if argument:
                 chosen[part][argument] = value
             else:
                 chosen[name] = value
-        return Config(**{name: chosen.get(name, getattr(config, name)) for name in FIELDS})
+        return Config.of(chosen)
 
     def size(self) -> int | None:
         """How many different trials there are; None: infinitely many."""
@@ -131,3 +137,13 @@ class Space:
                 for more in ([{parameter.name: value} for value in values] if parameter.applies(one) else [{}])
             ]
         return len(found)
+
+
+def _of_all(algos: tuple[Any, ...], entries: Mapping[str, Any]) -> Any:
+    """The hyper-parameters of all learners that a space chooses from, as one object."""
+    fields: dict[str, Any] = {}
+    for algo in reversed(algos):
+        hints, start = hints_of(learner_class(algo).config_class), vars(hyperparameters(algo))
+        fields |= {name: (name, hint, field(default=start[name])) for name, hint in hints.items()}
+    kind: Any = dataclasses.make_dataclass("OfAll", fields.values(), bases=(Hyperparameters,))
+    return kind(**{name: entries[name] for name in fields if name in entries})

@@ -9,7 +9,6 @@ import dataclasses
 import math
 import re
 import types
-import typing
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,8 @@ from typing import Any
 from agents import LEARNERS
 from agents.common.arguments import kinds_of, read
 from agents.common.plain_yaml import read_yaml_file
-from agents.run.config import RECIPES, Config
-from agents.sweep.space import FIELDS, KWARGS, Parameter, Space
+from agents.run.config import RECIPES, known_entries
+from agents.sweep.space import KWARGS, Parameter, Space
 
 _ENTRIES = (
     *("name", "recipe", "fixed", "space", "seeds", "trials"),
@@ -32,7 +31,6 @@ _NOT_SEARCHED = {
     "eval_episodes": "fix it",
     **dict.fromkeys(("device", "threads", "data_dir", "checkpoint_every", "panels_every", "baseline", "progress"), ""),
 }
-_HINTS = typing.get_type_hints(Config, include_extras=True)
 
 
 def find_space(name: str) -> Path:
@@ -95,8 +93,8 @@ def load_space(name: str) -> Space:
 def _parameter(space: Space, name: str, body: Any, earlier: Mapping[str, Parameter]) -> Parameter:
     entry = f"space.{name}"
     part, dot, argument = name.partition(".")
-    if (dot and (part not in KWARGS or not argument)) or (not dot and name not in FIELDS):
-        searchable = [field for field in FIELDS if field not in (*_NOT_SEARCHED, *KWARGS)]
+    if (dot and (part not in KWARGS or not argument)) or (not dot and name not in known_entries()):
+        searchable = [field for field in known_entries() if field not in (*_NOT_SEARCHED, *KWARGS)]
         known = ", ".join([*searchable, *(f"{kwargs}.NAME" for kwargs in KWARGS)])
         space.wrong(entry, f"unknown; known are {known}")
     if not dot and name in KWARGS:
@@ -122,7 +120,7 @@ def _parameter(space: Space, name: str, body: Any, earlier: Mapping[str, Paramet
             space.wrong(f"{entry}.{key}", f"is {body[key]!r}, expected a number")
     low, high, log, step = body["low"], body["high"], body.get("log", False), body.get("step")
     whole = all(isinstance(number, int) for number in (low, high, *([] if step is None else [step])))
-    kinds = [] if dot else [kind for kind in kinds_of(_HINTS[name]) if kind is not types.NoneType]
+    kinds = [] if dot else [kind for kind in kinds_of(known_entries()[name]) if kind is not types.NoneType]
     if kinds and not {int, float} & set(kinds):
         space.wrong(entry, "is no number; give choices")
     if kinds and float not in kinds and not whole:
@@ -175,8 +173,8 @@ def _fixed(space: Space, body: Any, searched: Collection[str]) -> dict[str, Any]
     read = {}
     for name, value in body.items():
         entry = f"fixed.{name}"
-        if name not in FIELDS:
-            space.wrong(entry, f"unknown; known are {', '.join(f for f in FIELDS if f not in _NOT_FIXED)}")
+        if name not in known_entries():
+            space.wrong(entry, f"unknown; known are {', '.join(f for f in known_entries() if f not in _NOT_FIXED)}")
         if name in _NOT_FIXED:
             space.wrong(entry, "is not for a sweep" + f": {_NOT_FIXED[name]}" * bool(_NOT_FIXED[name]))
         if name in KWARGS and not isinstance(value, dict):
@@ -204,6 +202,6 @@ def _objective(space: Space, data: Mapping[str, Any]) -> dict[str, str]:
 def _typed(space: Space, entry: str, name: str, value: Any) -> Any:
     """The value of an entry of `Config`, fitted to its type and range."""
     try:
-        return read(entry, value, _HINTS[name])
+        return read(entry, value, known_entries()[name])
     except ValueError as error:
         raise ValueError(f"{space.file}: {error}") from error

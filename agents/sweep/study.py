@@ -22,7 +22,7 @@ from optuna import pruners, samplers
 from optuna.trial import FrozenTrial, TrialState
 
 from agents.run.config import Config
-from agents.sweep.space import FIELDS, Space
+from agents.sweep.space import Space
 from agents.sweep.storage import open_storage, readable
 
 RENEW_S = 30.0
@@ -164,7 +164,8 @@ def open_study(space: Space, config: Config, where: str) -> optuna.Study:
 
 def definition(space: Space, config: Config) -> dict[str, Any]:
     """What all trials of a study have in common, flat and as JSON keeps it."""
-    fixed = {f"fixed.{name}": getattr(config, name) for name in FIELDS if name not in _OURS and name not in space}
+    entries = config.entries().items()
+    fixed = {f"fixed.{name}": value for name, value in entries if name not in _OURS and name not in space}
     searched = {f"space.{one.name}": {k: v for k, v in vars(one).items() if k != "kind"} for one in space.parameters}
     goal = {name: getattr(space, name) for name in ("seeds", "objective", "direction", "reports")}
     flat: dict[str, Any] = json.loads(json.dumps({**fixed, **searched, **goal}, default=str))

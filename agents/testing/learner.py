@@ -147,7 +147,7 @@ def it_resumes_exactly(case: LearnerCase) -> None:
 
 def memory_lasts_an_episode_and_not_a_step_longer(case: LearnerCase) -> None:
     """Over roll-outs that begin amid episodes."""
-    with mock.patch.dict(registry._classes, {"counting": Counting}):
+    with mock.patch.dict(registry.memories.classes, {"counting": Counting}):
         model = case.build(Echo(), "counting", n_steps=LENGTH // 2)
         for _ in range(4):
             model.learn(COPIES * LENGTH // 2, reset_num_timesteps=False)

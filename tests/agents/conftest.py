@@ -23,5 +23,5 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture
 def counter(monkeypatch: pytest.MonkeyPatch) -> str:
     """The name under which the counting memory is known, for the length of one test."""
-    monkeypatch.setitem(registry._classes, "counter", Counting)
+    monkeypatch.setitem(registry.memories.classes, "counter", Counting)
     return "counter"

@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal
 import pytest
 
 import agents
-from agents.common.arguments import LEARNER, Count, Fraction, Positive, Range, Seed, Whole, check, read, read_arguments
+from agents.common.arguments import Count, Fraction, Positive, Range, Seed, Whole, read, read_arguments
 from agents.common.plain_yaml import read_yaml, read_yaml_file
+from agents.hyperparameters import fitted as fitted_to
 from policies.memories import memory_class
 
 Fast = Literal["auto", "off"]
@@ -133,7 +134,13 @@ def test_memory_arguments_are_checked_where_the_agent_is_built() -> None:
 
 
 def test_a_schedule_is_a_number() -> None:
-    check(LEARNER, learning_rate=lambda left: 1e-3 * left, clip_range=0.1)
+    def falls(left: float) -> float:
+        return 1e-3 * left
+
+    values = {"learning_rate": falls, "clip_range": 0.1}
+    assert fitted_to(agents.PPOConfig, values) == values
+    with pytest.raises(ValueError, match=r"gamma is .*, expected a number from 0 to 1"):
+        fitted_to(agents.PPOConfig, {"gamma": falls})
 
 
 def test_ranges_say_what_they_are() -> None:

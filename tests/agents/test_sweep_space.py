@@ -125,7 +125,8 @@ def test_flags_go_before_fixed_values_and_these_before_the_recipe(tmp_path: Path
     file = space_file(tmp_path, **entries)
     config, _ = parse(["--sweep", str(file), "--gamma", "0.75"])
     recipe = yaml.safe_load((ROOT / "recipes" / "maze-ppo.yaml").read_text(encoding="utf-8"))
-    assert (config.gamma, config.vf_coef, config.reward_scale) == (0.75, 0.25, recipe["reward_scale"])
+    learner = config.learner
+    assert (learner.gamma, learner.vf_coef, learner.reward_scale) == (0.75, 0.25, recipe["reward_scale"])
     assert config.memory_kwargs == recipe["memory_kwargs"] | {"heads": 2}
     assert not config.baseline
     other, _ = parse(["--sweep", str(file), "--memory", "gru"])  # the arguments were for another memory
@@ -143,7 +144,7 @@ def test_parameters_are_drawn_where_they_apply_and_reach_the_configuration(tmp_p
     values = {"memory": "mnm-p", "memory_kwargs.heads": 3, "gamma": 0.5, "learning_rate": 0.001}
     assert space.suggest(optuna.trial.FixedTrial(values)) == values
     config = space.configure(space.defaults({}), values)
-    assert (config.memory, config.memory_kwargs, config.gamma) == ("mnm-p", {"heads": 3}, 0.5)
+    assert (config.memory, config.memory_kwargs, config.learner.gamma) == ("mnm-p", {"heads": 3}, 0.5)
     values["memory"] = "gru"
     assert set(space.suggest(optuna.trial.FixedTrial(values))) == {"memory", "gamma", "learning_rate"}
     assert {one.name: one.kind for one in space.parameters}["gamma"] is float

@@ -53,7 +53,7 @@ class Sums(ReaderMemory):
 
 @pytest.fixture(autouse=True)
 def sums(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_classes", dict(registry._classes))
+    monkeypatch.setattr(registry.memories, "classes", dict(registry.memories.classes))
     register_memory("sums")(Sums)
 
 

@@ -72,8 +72,7 @@ class Graphs:
         self._seen: set[Hashable] = set()
         self._key: tuple[tuple[str, Any], ...] = ()
         self._rolled_out = False
-        kept = set(model._kept_arguments()) - {"clip_range", "clip_range_vf", "learning_rate"}
-        self._arguments = sorted(name for name in kept if name in vars(model))
+        self._arguments = sorted({*model.hyperparameters()} - {*model.config_class.schedules})
 
     def _works_on(self) -> tuple[Any, ...]:
         return self.model.tensor_env, self.model.rollout, self.model.policy.optimizer

@@ -52,7 +52,7 @@ def test_what_may_change_is_applied_recorded_and_said(run: Path, capsys: pytest.
     changes = ["--learning-rate", "1e-5", "--n-epochs", 2, "--ent-coef", 0.5, "--clip-range", 0.1, "--n-steps", 8]
     assert command("--resume", run, "--total-timesteps", 128, *changes) == 0
     said = capsys.readouterr().out
-    assert "resuming at step 64; learning_rate 0.0003 → 1e-05, n_steps 4 → 8, ent_coef 0.01 → 0.5, n_epochs" in said
+    assert "resuming at step 64; learning_rate 0.0003 → 1e-05, n_steps 4 → 8, n_epochs 10 → 2, " in said
     assert "total_timesteps 64 → 128" in said
     for name, value in (("learning_rate", 1e-5), ("n_epochs", 2), ("ent_coef", 0.5), ("clip_range", 0.1)):
         assert config_of(run)[name] == value

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from policies import plugins
 from policies.memories import make_memory, memory_class, register_memory, registered, registry
 from policies.memories.identity import Identity
 from policies.memories.recurrent.lstm import LSTM
@@ -70,13 +71,13 @@ def other_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[P
     monkeypatch.syspath_prepend(tmp_path)
     found = [str(tmp_path)]  # whatever else is installed on this machine
     monkeypatch.setattr(
-        registry,
+        plugins,
         "entry_points",
         lambda group: [e for d in distributions(path=found) for e in d.entry_points if e.group == group],
     )
-    registry._entry_points.cache_clear()
+    plugins._entry_points.cache_clear()
     yield info / "entry_points.txt"
-    registry._entry_points.cache_clear()
+    plugins._entry_points.cache_clear()
     sys.modules.pop("other_memories", None)
 
 
@@ -109,7 +110,7 @@ def test_two_packages_that_offer_one_name_leave_the_others_alone(other_package: 
     """The same one wins, whatever order they are installed in."""
     entries = ["ffm = other_memories:Echo", "ffm = another:Clash"]
     for order in (entries, entries[::-1]):
-        registry._entry_points.cache_clear()
+        plugins._entry_points.cache_clear()
         other_package.write_text(f"[engram.memories]\n{order[0]}\n")
         second = other_package.parent.parent / "second-1.0.dist-info"
         second.mkdir(exist_ok=True)

@@ -1,0 +1,159 @@
+"""Hyper-parameters are data: a dataclass for each learner.
+
+Its constructor, `train.py --algo NAME`, recipes, sweeps and checkpoints all read that dataclass. A new hyper-parameter
+is a new field; the text below the field is its help.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, get_type_hints
+
+import torch
+
+from agents.common.arguments import Count, Fraction, NotNegative, Positive, Rate, Seed, Whole, given
+from agents.scale.fast import Fast, Precision
+
+
+class Hyperparameters:
+    """What hyper-parameters that several learners have mean.
+
+    Not a dataclass itself: that of a learner lists the fields it has, with its defaults, in the order in which its
+    constructor takes them. Every learner has `learning_rate`, `n_steps` and `max_grad_norm`.
+    """
+
+    learning_rate: Rate
+    """Step size of the optimiser. Too high: approx_kl jumps and the return falls. 1e-4 to 1e-3 are usual."""
+    n_steps: Whole
+    """Steps of each environment in a rollout, and so the reach of back-propagation through time; 0: a whole episode of
+    an environment whose episodes have a fixed length."""
+    gamma: Fraction
+    """Discount of later rewards, 0..1."""
+    gae_lambda: Fraction
+    """Between one-step (0: biased) and whole-return (1: noisy) advantages."""
+    ent_coef: NotNegative
+    """Weight of the entropy bonus. Too low: the policy settles before it has explored."""
+    vf_coef: NotNegative
+    """Weight of the value loss."""
+    aux_coef: NotNegative
+    """Weight of the memory's own losses, where it has any."""
+    max_grad_norm: Positive
+    """Longer gradients are scaled down to this norm."""
+    normalize_advantage: bool
+    """Shift and scale advantages to mean 0 and deviation 1."""
+    normalize_values: bool
+    """Learn values in running standard deviations of the returns, so that the size of rewards does not matter."""
+    normalize_obs: bool
+    """Shift and scale every number of the observation by its running mean and deviation; images stay as they are.
+    train.py turns it on for environments of others, where no recipe says otherwise."""
+    reward_scale: Positive
+    """Rewards are multiplied by this before learning; logs show them as they came."""
+
+    schedules: ClassVar[tuple[str, ...]] = ("learning_rate",)
+    """Those that may also be a function of the remaining progress (1 → 0)."""
+    fixed: ClassVar[tuple[str, ...]] = ("reward_scale", "normalize_values", "normalize_obs")
+    """Those that stay as they were when a run is resumed."""
+    run_defaults: ClassVar[Mapping[str, Any]] = {"learning_rate": 1e-3}
+    """What `train.py` starts from where that differs from the class; also entries of the run, such as `num_envs`, which
+    count where no recipe is named."""
+
+
+@dataclass
+class Setup:
+    """How and where a learner runs: what every constructor takes after the hyper-parameters."""
+
+    fast: Fast = "auto"
+    precision: Precision = "float32"
+    stats_window_size: Count = 100
+    tensorboard_log: str | None = None
+    policy_kwargs: dict[str, Any] | None = None
+    verbose: int = 0
+    seed: Seed | None = None
+    device: torch.device | str = "auto"
+    _init_setup_model: bool = True
+
+
+KEPT_SETUP = ("stats_window_size", "policy_kwargs", "seed")
+"""What a checkpoint keeps of `Setup`; where and how fast it runs is up to whoever loads it."""
+
+
+def fields_of(config: Any) -> tuple[dataclasses.Field[Any], ...]:
+    """The fields of a learner's dataclass, or of one of its objects, in the order of the constructor."""
+    return dataclasses.fields(config)
+
+
+def hints_of(config: Any) -> dict[str, Any]:
+    """The type and range of every hyper-parameter of a dataclass, in order."""
+    try:
+        hints = get_type_hints(config, include_extras=True)
+    except NameError:  # a dataclass within a function, whose annotations name what is known there alone
+        hints = {}
+    return {entry.name: hints.get(entry.name, type(entry.default)) for entry in fields_of(config)}
+
+
+SETUP = {name: hint for name, hint in hints_of(Setup).items() if name in ("stats_window_size", "seed")}
+"""The entries of `Setup` that are checked like hyper-parameters."""
+
+
+def fitted(config: type[Hyperparameters], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values fitted to the types and ranges of a dataclass, and of `Setup`.
+
+    Raises:
+        ValueError: one is of the wrong type or out of its range; the message names it.
+    """
+    hints = SETUP | hints_of(config)
+
+    def fit(name: str, value: Any) -> Any:
+        free = name not in hints or (name in config.schedules and callable(value))
+        return value if free else given(name, value, hints[name])
+
+    return {name: fit(name, value) for name, value in values.items()}
+
+
+def signature_of(config: Any) -> inspect.Signature:
+    """How a learner with these hyper-parameters is constructed: in SB3's order, by position or by name."""
+    place = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    found = [inspect.Parameter(name, place) for name in ("policy", "env")]
+    for part in (config, Setup):
+        for entry in fields_of(part):
+            found.append(inspect.Parameter(entry.name, place, default=entry.default, annotation=entry.type))
+    return inspect.Signature(found)
+
+
+def check_definition(learner: type, config: Any) -> None:
+    """Look at a learner when it is defined, so that no hyper-parameter is lost later.
+
+    Raises:
+        TypeError: one would not reach the command line or a checkpoint; the message says what to write.
+    """
+    name = learner.__name__
+    if not hasattr(config, "__dataclass_fields__") or not issubclass(config, Hyperparameters):
+        raise TypeError(f"{name}.config_class is {config}, expected a dataclass that extends Hyperparameters")
+    declared = {key for key, hint in vars(config).get("__annotations__", {}).items() if "ClassVar" not in str(hint)}
+    known = {entry.name: entry for entry in fields_of(config)}
+    if plain := sorted(declared - set(known)):
+        raise TypeError(f"{config.__name__}.{plain[0]} is no field: write @dataclass above class {config.__name__}")
+    for field in known.values():
+        if field.default is dataclasses.MISSING:
+            raise TypeError(f"{config.__name__}.{field.name} has no default, expected {field.name}: ... = VALUE")
+        if field.name in ("policy", "env", *vars(Setup)) or callable(getattr(learner, field.name, None)):
+            raise TypeError(f"{config.__name__}.{field.name} has a name that a learner uses otherwise; choose another")
+    for needed in ("learning_rate", "n_steps", "max_grad_norm"):
+        if needed not in known:
+            raise TypeError(f"{config.__name__} lacks {needed}, which every learner has")
+    if "__init__" not in vars(learner):
+        return
+    taken = inspect.signature(vars(learner)["__init__"]).parameters.values()
+    own = [each.name for each in taken if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)][1:]
+    if lost := [each for each in own if each not in signature_of(config).parameters]:
+        raise TypeError(
+            f"{name}.__init__ takes {lost[0]}, which no command line or checkpoint would know: make it a field, "
+            f"@dataclass class {name}Config({config.__name__}): {lost[0]}: float = 1.0, and set config_class = "
+            f"{name}Config in {name}; self.{lost[0]} is then set for you, without a constructor"
+        )
+    open_ended = any(each.kind is each.VAR_KEYWORD for each in taken)
+    if not open_ended and (lost := [each for each in signature_of(config).parameters if each not in own]):
+        raise TypeError(f"{name}.__init__ does not take {lost[0]}: expected **kwargs, passed on to super().__init__")
