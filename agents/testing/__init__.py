@@ -19,7 +19,7 @@ from typing import Any
 
 import gymnasium as gym
 
-from agents import LEARNERS
+from agents import learner_class
 from agents.environments.make import batched_class
 from agents.environments.named import find_env
 from agents.learner import MemoryOnPolicyAlgorithm
@@ -120,9 +120,7 @@ def check_learner(
         ValueError: no learner has this name.
     """
     if isinstance(learner, str):
-        if learner not in LEARNERS:
-            raise ValueError(f"no learner is called {learner!r}; known: {', '.join(LEARNERS)}")
-        title, learner = learner, LEARNERS[learner]
+        title, learner = learner, learner_class(learner)
     else:
         title = learner.__name__
     case = LearnerCase(learner, options, floor, steps)

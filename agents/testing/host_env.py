@@ -15,10 +15,10 @@ import numpy as np
 from gymnasium.utils.env_checker import check_env, data_equivalence
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from agents.checkpoint import load
 from agents.environments import as_tensor_env, make_env
 from agents.environments.named import find_env
 from agents.ppo import PPO
+from agents.registry import load
 from envs.tensor_env import TensorEnv
 from policies.testing.case import expect
 
