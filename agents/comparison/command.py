@@ -16,7 +16,7 @@ from agents.common.arguments import read
 from agents.common.files import replace_file
 from agents.common.invocation import command_for
 from agents.common.terminal import PLAIN, degrade, make_console
-from agents.comparison import pictures, tables
+from agents.comparison import pictures, settings, tables
 from agents.comparison.curves import Axis
 from agents.comparison.groups import Comparison, by_environment
 from agents.comparison.intervals import Method
@@ -35,7 +35,8 @@ class Arguments:
     runs: tyro.conf.Positional[list[Path]]
     """Run folders, or folders with runs below them."""
     by: list[str] = field(default_factory=list)
-    """Settings to group by, such as memory, or algo learning_rate; default: the fewest that tell the runs apart."""
+    """Settings to group by, such as memory, or algo learning_rate; env makes a table of each environment; default: the
+    fewest that tell the runs apart."""
     score: str | None = None
     """What to compare by: return, a score of the task (error, f1, ...), or a column of progress.csv; default: the
     task's own score where it has one, else return."""
@@ -88,12 +89,15 @@ def _run(given: Arguments, words: list[str]) -> None:
         refuse_existing(given.out)
     runs = find_runs(given.runs, given.baseline)
     console = make_console()
+    by = settings.known(given.by, runs)
+    each = given.leaderboard or "env" in by
+    by = [name for name in by if name != "env"]
     comparisons = []
-    for alike in by_environment(runs) if given.leaderboard else [runs]:
+    for alike in by_environment(runs, by) if each else [runs]:
         try:
-            found = Comparison.of(alike, given.by, given.score, given.interval, given.in_training)
+            found = Comparison.of(alike, by, given.score, given.interval, given.in_training)
         except ValueError as error:
-            if not given.leaderboard:
+            if not each:
                 raise
             console.print(f"{alike[0].env}: {error}", **PLAIN)
             continue

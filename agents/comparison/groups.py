@@ -182,38 +182,26 @@ class Comparison:
         Raises:
             GroupingError: the environments differ, or no run has the score.
         """
-        if len({settings.task(run) for run in runs}) > 1:
-            envs = sorted({run.env for run in runs})
-            what = f"different environments together ({', '.join(envs)})"
-            if len(envs) == 1:
-                what = f"different arguments of {envs[0]} together"
-            raise GroupingError(f"{what}: compare one at a time, or make a table of each with --leaderboard")
+        by = settings.known(by, runs)
+        _refuse_different(runs, by)
         runs, notes = _once(runs)
-        unfinished = [run for run in runs if not run.scores]
-        if not in_training and len(unfinished) == len(runs):
-            raise GroupingError(
-                f"no score yet: {_named(unfinished)} not complete; --in-training takes the last score of training"
-            )
         score = score or preferred(runs, in_training)
-        if in_training or "/" in score:
-            in_training = True
-            if not any(len(run.curve(score).values) for run in runs):
-                raise GroupingError(f"no run has logged {score}; there are {', '.join(_logged(runs))}")
-        elif not any(score in run.scores for run in runs):
-            have = dict.fromkeys(name for run in runs for name in run.scores)
-            raise GroupingError(f"no run has the score {score}; there are {', '.join(have)}")
-        elif unfinished:
+        in_training = in_training or "/" in score
+        _refuse_without(score, runs, in_training)
+        unfinished = [run for run in runs if not run.scores]
+        if unfinished and not in_training:
             notes.append(f"no score yet: {_named(unfinished)} not complete")
-        names = tuple(settings.known(by, runs) if by else settings.telling(runs))
+        names = tuple(by or settings.telling(runs))
         members: dict[tuple[str, ...], list[Run]] = {}
         for run in runs:
             members.setdefault(settings.values(run, names), []).append(run)
         groups = [Group(key, tuple(of), score, method, in_training) for key, of in members.items()]
         groups.sort(key=lambda group: _rank(group, score))
         notes += _mixed(groups)
-        first = runs[0]
-        chance = next((run.random[score] for run in runs if score in run.random), None)
-        kwargs = " ".join(w for w in settings.values(first, ("env_kwargs",)) if w != "–")
+        first, chance, kwargs = runs[0], None, ""
+        if len({settings.task(run) for run in runs}) == 1:
+            chance = next((run.random[score] for run in runs if score in run.random), None)
+            kwargs = " ".join(word for word in settings.values(first, ("env_kwargs",)) if word != settings.NONE)
         return cls(first.env, kwargs, names, score, groups, notes, chance)
 
     @property
@@ -243,12 +231,39 @@ def preferred(runs: Sequence[Run], in_training: bool = False) -> str:
     return next((name for name in _PREFERRED if name in common), RETURN)
 
 
-def by_environment(runs: Sequence[Run]) -> list[list[Run]]:
-    """Runs of one environment together."""
+def by_environment(runs: Sequence[Run], by: Sequence[str] = ()) -> list[list[Run]]:
+    """Runs of one environment together; arguments of it that `by` names may differ."""
     found: dict[tuple[object, ...], list[Run]] = {}
     for run in runs:
-        found.setdefault(settings.task(run), []).append(run)
+        found.setdefault(settings.task(run, [name for name in by if name != "env"]), []).append(run)
     return list(found.values())
+
+
+def _refuse_different(runs: Sequence[Run], by: Sequence[str]) -> None:
+    apart = by_environment(runs, by)
+    if len(apart) == 1:
+        return
+    envs = sorted({run.env for run in runs})
+    if len(envs) > 1:
+        what = f"different environments together ({', '.join(envs)})"
+        raise GroupingError(f"{what}: compare one at a time, or make a table of each with --leaderboard or --by env")
+    names = [name for name in settings.differing(runs) if name.split(".")[0] in settings.ENVIRONMENT and name not in by]
+    what = f"different arguments of {envs[0]} together ({', '.join(names)})"
+    raise GroupingError(f"{what}: group by them with --by, or make a table of each with --leaderboard")
+
+
+def _refuse_without(score: str, runs: Sequence[Run], in_training: bool) -> None:
+    unfinished = [run for run in runs if not run.scores]
+    if in_training:
+        if not any(len(run.curve(score).values) for run in runs):
+            raise GroupingError(f"no run has logged {score}; there are {', '.join(_logged(runs))}")
+    elif len(unfinished) == len(runs):
+        raise GroupingError(
+            f"no score yet: {_named(unfinished)} not complete; --in-training takes the last score of training"
+        )
+    elif not any(score in run.scores for run in runs):
+        have = dict.fromkeys(name for run in runs for name in run.scores)
+        raise GroupingError(f"no run has the score {score}; there are {', '.join(have)}")
 
 
 def _once(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:

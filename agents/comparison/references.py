@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from agents.common.plain_yaml import read_yaml_file
+from agents.comparison import settings
 from agents.comparison.groups import Comparison
 from agents.comparison.pictures import Line
 from agents.comparison.runs import RETURN, Run
@@ -22,7 +23,8 @@ def with_random(comparison: Comparison) -> Comparison:
     That is in the environments of this project; those of others may be slow.
     """
     run = comparison.groups[0].runs[0]
-    if comparison.random is not None or run.env not in registered() or "/" in comparison.score:
+    several = len({settings.task(other) for group in comparison.groups for other in group.runs}) > 1
+    if several or comparison.random is not None or run.env not in registered() or "/" in comparison.score:
         return comparison
     fields = {name: run.config[name] for name in ("env", "env_kwargs", "wrappers", "eval_steps")}
     config = Config(**fields)

@@ -9,6 +9,7 @@ from typing import Any
 from agents.common.arguments import shown
 from agents.comparison.runs import Run
 
+NONE = "–"
 ENVIRONMENT = ("env", "env_kwargs", "wrappers")
 """Entries that say what task is trained."""
 _PLACES = ("run_dir", "resume", "data_dir", "checkpoint_every", "panels_every", "progress", "baseline")
@@ -46,9 +47,11 @@ def same_training(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[s
     return sorted(name for name in {*one, *other} if _plain(one.get(name)) != _plain(other.get(name)))
 
 
-def task(run: Run) -> tuple[Any, ...]:
-    """What makes the environment of two runs the same."""
-    return tuple(repr(_plain(run.config.get(name))) for name in ENVIRONMENT)
+def task(run: Run, but: Sequence[str] = ()) -> tuple[Any, ...]:
+    """What makes the environment of two runs the same, without the settings `but` (full names)."""
+    parts = _flat({name: run.config.get(name) for name in ENVIRONMENT})
+    kept = {name: value for name, value in parts.items() if name not in but and name.split(".")[0] not in but}
+    return tuple(sorted((name, repr(_plain(value))) for name, value in kept.items() if value not in ({}, [], None)))
 
 
 def training(run: Run) -> str:
@@ -87,7 +90,7 @@ def telling(runs: Sequence[Run]) -> list[str]:
 
 
 def values(run: Run, names: Iterable[str]) -> tuple[str, ...]:
-    """Values of some settings, in words; "–" where a run has none of that name.
+    """Values of some settings, in words; `NONE` where a run has none of that name.
 
     A name such as `memory_kwargs` stands for all that is in it.
     """
@@ -99,7 +102,7 @@ def _word(all_of: Mapping[str, Any], name: str) -> str:
     within = {key.removeprefix(f"{name}."): value for key, value in all_of.items() if key.startswith(f"{name}.")}
     if within:
         return " ".join(f"{key}={_said(value)}" for key, value in sorted(within.items()))
-    return _said(all_of[name]) if name in all_of and all_of[name] not in ([], {}) else "–"
+    return _said(all_of[name]) if name in all_of and all_of[name] not in ([], {}) else NONE
 
 
 def _said(value: Any) -> str:

@@ -100,6 +100,7 @@ def test_a_leaderboard_has_a_table_for_every_environment(
     text = said(capsys, runs, "--leaderboard", "--no-random", "--out", tmp_path / "out")
     assert text.index("Engram/RepeatFirst-v0 · return") != text.index("Engram/TMaze-v0 · return")
     assert "Engram/Copy-v0: no score yet" in text
+    assert text.split("written")[0] == said(capsys, runs, "--by", "env", "--no-random").split("as files")[0]
 
 
 @pytest.mark.parametrize(

@@ -84,8 +84,16 @@ def test_different_environments_are_not_one_table(tmp_path: Path) -> None:
     with pytest.raises(GroupingError, match=r"different environments together \(Engram/Rep.*, Engram/TMaze-v0\)"):
         Comparison.of(find_runs([tmp_path]))
     make_run(tmp_path / "c", env_kwargs={"length": 3})
-    with pytest.raises(GroupingError, match="different arguments"):
+    with pytest.raises(GroupingError, match=r"different arguments of .* together \(env_kwargs.length\)"):
         Comparison.of(find_runs([tmp_path / "a", tmp_path / "c"]))
+
+
+def test_arguments_of_the_environment_may_be_what_is_compared(tmp_path: Path) -> None:
+    for length in (3, 6):
+        make_run(tmp_path / str(length), env_kwargs={"length": length})
+    found = Comparison.of(find_runs([tmp_path]), ["length", "memory"])
+    assert {group.names for group in found.groups} == {("3", "gru"), ("6", "gru")}
+    assert (found.name, found.random) == ("Engram/RepeatFirst-v0", None)
 
 
 def test_runs_that_are_not_complete(tmp_path: Path) -> None:
