@@ -12,7 +12,7 @@ A ratio is the peer's time / ours in one turn; the table gives the median of the
 the clock and, where cores are shared with other programs, the more telling one of the processor.
 
 Works: `ppo-lstm`, `ppo-gru` (4 passes over 4 minibatches) and `a2c-lstm` (one pass over one batch; the peer runs PPO
-with as much work), 64 copies, roll-outs of 200 steps, 200 units; `env`: 16,384 copies of the maze, random actions.
+with as much work), 64 copies, rollouts of 200 steps, 200 units; `env`: 16,384 copies of the maze, random actions.
 """
 
 from __future__ import annotations

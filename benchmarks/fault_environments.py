@@ -208,7 +208,7 @@ TRAINING = [
 
 
 def environments(seed: int, count: int, folder: Path) -> Iterator[Try]:
-    """Trainings in environments that misbehave; in a third of them all do before the first roll-out is over."""
+    """Trainings in environments that misbehave; in a third of them all do before the first rollout is over."""
     if ID not in gym.registry:
         gym.register(ID, entry_point=Faulty)
     rng = random.Random(seed)

@@ -3,7 +3,7 @@
     python benchmarks/gpu_iteration.py
     python benchmarks/gpu_iteration.py --memories lstm dnc --copies 512 --algos ppo
 
-The invisible-goal maze, roll-outs of 40 steps, the memories at the sizes of `benchmarks/scaling.py`; PPO with 4 passes
+The invisible-goal maze, rollouts of 40 steps, the memories at the sizes of `benchmarks/scaling.py`; PPO with 4 passes
 over 4 minibatches, or `--minibatches`. Each point is measured eager and as graphs in turns, in one process. Eager takes
 the fast forms, as `--fast auto` does, so that `ratio`, graph / eager, credits graphs with nothing else; `--reference`
 also measures `--fast off`.
@@ -86,7 +86,7 @@ def learner(algo: str, memory: str, copies: int, fast: str, args: Args) -> Memor
 
 
 def turns(model: MemoryOnPolicyAlgorithm, args: Args) -> Callable[[], float]:
-    """Seconds of the next iteration, once all ways in which a roll-out can begin were seen and captured."""
+    """Seconds of the next iteration, once all ways in which a rollout can begin were seen and captured."""
 
     def iteration() -> None:
         model.learn(1, log_interval=None, reset_num_timesteps=model.num_timesteps == 0)
@@ -97,7 +97,7 @@ def turns(model: MemoryOnPolicyAlgorithm, args: Args) -> Callable[[], float]:
 
 
 def counted(model: MemoryOnPolicyAlgorithm) -> dict[str, float]:
-    """FLOPs, bytes and operations of one eager iteration, for each step of a roll-out."""
+    """FLOPs, bytes and operations of one eager iteration, for each step of a rollout."""
     with scaling.Work() as work, FlopCounterMode(display=False) as flops:
         model.learn(1, log_interval=None, reset_num_timesteps=False)
     amounts = {"flop": flops.get_total_flops(), "bytes": work.bytes, "operations": work.operations}

@@ -1,7 +1,7 @@
 """The other side of `compiled_peer.py`: PPO with an LSTM or GRU on the same maze, in JAX, in the manner of PureJaxRL.
 
 It runs under an interpreter that has JAX, which this project does not need, and imports nothing of the project. A whole
-iteration (roll-out, advantages, every epoch and minibatch) is one compiled function; the loops over time are
+iteration (rollout, advantages, every epoch and minibatch) is one compiled function; the loops over time are
 `lax.scan`; the memory is reset inside its step. Network and work are those of our agents: the observation goes straight
 into the recurrent layer, actor and critic are one layer each on its output, minibatches are cut over environments.
 

@@ -16,7 +16,7 @@ the backward pass, wherever it is held, with the outputs and the last state. Par
 kept once) / (what is kept for each environment + its state). What is kept once and what for each environment follows
 from two forward passes over 200 steps, with one and with two environments; the better of `record` and `unroll` counts.
 Where those would pass `--memory-limit`, they are as many steps shorter as it takes, and what they keep is scaled up.
-Encoder, heads, roll-out and the backward pass's own buffers are not counted.
+Encoder, heads, rollout and the backward pass's own buffers are not counted.
 """
 
 from __future__ import annotations

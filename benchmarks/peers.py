@@ -21,7 +21,7 @@ from agents.environments import TensorVecEnv
 from envs.maze import InvisibleGoalMaze
 
 Iteration = Callable[[], object]
-"""Collects one roll-out and learns from it."""
+"""Collects one rollout and learns from it."""
 
 
 class PlainMaze(gym.Env[Any, Any]):

@@ -5,16 +5,16 @@
     python benchmarks/throughput.py --works ppo --peers   # one work, against all peers that are here
 
 Both sides take turns, iteration by iteration, in one process, with the same number of threads and the same allocator,
-so that whatever else the machine does happens to both. An iteration is one roll-out and what is learned from it; the
+so that whatever else the machine does happens to both. An iteration is one rollout and what is learned from it; the
 first of each side is not counted. A ratio is ours / theirs in one turn; the table gives the median of the turns, and
 their range.
 
-Works (64 copies of the invisible-goal maze, roll-outs of 200 steps, an LSTM of 200 units, unless it says otherwise):
+Works (64 copies of the invisible-goal maze, rollouts of 200 steps, an LSTM of 200 units, unless it says otherwise):
     env     the maze alone, uniform random actions, 1,024 copies
     ppo     PPO, 4 passes over 4 minibatches
     a2c     A2C: one pass over one full batch. The others have no recurrent A2C: they run PPO with as much work
     mnm-p   A2C with MNM-p at the paper's size (controller 200, 3 x 100 memory, 3 heads)
-    host    an ordinary numpy environment: 8 copies of CartPole without velocities, roll-outs of 128 steps, an LSTM of
+    host    an ordinary numpy environment: 8 copies of CartPole without velocities, rollouts of 128 steps, an LSTM of
             64 units, one layer of 64 before each head, PPO with 4 passes over 4 minibatches
 """
 

@@ -1,7 +1,7 @@
 """Batched torch environments, registered with Gymnasium under `Engram/`.
 
     import gymnasium, envs
-    env = gymnasium.make("Engram/InvisibleGoalMaze-v0")                       # one copy, numpy
+    env = gymnasium.make("Engram/InvisibleGoalMaze-v0")                       # one environment, numpy
     env = gymnasium.make_vec("Engram/InvisibleGoalMaze-v0", num_envs=1024)    # a TensorEnv
 
 Each module of an environment holds its class and `single`, the entry point of the ordinary single environment.

@@ -16,7 +16,7 @@ from envs.tensor_env import TensorEnv
 _MOVES = ((-1, 0), (1, 0), (0, -1), (0, 1))  # up, down, left, right
 _NO_ACTION = 4
 _TRAIL = 12  # steps that stay visible in a picture
-_CODES = 32  # what a copy may just have done, as a number; see `InvisibleGoalMaze.__init__`
+_CODES = 32  # what an environment may just have done, as a number; see `InvisibleGoalMaze.__init__`
 
 
 class InvisibleGoalMaze(TensorEnv):
@@ -50,7 +50,7 @@ class InvisibleGoalMaze(TensorEnv):
     Termination: after `episode_length` steps, `terminated` (the observation holds the clock).
 
     Args:
-        num_envs: number of copies.
+        num_envs: number of environments.
         size: width of the square inside the ring, odd, at least 3.
         episode_length: steps of an episode.
         previous_action: whether the observation holds it.
@@ -138,7 +138,7 @@ class InvisibleGoalMaze(TensorEnv):
         stay = np.arange(len(self.free_cells))[:, None]
         after = _CODES * np.where(bump, stay, beyond) + 4 * np.arange(4) + 2 * bump
 
-        # Where a copy stands and what it has just done is one number, which all rules are looked up by:
+        # Where an environment stands and what it has just done is one number, which all rules are looked up by:
         # `cell * 32 + action * 4 + bumped * 2 + found`, with action 4 for none.
         code = np.arange(_CODES)
         patches = np.stack([self.walls[r - 1 : r + 2, c - 1 : c + 2].ravel() for r, c in self.free_cells])
@@ -161,7 +161,7 @@ class InvisibleGoalMaze(TensorEnv):
         self._trail.clear()
 
     def _random_cell(self, other_than: Tensor | None) -> Tensor:
-        """A uniform free cell for every copy, `[num_envs]`."""
+        """A uniform free cell for every environment, `[num_envs]`."""
         choices = len(self.free_cells) - (other_than is not None)
         cell = torch.randint(choices, (self.num_envs,), generator=self.generator, device=self.device)
         return cell if other_than is None else cell + (cell >= other_than)
@@ -171,7 +171,7 @@ class InvisibleGoalMaze(TensorEnv):
             self._trail.append(self._at)
         moved = self._after.index_select(0, torch.add(action, self._at, alpha=4))
         # On the goal all of its bits but the lowest go out against those of the goal, and what is left is action,
-        # bumped and found: less than 32, and to be put down in the cell where the copy is thrown.
+        # bumped and found: less than 32, and to be put down in the cell where the environment is thrown.
         relative = moved ^ self._goal_found
         thrown = self._random_cell(None if self.teleport_to_goal else self.goal)
         self._at = torch.where(relative < _CODES, torch.add(relative, thrown, alpha=_CODES), moved)
@@ -190,7 +190,7 @@ class InvisibleGoalMaze(TensorEnv):
 
     @property
     def cell(self) -> Tensor:
-        """Where each copy is, `[num_envs]`."""
+        """Where each environment is, `[num_envs]`."""
         return self._at // _CODES
 
     @cell.setter
@@ -199,7 +199,7 @@ class InvisibleGoalMaze(TensorEnv):
 
     @property
     def goal(self) -> Tensor:
-        """Where each copy's goal is."""
+        """Where each environment's goal is."""
         return self._goal
 
     @goal.setter

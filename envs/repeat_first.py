@@ -30,7 +30,7 @@ class RepeatFirst(TensorEnv):
     Termination: after `length` answers.
 
     Args:
-        num_envs: number of copies.
+        num_envs: number of environments.
         length: answers in an episode (L), at least 1.
         symbols: how many symbols there are (k), at least 2.
         device: where everything lives.

@@ -1,4 +1,5 @@
-"""SingleEnv: one copy of a TensorEnv as an ordinary Gymnasium environment, for checkers, other libraries and people."""
+"""SingleEnv: one environment of a TensorEnv as an ordinary Gymnasium environment, for checkers, other libraries and
+people."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from envs.tensor_env import TensorEnv
 
 
 class SingleEnv(gymnasium.Env[Any, Any]):
-    """A `TensorEnv` of one copy, with numpy arrays in and out and Gymnasium's single-environment rules.
+    """A `TensorEnv` of one environment, with numpy arrays in and out and Gymnasium's single-environment rules.
 
     The step that ends an episode returns that episode's last observation, and the next call must be `reset`.
     `reset(seed=s)` followed by the same actions gives the same episode; `reset()` goes on with the random generator.
@@ -24,7 +25,7 @@ class SingleEnv(gymnasium.Env[Any, Any]):
         render_mode: None; "rgb_array": `render` returns `[H, W, 3]` uint8; "human": a window follows every step.
 
     Raises:
-        ValueError: `tensor_env` has more than one copy, or the render mode is unknown.
+        ValueError: `tensor_env` has more than one environment, or the render mode is unknown.
     """
 
     metadata = {  # noqa: RUF012 (Gymnasium declares it as it is)
@@ -106,7 +107,7 @@ def single(env_class: Callable[..., TensorEnv]) -> Callable[..., SingleEnv]:
 
 
 def _first(batch: Any) -> Any:
-    """Copy 0 of a batch of tensors, as numpy arrays (Python numbers where nothing but a number is left)."""
+    """Environment 0 of a batch of tensors, as numpy arrays (Python numbers where nothing but a number is left)."""
     if isinstance(batch, dict):
         return {name: _first(value) for name, value in batch.items()}
     if isinstance(batch, tuple):

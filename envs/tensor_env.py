@@ -1,8 +1,9 @@
 """TensorEnv: a Gymnasium vector environment whose arrays are torch tensors on one device.
 
-The state of all `num_envs` copies is a few tensors stepped together: no Python loop over copies, no transfer to the
-host. A subclass writes four short methods (`_begin`, `_advance`, `_observe`, and `_describe` where it has something to
-say beside the observation); this base does seeding, automatic resets, spaces, counters and `state_dict`.
+The state of all `num_envs` environments is a few tensors stepped together: no Python loop over environments, no
+transfer to the host. A subclass writes four short methods (`_begin`, `_advance`, `_observe`, and `_describe` where it
+has something to say beside the observation); this base does seeding, automatic resets, spaces, counters and
+`state_dict`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class AnswerGroup(NamedTuple):
     """A number that a task gives to each of its answers, by which errors can be told apart."""
 
     number: Tensor
-    """Int64 `[T, N]`, at least 0 and small, for the T steps of N copies; of no meaning where nothing is asked."""
+    """Int64 `[T, N]`, at least 0 and small, for the T steps of N environments; of no meaning where nothing is asked."""
     labels: tuple[str, ...] = ()
     """What each number stands for; empty: the number itself."""
 
@@ -58,23 +59,24 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor], metaclass=_ForSB3):
 
     Episodes end in one of two ways, and the class says which:
 
-    - `horizon` is an integer: every copy starts together and ends (terminates) together after that many steps. The host
-      knows when, so nothing is masked and nothing is asked of the device.
-    - `horizon` is None: `_advance` returns who terminated and who was truncated, and each copy starts anew by itself.
+    - `horizon` is an integer: every environment starts together and ends (terminates) together after that many steps.
+      The host knows when, so nothing is masked and nothing is asked of the device.
+    - `horizon` is None: `_advance` returns who terminated and who was truncated, and each environment starts anew by
+      itself.
 
     Resets follow Gymnasium's `SAME_STEP` mode: the step that ends an episode returns the first observation of the next,
     and the last observation of the ended one is in `info["final_obs"]`, which is present exactly when the host cannot
-    rule out that a copy ended at this step. Setting the attribute `autoreset` to False turns this off: the step that
-    ends an episode then returns its last observation (and no target, where the horizon is fixed), and the caller
+    rule out that an environment ended at this step. Setting the attribute `autoreset` to False turns this off: the step
+    that ends an episode then returns its last observation (and no target, where the horizon is fixed), and the caller
     resets. `SingleEnv` does so, whence its last frame can be seen.
 
     A task with scores in a unit of its own (bits per sequence, F1) names them in `metric_names` and gives them to
     `_measure`; learners log them as `task/NAME`.
 
     Args:
-        num_envs: number of copies.
-        observation_space: of one copy.
-        action_space: of one copy.
+        num_envs: number of environments.
+        observation_space: of one environment.
+        action_space: of one environment.
         device: where everything lives.
         horizon: see above.
         render_mode: None or "rgb_array".
@@ -89,7 +91,7 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor], metaclass=_ForSB3):
     """Whether `step` can ever report a truncated episode; where it cannot, learners skip the bootstrap."""
     ignores_actions: bool = False
     """Whether observations, targets, weights and ends are the same whatever is done: only rewards and scores differ.
-    A supervised learner then sees a whole roll-out before it answers."""
+    A supervised learner then sees a whole rollout before it answers."""
     action_names: tuple[str, ...] = ()
     """What each choice of a `Discrete` or `MultiBinary` action means, for the viewer; empty: numbers are shown."""
     observation_parts: tuple[tuple[str, tuple[int, ...]], ...] = ()
@@ -104,11 +106,11 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor], metaclass=_ForSB3):
     """Whether `info` has `episode_return` and `episode_length` (float `[num_envs]`, NaN where none ended) of whatever
     counts as an episode here, in rewards before wrappers changed them; learners log these then."""
     state_names: tuple[str, ...] = ()
-    """Attributes (tensors) that make up the state of the copies, for `state_dict`."""
+    """Attributes (tensors) that make up the state of the environments, for `state_dict`."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         env = super().__new__(cls)
-        with suppress(TypeError):  # of a copy in the making; or the constructor is about to say what is wrong
+        with suppress(TypeError):  # of an environment in the making; or the constructor is about to say what is wrong
             bound = inspect.signature(cls.__init__).bind(env, *args, **kwargs)
             bound.apply_defaults()
             env._given = _Given(bound.arguments)
@@ -159,18 +161,19 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor], metaclass=_ForSB3):
     # -- what a subclass writes ------------------------------------------------------------------------------------
 
     def _begin(self, where: Tensor | None) -> None:
-        """Start a new episode in the copies where the mask `where` `[num_envs]` is true; None: in all of them."""
+        """Start a new episode in the environments where the mask `where` `[num_envs]` is true; None: in all of them."""
         raise NotImplementedError
 
     def _advance(self, action: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Move every copy one step: reward (float `[num_envs]`), terminated, truncated (bool `[num_envs]` or None).
+        """Move every environment one step: reward (float `[num_envs]`), terminated, truncated (bool `[num_envs]` or
+        None).
 
         Where `horizon` is set, terminated and truncated are ignored: return None for both.
         """
         raise NotImplementedError
 
     def _observe(self) -> Obs:
-        """The observation of every copy, in fresh tensors."""
+        """The observation of every environment, in fresh tensors."""
         raise NotImplementedError
 
     def _describe(self) -> Info:
@@ -190,14 +193,14 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor], metaclass=_ForSB3):
         """Call it in `_advance` with every name in `metric_names`: an amount and a count, both float `[num_envs]`.
 
         `step` puts them in `info["metrics"]`. What is reported is the sum of the amounts over the sum of the counts,
-        over all steps and copies: wrong bits over ended sequences, right answers over questions, and so on.
+        over all steps and environments: wrong bits over ended sequences, right answers over questions, and so on.
         """
         self._measured = metrics
 
     def _succeed(self, success: Tensor) -> None:
-        """Call it in `_advance`, at every step, where an episode can succeed: whether each copy's episode, if it ends
-        with this step, reached its goal (bool `[num_envs]`). `step` puts it in `info["is_success"]`, and learners log
-        it as `rollout/success_rate`.
+        """Call it in `_advance`, at every step, where an episode can succeed: whether each environment's episode, if it
+        ends with this step, reached its goal (bool `[num_envs]`). `step` puts it in `info["is_success"]`, and learners
+        log it as `rollout/success_rate`.
         """
         self._success = success
 
@@ -219,18 +222,18 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor], metaclass=_ForSB3):
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Obs, Info]:
-        """Start every copy anew.
+        """Start every environment anew.
 
         Args:
-            seed: one integer seeds the generator that all copies share; None goes on with the generator as it is.
+            seed: one integer seeds the generator that all environments share; None goes on with the generator as it is.
             options: not used.
 
         Raises:
-            TypeError: `seed` is a sequence: one generator on the device serves all copies.
+            TypeError: `seed` is a sequence: one generator on the device serves all environments.
         """
         if seed is not None:
             if not isinstance(seed, (int, np.integer)):
-                raise TypeError("TensorEnv.reset takes one integer seed for all copies, not a sequence")
+                raise TypeError("TensorEnv.reset takes one integer seed for all environments, not a sequence")
             self.generator.manual_seed(int(seed))
         self._elapsed = 0
         self._started = True
@@ -239,7 +242,7 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor], metaclass=_ForSB3):
         return self._observe(), self._describe()
 
     def step(self, action: Tensor | np.ndarray[Any, Any]) -> tuple[Obs, Tensor, Tensor, Tensor, Info]:
-        """Step every copy; see the class for what happens where an episode ends.
+        """Step every environment; see the class for what happens where an episode ends.
 
         Args:
             action: `[num_envs, *action_shape]`: a tensor on the device of the environment, or an array.
@@ -290,17 +293,17 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor], metaclass=_ForSB3):
         return torch.full((self.num_envs,), value, dtype=torch.bool, device=self.device)
 
     def render(self) -> tuple[Any, ...] | None:
-        """One RGB frame a copy, or None where `render_mode` is None."""
+        """One RGB frame an environment, or None where `render_mode` is None."""
         if self.render_mode is None:
             return None
         return tuple(self.frame(index) for index in range(self.num_envs))
 
     def frame(self, index: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """RGB picture `[H, W, 3]` of copy `index`, in any render mode."""
+        """RGB picture `[H, W, 3]` of environment `index`, in any render mode."""
         raise NotImplementedError(f"{type(self).__name__} draws nothing")
 
     def text(self, index: int = 0) -> str:
-        """The state of copy `index` in characters, for a terminal or a failing test."""
+        """The state of environment `index` in characters, for a terminal or a failing test."""
         raise NotImplementedError(f"{type(self).__name__} has no text form")
 
     # -- exact resume ----------------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ class TMaze(TensorEnv):
     Success (`info["is_success"]`): the arm with the goal was entered.
 
     Args:
-        num_envs: number of copies.
+        num_envs: number of environments.
         length: steps from the start to the junction, at least 1.
         max_steps: where episodes are cut; None: `10 * length`. The shortest episode takes `length + 1` steps.
         device: where everything lives.
@@ -123,7 +123,7 @@ class TMaze(TensorEnv):
         return self._seen.index_select(0, self.place)
 
     def _where(self, index: int) -> tuple[int, int]:
-        """Goal (0 north, 1 south) and position of copy `index`."""
+        """Goal (0 north, 1 south) and position of environment `index`."""
         return divmod(int(self.place[index]), self._places)
 
     def state_limits(self) -> dict[str, tuple[int, int]]:

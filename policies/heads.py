@@ -31,7 +31,7 @@ class Judgement(NamedTuple):
     entropy: Tensor
 
 
-# torch.distributions checks its arguments by reading them on the host: a synchronisation at every step of a roll-out.
+# torch.distributions checks its arguments by reading them on the host: a synchronisation at every step of a rollout.
 # The learners look for non-finite numbers once per update instead. So these are SB3's distributions without checks.
 
 

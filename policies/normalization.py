@@ -77,7 +77,7 @@ class ObsNorm(nn.Module):
     """Running mean and variance of every number of an observation's `Box` entries, but for images.
 
     Other entries (choices, bits) pass unchanged. Normalised numbers are clipped to ±`CLIP`, which also bounds the
-    first roll-out, of which no statistics exist yet.
+    first rollout, of which no statistics exist yet.
 
     Args:
         space: of one observation.

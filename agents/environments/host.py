@@ -57,7 +57,7 @@ class HostEnv(TensorEnv):
 
     @property
     def truncates(self) -> bool:  # type: ignore[override]
-        """Whether the step just made truncated a copy: the host knows."""
+        """Whether the step just made truncated an environment: the host knows."""
         return self._truncated_now
 
     _truncated_now = False
@@ -66,7 +66,7 @@ class HostEnv(TensorEnv):
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Obs, Info]:
         if isinstance(seed, Sequence):
-            raise TypeError("HostEnv.reset takes one integer seed for all copies, not a sequence")
+            raise TypeError("HostEnv.reset takes one integer seed for all environments, not a sequence")
         self.counted = []
         obs = self.host.reset(seed, options)
         tensors = self._transfer(self._named(obs, self._obs) | self._masks())

@@ -59,15 +59,16 @@ class Host:
         raise NotImplementedError
 
     def infos(self) -> list[dict[str, Any]]:
-        """What each copy said beside the last step, as in SB3."""
+        """What each environment said beside the last step, as in SB3."""
         raise NotImplementedError
 
     def ended(self) -> list[tuple[int, dict[str, Any]]]:
-        """Number and `infos` of each copy that may have ended an episode with the last step."""
+        """Number and `infos` of each environment that may have ended an episode with the last step."""
         raise NotImplementedError
 
     def step(self, action: np.ndarray[Any, Any]) -> tuple[Any, Any, Any, Any, Any]:
-        """Observations, rewards, terminated, truncated, and the final observations where any copy ended, else None."""
+        """Observations, rewards, terminated, truncated, and the final observations where any environment ended, else
+        None."""
         raise NotImplementedError
 
     def render(self) -> Sequence[Any] | None:
@@ -109,7 +110,7 @@ class VectorEnvHost(Host):
         return self.watch.shown
 
     def reset_infos(self) -> list[dict[str, Any]]:
-        """What each copy said beside its last reset, of those that were just reset."""
+        """What each environment said beside its last reset, of those that were just reset."""
         return [of_vector(self.info, index, False) for index in range(self.num_envs)]
 
     def infos(self) -> list[dict[str, Any]]:

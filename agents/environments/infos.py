@@ -1,4 +1,4 @@
-"""What environments say beside observations and rewards, as a list of dictionaries, one a copy: SB3's form."""
+"""What environments say beside observations and rewards, as a list of dictionaries, one an environment: SB3's form."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from envs.tensor_env import Info, Obs
 
 
 def of_vector(info: dict[str, Any], index: int, ended: bool) -> dict[str, Any]:
-    """What a Gymnasium vector environment at `SAME_STEP` says of one copy's step.
+    """What a Gymnasium vector environment at `SAME_STEP` says of one environment's step.
 
-    Of a copy that ended, `info` has the last words in `final_info` and those of its reset in their usual place.
+    Of an environment that ended, `info` has the last words in `final_info` and those of its reset in their usual place.
     """
     if not ended or "final_info" not in info:
         return _entries(info, index)
@@ -45,7 +45,7 @@ def of_tensors(
     Args:
         info: as `step` gave it.
         terminated, truncated: as `step` gave them.
-        counts: return and length of a copy's episode, where it ended with this step.
+        counts: return and length of an environment's episode, where it ended with this step.
     """
     ends = (terminated | truncated).cpu().numpy()
     timeouts = (truncated & ~terminated).cpu().numpy()
@@ -65,7 +65,7 @@ def of_tensors(
 
 
 def described(info: Info, num_envs: int) -> list[dict[str, Any]]:
-    """What a `TensorEnv` says beside its present observation, copy by copy."""
+    """What a `TensorEnv` says beside its present observation, environment by environment."""
     about_the_step = ("final_obs", "is_success")
     said = {name: v.cpu().numpy() for name, v in info.items() if isinstance(v, Tensor) and name not in about_the_step}
     return [{name: value[index] for name, value in said.items()} for index in range(num_envs)]
@@ -79,7 +79,7 @@ def as_numpy(obs: Obs) -> Any:
 
 
 def row(obs: Any, index: int) -> Any:
-    """The observation of one copy."""
+    """The observation of one environment."""
     if isinstance(obs, dict):
         return {key: row(value, index) for key, value in obs.items()}
     return tuple(row(value, index) for value in obs) if isinstance(obs, tuple) else obs[index]

@@ -40,18 +40,19 @@ def make_env(
     vector: Vector = "sync",
     **kwargs: Any,
 ) -> TensorEnv:
-    """`num_envs` copies of a registered environment on `device`.
+    """`num_envs` environments of a registered id on `device`.
 
     Ids whose vector entry point is a `TensorEnv` (all `Engram/...`, and yours) are batched on the device; any other
-    Gymnasium id runs as `num_envs` ordinary copies on the host. `module:Id-v0` imports `module` first, as in Gymnasium.
+    Gymnasium id runs as `num_envs` ordinary environments on the host. `module:Id-v0` imports `module` first, as in
+    Gymnasium.
 
     Args:
         env_id: as registered with Gymnasium.
         num_envs: how many.
         device: where the tensors live.
         wrappers: put around every single environment, the first innermost: functions of it, or `module:name`. A
-            `TensorEnv` then runs as ordinary copies too.
-        vector: "sync": one copy after the other; "async": each in a process of its own, for slow environments.
+            `TensorEnv` then runs as ordinary environments too.
+        vector: "sync": one environment after the other; "async": each in a process of its own, for slow environments.
         kwargs: go to the environment.
 
     Raises:

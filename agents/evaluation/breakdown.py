@@ -44,7 +44,7 @@ class Breakdown:
         self.sums: dict[str, Tensor] = {}  # score, its unit, and answers of each number: float64 [3, numbers]
 
     def begin(self, env: TensorEnv) -> None:
-        """An episode begins in all copies."""
+        """An episode begins in all environments."""
         self.groups = env.answer_groups()
         for name, group in self.groups.items():
             numbers = max(int(group.number.max()) + 1, len(group.labels))
@@ -52,7 +52,7 @@ class Breakdown:
             self.sums[name] = torch.nn.functional.pad(old, (0, max(0, numbers - old.shape[1])))
 
     def add(self, info: Info, step: int, counted: Tensor) -> None:
-        """Step `step` of the episode; `counted` (bool `[N]`) says in which copies it counts."""
+        """Step `step` of the episode; `counted` (bool `[N]`) says in which environments it counts."""
         amount, unit = (part.double().where(counted, 0.0) for part in info["metrics"][self.metric])
         each = torch.stack([amount, unit, (unit > 0).double()])
         for name, group in self.groups.items():

@@ -34,7 +34,7 @@ from envs.tensor_env import TensorEnv
 if TYPE_CHECKING:
     from agents.view.session import Session
 
-_DEVICE_ENVS, _HOST_ENVS = 256, 16  # copies, where --num-envs is not given
+_DEVICE_ENVS, _HOST_ENVS = 256, 16  # environments, where --num-envs is not given
 
 
 @dataclass
@@ -46,7 +46,7 @@ class Arguments:
     episodes: Count = 256
     """Episodes for each score."""
     num_envs: Count | None = None
-    """Copies of the environment, played at once; default: one an episode, at most 256 (16 of a host environment)."""
+    """environments, played at once; default: one an episode, at most 256 (16 of a host environment)."""
     max_steps: Count = MAX_STEPS
     """Steps after which an episode is cut, where the environment does not end it."""
     env: str | None = None

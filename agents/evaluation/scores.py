@@ -1,6 +1,6 @@
 """Scores: how well an agent does over many episodes, on many environments at once, without a word to the host per step.
 
-Every copy of the environment contributes a number of episodes that is fixed before the first step. Taking the first N
+Every environment contributes a number of episodes that is fixed before the first step. Taking the first N
 episodes that happen to end, wherever they end, would count short ones too often.
 """
 
@@ -83,7 +83,7 @@ def evaluate(
     breakdown: Breakdown | None = None,
     max_steps: int = MAX_STEPS,
 ) -> Score:
-    """Play `n_episodes` with an agent and its memory, on all copies of `env` at once.
+    """Play `n_episodes` with an agent and its memory, on all environments of `env` at once.
 
     The memory is reset where an episode starts, by the signal it was trained with. `env` must be on the agent's device;
     it is reset first, and left somewhere within an episode.
@@ -91,11 +91,12 @@ def evaluate(
     Args:
         model: an agent or its policy.
         env: where to play.
-        n_episodes: how many. Copies contribute equally many; where that does not divide, the first copies one more.
+        n_episodes: how many. Environments contribute equally many; where that does not divide, the first environments
+            one more.
         deterministic: the most probable action instead of a sampled one.
         seed: makes the score reproducible and leaves torch's global generators as they were; None: goes on with them.
         breakdown: takes the score of single answers apart, by what the task says they depend on.
-        max_steps: an episode of more steps is cut about there, and its copy plays no further one, so that an
+        max_steps: an episode of more steps is cut about there, and its environment plays no further one, so that an
             environment without an end is no evaluation without one. `Score.cut` counts them.
 
     Raises:
@@ -197,7 +198,7 @@ class _Player:
         return self.act(obs, starts, *(() if mask is None else (mask,)))
 
     def hear(self, info: Info, over: Tensor) -> None:
-        """Note `info["is_success"]` of the copies whose episode is over, bool `[N]`; NaN where it is not said."""
+        """Note `info["is_success"]` of the environments whose episode is over, bool `[N]`; NaN where it is not said."""
         if "is_success" in info:
             success = info["is_success"].float()
             said = over & ~success.isnan()
@@ -235,7 +236,7 @@ def _play_fixed(
 def _play_free(
     act: _Player, env: TensorEnv, quota: Array, seed: int | None, metrics: TaskMetrics, max_steps: int
 ) -> tuple[Array, Array, Array, int]:
-    """As `_play_fixed`, where each copy ends by itself: filed on the device, and the host looks now and then.
+    """As `_play_fixed`, where each environment ends by itself: filed on the device, and the host looks now and then.
 
     What counts as an episode is up to the environment where it counts them (`TensorEnv.counts_episodes`). Also given
     are which episodes count, bool `[rounds, num_envs]`, and how many of these were cut.
@@ -245,12 +246,12 @@ def _play_free(
     starts: Tensor | None = torch.ones(num_envs, dtype=torch.bool, device=device)
     wanted = torch.as_tensor(quota, device=device)
     rounds = int(quota.max())
-    # Row `rounds` takes what comes after a copy's last wanted episode.
+    # Row `rounds` takes what comes after an environment's last wanted episode.
     returns = torch.zeros(rounds + 1, num_envs, device=device)
     lengths = torch.zeros(rounds + 1, num_envs, dtype=torch.int64, device=device)
     played = torch.zeros(num_envs, dtype=torch.int64, device=device)
 
-    # What every copy did since its last episode: for those that do not end.
+    # What every environment did since its last episode: for those that do not end.
     partial, since = torch.zeros(num_envs, device=device), torch.zeros_like(played)
 
     step = 0
@@ -286,7 +287,7 @@ def _as_counted(info: Info, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def random_actions(space: spaces.Space[Any], num_envs: int, device: torch.device, mask: Tensor | None = None) -> Tensor:
-    """A uniformly random action for each copy, `[num_envs, *action_shape]`, drawn on the device.
+    """A uniformly random action for each environment, `[num_envs, *action_shape]`, drawn on the device.
 
     Entries of a `Box` without bounds have no uniform distribution; as in Gymnasium they are normal, or exponential from
     the one bound that is there. With a `mask` `[num_envs, choices]`, choices are among the valid ones.

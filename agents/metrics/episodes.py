@@ -11,7 +11,7 @@ Array = np.ndarray[Any, Any]
 
 
 class Episodes:
-    """Running totals of each copy, from rewards and ends that were read once an iteration."""
+    """Running totals of each environment, from rewards and ends that were read once an iteration."""
 
     def __init__(self, num_envs: int) -> None:
         self.returns = np.zeros(num_envs, dtype=np.float64)
@@ -23,7 +23,7 @@ class Episodes:
         self.lengths[:] = 0
 
     def ended(self, rewards: Array, ends: Array, said: Array | None = None) -> Iterator[dict[str, float]]:
-        """Add a roll-out and give every episode that ended in it, as SB3's `Monitor` writes it.
+        """Add a rollout and give every episode that ended in it, as SB3's `Monitor` writes it.
 
         Args:
             rewards: `[T, N]`.

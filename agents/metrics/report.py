@@ -1,4 +1,4 @@
-"""The one read of an iteration: what roll-outs and updates of all ranks say, brought to the host and into the log."""
+"""The one read of an iteration: what rollouts and updates of all ranks say, brought to the host and into the log."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Report(NamedTuple):
 
 
 def report(model: MemoryOnPolicyAlgorithm, metrics: dict[str, Tensor]) -> Report:
-    """Put `metrics`, the learner's diagnostics and what happened in the roll-out into one tensor."""
+    """Put `metrics`, the learner's diagnostics and what happened in the rollout into one tensor."""
     rollout = model.rollout
     metrics = {**metrics, **model.diagnostics(rollout)}
     if rollout.masks is not None:

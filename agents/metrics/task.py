@@ -22,13 +22,13 @@ class TaskMetrics:
         self.steps: list[Tensor] = []
 
     def add(self, info: dict[str, Any], counted: Tensor | None = None) -> None:
-        """The metrics of one step; `counted` (bool `[N]`) says in which copies they count."""
+        """The metrics of one step; `counted` (bool `[N]`) says in which environments they count."""
         if not self.names:
             return
         metrics = info["metrics"]
         step = torch.stack([part for name in self.names for part in metrics[name]])  # [2 · names, N]
         self.steps.append(step if counted is None else step.where(counted, 0.0))
-        if len(self.steps) == 256:  # as much room as a short roll-out, however long the evaluation
+        if len(self.steps) == 256:  # as much room as a short rollout, however long the evaluation
             self.steps = [torch.stack(self.steps).to(self.dtype).sum(0)]
 
     def sums(self) -> Tensor:

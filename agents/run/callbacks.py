@@ -146,9 +146,9 @@ class RunDisplay(BaseCallback):
 
 
 class PicturePanels(BaseCallback):
-    """Pictures of the first environment's memory for TensorBoard, over one roll-out every `seconds`.
+    """Pictures of the first environment's memory for TensorBoard, over one rollout every `seconds`.
 
-    The roll-out before the first parameter update is shown as well, to see what training changes.
+    The rollout before the first parameter update is shown as well, to see what training changes.
     """
 
     def __init__(self, seconds: float = 60) -> None:

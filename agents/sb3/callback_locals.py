@@ -148,7 +148,7 @@ class Step:
 
 
 class RecordedStep:
-    """As `Step`, of a roll-out that was made at once.
+    """As `Step`, of a rollout that was made at once.
 
     Nothing of it is touched before somebody looks: on a GPU, views of tensors cost time as well.
     """
@@ -199,7 +199,7 @@ class RecordedStep:
         return (self.terminated() | self.truncated()).cpu().numpy()
 
     def infos(self) -> list[dict[str, Any]]:
-        """Without the final observations, which a roll-out does not keep."""
+        """Without the final observations, which a rollout does not keep."""
         said = self.model.rollout.said
         info: Info = {} if said is None else {"is_success": said[2, self.t]}
         return _infos_of(self.model, self.t, info, self.terminated(), self.truncated())
@@ -212,7 +212,7 @@ class RecordedStep:
 
 
 def tell(model: MemoryOnPolicyAlgorithm, callback: BaseCallback) -> bool:
-    """Tell a callback of every step of a roll-out that was made at once; False where it asks to stop.
+    """Tell a callback of every step of a rollout that was made at once; False where it asks to stop.
 
     The names are those of `RecordedStep`.
     """
@@ -233,7 +233,7 @@ def tell(model: MemoryOnPolicyAlgorithm, callback: BaseCallback) -> bool:
 def _infos_of(
     model: MemoryOnPolicyAlgorithm, t: int, info: Info, terminated: Tensor, truncated: Tensor
 ) -> list[dict[str, Any]]:
-    """What each copy says of step `t`."""
+    """What each environment says of step `t`."""
     if "infos" in info:
         return info["infos"]()  # type: ignore[no-any-return]
     rollout, episodes = model.rollout, model.episodes

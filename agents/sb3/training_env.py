@@ -38,7 +38,7 @@ class TrainingEnv(BaseAlgorithm):
 
     @property
     def all_envs(self) -> int:
-        """Copies of the environment on all ranks together; `n_envs` are this one's."""
+        """environments on all ranks together; `n_envs` are this one's."""
         return self.n_envs * distributed.size()
 
     @staticmethod
@@ -81,7 +81,7 @@ class TrainingEnv(BaseAlgorithm):
         self.episodes.clear()
 
     def _give_up(self, t: int) -> None:
-        """Cut the episodes under way off after step `t` of a roll-out, in which a callback moved the environments."""
+        """Cut the episodes under way off after step `t` of a rollout, in which a callback moved the environments."""
         rollout = self.rollout
         ended = rollout.terminated[t] | rollout.truncated[t]
         with torch.no_grad():
@@ -93,4 +93,4 @@ class TrainingEnv(BaseAlgorithm):
         rollout.given_up[t] = ~ended
         counted = self.episodes.returns.copy(), self.episodes.lengths.copy()
         self._take_up()
-        self.episodes.returns, self.episodes.lengths = counted  # as before the roll-out, which is yet to be read
+        self.episodes.returns, self.episodes.lengths = counted  # as before the rollout, which is yet to be read

@@ -53,7 +53,7 @@ class _Counted(VecEnv):
         self._lengths += 1
 
     def _counts(self, index: int) -> dict[str, Any]:
-        """Of the episode of one copy, as `Monitor` writes them."""
+        """Of the episode of one environment, as `Monitor` writes them."""
         elapsed = round(time.time() - self._began, 6)
         return {"r": float(self._returns[index]), "l": int(self._lengths[index]), "t": elapsed}
 
@@ -62,25 +62,27 @@ class _Counted(VecEnv):
         self._lengths[dones] = 0
 
     def _next_seed(self) -> int | None:
-        """The seed of the first copy at the next reset; the others' follow it."""
+        """The seed of the first environment at the next reset; the others' follow it."""
         return self._seeds[0]
 
     def _next_options(self) -> dict[str, Any] | None:
         if any(options != self._options[0] for options in self._options):
-            raise ValueError("all copies are reset at once: set_options takes one dictionary, not one for each copy")
+            raise ValueError(
+                "all environments are reset at once: set_options takes one dictionary, not one for each environment"
+            )
         return self._options[0] or None
 
     def _all(self, call: str, indices: VecEnvIndices) -> list[int]:
-        """`indices` as a list, for a call that reaches every copy.
+        """`indices` as a list, for a call that reaches every environment.
 
         Raises:
-            ValueError: they are not all copies.
+            ValueError: they are not all environments.
         """
         wanted = list(self._get_indices(indices))
         if sorted(wanted) != list(range(self.num_envs)):
             raise ValueError(
-                f"{call} for the copies {wanted} alone cannot be: {self._what()} moves its {self.num_envs} copies "
-                f"together; leave out indices"
+                f"{call} for the environments {wanted} alone is not possible: {self._what()} moves its {self.num_envs} "
+                f"environments together; leave out indices"
             )
         return wanted
 
@@ -108,9 +110,9 @@ class TensorVecEnv(_Counted):
     This is how SB3's `evaluate_policy`, `EvalCallback` and `VecNormalize` take what `make_env` gives. For environments
     that run on the host it gives the `VecEnv` beneath, which speaks their own numbers.
 
-    The copies of a `TensorEnv` are one object. `get_attr` gives each copy its row of what is named in `state_names` and
-    the same of everything else; `set_attr` and `env_method` reach all copies at once, and with other `indices` raise a
-    ValueError.
+    The environments of a `TensorEnv` are one object. `get_attr` gives each environment its row of what is named in
+    `state_names` and the same of everything else; `set_attr` and `env_method` reach all environments at once, and with
+    other `indices` raise a ValueError.
     """
 
     def __new__(cls, tensor_env: TensorEnv | None = None) -> Any:
@@ -133,7 +135,7 @@ class TensorVecEnv(_Counted):
         return as_numpy(obs)  # type: ignore[no-any-return]
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
-        """Seed the one generator of all copies at the next reset; None: go on with it as it is."""
+        """Seed the one generator of all environments at the next reset; None: go on with it as it is."""
         self._seeds = [seed] * self.num_envs
         return self._seeds
 
@@ -177,8 +179,8 @@ class TensorVecEnv(_Counted):
     def env_method(
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
     ) -> list[Any]:
-        """Call a method of the batch once. A tuple, list or array of as many entries as copies is theirs; anything else
-        each copy's."""
+        """Call a method of the batch once. A tuple, list or array of as many entries as environments is theirs;
+        anything else each environment's."""
         if method_name == "action_masks":
             return [self._masks()[index] for index in self._get_indices(indices)]
         wanted = self._all(f"env_method({method_name!r})", indices)
@@ -312,7 +314,7 @@ class VectorVecEnv(_Counted):
                 raise ValueError(f"env_method cannot reach the single environments of {self._what()}")
             every = self._batch.call(method_name, *method_args, **method_kwargs)
             results = [every[index] for index in wanted]
-        if method_name in ("reset", "step"):  # nobody has seen what all copies show now
+        if method_name in ("reset", "step"):  # nobody has seen what all environments show now
             self.source.watch.note(None)
         return results
 

@@ -1,6 +1,6 @@
 """Ranks: processes that train one agent together, each with its share of the environments.
 
-`torchrun` starts them; `session` joins them. Every rank holds the whole agent, collects its own roll-out and sees the
+`torchrun` starts them; `session` joins them. Every rank holds the whole agent, collects its own rollout and sees the
 same sums, so that all make the same update. A process on its own is rank 0 of 1: every function here is then the
 identity and touches nothing, so that learners are written once, for any number of ranks.
 

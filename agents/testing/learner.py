@@ -31,7 +31,7 @@ class LearnerCase:
 
     learner: type[MemoryOnPolicyAlgorithm]
     options: dict[str, Any] = field(default_factory=dict)
-    """Its own arguments, such as few passes over a roll-out."""
+    """Its own arguments, such as few passes over a rollout."""
     floor: float = 0.6
     """Mean reward to reach in the learning check, where a random agent gets 0.25 and the best 1."""
     steps: int = 8192
@@ -116,7 +116,7 @@ def it_counts_its_steps_and_changes_the_policy(case: LearnerCase) -> None:
     acts = [name for name, _ in model.policy.named_parameters() if not name.startswith("value_net")]
     before = {name: value for name, value in parameters(model).items() if name in acts}
     model.learn(2 * COPIES * STEPS, log_interval=None)
-    expect(model.num_timesteps == 2 * COPIES * STEPS, f"num_timesteps is {model.num_timesteps} after two roll-outs")
+    expect(model.num_timesteps == 2 * COPIES * STEPS, f"num_timesteps is {model.num_timesteps} after two rollouts")
     expect(_differs(before, parameters(model)) is not None, "two iterations change no parameter of what acts")
     for name, value in parameters(model).items():
         expect(value.isfinite().all(), f"{name} is not finite")
@@ -146,7 +146,7 @@ def it_resumes_exactly(case: LearnerCase) -> None:
 
 
 def memory_lasts_an_episode_and_not_a_step_longer(case: LearnerCase) -> None:
-    """Over roll-outs that begin amid episodes."""
+    """Over rollouts that begin amid episodes."""
     with mock.patch.dict(registry.memories.classes, {"counting": Counting}):
         model = case.build(Echo(), "counting", n_steps=LENGTH // 2)
         for _ in range(4):
@@ -160,7 +160,7 @@ def the_replay_is_what_was_done(case: LearnerCase) -> str | None:
     if case.learner.learns_from_targets:
         return "it learns from targets, not from what was done"
     model = case.build(Echo(masks=True))
-    model.learn(3 * COPIES * STEPS)  # and the next roll-out begins amid episodes
+    model.learn(3 * COPIES * STEPS)  # and the next rollout begins amid episodes
     _collect(model)
     with torch.no_grad():
         judgement, _ = model.judge(model.rollout)

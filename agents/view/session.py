@@ -1,4 +1,4 @@
-"""One copy of an environment, somebody who acts in it, and every moment of it as a `Scene`."""
+"""One environment, somebody who acts in it, and every moment of it as a `Scene`."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ from policies.policy import MemoryActorCriticPolicy
 
 
 class Session:
-    """One copy of an environment, and who acts in it: an agent, or a person (`policy` None).
+    """One environment, and who acts in it: an agent, or a person (`policy` None).
 
     After `reset` and after every `step` the agent has read the observation and made up its mind; `scene` describes that
     moment. `step` then does what the agent decided, or what it is given.
 
     Args:
-        env: of one copy. Where it can, it is told to leave episodes at their last observation, so that it is seen.
+        env: of one environment. Where it can, it is told to leave episodes at their last observation, so that it is
+            seen.
         policy: the agent's.
         title: of the pictures.
         subtitle: a line under it.
@@ -174,7 +175,7 @@ def action_names(env: TensorEnv) -> tuple[str, ...]:
 
 
 def observation_views(env: TensorEnv, obs: Obs) -> list[View]:
-    """The observation of copy 0, in parts that can be drawn."""
+    """The observation of environment 0, in parts that can be drawn."""
     if isinstance(obs, dict):
         space = env.single_observation_space
         assert isinstance(space, spaces.Dict)

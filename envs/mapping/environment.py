@@ -60,7 +60,7 @@ class Mapping(TensorEnv):
         among the steps that have one) and `explored` (share of the cells seen by the end of an episode).
 
     Args:
-        num_envs: number of copies.
+        num_envs: number of environments.
         size: width of the world with its ring, odd, at least 5.
         trajectory: see above.
         queries: widths of the patches asked for, each 3 or 9; 9 needs a size of at least 11.

@@ -47,7 +47,7 @@ class EnvCase:
         return made  # type: ignore[no-any-return]
 
     def make_single(self, **kwargs: Any) -> SingleEnv:
-        """One copy with numpy in and out, as `gymnasium.make` gives it."""
+        """One environment with numpy in and out, as `gymnasium.make` gives it."""
         options = self.options | kwargs
         made: Any = (
             gymnasium.make(self.env, **options).unwrapped if isinstance(self.env, str) else single(self.env)(**options)

@@ -61,10 +61,12 @@ def keeps_contract(env: TensorEnv, actions: list[Tensor]) -> None:
             expect(space.contains(to_numpy(observed)), f"the observation {observed} is not in {space}")
             for index in range(count):
                 inside = env.single_observation_space.contains(to_numpy(observed, index))
-                expect(inside, f"the observation of copy {index} is not in {env.single_observation_space}")
+                expect(inside, f"the observation of environment {index} is not in {env.single_observation_space}")
         for path, tensor in leaves(obs) + leaves(info):
             expect(tensor.device.type == where, f"{path or 'the observation'} is on {tensor.device}, not {where}")
-            expect(tensor.shape[:1] == (count,), f"{path} is {tuple(tensor.shape)}: the copies, {count}, come first")
+            expect(
+                tensor.shape[:1] == (count,), f"{path} is {tuple(tensor.shape)}: the environments, {count}, come first"
+            )
         if "target" in info:
             shapes = tuple(info["target"].shape), tuple(action.shape)
             expect(shapes[0] == shapes[1], f"target is {shapes[0]}, an action {shapes[1]}")
@@ -79,13 +81,13 @@ def keeps_contract(env: TensorEnv, actions: list[Tensor]) -> None:
             found = tuple(value.shape), value.dtype, value.device.type
             wanted = (count,), dtype, where
             expect(found == wanted, f"{name} is {found[0]} {found[1]} on {found[2]}, expected {wanted}")
-        expect(not (terminated & truncated).any(), "a copy is terminated and truncated at one step")
-        expect(env.truncates or not truncated.any(), "a copy is truncated, but truncates is False")
+        expect(not (terminated & truncated).any(), "an environment is terminated and truncated at one step")
+        expect(env.truncates or not truncated.any(), "an environment is truncated, but truncates is False")
         ended = terminated | truncated
         expect(not ended.any() or "final_obs" in info, "an episode ended, and info has no final_obs")
         if env.horizon is not None:
             together = bool(ended.all()) == bool(ended.any()) == ("final_obs" in info)
-            expect(together, "with a horizon all copies end together, and final_obs is there then only")
+            expect(together, "with a horizon all environments end together, and final_obs is there then only")
         elif not ended.any():
             expect("final_obs" in info, "without a horizon the host cannot know who ended: final_obs at every step")
             expect_same(info["final_obs"], obs, "final_obs at a step at which nothing ended")
@@ -101,7 +103,7 @@ def _mask(env: TensorEnv, mask: Any) -> None:
     right = found[0] == wanted and found[1] in (torch.bool, torch.int8)
     expect(right, f"action_mask is {found[0]} {found[1]}, expected {wanted} bool or int8")
     for part in torch.split(mask.bool(), choices, 1):
-        expect(part.any(1).all(), "action_mask allows a copy no choice for some part of the action")
+        expect(part.any(1).all(), "action_mask allows an environment no choice for some part of the action")
 
 
 def a_seed_fixes_everything(case: EnvCase) -> None:
@@ -156,7 +158,7 @@ def state_dict_before_the_first_reset_and_with_wrong_entries(case: EnvCase) -> N
     _refuses(env, {**env.state_dict(), "surplus": torch.zeros(1)}, "an entry that it does not know")
     bigger = case.make(6)
     bigger.reset()
-    _refuses(env, bigger.state_dict(), "the state of another number of copies")
+    _refuses(env, bigger.state_dict(), "the state of another number of environments")
 
 
 def _refuses(env: TensorEnv, state: dict[str, Tensor], what: str) -> None:

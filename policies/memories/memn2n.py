@@ -35,7 +35,7 @@ class MemN2N(Memory):
     `attention` `[B, hops, capacity]`, p of the last step, which only the panels read.
 
     Left out: position encoding weighs the words of a sentence, and an input here is one vector. Random noise, 10% empty
-    memories put among the full ones in training, would be drawn anew when a roll-out is replayed, so that PPO's ratio
+    memories put among the full ones in training, would be drawn anew when a rollout is replayed, so that PPO's ratio
     would not begin at 1. The ReLU on half of the units is for language modelling. The
     linear start, training without the softmax at first, needs a learner that knows when to end it.
 

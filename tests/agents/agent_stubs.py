@@ -1,4 +1,4 @@
-"""An environment that plays back a script, and a learner stopped after a roll-out."""
+"""An environment that plays back a script, and a learner stopped after a rollout."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def script(rewards: Any, terminated: Any = (), truncated: Any = ()) -> Script:
 
 
 def collect(model: MemoryOnPolicyAlgorithm) -> Rollout:
-    """One more roll-out, without the update that follows it."""
+    """One more rollout, without the update that follows it."""
     _, callback = model._setup_learn(10**9, None, reset_num_timesteps=False)
     callback.on_training_start(locals(), globals())
     assert model.collect_rollouts(model.env, callback, model.rollout, model.n_steps)

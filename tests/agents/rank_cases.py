@@ -92,7 +92,7 @@ def learner(algo: str, memory: str, copies: int, **kwargs: Any) -> MemoryOnPolic
 
 
 def whole_rollout(model: MemoryOnPolicyAlgorithm) -> Rollout:
-    """The roll-out of the environments of all ranks, made up, in float64; its halves differ in every respect."""
+    """The rollout of the environments of all ranks, made up, in float64; its halves differ in every respect."""
     generator = torch.Generator().manual_seed(1)
     copies = RANKS * COPIES
     half = torch.arange(copies) >= COPIES
@@ -129,7 +129,7 @@ def orders_of_one() -> list[Tensor]:
 
 
 def updates(name: str) -> dict[str, Any]:
-    """Two iterations of a learner on a given roll-out, or on this rank's part of it: what it then holds and logs."""
+    """Two iterations of a learner on a given rollout, or on this rank's part of it: what it then holds and logs."""
     algo, memory, kwargs = UPDATES[name]
     rank, ranks = distributed.rank(), distributed.size()
     copies = RANKS * COPIES // ranks
@@ -207,7 +207,7 @@ class Steps(gym.Env[Any, Any]):
 
 
 def hosted(monitored: bool) -> dict[str, Any]:
-    """Episodes of environments on the host, which are longer than a roll-out on rank 1 alone."""
+    """Episodes of environments on the host, which are longer than a rollout on rank 1 alone."""
     length = 3 + 3 * distributed.rank()
     env = DummyVecEnv([lambda: Monitor(Steps(length)) if monitored else Steps(length)])
     model = A2C("MemoryPolicy", env, n_steps=4, policy_kwargs={"memory": "gru"}, device="cpu").learn(8 * RANKS)

@@ -1,4 +1,4 @@
-"""A2C: the graph of the roll-out gives the gradient of a replay, and memory outlives the roll-out."""
+"""A2C: the graph of the rollout gives the gradient of a replay, and memory outlives the rollout."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def gradients(model: A2C, monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
 def test_the_graph_of_the_rollout_is_the_graph_of_a_replay(
     memory: str, env: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`train` first goes through the graph that the roll-out left, then, as it is used up, through a replay."""
+    """`train` first goes through the graph that the rollout left, then, as it is used up, through a replay."""
     made = TMaze(5, length=1, max_steps=6) if env == "variable" else RepeatFirst(5, length=4)
     model = a2c(memory, made, n_steps=9, gamma=0.9, gae_lambda=0.9, ent_coef=0.01, normalize_advantage=True)
     model.learn(9 * 5)
@@ -60,7 +60,7 @@ def test_the_graph_of_the_rollout_is_the_graph_of_a_replay(
 
 
 def test_memory_outlives_the_rollout_and_its_graph_does_not() -> None:
-    """Three roll-outs of 2 steps within one episode of 6: the state goes on, the gradient stays within one roll-out."""
+    """Three rollouts of 2 steps within one episode of 6: the state goes on, the gradient stays within one rollout."""
     model = a2c("gru", RepeatFirst(3, length=6), n_steps=2, fast="off")  # a tape has no graph to leave
     model.learn(2 * 3)
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""Learning by segments is learning by whole roll-outs, with each learner."""
+"""Learning by segments is learning by whole rollouts, with each learner."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def trained(learner: Any, memory: str, segment: int | None) -> Any:
 @pytest.mark.parametrize("memory", MEMORIES)
 @pytest.mark.parametrize("learner", [A2C, PPO, Supervised])
 def test_the_same_is_learned(learner: Any, memory: str) -> None:
-    """Roll-outs of eight steps over episodes of five, in threes; an optimiser's first steps magnify differences."""
+    """Rollouts of eight steps over episodes of five, in threes; an optimiser's first steps magnify differences."""
     whole, cut = trained(learner, memory, 0), trained(learner, memory, 3)
     for (name, expected), actual in zip(whole.policy.named_parameters(), cut.policy.parameters(), strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-3, atol=2e-4, msg=lambda text, n=name: f"{n}: {text}")

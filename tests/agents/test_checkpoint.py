@@ -38,9 +38,9 @@ SMALL = {
 }
 ENVS: dict[str, Callable[[], TensorEnv]] = {
     "tmaze": lambda: TMaze(4, length=2, max_steps=7),  # every copy ends when it likes, some are cut
-    "maze": lambda: InvisibleGoalMaze(4, episode_length=12),  # all end together, in the middle of a roll-out
+    "maze": lambda: InvisibleGoalMaze(4, episode_length=12),  # all end together, in the middle of a rollout
 }
-N = 3 * 7 * 4  # three roll-outs of 7 steps of 4 copies
+N = 3 * 7 * 4  # three rollouts of 7 steps of 4 copies
 
 
 def build(learner: type[MemoryOnPolicyAlgorithm], memory: str, env: str) -> MemoryOnPolicyAlgorithm:

@@ -34,7 +34,7 @@ from envs.tmaze import TMaze
 STEPS, COPIES = 4, 4
 ITERATION = STEPS * COPIES
 ENVS: dict[str, Callable[[], TensorEnv]] = {
-    "repeat-first": lambda: RepeatFirst(COPIES, length=STEPS),  # every roll-out is an episode
+    "repeat-first": lambda: RepeatFirst(COPIES, length=STEPS),  # every rollout is an episode
     "maze": lambda: InvisibleGoalMaze(COPIES, size=5, episode_length=2 * STEPS),  # begins in two ways: two graphs
     "tmaze": lambda: TMaze(COPIES, length=2, max_steps=7),  # every copy ends when it likes, some are cut
 }
@@ -113,7 +113,7 @@ def test_replayed_iterations_are_the_ordinary_ones(
     assert model.graphs is not None
     ways = 2 if env == "maze" else 1
     assert (
-        [key[0] for key in model.graphs.graphs] == ["roll-out", "minibatch"] * ways
+        [key[0] for key in model.graphs.graphs] == ["rollout", "minibatch"] * ways
         if learner is PPO
         else ways * ["iteration"]
     )

@@ -85,7 +85,7 @@ def test_a_replay_waits_for_nothing(learner: type[MemoryOnPolicyAlgorithm]) -> N
     model.learn(6 * COPIES * STEPS)
     graphs = model.graphs
     assert graphs is not None
-    part, function = ("iteration", graphs._whole) if model.keeps_graph else ("roll-out", graphs._collect)
+    part, function = ("iteration", graphs._whole) if model.keeps_graph else ("rollout", graphs._collect)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:

@@ -70,7 +70,7 @@ def ranks(folder: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("name", UPDATES)
 def test_ranks_learn_what_one_process_learns(name: str, ranks: list[dict[str, Any]]) -> None:
-    """Parameters, every logged number and the episodes, after two iterations on the same roll-out in float64."""
+    """Parameters, every logged number and the episodes, after two iterations on the same rollout in float64."""
     one = rank_cases.updates(name)
     for found in (each[name] for each in ranks):
         torch.testing.assert_close(found["parameters"], one["parameters"], rtol=1e-9, atol=1e-9)

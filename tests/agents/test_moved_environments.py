@@ -135,7 +135,7 @@ def test_a_callback_moves_the_training_environment(built: str, move: str, when: 
 
 @pytest.mark.parametrize("when", ["rollout_end", "rollout_start", "step"])
 def test_a_supervised_learner_that_takes_whole_sequences(when: str) -> None:
-    """Its roll-out is made by the time that callbacks hear of its steps: what they do counts from the next one on."""
+    """Its rollout is made by the time that callbacks hear of its steps: what they do counts from the next one on."""
     env = RepeatFirst(2, length=5)
     model = Supervised("MemoryPolicy", env, n_steps=8, policy_kwargs=GRU, device="cpu", seed=0)
     assert model.unrolls
@@ -150,7 +150,7 @@ def test_a_supervised_learner_that_takes_whole_sequences(when: str) -> None:
             starts.append(self.model.rollout.starts[:, 0].nonzero().flatten().tolist())
 
     model.learn(16 * 3, callback=[Note(), mover])
-    # episodes of 5 steps from the start, and from the second roll-out on, before which the callback has reset
+    # episodes of 5 steps from the start, and from the second rollout on, before which the callback has reset
     assert starts == [[0, 5], [0, 5], [2, 7]]
     assert {episode["l"] for episode in model.ep_info_buffer} == {5}
 

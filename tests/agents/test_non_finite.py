@@ -41,7 +41,7 @@ def agent(learner: type[MemoryOnPolicyAlgorithm], env: Any, **kwargs: Any) -> Me
 @both
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_an_observation(learner: type[MemoryOnPolicyAlgorithm], value: float) -> None:
-    """It arrives with step 13, in the middle of the second roll-out, after 3 * 13 environment steps."""
+    """It arrives with step 13, in the middle of the second rollout, after 3 * 13 environment steps."""
     with pytest.raises(NonFiniteError, match=r"^observation is not finite after 39 environment steps"):
         agent(learner, Poisoned("observation", 13, value)).learn(1000)
 

@@ -80,4 +80,4 @@ def test_it_costs_nothing_between_pictures() -> None:
     panels = model.policy.memory.panels
     model.policy.memory.panels = lambda state: asked.append(1) or panels(state)
     model.learn(32, PicturePanels(seconds=3600))
-    assert len(asked) == 8  # the first of four roll-outs
+    assert len(asked) == 8  # the first of four rollouts

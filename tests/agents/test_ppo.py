@@ -26,7 +26,7 @@ def ppo(memory: str, env: Any, **kwargs: Any) -> PPO:
 @pytest.mark.parametrize("memory", VECTOR_MEMORIES)
 @pytest.mark.parametrize("env", ["variable", "horizon"])
 def test_the_ratio_is_one_before_the_first_update(memory: str, env: str) -> None:
-    """Over a roll-out that begins in the middle of episodes, after an update, and in which episodes start."""
+    """Over a rollout that begins in the middle of episodes, after an update, and in which episodes start."""
     made = TMaze(6, length=1, max_steps=5) if env == "variable" else RepeatFirst(6, length=5)
     model = ppo(memory, made, n_steps=7, n_epochs=1)
     model.learn(2 * 7 * 6)

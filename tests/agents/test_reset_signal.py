@@ -29,7 +29,7 @@ def counting(learner: type[MemoryOnPolicyAlgorithm], env: Any, n_steps: int, cou
 
 @pytest.mark.parametrize("learner", [A2C, PPO])
 def test_the_count_starts_anew_with_each_episode(learner: type[MemoryOnPolicyAlgorithm], counter: str) -> None:
-    """Copy 0 has episodes of 2 and 3 steps, copy 1 of 5, over and over; a roll-out has 4 steps."""
+    """Copy 0 has episodes of 2 and 3 steps, copy 1 of 5, over and over; a rollout has 4 steps."""
     env = script([[0.0, 0.0]] * 5, terminated=[(1, 0), (4, 1)], truncated=[(4, 0)])
     model = counting(learner, env, 4, counter)
     seen = [(counts(rollout, 0), counts(rollout, 1)) for rollout in (collect(model) for _ in range(3))]
@@ -46,7 +46,7 @@ def test_starts_mark_the_first_observation_of_each_episode(counter: str) -> None
 
 @pytest.mark.parametrize("n_steps", [2, 3, 7, 12])
 def test_a_common_horizon_resets_at_steps_known_to_the_host(n_steps: int, counter: str) -> None:
-    """Episodes of 3 steps, in roll-outs that are shorter, as long, and longer."""
+    """Episodes of 3 steps, in rollouts that are shorter, as long, and longer."""
     model = counting(PPO, RepeatFirst(2, length=3), n_steps, counter)
     seen: list[int] = []
     for _ in range(4):

@@ -21,7 +21,7 @@ ADVANTAGES = [
     [-0.90625, -1.5, -1.0, -1.5],
     [0.375, -2.0, 0.0, -2.0],
     [1.5, 1.5, 1.5, 1.5],
-    [2.0, 2.0, 2.0, 2.0],  # 4 + 4/2 - 4: the roll-out's end bootstraps too
+    [2.0, 2.0, 2.0, 2.0],  # 4 + 4/2 - 4: the rollout's end bootstraps too
 ]
 
 
@@ -174,7 +174,7 @@ def test_against_a_slow_loop(gamma: float, gae_lambda: float) -> None:
 
     terminated = torch.rand(steps, copies, generator=generator) < 0.15
     truncated = torch.rand(steps, copies, generator=generator) < 0.15
-    terminated[:, 0] = truncated[:, 0] = False  # an episode that outlasts the roll-out
+    terminated[:, 0] = truncated[:, 0] = False  # an episode that outlasts the rollout
     assert (terminated & truncated).any()
     rewards, values, final, last = normal(steps, copies), normal(steps, copies), normal(steps, copies), normal(copies)
     arguments = (rewards, values, last, terminated, truncated, final, gamma, gae_lambda)

@@ -140,7 +140,7 @@ def test_same_gradient_as_sb3(monkeypatch: pytest.MonkeyPatch) -> None:
     for t in range(16):
         tensors = (rollout.obs[t], rollout.actions[t][:, None], rollout.rewards[t], rollout.starts[t])
         buffer.add(*(value.numpy() for value in tensors), rollout.values[t], rollout.log_probs[t])
-    # the roll-out ends with an episode: nothing is bootstrapped
+    # the rollout ends with an episode: nothing is bootstrapped
     buffer.compute_returns_and_advantage(torch.zeros(B), np.ones(B))
     np.testing.assert_allclose(buffer.advantages, rollout.advantages.numpy(), rtol=1e-5, atol=1e-6)
     theirs._setup_learn(1)

@@ -45,7 +45,7 @@ def test_learn_twice(learner: type[MemoryOnPolicyAlgorithm]) -> None:
     assert model.learn(32).num_timesteps == 32
     assert model.learn(32).num_timesteps == 32
     assert model.learn(32, reset_num_timesteps=False).num_timesteps == 64
-    assert model.learn(33).num_timesteps == 48  # whole roll-outs
+    assert model.learn(33).num_timesteps == 48  # whole rollouts
 
 
 @both
@@ -154,7 +154,7 @@ def test_episode_statistics_of_a_scripted_environment(learner: type[MemoryOnPoli
     model = small(learner, env).learn(16)
     assert [(e["r"], e["l"]) for e in model.ep_info_buffer] == [(6.0, 3), (15.0, 5), (30.0, 5)]
     assert model._episode_num == 3
-    # the second episode of copy 1 goes on into the next roll-out: 6 + 7 + 8 + 1 + 2 + 3 + 4 + 5
+    # the second episode of copy 1 goes on into the next rollout: 6 + 7 + 8 + 1 + 2 + 3 + 4 + 5
     model.learn(16, reset_num_timesteps=False)
     assert [(e["r"], e["l"]) for e in model.ep_info_buffer][3:] == [(6.0, 3), (36.0, 8), (30.0, 5)]
     model.learn(16)

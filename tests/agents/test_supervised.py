@@ -62,7 +62,7 @@ def supervised(env: TensorEnv, memory: str = "gru", **kwargs: Any) -> Supervised
 
 
 def collected(model: Supervised) -> Any:
-    """A roll-out with its graph, the first or one that follows."""
+    """A rollout with its graph, the first or one that follows."""
     _, callback = model._setup_learn(1000, reset_num_timesteps=model.num_timesteps == 0)
     callback.on_training_start({}, {})
     model.collect_rollouts(model.env, callback, model.rollout, model.n_steps)
@@ -181,7 +181,7 @@ SIZES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("memory", SIZES)
 @pytest.mark.parametrize("n_steps", [0, 7])
 def test_whole_sequences_are_the_steps_they_stand_for(memory: str, n_steps: int) -> None:
-    """Mapping for maps and questions, RepeatFirst for episodes that end within a roll-out.
+    """Mapping for maps and questions, RepeatFirst for episodes that end within a rollout.
 
     These are two ways to float32 numbers, and Adam makes much of little: hence the tolerance. The conformance suite
     holds every memory's sequence to its steps in float64.
@@ -192,7 +192,7 @@ def test_whole_sequences_are_the_steps_they_stand_for(memory: str, n_steps: int)
     whole, stepped = models
     close = {"rtol": 1e-3, "atol": 1e-4, "check_dtype": False}
     assert envs[0].ignores_actions
-    for _ in range(3):  # the state is carried where a roll-out is shorter or longer than an episode
+    for _ in range(3):  # the state is carried where a rollout is shorter or longer than an episode
         rollouts = [collected(model) for model in models]
         for name in ("starts", "actions", "rewards", "terminated", "targets", "weights", "latents"):
             torch.testing.assert_close(getattr(rollouts[0], name), getattr(rollouts[1], name), **close)
@@ -211,7 +211,7 @@ def test_whole_sequences_are_the_steps_they_stand_for(memory: str, n_steps: int)
 
 
 def test_bf16_learns_from_whole_sequences_and_from_nothing_else() -> None:
-    """A roll-out of multigrid in bfloat16 is near that in float32; its state and what is learned are float32."""
+    """A rollout of multigrid in bfloat16 is near that in float32; its state and what is learned are float32."""
     models = [
         supervised(Mapping(3, size=7), "multigrid", memory_kwargs={}, precision=kind) for kind in ("float32", "bf16")
     ]

@@ -224,7 +224,7 @@ def test_calls_on_a_tensor_env_reach_the_batch_or_are_refused() -> None:
         lambda: env.env_method("text", indices=[1]),
         lambda: env.env_method("step", np.zeros(3)),
     ):
-        with pytest.raises(ValueError, match=r"TMaze moves its 3 copies together|go past") as caught:
+        with pytest.raises(ValueError, match=r"TMaze moves its 3 environments together|go past") as caught:
             call()
         assert "\n" not in str(caught.value)
     assert env.tensor_env.length == 5

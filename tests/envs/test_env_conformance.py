@@ -197,7 +197,7 @@ class PaintsGrey(Guess):
 BROKEN: list[tuple[type[TensorEnv], str, str]] = [
     (OutOfSpace, "it_keeps_the_contract", "is not in Box"),
     (DoubleReward, "it_keeps_the_contract", r"reward is \(5,\) torch.float64"),
-    (NoChoice, "it_keeps_the_contract", "allows a copy no choice"),
+    (NoChoice, "it_keeps_the_contract", "allows an environment no choice"),
     (GlobalDraws, "a_seed_fixes_everything", "two environments with one seed"),
     (NeverRandom, "a_seed_fixes_everything", "every seed gives the same episodes"),
     (Forgets, "state_dict_resumes_exactly", "state_names"),

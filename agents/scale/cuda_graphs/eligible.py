@@ -38,7 +38,7 @@ def obstacle(model: MemoryOnPolicyAlgorithm) -> str | None:
         return f"render_mode is {env.render_mode!r}, with which an environment keeps what it draws on the host"
     if env.horizon is not None and (meetings := env.horizon // math.gcd(env.horizon, model.n_steps)) > MOST_GRAPHS:
         return (
-            f"roll-outs of {model.n_steps} steps begin at {meetings} different steps of the episodes of {env.horizon}, "
+            f"rollouts of {model.n_steps} steps begin at {meetings} different steps of the episodes of {env.horizon}, "
             f"and each would be a graph of its own, of which there may be {MOST_GRAPHS}: let one divide the other"
         )
     if distributed.size() > 1:

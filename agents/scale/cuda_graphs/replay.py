@@ -1,8 +1,8 @@
 """Whole iterations as CUDA graphs: nothing but the device's own speed between two reads.
 
 A step of an environment and a memory is some hundred small kernels, each of which Python takes longer to launch than a
-GPU to run. A graph is launched as one. A2C's and the supervised learner's iteration is one graph: roll-out with the
-environments' steps, loss, backward pass, clipping, optimiser. PPO's is two: the roll-out, and the update from one
+GPU to run. A graph is launched as one. A2C's and the supervised learner's iteration is one graph: rollout with the
+environments' steps, loss, backward pass, clipping, optimiser. PPO's is two: the rollout, and the update from one
 minibatch. Random numbers, minibatch orders, learning rates and clip ranges change from replay to replay.
 
 `Graphs` does all of it but the capture, which is left to a `Capture`: `CudaCapture`, or its plain twin `Twin`, which
@@ -68,7 +68,7 @@ class Graphs:
         """Iterations in a row that were done plainly."""
         self.failed = False
         self._place = self._works_on()
-        self._moved = "roll-outs never begin alike"
+        self._moved = "rollouts never begin alike"
         self._seen: set[Hashable] = set()
         self._key: tuple[tuple[str, Any], ...] = ()
         self._rolled_out = False
@@ -78,7 +78,7 @@ class Graphs:
         return self.model.tensor_env, self.model.rollout, self.model.policy.optimizer
 
     def fits(self) -> bool:
-        """Whether the model still has the environment, roll-out and optimiser that this was made for."""
+        """Whether the model still has the environment, rollout and optimiser that this was made for."""
         return all(one is other for one, other in zip(self._place, self._works_on(), strict=True))
 
     # -- an iteration ----------------------------------------------------------------------------------------------
@@ -96,7 +96,7 @@ class Graphs:
             make_capturable(model.policy.optimizer, model.device)
         self._key = self._told_apart()
         if not model.keeps_graph:
-            self._rolled_out = self._run("roll-out", self._collect)[1]
+            self._rolled_out = self._run("rollout", self._collect)[1]
             model.memory_seconds += time.perf_counter() - started
             if not tell(model, callback):
                 return False
@@ -116,7 +116,7 @@ class Graphs:
     def minibatch(self, rollout: Rollout, index: Tensor, *clips: float | None) -> Tensor:
         """As `PPO.learn_minibatch`, which says what it takes and gives."""
         learn: Any = self.model.learn_minibatch  # type: ignore[attr-defined]
-        if not self._rolled_out:  # the roll-out is not where a graph would look for it
+        if not self._rolled_out:  # the rollout is not where a graph would look for it
             with self._aside():
                 return learn(rollout, index, *clips)  # type: ignore[no-any-return]
         given = [None if clip is None else float(clip) for clip in clips]
@@ -206,7 +206,7 @@ class Graphs:
         model = self.model
         yield "environment", model.tensor_env, list(vars(model.tensor_env))
         yield "learner", model, [name for name in ("_obs", "_starts", "_state", "scores") if hasattr(model, name)]
-        yield "roll-out", model.rollout, [entry.name for entry in fields(model.rollout)]
+        yield "rollout", model.rollout, [entry.name for entry in fields(model.rollout)]
 
     def _numbers(self) -> tuple[dict[str, Any], bool, list[int]]:
         return scalars(self.model.tensor_env), self.model._may_start, self.model.rollout.resets

@@ -26,7 +26,7 @@ class Babi(TensorEnv):
     Description:
         An episode is a story with all its questions, a word, full stop or question mark at each step. After a question
         the placeholder `-` is shown once for every word of its answer, and that word is due. Answers are not shown.
-        Every copy begins a new story when its own is over.
+        Every environment begins a new story when its own is over.
 
     Observation: `Discrete(159)`: the symbol at hand, a number into `VOCABULARY`; `-` after the last step.
 
@@ -43,7 +43,7 @@ class Babi(TensorEnv):
         tasks above 5 %, as papers report them, are `mean_error` and `failed_tasks` of these.
 
     Args:
-        num_envs: number of copies.
+        num_envs: number of environments.
         source: "generated": stories made by `babi_generator`, nothing to fetch; or an edition of the published data,
             "en", "en-10k", "en-valid" or "en-valid-10k" (1,000 or 10,000 training questions a task; "valid" comes with
             a validation set, from the others every tenth training story is set apart).
@@ -51,9 +51,8 @@ class Babi(TensorEnv):
         tasks: "all" (twenty; five if generated); "available": those of which the edition has all files; or numbers, one
             or a sequence.
         data_dir: where the published archive is looked for first; see `envs.data.files`.
-        in_order: False: each story is drawn from all stories of all tasks, equally likely. True: copy i reads stories
-            i, i + num_envs, ... after each `reset`, so that `num_stories` episodes are every story
-            once.
+        in_order: False: each story is drawn from all stories of all tasks, equally likely. True: environment i reads
+            stories i, i + num_envs, ... after each `reset`, so that `num_stories` episodes are every story once.
         stories: how many of each task are generated, for each split.
         questions: in each generated story.
         device: where everything lives.
@@ -74,7 +73,7 @@ class Babi(TensorEnv):
     action_names = VOCABULARY
     ignores_actions = True
     state_names = ("story", "place", "round", "missed")
-    story: Tensor  # which one a copy reads, [N]
+    story: Tensor  # which one an environment reads, [N]
     place: Tensor  # of the symbol at hand in `symbols`, [N]
     round: Tensor  # stories begun since the reset, less 1, [N]
     missed: Tensor  # whether a word of the answer at hand was wrong, [N]
@@ -122,7 +121,7 @@ class Babi(TensorEnv):
         self._lay_out([story for task in read.values() for story in task])
         counts = torch.tensor([len(task) for task in read.values()], device=self.device)
         self._task = torch.arange(len(read), device=self.device).repeat_interleave(counts)  # index into `tasks`
-        self._rows = torch.arange(len(read), device=self.device)[:, None]  # [tasks, 1], beside the copies' [N]
+        self._rows = torch.arange(len(read), device=self.device)[:, None]  # [tasks, 1], beside the environments' [N]
         self._said: Tensor | None = None  # answers to the story at hand by step, -1 where unknown: for pictures only
         if render_mode is not None:
             longest = int((self._last - self._first).max())
@@ -210,7 +209,7 @@ class Babi(TensorEnv):
     # -- pictures --------------------------------------------------------------------------------------------------
 
     def _told(self, index: int) -> tuple[list[int], list[int], list[int], str]:
-        """Symbols, right and given answers of copy `index` up to the present step, on the host, and a caption.
+        """Symbols, right and given answers of environment `index` up to the present step, on the host, and a caption.
 
         The present symbol is seen though not yet answered; -1 stands for an answer that is not known any more.
         """

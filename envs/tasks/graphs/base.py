@@ -177,7 +177,7 @@ class GraphTask(SequenceTask):
         self.points, self.successors, self.path = graphs.points, graphs.successors, question.path
         self.edge_labels = self._kind_labels.gather(1, graphs.kinds.flatten(1)).view_as(graphs.kinds)
 
-        # All rows that a copy may be shown, side by side, and for each step the one that is.
+        # All rows that an environment may be shown, side by side, and for each step the one that is.
         exists = self.successors.flatten(1) >= 0  # [N, V * D]
         order = self._uniform(*exists.shape).masked_fill_(~exists, 2.0).argsort(1)
         blank = torch.full((count, 1, 3), LABELS, device=self.device)
@@ -202,7 +202,7 @@ class GraphTask(SequenceTask):
         return Sequences(inputs, targets, asked.T.float().contiguous())
 
     def _draw_graphs(self) -> tuple[Tensor, Graphs]:
-        """The limits `[N, 7]` of the copies' lessons, and graphs."""
+        """The limits `[N, 7]` of the environments' lessons, and graphs."""
         if self.world is not None:
             self.lesson = torch.zeros(self.num_envs, dtype=torch.int64, device=self.device)
             return self._limits[self.lesson], self._fixed

@@ -57,7 +57,7 @@ class GraphInference(GraphTask):
         curriculum also `lesson`.
 
     Args:
-        num_envs: number of copies.
+        num_envs: number of environments.
         lesson: 1 to 17; see `envs.tasks.graphs.curricula`. None: the last.
         curriculum: as in `GraphTraversal`.
         pass_mark: share of right answers at which a lesson is passed.

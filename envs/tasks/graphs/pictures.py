@@ -51,7 +51,7 @@ class _Row(NamedTuple):
 
 
 class _Episode(NamedTuple):
-    """What one copy has seen and said up to now, on the host."""
+    """What one environment has seen and said up to now, on the host."""
 
     phase: str
     described: list[Triple]
@@ -93,7 +93,8 @@ def _labels(digits: list[int]) -> Triple:
 
 
 class _Names:
-    """Names for the labels of a copy: three digits, and on a fixed graph words; a relation with what it stands for."""
+    """Names for the labels of an environment: three digits, and on a fixed graph words; a relation with what it stands
+    for."""
 
     def __init__(self, env: Drawn, index: int) -> None:
         self.meaning = env.meaning

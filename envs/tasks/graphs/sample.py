@@ -1,4 +1,4 @@
-"""Random labelled graphs, all copies' at once, and what can be asked of them: walks and distances."""
+"""Random labelled graphs, all environments' at once, and what can be asked of them: walks and distances."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class ShortestPath(GraphTask):
         `beta=0` the share of optimal paths), `right_triples` (share of such answers), with a curriculum also `lesson`.
 
     Args:
-        num_envs: number of copies.
+        num_envs: number of environments.
         lesson: 1 to 15; see `envs.tasks.graphs.curricula`. None: the last.
         curriculum: as in `GraphTraversal`.
         pass_mark: share of right answers at which a lesson is passed. The paper asks for less than 90 % in this

@@ -40,7 +40,7 @@ class GraphTraversal(GraphTask):
         with a curriculum also `lesson` (the present one).
 
     Args:
-        num_envs: number of copies.
+        num_envs: number of environments.
         lesson: 1 to 14; see `envs.tasks.graphs.curricula`. None: the last.
         curriculum: False: all episodes are of `lesson`. True: they begin with lesson 1 and go up to `lesson`, and one
             in ten is of an earlier one. Episodes are then as long as the last lesson needs from the start.

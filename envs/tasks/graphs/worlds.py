@@ -30,7 +30,7 @@ class World(NamedTuple):
     """Source, kind and destination; no two edges of a node are of one kind."""
 
     def graphs(self, copies: int, device: torch.device) -> Graphs:
-        """As many copies of it."""
+        """As many environments of it."""
         room = max(sum(source == node for source, _, _ in self.edges) for node in range(len(self.names)))
         rows: list[list[tuple[int, int]]] = [[] for _ in self.names]
         for source, kind, destination in self.edges:

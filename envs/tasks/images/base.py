@@ -17,11 +17,11 @@ class ImageTask(SequenceTask):
     """A sequence task that shows images first and asks afterwards.
 
     `_sequences` gives numbers of images for `inputs`, int64 `[shown, N]`; a step looks the images up in `pixels`, uint8
-    `[K, H, W]`, of which all copies share one. An observation is a `Dict` with an entry "image" `[1, H, W]`, which is
-    zero from step `shown` on.
+    `[K, H, W]`, of which all environments share one. An observation is a `Dict` with an entry "image" `[1, H, W]`,
+    which is zero from step `shown` on.
 
     Args:
-        num_envs: number of copies.
+        num_envs: number of environments.
         source: see `load_images`.
         split: "train", "valid" or "test".
         data_dir: looked into first for files.
@@ -73,7 +73,7 @@ class ImageTask(SequenceTask):
         self._image_shape = (num_envs, *size)
 
     def _distinct(self, number: int) -> Tensor:
-        """Numbers of different images for each copy, in random order, all choices equally likely: `[number, N]`.
+        """Numbers of different images for each environment, in random order, all choices equally likely: `[number, N]`.
 
         Floyd's sampling: the t-th is drawn from one more than the one before it was; a number that is taken already
         gives way to the new one.
@@ -86,7 +86,7 @@ class ImageTask(SequenceTask):
         return taken.gather(0, self._order(number))
 
     def _order(self, number: int) -> Tensor:
-        """A random order of so many things for each copy, int64 `[number, N]`."""
+        """A random order of so many things for each environment, int64 `[number, N]`."""
         return self._uniform(number, self.num_envs).argsort(0)
 
     def _look_up(self, numbers: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ class ImageEpisode(ImageTask):
     Metrics: `wrong_pixels` (a recalled image), `error` (% of pixels).
 
     Args:
-        num_envs: number of copies.
+        num_envs: number of environments.
         source: "digits" (8x8, needs scikit-learn and no file), "mnist", "binarized-mnist" or "omniglot" (28x28, our own
             version), see `load_images`.
         split: "train", "valid" or "test".

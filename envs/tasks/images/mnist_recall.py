@@ -22,8 +22,8 @@ class MnistRecall(ImageTask):
 
     Description:
         `length` different images are shown, one a step. Then the question is a copy of the k-th of them, k drawn evenly
-        from all but the last for each copy, and the class of the image after it is due. With `ask="each"` every image
-        but the first comes with a question about those shown so far.
+        from all but the last for each environment, and the class of the image after it is due. With `ask="each"` every
+        image but the first comes with a question about those shown so far.
 
     Observation: `Dict` of "image", `Box(float32)` `[1, H, W]` in 0..1 (paper to ink), zero when nothing is shown; and
         "query", likewise, zero where nothing is asked. Memories with readers show it to these only.
@@ -38,7 +38,7 @@ class MnistRecall(ImageTask):
     Metrics: `error` (% wrong classes), `sequence_error` (the same as a share).
 
     Args:
-        num_envs: number of copies.
+        num_envs: number of environments.
         source: "digits" (8x8, needs scikit-learn and no file) or "mnist" (28x28).
         split: "train", "valid" or "test".
         length: images in an episode, at least 2.
@@ -61,8 +61,8 @@ class MnistRecall(ImageTask):
         DataError: a file is missing or damaged.
 
     Source: Huynh, Maire, Walter, "Multigrid Neural Memory" (ICML 2020), supplement B.2.1; the lengths are those of the
-        program github.com/trihuynh88/multigrid_mem, `mnist_recall`. There all copies of a batch are asked for the same
-        k, training goes through the images without repetition, and pixels are 0 to 255.
+        program github.com/trihuynh88/multigrid_mem, `mnist_recall`. There all environments of a batch are asked for the
+        same k, training goes through the images without repetition, and pixels are 0 to 255.
     """
 
     state_names = (*ImageTask.state_names, "asked_with")
@@ -179,7 +179,7 @@ class MnistRecall(ImageTask):
 
 
 class Scene(NamedTuple):
-    """An episode of one copy up to now, on the host."""
+    """An episode of one environment up to now, on the host."""
 
     shown: list[int]
     """Numbers of the images."""

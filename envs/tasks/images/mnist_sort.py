@@ -38,7 +38,7 @@ class MnistSort(ImageTask):
     Metrics: `error` (% wrong classes), `sequence_error` (share of episodes with a wrong class).
 
     Args:
-        num_envs: number of copies.
+        num_envs: number of environments.
         source: "digits" (8x8, needs scikit-learn and no file) or "mnist" (28x28).
         split: "train", "valid" or "test".
         length: images in an episode, at least 1.

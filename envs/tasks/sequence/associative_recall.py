@@ -18,7 +18,7 @@ class AssociativeRecall(BitTask):
     Description:
         K items are shown, each of `item_length` random bit vectors behind a delimiter. Then comes the query, one of the
         first K - 1 items between two delimiters of another kind, then nothing, while the item that followed it in the
-        list is to be said. K and the query are drawn for each copy and episode.
+        list is to be said. K and the query are drawn for each environment and episode.
 
         With `grid=True` an item is one 3x3 map of 9 bits, there are no delimiters, the query is marked, and the answer
         is due at once, while the query is seen.
@@ -37,7 +37,7 @@ class AssociativeRecall(BitTask):
     Metrics: `wrong_bits` (a sequence), `error` (% of bits), `sequence_error` (share of sequences with a wrong bit).
 
     Args:
-        num_envs: number of copies.
+        num_envs: number of environments.
         min_items: fewest items, at least 2; None: 2, or 10 with `grid=True`.
         max_items: most items; None: 6, or 10 with `grid=True`.
         item_length: vectors in an item, at least 1; None: 3, or 1 with `grid=True`, which takes no other number.

@@ -1,7 +1,7 @@
 """SequenceTask: a supervised sequence task as an environment, its sequences made whole at every reset.
 
-A subclass writes `_sequences`, which makes inputs, right answers and weights of all copies and all steps at once. A
-step then looks up one row of each and compares. Two kinds share this: `BitTask`, whose answers are bit vectors or bit
+A subclass writes `_sequences`, which makes inputs, right answers and weights of all environments and all steps at once.
+A step then looks up one row of each and compares. Two kinds share this: `BitTask`, whose answers are bit vectors or bit
 maps, and `SymbolTask`, whose answers are symbols.
 """
 
@@ -19,7 +19,7 @@ from envs.tensor_env import AnswerGroup, Info, TensorEnv
 
 
 class Sequences(NamedTuple):
-    """What a task shows and asks: T steps of N copies."""
+    """What a task shows and asks: T steps of N environments."""
 
     inputs: Tensor
     """Observations, float32 `[T, N, *observation_shape]`; a `SymbolTask` has symbols instead, int64 `[T, N]`."""
@@ -32,20 +32,21 @@ class Sequences(NamedTuple):
 class SequenceTask(TensorEnv):
     """Base class of the sequence tasks.
 
-    Every copy starts and ends with the others, after `horizon` steps, the length of the longest sequence. Shorter ones
-    are followed by blank observations (zeros) of weight 0. The observation after the last step is blank too.
+    Every environment starts and ends with the others, after `horizon` steps, the length of the longest sequence.
+    Shorter ones are followed by blank observations (zeros) of weight 0. The observation after the last step is blank
+    too.
 
     Reward: `weight * score / (sum of the weights of the copy's episode)`, where the score is the share of right bits,
         or 1 for the right symbol and 0 for a wrong one. A perfect episode returns 1.
 
-    Metrics (reported over all steps and copies):
+    Metrics (reported over all steps and environments):
         `error`: percentage of wrong answers (bits or symbols) among those asked for.
         `sequence_error`: share of episodes with at least one wrong answer.
 
     Args:
-        num_envs: number of copies.
-        observation_space: of one copy.
-        action_space: of one copy.
+        num_envs: number of environments.
+        observation_space: of one environment.
+        action_space: of one environment.
         horizon: steps of an episode.
         device: where everything lives.
         render_mode: None or "rgb_array"; answers are only remembered, for pictures, where it is set.
@@ -73,13 +74,13 @@ class SequenceTask(TensorEnv):
         super().__init__(num_envs, observation_space, action_space, device, horizon=horizon, render_mode=render_mode)
         self.length = horizon
         self._copies = torch.arange(num_envs, device=self.device)
-        self._times = torch.arange(horizon, device=self.device)[:, None]  # [T, 1], beside the copies' [N]
+        self._times = torch.arange(horizon, device=self.device)[:, None]  # [T, 1], beside the environments' [N]
         self._answers: list[Tensor] = []  # of the episode so far, kept for pictures only
 
     # -- what a subclass writes ------------------------------------------------------------------------------------
 
     def _sequences(self) -> Sequences:
-        """New sequences for all copies, drawn from `self.generator`. Nothing may write into them afterwards."""
+        """New sequences for all environments, drawn from `self.generator`. Nothing may write into them afterwards."""
         raise NotImplementedError
 
     def _metrics(self, wrong: Tensor, asked: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
@@ -166,7 +167,7 @@ class SequenceTask(TensorEnv):
     # -- pictures --------------------------------------------------------------------------------------------------
 
     def _story(self, index: int) -> Story:
-        """What copy `index` was shown, should have said and said, up to now."""
+        """What environment `index` was shown, should have said and said, up to now."""
         now, parts = self._elapsed, math.prod(self.weights.shape[2:])
         answers: list[Tensor | None] = [None] * (now - len(self._answers))
         answers += [answer[index].cpu() for answer in self._answers]
@@ -182,7 +183,7 @@ class SequenceTask(TensorEnv):
 
 
 class Story(NamedTuple):
-    """An episode of one copy up to a step t, on the host."""
+    """An episode of one environment up to a step t, on the host."""
 
     inputs: Tensor
     """`[t + 1, ...]`: the present step is seen, though not yet answered."""
@@ -238,7 +239,7 @@ class SymbolTask(SequenceTask):
     """A sequence task over symbols: observations are one-hot (zeros where blank), answers `Discrete`.
 
     Args:
-        num_envs: number of copies.
+        num_envs: number of environments.
         alphabet: one character for each symbol that can be shown; `len(alphabet)` is the blank.
         answers: the first so many of them can be answers.
         horizon: steps of an episode.

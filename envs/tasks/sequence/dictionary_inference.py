@@ -35,7 +35,7 @@ class DictionaryInference(SymbolTask):
     Metrics: `error` (% of letters), `sequence_error` (share of words with a wrong letter).
 
     Args:
-        num_envs: number of copies.
+        num_envs: number of environments.
         k: examples in the support, at least 1.
         l: letters in a word, at least 1.
         device: where everything lives.

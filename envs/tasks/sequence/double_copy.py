@@ -13,7 +13,7 @@ class DoubleCopy(SymbolTask):
 
     Description:
         L random symbols are shown, then a delimiter, then nothing, while the symbols are to be said in the same order,
-        two times. L is drawn for each copy and episode from `min_length` to `max_length`.
+        two times. L is drawn for each environment and episode from `min_length` to `max_length`.
 
     Observation: `Box(float32)` `[symbols + 1]`: a symbol, or the delimiter (the last one), one-hot; zeros afterwards.
 
@@ -27,7 +27,7 @@ class DoubleCopy(SymbolTask):
     Metrics: `error` (% of symbols), `sequence_error` (share of sequences with a wrong symbol).
 
     Args:
-        num_envs: number of copies.
+        num_envs: number of environments.
         min_length: shortest sequence, at least 1.
         max_length: longest sequence.
         symbols: how many symbols there are, 2 to 26.

@@ -38,7 +38,7 @@ class DynamicNGrams(BitTask):
         `optimal_bits`: its cost, the sum of -log2 of its probability of each bit, in bits per sequence.
 
     Args:
-        num_envs: number of copies.
+        num_envs: number of environments.
         length: bits in a sequence, more than `context`.
         context: bits that the next one depends on, 1 to 16 (5 makes 6-grams).
         device: where everything lives.
@@ -82,7 +82,7 @@ class DynamicNGrams(BitTask):
         draws = self._uniform(length, copies)
         ones, zeros = torch.full((2, copies * contexts), 0.5, device=self.device)
         bits, estimates = [], []
-        first = self._copies * contexts  # where a copy's counts begin
+        first = self._copies * contexts  # where an environment's counts begin
         past = torch.zeros_like(first)  # the last bits as a number
         for step in range(length):
             if step < self.context:

@@ -19,8 +19,8 @@ class PrioritySort(BitTask):
 
     Description:
         L random vectors are shown, each with a priority drawn from U[-1, 1]; then nothing, while the first
-        `min(outputs, L)` of them in falling order of priority are to be said. L is drawn for each copy and episode from
-        `min_length` to `max_length`. The input's end has no mark: the priority becomes 0.
+        `min(outputs, L)` of them in falling order of priority are to be said. L is drawn for each environment and
+        episode from `min_length` to `max_length`. The input's end has no mark: the priority becomes 0.
 
     Observation: `Box(float32)` `[bits + 1]`: a vector and its priority. With `grid=True` `[2, 3, 3]`: the vector's 9
         bits as a map, and the priority all over a second one.
@@ -36,7 +36,7 @@ class PrioritySort(BitTask):
     Metrics: `wrong_bits` (a sequence), `error` (% of bits), `sequence_error` (share of sequences with a wrong bit).
 
     Args:
-        num_envs: number of copies.
+        num_envs: number of environments.
         min_length: fewest vectors, at least 1.
         max_length: most vectors.
         outputs: how many are asked for, at most; at least 1.

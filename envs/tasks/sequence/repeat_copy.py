@@ -16,7 +16,7 @@ class RepeatCopy(BitTask):
 
     Description:
         L vectors are shown, then the number R, then nothing, while the vectors are to be said R times over, followed by
-        an end marker. L and R are drawn for each copy and episode.
+        an end marker. L and R are drawn for each environment and episode.
 
     Observation: `Box(float32)`, in one of two formats.
         - `format="ntm"`: `[bits + 1]`; the last channel shows R, less the mean and over the standard deviation of the
@@ -37,7 +37,7 @@ class RepeatCopy(BitTask):
         a wrong bit).
 
     Args:
-        num_envs: number of copies.
+        num_envs: number of environments.
         min_length: shortest sequence, at least 1.
         max_length: longest sequence.
         min_repeats: fewest repeats, at least 1.

@@ -62,7 +62,7 @@ class StackGrammar(SymbolTask):
         cut. This is the paper's measure, which it takes for each n alone (`n_min=n_max=n`).
 
     Args:
-        num_envs: number of copies.
+        num_envs: number of environments.
         grammar: see above.
         n_min: least n, at least 1; at least 2 for `anbmcnm`. It and `n_max` may be set anew between two episodes, for a
             curriculum.

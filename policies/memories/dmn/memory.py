@@ -39,7 +39,7 @@ class DMN(Memory):
 
     State: `hidden` `[B, 1, d]`, of the input module; `facts` `[B, capacity, d]`, the oldest first, zeros before the
     last `count` `[B]` of them; `gates` `[B, passes, capacity]`, g of the last step, which only the panels read. Facts
-    stay as they were encoded: training reaches the input module through those of the same roll-out.
+    stay as they were encoded: training reaches the input module through those of the same rollout.
 
     Args:
         input_size: F, width of the input.
