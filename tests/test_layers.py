@@ -16,7 +16,7 @@ LAYERS = [
     ["envs.tasks.sequence"],
     ["envs.tasks.babi", "envs.tasks.graphs", "envs.tasks.images"],
     ["envs", "envs.testing"],
-    ["policies.native", "policies.memories.steps"],
+    ["policies.native", "policies.plugins", "policies.memories.steps"],
     ["policies.memories.time.unroll", "policies.memories.time.recording", "policies.memories.time.host_reads"],
     ["policies.memories.contract"],
     ["policies.memories.time", "policies.memories.shared", "policies.memories.registry"],
@@ -25,8 +25,16 @@ LAYERS = [
     ["policies.testing"],
     ["agents.common", "agents.scale.distributed", "agents.scale.devices"],
     ["agents.environments", "agents.sb3.vec_env"],
-    ["agents.contract", "agents.returns", "agents.rollout", "agents.metrics", "agents.checkpoint"],
-    ["agents.sb3", "agents.scale"],
+    [
+        "agents.contract",
+        "agents.hyperparameters",
+        "agents.returns",
+        "agents.rollout",
+        "agents.metrics",
+        "agents.checkpoint",
+    ],
+    ["agents.sb3", "agents.scale", "agents.hyperparameters"],
+    ["agents.checkpoint"],
     ["agents.updates", "agents.bootstrap", "agents.collect", "agents.learner"],
     ["agents.a2c", "agents.ppo", "agents.vtrace", "agents.supervised", "agents.registry", "agents.agent"],
     ["agents"],
@@ -41,9 +49,6 @@ APART = ("envs", "policies")
 """Neither imports from the other."""
 
 ALLOWED: set[tuple[str, str]] = {
-    ("agents.checkpoint.learner", "agents"),
-    ("agents.checkpoint.learner", "agents.learner"),
-    ("agents.checkpoint.learner", "agents.scale.cuda_graphs.eligible"),
     ("agents.metrics.non_finite", "agents.learner"),
     ("agents.metrics.report", "agents.learner"),
     ("agents.sb3.callback_locals", "agents.learner"),
