@@ -39,6 +39,7 @@ from agents.scale.fast import Fast, prepare
 from agents.updates import Updates
 from policies.memories.contract import State
 from policies.memories.steps import detach
+from policies.memories.time.held import parameters_stay
 from policies.policy import MemoryActorCriticPolicy
 
 Self = TypeVar("Self", bound="MemoryOnPolicyAlgorithm")
@@ -289,6 +290,7 @@ class MemoryOnPolicyAlgorithm(Checkpointed, Updates, TrainingEnv, OnPolicyAlgori
 
     # -- collect ---------------------------------------------------------------------------------------------------
 
+    @parameters_stay()
     def collect_rollouts(  # type: ignore[override]
         self, env: Any, callback: BaseCallback, rollout_buffer: Rollout, n_rollout_steps: int
     ) -> bool:

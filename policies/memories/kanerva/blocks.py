@@ -23,6 +23,7 @@ from policies.memories.kanerva.places import block_places, cell_weights, inner_r
 from policies.memories.shared.noise import fingerprint, gaussian, next_seed
 from policies.memories.shared.readers import Shape
 from policies.memories.steps import Queries, reset
+from policies.memories.time.held import held
 
 KEYS, LATENT, POSTERIOR, ASKED_KEYS, ASKED_LATENT = range(5)
 """Streams of noise."""
@@ -175,7 +176,7 @@ class BlockKanerva(KanervaForm):
         written = split_time(self.writes(flat), length, batch_size)
         questions, prints = self.questions(queries)
         reset_at = frozenset(resets) if starts is not None else frozenset()
-        initial = self.initial_state(batch_size)
+        initial = self.initial_state(batch_size) if reset_at else {}
 
         state = dict(state)
         seed = state.pop("seed", None)
@@ -189,7 +190,7 @@ class BlockKanerva(KanervaForm):
                 seeds.append(seed)
         noise = self.noise(seeds, prints)
 
-        weights = self.weights()
+        weights = held(self, "weights", self.weights)
         hidden, reads, answers = [], [], []
         for t in range(length):
             if t in reset_at and starts is not None:
@@ -217,7 +218,7 @@ class BlockKanerva(KanervaForm):
         if self.map_decoder is not None:
             latents = self.latents(given).at(_flat(noise[ASKED_LATENT if answers else LATENT]))
             grids = split_time(self.map_decoder(latents), length, batch_size)
-        losses = self.losses(flat, torch.cat(hidden), written.flatten(), self.latents(reads), noise[POSTERIOR])
+        losses = self.losses(flat, torch.cat(hidden), written.flatten(), reads, noise[POSTERIOR])
         return Unrolled(
             outputs, state, {name: split_time(loss, length, batch_size) for name, loss in losses.items()}, grids
         )
@@ -331,12 +332,17 @@ class BlockKanerva(KanervaForm):
         return as_gaussian(self.prior.project(torch.cat([read.features for read in reads])))
 
     def losses(
-        self, xs: Tensor, hidden: Tensor, written: Tensor, prior: Gaussian, noise: Tensor | _Nothing
+        self, xs: Tensor, hidden: Tensor, written: Tensor, reads: list[Read], noise: Tensor | _Nothing
     ) -> dict[str, Tensor]:
         """The terms of eq. (4), each `[N]` for the N = T · B steps."""
-        keys, posterior = self.key_posterior(self.keys(hidden)), as_gaussian(self.posterior(hidden))
-        losses = {"kl_z": posterior.kl(prior) * written, "kl_y": keys.kl() * written}
-        losses = {name: self.kl_weight * loss for name, loss in losses.items()}
+        losses = dict.fromkeys(("kl_z", "kl_y"), torch.zeros_like(written))
+        if not self.kl_weight and self.input_decoder is None:
+            return losses
+        posterior = as_gaussian(self.posterior(hidden))
+        if self.kl_weight:
+            keys = self.key_posterior(self.keys(hidden))
+            losses["kl_z"] = self.kl_weight * posterior.kl(self.latents(reads)) * written
+            losses["kl_y"] = self.kl_weight * keys.kl() * written
         if self.input_decoder is not None:
             decoded = self.input_decoder(posterior.at(_flat(noise)))
             losses["reconstruction"] = self.likelihood.cost(decoded, xs) * written

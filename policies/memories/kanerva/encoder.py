@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from policies.memories.time.held import held
 from policies.memories.time.host_reads import host_may_read
 
 Shift = Callable[[int, Tensor], Tensor]
@@ -50,16 +51,20 @@ class DeepLinear(nn.Sequential):
         return sigmas if self.spectral_last else [*sigmas[:2], torch.ones_like(sigmas[2])]
 
     def forward(self, x: Tensor) -> Tensor:
-        for layer, sigma in zip(self._layers(), self.sigmas(), strict=True):
-            x = F.linear(x, layer.weight / (sigma + 1e-12), layer.bias)
+        for weight, bias in held(self, "normed", self.normed):
+            x = F.linear(x, weight, bias)
         return x
+
+    def normed(self) -> list[tuple[Tensor, Tensor]]:
+        """Weight, divided by its spectral norm, and bias of each layer."""
+        return [
+            (layer.weight / (sigma + 1e-12), layer.bias)
+            for layer, sigma in zip(self._layers(), self.sigmas(), strict=True)
+        ]
 
     def collapsed(self) -> tuple[Tensor, Tensor]:
         """The network as one linear layer: weight `[outputs, inputs]` and bias `[outputs]`."""
-        first, second, third = (
-            (layer.weight / (sigma + 1e-12), layer.bias)
-            for layer, sigma in zip(self._layers(), self.sigmas(), strict=True)
-        )
+        first, second, third = held(self, "normed", self.normed)
         weight = third[0] @ second[0]
         return weight @ first[0], weight @ first[1] + third[0] @ second[1] + third[1]
 

@@ -6,6 +6,7 @@ reads; here what belongs to a key is also written there.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Literal
 
@@ -51,10 +52,16 @@ def cell_weights(places: Tensor, block_size: int, memory_size: int) -> Tensor:
     Returns:
         `[..., block_size, memory_size]`: 1 where a row of the block lies on one of the memory, falling to 0 a row away.
     """
-    cells = torch.arange(memory_size, device=places.device, dtype=places.dtype)
-    rows = torch.arange(block_size, device=places.device, dtype=places.dtype) - (block_size - 1) / 2
-    centre = (places.unsqueeze(-1) + 1) * ((memory_size - 1) / 2)
-    return (1 - ((centre + rows).unsqueeze(-1) - cells).abs()).clamp(min=0)
+    half = (memory_size - 1) / 2  # a centre at 0 lies there
+    rows = _rows(block_size, memory_size, half, places.device, places.dtype)
+    return (1 - torch.add(rows, places[..., None, None], alpha=half).abs()).clamp(min=0)
+
+
+@functools.cache
+def _rows(block_size: int, memory_size: int, half: float, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """How far the rows of a block in the middle lie from the memory's, `[block_size, memory_size]`; made once."""
+    rows = torch.arange(block_size, device=device, dtype=dtype) - (block_size - 1) / 2 + half
+    return rows.unsqueeze(1) - torch.arange(memory_size, device=device, dtype=dtype)
 
 
 class KanervaBlocks(nn.Module):

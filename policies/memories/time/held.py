@@ -1,0 +1,42 @@
+"""What depends on parameters alone, computed once while they stay as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+T = TypeVar("T")
+
+_kept: dict[Hashable, Any] | None = None
+
+
+@contextmanager
+def parameters_stay() -> Iterator[None]:
+    """Within, parameters do not change and are differentiated at most once, as in a rollout between two updates."""
+    global _kept
+    before, _kept = _kept, {}
+    try:
+        yield
+    finally:
+        _kept = before
+
+
+def held(owner: nn.Module, name: str, make: Callable[[], T]) -> T:
+    """What `make` gives: within `parameters_stay` the first time's, with its graph where gradients are on.
+
+    Args:
+        owner: the module whose parameters it depends on.
+        name: of what is made of them.
+        make: is called anew outside of `parameters_stay`.
+    """
+    if _kept is None:
+        return make()
+    key = id(owner), name, torch.is_grad_enabled()
+    if key not in _kept:
+        _kept[key] = make()
+    found: T = _kept[key]
+    return found
