@@ -62,7 +62,7 @@ class GatedDeltaRule(nn.Module):
         log_alpha, beta = self.rates_of(u)
         memory = log_alpha.exp()[..., None, None] * memory
         error = v - (memory @ k.unsqueeze(-1)).squeeze(-1)
-        memory = memory + (beta.unsqueeze(-1) * error).unsqueeze(-1) * k.unsqueeze(-2)  # eq. (10)
+        memory = torch.addcmul(memory, (beta.unsqueeze(-1) * error).unsqueeze(-1), k.unsqueeze(-2))  # eq. (10)
         return self.read(u, (memory @ q.unsqueeze(-1)).squeeze(-1)), memory, window[:, 1:]
 
     def split(self, mixed: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -66,9 +66,13 @@ class GTrXLLayer(nn.Module):
         weights, values = self.attention(history, positions, allowed)
         read = (weights @ values).movedim(3, 1).flatten(3)  # [blocks, Q, B, width]
         x = history[len(positions) - 1 :]
-        y = self.attended(read.flatten(0, 1)[: len(x)])
-        x = self.attention_gate(x, y.relu())
-        return self.mlp_gate(x, self.mlp(self.mlp_norm(x)).relu())  # type: ignore[no-any-return]
+        return self.gated(x, read.flatten(0, 1)[: len(x)])
+
+    def gated(self, x: Tensor, read: Tensor) -> Tensor:
+        """What follows the attention: inputs and what the heads read of them, `[..., width]`, to the layer's output."""
+        x = self.attention_gate(x, self.attended(read).relu())
+        result: Tensor = self.mlp_gate(x, self.mlp(self.mlp_norm(x)).relu())
+        return result
 
     def attention(self, history: Tensor, positions: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
         """Weights `[blocks, B, heads, Q, capacity + Q]` and the values they weigh, by blocks of Q steps."""
@@ -116,12 +120,48 @@ def attention_mask(held: Tensor, capacity: int) -> Tensor:
 
 
 class AttentionBlocks(FastForm):
-    """All steps of a layer at once, in blocks; resets may be anywhere."""
+    """All steps of a layer at once, in blocks; resets may be anywhere. A step makes no keys and no values."""
 
     memory: GTrXL
 
     def unroll(self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None) -> Unrolled:
         return Unrolled(*self.memory.through(xs, state, starts), {})
+
+    def step(self, x: Tensor, state: State) -> MemoryStep:
+        memory, count = self.memory, state["count"]
+        positions = memory.get_buffer("positions")
+        distances = torch.arange(memory.capacity, -1, -1, device=x.device)
+        allowed = (distances <= count.unsqueeze(1)).unsqueeze(1)
+        x, windows = memory.embedding(x), []
+        for index, layer in enumerate(memory.layers):
+            assert isinstance(layer, GTrXLLayer)
+            seen = torch.cat([state["memory"][:, index], x.unsqueeze(1)], 1)
+            windows.append(seen[:, 1:])
+            x = layer.gated(x, self.read(layer, seen, positions, allowed))
+        following = {"memory": torch.stack(windows, 1), "count": (count.detach() + 1).clamp(max=memory.capacity)}
+        return MemoryStep(x, following, {})
+
+    def read(self, layer: GTrXLLayer, seen: Tensor, positions: Tensor, allowed: Tensor) -> Tensor:
+        """What the heads read, `[B, width]`: q · (W_k n) is taken as (W_kᵀ q) · n, and Σ a (W_v n) as W_v Σ a n.
+
+        Args:
+            layer: of the memory.
+            seen: its window and the present input, `[B, capacity + 1, width]`.
+            positions: R, of the largest distance first.
+            allowed: which of them are of this episode, bool `[B, 1, capacity + 1]`.
+        """
+        normed, heads = layer.norm(seen), layer.heads
+        q = layer.query(normed[:, -1])
+        by_head = (len(q), heads, -1)
+        keys, values = (
+            part.view(heads, -1, part.shape[1]) for part in layer.key_value.weight.chunk(2)
+        )  # [h, d, width]
+        towards = torch.einsum("bhd,hdw->bhw", (q + layer.key_bias).view(by_head), keys)
+        where = layer.position(positions).view(len(positions), heads, -1)
+        by_distance = torch.einsum("bhd,phd->bhp", (q + layer.position_bias).view(by_head), where)
+        scores = (towards @ normed.mT + by_distance) / math.sqrt(keys.shape[1])
+        weights = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min).softmax(-1)
+        return torch.einsum("bhw,hdw->bhd", weights @ normed, values).flatten(1)
 
 
 @register_memory("gtrxl")
