@@ -45,8 +45,8 @@ class A2CConfig(Hyperparameters):
 
     fixed: ClassVar[tuple[str, ...]] = (*Hyperparameters.fixed, "rms_prop_eps", "use_rms_prop")
     run_defaults: ClassVar[Mapping[str, Any]] = {
-        **{"learning_rate": 1e-3, "n_steps": 16, "gae_lambda": 0.95, "ent_coef": 0.01, "use_rms_prop": False},
-        **{"normalize_advantage": True, "num_envs": 16, "anneal": True},
+        **{"learning_rate": 1e-3, "n_steps": 8, "gae_lambda": 0.95, "ent_coef": 0.01},
+        **{"use_rms_prop": False, "normalize_advantage": True, "anneal": True},
     }
 
 
