@@ -106,7 +106,7 @@ def draw_curves(axes: Axes, groups: Sequence[Drawn], score: str, axis: Axis, lin
             axes.plot(x, y, "o", color=color, markersize=5)
     if end:
         axes.set_xlim(0, end)
-    if lower_is_better(score):
+    if lower_is_better(score) and "/" not in score:  # a share; losses may be negative
         axes.set_ylim(bottom=0)
     elif score in _SHARES:
         axes.set_ylim(0, 1.03)
