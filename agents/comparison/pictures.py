@@ -71,7 +71,7 @@ def draw_curves(axes: Axes, groups: Sequence[Drawn], score: str, axis: Axis, lin
         axis: what is along x.
         lines: horizontal lines, dashed.
     """
-    number, end = 0, 0.0
+    number, end, many = 0, 0.0, len(groups) > _BESIDE
     ends: list[tuple[float, float, str]] = []
     for group in groups:
         xs, mean, low, high = group.mean_curve(axis)
@@ -83,7 +83,7 @@ def draw_curves(axes: Axes, groups: Sequence[Drawn], score: str, axis: Axis, lin
         number += not plain
         count = f"{group.seeds} seeds" if group.seeds > 1 else "1 seed"
         axes.plot(xs, mean, dash, color=color, linewidth=1.8, label=plain_text(f"{group.label} ({count})"))
-        axes.fill_between(xs, low, high, color=color, alpha=0.18, linewidth=0)
+        axes.fill_between(xs, low, high, color=color, alpha=0.07 if many else 0.18, linewidth=0)
         end = max(end, float(xs[-1]))
         ends.append((float(xs[-1]), float(mean[-1]), color))
     for line in lines:
@@ -114,8 +114,7 @@ def draw_curves(axes: Axes, groups: Sequence[Drawn], score: str, axis: Axis, lin
         axes.xaxis.set_major_formatter(EngFormatter(sep="\N{THIN SPACE}"))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    outside = len(groups) > _BESIDE
-    place = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0)} if outside else {"loc": "best"}
+    place = {"loc": "upper left", "bbox_to_anchor": (1.03, 1.0)} if many else {"loc": "best"}
     if ends:
         axes.legend(framealpha=0.85, edgecolor="none", fontsize=9, **place)
 
