@@ -137,7 +137,7 @@ class OfAgent:
         config = load_config(RECIPES / f"{self.recipe}.yaml")
         model: MemoryOnPolicyAlgorithm
         if checkpoint is None:
-            env = config.make_env(config.n_minibatches)
+            env = config.make_env(getattr(config.learner, "n_minibatches", 1))
             model = LEARNERS[config.algo]("MemoryPolicy", env, **config.learner_kwargs())
         else:
             model = load(checkpoint)

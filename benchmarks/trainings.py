@@ -12,9 +12,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
 
-from agents.common.plain_yaml import read_yaml_file
-from agents.comparison.settings import same_training
-from agents.run.config import Config
+from agents.comparison.settings import changes
+from agents.run.config import load_config
 from agents.run.parsing import parse
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,10 +39,8 @@ class Training:
         if not file.is_file():
             return False
         config, _ = parse([*self.words, "--run-dir", str(self.folder)])
-        wanted = {name: str(v) if isinstance(v, Path) else v for name, v in config.entries().items()}
-        there = {**Config().entries(), **read_yaml_file(file, "configuration")}
-        if other := same_training(wanted, there):
-            said = ", ".join(f"{name} is {there.get(name)} and not {wanted.get(name)}" for name in other[:3])
+        if found := changes(load_config(file).entries(), config.entries()):
+            said = ", ".join(f"{name} is {there} and not {wanted}" for name, (there, wanted) in [*found.items()][:3])
             raise SystemExit(f"error: {self.folder} holds another training ({said}): name another --runs folder")
         return (self.folder / "summary.json").exists()
 

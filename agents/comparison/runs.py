@@ -165,7 +165,10 @@ def _read(folder: Path, baselines: bool) -> Iterator[Run]:
     entries = read_yaml_file(folder / "config.yaml", "configuration")
     if not isinstance(entries, dict):
         raise ValueError(f"{folder}/config.yaml is not a configuration: expected entries such as 'env: ...'")
-    config = {**Config().entries(), **entries}
+    try:
+        config = {**Config.of(entries).entries(), **entries}
+    except ValueError:  # of a learner that is not installed: only what its runs share with others has a default
+        config = {**Config().entries(), **entries}
     summary, evaluation = (_json(folder / name) for name in ("summary.json", "evaluation.json"))
     same_env = evaluation.get("env") == config["env"] and evaluation.get("env_kwargs") == config["env_kwargs"]
     random = evaluation.get("scores", {}).get("random") or {} if same_env else {}

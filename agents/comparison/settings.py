@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from agents.common.arguments import shown
@@ -36,15 +37,16 @@ def _flat(config: Mapping[str, Any], before: str = "") -> dict[str, Any]:
     return found
 
 
-def same_training(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
-    """In which settings two configurations differ; empty where both are the same training and score.
+def changes(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Settings in which two configurations differ, with both values; empty where both are the same training.
 
     Args:
         first, second: entries of `config.yaml`. Folders, displays and the machine's threads are not compared.
     """
     apart = (*_PLACES, "threads", "recipe", "follows")
     one, other = (_flat({name: v for name, v in c.items() if name not in apart}) for c in (first, second))
-    return sorted(name for name in {*one, *other} if _plain(one.get(name)) != _plain(other.get(name)))
+    both = {name: (one.get(name), other.get(name)) for name in sorted({*one, *other})}
+    return {name: values for name, values in both.items() if _plain(values[0]) != _plain(values[1])}
 
 
 def task(run: Run, but: Sequence[str] = ()) -> tuple[Any, ...]:
@@ -137,4 +139,6 @@ def _plain(value: Any) -> Any:
         return {name: _plain(inner) for name, inner in sorted(value.items())}
     if isinstance(value, (list, tuple)):
         return [_plain(inner) for inner in value]
+    if isinstance(value, Path):
+        return str(value)
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value

@@ -27,7 +27,8 @@ def make_run(
     """
     folder.mkdir(parents=True)
     env = {"env": "Engram/RepeatFirst-v0", **entries}
-    Config(memory=memory, seed=seed, total_timesteps=steps, run_dir=folder, **env).save(folder / "config.yaml")
+    given = {"memory": memory, "seed": seed, "total_timesteps": steps, "run_dir": folder, **env}
+    Config.of(given).save(folder / "config.yaml")
     columns = [f"task/{name}" for name in metrics or ()]
     lines = [",".join(["time/total_timesteps", "time/wall", "rollout/episodes", "rollout/ep_rew_mean", *columns])]
     for number, value in enumerate(curve, start=1):

@@ -10,7 +10,7 @@ import pytest
 
 from agents.comparison import Comparison, GroupingError, find_runs
 from agents.comparison.groups import lower_is_better
-from agents.comparison.settings import same_training
+from agents.comparison.settings import changes
 from tests.agents.comparison.run_folders import make_run, make_runs
 
 
@@ -185,5 +185,5 @@ def test_random_actions_are_taken_from_an_evaluation(tmp_path: Path) -> None:
 
 def test_a_run_is_the_same_training_only_with_the_same_settings(tmp_path: Path) -> None:
     one, other = find_runs([make_run(tmp_path / "a"), make_run(tmp_path / "b", steps=2000, threads=2, gamma=0.5)])
-    assert same_training(one.config, one.config) == []
-    assert same_training(one.config, other.config) == ["gamma", "total_timesteps"]
+    assert changes(one.config, one.config) == {}
+    assert changes(one.config, other.config) == {"gamma": (0.99, 0.5), "total_timesteps": (1000, 2000)}

@@ -1,0 +1,58 @@
+"""Benchmarks use a run again only if it is the same training, and replace what is published only when told."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from agents.run.parsing import parse
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+Training = importlib.import_module("trainings").Training
+WORDS = ("--recipe", "maze-ppo", "--memory", "lstm", "--seed", "1")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A complete run of `WORDS`, but for its training."""
+    config, _ = parse([*WORDS, "--threads", "2"])
+    config.save(tmp_path / "config.yaml")
+    (tmp_path / "summary.json").write_text('{"mean_return": 1.0}')
+    return tmp_path
+
+
+def test_the_same_training_is_used_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path.name for path in folder.iterdir()}
+    Training(folder, WORDS).train()
+    assert f"there already: {folder}" in capsys.readouterr().out
+    assert {path.name for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (("--total-timesteps", "64000"), "total_timesteps is 960000 and not 64000"),
+        (("--memory-kwargs", "hidden_size=8"), "memory_kwargs.hidden_size is None and not 8"),
+        (("--learning-rate", "1e-4"), "learning_rate is"),
+    ],
+)
+def test_another_training_is_refused(folder: Path, other: tuple[str, ...], said: str) -> None:
+    with pytest.raises(SystemExit, match="holds another training") as end:
+        Training(folder, (*WORDS, *other)).train()
+    assert said in str(end.value)
+
+
+def test_published_files_are_not_replaced_unasked(tmp_path: Path) -> None:
+    (tmp_path / "maze-ppo.csv").write_text("published")
+    words = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path)]
+    script = str(ROOT / "benchmarks" / "learning_curves.py")
+    done = subprocess.run([sys.executable, script, *words], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "maze-ppo.csv exists" in done.stderr
+    assert (tmp_path / "maze-ppo.csv").read_text() == "published"
+    assert not (tmp_path / "runs").exists()
