@@ -59,6 +59,8 @@ class Hyperparameters:
     run_defaults: ClassVar[Mapping[str, Any]] = {"learning_rate": 1e-3}
     """What `train.py` starts from where that differs from the class; also entries of the run, such as `num_envs`, which
     count where no recipe is named."""
+    gpu_defaults: ClassVar[Mapping[str, Any]] = {}
+    """Those of `run_defaults` that are others with `--device cuda`."""
 
 
 @dataclass

@@ -35,8 +35,10 @@ class PPOConfig(Hyperparameters):
 
     learning_rate: Rate = 3e-4
     n_steps: Whole = 128
-    n_minibatches: Count = 4
-    """Sets of environments that each pass is cut into; with fewer environments than that, one a set."""
+    n_minibatches: Count | None = None
+    """Sets of environments that each pass is cut into; with fewer environments than that, one a set. None: 4, and 1 on
+    a GPU, where every set takes as many kernel launches as all environments together. Fewer sets are fewer updates a
+    rollout: name a number where runs on a CPU and a GPU are to learn alike."""
     n_epochs: Count = 10
     """Passes over each rollout."""
     gamma: Fraction = 0.99
@@ -64,6 +66,7 @@ class PPOConfig(Hyperparameters):
         "ent_coef": 0.01,
         "anneal": True,
     }
+    gpu_defaults: ClassVar[Mapping[str, Any]] = {"n_minibatches": 1}
 
 
 @register_learner("ppo")
@@ -79,14 +82,21 @@ class PPO(MemoryOnPolicyAlgorithm):
 
     config_class = PPOConfig
 
-    n_minibatches: int
+    n_minibatches: int | None
+    """A number once the learner is built."""
     n_epochs: int
     clip_range: float | Schedule
     clip_range_vf: float | Schedule | None
     target_kl: float | None
 
+    def _setup_model(self) -> None:
+        if self.n_minibatches is None:
+            self.n_minibatches = 1 if self.device.type == "cuda" else 4
+        super()._setup_model()
+
     def _setup_env(self) -> None:
         super()._setup_env()
+        assert self.n_minibatches is not None
         sets = min(self.n_minibatches, self.all_envs)
         if self.n_envs < sets:  # every rank gives its share to every minibatch
             raise ValueError(
@@ -101,6 +111,7 @@ class PPO(MemoryOnPolicyAlgorithm):
         clip = FloatSchedule(self.clip_range)(progress)
         clip_vf = None if self.clip_range_vf is None else FloatSchedule(self.clip_range_vf)(progress)
         learn = self.learn_minibatch if self.graphs is None else self.graphs.minibatch
+        assert self.n_minibatches is not None
         count = min(self.n_minibatches, self.n_envs)
         rows: list[Tensor] = []
         for _ in range(self.n_epochs):

@@ -275,8 +275,14 @@ def hyperparameters(algo: str, entries: Mapping[str, Any] | None = None) -> Any:
         ValueError: there is no such learner.
     """
     config: Any = learner_class(algo).config_class
-    given = {**config.run_defaults, **(entries or {})}
+    given = {**starting(config, (entries or {}).get("device")), **(entries or {})}
     return config(**{name: given[name] for name in hints_of(config) if name in given})
+
+
+def starting(config: Any, device: str | None) -> dict[str, Any]:
+    """What `train.py` starts from with a learner's dataclass on a device; None: the CPU."""
+    on_gpu = str(device).startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    return {**config.run_defaults, **(config.gpu_defaults if on_gpu else {})}
 
 
 def run_entries() -> dict[str, Any]:
@@ -303,29 +309,32 @@ def known_entries() -> dict[str, Any]:
     return own | found
 
 
-def default_config(algo: str | None, env: str | None = None) -> Config:
+def default_config(algo: str | None, env: str | None = None, device: str | None = None) -> Config:
     """The values that flags override where no recipe is named.
 
     Observations of other people's environments may be of any size, those of this project's are of the order of 1.
     """
     algo = algo or Config.algo
-    entries = {"algo": algo, **learner_class(algo).config_class.run_defaults}
+    entries = {"algo": algo, **starting(learner_class(algo).config_class, device)}
     entries["normalize_obs"] = not (env or Config.env).startswith("Engram/")
     return Config.of(entries)
 
 
-def base_config(recipe: str | None, env: str | None, algo: str | None, memory: str | None) -> Config:
+def base_config(
+    recipe: str | None, env: str | None, algo: str | None, memory: str | None, device: str | None = None
+) -> Config:
     """The values that flags override: those of a recipe, named or the main job's, or default ones.
 
     Args:
         recipe: a name or a file; None: the main job's, where env and algo are about it.
         env, algo, memory: what is asked for. A recipe's arguments are those of its own parts; they go with these.
+        device: what is asked for; None: the CPU.
 
     Raises:
         ValueError: there is no such recipe or learner, or the recipe is wrong.
     """
     file = find_recipe(recipe) if recipe else default_recipe(env, algo)
-    config = load_config(file) if file else default_config(algo, env)
+    config = load_config(file) if file else default_config(algo, env, device)
     if algo not in (None, config.algo):
         config = Config.of(config.entries() | {"algo": algo})
     config.recipe = file.stem if file else None

@@ -30,7 +30,7 @@ def parse(arguments: list[str]) -> tuple[Command, Path | None]:
     """
     refuse_empty(arguments)
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("recipe", "resume", "sweep", "env", "algo", "memory"):
+    for name in ("recipe", "resume", "sweep", "env", "algo", "memory", "device"):
         first.add_argument(f"--{name}")
     first.add_argument("--run-dir", "--run_dir", type=Path)
     given, _ = first.parse_known_args(arguments)
@@ -51,7 +51,7 @@ def parse(arguments: list[str]) -> tuple[Command, Path | None]:
         defaults = load_config(run_dir / "config.yaml")
         defaults.run_dir = run_dir
     else:
-        defaults = base_config(given.recipe, given.env, given.algo, given.memory)
+        defaults = base_config(given.recipe, given.env, given.algo, given.memory, given.device)
     refuse_foreign(defaults, arguments)
     kind = type(defaults.learner)
     learner = ("learner", Annotated[kind, tyro.conf.arg(name="")], dataclasses.field(default=None))

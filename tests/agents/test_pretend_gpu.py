@@ -15,6 +15,7 @@ from cases import ENVIRONMENTS, LEARNERS, MEMORIES, small
 from pretend_cuda import PretendCuda
 
 from agents import A2C, PPO, MemoryOnPolicyAlgorithm, make_env
+from agents.run.parsing import parse
 
 ROOT = Path(__file__).resolve().parents[2]
 BUDGET = Path(__file__).with_name("launches.csv")
@@ -139,6 +140,27 @@ def test_auto_is_where_the_environment_is(learner: type[MemoryOnPolicyAlgorithm]
             model = learner("MemoryPolicy", env, n_steps=16, policy_kwargs={"memory": "gru"})
             assert model.device.type == expected
             model.learn(1)
+
+
+def test_ppo_takes_one_minibatch_on_a_gpu_unless_told() -> None:
+    """Four take four times the launches there; a number that is given, by a user, a recipe or a checkpoint, counts."""
+    words = ["--algo", "ppo", "--env", "Engram/RepeatFirst-v0", "--memory", "gru"]
+    with PretendCuda():
+        found = []
+        for place, more in (("cpu", {}), ("cuda", {}), ("cuda", {"n_minibatches": 2})):
+            env = make_env("Engram/RepeatFirst-v0", 4, device=place)
+            found.append(PPO("MemoryPolicy", env, policy_kwargs={"memory": "gru"}, **more).n_minibatches)
+        assert found == [4, 1, 2]
+        flags = {
+            (): 2,
+            ("--device", "cuda"): 1,
+            ("--device", "auto"): 1,
+            ("--device", "cuda", "--n-minibatches", "3"): 3,
+        }
+        for flag, expected in flags.items():
+            assert parse([*words, *flag])[0].learner.n_minibatches == expected
+        assert parse(["--device", "cuda"])[0].learner.n_minibatches == 4  # the main job's recipe
+    assert parse([*words, "--device", "auto"])[0].learner.n_minibatches == 2
 
 
 @pytest.mark.parametrize(("there", "here"), [("cuda", "cpu"), ("cpu", "cuda")])
