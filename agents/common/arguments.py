@@ -1,7 +1,7 @@
-"""Typed, range-checked values: what flags, recipes, `config.yaml`, sweep files, checkpoints and constructors give.
+"""Type and range checks for values from flags, recipes, `config.yaml`, sweep files, checkpoints and constructors.
 
-A type is a plain annotation, with a `Range` beside it where not every number is meant: `Annotated[float, Range(0, 1)]`.
-`read` fits a value to it (`1e6` where a whole number is meant, `"1e-3"` where a number is) or says what was expected.
+A type is a plain annotation, with a `Range` if not every number is valid: `Annotated[float, Range(0, 1)]`.
+`read` converts a value to the type (`1e6` to an integer, `"1e-3"` to a float) or says what was expected.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from policies.memories import memory_class
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from `low` to `high`; without `low` itself where it is `above`."""
+    """Numbers from `low` to `high`. With `above`, `low` itself is excluded."""
 
     low: float = -math.inf
     high: float = math.inf
     above: bool = False
 
     def holds(self, number: float) -> bool:
-        """Whether `number` is one of them."""
+        """Whether `number` is in the range."""
         return self.low <= number <= self.high and not (self.above and number == self.low)
 
     def __str__(self) -> str:
@@ -47,7 +47,7 @@ Rate = Annotated[float, Range(0, 10)]
 Seed = Annotated[int, Range(0, 2**32 - 1)]
 
 POLICY: Mapping[str, Any] = {"memory": str, "memory_kwargs": dict[str, Any], "bptt_segment": Whole | None}
-"""Arguments of the policy that a run's configuration has."""
+"""Policy arguments that a run's configuration may set."""
 
 _NUMBER = re.compile(r"[+-]?(\d[\d_]*\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _WORDS = {**dict.fromkeys(("true", "yes", "on"), True), **dict.fromkeys(("false", "no", "off"), False)}
@@ -56,10 +56,10 @@ _WRONG: Any = object()
 
 
 def read(name: str, value: Any, hint: Any) -> Any:
-    """`value` as one of the type `hint`.
+    """`value`, converted to the type `hint`.
 
     Raises:
-        ValueError: it is none; the message has the form "NAME is VALUE, expected ...".
+        ValueError: it has another type or is out of range; the message has the form "NAME is VALUE, expected ...".
     """
     fitted = _fit(value, hint)
     if fitted is _WRONG:
@@ -68,7 +68,7 @@ def read(name: str, value: Any, hint: Any) -> Any:
 
 
 def given(name: str, value: Any, hint: Any) -> Any:
-    """As `read`, for a value from Python or JSON, where text is no number.
+    """As `read`, for a value from Python or JSON: a string is never converted to a number.
 
     Raises:
         ValueError: see `read`.
@@ -79,7 +79,7 @@ def given(name: str, value: Any, hint: Any) -> Any:
 
 
 def check(hints: Mapping[str, Any], /, **values: Any) -> None:
-    """Check values, by name, against the types that `hints` has for them.
+    """Checks values by name against the types in `hints`.
 
     Raises:
         ValueError: one is of the wrong type or out of its range.
@@ -90,7 +90,7 @@ def check(hints: Mapping[str, Any], /, **values: Any) -> None:
 
 
 def check_policy(policy_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Arguments of the policy, those of its memory fitted to their types and sizes.
+    """Policy arguments, with those of the memory converted to their types and checked.
 
     Raises:
         ValueError: one is of the wrong type or out of its range.
@@ -106,14 +106,15 @@ def check_policy(policy_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
 def read_arguments(
     takes: Callable[..., Any], given: Mapping[str, Any], name: str, not_taken: Sequence[str] = (), sizes: bool = False
 ) -> dict[str, Any]:
-    """Keyword arguments fitted to the annotations of what takes them; an annotation of another kind is not checked.
+    """Keyword arguments converted to the annotations of the callable that takes them. Annotations that are not
+    understood are not checked.
 
     Args:
         takes: a class or function.
-        given: arguments by name. Names that it does not take are left to it to refuse.
-        name: what comes before an argument's name in a message.
-        not_taken: arguments that are given by other means, and not by these.
-        sizes: whether whole numbers are at least 0, and sizes and counts (by their names) at least 1.
+        given: arguments by name. Unknown names are passed on; the callable refuses them.
+        name: prefix of an argument's name in messages.
+        not_taken: arguments that are set elsewhere and must not appear here.
+        sizes: require integers to be at least 0, and sizes and counts (recognised by name) at least 1.
 
     Raises:
         ValueError: one is of the wrong type.
@@ -138,7 +139,7 @@ def read_arguments(
 
 
 def kinds_of(hint: Any) -> tuple[Any, ...]:
-    """The types that values of `hint` may be of, without what is said beside them."""
+    """The types that `hint` allows, without metadata."""
     if typing.get_origin(hint) is Annotated:
         return kinds_of(typing.get_args(hint)[0])
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
@@ -147,7 +148,7 @@ def kinds_of(hint: Any) -> tuple[Any, ...]:
 
 
 def shown(value: Any) -> str:
-    """A value as it would be written in a file, on one line."""
+    """A value as written in a YAML file, on one line."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     text = " ".join(repr(value).split())
@@ -155,7 +156,7 @@ def shown(value: Any) -> str:
 
 
 def meant(hint: Any) -> str:
-    """What values of a type are, in words."""
+    """Describes the values of a type in words."""
     if typing.get_origin(hint) is Annotated:
         kind, *marks = typing.get_args(hint)
         return " ".join([meant(kind), *(str(mark) for mark in marks if isinstance(mark, Range))])

@@ -1,4 +1,4 @@
-"""Files that are whole whenever somebody looks: written beside, flushed, renamed."""
+"""Atomic file replacement: write beside the target, flush, rename."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 
 
 def replace_file(file: Path, content: str | bytes) -> None:
-    """Give `file` new content, all or nothing: after a crash it has the old or the new one.
+    """Replaces the content of `file` atomically: after a crash it holds the old or the new content.
 
     Raises:
-        OSError: it cannot be written; the old content stands.
+        OSError: it cannot be written; the old content is kept.
     """
     beside = file.with_name(f".{file.name}.{os.getpid()}.partial")
     try:
@@ -30,7 +30,7 @@ def replace_file(file: Path, content: str | bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Have the names in a folder survive a power cut, where the system can."""
+    """Flushes a folder's entries to disk, if the system supports it."""
     with contextlib.suppress(OSError):  # Windows opens no folders
         handle = os.open(folder, os.O_RDONLY)
         try:

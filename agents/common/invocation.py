@@ -1,4 +1,4 @@
-"""The commands as they are called where the user is: a script of the checkout, a console script, or a module."""
+"""How to call the commands from the user's folder: as a script of the checkout, a console script, or a module."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ _MODULES = {"train": "agents.run", "evaluate": "agents.evaluation", "compare": "
 
 
 def command_for(name: str) -> str:
-    """How to call `name`, "train", "evaluate" or "compare", from the current folder: the way this process was called.
+    """The command line for `name` ("train", "evaluate" or "compare") from the current folder, in the form in which this
+    process was called.
 
     >>> command_for("train").split()[-1] in ("train.py", "engram-train", "agents.run")
     True
@@ -32,13 +33,13 @@ def command_for(name: str) -> str:
 
 
 def _installed(name: str, python: str) -> str:
-    """Without a checkout: the console script where it is found, and torchrun takes a module."""
+    """Without a checkout: the console script if it is on the path, else the module; torchrun always gets the module."""
     if python == "python" and shutil.which(f"engram-{name}"):
         return f"engram-{name}"
     return f"{python} -m {_MODULES[name]}"
 
 
 def _ours(script: Path) -> bool:
-    """Whether a script in the current folder is the one of this checkout."""
+    """Whether a script belongs to this checkout."""
     checkout = Path(__file__).resolve().parents[2]
     return script.resolve().parent == checkout and script.is_file()

@@ -1,4 +1,4 @@
-"""YAML as plain values, in the way users mean it: `1e-3` is a number, `off` a word; errors are one line."""
+"""Reads and writes YAML as plain values: `1e-3` is a number, `off` is text. Errors are one line."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Text that reads as the same values in YAML 1.1 and here, without aliases."""
+    """Writes text that means the same in YAML 1.1 and here, without aliases."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -58,20 +58,20 @@ for _first, _found in _Loader.yaml_implicit_resolvers.items():
 
 
 def write_yaml(data: Any) -> str:
-    """Plain values as YAML, in their order."""
+    """Plain values as YAML text, in their order."""
     text: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
     return text
 
 
 def read_yaml(text: str, where: str) -> Any:
-    """YAML as plain values: no aliases, no tags, no entry twice.
+    """Parses YAML into plain values: no aliases, no tags, no repeated keys.
 
     Args:
         text: of the file.
         where: its name, for messages.
 
     Raises:
-        ValueError: it is not YAML, or not such YAML; one line.
+        ValueError: it is not YAML, or uses an unsupported feature; one line.
     """
     try:
         return yaml.load(text, _Loader)
@@ -85,7 +85,7 @@ def read_yaml(text: str, where: str) -> Any:
 
 
 def read_yaml_file(file: Path, kind: str) -> Any:
-    """A YAML file as plain values; `kind` says what it should be, for messages.
+    """Reads a YAML file into plain values; `kind` names the file's role in messages.
 
     Raises:
         ValueError: it cannot be read, or is not YAML.

@@ -1,4 +1,4 @@
-"""Output that never ends a training: letters that the terminal has not become "?", a closed pipe is left."""
+"""Terminal output that cannot end a training: unsupported characters become "?", and a closed pipe is ignored."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any, TextIO, cast
 from rich.console import Console
 
 PLAIN: dict[str, Any] = {"highlight": False, "soft_wrap": True, "markup": False, "emoji": False}
-"""How sentences are printed: as they are, on one line."""
+"""Print options for sentences: no markup, no wrapping."""
 
 
 def degrade() -> None:
-    """Have standard output and error write what their encoding cannot as "?"."""
+    """Makes standard output and error replace characters that their encoding lacks with "?"."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             with contextlib.suppress(OSError, ValueError):  # closed, or full
@@ -24,7 +24,7 @@ def degrade() -> None:
 
 
 def make_console(stderr: bool = False, quiet: bool = False) -> Console:
-    """A console on standard output or error, for as long as somebody reads it."""
+    """A console on standard output or error that goes silent once the pipe is closed."""
     stream: Any = sys.stderr if stderr else sys.stdout
     return Console(file=cast(TextIO, _Output(stream, None if stderr else _say_once)), quiet=quiet or stream is None)
 
@@ -35,7 +35,7 @@ def _say_once(error: Exception) -> None:
 
 
 class _Output:
-    """A stream as it is, until it cannot be written any more."""
+    """A stream that ignores writes after the first failed one."""
 
     def __init__(self, stream: TextIO, lost: Callable[[Exception], None] | None) -> None:
         self._stream, self._lost, self._gone = stream, lost, stream is None

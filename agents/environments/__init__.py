@@ -1,9 +1,10 @@
-"""Anything in, one tensor interface out.
+"""Turns any environment into a `TensorEnv`.
 
-`make_env` builds from a Gymnasium id. `as_tensor_env` takes what is already built: a `TensorEnv` as it is; an ordinary
-`gymnasium.Env`, a Gymnasium `VectorEnv` or an SB3 `VecEnv` behind `HostEnv`, which moves arrays to the device and back.
-`TensorVecEnv` is the way back: a `TensorEnv` seen as an SB3 `VecEnv`, for `model.get_env()`, callbacks and
-`evaluate_policy`. Of environments on the host it gives the `VecEnv` beneath: the user's own where there is one.
+`make_env` builds environments from a Gymnasium id. `as_tensor_env` takes an existing one: a `TensorEnv` is returned
+unchanged; an ordinary `gymnasium.Env`, a Gymnasium `VectorEnv` or an SB3 `VecEnv` behind `HostEnv`, which moves arrays
+to the device and back. `TensorVecEnv` goes the other way: it shows a `TensorEnv` as an SB3 `VecEnv`, for
+`model.get_env()`, callbacks and `evaluate_policy`. For environments on the host it returns the wrapped `VecEnv`, which
+is the user's own if they passed one.
 """
 
 from agents.environments.host import HostEnv

@@ -1,4 +1,4 @@
-"""What single environments of the host give: compared with Gymnasium's contract, and copied on receipt."""
+"""Checks the return values of host environments against Gymnasium's API, and copies their observations."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 
 class ContractError(Exception):
-    """An environment's `step` or `reset` gives what Gymnasium's contract does not have; the message says what."""
+    """An environment's `step` or `reset` violates Gymnasium's API; the message says how."""
 
 
 class CopyObservation(gym.Wrapper[Any, Any, Any, Any]):
-    """Hands out copies of observations, as some environments write into one array again and again.
+    """Copies observations, because some environments reuse one array for all steps.
 
     Raises:
-        ContractError: `reset` or `step` gives another number of values, or an observation of another shape, a reward
-            that is no number, an end that is neither true nor false, or information that is no dictionary.
+        ContractError: `reset` or `step` returns the wrong number of values, an observation of another shape, a reward
+            that is not a number, an end that is not a bool, or an `info` that is not a dictionary.
 
-    What is set on it is set on the environment within, as if it were not there.
+    Attributes set on the wrapper are set on the wrapped environment.
     """
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -65,7 +65,7 @@ class CopyObservation(gym.Wrapper[Any, Any, Any, Any]):
 
 
 def copy_observations(env: VectorEnv[Any, Any, Any] | VecEnv) -> None:
-    """Put `CopyObservation` around the single environments of a batch that runs in this process."""
+    """Wraps the single environments of a batch in this process in `CopyObservation`."""
     batch = env.unwrapped
     if isinstance(batch, (SyncVectorEnv, DummyVecEnv)):
         around: Any = [

@@ -1,4 +1,4 @@
-"""HostEnv: environments that step on the host, behind the tensor interface."""
+"""`HostEnv` gives environments on the host the tensor interface."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from policies.observations import Layout
 
 
 class HostEnv(TensorEnv):
-    """Environments that run on the host, behind the tensor interface: one transfer each way at every step.
+    """Environments that run on the host, with the tensor interface: one transfer in each direction per step.
 
     Observations, rewards and ends are copied on receipt, and go to an accelerator in one copy (`Transfer`).
 
-    Their state cannot be read, so a resumed run starts them anew; everything else of the run goes on.
+    Their state cannot be saved. A resumed run therefore starts new episodes; everything else continues.
     """
 
     def __init__(self, host: Host, device: torch.device | str = "cpu") -> None:
@@ -32,10 +32,10 @@ class HostEnv(TensorEnv):
         self.host, self._own = host, 0
         super().__init__(host.num_envs, self._layout.space, host.action_space, device)
         self.vec_env = host.vec_env
-        """The environments as SB3's clients are given them: see `agents.environments.TensorVecEnv`."""
+        """The environments as an SB3 `VecEnv`: see `agents.environments.TensorVecEnv`."""
         self.counts_episodes = host.counts_episodes
         self.counted: list[dict[str, Any]] = []
-        """What the environments said of the episodes that ended since a learner last took it."""
+        """Statistics of the episodes that ended since a learner last read them, as reported by the environments."""
         self.render_mode = "rgb_array"
         n, space = self.num_envs, self._layout.space
         entries = space.spaces if isinstance(space, spaces.Dict) else {"": space}
@@ -57,7 +57,7 @@ class HostEnv(TensorEnv):
 
     @property
     def truncates(self) -> bool:  # type: ignore[override]
-        """Whether the step just made truncated an environment: the host knows."""
+        """Whether the last step truncated any environment; known on the host."""
         return self._truncated_now
 
     _truncated_now = False
@@ -74,7 +74,7 @@ class HostEnv(TensorEnv):
 
     @property
     def visits(self) -> object:
-        """Resets, and steps that others than this adapter made."""
+        """Counts resets, and steps that were not made by this adapter."""
         return self.host.watch.moves - self._own
 
     @visits.setter
@@ -82,7 +82,8 @@ class HostEnv(TensorEnv):
         """They are counted beneath."""
 
     def observe(self) -> Obs:
-        """What the environments show now; where only one of them or one layer was moved, all are reset."""
+        """The current observations. If only one environment or one wrapper was stepped or reset, all are reset
+        first."""
         self.counted = []
         shown = self.host.shown()
         return (
@@ -122,7 +123,7 @@ class HostEnv(TensorEnv):
         return {} if masks is None else {"action_mask": masks}
 
     def _episodes(self) -> np.ndarray[Any, Any]:
-        """What the environments themselves say of the episodes that ended, NaN where they say nothing.
+        """The episode statistics that the environments report, NaN if they report none.
 
         Returns, lengths and successes, `[3, N]`.
         """
@@ -151,11 +152,11 @@ class HostEnv(TensorEnv):
         return np.asarray(frames[index], dtype=np.uint8)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Empty: a host environment does not show its state."""
+        """Empty: the state of a host environment cannot be saved."""
         return {}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Nothing to load; the caller starts the environment anew."""
+        """Nothing to load; the caller resets the environment."""
 
     def close(self, **kwargs: Any) -> None:
         self.host.close()

@@ -1,4 +1,4 @@
-"""Which actions environments on the host allow: by `info["action_mask"]`, or by a method `action_masks()`."""
+"""Action masks of host environments, from `info["action_mask"]` or a method `action_masks()`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ KEY, METHOD = "action_mask", "action_masks"
 
 
 class HostMasks:
-    """The masks at the present observation of a batch of environments.
+    """Action masks of a batch of environments at their current observations.
 
     Args:
         env: a Gymnasium vector environment, whose members or itself may have the method, or an SB3 one.
@@ -27,11 +27,11 @@ class HostMasks:
     def __init__(self, env: VectorEnv[Any, Any, Any] | VecEnv, space: spaces.Space[Any]) -> None:
         self.env, self.space = env, space
         self.now: Masks | None = None
-        """`[num_envs, choices]`, as `take` last left it; None: the environments say nothing of it."""
+        """`[num_envs, choices]`, as read by the last `take`; None: the environments give no masks."""
         self._asks = _has_method(env)
 
     def take(self, infos: Sequence[dict[str, Any]] | dict[str, Any]) -> None:
-        """Look at what came with the present observations: Gymnasium's `info`, or SB3's one for each environment.
+        """Reads the masks that came with the current observations, from Gymnasium's `info` or SB3's `infos`.
 
         Raises:
             ValueError: a mask does not fit the action space, or allows nothing.
@@ -53,7 +53,7 @@ class HostMasks:
 
 
 def _of_vector(info: dict[str, Any]) -> list[Any] | None:
-    """Each environment's mask in the info of a vector environment, None where it gave none."""
+    """Each environment's mask from a vector environment's `info`; None if it gave none."""
     if KEY not in info:
         return None
     present = info.get(f"_{KEY}", np.ones(len(info[KEY]), bool))

@@ -1,4 +1,4 @@
-"""Batches of environments on the host: Gymnasium's and SB3's, seen alike."""
+"""One interface for batches of host environments, from Gymnasium and from SB3."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ class Host:
     action_space: spaces.Space[Any]
     masks: HostMasks
     vec_env: VecEnv
-    """What SB3's clients are given, in the environments' own numbers."""
+    """The SB3 `VecEnv`, with the environments' own action and observation values."""
     watch: Watch
-    """Who else moves them."""
+    """Notes resets and steps made by user code."""
     counts_episodes: bool = False
-    """Whether `Monitor` or its like is within, so that what it counts is what is logged."""
+    """Whether a `Monitor` or a similar wrapper counts the episodes; its numbers are then logged."""
 
     def reset(self, seed: int | None, options: dict[str, Any] | None = None) -> Any:
         raise NotImplementedError
@@ -55,15 +55,15 @@ class Host:
         self.watch.moves = moves
 
     def shown(self) -> Any:
-        """The observation that they show since somebody else has moved them, None where that is not known."""
+        """The observation after user code has reset or stepped the environments; None if it is not known."""
         raise NotImplementedError
 
     def infos(self) -> list[dict[str, Any]]:
-        """What each environment said beside the last step, as in SB3."""
+        """Each environment's `info` of the last step, as in SB3."""
         raise NotImplementedError
 
     def ended(self) -> list[tuple[int, dict[str, Any]]]:
-        """Number and `infos` of each environment that may have ended an episode with the last step."""
+        """Index and `info` of each environment whose episode may have ended with the last step."""
         raise NotImplementedError
 
     def step(self, action: np.ndarray[Any, Any]) -> tuple[Any, Any, Any, Any, Any]:
@@ -79,7 +79,7 @@ class Host:
 
 
 class VectorEnvHost(Host):
-    """A Gymnasium vector environment; `parts` are single environments of it that somebody else may move."""
+    """A Gymnasium vector environment; `parts` are its single environments, which user code may reset or step."""
 
     def __init__(self, env: VectorEnv[Any, Any, Any], *parts: gym.Env[Any, Any]) -> None:
         mode = env.metadata.get("autoreset_mode")
@@ -110,7 +110,7 @@ class VectorEnvHost(Host):
         return self.watch.shown
 
     def reset_infos(self) -> list[dict[str, Any]]:
-        """What each environment said beside its last reset, of those that were just reset."""
+        """Each environment's `info` of its reset, for those that were just reset."""
         return [of_vector(self.info, index, False) for index in range(self.num_envs)]
 
     def infos(self) -> list[dict[str, Any]]:
@@ -174,7 +174,7 @@ class VecEnvHost(Host):
         return self.watch.shown
 
     def _of_present(self, done: np.ndarray[Any, Any], infos: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """What came with the present observations: who is done shows the next episode already."""
+        """The `infos` of the current observations; an environment that is done already shows its next episode."""
         begun = zip(done, infos, reset_infos(self.env), strict=True)
         return [after if over else info for over, info, after in begun]
 
@@ -228,7 +228,7 @@ class VecEnvHost(Host):
 
 
 def _advice(env: VectorEnv[Any, Any, Any], mode: AutoresetMode | None) -> str:
-    """How to have a vector environment reset at the same step."""
+    """How to make a vector environment reset in the same step."""
     same = "autoreset_mode=gymnasium.vector.AutoresetMode.SAME_STEP"
     batch = env.unwrapped
     name, spec = type(batch).__name__, getattr(batch, "spec", None)
@@ -257,7 +257,7 @@ def _advice(env: VectorEnv[Any, Any, Any], mode: AutoresetMode | None) -> str:
 
 
 def _channels_first(env: VecEnv) -> VecEnv:
-    """`env` with its pictures' channels first, as SB3's learners wrap it."""
+    """`env` with image channels first, as SB3's learners wrap it."""
     space = env.observation_space
     entries = space.spaces.values() if isinstance(space, spaces.Dict) else [space]
     if not any(map(_is_channels_last, entries)):
@@ -268,7 +268,7 @@ def _channels_first(env: VecEnv) -> VecEnv:
 
 
 def _counts_episodes(env: VectorEnv[Any, Any, Any]) -> bool:
-    """Whether a wrapper around the vector environment or around each of its environments counts episodes."""
+    """Whether a wrapper around the vector environment, or around each single one, counts episodes."""
     while isinstance(env, VectorWrapper):
         if isinstance(env, VectorRecordEpisodeStatistics):
             return True

@@ -1,4 +1,4 @@
-"""What environments say beside observations and rewards, as a list of dictionaries, one an environment: SB3's form."""
+"""Builds SB3's `infos`, one dictionary per environment, from the `info` of vector environments."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from envs.tensor_env import Info, Obs
 
 
 def of_vector(info: dict[str, Any], index: int, ended: bool) -> dict[str, Any]:
-    """What a Gymnasium vector environment at `SAME_STEP` says of one environment's step.
+    """One environment's `info` from a Gymnasium vector environment with `SAME_STEP` resets.
 
-    Of an environment that ended, `info` has the last words in `final_info` and those of its reset in their usual place.
+    For an environment whose episode ended, `final_info` holds the last step's `info` and the usual place the reset's.
     """
     if not ended or "final_info" not in info:
         return _entries(info, index)
@@ -40,7 +40,7 @@ def _entries(info: dict[str, Any], index: int) -> dict[str, Any]:
 def of_tensors(
     info: Info, terminated: Tensor, truncated: Tensor, counts: Callable[[int], dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """What a `TensorEnv` says of a step, brought to the host.
+    """SB3's `infos` of one step of a `TensorEnv`, on the host.
 
     Args:
         info: as `step` gave it.
@@ -65,14 +65,14 @@ def of_tensors(
 
 
 def described(info: Info, num_envs: int) -> list[dict[str, Any]]:
-    """What a `TensorEnv` says beside its present observation, environment by environment."""
+    """SB3's `infos` of a `TensorEnv`'s current observations."""
     about_the_step = ("final_obs", "is_success")
     said = {name: v.cpu().numpy() for name, v in info.items() if isinstance(v, Tensor) and name not in about_the_step}
     return [{name: value[index] for name, value in said.items()} for index in range(num_envs)]
 
 
 def as_numpy(obs: Obs) -> Any:
-    """A tensor observation as arrays of its own: the tensor may share its memory with what the environment changes."""
+    """A tensor observation as copied arrays; the tensor may share memory with the environment's state."""
     if isinstance(obs, dict):
         return {key: value.cpu().numpy().copy() for key, value in obs.items()}
     return obs.cpu().numpy().copy()

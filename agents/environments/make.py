@@ -1,4 +1,4 @@
-"""Environments by their id, and any environment as a `TensorEnv`."""
+"""Builds environments from their ids, and wraps any environment as a `TensorEnv`."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def make_env(
 ) -> TensorEnv:
     """`num_envs` environments of a registered id on `device`.
 
-    Ids whose vector entry point is a `TensorEnv` (all `Engram/...`, and yours) are batched on the device; any other
+    Ids whose vector entry point is a `TensorEnv` (all `Engram/...`, and your own) are batched on the device; any other
     Gymnasium id runs as `num_envs` ordinary environments on the host. `module:Id-v0` imports `module` first, as in
     Gymnasium.
 
@@ -50,10 +50,10 @@ def make_env(
         env_id: as registered with Gymnasium.
         num_envs: how many.
         device: where the tensors live.
-        wrappers: put around every single environment, the first innermost: functions of it, or `module:name`. A
-            `TensorEnv` then runs as ordinary environments too.
+        wrappers: applied to every single environment, the first one innermost: callables, or `module:name`. A
+            `TensorEnv` then runs as ordinary single environments.
         vector: "sync": one environment after the other; "async": each in a process of its own, for slow environments.
-        kwargs: go to the environment.
+        kwargs: arguments of the environment.
 
     Raises:
         ValueError: the id or a wrapper is unknown (the message lists near ones), arguments are wrong, or the
@@ -95,7 +95,8 @@ def _on_host(
 
 @contextlib.contextmanager
 def _building(env_id: str, maker: Any, kwargs: dict[str, Any]) -> Iterator[None]:
-    """One line for what an environment's constructor raises: its own fault and wrong arguments are told apart."""
+    """One line for an error from an environment's constructor. It distinguishes wrong arguments from faults inside
+    it."""
     try:
         yield
     except ValueError:
@@ -108,7 +109,7 @@ def _building(env_id: str, maker: Any, kwargs: dict[str, Any]) -> Iterator[None]
 
 
 def _not_taken(maker: Any, kwargs: dict[str, Any]) -> str:
-    """What the signature of an environment's class or function says against arguments; empty where it takes them."""
+    """How the arguments violate the signature of an environment's class or function; empty if they fit."""
     gymnasiums = set(inspect.signature(gym.make).parameters)
     try:
         signature = inspect.signature(load_env_creator(maker) if isinstance(maker, str) else maker)
@@ -122,19 +123,20 @@ def _not_taken(maker: Any, kwargs: dict[str, Any]) -> str:
 
 
 def device_for(device: torch.device | str, env: EnvLike | None) -> torch.device:
-    """`device` as SB3 has it, where "auto" is that of an environment which has one, and else an accelerator if any."""
+    """Resolves `device` as SB3 does. "auto" is the environment's device if it has one, else an accelerator if
+    available."""
     if isinstance(env, TensorVecEnv):
         env = env.tensor_env
     return env.device if isinstance(env, TensorEnv) and str(device) == "auto" else get_device(device)
 
 
 def as_tensor_env(env: EnvLike, device: torch.device | str = "cpu") -> TensorEnv:
-    """`env` behind the tensor interface, on `device`.
+    """`env` as a `TensorEnv` on `device`.
 
     Raises:
         ValueError: a `TensorEnv` on another device, a vector environment that resets at the *next* step, or a space
             that no network takes (the message names the entry, and what to do).
-        TypeError: nothing that is an environment.
+        TypeError: it is not an environment.
     """
     if isinstance(env, str):
         if batched_class(find_env(env)) is None:
@@ -176,7 +178,7 @@ def as_tensor_env(env: EnvLike, device: torch.device | str = "cpu") -> TensorEnv
 
 
 def _converts(env: VectorEnv[Any, Any, Any]) -> bool:
-    """Whether a wrapper turns tensors into arrays; by name, as importing it takes a package that few have."""
+    """Whether a wrapper converts tensors to arrays. Checked by name, because importing it needs an optional package."""
     while isinstance(env, VectorWrapper):
         if any(cls.__name__ == "ArrayConversion" for cls in type(env).__mro__):
             return True

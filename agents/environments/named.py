@@ -1,4 +1,4 @@
-"""What is named on the command line: environments by their id, wrappers and encoders as `module:name`."""
+"""Looks up names from the command line: environment ids, and wrappers and encoders as `module:name`."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ import envs as engram_envs
 
 
 def find_env(env_id: str) -> EnvSpec:
-    """The registration of an id; `module:Id-v0` imports `module` first, also one in the current folder.
+    """The Gymnasium spec of an id; `module:Id-v0` imports `module` first, also from the current folder.
 
     Raises:
-        ValueError: there is none; the message has the true reason in one line.
+        ValueError: it is not registered; the message gives the reason in one line.
     """
     module, _, name = env_id.rpartition(":")
     if module:
@@ -42,7 +42,7 @@ def import_named(module: str, wanted: str) -> ModuleType:
     """The module of `wanted`, installed or in the current folder.
 
     Raises:
-        ValueError: it is not there, or its own import fails.
+        ValueError: it does not exist, or importing it fails.
     """
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # last, so that what is installed keeps its name
@@ -57,14 +57,14 @@ def import_named(module: str, wanted: str) -> ModuleType:
 
 
 def named(word: str, meant: str) -> Any:
-    """The thing called `module:name`.
+    """Imports `module:name`.
 
     Args:
         word: `module:name`; the name may have dots.
         meant: what it is, for the message.
 
     Raises:
-        ValueError: there is no such thing.
+        ValueError: it does not exist.
     """
     module, separator, name = word.partition(":")
     if not (separator and module and name):

@@ -1,4 +1,4 @@
-"""Arrays from the host to a device in one copy a step."""
+"""Moves a step's arrays from the host to a device in one copy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ALIGNED = 16  # bytes; a part begins where any type may
 
 
 class Transfer:
-    """Takes arrays of fixed shapes and types to a device.
+    """Copies arrays of fixed shapes and types to a device.
 
     On the CPU each becomes a tensor of its own. For an accelerator they are written side by side into one page-locked
     buffer, which is copied at once; the tensors are views of the copy. The buffer is used again: its last copy is

@@ -1,9 +1,9 @@
-"""Who moves an environment: its resets and steps, whoever makes them.
+"""Detects resets and steps of an environment that user code makes.
 
 A user's callback may reset or play in the environments that an agent is trained in, through `training_env` or through a
-variable of its own. The learner must then go on from what the environments show, not from what it saw last. So the
-user's object gets a subclass of its own class that notes its moves. All else about it stays as it was, and it is
-pickled as what it was.
+variable of its own. The learner must then continue from the environments' current observations, not from the last ones
+it saw. So the user's object gets a subclass of its own class that notes resets and steps. Everything else stays the
+same, and the object is pickled as its original class.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
 
 class Watch:
-    """What `watch` notes."""
+    """Resets and steps noted by `watch`."""
 
     def __init__(self) -> None:
         self.moves = 0
-        """Resets and steps so far."""
+        """Number of resets and steps so far."""
         self.shown: Any = None
         """The observation that the last of them gave, in the numbers of the environment; None where that is not known,
         as a single layer or copy was moved by itself."""
@@ -41,7 +41,7 @@ class Watch:
 def watch(env: VecEnv | VectorEnv[Any, Any, Any], *parts: gym.Env[Any, Any]) -> Watch:
     """Note the moves of `env`, of everything it wraps and of `parts`, single environments of which it is made.
 
-    An object whose class cannot be changed (it has slots, say) is left as it is.
+    An object whose class cannot be changed (for example with `__slots__`) is left unchanged.
     """
     seen = Watch()
     layers: list[Any] = [*parts, env]
@@ -60,12 +60,12 @@ def watch(env: VecEnv | VectorEnv[Any, Any, Any], *parts: gym.Env[Any, Any]) -> 
 
 
 def reset_infos(env: VecEnv) -> list[dict[str, Any]]:
-    """What each environment said at its last reset; SuperSuit's batches do not keep it."""
+    """Each environment's `info` of its last reset; SuperSuit's batches do not keep it."""
     return getattr(env.unwrapped, "reset_infos", None) or [{} for _ in range(env.num_envs)]
 
 
 def _note(layer: Any, shown: Any, said: Any = None) -> None:
-    """A move of one layer, for every `Watch` of it."""
+    """Notes a reset or step of one wrapper layer in every `Watch` of it."""
     watches: WeakKeyDictionary[Watch, bool] = layer._watches  # and whether the layer is the outermost for it
     for seen, outermost in watches.items():
         seen.note(shown if outermost else None, said)
@@ -73,7 +73,7 @@ def _note(layer: Any, shown: Any, said: Any = None) -> None:
 
 @cache
 def _watched_class(plain: Any) -> type[Any]:
-    """A subclass of `plain` that notes moves; of no other base, so that an object of `plain` can become one."""
+    """A subclass of `plain` that notes resets and steps. It has no other base, so that `__class__` can be assigned."""
 
     def reset(self: Any, **kwargs: Any) -> Any:
         result = plain.reset(self, **kwargs)

@@ -1,4 +1,4 @@
-"""How well an agent does: scores, what wrong answers have in common, and the command that shows them."""
+"""Evaluation: scores of an agent, breakdowns of its errors, and the command that shows them."""
 
 from agents.evaluation.scores import Score, check_spaces, evaluate, play, random_actions, random_score
 

@@ -1,4 +1,4 @@
-"""`python -m agents.evaluation` is `python evaluate.py`, wherever the package is installed."""
+"""`python -m agents.evaluation`: the same as `python evaluate.py`."""
 
 from agents.evaluation.command import main
 

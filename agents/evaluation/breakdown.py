@@ -1,4 +1,4 @@
-"""Which answers are wrong: a task's error apart by the numbers that `TensorEnv.answer_groups` gives its answers."""
+"""Breaks a task's error down by the groups that `TensorEnv.answer_groups` assigns to its answers."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ _ROWS = 10  # of a group without labels; more numbers than that share rows
 
 
 class Row(NamedTuple):
-    """The answers of one kind."""
+    """The answers of one group."""
 
     label: str
     score: float
-    """The task's score of an answer (`TensorEnv.grouped_metric`) over them."""
+    """Mean of the task's score (`TensorEnv.grouped_metric`) over these answers."""
     answers: int
-    """How many there were."""
+    """Number of answers."""
 
 
 class Breakdown:
-    """Sums of a task's score by group while an agent plays; give it to `agents.evaluation.evaluate`.
+    """Accumulates a task's score by group during an evaluation; pass it to `agents.evaluation.evaluate`.
 
     Args:
         env: the environment that will be played.
@@ -44,7 +44,7 @@ class Breakdown:
         self.sums: dict[str, Tensor] = {}  # score, its unit, and answers of each number: float64 [3, numbers]
 
     def begin(self, env: TensorEnv) -> None:
-        """An episode begins in all environments."""
+        """Called when an episode begins in all environments."""
         self.groups = env.answer_groups()
         for name, group in self.groups.items():
             numbers = max(int(group.number.max()) + 1, len(group.labels))
@@ -52,14 +52,14 @@ class Breakdown:
             self.sums[name] = torch.nn.functional.pad(old, (0, max(0, numbers - old.shape[1])))
 
     def add(self, info: Info, step: int, counted: Tensor) -> None:
-        """Step `step` of the episode; `counted` (bool `[N]`) says in which environments it counts."""
+        """Adds step `step` of the episode for the environments where `counted` (bool `[N]`) is true."""
         amount, unit = (part.double().where(counted, 0.0) for part in info["metrics"][self.metric])
         each = torch.stack([amount, unit, (unit > 0).double()])
         for name, group in self.groups.items():
             self.sums[name].index_add_(1, group.number[step], each)
 
     def tables(self) -> dict[str, list[Row]]:
-        """By name of the group: its rows, where there is more than one."""
+        """The rows of each group by name; groups with a single row are left out."""
         found = {}
         for name, sums in self.sums.items():
             labels = self.groups[name].labels

@@ -42,50 +42,50 @@ class Arguments:
     """Score a trained agent, watch it, record it, or play in its place."""
 
     run: tyro.conf.Positional[Path | None] = None
-    """A run's folder (its newest checkpoint is taken) or a checkpoint; only --play does without."""
+    """A run's folder (its newest checkpoint is used) or a checkpoint. Optional with --play."""
     episodes: Count = 256
-    """Episodes for each score."""
+    """Episodes per score."""
     num_envs: Count | None = None
-    """environments, played at once; default: one an episode, at most 256 (16 of a host environment)."""
+    """Parallel environments; default: as many as episodes, at most 256 (16 for host environments)."""
     max_steps: Count = MAX_STEPS
-    """Steps after which an episode is cut, where the environment does not end it."""
+    """Longest episode in steps; longer ones are cut."""
     env: str | None = None
-    """Another environment than the one trained in; the spaces must be the same."""
+    """Evaluate in this environment instead of the training environment; the spaces must be the same."""
     env_kwargs: Pairs = field(default_factory=dict)
-    """Arguments of the environment that replace those of the run, one by one."""
+    """Environment arguments, NAME=VALUE; each replaces the run's."""
     wrappers: list[str] | None = None
-    """Wrappers around every single environment, as train.py takes them; default: those of the run."""
+    """Wrappers of every single environment, as for train.py; default: the run's."""
     data_dir: Path | None = None
-    """Folder with the files of tasks that need some; default: the variable ENGRAM_DATA, else a cache."""
+    """Folder of the data files that some tasks need; default: the variable ENGRAM_DATA, else a cache folder."""
     deterministic: bool | None = None
-    """Take the most probable action instead of drawing one; default: as in training, so for supervised agents only."""
+    """Act greedily instead of sampling; default: as in training, so greedy only for supervised agents."""
     seed: Seed = 10_000
-    """Of environments and actions; the default is away from what one trains with."""
+    """Random seed of environments and actions; the default differs from the training seed."""
     device: str = "cpu"
-    """Where environments and memory live: cpu, cuda, cuda:1, ... or auto."""
+    """Device of environments and policy: cpu, cuda, cuda:1, ... or auto."""
     threads: Annotated[int, Range(1, 256)] = 1
-    """CPU threads of torch; for models of this size a second one gains little and loses much on a busy machine."""
+    """CPU threads of torch. For small models more than one gains little, and loses much on a busy machine."""
     identity: bool = True
-    """Also score the memoryless agent that was trained beside this one."""
+    """Also score the memoryless agent trained with this one."""
     random: bool = True
-    """Also score uniformly random actions."""
+    """Also score a uniformly random agent."""
     errors: bool = False
-    """Also say which answers are wrong: by their place in the sequence, and by what else the task groups them by."""
+    """Also break errors down by position in the sequence and by the task's own groups."""
 
     watch: bool = False
-    """Open a window. Space pauses, right arrow steps, + and - change the speed, R starts anew, Q quits."""
+    """Open a window. Space pauses, right arrow steps, + and - change the speed, R restarts, Q quits."""
     play: bool = False
-    """Steer yourself, with arrow or number keys, under the agent's observations."""
+    """Play yourself with arrow or number keys, seeing the agent's observations."""
     video: Path | None = None
     """Record to this .mp4 or .gif; needs no display."""
     video_steps: Count | None = None
-    """Pictures in the video; default: one episode."""
+    """Frames in the video; default: one episode."""
     fps: Positive = 8.0
-    """Steps a second of window and video."""
+    """Steps per second of window and video."""
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Evaluate as the words say (default: those of the process); exits where something is wrong."""
+    """Runs the command with these arguments (default: `sys.argv`); exits on errors."""
     words = sys.argv[1:] if arguments is None else arguments
     degrade()
     try:
@@ -156,12 +156,12 @@ def _check(arguments: Arguments) -> None:
 
 @dataclass
 class Agent:
-    """A trained agent and where it comes from."""
+    """A trained agent and its run."""
 
     model: MemoryOnPolicyAlgorithm
     checkpoint: Path
     folder: Path | None
-    """The run's; None for a checkpoint that stands alone."""
+    """The run's configuration; None for a checkpoint without a run."""
     config: Config
 
     @classmethod
@@ -177,7 +177,7 @@ class Agent:
 
     @property
     def words(self) -> str:
-        """What it is, in a few words."""
+        """A short description."""
         steps = f"{self.model.num_timesteps:,} steps"
         return f"{self.model.policy.memory_name} · {type(self.model).__name__} · {steps}"
 
@@ -239,7 +239,7 @@ def _score(arguments: Arguments, agent: Agent, env: TensorEnv, env_id: str, env_
 
 
 def _baseline(agent: Agent, device: str) -> tuple[MemoryOnPolicyAlgorithm | None, str]:
-    """The identity agent trained beside `agent`; where there is none, what is known of it."""
+    """The memoryless agent trained with `agent`, or its recorded score if the agent was not kept."""
     folder, none = agent.folder, f"none was trained beside this agent; {command_for('train')} does so with --baseline"
     if folder is None:
         return None, f"identity (no memory): {none}"

@@ -1,4 +1,4 @@
-"""Is the memory what an agent acts by? It plays with a memory that stays empty, and with that of another episode."""
+"""Memory ablations: an agent plays with an empty memory, or with the memory of another episode."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ Control = Literal["frozen", "exchanged"]
 CONTROLS = ("frozen", "exchanged")
 
 WORKING = frozenset({"hidden", "cell", "read", "read_value", "read_vectors", "seed", "places"})
-"""Entries of a state that belong to a controller, or to the step before: not to what was written."""
+"""State entries of a controller or of the previous step; they are not memory contents."""
 
 
 def memory_entries(state: State) -> list[str]:
-    """The entries of a state that hold what was written; all of them where none does but the controller's."""
+    """The state entries that hold memory contents; all entries if there are only controller states."""
     return sorted(set(state) - WORKING) or sorted(state)
 
 
@@ -29,16 +29,16 @@ def memory_entries(state: State) -> list[str]:
 def controlled(
     policy: MemoryActorCriticPolicy, control: Control, entries: Sequence[str] | None = None
 ) -> Iterator[None]:
-    """Within, `policy.remember` has another memory than its own.
+    """Context manager in which `policy.remember` reads an ablated memory.
 
-    "frozen": the entries stay as at the start of an episode; nothing is remembered but by the controller. "exchanged":
-    what is read is the memory that another environment has at this step of its own episode, written from what that
-    one saw; the controller, the actions and the environment are its own.
+    "frozen": the entries keep their initial values, so that only the controller remembers. "exchanged": each
+    environment reads the memory of another environment at the same step; controller, actions and observations stay its
+    own.
 
     Args:
         policy: of the agent.
-        control: of the above.
-        entries: of the memory's state; None: `memory_entries`.
+        control: "frozen" or "exchanged".
+        entries: state entries to ablate; None: `memory_entries`.
 
     Raises:
         ValueError: the control or an entry is unknown, or the memory has no state.

@@ -1,7 +1,7 @@
-"""Scores: how well an agent does over many episodes, on many environments at once, without a word to the host per step.
+"""Scores of an agent over many episodes in parallel environments, without a host synchronisation per step.
 
-Every environment contributes a number of episodes that is fixed before the first step. Taking the first N
-episodes that happen to end, wherever they end, would count short ones too often.
+Every environment contributes a number of episodes fixed in advance. Taking the first N episodes to end would count
+short ones too often.
 """
 
 from __future__ import annotations
@@ -26,32 +26,32 @@ from policies.policy import MemoryActorCriticPolicy
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Act = Callable[..., Tensor]
-"""From observations `[N, ...]`, `starts` (bool `[N]`; None: no episode starts here) and, where there is one,
-the mask of valid choices (`policies.action_masks`) to actions `[N, *action_shape]`."""
+"""Maps observations `[N, ...]`, `starts` (bool `[N]`; None: no episode starts here) and the mask of valid choices, if
+any, to actions `[N, *action_shape]`."""
 
 MAX_STEPS = 30_000
-"""The longest episode that is played to its end; the Atari games have up to 27,000 steps."""
+"""Longest episode by default; Atari games have up to 27,000 steps."""
 _READ_EVERY = 16  # steps between two looks at whether all episodes are in, where the host cannot know
 
 
 @dataclass(frozen=True)
 class Score:
-    """What an agent reached."""
+    """Result of an evaluation."""
 
     mean: float
     """Mean return of an episode."""
     ci95: float
-    """Half the width of the 95 % confidence interval of `mean`, by Student's t; NaN for a single episode."""
+    """Half width of the 95 % confidence interval of `mean` by Student's t; NaN for a single episode."""
     std: float
     """Sample standard deviation of the returns; NaN for a single episode."""
     episodes: int
-    """How many there were."""
+    """Number of episodes."""
     mean_length: float
-    """Mean number of steps of an episode."""
+    """Mean episode length in steps."""
     metrics: dict[str, float] = field(default_factory=dict)
-    """The task's own scores by name, where it has any."""
+    """The task's own metrics by name, if it has any."""
     cut: int = 0
-    """How many of the episodes had not ended after the most steps that one may take; they count as they were."""
+    """Number of episodes that were cut after `max_steps`; they count with their return so far."""
 
     @classmethod
     def of(cls, returns: Array, lengths: Array, metrics: dict[str, float] | None = None, cut: int = 0) -> Score:
@@ -64,7 +64,7 @@ class Score:
         return cls(float(np.mean(returns)), ci95, std, count, float(np.mean(lengths)), metrics or {}, cut)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON, which has no NaN: None stands for it."""
+        """As a dictionary for JSON; NaN becomes None."""
         numbers = {name: value for name, value in vars(self).items() if name not in ("metrics", "cut")}
         numbers |= {"cut": self.cut} if self.cut else {}
         plain = {name: None if math.isnan(value) else value for name, value in numbers.items()}
@@ -83,21 +83,20 @@ def evaluate(
     breakdown: Breakdown | None = None,
     max_steps: int = MAX_STEPS,
 ) -> Score:
-    """Play `n_episodes` with an agent and its memory, on all environments of `env` at once.
+    """Plays `n_episodes` with an agent and its memory, in all environments of `env` in parallel.
 
-    The memory is reset where an episode starts, by the signal it was trained with. `env` must be on the agent's device;
-    it is reset first, and left somewhere within an episode.
+    The memory is reset at episode starts, as in training. `env` must be on the agent's device. It is reset first and
+    left in the middle of an episode.
 
     Args:
         model: an agent or its policy.
-        env: where to play.
-        n_episodes: how many. Environments contribute equally many; where that does not divide, the first environments
-            one more.
-        deterministic: the most probable action instead of a sampled one.
-        seed: makes the score reproducible and leaves torch's global generators as they were; None: goes on with them.
-        breakdown: takes the score of single answers apart, by what the task says they depend on.
-        max_steps: an episode of more steps is cut about there, and its environment plays no further one, so that an
-            environment without an end is no evaluation without one. `Score.cut` counts them.
+        env: environments to play in.
+        n_episodes: number of episodes, shared out equally; the first environments play the remainder.
+        deterministic: act greedily instead of sampling.
+        seed: makes the score reproducible and leaves torch's global generators unchanged; None: uses those.
+        breakdown: collects the score of single answers by the task's groups.
+        max_steps: longer episodes are cut at about this length, and their environment plays no further one. So
+            evaluation ends even if episodes do not. `Score.cut` counts them.
 
     Raises:
         ValueError: `n_episodes` is below 1, or the environment's spaces are not the agent's.
@@ -121,10 +120,10 @@ def evaluate(
 
 
 def check_spaces(policy: MemoryActorCriticPolicy, env: TensorEnv) -> None:
-    """Whether an agent can act in an environment.
+    """Checks that an agent can act in an environment.
 
     Raises:
-        ValueError: the observation or action space is another one.
+        ValueError: the observation or action space differs.
     """
     for name in ("observation_space", "action_space"):
         theirs, ours = getattr(env, f"single_{name}"), getattr(policy, name)
@@ -139,10 +138,10 @@ def random_score(
     breakdown: Breakdown | None = None,
     max_steps: int = MAX_STEPS,
 ) -> Score:
-    """The score of uniformly random actions, where masks are given of valid ones; arguments as in `evaluate`.
+    """The score of uniformly random (valid) actions; arguments as in `evaluate`.
 
     Raises:
-        ValueError: the action space is none of those in `random_actions`.
+        ValueError: `random_actions` does not support the action space.
     """
     space = env.single_action_space
 
@@ -160,7 +159,7 @@ def play(
     breakdown: Breakdown | None = None,
     max_steps: int = MAX_STEPS,
 ) -> Score:
-    """The score of whatever chooses the actions; arguments as in `evaluate`.
+    """The score of any function that chooses actions; arguments as in `evaluate`.
 
     Raises:
         ValueError: `n_episodes` is below 1, or a mask of valid actions allowed none.
@@ -182,12 +181,12 @@ def play(
 
 
 class _Player:
-    """Chooses actions by `act`, among the valid ones where the environment says which."""
+    """Chooses actions by `act`, with the environment's action masks."""
 
     def __init__(self, act: Act, env: TensorEnv) -> None:
         self.act, self.space = act, env.single_action_space
         self.without_choice = torch.zeros((), device=env.device)
-        """Observations at which no action was valid."""
+        """Number of observations without a valid action."""
         self._successes = torch.zeros(2, device=env.device)
 
     def __call__(self, obs: Obs, starts: Tensor | None, info: Info) -> Tensor:
@@ -198,14 +197,14 @@ class _Player:
         return self.act(obs, starts, *(() if mask is None else (mask,)))
 
     def hear(self, info: Info, over: Tensor) -> None:
-        """Note `info["is_success"]` of the environments whose episode is over, bool `[N]`; NaN where it is not said."""
+        """Records `info["is_success"]` for environments whose episode is over, bool `[N]`; NaN if it is missing."""
         if "is_success" in info:
             success = info["is_success"].float()
             said = over & ~success.isnan()
             self._successes += torch.stack([success.where(said, 0.0).sum(), said.sum()])
 
     def success_rate(self) -> dict[str, float]:
-        """Under the name it has in the log; empty where nothing was said."""
+        """The success rate under its log name; empty if no environment reported successes."""
         successes, episodes = self._successes.tolist()
         return {"success_rate": successes / episodes} if episodes else {}
 
@@ -213,7 +212,7 @@ class _Player:
 def _play_fixed(
     act: _Player, env: TensorEnv, quota: Array, seed: int | None, metrics: TaskMetrics, breakdown: Breakdown | None
 ) -> tuple[Array, Array]:
-    """Returns and lengths, `[rounds, num_envs]`, where all episodes are `env.horizon` steps: no reading on the way."""
+    """Returns and lengths, `[rounds, num_envs]`, if all episodes have `env.horizon` steps: no host synchronisation."""
     assert env.horizon is not None
     obs, info = env.reset(seed=seed)
     starts = torch.ones(env.num_envs, dtype=torch.bool, device=env.device)
@@ -236,10 +235,11 @@ def _play_fixed(
 def _play_free(
     act: _Player, env: TensorEnv, quota: Array, seed: int | None, metrics: TaskMetrics, max_steps: int
 ) -> tuple[Array, Array, Array, int]:
-    """As `_play_fixed`, where each environment ends by itself: filed on the device, and the host looks now and then.
+    """As `_play_fixed`, for episodes of different lengths: results stay on the device, and the host checks now and
+    then.
 
-    What counts as an episode is up to the environment where it counts them (`TensorEnv.counts_episodes`). Also given
-    are which episodes count, bool `[rounds, num_envs]`, and how many of these were cut.
+    If the environment counts episodes itself (`TensorEnv.counts_episodes`), its counts are used. Also returns which
+    episodes count, bool `[rounds, num_envs]`, and how many of these were cut.
     """
     num_envs, device = env.num_envs, env.device
     obs, info = env.reset(seed=seed)
@@ -279,7 +279,8 @@ def _play_free(
 
 
 def _as_counted(info: Info, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return and length of the episodes that the environment says are over, 0 elsewhere, and which they are: `[N]`."""
+    """Return and length of the episodes that the environment reports as ended, 0 elsewhere, and which they are:
+    `[N]`."""
     counted: Tensor = info.get("episode_return", torch.full_like(like, torch.nan))
     over = ~counted.isnan()
     length: Tensor = info.get("episode_length", counted)
@@ -323,7 +324,7 @@ def random_actions(space: spaces.Space[Any], num_envs: int, device: torch.device
 
 @contextmanager
 def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
-    """Seeded generators within, the old ones afterwards; with None nothing changes."""
+    """Context manager with seeded generators; the old states are restored afterwards. With None it does nothing."""
     if seed is None:
         yield
         return

@@ -1,4 +1,4 @@
-"""Scores as tables for a terminal: a column for whoever played, so that a task may have many scores."""
+"""Score tables for a terminal, with one column per agent."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from agents.evaluation.scores import Score
 
 
 def print_scores(console: Console, title: str, scores: Mapping[str, Score], details: bool = False) -> None:
-    """Mean return with its 95 % interval and the task's own scores; `details`: spread and length of episodes too."""
+    """Mean return with its 95 % interval and the task's own metrics; with `details` also spread and episode length."""
     each = scores.values()
     rows = [["mean return", *map(str, each)]]
     if details:
@@ -25,7 +25,7 @@ def print_scores(console: Console, title: str, scores: Mapping[str, Score], deta
 
 
 def print_errors(console: Console, metric: str, group: str, errors: Mapping[str, list[Row]]) -> None:
-    """The score of single answers by group, and how many the first player gave."""
+    """The score of single answers by group, and their number for the first agent."""
     first, *others = errors.values()
     scores = [{row.label: f"{row.score:.4g}" for row in rows} for rows in others]  # others may have had other questions
     rows = (

@@ -1,1 +1,1 @@
-"""What an iteration measures: rewards and episodes, task scores, the critic, and the one transfer to the host."""
+"""Metrics of an iteration: rewards, episodes, task scores, the critic, and their one transfer to the host."""

@@ -1,4 +1,4 @@
-"""Warns once when the value loss drowns the policy loss in the clipped gradient, where an agent learns nothing."""
+"""Warns once when the value loss dominates the clipped gradient, so that the agent does not learn."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from collections import deque
 from collections.abc import Mapping
 
 PATIENCE = 20
-"""Iterations that are looked at together."""
+"""Number of iterations in the moving window."""
 HARD = 8.0
-"""Clipping is hard where gradients are this many times longer than `max_grad_norm`, on average."""
+"""Mean ratio of gradient norm to `max_grad_norm` from which clipping counts as hard."""
 
 
 class CriticWatch:
-    """Looks at the explained variance and the gradient norm of the last iterations."""
+    """Tracks the explained variance and gradient norm of the last iterations."""
 
     def __init__(self) -> None:
         self.seen: deque[tuple[float, float]] = deque(maxlen=PATIENCE)
         self.warned = False
 
     def see(self, metrics: Mapping[str, float], max_grad_norm: float, normalized: bool = False) -> None:
-        """Take in an iteration's metrics; those of a learner without a critic are passed over.
+        """Adds an iteration's metrics; a learner without a critic is ignored.
 
         Args:
             metrics: by name.

@@ -1,4 +1,4 @@
-"""Returns and lengths of the episodes under way, on the host."""
+"""Returns and lengths of running episodes, on the host."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ Array = np.ndarray[Any, Any]
 
 
 class Episodes:
-    """Running totals of each environment, from rewards and ends that were read once an iteration."""
+    """Running return and length of each environment, updated once per iteration."""
 
     def __init__(self, num_envs: int) -> None:
         self.returns = np.zeros(num_envs, dtype=np.float64)
         self.lengths = np.zeros(num_envs, dtype=np.int64)
 
     def clear(self) -> None:
-        """No episode is under way."""
+        """Forgets all running episodes."""
         self.returns[:] = 0
         self.lengths[:] = 0
 
     def ended(self, rewards: Array, ends: Array, said: Array | None = None) -> Iterator[dict[str, float]]:
-        """Add a rollout and give every episode that ended in it, as SB3's `Monitor` writes it.
+        """Adds a rollout and returns every episode that ended in it, in the format of SB3's `Monitor`.
 
         Args:
             rewards: `[T, N]`.
-            ends: `[T, N]`; 1 where an episode ended, 2 where it was given up.
-            said: `[2, T, N]`, return and length as the environment counts them, NaN where it does not.
+            ends: `[T, N]`; 1: the episode ended, 2: it was aborted.
+            said: `[2, T, N]`, return and length as counted by the environment; NaN if it does not count.
         """
         for t, (reward, end) in enumerate(zip(rewards, ends, strict=True)):
             self.returns += reward

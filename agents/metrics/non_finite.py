@@ -1,4 +1,4 @@
-"""Numbers that are none: which tensor brought the first one, and when."""
+"""Finds which tensor first became NaN or infinite, and at which step."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class NonFiniteError(FloatingPointError):
 
 @contextmanager
 def naming_non_finite(model: MemoryOnPolicyAlgorithm) -> Iterator[None]:
-    """Where something fails over a number that is none, as samplers do, name the tensor that brought it."""
+    """Context manager: if an operation (such as sampling) fails on NaN or infinity, names the tensor it came from."""
     try:
         yield
     except RuntimeError as error:
@@ -41,7 +41,8 @@ def naming_non_finite(model: MemoryOnPolicyAlgorithm) -> Iterator[None]:
 
 
 def first_non_finite(model: MemoryOnPolicyAlgorithm) -> str | None:
-    """Which tensor went wrong first and when: what the environment gave, else a parameter, else the memory."""
+    """The first NaN or infinite tensor and its step: checks the environment's output, then parameters, then the
+    memory."""
     given = {"reward": model.rollout.rewards, **_by_name(model.rollout.obs)}
     for name, value in given.items():
         steps = (~torch.isfinite(value)).flatten(1).any(1).nonzero()
@@ -58,10 +59,10 @@ def first_non_finite(model: MemoryOnPolicyAlgorithm) -> str | None:
 
 
 def refuse_non_finite(model: MemoryOnPolicyAlgorithm, values: dict[str, float]) -> None:
-    """Look at an iteration's metrics, which are the same on every rank.
+    """Checks an iteration's metrics, which are the same on every rank.
 
     Raises:
-        NonFiniteError: one is infinite or NaN; the message names where that came from, on whichever rank it did.
+        NonFiniteError: one is infinite or NaN; the message names its origin, on any rank.
     """
     for name, value in values.items():
         if not np.isfinite(value):
@@ -73,7 +74,7 @@ def refuse_non_finite(model: MemoryOnPolicyAlgorithm, values: dict[str, float]) 
 
 
 def _first_of_ranks(model: MemoryOnPolicyAlgorithm) -> str | None:
-    """What any rank finds; what an environment gave before what the update then spread to every rank."""
+    """The finding of any rank; environments come before parameters, since an update spreads NaN to all ranks."""
     found = first_non_finite(model)
     if found and distributed.size() > 1:
         found += f" on rank {distributed.rank()}"
@@ -83,7 +84,7 @@ def _first_of_ranks(model: MemoryOnPolicyAlgorithm) -> str | None:
 
 
 def _by_name(obs: Obs) -> dict[str, Tensor]:
-    """The tensors of an observation by the names that messages use."""
+    """The tensors of an observation by their names in messages."""
     return (
         {f"observation {key}": value for key, value in obs.items()} if isinstance(obs, dict) else {"observation": obs}
     )

@@ -1,4 +1,4 @@
-"""The one read of an iteration: what rollouts and updates of all ranks say, brought to the host and into the log."""
+"""Copies an iteration's metrics, rewards and episode ends of all ranks to the host in one transfer, and logs them."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ Array = np.ndarray[Any, Any]
 
 
 class Report(NamedTuple):
-    """What there is to read of an iteration, still on the device."""
+    """An iteration's results, still on the device."""
 
     names: tuple[str, ...]
-    """Of the metrics."""
+    """Names of the metrics."""
     numbers: Tensor
-    """Metrics, task scores, rewards, ends and what the environment says of episodes, one after the other."""
+    """Metrics, task scores, rewards, ends and the environment's episode counts, concatenated."""
 
 
 def report(model: MemoryOnPolicyAlgorithm, metrics: dict[str, Tensor]) -> Report:
-    """Put `metrics`, the learner's diagnostics and what happened in the rollout into one tensor."""
+    """Packs `metrics`, the learner's diagnostics and the rollout's rewards and ends into one tensor."""
     rollout = model.rollout
     metrics = {**metrics, **model.diagnostics(rollout)}
     if rollout.masks is not None:
@@ -49,7 +49,7 @@ def report(model: MemoryOnPolicyAlgorithm, metrics: dict[str, Tensor]) -> Report
 
 
 def read(model: MemoryOnPolicyAlgorithm, found: Report) -> None:
-    """Read rewards, episode ends and metrics in the iteration's one transfer; count episodes; fill the log.
+    """Reads rewards, episode ends and metrics in one transfer, counts episodes and fills the log.
 
     Metrics are means over the ranks, task scores are summed before they are divided, and the episodes are those of all
     ranks, in the order in which one process with all environments would meet them.
@@ -76,7 +76,7 @@ def read(model: MemoryOnPolicyAlgorithm, found: Report) -> None:
 
 
 def _count_episodes(model: MemoryOnPolicyAlgorithm, rewards: Array, ends: Array, *said: Array) -> None:
-    """The episodes that ended, as the environment counts them where it does; all arrays are `[T, all_envs]`."""
+    """The episodes that ended, with the environment's own counts if it has any; all arrays are `[T, all_envs]`."""
     assert model.ep_info_buffer is not None
     assert model.ep_success_buffer is not None
     elapsed = time.time() - model.start_time / 1e9

@@ -1,4 +1,4 @@
-"""A task's own scores, summed on the device while an agent plays and divided once they are read."""
+"""A task's own metrics, summed on the device and divided when they are read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class TaskMetrics:
-    """Amounts and counts of `TensorEnv.metric_names`, as `info["metrics"]` gives them step by step.
+    """Accumulates the amounts and counts of `TensorEnv.metric_names` from `info["metrics"]`.
 
     Args:
         names: in the order in which `sums` gives them.
@@ -22,7 +22,7 @@ class TaskMetrics:
         self.steps: list[Tensor] = []
 
     def add(self, info: dict[str, Any], counted: Tensor | None = None) -> None:
-        """The metrics of one step; `counted` (bool `[N]`) says in which environments they count."""
+        """Adds the metrics of one step for the environments where `counted` (bool `[N]`) is true."""
         if not self.names:
             return
         metrics = info["metrics"]
@@ -32,7 +32,7 @@ class TaskMetrics:
             self.steps = [torch.stack(self.steps).to(self.dtype).sum(0)]
 
     def sums(self) -> Tensor:
-        """All amounts and counts so far, `[2 · names]`; starts anew."""
+        """Returns all amounts and counts so far, `[2 · names]`, and resets them."""
         if not self.steps:
             return torch.zeros(2 * len(self.names), device=self.device)
         total = torch.stack([step.to(self.dtype).sum(-1) for step in self.steps]).sum(0)
@@ -40,6 +40,6 @@ class TaskMetrics:
         return total
 
     def values(self, sums: Any) -> dict[str, float]:
-        """Each metric by name, from `sums` on the host; a metric that nothing counted for is left out."""
+        """Each metric by name, from `sums` on the host; metrics with a count of 0 are left out."""
         pairs = zip(self.names, sums[::2], sums[1::2], strict=True)
         return {name: float(amount / count) for name, amount, count in pairs if count}

@@ -1,7 +1,7 @@
-"""What callbacks read in `locals`: SB3's names, brought from the device when somebody looks.
+"""Lazy `locals` for SB3 callbacks: values are copied from the device only when read.
 
-A callback that reads `self.locals["rewards"]` gets the numpy array that SB3 would give it; one that does not costs no
-synchronisation with the device.
+A callback that reads `self.locals["rewards"]` gets the NumPy array that SB3 would give it. A callback that does not
+read it causes no synchronisation with the device.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Later:
-    """A value that is made when somebody looks, once.
+    """A value computed on first use.
 
     `Locals` hands out the value itself. A callback that was never told of the start of training keeps a plain
     dictionary and meets this object, which numpy takes as an array.
@@ -59,7 +59,7 @@ class Later:
 
 
 class Locals(dict[str, Any]):
-    """A callback's `locals`: gives a `Later` as its value."""
+    """A callback's `locals`: a dictionary that resolves `Later` values when they are read."""
 
     def __getitem__(self, name: str) -> Any:
         value = super().__getitem__(name)
@@ -84,7 +84,7 @@ class Locals(dict[str, Any]):
 
 @dataclass(slots=True, eq=False)
 class Step:
-    """What SB3's `collect_rollouts` knows after step `t`: each method gives what SB3 has under its name."""
+    """The local variables of SB3's `collect_rollouts` after step `t`, one method per name."""
 
     model: MemoryOnPolicyAlgorithm
     t: int
@@ -148,9 +148,9 @@ class Step:
 
 
 class RecordedStep:
-    """As `Step`, of a rollout that was made at once.
+    """As `Step`, for a rollout that was collected as one sequence.
 
-    Nothing of it is touched before somebody looks: on a GPU, views of tensors cost time as well.
+    Values are read on demand: on a GPU even views of tensors cost time.
     """
 
     __slots__ = ("model", "t")
@@ -159,7 +159,7 @@ class RecordedStep:
         self.model, self.t = model, t
 
     def names(self) -> dict[str, Any]:
-        """For a callback's `locals`; values only where the learner judges them."""
+        """The values for a callback's `locals`; state values only if the learner has a critic."""
         methods = [self.obs_tensor, self.action, self.terminated, self.truncated, self.actions, self.clipped_actions]
         methods += [self.new_obs, self.rewards, self.dones, self.infos]
         methods += [] if self.model.learns_from_targets else [self.values, self.log_probs]
@@ -212,7 +212,7 @@ class RecordedStep:
 
 
 def tell(model: MemoryOnPolicyAlgorithm, callback: BaseCallback) -> bool:
-    """Tell a callback of every step of a rollout that was made at once; False where it asks to stop.
+    """Calls a callback for every step of a rollout that was collected at once; False if the callback asks to stop.
 
     The names are those of `RecordedStep`.
     """
@@ -224,7 +224,9 @@ def tell(model: MemoryOnPolicyAlgorithm, callback: BaseCallback) -> bool:
         if not callback.on_step():
             going = False
             break
-    model.num_timesteps = began + model.n_steps * model.all_envs  # they were made, whoever asked to stop
+    model.num_timesteps = (
+        began + model.n_steps * model.all_envs
+    )  # all steps were made, even if a callback stopped early
     if going:
         callback.on_rollout_end()
     return going
@@ -233,7 +235,7 @@ def tell(model: MemoryOnPolicyAlgorithm, callback: BaseCallback) -> bool:
 def _infos_of(
     model: MemoryOnPolicyAlgorithm, t: int, info: Info, terminated: Tensor, truncated: Tensor
 ) -> list[dict[str, Any]]:
-    """What each environment says of step `t`."""
+    """SB3's `infos` of step `t`."""
     if "infos" in info:
         return info["infos"]()  # type: ignore[no-any-return]
     rollout, episodes = model.rollout, model.episodes

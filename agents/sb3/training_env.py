@@ -1,4 +1,4 @@
-"""What a learner does with its environments beside stepping them."""
+"""The learner's environment: replacing it, and noticing when user code has moved it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from policies.policy import MemoryActorCriticPolicy
 
 class TrainingEnv(BaseAlgorithm):
     """Two views of the same environments: `tensor_env`, which the learner steps, and `get_env()`, which SB3's callbacks
-    see. Who moves them through the second, or in any other way, is noticed."""
+    see. Resets and steps through the second, or in any other way, are noticed."""
 
     policy: MemoryActorCriticPolicy
     rollout: Rollout
@@ -38,7 +38,7 @@ class TrainingEnv(BaseAlgorithm):
 
     @property
     def all_envs(self) -> int:
-        """environments on all ranks together; `n_envs` are this one's."""
+        """Number of environments on all ranks; `n_envs` is this rank's."""
         return self.n_envs * distributed.size()
 
     @staticmethod
@@ -46,7 +46,7 @@ class TrainingEnv(BaseAlgorithm):
         return env  # `TensorVecEnv` has done it
 
     def set_env(self, env: EnvLike, force_reset: bool = True) -> None:
-        """As in SB3; the number of environments may change (running episodes are then given up).
+        """As in SB3. The number of environments may change; running episodes are then aborted.
 
         Raises:
             ValueError: its spaces are not the agent's.
@@ -64,15 +64,15 @@ class TrainingEnv(BaseAlgorithm):
         self._setup_env()
 
     def _setup_env(self) -> None:
-        """What depends on the environments."""
+        """Sets everything that depends on the environments."""
         raise NotImplementedError
 
     def _visited(self) -> bool:
-        """Whether somebody else has moved the environments: a callback, or who played in them between two calls."""
+        """Whether user code has reset or stepped the environments, in a callback or between two calls."""
         return bool(self.tensor_env.visits != self._visits)
 
     def _take_up(self) -> None:
-        """Go on from what the environments show, as the first observation of an episode."""
+        """Continues from the environments' current observations, as first observations of episodes."""
         self._obs = self.tensor_env.observe()
         self._visits = self.tensor_env.visits
         self._starts = torch.ones(self.n_envs, dtype=torch.bool, device=self.device)
@@ -81,7 +81,7 @@ class TrainingEnv(BaseAlgorithm):
         self.episodes.clear()
 
     def _give_up(self, t: int) -> None:
-        """Cut the episodes under way off after step `t` of a rollout, in which a callback moved the environments."""
+        """Truncates running episodes after step `t` of a rollout, after which a callback moved the environments."""
         rollout = self.rollout
         ended = rollout.terminated[t] | rollout.truncated[t]
         with torch.no_grad():

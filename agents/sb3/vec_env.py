@@ -1,6 +1,6 @@
-"""What SB3's callbacks, wrappers and `evaluate_policy` are given: `TensorVecEnv` and `VectorVecEnv`.
+"""`TensorVecEnv` and `VectorVecEnv`: SB3 `VecEnv`s for callbacks, wrappers and `evaluate_policy`.
 
-An SB3 `VecEnv` that a user brings is handed on as it is.
+An SB3 `VecEnv` passed by the user is used directly.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class _Counted(VecEnv):
         self._lengths += 1
 
     def _counts(self, index: int) -> dict[str, Any]:
-        """Of the episode of one environment, as `Monitor` writes them."""
+        """Return and length of one environment's episode, in the format of `Monitor`."""
         elapsed = round(time.time() - self._began, 6)
         return {"r": float(self._returns[index]), "l": int(self._lengths[index]), "t": elapsed}
 
@@ -62,7 +62,7 @@ class _Counted(VecEnv):
         self._lengths[dones] = 0
 
     def _next_seed(self) -> int | None:
-        """The seed of the first environment at the next reset; the others' follow it."""
+        """Seeds the first environment at the next reset; the others get the following numbers."""
         return self._seeds[0]
 
     def _next_options(self) -> dict[str, Any] | None:
@@ -90,10 +90,10 @@ class _Counted(VecEnv):
         raise NotImplementedError
 
     def render(self, mode: str | None = None) -> np.ndarray[Any, Any] | None:
-        """As in SB3, but that "human" needs no OpenCV: pictures are shown in a pygame window."""
+        """As in SB3, but "human" shows a pygame window and needs no OpenCV."""
         if mode != "human" or self.render_mode != "rgb_array":
             return super().render(mode)
-        import pygame  # not before somebody looks: it greets whoever imports it
+        import pygame  # imported late: it prints a greeting
 
         picture = tile_images([image for image in self.get_images() if image is not None])
         pygame.display.init()
@@ -107,12 +107,12 @@ class _Counted(VecEnv):
 class TensorVecEnv(_Counted):
     """A `TensorEnv` seen as an SB3 `VecEnv`: numpy in and out.
 
-    This is how SB3's `evaluate_policy`, `EvalCallback` and `VecNormalize` take what `make_env` gives. For environments
-    that run on the host it gives the `VecEnv` beneath, which speaks their own numbers.
+    With it SB3's `evaluate_policy`, `EvalCallback` and `VecNormalize` accept environments from `make_env`. For
+    environments on the host it returns the wrapped `VecEnv`, with the environments' own values.
 
-    The environments of a `TensorEnv` are one object. `get_attr` gives each environment its row of what is named in
-    `state_names` and the same of everything else; `set_attr` and `env_method` reach all environments at once, and with
-    other `indices` raise a ValueError.
+    The environments of a `TensorEnv` are one object. `get_attr` returns one row per environment for attributes in
+    `state_names`, and the same value for all others. `set_attr` and `env_method` reach all environments at once; other
+    `indices` raise a ValueError.
     """
 
     def __new__(cls, tensor_env: TensorEnv | None = None) -> Any:
@@ -135,7 +135,7 @@ class TensorVecEnv(_Counted):
         return as_numpy(obs)  # type: ignore[no-any-return]
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
-        """Seed the one generator of all environments at the next reset; None: go on with it as it is."""
+        """Seeds the shared generator of all environments at the next reset; None: the generator is not seeded."""
         self._seeds = [seed] * self.num_envs
         return self._seeds
 
@@ -179,8 +179,8 @@ class TensorVecEnv(_Counted):
     def env_method(
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
     ) -> list[Any]:
-        """Call a method of the batch once. A tuple, list or array of as many entries as environments is theirs;
-        anything else each environment's."""
+        """Calls a method of the batch once. A result with one entry per environment is split; any other result is
+        returned for each environment."""
         if method_name == "action_masks":
             return [self._masks()[index] for index in self._get_indices(indices)]
         wanted = self._all(f"env_method({method_name!r})", indices)
@@ -196,10 +196,10 @@ class TensorVecEnv(_Counted):
         return [result[index] if each else result for index in wanted]
 
     def _masks(self) -> np.ndarray[Any, Any]:
-        """Which choices are valid now, `[num_envs, choices]`.
+        """The current action mask, `[num_envs, choices]`.
 
         Raises:
-            AttributeError: the environment does not say.
+            AttributeError: the environment gives no masks.
         """
         if not self.tensor_env.started:
             self.tensor_env.reset()
@@ -209,7 +209,7 @@ class TensorVecEnv(_Counted):
         return masks.cpu().numpy().astype(bool)  # type: ignore[no-any-return]
 
     def env_is_wrapped(self, wrapper_class: type[Any], indices: VecEnvIndices = None) -> list[bool]:
-        """Whether it is `Monitor`: episodes are counted as it does."""
+        """True for `Monitor`: episodes are counted in the same way."""
         return [wrapper_class is Monitor for _ in self._get_indices(indices)]
 
 
@@ -239,7 +239,7 @@ class VectorSteps(Protocol):
 
 
 class VectorVecEnv(_Counted):
-    """A Gymnasium vector environment as an SB3 `VecEnv`, in its own numbers.
+    """A Gymnasium vector environment as an SB3 `VecEnv`, with its own action and observation values.
 
     `get_attr`, `set_attr`, `env_method` and `env_is_wrapped` reach the environments themselves. A vector environment
     that cannot reach single ones (`AsyncVectorEnv`) refuses other `indices` than all with a ValueError.
@@ -314,7 +314,7 @@ class VectorVecEnv(_Counted):
                 raise ValueError(f"env_method cannot reach the single environments of {self._what()}")
             every = self._batch.call(method_name, *method_args, **method_kwargs)
             results = [every[index] for index in wanted]
-        if method_name in ("reset", "step"):  # nobody has seen what all environments show now
+        if method_name in ("reset", "step"):  # the observations are stale now
             self.source.watch.note(None)
         return results
 

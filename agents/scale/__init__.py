@@ -1,1 +1,1 @@
-"""Several processes, fast forms, devices and CUDA graphs: nothing here changes what is learned."""
+"""Scaling: several processes, fast forms, devices and CUDA graphs. Nothing here changes what is learned."""

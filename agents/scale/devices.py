@@ -1,4 +1,4 @@
-"""Devices by the names that flags give."""
+"""Looks up devices by the names of command-line options."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from stable_baselines3.common.utils import get_device
 
 
 def device_of(name: str) -> torch.device:
-    """The device of that name, where this machine has it.
+    """The device of that name.
 
     Raises:
-        ValueError: it has none such.
+        ValueError: this machine has no such device.
     """
     try:
         device = get_device(name) if name == "auto" else torch.device(name)

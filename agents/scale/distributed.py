@@ -1,11 +1,11 @@
 """Ranks: processes that train one agent together, each with its share of the environments.
 
-`torchrun` starts them; `session` joins them. Every rank holds the whole agent, collects its own rollout and sees the
-same sums, so that all make the same update. A process on its own is rank 0 of 1: every function here is then the
-identity and touches nothing, so that learners are written once, for any number of ranks.
+`torchrun` starts them; `session` joins them. Every rank holds the whole agent and collects its own rollout. Gradients
+are averaged over ranks, so all make the same update. A single process is rank 0 of 1: every function here is then the
+identity, so that learners are written once for any number of ranks.
 
-Numbers go over the default group (NCCL between accelerators, gloo between CPUs). Flags and objects go over a group of
-the hosts, which waits for as long as rank 0 may be busy alone.
+Tensors use the default group (NCCL between accelerators, gloo between CPUs). Flags and objects use a CPU group with a
+timeout long enough for rank 0 to evaluate alone.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from torch.distributed.rendezvous import rendezvous
 T = TypeVar("T")
 
 PATIENCE = timedelta(days=30)
-"""How long the ranks wait for one of them to evaluate or to write: longer than either can take."""
+"""Timeout of the CPU group: longer than rank 0 can take to evaluate or to write."""
 
 
 class RankLostError(RuntimeError):
@@ -47,7 +47,8 @@ _world = _World()
 
 @contextmanager
 def session() -> Iterator[None]:
-    """Join the ranks that `torchrun` started, and leave them at the end; on one's own, or inside a session, nothing.
+    """Context manager that joins the process group that `torchrun` started. In a single process, or inside another
+    session, it does nothing.
 
     Raises:
         ValueError: the variables that `torchrun` sets are incomplete.
@@ -69,22 +70,22 @@ def session() -> Iterator[None]:
     dist.all_reduce(restarted, dist.ReduceOp.MAX, group=hosts)
     _world = _World(number, count, hosts, int(restarted))
     yield
-    dist.destroy_process_group()  # not after an error: whoever is gone would be waited for
+    dist.destroy_process_group()  # not after an error: it would wait for ranks that have ended
     _world = _World()
 
 
 def rank() -> int:
-    """Which of the ranks this is; rank 0 writes and prints."""
+    """This process's rank; rank 0 writes and prints."""
     return _world.rank
 
 
 def size() -> int:
-    """How many ranks there are."""
+    """Number of ranks."""
     return _world.size
 
 
 def restarts() -> int:
-    """How often `torchrun` has started this run anew after a failure."""
+    """How often `torchrun` has restarted this run after a failure."""
     return _restarts_here() if _world.size == 1 else _world.restarts
 
 
@@ -93,10 +94,10 @@ def _restarts_here() -> int:
 
 
 def take_device(device: torch.device) -> None:
-    """Make `cuda` mean an accelerator of this rank's own.
+    """Assigns an accelerator of its own to this rank's `cuda`.
 
     Raises:
-        ValueError: one accelerator is named, or there are fewer than ranks on this machine.
+        ValueError: a single accelerator was named, or there are fewer accelerators than ranks on this machine.
     """
     if _world.size == 1 or device.type != "cuda":
         return
@@ -109,10 +110,10 @@ def take_device(device: torch.device) -> None:
 
 
 def share(num_envs: int) -> int:
-    """How many of all `num_envs` environments are this rank's.
+    """This rank's share of all `num_envs` environments.
 
     Raises:
-        ValueError: they cannot be shared out equally.
+        ValueError: `num_envs` is not divisible by the number of ranks.
     """
     if num_envs % _world.size:
         raise ValueError(f"num_envs is {num_envs}, expected a multiple of the {_world.size} ranks that share them")
@@ -120,9 +121,9 @@ def share(num_envs: int) -> int:
 
 
 def own_seed(seed: int) -> int:
-    """A seed of this rank's own; rank 0 keeps the one given.
+    """A seed for this rank; rank 0 keeps the given one.
 
-    Hashed, since `seed + rank` would hand one rank the numbers of another's second environment.
+    It is hashed: `seed + rank` would give one rank the random numbers of another's second environment.
     """
     return seed if _world.rank == 0 else int(np.random.SeedSequence([seed, _world.rank]).generate_state(1)[0])
 
@@ -141,7 +142,7 @@ def mean(value: Tensor) -> Tensor:
 
 
 def gather(value: Tensor) -> Tensor:
-    """What every rank has, `[ranks, ...]`; of the same shape on each."""
+    """The tensors of all ranks, `[ranks, ...]`; they have the same shape."""
     if _world.size == 1:
         return value[None]
     parts = [torch.empty_like(value, memory_format=torch.contiguous_format) for _ in range(_world.size)]
@@ -151,7 +152,7 @@ def gather(value: Tensor) -> Tensor:
 
 
 def mean_and_std(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and sample standard deviation over the values of all ranks, equally many on each."""
+    """Mean and sample standard deviation over the values of all ranks; each has the same number."""
     if _world.size == 1:
         return values.mean(), values.std()
     average, population = moments(values)
@@ -160,12 +161,12 @@ def mean_and_std(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def variance(values: Tensor) -> Tensor:
-    """Variance (of the population) over the values of all ranks, equally many on each."""
+    """Population variance over the values of all ranks; each has the same number."""
     return values.var(correction=0) if _world.size == 1 else moments(values)[1]
 
 
 def moments(values: Tensor, dim: tuple[int, ...] | None = None) -> tuple[Tensor, Tensor]:
-    """Mean and variance (of the population) over `dim` (None: all) and over all ranks, equally many on each."""
+    """Mean and population variance over `dim` (None: all) and over all ranks; each has the same number."""
     average, population = values.mean(dim), values.var(dim, correction=0)
     if _world.size == 1:
         return average, population
@@ -175,10 +176,10 @@ def moments(values: Tensor, dim: tuple[int, ...] | None = None) -> tuple[Tensor,
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Put the mean over ranks into the gradients.
+    """Averages gradients over ranks.
 
-    A parameter that no loss reached counts as zero here: whether one was reached may differ from rank to rank (a
-    learned initial state, where no episode began), and to agree on that would cost a read from the device.
+    A parameter without a gradient counts as zero: whether it has one may differ between ranks (a learned initial state,
+        if no episode began), and agreeing on that would cost a synchronisation.
     """
     if _world.size == 1:
         return
@@ -198,7 +199,7 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 
 def any_rank(flag: bool) -> bool:
-    """Whether it is true on any rank."""
+    """Whether `value` is true on any rank."""
     if _world.size == 1:
         return flag
     flags = torch.tensor([int(flag)])
@@ -208,9 +209,9 @@ def any_rank(flag: bool) -> bool:
 
 
 def from_first(make: Callable[[], T]) -> T:
-    """What `make` gives on rank 0, on every rank; the others do not call it and wait.
+    """Calls `make` on rank 0 and returns its result on every rank; the others wait.
 
-    Where it raises on rank 0, the others raise SystemExit: rank 0 tells the story.
+    If it raises on rank 0, the others raise SystemExit; rank 0 reports the error.
     """
     if _world.size == 1:
         return make()
@@ -232,7 +233,7 @@ def from_first(make: Callable[[], T]) -> T:
 
 
 def to_first(value: T) -> list[T]:
-    """What every rank has, on rank 0; nothing on the others."""
+    """The objects of all ranks, on rank 0; an empty list on the others."""
     if _world.size == 1:
         return [value]
     received: list[Any] | None = [None] * _world.size if _world.rank == 0 else None
@@ -242,7 +243,7 @@ def to_first(value: T) -> list[T]:
 
 
 def equalise(module: nn.Module) -> None:
-    """Give every rank the parameters and buffers of rank 0."""
+    """Copies the parameters and buffers of rank 0 to every rank."""
     if _world.size > 1:
         state = {name: value.cpu() for name, value in module.state_dict().items()}
         module.load_state_dict(from_first(lambda: state))

@@ -1,6 +1,6 @@
 """Which fast paths an agent takes: `--fast auto|off|compile|graph`.
 
-Every fast path has a plain twin that it is tested against; they differ by rounding only.
+Every fast path is tested against a reference implementation; they differ only by rounding.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ Precision = Literal["float32", "bf16"]
 
 
 def prepare(learner: MemoryOnPolicyAlgorithm) -> str:
-    """Set a fresh policy up for the learner's `fast` and `precision`.
+    """Applies the learner's `fast` and `precision` to a new policy.
 
-    Gives one line that says what could not be had and why, or nothing.
+    Returns one line that says what is not available and why, or an empty string.
 
-    - auto: the paths made by hand, and torch's kernels for whole sequences. Nothing is compiled: docs/performance.md
-      has what it gained against what it takes to start.
-    - off: plain steps and SB3's distributions throughout.
-    - compile: as auto, and the memory's step goes through torch.compile; where that fails, as auto.
+    - auto: custom fast forms, and torch's sequence kernels. Nothing is compiled: docs/performance.md compares the gain
+      with the start-up time.
+    - off: eager steps and SB3's distributions.
+    - compile: as auto, with the memory's step compiled by torch.compile; if that fails, as auto.
     - graph: as auto here; `agents.scale.cuda_graphs.replay` replays the iteration, or says why it cannot.
 
     With `precision` "bf16" whole sequences multiply in bfloat16 in memories that have a form for it: the LSTM, on an
@@ -35,7 +35,7 @@ def prepare(learner: MemoryOnPolicyAlgorithm) -> str:
     up to that rounding.
 
     Raises:
-        ValueError: `precision` is none of the two, or is bf16 where nothing would use it.
+        ValueError: `precision` is neither "fp32" nor "bf16", or it is "bf16" and nothing would use it.
     """
     policy, fast, precision, device = learner.policy, learner.fast, learner.precision, learner.device
     if precision not in get_args(Precision):
@@ -54,10 +54,10 @@ def prepare(learner: MemoryOnPolicyAlgorithm) -> str:
 
 
 def _compile(policy: MemoryActorCriticPolicy, copies: int) -> str:
-    """torch.compile of the memory's step, tried out on one of `copies`; the reason where that fails."""
+    """Compiles the memory's step and tries it on a batch of `copies`; returns the reason if that fails."""
     memory = policy.memory
     if memory.input_kind != "vector" or memory.has_readers:
-        return "fast is 'compile', which only memories that take a vector can be; going on as with auto"
+        return "fast='compile' supports only memories with vector input; continuing with 'auto'"
     x = torch.zeros(copies, policy.features_extractor.features_dim, device=memory.device, dtype=memory.dtype)
     try:
         memory.compile()

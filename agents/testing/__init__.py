@@ -1,4 +1,4 @@
-"""Hold a memory, an environment or a learner to its contract, wherever it comes from.
+"""Conformance checks for memories, environments and learners, also for those of other packages.
 
     from agents.testing import check_env, check_learner, check_memory
 
@@ -32,11 +32,11 @@ from policies.testing import MEMORY_CHECKS, MemoryCase
 
 
 class ConformanceError(AssertionError):
-    """Something breaks its contract; one line for each check that failed."""
+    """The contract is broken; one line per failed check."""
 
 
 class NotBuiltError(ConformanceError):
-    """There is nothing to check."""
+    """The object to check could not be built."""
 
 
 def check_memory(
@@ -50,20 +50,20 @@ def check_memory(
     verbose: bool = False,
     **options: Any,
 ) -> None:
-    """Hold a memory to its contract.
+    """Checks a memory against its contract.
 
     Args:
         memory: its registered name, or its class.
-        input_shape: of one input without the batch.
-        learner: its arguments in the learning check, where `options` are too small to learn with.
-        updates: of the parameters in the learning check.
-        floor: accuracy to reach there, where chance is 0.25; 0 for a memory that is not meant to recall.
+        input_shape: shape of one input without the batch.
+        learner: the memory's arguments in the learning check, if `options` are too small to learn with.
+        updates: parameter updates in the learning check.
+        floor: accuracy to reach there (chance is 0.25); 0 for a memory that need not recall.
         ceiling: accuracy not to exceed.
-        verbose: print a line a check.
-        **options: its own arguments; small sizes, all different, find most.
+        verbose: print one line per check.
+        **options: the memory's arguments. Small sizes that all differ find most faults.
 
     Raises:
-        ConformanceError: it breaks the contract, or cannot be built.
+        ConformanceError: it breaks the contract.
         ValueError: no memory has this name.
     """
     if isinstance(memory, str):
@@ -75,14 +75,14 @@ def check_memory(
 def check_env(
     env: str | type[TensorEnv] | type[gym.Env[Any, Any]], *, steps: int = 40, verbose: bool = False, **options: Any
 ) -> None:
-    """Hold an environment to its contract: a `TensorEnv`, or an ordinary one of Gymnasium.
+    """Checks an environment against its contract: a `TensorEnv`, or an ordinary Gymnasium environment.
 
     Of a `TensorEnv` pictures and texts are checked where there are any. An ordinary one is held to Gymnasium's own
     checker, to its spaces and its seed, and an agent learns from it, is saved, and plays it.
 
     Args:
-        env: its registered id, with its module before a colon if that is to be imported, or its class.
-        steps: that are played; several episodes should fit.
+        env: its registered id (`module:Id-v0` imports `module` first), or its class.
+        steps: steps to play; several episodes should fit.
         verbose: print a line a check.
         **options: its own arguments; those that make episodes short.
 
@@ -106,12 +106,12 @@ def check_learner(
     verbose: bool = False,
     **options: Any,
 ) -> None:
-    """Hold a learner to its contract.
+    """Checks a learner against its contract.
 
     Args:
         learner: its name, as `--algo` takes it, or a subclass of `MemoryOnPolicyAlgorithm`.
         floor: mean reward to reach in the learning check, where a random agent gets 0.25 and the best 1.
-        steps: of the environment in the learning check.
+        steps: environment steps in the learning check.
         verbose: print a line a check.
         **options: its own arguments.
 
@@ -138,7 +138,7 @@ def _run(
         build()
     except AssertionError as error:
         raise NotBuiltError(str(error)) from error
-    except Exception as error:  # whatever somebody's code does
+    except Exception as error:  # third-party code may raise anything
         raise NotBuiltError(f"{title} cannot be built: {_line(error)}") from error
     failed = []
     for name, check in checks.items():

@@ -13,7 +13,7 @@ from agents.testing import ConformanceError, NotBuiltError, check_env, check_lea
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Check what the words name: 0 where all is well, 1 where a check fails, 2 where there is nothing to check."""
+    """Runs the checks; returns 0 if all pass, 1 if a check fails, 2 if the object cannot be built."""
     given = vars(_parser().parse_args(arguments))
     check, what = given.pop("check"), given.pop("what")
     try:
@@ -55,10 +55,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def named(name: str) -> Any:
-    """The class that `module:Class` names; another name, or an id, as it is.
+    """The class that `module:Class` names; any other name is returned unchanged.
 
     Raises:
-        ValueError: it is not there.
+        ValueError: it does not exist.
     """
     module, found, attribute = name.partition(":")
     if not found or re.search(r"-v\d+$", name):

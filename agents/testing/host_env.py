@@ -1,4 +1,4 @@
-"""What an ordinary environment must do to be learned from here, as functions."""
+"""Checks for ordinary Gymnasium environments, as functions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from envs.tensor_env import TensorEnv
 from policies.testing.case import expect
 
 LONGEST = 2000
-"""Steps that are waited for an episode to end."""
+"""Steps to wait for an episode to end."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class HostEnvCase:
     """Its registered id, `module:Id-v0` included, or its class."""
     options: dict[str, Any] = field(default_factory=dict)
     steps: int = 40
-    """Steps that are played at least."""
+    """Minimum number of steps to play."""
 
     def make(self) -> gym.Env[Any, Any]:
         """One, as its users make it."""

@@ -1,4 +1,4 @@
-"""What the pictures of an agent are drawn with: a canvas with a text face, cards, and pictures from arrays."""
+"""The canvas for pictures of an agent: text, cards, and images from arrays."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Box:
 
 
 class Stage(Canvas):
-    """A canvas with what the environments' pictures do without: a text face, pictures from arrays, cards."""
+    """Adds text in a proportional font, images from arrays and cards to the environments' canvas."""
 
     def write(
         self,
@@ -44,7 +44,7 @@ class Stage(Canvas):
         room: float = math.inf,
         turned: bool = False,
     ) -> float:
-        """One line of text, shortened where it is wider than `room`; gives its width."""
+        """Draws one line of text, shortened to `room` pixels; returns its width."""
         face, fine = _face(size * self._fine), self._fine
         while len(words) > 1 and face.size(words)[0] > room * fine:
             words = words.rstrip("…")[:-1].rstrip() + "…"
@@ -58,7 +58,7 @@ class Stage(Canvas):
         return float(_face(size * self._fine).size(words)[0]) / self._fine
 
     def picture(self, image: Array, box: Box, stretch: bool = False, smooth: bool = False) -> Box:
-        """An RGB array `[H, W, 3]` at the top of `box` and in its middle; gives where it went.
+        """Draws an RGB array `[H, W, 3]` at the top centre of `box`; returns its rectangle.
 
         Its cells stay square and sharp, unless they may `stretch` or be drawn `smooth`.
         """
@@ -78,7 +78,7 @@ class Stage(Canvas):
         return Box(left / fine, top / fine, size[0] / fine, size[1] / fine)
 
     def card(self, heading: str, box: Box, colour: Colour = FLOOR) -> Box:
-        """A sheet with a heading; gives the room that is left on it."""
+        """Draws a card with a heading; returns the free area."""
         self.box(box.left, box.top, box.width, box.height, colour, round=10)
         self.box(box.left, box.top, box.width, box.height, LINE, round=10, line=1)
         self.write(heading, box.left + 14, box.top + 17, 12, FAINT)
@@ -90,10 +90,10 @@ class Stage(Canvas):
 
 
 def colours(values: Array, limits: tuple[float, float] | None) -> tuple[Array, tuple[float, float] | None]:
-    """Numbers `[H, W]` through a colour map: RGB `[H, W, 3]` uint8, and the values at the map's two ends.
+    """Applies a colour map to numbers `[H, W]`: returns RGB `[H, W, 3]` uint8, and the values at both ends of the map.
 
-    Where the ends lie on both sides of 0 the map goes from blue over white to red, else it is viridis; without `limits`
-    white means 0. RGB in 0..1 passes as it is. Numbers that are not finite come out black.
+    If the ends have different signs the map goes from blue over white to red, else it is viridis; without `limits`
+    white means 0. RGB in 0..1 is not mapped. NaN and infinity are black.
     """
     if values.ndim == 3:
         return (255 * np.clip(np.nan_to_num(values), 0, 1)).astype(np.uint8), None
@@ -111,7 +111,8 @@ def colours(values: Array, limits: tuple[float, float] | None) -> tuple[Array, t
 
 
 def shade(values: Array, low: float, high: float) -> Array:
-    """Numbers `[H, W]` from white (`low`) to ink (`high`), as RGB uint8; without bounds between their own extremes."""
+    """Numbers `[H, W]` as greys from white (`low`) to ink (`high`), RGB uint8; infinite bounds are replaced by the
+    extremes."""
     if not math.isfinite(high - low):
         low, high = float(np.min(values)), float(np.max(values))
     share = np.clip((np.nan_to_num(values.astype(np.float64)) - low) / max(high - low, 1e-12), 0, 1)[..., None]
@@ -125,7 +126,7 @@ def colour_of(values: Array) -> Colour:
 
 
 def number(value: float) -> str:
-    """Short, with a true minus sign."""
+    """Formats a number briefly, with a minus sign."""
     if not math.isfinite(value):
         return str(value)
     words = f"{value:.0f}" if 1000 <= abs(value) < 1e6 or value == round(value) else f"{value:.3g}"

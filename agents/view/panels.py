@@ -1,4 +1,4 @@
-"""Pictures of a memory as time goes by, for the viewer and TensorBoard."""
+"""Pictures of a memory over time, for the viewer and TensorBoard."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from agents.view.canvas import colours
 from policies.memories.contract import Panel
 
 LONGEST = 400
-"""Steps that a picture reaches back."""
+"""Steps shown in one picture."""
 
 
 class PanelHistory:
@@ -35,7 +35,7 @@ class PanelHistory:
                 del images[:-LONGEST]
 
     def panels(self) -> dict[str, Panel]:
-        """What there is to see now, by name: first what lasts a step, then what has a time axis."""
+        """The current panels by name: first those of one step, then those with a time axis."""
         return {name: self._shown(name, panel) for name, panel in sorted(self.newest.items(), key=_has_time)}
 
     def _shown(self, name: str, panel: Panel) -> Panel:

@@ -1,4 +1,4 @@
-"""The picture of an agent at work: environment, what the agent sees, what it is about to do, and its memory.
+"""Draws one moment of an agent: environment, observation, decision and memory.
 
 `draw` turns a `Scene` into one RGB frame. The window shows these frames and a video holds them; no display is needed.
 """
@@ -31,7 +31,7 @@ class View:
     values: Array
     """`[H, W, 3]` uint8: RGB; `[H, W]`: a map; `[n]`: shown by its values."""
     low: float = 0.0
-    """Least value there can be; minus infinity where nobody knows."""
+    """Lowest possible value; minus infinity if unknown."""
     high: float = 1.0
     centred: bool = False
     """The agent is in the middle of this map."""
@@ -44,19 +44,20 @@ class Scene:
     title: str
     subtitle: str = ""
     frame: Frame | None = None
-    """The environment from outside, with all that the agent does not see; None: hidden, or it draws nothing."""
+    """Picture of the environment, including what the agent does not see; None: hidden, or the environment draws
+    nothing."""
     views: Sequence[View] = ()
-    """What the agent sees."""
+    """The observation."""
     actions: Sequence[str] = ()
-    """Names of the actions that `probabilities` belong to."""
+    """Action names for `probabilities`."""
     probabilities: Array | None = None
-    """`[n]`, or `[H, W]` where the action is a map of yes or no; None: the action space has none."""
+    """`[n]`, or `[H, W]` for an action that is a binary map; None: the action space has no probabilities."""
     taken: Collection[int] = ()
-    """Which of them the agent is about to take; none where the episode is over."""
+    """Indices of the actions that the agent will take; empty if the episode is over."""
     numbers: Array | None = None
-    """What the agent is about to do, `[n]`, where an action is numbers and no choice."""
+    """The next action, `[n]`, if it is continuous."""
     bounds: tuple[float, float] = (-1.0, 1.0)
-    """Of these numbers."""
+    """Bounds of `numbers`."""
     value: float | None = None
     total: float = 0.0
     """Return so far."""
@@ -67,9 +68,9 @@ class Scene:
     panels: Mapping[str, Panel] = field(default_factory=dict)
     """The memory, after it has read the observation."""
     note: str = ""
-    """A word beside the title: "paused", "episode over"."""
+    """Status beside the title: "paused", "episode over"."""
     played: bool = False
-    """A person steers: nothing of the agent is shown."""
+    """A person plays: nothing of the agent is shown."""
 
 
 def draw(scene: Scene) -> Frame:
@@ -92,7 +93,7 @@ def draw(scene: Scene) -> Frame:
 
 
 def _layout(scene: Scene) -> dict[str, Box]:
-    """Where each card goes."""
+    """The rectangle of each card."""
     left, top = _MARGIN, _MARGIN + _HEADER
     width, height = WIDTH - 2 * _MARGIN, HEIGHT - top - _MARGIN
     if scene.played:
@@ -158,14 +159,14 @@ def _header(stage: Stage, scene: Scene) -> None:
 
 
 def _middle(frame: Frame, room: Box) -> Box:
-    """The part of `room` that `frame` covers when it is as large as can be."""
+    """The part of `room` that `frame` covers at its largest size."""
     scale = min(room.width / frame.shape[1], room.height / frame.shape[0])
     slack = (room.height - scale * frame.shape[0]) / 2
     return room.inset(0, slack, 0, slack)
 
 
 def _views(stage: Stage, views: Sequence[View], room: Box) -> None:
-    """Rows of numbers as high as they need to be, and maps in what they leave."""
+    """Gives rows of numbers the height they need, and maps the rest."""
     maps = [view for view in views if view.values.ndim > 1]
     rows = [view for view in views if view.values.ndim == 1]
     most = (30.0 if maps else 44.0) * (1.6 if room.width > 500 else 1)
@@ -202,7 +203,7 @@ def _map(stage: Stage, view: View, room: Box) -> None:
 
 
 def _gauge(stage: Stage, view: View, room: Box) -> None:
-    """A number on a scale: from its least to its greatest value, or where they are unknown squeezed around 0."""
+    """A number on a scale from its lowest to its highest value; if unknown, squashed around 0."""
     value = float(view.values.flat[0])
     low, high = view.low, view.high
     share, zero = (value - low) / max(high - low, 1e-9), -low / max(high - low, 1e-9)
@@ -220,7 +221,7 @@ def _gauge(stage: Stage, view: View, room: Box) -> None:
 
 
 def _cells(stage: Stage, view: View, room: Box) -> None:
-    """A few numbers side by side, each a box that darkens from the least to the greatest value."""
+    """A few numbers side by side, each a box that darkens from the lowest to the highest value."""
     count = view.values.size
     side = min(room.height, (room.width + 4) / count - 4)
     shades = shade(view.values[None], view.low, view.high)[0]
@@ -284,7 +285,7 @@ def _memory(stage: Stage, panels: Mapping[str, Panel], room: Box) -> None:
     shapes = [panel.image.shape for _, panel in shown]
 
     def covered(columns: int) -> float:
-        """How much of the room the least panel gets to use, with so many columns; one that is stretched little."""
+        """Share of its cell that the worst-fitting panel uses with this number of columns."""
         wide, tall = room.width / columns - 26, room.height / math.ceil(count / columns) - 62
         if min(wide, tall) <= 0:
             return 0.0

@@ -1,4 +1,4 @@
-"""One environment, somebody who acts in it, and every moment of it as a `Scene`."""
+"""An episode of one environment, played by an agent or a person, as a sequence of `Scene`s."""
 
 from __future__ import annotations
 
@@ -21,20 +21,19 @@ from policies.policy import MemoryActorCriticPolicy
 
 
 class Session:
-    """One environment, and who acts in it: an agent, or a person (`policy` None).
+    """One environment, played by an agent or by a person (`policy` None).
 
-    After `reset` and after every `step` the agent has read the observation and made up its mind; `scene` describes that
-    moment. `step` then does what the agent decided, or what it is given.
+    After `reset` and every `step` the agent has read the observation and chosen an action; `scene` describes that
+    moment. `step` then takes this action, or the given one.
 
     Args:
-        env: of one environment. Where it can, it is told to leave episodes at their last observation, so that it is
-            seen.
-        policy: the agent's.
-        title: of the pictures.
+        env: with `num_envs=1`. If possible its autoreset is turned off, so that the last observation is shown.
+        policy: the agent's policy.
+        title: title of the pictures.
         subtitle: a line under it.
-        deterministic: the most probable action instead of a sampled one.
-        seed: of the first episode; None: random.
-        critic: whether the agent's value was learned; a supervised agent's was not, and is not shown.
+        deterministic: act greedily instead of sampling.
+        seed: seed of the first episode; None: random.
+        critic: whether the agent learned values; if not, none are shown.
     """
 
     def __init__(
@@ -53,7 +52,7 @@ class Session:
         self.title, self.subtitle = title, subtitle
         self.deterministic, self.critic = deterministic, critic
         self.returns: list[float] = []
-        """Of the episodes that ended."""
+        """Returns of finished episodes."""
         self.names = action_names(env)
         if not isinstance(env, HostEnv):
             env.autoreset = False
@@ -63,7 +62,7 @@ class Session:
         self.reset(seed)
 
     def reset(self, seed: int | None = None) -> None:
-        """Start a new episode; the one under way is given up."""
+        """Starts a new episode; a running one is aborted."""
         self._begin(*self.env.reset(seed=seed))
 
     def _begin(self, obs: Obs, info: Info) -> None:
@@ -93,7 +92,7 @@ class Session:
             self.probabilities = probabilities[0].cpu().numpy()
 
     def step(self, action: Tensor | None = None) -> None:
-        """Do `action` `[1, *action_shape]`, by default the agent's; where the episode is over, start the next."""
+        """Takes `action` `[1, *action_shape]`, by default the agent's. If the episode is over, starts the next."""
         if self.over:
             self.reset()
             return
@@ -113,7 +112,7 @@ class Session:
         self._think()
 
     def scene(self, note: str = "", subtitle: str | None = None) -> Scene:
-        """What there is to see now."""
+        """The current scene."""
         played = self.policy is None
         space = self.env.single_action_space
         action = None if self.action is None else self.action[0].cpu().numpy().reshape(-1)
@@ -156,14 +155,14 @@ class Session:
 
 
 def _bounds(space: spaces.Space[Any]) -> tuple[float, float]:
-    """Least and greatest entry of an action."""
+    """Bounds of each entry of an action."""
     if isinstance(space, spaces.Box):
         return float(np.min(space.low)), float(np.max(space.high))
     return 0.0, float(np.max(space.nvec - 1)) if isinstance(space, spaces.MultiDiscrete) else 1.0
 
 
 def action_names(env: TensorEnv) -> tuple[str, ...]:
-    """Names of the actions: the environment's `action_names`, else numbers; empty where actions are no choices."""
+    """Action names: the environment's `action_names`, else numbers; empty for continuous actions."""
     space = env.single_action_space
     if isinstance(space, spaces.Discrete):
         count = int(space.n)
@@ -175,7 +174,7 @@ def action_names(env: TensorEnv) -> tuple[str, ...]:
 
 
 def observation_views(env: TensorEnv, obs: Obs) -> list[View]:
-    """The observation of environment 0, in parts that can be drawn."""
+    """The observation of environment 0, in drawable parts."""
     if isinstance(obs, dict):
         space = env.single_observation_space
         assert isinstance(space, spaces.Dict)

@@ -1,7 +1,7 @@
-"""Watching an agent, steering in its place, and recording.
+"""The viewer window: watch an agent, play in its place, or record a video.
 
-`Viewer` shows a `Session` in a window that obeys keys, `record` writes it to a file; both show the pictures of
-`agents.view.scene.draw`, one a step.
+`Viewer` shows a `Session` in a window with keyboard control; `record` writes it to a file. Both show one picture of
+`agents.view.scene.draw` per step.
 """
 
 from __future__ import annotations
@@ -43,32 +43,32 @@ _ARROW_SIGNS = {pygame.K_UP: "↑", pygame.K_DOWN: "↓", pygame.K_LEFT: "←", 
 
 
 class ViewerError(RuntimeError):
-    """What the person who asked for a picture can do something about: no display, an action space without keys, ..."""
+    """An error that the user can fix: no display, an action space without keys, ..."""
 
 
 class Viewer:
-    """A window on a session.
+    """A window that shows a session.
 
-    Space pauses, → makes one step, + and − change the speed, R starts a new episode, Q, Escape or closing the window
-    end it. Where a person plays, arrow and number keys act instead, and time waits for them.
+    Space pauses, → makes one step, + and − change the speed, R starts a new episode; Q, Escape or closing the window
+    ends it. When a person plays, arrow and number keys act, and the environment waits for them.
 
     Args:
         session: what to show.
-        fps: steps a second.
+        fps: steps per second.
 
     Raises:
         ViewerError: there is no display, or the action space has no keys.
     """
 
     TICKS = 60
-    """Looks at the keyboard a second."""
+    """Keyboard polls per second."""
 
     def __init__(self, session: Session, fps: float = 8.0) -> None:
         self.session, self.fps = session, fps
         self.paused = False
         self.open = True
         self.frame: Frame | None = None
-        """What the window shows."""
+        """The session on show."""
         self._due = 0.0  # steps that time has brought but that are not made yet
         self._stale = True
         self._keys = key_map(session.env) if session.policy is None else {}
@@ -79,7 +79,7 @@ class Viewer:
         self._last = time.perf_counter()
 
     def run(self) -> None:
-        """Show the session until somebody ends it."""
+        """Shows the session until the user ends it."""
         try:
             while self.open:
                 self.tick()
@@ -93,7 +93,7 @@ class Viewer:
         pygame.display.quit()
 
     def tick(self) -> None:
-        """Obey the keys pressed since the last tick, make the steps that are due, and show the outcome; never waits."""
+        """Handles the keys pressed since the last tick, makes the steps that are due, and draws; never blocks."""
         for event in pygame.event.get():
             if event.type == pygame.QUIT:
                 self.open = False
@@ -158,7 +158,7 @@ class Viewer:
         self.frame = draw(self.scene())
         surface = pygame.surfarray.make_surface(self.frame.swapaxes(0, 1))
         screen = pygame.display.get_surface()
-        if screen.get_size() != surface.get_size():  # somebody resized the window
+        if screen.get_size() != surface.get_size():  # the window was resized
             scale = min(have / want for have, want in zip(screen.get_size(), surface.get_size(), strict=True))
             surface = pygame.transform.smoothscale_by(surface, scale)
         screen.fill(PAPER)
@@ -166,7 +166,7 @@ class Viewer:
         pygame.display.flip()
 
     def scene(self) -> Scene:
-        """The session's scene, with what the window itself has to say."""
+        """The session's scene, with the window's status."""
         session = self.session
         if session.policy is not None:
             note = "paused" if self.paused else ""
@@ -186,7 +186,7 @@ def _open() -> None:
     """Open a window.
 
     Raises:
-        ViewerError: there is none to be had.
+        ViewerError: no window can be opened.
     """
     asked = os.environ.get("SDL_VIDEODRIVER", "")
     displays = [os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY")]
@@ -210,14 +210,14 @@ def record(
     max_frames: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> int:
-    """Write the session's pictures, from now to the end of the episode, to an .mp4 or .gif; gives their number.
+    """Writes the session's pictures, up to the end of the episode, to an .mp4 or .gif; returns their number.
 
     Args:
-        session: with an agent.
-        file: where to.
-        fps: frames a second. (A GIF counts in hundredths of a second.)
-        max_frames: record so many in any case, over several episodes where one is shorter, or only part of one.
-        progress: called with the number of frames written, after each.
+        session: a session with an agent.
+        file: the output file.
+        fps: frames per second. (GIF delays are multiples of 10 ms.)
+        max_frames: record exactly this many, over several episodes if needed; None: one episode.
+        progress: called after each frame with the number written.
 
     Raises:
         ValueError: another file extension.
@@ -265,7 +265,7 @@ def _write_gif(file: Path, frames: Iterator[Frame], fps: float) -> None:
 
 
 def key_map(env: TensorEnv) -> dict[int, int]:
-    """The keys of a person who plays: key code to action, or to the bit it turns over where the action is several bits.
+    """The keys for playing: key code to action, or to the bit it toggles for `MultiBinary` actions.
 
     Raises:
         ViewerError: the action space has no keys.

@@ -1,9 +1,8 @@
-"""Static buffers: what goes from one iteration to the next, always in the same tensors.
+"""Static buffers for the tensors carried from one iteration to the next.
 
-A graph reads and writes the tensors that were there when it was captured, whatever Python's names point to by then. So
-everything that an iteration leaves for the next gets a buffer of its own. The iteration begins with the names pointing
-to the buffers and makes new tensors, as it always does; at its end they are copied into the buffers, and the names
-point there again.
+A CUDA graph reads and writes the tensors that existed when it was captured, whatever Python attributes refer to later.
+So every carried tensor gets a buffer. An iteration starts with the attributes referring to the buffers and creates new
+tensors as usual. At its end these are copied into the buffers, and the attributes refer to the buffers again.
 """
 
 from __future__ import annotations
@@ -20,28 +19,28 @@ SCALARS = (int, float, bool, str, type(None))
 
 
 class MovedError(RuntimeError):
-    """Something is carried from one iteration to the next that was not seen to be."""
+    """A tensor is carried across iterations but was not tracked."""
 
 
 class Buffers:
-    """Buffers of what is carried.
+    """Buffers of the carried tensors.
 
     Args:
-        owners: gives a word, an object and those of its attributes that may hold what is carried: tensors, or lists,
-            tuples and dictionaries of them.
+        owners: yields a name, an object, and its attributes that may hold carried tensors, or lists, tuples and
+            dictionaries of them.
     """
 
     def __init__(self, owners: Owners) -> None:
         self.owners = owners
         self.carried: set[Path] = set()
-        """Where tensors were seen to take another's place in an iteration."""
+        """Places at which an iteration replaced a tensor."""
         self.held: dict[Path, Tensor] = {}
-        """The buffer of each."""
+        """The buffer of each place."""
         self._fixed: dict[Path, Tensor] = {}
         self._before: dict[Path, Tensor] = {}
 
     def find(self) -> dict[Path, Tensor]:
-        """Every tensor there is now, by its place: word, attribute, then keys."""
+        """Every current tensor by its place: name, attribute, then keys."""
         found: dict[Path, Tensor] = {}
         for word, owner, names in self.owners():
             for name in names:
@@ -49,17 +48,17 @@ class Buffers:
         return found
 
     def watch(self, before: Mapping[Path, Tensor]) -> bool:
-        """Note what has taken another's place since `before` was found; whether that is news."""
+        """Notes the places whose tensors were replaced since `before`; returns whether any is new."""
         known = len(self.carried)
         self.carried |= {path for path, value in self.find().items() if value is not before.get(path)}
         return len(self.carried) > known
 
     @torch.no_grad()
     def enter(self) -> None:
-        """Before an iteration: what is carried into the buffers, and the names to them.
+        """Before an iteration: copies carried tensors into the buffers and makes the attributes refer to them.
 
         Raises:
-            MovedError: something that is carried is gone, or has another shape; or what never was, has moved.
+            MovedError: a carried tensor is missing or has another shape, or an untracked one was replaced.
         """
         found = self.find()
         if moved := {path for path, value in self._fixed.items() if found.get(path) is not value} - self.carried:
@@ -80,10 +79,10 @@ class Buffers:
 
     @torch.no_grad()
     def leave(self) -> None:
-        """After an iteration: what it left into the buffers, and the names to them.
+        """After an iteration: copies its results into the buffers and makes the attributes refer to them.
 
         Raises:
-            MovedError: something took another's place that has no buffer.
+            MovedError: a tensor without a buffer was replaced.
         """
         found = self.find()
         if new := {path for path, value in found.items() if value is not self._before.get(path)} - set(self.held):
@@ -98,7 +97,7 @@ class Buffers:
         self.put(self.held)
 
     def put(self, tensors: Mapping[Path, Tensor]) -> None:
-        """Let the names point to `tensors`."""
+        """Makes the attributes refer to `tensors`."""
         for word, owner, names in self.owners():
             for name in names:
                 value = getattr(owner, name)
@@ -108,19 +107,20 @@ class Buffers:
 
 
 def scalars(owner: Any, but: Iterable[str] = ()) -> dict[str, Any]:
-    """The numbers, flags and words among an object's attributes: what Python decides by, and a graph does not see."""
+    """The numbers, flags and strings among an object's attributes. Python branches on them, and a graph does not see
+    them."""
     return {name: value for name, value in vars(owner).items() if type(value) in SCALARS and name not in but}
 
 
 def places(value: Any) -> Any:
-    """A tensor by where it is: what it holds may change, and the graph will see it."""
+    """Identifies a tensor by its address; the graph sees changes of its content."""
     if isinstance(value, tuple):
         return tuple(map(places, value))
     return ("at", value.data_ptr()) if isinstance(value, Tensor) else value
 
 
 def hidden_tensors(owner: object) -> str | None:
-    """The name of an attribute that holds tensors where `Buffers` does not look, if there is one."""
+    """The name of an attribute that holds tensors where `Buffers` does not look, or None."""
     for name, value in vars(owner).items():
         if isinstance(value, (Tensor, *SCALARS, dict, list, tuple)):
             continue
@@ -139,7 +139,7 @@ def _leaves(value: Any, path: Path) -> Iterator[tuple[Path, Tensor]]:
 
 
 def _replaced(value: Any, path: Path, tensors: Mapping[Path, Tensor]) -> Any:
-    """`value` with what `tensors` has for its places; itself where that changes nothing."""
+    """`value` with its tensors replaced by those in `tensors`; `value` itself if nothing changes."""
     if isinstance(value, Tensor):
         return tensors.get(path, value)
     if not isinstance(value, (dict, list, tuple)):

@@ -1,4 +1,4 @@
-"""One graph: a part of an iteration, taken down once and done again at will."""
+"""One captured, replayable part of an iteration."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ Body = Callable[[], Tensor]
 
 
 class Capture(Protocol):
-    """One graph."""
+    """A captured part of an iteration."""
 
     def record(self, body: Body) -> None:
-        """Take down what `body` does to the device, doing it or not."""
+        """Captures the device operations of `body`; may or may not run them."""
 
     def replay(self) -> Tensor:
-        """Do it; gives what `body` gave."""
+        """Replays the capture; returns what `body` returned."""
 
 
 class Twin:
-    """Does it all again by Python: what a graph must equal."""
+    """Reference implementation: re-runs the Python body on each replay."""
 
     def record(self, body: Body) -> None:
         self.replay = body
@@ -35,9 +35,9 @@ class CudaCapture:
     """A CUDA graph.
 
     Args:
-        drawing: the generators that are drawn from, beside the device's default one.
+        drawing: generators used in the body, beside the device's default one.
         pool: memory that all graphs of a model share.
-        stream: where it is captured, and where everything of its kind ran before.
+        stream: the stream for captures and their warm-ups.
     """
 
     def __init__(self, drawing: list[torch.Generator], pool: Any, stream: torch.cuda.Stream) -> None:
@@ -56,7 +56,7 @@ class CudaCapture:
 
 
 class Recorded:
-    """A capture, its inputs and what Python knows after it."""
+    """A capture, its inputs, and the Python-side state after it."""
 
     after: tuple[dict[str, Any], bool, list[int]]
     updates: int

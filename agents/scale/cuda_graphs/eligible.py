@@ -1,4 +1,4 @@
-"""What it takes for an iteration to be captured as a CUDA graph: whether it can be, and an optimiser that bears it."""
+"""Checks whether a training iteration can be captured as a CUDA graph, and prepares the optimiser for it."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
     from agents.learner import MemoryOnPolicyAlgorithm
 
 MOST_GRAPHS = 8
-"""Graphs of one part of an iteration: each holds its kernels' arguments on the device."""
+"""Most graphs of one part of an iteration; each one takes device memory for its kernels' arguments."""
 
 
 def reason(model: MemoryOnPolicyAlgorithm) -> str | None:
-    """Why the iterations of `model` cannot be CUDA graphs, in one line; None where they can."""
+    """Why the iterations of `model` cannot be captured, in one line; None if they can."""
     if model.device.type != "cuda":
         return f"the device is {model.device.type}, and only CUDA has graphs"
     return obstacle(model)
 
 
 def obstacle(model: MemoryOnPolicyAlgorithm) -> str | None:
-    """As `reason`, whatever the device."""
+    """As `reason`, for any device."""
     env, memory = model.tensor_env, model.policy.memory
     if isinstance(env, HostEnv):
         return "the environments run on the host"
@@ -49,20 +49,20 @@ def obstacle(model: MemoryOnPolicyAlgorithm) -> str | None:
     if hidden := hidden_tensors(env):
         return f"{type(env).__name__}.{hidden} holds tensors where a graph's buffers do not reach them"
     if not memory.static_shapes:
-        return f"{type(memory).__name__} says that what it does hangs on values (static_shapes is False)"
+        return f"{type(memory).__name__} has static_shapes = False: its operations depend on data"
     if "capturable" not in model.policy.optimizer.defaults:
         return f"{type(model.policy.optimizer).__name__} has no option capturable"
     return None
 
 
 def generators(model: MemoryOnPolicyAlgorithm) -> Iterator[torch.Generator]:
-    """Every generator of its own that the environments, the policy or one of its modules has."""
+    """Every random generator of the environments, the policy or its modules."""
     for owner in (model.tensor_env, *model.policy.modules()):
         yield from (value for value in vars(owner).values() if isinstance(value, torch.Generator))
 
 
 def release_generators(model: MemoryOnPolicyAlgorithm) -> None:
-    """Let generators be drawn from again after a capture that failed.
+    """Makes generators usable again after a failed capture.
 
     Some versions of torch leave a generator in the mode of the capture, where each later draw raises "Offset increment
     outside graph capture encountered unexpectedly". A copy of its state does not have the mode.
@@ -73,7 +73,7 @@ def release_generators(model: MemoryOnPolicyAlgorithm) -> None:
 
 
 def make_capturable(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
-    """Let its steps be counted, and its learning rate be read, on the device."""
+    """Makes the optimiser keep its step counts and learning rate on the device."""
     for group in optimizer.param_groups:
         group["capturable"] = True
         if group.get("foreach", False) is None:  # one parameter at a time, some read the rate on the host
@@ -86,7 +86,7 @@ def make_capturable(optimizer: torch.optim.Optimizer, device: torch.device) -> N
 
 
 def write_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate, in its tensor where it is one."""
+    """Sets the learning rate, in place if it is a tensor."""
     for group in optimizer.param_groups:
         if isinstance(group["lr"], Tensor):
             group["lr"].fill_(rate)
@@ -95,7 +95,7 @@ def write_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def plain_groups(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """An optimiser's parameter groups as they are without graphs: for a checkpoint, which any device may load."""
+    """An optimiser's parameter groups without the changes for graphs, for checkpoints that any device can load."""
     plain = [{name: v.item() if isinstance(v, Tensor) else v for name, v in group.items()} for group in groups]
     as_before = {"capturable": False, "foreach": None}
     return [group | (as_before if group.get("capturable") else {}) for group in plain]

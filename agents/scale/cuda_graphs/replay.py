@@ -1,12 +1,12 @@
-"""Whole iterations as CUDA graphs: nothing but the device's own speed between two reads.
+"""Replays whole training iterations as CUDA graphs.
 
-A step of an environment and a memory is some hundred small kernels, each of which Python takes longer to launch than a
-GPU to run. A graph is launched as one. A2C's and the supervised learner's iteration is one graph: rollout with the
-environments' steps, loss, backward pass, clipping, optimiser. PPO's is two: the rollout, and the update from one
-minibatch. Random numbers, minibatch orders, learning rates and clip ranges change from replay to replay.
+One step of environment and memory takes about a hundred small kernels. Python needs longer to launch each than a GPU
+needs to run it; a graph is launched as one. An iteration of A2C or the supervised learner is one graph: rollout, loss,
+backward pass, clipping, optimiser. PPO has two: the rollout, and the update from one minibatch. Random numbers,
+minibatch orders, learning rates and clip ranges still change from replay to replay.
 
-`Graphs` does all of it but the capture, which is left to a `Capture`: `CudaCapture`, or its plain twin `Twin`, which
-runs the same Python over the same buffers again and so works anywhere. See docs/gpu.md.
+`Graphs` does everything except the capture, which a `Capture` does: `CudaCapture`, or the reference implementation
+`Twin`, which re-runs the Python body over the same buffers on any device. See docs/gpu.md.
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ if TYPE_CHECKING:
     from agents.learner import MemoryOnPolicyAlgorithm
 
 PROVEN = False
-"""Whether tests/agents/test_cuda_graphs_gpu.py has passed on a GPU; until then "auto" leaves graphs alone."""
+"""Whether tests/agents/test_cuda_graphs_gpu.py has passed on a GPU; until then fast="auto" does not use graphs."""
 PATIENCE = 16
-"""Iterations without a graph after which one line says why."""
+"""Eager iterations in a row after which a warning says why nothing is captured."""
 
 
 class Graphs:
-    """Iterations of a model, replayed.
+    """Captures and replays the iterations of a model.
 
-    The first time that anything is done in a way that Python could tell from others, it is done plainly, which shows
-    what is carried on and lets libraries make themselves ready; the second time it is captured. What Python could tell
-    are the numbers, flags and words among the attributes of environment, learner, modules and optimiser, and where the
-    parameters are: a callback may change any of them.
+    Each distinct configuration runs eagerly once and is captured the second time. The eager run is a warm-up for
+    libraries and finds the tensors carried between iterations. The configuration (cache key) consists of the numbers,
+    flags and strings among the attributes of environment, learner, modules and optimiser, and of the parameters'
+    addresses. A callback may change any of them.
 
     Args:
-        model: its iterations.
-        capture: makes a graph.
-        stream: beside the current one, where it is done plainly and captured; None on a CPU.
-        strict: what cannot be captured is an error, rather than done plainly.
+        model: the learner whose iterations are replayed.
+        capture: creates a capture.
+        stream: side stream for warm-ups and captures; None on a CPU.
+        strict: raise an error if something cannot be captured, instead of running it eagerly.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Graphs:
         self.buffers = Buffers(self._owners)
         self.graphs: dict[Hashable, Recorded] = {}
         self.plain = 0
-        """Iterations in a row that were done plainly."""
+        """Number of eager iterations in a row."""
         self.failed = False
         self._place = self._works_on()
         self._moved = "rollouts never begin alike"
@@ -78,13 +78,13 @@ class Graphs:
         return self.model.tensor_env, self.model.rollout, self.model.policy.optimizer
 
     def fits(self) -> bool:
-        """Whether the model still has the environment, rollout and optimiser that this was made for."""
+        """Whether the model still has the environment, rollout and optimiser of the captures."""
         return all(one is other for one, other in zip(self._place, self._works_on(), strict=True))
 
     # -- an iteration ----------------------------------------------------------------------------------------------
 
     def iterate(self, callback: BaseCallback) -> bool:
-        """As the learner's own; callbacks hear of all steps once they are made, see docs/gpu.md."""
+        """As the learner's own `iterate`. Callbacks are called after all steps of the rollout, see docs/gpu.md."""
         model = self.model
         if model.step_by_step or self.failed:
             self._rolled_out = False
@@ -92,7 +92,7 @@ class Graphs:
                 return model.iterate(callback)
         began, started = model.num_timesteps, time.perf_counter()
         model._began = began
-        if self.stream is not None:  # whoever loaded an optimiser's state has undone it
+        if self.stream is not None:  # loading an optimiser's state undoes it
             make_capturable(model.policy.optimizer, model.device)
         self._key = self._told_apart()
         if not model.keeps_graph:
@@ -114,7 +114,7 @@ class Graphs:
         return going
 
     def minibatch(self, rollout: Rollout, index: Tensor, *clips: float | None) -> Tensor:
-        """As `PPO.learn_minibatch`, which says what it takes and gives."""
+        """As `PPO.learn_minibatch`."""
         learn: Any = self.model.learn_minibatch  # type: ignore[attr-defined]
         if not self._rolled_out:  # the rollout is not where a graph would look for it
             with self._aside():
@@ -138,7 +138,7 @@ class Graphs:
     # -- a part of it ----------------------------------------------------------------------------------------------
 
     def _run(self, part: str, function: Callable[..., Tensor], *inputs: Tensor | float | None) -> tuple[Tensor, bool]:
-        """What `function` gives, and whether that was a graph's doing."""
+        """The result of `function`, and whether a graph produced it."""
         key = (part, self._key, tuple(len(x) if isinstance(x, Tensor) else x is None for x in inputs))
         graph = self._graph(key, function, inputs)
         if graph is None:
@@ -156,7 +156,7 @@ class Graphs:
         return output, True
 
     def _graph(self, key: Hashable, function: Callable[..., Tensor], inputs: tuple[Any, ...]) -> Recorded | None:
-        """The graph for `key`, its buffers filled; None where it is to be done plainly."""
+        """The graph for `key`, with its buffers filled; None: run eagerly."""
         if key not in self._seen or self.failed:
             self._seen.add(key)
             return None
@@ -217,7 +217,7 @@ class Graphs:
             setattr(self.model.tensor_env, name, value)
 
     def _told_apart(self) -> tuple[tuple[str, Any], ...]:
-        """All that Python could decide by, with what it is called; says so where that never comes again."""
+        """The cache key: all values that Python may branch on, with their names. Warns if it never repeats."""
         model, optimizer = self.model, self.model.policy.optimizer
         told = {f"{type(model.tensor_env).__name__}.{name}": v for name, v in scalars(model.tensor_env).items()}
         told |= {name: getattr(model, name) for name in self._arguments if isinstance(getattr(model, name), Hashable)}
@@ -239,7 +239,7 @@ class Graphs:
 
     @contextmanager
     def _aside(self) -> Iterator[None]:
-        """On the stream of the captures, so that all that autograd keeps belongs there."""
+        """Context manager for the captures' stream, so that autograd's tensors belong to it."""
         if self.stream is None:
             yield
             return
@@ -251,7 +251,7 @@ class Graphs:
 
 
 class _Silent(BaseCallback):
-    """Hears nothing and says nothing."""
+    """A callback that does nothing."""
 
     def on_step(self) -> bool:
         return True
@@ -264,10 +264,10 @@ class _Silent(BaseCallback):
 
 
 def graphs_for(model: MemoryOnPolicyAlgorithm) -> Graphs | None:
-    """What replays the iterations of `model`, where `model.fast` and the model allow it.
+    """The `Graphs` for `model`, if `model.fast` and the model allow it.
 
     Raises:
-        ValueError: `model.fast` is "graph", and it cannot be.
+        ValueError: `model.fast` is "graph", and the model cannot be captured.
     """
     if model.fast not in ("auto", "graph") or (model.fast == "auto" and not PROVEN):
         return None
