@@ -1,4 +1,4 @@
-"""Agent: a trained policy that keeps its own memory, for notebooks, robots and whoever only wants to act."""
+"""`Agent`: a trained policy that keeps its own memory state, for notebooks, robots and other programs that only act."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """The command that trains: `python train.py`, `engram-train`, `python -m agents.run`.
 
-`command` is the entry, `parsing` reads the words, `training` is one run from its folder to its score, `lessons`
-several in a row. Nothing below this package knows of it.
+`command` is the entry point, `parsing` reads the arguments, `training` does one run from its folder to its score,
+`lessons` several runs in a row.
 """

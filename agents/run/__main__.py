@@ -1,4 +1,4 @@
-"""`python -m agents.run` is `python train.py`, wherever the package is installed."""
+"""`python -m agents.run`: the same as `python train.py`."""
 
 from agents.run.command import main
 

@@ -1,4 +1,5 @@
-"""SB3 callbacks of a command-line run: checkpoints, the progress display, and what TensorBoard should know."""
+"""SB3 callbacks of a command-line run: checkpoints, progress display, and TensorBoard's pictures and
+hyper-parameters."""
 
 from __future__ import annotations
 
@@ -25,13 +26,13 @@ _NOT_TENSORBOARD = ("stdout", "log", "json", "csv")
 class CheckpointEvery(BaseCallback):
     """Saves a checkpoint at the start of an iteration once `seconds` have passed, and keeps the newest `keep`.
 
-    At that moment the last iteration is complete and its numbers were found finite, so what is kept is good, and a run
-    that goes on from it repeats exactly. Every rank needs one; rank 0 writes.
+    At that point the last iteration is complete and its metrics were finite, so the checkpoint is valid, and a run
+    resumed from it repeats exactly. Every rank needs this callback; rank 0 writes.
 
     Args:
         folder: checkpoints become its `step_N` sub-folders.
-        seconds: between two of them; the first is written at once.
-        keep: how many stay.
+        seconds: time between checkpoints; the first is written at once.
+        keep: number of checkpoints to keep.
     """
 
     def __init__(self, folder: Path, seconds: float = 30, keep: int = 3) -> None:
@@ -48,7 +49,7 @@ class CheckpointEvery(BaseCallback):
         self.save()
 
     def save(self) -> Path:
-        """Write one now, between two iterations."""
+        """Writes a checkpoint now, between two iterations."""
         path = self.folder / f"step_{self.model.num_timesteps:012d}"
         self.model.save(path)
         self.last, self._saved_at = path, time.monotonic()
@@ -61,7 +62,7 @@ class CheckpointEvery(BaseCallback):
 
 
 class WallClock(BaseCallback):
-    """Logs the seconds that the run has taken, over all its resumes.
+    """Logs the run's training time in seconds, over all resumes.
 
     Args:
         before: seconds before this process.
@@ -89,7 +90,7 @@ class WallClock(BaseCallback):
 
 
 class RunDisplay(BaseCallback):
-    """A live line of progress on a terminal; elsewhere (a log file, CI) a plain line every `quiet_seconds`."""
+    """A live progress line on a terminal; otherwise (log file, CI) a plain line every `quiet_seconds`."""
 
     def __init__(self, title: str, console: Console, quiet_seconds: float = 15) -> None:
         super().__init__()
@@ -128,11 +129,11 @@ class RunDisplay(BaseCallback):
         self._bar.stop()
 
     def stop(self) -> None:
-        """Give the terminal back, also where training ended in an error."""
+        """Releases the terminal, also after an error."""
         self._bar.stop()
 
     def status(self) -> str:
-        """Return, speed and where the time goes, for the line."""
+        """The text of the line: return, speed and shares of time."""
         model = _learner(self)
         speed = (model.num_timesteps - self._steps_at_start) / (time.monotonic() - self._started)
         parts = [model.env_seconds, model.memory_seconds, model.learn_seconds]
@@ -148,7 +149,7 @@ class RunDisplay(BaseCallback):
 class PicturePanels(BaseCallback):
     """Pictures of the first environment's memory for TensorBoard, over one rollout every `seconds`.
 
-    The rollout before the first parameter update is shown as well, to see what training changes.
+    The rollout before the first update is shown as well, to see what training changes.
     """
 
     def __init__(self, seconds: float = 60) -> None:
@@ -201,7 +202,7 @@ def _learner(callback: BaseCallback) -> MemoryOnPolicyAlgorithm:
 
 
 def git_state() -> str:
-    """The checkout this code runs from: commit and what differs from it; "unknown" outside of one."""
+    """The commit of this code's checkout, and whether it has changes; "unknown" outside a checkout."""
     here = Path(__file__).parent
     try:
         commit, changes = (

@@ -1,4 +1,4 @@
-"""The entry: words in, exit status out."""
+"""The command's entry point: arguments in, exit status out."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from agents.scale.distributed import RankLostError
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Train as the words say (default: those of the process), and exit."""
+    """Trains with these arguments (default: `sys.argv`) and exits."""
     words = sys.argv[1:] if arguments is None else arguments
     degrade()
     begun: list[Command] = []
@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 @contextlib.contextmanager
 def _deaf() -> Iterator[None]:
-    """Within, a third Ctrl-C does not cut off the last words."""
+    """Context manager in which a further Ctrl-C does not interrupt the final messages."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(ValueError):  # signals are the main thread's
             for number in (signal.SIGINT, signal.SIGTERM):
@@ -66,7 +66,7 @@ def _deaf() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM ends the process as Ctrl-C does, so that it says what is safe."""
+    """Makes SIGTERM end the process like Ctrl-C, so that it reports what was saved."""
 
     def end(signum: int, frame: Any) -> None:
         raise KeyboardInterrupt
@@ -83,7 +83,7 @@ def _terminable() -> Iterator[None]:
 
 
 def sweep(config: Command, flags: list[str]) -> int:
-    """Many trainings, to find good hyper-parameters; gives the exit status. See docs/sweep.md."""
+    """Runs a hyper-parameter sweep; returns the exit status. See docs/sweep.md."""
     try:
         from agents.sweep.driver import command
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""What went wrong, for people: one line, and the traceback of their own code where that is what failed."""
+"""Turns exceptions into one-line errors, with a traceback only if the user's own code failed."""
 
 from __future__ import annotations
 
@@ -39,19 +39,19 @@ _NO_MEMORY = (
     "storage size calculation overflowed",
 )
 USER_ERRORS = (ValueError, CheckpointError, OSError, gymnasium.error.Error, RankLostError, NonFiniteError)
-"""What tells of a wrong word, name, file or number while a command is read and its parts are built."""
+"""Exceptions that mean a wrong argument, name, file or number while a command is parsed and built."""
 
 
 class CommandError(Exception):
-    """A command that cannot go on; the message is one line."""
+    """A command that cannot continue; the message is one line."""
 
     def __init__(self, line: str, their_traceback: str = "") -> None:
         super().__init__(" ".join(line.split()))
         self.their_traceback = their_traceback
-        """Of the code that failed, to be shown before the line; empty where the line says it all."""
+        """Traceback of the user's code, shown before the line; empty if the line is sufficient."""
 
     def show(self, who: str = "") -> None:
-        """Print it to standard error, after the name of the rank where there are several."""
+        """Prints it to standard error, after the rank's name if there are several."""
         console = make_console(stderr=True)
         if self.their_traceback:
             console.print(self.their_traceback.rstrip(), **PLAIN)
@@ -61,7 +61,7 @@ class CommandError(Exception):
 
 @dataclass(frozen=True)
 class Where:
-    """What was going on: for the line."""
+    """What the command was doing, for the error line."""
 
     doing: str
     """Such as "training"."""
@@ -70,13 +70,13 @@ class Where:
     folder: Path | None = None
     """What is written to."""
     safe: str = ""
-    """What is not lost, and how to go on."""
+    """What was saved, and how to continue."""
 
     def __str__(self) -> str:
         return f"{self.doing} on {self.env}" if self.env else self.doing
 
     def error(self, error: Exception) -> CommandError:
-        """`error` as the end of a command."""
+        """Converts `error` to a `CommandError`."""
         said = " ".join(str(error).split()) or type(error).__name__
         named = f"{type(error).__name__}: {said}" if str(error) else said
         theirs, whole = "", "".join(traceback.format_exception(error))
@@ -104,7 +104,7 @@ class Where:
 
     @contextmanager
     def user_errors(self) -> Iterator[None]:
-        """What is raised within is most likely a wrong word of the command, or a file that is not as it should be."""
+        """Context manager for parsing and building: errors are most likely wrong arguments or files."""
         try:
             yield
         except CommandError:
@@ -113,7 +113,7 @@ class Where:
             raise self.user_error(error) from error
 
     def user_error(self, error: Exception) -> CommandError:
-        """As `error`, where the command is still being read and built: most likely a word of it is wrong."""
+        """As `error`, while the command is parsed and built: most likely an argument is wrong."""
         origin: BaseException = error
         while origin.__cause__ is not None:
             origin = origin.__cause__
@@ -154,15 +154,15 @@ def _environment(error: BaseException) -> TensorEnv | None:
 
 
 def _in_a_library(error: BaseException) -> bool:
-    """Whether a library below this project has raised it, as where an array does not go into a batch of them."""
+    """Whether a library below this project raised it, for example when arrays of different shapes are stacked."""
     frames = _frames(error)
     return bool(frames) and any(Path(frames[-1].f_code.co_filename).is_relative_to(place) for place in _LIBRARIES)
 
 
 def _deliberate(error: BaseException) -> bool:
-    """Whether this project has raised it with a message of its own, as it does where an environment is not as expected.
+    """Whether this project raised it with a message of its own, for example about an environment.
 
-    What C code raises (`int("x")`) comes from a line of this project too, but from none that begins with `raise`.
+    Errors of C code (`int("x")`) also come from a line of this project, but not from one that begins with `raise`.
     """
     last = traceback.extract_tb(error.__traceback__)[-1:]
     ours = isinstance(error, ValueError) and not isinstance(error, ContractError)
@@ -173,7 +173,7 @@ def _deliberate(error: BaseException) -> bool:
 
 
 def _theirs(file: str) -> bool:
-    """Whether code is neither this project's nor of the libraries below it."""
+    """Whether code belongs neither to this project nor to the libraries below it."""
 
     def within(folders: Iterable[Path]) -> bool:
         return any(Path(file).is_relative_to(folder) for folder in folders)
@@ -184,13 +184,13 @@ def _theirs(file: str) -> bool:
 
 
 def _last_is_theirs(error: BaseException) -> bool:
-    """Whether it was raised in a file of the user's own, and in no installed package."""
+    """Whether it was raised in the user's own file, not in an installed package."""
     files = [frame.f_code.co_filename for frame in _frames(error)[-1:]]
     return any(_theirs(file) and not {"site-packages", "dist-packages"} & {*Path(file).parts} for file in files)
 
 
 def _their_frames(error: BaseException) -> str:
-    """The traceback without the frames of this project and the libraries below it; empty where nothing is left."""
+    """The traceback without the frames of this project and of the libraries below it; may be empty."""
     summary = traceback.extract_tb(error.__traceback__)
     kept = [frame for frame in summary if _theirs(frame.filename)]
     if not kept:

@@ -1,4 +1,4 @@
-"""The folder of a run: where it is, what is in it, and how to go on with it."""
+"""The folder of a run: its name, its checkpoints, and the command that resumes it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from agents.run.config import Config
 
 
 def newest(folder: Path) -> Path | None:
-    """The newest whole checkpoint in a run's folder, None where there is none."""
+    """The newest complete checkpoint in a run's folder, or None."""
     try:
         return latest_checkpoint(folder)
     except (CheckpointError, OSError):
@@ -27,7 +27,7 @@ def checkpoint_folder(checkpoint: Path) -> Path:
 
 
 def folder_of(config: Config) -> Path:
-    """Where a run goes: as configured, else a name of its own that every system takes."""
+    """The run's folder: as configured, else a new name that is valid on every system."""
     if config.run_dir is not None:
         return config.run_dir
     if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")):
@@ -42,12 +42,12 @@ def folder_of(config: Config) -> Path:
 
 
 def again(folder: Path) -> str:
-    """The command that goes on with a run."""
+    """The command that resumes a run."""
     return f"{command_for('train')} --resume {shlex.quote(str(folder))}"
 
 
 def safe(folder: Path, run_dir: Path | None = None) -> str:
-    """What is not lost when a training ends early: the newest checkpoint in `folder`, and how to go on from it."""
+    """Describes what was saved when training ends early: the newest checkpoint in `folder`, and how to resume."""
     checkpoint = newest(folder)
     if checkpoint is None:
         return "no checkpoint was written yet"

@@ -1,4 +1,4 @@
-"""A recipe after the easier ones that it follows."""
+"""Trains a recipe after its easier lessons."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from agents.scale import distributed
 
 
 def course(config: Command, words: list[str], console: Console) -> int:
-    """A recipe after the lessons it follows, each with the weights of the one before; gives the exit status.
+    """Trains the lessons and then the recipe, each from the weights of the one before; returns the exit status.
 
-    Lessons are runs in `lessons/` of the recipe's folder, and every flag goes for them too. What is done or begun there
-    is used again.
+    Lessons are runs in `lessons/` of the recipe's folder, and every flag applies to them too. Finished lessons are
+    reused and unfinished ones resumed.
     """
     with Where("preparing the lessons").user_errors():
         lessons, places = _plan(config)
 
     def enrol(number: int) -> tuple[Command, Path | None] | None:
-        """A lesson's configuration and the checkpoint to go on from; None where it is done."""
+        """A lesson's configuration and the checkpoint to resume from; None if it is complete."""
         place = places[number]
         if (place / "summary.json").exists():
             return None
@@ -51,7 +51,7 @@ def course(config: Command, words: list[str], console: Console) -> int:
 
 
 def _plan(config: Command) -> tuple[list[str], list[Path]]:
-    """The recipes of the lessons, easiest first, and the folders of all runs, the recipe's own last."""
+    """The lessons' recipes, easiest first, and the folders of all runs, the recipe's own last."""
     if not config.follows or config.init_from or config.resume or config.sweep:
         raise ValueError("--lessons is for a recipe that follows another, without --init-from, --resume and --sweep")
     folder = distributed.from_first(lambda: folder_of(config))

@@ -1,4 +1,5 @@
-"""One process a run: a lock on the run's folder, which the system releases with the process, also after kill -9."""
+"""A lock on a run's folder, so that only one process trains it. The system releases it with the process, also after
+kill -9."""
 
 from __future__ import annotations
 
@@ -8,10 +9,10 @@ from filelock import FileLock, Timeout
 
 
 def take(folder: Path) -> FileLock | None:
-    """Lock a run's folder until `release` or the end of the process; None where the file system knows no locks.
+    """Locks a run's folder until `release` or the end of the process; returns None if the file system has no locks.
 
     Raises:
-        ValueError: another process has it.
+        ValueError: another process holds the lock.
     """
     lock = FileLock(folder / ".lock", blocking=False)
     try:

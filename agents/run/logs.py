@@ -1,4 +1,4 @@
-"""Where a run's numbers go: `progress.csv` and TensorBoard, through SB3's logger."""
+"""Logs of a run: `progress.csv` and TensorBoard, through SB3's logger."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ STEP, WALL = "time/total_timesteps", "time/wall"
 
 
 def run_logger(folder: Path, resume_at: int | None = None) -> Logger:
-    """A logger into `folder`; on ranks other than the first, one that writes nothing.
+    """A logger that writes to `folder`; on ranks other than 0 it writes nothing.
 
     Args:
-        folder: made where it is not there.
-        resume_at: the step a resumed run goes on from: earlier rows of `progress.csv` and points of curves stay, later
-            ones (which the run is about to write again) go. None: the run is new.
+        folder: created if missing.
+        resume_at: the step from which a run is resumed. Earlier rows of `progress.csv` and points of curves are kept;
+            later ones, which the run will write again, are deleted. None: a new run.
 
     Raises:
         ValueError: `progress.csv` is damaged.
@@ -36,10 +36,10 @@ def run_logger(folder: Path, resume_at: int | None = None) -> Logger:
 
 
 def kept_rows(folder: Path, resume_at: int) -> list[dict[str, str]]:
-    """The rows of a run's `progress.csv` up to a step; none where the file is not there.
+    """The rows of a run's `progress.csv` up to a step; none if the file does not exist.
 
     Raises:
-        ValueError: the file is not such a table.
+        ValueError: the file is damaged.
     """
     file = folder / "progress.csv"
     try:
@@ -61,7 +61,7 @@ def kept_rows(folder: Path, resume_at: int) -> list[dict[str, str]]:
 
 
 def wall_before(folder: Path, resume_at: int) -> float:
-    """Seconds that a run had taken up to a step, over all its resumes."""
+    """Training time of a run up to a step in seconds, over all resumes."""
     rows = kept_rows(folder, resume_at)
     try:
         return float(rows[-1][WALL])
@@ -70,11 +70,12 @@ def wall_before(folder: Path, resume_at: int) -> float:
 
 
 class Table(KVWriter):
-    """A CSV file that is whole whenever the process is killed: a row is appended, a new column replaces the file.
+    """A CSV file that stays valid if the process is killed: rows are appended, a new column replaces the file
+    atomically.
 
     Args:
-        file: replaced by `rows`, all or nothing.
-        rows: to begin with.
+        file: replaced atomically by `rows`.
+        rows: initial rows.
     """
 
     def __init__(self, file: Path, rows: list[dict[str, str]]) -> None:
@@ -111,7 +112,7 @@ class Table(KVWriter):
 
 
 class _Curves(TensorBoardOutputFormat):
-    """SB3's, which tells TensorBoard to forget the points that a resumed run writes again."""
+    """SB3's TensorBoard writer, which also tells TensorBoard to drop points that a resumed run writes again."""
 
     def __init__(self, folder: str, resume_at: int | None) -> None:
         purge = None if resume_at is None else resume_at + 1

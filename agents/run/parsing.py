@@ -1,4 +1,4 @@
-"""The words of the command line, and what they start from: a recipe, a run that is resumed, a sweep."""
+"""Parses the command line on top of its defaults: a recipe, a resumed run, or a sweep."""
 
 from __future__ import annotations
 
@@ -22,11 +22,10 @@ docs/distributed.md."""
 
 
 def parse(arguments: list[str]) -> tuple[Command, Path | None]:
-    """The configuration, and the checkpoint to go on from where `--resume` is given.
+    """The configuration, and with `--resume` the checkpoint to resume from.
 
-    Flags go before the recipe's values, and these before the defaults; a resumed run starts from its own `config.yaml`,
-    and a sweep from what its file fixes. A run that `torchrun` has started anew after a failure resumes without being
-    told.
+    Flags override the recipe's values, and these the defaults. A resumed run starts from its own `config.yaml`, and a
+    sweep from the fixed values of its file. A run that `torchrun` has restarted after a failure resumes automatically.
     """
     refuse_empty(arguments)
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -66,7 +65,7 @@ def parse(arguments: list[str]) -> tuple[Command, Path | None]:
 
 
 def refuse_foreign(defaults: Config, arguments: list[str]) -> None:
-    """An option of another learner is most likely a misunderstanding.
+    """Refuses options of another learner.
 
     Raises:
         ValueError: there is one.
@@ -78,7 +77,7 @@ def refuse_foreign(defaults: Config, arguments: list[str]) -> None:
 
 
 def refuse_unused(config: Command, arguments: list[str]) -> None:
-    """An option that has no effect here is most likely a misunderstanding.
+    """Refuses options that have no effect here.
 
     Raises:
         ValueError: there is one.
@@ -91,12 +90,12 @@ def refuse_unused(config: Command, arguments: list[str]) -> None:
 
 
 def _named(arguments: list[str]) -> list[str]:
-    """The options among the words of a command, as the entries are called."""
+    """The options in a command line, by the names of their configuration entries."""
     return [word.split("=")[0].removeprefix("--").replace("-", "_") for word in arguments if word.startswith("--")]
 
 
 def refuse_empty(arguments: list[str]) -> None:
-    """An option that is given empty is most likely a shell variable that is not set.
+    """Refuses empty options: most likely a shell variable is not set.
 
     Raises:
         ValueError: there is one.

@@ -1,4 +1,4 @@
-"""What flags beside `--resume` may change in a run, and what they may not."""
+"""Which settings may change when a run is resumed."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ FREE = (
         "follows",
     ),
 )
-"""Other entries that may change; `env_kwargs` and `wrappers` where the spaces stay the same."""
+"""Other entries that may change; `env_kwargs` and `wrappers` only if the spaces stay the same."""
 
 _PLACES = ("run_dir", "resume")
 
 
 def learned_with(config: Config) -> list[str]:
-    """Hyper-parameters that take effect from the next rollout on, whatever they were before."""
+    """Hyper-parameters that may change; they take effect from the next rollout on."""
     return [name for name in vars(config.learner) if name not in config.learner.fixed]
 
 
 def fixed(config: Config) -> tuple[str, ...]:
-    """Arguments of the learner that stay as they were."""
+    """Learner arguments that may not change."""
     return ("seed", *config.learner.fixed)
 
 
 def refuse_changes(config: Config, saved: Config) -> None:
-    """Refuse flags that a run cannot take when it is resumed.
+    """Refuses flags that cannot change when a run is resumed.
 
     Args:
-        config: with the flags.
-        saved: the run's own.
+        config: configuration with the flags applied.
+        saved: the run's own configuration.
 
     Raises:
         ValueError: there is one.
@@ -68,10 +68,10 @@ def refuse_changes(config: Config, saved: Config) -> None:
 
 
 def replaced(config: Config, checkpoint: Path) -> dict[str, Any]:
-    """Constructor arguments that replace those of a checkpoint, since the run's configuration says otherwise.
+    """Constructor arguments that the run's configuration changes with respect to a checkpoint.
 
     Raises:
-        CheckpointError: the checkpoint cannot be read, or is of another agent than the configuration.
+        CheckpointError: the checkpoint cannot be read, or belongs to another agent than the configuration.
     """
     manifest = read_manifest(checkpoint)
     kept = manifest.get("config")
@@ -105,14 +105,14 @@ def replaced(config: Config, checkpoint: Path) -> dict[str, Any]:
 
 
 def what_changed(config: Config, saved: Config) -> str:
-    """The entries that flags have changed, as "learning_rate 3e-4 → 1e-5, ..."; empty where there are none."""
+    """The entries changed by flags, as "learning_rate 3e-4 → 1e-5, ..."; empty if there are none."""
     before, after = saved.entries(), config.entries()
     names = [name for name in (*learned_with(config), *FREE) if before[name] != after[name]]
     return ", ".join(f"{name} {_short(before[name])} → {_short(after[name])}" for name in names)
 
 
 def complete(folder: Path, config: Config, saved: Config) -> bool:
-    """Whether a run has nothing left to do: its steps and its summary are there, and no other score is asked for."""
+    """Whether a run is complete: all steps are trained, and its summary holds the requested score."""
     try:
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         steps = read_manifest(latest_checkpoint(folder))["counters"]["num_timesteps"]
@@ -125,7 +125,7 @@ def complete(folder: Path, config: Config, saved: Config) -> bool:
 
 
 def set_aside_later(checkpoint: Path) -> list[Path]:
-    """Rename the checkpoints after the one that is resumed: the run writes these steps again, and differently."""
+    """Renames checkpoints later than the resumed one: the run will write these steps again, with other results."""
     moved = []
     for other in sorted(checkpoint.parent.glob("step_*")):
         if other.name > checkpoint.name:

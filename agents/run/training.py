@@ -1,4 +1,4 @@
-"""One run: from its configuration to its folder, its training and its score."""
+"""One run from its configuration to its score."""
 
 from __future__ import annotations
 
@@ -40,20 +40,20 @@ from policies.native.allocator import tune_allocator
 
 @dataclass(frozen=True)
 class Start:
-    """What is known before the first step."""
+    """Facts about a run before its first step."""
 
     folder: Path
     resumed: str = ""
-    """For a run that goes on: from where, and what is changed."""
+    """For a resumed run: its start step and the changed settings."""
     complete: bool = False
-    """Whether there is nothing left to do."""
+    """Whether the run is already complete."""
 
 
 def train(config: Config, checkpoint: Path | None, console: Console) -> int:
-    """The whole command on a parsed configuration; gives the exit status.
+    """Runs a parsed configuration; returns the exit status.
 
     Raises:
-        CommandError: it cannot be done, or not to its end.
+        CommandError: the run cannot be started or finished.
     """
     torch.set_num_threads(config.threads)
     if config.data_dir is not None:
@@ -124,7 +124,8 @@ def _train(config: Config, checkpoint: Path | None, console: Console, start: Sta
 
 
 def prepare(config: Config, checkpoint: Path | None, locks: list[FileLock | None]) -> Start:
-    """The run's folder, locked, with its configuration; nothing is written before all was found to be right."""
+    """Creates and locks the run's folder and writes the configuration. Nothing is written before all checks have
+    passed."""
     folder = folder_of(config)
     if checkpoint is None:
         taken = not distributed.restarts() and (folder / "config.yaml").exists()
@@ -162,7 +163,7 @@ def prepare(config: Config, checkpoint: Path | None, locks: list[FileLock | None
 
 
 def build(config: Config, checkpoint: Path | None = None) -> MemoryOnPolicyAlgorithm:
-    """This rank's environments and the learner, new or as the checkpoint left it."""
+    """This rank's environments and the learner, new or loaded from the checkpoint."""
     device = device_of(config.device)
     given = {} if checkpoint is None else replaced(config, checkpoint)
     env = config.make_env(distributed.share(config.num_envs), device)
@@ -180,14 +181,15 @@ def build(config: Config, checkpoint: Path | None = None) -> MemoryOnPolicyAlgor
 
 
 class Trained(NamedTuple):
-    """An agent, and the seconds that its training took, over all its resumes."""
+    """An agent and its training time in seconds, over all resumes."""
 
     model: MemoryOnPolicyAlgorithm
     wall: float
 
 
 def run(config: Config, folder: Path, console: Console, checkpoint: Path | None = None) -> Trained:
-    """Train one agent, with its log and checkpoints in `folder`; returns early after Ctrl-C, on all ranks alike."""
+    """Trains one agent, with logs and checkpoints in `folder`. Returns early after Ctrl-C, on all ranks at the same
+    step."""
     with Where("building", config.env).user_errors():
         model = build(config, checkpoint)
         before = 0.0 if checkpoint is None else wall_before(folder, model.num_timesteps)
@@ -239,7 +241,8 @@ def run(config: Config, folder: Path, console: Console, checkpoint: Path | None 
 
 
 def score(config: Config, model: MemoryOnPolicyAlgorithm, console: Console) -> Score | None:
-    """Fresh episodes with the trained agent, its actions chosen as in training; None where none is asked for."""
+    """Scores the trained agent in new episodes, with actions chosen as in training; None if no episodes are
+    requested."""
 
     def played() -> Score | None:
         if not config.eval_episodes:
@@ -260,7 +263,7 @@ def score(config: Config, model: MemoryOnPolicyAlgorithm, console: Console) -> S
 def report(
     config: Config, console: Console, result: Score | None, identity: Score | None, summary: dict[str, Any]
 ) -> None:
-    """`summary.json`, the table at the end, and what to do next."""
+    """Writes `summary.json`, prints the final table and the commands to continue with."""
     folder = config.run_dir
     assert folder is not None
     try:

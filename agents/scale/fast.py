@@ -66,5 +66,5 @@ def _compile(policy: MemoryActorCriticPolicy, copies: int) -> str:
     except Exception as error:  # there may be no compiler, or the step may be more than it can take
         memory._compiled_call_impl = None
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        return f"fast is 'compile', but the step of {policy.memory_name} cannot be: {reason[0]}; going on as with auto"
+        return f"fast='compile': but torch cannot compile the step of {policy.memory_name}: {reason[0]}; continuing with 'auto'"
     return ""

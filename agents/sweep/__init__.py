@@ -1,8 +1,8 @@
 """Sweeps: hyper-parameters searched over seeds, by Optuna. `python train.py --sweep SPACE.yaml`; see docs/sweep.md.
 
-`space.py` and `space_file.py` say what is searched, `check.py` whether it makes sense, `study.py` keeps the trials,
-`trial.py` runs one of them, `launch.py` where, `driver.py` all of them, and `report.py` and `plots.py` say what came
-out. What needs Optuna is imported where a sweep is asked for.
+`space.py` and `space_file.py` define what is searched, `check.py` validates it, `study.py` stores the trials,
+`trial.py` runs one, `launch.py` decides where, `driver.py` runs all, `report.py` and `plots.py` report the results.
+Modules that need Optuna are imported only for a sweep.
 """
 
 from agents.sweep.space import Parameter, Space

@@ -1,4 +1,4 @@
-"""A space against the parts that it is about: arguments of memories and environments, effects, scores."""
+"""Validates a space: arguments of memories and environments, effects, objectives."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _Arguments = Mapping[str, inspect.Parameter]
 
 
 def check(space: Space, config: Config, flags: list[str]) -> Space:
-    """The space with ranges of whole numbers made real where the argument is, after everything was looked at.
+    """Validates a space, and converts integer ranges to float ranges for float arguments.
 
     Args:
-        space: as its file says.
-        config: what all trials share.
-        flags: the words of the command line.
+        space: as read from its file.
+        config: the configuration shared by all trials.
+        flags: the arguments of the command line.
 
     Raises:
-        ValueError: a parameter is also a flag, is no argument of the part it is for, or has no effect there; or the
-            objective is no score of the environment. One line that names the entry.
+        ValueError: a parameter is also given as a flag, is not an argument of its part, or has no effect there; or the
+            environment has no such objective. One line that names the entry.
     """
     named = {word.split("=")[0].removeprefix("--").replace("-", "_") for word in flags if word.startswith("--")}
     for name in sorted(named):
@@ -48,7 +48,7 @@ def check(space: Space, config: Config, flags: list[str]) -> Space:
             env = dataclasses.replace(config, env=env_id).make_env(1)
         except ValueError as error:
             _blame(space, "env", error)
-        adapted = isinstance(env, HostEnv)  # somebody else's environment: its arguments are its own affair
+        adapted = isinstance(env, HostEnv)  # arguments of third-party environments are not checked
         arguments["env"][env_id] = None if adapted else _arguments(type(env), "num_envs", "device")
         scores |= set(env.metric_names)
         env.close()
@@ -73,7 +73,7 @@ def _blame(space: Space, part: str, error: ValueError) -> None:
 
 
 def _arguments(part: Any, *ours: str) -> _Arguments | None:
-    """The arguments that a class takes, without those that are not the user's; None: it takes any."""
+    """The arguments of a class that a user may set; None: any."""
     found = inspect.signature(part).parameters
     if any(argument.kind is inspect.Parameter.VAR_KEYWORD for argument in found.values()):
         return None
@@ -100,7 +100,7 @@ def _check_objective(space: Space, scores: set[str]) -> None:
 
 
 def _check_effect(space: Space, parameter: Parameter, algos: list[Any]) -> None:
-    """A learner's hyper-parameter must matter to the learners it is drawn for."""
+    """Checks that a hyper-parameter belongs to the learners for which it is drawn."""
     if parameter.name in {*known_entries()} - {*run_entries()}:
         for algo in parameter.when.get("algo", algos):
             if parameter.name not in hints_of(learner_class(algo).config_class):

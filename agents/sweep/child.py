@@ -1,8 +1,7 @@
-"""`python agents/sweep/child.py PARENT SCRIPT ...` is `python SCRIPT ...` that does not outlive the process PARENT.
+"""`python agents/sweep/child.py PARENT SCRIPT ...` runs `python SCRIPT ...` and stops it when the process PARENT ends.
 
-SCRIPT may also be the name of a module. When the parent is gone, it gets the signal that has a training write a
-checkpoint and stop. Otherwise a killed sweep would leave runs behind that go on in the folders of trials which the next
-command takes up.
+SCRIPT may also be a module name. When the parent ends, the script gets the signal that makes a training write a
+checkpoint and stop. Otherwise the runs of a killed sweep would continue in folders that the next command uses.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ LOOK_S = 1.0
 
 
 def watch(parent: int) -> None:
-    """Wait until the parent is another one, and end this process then."""
+    """Waits until the parent has ended, then ends this process."""
     while os.getppid() == parent:
         time.sleep(LOOK_S)
     os.kill(os.getpid(), signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""All trials of a sweep: asked of the study, started where there is room, told to the study, and reported."""
+"""Runs the trials of a sweep: asks the study for trials, starts them, tells the study their results, and reports."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _HOPELESS = 5  # failures in a row, and nothing else, are the sweep's own fault
 
 
 def command(config: Command, flags: list[str], console: Console) -> int:
-    """`python train.py --sweep`: the exit status.
+    """`python train.py --sweep`; returns the exit status.
 
     Raises:
         ValueError: the space file is wrong, the study searches something else, or every trial fails.
@@ -59,16 +59,16 @@ def command(config: Command, flags: list[str], console: Console) -> int:
 
 
 class Sweep:
-    """The loop.
+    """The main loop of a sweep.
 
     Args:
         space: what is searched.
         config: what all trials share.
-        study: who says what is tried.
-        where: its storage, as the processes of trials open it.
-        folder: for everything that the sweep leaves.
-        launcher: where trials run.
-        console: for a line a trial.
+        study: the study that proposes trials.
+        where: the study's storage, as opened by trial processes.
+        folder: the sweep's folder.
+        launcher: starts trials.
+        console: prints one line per trial.
     """
 
     def __init__(
@@ -90,10 +90,10 @@ class Sweep:
         self._stopping = self._stopped = 0  # how often that was asked for, and how often passed on
 
     def run(self, trials: int | None = None) -> bool:
-        """Until as many trials as wanted are over; true where Ctrl-C ended it before.
+        """Runs until enough trials are over; returns True if Ctrl-C ended it before.
 
         Args:
-            trials: how many; default: as the space says, else all of a grid, else 20.
+            trials: number of trials; default: as in the space file, else the whole grid, else 20.
         """
         size = self.space.size() if self.space.sampler["name"] == "grid" else None
         self.wanted = trials or self.space.trials or size or 20
@@ -121,7 +121,7 @@ class Sweep:
         return self._stopping > 0
 
     def _fill(self) -> bool:
-        """Start trials while there is room, or stop them where that was asked for; false when none is under way."""
+        """Starts trials while there is room, or stops them on request; False when none is running."""
         if self._stopping > self._stopped:
             self._stopped = self._stopping
             self._stop_all(now=self._stopping > 1)
@@ -132,7 +132,7 @@ class Sweep:
         return bool(self.running)
 
     def _start(self) -> bool:
-        """Start one more trial, if one is left to do."""
+        """Starts one more trial, if any is left."""
         requeue(self.study)
         trials = counted(self.study)
         queued = any(trial.state == TrialState.WAITING for trial in trials)
@@ -160,7 +160,7 @@ class Sweep:
         return True
 
     def _end(self, running: Running, lease: Lease) -> None:
-        """Tell the study how a trial ended, and everybody else."""
+        """Records how a trial ended, and reports it."""
         outcome = self.launcher.outcome(running)
         if not lease.held():
             return
@@ -201,7 +201,7 @@ class Sweep:
         return next(trial for trial in self.study.get_trials(deepcopy=False) if trial.number == number)
 
     def _status(self) -> str:
-        """What is going on, for the line at the bottom of a terminal."""
+        """The status line."""
         trials = {trial.number: trial for trial in counted(self.study)}
         over = sum(trial.state.is_finished() for trial in trials.values())
         best = report.ranked(self.study)
@@ -217,7 +217,7 @@ class Sweep:
         return " · ".join(parts)
 
     def summary(self, stopped: bool) -> int:
-        """The last words; gives the exit status."""
+        """Prints the final report; returns the exit status."""
         running = sum(trial.state == TrialState.RUNNING for trial in counted(self.study))
         best = report.ranked(self.study)
         if best:
@@ -245,7 +245,8 @@ class Sweep:
 
     @contextlib.contextmanager
     def _interruptible(self) -> Iterator[None]:
-        """Within, Ctrl-C has all trials write a checkpoint and stop; a second one stops them at once."""
+        """Context manager in which Ctrl-C makes all trials write a checkpoint and stop; a second one stops them at
+        once."""
 
         def interrupt(signum: int, frame: Any) -> None:
             self._stopping += 1  # the loop looks every second

@@ -1,4 +1,4 @@
-"""Where trials run: in threads that watch processes of this machine, or as tasks of a Ray cluster."""
+"""Launchers: trials run as local processes or as tasks of a Ray cluster."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from agents.sweep.trial import Job, Outcome, Stop, run_trial
 
 @dataclass
 class Running:
-    """A trial under way."""
+    """A running trial."""
 
     job: Job
     future: Future[Outcome]
@@ -21,10 +21,10 @@ class Running:
 
 
 class Launcher(Protocol):
-    """What the driver asks of a place where trials run."""
+    """The interface of launchers."""
 
     jobs: int
-    """So many at once."""
+    """Number of parallel trials."""
 
     def submit(self, job: Job) -> Running:
         """Start a trial."""
@@ -33,17 +33,17 @@ class Launcher(Protocol):
         """Have it write a checkpoint and stop, or stop at once."""
 
     def outcome(self, running: Running) -> Outcome:
-        """How a trial that is done ended."""
+        """The result of a finished trial."""
 
     def close(self) -> None:
-        """Nothing more comes."""
+        """Releases resources; no more trials are started."""
 
 
 class Local:
-    """Processes of this machine, one a trial, each watched by a thread.
+    """Runs trials as local processes, each watched by a thread.
 
     Args:
-        jobs: so many at once; default: one.
+        jobs: parallel trials; default: one.
     """
 
     def __init__(self, jobs: int | None) -> None:
@@ -71,13 +71,14 @@ class Local:
 
 
 class Ray:
-    """Tasks of a Ray cluster: the one that RAY_ADDRESS names, else one that runs on this machine, else a new one here.
+    """Runs trials as tasks of a Ray cluster: the one at RAY_ADDRESS, else one running on this machine, else a new local
+    one.
 
-    A task takes `threads` CPUs of the cluster, and a GPU where the agents live on one. The study's storage must be
-    within its reach, and the sweep's folder should be.
+    A task takes `threads` CPUs of the cluster, and a GPU if the agents use one. It must be able to reach the study's
+    storage, and should reach the sweep's folder.
 
     Args:
-        jobs: so many at once; default: as many as the cluster holds when it is asked.
+        jobs: parallel trials; default: as many as fit on the cluster.
         config: what all trials share.
 
     Raises:
@@ -113,7 +114,7 @@ class Ray:
         self._ray.cancel(running.task, force=now)
 
     def outcome(self, running: Running) -> Outcome:
-        """How a trial that is done ended; `lost` with the machine or the process that it ran in."""
+        """The result of a finished trial; `lost` if its machine or process died."""
         error = running.future.exception()
         errors = self._ray.exceptions
         if error is None:
@@ -131,7 +132,7 @@ class Ray:
 
 
 def run_task(job: Job) -> Outcome:
-    """A trial as a Ray task, which is cancelled by a `KeyboardInterrupt`."""
+    """A trial as a Ray task; Ray cancels it by a `KeyboardInterrupt`."""
     return run_trial(job, Stop())
 
 

@@ -1,4 +1,4 @@
-"""A sweep in three pictures: the objective over the trials, every trial's curve, and which parameters mattered."""
+"""Plots of a sweep: objective over trials, learning curves, and parameter importances."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from agents.sweep.study import counted
 _BEST = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")  # Okabe and Ito's, for every kind of sight
 _REST, _PRUNED, _FAILED = "#8a8f98", "#c3c7cd", "#b00020"
 _ENOUGH = 4
-"""Complete trials below which an importance would be noise."""
+"""Minimum number of complete trials for importances."""
 
 
 def figures(study: optuna.Study, space: Space, total_timesteps: int) -> dict[str, Figure]:
-    """The pictures by name: `history`, `curves` and `importance`."""
+    """Draws the figures `history`, `curves` and `importance`."""
     trials = counted(study)
     return {
         "history": history(trials, space),
@@ -49,7 +49,7 @@ def _of(trials: list[FrozenTrial], state: TrialState) -> list[FrozenTrial]:
 
 
 def history(trials: list[FrozenTrial], space: Space) -> Figure:
-    """The value of every trial in the order in which they began, and the best so far."""
+    """The value of every trial in starting order, and the best so far."""
     figure, axes = _axes(f"{space.name}: {len(trials)} trials")
     complete, pruned = _of(trials, TrialState.COMPLETE), _of(trials, TrialState.PRUNED)
     pruned = [trial for trial in pruned if trial.value is not None]
@@ -83,7 +83,7 @@ def history(trials: list[FrozenTrial], space: Space) -> Figure:
 
 
 def curve(trial: FrozenTrial, space: Space, total_timesteps: int) -> tuple[list[float], list[float]]:
-    """Steps and values of a trial's curve: at each point the mean over the seeds that have come to it."""
+    """Steps and values of a trial's curve: at each point the mean over the seeds that reached it."""
     latest: dict[int, float] = {}
     for number in sorted(trial.intermediate_values):
         latest[(number - 1) % space.reports + 1] = trial.intermediate_values[number]
@@ -92,7 +92,7 @@ def curve(trial: FrozenTrial, space: Space, total_timesteps: int) -> tuple[list[
 
 
 def curves(trials: list[FrozenTrial], space: Space, total_timesteps: int) -> Figure:
-    """Every trial's curve, the best by name, the pruned up to where they were given up."""
+    """Every trial's curve; the best are labelled, pruned ones end where they were pruned."""
     figure, axes = _axes(f"{space.name}: {space.objective} while training", height=4.8)
     sign = -1 if space.direction == "maximize" else 1
     order = sorted(_of(trials, TrialState.COMPLETE), key=lambda trial: (sign * float(trial.value or 0.0), trial.number))
@@ -123,9 +123,9 @@ def curves(trials: list[FrozenTrial], space: Space, total_timesteps: int) -> Fig
 
 
 def importances(study: optuna.Study, trials: list[FrozenTrial]) -> dict[str, float]:
-    """Share of each parameter in what sets the better trials apart (PED-ANOVA), the largest first.
+    """Importance of each parameter for the better trials (PED-ANOVA), largest first.
 
-    Empty where too few trials are complete, or all came to the same.
+    Empty if too few trials are complete, or all have the same value.
     """
     complete = _of(trials, TrialState.COMPLETE)
     if len(complete) < _ENOUGH or len({trial.value for trial in complete}) < 2:

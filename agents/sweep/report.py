@@ -1,4 +1,4 @@
-"""What came out of a sweep: `trials.csv`, `best.yaml`, the pictures, and a table of the best trials."""
+"""Reports of a sweep: `trials.csv`, `best.yaml`, figures, and a table of the best trials."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _NOT_IN_A_RECIPE = (
 
 
 def ranked(study: optuna.Study) -> list[FrozenTrial]:
-    """The complete trials, best first; of equal ones the earlier."""
+    """The complete trials, best first; ties in order of their numbers."""
     complete = [trial for trial in counted(study) if trial.state == TrialState.COMPLETE]
     sign = -1 if study.direction == optuna.study.StudyDirection.MAXIMIZE else 1
     return sorted(complete, key=lambda trial: (sign * float(trial.value or 0.0), trial.number))
@@ -36,7 +36,7 @@ def _over(study: optuna.Study) -> int:
 
 
 def write(study: optuna.Study, space: Space, config: Config, folder: Path, pictures: bool = True) -> None:
-    """All files of the sweep's folder, each replaced as a whole."""
+    """Writes all files of the sweep's folder, each atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     replace_file(folder / "trials.csv", trials_csv(study, space))
     best = ranked(study)
@@ -50,7 +50,7 @@ def write(study: optuna.Study, space: Space, config: Config, folder: Path, pictu
 
 
 def trials_csv(study: optuna.Study, space: Space) -> str:
-    """One row a trial: state, value, each seed's value, parameters, seconds, and why it failed."""
+    """One row per trial: state, value, each seed's value, parameters, seconds, and failure."""
     text = io.StringIO()
     names = [parameter.name for parameter in space.parameters]
     table = csv.writer(text, lineterminator="\n")
@@ -104,7 +104,7 @@ def table(study: optuna.Study, space: Space, rows: int = 5) -> Table:
 
 
 def number(value: Any) -> str:
-    """A value for people."""
+    """Formats a value."""
     if value is None:
         return "–"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,4 +1,4 @@
-"""What a sweep searches: fixed values, a space, seeds, an objective, a sampler and a pruner."""
+"""The definition of a sweep: fixed values, parameters, seeds, objective, sampler and pruner."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ class Parameter:
     step: float | None = None
     choices: tuple[Any, ...] = ()
     when: dict[str, tuple[Any, ...]] = field(default_factory=dict)
-    """Other parameters and the values at which this one matters; elsewhere it is not drawn."""
+    """Conditions: other parameters and the values at which this one is drawn."""
 
     def applies(self, values: Mapping[str, Any]) -> bool:
-        """Whether it is drawn beside these values of earlier parameters."""
+        """Whether it is drawn, given the values of earlier parameters."""
         return all(name in values and values[name] in wanted for name, wanted in self.when.items())
 
     def suggest(self, trial: Any) -> Any:
-        """The value that an Optuna trial has, or now draws."""
+        """Draws the value in an Optuna trial."""
         if self.kind is None:
             return trial.suggest_categorical(self.name, self.choices)
         if self.kind is int:
@@ -45,7 +45,7 @@ class Parameter:
         return trial.suggest_float(self.name, float(self.low), float(self.high), step=self.step, log=self.log)
 
     def grid(self) -> list[Any] | None:
-        """All its values; None where there are infinitely many."""
+        """All its values; None if there are infinitely many."""
         if self.kind is None:
             return list(self.choices)
         if self.kind is int or self.step:
@@ -56,7 +56,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Space:
-    """A space file, read."""
+    """A parsed space file."""
 
     file: Path
     name: str
@@ -72,18 +72,18 @@ class Space:
     reports: int = 20
 
     def wrong(self, entry: str, what: str) -> NoReturn:
-        """Raise `ValueError` about an entry of the file."""
+        """Raises a `ValueError` about an entry of the file."""
         raise ValueError(f"{self.file}: {entry}: {what}")
 
     def __contains__(self, name: str) -> bool:
         return any(parameter.name == name for parameter in self.parameters)
 
     def defaults(self, given: Mapping[str, Any]) -> Config:
-        """What flags override: default values, under the recipe's, under `fixed`.
+        """The values below the flags: defaults, overridden by the recipe, overridden by `fixed`.
 
         Args:
-            given: what the flags say of recipe, env, algo and memory. A part that they replace loses the arguments
-                which the file fixes for it; so do, of the recipe, the parts that are searched.
+            given: recipe, env, algo and memory from the flags. A part that they replace loses the arguments that the
+                file fixes for it, and a part that is searched loses those of the recipe.
         """
         parts = {name: given.get(name) or self.fixed.get(name) for name in ("env", "algo", "memory")}
         config = base_config(given.get("recipe") or self.recipe, **parts)
@@ -105,7 +105,7 @@ class Space:
         return config
 
     def suggest(self, trial: Any) -> dict[str, Any]:
-        """The values of an Optuna trial, those that apply."""
+        """Draws the values of an Optuna trial whose conditions hold."""
         values: dict[str, Any] = {}
         for parameter in self.parameters:
             if parameter.applies(values):
@@ -125,7 +125,7 @@ class Space:
         return Config.of(chosen)
 
     def size(self) -> int | None:
-        """How many different trials there are; None: infinitely many."""
+        """Number of different trials; None: infinitely many."""
         found: list[dict[str, Any]] = [{}]
         for parameter in self.parameters:
             values = parameter.grid()
@@ -140,7 +140,7 @@ class Space:
 
 
 def _of_all(algos: tuple[Any, ...], entries: Mapping[str, Any]) -> Any:
-    """The hyper-parameters of all learners that a space chooses from, as one object."""
+    """The hyper-parameters of all learners that a space can choose, as one object."""
     fields: dict[str, Any] = {}
     for algo in reversed(algos):
         hints, start = hints_of(learner_class(algo).config_class), vars(hyperparameters(algo))

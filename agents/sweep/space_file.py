@@ -1,4 +1,4 @@
-"""Space files: YAML in, a `Space` out. docs/sweep.md explains every entry.
+"""Parses space files (YAML) into a `Space`. docs/sweep.md explains every entry.
 
 Errors are one line, `FILE: ENTRY: what is wrong`.
 """
@@ -37,7 +37,7 @@ def find_space(name: str) -> Path:
     """The file of a space given by path, or by its name in recipes/sweeps/.
 
     Raises:
-        ValueError: there is none; the message lists the known names.
+        ValueError: it does not exist; the message lists the known names.
     """
     for candidate in (Path(name), RECIPES / "sweeps" / f"{name}.yaml"):
         if candidate.is_file():
@@ -200,7 +200,7 @@ def _objective(space: Space, data: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _typed(space: Space, entry: str, name: str, value: Any) -> Any:
-    """The value of an entry of `Config`, fitted to its type and range."""
+    """The value of an entry of `Config`, converted to its type and checked."""
     try:
         return read(entry, value, known_entries()[name])
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Where a study is kept: a journal file that several processes append to, or a database."""
+"""Storage of a study: a journal file that several processes append to, or a database."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def default_storage(folder: Path) -> str:
 
 
 def open_storage(where: str) -> BaseStorage:
-    """A database (`sqlite:///...`, `postgresql://...`) or else a journal file, checked entry by entry.
+    """Opens a database (`sqlite:///...`, `postgresql://...`) or a journal file, which is validated line by line.
 
-    An entry that a power loss cut at the end of a journal is taken away with a warning, as what is appended to it would
-    make the journal unreadable.
+    A truncated last line of a journal (after a power loss) is removed with a warning; appending to it would make the
+    journal unreadable.
 
     Raises:
         ValueError: it cannot be opened, or is damaged; with the file and how to go on.
@@ -47,9 +47,9 @@ def open_storage(where: str) -> BaseStorage:
 
 @contextlib.contextmanager
 def readable(where: str) -> Iterator[None]:
-    """Whatever a storage raises within, as a `ValueError` of one line that names it and says how to go on.
+    """Context manager that turns any error of a storage into a one-line `ValueError` with its name and advice.
 
-    Every database has errors of its own, and a journal whose entries do not fit together ends in an assertion.
+    Every database has its own error types, and an inconsistent journal fails an assertion.
     """
     try:
         yield
@@ -70,7 +70,7 @@ def _unreadable(where: str, error: Exception) -> str:
 
 
 def _mend(file: Path) -> None:
-    """Compare every line of a journal with the form of an entry."""
+    """Validates every line of a journal."""
     content = file.read_bytes()
     *lines, rest = content.split(b"\n")
     for number, line in enumerate([*lines, rest] if rest and not lines else lines, start=1):

@@ -1,7 +1,7 @@
-"""The study: where trials are kept so that several processes and machines can share them, and whose turn it is.
+"""The study: trials shared by several processes and machines, with leases that say who runs them.
 
-A trial belongs to the command that asked for it for as long as that renews its lease. What a process left behind when
-it died goes back to the queue and is taken up by whoever asks next, with the values it had.
+A trial belongs to the process that asked for it while that process renews its lease. If the process dies, the trial
+returns to the queue with its values, and the next `ask` takes it.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from agents.sweep.space import Space
 from agents.sweep.storage import open_storage, readable
 
 RENEW_S = 30.0
-"""Seconds between two renewals of a lease."""
+"""Seconds between renewals of a lease."""
 GRACE_S = 180.0
-"""A lease that was not renewed for so long is void."""
+"""Seconds without renewal after which a lease expires."""
 MAX_RESTARTS = 3
-"""So often a trial whose process died is taken up again."""
+"""How often a trial whose process died is retried."""
 
 _SAMPLERS: dict[str, type[samplers.BaseSampler]] = {
     "tpe": samplers.TPESampler,
@@ -54,16 +54,16 @@ _OURS = ("seed", "device", "threads", "data_dir", "checkpoint_every", "panels_ev
 
 
 def quiet() -> None:
-    """Optuna's own messages and its warnings about experimental options: ours say what matters."""
+    """Silences Optuna's messages and its warnings about experimental options."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
 
 def make_sampler(space: Space) -> samplers.BaseSampler:
-    """The sampler that a space names; TPE by default.
+    """The sampler of a space; TPE by default.
 
     Raises:
-        ValueError: it is unknown or does not take an option, or a grid has no end.
+        ValueError: it is unknown or does not take an option, or a grid is infinite.
     """
     if space.sampler["name"] == "grid" and space.size() is None:
         endless = next(parameter.name for parameter in space.parameters if parameter.grid() is None)
@@ -77,7 +77,7 @@ def make_sampler(space: Space) -> samplers.BaseSampler:
 
 
 def make_pruner(space: Space) -> pruners.BasePruner:
-    """The pruner that a space names, its steps counted in reports; by default the median, after a quarter of a curve.
+    """The pruner of a space, with steps counted in reports; by default the median pruner, after a quarter of a curve.
 
     Raises:
         ValueError: it is unknown or does not take an option.
@@ -108,7 +108,7 @@ def _make(space: Space, entry: str, body: dict[str, Any], known: dict[str, Any],
 
 
 def rehearse(space: Space) -> None:
-    """Draw some trials in memory, since samplers and pruners look at most of their options only then.
+    """Draws some trials in memory, because samplers and pruners check most options only then.
 
     Raises:
         ValueError: an option is of the wrong type or out of range.
@@ -133,10 +133,10 @@ def rehearse(space: Space) -> None:
 
 
 def open_study(space: Space, config: Config, where: str) -> optuna.Study:
-    """The study of this name, made where it is not there.
+    """The study of this name, created if missing.
 
     Raises:
-        ValueError: it is there and searches something else, or its storage is damaged.
+        ValueError: it exists and searches something else, or its storage is damaged.
     """
     sampler, pruner = make_sampler(space), make_pruner(space)
     rehearse(space)
@@ -163,7 +163,7 @@ def open_study(space: Space, config: Config, where: str) -> optuna.Study:
 
 
 def definition(space: Space, config: Config) -> dict[str, Any]:
-    """What all trials of a study have in common, flat and as JSON keeps it."""
+    """The settings shared by all trials of a study, flat, as stored in JSON."""
     entries = config.entries().items()
     fixed = {f"fixed.{name}": value for name, value in entries if name not in _OURS and name not in space}
     searched = {f"space.{one.name}": {k: v for k, v in vars(one).items() if k != "kind"} for one in space.parameters}
@@ -173,12 +173,12 @@ def definition(space: Space, config: Config) -> dict[str, Any]:
 
 
 def counted(study: optuna.Study) -> list[FrozenTrial]:
-    """The trials of a study, without what two commands asked for at once beyond its number."""
+    """The trials of a study, without surplus ones that two processes asked for at the same time."""
     return [trial for trial in study.get_trials(deepcopy=False) if "surplus" not in trial.user_attrs]
 
 
 class Lease:
-    """The right to run one trial; it lasts for `GRACE_S` from its last renewal."""
+    """A lease on one trial; it expires `GRACE_S` seconds after its last renewal."""
 
     def __init__(self, study: optuna.Study, trial_id: int) -> None:
         self._storage, self.trial_id = study._storage, trial_id
@@ -191,7 +191,7 @@ class Lease:
         self._storage.set_trial_user_attr(self.trial_id, "lease", lease)
 
     def renew(self) -> bool:
-        """Renew it where that is due; False where somebody else has the trial by now."""
+        """Renews the lease if due; False if another process has taken the trial."""
         if time.monotonic() - self._renewed < RENEW_S:
             return True
         if not self.held():
@@ -200,21 +200,21 @@ class Lease:
         return True
 
     def held(self) -> bool:
-        """Whether the trial is still this command's."""
+        """Whether this process still holds the trial."""
         trial = self._storage.get_trial(self.trial_id)
         lease = trial.user_attrs.get("lease", {})
         return trial.state == TrialState.RUNNING and lease.get("token") == self._token
 
     def give_back(self) -> None:
-        """Put the trial back into the queue, from which the next `ask` takes it with the values it has."""
+        """Returns the trial to the queue; the next `ask` takes it with its values."""
         if self.held():
             self._storage.set_trial_state_values(self.trial_id, TrialState.WAITING)
 
 
 def left_behind(trial: FrozenTrial) -> bool:
-    """Whether a running trial's command is gone: its process on this machine, or its renewals."""
+    """Whether a running trial's process is gone, or its lease has expired."""
     lease = trial.user_attrs.get("lease")
-    if lease is None:  # between asking and the lease lies a moment
+    if lease is None:  # the lease is written a moment after the trial is asked for
         return trial.datetime_start is not None and time.time() - trial.datetime_start.timestamp() > GRACE_S
     if lease["host"] == socket.gethostname() and not alive(lease["pid"]):
         return True
@@ -222,7 +222,7 @@ def left_behind(trial: FrozenTrial) -> bool:
 
 
 def alive(process: int) -> bool:
-    """Whether a process of this machine is there; true as well where that cannot be known."""
+    """Whether a process of this machine runs; True if that cannot be determined."""
     if os.name == "posix":
         try:
             os.kill(process, 0)
@@ -234,16 +234,16 @@ def alive(process: int) -> bool:
 
 
 def requeue(study: optuna.Study) -> None:
-    """Put back what was left behind by processes that died."""
+    """Returns the trials of dead processes to the queue."""
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         if left_behind(trial):
             put_back(study, trial._trial_id)
 
 
 def put_back(study: optuna.Study, trial_id: int) -> None:
-    """Queue a trial whose process died once more; one to which that happens again and again has failed."""
+    """Returns a trial whose process died to the queue; after too many retries it has failed."""
     restarts = study._storage.get_trial(trial_id).user_attrs.get("restarts", 0) + 1
-    with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):  # somebody was quicker
+    with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):  # another process was faster
         if restarts > MAX_RESTARTS:
             fail(study, trial_id, f"its process died {restarts} times")
         else:
@@ -252,6 +252,6 @@ def put_back(study: optuna.Study, trial_id: int) -> None:
 
 
 def fail(study: optuna.Study, trial_id: int, why: str) -> None:
-    """A trial that did not come to an end."""
+    """A trial without a result."""
     study._storage.set_trial_user_attr(trial_id, "error", why)
     study._storage.set_trial_state_values(trial_id, TrialState.FAIL)

@@ -1,8 +1,8 @@
-"""One trial: an ordinary run of `train.py` for each seed, one after the other, stopped where it is hopeless.
+"""One trial: a run of `train.py` per seed, one after the other, until it is pruned.
 
-The trial reports its curve to the study at points that are the same for all: number `i * reports + k` is the k-th point
-of the i-th seed, and its value the mean, over the seeds so far, of what their curves had at that point. So a trial is
-compared with others after as many seeds and as many steps, and a hopeless one costs no second seed.
+A trial reports its curve at the same points as all others. Report `i * reports + k` is the k-th point of the i-th seed;
+its value is the mean, over the seeds so far, of their curves at that point. So trials are compared after equal seeds
+and steps, and a pruned trial need not run further seeds.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from agents.sweep.storage import open_storage
 from agents.sweep.study import alive, make_pruner
 
 TRAIN: str | Path = "agents.run"
-"""What runs a seed: a module, or a script."""
+"""The module or script that runs a seed."""
 POLL_S = 0.5
 STOP_S = 120.0
-"""So long a run may take to finish its iteration and write a checkpoint when it is told to stop."""
+"""Seconds for a run to finish its iteration and write a checkpoint after it is told to stop."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """All that a process needs to run one trial, here or on another machine."""
+    """Everything a process needs to run one trial, on any machine."""
 
     space: Space
     config: Config
-    """The trial's configuration; every seed has its own `seed` and `run_dir`."""
+    """The trial's configuration, without `seed` and `run_dir`."""
     storage: str
     trial_id: int
     number: int
@@ -52,7 +52,7 @@ class Job:
 
     @property
     def recipe(self) -> Path:
-        """The file that the trial's configuration is written to."""
+        """The file for the trial's configuration."""
         return Path(self.folder) / f"trial-{self.number:04d}.yaml"
 
     def run_dir(self, seed: int) -> Path:
@@ -62,7 +62,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a trial ended: complete, pruned, failed, or stopped to be gone on with."""
+    """How a trial ended: complete, pruned, failed, or stopped (to be resumed)."""
 
     state: str
     value: float | None = None
@@ -70,7 +70,7 @@ class Outcome:
 
 
 class Stop(threading.Event):
-    """Set from another thread, it has a trial write a checkpoint and stop; with `now`, stop at once."""
+    """A flag set from another thread: the trial writes a checkpoint and stops; with `now`, it stops at once."""
 
     now = False
 
@@ -84,7 +84,7 @@ class _Stopped(Exception):
 
 
 def run_trial(job: Job, stop: Stop) -> Outcome:
-    """Run the seeds that have no result yet, each from its last checkpoint where it has one.
+    """Runs the seeds without a result, each from its last checkpoint if it has one.
 
     Ctrl-C in this thread does what `stop` does.
     """
@@ -121,7 +121,7 @@ def run_trial(job: Job, stop: Stop) -> Outcome:
 
 
 class _Curve:
-    """A trial's reports, as the top of this file numbers them."""
+    """A trial's reports, numbered as in the module docstring."""
 
     def __init__(self, trial: Trial, reports: int, total_timesteps: int) -> None:
         self.trial, self.reports = trial, reports
@@ -130,7 +130,7 @@ class _Curve:
         self.known = set(trial.study._storage.get_trial(trial._trial_id).intermediate_values)
 
     def report(self, index: int, curve: list[tuple[int, float]]) -> bool:
-        """Report what is new of seed number `index`; True where the pruner gives the trial up."""
+        """Reports the new points of seed number `index`; True if the pruner stops the trial."""
         for k, point in enumerate(self.points):
             if not curve or not curve[0][0] <= point <= curve[-1][0]:
                 continue
@@ -149,7 +149,7 @@ class _Curve:
 
 
 def _run(job: Job, seed: int, index: int, curve: _Curve, stop: Stop) -> None:
-    """One seed from wherever it is to its summary."""
+    """Runs or resumes one seed to its summary."""
     folder = job.run_dir(seed)
     _wait_for_orphan(folder / "process.json")
     resume = any(folder.glob("checkpoints/step_*/manifest.json"))

@@ -341,7 +341,7 @@ def test_an_optimiser_or_a_memory_may_be_the_reason() -> None:
     assert obstacle(model) == "SGD has no option capturable"
     model = build(A2C, "tmaze", "gru")
     model.policy.memory.static_shapes = False
-    assert obstacle(model) == "GRU says that what it does hangs on values (static_shapes is False)"
+    assert obstacle(model) == "GRU has static_shapes = False: its operations depend on data"
 
 
 def test_without_cuda_graph_is_refused_and_auto_is_plain() -> None:
