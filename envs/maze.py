@@ -1,4 +1,4 @@
-"""The maze with the invisible goal, on which differentiable plasticity and MNM were compared."""
+"""The invisible-goal maze, the benchmark of differentiable plasticity and MNM."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from envs.tensor_env import TensorEnv
 _MOVES = ((-1, 0), (1, 0), (0, -1), (0, 1))  # up, down, left, right
 _NO_ACTION = 4
 _TRAIL = 12  # steps that stay visible in a picture
-_CODES = 32  # what an environment may just have done, as a number; see `InvisibleGoalMaze.__init__`
+_CODES = 32  # codes for an environment's last action and result; see `InvisibleGoalMaze.__init__`
 
 
 class InvisibleGoalMaze(TensorEnv):
-    """Find a reward that cannot be seen, remember where it was, and come back from wherever you are thrown.
+    """Find an invisible goal, remember where it was, and return to it after every teleport.
 
     Description:
         A square of `size` x `size` cells inside a ring of wall, with a pillar wherever row and column are both even
         (counted with the ring), except in the centre: 65 free cells and 16 pillars for size 9. Each episode hides a
-        goal in a random free cell. Whoever reaches it is rewarded and thrown onto a random free cell; the goal stays.
-        The agent starts in the centre and sees walls only, so it must find the goal once by search and afterwards by
-        remembering.
+        goal in a random free cell. On reaching it the agent is rewarded and moved to a random free cell; the goal
+        stays. The agent starts in the centre and sees walls only, so it must find the goal once by search and
+        afterwards by remembering.
 
     Observation: `Box(float32)`, `[15]`, or `[11]` without the previous action.
         | columns | content                                                                       | range              |
@@ -58,7 +58,7 @@ class InvisibleGoalMaze(TensorEnv):
         goal_reward: what the goal gives, more than 0.
         goal_at_centre: whether the goal may lie where the agent starts.
         teleport_to_goal: whether the agent may be thrown onto the goal.
-        device: where everything lives.
+        device: torch device of all tensors.
         render_mode: None or "rgb_array".
 
     Published settings:
@@ -138,7 +138,7 @@ class InvisibleGoalMaze(TensorEnv):
         stay = np.arange(len(self.free_cells))[:, None]
         after = _CODES * np.where(bump, stay, beyond) + 4 * np.arange(4) + 2 * bump
 
-        # Where an environment stands and what it has just done is one number, which all rules are looked up by:
+        # Cell, last action and its result are packed into one number, the index into all transition tables:
         # `cell * 32 + action * 4 + bumped * 2 + found`, with action 4 for none.
         code = np.arange(_CODES)
         patches = np.stack([self.walls[r - 1 : r + 2, c - 1 : c + 2].ravel() for r, c in self.free_cells])
@@ -150,7 +150,7 @@ class InvisibleGoalMaze(TensorEnv):
         self._rows = torch.tensor(rows.reshape(-1, len(high)), device=self.device)
         self._rewards = self._rows[:, 10].clone()
         self._after = torch.tensor(after.repeat(_CODES, axis=0).ravel(), device=self.device)
-        """Of [the number above * 4 + action]: the next such number, as if there were no goal."""
+        """Transition table, indexed by [code * 4 + action]: the next code, ignoring the goal."""
         self._trail: deque[Tensor] = deque(maxlen=_TRAIL)  # kept for pictures only
 
     def _begin(self, where: Tensor | None) -> None:
@@ -170,8 +170,8 @@ class InvisibleGoalMaze(TensorEnv):
         if self.render_mode is not None:
             self._trail.append(self._at)
         moved = self._after.index_select(0, torch.add(action, self._at, alpha=4))
-        # On the goal all of its bits but the lowest go out against those of the goal, and what is left is action,
-        # bumped and found: less than 32, and to be put down in the cell where the environment is thrown.
+        # XOR with the goal's code clears the cell bits exactly when the agent is on the goal; the low 5 bits (action,
+        # bumped, found) then move to the new random cell.
         relative = moved ^ self._goal_found
         thrown = self._random_cell(None if self.teleport_to_goal else self.goal)
         self._at = torch.where(relative < _CODES, torch.add(relative, thrown, alpha=_CODES), moved)
@@ -179,18 +179,18 @@ class InvisibleGoalMaze(TensorEnv):
 
     def _observe(self) -> Tensor:
         clock = self._elapsed / self.episode_length
-        if len(self._rows) <= self.num_envs:  # it is the same for all: write it where there is less to write
+        if len(self._rows) <= self.num_envs:  # the same for all environments: write to the smaller tensor
             self._rows[:, 9] = clock
             return self._rows.index_select(0, self._at)
         obs = self._rows.index_select(0, self._at)
         obs[:, 9] = clock
         return obs
 
-    # The state by name, as it is kept in checkpoints and shown; each may be set by itself.
+    # The unpacked state, by the names in checkpoints; each part can be set on its own.
 
     @property
     def cell(self) -> Tensor:
-        """Where each environment is, `[num_envs]`."""
+        """The agent's cell, `[num_envs]`."""
         return self._at // _CODES
 
     @cell.setter
@@ -199,7 +199,7 @@ class InvisibleGoalMaze(TensorEnv):
 
     @property
     def goal(self) -> Tensor:
-        """Where each environment's goal is."""
+        """The goal's cell, `[num_envs]`."""
         return self._goal
 
     @goal.setter
@@ -222,7 +222,7 @@ class InvisibleGoalMaze(TensorEnv):
 
     @last_reward.setter
     def last_reward(self, reward: Tensor) -> None:
-        nearest = (self._rewards[:4] - reward[:, None]).abs().argmin(1)  # -penalty and 0 may be the same; either does
+        nearest = (self._rewards[:4] - reward[:, None]).abs().argmin(1)  # -penalty and 0 may be the same; any will do
         self._at = self._at // 4 * 4 + nearest
 
     def state_limits(self) -> dict[str, tuple[int, int]]:
@@ -234,7 +234,7 @@ class InvisibleGoalMaze(TensorEnv):
         self._trail.clear()
 
     def text(self, index: int = 0) -> str:
-        """The maze in characters: `#` wall, `.` free, `G` goal, `A` agent, `@` the agent on the goal."""
+        """The maze as text: `#` wall, `.` free, `G` goal, `A` agent, `@` the agent on the goal."""
         picture = np.where(self.walls, "#", ".")
         goal, cell = (tuple(self.free_cells[int(state[index])]) for state in (self.goal, self.cell))
         picture[goal] = "G"
@@ -242,7 +242,7 @@ class InvisibleGoalMaze(TensorEnv):
         return "\n".join("".join(row) for row in picture)
 
     def frame(self, index: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        from envs.rendering import maze_frame  # pygame is only needed to watch
+        from envs.rendering import maze_frame  # pygame is needed for pictures only
 
         return maze_frame(
             self.walls,
@@ -255,7 +255,7 @@ class InvisibleGoalMaze(TensorEnv):
 
 
 def _layout(size: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Where the walls are, `[size + 2, size + 2]`: the ring, and pillars at even rows and columns save the centre."""
+    """The wall mask, `[size + 2, size + 2]`: the ring, and pillars at even rows and columns except the centre."""
     walls = np.ones((size + 2, size + 2), dtype=bool)
     walls[1:-1, 1:-1] = False
     walls[2:-1:2, 2:-1:2] = True

@@ -1,7 +1,7 @@
-"""Pictures of the environments: one palette, one canvas, drawn off-screen, and a window for those who watch.
+"""Rendering: a palette, an off-screen canvas, and a window.
 
 Frames are drawn at three times their size and scaled down, which smooths every edge. Their sides are multiples of 16,
-so that video encoders take them as they are. No display is needed, except for `Window`.
+as video encoders require. Only `Window` needs a display.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _FINE = 3  # drawn pixels per pixel of the frame
 
 
 class Canvas:
-    """A sheet to draw on, in pixels of the finished frame; fractions are welcome.
+    """An off-screen canvas, in pixels of the finished frame; coordinates may be fractions.
 
     Args:
         width: of the frame; rounded up to a multiple of 16.
@@ -100,13 +100,13 @@ class Canvas:
         self._sheet.blit(drawn, drawn.get_rect(**{anchor: (_fine(x), _fine(y))}))
 
     def caption(self, words: str, margin: float, y: float, reward: float | None = None) -> None:
-        """A line under a picture: words at the left and, at the right, a reward that is not 0."""
+        """A caption: text at the left, and a non-zero reward at the right."""
         self.text(words, margin, y, 18)
         if reward:
             self.text(f"{reward:+.4g}", self.width - margin, y, 18, RIGHT if reward > 0 else WRONG, "midright")
 
     def frame(self) -> Frame:
-        """What was drawn, `[height, width, 3]`."""
+        """The finished frame, `[height, width, 3]`."""
         small = pygame.transform.smoothscale(self._sheet, (self.width, self.height))
         return np.ascontiguousarray(pygame.surfarray.array3d(small).swapaxes(0, 1))
 
@@ -119,7 +119,7 @@ def maze_frame(
     caption: str = "",
     reward: float = 0.0,
 ) -> Frame:
-    """A maze from above: walls, where the agent was (`trail`, oldest first), what it sees, and the goal it does not.
+    """A maze from above: walls, the agent's trail (oldest first), its view, and the goal it cannot see.
 
     Args:
         walls: `[rows, columns]`.
@@ -160,12 +160,12 @@ def maze_frame(
 
 
 def strip_frame(shown: Sequence[int | None], answers: Sequence[int | None], length: int, caption: str = "") -> Frame:
-    """Symbols in the order they came, the first one framed, and under each the answer given there.
+    """A row of symbols, the first one framed, with the answer to each below.
 
     Args:
-        shown: symbols so far; None where it is not known any more.
+        shown: the symbols so far; None if no longer known.
         answers: likewise, one for every step taken.
-        length: steps of an episode: places that are still to come stay empty.
+        length: steps of an episode: future steps stay empty.
         caption: a line underneath.
     """
     tile, gap, margin, per_row = 40, 8, 16, 16
@@ -240,7 +240,7 @@ class Window:
 
     Args:
         title: of the window.
-        fps: frames a second at most; `show` waits.
+        fps: maximum frames per second; `show` waits.
     """
 
     def __init__(self, title: str, fps: float) -> None:
@@ -249,7 +249,7 @@ class Window:
         self._screen: pygame.Surface | None = None
 
     def show(self, frame: Frame) -> None:
-        """Show one frame `[H, W, 3]`; the window takes the size of the first."""
+        """Shows one frame `[H, W, 3]`; the first frame sets the window's size."""
         if self._screen is None:
             pygame.display.init()
             self._screen = pygame.display.set_mode((frame.shape[1], frame.shape[0]))
@@ -281,10 +281,10 @@ def _letter(symbol: int) -> str:
 
 
 def font(size: int, file: str | None = None) -> pygame.font.Font:
-    """A face of a font file, or pygame's own.
+    """A font from a file, or pygame's default font.
 
-    `pygame.quit`, which Gymnasium's environments call when they are closed, frees every face, and using one afterwards
-    ends the process. So they are made anew then.
+    `pygame.quit`, which Gymnasium environments call when closed, frees all fonts; using one afterwards crashes the
+    process. So fonts are loaded again then.
     """
     if not pygame.font.get_init():
         _made.cache_clear()
@@ -294,5 +294,5 @@ def font(size: int, file: str | None = None) -> pygame.font.Font:
 
 @lru_cache(maxsize=48)
 def _made(size: int, file: str | None) -> pygame.font.Font:
-    pygame.register_quit(_made.cache_clear)  # someone else may quit pygame and begin it again
+    pygame.register_quit(_made.cache_clear)  # pygame may have been quit and initialised again
     return pygame.font.Font(file, size)

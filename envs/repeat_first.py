@@ -1,4 +1,4 @@
-"""Repeat the first symbol: the smallest task that no memoryless agent can do."""
+"""RepeatFirst: the smallest task that needs memory."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from envs.tensor_env import Info, TensorEnv
 
 
 class RepeatFirst(TensorEnv):
-    """Say, at every step, which symbol was shown first.
+    """Repeat the first symbol at every step.
 
     Description:
-        Every step shows a fresh random symbol; the first of the episode is marked, and it is the right answer from the
-        first step to the last. The symbols in between only distract.
+        Every step shows a new random symbol. The first one of the episode is marked, and is the right answer at every
+        step. The other symbols are distractors.
 
     Observation: `Box(float32)` `[symbols + 1]`: the symbol, one-hot, and 1 at the first step of an episode, else 0.
 
@@ -32,8 +32,8 @@ class RepeatFirst(TensorEnv):
     Args:
         num_envs: number of environments.
         length: answers in an episode (L), at least 1.
-        symbols: how many symbols there are (k), at least 2.
-        device: where everything lives.
+        symbols: number of symbols (k), at least 2.
+        device: torch device of all tensors.
         render_mode: None or "rgb_array".
 
     Scores:
@@ -112,7 +112,7 @@ class RepeatFirst(TensorEnv):
         return f"step {self._elapsed}/{self.length}: first {first}, now {shown}, last answer {said}"
 
     def frame(self, index: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        from envs.rendering import strip_frame  # pygame is only needed to watch
+        from envs.rendering import strip_frame  # pygame is needed for pictures only
 
         shown: list[int | None] = [None] * self._elapsed
         answers = shown.copy()

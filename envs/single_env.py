@@ -1,5 +1,4 @@
-"""SingleEnv: one environment of a TensorEnv as an ordinary Gymnasium environment, for checkers, other libraries and
-people."""
+"""`SingleEnv`: a `TensorEnv` with one environment as an ordinary Gymnasium environment."""
 
 from __future__ import annotations
 
@@ -18,10 +17,10 @@ class SingleEnv(gymnasium.Env[Any, Any]):
     """A `TensorEnv` of one environment, with numpy arrays in and out and Gymnasium's single-environment rules.
 
     The step that ends an episode returns that episode's last observation, and the next call must be `reset`.
-    `reset(seed=s)` followed by the same actions gives the same episode; `reset()` goes on with the random generator.
+    `reset(seed=s)` followed by the same actions gives the same episode; `reset()` does not seed the generator.
 
     Args:
-        tensor_env: an environment with `num_envs=1`; from here on it belongs to this object.
+        tensor_env: an environment with `num_envs=1`, used by this object only.
         render_mode: None; "rgb_array": `render` returns `[H, W, 3]` uint8; "human": a window follows every step.
 
     Raises:
@@ -47,7 +46,7 @@ class SingleEnv(gymnasium.Env[Any, Any]):
         self._window: Any = None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Start an episode: observation and info of its first step."""
+        """Starts an episode; returns its first observation and info."""
         super().reset(seed=seed)
         obs, info = self.tensor_env.reset(seed=seed, options=options)
         self._over = False
@@ -70,14 +69,14 @@ class SingleEnv(gymnasium.Env[Any, Any]):
         ended, cut = bool(terminated.item()), bool(truncated.item())
         self._over = ended or cut
         self._show()
-        if self._over:  # what lies beyond the last step is nobody's
+        if self._over:  # nothing is defined after the last step
             info = {name: value for name, value in info.items() if name in ("metrics", "is_success")}
         else:
             info.pop("is_success", None)
         return _first(obs), reward.item(), ended, cut, _first(info)
 
     def render(self) -> Any:
-        """The current frame `[H, W, 3]` where the render mode is "rgb_array"; else None."""
+        """The current frame `[H, W, 3]` if the render mode is "rgb_array", else None."""
         return self.tensor_env.frame(0) if self.render_mode == "rgb_array" else None
 
     def close(self) -> None:
@@ -90,14 +89,14 @@ class SingleEnv(gymnasium.Env[Any, Any]):
         if self.render_mode != "human":
             return
         if self._window is None:
-            from envs.rendering import Window  # pygame is only needed to watch
+            from envs.rendering import Window  # pygame is needed for pictures only
 
             self._window = Window(type(self.tensor_env).__name__, self.metadata["render_fps"])
         self._window.show(self.tensor_env.frame(0))
 
 
 def single(env_class: Callable[..., TensorEnv]) -> Callable[..., SingleEnv]:
-    """The entry point for `gymnasium.make` of a batched environment: its arguments, without `num_envs`."""
+    """The `gymnasium.make` entry point of a batched environment; it takes the same arguments without `num_envs`."""
 
     def make(render_mode: str | None = None, **kwargs: Any) -> SingleEnv:
         drawn = None if render_mode is None else "rgb_array"
@@ -107,7 +106,7 @@ def single(env_class: Callable[..., TensorEnv]) -> Callable[..., SingleEnv]:
 
 
 def _first(batch: Any) -> Any:
-    """Environment 0 of a batch of tensors, as numpy arrays (Python numbers where nothing but a number is left)."""
+    """Environment 0 of a batch of tensors, as NumPy arrays; scalars become Python numbers."""
     if isinstance(batch, dict):
         return {name: _first(value) for name, value in batch.items()}
     if isinstance(batch, tuple):

@@ -1,9 +1,8 @@
 """TensorEnv: a Gymnasium vector environment whose arrays are torch tensors on one device.
 
 The state of all `num_envs` environments is a few tensors stepped together: no Python loop over environments, no
-transfer to the host. A subclass writes four short methods (`_begin`, `_advance`, `_observe`, and `_describe` where it
-has something to say beside the observation); this base does seeding, automatic resets, spaces, counters and
-`state_dict`.
+transfer to the host. A subclass writes four short methods: `_begin`, `_advance`, `_observe`, and `_describe` if there
+are targets or action masks. This base class does seeding, automatic resets, spaces, counters and `state_dict`.
 """
 
 from __future__ import annotations
@@ -26,12 +25,13 @@ Info = dict[str, Any]
 
 
 class AnswerGroup(NamedTuple):
-    """A number that a task gives to each of its answers, by which errors can be told apart."""
+    """A grouping of a task's answers, for breakdowns of errors."""
 
     number: Tensor
-    """Int64 `[T, N]`, at least 0 and small, for the T steps of N environments; of no meaning where nothing is asked."""
+    """Group numbers, int64 `[T, N]`, small and at least 0, for T steps of N environments; ignored at steps without a
+    question."""
     labels: tuple[str, ...] = ()
-    """What each number stands for; empty: the number itself."""
+    """A label for each number; empty: the number itself."""
 
 
 _OF_SB3 = {"env_is_wrapped", "env_method", "get_attr", "get_images", "seed", "set_attr", "step_async", "step_wait"}
@@ -39,14 +39,14 @@ _FOR_SB3 = "a batch of environments, which Stable-Baselines3 takes as agents.Ten
 
 
 class _ForSB3(abc.ABCMeta):
-    """Says how to hand an environment to SB3, whose `evaluate_policy` and `EvalCallback` refuse it by its class."""
+    """Explains how to pass an environment to SB3, whose `evaluate_policy` and `EvalCallback` reject its class."""
 
     def __str__(cls) -> str:
         return f"{cls!r} ({_FOR_SB3})"
 
 
 class _Given:
-    """Arguments of a constructor, held where what looks for an environment's state in its attributes does not look."""
+    """Constructor arguments, stored so that they are not taken for a part of the environment's state."""
 
     __slots__ = ("values",)
 
@@ -57,27 +57,25 @@ class _Given:
 class TensorEnv(VectorEnv[Obs, Tensor, Tensor], metaclass=_ForSB3):
     """Base class of the batched environments.
 
-    Episodes end in one of two ways, and the class says which:
+    Episodes end in one of two ways, depending on `horizon`:
 
-    - `horizon` is an integer: every environment starts together and ends (terminates) together after that many steps.
-      The host knows when, so nothing is masked and nothing is asked of the device.
-    - `horizon` is None: `_advance` returns who terminated and who was truncated, and each environment starts anew by
-      itself.
+    - `horizon` is an integer: all environments start together and terminate together after that many steps. The host
+      knows when, so nothing is masked and the device is not synchronised.
+    - `horizon` is None: `_advance` returns which environments terminated or were truncated; each restarts on its own.
 
     Resets follow Gymnasium's `SAME_STEP` mode: the step that ends an episode returns the first observation of the next,
-    and the last observation of the ended one is in `info["final_obs"]`, which is present exactly when the host cannot
-    rule out that an environment ended at this step. Setting the attribute `autoreset` to False turns this off: the step
-    that ends an episode then returns its last observation (and no target, where the horizon is fixed), and the caller
-    resets. `SingleEnv` does so, whence its last frame can be seen.
+    and the last observation of the old one is in `info["final_obs"]`. The key is present unless the host knows that no
+    episode ended at this step. With the attribute `autoreset` set to False, the step that ends an episode returns its
+    last observation (and no target, if the horizon is fixed), and the caller resets. `SingleEnv` does so.
 
-    A task with scores in a unit of its own (bits per sequence, F1) names them in `metric_names` and gives them to
-    `_measure`; learners log them as `task/NAME`.
+    A task with metrics of its own (bits per sequence, F1) names them in `metric_names` and passes them to `_measure`;
+    learners log them as `task/NAME`.
 
     Args:
         num_envs: number of environments.
         observation_space: of one environment.
         action_space: of one environment.
-        device: where everything lives.
+        device: torch device of all tensors.
         horizon: see above.
         render_mode: None or "rgb_array".
     """
@@ -88,25 +86,25 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor], metaclass=_ForSB3):
         "render_fps": 8,
     }
     truncates: bool = False
-    """Whether `step` can ever report a truncated episode; where it cannot, learners skip the bootstrap."""
+    """Whether `step` can report truncated episodes; if not, learners skip the bootstrap."""
     ignores_actions: bool = False
-    """Whether observations, targets, weights and ends are the same whatever is done: only rewards and scores differ.
-    A supervised learner then sees a whole rollout before it answers."""
+    """Whether actions only change rewards and metrics, not observations, targets, weights or ends. A supervised learner
+    then processes a whole rollout as one sequence."""
     action_names: tuple[str, ...] = ()
-    """What each choice of a `Discrete` or `MultiBinary` action means, for the viewer; empty: numbers are shown."""
+    """Names of the choices of a `Discrete` or `MultiBinary` action, for the viewer; empty: numbers are shown."""
     observation_parts: tuple[tuple[str, tuple[int, ...]], ...] = ()
     """Names and shapes of the parts of a flat `Box` observation, in order, for the viewer; empty: one unnamed part."""
     metric_names: tuple[str, ...] = ()
-    """Scores in the task's own unit beside the reward; see `_measure`."""
+    """Names of the task's own metrics; see `_measure`."""
     groups_answers: bool = False
-    """Whether `answer_groups` can be asked; `horizon` must be set."""
+    """Whether `answer_groups` is available; it needs a `horizon`."""
     grouped_metric: str = "error"
-    """The score of `metric_names` that counts single answers."""
+    """The metric in `metric_names` that counts single answers."""
     counts_episodes: bool = False
-    """Whether `info` has `episode_return` and `episode_length` (float `[num_envs]`, NaN where none ended) of whatever
-    counts as an episode here, in rewards before wrappers changed them; learners log these then."""
+    """Whether the environment counts episodes itself: `info` then has `episode_return` and `episode_length` (float
+    `[num_envs]`, NaN where none ended), from rewards before wrappers, and learners log these."""
     state_names: tuple[str, ...] = ()
-    """Attributes (tensors) that make up the state of the environments, for `state_dict`."""
+    """Names of the tensor attributes that make up the environments' state, for `state_dict`."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         env = super().__new__(cls)
@@ -145,14 +143,15 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor], metaclass=_ForSB3):
         self._measured: dict[str, tuple[Tensor, Tensor]] = {}
         self._success: Tensor | None = None
         self.visits: object = object()
-        """Another object after each `reset`, and after each step by somebody beside the learner: by it the learner
-        sees that it must go on from what the environment shows now (`observe`)."""
+        """A new object after each `reset`, and after each step that the learner did not make. The learner compares it
+        to notice that it must continue from the current observation (`observe`)."""
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """What it was constructed with, by name, defaults included; recorded without a subclass's doing.
+        """The constructor's arguments by name, including defaults; recorded by the base class.
 
-        A checkpoint keeps them: a state goes only into an environment of the same class, arguments, horizon and spaces.
+        A checkpoint stores them: a state can only be loaded into an environment of the same class, arguments, horizon
+            and spaces.
         """
         return {} if self._given is None else dict(list(self._given.values.items())[1:])
 
@@ -161,45 +160,47 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor], metaclass=_ForSB3):
     # -- what a subclass writes ------------------------------------------------------------------------------------
 
     def _begin(self, where: Tensor | None) -> None:
-        """Start a new episode in the environments where the mask `where` `[num_envs]` is true; None: in all of them."""
+        """Starts a new episode where the mask `where` `[num_envs]` is true; None: in all environments."""
         raise NotImplementedError
 
     def _advance(self, action: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Move every environment one step: reward (float `[num_envs]`), terminated, truncated (bool `[num_envs]` or
+        """Steps all environments; returns reward (float `[num_envs]`), terminated, truncated (bool `[num_envs]` or
         None).
 
-        Where `horizon` is set, terminated and truncated are ignored: return None for both.
+        If `horizon` is set, return None for both.
         """
         raise NotImplementedError
 
     def _observe(self) -> Obs:
-        """The observation of every environment, in fresh tensors."""
+        """The observations of all environments, in new tensors."""
         raise NotImplementedError
 
     def _describe(self) -> Info:
-        """What goes beside the observation.
+        """Information beside the observation.
 
-        `target` and `weight` where the right answer is known; `action_mask` where not every action is valid: bool or
+        `target` and `weight` if the right answer is known; `action_mask` if some actions are invalid: bool or
         int8 `[num_envs, n]` for `Discrete(n)`, `[num_envs, sum(nvec)]` for `MultiDiscrete`, `[num_envs, 2 · bits]` for
-        `MultiBinary` (may the bit be 0, may it be 1), at every observation and with a valid choice in each part.
+        `MultiBinary` (may the bit be 0, may it be 1). It must be given at every observation, with a valid choice in
+        each part.
         """
         return {}
 
     def answer_groups(self) -> dict[str, AnswerGroup]:
-        """What the answers of the episode that has just begun may depend on, by name; not for the hot path."""
+        """Groups this episode's answers by properties that may explain errors (slow; for evaluation only)."""
         raise NotImplementedError(f"{type(self).__name__} does not group its answers")
 
     def _measure(self, **metrics: tuple[Tensor, Tensor]) -> None:
-        """Call it in `_advance` with every name in `metric_names`: an amount and a count, both float `[num_envs]`.
+        """Reports the task's metrics. Call it in `_advance` with every name in `metric_names`: an amount and a count,
+        both float `[num_envs]`.
 
-        `step` puts them in `info["metrics"]`. What is reported is the sum of the amounts over the sum of the counts,
-        over all steps and environments: wrong bits over ended sequences, right answers over questions, and so on.
+        `step` puts them in `info["metrics"]`. The metric is the sum of amounts divided by the sum of counts, over all
+        steps and environments: wrong bits per sequence, right answers per question, and so on.
         """
         self._measured = metrics
 
     def _succeed(self, success: Tensor) -> None:
-        """Call it in `_advance`, at every step, where an episode can succeed: whether each environment's episode, if it
-        ends with this step, reached its goal (bool `[num_envs]`). `step` puts it in `info["is_success"]`, and learners
+        """Reports successes. Call it at every `_advance` of a task with a goal: whether each environment's episode, if
+        it ends with this step, reached its goal (bool `[num_envs]`). `step` puts it in `info["is_success"]`; learners
         log it as `rollout/success_rate`.
         """
         self._success = success
@@ -210,11 +211,11 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor], metaclass=_ForSB3):
         return self._started
 
     def observe(self) -> Obs:
-        """The present observation, as the last `reset` or `step` gave it."""
+        """The current observation, as returned by the last `reset` or `step`."""
         return self._observe()
 
     def describe(self) -> Info:
-        """What goes beside the present observation, as the last `reset` or `step` gave it."""
+        """The information beside the current observation, as returned by the last `reset` or `step`."""
         return self._describe()
 
     # -- Gymnasium's interface -------------------------------------------------------------------------------------
@@ -222,10 +223,10 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor], metaclass=_ForSB3):
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Obs, Info]:
-        """Start every environment anew.
+        """Resets all environments.
 
         Args:
-            seed: one integer seeds the generator that all environments share; None goes on with the generator as it is.
+            seed: an integer that seeds the shared generator; None: the generator is not seeded.
             options: not used.
 
         Raises:
@@ -242,7 +243,7 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor], metaclass=_ForSB3):
         return self._observe(), self._describe()
 
     def step(self, action: Tensor | np.ndarray[Any, Any]) -> tuple[Obs, Tensor, Tensor, Tensor, Info]:
-        """Step every environment; see the class for what happens where an episode ends.
+        """Steps all environments; see the class for episode ends.
 
         Args:
             action: `[num_envs, *action_shape]`: a tensor on the device of the environment, or an array.
@@ -293,7 +294,7 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor], metaclass=_ForSB3):
         return torch.full((self.num_envs,), value, dtype=torch.bool, device=self.device)
 
     def render(self) -> tuple[Any, ...] | None:
-        """One RGB frame an environment, or None where `render_mode` is None."""
+        """One RGB frame per environment, or None if `render_mode` is None."""
         if self.render_mode is None:
             return None
         return tuple(self.frame(index) for index in range(self.num_envs))
@@ -303,15 +304,15 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor], metaclass=_ForSB3):
         raise NotImplementedError(f"{type(self).__name__} draws nothing")
 
     def text(self, index: int = 0) -> str:
-        """The state of environment `index` in characters, for a terminal or a failing test."""
+        """The state of environment `index` as text, for a terminal or a failing test."""
         raise NotImplementedError(f"{type(self).__name__} has no text form")
 
     # -- exact resume ----------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything that the next step depends on, the generator included; tensors that nothing else writes to.
+        """Everything that the next step depends on, including the generator; copies that nothing else writes to.
 
-        Before the first reset that is the generator alone.
+        Before the first reset this is only the generator.
         """
         names = self.state_names if self._started else ()
         return {
@@ -321,14 +322,14 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor], metaclass=_ForSB3):
         }
 
     def state_limits(self) -> dict[str, tuple[int, int]]:
-        """Least and greatest value of state tensors by which something is looked up: a checkpoint's are compared."""
+        """Least and greatest valid value of state tensors used as indices; a checkpoint outside them is refused."""
         return {}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Go on from a `state_dict` of an environment of the same class, arguments and `num_envs`.
+        """Restores a `state_dict` of an environment of the same class, arguments and `num_envs`.
 
         Raises:
-            ValueError: an entry is missing, unknown or of another shape, or no episode is that long.
+            ValueError: an entry is missing, unknown, of another shape or out of range.
         """
         elapsed, started = state["elapsed"].tolist() if "elapsed" in state else (0, 0)
         if self.horizon is not None and not 0 <= elapsed < self.horizon:

@@ -17,7 +17,7 @@ _GOAL_REWARD, _PENALTY = 4.0, -0.1
 
 
 class TMaze(TensorEnv):
-    """Walk down a corridor and turn the way that a sign at its beginning said.
+    """Walk down a corridor and turn in the direction shown by a sign at its start.
 
     Description:
         A corridor leads east, `length` steps from the start to a junction with a northern and a southern arm. The goal
@@ -32,8 +32,8 @@ class TMaze(TensorEnv):
         | junction           | 0 1 0       |
         | an arm (final)     | 0 0 0       |
 
-    Action: `Discrete(4)`: 0 north, 1 east, 2 south, 3 west. No `target`: what is best hangs on the place, and going
-        back to the sign is not wrong.
+    Action: `Discrete(4)`: 0 north, 1 east, 2 south, 3 west. No `target`: the best action depends on the position, and
+        going back to the sign is not wrong.
 
     Reward: +4 for entering the arm with the goal, -0.1 for entering the other, -0.1 for running into a wall, else 0.
 
@@ -44,8 +44,8 @@ class TMaze(TensorEnv):
     Args:
         num_envs: number of environments.
         length: steps from the start to the junction, at least 1.
-        max_steps: where episodes are cut; None: `10 * length`. The shortest episode takes `length + 1` steps.
-        device: where everything lives.
+        max_steps: episodes are truncated after this many steps; None: `10 * length`. The shortest takes `length + 1`.
+        device: torch device of all tensors.
         render_mode: None or "rgb_array".
 
     Scores:
@@ -139,7 +139,7 @@ class TMaze(TensorEnv):
         return "\n".join("".join(row) for row in rows)
 
     def frame(self, index: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        from envs.rendering import corridor_frame  # pygame is only needed to watch
+        from envs.rendering import corridor_frame  # pygame is needed for pictures only
 
         goal, position = self._where(index)
         row = {self.length + 1: -1, self.length + 2: 1}.get(position, 0)

@@ -57,7 +57,7 @@ def _compile(policy: MemoryActorCriticPolicy, copies: int) -> str:
     """Compiles the memory's step and tries it on a batch of `copies`; returns the reason if that fails."""
     memory = policy.memory
     if memory.input_kind != "vector" or memory.has_readers:
-        return "fast='compile' supports only memories with vector input; continuing with 'auto'"
+        return "fast='compile' supports only memories with vector input; continuing with fast='auto'"
     x = torch.zeros(copies, policy.features_extractor.features_dim, device=memory.device, dtype=memory.dtype)
     try:
         memory.compile()
@@ -66,5 +66,5 @@ def _compile(policy: MemoryActorCriticPolicy, copies: int) -> str:
     except Exception as error:  # there may be no compiler, or the step may be more than it can take
         memory._compiled_call_impl = None
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        return f"fast='compile': but torch cannot compile the step of {policy.memory_name}: {reason[0]}; continuing with 'auto'"
+        return f"torch cannot compile the step of {policy.memory_name} ({reason[0]}); continuing with fast='auto'"
     return ""

@@ -1,1 +1,1 @@
-"""Data files: where they are published, where they are found, and their readers."""
+"""Data files: sources, local search and download, and readers."""

@@ -1,8 +1,8 @@
-"""Data files: where they are looked for, and whether they are the published ones.
+"""Finds or downloads data files, and checks whether they are the published ones.
 
 Files are looked for in the argument `data_dir`, in the directory that the environment variable `ENGRAM_DATA` names and
-in the cache (`$XDG_CACHE_HOME/engram`, else `~/.cache/engram`), in this order. Whatever is in none of them is fetched
-into the cache and checked, by pooch: `pip install "engram-rl[data]"`. `envs.data.readers` reads them.
+in the cache (`$XDG_CACHE_HOME/engram`, else `~/.cache/engram`), in this order. A missing file is downloaded into the
+cache and verified by pooch: `pip install "engram-rl[data]"`. `envs.data.readers` reads the files.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ __all__ = [
 
 
 def cache_dir() -> Path:
-    """Where fetched files go: `$XDG_CACHE_HOME/engram`, else `~/.cache/engram`.
+    """The cache for downloads: `$XDG_CACHE_HOME/engram`, else `~/.cache/engram`.
 
     Raises:
         DataError: there is neither.
@@ -59,16 +59,16 @@ def cache_dir() -> Path:
 
 
 def find(name: str, data_dir: str | Path | None = None) -> Path:
-    """The file or folder called `name` in `envs.data.sources.SOURCES`, fetched if it is nowhere.
+    """The path of the file or folder `name` in `envs.data.sources.SOURCES`; downloaded if missing.
 
     Args:
         name: such as "babi" or "mnist/train-images".
-        data_dir: looked into first. Files may lie in it or in the source's folder in it, under any accepted name.
+        data_dir: searched first. Files may be in it or in the source's sub-folder, under any accepted name.
 
     Raises:
         KeyError: no source has this name.
-        DataError: `data_dir` or `ENGRAM_DATA` is not a directory; or the file is nowhere and cannot be fetched, with
-            its address and the place to put it.
+        DataError: `data_dir` or `ENGRAM_DATA` is not a directory; or the file is missing and cannot be downloaded (the
+            message gives its address and where to put it).
     """
     source = SOURCES[name]
     places: list[Path] = []
@@ -116,15 +116,15 @@ def _fetch(name: str, source: Source, places: list[Path]) -> Path:
 
 
 def check_known(name: str, path: Path, content: bytes | Array) -> None:
-    """Compare what was read with what the published file holds, however it is packed; another file is said to be one.
+    """Compares file content with the published content, however it is compressed; warns about differences.
 
     Args:
-        name: such as "mnist/train-images".
-        path: what was read.
-        content: the bytes or the array that came out.
+        name: for example "mnist/train-images".
+        path: the file that was read.
+        content: the bytes or the array that was read.
 
     Raises:
-        DataError: it is not the published content, and the source is one that a benchmark's results stand on.
+        DataError: it is not the published content, and published results depend on this source.
     """
     source = SOURCES[name]
     if source.content:
@@ -138,10 +138,10 @@ def check_known(name: str, path: Path, content: bytes | Array) -> None:
 
 
 def say_changed(name: str, what: str) -> None:
-    """Warn that `what` was read is not the published content of source `name`, or refuse it.
+    """Warns that the content differs from the published content of source `name`, or refuses it.
 
     Raises:
-        DataError: the source is one that a benchmark's results stand on.
+        DataError: published results depend on this source.
     """
     source = SOURCES[name]
     line = f"{what} is not the published content of {source.url}"

@@ -1,7 +1,7 @@
-"""Readers of data files, which say what is wrong with a damaged one; `envs.data.files` finds the files.
+"""Readers of data files, with clear errors for damaged ones; `envs.data.files` finds the files.
 
-Nothing is unpacked to the disk and nothing is unpickled. What a file claims of its size is compared with what is there
-before memory is taken, and of no file more than `LIMIT` bytes are read or unpacked. Pipes and devices are refused.
+Nothing is unpacked to disk or unpickled. Sizes in headers are checked before memory is allocated, and at most `LIMIT`
+bytes of a file are read or unpacked. Pipes and devices are refused.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 
 LIMIT = 1 << 29
-"""Most bytes that a file may hold, packed or unpacked: six times the largest one known, binarised MNIST."""
+"""Maximum size of a file in bytes, compressed or not: six times the largest known one, binarised MNIST."""
 ENTRIES = 200_000
-"""Most files and folders that a folder or an archive may hold: six times Omniglot's."""
+"""Maximum number of entries in a folder or archive: six times Omniglot's."""
 
 _ARCHIVE = "a whole zip or tar archive, or a folder"
 _IDX_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
@@ -37,14 +37,14 @@ _PACKED: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ\x00": lzma.open,
 
 
 class DataError(ValueError):
-    """A data file is missing, cannot be fetched, or is not what its name says."""
+    """A data file is missing, cannot be downloaded, or has the wrong content."""
 
 
 @contextlib.contextmanager
 def reading(path: str | Path, expected: str) -> Iterator[None]:
-    """Whatever goes wrong within, as a `DataError` with the path and what was expected of it.
+    """Context manager that turns any error into a `DataError` with the path and the expected format.
 
-    Libraries for packed files raise errors of many kinds on damaged ones, so all kinds are taken.
+    Decompression libraries raise many kinds of errors on damaged files, so all kinds are caught.
     """
     try:
         yield
@@ -57,7 +57,7 @@ def reading(path: str | Path, expected: str) -> Iterator[None]:
 
 
 def read_bytes(path: str | Path, expected: str = "a readable file, plain, gzip or xz") -> bytes:
-    """A file's content, unpacked where its first bytes say that it is gzip, xz or bzip2, whatever it is called.
+    """A file's content, unpacked where its first bytes say that it is gzip, xz or bzip2, whatever its name.
 
     Raises:
         DataError: it cannot be read, is no regular file, is packed and damaged, or holds more than `LIMIT` bytes.
@@ -74,7 +74,7 @@ def read_bytes(path: str | Path, expected: str = "a readable file, plain, gzip o
 
 
 def _opened(path: str | Path) -> IO[bytes]:
-    """The file, open; one that is no regular file might have no end."""
+    """Opens a regular file; others might never end."""
     mode = Path(path).stat().st_mode
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or device"
@@ -83,7 +83,7 @@ def _opened(path: str | Path) -> IO[bytes]:
 
 
 def _read(stream: IO[bytes], path: str | Path, room: int | None = None) -> bytes:
-    """All of a stream of at most `room` bytes, `LIMIT` by default; in parts, as it may be short."""
+    """Reads a stream of at most `room` bytes (default `LIMIT`), in chunks."""
     parts, left = [], LIMIT if room is None else room
     while part := stream.read(1 << 20):
         parts.append(part)
@@ -154,7 +154,7 @@ def read_amat(path: str | Path, columns: int = 784) -> Array:
 
 
 def read_npz(path: str | Path, key: str) -> Array:
-    """The array `key` of a numpy archive; arrays of objects, which would be unpickled, are refused.
+    """The array `key` of a NumPy archive. Object arrays, which need unpickling, are refused.
 
     Raises:
         DataError: it is damaged or no archive, has no such array, the array holds objects, or its header claims another
@@ -227,15 +227,14 @@ def read_png_tree(path: str | Path) -> Array:
 
 
 def read_members(path: str | Path, pattern: str) -> Iterator[tuple[str, bytes]]:
-    """Names and contents of the regular files of a zip, a tar (plain, gzip, xz) or a folder, as far as they fit.
+    """Names and contents of the regular files in a zip, a tar (plain, gzip, xz) or a folder that match a pattern.
 
-    Contents stay in memory: nothing is written, so a name that points out of the archive leads nowhere. Links are
-    passed over, in archives and in folders.
+    Nothing is written to disk, so names that point outside the archive do no harm. Links are skipped.
 
     Args:
         path: the archive or folder.
-        pattern: what a name must look like, with the wildcards of a shell; `*` takes in slashes. Names begin with the
-            folder's own name where `path` is a folder.
+        pattern: shell wildcards for names; `*` also matches slashes. Names begin with the
+            folder's own name if `path` is a folder.
 
     Raises:
         DataError: it cannot be read, is neither, or holds more than `LIMIT` bytes or `ENTRIES` files.
@@ -256,7 +255,7 @@ def read_members(path: str | Path, pattern: str) -> Iterator[tuple[str, bytes]]:
 
 
 _Member = tuple[str, int, Callable[[], IO[bytes]] | None]
-"""Name, size in bytes as far as it is known, and how to open it; None where it is no regular file."""
+"""Name, size in bytes if known, and a function that opens it; None if it is not a regular file."""
 
 
 def _folder(path: Path) -> Iterator[_Member]:

@@ -1,7 +1,7 @@
 """Where each data file is published, under which names it is accepted, and its checksum.
 
 The md5 sums of MNIST and Omniglot are those of torchvision's loaders; those of the binarised MNIST were computed from
-the published files, those of the Underground from copies of the same sizes, and bAbI's sha256 stands in the metadata of
+the published files, those of the Underground from copies of the same sizes, and bAbI's sha256 is in the metadata of
 the Hugging Face dataset `facebook/babi_qa`.
 """
 
@@ -20,11 +20,11 @@ class Source(NamedTuple):
     url: str
     """Address of the published file."""
     checksum: str
-    """Of the published file, as `ALGORITHM:DIGITS`: compared when it is fetched, and where `content` is not known."""
+    """Checksum of the published file, as `ALGORITHM:DIGITS`: checked after a download, and if `content` is unknown."""
     content: str = ""
-    """`envs.data.files.digest` of what the loader reads from it, however it is packed; "": not known."""
+    """`envs.data.files.digest` of the decoded content; "": unknown."""
     fixed: bool = False
-    """Whether other content is refused; else it is said not to be the published one."""
+    """Whether other content is refused; otherwise there is a warning."""
 
 
 _MNIST = "https://ossci-datasets.s3.amazonaws.com/mnist/"  # torchvision's mirror; the original address is often closed

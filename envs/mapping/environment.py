@@ -1,4 +1,4 @@
-"""Mapping and localisation: see 3×3 cells at a time, and mark on a map where a patch has been."""
+"""Mapping and localisation: see 3×3 cells at a time, and mark on a map where a patch was seen."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Mapping(TensorEnv):
     Action: `MultiBinary([M, M])`, or `MultiBinary([queries, M, M])` for several queries: the marks. M is `map_size`;
         the start is at row and column M // 2. With "explore" `MultiDiscrete([4, M²])`: a move (0 up, 1 down, 2 left,
         3 right), and a place, counted row by row. `info["target"]` is the mask; with "explore" the place that
-        was asked for, of `weight` 1 if there is one, beside a move of weight 0, since nobody knows the right move.
+        was asked for, of `weight` 1 if there is one, and a move of weight 0, since no right move is defined.
 
     Reward: the mean over the queries of F1 = 2 TP / (2 TP + FP + FN) of the marks, 1 where there is nothing to mark and
         nothing is marked, over the number of steps: a perfect episode returns 1. With "explore":
@@ -71,11 +71,11 @@ class Mapping(TensorEnv):
         horizon: steps of an episode; None: `(size - 2)²`, as many as a spiral has cells.
         map_size: M; None: the least 3 · 2ⁱ that all places fit on. The paper has 48 for size 25, where 24 would do.
         position_scale: of the last two planes of `view`.
-        device: where everything lives.
+        device: torch device of all tensors.
         render_mode: None or "rgb_array".
 
     Scores:
-        Best 1. Marking nothing 0. Marking the place one stands on where it looks like the query, which needs no memory,
+        Best 1. Marking nothing returns 0. Marking the current cell if it looks like the query, which needs no memory,
         returns 0.040 at size 15 on a spiral (0.104 at 9, 0.016 at 25).
 
     Raises:
@@ -135,7 +135,7 @@ class Mapping(TensorEnv):
             render_mode=render_mode,
         )
         self.marks: Tensor | None = None
-        """What was last marked `[N, queries, M, M]`, and what should have been, for pictures only."""
+        """The last marks `[N, queries, M, M]` and the right ones (`wanted`), for pictures only."""
         self.wanted: Tensor | None = None
         self._inner = inner
         self._spiral = torch.tensor(spiral(size), device=self.device)
@@ -164,16 +164,17 @@ class Mapping(TensorEnv):
         self._arrive(0)
 
     def _survey(self) -> None:
-        """What follows from the walls alone."""
+        """Precomputes what depends on the walls only."""
         self._codes = {width: patch_codes(self.walls, width) for width in self.queries}
         self._flat = self.walls.flatten(1)
         self._planes = torch.zeros(self.num_envs, 4, self.size**2 + 1, device=self.device)
-        """What a patch is cut from: free, wall, and nothing twice, `[N, 4, size² + 1]`; the last cell is blank."""
+        """The planes from which patches are cut: free, wall and two zero planes, `[N, 4, size² + 1]`; the last cell is
+        blank."""
         self._planes[:, 0, :-1] = ~self._flat
         self._planes[:, 1, :-1] = self._flat
 
     def _arrive(self, step: int) -> None:
-        """The agent is on `cell` at `step` of its episode: note what it sees, and ask."""
+        """Updates what the agent at `cell` has seen at `step`, and draws the next questions."""
         at = self.cell[:, 0] * self.size + self.cell[:, 1]
         self.path[:, step] = at
         self.visited.scatter_(1, at[:, None], True)
@@ -190,7 +191,7 @@ class Mapping(TensorEnv):
         self.target = torch.stack(masks, 1)
 
     def _ask(self, width: int, step: int) -> tuple[Tensor, Tensor]:
-        """The place `[N]` whose patch is asked for (-1: none), and the mask `[N, M, M]` of all that look like it."""
+        """The place `[N]` of the queried patch (-1: none), and the mask `[N, M, M]` of all places that look like it."""
         margin = width // 2
         here = slice(margin, self.size - margin)
         if width == 3:
@@ -225,7 +226,7 @@ class Mapping(TensorEnv):
                 self.marks = place.view(-1, 1, self.map_size, self.map_size).expand(self.target.shape)
                 self.wanted = self.target
         else:
-            marks = action.view(self.target.shape).float()  # whole numbers are counted faster so
+            marks = action.view(self.target.shape).float()  # faster for integers
             if self.render_mode is not None:
                 self.marks, self.wanted = marks, self.target
             marked, wanted = marks.flatten(2).sum(2), self.target.flatten(2).sum(2)
@@ -273,7 +274,8 @@ class Mapping(TensorEnv):
         return obs
 
     def _patch(self, place: Tensor, width: int) -> Tensor:
-        """The patch around `place` `[N]`, `[N, 4, width, width]`; blank where that is -1, which 3×3 ones never are."""
+        """The patch around `place` `[N]`, `[N, 4, width, width]`; blank where `place` is -1, which only occurs for
+        9×9."""
         index = place[:, None] + self._around[width]
         if width > 3:
             index = index.masked_fill((place < 0)[:, None], self.size**2)
@@ -298,7 +300,7 @@ class Mapping(TensorEnv):
     # -- for people ------------------------------------------------------------------------------------------------
 
     def text(self, index: int = 0) -> str:
-        """The world in characters: `#` wall, `.` free, blank not seen, `A` agent, `?` the middle of what is asked."""
+        """The world as text: `#` wall, `.` free, blank not seen, `A` agent, `?` centre of the queried patch."""
         walls, seen = self.walls[index].cpu().numpy(), self.seen[index].view(self.size, self.size).cpu().numpy()
         picture = np.where(seen, np.where(walls, "#", "."), " ")
         for place in self.asked[index].tolist():
@@ -309,7 +311,7 @@ class Mapping(TensorEnv):
         return "\n".join("".join(row) for row in picture)
 
     def frame(self, index: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        from envs.mapping.picture import mapping_frame  # pygame is only needed to watch
+        from envs.mapping.picture import mapping_frame  # pygame is needed for pictures only
 
         return mapping_frame(self, index, self._elapsed)
 

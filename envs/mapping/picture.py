@@ -1,4 +1,4 @@
-"""What there is to see of mapping: the world, what is explored, the question, and the marks beside the right ones."""
+"""Pictures of Mapping: the world, the explored part, the question, and the given and right marks."""
 
 from __future__ import annotations
 

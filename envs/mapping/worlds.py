@@ -1,4 +1,4 @@
-"""Worlds for mapping: random mazes and random cells, walks through them, and patches that can be compared."""
+"""Worlds for Mapping: random mazes and cells, the spiral walk, and codes for comparing patches."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def random_maze(num_envs: int, size: int, complexity: float, density: float, gen
 
 
 _CHOICES = 12
-"""Choices that 2, 3 or 4 neighbours share evenly."""
+"""Number of random choices, divisible by 2, 3 and 4 neighbours."""
 
 
 @functools.cache
@@ -89,7 +89,7 @@ def patch_codes(walls: Tensor, width: int) -> Tensor:
         width: odd, at most 9.
 
     Returns:
-        Exact whole numbers `[N, keys, S - width + 1, S - width + 1]`: float64 of 41 cells each, or float32 of up to 24.
+        Exact integers `[N, keys, S - width + 1, S - width + 1]`: float64 of 41 cells each, or float32 of up to 24.
     """
     cells = width * width
     keys = -(-cells // 41)
@@ -101,6 +101,6 @@ def patch_codes(walls: Tensor, width: int) -> Tensor:
 
 
 def offsets(width: int, size: int, device: torch.device) -> Tensor:
-    """What to add to the flat index of a cell for those of the patch around it, row by row, `[width²]`."""
+    """Offsets from a cell's flat index to those of the patch around it, row by row, `[width²]`."""
     reach = torch.arange(width, device=device) - width // 2
     return (reach[:, None] * size + reach).flatten()

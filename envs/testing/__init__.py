@@ -1,4 +1,4 @@
-"""What every `TensorEnv` must do; `agents.testing.check_env` runs all of it. With pytest, one test a check:
+"""Conformance checks for `TensorEnv`s; `agents.testing.check_env` runs all of them. With pytest, one test per check:
 
 @pytest.mark.parametrize("check", ENV_CHECKS)
 def test_recall(check):
@@ -13,7 +13,7 @@ from envs.testing import checks
 from envs.testing.case import ConformanceError, EnvCase
 
 Check = Callable[[EnvCase], str | None]
-"""Raises `ConformanceError`; gives a reason where there was nothing to check."""
+"""A check: raises `ConformanceError`, or returns the reason why there was nothing to check."""
 
 _ALL: tuple[Check, ...] = (
     checks.it_keeps_the_contract,

@@ -1,4 +1,4 @@
-"""What the checks share: how to make an environment, valid actions for it, and errors that say what was wrong."""
+"""Helpers of the checks: building an environment, valid actions for it, and errors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from envs.tensor_env import TensorEnv
 
 
 class ConformanceError(AssertionError):
-    """An environment does not do what its contract says."""
+    """An environment violates its contract."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class EnvCase:
     """Its registered id, `module:Id-v0` included, or its class."""
     options: dict[str, Any] = field(default_factory=dict)
     steps: int = 40
-    """Steps that are played: several episodes."""
+    """Steps to play: several episodes."""
 
     def make(self, num_envs: int = 5, **kwargs: Any) -> TensorEnv:
         """The batched environment."""
@@ -47,7 +47,7 @@ class EnvCase:
         return made  # type: ignore[no-any-return]
 
     def make_single(self, **kwargs: Any) -> SingleEnv:
-        """One environment with numpy in and out, as `gymnasium.make` gives it."""
+        """A single environment with NumPy in and out, as built by `gymnasium.make`."""
         options = self.options | kwargs
         made: Any = (
             gymnasium.make(self.env, **options).unwrapped if isinstance(self.env, str) else single(self.env)(**options)
@@ -78,7 +78,7 @@ def _action(env: TensorEnv, info: dict[str, Any], random: np.random.Generator) -
 
 
 def choices_of(space: spaces.Space[Any]) -> list[int]:
-    """How many choices each part of an action has; none where it is no choice."""
+    """The number of choices of each part of an action; empty for continuous actions."""
     if isinstance(space, spaces.Discrete):
         return [int(space.n)]
     if isinstance(space, spaces.MultiDiscrete):
@@ -107,7 +107,7 @@ def copied(value: Any) -> dict[str, Tensor]:
 
 
 def expect_same(one: Any, other: Any, what: str) -> None:
-    """All tensors of two structures equal to the last bit; `what` begins the message where they are not."""
+    """Requires all tensors of two structures to be bit-identical; `what` is the start of the error message."""
     found, wanted = dict(leaves(one)), dict(leaves(other))
     only = sorted(found.keys() ^ wanted.keys())
     expect(not only, f"{what}: {', '.join(only[:3])} {'is' if len(only) == 1 else 'are'} there only once")

@@ -1,4 +1,4 @@
-"""What a `TensorEnv` must do."""
+"""The conformance checks of a `TensorEnv`."""
 
 from __future__ import annotations
 
@@ -289,7 +289,7 @@ def a_step_never_waits_for_the_device(case: EnvCase) -> None:
     env, actions = case.make(), case.actions()
 
     def waits(*_: Any) -> None:
-        raise ConformanceError("a step asks the device for a value: .item(), .cpu(), float(x), if x:")
+        raise ConformanceError("a step synchronises with the device: .item(), .cpu(), float(x), if x:")
 
     names = ("item", "cpu", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__")
     patched: dict[str, Any] = dict.fromkeys(names, waits)

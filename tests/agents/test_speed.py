@@ -58,7 +58,7 @@ def test_compile_goes_on_without_where_it_fails(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(torch, "compile", no_compiler)
     model = learner(PPO, "compile")
-    assert model.speed_note.startswith("fast is 'compile', but the step of gru cannot be: no compiler; going on")
+    assert model.speed_note.startswith("torch cannot compile the step of gru (no compiler); continuing")
     assert model.learn(64).num_timesteps == 64
 
 

@@ -55,7 +55,7 @@ class Babi(TensorEnv):
             stories i, i + num_envs, ... after each `reset`, so that `num_stories` episodes are every story once.
         stories: how many of each task are generated, for each split.
         questions: in each generated story.
-        device: where everything lives.
+        device: torch device of all tensors.
         render_mode: None or "rgb_array"; answers are only remembered, for pictures, where it is set.
 
     Scores:
@@ -228,7 +228,7 @@ class Babi(TensorEnv):
         return story_text(*self._told(index))
 
     def frame(self, index: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        from envs.tasks.babi.picture import story_frame  # pygame is only needed to watch
+        from envs.tasks.babi.picture import story_frame  # pygame is needed for pictures only
 
         return story_frame(*self._told(index))
 

@@ -291,6 +291,6 @@ class GraphTask(SequenceTask):
         return graph_text(self, index, self._story(index), self._verdicts)
 
     def frame(self, index: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        from envs.tasks.graphs.pictures import graph_frame  # pygame is only needed to watch
+        from envs.tasks.graphs.pictures import graph_frame  # pygame is needed for pictures only
 
         return graph_frame(self, index, self._story(index), self._verdicts)

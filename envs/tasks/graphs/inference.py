@@ -67,7 +67,7 @@ class GraphInference(GraphTask):
             anew for every episode, so that the trained relations can be asked for.
         path_length: edges in the relation, 2 to 5; None: drawn from the lesson's range, 4 in the family tree.
         planning_steps: steps without input between query and answer.
-        device: where everything lives.
+        device: torch device of all tensors.
         render_mode: None or "rgb_array".
 
     Scores:

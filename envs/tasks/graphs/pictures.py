@@ -46,7 +46,7 @@ class _Row(NamedTuple):
 
     right: Triple
     said: Triple | None
-    """None where it is not known any more."""
+    """None if no longer known."""
     verdict: bool | None
 
 

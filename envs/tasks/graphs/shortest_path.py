@@ -58,7 +58,7 @@ class ShortestPath(GraphTask):
             that it has.
         planning_steps: steps without input between query and answer.
         data_dir: where the files of the Underground are looked for first; see `envs.data.files`.
-        device: where everything lives.
+        device: torch device of all tensors.
         render_mode: None or "rgb_array".
 
     Scores:

@@ -51,7 +51,7 @@ class GraphTraversal(GraphTask):
         path_length: L; None: drawn from the lesson's range, 7 on a fixed graph.
         planning_steps: see above.
         data_dir: where the files of the Underground are looked for first; see `envs.data.files`.
-        device: where everything lives.
+        device: torch device of all tensors.
         render_mode: None or "rgb_array".
 
     Scores:

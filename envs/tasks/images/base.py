@@ -32,7 +32,7 @@ class ImageTask(SequenceTask):
             128 on).
         query: the observation has an entry "query", an image too.
         priority: the observation has an entry "priority", a number in -1..1.
-        device: where everything lives.
+        device: torch device of all tensors.
         render_mode: None or "rgb_array".
     """
 

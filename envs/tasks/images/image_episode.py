@@ -64,7 +64,7 @@ class ImageEpisode(ImageTask):
         query: how questions are spoilt, see above.
         noise: how much; None: 0.2 (0 to 1) for salt and pepper, 0.5 (≥ 0) for speckle, 2 (> 0) for Poisson noise.
         data_dir: looked into first for files, see `envs.data.files`.
-        device: where everything lives.
+        device: torch device of all tensors.
         render_mode: None or "rgb_array".
 
     Scores:
@@ -223,7 +223,12 @@ class ImageEpisode(ImageTask):
         return "\n".join([self._caption(), *(line.rstrip() for line in lines)])
 
     def frame(self, index: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        from envs.tasks.images.pictures import Section, album_frame, compared, grey  # pygame is only needed to watch
+        from envs.tasks.images.pictures import (
+            Section,
+            album_frame,
+            compared,
+            grey,
+        )  # pygame is needed for pictures only
 
         shown = [grey(self.pixels[number] * 255) for number in self.inputs[: self._elapsed + 1, index].tolist()]
         recalled = self._recalled(index)

@@ -48,7 +48,7 @@ class MnistRecall(ImageTask):
         side: resize the images to so many pixels a side, by nearest neighbour; None: as they are. The paper's 3, 6 and
             12 at once are multigrid's `input_levels="all"`.
         data_dir: looked into first for files, see `envs.data.files`.
-        device: where everything lives.
+        device: torch device of all tensors.
         render_mode: None or "rgb_array".
 
     Scores:
@@ -160,7 +160,7 @@ class MnistRecall(ImageTask):
         return "".join(str(int(self.labels[number])) for number in numbers)
 
     def frame(self, index: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        from envs.tasks.images.pictures import Section, Verdict, album_frame, grey  # pygame is only needed to watch
+        from envs.tasks.images.pictures import Section, Verdict, album_frame, grey  # pygame is needed for pictures only
 
         scene = self._scene(index)
         asked: list[Any] = [grey(self.pixels[number]) for number in scene.asked_with]

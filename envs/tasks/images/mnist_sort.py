@@ -45,7 +45,7 @@ class MnistSort(ImageTask):
         side: resize the images to so many pixels a side, by nearest neighbour; None: as they are. The paper's 3, 6 and
             12 at once are multigrid's `input_levels="all"`.
         data_dir: looked into first for files, see `envs.data.files`.
-        device: where everything lives.
+        device: torch device of all tensors.
         render_mode: None or "rgb_array".
 
     Scores:
@@ -135,7 +135,7 @@ class MnistSort(ImageTask):
             Verdict,
             album_frame,
             grey,
-        )  # pygame is only needed to watch
+        )  # pygame is needed for pictures only
 
         assert self.labels is not None
         shown, due, answers = self._scene(index)

@@ -1,4 +1,4 @@
-"""AssociativeRecall: shown one item of a list, say the next."""
+"""AssociativeRecall: given one item of a list, recall the next."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from envs.tensor_env import AnswerGroup
 
 
 class AssociativeRecall(BitTask):
-    """Remember a list of items; then one of them is shown again, and the one that followed it is to be said.
+    """Remember a list of items; then one of them is shown again, and its successor must be reproduced.
 
     Description:
         K items are shown, each of `item_length` random bit vectors behind a delimiter. Then comes the query, one of the
         first K - 1 items between two delimiters of another kind, then nothing, while the item that followed it in the
-        list is to be said. K and the query are drawn for each environment and episode.
+        list must be reproduced. K and the query are drawn for each environment and episode.
 
         With `grid=True` an item is one 3x3 map of 9 bits, there are no delimiters, the query is marked, and the answer
         is due at once, while the query is seen.
@@ -43,12 +43,12 @@ class AssociativeRecall(BitTask):
         item_length: vectors in an item, at least 1; None: 3, or 1 with `grid=True`, which takes no other number.
         bits: bits in a vector, at least 1; None: 6, or 9 with `grid=True`, which takes no other number.
         grid: observations and answers as 3x3 maps.
-        device: where everything lives.
+        device: torch device of all tensors.
         render_mode: None or "rgb_array".
 
     Scores:
         Without memory 0.5: the answer is independent of what is seen when it is due. With memory 1, but for lists that
-        hold the query twice among the items with a successor, so that nobody can know which is meant: 1 in 100,000 by
+        hold the query twice among the items with a successor, so that the answer is ambiguous: 1 in 100,000 by
         default and 1.6 % of the 3x3 ones, whose best score is 0.996.
 
     Raises:
@@ -126,7 +126,7 @@ class AssociativeRecall(BitTask):
         return Sequences(as_maps(inputs), targets.view(*targets.shape[:2], 3, 3), querying.float())
 
     def answer_groups(self) -> dict[str, AnswerGroup]:
-        """Also by the items in the list."""
+        """Also groups by the number of items in the list."""
         steps = self._asked().argmax(0)  # before the first answer: a list's items, and two delimiters around the query
         items = steps if self.grid else (steps - self.item_length - 2) // (self.item_length + 1)
         return {**super().answer_groups(), "items shown": AnswerGroup(items.expand(self.length, -1))}

@@ -1,6 +1,6 @@
-"""SequenceTask: a supervised sequence task as an environment, its sequences made whole at every reset.
+"""`SequenceTask`: a supervised sequence task as an environment; whole sequences are generated at every reset.
 
-A subclass writes `_sequences`, which makes inputs, right answers and weights of all environments and all steps at once.
+A subclass writes `_sequences`, which generates inputs, targets and weights of all environments and steps at once.
 A step then looks up one row of each and compares. Two kinds share this: `BitTask`, whose answers are bit vectors or bit
 maps, and `SymbolTask`, whose answers are symbols.
 """
@@ -19,7 +19,7 @@ from envs.tensor_env import AnswerGroup, Info, TensorEnv
 
 
 class Sequences(NamedTuple):
-    """What a task shows and asks: T steps of N environments."""
+    """Sequences of a task: T steps of N environments."""
 
     inputs: Tensor
     """Observations, float32 `[T, N, *observation_shape]`; a `SymbolTask` has symbols instead, int64 `[T, N]`."""
@@ -32,11 +32,10 @@ class Sequences(NamedTuple):
 class SequenceTask(TensorEnv):
     """Base class of the sequence tasks.
 
-    Every environment starts and ends with the others, after `horizon` steps, the length of the longest sequence.
-    Shorter ones are followed by blank observations (zeros) of weight 0. The observation after the last step is blank
-    too.
+    All environments start and end together, after `horizon` steps, the length of the longest sequence. Shorter
+    sequences are padded with blank observations (zeros) of weight 0. The final observation is blank too.
 
-    Reward: `weight * score / (sum of the weights of the copy's episode)`, where the score is the share of right bits,
+    Reward: `weight * score / (sum of the weights of the episode)`, where the score is the share of right bits,
         or 1 for the right symbol and 0 for a wrong one. A perfect episode returns 1.
 
     Metrics (reported over all steps and environments):
@@ -48,8 +47,8 @@ class SequenceTask(TensorEnv):
         observation_space: of one environment.
         action_space: of one environment.
         horizon: steps of an episode.
-        device: where everything lives.
-        render_mode: None or "rgb_array"; answers are only remembered, for pictures, where it is set.
+        device: torch device of all tensors.
+        render_mode: None or "rgb_array"; answers are kept for pictures only if it is set.
     """
 
     ignores_actions: bool = True
@@ -80,11 +79,11 @@ class SequenceTask(TensorEnv):
     # -- what a subclass writes ------------------------------------------------------------------------------------
 
     def _sequences(self) -> Sequences:
-        """New sequences for all environments, drawn from `self.generator`. Nothing may write into them afterwards."""
+        """Draws new sequences for all environments from `self.generator`. They must not be modified afterwards."""
         raise NotImplementedError
 
     def _metrics(self, wrong: Tensor, asked: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-        """Amounts and counts (see `_measure`) of the step at hand.
+        """Amounts and counts (see `_measure`) of the current step.
 
         Args:
             wrong: wrong answers among those asked for at this step, bits or symbols, float `[N]`.
@@ -95,7 +94,8 @@ class SequenceTask(TensorEnv):
         return {"error": (100.0 * wrong, asked), "sequence_error": (self.failed * ended, ended)}
 
     def answer_groups(self) -> dict[str, AnswerGroup]:
-        """By the answer's place among those of its sequence, and by how many these are; a subclass adds its own."""
+        """Groups by the answer's position in its sequence, and by the sequence's number of answers; a subclass adds its
+        own."""
         asked = self._asked()
         place = asked.cumsum(0)
         return {"place of the answer": AnswerGroup(place), "answers due": AnswerGroup(place[-1:].expand_as(place))}
@@ -116,7 +116,8 @@ class SequenceTask(TensorEnv):
         return torch.randint(low, high + 1, shape, generator=self.generator, device=self.device)
 
     def _bits(self, *shape: int) -> Tensor:
-        """Random bits, int8 `[*shape]`: the low bits of the bytes of 64-bit numbers, eight for the price of one."""
+        """Random bits, int8 `[*shape]`: the low bits of the bytes of 64-bit numbers, which gives eight bits per
+        draw."""
         size, limit = math.prod(shape), 2**63
         words = torch.randint(-limit, limit - 1, (-(-size // 8),), generator=self.generator, device=self.device)
         return (words.view(torch.int8) & 1)[:size].view(shape)
@@ -167,7 +168,7 @@ class SequenceTask(TensorEnv):
     # -- pictures --------------------------------------------------------------------------------------------------
 
     def _story(self, index: int) -> Story:
-        """What environment `index` was shown, should have said and said, up to now."""
+        """Inputs, targets and answers of environment `index` up to the current step."""
         now, parts = self._elapsed, math.prod(self.weights.shape[2:])
         answers: list[Tensor | None] = [None] * (now - len(self._answers))
         answers += [answer[index].cpu() for answer in self._answers]
@@ -186,7 +187,7 @@ class Story(NamedTuple):
     """An episode of one environment up to a step t, on the host."""
 
     inputs: Tensor
-    """`[t + 1, ...]`: the present step is seen, though not yet answered."""
+    """`[t + 1, ...]`: includes the current step, which has no answer yet."""
     targets: Tensor
     """`[t, ...]`."""
     asked: list[bool]
@@ -198,8 +199,8 @@ class Story(NamedTuple):
 class BitTask(SequenceTask):
     """A sequence task whose answers are bit vectors `MultiBinary(bits)` or bit maps `MultiBinary([H, W])`.
 
-    One more metric, `wrong_bits`: wrong bits in a sequence, on average. The cost in bits per sequence that papers plot
-    is a cross-entropy, which only the learner can know: it is the summed `-weight * log_prob(target)` in units of ln 2.
+    It adds the metric `wrong_bits`: mean number of wrong bits per sequence. The cost in bits per sequence that papers
+    plot is a cross-entropy, which only the learner knows: the sum of `-weight * log_prob(target)`, divided by ln 2.
     """
 
     metric_names = ("wrong_bits", "error", "sequence_error")
@@ -208,12 +209,13 @@ class BitTask(SequenceTask):
         return {"wrong_bits": (wrong, self._ended()), **super()._metrics(wrong, asked)}
 
     def _columns(self, inputs: Tensor) -> Tensor:
-        """Observations `[t, *observation_shape]` as columns `[t, rows]` of a picture; a map's channels beyond the first
-        are alike all over, so one row stands for each."""
+        """Observations `[t, *observation_shape]` as columns `[t, rows]` of a picture. A map's channels beyond the first
+        are constant, so one row shows each."""
         return inputs if inputs.dim() == 2 else torch.cat([inputs[:, 0].flatten(1), inputs[:, 1:, 0, 0]], 1)
 
     def text(self, index: int = 0) -> str:
-        """Input, target and answer, a row a channel: `#` 1, `.` 0, `+` and `-` other numbers; `!` beside wrong bits."""
+        """Input, target and answer as text, one row per channel: `#` 1, `.` 0, `+` and `-` other numbers; `!` marks
+        wrong bits."""
         from envs.tasks.sequence.pictures import bit_text
 
         story = self._story(index)
@@ -222,7 +224,7 @@ class BitTask(SequenceTask):
         )
 
     def frame(self, index: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        from envs.tasks.sequence.pictures import bit_frame  # pygame is only needed to watch
+        from envs.tasks.sequence.pictures import bit_frame  # pygame is needed for pictures only
 
         story = self._story(index)
         return bit_frame(
@@ -241,9 +243,9 @@ class SymbolTask(SequenceTask):
     Args:
         num_envs: number of environments.
         alphabet: one character for each symbol that can be shown; `len(alphabet)` is the blank.
-        answers: the first so many of them can be answers.
+        answers: number of symbols, from the first on, that can be answers.
         horizon: steps of an episode.
-        device: where everything lives.
+        device: torch device of all tensors.
         render_mode: None or "rgb_array".
     """
 
@@ -270,7 +272,7 @@ class SymbolTask(SequenceTask):
         return self._rows.index_select(0, self.inputs[self._elapsed])
 
     def _words(self, index: int) -> tuple[str, str, str]:
-        """Shown, right and said so far, a character a step; a blank where nothing was shown, asked or is known."""
+        """Inputs, targets and answers so far, one character per step; blank if there is none or it is unknown."""
         story, names = self._story(index), self.alphabet + " "
         shown = "".join(names[symbol] for symbol in story.inputs.tolist())
         right = "".join(
@@ -283,20 +285,20 @@ class SymbolTask(SequenceTask):
         return shown, right, said
 
     def text(self, index: int = 0) -> str:
-        """Shown, right and said, a column a step, with `!` under what was wrong."""
+        """Inputs, targets and answers as text, one column per step; `!` marks errors."""
         shown, right, said = self._words(index)
         marks = "".join("!" if b not in (" ", a) else " " for a, b in zip(right, said, strict=True))
         rows = {"shown": shown, "right": right, "said": said, "wrong": marks}
         return "\n".join([self._caption(), *(f"{name:<6}|{row}" for name, row in rows.items())])
 
     def frame(self, index: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        from envs.tasks.sequence.pictures import symbol_frame  # pygame is only needed to watch
+        from envs.tasks.sequence.pictures import symbol_frame  # pygame is needed for pictures only
 
         return symbol_frame(*self._words(index), self.alphabet, self.length, self._caption())
 
 
 def check_range(name: str, low: int, high: int, least: int = 1) -> None:
-    """Refuse a range of lengths that is empty or begins below `least`.
+    """Checks that a range of lengths is not empty and does not begin below `least`.
 
     Raises:
         ValueError: naming the two arguments `min_NAME` and `max_NAME`.

@@ -1,4 +1,4 @@
-"""Copy: say a sequence of bit vectors back."""
+"""Copy: reproduce a sequence of bit vectors."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from envs.tasks.sequence.base import BitTask, Sequences, check_range
 
 
 class Copy(BitTask):
-    """Remember a sequence of random bit vectors and give it back in the same order.
+    """Remember a sequence of random bit vectors and reproduce it in the same order.
 
     Description:
-        L vectors are shown, then a delimiter, then nothing, while the L vectors are to be said. L is drawn for each
+        L vectors are shown, then a delimiter, then nothing, while the L vectors must be reproduced. L is drawn for each
         copy and episode from `min_length` to `max_length`.
 
     Observation: `Box(float32)` `[bits + 1]`: a vector, and 1 in the last channel at the delimiter.
@@ -28,11 +28,11 @@ class Copy(BitTask):
     Metrics: `wrong_bits` (a sequence), `error` (% of bits), `sequence_error` (share of sequences with a wrong bit).
 
     Args:
-        num_envs: number of copies.
+        num_envs: number of environments.
         min_length: shortest sequence, at least 1.
         max_length: longest sequence.
         bits: bits in a vector, at least 1.
-        device: where everything lives.
+        device: torch device of all tensors.
         render_mode: None or "rgb_array".
 
     Scores:

@@ -18,7 +18,8 @@ class DictionaryInference(SymbolTask):
     Description:
         Each episode divides the 26 letters at random into 13 source and 13 target letters and maps one set onto the
         other. The support is k words of l source letters, drawn with replacement, each with its translation. Then comes
-        a word of letters that the support has shown, and its translation is to be said at the placeholders behind it.
+        a word of letters that the support has shown, and its translation must be reproduced at the placeholders behind
+        it.
 
         With k = 2 and l = 3 an episode reads `abc.def.,gha.kld.;cab.___`. The four special symbols are `.` the end of a
         sequence, `,` between two examples, `;` the end of the support and `_` a placeholder.
@@ -38,12 +39,12 @@ class DictionaryInference(SymbolTask):
         num_envs: number of environments.
         k: examples in the support, at least 1.
         l: letters in a word, at least 1.
-        device: where everything lives.
+        device: torch device of all tensors.
         render_mode: None or "rgb_array".
 
     Scores:
-        Without memory 1 / 26 = 0.038: all placeholders look alike. With memory 1. Who knows which letters are targets,
-        but not the dictionary, gets 1 / 13.
+        Without memory 1 / 26 = 0.038: all placeholders look alike. With memory 1. Knowing only which letters are
+        targets gives 1 / 13.
 
     Raises:
         ValueError: `k` or `l` is below 1.
@@ -79,7 +80,7 @@ class DictionaryInference(SymbolTask):
         words = self._integers(0, _HALF - 1, copies, k, l)
         seen = torch.zeros(copies, _HALF, dtype=torch.bool, device=self.device).scatter_(1, words.flatten(1), True)
         chances = self._uniform(copies, _DRAWS, l, _HALF).masked_fill(~seen[:, None, None], -1.0)
-        drawn = chances.argmax(3)  # [N, draws, l], each entry one of those seen, all alike likely
+        drawn = chances.argmax(3)  # [N, draws, l], each entry one of those seen, all equally likely
         new = (drawn[:, :, None] != words[:, None]).any(3).all(2)  # [N, draws]
         query = drawn[self._copies, new.long().argmax(1)]  # [N, l]
 
@@ -101,7 +102,7 @@ class DictionaryInference(SymbolTask):
         return Sequences(inputs, targets, asked.float())
 
     def answer_groups(self) -> dict[str, AnswerGroup]:
-        """Also by how often the support has shown the letter, and by the last of its words that has."""
+        """Also groups by how often the support shows the letter, and by the last support word that contains it."""
         k, l = self.k, self.l  # noqa: E741
         source = self.inputs[: k * (2 * l + 3)].view(k, 2 * l + 3, self.num_envs)[:, :l]  # [k, l, N]
         query = self.inputs[-2 * l - 1 : -l - 1]  # [l, N]

@@ -1,4 +1,4 @@
-"""DoubleCopy: say a sequence of symbols twice."""
+"""DoubleCopy: reproduce a sequence of symbols twice."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from envs.tasks.sequence.base import Sequences, SymbolTask, check_range
 
 
 class DoubleCopy(SymbolTask):
-    """Remember a sequence of symbols and give it back, twice over.
+    """Remember a sequence of symbols and reproduce it twice.
 
     Description:
-        L random symbols are shown, then a delimiter, then nothing, while the symbols are to be said in the same order,
-        two times. L is drawn for each environment and episode from `min_length` to `max_length`.
+        L random symbols are shown, then a delimiter, then nothing, while the symbols must be reproduced in the same
+        order, two times. L is drawn for each environment and episode from `min_length` to `max_length`.
 
     Observation: `Box(float32)` `[symbols + 1]`: a symbol, or the delimiter (the last one), one-hot; zeros afterwards.
 
@@ -30,8 +30,8 @@ class DoubleCopy(SymbolTask):
         num_envs: number of environments.
         min_length: shortest sequence, at least 1.
         max_length: longest sequence.
-        symbols: how many symbols there are, 2 to 26.
-        device: where everything lives.
+        symbols: number of symbols, 2 to 26.
+        device: torch device of all tensors.
         render_mode: None or "rgb_array".
 
     Scores:

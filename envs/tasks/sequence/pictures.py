@@ -1,4 +1,4 @@
-"""Pictures and texts of the sequence tasks: what was shown, what was right and what was said, aligned in time."""
+"""Pictures and texts of the sequence tasks: inputs, targets and answers, aligned in time."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _MARGIN, _NAMES = 16, 64  # pixels around the picture, and for the names at its 
 def bit_text(
     inputs: Tensor, targets: Tensor, answers: Sequence[Tensor | None], asked: Sequence[bool], caption: str
 ) -> str:
-    """Three blocks of rows, a row a channel and a column a step.
+    """Three blocks of text: one row per channel, one column per step.
 
     Args:
         inputs: `[t + 1, channels]`.
         targets: `[t, bits]`.
         answers: t entries of `bits` bits, or None.
-        asked: t entries: steps at which nothing is asked stay empty.
+        asked: t entries: steps without a question stay empty.
         caption: the first line.
     """
     right = [[_sign(bit) if on else " " for bit in row] for row, on in zip(targets.tolist(), asked, strict=True)]
@@ -63,8 +63,8 @@ def bit_frame(
         inputs: `[t + 1, channels]`.
         targets: `[t, bits]`.
         answers: t entries of `bits` bits, or None.
-        asked: t entries: steps at which nothing is asked stay empty.
-        length: steps of an episode; places that are still to come stay empty.
+        asked: t entries: steps without a question stay empty.
+        length: steps of an episode; future steps stay empty.
         caption: a line underneath.
     """
     channels, bits = inputs.shape[1], targets.shape[1]
@@ -120,11 +120,11 @@ def symbol_frame(shown: str, right: str, said: str, alphabet: str, length: int, 
     """Tiles over time, in lines: the symbol shown, the right answer, and the answer given with its verdict.
 
     Args:
-        shown: t + 1 characters, a blank where nothing was shown.
-        right: t characters, a blank where nothing was asked.
-        said: t characters, a blank where nothing was asked or the answer is not known.
-        alphabet: the characters there are; each has a hue.
-        length: steps of an episode; places that are still to come stay empty.
+        shown: t + 1 characters; blank if nothing was shown.
+        right: t characters; blank if nothing was asked.
+        said: t characters; blank if nothing was asked or the answer is unknown.
+        alphabet: all characters; each has its own hue.
+        length: steps of an episode; future steps stay empty.
         caption: a line underneath.
     """
     per_row, most, tile, gap = min(length, 36), 6, 24, 10

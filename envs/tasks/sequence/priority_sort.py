@@ -1,4 +1,4 @@
-"""PrioritySort: give bit vectors back in the order of their priorities."""
+"""PrioritySort: reproduce bit vectors in the order of their priorities."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _GAPS = (0.002, 0.005, 0.01, 0.02, 0.05)
 
 
 class PrioritySort(BitTask):
-    """Remember bit vectors and their priorities; then say the vectors with the highest priorities, highest first.
+    """Remember bit vectors and their priorities; then reproduce those with the highest priorities, highest first.
 
     Description:
         L random vectors are shown, each with a priority drawn from U[-1, 1]; then nothing, while the first
-        `min(outputs, L)` of them in falling order of priority are to be said. L is drawn for each environment and
+        `min(outputs, L)` of them in falling order of priority must be reproduced. L is drawn for each environment and
         episode from `min_length` to `max_length`. The input's end has no mark: the priority becomes 0.
 
     Observation: `Box(float32)` `[bits + 1]`: a vector and its priority. With `grid=True` `[2, 3, 3]`: the vector's 9
@@ -39,10 +39,10 @@ class PrioritySort(BitTask):
         num_envs: number of environments.
         min_length: fewest vectors, at least 1.
         max_length: most vectors.
-        outputs: how many are asked for, at most; at least 1.
+        outputs: maximum number of vectors to reproduce; at least 1.
         bits: bits in a vector, at least 1; None: 8, or 9 with `grid=True`, which takes no other number.
         grid: observations and answers as 3x3 maps.
-        device: where everything lives.
+        device: torch device of all tensors.
         render_mode: None or "rgb_array".
 
     Scores:
@@ -52,9 +52,9 @@ class PrioritySort(BitTask):
         ValueError: an argument is out of its range.
 
     Source: Graves, Wayne, Danihelka, "Neural Turing Machines" (arXiv 1410.5401, 2014), section 4.5: 20 vectors, of
-        which 16 are to be said; 8 bits as in Munkhdalai et al., "Metalearned Neural Memory" (NeurIPS 2019), appendix.
-        The maps are those of Huynh, Maire, Walter, "Multigrid Neural Memory" (ICML 2020), supplement B.2.1, whose text
-        gives no number of vectors; `outputs=20` sorts them all.
+        which 16 must be reproduced; 8 bits as in Munkhdalai et al., "Metalearned Neural Memory" (NeurIPS 2019),
+        appendix. The maps are those of Huynh, Maire, Walter, "Multigrid Neural Memory" (ICML 2020), supplement B.2.1,
+        whose text gives no number of vectors; `outputs=20` sorts them all.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class PrioritySort(BitTask):
         return Sequences(inputs, targets, asked.float())
 
     def answer_groups(self) -> dict[str, AnswerGroup]:
-        """Also by how near the nearest priority of another vector is."""
+        """Also groups by the distance to the nearest other priority."""
         most, copies = self.max_length, self.num_envs
         length = self._asked().argmax(0)  # the first answer is due when all has been shown
         priority = (self.inputs[:, :, 1, 0, 0] if self.grid else self.inputs[..., -1])[:most]

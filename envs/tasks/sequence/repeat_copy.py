@@ -15,8 +15,8 @@ class RepeatCopy(BitTask):
     """Give a sequence of random bit vectors back R times, then say that it is done.
 
     Description:
-        L vectors are shown, then the number R, then nothing, while the vectors are to be said R times over, followed by
-        an end marker. L and R are drawn for each environment and episode.
+        L vectors are shown, then the number R, then nothing, while the vectors must be reproduced R times over,
+        followed by an end marker. L and R are drawn for each environment and episode.
 
     Observation: `Box(float32)`, in one of two formats.
         - `format="ntm"`: `[bits + 1]`; the last channel shows R, less the mean and over the standard deviation of the
@@ -46,7 +46,7 @@ class RepeatCopy(BitTask):
         format: "ntm" or "dnc".
         trained_repeats: least and most repeats in training, from which the shown number is scaled. Tests with more
             repeats leave it as it was, so that a number looks the same.
-        device: where everything lives.
+        device: torch device of all tensors.
         render_mode: None or "rgb_array".
 
     Scores:

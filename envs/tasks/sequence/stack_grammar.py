@@ -70,7 +70,7 @@ class StackGrammar(SymbolTask):
         length: predictions in an episode, at least as many as the longest sequence has symbols.
         letters: letters of `memorisation`, 2 to 25.
         score_all: give every step weight 1, as the paper does in training.
-        device: where everything lives.
+        device: torch device of all tensors.
         render_mode: None or "rgb_array".
 
     Scores:
