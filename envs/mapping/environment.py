@@ -43,7 +43,7 @@ class Mapping(TensorEnv):
         | `query_3`  | [4, 3, 3] | the patch asked for, in the same form; the last two planes are 0                   |
         | `query_9`  | [4, 9, 9] | likewise                                                                           |
 
-        Rows and columns are whole numbers times `position_scale`.
+        Rows and columns are integers times `position_scale`.
 
     Action: `MultiBinary([M, M])`, or `MultiBinary([queries, M, M])` for several queries: the marks. M is `map_size`;
         the start is at row and column M // 2. With "explore" `MultiDiscrete([4, M²])`: a move (0 up, 1 down, 2 left,

@@ -203,7 +203,7 @@ BROKEN: list[tuple[type[TensorEnv], str, str]] = [
     (Forgets, "state_dict_resumes_exactly", "state_names"),
     (SaysItIgnores, "who_says_so_ignores_actions", "ignores_actions is True, but"),
     (HandsOutItsState, "outputs_are_the_callers_own", "the caller wrote"),
-    (Waits, "a_step_never_waits_for_the_device", "asks the device for a value"),
+    (Waits, "a_step_never_waits_for_the_device", "synchronises with the device"),
     (PaintsGrey, "frames_and_texts_show_what_happens", "hardly a colour"),
 ]
 

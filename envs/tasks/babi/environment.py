@@ -21,14 +21,14 @@ SOURCES = ("generated", *EDITIONS)
 
 
 class Babi(TensorEnv):
-    """The bAbI question-answering tasks, one or many of them together.
+    """The bAbI question-answering tasks, one or several together.
 
     Description:
         An episode is a story with all its questions, a word, full stop or question mark at each step. After a question
         the placeholder `-` is shown once for every word of its answer, and that word is due. Answers are not shown.
         Every environment begins a new story when its own is over.
 
-    Observation: `Discrete(159)`: the symbol at hand, a number into `VOCABULARY`; `-` after the last step.
+    Observation: `Discrete(159)`: the current symbol, a number into `VOCABULARY`; `-` after the last step.
 
     Action: `Discrete(159)`: a word of the answer. `info["target"]` (int64 `[num_envs]`) is the right one where the
         placeholder is shown, else `-`; `info["weight"]` (float32 `[num_envs]`) is 1 there, else 0.
@@ -44,24 +44,24 @@ class Babi(TensorEnv):
 
     Args:
         num_envs: number of environments.
-        source: "generated": stories made by `babi_generator`, nothing to fetch; or an edition of the published data,
-            "en", "en-10k", "en-valid" or "en-valid-10k" (1,000 or 10,000 training questions a task; "valid" comes with
-            a validation set, from the others every tenth training story is set apart).
+        source: "generated": stories from `envs.tasks.babi.generator`, without a download; or an edition of the
+            published data, "en", "en-10k", "en-valid" or "en-valid-10k" (1,000 or 10,000 training questions a task;
+            "valid" comes with a validation set; otherwise every tenth training story is used for it).
         split: "train", "valid" or "test".
         tasks: "all" (twenty; five if generated); "available": those of which the edition has all files; or numbers, one
             or a sequence.
-        data_dir: where the published archive is looked for first; see `envs.data.files`.
+        data_dir: folder searched first for the published archive; see `envs.data.files`.
         in_order: False: each story is drawn from all stories of all tasks, equally likely. True: environment i reads
             stories i, i + num_envs, ... after each `reset`, so that `num_stories` episodes are every story once.
-        stories: how many of each task are generated, for each split.
-        questions: in each generated story.
+        stories: generated stories per task and split.
+        questions: questions per generated story.
         device: torch device of all tensors.
-        render_mode: None or "rgb_array"; answers are only remembered, for pictures, where it is set.
+        render_mode: None or "rgb_array"; answers are kept for pictures only if it is set.
 
     Scores:
-        At every step that counts a policy without memory sees the same `-`, so that it can only say one and the same
-        word. The best one returns 0.108 on the generated stories ("one"; an `error` of 89.2) and 0.077 on the test set
-        of en-valid-10k ("no"; 87.1). The best is 1.
+        A policy without memory sees the same `-` at every step that counts, so it can only give a constant answer. The
+        best one returns 0.108 on the generated stories ("one"; an `error` of 89.2) and 0.077 on the test set of
+        en-valid-10k ("no"; 87.1). The best is 1.
 
     Raises:
         ValueError: an argument is out of its range; or, as `DataError`, a file is missing or damaged.
@@ -74,9 +74,9 @@ class Babi(TensorEnv):
     ignores_actions = True
     state_names = ("story", "place", "round", "missed")
     story: Tensor  # which one an environment reads, [N]
-    place: Tensor  # of the symbol at hand in `symbols`, [N]
+    place: Tensor  # of the current symbol in `symbols`, [N]
     round: Tensor  # stories begun since the reset, less 1, [N]
-    missed: Tensor  # whether a word of the answer at hand was wrong, [N]
+    missed: Tensor  # whether a word of the current answer was wrong, [N]
 
     def __init__(
         self,
@@ -122,7 +122,7 @@ class Babi(TensorEnv):
         counts = torch.tensor([len(task) for task in read.values()], device=self.device)
         self._task = torch.arange(len(read), device=self.device).repeat_interleave(counts)  # index into `tasks`
         self._rows = torch.arange(len(read), device=self.device)[:, None]  # [tasks, 1], beside the environments' [N]
-        self._said: Tensor | None = None  # answers to the story at hand by step, -1 where unknown: for pictures only
+        self._said: Tensor | None = None  # answers to the current story by step, -1 where unknown: for pictures only
         if render_mode is not None:
             longest = int((self._last - self._first).max())
             self._said = torch.full((num_envs, longest), -1, dtype=torch.int16, device=self.device)
@@ -209,7 +209,7 @@ class Babi(TensorEnv):
     # -- pictures --------------------------------------------------------------------------------------------------
 
     def _told(self, index: int) -> tuple[list[int], list[int], list[int], str]:
-        """Symbols, right and given answers of environment `index` up to the present step, on the host, and a caption.
+        """Symbols, right and given answers of environment `index` up to the current step, on the host, and a caption.
 
         The present symbol is seen though not yet answered; -1 stands for an answer that is not known any more.
         """

@@ -1,4 +1,4 @@
-"""Stories in bAbI's format, made here: for trying things out where no file has been fetched.
+"""Generates stories in bAbI's format, for use without downloads.
 
 Five of the twenty tasks, with bAbI's own people, places, objects, verbs and questions. The published stories come from
 another program, so results on these are not results on bAbI.
@@ -22,7 +22,7 @@ NAMES = ("Gertrude", "Winona", "Emily", "Jessica")
 
 
 class _World:
-    """People who walk and carry things. What nobody has told yet is None; lines are those that told it."""
+    """People who walk and carry things. Unknown facts are None; each fact has the line that stated it."""
 
     def __init__(self, draw: random.Random) -> None:
         self.draw = draw
@@ -50,7 +50,7 @@ class _World:
         self.place[person] = there, self.say(f"{person} {self.draw.choice(MOVES)} the {there}.")
 
     def handle(self, giving: bool = False) -> bool:
-        """Someone takes, drops or (where `giving`) hands over something; False where nobody can."""
+        """A person takes, drops or (with `giving`) hands over an object; False if no one can."""
         held = [(person, thing) for thing, (person, _) in self.holder.items() if person in self.place]
         free = [
             (person, thing)

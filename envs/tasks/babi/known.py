@@ -1,4 +1,4 @@
-"""What the files of bAbI v1.2 hold: `digest` (see `envs.data.files`) of each, to tell a file that was changed."""
+"""Digests (see `envs.data.files`) of the files of bAbI v1.2, to detect changed files."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ you
 """
 WORDS = tuple(_WORDS.split())
 VOCABULARY = (*WORDS, ".", "?", "-")
-"""What each of the 159 symbols stands for."""
+"""The words of the 159 symbols."""
 PLACEHOLDER = len(VOCABULARY) - 1
 """The symbol `-`, shown where a word of an answer is due."""
 
@@ -79,11 +79,11 @@ def parse(text: str, name: str) -> list[Story]:
     """The stories of one file.
 
     Args:
-        text: what it holds.
+        text: content of the file.
         name: of the file, for messages.
 
     Raises:
-        DataError: a line is not in the format, holds a word that bAbI has not, or the file ends inside a story.
+        DataError: a line is not in the format or has a word that bAbI does not have, or the file ends inside a story.
     """
     stories: list[Story] = []
     known: dict[str, Line] = {}  # the same sentences come again and again

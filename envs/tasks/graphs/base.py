@@ -1,4 +1,4 @@
-"""GraphTask: what the three graph tasks share, from the graph's description to the scores."""
+"""`GraphTask`: base class of the three graph tasks, from the graph's description to the metrics."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _KINDS = 10  # edge labels that a random graph may have
 
 
 class Question(NamedTuple):
-    """What is asked about N graphs, in labels; Q and A are the most triples in a query and in an answer."""
+    """Questions about N graphs, in labels; Q and A are the maximum numbers of triples in a query and an answer."""
 
     graphs: Graphs
-    """The graphs, in which a task may have changed the kinds of edges."""
+    """The graphs; a task may have changed the kinds of edges."""
     query: Tensor
     """Triples shown, int64 `[N, Q, 3]`."""
     shown: Tensor
-    """How many of them, int64 `[N]`."""
+    """Their number, int64 `[N]`."""
     answer: Tensor
     """Triples due, int64 `[N, A, 3]`."""
     due: Tensor
@@ -95,7 +95,7 @@ class GraphTask(SequenceTask):
         if path_length is not None and path_length < 1:
             raise ValueError(f"path_length is {path_length}, expected at least 1")
         self.world: World | None = None
-        """The fixed graph, if it is one."""
+        """The fixed graph, if the task has one."""
         if graph != "random":
             self.world = underground(data_dir) if graph == "underground" else family()
             path_length = self.test_path if path_length is None else path_length
@@ -216,11 +216,11 @@ class GraphTask(SequenceTask):
         return torch.full((self.num_envs,), self.last_lesson, device=self.device)
 
     def _draw_kinds(self, most_edges: Tensor) -> Tensor:
-        """How many edge labels each graph has, int64 `[N]`: as many as a node has edges, or more."""
+        """The number of edge labels of each graph, int64 `[N]`, at least the greatest out-degree."""
         return most_edges + below(self._uniform(self.num_envs), _KINDS + 1 - most_edges)
 
     def _triples(self) -> Tensor:
-        """The labels of all edges, `[N, V * D, 3]`; of those that are not there nothing sensible."""
+        """The labels of all edges, `[N, V * D, 3]`; entries of missing edges are undefined."""
         source = self.node_labels[:, :, None].expand_as(self.edge_labels)
         destination = self.node_labels.gather(1, self.successors.flatten(1).clamp(min=0))
         return torch.stack([source.flatten(1), self.edge_labels.flatten(1), destination], 2)
@@ -232,7 +232,7 @@ class GraphTask(SequenceTask):
 
     @staticmethod
     def _look_up(table: Tensor, labels: Tensor) -> Tensor:
-        """The rows of three labels side by side: `[..., 3 K]` from `[1001, K]` and `[..., 3]`."""
+        """The rows of three labels concatenated: `[..., 3 K]` from `[1001, K]` and `[..., 3]`."""
         return table.index_select(0, labels.flatten()).view(*labels.shape[:-1], -1)
 
     # -- the environment -------------------------------------------------------------------------------------------
@@ -275,17 +275,17 @@ class GraphTask(SequenceTask):
         self._verdicts.clear()
 
     def way(self, index: int) -> list[int]:
-        """The nodes of the path asked for, in one copy. For people."""
+        """The nodes of the queried path in one environment, for display."""
         return [node for node in self.path[index].tolist() if node >= 0]
 
     def meaning(self, label: int) -> list[int]:
-        """The edge labels that a label stands for, where it is a relation; else nothing. For people."""
+        """The edge labels that a relation's label stands for, for display; empty for other labels."""
         return []
 
     # -- pictures --------------------------------------------------------------------------------------------------
 
     def text(self, index: int = 0) -> str:
-        """The present step's triple, the query, and right answers beside those given, with `!` where they differ."""
+        """The current triple, the query, and given and right answers as text; `!` marks errors."""
         from envs.tasks.graphs.pictures import graph_text
 
         return graph_text(self, index, self._story(index), self._verdicts)

@@ -18,7 +18,7 @@ REHEARSED = 0.1
 
 
 class Lesson(NamedTuple):
-    """What an episode's graph and question are drawn from: least and most, both included."""
+    """Ranges for an episode's graph and question, both ends included."""
 
     nodes: tuple[int, int]
     """Of a graph; the fewest are more than the greatest out-degree."""
@@ -85,21 +85,21 @@ SHORTEST_PATH = (
 
 
 class Progress(NamedTuple):
-    """How far a curriculum has come: int64 tensors without dimensions."""
+    """Progress of a curriculum: int64 scalars."""
 
     level: Tensor
-    """The lesson that is being learned."""
+    """The current lesson."""
     tried: Tensor
     """Episodes of it since the last decision."""
     passed: Tensor
-    """Those of them that were answered without a mistake."""
+    """Number of those answered without an error."""
 
 
 def draw_lessons(level: Tensor, chances: Tensor) -> Tensor:
-    """The lessons of N episodes `[N]`: the present one, or with probability `REHEARSED` one of those before it.
+    """Draws the lessons of N episodes `[N]`: the current one, or with probability `REHEARSED` an earlier one.
 
     Args:
-        level: the present lesson, int64 without dimensions.
+        level: the current lesson, int64 without dimensions.
         chances: random numbers from 0 to 1, `[2, N]`.
     """
     before = (level - 1).clamp(min=1)
@@ -110,15 +110,15 @@ def draw_lessons(level: Tensor, chances: Tensor) -> Tensor:
 def advance(
     progress: Progress, lesson: Tensor, right: Tensor, pass_mark: float, window: int, last_lesson: int
 ) -> Progress:
-    """Count ended episodes; once `window` of the present lesson are in, move on if enough of them were right.
+    """Counts ended episodes. After `window` episodes of the current lesson, advances if enough were right.
 
     Args:
         progress: so far.
         lesson: of the ended episodes, `[N]`.
-        right: whether they were answered without a mistake, bool `[N]`.
-        pass_mark: the share that must be.
-        window: episodes of the present lesson from one decision to the next, at least.
-        last_lesson: the one where it stops.
+        right: whether they were answered without an error, bool `[N]`.
+        pass_mark: required share of right episodes.
+        window: minimum number of episodes of the current lesson between decisions.
+        last_lesson: the final lesson.
     """
     present = lesson == progress.level
     tried, passed = progress.tried + present.sum(), progress.passed + (present & right).sum()

@@ -1,4 +1,4 @@
-"""GraphInference: read a graph edge by edge, then tell who is related to a node in a way that is nowhere defined."""
+"""GraphInference: read a graph edge by edge, then find the node in a given relation, whose meaning must be learned."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class GraphInference(GraphTask):
 
     Reward: `weight * (share of right digits)`; a perfect episode returns 1.
 
-    Termination: after the longest episode there can be; a shorter one is followed by blanks of weight 0.
+    Termination: after the longest possible episode; shorter ones are padded with blanks of weight 0.
 
     Metrics: `right_answers` and `right_triples`, here the same: the share of answers without a wrong digit; with a
         curriculum also `lesson`.
@@ -61,8 +61,8 @@ class GraphInference(GraphTask):
         lesson: 1 to 17; see `envs.tasks.graphs.curricula`. None: the last.
         curriculum: as in `GraphTraversal`.
         pass_mark: share of right answers at which a lesson is passed.
-        window: episodes of the present lesson, at least, from which that share is taken.
-        relation_seed: which paths the relations stand for. What is learned with one seed is of no use with another.
+        window: episodes of the current lesson, at least, from which that share is taken.
+        relation_seed: sets which paths the relations stand for. An agent trained with one seed is useless with another.
         graph: "random" or "family". In the family tree the eight kinds of edges have eight of the ten labels, drawn
             anew for every episode, so that the trained relations can be asked for.
         path_length: edges in the relation, 2 to 5; None: drawn from the lesson's range, 4 in the family tree.
@@ -79,8 +79,8 @@ class GraphInference(GraphTask):
 
     Source: Graves et al., "Hybrid computing using a neural network with dynamic external memory" (Nature, 2016): 17
         lessons, ten planning steps, 400 relations with labels from 10 to 410, four-step relations in the family tree.
-        How questions and graphs were made to fit is not known to us. Here a source and a relation are drawn evenly, and
-        the edges on a path from the source are labelled so that the relation leads along it.
+        How questions and graphs were made to fit is not known to us. Here a source and a relation are drawn uniformly,
+        and the edges on a path from the source are labelled so that the relation leads along it.
     """
 
     lessons = INFERENCE
@@ -119,7 +119,7 @@ class GraphInference(GraphTask):
             render_mode=render_mode,
         )
         self.relations = relations(relation_seed).to(self.device)
-        """What relations stand for; see the function `relations`."""
+        """The meaning of relations; see the function `relations`."""
         if self.world is not None:
             self._prepare(self.world)
 
@@ -196,7 +196,7 @@ class GraphInference(GraphTask):
         """Relations `[N]` and paths `[N, longest + 1]` in the fixed graph; `_kind_labels` are changed to fit.
 
         A relation fits a path if it has the same labels in the same places: then some labelling of the kinds of edges
-        makes it lead along it. Both are drawn evenly: a relation from those that fit any path, then a path.
+        makes it lead along it. Both are drawn uniformly: a relation from those that fit any path, then a path.
         """
         choice = below(self._uniform(self.num_envs), len(self._fitting))
         relation, group = self._fitting[choice].unbind(1)
@@ -240,7 +240,7 @@ class GraphInference(GraphTask):
 
 
 def _pattern(word: Sequence[int]) -> tuple[int, ...]:
-    """Which symbols of a word are alike: for each the place where it came first."""
+    """The pattern of equal symbols in a word: for each symbol the index of its first occurrence."""
     return tuple(word.index(symbol) for symbol in word)
 
 

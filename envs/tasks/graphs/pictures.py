@@ -1,4 +1,4 @@
-"""Pictures and texts of the graph tasks: what has been described, what is asked, and what was answered."""
+"""Pictures and texts of the graph tasks: described edges, query and answers."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ class _Row(NamedTuple):
 
 
 class _Episode(NamedTuple):
-    """What one environment has seen and said up to now, on the host."""
+    """One environment's inputs and answers so far, on the host."""
 
     phase: str
     described: list[Triple]
     query: list[Triple]
     shown: Triple
-    """At the present step."""
+    """The triple shown at the current step."""
     rows: list[_Row]
 
 
@@ -136,7 +136,7 @@ def _lines(
 
 
 def graph_text(env: Drawn, index: int, story: Story, verdicts: list[Tensor]) -> str:
-    """The present step's triple, the query, and the answers with `!` behind wrong ones."""
+    """The current step's triple, the query, and the answers with `!` behind wrong ones."""
     episode, names, lines = _lines(env, index, story, verdicts)
     return "\n".join(
         [

@@ -1,4 +1,4 @@
-"""Random labelled graphs, all environments' at once, and what can be asked of them: walks and distances."""
+"""Random labelled graphs for all environments at once, with walks and distances."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Graphs(NamedTuple):
     successors: Tensor
     """The node that an edge leads to, int64 `[N, V, D]`; -1 where there is no edge. A node's edges come first."""
     kinds: Tensor
-    """Which of the graph's edge labels an edge has, int64 `[N, V, D]`; no two alike among the edges of a node."""
+    """The edge label of each edge, int64 `[N, V, D]`; the edges of a node have different labels."""
     nodes: Tensor
-    """How many nodes there are, int64 `[N]`; they come first."""
+    """Number of nodes, int64 `[N]`; they come first."""
 
 
 def below(chance: Tensor, limit: Tensor | int) -> Tensor:
@@ -55,14 +55,14 @@ def distinct(chance: Tensor, pool: int, limit: Tensor | None = None) -> Tensor:
 def random_graphs(
     nodes: Tensor, degree: tuple[Tensor, Tensor], kinds: Tensor, room: tuple[int, int, int], generator: torch.Generator
 ) -> Graphs:
-    """Points drawn evenly from the unit square, each with edges to its nearest neighbours, so nearly planar.
+    """Points drawn uniformly from the unit square, each with edges to its nearest neighbours, so nearly planar.
 
     Args:
-        nodes: how many, int64 `[N]`, more than the greatest out-degree.
-        degree: least and most edges out of a node, int64 `[N]`; drawn evenly for each node.
+        nodes: number of nodes, int64 `[N]`, more than the greatest out-degree.
+        degree: least and most edges out of a node, int64 `[N]`; drawn uniformly for each node.
         kinds: how many edge labels a graph has, int64 `[N]`, at least the greatest out-degree.
         room: V, D and the most edge labels that any graph may have.
-        generator: where randomness comes from.
+        generator: random generator.
     """
     most_nodes, most_edges, most_kinds = room
     count, device = len(nodes), nodes.device

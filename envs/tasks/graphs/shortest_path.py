@@ -1,4 +1,4 @@
-"""ShortestPath: read a graph edge by edge, then walk from one node to another by as few edges as there can be."""
+"""ShortestPath: read a graph edge by edge, then walk from one node to another by a shortest path."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ShortestPath(GraphTask):
 
         The answer is a walk: every triple that is answered is taken, and shown at the next step, and the target is then
         the first edge of a shortest path from where it has led to. (Of several such edges the target is the one to the
-        nearest node; the others are right too.) An answer that is no edge out of the present node, or one after which
+        nearest node; the others are right too.) An answer that is no edge out of the current node, or one after which
         the goal cannot be reached, is wrong, and the target is taken in its place. With probability `beta` the target
         is taken whatever was answered.
 
@@ -35,7 +35,7 @@ class ShortestPath(GraphTask):
     Reward: `weight * score / L`, the score 1 for the next edge of any shortest path, else the share of digits that are
         those of the target. A perfect episode returns 1.
 
-    Termination: after the longest episode there can be; a shorter one is followed by blanks of weight 0.
+    Termination: after the longest possible episode; shorter ones are padded with blanks of weight 0.
 
     Metrics: `right_answers` (share of episodes in which every answer was the next edge of a shortest path: with
         `beta=0` the share of optimal paths), `right_triples` (share of such answers), with a curriculum also `lesson`.
@@ -46,18 +46,18 @@ class ShortestPath(GraphTask):
         curriculum: as in `GraphTraversal`.
         pass_mark: share of right answers at which a lesson is passed. The paper asks for less than 90 % in this
             task; the number is ours.
-        window: episodes of the present lesson, at least, from which that share is taken.
+        window: episodes of the current lesson, at least, from which that share is taken.
         beta: probability that the target is taken in place of the answer. The paper trains with 0.8. Scores are the
             agent's own with 0.
-        snap: True: the edge out of the present node that agrees with the answer in most digits is taken for the answer.
+        snap: True: the edge out of the current node that agrees with the answer in most digits is taken for the answer.
             This comes near to what the paper does, which lets its policy choose among existing triples only, and makes
             chance better.
         graph: "random", "underground" or "family".
         path_length: L; None: drawn from the lesson's range, 4 on a fixed graph, where all pairs of nodes at this
-            distance are alike likely. Where a random graph has no node so far from the start, L is the nearest length
+            distance are equally likely. Where a random graph has no node so far from the start, L is the nearest length
             that it has.
         planning_steps: steps without input between query and answer.
-        data_dir: where the files of the Underground are looked for first; see `envs.data.files`.
+        data_dir: folder searched first for the files of the Underground; see `envs.data.files`.
         device: torch device of all tensors.
         render_mode: None or "rgb_array".
 
@@ -79,7 +79,7 @@ class ShortestPath(GraphTask):
     test_path = 4
     ignores_actions = False  # the next triple begins where the last answer led
     state_names = (*GraphTask.state_names, "at", "far", "count")
-    at: Tensor  # the present node, [N]
+    at: Tensor  # the current node, [N]
     far: Tensor  # edges from every node to the goal, [N, V]
     count: Tensor  # triples taken so far, [N]
 

@@ -18,8 +18,8 @@ class GraphTraversal(GraphTask):
 
     Description:
         A graph of points in the unit square, each with edges to its nearest neighbours, is drawn for each episode.
-        Nodes and edges have labels from 0 to 999: nodes each their own, edges such that no two out of one node are
-        alike. Phases follow one another, a triple a step:
+        Nodes and edges have labels from 0 to 999. Node labels are unique; the edges out of one node have different
+        labels. Phases follow one another, one triple per step:
 
         1. description: all edges (source, edge, destination) in random order;
         2. query: (source, edge, _), (_, edge, _), ..., a walk of L edges;
@@ -34,7 +34,7 @@ class GraphTraversal(GraphTask):
 
     Reward: `weight * (share of right digits) / L`; a perfect episode returns 1.
 
-    Termination: after the longest episode there can be; a shorter one is followed by blanks of weight 0.
+    Termination: after the longest possible episode; shorter ones are padded with blanks of weight 0.
 
     Metrics: `right_answers` (share of episodes without a wrong digit), `right_triples` (share of triples without one),
         with a curriculum also `lesson` (the present one).
@@ -45,17 +45,17 @@ class GraphTraversal(GraphTask):
         curriculum: False: all episodes are of `lesson`. True: they begin with lesson 1 and go up to `lesson`, and one
             in ten is of an earlier one. Episodes are then as long as the last lesson needs from the start.
         pass_mark: share of right answers at which a lesson is passed.
-        window: episodes of the present lesson, at least, from which that share is taken.
+        window: episodes of the current lesson, at least, from which that share is taken.
         graph: "random"; or a fixed graph to test on, with labels drawn anew: "underground" (interchange stations of the
             London Underground in zone 1) or "family" (a family tree).
         path_length: L; None: drawn from the lesson's range, 7 on a fixed graph.
         planning_steps: see above.
-        data_dir: where the files of the Underground are looked for first; see `envs.data.files`.
+        data_dir: folder searched first for the files of the Underground; see `envs.data.files`.
         device: torch device of all tensors.
         render_mode: None or "rgb_array".
 
     Scores:
-        Without memory 0.100: nothing is shown when the answer is due, and all digits are alike likely. With memory 1.
+        Without memory 0.100: nothing is shown when the answer is due, and all digits are equally likely. With memory 1.
 
     Raises:
         ValueError: an argument is out of its range; or, as `DataError`, a file is missing or damaged.

@@ -30,7 +30,7 @@ class World(NamedTuple):
     """Source, kind and destination; no two edges of a node are of one kind."""
 
     def graphs(self, copies: int, device: torch.device) -> Graphs:
-        """As many environments of it."""
+        """The graph repeated for `copies` environments."""
         room = max(sum(source == node for source, _, _ in self.edges) for node in range(len(self.names)))
         rows: list[list[tuple[int, int]]] = [[] for _ in self.names]
         for source, kind, destination in self.edges:
@@ -135,7 +135,7 @@ _FAMILY = (  # father, mother, son, daughter, and the places of the parents
     (("Lachlan", "Fiona", "Rory", "Freya"), (0.7, 0.52), 0.35),
     (("Callum", "Mairi", "Niall", "Skye"), (0.2, 0.06), 0.35),
 )
-_FAMILY_LEAVES = {  # who is nobody's father or mother
+_FAMILY_LEAVES = {  # children without children of their own
     "Fergus": (0.06, 0.65),
     "Rhona": (0.54, 0.65),
     "Una": (0.9, 0.35),
@@ -151,7 +151,7 @@ def family() -> World:
     """Nineteen people of four generations, among them Freya and her maternal great uncle Fergus.
 
     Edges lead from a person to father, mother, son, daughter, brother, sister, husband and wife. Each couple has one
-    son and one daughter, so that nobody has two of a kind.
+    son and one daughter, so that every relation is unique.
     """
     places: dict[str, tuple[float, float]] = {}
     edges: set[tuple[str, str, str]] = set()

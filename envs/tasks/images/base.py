@@ -1,4 +1,4 @@
-"""What the image tasks share: images that live once on the device, shown by number."""
+"""Base class of the image tasks: images are stored once on the device and looked up by index."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from envs.tasks.sequence.base import SequenceTask
 class ImageTask(SequenceTask):
     """A sequence task that shows images first and asks afterwards.
 
-    `_sequences` gives numbers of images for `inputs`, int64 `[shown, N]`; a step looks the images up in `pixels`, uint8
-    `[K, H, W]`, of which all environments share one. An observation is a `Dict` with an entry "image" `[1, H, W]`,
-    which is zero from step `shown` on.
+    `_sequences` returns image indices as `inputs`, int64 `[shown, N]`; a step looks the images up in `pixels`, uint8
+    `[K, H, W]`, shared by all environments. An observation is a `Dict` with an entry "image" `[1, H, W]`, which is zero
+    from step `shown` on.
 
     Args:
         num_envs: number of environments.
         source: see `load_images`.
         split: "train", "valid" or "test".
-        data_dir: looked into first for files.
+        data_dir: folder searched first for files.
         shown: different images in an episode, at least 1 and no more than the split holds.
         horizon: steps of an episode.
-        side: resize to so many pixels a side, by nearest neighbour; None: as they are.
+        side: resize to this many pixels per side, by nearest neighbour; None: original size.
         classes: the answers are the ten classes; else they are images, and `pixels` become 0 (paper) and 1 (ink, from
             128 on).
         query: the observation has an entry "query", an image too.
@@ -73,7 +73,7 @@ class ImageTask(SequenceTask):
         self._image_shape = (num_envs, *size)
 
     def _distinct(self, number: int) -> Tensor:
-        """Numbers of different images for each environment, in random order, all choices equally likely: `[number, N]`.
+        """Indices of different images for each environment, in random order, drawn uniformly: `[number, N]`.
 
         Floyd's sampling: the t-th is drawn from one more than the one before it was; a number that is taken already
         gives way to the new one.
@@ -86,7 +86,7 @@ class ImageTask(SequenceTask):
         return taken.gather(0, self._order(number))
 
     def _order(self, number: int) -> Tensor:
-        """A random order of so many things for each environment, int64 `[number, N]`."""
+        """A random permutation for each environment, int64 `[number, N]`."""
         return self._uniform(number, self.num_envs).argsort(0)
 
     def _look_up(self, numbers: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ class ImageTask(SequenceTask):
         return torch.zeros(self._image_shape, device=self.device)
 
     def _beside(self) -> dict[str, Tensor]:
-        """The other entries of the present observation."""
+        """The other entries of the current observation."""
         return {}
 
     def _observe(self) -> dict[str, Tensor]:  # type: ignore[override]

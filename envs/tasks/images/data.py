@@ -1,4 +1,4 @@
-"""The images of the image tasks: four sources, each in three splits, as bytes."""
+"""Image data: four sources, each in three splits, as uint8."""
 
 from __future__ import annotations
 
@@ -59,11 +59,11 @@ def load_images(
     Args:
         source: one of `SOURCES`.
         split: one of `SPLITS`.
-        data_dir: looked into first, see `envs.data.files`.
+        data_dir: folder searched first, see `envs.data.files`.
         device: where the tensors go.
 
     Raises:
-        ValueError: there is no such source or split.
+        ValueError: unknown source or split.
         DataError: a file is missing or damaged, or scikit-learn is not installed.
     """
     if source not in SOURCES:
@@ -91,7 +91,7 @@ def load_images(
 
 
 def resized(pixels: Tensor, side: int) -> Tensor:
-    """Images `[K, H, W]` of `side` x `side` pixels, each the one at the same place before: nearest neighbour."""
+    """Resizes images `[K, H, W]` to `side` x `side` pixels by nearest neighbour."""
     rows, columns = (torch.arange(side, device=pixels.device) * size // side for size in pixels.shape[1:])
     return pixels[:, rows[:, None], columns]
 
@@ -120,7 +120,7 @@ def _mnist(split: str, data_dir: str | Path | None) -> tuple[Array, Array]:
         )
     if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() > 9:
         found = f"{labels.dtype} labels from {labels.min()} to {labels.max()}"
-        raise DataError(f"{paths[1]} holds {found}, expected whole numbers from 0 to 9")
+        raise DataError(f"{paths[1]} holds {found}, expected integers from 0 to 9")
     for name, path, content in zip(names, paths, (pixels, labels), strict=True):
         check_known(name, path, content)
     held_out = len(pixels) // 6  # 10,000 of 60,000

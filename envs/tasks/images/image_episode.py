@@ -20,23 +20,23 @@ if TYPE_CHECKING:
     from envs.tasks.images.pictures import Cell
 
 NOISE = {"salt-and-pepper": 0.2, "speckle": 0.5, "poisson": 2.0}
-"""Kinds of noise and how much of it there is unless said otherwise."""
+"""Kinds of noise and their default amounts."""
 QUERIES = ("clean", *NOISE, "half")
 LEVELS = 2**16
 
 
 class ImageEpisode(ImageTask):
-    """Write an episode of black-and-white images; then give each back, asked with a spoilt copy.
+    """Remember an episode of black-and-white images; then reproduce each from a corrupted version.
 
     Description:
         `length` different images are shown, one a step. Then nothing is shown, while the questions are `recalls` of
-        them in random order, spoilt as `query` says, and the clean image is due.
+        them in random order, corrupted according to `query`, and the clean image is due.
 
-        - "clean": not spoilt at all: the read-out by which Kanerva machines are scored.
+        - "clean": not corrupted: the read-out by which Kanerva machines are scored.
         - "salt-and-pepper": a share `noise` of the pixels becomes ink or paper, evenly.
         - "speckle": x + n x with n from N(0, noise²), cut to 0..1.
         - "poisson": Poisson(noise · x) / noise, cut to 0..1: `noise` photons where there is ink.
-        - "half": the left, right, upper or lower half, drawn evenly, is paper.
+        - "half": the left, right, upper or lower half, drawn uniformly, is paper.
 
         Black and white is one from 128 on of 0 (paper) to 255 (ink); two of the sources have nothing else.
 
@@ -60,10 +60,11 @@ class ImageEpisode(ImageTask):
             version), see `load_images`.
         split: "train", "valid" or "test".
         length: T, images in an episode, at least 1.
-        recalls: how many are asked for, 1 to `length`; None: all.
-        query: how questions are spoilt, see above.
-        noise: how much; None: 0.2 (0 to 1) for salt and pepper, 0.5 (≥ 0) for speckle, 2 (> 0) for Poisson noise.
-        data_dir: looked into first for files, see `envs.data.files`.
+        recalls: number of questions, 1 to `length`; None: all.
+        query: corruption of the questions, see above.
+        noise: amount of noise; None: 0.2 (0 to 1) for salt and pepper, 0.5 (≥ 0) for speckle, 2 (> 0) for Poisson
+            noise.
+        data_dir: folder searched first for files, see `envs.data.files`.
         device: torch device of all tensors.
         render_mode: None or "rgb_array".
 
@@ -140,7 +141,7 @@ class ImageEpisode(ImageTask):
         return Sequences(shown, self.asked_with, weights)  # the right answers, too, are looked up by number
 
     def _due(self) -> Tensor:
-        """Right answers at the present step, int8 `[N, 1, H, W]`."""
+        """Right answers at the current step, int8 `[N, 1, H, W]`."""
         if self._elapsed < self.shown:
             return torch.zeros(self._image_shape, dtype=torch.int8, device=self.device)
         return self.pixels.index_select(0, self.targets[self._elapsed - self.shown]).unsqueeze(1).view(torch.int8)
@@ -160,7 +161,7 @@ class ImageEpisode(ImageTask):
         return self.shown <= self._elapsed < self.length
 
     def _question(self) -> Tensor:
-        """The spoilt image of the present step, float32 `[N, 1, H, W]`; noise is drawn anew at every call."""
+        """The corrupted image of the current step, float32 `[N, 1, H, W]`; every call draws new noise."""
         turn = self._elapsed - self.shown
         image = self.pixels.index_select(0, self.asked_with[turn])
         if self._table is not None:
@@ -175,7 +176,7 @@ class ImageEpisode(ImageTask):
         return question
 
     def _noisy(self, image: Tensor) -> Tensor:
-        """What becomes of black-and-white pixels, each by a random quantile: 16 bits, four for the price of one."""
+        """Adds noise to binary pixels by random 16-bit quantiles, four per 64-bit draw."""
         assert self._table is not None
         size, limit = image.numel(), 2**63
         words = torch.randint(-limit, limit - 1, (-(-size // 4),), generator=self.generator, device=self.device)
@@ -271,7 +272,7 @@ def noise_table(kind: str, amount: float) -> Tensor:
 
 
 def halves(height: int, width: int) -> Tensor:
-    """What is left of an image, left, right, upper and lower half hidden: uint8 `[4, H, W]`."""
+    """Masks that hide the left, right, upper and lower half of an image: uint8 `[4, H, W]`."""
     seen = torch.ones(4, height, width, dtype=torch.uint8)
     seen[0, :, : width // 2] = 0
     seen[1, :, width - width // 2 :] = 0

@@ -1,4 +1,4 @@
-"""MnistRecall: which digit followed this one?"""
+"""MnistRecall: recall which digit followed the queried one."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ ASK = ("after", "last", "each")
 
 
 class MnistRecall(ImageTask):
-    """Remember images of digits; asked with one of them, say the class of the next.
+    """Remember images of digits; given one of them, answer with the class of the next.
 
     Description:
-        `length` different images are shown, one a step. Then the question is a copy of the k-th of them, k drawn evenly
-        from all but the last for each environment, and the class of the image after it is due. With `ask="each"` every
-        image but the first comes with a question about those shown so far.
+        `length` different images are shown, one a step. Then the question is a copy of the k-th of them, k drawn
+        uniformly from all but the last for each environment, and the class of the image after it is due. With
+        `ask="each"` every image but the first comes with a question about those shown so far.
 
     Observation: `Dict` of "image", `Box(float32)` `[1, H, W]` in 0..1 (paper to ink), zero when nothing is shown; and
         "query", likewise, zero where nothing is asked. Memories with readers show it to these only.
@@ -45,9 +45,9 @@ class MnistRecall(ImageTask):
         ask: "after": the question comes in a step of its own, while no image is shown; "last": with the last image, as
             in the released program, whose reader sees the memory that the last image left; "each": with every image but
             the first, which teaches more in an episode and begins with what is easy.
-        side: resize the images to so many pixels a side, by nearest neighbour; None: as they are. The paper's 3, 6 and
-            12 at once are multigrid's `input_levels="all"`.
-        data_dir: looked into first for files, see `envs.data.files`.
+        side: resize the images to this many pixels per side, by nearest neighbour; None: original size. The paper's 3,
+            6 and 12 at once are multigrid's `input_levels="all"`.
+        data_dir: folder searched first for files, see `envs.data.files`.
         device: torch device of all tensors.
         render_mode: None or "rgb_array".
 
@@ -118,7 +118,7 @@ class MnistRecall(ImageTask):
         return {"query": self._look_up(self.asked_with[self._elapsed - self.first_asked]) if asks else self._nothing()}
 
     def answer_groups(self) -> dict[str, AnswerGroup]:
-        """Also by how many images have been shown since the one that is due."""
+        """Also groups by the number of images shown since the one that is due."""
         shown = (self._times + 1).clamp(max=self.shown).expand(-1, self.num_envs)
         since = torch.zeros_like(self.targets)
         due = (self.inputs == self.asked_with[:, None]).long().argmax(1) + 2  # its place from 1 on, [questions, N]
@@ -179,7 +179,7 @@ class MnistRecall(ImageTask):
 
 
 class Scene(NamedTuple):
-    """An episode of one environment up to now, on the host."""
+    """An episode of one environment up to the current step, on the host."""
 
     shown: list[int]
     """Numbers of the images."""

@@ -1,4 +1,4 @@
-"""MnistSort: say the classes of digits in the order of their priorities."""
+"""MnistSort: answer with the classes of digits in the order of their priorities."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class MnistSort(ImageTask):
-    """Remember images of digits and their priorities; then say their classes, highest priority first.
+    """Remember images of digits and their priorities; then answer with their classes, highest priority first.
 
     Description:
         `length` different images are shown, one a step, each with a priority drawn from U[-1, 1]. Then nothing is
@@ -42,9 +42,9 @@ class MnistSort(ImageTask):
         source: "digits" (8x8, needs scikit-learn and no file) or "mnist" (28x28).
         split: "train", "valid" or "test".
         length: images in an episode, at least 1.
-        side: resize the images to so many pixels a side, by nearest neighbour; None: as they are. The paper's 3, 6 and
-            12 at once are multigrid's `input_levels="all"`.
-        data_dir: looked into first for files, see `envs.data.files`.
+        side: resize the images to this many pixels per side, by nearest neighbour; None: original size. The paper's 3,
+            6 and 12 at once are multigrid's `input_levels="all"`.
+        data_dir: folder searched first for files, see `envs.data.files`.
         device: torch device of all tensors.
         render_mode: None or "rgb_array".
 

@@ -1,4 +1,4 @@
-"""Pictures of the image tasks: an album of small images with answers under them."""
+"""Pictures of the image tasks: rows of small images with answers under them."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ class SequenceTask(TensorEnv):
     targets: Tensor
     weights: Tensor
     total: Tensor  # sum of an episode's weights, [N]
-    failed: Tensor  # whether an answer of the sequence at hand was wrong, [N]
+    failed: Tensor  # whether an answer of the current sequence was wrong, [N]
 
     def __init__(
         self,

@@ -23,7 +23,7 @@ class Copy(BitTask):
 
     Reward: `weight * (share of right bits) / L`; a perfect episode returns 1.
 
-    Termination: after `2 * max_length + 1` steps; a shorter sequence is over earlier, with weight 0 from then on.
+    Termination: after `2 * max_length + 1` steps; shorter sequences are padded with weight 0.
 
     Metrics: `wrong_bits` (a sequence), `error` (% of bits), `sequence_error` (share of sequences with a wrong bit).
 

@@ -22,7 +22,7 @@ class DoubleCopy(SymbolTask):
 
     Reward: `weight * [action == target] / (2 * L)`; a perfect episode returns 1.
 
-    Termination: after `3 * max_length + 1` steps; a shorter sequence is over earlier, with weight 0 from then on.
+    Termination: after `3 * max_length + 1` steps; shorter sequences are padded with weight 0.
 
     Metrics: `error` (% of symbols), `sequence_error` (share of sequences with a wrong symbol).
 

@@ -129,7 +129,7 @@ def symbol_frame(shown: str, right: str, said: str, alphabet: str, length: int, 
     """
     per_row, most, tile, gap = min(length, 36), 6, 24, 10
     lines = min(math.ceil(length / per_row), most)
-    # A long episode scrolls: the line of the present step is the last to be seen.
+    # A long episode scrolls: the line of the current step is the last to be seen.
     skipped = max(0, (min(len(shown), length) - 1) // per_row - most + 1)
     pitch = 3 * tile + gap
     width = _NAMES + per_row * tile + 2 * _MARGIN

@@ -1,4 +1,4 @@
-"""RepeatCopy: say a sequence of bit vectors back a given number of times."""
+"""RepeatCopy: reproduce a sequence of bit vectors a given number of times."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ FORMATS = ("ntm", "dnc")
 
 
 class RepeatCopy(BitTask):
-    """Give a sequence of random bit vectors back R times, then say that it is done.
+    """Reproduce a sequence of random bit vectors R times, then mark the end.
 
     Description:
         L vectors are shown, then the number R, then nothing, while the vectors must be reproduced R times over,
         followed by an end marker. L and R are drawn for each environment and episode.
 
     Observation: `Box(float32)`, in one of two formats.
-        - `format="ntm"`: `[bits + 1]`; the last channel shows R, less the mean and over the standard deviation of the
-          whole numbers in `trained_repeats`.
+        - `format="ntm"`: `[bits + 1]`; the last channel shows R, normalised by mean and standard deviation of the
+          integers in `trained_repeats`.
         - `format="dnc"`: `[bits + 2]`; the first step is a start marker in channel `bits`, and the last channel shows R
-          over the greatest of `trained_repeats`.
+          divided by the greatest of `trained_repeats`.
 
     Action: `MultiBinary(bits + 1)`: a vector and the end marker. `info["target"]` (int8 `[num_envs, bits + 1]`) is the
         vector due with the marker at 0, and at the end zeros with the marker at 1; `info["weight"]` (float32
@@ -44,8 +44,8 @@ class RepeatCopy(BitTask):
         max_repeats: most repeats.
         bits: bits in a vector, at least 1.
         format: "ntm" or "dnc".
-        trained_repeats: least and most repeats in training, from which the shown number is scaled. Tests with more
-            repeats leave it as it was, so that a number looks the same.
+        trained_repeats: fewest and most repeats in training, which set the scale of the shown number. Keep it in tests
+            with more repeats, so that a number looks the same.
         device: torch device of all tensors.
         render_mode: None or "rgb_array".
 
@@ -55,7 +55,7 @@ class RepeatCopy(BitTask):
 
     Raises:
         ValueError: an argument is out of its range; in the "ntm" format also where the middle of `trained_repeats` is a
-            whole number, which would be shown as 0, like nothing.
+            integer, which would be shown as 0, like nothing.
 
     Source: Graves, Wayne, Danihelka, "Neural Turing Machines" (arXiv 1410.5401, 2014), section 4.2, for "ntm": 8 bits,
         lengths and repeats 1 to 10. The repository google-deepmind/dnc (`dnc/repeat_copy.py`) for "dnc"; its training
@@ -89,7 +89,7 @@ class RepeatCopy(BitTask):
             raise ValueError(
                 f"trained_repeats is {trained_repeats}, whose middle would be shown as 0; expected an even count"
             )
-        # The variance of whole numbers from a to b is ((b - a + 1)² - 1) / 12.
+        # The variance of integers from a to b is ((b - a + 1)² - 1) / 12.
         middle = (least + most) / 2 if format == "ntm" else 0.0
         scale = (((most - least + 1) ** 2 - 1) / 12) ** 0.5 if format == "ntm" else float(most)
         numbers = [(repeats - middle) / scale for repeats in range(max_repeats + 1)]

@@ -1,4 +1,4 @@
-"""StackGrammar: predict the next symbol of a stream of sequences that take counting or memorising."""
+"""StackGrammar: predict the next symbol of a stream of sequences that require counting or memorising."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ GRAMMARS = (*_COUNTING, "memorisation", "addition")
 
 
 class _Stream(NamedTuple):
-    """What is at each place of a stream of sequences, each `[N, T + 1]`."""
+    """A stream of sequences, each tensor `[N, T + 1]`."""
 
     symbols: Tensor
     counted: Tensor
-    """Whether the symbol follows from what was before it."""
+    """Whether the symbol is determined by those before it."""
     closing: Tensor
-    """Whether it is the last one that counts for a sequence."""
+    """Whether it is the last counted symbol of a sequence."""
 
 
 class StackGrammar(SymbolTask):
-    """Predict every next symbol of sequences that come one after another without a mark between them.
+    """Predict every next symbol in a stream of sequences without separators.
 
     Description:
         | `grammar`      | sequence                                | what `n` is           | counted after  |
@@ -38,10 +38,10 @@ class StackGrammar(SymbolTask):
         | `memorisation` | a word, `=`, the word backwards         | the word's length     | the `=`        |
         | `addition`     | `11+11=011.`, the sum's low digit first | digits of both        | the `=`        |
 
-        What is counted is the deterministic part of a sequence: what follows for certain from what was before. It goes
-        on to the end of the sequence and, for the first five grammars, over the first a of the next one, which shows
-        that the end was known. n is drawn evenly from `n_min` to `n_max` for every sequence. In `addition` the digits
-        are split between the two numbers at random; a number without digits is 0.
+        Only the deterministic part of a sequence is counted: symbols that follow with certainty from those before. It
+        lasts to the end of the sequence and, for the first five grammars, includes the first a of the next one, which
+        shows that the end was recognised. n is drawn uniformly from `n_min` to `n_max` for every sequence. In
+        `addition` the digits are split between the two numbers at random; a number without digits is 0.
 
         An episode is a stream of `length + 1` symbols; its last sequence may be cut.
 
@@ -51,15 +51,15 @@ class StackGrammar(SymbolTask):
     Action: `Discrete(symbols)`: the next symbol. `info["target"]` (int64 `[num_envs]`) is that symbol, `info["weight"]`
         (float32 `[num_envs]`) 1 where it is counted, else 0; with `score_all=True` it is 1 everywhere.
 
-    Reward: `weight * [action == target] / (sum of the episode's weights)`; a perfect episode returns 1 (with
-        `score_all=True` less, as much cannot be known).
+    Reward: `weight * [action == target] / (sum of the episode's weights)`; a perfect episode returns 1 (less with
+        `score_all=True`, since random symbols cannot be predicted).
 
     Termination: after `length` predictions.
 
     Metrics:
         `error`: % of wrong symbols among those counted.
         `success`: share of sequences with no wrong symbol among those counted; only sequences that the stream does not
-        cut. This is the paper's measure, which it takes for each n alone (`n_min=n_max=n`).
+        cut. This is the paper's measure, evaluated for each n separately (`n_min=n_max=n`).
 
     Args:
         num_envs: number of environments.
@@ -75,8 +75,8 @@ class StackGrammar(SymbolTask):
 
     Scores:
         Without memory, with the other defaults: anbn 0.91, anbncn 0.91, anbncndn 0.91, anb2n 0.96, anbmcnm 0.91,
-        memorisation 0.50, addition 0.49. Repeating the symbol is right but for the ends of runs, so look at `success`,
-        which is 0 without memory (0.03 for memorisation). With memory 1 and a `success` of 1.
+        memorisation 0.50, addition 0.49. Repeating the symbol is right except at the ends of runs, so look at
+        `success`, which is 0 without memory (0.03 for memorisation). With memory 1 and a `success` of 1.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -142,11 +142,11 @@ class StackGrammar(SymbolTask):
         return Sequences(symbols[:-1], symbols[1:], weights.float())
 
     def _draw(self) -> Tensor:
-        """n of as many sequences `[N, S]` as can be needed to fill a stream."""
+        """n of enough sequences `[N, S]` to fill a stream."""
         return self._integers(self.n_min, self.n_max, self.num_envs, self.length // self._bounds(self.n_min)[0] + 2)
 
     def _lay(self, sizes: Tensor) -> tuple[Tensor, Tensor]:
-        """For each place of the stream `[N, T + 1]` the sequence it belongs to and the offset in it."""
+        """For each position of the stream `[N, T + 1]`: its sequence and the offset in it."""
         ends = sizes.cumsum(1)
         which = torch.searchsorted(ends, self._places, right=True)
         return which, self._places - (ends - sizes).gather(1, which)

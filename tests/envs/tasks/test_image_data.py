@@ -86,7 +86,7 @@ def test_labels_that_no_digit_has_and_images_of_other_kinds_are_refused(
     folder, images, labels = mnist
     place = folder / "mnist"
     write_idx(place / "train-labels-idx1-ubyte.gz", np.where(np.arange(30) == 3, 200, labels[:30]))
-    with pytest.raises(DataError, match=r"train-labels.*labels from \d to 200, expected whole numbers from 0 to 9"):
+    with pytest.raises(DataError, match=r"train-labels.*labels from \d to 200, expected integers from 0 to 9"):
         load_images("mnist", data_dir=folder)
     write_idx(place / "train-labels-idx1-ubyte.gz", labels[:30])
     write_idx(place / "train-images-idx3-ubyte.gz", images[:30, :20])
