@@ -145,7 +145,8 @@ class OfAgent:
         title = f"{config.env.removeprefix('Engram/')} · {config.memory}"
         words = f"{config.memory} · {type(model).__name__} · {model.num_timesteps:,} steps"
         known = model.learns_from_targets
-        return Session(config.make_env(1), model.policy, title, words, known, SEED, not known)
+        env = config.make_env(1, render_mode="rgb_array")
+        return Session(env, model.policy, title, words, known, SEED, not known)
 
     def draw(self, file: Path) -> dict[str, Any]:
         """Write it, after the training where that is not done; the steps of that training."""
@@ -181,7 +182,7 @@ PICTURES: dict[str, Drawn] = {
     "supervised-tasks.png": FromTable("supervised-tasks-curves.csv"),
     **{f"scaling/{study}.png": OfStudy(study) for study in STUDIES},
     "maze.gif": OfAgent("maze-ppo", 84),
-    "mapping.png": OfAgent("mapping-9", 43, least=0.4),
+    "mapping.png": OfAgent("mapping-9", 47, least=0.4),
     "sorting.png": OfAgent("priority-sort", 33),
 }
 """By file in results/, what draws it here."""

@@ -17,6 +17,7 @@ from agents.comparison.runs import RETURN, Run
 
 _PREFERRED = ("error", "f1", "right_triples", "located", "success")
 """Task scores that a comparison is by, where its runs have them."""
+_WHY = "not complete, or trained with --eval-episodes 0"
 _SLACK = 0.02
 """Steps that may be missing to an equal budget: whole rollouts seldom come to a round number."""
 
@@ -190,7 +191,7 @@ class Comparison:
         _refuse_without(score, runs, in_training)
         unfinished = [run for run in runs if not run.scores]
         if unfinished and not in_training:
-            notes.append(f"no score yet: {_named(unfinished)} not complete")
+            notes.append(f"no score yet: {_named(unfinished)} ({_WHY})")
         names = tuple(by or settings.telling(runs))
         members: dict[tuple[str, ...], list[Run]] = {}
         for run in runs:
@@ -259,7 +260,7 @@ def _refuse_without(score: str, runs: Sequence[Run], in_training: bool) -> None:
             raise GroupingError(f"no run has logged {score}; there are {', '.join(_logged(runs))}")
     elif len(unfinished) == len(runs):
         raise GroupingError(
-            f"no score yet: {_named(unfinished)} not complete; --in-training takes the last score of training"
+            f"no score yet: {_named(unfinished)} ({_WHY}); --in-training takes the last score of training"
         )
     elif not any(score in run.scores for run in runs):
         have = dict.fromkeys(name for run in runs for name in run.scores)
@@ -304,7 +305,7 @@ def _rank(group: Group, score: str) -> tuple[bool, float, str]:
 
 def _named(runs: Sequence[Run]) -> str:
     shown = [str(run.folder) for run in runs[:3]] + ([f"{len(runs) - 3} more"] if len(runs) > 3 else [])
-    return f"{' and '.join(filter(None, (', '.join(shown[:-1]), shown[-1])))} {'is' if len(runs) == 1 else 'are'}"
+    return " and ".join(filter(None, (", ".join(shown[:-1]), shown[-1])))
 
 
 def _logged(runs: Sequence[Run]) -> list[str]:
