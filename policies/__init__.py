@@ -1,1 +1,1 @@
-"""What decides and what remembers; imports neither envs nor agents."""
+"""Policies, encoders, heads and memories. Imports neither `envs` nor `agents`."""

@@ -1,6 +1,6 @@
-"""Invalid actions: which of the choices an environment allows, and distributions over those alone.
+"""Action masks: which choices are valid, and distributions over valid choices only.
 
-A mask has one flag for each choice, `[N, n]` for `Discrete(n)`, `[N, sum(nvec)]` for `MultiDiscrete(nvec)` and `[N, 2 ·
+A mask has one flag per choice, `[N, n]` for `Discrete(n)`, `[N, sum(nvec)]` for `MultiDiscrete(nvec)` and `[N, 2 ·
 bits]` for `MultiBinary` (for each bit: may it be 0, may it be 1). The layout is that of sb3-contrib's `MaskablePPO`.
 Huang and Ontañón 2020, "A Closer Look at Invalid Action Masking in Policy Gradient Algorithms": the logits of invalid
 choices are replaced, so their probability and their gradient are exactly 0.
@@ -21,10 +21,10 @@ FORBIDDEN = -1e8
 
 
 def parts_of(space: spaces.Space[Any]) -> list[int]:
-    """How many choices each part of an action has.
+    """The number of choices of each part of an action.
 
     Raises:
-        ValueError: actions of this space are no choices.
+        ValueError: the action space is continuous.
     """
     if isinstance(space, spaces.Discrete):
         return [int(space.n)]
@@ -38,10 +38,10 @@ def parts_of(space: spaces.Space[Any]) -> list[int]:
 
 
 def check_width(mask: Tensor, space: spaces.Space[Any]) -> None:
-    """Whether a batch of masks has one flag for each choice; looks at its shape alone.
+    """Checks that a batch of masks has one flag per choice; reads only its shape.
 
     Raises:
-        ValueError: it has not, or actions of this space are no choices.
+        ValueError: the shape is wrong, or the action space is continuous.
     """
     width = sum(parts_of(space))
     if mask.dim() != 2 or mask.shape[1] != width:
@@ -51,7 +51,8 @@ def check_width(mask: Tensor, space: spaces.Space[Any]) -> None:
 
 
 def masked(logits: Tensor, mask: Tensor, space: spaces.Space[Any]) -> Tensor:
-    """Logits `[B, ...]` of a distribution over `space`, with the invalid choices of `mask` `[B, choices]` ruled out."""
+    """Logits `[B, ...]` of a distribution over `space`, with invalid choices of `mask` `[B, choices]` given probability
+    0."""
     mask = mask.bool()
     if not isinstance(space, spaces.MultiBinary):
         return logits.masked_fill(~mask, FORBIDDEN)
@@ -60,13 +61,13 @@ def masked(logits: Tensor, mask: Tensor, space: spaces.Space[Any]) -> Tensor:
 
 
 def without_choice(mask: Tensor, space: spaces.Space[Any]) -> Tensor:
-    """Bool `[B]`: rows of `mask` that leave some part of the action no valid choice."""
+    """Bool `[B]`: rows of `mask` without a valid choice for some part of the action."""
     parts = torch.split(mask.bool(), parts_of(space), -1)
     return torch.stack([~part.any(-1) for part in parts]).any(0)
 
 
 def refuse_without_choice(count: float) -> None:
-    """Stop over masks that leave no valid choice.
+    """Raises an error for masks without a valid choice.
 
     Raises:
         ValueError: there are any.
@@ -82,7 +83,7 @@ def as_masks(given: Any, space: spaces.Space[Any], rows: int) -> np.ndarray[Any,
     """Masks from the host, `[rows, choices]` in any shape that has as many entries, or one tuple of parts for each row.
 
     Raises:
-        ValueError: they do not fit `space`, or a row allows nothing.
+        ValueError: they do not fit `space`, or a row has no valid choice.
     """
     width = sum(parts_of(space))
     if isinstance(given, Tensor):

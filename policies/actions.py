@@ -1,4 +1,4 @@
-"""Actions on their way from a distribution to an environment and back: bounds, first numbers, types."""
+"""Converts actions between distributions and environments: bounds, starts, types."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from policies.observations import PLAIN, short
 
 
 class ActionNumbers:
-    """Between the numbers of the policy's distributions and those of the environment.
+    """Converts between the action values of the policy's distributions and of the environment.
 
-    The distributions count choices from 0, an environment from the `start` of its space; continuous actions have bounds
-    that the distribution does not know.
+    Distributions count choices from 0, an environment from its space's `start`. Continuous actions have bounds that the
+    distribution does not know.
 
     Args:
         space: of one action.
@@ -31,7 +31,7 @@ class ActionNumbers:
         self._tensors: tuple[Tensor, ...] = ()
 
     def to_env(self, action: Tensor) -> Tensor:
-        """What the environment gets."""
+        """The environment's actions for the distribution's."""
         if self.bits:
             return action.to(torch.int8)
         if not self.continuous:
@@ -40,11 +40,11 @@ class ActionNumbers:
         return action.round() if self.whole else action
 
     def from_env(self, action: Tensor) -> Tensor:
-        """Choices as the distributions count them; others as they are."""
+        """The distribution's actions for the environment's; continuous actions are unchanged."""
         return action - self._on(action.device)[0] if self._limits and not self.continuous else action
 
     def arrays(self, action: Tensor) -> np.ndarray[Any, Any]:
-        """What the environment gets as an array of its space's type, `[B, *action_shape]`."""
+        """The environment's actions as an array of its space's type, `[B, *action_shape]`."""
         array = self.to_env(action).cpu().numpy().reshape((-1, *(self.space.shape or ())))
         return array.astype(self.space.dtype, copy=False)
 
@@ -55,10 +55,10 @@ class ActionNumbers:
 
 
 def check_action_space(space: spaces.Space[Any]) -> None:
-    """Whether there is a distribution over the actions.
+    """Checks that there is a distribution for the action space.
 
     Raises:
-        ValueError: there is none; the message says what to do.
+        ValueError: there is no distribution; the message says what to do.
     """
     if not isinstance(space, PLAIN):
         raise ValueError(

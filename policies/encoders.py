@@ -1,12 +1,12 @@
-"""Encoders: from an observation to what the memory takes in.
+"""Encoders: from an observation to the memory's input.
 
-A vector memory takes `[B, F]`. Stable-Baselines3's feature extractors do exactly this, so they are used as they are:
+A vector memory takes `[B, F]`. Stable-Baselines3's feature extractors produce exactly this, so they are used directly:
 `FlattenExtractor` for vectors and discrete spaces (one-hot), `NatureCNN` for pictures, and any of the user's own
 through `features_extractor_class`. `PictureEncoder` is for pictures that `NatureCNN` does not fit, `DictEncoder` for
 `Dict` spaces, `EmbeddingEncoder` for many symbols, and `MLPEncoder` adds layers in front of the memory.
 
-A grid memory takes `[B, C, L]` or `[B, C, H, W]`, which `GridEncoder` makes of any observation. `QueryEncoder` keeps
-what is asked apart from what is seen, for memories with readers.
+A grid memory takes `[B, C, L]` or `[B, C, H, W]`; `GridEncoder` converts any observation to a grid. `QueryEncoder`
+separates questions from input, for memories with readers.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from policies.memories.contract import Memory
 from policies.observations import is_symbols, short, width_of
 
 MANY = 32
-"""Symbols of a `Discrete` observation from which on they are embedded."""
+"""Number of symbols of a `Discrete` observation from which they are embedded."""
 NATURE = 36
-"""Pixels that `NatureCNN` needs in height and width."""
+"""Smallest height and width for `NatureCNN` in pixels."""
 QUERY = "query"
-"""Entries of a `Dict` observation whose key begins so are questions."""
+"""Prefix of the keys of a `Dict` observation that are questions."""
 
 
 def default_encoder(observation_space: spaces.Space) -> type[BaseFeaturesExtractor]:  # type: ignore[type-arg]
-    """The feature extractor that an SB3 user expects for this observation space; many symbols are embedded."""
+    """The default feature extractor of an observation space: SB3's choice, except that many symbols are embedded."""
     if isinstance(observation_space, spaces.Dict):
         return DictEncoder
     if isinstance(observation_space, spaces.Discrete) and observation_space.n >= MANY:
@@ -50,7 +50,7 @@ def default_encoder(observation_space: spaces.Space) -> type[BaseFeaturesExtract
 def encoder_for(
     observation_space: spaces.Space[Any], memory: type[Memory], memory_kwargs: dict[str, Any]
 ) -> tuple[type[BaseFeaturesExtractor], dict[str, Any]]:
-    """The encoder, and its arguments, between an observation and a class of memory."""
+    """The encoder class and its arguments for an observation space and a memory class."""
     if memory.has_readers and any(name.startswith(QUERY) for name in _entries(observation_space)):
         return QueryEncoder, {"memory": memory, "memory_kwargs": memory_kwargs}
     if memory.input_kind == "grid":
@@ -63,7 +63,7 @@ def encoder_for(
 
 @contextlib.contextmanager
 def naming_encoder(encoder: type[BaseFeaturesExtractor], space: spaces.Space[Any]) -> Iterator[None]:
-    """What an encoder of other people raises while it is built becomes a ValueError of one line that names it."""
+    """Context manager that turns errors of a third-party encoder's constructor into a one-line ValueError."""
     if not (isinstance(encoder, type) and issubclass(encoder, nn.Module)):
         raise ValueError(f"features_extractor_class is {encoder!r}, expected a subclass of SB3's BaseFeaturesExtractor")
     try:
@@ -79,25 +79,25 @@ def naming_encoder(encoder: type[BaseFeaturesExtractor], space: spaces.Space[Any
 
 
 def shape_of(encoder: BaseFeaturesExtractor) -> int | tuple[int, ...]:
-    """What an encoder gives for one observation: the width of a vector, or the shape of a grid."""
+    """An encoder's output for one observation: the width of a vector, or the shape of a grid."""
     shape: int | tuple[int, ...] = getattr(encoder, "shape", int(encoder.features_dim))
     return shape
 
 
 class EmbeddingEncoder(BaseFeaturesExtractor):
-    """A learned vector for each symbol of a `Discrete` observation, as for the words of a story.
+    """Embeds the symbols of a `Discrete` observation, such as the words of a story.
 
-    Its numbers begin with variance 1. One symbol of many, one-hot, is of length 1 and moves a recurrent layer little:
-    on bAbI's first task a GRU stays at guessing with that, and learns with this (docs/environments/babi.md).
+    Embeddings are initialised with variance 1. A one-hot vector has length 1 and changes a recurrent layer little: on
+    bAbI's first task a GRU does not learn with one-hot symbols, but learns with embeddings (docs/environments/babi.md).
 
     Args:
         observation_space: `Discrete`.
-        features_dim: numbers of a vector.
+        features_dim: width of an embedding.
     """
 
     def __init__(self, observation_space: spaces.Space, features_dim: int = 64) -> None:  # type: ignore[type-arg]
         super().__init__(observation_space, features_dim)
-        # a parameter of its own: SB3's orthogonal initialisation of linear layers would make its numbers small
+        # not a linear layer: SB3's orthogonal initialisation would make its values small
         self.vectors = nn.Parameter(torch.randn(width_of(observation_space), features_dim))
 
     def forward(self, observations: Tensor) -> Tensor:
@@ -105,7 +105,7 @@ class EmbeddingEncoder(BaseFeaturesExtractor):
 
 
 class FlatEncoder(BaseFeaturesExtractor):
-    """One-hot choices, `MultiDiscrete` of any shape, side by side."""
+    """Concatenated one-hot choices of a `MultiDiscrete` of any shape."""
 
     def __init__(self, observation_space: spaces.Space) -> None:  # type: ignore[type-arg]
         super().__init__(observation_space, width_of(observation_space))
@@ -115,13 +115,13 @@ class FlatEncoder(BaseFeaturesExtractor):
 
 
 class PictureEncoder(BaseFeaturesExtractor):
-    """Pictures that `NatureCNN` does not fit, from 1×1 up.
+    """Encodes images that are too small for `NatureCNN`, from 1×1 up.
 
-    A picture of at most 16×16 is a grid of symbols, as MiniGrid's (object, colour, state): divided by 255 its numbers
-    of 0..10 would all be about 0. Each number of each channel has a learned vector; those of a cell are added to a
-    linear image of the numbers themselves (divided by 255), so that a photograph of this size is read too. Then two
-    3×3 convolutions of full size. Chevalier-Boisvert et al. 2019, "BabyAI", embed symbols so. Larger pictures go
-    through three 3×3 convolutions, the first two with stride 2.
+    An image of at most 16×16 is read as a grid of symbols, such as MiniGrid's (object, colour, state): divided by 255,
+    its values of 0..10 would all be near 0. Each value of each channel has an embedding (Chevalier-Boisvert et al.
+    2019, "BabyAI"). The embeddings of a cell are added to a linear map of its values divided by 255, so that
+    photographs of this size work too. Two 3×3 convolutions follow. Larger images go through three 3×3 convolutions, the
+    first two with stride 2.
 
     Args:
         observation_space: uint8, channels first.
@@ -162,12 +162,12 @@ class PictureEncoder(BaseFeaturesExtractor):
 
 
 class DictEncoder(BaseFeaturesExtractor):
-    """The entries of a `Dict` side by side, in the order of the space; as SB3's `CombinedExtractor`, with names of any
-    form and pictures of any size.
+    """Concatenates the encoded entries of a `Dict`, in the order of the space. As SB3's `CombinedExtractor`, but with
+    any key names and image sizes.
 
     Args:
         observation_space: a flat `Dict`.
-        cnn_output_dim: what each picture gives; None: 256 of `NatureCNN` as in SB3, 128 of `PictureEncoder`.
+        cnn_output_dim: output width per image; None: 256 for `NatureCNN` as in SB3, 128 for `PictureEncoder`.
     """
 
     takes_symbols = True
@@ -193,7 +193,7 @@ class DictEncoder(BaseFeaturesExtractor):
 
 
 def module_names(names: Iterable[str]) -> dict[str, str]:
-    """A name for each that torch takes for a module's: its own where it can be."""
+    """A valid module name for each key: the key itself if possible."""
     taken = nn.ModuleDict()
     wanted = list(names)
     given: dict[str, str] = {}
@@ -209,18 +209,18 @@ def module_names(names: Iterable[str]) -> dict[str, str]:
 class GridEncoder(BaseFeaturesExtractor):
     """Any observation as a grid `[B, C, *spatial]`.
 
-    - A `Box` with channels first is a grid already and is taken as it is. In a `Dict` all such entries must be of one
-      size and are stacked; every number of the other entries becomes a constant plane beside them.
-      The symbols of a small picture (see `PictureEncoder`) enter as log(1 + number) / log(256).
-    - Where there is no grid in it, the flat observation is folded into one by a linear layer.
+    - A `Box` with channels first is already a grid. In a `Dict` all such entries must have one size and are stacked;
+      every number of the other entries becomes a constant plane. The symbols of a small picture (see `PictureEncoder`)
+      enter as log(1 + number) / log(256).
+    - An observation without a grid is mapped to one by a linear layer.
 
     Args:
         observation_space: of one environment.
-        spatial: `(L,)` or `(H, W)`: the dimensions a grid has, and the size of one made of a flat observation.
-        channels: C of a grid made of a flat observation.
+        spatial: `(L,)` or `(H, W)`: the size of a grid made from a flat observation.
+        channels: C of a grid made from a flat observation.
 
     Raises:
-        ValueError: two entries are grids of different size.
+        ValueError: two entries are grids of different sizes.
     """
 
     takes_symbols = True
@@ -262,15 +262,15 @@ class GridEncoder(BaseFeaturesExtractor):
 
 
 class QueryEncoder(BaseFeaturesExtractor):
-    """What is seen, and apart from it what is asked: the entries of a `Dict` whose keys begin with `query`.
+    """Separates input and questions: questions are the entries of a `Dict` whose keys begin with `query`.
 
     Args:
         observation_space: a `Dict` with at least one entry of each kind.
-        memory: the class of the memory; it decides what each part is made into.
+        memory: the memory class; it sets the form of each part.
         memory_kwargs: its arguments.
 
     Raises:
-        ValueError: there is nothing but questions.
+        ValueError: all entries are questions.
     """
 
     takes_symbols = True
@@ -318,12 +318,12 @@ def _entries(space: spaces.Space[Any]) -> dict[str, spaces.Space[Any]]:
 
 
 def _is_grid(space: spaces.Space[Any], rank: int) -> bool:
-    """Whether it is a `Box` `[C, L]` or `[C, H, W]`."""
+    """Whether a space is a `Box` `[C, L]` or `[C, H, W]`."""
     return isinstance(space, spaces.Box) and len(space.shape) == rank + 1
 
 
 class MLPEncoder(BaseFeaturesExtractor):
-    """`default_encoder`, then one ReLU layer for each number in `layers`.
+    """`default_encoder`, followed by ReLU layers.
 
     Args:
         observation_space: of one environment.
@@ -352,4 +352,4 @@ ENCODERS: dict[str, type[BaseFeaturesExtractor]] = {
     encoder.__name__: encoder
     for encoder in (MLPEncoder, NatureCNN, PictureEncoder, FlattenExtractor, DictEncoder, EmbeddingEncoder)
 }
-"""Encoders that a command or a recipe names."""
+"""Encoders that commands and recipes can name."""

@@ -1,4 +1,4 @@
-"""One step of a policy as a file that runs without this project: state in, state out, by `torch.export`.
+"""Exports one step of a policy with `torch.export`, as a file that runs without this project.
 
 import torch
 
@@ -29,7 +29,7 @@ FREE_EXAMPLE = 7
 
 
 class PolicyStep(nn.Module):
-    """What is exported: encoder, memory and heads of a policy, over tensors alone."""
+    """The exported module: encoder, memory and heads of a policy, with tensors in and out."""
 
     def __init__(self, policy: MemoryActorCriticPolicy) -> None:
         super().__init__()
@@ -41,12 +41,12 @@ class PolicyStep(nn.Module):
 
         Args:
             obs: `[B, ...]`, of the space's type; images with channels first.
-            state: what the last step gave; at the first, anything of its shape.
+            state: as returned by the last step; any values of the right shape at the first.
             starts: bool `[B]`, true where `obs` is the first of its episode.
-            mask: bool `[B, choices]`, where it was exported with one.
+            mask: bool `[B, choices]`, if exported with masks.
 
         Returns:
-            `action` `[B, *action_shape]`, the most probable one; `logits` of all choices after the mask (one a bit for
+            the greedy `action` `[B, *action_shape]`; `logits` of all choices after the mask (one a bit for
             `MultiBinary`), or the `mean` of a `Box`; `value` `[B]`; `state`.
         """
         policy = self.policy
@@ -62,11 +62,11 @@ class PolicyStep(nn.Module):
 def export_step(
     policy: MemoryActorCriticPolicy, path: str | os.PathLike[str], batch_size: int | None = 1, masks: bool = False
 ) -> ExportedProgram:
-    """Write one step of a policy to `path` (`.pt2`), for the CPU.
+    """Writes one step of a policy to `path` (`.pt2`), for the CPU.
 
     Args:
-        policy: any; it stays as it is.
-        path: of the file; a file that is there is replaced once the new one is whole.
+        policy: the policy; it is not changed.
+        path: the output file; an existing file is replaced atomically.
         batch_size: B, how many observations a step takes. None: any number, another at each call; the program's
             `example_inputs` then have `FREE_EXAMPLE`, whose first rows are good for fewer.
         masks: whether the step takes a mask of valid choices.
@@ -117,7 +117,7 @@ def _free(argument: Obs, rows: Any) -> Any:
 
 
 def _example(space: spaces.Space[Any], batch_size: int) -> Tensor:
-    """Zeros that stand for observations of `space`."""
+    """Example observations of `space`: zeros."""
     assert space.shape is not None
     dtype = getattr(torch, str(space.dtype))
     return torch.zeros(batch_size, *space.shape, dtype=dtype)

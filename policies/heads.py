@@ -1,4 +1,4 @@
-"""Heads beside SB3's: choices in few operations, and maps, for which a memory's map is read by a 1×1 convolution."""
+"""Action heads: faster versions of SB3's distributions, and maps, read from a memory's map by a 1×1 convolution."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from policies.memories.time.host_reads import host_may_read
 
 
 class Decision(NamedTuple):
-    """What the heads say to a memory's output; leading dimensions are those of the output."""
+    """Decisions for a memory's output, with the same leading dimensions."""
 
     action: Tensor
     value: Tensor
@@ -24,7 +24,7 @@ class Decision(NamedTuple):
 
 
 class Judgement(NamedTuple):
-    """What the heads say to actions already taken; all of the leading dimensions of the memory's output."""
+    """Evaluation of given actions, with the leading dimensions of the memory's output."""
 
     value: Tensor
     log_prob: Tensor
@@ -32,7 +32,7 @@ class Judgement(NamedTuple):
 
 
 # torch.distributions checks its arguments by reading them on the host: a synchronisation at every step of a rollout.
-# The learners look for non-finite numbers once per update instead. So these are SB3's distributions without checks.
+# The learners check for NaN and infinity once per update instead. So these are SB3's distributions without checks.
 
 
 class DivergedError(RuntimeError):
@@ -40,12 +40,12 @@ class DivergedError(RuntimeError):
 
 
 def refuse_nan(values: Tensor) -> None:
-    """Stop over action probabilities, or their logits, that contain NaN.
+    """Raises an error if action probabilities or logits contain NaN.
 
-    Only on a CPU, where looking costs no wait: on a GPU the learner finds it in the metrics of the iteration.
+    Only on a CPU, where this needs no synchronisation: on a GPU the learner finds NaN in the iteration's metrics.
 
     Raises:
-        DivergedError: they do.
+        DivergedError: there is a NaN.
     """
     if values.device.type == "cpu" and host_may_read() and values.sum().isnan():
         raise DivergedError("action probabilities contain NaN: the policy's logits have diverged")
@@ -60,7 +60,7 @@ class CategoricalDistribution(sb3.CategoricalDistribution):
 
 
 class MultiCategoricalDistribution(sb3.MultiCategoricalDistribution):
-    """SB3's, unchecked, with all parts of an action in the same few operations.
+    """SB3's distribution without checks; all parts of an action share the same few operations.
 
     Args:
         action_dims: choices of each part.
@@ -69,7 +69,7 @@ class MultiCategoricalDistribution(sb3.MultiCategoricalDistribution):
     def __init__(self, action_dims: list[int]) -> None:
         super().__init__(action_dims)
         self._padding: dict[torch.device, Tensor] = {}
-        """Where parts differ in length: the column of each entry of the table of choices, on each device in use."""
+        """If parts differ in length: the column of each entry in the table of choices, per device."""
 
     def proba_distribution(self, action_logits: Tensor) -> MultiCategoricalDistribution:
         self.logits = action_logits
@@ -78,7 +78,7 @@ class MultiCategoricalDistribution(sb3.MultiCategoricalDistribution):
 
     @property  # type: ignore[override]
     def distribution(self) -> list[Categorical]:
-        """As torch has it, a distribution for each part."""
+        """torch's distributions, one per part."""
         parts = torch.split(self.logits, list(self.action_dims), dim=1)
         return [Categorical(logits=part, validate_args=False) for part in parts]
 
@@ -88,13 +88,13 @@ class MultiCategoricalDistribution(sb3.MultiCategoricalDistribution):
 
     @property
     def log_probs(self) -> Tensor:
-        """Of every choice of every part, `[B, parts, most choices]`; -inf for choices that a part does not have."""
+        """Log-probabilities of all choices, `[B, parts, most choices]`; -inf for choices that a part does not have."""
         if self._log_probs is None:
             self._log_probs = self._table(self.logits).log_softmax(-1)
         return self._log_probs
 
     def _table(self, numbers: Tensor) -> Tensor:
-        """One number for each choice, `[B, sum(action_dims)]`, as `[B, parts, most choices]`, -inf beyond a part."""
+        """Reshapes one number per choice, `[B, sum(action_dims)]`, to `[B, parts, most choices]`, padded with -inf."""
         most, parts = max(self.action_dims), len(self.action_dims)
         if min(self.action_dims) == most:
             return numbers.reshape(-1, parts, most)
@@ -117,7 +117,7 @@ class MultiCategoricalDistribution(sb3.MultiCategoricalDistribution):
         return _entropies(self.log_probs).sum(1)
 
     def sample(self) -> Tensor:
-        """A choice for each part, `[B, parts]`: the largest of log p − log e, with e exponential.
+        """Samples a choice for each part, `[B, parts]`: the argmax of log p − log e, with e exponential.
 
         `torch.multinomial` takes a dozen launches for each part on a GPU, and a NaN there kills the process's context.
 
@@ -160,10 +160,10 @@ class GaussianDistribution(sb3.DiagGaussianDistribution):
 
 
 class ChoiceDistribution(CategoricalDistribution):
-    """SB3's distribution over choices in fewer operations, with the same samples from the same random numbers.
+    """SB3's categorical distribution in fewer operations, with the same samples from the same random numbers.
 
-    The operations on a few numbers for each copy are much of what acting costs, and in a replay they are done over
-    again. Sampling is what `torch.multinomial` does for one sample: the largest of p / e, with e exponential.
+    These small operations are a large part of the cost of acting. Sampling is what `torch.multinomial` does for one
+    sample: the argmax of p / e, with e exponential.
     """
 
     def proba_distribution(self, action_logits: Tensor) -> ChoiceDistribution:
@@ -173,7 +173,7 @@ class ChoiceDistribution(CategoricalDistribution):
 
     @property
     def distribution(self) -> Categorical:
-        """As torch has it."""
+        """torch's distribution."""
         return Categorical(logits=self.logits, validate_args=False)
 
     @distribution.setter
@@ -182,7 +182,7 @@ class ChoiceDistribution(CategoricalDistribution):
 
     @property
     def log_probs(self) -> Tensor:
-        """Of every choice, `[B, choices]`."""
+        """Log-probabilities of all choices, `[B, choices]`."""
         if self._log_probs is None:
             self._log_probs = self.logits.log_softmax(-1)
         return self._log_probs
@@ -194,7 +194,7 @@ class ChoiceDistribution(CategoricalDistribution):
         return _entropies(self.log_probs)
 
     def sample(self) -> Tensor:
-        """A choice for each row.
+        """Samples a choice for each row.
 
         Raises:
             RuntimeError: on a CPU, as in `refuse_nan`.
@@ -208,19 +208,19 @@ class ChoiceDistribution(CategoricalDistribution):
 
 
 def _entropies(log_probs: Tensor) -> Tensor:
-    """Of distributions over the last dimension."""
+    """Entropy of distributions over the last dimension."""
     finite = log_probs.clamp(min=torch.finfo(log_probs.dtype).min)  # 0 log 0 is 0
     return -(finite * finite.exp()).sum(-1)
 
 
 class MapHead(nn.Module):
-    """Logits of what a vector decides and of every cell of a map.
+    """Logits from a vector, and of every cell of a map.
 
     Args:
         width: of the vector.
-        numbers: logits that are read from the vector.
+        numbers: logits computed from the vector.
         channels: of the map.
-        maps: maps of logits that are read from it.
+        maps: maps of logits computed from it.
     """
 
     def __init__(self, width: int, numbers: int, channels: int, maps: int) -> None:
@@ -236,7 +236,7 @@ class MapHead(nn.Module):
 
 
 class MapDistribution(BernoulliDistribution):
-    """Yes or no in every cell of `[*parts, H, W]`.
+    """A Bernoulli distribution for every cell of `[*parts, H, W]`.
 
     Args:
         channels: of the map it is read from.
@@ -252,11 +252,11 @@ class MapDistribution(BernoulliDistribution):
 
 
 class PlaceDistribution(MultiCategoricalDistribution):
-    """Choices, the last of which is a cell of a map.
+    """Categorical choices, the last of which is a cell of a map.
 
     Args:
         channels: of the map it is read from.
-        choices: how many there are of each; the last is the number of cells.
+        choices: number of choices of each part; the last is the number of cells.
     """
 
     def __init__(self, channels: int, choices: list[int]) -> None:
@@ -271,14 +271,14 @@ def map_distribution(
     space: spaces.Space,  # type: ignore[type-arg]
     grid: tuple[int, int, int] | None,
 ) -> Distribution | None:
-    """The distribution over `space`, where that is a map, or a place on one, of the size of a memory's `grid`.
+    """The distribution over `space`, if it is a map, or a place on one, of the size of a memory's `grid`.
 
     Args:
         space: of actions.
-        grid: `(C, H, W)`, or None where the memory has no map.
+        grid: `(C, H, W)`; None: the memory has no map.
 
     Returns:
-        None where the two do not go together.
+        None if they do not match.
     """
     if grid is None:
         return None
@@ -291,7 +291,7 @@ def map_distribution(
 
 
 def unchecked(distribution: Distribution) -> Distribution:
-    """SB3's distribution of an action space as one of those above."""
+    """Replaces SB3's distribution of an action space by one of the above."""
     if isinstance(distribution, sb3.CategoricalDistribution):
         return ChoiceDistribution(distribution.action_dim)
     if isinstance(distribution, sb3.MultiCategoricalDistribution):
@@ -303,7 +303,7 @@ def unchecked(distribution: Distribution) -> Distribution:
 
 
 def flattened(space: spaces.Space) -> spaces.Space:  # type: ignore[type-arg]
-    """`space` as SB3's distributions take it: a `MultiBinary` of one number, a `MultiDiscrete` of one row."""
+    """`space` in the form of SB3's distributions: one-dimensional."""
     if isinstance(space, spaces.MultiBinary):
         return spaces.MultiBinary(math.prod(space.shape))
     if isinstance(space, spaces.MultiDiscrete):

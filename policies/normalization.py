@@ -1,7 +1,7 @@
-"""Running statistics that let one set of hyper-parameters fit inputs and returns of any size.
+"""Running normalisation of observations and returns, so that one set of hyper-parameters fits any scale.
 
-Both are buffers of the policy, so that they are on its device and in every checkpoint. The policy only applies them;
-the learners update them, once an iteration, and nothing does in evaluation.
+The statistics are buffers of the policy, so they are on its device and in every checkpoint. The policy applies them;
+learners update them once per iteration. Evaluation does not change them.
 """
 
 from __future__ import annotations
@@ -18,18 +18,17 @@ Obs = Tensor | dict[str, Tensor]
 
 
 class ValueNorm(nn.Module):
-    """Mean and standard deviation of the returns a critic learns from, so that its head learns numbers of order 1.
+    """Mean and standard deviation of the critic's returns, so that its head predicts values of order 1.
 
-    The moments are exponential averages over samples with the bias of their start removed, so that they follow a
-    policy whose returns grow (van Hasselt et al. 2016, "Learning values across many orders of magnitude", eq. 5-7;
-    Yu et al. 2022, "The surprising effectiveness of PPO", use the same normaliser). Until the first update values are
-    the head's own numbers.
+    The moments are bias-corrected exponential averages over samples, so that they follow growing returns (van Hasselt
+    et al. 2016, "Learning values across many orders of magnitude", eq. 5-7; Yu et al. 2022, "The surprising
+    effectiveness of PPO", use the same normaliser). Until the first update, values are the head's own output.
     """
 
     HORIZON = 20_000
-    """Samples after which an old one counts 1/e."""
+    """Number of samples after which the weight of an old one is 1/e."""
     FLOOR = 1e-2
-    """Least standard deviation: returns that hardly differ are not blown up to differ by 1."""
+    """Smallest standard deviation, so that nearly constant returns are not amplified."""
 
     mean: Tensor
     std: Tensor
@@ -44,18 +43,18 @@ class ValueNorm(nn.Module):
         self.register_buffer("weight", torch.zeros(()))
 
     def forward(self, normalized: Tensor) -> Tensor:
-        """Values in the unit of the rewards, from the head's."""
+        """Values in the unit of rewards, from the head's output."""
         return torch.addcmul(self.mean, normalized, self.std)
 
     @torch.no_grad()
     def update(self, mean: Tensor, variance: Tensor, samples: int, head: nn.Linear) -> None:
-        """Take in the moments of new returns.
+        """Updates the moments with new returns.
 
         Args:
             mean, variance: of the new returns (population variance), `[]`.
             samples: how many they are.
-            head: the critic's; changed so that the values it gives stay what they were (PopArt), except at the first
-                update, when they mean nothing yet.
+            head: the critic's head. It is rescaled so that its values do not change (PopArt), except at the first
+                update.
         """
         rate = 1 - math.exp(-samples / self.HORIZON)
         weight = self.weight * (1 - rate) + rate
@@ -74,7 +73,7 @@ class ValueNorm(nn.Module):
 
 
 class ObsNorm(nn.Module):
-    """Running mean and variance of every number of an observation's `Box` entries, but for images.
+    """Running mean and variance of every number in an observation's `Box` entries, except images.
 
     Other entries (choices, bits) pass unchanged. Normalised numbers are clipped to ±`CLIP`, which also bounds the
     first rollout, of which no statistics exist yet.
@@ -96,7 +95,7 @@ class ObsNorm(nn.Module):
             if isinstance(entry, spaces.Box) and not is_image_space(entry)
         }
         self.names = tuple(sorted(numbers))
-        """Entries that are normalised; their order has no part in a checkpoint."""
+        """Normalised entries; checkpoints do not depend on their order."""
         self.register_buffer("count", torch.zeros(()))
         for index, name in enumerate(self.names):
             self.register_buffer(f"mean{index}", torch.zeros(numbers[name].shape))
@@ -118,7 +117,7 @@ class ObsNorm(nn.Module):
 
     @torch.no_grad()
     def update(self, found: dict[str, tuple[Tensor, Tensor]], samples: int) -> None:
-        """Take in the moments of new observations (Chan et al. 1979, eq. 2.1).
+        """Updates the moments with new observations (Chan et al. 1979, eq. 2.1).
 
         Args:
             found: mean and population variance by entry, each `[*shape]`.

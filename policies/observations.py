@@ -1,9 +1,9 @@
-"""Observations on their way to a network: any Gymnasium space flat and in a fixed order, every entry floats.
+"""Converts observations of any Gymnasium space to flat float tensors in a fixed order.
 
-- `Layout`: what an environment gives (nested `Dict` and `Tuple`, text, pictures with channels last) as a `Box`,
-  `Discrete`, `MultiDiscrete`, `MultiBinary` or a flat `Dict` of them, which is what agents are made for.
-- `arrays_of`, `tensors_of`: the same for what a user hands to `predict`.
-- `Preparation`: from such an observation to floats, as Stable-Baselines3's `preprocess_obs`.
+- `Layout`: converts an environment's observations (nested `Dict` and `Tuple`, text, images with channels last) to a
+  `Box`, `Discrete`, `MultiDiscrete`, `MultiBinary` or a flat `Dict` of them, the spaces of agents.
+- `arrays_of`, `tensors_of`: the same for the input of `predict`.
+- `Preparation`: converts these to floats, as Stable-Baselines3's `preprocess_obs`.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ Array = np.ndarray[Any, np.dtype[Any]]
 Obs = Tensor | dict[str, Tensor]
 
 SYMBOLS = 16
-"""Pictures of at most so many cells a side are taken for grids of symbols."""
+"""Images with at most this many pixels per side are read as grids of symbols."""
 PLAIN = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
 
 class Layout:
-    """How an environment's observation becomes a flat one.
+    """The mapping from an environment's observation to a flat one.
 
-    Entries of nested `Dict`s and `Tuple`s get names with dots (`hand.left`, `0`); pictures get their channels first;
-    text becomes numbers (`policies.text`). Entries without numbers are left out, which a warning says.
+    Entries of nested `Dict`s and `Tuple`s get dotted names (`hand.left`, `0`). Images get channels first. Text becomes
+    numbers (`policies.text`). Empty entries are left out, with a warning.
 
     Args:
         space: of one environment's observation.
 
     Raises:
-        ValueError: an entry has no fixed size, two get one name, or nothing is left.
+        ValueError: an entry has no fixed size, two entries have the same name, or no entry is left.
     """
 
     space: spaces.Space[Any]
-    """Flat, in the order of the environment's."""
+    """The flat space, in the order of the environment's."""
 
     def __init__(self, space: spaces.Space[Any]) -> None:
         kept: list[tuple[str, tuple[Any, ...], spaces.Space[Any]]] = []
@@ -91,11 +91,11 @@ class Layout:
 
 
 def arrays_of(observation: Any, space: spaces.Space[Any]) -> tuple[Array | dict[str, Array], bool]:
-    """What a user hands to `predict`, as a batch, and whether it was one.
+    """The input of `predict` as a batch, and whether it was one.
 
     Args:
-        observation: of one environment or of several; nested as the environment gives it or flat; a `Dict`'s entries in
-            any order, with others beside them; pictures with channels first or last.
+        observation: of one environment or several; nested or flat; a `Dict`'s entries in any order, possibly with extra
+            ones; images with channels first or last.
         space: the agent's.
 
     Raises:
@@ -124,12 +124,12 @@ def tensors_of(observation: Any, space: spaces.Space[Any], device: torch.device)
 
 
 class Preparation:
-    """Observations `[B, ...]` as floats: choices one-hot, pictures divided by 255, single numbers as `[B, 1]`.
+    """Observations `[B, ...]` as floats: choices one-hot, images divided by 255, single numbers as `[B, 1]`.
 
     Args:
         space: of one observation, flat.
-        normalize_images: whether pictures are divided.
-        keep_symbols: whether small pictures stay as they are, since the encoder reads their numbers as symbols.
+        normalize_images: divide images by 255.
+        keep_symbols: do not divide small images, because the encoder reads their values as symbols.
     """
 
     def __init__(self, space: spaces.Space[Any], normalize_images: bool, keep_symbols: bool) -> None:
@@ -145,7 +145,7 @@ class Preparation:
         self.each = {name: one(entry) for name, entry in space.items()} if isinstance(space, spaces.Dict) else {}
 
     def __call__(self, obs: Obs) -> Obs:
-        """The entries of a `Dict` come out in the order of the space, in whatever order they are handed in."""
+        """The entries of a `Dict` are returned in the order of the space."""
         if isinstance(obs, dict):
             return {name: prepare(obs[name]) for name, prepare in self.each.items()}
         assert self.one is not None, "expected a dict of tensors"
@@ -174,17 +174,18 @@ def _number(obs: Tensor) -> Tensor:
 
 
 def is_symbols(space: spaces.Space[Any]) -> bool:
-    """Whether a picture is so small that its numbers are taken for symbols, as in MiniGrid (0..10)."""
+    """Whether an image is small enough for its values to be read as symbols, as in MiniGrid (0..10)."""
     return is_image_space(space) and max(space.shape[1:]) <= SYMBOLS  # type: ignore[index]
 
 
 def has_channels_last(space: spaces.Space[Any]) -> bool:
-    """Whether a picture is `[H, W, C]`: 1, 3 or 4 are channels; else two equal sides are not; else the fewest are."""
+    """Whether an image is `[H, W, C]`: a size of 1, 3 or 4 is the channels; else two equal sizes are not; else the
+    smallest is."""
     if not is_image_space(space):
         return False
     first, second, last = space.shape  # type: ignore[misc]
     if first == second == last:
-        return False  # either way the same shape: nobody could tell which was meant
+        return False  # both readings have the same shape
     if (last in (1, 3, 4)) != (first in (1, 3, 4)):
         return last in (1, 3, 4)
     if (first == second) != (second == last):
@@ -198,14 +199,14 @@ def _channels_first(space: spaces.Space[Any]) -> spaces.Box:
 
 
 def width_of(space: spaces.Space[Any]) -> int:
-    """Numbers of a prepared observation, or of one entry of it, laid flat."""
+    """Number of values of a prepared observation, or of one entry."""
     if isinstance(space, spaces.MultiDiscrete):
         return int(space.nvec.sum())
     return int(spaces.utils.flatdim(space))
 
 
 def _leaves(value: Any, path: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], Any]]:
-    """The parts of a space or of an observation that are no Dict or Tuple, with the keys that lead there."""
+    """The leaves of a nested space, with their key paths."""
     if isinstance(value, (Mapping, spaces.Dict)):
         for key in value:
             yield from _leaves(value[key], (*path, key))
@@ -217,7 +218,7 @@ def _leaves(value: Any, path: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...]
 
 
 def _nodes(value: Any, path: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], Any]]:
-    """The parts of an observation with the keys that lead there; tuples too, as text of several environments is one."""
+    """The leaves of an observation with their key paths; tuples too, since text of several environments is a tuple."""
     if not isinstance(value, Mapping) and (path or not isinstance(value, tuple)):
         yield path, value
     if isinstance(value, (Mapping, tuple)):
@@ -240,7 +241,7 @@ def _place(name: str) -> str:
 
 
 def short(space: spaces.Space[Any]) -> str:
-    """A space in words, of one line."""
+    """A space as one line of text."""
     words = " ".join(str(space).split())
     return words if len(words) <= 100 else f"{words[:99]}…"
 
@@ -262,7 +263,7 @@ def _is_text_space(space: spaces.Space[Any]) -> bool:
         return False
     try:  # MiniGrid has a space of its own for its missions
         return isinstance(copy.deepcopy(space).sample(), str)
-    except Exception:  # a stranger's code: whatever it raises, it is not text
+    except Exception:  # third-party code: if it raises, it is not text
         return False
 
 

@@ -1,4 +1,4 @@
-"""Classes by name: the built-in ones, and what other packages offer as entry points. Memories and learners use it."""
+"""Registries of classes by name: built-in ones, and entry points of other packages. Used for memories and learners."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ class Registry(Generic[Base]):
     """One kind of classes.
 
     Args:
-        kind: what they are, in a word, for messages: "memory".
-        plural: the same of many; the entry-point group is `engram.PLURAL`.
-        base: what they extend.
+        kind: name of the kind for messages, such as "memory".
+        plural: its plural; the entry-point group is `engram.PLURAL`.
+        base: the base class.
     """
 
     def __init__(self, kind: str, plural: str, base: type[Base]) -> None:
         self.kind, self.base, self.group = kind, base, f"engram.{plural}"
         self.classes: dict[str, type[Base]] = {}
-        """The registered ones."""
+        """Registered classes by name."""
 
     def register(self, name: str) -> Callable[[Class], Class]:
-        """Class decorator that makes a class known as `name`.
+        """Class decorator that registers a class as `name`.
 
         Raises:
             ValueError: the name is taken.
@@ -47,22 +47,22 @@ class Registry(Generic[Base]):
         return register
 
     def names(self) -> tuple[str, ...]:
-        """The names of all, in alphabetical order."""
+        """All names, in alphabetical order."""
         return tuple(sorted({*self.classes, *self._offered()}))
 
     def built_in(self) -> tuple[str, ...]:
-        """The names of this project's own, in alphabetical order, whatever else is installed."""
+        """The names of this project's classes, in alphabetical order, without those of other packages."""
         ours = ("agents.", "policies.")
         return tuple(sorted(name for name, cls in self.classes.items() if cls.__module__.startswith(ours)))
 
     def find(self, name: str) -> type[Base]:
-        """The class registered as `name`; an offered one is imported here, on first use.
+        """The class of `name`; an entry point is imported on first use.
 
-        Where several claim the name, a registered class comes before entry points, and these in alphabetical order of
-        what they point to; a warning names the owners.
+        If several claim the name, registered classes come first, then entry points in alphabetical order of their
+        targets; a warning names the owners.
 
         Raises:
-            ValueError: nothing has this name, or the package that offers it cannot be imported.
+            ValueError: the name is unknown, or the package that provides it cannot be imported.
             TypeError: the entry point of this name does not extend the base.
         """
         offered = self._offered().get(name, [])
@@ -83,7 +83,7 @@ class Registry(Generic[Base]):
     def _loaded(self, name: str, entry: EntryPoint) -> type[Base]:
         try:
             loaded = entry.load()
-        except Exception as error:  # whatever a package of somebody else's does while it is imported
+        except Exception as error:  # importing a third-party package may raise anything
             raise ValueError(
                 f"the {self.kind} {name!r} cannot be used: its entry point {entry.value} fails with "
                 f"{type(error).__name__}: {' '.join(str(error).split())}"
@@ -93,7 +93,7 @@ class Registry(Generic[Base]):
         return loaded
 
     def _offered(self) -> dict[str, list[EntryPoint]]:
-        """What other packages offer, by name; nothing is imported.
+        """Entry points of other packages by name; nothing is imported.
 
         A package may register the class its entry point names as well: that is one class, not two.
         """
@@ -104,7 +104,7 @@ class Registry(Generic[Base]):
 
 
 class View(Mapping[str, type[Base]]):
-    """A registry to look at: names in alphabetical order, classes imported when asked for."""
+    """A read-only mapping view of a registry, in alphabetical order; classes are imported on access."""
 
     def __init__(self, registry: Registry[Base]) -> None:
         self._registry = registry
@@ -126,7 +126,7 @@ class View(Mapping[str, type[Base]]):
 
 @cache
 def _entry_points(group: str) -> tuple[EntryPoint, ...]:
-    """Read once; what they point to is imported only when used."""
+    """Reads the entry points once; their targets are imported only when used."""
     return tuple(entry_points(group=group))
 
 

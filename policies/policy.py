@@ -1,4 +1,4 @@
-"""MemoryActorCriticPolicy: encoder → memory → heads, as a Stable-Baselines3 actor-critic policy."""
+"""`MemoryActorCriticPolicy`: encoder → memory → heads, as a Stable-Baselines3 actor-critic policy."""
 
 from __future__ import annotations
 
@@ -42,12 +42,11 @@ Obs = Tensor | dict[str, Tensor]
 
 
 class MemoryActorCriticPolicy(ActorCriticPolicy):
-    """An SB3 `ActorCriticPolicy` that remembers.
+    """An SB3 `ActorCriticPolicy` with a memory.
 
-    `predict`, distributions, schedules and `policy_kwargs` are SB3's. The memory stands between the feature extractor
-    and the heads; with `memory="identity"` this is SB3's feed-forward policy. Where the action is a map
-    (`MultiBinary([..., H, W])`), or the last part of it a place on one, and the memory gives a map of that size, its
-    head is a 1×1 convolution.
+    `predict`, distributions, schedules and `policy_kwargs` are SB3's. The memory is between the feature extractor and
+    the heads; with `memory="identity"` this is SB3's feed-forward policy. If the action is a map (`MultiBinary([..., H,
+    W])`), or its last part a place on one, and the memory outputs a map of that size, the head is a 1×1 convolution.
 
     Args:
         observation_space: `Box`, `Discrete`, `MultiDiscrete`, `MultiBinary` or a `Dict` of them.
@@ -60,13 +59,13 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
             that came to more than 1 GiB.
         net_arch: hidden layers between the memory and the heads, as SB3 writes them. None: SB3's two 64-unit layers
             for `identity`, so that the memoryless agent is a fair one, and no layer for the others.
-        activation_fn: of those layers.
-        ortho_init: orthogonal initialisation of extractor, layers and heads (not of the memory, which does its own).
+        activation_fn: activation of those layers.
+        ortho_init: orthogonal initialisation of extractor, layers and heads; the memory initialises itself.
         log_std_init: initial log standard deviation of continuous actions.
         features_extractor_class: None: by the observation space and the memory, see `policies.encoders.encoder_for`.
         features_extractor_kwargs: its arguments.
-        normalize_images: divide uint8 images by 255; not those of at most 16×16, whose numbers are symbols, except for
-            encoders of the user's own.
+        normalize_images: divide uint8 images by 255. Images of at most 16×16 are read as symbols and not divided,
+            unless a custom encoder is used.
         optimizer_class: a torch optimiser.
         optimizer_kwargs: its arguments without the learning rate; None: for Adam `eps` of 1e-5, as in SB3, and torch's
             fused step.
@@ -140,7 +139,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         self.segments = Segments(self.memory, self.bptt_segment, shape_of(encoder), queries)
         maps = map_distribution(self._space, self.memory.output_grid)
         self.draws_maps = maps is not None
-        """Whether the actor's head reads the memory's map; the critic's always reads its vector."""
+        """Whether the actor's head reads the memory's map; the critic always reads its vector."""
         self.action_dist = unchecked(self.action_dist) if maps is None else maps
         self.mlp_extractor = MlpExtractor(
             self.memory.output_size,
@@ -167,13 +166,13 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
     def remember(
         self, obs: Obs, state: State, starts: Tensor | None = None, recording: Recording | None = None
     ) -> MemoryStep:
-        """Encode one observation and step the memory.
+        """Encodes one observation and steps the memory.
 
         Args:
             obs: `[B, ...]`.
             state: before the step.
             starts: bool `[B]`, true where `obs` is the first of its episode; None: nowhere.
-            recording: takes the step, in its own state, to differentiate it later.
+            recording: records the step, to differentiate it later.
         """
         x, *queries = self._encode(obs)
         if recording is not None:
@@ -253,9 +252,9 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         each: bool = False,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """Log-probability `[T, B]` of actions alone: what a supervised learner raises, where they are the right ones.
+        """Log-probability `[T, B]` of actions; the supervised learner's objective for right answers.
 
-        With `each`, one for every part of a `MultiDiscrete` action, `[T, B, parts]`.
+        With `each`, one per part of a `MultiDiscrete` action, `[T, B, parts]`.
         """
         shape = latent.shape[:-1]
         latent_pi = self.mlp_extractor.forward_actor(latent.flatten(0, -2))
@@ -279,15 +278,15 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         return getattr(distribution, "probs", None)
 
     def to_env(self, action: Tensor) -> Tensor:
-        """What the environment gets: continuous actions cut to their bounds, choices and bits in its numbers."""
+        """The environment's actions: continuous actions clipped to their bounds, choices and bits in its numbering."""
         return self.actions.to_env(action)
 
     def from_env(self, action: Tensor) -> Tensor:
-        """Choices in the environment's numbers as the distributions count them."""
+        """The distributions' actions for the environment's."""
         return self.actions.from_env(action)
 
     def _encode(self, obs: Obs) -> tuple[Any, ...]:
-        """What the memory takes in beside its state: an input and, with readers, the questions.
+        """The memory's input and, with readers, the questions.
 
         The entries of a `Dict` reach the encoder in the order of `observation_space`, in whatever order they come.
         """
@@ -295,7 +294,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         return features if isinstance(features, tuple) else (features,)
 
     def extract_features(self, obs: Obs, features_extractor: BaseFeaturesExtractor | None = None) -> Any:
-        """What the encoder makes of observations `[B, ...]`."""
+        """Encodes observations `[B, ...]`."""
         return (features_extractor or self.features_extractor)(self.prepare(obs))
 
     # -- SB3's interface -------------------------------------------------------------------------------------------
@@ -308,7 +307,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         deterministic: bool = False,
         action_masks: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, State]:
-        """One step: action, value `[B]`, log-probability `[B]` and the state after it."""
+        """One step: returns action, value `[B]`, log-probability `[B]` and the new state."""
         step = self.remember(obs, state, starts)
         return (*self.decide(step.output, deterministic, step.grid, action_masks), step.state)
 
@@ -320,14 +319,14 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         deterministic: bool = False,
         action_masks: Any = None,
     ) -> tuple[np.ndarray[Any, Any], State]:
-        """SB3's `predict` for recurrent policies: hand the returned state back at the next call.
+        """SB3's `predict` for recurrent policies: pass the returned state to the next call.
 
         Args:
-            observation: of one environment or of several, as the environment gives it: nested, with text beside the
-                numbers, pictures with channels first or last.
+            observation: of one environment or several, as returned by the environment: may be nested, contain text, and
+                have images with channels first or last.
             state: as returned by the last call; None at the first.
             episode_start: bool `[B]`, true where `observation` is the first of its episode; None: nowhere.
-            deterministic: the most probable action instead of a sampled one.
+            deterministic: act greedily instead of sampling.
             action_masks: which choices are valid, as in sb3-contrib's `MaskablePPO`: `[B, choices]`, or `[choices]` of
                 one environment; see `policies.action_masks`. None: all.
 
@@ -366,7 +365,8 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         resets: Sequence[int] | None = None,
         action_masks: Tensor | None = None,
     ) -> tuple[Judgement, Unrolled]:
-        """Replay `[T, B, ...]` from `state` and judge the actions taken; also the memory's outputs and losses."""
+        """Replays `[T, B, ...]` from `state` and evaluates the actions taken; also returns the memory's outputs and
+        losses."""
         unrolled = self.remember_sequence(obs, starts, state, resets)
         return self.judge(unrolled.outputs, actions, unrolled.grids, action_masks), unrolled
 

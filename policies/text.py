@@ -1,9 +1,9 @@
-"""Text as numbers, by feature hashing: any string as a vector of fixed width, without a vocabulary to learn or to keep.
+"""Feature hashing of text: any string becomes a vector of fixed width, without a vocabulary.
 
 Weinberger et al. 2009, "Feature Hashing for Large Scale Multitask Learning": each feature adds 1 or -1 to one of
-`WIDTH` numbers, place and sign by a hash. A linear layer over the vector is then a table of learned vectors, those of a
-text added up. The features are the words and the pairs of neighbouring words, so that "red ball, green box" is not
-"green ball, red box". A text without a space, such as a code of letters, is read by its characters and their places.
+`WIDTH` numbers; index and sign come from a hash. A linear layer over the vector is then a sum of learned embeddings.
+The features are words and pairs of neighbouring words, so that "red ball, green box" differs from "green ball, red
+box". The features of a text without spaces are its characters with their positions.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import numpy as np
 Array = np.ndarray[Any, np.dtype[Any]]
 
 WIDTH = 128
-"""Numbers of a text."""
+"""Width of a text's vector."""
 
 
 def text_features(text: str) -> Array:
-    """The vector `[WIDTH]`, float32, of a text; upper and lower case are one; zeros of an empty one."""
+    """The vector `[WIDTH]`, float32, of a text. Case is ignored; an empty text gives zeros."""
     return _features(text).copy()
 
 
@@ -32,7 +32,7 @@ def text_rows(texts: Any) -> Array:
 
 
 def is_text(value: Any) -> bool:
-    """Whether it is a text, or a sequence or an array of texts."""
+    """Whether a value is a text, or a sequence or array of texts."""
     if isinstance(value, np.ndarray):
         return value.dtype.kind == "U" or (value.dtype == object and all(isinstance(each, str) for each in value.flat))
     return isinstance(value, str) or (

@@ -1,10 +1,10 @@
-"""C loops for CPUs: compiled when they are first used, kept between runs, and never needed.
+"""Optional C loops for CPUs, compiled on first use and cached between runs.
 
-For loops that torch's operations cannot do while their data is in the cache. Every one has a twin of torch operations,
-which is used wherever there is no C compiler; `ENGRAM_NATIVE=0` in the environment chooses it everywhere.
+They fuse loops for which separate torch operations would miss the processor's cache. Every loop has a reference
+implementation in torch, which is used without a C compiler, or if the environment variable `ENGRAM_NATIVE` is 0.
 
-A library's name in the cache ends in the digest of its own content: one that was cut by a power loss or is damaged is
-found out before it is mapped, and compiled again. `CC` names the compiler and may hold arguments (`ccache gcc`).
+A cached library's name ends in the digest of its content, so that a damaged file is detected and compiled again. `CC`
+names the compiler and may hold arguments (`ccache gcc`).
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ FLAGS = (
     *("-O3", "-march=native", "-std=gnu11", "-fPIC", "-shared", "-ffp-contract=fast"),
     *("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math"),
 )
-"""What lets loops be vectorised. Not -ffast-math: a library linked with it makes the whole process flush small numbers
-to zero."""
+"""Flags that allow vectorisation. Not -ffast-math: a library linked with it makes the whole process flush denormals to
+zero."""
 
 NAMES = {torch.float32: "float", torch.float64: "double"}
 
 _HEADERS = Path(__file__).parent
 
 _COMPILE_S = 300.0
-"""A compiler that takes longer hangs; a build folder that is older was left by a process that was killed."""
+"""Timeout of the compiler in seconds, and the age from which a build folder is a leftover."""
 
 
 @functools.cache
 def library(source: Path, dtype: torch.dtype) -> ctypes.CDLL | None:
-    """`source`, compiled with REAL for `dtype`; None where that cannot be, which is said once."""
+    """Compiles `source` with REAL for `dtype`; None if that fails, with one warning."""
     if dtype not in NAMES:
         return None
     try:
@@ -87,7 +87,7 @@ def _why(error: OSError | subprocess.SubprocessError, source: Path, compiler: st
 
 
 def _folders() -> Iterator[Path]:
-    """Where libraries may lie, best first: the cache; else a folder of this process, which ends with it."""
+    """Folders for libraries, best first: the cache, then a temporary folder of this process."""
     root = os.environ.get("XDG_CACHE_HOME")
     with contextlib.suppress(OSError, RuntimeError):  # nothing can be written; no HOME and no entry in passwd
         cache = (Path(root) if root else Path.home() / ".cache") / "engram" / "native"
@@ -99,7 +99,7 @@ def _folders() -> Iterator[Path]:
 
 @functools.cache
 def _own_folder(process: int) -> tempfile.TemporaryDirectory[str]:
-    """A folder of this process alone: what lies where others can write might be loaded unseen."""
+    """A private temporary folder: files in a shared folder could be replaced by other users."""
     return tempfile.TemporaryDirectory(prefix="engram-native-", ignore_cleanup_errors=True)
 
 
@@ -110,7 +110,7 @@ def _say_not_kept(process: int) -> None:
 
 
 def _kept(folder: Path, stem: str) -> ctypes.CDLL | None:
-    """The library of an earlier build, if it is whole; what is not is deleted."""
+    """The library of an earlier build, if intact; a damaged one is deleted."""
     for file in folder.glob(f"{stem}-*.so"):
         with contextlib.suppress(OSError):  # another process may have deleted it
             if file.is_file() and file.name == _name(stem, file.read_bytes()):
@@ -120,9 +120,9 @@ def _kept(folder: Path, stem: str) -> ctypes.CDLL | None:
 
 
 def _built(folder: Path, stem: str, command: list[str]) -> ctypes.CDLL:
-    """The library made anew and put into `folder`.
+    """Compiles the library and puts it into `folder`.
 
-    It is loaded from where it was made, so that no other process can take it away in between.
+    It is loaded from the build folder, so that no other process can delete it in between.
 
     Raises:
         subprocess.SubprocessError: the compiler fails or hangs.
@@ -157,13 +157,13 @@ def _name(stem: str, content: bytes) -> str:
 
 
 def off() -> bool:
-    """Whether C loops are unwanted: by the user, or as somebody takes down torch's operations to repeat them."""
+    """Whether C loops are off: by the user, or while torch operations are being captured."""
     watched = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
     return watched or os.environ.get("ENGRAM_NATIVE", "1") == "0"
 
 
 def shared_out(call: Callable[[int, int], Any], count: int) -> None:
-    """`call(begin, end)` over `count` entries, by as many threads as torch has. ctypes lets them run at once."""
+    """Runs `call(begin, end)` over `count` entries on torch's number of threads; ctypes releases the GIL."""
     threads = min(torch.get_num_threads(), count)
     if threads <= 1:
         call(0, count)
@@ -182,7 +182,7 @@ def _pool(process: int) -> ThreadPoolExecutor:
 
 
 def _processor() -> str:
-    """What the processor can do; a home directory may be seen by several machines."""
+    """The processor's features; a home directory may be shared by several machines."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith(("flags", "Features")):

@@ -1,4 +1,4 @@
-"""What every memory must do; `agents.testing.check_memory` runs all of it. With pytest, one test a check:
+"""Conformance checks for memories; `agents.testing.check_memory` runs all of them. With pytest, one test per check:
 
 @pytest.mark.parametrize("check", MEMORY_CHECKS)
 def test_trace(check):
@@ -15,7 +15,7 @@ from policies.testing.case import ConformanceError, MemoryCase
 from policies.testing.time import TIME_CHECKS
 
 Check = Callable[[MemoryCase], str | None]
-"""Raises `ConformanceError`; gives a reason where there was nothing to check."""
+"""A check: raises `ConformanceError`, or returns the reason why there was nothing to check."""
 
 _ONE_STEP: list[Any] = [
     step.a_step_keeps_names_shapes_and_types,

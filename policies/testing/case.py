@@ -1,4 +1,4 @@
-"""What the checks share: how to build a memory, what to feed it, and errors that say what was wrong."""
+"""Helpers of the checks: building a memory, inputs, and errors."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ BATCH, LENGTH = 3, 6
 
 
 class ConformanceError(AssertionError):
-    """Something does not do what its contract says."""
+    """The contract is violated."""
 
 
 @dataclass(frozen=True)
 class MemoryCase:
-    """A memory to check: how to build it small, and how well it must remember."""
+    """A memory to check: its arguments, and how well it must remember."""
 
     memory: str | type[Memory]
     """Its registered name, or its class."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Its own arguments; small sizes, all different, find most."""
+    """Its arguments. Small sizes that all differ find most faults."""
     input_shape: tuple[int, ...] = (5,)
     """Of one input without the batch: `(F,)`, or `(C, L)` or `(C, H, W)` of a grid."""
     learner: dict[str, Any] = field(default_factory=dict)
-    """Options for the learning check, where `options` are too small to learn with."""
+    """Arguments for the learning check, if `options` are too small to learn with."""
     updates: int = 200
-    """Of the parameters in the learning check; fewer where a step costs much and fewer will do."""
+    """Parameter updates in the learning check."""
     floor: float = 0.9
     """Accuracy to reach at recalling the first of eight symbols; chance is 0.25."""
     ceiling: float = 1.0
-    """Accuracy not to exceed: 0.4 for what has no memory."""
+    """Accuracy not to exceed: 0.4 without memory."""
 
     @property
     def input_size(self) -> int | tuple[int, ...]:
@@ -52,7 +52,7 @@ class MemoryCase:
         return made  # type: ignore[no-any-return]
 
     def build(self, dtype: torch.dtype = torch.float64, seed: int = 0) -> Memory:
-        """The memory, small, in double precision: what differs then is no rounding."""
+        """The small memory in double precision, so that differences are not rounding errors."""
         return self.made(self.options, seed).to(dtype)
 
     def inputs(self, *sizes: int, dtype: torch.dtype = torch.float64, seed: int = 1) -> Tensor:
@@ -75,7 +75,8 @@ def expect(condition: bool | Tensor, message: str) -> None:
 
 
 def expect_same(actual: dict[str, Tensor], expected: dict[str, Tensor], what: str) -> None:
-    """Two sets of tensors equal up to rounding in double precision; `what` begins the message where they are not."""
+    """Requires two sets of tensors to be equal up to rounding in double precision; `what` is the start of the error
+    message."""
     only = sorted(actual.keys() ^ expected.keys())
     expect(not only, f"{what}: {', '.join(only)} {'is' if len(only) == 1 else 'are'} there only once")
     for key in expected:
@@ -86,7 +87,7 @@ def expect_same(actual: dict[str, Tensor], expected: dict[str, Tensor], what: st
 
 
 def everything(result: Unrolled) -> dict[str, Tensor]:
-    """All that an unroll gives, by name."""
+    """All results of an unroll by name."""
     parts = {"outputs": result.outputs}
     parts |= {f"state {key}": value for key, value in result.state.items()}
     parts |= {f"loss {key}": value for key, value in result.losses.items()}

@@ -1,4 +1,4 @@
-"""What a memory must do at one step, and for training."""
+"""Conformance checks of one step and of training."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def batch_entries_do_not_know_of_each_other(case: MemoryCase) -> None:
 
 
 class NoAnswers(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Fails where a value is asked of the device: `.item()`, `float(x)`, `if x:`, `nonzero`."""
+    """Fails on any synchronisation with the device: `.item()`, `float(x)`, `if x:`, `nonzero`."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         name = func.__name__.split(".")[0]

@@ -1,4 +1,4 @@
-"""What a memory must do over time."""
+"""Conformance checks of sequences."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ RESETS: dict[str, list[int] | None] = {
 
 
 def weigh(parts: dict[str, Tensor]) -> Tensor:
-    """One number in which every entry of every part has a weight of its own."""
+    """A weighted sum of all entries, with a different weight for each."""
     generator = torch.Generator().manual_seed(3)
     weighed = [(p * torch.randn(p.shape, generator=generator, dtype=p.dtype)).sum() for p in parts.values()]
     return torch.stack(weighed).sum()
 
 
 def stepped_by_hand(memory: Memory, xs: Tensor, state: State, starts: Tensor | None) -> dict[str, Tensor]:
-    """The contract in a loop: a row that starts has the state of a batch of one."""
+    """Reference loop: a row that starts an episode gets the initial state."""
     outputs, losses, grids = [], [], []
     for t, x in enumerate(xs):
         if starts is not None:
@@ -96,7 +96,7 @@ def unrolling_is_stepping(case: MemoryCase, resets: str) -> None:
 
 
 def packed_is_separate(case: MemoryCase, starts: Tensor) -> None:
-    """Whatever was before it in its row, an episode gives what it gives alone; `starts` is bool `[T, B]`."""
+    """An episode's results do not depend on earlier episodes in its row; `starts` is bool `[T, B]`."""
     (length, batch), memory = starts.shape, case.build()
     xs, state = case.inputs(length, batch), case.used_state(memory, batch)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""How a differentiable neural computer finds its places: the addressing equations as pure functions.
+"""The addressing equations of the differentiable neural computer as pure functions.
 
 Graves et al., "Hybrid computing using a neural network with dynamic external memory", Nature 538 (2016), Methods. With
 one write head these are its equations; several write heads are combined as in the released code
@@ -70,8 +70,8 @@ def allocation_weights(usage: Tensor) -> Tensor:
     """a_t[φ_j] = (1 - u_t[φ_j]) Π_{i<j} u_t[φ_i], with φ the slots by ascending usage, equal ones by index.
 
     The order has no derivative, as in the paper; the rest is exact. The product is taken in logarithms, which torch
-    differentiates without asking the device for zeros, and a usage of zero enters it as `USAGE_FLOOR`: that changes
-    the weights by less than single precision can tell, and gives the derivative at zero its right value.
+    differentiates without a synchronisation. A usage of zero enters it as `USAGE_FLOOR`: that changes the weights by
+    less than single precision, and gives the right derivative at zero.
 
     Args:
         usage: u_t, `[B, N]`.
@@ -151,7 +151,8 @@ def follow_links(linkage: Tensor, read_weights: Tensor) -> tuple[Tensor, Tensor]
 
 
 def _product(factors: Tensor) -> Tensor:
-    """The product over dimension 1, by multiplications: torch's own asks the device for zeros when differentiated."""
+    """The product over dimension 1, by multiplications: the backward pass of `torch.prod` synchronises with the
+    device."""
     first, *others = factors.unbind(1)
     for factor in others:
         first = first * factor

@@ -1,4 +1,4 @@
-"""For memories whose state is a buffer of the last inputs: which of them belong to the episode.
+"""Episode bookkeeping for memories whose state is a buffer of recent inputs.
 
 A sequence of T steps after a buffer of `capacity` rows is one history of `capacity + T` rows, the oldest first: row `r`
 is what came at step `r - capacity`, and negative steps are those before the sequence.
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class Episodes(NamedTuple):
-    """Where in a history the episodes lie."""
+    """The position of episodes in a history."""
 
     held: Tensor
     """How many steps of its episode came before each step and may be in the buffer, `[T, B]`; not capped."""
@@ -22,7 +22,7 @@ class Episodes(NamedTuple):
 
     @classmethod
     def of(cls, starts: Tensor | None, count: Tensor, length: int, capacity: int) -> Episodes:
-        """Without a question to the device.
+        """Computed without a synchronisation.
 
         Args:
             starts: `[T, B]`; None: nothing starts here.

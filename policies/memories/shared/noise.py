@@ -1,10 +1,10 @@
-"""Gaussian noise that is a function of what was seen, so that a step repeated on the same input draws the same numbers.
+"""Gaussian noise as a function of past inputs, so that a replayed step draws the same numbers.
 
-A memory that samples must give the same for the same input and state: acting, replaying and a saved copy would differ
-otherwise. So no generator is asked. The state carries a seed, a hash of everything seen since the episode began, and
-the noise of a step is a hash of that seed and the number's place (Salmon et al., "Parallel Random Numbers: As Easy as
-1, 2, 3", 2011, has the idea of counter-based generators). Two batch entries draw the same only while they have seen
-the same; what is seen is rounded first, so that the last bit of a float does not decide.
+A memory that samples must return the same output for the same input and state; otherwise acting, replaying and a loaded
+agent would differ. So no random generator is used. The state carries a seed, a hash of everything seen since the
+episode began, and the noise of a step is a hash of that seed and the number's place (Salmon et al., "Parallel Random
+Numbers: As Easy as 1, 2, 3", 2011, has the idea of counter-based generators). Two batch entries draw the same only
+while they have seen the same; what is seen is rounded first, so that the last bit of a float does not decide.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from torch import Tensor
 
 MASK = 0xFFFFFFFF
 SEEDS = 1 << 24
-"""How many seeds there are: whole numbers that float32 holds exactly, as a state must be floating point."""
+"""Number of seeds: integers that float32 represents exactly, because states are floating point."""
 RESOLUTION = 64
 """Inputs are rounded to 1 / RESOLUTION before they are hashed."""
 
 
 def mix(h: Tensor) -> Tensor:
-    """Scramble 32-bit numbers held in int64; each bit of the result depends on all bits (MurmurHash3's finaliser)."""
+    """Mixes 32-bit numbers held in int64; each bit of the result depends on all bits (MurmurHash3's finaliser)."""
     h = h & MASK
     h = ((h ^ (h >> 16)) * 0x85EBCA6B) & MASK
     h = ((h ^ (h >> 13)) * 0xC2B2AE35) & MASK

@@ -10,9 +10,9 @@ from policies.memories.contract import Panel
 
 
 def vector_panel(vectors: Tensor, unit: str = "unit", limits: tuple[float, float] | None = (-1.0, 1.0)) -> Panel:
-    """Vectors `[N, D]` as a picture: each folded into the most nearly square block, the blocks one below another.
+    """Vectors `[N, D]` as an image: each is folded into an almost square block; blocks are stacked vertically.
 
-    Unit `i` of a vector is at column `i % width` of its block, so that 200 units are a 10 x 20 block, not a hair line.
+    Unit `i` of a vector is at column `i % width` of its block; 200 units are a 10 x 20 block.
     """
     size = vectors.shape[-1]
     width = next(width for width in range(math.isqrt(size - 1) + 1, size + 1) if size % width == 0)

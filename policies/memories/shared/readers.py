@@ -1,7 +1,7 @@
-"""Memories that are asked: what is written and what is asked come in by separate ways.
+"""Memories with readers: input is written, questions are only answered.
 
-An observation whose entry begins with `query` is a question. A `ReaderMemory` shows it to its readers only, so it never
-enters the state; every other memory sees it as input like the rest.
+Observation entries whose names begin with `query` are questions. A `ReaderMemory` passes them to its readers only, so
+they never enter the state. Other memories get them as ordinary input.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class ReaderMemory(Memory):
     """Base class of the memories with readers.
 
     A subclass takes `input_size` and `queries` first, the latter the shape of each question by name, and in `forward`
-    lets `queries` change the output but not the state. Without questions it is asked by its input.
+    lets `queries` change the output but not the state. Without questions, the input is the question.
     """
 
     has_readers: ClassVar[bool] = True
