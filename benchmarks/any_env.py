@@ -48,14 +48,17 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--agents", nargs="+", default=["ppo:gru", "ppo:lstm", "a2c:gru", "sb3"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument(
+        "--steps", type=int, help="of every training, in place of the task's; give them a --results of their own"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time, one thread each")
     parser.add_argument("--results", type=Path, default=ROOT / "results" / "any-env.csv")
     parser.add_argument("--one", action="store_true", help="the first of each in this process; prints its row")
     return parser.parse_args()
 
 
-def one(name: str, agent: str, seed: int) -> list[str]:
-    """Train an agent and score it; gives its row."""
+def one(name: str, agent: str, seed: int, steps: int) -> list[str]:
+    """Train an agent for `steps` and score it; gives its row."""
     import torch
     from stable_baselines3.common.env_util import make_vec_env
     from stable_baselines3.common.evaluation import evaluate_policy
@@ -69,7 +72,7 @@ def one(name: str, agent: str, seed: int) -> list[str]:
         from sb3_contrib import RecurrentPPO
 
         envs = make_vec_env(short, 8, seed=seed)
-        model = RecurrentPPO("MlpLstmPolicy", envs, seed=seed, device="cpu").learn(task.steps)
+        model = RecurrentPPO("MlpLstmPolicy", envs, seed=seed, device="cpu").learn(steps)
     else:
         from agents import latest_checkpoint, load
         from train import main as train
@@ -77,7 +80,7 @@ def one(name: str, agent: str, seed: int) -> list[str]:
         algo, memory = agent.split(":")
         folder = ROOT / "runs" / "any-env" / f"{name}-{algo}-{memory}-{seed}-{time.strftime('%H%M%S')}"
         words = ["--env", task.env, "--memory", memory, "--algo", algo, "--seed", str(seed)]
-        words += ["--total-timesteps", str(task.steps), "--run-dir", str(folder), "--device", "cpu"]
+        words += ["--total-timesteps", str(steps), "--run-dir", str(folder), "--device", "cpu"]
         try:
             train([*words, "--no-baseline", "--no-progress", "--panels-every", "0", "--eval-episodes", "8"])
         except SystemExit as end:
@@ -98,8 +101,8 @@ def one(name: str, agent: str, seed: int) -> list[str]:
     return [name, agent, str(seed), str(model.num_timesteps), *(f"{number:.4g}" for number in numbers)]
 
 
-def table(file: Path) -> str:
-    """The rows of `file` as Markdown: the score of every seed."""
+def table(file: Path, steps: int | None = None) -> str:
+    """The rows of `file`, of trainings of so many steps, as Markdown: the score of every seed."""
     with open(file, newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     lines = ["| task | steps | to reach | agent | mean | each seed | greedy |", "|---|---|---|---|---|---|---|"]
@@ -112,16 +115,16 @@ def table(file: Path) -> str:
             values = [float(row[score]) for row in mine]
             each = ", ".join(f"{value:.4g} (seed {row['seed']})" for row, value in zip(mine, values, strict=True))
             greedy = ", ".join(row["greedy_return"] or "–" for row in mine)
-            lines.append(
-                f"| {name} | {task.steps:,} | {task.target} | {agent} | {np.mean(values):.4g} | {each} | {greedy} |"
-            )
+            cells = [name, f"{steps or task.steps:,}", task.target, agent, f"{np.mean(values):.4g}", each, greedy]
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def main() -> None:
     args = arguments()
     if args.one:
-        print("row", *one(args.tasks[0], args.agents[0], args.seeds[0]), sep=",")
+        name = args.tasks[0]
+        print("row", *one(name, args.agents[0], args.seeds[0], args.steps or TASKS[name].steps), sep=",")
         return
     lock, file = Lock(), args.results
     if not file.exists():
@@ -132,6 +135,7 @@ def main() -> None:
     def run(job: tuple[str, str, str]) -> None:
         words = [sys.executable, "-m", "benchmarks.any_env", "--one"]
         words += ["--tasks", job[0], "--agents", job[1], "--seeds", job[2]]
+        words += ["--steps", str(args.steps)] if args.steps else []
         result = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
         rows = [line for line in result.stdout.splitlines() if line.startswith("row,")]
         if result.returncode or not rows:
@@ -144,7 +148,7 @@ def main() -> None:
     jobs = [(task, agent, str(seed)) for task in args.tasks for seed in args.seeds for agent in args.agents]
     with ThreadPoolExecutor(args.jobs) as pool:
         list(pool.map(run, [job for job in jobs if job not in done]))
-    print(table(file))
+    print(table(file, args.steps))
 
 
 if __name__ == "__main__":
