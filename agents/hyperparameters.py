@@ -7,6 +7,7 @@ is a new field; the text below the field is its help.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -123,6 +124,31 @@ def signature_of(config: Any) -> inspect.Signature:
         for entry in fields_of(part):
             found.append(inspect.Parameter(entry.name, place, default=entry.default, annotation=entry.type))
     return inspect.Signature(found)
+
+
+INSTEAD = {
+    "batch_size": "PPO cuts each pass into n_minibatches sets of environments, each with all of its steps",
+    "use_sde": "there is no state-dependent exploration",
+    "sde_sample_freq": "there is no state-dependent exploration",
+    "rollout_buffer_class": "rollouts are tensors on the device, see agents/rollout.py",
+    "rollout_buffer_kwargs": "rollouts are tensors on the device, see agents/rollout.py",
+}
+"""What users of SB3 give to its learners, and why not to these."""
+
+
+def bound(learner: str, config: Any, *args: Any, **kwargs: Any) -> inspect.BoundArguments:
+    """What a learner with these hyper-parameters was given, by name.
+
+    Raises:
+        TypeError: it does not take one of the arguments; the message says what stands in its place, or names near ones.
+    """
+    signature = signature_of(config)
+    for name in kwargs:
+        if name not in signature.parameters:
+            near = difflib.get_close_matches(name, signature.parameters, n=1, cutoff=0.6)
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(signature.parameters)}"
+            raise TypeError(f"{learner} does not take {name}: {INSTEAD.get(name, hint)}")
+    return signature.bind(*args, **kwargs)
 
 
 def check_definition(learner: type, config: Any) -> None:

@@ -24,7 +24,7 @@ from agents.checkpoint import Checkpointed
 from agents.checkpoint.generators import set_generators
 from agents.common.arguments import check_policy
 from agents.environments import EnvLike, HostEnv, TensorVecEnv, as_tensor_env, device_for
-from agents.hyperparameters import Hyperparameters, Setup, check_definition, fields_of, fitted, signature_of
+from agents.hyperparameters import Hyperparameters, Setup, bound, check_definition, fields_of, fitted, signature_of
 from agents.metrics.critic import CriticWatch
 from agents.metrics.episodes import Episodes
 from agents.metrics.non_finite import naming_non_finite
@@ -95,7 +95,7 @@ class MemoryOnPolicyAlgorithm(Checkpointed, Updates, TrainingEnv, OnPolicyAlgori
     def __init__(
         self, policy: str | type[MemoryActorCriticPolicy], env: EnvLike | None, *args: Any, **kwargs: Any
     ) -> None:
-        given = signature_of(self.config_class).bind(policy, env, *args, **kwargs)
+        given = bound(type(self).__name__, self.config_class, policy, env, *args, **kwargs)
         given.apply_defaults()
         values = fitted(self.config_class, given.arguments)
         setup = Setup(**{entry.name: values[entry.name] for entry in fields_of(Setup)})

@@ -313,3 +313,17 @@ def test_a_model_is_copied_right_after_learn(learner: Any, memory: str) -> None:
     obs = model.get_env().reset()
     assert (twin.predict(obs, deterministic=True)[0] == model.predict(obs, deterministic=True)[0]).all()
     assert twin.learn(64, reset_num_timesteps=False).num_timesteps == 128
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"batch_size": 64}, "PPO does not take batch_size: PPO cuts each pass into n_minibatches sets"),
+        ({"use_sde": True}, "PPO does not take use_sde: there is no state-dependent exploration"),
+        ({"n_epoch": 3}, r"PPO does not take n_epoch: did you mean n_epochs\?"),
+        ({"qqq": 3}, "PPO does not take qqq: known are policy, env, learning_rate, "),
+    ],
+)
+def test_an_argument_that_is_not_taken_says_what_is(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(TypeError, match=words):
+        PPO("MemoryPolicy", RepeatFirst(2), **given)
