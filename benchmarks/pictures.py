@@ -191,6 +191,7 @@ ELSEWHERE = {
     "--kl-z-warm-up 1 --kl-y-warm-up 1 --png results/kanerva_binarized_mnist.png",
     "kanerva_blocks.png": "python benchmarks/kanerva_images.py --form block --size dense --allocation ranked --reads 1 "
     "--latent-size 64 --batch 16 --minutes 10.8 --png results/kanerva_blocks.png",
+    "saliency.png": "python evaluate.py runs/maze-ppo --saliency results/saliency.png",
     "sweep-curves.png": "python train.py --sweep repeat-first --jobs 2 --trials 12 --run-dir runs/sweep",
     "sweep-history.png": "python train.py --sweep repeat-first --jobs 2 --trials 12 --run-dir runs/sweep",
     "sweep-importance.png": "python train.py --sweep repeat-first --jobs 2 --trials 12 --run-dir runs/sweep",

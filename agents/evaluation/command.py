@@ -21,6 +21,7 @@ from agents.common.arguments import Count, Positive, Range, Seed, read
 from agents.common.files import replace_file
 from agents.common.invocation import command_for
 from agents.common.terminal import PLAIN, degrade, make_console
+from agents.evaluation.ablation import ablate, as_json, print_ablation
 from agents.evaluation.breakdown import Breakdown
 from agents.evaluation.scores import MAX_STEPS, Score, check_spaces, evaluate, random_score
 from agents.evaluation.tables import print_errors, print_scores
@@ -69,6 +70,15 @@ class Arguments:
     """Also score the memoryless agent trained with this one."""
     random: bool = True
     """Also score a uniformly random agent."""
+    ablate: bool = False
+    """Also score the agent with its memory frozen, reset and exchanged with another episode's. If the score does not
+    fall, the memory is not used."""
+    ablate_every: Count = 8
+    """Steps between two resets of the memory, for one of these scores."""
+    saliency: Path | None = None
+    """Play one episode and write this .png: how much each earlier observation moves the action chosen and the value."""
+    saliency_steps: Count = 200
+    """Steps of that episode, at most."""
     errors: bool = False
     """Also break errors down by position in the sequence and by the task's own groups."""
 
@@ -123,7 +133,8 @@ def _run(arguments: Arguments) -> None:
 
     shows = arguments.watch or arguments.play or arguments.video is not None
     most = _DEVICE_ENVS if env_id in registered() else _HOST_ENVS
-    num_envs = 1 if shows else arguments.num_envs or min(arguments.episodes, most)
+    alone = shows or arguments.saliency is not None
+    num_envs = 1 if alone else arguments.num_envs or min(arguments.episodes, most)
     with Where("building", env_id).user_errors():
         env = place.make_env(num_envs, device, **({"render_mode": "rgb_array"} if shows else {}))
         if agent is not None:
@@ -136,6 +147,9 @@ def _run(arguments: Arguments) -> None:
     try:
         if shows:
             _show(arguments, agent, env, env_id)
+        elif arguments.saliency is not None:
+            assert agent is not None
+            _saliency(arguments, agent, env, env_id)
         else:
             assert agent is not None
             _score(arguments, agent, env, env_id, env_kwargs)
@@ -148,8 +162,10 @@ def _run(arguments: Arguments) -> None:
 def _check(arguments: Arguments) -> None:
     if arguments.run is None and not (arguments.play and arguments.env):
         raise CommandError("name a run's folder or a checkpoint; without one there is only --play --env ID")
-    if arguments.watch + arguments.play + (arguments.video is not None) > 1:
-        raise CommandError("--watch, --play and --video are one at a time")
+    if arguments.watch + arguments.play + (arguments.video is not None) + (arguments.saliency is not None) > 1:
+        raise CommandError("--watch, --play, --video and --saliency are one at a time")
+    if arguments.saliency is not None and (arguments.run is None or arguments.saliency.suffix.lower() != ".png"):
+        raise CommandError(f"--saliency {arguments.saliency}: expected a run and a name that ends in .png")
     if arguments.video is not None and arguments.video.suffix.lower() not in (".mp4", ".gif"):
         raise CommandError(f"--video {arguments.video}: expected a name that ends in .mp4 or .gif")
 
@@ -199,6 +215,19 @@ def _score(arguments: Arguments, agent: Agent, env: TensorEnv, env_id: str, env_
             baseline, remark = _baseline(agent, arguments.device)
             if baseline is not None:
                 scores["identity"] = evaluate(baseline, env, episodes, surest, seed, breakdown("identity"), most)
+        ablated: dict[str, Score] = {}
+        if arguments.ablate and not agent.model.policy.initial_state(1):
+            none = f"--ablate: {agent.model.policy.memory_name} has no state"
+            remark = f"{remark}\n{none}" if remark else none
+        elif arguments.ablate:
+            policy = agent.model.policy
+            ablated = ablate(
+                policy,
+                scores["agent"],
+                env.num_envs,
+                arguments.ablate_every,
+                lambda: evaluate(policy, env, episodes, surest, seed, max_steps=most),
+            )
         if arguments.random:
             scores["random"] = random_score(env, episodes, seed, breakdown("random"), most)
     env.close()
@@ -210,6 +239,8 @@ def _score(arguments: Arguments, agent: Agent, env: TensorEnv, env_id: str, env_
         console.print(f"{cut} episodes had no end and were cut after {most:,} steps (--max-steps)", **PLAIN)
     if remark:
         console.print(remark, highlight=False)
+    if ablated:
+        print_ablation(console, agent.model.policy.memory_name, ablated)
     errors = {name: each.tables() for name, each in apart.items()}
     if arguments.errors and not errors["agent"]:
         console.print("errors: all answers are of one kind, so there is nothing to tell apart", highlight=False)
@@ -228,6 +259,8 @@ def _score(arguments: Arguments, agent: Agent, env: TensorEnv, env_id: str, env_
             "deterministic": arguments.deterministic,
             "scores": {name: score.as_dict() for name, score in scores.items()},
         }
+        if ablated:
+            found["ablation"] = as_json(ablated)
         if errors:
             found["errors"] = {
                 name: {group: [row._asdict() for row in rows] for group, rows in tables.items()}
@@ -250,6 +283,34 @@ def _baseline(agent: Agent, device: str) -> tuple[MemoryOnPolicyAlgorithm | None
         return None, f"identity (no memory): {mean:.3f} by the run's summary.json; its agent was not kept"
     except (OSError, ValueError, KeyError, TypeError):
         return None, f"identity (no memory): {none}"
+
+
+def _saliency(arguments: Arguments, agent: Agent, env: TensorEnv, env_id: str) -> None:
+    from agents.evaluation.saliency import figure, play_episode, saliency  # matplotlib
+
+    file, policy = arguments.saliency, agent.model.policy
+    assert file is not None
+    if not file.parent.is_dir():
+        raise CommandError(f"--saliency {file}: there is no folder {file.parent}")
+    torch.manual_seed(arguments.seed + 1)
+    console = make_console()
+    with console.status("playing and differentiating ..."):
+        episode = play_episode(policy, env, arguments.saliency_steps, bool(arguments.deterministic), arguments.seed)
+        found = saliency(policy, episode, critic=not agent.model.learns_from_targets)
+    picture = figure(found, f"{env_id} · {agent.words}")
+    picture.savefig(file, dpi=150)
+    if agent.folder is not None and agent.folder == arguments.run:
+        from torch.utils.tensorboard import SummaryWriter
+
+        with SummaryWriter(str(agent.folder)) as writer:
+            writer.add_figure("saliency", picture, agent.model.num_timesteps)
+    share, age = found.earlier_share(), found.median_age()
+    console.print(
+        f"{100 * share:.0f} % of the gradient norm of the actions belongs to earlier observations; "
+        f"half of that to observations at least {age} steps before",
+        highlight=False,
+    )
+    console.print(f"written to {file}", style="dim", highlight=False, soft_wrap=True)
 
 
 def _show(arguments: Arguments, agent: Agent | None, env: TensorEnv, env_id: str) -> None:

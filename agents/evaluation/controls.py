@@ -1,4 +1,4 @@
-"""Memory ablations: an agent plays with an empty memory, or with the memory of another episode."""
+"""Is the memory used? Policies that act with a memory that is frozen, reset or exchanged with another episode's."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from policies.memories.contract import MemoryStep, State
 from policies.memories.steps import reset
 from policies.memories.time.recording import Recording
 from policies.policy import MemoryActorCriticPolicy, Obs
 
-Control = Literal["frozen", "exchanged"]
-CONTROLS = ("frozen", "exchanged")
+Control = Literal["frozen", "reset", "exchanged"]
+CONTROLS = ("frozen", "exchanged", "reset")
 
 WORKING = frozenset({"hidden", "cell", "read", "read_value", "read_vectors", "seed", "places"})
 """State entries of a controller or of the previous step; they are not memory contents."""
@@ -27,49 +28,68 @@ def memory_entries(state: State) -> list[str]:
 
 @contextmanager
 def controlled(
-    policy: MemoryActorCriticPolicy, control: Control, entries: Sequence[str] | None = None
+    policy: MemoryActorCriticPolicy, control: Control, entries: Sequence[str] | None = None, steps: int | None = None
 ) -> Iterator[None]:
-    """Context manager in which `policy.remember` reads an ablated memory.
+    """Within, `policy.remember` works with an altered memory.
 
-    "frozen": the entries keep their initial values, so that only the controller remembers. "exchanged": each
-    environment reads the memory of another environment at the same step; controller, actions and observations stay its
-    own.
+    "frozen": from step `steps` of an episode on, the entries no longer change; frozen from the first step, nothing is
+    remembered except by the controller. "reset": the whole state is reset every `steps` steps. "exchanged": it reads
+    the memory that another environment has at this step, written from what that one saw; the controller, the actions
+    and the environment are its own.
 
     Args:
         policy: of the agent.
-        control: "frozen" or "exchanged".
-        entries: state entries to ablate; None: `memory_entries`.
+        control: one of the above.
+        entries: of the memory's state that are frozen or exchanged; None: `memory_entries`.
+        steps: of "frozen", at least 0 (None: 0), and of "reset", at least 1 (None: 1); "exchanged" takes none.
 
     Raises:
-        ValueError: the control or an entry is unknown, or the memory has no state.
+        ValueError: the control, its steps or an entry is unknown, or the memory has no state.
     """
     known = policy.initial_state(1)
     if control not in CONTROLS:
         raise ValueError(f"the control is {control!r}; it must be one of {', '.join(CONTROLS)}")
     if not known:
-        raise ValueError(f"{policy.memory_name} has no state that could be frozen or exchanged")
+        raise ValueError(f"{policy.memory_name} has no state that could be frozen, reset or exchanged")
     chosen = list(entries) if entries is not None else memory_entries(known)
     if missing := sorted(set(chosen) - set(known)):
         raise ValueError(f"{policy.memory_name} has no state {', '.join(missing)}; it has {', '.join(known)}")
-    remember = policy.remember
-
-    def other(
-        obs: Obs, state: State, starts: torch.Tensor | None = None, recording: Recording | None = None
-    ) -> MemoryStep:
-        batch = len(next(iter(state.values())))
-        initial = policy.initial_state(batch)
-        if starts is not None:
-            state = reset(state, starts, initial)
-        if control == "frozen":
-            step = remember(obs, state)
-            return step._replace(state={**step.state, **{name: initial[name] for name in chosen}})
-        written = remember(obs, state).state
-        step = remember(obs, {**state, **{name: state[name].roll(1, 0) for name in chosen}})
-        return step._replace(state={**step.state, **{name: written[name] for name in chosen}})
-
+    least = 1 if control == "reset" else 0
+    count = least if steps is None else steps
+    if count < least or (steps is not None and control == "exchanged"):
+        raise ValueError(f"steps is {steps} for the control {control!r}; expected at least {least}, none for exchanged")
     patched: Any = policy
-    patched.remember = other
+    patched.remember = _Altered(policy, control, chosen, count)
     try:
         yield
     finally:
         del patched.remember
+
+
+class _Altered:
+    """`policy.remember` under a control. Counts the steps of each environment's episode on the device."""
+
+    def __init__(self, policy: MemoryActorCriticPolicy, control: Control, entries: Sequence[str], steps: int) -> None:
+        self.policy, self.control, self.entries, self.steps = policy, control, entries, steps
+        self.remember = policy.remember
+        self.since: Tensor | None = None
+
+    def __call__(
+        self, obs: Obs, state: State, starts: Tensor | None = None, recording: Recording | None = None
+    ) -> MemoryStep:
+        batch = len(next(iter(state.values())))
+        initial = self.policy.initial_state(batch)
+        since = torch.zeros(batch, dtype=torch.int64, device=self.policy.device) if self.since is None else self.since
+        if starts is not None:
+            state, since = reset(state, starts, initial), since.masked_fill(starts, 0)
+        self.since = since + 1
+        if self.control == "reset":
+            return self.remember(obs, reset(state, since % self.steps == 0, initial))
+        mine = {name: state[name] for name in self.entries}
+        if self.control == "frozen":
+            step = self.remember(obs, state)
+            written = {name: step.state[name] for name in self.entries}
+            return step._replace(state={**step.state, **reset(written, since >= self.steps, mine)})
+        written = self.remember(obs, state).state
+        step = self.remember(obs, {**state, **{name: value.roll(1, 0) for name, value in mine.items()}})
+        return step._replace(state={**step.state, **{name: written[name] for name in self.entries}})

@@ -21,7 +21,7 @@ def print_scores(console: Console, title: str, scores: Mapping[str, Score], deta
         rows.append(["steps an episode", *(f"{score.mean_length:.1f}" for score in each)])
     for metric in dict.fromkeys(name for score in each for name in score.metrics):
         rows.append([metric, *(f"{s.metrics[metric]:.4g}" if metric in s.metrics else "–" for s in each)])
-    _print(console, title, ["", *scores], rows)
+    print_table(console, title, ["", *scores], rows)
 
 
 def print_errors(console: Console, metric: str, group: str, errors: Mapping[str, list[Row]]) -> None:
@@ -32,10 +32,11 @@ def print_errors(console: Console, metric: str, group: str, errors: Mapping[str,
         [row.label, f"{row.score:.4g}", *(score.get(row.label, "–") for score in scores), f"{row.answers:,}"]
         for row in first
     )
-    _print(console, f"{metric} by {group}", ["", *errors, "answers"], rows)
+    print_table(console, f"{metric} by {group}", ["", *errors, "answers"], rows)
 
 
-def _print(console: Console, title: str, headings: list[str], rows: Iterable[list[str]]) -> None:
+def print_table(console: Console, title: str, headings: list[str], rows: Iterable[list[str]]) -> None:
+    """Rows under a title; the first column is text, the others are numbers."""
     table = Table()
     for number, heading in enumerate(headings):
         table.add_column(heading, justify="right" if number else "left")

@@ -63,6 +63,34 @@ def test_a_frozen_memory_stays_as_it_began() -> None:
     assert "remember" not in vars(policy)
 
 
+def test_a_memory_frozen_later_keeps_what_it_had_then() -> None:
+    model = agent("gru", hidden_size=4)
+    policy, obs = model.policy, observations(model, 4)
+    starts = torch.tensor([False, True, False, False])
+    with torch.no_grad(), controlled(policy, "frozen", steps=2):
+        state, kept = policy.initial_state(4), []
+        for t, x in enumerate(obs):
+            state = policy.remember(x, state, starts if t == 1 else None).state
+            kept.append(state["hidden"])
+    torch.testing.assert_close(kept[1][0], kept[3][0], rtol=0, atol=0)  # from its third step on
+    assert not torch.equal(kept[0][0], kept[1][0])
+    assert not torch.equal(kept[1][1], kept[2][1])  # its episode began a step later
+    torch.testing.assert_close(kept[2][1], kept[3][1], rtol=0, atol=0)
+
+
+def test_a_memory_reset_at_every_step_sees_the_present_alone() -> None:
+    model = agent("gru", hidden_size=4)
+    policy, obs = model.policy, observations(model, 4)
+    first = [policy.remember(x, policy.initial_state(4)).output for x in obs]
+    for every in (1, 2):
+        with torch.no_grad(), controlled(policy, "reset", steps=every):
+            state = policy.initial_state(4)
+            for t, x in enumerate(obs):
+                step = policy.remember(x, state)
+                state = step.state
+                assert torch.allclose(step.output, first[t]) == (t % every == 0)
+
+
 def test_what_needs_its_memory_loses_by_it() -> None:
     model = PPO("MemoryPolicy", RepeatFirst(32, length=4), n_steps=8, learning_rate=1e-2, gamma=0.5, n_epochs=4, seed=0,
                 device="cpu", policy_kwargs={"memory": "gru", "memory_kwargs": {"hidden_size": 32}})  # fmt: skip
@@ -80,7 +108,7 @@ def test_what_needs_its_memory_loses_by_it() -> None:
 def test_wrong_controls_are_refused() -> None:
     policy = agent("gru", hidden_size=4).policy
     with (
-        pytest.raises(ValueError, match="control is 'swapped'; it must be one of frozen, exchanged"),
+        pytest.raises(ValueError, match="control is 'swapped'; it must be one of frozen, exchanged, reset"),
         controlled(
             policy,
             "swapped",  # type: ignore[arg-type]
@@ -94,3 +122,9 @@ def test_wrong_controls_are_refused() -> None:
         pass
     with pytest.raises(ValueError, match="identity has no state"), controlled(agent("identity").policy, "frozen"):
         pass
+    for control, steps in (("frozen", -1), ("reset", 0), ("exchanged", 1)):
+        with (
+            pytest.raises(ValueError, match=f"steps is {steps} for the control '{control}'"),
+            controlled(agent("gru", hidden_size=4).policy, control, steps=steps),  # type: ignore[arg-type]
+        ):
+            pass
