@@ -49,7 +49,7 @@ class Saliency(NamedTuple):
     def shares(self) -> np.ndarray[Any, np.dtype[Any]]:
         """Each decision's saliency as shares that sum to 1. A confident decision has small gradients throughout."""
         totals = self.log_prob.sum(1, keepdims=True)
-        return np.divide(self.log_prob, totals, out=np.zeros_like(self.log_prob), where=totals > 0)
+        return self.log_prob / np.where(totals > 0, totals, 1.0)
 
     def earlier_share(self) -> float:
         """Share of the actions' saliency that belongs to observations before the present one, in 0..1."""
