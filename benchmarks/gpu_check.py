@@ -88,7 +88,7 @@ def lines(args: Args) -> Iterator[Line]:
             words = (
                 f"benchmarks/gpu_iteration.py --memories {memory} --algos {algo} --device {args.device} --repeats 3 "
             )
-            words += "--copies 4 --steps 4 --episode 8" if small else size
+            words += "--copies 4 --steps 4 --episode 8 --probe 64" if small else size
             words += f" --minibatches {4 if peer else 1} {'--sb3' if peer else '--no-sb3'}"
             words += f" --csv {args.out}/speed-{algo}-{memory}.csv"
             yield Line(2, f"speed {algo} {memory}", words.split(), SPEED[algo])

@@ -63,6 +63,8 @@ class Args:
     """Steps of an episode; a graph for each rollout that fits in one, all captured before anything counts."""
     minibatches: int = 4
     """Of PPO."""
+    probe: int = 2048
+    """Side of the matrices by which the limits of the device are found; small where nothing is to be measured."""
     device: str = "cuda"
     """Which GPU."""
     reference: bool = False
@@ -140,7 +142,7 @@ def point(algo: str, memory: str, copies: int, rates: dict[str, float], args: Ar
 def main(args: Args) -> None:
     if not torch.cuda.is_available():
         sys.exit("gpu_iteration: no CUDA device here, and there is nothing else that this measures")
-    rates = scaling.limits(scaling.Args(device=args.device))
+    rates = scaling.limits(scaling.Args(device=args.device), args.probe, 5 * args.probe)
     print(torch.cuda.get_device_name(args.device), "  ".join(f"{name} {rate:.3g}/s" for name, rate in rates.items()))
     rows: list[dict[str, Any]] = []
     for algo in args.algos:

@@ -276,23 +276,29 @@ def _status(name: str) -> int:
 # -- limits ------------------------------------------------------------------------------------------------------------
 
 
-def limits(args: Args) -> dict[str, float]:
-    """FLOP/s, bytes/s and operations/s of this machine."""
+def limits(args: Args, side: int = 2048, launches: int = 10_000) -> dict[str, float]:
+    """FLOP/s, bytes/s and operations/s of this machine.
+
+    Args:
+        args: device and threads.
+        side: of the matrices that are multiplied; what is copied has 16 times as many numbers.
+        launches: operations that are timed together.
+    """
     torch.set_num_threads(args.threads)
-    square = torch.randn(2048, 2048, device=args.device)
+    square = torch.randn(side, side, device=args.device)
     product = torch.empty_like(square)
-    large = torch.randn(2**26, device=args.device)
+    large = torch.randn(16 * side**2, device=args.device)
     other = torch.empty_like(large)
     small = torch.zeros(64, 9, device=args.device)
 
     def many() -> None:
-        for _ in range(10_000):
+        for _ in range(launches):
             small.add_(1.0)
 
     work: dict[str, tuple[Callable[[], Any], float]] = {
-        "flop": (lambda: torch.mm(square, square, out=product), 2 * 2048.0**3),
+        "flop": (lambda: torch.mm(square, square, out=product), 2.0 * side**3),
         "bytes": (lambda: other.copy_(large), 2.0 * large.numel() * 4),
-        "operations": (many, 10_000.0),
+        "operations": (many, float(launches)),
     }
     found = {}
     for name, (run, amount) in work.items():

@@ -423,6 +423,8 @@ class PretendCuda(TorchDispatchMode):
         """(operation, file:line) of everything that the host waited for."""
         self.faults: list[str] = []
         """Accesses without an order between streams, and replays that read freed memory."""
+        self.doubles: Counter[tuple[str, str]] = Counter()
+        """(operation, file:line) of what was float64, which a GPU does slowly and mps not at all."""
         self.launches = self.replays = 0
         self.capturing: CUDAGraph | None = None
         self.graphs: weakref.WeakSet[CUDAGraph] = weakref.WeakSet()
@@ -432,6 +434,7 @@ class PretendCuda(TorchDispatchMode):
     def clear(self) -> None:
         """Forget what has been recorded so far."""
         self.waits.clear()
+        self.doubles.clear()
         self.faults.clear()
         self.launches = self.replays = 0
 
@@ -614,6 +617,8 @@ class PretendCuda(TorchDispatchMode):
         if to_host:
             return out
         made = [tensor for tensor in tree_leaves(out) if isinstance(tensor, Pretend)]
+        if any(tensor.dtype in (torch.float64, torch.complex128) for tensor in made):
+            self.doubles[name, self.place()] += 1
         if self.capturing is not None:
             entry = func, host_args, host_kwargs, result, torch.is_grad_enabled(), drawn
             self.capturing.record(entry, tensors, made, launches, f"{name} at {self.place()}")

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from agents.scale.devices import widest
 from envs.tensor_env import AnswerGroup, Info, TensorEnv
 
 _ROWS = 10  # of a group without labels; more numbers than that share rows
@@ -41,20 +42,20 @@ class Breakdown:
             )
         self.metric = env.grouped_metric
         self.groups: dict[str, AnswerGroup] = {}
-        self.sums: dict[str, Tensor] = {}  # score, its unit, and answers of each number: float64 [3, numbers]
+        self.sums: dict[str, Tensor] = {}  # score, its unit, and answers of each number: [3, numbers]
 
     def begin(self, env: TensorEnv) -> None:
         """Called when an episode begins in all environments."""
         self.groups = env.answer_groups()
         for name, group in self.groups.items():
             numbers = max(int(group.number.max()) + 1, len(group.labels))
-            old = self.sums.get(name, torch.zeros(3, 0, dtype=torch.float64, device=env.device))
+            old = self.sums.get(name, torch.zeros(3, 0, dtype=widest(env.device), device=env.device))
             self.sums[name] = torch.nn.functional.pad(old, (0, max(0, numbers - old.shape[1])))
 
     def add(self, info: Info, step: int, counted: Tensor) -> None:
         """Adds step `step` of the episode for the environments where `counted` (bool `[N]`) is true."""
-        amount, unit = (part.double().where(counted, 0.0) for part in info["metrics"][self.metric])
-        each = torch.stack([amount, unit, (unit > 0).double()])
+        amount, unit = (part.to(widest(part.device)).where(counted, 0.0) for part in info["metrics"][self.metric])
+        each = torch.stack([amount, unit, (unit > 0).to(unit.dtype)])
         for name, group in self.groups.items():
             self.sums[name].index_add_(1, group.number[step], each)
 

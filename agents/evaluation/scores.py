@@ -20,6 +20,7 @@ from torch import Tensor
 from agents.evaluation.breakdown import Breakdown
 from agents.learner import MemoryOnPolicyAlgorithm
 from agents.metrics.task import TaskMetrics
+from agents.scale.devices import widest
 from envs.tensor_env import Info, Obs, TensorEnv
 from policies.action_masks import check_width, random_choices, refuse_without_choice, without_choice
 from policies.policy import MemoryActorCriticPolicy
@@ -307,15 +308,16 @@ def random_actions(space: spaces.Space[Any], num_envs: int, device: torch.device
         return torch.randint(2, (num_envs, *space.shape), device=device, dtype=torch.int8)
     if isinstance(space, spaces.MultiDiscrete):
         count, start = (torch.as_tensor(part, device=device) for part in (space.nvec, space.start))
-        drawn = torch.rand(num_envs, *count.shape, device=device, dtype=torch.float64) * count
+        drawn = torch.rand(num_envs, *count.shape, device=device, dtype=widest(torch.device(device))) * count
         return drawn.long() + start
     if isinstance(space, spaces.Box):
-        low, high = (torch.as_tensor(np.asarray(b, np.float64), device=device) for b in (space.low, space.high))
+        dtype = widest(torch.device(device))
+        low, high = (torch.as_tensor(np.asarray(b, np.float64)).to(device, dtype) for b in (space.low, space.high))
         whole = np.issubdtype(space.dtype, np.integer)
         shape = (num_envs, *low.shape)
-        uniform = low + torch.rand(shape, device=device, dtype=torch.float64) * (high - low + whole)
-        tail = -torch.log1p(-torch.rand(shape, device=device, dtype=torch.float64))
-        free = torch.randn(shape, device=device, dtype=torch.float64)
+        uniform = low + torch.rand(shape, device=device, dtype=dtype) * (high - low + whole)
+        tail = -torch.log1p(-torch.rand(shape, device=device, dtype=dtype))
+        free = torch.randn(shape, device=device, dtype=dtype)
         bounded = torch.where(low.isfinite(), low + tail, torch.where(high.isfinite(), high - tail, free))
         drawn = torch.where(low.isfinite() & high.isfinite(), uniform, bounded)
         return (drawn.floor() if whole else drawn).to(torch.from_numpy(np.empty(0, space.dtype)).dtype)

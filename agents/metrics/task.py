@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from agents.scale.devices import widest
+
 
 class TaskMetrics:
     """Accumulates the amounts and counts of `TensorEnv.metric_names` from `info["metrics"]`.
@@ -18,7 +20,7 @@ class TaskMetrics:
 
     def __init__(self, names: tuple[str, ...], device: torch.device) -> None:
         self.names, self.device = names, device
-        self.dtype = torch.float32 if device.type == "mps" else torch.float64  # mps has no float64
+        self.dtype = widest(device)
         self.steps: list[Tensor] = []
 
     def add(self, info: dict[str, Any], counted: Tensor | None = None) -> None:

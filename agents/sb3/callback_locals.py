@@ -245,7 +245,7 @@ def _infos_of(
         over = (rollout.terminated | rollout.truncated)[:t, index].nonzero()
         since = int(over[-1]) + 1 if len(over) else 0
         before = (0.0, 0) if len(over) else (episodes.returns[own], episodes.lengths[own])
-        reward = float(rollout.rewards[since : t + 1, index].double().sum())
+        reward = float(rollout.rewards[since : t + 1, index].cpu().double().sum())
         return {"r": before[0] + reward, "l": int(before[1] + t + 1 - since), "t": 0.0}
 
     return of_tensors(info, terminated, truncated, counts)

@@ -6,6 +6,11 @@ import torch
 from stable_baselines3.common.utils import get_device
 
 
+def widest(device: torch.device) -> torch.dtype:
+    """The widest floating point type of a device, for sums: mps has no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def device_of(name: str) -> torch.device:
     """The device of that name.
 

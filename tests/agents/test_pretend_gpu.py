@@ -28,6 +28,8 @@ CASES = [(algo, memory, "RepeatFirst") for memory in sorted(MEMORIES) for algo i
     for algo in LEARNERS
     if algo == "a2c" or LEARNERS[algo].targets == ENVIRONMENTS[env].targets
 ]
+SUMS = ("agents/metrics/task.py", "agents/metrics/report.py", "agents/scale/distributed.py")
+"""Where a task's scores are summed up and read, in the widest type of the device; all else is float32."""
 PACKING = ("gru", "lstm", "dmn")
 """Memories that read `starts` once where episodes may begin at any step; docs/concepts.md lists them."""
 
@@ -71,6 +73,8 @@ def test_an_iteration_waits_once_and_keeps_its_budget(algo: str, memory: str, en
     assert [place.split(":")[0] for place in waits] == ["agents/metrics/report.py"], waits
     assert gpu.waits.total() == 1 or packed
     assert not gpu.faults
+    doubles = {place for _, place in gpu.doubles if not place.startswith(SUMS)}
+    assert not doubles, "float64 on the device: mps has none (agents.scale.devices.widest)"
     allowed, counted = budget
     counted[algo, memory, env] = launches
     most = SLACK * allowed.get((algo, memory, env), launches)
