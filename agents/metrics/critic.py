@@ -16,29 +16,35 @@ class CriticWatch:
     """Tracks the explained variance and gradient norm of the last iterations."""
 
     def __init__(self) -> None:
-        self.seen: deque[tuple[float, float]] = deque(maxlen=PATIENCE)
+        self.seen: deque[tuple[float, float]] = deque()
         self.warned = False
 
-    def see(self, metrics: Mapping[str, float], max_grad_norm: float, normalized: bool = False) -> None:
+    def see(
+        self, metrics: Mapping[str, float], max_grad_norm: float, normalized: bool = False, steps: int = STEPS
+    ) -> None:
         """Adds an iteration's metrics; a learner without a critic is ignored.
 
         Args:
             metrics: by name.
             max_grad_norm: the learner's.
             normalized: whether values are learned in normalised units already.
+            steps: of the environments in the iteration.
         """
         explained = metrics.get("train/explained_variance")
         if explained is None or self.warned:
             return
+        patience = max(PATIENCE, -(-STEPS // steps))
         self.seen.append((explained, metrics["train/grad_norm"]))
+        if len(self.seen) > patience:
+            self.seen.popleft()
         explained, norm = (sum(column) / len(self.seen) for column in zip(*self.seen, strict=True))
-        if len(self.seen) == PATIENCE and explained <= 0 and norm > HARD * max_grad_norm:
+        if len(self.seen) == patience and explained <= 0 and norm > HARD * max_grad_norm:
             self.warned = True
             advice = "lower vf_coef or raise max_grad_norm"
             if not normalized:
                 advice = "leave normalize_values on, or set reward_scale so that returns are about 1"
             warnings.warn(
-                f"the critic explains nothing (train/explained_variance {explained:.2f} over {PATIENCE} iterations) "
+                f"the critic explains nothing (train/explained_variance {explained:.2f} over {patience} iterations) "
                 f"while gradients of norm {norm:.3g} are clipped to {max_grad_norm:g}, so the policy hardly learns: "
                 f'{advice}; see docs/ppo.md, "The scale of rewards"',
                 stacklevel=2,

@@ -67,7 +67,8 @@ def read(model: MemoryOnPolicyAlgorithm, found: Report) -> None:
     refuse_without_choice(values.pop(_WITHOUT, 0.0))
     refuse_non_finite(model, values)
     if distributed.rank() == 0:
-        model.critic_watch.see(values, model.max_grad_norm, model.policy.value_norm is not None)
+        normalized = model.policy.value_norm is not None
+        model.critic_watch.see(values, model.max_grad_norm, normalized, model.n_steps * model.n_envs)
     for name, value in values.items():
         model.logger.record(name, value)
     for name, value in model.task_metrics.values(sums.sum(0)).items():

@@ -19,7 +19,7 @@ from test_checkpoint import assert_same, fingerprint
 from agents import A2C, PPO, MemoryOnPolicyAlgorithm, Supervised, load, make_env
 from agents.checkpoint import MANIFEST, digest, take_weights
 from agents.evaluation import evaluate
-from agents.metrics.critic import PATIENCE, CriticWatch
+from agents.metrics.critic import PATIENCE, STEPS, CriticWatch
 from agents.run.config import base_config
 from envs.repeat_first import RepeatFirst
 from envs.tensor_env import Obs, TensorEnv
@@ -216,9 +216,25 @@ def test_the_watch_keeps_quiet(explained: float | None, norm: float) -> None:
             watch.see(metrics, max_grad_norm=0.5)
 
 
+def test_the_watch_waits_longer_where_rollouts_are_short() -> None:
+    """Of 64 steps the explained variance is mostly noise: 20 such iterations say nothing."""
+    watch = CriticWatch()
+    drowned = {"train/explained_variance": -0.1, "train/grad_norm": 12.0}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(STEPS // 64):
+            watch.see(drowned, max_grad_norm=0.5, steps=64)
+        assert not caught
+        watch.see(drowned, max_grad_norm=0.5, steps=64)
+    assert len(caught) == 1
+
+
 @pytest.mark.parametrize("learner", [A2C, PPO])
-def test_a_learner_says_that_its_critic_drowns_its_policy(learner: type[MemoryOnPolicyAlgorithm]) -> None:
+def test_a_learner_says_that_its_critic_drowns_its_policy(
+    learner: type[MemoryOnPolicyAlgorithm], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Returns of a thousand and no normalisation: a warning; the same with it: none."""
+    monkeypatch.setattr("agents.metrics.critic.STEPS", PATIENCE * T * N)
 
     def said(normalize_values: bool) -> list[str]:
         env = Scaled(N, length=1, max_steps=5)
