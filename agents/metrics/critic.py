@@ -7,7 +7,9 @@ from collections import deque
 from collections.abc import Mapping
 
 PATIENCE = 20
-"""Number of iterations in the moving window."""
+"""Fewest iterations in the moving window."""
+STEPS = 10_000
+"""Fewest environment steps in it: in a short rollout the explained variance is mostly noise."""
 HARD = 8.0
 """Mean ratio of gradient norm to `max_grad_norm` from which clipping counts as hard."""
 
