@@ -252,10 +252,10 @@ def test_a_learner_says_that_its_critic_drowns_its_policy(
 @pytest.mark.parametrize("algo", ["ppo", "a2c"])
 def test_observations_of_other_peoples_environments_are_normalised_by_default(algo: str) -> None:
     """Those of this project are of the order of 1, and recipes say for themselves."""
-    assert base_config(None, "CartPole-v1", algo, "gru").normalize_obs
-    assert not base_config(None, "Engram/TMaze-v0", algo, "gru").normalize_obs
-    assert not base_config("maze-ppo", "CartPole-v1", algo, "gru").normalize_obs
-    assert not base_config(None, None, algo, "gru").normalize_obs
+    assert base_config(None, "CartPole-v1", algo, "gru").learner.normalize_obs
+    assert not base_config(None, "Engram/TMaze-v0", algo, "gru").learner.normalize_obs
+    assert not base_config("maze-ppo", "CartPole-v1", algo, "gru").learner.normalize_obs
+    assert not base_config(None, None, algo, "gru").learner.normalize_obs
 
 
 def cart(normalize_values: bool) -> float:
