@@ -80,7 +80,7 @@ class Setup:
 
 
 KEPT_SETUP = ("stats_window_size", "policy_kwargs", "seed")
-"""What a checkpoint keeps of `Setup`; where and how fast it runs is up to whoever loads it."""
+"""The entries of `Setup` that a checkpoint stores; device and speed are chosen when it is loaded."""
 
 
 def fields_of(config: Any) -> tuple[dataclasses.Field[Any], ...]:

@@ -162,7 +162,7 @@ def steps_of(folder: Path) -> list[Path]:
 
 
 def latest_checkpoint(folder: str | os.PathLike[str]) -> Path:
-    """The newest checkpoint in a run's folder; `folder` itself where it is one.
+    """The newest checkpoint in a run's folder; `folder` itself if it is a checkpoint.
 
     Raises:
         CheckpointError: there is none.

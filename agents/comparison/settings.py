@@ -19,7 +19,7 @@ _SCORING = ("eval_episodes", "eval_steps")
 _MACHINE = ("device", "threads", "fast", "vector")
 _NAMES = ("recipe", "follows", "seed")
 _FIRST = ("memory", "algo", "recipe", "init_from")
-"""What runs are told apart by, before other entries; a recipe's file that no page names comes last."""
+"""Entries that distinguish runs, in this order and before all others; a recipe's file that no page names comes last."""
 
 
 def settings(run: Run) -> dict[str, Any]:

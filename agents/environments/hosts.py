@@ -50,7 +50,7 @@ class Host:
         raise NotImplementedError
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)  # a deep copy of an agent, whose environments nobody watches yet
+        self.__dict__.update(state)  # a deep copy of an agent: its environments are not watched yet
         moves, self.watch = self.watch.moves, watch(self.env)
         self.watch.moves = moves
 

@@ -243,7 +243,7 @@ def _score(arguments: Arguments, agent: Agent, env: TensorEnv, env_id: str, env_
         print_ablation(console, agent.model.policy.memory_name, ablated)
     errors = {name: each.tables() for name, each in apart.items()}
     if arguments.errors and not errors["agent"]:
-        console.print("errors: all answers are of one kind, so there is nothing to tell apart", highlight=False)
+        console.print("errors: all answers belong to one group, so there is no breakdown", highlight=False)
     for group in errors.get("agent", ()):
         rows = {names.get(name, name): tables.get(group, []) for name, tables in errors.items()}
         print_errors(console, apart["agent"].metric, group, rows)

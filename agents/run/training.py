@@ -224,7 +224,7 @@ def run(config: Config, folder: Path, console: Console, checkpoint: Path | None 
         model.set_logger(run_logger(folder, None if checkpoint is None else model.num_timesteps))
         model.learn(remaining, CallbackList(callbacks), reset_num_timesteps=checkpoint is None)
     except Exception as error:
-        if isinstance(error, RankLostError):  # torchrun sends it to whoever is left, who has this to say first
+        if isinstance(error, RankLostError):  # torchrun sends it to the remaining ranks, which report this first
             del handlers[signal.SIGTERM]
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         doing = f"training, after {model.num_timesteps:,} environment steps"

@@ -192,7 +192,7 @@ def _map(stage: Stage, view: View, room: Box) -> None:
     image = view.values if view.values.ndim == 3 else shade(view.values, view.low, view.high)
     place = stage.picture(image, room.inset(1, title + 1, 1, 1))
     rows, columns = view.values.shape[:2]
-    if max(rows, columns) <= 12:  # few enough to tell apart: rule lines between the cells
+    if max(rows, columns) <= 12:  # few cells: draw lines between them
         for line in range(1, rows):
             stage.box(place.left, place.top + line * place.height / rows - 0.5, place.width, 1, LINE)
         for line in range(1, columns):

@@ -152,7 +152,7 @@ class DKM(Memory):
         if self.solve == "code":
             gram, target = gram @ gram, times(target, gram)
         eye = torch.eye(self.memory_size, device=z.device, dtype=z.dtype)
-        # never singular, as λ > 0; the variant that does not check asks nothing of the device
+        # never singular, as λ > 0; the variant without a check needs no synchronisation
         weights: Tensor = torch.linalg.solve_ex(gram + penalty * eye, target)[0]
         return weights
 

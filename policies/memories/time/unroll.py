@@ -36,8 +36,7 @@ def unroll(
         starts: bool `[T, B]`; `starts[t, b]` says that input `t` is the first of its episode: the state of `b` is reset
             *before* step `t`. None: no episode starts here.
         state: the state before the first step.
-        resets: the steps at which any entry of `starts` may be true, where the host knows them without asking the
-            device; None: any step may be one.
+        resets: the steps at which any entry of `starts` may be true, if the host knows them; None: any step may be one.
         queries: questions by name, each `[T, B, ...]`, for a memory with readers.
         step: takes each step; None: the memory's `forward`, its equations.
     """

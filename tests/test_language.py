@@ -1,0 +1,126 @@
+"""Docstrings, comments, messages and pages use the field's words: CONTRIBUTING.md, "Language"."""
+
+from __future__ import annotations
+
+import io
+import re
+import tokenize
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PLAIN = {
+    r"roll-outs?": "rollout",
+    r"plain(?:ly)? twin": "reference implementation",
+    r"(?:is|are|be|run|done|does) (?:it |them )?plainly": "eagerly",
+    r"by hand": "custom backward; or say who does it",
+    r"hangs? on": "depends on",
+    r"told apart|tells? apart|tell apart": "distinguish; cache key",
+    r"tak(?:es?|en|ing) down(?! once the)": "capture",
+    r"(?:made|makes?|make) (?:it |them |the rest )?again": "recompute",
+    r"ask(?:s|ed|ing)? (?:nothing of )?the device|asks? nothing of": "synchronise with the device",
+    r"waits? for the device": "synchronise with the device",
+    r"who(?:ever| does not| looks)": "name it",
+    r"nobody|somebody": "name it, or no one",
+    r"is had|to be had|could be had": "is available",
+    r"where it is one": "if",
+    r"as it were": "as configured",
+    r"numbers? that (?:are|is) (?:none|no numbers?)": "NaN or infinite",
+    r"holds? most probable": "greedy",
+    r"goes? on as|going on as": "continues with",
+    r"on the way back": "in the backward pass",
+    r"as far as it likes": "no limit",
+    r"copies of (?:an|the) environments?": "environments",
+    r"gives the exit status": "returns",
+    r"the words of the command": "arguments",
+    r"stands? alone": "say what it lacks",
+}
+"""What is not written, and the plain word."""
+
+
+def gap(phrase: str) -> str:
+    """Any white space between its words."""
+    return phrase.replace(" ", r"\s+")
+
+
+BANNED = re.compile(
+    "|".join(f"(?P<w{number}>\\b(?:{gap(phrase)})\\b)" for number, phrase in enumerate(PLAIN)), re.IGNORECASE
+)
+CODE = [path for top in ("agents", "envs", "policies") for path in sorted((ROOT / top).rglob("*.py"))]
+CODE += [ROOT / f"{name}.py" for name in ("train", "evaluate", "compare")]
+PAGES = [ROOT / "README.md", ROOT / "results/README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES += sorted((ROOT / "recipes").rglob("*.yaml"))
+ALLOWED: set[str] = {
+    "agents/a2c.py",
+    "agents/learner.py",
+    "agents/ppo.py",
+    "agents/rollout.py",
+    "agents/run/config.py",
+    "agents/supervised.py",
+    "agents/updates.py",
+    "docs/memories/gtrxl.md",
+    "docs/performance.md",
+    "policies/memories/dmn/fast_episode.py",
+    "policies/memories/dmn/memory.py",
+    "policies/memories/dnc/fast_links.py",
+    "policies/memories/dnc/memory.py",
+    "policies/memories/mnm/fast.py",
+    "policies/memories/mnm/fast_native.py",
+    "policies/memories/mnm/fast_sequence.py",
+    "policies/memories/mnm/fast_step.py",
+    "policies/memories/mnm/fast_taped.py",
+    "policies/memories/multigrid/fast_sequence.py",
+    "policies/memories/plastic/fast_sequence.py",
+    "policies/memories/recurrent/fast_sequence.py",
+    "policies/memories/recurrent/gru.py",
+    "policies/memories/recurrent/lstm.py",
+    "policies/memories/recurrent/memory.py",
+    "policies/memories/salu/fast_sequence.py",
+    "policies/memories/sdnc/sparse.py",
+    "policies/memories/time/checkpointing.py",
+    "policies/native/packed.py",
+}
+"""Files that are not rewritten yet. A file that is clean fails the test."""
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def found(path: Path) -> list[str]:
+    """Each banned phrase in a file's comments and strings, or in its text, with the line and the word to use."""
+    text = path.read_text(encoding="utf-8")
+    pieces = [(1, text)]
+    if path.suffix == ".py":
+        tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+        pieces = [(t.start[0], t.string) for t in tokens if t.type in (tokenize.STRING, tokenize.COMMENT)]
+    lines = []
+    for start, piece in pieces:
+        for match in BANNED.finditer(re.sub(r"\s", " ", piece)):  # of the same length, so that places stay
+            word = list(PLAIN.values())[int(str(match.lastgroup)[1:])]
+            row = start + piece[: match.start()].count("\n")
+            lines.append(f"{name_of(path)}:{row}: {' '.join(match[0].split())!r}; write: {word}")
+    return lines
+
+
+@pytest.mark.parametrize("path", [path for path in [*CODE, *PAGES] if name_of(path) not in ALLOWED], ids=name_of)
+def test_plain_words(path: Path) -> None:
+    assert not found(path)
+
+
+@pytest.mark.parametrize("name", sorted(ALLOWED))
+def test_every_exception_is_still_needed(name: str) -> None:
+    assert found(ROOT / name)
+
+
+def test_phrases_are_found_across_line_breaks_and_in_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("test_language.ROOT", tmp_path)
+    path = tmp_path / "one.py"
+    path.write_text('"""A roll-out that is done\n    plainly."""\nraise ValueError("it hangs on luck")  # by hand\n')
+    assert [line.split("'")[1].lower() for line in found(path)] == [
+        "roll-out",
+        "done plainly",
+        "hangs on",
+        "by hand",
+    ]
