@@ -20,7 +20,7 @@ from agents.scale.fast import Fast, Precision
 
 
 class Hyperparameters:
-    """What hyper-parameters that several learners have mean.
+    """Hyper-parameters shared by several learners.
 
     Not a dataclass itself: that of a learner lists the fields it has, with its defaults, in the order in which its
     constructor takes them. Every learner has `learning_rate`, `n_steps` and `max_grad_norm`.
@@ -40,7 +40,7 @@ class Hyperparameters:
     vf_coef: NotNegative
     """Weight of the value loss."""
     aux_coef: NotNegative
-    """Weight of the memory's own losses, where it has any."""
+    """Weight of the memory's own losses, if it has any."""
     max_grad_norm: Positive
     """Longer gradients are scaled down to this norm."""
     normalize_advantage: bool
@@ -48,25 +48,25 @@ class Hyperparameters:
     normalize_values: bool
     """Learn values in running standard deviations of the returns, so that the size of rewards does not matter."""
     normalize_obs: bool
-    """Shift and scale every number of the observation by its running mean and deviation; images stay as they are.
-    train.py turns it on for environments of others, where no recipe says otherwise."""
+    """Normalise every number of the observation by its running mean and standard deviation, except images. train.py
+    turns it on for environments that are not of this project, unless a recipe sets it."""
     reward_scale: Positive
-    """Rewards are multiplied by this before learning; logs show them as they came."""
+    """Rewards are multiplied by this for learning; logs show the original rewards."""
 
     schedules: ClassVar[tuple[str, ...]] = ("learning_rate",)
-    """Those that may also be a function of the remaining progress (1 → 0)."""
+    """Hyper-parameters that may be schedules: functions of the remaining progress (1 → 0)."""
     fixed: ClassVar[tuple[str, ...]] = ("reward_scale", "normalize_values", "normalize_obs")
-    """Those that stay as they were when a run is resumed."""
+    """Hyper-parameters that cannot change when a run is resumed."""
     run_defaults: ClassVar[Mapping[str, Any]] = {"learning_rate": 1e-3}
-    """What `train.py` starts from where that differs from the class; also entries of the run, such as `num_envs`, which
-    count where no recipe is named."""
+    """Defaults of `train.py` that differ from the class; may also hold entries of the run, such as `num_envs`, used if
+    no recipe is named."""
     gpu_defaults: ClassVar[Mapping[str, Any]] = {}
-    """Those of `run_defaults` that are others with `--device cuda`."""
+    """The entries of `run_defaults` that differ with `--device cuda`."""
 
 
 @dataclass
 class Setup:
-    """How and where a learner runs: what every constructor takes after the hyper-parameters."""
+    """How and where a learner runs: constructor arguments after the hyper-parameters."""
 
     fast: Fast = "auto"
     precision: Precision = "float32"
@@ -102,7 +102,7 @@ SETUP = {name: hint for name, hint in hints_of(Setup).items() if name in ("stats
 
 
 def fitted(config: type[Hyperparameters], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values fitted to the types and ranges of a dataclass, and of `Setup`.
+    """Values converted to the types of a dataclass and of `Setup`, and checked.
 
     Raises:
         ValueError: one is of the wrong type or out of its range; the message names it.
@@ -133,11 +133,11 @@ INSTEAD = {
     "rollout_buffer_class": "rollouts are tensors on the device, see agents/rollout.py",
     "rollout_buffer_kwargs": "rollouts are tensors on the device, see agents/rollout.py",
 }
-"""What users of SB3 give to its learners, and why not to these."""
+"""Arguments of SB3's learners that these do not take, and why."""
 
 
 def bound(learner: str, config: Any, *args: Any, **kwargs: Any) -> inspect.BoundArguments:
-    """What a learner with these hyper-parameters was given, by name.
+    """The arguments of a learner with these hyper-parameters, by name.
 
     Raises:
         TypeError: it does not take one of the arguments; the message says what stands in its place, or names near ones.
@@ -152,7 +152,7 @@ def bound(learner: str, config: Any, *args: Any, **kwargs: Any) -> inspect.Bound
 
 
 def check_definition(learner: type, config: Any) -> None:
-    """Look at a learner when it is defined, so that no hyper-parameter is lost later.
+    """Checks a learner's constructor when the class is defined, so that no hyper-parameter is lost.
 
     Raises:
         TypeError: one would not reach the command line or a checkpoint; the message says what to write.

@@ -1,4 +1,4 @@
-"""The configuration of a run: what `train.py` takes on the command line, a recipe holds and `config.yaml` keeps."""
+"""The configuration of a run: the options of `train.py`, and the entries of recipes and `config.yaml`."""
 
 from __future__ import annotations
 
@@ -76,80 +76,81 @@ class Config:
 
     env: str = "Engram/InvisibleGoalMaze-v0"
     """Environment: Engram/InvisibleGoalMaze-v0, Engram/Mapping-v0, Engram/Copy-v0, ... (README.md lists all), any other
-    Gymnasium id, or module:Id-v0, which imports the module that registers it."""
+    Gymnasium id, or module:Id-v0 to import the module that registers it first."""
     env_kwargs: Pairs = field(default_factory=dict)
-    """The environment's own arguments; they replace the recipe's one by one."""
+    """Arguments of the environment, NAME=VALUE; each replaces the recipe's."""
     wrappers: list[str] = field(default_factory=list)
-    """Wrappers around every single environment, the first innermost: module:name, such as
+    """Wrappers of every single environment, the first one innermost: module:name, such as
     gymnasium.wrappers:FlattenObservation, or a function in a module of the current folder."""
     vector: Vector = "sync"
-    """Environments on the host: one after the other (sync), or each in a process of its own (async), which pays where
-    they are slow."""
+    """Host environments: sync steps them one after the other, async runs each in its own process (for slow
+    environments)."""
     memory: str = "mnm-p"
-    """Memory: identity (none), lstm, mnm-p, dnc, multigrid, kanerva++, ... (docs/README.md lists all), or one that an
-    installed package registers."""
+    """Memory: identity (none), lstm, mnm-p, dnc, multigrid, kanerva++, ... (docs/README.md lists all), or one
+    registered by an installed package."""
     memory_kwargs: Pairs = field(default_factory=dict)
-    """The memory's own arguments; they replace the recipe's one by one."""
+    """Arguments of the memory, NAME=VALUE; each replaces the recipe's."""
     encoder: str | None = None
-    """What stands before the memory: MLPEncoder, NatureCNN, PictureEncoder, FlattenExtractor, ..., or module:Class of
-    your own; None: by the observation space."""
+    """Encoder before the memory: MLPEncoder, NatureCNN, PictureEncoder, FlattenExtractor, ..., or your own
+    module:Class. None: chosen by the observation space."""
     encoder_kwargs: Pairs = field(default_factory=dict)
-    """The encoder's own arguments."""
+    """Arguments of the encoder."""
     net_arch: list[Annotated[int, Range(1)]] | None = None
-    """Hidden layers between the memory and the heads, such as 64 64; None: as the policy's default is."""
+    """Hidden layers between the memory and the heads, such as 64 64. None: the policy's default."""
     normalize_images: bool = True
-    """Divide uint8 pictures by 255; not those up to 16x16, which the default encoder reads as symbols."""
+    """Divide uint8 images by 255, except images up to 16x16, which the default encoder reads as symbols."""
     algo: str = "ppo"
-    """Learner: ppo, a2c, or supervised where the environment says what would have been right."""
+    """Learner: ppo, a2c, or supervised (for environments with targets), or one registered by an installed package."""
     total_timesteps: Count = 500_000
-    """Environment steps to train for, all copies counted together."""
+    """Environment steps to train for, summed over all environments."""
     num_envs: Count = 8
-    """Copies of the environment, stepped together; under torchrun of all ranks together, shared out equally."""
+    """Number of parallel environments; with torchrun the total, shared equally by the ranks."""
     seed: Seed = 0
-    """Of everything random in the run."""
+    """Random seed."""
     device: str = "cpu"
-    """Where environments, memory and learning live: cpu, cuda, cuda:1, ... or auto."""
+    """Device of environments, policy and learning: cpu, cuda, cuda:1, ... or auto."""
     threads: Annotated[int, Range(1, 256)] = 1
-    """CPU threads of torch; for models of this size a second one gains little and loses much on a busy machine."""
+    """CPU threads of torch. For small models more than one gains little, and loses much on a busy machine."""
     fast: Fast = "auto"
-    """Fast paths: auto takes those that pay, off takes the plain twin of each, compile also puts the memory's step
-    through torch.compile (some ten seconds to start), graph replays whole iterations as CUDA graphs or says why it
-    cannot. See docs/performance.md and docs/gpu.md."""
+    """Fast forms: auto uses them, off uses the reference implementations, compile also compiles the memory's step with
+    torch.compile (about ten seconds to start), graph replays whole iterations as CUDA graphs, or says why it cannot.
+    See docs/performance.md and docs/gpu.md."""
     precision: Precision = "float32"
-    """bf16: lstm and multigrid multiply whole sequences in bfloat16; pays where the processor has it."""
+    """bf16: lstm and multigrid process whole sequences in bfloat16; faster if the processor supports it."""
 
     anneal: bool = False
-    """Let the learning rate fall linearly to a tenth over the run. On without a recipe, but for supervised."""
+    """Decay the learning rate linearly to a tenth over the run. On by default without a recipe, except for
+    supervised."""
     bptt_segment: Whole | None = None
-    """Back-propagation through time keeps the memory's state before every so many steps and makes the rest again: less
-    memory for more work. 0: keeps every step. None: 0, unless that came to more than 1 GiB."""
+    """Gradient checkpointing: store the memory's state every N steps and recompute the rest in the backward pass. 0:
+    off. None: on if a sequence would store more than 1 GiB."""
     learner: Annotated[Any, tyro.conf.arg(name="")] = None
     """The hyper-parameters of `algo`, an object of its dataclass; files and flags have them beside the other entries.
     None: those that a run starts from."""
 
     recipe: str | None = None
-    """A file or a name in recipes/; its values are defaults that other flags override."""
+    """A file, or a name in recipes/. Its values are defaults; flags override them."""
     resume: Path | None = None
-    """A run's folder or a checkpoint: go on exactly from there, in the same folder."""
+    """A run's folder or a checkpoint: resume it exactly, in the same folder."""
     init_from: Path | None = None
-    """A run's folder or a checkpoint of the same memory: begin with its weights, and with nothing else of it. For a
-    lesson that follows an easier one."""
+    """A run's folder or a checkpoint with the same memory: start from its weights only, for example after an easier
+    lesson."""
     follows: str | None = None
-    """The recipe of that easier lesson: --lessons trains it first, and a run without its weights is reminded of it."""
+    """The recipe of an easier lesson: --lessons trains it first; a run without its weights prints a reminder."""
     data_dir: Path | None = None
-    """Folder with the files of tasks that need some; default: the variable ENGRAM_DATA, else a cache."""
+    """Folder of the data files that some tasks need; default: the variable ENGRAM_DATA, else a cache folder."""
     run_dir: Path | None = None
-    """Folder for everything the run leaves; default: runs/ENV-MEMORY-ALGO-SEED-TIME."""
+    """Folder of the run's files; default: runs/ENV-MEMORY-ALGO-SEED-TIME."""
     checkpoint_every: Whole = 30
-    """Seconds between checkpoints; the last one is always written."""
+    """Seconds between checkpoints; one is always written at the end."""
     panels_every: Whole = 60
-    """Seconds between pictures of the memory in TensorBoard; 0: none."""
+    """Seconds between memory pictures in TensorBoard; 0: none."""
     eval_episodes: Whole = 256
-    """Episodes at the end for the score in summary.json; 0: none, and no score."""
+    """Evaluation episodes after training, for the score in summary.json; 0: no score."""
     eval_steps: Count = 30_000
-    """Steps after which one of these episodes is cut, where the environment does not end it."""
+    """Longest evaluation episode in steps; longer ones are cut."""
     baseline: bool = True
-    """Also train the memoryless identity agent for as many steps, and report it beside the result."""
+    """Also train a memoryless agent for the same number of steps, and report its score."""
     progress: bool = True
     """Show the progress bar."""
 
@@ -250,17 +251,17 @@ class Config:
 
 @dataclass
 class Command(Config):
-    """Train an agent with a memory, or many to find the best."""
+    """Train an agent with a memory, or search hyper-parameters."""
 
     lessons: bool = False
-    """Train the recipes that this one follows first, easiest first, each with the weights of the one before. Other
-    flags go for all of them; the same command with its --run-dir goes on after a stop."""
+    """First train the easier recipes that this one follows, easiest first, each from the weights of the one before.
+    Other flags apply to all of them; the same command with --run-dir resumes."""
     sweep: str | None = None
     """Search hyper-parameters: a space file, or a name in recipes/sweeps/; docs/sweep.md explains it."""
     trials: Count | None = None
-    """With --sweep: trials in all, those of earlier commands included; default: as the space file says."""
+    """With --sweep: total number of trials, including those of earlier commands; default: as in the space file."""
     jobs: Count | None = None
-    """With --sweep: trials at once; default: 1, on a Ray cluster as many as it holds."""
+    """With --sweep: parallel trials; default: 1, or as many as fit on a Ray cluster."""
     storage: str | None = None
     """With --sweep: a journal file or a database URL that several machines share; default: a journal in the sweep's
     folder."""

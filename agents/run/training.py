@@ -103,7 +103,7 @@ def _train(config: Config, checkpoint: Path | None, console: Console, start: Sta
         before = distributed.from_first(lambda: newest(folder / "identity") if checkpoint else None)
         identity_model, _ = run(memoryless, folder / "identity", console, before)
         if identity_model.stop_requested:
-            console.print(f"the result stands in {folder}; the identity agent was stopped", **PLAIN)
+            console.print(f"results are in {folder}; the identity agent was stopped", **PLAIN)
         else:
             identity = score(memoryless, identity_model, console)
     elif config.memory == "identity":

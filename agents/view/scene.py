@@ -277,7 +277,7 @@ def _columns(stage: Stage, probabilities: Array, scene: Scene, room: Box) -> Non
 
 def _memory(stage: Stage, panels: Mapping[str, Panel], room: Box) -> None:
     if not panels:
-        words = "this agent's memory has nothing to show"
+        words = "this memory has no panels"
         stage.write(words, room.left + room.width / 2, room.top + room.height / 2, 12, FAINT, "center")
         return
     shown = list(panels.items())[:_MAX_PANELS]
