@@ -46,7 +46,7 @@ class MinGRU(Memory):
         hidden_size: width of the layers' inputs and of the output.
         num_layers: layers; the paper's Table 1 finds one too few for selective copying and three enough.
         expansion: α, width of a layer's h over `hidden_size`.
-        log_space: the candidate is g(·), which is positive, as in the paper's log-space form (appendix B.2); False: it
+        log_space: the candidate is g(·), which is positive, as in the paper's log-space form (appendix B); False: it
             is linear, as in §3.1.
     """
 

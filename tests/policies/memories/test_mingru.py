@@ -66,7 +66,7 @@ def test_it_is_its_equations(log_space: bool) -> None:
 
 
 def test_a_sequence_is_the_papers_log_space_scan() -> None:
-    """Appendix B.2.1: log h = a* + logcumsumexp(log b − a*), with a* the running sum of log(1 − z)."""
+    """Appendix B: log h = a* + logcumsumexp(log b − a*), with a* the running sum of log(1 − z)."""
     memory = build(num_layers=1)
     xs, before = torch.randn(LENGTH, BATCH, FEATURES).double(), torch.rand(BATCH, 10).double() + 0.1
     gate, candidate = memory.gates[0](memory.norms[0](memory.embedding(xs))).chunk(2, -1)
