@@ -59,7 +59,6 @@ ALLOWED: set[str] = {
     "agents/run/config.py",
     "agents/supervised.py",
     "agents/updates.py",
-    "docs/memories/gtrxl.md",
     "docs/performance.md",
     "policies/memories/dmn/fast_episode.py",
     "policies/memories/dmn/memory.py",
