@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from agents.collect import Collector, StepCollector
 from agents.common.arguments import Fraction, NotNegative, Positive, Rate, Whole
 from agents.hyperparameters import Hyperparameters
 from agents.learner import MemoryOnPolicyAlgorithm
@@ -62,7 +63,6 @@ class A2C(MemoryOnPolicyAlgorithm):
     """
 
     config_class = A2CConfig
-    keeps_graph: ClassVar[bool] = True
 
     use_rms_prop: bool
     rms_prop_eps: float
@@ -74,6 +74,9 @@ class A2C(MemoryOnPolicyAlgorithm):
             arguments["optimizer_class"] = torch.optim.RMSprop
             arguments["optimizer_kwargs"] = {"alpha": 0.99, "eps": self.rms_prop_eps, "weight_decay": 0}
         return arguments
+
+    def collector(self) -> Collector:
+        return StepCollector(self, graph=True, values=True)
 
     def learn_from(self, rollout: Rollout) -> dict[str, Tensor]:
         """One update, which uses up the roll-out's graph."""

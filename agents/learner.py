@@ -1,7 +1,7 @@
 """MemoryOnPolicyAlgorithm: what A2C and PPO share.
 
-It owns the roll-out on the device, the memory carried from one roll-out to the next, the reset signal, the advantages,
-the episode statistics and the log. A learner adds `learn_from`, which turns one roll-out into parameter updates.
+It owns the rollout on the device, the memory carried from one rollout to the next, the reset signal, the advantages,
+the episode statistics and the log. A learner adds `learn_from`, which turns one rollout into parameter updates.
 
 One iteration is collect → train → read. Nothing is read back to the host before `read`, which is one transfer.
 """
@@ -19,26 +19,24 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import MaybeCallback
 from torch import Tensor
 
-from agents.bootstrap import FinalValues
 from agents.checkpoint import Checkpointed
 from agents.checkpoint.generators import set_generators
+from agents.collect import Collector
 from agents.common.arguments import check_policy
 from agents.environments import EnvLike, HostEnv, TensorVecEnv, as_tensor_env, device_for
 from agents.hyperparameters import Hyperparameters, Setup, bound, check_definition, fields_of, fitted, signature_of
 from agents.metrics.critic import CriticWatch
 from agents.metrics.episodes import Episodes
-from agents.metrics.non_finite import naming_non_finite
 from agents.metrics.report import read, report
 from agents.metrics.task import TaskMetrics
 from agents.rollout import Rollout
-from agents.sb3.callback_locals import Locals, Step
+from agents.sb3.callback_locals import Locals
 from agents.sb3.training_env import TrainingEnv
 from agents.scale import distributed
-from agents.scale.cuda_graphs.replay import Graphs, graphs_for
+from agents.scale.executor import Executor
 from agents.scale.fast import Fast, prepare
 from agents.updates import Updates
 from policies.memories.contract import State
-from policies.memories.steps import detach
 from policies.memories.time.held import parameters_stay
 from policies.policy import MemoryActorCriticPolicy
 
@@ -76,10 +74,8 @@ class MemoryOnPolicyAlgorithm(Checkpointed, Updates, TrainingEnv, OnPolicyAlgori
     config_class: ClassVar[type[Hyperparameters]]
     """The dataclass of hyper-parameters; each is an attribute of the learner, too."""
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MemoryPolicy": MemoryActorCriticPolicy}
-    keeps_graph: ClassVar[bool] = False
-    """Whether `learn_from` back-propagates through the roll-out itself, or replays it."""
     learns_from_targets: ClassVar[bool] = False
-    """Whether the right actions are what it learns from; it then does what it holds most probable."""
+    """True for supervised learners: they train on `info["target"]` and act greedily."""
 
     policy: MemoryActorCriticPolicy
     aux_coef = 1.0
@@ -88,6 +84,8 @@ class MemoryOnPolicyAlgorithm(Checkpointed, Updates, TrainingEnv, OnPolicyAlgori
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        if not hasattr(cls, "config_class"):  # a base of learners
+            return
         check_definition(cls, cls.config_class)
         if "__init__" not in vars(cls):
             cls.__signature__ = signature_of(cls.config_class)  # type: ignore[attr-defined]
@@ -105,15 +103,15 @@ class MemoryOnPolicyAlgorithm(Checkpointed, Updates, TrainingEnv, OnPolicyAlgori
         if setup.fast not in get_args(Fast):
             raise ValueError(f"fast is {setup.fast!r}, expected one of {', '.join(get_args(Fast))}")
         self.fast, self.precision = setup.fast, setup.precision
-        self.graphs: Graphs | None = None
-        """What replays the iteration, where it is replayed; see `agents.scale.cuda_graphs`."""
+        self.executor = Executor(self)
+        """How iterations are run."""
         self.step_by_step = False
-        """A callback that must see the memory after every step sets it in `on_rollout_start`, for one roll-out."""
+        """A callback that must see the memory after every step sets it in `on_rollout_start`, for one rollout."""
         self.stats_window_size = setup.stats_window_size
         self.critic_watch = CriticWatch()
         self._generators_to_set: dict[str, Tensor] = {}
         self.whole_episodes = False
-        """Whether a roll-out is as long as an episode, whatever that is: `n_steps` was 0."""
+        """Whether a rollout is as long as an episode, whatever that is: `n_steps` was 0."""
         self.stop_requested = False
         """Set it (from a signal handler, say) to end `learn` after the current iteration, with everything in order."""
         device = device_for(setup.device, env)
@@ -164,7 +162,8 @@ class MemoryOnPolicyAlgorithm(Checkpointed, Updates, TrainingEnv, OnPolicyAlgori
         self.policy = self.policy_class(  # type: ignore[assignment]
             self.observation_space, self.action_space, self.lr_schedule, **self.policy_arguments
         ).to(self.device)
-        self.speed_note = prepare(self)
+        copies = self.n_envs if self.env is not None else 1
+        self.speed_note = prepare(self.policy, self.fast, self.precision, self._takes_sequences(), copies)
         """Why `fast` is not had in full; empty where it is."""
         if distributed.rank():  # parameters are drawn alike; from here on every rank has random numbers of its own
             self.set_random_seed(distributed.own_seed(torch.initial_seed() if self.seed is None else self.seed))
@@ -184,19 +183,21 @@ class MemoryOnPolicyAlgorithm(Checkpointed, Updates, TrainingEnv, OnPolicyAlgori
             if self.tensor_env.horizon is None:
                 raise ValueError("n_steps is 0, a whole episode, but this environment's have no fixed length")
             self.n_steps = self.tensor_env.horizon
-        if self.learns_from_targets and "target" not in self.tensor_env.reset()[1]:
-            raise ValueError("the environment gives no targets to learn from; a2c and ppo learn from its rewards")
         self.task_metrics = TaskMetrics(self.tensor_env.metric_names, self.device)
         self.scores = self.task_metrics.sums()
-        """Amounts and counts of the task's metrics over the last roll-out."""
+        """Amounts and counts of the task's metrics over the last rollout."""
         self.rollout = Rollout.allocate(self.n_steps, self.tensor_env, isinstance(self.tensor_env, HostEnv))
         self.episodes = Episodes(self.all_envs)
         self._visits = self.tensor_env.visits
 
-    @property
-    def unrolls(self) -> bool:
-        """Whether it learns from whole sequences, by `Memory.unroll`."""
-        return not self.keeps_graph
+    def collector(self) -> Collector:
+        """What collects the next rollout."""
+        raise NotImplementedError
+
+    def _takes_sequences(self) -> bool:
+        """Whether its memory takes whole sequences, by `Memory.unroll`: while it collects, or in a replay."""
+        collector = self.collector()
+        return collector.sequences or not collector.graph
 
     def predict(  # type: ignore[override]
         self,
@@ -250,19 +251,31 @@ class MemoryOnPolicyAlgorithm(Checkpointed, Updates, TrainingEnv, OnPolicyAlgori
             total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
         )
         callback.on_training_start(Locals(locals()), globals())
-        self.graphs = graphs_for(self)
+        self.executor = self.make_executor()
         while self.num_timesteps < total_timesteps and not self._stops():
             self.step_by_step = False
             callback.on_rollout_start()
             if self._visited():
                 self._take_up()
-            if not (self.iterate if self.graphs is None else self.graphs.iterate)(callback):
+            if not self.executor.iterate(callback):
                 break
             iteration += 1
             if log_interval is not None and iteration % log_interval == 0:
                 self.dump_logs(iteration)
         callback.on_training_end()
         return self
+
+    def make_executor(self) -> Executor:
+        """What runs the iterations: CUDA graphs where `fast` and the device allow it, else eager steps.
+
+        Raises:
+            ValueError: `fast` is "graph", and it cannot be.
+        """
+        if self.fast == "graph" or (self.fast == "auto" and self.device.type == "cuda"):
+            from agents.scale.cuda_graphs.replay import graphs_for  # a CPU run does without
+
+            return graphs_for(self) or Executor(self)
+        return Executor(self)
 
     def _stops(self) -> bool:
         """Whether any rank was asked to stop: all stop together, or the others would wait for it."""
@@ -272,7 +285,7 @@ class MemoryOnPolicyAlgorithm(Checkpointed, Updates, TrainingEnv, OnPolicyAlgori
         return stops
 
     def iterate(self, callback: BaseCallback) -> bool:
-        """One roll-out and what is learned from it; False where a callback asked to stop in between."""
+        """One rollout and what is learned from it; False where a callback asked to stop in between."""
         if not self.collect_rollouts(self.env, callback, self.rollout, self.n_steps):
             return False
         self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
@@ -285,98 +298,23 @@ class MemoryOnPolicyAlgorithm(Checkpointed, Updates, TrainingEnv, OnPolicyAlgori
         """Learn from `self.rollout`, then read what there is to read: the iteration's one transfer to the host."""
         self._update_learning_rate(self.policy.optimizer)
         read(self, report(self, self.improve(self.rollout)))
-        if self.keeps_graph and self.graphs is None:
-            self._state = detach(self._state)  # its graph is spent, and a model that holds one cannot be copied
 
-    # -- collect ---------------------------------------------------------------------------------------------------
+    def _update_learning_rate(self, optimizers: list[torch.optim.Optimizer] | torch.optim.Optimizer) -> None:
+        rate = self.lr_schedule(self._current_progress_remaining)
+        self.logger.record("train/learning_rate", rate)
+        for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
+            for group in optimizer.param_groups:
+                group["lr"] = group["lr"].fill_(rate) if isinstance(group["lr"], Tensor) else rate
 
     @parameters_stay()
     def collect_rollouts(  # type: ignore[override]
         self, env: Any, callback: BaseCallback, rollout_buffer: Rollout, n_rollout_steps: int
     ) -> bool:
-        """Fill the roll-out; False where a callback asked to stop. Callbacks know already that it begins."""
-        rollout, policy, tensor_env = rollout_buffer, self.policy, self.tensor_env
-        policy.set_training_mode(self.keeps_graph)
-        self._began = self.num_timesteps
-        self._state = detach(self._state)
-        rollout.begin(self._state)
-        outputs, grids = list[Tensor](), list[Tensor]()
-        answers: list[tuple[Tensor, Tensor]] = []
-        info = tensor_env.describe() if self.learns_from_targets or rollout.masks is not None else {}
-        recording = None
-        if self.keeps_graph:
-            room = min(n_rollout_steps, tensor_env.horizon or 1)
-            recording = policy.segments.record(self._state, room, n_rollout_steps, self.n_envs)
-        finals = FinalValues(policy, rollout)
-        started, env_seconds = time.perf_counter(), 0.0
-        for t in range(n_rollout_steps):
-            if self._may_start:
-                rollout.resets.append(t)
-            obs = self._obs
-            rollout.starts[t] = self._starts
-            rollout.write_obs(t, obs)
-            mask = None
-            if rollout.masks is not None:
-                rollout.masks[t] = info["action_mask"]
-                mask = rollout.masks[t]
-            with naming_non_finite(self):
-                with torch.set_grad_enabled(self.keeps_graph):
-                    step = policy.remember(obs, self._state, self._starts if self._may_start else None, recording)
-                with torch.no_grad():
-                    action = policy.act(step.output, self.learns_from_targets, step.grid, mask)
-            outputs.append(step.output.detach())
-            if policy.draws_maps and step.grid is not None:
-                grids.append(step.grid.detach())
-            if self.learns_from_targets:
-                answers.append((info["target"], info["weight"]))
-            self._state = step.state
-            before = time.perf_counter()
-            new_obs, rewards, terminated, truncated, info = tensor_env.step(policy.to_env(action))
-            env_seconds += time.perf_counter() - before
-            rollout.actions[t] = action
-            rollout.rewards[t] = rewards
-            rollout.terminated[t] = terminated
-            rollout.truncated[t] = truncated
-            rollout.hear(t, info)
-            self.task_metrics.add(info)
-            self._may_start = "final_obs" in info
-            if self._may_start and tensor_env.truncates:
-                finals.add(t, info["final_obs"], self._state)
-            self._obs = new_obs
-            self._starts = terminated | truncated
-            self.num_timesteps += self.all_envs
-            seen = Step(self, t, step, obs, mask, action, new_obs, rewards, terminated, truncated, info).names()
-            callback.update_locals(locals() | seen)
-            if not callback.on_step():
-                return False
-            if self._visited():
-                finals.finish()
-                self._give_up(t)
-                info = tensor_env.describe()
-        finals.finish()
-        self.judge_rollout(rollout, outputs, grids)
-        if recording is not None:
-            unrolled = recording.unrolled()
-            rollout.latents, rollout.grids, rollout.losses = unrolled.outputs, unrolled.grids, unrolled.losses
-        if self.learns_from_targets:
-            rollout.targets, rollout.weights = map(torch.stack, zip(*answers, strict=True))
-        self.scores = self.task_metrics.sums()
-        self.env_seconds += env_seconds
-        self.memory_seconds += time.perf_counter() - started - env_seconds
-        callback.update_locals(locals() | seen)
-        callback.on_rollout_end()
-        return True
+        """Fill the rollout; False where a callback asked to stop. The arguments are SB3's, and its own are meant."""
+        return self.collector().collect(callback)
 
-    def judge_rollout(self, rollout: Rollout, outputs: list[Tensor], grids: list[Tensor]) -> None:
-        """What acting did not need, for all steps at once: values, log-probabilities, advantages."""
-        policy = self.policy
-        maps = torch.stack(grids) if policy.draws_maps else None
-        with torch.no_grad():
-            rollout.values, rollout.log_probs, _ = policy.judge(
-                torch.stack(outputs), rollout.actions, maps, rollout.masks
-            )
-            starts = self._starts if self._may_start else None
-            rollout.last_values = policy.predict_values(self._obs, self._state, starts)
+    def estimate(self, rollout: Rollout) -> None:
+        """Advantages and returns of a rollout whose values are there: by generalised advantage estimation."""
         rollout.estimate(self.reward_scale, self.gamma, self.gae_lambda)
         self.note_returns(rollout)
 

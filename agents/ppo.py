@@ -19,13 +19,10 @@ from torch import Tensor
 
 from agents.common.arguments import Count, Fraction, NotNegative, Positive, Rate, Whole
 from agents.hyperparameters import Hyperparameters
-from agents.learner import MemoryOnPolicyAlgorithm
 from agents.registry import register_learner
+from agents.replaying import Number, ReplayLearner
 from agents.rollout import Rollout
 from agents.scale import distributed
-
-Number = float | Tensor
-"""A tensor where a graph is to see other values of it."""
 
 
 @dataclass
@@ -70,7 +67,7 @@ class PPOConfig(Hyperparameters):
 
 
 @register_learner("ppo")
-class PPO(MemoryOnPolicyAlgorithm):
+class PPO(ReplayLearner):
     """Proximal policy optimisation with a memory; arguments as in Stable-Baselines3's PPO but for `n_minibatches`.
 
     They are those of `PPOConfig`, then those of `agents.hyperparameters.Setup`.
@@ -82,64 +79,36 @@ class PPO(MemoryOnPolicyAlgorithm):
 
     config_class = PPOConfig
 
-    n_minibatches: int | None
-    """A number once the learner is built."""
-    n_epochs: int
     clip_range: float | Schedule
     clip_range_vf: float | Schedule | None
     target_kl: float | None
 
-    def _setup_model(self) -> None:
-        if self.n_minibatches is None:
-            self.n_minibatches = 1 if self.device.type == "cuda" else 4
-        super()._setup_model()
-
-    def _setup_env(self) -> None:
-        super()._setup_env()
-        assert self.n_minibatches is not None
-        sets = min(self.n_minibatches, self.all_envs)
-        if self.n_envs < sets:  # every rank gives its share to every minibatch
-            raise ValueError(
-                f"n_minibatches is {self.n_minibatches}, but each of the {distributed.size()} ranks has {self.n_envs} "
-                f"environments: expected n_minibatches <= {self.n_envs}"
-            )
-
     def learn_from(self, rollout: Rollout) -> dict[str, Tensor]:
-        """`n_epochs` passes over the roll-out; the metrics are means over all minibatches."""
-        self.policy.set_training_mode(True)
+        """`n_epochs` passes over the rollout; the metrics are means over all minibatches."""
         progress = self._current_progress_remaining
         clip = FloatSchedule(self.clip_range)(progress)
         clip_vf = None if self.clip_range_vf is None else FloatSchedule(self.clip_range_vf)(progress)
-        learn = self.learn_minibatch if self.graphs is None else self.graphs.minibatch
-        assert self.n_minibatches is not None
-        count = min(self.n_minibatches, self.n_envs)
-        rows: list[Tensor] = []
-        for _ in range(self.n_epochs):
-            order = torch.randperm(self.n_envs, device=self.device)
-            taken = [learn(rollout, index, clip, clip_vf) for index in order.tensor_split(count)]
-            rows += taken
-            if self.target_kl is not None:
-                kl = torch.stack(taken).mean(0)[self.metric_names.index("train/approx_kl")]
-                divergence = distributed.mean(kl)
-                if divergence > 1.5 * self.target_kl:
-                    break
+        metrics = self.passes(rollout, clip, clip_vf, enough=self._moved_enough)
         self.logger.record("train/clip_range", clip)
-        return dict(zip(self.metric_names, torch.stack(rows).mean(0), strict=True))
+        return metrics
 
-    def learn_minibatch(self, rollout: Rollout, index: Tensor, clip: Number, clip_vf: Number | None) -> Tensor:
-        """One update from the environments `index` `[n]` of a roll-out; gives its metrics, named by `metric_names`."""
-        loss, parts = self.loss(rollout.environments(index), clip, clip_vf)
-        parts["train/grad_norm"] = self.update(loss)
-        self.metric_names = tuple(parts)
-        return torch.stack([part.detach().float() for part in parts.values()])
+    def _moved_enough(self, means: dict[str, Tensor]) -> bool:
+        if self.target_kl is None:
+            return False
+        return bool(distributed.mean(means["train/approx_kl"]) > 1.5 * self.target_kl)
 
-    def loss(self, rollout: Rollout, clip: Number, clip_vf: Number | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of one minibatch and its parts by the names they are logged under."""
+    def policy_loss(self, ratio: Tensor, advantages: Tensor, clip: Number) -> Tensor:
+        """The clipped surrogate, for probability ratios and advantages `[T, n]`."""
+        return -torch.min(advantages * ratio, advantages * _within(ratio, 1 - clip, 1 + clip)).mean()
+
+    def loss(  # type: ignore[override]
+        self, rollout: Rollout, clip: Number, clip_vf: Number | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         judgement, losses = self.judge(rollout)
         advantages = self.advantages(rollout)
         log_ratio = judgement.log_prob - rollout.log_probs
         ratio = log_ratio.exp()
-        policy_loss = -torch.min(advantages * ratio, advantages * _within(ratio, 1 - clip, 1 + clip)).mean()
+        policy_loss = self.policy_loss(ratio, advantages, clip)
         values = self.normalized(judgement.value)
         if clip_vf is not None:
             before = self.normalized(rollout.values)

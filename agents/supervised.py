@@ -7,23 +7,20 @@ cross-entropy for `Discrete`, and minus the summed binary cross-entropy of all b
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
-from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 
+from agents.collect import Collector, SequenceCollector, StepCollector
 from agents.common.arguments import NotNegative, Positive, Rate, Whole
+from agents.environments import HostEnv
 from agents.hyperparameters import Hyperparameters
 from agents.learner import MemoryOnPolicyAlgorithm
 from agents.registry import register_learner
 from agents.rollout import Rollout
-from agents.sb3.callback_locals import tell
 from agents.scale import distributed
-from policies.memories.steps import detach
 
 
 @dataclass
@@ -58,72 +55,23 @@ class Supervised(MemoryOnPolicyAlgorithm):
     """
 
     config_class = SupervisedConfig
-    keeps_graph: ClassVar[bool] = True
     learns_from_targets: ClassVar[bool] = True
     whole_sequences: bool = True
     """Whether rollouts that answers do not change are remembered as one sequence; False: step by step."""
 
-    @property
-    def unrolls(self) -> bool:
-        """Where answers change nothing that is seen."""
-        return self.whole_sequences and (self.env is None or self.tensor_env.ignores_actions)
+    def collector(self) -> Collector:
+        """As one sequence where answers change nothing that is seen; not where iterations are captured as CUDA graphs,
+        in which the environments' generator cannot be turned back."""
+        sequence = self.whole_sequences and not self.executor.tells_later
+        if sequence and (self.env is None or self.tensor_env.ignores_actions):
+            return SequenceCollector(self, targets=True)
+        return StepCollector(self, targets=True, graph=True)
 
-    def collect_rollouts(  # type: ignore[override]
-        self, env: Any, callback: BaseCallback, rollout_buffer: Rollout, n_rollout_steps: int
-    ) -> bool:
-        """As in the base class; where the environment shows the same whatever is answered, all steps at once.
-
-        The roll-out is then seen first, remembered and answered as one sequence, and at last played with the answers;
-        not where the iteration is a graph, in which the environments' generator cannot be turned back.
-        """
-        if self.graphs is not None or not self.unrolls:
-            return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
-        rollout, policy, tensor_env = rollout_buffer, self.policy, self.tensor_env
-        policy.set_training_mode(True)
-        self._began = self.num_timesteps
-        started = time.perf_counter()
-        rollout.begin(detach(self._state))
-        before = tensor_env.state_dict()
-        self._watch(rollout)
-        tensor_env.load_state_dict(before)
-        watched = time.perf_counter()
-        unrolled = policy.remember_sequence(rollout.obs, rollout.starts, rollout.state, rollout.resets)
-        with torch.no_grad():
-            maps = None if unrolled.grids is None else unrolled.grids.flatten(0, 1)
-            masks = None if rollout.masks is None else rollout.masks.flatten(0, 1)
-            answers = policy.act(unrolled.outputs.flatten(0, 1), True, maps, masks)
-        rollout.actions = answers.view(n_rollout_steps, tensor_env.num_envs, *answers.shape[1:])
-        rollout.latents, rollout.grids, rollout.losses = unrolled.outputs, unrolled.grids, unrolled.losses
-        self._state = unrolled.state
-        answered = time.perf_counter()
-        self.memory_seconds += answered - watched
-        for t, action in enumerate(rollout.actions):
-            self._obs, rewards, terminated, truncated, info = tensor_env.step(policy.to_env(action))
-            rollout.rewards[t], rollout.terminated[t], rollout.truncated[t] = rewards, terminated, truncated
-            rollout.hear(t, info)
-            self.task_metrics.add(info)
-            self._starts, self._may_start = terminated | truncated, "final_obs" in info
-        self.scores = self.task_metrics.sums()
-        self.env_seconds += time.perf_counter() - answered + watched - started
-        return tell(self, callback)
-
-    def _watch(self, rollout: Rollout) -> None:
-        """Observations, targets and weights of the roll-out to come, answered with zeros, which change none of them."""
-        tensor_env = self.tensor_env
-        blank = torch.zeros_like(self.policy.to_env(rollout.actions[0]))
-        obs, starts, may_start, info = self._obs, self._starts, self._may_start, tensor_env.describe()
-        shown = []
-        for t in range(len(rollout.starts)):
-            if may_start:
-                rollout.resets.append(t)
-            rollout.starts[t] = starts
-            rollout.write_obs(t, obs)
-            shown.append((info["target"], info["weight"]))
-            if rollout.masks is not None:
-                rollout.masks[t] = info["action_mask"]
-            obs, _, terminated, truncated, info = tensor_env.step(blank)
-            starts, may_start = terminated | truncated, "final_obs" in info
-        rollout.targets, rollout.weights = map(torch.stack, zip(*shown, strict=True))
+    def _setup_env(self) -> None:
+        env = self.tensor_env
+        if isinstance(env, HostEnv) or "target" not in env.reset()[1]:
+            raise ValueError("the environment gives no targets to learn from; a2c and ppo learn from its rewards")
+        super()._setup_env()
 
     def learn_from(self, rollout: Rollout) -> dict[str, Tensor]:
         """One update, which uses up the roll-out's graph."""
@@ -140,9 +88,6 @@ class Supervised(MemoryOnPolicyAlgorithm):
         grad_norm = self.update(loss)
         rollout.latents, rollout.grids, rollout.losses = None, None, {}
         return {"train/loss": loss, "train/target_loss": target_loss, "train/grad_norm": grad_norm, **memory_losses}
-
-    def judge_rollout(self, rollout: Rollout, outputs: list[Tensor], grids: list[Tensor]) -> None:
-        """There is no critic and no advantage."""
 
     def diagnostics(self, rollout: Rollout) -> dict[str, Tensor]:
         """Nothing is explained where nothing is valued."""

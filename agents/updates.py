@@ -8,7 +8,6 @@ from torch import Tensor
 
 from agents.rollout import Rollout
 from agents.scale import distributed
-from agents.scale.cuda_graphs.eligible import write_rate
 from policies.heads import Judgement
 from policies.policy import MemoryActorCriticPolicy
 
@@ -84,9 +83,3 @@ class Updates(BaseAlgorithm):
         self.policy.optimizer.step()
         self._n_updates += 1
         return norm
-
-    def _update_learning_rate(self, optimizers: list[torch.optim.Optimizer] | torch.optim.Optimizer) -> None:
-        rate = self.lr_schedule(self._current_progress_remaining)
-        self.logger.record("train/learning_rate", rate)
-        for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
-            write_rate(optimizer, rate)

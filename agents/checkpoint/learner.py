@@ -26,12 +26,12 @@ from agents.checkpoint.format import (
 )
 from agents.checkpoint.generators import get_generators
 from agents.checkpoint.opening import compare_sizes, naming, offering_an_older_one, other_shapes
+from agents.checkpoint.optimizer import plain_groups
 from agents.checkpoint.restore import check_finite, part, prefix_of, restore, take_policy
 from agents.checkpoint.saved import COUNTERS, check_manifest
 from agents.environments import EnvLike, HostEnv, as_tensor_env, device_for
 from agents.hyperparameters import KEPT_SETUP, SETUP, Hyperparameters, fields_of, hints_of
 from agents.scale import distributed
-from agents.scale.cuda_graphs.eligible import plain_groups
 from envs.tensor_env import TensorEnv
 from policies.memories.steps import detach
 from policies.normalization import exchange_value_norm

@@ -59,6 +59,13 @@ def restored(optimizer: torch.optim.Optimizer, groups: list[Any], tensors: dict[
     return {"param_groups": groups, "state": state}
 
 
+def plain_groups(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """An optimiser's parameter groups as they are without graphs: for a checkpoint, which any device may load."""
+    plain = [{name: v.item() if isinstance(v, Tensor) else v for name, v in group.items()} for group in groups]
+    as_before = {"capturable": False, "foreach": None}
+    return [group | (as_before if group.get("capturable") else {}) for group in plain]
+
+
 def _fits(entries: dict[str, Tensor], template: dict[str, Tensor], parameter: Tensor, index: int) -> None:
     whose = f"of parameter {index}"
     if set(entries) != set(template):

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from agents.sb3.training_env import TrainingEnv
 from agents.scale import distributed
 from envs.tensor_env import Obs
 from policies.heads import DivergedError
 from policies.memories.time.host_reads import host_may_read
-
-if TYPE_CHECKING:
-    from agents.learner import MemoryOnPolicyAlgorithm
 
 
 class NonFiniteError(FloatingPointError):
@@ -24,7 +21,7 @@ class NonFiniteError(FloatingPointError):
 
 
 @contextmanager
-def naming_non_finite(model: MemoryOnPolicyAlgorithm) -> Iterator[None]:
+def naming_non_finite(model: TrainingEnv) -> Iterator[None]:
     """Context manager: if an operation (such as sampling) fails on NaN or infinity, names the tensor it came from."""
     try:
         yield
@@ -40,7 +37,7 @@ def naming_non_finite(model: MemoryOnPolicyAlgorithm) -> Iterator[None]:
         raise
 
 
-def first_non_finite(model: MemoryOnPolicyAlgorithm) -> str | None:
+def first_non_finite(model: TrainingEnv) -> str | None:
     """The first NaN or infinite tensor and its step: checks the environment's output, then parameters, then the
     memory."""
     given = {"reward": model.rollout.rewards, **_by_name(model.rollout.obs)}
@@ -58,7 +55,7 @@ def first_non_finite(model: MemoryOnPolicyAlgorithm) -> str | None:
     return None
 
 
-def refuse_non_finite(model: MemoryOnPolicyAlgorithm, values: dict[str, float]) -> None:
+def refuse_non_finite(model: TrainingEnv, values: dict[str, float]) -> None:
     """Checks an iteration's metrics, which are the same on every rank.
 
     Raises:
@@ -73,7 +70,7 @@ def refuse_non_finite(model: MemoryOnPolicyAlgorithm, values: dict[str, float]) 
             )
 
 
-def _first_of_ranks(model: MemoryOnPolicyAlgorithm) -> str | None:
+def _first_of_ranks(model: TrainingEnv) -> str | None:
     """The finding of any rank; environments come before parameters, since an update spreads NaN to all ranks."""
     found = first_non_finite(model)
     if found and distributed.size() > 1:

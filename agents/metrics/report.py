@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,12 +13,9 @@ from torch import Tensor
 
 from agents.environments import HostEnv
 from agents.metrics.non_finite import refuse_non_finite
+from agents.sb3.training_env import TrainingEnv
 from agents.scale import distributed
 from policies.action_masks import refuse_without_choice, without_choice
-
-if TYPE_CHECKING:
-    from agents.learner import MemoryOnPolicyAlgorithm
-
 
 _WITHOUT = "masks that allow nothing"
 Array = np.ndarray[Any, Any]
@@ -33,7 +30,7 @@ class Report(NamedTuple):
     """Metrics, task scores, rewards, ends and the environment's episode counts, concatenated."""
 
 
-def report(model: MemoryOnPolicyAlgorithm, metrics: dict[str, Tensor]) -> Report:
+def report(model: TrainingEnv, metrics: dict[str, Tensor]) -> Report:
     """Packs `metrics`, the learner's diagnostics and the rollout's rewards and ends into one tensor."""
     rollout = model.rollout
     metrics = {**metrics, **model.diagnostics(rollout)}
@@ -48,7 +45,7 @@ def report(model: MemoryOnPolicyAlgorithm, metrics: dict[str, Tensor]) -> Report
     return Report(tuple(metrics), torch.cat(parts))
 
 
-def read(model: MemoryOnPolicyAlgorithm, found: Report) -> None:
+def read(model: TrainingEnv, found: Report) -> None:
     """Reads rewards, episode ends and metrics in one transfer, counts episodes and fills the log.
 
     Metrics are means over the ranks, task scores are summed before they are divided, and the episodes are those of all
@@ -76,7 +73,7 @@ def read(model: MemoryOnPolicyAlgorithm, found: Report) -> None:
     model.logger.record("train/n_updates", model._n_updates, exclude="tensorboard")
 
 
-def _count_episodes(model: MemoryOnPolicyAlgorithm, rewards: Array, ends: Array, *said: Array) -> None:
+def _count_episodes(model: TrainingEnv, rewards: Array, ends: Array, *said: Array) -> None:
     """The episodes that ended, with the environment's own counts if it has any; all arrays are `[T, all_envs]`."""
     assert model.ep_info_buffer is not None
     assert model.ep_success_buffer is not None

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,13 +16,11 @@ from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 
 from agents.environments.infos import as_numpy, of_tensors
+from agents.sb3.training_env import TrainingEnv
 from agents.scale import distributed
 from envs.tensor_env import Info, Obs
 from policies.heads import Judgement
 from policies.memories.contract import MemoryStep
-
-if TYPE_CHECKING:
-    from agents.learner import MemoryOnPolicyAlgorithm
 
 
 class Later:
@@ -82,80 +79,15 @@ class Locals(dict[str, Any]):
         return dict(self.items())
 
 
-@dataclass(slots=True, eq=False)
-class Step:
-    """The local variables of SB3's `collect_rollouts` after step `t`, one method per name."""
-
-    model: MemoryOnPolicyAlgorithm
-    t: int
-    out: MemoryStep
-    obs: Obs
-    mask: Tensor | None
-    action: Tensor
-    new: Obs
-    reward: Tensor
-    terminated: Tensor
-    truncated: Tensor
-    info: Info
-    _judgement: Judgement | None = None
-
-    def names(self) -> dict[str, Any]:
-        """For a callback's `locals`."""
-        return {
-            "n_steps": self.t,
-            "obs_tensor": self.obs,
-            "actions": Later(self.actions),
-            "clipped_actions": Later(self.clipped_actions),
-            "values": Later(self.values),
-            "log_probs": Later(self.log_probs),
-            "new_obs": Later(self.new_obs),
-            "rewards": Later(self.rewards),
-            "dones": Later(self.dones),
-            "infos": Later(self.infos),
-        }
-
-    def actions(self) -> Any:
-        return as_numpy(self.action)
-
-    def clipped_actions(self) -> Any:
-        return self.model.policy.to_env(self.action).cpu().numpy()
-
-    def values(self) -> Tensor:
-        return self._judged().value[0, :, None]
-
-    def log_probs(self) -> Tensor:
-        return self._judged().log_prob[0]
-
-    def _judged(self) -> Judgement:
-        if self._judgement is None:
-            grid = None if self.out.grid is None else self.out.grid.detach()[None]
-            mask = None if self.mask is None else self.mask[None]
-            with torch.no_grad():
-                self._judgement = self.model.policy.judge(self.out.output.detach()[None], self.action[None], grid, mask)
-        return self._judgement
-
-    def new_obs(self) -> Any:
-        return deepcopy(self.info["shown"]) if "shown" in self.info else as_numpy(self.new)
-
-    def rewards(self) -> Any:
-        return as_numpy(self.reward)
-
-    def dones(self) -> Any:
-        return (self.terminated | self.truncated).cpu().numpy()
-
-    def infos(self) -> list[dict[str, Any]]:
-        return _infos_of(self.model, self.t, self.info, self.terminated, self.truncated)
-
-
 class RecordedStep:
-    """As `Step`, for a rollout that was collected as one sequence.
+    """What SB3's `collect_rollouts` knows after step `t`, from the rollout: each method gives what SB3 has by its name.
 
     Values are read on demand: on a GPU even views of tensors cost time.
     """
 
     __slots__ = ("model", "t")
 
-    def __init__(self, model: MemoryOnPolicyAlgorithm, t: int) -> None:
+    def __init__(self, model: TrainingEnv, t: int) -> None:
         self.model, self.t = model, t
 
     def names(self) -> dict[str, Any]:
@@ -211,7 +143,50 @@ class RecordedStep:
         return self.model.rollout.log_probs[self.t]
 
 
-def tell(model: MemoryOnPolicyAlgorithm, callback: BaseCallback) -> bool:
+class Step(RecordedStep):
+    """As `RecordedStep`, of the step that was just made.
+
+    Args:
+        model, t: which step.
+        out: what the memory gave.
+        new: the next observation.
+        info: what came with it.
+    """
+
+    __slots__ = ("_judgement", "info", "new", "out")
+
+    def __init__(self, model: TrainingEnv, t: int, out: MemoryStep, new: Obs, info: Info) -> None:
+        super().__init__(model, t)
+        self.out, self.new, self.info = out, new, info
+        self._judgement: Judgement | None = None
+
+    def names(self) -> dict[str, Any]:
+        return {**super().names(), "values": Later(self.values), "log_probs": Later(self.log_probs), "info": self.info}
+
+    def values(self) -> Tensor:
+        return self._judged().value[0, :, None]
+
+    def log_probs(self) -> Tensor:
+        return self._judged().log_prob[0]
+
+    def _judged(self) -> Judgement:
+        if self._judgement is None:
+            grid = None if self.out.grid is None else self.out.grid.detach()[None]
+            masks, here = self.model.rollout.masks, slice(self.t, self.t + 1)
+            mask = None if masks is None else masks[here]
+            with torch.no_grad():
+                latent = self.out.output.detach()[None]
+                self._judgement = self.model.policy.judge(latent, self.model.rollout.actions[here], grid, mask)
+        return self._judgement
+
+    def new_obs(self) -> Any:
+        return deepcopy(self.info["shown"]) if "shown" in self.info else as_numpy(self.new)
+
+    def infos(self) -> list[dict[str, Any]]:
+        return _infos_of(self.model, self.t, self.info, self.terminated(), self.truncated())
+
+
+def tell(model: TrainingEnv, callback: BaseCallback) -> bool:
     """Calls a callback for every step of a rollout that was collected at once; False if the callback asks to stop.
 
     The names are those of `RecordedStep`.
@@ -232,9 +207,7 @@ def tell(model: MemoryOnPolicyAlgorithm, callback: BaseCallback) -> bool:
     return going
 
 
-def _infos_of(
-    model: MemoryOnPolicyAlgorithm, t: int, info: Info, terminated: Tensor, truncated: Tensor
-) -> list[dict[str, Any]]:
+def _infos_of(model: TrainingEnv, t: int, info: Info, terminated: Tensor, truncated: Tensor) -> list[dict[str, Any]]:
     """SB3's `infos` of step `t`."""
     if "infos" in info:
         return info["infos"]()  # type: ignore[no-any-return]

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from torch import Tensor
 
 from agents.environments import EnvLike, TensorVecEnv, as_tensor_env
+from agents.hyperparameters import Hyperparameters
+from agents.metrics.critic import CriticWatch
 from agents.metrics.episodes import Episodes
+from agents.metrics.task import TaskMetrics
 from agents.rollout import Rollout
 from agents.scale import distributed
 from envs.tensor_env import Obs, TensorEnv
@@ -23,6 +28,20 @@ class TrainingEnv(BaseAlgorithm):
     policy: MemoryActorCriticPolicy
     rollout: Rollout
     episodes: Episodes
+    task_metrics: TaskMetrics
+    scores: Tensor
+    """Amounts and counts of the task's metrics over the last rollout."""
+    executor: Any
+    config_class: ClassVar[type[Hyperparameters]]
+    fast: str
+    n_steps: int
+    max_grad_norm: float
+    critic_watch: CriticWatch
+    learns_from_targets: ClassVar[bool]
+    memory_seconds: float
+    env_seconds: float
+    _began: int
+    """`num_timesteps` before the rollout."""
     _tensor_env: TensorEnv | None
     _obs: Obs
     _starts: Tensor
@@ -65,6 +84,14 @@ class TrainingEnv(BaseAlgorithm):
 
     def _setup_env(self) -> None:
         """Sets everything that depends on the environments."""
+        raise NotImplementedError
+
+    def estimate(self, rollout: Rollout) -> None:
+        """What a learner wants to know of a rollout whose values are there."""
+        raise NotImplementedError
+
+    def diagnostics(self, rollout: Rollout) -> dict[str, Tensor]:
+        """What a rollout says of the learner itself, by the names it is logged under."""
         raise NotImplementedError
 
     def _visited(self) -> bool:

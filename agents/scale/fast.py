@@ -5,21 +5,18 @@ Every fast path is tested against a reference implementation; they differ only b
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 
 from policies.policy import MemoryActorCriticPolicy
 
-if TYPE_CHECKING:
-    from agents.learner import MemoryOnPolicyAlgorithm
-
 Fast = Literal["auto", "off", "compile", "graph"]
 Precision = Literal["float32", "bf16"]
 
 
-def prepare(learner: MemoryOnPolicyAlgorithm) -> str:
-    """Applies the learner's `fast` and `precision` to a new policy.
+def prepare(policy: MemoryActorCriticPolicy, fast: str, precision: str, sequences: bool, copies: int) -> str:
+    """Set a fresh policy up.
 
     Returns one line that says what is not available and why, or an empty string.
 
@@ -34,23 +31,28 @@ def prepare(learner: MemoryOnPolicyAlgorithm) -> str:
     nothing that is seen; acting, heads, loss and optimiser stay in float32. So the ratio of PPO's first minibatch is 1
     up to that rounding.
 
+    Args:
+        policy: of a learner.
+        fast, precision: see above.
+        sequences: whether the learner's memory takes whole sequences.
+        copies: environments.
+
     Raises:
         ValueError: `precision` is neither "fp32" nor "bf16", or it is "bf16" and nothing would use it.
     """
-    policy, fast, precision, device = learner.policy, learner.fast, learner.precision, learner.device
     if precision not in get_args(Precision):
         raise ValueError(f"precision is {precision!r}, expected one of {', '.join(get_args(Precision))}")
     if precision == "bf16":
-        if not learner.unrolls or fast == "off":
+        if not sequences or fast == "off":
             raise ValueError(
                 "precision is 'bf16', which is for whole sequences with fast paths: for PPO's replay, and "
                 "for supervised where answers change nothing that is seen"
             )
         if not policy.memory.take_bf16():
-            raise ValueError(f"precision is 'bf16', but {policy.memory_name} has no form for it on {device}")
+            raise ValueError(f"precision is 'bf16', but {policy.memory_name} has no form for it on {policy.device}")
     if fast == "off":
         policy.take_plain_twins()
-    return _compile(policy, learner.n_envs if learner.env is not None else 1) if fast == "compile" else ""
+    return _compile(policy, copies) if fast == "compile" else ""
 
 
 def _compile(policy: MemoryActorCriticPolicy, copies: int) -> str:

@@ -145,7 +145,7 @@ def updates(name: str) -> dict[str, Any]:
     drawn = iter(orders(rank) if ranks > 1 else orders_of_one())
     for _ in range(2):
         model.rollout = rollout = whole.environments(mine)
-        if model.keeps_graph:
+        if model.collector().graph:
             unrolled = model.policy.remember_sequence(rollout.obs, rollout.starts, rollout.state, rollout.resets)
             model.rollout = replace(rollout, latents=unrolled.outputs, losses=unrolled.losses)
         model.task_metrics = TaskMetrics(("right",), model.device)

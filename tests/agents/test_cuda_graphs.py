@@ -26,6 +26,7 @@ from agents import A2C, PPO, MemoryOnPolicyAlgorithm, Supervised
 from agents.scale.cuda_graphs.capture import Capture, Twin
 from agents.scale.cuda_graphs.eligible import make_capturable, obstacle, reason
 from agents.scale.cuda_graphs.replay import PATIENCE, Graphs
+from agents.scale.executor import Executor
 from envs.maze import InvisibleGoalMaze
 from envs.repeat_first import RepeatFirst
 from envs.tensor_env import TensorEnv
@@ -66,10 +67,12 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Capture] |
     """Says how learners replay from now on; with None they do not."""
 
     def use(capture: Callable[[], Capture] | None) -> None:
-        def make(model: MemoryOnPolicyAlgorithm) -> Graphs | None:
-            return None if capture is None else model.graphs or Graphs(model, capture, strict=True)
+        def make(model: MemoryOnPolicyAlgorithm) -> Executor:
+            if capture is None:
+                return Executor(model)
+            return model.executor if isinstance(model.executor, Graphs) else Graphs(model, capture, strict=True)
 
-        monkeypatch.setattr("agents.learner.graphs_for", make)
+        monkeypatch.setattr(MemoryOnPolicyAlgorithm, "make_executor", make)
 
     return use
 
@@ -110,10 +113,10 @@ def test_replayed_iterations_are_the_ordinary_ones(
         logged = {name: value for name, value in model.logger.name_to_value.items() if not name.startswith("time/")}
         logged["successes"] = list(model.ep_success_buffer or ())
         found.append({**fingerprint(model), **{name: torch.tensor(value) for name, value in logged.items()}})
-    assert model.graphs is not None
+    assert isinstance(model.executor, Graphs)
     ways = 2 if env == "maze" else 1
     assert (
-        [key[0] for key in model.graphs.graphs] == ["rollout", "minibatch"] * ways
+        [key[0] for key in model.executor.graphs] == ["rollout", "minibatch"] * ways
         if learner is PPO
         else ways * ["iteration"]
     )
@@ -135,8 +138,8 @@ def test_a_checkpoint_between_replays_goes_on_exactly(
     second = learner.load(tmp_path / "half", ENVS["maze"](), device="cpu")
     scramble()
     second.learn(5 * ITERATION, reset_num_timesteps=False)
-    assert second.graphs is not None
-    assert second.graphs.graphs
+    assert isinstance(second.executor, Graphs)
+    assert second.executor.graphs
     assert_same(fingerprint(second), whole)
 
 
@@ -285,8 +288,8 @@ def test_an_environment_that_counts_on_the_host_is_never_replayed(graphs: Any) -
         else:
             with pytest.warns(UserWarning, match=r"no CUDA graph so far: at every iteration there is a new Days\.day"):
                 model.learn((PATIENCE + 2) * ITERATION)
-            assert model.graphs is not None
-            assert not model.graphs.graphs
+            assert isinstance(model.executor, Graphs)
+            assert not model.executor.graphs
         found.append(fingerprint(model))
     assert_same(*found)
 
@@ -349,6 +352,6 @@ def test_without_cuda_graph_is_refused_and_auto_is_plain() -> None:
     assert reason(model) == "the device is cpu, and only CUDA has graphs"
     with pytest.raises(ValueError, match="fast is 'graph', but the device is cpu"):
         model.learn(ITERATION)
-    assert build(A2C, "tmaze", "gru").learn(ITERATION).graphs is None
+    assert build(A2C, "tmaze", "gru").learn(ITERATION).executor.tells_later is False
     with pytest.raises(ValueError, match="fast is 'warp', expected one of auto, off, compile, graph"):
         build(A2C, "tmaze", "gru", fast="warp")

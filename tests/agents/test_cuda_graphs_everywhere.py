@@ -27,6 +27,7 @@ import envs  # noqa: F401 (registers the environments)
 from agents import A2C, PPO, MemoryOnPolicyAlgorithm
 from agents.scale.cuda_graphs.eligible import obstacle
 from agents.scale.cuda_graphs.replay import Graphs
+from agents.scale.executor import Executor
 from envs.tensor_env import TensorEnv
 from policies.memories.time.host_reads import no_host_reads
 
@@ -67,14 +68,13 @@ def build(
 
 def replayed(learner: type[MemoryOnPolicyAlgorithm], env: str, memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
-    ways: list[Callable[[MemoryOnPolicyAlgorithm], Graphs | None]] = [lambda _: None]
+    ways: list[Callable[[MemoryOnPolicyAlgorithm], Executor]] = [Executor]
     for way in [*ways, lambda model: Graphs(model, Tape, strict=True)]:
-        monkeypatch.setattr("agents.learner.graphs_for", way)
+        monkeypatch.setattr(MemoryOnPolicyAlgorithm, "make_executor", lambda model, way=way: way(model))
         model = build(learner, environment(env), memory)
         assert obstacle(model) is None
         found.append(fingerprint(model.learn(4 * model.n_steps * COPIES)))  # plain, taken down, twice replayed
-    assert model.graphs is not None
-    assert len(model.graphs.graphs) == (2 if learner is PPO else 1)
+    assert len(model.executor.graphs) == (2 if learner is PPO else 1)
     assert found[0].keys() == found[1].keys()
     for name, value in found[0].items():
         torch.testing.assert_close(found[1][name], value, rtol=0, atol=0, equal_nan=True, msg=name)

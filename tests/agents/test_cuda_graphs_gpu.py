@@ -17,6 +17,7 @@ from test_cuda_graphs_everywhere import environment
 
 from agents import A2C, PPO, MemoryOnPolicyAlgorithm, Supervised
 from agents.scale.cuda_graphs.capture import CudaCapture
+from agents.scale.cuda_graphs.replay import Graphs
 from envs.maze import InvisibleGoalMaze
 
 pytestmark = [
@@ -52,8 +53,8 @@ def test_captured_iterations_are_the_ordinary_ones(learner: type[MemoryOnPolicyA
     for fast in ("off", "graph"):
         model = build(learner, memory, fast)
         found.append(numbers(model.learn(6 * COPIES * STEPS)))
-    assert model.graphs is not None
-    assert {type(graph.capture) for graph in model.graphs.graphs.values()} == {CudaCapture}
+    assert isinstance(model.executor, Graphs)
+    assert {type(graph.capture) for graph in model.executor.graphs.values()} == {CudaCapture}
     for name, value in found[0].items():
         np.testing.assert_allclose(found[1][name], value, rtol=2e-3, atol=2e-4, err_msg=name)
 
@@ -64,8 +65,8 @@ def test_every_environment_is_captured(env: str) -> None:
     learner = A2C if env in ("InvisibleGoalMaze", "TMaze") else Supervised
     model = build(learner, "gru", "graph", made)
     model.learn(5 * model.n_steps * model.n_envs)
-    assert model.graphs is not None
-    assert model.graphs.graphs
+    assert isinstance(model.executor, Graphs)
+    assert model.executor.graphs
 
 
 def test_random_numbers_differ_from_replay_to_replay() -> None:
@@ -74,8 +75,8 @@ def test_random_numbers_differ_from_replay_to_replay() -> None:
     for _ in range(8):
         model.learn(COPIES * STEPS, reset_num_timesteps=False)
         seen.append(model.rollout.actions.cpu())
-    assert model.graphs is not None
-    assert model.graphs.graphs
+    assert isinstance(model.executor, Graphs)
+    assert model.executor.graphs
     assert all(not torch.equal(a, b) for a, b in pairwise(seen))
 
 
@@ -83,9 +84,9 @@ def test_random_numbers_differ_from_replay_to_replay() -> None:
 def test_a_replay_waits_for_nothing(learner: type[MemoryOnPolicyAlgorithm]) -> None:
     model = build(learner, "gru", "graph")
     model.learn(6 * COPIES * STEPS)
-    graphs = model.graphs
-    assert graphs is not None
-    part, function = ("iteration", graphs._whole) if model.keeps_graph else ("rollout", graphs._collect)
+    graphs = model.executor
+    assert isinstance(graphs, Graphs)
+    part, function = ("iteration", graphs._whole) if model.collector().graph else ("rollout", graphs._collect)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:

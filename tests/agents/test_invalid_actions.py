@@ -18,6 +18,7 @@ from tape import Tape
 from agents import A2C, PPO, MemoryOnPolicyAlgorithm, Supervised, as_tensor_env
 from agents.evaluation import evaluate, random_score
 from agents.scale.cuda_graphs.replay import Graphs
+from agents.scale.executor import Executor
 from agents.view.session import Session
 from policies.memories import built_in
 
@@ -221,15 +222,15 @@ def test_masked_iterations_are_replayed_as_graphs(
     """A tape does the device's work again and runs no Python: a mask that were read on the host would be an error."""
     monkeypatch.setenv("ENGRAM_NATIVE", "0")  # C loops, which a tape does not see, give other last bits
     found = []
-    ways: list[Callable[[Any], Graphs | None]] = [lambda _: None, lambda model: Graphs(model, Tape, strict=True)]
+    ways: list[Callable[[Any], Executor]] = [Executor, lambda model: Graphs(model, Tape, strict=True)]
     for way in ways:
-        monkeypatch.setattr("agents.learner.graphs_for", way)
+        monkeypatch.setattr(MemoryOnPolicyAlgorithm, "make_executor", lambda model, way=way: way(model))
         model = build(learner, Ledge(4, parts=parts), optimizer_class=torch.optim.RMSprop)
         model.whole_sequences = False
         model.learn(5 * 4 * (LENGTH + 1))
         assert taken_are_valid(model)
         found.append(model.policy.state_dict())
-    assert model.graphs.graphs
+    assert model.executor.graphs
     for name, value in found[0].items():
         torch.testing.assert_close(found[1][name], value, rtol=0, atol=0, msg=name)
 

@@ -16,6 +16,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor, VecNormalize
 
 from agents import A2C, PPO, Supervised
+from agents.collect import SequenceCollector
 from agents.sb3.callback_locals import Locals
 from envs.repeat_first import RepeatFirst
 from envs.tensor_env import TensorEnv
@@ -138,7 +139,7 @@ def test_a_supervised_learner_that_takes_whole_sequences(when: str) -> None:
     """Its rollout is made by the time that callbacks hear of its steps: what they do counts from the next one on."""
     env = RepeatFirst(2, length=5)
     model = Supervised("MemoryPolicy", env, n_steps=8, policy_kwargs=GRU, device="cpu", seed=0)
-    assert model.unrolls
+    assert isinstance(model.collector(), SequenceCollector)
     mover = Mover(when, MOVES["training_env.reset"], env)
     starts: list[list[int]] = []
 

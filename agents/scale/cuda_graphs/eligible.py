@@ -5,31 +5,28 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from agents.environments import HostEnv
+from agents.sb3.training_env import TrainingEnv
 from agents.scale import distributed
 from agents.scale.cuda_graphs.buffers import hidden_tensors
-
-if TYPE_CHECKING:
-    from agents.learner import MemoryOnPolicyAlgorithm
 
 MOST_GRAPHS = 8
 """Most graphs of one part of an iteration; each one takes device memory for its kernels' arguments."""
 
 
-def reason(model: MemoryOnPolicyAlgorithm) -> str | None:
+def reason(model: TrainingEnv) -> str | None:
     """Why the iterations of `model` cannot be captured, in one line; None if they can."""
     if model.device.type != "cuda":
         return f"the device is {model.device.type}, and only CUDA has graphs"
     return obstacle(model)
 
 
-def obstacle(model: MemoryOnPolicyAlgorithm) -> str | None:
+def obstacle(model: TrainingEnv) -> str | None:
     """As `reason`, for any device."""
     env, memory = model.tensor_env, model.policy.memory
     if isinstance(env, HostEnv):
@@ -55,13 +52,13 @@ def obstacle(model: MemoryOnPolicyAlgorithm) -> str | None:
     return None
 
 
-def generators(model: MemoryOnPolicyAlgorithm) -> Iterator[torch.Generator]:
+def generators(model: TrainingEnv) -> Iterator[torch.Generator]:
     """Every random generator of the environments, the policy or its modules."""
     for owner in (model.tensor_env, *model.policy.modules()):
         yield from (value for value in vars(owner).values() if isinstance(value, torch.Generator))
 
 
-def release_generators(model: MemoryOnPolicyAlgorithm) -> None:
+def release_generators(model: TrainingEnv) -> None:
     """Makes generators usable again after a failed capture.
 
     Some versions of torch leave a generator in the mode of the capture, where each later draw raises "Offset increment
@@ -83,19 +80,3 @@ def make_capturable(optimizer: torch.optim.Optimizer, device: torch.device) -> N
     for state in optimizer.state.values():
         if "step" in state:
             state["step"] = torch.as_tensor(state["step"], dtype=torch.float32).to(device)
-
-
-def write_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Sets the learning rate, in place if it is a tensor."""
-    for group in optimizer.param_groups:
-        if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(rate)
-        else:
-            group["lr"] = rate
-
-
-def plain_groups(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """An optimiser's parameter groups without the changes for graphs, for checkpoints that any device can load."""
-    plain = [{name: v.item() if isinstance(v, Tensor) else v for name, v in group.items()} for group in groups]
-    as_before = {"capturable": False, "foreach": None}
-    return [group | (as_before if group.get("capturable") else {}) for group in plain]

@@ -16,22 +16,22 @@ import warnings
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 
+from agents.hyperparameters import hints_of
 from agents.metrics.report import Report, read, report
 from agents.rollout import Rollout
 from agents.sb3.callback_locals import tell
+from agents.sb3.training_env import TrainingEnv
 from agents.scale.cuda_graphs.buffers import Buffers, MovedError, places, scalars
 from agents.scale.cuda_graphs.capture import Capture, CudaCapture, Recorded, Twin
 from agents.scale.cuda_graphs.eligible import MOST_GRAPHS, generators, make_capturable, reason, release_generators
+from agents.scale.executor import Executor
 from policies.memories.time.host_reads import no_host_reads
-
-if TYPE_CHECKING:
-    from agents.learner import MemoryOnPolicyAlgorithm
 
 PROVEN = False
 """Whether tests/agents/test_cuda_graphs_gpu.py has passed on a GPU; until then fast="auto" does not use graphs."""
@@ -39,7 +39,7 @@ PATIENCE = 16
 """Eager iterations in a row after which a warning says why nothing is captured."""
 
 
-class Graphs:
+class Graphs(Executor):
     """Captures and replays the iterations of a model.
 
     Each distinct configuration runs eagerly once and is captured the second time. The eager run is a warm-up for
@@ -54,14 +54,17 @@ class Graphs:
         strict: raise an error if something cannot be captured, instead of running it eagerly.
     """
 
+    tells_later = True
+
     def __init__(
         self,
-        model: MemoryOnPolicyAlgorithm,
+        model: TrainingEnv,
         capture: Callable[[], Capture] = Twin,
         stream: torch.cuda.Stream | None = None,
         strict: bool = False,
     ) -> None:
-        self.model, self.capture, self.stream, self.strict = model, capture, stream, strict
+        super().__init__(model)
+        self.capture, self.stream, self.strict = capture, stream, strict
         self.buffers = Buffers(self._owners)
         self.graphs: dict[Hashable, Recorded] = {}
         self.plain = 0
@@ -72,7 +75,7 @@ class Graphs:
         self._seen: set[Hashable] = set()
         self._key: tuple[tuple[str, Any], ...] = ()
         self._rolled_out = False
-        self._arguments = sorted({*model.hyperparameters()} - {*model.config_class.schedules})
+        self._arguments = sorted({*hints_of(model.config_class)} - {*model.config_class.schedules})
 
     def _works_on(self) -> tuple[Any, ...]:
         return self.model.tensor_env, self.model.rollout, self.model.policy.optimizer
@@ -89,13 +92,13 @@ class Graphs:
         if model.step_by_step or self.failed:
             self._rolled_out = False
             with self._aside():
-                return model.iterate(callback)
+                return super().iterate_once(callback)
         began, started = model.num_timesteps, time.perf_counter()
         model._began = began
         if self.stream is not None:  # loading an optimiser's state undoes it
             make_capturable(model.policy.optimizer, model.device)
         self._key = self._told_apart()
-        if not model.keeps_graph:
+        if not model.collector().graph:
             self._rolled_out = self._run("rollout", self._collect)[1]
             model.memory_seconds += time.perf_counter() - started
             if not tell(model, callback):
@@ -113,21 +116,29 @@ class Graphs:
         read(model, Report(self._names, numbers))
         return going
 
-    def minibatch(self, rollout: Rollout, index: Tensor, *clips: float | None) -> Tensor:
-        """As `PPO.learn_minibatch`."""
-        learn: Any = self.model.learn_minibatch  # type: ignore[attr-defined]
+    def minibatch(
+        self, learn: Callable[..., Report], rollout: Rollout, index: Tensor, *numbers: float | None
+    ) -> Report:
         if not self._rolled_out:  # the rollout is not where a graph would look for it
             with self._aside():
-                return learn(rollout, index, *clips)  # type: ignore[no-any-return]
-        given = [None if clip is None else float(clip) for clip in clips]
-        return self._run("minibatch", lambda *inputs: learn(rollout, *inputs), index, *given)[0].clone()
+                return learn(rollout, index, *numbers)
+
+        def body(*inputs: Any) -> Tensor:
+            found = learn(rollout, *inputs)
+            self._names = found.names
+            return found.numbers
+
+        given = [None if number is None else float(number) for number in numbers]
+        numbers_of = self._run("minibatch", body, index, *given)[0].clone()
+        return Report(self._names, numbers_of)
 
     def _collect(self) -> Tensor:
         model = self.model
         began = model.num_timesteps
         model.collect_rollouts(model.env, _Silent(), model.rollout, model.n_steps)
         model.num_timesteps = began
-        return model.rollout.rewards
+        rewards: Tensor = model.rollout.rewards
+        return rewards
 
     def _whole(self) -> Tensor:
         self._collect()
@@ -263,7 +274,7 @@ class _Silent(BaseCallback):
         return True
 
 
-def graphs_for(model: MemoryOnPolicyAlgorithm) -> Graphs | None:
+def graphs_for(model: TrainingEnv) -> Graphs | None:
     """The `Graphs` for `model`, if `model.fast` and the model allow it.
 
     Raises:
@@ -277,8 +288,8 @@ def graphs_for(model: MemoryOnPolicyAlgorithm) -> Graphs | None:
         if model.device.type == "cuda":
             warnings.warn(f"fast: no CUDA graph, since {found}", stacklevel=2)
         return None
-    if model.graphs is not None and model.graphs.fits():
-        return model.graphs
+    if isinstance(model.executor, Graphs) and model.executor.fits():
+        return model.executor
     make_capturable(model.policy.optimizer, model.device)
     drawing, pool = list(generators(model)), torch.cuda.graph_pool_handle()
     stream: torch.cuda.Stream = torch.cuda.Stream(model.device)  # type: ignore[no-untyped-call]

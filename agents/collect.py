@@ -1,0 +1,214 @@
+"""How a rollout is collected: step by step, or as one sequence. A learner says which, by its method `collector`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+from torch import Tensor
+
+from agents.bootstrap import FinalValues
+from agents.metrics.non_finite import naming_non_finite
+from agents.sb3.callback_locals import Step, tell
+from agents.sb3.training_env import TrainingEnv
+from envs.tensor_env import Info, Obs
+from policies.memories.steps import MemoryStep, detach
+
+Act = Callable[[int, Tensor | None], Tensor]
+"""The action `[N, *action_shape]` of step `t`, whose observation is `model._obs`, under a mask of valid choices."""
+After = Callable[[int, Obs, Info], bool]
+"""Told of step `t`: the next observation and what came with it; False ends the rollout."""
+
+
+class Collector:
+    """Fills the rollout of a learner; what goes on to the next rollout (memory, observation) stays in the learner.
+
+    Args:
+        model: whose policy acts in whose environments.
+        targets: the right answers are kept, and the agent acts greedily.
+    """
+
+    sequences: ClassVar[bool] = False
+    """Whether the memory takes a rollout as one sequence while it is collected."""
+    graph: bool = False
+    """Whether the memory's graph is kept, for a learner that back-propagates through the rollout itself."""
+
+    def __init__(self, model: TrainingEnv, targets: bool = False) -> None:
+        self.model, self.targets = model, targets
+
+    def collect(self, callback: BaseCallback) -> bool:
+        """Fill the rollout; False where a callback asked to stop. Callbacks know already that it begins."""
+        raise NotImplementedError
+
+    def begin(self) -> None:
+        """Before the first step of a rollout."""
+        model = self.model
+        model.policy.set_training_mode(self.graph)
+        model._began = model.num_timesteps
+        model._state = detach(model._state)
+        model.rollout.begin(model._state)
+
+    def play(self, act: Act, after: After | None = None, see: bool = True, count: bool = True) -> bool:
+        """The steps of a rollout; False where `after` says so.
+
+        Args:
+            act: chooses actions.
+            after: is told of each step.
+            see: write what is shown: observations, starts, masks, targets.
+            count: write what follows: rewards, ends, scores.
+        """
+        model, rollout, env, policy = self.model, self.model.rollout, self.model.tensor_env, self.model.policy
+        shown = env.describe() if self.targets or rollout.masks is not None else {}  # beside the observation to come
+        answers: list[tuple[Tensor, Tensor]] = []
+        for t in range(len(rollout.rewards)):
+            if see:
+                if model._may_start:
+                    rollout.resets.append(t)
+                rollout.starts[t] = model._starts
+                rollout.write_obs(t, model._obs)
+                if rollout.masks is not None:
+                    rollout.masks[t] = shown["action_mask"]
+                if self.targets:
+                    answers.append((shown["target"], shown["weight"]))
+            with naming_non_finite(model):
+                action = act(t, None if rollout.masks is None else rollout.masks[t])
+            before = time.perf_counter()
+            new_obs, rewards, terminated, truncated, shown = env.step(policy.to_env(action))
+            model.env_seconds += time.perf_counter() - before
+            if count:
+                rollout.actions[t] = action
+                rollout.rewards[t], rollout.terminated[t], rollout.truncated[t] = rewards, terminated, truncated
+                rollout.hear(t, shown)
+                model.task_metrics.add(shown)
+            model._obs, model._starts, model._may_start = new_obs, terminated | truncated, "final_obs" in shown
+            if after is not None and not after(t, new_obs, shown):
+                return False
+            if after is not None and model._visited():
+                model._give_up(t)
+                shown = env.describe()
+        if answers:
+            rollout.targets, rollout.weights = map(torch.stack, zip(*answers, strict=True))
+        return True
+
+
+class StepCollector(Collector):
+    """One step after another: encode, remember, act.
+
+    Args:
+        model, targets: as in `Collector`.
+        graph: keep the memory's graph, for a learner that back-propagates through the rollout itself.
+        values: also values, and what the learner estimates from them (`TrainingEnv.estimate`).
+        log_probs: also the log-probabilities of the actions.
+    """
+
+    def __init__(
+        self,
+        model: TrainingEnv,
+        targets: bool = False,
+        graph: bool = False,
+        values: bool = False,
+        log_probs: bool = False,
+    ) -> None:
+        super().__init__(model, targets)
+        self.graph, self.values = graph, values
+        self.log_probs = log_probs or (values and model.executor.tells_later)  # then callbacks read them afterwards
+
+    def collect(self, callback: BaseCallback) -> bool:
+        model, rollout, policy = self.model, self.model.rollout, self.model.policy
+        started, in_envs = time.perf_counter(), model.env_seconds
+        self.begin()
+        outputs, grids = list[Tensor](), list[Tensor]()
+        length = len(rollout.rewards)
+        finals = FinalValues(policy, rollout)
+        recording = None
+        if self.graph:
+            room = min(length, model.tensor_env.horizon or 1)
+            recording = policy.segments.record(model._state, room, length, model.n_envs)
+        step: MemoryStep
+
+        def act(t: int, mask: Tensor | None) -> Tensor:
+            nonlocal step
+            starts = model._starts if model._may_start else None
+            with torch.set_grad_enabled(self.graph):
+                step = policy.remember(model._obs, model._state, starts, recording)
+            with torch.no_grad():
+                action = policy.act(step.output, self.targets, step.grid, mask)
+            outputs.append(step.output.detach())
+            if policy.draws_maps and step.grid is not None:
+                grids.append(step.grid.detach())
+            model._state = step.state
+            return action
+
+        known: dict[str, Any] = {"self": model, "env": model.env, "callback": callback, "n_rollout_steps": length}
+        known |= {"rollout": rollout, "rollout_buffer": rollout}
+
+        def after(t: int, new_obs: Obs, info: Info) -> bool:
+            if self.values and model._may_start and model.tensor_env.truncates:
+                finals.add(t, info["final_obs"], model._state)
+            model.num_timesteps += model.all_envs
+            callback.update_locals({**known, "t": t, **Step(model, t, step, new_obs, info).names()})
+            if not callback.on_step():
+                return False
+            if model._visited():
+                finals.finish()
+            return True
+
+        if not self.play(act, after):
+            return False
+        finals.finish()
+        if self.values:
+            self._judge(torch.stack(outputs), torch.stack(grids) if policy.draws_maps else None)
+        if recording is not None:
+            unrolled = recording.unrolled()
+            rollout.latents, rollout.grids, rollout.losses = unrolled.outputs, unrolled.grids, unrolled.losses
+        model.scores = model.task_metrics.sums()
+        model.memory_seconds += time.perf_counter() - started - (model.env_seconds - in_envs)
+        callback.on_rollout_end()
+        return True
+
+    @torch.no_grad()
+    def _judge(self, latents: Tensor, maps: Tensor | None) -> None:
+        """What acting did not need, for all steps at once."""
+        model, rollout, policy = self.model, self.model.rollout, self.model.policy
+        rollout.values = policy.value(latents.flatten(0, 1)).view(latents.shape[:2])
+        if self.log_probs:
+            rollout.log_probs = policy.log_prob(latents, rollout.actions, maps, mask=rollout.masks)
+        starts = model._starts if model._may_start else None
+        rollout.last_values = policy.predict_values(model._obs, model._state, starts)
+        model.estimate(rollout)
+
+
+class SequenceCollector(Collector):
+    """All steps at once, in environments that show the same whatever is answered (`TensorEnv.ignores_actions`).
+
+    The rollout is seen first, under blank actions; then the environments are turned back, the memory takes what was
+    seen as one sequence, and the answers are played.
+    """
+
+    sequences = True
+    graph = True
+
+    def collect(self, callback: BaseCallback) -> bool:
+        model, rollout, policy, env = self.model, self.model.rollout, self.model.policy, self.model.tensor_env
+        started, in_envs = time.perf_counter(), model.env_seconds
+        self.begin()
+        before, carried = env.state_dict(), (model._obs, model._starts, model._may_start)
+        blank = torch.zeros_like(rollout.actions[0])
+        self.play(lambda t, mask: blank, count=False)
+        env.load_state_dict(before)
+        model._obs, model._starts, model._may_start = carried
+        unrolled = policy.remember_sequence(rollout.obs, rollout.starts, rollout.state, rollout.resets)
+        with torch.no_grad():
+            maps = None if unrolled.grids is None else unrolled.grids.flatten(0, 1)
+            masks = None if rollout.masks is None else rollout.masks.flatten(0, 1)
+            answers = policy.act(unrolled.outputs.flatten(0, 1), self.targets, maps, masks)
+        rollout.actions = answers.view(rollout.actions.shape)
+        rollout.latents, rollout.grids, rollout.losses = unrolled.outputs, unrolled.grids, unrolled.losses
+        model._state = unrolled.state
+        self.play(lambda t, mask: rollout.actions[t], see=False)
+        model.scores = model.task_metrics.sums()
+        model.memory_seconds += time.perf_counter() - started - (model.env_seconds - in_envs)
+        return tell(model, callback)

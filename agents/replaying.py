@@ -1,0 +1,86 @@
+"""What learners share that go over a rollout several times, replayed through the memory from its stored state.
+
+A minibatch is a set of environments with all of their steps in order, and the memory is unrolled over it from the state
+in which the rollout began: nothing is padded, and no state is stale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from agents.collect import Collector, StepCollector
+from agents.learner import MemoryOnPolicyAlgorithm
+from agents.metrics.report import Report
+from agents.rollout import Rollout
+from agents.scale import distributed
+
+Number = float | Tensor
+"""A number that may change from update to update; a tensor where a CUDA graph reads it."""
+
+
+class ReplayLearner(MemoryOnPolicyAlgorithm):
+    """Base of learners that replay; a subclass writes `loss`, and `learn_from`, which calls `passes`.
+
+    Its hyper-parameters have `n_epochs` and `n_minibatches`.
+    """
+
+    n_epochs: int
+    n_minibatches: int | None
+    """A number once the learner is built."""
+
+    def collector(self) -> Collector:
+        return StepCollector(self, values=True, log_probs=True)
+
+    def _setup_model(self) -> None:
+        if self.n_minibatches is None:  # launches cost more than rows on a GPU
+            self.n_minibatches = 1 if self.device.type == "cuda" else 4
+        super()._setup_model()
+
+    def _setup_env(self) -> None:
+        super()._setup_env()
+        assert self.n_minibatches is not None
+        sets = min(self.n_minibatches, self.all_envs)
+        if self.n_envs < sets:  # every rank gives its share to every minibatch
+            raise ValueError(
+                f"n_minibatches is {self.n_minibatches}, but each of the {distributed.size()} ranks has {self.n_envs} "
+                f"environments: expected n_minibatches <= {self.n_envs}"
+            )
+
+    def loss(self, rollout: Rollout, *numbers: Number | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of one minibatch and its parts by the names they are logged under."""
+        raise NotImplementedError
+
+    def passes(
+        self, rollout: Rollout, *numbers: float | None, enough: Callable[[dict[str, Tensor]], bool] | None = None
+    ) -> dict[str, Tensor]:
+        """`n_epochs` passes over a rollout, an update from every minibatch; the metrics' means over all of them.
+
+        Args:
+            rollout: to learn from.
+            numbers: for `loss`, such as a clip range that follows a schedule.
+            enough: asked after each pass, with the means of its metrics, whether it was the last.
+        """
+        self.policy.set_training_mode(True)
+        assert self.n_minibatches is not None
+        count = min(self.n_minibatches, self.n_envs)
+        rows: list[Tensor] = []
+        for _ in range(self.n_epochs):
+            order = torch.randperm(self.n_envs, device=self.device)
+            sets = order.tensor_split(count)
+            taken = [self.executor.minibatch(self.learn_minibatch, rollout, index, *numbers) for index in sets]
+            rows += [each.numbers for each in taken]
+            names = taken[0].names
+            if enough is not None:
+                means = torch.stack([each.numbers for each in taken]).mean(0)
+                if enough(dict(zip(names, means, strict=True))):
+                    break
+        return dict(zip(names, torch.stack(rows).mean(0), strict=True))
+
+    def learn_minibatch(self, rollout: Rollout, index: Tensor, *numbers: Number | None) -> Report:
+        """One update from the environments `index` `[n]` of a rollout; gives its metrics."""
+        loss, parts = self.loss(rollout.environments(index), *numbers)
+        parts["train/grad_norm"] = self.update(loss)
+        return Report(tuple(parts), torch.stack([part.detach().float() for part in parts.values()]))

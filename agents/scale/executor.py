@@ -1,0 +1,45 @@
+"""How iterations are run: eagerly, or by a subclass that captures and replays them (`agents.scale.cuda_graphs`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from stable_baselines3.common.callbacks import BaseCallback
+from torch import Tensor
+
+from agents.metrics.report import Report
+from agents.rollout import Rollout
+from agents.sb3.training_env import TrainingEnv
+from policies.memories.steps import detach
+
+
+class Executor:
+    """Runs the iterations of a learner eagerly.
+
+    Args:
+        model: the learner.
+    """
+
+    tells_later = False
+    """Whether callbacks are told of a rollout's steps after it, from what the rollout keeps."""
+
+    def __init__(self, model: TrainingEnv) -> None:
+        self.model: Any = model
+
+    def iterate(self, callback: BaseCallback) -> bool:
+        """One iteration; False where a callback asked to stop in between."""
+        going = self.iterate_once(callback)
+        self.model._state = detach(self.model._state)  # a spent graph is let go: a model that holds one is not copied
+        return going
+
+    def iterate_once(self, callback: BaseCallback) -> bool:
+        """The learner's own iteration."""
+        going: bool = self.model.iterate(callback)
+        return going
+
+    def minibatch(
+        self, learn: Callable[..., Report], rollout: Rollout, index: Tensor, *numbers: float | None
+    ) -> Report:
+        """The update `learn(rollout, index, *numbers)` from the environments `index` of a rollout."""
+        return learn(rollout, index, *numbers)
