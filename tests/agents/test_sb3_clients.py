@@ -207,11 +207,12 @@ def test_locals_are_those_of_the_rollout(learner: Any, build: Any) -> None:
     callback.on_training_start(Locals(locals()), {})
     assert model.collect_rollouts(model.env, callback, model.rollout, 12)
     rollout = model.rollout
+    judged, _ = model.judge(rollout)
     for t, seen in enumerate(look.seen):
         np.testing.assert_array_equal(seen["rewards"], rollout.rewards[t].numpy())
         np.testing.assert_array_equal(seen["actions"], rollout.actions[t].numpy())
         torch.testing.assert_close(seen["values"][:, 0], rollout.values[t])
-        torch.testing.assert_close(seen["log_probs"], rollout.log_probs[t])
+        torch.testing.assert_close(seen["log_probs"], judged.log_prob[t].detach())
         if t < 11:
             np.testing.assert_array_equal(seen["new_obs"], rollout.obs[t + 1].numpy())
     ends = [

@@ -247,3 +247,9 @@ def test_a_callback_that_stops_leaves_environment_and_memory_at_one_step() -> No
     ends = unroll(model.policy.memory, model.rollout.obs, model.rollout.starts, model.rollout.state).state
     for name, value in ends.items():
         torch.testing.assert_close(model._state[name], value)
+
+
+def test_what_is_missing_is_named_first() -> None:
+    """CartPole has neither right answers nor episodes of a fixed length; only the first cannot be helped."""
+    with pytest.raises(ValueError, match="gives no targets to learn from"):
+        Supervised("MemoryPolicy", "CartPole-v1", policy_kwargs={"memory": "gru"}, device="cpu")
