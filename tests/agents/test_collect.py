@@ -19,7 +19,7 @@ from policies.policy import MemoryActorCriticPolicy
 def test_a_learner_computes_what_it_uses(
     learner: type[MemoryOnPolicyAlgorithm], log_probs: int, entropies: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A2C needs both once, in its loss; PPO log-probabilities when it collects, and both in 2 passes of 2 minibatches."""
+    """A2C needs both once, in its loss; PPO log-probabilities to collect, and both in 2 passes of 2 minibatches."""
     counts = Counter[str]()
 
     def counted(name: str) -> Any:
