@@ -1,7 +1,7 @@
-"""A2C: one update from every roll-out, through the graph of the roll-out itself.
+"""A2C: one update from every rollout, through the graph of the rollout itself.
 
 Mnih et al. 2016, "Asynchronous Methods for Deep Reinforcement Learning", in its synchronous form. The memory's outputs
-keep their graph while the roll-out is collected, so there is no second forward pass through the memory; the heads, a
+keep their graph while the rollout is collected, so there is no second forward pass through the memory; the heads, a
 few large products, are evaluated once for all steps.
 """
 
@@ -79,7 +79,7 @@ class A2C(MemoryOnPolicyAlgorithm):
         return StepCollector(self, graph=True, values=True)
 
     def learn_from(self, rollout: Rollout) -> dict[str, Tensor]:
-        """One update, which uses up the roll-out's graph."""
+        """One update, which uses up the rollout's graph."""
         judgement, losses = self.judge(rollout)
         policy_loss = -(self.advantages(rollout) * judgement.log_prob).mean()
         value_loss = F.mse_loss(self.normalized(judgement.value), self.normalized(rollout.returns))

@@ -1,7 +1,7 @@
-"""PPO: several passes of clipped updates over each roll-out, replayed through the memory from its stored state.
+"""PPO: several passes of clipped updates over each rollout, replayed through the memory from its stored state.
 
 Schulman et al. 2017, "Proximal Policy Optimization Algorithms", eq. 7. A minibatch is a set of environments with all of
-their steps in order, and the memory is unrolled over it from the state in which the roll-out began: nothing is padded,
+their steps in order, and the memory is unrolled over it from the state in which the rollout began: nothing is padded,
 no state is stale, and the ratio is exactly 1 on the first minibatch.
 """
 

@@ -18,7 +18,7 @@ from policies.memories.steps import select
 
 @dataclass
 class Rollout:
-    """A roll-out. Written in place, step by step, and read by the learners.
+    """A rollout. Written in place, step by step, and read by the learners.
 
     `starts[t]` means: observation `t` is the first of its episode. The memory is reset *before* it takes in such an
     observation. `terminated[t]` and `truncated[t]` speak of the transition that follows observation `t`.
@@ -64,7 +64,7 @@ class Rollout:
 
     @classmethod
     def allocate(cls, n_steps: int, env: TensorEnv, hears: bool = False) -> Rollout:
-        """Room for `n_steps` of `env`, written again in every roll-out: fresh memory is slow memory.
+        """Room for `n_steps` of `env`, written again in every rollout: fresh memory is slow memory.
 
         With `hears`, also for what it says of its episodes. Else that room is made when it first says something, which
         must be at the same step on every rank.
@@ -146,7 +146,7 @@ class Rollout:
         return following(self.values, self.last_values, self.terminated, self.truncated, self.final_values)
 
     def environments(self, index: Tensor) -> Rollout:
-        """The roll-out of the environments `index` alone: minibatches are cut over environments, never over time."""
+        """The rollout of the environments `index` alone: minibatches are cut over environments, never over time."""
         entries: dict[str, Any] = {}
         for entry in fields(self):
             value = getattr(self, entry.name)

@@ -1,4 +1,4 @@
-"""What the learners share between a roll-out and a step of the optimiser."""
+"""What the learners share between a rollout and a step of the optimiser."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Updates(BaseAlgorithm):
         return metrics
 
     def judge(self, rollout: Rollout) -> tuple[Judgement, dict[str, Tensor]]:
-        """Values, log-probabilities, entropies and the memory's losses of a roll-out, `[T, N]`, with their graph."""
+        """Values, log-probabilities, entropies and the memory's losses of a rollout, `[T, N]`, with their graph."""
         if rollout.latents is not None:
             return self.policy.judge(rollout.latents, rollout.actions, rollout.grids, rollout.masks), rollout.losses
         judgement, unrolled = self.policy.evaluate_actions(
@@ -45,7 +45,7 @@ class Updates(BaseAlgorithm):
         return judgement, unrolled.losses
 
     def advantages(self, rollout: Rollout) -> Tensor:
-        """A roll-out's advantages, normalised where that is asked for and there is more than one."""
+        """A rollout's advantages, normalised where that is asked for and there is more than one."""
         advantages = self.normalized(rollout.advantages)
         if not self.normalize_advantage or advantages.numel() * distributed.size() == 1:
             return advantages
@@ -65,7 +65,7 @@ class Updates(BaseAlgorithm):
             norm.update(mean, variance, rollout.returns.numel() * distributed.size(), self.policy.value_net)
 
     def diagnostics(self, rollout: Rollout) -> dict[str, Tensor]:
-        """What a roll-out says of the learner itself, by the names it is logged under."""
+        """What a rollout says of the learner itself, by the names it is logged under."""
         variance = distributed.variance(rollout.returns).clamp(min=1e-8)
         return {"train/explained_variance": 1 - distributed.variance(rollout.returns - rollout.values) / variance}
 
