@@ -10,6 +10,7 @@ from agents.metrics.non_finite import NonFiniteError
 from agents.ppo import PPO, PPOConfig
 from agents.registry import LEARNERS, learner_class, load, register_learner, registered_learners
 from agents.supervised import Supervised, SupervisedConfig
+from agents.vtrace import VTrace, VTraceConfig
 
 __all__ = [
     "A2C",
@@ -25,6 +26,8 @@ __all__ = [
     "Supervised",
     "SupervisedConfig",
     "TensorVecEnv",
+    "VTrace",
+    "VTraceConfig",
     "as_tensor_env",
     "latest_checkpoint",
     "learner_class",

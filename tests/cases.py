@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from agents import A2C, PPO, Supervised
+from agents import A2C, PPO, Supervised, VTrace
 from agents.testing.learner import LearnerCase
 from envs.testing import EnvCase
 from policies.memories import memory_class
@@ -252,6 +252,7 @@ LEARNERS: dict[str, LearnerRow] = {
     "a2c": LearnerRow(A2C),
     "ppo": LearnerRow(PPO, {"n_epochs": 4}, steps=2048, training={"n_epochs": 1, "n_minibatches": 1}),
     "supervised": LearnerRow(Supervised, floor=0.9, targets=True),
+    "vtrace": LearnerRow(VTrace, training={"n_epochs": 1, "n_minibatches": 1}),
 }
 MEMORIES: dict[str, MemoryRow] = {str(row.memory): row for row in _MEMORIES}
 ENVIRONMENTS: dict[str, EnvRow] = {re.split("[/-]", str(row.env))[1]: row for row in _ENVIRONMENTS}

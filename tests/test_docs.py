@@ -84,7 +84,7 @@ def test_python_blocks_run(page: Path, elsewhere: Path) -> None:
             source = re.sub(r"n_steps=\d+", "n_steps=8", source)
             source = re.sub(r"\.learn\([\d_]+\)", ".learn(2)", source)
         tree = ast.increment_lineno(ast.parse(source), line)  # a failure names the line of the page
-        exec(compile(tree, str(page), "exec"), namespace)
+        exec(compile(tree, str(page), "exec", dont_inherit=True), namespace)
 
 
 @pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=name_of)

@@ -1,0 +1,93 @@
+"""V-trace: the actor-critic of IMPALA, for rollouts that an older policy collected.
+
+Espeholt et al. 2018, "IMPALA: Scalable Distributed Deep-RL with Importance Weighted Actor-Learner Architectures",
+section 4. Actors and learner take turns here, so the policy that collected is older only from the second update of a
+rollout on; V-trace corrects for that by importance ratios that are cut, where PPO clips its objective.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from agents.common.arguments import Count, Fraction, NotNegative, Positive, Rate, Whole
+from agents.hyperparameters import Hyperparameters
+from agents.registry import register_learner
+from agents.replaying import Number, ReplayLearner
+from agents.returns import following, vtrace
+from agents.rollout import Rollout
+
+
+@dataclass
+class VTraceConfig(Hyperparameters):
+    """V-trace's hyper-parameters."""
+
+    learning_rate: Rate = 6e-4
+    n_steps: Whole = 20
+    n_minibatches: Count = 2
+    """Sets of environments that each pass is cut into; with fewer environments than that, one a set."""
+    n_epochs: Count = 4
+    """Passes over each rollout."""
+    gamma: Fraction = 0.99
+    rho_bar: Positive = 1.0
+    """Importance ratios are cut here before they weigh what a step shows. Higher: less bias, more noise."""
+    c_bar: Positive = 1.0
+    """Importance ratios are cut here before they hand later steps back. Higher: further back, more noise."""
+    ent_coef: NotNegative = 0.01
+    vf_coef: NotNegative = 0.5
+    aux_coef: NotNegative = 1.0
+    max_grad_norm: Positive = 0.5
+    normalize_advantage: bool = False
+    normalize_values: bool = True
+    normalize_obs: bool = False
+    reward_scale: Positive = 1.0
+
+    run_defaults: ClassVar[Mapping[str, Any]] = {"learning_rate": 1e-3, "num_envs": 16, "anneal": True}
+
+
+@register_learner("vtrace")
+class VTrace(ReplayLearner):
+    """V-trace actor-critic with a memory; arguments are those of `VTraceConfig`, then `agents.hyperparameters.Setup`.
+
+    >>> model = VTrace("MemoryPolicy", "Engram/RepeatFirst-v0", policy_kwargs={"memory": "gru"}, seed=0)
+    >>> model.learn(40).num_timesteps
+    40
+    """
+
+    config_class = VTraceConfig
+
+    rho_bar: float
+    c_bar: float
+
+    def learn_from(self, rollout: Rollout) -> dict[str, Tensor]:
+        return self.passes(rollout)
+
+    def loss(self, rollout: Rollout, *numbers: Number | None) -> tuple[Tensor, dict[str, Tensor]]:
+        judgement, losses = self.judge(rollout)
+        with torch.no_grad():
+            values, ratio = judgement.value, (judgement.log_prob - rollout.log_probs).exp()
+            ends = rollout.terminated, rollout.truncated
+            next_values = following(values, rollout.last_values, *ends, rollout.final_values)
+            rewards = rollout.rewards * self.reward_scale
+            returns, advantages = vtrace(
+                rewards, values, next_values, rollout.ended(), ratio, self.gamma, self.rho_bar, self.c_bar
+            )
+            advantages = self.advantages(replace(rollout, advantages=advantages))
+        policy_loss = -(advantages * judgement.log_prob).mean()
+        value_loss = F.mse_loss(self.normalized(judgement.value), self.normalized(returns))
+        entropy = judgement.entropy.mean()
+        auxiliary, memory_losses = self.auxiliary(losses)
+        loss = policy_loss + self.vf_coef * value_loss - self.ent_coef * entropy + auxiliary
+        return loss, {
+            "train/loss": loss,
+            "train/policy_loss": policy_loss,
+            "train/value_loss": value_loss,
+            "train/entropy": entropy,
+            "train/cut_fraction": (ratio > self.rho_bar).float().mean(),
+            **memory_losses,
+        }
