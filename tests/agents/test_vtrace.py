@@ -38,13 +38,13 @@ def test_with_one_update_a_rollout_it_is_a2c_with_whole_returns() -> None:
         A2C("MemoryPolicy", RepeatFirst(4, length=4), gae_lambda=1.0, use_rms_prop=False, **shared),
     ]
     for model in found:
-        model.learn(3 * 24)
-        assert model._n_updates == 3
+        model.learn(24)  # the order of minibatches is drawn, so actions differ from here on
+        assert model._n_updates == 1
     for one, other in zip(*(model.policy.parameters() for model in found), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_an_older_policy_is_noticed() -> None:
     model = VTrace("MemoryPolicy", RepeatFirst(4, length=4), 1e-2, 8, policy_kwargs={"memory": "gru"}, seed=0)
-    model.learn(64)
+    model.learn(64, log_interval=None)
     assert model.logger.name_to_value["train/cut_fraction"] > 0
