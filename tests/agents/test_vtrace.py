@@ -33,12 +33,13 @@ def test_its_loss_by_hand(counter: str) -> None:
 def test_with_one_update_a_rollout_it_is_a2c_with_whole_returns() -> None:
     shared: dict[str, Any] = {"learning_rate": 1e-2, "n_steps": 6, "ent_coef": 0.02, "seed": 0, "device": "cpu"}
     shared["policy_kwargs"] = {"memory": "gru", "memory_kwargs": {"hidden_size": 8}}
-    found = [
-        VTrace("MemoryPolicy", RepeatFirst(4, length=4), n_epochs=1, n_minibatches=1, **shared),
-        A2C("MemoryPolicy", RepeatFirst(4, length=4), gae_lambda=1.0, use_rms_prop=False, **shared),
-    ]
-    for model in found:
-        model.learn(24)  # the order of minibatches is drawn, so actions differ from here on
+    found = []
+    for learner, own in (
+        (VTrace, {"n_epochs": 1, "n_minibatches": 1}),
+        (A2C, {"gae_lambda": 1.0, "use_rms_prop": False}),
+    ):
+        model = learner("MemoryPolicy", RepeatFirst(4, length=4), **own, **shared)
+        found.append(model.learn(24))  # the order of minibatches is drawn, so actions differ from here on
         assert model._n_updates == 1
     for one, other in zip(*(model.policy.parameters() for model in found), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
