@@ -31,7 +31,13 @@ def test_its_loss_by_hand(counter: str) -> None:
 
 
 def test_with_one_update_a_rollout_it_is_a2c_with_whole_returns() -> None:
-    shared: dict[str, Any] = {"learning_rate": 1e-2, "n_steps": 6, "ent_coef": 0.02, "seed": 0, "device": "cpu"}
+    shared: dict[str, Any] = {
+        "learning_rate": 1e-2,
+        "n_steps": 6,
+        "ent_coef": 0.02,
+        "seed": 0,
+        "normalize_values": False,
+    }
     shared["policy_kwargs"] = {"memory": "gru", "memory_kwargs": {"hidden_size": 8}}
     found = []
     for learner, own in (
