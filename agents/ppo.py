@@ -88,13 +88,13 @@ class PPO(ReplayLearner):
         progress = self._current_progress_remaining
         clip = FloatSchedule(self.clip_range)(progress)
         clip_vf = None if self.clip_range_vf is None else FloatSchedule(self.clip_range_vf)(progress)
-        metrics = self.passes(rollout, clip, clip_vf, enough=self._moved_enough)
+        enough = None if self.target_kl is None else self._moved_enough
+        metrics = self.passes(rollout, clip, clip_vf, enough=enough)
         self.logger.record("train/clip_range", clip)
         return metrics
 
     def _moved_enough(self, means: dict[str, Tensor]) -> bool:
-        if self.target_kl is None:
-            return False
+        assert self.target_kl is not None
         return bool(distributed.mean(means["train/approx_kl"]) > 1.5 * self.target_kl)
 
     def policy_loss(self, ratio: Tensor, advantages: Tensor, clip: Number) -> Tensor:
