@@ -9,6 +9,10 @@
 What is printed is also written to RUN/evaluation.json. Wrong input gets one line and exit code 2.
 """
 
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: threads that wait give their core away
+
 from agents.evaluation.command import main
 
 if __name__ == "__main__":

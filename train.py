@@ -4,6 +4,10 @@ With no argument it runs the main job: an MNM agent learns the invisible-goal ma
 option; docs/metrics.md explains every number that is logged. The work is done in `agents/run`.
 """
 
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: threads that wait give their core away
+
 from agents.run.command import main
 
 if __name__ == "__main__":

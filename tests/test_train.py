@@ -35,6 +35,19 @@ def command(*words: str) -> int:
     return end.value.code
 
 
+@pytest.mark.parametrize("script", ["train.py", "evaluate.py"])
+def test_threads_that_wait_give_their_core_away(script: str) -> None:
+    """OpenMP reads the variable as torch is loaded, so the script sets it before; what the user set stays."""
+    stop = "sys.modules['torch'] = None; "  # importing it fails: what was set by then counts
+    run = f"import os, runpy, sys; {stop}sys.excepthook = lambda *_: print(os.environ['OMP_WAIT_POLICY']); "
+    run += f"runpy.run_path({script!r})"
+    for given, expected in ((None, "PASSIVE"), ("ACTIVE", "ACTIVE")):
+        environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+        environment |= {} if given is None else {"OMP_WAIT_POLICY": given}
+        done = subprocess.run([sys.executable, "-c", run], cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert done.stdout.strip() == expected, done.stderr
+
+
 def rows(folder: Path) -> list[dict[str, str]]:
     with open(folder / "progress.csv", newline="") as file:
         return list(csv.DictReader(file))

@@ -165,11 +165,13 @@ class TapedRecording(Recording):
             return MemoryStep(form.memory.output(torch.cat([hidden, read_value], 1)), self.state, {})
 
     def unrolled(self) -> Unrolled:
+        """As `Recording.unrolled`, once: the graph alone keeps the tapes, until its backward pass."""
         parts, state, begin = [], self.first, 0
-        for tape, starts in zip(self.tapes, self.resets, strict=True):
+        tapes, self.tapes, xs, self.xs = self.tapes, [], self.xs, []
+        for tape, starts in zip(tapes, self.resets, strict=True):
             if starts is not None:
                 state = reset(state, starts, self.form.memory.initial_state(len(starts)))
             tape.cut()
-            parts.append(self.form.run(torch.stack(self.xs[begin : begin + tape.count]), state, tape))
+            parts.append(self.form.run(torch.stack(xs[begin : begin + tape.count]), state, tape))
             begin, state = begin + tape.count, parts[-1].state
         return join(parts)

@@ -15,7 +15,7 @@ from policies.memories import make_memory
 from policies.memories.contract import Memory
 from policies.memories.mnm import fast_native as mnm_native
 from policies.memories.mnm import fast_taped as mnm_taped
-from policies.memories.mnm.fast import FastMNMp
+from policies.memories.mnm.fast import FastMNMp, TapedRecording
 from policies.memories.time.checkpointing import unroll_by_segments
 from policies.memories.time.measure import Made
 from policies.native import compiler as native
@@ -129,6 +129,20 @@ def test_torchs_operations_stand_in_for_the_loops(monkeypatch: pytest.MonkeyPatc
     for recorded in (False, True):
         for name, expected in trained_by(memory, xs, starts, recorded).items():
             torch.testing.assert_close(looped[name], expected, rtol=1e-9, atol=1e-11)
+
+
+def test_a_recording_hands_its_tapes_to_the_graph() -> None:
+    """Whoever holds the recording, a callback say, does not keep what the backward pass has given back."""
+    torch.manual_seed(0)
+    memory = make_memory("mnm-p", input_size=3, **SMALL)
+    recording = memory.record(memory.initial_state(2), 6)
+    for x in torch.randn(6, 2, 3):
+        recording.step(x, None)
+    result = recording.unrolled()
+    assert isinstance(recording, TapedRecording)
+    assert not recording.tapes
+    assert not recording.xs
+    result.outputs.sum().backward()
 
 
 @compiled
