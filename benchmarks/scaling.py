@@ -1,4 +1,4 @@
-"""How speed and memory grow: with copies, memory size, width, levels, sequence length and ranks, beside the limits.
+"""How speed and memory grow: with copies, memory size, width, levels, sequence length and ranks, beside an estimate.
 
     python benchmarks/scaling.py
     python benchmarks/scaling.py --studies envs slots --threads 2 --folder /tmp/scaling
@@ -7,10 +7,10 @@
 Every point runs in a process of its own, so that its peak memory is its own. Steps/s count every environment; the
 figure is the median of the repeats.
 
-**Limits.** Three rates are measured first: float32 matrix products (FLOP/s), copies of a large buffer (bytes/s, read
+**Estimates.** Three rates are measured first: float32 matrix products (FLOP/s), copies of a large buffer (bytes/s, read
 and written), and operations on a small tensor (launches/s). One iteration of each point is then counted operation by
 operation: FLOPs of its matrix products and convolutions, bytes that its operations read and write, and how many they
-are. The longest of the three times that these would take at the measured rates is the point's limit, and "share" is how
+are. The longest of the three times that these would take at the measured rates is its estimate, and "share" is how
 much of its time that explains. Operations that fuse, or find their operands in a cache, can come out above 1.
 """
 

@@ -34,8 +34,8 @@ def test_a_recipe_fits_its_graphs(name: str) -> None:
     kwargs = {**recipe.env_kwargs, **({"source": "generated"} if name == "babi-gpu" else {})}
     env = agents.make_env(recipe.env, 1, "cpu", **kwargs)
     if env.horizon is not None:
-        assert env.horizon % recipe.n_steps == 0
-        assert env.horizon // recipe.n_steps <= MOST_GRAPHS
+        assert env.horizon % recipe.learner.n_steps == 0
+        assert env.horizon // recipe.learner.n_steps <= MOST_GRAPHS
 
 
 def trained(words: str, status: int) -> int:
