@@ -134,8 +134,8 @@ class Cells:
         if peepholes is None:
             gates[:, : 3 * channels].sigmoid_()
         else:
-            i.addcmul_(peepholes[0], c).sigmoid_()
-            f.addcmul_(peepholes[1], c).sigmoid_()
+            i_and_f = gates[:, : 2 * channels].unflatten(1, (2, channels))
+            i_and_f.addcmul_(peepholes[:2], c.unsqueeze(1)).sigmoid_()
         c = (f * c).addcmul_(i, candidate.tanh_())
         if peepholes is not None:
             o.addcmul_(peepholes[2], c).sigmoid_()

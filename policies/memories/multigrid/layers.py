@@ -279,16 +279,17 @@ class LSTMGrid(Grid):
                 peepholes = torch.where(answering[:, None], peepholes[1], peepholes[0])
         elif peepholes is not None:
             peepholes = peepholes[0]
+        channels = self.shape[0]
         if peepholes is None:
-            channels = self.shape[0]
             i, f, o = gates[:, : 3 * channels].sigmoid().chunk(3, 1)
-            c = f * c + i * gates[:, 3 * channels :].tanh()
+            c = torch.addcmul(f * c, i, gates[:, 3 * channels :].tanh())
             return o * c.tanh(), c
-        i, f, o, candidate = gates.chunk(4, 1)
-        w_ci, w_cf, w_co = peepholes.unbind(-self.rank - 2)
-        i, f = torch.addcmul(i, w_ci, c).sigmoid(), torch.addcmul(f, w_cf, c).sigmoid()
-        c = f * c + i * candidate.tanh()
-        o = torch.addcmul(o, w_co, c).sigmoid()
+        i_and_f, o, candidate = gates.tensor_split([2 * channels, 3 * channels], 1)
+        w_ci_and_cf, w_co = peepholes.tensor_split([2], -self.rank - 2)
+        i_and_f = i_and_f.unflatten(1, (2, channels))
+        i, f = torch.addcmul(i_and_f, w_ci_and_cf, c.unsqueeze(1)).sigmoid().unbind(1)
+        c = torch.addcmul(f * c, i, candidate.tanh())
+        o = torch.addcmul(o, w_co.squeeze(-self.rank - 2), c).sigmoid()
         return o * c.tanh(), c
 
 
