@@ -134,7 +134,7 @@ class Cells:
         if peepholes is None:
             gates[:, : 3 * channels].sigmoid_()
         else:
-            i_and_f = gates[:, : 2 * channels].unflatten(1, (2, channels))
+            i_and_f = gates[:, : 2 * channels].view(-1, 2, *c.shape[1:])
             i_and_f.addcmul_(peepholes[:2], c.unsqueeze(1)).sigmoid_()
         c = (f * c).addcmul_(i, candidate.tanh_())
         if peepholes is not None:

@@ -286,7 +286,7 @@ class LSTMGrid(Grid):
             return o * c.tanh(), c
         i_and_f, o, candidate = gates.tensor_split([2 * channels, 3 * channels], 1)
         w_ci_and_cf, w_co = peepholes.tensor_split([2], -self.rank - 2)
-        i_and_f = i_and_f.unflatten(1, (2, channels))
+        i_and_f = i_and_f.view(-1, 2, channels, *c.shape[2:])
         i, f = torch.addcmul(i_and_f, w_ci_and_cf, c.unsqueeze(1)).sigmoid().unbind(1)
         c = torch.addcmul(f * c, i, candidate.tanh())
         o = torch.addcmul(o, w_co.squeeze(-self.rank - 2), c).sigmoid()
