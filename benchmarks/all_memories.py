@@ -29,8 +29,8 @@ from policies.memories import registered
 
 SIZES = {
     "identity": "",
-    "d-ntm": "hidden_size=64 memory_size=32",
-    "dkm": "memory_size=16 code_size=32",
+    "d-ntm": "hidden_size=64 slots=32",
+    "dkm": "slots=16 word_size=32",
     "dmn": "capacity=16 hidden_size=32",
     "dnc": "hidden_size=64 slots=32 word_size=16 read_heads=2",
     "gated-deltanet": "hidden_size=64 num_layers=1",
@@ -45,7 +45,7 @@ SIZES = {
     "mnm-g": "hidden_size=64 key_size=24 value_size=24 memory_units=24 heads=1 mean_over_units=true",
     "mnm-p": "hidden_size=64 key_size=24 value_size=24 memory_units=24 heads=1 mean_over_units=true",
     "multigrid": "",
-    "ntm": "hidden_size=64 memory_size=32",
+    "ntm": "hidden_size=64 slots=32",
     "plastic": "hidden_size=64",
     "salu": "hidden_size=64 key_size=32 value_size=32 capacity=64",
     "sdnc": "hidden_size=64 slots=64 word_size=16 read_heads=2",

@@ -50,17 +50,17 @@ CARD, ROLLOUT = 16 * GIB, 200
 """The graphics card, and the steps between two updates, that `largest_batch` is for."""
 
 PAPERS = {
-    "DNC 256×50, graph traversal": "dnc:slots=256,word_size=50,read_heads=5,controller_layers=3",
-    "DNC 128×50, shortest path": "dnc:slots=128,word_size=50,read_heads=5,controller_layers=2",
+    "DNC 256×50, graph traversal": "dnc:slots=256,word_size=50,read_heads=5,num_layers=3",
+    "DNC 128×50, shortest path": "dnc:slots=128,word_size=50,read_heads=5,num_layers=2",
     "DNC 500×16, the multigrid paper's": "dnc:slots=500,word_size=16",
     "DNC 256×64, the multigrid paper's": "dnc:slots=256,word_size=64",
     "SDNC 2,048×32, speed": "sdnc:slots=2048,word_size=32",
-    "NTM 128×20, copy": "ntm:memory_size=128,word_size=20,hidden_size=100",
-    "D-NTM 120×48, bAbI": "d-ntm:hidden_size=180,memory_size=120,content_size=28,address_size=20",
+    "NTM 128×20, copy": "ntm:slots=128,word_size=20,hidden_size=100",
+    "D-NTM 120×48, bAbI": "d-ntm:hidden_size=180,slots=120,word_size=28,address_size=20",
     "MNM-p 3×100, 3 heads, maze": "mnm-p",
     "MNM-g 3×100, 3 heads, maze": "mnm-g",
     "plastic 200, maze": "plastic:hidden_size=200",
-    "MemN2N 50×50, bAbI": "memn2n:embedding_size=50,capacity=50,hops=3",
+    "MemN2N 50×50, bAbI": "memn2n:hidden_size=50,capacity=50,hops=3",
     "multigrid 15×15": "multigrid:preset='mapping-15'",
     "multigrid 25×25": "multigrid:preset='mapping-25'",
 }
@@ -161,7 +161,7 @@ class Case:
     def act(self) -> None:
         state = self.memory.initial_state(self.batch)
         for x in self.xs:
-            state = self.memory(x, state).state
+            state = self.memory.step(x, state).state
 
     def train(self, name: str, steps: int | None = None) -> None:
         state = self.memory.initial_state(self.batch)

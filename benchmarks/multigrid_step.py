@@ -65,7 +65,8 @@ def sequences(args: Args) -> None:
     xs = torch.rand(args.length, args.copies, 4, 3, 3)
     memories = {}
     for way, (fast, _) in WAYS.items():
-        memories[way] = Multigrid((4, 3, 3), {"query": (4, 3, 3)}, preset=args.preset, fast=fast)
+        memories[way] = Multigrid((4, 3, 3), {"query": (4, 3, 3)}, preset=args.preset)
+        memories[way].use_fast_form(fast)
     memories["bfloat16"].take_bf16()
     taken: dict[str, list[float]] = {way: [] for way in WAYS}
     for turn in range(args.turns + 1):  # the first one compiles, and pays for kernels
@@ -89,13 +90,13 @@ def single_steps(args: Args) -> None:
     device = torch.device(args.device)
     memory = Multigrid((4, 3, 3), preset=args.preset).to(device)
     x, span = torch.rand(1, 4, 3, 3, device=device), Span()
-    state = memory(x, memory.initial_state(1)).state
+    state = memory.step(x, memory.initial_state(1)).state
     entering = memory.enter(x)
     written, _ = memory.writer(entering, state, span)
     runs = {
         "writer": lambda: memory.writer(entering, state, span),
         "reader": lambda: memory.readers[0](entering, state, span, written),
-        "both": lambda: memory(x, state),
+        "both": lambda: memory.step(x, state),
     }
     print(f"{args.preset}, batch 1, {args.device}: median ms of {args.repeats} (lowest)")
     for threads in args.threads:

@@ -111,7 +111,7 @@ def points(args: Args) -> Iterator[Point]:
     sizes = {"hidden_size": 128, "word_size": 16, "read_heads": 2}
     for memory in ("dnc", "sdnc", "ntm"):
         for slots in doublings(32, 2048, 4):
-            named = {**sizes, "slots": slots} if memory != "ntm" else {"hidden_size": 128, "memory_size": slots}
+            named = {**sizes, "slots": slots} if memory != "ntm" else {"hidden_size": 128, "slots": slots}
             yield Point("slots", memory, slots, MAZE, 16, "a2c", memory, named, n_steps=20)
     for memory, name in (("lstm", "hidden_size"), ("plastic", "hidden_size"), ("mnm-p", "memory_units")):
         for width in doublings(32, 512, 4):

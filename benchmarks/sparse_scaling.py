@@ -88,7 +88,7 @@ class Case:
     def act(self) -> None:
         state = self.state
         for x in self.xs:
-            state = self.memory(x, state).state
+            state = self.memory.step(x, state).state
 
     @torch.no_grad()
     def forward(self) -> None:

@@ -32,6 +32,7 @@ from policies.heads import (
 )
 from policies.memories import make_memory, memory_class
 from policies.memories.contract import Memory, MemoryStep, State, Unrolled
+from policies.memories.registry import current_arguments
 from policies.memories.steps import reset
 from policies.memories.time.checkpointing import Segments
 from policies.memories.time.recording import Recording
@@ -96,7 +97,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         if net_arch is None:
             net_arch = [64, 64] if memory == "identity" else []
         self.memory_name, self._space = memory, action_space
-        self.memory_kwargs, self.bptt_segment = dict(memory_kwargs or {}), bptt_segment
+        self.memory_kwargs, self.bptt_segment = current_arguments(memory, memory_kwargs or {}), bptt_segment
         features_extractor_kwargs = dict(features_extractor_kwargs or {})
         if features_extractor_class is None:
             features_extractor_class, arguments = encoder_for(

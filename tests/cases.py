@@ -73,9 +73,9 @@ _MEMORIES = [
     ),
     MemoryRow(
         "memn2n",
-        {"embedding_size": 4, "capacity": 4, "hops": 2},
-        learner={"embedding_size": 24, "capacity": 8},
-        training={"embedding_size": 8, "capacity": 4},
+        {"hidden_size": 4, "capacity": 4, "hops": 2},
+        learner={"hidden_size": 24, "capacity": 8},
+        training={"hidden_size": 8, "capacity": 4},
     ),
     MemoryRow(
         "gated-deltanet",
@@ -157,20 +157,20 @@ _MEMORIES = [
     ),
     MemoryRow(
         "d-ntm",
-        {"hidden_size": 6, "output_size": 5, "num_layers": 2, "memory_size": 7, "content_size": 4, "address_size": 3}
+        {"hidden_size": 6, "output_size": 5, "num_layers": 2, "slots": 7, "word_size": 4, "address_size": 3}
         | {"read_heads": 2, "write_heads": 2, "reading_steps": 2, "addressing": "discrete"}
         | {"entropy_coef": 0.1, "consistency_coef": 0.1, "prediction_coef": 0.1},
-        learner={"hidden_size": 24, "memory_size": 16, "content_size": 8, "address_size": 8},
+        learner={"hidden_size": 24, "slots": 16, "word_size": 8, "address_size": 8},
         updates=100,
-        training={"hidden_size": 8, "memory_size": 8, "content_size": 4, "address_size": 4, "addressing": "discrete"},
+        training={"hidden_size": 8, "slots": 8, "word_size": 4, "address_size": 4, "addressing": "discrete"},
     ),
     MemoryRow(
         "ntm",
-        {"hidden_size": 6, "output_size": 5, "num_layers": 2, "memory_size": 7, "word_size": 4, "read_heads": 2}
+        {"hidden_size": 6, "output_size": 5, "num_layers": 2, "slots": 7, "word_size": 4, "read_heads": 2}
         | {"write_heads": 2, "shift_range": 2, "memory_init": "learned"},
-        learner={"hidden_size": 24, "memory_size": 16, "word_size": 8},
+        learner={"hidden_size": 24, "slots": 16, "word_size": 8},
         updates=150,
-        training={"hidden_size": 8, "memory_size": 8, "word_size": 4},
+        training={"hidden_size": 8, "slots": 8, "word_size": 4},
     ),
     MemoryRow(
         "kanerva++",
@@ -182,10 +182,10 @@ _MEMORIES = [
     ),
     MemoryRow(
         "dkm",
-        {"output_size": 5, "memory_size": 4, "code_size": 3, "num_opt_iters": 2, "read_iterations": 2}
+        {"output_size": 5, "slots": 4, "word_size": 3, "num_opt_iters": 2, "read_iterations": 2}
         | {"sample_w": True, "sample_memory": True, "obs_noise_stddev": 0.0, "reconstruct": True},
-        learner={"memory_size": 8, "code_size": 16},
-        training={"memory_size": 4, "code_size": 4},
+        learner={"slots": 8, "word_size": 16},
+        training={"slots": 4, "word_size": 4},
     ),
 ]
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from cases import MEMORIES
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.metadata import PLUGIN_NAME as HPARAMS
@@ -28,7 +29,7 @@ from agents import LEARNERS
 from agents.registry import learners
 from agents.run.callbacks import RunDisplay
 from agents.run.parsing import parse
-from policies.memories import built_in, memory_class, registered, registry
+from policies.memories import built_in, make_memory, memory_class, registered, registry
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -188,12 +189,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def logged(folder: Path) -> tuple[set[str], set[str]]:
     """What a run wrote to progress.csv and to TensorBoard."""
     with open(folder / "progress.csv", newline="", encoding="utf-8") as file:
-        columns = set(next(csv.reader(file)))
+        columns = {"memory/NAME" if name.startswith("memory/") else name for name in next(csv.reader(file))}
     events = EventAccumulator(str(folder))
     events.Reload()
     tags = events.Tags()
     names = set(tags["scalars"]) | {tag.removesuffix("/text_summary") for tag in tags["tensors"]}
-    names |= {"memory/NAME" for tag in tags["images"] if tag.startswith("memory/")}
+    assert any(tag.startswith("memory/") for tag in tags["images"]) or folder.name == "identity"
+    names = {"memory/NAME" if name.startswith("memory/") else name for name in names}
     assert events.PluginTagToContent(HPARAMS)
     return columns, names | {"hparams"}
 
@@ -212,6 +214,21 @@ def test_metrics_page_lists_exactly_what_is_logged(algo: str, runs: dict[str, Pa
         own |= {"task/NAME", "rollout/valid_actions", "rollout/success_rate"}
         assert columns == in_csv - own
         assert names == in_tensorboard - own
+
+
+def test_metrics_page_lists_the_numbers_of_every_memory() -> None:
+    rows = [
+        [cell.replace("`", "").split(", ") for cell in row[:2]]
+        for row in table(DOCS / "metrics.md", "Numbers of memories")
+    ]
+    listed = {name.removeprefix("memory/"): set(memories) for names, memories in rows for name in names}
+    said: dict[str, set[str]] = {}
+    every = [(name, MEMORIES[name].build()) for name in built_in()]
+    pooled = {"controller": "none", "memory_size": 8, "crop_size": 4}
+    for name, memory in [*every, ("kanerva++", make_memory("kanerva++", input_size=5, **pooled))]:
+        for number in memory.metrics(memory.initial_state(1)):
+            said.setdefault(number, set()).add(name)
+    assert said == listed
 
 
 def test_metrics_page_lists_the_fields_of_the_summary(runs: dict[str, Path]) -> None:

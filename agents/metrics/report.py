@@ -34,6 +34,9 @@ def report(model: TrainingEnv, metrics: dict[str, Tensor]) -> Report:
     """Packs `metrics`, the learner's diagnostics and the rollout's rewards and ends into one tensor."""
     rollout = model.rollout
     metrics = {**metrics, **model.diagnostics(rollout)}
+    with torch.no_grad():
+        numbers = model.policy.memory.metrics(model._state)
+    metrics |= {f"memory/{name}": number.mean() for name, number in numbers.items()}
     if rollout.masks is not None:
         metrics["rollout/valid_actions"] = rollout.masks.float().mean()
         metrics[_WITHOUT] = without_choice(rollout.masks.flatten(0, 1), model.action_space).sum()

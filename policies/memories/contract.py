@@ -91,6 +91,14 @@ class Memory(nn.Module):
         """One step, by the equations. `x`: `[B, F]`, or `[B, C, L]` / `[B, C, H, W]` where `input_kind` is "grid"."""
         raise NotImplementedError
 
+    def metrics(self, state: State) -> dict[str, Tensor]:
+        """Numbers to log, by name, each of every batch entry, `[B]`: how full the memory is, say.
+
+        A function of a state, so that no step pays for it: it is called once an iteration, without gradients, and the
+        mean over the environments at the end of the rollout is logged as `memory/NAME`.
+        """
+        return {}
+
     def panels(self, state: State) -> dict[str, Panel]:
         """Named pictures of the state of the first batch entry."""
         return {}

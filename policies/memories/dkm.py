@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from policies.memories.contract import Memory, MemoryStep, Panel, State
 from policies.memories.kanerva.parts import Gaussian
 from policies.memories.registry import register_memory
+from policies.memories.shared.arguments import at_least, one_of
 from policies.memories.shared.noise import fingerprint, gaussian, next_seed
 from policies.memories.shared.pictures import vector_panel
 
@@ -39,14 +40,14 @@ class DKM(Memory):
     Args:
         input_size: F, width of the input.
         output_size: width of the output.
-        memory_size: K, rows.
-        code_size: C, width of a row and of a code.
+        slots: K, rows.
+        word_size: C, width of a row and of a code.
         num_opt_iters: how often the write weights are solved for, each time in the memory that the last would give.
         read_iterations: how often the read weights are solved for, each time with the last read-out as the cue.
         w_prior_stddev: of the weights' prior.
         obs_noise_stddev: of the observation of a code; 0: learned, from 1 on.
-        solve: "ridge": w minimises |z − wM|² + λ|w|², λ = obs² / w_prior². "code": the released code's, which hands the
-            normal equations to a least-squares solver that squares them once more.
+        variant: "paper": w minimises |z − wM|² + λ|w|², λ = obs² / w_prior². "code": the released code's, which hands
+            the normal equations to a least-squares solver that squares them once more.
         sample_w: draw the weights, by noise that is a hash of what was seen; False: take their mean.
         sample_memory: solve and read in a memory drawn from its distribution; False: in its mean.
         reconstruct: add the loss `reconstruction`.
@@ -56,43 +57,38 @@ class DKM(Memory):
         self,
         input_size: int,
         output_size: int = 128,
-        memory_size: int = 32,
-        code_size: int = 64,
+        slots: int = 32,
+        word_size: int = 64,
         num_opt_iters: int = 1,
         read_iterations: int = 1,
         w_prior_stddev: float = 1.0,
         obs_noise_stddev: float = 1.0,
-        solve: Literal["ridge", "code"] = "ridge",
+        variant: Literal["paper", "code"] = "paper",
         sample_w: bool = False,
         sample_memory: bool = False,
         reconstruct: bool = False,
     ) -> None:
         super().__init__()
-        if solve not in ("ridge", "code"):
-            raise ValueError(f"solve is {solve!r}; it must be 'ridge' or 'code'")
-        if min(memory_size, code_size) < 1:
-            raise ValueError(f"memory_size and code_size must be at least 1, not {memory_size} and {code_size}")
-        if min(num_opt_iters, read_iterations) < 1:
-            raise ValueError(
-                f"num_opt_iters and read_iterations must be at least 1, not {num_opt_iters} and {read_iterations}"
-            )
+        one_of("variant", variant, "paper", "code")
+        at_least(1, slots=slots, word_size=word_size)
+        at_least(1, num_opt_iters=num_opt_iters, read_iterations=read_iterations)
         if w_prior_stddev <= 0 or obs_noise_stddev < 0:
             raise ValueError(
                 f"w_prior_stddev must be above 0 and obs_noise_stddev at least 0, not {w_prior_stddev} and "
                 f"{obs_noise_stddev}"
             )
         self.output_size = output_size
-        self.memory_size, self.code_size = memory_size, code_size
+        self.slots, self.word_size = slots, word_size
         self.num_opt_iters, self.read_iterations = num_opt_iters, read_iterations
         self.w_prior_stddev = w_prior_stddev
-        self.solve = solve
+        self.variant = variant
         self.sample_w, self.sample_memory = sample_w, sample_memory
 
-        self.write_encoder = nn.Linear(input_size, code_size)
-        self.read_encoder = nn.Linear(input_size, code_size)
-        self.output = nn.Linear(code_size + input_size, output_size)
-        self.decoder = nn.Linear(code_size, input_size) if reconstruct else None
-        self.prior_mean = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, memory_size, code_size)))
+        self.write_encoder = nn.Linear(input_size, word_size)
+        self.read_encoder = nn.Linear(input_size, word_size)
+        self.output = nn.Linear(word_size + input_size, output_size)
+        self.decoder = nn.Linear(word_size, input_size) if reconstruct else None
+        self.prior_mean = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, slots, word_size)))
         self.prior_log_var = nn.Parameter(torch.zeros(()))
         self.log_w_std = nn.Parameter(torch.tensor(0.3).log())
         self.obs_noise_stddev = obs_noise_stddev
@@ -107,7 +103,7 @@ class DKM(Memory):
         return self.obs_noise_stddev**2 if self.log_obs_std is None else (2 * self.log_obs_std).exp()
 
     def initial_state(self, batch_size: int) -> State:
-        rows = self.memory_size
+        rows = self.slots
         eye = torch.eye(rows, device=self.device, dtype=self.dtype)
         zeros = torch.zeros(1, rows, device=self.device, dtype=self.dtype).expand(batch_size, -1)
         state = {
@@ -149,9 +145,9 @@ class DKM(Memory):
         penalty = obs_var / self.w_prior_stddev**2  # λ
         gram = memory @ memory.mT
         target = (memory @ z.unsqueeze(2)).squeeze(2)
-        if self.solve == "code":
+        if self.variant == "code":
             gram, target = gram @ gram, times(target, gram)
-        eye = torch.eye(self.memory_size, device=z.device, dtype=z.dtype)
+        eye = torch.eye(self.slots, device=z.device, dtype=z.dtype)
         # never singular, as λ > 0; the variant without a check needs no synchronisation
         weights: Tensor = torch.linalg.solve_ex(gram + penalty * eye, target)[0]
         return weights
@@ -160,13 +156,13 @@ class DKM(Memory):
         """w ~ N(mean, w_std² I), or the mean."""
         if not self.sample_w or seed is None:
             return mean
-        return mean + self.log_w_std.exp() * gaussian(seed, (self.memory_size,), stream)
+        return mean + self.log_w_std.exp() * gaussian(seed, (self.slots,), stream)
 
     def drawn_memory(self, mean: Tensor, root: Tensor, seed: Tensor | None, stream: int) -> Tensor:
         """M ~ N(mean, U) column by column, or the mean."""
         if not self.sample_memory or seed is None:
             return mean
-        drawn: Tensor = mean + root @ gaussian(seed, (self.memory_size, self.code_size), stream)
+        drawn: Tensor = mean + root @ gaussian(seed, (self.slots, self.word_size), stream)
         return drawn
 
     def weights_kl(self, w_mean: Tensor) -> Tensor:
@@ -179,9 +175,13 @@ class DKM(Memory):
         prior, root = self.prior_variance(), state["cov_root"]
         change = (state["memory_mean"] - self.prior_mean).square().sum((1, 2)) / prior
         trace = root.square().sum((1, 2)) / prior
-        log_ratio = self.memory_size * prior.log() - 2 * torch.linalg.slogdet(root)[1]
-        kl: Tensor = 0.5 * (change + self.code_size * (trace - self.memory_size + log_ratio))
+        log_ratio = self.slots * prior.log() - 2 * torch.linalg.slogdet(root)[1]
+        kl: Tensor = 0.5 * (change + self.word_size * (trace - self.slots + log_ratio))
         return kl
+
+    def metrics(self, state: State) -> dict[str, Tensor]:
+        """Standard deviation of the rows: how little is known of what they hold."""
+        return {"uncertainty": state["cov_root"].square().sum(2).sqrt().mean(1)}
 
     def panels(self, state: State) -> dict[str, Panel]:
         """Mean and covariance of the memory, the deviation of each row, and where was written and read last."""

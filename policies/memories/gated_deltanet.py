@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from policies.memories.contract import FastForm, Memory, MemoryStep, Panel, State, Unrolled
 from policies.memories.registry import register_memory
+from policies.memories.shared.arguments import at_least
+from policies.memories.shared.numbers import rms
+from policies.memories.shared.states import zeros_state
 
 CHUNK = 32
 """Steps of a sequence that are taken at once."""
@@ -204,11 +207,8 @@ class GatedDeltaNet(Memory):
     ) -> None:
         super().__init__()
         sizes = {"hidden_size": hidden_size, "num_layers": num_layers, "heads": heads, "key_size": key_size}
-        for name, size in {**sizes, "expansion": expansion}.items():
-            if size < 1:
-                raise ValueError(f"{name} is {size}; it must be at least 1")
-        if conv_size < 2:
-            raise ValueError(f"conv_size is {conv_size}; it must be at least 2")
+        at_least(1, **{**sizes, "expansion": expansion})
+        at_least(2, conv_size=conv_size)
         self.output_size, self.num_layers = hidden_size, num_layers
         self.embedding = nn.Linear(input_size, hidden_size)
         value_size = value_size or 2 * key_size
@@ -228,9 +228,8 @@ class GatedDeltaNet(Memory):
         self.norm = nn.RMSNorm(hidden_size, eps=1e-5)
 
     def initial_state(self, batch_size: int) -> State:
-        zero = torch.zeros((), device=self.device, dtype=self.dtype)
-        layers = (batch_size, self.num_layers)
-        return {name: zero.expand(*layers, *shape) for name, shape in self.shapes.items()}
+        shapes = {name: (self.num_layers, *shape) for name, shape in self.shapes.items()}
+        return zeros_state(self, batch_size, shapes)
 
     def forward(self, x: Tensor, state: State) -> MemoryStep:
         return MemoryStep(*self.through(x, state), {})
@@ -247,6 +246,10 @@ class GatedDeltaNet(Memory):
             memories.append(memory)
             recents.append(recent)
         return self.norm(x), {"memory": torch.stack(memories, 1), "recent": torch.stack(recents, 1)}
+
+    def metrics(self, state: State) -> dict[str, Tensor]:
+        """How much is in S."""
+        return {"memory_rms": rms(state["memory"])}
 
     def panels(self, state: State) -> dict[str, Panel]:
         """S of every head of every block, one below another, and the last inputs of the convolutions."""

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from policies.memories.contract import FastForm, Memory, MemoryStep, Panel, State, Unrolled
 from policies.memories.registry import register_memory
+from policies.memories.shared.arguments import at_least
 from policies.memories.shared.episode_buffer import Episodes
+from policies.memories.shared.states import zeros_state
 
 BLOCK = 32
 """Steps of a sequence that attend together."""
@@ -210,9 +212,7 @@ class GTrXL(Memory):
     ) -> None:
         super().__init__()
         sizes = {"num_layers": num_layers, "heads": heads, "capacity": capacity, "expansion": expansion}
-        for name, size in sizes.items():
-            if size < 1:
-                raise ValueError(f"{name} is {size}; it must be at least 1")
+        at_least(1, **sizes)
         if hidden_size < 1 or hidden_size % heads or hidden_size % 2:
             raise ValueError(f"hidden_size is {hidden_size}; it must be a multiple of heads, {heads}, and of 2")
         self.output_size, self.num_layers, self.capacity = hidden_size, num_layers, capacity
@@ -225,11 +225,8 @@ class GTrXL(Memory):
         self.register_buffer("positions", torch.cat([angles.sin(), angles.cos()], 1), persistent=False)  # R
 
     def initial_state(self, batch_size: int) -> State:
-        zero = torch.zeros((), device=self.device, dtype=self.dtype)
-        return {
-            "memory": zero.expand(batch_size, self.num_layers, self.capacity, self.output_size),
-            "count": zero.expand(batch_size),
-        }
+        memory = (self.num_layers, self.capacity, self.output_size)
+        return zeros_state(self, batch_size, {"memory": memory, "count": ()})
 
     def forward(self, x: Tensor, state: State) -> MemoryStep:
         outputs, following = self.through(x.unsqueeze(0), state, None)
@@ -246,6 +243,10 @@ class GTrXL(Memory):
             x = layer(history, positions, allowed)
         count = (episodes.held[-1] + 1).clamp(max=self.capacity)
         return x, {"memory": torch.stack(memory, 1), "count": count}
+
+    def metrics(self, state: State) -> dict[str, Tensor]:
+        """Share of the window that is filled."""
+        return {"used": state["count"] / self.capacity}
 
     def panels(self, state: State) -> dict[str, Panel]:
         """What every head of every layer attended to in the last step, and the window of the first layer."""

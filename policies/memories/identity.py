@@ -6,8 +6,15 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from policies.memories.contract import Memory, MemoryStep, State, Unrolled
+from policies.memories.contract import FastForm, Memory, MemoryStep, State, Unrolled
 from policies.memories.registry import register_memory
+
+
+class Whole(FastForm):
+    """All steps at once."""
+
+    def unroll(self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None) -> Unrolled:
+        return Unrolled(xs, {}, {})
 
 
 @register_memory("identity")
@@ -20,6 +27,8 @@ class Identity(Memory):
         input_size: F, width of the input; `output_size` is the same.
     """
 
+    fast_form = Whole
+
     def __init__(self, input_size: int) -> None:
         super().__init__()
         self.output_size = input_size
@@ -29,6 +38,3 @@ class Identity(Memory):
 
     def forward(self, x: Tensor, state: State) -> MemoryStep:
         return MemoryStep(x, {}, {})
-
-    def unroll(self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None = None) -> Unrolled:  # type: ignore[override]
-        return Unrolled(xs, {}, {})

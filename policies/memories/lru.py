@@ -11,7 +11,10 @@ from torch import Tensor, nn
 
 from policies.memories.contract import FastForm, Memory, MemoryStep, Panel, State, Unrolled
 from policies.memories.registry import register_memory
+from policies.memories.shared.arguments import at_least
+from policies.memories.shared.numbers import rms
 from policies.memories.shared.pictures import vector_panel
+from policies.memories.shared.states import zeros_state
 from policies.memories.time.scan import scan
 
 Recurrence = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -107,11 +110,7 @@ class LRU(Memory):
     ) -> None:
         super().__init__()
         self.state_size = hidden_size if state_size is None else state_size
-        if min(hidden_size, self.state_size, num_layers) < 1:
-            raise ValueError(
-                f"hidden_size, state_size and num_layers must be at least 1, not {hidden_size}, {self.state_size} and "
-                f"{num_layers}"
-            )
+        at_least(1, hidden_size=hidden_size, state_size=self.state_size, num_layers=num_layers)
         if not 0 <= r_min < r_max <= 1:
             raise ValueError(f"r_min and r_max are {r_min} and {r_max}; expected 0 <= r_min < r_max <= 1")
         if not 0 < max_phase <= 2 * math.pi:
@@ -125,8 +124,7 @@ class LRU(Memory):
         self.gated = nn.ModuleList(nn.Linear(hidden_size, 2 * hidden_size) for _ in range(num_layers))  # W_1, W_2
 
     def initial_state(self, batch_size: int) -> State:
-        zero = torch.zeros((), device=self.device, dtype=self.dtype)
-        return {"hidden": zero.expand(batch_size, self.num_layers, self.state_size, 2)}
+        return zeros_state(self, batch_size, {"hidden": (self.num_layers, self.state_size, 2)})
 
     def forward(self, x: Tensor, state: State) -> MemoryStep:
         output, hidden = self.through(x, state["hidden"], lambda a, b, h: a * h + b)
@@ -147,6 +145,10 @@ class LRU(Memory):
             z = z + F.glu(gated(F.gelu(y)), -1)
             hidden.append(torch.view_as_real(now))
         return z, hidden
+
+    def metrics(self, state: State) -> dict[str, Tensor]:
+        """How large x is."""
+        return {"hidden_rms": rms(state["hidden"])}
 
     def panels(self, state: State) -> dict[str, Panel]:
         """Size and angle of each block's x, one block of pixels a layer."""

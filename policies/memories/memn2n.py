@@ -8,11 +8,40 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from policies.memories.contract import Memory, MemoryStep, Panel, State, Unrolled
+from policies.memories.contract import FastForm, Memory, MemoryStep, Panel, State, Unrolled
 from policies.memories.registry import register_memory
+from policies.memories.shared.arguments import at_least, one_of
 from policies.memories.shared.episode_buffer import Episodes
-from policies.memories.time.recording import Recording, ReplayedRecording
-from policies.memories.time.unroll import unroll
+from policies.memories.shared.numbers import focus
+from policies.memories.shared.states import zeros_state
+
+
+class AtOnce(FastForm):
+    """All steps at once: what a step reads are inputs, and does not wait for other steps.
+
+    The history is read in pieces of `capacity` steps, so that cost and room grow with T and not with its square.
+    Resets are masks, and nothing is read on the host.
+    """
+
+    memory: MemN2N
+
+    def unroll(self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None) -> Unrolled:
+        size, length = self.memory.capacity, len(xs)
+        episodes = Episodes.of(starts, state["count"], length, size)
+        history = torch.cat([state["memories"].flip(1).transpose(0, 1), xs])
+        by_entry, held, questions = history.transpose(0, 1), episodes.held.t(), xs.transpose(0, 1)
+        outputs, attention = [], torch.empty(0)
+        for begin in range(0, length, size):
+            piece = slice(begin, min(begin + size, length))
+            band = _Band(by_entry[:, begin : piece.stop + size], size)
+            output, attention = self.memory.read(questions[:, piece], held[:, piece], band)
+            outputs.append(output)
+        following = {
+            "memories": episodes.buffer(history, size).flip(1),
+            "count": (episodes.held[-1] + 1).clamp(max=size),
+            "attention": attention[:, :, -1],
+        }
+        return Unrolled(torch.cat(outputs, 1).transpose(0, 1), following, {})
 
 
 @register_memory("memn2n")
@@ -41,40 +70,35 @@ class MemN2N(Memory):
 
     Args:
         input_size: F, width of the input.
-        embedding_size: d, which is also the output size. The paper has 20 for one bAbI task and 50 for all together.
+        hidden_size: d, which is also the output size. The paper has 20 for one bAbI task and 50 for all together.
         capacity: N, the inputs kept; one more overwrites the oldest. The paper reads the last 50 sentences.
         hops: K.
         tying: "adjacent": A^{k+1} = C^k and B = A^1, so that there are K + 1 embeddings; "layer-wise": A and C are the
             same in all hops, B is its own and H maps u from hop to hop, as in an RNN. T_A and T_C follow A and C.
-        fast: take the steps of a sequence at once; False: one by one, which gives the same.
     """
+
+    fast_form = AtOnce
 
     def __init__(
         self,
         input_size: int,
-        embedding_size: int = 64,
+        hidden_size: int = 64,
         capacity: int = 50,
         hops: int = 3,
         tying: Literal["adjacent", "layer-wise"] = "adjacent",
-        fast: bool = True,
     ) -> None:
         super().__init__()
-        if tying not in ("adjacent", "layer-wise"):
-            raise ValueError(f"tying is {tying!r}; it must be 'adjacent' or 'layer-wise'")
-        if min(embedding_size, capacity, hops) < 1:
-            raise ValueError(
-                f"embedding_size, capacity and hops must be at least 1, not {embedding_size}, {capacity} and {hops}"
-            )
-        self.output_size = embedding_size
+        one_of("tying", tying, "adjacent", "layer-wise")
+        at_least(1, hidden_size=hidden_size, capacity=capacity, hops=hops)
+        self.output_size = hidden_size
         self.input_size = input_size
         self.capacity = capacity
         self.hops = hops
-        self.fast = fast
         adjacent = tying == "adjacent"
         # Adjacent: A^1 = B, then C^1 = A^2 and so on up to C^K. Layer-wise: A, C, B.
-        self.embeddings = nn.Parameter(torch.empty(hops + 1 if adjacent else 3, embedding_size, input_size))
-        self.temporal = nn.Parameter(torch.empty(hops + 1 if adjacent else 2, capacity, embedding_size))
-        self.between = None if adjacent else nn.Parameter(torch.empty(embedding_size, embedding_size))  # H
+        self.embeddings = nn.Parameter(torch.empty(hops + 1 if adjacent else 3, hidden_size, input_size))
+        self.temporal = nn.Parameter(torch.empty(hops + 1 if adjacent else 2, capacity, hidden_size))
+        self.between = None if adjacent else nn.Parameter(torch.empty(hidden_size, hidden_size))  # H
         self.used = [(k, k + 1) for k in range(hops)] if adjacent else [(0, 1)] * hops
         """Which embeddings are A^k and C^k."""
         self.question = 0 if adjacent else 2
@@ -88,10 +112,7 @@ class MemN2N(Memory):
 
     def initial_state(self, batch_size: int) -> State:
         sizes = {"memories": (self.capacity, self.input_size), "count": (), "attention": (self.hops, self.capacity)}
-        return {
-            name: torch.zeros(1, *size, device=self.device, dtype=self.dtype).expand(batch_size, *size)
-            for name, size in sizes.items()
-        }
+        return zeros_state(self, batch_size, sizes)
 
     def forward(self, x: Tensor, state: State) -> MemoryStep:
         memories, count = state["memories"], state["count"].detach()
@@ -129,36 +150,9 @@ class MemN2N(Memory):
             attention.append(p)
         return u, torch.stack(attention, 1)
 
-    def unroll(self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None = None) -> Unrolled:  # type: ignore[override]
-        """As `time.unroll`, for all steps at once: what a step reads are inputs, and does not wait for other steps.
-
-        The history is read in pieces of `capacity` steps, so that cost and room grow with T and not with its square.
-        Resets are masks, and the device is asked nothing.
-        """
-        if not self.fast:
-            return unroll(self, xs, starts, state, resets)
-        size, length = self.capacity, len(xs)
-        if resets is not None and not resets:
-            starts = None
-        episodes = Episodes.of(starts, state["count"], length, size)
-        history = torch.cat([state["memories"].flip(1).transpose(0, 1), xs])
-        by_entry, held, questions = history.transpose(0, 1), episodes.held.t(), xs.transpose(0, 1)
-        outputs, attention = [], torch.empty(0)
-        for begin in range(0, length, size):
-            piece = slice(begin, min(begin + size, length))
-            band = _Band(by_entry[:, begin : piece.stop + size], size)
-            output, attention = self.read(questions[:, piece], held[:, piece], band)
-            outputs.append(output)
-        following = {
-            "memories": episodes.buffer(history, size).flip(1),
-            "count": (episodes.held[-1] + 1).clamp(max=size),
-            "attention": attention[:, :, -1],
-        }
-        return Unrolled(torch.cat(outputs, 1).transpose(0, 1), following, {})
-
-    def record(self, state: State, room: int) -> Recording:
-        """As `Memory.record`: acting without a graph, then `unroll`."""
-        return ReplayedRecording(self, state) if self.fast else super().record(state, room)
+    def metrics(self, state: State) -> dict[str, Tensor]:
+        """Share of the memories that are there, and how sharply hops attend."""
+        return {"used": state["count"] / self.capacity, "read_focus": focus(state["attention"])}
 
     def panels(self, state: State) -> dict[str, Panel]:
         """Where each hop of the last step looked, and the inputs kept."""

@@ -9,7 +9,10 @@ from torch import Tensor, nn
 
 from policies.memories.contract import FastForm, Memory, MemoryStep, Panel, State, Unrolled
 from policies.memories.registry import register_memory
+from policies.memories.shared.arguments import at_least
+from policies.memories.shared.numbers import rms
 from policies.memories.shared.pictures import vector_panel
+from policies.memories.shared.states import zeros_state
 from policies.memories.time.scan import scan
 
 
@@ -61,11 +64,7 @@ class MinGRU(Memory):
         log_space: bool = True,
     ) -> None:
         super().__init__()
-        if min(hidden_size, num_layers, expansion) < 1:
-            raise ValueError(
-                f"hidden_size, num_layers and expansion must be at least 1, not {hidden_size}, {num_layers} and "
-                f"{expansion}"
-            )
+        at_least(1, hidden_size=hidden_size, num_layers=num_layers, expansion=expansion)
         self.output_size = hidden_size
         self.num_layers, self.inner_size, self.log_space = num_layers, expansion * hidden_size, log_space
         self.embedding = nn.Linear(input_size, hidden_size)
@@ -75,8 +74,7 @@ class MinGRU(Memory):
         self.norm = nn.LayerNorm(hidden_size)
 
     def initial_state(self, batch_size: int) -> State:
-        zero = torch.zeros((), device=self.device, dtype=self.dtype)
-        return {"hidden": zero.expand(batch_size, self.num_layers, self.inner_size)}
+        return zeros_state(self, batch_size, {"hidden": (self.num_layers, self.inner_size)})
 
     def forward(self, x: Tensor, state: State) -> MemoryStep:
         output, hidden = self.through(x, state["hidden"], lambda a, b, h: a * h + b)
@@ -101,6 +99,10 @@ class MinGRU(Memory):
             hidden.append(recurrence(1 - z, z * candidate, state[:, index]))
             x = x + output(hidden[-1])
         return self.norm(x), hidden
+
+    def metrics(self, state: State) -> dict[str, Tensor]:
+        """How large h is."""
+        return {"hidden_rms": rms(state["hidden"])}
 
     def panels(self, state: State) -> dict[str, Panel]:
         """h of each layer of the first batch entry, one block a layer."""

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from policies.memories.contract import Memory, MemoryStep, Panel, State
 from policies.memories.registry import register_memory
 from policies.memories.shared.addressing import content_weights, next_memory, oneplus
+from policies.memories.shared.arguments import at_least, one_of
+from policies.memories.shared.numbers import focus
 from policies.memories.shared.pictures import vector_panel
 
 WEIGHT_FLOOR = 1e-16
@@ -58,7 +60,7 @@ class NTM(Memory):
     The paper's indices are kept: writing comes first, and what is read is in M_t. A write head looks for its key in
     M_{t-1}, as there is no M_t before it has written.
 
-    State: `memory` `[B, memory_size, word_size]`; `read_weights`, `write_weights` `[B, heads, memory_size]`;
+    State: `memory` `[B, slots, word_size]`; `read_weights`, `write_weights` `[B, heads, slots]`;
     `read_vectors` `[B, read_heads, word_size]`; with an LSTM also `hidden`, `cell` `[B, num_layers, hidden_size]`.
     As in §4 an episode begins in learned biases, except the memory (`memory_init`). Of the weightings the paper does
     not say how they begin; here each is the softmax of learned numbers, random at first, for in a memory of equal
@@ -70,14 +72,14 @@ class NTM(Memory):
         output_size: width of the output, a linear map of the controller and the read vectors; None: as hidden_size.
         controller: "lstm", or "feedforward": tanh layers without a state.
         num_layers: layers of the controller.
-        memory_size: N, slots.
+        slots: N, slots.
         word_size: M, width of a slot.
         read_heads, write_heads: how many of each, at least 1.
         shift_range: a head moves by at most this many slots a step; 0 leaves it where it is.
         memory_init: M_0, the same for every episode. "constant": 1e-6, with which Collier and Beel (2018,
             arXiv:1807.08518) saw training converge best; "learned": a bias, as the paper has it; "random": normal with
             standard deviation 0.5, saved but never trained.
-        read_first: read M_{t-1}, before writing, as public code does.
+        variant: "paper": write, then read M_t; "code": read M_{t-1}, before writing, as public code does.
         key_activation: of keys and additions: "linear", or "tanh", as in Collier and Beel's code.
     """
 
@@ -88,37 +90,31 @@ class NTM(Memory):
         output_size: int | None = None,
         controller: Literal["lstm", "feedforward"] = "lstm",
         num_layers: int = 1,
-        memory_size: int = 128,
+        slots: int = 128,
         word_size: int = 20,
         read_heads: int = 1,
         write_heads: int = 1,
         shift_range: int = 1,
         memory_init: Literal["constant", "learned", "random"] = "constant",
-        read_first: bool = False,
+        variant: Literal["paper", "code"] = "paper",
         key_activation: Literal["linear", "tanh"] = "linear",
     ) -> None:
         super().__init__()
-        if controller not in ("lstm", "feedforward"):
-            raise ValueError(f"controller is {controller!r}; it must be 'lstm' or 'feedforward'")
-        if memory_init not in ("constant", "learned", "random"):
-            raise ValueError(f"memory_init is {memory_init!r}; it must be 'constant', 'learned' or 'random'")
-        if key_activation not in ("linear", "tanh"):
-            raise ValueError(f"key_activation is {key_activation!r}; it must be 'linear' or 'tanh'")
-        if min(num_layers, read_heads, write_heads) < 1:
+        one_of("controller", controller, "lstm", "feedforward")
+        one_of("memory_init", memory_init, "constant", "learned", "random")
+        one_of("variant", variant, "paper", "code")
+        one_of("key_activation", key_activation, "linear", "tanh")
+        at_least(1, num_layers=num_layers, read_heads=read_heads, write_heads=write_heads)
+        if not 0 <= 2 * shift_range < slots:
             raise ValueError(
-                "num_layers, read_heads and write_heads must be at least 1, "
-                f"not {num_layers}, {read_heads} and {write_heads}"
-            )
-        if not 0 <= 2 * shift_range < memory_size:
-            raise ValueError(
-                f"shift_range is {shift_range}; it must be in 0..{(memory_size - 1) // 2}, "
-                f"so that {memory_size} slots hold every move"
+                f"shift_range is {shift_range}; it must be in 0..{(slots - 1) // 2}, "
+                f"so that {slots} slots hold every move"
             )
         self.output_size = output_size or hidden_size
         self.hidden_size, self.num_layers = hidden_size, num_layers
-        self.memory_size, self.word_size = memory_size, word_size
+        self.slots, self.word_size = slots, word_size
         self.read_heads, self.write_heads = read_heads, write_heads
-        self.read_first = read_first
+        self.read_first = variant == "code"
         self.squash_keys = key_activation == "tanh"
 
         widths = [input_size + read_heads * word_size] + [hidden_size] * (num_layers - 1)
@@ -136,9 +132,9 @@ class NTM(Memory):
             self.initial_hidden = nn.Parameter(torch.zeros(1, num_layers, hidden_size))
             self.initial_cell = nn.Parameter(torch.zeros(1, num_layers, hidden_size))
         self.initial_read_vectors = nn.Parameter(torch.zeros(1, read_heads, word_size))
-        self.initial_read_logits = nn.Parameter(torch.randn(1, read_heads, memory_size))
-        self.initial_write_logits = nn.Parameter(torch.randn(1, write_heads, memory_size))
-        shape = (1, memory_size, word_size)
+        self.initial_read_logits = nn.Parameter(torch.randn(1, read_heads, slots))
+        self.initial_write_logits = nn.Parameter(torch.randn(1, write_heads, slots))
+        shape = (1, slots, word_size)
         memory = torch.full(shape, 1e-6) if memory_init == "constant" else 0.5 * torch.randn(shape)
         if memory_init == "learned":
             self.initial_memory: Tensor = nn.Parameter(memory)
@@ -206,6 +202,10 @@ class NTM(Memory):
             hidden.append(x)
             cell.append(memory_cell)
         return x, {"hidden": torch.stack(hidden, 1), "cell": torch.stack(cell, 1)}
+
+    def metrics(self, state: State) -> dict[str, Tensor]:
+        """How sharply heads read and write."""
+        return {"read_focus": focus(state["read_weights"]), "write_focus": focus(state["write_weights"])}
 
     def panels(self, state: State) -> dict[str, Panel]:
         """What is in the slots, where each head is, and what was read."""

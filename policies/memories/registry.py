@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import warnings
+from collections.abc import Mapping
 from typing import Any
 
 from policies.memories.contract import Memory
@@ -15,6 +17,31 @@ register_memory = memories.register
 registered = memories.names
 built_in = memories.built_in
 memory_class = memories.find
+
+
+FORMER: dict[str, dict[str, tuple[str, dict[Any, Any]]]] = {
+    "d-ntm": {"memory_size": ("slots", {}), "content_size": ("word_size", {})},
+    "dkm": {"memory_size": ("slots", {}), "code_size": ("word_size", {}), "solve": ("variant", {"ridge": "paper"})},
+    "dnc": {"controller_layers": ("num_layers", {}), "read_mode_order": ("variant", {})},
+    "kanerva++": {"reads": ("read_heads", {})},
+    "memn2n": {"embedding_size": ("hidden_size", {})},
+    "ntm": {"memory_size": ("slots", {}), "read_first": ("variant", {False: "paper", True: "code"})},
+}
+"""Arguments by what they were called: what they are called now, and values that changed too."""
+
+
+def current_arguments(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """A memory's arguments by the names of today; a warning says which were called otherwise.
+
+    >>> current_arguments("lstm", {"hidden_size": 8})
+    {'hidden_size': 8}
+    """
+    former = {old: new for old, new in FORMER.get(name, {}).items() if old in arguments}
+    if former:
+        said = ", ".join(f"{old} is {new}" for old, (new, _) in former.items())
+        warnings.warn(f"memory {name!r}: arguments have new names: {said}", FutureWarning, stacklevel=3)
+    renamed = {new: values.get(arguments[old], arguments[old]) for old, (new, values) in former.items()}
+    return {key: value for key, value in arguments.items() if key not in former} | renamed
 
 
 def make_memory(name: str, *, input_size: int | tuple[int, ...], fast: bool = True, **kwargs: Any) -> Memory:
@@ -38,7 +65,7 @@ def make_memory(name: str, *, input_size: int | tuple[int, ...], fast: bool = Tr
         fast: use the memory's fast form, where it has one; False: its equations alone.
         kwargs: the memory's own arguments; see its class.
     """
-    cls = memory_class(name)
+    cls, kwargs = memory_class(name), current_arguments(name, kwargs)
     signature = inspect.signature(cls)
     try:
         signature.bind(input_size, **kwargs)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from policies.memories.contract import Memory, MemoryStep, Panel, State
 from policies.memories.registry import register_memory
+from policies.memories.shared.arguments import at_least, one_of
 from policies.memories.shared.pictures import vector_panel
 
 EMPTY = -1.0
@@ -59,12 +60,10 @@ class StackRNN(Memory):
         rounding: Literal["never", "evaluation", "always"] = "never",
     ) -> None:
         super().__init__()
-        if min(hidden_size, num_stacks) < 1:
-            raise ValueError(f"hidden_size and num_stacks must be at least 1, not {hidden_size} and {num_stacks}")
+        at_least(1, hidden_size=hidden_size, num_stacks=num_stacks)
         if not 1 <= top_k <= capacity:
             raise ValueError(f"top_k is {top_k}; it must be at least 1 and at most capacity, which is {capacity}")
-        if rounding not in ("never", "evaluation", "always"):
-            raise ValueError(f"rounding is {rounding!r}; it must be 'never', 'evaluation' or 'always'")
+        one_of("rounding", rounding, "never", "evaluation", "always")
         self.output_size = hidden_size
         self.num_stacks, self.capacity, self.top_k = num_stacks, capacity, top_k
         self.no_op, self.recurrent, self.rounding = no_op, recurrent, rounding
@@ -105,6 +104,11 @@ class StackRNN(Memory):
             rounded = torch.zeros_like(actions).scatter(2, actions.argmax(2, keepdim=True), 1.0)
             return rounded + (actions - actions.detach())
         return actions
+
+    def metrics(self, state: State) -> dict[str, Tensor]:
+        """How strongly was pushed and popped in the last step, the mean over stacks."""
+        push, pop, *_ = self.act(state["hidden"]).mean(1).unbind(1)
+        return {"push": push, "pop": pop}
 
     def panels(self, state: State) -> dict[str, Panel]:
         """The upper cells of each stack, -1 (empty) to 1; what was done to each in the last step; the hidden layer."""

@@ -24,6 +24,7 @@ _ONE_STEP: list[Any] = [
     step.batch_entries_do_not_know_of_each_other,
     step.a_step_asks_nothing_of_the_device,
     step.panels_show_the_first_entry_and_change_with_it,
+    step.metrics_are_a_number_for_each_entry,
     step.gradients_reach_every_parameter,
     step.saved_and_loaded_it_is_the_same_memory,
 ]

@@ -123,6 +123,22 @@ def panels_show_the_first_entry_and_change_with_it(case: MemoryCase) -> str | No
     return None
 
 
+def metrics_are_a_number_for_each_entry(case: MemoryCase) -> str | None:
+    memory = case.build()
+    state = case.used_state(memory)
+    with NoAnswers():  # type: ignore[no-untyped-call]
+        metrics = memory.metrics(state)
+    if not metrics:
+        return "it has no metrics"
+    for name, number in metrics.items():
+        expect(number.shape == (BATCH,), f"metric {name} is {tuple(number.shape)}, expected one number for each entry")
+        expect(number.isfinite().all(), f"metric {name} is not finite")
+        expect(
+            name not in memory.panels(state), f"{name} is the name of a panel and of a metric; both are logged by it"
+        )
+    return None
+
+
 # What training needs
 
 

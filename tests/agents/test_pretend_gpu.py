@@ -69,7 +69,7 @@ def test_an_iteration_waits_once_and_keeps_its_budget(algo: str, memory: str, en
         gpu.clear()
         model.learn(1, log_interval=None, reset_num_timesteps=False)
         launches = gpu.launches
-    packed = "policies/memories/recurrent/memory.py" if memory in PACKING else None
+    packed = "policies/memories/recurrent/fast.py" if memory in PACKING else None
     waits = {place: what for what, place in gpu.waits if place.split(":")[0] != packed}
     assert [place.split(":")[0] for place in waits] == ["agents/metrics/report.py"], waits
     assert gpu.waits.total() == 1 or packed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from policies.memories.contract import Memory, MemoryStep, Panel, State
 from policies.memories.registry import register_memory
 from policies.memories.shared.addressing import next_memory, oneplus
+from policies.memories.shared.arguments import at_least, one_of
 from policies.memories.shared.noise import SEEDS, fingerprint, mix, next_seed
+from policies.memories.shared.numbers import focus
 from policies.memories.shared.pictures import vector_panel
 
 NORM_EPS = 1e-6
@@ -47,10 +49,10 @@ class DNTM(Memory):
     docs/memories/d-ntm.md for how it is trained. The order of a step is that of the authors' code: controller, write,
     read.
 
-    State: `contents` `[B, memory_size, content_size]`, 0 at first; `read_value` m `[B, read_heads (address_size +
-    content_size)]`; `hidden` `[B, num_layers, hidden_size]` of a GRU; `read_usage`, `write_usage` v and `read_weights`
-    (of every reading step), `write_weights` w `[B, ..., memory_size + 1]`. Where options need them: `seed` of the draws
-    `[B]` (discrete), `steps` `[B, 1]`, `mean_write` `[B, memory_size]`, `prediction` `[B, F]`.
+    State: `contents` `[B, slots, word_size]`, 0 at first; `read_value` m `[B, read_heads (address_size +
+    word_size)]`; `hidden` `[B, num_layers, hidden_size]` of a GRU; `read_usage`, `write_usage` v and `read_weights`
+    (of every reading step), `write_weights` w `[B, ..., slots + 1]`. Where options need them: `seed` of the draws
+    `[B]` (discrete), `steps` `[B, 1]`, `mean_write` `[B, slots]`, `prediction` `[B, F]`.
     Losses, each where its coefficient is not 0: `entropy`, `consistency`, `prediction`.
 
     Args:
@@ -59,8 +61,8 @@ class DNTM(Memory):
         output_size: width of the output, a linear map of h and m; None: as hidden_size.
         controller: "gru", or "feedforward": tanh layers, so that all that lasts is in the slots.
         num_layers: layers of the controller.
-        memory_size: N, slots, without the one of no operation.
-        content_size, address_size: d_c and d_a, widths of the two parts of a slot.
+        slots: N, slots, without the one of no operation.
+        word_size, address_size: d_c and d_a, widths of the two parts of a slot.
         read_heads, write_heads: how many of each; their m are put side by side.
         reading_steps: K, reads a step.
         no_operation: give the heads a slot more, with an address but no content, from which nothing is read and into
@@ -86,8 +88,8 @@ class DNTM(Memory):
         output_size: int | None = None,
         controller: Literal["gru", "feedforward"] = "gru",
         num_layers: int = 1,
-        memory_size: int = 64,
-        content_size: int = 28,
+        slots: int = 64,
+        word_size: int = 28,
         address_size: int = 20,
         read_heads: int = 1,
         write_heads: int = 1,
@@ -106,21 +108,19 @@ class DNTM(Memory):
         draw_seed: int = 0,
     ) -> None:
         super().__init__()
-        _one_of("controller", controller, "gru", "feedforward")
-        _one_of("addressing", addressing, "soft", "discrete")
-        _one_of("prediction", prediction, "squared", "bernoulli")
-        _one_of("draws_depend_on", draws_depend_on, "history", "step")
-        sizes = {"num_layers": num_layers, "memory_size": memory_size, "reading_steps": reading_steps}
-        for name, size in {**sizes, "read_heads": read_heads, "write_heads": write_heads}.items():
-            if size < 1:
-                raise ValueError(f"{name} is {size}; it must be at least 1")
+        one_of("controller", controller, "gru", "feedforward")
+        one_of("addressing", addressing, "soft", "discrete")
+        one_of("prediction", prediction, "squared", "bernoulli")
+        one_of("draws_depend_on", draws_depend_on, "history", "step")
+        sizes = {"num_layers": num_layers, "slots": slots, "reading_steps": reading_steps}
+        at_least(1, **{**sizes, "read_heads": read_heads, "write_heads": write_heads})
         if not 0 <= usage_decay <= 1:
             raise ValueError(f"usage_decay is {usage_decay}; it must be in 0..1")
         if curriculum and addressing == "soft":
             raise ValueError("curriculum goes from soft to discrete addressing; it needs addressing='discrete'")
         self.output_size = output_size or hidden_size
         self.hidden_size, self.num_layers, self.recurrent = hidden_size, num_layers, controller == "gru"
-        self.memory_size, self.content_size, self.slots = memory_size, content_size, memory_size + no_operation
+        self.slots, self.word_size, self.places = slots, word_size, slots + no_operation
         self.read_heads, self.write_heads, self.reading_steps = read_heads, write_heads, reading_steps
         self.usage_decay, self.least_recently_used = usage_decay, least_recently_used
         self.discrete = addressing == "discrete"
@@ -129,18 +129,18 @@ class DNTM(Memory):
         self.bernoulli, self.by_history = prediction == "bernoulli", draws_depend_on == "history"
         self.draw_seed = draw_seed % SEEDS
 
-        width = content_size + address_size
+        width = word_size + address_size
         self.read_size = read_heads * width
         layer = nn.GRUCell if self.recurrent else nn.Linear
         inputs = [input_size + self.read_size] + [hidden_size] * (num_layers - 1)
         self.controller = nn.ModuleList(layer(size, hidden_size) for size in inputs)
-        self.addresses = nn.Parameter(torch.randn(self.slots, address_size) / max(1, address_size) ** 0.5)  # A
+        self.addresses = nn.Parameter(torch.randn(self.places, address_size) / max(1, address_size) ** 0.5)  # A
         self.head_sizes = [width, 1, 1] if least_recently_used else [width, 1]  # k, β, γ
         self.read_interface = nn.Linear(hidden_size, read_heads * sum(self.head_sizes))
         self.write_interface = nn.Linear(hidden_size, write_heads * sum(self.head_sizes))
-        self.erase = nn.Linear(hidden_size, write_heads * content_size)
-        self.candidate = nn.Linear(hidden_size, write_heads * content_size)  # W, b
-        self.input_candidate = nn.Linear(input_size, write_heads * content_size, bias=False)  # W_x
+        self.erase = nn.Linear(hidden_size, write_heads * word_size)
+        self.candidate = nn.Linear(hidden_size, write_heads * word_size)  # W, b
+        self.input_candidate = nn.Linear(input_size, write_heads * word_size, bias=False)  # W_x
         self.input_gate = nn.Linear(hidden_size + input_size, 1)  # α
         self.output = nn.Linear(hidden_size + self.read_size, self.output_size)
         self.predictor = nn.Linear(hidden_size + self.read_size, input_size) if prediction_coef else None
@@ -154,19 +154,19 @@ class DNTM(Memory):
 
     def initial_state(self, batch_size: int) -> State:
         shapes: dict[str, tuple[int, ...]] = {
-            "contents": (self.memory_size, self.content_size),
+            "contents": (self.slots, self.word_size),
             "read_value": (self.read_size,),
-            "write_weights": (self.write_heads, self.slots),
-            "read_weights": (self.reading_steps * self.read_heads, self.slots),
+            "write_weights": (self.write_heads, self.places),
+            "read_weights": (self.reading_steps * self.read_heads, self.places),
         }
         if self.recurrent:
             shapes["hidden"] = (self.num_layers, self.hidden_size)
         if self.least_recently_used:
-            shapes |= {"write_usage": (self.write_heads, self.slots), "read_usage": (self.read_heads, self.slots)}
+            shapes |= {"write_usage": (self.write_heads, self.places), "read_usage": (self.read_heads, self.places)}
         if self.discrete:
             shapes["seed"] = ()
         if self.consistency_coef:
-            shapes["mean_write"] = (self.memory_size,)
+            shapes["mean_write"] = (self.slots,)
         if self.predictor is not None:
             shapes["prediction"] = (self.predictor.out_features,)
         if self.consistency_coef or self.predictor is not None:
@@ -183,7 +183,7 @@ class DNTM(Memory):
         soft = None
         if self.discrete:
             following["seed"] = next_seed(state["seed"], fingerprint(x if self.by_history else x[:, :0]))
-            sizes = [self.write_heads * self.slots] + [self.read_heads * self.slots] * self.reading_steps + [1]
+            sizes = [self.write_heads * self.places] + [self.read_heads * self.places] * self.reading_steps + [1]
             *draws, curriculum = torch.split(uniform(following["seed"], sum(sizes)), sizes, 1)
             if self.curriculum and not self.deterministic:
                 soft = curriculum < (1 + self.get_buffer("updates")).to(x.dtype).rsqrt()
@@ -199,8 +199,8 @@ class DNTM(Memory):
                 hidden, layers = self._control(x, m, layers)
             # every reading step avoids what was read one step ago, as in the authors' code
             read = self.address(self.read_interface(hidden), contents, state.get("read_usage"), draw, soft)
-            slots = torch.cat([self.addresses[: self.memory_size].expand(x.shape[0], -1, -1), contents], 2)
-            m = (read.weights[..., : self.memory_size] @ slots).flatten(1)
+            slots = torch.cat([self.addresses[: self.slots].expand(x.shape[0], -1, -1), contents], 2)
+            m = (read.weights[..., : self.slots] @ slots).flatten(1)
             reads.append(read)
 
         following |= {"contents": contents, "read_value": m, "write_weights": write.probabilities}
@@ -227,7 +227,7 @@ class DNTM(Memory):
         """
         parameters = parameters.view(contents.shape[0], -1, sum(self.head_sizes))
         key, sharpness, *avoidance = torch.split(parameters, self.head_sizes, 2)
-        contents = F.pad(contents, (0, 0, 0, self.slots - self.memory_size))
+        contents = F.pad(contents, (0, 0, 0, self.places - self.slots))
         slots = torch.cat([self.addresses.expand(contents.shape[0], -1, -1), contents], 2)
         z = oneplus(sharpness) * (unit(key) @ unit(slots).transpose(1, 2))
         logits = z
@@ -252,11 +252,11 @@ class DNTM(Memory):
 
     def write(self, x: Tensor, hidden: Tensor, contents: Tensor, weights: Tensor) -> Tensor:
         """C_t from C_{t-1} `[B, N, d_c]`, by write weights `[B, H, N + 1]`."""
-        shape = (self.write_heads, self.content_size)
+        shape = (self.write_heads, self.word_size)
         gate = self.input_gate(torch.cat([hidden, x], 1)).sigmoid()  # α
         candidate = F.relu(self.candidate(hidden) + gate * self.input_candidate(x))
         erase = self.erase(hidden).sigmoid()
-        weights = weights[..., : self.memory_size]
+        weights = weights[..., : self.slots]
         return next_memory(contents, weights, erase.view(-1, *shape), candidate.view(-1, *shape))
 
     def _control(self, x: Tensor, read_value: Tensor, layers: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -281,10 +281,10 @@ class DNTM(Memory):
         if "steps" in state:
             following["steps"] = state["steps"] + 1
         if self.consistency_coef:
-            newest = written[..., : self.memory_size].mean(1)
+            newest = written[..., : self.slots].mean(1)
             mean = (state["mean_write"] + (newest - state["mean_write"]) / following["steps"]).detach()
             following["mean_write"] = mean
-            read = following["read_weights"][..., : self.memory_size].mean(1)
+            read = following["read_weights"][..., : self.slots].mean(1)
             losses["consistency"] = self.consistency_coef * (1 - (read * mean).sum(1)).square()
         if self.predictor is not None:
             error = F.binary_cross_entropy_with_logits if self.bernoulli else F.mse_loss
@@ -293,6 +293,10 @@ class DNTM(Memory):
             losses["prediction"] = self.prediction_coef * error_of_unit.mean(1) * told
             following["prediction"] = self.predictor(features)
         return losses
+
+    def metrics(self, state: State) -> dict[str, Tensor]:
+        """How sharply heads read and write."""
+        return {"read_focus": focus(state["read_weights"]), "write_focus": focus(state["write_weights"])}
 
     def panels(self, state: State) -> dict[str, Panel]:
         """What is in the slots, where each head looked, and what was read; the last slot is that of no operation."""
@@ -316,8 +320,3 @@ def uniform(seed: Tensor, count: int) -> Tensor:
     bits = mix(mix(seed.detach().to(torch.int64) + 0x51ED270B)[:, None] + places)
     # 23 bits and a half: the largest is 1 - 2^-24, the last number below 1 in single precision
     return ((bits >> 9).to(seed.dtype) + 0.5) / 2**23
-
-
-def _one_of(name: str, value: Any, *expected: str) -> None:
-    if value not in expected:
-        raise ValueError(f"{name} is {value!r}; it must be " + " or ".join(repr(choice) for choice in expected))

@@ -1,47 +1,21 @@
-"""The attention GRU of the dynamic memory network over a window that slides along a history of facts.
+"""The fast form of the dynamic memory network: all steps at once, and an attention GRU differentiated by hand.
 
-Step t reads the facts t ... t + N - 1 of the history, the oldest first; all steps read at the same time, so that fact j
-of every step's window is one slice of the history. The candidate of fact c_j and what the gate lets in are
-
-    h_j = g_j GRU(c_j, h_{j-1}) + (1 - g_j) h_{j-1},    GRU(c, h) = (1 - z) n + z h,
-    r = σ(W_r c + U_r h),  z = σ(W_z c + U_z h),  n = tanh(W_n c + r ∘ (U_n h)),
-
-with torch's biases and order r, z, n. Together: h_j = h_{j-1} + g_j (1 - z) (n - h_{j-1}).
+Symbols as in `episode.py`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from policies.memories.contract import FastForm, MemoryStep, State, Unrolled
+
 sigmoid_backward = torch.ops.aten.sigmoid_backward.default
 tanh_backward = torch.ops.aten.tanh_backward.default
-
-
-def attention_gru(products: Tensor, gates: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """The episode e = h_N of every step, by plain operations.
-
-    Args:
-        products: W c of every fact of the history, with bias, `[N - 1 + T, B, 3 d]`.
-        gates: g of each fact of each step's window, `[N, T, B]`; 0 leaves h as it is.
-        weight: U, `[3 d, d]`.
-        bias: of U h, `[3 d]`.
-
-    Returns:
-        e, `[T, B, d]`; h_0 is zero.
-    """
-    steps = gates.shape[1]
-    h = products.new_zeros(*gates.shape[1:], weight.shape[1])
-    for j, gate in enumerate(gates.unsqueeze(3)):
-        w_r, w_z, w_n = products[j : j + steps].chunk(3, 2)
-        u_r, u_z, u_n = torch.nn.functional.linear(h, weight, bias).chunk(3, 2)
-        r, z = torch.sigmoid(w_r + u_r), torch.sigmoid(w_z + u_z)
-        n = torch.tanh(w_n + r * u_n)
-        h = gate * ((1 - z) * n + z * h) + (1 - gate) * h
-    return h
 
 
 class AttentionGRU(torch.autograd.Function):
@@ -100,3 +74,18 @@ class AttentionGRU(torch.autograd.Function):
             d_h = torch.addmm(d_h * (1 - share), d_recurrent[j], weight)
         flat = d_recurrent.view(facts * rows, 3 * d)
         return d_products, d_gates, flat.t() @ hidden[:-1].reshape(facts * rows, d), flat.sum(0)
+
+
+class FastDMN(FastForm):
+    """The input module by its own fast form, then the questions of all steps at once."""
+
+    memory: Any
+
+    def step(self, x: Tensor, state: State) -> MemoryStep:
+        told = self.memory.input.step(x, {"hidden": state["hidden"]})
+        return self.memory.answered(told, x, state, AttentionGRU.apply)  # type: ignore[no-any-return]
+
+    def unroll(self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None) -> Unrolled:
+        told = self.memory.input.unroll(xs, starts, {"hidden": state["hidden"]}, resets)
+        asked: Unrolled = self.memory.ask(told.outputs, told.state, xs, starts, state, AttentionGRU.apply)
+        return asked

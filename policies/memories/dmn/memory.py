@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -11,12 +11,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from policies.memories.contract import Memory, MemoryStep, Panel, State, Unrolled
-from policies.memories.dmn.fast_episode import AttentionGRU, attention_gru
+from policies.memories.dmn.episode import attention_gru
+from policies.memories.dmn.fast_episode import FastDMN
 from policies.memories.recurrent.gru import GRU
 from policies.memories.registry import register_memory
+from policies.memories.shared.arguments import at_least, one_of
 from policies.memories.shared.episode_buffer import Episodes
-from policies.memories.time.recording import Recording, ReplayedRecording
-from policies.memories.time.unroll import unroll
+from policies.memories.shared.states import zeros_state
+
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 @register_memory("dmn")
@@ -51,10 +54,9 @@ class DMN(Memory):
             against the NaN that its |·| gives for equal vectors. Here |·| has slope 0 there, so that neither gives NaN.
         answer: "memory": a = m of the last pass, the paper's a_0; "gru": a_1 = GRU([y_0, q], a_0), one step of the
             answer module, where y_0 is no word and left out.
-        fast: an attention GRU differentiated by hand, and all steps of a sequence at once; False: plain operations, one
-            step after another, which gives the same.
     """
 
+    fast_form = FastDMN
     chunk_size = 2**15
     """Facts to be read at once, counted over steps and batch: more are read in pieces, to bound the room they take."""
 
@@ -67,22 +69,15 @@ class DMN(Memory):
         gate_size: int | None = None,
         smooth: bool = False,
         answer: Literal["memory", "gru"] = "memory",
-        fast: bool = True,
     ) -> None:
         super().__init__()
-        if answer not in ("memory", "gru"):
-            raise ValueError(f"answer is {answer!r}; it must be 'memory' or 'gru'")
+        one_of("answer", answer, "memory", "gru")
         gate_size = hidden_size if gate_size is None else gate_size
-        if min(hidden_size, capacity, passes, gate_size) < 1:
-            raise ValueError(
-                "hidden_size, capacity, passes and gate_size must be at least 1, "
-                f"not {hidden_size}, {capacity}, {passes} and {gate_size}"
-            )
+        at_least(1, hidden_size=hidden_size, capacity=capacity, passes=passes, gate_size=gate_size)
         d = self.output_size = self.hidden_size = hidden_size
         self.capacity = capacity
         self.passes = passes
         self.smooth = smooth
-        self.fast = fast
         self.input = GRU(input_size, d)
         self.question = nn.Linear(input_size, 2 * d)  # z, then the candidate
         # the columns of W¹, block by block as z has them
@@ -101,29 +96,23 @@ class DMN(Memory):
             "count": (),
             "gates": (self.passes, self.capacity),
         }
-        return {
-            name: torch.zeros(1, *size, device=self.device, dtype=self.dtype).expand(batch_size, *size)
-            for name, size in sizes.items()
-        }
+        return zeros_state(self, batch_size, sizes)
 
     def forward(self, x: Tensor, state: State) -> MemoryStep:
-        told = self.input(x, {"hidden": state["hidden"]})
-        result = self._ask(told.output.unsqueeze(0), told.state, x.unsqueeze(0), None, state)
+        return self.answered(self.input(x, {"hidden": state["hidden"]}), x, state, attention_gru)
+
+    def answered(self, told: MemoryStep, x: Tensor, state: State, attend: Attend) -> MemoryStep:
+        """The rest of a step, after that of the input module."""
+        result = self.ask(told.output.unsqueeze(0), told.state, x.unsqueeze(0), None, state, attend)
         return MemoryStep(result.outputs[0], result.state, {})
 
-    def unroll(self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None = None) -> Unrolled:  # type: ignore[override]
-        """As `time.unroll`: the input module by its sequence kernel, then the questions of all steps at once."""
-        if not self.fast:
-            return unroll(self, xs, starts, state, resets)
-        told = self.input.unroll(xs, starts, {"hidden": state["hidden"]}, resets)
-        return self._ask(told.outputs, told.state, xs, None if resets is not None and not resets else starts, state)
+    def ask(
+        self, facts: Tensor, hidden: State, xs: Tensor, starts: Tensor | None, state: State, attend: Attend
+    ) -> Unrolled:
+        """The questions of T steps, whose facts `[T, B, d]` are known already, to the facts up to each of them.
 
-    def record(self, state: State, room: int) -> Recording:
-        """As `Memory.record`: acting without a graph, then `unroll`."""
-        return ReplayedRecording(self, state) if self.fast else super().record(state, room)
-
-    def _ask(self, facts: Tensor, hidden: State, xs: Tensor, starts: Tensor | None, state: State) -> Unrolled:
-        """The questions of T steps, whose facts `[T, B, d]` are known already, to the facts up to each of them."""
+        `attend`: `attention_gru`, or another form of it.
+        """
         size, length, batch = self.capacity, len(xs), xs.shape[1]
         z, candidate = self.question(xs).chunk(2, 2)
         q = torch.sigmoid(-z) * torch.tanh(candidate)  # 1 - σ(z) = σ(-z)
@@ -140,7 +129,7 @@ class DMN(Memory):
         for begin in range(0, length, piece):
             steps = slice(begin, min(begin + piece, length))
             rows = slice(begin, steps.stop + size - 1)
-            arguments = (read[rows], products[rows], in_gate[rows], q[steps], filled[:, steps])
+            arguments = (read[rows], products[rows], in_gate[rows], q[steps], filled[:, steps], attend)
             if piece < length and torch.is_grad_enabled():
                 m, gates = checkpoint(self.recall, *arguments, use_reentrant=False, preserve_rng_state=False)
             else:
@@ -158,7 +147,7 @@ class DMN(Memory):
         return Unrolled(output, following, {})
 
     def recall(
-        self, facts: Tensor, products: Tensor, in_gate: Tensor, q: Tensor, filled: Tensor
+        self, facts: Tensor, products: Tensor, in_gate: Tensor, q: Tensor, filled: Tensor, attend: Attend
     ) -> tuple[Tensor, Tensor]:
         """All passes of `n` steps over their windows of N facts.
 
@@ -170,6 +159,7 @@ class DMN(Memory):
             in_gate: the facts' own part of W¹ z + b¹, `[N - 1 + n, B, gate_size]`.
             q: `[n, B, d]`.
             filled: which facts of each window are there, `[N, n, B]`.
+            attend: as in `ask`.
 
         Returns:
             m of the last pass, `[n, B, d]`, and the gates of the last step, `[B, passes, N]`.
@@ -192,7 +182,7 @@ class DMN(Memory):
             hidden = fixed + F.linear(m, w_m) + compared(m, w_cm, w_dm, *w_b[1:])
             gate = torch.sigmoid(self.gate_out(hidden.tanh())).squeeze(3) * filled
             arguments = (products, gate, self.episode.weight_hh, self.episode.bias_hh)
-            e = AttentionGRU.apply(*arguments) if self.fast else attention_gru(*arguments)  # type: ignore[no-untyped-call]
+            e = attend(*arguments)
             m = self.update(e.flatten(0, 1), m.flatten(0, 1)).view_as(m)
             gates.append(gate[:, -1])
         return m, torch.stack(gates).permute(2, 0, 1)
@@ -200,6 +190,12 @@ class DMN(Memory):
     def windows(self, rows: Tensor) -> Tensor:
         """`[N - 1 + n, B, D]` to `[N, n, B, D]`, without a copy: entry j, t is row t + j."""
         return rows.unfold(0, self.capacity, 1).permute(3, 0, 1, 2)
+
+    def metrics(self, state: State) -> dict[str, Tensor]:
+        """Share of the facts that are there, and how much the gates let in of those, the mean over passes."""
+        count = state["count"]
+        gate = state["gates"].sum(2).mean(1) / count.clamp(min=1)
+        return {"used": count / self.capacity, "gate": gate}
 
     def panels(self, state: State) -> dict[str, Panel]:
         """Which facts each pass of the last step let in, and the facts, as they are kept."""

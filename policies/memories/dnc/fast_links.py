@@ -25,44 +25,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from policies.memories.dnc.fast_native import LinkLoops
-from policies.memories.shared.addressing import follow_links, next_linkage
+from policies.memories.dnc.links import PlainLinks
 
 CACHED_BYTES = 4 * 2**20
 """How much of each linkage buffer is worked on at once on a CPU; several share the cache."""
-
-
-class PlainLinks:
-    """The linkage as autograd's own: every step makes a new one, and the graph keeps them all."""
-
-    def __init__(self, linkage: Tensor) -> None:
-        self._linkage = linkage
-
-    def follow(
-        self, write_weights: Tensor, precedence: Tensor, read_weights: Tensor, starts: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Make L_t, and follow it.
-
-        Args:
-            write_weights: w^w_t, `[B, H, N]`.
-            precedence: p_{t-1}, `[B, H, N]`.
-            read_weights: w^r_{t-1}, `[B, R, N]`.
-            starts: where true, `[B]`, L_{t-1} is zero, as when an episode starts.
-
-        Returns:
-            f_t and b_t, `[B, H, R, N]` each.
-        """
-        if starts is not None:
-            self._linkage = self._linkage.masked_fill(starts.view(-1, 1, 1, 1), 0)
-        self._linkage = next_linkage(self._linkage, write_weights, precedence)
-        return follow_links(self._linkage, read_weights)
-
-    def current(self) -> Tensor:
-        """L_t to look at or step on from, good until the next step."""
-        return self._linkage
-
-    def final(self) -> Tensor:
-        """L_t with its graph, after the last step."""
-        return self._linkage
 
 
 class TapedLinks(PlainLinks):
@@ -74,7 +40,7 @@ class TapedLinks(PlainLinks):
     """
 
     def __init__(self, linkage: Tensor, length: int) -> None:
-        self._tape = _Tape(linkage.detach(), max(1, math.isqrt(length)), torch.is_grad_enabled())
+        self._tape = _Linkage(linkage.detach(), max(1, math.isqrt(length)), torch.is_grad_enabled())
         self._ghost: Tensor = _Enter.apply(linkage)  # type: ignore[no-untyped-call]
 
     def follow(
@@ -106,7 +72,7 @@ class _Update(NamedTuple):
     """p, `[G, 1, N]`."""
 
 
-class _Tape:
+class _Linkage:
     """The linkage in one buffer, how it was made, and how to make it again. Knows nothing of autograd.
 
     The linkages of a batch entry's write heads count as entries: `[G, N, N]` with G = B H. On a CPU torch's operations
@@ -238,7 +204,7 @@ class _Follow(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        tape: _Tape,
+        tape: _Linkage,
         ghost: Tensor,
         write_weights: Tensor,
         precedence: Tensor,
@@ -273,7 +239,7 @@ class _Leave(torch.autograd.Function):
     """The ghost after the last step becomes the linkage."""
 
     @staticmethod
-    def forward(ctx: Any, tape: _Tape, ghost: Tensor) -> Tensor:
+    def forward(ctx: Any, tape: _Linkage, ghost: Tensor) -> Tensor:
         ctx.tape = tape
         linkage: Tensor = tape.linkage.view(tape.shape).clone(memory_format=torch.contiguous_format)
         return linkage

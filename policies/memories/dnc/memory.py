@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from policies.memories.contract import Memory, MemoryStep, Panel, State, Unrolled
-from policies.memories.dnc.fast_links import PlainLinks, TapedLinks
+from policies.memories.contract import Memory, MemoryStep, Panel, State
+from policies.memories.dnc.fast import FastDNC
+from policies.memories.dnc.links import PlainLinks
 from policies.memories.registry import register_memory
 from policies.memories.shared.addressing import (
     content_weights,
@@ -23,10 +24,10 @@ from policies.memories.shared.addressing import (
     oneplus,
     write_allocations,
 )
+from policies.memories.shared.arguments import at_least, one_of
+from policies.memories.shared.numbers import focus
 from policies.memories.shared.pictures import vector_panel
-from policies.memories.steps import reset
-from policies.memories.time.recording import Recording
-from policies.memories.time.shared_linear import SharedLinear
+from policies.memories.shared.states import zeros_state
 
 Layer = Callable[[Tensor, Tensor], Tensor]
 
@@ -39,7 +40,7 @@ class DNC(Memory):
     found by content, or to the least used; reading to slots found by content, or to those written just after, or just
     before, what was read last. Within a step the write comes first.
 
-    State: `hidden`, `cell` `[B, controller_layers, hidden_size]`; `memory` `[B, slots, word_size]`; `usage`
+    State: `hidden`, `cell` `[B, num_layers, hidden_size]`; `memory` `[B, slots, word_size]`; `usage`
     `[B, slots]`; `precedence`, `write_weights` `[B, write_heads, slots]`; `linkage` `[B, write_heads, slots, slots]`;
     `read_weights` `[B, read_heads, slots]`; `read_vectors` `[B, read_heads, word_size]`. All zero when an episode
     starts.
@@ -48,7 +49,7 @@ class DNC(Memory):
         input_size: F, width of the input.
         hidden_size: units of each layer of the controller.
         output_size: width of the output; None: as hidden_size.
-        controller_layers: layers of the controller, each fed the input, what was read, and the layer below.
+        num_layers: layers of the controller, each fed the input, what was read, and the layer below.
         slots: N, rows of the memory.
         word_size: W, numbers in a row.
         read_heads: R.
@@ -56,22 +57,23 @@ class DNC(Memory):
         clip_value: hidden and cell states and the output are kept within ± this, as in the released code; None: not.
         clip_gradients: gradients of the controller's hidden states are kept within ± this; the paper has 10. None: not.
         strength: "oneplus", the paper's 1 + log(1 + e^x), or "softplus", the code's log(1 + e^x).
-        read_mode_order: of the read modes in the interface vector: backward, content, forward in the paper ("paper"),
+        variant: of the read modes in the interface vector: backward, content, forward in the paper ("paper"),
             backward, forward, content in the released code ("code"). Matters to weights from elsewhere only.
         stop_usage_gradient: the usage sends no gradient to the last write weights, as in the released code.
         bias: of interface and output layers; the released code has it, the paper does not.
-        fast: differentiate the linkage by hand, without keeping it; False: by autograd, which gives the same.
 
     Raises:
-        ValueError: a size below 1, a limit not above 0, or an unknown name for strength or read_mode_order.
+        ValueError: a size below 1, a limit not above 0, or an unknown name for strength or variant.
     """
+
+    fast_form = FastDNC
 
     def __init__(
         self,
         input_size: int,
         hidden_size: int = 256,
         output_size: int | None = None,
-        controller_layers: int = 1,
+        num_layers: int = 1,
         slots: int = 64,
         word_size: int = 16,
         read_heads: int = 4,
@@ -79,37 +81,30 @@ class DNC(Memory):
         clip_value: float | None = 20.0,
         clip_gradients: float | None = None,
         strength: Literal["oneplus", "softplus"] = "oneplus",
-        read_mode_order: Literal["paper", "code"] = "paper",
+        variant: Literal["paper", "code"] = "paper",
         stop_usage_gradient: bool = False,
         bias: bool = False,
-        fast: bool = True,
     ) -> None:
         super().__init__()
-        sizes = {"hidden_size": hidden_size, "controller_layers": controller_layers, "slots": slots}
+        sizes = {"hidden_size": hidden_size, "num_layers": num_layers, "slots": slots}
         sizes |= {"word_size": word_size, "read_heads": read_heads, "write_heads": write_heads}
-        for name, size in sizes.items():
-            if size < 1:
-                raise ValueError(f"{name} must be at least 1, not {size}")
+        at_least(1, **sizes)
         for name, limit in {"clip_value": clip_value, "clip_gradients": clip_gradients}.items():
             if limit is not None and limit <= 0:
                 raise ValueError(f"{name} must be above 0 or None, not {limit}")
-        if strength not in ("oneplus", "softplus"):
-            raise ValueError(f"strength is {strength!r}; it must be 'oneplus' or 'softplus'")
-        if read_mode_order not in ("paper", "code"):
-            raise ValueError(f"read_mode_order is {read_mode_order!r}; it must be 'paper' or 'code'")
+        one_of("strength", strength, "oneplus", "softplus")
+        one_of("variant", variant, "paper", "code")
         self.output_size = output_size or hidden_size
-        self.input_size, self.hidden_size, self.controller_layers = input_size, hidden_size, controller_layers
+        self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.slots, self.word_size = slots, word_size
         self.read_heads, self.write_heads = read_heads, write_heads
         self.clip_value, self.clip_gradients = clip_value, clip_gradients
         self.strength = oneplus if strength == "oneplus" else F.softplus
-        self.read_mode_order, self.stop_usage_gradient, self.fast = read_mode_order, stop_usage_gradient, fast
+        self.variant, self.stop_usage_gradient = variant, stop_usage_gradient
 
         # gates i, f, g, o of layer l from [x_t; r_{t-1}; h^l_{t-1}; h^{l-1}_t]
-        read_size, all_hidden = read_heads * word_size, controller_layers * hidden_size
-        fan_ins = [
-            input_size + read_size + hidden_size * (1 if layer == 0 else 2) for layer in range(controller_layers)
-        ]
+        read_size, all_hidden = read_heads * word_size, num_layers * hidden_size
+        fan_ins = [input_size + read_size + hidden_size * (1 if layer == 0 else 2) for layer in range(num_layers)]
         self.controller = nn.ModuleList([nn.Linear(fan_in, 4 * hidden_size) for fan_in in fan_ins])
         # ξ_t = [k^r; β^r; k^w; β^w; e; v; f; g^a; g^w; π]
         words, writes = write_heads * word_size, write_heads
@@ -121,8 +116,8 @@ class DNC(Memory):
 
     def initial_state(self, batch_size: int) -> State:
         shapes = {
-            "hidden": (self.controller_layers, self.hidden_size),
-            "cell": (self.controller_layers, self.hidden_size),
+            "hidden": (self.num_layers, self.hidden_size),
+            "cell": (self.num_layers, self.hidden_size),
             "memory": (self.slots, self.word_size),
             "usage": (self.slots,),
             "precedence": (self.write_heads, self.slots),
@@ -131,8 +126,7 @@ class DNC(Memory):
             "read_weights": (self.read_heads, self.slots),
             "read_vectors": (self.read_heads, self.word_size),
         }
-        zero = torch.zeros((), device=self.device, dtype=self.dtype)
-        return {name: zero.expand(batch_size, *shape) for name, shape in shapes.items()}
+        return zeros_state(self, batch_size, shapes)
 
     def forward(self, x: Tensor, state: State) -> MemoryStep:
         links = PlainLinks(state["linkage"])
@@ -140,20 +134,6 @@ class DNC(Memory):
         following, _ = self.advance(self.gates_of(x), state, inverse_norms(state["memory"]), layers, links)
         output = self.output_of(following["hidden"].flatten(1), following["read_vectors"].flatten(1))
         return MemoryStep(output, {**following, "linkage": links.final()}, {})
-
-    def unroll(self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None = None) -> Unrolled:  # type: ignore[override]
-        """As `time.unroll`; what does not wait for the last step is done for all steps at once."""
-        if not self.fast:
-            return super().unroll(xs, starts, state, resets)
-        sequence = DNCRecording(self, state, len(xs))
-        reset_at = frozenset(range(len(xs)) if resets is None else resets) if starts is not None else frozenset()
-        for t, gates in enumerate(self.gates_of(xs).unbind(0)):
-            sequence.take(gates, starts[t] if starts is not None and t in reset_at else None)
-        return sequence.unrolled()
-
-    def record(self, state: State, room: int) -> Recording:
-        """As `Memory.record`, without keeping the linkage of every step."""
-        return DNCRecording(self, state, room) if self.fast else super().record(state, room)
 
     def gates_of(self, xs: Tensor) -> Tensor:
         """The input's part of all layers' gates, with their biases: `[..., F]` to `[..., layers * 4 hidden_size]`."""
@@ -213,7 +193,7 @@ class DNC(Memory):
         similar = content_weights(memory, self._words(keys), self.strength(strengths), norms)
         modes = modes.view(modes.shape[0], self.read_heads, -1).softmax(2)
         ways = [*preceding.unbind(1), similar, *following.unbind(1)]
-        if self.read_mode_order == "code":
+        if self.variant == "code":
             ways = [*preceding.unbind(1), *following.unbind(1), similar]
         first, *others = zip(ways, modes.unsqueeze(3).unbind(2), strict=True)
         read_weights = first[0] * first[1]
@@ -236,7 +216,7 @@ class DNC(Memory):
         read = state["read_vectors"].flatten(1)
         hiddens: list[Tensor] = []
         cells: list[Tensor] = []
-        for layer, gate in enumerate(gates.chunk(self.controller_layers, 1)):
+        for layer, gate in enumerate(gates.chunk(self.num_layers, 1)):
             sees = torch.cat([read, state["hidden"][:, layer], *hiddens[-1:]], 1)
             i, f, g, o = layers[layer](sees, gate).chunk(4, 1)
             cell = self._clip(f.sigmoid() * state["cell"][:, layer] + i.sigmoid() * g.tanh())
@@ -257,6 +237,11 @@ class DNC(Memory):
         """`[B, heads * W]` as `[B, heads, W]`."""
         return vectors.view(vectors.shape[0], -1, self.word_size)
 
+    def metrics(self, state: State) -> dict[str, Tensor]:
+        """Mean usage of the slots; how much was written in the last step; how sharply heads read."""
+        written = state["write_weights"].sum(2).mean(1)
+        return {"used": state["usage"].mean(1), "write_strength": written, "read_focus": focus(state["read_weights"])}
+
     def panels(self, state: State) -> dict[str, Panel]:
         """Everything in the state of the first batch entry; several write heads' links one below another."""
         entry = {name: value[0].detach() for name, value in state.items()}
@@ -271,39 +256,6 @@ class DNC(Memory):
             "hidden": vector_panel(entry["hidden"]),
             "cell": vector_panel(entry["cell"], limits=None),
         }
-
-
-class DNCRecording(Recording):
-    """A sequence of a DNC whose linkage is on a tape."""
-
-    def __init__(self, memory: DNC, state: State, room: int) -> None:
-        self.dnc, self.links = memory, TapedLinks(state["linkage"], room)
-        self.layers = [SharedLinear(weight) for weight in memory.recurrent_weights()]
-        self.state, self.norms = state, inverse_norms(state["memory"])
-        self.hidden: list[Tensor] = []
-        self.read_vectors: list[Tensor] = []
-
-    def take(self, gates: Tensor, starts: Tensor | None) -> None:
-        """A step; `gates` of `DNC.gates_of`."""
-        if starts is not None:
-            initial = self.dnc.initial_state(len(starts))
-            self.state = reset(
-                {name: value for name, value in self.state.items() if name != "linkage"}, starts, initial
-            )
-            self.norms = inverse_norms(self.state["memory"])
-        self.state, self.norms = self.dnc.advance(gates, self.state, self.norms, self.layers, self.links, starts)
-        self.hidden.append(self.state["hidden"].flatten(1))
-        self.read_vectors.append(self.state["read_vectors"].flatten(1))
-
-    def step(self, x: Tensor, starts: Tensor | None) -> MemoryStep:  # type: ignore[override]
-        self.take(self.dnc.gates_of(x), starts)
-        with torch.no_grad():
-            output = self.dnc.output_of(self.hidden[-1], self.read_vectors[-1])
-        return MemoryStep(output, {**self.state, "linkage": self.links.current()}, {})
-
-    def unrolled(self) -> Unrolled:
-        outputs = self.dnc.output_of(torch.stack(self.hidden), torch.stack(self.read_vectors))
-        return Unrolled(outputs, {**self.state, "linkage": self.links.final()}, {})
 
 
 def _linear(weight: Tensor, x: Tensor, base: Tensor) -> Tensor:

@@ -21,7 +21,8 @@ from policies.memories.kanerva.panels import memory_panels
 from policies.memories.kanerva.parts import Gaussian, LearnedPrior, as_gaussian, image_shape
 from policies.memories.kanerva.places import block_places, cell_weights, inner_room
 from policies.memories.shared.noise import fingerprint, gaussian, next_seed
-from policies.memories.shared.readers import Shape
+from policies.memories.shared.numbers import rms
+from policies.memories.shared.readers import ReaderForm, Shape
 from policies.memories.steps import Queries, reset
 from policies.memories.time.held import held
 
@@ -61,6 +62,22 @@ class Read(NamedTuple):
     """`[B, output_size]`."""
 
 
+class FastBlocks(ReaderForm):
+    """All that does not pass through the controller is done for all steps together."""
+
+    memory: BlockKanerva
+
+    def unroll(
+        self,
+        xs: Tensor,
+        starts: Tensor | None,
+        state: State,
+        resets: Sequence[int] | None,
+        queries: Queries | None = None,
+    ) -> Unrolled:
+        return self.memory.run(xs, starts, state, range(len(xs)) if resets is None else resets, queries)
+
+
 class BlockKanerva(KanervaForm):
     """Kanerva++ with an LSTM controller that writes a block at each step; see `kanerva.KanervaMemory` for arguments.
 
@@ -68,6 +85,8 @@ class BlockKanerva(KanervaForm):
     read; `places` `[B, 1 + K, 2]`, where the last block was written and the last windows read; with `sample`, `seed`
     `[B]`, a hash of the inputs so far.
     """
+
+    fast_form = FastBlocks
 
     def __init__(
         self,
@@ -93,7 +112,6 @@ class BlockKanerva(KanervaForm):
         reconstruct: bool,
         likelihood: Literal["gaussian", "bernoulli"],
         decoder_features: int,
-        fast: bool,
     ) -> None:
         super().__init__()
         if min(output_size, hidden_size, embedding_size, dense_size, latent_size, memory_channels, reads) < 1:
@@ -103,7 +121,7 @@ class BlockKanerva(KanervaForm):
         self.output_size = hidden_size + output_size
         self.latent_size, self.reads, self.crop_size = latent_size, reads, crop_size
         self.memory_size, self.channels = memory_size, memory_channels
-        self.skip_blank, self.sample, self.kl_weight, self.fast = skip_blank, sample, kl_weight, fast
+        self.skip_blank, self.sample, self.kl_weight = skip_blank, sample, kl_weight
 
         def encoder(size: Shape, width: int) -> nn.Module:
             if isinstance(size, int):
@@ -152,19 +170,6 @@ class BlockKanerva(KanervaForm):
         one = self.run(x.unsqueeze(0), None, state, (), asked)
         losses = {name: loss[0] for name, loss in one.losses.items()}
         return MemoryStep(one.outputs[0], one.state, losses, None if one.grids is None else one.grids[0])
-
-    def unroll(
-        self,
-        xs: Tensor,
-        starts: Tensor | None,
-        state: State,
-        resets: Sequence[int] | None = None,
-        queries: Queries | None = None,
-    ) -> Unrolled:
-        """As `time.unroll`; all that does not pass through the controller is done for all steps together."""
-        if not self.fast:
-            return super().unroll(xs, starts, state, resets, queries)
-        return self.run(xs, starts, state, range(len(xs)) if resets is None else resets, queries)
 
     def run(
         self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int], queries: Queries | None
@@ -347,6 +352,10 @@ class BlockKanerva(KanervaForm):
             decoded = self.input_decoder(posterior.at(_flat(noise)))
             losses["reconstruction"] = self.likelihood.cost(decoded, xs) * written
         return losses
+
+    def metrics(self, state: State) -> dict[str, Tensor]:
+        """How much is in the memory."""
+        return {"memory_rms": rms(state["memory"])}
 
     def panels(self, state: State) -> dict[str, Panel]:
         """The memory with the block last written and the windows last read, and what is in them."""

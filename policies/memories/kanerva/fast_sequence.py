@@ -6,7 +6,8 @@ features shifted from one step to the next: all else is done for all steps toget
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch import Tensor
 from policies.memories.contract import State, Unrolled
 from policies.memories.kanerva.encoder import Encoder, split_time
 from policies.memories.shared.noise import fingerprint, next_seed
+from policies.memories.shared.readers import ReaderForm
 from policies.memories.steps import Queries
 
 
@@ -118,3 +120,19 @@ def unroll_at_once(memory: Parts, xs: Tensor, starts: Tensor | None, state: Stat
         {name: split_time(loss, length, batch_size) for name, loss in losses.items()},
         None if grid is None else split_time(grid, length, batch_size),
     )
+
+
+class FastPooled(ReaderForm):
+    """All steps at once."""
+
+    memory: Any
+
+    def unroll(
+        self,
+        xs: Tensor,
+        starts: Tensor | None,
+        state: State,
+        resets: Sequence[int] | None,
+        queries: Queries | None = None,
+    ) -> Unrolled:
+        return unroll_at_once(self.memory, xs, starts, state, queries)

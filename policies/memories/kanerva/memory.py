@@ -11,8 +11,30 @@ from policies.memories.contract import MemoryStep, Panel, State, Unrolled
 from policies.memories.kanerva.blocks import BlockKanerva
 from policies.memories.kanerva.pooled import PooledKanerva
 from policies.memories.registry import register_memory
-from policies.memories.shared.readers import ReaderMemory, Shape
+from policies.memories.shared.arguments import one_of
+from policies.memories.shared.readers import ReaderForm, ReaderMemory, Shape
 from policies.memories.steps import Queries
+from policies.memories.time.recording import Recording
+
+
+class FastKanerva(ReaderForm):
+    """That of the form inside."""
+
+    memory: KanervaMemory
+
+    def unroll(
+        self,
+        xs: Tensor,
+        starts: Tensor | None,
+        state: State,
+        resets: Sequence[int] | None,
+        queries: Queries | None = None,
+    ) -> Unrolled:
+        return self.memory.form.unroll(xs, starts, state, resets, queries)
+
+    def record(self, state: State, room: int) -> Recording:
+        """With the graph of each step: a replay takes as many launches again."""
+        return Recording(self.memory, state)
 
 
 @register_memory("kanerva++")
@@ -42,7 +64,7 @@ class KanervaMemory(ReaderMemory):
         memory_channels: C of the memory.
         memory_size: S, its height and width; without a controller 4 times a power of two, at least 8.
         writer_features: without a controller, feature maps of the writer's coarsest grid, halved by each layer.
-        reads: K, windows read at a step.
+        read_heads: K, windows read at a step.
         crop_size: side of a window, and of a block, at least 4.
         prior_features: feature maps of the learned prior's first layer.
         encoder_channels: widths of the stages that encode an image.
@@ -58,9 +80,9 @@ class KanervaMemory(ReaderMemory):
         reconstruct: add the loss `reconstruction`.
         likelihood: of the input, for `reconstruct`: "gaussian" or, for inputs in 0..1, "bernoulli".
         decoder_features: feature maps of the decoder's coarsest grid.
-        fast: do a sequence at once; False: step by step, which gives the same.
     """
 
+    fast_form = FastKanerva
     input_kind: ClassVar[Literal["vector", "grid", "either"]] = "either"
 
     def __init__(
@@ -76,7 +98,7 @@ class KanervaMemory(ReaderMemory):
         memory_channels: int = 3,
         memory_size: int = 16,
         writer_features: int = 32,
-        reads: int = 2,
+        read_heads: int = 2,
         crop_size: int | None = None,
         prior_features: int = 16,
         encoder_channels: Sequence[int] = (16, 32),
@@ -90,22 +112,19 @@ class KanervaMemory(ReaderMemory):
         reconstruct: bool = False,
         likelihood: Literal["gaussian", "bernoulli"] = "gaussian",
         decoder_features: int = 32,
-        fast: bool = True,
     ) -> None:
         super().__init__()
-        if controller not in ("lstm", "none"):
-            raise ValueError(f"controller is {controller!r}; it must be 'lstm' or 'none'")
-        if likelihood not in ("gaussian", "bernoulli"):
-            raise ValueError(f"likelihood is {likelihood!r}; it must be 'gaussian' or 'bernoulli'")
+        one_of("controller", controller, "lstm", "none")
+        one_of("likelihood", likelihood, "gaussian", "bernoulli")
         if controller == "lstm" and shift:
             raise ValueError(f"shift is {shift}, which needs controller='none': a controller keeps what came before")
         common: dict[str, Any] = {
             **{"output_size": output_size, "embedding_size": embedding_size, "dense_size": dense_size},
             **{"latent_size": latent_size, "memory_channels": memory_channels, "memory_size": memory_size},
-            **{"reads": reads, "prior_features": prior_features, "encoder_channels": encoder_channels},
+            **{"reads": read_heads, "prior_features": prior_features, "encoder_channels": encoder_channels},
             **{"encoder_blocks": encoder_blocks, "skip_blank": skip_blank, "sample": sample, "kl_weight": kl_weight},
             **{"map_shape": map_shape, "reconstruct": reconstruct, "likelihood": likelihood},
-            **{"decoder_features": decoder_features, "fast": fast},
+            **{"decoder_features": decoder_features},
         }
         self.form: BlockKanerva | PooledKanerva
         if controller == "lstm":
@@ -130,15 +149,9 @@ class KanervaMemory(ReaderMemory):
     def forward(self, x: Tensor, state: State, queries: Queries | None = None) -> MemoryStep:
         return self.form(x, state, queries)  # type: ignore[no-any-return]
 
-    def unroll(
-        self,
-        xs: Tensor,
-        starts: Tensor | None,
-        state: State,
-        resets: Sequence[int] | None = None,
-        queries: Queries | None = None,
-    ) -> Unrolled:
-        return self.form.unroll(xs, starts, state, resets, queries)
+    def metrics(self, state: State) -> dict[str, Tensor]:
+        """Those of the form."""
+        return self.form.metrics(state)
 
     def panels(self, state: State) -> dict[str, Panel]:
         """The memory with what is written and read, and what is in the windows."""

@@ -8,16 +8,16 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from policies.memories.contract import MemoryStep, Panel, State, Unrolled
+from policies.memories.contract import MemoryStep, Panel, State
 from policies.memories.kanerva.encoder import DenseEncoder, Encoder, ImageEncoder
-from policies.memories.kanerva.fast_sequence import unroll_at_once
+from policies.memories.kanerva.fast_sequence import FastPooled
 from policies.memories.kanerva.form import KanervaForm
 from policies.memories.kanerva.panels import memory_panels
 from policies.memories.kanerva.parts import Kanerva, as_gaussian, image_shape
+from policies.memories.shared.arguments import one_of
 from policies.memories.shared.noise import fingerprint, gaussian, next_seed
 from policies.memories.shared.readers import Shape
 from policies.memories.steps import Queries
-from policies.memories.time.unroll import unroll
 
 KEYS, ASKED_KEYS, LATENT, POSTERIOR = range(4)
 """Streams of noise."""
@@ -29,6 +29,8 @@ class PooledKanerva(KanervaForm):
     State: `sum` `[B, embedding_size]` and `count` `[B]`, of what was written; `shift_i` `[B, channels, ...]`, features
     for the next step; `keys` `[B, K, 3]`, of the last input; with `sample`, `seed` `[B]`, a hash of the inputs so far.
     """
+
+    fast_form = FastPooled
 
     def __init__(
         self,
@@ -56,16 +58,13 @@ class PooledKanerva(KanervaForm):
         reconstruct: bool,
         likelihood: Literal["gaussian", "bernoulli"],
         decoder_features: int,
-        fast: bool,
     ) -> None:
         super().__init__()
-        if encoder_activation not in ("relu", "linear"):
-            raise ValueError(f"encoder_activation is {encoder_activation!r}; it must be 'relu' or 'linear'")
+        one_of("encoder_activation", encoder_activation, "relu", "linear")
         self.output_size = output_size
         self.skip_blank = skip_blank
         self.sample = sample
         self.kl_weight = kl_weight
-        self.fast = fast
 
         def encoder(size: Shape, shift: float) -> Encoder:
             if isinstance(size, int):
@@ -126,19 +125,6 @@ class PooledKanerva(KanervaForm):
         )
         return MemoryStep(output, following, losses, grid)
 
-    def unroll(
-        self,
-        xs: Tensor,
-        starts: Tensor | None,
-        state: State,
-        resets: Sequence[int] | None = None,
-        queries: Queries | None = None,
-    ) -> Unrolled:
-        """As `time.unroll`, all steps at once."""
-        if not self.fast:
-            return unroll(self, xs, starts, state, resets, queries)
-        return unroll_at_once(self, xs, None if resets is not None and not resets else starts, state, queries)
-
     def answer(
         self,
         x: Tensor,
@@ -185,6 +171,10 @@ class PooledKanerva(KanervaForm):
             embeddings.append(encoder(queries[name])[0])
             seed = None if seed is None else next_seed(seed, fingerprint(queries[name]))
         return torch.stack(embeddings).sum(0), seed
+
+    def metrics(self, state: State) -> dict[str, Tensor]:
+        """How many inputs have been written."""
+        return {"written": state["count"]}
 
     def panels(self, state: State) -> dict[str, Panel]:
         """The memory with the windows that the last input's keys point to, and what is in them."""

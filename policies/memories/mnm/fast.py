@@ -17,9 +17,8 @@ from policies.memories.mnm import fast_native, fast_sequence
 from policies.memories.mnm.fast_sequence import LocalSequence, Parts, SlowWeights
 from policies.memories.mnm.fast_step import GradientStep, LocalStep
 from policies.memories.mnm.fast_taped import NativeSequence, NativeTape
-from policies.memories.steps import join, reset
 from policies.memories.time.recording import Recording
-from policies.memories.time.unroll import unroll_segments
+from policies.memories.time.taped import TapedForm
 
 Tape = fast_sequence.Tape | NativeTape
 
@@ -46,8 +45,10 @@ class FastMNMg(FastForm):
         return Recording(self.memory, state)
 
 
-class FastMNMp(FastMNMg):
+class FastMNMp(FastMNMg, TapedForm):
     """Also sequences; these know no recall delay. Symbols as in `memory.py`."""
+
+    takes_resets = False
 
     def fits(self, length: int, resets: Sequence[int] | None, grad: bool) -> bool:
         few = resets is not None and len(resets) <= max(1, length // 4)
@@ -74,18 +75,31 @@ class FastMNMp(FastMNMg):
         following = self.state_of((after[:, : memory.hidden_size], cell, after[:, memory.hidden_size :]), weights)
         return MemoryStep(memory.output(after), following, {"meta": errors / memory.meta_divisor})
 
-    def unroll(self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None) -> Unrolled:
-        return unroll_segments(self.memory, self.run, xs, starts, state, resets or ())
-
     def record(self, state: State, room: int) -> Recording:
         """On tapes, where resets are not too near to one another."""
-        return TapedRecording(self, state, room) if room >= 4 else super().record(state, room)
+        return TapedForm.record(self, state, room) if room >= 4 else super().record(state, room)
 
-    def run(self, xs: Tensor, state: State, tape: Tape | None = None) -> Unrolled:
+    def tape(self, state: State, room: int) -> Steps:
+        return Steps(self, self.blank(state, self.slow_weights(), room), room)
+
+    def output(self, state: State) -> Tensor:
+        output: Tensor = self.memory.output(torch.cat([state["hidden"], state["read_value"]], 1))
+        return output
+
+    def finish(self, tape: Any, given: Tensor, state: State) -> Unrolled:
+        tape.tape.cut()
+        return self.sequence(given, state, tape.tape)
+
+    def run(
+        self, xs: Tensor, state: State, starts: Tensor | None = None, resets: Sequence[int] | None = None
+    ) -> Unrolled:
+        return self.sequence(xs, state)
+
+    def sequence(self, xs: Tensor, state: State, tape: Tape | None = None) -> Unrolled:
         """A sequence without a reset; `tape` where its steps were already taken."""
         memory, cell, slow = self.memory, self.memory.controller, self.slow_weights()
         start, weights = self._parts(state)
-        tape = tape or self.tape(state, slow, len(xs))
+        tape = tape or self.blank(state, slow, len(xs))
         if isinstance(tape, NativeTape):
             after, errors, last_cell, *weights = NativeSequence.apply(  # type: ignore[no-untyped-call]
                 tape, xs, cell.weight_ih[:, : xs.shape[-1]], cell.bias_ih + cell.bias_hh, *start, *slow, *weights
@@ -99,7 +113,7 @@ class FastMNMp(FastMNMg):
         following = self.state_of((hidden, last_cell, read_value), weights)
         return Unrolled(memory.output(after), following, {"meta": errors / memory.meta_divisor})  # eq. (5)
 
-    def tape(self, state: State, slow: SlowWeights, length: int) -> Tape:
+    def blank(self, state: State, slow: SlowWeights, length: int) -> Tape:
         """A blank tape that starts from `state`."""
         (hidden, cell, read_value), weights = self._parts(state)
         slow = SlowWeights(*(parameter.detach() for parameter in slow))
@@ -138,40 +152,18 @@ class FastMNMp(FastMNMg):
         return state | {f"weights_{index}": m for index, m in enumerate(weights, start=1)}
 
 
-class TapedRecording(Recording):
-    """A recording of MNM-p: the steps are taken without a graph, which is made from their tapes afterwards."""
+class Steps:
+    """A tape of MNM-p that makes of an input the gates itself."""
 
-    def __init__(self, form: FastMNMp, state: State, room: int) -> None:
-        self.form, self.state, self.room = form, state, room
-        self.first, self.slow = state, form.slow_weights()
-        self.xs: list[Tensor] = []
-        self.tapes: list[Tape] = []
-        self.resets: list[Tensor | None] = []
-        """For each tape, who was reset before it."""
+    def __init__(self, form: FastMNMp, tape: Tape, room: int) -> None:
+        self.form, self.tape, self.room = form, tape, room
 
-    def step(self, x: Tensor, starts: Tensor | None) -> MemoryStep:  # type: ignore[override]
-        form = self.form
-        if starts is not None:
-            self.state = reset(self.state, starts, form.memory.initial_state(len(starts)))
-        if starts is not None or not self.tapes or self.tapes[-1].count == self.room:
-            self.tapes.append(form.tape(self.state, self.slow, self.room))
-            self.resets.append(starts)
-        tape = self.tapes[-1]
-        self.xs.append(x)
-        with torch.no_grad():
-            tape.step(form.gates_of(x))
-            hidden, cell, read_value = tape.state()
-            self.state = form.state_of((hidden, cell, read_value), tape.weights)
-            return MemoryStep(form.memory.output(torch.cat([hidden, read_value], 1)), self.state, {})
+    @property
+    def full(self) -> bool:
+        return self.tape.count == self.room
 
-    def unrolled(self) -> Unrolled:
-        """As `Recording.unrolled`, once: the graph alone keeps the tapes, until its backward pass."""
-        parts, state, begin = [], self.first, 0
-        tapes, self.tapes, xs, self.xs = self.tapes, [], self.xs, []
-        for tape, starts in zip(tapes, self.resets, strict=True):
-            if starts is not None:
-                state = reset(state, starts, self.form.memory.initial_state(len(starts)))
-            tape.cut()
-            parts.append(self.form.run(torch.stack(xs[begin : begin + tape.count]), state, tape))
-            begin, state = begin + tape.count, parts[-1].state
-        return join(parts)
+    def step(self, given: Tensor, starts: Tensor | None) -> None:
+        self.tape.step(self.form.gates_of(given))
+
+    def state(self) -> State:
+        return self.form.state_of(self.tape.state(), self.tape.weights)

@@ -12,7 +12,9 @@ from policies.memories.contract import Memory, MemoryStep, Panel, State
 from policies.memories.mnm.fast import FastMNMg, FastMNMp
 from policies.memories.mnm.rules import activations, write_gradient, write_local
 from policies.memories.registry import register_memory
+from policies.memories.shared.arguments import at_least, one_of
 from policies.memories.shared.pictures import vector_panel
+from policies.memories.shared.states import zeros_state
 
 WriteThenRead = Callable[[list[Tensor], Tensor, Tensor, Tensor], tuple[list[Tensor], Tensor]]
 
@@ -73,14 +75,10 @@ class MNM(Memory):
         memory_seed: int = 0,
     ) -> None:
         super().__init__()
-        if rate not in ("single", "per-layer"):
-            raise ValueError(f"rate is {rate!r}; it must be 'single' or 'per-layer'")
-        if output_activation not in ("tanh", "linear"):
-            raise ValueError(f"output_activation is {output_activation!r}; it must be 'tanh' or 'linear'")
-        if min(memory_layers, heads) < 1:
-            raise ValueError(f"memory_layers and heads must be at least 1, not {memory_layers} and {heads}")
-        if recall_delay < 0:
-            raise ValueError(f"recall_delay is {recall_delay}; it must be at least 0")
+        one_of("rate", rate, "single", "per-layer")
+        one_of("output_activation", output_activation, "tanh", "linear")
+        at_least(1, memory_layers=memory_layers, heads=heads)
+        at_least(0, recall_delay=recall_delay)
         if not 0 < recall_decay <= 1:
             raise ValueError(f"recall_decay is {recall_decay}; it must be above 0 and at most 1")
         self.output_size = output_size or hidden_size
@@ -118,18 +116,13 @@ class MNM(Memory):
         self.register_buffer("step_divisors", torch.tensor(divisors, dtype=self.dtype), persistent=False)
 
     def initial_state(self, batch_size: int) -> State:
-        sizes = {"hidden": self.hidden_size, "cell": self.hidden_size, "read_value": self.layer_sizes[-1]}
-        state = {
-            name: torch.zeros(1, size, device=self.device, dtype=self.dtype).expand(batch_size, -1)
-            for name, size in sizes.items()
-        }
-        for index, phi_0 in enumerate(self.initial_weights(), start=1):
-            state[f"weights_{index}"] = phi_0.expand(batch_size, -1, -1)
+        sizes: dict[str, tuple[int, ...]] = {"hidden": (self.hidden_size,), "cell": (self.hidden_size,)}
+        sizes["read_value"] = (self.layer_sizes[-1],)
         if self.recall_delay:
-            for name, size in {"write_keys": self.key_size, "write_values": self.layer_sizes[-1]}.items():
-                told = torch.zeros(1, self.recall_delay, self.heads, size, device=self.device, dtype=self.dtype)
-                state[name] = told.expand(batch_size, -1, -1, -1)
-        return state
+            told = (self.recall_delay, self.heads)
+            sizes |= {"write_keys": (*told, self.key_size), "write_values": (*told, self.layer_sizes[-1])}
+        phi_0 = {f"weights_{index}": m for index, m in enumerate(self.initial_weights(), start=1)}
+        return zeros_state(self, batch_size, sizes) | {name: m.expand(batch_size, -1, -1) for name, m in phi_0.items()}
 
     def initial_weights(self) -> list[Tensor]:
         """φ_0: a matrix `[1, D_l, D_{l-1}]` for each layer."""
@@ -204,6 +197,14 @@ class MNM(Memory):
             M^l_t, and f_{φ_t} of each key, `[B, N, d_v]`.
         """
         raise NotImplementedError
+
+    def metrics(self, state: State) -> dict[str, Tensor]:
+        """How far φ has gone from φ_0, in norms of it, the mean over layers; and β, with which it was written last."""
+        changes = []
+        for index, phi_0 in enumerate(self.initial_weights(), start=1):
+            changes.append((state[f"weights_{index}"] - phi_0).flatten(1).norm(dim=1) / phi_0.norm())
+        rate = self.rate(self.interact(state["hidden"])[2]).sigmoid().mean(1)
+        return {"learned": torch.stack(changes).mean(0), "write_rate": rate}
 
     def panels(self, state: State) -> dict[str, Panel]:
         """What each layer has learned since the episode began, M^l_t − M^l_0, and the read-out v^r.

@@ -5,29 +5,21 @@ The gradient of the recurrent kernel, which autograd sums up from one convolutio
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from policies.memories.contract import State, Unrolled
 from policies.memories.multigrid.fast_native import CellLoops, channels_inside, usable
+from policies.memories.multigrid.layers import Span, convolve, fresh
+from policies.memories.shared.readers import ReaderForm
+from policies.memories.steps import Queries
+from policies.memories.time.recording import Recording
 
 _sigmoid_backward = torch.ops.aten.sigmoid_backward.default
 _tanh_backward = torch.ops.aten.tanh_backward.default
-
-
-def fresh(value: Tensor, step: int, starts: Tensor | None, resets: frozenset[int]) -> Tensor:
-    """`value` `[B, ...]` before `step`: zero where an episode starts, which it does at one of `resets` if at all."""
-    if starts is None or step not in resets:
-        return value
-    return value.masked_fill(starts[step].view(-1, *[1] * (value.dim() - 1)), 0.0)
-
-
-def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """The convolution in the precision of `x`."""
-    function = F.conv2d if x.dim() == 4 else F.conv1d
-    return function(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), padding=1)
 
 
 class Recurrence(torch.autograd.Function):
@@ -166,3 +158,40 @@ class Cells:
         if peepholes is not None:
             d_c.addcmul_(d_i, peepholes[0]).addcmul_(d_f, peepholes[1])
         return d_sums.to(self._dtype), d_c
+
+
+class FastMultigrid(ReaderForm):
+    """Sequences layer after layer over all steps, and readers once, over `T * B` rows."""
+
+    memory: Any
+    bf16 = False
+    """Whether sequences are convolved in bfloat16; cells, states and outputs stay as they are."""
+
+    def unroll(
+        self,
+        xs: Tensor,
+        starts: Tensor | None,
+        state: State,
+        resets: Sequence[int] | None,
+        queries: Queries | None = None,
+    ) -> Unrolled:
+        may_start = range(len(xs)) if resets is None else resets
+        sequence = (len(xs), starts, frozenset(may_start if starts is not None else ()))
+        span = Span(*sequence, state.get("steps"), self.memory.answering(xs), self.laid_out, Recurrence.apply)
+        flat = None if queries is None else {name: query.flatten(0, 1) for name, query in queries.items()}
+        outputs, state, losses, grids = self.memory.write_and_read(xs.flatten(0, 1), state, flat, span)
+        return Unrolled(span.steps_of(outputs), state, losses, None if grids is None else span.steps_of(grids))
+
+    def laid_out(self, grid: Tensor) -> Tensor:
+        """The rows of a sequence in the layout and the precision in which they are convolved fastest."""
+        grid = channels_inside(grid) if usable(grid) else grid
+        return grid.to(torch.bfloat16) if self.bf16 else grid
+
+    def record(self, state: State, room: int) -> Recording:
+        # batch normalisation counts every step that it sees in training, and would count those of a replay again
+        counts = self.memory.plan.normalization == "batch"
+        return Recording(self.memory, state) if counts else super().record(state, room)
+
+    def take_bf16(self) -> bool:
+        self.bf16 = True
+        return True

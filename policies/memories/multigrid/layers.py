@@ -16,12 +16,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from policies.memories.contract import State
-from policies.memories.multigrid.fast_sequence import Recurrence, convolve, fresh
 
 Pyramid = dict[int, Tensor]
 """Grids `[N, C, L]` or `[N, C, H, W]` by level."""
 Channels = dict[int, int]
 """C of each grid of a pyramid."""
+
+
+def fresh(value: Tensor, step: int, starts: Tensor | None, resets: frozenset[int]) -> Tensor:
+    """`value` `[B, ...]` before `step`: zero where an episode starts, which it does at one of `resets` if at all."""
+    if starts is None or step not in resets:
+        return value
+    return value.masked_fill(starts[step].view(-1, *[1] * (value.dim() - 1)), 0.0)
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The convolution in the precision of `x`."""
+    function = F.conv2d if x.dim() == 4 else F.conv1d
+    return function(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), padding=1)
 
 
 @dataclass(frozen=True)
@@ -38,6 +50,10 @@ class Span:
     """`[B, 1]`, steps of the episode before this span; where there is normalisation over the sequence."""
     answering: Tensor | None = None
     """Bool `[T, B]`, true where the decoder's weights apply; None: there is no decoder."""
+    laid_out: Callable[[Tensor], Tensor] | None = None
+    """Changes the layout of inputs `[T * B, C, ...]`."""
+    recurrence: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = None
+    """Takes all steps of a grid without a decoder; see `fast_sequence.Recurrence`."""
 
     def steps_of(self, rows: Tensor) -> Tensor:
         """Rows `[T * B, ...]` as `[T, B, ...]`."""
@@ -245,22 +261,26 @@ class LSTMGrid(Grid):
     def forward(self, parts: list[Tensor], state: State, span: Span) -> tuple[Tensor, State]:
         h, c = state[f"hidden_{self.key}"], state[f"cell_{self.key}"]
         if span.length == 1 and span.starts is None:
-            answering = None if span.answering is None else span.answering[0]
-            h, c = self.advance(self.conv(torch.cat([*parts, h], 1)), c, answering)
+            h, c = self.advance(
+                self.conv(torch.cat([*parts, h], 1)), c, None if span.answering is None else span.answering[0]
+            )
             rows = h
         else:
             # all steps' inputs at once; only what depends on the step before is taken step by step
             x = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
             x_weight, h_weight = self.conv.weight.tensor_split([self.inputs], 1)
             x_gates, kept, h = convolve(x, x_weight, self.conv.bias), h.dtype, h.to(x.dtype)
-            if span.answering is None:
+            if span.answering is None and span.recurrence is not None:
                 peepholes = None if self.peepholes is None else self.peepholes[0]
-                rows, h, c = Recurrence.apply(span.starts, span.resets, x_gates, h, c, h_weight.to(x.dtype), peepholes)  # type: ignore[no-untyped-call]
+                rows, h, c = span.recurrence(span.starts, span.resets, x_gates, h, c, h_weight.to(x.dtype), peepholes)
             else:
                 hidden = []
+                answering: Sequence[Tensor | None] = (
+                    [None] * span.length if span.answering is None else span.answering.unbind()
+                )
                 for t, gates in enumerate(span.steps_of(x_gates).unbind()):
                     h, c = span.fresh(t, h), span.fresh(t, c)
-                    h, c = self.advance(gates.to(c.dtype) + convolve(h, h_weight), c, span.answering[t])
+                    h, c = self.advance(gates.to(c.dtype) + convolve(h, h_weight), c, answering[t])
                     h = h.to(x.dtype)
                     hidden.append(h)
                 rows = torch.cat(hidden)

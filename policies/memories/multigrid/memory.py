@@ -9,14 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from policies.memories.contract import MemoryStep, Panel, State, Unrolled
-from policies.memories.multigrid.fast_native import channels_inside, usable
+from policies.memories.contract import MemoryStep, Panel, State
+from policies.memories.multigrid.fast_sequence import FastMultigrid
 from policies.memories.multigrid.layers import Channels, ConvGrid, Grid, LSTMGrid, Pyramid, Span, Stack
 from policies.memories.multigrid.presets import Plan, Residuals
 from policies.memories.registry import register_memory
+from policies.memories.shared.numbers import rms, saturation
 from policies.memories.shared.readers import ReaderMemory
+from policies.memories.shared.states import zeros_state
 from policies.memories.steps import Queries
-from policies.memories.time.unroll import unroll
 
 
 @register_memory("multigrid")
@@ -62,12 +63,12 @@ class Multigrid(ReaderMemory):
         forget_bias: initial bias of the forget gates.
         normalization: after each layer but the last: "none"; "batch", over the batch, which couples its entries in
             training; "sequence", over the episode so far (in readers that are asked: over each grid).
-        fast: take a sequence layer by layer, all steps of what is not recurrent at once; False: step by step.
 
     Raises:
         ValueError: arguments contradict one another, or an input's shape does not go with rank.
     """
 
+    fast_form = FastMultigrid
     input_kind: ClassVar[Literal["vector", "grid", "either"]] = "grid"
 
     def __init__(
@@ -93,7 +94,6 @@ class Multigrid(ReaderMemory):
         peepholes: bool | None = None,
         forget_bias: float | None = None,
         normalization: Literal["none", "batch", "sequence"] | None = None,
-        fast: bool = True,
     ) -> None:
         super().__init__()
         self.plan = plan = Plan.of(
@@ -106,9 +106,6 @@ class Multigrid(ReaderMemory):
         )
         if queries and plan.reader == "none":
             raise ValueError(f"reader='none' has no one to ask {', '.join(queries)}")
-        self.fast = fast
-        self.bf16 = False
-        """Whether sequences are convolved in bfloat16; cells, states and outputs stay as they are."""
         self.input_shape, self.query_shapes = tuple(input_size), dict(queries or {})
         for name, shape in {"input_size": self.input_shape, **self.query_shapes}.items():
             if len(shape) != plan.rank + 1:
@@ -190,37 +187,13 @@ class Multigrid(ReaderMemory):
             sizes |= self.readers[0].sizes()  # type: ignore[operator]
         if self.plan.normalization == "sequence":
             sizes["steps"] = (1,)
-        zeros = {name: torch.zeros(1, *shape, device=self.device, dtype=self.dtype) for name, shape in sizes.items()}
-        return {name: value.expand(batch_size, *value.shape[1:]) for name, value in zeros.items()}
+        return zeros_state(self, batch_size, sizes)
 
     def forward(self, x: Tensor, state: State, queries: Queries | None = None) -> MemoryStep:
-        span = Span(steps=state.get("steps"), answering=self._answering(x[None]))
-        return MemoryStep(*self._write_and_read(x, state, queries, span))
+        span = Span(steps=state.get("steps"), answering=self.answering(x[None]))
+        return MemoryStep(*self.write_and_read(x, state, queries, span))
 
-    def unroll(
-        self,
-        xs: Tensor,
-        starts: Tensor | None,
-        state: State,
-        resets: Sequence[int] | None = None,
-        queries: Queries | None = None,
-    ) -> Unrolled:
-        """As `time.unroll`; layer after layer over all steps, and readers once, over `T * B` rows."""
-        if not self.fast:
-            return unroll(self, xs, starts, state, resets, queries)
-        may_start = range(len(xs)) if resets is None else resets
-        span = Span(
-            len(xs), starts, frozenset(may_start if starts is not None else ()), state.get("steps"), self._answering(xs)
-        )
-        flat = None if queries is None else {name: query.flatten(0, 1) for name, query in queries.items()}
-        outputs, state, losses, grids = self._write_and_read(xs.flatten(0, 1), state, flat, span)
-        return Unrolled(span.steps_of(outputs), state, losses, None if grids is None else span.steps_of(grids))
-
-    def take_bf16(self) -> bool:
-        self.bf16 = self.fast
-        return self.bf16
-
-    def _answering(self, xs: Tensor) -> Tensor | None:
+    def answering(self, xs: Tensor) -> Tensor | None:
         """Where the decoder is at work, `[T, B]`."""
         if self.plan.decoder == "none":
             return None
@@ -228,7 +201,7 @@ class Multigrid(ReaderMemory):
             return (xs == 0).flatten(2).all(2)
         return (xs[:, :, self.plan.decoder] > 0.5).flatten(2).any(2)
 
-    def _write_and_read(
+    def write_and_read(
         self, x: Tensor, state: State, queries: Queries | None, span: Span
     ) -> tuple[Tensor, State, dict[str, Tensor], Tensor | None]:
         """A step, or the rows of a sequence."""
@@ -266,14 +239,17 @@ class Multigrid(ReaderMemory):
         return {level: F.pad(x, padding) if any(missing) else x}
 
     def _entered(self, x: Tensor, span: Span) -> Pyramid:
-        """As `enter`; the rows of a sequence in the layout and the precision in which they are convolved fastest."""
+        """As `enter`, laid out for the span."""
         pyramid = self.enter(x)
-        if span.length == 1 and span.starts is None:
-            return pyramid
-        laid = {level: channels_inside(grid) if usable(grid) else grid for level, grid in pyramid.items()}
-        return {level: grid.to(torch.bfloat16) if self.bf16 else grid for level, grid in laid.items()}
+        return pyramid if span.laid_out is None else {level: span.laid_out(grid) for level, grid in pyramid.items()}
 
     # -- pictures ------------------------------------------------------------------------------------------------------
+
+    def metrics(self, state: State) -> dict[str, Tensor]:
+        """How many units of the writer are at their bounds, and how large its cells are; means over all grids."""
+        hidden = [saturation(value) for name, value in state.items() if name.startswith("hidden_")]
+        cells = [rms(value) for name, value in state.items() if name.startswith("cell_")]
+        return {"saturation": torch.stack(hidden).mean(0), "cell_rms": torch.stack(cells).mean(0)}
 
     def panels(self, state: State) -> dict[str, Panel]:
         """h and c of the last layer of the writer, level by level: the mean over channels; in 1-D, every channel."""

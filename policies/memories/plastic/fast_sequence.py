@@ -11,37 +11,18 @@ Vectors are rows, x = h_{t-1} and y = h_t; G is the trace before a step. Equatio
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from policies.memories.contract import State, Unrolled
+from policies.memories.plastic.rules import advance, decay, plastic_input
+from policies.memories.time.taped import TapedForm
+
 tanh_backward = torch.ops.aten.tanh_backward.default
-
-
-def plastic_input(before: Tensor, hebb: Tensor, alpha: Tensor) -> Tensor:
-    """The traces' part of (1): Σ_i α[i,j] G[i,j] x[i], `[B, n]`; `alpha` is `[n, n]` or, shared, `[1, 1]`."""
-    if alpha.numel() == 1:
-        return torch.bmm(before.unsqueeze(1), hebb).squeeze(1) * alpha
-    return torch.bmm(before.unsqueeze(1), alpha * hebb).squeeze(1)
-
-
-def advance(
-    hebb: Tensor, before: Tensor, after: Tensor, eta: Tensor, rule: str, clip: float | None, out: Tensor | None = None
-) -> Tensor:
-    """The trace after a step, by `rule`; into `out` where given, which may be `hebb` itself."""
-    given, taken = (eta * before).unsqueeze(2), after.unsqueeze(1)
-    if clip is not None:
-        added = torch.addcmul(hebb, given, taken, out=out)
-        return added.clamp(-clip, clip) if out is None else out.clamp_(-clip, clip)
-    kept = torch.mul(hebb, decay(after, eta, rule), out=out)
-    return torch.addcmul(kept, given, taken, out=out)
-
-
-def decay(after: Tensor, eta: Tensor, rule: str) -> Tensor:
-    """The factor at which a trace is kept: 1 - η in (2), 1 - η y[j]² in (3); broadcasts against `[B, n, n]`."""
-    return (1 - eta * after.square()).unsqueeze(1) if rule == "oja" else (1 - eta).view(1, 1, 1)
 
 
 class Tape:
@@ -65,14 +46,13 @@ class Tape:
         self.kept: list[Tensor] = []
         """The trace before every `stride`-th step; where they become many for that, every second one is dropped."""
 
-    @torch.no_grad()
-    def step(self, given: Tensor, starts: Tensor | None) -> Tensor:
-        """Take a step; gives `hidden` `[B, n]`.
+    full = False
 
-        Args:
-            given: what the input gives each unit, W_in x + b, `[B, n]`.
-            starts: bool `[B]`: who starts an episode with this step; None: nobody.
-        """
+    def state(self) -> State:
+        return {"hidden": self.hidden, "hebb": self.hebb}
+
+    def step(self, given: Tensor, starts: Tensor | None) -> None:
+        """Take a step. `given`: what the input gives each unit, W_in x + b, `[B, n]`."""
         x = self.hidden
         if starts is not None:
             x = x.masked_fill(starts[:, None], 0.0)
@@ -86,7 +66,6 @@ class Tape:
         self.afters.append(self.hidden)
         self.starts.append(starts)
         advance(self.hebb, x, self.hidden, self.eta, self.rule, self.clip, out=self.hebb)
-        return self.hidden
 
 
 class PlasticSequence(torch.autograd.Function):
@@ -169,3 +148,29 @@ class PlasticSequence(torch.autograd.Function):
 
         d_w = befores.flatten(0, 1).t() @ d_given.flatten(0, 1)
         return None, d_given, d_x, d_hebb, d_w, d_alpha, d_eta
+
+
+class FastPlastic(TapedForm):
+    """Sequences that are differentiated, on a tape with few traces."""
+
+    memory: Any
+
+    def fits(self, length: int, resets: Sequence[int] | None, grad: bool) -> bool:
+        return grad
+
+    def given(self, xs: Tensor) -> Tensor:
+        given: Tensor = self.memory.input(xs)
+        return given
+
+    def tape(self, state: State, room: int) -> Tape:
+        memory = self.memory
+        return Tape(state["hidden"], state["hebb"], memory.w, memory.alpha, memory.eta, memory.rule, memory.clip)
+
+    def output(self, state: State) -> Tensor:
+        return state["hidden"]
+
+    def finish(self, tape: Any, given: Tensor, state: State) -> Unrolled:
+        memory = self.memory
+        leaves = (given, state["hidden"], state["hebb"], memory.w, memory.alpha, memory.eta)
+        outputs, hebb = PlasticSequence.apply(tape, *leaves)  # type: ignore[no-untyped-call]
+        return Unrolled(outputs, {"hidden": outputs[-1], "hebb": hebb}, {})

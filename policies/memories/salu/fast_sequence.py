@@ -13,25 +13,19 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from policies.memories.contract import State
+from policies.memories.contract import State, Unrolled
+from policies.memories.salu.rules import attend, parts
+from policies.memories.time.recording import Recording
+from policies.memories.time.taped import TapedForm
+
+ROOM = 32
+"""Steps for which a recording makes room at once, at least."""
 
 tanh_backward = torch.ops.aten.tanh_backward.default
-
-
-def attend(read_keys: Tensor, keys: Tensor, used: Tensor) -> Tensor:
-    """Read weights a over the rows of all heads, `[B, H, C H]`; zero where not `used`.
-
-    Args:
-        read_keys: k^r, `[B, H, d_k]`.
-        keys: K, `[B, C, H, d_k]`.
-        used: which steps may be read, bool `[B, C]`; where there are none, all are read alike.
-    """
-    scores: Tensor = torch.bmm(read_keys, keys.flatten(1, 2).transpose(1, 2)) / keys.shape[3] ** 0.5
-    unread = (~used).repeat_interleave(keys.shape[2], 1).unsqueeze(1)
-    return scores.masked_fill(unread, torch.finfo(scores.dtype).min).softmax(2)
 
 
 class Tape:
@@ -61,27 +55,25 @@ class Tape:
         """Index of the first row that is read, `[B]`."""
         self.erased = torch.zeros_like(count)
         """Index of the first row that no start has cleared, `[B]`."""
-        self.cleared = 0
+        self.room, self.cleared = length, 0
         """The largest that `erased` may be."""
         self.count = 0
         self.steps: list[tuple[Tensor, ...]] = []
         self.starts: list[Tensor | None] = []
 
-    @torch.no_grad()
-    def step(self, gates_x: Tensor, starts: Tensor | None) -> None:
-        """Take a step.
+    @property
+    def full(self) -> bool:
+        return self.count == self.room
 
-        Args:
-            gates_x: the input's part of the gates, with both biases, `[B, 4 d_h]`.
-            starts: bool `[B]`: who starts an episode with this step; None: nobody.
-        """
+    def step(self, given: Tensor, starts: Tensor | None) -> None:
+        """Take a step. `given`: the input's part of the gates, with both biases, `[B, 4 d_h]`."""
         recurrent, interaction, interaction_bias = self.slow
         carried, cell_before, row = torch.cat([self.hidden, self.read_value], 1), self.cell, self.capacity + self.count
         if starts is not None:
             carried, cell_before = (part.masked_fill(starts[:, None], 0.0) for part in (carried, cell_before))
             self.first, self.erased = (mark.masked_fill(starts, float(row)) for mark in (self.first, self.erased))
             self.cleared = row
-        gates = torch.addmm(gates_x, carried, recurrent.t())
+        gates = torch.addmm(given, carried, recurrent.t())
         i, f, g, o = gates.chunk(4, 1)
         for gate in (i, f, o):
             gate.sigmoid_()
@@ -119,13 +111,6 @@ class Tape:
             keys, values = (table.masked_fill(self.lost(), 0.0) for table in (keys, values))
         vectors = {"hidden": self.hidden, "cell": self.cell, "read_value": self.read_value}
         return vectors | {"keys": keys, "values": values, "count": self.steps_held()}
-
-
-def parts(vectors: Tensor, heads: int, key_size: int) -> list[Tensor]:
-    """Views of interaction vectors, `[..., H (2 d_k + d_v)]`: k^r, k^w `[..., H, d_k]`, v^w `[..., H, d_v]`."""
-    n_keys = heads * key_size
-    pieces = torch.split(vectors, [n_keys, n_keys, vectors.shape[-1] - 2 * n_keys], -1)
-    return [piece.view(*piece.shape[:-1], heads, -1) for piece in pieces]
 
 
 class TableSequence(torch.autograd.Function):
@@ -199,3 +184,40 @@ class TableSequence(torch.autograd.Function):
             d_vectors.flatten(0, 1).t() @ hiddens.flatten(0, 1),
             d_vectors.sum((0, 1)),
         )
+
+
+class FastSALU(TapedForm):
+    """Sequences on one table for all steps."""
+
+    memory: Any
+
+    def given(self, xs: Tensor) -> Tensor:
+        """The input's part of the controller's gates, with both biases: `[..., F]` to `[..., 4 d_h]`."""
+        cell = self.memory.controller
+        return F.linear(xs, cell.weight_ih[:, : xs.shape[-1]], cell.bias_ih + cell.bias_hh)
+
+    def tape(self, state: State, room: int) -> Tape:
+        with torch.no_grad():
+            return Tape(room, state, *self.slow())
+
+    def slow(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The controller's weights from [h ; v^r] to the gates, `[4 d_h, d_h + d_v]`; W_v and b_v."""
+        memory, cell = self.memory, self.memory.controller
+        recurrent = torch.cat([cell.weight_hh, cell.weight_ih[:, -memory.value_size :]], 1)
+        return recurrent, memory.interaction.weight, memory.interaction.bias
+
+    def output(self, state: State) -> Tensor:
+        output: Tensor = self.memory.output(torch.cat([state["hidden"], state["read_value"]], 1))
+        return output
+
+    def finish(self, tape: Any, given: Tensor, state: State) -> Unrolled:
+        leaves = [state[name] for name in ("hidden", "cell", "read_value", "keys", "values")]
+        hidden, read_value, cell, keys, values = TableSequence.apply(  # type: ignore[no-untyped-call]
+            tape, given, *leaves, *self.slow()
+        )
+        following = {"hidden": hidden[-1], "cell": cell, "read_value": read_value[-1]}
+        following |= {"keys": keys, "values": values, "count": tape.steps_held()}
+        return Unrolled(self.memory.output(torch.cat([hidden, read_value], 2)), following, {})
+
+    def record(self, state: State, room: int) -> Recording:
+        return super().record(state, max(room, ROOM))

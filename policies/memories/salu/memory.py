@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from policies.memories.contract import Memory, MemoryStep, Panel, State, Unrolled
+from policies.memories.contract import Memory, MemoryStep, Panel, State
 from policies.memories.registry import register_memory
-from policies.memories.salu.fast_sequence import TableSequence, Tape, attend, parts
+from policies.memories.salu.fast_sequence import FastSALU
+from policies.memories.salu.rules import attend, parts
+from policies.memories.shared.arguments import at_least
 from policies.memories.shared.pictures import vector_panel
-from policies.memories.steps import join
-from policies.memories.time.recording import Recording
-from policies.memories.time.unroll import unroll
-
-ROOM = 32
-"""Steps for which a recording makes room at once, at least."""
+from policies.memories.shared.states import zeros_state
 
 
 @register_memory("salu")
@@ -46,9 +40,9 @@ class SALU(Memory):
         value_size: d_v.
         heads: H, rows written, and keys read with, at each step.
         capacity: steps in the table; each new one then pushes the oldest out.
-        fast: train on sequences by a hand-written function that keeps one table for all steps; False: by plain steps,
-            which give the same and keep a table each.
     """
+
+    fast_form = FastSALU
 
     def __init__(
         self,
@@ -59,14 +53,12 @@ class SALU(Memory):
         value_size: int = 100,
         heads: int = 1,
         capacity: int = 256,
-        fast: bool = True,
     ) -> None:
         super().__init__()
-        if min(heads, capacity) < 1:
-            raise ValueError(f"heads and capacity must be at least 1, not {heads} and {capacity}")
+        at_least(1, heads=heads, capacity=capacity)
         self.output_size = output_size or hidden_size
         self.hidden_size, self.key_size, self.value_size = hidden_size, key_size, value_size
-        self.heads, self.capacity, self.fast = heads, capacity, fast
+        self.heads, self.capacity = heads, capacity
         self.controller = nn.LSTMCell(input_size + value_size, hidden_size)
         self.interaction = nn.Linear(hidden_size, heads * (2 * key_size + value_size))
         self.output = nn.Linear(hidden_size + value_size, self.output_size)
@@ -81,8 +73,7 @@ class SALU(Memory):
             "values": (self.capacity, self.heads, self.value_size),
             "count": (),
         }
-        zero = torch.zeros((), device=self.device, dtype=self.dtype)
-        return {name: zero.expand(batch_size, *size) for name, size in sizes.items()}
+        return zeros_state(self, batch_size, sizes)
 
     def forward(self, x: Tensor, state: State) -> MemoryStep:
         inputs = torch.cat([x, state["read_value"]], 1)
@@ -105,45 +96,9 @@ class SALU(Memory):
         """Which steps of the table are of this episode, bool `[B, capacity]`."""
         return self.get_buffer("rows") >= (self.capacity - count).unsqueeze(1)
 
-    def unroll(self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None = None) -> Unrolled:  # type: ignore[override]
-        """As `time.unroll`, by `salu_sequence`; resets may be anywhere."""
-        if not self.fast:
-            return unroll(self, xs, starts, state, resets)
-        tape = self.tape(state, len(xs))
-        reset_at = frozenset(range(len(xs)) if resets is None else resets)
-        gates = self.gates_of(xs)
-        for t, given in enumerate(gates.detach()):
-            tape.step(given, starts[t] if starts is not None and t in reset_at else None)
-        return self.differentiable(tape, gates, state)
-
-    def record(self, state: State, room: int) -> Recording:
-        """As `Memory.record`, on tapes of `salu_sequence`."""
-        return TapedRecording(self, state, max(room, ROOM)) if self.fast else super().record(state, room)
-
-    def tape(self, state: State, length: int) -> Tape:
-        """A blank tape that starts from `state`."""
-        with torch.no_grad():
-            return Tape(length, state, self.recurrent(), self.interaction.weight, self.interaction.bias)
-
-    def differentiable(self, tape: Tape, gates: Tensor, state: State) -> Unrolled:
-        """What `tape` took down, with its graph; `gates` as it was stepped with, `[T, B, 4 d_h]`."""
-        leaves = [state[name] for name in ("hidden", "cell", "read_value", "keys", "values")]
-        slow = (self.recurrent(), self.interaction.weight, self.interaction.bias)
-        hidden, read_value, cell, keys, values = TableSequence.apply(  # type: ignore[no-untyped-call]
-            tape, gates, *leaves, *slow
-        )
-        following = {"hidden": hidden[-1], "cell": cell, "read_value": read_value[-1]}
-        following |= {"keys": keys, "values": values, "count": tape.steps_held()}
-        return Unrolled(self.output(torch.cat([hidden, read_value], 2)), following, {})
-
-    def gates_of(self, xs: Tensor) -> Tensor:
-        """The input's part of the controller's gates, with both biases: `[..., F]` to `[..., 4 d_h]`."""
-        cell = self.controller
-        return F.linear(xs, cell.weight_ih[:, : xs.shape[-1]], cell.bias_ih + cell.bias_hh)
-
-    def recurrent(self) -> Tensor:
-        """The controller's weights from [h ; v^r] to the gates, `[4 d_h, d_h + d_v]`."""
-        return torch.cat([self.controller.weight_hh, self.controller.weight_ih[:, -self.value_size :]], 1)
+    def metrics(self, state: State) -> dict[str, Tensor]:
+        """Share of the table that is filled."""
+        return {"used": state["count"] / self.capacity}
 
     def panels(self, state: State) -> dict[str, Panel]:
         """What each head read in the last step, the table, newest row last, and the read-out v^r."""
@@ -156,30 +111,3 @@ class SALU(Memory):
             panels[name] = Panel(first[name][0].flatten(0, 1), "unit", "row", (-1.0, 1.0))
         panels["read_value"] = vector_panel(first["read_value"])
         return panels
-
-
-class TapedRecording(Recording):
-    """A recording whose steps are taken without a graph, which is made from their tapes afterwards."""
-
-    def __init__(self, memory: SALU, state: State, room: int) -> None:
-        self.salu, self.first, self.room = memory, state, room
-        self.xs: list[Tensor] = []
-        self.tapes = [memory.tape(state, room)]
-
-    def step(self, x: Tensor, starts: Tensor | None) -> MemoryStep:  # type: ignore[override]
-        salu = self.salu
-        with torch.no_grad():
-            if self.tapes[-1].count == self.room:
-                self.tapes.append(salu.tape(self.tapes[-1].state(), self.room))
-            self.xs.append(x)
-            self.tapes[-1].step(salu.gates_of(x), starts)
-            state = self.tapes[-1].state()
-            return MemoryStep(salu.output(torch.cat([state["hidden"], state["read_value"]], 1)), state, {})
-
-    def unrolled(self) -> Unrolled:
-        pieces, state, begin = [], self.first, 0
-        for tape in self.tapes:
-            gates = self.salu.gates_of(torch.stack(self.xs[begin : begin + tape.count]))
-            pieces.append(self.salu.differentiable(tape, gates, state))
-            begin, state = begin + tape.count, pieces[-1].state
-        return join(pieces)

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from policies.memories.contract import Memory, MemoryStep, Panel, State, Unrolled
+from policies.memories.contract import Memory, MemoryStep, Panel, State
 from policies.memories.registry import register_memory
+from policies.memories.sdnc.fast_rows import FastSDNC
 from policies.memories.sdnc.sparse import NONE, Links, Rows, own, whole_weights
 from policies.memories.shared.addressing import content_weights, inverse_norms, oneplus
+from policies.memories.shared.arguments import at_least, one_of
+from policies.memories.shared.numbers import focus
 from policies.memories.shared.pictures import vector_panel
 from policies.memories.steps import reset
-from policies.memories.time.recording import Recording
-from policies.memories.time.unroll import unroll
 
 SMALL = ("hidden", "cell", "read_vectors", "read_weights", "read_slots", "write_weights", "write_slots", "time")
 """State that a step makes anew; the rest is `Rows`, `Links` and `last_access`."""
@@ -66,9 +66,9 @@ class SDNC(Memory):
             N w and P w as equations (21) and (22) say, which looks at every row.
         access_threshold: δ, above which a weight counts as use.
         memory_seed: of M_0, small random numbers, the same for every episode, saved but never trained.
-        fast: write to one working copy of the memory throughout a sequence; False: by plain operations, a new memory a
-            step, which gives the same.
     """
+
+    fast_form = FastSDNC
 
     def __init__(
         self,
@@ -83,16 +83,10 @@ class SDNC(Memory):
         link_reads: Literal["rows", "products"] = "rows",
         access_threshold: float = 0.005,
         memory_seed: int = 0,
-        fast: bool = True,
     ) -> None:
         super().__init__()
-        if min(word_size, read_heads, sparse_reads, sparse_links) < 1:
-            raise ValueError(
-                "word_size, read_heads, sparse_reads and sparse_links must be at least 1, "
-                f"not {word_size}, {read_heads}, {sparse_reads} and {sparse_links}"
-            )
-        if link_reads not in ("rows", "products"):
-            raise ValueError(f"link_reads is {link_reads!r}; it must be 'rows' or 'products'")
+        at_least(1, word_size=word_size, read_heads=read_heads, sparse_reads=sparse_reads, sparse_links=sparse_links)
+        one_of("link_reads", link_reads, "rows", "products")
         if slots < sparse_reads:
             raise ValueError(f"slots is {slots}; it must be at least sparse_reads, {sparse_reads}")
         if not 0 <= access_threshold < 1:
@@ -100,7 +94,7 @@ class SDNC(Memory):
         self.output_size = output_size or hidden_size
         self.hidden_size, self.slots, self.word_size = hidden_size, slots, word_size
         self.read_heads, self.sparse_reads, self.sparse_links = read_heads, sparse_reads, sparse_links
-        self.link_reads, self.access_threshold, self.fast = link_reads, access_threshold, fast
+        self.link_reads, self.access_threshold = link_reads, access_threshold
 
         self.controller = nn.LSTMCell(input_size + read_heads * word_size, hidden_size)
         # k, β; a; α, γ; π
@@ -142,24 +136,18 @@ class SDNC(Memory):
         return {name: value.expand(batch_size, *value.shape) for name, value in state.items()}
 
     def forward(self, x: Tensor, state: State) -> MemoryStep:
-        work = Workspace(self, state)
+        work = self.workspace(state, Rows)
         return MemoryStep(self.output(work.step(x)), work.release(), {})
 
-    def unroll(self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None = None) -> Unrolled:  # type: ignore[override]
-        """As `time.unroll`, in one working copy."""
-        if not self.fast:
-            return unroll(self, xs, starts, state, resets)
-        reset_at = frozenset(range(len(xs)) if resets is None else resets)
-        work, found = Workspace(self, state), []
-        for t, x in enumerate(xs):
-            if starts is not None and t in reset_at:
-                work.reset(starts[t])
-            found.append(work.step(x))
-        return Unrolled(self.output(torch.stack(found)), work.release(), {})
+    def workspace(self, state: State, rows: type[Rows]) -> Workspace:
+        """`state` to be stepped, with a memory of kind `rows`."""
+        return Workspace(self, state, rows(state["memory"], state["inverse_norm"]))
 
-    def record(self, state: State, room: int) -> Recording:
-        """As `Memory.record`, in one working copy."""
-        return SparseRecording(self, state) if self.fast else super().record(state, room)
+    def metrics(self, state: State) -> dict[str, Tensor]:
+        """Share of the slots used in this episode; how much was written in the last step; how sharply heads read."""
+        used = (state["last_access"] > 0).to(self.dtype).mean(1)
+        written = state["write_weights"].sum(1)
+        return {"used": used, "write_strength": written, "read_focus": focus(state["read_weights"])}
 
     def panels(self, state: State) -> dict[str, Panel]:
         """Memory, steps since each slot was used, weightings, and the links N and P.
@@ -202,12 +190,13 @@ class Workspace:
     Args:
         sdnc: the memory.
         state: before the first step; left as it is.
+        rows: its memory.
     """
 
-    def __init__(self, sdnc: SDNC, state: State) -> None:
+    def __init__(self, sdnc: SDNC, state: State, rows: Any) -> None:
         self.sdnc = sdnc
         self.small = {name: state[name] for name in SMALL}
-        self.rows = Rows(state["memory"], state["inverse_norm"], sdnc.fast)
+        self.rows = rows
         self.links = Links(*(state[name] for name in Links.NAMES))
         self.last_access = own(state["last_access"].detach())
         batch, heads = self.last_access.shape[0], sdnc.read_heads
@@ -331,21 +320,3 @@ class Workspace:
     def release(self) -> State:
         """The state with its graph; no step may follow."""
         return self.state() | {"memory": self.rows.release()}
-
-
-class SparseRecording(Recording):
-    """A recording in one working copy."""
-
-    def __init__(self, memory: SDNC, state: State) -> None:
-        self.sdnc, self.work = memory, Workspace(memory, state)
-        self.found: list[Tensor] = []
-
-    def step(self, x: Tensor, starts: Tensor | None) -> MemoryStep:  # type: ignore[override]
-        if starts is not None:
-            self.work.reset(starts)
-        self.found.append(self.work.step(x))
-        with torch.no_grad():
-            return MemoryStep(self.sdnc.output(self.found[-1]), self.work.state(), {})
-
-    def unrolled(self) -> Unrolled:
-        return Unrolled(self.sdnc.output(torch.stack(self.found)), self.work.release(), {})

@@ -11,11 +11,9 @@ weights there. A slot may stand in a weighting more than once; its weights then 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from policies.memories.shared.addressing import inverse_norms
 
@@ -51,22 +49,15 @@ def whole_weights(slots: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Rows:
-    """The memory M and the norms of its words.
-
-    In place, M is written to where it is and its gradient is one buffer as large as M for the whole sequence: the
-    operations form a single chain, each takes the gradient from the one after it, adds its few rows or clears them, and
-    hands the same buffer on. The words a step needs for its own derivative it keeps, so that nothing has to be rolled
-    back. Otherwise each write makes a new memory, by plain operations that autograd follows: the twin for checking.
+    """The memory M and the norms of its words; each write makes a new memory.
 
     Args:
         memory: M, `[B, N, W]`; left as it is.
         inverse_norm: `inverse_norms` of its words, `[B, N]`; left as it is.
-        in_place: whether to write in place.
     """
 
-    def __init__(self, memory: Tensor, inverse_norm: Tensor, in_place: bool) -> None:
-        self.in_place = in_place
-        self.memory = own(memory) if in_place else memory
+    def __init__(self, memory: Tensor, inverse_norm: Tensor) -> None:
+        self.memory = memory
         self.inverse_norm = own(inverse_norm.detach())
         self.offsets = row_offsets(memory)
 
@@ -78,23 +69,20 @@ class Rows:
             word: a, `[B, W]`.
         """
         rows = (slots + self.offsets).flatten()
-        if self.in_place:
-            self.memory = WriteRows.apply(self.memory, rows, weights, word)  # type: ignore[no-untyped-call]
-        else:
-            dense = torch.zeros_like(self.memory[:, :, 0]).scatter_add(1, slots, weights)
-            erased = torch.zeros_like(dense).scatter(1, slots[:, -1:], 1)
-            self.memory = (1 - erased)[:, :, None] * self.memory + dense[:, :, None] * word[:, None]
+        self.memory = self.written(rows, slots, weights, word)
         with torch.no_grad():
             words = self.memory.flatten(0, 1).index_select(0, rows)
             self.inverse_norm.scatter_(1, slots, inverse_norms(words).view_as(slots))
 
+    def written(self, rows: Tensor, slots: Tensor, weights: Tensor, word: Tensor) -> Tensor:
+        """M after a write; `rows` `[B * S]` are the slots in `[B * N, W]`."""
+        dense = torch.zeros_like(self.memory[:, :, 0]).scatter_add(1, slots, weights)
+        erased = torch.zeros_like(dense).scatter(1, slots[:, -1:], 1)
+        return (1 - erased)[:, :, None] * self.memory + dense[:, :, None] * word[:, None]
+
     def read(self, slots: Tensor) -> Tensor:
         """The words at `slots` `[B, S]`: `[B * S, W]`."""
-        rows = (slots + self.offsets).flatten()
-        if self.in_place:
-            words, self.memory = ReadRows.apply(self.memory, rows)  # type: ignore[no-untyped-call]
-            return words  # type: ignore[no-any-return]
-        return self.memory.flatten(0, 1).index_select(0, rows)
+        return self.memory.flatten(0, 1).index_select(0, (slots + self.offsets).flatten())
 
     @torch.no_grad()
     def nearest(self, keys: Tensor, count: int) -> Tensor:
@@ -102,89 +90,9 @@ class Rows:
         cosines = torch.bmm(keys, self.memory.transpose(1, 2)).mul_(self.inverse_norm[:, None])  # times |key|
         return cosines.topk(count).indices
 
-    def reset(self, starts: Tensor, memory: Tensor, inverse_norm: Tensor) -> None:
-        """As `steps.reset`, in place, with the initial `[B, N, W]` and `[B, N]`."""
-        self.memory = ResetRows.apply(self.memory, starts, memory)  # type: ignore[no-untyped-call]
-        torch.where(starts[:, None], inverse_norm, self.inverse_norm, out=self.inverse_norm)
-
     def release(self) -> Tensor:
         """M for others to hold; nothing may be written after this."""
-        return Release.apply(self.memory) if self.in_place else self.memory  # type: ignore[no-untyped-call]
-
-
-class WriteRows(torch.autograd.Function):
-    """`Rows.write` in place: the memory, rows `[B * S]`, weights `[B, S]`, word `[B, W]` to the memory."""
-
-    @staticmethod
-    def forward(ctx: Any, memory: Tensor, rows: Tensor, weights: Tensor, word: Tensor) -> Tensor:
-        words = memory.view(-1, memory.shape[2])
-        words.index_fill_(0, rows.view_as(weights)[:, -1], 0)
-        words.index_add_(0, rows, (weights[:, :, None] * word[:, None]).flatten(0, 1))
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(rows, weights, word)
-        ctx.mark_dirty(memory)
-        return memory
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
-        if grad is None:
-            return None, None, None, None
-        rows, weights, word = ctx.saved_tensors
-        d_words = grad.view(-1, grad.shape[2])
-        touched = d_words.index_select(0, rows).view(*weights.shape, -1)
-        d_words.index_fill_(0, rows.view_as(weights)[:, -1], 0)
-        return grad, None, (touched @ word[:, :, None]).squeeze(2), (weights[:, None] @ touched).squeeze(1)
-
-
-class ReadRows(torch.autograd.Function):
-    """Words `[len(rows), W]` of the memory, and the memory itself, unchanged: its gradient comes by here."""
-
-    @staticmethod
-    def forward(ctx: Any, memory: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(rows)
-        ctx.shape = memory.shape
-        ctx.mark_dirty(memory)
-        return memory.view(-1, memory.shape[2]).index_select(0, rows), memory
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, d_read: Tensor | None, grad: Tensor | None) -> tuple[Tensor | None, None]:
-        if d_read is not None:
-            grad = d_read.new_zeros(ctx.shape) if grad is None else grad
-            grad.view(-1, ctx.shape[2]).index_add_(0, ctx.saved_tensors[0], d_read)
-        return grad, None
-
-
-class ResetRows(torch.autograd.Function):
-    """`Rows.reset` in place."""
-
-    @staticmethod
-    def forward(ctx: Any, memory: Tensor, starts: Tensor, initial: Tensor) -> Tensor:
-        torch.where(starts[:, None, None], initial, memory, out=memory)
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(starts)
-        ctx.mark_dirty(memory)
-        return memory
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, None, None]:
-        return (None if grad is None else grad.masked_fill_(ctx.saved_tensors[0][:, None, None], 0)), None, None
-
-
-class Release(torch.autograd.Function):
-    """The end of the chain: its gradient is somebody else's, so the chain gets a copy to write to."""
-
-    @staticmethod
-    def forward(ctx: Any, memory: Tensor) -> Tensor:
-        return memory.view_as(memory)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return grad.clone(memory_format=torch.contiguous_format)
+        return self.memory
 
 
 class Links:

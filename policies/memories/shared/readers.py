@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from policies.memories.contract import Memory
+from policies.memories.contract import FastForm, Memory
 from policies.memories.steps import MemoryStep, Queries, State
 
 Shape = int | tuple[int, ...]
@@ -29,3 +29,11 @@ class ReaderMemory(Memory):
     def forward(self, x: Tensor, state: State, queries: Queries | None = None) -> MemoryStep:
         """One step: `x` `[B, ...]` is written, then `queries` are answered by what has been written."""
         raise NotImplementedError
+
+
+class ReaderForm(FastForm):
+    """A `FastForm` that may be asked: `step` and `unroll` take questions last."""
+
+    def step(self, x: Tensor, state: State, queries: Queries | None = None) -> MemoryStep:
+        step: MemoryStep = self.memory(x, state, queries)
+        return step

@@ -69,6 +69,7 @@ def unroll_segments(
     for begin, end in itertools.pairwise(sorted({0, len(xs), *resets})):
         if begin in resets and starts is not None:
             state = reset(state, starts[begin], initial)
-        parts.append(run(xs[begin:end], state))
+        whole = begin == 0 and end == len(xs)  # a slice would make a gradient of its own
+        parts.append(run(xs if whole else xs[begin:end], state))
         state = parts[-1].state
     return join(parts)

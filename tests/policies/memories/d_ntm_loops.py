@@ -13,7 +13,7 @@ from policies.memories.d_ntm.memory import DNTM, uniform
 from policies.memories.shared.noise import fingerprint, next_seed
 
 FEATURES, BATCH, LENGTH = 3, 2, 4
-SIZES = {"hidden_size": 6, "output_size": 4, "memory_size": 5, "content_size": 3, "address_size": 2}
+SIZES = {"hidden_size": 6, "output_size": 4, "slots": 5, "word_size": 3, "address_size": 2}
 COEFS = {"entropy_coef": 0.3, "consistency_coef": 0.7, "prediction_coef": 0.9}
 
 
@@ -35,7 +35,7 @@ def addressed(
     beta = (1 + emitted[memory.head_sizes[0]].exp()).log() + 1
     z = []
     for i in range(memory.slots):
-        content = contents[i] if i < memory.memory_size else torch.zeros(memory.content_size).double()
+        content = contents[i] if i < memory.slots else torch.zeros(memory.word_size).double()
         cell = torch.cat([memory.addresses[i], content])
         z.append(beta * (k @ cell) / (((k @ k) + 1e-6).sqrt() * ((cell @ cell) + 1e-6).sqrt()))
     scores = torch.stack(z)
@@ -70,7 +70,7 @@ def control(memory: DNTM, x: Tensor, m: list[Tensor], h: list[Tensor]) -> tuple[
 
 def reference(memory: DNTM, xs: Tensor, state: State) -> dict[str, Tensor]:
     """The paper, one batch entry, head and slot at a time."""
-    n, heads_w, heads_r, steps = memory.memory_size, memory.write_heads, memory.read_heads, memory.reading_steps
+    n, heads_w, heads_r, steps = memory.slots, memory.write_heads, memory.read_heads, memory.reading_steps
     rows: list[dict[str, list[Tensor]]] = []
     finals: list[State] = []
     for b in range(xs.shape[1]):

@@ -40,9 +40,9 @@ def random_state(memory: DNC, batch: int = BATCH) -> State:
 
 def reference(memory: DNC, xs: Tensor, state: State, options: dict[str, Any]) -> dict[str, Tensor]:
     """The paper, one batch entry, head and slot at a time; `options` as given to the constructor."""
-    options = {"controller_layers": 1, "write_heads": 1, "clip_value": 20.0, **SIZES, **options}
+    options = {"num_layers": 1, "write_heads": 1, "clip_value": 20.0, **SIZES, **options}
     n, w, r_heads, w_heads = (options[key] for key in ("slots", "word_size", "read_heads", "write_heads"))
-    code_order = options.get("read_mode_order") == "code"
+    code_order = options.get("variant") == "code"
     limit = options["clip_value"] or float("inf")
     one = torch.ones((), dtype=torch.float64)
 

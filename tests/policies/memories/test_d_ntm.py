@@ -64,7 +64,7 @@ def test_d_ntm_is_the_papers_equations(options: dict[str, Any]) -> None:
 
 def go_to(memory: DNTM, slot: int, avoidance: float = -1e3) -> Tensor:
     """What a head is told so that it goes to the slot with this address, while the contents are empty."""
-    key = F.pad(memory.addresses[slot].detach(), (0, memory.content_size))
+    key = F.pad(memory.addresses[slot].detach(), (0, memory.word_size))
     return torch.cat([key, torch.tensor([1e4, avoidance]).double()])[None]
 
 
@@ -72,7 +72,7 @@ def test_weights_are_distributions_and_no_operation_is_one_of_the_slots() -> Non
     memory = build()
     state = memory.unroll(torch.randn(5, BATCH, FEATURES).double(), None, memory.initial_state(BATCH)).state
     for name in ("read_weights", "write_weights"):
-        assert state[name].shape[2] == memory.memory_size + 1
+        assert state[name].shape[2] == memory.slots + 1
         torch.testing.assert_close(state[name].sum(2), torch.ones(BATCH, 1).double())
 
 
@@ -81,7 +81,7 @@ def test_no_operation_neither_writes_nor_reads() -> None:
     with torch.no_grad():
         for interface in (memory.read_interface, memory.write_interface):
             interface.weight.zero_()
-            interface.bias.copy_(go_to(memory, memory.memory_size)[0])
+            interface.bias.copy_(go_to(memory, memory.slots)[0])
         step = memory(torch.randn(1, FEATURES).double(), memory.initial_state(1))
         torch.testing.assert_close(step.state["write_weights"][0, 0, -1], torch.tensor(1.0).double())
         assert step.state["contents"].abs().max() < 1e-6

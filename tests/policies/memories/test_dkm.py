@@ -19,7 +19,7 @@ FEATURES, BATCH, LENGTH, K, C = 3, 2, 4, 4, 5
 
 
 def build(**options: Any) -> DKM:
-    memory = make_memory("dkm", input_size=FEATURES, **{"memory_size": K, "code_size": C, "output_size": 6, **options})
+    memory = make_memory("dkm", input_size=FEATURES, **{"slots": K, "word_size": C, "output_size": 6, **options})
     assert isinstance(memory, DKM)
     with torch.no_grad():
         memory.prior_log_var.fill_(0.3)
@@ -48,7 +48,7 @@ def reference(memory: DKM, xs: Tensor, options: dict[str, Any]) -> dict[str, Any
         def solve(z: Tensor, m: Tensor) -> Tensor:
             gram = m @ m.T
             eye = torch.eye(K).double()
-            if options.get("solve") == "code":  # least squares on G w = M z
+            if options.get("variant") == "code":  # least squares on G w = M z
                 return torch.linalg.inv(gram.T @ gram + penalty * eye) @ gram.T @ m @ z
             return torch.linalg.inv(gram + penalty * eye) @ m @ z
 
@@ -93,7 +93,7 @@ def reference(memory: DKM, xs: Tensor, options: dict[str, Any]) -> dict[str, Any
     "options",
     [
         {},
-        {"solve": "code"},
+        {"variant": "code"},
         {"num_opt_iters": 3, "read_iterations": 2},
         {"w_prior_stddev": 0.6, "obs_noise_stddev": 0.4, "reconstruct": True},
         {"obs_noise_stddev": 0.0},
@@ -145,7 +145,7 @@ def test_writing_one_by_one_is_conditioning_on_all_at_once() -> None:
 
 def test_what_was_written_is_read_back() -> None:
     """Nearly orthogonal codes, little noise: a damaged cue finds the code it was."""
-    memory = build(obs_noise_stddev=0.05, memory_size=8, code_size=16)
+    memory = build(obs_noise_stddev=0.05, slots=8, word_size=16)
     codes = torch.linalg.qr(torch.randn(16, 4).double()).Q.T * 4
     mean, root = (memory.initial_state(1)[name] for name in ("memory_mean", "cov_root"))
     obs_var = torch.tensor(0.05**2).double()
@@ -203,7 +203,7 @@ def test_the_whole_divergence_is_torchs() -> None:
 )
 def test_ten_thousand_writes_leave_a_covariance(steps: int, options: dict[str, Any]) -> None:
     """A thousand whole steps; what is left of `steps` then writes without reading."""
-    memory = build(memory_size=6, code_size=4, **options).float()
+    memory = build(slots=6, word_size=4, **options).float()
     with torch.no_grad():
         memory.write_encoder.weight.mul_(3)
         result = unroll(memory, torch.randn(1_000, 1, FEATURES), None, memory.initial_state(1))
@@ -222,10 +222,10 @@ def test_ten_thousand_writes_leave_a_covariance(steps: int, options: dict[str, A
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"solve": "lstsq"}, "solve is 'lstsq'; it must be 'ridge' or 'code'"),
-        ({"num_opt_iters": 0}, "at least 1, not 0 and 1"),
+        ({"variant": "lstsq"}, "variant is 'lstsq'; it must be 'paper' or 'code'"),
+        ({"num_opt_iters": 0}, "num_opt_iters is 0; it must be at least 1"),
         ({"obs_noise_stddev": -1.0}, "obs_noise_stddev at least 0, not 1.0 and -1.0"),
-        ({"memory_size": 0}, "memory_size and code_size must be at least 1, not 0 and 5"),
+        ({"slots": 0}, "slots is 0; it must be at least 1"),
     ],
 )
 def test_wrong_options_are_refused_by_name(options: dict[str, Any], message: str) -> None:

@@ -28,9 +28,9 @@ from policies.memories.time.unroll import unroll
     "options",
     [
         {},
-        {"controller_layers": 3, "bias": True},
+        {"num_layers": 3, "bias": True},
         {"write_heads": 2},
-        {"write_heads": 2, "read_mode_order": "code", "stop_usage_gradient": True, "strength": "softplus"},
+        {"write_heads": 2, "variant": "code", "stop_usage_gradient": True, "strength": "softplus"},
         {"clip_value": 0.3},
         {"clip_value": None, "read_heads": 1, "write_heads": 3},
     ],
@@ -254,12 +254,12 @@ def test_the_default_size_of_the_interface_is_the_papers() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"slots": 0}, "slots must be at least 1, not 0"),
-        ({"controller_layers": 0}, "controller_layers must be at least 1, not 0"),
+        ({"slots": 0}, "slots is 0; it must be at least 1"),
+        ({"num_layers": 0}, "num_layers is 0; it must be at least 1"),
         ({"clip_value": 0.0}, "clip_value must be above 0 or None, not 0.0"),
         ({"clip_gradients": -1.0}, "clip_gradients must be above 0 or None, not -1.0"),
         ({"strength": "plus"}, "strength is 'plus'; it must be 'oneplus' or 'softplus'"),
-        ({"read_mode_order": "bcf"}, "read_mode_order is 'bcf'; it must be 'paper' or 'code'"),
+        ({"variant": "bcf"}, "variant is 'bcf'; it must be 'paper' or 'code'"),
     ],
 )
 def test_wrong_options_are_refused_by_name(options: dict[str, Any], message: str) -> None:

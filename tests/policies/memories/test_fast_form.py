@@ -53,7 +53,7 @@ class Sums(Memory):
 
 @pytest.fixture(autouse=True)
 def known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(registry._classes, "sums", Sums)
+    monkeypatch.setitem(registry.memories.classes, "sums", Sums)
     CALLS.clear()
 
 

@@ -174,7 +174,7 @@ def test_it_conforms(check: str) -> None:
         ((FEATURES,), {"skip_blank": False, "sample": False, "shift": 0.0, "encoder_activation": "linear"}),
         ((FEATURES,), {"queries": {"query": 3, "query_image": (1, 6, 6)}, "map_shape": (2, 5, 7)}),
         ((2, 8, 8), {"reconstruct": True, "map_shape": (2, 8, 8), "likelihood": "bernoulli", "encoder_blocks": 2}),
-        ((1, 7, 6), {"queries": {"query": 3}, "reads": 3, "memory_channels": 1, "reconstruct": True}),
+        ((1, 7, 6), {"queries": {"query": 3}, "read_heads": 3, "memory_channels": 1, "reconstruct": True}),
     ],
     ids=["vector", "plain", "questions", "image", "image questions"],
 )
@@ -332,7 +332,7 @@ def test_without_sampling_keys_are_means() -> None:
 
 
 def test_the_panel_outlines_the_window_that_was_read() -> None:
-    memory = build(reads=1, sample=False)
+    memory = build(read_heads=1, sample=False)
     state = dict(memory(sequence(FEATURES)[0], memory.initial_state(BATCH)).state)
     state["keys"] = torch.tensor([[[0.5, -0.5, 0.25]]]).atanh().double().expand(BATCH, 1, 3)
     image = memory.panels(state)["memory"].image
@@ -370,7 +370,7 @@ def test_single_precision_zeros_and_long_runs_stay_finite(shape: tuple[int, ...]
         ({"memory_size": 64, "writer_features": 4}, "writer_features is 4; a memory of size 64 halves it 3 times"),
         ({"crop_size": 3}, "crop_size is 3; it must be at least 4"),
         ({"shift": 0.6}, r"shift is 0.6; it must be a fraction of the channels in 0..0.5"),
-        ({"reads": 0}, "at least 1"),
+        ({"read_heads": 0}, "at least 1"),
         ({"encoder_activation": "tanh"}, "encoder_activation is 'tanh'"),
         ({"likelihood": "logistic"}, "likelihood is 'logistic'; it must be 'gaussian' or 'bernoulli'"),
         ({"map_shape": (4, 4)}, r"the shape of an image is \(C, H, W\), not \(4, 4\)"),

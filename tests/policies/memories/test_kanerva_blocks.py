@@ -24,7 +24,7 @@ FEATURES, BATCH, LENGTH = 5, 2, 5
 H, R, L, C, S, CROP, K = 6, 4, 3, 2, 9, 4, 2
 SIZES = {
     **{"hidden_size": H, "output_size": R, "latent_size": L, "memory_channels": C, "memory_size": S},
-    **{"crop_size": CROP, "reads": K, "dense_size": 7, "prior_features": 3, "encoder_channels": (4,)},
+    **{"crop_size": CROP, "read_heads": K, "dense_size": 7, "prior_features": 3, "encoder_channels": (4,)},
     **{"embedding_size": 5, "kl_weight": 0.5, "sample": True},
 }
 
@@ -182,7 +182,7 @@ def test_a_sequence_at_once_is_step_by_step(shape: tuple[int, ...], options: dic
 
 def test_what_is_written_at_a_key_is_read_there() -> None:
     """A block written with the gate open comes back whole where it lies on the cells, and little changed between."""
-    memory = build(reads=1, sample=False)
+    memory = build(read_heads=1, sample=False)
     block = torch.randn(1, C * CROP * CROP).double()
     for cells in (0.0, 2.0, 2.5, S - CROP):
         key = Normal(0.0, 1.0).icdf(torch.tensor([[cells / (S - CROP)] * 2]).double().clamp(1e-9, 1 - 1e-9))
@@ -284,7 +284,7 @@ def test_the_panel_outlines_the_block_that_was_written() -> None:
     [
         ({"crop_size": 9}, "crop_size is 9; it must be below memory_size, 9"),
         ({"crop_size": 3}, "crop_size is 3; it must be at least 4"),
-        ({"reads": 0}, "at least 1"),
+        ({"read_heads": 0}, "at least 1"),
         ({"controller": "gru"}, "controller is 'gru'; it must be 'lstm' or 'none'"),
         ({"shift": 0.1}, "shift is 0.1, which needs controller='none'"),
         ({"likelihood": "logistic"}, "likelihood is 'logistic'; it must be 'gaussian' or 'bernoulli'"),

@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from policies.memories import make_memory
-from policies.memories.recurrent.memory import TorchRecurrent
+from policies.memories.recurrent.fast import FastRecurrent
 from policies.memories.time.unroll import unroll
 
 LENGTH, BATCH, FEATURES, HIDDEN = 7, 3, 4, 5
@@ -62,7 +62,7 @@ class Operations(TorchDispatchMode):
 @pytest.fixture
 def kernels_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sequences as on an accelerator: by torch's kernels, nothing by hand."""
-    monkeypatch.setattr(TorchRecurrent, "_by_hand", False)
+    monkeypatch.setattr(FastRecurrent, "by_hand", False)
 
 
 @pytest.mark.usefixtures("kernels_alone")

@@ -17,7 +17,7 @@ from policies.memories.memn2n import MemN2N
 from policies.memories.time.unroll import unroll
 
 FEATURES, BATCH, LENGTH = 3, 2, 9
-SIZES = {"embedding_size": 4, "capacity": 5, "hops": 3}
+SIZES = {"hidden_size": 4, "capacity": 5, "hops": 3}
 
 both_tyings = pytest.mark.parametrize("tying", ["adjacent", "layer-wise"])
 
@@ -180,7 +180,7 @@ def test_an_empty_memory_gives_nothing() -> None:
 
 def test_content_finds_the_memory_that_matches() -> None:
     """With orthogonal inputs and no times, attention peaks at the earlier input equal to the question, however old."""
-    memory = build(embedding_size=3, hops=1)
+    memory = build(hidden_size=3, hops=1)
     with torch.no_grad():
         memory.temporal.zero_()
         memory.embeddings.copy_(torch.eye(3).double().expand(2, -1, -1) * 5)
@@ -193,7 +193,7 @@ def test_content_finds_the_memory_that_matches() -> None:
 
 def test_time_finds_the_memory_of_an_age() -> None:
     """Without content, T_A alone says which memory is read, and it is the same age at every step."""
-    memory = build(hops=1, embedding_size=3, tying="layer-wise")
+    memory = build(hops=1, hidden_size=3, tying="layer-wise")
     with torch.no_grad():
         memory.embeddings[0].zero_()
         memory.embeddings[2].zero_()[0, 0] = 1  # u = (x_0, 0, 0)
@@ -233,8 +233,8 @@ def test_a_long_run_stays_finite(tying: str) -> None:
     ("options", "message"),
     [
         ({"tying": "none"}, "tying is 'none'; it must be 'adjacent' or 'layer-wise'"),
-        ({"hops": 0}, "must be at least 1, not 64, 50 and 0"),
-        ({"capacity": 0}, "must be at least 1, not 64, 0 and 3"),
+        ({"hops": 0}, "hops is 0; it must be at least 1"),
+        ({"capacity": 0}, "capacity is 0; it must be at least 1"),
     ],
 )
 def test_wrong_options_are_refused_by_name(options: dict[str, Any], message: str) -> None:

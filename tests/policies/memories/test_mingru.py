@@ -101,5 +101,5 @@ def test_long_sequences_stay_finite_with_saturated_gates() -> None:
 
 
 def test_sizes_below_one_are_refused() -> None:
-    with pytest.raises(ValueError, match="at least 1, not 5, 0 and 2"):
+    with pytest.raises(ValueError, match="num_layers is 0; it must be at least 1"):
         build(num_layers=0)

@@ -313,7 +313,7 @@ def test_a_step_keeps_one_set_of_matrices_for_the_backward_pass(name: str) -> No
     [
         ({"rate": "per_layer"}, "rate is 'per_layer'; it must be 'single' or 'per-layer'"),
         ({"output_activation": "relu"}, "output_activation is 'relu'"),
-        ({"heads": 0}, "at least 1, not 3 and 0"),
+        ({"heads": 0}, "heads is 0; it must be at least 1"),
     ],
 )
 def test_wrong_options_are_refused_by_name(options: dict[str, Any], message: str) -> None:

@@ -168,7 +168,7 @@ def test_its_tanh_is_tanh(dtype: torch.dtype) -> None:
         memory.interaction.bias.copy_(values)
         memory.interaction.bias[500] = torch.nan
     form = FastMNMp(memory)
-    tape = form.tape(memory.initial_state(1), form.slow_weights(), 1)
+    tape = form.blank(memory.initial_state(1), form.slow_weights(), 1)
     assert isinstance(tape, mnm_taped.NativeTape)
     tape.step(torch.zeros(1, 4, dtype=dtype))
     told = tape.steps["interactions"][0, 0].detach()

@@ -13,7 +13,7 @@ from policies.memories.contract import State
 from policies.memories.ntm import NTM, sharpened, shifted
 
 FEATURES, BATCH, LENGTH = 3, 2, 4
-SIZES = {"hidden_size": 6, "output_size": 4, "memory_size": 6, "word_size": 3, "read_heads": 2, "write_heads": 2}
+SIZES = {"hidden_size": 6, "output_size": 4, "slots": 6, "word_size": 3, "read_heads": 2, "write_heads": 2}
 
 
 def build(**options: Any) -> NTM:
@@ -121,7 +121,7 @@ def reference(memory: NTM, xs: Tensor, state: State) -> dict[str, Tensor]:
         {"shift_range": 0},
         {"shift_range": 2, "memory_init": "random"},
         {"read_heads": 1, "write_heads": 3},
-        {"read_first": True, "key_activation": "tanh"},
+        {"variant": "code", "key_activation": "tanh"},
     ],
     ids=lambda options: " ".join(f"{key}={value}" for key, value in options.items()) or "default",
 )
@@ -160,7 +160,7 @@ def head(memory: NTM, key: float, strength: float, gate: float, move: int, power
 
 
 def slots_with_ones_at(place: int, memory: NTM) -> Tensor:
-    slots = torch.zeros(1, memory.memory_size, memory.word_size).double()
+    slots = torch.zeros(1, memory.slots, memory.word_size).double()
     slots[:, :, 0] = 1
     slots[:, place] = 1
     return slots
@@ -170,16 +170,16 @@ def slots_with_ones_at(place: int, memory: NTM) -> Tensor:
 def test_with_the_gate_closed_the_head_goes_round_the_ring(move: int) -> None:
     memory = build(shift_range=2)
     slots = slots_with_ones_at(3, memory)
-    weights = torch.eye(memory.memory_size).double()[None, 5:]  # at the last slot
+    weights = torch.eye(memory.slots).double()[None, 5:]  # at the last slot
     weights = memory.address(head(memory, 1, 50, -1e3, move, 0), slots, weights)
-    assert weights.shape == (1, 1, memory.memory_size)
-    assert weights.argmax() == (5 + move) % memory.memory_size
+    assert weights.shape == (1, 1, memory.slots)
+    assert weights.argmax() == (5 + move) % memory.slots
     torch.testing.assert_close(weights.max(), torch.tensor(1.0).double())
 
 
 def test_with_the_gate_open_the_head_goes_to_what_it_looks_for() -> None:
     memory = build()
-    weights = torch.eye(memory.memory_size).double()[None, 5:]
+    weights = torch.eye(memory.slots).double()[None, 5:]
     weights = memory.address(head(memory, 1, 500, 1e3, 0, 0), slots_with_ones_at(3, memory), weights)
     assert weights[0, 0, 3] > 0.999
     beside = memory.address(head(memory, 1, 500, 1e3, 1, 0), slots_with_ones_at(3, memory), weights)
@@ -303,8 +303,8 @@ def test_the_number_of_parameters_on_the_copy_task_is_known(controller: str, our
         ({"controller": "gru"}, "controller is 'gru'; it must be 'lstm' or 'feedforward'"),
         ({"memory_init": "zero"}, "memory_init is 'zero'"),
         ({"key_activation": "relu"}, "key_activation is 'relu'"),
-        ({"read_heads": 0}, "must be at least 1, not 1, 0 and 1"),
-        ({"memory_size": 4, "shift_range": 2}, "shift_range is 2; it must be in 0..1, so that 4 slots"),
+        ({"read_heads": 0}, "read_heads is 0; it must be at least 1"),
+        ({"slots": 4, "shift_range": 2}, "shift_range is 2; it must be in 0..1, so that 4 slots"),
         ({"shift_range": -1}, "shift_range is -1"),
     ],
 )

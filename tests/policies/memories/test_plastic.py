@@ -13,8 +13,8 @@ from torch import Tensor
 
 from policies.memories import make_memory
 from policies.memories.contract import State
-from policies.memories.plastic.fast_sequence import advance
 from policies.memories.plastic.memory import PlasticNetwork
+from policies.memories.plastic.rules import advance
 from policies.memories.time.unroll import unroll
 
 FEATURES, BATCH, UNITS = 3, 2, 4

@@ -11,8 +11,10 @@ from torch import Tensor
 from policies.memories import make_memory
 from policies.memories.contract import Unrolled
 from policies.memories.recurrent import fast_gradient as gradient
+from policies.memories.recurrent.fast import FastRecurrent
 from policies.memories.recurrent.fast_sequence import tanh_
-from policies.memories.recurrent.memory import TapedRecording, TorchRecurrent
+from policies.memories.recurrent.memory import TorchRecurrent
+from policies.memories.time.taped import TapedRecording
 from policies.memories.time.unroll import unroll
 
 LENGTH, BATCH, WIDTH, HIDDEN = 13, 3, 4, 5
@@ -32,6 +34,11 @@ def build(name: str, layers: int = 1, dtype: torch.dtype = torch.float64, **kwar
     memory = make_memory(name, input_size=WIDTH, hidden_size=HIDDEN, num_layers=layers, **kwargs).to(dtype)
     assert isinstance(memory, TorchRecurrent)
     return memory
+
+
+def by_hand(memory: TorchRecurrent) -> Callable[..., Unrolled]:
+    assert isinstance(memory._fast_form, FastRecurrent)
+    return memory._fast_form.unroll_by_hand
 
 
 class Case:
@@ -77,7 +84,7 @@ def test_by_hand_equals_plain_steps(name: str, layers: int, resets: str, monkeyp
     memory = build(name, layers)
     case = Case(memory, RESETS[resets])
     plain = case.result(lambda: unroll(memory, case.xs, case.starts, case.state, case.resets))
-    close(case.result(lambda: memory._unroll_by_hand(case.xs, case.starts, case.state, case.resets)), plain)
+    close(case.result(lambda: by_hand(memory)(case.xs, case.starts, case.state, case.resets)), plain)
     close(case.result(lambda: memory.unroll(case.xs, case.starts, case.state, case.resets)), plain)
 
 
@@ -86,7 +93,7 @@ def test_by_hand_equals_plain_steps(name: str, layers: int, resets: str, monkeyp
 @pytest.mark.parametrize("resets", RESETS)
 def test_kernels_equal_plain_steps(name: str, layers: int, resets: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on an accelerator: whole, cut at resets, and packed."""
-    monkeypatch.setattr(TorchRecurrent, "_by_hand", False)
+    monkeypatch.setattr(FastRecurrent, "by_hand", False)
     memory = build(name, layers)
     case = Case(memory, RESETS[resets])
     plain = case.result(lambda: unroll(memory, case.xs, case.starts, case.state, case.resets))
@@ -99,7 +106,7 @@ def test_gradients_of_outputs_and_of_the_last_state_alone(name: str, outputs: bo
     memory = build(name)
     case = Case(memory, [4])
     plain = case.result(lambda: unroll(memory, case.xs, case.starts, case.state, [4]), outputs, end)
-    close(case.result(lambda: memory._unroll_by_hand(case.xs, case.starts, case.state, [4]), outputs, end), plain)
+    close(case.result(lambda: by_hand(memory)(case.xs, case.starts, case.state, [4]), outputs, end), plain)
 
 
 @memories
@@ -125,7 +132,7 @@ def test_a_step_without_a_graph_equals_one_with(name: str, dtype: torch.dtype) -
     memory = build(name, layers=2, dtype=dtype)
     case = Case(memory, [])
     with torch.no_grad():
-        fast = memory(case.xs[0], case.state)
+        fast = memory.step(case.xs[0], case.state)
     plain = memory(case.xs[0], case.state)
     assert plain.output.requires_grad
     close([fast.output, *fast.state.values()], [plain.output, *plain.state.values()])
@@ -135,7 +142,7 @@ def test_a_step_without_a_graph_equals_one_with(name: str, dtype: torch.dtype) -
 def test_the_same_graph_may_be_walked_twice(name: str) -> None:
     memory = build(name)
     case = Case(memory, [0, 5])
-    outputs = memory._unroll_by_hand(case.xs, case.starts, case.state, [0, 5]).outputs
+    outputs = by_hand(memory)(case.xs, case.starts, case.state, [0, 5]).outputs
     first, second = (torch.autograd.grad(outputs.sum(), case.leaves, retain_graph=True) for _ in range(2))
     for a, b in zip(first, second, strict=True):
         assert torch.equal(a, b)
@@ -145,8 +152,8 @@ def test_the_same_graph_may_be_walked_twice(name: str) -> None:
 def test_without_fast_paths_steps_are_torchs_own(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     memory = build(name, fast=False)
     case = Case(memory, [])
-    monkeypatch.setattr(memory, "_run", None)
-    monkeypatch.setattr(memory, "_unroll_by_hand", None)
+    for way in ("step", "unroll", "record"):
+        monkeypatch.setattr(memory._fast_form, way, None)
     assert not isinstance(memory.record(case.state, 4), TapedRecording)
     close(
         case.result(lambda: memory.unroll(case.xs, None, case.state)),

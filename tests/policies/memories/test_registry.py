@@ -147,3 +147,28 @@ def test_what_another_package_offers_must_be_a_memory(other_package: Path) -> No
     other_package.write_text("[engram.memories]\nodd = other_memories:not_a_memory\n")
     with pytest.raises(TypeError, match="offers 'odd', which is not a Memory class"):
         make_memory("odd", input_size=3)
+
+
+FORMER = {
+    "d-ntm": ({"memory_size": 5, "content_size": 3, "hidden_size": 6}, {"slots": 5, "word_size": 3}),
+    "dkm": ({"memory_size": 4, "code_size": 3, "solve": "ridge"}, {"slots": 4, "word_size": 3, "variant": "paper"}),
+    "dnc": ({"controller_layers": 2, "read_mode_order": "code"}, {"num_layers": 2, "variant": "code"}),
+    "kanerva++": ({"reads": 3}, {"read_heads": 3}),
+    "memn2n": ({"embedding_size": 6}, {"hidden_size": 6}),
+    "ntm": ({"memory_size": 9, "read_first": True}, {"slots": 9, "variant": "code"}),
+}
+
+
+@pytest.mark.parametrize("name", FORMER)
+def test_arguments_by_their_former_names_build_the_same_with_one_warning(name: str) -> None:
+    former, current = FORMER[name]
+    torch.manual_seed(0)
+    with pytest.warns(FutureWarning, match=next(iter(current))) as warned:
+        old = make_memory(name, input_size=5, **former)
+    assert len(warned) == 1
+    assert "\n" not in str(warned[0].message)
+    torch.manual_seed(0)
+    new = make_memory(name, input_size=5, **{**current, **{k: v for k, v in former.items() if k == "hidden_size"}})
+    for key, value in old.state_dict().items():
+        assert torch.equal(value, new.state_dict()[key])
+    assert str(old) == str(new)

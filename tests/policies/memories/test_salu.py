@@ -15,8 +15,9 @@ from torch import Tensor
 
 from policies.memories import make_memory
 from policies.memories.contract import State
-from policies.memories.salu.fast_sequence import attend
-from policies.memories.salu.memory import ROOM, SALU
+from policies.memories.salu.fast_sequence import ROOM
+from policies.memories.salu.memory import SALU
+from policies.memories.salu.rules import attend
 from policies.memories.time.unroll import unroll
 
 FEATURES, BATCH = 3, 2
@@ -287,8 +288,8 @@ def test_a_long_run_stays_finite() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"heads": 0}, "heads and capacity must be at least 1, not 0 and 4"),
-        ({"capacity": 0}, "heads and capacity must be at least 1, not 2 and 0"),
+        ({"heads": 0}, "heads is 0; it must be at least 1"),
+        ({"capacity": 0}, "capacity is 0; it must be at least 1"),
     ],
 )
 def test_wrong_options_are_refused_by_name(options: dict[str, Any], message: str) -> None:

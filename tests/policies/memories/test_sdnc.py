@@ -306,7 +306,7 @@ def test_links_are_pictured_from_slot_to_slot_or_as_kept() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"read_heads": 0}, "must be at least 1, not 3, 0, 2 and 3"),
+        ({"read_heads": 0}, "read_heads is 0; it must be at least 1"),
         ({"link_reads": "columns"}, "link_reads is 'columns'; it must be 'rows' or 'products'"),
         ({"slots": 1}, "slots is 1; it must be at least sparse_reads, 2"),
         ({"access_threshold": 1.0}, r"access_threshold is 1.0; it must be in \[0, 1\)"),

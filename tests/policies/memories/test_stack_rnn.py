@@ -298,7 +298,7 @@ def test_memorising_needs_the_stacks() -> None:
         ({"rounding": "test"}, "rounding is 'test'; it must be 'never', 'evaluation' or 'always'"),
         ({"top_k": 5}, "top_k is 5; it must be at least 1 and at most capacity, which is 4"),
         ({"top_k": 0}, "top_k is 0"),
-        ({"num_stacks": 0}, "at least 1, not 5 and 0"),
+        ({"num_stacks": 0}, "num_stacks is 0; it must be at least 1"),
     ],
 )
 def test_wrong_options_are_refused_by_name(options: dict[str, Any], message: str) -> None:

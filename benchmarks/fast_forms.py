@@ -1,0 +1,91 @@
+"""What each fast form gains over the memory's equations: acting, and training by `unroll` (PPO) and `record` (A2C).
+
+    python benchmarks/fast_forms.py
+    python benchmarks/fast_forms.py --memories lstm "dnc:slots=256,word_size=50" --batches 64 --lengths 200
+
+Both take turns in one process. A figure is the median over the turns of time by the equations / time by the fast form:
+2 is twice as fast. A form that gains less than 1.3 in all of them, at the sizes of a recipe, is not worth its code.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import sys
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+import tyro
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
+
+from benchmarks.memory_step import backward, parse, record, timed
+from policies.memories import Memory, make_memory, memory_class, registered
+
+
+@dataclass
+class Args:
+    memories: tuple[str, ...] = ()
+    """Names, each with options if need be: "salu:heads=3". None given: all that have a fast form, by their defaults."""
+    batches: tuple[int, ...] = (16,)
+    """Numbers of environments stepped together."""
+    lengths: tuple[int, ...] = (50,)
+    """Steps between two parameter updates."""
+    input_size: int = 32
+    """Width of the input; for a memory that takes grids, channels of grids of its default size."""
+    device: str = "cpu"
+    """Where the memory lives."""
+    threads: int = 1
+    """CPU threads."""
+    turns: int = 5
+    """Turns, of which the median counts."""
+
+
+def gains(fast: Memory, plain: Memory, xs: torch.Tensor, turns: int) -> list[float]:
+    """Of acting, of `unroll` and of `record`."""
+    state = fast.initial_state(xs.shape[1])
+
+    def act(memory: Memory) -> None:
+        with torch.no_grad():
+            now = state
+            for x in xs:
+                now = memory.step(x, now).state
+
+    def unrolled(memory: Memory) -> None:
+        backward(memory, memory.unroll(xs, None, state))
+
+    def recorded(memory: Memory) -> None:
+        backward(memory, record(memory, xs, None, state))
+
+    found = []
+    for way in (act, unrolled, recorded):
+        ratios: list[float] = []
+        for turn in range(turns + 1):
+            plainly, fastly = (timed(partial(way, memory), xs.device) for memory in (plain, fast))
+            ratios += [plainly / fastly] if turn else []  # the first warms up
+        found.append(statistics.median(ratios))
+    return found
+
+
+def main(args: Args) -> None:
+    torch.set_num_threads(args.threads)
+    every = [name for name in registered() if memory_class(name).fast_form is not None]
+    print("| memory | environments × steps | acting | unroll | record |\n|---|---|---|---|---|")
+    for label in args.memories or every:
+        name, options = parse(label)
+        cls = memory_class(name)
+        shape = (args.input_size, *(cls.default_grid(**options) if cls.input_kind == "grid" else ()))
+        fast = make_memory(name, input_size=shape if len(shape) > 1 else args.input_size, **options).to(args.device)
+        plain = copy.deepcopy(fast)
+        plain.use_fast_form(False)
+        for batch in args.batches:
+            for length in args.lengths:
+                xs = torch.randn(length, batch, *shape, device=args.device)
+                figures = " | ".join(f"{gain:.2f}" for gain in gains(fast, plain, xs, args.turns))
+                print(f"| {label} | {batch} × {length} | {figures} |", flush=True)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))

@@ -1,0 +1,30 @@
+"""What a trace gives a step, and how it changes: equations (1) to (3) of `memory.py`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def plastic_input(before: Tensor, hebb: Tensor, alpha: Tensor) -> Tensor:
+    """The traces' part of (1): Σ_i α[i,j] G[i,j] x[i], `[B, n]`; `alpha` is `[n, n]` or, shared, `[1, 1]`."""
+    if alpha.numel() == 1:
+        return torch.bmm(before.unsqueeze(1), hebb).squeeze(1) * alpha
+    return torch.bmm(before.unsqueeze(1), alpha * hebb).squeeze(1)
+
+
+def advance(
+    hebb: Tensor, before: Tensor, after: Tensor, eta: Tensor, rule: str, clip: float | None, out: Tensor | None = None
+) -> Tensor:
+    """The trace after a step, by `rule`; into `out` where given, which may be `hebb` itself."""
+    given, taken = (eta * before).unsqueeze(2), after.unsqueeze(1)
+    if clip is not None:
+        added = torch.addcmul(hebb, given, taken, out=out)
+        return added.clamp(-clip, clip) if out is None else out.clamp_(-clip, clip)
+    kept = torch.mul(hebb, decay(after, eta, rule), out=out)
+    return torch.addcmul(kept, given, taken, out=out)
+
+
+def decay(after: Tensor, eta: Tensor, rule: str) -> Tensor:
+    """The factor at which a trace is kept: 1 - η in (2), 1 - η y[j]² in (3); broadcasts against `[B, n, n]`."""
+    return (1 - eta * after.square()).unsqueeze(1) if rule == "oja" else (1 - eta).view(1, 1, 1)

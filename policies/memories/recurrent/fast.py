@@ -1,0 +1,228 @@
+"""The fast forms of LSTM and GRU: torch's kernels for whole sequences and, on a CPU, tapes of `fast_sequence.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from policies.memories.contract import MemoryStep, State, Unrolled
+from policies.memories.recurrent import fast_native
+from policies.memories.recurrent.fast_gradient import RecurrentSequence
+from policies.memories.recurrent.fast_sequence import GRUTape, LSTMTape, Tape
+from policies.memories.steps import reset, select
+from policies.memories.time.host_reads import host_may_read
+from policies.memories.time.recording import Recording
+from policies.memories.time.taped import TapedForm
+from policies.memories.time.unroll import unroll_segments
+
+
+class Layers:
+    """A tape for each layer."""
+
+    full = False
+
+    def __init__(self, tapes: Sequence[Tape], memory: Any) -> None:
+        self.tapes, self.memory = tapes, memory
+
+    def step(self, given: Tensor, starts: Tensor | None) -> None:
+        self.after = []
+        for tape in self.tapes:
+            self.after.append(tape.step(given, starts))
+            given = self.after[-1][0]
+
+    def state(self) -> State:
+        stacked: State = self.memory.stacked(self.after)
+        return stacked
+
+
+class FastRecurrent(TapedForm):
+    """Sequences by torch's kernel or, on a CPU, by tapes, whichever is the faster.
+
+    On a CPU: an LSTM by the kernel of oneDNN, cut at a few resets that the host knows of; a GRU, for which torch has no
+    such kernel, and an LSTM with more resets by `fast_sequence`, which takes resets anywhere. Where there is a compiler
+    both go through C loops (`fast_native`), an LSTM where there is any reset.
+    Elsewhere: by cuDNN, cut at a few resets. With more of them `starts` is read by the host, one synchronisation, and
+    every episode becomes a sequence of its own in one packed batch: what that costs does not depend on how many
+    episodes start, or where. Where the host may read nothing, step by step.
+    """
+
+    tape_of: ClassVar[type[Tape]]
+    """Of one layer."""
+    has_cpu_kernel: ClassVar[bool]
+    """Whether torch runs whole sequences by oneDNN on a CPU."""
+    memory: Any
+    bf16 = False
+    """Whether the sequence kernel multiplies in bfloat16; states and outputs stay as they are."""
+
+    def cell(self, x: Tensor, state: tuple[Tensor, ...], parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """One step of one layer by torch's kernel."""
+        raise NotImplementedError
+
+    @property
+    def by_hand(self) -> bool:
+        """Whether tapes are used: on other devices torch's kernels are the faster."""
+        return bool(self.memory.device.type == "cpu")
+
+    def few(self, length: int, resets: Sequence[int] | None) -> bool:
+        """Whether a sequence can be cut at its resets."""
+        # where `starts` would have to be read from an accelerator, cutting pays for longer
+        most = max(1, length // 8) if self.memory.device.type == "cpu" else max(2, length // 4)
+        return resets is not None and len(resets) <= most
+
+    def fits(self, length: int, resets: Sequence[int] | None, grad: bool) -> bool:
+        return self.by_hand or self.few(length, resets) or host_may_read()
+
+    def step(self, x: Tensor, state: State) -> MemoryStep:
+        step = self.tape_of.once if self.by_hand and not torch.is_grad_enabled() else self.cell
+        output, following = self.memory.through_layers(x, state, step)
+        return MemoryStep(output, following, {})
+
+    def tape(self, state: State, room: int) -> Layers:
+        parameters = enumerate(self.memory.rnn.all_weights)
+        return Layers([self.tape_of(self.memory.layer(state, i), each, room) for i, each in parameters], self.memory)
+
+    def output(self, state: State) -> Tensor:
+        return state["hidden"][:, -1]
+
+    def finish(self, tape: Any, given: Tensor, state: State) -> Unrolled:
+        layers = []
+        for index, parameters in enumerate(self.memory.rnn.all_weights):
+            before = self.memory.layer(state, index)
+            layers.append(RecurrentSequence.apply(tape.tapes[index], given, *before, *parameters))  # type: ignore[no-untyped-call]
+            given = layers[-1][0]
+        return self._unrolled(layers)
+
+    def _unrolled(self, layers: Sequence[tuple[Tensor, ...]]) -> Unrolled:
+        last = [tuple(part[-1] for part in layer) for layer in layers]
+        return Unrolled(layers[-1][0], self.memory.stacked(last), {})
+
+    def record(self, state: State, room: int) -> Recording:
+        return super().record(state, room) if self.by_hand else Recording(self.memory, state)
+
+    def unroll(self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None) -> Unrolled:
+        few = self.few(len(xs), resets)
+        loops = not self.bf16 and fast_native.usable(xs.new_empty(xs.shape[1], self.memory.hidden_size))
+        if self.by_hand and not (self.has_cpu_kernel and (starts is None or (few and not loops))):
+            return self.unroll_by_hand(xs, starts, state, resets)
+        if starts is not None and not few:
+            return self._unroll_packed(xs, starts, state)
+        return unroll_segments(
+            self.memory, lambda part, state: Unrolled(*self._run(part, state), {}), xs, starts, state, resets or ()
+        )
+
+    def unroll_by_hand(self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None) -> Unrolled:
+        """On tapes, one layer after the other."""
+        layers = []
+        for index, parameters in enumerate(self.memory.rnn.all_weights):
+            before = self.memory.layer(state, index)
+            tape = self.tape_of(before, parameters, len(xs))
+            tape.run(xs.detach(), starts, resets)
+            layers.append(RecurrentSequence.apply(tape, xs, *before, *parameters))  # type: ignore[no-untyped-call]
+            xs = layers[-1][0]
+        return self._unrolled(layers)
+
+    def take_bf16(self) -> bool:
+        self.bf16 = self.has_cpu_kernel or self.memory.device.type != "cpu"
+        return self.bf16
+
+    def _unroll_packed(self, xs: Tensor, starts: Tensor, state: State) -> Unrolled:
+        episodes = _Episodes.of(starts.cpu())
+        owner, fresh, source, back, last = (index.to(xs.device) for index in episodes[:5])
+        begin = reset(select(state, owner), fresh, self.memory.initial_state(len(owner)))
+        packed = PackedSequence(xs.flatten(0, 1)[source], episodes.batch_sizes)
+        outputs, end = self._run(packed, begin)
+        return Unrolled(outputs.data[back].view(*xs.shape[:2], -1), select(end, last), {})
+
+    def _run(self, xs: Tensor | PackedSequence, state: State) -> tuple[Tensor, State]:
+        """Whole sequences without a reset: `[T, B, F]`, or packed."""
+        # torch keeps the layer first
+        hx: Any = tuple(state[name].transpose(0, 1).contiguous() for name in self.memory.state_names)
+        outputs: Any
+        if self.bf16:
+            outputs, hx = self._run_in_bf16(xs, hx)
+        else:
+            outputs, hx = self.memory.rnn(xs, hx if len(hx) > 1 else hx[0])
+        hx = hx if isinstance(hx, tuple) else (hx,)
+        return outputs, {name: value.transpose(0, 1) for name, value in zip(self.memory.state_names, hx, strict=True)}
+
+    def _run_in_bf16(
+        self, xs: Tensor | PackedSequence, hx: tuple[Tensor, ...]
+    ) -> tuple[Tensor | PackedSequence, tuple[Tensor, ...]]:
+        """The kernel with input, state and weights cast to bfloat16, results cast back.
+
+        Not by autocast: for cuDNN it casts to float16, whatever type it is told.
+        """
+        inputs = xs.data if isinstance(xs, PackedSequence) else xs
+        weights = [weight.bfloat16() for weight in self.memory.rnn._flat_weights if weight is not None]
+        first = [value.bfloat16() for value in hx]
+        settings: tuple[Any, ...] = (weights, True, self.memory.num_layers, 0.0, self.memory.training, False)
+        sizes, layout = ((xs.batch_sizes,), ()) if isinstance(xs, PackedSequence) else ((), (False,))
+        run = getattr(torch._VF, self.memory.rnn.mode.lower())
+        given = first if len(first) > 1 else first[0]
+        out, *last = run(inputs.bfloat16(), *sizes, given, *settings, *layout)
+        out, last = out.to(self.memory.dtype), tuple(value.to(self.memory.dtype) for value in last)
+        return PackedSequence(out, xs.batch_sizes) if isinstance(xs, PackedSequence) else out, last
+
+
+class FastLSTM(FastRecurrent):
+    """Of the LSTM."""
+
+    tape_of = LSTMTape
+    has_cpu_kernel = True
+
+    def cell(self, x: Tensor, state: tuple[Tensor, ...], parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        return torch.lstm_cell(x, state, *parameters)
+
+
+class FastGRU(FastRecurrent):
+    """Of the GRU."""
+
+    tape_of = GRUTape
+    has_cpu_kernel = False
+
+    def cell(self, x: Tensor, state: tuple[Tensor, ...], parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        return (torch.gru_cell(x, *state, *parameters),)
+
+
+class _Episodes(NamedTuple):
+    """`starts` `[T, B]` as N episodes, longest first: the index arithmetic of a packed batch."""
+
+    owner: Tensor
+    """Batch entry of each episode, `[N]`."""
+    fresh: Tensor
+    """Whether it begins in the initial state, rather than in the state carried in, `[N]`."""
+    source: Tensor
+    """For each packed row, the row of `xs.flatten(0, 1)` it holds, `[T * B]`."""
+    back: Tensor
+    """The inverse of `source`."""
+    last: Tensor
+    """The last episode of each batch entry, `[B]`."""
+    batch_sizes: Tensor
+    """How many episodes are at least `p + 1` steps long, `[longest]`."""
+
+    @classmethod
+    def of(cls, starts: Tensor) -> _Episodes:
+        length, batch_size = starts.shape
+        begins = starts.t().clone()  # [B, T]: episodes of one batch entry follow one another
+        begins[:, 0] = True
+        episode = begins.flatten().cumsum(0) - 1  # of each (b, t)
+        first = begins.flatten().nonzero().flatten()  # b * T + t of each episode's first step
+        lengths = episode.bincount()
+        order = lengths.argsort(descending=True, stable=True)
+        rank = order.argsort()
+        position = torch.arange(batch_size * length) - first[episode]
+        # packed rows run by position in the episode, and within one position from the longest episode down
+        packed = (position * len(first) + rank[episode]).argsort()
+        source = packed % length * batch_size + packed // length
+        return cls(
+            owner=(first // length)[order],
+            fresh=starts.t().flatten()[first][order],
+            source=source,
+            back=source.argsort(),
+            last=rank[episode.view(batch_size, length)[:, -1]],
+            batch_sizes=position.bincount(),
+        )

@@ -1,0 +1,158 @@
+"""The fast form of the SDNC: one working copy of the memory for a whole sequence, written to in place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from policies.memories.contract import MemoryStep, State, Unrolled
+from policies.memories.sdnc.sparse import Rows, own
+from policies.memories.time.taped import TapedForm
+
+
+class RowsInPlace(Rows):
+    """As `Rows`, with M written to where it is and a gradient that is one buffer as large as M for the whole sequence.
+
+    The operations form a single chain: each takes the gradient from the one after it, adds its few rows or clears them,
+    and hands the same buffer on. The words a step needs for its own derivative it keeps, so that nothing has to be
+    rolled back.
+    """
+
+    def __init__(self, memory: Tensor, inverse_norm: Tensor) -> None:
+        super().__init__(own(memory), inverse_norm)
+
+    def written(self, rows: Tensor, slots: Tensor, weights: Tensor, word: Tensor) -> Tensor:
+        memory: Tensor = WriteRows.apply(self.memory, rows, weights, word)  # type: ignore[no-untyped-call]
+        return memory
+
+    def read(self, slots: Tensor) -> Tensor:
+        rows = (slots + self.offsets).flatten()
+        words, self.memory = ReadRows.apply(self.memory, rows)  # type: ignore[no-untyped-call]
+        return words  # type: ignore[no-any-return]
+
+    def reset(self, starts: Tensor, memory: Tensor, inverse_norm: Tensor) -> None:
+        """As `steps.reset`, in place, with the initial `[B, N, W]` and `[B, N]`."""
+        self.memory = ResetRows.apply(self.memory, starts, memory)  # type: ignore[no-untyped-call]
+        torch.where(starts[:, None], inverse_norm, self.inverse_norm, out=self.inverse_norm)
+
+    def release(self) -> Tensor:
+        return Release.apply(self.memory)  # type: ignore[no-untyped-call,no-any-return]
+
+
+class WriteRows(torch.autograd.Function):
+    """`RowsInPlace.written` in place: the memory, rows `[B * S]`, weights `[B, S]`, word `[B, W]` to the memory."""
+
+    @staticmethod
+    def forward(ctx: Any, memory: Tensor, rows: Tensor, weights: Tensor, word: Tensor) -> Tensor:
+        words = memory.view(-1, memory.shape[2])
+        words.index_fill_(0, rows.view_as(weights)[:, -1], 0)
+        words.index_add_(0, rows, (weights[:, :, None] * word[:, None]).flatten(0, 1))
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(rows, weights, word)
+        ctx.mark_dirty(memory)
+        return memory
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return None, None, None, None
+        rows, weights, word = ctx.saved_tensors
+        d_words = grad.view(-1, grad.shape[2])
+        touched = d_words.index_select(0, rows).view(*weights.shape, -1)
+        d_words.index_fill_(0, rows.view_as(weights)[:, -1], 0)
+        return grad, None, (touched @ word[:, :, None]).squeeze(2), (weights[:, None] @ touched).squeeze(1)
+
+
+class ReadRows(torch.autograd.Function):
+    """Words `[len(rows), W]` of the memory, and the memory itself, unchanged: its gradient comes by here."""
+
+    @staticmethod
+    def forward(ctx: Any, memory: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(rows)
+        ctx.shape = memory.shape
+        ctx.mark_dirty(memory)
+        return memory.view(-1, memory.shape[2]).index_select(0, rows), memory
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_read: Tensor | None, grad: Tensor | None) -> tuple[Tensor | None, None]:
+        if d_read is not None:
+            grad = d_read.new_zeros(ctx.shape) if grad is None else grad
+            grad.view(-1, ctx.shape[2]).index_add_(0, ctx.saved_tensors[0], d_read)
+        return grad, None
+
+
+class ResetRows(torch.autograd.Function):
+    """`RowsInPlace.reset` in place."""
+
+    @staticmethod
+    def forward(ctx: Any, memory: Tensor, starts: Tensor, initial: Tensor) -> Tensor:
+        torch.where(starts[:, None, None], initial, memory, out=memory)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(starts)
+        ctx.mark_dirty(memory)
+        return memory
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, None, None]:
+        return (None if grad is None else grad.masked_fill_(ctx.saved_tensors[0][:, None, None], 0)), None, None
+
+
+class Release(torch.autograd.Function):
+    """The end of the chain: its gradient is somebody else's, so the chain gets a copy to write to."""
+
+    @staticmethod
+    def forward(ctx: Any, memory: Tensor) -> Tensor:
+        return memory.view_as(memory)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad.clone(memory_format=torch.contiguous_format)
+
+
+class Sequence:
+    """Steps in one working copy, with their graph."""
+
+    full = False
+
+    def __init__(self, memory: Any, state: State) -> None:
+        self.work = memory.workspace(state, RowsInPlace)
+        self.found: list[Tensor] = []
+
+    def step(self, given: Tensor, starts: Tensor | None) -> None:
+        if starts is not None:
+            self.work.reset(starts)
+        self.found.append(self.work.step(given))
+
+    def state(self) -> State:
+        state: State = self.work.state()
+        return state
+
+
+class FastSDNC(TapedForm):
+    """See above."""
+
+    keeps_graph = True
+    memory: Any
+
+    def step(self, x: Tensor, state: State) -> MemoryStep:
+        work = self.memory.workspace(state, RowsInPlace)
+        return MemoryStep(self.memory.output(work.step(x)), work.release(), {})
+
+    def tape(self, state: State, room: int) -> Sequence:
+        return Sequence(self.memory, state)
+
+    def output(self, state: State) -> Tensor:
+        found = torch.cat([state["hidden"], state["read_vectors"].flatten(1)], 1)
+        output: Tensor = self.memory.output(found)
+        return output
+
+    def finish(self, tape: Any, given: Tensor, state: State) -> Unrolled:
+        return Unrolled(self.memory.output(torch.stack(tape.found)), tape.work.release(), {})

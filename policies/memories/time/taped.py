@@ -1,0 +1,126 @@
+"""Fast forms on tapes: steps are written down as they are taken, and the graph of all of them is made afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from policies.memories.contract import FastForm, MemoryStep, State, Unrolled
+from policies.memories.steps import Queries, join, reset
+from policies.memories.time.recording import Recording
+from policies.memories.time.unroll import unroll_segments
+
+
+class Tape(Protocol):
+    """Steps of one sequence, written down as they are taken."""
+
+    def step(self, given: Tensor, starts: Tensor | None) -> None:
+        """Take a step.
+
+        Args:
+            given: what `TapedForm.given` makes of its input, `[B, ...]`.
+            starts: bool `[B]`: whose episode starts with this step; None: nobody's.
+        """
+
+    def state(self) -> State:
+        """The state after the last step, good until the next."""
+
+    @property
+    def full(self) -> bool:
+        """Whether no further step can be written down."""
+
+
+class TapedForm(FastForm):
+    """A fast form whose steps are written on a `Tape`.
+
+    A subclass says what a step needs of its input (`given`), makes blank tapes (`tape`), reads the output off a state
+    (`output`), and makes the graph of what is on a tape (`finish`), most often by one autograd function with a
+    hand-written derivative.
+    """
+
+    takes_resets: ClassVar[bool] = True
+    """Whether episodes may start on a tape; else a new tape begins there."""
+    keeps_graph: ClassVar[bool] = False
+    """Whether steps are taken with their graph; else without, and `finish` makes it."""
+
+    def given(self, xs: Tensor) -> Tensor:
+        """The part of all steps that depends on inputs `[..., F]` alone."""
+        return xs
+
+    def tape(self, state: State, room: int) -> Tape:
+        """A blank tape that starts from `state`, with room for at least `room` steps."""
+        raise NotImplementedError
+
+    def output(self, state: State) -> Tensor:
+        """The output that goes with a state, `[B, output_size]`."""
+        raise NotImplementedError
+
+    def finish(self, tape: Tape, given: Tensor, state: State) -> Unrolled:
+        """The steps of `tape`, with their graph.
+
+        Args:
+            tape: from `tape(state, ...)`.
+            given: of all its steps, `[T, B, ...]`, with its graph; plain inputs where the tape kept the graph.
+            state: before its first step.
+        """
+        raise NotImplementedError
+
+    def unroll(self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None) -> Unrolled:
+        if starts is not None and not self.takes_resets:
+            assert resets is not None, "a tape that takes no resets is for sequences with known ones: see `fits`"
+            return unroll_segments(self.memory, self.run, xs, starts, state, resets)
+        return self.run(xs, state, starts, resets)
+
+    def run(
+        self, xs: Tensor, state: State, starts: Tensor | None = None, resets: Sequence[int] | None = None
+    ) -> Unrolled:
+        """A sequence on one tape; arguments as of `unroll`."""
+        given, tape = self.given(xs), self.tape(state, len(xs))
+        reset_at = frozenset(range(len(xs)) if resets is None else resets)
+        with torch.set_grad_enabled(self.keeps_graph and torch.is_grad_enabled()):
+            for t, each in enumerate(given if self.keeps_graph else given.detach()):
+                tape.step(each, starts[t] if starts is not None and t in reset_at else None)
+        return self.finish(tape, given, state)
+
+    def record(self, state: State, room: int) -> Recording:
+        return TapedRecording(self, state, room)
+
+
+class TapedRecording(Recording):
+    """A recording on tapes of a `TapedForm`: one after the other where one holds no more, or takes no reset."""
+
+    def __init__(self, form: TapedForm, state: State, room: int) -> None:
+        super().__init__(form.memory, state)
+        self.form, self.first, self.room = form, state, room
+        self.xs: list[Tensor] = []
+        self.tapes: list[tuple[Tape, int, Tensor | None]] = []
+        """Each with its first step, and who was reset before it."""
+
+    def step(self, x: Tensor, starts: Tensor | None, *queries: Queries) -> MemoryStep:
+        form = self.form
+        with torch.set_grad_enabled(form.keeps_graph and torch.is_grad_enabled()):
+            begins = starts if not form.takes_resets else None
+            if begins is not None:
+                self.state = reset(self.state, begins, form.memory.initial_state(len(begins)))
+            if not self.tapes or begins is not None or self.tapes[-1][0].full:
+                self.tapes.append((form.tape(self.state, self.room), len(self.xs), begins))
+            tape = self.tapes[-1][0]
+            tape.step(form.given(x), starts if form.takes_resets else None)
+        self.xs.append(x)
+        self.state = tape.state()
+        with torch.no_grad():
+            return MemoryStep(form.output(self.state), self.state, {})
+
+    def unrolled(self) -> Unrolled:
+        form, state, parts = self.form, self.first, list[Unrolled]()
+        ends = [begin for _, begin, _ in self.tapes[1:]] + [len(self.xs)]
+        for (tape, begin, starts), end in zip(self.tapes, ends, strict=True):
+            if starts is not None:
+                state = reset(state, starts, form.memory.initial_state(len(starts)))
+            xs = torch.stack(self.xs[begin:end])
+            parts.append(form.finish(tape, xs if form.keeps_graph else form.given(xs), state))
+            state = parts[-1].state
+        return join(parts)
