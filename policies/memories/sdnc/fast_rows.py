@@ -105,7 +105,7 @@ class ResetRows(torch.autograd.Function):
 
 
 class Release(torch.autograd.Function):
-    """The end of the chain: its gradient is somebody else's, so the chain gets a copy to write to."""
+    """The end of the chain: its gradient belongs to the caller, so the chain gets a copy to write to."""
 
     @staticmethod
     def forward(ctx: Any, memory: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ class Tape(Protocol):
 
         Args:
             given: what `TapedForm.given` makes of its input, `[B, ...]`.
-            starts: bool `[B]`: whose episode starts with this step; None: nobody's.
+            starts: bool `[B]`: where true, an episode starts with this step; None: nowhere.
         """
 
     def state(self) -> State:
