@@ -115,12 +115,14 @@ class TapedRecording(Recording):
             return MemoryStep(form.output(self.state), self.state, {})
 
     def unrolled(self) -> Unrolled:
+        """As `Recording.unrolled`, once: the graph alone keeps the tapes, until its backward pass."""
         form, state, parts = self.form, self.first, list[Unrolled]()
-        ends = [begin for _, begin, _ in self.tapes[1:]] + [len(self.xs)]
-        for (tape, begin, starts), end in zip(self.tapes, ends, strict=True):
+        tapes, self.tapes, inputs, self.xs = self.tapes, [], self.xs, []
+        ends = [begin for _, begin, _ in tapes[1:]] + [len(inputs)]
+        for (tape, begin, starts), end in zip(tapes, ends, strict=True):
             if starts is not None:
                 state = reset(state, starts, form.memory.initial_state(len(starts)))
-            xs = torch.stack(self.xs[begin:end])
+            xs = torch.stack(inputs[begin:end])
             parts.append(form.finish(tape, xs if form.keeps_graph else form.given(xs), state))
             state = parts[-1].state
         return join(parts)
