@@ -1,4 +1,4 @@
-"""The dynamic Kanerva machine: a memory that is a normal distribution, written by Bayes' rule."""
+"""Dynamic Kanerva machine: the memory is a Gaussian distribution, updated by Bayes' rule."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ WRITE, READ, WRITE_MEMORY, READ_MEMORY = range(STREAMS)
 class DKM(Memory):
     """Dynamic Kanerva machine (Wu, Wayne, Gregor and Lillicrap, NeurIPS 2018).
 
-    The memory is K rows of C numbers whose columns are normal with a mean of their own and one covariance U for all. A
-    code z is observed as z = wM + noise, where w is found by least squares, and the posterior is exact: what is known
-    already changes little, what is new changes much, and every write makes the memory surer.
+    The memory is a K × C matrix. Its columns are Gaussian, each with its own mean and all with one covariance U. A
+    code z is observed as z = wM + noise, where w is found by least squares, and the posterior is exact: known codes
+    change it little, new ones much, and every write reduces the uncertainty.
 
     At each step a linear encoder makes a code and writes it; then a second linear encoder makes a cue from the same
     input, the weights that explain the cue best are found in the updated memory, and what they give, ẑ = wM, is the

@@ -1,4 +1,4 @@
-"""No memory: the yardstick beside every result."""
+"""No memory: the memoryless baseline of every result."""
 
 from __future__ import annotations
 

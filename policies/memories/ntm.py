@@ -1,4 +1,4 @@
-"""Neural Turing machine: a controller with heads that find their places by content and by moving."""
+"""Neural Turing machine: a controller with heads that address slots by content and by shifts."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class NTM(Memory):
         slots: N, slots.
         word_size: M, width of a slot.
         read_heads, write_heads: how many of each, at least 1.
-        shift_range: a head moves by at most this many slots a step; 0 leaves it where it is.
+        shift_range: a head moves by at most this many slots per step; 0: it does not move.
         memory_init: M_0, the same for every episode. "constant": 1e-6, with which Collier and Beel (2018,
             arXiv:1807.08518) saw training converge best; "learned": a bias, as the paper has it; "random": normal with
             standard deviation 0.5, saved but never trained.
@@ -208,7 +208,7 @@ class NTM(Memory):
         return {"read_focus": focus(state["read_weights"]), "write_focus": focus(state["write_weights"])}
 
     def panels(self, state: State) -> dict[str, Panel]:
-        """What is in the slots, where each head is, and what was read."""
+        """The slots' contents, the heads' weights, and the vectors read."""
         first = {name: value[0].detach() for name, value in state.items()}
         return {
             "memory": Panel(first["memory"].T, "slot", "number in the word"),

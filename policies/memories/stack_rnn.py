@@ -1,4 +1,4 @@
-"""Stack-augmented recurrent network: stacks of numbers that are pushed and popped by degrees."""
+"""Stack-augmented recurrent network with differentiable stacks."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class StackRNN(Memory):
         input_size: F, width of the input.
         hidden_size: m, units of the hidden layer, which is also the output size.
         num_stacks: stacks side by side, which meet in the hidden layer only.
-        capacity: cells of a stack; what is pushed below the last is lost, and -1 comes up from there.
+        capacity: cells of a stack; entries pushed beyond the last cell are lost, and -1 moves up from below.
         top_k: k, cells of each stack that the hidden layer reads.
         no_op: allow NO-OP beside PUSH and POP; without it nothing stays on top of a stack for two steps.
         recurrent: False: R = 0, as in the released code's toy experiments, so that nothing passes but by the stacks.
@@ -111,7 +111,7 @@ class StackRNN(Memory):
         return {"push": push, "pop": pop}
 
     def panels(self, state: State) -> dict[str, Panel]:
-        """The upper cells of each stack, -1 (empty) to 1; what was done to each in the last step; the hidden layer."""
+        """The upper cells of each stack, -1 (empty) to 1; the last step's stack actions; the hidden layer."""
         hidden = state["hidden"][:1].detach()
         names = "push, pop, no-op" if self.no_op else "push, pop"
         return {

@@ -1,4 +1,4 @@
-"""Dynamic neural Turing machine: slots with learned addresses, found softly or one at a time."""
+"""Dynamic neural Turing machine: slots with learned addresses, with soft or discrete addressing."""
 
 from __future__ import annotations
 
@@ -299,7 +299,7 @@ class DNTM(Memory):
         return {"read_focus": focus(state["read_weights"]), "write_focus": focus(state["write_weights"])}
 
     def panels(self, state: State) -> dict[str, Panel]:
-        """What is in the slots, where each head looked, and what was read; the last slot is that of no operation."""
+        """The slots' contents, the heads' weights, and the vectors read; the last slot is the one of no operation."""
         first = {name: value[0].detach() for name, value in state.items()}
         return {
             "contents": Panel(first["contents"].T, "slot", "number in the content"),

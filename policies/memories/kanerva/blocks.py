@@ -1,4 +1,4 @@
-"""Kanerva++ behind a controller: an LSTM whose state is written into the memory as blocks, and which sees what is read.
+"""Kanerva++ with a controller: an LSTM writes its state into the memory as blocks, and gets what was read as input.
 
 Equation numbers and figures are those of Ramapuram, Wu and Kalousis, "Kanerva++", ICLR 2021. The controller is that of
 the DNC (Graves et al., 2016): what was read at a step is part of its input at the next.

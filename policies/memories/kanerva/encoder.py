@@ -1,4 +1,4 @@
-"""What Kanerva++ sees with: encoders whose features are shifted in time, and the paper's dense networks.
+"""Encoders of Kanerva++, with features shifted in time, and the paper's dense networks.
 
 Equation numbers and appendices are those of Ramapuram, Wu and Kalousis, "Kanerva++", ICLR 2021.
 """

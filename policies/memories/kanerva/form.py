@@ -1,4 +1,4 @@
-"""What both forms of Kanerva++ share: decoders, which inputs are written, and the check of questions."""
+"""Base class of both forms of Kanerva++: decoders, write mask, and the check of questions."""
 
 from __future__ import annotations
 

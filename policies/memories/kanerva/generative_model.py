@@ -1,4 +1,4 @@
-"""Kanerva++ as its paper has it: a generative model of an episode of images, through a memory written from them.
+"""Kanerva++ as in its paper: a generative model of an episode of images with a memory.
 
 Equation numbers, figures and sections are those of Ramapuram, Wu and Kalousis, "Kanerva++", ICLR 2021.
 """

@@ -1,4 +1,4 @@
-"""How likely an image is, given what a decoder says of each pixel; costs are in nats."""
+"""Log-likelihoods of images under a decoder's output, in nats."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Kanerva++ by name: a memory that is an image, read through windows; behind a controller, or as the paper has it."""
+"""Kanerva++: the memory is an image, read through windows; with a controller, or as in the paper."""
 
 from __future__ import annotations
 

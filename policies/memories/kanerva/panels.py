@@ -15,7 +15,7 @@ ZOOM = 8
 
 
 def memory_panels(memory: Tensor, windows: Tensor, crop_size: int, colours: Tensor) -> dict[str, Panel]:
-    """A memory with its windows outlined, and what is in them.
+    """The memory with its windows outlined, and the windows' contents.
 
     Args:
         memory: `[1, C, S, S]`.

@@ -1,4 +1,4 @@
-"""Blocks of a memory that is an image: where they lie, how they are written and read, and where each item goes.
+"""Blocks of Kanerva++'s memory image: positions, writing and reading, and the allocation of items.
 
 The block allocation of Ramapuram, Wu and Kalousis, "Kanerva++", ICLR 2021, as writing: the paper allocates where it
 reads; here what belongs to a key is also written there.

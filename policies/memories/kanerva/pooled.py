@@ -1,4 +1,4 @@
-"""Kanerva++ as its paper has it, for a policy: the memory is made of the mean of all encoded inputs."""
+"""Kanerva++ as in its paper, for a policy: the memory is computed from the mean of all encoded inputs."""
 
 from __future__ import annotations
 
