@@ -137,7 +137,6 @@ class Mapping(TensorEnv):
         self.marks: Tensor | None = None
         """The last marks `[N, queries, M, M]` and the right ones (`wanted`), for pictures only."""
         self.wanted: Tensor | None = None
-        self._inner = inner
         self._spiral = torch.tensor(spiral(size), device=self.device)
         self._moves = torch.tensor(MOVES, device=self.device)
         self._around = {width: offsets(width, size, self.device) for width in {3, *queries}}

@@ -111,7 +111,6 @@ class GraphTask(SequenceTask):
         most = max(stage.nodes[1] * stage.degree[1] for stage in stages)
         if self.world is not None:
             least = most = len(self.world.edges)
-        self._edges = most
         # No answer is due before this step, which spares a task whose steps cost something.
         self._earliest = least + self.query_rows(min(stage.path[0] for stage in stages)) + planning_steps
         super().__init__(
