@@ -1,4 +1,4 @@
-"""A2C: one update from every rollout, through the graph of the rollout itself.
+"""A2C: one update per rollout, back-propagated through the rollout's own graph.
 
 Mnih et al. 2016, "Asynchronous Methods for Deep Reinforcement Learning", in its synchronous form. The memory's outputs
 keep their graph while the rollout is collected, so there is no second forward pass through the memory; the heads, a
@@ -36,7 +36,7 @@ class A2CConfig(Hyperparameters):
     aux_coef: NotNegative = 1.0
     max_grad_norm: Positive = 0.5
     rms_prop_eps: Positive = 1e-5
-    """Added to the denominator of RMSprop."""
+    """Epsilon in the denominator of RMSprop."""
     use_rms_prop: bool = True
     """SB3's RMSprop (alpha 0.99); off: the policy's optimiser, Adam unless policy_kwargs says otherwise."""
     normalize_advantage: bool = False
@@ -55,7 +55,7 @@ class A2CConfig(Hyperparameters):
 class A2C(MemoryOnPolicyAlgorithm):
     """Advantage actor-critic with a memory; arguments as in Stable-Baselines3's A2C.
 
-    They are those of `A2CConfig`, then those of `agents.hyperparameters.Setup`.
+    Arguments: those of `A2CConfig`, then those of `agents.hyperparameters.Setup`.
 
     >>> model = A2C("MemoryPolicy", "Engram/RepeatFirst-v0", policy_kwargs={"memory": "gru"}, seed=0)
     >>> model.learn(100).num_timesteps
@@ -79,7 +79,7 @@ class A2C(MemoryOnPolicyAlgorithm):
         return StepCollector(self, graph=True, values=True)
 
     def learn_from(self, rollout: Rollout) -> dict[str, Tensor]:
-        """One update, which uses up the rollout's graph."""
+        """One update, which consumes the rollout's graph."""
         judgement, losses = self.judge(rollout)
         policy_loss = -(self.advantages(rollout) * judgement.log_prob).mean()
         value_loss = F.mse_loss(self.normalized(judgement.value), self.normalized(rollout.returns))

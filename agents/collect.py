@@ -1,4 +1,4 @@
-"""How a rollout is collected: step by step, or as one sequence. A learner says which, by its method `collector`."""
+"""Collectors fill a rollout, step by step or as one sequence. A learner chooses one in its method `collector`."""
 
 from __future__ import annotations
 
@@ -18,21 +18,22 @@ from envs.tensor_env import Info, Obs
 from policies.memories.steps import MemoryStep, detach
 
 Act = Callable[[int, Tensor | None], Tensor]
-"""The action `[N, *action_shape]` of step `t`, whose observation is `model._obs`, under a mask of valid choices."""
+"""Chooses the action `[N, *action_shape]` of step `t` for the observation `model._obs`, given a mask of valid
+choices."""
 After = Callable[[int, Obs, Info], bool]
-"""Told of step `t`: the next observation and what came with it; False ends the rollout."""
+"""Called after step `t` with the next observation and its `info`; False ends the rollout."""
 
 
 class Collector:
-    """Fills the rollout of a learner; what goes on to the next rollout (memory, observation) stays in the learner.
+    """Fills the rollout of a learner; the carried memory state and observation stay in the learner.
 
     Args:
-        model: whose policy acts in whose environments.
-        targets: the right answers are kept, and the agent acts greedily.
+        model: the learner, with its policy and environments.
+        targets: store the right answers, and act greedily.
     """
 
     sequences: ClassVar[bool] = False
-    """Whether the memory takes a rollout as one sequence while it is collected."""
+    """Whether the memory processes a rollout as one sequence while collecting."""
     graph: bool = False
     """Whether the memory's graph is kept, for a learner that back-propagates through the rollout itself."""
 
@@ -40,7 +41,7 @@ class Collector:
         self.model, self.targets = model, targets
 
     def collect(self, callback: BaseCallback) -> bool:
-        """Fill the rollout; False where a callback asked to stop. Callbacks know already that it begins."""
+        """Fills the rollout; False if a callback asked to stop. `on_rollout_start` was already called."""
         raise NotImplementedError
 
     def begin(self) -> None:
@@ -52,13 +53,13 @@ class Collector:
         model.rollout.begin(model._state)
 
     def play(self, act: Act, after: After | None = None, see: bool = True, count: bool = True) -> bool:
-        """The steps of a rollout; False where `after` says so.
+        """The step loop of a rollout; False if `after` ended it.
 
         Args:
             act: chooses actions.
-            after: is told of each step.
-            see: write what is shown: observations, starts, masks, targets.
-            count: write what follows: rewards, ends, scores.
+            after: called after each step.
+            see: store observations, starts, masks and targets.
+            count: store rewards, ends and metrics.
         """
         model, rollout, env, policy = self.model, self.model.rollout, self.model.tensor_env, self.model.policy
         shown = env.describe() if self.targets or rollout.masks is not None else {}  # beside the observation to come
@@ -100,7 +101,7 @@ class StepCollector(Collector):
     Args:
         model, targets: as in `Collector`.
         graph: keep the memory's graph, for a learner that back-propagates through the rollout itself.
-        values: also values, and what the learner estimates from them (`TrainingEnv.estimate`).
+        values: also compute values, and the learner's estimates from them (`TrainingEnv.estimate`).
         log_probs: also the log-probabilities of the actions.
     """
 
@@ -171,7 +172,7 @@ class StepCollector(Collector):
 
     @torch.no_grad()
     def _judge(self, latents: Tensor, maps: Tensor | None) -> None:
-        """What acting did not need, for all steps at once."""
+        """Computes values and log-probabilities that acting did not need, for all steps at once."""
         model, rollout, policy = self.model, self.model.rollout, self.model.policy
         rollout.values = policy.value(latents.flatten(0, 1)).view(latents.shape[:2])
         if self.log_probs:
@@ -182,10 +183,11 @@ class StepCollector(Collector):
 
 
 class SequenceCollector(Collector):
-    """All steps at once, in environments that show the same whatever is answered (`TensorEnv.ignores_actions`).
+    """All steps as one sequence, for environments whose observations do not depend on actions
+    (`TensorEnv.ignores_actions`).
 
-    The rollout is seen first, under blank actions; then the environments are turned back, the memory takes what was
-    seen as one sequence, and the answers are played.
+    First the environments are stepped with blank actions to observe the rollout. Then their state is restored, the
+    memory processes the observations as one sequence, and the environments are stepped with the answers.
     """
 
     sequences = True

@@ -1,9 +1,9 @@
-"""MemoryOnPolicyAlgorithm: what A2C and PPO share.
+"""`MemoryOnPolicyAlgorithm`: base class of the learners.
 
-It owns the rollout on the device, the memory carried from one rollout to the next, the reset signal, the advantages,
-the episode statistics and the log. A learner adds `learn_from`, which turns one rollout into parameter updates.
+It owns the rollout on the device, the memory state carried between rollouts, the reset signal, the advantages, the
+episode statistics and the log. A learner adds `learn_from`, which updates the parameters from one rollout.
 
-One iteration is collect → train → read. Nothing is read back to the host before `read`, which is one transfer.
+One iteration is collect → train → read. `read` is the only transfer to the host.
 """
 
 from __future__ import annotations
@@ -46,25 +46,25 @@ Self = TypeVar("Self", bound="MemoryOnPolicyAlgorithm")
 class MemoryOnPolicyAlgorithm(Checkpointed, Updates, TrainingEnv, OnPolicyAlgorithm):
     """Base of the learners; see `A2C` and `PPO` for use.
 
-    A learner says with which hyper-parameters it learns (`config_class`) and writes `learn_from`. The constructor takes
-    them all by position or name, in the order of the dataclass, and makes each an attribute.
+    A learner declares its hyper-parameters (`config_class`) and implements `learn_from`. The constructor takes them by
+    position or name, in the order of the dataclass, and makes each an attribute.
 
     Args:
-        policy: "MemoryPolicy" or a subclass of `MemoryActorCriticPolicy`; its arguments (the memory's name above all)
-            go through `policy_kwargs`, as in SB3.
-        env: a Gymnasium id (one copy), `Env`, `VectorEnv`, SB3 `VecEnv` or `TensorEnv`; see `agents.environments`. With
-            several ranks (`agents.scale.distributed`), those of this one.
+        policy: "MemoryPolicy" or a subclass of `MemoryActorCriticPolicy`; its arguments (such as the memory's name) are
+            in `policy_kwargs`, as in SB3.
+        env: a Gymnasium id (one environment), `Env`, `VectorEnv`, SB3 `VecEnv` or `TensorEnv`; see
+            `agents.environments`. With several ranks (`agents.scale.distributed`), those of this one.
         *args, **kwargs: hyper-parameters, as in `config_class`; then
-        fast: "auto" takes the fast paths that pay; "off" the reference implementation of each; "compile" puts the
-            memory's step through torch.compile (`agents.scale.fast`); "graph" replays whole iterations as CUDA graphs
-            (`agents.scale.cuda_graphs`) and raises a ValueError where that cannot be.
+        fast: "auto" uses fast forms; "off" the reference implementations; "compile" also compiles the memory's step
+            with torch.compile (`agents.scale.fast`); "graph" replays whole iterations as CUDA graphs
+            (`agents.scale.cuda_graphs`) and raises a ValueError if that is not possible.
         precision: "float32", or "bf16" for whole sequences; see `agents.scale.fast.prepare`.
-        stats_window_size: episodes over which `rollout/ep_*_mean` are taken.
+        stats_window_size: number of episodes averaged in `rollout/ep_*_mean`.
         tensorboard_log: folder, or None.
         policy_kwargs: arguments of the policy.
         verbose: 0 nothing, 1 SB3's table on the terminal.
-        seed: of torch, numpy, random and the environments.
-        device: "cpu", "cuda", ...; "auto": that of the environment given, where it has one, else as in SB3.
+        seed: random seed of torch, NumPy, `random` and the environments.
+        device: "cpu", "cuda", ...; "auto": the environment's device if it has one, else as in SB3.
 
     Raises:
         TypeError: an argument is unknown.
@@ -72,7 +72,7 @@ class MemoryOnPolicyAlgorithm(Checkpointed, Updates, TrainingEnv, OnPolicyAlgori
     """
 
     config_class: ClassVar[type[Hyperparameters]]
-    """The dataclass of hyper-parameters; each is an attribute of the learner, too."""
+    """The dataclass of hyper-parameters; each is also an attribute of the learner."""
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MemoryPolicy": MemoryActorCriticPolicy}
     learns_from_targets: ClassVar[bool] = False
     """True for supervised learners: they train on `info["target"]` and act greedily."""
@@ -106,14 +106,15 @@ class MemoryOnPolicyAlgorithm(Checkpointed, Updates, TrainingEnv, OnPolicyAlgori
         self.executor = Executor(self)
         """How iterations are run."""
         self.step_by_step = False
-        """A callback that must see the memory after every step sets it in `on_rollout_start`, for one rollout."""
+        """Set by a callback in `on_rollout_start` to be called after every step of this rollout, with the memory's
+        state."""
         self.stats_window_size = setup.stats_window_size
         self.critic_watch = CriticWatch()
         self._generators_to_set: dict[str, Tensor] = {}
         self.whole_episodes = False
-        """Whether a rollout is as long as an episode, whatever that is: `n_steps` was 0."""
+        """Whether `n_steps` was 0: a rollout is a whole episode."""
         self.stop_requested = False
-        """Set it (from a signal handler, say) to end `learn` after the current iteration, with everything in order."""
+        """Set it, for example from a signal handler, to end `learn` cleanly after the current iteration."""
         device = device_for(setup.device, env)
         self._tensor_env = None if env is None else as_tensor_env(env, device)
         super().__init__(
@@ -164,8 +165,8 @@ class MemoryOnPolicyAlgorithm(Checkpointed, Updates, TrainingEnv, OnPolicyAlgori
         ).to(self.device)
         copies = self.n_envs if self.env is not None else 1
         self.speed_note = prepare(self.policy, self.fast, self.precision, self._takes_sequences(), copies)
-        """Why `fast` is not had in full; empty where it is."""
-        if distributed.rank():  # parameters are drawn alike; from here on every rank has random numbers of its own
+        """Why `fast` is not fully available; empty if it is."""
+        if distributed.rank():  # parameters are equal on all ranks; from here on each rank has its own random numbers
             self.set_random_seed(distributed.own_seed(torch.initial_seed() if self.seed is None else self.seed))
         self.memory_seconds = self.env_seconds = self.learn_seconds = 0.0
         if self.env is not None:
@@ -173,11 +174,11 @@ class MemoryOnPolicyAlgorithm(Checkpointed, Updates, TrainingEnv, OnPolicyAlgori
 
     @property
     def policy_arguments(self) -> dict[str, Any]:
-        """What the policy is built with beside spaces and learning rate."""
+        """Constructor arguments of the policy beside spaces and learning rate."""
         return {"normalize_values": self.normalize_values, "normalize_obs": self.normalize_obs} | self.policy_kwargs
 
     def _setup_env(self) -> None:
-        """What depends on the environments."""
+        """Sets everything that depends on the environments."""
         self.whole_episodes = self.whole_episodes or self.n_steps == 0
         if self.whole_episodes:
             if self.tensor_env.horizon is None:
@@ -185,17 +186,17 @@ class MemoryOnPolicyAlgorithm(Checkpointed, Updates, TrainingEnv, OnPolicyAlgori
             self.n_steps = self.tensor_env.horizon
         self.task_metrics = TaskMetrics(self.tensor_env.metric_names, self.device)
         self.scores = self.task_metrics.sums()
-        """Amounts and counts of the task's metrics over the last rollout."""
+        """Amounts and counts of the task's metrics in the last rollout."""
         self.rollout = Rollout.allocate(self.n_steps, self.tensor_env, isinstance(self.tensor_env, HostEnv))
         self.episodes = Episodes(self.all_envs)
         self._visits = self.tensor_env.visits
 
     def collector(self) -> Collector:
-        """What collects the next rollout."""
+        """The collector of the next rollout."""
         raise NotImplementedError
 
     def _takes_sequences(self) -> bool:
-        """Whether its memory takes whole sequences, by `Memory.unroll`: while it collects, or in a replay."""
+        """Whether its memory processes whole sequences by `Memory.unroll`, while collecting or in a replay."""
         collector = self.collector()
         return collector.sequences or not collector.graph
 
@@ -244,7 +245,7 @@ class MemoryOnPolicyAlgorithm(Checkpointed, Updates, TrainingEnv, OnPolicyAlgori
         """As in SB3, except that an iteration's log is written after its update, so that it holds both.
 
         Raises:
-            NonFiniteError: something became infinite or NaN; the message names it and the step.
+            NonFiniteError: a tensor became NaN or infinite; the message names it and the step.
         """
         iteration = 0
         total_timesteps, callback = self._setup_learn(
@@ -266,10 +267,10 @@ class MemoryOnPolicyAlgorithm(Checkpointed, Updates, TrainingEnv, OnPolicyAlgori
         return self
 
     def make_executor(self) -> Executor:
-        """What runs the iterations: CUDA graphs where `fast` and the device allow it, else eager steps.
+        """The executor of iterations: CUDA graphs if `fast` and the device allow it, else eager steps.
 
         Raises:
-            ValueError: `fast` is "graph", and it cannot be.
+            ValueError: `fast` is "graph", and capture is not possible.
         """
         if self.fast == "graph" or (self.fast == "auto" and self.device.type == "cuda"):
             from agents.scale.cuda_graphs.replay import graphs_for  # a CPU run does without
@@ -285,7 +286,7 @@ class MemoryOnPolicyAlgorithm(Checkpointed, Updates, TrainingEnv, OnPolicyAlgori
         return stops
 
     def iterate(self, callback: BaseCallback) -> bool:
-        """One rollout and what is learned from it; False where a callback asked to stop in between."""
+        """One iteration; False if a callback asked to stop before the update."""
         if not self.collect_rollouts(self.env, callback, self.rollout, self.n_steps):
             return False
         self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
@@ -295,7 +296,8 @@ class MemoryOnPolicyAlgorithm(Checkpointed, Updates, TrainingEnv, OnPolicyAlgori
         return True
 
     def train(self) -> None:
-        """Learn from `self.rollout`, then read what there is to read: the iteration's one transfer to the host."""
+        """Learns from `self.rollout`, then reads rewards, ends and metrics in the iteration's one transfer to the
+        host."""
         self._update_learning_rate(self.policy.optimizer)
         read(self, report(self, self.improve(self.rollout)))
 
@@ -310,11 +312,12 @@ class MemoryOnPolicyAlgorithm(Checkpointed, Updates, TrainingEnv, OnPolicyAlgori
     def collect_rollouts(  # type: ignore[override]
         self, env: Any, callback: BaseCallback, rollout_buffer: Rollout, n_rollout_steps: int
     ) -> bool:
-        """Fill the rollout; False where a callback asked to stop. The arguments are SB3's, and its own are meant."""
+        """Fills the rollout; False if a callback asked to stop. The signature is SB3's; the learner's own environment
+        and rollout are used."""
         return self.collector().collect(callback)
 
     def estimate(self, rollout: Rollout) -> None:
-        """Advantages and returns of a rollout whose values are there: by generalised advantage estimation."""
+        """Computes a rollout's advantages and returns by generalised advantage estimation."""
         rollout.estimate(self.reward_scale, self.gamma, self.gae_lambda)
         self.note_returns(rollout)
 

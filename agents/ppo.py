@@ -1,4 +1,4 @@
-"""PPO: several passes of clipped updates over each rollout, replayed through the memory from its stored state.
+"""PPO: several passes of clipped updates over each rollout, with the memory replayed from its stored state.
 
 Schulman et al. 2017, "Proximal Policy Optimization Algorithms", eq. 7. A minibatch is a set of environments with all of
 their steps in order, and the memory is unrolled over it from the state in which the rollout began: nothing is padded,
@@ -27,23 +27,23 @@ from agents.scale import distributed
 
 @dataclass
 class PPOConfig(Hyperparameters):
-    """PPO's hyper-parameters, in SB3's order; `n_minibatches` stands where SB3 has `batch_size`, since whole sequences
-    are what a memory learns from."""
+    """PPO's hyper-parameters, in SB3's order. `n_minibatches` replaces SB3's `batch_size`, because a memory learns from
+    whole sequences."""
 
     learning_rate: Rate = 3e-4
     n_steps: Whole = 128
     n_minibatches: Count | None = None
-    """Sets of environments that each pass is cut into; with fewer environments than that, one a set. None: 4, and 1 on
-    a GPU, where every set takes as many kernel launches as all environments together. Fewer sets are fewer updates a
-    rollout: name a number where runs on a CPU and a GPU are to learn alike."""
+    """Number of minibatches per pass, each a set of environments (at least one per set). None: 4, and 1 on a GPU, where
+    every set takes as many kernel launches as all environments together. Fewer sets mean fewer updates per rollout: set
+    a number for equal training on CPU and GPU."""
     n_epochs: Count = 10
-    """Passes over each rollout."""
+    """Passes (epochs) over each rollout."""
     gamma: Fraction = 0.99
     gae_lambda: Fraction = 0.95
     clip_range: Positive = 0.2
-    """How far the probability ratio may move from 1 in an iteration."""
+    """Clip range of the probability ratio around 1."""
     clip_range_vf: Positive | None = None
-    """How far the value may move in an iteration; None: no limit."""
+    """Clip range of value changes; None: no clipping."""
     normalize_advantage: bool = True
     normalize_values: bool = True
     normalize_obs: bool = False
@@ -53,7 +53,7 @@ class PPOConfig(Hyperparameters):
     max_grad_norm: Positive = 0.5
     target_kl: Positive | None = None
     """No further pass over a rollout once the mean approximate KL of a pass exceeds 1.5 times this; None: never. It
-    costs one read from the device a pass."""
+    costs one synchronisation per pass."""
     reward_scale: Positive = 1.0
 
     schedules: ClassVar[tuple[str, ...]] = ("learning_rate", "clip_range", "clip_range_vf")
@@ -70,7 +70,7 @@ class PPOConfig(Hyperparameters):
 class PPO(ReplayLearner):
     """Proximal policy optimisation with a memory; arguments as in Stable-Baselines3's PPO but for `n_minibatches`.
 
-    They are those of `PPOConfig`, then those of `agents.hyperparameters.Setup`.
+    Arguments: those of `PPOConfig`, then those of `agents.hyperparameters.Setup`.
 
     >>> model = PPO("MemoryPolicy", "Engram/RepeatFirst-v0", n_steps=32, policy_kwargs={"memory": "gru"}, seed=0)
     >>> model.learn(64).num_timesteps

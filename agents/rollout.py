@@ -1,4 +1,4 @@
-"""Rollout: what happened in `T` steps of `N` environments, as tensors `[T, N, ...]` on one device."""
+"""`Rollout`: `T` steps of `N` environments, as tensors `[T, N, ...]` on one device."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from policies.memories.steps import select
 class Rollout:
     """A rollout. Written in place, step by step, and read by the learners.
 
-    `starts[t]` means: observation `t` is the first of its episode. The memory is reset *before* it takes in such an
-    observation. `terminated[t]` and `truncated[t]` speak of the transition that follows observation `t`.
+    `starts[t]` is true if observation `t` is the first of its episode; the memory is reset *before* it reads such an
+    observation. `terminated[t]` and `truncated[t]` describe the transition after observation `t`.
     """
 
     obs: Obs
     actions: Tensor
-    """`[T, N, *action_shape]`, as the distribution gave them (continuous ones not yet cut to their bounds)."""
+    """`[T, N, *action_shape]`, as sampled (continuous actions are not yet clipped to their bounds)."""
     rewards: Tensor
-    """As the environment gave them; the learner's `reward_scale` enters the advantages."""
+    """The environment's rewards; the learner's `reward_scale` is applied in the advantages."""
     values: Tensor
     log_probs: Tensor
     starts: Tensor
@@ -37,37 +37,37 @@ class Rollout:
     final_values: Tensor
     """Value of the final observation with the final memory where `truncated`, 0 elsewhere."""
     last_values: Tensor
-    """`[N]`, value of the observation after the last step, which the next rollout begins with."""
+    """`[N]`, value of the observation after the last step, the first of the next rollout."""
     advantages: Tensor
     returns: Tensor
     state: State = field(default_factory=dict)
     """The memory before the first step (and before its reset, if `starts[0]`)."""
     resets: list[int] = field(default_factory=list)
-    """The steps at which any `starts` may be true; the host knows them without asking the device."""
+    """The steps at which any `starts` may be true, known to the host without a synchronisation."""
     latents: Tensor | None = None
-    """The memory's outputs `[T, N, F]` with their graph, where the learner keeps it."""
+    """The memory's outputs `[T, N, F]` with their graph, if the learner keeps it."""
     grids: Tensor | None = None
-    """The memory's maps `[T, N, C, H, W]` with their graph, where it has any and the learner keeps it."""
+    """The memory's maps `[T, N, C, H, W]` with their graph, if it has maps and the learner keeps the graph."""
     losses: dict[str, Tensor] = field(default_factory=dict)
-    """The memory's own losses `[T, N]` with their graph, where the learner keeps it."""
+    """The memory's own losses `[T, N]` with their graph, if the learner keeps it."""
     targets: Tensor | None = None
-    """The right actions `[T, N, *action_shape]`, where the learner asks for them."""
+    """The right actions `[T, N, *action_shape]`, if the learner needs them."""
     weights: Tensor | None = None
-    """How much each counts, `[T, N]` or `[T, N, parts]`."""
+    """Weights of the right actions, `[T, N]` or `[T, N, parts]`."""
     masks: Tensor | None = None
-    """Which choices were valid, bool `[T, N, choices]`, where the environment says so (`policies.action_masks`)."""
+    """Action masks, bool `[T, N, choices]`, if the environment gives them (`policies.action_masks`)."""
     said: Tensor | None = None
-    """What the environment itself says of the episodes that ended, `[3, T, N]`: return, length, success, NaN where it
-    says nothing; None where it never says anything."""
+    """Statistics of ended episodes reported by the environment, `[3, T, N]`: return, length, success; NaN if not
+    reported. None: the environment never reports any."""
     given_up: Tensor | None = None
-    """Where an episode was cut off as a callback moved the environment, bool `[T, N]`; it counts as no episode."""
+    """Where an episode was aborted because a callback moved the environment, bool `[T, N]`; it is not counted."""
 
     @classmethod
     def allocate(cls, n_steps: int, env: TensorEnv, hears: bool = False) -> Rollout:
-        """Room for `n_steps` of `env`, written again in every rollout: fresh memory is slow memory.
+        """Allocates `n_steps` of `env`. The tensors are reused for every rollout, since new allocations are slow.
 
-        With `hears`, also for what it says of its episodes. Else that room is made when it first says something, which
-        must be at the same step on every rank.
+        With `hears`, also for episode statistics. Otherwise those are allocated when the environment first reports any,
+        which must be at the same step on every rank.
         """
 
         def room(shape: tuple[int, ...] = (), dtype: torch.dtype = torch.float32) -> Tensor:
@@ -91,7 +91,7 @@ class Rollout:
         return cls(**entries)
 
     def take_masks(self, mask: Tensor | None, space: spaces.Space[Any]) -> None:
-        """Make room for masks like `mask` `[N, choices]`, or have none.
+        """Allocates masks like `mask` `[N, choices]`; None: no masks.
 
         Raises:
             ValueError: it does not fit the action space.
@@ -114,14 +114,14 @@ class Rollout:
             self.obs[t] = obs
 
     def begin(self, state: State) -> None:
-        """Before the first step, with the memory as it is then."""
+        """Called before the first step, with the memory's current state."""
         self.state, self.resets, self.given_up = state, [], None
         self.final_values.zero_()
         if self.said is not None:
             self.said.fill_(torch.nan)
 
     def hear(self, t: int, info: Info) -> None:
-        """What the environment says of episodes that ended with step `t`."""
+        """Stores the environment's statistics of episodes that ended with step `t`."""
         if "episodes" in info and self.said is not None:  # all three at once
             self.said[:, t] = info["episodes"]
             return
@@ -142,11 +142,12 @@ class Rollout:
         return self.terminated | self.truncated
 
     def next_values(self) -> Tensor:
-        """The value of what followed each step, `[T, N]`; see `agents.returns.following`."""
+        """The value of the observation after each step, `[T, N]`; see `agents.returns.following`."""
         return following(self.values, self.last_values, self.terminated, self.truncated, self.final_values)
 
     def environments(self, index: Tensor) -> Rollout:
-        """The rollout of the environments `index` alone: minibatches are cut over environments, never over time."""
+        """The part of the rollout of the environments `index`: minibatches are sets of environments with all their
+        steps."""
         entries: dict[str, Any] = {}
         for entry in fields(self):
             value = getattr(self, entry.name)

@@ -1,8 +1,8 @@
-"""Supervised: the right action is known, and made more probable.
+"""Supervised learning: maximises the log-probability of the right action.
 
-For tasks whose environment says what would have been right (`info["target"]`) and how much it counts
-(`info["weight"]`). The heads are those that A2C and PPO train: the log-probability of the right action is minus the
-cross-entropy for `Discrete`, and minus the summed binary cross-entropy of all bits or pixels for `MultiBinary`.
+For environments that give the right action (`info["target"]`) and its weight (`info["weight"]`). The heads are those of
+A2C and PPO. The log-probability of the right action is minus the cross-entropy for `Discrete`, and minus the summed
+binary cross-entropy of all bits or pixels for `MultiBinary`.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ class SupervisedConfig(Hyperparameters):
 class Supervised(MemoryOnPolicyAlgorithm):
     """One update from every rollout, by back-propagation through it.
 
-    The loss is the mean of `-log_prob(target)` over what is scored, weighted by `weight`, plus `aux_coef` times the
-    memory's own losses. While it trains the agent acts greedily, so that returns and the task's own scores in the log
-    are those of its answers. Arguments are those of `SupervisedConfig`, then those of `agents.hyperparameters.Setup`;
-    `n_steps=0` takes a whole episode where the environment has a fixed horizon.
+    The loss is the mean of `-log_prob(target)`, weighted by `weight`, plus `aux_coef` times the
+    memory's own losses. The agent acts greedily in training, so that logged returns and task metrics are those of its
+    answers. Arguments are those of `SupervisedConfig`, then those of `agents.hyperparameters.Setup`; `n_steps=0` is a
+    whole episode of an environment with a fixed horizon.
 
     Raises:
         ValueError: the environment gives no targets, or `n_steps` is 0 and it has no horizon.
@@ -57,11 +57,11 @@ class Supervised(MemoryOnPolicyAlgorithm):
     config_class = SupervisedConfig
     learns_from_targets: ClassVar[bool] = True
     whole_sequences: bool = True
-    """Whether rollouts that answers do not change are remembered as one sequence; False: step by step."""
+    """Whether rollouts that do not depend on actions are processed as one sequence; False: step by step."""
 
     def collector(self) -> Collector:
-        """As one sequence where answers change nothing that is seen; not where iterations are captured as CUDA graphs,
-        in which the environments' generator cannot be turned back."""
+        """One sequence if observations do not depend on actions. Not for CUDA graphs, in which the environments'
+        generator cannot be restored."""
         sequence = self.whole_sequences and not self.executor.tells_later
         if sequence and (self.env is None or self.tensor_env.ignores_actions):
             return SequenceCollector(self, targets=True)
@@ -74,14 +74,14 @@ class Supervised(MemoryOnPolicyAlgorithm):
         super()._setup_env()
 
     def learn_from(self, rollout: Rollout) -> dict[str, Tensor]:
-        """One update, which uses up the roll-out's graph."""
+        """One update, which consumes the rollout's graph."""
         assert rollout.latents is not None
         assert rollout.targets is not None
         assert rollout.weights is not None
         each = rollout.weights.dim() == 3  # a weight for every part of the answer
         targets = self.policy.from_env(rollout.targets)
         log_prob = self.policy.log_prob(rollout.latents, targets, rollout.grids, each, rollout.masks)
-        scored = distributed.mean(rollout.weights.sum()).clamp(min=1e-8)  # a rank's share of all that is scored
+        scored = distributed.mean(rollout.weights.sum()).clamp(min=1e-8)  # this rank's share of the total weight
         target_loss = -(rollout.weights * log_prob).sum() / scored
         auxiliary, memory_losses = self.auxiliary(rollout.losses)
         loss = target_loss + auxiliary
@@ -90,5 +90,5 @@ class Supervised(MemoryOnPolicyAlgorithm):
         return {"train/loss": loss, "train/target_loss": target_loss, "train/grad_norm": grad_norm, **memory_losses}
 
     def diagnostics(self, rollout: Rollout) -> dict[str, Tensor]:
-        """Nothing is explained where nothing is valued."""
+        """No explained variance: there is no critic."""
         return {}

@@ -1,4 +1,4 @@
-"""What the learners share between a rollout and a step of the optimiser."""
+"""Shared steps of the learners between a rollout and an optimiser step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from policies.policy import MemoryActorCriticPolicy
 
 
 class Updates(BaseAlgorithm):
-    """Judging what was done, weighing advantages and losses, and the step itself."""
+    """Evaluates actions, normalises advantages, weights losses and steps the optimiser."""
 
     policy: MemoryActorCriticPolicy
     normalize_advantage: bool
@@ -22,7 +22,7 @@ class Updates(BaseAlgorithm):
     _n_updates: int
 
     def learn_from(self, rollout: Rollout) -> dict[str, Tensor]:
-        """Update the policy; gives the metrics by the names they are logged under, still on the device."""
+        """Updates the policy; returns the metrics by their log names, still on the device."""
         raise NotImplementedError
 
     def improve(self, rollout: Rollout) -> dict[str, Tensor]:
@@ -45,7 +45,7 @@ class Updates(BaseAlgorithm):
         return judgement, unrolled.losses
 
     def advantages(self, rollout: Rollout) -> Tensor:
-        """A rollout's advantages, normalised where that is asked for and there is more than one."""
+        """A rollout's advantages, normalised if `normalize_advantage` is set and there is more than one."""
         advantages = self.normalized(rollout.advantages)
         if not self.normalize_advantage or advantages.numel() * distributed.size() == 1:
             return advantages
@@ -53,29 +53,29 @@ class Updates(BaseAlgorithm):
         return (advantages - mean) / (std + 1e-8)
 
     def normalized(self, values: Tensor) -> Tensor:
-        """Values, returns or advantages in the unit in which values are learned; only their differences count."""
+        """Values, returns or advantages in normalised units, up to a constant."""
         norm = self.policy.value_norm
         return values if norm is None else values / norm.std
 
     def note_returns(self, rollout: Rollout) -> None:
-        """Update the statistics in which values are learned, before anything is learned from the rollout."""
+        """Updates the statistics of the returns before the rollout is learned from."""
         norm = self.policy.value_norm
         if norm is not None:
             mean, variance = distributed.moments(rollout.returns)
             norm.update(mean, variance, rollout.returns.numel() * distributed.size(), self.policy.value_net)
 
     def diagnostics(self, rollout: Rollout) -> dict[str, Tensor]:
-        """What a rollout says of the learner itself, by the names it is logged under."""
+        """The learner's diagnostics of a rollout by their log names."""
         variance = distributed.variance(rollout.returns).clamp(min=1e-8)
         return {"train/explained_variance": 1 - distributed.variance(rollout.returns - rollout.values) / variance}
 
     def auxiliary(self, losses: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The memory's own losses: their weighted sum, and each mean by the name it is logged under."""
+        """The memory's own losses: their weighted sum, and each mean by its log name."""
         means = {f"train/{name}_loss": loss.mean() for name, loss in losses.items()}
         return self.aux_coef * sum(means.values(), torch.zeros((), device=self.device)), means
 
     def update(self, loss: Tensor) -> Tensor:
-        """One optimiser step; gives the gradient's norm before it was clipped."""
+        """One optimiser step; returns the gradient's norm before clipping."""
         self.policy.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         distributed.average_gradients(self.policy.parameters())

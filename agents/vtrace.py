@@ -2,7 +2,7 @@
 
 Espeholt et al. 2018, "IMPALA: Scalable Distributed Deep-RL with Importance Weighted Actor-Learner Architectures",
 section 4. Actors and learner take turns here, so the policy that collected is older only from the second update of a
-rollout on; V-trace corrects for that by importance ratios that are cut, where PPO clips its objective.
+rollout on; V-trace corrects for that by truncated importance ratios, where PPO clips its objective.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ class VTraceConfig(Hyperparameters):
     learning_rate: Rate = 6e-4
     n_steps: Whole = 20
     n_minibatches: Count = 2
-    """Sets of environments that each pass is cut into; with fewer environments than that, one a set."""
+    """Number of minibatches per pass, each a set of environments."""
     n_epochs: Count = 4
-    """Passes over each rollout."""
+    """Passes (epochs) over each rollout."""
     gamma: Fraction = 0.99
     rho_bar: Positive = 1.0
-    """Importance ratios are cut here before they weigh what a step shows. Higher: less bias, more noise."""
+    """Truncation ρ̄ of the importance ratios that weight each step. Higher: less bias, more variance."""
     c_bar: Positive = 1.0
-    """Importance ratios are cut here before they hand later steps back. Higher: further back, more noise."""
+    """Truncation c̄ of the importance ratios that weight later steps. Higher: longer traces, more variance."""
     ent_coef: NotNegative = 0.01
     vf_coef: NotNegative = 0.5
     aux_coef: NotNegative = 1.0

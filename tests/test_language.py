@@ -52,13 +52,6 @@ CODE += [ROOT / f"{name}.py" for name in ("train", "evaluate", "compare")]
 PAGES = [ROOT / "README.md", ROOT / "results/README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PAGES += sorted((ROOT / "recipes").rglob("*.yaml"))
 ALLOWED: set[str] = {
-    "agents/a2c.py",
-    "agents/learner.py",
-    "agents/ppo.py",
-    "agents/rollout.py",
-    "agents/supervised.py",
-    "agents/updates.py",
-    "docs/performance.md",
     "policies/memories/dmn/fast_episode.py",
     "policies/memories/dnc/fast_links.py",
     "policies/memories/mnm/fast.py",
