@@ -11,7 +11,7 @@ PANEL_BYTES = 128
 
 
 def packed(functions: ctypes.CDLL, weight: Tensor, forward: bool = True) -> Tensor:
-    """`weight` `[out, in]` for products of rows with it, or on the way back with its transpose.
+    """`weight` `[out, in]`, packed for products of rows with it, or in the backward pass with its transpose.
 
     Args:
         functions: a library that includes `packed.h`, for the type of `weight`.

@@ -1,4 +1,4 @@
-"""The fast form of the dynamic memory network: all steps at once, and an attention GRU differentiated by hand.
+"""The fast form of the dynamic memory network: all steps at once, and an attention GRU with a custom backward.
 
 Symbols as in `episode.py`.
 """
@@ -19,7 +19,7 @@ tanh_backward = torch.ops.aten.tanh_backward.default
 
 
 class AttentionGRU(torch.autograd.Function):
-    """`attention_gru`, differentiated by hand: fewer operations, and 5 d numbers kept for each fact that is read.
+    """`attention_gru` with a custom backward: fewer operations, and 5 d numbers stored per fact that is read.
 
     tests/policies/memories/test_dmn.py holds both equal, forward and backward.
     """

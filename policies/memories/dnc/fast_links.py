@@ -32,7 +32,7 @@ CACHED_BYTES = 4 * 2**20
 
 
 class TapedLinks(PlainLinks):
-    """As `PlainLinks`, with a linkage that is updated in place and made again for the backward pass.
+    """As `PlainLinks`, with a linkage that is updated in place and recomputed in the backward pass.
 
     Args:
         linkage: L before the first step, `[B, H, N, N]`; left as it is.
@@ -73,7 +73,7 @@ class _Update(NamedTuple):
 
 
 class _Linkage:
-    """The linkage in one buffer, how it was made, and how to make it again. Knows nothing of autograd.
+    """The linkage in one buffer, with the updates needed to recompute it. Independent of autograd.
 
     The linkages of a batch entry's write heads count as entries: `[G, N, N]` with G = B H. On a CPU torch's operations
     work on a few at a time, so that what one writes the next finds in the cache.
@@ -151,7 +151,7 @@ class _Linkage:
                     before = after
             if self.loops is not None:
                 before = self.copies[number]
-                for update, after in zip(updates[:-1], self.remade, strict=False):  # nobody looks at the last
+                for update, after in zip(updates[:-1], self.remade, strict=False):  # the last is not needed
                     self.loops.advance(before, after, update)
                     before = after
             self.remade_from = number

@@ -24,7 +24,7 @@ Tape = fast_sequence.Tape | NativeTape
 
 
 class FastMNMg(FastForm):
-    """A step at a time, whose derivative is written by hand and keeps little."""
+    """One step at a time, with a custom backward that stores little."""
 
     memory: Any
 

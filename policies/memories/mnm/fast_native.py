@@ -147,7 +147,7 @@ def padded(m: Tensor) -> Tensor:
 def step(
     shape: Shape, slow: SlowWeights, divisors: Tensor, start: Parts, weights: Sequence[Tensor], gates_x: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-    """One step that nobody writes down. Arguments as of `Tape`; `gates_x` `[B, 4 d_h]` is written to.
+    """One step that is not recorded. Arguments as of `Tape`; `gates_x` `[B, 4 d_h]` is written to.
 
     Returns:
         Hidden and read-out, side by side; the cell; errors as in `NativeSequence`; M^l.

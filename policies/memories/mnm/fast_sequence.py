@@ -1,4 +1,4 @@
-"""The fast path of MNM-p over time: a whole sequence as one autograd function, differentiated by hand.
+"""The fast form of MNM-p over time: a whole sequence as one autograd function with a custom backward.
 
 Three things make it faster than stepping:
 
@@ -12,7 +12,7 @@ This is the form of torch's operations; `fast_taped.py` does the same on a CPU i
 
 Undoing a write takes away what was added: what rounding leaves adds up, but nothing magnifies it. After 5,000 steps in
 single precision and back, the matrices were found 1e-6 of their size from where they began, and gradients 2e-6 from
-those of states made again from copies (tests/policies/memories/test_mnm_sequence.py bounds it).
+those of states recomputed from stored ones (tests/policies/memories/test_mnm_sequence.py bounds it).
 
 Vectors are rows. Symbols as in `memory.py`; l = 1..L counts memory layers. The equality with the plain unroll, forward
 and backward, is held by the conformance suite and by tests/policies/memories/test_mnm.py.

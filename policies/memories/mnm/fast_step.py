@@ -1,4 +1,4 @@
-"""The fast path of `rules.py`: write and read of one step as one autograd function, differentiated by hand.
+"""The fast form of `rules.py`: write and read of one step as one autograd function with a custom backward.
 
 A step is bound by the traffic of the matrices M^l through memory as much as by arithmetic. As the update has low rank,
 

@@ -20,7 +20,7 @@ from policies.memories.mnm.fast_sequence import Parts, SlowWeights
 
 ROWS = 512
 """Steps, counted in every environment, that are taken before the products over them: what these take in is in the cache
-then, and on the way back no more of it is kept."""
+then, and the backward pass stores no more of it."""
 
 
 class NativeTape:

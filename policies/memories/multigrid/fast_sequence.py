@@ -1,4 +1,4 @@
-"""A grid's convolutional LSTM over many steps as one function, with its gradient by hand.
+"""A grid's convolutional LSTM over many steps as one autograd function with a custom backward.
 
 The gradient of the recurrent kernel, which autograd sums up from one convolution a step, is one over all steps here.
 """

@@ -1,4 +1,4 @@
-"""The fast path of the plastic networks over time: a sequence as one autograd function, differentiated by hand.
+"""The fast form of the plastic networks over time: a sequence as one autograd function with a custom backward.
 
 A trace is a matrix for each environment and changes at every step, so what plain steps keep for the backward pass grows
 by matrices. Here the forward pass keeps vectors, and of the traces one every so many steps; the backward pass makes the

@@ -1,7 +1,7 @@
 """LSTM and GRU over time on a CPU: steps without a graph, written down on a tape.
 
 What the input gives all steps is one product, and a step writes into rooms made beforehand, some ten operations.
-`fast_gradient.py` differentiates what is on the tape by hand. Rows of the weights are ordered as torch orders
+`fast_gradient.py` is the custom backward of the recorded sequence. Rows of the weights are ordered as torch orders
 them: i, f, g, o (LSTM) and r, z, n (GRU).
 """
 
@@ -129,7 +129,7 @@ class Tape:
 
     @staticmethod
     def once(x: Tensor, state: Sequence[Tensor], parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """One step that nobody writes down, without a graph; gives the state tensors `[B, H]`."""
+        """One step that is not recorded, without a graph; returns the state tensors `[B, H]`."""
         raise NotImplementedError
 
     def input_bias(self) -> Tensor:
@@ -139,7 +139,7 @@ class Tape:
     def _reset(self, t: int, before: Sequence[Tensor], starts: Tensor) -> Sequence[Tensor]:
         """The state before step `t`, 0 where `starts` says so."""
         self.starts[t] = starts
-        if t == 0:  # this one is a copy of the tape's own; later ones are somebody's output
+        if t == 0:  # this one is the tape's own copy; later ones are outputs
             return [value.masked_fill_(starts[:, None], 0.0) for value in before]
         return [value.masked_fill(starts[:, None], 0.0) for value in before]
 

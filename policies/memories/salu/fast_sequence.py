@@ -1,4 +1,4 @@
-"""The fast path of SALU over time: a sequence as one autograd function, differentiated by hand.
+"""The fast form of SALU over time: a sequence as one autograd function with a custom backward.
 
 Plain steps copy the table at each step, and keep every copy for the backward pass. Here it is laid out once: the rows
 carried in, then room for those of each step. What step `t` sees is a window of it, `capacity` steps long, which moves

@@ -1,19 +1,17 @@
-"""Back-propagation through time that keeps few states: a sequence in segments, whose insides are made again.
+"""Gradient checkpointing over time: only the state before each segment is stored; the rest is recomputed.
 
-Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost" (arXiv:1604.06174), over time. The forward pass keeps
-the inputs and the state before each segment. The backward pass takes the segments from the last to the first; it runs
-one more time through each, by the memory's own `unroll`, and back. With segments of s steps, T steps keep T/s states
-and what s steps keep, instead of what T steps keep, for at most one more forward pass.
+Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost" (arXiv:1604.06174), over time. The forward pass stores
+the inputs and the state before each segment. The backward pass goes through the segments from last to first: it re-runs
+each by the memory's own `unroll` and back-propagates through it. With segments of s steps, T steps store T/s states and
+the intermediate tensors of s steps instead of T, for at most one more forward pass.
 
-It asks one thing of a memory: that a step is a function of input, state, questions and parameters. PPO's replay asks
-the same. Gradients are those of the plain sequence to the last few bits, however long it is: nothing is inverted, so no
-error is magnified, and a state made again is the state that was. That is why this, and not the reversal of the update,
-is the general form: plastic traces would be divided by 1 − η at every step on the way back, the linkage of a DNC by
-1 − w[i] − w[j], which may be zero, and the covariance of a Kanerva machine only ever loses information.
+It requires that a step is a function of input, state, questions and parameters, as PPO's replay does. Gradients equal
+those of the whole sequence up to rounding, for any length: nothing is inverted, so no error is amplified. Reversing the
+updates would not be general: plastic traces would be divided by 1 − η at every step, the linkage of a DNC by 1 − w[i] −
+w[j], which may be zero, and the covariance of a Kanerva machine loses information.
 
-`torch.utils.checkpoint` recomputes as well. But its reentrant form cannot be differentiated by `torch.autograd.grad`,
-and the other keeps the graph of the whole sequence, of which it empties the tensors: not the tapes that memories with a
-fast path of their own have in their place.
+`torch.utils.checkpoint` is not used: its reentrant form does not support `torch.autograd.grad`, and the other form
+keeps the graph of the whole sequence and frees only autograd's tensors, not the tapes of fast forms.
 """
 
 from __future__ import annotations
@@ -34,13 +32,13 @@ from policies.memories.time.measure import kept
 from policies.memories.time.recording import Recording, stacked
 
 AUTO_BYTES = 2**30
-"""Most that a whole sequence may keep on a CPU before it is cut into segments, where nobody says how: 1 GiB."""
+"""Most that a whole sequence may store on a CPU before it is cut into segments by default: 1 GiB."""
 
 AUTO_SHARE = 0.25
 """The same on a CUDA device, as a share of all the memory that it has."""
 
 SHORTEST = 8
-"""Steps of the shortest segment, where nobody says how long."""
+"""Length of the shortest segment by default."""
 
 PROBE = 8
 """Steps of the longer of two sequences by which it is found what a step keeps."""
