@@ -85,6 +85,20 @@ def test_add_an_environment(copy: Path) -> None:
     check(copy, "envs/test_env_conformance.py agents/test_cuda_graphs_everywhere.py", new)
 
 
+def test_add_a_learner_names_every_file_of_its_example() -> None:
+    """Its blocks run in test_docs.py; its example is in the tree, so what it touched can be looked up."""
+    section = (DOCS / "add-a-learner.md").read_text(encoding="utf-8").split("*In this repository*")[1].split("*In a")[0]
+    named = set(re.findall(r"`([\w./]+/[\w./]+)`", section))
+    estimator = {"agents/returns.py", "tests/agents/test_returns.py"}  # a function of its own
+    texts = [path for part in ("agents", "docs", "tests") for path in (ROOT / part).rglob("*.*")]
+    touched = {
+        path.relative_to(ROOT).as_posix()
+        for path in texts
+        if path.suffix in (".py", ".md", ".csv") and "vtrace" in path.read_text(encoding="utf-8").lower()
+    }
+    assert touched - estimator - {"docs/add-a-learner.md", "tests/test_how_to.py"} == named
+
+
 def check(folder: Path, tests: str, new: str) -> None:
     """The tests of what is new, and those that list everything."""
     files = " ".join(f"tests/{name}" for name in [*tests.split(), *LISTS])

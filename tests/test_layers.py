@@ -29,7 +29,7 @@ LAYERS = [
     ["agents.metrics", "agents.sb3", "agents.scale", "agents.hyperparameters"],
     ["agents.checkpoint"],
     ["agents.updates", "agents.bootstrap", "agents.replaying", "agents.collect", "agents.learner"],
-    ["agents.a2c", "agents.ppo", "agents.vtrace", "agents.supervised", "agents.registry", "agents.agent"],
+    ["agents.a2c", "agents.ppo", "agents.supervised", "agents.registry", "agents.agent"],
     ["agents"],
     ["agents.evaluation.scores", "agents.evaluation.breakdown", "agents.view"],
     ["agents.run.config"],
