@@ -7,6 +7,7 @@ import csv
 import doctest
 import importlib
 import inspect
+import io
 import json
 import pkgutil
 import re
@@ -27,7 +28,7 @@ import policies
 import train
 from agents import LEARNERS
 from agents.registry import learners
-from agents.run.callbacks import RunDisplay
+from agents.run.display import RunDisplay
 from agents.run.parsing import parse
 from policies.memories import built_in, make_memory, memory_class, registered, registry
 
@@ -194,8 +195,8 @@ def logged(folder: Path) -> tuple[set[str], set[str]]:
     events.Reload()
     tags = events.Tags()
     names = set(tags["scalars"]) | {tag.removesuffix("/text_summary") for tag in tags["tensors"]}
-    assert any(tag.startswith("memory/") for tag in tags["images"]) or folder.name == "identity"
     names = {"memory/NAME" if name.startswith("memory/") else name for name in names}
+    names |= {"view/NAME" for tag in tags["images"] if tag.startswith("view/")}
     assert events.PluginTagToContent(HPARAMS)
     return columns, names | {"hparams"}
 
@@ -209,9 +210,9 @@ def test_metrics_page_lists_exactly_what_is_logged(algo: str, runs: dict[str, Pa
     in_tensorboard = {name for name, where in listed.items() if "tb" in where}
     for folder in (runs[algo], runs[algo] / "identity"):
         columns, names = logged(folder)
-        own = set() if folder is runs[algo] else {"train/meta_loss", "memory/NAME"}  # identity has neither
+        own = set() if folder is runs[algo] else {"train/meta_loss", "view/NAME"}  # identity has neither
         # of a task with scores of its own, masks or successes; this has none
-        own |= {"task/NAME", "rollout/valid_actions", "rollout/success_rate"}
+        own |= {"task/NAME", "rollout/valid_actions", "rollout/success_rate", "score/METRIC"}
         assert columns == in_csv - own
         assert names == in_tensorboard - own
 
@@ -239,6 +240,10 @@ def test_metrics_page_lists_the_fields_of_the_summary(runs: dict[str, Path]) -> 
 def test_metrics_page_shows_the_progress_line(runs: dict[str, Path]) -> None:
     display = RunDisplay("", Console())
     display.model = agents.load(agents.latest_checkpoint(runs["ppo"]), device="cpu")
-    display._started, display._steps_at_start = 0.0, 0
-    parts = re.findall(r"return|steps/s|env/memory/learn", display.status())
+    display.model._total_timesteps = display.model.num_timesteps
+    with Console(width=300, file=io.StringIO()) as console:
+        console.print(display.lines())
+        shown = console.file.getvalue()
+    parts = re.findall(r"[\d,]+/[\d,]+ +\d+%|left|elapsed|return|best|steps/s|env/memory/learn", shown)
+    parts[0] = "steps"
     assert [row[0] for row in table(DOCS / "metrics.md", "The progress line")] == parts

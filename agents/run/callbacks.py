@@ -1,5 +1,4 @@
-"""SB3 callbacks of a command-line run: checkpoints, progress display, and TensorBoard's pictures and
-hyper-parameters."""
+"""SB3 callbacks of a command-line run: checkpoints, and TensorBoard's pictures and hyper-parameters."""
 
 from __future__ import annotations
 
@@ -9,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Figure, HParam
 
@@ -89,67 +86,11 @@ class WallClock(BaseCallback):
         return True
 
 
-class RunDisplay(BaseCallback):
-    """A live progress line on a terminal; otherwise (log file, CI) a plain line every `quiet_seconds`."""
-
-    def __init__(self, title: str, console: Console, quiet_seconds: float = 15) -> None:
-        super().__init__()
-        self.title, self.console, self.quiet_seconds = title, console, quiet_seconds
-        self._printed_at = time.monotonic()
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            TextColumn("{task.percentage:>3.0f}% · {task.fields[status]} ·"),
-            TimeRemainingColumn(),
-            TextColumn("left"),
-            console=console,
-            refresh_per_second=2,
-            expand=True,
-        )
-
-    def _on_training_start(self) -> None:
-        model = _learner(self)
-        self._started, self._steps_at_start = time.monotonic(), model.num_timesteps
-        self._task = self._bar.add_task(self.title, total=model._total_timesteps, status="starting")
-        self._bar.update(self._task, completed=model.num_timesteps)
-        if self.console.is_terminal:
-            self._bar.start()
-
-    def _on_rollout_start(self) -> None:
-        model = _learner(self)
-        if model.num_timesteps == self._steps_at_start:
-            return
-        self._bar.update(self._task, completed=model.num_timesteps, status=self.status())
-        if not self.console.is_terminal and time.monotonic() - self._printed_at > self.quiet_seconds:
-            self._printed_at = time.monotonic()
-            self.console.print(f"{self.title} {model.num_timesteps:,}/{model._total_timesteps:,} · {self.status()}")
-
-    def _on_training_end(self) -> None:
-        self._bar.update(self._task, completed=_learner(self).num_timesteps, status=self.status())
-        self._bar.stop()
-
-    def stop(self) -> None:
-        """Releases the terminal, also after an error."""
-        self._bar.stop()
-
-    def status(self) -> str:
-        """The text of the line: return, speed and shares of time."""
-        model = _learner(self)
-        speed = (model.num_timesteps - self._steps_at_start) / (time.monotonic() - self._started)
-        parts = [model.env_seconds, model.memory_seconds, model.learn_seconds]
-        shares = "/".join(f"{100 * part / max(sum(parts), 1e-9):.0f}" for part in parts)
-        episodes: list[dict[str, Any]] = list(model.ep_info_buffer or ())
-        mean = f"{sum(e['r'] for e in episodes) / len(episodes):.2f}" if episodes else "–"
-        return f"return {mean} · {speed:,.0f} steps/s · env/memory/learn {shares} %"
-
-    def _on_step(self) -> bool:
-        return True
-
-
 class PicturePanels(BaseCallback):
     """Pictures of the first environment's memory for TensorBoard, over one rollout every `seconds`.
 
-    The rollout before the first update is shown as well, to see what training changes.
+    The rollout before the first update and the last one are shown as well, to see what training changes. The pictures
+    are called `view/NAME`, which TensorBoard lists after the curves.
     """
 
     def __init__(self, seconds: float = 60) -> None:
@@ -159,7 +100,9 @@ class PicturePanels(BaseCallback):
         self._history: PanelHistory | None = None
 
     def _on_rollout_start(self) -> None:
-        due = time.monotonic() - self._shown_at >= self.seconds
+        model = _learner(self)
+        last = model.num_timesteps + model.n_steps * model.all_envs >= model._total_timesteps
+        due = last or time.monotonic() - self._shown_at >= self.seconds
         self._history = PanelHistory() if due else None
         if due:
             _learner(self).step_by_step = True
@@ -176,20 +119,28 @@ class PicturePanels(BaseCallback):
             return
         self._shown_at = time.monotonic()
         for name, panel in self._history.panels().items():
-            self.logger.record(f"memory/{name}", Figure(figure(name, panel), close=True), exclude=_NOT_TENSORBOARD)
+            self.logger.record(f"view/{name}", Figure(figure(name, panel), close=True), exclude=_NOT_TENSORBOARD)
         self._history = None
 
 
 class DescribeRun(BaseCallback):
-    """Writes hyper-parameters and the state of the git checkout into TensorBoard."""
+    """Writes what distinguishes this run, and the state of the git checkout, into TensorBoard.
+
+    Args:
+        config: all entries of the configuration, by name.
+    """
+
+    SHOWN = ("memory", "env", "algo", "recipe", "seed", "num_envs", "n_steps", "learning_rate")
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
-        self.config = config
+        self.config = {name: config[name] for name in self.SHOWN if config.get(name) is not None}
 
     def _on_training_start(self) -> None:
         plain = {name: v if isinstance(v, (int, float, str)) else str(v) for name, v in self.config.items()}
-        self.logger.record("hparams", HParam(plain, {"rollout/ep_rew_mean": 0.0}), exclude=_NOT_TENSORBOARD)
+        plain["parameters"] = sum(each.numel() for each in self.model.policy.parameters())
+        scores = {"score/mean_return": 0.0, **{f"score/{name}": 0.0 for name in _learner(self).tensor_env.metric_names}}
+        self.logger.record("hparams", HParam(plain, scores), exclude=_NOT_TENSORBOARD)
         self.logger.record("run/git", git_state(), exclude=_NOT_TENSORBOARD)
 
     def _on_step(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -69,6 +69,20 @@ def wall_before(folder: Path, resume_at: int) -> float:
         return 0.0
 
 
+def ordered(columns: Iterable[str]) -> list[str]:
+    """Columns of `progress.csv` in an order that is the same in every run: the step, then by group and name."""
+    groups = ("rollout", "task", "train", "memory", "time")
+    rank = {group: number for number, group in enumerate(groups)}
+    return sorted(columns, key=lambda name: (name != STEP, rank.get(name.split("/")[0], len(rank)), name))
+
+
+def write_scores(folder: Path, scores: Mapping[str, float], step: int) -> None:
+    """Adds the final scores of a run to its TensorBoard, for the HPARAMS tab: `score/NAME`."""
+    with SummaryWriter(str(folder)) as writer:
+        for name, value in scores.items():
+            writer.add_scalar(f"score/{name}", value, step)
+
+
 class Table(KVWriter):
     """A CSV file that stays valid if the process is killed: rows are appended, a new column replaces the file
     atomically.
@@ -79,7 +93,7 @@ class Table(KVWriter):
     """
 
     def __init__(self, file: Path, rows: list[dict[str, str]]) -> None:
-        self.file, self.columns = file, list(dict.fromkeys(name for row in rows for name in row))
+        self.file, self.columns = file, ordered({name for row in rows for name in row})
         self._stream: TextIO | None = None
         self._replace(rows)
 
@@ -88,7 +102,7 @@ class Table(KVWriter):
         if new := [name for name in row if name not in self.columns]:
             with open(self.file, newline="", encoding="utf-8") as stream:
                 rows = list(csv.DictReader(stream))
-            self.columns += new
+            self.columns = ordered({*self.columns, *new})
             self._replace(rows)
         assert self._stream is not None
         self._stream.write(self._line(row))

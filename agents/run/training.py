@@ -19,18 +19,19 @@ from rich.markup import escape
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 
 from agents import LEARNERS, MemoryOnPolicyAlgorithm, load
-from agents.checkpoint import NewEpisodesWarning, take_weights
+from agents.checkpoint import NewEpisodesWarning, latest_checkpoint, take_weights
 from agents.common.files import replace_file
 from agents.common.invocation import command_for
 from agents.common.terminal import PLAIN
 from agents.evaluation import Score, evaluate, random_score
 from agents.evaluation.tables import print_scores
-from agents.run.callbacks import CheckpointEvery, DescribeRun, PicturePanels, RunDisplay, WallClock, git_state
+from agents.run.callbacks import CheckpointEvery, DescribeRun, PicturePanels, WallClock, git_state
 from agents.run.config import Config, load_config
+from agents.run.display import RunDisplay, clock
 from agents.run.failures import Where
 from agents.run.folder import again, checkpoint_folder, folder_of, newest, safe
 from agents.run.lock import take
-from agents.run.logs import kept_rows, run_logger, wall_before
+from agents.run.logs import kept_rows, run_logger, wall_before, write_scores
 from agents.run.resuming import complete, refuse_changes, replaced, set_aside_later, what_changed
 from agents.scale import distributed
 from agents.scale.devices import device_of
@@ -206,7 +207,8 @@ def run(config: Config, folder: Path, console: Console, checkpoint: Path | None 
     if remaining <= 0:
         return Trained(model, before)
     clock, saver = WallClock(before), CheckpointEvery(folder / "checkpoints", config.checkpoint_every)
-    display = RunDisplay(f"{config.memory} {config.algo}", console)
+    display = RunDisplay(f"{config.memory} {config.algo}", console, before=before)
+    console.print(about(model, folder), style="dim", **PLAIN)
     callbacks: list[BaseCallback] = [clock, saver]
     if distributed.rank() == 0:
         callbacks += [DescribeRun(config.entries()), *([display] if config.progress else [])]
@@ -240,6 +242,17 @@ def run(config: Config, folder: Path, console: Console, checkpoint: Path | None 
     return Trained(model, clock.total)
 
 
+def about(model: MemoryOnPolicyAlgorithm, folder: Path) -> str:
+    """Size, device and threads of a training, and where its curves are."""
+    count = sum(each.numel() for each in model.policy.parameters())
+    threads = torch.get_num_threads()
+    device = str(model.device)
+    if model.device.type == "cpu":
+        device += f", {threads} thread{'s' if threads > 1 else ''}"
+    batch = f"{model.n_envs} environments × {model.n_steps} steps"
+    return f"{count:,} parameters · {batch} · {device} · tensorboard --logdir {folder}"
+
+
 def score(config: Config, model: MemoryOnPolicyAlgorithm, console: Console) -> Score | None:
     """Scores the trained agent in new episodes, with actions chosen as in training; None if no episodes are
     requested."""
@@ -271,6 +284,9 @@ def report(
         if result is not None:
             env = config.make_env(config.num_envs)
             chance = random_score(env, config.eval_episodes, config.seed, max_steps=config.eval_steps)
+            for home, each in ((folder, result), (folder / "identity", identity)):
+                if each is not None and home.is_dir():
+                    write_scores(home, {"mean_return": each.mean, **each.metrics}, summary["env_steps"])
     except Exception as error:
         raise Where("scoring random actions", config.env, folder, safe(folder)).error(error) from error
     if result is not None:
@@ -280,10 +296,17 @@ def report(
         if result.cut:
             long = f"{result.cut} of the {result.episodes} episodes had no end and were cut after {config.eval_steps:,}"
             console.print(f"{long} steps (--eval-steps)", **PLAIN)
-    console.print(
-        f"{summary['env_steps']:,} steps, {summary['episodes']:,} episodes in {summary['wall_s']:.0f} s "
-        f"({summary['steps_per_s']:,.0f} steps/s) · {folder}/summary.json\n"
-        f"watch it:   {command_for('evaluate')} {folder} --watch\n"
-        f"curves:     tensorboard --logdir {folder}",
-        **PLAIN,
-    )
+    look = f"{command_for('evaluate')} {folder}"
+    lines = [
+        f"{summary['env_steps']:,} steps, {summary['episodes']:,} episodes in {clock(summary['wall_s'])} "
+        f"({summary['steps_per_s']:,.0f} steps/s)",
+        f"watch it:     {look} --watch",
+        f"memory used?  {look} --ablate",
+        f"compare:      {command_for('compare')} {folder} OTHER-RUN",
+        f"curves:       tensorboard --logdir {folder}",
+        f"scores:       {folder}/summary.json",
+        f"checkpoint:   {latest_checkpoint(folder)}",
+    ]
+    if result is not None and result.metrics and env.groups_answers and env.horizon is not None:
+        lines.insert(2, f"errors:       {look} --errors")
+    console.print("\n".join(lines), **PLAIN)

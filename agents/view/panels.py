@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from agents.view.canvas import colours
@@ -70,6 +71,8 @@ def figure(name: str, panel: Panel) -> Figure:
     square = 0.4 < rows / columns < 2.5
     axes.imshow(image, interpolation="nearest", aspect="equal" if square else "auto")
     axes.set(title=name, xlabel=panel.x_label, ylabel=panel.y_label)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True))  # rows and columns are counted
     if limits is not None:
         mappable: Any = _scale(limits)
         drawn.colorbar(mappable, ax=axes, shrink=0.8)

@@ -67,7 +67,7 @@ def test_training_leaves_pictures_in_tensorboard(tmp_path: Path) -> None:
     model.logger.close()
     events = EventAccumulator(str(tmp_path))
     events.Reload()
-    names = {f"memory/{name}" for name in model.policy.memory.panels(model._state)}
+    names = {f"view/{name}" for name in model.policy.memory.panels(model._state)}
     assert names
     assert set(events.Tags()["images"]) == names
     assert len(events.Images(sorted(names)[0])) == 3
@@ -80,4 +80,4 @@ def test_it_costs_nothing_between_pictures() -> None:
     panels = model.policy.memory.panels
     model.policy.memory.panels = lambda state: asked.append(1) or panels(state)
     model.learn(32, PicturePanels(seconds=3600))
-    assert len(asked) == 8  # the first of four rollouts
+    assert len(asked) == 16  # the first and the last of four rollouts
