@@ -28,6 +28,7 @@ import policies
 import train
 from agents import LEARNERS
 from agents.registry import learners
+from agents.run.config import load_config
 from agents.run.display import RunDisplay
 from agents.run.parsing import parse
 from policies.memories import built_in, make_memory, memory_class, registered, registry
@@ -239,11 +240,12 @@ def test_metrics_page_lists_the_fields_of_the_summary(runs: dict[str, Path]) -> 
 
 def test_metrics_page_shows_the_progress_line(runs: dict[str, Path]) -> None:
     display = RunDisplay("", Console())
-    display.model = agents.load(agents.latest_checkpoint(runs["ppo"]), device="cpu")
+    config = load_config(runs["ppo"] / "config.yaml")
+    display.model = agents.load(agents.latest_checkpoint(runs["ppo"]), config.make_env(config.num_envs), device="cpu")
     display.model._total_timesteps = display.model.num_timesteps
-    with Console(width=300, file=io.StringIO()) as console:
-        console.print(display.lines())
-        shown = console.file.getvalue()
+    display.console = Console(width=300, file=io.StringIO())
+    display.console.print(display.lines())
+    shown = display.console.file.getvalue()
     parts = re.findall(r"[\d,]+/[\d,]+ +\d+%|left|elapsed|return|best|steps/s|env/memory/learn", shown)
     parts[0] = "steps"
     assert [row[0] for row in table(DOCS / "metrics.md", "The progress line")] == parts

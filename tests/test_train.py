@@ -90,9 +90,9 @@ def test_flags_go_before_the_recipe_and_the_recipe_before_defaults() -> None:
     assert config.memory_kwargs == {**recipe["memory_kwargs"], "heads": 2}
     assert (config.learner.gamma, config.learner.reward_scale) == (0.9, recipe["reward_scale"])
     other, _ = parse(["--memory", "lstm"])  # the arguments of another memory are not for this one
-    assert (other.memory_kwargs, other.reward_scale) == ({}, recipe["reward_scale"])
+    assert (other.memory_kwargs, other.learner.reward_scale) == ({}, recipe["reward_scale"])
     plain, _ = parse(["--env", "CartPole-v1", "--memory", "lstm"])
-    assert (plain.recipe, plain.reward_scale) == (None, 1.0)
+    assert (plain.recipe, plain.learner.reward_scale) == (None, 1.0)
 
 
 def test_a_second_run_does_not_write_over_the_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
