@@ -39,6 +39,7 @@ class RunDisplay(BaseCallback):
         self.row = _LastRow()
         self._printed_at = self._started = time.monotonic()
         self._steps_at_start = 0
+        self._mark: tuple[int, float] | None = None
         self._best: float | None = None
         self._live: Live | None = None
 
@@ -51,6 +52,7 @@ class RunDisplay(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         self._note_best()
+        self._mark = self._learner.num_timesteps, time.monotonic()
         quiet = self._live is None and time.monotonic() - self._printed_at > self.quiet_seconds
         if quiet and self._learner.num_timesteps > self._steps_at_start:
             self._printed_at = time.monotonic()
@@ -89,13 +91,21 @@ class RunDisplay(BaseCallback):
         return f"{_short(done)}/{_short(total)} {100 * min(done, total) // total:3d}%"
 
     def left(self) -> str:
-        """Time left, from the steps and the clock of this process."""
-        model = self._learner
-        done = model.num_timesteps - self._steps_at_start
+        """Time left, from the steps and the clock of this process up to the last whole iteration.
+
+        Steps are counted while they are made, and what is learned from them takes time afterwards: the steps of the
+        moment would promise too little.
+        """
+        model, now = self._learner, time.monotonic()
+        steps, moment = self._mark or (0, now)
+        if steps <= self._steps_at_start:  # the first iteration
+            steps, moment = model.num_timesteps, now
+        done = steps - self._steps_at_start
         if done <= 0:
             return "-:--:--"
-        elapsed = time.monotonic() - self._started
-        return clock(max(model._total_timesteps - model.num_timesteps, 0) * elapsed / done)
+        whole = model.n_steps * model.all_envs
+        missing = -(-max(model._total_timesteps - steps, 0) // whole) * whole
+        return clock(max(missing * (moment - self._started) / done - (now - moment), 0))
 
     def status(self) -> list[str]:
         """The fields of the second line, the most important first."""
@@ -103,6 +113,7 @@ class RunDisplay(BaseCallback):
         name, value = self.score()
         unit = " %" if name.endswith("error") else ""
         shown = "–" if value is None else f"{value:.2f}{unit}"
+        self._note_best()
         best = [] if self._best is None else [f"best {self._best:.2f}{unit}"]
         speed = (model.num_timesteps - self._steps_at_start) / max(time.monotonic() - self._started, 1e-9)
         parts = [model.env_seconds, model.memory_seconds, model.learn_seconds]

@@ -49,9 +49,13 @@ def test_bar_steps_and_times_are_there_at_every_width(width: int) -> None:
 
 def test_the_time_left_comes_from_steps_and_clock() -> None:
     model, display = learner()
-    display._steps_at_start, display._started = 100, time.monotonic() - 50
-    model.num_timesteps, model._total_timesteps = 200, 1300
-    assert display.left() == "0:09:10"
+    now = time.monotonic()
+    display._steps_at_start, display._started = 100, now - 60
+    model.num_timesteps, model._total_timesteps = 228, 1252
+    display._mark = 228, now - 10  # four iterations of 32 steps in 50 s, and 10 s of the next one
+    assert display.left() == clock(32 * 32 / 128 * 50 - 10) == "0:06:30"
+    display._mark = 100, now - 60  # within the first iteration
+    assert display.left() == "0:08:00"
     model.num_timesteps = 100
     assert display.left() == "-:--:--"  # nothing was done yet
     assert (clock(3723), clock(90_061)) == ("1:02:03", "1d 1:01:01")
