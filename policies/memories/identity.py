@@ -8,6 +8,7 @@ from torch import Tensor
 
 from policies.memories.contract import FastForm, Memory, MemoryStep, State, Unrolled
 from policies.memories.registry import register_memory
+from policies.memories.time.recording import Recording
 
 
 class Whole(FastForm):
@@ -15,6 +16,9 @@ class Whole(FastForm):
 
     def unroll(self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None) -> Unrolled:
         return Unrolled(xs, {}, {})
+
+    def record(self, state: State, room: int) -> Recording:
+        return Recording(self.memory, state)
 
 
 @register_memory("identity")
