@@ -9,6 +9,7 @@ One iteration is collect → train → read. `read` is the only transfer to the 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from typing import Any, ClassVar, TypeVar, get_args
 
 import torch
@@ -19,7 +20,8 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import MaybeCallback
 from torch import Tensor
 
-from agents.checkpoint import Checkpointed
+from agents import checkpoint
+from agents.checkpoint.files import Place, Source
 from agents.checkpoint.generators import set_generators
 from agents.collect import Collector
 from agents.common.arguments import check_policy
@@ -43,7 +45,7 @@ from policies.policy import MemoryActorCriticPolicy
 Self = TypeVar("Self", bound="MemoryOnPolicyAlgorithm")
 
 
-class MemoryOnPolicyAlgorithm(Checkpointed, Updates, TrainingEnv, OnPolicyAlgorithm):
+class MemoryOnPolicyAlgorithm(Updates, TrainingEnv, OnPolicyAlgorithm):
     """Base of the learners; see `A2C` and `PPO` for use.
 
     A learner declares its hyper-parameters (`config_class`) and implements `learn_from`. The constructor takes them by
@@ -320,6 +322,52 @@ class MemoryOnPolicyAlgorithm(Checkpointed, Updates, TrainingEnv, OnPolicyAlgori
         """Computes a rollout's advantages and returns by generalised advantage estimation."""
         rollout.estimate(self.reward_scale, self.gamma, self.gae_lambda)
         self.note_returns(rollout)
+
+    # -- save and load ---------------------------------------------------------------------------------------------
+
+    def save(  # type: ignore[override]
+        self, path: Place, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None
+    ) -> None:
+        """Write a checkpoint; see `agents.checkpoint.save`. `exclude` is not used: what it holds is fixed."""
+        checkpoint.save(self, path, include)
+
+    @classmethod
+    def load(  # type: ignore[override]
+        cls: type[Self],
+        path: Place | Source,
+        env: EnvLike | None = None,
+        device: torch.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = False,
+        **kwargs: Any,
+    ) -> Self:
+        """Load a checkpoint; see `agents.checkpoint.load`."""
+        return checkpoint.load(cls, path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+
+    def set_env(self, env: EnvLike, force_reset: bool = True) -> None:
+        """As in SB3; number, arguments and horizon of the environments may change, and `new_episodes` says how.
+
+        Running episodes are given up wherever it is another environment.
+        """
+        found = as_tensor_env(env, self.device)
+        differs = checkpoint.how_it_differs(self, found)
+        other = found is not self._tensor_env and not isinstance(found, HostEnv)
+        super().set_env(found, force_reset=force_reset or other)
+        self.new_episodes, self._unused = differs, None
+
+    def set_parameters(
+        self, load_path_or_dict: Any, exact_match: bool = True, device: torch.device | str = "auto"
+    ) -> None:
+        """As in SB3, from its dictionary or from a checkpoint, of which it takes the policy and its optimiser.
+
+        Raises:
+            CheckpointError: the checkpoint is damaged, or of another policy.
+        """
+        if isinstance(load_path_or_dict, dict):
+            super().set_parameters(load_path_or_dict, exact_match, device)
+        else:
+            checkpoint.take_parameters(self, load_path_or_dict)
 
     # -- read and log ----------------------------------------------------------------------------------------------
 

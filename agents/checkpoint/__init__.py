@@ -13,19 +13,22 @@ from agents.checkpoint.format import (
     read_tensors,
     write_checkpoint,
 )
-from agents.checkpoint.learner import Checkpointed, NewEpisodesWarning, take_weights
+from agents.checkpoint.learner import NewEpisodesWarning, how_it_differs, load, save, take_parameters, take_weights
 
 __all__ = [
     "MANIFEST",
     "TENSORS",
     "CheckpointError",
-    "Checkpointed",
     "NewEpisodesWarning",
     "digest",
+    "how_it_differs",
     "latest_checkpoint",
+    "load",
     "prune",
     "read_manifest",
     "read_tensors",
+    "save",
+    "take_parameters",
     "take_weights",
     "write_checkpoint",
 ]

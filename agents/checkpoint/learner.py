@@ -7,10 +7,9 @@ import platform
 import warnings
 from collections.abc import Iterable
 from importlib.metadata import version
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import torch
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.utils import get_system_info
 from torch import Tensor, nn
 
@@ -29,8 +28,9 @@ from agents.checkpoint.opening import compare_sizes, naming, offering_an_older_o
 from agents.checkpoint.optimizer import plain_groups
 from agents.checkpoint.restore import check_finite, part, prefix_of, restore, take_policy
 from agents.checkpoint.saved import COUNTERS, check_manifest
-from agents.environments import EnvLike, HostEnv, as_tensor_env, device_for
-from agents.hyperparameters import KEPT_SETUP, SETUP, Hyperparameters, fields_of, hints_of
+from agents.environments import EnvLike, device_for
+from agents.hyperparameters import KEPT_SETUP, SETUP, fields_of, hints_of
+from agents.sb3.training_env import TrainingEnv
 from agents.scale import distributed
 from envs.tensor_env import TensorEnv
 from policies.memories.steps import detach
@@ -41,7 +41,7 @@ LIBRARIES = ("torch", "gymnasium", "stable-baselines3", "numpy", "safetensors")
 LATER = {"normalize_values": False, "normalize_obs": False}
 """Arguments that older checkpoints do not have, and what they were made with."""
 
-Self = TypeVar("Self", bound="Checkpointed")
+Learner = TypeVar("Learner", bound=TrainingEnv)
 
 
 class NewEpisodesWarning(UserWarning):
@@ -76,231 +76,199 @@ def take_weights(policy: nn.Module, path: str | os.PathLike[str]) -> None:
         policy.load_state_dict(weights)
 
 
-class Checkpointed(BaseAlgorithm):
-    """`save` and `load` for the learners, in place of SB3's pickles."""
+def save(model: TrainingEnv, path: Place, include: Iterable[str] | None = None) -> None:
+    """Write a checkpoint: the agent, its optimiser and all that the run's next step depends on.
 
-    config_class: ClassVar[type[Hyperparameters]]
-    new_episodes: str = ""
-    """Why environments do not go on where they were; empty where they do."""
-    new_generators: str = ""
-    """Why random generators do not go on where they were; empty where they do."""
-    _unused: tuple[dict[str, Any], dict[str, Tensor]] | None = None
-    """Manifest and tensors of a run that was loaded without its environments, to be saved again."""
+    With several ranks all must call it; rank 0 writes what every one of them needs, into the one folder.
 
-    # -- save ------------------------------------------------------------------------------------------------------
+    Args:
+        path: of the folder; one file where it ends in ".zip"; or a binary file object, which gets that file.
+        include: must be empty: what a checkpoint holds is fixed.
 
-    def save(  # type: ignore[override]
-        self: Any, path: Place, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None
-    ) -> None:
-        """Write a checkpoint: the agent, its optimiser and all that the run's next step depends on.
+    Raises:
+        ValueError: `include` names something.
+    """
+    if include:
+        raise ValueError(
+            f"include is {', '.join(include)}, but a checkpoint holds the agent and its run alone: expected none; "
+            "keep attributes of your own in a file beside it"
+        )
+    parts = distributed.to_first(_of_this_rank(model))
+    if not parts:
+        return
+    tensors = {f"policy/{name}": value for name, value in model.policy.state_dict().items()}
+    optimizer = model.policy.optimizer.state_dict()
+    for index, entries in optimizer["state"].items():
+        for name, value in entries.items():
+            if value is not None:
+                tensors[f"optimizer/{index}/{name}"] = torch.as_tensor(value)
+    for rank, each in enumerate(parts):
+        tensors |= {prefix_of(rank) + name: value for name, value in each.items()}
+    if model._last_obs is not None:
+        tensors |= _episodes(model)
+    manifest = {
+        "algorithm": type(model).__name__,
+        "policy": encode(model.policy_class),
+        "config": {name: encode(getattr(model, name)) for name in (*hints_of(model.config_class), *KEPT_SETUP)},
+        "param_groups": plain_groups(optimizer["param_groups"]),
+        "counters": {name: getattr(model, name) for name in COUNTERS},
+        "num_envs": getattr(model, "n_envs", 1) * len(parts),
+        "ranks": len(parts),
+        "device": model.device.type,
+        "environment": describe(model.tensor_env) if model.env is not None else None,
+        "may_start": getattr(model, "_may_start", True),
+        "observation_space": encode_space(model.observation_space),
+        "action_space": encode_space(model.action_space),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+    }
+    if model.whole_episodes:
+        manifest["config"]["n_steps"] = 0
+    if model.env is None and model._unused is not None:
+        before, theirs = model._unused
+        tensors |= theirs
+        for name in ("num_envs", "ranks", "device", "environment", "may_start"):
+            manifest[name] = before.get(name, manifest[name])
+        manifest["environment"] = before.get("environment", before.get("env"))
+    write_checkpoint(path, manifest, tensors)
 
-        With several ranks all must call it; rank 0 writes what every one of them needs, into the one folder.
 
-        Args:
-            path: of the folder; one file where it ends in ".zip"; or a binary file object, which gets that file.
-            exclude: not used: what a checkpoint holds is fixed.
-            include: must be empty, for the same reason.
+def _of_this_rank(model: TrainingEnv) -> dict[str, Tensor]:
+    """What every rank has of its own: generators, environments, observation, reset signal and memory."""
+    generators = model._generators_to_set or get_generators()  # loaded, and not yet in use
+    tensors = {f"rng/{name}": value for name, value in generators.items()}
+    if model.env is not None:
+        tensors |= {f"env/{name}": value for name, value in model.tensor_env.state_dict().items()}
+    if model._last_obs is not None:
+        observations = model._obs if isinstance(model._obs, dict) else {"": model._obs}
+        tensors |= {f"run/obs/{key}": value for key, value in observations.items()}
+        tensors |= {f"memory/{name}": value for name, value in detach(model._state).items()}
+        tensors["run/starts"] = model._starts
+    return tensors if distributed.size() == 1 else {name: value.cpu() for name, value in tensors.items()}
 
-        Raises:
-            ValueError: `include` names something.
-        """
-        if include:
-            raise ValueError(
-                f"include is {', '.join(include)}, but a checkpoint holds the agent and its run alone: expected none; "
-                "keep attributes of your own in a file beside it"
-            )
-        parts = distributed.to_first(self._of_this_rank())
-        if not parts:
-            return
-        tensors = {f"policy/{name}": value for name, value in self.policy.state_dict().items()}
-        optimizer = self.policy.optimizer.state_dict()
-        for index, entries in optimizer["state"].items():
-            for name, value in entries.items():
-                if value is not None:
-                    tensors[f"optimizer/{index}/{name}"] = torch.as_tensor(value)
-        for rank, each in enumerate(parts):
-            tensors |= {prefix_of(rank) + name: value for name, value in each.items()}
-        if self._last_obs is not None:
-            tensors |= self._episodes()
-        manifest = {
-            "algorithm": type(self).__name__,
-            "policy": encode(self.policy_class),
-            "config": {name: encode(getattr(self, name)) for name in (*self.hyperparameters(), *KEPT_SETUP)},
-            "param_groups": plain_groups(optimizer["param_groups"]),
-            "counters": {name: getattr(self, name) for name in COUNTERS},
-            "num_envs": getattr(self, "n_envs", 1) * len(parts),
-            "ranks": len(parts),
-            "device": self.device.type,
-            "environment": describe(self.tensor_env) if self.env is not None else None,
-            "may_start": getattr(self, "_may_start", True),
-            "observation_space": encode_space(self.observation_space),
-            "action_space": encode_space(self.action_space),
-            "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
-        }
-        if self.whole_episodes:
-            manifest["config"]["n_steps"] = 0
-        if self.env is None and self._unused is not None:
-            before, theirs = self._unused
-            tensors |= theirs
-            for name in ("num_envs", "ranks", "device", "environment", "may_start"):
-                manifest[name] = before.get(name, manifest[name])
-            manifest["environment"] = before.get("environment", before.get("env"))
-        write_checkpoint(path, manifest, tensors)
 
-    def _of_this_rank(self: Any) -> dict[str, Tensor]:
-        """What every rank has of its own: generators, environments, observation, reset signal and memory."""
-        generators = self._generators_to_set or get_generators()  # loaded, and not yet in use
-        tensors = {f"rng/{name}": value for name, value in generators.items()}
-        if self.env is not None:
-            tensors |= {f"env/{name}": value for name, value in self.tensor_env.state_dict().items()}
-        if self._last_obs is not None:
-            observations = self._obs if isinstance(self._obs, dict) else {"": self._obs}
-            tensors |= {f"run/obs/{key}": value for key, value in observations.items()}
-            tensors |= {f"memory/{name}": value for name, value in detach(self._state).items()}
-            tensors["run/starts"] = self._starts
-        return tensors if distributed.size() == 1 else {name: value.cpu() for name, value in tensors.items()}
+def _episodes(model: TrainingEnv) -> dict[str, Tensor]:
+    """The episodes of all environments, under way and just ended."""
+    assert model.ep_info_buffer is not None
+    assert model.ep_success_buffer is not None
+    recent = [[episode["r"], episode["l"], episode["t"]] for episode in model.ep_info_buffer]
+    return {
+        "run/episode_returns": torch.from_numpy(model.episodes.returns),
+        "run/episode_lengths": torch.from_numpy(model.episodes.lengths),
+        "run/recent_episodes": torch.tensor(recent, dtype=torch.float64).view(-1, 3),
+        "run/recent_successes": torch.tensor(list(model.ep_success_buffer), dtype=torch.float64),
+    }
 
-    def _episodes(self: Any) -> dict[str, Tensor]:
-        """The episodes of all environments, under way and just ended."""
-        recent = [[episode["r"], episode["l"], episode["t"]] for episode in self.ep_info_buffer]
-        return {
-            "run/episode_returns": torch.from_numpy(self.episodes.returns),
-            "run/episode_lengths": torch.from_numpy(self.episodes.lengths),
-            "run/recent_episodes": torch.tensor(recent, dtype=torch.float64).view(-1, 3),
-            "run/recent_successes": torch.tensor(list(self.ep_success_buffer), dtype=torch.float64),
-        }
 
-    # -- load ------------------------------------------------------------------------------------------------------
+def load(
+    kind: type[Learner],
+    path: Place | Source,
+    env: EnvLike | None = None,
+    device: torch.device | str = "auto",
+    custom_objects: dict[str, Any] | None = None,
+    print_system_info: bool = False,
+    force_reset: bool = False,
+    **kwargs: Any,
+) -> Learner:
+    """Load a checkpoint.
 
-    @classmethod
-    def load(  # type: ignore[override]
-        cls: type[Self],
-        path: Place | Source,
-        env: EnvLike | None = None,
-        device: torch.device | str = "auto",
-        custom_objects: dict[str, Any] | None = None,
-        print_system_info: bool = False,
-        force_reset: bool = False,
-        **kwargs: Any,
-    ) -> Self:
-        """Load a checkpoint.
+    With an environment of the same class, arguments and number of copies, and as many ranks, `learn(...,
+    reset_num_timesteps=False)` goes on exactly where the saved run was. Else the environments start new episodes,
+    and `new_episodes` and a warning say why; those on the host always do, as their state cannot be read.
 
-        With an environment of the same class, arguments and number of copies, and as many ranks, `learn(...,
-        reset_num_timesteps=False)` goes on exactly where the saved run was. Else the environments start new episodes,
-        and `new_episodes` and a warning say why; those on the host always do, as their state cannot be read.
+    Args:
+        path: of the folder or zip file, with or without ".zip"; a run's folder, for its newest checkpoint; or a
+            binary file object with the zip.
+        env: to go on training; None to predict only.
+        device: where to; "auto": where `env` is, if it is given, else an accelerator where there is one.
+        custom_objects: as `kwargs`, for those who come from SB3.
+        print_system_info: print versions, as SB3 does.
+        force_reset: start new episodes in any case.
+        **kwargs: constructor arguments that replace the saved ones, `policy_kwargs` entry by entry. Functions and
+            classes of your own must be given here: a checkpoint does not import them.
 
-        Args:
-            path: of the folder or zip file, with or without ".zip"; a run's folder, for its newest checkpoint; or a
-                binary file object with the zip.
-            env: to go on training; None to predict only.
-            device: where to; "auto": where `env` is, if it is given, else an accelerator where there is one.
-            custom_objects: as `kwargs`, for those who come from SB3.
-            print_system_info: print versions, as SB3 does.
-            force_reset: start new episodes in any case.
-            **kwargs: constructor arguments that replace the saved ones, `policy_kwargs` entry by entry. Functions and
-                classes of your own must be given here: a checkpoint does not import them.
+    Raises:
+        CheckpointError: see there.
+    """
+    if print_system_info:
+        get_system_info()
+    fields = hints_of(kind.config_class)
+    known = [*fields, *KEPT_SETUP]
+    kwargs = {name: value for name, value in (custom_objects or {}).items() if name in known} | kwargs
+    with offering_an_older_one(path) as source:
+        manifest = read_manifest(source)
+        if manifest.get("algorithm") != kind.__name__:
+            raise CheckpointError(f"{source.name} holds a {manifest.get('algorithm')}, expected a {kind.__name__}")
+    with naming(source):
+        check_manifest(manifest, SETUP | fields, kind.config_class.schedules, kwargs)
+        model = _build(kind, manifest, env, device_for(device, env), kwargs)
+    with offering_an_older_one(source):
+        tensors = read_tensors(source, manifest)
+    with naming(source):
+        restore(model, manifest, tensors)
+    if force_reset:
+        model._last_obs = None
+    for what, why in (("new episodes", model.new_episodes), ("new random numbers", model.new_generators)):
+        if why and "on the host" not in why:
+            warnings.warn(f"{what}: {why}", NewEpisodesWarning, stacklevel=3)
+    return model
 
-        Raises:
-            CheckpointError: see there.
-        """
-        if print_system_info:
-            get_system_info()
-        fields = hints_of(cls.config_class)
-        known = [*fields, *KEPT_SETUP]
-        kwargs = {name: value for name, value in (custom_objects or {}).items() if name in known} | kwargs
-        with offering_an_older_one(path) as source:
-            manifest = read_manifest(source)
-            if manifest.get("algorithm") != cls.__name__:
-                raise CheckpointError(f"{source.name} holds a {manifest.get('algorithm')}, expected a {cls.__name__}")
-        with naming(source):
-            check_manifest(manifest, SETUP | fields, cls.config_class.schedules, kwargs)
-            model = cls._build(manifest, env, device_for(device, env), kwargs)
+
+def _build(
+    kind: type[Learner], manifest: dict[str, Any], env: EnvLike | None, device: torch.device, kwargs: dict[str, Any]
+) -> Learner:
+    """A learner with the saved arguments, not yet with the saved tensors, whose shapes are compared first."""
+    observation_space = decode_space(manifest["observation_space"])
+    action_space = decode_space(manifest["action_space"])
+    given = kwargs.pop("policy_kwargs", {})
+    saved = manifest["config"]["policy_kwargs"] or {}
+    kept = {name: decode(value, f"policy_kwargs.{name}") for name, value in saved.items() if name not in given}
+    fields = fields_of(kind.config_class)
+    younger = {field.name: LATER.get(field.name, field.default) for field in fields}
+    config = younger | manifest["config"]
+    missing = [name for name in (*younger, *KEPT_SETUP) if name not in (*kwargs, "policy_kwargs")]
+    arguments = {name: decode(config[name], name) for name in missing} | kwargs
+    policy = arguments.pop("policy", None) or decode(manifest["policy"], "policy")
+    learner: Any = kind
+    model = learner(policy, env, device=device, policy_kwargs=kept | given, _init_setup_model=False, **arguments)
+    for name, saved_space in (("observation_space", observation_space), ("action_space", action_space)):
+        if env is not None and getattr(model, name) != saved_space:
+            raise ValueError(f"{name} is {getattr(model, name)}, but it was made with {saved_space}")
+        setattr(model, name, saved_space)  # equal Dicts may differ in order: that of the weights counts
+    if env is None:
+        model.n_envs = manifest["num_envs"]
+    compare_sizes(model, manifest)
+    model._setup_model()
+    return model  # type: ignore[no-any-return]
+
+
+def how_it_differs(model: TrainingEnv, env: TensorEnv) -> str:
+    """How an environment to come differs from the present one, or from that of the checkpoint; empty: not."""
+    before: Any
+    if model.env is not None:
+        before, count = describe(model.tensor_env), model.n_envs
+    elif model._unused is not None:
+        manifest = model._unused[0]
+        before, count = manifest.get("environment", manifest.get("env")), manifest["num_envs"] // distributed.size()
+    else:
+        return ""
+    if before is not None and (found := difference(before, describe(env))):
+        return found.replace("the checkpoint", "the run so far")
+    return (
+        "" if count == env.num_envs else f"the run so far is of num_envs={count}, this one of num_envs={env.num_envs}"
+    )
+
+
+def take_parameters(model: TrainingEnv, path: Place) -> None:
+    """Take the policy and its optimiser from a checkpoint, and nothing else.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged, or of another policy.
+    """
+    with offering_an_older_one(path) as source:
+        manifest = read_manifest(source)
+    with naming(source):
+        if differs := other_shapes(part(listed(manifest), "policy/"), model.policy):
+            raise ValueError(differs)
         with offering_an_older_one(source):
             tensors = read_tensors(source, manifest)
-        with naming(source):
-            restore(model, manifest, tensors)
-        if force_reset:
-            model._last_obs = None
-        for what, why in (("new episodes", model.new_episodes), ("new random numbers", model.new_generators)):
-            if why and "on the host" not in why:
-                warnings.warn(f"{what}: {why}", NewEpisodesWarning, stacklevel=2)
-        return model
-
-    @classmethod
-    def _build(
-        cls: type[Self], manifest: dict[str, Any], env: EnvLike | None, device: torch.device, kwargs: dict[str, Any]
-    ) -> Self:
-        """A learner with the saved arguments, not yet with the saved tensors, whose shapes are compared first."""
-        observation_space = decode_space(manifest["observation_space"])
-        action_space = decode_space(manifest["action_space"])
-        given = kwargs.pop("policy_kwargs", {})
-        saved = manifest["config"]["policy_kwargs"] or {}
-        kept = {name: decode(value, f"policy_kwargs.{name}") for name, value in saved.items() if name not in given}
-        fields = fields_of(cls.config_class)
-        younger = {field.name: LATER.get(field.name, field.default) for field in fields}
-        config = younger | manifest["config"]
-        missing = [name for name in (*younger, *KEPT_SETUP) if name not in (*kwargs, "policy_kwargs")]
-        arguments = {name: decode(config[name], name) for name in missing} | kwargs
-        policy = arguments.pop("policy", None) or decode(manifest["policy"], "policy")
-        learner: Any = cls
-        model = learner(policy, env, device=device, policy_kwargs=kept | given, _init_setup_model=False, **arguments)
-        for name, saved_space in (("observation_space", observation_space), ("action_space", action_space)):
-            if env is not None and getattr(model, name) != saved_space:
-                raise ValueError(f"{name} is {getattr(model, name)}, but it was made with {saved_space}")
-            setattr(model, name, saved_space)  # equal Dicts may differ in order: that of the weights counts
-        if env is None:
-            model.n_envs = manifest["num_envs"]
-        compare_sizes(model, manifest)
-        model._setup_model()
-        return model  # type: ignore[no-any-return]
-
-    def set_env(self: Any, env: EnvLike, force_reset: bool = True) -> None:
-        """As in SB3; number, arguments and horizon of the environments may change, and `new_episodes` says how.
-
-        Running episodes are given up wherever it is another environment.
-        """
-        found = as_tensor_env(env, self.device)
-        differs = self._how_it_differs(found)
-        other = found is not self._tensor_env and not isinstance(found, HostEnv)
-        super().set_env(found, force_reset=force_reset or other)  # type: ignore[arg-type]
-        self.new_episodes, self._unused = differs, None
-
-    def _how_it_differs(self: Any, env: TensorEnv) -> str:
-        """How an environment to come differs from the present one, or from that of the checkpoint; empty: not."""
-        if self.env is not None:
-            before, count = describe(self.tensor_env), self.n_envs
-        elif self._unused is not None:
-            manifest = self._unused[0]
-            before, count = manifest.get("environment", manifest.get("env")), manifest["num_envs"] // distributed.size()
-        else:
-            return ""
-        if before is not None and (found := difference(before, describe(env))):
-            return found.replace("the checkpoint", "the run so far")
-        return (
-            ""
-            if count == env.num_envs
-            else f"the run so far is of num_envs={count}, this one of num_envs={env.num_envs}"
-        )
-
-    def set_parameters(
-        self: Any,
-        load_path_or_dict: Any,
-        exact_match: bool = True,
-        device: torch.device | str = "auto",
-    ) -> None:
-        """As in SB3, from its dictionary or from a checkpoint, of which it takes the policy and its optimiser.
-
-        Raises:
-            CheckpointError: the checkpoint is damaged, or of another policy.
-        """
-        if isinstance(load_path_or_dict, dict):
-            super().set_parameters(load_path_or_dict, exact_match, device)
-            return
-        with offering_an_older_one(load_path_or_dict) as source:
-            manifest = read_manifest(source)
-        with naming(source):
-            if differs := other_shapes(part(listed(manifest), "policy/"), self.policy):
-                raise ValueError(differs)
-            with offering_an_older_one(source):
-                tensors = read_tensors(source, manifest)
-            take_policy(self, manifest, tensors)
+        take_policy(model, manifest, tensors)

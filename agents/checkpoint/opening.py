@@ -14,6 +14,7 @@ from torch import nn
 from agents.checkpoint.files import MANIFEST, CheckpointError, Place, Source, hidden
 from agents.checkpoint.format import latest_checkpoint, listed, older_whole
 from agents.checkpoint.restore import part
+from agents.sb3.training_env import TrainingEnv
 from policies.memories import memory_class
 
 
@@ -27,7 +28,7 @@ def other_shapes(theirs: dict[str, list[int]], policy: nn.Module, but: str = "/"
     return f"{len(differ)} differ; {differ[0]} is {there}, expected {here}"
 
 
-def compare_sizes(model: Any, manifest: dict[str, Any]) -> None:
+def compare_sizes(model: TrainingEnv, manifest: dict[str, Any]) -> None:
     """Compare the tensors that the manifest lists with those of its policy, before any of them is made.
 
     The policy is built on torch's meta device, which knows shapes and holds no numbers.
@@ -56,7 +57,7 @@ def compare_sizes(model: Any, manifest: dict[str, Any]) -> None:
         raise ValueError(f"size mismatch: {differs}")
 
 
-def _all_ours(model: Any) -> bool:
+def _all_ours(model: TrainingEnv) -> bool:
     """Whether the policy is made of this project's and its libraries' classes alone."""
     kwargs = model.policy_kwargs
     classes = [model.policy_class, memory_class(kwargs.get("memory", "lstm"))]

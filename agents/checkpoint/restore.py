@@ -19,6 +19,7 @@ from agents.checkpoint.optimizer import restored
 from agents.checkpoint.saved import COUNTERS
 from agents.environments import HostEnv
 from agents.environments.infos import as_numpy
+from agents.sb3.training_env import TrainingEnv
 from agents.scale import distributed
 
 Tensors = dict[str, Tensor]
@@ -35,7 +36,7 @@ def prefix_of(rank: int) -> str:
     return f"rank{rank}/" if rank else ""
 
 
-def restore(model: Any, manifest: dict[str, Any], tensors: Tensors) -> None:
+def restore(model: TrainingEnv, manifest: dict[str, Any], tensors: Tensors) -> None:
     """Put everything that fits where it was; `model.new_episodes` and `model.new_generators` say what did not.
 
     Raises:
@@ -71,7 +72,7 @@ def restore(model: Any, manifest: dict[str, Any], tensors: Tensors) -> None:
         rehearse(model, False)
 
 
-def take_policy(model: Any, manifest: dict[str, Any], tensors: Tensors) -> None:
+def take_policy(model: TrainingEnv, manifest: dict[str, Any], tensors: Tensors) -> None:
     """Parameters, buffers and the optimiser's state."""
     weights = part(tensors, "policy/")
     check_finite(weights, model.policy.state_dict())
@@ -91,12 +92,14 @@ def check_finite(weights: Tensors, like: Tensors) -> None:
             raise ValueError(f"{name} has weights that are infinite or NaN")
 
 
-def take_episodes(model: Any, manifest: dict[str, Any], tensors: Tensors) -> None:
+def take_episodes(model: TrainingEnv, manifest: dict[str, Any], tensors: Tensors) -> None:
     """Environments, memory and statistics as they were; where they are of other environments, new episodes."""
     running, own = part(tensors, "run/"), prefix_of(distributed.rank())
     recent = running["recent_episodes"]
     if recent.dim() != 2 or recent.shape[1] != 3 or not torch.isfinite(recent).all():
         raise ValueError(f"recent_episodes is {list(recent.shape)}, expected finite numbers [episodes, 3]")
+    assert model.ep_info_buffer is not None
+    assert model.ep_success_buffer is not None
     for reward, length, elapsed in recent.tolist():
         model.ep_info_buffer.append({"r": reward, "l": int(length), "t": elapsed})
     successes = running.get("recent_successes", torch.zeros(0))  # of checkpoints from before there were any
@@ -122,31 +125,35 @@ def take_episodes(model: Any, manifest: dict[str, Any], tensors: Tensors) -> Non
             if manifest["format_version"] > 1:  # the environment is the one it was taken from, so the file is wrong
                 raise
             _begin_anew(model, error)
-    if model.seed is not None:  # not once more the first ones
-        model.env.seed(_new_seed(model))
+    _seed_anew(model)  # not once more the first episodes
 
 
-def _begin_anew(model: Any, error: Exception) -> None:
+def _begin_anew(model: TrainingEnv, error: Exception) -> None:
     """A checkpoint of version 1 does not say what its environments were made of: it shows when they are stepped."""
     model.new_episodes = f"the environments are not those of the checkpoint ({' '.join(str(error).split())})"
     model._last_obs = None
-    if model.seed is not None:
+    _seed_anew(model)
+
+
+def _seed_anew(model: TrainingEnv) -> None:
+    if model.seed is not None and model.env is not None:
         model.env.seed(_new_seed(model))
 
 
-def _new_seed(model: Any) -> int:
+def _new_seed(model: TrainingEnv) -> int:
+    assert model.seed is not None
     return distributed.own_seed((model.seed + model.num_timesteps) % 2**32)
 
 
-def _go_on(model: Any, manifest: dict[str, Any], environment: Tensors, running: Tensors) -> None:
+def _go_on(model: TrainingEnv, manifest: dict[str, Any], environment: Tensors, running: Tensors) -> None:
     env = model.tensor_env
     if model.new_generators and "generator" in environment:
         if model.seed is not None:
             env.generator.manual_seed(_new_seed(model))
         environment["generator"] = env.generator.get_state()
-    named = isinstance(model.rollout.obs, dict)
-    expected = {f"obs/{name}": value[0] for name, value in model.rollout.obs.items()} if named else {}
-    expected |= {} if named else {"obs/": model.rollout.obs[0]}
+    room = model.rollout.obs
+    named = isinstance(room, dict)
+    expected = {f"obs/{name}": value[0] for name, value in (room if isinstance(room, dict) else {"": room}).items()}
     expected["starts"] = model.rollout.starts[0]
     returns, lengths = model.episodes.returns, model.episodes.lengths
     expected |= {"episode_returns": torch.from_numpy(returns), "episode_lengths": torch.from_numpy(lengths)}
@@ -172,7 +179,7 @@ def _go_on(model: Any, manifest: dict[str, Any], environment: Tensors, running: 
     model._last_obs = as_numpy(model._obs)  # tells SB3 that there is no need to reset
 
 
-def _take_memory(model: Any, state: Tensors) -> None:
+def _take_memory(model: TrainingEnv, state: Tensors) -> None:
     expected = model.policy.initial_state(model.n_envs)
     if shapes(state) != shapes(expected):
         raise ValueError(f"the memory's state is {shapes(state)}, expected {shapes(expected)}")
@@ -193,7 +200,7 @@ def _check_like(name: str, value: Tensor, example: Tensor) -> None:
 # -- a rehearsal -------------------------------------------------------------------------------------------------------
 
 
-def rehearse(model: Any, running: bool) -> None:
+def rehearse(model: TrainingEnv, running: bool) -> None:
     """One step of the agent, and of its environments where they go on, of which nothing stays.
 
     What a file says may have the right types and shapes and yet make no agent, or a place outside of the maze.
@@ -229,7 +236,7 @@ def rehearse(model: Any, running: bool) -> None:
 
 
 @contextmanager
-def _leaving_no_trace(model: Any) -> Iterator[None]:
+def _leaving_no_trace(model: TrainingEnv) -> Iterator[None]:
     policy, generators = model.policy, get_generators()
     buffers = {name: value.clone() for name, value in policy.named_buffers()}
     training = policy.training
@@ -244,7 +251,7 @@ def _leaving_no_trace(model: Any) -> Iterator[None]:
                 value.copy_(buffers[name])
 
 
-def _any_observation(model: Any, copies: int) -> Any:
+def _any_observation(model: TrainingEnv, copies: int) -> Any:
     """An observation that the space allows: 0, or the nearest to it."""
 
     def nearest(space: spaces.Space[Any]) -> Tensor:

@@ -26,6 +26,16 @@ class TrainingEnv(BaseAlgorithm):
     see. Resets and steps through the second, or in any other way, are noticed."""
 
     policy: MemoryActorCriticPolicy
+    new_episodes: str = ""
+    """Why environments do not go on where they were when a checkpoint was written; empty where they do."""
+    new_generators: str = ""
+    """Why random generators do not go on where they were; empty where they do."""
+    _unused: tuple[dict[str, Any], dict[str, Tensor]] | None = None
+    """Manifest and tensors of a run that was loaded without its environments, to be saved again."""
+    _generators_to_set: dict[str, Tensor]
+    """The state of random generators that a checkpoint had, until they are used."""
+    whole_episodes: bool
+    normalize_values: bool
     rollout: Rollout
     episodes: Episodes
     task_metrics: TaskMetrics
@@ -84,6 +94,11 @@ class TrainingEnv(BaseAlgorithm):
 
     def _setup_env(self) -> None:
         """Sets everything that depends on the environments."""
+        raise NotImplementedError
+
+    @property
+    def policy_arguments(self) -> dict[str, Any]:
+        """What the policy is built with beside spaces and learning rate."""
         raise NotImplementedError
 
     def estimate(self, rollout: Rollout) -> None:
