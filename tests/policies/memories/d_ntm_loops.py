@@ -34,7 +34,7 @@ def addressed(
     k = emitted[: memory.head_sizes[0]]
     beta = (1 + emitted[memory.head_sizes[0]].exp()).log() + 1
     z = []
-    for i in range(memory.slots):
+    for i in range(memory.places):
         content = contents[i] if i < memory.slots else torch.zeros(memory.word_size).double()
         cell = torch.cat([memory.addresses[i], content])
         z.append(beta * (k @ cell) / (((k @ k) + 1e-6).sqrt() * ((cell @ cell) + 1e-6).sqrt()))
@@ -48,7 +48,7 @@ def addressed(
     if u is None or soft:
         return w, w, new_v
     place = (w.log() if memory.deterministic else w.log() - (-u.log()).log()).argmax()
-    one = torch.zeros(memory.slots).double()
+    one = torch.zeros(memory.places).double()
     one[place] = 1
     return one + w - w.detach(), w, new_v
 
@@ -88,8 +88,8 @@ def reference(memory: DNTM, xs: Tensor, state: State) -> dict[str, Tensor]:
             if seed is not None:
                 seen = fingerprint(x[None] if memory.by_history else x[None, :0])
                 seed = next_seed(seed[None], seen)[0]
-                numbers = uniform(seed[None], len(us) * memory.slots + 1)[0]
-                us = list(numbers[:-1].split(memory.slots))
+                numbers = uniform(seed[None], len(us) * memory.places + 1)[0]
+                us = list(numbers[:-1].split(memory.places))
                 soft = memory.curriculum and not memory.deterministic
                 soft = soft and bool(numbers[-1] < 1 / (1 + float(memory.get_buffer("updates"))) ** 0.5)
             hidden, h = control(memory, x, m, h)
