@@ -98,7 +98,8 @@ def lines(args: Args) -> Iterator[Line]:
     words = f"train.py --no-progress --no-baseline {'--resume' if begun else '--run-dir'} {maze}"
     if not begun:
         words += f" --recipe maze-gpu --device {args.device}"
-        words += " --num-envs 4 --n-steps 10 --total-timesteps 400 --eval-episodes 8" if small else ""
+        words += " --env-kwargs episode_length=20 --num-envs 4 --n-steps 10" if small else ""
+        words += " --total-timesteps 400 --eval-episodes 8" if small else ""
     yield Line(3, "maze", words.split(), 590)
 
 

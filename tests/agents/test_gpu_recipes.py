@@ -11,6 +11,7 @@ from pretend_cuda import PretendCuda
 import agents
 from agents.run.command import main
 from agents.run.config import base_config
+from agents.run.parsing import parse
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {
@@ -67,10 +68,15 @@ def test_a_recipe_is_trained_in_graphs(name: str, tmp_path: Path, monkeypatch: p
 
 
 def test_the_script_for_a_gpu_runs_what_there_is(tmp_path: Path) -> None:
-    """Its files exist, and the lines of a part fit the time of the part."""
+    """Its files exist, its trainings fit their graphs, and the lines of a part fit the time of the part."""
     script = runpy.run_path(str(ROOT / "benchmarks" / "gpu_check.py"))
     for small in (False, True):
         lines = list(script["lines"](script["Args"](out=tmp_path, small=small)))
         assert all((ROOT / word).exists() for line in lines for word in line.words if word.endswith(".py"))
+        for words in (line.words for line in lines if line.words[0] == "train.py"):
+            config, _ = parse(words[1:])
+            horizon = config.make_env(1).horizon or 0
+            assert horizon % config.learner.n_steps == 0
+            assert horizon // config.learner.n_steps <= MOST_GRAPHS
         for part, minutes in script["MINUTES"].items():
             assert sum(line.seconds for line in lines if line.part == part) <= 60 * minutes
