@@ -54,6 +54,7 @@ def budget(request: pytest.FixtureRequest) -> Any:
     counted = dict(rows)
     yield {} if writes else rows, counted
     if writes:
+        assert set(counted) >= set(CASES), "count every case before the budget is written"
         with open(BUDGET, "w", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(["algo", "memory", "env", "launches"])
