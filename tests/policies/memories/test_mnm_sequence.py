@@ -15,9 +15,10 @@ from policies.memories import make_memory
 from policies.memories.contract import Memory
 from policies.memories.mnm import fast_native as mnm_native
 from policies.memories.mnm import fast_taped as mnm_taped
-from policies.memories.mnm.fast import FastMNMp, TapedRecording
+from policies.memories.mnm.fast import FastMNMp
 from policies.memories.time.checkpointing import unroll_by_segments
 from policies.memories.time.measure import Made
+from policies.memories.time.taped import TapedRecording
 from policies.native import compiler as native
 
 compiled = pytest.mark.skipif(
