@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from agents import latest_checkpoint
+from agents.common.terminal import make_console
 from agents.run.config import NUMBERS, Command, Config, base_config, known_entries, load_config, run_entries
 from agents.run.folder import checkpoint_folder, newest
+from agents.run.help import show_help, show_list
 from agents.scale import distributed
 
 DESCRIPTION = """Train an agent with a memory, such as --env CartPole-v1 --memory lstm --algo ppo.
@@ -29,10 +32,14 @@ def parse(arguments: list[str]) -> tuple[Command, Path | None]:
     """
     refuse_empty(arguments)
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("recipe", "resume", "sweep", "env", "algo", "memory", "device"):
+    for name in ("recipe", "resume", "sweep", "env", "algo", "memory", "device", "list"):
         first.add_argument(f"--{name}")
+    first.add_argument("-h", "--help", action="store_true")
     first.add_argument("--run-dir", "--run_dir", type=Path)
     given, _ = first.parse_known_args(arguments)
+    if given.list:
+        show_list(make_console(), given.list)
+        sys.exit(0)
     if distributed.restarts() and given.run_dir and newest(given.run_dir):
         given.resume = given.run_dir
     checkpoint = None
@@ -56,6 +63,10 @@ def parse(arguments: list[str]) -> tuple[Command, Path | None]:
     learner = ("learner", Annotated[kind, tyro.conf.arg(name="")], dataclasses.field(default=None))
     command: type[Command] = dataclasses.make_dataclass("Command", [learner], bases=(Command,))
     default = command(**vars(defaults))
+    if given.help:
+        default.memory, default.env = given.memory or default.memory, given.env or default.env
+        show_help(make_console(), DESCRIPTION, command, default)
+        sys.exit(0)
     config = tyro.cli(command, default=default, args=arguments, description=DESCRIPTION, registry=NUMBERS)
     config.env_kwargs = defaults.env_kwargs | config.env_kwargs
     config.memory_kwargs = defaults.memory_kwargs | config.memory_kwargs
