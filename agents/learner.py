@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from functools import cached_property
 from typing import Any, ClassVar, TypeVar, get_args
 
 import torch
@@ -29,6 +30,7 @@ from agents.environments import EnvLike, HostEnv, TensorVecEnv, as_tensor_env, d
 from agents.hyperparameters import Hyperparameters, Setup, bound, check_definition, fields_of, fitted, signature_of
 from agents.metrics.critic import CriticWatch
 from agents.metrics.episodes import Episodes
+from agents.metrics.health import PolicyWatch
 from agents.metrics.report import read, report
 from agents.metrics.task import TaskMetrics
 from agents.rollout import Rollout
@@ -296,6 +298,11 @@ class MemoryOnPolicyAlgorithm(Updates, TrainingEnv, OnPolicyAlgorithm):
         self.train()
         self.learn_seconds += time.perf_counter() - started
         return True
+
+    @cached_property
+    def policy_watch(self) -> PolicyWatch:
+        """Warns of a policy that stays random, stops exploring, or moves too far."""
+        return PolicyWatch(self.action_space, getattr(self, "target_kl", None))
 
     def train(self) -> None:
         """Learns from `self.rollout`, then reads rewards, ends and metrics in the iteration's one transfer to the

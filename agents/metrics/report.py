@@ -69,6 +69,7 @@ def read(model: TrainingEnv, found: Report) -> None:
     if distributed.rank() == 0:
         normalized = model.policy.value_norm is not None
         model.critic_watch.see(values, model.max_grad_norm, normalized, model.n_steps * model.n_envs)
+        model.policy_watch.see(values)
     for name, value in values.items():
         model.logger.record(name, value)
     for name, value in model.task_metrics.values(sums.sum(0)).items():

@@ -47,6 +47,7 @@ class TrainingEnv(BaseAlgorithm):
     n_steps: int
     max_grad_norm: float
     critic_watch: CriticWatch
+    policy_watch: Any
     learns_from_targets: ClassVar[bool]
     memory_seconds: float
     env_seconds: float
