@@ -1,15 +1,17 @@
 """Rendering: a palette, an off-screen canvas, and a window.
 
-Frames are drawn at three times their size and scaled down, which smooths every edge. Their sides are multiples of 16,
-as video encoders require. Only `Window` needs a display.
+Frames are drawn at several times their size and scaled down, which smooths every edge. Their sides are multiples of 16,
+as video encoders require; within `drawing_for` they are as large as fits instead. Only `Window` needs a display.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pygame
@@ -38,10 +40,66 @@ HUES: tuple[Colour, ...] = (
 )
 
 _FINE = 3  # drawn pixels per pixel of the frame
+_LEGIBLE = 0.8  # share of its own size at which a picture can still be read
+
+
+class Room(NamedTuple):
+    """The room that a picture gets, in a canvas's units, and the pixels per unit."""
+
+    width: float
+    height: float
+    scale: float
+
+
+_room: ContextVar[Room | None] = ContextVar("room", default=None)
+
+
+@contextmanager
+def drawing_for(width: float, height: float, scale: float = 1.0) -> Iterator[None]:
+    """Within it, every `Canvas` becomes a frame as large as fits in `width` × `height` units of `scale` pixels each."""
+    token = _room.set(Room(width, height, scale))
+    try:
+        yield
+    finally:
+        _room.reset(token)
+
+
+def room() -> Room | None:
+    """The room given by `drawing_for`; None outside it: a picture has its own size."""
+    return _room.get()
+
+
+def fold(
+    length: int, cell: float, line: float, around: tuple[float, float], default: tuple[int, int]
+) -> tuple[int, int]:
+    """How a row of `length` cells is folded into lines: cells per line, and lines shown (the latest, where all are too
+    small to be read).
+
+    Args:
+        length: number of cells.
+        cell: width of one, in units.
+        line: height of a line.
+        around: width and height of what is not cells.
+        default: the answer where no room is given.
+    """
+    given = _room.get()
+    if given is None:
+        return default
+
+    def share(columns: int) -> float:
+        lines = math.ceil(length / columns)
+        return min(given.width / (around[0] + columns * cell), given.height / (around[1] + lines * line))
+
+    columns = max(range(1, length + 1), key=share)
+    if share(columns) >= _LEGIBLE:
+        return columns, math.ceil(length / columns)
+    columns = min(length, max(1, int((given.width / _LEGIBLE - around[0]) / cell)))
+    return columns, min(math.ceil(length / columns), max(1, int((given.height / _LEGIBLE - around[1]) / line)))
 
 
 class Canvas:
-    """An off-screen canvas, in pixels of the finished frame; coordinates may be fractions.
+    """An off-screen canvas, in pixels of the finished frame (units, within `drawing_for`); coordinates may be
+    fractions.
 
     Args:
         width: of the frame; rounded up to a multiple of 16.
@@ -49,9 +107,26 @@ class Canvas:
     """
 
     def __init__(self, width: float, height: float) -> None:
+        self.width: float
+        self.height: float
         self.width, self.height = (math.ceil(side / 16) * 16 for side in (width, height))
-        self._sheet = pygame.Surface((self.width * _FINE, self.height * _FINE), 0, 32)
+        given = _room.get()
+        scale = 1.0
+        if given is not None:
+            scale = given.scale * min(given.width / self.width, given.height / self.height)
+        self._prepare((round(self.width * scale), round(self.height * scale)), 1.0 if given is None else given.scale)
+
+    def _prepare(self, pixels: tuple[int, int], scale: float) -> None:
+        """An empty sheet for a frame of so many pixels."""
+        self.pixels = (max(1, pixels[0]), max(1, pixels[1]))
+        # Per pixel; of one window the same everywhere, since scaling rounds colours down.
+        self._dots = _FINE if scale <= 1.5 else 2
+        self._fine = self._dots * self.pixels[0] / self.width  # dots per unit
+        self._sheet = pygame.Surface((self.pixels[0] * self._dots, self.pixels[1] * self._dots), 0, 32)
         self._sheet.fill(PAPER)
+
+    def _dot(self, units: float) -> int:
+        return round(units * self._fine)
 
     def box(
         self,
@@ -67,22 +142,22 @@ class Canvas:
     ) -> None:
         """A rectangle with rounded corners: filled, or an outline `line` pixels thick."""
         if opacity < 1:  # blending needs a layer of its own
-            layer = pygame.Surface((_fine(width), _fine(height)), pygame.SRCALPHA, 32)
+            layer = pygame.Surface((self._dot(width), self._dot(height)), pygame.SRCALPHA, 32)
             pygame.draw.rect(
-                layer, (*colour, int(255 * opacity)), layer.get_rect(), _fine(line), border_radius=_fine(round)
+                layer, (*colour, int(255 * opacity)), layer.get_rect(), self._dot(line), border_radius=self._dot(round)
             )
-            self._sheet.blit(layer, (_fine(left), _fine(top)))
+            self._sheet.blit(layer, (self._dot(left), self._dot(top)))
             return
-        rect = pygame.Rect(_fine(left), _fine(top), _fine(width), _fine(height))
-        pygame.draw.rect(self._sheet, colour, rect, _fine(line), border_radius=_fine(round))
+        rect = pygame.Rect(self._dot(left), self._dot(top), self._dot(width), self._dot(height))
+        pygame.draw.rect(self._sheet, colour, rect, self._dot(line), border_radius=self._dot(round))
 
     def disc(self, x: float, y: float, radius: float, colour: Colour) -> None:
         """A filled circle around `(x, y)`."""
-        pygame.draw.circle(self._sheet, colour, (_fine(x), _fine(y)), _fine(radius))
+        pygame.draw.circle(self._sheet, colour, (self._dot(x), self._dot(y)), self._dot(radius))
 
     def polygon(self, points: Sequence[tuple[float, float]], colour: Colour) -> None:
         """A filled polygon."""
-        pygame.draw.polygon(self._sheet, colour, [(_fine(x), _fine(y)) for x, y in points])
+        pygame.draw.polygon(self._sheet, colour, [(self._dot(x), self._dot(y)) for x, y in points])
 
     def star(self, x: float, y: float, radius: float, colour: Colour) -> None:
         """A five-pointed star around `(x, y)`."""
@@ -96,8 +171,8 @@ class Canvas:
 
     def text(self, words: str, x: float, y: float, size: int, colour: Colour = INK, anchor: str = "midleft") -> None:
         """One line of text, its `anchor` (a name of `pygame.Rect`) at `(x, y)`."""
-        drawn = font(size * _FINE).render(words, True, colour)
-        self._sheet.blit(drawn, drawn.get_rect(**{anchor: (_fine(x), _fine(y))}))
+        drawn = font(round(size * self._fine)).render(words, True, colour)
+        self._sheet.blit(drawn, drawn.get_rect(**{anchor: (self._dot(x), self._dot(y))}))
 
     def caption(self, words: str, margin: float, y: float, reward: float | None = None) -> None:
         """A caption: text at the left, and a non-zero reward at the right."""
@@ -107,7 +182,7 @@ class Canvas:
 
     def frame(self) -> Frame:
         """The finished frame, `[height, width, 3]`."""
-        small = pygame.transform.smoothscale(self._sheet, (self.width, self.height))
+        small = pygame.transform.smoothscale(self._sheet, self.pixels)
         return np.ascontiguousarray(pygame.surfarray.array3d(small).swapaxes(0, 1))
 
 
@@ -168,13 +243,15 @@ def strip_frame(shown: Sequence[int | None], answers: Sequence[int | None], leng
         length: steps of an episode: future steps stay empty.
         caption: a line underneath.
     """
-    tile, gap, margin, per_row = 40, 8, 16, 16
-    columns, rows = min(length, per_row), math.ceil(length / per_row)
+    tile, gap, margin = 40, 8, 16
     pitch, tall = tile + gap, 2 * tile + 2 * gap
+    default = min(length, 16), math.ceil(length / 16)
+    per_row, rows = fold(length, pitch, tall, (2 * margin - gap, 3 * margin), default)
+    columns, first = per_row, max(0, (min(len(shown), length) - 1) // per_row - rows + 1) * per_row
     canvas = Canvas(max(columns * pitch - gap + 2 * margin, 240), rows * tall + 3 * margin)
     inset = (canvas.width - columns * pitch + gap) / 2
-    for step in range(length):
-        left, top = inset + step % per_row * pitch, margin + step // per_row * tall
+    for step in range(first, min(length, first + rows * per_row)):
+        left, top = inset + step % per_row * pitch, margin + (step - first) // per_row * tall
         symbol = shown[step] if step < len(shown) else None
         if symbol is None:
             canvas.box(left, top, tile, tile, LINE, round=8, line=2)
@@ -187,7 +264,8 @@ def strip_frame(shown: Sequence[int | None], answers: Sequence[int | None], leng
             canvas.box(left + 6, top + tile + 5, tile - 12, tile - 12, _mix(verdict, PAPER, 0.8), round=6)
             canvas.box(left + 6, top + tile + 5, tile - 12, tile - 12, verdict, round=6, line=2)
             canvas.text(_letter(answer), left + tile / 2, top + 1.5 * tile, 18, verdict, "center")
-    canvas.box(inset - 4, margin - 4, tile + 8, tile + 8, INK, round=11, line=2.5)
+    if not first:
+        canvas.box(inset - 4, margin - 4, tile + 8, tile + 8, INK, round=11, line=2.5)
     canvas.caption(caption, inset, canvas.height - 1.4 * margin)
     return canvas.frame()
 
@@ -264,10 +342,6 @@ class Window:
         if self._screen is not None:
             pygame.display.quit()
             self._screen = None
-
-
-def _fine(pixels: float) -> int:
-    return round(pixels * _FINE)
 
 
 def _mix(colour: Colour, other: Colour, share: float) -> Colour:

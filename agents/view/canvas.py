@@ -11,7 +11,7 @@ import matplotlib
 import numpy as np
 import pygame as pygame
 
-from envs.rendering import FAINT, FLOOR, INK, LINE, Canvas, Colour, font
+from envs.rendering import FAINT, FLOOR, INK, LINE, Canvas, Colour, Frame, font
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -31,7 +31,35 @@ class Box:
 
 
 class Stage(Canvas):
-    """Adds text in a proportional font, images from arrays and cards to the environments' canvas."""
+    """Adds text in a proportional font, images from arrays and cards to the environments' canvas.
+
+    Args:
+        width: pixels of the frame.
+        height: likewise.
+        scale: pixels per unit.
+    """
+
+    def __init__(self, width: int, height: int, scale: float = 1.0) -> None:
+        self.width, self.height, self.scale = width / scale, height / scale, scale
+        self._pasted: list[tuple[int, int, Frame]] = []
+        self._prepare((width, height), scale)
+
+    def paste(self, frame: Frame, room: Box) -> Box:
+        """Puts a frame into the middle of `room`, pixel by pixel; returns its rectangle."""
+        tall, wide = (side / self.scale for side in frame.shape[:2])
+        left = round((room.left + (room.width - wide) / 2) * self.scale)
+        top = round((room.top + (room.height - tall) / 2) * self.scale)
+        self._pasted.append((left, top, frame))
+        return Box(left / self.scale, top / self.scale, wide, tall)
+
+    def frame(self) -> Frame:
+        """The finished frame, `[height, width, 3]`."""
+        drawn = super().frame()
+        for left, top, frame in self._pasted:
+            across, down = max(0, left), max(0, top)
+            part = drawn[down : down + frame.shape[0], across : across + frame.shape[1]]
+            part[:] = frame[: part.shape[0], : part.shape[1]]
+        return drawn
 
     def write(
         self,
@@ -45,7 +73,7 @@ class Stage(Canvas):
         turned: bool = False,
     ) -> float:
         """Draws one line of text, shortened to `room` pixels; returns its width."""
-        face, fine = _face(size * self._fine), self._fine
+        face, fine = _face(round(size * self._fine)), self._fine
         while len(words) > 1 and face.size(words)[0] > room * fine:
             words = words.rstrip("…")[:-1].rstrip() + "…"
         drawn = face.render(words, True, colour)
@@ -55,7 +83,7 @@ class Stage(Canvas):
 
     def measure(self, words: str, size: int) -> float:
         """Width of a line of text."""
-        return float(_face(size * self._fine).size(words)[0]) / self._fine
+        return float(_face(round(size * self._fine)).size(words)[0]) / self._fine
 
     def picture(self, image: Array, box: Box, stretch: bool = False, smooth: bool = False) -> Box:
         """Draws an RGB array `[H, W, 3]` at the top centre of `box`; returns its rectangle.
@@ -68,12 +96,14 @@ class Stage(Canvas):
         if not stretch:
             across = down = min(across, down)
         if min(across, down) >= 2 * fine and not smooth:  # whole pixels, so that all cells are of one size
-            across, down = (math.floor(side / fine) * fine for side in (across, down))
+            dots = self._dots
+            across, down = (math.floor(side / dots) * dots for side in (across, down))
         size = max(1, round(across * columns)), max(1, round(down * rows))
         surface = pygame.surfarray.make_surface(np.ascontiguousarray(image.swapaxes(0, 1)))
         smooth = smooth or min(across, down) < 1
         scale = pygame.transform.smoothscale if smooth else pygame.transform.scale
-        left, top = round(box.left + (box.width - size[0] / fine) / 2) * fine, round(box.top) * fine
+        left = round((box.left + (box.width - size[0] / fine) / 2) * self.scale) * self._dots
+        top = round(box.top * self.scale) * self._dots
         self._sheet.blit(scale(surface, size), (left, top))
         return Box(left / fine, top / fine, size[0] / fine, size[1] / fine)
 
@@ -83,10 +113,6 @@ class Stage(Canvas):
         self.box(box.left, box.top, box.width, box.height, LINE, round=10, line=1)
         self.write(heading, box.left + 14, box.top + 17, 12, FAINT)
         return box.inset(14, 34, 14, 14)
-
-    @property
-    def _fine(self) -> int:
-        return self._sheet.get_width() // self.width
 
 
 def colours(values: Array, limits: tuple[float, float] | None) -> tuple[Array, tuple[float, float] | None]:

@@ -12,9 +12,10 @@ from gymnasium import spaces
 from torch import Tensor
 
 from agents.environments import HostEnv
+from agents.view.canvas import Box
 from agents.view.panels import PanelHistory
 from agents.view.scene import Scene, View
-from envs.rendering import Frame
+from envs.rendering import Frame, drawing_for
 from envs.tensor_env import Info, Obs, TensorEnv
 from policies.memories.contract import State
 from policies.policy import MemoryActorCriticPolicy
@@ -131,6 +132,7 @@ class Session:
             title=self.title,
             subtitle=self.subtitle if subtitle is None else subtitle,
             frame=None if played else self._frame(),
+            paint=None if played or isinstance(self.env, HostEnv) else self._paint,
             views=observation_views(self.env, self.obs),
             actions=self.names if choices else (),
             probabilities=probabilities,
@@ -146,6 +148,11 @@ class Session:
             note=note or ("episode over" if self.over else ""),
             played=played,
         )
+
+    def _paint(self, room: Box, scale: float) -> Frame | None:
+        """The environment's picture for this room."""
+        with drawing_for(room.width, room.height, scale):
+            return self._frame()
 
     def _frame(self) -> Frame | None:
         try:

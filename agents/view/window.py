@@ -23,11 +23,13 @@ from torch import Tensor
 from agents.view.canvas import pygame
 from agents.view.scene import HEIGHT, WIDTH, Scene, draw
 from agents.view.session import Session, action_names
-from envs.rendering import PAPER, Frame
+from envs.rendering import Frame
 from envs.tensor_env import TensorEnv
 
 WATCH_KEYS = "space pause   → step   + − speed   R new episode   Q quit"
 SUFFIXES = (".mp4", ".gif")
+LEAST = (400, 260)
+"""Pixels of a picture at least; a smaller window shows a part of it."""
 
 _ARROWS = {
     "up": pygame.K_UP,
@@ -155,14 +157,10 @@ class Viewer:
 
     def _show(self) -> None:
         self._stale = False
-        self.frame = draw(self.scene())
-        surface = pygame.surfarray.make_surface(self.frame.swapaxes(0, 1))
         screen = pygame.display.get_surface()
-        if screen.get_size() != surface.get_size():  # the window was resized
-            scale = min(have / want for have, want in zip(screen.get_size(), surface.get_size(), strict=True))
-            surface = pygame.transform.smoothscale_by(surface, scale)
-        screen.fill(PAPER)
-        screen.blit(surface, surface.get_rect(center=screen.get_rect().center))
+        width, height = (max(have, least) for have, least in zip(screen.get_size(), LEAST, strict=True))
+        self.frame = draw(self.scene(), width, height)
+        screen.blit(pygame.surfarray.make_surface(self.frame.swapaxes(0, 1)), (0, 0))
         pygame.display.flip()
 
     def scene(self) -> Scene:

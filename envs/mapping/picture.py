@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
 
-from envs.rendering import AGENT, FLOOR, INK, LINE, PAPER, RIGHT, WRONG, Canvas, Colour, Frame
+from envs.rendering import AGENT, FLOOR, INK, LINE, PAPER, RIGHT, WRONG, Canvas, Colour, Frame, room
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-_SIDE, _MARGIN, _TITLE = 264, 16, 26  # pixels of a map, around it, and of the line above it
+_SIDE, _MARGIN, _TITLE, _FOOT = 264, 16, 26, 28  # units: a map, around it, the lines above and below it
 _MISSED: Colour = (232, 160, 40)
 
 
@@ -40,31 +41,45 @@ def mapping_frame(env: Drawn, index: int, step: int) -> Frame:
     seen = env.seen[index].view(size, size).cpu().numpy()
     path = env.path[index, : step + 1].cpu().numpy()
     agent = env.cell[index].tolist()
-    canvas = Canvas(3 * _SIDE + 4 * _MARGIN, _SIDE + _TITLE + 4 * _MARGIN)
-    places = [_MARGIN + number * (_SIDE + _MARGIN) for number in range(3)]
-    top = _MARGIN + _TITLE
-    for left, title in zip(places, ("world", "explored so far", "marks of the last step"), strict=True):
-        canvas.text(title, left, _MARGIN + 10, 17)
+
+    def extent(columns: int) -> tuple[float, float]:
+        rows = math.ceil(3 / columns)
+        return columns * (_SIDE + _MARGIN) + _MARGIN, rows * (_TITLE + _SIDE + _FOOT) + 1.5 * _MARGIN
+
+    columns, given = 3, room()
+    if given is not None:
+        columns = max((3, 2, 1), key=lambda n: min(given.width / extent(n)[0], given.height / extent(n)[1]))
+    canvas = Canvas(*extent(columns))
+    places = [
+        (
+            _MARGIN + number % columns * (_SIDE + _MARGIN),
+            _MARGIN + number // columns * (_TITLE + _SIDE + _FOOT) + _TITLE,
+        )
+        for number in range(3)
+    ]
+    for (left, top), title in zip(places, ("world", "explored so far", "marks of the last step"), strict=True):
+        canvas.text(title, left, top - _TITLE + 10, 19)
 
     cell = _SIDE / size
-    for left, known in ((places[0], np.ones_like(seen)), (places[1], seen)):
+    for (left, top), known in ((places[0], np.ones_like(seen)), (places[1], seen)):
         colours = np.where(known[..., None], np.where(walls[..., None], INK, FLOOR), (214, 218, 224))
         _cells(canvas, left, top, colours)
+    left, top = places[0]
     for place in path[-24:]:
-        canvas.disc(places[0] + (place % size + 0.5) * cell, top + (place // size + 0.5) * cell, 0.16 * cell, AGENT)
-    for left in places[:2]:
+        canvas.disc(left + (place % size + 0.5) * cell, top + (place // size + 0.5) * cell, 0.16 * cell, AGENT)
+    for left, top in places[:2]:
         _window(canvas, left, top, cell, agent, 3, AGENT)
         canvas.agent(left + (agent[1] + 0.5) * cell, top + (agent[0] + 0.5) * cell, 0.36 * cell)
     for width, place in zip(env.queries, env.asked[index].tolist(), strict=True):
         if place >= 0:
-            _window(canvas, places[1], top, cell, divmod(place, size), width, _MISSED)
-    _marks(canvas, places[2], top, env, index)
-    foot = canvas.height - 1.6 * _MARGIN
-    canvas.text(f"step {step} / {env.horizon}", _MARGIN, foot, 16)
-    canvas.text("agent", places[0] + 150, foot, 14, AGENT)
-    canvas.text("what is asked for", places[1], foot, 14, _MISSED)
+            _window(canvas, *places[1], cell, divmod(place, size), width, _MISSED)
+    _marks(canvas, *places[2], env, index)
+    (first, top), (second, middle), (third, low) = ((left, top + _SIDE + 14) for left, top in places)
+    canvas.text(f"step {step} / {env.horizon}", first, top, 18)
+    canvas.text("agent", first + 150, top, 18, AGENT)
+    canvas.text("what is asked for", second, middle, 18, _MISSED)
     for words, left, colour in (("right", 0, RIGHT), ("wrong", 60, WRONG), ("missed", 124, _MISSED)):
-        canvas.text(words, places[2] + left, foot, 14, colour)
+        canvas.text(words, third + left, low, 18, colour)
     return canvas.frame()
 
 

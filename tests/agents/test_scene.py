@@ -15,7 +15,7 @@ from viewer_stubs import MAZE, Anything, policy_for, session_of
 import envs.rendering as rendering
 from agents import make_env
 from agents.view import canvas as stage
-from agents.view.canvas import colours, number
+from agents.view.canvas import Box, colours, number
 from agents.view.scene import HEIGHT, WIDTH, Scene, View, draw
 from agents.view.session import Session, action_names, observation_views
 from policies.memories.contract import Panel
@@ -113,6 +113,59 @@ def test_panels_leave_room_for_their_titles(count: int, monkeypatch: pytest.Monk
     draw(replace(scene, panels={f"hidden {index}, level 3": panel for index in range(count)}))
     rendering._made.cache_clear()
     assert {f"hidden {index}, level 3" for index in range(count)} <= set(drawn)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "least"),
+    [
+        (MAZE, 150_000),
+        ("Engram/RepeatFirst-v0", 120_000),
+        ("Engram/Mapping-v0", 130_000),
+        ("Engram/StackGrammar-v0", 170_000),
+        ("Engram/PrioritySort-v0", 170_000),
+        ("Engram/ShortestPath-v0", 170_000),
+        ("Engram/Babi-v0", 120_000),
+    ],
+)
+def test_the_environment_is_drawn_at_the_size_that_it_gets(env_id: str, least: int) -> None:
+    session = session_of(env_id)
+    scene = session.scene()
+    sizes = []
+
+    def paint(room: Box, scale: float) -> Any:
+        frame = session._paint(room, scale)
+        assert frame is not None
+        fills = max(frame.shape[1] / (room.width * scale), frame.shape[0] / (room.height * scale))
+        assert 0.98 < fills < 1.01  # no bitmap is scaled
+        sizes.append(frame.shape[0] * frame.shape[1])
+        return frame
+
+    for width, height in ((WIDTH, HEIGHT), (1900, 1000), (640, 1000)):
+        draw(replace(scene, paint=paint), width, height)
+    assert sizes[0] >= least
+    assert sizes[1] > 1.8 * sizes[0]
+
+
+def test_a_long_story_scrolls_to_the_present() -> None:
+    """In a low and broad room the last words are still there, and larger than all at once would be."""
+    from envs.tasks.babi.picture import story_frame
+
+    words = list(range(5, 25)) * 9
+    with rendering.drawing_for(400, 120):
+        with_now = story_frame(words, [0] * (len(words) - 1), [-1] * (len(words) - 1), "")
+        other = story_frame([*words[:-1], 30], [0] * (len(words) - 1), [-1] * (len(words) - 1), "")
+    assert not np.array_equal(with_now, other)
+    assert with_now.shape[1] <= 400
+
+
+def test_rows_are_folded_to_be_legible() -> None:
+    assert rendering.fold(60, 10, 30, (0, 0), (60, 1)) == (60, 1)
+    with rendering.drawing_for(300, 90):
+        columns, lines = rendering.fold(60, 10, 30, (0, 0), (60, 1))
+        assert columns * lines >= 60
+        assert columns <= 37
+        columns, lines = rendering.fold(6000, 10, 30, (0, 0), (60, 1))  # too many: the last lines
+        assert (columns, lines) == (37, 3)
 
 
 def test_every_part_of_a_scene_shows() -> None:

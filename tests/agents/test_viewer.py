@@ -23,7 +23,7 @@ from agents.environments import as_tensor_env
 from agents.view.canvas import pygame
 from agents.view.scene import HEIGHT, WIDTH, draw
 from agents.view.session import Session
-from agents.view.window import Viewer, ViewerError, key_map, record
+from agents.view.window import LEAST, Viewer, ViewerError, key_map, record
 from envs.rendering import GOAL
 
 # -- recordings --------------------------------------------------------------------------------------------------------
@@ -140,13 +140,16 @@ def test_the_window_shows_exactly_the_pictures(open_window: Callable[..., Viewer
     assert np.array_equal(viewer.frame, draw(viewer.scene()))
 
 
-def test_a_resized_window_shows_all_of_it(open_window: Callable[..., Viewer]) -> None:
+@pytest.mark.parametrize("size", [(WIDTH // 2, HEIGHT), (1900, 1000), (90, 70)])
+def test_a_resized_window_shows_all_of_it_at_its_size(
+    open_window: Callable[..., Viewer], size: tuple[int, int]
+) -> None:
     viewer = open_window(session_of())
-    pygame.display.set_mode((WIDTH // 2, HEIGHT), pygame.RESIZABLE)
+    pygame.display.set_mode(size, pygame.RESIZABLE)
     press(viewer, pygame.K_SPACE)
-    assert viewer.frame is not None
-    half = shown()[HEIGHT // 4 : HEIGHT // 4 + HEIGHT // 2].astype(int)
-    assert np.abs(half - viewer.frame[::2, ::2]).mean() < 5
+    whole = draw(viewer.scene(), max(size[0], LEAST[0]), max(size[1], LEAST[1]))
+    now = pygame.display.get_surface().get_size()
+    assert np.array_equal(shown(), whole[: now[1], : now[0]])
 
 
 def test_keys(open_window: Callable[..., Viewer]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from envs.rendering import AGENT, FAINT, FLOOR, INK, RIGHT, WRONG, Canvas, Frame, _mix, font
+from envs.rendering import AGENT, FAINT, FLOOR, INK, RIGHT, WRONG, Canvas, Frame, _mix, font, room
 from envs.tasks.babi.stories import PLACEHOLDER, VOCABULARY
 
 _WIDTH, _ROWS, _TALL, _MARGIN, _SIZE = 720, 12, 30, 16, 21  # pixels; rows of a frame
@@ -64,7 +64,11 @@ def story_frame(symbols: Sequence[int], targets: Sequence[int], said: Sequence[i
 
     Arguments as in `sentences`; `caption` is a line underneath.
     """
-    canvas = Canvas(_WIDTH, _ROWS * _TALL + 3.5 * _MARGIN)
+    width, most, given = _WIDTH, _ROWS, room()
+    if given is not None:  # letters of a legible size, and as many lines as there is height for
+        width = round(min(_WIDTH, max(320, 1.1 * given.width)))
+        most = max(3, int((width * given.height / given.width - 3.5 * _MARGIN) / _TALL))
+    canvas = Canvas(width, most * _TALL + 3.5 * _MARGIN)
     left, space = _MARGIN + 38.0, 6.0
     # Lines of the picture: (number of the sentence or 0 where it goes on, its pieces with their places).
     rows: list[tuple[int, list[tuple[float, float, Piece]]]] = []
@@ -73,34 +77,34 @@ def story_frame(symbols: Sequence[int], targets: Sequence[int], said: Sequence[i
         rows.append((number, []))
         x = left
         for piece in line:
-            width = _width(piece)
-            if x + width > _WIDTH - _MARGIN:
+            wide = _width(piece)
+            if x + wide > width - _MARGIN:
                 rows.append((0, []))
                 x = left + 24
             if piece.word in (".", "?") and piece.said is None:
                 x -= space - 1
-            rows[-1][1].append((x, width, piece))
-            x += width + space
+            rows[-1][1].append((x, wide, piece))
+            x += wide + space
     going_on = len(symbols) > len(targets)  # the last piece is the present one
-    shown = rows[-_ROWS:]
-    canvas.box(_MARGIN - 6, _MARGIN - 6, _WIDTH - 2 * _MARGIN + 12, _ROWS * _TALL + 12, FLOOR, round=8)
+    shown = rows[-most:]
+    canvas.box(_MARGIN - 6, _MARGIN - 6, width - 2 * _MARGIN + 12, most * _TALL + 12, FLOOR, round=8)
     for row, (number, pieces) in enumerate(shown):
         y = _MARGIN + (row + 0.5) * _TALL
         asks = any(piece.word == "?" or piece.said is not None for _, _, piece in pieces)
         if number:
             canvas.text(str(number), left - 12, y, 16, FAINT, "midright")
-        for place, (x, width, piece) in enumerate(pieces):
+        for place, (x, wide, piece) in enumerate(pieces):
             now = going_on and row == len(shown) - 1 and place == len(pieces) - 1
             if piece.said is not None:
                 _draw_answer(canvas, piece, x, y)
             elif piece.word == "-":
-                canvas.box(x, y - 12, width, 24, _mix(AGENT, FLOOR, 0.85), round=6)
-                canvas.box(x, y - 12, width, 24, AGENT, round=6, line=2)
-                canvas.text("?", x + width / 2, y + 1, _SIZE, AGENT, "center")
+                canvas.box(x, y - 12, wide, 24, _mix(AGENT, FLOOR, 0.85), round=6)
+                canvas.box(x, y - 12, wide, 24, AGENT, round=6, line=2)
+                canvas.text("?", x + wide / 2, y + 1, _SIZE, AGENT, "center")
             else:
                 if now:
                     pad = 1 if piece.word in (".", "?") else 4  # these stand close to their word
-                    canvas.box(x - pad, y - 13, width + 2 * pad, 26, _mix(AGENT, FLOOR, 0.8), round=2 + pad)
+                    canvas.box(x - pad, y - 13, wide + 2 * pad, 26, _mix(AGENT, FLOOR, 0.8), round=2 + pad)
                 canvas.text(piece.word, x, y, _SIZE, AGENT if asks else INK)
     canvas.caption(caption, _MARGIN, canvas.height - 1.3 * _MARGIN)
     return canvas.frame()

@@ -195,7 +195,7 @@ def graph_frame(env: Drawn, index: int, story: Story, verdicts: list[Tensor]) ->
         x, y = points[place]
         canvas.disc(x, y, radius, INK if place in seen else FAINT)
         if radius > 10:
-            canvas.text(f"{node[place]:03d}", x, y + 1, 13, FLOOR, "center")
+            canvas.text(f"{node[place]:03d}", x, y + 1, 15, FLOOR, "center")
     if asked:
         canvas.disc(points[path[0]][0], points[path[0]][1], radius + 3, AGENT)
         goal = episode.query[0][2]
@@ -207,7 +207,7 @@ def graph_frame(env: Drawn, index: int, story: Story, verdicts: list[Tensor]) ->
                 canvas.disc(x, y, radius + 6, FLOOR)
             canvas.star(x, y, radius + 6, WRONG if lost else GOAL)
         for place in {path[0], *([end] if end is not None else [])} if radius > 10 else ():
-            canvas.text(f"{node[place]:03d}", points[place][0], points[place][1] + 1, 13, FLOOR, "center")
+            canvas.text(f"{node[place]:03d}", points[place][0], points[place][1] + 1, 15, FLOOR, "center")
     if env.world is not None:
         for place, name in enumerate(env.world.names):
             x, y = points[place]

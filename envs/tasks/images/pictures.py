@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from envs.rendering import AGENT, FLOOR, INK, LINE, RIGHT, WRONG, Canvas, Frame, _mix
+from envs.rendering import AGENT, FLOOR, INK, LINE, RIGHT, WRONG, Canvas, Frame, _mix, room
 
 _MARGIN, _NAMES, _TILE, _GAP, _LOW = 16, 96, 56, 6, 26  # pixels; tiles without an image are low
 _PER_LINE = 12
@@ -56,25 +56,32 @@ def compared(said: Tensor, right: Tensor) -> Picture:
 
 
 def album_frame(sections: Sequence[Section], caption: str) -> Frame:
-    """Sections one below another, each broken into lines of at most twelve columns, and a caption underneath."""
+    """Sections one below another, each broken into lines of at most twelve columns, or as many as suit the room, and a
+    caption underneath."""
     heights = [[_LOW if _is_low(name, cells) else _TILE for name, cells in section.rows] for section in sections]
     blocks = [sum(height + _GAP for height in rows) + _GAP for rows in heights]
-    lines = [math.ceil(section.columns / _PER_LINE) for section in sections]
-    widest = max(min(section.columns, _PER_LINE) for section in sections)
-    canvas = Canvas(
-        max(_NAMES + widest * (_TILE + _GAP) + 2 * _MARGIN, 240),
-        sum(count * block for count, block in zip(lines, blocks, strict=True)) + 3 * _MARGIN,
-    )
+    most = max(section.columns for section in sections)
+
+    def size(per_line: int) -> tuple[float, float]:
+        lines = [math.ceil(section.columns / per_line) for section in sections]
+        wide = max(_NAMES + min(most, per_line) * (_TILE + _GAP) + 2 * _MARGIN, 240)
+        return wide, sum(count * block for count, block in zip(lines, blocks, strict=True)) + 3 * _MARGIN
+
+    per_line, given = _PER_LINE, room()
+    if given is not None:
+        per_line = max(range(1, most + 1), key=lambda n: min(given.width / size(n)[0], given.height / size(n)[1]))
+    lines = [math.ceil(section.columns / per_line) for section in sections]
+    canvas = Canvas(*size(per_line))
     left = _MARGIN + _NAMES
     pictures: list[tuple[int, int, Picture]] = []
 
     top = _MARGIN
     for section, rows, block, count in zip(sections, heights, blocks, lines, strict=True):
-        for first in range(0, count * _PER_LINE, _PER_LINE):
+        for first in range(0, count * per_line, per_line):
             y = top
             for (name, cells), height in zip(section.rows, rows, strict=True):
                 canvas.text(name, left - 10, y + height / 2, 17, anchor="midright")
-                for column in range(first, min(first + _PER_LINE, section.columns)):
+                for column in range(first, min(first + per_line, section.columns)):
                     x = left + (column - first) * (_TILE + _GAP)
                     cell = cells[column] if column < len(cells) else None
                     if isinstance(cell, np.ndarray):
@@ -84,9 +91,11 @@ def album_frame(sections: Sequence[Section], caption: str) -> Frame:
                 y += height + _GAP
             top += block
     canvas.caption(caption, _MARGIN, canvas.height - 1.4 * _MARGIN)
-    frame = canvas.frame()
+    frame, scale = canvas.frame(), canvas.pixels[0] / canvas.width
+    side = round(_TILE * scale)
     for x, y, picture in pictures:
-        frame[y : y + _TILE, x : x + _TILE] = _framed(picture)
+        across, down = round(x * scale), round(y * scale)
+        frame[down : down + side, across : across + side] = _framed(picture, side)
     return frame
 
 
@@ -108,18 +117,19 @@ def _draw(canvas: Canvas, x: float, y: float, height: float, cell: Verdict | Lev
         canvas.text(cell.name, x + _TILE / 2, y + height / 2 + 1, 22, colour, "center")
 
 
-def _framed(picture: Picture) -> Picture:
-    """A tile: the picture, every pixel as many as fit, with a thin border."""
-    zoom = max(1, (_TILE - 2) // max(picture.shape[:2]))
+def _framed(picture: Picture, side: int) -> Picture:
+    """A tile of `side` pixels: the picture, every pixel as many as fit, with a thin border."""
+    room = side - 2
+    zoom = max(1, room // max(picture.shape[:2]))
     rows, columns = (
-        np.arange(_TILE - 2) * side // (_TILE - 2) if zoom * side < _TILE - 8 else None for side in picture.shape[:2]
+        np.arange(room) * length // room if zoom * length < 0.89 * room else None for length in picture.shape[:2]
     )
-    tile = np.full((_TILE, _TILE, 3), FLOOR, np.uint8)
+    tile = np.full((side, side, 3), FLOOR, np.uint8)
     tile[[0, -1]] = tile[:, [0, -1]] = LINE
     if rows is not None and columns is not None:
         tile[1:-1, 1:-1] = picture[rows[:, None], columns]
     else:
-        large = picture.repeat(zoom, 0).repeat(zoom, 1)[: _TILE - 2, : _TILE - 2]
-        y, x = ((_TILE - side) // 2 for side in large.shape[:2])
+        large = picture.repeat(zoom, 0).repeat(zoom, 1)[:room, :room]
+        y, x = ((side - length) // 2 for length in large.shape[:2])
         tile[y : y + large.shape[0], x : x + large.shape[1]] = large
     return tile

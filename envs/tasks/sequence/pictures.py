@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from envs.rendering import FAINT, FLOOR, HUES, INK, LINE, RIGHT, WRONG, Canvas, Colour, Frame, _mix
+from envs.rendering import FAINT, FLOOR, HUES, INK, LINE, RIGHT, WRONG, Canvas, Colour, Frame, _mix, fold, room
 
 _MARGIN, _NAMES = 16, 64  # pixels around the picture, and for the names at its left
 
@@ -70,10 +70,17 @@ def bit_frame(
     channels, bits = inputs.shape[1], targets.shape[1]
     tall = channels + 2 * bits
     per_row = length if tall > 6 else min(length, 50)  # low strips are broken into lines
-    cell = max(5.0, min(18.0, 900 / per_row))
-    gap = 10.0
-    block = tall * cell + 2 * gap
+    cell, gap = max(5.0, min(18.0, 900 / per_row)), 10.0
     lines = math.ceil(length / per_row)
+    if (given := room()) is not None:
+        # cells as wide as the task's own steps allow, yet legible; the lines that fit, the present one last
+        most = (given.height - 4 * _MARGIN - 2 * gap) / tall
+        cell = max(5.0, min(18.0, most, (given.width - _NAMES - 2 * _MARGIN) / per_row))
+        per_row, lines = fold(
+            length, cell, tall * cell + 2 * gap + 20, (_NAMES + 2 * _MARGIN, 4 * _MARGIN), (per_row, lines)
+        )
+    skipped = max(0, (min(len(inputs), length) - 1) // per_row - lines + 1)
+    block = tall * cell + 2 * gap
     pitch = block + (20 if lines > 1 else 0)
     width = _NAMES + per_row * cell + 2 * _MARGIN
     canvas = Canvas(max(width, 240), lines * pitch + 4 * _MARGIN)
@@ -82,15 +89,18 @@ def bit_frame(
     left = (canvas.width - width) / 2 + _MARGIN + _NAMES
 
     for line in range(lines):
-        columns = min(per_row, length - line * per_row)
+        columns = min(per_row, length - (line + skipped) * per_row)
         for name, top, height in zip(("input", "target", "answer"), tops, heights, strict=True):
             y = _MARGIN + line * pitch + top
             canvas.box(left - 2, y - 2, columns * cell + 4, height * cell + 4, LINE, round=3)
             canvas.text(name, left - 10, y + height * cell / 2, 17, anchor="midright")
 
     def draw(step: int, top: float, row: int, colour: Colour) -> None:
+        line = step // per_row - skipped
+        if line < 0:
+            return
         x = left + step % per_row * cell
-        y = _MARGIN + step // per_row * pitch + top + row * cell
+        y = _MARGIN + line * pitch + top + row * cell
         canvas.box(x + 0.5, y + 0.5, cell - 1, cell - 1, colour)
 
     for step, values in enumerate(inputs.tolist()):
@@ -110,7 +120,7 @@ def bit_frame(
     now = len(inputs) - 1  # the step at hand
     if now < length:
         x = left + now % per_row * cell + cell / 2
-        y = _MARGIN + now // per_row * pitch + block + 4
+        y = _MARGIN + (now // per_row - skipped) * pitch + block + 4
         canvas.polygon([(x, y), (x - 5, y + 8), (x + 5, y + 8)], INK)
     canvas.caption(caption, left, canvas.height - 1.4 * _MARGIN)
     return canvas.frame()
@@ -127,11 +137,13 @@ def symbol_frame(shown: str, right: str, said: str, alphabet: str, length: int, 
         length: steps of an episode; future steps stay empty.
         caption: a line underneath.
     """
-    per_row, most, tile, gap = min(length, 36), 6, 24, 10
-    lines = min(math.ceil(length / per_row), most)
-    # A long episode scrolls: the line of the current step is the last to be seen.
-    skipped = max(0, (min(len(shown), length) - 1) // per_row - most + 1)
+    tile, gap = 24, 10
     pitch = 3 * tile + gap
+    columns = min(length, 36)
+    default = columns, min(math.ceil(length / columns), 6)
+    per_row, lines = fold(length, tile, pitch, (_NAMES + 2 * _MARGIN, 3.5 * _MARGIN), default)
+    # A long episode scrolls: the line of the current step is the last to be seen.
+    skipped = max(0, (min(len(shown), length) - 1) // per_row - lines + 1)
     width = _NAMES + per_row * tile + 2 * _MARGIN
     canvas = Canvas(max(width, 240), lines * pitch + 3.5 * _MARGIN)
     left = (canvas.width - width) / 2 + _MARGIN + _NAMES

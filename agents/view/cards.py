@@ -1,0 +1,151 @@
+"""The cards of observation and actions: maps, images, gauges, rows of boxes, bars of probabilities."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from agents.view.canvas import Array, Box, Stage, colour_of, colours, number, shade
+from envs.rendering import AGENT, FAINT, INK, LINE, PAPER, Colour
+
+if TYPE_CHECKING:
+    from agents.view.scene import Scene
+
+_PALE: Colour = (214, 229, 241)  # the agent's blue, thinned
+
+
+@dataclass(frozen=True)
+class View:
+    """One part of an observation, or of an action that has no probabilities."""
+
+    name: str
+    values: Array
+    """`[H, W, 3]` uint8: RGB; `[H, W]`: a map; `[n]`: shown by its values."""
+    low: float = 0.0
+    """Lowest possible value; minus infinity if unknown."""
+    high: float = 1.0
+    centred: bool = False
+    """The agent is in the middle of this map."""
+
+
+def draw_views(stage: Stage, views: Sequence[View], room: Box) -> None:
+    """Gives rows of numbers the height they need, and maps the rest."""
+    maps = [view for view in views if view.values.ndim > 1]
+    rows = [view for view in views if view.values.ndim == 1]
+    most = (30.0 if maps else 44.0) * (1.6 if room.width > 500 else 1)
+    pitch = min(most, room.height / max(1, len(rows) + 4 * bool(maps)))
+    top = room.top if not maps else room.top + room.height - pitch * len(rows)
+    if maps:
+        columns = math.ceil(math.sqrt(len(maps)))
+        wide, tall = room.width / columns, (top - room.top - 8 * bool(rows)) / math.ceil(len(maps) / columns)
+        for index, view in enumerate(maps):
+            cell = Box(room.left + index % columns * wide, room.top + index // columns * tall, wide, tall)
+            _map(stage, view, cell.inset(0, 0, 8 * (columns > 1), 6))
+    label = min(max(92.0, 0.2 * room.width), 0.38 * room.width)
+    for index, view in enumerate(rows):
+        y = top + (index + 0.5) * pitch
+        stage.write(view.name, room.left, y, 14 if room.width > 500 else 12, room=label - 8)
+        box = Box(room.left + label, y - 0.36 * pitch, room.width - label, 0.72 * pitch)
+        (_gauge if view.values.size == 1 else _cells)(stage, view, box)
+
+
+def _map(stage: Stage, view: View, room: Box) -> None:
+    title = 18
+    stage.write(view.name, room.left, room.top + 7, 12, room=room.width)
+    image = view.values if view.values.ndim == 3 else shade(view.values, view.low, view.high)
+    place = stage.picture(image, room.inset(1, title + 1, 1, 1))
+    rows, columns = view.values.shape[:2]
+    if max(rows, columns) <= 12:  # few cells: draw lines between them
+        for line in range(1, rows):
+            stage.box(place.left, place.top + line * place.height / rows - 0.5, place.width, 1, LINE)
+        for line in range(1, columns):
+            stage.box(place.left + line * place.width / columns - 0.5, place.top, 1, place.height, LINE)
+    stage.box(place.left - 1, place.top - 1, place.width + 2, place.height + 2, FAINT, line=1)
+    if view.centred:
+        stage.agent(place.left + place.width / 2, place.top + place.height / 2, place.width / 10)
+
+
+def _gauge(stage: Stage, view: View, room: Box) -> None:
+    """A number on a scale from its lowest to its highest value; if unknown, squashed around 0."""
+    value = float(view.values.flat[0])
+    low, high = view.low, view.high
+    share, zero = (value - low) / max(high - low, 1e-9), -low / max(high - low, 1e-9)
+    if not math.isfinite(high - low):
+        share, zero = 0.5 + 0.5 * value / (1 + abs(value)), 0.5
+    share, zero = (min(1.0, max(0.0, part)) if math.isfinite(part) else 0.0 for part in (share, zero))
+    track = room.inset(0, room.height / 2 - 4, 56, room.height / 2 - 4)
+    stage.box(track.left, track.top, track.width, track.height, LINE, round=4)
+    if abs(share - zero) * track.width >= 1:
+        start, end = sorted((share, zero))
+        stage.box(track.left + start * track.width, track.top, (end - start) * track.width, 8, AGENT, round=4)
+    if 0 < zero < 1:
+        stage.box(track.left + zero * track.width - 0.5, track.top - 3, 1, track.height + 6, FAINT)
+    stage.write(number(value), room.left + room.width, room.top + room.height / 2, 12, anchor="midright")
+
+
+def _cells(stage: Stage, view: View, room: Box) -> None:
+    """A few numbers side by side, each a box that darkens from the lowest to the highest value."""
+    count = view.values.size
+    side = min(room.height, (room.width + 4) / count - 4)
+    shades = shade(view.values[None], view.low, view.high)[0]
+    for index, colour in enumerate(shades):
+        left, top = room.left + index * (side + 4), room.top + (room.height - side) / 2
+        stage.box(left, top, side, side, colour_of(colour), round=4)
+        stage.box(left, top, side, side, FAINT, round=4, line=1)
+
+
+def draw_actions(stage: Stage, scene: Scene, room: Box) -> None:
+    probabilities = scene.probabilities
+    if probabilities is not None and probabilities.ndim == 2:
+        place = stage.picture(colours(probabilities, (0.0, 1.0))[0], room.inset(0, 0, 0, 20))
+        draw_scale(stage, (0.0, 1.0), place.left + place.width / 2, place.top + place.height + 12)
+        return
+    if not scene.actions:  # numbers, not choices
+        if scene.numbers is not None:
+            shown = scene.numbers[: int(room.height // 14), None]
+            draw_views(stage, [View(f"number {i}", entry, *scene.bounds) for i, entry in enumerate(shown)], room)
+        return
+    count = len(scene.actions)
+    pitch = min(40.0, room.height / count)
+    if probabilities is not None and (count > 16 or pitch < 12):
+        _columns(stage, probabilities, scene, room)
+        return
+    size = 13 if pitch >= 20 else 11
+    label = min(104.0, 0.4 * room.width)
+    for index, name in enumerate(scene.actions):
+        y, here = room.top + (index + 0.5) * pitch, index in scene.taken
+        if probabilities is None:
+            stage.box(room.left, y - 0.4 * pitch, room.width, 0.8 * pitch, _PALE if here else PAPER, round=6)
+            stage.write(name, room.left + 10, y, size, room=room.width - 20)
+            continue
+        share = float(np.clip(np.nan_to_num(probabilities[index]), 0, 1))
+        stage.write(name, room.left, y, size, INK if here or not scene.taken else FAINT, room=label - 8)
+        track = Box(room.left + label, y - 0.3 * pitch, room.width - label - 52, 0.6 * pitch)
+        stage.box(track.left, track.top, track.width, track.height, PAPER, round=4)
+        if share * track.width >= 1:
+            stage.box(track.left, track.top, share * track.width, track.height, AGENT if here else _PALE, round=4)
+        stage.write(f"{100 * share:.0f} %", room.left + room.width, y, size, anchor="midright")
+
+
+def _columns(stage: Stage, probabilities: Array, scene: Scene, room: Box) -> None:
+    """Many actions: one thin column each, under it the name of a single one taken."""
+    wide, foot = room.width / len(probabilities), room.top + room.height - 20
+    for index, share in enumerate(np.clip(np.nan_to_num(probabilities), 0, 1)):
+        here = index in scene.taken
+        tall = max(1.0, float(share) * (room.height - 20))
+        stage.box(room.left + index * wide, foot - tall, max(1.0, 0.8 * wide), tall, AGENT if here else _PALE)
+        if here and len(scene.taken) == 1:
+            stage.write(scene.actions[index], room.left + (index + 0.4) * wide, foot + 10, 11, anchor="center")
+
+
+def draw_scale(stage: Stage, limits: tuple[float, float], x: float, y: float) -> None:
+    """The colour map around `(x, y)`, between the values at its ends."""
+    ramp, _ = colours(np.linspace(*limits, 32)[None], limits)
+    bar = stage.picture(ramp, Box(x - 20, y - 3, 40, 6), stretch=True)
+    stage.box(bar.left - 1, bar.top - 1, bar.width + 2, bar.height + 2, LINE, line=1)
+    stage.write(number(limits[0]), bar.left - 6, y, 10, FAINT, "midright")
+    stage.write(number(limits[1]), bar.left + bar.width + 6, y, 10, FAINT)

@@ -1,0 +1,123 @@
+"""Where the cards of a picture go: the arrangement is chosen by the area that environment and memory really get."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from agents.view.canvas import Box
+
+GAP = 12
+HEAD, PAD = 34, 14  # units of a card above and around its contents
+TRACES = 46
+"""Units of the card of the environment below its picture."""
+
+Boxes = dict[str, Box]
+
+
+def arrange(room: Box, aspect: float | None, rows: int, maps: int, played: bool) -> Boxes:
+    """The rectangle of each card: "frame", "views", "actions", "memory", as far as they are shown.
+
+    Args:
+        room: the window without header and margins.
+        aspect: width / height of the environment's picture; None: there is none.
+        rows: lines of numbers in the observation.
+        maps: its maps and images.
+        played: a person plays, and sees observation and actions only.
+    """
+    wide, tall = room.width, room.height
+    upright = tall > 1.1 * wide
+    if played:
+        share = 0.58
+        if upright:
+            first, second = _split(room, share, down=True)
+        else:
+            first, second = _split(room, share)
+        return {"views": first, "actions": second}
+    if aspect is None:
+        if upright:
+            upper, memory = _split(room, 0.45, down=True)
+            views, actions = _split(upper, 0.6)
+        else:
+            views, rest = _split(room, 0.4)
+            actions, memory = _split(rest, 0.4)
+        return {"views": views, "actions": actions, "memory": memory}
+    return max(_candidates(room, rows, maps), key=lambda boxes: _worth(boxes, aspect))
+
+
+def _candidates(room: Box, rows: int, maps: int) -> Iterator[Boxes]:
+    """Arrangements in which every card has the room it needs at least."""
+    least = HEAD + PAD + 26 * rows + 130 * bool(maps)
+    most = 48 + 44 * rows + 220 * bool(maps)
+
+    def fits(views: Box, actions: Box, memory: Box) -> bool:
+        return (
+            views.height >= min(least, 200)
+            and actions.height >= 96
+            and min(views.width, actions.width) >= 200
+            and min(memory.width, memory.height) >= 200
+        )
+
+    def piled(box: Box) -> tuple[Box, Box]:
+        """Observation above actions, each with the height that it can use."""
+        share = min(0.62, max(0.3, min(most, box.height - 130) / box.height))
+        return _split(box, share, down=True)
+
+    found = False
+    for percent in range(25, 80, 3):
+        frame, right = _split(room, percent / 100)  # the environment at the left, or on top
+        top, low = _split(room, percent / 100, down=True)
+        for first, rest in ((frame, right), (top, low)):
+            for share in (0.35, 0.42, 0.5):
+                side, memory = _split(rest, share)
+                for views, actions in (piled(side), _split(side, 0.55)):
+                    if fits(views, actions, memory):
+                        found = True
+                        yield {"frame": first, "views": views, "actions": actions, "memory": memory}
+                upper, memory = _split(rest, share, down=True)
+                views, actions = _split(upper, 0.5)
+                if fits(views, actions, memory):
+                    found = True
+                    yield {"frame": first, "views": views, "actions": actions, "memory": memory}
+        for share in (0.35, 0.42, 0.5, 0.58, 0.65, 0.72):  # the environment above observation and actions
+            left, memory = _split(room, percent / 100)
+            picture, beneath = _split(left, share, down=True)
+            views, actions = _split(beneath, 0.5)
+            if fits(views, actions, memory):
+                found = True
+                yield {"frame": picture, "views": views, "actions": actions, "memory": memory}
+    if not found:  # a tiny window
+        upper, lower = _split(room, 0.6, down=True)
+        picture, memory = _split(upper, 0.55)
+        views, actions = _split(lower, 0.5)
+        yield {"frame": picture, "views": views, "actions": actions, "memory": memory}
+
+
+def _worth(boxes: Boxes, aspect: float) -> float:
+    """The area of the environment's picture counts, then that of the memory, then the rest."""
+    room, memory = inside(boxes["frame"]), boxes["memory"]
+    height = min(room.height - TRACES, room.width / aspect)
+    picture = max(1.0, height * height * aspect)
+    square = min(memory.width, memory.height) / max(memory.width, memory.height)
+    rest = sum(0.12 * math.log(boxes[name].width * boxes[name].height) for name in ("views", "actions"))
+    return math.log(picture) + 0.7 * math.log(memory.width * memory.height) + 0.1 * square + rest
+
+
+def inside(card: Box) -> Box:
+    """The part of a card below its heading."""
+    return card.inset(PAD, HEAD, PAD, PAD)
+
+
+def _split(box: Box, share: float, down: bool = False) -> tuple[Box, Box]:
+    """Two boxes side by side, or one below the other, with a gap between them."""
+    if down:
+        first = round((box.height - GAP) * share)
+        return (
+            Box(box.left, box.top, box.width, first),
+            Box(box.left, box.top + first + GAP, box.width, box.height - first - GAP),
+        )
+    first = round((box.width - GAP) * share)
+    return (
+        Box(box.left, box.top, first, box.height),
+        Box(box.left + first + GAP, box.top, box.width - first - GAP, box.height),
+    )

@@ -1,0 +1,65 @@
+"""The card of the memory: as many panels as fit, each with its labels and the scale of its colours."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from agents.view.canvas import Box, Stage, colours
+from agents.view.cards import draw_scale
+from envs.rendering import FAINT, LINE
+from policies.memories.contract import Panel
+
+_MAX_PANELS = 9
+_THIN = 0.3  # share of its room below which a panel is stretched
+_LEGIBLE = 125  # units that a panel wants for its title and the two numbers of its scale
+
+
+def draw_memory(stage: Stage, panels: Mapping[str, Panel], room: Box) -> None:
+    if not panels:
+        words = "this memory has no panels"
+        stage.write(words, room.left + room.width / 2, room.top + room.height / 2, 12, FAINT, "center")
+        return
+    shown = list(panels.items())[:_MAX_PANELS]
+    count = len(shown)
+    shapes = [panel.image.shape for _, panel in shown]
+
+    def covered(columns: int) -> float:
+        """Share of its cell that the worst-fitting panel uses with this number of columns."""
+        wide, tall = room.width / columns - 26, room.height / math.ceil(count / columns) - 62
+        if min(wide, tall) <= 0:
+            return 0.0
+        fitting = (min(wide / shape[1], tall / shape[0]) ** 2 * shape[0] * shape[1] for shape in shapes)
+        return min(max(area, _THIN * wide * tall) for area in fitting)
+
+    def choice(columns: int) -> tuple[bool, float]:
+        return covered(columns) > 0 and room.width / columns >= _LEGIBLE, covered(columns)
+
+    columns = max(range(1, count + 1), key=choice)
+    lines = math.ceil(count / columns)
+    wide, tall = (room.width + 10) / columns, (room.height + 8) / lines
+    for index, (name, panel) in enumerate(shown):
+        cell = Box(room.left + index % columns * wide, room.top + index // columns * tall, wide - 10, tall - 8)
+        _panel(stage, name, panel, cell)
+    if len(panels) > count:
+        words = f"and {len(panels) - count} more"
+        stage.write(words, room.left + room.width, room.top - 17, 11, FAINT, "midright")
+
+
+def _panel(stage: Stage, name: str, panel: Panel, room: Box) -> None:
+    image, limits = colours(panel.image.detach().float().cpu().numpy(), panel.limits)
+    inner = room.inset(16, 20, 1, 34)
+    rows, columns = image.shape[:2]
+    side = min(inner.width / columns, inner.height / rows)
+    thin = side * side * rows * columns < _THIN * inner.width * inner.height  # a hair line if its cells stayed square
+    place = stage.picture(image, inner, stretch=thin)
+    stage.box(place.left - 1, place.top - 1, place.width + 2, place.height + 2, LINE, line=1)
+    right = room.left + room.width  # a title that is wider than its picture begins further left
+    left = max(room.left, min(place.left, right - stage.measure(name, 12)))
+    stage.write(name, left, room.top + 8, 12, room=right - left)
+    if limits is not None:
+        draw_scale(stage, limits, place.left + place.width / 2, place.top + place.height + 25)
+    stage.write(panel.x_label, place.left + place.width / 2, place.top + place.height + 9, 10, FAINT, "center")
+    stage.write(
+        panel.y_label, place.left - 9, place.top + place.height / 2, 10, FAINT, "center", place.height, turned=True
+    )
