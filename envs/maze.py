@@ -90,6 +90,7 @@ class InvisibleGoalMaze(TensorEnv):
     """
 
     action_names = ("up", "down", "left", "right")
+    observation_names = {"last action": ("↑", "↓", "←", "→")}  # noqa: RUF012 (never changed in place)
     state_names = ("cell", "goal", "last_action", "last_reward")
 
     def __init__(

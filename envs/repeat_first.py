@@ -71,6 +71,9 @@ class RepeatFirst(TensorEnv):
         )
         self.length = length
         self.symbols = symbols
+        self.action_names = tuple(chr(ord("A") + symbol) if symbol < 26 else str(symbol) for symbol in range(symbols))
+        self.observation_parts = (("symbol", (symbols,)), ("first", (1,)))
+        self.observation_names = {"symbol": self.action_names}
         self._rows = torch.eye(symbols, symbols + 1, device=self.device)
         self._history: list[tuple[Tensor, Tensor]] = []  # symbols and answers of the episode, kept for pictures only
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import abc
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -91,9 +91,13 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor], metaclass=_ForSB3):
     """Whether actions only change rewards and metrics, not observations, targets, weights or ends. A supervised learner
     then processes a whole rollout as one sequence."""
     action_names: tuple[str, ...] = ()
-    """Names of the choices of a `Discrete` or `MultiBinary` action, for the viewer; empty: numbers are shown."""
+    """Names of the choices of a `Discrete` or `MultiBinary` action, or of the parts of any other, for the viewer;
+    empty: numbers are shown."""
     observation_parts: tuple[tuple[str, tuple[int, ...]], ...] = ()
     """Names and shapes of the parts of a flat `Box` observation, in order, for the viewer; empty: one unnamed part."""
+    observation_names: Mapping[str, tuple[str, ...]] = {}
+    """Names of the values of a part of the observation, for the viewer: by its name in `observation_parts` or its key
+    in a `Dict` space; "": the whole. Of `[C, H, W]` the planes are named, and those named "" are not shown."""
     metric_names: tuple[str, ...] = ()
     """Names of the task's own metrics; see `_measure`."""
     groups_answers: bool = False
@@ -302,6 +306,10 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor], metaclass=_ForSB3):
     def frame(self, index: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """RGB picture `[H, W, 3]` of environment `index`, in any render mode."""
         raise NotImplementedError(f"{type(self).__name__} draws nothing")
+
+    def observation_text(self, index: int = 0) -> str:
+        """What the observation of environment `index` says, in words, for the viewer; empty: its numbers say it."""
+        return ""
 
     def text(self, index: int = 0) -> str:
         """The state of environment `index` as text, for a terminal or a failing test."""

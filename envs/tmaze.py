@@ -61,6 +61,7 @@ class TMaze(TensorEnv):
 
     truncates = True
     action_names = ("north", "east", "south", "west")
+    observation_parts = (("code", (3,)),)
     state_names = ("place", "steps")
 
     def __init__(
@@ -128,6 +129,12 @@ class TMaze(TensorEnv):
 
     def state_limits(self) -> dict[str, tuple[int, int]]:
         return {"place": (0, 2 * self._places - 1)}
+
+    def observation_text(self, index: int = 0) -> str:
+        goal, position = self._where(index)
+        if position == 0:
+            return f"sign: {('north', 'south')[goal]}"
+        return "corridor" if position < self.length else "junction" if position == self.length else "end"
 
     def text(self, index: int = 0) -> str:
         """Three rows: the northern arm, the corridor, the southern arm; `G` goal, `A` agent, `.` free."""

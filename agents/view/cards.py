@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,11 +11,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from agents.view.canvas import Array, Box, Stage, colour_of, colours, number, shade
-from envs.rendering import AGENT, FAINT, INK, LINE, PAPER, Colour
+from envs.rendering import AGENT, FAINT, FLOOR, INK, LINE, PAPER, Colour
 
 if TYPE_CHECKING:
     from agents.view.scene import Scene
 
+_TITLE = 18  # units of a map's name
 _PALE: Colour = (214, 229, 241)  # the agent's blue, thinned
 
 
@@ -30,6 +32,10 @@ class View:
     high: float = 1.0
     centred: bool = False
     """The agent is in the middle of this map."""
+    labels: Sequence[str] = ()
+    """Names of the values of a row."""
+    word: str = ""
+    """Shown in place of the values."""
 
 
 def draw_views(stage: Stage, views: Sequence[View], room: Box) -> None:
@@ -40,24 +46,31 @@ def draw_views(stage: Stage, views: Sequence[View], room: Box) -> None:
     pitch = min(most, room.height / max(1, len(rows) + 4 * bool(maps)))
     top = room.top if not maps else room.top + room.height - pitch * len(rows)
     if maps:
-        columns = math.ceil(math.sqrt(len(maps)))
-        wide, tall = room.width / columns, (top - room.top - 8 * bool(rows)) / math.ceil(len(maps) / columns)
+        high = top - room.top - 8 * bool(rows)
+        columns = max(
+            range(1, len(maps) + 1),
+            key=lambda count: min(room.width / count - 8, high / math.ceil(len(maps) / count) - _TITLE - 6),
+        )
+        wide, tall = room.width / columns, high / math.ceil(len(maps) / columns)
         for index, view in enumerate(maps):
             cell = Box(room.left + index % columns * wide, room.top + index // columns * tall, wide, tall)
             _map(stage, view, cell.inset(0, 0, 8 * (columns > 1), 6))
-    label = min(max(92.0, 0.2 * room.width), 0.38 * room.width)
+    size = 14 if room.width > 500 else 12
+    label = min(max([40.0, *(stage.measure(view.name, size) + 12 for view in rows)]), 0.5 * room.width)
     for index, view in enumerate(rows):
         y = top + (index + 0.5) * pitch
-        stage.write(view.name, room.left, y, 14 if room.width > 500 else 12, room=label - 8)
+        stage.write(view.name, room.left, y, size, room=label - 8)
         box = Box(room.left + label, y - 0.36 * pitch, room.width - label, 0.72 * pitch)
-        (_gauge if view.values.size == 1 else _cells)(stage, view, box)
+        if view.word:
+            stage.write(view.word, box.left, y, 16, AGENT, room=box.width)
+        else:
+            (_gauge if view.values.size == 1 else _cells)(stage, view, box)
 
 
 def _map(stage: Stage, view: View, room: Box) -> None:
-    title = 18
     stage.write(view.name, room.left, room.top + 7, 12, room=room.width)
     image = view.values if view.values.ndim == 3 else shade(view.values, view.low, view.high)
-    place = stage.picture(image, room.inset(1, title + 1, 1, 1))
+    place = stage.picture(image, room.inset(1, _TITLE + 1, 1, 1))
     rows, columns = view.values.shape[:2]
     if max(rows, columns) <= 12:  # few cells: draw lines between them
         for line in range(1, rows):
@@ -91,31 +104,45 @@ def _cells(stage: Stage, view: View, room: Box) -> None:
     """A few numbers side by side, each a box that darkens from the lowest to the highest value."""
     count = view.values.size
     side = min(room.height, (room.width + 4) / count - 4)
+    if side < 9 and len(view.labels) == count:  # too small to be told apart: say which one is lit
+        lit = np.flatnonzero(view.values > (view.low + view.high) / 2)
+        words = " ".join(view.labels[int(index)] for index in lit) or "–"
+        stage.write(words, room.left, room.top + room.height / 2, 16, AGENT, room=room.width)
+        return
     shades = shade(view.values[None], view.low, view.high)[0]
+    dark = shades.mean(1) < 140
     for index, colour in enumerate(shades):
         left, top = room.left + index * (side + 4), room.top + (room.height - side) / 2
         stage.box(left, top, side, side, colour_of(colour), round=4)
         stage.box(left, top, side, side, FAINT, round=4, line=1)
+        if len(view.labels) == count:
+            size = round(min(13, 0.62 * side))
+            ink = FLOOR if dark[index] else FAINT
+            stage.write(view.labels[index], left + side / 2, top + side / 2, size, ink, "center")
 
 
 def draw_actions(stage: Stage, scene: Scene, room: Box) -> None:
     probabilities = scene.probabilities
     if probabilities is not None and probabilities.ndim == 2:
-        place = stage.picture(colours(probabilities, (0.0, 1.0))[0], room.inset(0, 0, 0, 20))
-        draw_scale(stage, (0.0, 1.0), place.left + place.width / 2, place.top + place.height + 12)
+        place = stage.picture(shade(probabilities, 0.0, 1.0), room.inset(1, 1, 1, 21))
+        stage.box(place.left - 1, place.top - 1, place.width + 2, place.height + 2, FAINT, line=1)
+        words = "white 0, black 1: probability of a mark"
+        stage.write(words, room.left + room.width / 2, place.top + place.height + 12, 10, FAINT, "center", room.width)
         return
     if not scene.actions:  # numbers, not choices
         if scene.numbers is not None:
             shown = scene.numbers[: int(room.height // 14), None]
-            draw_views(stage, [View(f"number {i}", entry, *scene.bounds) for i, entry in enumerate(shown)], room)
+            names = scene.names or tuple(f"number {index}" for index in range(len(scene.numbers)))
+            entries = zip(names, shown, strict=False)
+            draw_views(stage, [View(name, entry, *scene.bounds) for name, entry in entries], room)
         return
     count = len(scene.actions)
     pitch = min(40.0, room.height / count)
     if probabilities is not None and (count > 16 or pitch < 12):
-        _columns(stage, probabilities, scene, room)
+        (_best if scene.exclusive else _columns)(stage, probabilities, scene, room)
         return
     size = 13 if pitch >= 20 else 11
-    label = min(104.0, 0.4 * room.width)
+    label = min(max(40.0, *(stage.measure(name, size) + 12 for name in scene.actions)), 0.5 * room.width)
     for index, name in enumerate(scene.actions):
         y, here = room.top + (index + 0.5) * pitch, index in scene.taken
         if probabilities is None:
@@ -129,6 +156,20 @@ def draw_actions(stage: Stage, scene: Scene, room: Box) -> None:
         if share * track.width >= 1:
             stage.box(track.left, track.top, share * track.width, track.height, AGENT if here else _PALE, round=4)
         stage.write(f"{100 * share:.0f} %", room.left + room.width, y, size, anchor="midright")
+
+
+def _best(stage: Stage, probabilities: Array, scene: Scene, room: Box) -> None:
+    """Many choices: the five most probable, and how probable all others are together."""
+    most = max(1, min(5, int(room.height / 16) - 1))
+    first = [int(index) for index in np.argsort(-np.nan_to_num(probabilities), kind="stable")[:most]]
+    first += [index for index in scene.taken if index not in first]
+    left = len(probabilities) - len(first)
+    shares = [float(probabilities[index]) for index in first]
+    names = [scene.actions[index] for index in first] + [f"{left} others"]
+    taken = [place for place, index in enumerate(first) if index in scene.taken]
+    rest = max(0.0, float(np.nansum(probabilities)) - sum(shares))
+    few = dataclasses.replace(scene, actions=names, probabilities=np.array([*shares, rest]), taken=taken)
+    draw_actions(stage, few, room)
 
 
 def _columns(stage: Stage, probabilities: Array, scene: Scene, room: Box) -> None:

@@ -42,6 +42,10 @@ class Scene:
     """The next action, `[n]`, if it is continuous."""
     bounds: tuple[float, float] = (-1.0, 1.0)
     """Bounds of `numbers`."""
+    names: Sequence[str] = ()
+    """Of `numbers`."""
+    exclusive: bool = False
+    """Just one action is taken."""
     value: float | None = None
     total: float = 0.0
     """Return so far."""

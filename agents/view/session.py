@@ -13,6 +13,8 @@ from torch import Tensor
 
 from agents.environments import HostEnv
 from agents.view.canvas import Box
+from agents.view.names import Names, names_of
+from agents.view.observation import views_of
 from agents.view.panels import PanelHistory
 from agents.view.scene import Scene, View
 from envs.rendering import Frame, drawing_for
@@ -54,7 +56,8 @@ class Session:
         self.deterministic, self.critic = deterministic, critic
         self.returns: list[float] = []
         """Returns of finished episodes."""
-        self.names = action_names(env)
+        self.named = names_of(env)
+        self.names = action_names(env, self.named)
         if not isinstance(env, HostEnv):
             env.autoreset = False
         if policy is not None:
@@ -123,8 +126,9 @@ class Session:
         if action is not None:
             taken = np.flatnonzero(action).tolist() if isinstance(space, spaces.MultiBinary) else [int(action[0])]
         probabilities = self.probabilities
-        if probabilities is not None and isinstance(space, spaces.MultiBinary) and len(space.shape) == 2:
-            probabilities = probabilities.reshape(space.shape)
+        if probabilities is not None and isinstance(space, spaces.MultiBinary) and len(space.shape) > 1:
+            maps = probabilities.reshape(-1, *space.shape[-2:])
+            probabilities = np.concatenate(list(maps), axis=1)
         choices = isinstance(space, (spaces.Discrete, spaces.MultiBinary))
         if choices and probabilities is None:  # an episode is over: nothing is about to happen
             probabilities = None if played else np.zeros(len(self.names))
@@ -133,11 +137,13 @@ class Session:
             subtitle=self.subtitle if subtitle is None else subtitle,
             frame=None if played else self._frame(),
             paint=None if played or isinstance(self.env, HostEnv) else self._paint,
-            views=observation_views(self.env, self.obs),
+            views=observation_views(self.env, self.obs, self.named),
             actions=self.names if choices else (),
             probabilities=probabilities,
             taken=taken if choices else (),
             numbers=None if choices else action,
+            names=() if choices or action is None or len(self.named.actions) != len(action) else self.named.actions,
+            exclusive=isinstance(space, spaces.Discrete),
             bounds=_bounds(space),
             value=self.value,
             total=self.total,
@@ -168,8 +174,8 @@ def _bounds(space: spaces.Space[Any]) -> tuple[float, float]:
     return 0.0, float(np.max(space.nvec - 1)) if isinstance(space, spaces.MultiDiscrete) else 1.0
 
 
-def action_names(env: TensorEnv) -> tuple[str, ...]:
-    """Action names: the environment's `action_names`, else numbers; empty for continuous actions."""
+def action_names(env: TensorEnv, names: Names | None = None) -> tuple[str, ...]:
+    """Names of the choices, else numbers; empty for actions that are not one choice or bits."""
     space = env.single_action_space
     if isinstance(space, spaces.Discrete):
         count = int(space.n)
@@ -177,19 +183,28 @@ def action_names(env: TensorEnv) -> tuple[str, ...]:
         count = int(np.prod(space.shape))
     else:
         return ()
-    return env.action_names if len(env.action_names) == count else tuple(str(index) for index in range(count))
+    known = (names_of(env) if names is None else names).actions
+    return known if len(known) == count else tuple(str(index) for index in range(count))
 
 
-def observation_views(env: TensorEnv, obs: Obs) -> list[View]:
+def observation_views(env: TensorEnv, obs: Obs, names: Names | None = None) -> list[View]:
     """The observation of environment 0, in drawable parts."""
+    labels = env.observation_names
     if isinstance(obs, dict):
         space = env.single_observation_space
         assert isinstance(space, spaces.Dict)
-        return [view for key, part in obs.items() for view in _views(key, part[0].cpu().numpy(), space[key])]
-    values = obs[0].cpu().numpy()
-    if env.observation_parts:
-        return _named_views(env, values)
-    return _views("observed", values, env.single_observation_space)
+        views = [
+            view
+            for key, part in obs.items()
+            for view in views_of(key, part[0].cpu().numpy(), space[key], labels.get(key, ()))
+        ]
+    elif env.observation_parts:
+        views = _named_views(env, obs[0].cpu().numpy())
+    else:
+        known = (names_of(env) if names is None else names).observed
+        views = views_of("observed", obs[0].cpu().numpy(), env.single_observation_space, known)
+    words = env.observation_text(0)
+    return [*views, View("that is", np.zeros(1), word=words)] if words else views
 
 
 def _named_views(env: TensorEnv, values: np.ndarray[Any, Any]) -> list[View]:
@@ -198,40 +213,9 @@ def _named_views(env: TensorEnv, values: np.ndarray[Any, Any]) -> list[View]:
     for name, shape in env.observation_parts:
         part = slice(end, end := end + math.prod(shape))
         low, high = float(space.low[part].min()), float(space.high[part].max())
-        views.append(View(name, values[part].reshape(shape), low, high, centred=len(shape) == 2))
+        numbers = values[part]
+        if numbers.size > 1 and np.isin(numbers, (0, 1)).all():  # bits, whatever the bounds of all numbers
+            low, high = 0.0, 1.0
+        labels = env.observation_names.get(name, ())
+        views.append(View(name, numbers.reshape(shape), low, high, centred=shape == (3, 3), labels=labels))
     return views
-
-
-def _views(name: str, values: np.ndarray[Any, Any], space: spaces.Space[Any]) -> list[View]:
-    if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
-        counts = np.atleast_1d(space.n if isinstance(space, spaces.Discrete) else space.nvec).ravel()
-        digits = np.ravel(values - space.start)
-        return [
-            View(name if len(counts) == 1 else f"{name} {index}", np.eye(int(n))[int(d)])
-            for index, (n, d) in enumerate(zip(counts, digits, strict=True))
-        ]
-    low, high = 0.0, 1.0
-    if isinstance(space, spaces.Box):
-        low, high = float(np.min(space.low)), float(np.max(space.high))
-    if values.dtype == np.uint8 and values.ndim == 3:
-        image = values if values.shape[-1] in (1, 3) else values.transpose(1, 2, 0)
-        return [View(name, np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image[..., -3:])]
-    if values.ndim == 3:  # [C, H, W]
-        return [View(f"{name} {index}", plane, low, high) for index, plane in enumerate(values)]
-    if values.ndim == 2:
-        return [View(name, values, low, high)]
-    if values.size > 24:  # folded into the most nearly square block that fits
-        width = int(np.ceil(np.sqrt(values.size)))
-        block = np.full(width * -(-values.size // width), low if np.isfinite(low) else values.min())
-        block[: values.size] = values
-        return [View(name, block.reshape(-1, width), low, high)]
-    if values.size > 1 and (low, high) == (0.0, 1.0):
-        return [View(name, values, low, high)]
-    assert isinstance(space, spaces.Box) or values.size <= 24
-    bounds = (space.low.ravel(), space.high.ravel()) if isinstance(space, spaces.Box) else (None, None)
-    if bounds[0] is None or bounds[1] is None:
-        return [View(name, values.ravel(), low, high)]
-    return [
-        View(f"{name} {index}" if values.size > 1 else name, values.ravel()[index : index + 1], float(a), float(b))
-        for index, (a, b) in enumerate(zip(*bounds, strict=True))
-    ]

@@ -126,6 +126,9 @@ class Mapping(TensorEnv):
         low[:2] = 0.0
         parts: dict[str, spaces.Space[Any]] = {"view": spaces.Box(low, view)}
         parts |= {f"query_{width}": spaces.Box(0.0, 1.0, (4, width, width)) for width in queries}
+        planes = ("free", "wall", "", "")  # a question has no place
+        self.observation_names = dict.fromkeys(parts, planes) | {"view": ("free", "wall", "row", "column")}
+        self.action_names = ("move", "place") if self.explores else ()
         super().__init__(
             num_envs,
             spaces.Dict(parts),

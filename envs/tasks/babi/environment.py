@@ -71,6 +71,7 @@ class Babi(TensorEnv):
     """
 
     action_names = VOCABULARY
+    observation_names = {"": VOCABULARY}  # noqa: RUF012 (never changed in place)
     ignores_actions = True
     state_names = ("story", "place", "round", "missed")
     story: Tensor  # which one an environment reads, [N]

@@ -123,6 +123,10 @@ class GraphTask(SequenceTask):
         )
         if curriculum:
             self.metric_names = (*self.metric_names, "lesson")
+        parts = ("source", "edge", "target")
+        self.observation_parts = tuple((part, (_DIGITS, 10)) for part in parts)
+        self.observation_parts += (("phase begins", (1,)), ("answer due", (1,)))
+        self.action_names = tuple(f"{part} · {place}" for part in parts for place in ("100", "10", "1"))
         self._room = (max(s.nodes[1] for s in stages), max(s.degree[1] for s in stages), _KINDS)
         if self.world is not None:
             self._fixed = self.world.graphs(num_envs, self.device)
@@ -288,6 +292,12 @@ class GraphTask(SequenceTask):
         from envs.tasks.graphs.pictures import graph_text
 
         return graph_text(self, index, self._story(index), self._verdicts)
+
+    def observation_text(self, index: int = 0) -> str:
+        if self._elapsed == self.length:
+            return ""
+        labels = self.inputs[self._elapsed, index, :3].tolist()
+        return "  ".join("_" if label == LABELS else f"{label:03d}" for label in labels)
 
     def frame(self, index: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:
         from envs.tasks.graphs.pictures import graph_frame  # pygame is needed for pictures only

@@ -89,6 +89,7 @@ class AssociativeRecall(BitTask):
         )
         self.min_items, self.max_items = min_items, max_items
         self.item_length, self.bits, self.grid = item_length, bits, grid
+        self._name_parts(*(("query",) if grid else ("item", "query")))
 
     def _sequences(self) -> Sequences:
         copies = self.num_envs

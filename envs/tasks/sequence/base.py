@@ -205,6 +205,23 @@ class BitTask(SequenceTask):
 
     metric_names = ("wrong_bits", "error", "sequence_error")
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        shape = self.single_action_space.shape or ()
+        if len(shape) == 1:
+            ends = {0: ", top", shape[0] - 1: ", bottom"} if shape[0] > 1 else {}  # as in the picture
+            self.action_names = tuple(f"bit {bit}{ends.get(bit, '')}" for bit in range(shape[0]))
+
+    def _name_parts(self, *others: str) -> None:
+        """Names the observation's parts: a vector of bits, and the numbers or maps behind it."""
+        shape = self.single_observation_space.shape or ()
+        if len(shape) > 1:
+            self.observation_names = {"": ("vector", *others)}
+            return
+        bits = shape[0] - len(others)
+        self.observation_parts = (("vector", (bits,)), *((other, (1,)) for other in others))
+        self.observation_names = {"vector": tuple(str(bit) for bit in range(bits))}
+
     def _metrics(self, wrong: Tensor, asked: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         return {"wrong_bits": (wrong, self._ended()), **super()._metrics(wrong, asked)}
 
@@ -264,6 +281,7 @@ class SymbolTask(SequenceTask):
         )
         self.alphabet = alphabet
         self.action_names = tuple(alphabet[:answers])
+        self.observation_names = {"": tuple(alphabet)}
         self._rows = torch.eye(size + 1, size, device=self.device)  # the last row, of zeros, is the blank
 
     def _observe(self) -> Tensor:

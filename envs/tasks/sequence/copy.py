@@ -67,6 +67,7 @@ class Copy(BitTask):
             render_mode,
         )
         self.min_length, self.max_length, self.bits = min_length, max_length, bits
+        self._name_parts("delimiter")
 
     def _sequences(self) -> Sequences:
         times = self._times

@@ -72,6 +72,7 @@ class DynamicNGrams(BitTask):
         super().__init__(
             num_envs, spaces.Box(0.0, 1.0, (1,)), spaces.MultiBinary(1), length, device, render_mode=render_mode
         )
+        self.observation_parts = (("bit before", (1,)),)
         self.context = context
 
     def _sequences(self) -> Sequences:

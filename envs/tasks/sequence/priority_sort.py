@@ -83,6 +83,7 @@ class PrioritySort(BitTask):
         )
         self.min_length, self.max_length, self.outputs = min_length, max_length, outputs
         self.bits, self.grid = bits, grid
+        self._name_parts("priority")
 
     def _sequences(self) -> Sequences:
         copies, most = self.num_envs, self.max_length

@@ -104,6 +104,8 @@ class RepeatCopy(BitTask):
         )
         self._numbers = torch.tensor(numbers, device=self.device)  # how each R is shown
         self.min_length, self.max_length, self.bits = min_length, max_length, bits
+        self._name_parts(*(("start", "repeats") if self._start else ("repeats",)))
+        self.action_names = (*self.action_names[:-1], "end")
         self.min_repeats, self.max_repeats, self.format = min_repeats, max_repeats, format
 
     def _sequences(self) -> Sequences:
