@@ -29,6 +29,14 @@ class Box:
         """The same without a margin on each side."""
         return Box(self.left + left, self.top + top, self.width - left - right, self.height - top - bottom)
 
+    def scaled(self, scale: float) -> Box:
+        """The same in other units."""
+        return Box(self.left * scale, self.top * scale, self.width * scale, self.height * scale)
+
+    def holds(self, x: float, y: float) -> bool:
+        """Whether a point lies in it."""
+        return 0 <= x - self.left < self.width and 0 <= y - self.top < self.height
+
 
 class Stage(Canvas):
     """Adds text in a proportional font, images from arrays and cards to the environments' canvas.
@@ -41,6 +49,8 @@ class Stage(Canvas):
 
     def __init__(self, width: int, height: int, scale: float = 1.0) -> None:
         self.width, self.height, self.scale = width / scale, height / scale, scale
+        self.places: dict[str, Box] = {}
+        """Where each card and panel is, in units, for clicks."""
         self._pasted: list[tuple[int, int, Frame]] = []
         self._prepare((width, height), scale)
 
@@ -85,6 +95,17 @@ class Stage(Canvas):
         """Width of a line of text."""
         return float(_face(round(size * self._fine)).size(words)[0]) / self._fine
 
+    def wrapped(self, words: str, size: int, room: float) -> list[str]:
+        """Words in lines of at most `room`."""
+        lines: list[str] = []
+        for word in words.split():
+            longer = f"{lines[-1]} {word}" if lines else word
+            if lines and self.measure(longer, size) <= room:
+                lines[-1] = longer
+            else:
+                lines.append(word)
+        return lines
+
     def picture(self, image: Array, box: Box, stretch: bool = False, smooth: bool = False) -> Box:
         """Draws an RGB array `[H, W, 3]` at the top centre of `box`; returns its rectangle.
 
@@ -111,7 +132,7 @@ class Stage(Canvas):
         """Draws a card with a heading; returns the free area."""
         self.box(box.left, box.top, box.width, box.height, colour, round=10)
         self.box(box.left, box.top, box.width, box.height, LINE, round=10, line=1)
-        self.write(heading, box.left + 14, box.top + 17, 12, FAINT)
+        self.write(heading, box.left + 14, box.top + 17, 12, FAINT, room=box.width - 28)
         return box.inset(14, 34, 14, 14)
 
 
@@ -119,7 +140,7 @@ def colours(values: Array, limits: tuple[float, float] | None) -> tuple[Array, t
     """Applies a colour map to numbers `[H, W]`: returns RGB `[H, W, 3]` uint8, and the values at both ends of the map.
 
     If the ends have different signs the map goes from blue over white to red, else it is viridis; without `limits`
-    white means 0. RGB in 0..1 is not mapped. NaN and infinity are black.
+    white means 0. From 0 on, colours follow the square root. RGB in 0..1 is not mapped. NaN and infinity are black.
     """
     if values.ndim == 3:
         return (255 * np.clip(np.nan_to_num(values), 0, 1)).astype(np.uint8), None
@@ -133,6 +154,8 @@ def colours(values: Array, limits: tuple[float, float] | None) -> tuple[Array, t
     low, high = limits
     name = "RdBu_r" if low < 0 < high else "viridis"
     share = np.where(np.isfinite(values), (values - low) / max(high - low, 1e-12), np.nan)
+    if low == 0:  # weights that are spread are small: a square root shows them
+        share = np.sqrt(np.clip(share, 0, None))
     return np.asarray(matplotlib.colormaps[name](share, bytes=True))[..., :3], limits
 
 

@@ -189,4 +189,5 @@ def draw_scale(stage: Stage, limits: tuple[float, float], x: float, y: float) ->
     bar = stage.picture(ramp, Box(x - 20, y - 3, 40, 6), stretch=True)
     stage.box(bar.left - 1, bar.top - 1, bar.width + 2, bar.height + 2, LINE, line=1)
     stage.write(number(limits[0]), bar.left - 6, y, 10, FAINT, "midright")
-    stage.write(number(limits[1]), bar.left + bar.width + 6, y, 10, FAINT)
+    root = " √" if limits[0] == 0 else ""
+    stage.write(number(limits[1]) + root, bar.left + bar.width + 6, y, 10, FAINT)

@@ -38,17 +38,21 @@ def draw_memory(stage: Stage, panels: Mapping[str, Panel], room: Box) -> None:
     columns = max(range(1, count + 1), key=choice)
     lines = math.ceil(count / columns)
     wide, tall = (room.width + 10) / columns, (room.height + 8) / lines
+    lines_about = max(len(stage.wrapped(panel.about, 10, wide - 12)) for _, panel in shown)
+    told = min(lines_about, 2 if tall > 130 else 1 if tall > 96 else 0)
     for index, (name, panel) in enumerate(shown):
         cell = Box(room.left + index % columns * wide, room.top + index // columns * tall, wide - 10, tall - 8)
-        _panel(stage, name, panel, cell)
+        draw_panel(stage, name, panel, cell, told)
+        stage.places[name] = cell
     if len(panels) > count:
         words = f"and {len(panels) - count} more"
         stage.write(words, room.left + room.width, room.top - 17, 11, FAINT, "midright")
 
 
-def _panel(stage: Stage, name: str, panel: Panel, room: Box) -> None:
+def draw_panel(stage: Stage, name: str, panel: Panel, room: Box, told: int = 1) -> None:
+    """One panel with its title, what it is (in so many lines), its labels and its scale."""
     image, limits = colours(panel.image.detach().float().cpu().numpy(), panel.limits)
-    inner = room.inset(16, 20, 1, 34)
+    inner = room.inset(16, 20 + 13 * told, 1, 34)
     rows, columns = image.shape[:2]
     side = min(inner.width / columns, inner.height / rows)
     thin = side * side * rows * columns < _THIN * inner.width * inner.height  # a hair line if its cells stayed square
@@ -57,6 +61,11 @@ def _panel(stage: Stage, name: str, panel: Panel, room: Box) -> None:
     right = room.left + room.width  # a title that is wider than its picture begins further left
     left = max(room.left, min(place.left, right - stage.measure(name, 12)))
     stage.write(name, left, room.top + 8, 12, room=right - left)
+    lines = stage.wrapped(panel.about, 10, room.width - 2)
+    lines = [*lines[: told - 1], " ".join(lines[told - 1 :])] if told else []
+    for index, words in enumerate(lines):
+        start = max(room.left, min(left, right - stage.measure(words, 10)))
+        stage.write(words, start, room.top + 23 + 12 * index, 10, FAINT, room=right - start)
     if limits is not None:
         draw_scale(stage, limits, place.left + place.width / 2, place.top + place.height + 25)
     stage.write(panel.x_label, place.left + place.width / 2, place.top + place.height + 9, 10, FAINT, "center")

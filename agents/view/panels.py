@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -25,11 +26,17 @@ class PanelHistory:
     def __init__(self) -> None:
         self.newest: Mapping[str, Panel] = {}
         self.images: dict[str, list[Tensor]] = {}
+        self.widest: dict[str, tuple[Tensor, Tensor]] = {}
+        """Least and greatest value of each panel so far."""
 
     def add(self, panels: Mapping[str, Panel]) -> None:
         """The panels after one more step."""
         self.newest = panels
         for name, panel in panels.items():
+            if panel.image.dim() == 2:
+                low, high = panel.image.detach().nan_to_num(0, 0, 0).aminmax()
+                before = self.widest.get(name, (low, high))
+                self.widest[name] = torch.minimum(low, before[0]), torch.maximum(high, before[1])
             if panel.over_time:
                 images = self.images.setdefault(name, [])
                 images.append(panel.image.detach())
@@ -40,6 +47,9 @@ class PanelHistory:
         return {name: self._shown(name, panel) for name, panel in sorted(self.newest.items(), key=_has_time)}
 
     def _shown(self, name: str, panel: Panel) -> Panel:
+        if panel.over_time != "similarity" and name in self.widest:
+            low, high = (float(value) for value in self.widest[name])
+            panel = replace(panel, limits=kept_limits(low, high, panel.limits))
         if panel.over_time is None:
             return panel
         images = torch.stack(self.images[name])  # [T, rows, columns]
@@ -56,6 +66,28 @@ class PanelHistory:
             limits=(-1.0, 1.0),
             over_time=None,
         )
+
+
+def kept_limits(low: float, high: float, bounds: tuple[float, float] | None) -> tuple[float, float]:
+    """The ends of the colour map for values of an episode so far, widened to 1, 2 or 5 times a power of ten.
+
+    They only ever widen, and seldom, so that a colour keeps its meaning; white stays 0. Within `bounds`, where given.
+    """
+    if bounds is None:
+        reach = _wide(max(-low, high))
+        return (-reach, reach) if low < 0 else (0.0, reach)
+    if bounds[0] == -bounds[1]:
+        reach = min(_wide(max(-low, high)), bounds[1])
+        return -reach, reach
+    return (0.0, min(_wide(high), bounds[1])) if bounds[0] == 0 else bounds
+
+
+def _wide(value: float) -> float:
+    """The least 1, 2 or 5 times a power of ten that is not below `value`."""
+    if not 1e-30 < value < 1e30:
+        return 1.0
+    power = 10.0 ** math.floor(math.log10(value))
+    return next(step * power for step in (1.0, 2.0, 5.0, 10.0) if step * power >= value * (1 - 1e-6))
 
 
 def _has_time(item: tuple[str, Panel]) -> bool:
@@ -82,6 +114,7 @@ def figure(name: str, panel: Panel) -> Figure:
 def _scale(limits: tuple[float, float]) -> Any:
     """The colour map of `colours` between two values."""
     from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
+    from matplotlib.colors import Normalize, PowerNorm
 
-    return ScalarMappable(Normalize(*limits), "RdBu_r" if limits[0] < 0 < limits[1] else "viridis")
+    norm = PowerNorm(0.5, *limits) if limits[0] == 0 else Normalize(*limits)
+    return ScalarMappable(norm, "RdBu_r" if limits[0] < 0 < limits[1] else "viridis")

@@ -12,7 +12,8 @@ from agents.view.canvas import Array, Box, Stage, colour_of, number
 from agents.view.cards import View as View
 from agents.view.cards import draw_actions, draw_views
 from agents.view.layout import arrange
-from agents.view.memory import draw_memory
+from agents.view.legend import draw_legend
+from agents.view.memory import draw_memory, draw_panel
 from envs.rendering import AGENT, FAINT, FLOOR, INK, LINE, PAPER, RIGHT, WRONG, Frame
 from policies.memories.contract import Panel
 
@@ -57,6 +58,12 @@ class Scene:
     """The memory, after it has read the observation."""
     note: str = ""
     """Status beside the title: "paused", "episode over"."""
+    help: str = ""
+    """The keys, at the foot."""
+    legend: bool = False
+    """What is what is shown in place of the cards."""
+    enlarged: str = ""
+    """A card or panel that is shown alone."""
     played: bool = False
     """A person plays: nothing of the agent is shown."""
     paint: Callable[[Box, float], Frame | None] | None = None
@@ -70,28 +77,58 @@ def scale_for(width: int, height: int) -> float:
     return max(_LEAST, min(width / WIDTH, height / HEIGHT))
 
 
-def draw(scene: Scene, width: int = WIDTH, height: int = HEIGHT) -> Frame:
-    """The picture of a scene, `[height, width, 3]`, drawn at this size."""
+def draw(scene: Scene, width: int = WIDTH, height: int = HEIGHT, places: dict[str, Box] | None = None) -> Frame:
+    """The picture of a scene, `[height, width, 3]`, drawn at this size.
+
+    Args:
+        scene: what to draw.
+        width: pixels.
+        height: pixels.
+        places: is given the rectangle of each card and panel by name, in pixels, the smaller ones last.
+    """
     stage = Stage(width, height, scale_for(width, height))
     _header(stage, scene)
     boxes = layout(stage, scene)
-    if scene.frame is not None:
+    if scene.legend:
+        draw_legend(stage, _room(stage, scene), scene.panels)
+    elif scene.enlarged in boxes:
+        _cards(stage, scene, {scene.enlarged: _room(stage, scene)})
+    elif scene.enlarged in scene.panels:
+        room = stage.card("Memory", _room(stage, scene))
+        draw_panel(stage, scene.enlarged, scene.panels[scene.enlarged], room)
+    else:
+        _cards(stage, scene, boxes)
+    if scene.help:
+        stage.write(scene.help, _MARGIN, stage.height - 15, 11, FAINT, room=stage.width - 2 * _MARGIN)
+    if places is not None:
+        places |= {name: box.scaled(stage.scale) for name, box in stage.places.items()}
+    return stage.frame()
+
+
+def _cards(stage: Stage, scene: Scene, boxes: dict[str, Box]) -> None:
+    stage.places |= boxes
+    if "frame" in boxes and scene.frame is not None:
         _environment(stage, scene, boxes["frame"])
-    draw_views(stage, scene.views, stage.card("Observation", boxes["views"]))
+    if "views" in boxes:
+        draw_views(stage, scene.views, stage.card("Observation", boxes["views"]))
     heading = "Actions" if scene.played or scene.probabilities is None else "Action probabilities"
-    draw_actions(stage, scene, stage.card(heading, boxes["actions"]))
+    if "actions" in boxes:
+        draw_actions(stage, scene, stage.card(heading, boxes["actions"]))
     if "memory" in boxes:
         draw_memory(stage, scene.panels, stage.card("Memory", boxes["memory"]))
-    return stage.frame()
+
+
+def _room(stage: Stage, scene: Scene) -> Box:
+    """The window without its margins, its header and the line of keys."""
+    top, foot = _MARGIN + _HEADER, 28 if scene.help else _MARGIN
+    return Box(_MARGIN, top, stage.width - 2 * _MARGIN, stage.height - top - foot)
 
 
 def layout(stage: Stage, scene: Scene) -> dict[str, Box]:
     """The rectangle of each card."""
-    top = _MARGIN + _HEADER
-    room = Box(_MARGIN, top, stage.width - 2 * _MARGIN, stage.height - top - _MARGIN)
     aspect = None if scene.frame is None else scene.frame.shape[1] / scene.frame.shape[0]
     maps = sum(view.values.ndim > 1 for view in scene.views)
-    return arrange(room, aspect, len(scene.views) - maps, maps, scene.played)
+    return arrange(_room(stage, scene), aspect, len(scene.views) - maps, maps, scene.played)
 
 
 def _environment(stage: Stage, scene: Scene, box: Box) -> None:

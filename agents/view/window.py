@@ -20,13 +20,13 @@ from gymnasium import spaces
 from PIL import Image
 from torch import Tensor
 
-from agents.view.canvas import pygame
+from agents.view.canvas import Box, pygame
 from agents.view.scene import HEIGHT, WIDTH, Scene, draw
 from agents.view.session import Session, action_names
 from envs.rendering import Frame
 from envs.tensor_env import TensorEnv
 
-WATCH_KEYS = "space pause   → step   + − speed   R new episode   Q quit"
+WATCH_KEYS = "space pause   → step   + − speed   R new episode   H legend   click enlarges   Q quit"
 SUFFIXES = (".mp4", ".gif")
 LEAST = (400, 260)
 """Pixels of a picture at least; a smaller window shows a part of it."""
@@ -51,8 +51,9 @@ class ViewerError(RuntimeError):
 class Viewer:
     """A window that shows a session.
 
-    Space pauses, → makes one step, + and − change the speed, R starts a new episode; Q, Escape or closing the window
-    ends it. When a person plays, arrow and number keys act, and the environment waits for them.
+    Space pauses, → makes one step, + and − change the speed, R starts a new episode; H says what is what, a click
+    enlarges a card or a panel, and another goes back; Q, Escape or closing the window ends it. When a person plays,
+    arrow and number keys act, and the environment waits for them.
 
     Args:
         session: what to show.
@@ -73,6 +74,8 @@ class Viewer:
         """The session on show."""
         self._due = 0.0  # steps that time has brought but that are not made yet
         self._stale = True
+        self._legend, self._enlarged = False, ""
+        self._places: dict[str, Box] = {}
         self._keys = key_map(session.env) if session.policy is None else {}
         self._bits = np.zeros(len(session.names), dtype=np.int8)
         _open()
@@ -101,6 +104,8 @@ class Viewer:
                 self.open = False
             elif event.type == pygame.KEYDOWN:
                 self._obey(event)
+            elif event.type == pygame.MOUSEBUTTONDOWN and event.button == 1:
+                self._click(event.pos)
             elif event.type in (pygame.VIDEOEXPOSE, pygame.VIDEORESIZE):
                 self._stale = True
         now = time.perf_counter()
@@ -120,9 +125,22 @@ class Viewer:
         self.session.step(action)
         self._stale = True
 
+    def _click(self, place: tuple[int, int]) -> None:
+        """Enlarges what is there, or goes back."""
+        self._stale = True
+        if self._legend or self._enlarged:
+            self._legend, self._enlarged = False, ""
+            return
+        hit = [name for name, box in self._places.items() if box.holds(*place)]
+        self._enlarged = hit[-1] if hit else ""
+
     def _obey(self, event: pygame.event.Event) -> None:
         self._stale = True
-        if event.key in (pygame.K_q, pygame.K_ESCAPE):
+        if event.key == pygame.K_ESCAPE and (self._legend or self._enlarged):
+            self._legend, self._enlarged = False, ""
+        elif event.key == pygame.K_h:
+            self._legend = not self._legend
+        elif event.key in (pygame.K_q, pygame.K_ESCAPE):
             self.open = False
         elif event.key == pygame.K_r:
             self.session.reset()
@@ -159,7 +177,8 @@ class Viewer:
         self._stale = False
         screen = pygame.display.get_surface()
         width, height = (max(have, least) for have, least in zip(screen.get_size(), LEAST, strict=True))
-        self.frame = draw(self.scene(), width, height)
+        self._places = {}
+        self.frame = draw(self.scene(), width, height, self._places)
         screen.blit(pygame.surfarray.make_surface(self.frame.swapaxes(0, 1)), (0, 0))
         pygame.display.flip()
 
@@ -168,16 +187,20 @@ class Viewer:
         session = self.session
         if session.policy is not None:
             note = "paused" if self.paused else ""
-            return session.scene(note, f"{WATCH_KEYS}   ·   {self.fps:g} steps/s")
+            scene = session.scene(note)
+            words = f"{WATCH_KEYS}   ·   {self.fps:g} steps/s"
+            return dataclasses.replace(scene, help=words, legend=self._legend, enlarged=self._enlarged)
         signs = {index: _ARROW_SIGNS.get(key, pygame.key.name(key)) for key, index in reversed(self._keys.items())}
-        scene = session.scene(subtitle=f"you see what the agent would see   ·   {self._help()}")
+        scene = session.scene(subtitle="you see what the agent would see")
         called = [f"action {name}" if name.isdigit() else name for name in session.names]
         names = [f"{signs[index]}   {name}" for index, name in enumerate(called)]
-        return dataclasses.replace(scene, actions=names, taken=np.flatnonzero(self._bits).tolist())
+        taken = np.flatnonzero(self._bits).tolist()
+        shown = dataclasses.replace(scene, actions=names, taken=taken, help=self._help())
+        return dataclasses.replace(shown, legend=self._legend, enlarged=self._enlarged)
 
     def _help(self) -> str:
         binary = isinstance(self.session.env.single_action_space, spaces.MultiBinary)
-        return ("Enter acts   " if binary else "") + "R new episode   Q quit"
+        return ("Enter acts   " if binary else "") + "R new episode   H legend   click enlarges   Q quit"
 
 
 def _open() -> None:

@@ -35,6 +35,8 @@ class Panel:
     """How viewers show many steps at once. "columns": the image of each step, flattened, becomes a column beside those
     of the steps before. "similarity": the upper half of the rows of one step is compared with the lower half of
     another, row by row, for every two steps. None: they show the last step alone."""
+    about: str = ""
+    """What it is, in one short line."""
 
 
 class Memory(nn.Module):

@@ -189,10 +189,12 @@ class DKM(Memory):
         cov = root @ root.mT
         weights = torch.stack([state["write_weights"][0], state["read_weights"][0]]).detach()
         return {
-            "memory_mean": Panel(state["memory_mean"][0].detach(), "code unit", "row"),
-            "covariance": Panel(cov, "row", "row"),
-            "row deviation": vector_panel(root.norm(dim=1).unsqueeze(0), "row", limits=None),
-            "weights": Panel(weights, "row", "write, read"),
+            "memory_mean": Panel(state["memory_mean"][0].detach(), "code unit", "row", about="what each row holds"),
+            "covariance": Panel(cov, "row", "row", about="how unsure the rows are"),
+            "row deviation": vector_panel(
+                root.norm(dim=1).unsqueeze(0), "row", limits=None, about="how unsure each row is"
+            ),
+            "weights": Panel(weights, "row", "write, read", about="rows written and read last"),
         }
 
 

@@ -255,6 +255,8 @@ class GatedDeltaNet(Memory):
         """S of every head of every block, one below another, and the last inputs of the convolutions."""
         memory, recent = state["memory"][0].detach(), state["recent"][0].detach()
         return {
-            "memory": Panel(memory.flatten(0, 2), "key unit", "block, head, value unit"),
-            "recent": Panel(recent.flatten(0, 1), "channel", "block, step"),
+            "memory": Panel(
+                memory.flatten(0, 2), "key unit", "block, head, value unit", about="fast weights of every head"
+            ),
+            "recent": Panel(recent.flatten(0, 1), "channel", "block, step", about="last inputs of the convolutions"),
         }

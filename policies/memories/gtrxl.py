@@ -259,6 +259,8 @@ class GTrXL(Memory):
             weights.append(layer.attention(rows, self.get_buffer("positions")[1:], allowed)[0].detach())
         seen = torch.cat(weights, 2)[0, 0, :, 0] * allowed[0, 0, :, 0]
         return {
-            "attention": Panel(seen, "step in the window", "layer, head", (0.0, 1.0), "columns"),
-            "memory": Panel(memory[0, 0], "unit", "step in the window"),
+            "attention": Panel(
+                seen, "step in the window", "layer, head", (0.0, 1.0), "columns", about="how far back each head looked"
+            ),
+            "memory": Panel(memory[0, 0], "unit", "step in the window", about="inputs of the first layer, newest last"),
         }

@@ -154,6 +154,6 @@ class LRU(Memory):
         """Size and angle of each block's x, one block of pixels a layer."""
         hidden = torch.view_as_complex(state["hidden"][0].detach().contiguous())
         return {
-            "modulus": vector_panel(hidden.abs(), limits=None),
-            "phase": vector_panel(hidden.angle(), limits=(-math.pi, math.pi)),
+            "modulus": vector_panel(hidden.abs(), limits=None, about="size of each complex unit"),
+            "phase": vector_panel(hidden.angle(), limits=(-math.pi, math.pi), about="angle of each complex unit"),
         }

@@ -157,8 +157,12 @@ class MemN2N(Memory):
     def panels(self, state: State) -> dict[str, Panel]:
         """Where each hop of the last step looked, and the inputs kept."""
         return {
-            "attention": Panel(state["attention"][0].detach(), "memory, the last one first", "hop"),
-            "memories": Panel(state["memories"][0].detach(), "feature", "memory, the last one first"),
+            "attention": Panel(
+                state["attention"][0].detach(), "memory, the last one first", "hop", about="what each hop looked at"
+            ),
+            "memories": Panel(
+                state["memories"][0].detach(), "feature", "memory, the last one first", about="the inputs that are kept"
+            ),
         }
 
 

@@ -106,4 +106,4 @@ class MinGRU(Memory):
 
     def panels(self, state: State) -> dict[str, Panel]:
         """h of each layer of the first batch entry, one block a layer."""
-        return {"hidden": vector_panel(state["hidden"][0], limits=None)}
+        return {"hidden": vector_panel(state["hidden"][0], limits=None, about="state of the units")}

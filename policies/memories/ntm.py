@@ -211,8 +211,19 @@ class NTM(Memory):
         """The slots' contents, the heads' weights, and the vectors read."""
         first = {name: value[0].detach() for name, value in state.items()}
         return {
-            "memory": Panel(first["memory"].T, "slot", "number in the word"),
-            "write_weights": Panel(first["write_weights"], "slot", "write head", (0.0, 1.0), "columns"),
-            "read_weights": Panel(first["read_weights"], "slot", "read head", (0.0, 1.0), "columns"),
-            "read_vectors": vector_panel(first["read_vectors"], unit="number", limits=None),
+            "memory": Panel(first["memory"].T, "slot", "number in the word", about="what each slot holds"),
+            "write_weights": Panel(
+                first["write_weights"],
+                "slot",
+                "write head",
+                (0.0, 1.0),
+                "columns",
+                about="where was written, and how strongly",
+            ),
+            "read_weights": Panel(
+                first["read_weights"], "slot", "read head", (0.0, 1.0), "columns", about="where each head read"
+            ),
+            "read_vectors": vector_panel(
+                first["read_vectors"], unit="number", limits=None, about="what each head read"
+            ),
         }

@@ -115,7 +115,15 @@ class StackRNN(Memory):
         hidden = state["hidden"][:1].detach()
         names = "push, pop, no-op" if self.no_op else "push, pop"
         return {
-            "stacks": Panel(state["stacks"][0, :, :SHOWN].t().detach(), "stack", "depth", (EMPTY, 1.0)),
-            "actions": Panel(self.act(hidden)[0].t().detach(), "stack", names, (0.0, 1.0)),
-            "hidden": vector_panel(hidden, limits=(0.0, 1.0)),
+            "stacks": Panel(
+                state["stacks"][0, :, :SHOWN].t().detach(),
+                "stack",
+                "depth",
+                (EMPTY, 1.0),
+                about="each stack's cells from the top; −1: empty",
+            ),
+            "actions": Panel(
+                self.act(hidden)[0].t().detach(), "stack", names, (0.0, 1.0), about="what was done to each stack"
+            ),
+            "hidden": vector_panel(hidden, limits=(0.0, 1.0), about="the hidden layer"),
         }

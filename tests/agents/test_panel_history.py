@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import pytest
 import torch
+from cases import MEMORIES, small
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from agents import PPO
+from agents import PPO, make_env
 from agents.run.callbacks import PicturePanels
 from agents.run.logs import run_logger
-from agents.view.panels import LONGEST, PanelHistory, figure
+from agents.view.canvas import colours
+from agents.view.panels import LONGEST, PanelHistory, figure, kept_limits
+from agents.view.session import Session
 from policies.memories.contract import Panel
+from policies.policy import MemoryActorCriticPolicy
 
 
 def test_weightings_grow_by_a_column_a_step() -> None:
@@ -81,3 +87,52 @@ def test_it_costs_nothing_between_pictures() -> None:
     model.policy.memory.panels = lambda state: asked.append(1) or panels(state)
     model.learn(32, PicturePanels(seconds=3600))
     assert len(asked) == 16  # the first and the last of four rollouts
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "bounds", "kept"),
+    [
+        (-0.3, 0.1, None, (-0.5, 0.5)),
+        (0.0, 0.013, (0.0, 1.0), (0.0, 0.02)),
+        (-0.01, 0.04, (-1.0, 1.0), (-0.05, 0.05)),
+        (-1.0, 0.04, (-1.0, 1.0), (-1.0, 1.0)),
+        (3.0, 170.0, None, (0.0, 200.0)),
+        (0.0, 0.0, (0.0, 1.0), (0.0, 1.0)),
+        (0.0, 0.2, None, (0.0, 0.2)),
+    ],
+)
+def test_limits_are_round_and_within_bounds(
+    low: float, high: float, bounds: tuple[float, float] | None, kept: tuple[float, float]
+) -> None:
+    assert kept_limits(low, high, bounds) == pytest.approx(kept)
+
+
+def test_a_colour_keeps_its_meaning_within_an_episode() -> None:
+    history = PanelHistory()
+    limits = []
+    for value in (0.03, 0.9, 0.001):
+        history.add({"m": Panel(torch.tensor([[value, -value]]), "x", "y")})
+        limits.append(history.panels()["m"].limits)
+    assert limits == [(-0.05, 0.05), (-1.0, 1.0), (-1.0, 1.0)]
+
+
+def test_spread_weightings_show() -> None:
+    """256 slots of nearly the same weight: not all of the colour of zero."""
+    history = PanelHistory()
+    history.add({"w": Panel(torch.full((1, 256), 1 / 256), "slot", "head", (0.0, 1.0), "columns")})
+    shown = history.panels()["w"]
+    picture, limits = colours(shown.image.numpy(), shown.limits)
+    zero = colours(np.zeros((1, 1)), (0.0, 1.0))[0]
+    assert limits == (0.0, 0.005)
+    assert np.abs(picture.astype(int) - zero.astype(int)).max() > 60
+
+
+@pytest.mark.parametrize("name", MEMORIES)
+def test_each_panel_of_each_memory_says_what_it_is(name: str) -> None:
+    env = make_env("Engram/RepeatFirst-v0", 1)
+    kwargs = {"memory": name, "memory_kwargs": small(MEMORIES[name])}
+    policy = MemoryActorCriticPolicy(env.single_observation_space, env.single_action_space, lambda _: 1e-3, **kwargs)
+    panels = Session(env, policy).scene().panels
+    assert name == "identity" or panels
+    for title, panel in panels.items():
+        assert 5 < len(panel.about) <= 50, title

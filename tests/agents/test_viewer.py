@@ -173,6 +173,33 @@ def test_keys(open_window: Callable[..., Viewer]) -> None:
     assert not viewer.open
 
 
+def click(viewer: Viewer, x: float, y: float) -> None:
+    event = pygame.event.Event(pygame.MOUSEBUTTONDOWN, button=1, pos=(round(x), round(y)))
+    pygame.event.post(event)
+    viewer.tick()
+
+
+def test_h_shows_the_legend_and_goes_back(open_window: Callable[..., Viewer]) -> None:
+    viewer = open_window(session_of())
+    first = shown()
+    press(viewer, pygame.K_h)
+    assert not np.array_equal(shown(), first)
+    press(viewer, pygame.K_ESCAPE)
+    assert viewer.open
+    assert np.array_equal(shown(), first)
+
+
+@pytest.mark.parametrize("name", ["hidden", "frame", "views", "actions"])
+def test_a_click_enlarges_and_another_goes_back(open_window: Callable[..., Viewer], name: str) -> None:
+    viewer = open_window(session_of())
+    first, box = shown(), viewer._places[name]
+    click(viewer, box.left + box.width / 2, box.top + box.height / 2)
+    assert viewer.scene().enlarged == name
+    assert not np.array_equal(shown(), first)
+    click(viewer, 400, 300)
+    assert np.array_equal(shown(), first)
+
+
 def test_time_makes_steps_unless_paused(open_window: Callable[..., Viewer]) -> None:
     viewer = open_window(session_of(), fps=50)
     press(viewer, pygame.K_SPACE)

@@ -302,10 +302,26 @@ class DNTM(Memory):
         """The slots' contents, the heads' weights, and the vectors read; the last slot is the one of no operation."""
         first = {name: value[0].detach() for name, value in state.items()}
         return {
-            "contents": Panel(first["contents"].T, "slot", "number in the content"),
-            "write_weights": Panel(first["write_weights"], "slot", "write head", (0.0, 1.0), "columns"),
-            "read_weights": Panel(first["read_weights"], "slot", "reading step and head", (0.0, 1.0), "columns"),
-            "read_value": vector_panel(first["read_value"][None], unit="number", limits=None),
+            "contents": Panel(first["contents"].T, "slot", "number in the content", about="what each slot holds"),
+            "write_weights": Panel(
+                first["write_weights"],
+                "slot",
+                "write head",
+                (0.0, 1.0),
+                "columns",
+                about="where was written, and how strongly",
+            ),
+            "read_weights": Panel(
+                first["read_weights"],
+                "slot",
+                "reading step and head",
+                (0.0, 1.0),
+                "columns",
+                about="where each head read",
+            ),
+            "read_value": vector_panel(
+                first["read_value"][None], unit="number", limits=None, about="what the memory answered"
+            ),
         }
 
 

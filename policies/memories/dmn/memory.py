@@ -200,6 +200,18 @@ class DMN(Memory):
     def panels(self, state: State) -> dict[str, Panel]:
         """Which facts each pass of the last step let in, and the facts, as they are kept."""
         return {
-            "gates": Panel(state["gates"][0].detach(), "fact, the oldest first", "pass", (0.0, 1.0)),
-            "facts": Panel(state["facts"][0].detach(), "unit", "fact, the oldest first", (-1.0, 1.0)),
+            "gates": Panel(
+                state["gates"][0].detach(),
+                "fact, the oldest first",
+                "pass",
+                (0.0, 1.0),
+                about="facts that each pass let in",
+            ),
+            "facts": Panel(
+                state["facts"][0].detach(),
+                "unit",
+                "fact, the oldest first",
+                (-1.0, 1.0),
+                about="the facts that are kept",
+            ),
         }

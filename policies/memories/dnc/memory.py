@@ -246,15 +246,34 @@ class DNC(Memory):
         """Everything in the state of the first batch entry; several write heads' links one below another."""
         entry = {name: value[0].detach() for name, value in state.items()}
         return {
-            "memory": Panel(entry["memory"].t(), "slot", "number in the word"),
-            "usage": Panel(entry["usage"][None], "slot", "usage", (0.0, 1.0), "columns"),
-            "write_weights": Panel(entry["write_weights"], "slot", "write head", (0.0, 1.0), "columns"),
-            "read_weights": Panel(entry["read_weights"], "slot", "read head", (0.0, 1.0), "columns"),
-            "linkage": Panel(entry["linkage"].flatten(0, 1), "written before", "written after", (0.0, 1.0)),
-            "precedence": Panel(entry["precedence"], "slot", "write head", (0.0, 1.0)),
-            "read_vectors": Panel(entry["read_vectors"], "number in the word", "read head"),
-            "hidden": vector_panel(entry["hidden"]),
-            "cell": vector_panel(entry["cell"], limits=None),
+            "memory": Panel(entry["memory"].t(), "slot", "number in the word", about="what each slot holds"),
+            "usage": Panel(
+                entry["usage"][None], "slot", "usage", (0.0, 1.0), "columns", about="how much each slot is in use"
+            ),
+            "write_weights": Panel(
+                entry["write_weights"],
+                "slot",
+                "write head",
+                (0.0, 1.0),
+                "columns",
+                about="where was written, and how strongly",
+            ),
+            "read_weights": Panel(
+                entry["read_weights"], "slot", "read head", (0.0, 1.0), "columns", about="where each head read"
+            ),
+            "linkage": Panel(
+                entry["linkage"].flatten(0, 1),
+                "written before",
+                "written after",
+                (0.0, 1.0),
+                about="which slot was written after which",
+            ),
+            "precedence": Panel(entry["precedence"], "slot", "write head", (0.0, 1.0), about="slots written last"),
+            "read_vectors": Panel(
+                entry["read_vectors"], "number in the word", "read head", about="what each head read"
+            ),
+            "hidden": vector_panel(entry["hidden"], about="output of the controller"),
+            "cell": vector_panel(entry["cell"], limits=None, about="the controller's cells"),
         }
 
 

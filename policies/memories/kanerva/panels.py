@@ -33,8 +33,8 @@ def memory_panels(memory: Tensor, windows: Tensor, crop_size: int, colours: Tens
         picture = torch.where(outline, colours[index % len(colours)], picture)
     shown = ((as_rgb(crops) - low) / span).clamp(0, 1).permute(2, 0, 3, 1).flatten(1, 2)
     return {
-        "memory": Panel(picture, f"x (cell · {ZOOM})", f"y (cell · {ZOOM})"),
-        "windows": Panel(shown, "x, window by window", "y"),
+        "memory": Panel(picture, "x", "y", about="an image; frames: written and read last"),
+        "windows": Panel(shown, "x, window by window", "y", about="what is in the windows read"),
     }
 
 

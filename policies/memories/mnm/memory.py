@@ -213,18 +213,43 @@ class MNM(Memory):
         pictures are in `similarity.py`. With a recall delay also the pairs that the meta loss asks for.
         """
         panels = {
-            f"weights_{index} change": Panel((state[f"weights_{index}"][0] - phi_0[0]).detach(), "from unit", "to unit")
+            f"weights_{index} change": Panel(
+                (state[f"weights_{index}"][0] - phi_0[0]).detach(),
+                "from unit",
+                "to unit",
+                about="learned in this episode",
+            )
             for index, phi_0 in enumerate(self.initial_weights(), start=1)
         }
-        panels["read_value"] = vector_panel(state["read_value"][:1], limits=None)
+        panels["read_value"] = vector_panel(state["read_value"][:1], limits=None, about="what the memory answered")
         with torch.no_grad():
             keys, written, _ = self.interact(state["hidden"][:1])
         read = state["read_value"][:1, None].expand_as(written)
-        panels["keys"] = Panel(keys[0].detach(), "unit", "read, write", (-1.0, 1.0), "similarity")
-        panels["values"] = Panel(torch.cat([read, written], 1)[0].detach(), "unit", "read, write", None, "similarity")
+        panels["keys"] = Panel(
+            keys[0].detach(),
+            "unit",
+            "read, write",
+            (-1.0, 1.0),
+            "similarity",
+            about="cosine of what is asked now and written then",
+        )
+        panels["values"] = Panel(
+            torch.cat([read, written], 1)[0].detach(),
+            "unit",
+            "read, write",
+            None,
+            "similarity",
+            about="cosine of what is read now and written then",
+        )
         for name in ("write_keys", "write_values") if self.recall_delay else ():
             told = state[name][0].detach().flatten(0, 1)
-            panels[name] = Panel(told, "unit", f"{self.heads} heads a step, the last step first", (-1.0, 1.0))
+            panels[name] = Panel(
+                told,
+                "unit",
+                f"{self.heads} heads a step, the last step first",
+                (-1.0, 1.0),
+                about="asked for again later",
+            )
         return panels
 
 

@@ -255,12 +255,13 @@ class Multigrid(ReaderMemory):
         """h and c of the last layer of the writer, level by level: the mean over channels; in 1-D, every channel."""
         layer = len(self.plan.levels)
         panels = {}
+        what = "grid of the last layer, coarse to fine"
         for name, label, limits in (("hidden", "h", (-1.0, 1.0)), ("cell", "c", None)):
             for level in sorted(self.writer.passed[-1], reverse=True):
                 grid = state[f"{name}_{layer}_{level}"][0].detach()
                 title = f"{name} {layer}, level {level}"
                 if self.plan.rank == 1:
-                    panels[title] = Panel(grid, "position", f"channel of {label}", limits)
+                    panels[title] = Panel(grid, "position", f"channel of {label}", limits, about=what)
                 else:
-                    panels[title] = Panel(grid.mean(0), f"column (mean of {label})", "row", limits)
+                    panels[title] = Panel(grid.mean(0), f"column (mean of {label})", "row", limits, about=what)
         return panels

@@ -91,8 +91,8 @@ class PlasticNetwork(Memory):
     def panels(self, state: State) -> dict[str, Panel]:
         """The trace of each connection, and the activities."""
         return {
-            "hebb": Panel(state["hebb"][0].detach(), "to unit", "from unit"),
-            "hidden": vector_panel(state["hidden"][:1]),
+            "hebb": Panel(state["hebb"][0].detach(), "to unit", "from unit", about="trace of each connection"),
+            "hidden": vector_panel(state["hidden"][:1], about="activity of the units"),
         }
 
 

@@ -15,6 +15,8 @@ from policies.memories.shared.states import zeros_state
 
 Cell = Callable[[Tensor, tuple[Tensor, ...], Sequence[Tensor]], tuple[Tensor, ...]]
 
+_ABOUT = {"hidden": "output of the units, to the policy", "cell": "what the units keep inside"}
+
 
 class TorchRecurrent(Memory):
     """A memory with the parameters of `nn.LSTM` or `nn.GRU`.
@@ -77,6 +79,6 @@ class TorchRecurrent(Memory):
     def panels(self, state: State) -> dict[str, Panel]:
         """Each state tensor of the first batch entry, a block for each layer; the cell of an LSTM has no bounds."""
         return {
-            name: vector_panel(value[0], limits=(-1.0, 1.0) if name == "hidden" else None)
+            name: vector_panel(value[0], limits=(-1.0, 1.0) if name == "hidden" else None, about=_ABOUT.get(name, ""))
             for name, value in state.items()
         }

@@ -106,8 +106,10 @@ class SALU(Memory):
         used = self.used(first["count"])
         weights = attend(self.vectors(first["hidden"])[0], first["keys"], used).detach()
         weights = weights * used.repeat_interleave(self.heads, 1).unsqueeze(1)  # nothing is read before a step
-        panels = {"read_weights": Panel(weights[0], "row", "head", (0.0, 1.0), "columns")}
+        panels = {"read_weights": Panel(weights[0], "row", "head", (0.0, 1.0), "columns", about="where each head read")}
         for name in ("keys", "values"):
-            panels[name] = Panel(first[name][0].flatten(0, 1), "unit", "row", (-1.0, 1.0))
-        panels["read_value"] = vector_panel(first["read_value"])
+            panels[name] = Panel(
+                first[name][0].flatten(0, 1), "unit", "row", (-1.0, 1.0), about=f"the table's {name}, newest last"
+            )
+        panels["read_value"] = vector_panel(first["read_value"], about="what the memory answered")
         return panels

@@ -159,23 +159,35 @@ class SDNC(Memory):
             links = Links(*(first[name] for name in Links.NAMES))
             everywhere = torch.arange(self.slots, device=links.precedence.device)[None]
             panels = {
-                "memory": Panel(first["memory"][0], "word", "slot"),
-                "steps since use": vector_panel(first["time"] - first["last_access"], "slot", limits=None),
+                "memory": Panel(first["memory"][0], "word", "slot", about="what each slot holds"),
+                "steps since use": vector_panel(
+                    first["time"] - first["last_access"], "slot", limits=None, about="age of each slot"
+                ),
                 "read_weights": Panel(
-                    self._dense(first["read_weights"], first["read_slots"])[0], "slot", "head", (0.0, 1.0), "columns"
+                    self._dense(first["read_weights"], first["read_slots"])[0],
+                    "slot",
+                    "head",
+                    (0.0, 1.0),
+                    "columns",
+                    about="where each head read",
                 ),
                 "write_weights": Panel(
-                    self._dense(first["write_weights"], first["write_slots"]), "slot", "write", (0.0, 1.0), "columns"
+                    self._dense(first["write_weights"], first["write_slots"]),
+                    "slot",
+                    "write",
+                    (0.0, 1.0),
+                    "columns",
+                    about="where was written, and how strongly",
                 ),
             }
-            for title, label, (weights, slots) in (
-                ("links N", "written before", links.before(everywhere)),
-                ("links P", "written after", links.after(everywhere)),
+            for title, label, what, (weights, slots) in (
+                ("links N", "written before", "slots written next", links.before(everywhere)),
+                ("links P", "written after", "slots written before", links.after(everywhere)),
             ):
                 if self.slots <= LARGEST_PICTURE:
-                    panels[title] = Panel(self._dense(weights, slots)[0], label, "slot", (0.0, 1.0))
+                    panels[title] = Panel(self._dense(weights, slots)[0], label, "slot", (0.0, 1.0), about=what)
                 else:
-                    panels[title] = Panel(weights[0], f"{label}, strongest first", "slot", (0.0, 1.0))
+                    panels[title] = Panel(weights[0], f"{label}, strongest first", "slot", (0.0, 1.0), about=what)
             return panels
 
     def _dense(self, weights: Tensor, slots: Tensor) -> Tensor:

@@ -9,7 +9,9 @@ from torch import Tensor
 from policies.memories.contract import Panel
 
 
-def vector_panel(vectors: Tensor, unit: str = "unit", limits: tuple[float, float] | None = (-1.0, 1.0)) -> Panel:
+def vector_panel(
+    vectors: Tensor, unit: str = "unit", limits: tuple[float, float] | None = (-1.0, 1.0), about: str = ""
+) -> Panel:
     """Vectors `[N, D]` as an image: each is folded into an almost square block; blocks are stacked vertically.
 
     Unit `i` of a vector is at column `i % width` of its block; 200 units are a 10 x 20 block.
@@ -17,4 +19,4 @@ def vector_panel(vectors: Tensor, unit: str = "unit", limits: tuple[float, float
     size = vectors.shape[-1]
     width = next(width for width in range(math.isqrt(size - 1) + 1, size + 1) if size % width == 0)
     folded = vectors.detach().reshape(-1, width)
-    return Panel(folded, f"{unit} mod {width}", f"{unit} // {width}", limits)
+    return Panel(folded, f"{unit} ({width} a row)", "row", limits, about=about)

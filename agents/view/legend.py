@@ -1,0 +1,38 @@
+"""The legend of the window: what each card, each colour and each panel of the memory means."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from agents.view.canvas import Box, Stage
+from envs.rendering import FAINT, INK
+from policies.memories.contract import Panel
+
+_GENERAL = (
+    ("Environment", "everything there is; the agent sees only the observation"),
+    ("Observation", "what the agent is given at this step; dark: high, light: low"),
+    ("Action probabilities", "of its next action; strong blue: the action it takes"),
+    ("value", "the reward that the agent still expects, discounted"),
+    ("return", "the reward of this episode so far"),
+    ("blue, white, red", "negative, zero, positive"),
+    ("violet to yellow", "0 to the value at the right; √: colours follow the square root, so that small ones show"),
+    ("ends of a scale", "they only widen within an episode: a colour keeps its meaning"),
+    ('"step" below a panel', "a column a step, the newest at the right"),
+)
+
+
+def draw_legend(stage: Stage, box: Box, panels: Mapping[str, Panel]) -> None:
+    """Two lists: of the window, and of this memory's panels."""
+    room = stage.card("What is what — H or a click goes back", box)
+    rows = [
+        *_GENERAL,
+        *((name, panel.about or "see the memory's page in docs/memories") for name, panel in panels.items()),
+    ]
+    pitch = min(26.0, room.height / len(rows))
+    size = 13 if pitch >= 18 else 11
+    first = max(stage.measure(name, size) for name, _ in rows) + 20
+    first = min(first, 0.4 * room.width)
+    for index, (name, words) in enumerate(rows):
+        y = room.top + (index + 0.5) * pitch
+        stage.write(name, room.left, y, size, INK, room=first - 12)
+        stage.write(words, room.left + first, y, size, FAINT, room=room.width - first)
