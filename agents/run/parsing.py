@@ -67,7 +67,8 @@ def parse(arguments: list[str]) -> tuple[Command, Path | None]:
         default.memory, default.env = given.memory or default.memory, given.env or default.env
         show_help(make_console(), DESCRIPTION, command, default)
         sys.exit(0)
-    config = tyro.cli(command, default=default, args=arguments, description=DESCRIPTION, registry=NUMBERS)
+    parsed = tyro.cli(command, default=default, args=arguments, description=DESCRIPTION, registry=NUMBERS)
+    config = Command(**vars(parsed))  # a class that other ranks know
     config.env_kwargs = defaults.env_kwargs | config.env_kwargs
     config.memory_kwargs = defaults.memory_kwargs | config.memory_kwargs
     config.fit()
