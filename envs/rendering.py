@@ -159,6 +159,12 @@ class Canvas:
         """A filled polygon."""
         pygame.draw.polygon(self._sheet, colour, [(self._dot(x), self._dot(y)) for x, y in points])
 
+    def curve(self, points: Sequence[tuple[float, float]], colour: Colour, width: float) -> None:
+        """A line through points."""
+        if len(points) > 1:
+            dots = [(self._dot(x), self._dot(y)) for x, y in points]
+            pygame.draw.lines(self._sheet, colour, False, dots, max(1, self._dot(width)))
+
     def star(self, x: float, y: float, radius: float, colour: Colour) -> None:
         """A five-pointed star around `(x, y)`."""
         turns = [(radius if corner % 2 == 0 else 0.45 * radius, math.pi * corner / 5) for corner in range(10)]

@@ -47,10 +47,14 @@ def draw_views(stage: Stage, views: Sequence[View], room: Box) -> None:
     top = room.top if not maps else room.top + room.height - pitch * len(rows)
     if maps:
         high = top - room.top - 8 * bool(rows)
-        columns = max(
-            range(1, len(maps) + 1),
-            key=lambda count: min(room.width / count - 8, high / math.ceil(len(maps) / count) - _TITLE - 6),
-        )
+        title = max(stage.measure(view.name, 12) for view in maps)
+
+        def choice(count: int) -> tuple[bool, float]:
+            """Whether the names fit, and the side of a square map."""
+            across, down = room.width / count - 8, high / math.ceil(len(maps) / count) - _TITLE - 6
+            return across >= title and down > 20, min(across, down)
+
+        columns = max(range(1, len(maps) + 1), key=choice)
         wide, tall = room.width / columns, high / math.ceil(len(maps) / columns)
         for index, view in enumerate(maps):
             cell = Box(room.left + index % columns * wide, room.top + index // columns * tall, wide, tall)

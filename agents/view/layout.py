@@ -23,17 +23,17 @@ def arrange(room: Box, aspect: float | None, rows: int, maps: int, played: bool)
         aspect: width / height of the environment's picture; None: there is none.
         rows: lines of numbers in the observation.
         maps: its maps and images.
-        played: a person plays, and sees observation and actions only.
+        played: a person plays, and sees observation and actions, and what there was at the end.
     """
     wide, tall = room.width, room.height
     upright = tall > 1.1 * wide
     if played:
-        share = 0.58
-        if upright:
-            first, second = _split(room, share, down=True)
-        else:
-            first, second = _split(room, share)
-        return {"views": first, "actions": second}
+        if aspect is None:
+            first, second = _split(room, 0.58, down=upright)
+            return {"views": first, "actions": second}
+        frame, rest = _split(room, 0.6, down=upright or aspect > 2.5)
+        first, second = _split(rest, 0.5, down=not upright and aspect <= 2.5)
+        return {"frame": frame, "views": first, "actions": second}
     if aspect is None:
         if upright:
             upper, memory = _split(room, 0.45, down=True)

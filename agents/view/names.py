@@ -39,7 +39,7 @@ def names_of(env: TensorEnv) -> Names:
     """Names by the environment itself (`action_names`, `observation_names`), else those known of Gymnasium's own."""
     if not isinstance(env, HostEnv):
         return Names(env.observation_names.get("", ()), env.action_names)
-    inner = _inner(env.host.env)
+    inner = inner_env(env.host.env)
     spec = getattr(inner, "spec", None)
     known = KNOWN.get(str(getattr(spec, "id", "")).rpartition("/")[2].rpartition("-v")[0], Names())
     own = getattr(inner, "unwrapped", inner)
@@ -47,7 +47,7 @@ def names_of(env: TensorEnv) -> Names:
     return Names(_words(observed) or known.observed, _words(actions) or known.actions)
 
 
-def _inner(env: Any) -> Any:
+def inner_env(env: Any) -> Any:
     """The first single environment of a batch."""
     for _ in range(9):
         if isinstance(envs := getattr(env, "envs", None), (list, tuple)) and envs:

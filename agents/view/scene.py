@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from agents.view.canvas import Array, Box, Stage, colour_of, number
 from agents.view.cards import View as View
 from agents.view.cards import draw_actions, draw_views
-from agents.view.layout import arrange
+from agents.view.layout import TRACES, arrange
 from agents.view.legend import draw_legend
 from agents.view.memory import draw_memory, draw_panel
+from agents.view.traces import draw_traces
 from envs.rendering import AGENT, FAINT, FLOOR, INK, LINE, PAPER, RIGHT, WRONG, Frame
 from policies.memories.contract import Panel
 
@@ -47,6 +48,8 @@ class Scene:
     """Of `numbers`."""
     exclusive: bool = False
     """Just one action is taken."""
+    traces: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """Of value, reward and return in this episode, drawn under the environment's picture."""
     value: float | None = None
     total: float = 0.0
     """Return so far."""
@@ -134,7 +137,10 @@ def layout(stage: Stage, scene: Scene) -> dict[str, Box]:
 def _environment(stage: Stage, scene: Scene, box: Box) -> None:
     frame = scene.frame
     assert frame is not None
-    room = box.inset(14, 34, 14, 14)
+    whole = box.inset(14, 34, 14, 14)
+    traced = {name: numbers for name, numbers in scene.traces.items() if len(numbers) > 1 or name != "value"}
+    foot = TRACES if traced and whole.height > 3 * TRACES else 0
+    room = whole.inset(0, 0, 0, foot)
     painted = None if scene.paint is None else scene.paint(room, stage.scale)
     frame = frame if painted is None else painted
     corners = frame[[0, 0, -1, -1], [0, -1, 0, -1]]
@@ -147,6 +153,8 @@ def _environment(stage: Stage, scene: Scene, box: Box) -> None:
         stage.picture(frame, _middle(frame, room), smooth=True)
     else:
         stage.paste(painted, room)
+    if foot:
+        draw_traces(stage, traced, Box(whole.left, whole.top + whole.height - foot + 10, whole.width, foot - 10))
 
 
 def _header(stage: Stage, scene: Scene) -> None:

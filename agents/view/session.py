@@ -13,6 +13,7 @@ from torch import Tensor
 
 from agents.environments import HostEnv
 from agents.view.canvas import Box
+from agents.view.hosts import LastPicture, task_of
 from agents.view.names import Names, names_of
 from agents.view.observation import views_of
 from agents.view.panels import PanelHistory
@@ -56,9 +57,14 @@ class Session:
         self.deterministic, self.critic = deterministic, critic
         self.returns: list[float] = []
         """Returns of finished episodes."""
+        self.task = task_of(env)
+        """What the environment is about, in a line."""
         self.named = names_of(env)
         self.names = action_names(env, self.named)
-        if not isinstance(env, HostEnv):
+        self._camera: LastPicture | None = None
+        if isinstance(env, HostEnv):
+            self._camera = LastPicture(env)
+        else:
             env.autoreset = False
         if policy is not None:
             policy.set_training_mode(False)
@@ -72,6 +78,9 @@ class Session:
     def _begin(self, obs: Obs, info: Info) -> None:
         self.episode += 1
         self.steps, self.total, self.reward, self.over = 0, 0.0, 0.0, False
+        self.traces: dict[str, list[float]] = {"value": [], "reward": [], "return": []}
+        """The episode so far: a value for each decision, reward and return after each step."""
+        self._next: tuple[Obs, Info] | None = None
         self.state: State | None = None
         self.history = PanelHistory()
         self.obs, self.mask = obs, info.get("action_mask")
@@ -80,8 +89,10 @@ class Session:
     def _think(self) -> None:
         self.action: Tensor | None = None
         self.value: float | None = None
+        if self.over:
+            return  # the probabilities of the last decision stay
         self.probabilities: np.ndarray[Any, Any] | None = None
-        if self.policy is None or self.over:
+        if self.policy is None:
             return
         with torch.no_grad():
             state = self.policy.initial_state(1) if self.state is None else self.state
@@ -91,33 +102,43 @@ class Session:
             decision = self.policy.decide(step.output, self.deterministic, step.grid, self.mask)
             probabilities = self.policy.action_probabilities(step.output, step.grid, self.mask)
             self.action = self.policy.to_env(decision.action)
-        self.value = float(decision.value) if self.critic else None
+        if self.critic:
+            self.value = float(decision.value)
+            self.traces["value"].append(self.value)
         if probabilities is not None:
             self.probabilities = probabilities[0].cpu().numpy()
 
     def step(self, action: Tensor | None = None) -> None:
         """Takes `action` `[1, *action_shape]`, by default the agent's. If the episode is over, starts the next."""
         if self.over:
-            self.reset()
+            if self._next is None:
+                self.reset()
+            else:
+                self._begin(*self._next)
             return
+        if self._camera is not None:
+            self._camera.picture = None
         action = self.action if action is None else action
         assert action is not None, "without an agent, step needs an action"
         obs, reward, terminated, truncated, info = self.env.step(action)
         self.reward = float(reward)
         self.total += self.reward
         self.steps += 1
+        self.traces["reward"].append(self.reward)
+        self.traces["return"].append(self.total)
         ended = bool(terminated | truncated)
         if ended:
             self.returns.append(self.total)
-        if ended and isinstance(self.env, HostEnv):  # it has begun the next episode already
-            self._begin(obs, info)
-            return
+        if ended and isinstance(self.env, HostEnv):  # it has begun the next episode already, which waits
+            self._next = obs, info
+            obs = info.get("final_obs", obs)
         self.obs, self.mask, self.over = obs, info.get("action_mask"), ended
         self._think()
 
     def scene(self, note: str = "", subtitle: str | None = None) -> Scene:
         """The current scene."""
         played = self.policy is None
+        hidden = played and not self.over  # at the end a person sees what there was
         space = self.env.single_action_space
         action = None if self.action is None else self.action[0].cpu().numpy().reshape(-1)
         taken: list[int] = []
@@ -135,8 +156,9 @@ class Session:
         return Scene(
             title=self.title,
             subtitle=self.subtitle if subtitle is None else subtitle,
-            frame=None if played else self._frame(),
-            paint=None if played or isinstance(self.env, HostEnv) else self._paint,
+            frame=None if hidden else self._frame(),
+            paint=None if hidden or isinstance(self.env, HostEnv) else self._paint,
+            traces={} if played else self.traces,
             views=observation_views(self.env, self.obs, self.named),
             actions=self.names if choices else (),
             probabilities=probabilities,
@@ -161,6 +183,8 @@ class Session:
             return self._frame()
 
     def _frame(self) -> Frame | None:
+        if self.over and self._camera is not None and self._camera.picture is not None:
+            return self._camera.picture
         try:
             return self.env.frame(0)
         except (NotImplementedError, RuntimeError, gymnasium.error.Error):

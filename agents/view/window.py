@@ -28,6 +28,8 @@ from envs.tensor_env import TensorEnv
 
 WATCH_KEYS = "space pause   → step   + − speed   R new episode   H legend   click enlarges   Q quit"
 SUFFIXES = (".mp4", ".gif")
+HOLD = 0.5
+"""Seconds for which the end of an episode is shown at least."""
 LEAST = (400, 260)
 """Pixels of a picture at least; a smaller window shows a part of it."""
 
@@ -72,6 +74,7 @@ class Viewer:
         self.open = True
         self.frame: Frame | None = None
         """The session on show."""
+        self._held = 0.0  # until when the end of an episode is shown
         self._due = 0.0  # steps that time has brought but that are not made yet
         self._stale = True
         self._legend, self._enlarged = False, ""
@@ -117,7 +120,11 @@ class Viewer:
             whole = int(self._due)
             self._due -= whole
             for _ in range(whole):
+                if self.session.over and now < self._held:
+                    break  # the end can be looked at
                 self._step()
+                if self.session.over:
+                    self._held = now + HOLD
         if self._stale:
             self._show()
 
@@ -191,7 +198,10 @@ class Viewer:
             words = f"{WATCH_KEYS}   ·   {self.fps:g} steps/s"
             return dataclasses.replace(scene, help=words, legend=self._legend, enlarged=self._enlarged)
         signs = {index: _ARROW_SIGNS.get(key, pygame.key.name(key)) for key, index in reversed(self._keys.items())}
-        scene = session.scene(subtitle="you see what the agent would see")
+        words = "this is what was hidden: Enter begins the next episode"
+        if not session.over:
+            words = session.task or "you see what the agent would see"
+        scene = session.scene(subtitle=words)
         called = [f"action {name}" if name.isdigit() else name for name in session.names]
         names = [f"{signs[index]}   {name}" for index, name in enumerate(called)]
         taken = np.flatnonzero(self._bits).tolist()
@@ -200,7 +210,11 @@ class Viewer:
 
     def _help(self) -> str:
         binary = isinstance(self.session.env.single_action_space, spaces.MultiBinary)
-        return ("Enter acts   " if binary else "") + "R new episode   H legend   click enlarges   Q quit"
+        return (
+            "you see what the agent would see   ·   "
+            + ("Enter acts   " if binary else "")
+            + "R new episode   H legend   click enlarges   Q quit"
+        )
 
 
 def _open() -> None:

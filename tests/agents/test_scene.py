@@ -16,6 +16,7 @@ import envs.rendering as rendering
 from agents import make_env
 from agents.view import canvas as stage
 from agents.view.canvas import Box, colours, number
+from agents.view.hosts import task_of
 from agents.view.scene import HEIGHT, WIDTH, Scene, View, draw
 from agents.view.session import Session, observation_views
 from policies.memories.contract import Panel
@@ -66,6 +67,53 @@ def test_the_last_moment_is_seen_and_then_memory_is_new() -> None:
 def test_a_session_takes_one_copy() -> None:
     with pytest.raises(ValueError, match="num_envs=1"):
         Session(make_env(MAZE, 2), None)
+
+
+def test_value_reward_and_return_leave_a_trace() -> None:
+    session = session_of(episode_length=3)
+    for _ in range(3):
+        session.step()
+    traces = session.scene().traces
+    assert [len(traces[name]) for name in ("value", "reward", "return")] == [3, 3, 3]
+    assert traces["return"][-1] == pytest.approx(sum(traces["reward"]))
+    session.step()
+    assert [len(numbers) for numbers in session.scene().traces.values()] == [1, 0, 0]
+    scene = replace(session.scene(), traces={"reward": [0.0, 1.0]})
+    assert not np.array_equal(draw(scene), draw(replace(scene, traces={"reward": [1.0, 0.0]})))
+
+
+def test_the_last_decision_stays_at_the_end() -> None:
+    session = session_of(episode_length=2)
+    session.step()
+    decided = session.scene().probabilities
+    session.step()
+    assert session.over
+    assert session.scene().probabilities is decided
+
+
+def test_ordinary_environments_show_their_last_picture() -> None:
+    session = session_of("CartPole-v1")
+    while not session.over:
+        before = session.scene().frame
+        session.step()
+    end, obs = session.scene().frame, session.obs
+    assert end is not None
+    assert before is not None
+    assert not np.array_equal(end, before)
+    assert isinstance(obs, Tensor)
+    assert abs(float(obs[0, 2])) > 0.2  # the pole has fallen
+    session.step()
+    start = session.scene().frame
+    assert start is not None
+    assert np.abs(start.astype(int) - end).sum() > np.abs(before.astype(int) - end).sum()
+
+
+def test_every_environment_says_what_it_is_about() -> None:
+    for env_id in ("Engram/Babi-v0", "Engram/Mapping-v0", MAZE):
+        assert 10 < len(task_of(make_env(env_id, 1))) < 110  # a line
+    words = task_of(make_env("CartPole-v1", 1))
+    assert "cart-pole problem" in words
+    assert "http" not in words
 
 
 # -- pictures ----------------------------------------------------------------------------------------------------------

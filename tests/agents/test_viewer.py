@@ -59,7 +59,10 @@ def test_ordinary_environments_can_be_recorded(tmp_path: Path) -> None:
     assert record(session, tmp_path / "film.gif", max_frames=3) == 3
     count = record(session, tmp_path / "film.gif")
     assert count > 3
-    assert session.episode == 2  # a host environment goes on by itself
+    assert session.over  # and the end is in the film, though a host environment goes on by itself
+    assert (session.episode, len(session.returns)) == (1, 1)
+    session.step()
+    assert (session.episode, session.steps, session.over) == (2, 0, False)
 
 
 def test_an_environment_without_pictures_still_shows() -> None:
@@ -215,6 +218,23 @@ def test_time_makes_steps_unless_paused(open_window: Callable[..., Viewer]) -> N
     assert viewer.session.steps > before
 
 
+def test_the_end_of_an_episode_is_held(open_window: Callable[..., Viewer]) -> None:
+    viewer = open_window(session_of(episode_length=2))
+    viewer.fps = 100
+    ends = time.perf_counter() + 5
+    while not viewer.session.over and time.perf_counter() < ends:
+        time.sleep(0.02)
+        viewer.tick()
+    over = time.perf_counter()
+    while viewer.session.over and time.perf_counter() < ends:
+        time.sleep(0.02)
+        viewer.tick()
+    assert viewer.session.episode >= 2
+    assert time.perf_counter() - over > 0.4
+    press(viewer, pygame.K_SPACE, pygame.K_r, pygame.K_RIGHT, pygame.K_RIGHT, pygame.K_RIGHT)  # but not by hand
+    assert not viewer.session.over
+
+
 def test_closing_the_window_ends_it(open_window: Callable[..., Viewer]) -> None:
     viewer = open_window(session_of())
     pygame.event.post(pygame.event.Event(pygame.QUIT))
@@ -228,6 +248,7 @@ def test_a_person_steers_and_does_not_see_the_goal(open_window: Callable[..., Vi
     session, scene = viewer.session, viewer.scene()
     assert scene.frame is None
     assert not scene.panels
+    assert scene.subtitle == "Walk down a corridor and turn in the direction shown by a sign at its start."
     viewer.fps = 1000
     time.sleep(0.02)
     viewer.tick()
@@ -238,6 +259,8 @@ def test_a_person_steers_and_does_not_see_the_goal(open_window: Callable[..., Vi
     press(viewer, pygame.K_UP)
     assert session.over
     assert session.returns[0] in (pytest.approx(4), pytest.approx(-0.1))
+    assert viewer.scene().frame is not None  # what was hidden
+    assert "frame" in viewer._places
     press(viewer, pygame.K_UP)
     assert (session.episode, session.steps) == (2, 0)
 

@@ -1,0 +1,54 @@
+"""What the window asks ordinary environments: their task in a line, and the picture of an episode's end."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from typing import Any
+
+import numpy as np
+
+from agents.environments import HostEnv
+from agents.view.names import inner_env
+from envs.rendering import Frame
+from envs.tensor_env import TensorEnv
+
+
+class LastPicture:
+    """Keeps the picture of an episode's end: a host environment begins the next one within the same step.
+
+    Args:
+        env: of one environment, whose `reset` is watched.
+    """
+
+    def __init__(self, env: HostEnv) -> None:
+        self.picture: Frame | None = None
+        inner = inner_env(env.host.env)
+        reset = getattr(inner, "reset", None)
+        if reset is None or getattr(inner, "render_mode", None) != "rgb_array":
+            return
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            try:
+                drawn = inner.render()
+            except Exception:  # nothing to be drawn before the first reset; what is wrong later, `frame` says
+                drawn = None
+            self.picture = np.asarray(drawn, dtype=np.uint8) if isinstance(drawn, np.ndarray) else None
+            return reset(*args, **kwargs)
+
+        vars(inner)["reset"] = watched  # wrappers hand other ways of setting it on
+
+
+def task_of(env: TensorEnv) -> str:
+    """The first sentence of the environment's documentation; empty if it has none."""
+    kind: Any = type(env)
+    if isinstance(env, HostEnv):
+        inner = inner_env(env.host.env)
+        kind = type(getattr(inner, "unwrapped", inner))
+    words = inspect.cleandoc(kind.__dict__.get("__doc__") or "")
+    for paragraph in words.split("\n\n"):
+        line = " ".join(paragraph.split())
+        if line and not line.startswith(("#", "|", "`")):
+            line = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", line)  # links
+            return line.split(". ")[0].rstrip(".") + "."
+    return ""
