@@ -43,7 +43,7 @@ def draw_views(stage: Stage, views: Sequence[View], room: Box) -> None:
     maps = [view for view in views if view.values.ndim > 1]
     rows = [view for view in views if view.values.ndim == 1]
     most = (30.0 if maps else 44.0) * (1.6 if room.width > 500 else 1)
-    pitch = min(most, room.height / max(1, len(rows) + 4 * bool(maps)))
+    pitch = min(most, room.height / max(1, len(rows) + 6 * bool(maps)))
     top = room.top if not maps else room.top + room.height - pitch * len(rows)
     if maps:
         high = top - room.top - 8 * bool(rows)

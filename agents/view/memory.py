@@ -54,9 +54,18 @@ def draw_panel(stage: Stage, name: str, panel: Panel, room: Box, told: int = 1) 
     image, limits = colours(panel.image.detach().float().cpu().numpy(), panel.limits)
     inner = room.inset(16, 20 + 13 * told, 1, 34)
     rows, columns = image.shape[:2]
-    side = min(inner.width / columns, inner.height / rows)
-    thin = side * side * rows * columns < _THIN * inner.width * inner.height  # a hair line if its cells stayed square
-    place = stage.picture(image, inner, stretch=thin)
+
+    def shape(box: Box) -> tuple[bool, float]:
+        """Whether it is stretched, since it would be a hair line if its cells stayed square; and its height."""
+        side = min(box.width / columns, box.height / rows)
+        thin = side * side * rows * columns < _THIN * box.width * box.height
+        return thin, box.height if thin else side * rows
+
+    across, down = panel.x_label, panel.y_label
+    below = bool(down) and stage.measure(down, 10) > shape(inner)[1]
+    if below:  # a low picture has no room for it at its side
+        inner, down = inner.inset(0, 0, 0, 12), f"↓ {down}"
+    place = stage.picture(image, inner, stretch=shape(inner)[0])
     stage.box(place.left - 1, place.top - 1, place.width + 2, place.height + 2, LINE, line=1)
     right = room.left + room.width  # a title that is wider than its picture begins further left
     left = max(room.left, min(place.left, right - stage.measure(name, 12)))
@@ -65,10 +74,14 @@ def draw_panel(stage: Stage, name: str, panel: Panel, room: Box, told: int = 1) 
     lines = [*lines[: told - 1], " ".join(lines[told - 1 :])] if told else []
     for index, words in enumerate(lines):
         start = max(room.left, min(left, right - stage.measure(words, 10)))
-        stage.write(words, start, room.top + 23 + 12 * index, 10, FAINT, room=right - start)
+        stage.write(words, start, room.top + 23 + 12 * index, 10, FAINT, room=right - start + 2)
     if limits is not None:
-        draw_scale(stage, limits, place.left + place.width / 2, place.top + place.height + 25)
-    stage.write(panel.x_label, place.left + place.width / 2, place.top + place.height + 9, 10, FAINT, "center")
-    stage.write(
-        panel.y_label, place.left - 9, place.top + place.height / 2, 10, FAINT, "center", place.height, turned=True
-    )
+        draw_scale(stage, limits, place.left + place.width / 2, place.top + place.height + 25 + 12 * below)
+    left, wide = room.left + 2, room.width - 4
+    for line, words in enumerate((across, down) if below else (across,)):
+        half = stage.measure(words, 10) / 2
+        middle = min(max(place.left + place.width / 2, left + half), left + max(half, wide - half))
+        stage.write(words, middle, place.top + place.height + 9 + 12 * line, 10, FAINT, "center", wide)
+    if not below:
+        x, y = place.left - 9, place.top + place.height / 2
+        stage.write(down, x, y, 10, FAINT, "center", place.height + 1, turned=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from agents.view.hosts import task_of
 from agents.view.scene import HEIGHT, WIDTH, Scene, View, draw
 from agents.view.session import Session, observation_views
 from policies.memories.contract import Panel
+from policies.policy import MemoryActorCriticPolicy
 
 HEADER = 76  # pixels
 EMPTY = draw(Scene(""))[HEADER:]
@@ -143,8 +145,9 @@ def test_panels_are_in_the_picture() -> None:
     assert len(np.unique(draw(scene).reshape(-1, 3), axis=0)) > 20
 
 
-@pytest.mark.parametrize("count", [1, 4, 6, 9])
-def test_panels_leave_room_for_their_titles(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """All words that are drawn."""
     drawn: list[str] = []
     render = stage.pygame.font.Font.render
 
@@ -155,12 +158,29 @@ def test_panels_leave_room_for_their_titles(count: int, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(stage.pygame.font, "Font", Font)
     rendering._made.cache_clear()
+    yield drawn
+    rendering._made.cache_clear()
+
+
+@pytest.mark.parametrize("count", [1, 4, 6, 9])
+def test_panels_leave_room_for_their_titles(count: int, written: list[str]) -> None:
     panel = Panel(torch.randn(12, 12), "column", "row")
     views, chances = [View("seen", np.eye(9)), View("asked", np.eye(9))], np.full(10, 0.1)
     scene = Scene("", "", np.zeros((230, 560, 3), np.uint8), views, probabilities=chances, actions=tuple("0123456789"))
     draw(replace(scene, panels={f"hidden {index}, level 3": panel for index in range(count)}))
-    rendering._made.cache_clear()
-    assert {f"hidden {index}, level 3" for index in range(count)} <= set(drawn)
+    assert {f"hidden {index}, level 3" for index in range(count)} <= set(written)
+
+
+@pytest.mark.parametrize("memory", ["dnc", "sdnc", "salu", "mnm-p", "ntm"])
+@pytest.mark.parametrize("env_id", [MAZE, "Engram/DoubleCopy-v0"])
+def test_no_word_is_cut(env_id: str, memory: str, written: list[str]) -> None:
+    env = make_env(env_id, 1, render_mode="rgb_array")
+    spaces_of = env.single_observation_space, env.single_action_space
+    session = Session(env, MemoryActorCriticPolicy(*spaces_of, lambda _: 1e-3, memory=memory), env_id, seed=0)
+    for _ in range(5):
+        session.step()
+    draw(session.scene())
+    assert [words for words in written if "…" in words] == []
 
 
 @pytest.mark.parametrize(
