@@ -154,7 +154,7 @@ class AttentionBlocks(FastForm):
         """
         normed, heads = layer.norm(seen), layer.heads
         q = layer.query(normed[:, -1])
-        by_head = (len(q), heads, -1)
+        by_head = (q.shape[0], heads, -1)
         keys, values = (
             part.view(heads, -1, part.shape[1]) for part in layer.key_value.weight.chunk(2)
         )  # [h, d, width]

@@ -112,12 +112,12 @@ assert not {"policies", "agents", "stable_baselines3"} & set(sys.modules)
 
 def test_what_cannot_be_exported_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = policy("gru", "discrete")
-    forward = type(made.memory).forward
+    step = type(made.memory).step
 
     def reads(self: Any, x: Any, state: Any) -> Any:
-        return forward(self, x if x.sum() > 0 else -x, state)
+        return step(self, x if x.sum() > 0 else -x, state)
 
-    monkeypatch.setattr(type(made.memory), "forward", reads)
+    monkeypatch.setattr(type(made.memory), "step", reads)
     (tmp_path / "step.pt2").write_text("as it was")
     with pytest.raises(ValueError, match="a step of gru cannot be exported: ") as said:
         export_step(made, tmp_path / "step.pt2")
