@@ -132,7 +132,9 @@ class Stage(Canvas):
         """Draws a card with a heading; returns the free area."""
         self.box(box.left, box.top, box.width, box.height, colour, round=10)
         self.box(box.left, box.top, box.width, box.height, LINE, round=10, line=1)
-        self.write(heading, box.left + 14, box.top + 17, 12, FAINT, room=box.width - 28)
+        light = sum(colour) / 3
+        words = FAINT if light > 235 else INK if light > 120 else FLOOR  # legible on any ground
+        self.write(heading, box.left + 14, box.top + 17, 12, words, room=box.width - 28)
         return box.inset(14, 34, 14, 14)
 
 

@@ -15,7 +15,7 @@ TRACES = 46
 Boxes = dict[str, Box]
 
 
-def arrange(room: Box, aspect: float | None, rows: int, maps: int, played: bool) -> Boxes:
+def arrange(room: Box, aspect: float | None, rows: int, maps: int, panels: int, played: bool) -> Boxes:
     """The rectangle of each card: "frame", "views", "actions", "memory", as far as they are shown.
 
     Args:
@@ -23,6 +23,7 @@ def arrange(room: Box, aspect: float | None, rows: int, maps: int, played: bool)
         aspect: width / height of the environment's picture; None: there is none.
         rows: lines of numbers in the observation.
         maps: its maps and images.
+        panels: how many the memory has.
         played: a person plays, and sees observation and actions, and what there was at the end.
     """
     wide, tall = room.width, room.height
@@ -42,7 +43,7 @@ def arrange(room: Box, aspect: float | None, rows: int, maps: int, played: bool)
             views, rest = _split(room, 0.4)
             actions, memory = _split(rest, 0.4)
         return {"views": views, "actions": actions, "memory": memory}
-    return max(_candidates(room, rows, maps), key=lambda boxes: _worth(boxes, aspect))
+    return max(_candidates(room, rows, maps), key=lambda boxes: _worth(boxes, aspect, panels))
 
 
 def _candidates(room: Box, rows: int, maps: int) -> Iterator[Boxes]:
@@ -93,14 +94,22 @@ def _candidates(room: Box, rows: int, maps: int) -> Iterator[Boxes]:
         yield {"frame": picture, "views": views, "actions": actions, "memory": memory}
 
 
-def _worth(boxes: Boxes, aspect: float) -> float:
+def _worth(boxes: Boxes, aspect: float, panels: int) -> float:
     """The area of the environment's picture counts, then that of the memory, then the rest."""
     room, memory = inside(boxes["frame"]), boxes["memory"]
     height = min(room.height - TRACES, room.width / aspect)
     picture = max(1.0, height * height * aspect)
+    each = max(  # the room of one panel, by what it needs
+        (
+            min(memory.width / columns / 130, memory.height / math.ceil(panels / columns) / 150)
+            for columns in range(1, panels + 1)
+        ),
+        default=1.0,
+    )
     square = min(memory.width, memory.height) / max(memory.width, memory.height)
     rest = sum(0.12 * math.log(boxes[name].width * boxes[name].height) for name in ("views", "actions"))
-    return math.log(picture) + 0.7 * math.log(memory.width * memory.height) + 0.1 * square + rest
+    crowded = 0.35 * min(0.0, math.log(each))
+    return math.log(picture) + 0.7 * math.log(memory.width * memory.height) + 0.1 * square + rest + crowded
 
 
 def inside(card: Box) -> Box:

@@ -12,7 +12,7 @@ from policies.memories.contract import Panel
 
 _MAX_PANELS = 9
 _THIN = 0.3  # share of its room below which a panel is stretched
-_LEGIBLE = 125  # units that a panel wants for its title and the two numbers of its scale
+_LEGIBLE = 112  # units that a panel wants for its title and the two numbers of its scale
 
 
 def draw_memory(stage: Stage, panels: Mapping[str, Panel], room: Box) -> None:
@@ -26,7 +26,7 @@ def draw_memory(stage: Stage, panels: Mapping[str, Panel], room: Box) -> None:
 
     def covered(columns: int) -> float:
         """Share of its cell that the worst-fitting panel uses with this number of columns."""
-        wide, tall = room.width / columns - 26, room.height / math.ceil(count / columns) - 62
+        wide, tall = room.width / columns - 26, room.height / math.ceil(count / columns) - 76
         if min(wide, tall) <= 0:
             return 0.0
         fitting = (min(wide / shape[1], tall / shape[0]) ** 2 * shape[0] * shape[1] for shape in shapes)

@@ -131,7 +131,7 @@ def layout(stage: Stage, scene: Scene) -> dict[str, Box]:
     """The rectangle of each card."""
     aspect = None if scene.frame is None else scene.frame.shape[1] / scene.frame.shape[0]
     maps = sum(view.values.ndim > 1 for view in scene.views)
-    return arrange(_room(stage, scene), aspect, len(scene.views) - maps, maps, scene.played)
+    return arrange(_room(stage, scene), aspect, len(scene.views) - maps, maps, min(9, len(scene.panels)), scene.played)
 
 
 def _environment(stage: Stage, scene: Scene, box: Box) -> None:
