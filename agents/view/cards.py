@@ -5,37 +5,15 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from agents.view.canvas import Array, Box, Stage, colour_of, colours, number, shade
+from agents.view.moment import Scene, View
 from envs.rendering import AGENT, FAINT, FLOOR, INK, LINE, PAPER, Colour
-
-if TYPE_CHECKING:
-    from agents.view.scene import Scene
 
 _TITLE = 18  # units of a map's name
 _PALE: Colour = (214, 229, 241)  # the agent's blue, thinned
-
-
-@dataclass(frozen=True)
-class View:
-    """One part of an observation, or of an action that has no probabilities."""
-
-    name: str
-    values: Array
-    """`[H, W, 3]` uint8: RGB; `[H, W]`: a map; `[n]`: shown by its values."""
-    low: float = 0.0
-    """Lowest possible value; minus infinity if unknown."""
-    high: float = 1.0
-    centred: bool = False
-    """The agent is in the middle of this map."""
-    labels: Sequence[str] = ()
-    """Names of the values of a row."""
-    word: str = ""
-    """Shown in place of the values."""
 
 
 def draw_views(stage: Stage, views: Sequence[View], room: Box) -> None:

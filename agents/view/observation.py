@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from agents.view.cards import View
+from agents.view.moment import View
 
 _BOXES = 12
 """Values of a `Discrete` observation that are shown as boxes; of more, the value itself."""

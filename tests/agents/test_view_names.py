@@ -14,7 +14,7 @@ from viewer_stubs import MAZE, policy_for, session_of
 import envs  # noqa: F401 (registers the environments)
 from agents import make_env
 from agents.environments import as_tensor_env
-from agents.view.cards import View
+from agents.view.moment import View
 from agents.view.scene import draw
 from agents.view.session import Session, action_names, observation_views
 
