@@ -112,7 +112,8 @@ def test_somebodys_memory_is_checked_by_its_class(capsys: pytest.CaptureFixture[
     said = capsys.readouterr().out.splitlines()
     assert len(said) == len(MEMORY_CHECKS)
     assert [line for line in said if not line.endswith(": ok")] == [
-        "panels show the first entry and change with it: skipped, it has no panels"
+        "panels show the first entry and change with it: skipped, it has no panels",
+        "metrics are a number for each entry: skipped, it has no metrics",
     ]
     with pytest.raises(ConformanceError) as failed:
         check_memory(LateReset, updates=1, floor=0)
@@ -236,4 +237,4 @@ def test_mistakes_on_the_command_line_are_one_line(capsys: pytest.CaptureFixture
         assert error.startswith(said)
         assert "\n" not in error
     assert main(["memory", "identity", "--updates", "1"]) == 1
-    assert "identity fails 1 of 14 checks" in capsys.readouterr().err
+    assert "identity fails 1 of 15 checks" in capsys.readouterr().err
