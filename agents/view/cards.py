@@ -86,7 +86,7 @@ def _cells(stage: Stage, view: View, room: Box) -> None:
     """A few numbers side by side, each a box that darkens from the lowest to the highest value."""
     count = view.values.size
     side = min(room.height, (room.width + 4) / count - 4)
-    if side < 9 and len(view.labels) == count:  # too small to be told apart: say which one is lit
+    if side < 9 and len(view.labels) == count:  # too small to distinguish: say which one is lit
         lit = np.flatnonzero(view.values > (view.low + view.high) / 2)
         words = " ".join(view.labels[int(index)] for index in lit) or "–"
         stage.write(words, room.left, room.top + room.height / 2, 16, AGENT, room=room.width)
