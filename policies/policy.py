@@ -175,7 +175,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
             starts: bool `[B]`, true where `obs` is the first of its episode; None: nowhere.
             recording: records the step, to differentiate it later.
         """
-        x, *queries = self._encode(obs)
+        x, *queries = self.encode(obs)
         if recording is not None:
             return recording.step(x, starts, *queries)
         if starts is not None:
@@ -188,7 +188,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         """`remember` over time: `obs` `[T, B, ...]`, `starts` `[T, B]`; `resets` as in `Memory.unroll`."""
         shape = next(iter(obs.values())).shape[:2] if isinstance(obs, dict) else obs.shape[:2]
         flat = {key: value.flatten(0, 1) for key, value in obs.items()} if isinstance(obs, dict) else obs.flatten(0, 1)
-        x, *queries = self._encode(flat)
+        x, *queries = self.encode(flat)
         asked = [{name: query.view(*shape, *query.shape[1:]) for name, query in each.items()} for each in queries]
         return self.segments.unroll(x.view(*shape, *x.shape[1:]), starts, state, resets, *asked)
 
@@ -286,7 +286,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         """The distributions' actions for the environment's."""
         return self.actions.from_env(action)
 
-    def _encode(self, obs: Obs) -> tuple[Any, ...]:
+    def encode(self, obs: Obs) -> tuple[Any, ...]:
         """The memory's input and, with readers, the questions.
 
         The entries of a `Dict` reach the encoder in the order of `observation_space`, in whatever order they come.

@@ -79,7 +79,7 @@ def play_episode(
     steps: list[tuple[Any, ...]] = []
     with torch.no_grad():
         while len(steps) < most:
-            x, *asked = policy._encode(obs)
+            x, *asked = policy.encode(obs)
             step = policy.memory.step(x, state, *asked)
             mask = info.get("action_mask")
             action = policy.act(step.output, deterministic, step.grid, *(() if mask is None else (mask,)))

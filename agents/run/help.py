@@ -110,7 +110,7 @@ def _row(name: str, hint: Any, text: str, default: Any) -> tuple[str, str]:
 def _kind(hint: Any) -> str:
     """What an option takes, as one word; "" for a switch."""
     origin = get_origin(hint)
-    if hint is Pairs or (origin is Annotated and hint == Pairs):
+    if hint == Pairs:
         return "NAME=VALUE ..."
     if origin is Annotated:
         return _kind(get_args(hint)[0])

@@ -136,7 +136,7 @@ def updates(name: str) -> dict[str, Any]:
     model = learner(algo, memory, copies, **kwargs)
     model.policy.double()
     norm = model.policy.obs_norm or torch.nn.Identity()
-    model.policy._encode = lambda obs: (norm(obs),)  # type: ignore[method-assign] # SB3's preprocessing ends in float32
+    model.policy.encode = lambda obs: (norm(obs),)  # type: ignore[method-assign] # SB3's preprocessing ends in float32
     model._setup_learn(10**6)
     mine = torch.arange(rank * copies, (rank + 1) * copies)
     whole = whole_rollout(model)

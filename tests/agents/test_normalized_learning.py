@@ -141,7 +141,7 @@ def test_evaluation_leaves_the_statistics_alone_and_uses_them() -> None:
     with torch.no_grad():
         tensors = {name: torch.as_tensor(value) for name, value in obs.items()}
         step = model.policy.remember(tensors, model.policy.initial_state(N))
-        (x,) = model.policy._encode(tensors)
+        (x,) = model.policy.encode(tensors)
     assert x[:, 0].abs().max() < 20, "in thousands before"
     np.testing.assert_array_equal(
         model.predict(obs, deterministic=True)[0], model.policy.act(step.output, True).numpy()

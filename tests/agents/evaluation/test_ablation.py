@@ -1,0 +1,50 @@
+"""Ablation: which rows there are, and the sentence on whether the memory is used."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from agents import PPO
+from agents.evaluation.ablation import EXCHANGED, OWN, ablate, verdict
+from agents.evaluation.scores import Score
+from envs.repeat_first import RepeatFirst
+
+
+def score(mean: float, ci95: float = 3.0) -> Score:
+    return Score(mean, ci95, 10.0, 64, 20.0)
+
+
+def test_every_row_is_played_under_its_control() -> None:
+    kwargs = {"memory": "gru", "memory_kwargs": {"hidden_size": 4}}
+    model = PPO("MemoryPolicy", RepeatFirst(2, length=4), seed=0, device="cpu", policy_kwargs=kwargs)
+    altered = []
+
+    def play() -> Score:
+        altered.append("remember" in vars(model.policy))
+        return score(1.0)
+
+    found = ablate(model.policy, score(2.0), 2, 8, play)
+    assert list(found) == [
+        OWN, "frozen after 10 steps", "frozen from the start", "reset every 8 steps", "reset at every step", EXCHANGED,
+    ]  # fmt: skip
+    assert altered == [True] * 5
+    assert "remember" not in vars(model.policy)
+    assert EXCHANGED not in ablate(model.policy, score(2.0), 1, 8, play)  # nobody to exchange with
+    assert "reset every 1 steps" not in ablate(model.policy, score(2.0), 2, 1, play)
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "words"),
+    [
+        (score(20.0), score(10.0), "The memory is used: with another episode's memory the return falls by 10.000"),
+        (score(20.0), score(17.0), "No use of the memory was shown: .* changes by -3.000, within ± 4.243"),
+        (score(20.0), score(30.0), "No use of the memory was shown: .* changes by \\+10.000"),
+        (score(20.0, math.nan), score(10.0, math.nan), "One episode gives no interval"),
+    ],
+)
+def test_the_sentence_compares_intervals(own: Score, other: Score, words: str) -> None:
+    from re import search
+
+    assert search(words, verdict({OWN: own, "reset at every step": score(0.0), EXCHANGED: other}))
