@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from gymnasium import spaces
 from torch import Tensor
 
 from agents.collect import Collector, StepCollector
@@ -32,6 +33,9 @@ class A2CConfig(Hyperparameters):
     gamma: Fraction = 0.99
     gae_lambda: Fraction = 1.0
     ent_coef: NotNegative = 0.0
+    squares_coef: NotNegative = 0.0
+    """Weight of the sum of the squared action probabilities in the loss: the program of differentiable plasticity keeps
+    its policy random with it, instead of an entropy bonus. Discrete actions only."""
     vf_coef: NotNegative = 0.5
     aux_coef: NotNegative = 1.0
     max_grad_norm: Positive = 0.5
@@ -39,12 +43,14 @@ class A2CConfig(Hyperparameters):
     """Epsilon in the denominator of RMSprop."""
     use_rms_prop: bool = True
     """SB3's RMSprop (alpha 0.99); off: the policy's optimiser, Adam unless policy_kwargs says otherwise."""
+    adam_eps: Positive = 1e-5
+    """Epsilon in the denominator of Adam, used if RMSprop is off."""
     normalize_advantage: bool = False
     normalize_values: bool = True
     normalize_obs: bool = False
     reward_scale: Positive = 1.0
 
-    fixed: ClassVar[tuple[str, ...]] = (*Hyperparameters.fixed, "rms_prop_eps", "use_rms_prop")
+    fixed: ClassVar[tuple[str, ...]] = (*Hyperparameters.fixed, "rms_prop_eps", "use_rms_prop", "adam_eps")
     run_defaults: ClassVar[Mapping[str, Any]] = {
         **{"learning_rate": 1e-3, "n_steps": 8, "gae_lambda": 0.95, "ent_coef": 0.01},
         **{"use_rms_prop": False, "normalize_advantage": True, "anneal": True},
@@ -64,28 +70,61 @@ class A2C(MemoryOnPolicyAlgorithm):
 
     config_class = A2CConfig
 
+    squares_coef: float
     use_rms_prop: bool
     rms_prop_eps: float
+    adam_eps: float
+
+    def _setup_model(self) -> None:
+        if self.squares_coef and not isinstance(self.action_space, spaces.Discrete):
+            raise ValueError(
+                f"squares_coef is {self.squares_coef:g}, but the actions are {type(self.action_space).__name__}: only "
+                "Discrete actions have one probability each; set it to 0 and use ent_coef"
+            )
+        super()._setup_model()
 
     @property
     def policy_arguments(self) -> dict[str, Any]:
         arguments = super().policy_arguments
-        if self.use_rms_prop and "optimizer_class" not in arguments:
+        if "optimizer_class" in arguments:
+            return arguments
+        if self.use_rms_prop:
             arguments["optimizer_class"] = torch.optim.RMSprop
             arguments["optimizer_kwargs"] = {"alpha": 0.99, "eps": self.rms_prop_eps, "weight_decay": 0}
+        elif "optimizer_kwargs" not in arguments:
+            arguments["optimizer_kwargs"] = {"eps": self.adam_eps, "fused": True}
         return arguments
 
     def collector(self) -> Collector:
         return StepCollector(self, graph=True, values=True)
 
+    def squares(self, rollout: Rollout) -> Tensor:
+        """Σ_a π(a)² of Discrete actions, the mean over all steps of a rollout: 1/n if all n are equally probable, 1 at
+        most.
+
+        Source: Miconi et al. 2018, `maze/maze.py`, where 0.1 times it is added to the loss.
+        """
+        assert rollout.latents is not None
+        grids, masks = rollout.grids, rollout.masks
+        probabilities = self.policy.action_probabilities(
+            rollout.latents.flatten(0, 1),
+            None if grids is None else grids.flatten(0, 1),
+            None if masks is None else masks.flatten(0, 1),
+        )
+        assert probabilities is not None
+        return probabilities.square().sum(-1).mean()
+
     def learn_from(self, rollout: Rollout) -> dict[str, Tensor]:
         """One update, which consumes the rollout's graph."""
+        squares = self.squares(rollout) if self.squares_coef else None
         judgement, losses = self.judge(rollout)
         policy_loss = -(self.advantages(rollout) * judgement.log_prob).mean()
         value_loss = F.mse_loss(self.normalized(judgement.value), self.normalized(rollout.returns))
         entropy = judgement.entropy.mean()
         auxiliary, memory_losses = self.auxiliary(losses)
         loss = policy_loss + self.vf_coef * value_loss - self.ent_coef * entropy + auxiliary
+        if squares is not None:
+            loss = loss + self.squares_coef * squares
         grad_norm = self.update(loss)
         rollout.latents, rollout.grids, rollout.losses = None, None, {}
         return {

@@ -97,6 +97,42 @@ def test_gradients_are_cut_to_their_norm() -> None:
     assert model.logger.name_to_value == {}  # dumped
 
 
+def test_sum_of_squared_probabilities_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logits log(1, 2, 3, 4) in every state: Σπ² = (1 + 4 + 9 + 16) / 100 = 0.3, and by the logit of an action it has
+    the derivative 2 π (π − Σπ²): (−0.04, −0.04, 0, 0.08)."""
+    gradients_of = []
+    for coefficient in (0.0, 0.5):
+        model = a2c("gru", RepeatFirst(5, length=4), n_steps=4, squares_coef=coefficient, normalize_values=False)
+        head = model.policy.action_net
+        assert isinstance(head, torch.nn.Linear)
+        with torch.no_grad():
+            head.weight.zero_()
+            head.bias.copy_(torch.tensor([1.0, 2, 3, 4]).log())
+        rollout = collect(model)
+        assert model.squares(rollout).item() == pytest.approx(0.3)
+        gradients_of.append(gradients(model, monkeypatch)["action_net.bias"])
+    expected = 0.5 * torch.tensor([-0.04, -0.04, 0, 0.08])
+    torch.testing.assert_close(gradients_of[1] - gradients_of[0], expected, atol=1e-6, rtol=1e-5)
+
+
+def test_squared_probabilities_are_those_of_discrete_actions() -> None:
+    with pytest.raises(ValueError, match=r"squares_coef is 0\.1, but the actions are Box: only Discrete actions"):
+        A2C("MemoryPolicy", "Pendulum-v1", squares_coef=0.1, policy_kwargs={"memory": "gru"})
+
+
+def test_epsilon_of_adam() -> None:
+    """With one's own optimiser it has no effect, and RMSprop has an epsilon of its own."""
+    for given, eps in (
+        ({"use_rms_prop": False}, 1e-5),
+        ({"use_rms_prop": False, "adam_eps": 1e-4}, 1e-4),
+        ({"adam_eps": 1e-4, "rms_prop_eps": 1e-3}, 1e-3),
+    ):
+        assert a2c("gru", RepeatFirst(1), **given).policy.optimizer.defaults["eps"] == eps
+    kwargs = {"memory": "gru", "optimizer_class": torch.optim.AdamW, "optimizer_kwargs": {"eps": 1e-2}}
+    own = A2C("MemoryPolicy", RepeatFirst(1), use_rms_prop=False, adam_eps=1e-4, policy_kwargs=kwargs)
+    assert own.policy.optimizer.defaults["eps"] == 1e-2
+
+
 @pytest.mark.parametrize("normalize", [True, False])
 def test_a_single_step_of_a_single_environment(normalize: bool) -> None:
     """Nothing to take a deviation of: no division by nothing."""
