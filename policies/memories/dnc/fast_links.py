@@ -7,8 +7,6 @@ runs out of memory. Here
 - every so many steps a copy is kept, and between copies only what the updates were made of, O(N) a step. The backward
   pass makes the linkages between two copies again, from the earlier one on. (Undoing the updates instead would divide
   by 1 - w[i] - w[j], which may be zero.)
-- on a CPU a loop in C does in one pass over the linkage what takes torch several, about ten in the backward pass
-  (`dnc_native.py`); without a compiler, and elsewhere, torch's operations do it;
 - autograd sees the linkage as a tensor of the right shape that holds nothing; its gradient is real, and handed down
   from step to step in one buffer.
 
@@ -24,7 +22,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from policies.memories.dnc.fast_native import LinkLoops
 from policies.memories.dnc.links import PlainLinks
 
 CACHED_BYTES = 4 * 2**20
@@ -88,7 +85,6 @@ class _Linkage:
             at_once = max(1, CACHED_BYTES // (self.linkage[0].numel() * linkage.element_size()))
         self.chunks = [slice(begin, begin + at_once) for begin in range(0, entries, at_once)]
         self.scratch = self.room(linkage, min(at_once, entries))
-        self.loops = LinkLoops.where_usable(self.linkage)
         self.updates: list[_Update] = []
         self.copies: list[Tensor] = []
         """Before steps 0, `every`, 2 `every` ..."""
@@ -121,8 +117,6 @@ class _Linkage:
             if len(self.updates) % self.every == 0:
                 self.copies.append(self.room(w).copy_(self.linkage))
             self.updates.append(update)
-        if self.loops is not None:
-            return self.loops.follow(self.linkage, update, reads)
         forward, backward = torch.empty_like(reads), torch.empty_like(reads)
         for chunk in self.chunks:
             self.apply(update, chunk, self.linkage, self.linkage)
@@ -144,15 +138,10 @@ class _Linkage:
         if number != self.remade_from:
             updates = self.updates[number * self.every : (number + 1) * self.every]
             self.remade += [self.room(self.linkage) for _ in range(len(updates) - len(self.remade))]
-            for chunk in self.chunks if self.loops is None else ():
+            for chunk in self.chunks:
                 before = self.copies[number]
                 for update, after in zip(updates, self.remade, strict=False):
                     self.apply(update, chunk, before, after)
-                    before = after
-            if self.loops is not None:
-                before = self.copies[number]
-                for update, after in zip(updates[:-1], self.remade, strict=False):  # the last is not needed
-                    self.loops.advance(before, after, update)
                     before = after
             self.remade_from = number
         return self.remade[index - 1] if index else self.copies[number], self.remade[index]
@@ -162,10 +151,6 @@ class _Linkage:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The derivative of `step`: that of L_t becomes that of L_{t-1}; those of w^w, p and w^r for each entry."""
         update, (before, after) = self.updates[step], self.around(step)
-        if self.loops is not None:
-            assert d_linkage.shape[1] == 1 or d_linkage.stride(1) == before.stride(1), "rows as `room` lays them"
-            ways = (way.contiguous() for way in (reads, d_forward, d_backward))
-            return self.loops.back(before, d_linkage, update, *ways)
         d_w, d_p, d_reads = (torch.empty_like(part) for part in (update.columns, update.precedence, reads))
         left, right = torch.cat([d_forward, reads], 1).transpose(1, 2), torch.cat([reads, d_backward], 1)
         for chunk in self.chunks:

@@ -1,62 +1,187 @@
-"""Calls of `fast_links.c`: what `fast_links.py` does to a linkage in a step, in one pass over it, on a CPU."""
+"""The C loops of `fast_sequence.c`, which take a DNC through steps forward and back on a CPU, and what they work on."""
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from policies.native.compiler import library, off, shared_out
+from policies.native.packed import packed
 
-SOURCE = Path(__file__).with_name("fast_links.c")
+SOURCE = Path(__file__).with_name("fast_sequence.c")
+MAX_LAYERS = 8
+ROWS = 4
+"""Rows of a linkage that the loops take at once."""
+BLOCK_BYTES, FEWEST = 2**20, 8
+"""Environments are taken through time together whose linkages come to so many bytes, half of a usual L2 cache, but no
+fewer than these."""
+
+Pointers = ctypes.c_void_p * MAX_LAYERS
+Arrays = Mapping[str, Tensor | None]
+
+_NUMBERS = ("batch", "hidden", "layers", "slots", "word", "reads", "writes", "width", "lead", "rows")
+_SWITCHES = ("every", "keep", "oneplus", "code", "stops")
+_ARRAYS = (
+    *("gates", "tanh_cells", "cells", "before", "after", "vectors"),
+    *("memory", "norms", "usage", "precedence", "written", "read", "write_content", "read_content", "order"),
+    *("linkage", "copies", "d_after", "d_gates", "d_vectors", "d_carried", "d_cell"),
+    *("d_memory", "d_usage", "d_precedence", "d_written", "d_read", "d_linkage"),
+)
 
 
-class LinkLoops:
-    """Steps of the linkages `[G, N, N]` whose rows may lie further apart than N.
+class _Tape(ctypes.Structure):
+    """As in the C file."""
 
-    What is called `update` is k (1 - w), k w, w and p, of N numbers for each entry.
-    """
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in (*_NUMBERS, *_SWITCHES)),
+        *((name, ctypes.c_double) for name in ("clip", "clip_gradients")),
+        *((name, ctypes.c_void_p) for name in ("starts", "zeros")),
+        *((name, Pointers) for name in ("seen", "own", "below")),
+        *((name, ctypes.c_void_p) for name in ("interface", "interface_bias", *_ARRAYS)),
+    ]
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        functions = library(SOURCE, dtype)
-        assert functions is not None
-        self._functions = functions
+
+class Shape(NamedTuple):
+    """What the loops must know of a DNC beside its parameters."""
+
+    hidden: int
+    layers: int
+    slots: int
+    word: int
+    reads: int
+    writes: int
+    clip: float
+    clip_gradients: float
+    oneplus: bool
+    code: bool
+    """Whether the order of the read modes is that of the released code."""
+    stops: bool
+    """Whether the usage sends no gradient to the last write weights."""
 
     @classmethod
-    def where_usable(cls, linkage: Tensor) -> LinkLoops | None:
-        """For linkages like this; None where torch's operations have to do it."""
-        if linkage.device.type != "cpu" or off() or library(SOURCE, linkage.dtype) is None:
-            return None
-        return cls(linkage.dtype)
+    def of(cls, dnc: Any) -> Shape:
+        """That of a `DNC`."""
+        return cls(
+            hidden=dnc.hidden_size,
+            layers=dnc.num_layers,
+            slots=dnc.slots,
+            word=dnc.word_size,
+            reads=dnc.read_heads,
+            writes=dnc.write_heads,
+            clip=dnc.clip_value or math.inf,
+            clip_gradients=dnc.clip_gradients or math.inf,
+            oneplus=dnc.strength is not F.softplus,
+            code=dnc.variant == "code",
+            stops=dnc.stop_usage_gradient,
+        )
 
-    def advance(self, before: Tensor, after: Tensor, update: Sequence[Tensor]) -> None:
-        """L_{t-1} to L_t."""
-        self._call("advance", [before, after, *update], len(before), before.shape[2], before.stride(1))
+    @property
+    def seen(self) -> int:
+        """Width of what was read."""
+        return self.reads * self.word
 
-    def follow(self, linkage: Tensor, update: Sequence[Tensor], reads: Tensor) -> tuple[Tensor, Tensor]:
-        """L_{t-1} to L_t in place; f and b of the reads, `[G, R, N]` each."""
-        ways = torch.empty_like(reads), torch.empty_like(reads)
-        sizes = (*reads.shape[1:], linkage.stride(1))
-        self._call("follow", [linkage, *update, reads, *ways], len(linkage), *sizes)
-        return ways
+    @property
+    def all(self) -> int:
+        """Width of what was read with the hidden states of all layers, as the loops keep them side by side."""
+        return self.seen + self.layers * self.hidden
 
-    def back(
-        self, before: Tensor, d: Tensor, update: Sequence[Tensor], reads: Tensor, d_forward: Tensor, d_backward: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The derivative of L_t to that of L_{t-1}, in place; those of w, p `[G, N]` and the reads."""
-        entries, _, slots = before.shape
-        d_w, d_p, spare = (before.new_empty(entries, count, slots) for count in (1, 1, 5))
-        d_reads = torch.empty_like(reads)
-        given = [before, d, *update, reads, d_forward, d_backward, d_w, d_p, d_reads, spare]
-        self._call("back", given, entries, *reads.shape[1:], before.stride(1))
-        return d_w[:, 0], d_p[:, 0], d_reads
 
-    def _call(self, name: str, tensors: Sequence[Tensor], entries: int, *sizes: int) -> None:
-        function: Any = getattr(self._functions, name)
-        arguments = [ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]
-        numbers = [ctypes.c_int64(size) for size in sizes]
-        shared_out(lambda *rows: function(*arguments, *numbers, *map(ctypes.c_int64, rows)), entries)
+def usable(like: Tensor, layers: int) -> bool:
+    """Whether the loops can take a DNC with states such as `like`: on a CPU, and with a compiler at hand."""
+    there = like.device.type == "cpu" and like.shape[0] > 0 and layers <= MAX_LAYERS
+    return there and not off() and library(SOURCE, like.dtype) is not None
+
+
+class Weights:
+    """The recurrent weights of a DNC, packed for one direction.
+
+    Args:
+        shape: of the DNC.
+        controller: of each layer, `[4 d_h, F + R W + d_h (+ d_h)]`.
+        interface: `[.., L d_h]`.
+        forward: the direction.
+    """
+
+    def __init__(self, shape: Shape, controller: list[Tensor], interface: Tensor, forward: bool) -> None:
+        functions = library(SOURCE, interface.dtype)
+        assert functions is not None
+        first = shape.seen + shape.hidden
+        self.seen, self.own, self.below = list[Tensor](), list[Tensor](), list[Tensor]()
+        for layer, weight in enumerate(controller):
+            begin = weight.shape[1] - first - (shape.hidden if layer else 0)
+            ends = (begin, begin + shape.seen, begin + first, begin + first + shape.hidden)
+            seen = weight[:, begin : ends[1] if layer else ends[2]]
+            self.seen.append(packed(functions, seen, forward))
+            if layer:
+                self.own.append(packed(functions, weight[:, ends[1] : ends[2]], forward))
+                self.below.append(packed(functions, weight[:, ends[2] :], forward))
+        self.interface = packed(functions, interface, forward)
+        self.width = len(interface)
+
+
+class Loops:
+    """The C functions with what they work on, by the names in the C file; all arrays are contiguous.
+
+    Args:
+        shape: of the DNC.
+        weights: packed for the direction.
+        bias: of the interface, or None.
+        every: steps between two copies of the linkage; 0: none are kept.
+        arrays: the arrays.
+    """
+
+    def __init__(self, shape: Shape, weights: Weights, bias: Tensor | None, every: int, arrays: Arrays) -> None:
+        usage, linkage = arrays["usage"], arrays["linkage"]
+        assert usage is not None
+        assert linkage is not None
+        functions = library(SOURCE, usage.dtype)
+        assert functions is not None
+        self._functions, self.every = functions, max(every, 1)
+        self._batch, (writes, rows, lead) = len(linkage), linkage.shape[1:]
+        sizes = (shape.hidden, shape.layers, shape.slots, shape.word, shape.reads, writes, weights.width, lead, rows)
+        switches = (self.every, every > 0, shape.oneplus, shape.code, shape.stops)
+        self._tape = _Tape(self._batch, *sizes, *switches, shape.clip, shape.clip_gradients)
+        parts = (shape.word, rows, writes, shape.reads)
+        zeros = usage.new_zeros(max(lead * max(parts), shape.layers * shape.hidden))
+        self._held = [weights, zeros, bias, arrays]
+        for name, array in {**arrays, "zeros": zeros, "interface_bias": bias, "interface": weights.interface}.items():
+            if array is not None:
+                assert array.is_contiguous(), name
+                setattr(self._tape, name, array.data_ptr())
+        for name, layers in {"seen": weights.seen, "own": weights.own, "below": weights.below}.items():
+            skipped = [0] * (shape.layers - len(layers))
+            setattr(self._tape, name, Pointers(*skipped, *(weight.data_ptr() for weight in layers)))
+        self._room = lead * (2 * writes * shape.reads + 5 * shape.reads + 3 * writes + 12)
+        self._linkage, self._like = writes * rows * lead, usage
+        self._block = max(FEWEST, BLOCK_BYTES // (self._linkage * usage.itemsize))
+
+    def forward(self, begin: int, end: int) -> None:
+        """Take the steps `begin` ... `end` - 1."""
+
+        def take(first: int, last: int) -> None:
+            room = self._like.new_empty(self._room)
+            for at in range(first, last, self._block):
+                numbers = map(ctypes.c_int64, (begin, end, at, min(at + self._block, last)))
+                self._functions.forward(ctypes.byref(self._tape), *numbers, ctypes.c_void_p(room.data_ptr()))
+
+        shared_out(take, self._batch)
+
+    def backward(self, steps: int) -> None:
+        """Back through the steps `steps` - 1 ... 0."""
+
+        def take(first: int, last: int) -> None:
+            block, made = min(self._block, last - first), min(self.every, steps) - 1
+            rooms = self._like.new_empty(self._room), self._like.new_empty(block * made * self._linkage)
+            pointers = [ctypes.c_void_p(room.data_ptr()) for room in rooms]
+            for at in range(first, last, block):
+                for begin in reversed(range(0, steps, self.every)):
+                    numbers = (begin, min(begin + self.every, steps), at, min(at + block, last))
+                    self._functions.backward(ctypes.byref(self._tape), *map(ctypes.c_int64, numbers), *pointers)
+
+        shared_out(take, self._batch)

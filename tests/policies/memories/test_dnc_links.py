@@ -1,4 +1,4 @@
-"""The DNC's fast way through time against its plain one: the taped linkage and the shared layer."""
+"""The DNC's fast way through time without C loops against its plain one: the taped linkage and the shared layer."""
 
 from __future__ import annotations
 
@@ -13,8 +13,12 @@ from torch import Tensor
 
 from policies.memories import make_memory
 from policies.memories.dnc.fast_links import PlainLinks, TapedLinks
-from policies.memories.dnc.fast_native import LinkLoops
 from policies.memories.time.shared_linear import SharedLinear
+
+
+@pytest.fixture(autouse=True)
+def without_loops(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ENGRAM_NATIVE", "0")
 
 
 @pytest.mark.parametrize("write_heads", [1, 2])
@@ -142,41 +146,3 @@ def test_a_shared_layer_is_a_layer_at_every_step() -> None:
         ]
         for actual, expected in zip(*grads, strict=True):
             torch.testing.assert_close(actual, expected)
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize(("slots", "reads", "writes"), [(1, 1, 1), (5, 2, 2), (8, 3, 1), (18, 4, 1)])
-def test_the_loop_is_torchs_operations(
-    monkeypatch: pytest.MonkeyPatch, slots: int, reads: int, writes: int, threads: int, dtype: torch.dtype
-) -> None:
-    """Whole blocks of rows and not, whole groups of heads and not, with resets, over segments of the tape."""
-    if LinkLoops.where_usable(torch.empty(1, dtype=dtype)) is None:
-        pytest.skip("there is no C compiler here")
-    torch.manual_seed(0)
-    batch, length = 3, 7
-    first = torch.rand(batch, writes, slots, slots, dtype=dtype).requires_grad_()
-    leaves = [
-        torch.rand(length, batch, heads, slots, dtype=dtype).div(slots).requires_grad_()
-        for heads in (writes, writes, reads)
-    ]
-    starts = torch.zeros(length, batch, dtype=torch.bool)
-    starts[3, 1] = True
-    found = []
-    for usable in (True, False):
-        if not usable:
-            monkeypatch.setattr(LinkLoops, "where_usable", classmethod(lambda cls, linkage: None))
-        torch.set_num_threads(threads)
-        links = TapedLinks(first, length)
-        ways = [
-            torch.stack(links.follow(w, p, r, start if start.any() else None))
-            for w, p, r, start in zip(*leaves, starts, strict=True)
-        ]
-        results = [torch.stack(ways), links.final()]
-        generator = torch.Generator().manual_seed(1)
-        total = sum((part * torch.rand(part.shape, generator=generator, dtype=dtype)).sum() for part in results)
-        found.append([*results, *torch.autograd.grad(total, [first, *leaves])])
-        torch.set_num_threads(1)
-    limits = {"rtol": 1e-10, "atol": 1e-12} if dtype is torch.float64 else {"rtol": 1e-4, "atol": 1e-5}
-    for actual, expected in zip(*found, strict=True):
-        torch.testing.assert_close(actual, expected, **limits)

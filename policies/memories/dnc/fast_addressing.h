@@ -1,0 +1,161 @@
+/* The addressing of one batch entry at one step, as pure functions on vectors over slots, forward and back.
+
+   Such vectors have n numbers, whole SIMD vectors, of which those from `slots` on are zero. The memory is transposed,
+   [W, n]. Symbols and equations as in shared/addressing.py. */
+
+#pragma once
+
+#include "activations.h"
+#include "fast_linkage.h"
+
+#define NORM_EPS ((REAL)1e-6)
+#define USAGE_FLOOR ((REAL)1e-30)
+
+/* e^x for x <= 0, without losing small ones; see `exponential`. */
+static inline REAL power(REAL x) {
+    if (sizeof(REAL) == 8) return exp(x);
+    x = x < -87 ? -87 : x;
+    const float n = floorf(1.44269504f * (float)x + 0.5f);
+    const float r = ((float)x - 0.693359375f * n) + 2.12194440e-4f * n;
+    float e = 1.0f / 5040;
+    e = e * r + 1.0f / 720, e = e * r + 1.0f / 120, e = e * r + 1.0f / 24, e = e * r + 1.0f / 6, e = e * r + 0.5f;
+    e = e * r * r + r + 1;
+    const uint32_t bits = (uint32_t)((int32_t)n + 127) << 23;
+    float scale;
+    memcpy(&scale, &bits, 4);
+    return scale * e;
+}
+
+/* Over the first `count` of n numbers; the others become 0. */
+static void softmax(REAL *restrict x, int64_t count, int64_t n) {
+    REAL most[WIDE_BYTES / sizeof(REAL)], top = x[0], sum = 0;
+    for (int64_t k = count; k < n; k++) x[k] = top;
+    for (int64_t k = 0; k < WIDE; k++) most[k] = x[k];
+    for (int64_t k = WIDE; k < n; k += WIDE)
+        for (int64_t j = 0; j < WIDE; j++) most[j] = x[k + j] > most[j] ? x[k + j] : most[j];
+    for (int64_t j = 0; j < WIDE; j++) top = most[j] > top ? most[j] : top;
+    for (int64_t k = 0; k < n; k++) x[k] = power(x[k] - top);
+    for (int64_t k = count; k < n; k++) x[k] = 0;
+    for (int64_t k = 0; k < n; k++) sum += x[k];
+    const REAL scale = 1 / sum;
+    for (int64_t k = 0; k < n; k++) x[k] *= scale;
+}
+
+/* 1 / |k| */
+static inline REAL inverse_norm(const REAL *key, int64_t words) {
+    REAL square = NORM_EPS;
+    for (int64_t w = 0; w < words; w++) square += key[w] * key[w];
+    return 1 / (REAL)sqrt(square);
+}
+
+/* out = scale (k · M[n]) norms[n] */
+static void similarity(
+    const REAL *memory, const REAL *norms, const REAL *key, REAL scale, int64_t words, int64_t n, REAL *out) {
+    for (int64_t k = 0; k < n; k += WIDE) {
+        Wide sum = {0};
+        for (int64_t w = 0; w < words; w++) sum += key[w] * GET(memory + w * n + k);
+        PUT(out + k) = scale * sum * GET(norms + k);
+    }
+}
+
+/* C(M, k, β) */
+static void content(
+    const REAL *memory, const REAL *norms, const REAL *key, REAL strength, int64_t words, int64_t slots, int64_t n,
+    REAL *out) {
+    similarity(memory, norms, key, strength * inverse_norm(key, words), words, n, out);
+    softmax(out, slots, n);
+}
+
+/* From the gradient of the weights c, which is used up: adds to d_memory; d_key; gives that of β. `room`: n numbers. */
+static REAL content_back(
+    const REAL *memory, const REAL *norms, const REAL *key, REAL strength, const REAL *c, int64_t words, int64_t n,
+    REAL *d_c, REAL *d_memory, REAL *d_key, REAL *room) {
+    const REAL norm = inverse_norm(key, words), scale = strength * norm, mean = dot(d_c, c, n);
+    similarity(memory, norms, key, 1, words, n, room);
+    /* from scores s = scale z norms: g = ds scale norms to z, and by way of the norms to M */
+    REAL whole = 0;
+    for (int64_t k = 0; k < n; k++) {
+        const REAL d_s = c[k] * (d_c[k] - mean);
+        whole += d_s * room[k];
+        d_c[k] = d_s * scale * norms[k];
+        room[k] *= d_s * scale * norms[k] * norms[k];
+    }
+    const REAL by_norm = norm * norm * strength * norm * whole;
+    for (int64_t w = 0; w < words; w++) {
+        const REAL *row = memory + w * n;
+        REAL *d_row = d_memory + w * n;
+        Wide sum = {0};
+        for (int64_t k = 0; k < n; k += WIDE) {
+            const Wide g = GET(d_c + k), m = GET(row + k);
+            sum += g * m;
+            PUT(d_row + k) = GET(d_row + k) + key[w] * g - GET(room + k) * m;
+        }
+        d_key[w] = sum_of(sum) - by_norm * key[w];
+    }
+    return norm * whole;
+}
+
+typedef struct {
+    REAL usage;
+    int32_t slot;
+} Entry;
+
+/* Slots by ascending usage, equal ones by index. `room`: 2 slots entries. */
+static void order_slots(const REAL *usage, int64_t slots, int32_t *order, Entry *room) {
+    Entry *from = room, *to = room + slots;
+    for (int64_t k = 0; k < slots; k++) from[k] = (Entry){usage[k], (int32_t)k};
+    for (int64_t width = 1; width < slots; width *= 2) {
+        for (int64_t at = 0; at < slots; at += 2 * width) {
+            const int64_t middle = at + width < slots ? at + width : slots;
+            const int64_t end = at + 2 * width < slots ? at + 2 * width : slots;
+            int64_t left = at, right = middle, next = at;
+            while (left < middle && right < end) {
+                const int second = from[right].usage < from[left].usage;
+                to[next++] = from[second ? right : left];
+                right += second, left += !second;
+            }
+            while (left < middle) to[next++] = from[left++];
+            while (right < end) to[next++] = from[right++];
+        }
+        Entry *swapped = from;
+        from = to, to = swapped;
+    }
+    for (int64_t k = 0; k < slots; k++) order[k] = from[k].slot;
+}
+
+/* a[φ_j] = (1 - u[φ_j]) Π_{i<j} u[φ_i] */
+static void allocation(const REAL *usage, const int32_t *order, int64_t slots, REAL *a) {
+    REAL product = 1;
+    for (int64_t j = 0; j < slots; j++) {
+        const REAL u = usage[order[j]];
+        a[order[j]] = (1 - u) * product;
+        product *= u < USAGE_FLOOR ? USAGE_FLOOR : u;
+    }
+}
+
+/* Adds to d_usage. With Q_j = Σ_{k>j} da[φ_k] (1 - u[φ_k]) Π_{j<i<k} u[φ_i], du[φ_j] = (Q_j - da[φ_j]) Π_{i<j} u[φ_i]:
+   no division. `room`: slots numbers. */
+static void allocation_back(
+    const REAL *usage, const int32_t *order, int64_t slots, const REAL *d_a, REAL *d_usage, REAL *room) {
+    REAL after = 0, product = 1;
+    for (int64_t j = slots - 1; j >= 0; j--) {
+        const REAL u = usage[order[j]];
+        room[j] = after;
+        after = d_a[order[j]] * (1 - u) + (u < USAGE_FLOOR ? USAGE_FLOOR : u) * after;
+    }
+    for (int64_t j = 0; j < slots; j++) {
+        const REAL u = usage[order[j]];
+        d_usage[order[j]] += (room[j] - d_a[order[j]]) * product;
+        product *= u < USAGE_FLOOR ? USAGE_FLOOR : u;
+    }
+}
+
+/* Π over heads of 1 - g x, but for head `without` (-1: of all); g of each head, or NULL for 1. */
+static void kept_by(const REAL *x, const REAL *gates, int64_t heads, int64_t without, int64_t n, REAL *restrict out) {
+    for (int64_t k = 0; k < n; k++) out[k] = 1;
+    for (int64_t i = 0; i < heads; i++) {
+        const REAL *restrict of = x + i * n, gate = gates ? gates[i] : 1;
+        if (i == without) continue;
+        for (int64_t k = 0; k < n; k++) out[k] *= 1 - gate * of[k];
+    }
+}
