@@ -1,0 +1,161 @@
+"""Every grammar of Stack-RNN's paper (Joulin and Mikolov 2015), `stack-rnn` beside `lstm` with equal steps.
+
+    python benchmarks/stack_grammar.py --steps 500000 --jobs 1
+    python benchmarks/stack_grammar.py --out results --overwrite    # replaces what is published
+    python benchmarks/stack_grammar.py --collect                    # only what is under runs/grammars already
+
+trains `python train.py --recipe stack-anbn --memory MEMORY --env-kwargs grammar=NAME n_max=19` under `runs/grammars/`,
+then plays fresh streams of each n from 2 to 59 alone, greedily. As in the paper, the score is the share of these n of
+which every sequence is right; with n up to 19 in training, 31 % is possible without generalising. `stack-rnn` is scored
+with its actions as trained, and rounded. `OUT/stack-grammar.md` and `.csv` have a row for each grammar and memory.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from trainings import ROOT, Training, train_all
+
+from agents import latest_checkpoint, load, make_env
+from agents.common.files import replace_file
+from agents.comparison.command import refuse_existing
+from agents.evaluation import evaluate
+from agents.learner import MemoryOnPolicyAlgorithm
+from envs.tasks.sequence.stack_grammar import GRAMMARS
+from policies.memories.stack_rnn import StackRNN
+
+NAME = "stack-grammar"
+PAPER = {
+    "anbn": (100, 100, 100),
+    "anbncn": (100, 100, 100),
+    "anbncndn": (68.3, 100, 100),
+    "anb2n": (75, 100, 100),
+    "anbmcnm": (100, 43.3, 100),
+}
+"""Table 2 of the paper: lstm, stack-rnn, stack-rnn rounded."""
+TRAINED, TESTED = range(2, 20), range(2, 60)
+SCORES = ("trained_n", "all_n", "all_n_rounded")
+
+
+@dataclass
+class Args:
+    grammars: tuple[str, ...] = GRAMMARS
+    memories: tuple[str, ...] = ("stack-rnn", "lstm")
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Each agent is trained once with each."""
+    steps: int = 500_000
+    """Environment steps of each training."""
+    jobs: int = 2
+    """Trainings at a time, one thread each."""
+    collect: bool = False
+    """Train nothing; leave out what is not there."""
+    runs: Path = ROOT / "runs" / "grammars"
+    """Where the runs are."""
+    out: Path | None = None
+    """Folder of the files; default: that of the runs."""
+    overwrite: bool = False
+    """Replace files that are there."""
+
+
+def training(args: Args, grammar: str, memory: str, seed: int) -> Training:
+    words = [
+        "--recipe",
+        "stack-anbn",
+        "--no-baseline",
+        "--env-kwargs",
+        f"grammar={grammar}",
+        "n_max=19",
+        "--memory",
+        memory,
+    ]
+    words += ["--seed", str(seed), "--total-timesteps", str(args.steps), "--eval-episodes", "0"]
+    return Training(args.runs / f"{grammar}-{memory}-{seed}", tuple(words))
+
+
+def solved(model: MemoryOnPolicyAlgorithm, grammar: str) -> list[bool]:
+    """Whether every sequence is right, for each n: 32 streams, each long enough for one sequence of any grammar."""
+
+    def right(n: int) -> bool:
+        env = make_env("Engram/StackGrammar-v0", 32, grammar=grammar, n_min=n, n_max=n, length=5 * n + 5)
+        return evaluate(model, env, 32, deterministic=True, seed=10_000).metrics["success"] == 1
+
+    return [right(n) for n in TESTED]
+
+
+def scores(folder: Path, grammar: str) -> dict[str, float]:
+    """The share of n that are solved, in %."""
+    model = load(latest_checkpoint(folder), device="cpu")
+    plain = solved(model, grammar)
+    found = {"trained_n": percent(plain[: len(TRAINED)]), "all_n": percent(plain)}
+    memory = model.policy.memory
+    if isinstance(memory, StackRNN):
+        memory.rounding = "evaluation"
+        found["all_n_rounded"] = percent(solved(model, grammar))
+    return found
+
+
+def percent(those: list[bool]) -> float:
+    return 100 * sum(those) / len(those)
+
+
+def table(rows: list[dict[str, str]], args: Args, command: str) -> str:
+    """Markdown: the mean over seeds, and each seed."""
+    lines = [f"`{command}`", "", "Share of n solved, in %: the mean, then each seed.", ""]
+    lines += ["| grammar | memory | n 2–19 | n 2–59 | the same, rounded | paper | rounded |", "|" + "---|" * 7]
+    for grammar in args.grammars:
+        for memory in args.memories:
+            these = [row for row in rows if (row["grammar"], row["memory"]) == (grammar, memory)]
+            if not these:
+                continue
+            cells = []
+            for name in SCORES:
+                each = [float(row[name]) for row in these if row[name]]
+                mean = f"{sum(each) / len(each):.1f} ({', '.join(f'{one:.0f}' for one in each)})" if each else "–"
+                cells.append(mean)
+            lstm, plain, rounded = PAPER.get(grammar, ("–", "–", "–"))
+            paper = {"lstm": (lstm, "–"), "stack-rnn": (plain, rounded)}.get(memory, ("–", "–"))
+            lines.append("| " + " | ".join([grammar, memory, *cells, *map(str, paper)]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main(args: Args) -> None:
+    out = args.out or args.runs
+    if not args.overwrite:
+        refuse_existing(out, NAME)
+    named = {
+        (grammar, memory, seed): training(args, grammar, memory, seed)
+        for seed in args.seeds
+        for grammar in args.grammars
+        for memory in args.memories
+    }
+    if not args.collect:
+        train_all(named.values(), args.jobs)
+    rows = []
+    for (grammar, memory, seed), one in named.items():
+        if one.complete:
+            found = {name: f"{value:.2f}" for name, value in scores(one.folder, grammar).items()}
+            what = {"grammar": grammar, "memory": memory, "seed": str(seed), "steps": str(args.steps)}
+            rows.append({**what, **dict.fromkeys(SCORES, ""), **found})
+    if not rows:
+        raise ValueError(f"{args.runs} holds none of these trainings")
+    text = table(rows, args, shlex.join(["python", "benchmarks/stack_grammar.py", *sys.argv[1:]]))
+    print(text)
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    replace_file(out / f"{NAME}.csv", file.getvalue())
+    replace_file(out / f"{NAME}.md", text)
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Args, description=__doc__))
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error
