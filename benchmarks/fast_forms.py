@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a chec
 
 from benchmarks.memory_step import backward, parse, record, timed
 from policies.memories import Memory, make_memory, memory_class, registered
+from policies.memories.steps import detach
 
 
 @dataclass
@@ -45,7 +46,7 @@ class Args:
 
 def gains(fast: Memory, plain: Memory, xs: torch.Tensor, turns: int) -> list[float]:
     """Of acting, of `unroll` and of `record`."""
-    state = fast.initial_state(xs.shape[1])
+    state = detach(fast.initial_state(xs.shape[1]))  # it may be learned
 
     def act(memory: Memory) -> None:
         with torch.no_grad():

@@ -17,10 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from policies.memories.mnm.fast_native import Arrays, Loops, Shape, cut_to, padded
 from policies.memories.mnm.fast_sequence import Parts, SlowWeights
-
-ROWS = 512
-"""Steps, counted in every environment, that are taken before the products over them: what these take in is in the cache
-then, and the backward pass stores no more of it."""
+from policies.memories.time.sums import ROWS, Sum
 
 
 class NativeTape:
@@ -105,27 +102,6 @@ class NativeTape:
         self.carried, self.cells = self.carried[: self.count + 1], self.cells[: self.count + 1]
         self.steps = {name: step[: self.count] for name, step in self.steps.items()}
         self.layers = {name: [layer[: self.count] for layer in layers] for name, layers in self.layers.items()}
-
-
-class Sum:
-    """The gradients of a weight and its bias, as steps are gone back.
-
-    Args:
-        gradients: of what came out, `[.., B, out]` or `[.., B, H, out]`, for the steps that are added.
-        inputs: what went in at all steps, `[T, B, in]` or `[T, B, H, in]`.
-    """
-
-    def __init__(self, gradients: Tensor, inputs: Tensor) -> None:
-        self.gradients, self.inputs = gradients, inputs
-        self.weight = inputs.new_zeros(inputs.shape[-1], gradients.shape[-1])
-        """Transposed: MKL is the faster by a tenth where the narrower one is first."""
-        self.bias = inputs.new_zeros(gradients.shape[-1])
-
-    def add(self, begin: int, end: int) -> None:
-        """The gradients are those of the steps `begin` ... `end` - 1."""
-        found = self.gradients[: end - begin].flatten(0, -2)
-        self.weight.addmm_(self.inputs[begin:end].flatten(0, -2).t(), found)
-        self.bias += found.sum(0)
 
 
 class NativeSequence(torch.autograd.Function):

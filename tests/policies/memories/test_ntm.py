@@ -10,7 +10,7 @@ from torch import Tensor
 
 from policies.memories import make_memory
 from policies.memories.contract import State
-from policies.memories.ntm import NTM, sharpened, shifted
+from policies.memories.ntm.memory import NTM, sharpened, shifted
 
 FEATURES, BATCH, LENGTH = 3, 2, 4
 SIZES = {"hidden_size": 6, "output_size": 4, "slots": 6, "word_size": 3, "read_heads": 2, "write_heads": 2}

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from policies.memories.contract import Memory, MemoryStep, Panel, State
+from policies.memories.ntm.fast import FastNTM
 from policies.memories.registry import register_memory
 from policies.memories.shared.addressing import content_weights, next_memory, oneplus
 from policies.memories.shared.arguments import at_least, one_of
@@ -82,6 +83,8 @@ class NTM(Memory):
         variant: "paper": write, then read M_t; "code": read M_{t-1}, before writing, as public code does.
         key_activation: of keys and additions: "linear", or "tanh", as in Collier and Beel's code.
     """
+
+    fast_form = FastNTM
 
     def __init__(
         self,

@@ -1,0 +1,108 @@
+"""The fast form of the NTM: sequences, and steps while acting, by C loops on a CPU where there is a compiler.
+
+Every option of the memory has it, but for controllers of more than eight layers and for more slots, over all heads,
+than `fast_native.MAX_NUMBERS`. With those, on other devices and without a compiler the equations step the memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from policies.memories.contract import FastForm, MemoryStep, State, Unrolled
+from policies.memories.ntm import fast_native
+from policies.memories.ntm.fast_native import Sizes, Weights
+from policies.memories.ntm.fast_sequence import NAMES, NativeSequence, NativeTape, named
+from policies.memories.time.held import held
+from policies.memories.time.recording import Recording
+from policies.memories.time.taped import TapedForm
+
+ROOM = 20
+"""Steps for which a recording makes room at once, at least."""
+
+
+class FastNTM(TapedForm):
+    """Symbols as in `memory.py`."""
+
+    memory: Any
+
+    def usable(self) -> bool:
+        """Whether there are C loops for this memory, here."""
+        return fast_native.usable(self.memory.interface.weight, self.sizes(1))
+
+    def fits(self, length: int, resets: Sequence[int] | None, grad: bool) -> bool:
+        return self.usable()
+
+    def step(self, x: Tensor, state: State) -> MemoryStep:
+        if torch.is_grad_enabled() or not len(x) or not self.usable():
+            return FastForm.step(self, x, state)
+        tape = NativeTape(1, self.parts(state), None, held(self.memory, "weights", self.weights), self.sizes(len(x)))
+        tape.step(x, None)
+        return MemoryStep(self.memory.output(tape.features[0]), tape.state(), {})
+
+    def record(self, state: State, room: int) -> Recording:
+        """On tapes; an output cannot be read off the state of a controller that has none."""
+        return super().record(state, max(room, ROOM)) if self.memory.recurrent else FastForm.record(self, state, room)
+
+    def tape(self, state: State, room: int) -> NativeTape:
+        return self.blank(room, state, self.weights(), self.parts(self.memory.initial_state(1)))
+
+    def output(self, state: State) -> Tensor:
+        output: Tensor = self.memory.output(torch.cat([state["hidden"][:, -1], state["read_vectors"].flatten(1)], 1))
+        return output
+
+    def finish(self, tape: Any, given: Tensor, state: State) -> Unrolled:
+        tape.cut()
+        return self.sequence(given, state, None, tape)
+
+    def run(
+        self, xs: Tensor, state: State, starts: Tensor | None = None, resets: Sequence[int] | None = None
+    ) -> Unrolled:
+        return self.sequence(xs, state, starts)
+
+    def sequence(self, xs: Tensor, state: State, starts: Tensor | None, tape: NativeTape | None = None) -> Unrolled:
+        """A sequence; `tape` where its steps were already taken."""
+        weights, fresh = self.weights(), list[Tensor]()
+        if tape is not None or starts is not None:
+            fresh = self.parts(self.memory.initial_state(1))
+        tape = tape or self.blank(len(xs), state, weights, fresh)
+        features, *last = NativeSequence.apply(  # type: ignore[no-untyped-call]
+            tape, starts, xs, *weights.flat(), *self.parts(state), *fresh
+        )
+        return Unrolled(self.memory.output(features), named(last), {})
+
+    def blank(self, room: int, state: State, weights: Weights, fresh: Sequence[Tensor]) -> NativeTape:
+        """A blank tape that starts from `state`."""
+        detached = Weights.of(iter([weight.detach() for weight in weights.flat()]), self.memory.num_layers)
+        parts = self.parts(state)
+        return NativeTape(room, parts, fresh or None, detached, self.sizes(len(parts[0])))
+
+    def parts(self, state: State) -> list[Tensor]:
+        """A state's tensors, as `NAMES`."""
+        return [state[name] for name in NAMES if name in state]
+
+    def sizes(self, batch: int) -> Sizes:
+        """What the loops must know of the memory."""
+        memory = self.memory
+        slots = (memory.slots, fast_native.padded(memory.slots, memory.interface.weight), memory.word_size)
+        heads = (memory.read_heads, memory.write_heads, memory.address_sizes[3] // 2)
+        size = (memory.num_layers, memory.hidden_size, memory.recurrent)
+        return Sizes(batch, *size, *slots, *heads, memory.read_first, memory.squash_keys)
+
+    def weights(self) -> Weights:
+        """The parameters as the loops take them."""
+        memory = self.memory
+        reads = memory.read_heads * memory.word_size
+        if memory.recurrent:
+            ins = [layer.weight_ih for layer in memory.controller]
+            biases = [layer.bias_ih + layer.bias_hh for layer in memory.controller]
+            owns = [[layer.weight_hh] for layer in memory.controller]
+        else:
+            ins, biases = ([getattr(layer, name) for layer in memory.controller] for name in ("weight", "bias"))
+            owns = [[] for _ in memory.controller]
+        from_x, ins[0] = ins[0][:, :-reads], ins[0][:, -reads:]
+        controller = [torch.cat([each, *own], 1) for each, own in zip(ins, owns, strict=True)]
+        return Weights(from_x, controller, biases, memory.interface.weight, memory.interface.bias)

@@ -1,0 +1,259 @@
+"""The neural Turing machine over time on a CPU: whole sequences by C loops, as one autograd function.
+
+A call takes some environments through many steps, forward or back, with nothing of Python or torch in a step; episodes
+may start anywhere. What does not wait for a step is large products of torch's: the input's part of the controller
+before, the gradients of all weights after, some steps at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from policies.memories.ntm.fast_native import Arrays, Loops, Sizes, Weights, norms
+from policies.memories.steps import State
+from policies.memories.time.sums import ROWS, Sum
+
+NAMES = ("memory", "read_weights", "write_weights", "read_vectors", "hidden", "cell")
+"""Of a state's tensors, in the order in which the loops take them; the last two with an LSTM."""
+
+
+def named(parts: Sequence[Tensor]) -> State:
+    """A state from its tensors, as `NAMES`; the controller's come first, as after a step of the equations."""
+    state = dict(zip(NAMES, parts, strict=False))
+    return {name: state[name] for name in (*NAMES[4:], *NAMES[:4]) if name in state}
+
+
+class Placed(NamedTuple):
+    """A state of the memory, or its gradient, as the loops have it."""
+
+    memory: Tensor
+    """`[B, word, padded]`: transposed, and slots filled up with zeros."""
+    w: Tensor
+    """Of the heads that read, then of those that write, `[B, heads, padded]`."""
+    inputs: list[Tensor]
+    """Of each layer, `[B, width]`: what was read, then the hidden state; above the first layer room for what the layer
+    below says, then the hidden state."""
+    cells: list[Tensor]
+
+    @classmethod
+    def blank(cls, like: Tensor, batch: int, sizes: Sizes) -> Placed:
+        """All zero."""
+        return cls(
+            like.new_zeros(batch, sizes.word, sizes.padded),
+            like.new_zeros(batch, sizes.heads, sizes.padded),
+            [like.new_zeros(batch, width) for width in sizes.widths],
+            [like.new_zeros(batch, sizes.hidden) for _ in range(sizes.layers if sizes.lstm else 0)],
+        )
+
+    def put(self, state: Sequence[Tensor | None], sizes: Sizes) -> None:
+        """Take over a state's tensors, as `NAMES`; None leaves what is there."""
+        memory, read, write, vectors, *controller = state
+        if memory is not None:
+            self.memory[:, :, : sizes.slots] = memory.transpose(1, 2)
+        if read is not None:
+            self.w[:, : sizes.reads, : sizes.slots] = read
+        if write is not None:
+            self.w[:, sizes.reads :, : sizes.slots] = write
+        if vectors is not None:
+            self.inputs[0][:, : sizes.reads * sizes.word] = vectors.flatten(1)
+        hidden = [each[:, -sizes.hidden :] for each in self.inputs]
+        for part, rows in zip(controller, (hidden, self.cells), strict=False):  # without an LSTM there is neither
+            if part is not None:
+                torch._foreach_copy_(list(rows), list(part.unbind(1)))
+
+    def taken(self, sizes: Sizes) -> list[Tensor]:
+        """The state's tensors, as `NAMES`: views, where they can be."""
+        w = self.w[:, :, : sizes.slots]
+        found = [
+            self.memory[:, :, : sizes.slots].transpose(1, 2),
+            w[:, : sizes.reads],
+            w[:, sizes.reads :],
+            self.inputs[0][:, : sizes.reads * sizes.word].view(-1, sizes.reads, sizes.word),
+        ]
+        if sizes.lstm:
+            found.append(torch.stack([each[:, -sizes.hidden :] for each in self.inputs], 1))
+            found.append(torch.stack(self.cells, 1))
+        return found
+
+    def arrays(self, prefix: str) -> Arrays:
+        """By their names in the C file."""
+        return {prefix + name: value for name, value in self._asdict().items()}
+
+
+class NativeTape:
+    """`length` steps of an NTM, written down as they are taken; without gradients.
+
+    Args:
+        length: room for so many steps.
+        state: before the first step, as `NAMES`; left as it is.
+        fresh: the first state of an episode, `[1, ...]`, as `NAMES`; None: none starts here.
+        weights: the trained parameters.
+        sizes: of the memory.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self, length: int, state: Sequence[Tensor], fresh: Sequence[Tensor] | None, weights: Weights, sizes: Sizes
+    ) -> None:
+        like, batch, heads, padded = state[0], sizes.batch, sizes.heads, sizes.padded
+        self.sizes, self.weights, self.count, self.length = sizes, weights, 0, length
+
+        def room(*shape: int, steps: int = length) -> Tensor:
+            return like.new_empty(steps, batch, *shape)
+
+        layers, width = range(sizes.layers), len(weights.controller[0])
+        self.gates = [room(width) for _ in layers]
+        self.features = room(sizes.hidden + sizes.reads * sizes.word)
+        """Hidden state and what was read, side by side, after each step."""
+        self.inputs = [room(each, steps=length + 1) for each in sizes.widths]
+        self.arrays: Arrays = {
+            "gates": self.gates,
+            "inputs": self.inputs,
+            "cells": [room(sizes.hidden, steps=length + 1) for _ in layers if sizes.lstm],
+            "squashed": [room(sizes.hidden) for _ in layers if sizes.lstm],
+            "features": self.features,
+            "parameters": room(len(weights.interface)),
+            "memory": room(sizes.word, padded, steps=length + 1),
+            "norms": room(padded, steps=length + 1),
+            "w": room(heads, padded, steps=length + 1),
+            **{name: room(heads, padded) for name in ("by_content", "cosines", "moved", "logs")},
+        }
+        begun = self.at(0)
+        begun.memory.zero_()
+        begun.w.zero_()
+        begun.put(state, sizes)
+        norms(begun.memory, self.arrays["norms"][0])
+        self.starts: Tensor | None = None
+        if fresh is not None:
+            first = Placed.blank(like, 1, sizes)
+            first.put(fresh, sizes)
+            self.arrays |= first.arrays("fresh_") | {"fresh_norms": like.new_empty(1, padded)}
+            norms(first.memory, self.arrays["fresh_norms"])  # type: ignore[arg-type]
+            self.starts = torch.zeros(length, batch, dtype=torch.bool)
+        self._loops = Loops(sizes, weights, True, self.arrays)
+        if self.starts is not None:
+            self._loops.set({"starts": self.starts})
+
+    def at(self, step: int) -> Placed:
+        """The state before a step."""
+        memory, w, inputs, cells = (self.arrays[name] for name in Placed._fields)
+        return Placed(memory[step], w[step], [each[step] for each in inputs], [each[step] for each in cells])
+
+    def state(self) -> State:
+        """The state after the last step."""
+        return named(self.at(self.count).taken(self.sizes))
+
+    @property
+    def full(self) -> bool:
+        return self.count == self.length
+
+    @torch.no_grad()
+    def step(self, given: Tensor, starts: Tensor | None) -> None:
+        """Take a step. `given`: its input, `[B, F]`."""
+        torch.addmm(self.weights.biases[0], given, self.weights.input.t(), out=self.gates[0][self.count])
+        if starts is not None:
+            assert self.starts is not None
+            self.starts[self.count] = starts
+        self._loops.forward(self.count, self.count + 1)
+        self.count += 1
+
+    @torch.no_grad()
+    def run(self, xs: Tensor, starts: Tensor | None) -> None:
+        """Take all steps. `xs`: `[T, B, F]`; `starts`: `[T, B]`."""
+        if starts is not None:
+            assert self.starts is not None
+            self.starts.copy_(starts)
+        room, bias = max(1, ROWS // max(1, xs.shape[1])), self.weights.biases[0]
+        for begin in range(0, len(xs), room):
+            x = xs[begin : begin + room].flatten(0, 1)
+            torch.addmm(bias, x, self.weights.input.t(), out=self.gates[0][begin : begin + room].flatten(0, 1))
+            self._loops.forward(begin, min(begin + room, len(xs)))
+        self.count = len(xs)
+
+    def cut(self) -> None:
+        """Give back the room for steps that were not taken."""
+        rows = {"inputs": 1, "cells": 1, "memory": 1, "norms": 1, "w": 1}
+        for name, given in self.arrays.items():
+            if name.startswith("fresh_"):
+                continue
+            end = self.count + rows.get(name, 0)
+            self.arrays[name] = given[:end] if isinstance(given, Tensor) else [each[:end] for each in given]
+        self.features = self.features[: self.count]
+        self.starts = None if self.starts is None else self.starts[: self.count]
+
+
+class NativeSequence(torch.autograd.Function):
+    """The steps of a `NativeTape` and their derivative.
+
+    Inputs: the tape, blank or full; where episodes start on a blank one; inputs `[T, B, F]`; what the tape was made of,
+    for the gradients: the weights, the state, and the first state of an episode where there is one. A full tape must
+    have taken its steps with these very inputs.
+
+    Outputs: hidden state and what was read, side by side, `[T, B, ...]`; the last state, as `NAMES`.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, tape: NativeTape, starts: Tensor | None, xs: Tensor, *made_of: Tensor) -> tuple[Tensor, ...]:
+        if not tape.count:
+            tape.run(xs, starts)
+        sizes = tape.sizes
+        ctx.sizes, ctx.starts, ctx.fresh = sizes, tape.starts, tape.starts is not None
+        ctx.set_materialize_grads(False)
+        ctx.lists = {name: None if isinstance(each, Tensor) else len(each) for name, each in tape.arrays.items()}
+        flat = [each for given in tape.arrays.values() for each in ([given] if isinstance(given, Tensor) else given)]
+        ctx.save_for_backward(xs, *tape.weights.flat(), *flat)
+        # copies: a view of the last state would keep all the others
+        return (tape.features, *(each.clone() for each in tape.at(tape.count).taken(sizes)))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_features: Tensor | None, *d_last: Tensor | None) -> tuple[Tensor | None, ...]:
+        sizes: Sizes = ctx.sizes
+        saved = iter(ctx.saved_tensors)
+        xs, weights = next(saved), Weights.of(saved, sizes.layers)
+        arrays: Arrays = {
+            name: next(saved) if count is None else [next(saved) for _ in range(count)]
+            for name, count in ctx.lists.items()
+        }
+        inputs, features, parameters = (arrays[name] for name in ("inputs", "features", "parameters"))
+        assert isinstance(features, Tensor)
+        assert isinstance(parameters, Tensor)
+        length, batch = features.shape[:2]
+        d_features = torch.zeros_like(features) if d_features is None else d_features.contiguous()
+        d_state = Placed.blank(features, batch, sizes)
+        d_state.put(d_last, sizes)
+        arrays |= d_state.arrays("d_") | {"d_features": d_features, "d_hidden": features.new_empty(batch, sizes.hidden)}
+        if ctx.fresh:
+            d_fresh = Placed.blank(features, batch, sizes)
+            arrays |= d_fresh.arrays("d_fresh_") | {"starts": ctx.starts}
+
+        room = min(length, max(1, ROWS // max(1, batch)))
+        d_gates = [each.new_empty(room, *each.shape[1:]) for each in arrays["gates"]]
+        d_parameters = parameters.new_empty(room, *parameters.shape[1:])
+        arrays |= {"d_gates": d_gates, "d_parameters": d_parameters}
+        loops = Loops(sizes, weights, False, arrays)
+        sums = [Sum(each, taken[:-1]) for each, taken in zip(d_gates, inputs, strict=True)]
+        sums += [Sum(d_parameters, features[:, :, : sizes.hidden]), Sum(d_gates[0], xs)]
+        d_xs = torch.empty_like(xs, memory_format=torch.contiguous_format) if ctx.needs_input_grad[2] else None
+        for end in range(length, 0, -room):
+            begin = max(0, end - room)
+            loops.backward(begin, end)
+            for each in sums:
+                each.add(begin, end)
+            if d_xs is not None:
+                torch.mm(d_gates[0][: end - begin].flatten(0, 1), weights.input, out=d_xs[begin:end].flatten(0, 1))
+        *controller, interface, from_x = sums
+        found = Weights(
+            from_x.weight.t(),
+            [each.weight.t() for each in controller],
+            [each.bias for each in controller],
+            interface.weight.t(),
+            interface.bias,
+        )
+        first = [each.sum(0, keepdim=True) for each in d_fresh.taken(sizes)] if ctx.fresh else []
+        return (None, None, d_xs, *found.flat(), *d_state.taken(sizes), *first)
