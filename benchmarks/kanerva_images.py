@@ -63,6 +63,14 @@ SIZES: dict[str, dict[str, Any]] = {
         **{"memory_size": 32, "crop_size": 8, "embedding_size": 512, "dense_size": 128, "writer_features": 32},
         **{"prior_features": 16, "decoder_features": 512, "encoder_channels": (512,), "network": "dense"},
     },
+    "patches": {
+        **{"memory_channels": 12, "memory_size": 64, "crop_size": 7, "dense_size": 128, "prior_features": 64},
+        **{"decoder_features": 64, "encoder_channels": (64,), "encoder_blocks": 1, "network": "patches"},
+    },
+    "large-patches": {
+        **{"memory_channels": 24, "memory_size": 64, "crop_size": 4, "dense_size": 128, "prior_features": 128},
+        **{"decoder_features": 128, "encoder_channels": (128,), "encoder_blocks": 1, "network": "patches"},
+    },
 }
 Path_ = Literal["posterior", "memory"]
 
@@ -92,8 +100,12 @@ class Args:
     """K, windows read for an image."""
     memory_size: int | None = None
     """S, height and width of the memory; None: that of `size`."""
-    size: Literal["small", "medium", "paper", "dense"] = "small"
-    """Of the networks: for a CPU core, between, or the paper's; "dense": dense layers, the most for a CPU's time."""
+    memory_channels: int | None = None
+    """C of the memory; None: that of `size`."""
+    size: Literal["small", "medium", "paper", "dense", "patches", "large-patches"] = "small"
+    """Of the networks: for a CPU core, between, or the paper's; "dense": dense layers. "patches", with form "block":
+    blocks are feature maps of 7 x 7 cells, the most for a CPU's time; "large-patches": of 4 x 4, with more room between
+    them."""
     learning_rate: float = 2e-3
     """At its highest, after a twentieth of the training."""
     kl_z_warm_up: float = 0.3
@@ -108,6 +120,8 @@ class Args:
     """Where everything lives."""
     threads: int = 1
     """CPU threads."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of matrix products in training, by autocast; scores are always computed in float32."""
     state: Path | None = None
     """Save the training here now and then, and go on from it if it is there."""
     slice: float = math.inf
@@ -148,11 +162,11 @@ def main(args: Args) -> None:
 
 def build(args: Args, images: Tensor) -> KanervaModel:
     sizes = {"latent_size": args.latent_size, "reads": args.reads, **SIZES[args.size]}
-    if args.memory_size is not None:
-        sizes["memory_size"] = args.memory_size
+    chosen = {"memory_size": args.memory_size, "memory_channels": args.memory_channels}
+    sizes |= {name: number for name, number in chosen.items() if number is not None}
     shape = (1, images.shape[1], images.shape[2])
     if args.form == "vae":
-        return VAE(shape, **sizes)
+        return VAE(shape, **sizes, **({"write": "block"} if args.size.endswith("patches") else {}))
     if args.form == "block":
         sizes |= {"write": "block", "allocation": args.allocation}
     return KanervaModel(shape, normalise=args.form != "paper", **sizes)
@@ -184,7 +198,7 @@ def episodes(images: Tensor, length: int, batch: int) -> Iterator[Tensor]:
 
 def fit(model: KanervaModel, images: Tensor, args: Args) -> dict[str, Any] | None:
     """Train within the budget; what was spent. None: the slice is over first."""
-    optimizer = torch.optim.AdamW(weight_groups(model, args.weight_decay), lr=args.learning_rate)
+    optimizer = torch.optim.AdamW(weight_groups(model, args.weight_decay), lr=args.learning_rate, fused=True)
     clock = time.process_time if args.device == "cpu" else time.perf_counter
     spent = {"minutes": 0.0, "clock_minutes": 0.0, "updates": 0, "seen": 0}
     if args.state is not None and args.state.exists():
@@ -227,17 +241,25 @@ def fit(model: KanervaModel, images: Tensor, args: Args) -> dict[str, Any] | Non
                 return None
             for group in optimizer.param_groups:
                 group["lr"] = args.learning_rate * one_cycle(progress)
-            costs = model(episode, path)
+            with torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.precision == "bfloat16"):
+                costs = model(episode, path)
             optimizer.zero_grad()
-            weight_z = grown(progress, args.kl_z_warm_up) if args.form == "paper" else float(args.form == "vae")
-            weight_y = grown(progress, args.kl_y_warm_up)
-            loss = costs["reconstruction"] + weight_z * costs["kl_z"] + weight_y * costs["kl_y"]
-            loss.mean().backward()
+            weighed(costs, args, progress).mean().backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1000.0)
             optimizer.step()
             spent["updates"], spent["seen"] = spent["updates"] + 1, spent["seen"] + episode.shape[:2].numel()
             sums += torch.stack([costs[part].detach().mean() for part in PARTS])
             since += 1
+
+
+def weighed(costs: dict[str, Tensor], args: Args, progress: float) -> Tensor:
+    """The loss of each image: the terms that the form trains, the divergences weighed by the progress made."""
+    loss = costs["reconstruction"]
+    if args.form in ("paper", "vae"):
+        loss = loss + (grown(progress, args.kl_z_warm_up) if args.form == "paper" else 1.0) * costs["kl_z"]
+    if args.form != "vae":
+        loss = loss + grown(progress, args.kl_y_warm_up) * costs["kl_y"]
+    return loss
 
 
 def weight_groups(model: torch.nn.Module, decay: float) -> list[dict[str, Any]]:

@@ -57,10 +57,10 @@ class DeepLinear(nn.Sequential):
 
     def normed(self) -> list[tuple[Tensor, Tensor]]:
         """Weight, divided by its spectral norm, and bias of each layer."""
-        return [
-            (layer.weight / (sigma + 1e-12), layer.bias)
-            for layer, sigma in zip(self._layers(), self.sigmas(), strict=True)
-        ]
+        layers = self._layers()
+        with torch.autocast(layers[0].weight.device.type, enabled=False):
+            sigmas = self.sigmas()
+        return [(layer.weight / (sigma + 1e-12), layer.bias) for layer, sigma in zip(layers, sigmas, strict=True)]
 
     def collapsed(self) -> tuple[Tensor, Tensor]:
         """The network as one linear layer: weight `[outputs, inputs]` and bias `[outputs]`."""

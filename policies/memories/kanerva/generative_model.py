@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from policies.memories.kanerva.encoder import DenseEncoder, Encoder, ImageEncoder, split_time
 from policies.memories.kanerva.likelihood import Likelihood
 from policies.memories.kanerva.parts import DenseDecoder, Gaussian, ImageDecoder, Kanerva, as_gaussian, read_windows
+from policies.memories.kanerva.patches import PatchDecoder, PatchEncoder
 from policies.memories.kanerva.places import Allocation, KanervaBlocks
 
 
@@ -48,12 +49,13 @@ class KanervaModel(nn.Module):
         likelihood: "bernoulli", "logistic" or "gaussian"; see `Likelihood`.
         mixtures: logistics a pixel.
         network: "image": the paper's residual encoder and transposed convolutions; "dense": three dense layers each,
-            for a CPU.
+            for a CPU; "patches": convolutions over the image's patches, and E a map that is written as it is, see
+            `kanerva/patches.py`; `embedding_size` is then K C `crop_size`².
         write: "pooled": the memory is made of the mean embedding, as in the paper; "block": each image's content is
             written as a block at its own keys, see `KanervaBlocks`.
         allocation: of blocks: "inferred", "ranked" or "place", see `KanervaBlocks`.
-        normalise: batch-normalise E, without parameters, and multiply the pooled mean by √T, so that the memory is the
-            episode's and not that of the average image.
+        normalise: batch-normalise E (without parameters, but of patches) and the means of inferred keys of blocks, and
+            multiply the pooled mean by √T, so that the memory is the episode's and not that of the average image.
         linear_writer: of `write="pooled"`; see `Writer`.
         spectral_last: see `DeepLinear`.
     """
@@ -79,7 +81,7 @@ class KanervaModel(nn.Module):
         average_pool: bool = True,
         likelihood: Literal["bernoulli", "gaussian", "logistic"] = "bernoulli",
         mixtures: int = 10,
-        network: Literal["image", "dense"] = "image",
+        network: Literal["image", "dense", "patches"] = "image",
         write: Literal["pooled", "block"] = "pooled",
         allocation: Allocation = "inferred",
         normalise: bool = False,
@@ -93,17 +95,24 @@ class KanervaModel(nn.Module):
             raise ValueError(f"norm is {norm!r}; it must be 'batch' or 'group'")
         if write not in ("pooled", "block"):
             raise ValueError(f"write is {write!r}; it must be 'pooled' or 'block'")
-        if network not in ("image", "dense"):
-            raise ValueError(f"network is {network!r}; it must be 'image' or 'dense'")
+        if network not in ("image", "dense", "patches"):
+            raise ValueError(f"network is {network!r}; it must be 'image', 'dense' or 'patches'")
+        if network == "patches" and write != "block":
+            raise ValueError(f"write is {write!r}; network='patches' makes blocks: write='block'")
+        if network != "image" and len(encoder_channels) != 1:
+            raise ValueError(f"encoder_channels is {tuple(encoder_channels)}; network={network!r} takes one number")
         self.shift_direction, self.network = shift_direction, network
         self.likelihood = Likelihood(likelihood, image_shape[0], mixtures)
-        self.normalise = nn.BatchNorm1d(embedding_size, momentum=0.02, affine=False) if normalise else None
         parameters = (self.likelihood.parameters, *image_shape[1:])
+        channels = embedding_size  # numbers of E that are normalised alike: one, or those of a channel of the map
         self.encoder: Encoder
         self.decoder: nn.Module
-        if network == "dense":
-            if len(encoder_channels) != 1:
-                raise ValueError(f"encoder_channels is {tuple(encoder_channels)}; a dense encoder takes one number")
+        if network == "patches":
+            channels = reads * memory_channels
+            embedding_size = channels * crop_size**2
+            self.encoder = PatchEncoder(image_shape, crop_size, channels, encoder_channels[0], encoder_blocks, shift)
+            self.decoder = PatchDecoder(latent_size, parameters, crop_size, decoder_features)
+        elif network == "dense":
             pixels = math.prod(image_shape)
             self.encoder = DenseEncoder(pixels, encoder_channels[0], embedding_size, shift, False, norm == "batch")
             self.decoder = DenseDecoder(latent_size, parameters, decoder_features)
@@ -112,10 +121,14 @@ class KanervaModel(nn.Module):
                 image_shape, encoder_channels, encoder_blocks, embedding_size, shift, norm, average_pool
             )
             self.decoder = ImageDecoder(latent_size, parameters, decoder_features)
+        # of a map with an offset, by which a window shows how many blocks lie upon one another
+        mapped = network == "patches"
+        self.normalise = nn.BatchNorm1d(channels, momentum=0.02, affine=mapped) if normalise else None
         sizes = (embedding_size, dense_size, latent_size, memory_channels, memory_size)
         self.kanerva: Kanerva | KanervaBlocks
         if write == "block":
-            self.kanerva = KanervaBlocks(*sizes, reads, crop_size, prior_features, allocation, spectral_last)
+            of_blocks = (spectral_last, mapped, normalise)
+            self.kanerva = KanervaBlocks(*sizes, reads, crop_size, prior_features, allocation, *of_blocks)
         else:
             self.kanerva = Kanerva(
                 *(*sizes, writer_features, reads, crop_size, prior_features, linear_writer, spectral_last)
@@ -161,7 +174,8 @@ class KanervaModel(nn.Module):
         embedding = self.encoder.episode(images.flatten(2) if self.network == "dense" else images, self.shift_direction)
         if self.normalise is None:
             return embedding
-        return split_time(self.normalise(embedding.flatten(0, 1)), *images.shape[:2])
+        numbers = embedding.flatten(0, 1).unflatten(1, (self.normalise.num_features, -1))
+        return split_time(self.normalise(numbers).flatten(1), *images.shape[:2])
 
     def infer_memory(self, episode: Tensor) -> Tensor:
         """M of an episode `[T, B, C, H, W]` (§3.3): `[B, C, S, S]`."""

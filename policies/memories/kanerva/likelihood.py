@@ -38,6 +38,7 @@ class Likelihood:
 
     def cost(self, decoded: Tensor, image: Tensor) -> Tensor:
         """−ln p(image): `[N, parameters, ...]` and `[N, C, ...]` to `[N]`."""
+        decoded = decoded.to(image.dtype)  # under autocast the sum over pixels would lose digits
         if self.name == "bernoulli":
             losses = F.binary_cross_entropy_with_logits(decoded, image, reduction="none")
         elif self.name == "gaussian":

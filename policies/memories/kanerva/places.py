@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from policies.memories.kanerva.encoder import DeepLinear
 from policies.memories.kanerva.parts import Gaussian, KeyModel, LearnedPrior
+from policies.memories.kanerva.patches import PatchPrior
 
 Allocation = Literal["inferred", "ranked", "place"]
 ALLOCATIONS = ("inferred", "ranked", "place")
@@ -43,6 +44,24 @@ def outer_room(memory_size: int) -> float:
     return memory_size / (memory_size - 1)
 
 
+def whole_room(block_size: int, memory_size: int) -> float:
+    """The same where centres are rounded to cells: each row that a whole block can begin at is as likely as another."""
+    return (memory_size - block_size + 1) / (memory_size - 1)
+
+
+def aligned(keys: Tensor, block_size: int, memory_size: int, room: float) -> Tensor:
+    """The nearest keys whose blocks lie on cells of the memory, all of them within it; gradients pass as if equal.
+
+    Args:
+        keys: y, of any shape.
+        room: see `block_places`.
+    """
+    half, first = (memory_size - 1) / 2, (block_size - 1) / 2
+    rows = (block_places(keys.detach(), room) * half + half - first).round().clamp(0, memory_size - block_size)
+    nearest = math.sqrt(2) * torch.erfinv((rows + first - half) / (half * room))
+    return keys + (nearest - keys).detach()
+
+
 def cell_weights(places: Tensor, block_size: int, memory_size: int) -> Tensor:
     """Bilinear weights between the rows of a block and those of the memory, eq. (9) for a block at the memory's scale.
 
@@ -65,10 +84,11 @@ def _rows(block_size: int, memory_size: int, half: float, device: torch.device, 
 
 
 class KanervaBlocks(nn.Module):
-    """What the block-allocated generative model has in place of `kanerva_parts.Kanerva`.
+    """What the block-allocated generative model has in place of `parts.Kanerva`.
 
-    The memory is the sum of the blocks of all items. An item's block is a linear map of its embedding, and lies at the
-    mean of its keys, one block for each of the K keys; a read looks at a sample of them.
+    The memory is the sum of the blocks of all items. An item's block is a linear function of its embedding, or the
+    embedding itself where that is a feature map, and lies at the mean of its keys, one block for each of the K keys; a
+    read looks at a sample of them.
 
     Where an item goes, μ of q(Y|X):
     - "inferred": a dense network says, from the embedding, as in the paper.
@@ -87,6 +107,10 @@ class KanervaBlocks(nn.Module):
         prior_features: feature maps of the learned prior's first layer, doubled by each further one.
         allocation: of the above.
         spectral_last: see `DeepLinear`.
+        mapped: E is a map `[K C, B, B]`, flattened, and is the block; the prior is then a `PatchPrior`. A window
+            between cells mixes patches, so the means of keys are rounded to cells, and keys begin sharp.
+        normalise: batch-normalise the means of inferred keys, without parameters, so that items are spread over the
+            whole memory from the start.
     """
 
     def __init__(
@@ -101,6 +125,8 @@ class KanervaBlocks(nn.Module):
         prior_features: int,
         allocation: Allocation,
         spectral_last: bool = True,
+        mapped: bool = False,
+        normalise: bool = False,
     ) -> None:
         super().__init__()
         if allocation not in ALLOCATIONS:
@@ -108,23 +134,41 @@ class KanervaBlocks(nn.Module):
         if memory_size <= crop_size:
             raise ValueError(f"crop_size is {crop_size}; it must be below memory_size, {memory_size}")
         self.channels, self.size, self.reads, self.crop_size = memory_channels, memory_size, reads, crop_size
-        self.allocation = allocation
-        self.content = nn.Linear(embedding_size, reads * memory_channels * crop_size**2, bias=False)
-        nn.init.normal_(self.content.weight, std=embedding_size**-0.5)
+        self.allocation, self.mapped = allocation, mapped
+        inferred = allocation == "inferred"
+        self.room = whole_room(crop_size, memory_size) if mapped and inferred else outer_room(memory_size)
+        cells = reads * memory_channels * crop_size**2
+        self.content: nn.Linear | nn.Identity = nn.Identity()
+        if not mapped:
+            self.content = nn.Linear(embedding_size, cells, bias=False)
+            nn.init.normal_(self.content.weight, std=embedding_size**-0.5)
+        elif embedding_size != cells:
+            raise ValueError(f"embedding_size is {embedding_size}; as a map it must be {cells}")
         self.keys: KeyModel | None = None
-        if allocation == "inferred":
-            self.keys = KeyModel(embedding_size, units, reads, numbers=2, std=0.3, spectral_last=spectral_last)
+        self.normalise: nn.BatchNorm1d | None = None
+        if inferred:
+            std = 0.02 if mapped else 0.3
+            self.keys = KeyModel(embedding_size, units, reads, numbers=2, std=std, spectral_last=spectral_last)
+            self.normalise = nn.BatchNorm1d(2 * reads, momentum=0.02, affine=False) if normalise else None
         else:
-            self.spread = nn.Parameter(torch.full((reads, 2), math.log(math.expm1(0.15))))
+            self.spread = nn.Parameter(torch.full((reads, 2), math.log(math.expm1(0.02 if mapped else 0.15))))
             self.register_buffer("direction", torch.randn(embedding_size))
         self.posterior = DeepLinear(embedding_size, units, 2 * latent_size, spectral_last)
-        self.prior = LearnedPrior(reads * memory_channels, crop_size, prior_features, latent_size)
+        prior = PatchPrior if mapped else LearnedPrior
+        self.prior = prior(reads * memory_channels, crop_size, prior_features, latent_size)
 
     def key_posterior(self, embedding: Tensor) -> Gaussian:
         """q(Y|X) of an episode's embeddings `[T, B, D]`: `[T, B, K, 2]`."""
+        mean, std = self._key_posterior(embedding)
+        return Gaussian(aligned(mean, self.crop_size, self.size, self.room) if self.mapped else mean, std)
+
+    def _key_posterior(self, embedding: Tensor) -> Gaussian:
         length, batch_size = embedding.shape[:2]
         if self.keys is not None:
-            return Gaussian(*(part.unflatten(0, (length, batch_size)) for part in self.keys(embedding.flatten(0, 1))))
+            mean, std = self.keys(embedding.flatten(0, 1))
+            if self.normalise is not None:
+                mean = self.normalise(mean.flatten(1)).view_as(mean)
+            return Gaussian(*(part.unflatten(0, (length, batch_size)) for part in (mean, std)))
         if self.allocation == "ranked":
             with torch.no_grad():
                 tile = (embedding @ self.get_buffer("direction")).argsort(0).argsort(0)
@@ -157,5 +201,5 @@ class KanervaBlocks(nn.Module):
 
     def _weights(self, keys: Tensor) -> tuple[Tensor, Tensor]:
         """Of `cell_weights`, down and across, each `[N, B, K, crop_size, S]`."""
-        across, down = cell_weights(block_places(keys, outer_room(self.size)), self.crop_size, self.size).unbind(3)
+        across, down = cell_weights(block_places(keys, self.room), self.crop_size, self.size).unbind(3)
         return down, across
