@@ -174,7 +174,8 @@ class KanervaModel(nn.Module):
         embedding = self.encoder.episode(images.flatten(2) if self.network == "dense" else images, self.shift_direction)
         if self.normalise is None:
             return embedding
-        numbers = embedding.flatten(0, 1).unflatten(1, (self.normalise.num_features, -1))
+        together = self.normalise.num_features
+        numbers = embedding.reshape(-1, together, embedding.shape[2] // together)
         return split_time(self.normalise(numbers).flatten(1), *images.shape[:2])
 
     def infer_memory(self, episode: Tensor) -> Tensor:
