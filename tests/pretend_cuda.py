@@ -64,6 +64,11 @@ INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_ind
 RESHAPES = {"squeeze_", "unsqueeze_", "t_", "transpose_", "as_strided_"}
 VIEWS = {"detach", "detach_", "lift", "lift_fresh", "alias", "_reshape_alias", "_unsafe_view"}
 EMPTY = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "resize_", "set_"}
+LAZY = {
+    torch.ops.aten._conj.default: torch.ops.aten.conj_physical.default,
+    torch.ops.aten._neg_view.default: torch.ops.aten.neg.default,
+}
+"""A wrapper has no bit that says its numbers are conjugate or negative: done at once, where CUDA waits with it."""
 TAKES_A_NUMBER = {"fill_", "where", "full_like", "masked_fill", "masked_fill_", "scalar_tensor"}
 """Besides pointwise kernels: operations for which a 0-dimensional tensor of the host is a number."""
 STATE_BYTES = 16
@@ -457,8 +462,9 @@ class PretendCuda(TorchDispatchMode):
         put(torch.backends.cudnn, "is_acceptable", lambda tensor: False)
         put(torch._C, "_group_tensors_by_device_and_dtype", _grouped)
         put(torch.nn.functional, "one_hot", _one_hot)
-        put(torch, "lstm_cell", _Cell(torch.lstm_cell))
-        put(torch, "gru_cell", _Cell(torch.gru_cell))
+        for functions in (torch, torch._VF):
+            put(functions, "lstm_cell", _lstm_cell)
+            put(functions, "gru_cell", _gru_cell)
         put(torch._VF, "lstm", _Sequence(torch._VF.lstm))
         put(torch._VF, "gru", _Sequence(torch._VF.gru))
         put(nn.Module, "_apply", _swapping(nn.Module._apply))
@@ -576,6 +582,7 @@ class PretendCuda(TorchDispatchMode):
 
     def operate(self, func: Any, args: Any, kwargs: Any) -> Any:
         """One operation, done on the CPU and recorded as the device's."""
+        func = LAZY.get(func, func)
         name = func._schema.name.removeprefix("aten::")
         leaves, spec = tree_flatten((args, kwargs))
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
@@ -612,7 +619,7 @@ class PretendCuda(TorchDispatchMode):
                 func(*args, **kwargs)
             return args[0]
         launches = not (func.is_view or name in VIEWS or name in EMPTY)
-        self.launches += launches
+        self.launches += launches * (1 + BIASES.get(name, 0) * (args[-1] is True))
         out = _result(func, result, args, kwargs, at, to_host)
         if to_host:
             return out
@@ -798,19 +805,71 @@ def _one_hot(x: Tensor, num_classes: int = -1) -> Tensor:
     return x.new_zeros(*x.shape, num_classes).scatter_(-1, x[..., None], 1)
 
 
-class _Cell:
-    """A recurrent cell, operation by operation for the tape; counted as CUDA's two products and one fused kernel."""
+def _lstm_cell(x: Tensor, state: Any, w_x: Tensor, w_h: Tensor, b_x: Any = None, b_h: Any = None) -> Any:
+    """As CUDA takes it: two products and one fused kernel."""
+    if not isinstance(x, Pretend):
+        return _lstm_cell_of_torch(x, state, w_x, w_h, b_x, b_h)
+    h, c = state
+    return torch.ops.aten._thnn_fused_lstm_cell(x @ w_x.t(), h @ w_h.t(), c, b_x, b_h)[:2]
 
-    def __init__(self, ordinary: Any) -> None:
-        self.ordinary = ordinary
 
-    def __call__(self, x: Any, *args: Any) -> Any:
-        gpu = PretendCuda.now
-        before = gpu.launches
-        out = self.ordinary(x, *args)
-        if isinstance(x, Pretend):
-            gpu.launches = before + 3
-        return out
+def _gru_cell(x: Tensor, h: Tensor, w_x: Tensor, w_h: Tensor, b_x: Any = None, b_h: Any = None) -> Tensor:
+    if not isinstance(x, Pretend):
+        return _gru_cell_of_torch(x, h, w_x, w_h, b_x, b_h)
+    hidden: Tensor = torch.ops.aten._thnn_fused_gru_cell(x @ w_x.t(), h @ w_h.t(), h, b_x, b_h)[0]
+    return hidden
+
+
+_lstm_cell_of_torch, _gru_cell_of_torch = torch.lstm_cell, torch.gru_cell
+
+
+# The fused kernels of a recurrent cell, which torch has on CUDA alone, with the layout of what they keep.
+
+
+def _fused_lstm(x: Tensor, h: Tensor, c: Tensor, b_x: Any = None, b_h: Any = None) -> tuple[Tensor, Tensor, Tensor]:
+    i, f, g, o = (x + h if b_x is None else x + h + b_x + b_h).chunk(4, 1)
+    kept = torch.cat([i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()], 1)
+    i, f, g, o = kept.chunk(4, 1)
+    after = f * c + i * g
+    return o * after.tanh(), after, kept
+
+
+def _fused_lstm_back(d_h: Any, d_c: Any, before: Tensor, after: Tensor, kept: Tensor, biased: bool) -> Any:
+    i, f, g, o = kept.chunk(4, 1)
+    squashed = after.tanh()
+    d_h = torch.zeros_like(after) if d_h is None else d_h
+    d = d_h * o * (1 - squashed.square()) + (0 if d_c is None else d_c)
+    d_g = [d * g * i * (1 - i), d * before * f * (1 - f), d * i * (1 - g.square()), d_h * squashed * o * (1 - o)]
+    d_gates = torch.cat(d_g, 1)
+    return d_gates, d * f, d_gates.sum(0) if biased else None
+
+
+def _fused_gru(x: Tensor, h: Tensor, hidden: Tensor, b_x: Any = None, b_h: Any = None) -> tuple[Tensor, Tensor]:
+    x, h = (x, h) if b_x is None else (x + b_x, h + b_h)
+    (x_r, x_z, x_n), (h_r, h_z, h_n) = x.chunk(3, 1), h.chunk(3, 1)
+    r, z = (x_r + h_r).sigmoid(), (x_z + h_z).sigmoid()
+    n = (x_n + r * h_n).tanh()
+    return n + z * (hidden - n), torch.cat([r, z, n, hidden, h_n], 1)
+
+
+def _fused_gru_back(d_h: Tensor, kept: Tensor, biased: bool) -> Any:
+    r, z, n, hidden, h_n = kept.chunk(5, 1)
+    d_n = d_h * (1 - z) * (1 - n.square())
+    d_r, d_z = d_n * h_n * r * (1 - r), d_h * (hidden - n) * z * (1 - z)
+    d_x, d_gates = torch.cat([d_r, d_z, d_n], 1), torch.cat([d_r, d_z, d_n * r], 1)
+    return d_x, d_gates, d_h * z, d_x.sum(0) if biased else None, d_gates.sum(0) if biased else None
+
+
+BIASES = {"_thnn_fused_lstm_cell_backward_impl": 1, "_thnn_fused_gru_cell_backward": 2}
+"""Launches that sum the gradients of biases up, beside the one of the kernel."""
+_KERNELS = torch.library.Library("aten", "IMPL")
+for _name, _kernel in {
+    "_thnn_fused_lstm_cell": _fused_lstm,
+    "_thnn_fused_lstm_cell_backward_impl": _fused_lstm_back,
+    "_thnn_fused_gru_cell": _fused_gru,
+    "_thnn_fused_gru_cell_backward": _fused_gru_back,
+}.items():
+    _KERNELS.impl(_name, _kernel, "CPU")
 
 
 class _Sequence:

@@ -13,10 +13,15 @@ import pytest
 import torch
 from cases import ENVIRONMENTS, LEARNERS, MEMORIES, small
 from pretend_cuda import PretendCuda
+from torch import Tensor
 
 from agents import A2C, PPO, MemoryOnPolicyAlgorithm, make_env
 from agents.run.parsing import parse
 from agents.scale.cuda_graphs.replay import Graphs
+from policies.memories import memory_class
+from policies.memories.contract import Memory, State, Unrolled
+from policies.memories.time.unroll import unroll
+from policies.testing.case import BATCH, LENGTH, everything, expect_same
 
 ROOT = Path(__file__).resolve().parents[2]
 BUDGET = Path(__file__).with_name("launches.csv")
@@ -86,6 +91,43 @@ def test_an_iteration_waits_once_and_keeps_its_budget(algo: str, memory: str, en
 def test_the_budget_has_a_row_for_every_case() -> None:
     with open(BUDGET, newline="") as file:
         assert [(row["algo"], row["memory"], row["env"]) for row in csv.DictReader(file)] == CASES
+
+
+@pytest.mark.parametrize("name", [name for name in sorted(MEMORIES) if memory_class(name).fast_form is not None])
+def test_a_fast_form_on_a_gpu_is_the_equations(name: str) -> None:
+    """In float64, forward and backward, unrolled and recorded: what is fused there is not what a CPU runs."""
+    case = MEMORIES[name]
+    with PretendCuda():
+        memory = case.build().cuda()
+        starts = torch.zeros(LENGTH, BATCH, dtype=torch.bool)
+        starts[4, 1] = True
+        starts = starts.cuda()
+        ways = {
+            "equations": lambda xs, state: unroll(memory, xs, starts, state, [4]),
+            "unroll": lambda xs, state: memory.unroll(xs, starts, state, [4]),
+            "record": lambda xs, state: recorded(memory, xs, starts, state),
+        }
+        found = {}
+        for way, run in ways.items():
+            xs, state = case.inputs(LENGTH, BATCH).cuda().requires_grad_(), case.used_state(case.build())
+            state = {key: value.cuda().requires_grad_() for key, value in state.items()}
+            results = everything(run(xs, state))
+            leaves = {"xs": xs, **state, **dict(memory.named_parameters())}
+            loss = sum((part * part.detach().cos()).sum() for part in results.values() if part.requires_grad)
+            asked = list(leaves.values())
+            back = torch.autograd.grad(loss, asked, allow_unused=True, materialize_grads=True)
+            results |= {f"gradient of {key}": each for key, each in zip(leaves, back, strict=True)}
+            found[way] = {key: value.detach().cpu() for key, value in results.items()}
+        for way in ("unroll", "record"):
+            expect_same(found[way], found["equations"], way)
+
+
+def recorded(memory: Memory, xs: Tensor, starts: Tensor, state: State) -> Unrolled:
+    """By `Memory.record`, as A2C does."""
+    recording = memory.record(state, LENGTH)
+    for t, x in enumerate(xs):
+        recording.step(x, starts[t] if t == 4 else None)
+    return recording.unrolled()
 
 
 @pytest.mark.parametrize("devices", [1, 2])

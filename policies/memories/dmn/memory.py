@@ -166,23 +166,28 @@ class DMN(Memory):
         """
         _, w_m, w_q, w_cq, w_cm, w_dq, w_dm, *w_b = torch.split(self.gate_hidden.weight, self.blocks, 1)
         c = self.windows(facts)
+        # what is linear in q or m alone, W^b q or W^b m below it
+        bilinear = [] if self.bilinear is None else [self.bilinear]
+        from_q, from_m = (torch.cat([w, *bilinear]) for w in (w_q, w_m))
+        compares_q, compares_m = torch.cat([w_cq, w_dq], 1).t(), torch.cat([w_cm, w_dm], 1).t()
 
-        def compared(other: Tensor, *weights: Tensor) -> Tensor:
-            """The terms of W¹ z that compare c with q or m: product, distance, bilinear form."""
+        def compared(base: Tensor, other: Tensor, linear: Tensor, compares: Tensor, w_form: Tensor | None) -> Tensor:
+            """`base` and the terms of W¹ z with q or m: linear, product, distance, bilinear form."""
             distance = (c - other).square() if self.smooth else (c - other).abs()
-            terms = F.linear(torch.cat([c * other, distance], 3), torch.cat(weights[:2], 1))
-            if self.bilinear is not None:
-                form = (c * F.linear(other, self.bilinear)).sum(3, keepdim=True)
-                terms = terms + form * weights[2].squeeze(1)
-            return terms
+            both = torch.cat([c * other, distance], 3).flatten(0, 2)
+            of_other = F.linear(other, linear)
+            terms = torch.addmm(base.flatten(0, 2), both, compares).view(base.shape) + of_other[..., : len(w_m)]
+            if w_form is None:
+                return terms
+            form = c.permute(1, 2, 0, 3) @ of_other[..., len(w_m) :].unsqueeze(3)  # [n, B, N, 1]
+            return torch.addcmul(terms, form.permute(2, 0, 1, 3), w_form.squeeze(1))
 
-        fixed = self.windows(in_gate) + F.linear(q, w_q) + compared(q, w_cq, w_dq, *w_b[:1])
+        fixed = compared(self.windows(in_gate), q, from_q, compares_q, w_b[0] if w_b else None)
         m, gates = q, []
         for _ in range(self.passes):
-            hidden = fixed + F.linear(m, w_m) + compared(m, w_cm, w_dm, *w_b[1:])
+            hidden = compared(fixed, m, from_m, compares_m, w_b[1] if w_b else None)
             gate = torch.sigmoid(self.gate_out(hidden.tanh())).squeeze(3) * filled
-            arguments = (products, gate, self.episode.weight_hh, self.episode.bias_hh)
-            e = attend(*arguments)
+            e = attend(products, gate, self.episode.weight_hh, self.episode.bias_hh)
             m = self.update(e.flatten(0, 1), m.flatten(0, 1)).view_as(m)
             gates.append(gate[:, -1])
         return m, torch.stack(gates).permute(2, 0, 1)

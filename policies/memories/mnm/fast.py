@@ -97,18 +97,18 @@ class FastMNMp(FastMNMg, TapedForm):
 
     def sequence(self, xs: Tensor, state: State, tape: Tape | None = None) -> Unrolled:
         """A sequence without a reset; `tape` where its steps were already taken."""
-        memory, cell, slow = self.memory, self.memory.controller, self.slow_weights()
+        memory, slow = self.memory, self.slow_weights()
         start, weights = self._parts(state)
         tape = tape or self.blank(state, slow, len(xs))
         if isinstance(tape, NativeTape):
             after, errors, last_cell, *weights = NativeSequence.apply(  # type: ignore[no-untyped-call]
-                tape, xs, cell.weight_ih[:, : xs.shape[-1]], cell.bias_ih + cell.bias_hh, *start, *slow, *weights
+                tape, xs, *self.of_inputs(), *start, *slow, *weights
             )
         else:
-            hidden, read_value, recalled, told, last_cell, *weights = LocalSequence.apply(  # type: ignore[no-untyped-call]
+            after, recalled, told, last_cell, *weights = LocalSequence.apply(  # type: ignore[no-untyped-call]
                 tape, self.gates_of(xs), *start, *slow, *weights
             )
-            after, errors = torch.cat([hidden, read_value], 2), (recalled - told).square().sum((2, 3))
+            errors = (recalled - told).square().sum((2, 3))
         hidden, read_value = after[-1, :, : memory.hidden_size], after[-1, :, memory.hidden_size :]
         following = self.state_of((hidden, last_cell, read_value), weights)
         return Unrolled(memory.output(after), following, {"meta": errors / memory.meta_divisor})  # eq. (5)
@@ -120,13 +120,17 @@ class FastMNMp(FastMNMg, TapedForm):
         start, matrices = (hidden.detach(), cell.detach(), read_value.detach()), [m.detach() for m in weights]
         if fast_native.usable(weights, self.memory.heads):
             return NativeTape(length, start, matrices, slow, self._shape(), self.memory.step_divisors)
-        form = self.memory.heads, self.memory.squash_output, self.memory.step_divisors
+        form = self.memory.heads, self.memory.squash_output, self.memory.divisors
         return fast_sequence.Tape(length, start, matrices, slow, *form)
 
     def gates_of(self, xs: Tensor) -> Tensor:
         """The input's part of the controller's gates, with both biases: `[..., F]` to `[..., 4 d_h]`."""
+        return F.linear(xs, *self.of_inputs())
+
+    def of_inputs(self) -> tuple[Tensor, Tensor]:
+        """The controller's weight and bias for the input's part of the gates."""
         cell = self.memory.controller
-        return F.linear(xs, cell.weight_ih[:, : xs.shape[-1]], cell.bias_ih + cell.bias_hh)
+        return cell.weight_ih[:, : -self.memory.layer_sizes[-1]], cell.bias_ih + cell.bias_hh
 
     def slow_weights(self) -> SlowWeights:
         """The parameters as the loops take them."""
@@ -157,13 +161,14 @@ class Steps:
 
     def __init__(self, form: FastMNMp, tape: Tape, room: int) -> None:
         self.form, self.tape, self.room = form, tape, room
+        self.weight, self.bias = form.of_inputs()
 
     @property
     def full(self) -> bool:
         return self.tape.count == self.room
 
     def step(self, given: Tensor, starts: Tensor | None) -> None:
-        self.tape.step(self.form.gates_of(given))
+        self.tape.step(F.linear(given, self.weight, self.bias))
 
     def state(self) -> State:
         return self.form.state_of(self.tape.state(), self.tape.weights)

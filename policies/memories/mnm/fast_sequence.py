@@ -1,12 +1,14 @@
 """The fast form of MNM-p over time: a whole sequence as one autograd function with a custom backward.
 
-Three things make it faster than stepping:
+Four things make it faster than stepping:
 
 - what does not wait for the last read-out (the input's part of the gates, the output layer, the gradients of all slow
   weights) is one large product over all steps, outside of the loop;
 - the matrices M^l are updated in place, and the backward pass does not keep them: it undoes the writes one by one,
   M_{t-1} = M_t + uᵀ z, from the last. Per step it keeps vectors only: O(keys and values) instead of O(weights);
-- nothing is recorded step by step.
+- nothing is recorded step by step;
+- a step has few launches, for a GPU: what does not pass from layer to layer is done for all layers at once (`Layers`),
+  and a controller's pointwise part is one kernel (`fused_cells.py`).
 
 This is the form of torch's operations; `fast_taped.py` does the same on a CPU in C.
 
@@ -20,16 +22,20 @@ and backward, is held by the conformance suite and by tests/policies/memories/te
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from policies.memories.shared import fused_cells
+
 Parts = tuple[Tensor, Tensor, Tensor]
 """The controller's state: hidden, cell `[B, d_h]` and read-out `[B, d_v]`."""
+Pair = tuple[Tensor, Tensor]
 
-tanh_backward = torch.ops.aten.tanh_backward.default
+tanh_backward = torch.ops.aten.tanh_backward.grad_input
 
 
 class SlowWeights(NamedTuple):
@@ -48,14 +54,40 @@ class SlowWeights(NamedTuple):
     feedback_bias: Tensor
 
 
-def by_step(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
-    """The views `tensor[t]` of several tensors, for each `t`."""
-    return list(zip(*(tensor.unbind(0) for tensor in tensors), strict=True))
-
-
 def product(left: Tensor, right: Tensor) -> Tensor:
     """Σ over steps and batch of leftᵀ right: the gradient of a slow weight."""
     return left.flatten(0, -2).t() @ right.flatten(0, -2)
+
+
+class Layers:
+    """Memory layers of one shape, one on another: all of them where keys, values and units are as wide, else one.
+
+    What does not pass from layer to layer (the writes, the gradients of the matrices) is one product for all of them.
+
+    Args:
+        at: which layers, n of them.
+        offset: where they begin in ΣD_l.
+        m: M^l, `[n, B, D, D']`; written to.
+        zs: at each step, what enters them of the write keys, `[T, n, B, H, D']`, and what leaves them.
+        ys: as `zs`, of all keys, `[T, n, B, 2 H, D']`.
+        divisor: of the step size.
+    """
+
+    def __init__(self, at: slice, offset: int, m: Tensor, zs: Pair, ys: Pair, divisor: float) -> None:
+        self.at, self.offset, self.m, self.divisor = at, offset, m, divisor
+        (self.z_below, self.z), (self.y_below, self.y) = zs, ys
+        self.flat, self.changes = m.flatten(0, 1), torch.empty_like(self.z[0])
+
+    def rates(self, betas: Tensor) -> Tensor:
+        """β `[..., B, 1 or L]` of these layers, `[..., n or 1, B, 1, 1]`."""
+        own = betas if betas.shape[-1] == 1 else betas[..., self.at]
+        return own.transpose(-1, -2)[..., None, None]
+
+    def part(self, of_all: Tensor) -> Tensor:
+        """Of what all layers have side by side, `[..., B, H, ΣD_l]`, that of these, `[..., n, B, H, D]`."""
+        n, size = self.m.shape[0], self.m.shape[2]
+        own = of_all.narrow(-1, self.offset, n * size)
+        return own.view(*own.shape[:-1], n, size).movedim(-2, -4)
 
 
 class Tape:
@@ -68,125 +100,115 @@ class Tape:
         slow: the trained parameters.
         heads: H.
         squash_output: whether the output layer of the memory has its tanh.
-        divisors: of the step size, `[L]`.
+        divisors: of the step size of each layer.
     """
 
     def __init__(
         self,
         length: int,
         start: Parts,
-        weights: list[Tensor],
+        weights: Sequence[Tensor],
         slow: SlowWeights,
         heads: int,
         squash_output: bool,
-        divisors: Tensor,
+        divisors: Sequence[float],
     ) -> None:
         hidden, cell, read_value = start
-        self.slow, self.heads, self.divisors = slow, heads, divisors
-        self.weights = [m.clone(memory_format=torch.contiguous_format) for m in weights]
+        self.slow, self.heads, self.count = slow, heads, 0
         self.squash = [True] * (len(weights) - 1) + [squash_output]
         self.d_h, self.d_k, self.d_v = hidden.shape[1], weights[0].shape[2], weights[-1].shape[1]
-        self.sizes = [m.shape[1] for m in weights]
         self.n_keys, self.n_values = 2 * heads * self.d_k, heads * self.d_v
-        self.count = 0
 
-        def room(*shape: int, steps: int = length) -> Tensor:
-            return hidden.new_empty(steps, len(hidden), *shape)
+        def room(*shape: int) -> Tensor:
+            return hidden.new_empty(length, *shape)
 
-        d_h, n_keys, n_both = self.d_h, self.n_keys, self.n_keys + self.n_values
-        self.carried = room(d_h + self.d_v, steps=length + 1)  # [h_{t-1}; v^r_{t-1}] before each step
-        self.carried[0, :, :d_h], self.carried[0, :, d_h:] = hidden, read_value
-        self.cells = room(d_h, steps=length + 1)
-        self.cells[0] = cell
-        self.gates, self.tanh_cells = room(4 * d_h), room(d_h)
-        self.interactions, self.betas = room(len(slow.interaction)), room(len(slow.rate))
-        self.keys = self.interactions[:, :, :n_keys].view(length, -1, 2 * heads, self.d_k)  # H to read, H to write
-        self.values = self.interactions[:, :, n_keys:n_both].view(length, -1, heads, self.d_v)
-        self.zs = [room(heads, size) for size in self.sizes]  # write keys on their way up the old memory
-        self.errors = [room(heads, size) for size in self.sizes]  # z - z'
-        self.ys = [room(2 * heads, size) for size in self.sizes]  # all keys on their way up the updated memory
-        # The views each step works through, made at once: step by step they would cost as much as the arithmetic.
-        self._views = by_step(
-            self.gates,
-            self.gates[:, :, : 2 * d_h],
-            *self.gates.view(length, -1, 4, d_h).unbind(2),
-            self.carried[:-1],
-            self.carried[1:, :, :d_h],
-            self.carried[1:, :, d_h:],
-            self.cells[:-1],
-            self.cells[1:],
-            self.tanh_cells,
-            self.interactions,
-            self.interactions[:, :, -self.d_k :],
-            self.keys,
-            self.keys[:, :, heads:],
-            self.values,
-            self.betas,
-            self.ys[-1][:, :, :heads],
-        )
-        self._layer_views = [by_step(*layer) for layer in zip(self.zs, self.errors, self.ys, strict=True)]
-        self._up = [m.transpose(1, 2) for m in self.weights]
+        batch = len(hidden)
+        self.carried = [torch.cat([hidden, read_value], 1)]
+        """Hidden state and read-out, side by side, before each step."""
+        self.cells, self.squashed = [cell], list[Tensor]()
+        """The controller's cells before each step, and what `fused_cells.lstm` keeps of it."""
+        self.interactions, self.betas = room(batch, len(slow.interaction)), room(batch, len(slow.rate))
+        self.errors = room(batch, heads, len(slow.feedback))
+        """z - z' of all layers side by side."""
+        sizes = [self.d_k, *(m.shape[1] for m in weights)]
+        self.layers: list[Layers] = []
+        self.zs: list[Tensor]
+        """The write keys on their way up the old memory, `[T, B, H, D_l]`, l = 0..L."""
+        self.ys: list[Tensor]
+        """All keys on their way up the updated memory, `[T, B, 2 H, D_l]`."""
+        if len(set(sizes)) == 1:
+            zs, ys = (room(len(sizes), batch, rows, self.d_k) for rows in (heads, 2 * heads))
+            self.zs, self.ys = list(zs.unbind(1)), list(ys.unbind(1))
+            up = (zs[:, :-1], zs[:, 1:]), (ys[:, :-1], ys[:, 1:])
+            self.layers.append(Layers(slice(0, len(weights)), 0, torch.stack(list(weights)), *up, divisors[0]))
+        else:
+            self.zs, self.ys = ([room(batch, rows, size) for size in sizes] for rows in (heads, 2 * heads))
+            for index, m in enumerate(weights):
+                own = m.clone(memory_format=torch.contiguous_format).unsqueeze(0)
+                at, offset = slice(index, index + 1), sum(sizes[1 : index + 1])
+                z, above, y, read = (
+                    level.unsqueeze(1) for levels in (self.zs, self.ys) for level in levels[index:][:2]
+                )
+                self.layers.append(Layers(at, offset, own, (z, above), (y, read), divisors[index]))
+        self.weights = [m for layers in self.layers for m in layers.m]
+        """M^l after the last step."""
         self._slow_up = [w.t() for w in (slow.recurrent, slow.interaction, slow.rate, slow.feedback)]
 
     @torch.no_grad()
     def step(self, gates_x: Tensor) -> None:
         """Take a step. `gates_x`: the input's part of the gates, with both biases, `[B, 4 d_h]`."""
-        slow, t = self.slow, self.count
+        slow, t, heads = self.slow, self.count, self.heads
         recurrent, interaction, rate, feedback = self._slow_up
-        gate, input_and_forget, i, f, g, o, before, h, read, cell_before, cell, tanh_cell, *rest = self._views[t]
-        vectors, rate_in, keys, write_keys, values, beta, recalled = rest
 
         # controller: h_t = LSTM(x_t, v^r_{t-1}, h_{t-1})
-        torch.addmm(gates_x, before, recurrent, out=gate)
-        input_and_forget.sigmoid_()
-        g.tanh_()
-        o.sigmoid_()
-        torch.mul(f, cell_before, out=cell).addcmul_(i, g)
-        torch.mul(o, torch.tanh(cell, out=tanh_cell), out=h)
+        h, cell, squashed = fused_cells.lstm(gates_x, self.carried[-1] @ recurrent, self.cells[-1])
+        self.cells.append(cell)
+        self.squashed.append(squashed)
 
         # eq. (1)
-        torch.addmm(slow.interaction_bias, h, interaction, out=vectors).tanh_()
-        torch.addmm(slow.rate_bias, rate_in, rate, out=beta).sigmoid_()
-        steps = beta / self.divisors
-        expected = torch.addmm(slow.feedback_bias, values.flatten(0, 1), feedback).view(*values.shape[:2], -1)
-        self._write_and_read(keys, write_keys, steps, expected)
-        torch.mean(recalled, 1, out=read)
+        vectors = torch.addmm(slow.interaction_bias, h, interaction, out=self.interactions[t]).tanh_()
+        keys = vectors[:, : self.n_keys].view(-1, 2 * heads, self.d_k)
+        self.ys[0][t] = keys
+        self.zs[0][t] = keys[:, heads:]
+        beta = torch.addmm(slow.rate_bias, vectors[:, -self.d_k :], rate, out=self.betas[t]).sigmoid_()
+        values = vectors[:, self.n_keys : self.n_keys + self.n_values].reshape(-1, self.d_v)
+        expected = torch.addmm(slow.feedback_bias, values, feedback).view(len(h), heads, -1)
+
+        recalled = self._write_and_read(t, beta, expected)
+        read = recalled[:, 0] if heads == 1 else recalled[:, :heads].mean(1)
+        self.carried.append(torch.cat([h, read], 1))
         self.count += 1
 
-    def _write_and_read(self, keys: Tensor, write_keys: Tensor, steps: Tensor, expected: Tensor) -> None:
+    def _write_and_read(self, t: int, beta: Tensor, expected: Tensor) -> Tensor:
+        """What the updated memory recalls of all keys, `[B, 2 H, d_v]`."""
         # eq. (4): M^l -= β (z^l - z'^l) z^{l-1}ᵀ, with every z of the old memory
-        t, rates, layers = self.count, steps[:, :, None, None].unbind(1), torch.split(expected, self.sizes, 2)
-        below = write_keys
-        for m, up, squash, step, z_, views in zip(
-            self.weights, self._up, self.squash, rates, layers, self._layer_views, strict=True
-        ):
-            z, error, _ = views[t]
-            torch.bmm(below, up, out=z)
-            if squash:
-                z.tanh_()
-            torch.sub(z, z_, out=error)
-            m.baddbmm_((error * step).transpose(1, 2), below, alpha=-1)
-            below = z
+        self._up(t, self.zs)
+        for layers in self.layers:
+            error = torch.sub(layers.z[t], layers.part(expected), out=layers.part(self.errors[t]))
+            changes = torch.mul(error, layers.rates(beta), out=layers.changes).flatten(0, 1)
+            layers.flat.baddbmm_(changes.transpose(1, 2), layers.z_below[t].flatten(0, 1), alpha=-1 / layers.divisor)
+        # §3.2: read with all keys
+        return self._up(t, self.ys)
 
-        # §3.2: read with all keys, and average the heads
-        y = keys
-        for up, squash, views in zip(self._up, self.squash, self._layer_views, strict=True):
-            y = torch.bmm(y, up, out=views[t][2])
+    def _up(self, t: int, levels: Sequence[Tensor]) -> Tensor:
+        """Take the vectors of the lowest level through all layers."""
+        x = levels[0][t]
+        for m, above, squash in zip(self.weights, levels[1:], self.squash, strict=True):
+            x = torch.bmm(x, m.transpose(1, 2), out=above[t])
             if squash:
-                y.tanh_()
+                x.tanh_()
+        return x
 
     def state(self) -> Parts:
         """Hidden, cell and read-out after the last step."""
-        carried = self.carried[self.count]
-        return carried[:, : self.d_h], self.cells[self.count], carried[:, self.d_h :]
+        carried = self.carried[-1]
+        return carried[:, : self.d_h], self.cells[-1], carried[:, self.d_h :]
 
     def cut(self) -> None:
         """Give back the room for steps that were not taken."""
-        self.carried, self.cells = self.carried[: self.count + 1], self.cells[: self.count + 1]
-        for name in ("gates", "tanh_cells", "interactions", "betas", "keys", "values"):
-            setattr(self, name, getattr(self, name)[: self.count])
-        for name in ("zs", "errors", "ys"):
-            setattr(self, name, [layer[: self.count] for layer in getattr(self, name)])
+        self.interactions, self.betas = self.interactions[: self.count], self.betas[: self.count]
+        self.errors = self.errors[: self.count]
+        self.zs, self.ys = ([level[: self.count] for level in levels] for levels in (self.zs, self.ys))
 
 
 class LocalSequence(torch.autograd.Function):
@@ -196,8 +218,8 @@ class LocalSequence(torch.autograd.Function):
     made of, for their gradients: its start, the fields of `SlowWeights`, M^l. A blank tape takes its steps now. A full
     one must have taken them with these very inputs.
 
-    Outputs: hidden `[T, B, d_h]`, read-outs v^r `[T, B, d_v]`, what the updated memory recalls of the write keys and
-    the values v^w it was told, `[T, B, H, d_v]` each, the last cell `[B, d_h]`, the last M^l.
+    Outputs: hidden and read-out side by side, `[T, B, d_h + d_v]`, what the updated memory recalls of the write keys
+    and the values v^w it was told, `[T, B, H, d_v]` each, the last cell `[B, d_h]`, the last M^l.
     """
 
     @staticmethod
@@ -205,153 +227,151 @@ class LocalSequence(torch.autograd.Function):
         if not tape.count:
             for gates in gates_x:
                 tape.step(gates)
-        layers = (*tape.zs, *tape.errors, *tape.ys, *tape.weights)
-        steps = (tape.carried, tape.cells, tape.gates, tape.tanh_cells, tape.interactions, tape.betas)
-        ctx.save_for_backward(tape.divisors, *tape.slow, *steps, *layers)
-        ctx.heads, ctx.squash = tape.heads, tape.squash
-        outputs = (
-            tape.carried[1:, :, : tape.d_h],
-            tape.carried[1:, :, tape.d_h :],
-            tape.ys[-1][:, :, tape.heads :],
-            tape.values,
+        ctx.tape = tape
+        values = tape.interactions[:, :, tape.n_keys : tape.n_keys + tape.n_values].view(
+            len(tape.interactions), -1, tape.heads, tape.d_v
         )
-        return (*(output.clone() for output in outputs), tape.cells[-1].clone(), *(m.clone() for m in tape.weights))
+        recalled = tape.ys[-1][:, :, tape.heads :]
+        outputs = (torch.stack(tape.carried[1:]), recalled.clone(), values.clone(), tape.cells[-1].clone())
+        return (*outputs, *(m.clone() for m in tape.weights))
 
     @staticmethod
     @once_differentiable
     def backward(
-        ctx: Any,
-        d_hiddens: Tensor,
-        d_reads: Tensor,
-        d_recalled: Tensor,
-        d_told: Tensor,
-        d_cell: Tensor,
-        *d_last: Tensor,
+        ctx: Any, d_after: Tensor, d_recalled: Tensor, d_told: Tensor, d_cell: Tensor, *d_last: Tensor
     ) -> tuple[Tensor | None, ...]:
-        divisors, *saved = ctx.saved_tensors
-        slow, saved = SlowWeights(*saved[:7]), saved[7:]
-        (carried, cells, gates, tanh_cells, interactions, betas), saved = saved[:6], saved[6:]
-        heads, squash, layers = ctx.heads, ctx.squash, len(d_last)
-        zs, errors, ys, weights = (saved[layers * part : layers * (part + 1)] for part in range(4))
-        weights = [m.clone() for m in weights]
-        length, batch, d_h = tanh_cells.shape
-        d_k, d_v, sizes = weights[0].shape[2], weights[-1].shape[1], [m.shape[1] for m in weights]
-        n_keys, n_values = 2 * heads * d_k, heads * d_v
-        keys_all = interactions[:, :, :n_keys].view(length, batch, 2 * heads, d_k)
-        values_all = interactions[:, :, n_keys : n_keys + n_values].view(length, batch, heads, d_v)
-
-        # factors of the gates' gradients, for all steps at once: of i, f, g with that of the cell, of o with that of h
-        i, f, g, o = gates.view(length, batch, 4, d_h).unbind(2)
-        local = torch.stack([g * i * (1 - i), cells[:-1] * f * (1 - f), i * (1 - g * g), tanh_cells * o * (1 - o)], 2)
-        through_tanh = o * (1 - tanh_cells * tanh_cells)
-        d_gates = torch.empty_like(gates)
-        d_interactions = torch.empty_like(interactions)
-        d_expected = gates.new_empty(length, batch, heads, sum(sizes))
-        d_rates = torch.empty_like(betas)
-        d_steps = gates.new_empty(batch, layers)
-        d_weights = [m.clone(memory_format=torch.contiguous_format) for m in d_last]
-        d_weights_up = [m.transpose(1, 2) for m in d_weights]
-        d_cell, d_carried = d_cell.clone(), gates.new_zeros(batch, d_h + d_v)
-        d_y_top = gates.new_empty(batch, 2 * heads, d_v)
-        d_keys_all = d_interactions[:, :, :n_keys].view(length, batch, 2 * heads, d_k)
-        d_gates_of = d_gates.view(length, batch, 4, d_h)
-        views = by_step(
-            keys_all,
-            keys_all[:, :, heads:],
-            d_reads,
-            d_recalled,
-            (betas / divisors).expand(-1, -1, layers)[..., None, None],
-            betas * (1 - betas),
-            d_interactions,
-            d_keys_all,
-            d_keys_all[:, :, heads:],
-            d_interactions[:, :, n_keys : n_keys + n_values].view(length, batch, heads, d_v),
-            d_interactions[:, :, -d_k:],
-            interactions,
-            d_told,
-            d_expected,
-            d_rates,
-            d_hiddens,
-            through_tanh,
-            local[:, :, :3],
-            local[:, :, 3],
-            d_gates,
-            d_gates_of[:, :, :3],
-            d_gates_of[:, :, 3],
-            f,
-        )
-        d_layers = by_step(*torch.split(d_expected, sizes, 3))
-        layer_views = [by_step(*layer) for layer in zip(zs, errors, ys, strict=True)]
-
-        def through_memory(t: int, keys: Tensor, write_keys: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
-            """The derivatives of all keys and of what was written, and one step back."""
-            # the read, §3.2
-            d_y = d_y_top
-            for index in reversed(range(layers)):
-                if squash[index]:
-                    d_y = tanh_backward(d_y, layer_views[index][t][2])
-                below = layer_views[index - 1][t][2] if index else keys
-                d_weights[index].baddbmm_(d_y.transpose(1, 2), below)
-                d_y = torch.bmm(d_y, weights[index])
-
-            # the write, eq. (4), layer by layer from the top; M^l becomes that of step t-1
-            d_z: Tensor | None = None
-            for index in reversed(range(layers)):
-                z, error, _ = layer_views[index][t]
-                below = layer_views[index - 1][t][0] if index else write_keys
-                step = steps[:, index]
-                u = error * step
-                d_u = torch.bmm(below, d_weights_up[index]).neg_()
-                torch.sum(d_u * error, (1, 2), out=d_steps[:, index])
-                d_error = d_u.mul_(step)
-                torch.neg(d_error, out=d_layers[t][index])
-                d_below = torch.bmm(u, d_weights[index])
-                weights[index].baddbmm_(u.transpose(1, 2), below)
-                d_z = d_error if d_z is None else d_error.add_(d_z)
-                if squash[index]:
-                    d_z = tanh_backward(d_z, z)
-                d_weights[index].baddbmm_(d_z.transpose(1, 2), below)
-                d_z = torch.bmm(d_z, weights[index]).sub_(d_below)
-            assert d_z is not None
-            return d_y, d_z
-
+        tape, slow = ctx.tape, ctx.tape.slow
+        length, heads, d_h, d_k = len(d_after), tape.heads, tape.d_h, tape.d_k
+        n_keys, n_both = tape.n_keys, tape.n_keys + tape.n_values
+        back = BackThroughMemory(tape, d_recalled, d_last)
+        d_vectors = torch.empty_like(tape.interactions)
+        d_vectors[:, :, n_keys:n_both] = d_told.flatten(2)
+        d_rates = torch.empty_like(tape.betas)
+        others = 1 - tape.betas
+        d_gates: list[Tensor] = []
+        d_carried, d_cell = d_after[-1], d_cell.contiguous()
         for t in reversed(range(length)):
-            keys, write_keys, d_read, d_recall, steps, beta_slope, d_vectors, *rest = views[t]
-            d_keys, d_write_keys, d_values, d_rate_in, vectors, d_value, d_expect, d_rate, d_hidden, *rest = rest
-            tanh_slope, local_ifg, local_o, d_gate, d_gate_ifg, d_gate_o, forget = rest
+            vectors, d_vector = tape.interactions[t], d_vectors[t]
+            d_keys, d_log_beta, d_error = back.step(t, d_carried[:, d_h:])
+            d_vector[:, :n_keys] = d_keys.flatten(1)
 
-            d_y_top[:, :heads] = (d_carried[:, d_h:] + d_read).div_(heads).unsqueeze(1)
-            d_y_top[:, heads:] = d_recall
-            d_y, d_z = through_memory(t, keys, write_keys, steps)
-            d_keys.copy_(d_y)
-            d_write_keys += d_z
-
-            # interaction vectors, eq. (1)
-            torch.add(d_value, d_expect @ slow.feedback, out=d_values)
-            d_beta = d_steps / divisors
-            if betas.shape[2] < layers:  # one rate serves all layers
-                d_beta = d_beta.sum(1, keepdim=True)
-            torch.mul(d_beta, beta_slope, out=d_rate)
-            torch.mm(d_rate, slow.rate, out=d_rate_in)
-            d_vectors.copy_(tanh_backward(d_vectors, vectors))
+            # interaction vectors, eq. (1); what is told is the negative of what is wrong
+            d_value = d_error.flatten(0, 1) @ slow.feedback
+            d_vector[:, n_keys:n_both].sub_(d_value.view(len(vectors), -1))
+            torch.mul(d_log_beta, others[t], out=d_rates[t])  # β is a sigmoid
+            torch.mm(d_rates[t], slow.rate, out=d_vector[:, -d_k:])
+            tanh_backward(d_vector, vectors, grad_input=d_vector)
 
             # controller
-            d_h_t = torch.addmm(d_hidden, d_vectors, slow.interaction)
-            d_h_t += d_carried[:, :d_h]
-            d_cell.addcmul_(d_h_t, tanh_slope)
-            torch.mul(local_ifg, d_cell.unsqueeze(1), out=d_gate_ifg)
-            torch.mul(local_o, d_h_t, out=d_gate_o)
-            d_cell.mul_(forget)
-            d_carried = torch.mm(d_gate, slow.recurrent)
+            d_hidden = torch.addmm(d_carried[:, :d_h], d_vector, slow.interaction)
+            cells = tape.cells[t], tape.cells[t + 1]
+            d_gate, d_cell = fused_cells.lstm_back(d_hidden, d_cell, *cells, tape.squashed[t])
+            d_gates.append(d_gate)
+            into = d_gate, slow.recurrent
+            d_carried = torch.addmm(d_after[t - 1], *into) if t else torch.mm(*into)
 
+        d_all_gates, carried = torch.stack(d_gates[::-1]), torch.stack(tape.carried)
+        values = tape.interactions[:, :, n_keys:n_both].view(length, -1, heads, tape.d_v)
         d_slow = SlowWeights(
-            recurrent=product(d_gates, carried[:-1]),
-            interaction=product(d_interactions, carried[1:, :, :d_h]),
-            interaction_bias=d_interactions.sum((0, 1)),
-            rate=product(d_rates, interactions[:, :, -d_k:]),
+            recurrent=product(d_all_gates, carried[:-1]),
+            interaction=product(d_vectors, carried[1:, :, :d_h]),
+            interaction_bias=d_vectors.sum((0, 1)),
+            rate=product(d_rates, tape.interactions[:, :, -d_k:]),
             rate_bias=d_rates.sum((0, 1)),
-            feedback=product(d_expected, values_all),
-            feedback_bias=d_expected.sum((0, 1, 2)),
+            feedback=product(back.d_errors, values).neg_(),
+            feedback_bias=back.d_errors.sum((0, 1, 2)).neg_(),
         )
-        d_before = (d_carried[:, :d_h], d_cell, d_carried[:, d_h:])
-        return (None, d_gates, *d_before, *d_slow, *d_weights)
+        d_weights = (d_m for d_group in back.d_m for d_m in d_group)
+        return (None, d_all_gates, d_carried[:, :d_h], d_cell, d_carried[:, d_h:], *d_slow, *d_weights)
+
+
+class BackThroughMemory:
+    """The derivative of write and read, from the last step of a tape to the first.
+
+    Args:
+        tape: with all its steps; left as it is.
+        d_recalled: of what the updated memory recalls of the write keys, `[T, B, H, d_v]`.
+        d_last: of the last M^l.
+    """
+
+    def __init__(self, tape: Tape, d_recalled: Tensor, d_last: Sequence[Tensor]) -> None:
+        self.tape, self.heads = tape, tape.heads
+        self.m = [layers.m.clone() for layers in tape.layers]
+        self.d_m = [torch.stack(list(d_last[layers.at])) for layers in tape.layers]
+        self.d_errors = torch.empty_like(tape.errors)
+        """Of z - z', all layers side by side; of z' it is the negative."""
+        # M^l -= s e zᵀ: -s, and the changes -s e of all steps
+        self.minus = [layers.rates(tape.betas) / -layers.divisor for layers in tape.layers]
+        errors = (layers.part(tape.errors) for layers in tape.layers)
+        self.changes = [(error * minus).contiguous() for error, minus in zip(errors, self.minus, strict=True)]
+        self.d_y = [torch.empty_like(layers.y[0]) for layers in tape.layers]
+        self.d_z = [torch.empty_like(layers.z[0]) for layers in tape.layers]
+        self.d_top = torch.cat([torch.zeros_like(d_recalled), d_recalled], 2)
+
+    def step(self, t: int, d_read: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """One step back: the matrices become those before step t.
+
+        Args:
+            t: the step.
+            d_read: the derivative of v^r, `[B, d_v]`.
+
+        Returns:
+            Those of all keys, `[B, 2 H, d_k]`, of log β, `[B, 1 or L]`, and of z - z', `[B, H, ΣD_l]`.
+        """
+        tape, d_errors, into = self.tape, self.d_errors[t], list[Tensor]()
+        d_keys = self.back_through_reading(t, d_read)
+        for index, layers in enumerate(tape.layers):
+            m, d_m = self.m[index].flatten(0, 1), self.d_m[index].flatten(0, 1)
+            change, below = self.changes[index][t].flatten(0, 1), layers.z_below[t].flatten(0, 1)
+            against = torch.bmm(below, d_m.transpose(1, 2)).view_as(layers.z[t])
+            torch.mul(against, self.minus[index][t], out=layers.part(d_errors))
+            into.append(torch.bmm(change, d_m).view_as(layers.z_below[t]))
+            m.baddbmm_(change.transpose(1, 2), below, alpha=-1)  # M_{t-1} again
+        d_keys[:, self.heads :] += self.back_through_writing(t, into)
+        return d_keys, self.to_rates(d_errors, tape.errors[t]), d_errors
+
+    def to_rates(self, d_errors: Tensor, errors: Tensor) -> Tensor:
+        """β scales the errors: of log β the derivative is Σ e ∂/∂e, over all layers or for each."""
+        if self.tape.betas.shape[2] == 1:
+            return torch.bmm(d_errors.flatten(1).unsqueeze(1), errors.flatten(1).unsqueeze(2)).squeeze(2)
+        weighed = d_errors * errors
+        return torch.cat([layers.part(weighed).sum((2, 3)) for layers in self.tape.layers]).t()
+
+    def back_through_reading(self, t: int, d_read: Tensor) -> Tensor:
+        """§3.2: all keys, from the top layer down."""
+        heads, tape = self.heads, self.tape
+        d = self.d_top[t]
+        torch.mul(d_read.unsqueeze(1).expand(-1, heads, -1), 1 / heads, out=d[:, :heads])
+        d_ys, ms = [d_y for group in self.d_y for d_y in group], [m for group in self.m for m in group]
+        for index in reversed(range(len(ms))):
+            y, d_y = tape.ys[index + 1][t], d_ys[index]
+            d = tanh_backward(d, y, grad_input=d_y) if tape.squash[index] else d_y.copy_(d)
+            d = torch.bmm(d, ms[index])
+        for layers, d_m, of_y in zip(tape.layers, self.d_m, self.d_y, strict=True):
+            d_m.flatten(0, 1).baddbmm_(of_y.flatten(0, 1).transpose(1, 2), layers.y_below[t].flatten(0, 1))
+        return d
+
+    def back_through_writing(self, t: int, into: list[Tensor]) -> Tensor:
+        """Eq. (4): the write keys, from the top layer down.
+
+        Args:
+            t: the step.
+            into: what the writes into layers send to what enters them, `[n, B, H, D']` of each of `Tape.layers`.
+
+        Returns:
+            The derivative of the write keys, `[B, H, d_k]`.
+        """
+        tape, sent = self.tape, list[Tensor]()
+        for index, layers in enumerate(tape.layers):  # to z^l: from its error, and from the write above
+            own = layers.part(self.d_errors[t])
+            sent += (own[:-1] + into[index][1:]) if len(own) > 1 else ()
+            sent.append(own[-1] + into[index + 1][0] if index + 1 < len(into) else own[-1])
+        d_zs, ms = [d_z for group in self.d_z for d_z in group], [m for group in self.m for m in group]
+        d = sent[-1]
+        for index in reversed(range(len(ms))):
+            z, d_z = tape.zs[index + 1][t], d_zs[index]
+            d = tanh_backward(d, z, grad_input=d_z) if tape.squash[index] else d_z.copy_(d)
+            d = torch.baddbmm(sent[index - 1] if index else into[0][0], d, ms[index])
+        for layers, d_m, of_z in zip(tape.layers, self.d_m, self.d_z, strict=True):
+            d_m.flatten(0, 1).baddbmm_(of_z.flatten(0, 1).transpose(1, 2), layers.z_below[t].flatten(0, 1))
+        return d

@@ -109,11 +109,11 @@ class MNM(Memory):
         # β is divided by H, as in eq. (2), and the gradient there has a factor 2; halves of integers are exact
         if mean_over_units:
             units = self.layer_sizes if self.local_update else [value_size] * memory_layers
-            divisors = [heads * size / 2 for size in units]
+            self.divisors = [heads * size / 2 for size in units]
         else:
-            divisors = [heads if self.local_update else heads / 2] * memory_layers
+            self.divisors = [float(heads) if self.local_update else heads / 2] * memory_layers
         self.meta_divisor = heads * value_size if mean_over_units else heads
-        self.register_buffer("step_divisors", torch.tensor(divisors, dtype=self.dtype), persistent=False)
+        self.register_buffer("step_divisors", torch.tensor(self.divisors, dtype=self.dtype), persistent=False)
 
     def initial_state(self, batch_size: int) -> State:
         sizes: dict[str, tuple[int, ...]] = {"hidden": (self.hidden_size,), "cell": (self.hidden_size,)}
