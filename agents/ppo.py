@@ -60,7 +60,7 @@ class PPOConfig(Hyperparameters):
     run_defaults: ClassVar[Mapping[str, Any]] = {
         "learning_rate": 1e-3,
         "n_minibatches": 2,
-        "ent_coef": 0.01,
+        "ent_coef": 0.001,
         "anneal": True,
     }
     gpu_defaults: ClassVar[Mapping[str, Any]] = {"n_minibatches": 1}

@@ -3,9 +3,10 @@
     python benchmarks/any_env.py --tasks cartpole hidden-cartpole --agents ppo:gru ppo:lstm sb3 --seeds 0 1 2
 
 An agent is `ALGO:MEMORY`, trained by `train.py --env ... --memory ... --algo ...` with no further hyper-parameter, or
-`sb3`: `RecurrentPPO("MlpLstmPolicy", env)`. Both get as many steps in 8 environments, and are scored by SB3's
-`evaluate_policy` on fresh episodes, with sampled actions and with the most probable ones. A training is one row of
-`results/any-env.csv`; those that are there are skipped. The table of all rows is printed at the end.
+`sb3`: `RecurrentPPO("MlpLstmPolicy", env)`, or `sb3-a2c`: SB3's `A2C("MlpPolicy", env)`, which has no memory. All get as
+many steps in 8 environments, and are scored by SB3's `evaluate_policy` on fresh episodes, with sampled and with greedy
+actions. A training is one row of `results/any-env.csv`, with the commit that it ran on; those that are there are
+skipped. The table of all rows is printed at the end.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
-COLUMNS = ["task", "agent", "seed", "steps", "mean_return", "std_of_episodes", "success", "cpu_s", "greedy_return"]
+COLUMNS = [
+    *("task", "agent", "seed", "steps", "mean_return", "std_of_episodes", "success", "cpu_s", "greedy_return"),
+    "commit",
+]
 EPISODES = 64
 
 
@@ -41,6 +45,21 @@ TASKS = {
     "lunar-lander": Task("LunarLander-v3", 500_000, "> 200"),
     "minigrid-memory": Task("benchmarks.foreign_tasks:FlatMemoryS7-v0", 500_000, "success ≥ 0.95"),
 }
+
+
+def recurrent_ppo(env: Any, **kwargs: Any) -> Any:
+    from sb3_contrib import RecurrentPPO
+
+    return RecurrentPPO("MlpLstmPolicy", env, **kwargs)
+
+
+def plain_a2c(env: Any, **kwargs: Any) -> Any:
+    from stable_baselines3 import A2C
+
+    return A2C("MlpPolicy", env, **kwargs)
+
+
+PEERS = {"sb3": recurrent_ppo, "sb3-a2c": plain_a2c}
 
 
 def arguments() -> argparse.Namespace:
@@ -68,11 +87,9 @@ def one(name: str, agent: str, seed: int, steps: int) -> list[str]:
     module, _, short = task.env.rpartition(":")
     if module:
         __import__(module)
-    if agent == "sb3":
-        from sb3_contrib import RecurrentPPO
-
+    if agent in PEERS:
         envs = make_vec_env(short, 8, seed=seed)
-        model = RecurrentPPO("MlpLstmPolicy", envs, seed=seed, device="cpu").learn(steps)
+        model = PEERS[agent](envs, seed=seed, device="cpu").learn(steps)
     else:
         from agents import latest_checkpoint, load
         from train import main as train
@@ -127,6 +144,8 @@ def main() -> None:
         print("row", *one(name, args.agents[0], args.seeds[0], args.steps or TASKS[name].steps), sep=",")
         return
     lock, file = Lock(), args.results
+    words = ["git", "rev-parse", "--short=10", "HEAD"]
+    commit = subprocess.run(words, cwd=ROOT, capture_output=True, text=True).stdout.strip()
     if not file.exists():
         file.write_text(",".join(COLUMNS) + "\n", encoding="utf-8")
     with open(file, newline="", encoding="utf-8") as stream:
@@ -142,7 +161,7 @@ def main() -> None:
             print(f"{' '.join(job)} failed: {result.stderr[-2000:]}", file=sys.stderr)
             return
         with lock, open(file, "a", encoding="utf-8") as stream:
-            stream.write(rows[-1].removeprefix("row,") + "\n")
+            stream.write(f"{rows[-1].removeprefix('row,')},{commit}\n")
         print(rows[-1], flush=True)
 
     jobs = [(task, agent, str(seed)) for task in args.tasks for seed in args.seeds for agent in args.agents]

@@ -197,7 +197,7 @@ def load(
     with offering_an_older_one(path) as source:
         manifest = read_manifest(source)
         if manifest.get("algorithm") != kind.__name__:
-            raise CheckpointError(f"{source.name} holds a {manifest.get('algorithm')}, expected a {kind.__name__}")
+            raise CheckpointError(f"{source.name} holds {manifest.get('algorithm')}, expected {kind.__name__}")
     with naming(source):
         check_manifest(manifest, SETUP | fields, kind.config_class.schedules, kwargs)
         model = _build(kind, manifest, env, device_for(device, env), kwargs)

@@ -17,6 +17,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from agents.environments import EnvLike, as_tensor_env
 from agents.evaluation.breakdown import Breakdown
 from agents.learner import MemoryOnPolicyAlgorithm
 from agents.metrics.task import TaskMetrics
@@ -77,7 +78,7 @@ class Score:
 
 def evaluate(
     model: MemoryOnPolicyAlgorithm | MemoryActorCriticPolicy,
-    env: TensorEnv,
+    env: EnvLike,
     n_episodes: int,
     deterministic: bool = False,
     seed: int | None = None,
@@ -86,12 +87,12 @@ def evaluate(
 ) -> Score:
     """Plays `n_episodes` with an agent and its memory, in all environments of `env` in parallel.
 
-    The memory is reset at episode starts, as in training. `env` must be on the agent's device. It is reset first and
-    left in the middle of an episode.
+    The memory is reset at episode starts, as in training. `env` is reset first and left in the middle of an episode.
 
     Args:
         model: an agent or its policy.
-        env: environments to play in.
+        env: what learners take: a `TensorEnv` on the agent's device, a Gymnasium id, `Env` or `VectorEnv`, an SB3
+            `VecEnv`.
         n_episodes: number of episodes, shared out equally; the first environments play the remainder.
         deterministic: act greedily instead of sampling.
         seed: makes the score reproducible and leaves torch's global generators unchanged; None: uses those.
@@ -101,10 +102,12 @@ def evaluate(
 
     Raises:
         ValueError: `n_episodes` is below 1, or the environment's spaces are not the agent's.
+        TypeError: `env` is not an environment.
     """
     policy = model.policy if isinstance(model, MemoryOnPolicyAlgorithm) else model
-    check_spaces(policy, env)
-    state = policy.initial_state(env.num_envs)
+    tensor_env = env if isinstance(env, TensorEnv) else as_tensor_env(env, policy.device)
+    check_spaces(policy, tensor_env)
+    state = policy.initial_state(tensor_env.num_envs)
 
     def act(obs: Obs, starts: Tensor | None, *mask: Tensor) -> Tensor:
         nonlocal state
@@ -115,7 +118,7 @@ def evaluate(
     training = policy.training
     policy.set_training_mode(False)
     try:
-        return play(act, env, n_episodes, seed, breakdown, max_steps)
+        return play(act, tensor_env, n_episodes, seed, breakdown, max_steps)
     finally:
         policy.set_training_mode(training)
 
@@ -133,7 +136,7 @@ def check_spaces(policy: MemoryActorCriticPolicy, env: TensorEnv) -> None:
 
 
 def random_score(
-    env: TensorEnv,
+    env: EnvLike,
     n_episodes: int,
     seed: int | None = None,
     breakdown: Breakdown | None = None,
@@ -144,12 +147,13 @@ def random_score(
     Raises:
         ValueError: `random_actions` does not support the action space.
     """
-    space = env.single_action_space
+    tensor_env = env if isinstance(env, TensorEnv) else as_tensor_env(env)
+    space = tensor_env.single_action_space
 
     def act(obs: Obs, starts: Tensor | None, *mask: Tensor) -> Tensor:
-        return random_actions(space, env.num_envs, env.device, *mask)
+        return random_actions(space, tensor_env.num_envs, tensor_env.device, *mask)
 
-    return play(act, env, n_episodes, seed, breakdown, max_steps)
+    return play(act, tensor_env, n_episodes, seed, breakdown, max_steps)
 
 
 def play(

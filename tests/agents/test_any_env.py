@@ -15,6 +15,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from agents import A2C, PPO, as_tensor_env, make_env
 from agents.environments import HostEnv, TensorVecEnv
+from agents.evaluation import evaluate
+from agents.evaluation.scores import random_score
 from envs.repeat_first import RepeatFirst
 from envs.single_env import SingleEnv
 from envs.tensor_env import TensorEnv
@@ -153,6 +155,41 @@ def test_learners_take_them_all(learner: Any, build: Any) -> None:
     model = learner("MemoryPolicy", build(), n_steps=8, policy_kwargs=GRU, seed=0).learn(8 * 3)
     assert model.num_timesteps >= 24
     assert all(torch.isfinite(parameter).all() for parameter in model.policy.parameters())
+
+
+class Worded(Cut):
+    """`Cut` with a nested observation that has text in it, which SB3's own vector environments cannot hold."""
+
+    observation_space = gym.spaces.Dict(  # type: ignore[assignment]
+        at=gym.spaces.Tuple((gym.spaces.Discrete(3), gym.spaces.Box(-1.0, 1.0, (2,)))), said=gym.spaces.Text(8)
+    )
+
+    def seen(self) -> Any:
+        return {"at": (self.steps % 3, np.full(2, 0.5, np.float32)), "said": "go on"}
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        return self.seen(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return self.seen(), *super().step(action)[1:]
+
+
+@pytest.mark.parametrize("env", [Cut, Worded])
+def test_evaluation_takes_what_learners_take(env: type[Cut]) -> None:
+    """Every episode has the return 1 + 2 + 3, of the agent and of random actions."""
+    model = PPO("MemoryPolicy", env(3), n_steps=4, n_epochs=1, policy_kwargs=GRU, seed=0, device="cpu").learn(4)
+    builds: list[Any] = [
+        lambda: env(3),
+        lambda: SyncVectorEnv([lambda: env(3)] * 2),
+        lambda: as_tensor_env(env(3)),
+    ]
+    builds += [lambda: DummyVecEnv([lambda: env(3)] * 2)] if env is Cut else []
+    for build in builds:
+        for score in (evaluate(model, build(), 3), evaluate(model.policy, build(), 3), random_score(build(), 3)):
+            assert (score.mean, score.std, score.mean_length) == (6.0, 0.0, 3.0)
+    with pytest.raises(TypeError, match="expected a Gymnasium id, Env, VectorEnv, SB3 VecEnv or TensorEnv, not int"):
+        evaluate(model, 3, 1)  # type: ignore[arg-type]
 
 
 def test_a_truncated_episode_bootstraps_through_the_adapter(counter: str) -> None:

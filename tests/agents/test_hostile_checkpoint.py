@@ -165,10 +165,10 @@ def test_a_manifest_that_is_none(text: str, copied: Path) -> None:
 
 
 def test_another_algorithm(copied: Path) -> None:
-    with pytest.raises(CheckpointError, match="holds a PPO, expected a A2C"):
+    with pytest.raises(CheckpointError, match="holds PPO, expected A2C"):
         A2C.load(copied)
     edit(copied, lambda manifest: manifest.update(algorithm="os.system"))
-    with pytest.raises(CheckpointError, match=r"holds a 'os.system', this Engram knows a2c, ppo"):
+    with pytest.raises(CheckpointError, match=r"holds 'os.system', this Engram knows a2c, ppo"):
         agents.load(copied)
 
 
