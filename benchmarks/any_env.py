@@ -99,13 +99,13 @@ def one(name: str, agent: str, seed: int, steps: int) -> list[str]:
         words = ["--env", task.env, "--memory", memory, "--algo", algo, "--seed", str(seed)]
         words += ["--total-timesteps", str(steps), "--run-dir", str(folder), "--device", "cpu"]
         try:
-            train([*words, "--no-baseline", "--no-progress", "--panels-every", "0", "--eval-episodes", "8"])
+            train([*words, "--no-baseline", "--no-progress", "--panels-every", "0", "--eval-episodes", "0"])
         except SystemExit as end:
             if end.code:
                 raise
         model = load(latest_checkpoint(folder), device="cpu")
     trained_s = time.process_time()
-    envs = make_vec_env(short, 8, seed=10_000 + seed)
+    envs = make_vec_env(short, EPISODES, seed=10_000 + seed)
 
     def played(greedy: bool) -> Any:
         returns, _ = evaluate_policy(
