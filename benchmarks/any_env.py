@@ -3,9 +3,9 @@
     python benchmarks/any_env.py --tasks cartpole hidden-cartpole --agents ppo:gru ppo:lstm sb3 --seeds 0 1 2
 
 An agent is `ALGO:MEMORY`, trained by `train.py --env ... --memory ... --algo ...` with no further hyper-parameter, or
-`sb3`: `RecurrentPPO("MlpLstmPolicy", env)`, or `sb3-a2c`: SB3's `A2C("MlpPolicy", env)`, which has no memory. All get as
-many steps in 8 environments, and are scored by SB3's `evaluate_policy` on fresh episodes, with sampled and with greedy
-actions. A training is one row of `results/any-env.csv`, with the commit that it ran on; those that are there are
+`sb3`: `RecurrentPPO("MlpLstmPolicy", env)`, or `sb3-a2c`: SB3's `A2C("MlpPolicy", env)`, which has no memory. All get
+as many steps in 8 environments, and are scored by SB3's `evaluate_policy` on fresh episodes, with sampled and with
+greedy actions. A training is one row of `results/any-env.csv`, with the commit that it ran on; those that are there are
 skipped. The table of all rows is printed at the end.
 """
 
