@@ -33,9 +33,6 @@ class A2CConfig(Hyperparameters):
     gamma: Fraction = 0.99
     gae_lambda: Fraction = 1.0
     ent_coef: NotNegative = 0.0
-    squares_coef: NotNegative = 0.0
-    """Weight of the sum of the squared action probabilities in the loss: the program of differentiable plasticity keeps
-    its policy random with it, instead of an entropy bonus. Discrete actions only."""
     vf_coef: NotNegative = 0.5
     aux_coef: NotNegative = 1.0
     max_grad_norm: Positive = 0.5
@@ -45,6 +42,9 @@ class A2CConfig(Hyperparameters):
     """SB3's RMSprop (alpha 0.99); off: the policy's optimiser, Adam unless policy_kwargs says otherwise."""
     adam_eps: Positive = 1e-5
     """Epsilon in the denominator of Adam, used if RMSprop is off."""
+    squares_coef: NotNegative = 0.0
+    """Weight of the sum of the squared action probabilities in the loss: the program of differentiable plasticity keeps
+    its policy random with it, instead of an entropy bonus. Discrete actions only."""
     normalize_advantage: bool = False
     normalize_values: bool = True
     normalize_obs: bool = False
