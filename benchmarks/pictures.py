@@ -179,6 +179,12 @@ PICTURES: dict[str, Drawn] = {
         "episodes",
         ("Invisible-goal maze, PPO: 10,000 episodes of 200 steps",),
     ),
+    "maze-a2c.png": FromTable(
+        "maze-a2c-curves.csv",
+        (Line(175.0, PAPER), Line(0.4, "random actions", ":", GREY)),
+        "episodes",
+        ("Invisible-goal maze, A2C: 50,000 episodes of 200 steps",),
+    ),
     "supervised-tasks.png": FromTable("supervised-tasks-curves.csv"),
     **{f"scaling/{study}.png": OfStudy(study) for study in STUDIES},
     "maze.gif": OfAgent("maze-ppo", 84),
