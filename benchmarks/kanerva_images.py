@@ -1,7 +1,8 @@
-"""Train Kanerva++'s generative model on black-and-white images and report its conditional bound on the test images.
+r"""Train Kanerva++'s generative model on black-and-white images and report its conditional bound on the test images.
 
     python benchmarks/kanerva_images.py --source digits --minutes 1     # needs no file
-    python benchmarks/kanerva_images.py --form block --minutes 60 --state runs/kanerva.pt --csv results/kanerva.csv
+    python benchmarks/kanerva_images.py --form block --size large-patches --reads 1 --latent-size 768 --batch 10 \
+        --precision bfloat16 --minutes 2 --state runs/kanerva.pt --csv runs/kanerva.csv --png runs/kanerva.png
     python benchmarks/kanerva_images.py --source omniglot --size paper --device cuda --minutes 60 --png omniglot.png
 
 Nats an image, less is better: reconstruction, KL(Z) and KL(Y) apart, by both branches of the paper's figure 5. The
@@ -17,7 +18,8 @@ that reconstructs as well from those has a memory that it does not read.
 
 Forms (`--form`): "paper" trains eq. (4) with the pooled memory. "pooled" normalises the embeddings and trains through
 the memory, Z ~ p(Z|M, Y). "block" does so too, and writes each image as a block at its keys. "vae" has no memory and a
-standard normal prior, the same encoder, decoder and steps.
+standard normal prior, the same encoder, decoder and steps. Of size "patches" a block has room for a whole image: the
+bound then says what pointing at it costs.
 
 Not as in the paper: AdamW instead of LARS with Adam, in form "paper" divergences that are counted in little by little
 (else a short training ends where Z says nothing), and training on the training split alone.
@@ -146,7 +148,8 @@ def main(args: Args) -> None:
         **{"source": args.source, "images": len(test), "paper": PAPER.get(args.source, ""), **spent},
         **{"form": args.form, "allocation": args.allocation if args.form == "block" else ""},
         **{"length": args.length, "batch": args.batch, "latent_size": args.latent_size, "reads": args.reads},
-        **{"size": args.size, "parameters": sum(p.numel() for p in model.parameters())},
+        **{"size": args.size, "memory_shape": memory_shape(args), "precision": args.precision},
+        **{"parameters": sum(p.numel() for p in model.parameters())},
         **{"learning_rate": args.learning_rate, "seed": args.seed, "device": args.device},
     }
     report(args, rows, shared, pixel_cost(train, test))
@@ -170,6 +173,15 @@ def build(args: Args, images: Tensor) -> KanervaModel:
     if args.form == "block":
         sizes |= {"write": "block", "allocation": args.allocation}
     return KanervaModel(shape, normalise=args.form != "paper", **sizes)
+
+
+def memory_shape(args: Args) -> str:
+    """C x S x S; nothing where there is no memory."""
+    if args.form == "vae":
+        return ""
+    channels = args.memory_channels or SIZES[args.size].get("memory_channels", 3)
+    side = args.memory_size or SIZES[args.size].get("memory_size", 64)
+    return f"{channels}x{side}x{side}"
 
 
 class VAE(KanervaModel):
