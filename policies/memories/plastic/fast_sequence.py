@@ -6,7 +6,9 @@ traces between two of them again, from the vectors, before it walks back over th
 `2 √T` matrices. Going back by undoing the updates would need none, but it divides by 1 - η at every step, and η is
 trained: nothing bounds the error.
 
-Vectors are rows, x = h_{t-1} and y = h_t; G is the trace before a step. Equations as in `plastic.py`.
+Vectors are rows, x = h_{t-1} and y = h_t; G is the trace before a step. Equations as in `memory.py`.
+
+On a CPU C loops do the same (`fast_native.py`), where there is a compiler.
 """
 
 from __future__ import annotations
@@ -18,9 +20,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from policies.memories.contract import State, Unrolled
+from policies.memories.contract import MemoryStep, State, Unrolled
+from policies.memories.plastic import fast_native
+from policies.memories.plastic.fast_native import NativeSequence, NativeTape, Plasticity
 from policies.memories.plastic.rules import advance, decay, plastic_input
 from policies.memories.time.taped import TapedForm
+
+ROOM = 20
+"""Steps for which a recording by C loops makes room at once, at least."""
 
 tanh_backward = torch.ops.aten.tanh_backward.default
 
@@ -151,26 +158,52 @@ class PlasticSequence(torch.autograd.Function):
 
 
 class FastPlastic(TapedForm):
-    """Sequences that are differentiated, on a tape with few traces."""
+    """Sequences on a tape with few traces: by C loops (`fast_native.py`) on a CPU where there is a compiler, also while
+    acting; else by torch's operations, where they are differentiated."""
 
     memory: Any
 
     def fits(self, length: int, resets: Sequence[int] | None, grad: bool) -> bool:
-        return grad
+        return grad or fast_native.usable(self.memory.w)
+
+    def step(self, x: Tensor, state: State) -> MemoryStep:
+        hebb = state["hebb"]
+        if torch.is_grad_enabled() or not fast_native.worth_it(hebb) or not fast_native.usable(hebb):
+            return super().step(x, state)
+        tape = NativeTape(1, state["hidden"], hebb, self.network(), kept=False)
+        tape.step(self.given(x), None)
+        after = tape.state()
+        return MemoryStep(after["hidden"], after, {})
 
     def given(self, xs: Tensor) -> Tensor:
         given: Tensor = self.memory.input(xs)
         return given
 
-    def tape(self, state: State, room: int) -> Tape:
+    def network(self) -> Plasticity:
         memory = self.memory
-        return Tape(state["hidden"], state["hebb"], memory.w, memory.alpha, memory.eta, memory.rule, memory.clip)
+        return Plasticity(memory.w, memory.alpha, memory.eta, memory.rule, memory.clip)
+
+    def tape(self, state: State, room: int) -> Tape | NativeTape:
+        if fast_native.usable(self.memory.w):
+            return NativeTape(max(room, ROOM), state["hidden"], state["hebb"], self.network())
+        return Tape(state["hidden"], state["hebb"], *self.network())
 
     def output(self, state: State) -> Tensor:
         return state["hidden"]
 
+    def run(
+        self, xs: Tensor, state: State, starts: Tensor | None = None, resets: Sequence[int] | None = None
+    ) -> Unrolled:
+        if not xs.numel() or not fast_native.usable(self.memory.w):
+            return super().run(xs, state, starts, resets)
+        given, grad = self.given(xs), torch.is_grad_enabled()
+        tape = NativeTape(len(xs), state["hidden"], state["hebb"], self.network(), kept=grad)
+        tape.run(given, starts)
+        return self.finish(tape, given, state)
+
     def finish(self, tape: Any, given: Tensor, state: State) -> Unrolled:
         memory = self.memory
         leaves = (given, state["hidden"], state["hebb"], memory.w, memory.alpha, memory.eta)
-        outputs, hebb = PlasticSequence.apply(tape, *leaves)  # type: ignore[no-untyped-call]
+        sequence: Any = NativeSequence if isinstance(tape, NativeTape) else PlasticSequence
+        outputs, hebb = sequence.apply(tape, *leaves)
         return Unrolled(outputs, {"hidden": outputs[-1], "hebb": hebb}, {})

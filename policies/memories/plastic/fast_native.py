@@ -1,0 +1,218 @@
+"""Plastic networks over time on a CPU, by the C loops of `fast_traces.c`.
+
+A trace of 128 units is 64 KiB, so an environment's is in the cache while it is taken through all steps, and torch's
+operations over those of all environments are not. Of the traces, one every √T steps is kept, as in `fast_sequence.py`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from policies.memories.steps import State
+from policies.native.compiler import library, off, shared_out
+
+SOURCE = Path(__file__).with_name("fast_traces.c")
+LANES_BYTES = 64
+"""Units are filled up to so many bytes, the widest SIMD vector."""
+LEAST = 2**19
+"""Numbers in all traces from which on a single step is the faster by the loops."""
+
+
+class Plasticity(NamedTuple):
+    """The trained parameters, and the rule: as in `memory.PlasticNetwork`."""
+
+    w: Tensor
+    alpha: Tensor
+    eta: Tensor
+    rule: str
+    clip: float | None
+
+    def filled(self) -> Plasticity:
+        """Detached, and filled up with zeros."""
+        w, alpha = filled(self.w.detach(), 2), self.alpha.detach()
+        return self._replace(w=w, alpha=alpha if self.shared else filled(alpha, 2), eta=self.eta.detach())
+
+    @property
+    def shared(self) -> bool:
+        """Whether all connections have one α."""
+        return self.alpha.numel() == 1
+
+
+class _Tape(ctypes.Structure):
+    """As in the C file."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("batch", "size", "steps", "stride", "shared", "oja", "clipped")),
+        *((name, ctypes.c_void_p) for name in ("w", "alpha", "eta", "clip", "starts", "before", "after")),
+        *((name, ctypes.c_void_p) for name in ("first_hidden", "first_hebb", "hebb", "kept")),
+        *((name, ctypes.c_void_p) for name in ("d_after", "d_given", "d_hidden", "d_hebb", "d_alpha", "d_eta")),
+    ]
+
+
+def usable(like: Tensor) -> bool:
+    """Whether the loops can take a network of which `like` is a parameter: on a CPU, with a compiler at hand."""
+    return like.device.type == "cpu" and not off() and library(SOURCE, like.dtype) is not None
+
+
+def worth_it(hebb: Tensor) -> bool:
+    """Whether a single step, not recorded, gains by the loops: the traces `[B, n, n]` are large and need no zeros."""
+    return hebb.numel() >= LEAST and hebb.shape[-1] % (LANES_BYTES // hebb.itemsize) == 0
+
+
+def filled(given: Tensor, dimensions: int = 1) -> Tensor:
+    """`given` with zeros behind its last dimension, or last two, up to whole SIMD vectors; contiguous."""
+    missing = -given.shape[-1] % (LANES_BYTES // given.itemsize)
+    return F.pad(given, (0, missing) * dimensions) if missing else given.contiguous()
+
+
+class NativeTape:
+    """`length` steps of a plastic network, written down as they are taken; without gradients.
+
+    Args:
+        length: room for so many steps.
+        hidden, hebb: the state before the first step; left as they are.
+        network: its parameters.
+        kept: whether it will be gone back over them.
+    """
+
+    @torch.no_grad()
+    def __init__(self, length: int, hidden: Tensor, hebb: Tensor, network: Plasticity, kept: bool = True) -> None:
+        self.network, self.first = network.filled(), (filled(hidden.detach()), filled(hebb.detach(), 2))
+        (batch, self.size), width = hidden.shape, self.first[0].shape[1]
+        self.length, self.count, self.stride = length, 0, math.isqrt(max(length - 1, 0)) + 1
+        self.before, self.after = hidden.new_empty(2, length, batch, width)
+        self.after[:, :, self.size :] = 0
+        self.hebb = torch.empty_like(self.first[1])
+        self.kept = hidden.new_empty(-(-length // self.stride) if kept else 0, *self.hebb.shape)
+        self.starts: Tensor | None = None
+        self._loops = Loops(self.network, self.before, self.after, self.kept, self.stride)
+        self._loops.set(first_hidden=self.first[0], first_hebb=self.first[1], hebb=self.hebb)
+
+    @property
+    def full(self) -> bool:
+        return self.count == self.length
+
+    def state(self) -> State:
+        if not self.count:
+            return {"hidden": self.first[0][:, : self.size], "hebb": self.first[1][:, : self.size, : self.size]}
+        return {
+            "hidden": self.after[self.count - 1, :, : self.size],
+            "hebb": self.hebb[:, : self.size, : self.size],
+        }
+
+    @torch.no_grad()
+    def step(self, given: Tensor, starts: Tensor | None) -> None:
+        """Take a step. `given`: what the input gives each unit, W_in x + b, `[B, n]`."""
+        self.after[self.count, :, : self.size] = given
+        if starts is not None:
+            if self.starts is None:
+                self._may_start()
+            assert self.starts is not None
+            self.starts[self.count] = starts
+        self._loops.forward(self.count, self.count + 1)
+        self.count += 1
+
+    @torch.no_grad()
+    def run(self, given: Tensor, starts: Tensor | None) -> None:
+        """Take all steps. `given`: `[T, B, n]`; `starts`: `[T, B]`."""
+        self.after[:, :, : self.size] = given
+        if starts is not None:
+            self._may_start()
+            assert self.starts is not None
+            self.starts.copy_(starts)
+        self._loops.forward(0, self.length)
+        self.count = self.length
+
+    def _may_start(self) -> None:
+        self.starts = torch.zeros(self.after.shape[:2], dtype=torch.bool)
+        self._loops.set(starts=self.starts)
+
+
+class Loops:
+    """The C functions with what they work on.
+
+    Args:
+        network: its parameters, filled up.
+        before, after: x, and what the input gives or y, of all steps, `[T, B, n]`.
+        kept: the trace before each `stride`-th step, `[.., B, n, n]`; empty: none is kept.
+    """
+
+    def __init__(self, network: Plasticity, before: Tensor, after: Tensor, kept: Tensor, stride: int) -> None:
+        functions = library(SOURCE, before.dtype)
+        assert functions is not None
+        steps, self._batch, size = before.shape
+        flags = (network.shared, network.rule == "oja", network.clip is not None)
+        self._functions, self._tape = functions, _Tape(self._batch, size, steps, stride, *flags)
+        self._held = list[Tensor]()
+        clip = before.new_full((1,), network.clip or 0.0)
+        self.set(w=network.w, alpha=network.alpha, eta=network.eta, clip=clip, before=before, after=after)
+        if len(kept):
+            self.set(kept=kept)
+
+    def set(self, **arrays: Tensor) -> None:
+        """Take these arrays too, by their names in the C file."""
+        for name, array in arrays.items():
+            assert array.is_contiguous(), name
+            self._held.append(array)
+            setattr(self._tape, name, array.data_ptr())
+
+    def forward(self, begin: int, end: int) -> None:
+        """Take the steps `begin` ... `end` - 1."""
+        tape, times = ctypes.byref(self._tape), (ctypes.c_int64(begin), ctypes.c_int64(end))
+        shared_out(lambda *rows: self._functions.forward(tape, *times, *map(ctypes.c_int64, rows)), self._batch)
+
+    def backward(self, steps: int) -> None:
+        """Back through the steps `steps` - 1 ... 0.
+
+        Raises:
+            MemoryError: there is no room for the traces between two that were kept.
+        """
+        self._tape.steps, tape, done = steps, ctypes.byref(self._tape), list[int]()
+
+        def take(*rows: int) -> None:
+            done.append(self._functions.backward(tape, *map(ctypes.c_int64, rows)))
+
+        shared_out(take, self._batch)
+        if not all(done):
+            raise MemoryError("there is no room for the traces between two that were kept")
+
+
+class NativeSequence(torch.autograd.Function):
+    """The steps of a full `NativeTape` and their derivative; arguments and results as of `PlasticSequence`."""
+
+    @staticmethod
+    def forward(ctx: Any, tape: NativeTape, *made_of: Tensor) -> tuple[Tensor, Tensor]:
+        network = tape.network
+        ctx.save_for_backward(tape.before, tape.after, tape.kept, network.w, network.alpha, network.eta)
+        ctx.rule, ctx.clip, ctx.starts = network.rule, network.clip, tape.starts
+        ctx.size, ctx.count, ctx.stride = tape.size, tape.count, tape.stride
+        return tape.after[: tape.count, :, : tape.size], tape.state()["hebb"].clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_after: Tensor, d_hebb: Tensor) -> tuple[Tensor | None, ...]:
+        before, after, kept, w, alpha, eta = ctx.saved_tensors
+        network, size, count = Plasticity(w, alpha, eta, ctx.rule, ctx.clip), ctx.size, ctx.count
+        loops = Loops(network, before, after, kept, ctx.stride)
+        d_after, d_hebb = filled(d_after), filled(d_hebb.clone(memory_format=torch.contiguous_format), 2)
+        d_given, d_hidden = torch.empty_like(d_after), torch.zeros_like(after[0])
+        d_alpha = after.new_zeros(len(d_hebb), *alpha.shape)
+        d_eta = after.new_zeros(len(d_hebb))
+        loops.set(d_after=d_after, d_given=d_given, d_hidden=d_hidden, d_hebb=d_hebb, d_alpha=d_alpha, d_eta=d_eta)
+        if ctx.starts is not None:
+            loops.set(starts=ctx.starts)
+        loops.backward(count)
+        d_w = before[:count].flatten(0, 1).t() @ d_given.flatten(0, 1)
+        d_alpha = d_alpha.sum(0)
+        if not network.shared:
+            d_alpha = d_alpha[:size, :size]
+        found = (d_given[:, :, :size], d_hidden[:, :size], d_hebb[:, :size, :size], d_w[:size, :size], d_alpha)
+        return (None, *found, d_eta.sum(0, keepdim=True))

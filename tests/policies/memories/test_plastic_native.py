@@ -1,0 +1,144 @@
+"""Plastic networks by C loops and by torch's operations, against the equations: values and every gradient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from policies.memories import make_memory
+from policies.memories.contract import Memory, State
+from policies.memories.plastic import fast_native as plastic_native
+from policies.memories.plastic import fast_sequence
+from policies.memories.plastic.fast_native import NativeTape
+from policies.memories.plastic.fast_sequence import FastPlastic, Tape
+from policies.native import compiler as native
+
+compiled = pytest.mark.skipif(
+    native.library(plastic_native.SOURCE, torch.float32) is None, reason="there is no C compiler here"
+)
+SIZES = [(1, 1, 1), (2, 3, 17), (9, 17, 5), (23, 4, 33)]
+RULES = ["oja", "hebb", "clipped"]
+
+
+def built(name: str, rule: str, units: int, dtype: torch.dtype = torch.float64) -> Memory:
+    """Strongly plastic, so that every term matters; the bounds of "clipped" are met."""
+    scale = 1.2 / units**0.5
+    memory = make_memory(name, input_size=3, hidden_size=units, rule=rule, init_scale=scale, init_eta=0.3, clip=0.3).to(
+        dtype
+    )
+    with torch.no_grad():
+        memory.w -= scale / 2
+        if memory.alpha.numel() > 1:
+            memory.alpha -= scale / 3
+    return memory
+
+
+def begun(memory: Memory, batch: int) -> State:
+    state = memory.initial_state(batch)
+    return {name: 0.5 * torch.randn(value.shape, dtype=value.dtype) for name, value in state.items()}
+
+
+def learned(memory: Memory, xs: Tensor, starts: Tensor | None, state: State, recorded: bool = False) -> list[Tensor]:
+    """Outputs, the last state, and all gradients."""
+    memory.zero_grad()
+    xs, state = xs.clone().requires_grad_(), {name: value.clone().requires_grad_() for name, value in state.items()}
+    if recorded:
+        recording = memory.record(state, 4)
+        for t, x in enumerate(xs):
+            recording.step(x, starts[t] if starts is not None and starts[t].any() else None)
+        result = recording.unrolled()
+    else:
+        result = memory.unroll(xs, starts, state)
+    ends = (result.state["hidden"].sin().sum(), (result.state["hebb"] ** 2).sum())
+    (result.outputs.square().sum() + sum(ends)).backward()
+    leaves = [xs, *state.values(), *memory.parameters()]
+    gradients = [leaf.grad.clone() for leaf in leaves if leaf.grad is not None]
+    assert len(gradients) == len(leaves)
+    return [result.outputs.detach(), *(result.state[name].detach() for name in sorted(state)), *gradients]
+
+
+@pytest.fixture(params=["loops", "operations"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """By C loops, or by what stands in for them."""
+    loops: str = request.param
+    if loops == "operations":
+        monkeypatch.setenv("ENGRAM_NATIVE", "0")
+    elif native.library(plastic_native.SOURCE, torch.float64) is None:
+        pytest.skip("there is no C compiler here")
+    return loops
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3])
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", ["plastic", "homo-plastic"])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_a_sequence_is_the_equations(
+    size: tuple[int, int, int], name: str, rule: str, share: float, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unrolled, recorded on several tapes and shared out among threads; episodes may start anywhere."""
+    length, batch, units = size
+    monkeypatch.setattr(fast_sequence, "ROOM", 5)
+    memory = built(name, rule, units)
+    xs, state = torch.randn(length, batch, 3, dtype=torch.float64), begun(memory, batch)
+    starts = torch.rand(length, batch) < share if share else None
+    form = memory._fast_form
+    assert isinstance(form, FastPlastic)
+    assert isinstance(form.tape(state, 1), NativeTape if way == "loops" else Tape)
+    torch.set_num_threads(2 if batch > 4 else 1)
+    try:
+        fast = [learned(memory, xs, starts, state, recorded) for recorded in (False, True)]
+    finally:
+        torch.set_num_threads(1)
+    memory.fast = False
+    plain = learned(memory, xs, starts, state)
+    for found in fast:
+        for mine, theirs in zip(found, plain, strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-10)
+
+
+@compiled
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", ["plastic", "homo-plastic"])
+@pytest.mark.parametrize("units", [5, 32])
+def test_a_step_while_acting_is_the_equations(
+    units: int, name: str, rule: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the loops where the units fill whole vectors."""
+    monkeypatch.setattr(plastic_native, "LEAST", 1)
+    memory = built(name, rule, units)
+    assert plastic_native.worth_it(memory.initial_state(3)["hebb"]) == (units == 32)
+    acting = begun(memory, 3)
+    for x in torch.randn(6, 3, 3, dtype=torch.float64):
+        before = {key: value.clone() for key, value in acting.items()}
+        with torch.no_grad():
+            step = memory.step(x, acting)
+        for key, value in before.items():
+            assert torch.equal(acting[key], value), f"{key} was written to"
+        expected = memory(x, acting)
+        torch.testing.assert_close(step.output, expected.output, rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(step.state, expected.state, rtol=1e-9, atol=1e-11)
+        acting = step.state
+
+
+@compiled
+@pytest.mark.parametrize("name", ["plastic", "homo-plastic"])
+def test_single_precision_is_near(name: str) -> None:
+    memory: Any = built(name, "oja", 40, torch.float32)
+    xs, state = torch.randn(30, 3, 3), begun(memory, 3)
+    found = learned(memory, xs, None, state)
+    memory.double()
+    exact = learned(memory, xs.double(), None, {key: value.double() for key, value in state.items()})
+    for mine, theirs in zip(found, exact, strict=True):
+        assert (mine.double() - theirs).norm() <= 1e-4 * theirs.norm()
+
+
+@compiled
+def test_a_graph_may_be_gone_back_twice() -> None:
+    memory = built("plastic", "oja", 7)
+    xs = torch.randn(6, 3, 3, dtype=torch.float64, requires_grad=True)
+    loss = memory.unroll(xs, None, begun(memory, 3)).outputs.square().sum()
+    first, second = (torch.autograd.grad(loss, xs, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
