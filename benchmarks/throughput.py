@@ -67,6 +67,8 @@ class Args:
     """CPU threads of torch, on both sides."""
     allocator: Literal["tuned", "default"] = "tuned"
     """The C library's allocator, on both sides; see `policies.native.allocator`."""
+    clock: Literal["wall", "processor"] = "wall"
+    """Processor: seconds of this process, all threads together; for a CPU that other jobs use as well."""
     devices: tuple[str, ...] = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
     """Where environments, memories and learning live."""
     csv: Path | None = ROOT / "results" / "throughput.csv"
@@ -169,16 +171,17 @@ def host_contenders(device: str) -> list[Contender]:
     return [Contender("PPO lstm", ours, steps), *others]
 
 
-def take_turns(sides: list[Contender], repeats: int, device: str) -> list[list[float]]:
-    """Steps a second of each side in each turn, `[repeats][sides]`; one turn before these warms up."""
+def take_turns(sides: list[Contender], repeats: int, device: str, now: Callable[[], float]) -> list[list[float]]:
+    """Steps a second of each side in each turn, `[repeats][sides]`, by the clock `now`; one turn before these warms
+    up."""
     iterations = [side.build() for side in sides]
 
     def seconds(iteration: Iteration) -> float:
-        start = time.perf_counter()
+        start = now()
         iteration()
         if device.startswith("cuda"):
             torch.cuda.synchronize()
-        return time.perf_counter() - start
+        return now() - start
 
     turns = [
         [side.steps / seconds(run) for side, run in zip(sides, iterations, strict=True)] for _ in range(repeats + 1)
@@ -192,6 +195,7 @@ def main(args: Args) -> None:
     if args.allocator == "tuned":
         tune_allocator()
     repeats = 2 if args.quick else args.repeats
+    now = time.process_time if args.clock == "processor" else time.perf_counter
     print(f"torch {torch.__version__}, {args.threads} thread(s), {args.allocator} allocator, {repeats} turns; steps/s")
     if args.peers:
         for name in ("torchrl", "tianshou", "ray.rllib", "sample_factory"):
@@ -202,7 +206,7 @@ def main(args: Args) -> None:
     for device in args.devices:
         for work in args.works:
             sides, targets = contenders(work, device, args.peers)
-            turns = take_turns(sides, repeats, device)
+            turns = take_turns(sides, repeats, device, now)
             ours = [turn[0] for turn in turns]
             compared = [(side.name, [turn[index] for turn in turns]) for index, side in enumerate(sides) if index]
             compared += [(name, [target] * repeats) for name, target in targets]

@@ -248,11 +248,12 @@ def test_what_runs_start_from_has_not_changed() -> None:
     ppo, a2c, supervised = (parse([*env, "--algo", algo])[0] for algo in ("ppo", "a2c", "supervised"))
     assert (ppo.num_envs, ppo.anneal, a2c.num_envs, a2c.anneal) == (8, True, 8, True)
     assert (supervised.num_envs, supervised.anneal) == (16, False)
-    shared = {"ent_coef": 0.001, "gae_lambda": 0.95, "normalize_advantage": True, "vf_coef": 0.5}
+    shared = {"ent_coef": 0.001, "gae_lambda": 0.95, "normalize_values": True, "vf_coef": 0.5}
     for config in (ppo, a2c):
         assert {name: getattr(config.learner, name) for name in shared} == shared
     assert (ppo.learner.n_steps, ppo.learner.n_minibatches, a2c.learner.n_steps) == (128, 2, 25)
     assert (ppo.learner.learning_rate, a2c.learner.learning_rate) == (1e-3, 2e-3)
+    assert (ppo.learner.normalize_advantage, a2c.learner.normalize_advantage) == (True, False)
     assert (a2c.learner.use_rms_prop, supervised.learner.n_steps, supervised.learner.max_grad_norm) == (False, 0, 10)
     assert parse(["--env", "CartPole-v1"])[0].learner.normalize_obs
     assert not Config().anneal
