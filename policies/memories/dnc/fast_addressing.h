@@ -27,7 +27,7 @@ static inline REAL power(REAL x) {
 }
 
 /* Over the first `count` of n numbers; the others become 0. */
-static void softmax(REAL *restrict x, int64_t count, int64_t n) {
+static void softmax_in_place(REAL *restrict x, int64_t count, int64_t n) {
     REAL most[WIDE_BYTES / sizeof(REAL)], top = x[0], sum = 0;
     for (int64_t k = count; k < n; k++) x[k] = top;
     for (int64_t k = 0; k < WIDE; k++) most[k] = x[k];
@@ -63,7 +63,7 @@ static void content(
     const REAL *memory, const REAL *norms, const REAL *key, REAL strength, int64_t words, int64_t slots, int64_t n,
     REAL *out) {
     similarity(memory, norms, key, strength * inverse_norm(key, words), words, n, out);
-    softmax(out, slots, n);
+    softmax_in_place(out, slots, n);
 }
 
 /* From the gradient of the weights c, which is used up: adds to d_memory; d_key; gives that of β. `room`: n numbers. */

@@ -86,8 +86,6 @@ static REAL *cut(REAL **room, int64_t numbers) {
     return here;
 }
 
-static REAL softplus(REAL x) { return x > 20 ? x : (REAL)log1p(exp(x)); }
-
 /* What the interface says, in place; a strength as its softplus. */
 static void activate(const Tape *tape, Parts x) {
     const int64_t modes = 2 * tape->writes + 1;
