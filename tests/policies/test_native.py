@@ -20,6 +20,7 @@ from policies.native import compiler as native
 COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
 pytestmark = pytest.mark.skipif(COMPILER is None or os.name != "posix", reason="there is no C compiler")
 uncached = native.library.__wrapped__
+POLICIES = Path(native.__file__).resolve().parents[1]
 
 
 @pytest.fixture
@@ -162,3 +163,10 @@ def test_what_a_killed_build_left_is_removed_later(source: Path, tmp_path: Path)
     assert gives_seven(uncached(source, torch.float32))
     assert not old.exists()
     assert new.exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("file", sorted(POLICIES.rglob("*.c")), ids=lambda file: f"{file.parent.name}/{file.name}")
+def test_every_loop_compiles(file: Path, dtype: torch.dtype) -> None:
+    """Elsewhere a memory whose loop does not is only slower, and its tests are skipped."""
+    assert native.library(file, dtype) is not None

@@ -15,13 +15,15 @@ from policies.memories.contract import Memory, MemoryStep, Panel, State
 from policies.memories.dnc.fast import FastDNC
 from policies.memories.dnc.links import PlainLinks
 from policies.memories.registry import register_memory
+from policies.memories.shared import fused_cells
 from policies.memories.shared.addressing import (
-    content_weights,
     inverse_norms,
     next_memory,
     next_precedence,
     next_usage,
     oneplus,
+    sharpened,
+    similar_to,
     write_allocations,
 )
 from policies.memories.shared.arguments import at_least, one_of
@@ -137,8 +139,11 @@ class DNC(Memory):
 
     def gates_of(self, xs: Tensor) -> Tensor:
         """The input's part of all layers' gates, with their biases: `[..., F]` to `[..., layers * 4 hidden_size]`."""
-        weights = torch.cat([weight[:, : self.input_size] for weight in self._of_controller("weight")])
-        return F.linear(xs, weights, torch.cat(self._of_controller("bias")))
+        weights = [weight[:, : self.input_size] for weight in self._of_controller("weight")]
+        biases = self._of_controller("bias")
+        if self.num_layers == 1:
+            return F.linear(xs, weights[0], biases[0])
+        return F.linear(xs, torch.cat(weights), torch.cat(biases))
 
     def recurrent_weights(self) -> list[Tensor]:
         """Of what each step does: of each controller layer all but the input's part, then of the interface."""
@@ -172,16 +177,20 @@ class DNC(Memory):
         """
         hidden, cell = self._control(gates, state, layers)
         bias = hidden.new_zeros(1) if self.interface.bias is None else self.interface.bias
-        parts = torch.split(layers[-1](hidden.flatten(1), bias), self.splits, 1)
-        keys, strengths, write_keys, write_strengths, erase, vectors, free, allocate, write, modes = parts
+        splits = [*self.splits[:6], sum(self.splits[6:9]), self.splits[9]]  # f; g^a; g^w as one
+        parts = torch.split(layers[-1](hidden.flatten(1), bias), splits, 1)
+        keys, strengths, write_keys, write_strengths, erase, vectors, gates_of_heads, modes = parts
         memory, read_weights = state["memory"], state["read_weights"]
+        free, allocate, write = torch.split(gates_of_heads.sigmoid(), self.splits[6:9], 1)
+        sharp = self.strength(torch.cat([strengths, write_strengths], 1))
+        sharp_keys = sharpened(self._words(torch.cat([keys, write_keys], 1)), sharp)
+        keys, write_keys = sharp_keys.tensor_split([self.read_heads], 1)
 
         # where to write: usage, allocation, content
         written = state["write_weights"].detach() if self.stop_usage_gradient else state["write_weights"]
-        usage = next_usage(state["usage"], written, read_weights, free.sigmoid())
-        allocate, write = allocate.sigmoid(), write.sigmoid()
+        usage = next_usage(state["usage"], written, read_weights, free)
         allocations = write_allocations(usage, allocate * write)
-        similar = content_weights(memory, self._words(write_keys), self.strength(write_strengths), norms)
+        similar = similar_to(write_keys, memory, norms)
         # w^w = g^w (g^a a + (1 - g^a) c^w)
         write_weights = write[..., None] * torch.lerp(similar, allocations, allocate[..., None])
         memory = next_memory(memory, write_weights, self._words(erase.sigmoid()), self._words(vectors))
@@ -190,15 +199,10 @@ class DNC(Memory):
         # what to read: w^r = π_1 b + π_2 c + π_3 f, with links of each write head
         precedence = state["precedence"]
         following, preceding = links.follow(write_weights, precedence, read_weights, starts)
-        similar = content_weights(memory, self._words(keys), self.strength(strengths), norms)
-        modes = modes.view(modes.shape[0], self.read_heads, -1).softmax(2)
-        ways = [*preceding.unbind(1), similar, *following.unbind(1)]
-        if self.variant == "code":
-            ways = [*preceding.unbind(1), *following.unbind(1), similar]
-        first, *others = zip(ways, modes.unsqueeze(3).unbind(2), strict=True)
-        read_weights = first[0] * first[1]
-        for way, mode in others:
-            read_weights = torch.addcmul(read_weights, way, mode)
+        similar = similar_to(keys, memory, norms).unsqueeze(1)
+        modes = modes.view(modes.shape[0], self.read_heads, 1, -1).softmax(3)
+        ways = [preceding, similar, following] if self.variant == "paper" else [preceding, following, similar]
+        read_weights = (modes @ torch.cat(ways, 1).transpose(1, 2)).squeeze(2)
         after = {
             "hidden": hidden,
             "cell": cell,
@@ -218,14 +222,24 @@ class DNC(Memory):
         cells: list[Tensor] = []
         for layer, gate in enumerate(gates.chunk(self.num_layers, 1)):
             sees = torch.cat([read, state["hidden"][:, layer], *hiddens[-1:]], 1)
-            i, f, g, o = layers[layer](sees, gate).chunk(4, 1)
-            cell = self._clip(f.sigmoid() * state["cell"][:, layer] + i.sigmoid() * g.tanh())
-            hidden = self._clip(o.sigmoid() * cell.tanh())
+            hidden, cell = self._cell(layers[layer](sees, gate), state["cell"][:, layer])
             if self.clip_gradients is not None:
                 hidden = _ClipGradient.apply(hidden, self.clip_gradients)  # type: ignore[no-untyped-call]
             hiddens.append(hidden)
             cells.append(cell)
+        if self.num_layers == 1:
+            return hidden.unsqueeze(1), cell.unsqueeze(1)
         return torch.stack(hiddens, 1), torch.stack(cells, 1)
+
+    def _cell(self, gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
+        """h_t and c_t of a layer from its gates i, f, g, o and c_{t-1}."""
+        if gates.is_cuda and (self.clip_value is None or self.clip_value >= 20):
+            # one kernel; |h| < 1 needs no clipping, and that of c is lost in tanh(±20) = ±1
+            hidden, cell, _ = fused_cells.lstm(gates, torch.zeros_like(gates), cell)
+            return hidden, self._clip(cell)
+        i, f, g, o = gates.chunk(4, 1)
+        cell = self._clip(torch.addcmul(f.sigmoid() * cell, i.sigmoid(), g.tanh()))
+        return self._clip(o.sigmoid() * cell.tanh()), cell
 
     def _of_controller(self, name: str) -> list[Tensor]:
         return [layer.get_parameter(name) for layer in self.controller]

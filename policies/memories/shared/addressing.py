@@ -17,7 +17,7 @@ NORM_EPS = 1e-6
 """Added to squared norms, as in the released code, so that a word of zeros has a direction: none."""
 
 USAGE_FLOOR = 1e-30
-"""Stands for a usage of zero in products of usages; see `allocation_weights`."""
+"""Added to usages in products of them; see `allocation_weights`."""
 
 
 def oneplus(x: Tensor) -> Tensor:
@@ -42,9 +42,18 @@ def content_weights(memory: Tensor, keys: Tensor, strengths: Tensor, memory_norm
     Returns:
         A distribution over the slots for each head, `[B, K, N]`.
     """
+    return similar_to(sharpened(keys, strengths), memory, memory_norms)
+
+
+def sharpened(keys: Tensor, strengths: Tensor) -> Tensor:
+    """β k / |k| of K heads, `[B, K, W]`; arguments as of `content_weights`."""
+    return keys * (strengths * inverse_norms(keys))[..., None]
+
+
+def similar_to(sharpened_keys: Tensor, memory: Tensor, memory_norms: Tensor | None = None) -> Tensor:
+    """`content_weights` of `sharpened` keys."""
     memory_norms = inverse_norms(memory) if memory_norms is None else memory_norms
-    keys = keys * (strengths * inverse_norms(keys))[..., None]
-    return (keys @ memory.transpose(1, 2) * memory_norms[:, None]).softmax(2)
+    return (sharpened_keys @ memory.transpose(1, 2) * memory_norms[:, None]).softmax(2)
 
 
 def next_usage(usage: Tensor, write_weights: Tensor, read_weights: Tensor, free_gates: Tensor) -> Tensor:
@@ -62,16 +71,16 @@ def next_usage(usage: Tensor, write_weights: Tensor, read_weights: Tensor, free_
         u_t, `[B, N]`, in [0, 1].
     """
     retention = _product(1 - free_gates[..., None] * read_weights)
-    written = 1 - _product(1 - write_weights)
-    return (usage + written - usage * written) * retention
+    written = write_weights[:, 0] if write_weights.shape[1] == 1 else 1 - _product(1 - write_weights)
+    return torch.addcmul(usage, written, 1 - usage) * retention
 
 
 def allocation_weights(usage: Tensor) -> Tensor:
     """a_t[φ_j] = (1 - u_t[φ_j]) Π_{i<j} u_t[φ_i], with φ the slots by ascending usage, equal ones by index.
 
     The order has no derivative, as in the paper; the rest is exact. The product is taken in logarithms, which torch
-    differentiates without a synchronisation. A usage of zero enters it as `USAGE_FLOOR`: that changes the weights by
-    less than single precision, and gives the right derivative at zero.
+    differentiates without a synchronisation. `USAGE_FLOOR` is added to a usage: that changes the weights by less than
+    single precision, and gives the right derivative at zero.
 
     Args:
         usage: u_t, `[B, N]`.
@@ -80,9 +89,9 @@ def allocation_weights(usage: Tensor) -> Tensor:
         `[B, N]`, with a sum of at most 1; all zero where every slot is in use.
     """
     ascending, order = usage.sort(dim=1, stable=True)
-    logs = _floored(ascending).log()
+    logs = (ascending + USAGE_FLOOR).log()
     before = F.pad(logs.cumsum(1)[:, :-1], (1, 0)).exp()  # Π_{i<j}
-    return torch.zeros_like(usage).scatter(1, order, (1 - ascending) * before)
+    return torch.zeros_like(usage).scatter(1, order, torch.addcmul(before, ascending, before, value=-1))
 
 
 def write_allocations(usage: Tensor, gates: Tensor) -> Tensor:
@@ -95,6 +104,8 @@ def write_allocations(usage: Tensor, gates: Tensor) -> Tensor:
     Returns:
         `[B, H, N]`.
     """
+    if gates.shape[1] == 1:
+        return allocation_weights(usage).unsqueeze(1)
     allocations = []
     for gate in gates.unsqueeze(2).unbind(1):
         allocations.append(allocation_weights(usage))
@@ -120,7 +131,7 @@ def next_memory(memory: Tensor, write_weights: Tensor, erase: Tensor, write_vect
 
 def next_precedence(precedence: Tensor, write_weights: Tensor) -> Tensor:
     """p_t = (1 - Σ_i w^w_t[i]) p_{t-1} + w^w_t, each `[B, H, N]`."""
-    return (1 - write_weights.sum(2, keepdim=True)) * precedence + write_weights
+    return torch.addcmul(write_weights, 1 - write_weights.sum(2, keepdim=True), precedence)
 
 
 def next_linkage(linkage: Tensor, write_weights: Tensor, precedence: Tensor) -> Tensor:
@@ -157,8 +168,3 @@ def _product(factors: Tensor) -> Tensor:
     for factor in others:
         first = first * factor
     return first
-
-
-def _floored(usage: Tensor) -> Tensor:
-    """At least `USAGE_FLOOR`, with the derivative of the identity."""
-    return usage + (USAGE_FLOOR - usage).clamp_min(0).detach()
