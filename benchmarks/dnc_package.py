@@ -1,12 +1,12 @@
-"""Our DNC against the `dnc` package of PyPI at the same work: seconds for a sequence forward and backward, peak memory.
+"""Our DNC against the `dnc` package of PyPI at the same work: time of a sequence forward and backward, peak memory.
 
     pip install --no-deps dnc==1.1.0
     python benchmarks/dnc_package.py --csv results/dnc_package.csv
 
 Each side runs with the allocator as it is and with `tune_allocator` (`policies.native.allocator`), in processes of its
-own that take turns; a figure is the median over all rounds, without the first sequence of each process. Peak memory is
-the process's largest resident set, libraries included. The package is stepped as it ships: within a sequence every step
-is fed the same first read vector, where a DNC is fed what it read last.
+own that take turns; a figure is the median of processor times over all rounds, without the first sequence of each
+process. Peak memory is the process's largest resident set, libraries included. The package is stepped as it ships:
+within a sequence every step is fed the same first read vector, where a DNC is fed what it read last.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Args:
     """Sequences at once."""
     length: int = 100
     """Steps of a sequence."""
-    threads: int = 2
+    threads: int = 1
     """CPU threads."""
     rounds: int = 3
     """Processes of each kind."""
@@ -103,9 +103,9 @@ def work(args: Args) -> None:
     run, xs = sequence(side, args), torch.randn(args.length, args.batch, args.input_size)
     seconds = []
     for _ in range(1 + args.repeats):
-        start = time.perf_counter()
+        start = time.process_time()
         run(xs).square().mean().backward()
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # bytes on Linux
     print(json.dumps({"seconds": seconds[1:], "peak": peak}))
 

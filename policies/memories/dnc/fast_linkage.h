@@ -49,6 +49,7 @@ INLINE void follow_span(
         for (int r = 0; r < ROWS; r++) {
             l[r] = GET(before + r * n + j);
             if (!first) continue;
+            __builtin_prefetch(before + (ROWS + r) * n + j, 1, 2);
             l[r] = ((1 - w[r]) - GET(links->w + j)) * l[r] + w[r] * GET(links->p + j);
             PUT(rows + r * n + j) = l[r];
             if (!diagonal) continue;
@@ -95,12 +96,13 @@ static void follow(const Links *links, int64_t heads) {
     }
 }
 
-/* L_t alone; `before` and `after` may be the same. */
-static void advance(const REAL *before, REAL *after, const REAL *w, const REAL *p, int64_t rows, int64_t n) {
-    for (int64_t i = 0; i < rows; i++) {
+/* Rows i ... i + ROWS - 1 of L_t alone. */
+static void advance(
+    const REAL *before, REAL *after, const REAL *w, const REAL *p, int64_t i, int64_t n) {
+    for (int64_t r = i; r < i + ROWS; r++) {
         for (int64_t j = 0; j < n; j += WIDE)
-            PUT(after + i * n + j) = ((1 - w[i]) - GET(w + j)) * GET(before + i * n + j) + w[i] * GET(p + j);
-        after[i * n + i] = 0;
+            PUT(after + r * n + j) = ((1 - w[r]) - GET(w + j)) * GET(before + r * n + j) + w[r] * GET(p + j);
+        after[r * n + r] = 0;
     }
 }
 
@@ -108,6 +110,7 @@ static void advance(const REAL *before, REAL *after, const REAL *w, const REAL *
 INLINE void back_span(
     const Links *links, int64_t i, int64_t j, int64_t end, int64_t h, Wide (*sums)[ROWS], Wide *of_w, const int heads,
     const int last, const int diagonal) {
+    const int first = h == 0;
     const int64_t n = links->lead;
     REAL *rows = links->after + i * n;
     const REAL *w = links->w + i, *before = links->before + i * n;
@@ -120,6 +123,8 @@ INLINE void back_span(
             l[r] = ((1 - w[r]) - GET(links->w + j)) * GET(before + r * n + j) + w[r] * GET(links->p + j);
             if (diagonal) l[r] *= GET(off[r]);
             d[r] = GET(rows + r * n + j);
+            if (first) __builtin_prefetch(before + (ROWS + r) * n + j, 0, 2);
+            if (first) __builtin_prefetch(rows + (ROWS + r) * n + j, 1, 2);
         }
         for (int k = 0; k < heads; k++) {
             const int64_t of = (h + k) * n;

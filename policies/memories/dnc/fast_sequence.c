@@ -431,16 +431,18 @@ void NAME(backward)(
     /* the linkages after all steps but the last, from the copy on: [B, steps, H, rows, lead] */
     const int64_t made = last - first - 1;
     for (int64_t b = begin; b < end; b++)
-        for (int64_t t = first; t + 1 < last; t++) {
-            const int64_t at = t * tape->batch + b;
-            REAL *after = linkages + ((b - begin) * made + t - first) * size;
-            const REAL *before = t == first ? copies + (b - begin) * size : after - size;
-            for (int64_t h = 0; h < tape->writes; h++)
-                advance(
-                    starts_at(tape, at) ? tape->zeros : before + h * one, after + h * one,
-                    slots_at(tape, at + tape->batch).written + h * n, slots_before(tape, at).precedence + h * n,
-                    tape->rows, n);
-        }
+        for (int64_t h = 0; h < tape->writes; h++)
+            for (int64_t i = 0; i < tape->rows; i += ROWS) { /* in the order in which they stay in the cache */
+                const REAL *before = copies + (b - begin) * size + h * one;
+                for (int64_t t = first; t + 1 < last; t++) {
+                    const int64_t at = t * tape->batch + b;
+                    REAL *after = linkages + ((b - begin) * made + t - first) * size + h * one;
+                    advance(
+                        starts_at(tape, at) ? tape->zeros : before, after,
+                        slots_at(tape, at + tape->batch).written + h * n, slots_before(tape, at).precedence + h * n, i, n);
+                    before = after;
+                }
+            }
 
     for (int64_t t = last - 1; t >= first; t--) {
         const int64_t at = t * tape->batch + begin, next = at + tape->batch;
