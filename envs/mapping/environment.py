@@ -11,7 +11,16 @@ import torch.nn.functional as F
 from gymnasium import spaces
 from torch import Tensor
 
-from envs.mapping.worlds import MOVES, offsets, patch_codes, random_cells, random_maze, spiral
+from envs.bits import count_ones
+from envs.mapping.worlds import (
+    MOVES,
+    offsets,
+    patch_codes,
+    patches_of_codes,
+    random_cells,
+    random_maze,
+    spiral,
+)
 from envs.single_env import single as _single
 from envs.tensor_env import Info, TensorEnv
 
@@ -143,6 +152,7 @@ class Mapping(TensorEnv):
         self._spiral = torch.tensor(spiral(size), device=self.device)
         self._moves = torch.tensor(MOVES, device=self.device)
         self._around = {width: offsets(width, size, self.device) for width in {3, *queries}}
+        self._patches = patches_of_codes(self.device)
         self._rows = torch.arange(num_envs, device=self.device)
 
     # -- the rules -------------------------------------------------------------------------------------------------
@@ -166,73 +176,77 @@ class Mapping(TensorEnv):
         self._arrive(0)
 
     def _survey(self) -> None:
-        """Precomputes what depends on the walls only."""
-        self._codes = {width: patch_codes(self.walls, width) for width in self.queries}
+        """Computes what follows from the walls, and from where the agent has been."""
         self._flat = self.walls.flatten(1)
-        self._planes = torch.zeros(self.num_envs, 4, self.size**2 + 1, device=self.device)
-        """The planes from which patches are cut: free, wall and two zero planes, `[N, 4, size² + 1]`; the last cell is
-        blank."""
-        self._planes[:, 0, :-1] = ~self._flat
-        self._planes[:, 1, :-1] = self._flat
+        self._codes = {width: self._on_map(patch_codes(self.walls, width), width) for width in {3, *self.queries}}
+        visited = self._on_map(self.visited.view(-1, 1, self.size, self.size), 1) == 1
+        self._known = torch.where(visited, self._codes[3], -1).squeeze(1)
+        """Codes of the places where the agent has been, -1 elsewhere: int16 `[N, M, M]`."""
+
+    def _on_map(self, cells: Tensor, width: int) -> Tensor:
+        """Numbers of patches `[N, keys, S, S]` at their places on the map, `[N, keys, M, M]`; -1 where there is none.
+
+        S is `size - width + 1`. Where the map is narrower than the world, the ring around it is left out.
+        """
+        begin = self.map_size // 2 - self.size // 2 + width // 2
+        end = self.map_size - begin - cells.shape[-1]
+        numbers = cells if cells.dtype.is_signed else cells.to(torch.int16)
+        return F.pad(numbers, (begin, end, begin, end), value=-1)
+
+    def _on_map_at(self, place: Tensor) -> Tensor:
+        """The flat index on the map of cells by their flat index in the world, both int64 `[N]`."""
+        shift = self.map_size // 2 - self.size // 2
+        return (place // self.size + shift) * self.map_size + place % self.size + shift
 
     def _arrive(self, step: int) -> None:
         """Updates what the agent at `cell` has seen at `step`, and draws the next questions."""
         at = self.cell[:, 0] * self.size + self.cell[:, 1]
         self.path[:, step] = at
         self.visited.scatter_(1, at[:, None], True)
+        here = self._on_map_at(at)[:, None]
+        self._known.flatten(1).scatter_(1, here, self._codes[3].flatten(1).gather(1, here))
         around = at[:, None] + self._around[3]
-        before = self.seen
-        self.seen = before.scatter(1, around, torch.ones_like(around, dtype=torch.bool))
-        self._discovered = self.seen.sum(1) - before.sum(1) if self.explores else None
-        asked, masks = [], []
-        for width in self.queries:
-            place, right = self._ask(width, step)
-            asked.append(place)
-            masks.append(right)
-        self.asked = torch.stack(asked, 1)
-        self.target = torch.stack(masks, 1)
+        self._discovered = (~self.seen.gather(1, around)).sum(1) if self.explores else None
+        self.seen.scatter_(1, around, True)
+        asked, masks = zip(*(self._ask(width, step) for width in self.queries), strict=True)
+        self.asked, self.target = torch.stack(asked, 1), torch.stack(masks, 1)
 
     def _ask(self, width: int, step: int) -> tuple[Tensor, Tensor]:
-        """The place `[N]` of the queried patch (-1: none), and the mask `[N, M, M]` of all places that look like it."""
-        margin = width // 2
-        here = slice(margin, self.size - margin)
+        """The place `[N]` of the queried patch (-1: none), and the mask `[N, M, M]`, int8, of all places that look like
+        it."""
         if width == 3:
             earlier = torch.randint(step + 1, (self.num_envs, 1), generator=self.generator, device=self.device)
             place = self.path.gather(1, earlier).squeeze(1)
-            known = self.visited.view(-1, self.size, self.size)[:, here, here]
-        else:
-            unseen = 1.0 - self.seen.view(-1, 1, self.size, self.size).float()
-            known = F.max_pool2d(unseen, width, stride=1).squeeze(1) == 0
-            chance = torch.rand(known.shape, generator=self.generator, device=self.device) * known
-            best, index = chance.flatten(1).max(1)
-            side = known.shape[2]
-            place = (index // side + margin) * self.size + index % side + margin
-            place = place.masked_fill(best == 0, -1)
+            code = self._known.flatten(1).gather(1, self._on_map_at(place)[:, None])
+            right = torch.empty(self._known.shape, dtype=torch.int8, device=self.device)
+            return place, torch.eq(self._known, code[..., None], out=right)  # into bytes twice as fast as into bool
+        margin = width // 2
+        unseen = 1.0 - self.seen.view(-1, 1, self.size, self.size).float()
+        known = F.max_pool2d(unseen, width, stride=1) == 0  # [N, 1, S, S]
+        chance = torch.rand(known.shape, generator=self.generator, device=self.device) * known
+        best, index = chance.flatten(1).max(1)
+        side = known.shape[3]
+        place = (index // side + margin) * self.size + index % side + margin
+        none = best == 0
         codes = self._codes[width]
-        side = codes.shape[2]
-        row, column = place // self.size - margin, place % self.size - margin
-        index = (row * side + column).clamp(min=0)[:, None, None].expand(-1, codes.shape[1], 1)
-        same = (codes == codes.flatten(2).gather(2, index)[..., None]).all(1)
-        right = (same & known & (place >= 0)[:, None, None]).float()
-        begin = self.map_size // 2 - self.size // 2 + margin
-        end = self.map_size - begin - side
-        return place, F.pad(right, (begin, end, begin, end))
+        code = codes.flatten(2).gather(2, self._on_map_at(place)[:, None, None].expand(-1, codes.shape[1], 1))
+        same = (codes == code[..., None]).all(1) & (self._on_map(known, width) == 1).squeeze(1)
+        return place.masked_fill(none, -1), (same & ~none[:, None, None]).to(torch.int8)
 
     def _advance(self, action: Tensor) -> tuple[Tensor, None, None]:
         assert self.horizon is not None
         if self.explores:
-            due = self.target.flatten(1).amax(1)
-            right = self.target.amax(1).flatten(1).gather(1, action[:, 1:].long()).squeeze(1)
+            due = self.target.flatten(1).amax(1).float()
+            right = self.target.amax(1).flatten(1).gather(1, action[:, 1:].long()).squeeze(1).float()
             if self.render_mode is not None:
                 place = F.one_hot(action[:, 1].long(), self.map_size**2).float()
                 self.marks = place.view(-1, 1, self.map_size, self.map_size).expand(self.target.shape)
                 self.wanted = self.target
         else:
-            marks = action.view(self.target.shape).float()  # faster for integers
+            marks = action.to(torch.int8).view(self.target.shape)
             if self.render_mode is not None:
                 self.marks, self.wanted = marks, self.target
-            marked, wanted = marks.flatten(2).sum(2), self.target.flatten(2).sum(2)
-            hits = torch.linalg.vecdot(marks.flatten(2), self.target.flatten(2))
+            hits, marked, wanted = self._count(marks)
             score = torch.where(marked + wanted > 0, 2 * hits / (marked + wanted).clamp(min=1), 1.0)
         self._move(action)
         self._arrive(self._elapsed + 1)
@@ -244,6 +258,13 @@ class Mapping(TensorEnv):
         hits, marked, wanted = hits.sum(1), marked.sum(1), wanted.sum(1)
         self._measure(precision=(hits, marked), recall=(hits, wanted), f1=(2 * hits, marked + wanted))
         return score.mean(1) / self.horizon, None, None
+
+    def _count(self, marks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """How many marks are right, how many there are, and how many there should be: float32 `[N, queries]`."""
+        both, differ = marks & self.target, marks ^ self.target
+        each = (count_ones(bits.flatten(0, 1)).view(marks.shape[:2]) for bits in (both, differ, self.target))
+        hits, wrong, wanted = (number.float() for number in each)
+        return hits, wrong + 2 * hits - wanted, wanted
 
     def _move(self, action: Tensor) -> None:
         if self.trajectory == "spiral":
@@ -278,24 +299,29 @@ class Mapping(TensorEnv):
     def _patch(self, place: Tensor, width: int) -> Tensor:
         """The patch around `place` `[N]`, `[N, 4, width, width]`; blank where `place` is -1, which only occurs for
         9×9."""
-        index = place[:, None] + self._around[width]
-        if width > 3:
-            index = index.masked_fill((place < 0)[:, None], self.size**2)
-        return self._planes.gather(2, index[:, None].expand(-1, 4, -1)).view(-1, 4, width, width)
+        if width == 3:
+            code = self._codes[3].flatten(1).gather(1, self._on_map_at(place)[:, None]).squeeze(1)
+            return self._patches.index_select(0, code.int())
+        here = place >= 0
+        index = torch.where(here, place, self.size**2 // 2)[:, None] + self._around[width]
+        wall = self._flat.gather(1, index).view(-1, width, width)
+        patch = torch.zeros(self.num_envs, 4, width, width, device=self.device)
+        patch[:, 0], patch[:, 1] = ~wall & here[:, None, None], wall & here[:, None, None]
+        return patch
 
     def _describe(self) -> Info:
         if not self.explores:
-            target = self.target.view(self.num_envs, *self.single_action_space.shape).to(torch.int8)  # type: ignore[misc]
+            target = self.target.view(self.num_envs, *self.single_action_space.shape).clone()  # type: ignore[misc]
             return {"target": target, "weight": torch.ones(self.num_envs, device=self.device)}
         place = self.asked.amax(1)  # of several questions any will do; -1: there is none yet
-        shift = self.map_size // 2 - self.size // 2
-        cell = (place // self.size + shift) * self.map_size + place % self.size + shift
+        cell = self._on_map_at(place)
         weight = torch.stack([torch.zeros_like(place), place >= 0], 1).float()
         return {"target": torch.stack([torch.zeros_like(place), cell.clamp(min=0)], 1), "weight": weight}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         super().load_state_dict(state)
         if self._started:
+            self.target = self.target.to(torch.int8)  # older checkpoints have float32
             self._survey()
         self.marks = self.wanted = None
 

@@ -88,7 +88,8 @@ def patch_codes(walls: Tensor, width: int) -> Tensor:
         width: odd, at most 9.
 
     Returns:
-        Integers `[N, keys, S - width + 1, S - width + 1]`: int64 of up to 54 cells each, or float32 of up to 24.
+        Integers `[N, keys, S - width + 1, S - width + 1]`, at least 0: int64 of up to 54 cells each; of 3 x 3 cells
+        int16, bit 3 r + c for row r and column c.
     """
     bits = torch.arange(width, device=walls.device)
     rows = (walls.long().unfold(2, width, 1) << bits).sum(3)  # of each stretch of a row, as a number
@@ -98,7 +99,13 @@ def patch_codes(walls: Tensor, width: int) -> Tensor:
         parts = [rows[:, row : row + walls.shape[1] - width + 1] << width * (row - first) for row in some]
         codes.append(torch.stack(parts).sum(0))
     found = torch.stack(codes, 1)
-    return found.float() if width * width < 24 else found  # which compares faster
+    return found.to(torch.int16) if width == 3 else found  # which compares faster
+
+
+def patches_of_codes(device: torch.device) -> Tensor:
+    """Every 3 x 3 patch, by its code: float32 `[512, 4, 3, 3]`, planes free, wall and two of zeros."""
+    wall = (torch.arange(512, device=device)[:, None] >> torch.arange(9, device=device) & 1).view(-1, 3, 3).float()
+    return torch.stack([1 - wall, wall, torch.zeros_like(wall), torch.zeros_like(wall)], 1)
 
 
 def offsets(width: int, size: int, device: torch.device) -> Tensor:

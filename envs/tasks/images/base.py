@@ -91,7 +91,8 @@ class ImageTask(SequenceTask):
 
     def _look_up(self, numbers: Tensor) -> Tensor:
         """Images `[N, 1, H, W]`, float32 in 0..1, by their numbers `[N]`."""
-        return (self.pixels.index_select(0, numbers) * self.scale).unsqueeze(1)
+        image = self.pixels.index_select(0, numbers).float()  # a product of two types is three times as slow
+        return (image if self.scale == 1 else image.mul_(self.scale)).unsqueeze(1)
 
     def _nothing(self) -> Tensor:
         return torch.zeros(self._image_shape, device=self.device)

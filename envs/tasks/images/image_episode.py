@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from envs.bits import count_ones, random_events, random_words
 from envs.single_env import single as _single
 from envs.tasks.images.base import ImageTask
 from envs.tasks.sequence.base import Sequences
@@ -109,9 +110,16 @@ class ImageEpisode(ImageTask):
         if noise is not None and query not in NOISE:
             raise ValueError(f"noise is {noise} and query {query!r}; expected no noise there")
         self.query = query
-        self._table: Tensor | None = None
+        self._turned = 0
+        """Salt and pepper turns over this many of `LEVELS` pixels: half of those that it falls on."""
+        self._ink: Tensor | None = None
+        """What the other kinds make of ink, `[LEVELS]`; they leave paper as it is."""
         if query in NOISE:
-            self._table = noise_table(query, NOISE[query] if noise is None else noise).to(device).flatten()
+            paper, ink = noise_table(query, NOISE[query] if noise is None else noise)
+            if query == "salt-and-pepper":
+                self._turned = int(paper.sum())
+            else:
+                self._ink = ink.to(device)
         super().__init__(
             num_envs,
             source,
@@ -148,7 +156,10 @@ class ImageEpisode(ImageTask):
 
     def _advance(self, action: Tensor) -> tuple[Tensor, None, None]:
         pixels, weight = math.prod(self._image_shape[1:]), self.weights[self._elapsed]
-        wrong = weight * (action != self._due()).flatten(1).sum(1)
+        if self._asks():
+            wrong = weight * count_ones(action.to(torch.int8).view(self._image_shape) ^ self._due())
+        else:
+            wrong = torch.zeros_like(weight)
         if self.render_mode is not None:
             self._answers.append(action.clone())
         self._measure(wrong_pixels=(wrong, weight), error=(100.0 / pixels * wrong, weight))
@@ -164,7 +175,7 @@ class ImageEpisode(ImageTask):
         """The corrupted image of the current step, float32 `[N, 1, H, W]`; every call draws new noise."""
         turn = self._elapsed - self.shown
         image = self.pixels.index_select(0, self.asked_with[turn])
-        if self._table is not None:
+        if self.query in NOISE:
             question = self._noisy(image)
         elif self.query == "half":
             question = (image * self._halves.index_select(0, self.side_hidden[turn])).float()
@@ -176,13 +187,13 @@ class ImageEpisode(ImageTask):
         return question
 
     def _noisy(self, image: Tensor) -> Tensor:
-        """Adds noise to binary pixels by random 16-bit quantiles, four per 64-bit draw."""
-        assert self._table is not None
-        size, limit = image.numel(), 2**63
-        words = torch.randint(-limit, limit - 1, (-(-size // 4),), generator=self.generator, device=self.device)
-        quantile = words.view(torch.int16)[:size].to(torch.int32) + LEVELS // 2
-        place = quantile + LEVELS * image.flatten().to(torch.int32)
-        return self._table.index_select(0, place).view(image.shape)
+        """Adds noise to binary pixels, float32 like `image`; 16 random bits decide each pixel."""
+        size, source = image.numel(), (self.generator, self.device)
+        if self._ink is None:
+            return (random_events(self._turned, size, *source).view(image.shape) ^ image).float()
+        words = random_words(-(-size // 4), *source)
+        quantile = words.view(torch.int16)[:size].to(torch.int32).add_(LEVELS // 2)
+        return self._ink.index_select(0, quantile).view(image.shape).mul_(image.float())
 
     def _describe(self) -> Info:
         return {"target": self._due(), "weight": self.weights[self._elapsed].clone()}

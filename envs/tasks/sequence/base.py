@@ -15,6 +15,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from envs.bits import random_words
 from envs.tensor_env import AnswerGroup, Info, TensorEnv
 
 
@@ -116,10 +117,9 @@ class SequenceTask(TensorEnv):
         return torch.randint(low, high + 1, shape, generator=self.generator, device=self.device)
 
     def _bits(self, *shape: int) -> Tensor:
-        """Random bits, int8 `[*shape]`: the low bits of the bytes of 64-bit numbers, which gives eight bits per
-        draw."""
-        size, limit = math.prod(shape), 2**63
-        words = torch.randint(-limit, limit - 1, (-(-size // 8),), generator=self.generator, device=self.device)
+        """Random bits, int8 `[*shape]`: the low bits of the bytes of 64-bit words."""
+        size = math.prod(shape)
+        words = random_words(-(-size // 8), self.generator, self.device)
         return (words.view(torch.int8) & 1)[:size].view(shape)
 
     def _uniform(self, *shape: int) -> Tensor:

@@ -334,7 +334,21 @@ def test_a_source_without_classes_has_no_class_task(tmp_path: Any) -> None:
 
 def test_noise_kinds_have_a_default_amount() -> None:
     for kind, usual in NOISE.items():
-        one, other = ImageEpisode(1, query=kind)._table, ImageEpisode(1, query=kind, noise=usual)._table
-        assert one is not None
-        assert other is not None
-        assert torch.equal(one, other)
+        questions = []
+        for noise in (None, usual):
+            env = ImageEpisode(20, query=kind, noise=noise, length=1)
+            env.reset(seed=0)
+            questions.append(env.step(torch.zeros(20, 1, 8, 8))[0]["query"])
+        assert torch.equal(*questions)
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.int64, torch.float32, torch.bool])
+def test_answers_of_every_type_are_counted_alike(kind: torch.dtype) -> None:
+    env = ImageEpisode(5, length=2)
+    env.reset(seed=0)
+    answer = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0)) < 0.4
+    for _ in range(2):
+        *_, info = env.step(answer.to(kind))
+    wrong = (answer != info["target"].bool()).flatten(1).sum(1)
+    *_, info = env.step(answer.to(kind))
+    assert info["metrics"]["wrong_pixels"][0].tolist() == wrong.tolist()

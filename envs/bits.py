@@ -1,0 +1,48 @@
+"""Bits held in bytes: drawn and counted eight to a 64-bit word, many times faster than one by one."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+_WORDS = 255
+"""Words that may be added before a byte of the sum overflows."""
+
+
+def random_words(count: int, generator: torch.Generator | None, device: torch.device | str) -> Tensor:
+    """Random 64-bit words, int64 `[count]`; of 2⁶⁴ values one never occurs."""
+    limit = 2**63
+    return torch.randint(-limit, limit - 1, (count,), generator=generator, device=device)
+
+
+def random_bits(shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device | str) -> Tensor:
+    """Fair random bits, int8 of `shape`: all 64 bits of a word are used."""
+    size = math.prod(shape)
+    octets = random_words(-(-size // 64), generator, device).view(torch.int8)
+    place = torch.arange(8, dtype=torch.int8, device=octets.device)
+    return (octets >> place[:, None] & 1).flatten()[:size].view(shape)
+
+
+def random_events(chance: int, size: int, generator: torch.Generator | None, device: torch.device | str) -> Tensor:
+    """Independent events, uint8 `[size]`: 1 with the probability `chance` / 2¹⁶, else 0. 16 random bits decide each."""
+    drawn = random_words(-(-size // 4), generator, device).view(torch.int16)[:size]
+    events = torch.empty(size, dtype=torch.uint8, device=drawn.device)
+    if chance >= 2**16:  # the threshold would not be a 16-bit number
+        return events.fill_(1)
+    return torch.lt(drawn, chance - 2**15, out=events)  # into bytes twice as fast as into bool
+
+
+def count_ones(bits: Tensor) -> Tensor:
+    """How many ones are in each row, int64 `[N]`.
+
+    Args:
+        bits: int8, uint8 or bool `[N, ...]`, contiguous, of zeros and ones only.
+    """
+    rows = bits.flatten(1)
+    if rows.shape[1] % 8:
+        return rows.sum(1)
+    words = rows.view(torch.int64)
+    parts = [part.sum(1) for part in words.split(_WORDS, dim=1)]  # each byte of a sum counts eight columns apart
+    return torch.stack(parts, 1).view(torch.uint8).sum(1)

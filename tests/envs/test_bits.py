@@ -1,0 +1,45 @@
+"""Bits in bytes: counted as a plain sum counts them, and drawn with the chances that are promised."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from envs.bits import count_ones, random_bits, random_events
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("width", [1, 7, 8, 64, 784, 2040, 2048, 5000, 5001])
+@pytest.mark.parametrize("kind", [torch.int8, torch.uint8, torch.bool])
+def test_ones_are_counted(width: int, kind: torch.dtype) -> None:
+    some = (torch.rand(3, width, generator=generator()) < 0.5).to(kind)
+    for bits in (some, torch.ones_like(some), torch.zeros_like(some)):  # all ones: no byte overflows
+        assert count_ones(bits).tolist() == bits.sum(1).tolist()
+    assert count_ones(some.view(3, 1, width)).tolist() == some.sum(1).tolist()
+
+
+def test_bits_are_fair_and_independent() -> None:
+    bits = random_bits((1000, 1001), generator(), "cpu")
+    assert set(bits.unique().tolist()) == {0, 1}
+    assert bits.float().mean().item() == pytest.approx(0.5, abs=0.002)
+    # The eight bits of a byte go to eight places an eighth of all apart; neighbours are of different bytes.
+    flat = bits.flatten()[: 1_000_000].float() - 0.5
+    for apart in (1, 8, 64, len(flat) // 8, 125_128):
+        assert 4 * (flat[apart:] * flat[:-apart]).mean().item() == pytest.approx(0, abs=0.005)
+    assert torch.equal(random_bits((9,), generator(5), "cpu"), random_bits((9,), generator(5), "cpu"))
+
+
+@pytest.mark.parametrize("chance", [0, 1, 200, 2**15 - 1, 2**15, 2**15 + 1, 60_000, 2**16 - 1, 2**16])
+def test_events_have_their_chance(chance: int) -> None:
+    size = 4_000_003
+    events = random_events(chance, size, generator(), "cpu")
+    assert events.shape == (size,)
+    expected, deviation = size * chance / 2**16, (size * chance / 2**16 * (1 - chance / 2**16)) ** 0.5
+    assert abs(int(events.sum()) - expected) <= 4 * deviation  # exact for never and always
+    if chance == 2**15:
+        centred = events.float() - 0.5
+        for apart in (1, 2, 3, 4):  # four are of one word
+            assert 4 * (centred[apart:] * centred[:-apart]).mean().item() == pytest.approx(0, abs=0.003)
