@@ -1,7 +1,7 @@
 """How many environment steps a second: uniform random actions, drawn anew for every step and counted in.
 
     python benchmarks/env_speed.py --num-envs 64 1024 16384 --threads 1 2 --csv results/env_speed.csv
-    python benchmarks/env_speed.py --envs Engram/Mapping-v0 --env-kwargs size=25 --num-envs 1024 --against OTHER_CHECKOUT
+    python benchmarks/env_speed.py --envs Engram/Mapping-v0 --env-kwargs size=25 --num-envs 1024 --against CHECKOUT
 
 A step of 1,024 copies counts as 1,024. Each figure is the median of the repeats: by processor time with one thread of a
 CPU, else by the clock. With `--against` the same environments of another checkout take turns with these in one process.
@@ -24,8 +24,7 @@ import torch
 import tyro
 import yaml
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # runs from a checkout that is not installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
 
 import envs
 from envs.bits import random_bits
@@ -43,7 +42,7 @@ class Args:
     threads: tuple[int, ...] = (1,)
     """Numbers of CPU threads to measure."""
     actions: str = "draw"
-    """"draw": new ones at every step, bits as int8; "once": the same ones, so that the environment alone is measured."""
+    """"draw": new ones at every step, bits as int8; "once": the same ones, which measures the environment alone."""
     device: str = "cpu"
     """Where the environments live."""
     seconds: float = 0.5

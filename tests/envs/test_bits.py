@@ -26,7 +26,7 @@ def test_bits_are_fair_and_independent() -> None:
     assert set(bits.unique().tolist()) == {0, 1}
     assert bits.float().mean().item() == pytest.approx(0.5, abs=0.002)
     # The eight bits of a byte go to eight places an eighth of all apart; neighbours are of different bytes.
-    flat = bits.flatten()[: 1_000_000].float() - 0.5
+    flat = bits.flatten()[:1_000_000].float() - 0.5
     for apart in (1, 8, 64, len(flat) // 8, 125_128):
         assert 4 * (flat[apart:] * flat[:-apart]).mean().item() == pytest.approx(0, abs=0.005)
     assert torch.equal(random_bits((9,), generator(5), "cpu"), random_bits((9,), generator(5), "cpu"))
