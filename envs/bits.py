@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 _WORDS = 255
-"""Words that may be added before a byte of the sum overflows."""
+"""Words that may be added before a byte of the sum overflows; each byte counts its own column of bytes."""
 
 
 def random_words(count: int, generator: torch.Generator | None, device: torch.device | str) -> Tensor:
@@ -44,5 +44,5 @@ def count_ones(bits: Tensor) -> Tensor:
     if rows.shape[1] % 8:
         return rows.sum(1)
     words = rows.view(torch.int64)
-    parts = [part.sum(1) for part in words.split(_WORDS, dim=1)]  # each byte of a sum counts eight columns apart
+    parts = [words[:, first : first + _WORDS].sum(1) for first in range(0, words.shape[1], _WORDS)]
     return torch.stack(parts, 1).view(torch.uint8).sum(1)
