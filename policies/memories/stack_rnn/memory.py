@@ -11,6 +11,7 @@ from policies.memories.contract import Memory, MemoryStep, Panel, State
 from policies.memories.registry import register_memory
 from policies.memories.shared.arguments import at_least, one_of
 from policies.memories.shared.pictures import vector_panel
+from policies.memories.stack_rnn.fast import FastStackRNN
 
 EMPTY = -1.0
 """What an empty cell of a stack holds."""
@@ -46,6 +47,8 @@ class StackRNN(Memory):
             the paper tests; "always". The gradient is that of the unrounded actions. PPO acts with `training` False and
             replays with it True, so "evaluation" there would replay what was not done; A2C trains as it acts.
     """
+
+    fast_form = FastStackRNN
 
     def __init__(
         self,
@@ -100,10 +103,15 @@ class StackRNN(Memory):
     def act(self, hidden: Tensor) -> Tensor:
         """a_t: weights of PUSH, POP and, where allowed, NO-OP, `[B, num_stacks, 2 or 3]`."""
         actions: Tensor = self.actions(hidden).unflatten(1, (self.num_stacks, -1)).softmax(2)
-        if self.rounding == "always" or (self.rounding == "evaluation" and not self.training):
+        if self.rounds:
             rounded = torch.zeros_like(actions).scatter(2, actions.argmax(2, keepdim=True), 1.0)
             return rounded + (actions - actions.detach())
         return actions
+
+    @property
+    def rounds(self) -> bool:
+        """Whether actions are rounded now."""
+        return self.rounding == "always" or (self.rounding == "evaluation" and not self.training)
 
     def metrics(self, state: State) -> dict[str, Tensor]:
         """How strongly was pushed and popped in the last step, the mean over stacks."""

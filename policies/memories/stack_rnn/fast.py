@@ -1,0 +1,89 @@
+"""The fast form of the stack RNN: sequences, and steps while acting, by C loops on a CPU where there is a compiler.
+
+Not while actions are rounded; then, on other devices and without a compiler the equations step the memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from policies.memories.contract import FastForm, MemoryStep, State, Unrolled
+from policies.memories.stack_rnn import fast_native
+from policies.memories.stack_rnn.fast_native import NativeSequence, NativeTape, Sizes, Weights
+from policies.memories.time.held import held
+from policies.memories.time.recording import Recording
+from policies.memories.time.taped import TapedForm
+
+ROOM = 20
+"""Steps for which a recording makes room at once, at least."""
+
+
+class FastStackRNN(TapedForm):
+    """Symbols as in `memory.py`."""
+
+    memory: Any
+
+    def usable(self) -> bool:
+        """Whether there are C loops for this memory, here and now."""
+        memory = self.memory
+        return not memory.rounds and fast_native.usable(memory.tops.weight, memory.capacity)
+
+    def fits(self, length: int, resets: Sequence[int] | None, grad: bool) -> bool:
+        return self.usable()
+
+    def step(self, x: Tensor, state: State) -> MemoryStep:
+        if torch.is_grad_enabled() or not len(x) or not self.usable():
+            return FastForm.step(self, x, state)
+        tape = self.blank(1, state, held(self.memory, "weights", self.weights))
+        tape.step(x, None)
+        after = tape.state()
+        return MemoryStep(after["hidden"], after, {})
+
+    def record(self, state: State, room: int) -> Recording:
+        return super().record(state, max(room, ROOM))
+
+    def tape(self, state: State, room: int) -> NativeTape:
+        return self.blank(room, state, self.weights())
+
+    def output(self, state: State) -> Tensor:
+        return state["hidden"]
+
+    def finish(self, tape: Any, given: Tensor, state: State) -> Unrolled:
+        return self.sequence(given, state, None, tape)
+
+    def run(
+        self, xs: Tensor, state: State, starts: Tensor | None = None, resets: Sequence[int] | None = None
+    ) -> Unrolled:
+        return self.sequence(xs, state, starts, self.tape(state, len(xs)))
+
+    def sequence(self, xs: Tensor, state: State, starts: Tensor | None, tape: NativeTape) -> Unrolled:
+        """The steps of `tape`, blank or full."""
+        outputs, stacks = NativeSequence.apply(  # type: ignore[no-untyped-call]
+            tape, starts, xs, state["hidden"], state["stacks"], *self.weights()
+        )
+        return Unrolled(outputs, {"hidden": outputs[-1], "stacks": stacks}, {})
+
+    def blank(self, room: int, state: State, weights: Weights) -> NativeTape:
+        """A blank tape that starts from `state`."""
+        memory, hidden = self.memory, state["hidden"]
+        (batch, size), moves = hidden.shape, 3 if memory.no_op else 2
+        sizes = (memory.num_stacks, memory.capacity, memory.top_k, moves, memory.recurrent)
+        empty = memory.initial_state(1)["stacks"][0]
+        return NativeTape(room, hidden, state["stacks"], empty, weights, Sizes(batch, size, *sizes))
+
+    def weights(self) -> Weights:
+        """The parameters as the loops take them."""
+        memory = self.memory
+        weight = memory.tops.weight
+        if memory.hidden is not None:
+            weight = torch.cat([weight, memory.hidden.weight], 1)
+        interface = torch.cat([memory.actions.weight, memory.pushed.weight])
+        if memory.input.bias is None:
+            zeros = weight.new_zeros(len(weight)), weight.new_zeros(len(interface))
+            return Weights(memory.input.weight, zeros[0], weight, interface, zeros[1])
+        bias = torch.cat([memory.actions.bias, memory.pushed.bias])
+        return Weights(memory.input.weight, memory.input.bias, weight, interface, bias)

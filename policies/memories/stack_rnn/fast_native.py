@@ -1,0 +1,225 @@
+"""The stack RNN over time on a CPU: whole sequences by the C loops of `fast_sequence.c`, as one autograd function.
+
+A call takes some environments through many steps, forward or back; episodes may start anywhere. What does not wait for
+a step is large products of torch's: U x before, the gradients of all weights after, some steps at a time.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from policies.memories.steps import State
+from policies.memories.time.sums import ROWS, Sum
+from policies.native.compiler import library, off, shared_out
+from policies.native.packed import packed
+
+SOURCE = Path(__file__).with_name("fast_sequence.c")
+BLOCK = 16
+"""Environments that are taken through time together."""
+MOST = 2**16
+"""Cells of the largest stack; the loops have two such on the C stack."""
+
+
+class Sizes(NamedTuple):
+    """What the loops must know beside the arrays, in the order of the C file."""
+
+    batch: int
+    hidden: int
+    stacks: int
+    capacity: int
+    top: int
+    moves: int
+    recurrent: bool
+
+
+class Weights(NamedTuple):
+    """The trained parameters as the loops take them."""
+
+    input: Tensor
+    """U, `[m, F]`."""
+    bias: Tensor
+    weight: Tensor
+    """P and, with recurrence, R: `[m, stacks · k + m]`."""
+    interface: Tensor
+    """A, then D: `[stacks · (moves + 1), m]`."""
+    interface_bias: Tensor
+
+
+class _Tape(ctypes.Structure):
+    """As in the C file."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in Sizes._fields),
+        *((name, ctypes.c_void_p) for name in ("starts", "weight", "interface", "bias")),
+        *((name, ctypes.c_void_p) for name in ("inputs", "after", "parameters", "cells", "first_hidden", "empty")),
+        *((name, ctypes.c_void_p) for name in ("d_after", "d_sums", "d_parameters", "d_hidden", "d_cells", "d_inputs")),
+    ]
+
+
+def usable(like: Tensor, capacity: int) -> bool:
+    """Whether the loops can take this memory, of whose parameters `like` is one: on a CPU, with a compiler at hand."""
+    return like.device.type == "cpu" and capacity <= MOST and not off() and library(SOURCE, like.dtype) is not None
+
+
+class Loops:
+    """The C functions with what they work on, by the names in the C file; all arrays are contiguous."""
+
+    def __init__(self, sizes: Sizes, weights: Weights, forward: bool, **arrays: Tensor) -> None:
+        functions = library(SOURCE, weights.weight.dtype)
+        assert functions is not None
+        self._functions, self._batch = functions, sizes.batch
+        self._tape, self._held = _Tape(*sizes), list[Tensor]()
+        self.set(weight=packed(functions, weights.weight, forward), bias=weights.interface_bias)
+        self.set(interface=packed(functions, weights.interface, forward), **arrays)
+
+    def set(self, **arrays: Tensor) -> None:
+        """Take these arrays too."""
+        for name, array in arrays.items():
+            assert array.is_contiguous(), name
+            self._held.append(array)
+            setattr(self._tape, name, array.data_ptr())
+
+    def forward(self, begin: int, end: int) -> None:
+        """Take the steps `begin` ... `end` - 1."""
+        self._all(self._functions.forward, begin, end)
+
+    def backward(self, begin: int, end: int) -> None:
+        """Back through the steps `end` - 1 ... `begin`."""
+        self._all(self._functions.backward, begin, end)
+
+    def _all(self, function: Callable[..., None], first: int, last: int) -> None:
+        tape, times = ctypes.byref(self._tape), (ctypes.c_int64(first), ctypes.c_int64(last))
+
+        def take(begin: int, end: int) -> None:
+            for at in range(begin, end, BLOCK):
+                function(tape, *times, ctypes.c_int64(at), ctypes.c_int64(min(at + BLOCK, end)))
+
+        shared_out(take, self._batch)
+
+
+class NativeTape:
+    """`length` steps of a stack RNN, written down as they are taken; without gradients.
+
+    Args:
+        length: room for so many steps.
+        hidden, stacks: the state before the first step; left as they are.
+        empty: stacks at the start of an episode, `[stacks, capacity]`.
+        weights: the trained parameters.
+        sizes: of the memory.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self, length: int, hidden: Tensor, stacks: Tensor, empty: Tensor, weights: Weights, sizes: Sizes
+    ) -> None:
+        self.length, self.count, self.sizes = length, 0, sizes
+        self.weights = Weights(*(weight.detach() for weight in weights))
+        batch, first = sizes.batch, hidden.detach().contiguous()
+
+        def room(*shape: int, steps: int = length) -> Tensor:
+            return first.new_empty(steps, batch, *shape)
+
+        self.arrays = {
+            "inputs": room(weights.weight.shape[1]),
+            "after": room(sizes.hidden),
+            "parameters": room(len(weights.interface)),
+            "cells": room(sizes.stacks, sizes.capacity, steps=length + 1),
+            "empty": empty.detach().contiguous(),
+            "first_hidden": first,
+        }
+        self.arrays["cells"][0] = stacks
+        self.starts: Tensor | None = None
+        self._loops = Loops(sizes, self.weights, True, **self.arrays)
+
+    @property
+    def full(self) -> bool:
+        return self.count == self.length
+
+    def state(self) -> State:
+        """The state after the last step: views."""
+        hidden = self.arrays["after"][self.count - 1] if self.count else self.arrays["first_hidden"]
+        return {"hidden": hidden, "stacks": self.arrays["cells"][self.count]}
+
+    @torch.no_grad()
+    def step(self, given: Tensor, starts: Tensor | None) -> None:
+        """Take a step. `given`: its input, `[B, F]`."""
+        torch.addmm(self.weights.bias, given, self.weights.input.t(), out=self.arrays["after"][self.count])
+        if starts is not None:
+            self._may_start()[self.count] = starts
+        self._loops.forward(self.count, self.count + 1)
+        self.count += 1
+
+    @torch.no_grad()
+    def run(self, xs: Tensor, starts: Tensor | None) -> None:
+        """Take all steps. `xs`: `[T, B, F]`; `starts`: `[T, B]`."""
+        if starts is not None:
+            self._may_start().copy_(starts)
+        room, after = max(1, ROWS // max(1, xs.shape[1])), self.arrays["after"]
+        for begin in range(0, len(xs), room):
+            x = xs[begin : begin + room].flatten(0, 1)
+            out = after[begin : begin + room].flatten(0, 1)
+            torch.addmm(self.weights.bias, x, self.weights.input.t(), out=out)
+            self._loops.forward(begin, min(begin + room, len(xs)))
+        self.count = len(xs)
+
+    def _may_start(self) -> Tensor:
+        if self.starts is None:
+            self.starts = torch.zeros(self.arrays["after"].shape[:2], dtype=torch.bool)
+            self._loops.set(starts=self.starts)
+        return self.starts
+
+
+class NativeSequence(torch.autograd.Function):
+    """The steps of a `NativeTape` and their derivative.
+
+    Inputs: the tape, blank or full; where episodes start on a blank one; inputs `[T, B, F]`; hidden state and stacks
+    before the first step; the fields of `Weights`. Outputs: hidden state after each step `[T, B, m]`; stacks after the
+    last.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, tape: NativeTape, starts: Tensor | None, xs: Tensor, *made_of: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        if not tape.count:
+            tape.run(xs, starts)
+        ctx.sizes, ctx.starts, ctx.names, ctx.count = tape.sizes, tape.starts, (*tape.arrays,), tape.count
+        ctx.save_for_backward(xs, *tape.weights, *tape.arrays.values())
+        return tape.arrays["after"][: tape.count], tape.arrays["cells"][tape.count].clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_after: Tensor, d_cells: Tensor) -> tuple[Tensor | None, ...]:
+        xs, *saved = ctx.saved_tensors
+        weights, arrays = Weights(*saved[:5]), dict(zip(ctx.names, saved[5:], strict=True))
+        length, batch = ctx.count, ctx.sizes.batch
+        d_cells = d_cells.clone(memory_format=torch.contiguous_format)
+        d_hidden = torch.zeros_like(arrays["after"][0])
+        room = min(length, max(1, ROWS // max(1, batch)))
+        d_sums, d_parameters = (
+            arrays[name].new_empty(room, *arrays[name].shape[1:]) for name in ("after", "parameters")
+        )
+        loops = Loops(ctx.sizes, weights, False, **arrays)
+        loops.set(d_after=d_after.contiguous(), d_sums=d_sums, d_parameters=d_parameters, d_hidden=d_hidden)
+        loops.set(d_cells=d_cells, d_inputs=torch.empty_like(arrays["inputs"][0]))
+        if ctx.starts is not None:
+            loops.set(starts=ctx.starts)
+        sums = Sum(d_sums, xs), Sum(d_sums, arrays["inputs"]), Sum(d_parameters, arrays["after"])
+        d_xs = torch.empty_like(xs, memory_format=torch.contiguous_format) if ctx.needs_input_grad[2] else None
+        for end in range(length, 0, -room):
+            begin = max(0, end - room)
+            loops.backward(begin, end)
+            for each in sums:
+                each.add(begin, end)
+            if d_xs is not None:
+                torch.mm(d_sums[: end - begin].flatten(0, 1), weights.input, out=d_xs[begin:end].flatten(0, 1))
+        from_x, weight, interface = sums
+        found = Weights(from_x.weight.t(), from_x.bias, weight.weight.t(), interface.weight.t(), interface.bias)
+        return (None, None, d_xs, d_hidden, d_cells, *found)
