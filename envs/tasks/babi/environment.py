@@ -14,10 +14,21 @@ from torch import Tensor
 
 from envs.single_env import single as _single
 from envs.tasks.babi.generator import GENERATORS, generate
-from envs.tasks.babi.stories import EDITIONS, PLACEHOLDER, SPLITS, TASKS, VOCABULARY, Story, load, parse
+from envs.tasks.babi.stories import (
+    EDITIONS,
+    PLACEHOLDER,
+    SPLITS,
+    TASKS,
+    VOCABULARY,
+    Story,
+    load,
+    parse,
+    single_questions,
+)
 from envs.tensor_env import Info, TensorEnv
 
 SOURCES = ("generated", *EDITIONS)
+PROTOCOLS = ("dnc", "mnm")
 
 
 class Babi(TensorEnv):
@@ -26,7 +37,8 @@ class Babi(TensorEnv):
     Description:
         An episode is a story with all its questions, a word, full stop or question mark at each step. After a question
         the placeholder `-` is shown once for every word of its answer, and that word is due. Answers are not shown.
-        Every environment begins a new story when its own is over.
+        Every environment begins a new story when its own is over. With `protocol="mnm"` an episode is one question
+        behind the statements before it; a story of five questions is five episodes.
 
     Observation: `Discrete(159)`: the current symbol, a number into `VOCABULARY`; `-` after the last step.
 
@@ -51,6 +63,8 @@ class Babi(TensorEnv):
         tasks: "all" (twenty; five if generated); "available": those of which the edition has all files; or numbers, one
             or a sequence.
         data_dir: folder searched first for the published archive; see `envs.data.files`.
+        protocol: "dnc": a story with all its questions is an episode; "mnm": each question ends an episode of its own,
+            from which the questions before it are left out. Then "story" means such an episode everywhere below.
         in_order: False: each story is drawn from all stories of all tasks, equally likely. True: environment i reads
             stories i, i + num_envs, ... after each `reset`, so that `num_stories` episodes are every story once.
         stories: generated stories per task and split.
@@ -61,13 +75,14 @@ class Babi(TensorEnv):
     Scores:
         A policy without memory sees the same `-` at every step that counts, so it can only give a constant answer. The
         best one returns 0.108 on the generated stories ("one"; an `error` of 89.2) and 0.077 on the test set of
-        en-valid-10k ("no"; 87.1). The best is 1.
+        en-valid-10k ("no"; 87.1). The best is 1. The error of a constant answer is the same in both protocols.
 
     Raises:
         ValueError: an argument is out of its range; or, as `DataError`, a file is missing or damaged.
 
     Source: Weston et al., "Towards AI-Complete Question Answering" (arXiv 1502.05698, 2015); words and placeholders as
-        in Graves et al., "Hybrid computing using a neural network with dynamic external memory" (Nature, 2016).
+        in Graves et al., "Hybrid computing using a neural network with dynamic external memory" (Nature, 2016). "mnm":
+        Munkhdalai et al., "Metalearned Neural Memory" (NeurIPS 2019), section 4.2.
     """
 
     action_names = VOCABULARY
@@ -87,13 +102,15 @@ class Babi(TensorEnv):
         split: str = "train",
         tasks: str | int | Sequence[int] = "all",
         data_dir: str | Path | None = None,
+        protocol: str = "dnc",
         in_order: bool = False,
         stories: int = 1000,
         questions: int = 5,
         device: torch.device | str = "cpu",
         render_mode: str | None = None,
     ) -> None:
-        for name, value, known in (("source", source, SOURCES), ("split", split, SPLITS)):
+        words = (("source", source, SOURCES), ("split", split, SPLITS), ("protocol", protocol, PROTOCOLS))
+        for name, value, known in words:
             if value not in known:
                 raise ValueError(f"{name} is {value!r}, expected one of {known}")
         if stories < 1 or questions < 1:
@@ -112,6 +129,8 @@ class Babi(TensorEnv):
             read = {task: parse(generate(task, stories, questions, split), f"generated qa{task}") for task in chosen}
         else:
             read = load(source, split, tasks, data_dir)
+        if protocol == "mnm":
+            read = {task: single_questions(told) for task, told in read.items()}
         self.tasks = tuple(read)
         """Numbers of the tasks that are read."""
         several = len(self.tasks) > 1

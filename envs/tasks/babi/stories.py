@@ -128,6 +128,19 @@ def _line(sentence: str) -> Line:
     return Line(tuple(_NUMBER[token] for token in tokens), tuple(_NUMBER[word] for word in answer))
 
 
+def single_questions(stories: list[Story]) -> list[Story]:
+    """Each question at the end of a story of its own: the statements before it, without the other questions."""
+    found: list[Story] = []
+    for story in stories:
+        statements: Story = []
+        for line in story:
+            if line.answer:
+                found.append([*statements, line])
+            else:
+                statements.append(line)
+    return found
+
+
 def load(edition: str, split: str, tasks: str | Sequence[int], data_dir: str | Path | None) -> dict[int, list[Story]]:
     """The stories of a split, task by task, from the published archive (see `envs.data.files`).
 

@@ -16,7 +16,7 @@ import torch
 
 from envs.data.files import DataError
 from envs.tasks.babi.environment import Babi, failed_tasks, mean_error
-from envs.tasks.babi.stories import PLACEHOLDER, TASKS, VOCABULARY, WORDS, load, parse
+from envs.tasks.babi.stories import PLACEHOLDER, TASKS, VOCABULARY, WORDS, load, parse, single_questions
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is not the published content")  # most are made here
 REAL = os.environ.get("ENGRAM_DATA")
@@ -175,6 +175,26 @@ def test_words_placeholders_targets_weights_and_rewards_by_hand(small: Path) -> 
         assert row == answers.get(step, ("-", 0.0, 0.0, False))
     assert words(info["final_obs"]) == ["-"]
     assert words(obs) == ["mary"]  # the next story
+
+
+def test_each_question_ends_a_story_of_its_own(small: Path) -> None:
+    env = Babi(2, source="en-valid", tasks=8, data_dir=small, protocol="mnm", in_order=True)
+    assert env.num_stories == 2  # questions of the one story
+    obs, info = env.reset()
+    told: list[list[str]] = [[], []]
+    ends = []
+    for step in range(25):
+        for copy in range(2):
+            told[copy] += words(obs[copy : copy + 1])
+        obs, reward, terminated, _, info = env.step(info["target"])
+        ends += [(step, copy, reward[copy].item()) for copy in terminated.nonzero().flatten().tolist()]
+    first = "mary got the milk there . mary got the apple there . what is mary carrying ? - -"
+    second = "mary got the milk there . mary got the apple there . mary dropped the milk . what is mary carrying ? -"
+    assert " ".join(told[0][:19]) == first
+    assert " ".join(told[1][:23]) == second
+    assert ends[:2] == [(18, 0, 0.5), (22, 1, 1.0)]  # two words of an answer earn a half each
+    with pytest.raises(ValueError, match=r"protocol is 'joint', expected one of \('dnc', 'mnm'\)"):
+        Babi(1, protocol="joint")
 
 
 def test_nothing_is_asked_after_the_end(small: Path) -> None:
@@ -398,3 +418,22 @@ def test_score_without_memory_on_the_published_test_set() -> None:
     assert env.num_stories == 6267
     word, score, error = best_word(env)
     assert (word, round(score, 3), round(error, 1)) == ("no", 0.077, 87.1)
+
+
+@real
+@pytest.mark.parametrize("task", [1, 8, 19])
+def test_published_questions_are_the_same_in_both_protocols(task: int) -> None:
+    """Each of them once, with its answer, behind all statements before it and no other question."""
+    stories = load("en-valid-10k", "test", [task], REAL)[task]
+    alone = single_questions(stories)
+    assert len(alone) == 1000
+    asked = [line for story in stories for line in story if line.answer]
+    assert [story[-1] for story in alone] == asked
+    assert all(not line.answer for story in alone for line in story[:-1])
+    whole = iter(alone)
+    for story in stories:
+        for place, line in enumerate(story):
+            if line.answer:
+                assert next(whole)[:-1] == [before for before in story[:place] if not before.answer]
+    env = Babi(1, source="en-valid-10k", split="test", tasks=task, data_dir=REAL, protocol="mnm")
+    assert env.num_stories == 1000
