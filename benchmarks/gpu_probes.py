@@ -113,6 +113,26 @@ def failed_capture_leaves_the_generator() -> str:
 
 
 @probe
+def fused_cells_are_their_equations() -> str:
+    """The kernels of `policies.memories.shared.fused_cells` against torch's operations on the CPU, forward and back."""
+    from policies.memories.shared import fused_cells
+
+    def results(device: str) -> list[Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        x, h, state, d_h, d_c = (
+            torch.randn(6, width, generator=generator, dtype=torch.float64).to(device) for width in (20, 20, 5, 5, 5)
+        )
+        hidden, cell, kept = fused_cells.lstm(x, h, state)
+        found = [hidden, cell, *fused_cells.lstm_back(d_h, d_c, state, cell, kept)]
+        hidden, kept = fused_cells.gru(x[:, :15], h[:, :15], state)
+        return [*found, hidden, *fused_cells.gru_back(d_h, kept)]
+
+    for found, expected in zip(results("cuda"), results("cpu"), strict=True):
+        torch.testing.assert_close(found.cpu(), expected, rtol=1e-10, atol=1e-12)
+    return "lstm, gru"
+
+
+@probe
 def tf32() -> str:
     """Which precision cuDNN's convolutions and recurrent networks have by default."""
     return f"cudnn.allow_tf32 {torch.backends.cudnn.allow_tf32}, matmul {torch.get_float32_matmul_precision()}"
