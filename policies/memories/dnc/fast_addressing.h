@@ -11,34 +11,15 @@
 #define NORM_EPS ((REAL)1e-6)
 #define USAGE_FLOOR ((REAL)1e-30)
 
-/* e^x for x <= 0, without losing small ones; see `exponential`. */
-static inline REAL power(REAL x) {
-    if (sizeof(REAL) == 8) return exp(x);
-    x = x < -87 ? -87 : x;
-    const float n = floorf(1.44269504f * (float)x + 0.5f);
-    const float r = ((float)x - 0.693359375f * n) + 2.12194440e-4f * n;
-    float e = 1.0f / 5040;
-    e = e * r + 1.0f / 720, e = e * r + 1.0f / 120, e = e * r + 1.0f / 24, e = e * r + 1.0f / 6, e = e * r + 0.5f;
-    e = e * r * r + r + 1;
-    const uint32_t bits = (uint32_t)((int32_t)n + 127) << 23;
-    float scale;
-    memcpy(&scale, &bits, 4);
-    return scale * e;
-}
-
-/* Over the first `count` of n numbers; the others become 0. */
+/* Over the first `count` of n numbers; the others become 0. As `softmax`, in place. */
 static void softmax_in_place(REAL *restrict x, int64_t count, int64_t n) {
-    REAL most[WIDE_BYTES / sizeof(REAL)], top = x[0], sum = 0;
-    for (int64_t k = count; k < n; k++) x[k] = top;
-    for (int64_t k = 0; k < WIDE; k++) most[k] = x[k];
-    for (int64_t k = WIDE; k < n; k += WIDE)
-        for (int64_t j = 0; j < WIDE; j++) most[j] = x[k + j] > most[j] ? x[k + j] : most[j];
-    for (int64_t j = 0; j < WIDE; j++) top = most[j] > top ? most[j] : top;
-    for (int64_t k = 0; k < n; k++) x[k] = power(x[k] - top);
-    for (int64_t k = count; k < n; k++) x[k] = 0;
+    const REAL most = largest(x, count);
+    REAL sum = 0;
+    memset(x + count, 0, sizeof(REAL) * (n - count));
+    for (int64_t k = 0; k < count; k++) x[k] = decayed(x[k] - most);
     for (int64_t k = 0; k < n; k++) sum += x[k];
-    const REAL scale = 1 / sum;
-    for (int64_t k = 0; k < n; k++) x[k] *= scale;
+    sum = 1 / sum;
+    for (int64_t k = 0; k < n; k++) x[k] *= sum;
 }
 
 /* 1 / |k| */

@@ -96,7 +96,7 @@ static void activate(const Tape *tape, Parts x) {
     for (int64_t i = 0; i < tape->reads; i++) {
         REAL *mode = x.modes + i * modes, most = mode[0], sum = 0;
         for (int64_t k = 1; k < modes; k++) most = mode[k] > most ? mode[k] : most;
-        for (int64_t k = 0; k < modes; k++) sum += mode[k] = power(mode[k] - most);
+        for (int64_t k = 0; k < modes; k++) sum += mode[k] = decayed(mode[k] - most);
         for (int64_t k = 0; k < modes; k++) mode[k] /= sum;
     }
 }
@@ -328,7 +328,7 @@ static void slots_back(const Tape *tape, int64_t t, int64_t b, const REAL *d_out
         const REAL d_strength = content_back(
             now.memory, now.norms, x.keys + i * words, strength + tape->oneplus, c, words, n, d_c, d_memory,
             d.keys + i * words, spare);
-        d.strengths[i] = -d_strength * (REAL)expm1(-strength);
+        d.strengths[i] = d_strength * softplus_slope(strength);
         for (int64_t k = 0; k < modes; k++) mean += d_mode[k] * mode[k];
         for (int64_t k = 0; k < modes; k++) d_mode[k] = mode[k] * (d_mode[k] - mean);
     }
@@ -380,7 +380,7 @@ static void slots_back(const Tape *tape, int64_t t, int64_t b, const REAL *d_out
         const REAL d_strength = content_back(
             was.memory, was.norms, x.write_keys + h * words, strength + tape->oneplus, c, words, n, d_c, d_memory,
             d.write_keys + h * words, spare);
-        d.write_strengths[h] = -d_strength * (REAL)expm1(-strength);
+        d.write_strengths[h] = d_strength * softplus_slope(strength);
     }
 
     /* u_t = (u + (1 - Π (1 - w^w)) - ...) ∘ Π (1 - f w^r) = (1 - (1 - u) Π (1 - w^w)) ∘ ψ */
