@@ -37,7 +37,7 @@ class FastNTM(TapedForm):
         return self.usable()
 
     def step(self, x: Tensor, state: State) -> MemoryStep:
-        if torch.is_grad_enabled() or not len(x) or not self.usable():
+        if torch.is_grad_enabled() or not self.usable() or not len(x):
             return FastForm.step(self, x, state)
         tape = NativeTape(1, self.parts(state), None, held(self.memory, "weights", self.weights), self.sizes(len(x)))
         tape.step(x, None)

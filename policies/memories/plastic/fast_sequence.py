@@ -168,7 +168,7 @@ class FastPlastic(TapedForm):
 
     def step(self, x: Tensor, state: State) -> MemoryStep:
         hebb = state["hebb"]
-        if torch.is_grad_enabled() or not fast_native.worth_it(hebb) or not fast_native.usable(hebb):
+        if torch.is_grad_enabled() or not fast_native.usable(hebb) or not fast_native.worth_it(hebb):
             return super().step(x, state)
         tape = NativeTape(1, state["hidden"], hebb, self.network(), kept=False)
         tape.step(self.given(x), None)

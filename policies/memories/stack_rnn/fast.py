@@ -36,7 +36,7 @@ class FastStackRNN(TapedForm):
         return self.usable()
 
     def step(self, x: Tensor, state: State) -> MemoryStep:
-        if torch.is_grad_enabled() or not len(x) or not self.usable():
+        if torch.is_grad_enabled() or not self.usable() or not len(x):
             return FastForm.step(self, x, state)
         tape = self.blank(1, state, held(self.memory, "weights", self.weights))
         tape.step(x, None)
