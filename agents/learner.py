@@ -114,7 +114,7 @@ class MemoryOnPolicyAlgorithm(Updates, TrainingEnv, OnPolicyAlgorithm):
         state."""
         self.stats_window_size = setup.stats_window_size
         self.critic_watch = CriticWatch()
-        self._generators_to_set: dict[str, Tensor] = {}
+        self.generators_to_set: dict[str, Tensor] = {}
         self.whole_episodes = False
         """Whether `n_steps` was 0: a rollout is a whole episode."""
         self.stop_requested = False
@@ -193,7 +193,7 @@ class MemoryOnPolicyAlgorithm(Updates, TrainingEnv, OnPolicyAlgorithm):
         """Amounts and counts of the task's metrics in the last rollout."""
         self.rollout = Rollout.allocate(self.n_steps, self.tensor_env, isinstance(self.tensor_env, HostEnv))
         self.episodes = Episodes(self.all_envs)
-        self._visits = self.tensor_env.visits
+        self.visits = self.tensor_env.visits
 
     def collector(self) -> Collector:
         """The collector of the next rollout."""
@@ -229,11 +229,11 @@ class MemoryOnPolicyAlgorithm(Updates, TrainingEnv, OnPolicyAlgorithm):
         fresh = reset_num_timesteps or self._last_obs is None
         distributed.equalise(self.policy)
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
-        if fresh or self._visited():  # SB3 has just reset the environment, or evaluate_policy(model, model.get_env())
-            self._take_up()
-        if self._generators_to_set and not reset_num_timesteps:  # the first call after `load`
-            set_generators(self._generators_to_set)
-        self._generators_to_set = {}
+        if fresh or self.visited():  # SB3 has just reset the environment, or evaluate_policy(model, model.get_env())
+            self.take_up()
+        if self.generators_to_set and not reset_num_timesteps:  # the first call after `load`
+            set_generators(self.generators_to_set)
+        self.generators_to_set = {}
         self.rollout.take_masks(self.tensor_env.describe().get("action_mask"), self.action_space)
         return result
 
@@ -260,8 +260,8 @@ class MemoryOnPolicyAlgorithm(Updates, TrainingEnv, OnPolicyAlgorithm):
         while self.num_timesteps < total_timesteps and not self._stops():
             self.step_by_step = False
             callback.on_rollout_start()
-            if self._visited():
-                self._take_up()
+            if self.visited():
+                self.take_up()
             if not self.executor.iterate(callback):
                 break
             iteration += 1
@@ -361,7 +361,7 @@ class MemoryOnPolicyAlgorithm(Updates, TrainingEnv, OnPolicyAlgorithm):
         differs = checkpoint.how_it_differs(self, found)
         other = found is not self._tensor_env and not isinstance(found, HostEnv)
         super().set_env(found, force_reset=force_reset or other)
-        self.new_episodes, self._unused = differs, None
+        self.new_episodes, self.unused_run = differs, None
 
     def set_parameters(
         self, load_path_or_dict: Any, exact_match: bool = True, device: torch.device | str = "auto"

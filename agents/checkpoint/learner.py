@@ -33,7 +33,6 @@ from agents.hyperparameters import KEPT_SETUP, SETUP, fields_of, hints_of
 from agents.sb3.training_env import TrainingEnv
 from agents.scale import distributed
 from envs.tensor_env import TensorEnv
-from policies.memories.steps import detach
 from policies.normalization import exchange_value_norm
 
 LIBRARIES = ("torch", "gymnasium", "stable-baselines3", "numpy", "safetensors")
@@ -116,15 +115,15 @@ def save(model: TrainingEnv, path: Place, include: Iterable[str] | None = None) 
         "ranks": len(parts),
         "device": model.device.type,
         "environment": describe(model.tensor_env) if model.env is not None else None,
-        "may_start": getattr(model, "_may_start", True),
+        "may_start": model._last_obs is None or model.rollout_state.may_start,
         "observation_space": encode_space(model.observation_space),
         "action_space": encode_space(model.action_space),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
     }
     if model.whole_episodes:
         manifest["config"]["n_steps"] = 0
-    if model.env is None and model._unused is not None:
-        before, theirs = model._unused
+    if model.env is None and model.unused_run is not None:
+        before, theirs = model.unused_run
         tensors |= theirs
         for name in ("num_envs", "ranks", "device", "environment", "may_start"):
             manifest[name] = before.get(name, manifest[name])
@@ -134,15 +133,12 @@ def save(model: TrainingEnv, path: Place, include: Iterable[str] | None = None) 
 
 def _of_this_rank(model: TrainingEnv) -> dict[str, Tensor]:
     """What every rank has of its own: generators, environments, observation, reset signal and memory."""
-    generators = model._generators_to_set or get_generators()  # loaded, and not yet in use
+    generators = model.generators_to_set or get_generators()  # loaded, and not yet in use
     tensors = {f"rng/{name}": value for name, value in generators.items()}
     if model.env is not None:
         tensors |= {f"env/{name}": value for name, value in model.tensor_env.state_dict().items()}
     if model._last_obs is not None:
-        observations = model._obs if isinstance(model._obs, dict) else {"": model._obs}
-        tensors |= {f"run/obs/{key}": value for key, value in observations.items()}
-        tensors |= {f"memory/{name}": value for name, value in detach(model._state).items()}
-        tensors["run/starts"] = model._starts
+        tensors |= model.rollout_state.tensors()
     return tensors if distributed.size() == 1 else {name: value.cpu() for name, value in tensors.items()}
 
 
@@ -246,8 +242,8 @@ def how_it_differs(model: TrainingEnv, env: TensorEnv) -> str:
     before: Any
     if model.env is not None:
         before, count = describe(model.tensor_env), model.n_envs
-    elif model._unused is not None:
-        manifest = model._unused[0]
+    elif model.unused_run is not None:
+        manifest = model.unused_run[0]
         before, count = manifest.get("environment", manifest.get("env")), manifest["num_envs"] // distributed.size()
     else:
         return ""

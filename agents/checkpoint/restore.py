@@ -19,6 +19,7 @@ from agents.checkpoint.optimizer import restored
 from agents.checkpoint.saved import COUNTERS
 from agents.environments import HostEnv
 from agents.environments.infos import as_numpy
+from agents.learner_state import LearnerState
 from agents.sb3.training_env import TrainingEnv
 from agents.scale import distributed
 
@@ -55,11 +56,11 @@ def restore(model: TrainingEnv, manifest: dict[str, Any], tensors: Tensors) -> N
     if manifest.get("device", model.device.type) != model.device.type:
         model.new_generators = f"the checkpoint is of {manifest['device']}, this run of {model.device.type}"
     if same_ranks and not model.new_generators:
-        model._generators_to_set = generators
+        model.generators_to_set = generators
     elif model.seed is not None:  # other streams of random numbers than those of the first steps
         model.set_random_seed(_new_seed(model))
     if model.env is None:
-        model._unused = manifest, {k: v for k, v in tensors.items() if not k.startswith(("policy/", "optimizer/"))}
+        model.unused_run = manifest, {k: v for k, v in tensors.items() if not k.startswith(("policy/", "optimizer/"))}
     elif part(tensors, "run/"):
         take_episodes(model, manifest, tensors)
     goes_on = model.env is not None and bool(part(tensors, "run/")) and not model.new_episodes
@@ -118,8 +119,8 @@ def take_episodes(model: TrainingEnv, manifest: dict[str, Any], tensors: Tensors
         model.new_episodes = "the environments run on the host, where their state cannot be read"
     if not model.new_episodes:
         try:
-            _go_on(model, manifest, part(tensors, f"{own}env/"), running | part(tensors, f"{own}run/"))
-            _take_memory(model, part(tensors, f"{own}memory/"))
+            memory = _memory(model, part(tensors, f"{own}memory/"))
+            _go_on(model, manifest, part(tensors, f"{own}env/"), running | part(tensors, f"{own}run/"), memory)
             return
         except (ValueError, IndexError) as error:
             if manifest["format_version"] > 1:  # the environment is the one it was taken from, so the file is wrong
@@ -145,7 +146,9 @@ def _new_seed(model: TrainingEnv) -> int:
     return distributed.own_seed((model.seed + model.num_timesteps) % 2**32)
 
 
-def _go_on(model: TrainingEnv, manifest: dict[str, Any], environment: Tensors, running: Tensors) -> None:
+def _go_on(
+    model: TrainingEnv, manifest: dict[str, Any], environment: Tensors, running: Tensors, memory: Tensors
+) -> None:
     env = model.tensor_env
     if model.new_generators and "generator" in environment:
         if model.seed is not None:
@@ -171,21 +174,21 @@ def _go_on(model: TrainingEnv, manifest: dict[str, Any], environment: Tensors, r
         if name in environment and bool(((environment[name] < low) | (environment[name] > high)).any()):
             raise ValueError(f"env/{name} has values that are not from {low} to {high}")
     env.load_state_dict(environment)
-    model._obs = observations if named else observations[""]
-    model._starts = running["starts"].to(model.device)
-    model._may_start = manifest["may_start"]
+    obs = observations if named else observations[""]
+    model.rollout_state = LearnerState(obs, memory, running["starts"].to(model.device), manifest["may_start"])
     model.episodes.returns = running["episode_returns"].numpy()
     model.episodes.lengths = running["episode_lengths"].numpy()
-    model._last_obs = as_numpy(model._obs)  # tells SB3 that there is no need to reset
+    model._last_obs = as_numpy(obs)  # tells SB3 that there is no need to reset
 
 
-def _take_memory(model: TrainingEnv, state: Tensors) -> None:
+def _memory(model: TrainingEnv, state: Tensors) -> Tensors:
+    """The saved state of the memory on the learner's device, once its shapes are checked."""
     expected = model.policy.initial_state(model.n_envs)
     if shapes(state) != shapes(expected):
         raise ValueError(f"the memory's state is {shapes(state)}, expected {shapes(expected)}")
     for name, value in state.items():
         _check_like(f"memory/{name}", value, expected[name])
-    model._state = {name: value.to(model.device) for name, value in state.items()}
+    return {name: value.to(model.device) for name, value in state.items()}
 
 
 def _check_like(name: str, value: Tensor, example: Tensor) -> None:
@@ -210,7 +213,8 @@ def rehearse(model: TrainingEnv, running: bool) -> None:
     """
     policy = model.policy
     if running:
-        obs, state, starts = model._obs, model._state, model._starts
+        now = model.rollout_state
+        obs, state, starts = now.obs, now.memory, now.starts
     else:
         copies = model.n_envs if model.env is not None else 1
         obs, state, starts = _any_observation(model, copies), policy.initial_state(copies), None

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -20,21 +17,20 @@ class NonFiniteError(FloatingPointError):
     """A loss, gradient, parameter or observation became infinite or NaN."""
 
 
-@contextmanager
-def naming_non_finite(model: TrainingEnv) -> Iterator[None]:
-    """Context manager: if an operation (such as sampling) fails on NaN or infinity, names the tensor it came from."""
-    try:
-        yield
-    except RuntimeError as error:
-        if host_may_read() and (found := first_non_finite(model)):
-            raise NonFiniteError(found) from error
-        if isinstance(error, DivergedError):  # over finite numbers, which were too large
-            largest = max(float(value.abs().max()) for value in _by_name(model._obs).values())
-            raise NonFiniteError(
-                f"{error} after {model.num_timesteps} environment steps; the largest number in the observation is "
-                f"{largest:.3g}"
-            ) from error
-        raise
+def raise_if_not_finite(model: TrainingEnv, error: RuntimeError) -> None:
+    """Called with the error of a step, such as sampling: returns if neither NaN nor infinity caused it.
+
+    Raises:
+        NonFiniteError: one did; the message names the tensor it came from.
+    """
+    if host_may_read() and (found := first_non_finite(model)):
+        raise NonFiniteError(found) from error
+    if isinstance(error, DivergedError):  # over finite numbers, which were too large
+        largest = max(float(value.abs().max()) for value in _by_name(model.rollout_state.obs).values())
+        raise NonFiniteError(
+            f"{error} after {model.num_timesteps} environment steps; the largest number in the observation is "
+            f"{largest:.3g}"
+        ) from error
 
 
 def first_non_finite(model: TrainingEnv) -> str | None:
@@ -45,10 +41,10 @@ def first_non_finite(model: TrainingEnv) -> str | None:
         steps = (~torch.isfinite(value)).flatten(1).any(1).nonzero()
         if len(steps):
             made = int(steps[0]) + (name == "reward")  # a reward comes with the step, an observation before it
-            return f"{name} is not finite after {model._began + made * model.all_envs} environment steps"
-    suspects = _by_name(model._obs)
+            return f"{name} is not finite after {model.rollout_began + made * model.all_envs} environment steps"
+    suspects = _by_name(model.rollout_state.obs)
     suspects |= {f"parameter {name}": value for name, value in model.policy.named_parameters()}
-    suspects |= {f"memory state {name}": value for name, value in model._state.items()}
+    suspects |= {f"memory state {name}": value for name, value in model.rollout_state.memory.items()}
     for name, value in suspects.items():
         if not torch.isfinite(value).all():
             return f"{name} is not finite after {model.num_timesteps} environment steps"

@@ -35,7 +35,7 @@ def report(model: TrainingEnv, metrics: dict[str, Tensor]) -> Report:
     rollout = model.rollout
     metrics = {**metrics, **model.diagnostics(rollout)}
     with torch.no_grad():
-        numbers = model.policy.memory.metrics(model._state)
+        numbers = model.policy.memory.metrics(model.rollout_state.memory)
     metrics |= {f"memory/{name}": number.mean() for name, number in numbers.items()}
     if rollout.masks is not None:
         metrics["rollout/valid_actions"] = rollout.masks.float().mean()

@@ -111,7 +111,7 @@ class PicturePanels(BaseCallback):
         if self._history is not None:
             learner = _learner(self)
             with torch.no_grad():
-                self._history.add(learner.policy.memory.panels(learner._state))
+                self._history.add(learner.policy.memory.panels(learner.rollout_state.memory))
         return True
 
     def _on_rollout_end(self) -> None:

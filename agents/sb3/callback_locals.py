@@ -99,7 +99,7 @@ class RecordedStep:
 
     def _seen_before(self, step: int) -> Obs:
         if step == self.model.n_steps:
-            return self.model._obs
+            return self.model.rollout_state.obs
         obs = self.model.rollout.obs
         return {name: value[step] for name, value in obs.items()} if isinstance(obs, dict) else obs[step]
 

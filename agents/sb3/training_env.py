@@ -11,13 +11,13 @@ from torch import Tensor
 
 from agents.environments import EnvLike, TensorVecEnv, as_tensor_env
 from agents.hyperparameters import Hyperparameters
+from agents.learner_state import LearnerState
 from agents.metrics.critic import CriticWatch
 from agents.metrics.episodes import Episodes
 from agents.metrics.task import TaskMetrics
 from agents.rollout import Rollout
 from agents.scale import distributed
-from envs.tensor_env import Obs, TensorEnv
-from policies.memories.contract import State
+from envs.tensor_env import TensorEnv
 from policies.policy import MemoryActorCriticPolicy
 
 
@@ -30,9 +30,9 @@ class TrainingEnv(BaseAlgorithm):
     """Why environments do not go on where they were when a checkpoint was written; empty where they do."""
     new_generators: str = ""
     """Why random generators do not go on where they were; empty where they do."""
-    _unused: tuple[dict[str, Any], dict[str, Tensor]] | None = None
+    unused_run: tuple[dict[str, Any], dict[str, Tensor]] | None = None
     """Manifest and tensors of a run that was loaded without its environments, to be saved again."""
-    _generators_to_set: dict[str, Tensor]
+    generators_to_set: dict[str, Tensor]
     """The state of random generators that a checkpoint had, until they are used."""
     whole_episodes: bool
     normalize_values: bool
@@ -51,14 +51,13 @@ class TrainingEnv(BaseAlgorithm):
     learns_from_targets: ClassVar[bool]
     memory_seconds: float
     env_seconds: float
-    _began: int
+    rollout_began: int
     """`num_timesteps` before the rollout."""
+    rollout_state: LearnerState
+    """Observation, memory state and reset signal, carried from step to step."""
+    visits: object
+    """The environments' `visits` as the learner left them."""
     _tensor_env: TensorEnv | None
-    _obs: Obs
-    _starts: Tensor
-    _may_start: bool
-    _state: State
-    _visits: object
 
     @property
     def tensor_env(self) -> TensorEnv:
@@ -110,30 +109,29 @@ class TrainingEnv(BaseAlgorithm):
         """What a rollout says of the learner itself, by the names it is logged under."""
         raise NotImplementedError
 
-    def _visited(self) -> bool:
+    def visited(self) -> bool:
         """Whether user code has reset or stepped the environments, in a callback or between two calls."""
-        return bool(self.tensor_env.visits != self._visits)
+        return bool(self.tensor_env.visits != self.visits)
 
-    def _take_up(self) -> None:
+    def take_up(self) -> None:
         """Continues from the environments' current observations, as first observations of episodes."""
-        self._obs = self.tensor_env.observe()
-        self._visits = self.tensor_env.visits
-        self._starts = torch.ones(self.n_envs, dtype=torch.bool, device=self.device)
-        self._may_start = True
-        self._state = self.policy.initial_state(self.n_envs)
+        starts = torch.ones(self.n_envs, dtype=torch.bool, device=self.device)
+        memory = self.policy.initial_state(self.n_envs)
+        self.rollout_state = LearnerState(self.tensor_env.observe(), memory, starts, may_start=True)
+        self.visits = self.tensor_env.visits
         self.episodes.clear()
 
-    def _give_up(self, t: int) -> None:
+    def give_up(self, t: int) -> None:
         """Truncates running episodes after step `t` of a rollout, after which a callback moved the environments."""
         rollout = self.rollout
         ended = rollout.terminated[t] | rollout.truncated[t]
         with torch.no_grad():
-            values = self.policy.predict_values(self._obs, self._state)
+            values = self.policy.predict_values(self.rollout_state.obs, self.rollout_state.memory)
         rollout.final_values[t] = torch.where(ended, rollout.final_values[t], values)
         rollout.truncated[t] |= ~ended
         if rollout.given_up is None:
             rollout.given_up = torch.zeros_like(rollout.truncated)
         rollout.given_up[t] = ~ended
         counted = self.episodes.returns.copy(), self.episodes.lengths.copy()
-        self._take_up()
+        self.take_up()
         self.episodes.returns, self.episodes.lengths = counted  # as before the rollout, which is yet to be read

@@ -11,7 +11,6 @@ from torch import Tensor
 from agents.metrics.report import Report
 from agents.rollout import Rollout
 from agents.sb3.training_env import TrainingEnv
-from policies.memories.steps import detach
 
 
 class Executor:
@@ -30,7 +29,7 @@ class Executor:
     def iterate(self, callback: BaseCallback) -> bool:
         """One iteration; False where a callback asked to stop in between."""
         going = self.iterate_once(callback)
-        self.model._state = detach(self.model._state)  # a spent graph is let go: a model that holds one is not copied
+        self.model.rollout_state.detach()  # a model that holds a graph cannot be copied
         return going
 
     def iterate_once(self, callback: BaseCallback) -> bool:

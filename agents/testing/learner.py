@@ -151,7 +151,7 @@ def memory_lasts_an_episode_and_not_a_step_longer(case: LearnerCase) -> None:
         model = case.build(Echo(), "counting", n_steps=LENGTH // 2)
         for _ in range(4):
             model.learn(COPIES * LENGTH // 2, reset_num_timesteps=False)
-            seen = int(model._state["count"][0].detach())
+            seen = int(model.rollout_state.memory["count"][0].detach())
             step = (model.num_timesteps // COPIES - 1) % LENGTH + 1
             expect(seen == step, f"after step {step} of an episode the memory has seen {seen}")
 

@@ -64,14 +64,14 @@ def test_memory_outlives_the_rollout_and_its_graph_does_not() -> None:
     model = a2c("gru", RepeatFirst(3, length=6), n_steps=2, fast="off")  # a tape has no graph to leave
     model.learn(2 * 3)
     for _ in range(2):
-        before = {name: value.detach().clone() for name, value in model._state.items()}
+        before = {name: value.detach().clone() for name, value in model.rollout_state.memory.items()}
         assert all(value.abs().sum() > 0 for value in before.values())
         rollout = collect(model)
         assert rollout.resets == []
         for name, value in rollout.state.items():
             assert value.grad_fn is None
             assert torch.equal(value, before[name])
-        assert all(value.grad_fn is not None for value in model._state.values())
+        assert all(value.grad_fn is not None for value in model.rollout_state.memory.values())
 
 
 def test_one_update_is_the_gradient_step() -> None:

@@ -64,13 +64,13 @@ def fingerprint(model: MemoryOnPolicyAlgorithm) -> dict[str, Tensor]:
         **flat(dict(model.policy.state_dict()), "policy"),
         **flat(model.policy.optimizer.state_dict()["state"], "optimizer"),
         **flat(model.tensor_env.state_dict(), "env"),
-        **flat(model._state, "memory"),
+        **flat(model.rollout_state.memory, "memory"),
         "generator": torch.get_rng_state(),
         "counters": torch.tensor([model.num_timesteps, model._n_updates, model._episode_num]),
         "episodes": torch.tensor(episodes, dtype=torch.float64),
         "running returns": torch.from_numpy(model.episodes.returns),
         "running lengths": torch.from_numpy(model.episodes.lengths),
-        "starts": model._starts,
+        "starts": model.rollout_state.starts,
     }
     return {name: value.detach().clone() for name, value in tensors.items()}
 

@@ -106,7 +106,7 @@ def test_sizes_at_which_alignment_decided(seed: int, tmp_path: Path) -> None:
     whole = build().learn(4 * 128)
     build().learn(2 * 128).save(tmp_path / "half")
     again = PPO.load(tmp_path / "half", RepeatFirst(8, length=5), device="cpu")
-    loaded = [*again._state.values(), again._obs, again._starts]
+    loaded = [*again.rollout_state.memory.values(), again.rollout_state.obs, again.rollout_state.starts]
     assert all(isinstance(value, torch.Tensor) and value.data_ptr() % 64 == 0 for value in loaded)
     scramble()
     again.learn(2 * 128, reset_num_timesteps=False)

@@ -95,13 +95,13 @@ def test_the_line_says_it_all_without_a_traceback_of_ours() -> None:
 
 def test_probabilities_that_overflow_over_finite_numbers_are_named() -> None:
     from agents import PPO, NonFiniteError, make_env
-    from agents.metrics.non_finite import naming_non_finite
-    from policies.heads import refuse_nan
+    from agents.metrics.non_finite import raise_if_not_finite
+    from policies.heads import DivergedError, refuse_nan
 
     env = make_env("Engram/RepeatFirst-v0", 4, length=3)
     model = PPO("MemoryPolicy", env, n_steps=2, n_epochs=1, n_minibatches=1, device="cpu").learn(8)
-    with (
-        pytest.raises(NonFiniteError, match=r"contain NaN: .* after 8 environment steps; .* the observation is 1$"),
-        naming_non_finite(model),
-    ):
+    with pytest.raises(DivergedError) as diverged:
         refuse_nan(torch.full((4, 2), torch.nan))
+    with pytest.raises(NonFiniteError, match=r"contain NaN: .* after 8 environment steps; .* the observation is 1$"):
+        raise_if_not_finite(model, diverged.value)
+    raise_if_not_finite(model, RuntimeError("of another cause"))

@@ -142,9 +142,8 @@ def without_values(
 ) -> None:
     monkeypatch.setattr(torch, "Generator", MetaGenerator)
     model = build(learner, environment(env, "meta"), memory, "meta")
-    model._obs = model.tensor_env.reset()[0]
-    model._starts = torch.ones(COPIES, dtype=torch.bool, device="meta")
-    model._may_start, model._state = True, model.policy.initial_state(COPIES)
+    model.tensor_env.reset()
+    model.take_up()
     model._logger = Logger(None, [])
     for _ in range(2):
         with Operands() as operands, no_host_reads():

@@ -41,7 +41,7 @@ def build(
 
 
 def numbers(model: MemoryOnPolicyAlgorithm) -> dict[str, np.ndarray[Any, Any]]:
-    tensors = {**dict(model.policy.named_parameters()), **model._state, "rewards": model.rollout.rewards}
+    tensors = {**dict(model.policy.named_parameters()), **model.rollout_state.memory, "rewards": model.rollout.rewards}
     return {name: value.detach().cpu().numpy() for name, value in tensors.items()}
 
 

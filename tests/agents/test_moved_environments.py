@@ -105,8 +105,8 @@ class Mover(BaseCallback):
         t = self.locals["t"]
         if self.moved and not self.first:
             self.first = {"obs": self.model.rollout.obs[t].clone(), "starts": self.model.rollout.starts[t].clone()}
-            if "count" in self.model._state:
-                self.first["count"] = self.model._state["count"].clone()
+            if "count" in self.model.rollout_state.memory:
+                self.first["count"] = self.model.rollout_state.memory["count"].clone()
         self._maybe("step", t == 3)
         return True
 

@@ -82,7 +82,7 @@ def test_values_are_raw_at_every_door() -> None:
     model = build(PPO, Scaled(N, length=1, max_steps=5))
     model.learn(2 * T * N)
     rollout = collect(model)
-    policy, obs, state = model.policy, model._obs, model._state
+    policy, obs, state = model.policy, model.rollout_state.obs, model.rollout_state.memory
     with torch.no_grad():
         step = policy.remember(obs, state)
         expected = policy.value_norm.mean + policy.value_norm.std * policy.value_net(step.output)[:, 0]

@@ -73,7 +73,7 @@ def test_training_leaves_pictures_in_tensorboard(tmp_path: Path) -> None:
     model.logger.close()
     events = EventAccumulator(str(tmp_path))
     events.Reload()
-    names = {f"view/{name}" for name in model.policy.memory.panels(model._state)}
+    names = {f"view/{name}" for name in model.policy.memory.panels(model.rollout_state.memory)}
     assert names
     assert set(events.Tags()["images"]) == names
     assert len(events.Images(sorted(names)[0])) == 3

@@ -201,8 +201,8 @@ def test_whole_sequences_are_the_steps_they_stand_for(memory: str, n_steps: int)
         torch.testing.assert_close(found[0], found[1], **close)
         read(whole, report(whole, found[0]))
         read(stepped, report(stepped, found[1]))
-        for name, value in whole._state.items():
-            torch.testing.assert_close(value, stepped._state[name], **close)
+        for name, value in whole.rollout_state.memory.items():
+            torch.testing.assert_close(value, stepped.rollout_state.memory[name], **close)
     for ours, theirs in zip(whole.policy.parameters(), stepped.policy.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, **close)
     for key in ("rollout/ep_rew_mean", "task/f1"):
@@ -223,7 +223,7 @@ def test_bf16_learns_from_whole_sequences_and_from_nothing_else() -> None:
         assert not torch.equal(ours, theirs)
         torch.testing.assert_close(ours, theirs, rtol=0.05, atol=0.02)
     models[1].learn_from(rollouts[1])
-    assert {value.dtype for value in models[1]._state.values()} == {torch.float32}
+    assert {value.dtype for value in models[1].rollout_state.memory.values()} == {torch.float32}
     kwargs = {"n_steps": 5, "memory_kwargs": {"hidden_size": 16}}
     lstms = [supervised(RepeatFirst(3, length=5), "lstm", precision=kind, **kwargs) for kind in ("float32", "bf16")]
     ours, theirs = (collected(model).latents for model in lstms)
@@ -246,7 +246,7 @@ def test_a_callback_that_stops_leaves_environment_and_memory_at_one_step() -> No
     assert model.tensor_env._elapsed == 7 % 5
     ends = unroll(model.policy.memory, model.rollout.obs, model.rollout.starts, model.rollout.state).state
     for name, value in ends.items():
-        torch.testing.assert_close(model._state[name], value)
+        torch.testing.assert_close(model.rollout_state.memory[name], value)
 
 
 def test_what_is_missing_is_named_first() -> None:

@@ -60,7 +60,7 @@ class Momentum(A2C):
 
 class Amnesia(A2C):
     def collect_rollouts(self, *arguments: Any) -> bool:
-        self._state = self.policy.initial_state(self.n_envs)
+        self.rollout_state.memory = self.policy.initial_state(self.n_envs)
         return super().collect_rollouts(*arguments)
 
 

@@ -94,7 +94,7 @@ class Graphs(Executor):
             with self._aside():
                 return super().iterate_once(callback)
         began, started = model.num_timesteps, time.perf_counter()
-        model._began = began
+        model.rollout_began = began
         if self.stream is not None:  # loading an optimiser's state undoes it
             make_capturable(model.policy.optimizer, model.device)
         self._key = self._told_apart()
@@ -216,14 +216,15 @@ class Graphs(Executor):
     def _owners(self) -> Iterator[tuple[str, Any, list[str]]]:
         model = self.model
         yield "environment", model.tensor_env, list(vars(model.tensor_env))
-        yield "learner", model, [name for name in ("_obs", "_starts", "_state", "scores") if hasattr(model, name)]
+        yield "learner", model.rollout_state, ["obs", "starts", "memory"]
+        yield "learner", model, ["scores"]
         yield "rollout", model.rollout, [entry.name for entry in fields(model.rollout)]
 
     def _numbers(self) -> tuple[dict[str, Any], bool, list[int]]:
-        return scalars(self.model.tensor_env), self.model._may_start, self.model.rollout.resets
+        return scalars(self.model.tensor_env), self.model.rollout_state.may_start, self.model.rollout.resets
 
     def _put_numbers(self, numbers: tuple[dict[str, Any], bool, list[int]]) -> None:
-        env, self.model._may_start, self.model.rollout.resets = numbers
+        env, self.model.rollout_state.may_start, self.model.rollout.resets = numbers
         for name, value in env.items():
             setattr(self.model.tensor_env, name, value)
 
@@ -232,7 +233,7 @@ class Graphs(Executor):
         model, optimizer = self.model, self.model.policy.optimizer
         told = {f"{type(model.tensor_env).__name__}.{name}": v for name, v in scalars(model.tensor_env).items()}
         told |= {name: getattr(model, name) for name in self._arguments if isinstance(getattr(model, name), Hashable)}
-        told["may_start"] = model._may_start
+        told["may_start"] = model.rollout_state.may_start
         for name, module in model.policy.named_modules():
             told |= {f"policy.{name}.{word}": v for word, v in scalars(module, but=("training",)).items()}
         for number, group in enumerate(optimizer.param_groups):
