@@ -25,7 +25,17 @@ from agents.comparison.references import paper_lines, with_random
 from agents.comparison.runs import find_runs
 from agents.run.config import NUMBERS
 from agents.run.failures import CommandError, Where
+from agents.run.help import show_options
 from agents.run.parsing import refuse_empty
+
+INTRO = """Compare trained runs: scores with intervals over seeds, budgets, and curves. For example: compare.py runs
+--by memory."""
+GROUPS = {
+    "Runs": "runs by baseline random leaderboard",
+    "Scores": "score threshold interval in_training",
+    "Files": "out overwrite title x",
+}
+"""Options by group, for `--help`."""
 
 
 @dataclass
@@ -69,6 +79,9 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         with Where("reading the command").user_errors():
             refuse_empty(words)
+            if {"-h", "--help"} & {*words}:
+                show_options(make_console(), INTRO, Arguments, GROUPS)
+                return
             given = tyro.cli(Arguments, args=words, registry=NUMBERS)
             for name, hint in get_type_hints(Arguments, include_extras=True).items():
                 if name != "runs":

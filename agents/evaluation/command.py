@@ -27,6 +27,7 @@ from agents.evaluation.scores import MAX_STEPS, Score, check_spaces, evaluate, r
 from agents.evaluation.tables import print_errors, print_scores
 from agents.run.config import NUMBERS, Config, Pairs, load_config
 from agents.run.failures import CommandError, Where
+from agents.run.help import show_options
 from agents.run.parsing import refuse_empty
 from agents.scale.devices import device_of
 from envs import registered
@@ -35,6 +36,19 @@ from envs.tensor_env import TensorEnv
 if TYPE_CHECKING:
     from agents.view.session import Session
 
+INTRO = """Score a trained agent beside the memoryless one and a random one: evaluate.py runs/my-run. With --watch,
+--play, --video or --saliency, show a single episode instead.
+
+The scores printed are also written to RUN/evaluation.json."""
+GROUPS = {
+    "Run": "run episodes num_envs max_steps deterministic seed",
+    "Environment": "env env_kwargs wrappers data_dir",
+    "Compared with": "identity random",
+    "What it remembers": "ablate ablate_every saliency saliency_steps errors",
+    "See": "watch play video video_steps fps",
+    "Speed": "device threads",
+}
+"""Options by group, for `--help`."""
 _DEVICE_ENVS, _HOST_ENVS = 256, 16  # environments, where --num-envs is not given
 
 
@@ -101,6 +115,9 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         with Where("reading the command").user_errors():
             refuse_empty(words)
+            if {"-h", "--help"} & {*words}:
+                show_options(make_console(), INTRO, Arguments, GROUPS)
+                return
             given = tyro.cli(Arguments, args=words, registry=NUMBERS)
             for name, hint in get_type_hints(Arguments, include_extras=True).items():
                 setattr(given, name, read(f"--{name.replace('_', '-')}", getattr(given, name), hint))

@@ -9,10 +9,12 @@ import re
 import types
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import docstring_parser
 import gymnasium
+import tyro
 from gymnasium.envs.registration import load_env_creator
 from rich.console import Console
 from rich.markup import escape
@@ -33,33 +35,25 @@ GROUPS = {
     "Output": "progress checkpoint_every panels_every",
     "Sweep": "sweep trials jobs storage launcher",
 }
-"""Entries of the configuration by group; those of the learner follow its name, what is not named ends in "Run"."""
+"""Options of `train.py` by group; those of the learner follow its name."""
 LISTS = ("memories", "envs", "recipes", "algos")
 
 
 def show_help(console: Console, intro: str, command: type, defaults: Config) -> None:
-    """Prints all options in groups with their defaults, then the chosen memory's and environment's own arguments.
+    """`train.py --help`: all options, then the chosen memory's and environment's own arguments.
 
     Args:
         console: where to print.
-        intro: what the command does; paragraphs are wrapped at the console's width.
+        intro: as in `show_options`.
         command: dataclass of the options.
         defaults: of the recipe and of the flags beside `--help`.
     """
-    for paragraph in intro.split("\n\n"):
-        console.print(" ".join(paragraph.split()), markup=False, highlight=False, end="\n\n")
-    hints, texts = get_type_hints(command, include_extras=True), _texts(command)
-    given = {each.name: each for each in dataclasses.fields(command)}
     kind = type(defaults.learner)
-    left = [name for name in given if name != "learner" and not any(name in names.split() for names in GROUPS.values())]
-    for title, names in GROUPS.items():
-        entries = [*names.split(), *(left if title == "Run" else ())]
-        rows = [_row(name, hints[name], texts.get(name, ""), _default(given, defaults, name)) for name in entries]
-        if title == "Learner":
-            own, texts_of = get_type_hints(kind, include_extras=True), _texts(kind)
-            rows += [_row(n, own[n], texts_of.get(n, ""), value) for n, value in vars(defaults.learner).items()]
-            title = f"Learner: {defaults.algo}"
-        _print(console, title, rows)
+    own, texts_of = get_type_hints(kind, include_extras=True), _texts(kind)
+    learner = [_row(n, own[n], texts_of.get(n, ""), value) for n, value in vars(defaults.learner).items()]
+    title = f"Learner: {defaults.algo}"
+    groups = {title if name == "Learner" else name: names for name, names in GROUPS.items()}
+    show_options(console, intro, command, groups, vars(defaults), {title: learner})
     memory = _arguments(memory_class(defaults.memory), defaults.memory_kwargs)
     _print(console, f"--memory-kwargs of {defaults.memory}", memory)
     if (environment := _env_class(defaults.env)) is not None:
@@ -67,6 +61,33 @@ def show_help(console: Console, intro: str, command: type, defaults: Config) -> 
     console.print(
         f"In brackets: the default. --list {'|'.join(LISTS)} shows what there is.", markup=False, highlight=False
     )
+
+
+def show_options(
+    console: Console,
+    intro: str,
+    command: type,
+    groups: Mapping[str, str],
+    defaults: Mapping[str, Any] = MappingProxyType({}),
+    more: Mapping[str, list[tuple[str, str]]] = MappingProxyType({}),
+) -> None:
+    """Prints a command's options in groups with their defaults.
+
+    Args:
+        console: where to print.
+        intro: what the command does; paragraphs are wrapped at the console's width.
+        command: dataclass of the options.
+        groups: the options of each group; others are not shown.
+        defaults: replace the dataclass's.
+        more: further rows of a group.
+    """
+    for paragraph in intro.split("\n\n"):
+        console.print(" ".join(paragraph.split()), markup=False, highlight=False, end="\n\n")
+    hints, texts = get_type_hints(command, include_extras=True), _texts(command)
+    known = {each.name: each.default for each in dataclasses.fields(command)} | {**defaults}
+    for title, names in groups.items():
+        rows = [_row(name, hints[name], texts.get(name, ""), known[name]) for name in names.split()]
+        _print(console, title, [*rows, *more.get(title, [])])
 
 
 def show_list(console: Console, what: str) -> None:
@@ -102,6 +123,8 @@ def _texts(owner: type) -> dict[str, str]:
 
 def _row(name: str, hint: Any, text: str, default: Any) -> tuple[str, str]:
     option = f"--{name.replace('_', '-')}"
+    if get_origin(hint) is Annotated and tyro.conf.Positional in get_args(hint)[1:]:
+        return f"{name.upper()} ..." if _kind(hint).endswith("...") else name.upper(), f"{' '.join(text.split())}"
     kind = _kind(hint)
     label = f"{option}, --no-{option[2:]}" if kind == "" else f"{option} {kind}"
     return label, f"{' '.join(text.split())}{_shown(default)}"
@@ -127,22 +150,17 @@ def _kind(hint: Any) -> str:
     return {str: "NAME", Path: "PATH", int: "N", float: "X"}.get(hint, "VALUE")
 
 
-def _default(given: Mapping[str, Any], defaults: Config, name: str) -> Any:
-    if hasattr(defaults, name):
-        return getattr(defaults, name)
-    default = given[name].default
-    return None if default is dataclasses.MISSING else default
-
-
 def _shown(value: Any) -> str:
     """A default in brackets; nothing where there is none."""
+    if value is dataclasses.MISSING:
+        return ""
     if isinstance(value, bool):
         return f" ({'on' if value else 'off'})"
     if isinstance(value, dict):
         value = [f"{name}={each}" for name, each in value.items()]
     if isinstance(value, (list, tuple)):
         value = " ".join(map(str, value)) or None
-    return "" if value is None else f" ({value})"
+    return "" if value in (None, "") else f" ({value})"
 
 
 def _arguments(owner: type, given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

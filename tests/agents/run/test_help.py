@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from typing import Any
 
 import pytest
 
 from agents import LEARNERS
+from agents.comparison import command as comparison
+from agents.evaluation import command as evaluation
 from agents.run.config import Command
 from agents.run.parsing import parse
 from envs import registered as environments
@@ -60,6 +63,24 @@ def test_the_chosen_memory_shows_its_arguments(
         for line in own.strip().splitlines():
             assert re.fullmatch(r"[a-z_0-9]+ {2,}.+|\s{4,}.+", line.rstrip()), line  # each has a meaning or a default
     assert "goal_reward" in text  # those of the environment
+
+
+@pytest.mark.parametrize("command", [evaluation, comparison], ids=["evaluate", "compare"])
+def test_the_other_commands_show_every_option_once(
+    command: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(command.Arguments)]
+    for width in (80, 160):
+        monkeypatch.setenv("COLUMNS", str(width))
+        command.main(["somewhere", "--help"])
+        text = capsys.readouterr().out
+        assert max(map(len, text.splitlines())) <= width
+    found = re.findall(
+        r"^(--(?!no-)[a-z-]+|RUNS? )", text[text.index(f"\n{next(iter(command.GROUPS))}\n") :], flags=re.M
+    )
+    positional = options.index("--run") if "--run" in options else options.index("--runs")
+    options[positional] = f"{options[positional].removeprefix('--').upper()} "
+    assert sorted(found) == sorted(options)
 
 
 def test_lists_have_a_line_each(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
