@@ -82,7 +82,7 @@ class Collector:
                 raise_if_not_finite(model, error)
                 raise
             before = time.perf_counter()
-            new_obs, rewards, terminated, truncated, shown = env.step(policy.to_env(action))
+            new_obs, rewards, terminated, truncated, shown = env.step(policy.actions.to_env(action))
             model.env_seconds += time.perf_counter() - before
             if count:
                 rollout.actions[t] = action

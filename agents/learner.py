@@ -41,7 +41,7 @@ from agents.scale.executor import Executor
 from agents.scale.fast import Fast, prepare
 from agents.updates import Updates
 from policies.memories.contract import State
-from policies.memories.time.held import parameters_stay
+from policies.memories.time.scopes import parameters_stay
 from policies.policy import MemoryActorCriticPolicy
 
 Self = TypeVar("Self", bound="MemoryOnPolicyAlgorithm")
@@ -324,11 +324,6 @@ class MemoryOnPolicyAlgorithm(Updates, TrainingEnv, OnPolicyAlgorithm):
         """Fills the rollout; False if a callback asked to stop. The signature is SB3's; the learner's own environment
         and rollout are used."""
         return self.collector().collect(callback)
-
-    def estimate(self, rollout: Rollout) -> None:
-        """Computes a rollout's advantages and returns by generalised advantage estimation."""
-        rollout.estimate(self.reward_scale, self.gamma, self.gae_lambda)
-        self.note_returns(rollout)
 
     # -- save and load ---------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""`Rollout`: `T` steps of `N` environments, as tensors `[T, N, ...]` on one device."""
+"""`Rollout`: `T` steps of `N` environments as tensors `[T, N, ...]`; `LearnerState`: what is carried to the next."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from agents.returns import following, gae
+from agents.returns import following
 from envs.tensor_env import Info, Obs, TensorEnv
 from policies.action_masks import check_width
 from policies.memories.contract import State
-from policies.memories.steps import select
+from policies.memories.steps import detach, select
 
 
 @dataclass
@@ -131,12 +131,6 @@ class Rollout:
                     self.said = torch.full((3, *self.rewards.shape), torch.nan, device=self.rewards.device)
                 self.said[kind, t] = info[name]
 
-    def estimate(self, reward_scale: float, gamma: float, gae_lambda: float) -> None:
-        """Fill in `advantages` and `returns` by generalised advantage estimation; see `agents.returns.gae`."""
-        rewards = self.rewards * reward_scale
-        self.advantages = gae(rewards, self.values, self.next_values(), self.ended(), gamma, gae_lambda)
-        self.returns = self.advantages + self.values
-
     def ended(self) -> Tensor:
         """Where an episode ended, for either reason: bool `[T, N]`."""
         return self.terminated | self.truncated
@@ -157,6 +151,36 @@ class Rollout:
             entries["obs"] = {key: value[:, index] for key, value in self.obs.items()}
         losses = {name: value[:, index] for name, value in self.losses.items()}
         return replace(self, **entries, state=select(self.state, index), losses=losses)
+
+
+@dataclass
+class LearnerState:
+    """Observation, memory state and reset signal of `N` environments, on the device."""
+
+    obs: Obs
+    """The current observation `[N, ...]`, on which the agent has not acted yet."""
+    memory: State
+    """The memory's state before it reads `obs`; not yet reset where `starts`."""
+    starts: Tensor
+    """Bool `[N]`: true where `obs` is the first observation of its episode."""
+    may_start: bool
+    """False if the host knows that no entry of `starts` is true."""
+
+    @property
+    def resets(self) -> Tensor | None:
+        """`starts`; None if no entry can be true."""
+        return self.starts if self.may_start else None
+
+    def detach(self) -> None:
+        """Drops the graph of the memory's state."""
+        self.memory = detach(self.memory)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors, by their names in a checkpoint."""
+        entries = self.obs if isinstance(self.obs, dict) else {"": self.obs}
+        observations = {f"run/obs/{name}": value for name, value in entries.items()}
+        memory = {f"memory/{name}": value for name, value in detach(self.memory).items()}
+        return {**observations, **memory, "run/starts": self.starts}
 
 
 def _dtype(space: Any) -> torch.dtype:

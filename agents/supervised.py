@@ -79,7 +79,7 @@ class Supervised(MemoryOnPolicyAlgorithm):
         assert rollout.targets is not None
         assert rollout.weights is not None
         each = rollout.weights.dim() == 3  # a weight for every part of the answer
-        targets = self.policy.from_env(rollout.targets)
+        targets = self.policy.actions.from_env(rollout.targets)
         log_prob = self.policy.log_prob(rollout.latents, targets, rollout.grids, each, rollout.masks)
         scored = distributed.mean(rollout.weights.sum()).clamp(min=1e-8)  # this rank's share of the total weight
         target_loss = -(rollout.weights * log_prob).sum() / scored

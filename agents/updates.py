@@ -6,6 +6,7 @@ import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import Tensor
 
+from agents.returns import gae
 from agents.rollout import Rollout
 from agents.scale import distributed
 from policies.heads import Judgement
@@ -16,6 +17,9 @@ class Updates(BaseAlgorithm):
     """Evaluates actions, normalises advantages, weights losses and steps the optimiser."""
 
     policy: MemoryActorCriticPolicy
+    gamma: float
+    gae_lambda: float
+    reward_scale: float
     normalize_advantage: bool
     aux_coef: float
     max_grad_norm: float
@@ -57,8 +61,12 @@ class Updates(BaseAlgorithm):
         norm = self.policy.value_norm
         return values if norm is None else values / norm.std
 
-    def note_returns(self, rollout: Rollout) -> None:
-        """Updates the statistics of the returns before the rollout is learned from."""
+    def estimate(self, rollout: Rollout) -> None:
+        """Computes a rollout's advantages and returns by generalised advantage estimation, and updates the statistics
+        of the returns."""
+        rewards, values, next_values = rollout.rewards * self.reward_scale, rollout.values, rollout.next_values()
+        rollout.advantages = gae(rewards, values, next_values, rollout.ended(), self.gamma, self.gae_lambda)
+        rollout.returns = rollout.advantages + values
         norm = self.policy.value_norm
         if norm is not None:
             mean, variance = distributed.moments(rollout.returns)

@@ -31,7 +31,7 @@ class ActionNumbers:
         self._tensors: tuple[Tensor, ...] = ()
 
     def to_env(self, action: Tensor) -> Tensor:
-        """The environment's actions for the distribution's."""
+        """The environment's actions: continuous actions clipped to their bounds, choices and bits in its numbering."""
         if self.bits:
             return action.to(torch.int8)
         if not self.continuous:

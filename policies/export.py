@@ -55,7 +55,7 @@ class PolicyStep(nn.Module):
         numbers: Tensor = policy.action_net((latent_pi, step.grid) if policy.draws_maps else latent_pi)
         if mask is not None:
             numbers = masked(numbers, mask, policy.action_space)
-        action = policy.to_env(policy.act(step.output, True, step.grid, mask))
+        action = policy.actions.to_env(policy.act(step.output, True, step.grid, mask))
         return {"action": action, self.numbers: numbers, "value": policy.value(step.output), "state": step.state}
 
 

@@ -125,6 +125,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         self.obs_norm = ObsNorm(observation_space) if normalize_obs else None
         keep_symbols = getattr(self.features_extractor, "takes_symbols", False)
         self.actions = ActionNumbers(action_space)
+        """Converts between the distributions' actions and the environment's."""
         self.prepare = Preparation(observation_space, normalize_images, keep_symbols)
 
     def make_features_extractor(self) -> BaseFeaturesExtractor:
@@ -277,14 +278,6 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         """`[B, n]` for `Discrete` actions, `[B, n]` (each a probability of 1) for `MultiBinary`; None for others."""
         distribution = self._distribution(self.mlp_extractor.forward_actor(latent), grid, mask).distribution
         return getattr(distribution, "probs", None)
-
-    def to_env(self, action: Tensor) -> Tensor:
-        """The environment's actions: continuous actions clipped to their bounds, choices and bits in its numbering."""
-        return self.actions.to_env(action)
-
-    def from_env(self, action: Tensor) -> Tensor:
-        """The distributions' actions for the environment's."""
-        return self.actions.from_env(action)
 
     def encode(self, obs: Obs) -> tuple[Any, ...]:
         """The memory's input and, with readers, the questions.

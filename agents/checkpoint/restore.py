@@ -19,7 +19,7 @@ from agents.checkpoint.optimizer import restored
 from agents.checkpoint.saved import COUNTERS
 from agents.environments import HostEnv
 from agents.environments.infos import as_numpy
-from agents.learner_state import LearnerState
+from agents.rollout import LearnerState
 from agents.sb3.training_env import TrainingEnv
 from agents.scale import distributed
 
@@ -230,7 +230,7 @@ def rehearse(model: TrainingEnv, running: bool) -> None:
             raise ValueError("the agent's answer is infinite or NaN: its weights have diverged")
         if env is None:
             return
-        before, action = env.state_dict(), policy.to_env(decision.action)
+        before, action = env.state_dict(), policy.actions.to_env(decision.action)
         if model.learns_from_targets:
             grid = None if step.grid is None else step.grid[None]
             policy.log_prob(step.output[None], said["target"][None], grid)

@@ -84,7 +84,7 @@ def play_episode(
             mask = info.get("action_mask")
             action = policy.act(step.output, deterministic, step.grid, *(() if mask is None else (mask,)))
             state = step.state
-            obs, reward, terminated, truncated, info = env.step(policy.to_env(action))
+            obs, reward, terminated, truncated, info = env.step(policy.actions.to_env(action))
             steps.append((x, asked[0] if asked else {}, action, mask, reward))
             if bool((terminated | truncated).any()):
                 break

@@ -113,7 +113,7 @@ def evaluate(
         nonlocal state
         step = policy.remember(obs, state, starts)
         state = step.state
-        return policy.to_env(policy.act(step.output, deterministic, step.grid, *mask))
+        return policy.actions.to_env(policy.act(step.output, deterministic, step.grid, *mask))
 
     training = policy.training
     policy.set_training_mode(False)

@@ -119,7 +119,7 @@ class RecordedStep:
         return as_numpy(self.action())
 
     def clipped_actions(self) -> Any:
-        return self.model.policy.to_env(self.action()).cpu().numpy()
+        return self.model.policy.actions.to_env(self.action()).cpu().numpy()
 
     def new_obs(self) -> Any:
         return as_numpy(self._seen_before(self.t + 1))

@@ -11,11 +11,10 @@ from torch import Tensor
 
 from agents.environments import EnvLike, TensorVecEnv, as_tensor_env
 from agents.hyperparameters import Hyperparameters
-from agents.learner_state import LearnerState
 from agents.metrics.critic import CriticWatch
 from agents.metrics.episodes import Episodes
 from agents.metrics.task import TaskMetrics
-from agents.rollout import Rollout
+from agents.rollout import LearnerState, Rollout
 from agents.scale import distributed
 from envs.tensor_env import TensorEnv
 from policies.policy import MemoryActorCriticPolicy

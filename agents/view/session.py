@@ -101,7 +101,7 @@ class Session:
             self.history.add(self.policy.memory.panels(step.state))
             decision = self.policy.decide(step.output, self.deterministic, step.grid, self.mask)
             probabilities = self.policy.action_probabilities(step.output, step.grid, self.mask)
-            self.action = self.policy.to_env(decision.action)
+            self.action = self.policy.actions.to_env(decision.action)
         if self.critic:
             self.value = float(decision.value)
             self.traces["value"].append(self.value)

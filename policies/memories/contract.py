@@ -7,7 +7,7 @@ every memory (`policies.memories.steps`, `policies.memories.time`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -88,6 +88,11 @@ class Memory(nn.Module):
     def initial_state(self, batch_size: int) -> State:
         """State at the first step of an episode: `[batch_size, ...]`, possibly expanded views, never written to."""
         raise NotImplementedError
+
+    def zeros_state(self, batch_size: int, shapes: Mapping[str, tuple[int, ...]]) -> State:
+        """Zeros `[batch_size, *shape]` for each of `shapes`, expanded views of one number."""
+        zero = self.get_buffer("_anchor").new_zeros(())
+        return {name: zero.expand(batch_size, *shape) for name, shape in shapes.items()}
 
     def forward(self, x: Tensor, state: State) -> MemoryStep:
         """One step, by the equations. `x`: `[B, F]`, or `[B, C, L]` / `[B, C, H, W]` where `input_kind` is "grid"."""

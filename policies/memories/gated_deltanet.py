@@ -13,7 +13,6 @@ from policies.memories.contract import FastForm, Memory, MemoryStep, Panel, Stat
 from policies.memories.registry import register_memory
 from policies.memories.shared.arguments import at_least
 from policies.memories.shared.numbers import rms
-from policies.memories.shared.states import zeros_state
 
 CHUNK = 32
 """Steps of a sequence that are taken at once."""
@@ -229,7 +228,7 @@ class GatedDeltaNet(Memory):
 
     def initial_state(self, batch_size: int) -> State:
         shapes = {name: (self.num_layers, *shape) for name, shape in self.shapes.items()}
-        return zeros_state(self, batch_size, shapes)
+        return self.zeros_state(batch_size, shapes)
 
     def forward(self, x: Tensor, state: State) -> MemoryStep:
         return MemoryStep(*self.through(x, state), {})

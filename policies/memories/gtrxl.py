@@ -13,7 +13,6 @@ from policies.memories.contract import FastForm, Memory, MemoryStep, Panel, Stat
 from policies.memories.registry import register_memory
 from policies.memories.shared.arguments import at_least
 from policies.memories.shared.episode_buffer import Episodes
-from policies.memories.shared.states import zeros_state
 
 BLOCK = 32
 """Steps of a sequence that attend together."""
@@ -226,7 +225,7 @@ class GTrXL(Memory):
 
     def initial_state(self, batch_size: int) -> State:
         memory = (self.num_layers, self.capacity, self.output_size)
-        return zeros_state(self, batch_size, {"memory": memory, "count": ()})
+        return self.zeros_state(batch_size, {"memory": memory, "count": ()})
 
     def forward(self, x: Tensor, state: State) -> MemoryStep:
         outputs, following = self.through(x.unsqueeze(0), state, None)

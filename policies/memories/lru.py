@@ -14,7 +14,6 @@ from policies.memories.registry import register_memory
 from policies.memories.shared.arguments import at_least
 from policies.memories.shared.numbers import rms
 from policies.memories.shared.pictures import vector_panel
-from policies.memories.shared.states import zeros_state
 from policies.memories.time.scan import scan
 
 Recurrence = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -124,7 +123,7 @@ class LRU(Memory):
         self.gated = nn.ModuleList(nn.Linear(hidden_size, 2 * hidden_size) for _ in range(num_layers))  # W_1, W_2
 
     def initial_state(self, batch_size: int) -> State:
-        return zeros_state(self, batch_size, {"hidden": (self.num_layers, self.state_size, 2)})
+        return self.zeros_state(batch_size, {"hidden": (self.num_layers, self.state_size, 2)})
 
     def forward(self, x: Tensor, state: State) -> MemoryStep:
         output, hidden = self.through(x, state["hidden"], lambda a, b, h: a * h + b)

@@ -13,7 +13,6 @@ from policies.memories.registry import register_memory
 from policies.memories.shared.arguments import at_least, one_of
 from policies.memories.shared.episode_buffer import Episodes
 from policies.memories.shared.numbers import focus
-from policies.memories.shared.states import zeros_state
 
 
 class AtOnce(FastForm):
@@ -112,7 +111,7 @@ class MemN2N(Memory):
 
     def initial_state(self, batch_size: int) -> State:
         sizes = {"memories": (self.capacity, self.input_size), "count": (), "attention": (self.hops, self.capacity)}
-        return zeros_state(self, batch_size, sizes)
+        return self.zeros_state(batch_size, sizes)
 
     def forward(self, x: Tensor, state: State) -> MemoryStep:
         memories, count = state["memories"], state["count"].detach()

@@ -12,7 +12,6 @@ from policies.memories.registry import register_memory
 from policies.memories.shared.arguments import at_least
 from policies.memories.shared.numbers import rms
 from policies.memories.shared.pictures import vector_panel
-from policies.memories.shared.states import zeros_state
 from policies.memories.time.scan import scan
 
 
@@ -74,7 +73,7 @@ class MinGRU(Memory):
         self.norm = nn.LayerNorm(hidden_size)
 
     def initial_state(self, batch_size: int) -> State:
-        return zeros_state(self, batch_size, {"hidden": (self.num_layers, self.inner_size)})
+        return self.zeros_state(batch_size, {"hidden": (self.num_layers, self.inner_size)})
 
     def forward(self, x: Tensor, state: State) -> MemoryStep:
         output, hidden = self.through(x, state["hidden"], lambda a, b, h: a * h + b)

@@ -123,12 +123,12 @@ def test_acting_deciding_and_judging_agree(action: str) -> None:
     assert torch.equal(made.act(latent[0]), decisions[0].action)
     actions = torch.stack([decision.action for decision in decisions])
     assert actions.shape == (6, 5, *(SPACES[action].shape or ()))
-    judgement = made.judge(latent, made.to_env(actions) if "multi" in action else actions)
+    judgement = made.judge(latent, made.actions.to_env(actions) if "multi" in action else actions)
     for index, name in ((1, "value"), (2, "log_prob")):
         torch.testing.assert_close(getattr(judgement, name), torch.stack([decision[index] for decision in decisions]))
     assert judgement.entropy.shape == (6, 5)
     torch.testing.assert_close(made.value(latent[0]), decisions[0].value)
-    for given_action in made.to_env(actions[0]).detach().numpy():
+    for given_action in made.actions.to_env(actions[0]).detach().numpy():
         assert SPACES[action].contains(given_action.astype(SPACES[action].dtype)), given_action
 
 

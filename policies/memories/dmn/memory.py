@@ -17,7 +17,6 @@ from policies.memories.recurrent.gru import GRU
 from policies.memories.registry import register_memory
 from policies.memories.shared.arguments import at_least, one_of
 from policies.memories.shared.episode_buffer import Episodes
-from policies.memories.shared.states import zeros_state
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -96,7 +95,7 @@ class DMN(Memory):
             "count": (),
             "gates": (self.passes, self.capacity),
         }
-        return zeros_state(self, batch_size, sizes)
+        return self.zeros_state(batch_size, sizes)
 
     def forward(self, x: Tensor, state: State) -> MemoryStep:
         return self.answered(self.input(x, {"hidden": state["hidden"]}), x, state, attention_gru)

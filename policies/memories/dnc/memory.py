@@ -29,7 +29,6 @@ from policies.memories.shared.addressing import (
 from policies.memories.shared.arguments import at_least, one_of
 from policies.memories.shared.numbers import focus
 from policies.memories.shared.pictures import vector_panel
-from policies.memories.shared.states import zeros_state
 
 Layer = Callable[[Tensor, Tensor], Tensor]
 
@@ -128,7 +127,7 @@ class DNC(Memory):
             "read_weights": (self.read_heads, self.slots),
             "read_vectors": (self.read_heads, self.word_size),
         }
-        return zeros_state(self, batch_size, shapes)
+        return self.zeros_state(batch_size, shapes)
 
     def forward(self, x: Tensor, state: State) -> MemoryStep:
         links = PlainLinks(state["linkage"])

@@ -14,7 +14,6 @@ from policies.memories.kanerva.likelihood import Likelihood
 from policies.memories.kanerva.panels import COLOURS
 from policies.memories.kanerva.parts import ImageDecoder, image_shape
 from policies.memories.shared.readers import ReaderMemory, Shape
-from policies.memories.shared.states import zeros_state
 from policies.memories.steps import Queries
 
 
@@ -52,7 +51,7 @@ class KanervaForm(ReaderMemory):
         self.register_buffer("colours", torch.tensor(COLOURS), persistent=False)
 
     def _zeros(self, batch_size: int, shapes: dict[str, tuple[int, ...]]) -> State:
-        return zeros_state(self, batch_size, shapes)
+        return self.zeros_state(batch_size, shapes)
 
     def writes(self, x: Tensor) -> Tensor:
         """1 where an input `[N, ...]` is written, 0 where it is skipped, `[N]`."""

@@ -14,7 +14,6 @@ from policies.memories.mnm.rules import activations, write_gradient, write_local
 from policies.memories.registry import register_memory
 from policies.memories.shared.arguments import at_least, one_of
 from policies.memories.shared.pictures import vector_panel
-from policies.memories.shared.states import zeros_state
 
 WriteThenRead = Callable[[list[Tensor], Tensor, Tensor, Tensor], tuple[list[Tensor], Tensor]]
 
@@ -122,7 +121,7 @@ class MNM(Memory):
             told = (self.recall_delay, self.heads)
             sizes |= {"write_keys": (*told, self.key_size), "write_values": (*told, self.layer_sizes[-1])}
         phi_0 = {f"weights_{index}": m for index, m in enumerate(self.initial_weights(), start=1)}
-        return zeros_state(self, batch_size, sizes) | {name: m.expand(batch_size, -1, -1) for name, m in phi_0.items()}
+        return self.zeros_state(batch_size, sizes) | {name: m.expand(batch_size, -1, -1) for name, m in phi_0.items()}
 
     def initial_weights(self) -> list[Tensor]:
         """φ_0: a matrix `[1, D_l, D_{l-1}]` for each layer."""

@@ -16,7 +16,6 @@ from policies.memories.multigrid.presets import Plan, Residuals
 from policies.memories.registry import register_memory
 from policies.memories.shared.numbers import rms, saturation
 from policies.memories.shared.readers import ReaderMemory
-from policies.memories.shared.states import zeros_state
 from policies.memories.steps import Queries
 
 
@@ -187,7 +186,7 @@ class Multigrid(ReaderMemory):
             sizes |= self.readers[0].sizes()  # type: ignore[operator]
         if self.plan.normalization == "sequence":
             sizes["steps"] = (1,)
-        return zeros_state(self, batch_size, sizes)
+        return self.zeros_state(batch_size, sizes)
 
     def forward(self, x: Tensor, state: State, queries: Queries | None = None) -> MemoryStep:
         span = Span(steps=state.get("steps"), answering=self.answering(x[None]))

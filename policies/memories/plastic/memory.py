@@ -14,7 +14,6 @@ from policies.memories.registry import register_memory
 from policies.memories.shared.arguments import at_least, one_of
 from policies.memories.shared.numbers import rms, saturation
 from policies.memories.shared.pictures import vector_panel
-from policies.memories.shared.states import zeros_state
 
 
 class PlasticNetwork(Memory):
@@ -72,7 +71,7 @@ class PlasticNetwork(Memory):
 
     def initial_state(self, batch_size: int) -> State:
         n = self.output_size
-        return zeros_state(self, batch_size, {"hidden": (n,), "hebb": (n, n)})
+        return self.zeros_state(batch_size, {"hidden": (n,), "hebb": (n, n)})
 
     def forward(self, x: Tensor, state: State) -> MemoryStep:
         before, hebb = state["hidden"], state["hebb"]

@@ -14,8 +14,8 @@ from policies.memories.recurrent import fast_native
 from policies.memories.recurrent.fast_gradient import RecurrentSequence
 from policies.memories.recurrent.fast_sequence import GRUTape, LSTMTape, Tape
 from policies.memories.steps import reset, select
-from policies.memories.time.host_reads import host_may_read
 from policies.memories.time.recording import Recording
+from policies.memories.time.scopes import host_may_read
 from policies.memories.time.taped import TapedForm
 from policies.memories.time.unroll import unroll_segments
 
@@ -94,9 +94,6 @@ class FastRecurrent(TapedForm):
             before = self.memory.layer(state, index)
             layers.append(RecurrentSequence.apply(tape.tapes[index], given, *before, *parameters))  # type: ignore[no-untyped-call]
             given = layers[-1][0]
-        return self._unrolled(layers)
-
-    def _unrolled(self, layers: Sequence[tuple[Tensor, ...]]) -> Unrolled:
         last = [tuple(part[-1] for part in layer) for layer in layers]
         return Unrolled(layers[-1][0], self.memory.stacked(last), {})
 
@@ -116,14 +113,11 @@ class FastRecurrent(TapedForm):
 
     def unroll_by_hand(self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None) -> Unrolled:
         """On tapes, one layer after the other."""
-        layers = []
-        for index, parameters in enumerate(self.memory.rnn.all_weights):
-            before = self.memory.layer(state, index)
-            tape = self.tape_of(before, parameters, len(xs))
-            tape.run(xs.detach(), starts, resets)
-            layers.append(RecurrentSequence.apply(tape, xs, *before, *parameters))  # type: ignore[no-untyped-call]
-            xs = layers[-1][0]
-        return self._unrolled(layers)
+        layers, given = self.tape(state, len(xs)), xs.detach()
+        for tape in layers.tapes:
+            tape.run(given, starts, resets)
+            given = tape.states[0][1:]
+        return self.finish(layers, xs, state)
 
     def take_bf16(self) -> bool:
         self.bf16 = self.has_cpu_kernel or self.memory.device.type != "cpu"

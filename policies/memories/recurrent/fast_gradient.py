@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from policies.memories.recurrent import fast_native as recurrent_native
-from policies.memories.recurrent.fast_sequence import LSTMTape, Tape, gates_of
+from policies.memories.recurrent.fast_sequence import LSTMTape, Tape
 
 BLOCK = 40_000
 """Numbers of one gate in a block of the backward pass: seven such arrays are about 1 MB, an L2 cache."""
@@ -102,7 +102,7 @@ def _lstm_backward(
     hiddens, cells = states
     (length, batch, size), (d_hiddens, d_cells) = tanh_cell.shape, d
     d_active, to_cell = torch.empty_like(active), torch.empty_like(tanh_cell)
-    gates, d_gates = gates_of(active, 4), gates_of(d_active, 4)
+    gates, d_gates = torch.unflatten(active, 2, (4, -1)), torch.unflatten(d_active, 2, (4, -1))
     d_ifg, d_o = d_gates[:, :, :3].unbind(0), d_gates[:, :, 3].unbind(0)
     d_each, forget, each_to_cell = d_active.unbind(0), gates[:, :, 1].unbind(0), to_cell.unbind(0)
     d_hidden, d_cell = _last(d_hiddens, tanh_cell), torch.zeros_like(tanh_cell[0])
@@ -144,7 +144,7 @@ def _gru_backward(
     length, batch, width = active.shape
     size = width // 3
     d_active, d_n = torch.empty_like(active), torch.empty_like(hiddens[1:])
-    gates, d_gates = gates_of(active, 3), gates_of(d_active, 3)
+    gates, d_gates = torch.unflatten(active, 2, (3, -1)), torch.unflatten(d_active, 2, (3, -1))
     every, to_n = d_gates.unbind(0), d_n.unbind(0)
     d_each, keep = d_active.unbind(0), gates[:, :, 1].unbind(0)
     d_given = None if d_hiddens is None else d_hiddens.unbind(0)

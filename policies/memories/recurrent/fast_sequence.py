@@ -23,11 +23,6 @@ def tanh_(x: Tensor) -> Tensor:
     return torch.add(_ONE, x.mul_(_MINUS_TWO).sigmoid_(), alpha=-2, out=x)
 
 
-def gates_of(active: Tensor, number: int) -> Tensor:
-    """`[T, B, gates * H]` as `[T, B, gates, H]`."""
-    return active.view(*active.shape[:2], number, -1)
-
-
 class Tape:
     """Steps of one layer, written down as they are taken; without gradients.
 
@@ -178,7 +173,7 @@ class LSTMTape(Tape):
 
     def _split(self) -> None:
         self._state_views = [kept.unbind(0) for kept in self.states]
-        each = (gate.unbind(0) for gate in gates_of(self.active, 4).unbind(2))
+        each = (gate.unbind(0) for gate in torch.unflatten(self.active, 2, (4, -1)).unbind(2))
         self._views = list(zip(self.active.unbind(0), *each, self.extra.unbind(0), strict=True))
 
     def _advance(self, t: int, before: Sequence[Tensor]) -> None:
@@ -241,7 +236,7 @@ class GRUTape(Tape):
 
     def _split(self) -> None:
         self._state_views = [kept.unbind(0) for kept in self.states]
-        r, z, n = (gate.unbind(0) for gate in gates_of(self.active, 3).unbind(2))
+        r, z, n = (gate.unbind(0) for gate in torch.unflatten(self.active, 2, (3, -1)).unbind(2))
         rz = self.active[..., : 2 * self.size].unbind(0)
         self._views = list(zip(rz, n, r, z, self.extra.unbind(0), strict=True))
 

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from policies.memories.contract import Memory, MemoryStep, Panel, State
 from policies.memories.shared.numbers import rms, saturation
 from policies.memories.shared.pictures import vector_panel
-from policies.memories.shared.states import zeros_state
 
 Cell = Callable[[Tensor, tuple[Tensor, ...], Sequence[Tensor]], tuple[Tensor, ...]]
 
@@ -35,7 +34,7 @@ class TorchRecurrent(Memory):
         self.rnn = self.kernel(input_size, hidden_size, num_layers)  # type: ignore[arg-type]
 
     def initial_state(self, batch_size: int) -> State:
-        return zeros_state(self, batch_size, dict.fromkeys(self.state_names, (self.num_layers, self.hidden_size)))
+        return self.zeros_state(batch_size, dict.fromkeys(self.state_names, (self.num_layers, self.hidden_size)))
 
     def cell(self, x: Tensor, state: tuple[Tensor, ...], parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """One step of one layer.

@@ -11,7 +11,6 @@ from policies.memories.salu.fast_sequence import FastSALU
 from policies.memories.salu.rules import attend, parts
 from policies.memories.shared.arguments import at_least
 from policies.memories.shared.pictures import vector_panel
-from policies.memories.shared.states import zeros_state
 
 
 @register_memory("salu")
@@ -73,7 +72,7 @@ class SALU(Memory):
             "values": (self.capacity, self.heads, self.value_size),
             "count": (),
         }
-        return zeros_state(self, batch_size, sizes)
+        return self.zeros_state(batch_size, sizes)
 
     def forward(self, x: Tensor, state: State) -> MemoryStep:
         inputs = torch.cat([x, state["read_value"]], 1)

@@ -1,4 +1,4 @@
-"""What depends on parameters alone, computed once while they stay as they are."""
+"""Context managers that tell memories what holds: parameters do not change, or the host may not read the device."""
 
 from __future__ import annotations
 
@@ -40,3 +40,22 @@ def held(owner: nn.Module, name: str, make: Callable[[], T]) -> T:
         _kept[key] = make()
     found: T = _kept[key]
     return found
+
+
+_host_reads = True
+
+
+@contextmanager
+def no_host_reads() -> Iterator[None]:
+    """Within, nothing may be read from the device: a graph is being captured, or would be."""
+    global _host_reads
+    before, _host_reads = _host_reads, False
+    try:
+        yield
+    finally:
+        _host_reads = before
+
+
+def host_may_read() -> bool:
+    """Whether a memory may read values on the host, to be faster by it."""
+    return _host_reads
