@@ -1,7 +1,8 @@
-"""Checkpoints: exact, safe and whole.
+"""Checkpoints: exact to resume from, safe to load, never half written.
 
-`files` is bytes, `format` what they mean, `saved` what a manifest may say, `opening` what is said of a wrong file,
-`environment` what a state was taken from, `restore` how it comes back, `learner` what is saved, and built again.
+`files` reads and writes bytes; `format` defines manifest and tensors; `saved` validates a manifest; `opening` finds
+checkpoints and reports errors; `environment` describes the environment that a state belongs to; `learner` saves a
+learner and builds one from a checkpoint; `restore` restores its state.
 """
 
 from agents.checkpoint.files import MANIFEST, TENSORS, CheckpointError

@@ -1,4 +1,4 @@
-"""Constructor arguments and spaces as JSON, and back, without importing anything that a file names."""
+"""Converts constructor arguments and spaces to JSON and back. No name in a file is ever imported."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, Line
 from policies import encoders
 from policies.policy import MemoryActorCriticPolicy
 
-# The only classes a checkpoint can bring back, by the name it stores: looked up here, never imported.
+# The only classes that a checkpoint can restore, by their stored names. They are looked up here, never imported.
 CLASSES: dict[str, type] = {
     **{f"optim.{name}": getattr(torch.optim, name) for name in ("Adam", "AdamW", "RMSprop", "SGD", "NAdam", "RAdam")},
     **{
@@ -31,7 +31,7 @@ _NAMES = {value: name for name, value in CLASSES.items()}
 
 
 def encode(value: Any) -> Any:
-    """`value` as JSON; what a file cannot hold (a function or class of the user's) as its name, to be asked for."""
+    """`value` as JSON. A function or class of the user's is stored by its name; `decode` then asks for it."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, np.generic):
@@ -52,10 +52,15 @@ def encode(value: Any) -> Any:
 
 
 def decode(value: Any, name: str) -> Any:
-    """Back from `encode`; `name` is the argument's, for the message.
+    """The inverse of `encode`.
+
+    Args:
+        value: from JSON.
+        name: of the argument, for the error message.
+
 
     Raises:
-        ValueError: the argument is the user's own and must be given to `load`.
+        ValueError: the argument is a function or class of the user's, which must be passed to `load`.
     """
     if isinstance(value, list):
         return [decode(entry, name) for entry in value]
@@ -75,10 +80,10 @@ def decode(value: Any, name: str) -> Any:
 
 
 def encode_space(space: spaces.Space[Any]) -> dict[str, Any]:
-    """A space as JSON. The entries of a `Dict` keep their order, which is that of the weights of the first layer.
+    """A space as JSON. The entries of a `Dict` keep their order, because the first layer's weights are in that order.
 
     Raises:
-        TypeError: a kind that no learner of this project takes.
+        TypeError: no learner of this project takes such a space.
     """
     if isinstance(space, spaces.Box):
         bounds = {name: _shorten(getattr(space, name)) for name in ("low", "high")}
@@ -95,10 +100,10 @@ def encode_space(space: spaces.Space[Any]) -> dict[str, Any]:
 
 
 def decode_space(data: dict[str, Any]) -> spaces.Space[Any]:
-    """Back from `encode_space`.
+    """The inverse of `encode_space`.
 
     Raises:
-        ValueError: an unknown kind.
+        ValueError: the kind of space is unknown.
     """
     kind = data["kind"]
     if kind == "Box":
@@ -107,23 +112,23 @@ def decode_space(data: dict[str, Any]) -> spaces.Space[Any]:
         return spaces.Box(low, high, tuple(data["shape"]), dtype.type)
     integers = np.dtype(data.get("dtype", np.int64)).type
     if kind == "Discrete":
-        # Gymnasium before 1.2 knows int64 alone
+        # Gymnasium before 1.2 supports int64 only
         return spaces.Discrete(data["n"], start=data["start"], **({"dtype": integers} if "dtype" in data else {}))
     if kind == "MultiDiscrete":
         return spaces.MultiDiscrete(np.array(data["nvec"]), dtype=integers, start=np.array(data["start"]))
     if kind == "MultiBinary":
         return spaces.MultiBinary(data["n"])
     if kind == "Dict":
-        # Pairs, as Gymnasium sorts a dict that it is given.
+        # pairs, because Gymnasium sorts the keys of a dict
         return spaces.Dict([(key, decode_space(entry)) for key, entry in data["spaces"].items()])
     raise ValueError(f"unknown space {kind!r} in a checkpoint")
 
 
 def _type_of(space: spaces.Space[Any]) -> dict[str, str]:
-    """The type of whole numbers where it is not the usual one."""
+    """The integer type, unless it is int64."""
     return {} if space.dtype == np.int64 else {"dtype": str(space.dtype)}
 
 
 def _shorten(array: np.ndarray[Any, Any]) -> Any:
-    """One number where all are the same (an image's bounds), else all of them."""
+    """A single number if all entries are equal (such as an image's bounds), else the whole list."""
     return array.flat[0].item() if array.size and (array == array.flat[0]).all() else array.tolist()

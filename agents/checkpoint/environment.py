@@ -1,4 +1,4 @@
-"""What an environment was made of, so that a state goes only into what it was taken from."""
+"""Describes environments, so that a saved state is only loaded into an equal environment."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from agents.environments import HostEnv
 from envs.tensor_env import TensorEnv
 
 HERE_ONLY = ("num_envs", "device", "render_mode")
-"""Arguments that say where and how many, not what."""
+"""Arguments that do not change the task."""
 
 
 def describe(env: TensorEnv) -> dict[str, Any]:
@@ -32,9 +32,9 @@ def describe(env: TensorEnv) -> dict[str, Any]:
 
 
 def difference(saved: Any, found: dict[str, Any]) -> str:
-    """What differs between the description in a checkpoint and that of the environment given; empty: nothing.
+    """Compares the description in a checkpoint with that of a given environment; empty if they are equal.
 
-    A checkpoint of format version 1 holds the name of the class alone.
+    Checkpoints of format version 1 contain only the name of the class.
     """
     name = found["class"].partition(":")[2]
     if not isinstance(saved, dict):
@@ -71,7 +71,7 @@ def _short(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """An argument as JSON: tensors and arrays by their digest, what is of the user's own by its name."""
+    """An argument as JSON: tensors and arrays by their digest, the user's own functions and classes by name."""
     if isinstance(value, (Tensor, np.ndarray)):
         array = np.ascontiguousarray(value.detach().cpu().numpy() if isinstance(value, Tensor) else value)
         content = array.tobytes() if array.dtype != object else repr(array.tolist()).encode()
@@ -90,7 +90,7 @@ def _plain(value: Any) -> Any:
 
 
 def _host(env: HostEnv) -> dict[str, Any]:
-    """Id and arguments of environments on the host, where they were made from an id."""
+    """Id and arguments of host environments; the class name if they were not made from an id."""
     inner = getattr(env.host, "env", None)
     for each in (inner, *getattr(inner, "envs", ())[:1]):
         spec = getattr(each, "spec", None)

@@ -1,7 +1,7 @@
 """Reading and writing the bytes of a checkpoint: a folder, one uncompressed zip file, or a zip in memory.
 
-Whatever is read is an ordinary file of a bounded size, looked at before it is read: a pipe, a device or an endless file
-is refused. Whatever is written is whole under its name or not there.
+Only regular files of bounded size are read; type and size are checked first, so that a pipe, a device or an endless
+file is refused. Writing is atomic: a file is complete under its final name, or absent.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ Place = str | os.PathLike[str] | BinaryIO
 
 MANIFEST, TENSORS = "manifest.json", "tensors.safetensors"
 ROOM = 1 << 26
-"""The largest manifest, in bytes."""
+"""Maximum size of a manifest, in bytes."""
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that is missing, damaged, of a newer version, or for another agent or environment."""
+    """The checkpoint is missing, damaged, of a newer version, or belongs to another agent or environment."""
 
 
 class Source:
-    """The two files of a checkpoint, read with checks.
+    """Reads the two files of a checkpoint, with checks.
 
     Args:
         place: a folder, a zip file, or an open binary file with the zip. A path that does not exist is tried with and
@@ -57,7 +57,9 @@ class Source:
 
     def _opened(self, archive: bytes) -> zipfile.ZipFile:
         if not archive:
-            raise CheckpointError(f"no checkpoint at {self.name}: it is empty (or read to its end: seek(0) first)")
+            raise CheckpointError(
+                f"no checkpoint at {self.name}: it is empty, or was read to its end (call seek(0) first)"
+            )
         try:
             opened = zipfile.ZipFile(io.BytesIO(archive))
         except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
@@ -66,13 +68,13 @@ class Source:
             ) from error
         if MANIFEST not in opened.namelist():
             raise CheckpointError(
-                f"no checkpoint at {self.name}: the zip has no {MANIFEST}; one of Stable-Baselines3 is a pickle, which "
-                "is not read"
+                f"no checkpoint at {self.name}: the zip has no {MANIFEST}; files of Stable-Baselines3 are "
+                "pickles, which are not read"
             )
         return opened
 
     def where(self, name: str) -> str:
-        """What to call one of the two files in a message."""
+        """The name of one of the two files, for messages."""
         return f"{name} in {self.name}" if self.path is None or self._archive is not None else str(self.path / name)
 
     def read(self, name: str, most: int) -> bytes:
@@ -80,7 +82,7 @@ class Source:
 
         Raises:
             FileNotFoundError: there is none.
-            CheckpointError: it is no ordinary file, or has more than `most` bytes.
+            CheckpointError: it is not a regular file, or larger than `most` bytes.
             OSError: it cannot be read.
         """
         if self._archive is None:
@@ -91,7 +93,7 @@ class Source:
         except KeyError as error:
             raise FileNotFoundError(name) from error
         if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 or entry.file_size > len(self._archive):
-            raise CheckpointError(f"{self.where(name)} is damaged: expected it stored as it is")
+            raise CheckpointError(f"{self.where(name)} is damaged: expected it uncompressed")
         if entry.file_size > most:
             raise CheckpointError(
                 f"{self.where(name)} is damaged: {entry.file_size:,} bytes, expected at most {most:,}"
@@ -103,7 +105,8 @@ class Source:
 
 
 def _existing(path: Path) -> Path:
-    """`path`, or what it was before a replacement that died half-way, or its name with or without ".zip"."""
+    """`path` if it exists; else the old version left by an interrupted replacement; else the name with or without
+    ".zip"."""
     if path.exists():
         return path
     others = [hidden(path, "old"), path.with_name(path.name + ".zip")]
@@ -113,12 +116,12 @@ def _existing(path: Path) -> Path:
 
 
 def _read_regular(file: Path, most: int) -> bytes:
-    """A file's bytes, where it is an ordinary one and no longer than `most`."""
+    """The bytes of a regular file of at most `most` bytes."""
     handle = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
         found = os.fstat(handle)
         if not stat.S_ISREG(found.st_mode):
-            raise CheckpointError(f"{file} is damaged: it is not an ordinary file")
+            raise CheckpointError(f"{file} is damaged: it is not a regular file")
         if found.st_size > most:
             raise CheckpointError(f"{file} is damaged: {found.st_size:,} bytes, expected at most {most:,}")
         with open(handle, "rb", closefd=False) as stream:
@@ -128,7 +131,7 @@ def _read_regular(file: Path, most: int) -> bytes:
 
 
 def memory() -> int:
-    """Bytes of memory that this machine has."""
+    """The machine's physical memory in bytes."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):
@@ -136,11 +139,11 @@ def memory() -> int:
 
 
 def write(place: Place, contents: dict[str, bytes]) -> None:
-    """Write the files of a checkpoint at `place`, all or nothing; one that is there is replaced.
+    """Writes the files of a checkpoint at `place` atomically; an existing checkpoint is replaced.
 
-    A path that ends in ".zip" becomes one file, any other a folder. Replacing a folder takes two renames, as a folder
-    cannot be renamed onto another; a process that dies between them leaves the old checkpoint in `.NAME.old`, where
-    `Source` finds it.
+    A path that ends in ".zip" becomes one file, any other path a folder. Replacing a folder takes two renames, because
+    a folder cannot be renamed onto another. A process that dies between them leaves the old checkpoint in `.NAME.old`,
+    where `Source` finds it.
     """
     if not isinstance(place, (str, os.PathLike)):
         place.write(_zipped(contents))
@@ -165,12 +168,12 @@ def write(place: Place, contents: dict[str, bytes]) -> None:
 
 
 def hidden(path: Path, word: str) -> Path:
-    """The hidden name beside `path` for what is on its way in or out."""
+    """The hidden name beside `path` for a version that is being written or removed."""
     return path.with_name(f".{path.name}.{word}")
 
 
 def remove(path: Path) -> None:
-    """Remove a file or folder, if it is there and can be."""
+    """Removes a file or folder if it exists. Errors of a folder are ignored."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -181,7 +184,7 @@ def _zipped(contents: dict[str, bytes]) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for name, content in contents.items():
-            archive.writestr(zipfile.ZipInfo(name), content)  # without a date: equal agents give equal files
+            archive.writestr(zipfile.ZipInfo(name), content)  # no date, so that equal agents give equal files
     return buffer.getvalue()
 
 

@@ -1,8 +1,8 @@
-"""The format of a checkpoint: a manifest that vouches for itself, and tensors that the manifest vouches for.
+"""The format of a checkpoint: a manifest with its own digest, and tensors whose digest is in the manifest.
 
 `manifest.json` has the format version, library versions, constructor arguments, spaces and counters;
-`tensors.safetensors` has parameters, optimiser, generators, environment, memory and statistics. There is no pickle in
-them and no name in them is imported, so loading a stranger's file runs none of its code.
+`tensors.safetensors` has parameters, optimiser, generators, environment, memory and statistics. Nothing is pickled and
+no name from a file is imported, so loading an untrusted file runs none of its code.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from agents.checkpoint.files import (
 )
 
 FORMAT, FORMAT_VERSION = "engram-checkpoint", 2
-"""Version 2 has the manifest's own digest, types beside shapes, and what the environment was made of."""
+"""Version 2 added the manifest's own digest, the tensors' types, and the description of the environment."""
 
 
 def write_checkpoint(place: Place, manifest: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    """Write a checkpoint at `place`, all or nothing; one that is there is replaced. See `files.write`."""
+    """Writes a checkpoint at `place` atomically; an existing one is replaced. See `files.write`."""
     plain = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
     content = bytes_of(plain)
     header = {
@@ -52,7 +52,7 @@ def write_checkpoint(place: Place, manifest: dict[str, Any], tensors: dict[str, 
 
 
 def digest(manifest: dict[str, Any]) -> str:
-    """The digest of a manifest's meaning: of all its entries but the digest, however they are laid out."""
+    """SHA-256 of a manifest's entries except the digest itself; formatting and order do not matter."""
     rest = {name: value for name, value in manifest.items() if name != "digest"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
@@ -61,7 +61,7 @@ def read_manifest(place: Place | Source) -> dict[str, Any]:
     """The manifest of a checkpoint.
 
     Raises:
-        CheckpointError: it is missing, damaged, not ours or newer than this version can read.
+        CheckpointError: it is missing, damaged, of another program, or of a newer version.
     """
     source = place if isinstance(place, Source) else Source(place)
     file = source.where(MANIFEST)
@@ -78,18 +78,18 @@ def read_manifest(place: Place | Source) -> dict[str, Any]:
     found = manifest.get("format_version")
     if type(found) is not int or not 1 <= found <= FORMAT_VERSION:
         raise CheckpointError(
-            f"{file} has format version {found}, this Engram reads up to {FORMAT_VERSION}: upgrade it"
+            f"{file} has format version {found}, but this Engram reads up to {FORMAT_VERSION}: upgrade Engram"
         )
     if found > 1 and manifest.get("digest") != digest(manifest):
-        raise CheckpointError(f"{file} is damaged: its digest is not that of its entries")
+        raise CheckpointError(f"{file} is damaged: its digest does not match its entries")
     return manifest
 
 
 def listed(manifest: dict[str, Any]) -> dict[str, list[int]]:
-    """The shapes of the tensors that a manifest lists, by name.
+    """The tensors' shapes by name, from a manifest.
 
     Raises:
-        ValueError: the list is no list of shapes.
+        ValueError: an entry is not a shape.
     """
     entries = manifest["tensors"]
     if not isinstance(entries, dict):
@@ -107,7 +107,7 @@ def read_tensors(place: Place | Source, manifest: dict[str, Any]) -> dict[str, T
     """The tensors of a checkpoint, on the CPU.
 
     Raises:
-        CheckpointError: the file is missing, or is not the one the manifest speaks of.
+        CheckpointError: the file is missing, or does not match the manifest.
     """
     source = place if isinstance(place, Source) else Source(place)
     file = source.where(TENSORS)
@@ -133,12 +133,12 @@ def read_tensors(place: Place | Source, manifest: dict[str, Any]) -> dict[str, T
     types = [entry[0] for entry in manifest["tensors"].values()] if manifest["format_version"] > 1 else None
     if shapes(tensors) != sizes or (types and [_kind(tensors[name]) for name in sizes] != types):
         raise CheckpointError(f"{file} is damaged: expected the tensors that {MANIFEST} lists; take an older one")
-    # Cloned, as kernels add in an order that depends on alignment: where a tensor lies in the file must decide nothing.
+    # Cloned: kernels add in an order that depends on alignment; the place in the file must not change results.
     return {name: value.clone() for name, value in tensors.items()}
 
 
 def shapes(tensors: dict[str, Tensor]) -> dict[str, list[int]]:
-    """The shape of every tensor, as JSON has it."""
+    """The shape of every tensor as a list."""
     return {name: list(value.shape) for name, value in tensors.items()}
 
 
@@ -150,12 +150,12 @@ def _kind(value: Tensor) -> str:
 
 
 def steps_of(folder: Path) -> list[Path]:
-    """The checkpoints in a folder of them, oldest first, by the number in their name."""
+    """The checkpoints in a folder, oldest first, by the number in their names."""
     found = {}
     for path in folder.glob("step_*"):
         if path.name[5:].isdecimal() and (path / MANIFEST).is_file():
             found[int(path.name[5:])] = path
-    for path in folder.glob(".step_*.old"):  # a replacement that died half-way
+    for path in folder.glob(".step_*.old"):  # left by an interrupted replacement
         if path.name[6:-4].isdecimal() and (path / MANIFEST).is_file():
             found.setdefault(int(path.name[6:-4]), path.with_name(path.name[1:-4]))
     return [found[step] for step in sorted(found)]
@@ -177,7 +177,7 @@ def latest_checkpoint(folder: str | os.PathLike[str]) -> Path:
 
 
 def older_whole(path: Path) -> Path | None:
-    """The newest checkpoint beside `path`, of an earlier step, whose digests hold."""
+    """The newest intact checkpoint beside `path` of an earlier step; None if there is none."""
     if not path.name.startswith("step_"):
         return None
     for candidate in reversed(steps_of(path.parent)):
@@ -193,9 +193,9 @@ def older_whole(path: Path) -> Path | None:
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints, and what killed processes left half written or half removed.
+    """Removes all but the newest `keep` checkpoints, and partial ones left by killed processes.
 
-    Each is renamed to a hidden name first, so that what bears a checkpoint's name is whole.
+    Each is first renamed to a hidden name, so that a folder with a checkpoint's name is always complete.
     """
     for word in ("gone", "partial", "old"):
         for path in folder.glob(f".step_*.{word}"):
@@ -204,4 +204,4 @@ def prune(folder: Path, keep: int) -> None:
         try:
             remove(path.rename(hidden(path, "gone")))
         except OSError:
-            continue  # may not be removed, or is already gone
+            continue  # not permitted, or already gone

@@ -1,4 +1,4 @@
-"""The global random generators, as tensors."""
+"""The states of the global random generators as tensors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def get_generators() -> dict[str, Tensor]:
 
 
 def set_generators(states: dict[str, Tensor]) -> None:
-    """Put every global random generator where `get_generators` found it."""
+    """Restores the states that `get_generators` returned."""
     torch.set_rng_state(states["torch"])
     position, has_gauss = states["numpy_position"].tolist()
     keys = states["numpy"].numpy().astype(np.uint32)
@@ -40,10 +40,10 @@ def set_generators(states: dict[str, Tensor]) -> None:
 
 
 def check_generators(states: dict[str, Tensor]) -> None:
-    """Look at what `get_generators` gave, without touching the global generators.
+    """Validates states from `get_generators` without changing the global generators.
 
     Raises:
-        ValueError: a state is missing, or is none of its generator's.
+        ValueError: a state is missing or invalid.
     """
     expected = {
         "torch": (torch.uint8, list(torch.get_rng_state().shape)),
@@ -57,19 +57,19 @@ def check_generators(states: dict[str, Tensor]) -> None:
         if name not in states:
             raise ValueError(f"the state of the random generator {name} is missing")
         if states[name].dtype != dtype or list(states[name].shape) != shape:
-            raise ValueError(f"the state of the random generator {name} is none: expected {dtype} {shape}")
+            raise ValueError(f"the state of the random generator {name} is invalid: expected {dtype} {shape}")
     numbers = {"numpy": (states["numpy"], 2**32 - 1), "python": (states["python"][:-1], 2**32 - 1)}
     numbers |= {
-        "numpy_position": (states["numpy_position"], 624),  # beyond, numpy would read what is not its own
+        "numpy_position": (states["numpy_position"], 624),  # beyond it NumPy would read out of bounds
         "python position": (states["python"][-1:], 624),
     }
     for name, (values, high) in numbers.items():
         if int(values.min()) < 0 or int(values.max()) > high:
-            raise ValueError(f"the state of the random generator {name} is none: expected numbers from 0 to {high}")
+            raise ValueError(f"the state of the random generator {name} is invalid: expected numbers from 0 to {high}")
     try:
         torch.Generator().set_state(states["torch"])
     except RuntimeError as error:
-        raise ValueError(f"the state of the random generator torch is none: {error}") from error
+        raise ValueError(f"the state of the random generator torch is invalid: {error}") from error
     for name in states.keys() - expected.keys():
         if not name.startswith("cuda/") or states[name].dtype != torch.uint8:
             raise ValueError(f"there is no random generator {name}")

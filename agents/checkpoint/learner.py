@@ -1,4 +1,4 @@
-"""`save` and `load` of a learner: what goes into a checkpoint, and how an agent is built from one."""
+"""`save` and `load`: writes a learner to a checkpoint, and builds one from it."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ from policies.normalization import exchange_value_norm
 LIBRARIES = ("torch", "gymnasium", "stable-baselines3", "numpy", "safetensors")
 
 LATER = {"normalize_values": False, "normalize_obs": False}
-"""Arguments that older checkpoints do not have, and what they were made with."""
+"""Arguments that older checkpoints lack, with the values that they were trained with."""
 
 Learner = TypeVar("Learner", bound=TrainingEnv)
 
 
 class NewEpisodesWarning(UserWarning):
-    """A loaded agent starts new episodes, or new random numbers, because it goes on elsewhere than it was saved."""
+    """A loaded agent starts new episodes or new random numbers, because it continues elsewhere than it was saved."""
 
 
 def take_weights(policy: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Give a policy the parameters and buffers of a checkpoint, or of the newest in a run's folder.
+    """Loads parameters and buffers of a checkpoint, or of the newest in a run's folder, into a policy.
 
     Raises:
-        CheckpointError: there is none, it is damaged, or its weights are not those of such a policy.
+        CheckpointError: there is none, it is damaged, or its weights do not fit the policy.
     """
     with offering_an_older_one(latest_checkpoint(path)) as source:
         manifest = read_manifest(source)
@@ -59,14 +59,14 @@ def take_weights(policy: nn.Module, path: str | os.PathLike[str]) -> None:
         theirs = part(listed(manifest), "policy/")
         if differs := other_shapes(theirs, policy, but="value_norm."):
             raise CheckpointError(
-                f"the weights in {source.name} are not of this memory, environment and sizes: {differs}"
+                f"the weights in {source.name} do not fit this memory, environment and sizes: {differs}"
             )
         order = list(manifest["observation_space"].get("spaces", ()))
         found = list(getattr(policy.observation_space, "spaces", ()))
         if order != found:
             raise CheckpointError(
-                f"the weights in {source.name} take the observation's entries in the order {', '.join(order)}, but the "
-                f"environment has {', '.join(found)}: write it as spaces.Dict([(name, space), ...]) in that order"
+                f"the weights in {source.name} expect the observation's entries in the order {', '.join(order)}, but "
+                f"the environment has {', '.join(found)}: write it as spaces.Dict([(name, space), ...]) in that order"
             )
         with offering_an_older_one(source):
             tensors = read_tensors(source, manifest)
@@ -76,20 +76,20 @@ def take_weights(policy: nn.Module, path: str | os.PathLike[str]) -> None:
 
 
 def save(model: TrainingEnv, path: Place, include: Iterable[str] | None = None) -> None:
-    """Write a checkpoint: the agent, its optimiser and all that the run's next step depends on.
+    """Writes a checkpoint: the agent, its optimiser, and everything that the run's next step depends on.
 
-    With several ranks all must call it; rank 0 writes what every one of them needs, into the one folder.
+    With several ranks every rank must call it; rank 0 writes the data of all of them.
 
     Args:
-        path: of the folder; one file where it ends in ".zip"; or a binary file object, which gets that file.
-        include: must be empty: what a checkpoint holds is fixed.
+        path: of the folder; a path that ends in ".zip" becomes one file; or a binary file object for the zip.
+        include: must be empty, because the contents of a checkpoint are fixed.
 
     Raises:
-        ValueError: `include` names something.
+        ValueError: `include` is not empty.
     """
     if include:
         raise ValueError(
-            f"include is {', '.join(include)}, but a checkpoint holds the agent and its run alone: expected none; "
+            f"include is {', '.join(include)}, but the contents of a checkpoint are fixed: expected none; "
             "keep attributes of your own in a file beside it"
         )
     parts = distributed.to_first(_of_this_rank(model))
@@ -132,8 +132,8 @@ def save(model: TrainingEnv, path: Place, include: Iterable[str] | None = None) 
 
 
 def _of_this_rank(model: TrainingEnv) -> dict[str, Tensor]:
-    """What every rank has of its own: generators, environments, observation, reset signal and memory."""
-    generators = model.generators_to_set or get_generators()  # loaded, and not yet in use
+    """The data that every rank has of its own: generators, environments, observation, reset signal and memory."""
+    generators = model.generators_to_set or get_generators()  # from a checkpoint, not yet used
     tensors = {f"rng/{name}": value for name, value in generators.items()}
     if model.env is not None:
         tensors |= {f"env/{name}": value for name, value in model.tensor_env.state_dict().items()}
@@ -143,7 +143,7 @@ def _of_this_rank(model: TrainingEnv) -> dict[str, Tensor]:
 
 
 def _episodes(model: TrainingEnv) -> dict[str, Tensor]:
-    """The episodes of all environments, under way and just ended."""
+    """Statistics of the running and the last finished episodes of all environments."""
     assert model.ep_info_buffer is not None
     assert model.ep_success_buffer is not None
     recent = [[episode["r"], episode["l"], episode["t"]] for episode in model.ep_info_buffer]
@@ -165,22 +165,22 @@ def load(
     force_reset: bool = False,
     **kwargs: Any,
 ) -> Learner:
-    """Load a checkpoint.
+    """Loads a checkpoint.
 
-    With an environment of the same class, arguments and number of copies, and as many ranks, `learn(...,
-    reset_num_timesteps=False)` goes on exactly where the saved run was. Else the environments start new episodes,
-    and `new_episodes` and a warning say why; those on the host always do, as their state cannot be read.
+    With an equal environment (class, arguments and number) and the same number of ranks, `learn(...,
+    reset_num_timesteps=False)` continues exactly where the saved run stopped. Otherwise the environments start new
+    episodes, and `new_episodes` and a warning say why. Host environments always do, because their state cannot be read.
 
     Args:
         path: of the folder or zip file, with or without ".zip"; a run's folder, for its newest checkpoint; or a
             binary file object with the zip.
-        env: to go on training; None to predict only.
-        device: where to; "auto": where `env` is, if it is given, else an accelerator where there is one.
-        custom_objects: as `kwargs`, for those who come from SB3.
+        env: to continue training; None to predict only.
+        device: of the agent. "auto": the environment's if `env` is given, else an accelerator if available.
+        custom_objects: as `kwargs`, for compatibility with SB3.
         print_system_info: print versions, as SB3 does.
-        force_reset: start new episodes in any case.
-        **kwargs: constructor arguments that replace the saved ones, `policy_kwargs` entry by entry. Functions and
-            classes of your own must be given here: a checkpoint does not import them.
+        force_reset: always start new episodes.
+        **kwargs: constructor arguments that replace the saved ones, `policy_kwargs` entry by entry. Your own functions
+            and classes must be passed here, because a checkpoint does not import them.
 
     Raises:
         CheckpointError: see there.
@@ -212,7 +212,7 @@ def load(
 def _build(
     kind: type[Learner], manifest: dict[str, Any], env: EnvLike | None, device: torch.device, kwargs: dict[str, Any]
 ) -> Learner:
-    """A learner with the saved arguments, not yet with the saved tensors, whose shapes are compared first."""
+    """A learner with the saved arguments. Shapes are compared here; the tensors are loaded later."""
     observation_space = decode_space(manifest["observation_space"])
     action_space = decode_space(manifest["action_space"])
     given = kwargs.pop("policy_kwargs", {})
@@ -228,8 +228,8 @@ def _build(
     model = learner(policy, env, device=device, policy_kwargs=kept | given, _init_setup_model=False, **arguments)
     for name, saved_space in (("observation_space", observation_space), ("action_space", action_space)):
         if env is not None and getattr(model, name) != saved_space:
-            raise ValueError(f"{name} is {getattr(model, name)}, but it was made with {saved_space}")
-        setattr(model, name, saved_space)  # equal Dicts may differ in order: that of the weights counts
+            raise ValueError(f"{name} is {getattr(model, name)}, but the agent was trained with {saved_space}")
+        setattr(model, name, saved_space)  # equal Dicts may differ in order, and the weights follow the saved one
     if env is None:
         model.n_envs = manifest["num_envs"]
     compare_sizes(model, manifest)
@@ -238,7 +238,7 @@ def _build(
 
 
 def how_it_differs(model: TrainingEnv, env: TensorEnv) -> str:
-    """How an environment to come differs from the present one, or from that of the checkpoint; empty: not."""
+    """How a new environment differs from the current one, or from the checkpoint's; empty if it is equal."""
     before: Any
     if model.env is not None:
         before, count = describe(model.tensor_env), model.n_envs
@@ -249,16 +249,14 @@ def how_it_differs(model: TrainingEnv, env: TensorEnv) -> str:
         return ""
     if before is not None and (found := difference(before, describe(env))):
         return found.replace("the checkpoint", "the run so far")
-    return (
-        "" if count == env.num_envs else f"the run so far is of num_envs={count}, this one of num_envs={env.num_envs}"
-    )
+    return "" if count == env.num_envs else f"the run so far has num_envs={count}, this one num_envs={env.num_envs}"
 
 
 def take_parameters(model: TrainingEnv, path: Place) -> None:
-    """Take the policy and its optimiser from a checkpoint, and nothing else.
+    """Loads only the policy and its optimiser from a checkpoint.
 
     Raises:
-        CheckpointError: the checkpoint is damaged, or of another policy.
+        CheckpointError: the checkpoint is damaged, or belongs to another policy.
     """
     with offering_an_older_one(path) as source:
         manifest = read_manifest(source)

@@ -1,4 +1,4 @@
-"""Finding a checkpoint, comparing its sizes, and saying in one line what is wrong with it."""
+"""Finds a checkpoint, compares its shapes with the learner's, and reports errors in one line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,13 @@ from policies.memories import memory_class
 
 
 def other_shapes(theirs: dict[str, list[int]], policy: nn.Module, but: str = "/") -> str:
-    """How the shapes that a checkpoint lists differ from a policy's, `but` names that begin so; empty: not at all."""
+    """How the shapes in a checkpoint differ from a policy's; empty if they are equal.
+
+    Args:
+        theirs: shapes by name, from the checkpoint.
+        policy: to compare with.
+        but: names with this prefix are not compared.
+    """
     ours = {name: list(value.shape) for name, value in policy.state_dict().items()}
     names = sorted(name for name in {*ours, *theirs} if not name.startswith(but))
     if not (differ := [name for name in names if ours.get(name) != theirs.get(name)]):
@@ -29,9 +35,9 @@ def other_shapes(theirs: dict[str, list[int]], policy: nn.Module, but: str = "/"
 
 
 def compare_sizes(model: TrainingEnv, manifest: dict[str, Any]) -> None:
-    """Compare the tensors that the manifest lists with those of its policy, before any of them is made.
+    """Compares the tensors that the manifest lists with those of its policy, before any memory is allocated.
 
-    The policy is built on torch's meta device, which knows shapes and holds no numbers.
+    The policy is built on torch's meta device, whose tensors have shapes and no data.
     """
     theirs = part(listed(manifest), "policy/")
     count = 0
@@ -49,7 +55,7 @@ def compare_sizes(model: TrainingEnv, manifest: dict[str, Any]) -> None:
             policy = model.policy_class(model.observation_space, model.action_space, lambda _: 0.0, **kwargs)
     except Exception:
         if count <= len(theirs) + 64 and not _all_ours(model):
-            return  # a class of the user's own may need numbers to be built
+            return  # a class of the user's may need data to be built
         raise
     finally:
         hook.remove()
@@ -58,7 +64,7 @@ def compare_sizes(model: TrainingEnv, manifest: dict[str, Any]) -> None:
 
 
 def _all_ours(model: TrainingEnv) -> bool:
-    """Whether the policy is made of this project's and its libraries' classes alone."""
+    """Whether all classes of the policy belong to this project or its libraries."""
     kwargs = model.policy_kwargs
     classes = [model.policy_class, memory_class(kwargs.get("memory", "lstm"))]
     classes += [value for value in kwargs.values() if isinstance(value, type)]
@@ -67,7 +73,7 @@ def _all_ours(model: TrainingEnv) -> bool:
 
 @contextmanager
 def offering_an_older_one(place: Place | Source) -> Iterator[Source]:
-    """The checkpoint at `place`; where it is damaged, the error names the newest whole one that is older."""
+    """Context manager that opens the checkpoint at `place`. If it is damaged, the error names an older intact one."""
     path = place.path if isinstance(place, Source) else place
     try:
         yield place if isinstance(place, Source) else Source(_newest(place))
@@ -75,11 +81,11 @@ def offering_an_older_one(place: Place | Source) -> Iterator[Source]:
         older = older_whole(_newest(Path(path))) if isinstance(path, (str, os.PathLike)) else None
         if older is None:
             raise
-        raise CheckpointError(f"{error}; {older} is older and whole") from error
+        raise CheckpointError(f"{error}; {older} is older and intact") from error
 
 
 def _newest(place: Place) -> Any:
-    """`place`, or the newest checkpoint where it is a run's folder."""
+    """`place`; of a run's folder, its newest checkpoint."""
     if isinstance(place, (str, os.PathLike)):
         path = Path(place)
         is_run = (path / "checkpoints").is_dir() and not (path / MANIFEST).exists()
@@ -89,7 +95,7 @@ def _newest(place: Place) -> Any:
 
 @contextmanager
 def naming(source: Source) -> Iterator[None]:
-    """Whatever a file makes fail becomes a CheckpointError of one line that names it."""
+    """Context manager that turns any error caused by a file into a one-line `CheckpointError` with its name."""
     try:
         yield
     except CheckpointError:
@@ -97,7 +103,7 @@ def naming(source: Source) -> Iterator[None]:
     except KeyError as error:
         raise CheckpointError(f"{source.name} is incomplete: expected an entry {error}") from error
     except MemoryError as error:
-        raise CheckpointError(f"{source.name} does not fit: it takes more memory than there is") from error
+        raise CheckpointError(f"{source.name} does not fit: it needs more memory than is available") from error
     except (
         ArithmeticError,
         AssertionError,

@@ -1,4 +1,4 @@
-"""An optimiser's state in a checkpoint: made into one that can be loaded, and looked at first."""
+"""Validates an optimiser's state from a checkpoint, and converts it for `load_state_dict`."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _GROUP: dict[str, Any] = {
 
 
 def restored(optimizer: torch.optim.Optimizer, groups: list[Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """What `optimizer.load_state_dict` takes, from a manifest's groups and tensors named `INDEX/ENTRY`.
+    """The argument of `optimizer.load_state_dict`, from a manifest's groups and tensors named `INDEX/ENTRY`.
 
     Raises:
-        ValueError: it is not of such an optimiser, or a value has a type, range or shape that it cannot work with.
+        ValueError: it belongs to another optimiser, or a value has a wrong type, range or shape.
     """
     ours = optimizer.state_dict()["param_groups"]
     if len(groups) != len(ours):
@@ -47,7 +47,7 @@ def restored(optimizer: torch.optim.Optimizer, groups: list[Any], tensors: dict[
     for name, value in tensors.items():
         place, _, key = name.partition("/")
         if not place.isdecimal():
-            raise ValueError(f"the optimiser's tensor {name!r} belongs to no parameter")
+            raise ValueError(f"the optimiser's tensor {name!r} does not belong to a parameter")
         state.setdefault(int(place), {})[key] = value
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     template = _template(optimizer, groups)
@@ -60,7 +60,7 @@ def restored(optimizer: torch.optim.Optimizer, groups: list[Any], tensors: dict[
 
 
 def plain_groups(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """An optimiser's parameter groups as they are without graphs: for a checkpoint, which any device may load."""
+    """An optimiser's parameter groups without the changes for CUDA graphs, so that any device can load them."""
     plain = [{name: v.item() if isinstance(v, Tensor) else v for name, v in group.items()} for group in groups]
     as_before = {"capturable": False, "foreach": None}
     return [group | (as_before if group.get("capturable") else {}) for group in plain]
@@ -75,21 +75,24 @@ def _fits(entries: dict[str, Tensor], template: dict[str, Tensor], parameter: Te
         if value.shape != expected or value.dtype.is_complex:
             raise ValueError(f"the optimiser's {name} {whose} is {list(value.shape)}, expected {list(expected)}")
         if not bool(torch.isfinite(value).all()) or (name == "step" and float(value) < 0):
-            raise ValueError(f"the optimiser's {name} {whose} has values that it cannot have")
+            raise ValueError(f"the optimiser's {name} {whose} has invalid values")
 
 
 _SHAPE = torch.Size((2, 3))
 
 
 def _template(optimizer: torch.optim.Optimizer, groups: list[dict[str, Any]]) -> dict[str, Tensor] | None:
-    """What such an optimiser keeps for a parameter: found by one step of a small one. None: it needs more than that."""
+    """The state that such an optimiser keeps for a parameter, found by one step on a small parameter.
+
+    None if it cannot be built for the test.
+    """
     parameter = nn.Parameter(torch.zeros(_SHAPE))
     parameter.grad = torch.zeros(_SHAPE)
     options = {name: copy.copy(value) for name, value in groups[0].items() if name != "params"}
     small: Any
     try:
         small = type(optimizer)([parameter], lr=0.0)  # type: ignore[call-arg]
-    except Exception:  # one of the user's own, with arguments of its own
+    except Exception:  # a class of the user's with other arguments
         return None
     small.param_groups[0].update(options)
     if small.param_groups[0].get("capturable"):

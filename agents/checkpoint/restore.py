@@ -1,4 +1,4 @@
-"""Putting what a checkpoint holds into a learner that was built for it, each part looked at first."""
+"""Restores the state of a learner from a checkpoint; every part is validated first."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ T = TypeVar("T")
 
 
 def part(tensors: dict[str, T], prefix: str) -> dict[str, T]:
-    """The tensors (or their shapes) whose names begin so, by the rest of their names."""
+    """The entries whose names have this prefix, by the rest of their names."""
     return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def prefix_of(rank: int) -> str:
-    """Before the names of what belongs to one rank; a run of one process has none."""
+    """The prefix of a rank's tensors; rank 0 has none."""
     return f"rank{rank}/" if rank else ""
 
 
 def restore(model: TrainingEnv, manifest: dict[str, Any], tensors: Tensors) -> None:
-    """Put everything that fits where it was; `model.new_episodes` and `model.new_generators` say what did not.
+    """Restores everything that fits; `model.new_episodes` and `model.new_generators` say what does not, and why.
 
     Raises:
         KeyError: an entry is missing.
-        ValueError: something is not of such an agent; the message names it.
+        ValueError: something belongs to another agent; the message names it.
     """
     take_policy(model, manifest, tensors)
     for name in COUNTERS:
@@ -57,7 +57,7 @@ def restore(model: TrainingEnv, manifest: dict[str, Any], tensors: Tensors) -> N
         model.new_generators = f"the checkpoint is of {manifest['device']}, this run of {model.device.type}"
     if same_ranks and not model.new_generators:
         model.generators_to_set = generators
-    elif model.seed is not None:  # other streams of random numbers than those of the first steps
+    elif model.seed is not None:  # not the same random numbers as at the start
         model.set_random_seed(_new_seed(model))
     if model.env is None:
         model.unused_run = manifest, {k: v for k, v in tensors.items() if not k.startswith(("policy/", "optimizer/"))}
@@ -83,10 +83,10 @@ def take_policy(model: TrainingEnv, manifest: dict[str, Any], tensors: Tensors) 
 
 
 def check_finite(weights: Tensors, like: Tensors) -> None:
-    """Look at weights before they are taken.
+    """Checks weights before they are loaded.
 
     Raises:
-        ValueError: one is infinite or NaN where that of a fresh policy is not.
+        ValueError: one is infinite or NaN and the same entry of a new policy is not.
     """
     for name, value in weights.items():
         if value.is_floating_point() and not torch.isfinite(value).all() and torch.isfinite(like[name]).all():
@@ -94,7 +94,7 @@ def check_finite(weights: Tensors, like: Tensors) -> None:
 
 
 def take_episodes(model: TrainingEnv, manifest: dict[str, Any], tensors: Tensors) -> None:
-    """Environments, memory and statistics as they were; where they are of other environments, new episodes."""
+    """Restores environments, memory and statistics; starts new episodes if they belong to other environments."""
     running, own = part(tensors, "run/"), prefix_of(distributed.rank())
     recent = running["recent_episodes"]
     if recent.dim() != 2 or recent.shape[1] != 3 or not torch.isfinite(recent).all():
@@ -103,7 +103,7 @@ def take_episodes(model: TrainingEnv, manifest: dict[str, Any], tensors: Tensors
     assert model.ep_success_buffer is not None
     for reward, length, elapsed in recent.tolist():
         model.ep_info_buffer.append({"r": reward, "l": int(length), "t": elapsed})
-    successes = running.get("recent_successes", torch.zeros(0))  # of checkpoints from before there were any
+    successes = running.get("recent_successes", torch.zeros(0))  # missing in older checkpoints
     if successes.dim() != 1 or not torch.isfinite(successes).all():
         raise ValueError(f"recent_successes is {list(successes.shape)}, expected finite numbers [episodes]")
     model.ep_success_buffer.extend(successes.tolist())
@@ -112,7 +112,7 @@ def take_episodes(model: TrainingEnv, manifest: dict[str, Any], tensors: Tensors
     then, now = (manifest.get("ranks", 1), manifest["num_envs"]), (distributed.size(), model.all_envs)
     if then != now:
         counts = (f"ranks={ranks} and num_envs={envs}" for ranks, envs in (then, now))
-        model.new_episodes = "the checkpoint is of {}, this run has {}".format(*counts)
+        model.new_episodes = "the checkpoint has {}, this run {}".format(*counts)
     elif differs := difference(saved, describe(env)):
         model.new_episodes = differs
     elif isinstance(env, HostEnv):
@@ -123,14 +123,14 @@ def take_episodes(model: TrainingEnv, manifest: dict[str, Any], tensors: Tensors
             _go_on(model, manifest, part(tensors, f"{own}env/"), running | part(tensors, f"{own}run/"), memory)
             return
         except (ValueError, IndexError) as error:
-            if manifest["format_version"] > 1:  # the environment is the one it was taken from, so the file is wrong
+            if manifest["format_version"] > 1:  # the environments are equal, so the file is wrong
                 raise
             _begin_anew(model, error)
-    _seed_anew(model)  # not once more the first episodes
+    _seed_anew(model)  # not the first episodes again
 
 
 def _begin_anew(model: TrainingEnv, error: Exception) -> None:
-    """A checkpoint of version 1 does not say what its environments were made of: it shows when they are stepped."""
+    """For checkpoints of version 1, which do not describe their environments: a mismatch shows only on stepping."""
     model.new_episodes = f"the environments are not those of the checkpoint ({' '.join(str(error).split())})"
     model._last_obs = None
     _seed_anew(model)
@@ -192,7 +192,11 @@ def _memory(model: TrainingEnv, state: Tensors) -> Tensors:
 
 
 def _check_like(name: str, value: Tensor, example: Tensor) -> None:
-    """A tensor of a run must be of the type and shape of `example`, and finite where that one is."""
+    """Checks that a tensor has the type and shape of `example`, and is finite if that is.
+
+    Raises:
+        ValueError: it does not.
+    """
     if value.shape != example.shape or value.dtype != example.dtype:
         found, wanted = (f"{str(each.dtype).removeprefix('torch.')} {list(each.shape)}" for each in (value, example))
         raise ValueError(f"{name} is {found}, expected {wanted}")
@@ -204,12 +208,12 @@ def _check_like(name: str, value: Tensor, example: Tensor) -> None:
 
 
 def rehearse(model: TrainingEnv, running: bool) -> None:
-    """One step of the agent, and of its environments where they go on, of which nothing stays.
+    """Takes one trial step of the agent, and of its environments if they continue, and undoes it.
 
-    What a file says may have the right types and shapes and yet make no agent, or a place outside of the maze.
+    A file may have the right types and shapes and still be invalid, such as a position outside the maze.
 
     Raises:
-        ValueError: the step cannot be made, or the agent's answer is infinite or NaN.
+        ValueError: the step fails, or the agent's output is infinite or NaN.
     """
     policy = model.policy
     if running:
@@ -225,9 +229,9 @@ def rehearse(model: TrainingEnv, running: bool) -> None:
         try:
             decision = policy.decide(step.output, False, step.grid, said.get("action_mask"))
         except RuntimeError as error:
-            raise ValueError(f"the agent's answer cannot be drawn: {error}") from error
+            raise ValueError(f"no action can be sampled: {error}") from error
         if not (torch.isfinite(decision.value).all() and torch.isfinite(decision.log_prob).all()):
-            raise ValueError("the agent's answer is infinite or NaN: its weights have diverged")
+            raise ValueError("the agent's output is infinite or NaN: its weights have diverged")
         if env is None:
             return
         before, action = env.state_dict(), policy.actions.to_env(decision.action)
@@ -256,7 +260,7 @@ def _leaving_no_trace(model: TrainingEnv) -> Iterator[None]:
 
 
 def _any_observation(model: TrainingEnv, copies: int) -> Any:
-    """An observation that the space allows: 0, or the nearest to it."""
+    """A valid observation: 0, or the valid value nearest to it."""
 
     def nearest(space: spaces.Space[Any]) -> Tensor:
         value: Any = np.zeros(space.shape or (), space.dtype)

@@ -1,4 +1,4 @@
-"""The entries of a manifest, looked at one by one before anything is made of them."""
+"""Validates the entries of a manifest before they are used."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ COUNTERS: dict[str, Any] = {
     **dict.fromkeys(("num_timesteps", "_total_timesteps", "_n_updates", "_episode_num"), Whole),
     "_current_progress_remaining": Annotated[float, Range(-(2.0**62), 1)],
 }
-"""What a learner counts."""
+"""The learner's counters, with their types."""
 _FUNCTIONS = {"$schedule", "$yours"}
 LARGEST_SPACE = 1 << 22
-"""Numbers in one observation or action, or choices of a discrete one."""
+"""Maximum number of values in an observation or action, or of choices in a discrete one."""
 LARGEST_SIZE = 1 << 20
-"""The largest whole number among the arguments of a learner, its policy and its memory, but for seeds."""
+"""Maximum of integer arguments of a learner, its policy and its memory, seeds excepted."""
 _KINDS = {"Box", "Discrete", "MultiDiscrete", "MultiBinary", "Dict"}
 
 
 def check_manifest(
     manifest: dict[str, Any], hints: Mapping[str, Any], schedules: Container[str], given: Container[str] = ()
 ) -> None:
-    """Look at the types and ranges of what a manifest holds.
+    """Checks types and ranges of a manifest's entries.
 
     Args:
-        manifest: it; values in it are fitted to their types.
+        manifest: its values are converted to their types in place.
         hints: types of the learner's hyper-parameters.
-        schedules: those that may be functions of the remaining progress.
-        given: arguments that are given by other means, and not looked at.
+        schedules: hyper-parameters that may be functions of the remaining progress.
+        given: arguments that are passed to `load`; the saved values are not checked.
 
     Raises:
         KeyError: an entry is missing.
@@ -63,10 +63,10 @@ def check_manifest(
 
 
 def check_space(data: Any, name: str, depth: int = 0) -> int:
-    """Look at a space before it is made: how many numbers it has.
+    """Checks a space before it is built; returns how many values it has.
 
     Raises:
-        ValueError: it is none, or larger than `LARGEST_SPACE`.
+        ValueError: it is invalid, or larger than `LARGEST_SPACE`.
     """
     kind = data.get("kind") if isinstance(data, dict) else None
     if kind not in _KINDS or depth > 8:
@@ -109,7 +109,7 @@ def _sizes(shape: Any, name: str) -> list[int]:
 
 
 def _check_sizes(value: Any, name: str, hints: Mapping[str, Any]) -> None:
-    """What an argument tells to make must be of a size that can be made."""
+    """Checks that no argument asks for a size that cannot be allocated."""
     if isinstance(value, dict) and "$schedule" in value:
         number: Any = hints.get(name, float)
         parts: Any = (number, number, Annotated[float, Range(0, 1, True)])
@@ -124,4 +124,4 @@ def _check_sizes(value: Any, name: str, hints: Mapping[str, Any]) -> None:
     elif type(value) is int and abs(value) > LARGEST_SIZE:
         raise ValueError(f"{name} is {value}, expected at most {LARGEST_SIZE:,}")
     elif isinstance(value, float) and math.isnan(value):
-        raise ValueError(f"{name} is no number")
+        raise ValueError(f"{name} is NaN, expected a number")

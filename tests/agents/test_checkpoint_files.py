@@ -72,7 +72,7 @@ def test_a_packed_zip_is_not_unpacked(compression: int, tmp_path: Path) -> None:
     """A kilobyte may unpack to gigabytes."""
     with zipfile.ZipFile(tmp_path / "bomb.zip", "w", compression) as archive:
         archive.writestr(MANIFEST, b"0" * 10_000_000)
-    with pytest.raises(CheckpointError, match="expected it stored as it is"):
+    with pytest.raises(CheckpointError, match="expected it uncompressed"):
         PPO.load(tmp_path / "bomb.zip")
 
 
@@ -181,7 +181,7 @@ def test_an_older_whole_one_is_named(name: str, how: str, trained: PPO, tmp_path
         with pytest.raises(CheckpointError) as caught:
             load(tmp_path)
         assert str(steps[2] / name) in str(caught.value)
-        assert f"{steps[0]} is older and whole" in str(caught.value)
+        assert f"{steps[0]} is older and intact" in str(caught.value)
         assert "\n" not in str(caught.value)
     with pytest.raises(CheckpointError, match="holds PPO, expected A2C"):  # nothing is damaged: no advice
         A2C.load(steps[0])
