@@ -45,35 +45,35 @@ class Arguments:
     runs: tyro.conf.Positional[list[Path]]
     """Run folders, or folders with runs below them."""
     by: list[str] = field(default_factory=list)
-    """Settings to group by, such as memory, or algo learning_rate; env makes a table of each environment; default: the
-    fewest that tell the runs apart."""
+    """Settings to group by, such as memory, or algo learning_rate; with env, one table per environment; default: the
+    fewest that distinguish the runs."""
     score: str | None = None
-    """What to compare by: return, a score of the task (error, f1, ...), or a column of progress.csv; default: the
-    task's own score where it has one, else return."""
+    """Score to compare: return, a score of the task (error, f1, ...), or a column of progress.csv; default: the task's
+    own score if it has one, else return."""
     threshold: float | None = None
-    """Also show the steps and minutes that the training curve took to come to this score."""
+    """Also show after how many steps and minutes the training curve reached this score."""
     x: Axis = "steps"
     """Horizontal axis of the curves."""
     interval: Method = "bootstrap"
     """95 % interval over seeds: bootstrap (percentiles, as rliable) or t (Student's; better for two to four seeds)."""
     in_training: bool = False
-    """Compare the last score of training instead of that of fresh episodes: for runs that are not complete."""
+    """Compare the last score of training instead of that of fresh episodes: for incomplete runs."""
     baseline: bool = True
     """Also show the memoryless agents that were trained beside the runs."""
     random: bool = True
-    """Also show random actions, where they are known or quickly played."""
+    """Also show random actions, if their score is known or quickly played."""
     leaderboard: bool = False
     """One ranking for every environment among the runs."""
     out: Path | None = None
     """Folder for comparison.md, comparison.csv, comparison-curves.csv and comparison.png."""
     overwrite: bool = False
-    """Replace files that are there already."""
+    """Replace existing files."""
     title: str = ""
     """Title of table and picture; empty: the environment."""
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Compare as the words say (default: those of the process); exits where something is wrong."""
+    """Runs the command with these arguments (default: `sys.argv`); exits on errors."""
     words = sys.argv[1:] if arguments is None else arguments
     degrade()
     try:
@@ -135,9 +135,9 @@ FILES = ("{}.md", "{}.csv", "{}-curves.csv", "{}.png")
 
 
 def refuse_existing(folder: str | os.PathLike[str], stem: str = "comparison") -> None:
-    """Raises ValueError where a file that `write` would write is there, or `folder` is no folder."""
+    """Raises ValueError if a file that `write` would write exists, or `folder` is a file."""
     if Path(folder).exists() and not Path(folder).is_dir():
-        raise ValueError(f"{folder} is a file: expected a folder, or a name for a new one")
+        raise ValueError(f"{folder} is a file: expected a folder, or the name of a new one")
     there = [name for name in (pattern.format(stem) for pattern in FILES) if (Path(folder) / name).exists()]
     if there:
         raise ValueError(f"{Path(folder, there[0])} exists: choose another --out, or add --overwrite")
@@ -152,19 +152,19 @@ def write(
     overwrite: bool = False,
     stem: str = "comparison",
 ) -> list[Path]:
-    """The files of some comparisons, one an environment: `STEM.md`, `.csv`, `-curves.csv` and `.png`.
+    """Writes comparisons, one per environment, to `STEM.md`, `.csv`, `-curves.csv` and `.png`.
 
     Args:
         comparisons: at least one.
-        folder: made where it is not there.
-        threshold: a score whose first reaching is shown.
+        folder: created if missing.
+        threshold: also show when this score was first reached.
         axis: horizontal axis of the picture.
-        command: that made them, for the Markdown.
-        overwrite: whether files may be replaced.
+        command: the command line, quoted in the Markdown.
+        overwrite: replace existing files.
         stem: of the names.
 
     Raises:
-        ValueError: a file is there already.
+        ValueError: a file exists already.
     """
     if not overwrite:
         refuse_existing(folder, stem)

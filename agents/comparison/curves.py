@@ -1,4 +1,4 @@
-"""Curves of several seeds: of runs, or of a table of points as `compare.py` writes it."""
+"""Curves over several seeds, from runs or from a CSV table of points as written by `compare.py`."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from agents.comparison.intervals import Method, band
 Array = np.ndarray[Any, np.dtype[np.float64]]
 Axis = Literal["steps", "minutes", "episodes"]
 POINTS = 100
-"""Of a mean curve, at most."""
+"""Maximum number of points of a mean curve."""
 COLUMNS = ("env", "group", "seed", "steps", "minutes", "episodes", "score", "value")
-"""Of a table of points."""
+"""Columns of a table of points."""
 
 
 class Curve(NamedTuple):
-    """A score while training, one entry a point."""
+    """A score during training, one entry per point."""
 
     steps: Array
     """Environment steps."""
@@ -34,11 +34,11 @@ class Curve(NamedTuple):
     """The score."""
 
     def axis(self, name: Axis) -> Array:
-        """Where the points lie."""
+        """Positions of the points on this axis."""
         return {"steps": self.steps, "minutes": self.minutes, "episodes": self.episodes}[name]
 
     def thinned(self, points: int = 400) -> Curve:
-        """At most so many points: the mean score of several in a row, at the place of the last."""
+        """Reduced to at most `points` points: means of consecutive ones, each at the position of the last."""
         length = math.ceil(len(self.steps) / points)
         if length <= 1:
             return self
@@ -49,7 +49,7 @@ class Curve(NamedTuple):
 
 @dataclass(frozen=True)
 class SeedCurves:
-    """A curve a seed, of which the mean is drawn."""
+    """One curve per seed; their mean is drawn."""
 
     label: str
     curves: tuple[Curve, ...]
@@ -61,9 +61,9 @@ class SeedCurves:
         return len(self.curves)
 
     def mean_curve(self, axis: Axis) -> tuple[Array, Array, Array, Array]:
-        """Where, mean, and both ends of the 95 % interval over seeds; up to where all seeds have come.
+        """Positions, mean, and lower and upper end of the 95 % interval over seeds, as far as all seeds have data.
 
-        A point is the mean of what was logged since the point before.
+        A point is the mean of the values logged since the previous point.
         """
         curves = [(curve.axis(axis), curve.values) for curve in self.curves]
         curves = [(xs, ys) for xs, ys in curves if len(xs) and not np.isnan(xs).any()]
@@ -77,7 +77,7 @@ class SeedCurves:
 
 
 def _resampled(xs: Array, ys: Array, grid: Array) -> Array:
-    """The mean of the points between two of the grid; where there is none, the line between those around."""
+    """Means of the values within each grid cell; empty cells are interpolated linearly."""
     cell = np.searchsorted(grid, xs)
     inside = cell < len(grid)
     count = np.bincount(cell[inside], minlength=len(grid))
@@ -94,10 +94,10 @@ class Points(NamedTuple):
 
 
 def read_points(file: Path) -> list[Points]:
-    """The environments of a table of points, groups in its order.
+    """Reads a table of points; groups keep their order.
 
     Raises:
-        ValueError: it lacks a column, or a number is none.
+        ValueError: a column is missing, or a value is not a number.
     """
     with file.open(newline="", encoding="utf-8") as stream:
         rows = [*csv.DictReader(stream)]

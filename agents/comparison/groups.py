@@ -1,4 +1,4 @@
-"""Groups of runs that differ in their seeds: scores over seeds, budgets, and when a threshold was reached."""
+"""Groups of runs that differ only in their seeds: scores over seeds, budgets, and when a threshold was reached."""
 
 from __future__ import annotations
 
@@ -16,49 +16,49 @@ from agents.comparison.intervals import Interval, Method, interquartile_mean, me
 from agents.comparison.runs import RETURN, Run
 
 _PREFERRED = ("error", "f1", "right_triples", "located", "success")
-"""Task scores that a comparison is by, where its runs have them."""
+"""Task scores that are compared by default, if the runs have them."""
 _WHY = "not complete, or trained with --eval-episodes 0"
 _SLACK = 0.02
-"""Steps that may be missing to an equal budget: whole rollouts seldom come to a round number."""
+"""Relative difference at which budgets count as equal: whole rollouts seldom add up to a round number."""
 
 
 class GroupingError(ValueError):
-    """Runs that cannot stand in one table."""
+    """The runs cannot be compared in one table."""
 
 
 def lower_is_better(score: str) -> bool:
-    """Whether a score counts what is wrong."""
+    """Whether a lower score is better."""
     return any(word in score for word in ("error", "wrong", "loss", "bits"))
 
 
 def direction(score: str) -> str:
-    """ "lower is better", "higher is better", or nothing for a column that is neither."""
+    """ "lower is better", "higher is better", or an empty string if neither holds."""
     if lower_is_better(score):
         return "lower is better"
     return "" if score.split("/")[0] in ("train", "time", "memory") else "higher is better"
 
 
 class Reached(NamedTuple):
-    """When the curves of a group first came to a threshold: medians over seeds, infinite where most never did."""
+    """When the curves of a group first reached a threshold: medians over seeds, infinite if most never did."""
 
     steps: float
     minutes: float
     seeds: int
-    """How many of them did."""
+    """Number of seeds that reached it."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that are one row: one seed each."""
+    """The runs of one row, one per seed."""
 
     names: tuple[str, ...]
-    """What they have in common, in words, by the settings of the comparison."""
+    """Their common values of the settings that the comparison groups by."""
     runs: tuple[Run, ...]
     score: str
     """Name of the score."""
     method: Method = "bootstrap"
     in_training: bool = False
-    """Whether the score is the last of training and not of fresh episodes."""
+    """Whether the score is the last one of training, not that of fresh episodes."""
 
     @property
     def label(self) -> str:
@@ -67,12 +67,12 @@ class Group:
 
     @property
     def seeds(self) -> int:
-        """How many runs there are."""
+        """Number of runs."""
         return len(self.runs)
 
     @property
     def scores(self) -> list[float]:
-        """Final scores, one a seed; a seed without one has none."""
+        """Final scores of the seeds that have one."""
         if not self.in_training:
             return [run.scores[self.score] for run in self.runs if self.score in run.scores]
         curves = [run.curve(self.score).values for run in self.runs]
@@ -80,44 +80,44 @@ class Group:
 
     @property
     def mean(self) -> float:
-        """Over seeds; NaN without a score."""
+        """Over the seeds; NaN if there is no score."""
         return statistics.fmean(self.scores) if self.scores else math.nan
 
     @property
     def interval(self) -> Interval | None:
-        """Of the mean, 95 %; None for fewer than two seeds."""
+        """95 % interval of the mean; None for fewer than two seeds."""
         return mean_interval(self.scores, self.method) if len(self.scores) > 1 else None
 
     @property
     def interquartile_mean(self) -> float:
-        """Over seeds; NaN without a score."""
+        """Over the seeds; NaN if there is no score."""
         return interquartile_mean(self.scores) if self.scores else math.nan
 
     @property
     def steps(self) -> tuple[int, int]:
-        """Fewest and most environment steps of a run."""
+        """Minimum and maximum of the runs' environment steps."""
         each = [run.steps for run in self.runs]
         return min(each), max(each)
 
     @property
     def lesson_steps(self) -> int | None:
-        """Steps of earlier lessons behind a run, the most of any; None where unknown."""
+        """Steps of earlier lessons, the maximum over the runs; None if unknown."""
         each = [run.lesson_steps for run in self.runs]
         return None if None in each else max(steps for steps in each if steps is not None)
 
     @property
     def minutes(self) -> float:
-        """Of training a seed, median."""
+        """Minutes of training per seed, median."""
         return statistics.median(run.minutes for run in self.runs)
 
     @property
     def parameters(self) -> int | None:
-        """Numbers that are learned, median over runs."""
+        """Number of trained parameters, median over the runs."""
         each = [run.parameters for run in self.runs if run.parameters is not None]
         return round(statistics.median(each)) if each else None
 
     def reached(self, threshold: float) -> Reached:
-        """When the training curves first came to `threshold`."""
+        """When the training curves first reached `threshold`."""
         steps, minutes = [], []
         for run in self.runs:
             curve = run.curve(self.score)
@@ -134,7 +134,7 @@ class Group:
 
 
 def _last(values: Array) -> float:
-    """The mean of the last twentieth: scores of single iterations are of few episodes."""
+    """The mean of the last twentieth, because the score of a single iteration is from few episodes."""
     return float(values[-max(1, len(values) // 20) :].mean())
 
 
@@ -144,22 +144,22 @@ class Comparison:
 
     env: str
     env_kwargs: str
-    """Arguments of the environment, in words; empty where it has its defaults."""
+    """The environment's arguments as text; empty for the defaults."""
     by: tuple[str, ...]
-    """The settings that tell the groups apart."""
+    """The settings that distinguish the groups."""
     score: str
     groups: list[Group]
-    """The best first."""
+    """Best first."""
     notes: list[str] = field(default_factory=list)
-    """What a reader should know: runs left out, settings that differ within a group, ..."""
+    """Remarks: runs left out, settings that differ within a group, and so on."""
     random: float | None = None
-    """The score of random actions, where known."""
+    """The score of random actions, if known."""
     title: str = ""
-    """Instead of the environment, in tables and pictures."""
+    """Replaces the environment's name in tables and pictures."""
 
     @property
     def name(self) -> str:
-        """Its title, else the environment with its arguments."""
+        """The title; by default the environment with its arguments."""
         return self.title or " ".join(filter(None, (self.env, self.env_kwargs)))
 
     @classmethod
@@ -171,14 +171,15 @@ class Comparison:
         method: Method = "bootstrap",
         in_training: bool = False,
     ) -> Comparison:
-        """Compare runs of one environment.
+        """Compares runs of one environment.
 
         Args:
-            runs: as `find_runs` gives them. Of runs that differ in nothing, the one with more steps counts.
-            by: settings to group by; empty: the fewest that tell different trainings apart.
-            score: "return", a score of the task, or a column of `progress.csv`; None: the task's own where it has one.
+            runs: from `find_runs`. Of runs with equal settings and seed, only the one with more steps is used.
+            by: settings to group by; empty: the fewest that distinguish the trainings.
+            score: "return", a score of the task, or a column of `progress.csv`; None: the task's own score if it has
+                one.
             method: of the intervals, see `intervals.mean_interval`.
-            in_training: take the last score of training instead of that of fresh episodes.
+            in_training: use the last score of training instead of that of fresh episodes.
 
         Raises:
             GroupingError: the environments differ, or no run has the score.
@@ -207,11 +208,11 @@ class Comparison:
 
     @property
     def most_steps(self) -> int:
-        """The largest budget of a run, earlier lessons included."""
+        """The largest number of steps of a run, including earlier lessons."""
         return max(group.steps[1] + (group.lesson_steps or 0) for group in self.groups)
 
     def same_budget(self, group: Group) -> str:
-        """Whether a group was trained for as many steps as the longest-trained: "yes", or "no" and its share."""
+        """Whether a group was trained for as many steps as the longest run: "yes", or "no" and its share."""
         lessons = group.lesson_steps
         if lessons is None or not min(group.steps):
             return "unknown"
@@ -223,7 +224,7 @@ class Comparison:
 
 
 def preferred(runs: Sequence[Run], in_training: bool = False) -> str:
-    """The score that runs are compared by where none is named: the task's own where all that have a score have it."""
+    """The default score: the task's own if all runs with scores have it, else the return."""
     if in_training:
         each = [{name.removeprefix("task/") for name in run.rows[-1]} for run in runs if run.rows]
     else:
@@ -233,7 +234,7 @@ def preferred(runs: Sequence[Run], in_training: bool = False) -> str:
 
 
 def by_environment(runs: Sequence[Run], by: Sequence[str] = ()) -> list[list[Run]]:
-    """Runs of one environment together; arguments of it that `by` names may differ."""
+    """Groups runs by environment; arguments named in `by` may differ within a group."""
     found: dict[tuple[object, ...], list[Run]] = {}
     for run in runs:
         found.setdefault(settings.task(run, [name for name in by if name != "env"]), []).append(run)
@@ -247,10 +248,10 @@ def _refuse_different(runs: Sequence[Run], by: Sequence[str]) -> None:
     envs = sorted({run.env for run in runs})
     if len(envs) > 1:
         what = f"different environments together ({', '.join(envs)})"
-        raise GroupingError(f"{what}: compare one at a time, or make a table of each with --leaderboard or --by env")
+        raise GroupingError(f"{what}: compare one at a time, or add --leaderboard or --by env for a table of each")
     names = [name for name in settings.differing(runs) if name.split(".")[0] in settings.ENVIRONMENT and name not in by]
     what = f"different arguments of {envs[0]} together ({', '.join(names)})"
-    raise GroupingError(f"{what}: group by them with --by, or make a table of each with --leaderboard")
+    raise GroupingError(f"{what}: group by them with --by, or add --leaderboard for a table of each")
 
 
 def _refuse_without(score: str, runs: Sequence[Run], in_training: bool) -> None:
@@ -260,7 +261,7 @@ def _refuse_without(score: str, runs: Sequence[Run], in_training: bool) -> None:
             raise GroupingError(f"no run has logged {score}; there are {', '.join(_logged(runs))}")
     elif len(unfinished) == len(runs):
         raise GroupingError(
-            f"no score yet: {_named(unfinished)} ({_WHY}); --in-training takes the last score of training"
+            f"no score yet: {_named(unfinished)} ({_WHY}); --in-training uses the last score of training"
         )
     elif not any(score in run.scores for run in runs):
         have = dict.fromkeys(name for run in runs for name in run.scores)
@@ -268,7 +269,7 @@ def _refuse_without(score: str, runs: Sequence[Run], in_training: bool) -> None:
 
 
 def _once(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
-    """Each training once, and a note on what is left out."""
+    """Each training once, and notes on the runs that are left out."""
     kept: dict[tuple[str, int], Run] = {}
     notes = []
     for run in runs:

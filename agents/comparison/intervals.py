@@ -1,7 +1,7 @@
 """Statistics over seeds: SciPy's bootstrap and t intervals, and the interquartile mean that rliable reports.
 
-rliable itself takes its intervals from `arch`, which does not import with the pandas that current versions need;
-for one task its percentile bootstrap over runs is the same as `scipy.stats.bootstrap`.
+rliable takes its intervals from `arch`, which fails to import with current versions of pandas. For a single task, its
+percentile bootstrap over runs equals `scipy.stats.bootstrap`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 
 _RESAMPLES = 5_000
 _CELLS = 20_000_000
-"""Numbers that SciPy may draw at once, 160 MB."""
+"""Numbers that SciPy draws at once: 160 MB."""
 
 
 class Interval(NamedTuple):
@@ -27,10 +27,10 @@ class Interval(NamedTuple):
 
 
 def mean_interval(values: ArrayLike, method: Method = "bootstrap") -> Interval | None:
-    """95 % confidence interval of the mean over seeds; None for a single seed, which has none.
+    """95 % confidence interval of the mean over seeds; None for a single seed.
 
     Args:
-        values: one score a seed.
+        values: one score per seed.
         method: "bootstrap" resamples the seeds and takes percentiles, as rliable does; it is too narrow for fewer than
             about five seeds. "t" is Student's, which assumes normal scores.
     """
@@ -42,11 +42,11 @@ def band(values: Array, method: Method = "bootstrap") -> tuple[Array, Array]:
     """95 % confidence interval of the mean at every point of a curve.
 
     Args:
-        values: one row a seed, `[seeds, points]`.
+        values: one row per seed, `[seeds, points]`.
         method: as in `mean_interval`.
 
     Returns:
-        Lower and upper ends, `[points]` each; NaN where there is a single seed.
+        Lower and upper ends, `[points]` each; NaN for a single seed.
     """
     from scipy import stats  # takes a second to import
 
@@ -69,7 +69,7 @@ def band(values: Array, method: Method = "bootstrap") -> tuple[Array, Array]:
 
 
 def interquartile_mean(values: ArrayLike) -> float:
-    """Mean of the middle half: the best and the worst quarter of the seeds are left out (none of up to three)."""
+    """Mean of the middle half: without the best and the worst quarter of the seeds (all of up to three are used)."""
     from scipy import stats
 
     return float(stats.trim_mean(values, 0.25))

@@ -1,4 +1,4 @@
-"""A comparison as a picture: the mean curve of every group with its 95 % interval over seeds."""
+"""Draws a comparison: the mean curve of every group with its 95 % interval over seeds."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from agents.comparison.runs import RETURN
 from agents.comparison.tables import score_name
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f5fa8", "#8c6d31")
-"""Okabe and Ito's, for every kind of sight, and two more."""
+"""The colour-blind safe palette of Okabe and Ito, and two more colours."""
 GREY = "#8a8f98"
 _DASHES = ("-", "--", "-.")
 _SHORT = 0.95
-"""Of the longest curve; where one ends earlier, a dot says that it was trained no further."""
+"""Share of the longest curve. A curve that ends earlier gets a dot: it was trained no further."""
 _SHARES = ("f1", "precision", "recall", "success", "success_rate")
-"""Scores that are at most 1."""
+"""Scores with a maximum of 1."""
 _BESIDE = 6
-"""Groups above which the legend stands beside the panel."""
+"""With more groups than this, the legend is placed beside the panel."""
 _TITLES = {"steps": "environment steps", "minutes": "minutes of training", "episodes": "episodes"}
 
 
 class Drawn(Protocol):
-    """What a curve is drawn of: a `Group`, or points from a file."""
+    """The source of a curve: a `Group`, or points from a file."""
 
     @property
     def label(self) -> str:
@@ -39,36 +39,36 @@ class Drawn(Protocol):
 
     @property
     def seeds(self) -> int:
-        """How many curves the mean is of."""
+        """Number of curves in the mean."""
 
     def mean_curve(self, axis: Axis) -> tuple[Array, Array, Array, Array]:
-        """Where, mean, and both ends of the interval (NaN for one seed)."""
+        """Positions, mean, and both ends of the interval (NaN for one seed)."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """A score to compare with, drawn over the whole width."""
+    """A score to compare with, drawn as a horizontal line."""
 
     value: float
     label: str
     style: str = "--"
-    """Of matplotlib."""
+    """Line style of matplotlib."""
     color: str = "black"
 
     @property
     def right(self) -> bool:
-        """Whether its label stands at the right end, where no curve of a trained agent comes to what is random."""
+        """Whether the label is at the right end: for random actions, whose level trained curves have left by then."""
         return self.color == GREY
 
 
 def draw_curves(axes: Axes, groups: Sequence[Drawn], score: str, axis: Axis, lines: Sequence[Line] = ()) -> None:
-    """Curves with their legend into a pair of axes; groups of memory identity are grey.
+    """Draws curves and their legend; groups of the memory `identity` are grey.
 
     Args:
         axes: to draw into.
         groups: in the order of the legend.
-        score: name of what is drawn.
-        axis: what is along x.
+        score: name of the score.
+        axis: of x.
         lines: horizontal lines, dashed.
     """
     number, end, many = 0, 0.0, len(groups) > _BESIDE
@@ -106,7 +106,7 @@ def draw_curves(axes: Axes, groups: Sequence[Drawn], score: str, axis: Axis, lin
             axes.plot(x, y, "o", color=color, markersize=5)
     if end:
         axes.set_xlim(0, end)
-    if lower_is_better(score) and "/" not in score:  # a share; losses may be negative
+    if lower_is_better(score) and "/" not in score:  # a share; other losses may be negative
         axes.set_ylim(bottom=0)
     elif score in _SHARES:
         axes.set_ylim(0, 1.03)
@@ -120,17 +120,17 @@ def draw_curves(axes: Axes, groups: Sequence[Drawn], score: str, axis: Axis, lin
 
 
 def plain_text(text: str) -> str:
-    """A text as matplotlib shows it: no formula, and no label that it leaves out of legends."""
+    """Escapes a text for matplotlib: `$` would start a formula, and a leading `_` hides a label from the legend."""
     return text.replace("$", r"\$").removeprefix("_")
 
 
 def figure(comparisons: Sequence[Comparison], axis: Axis = "steps", lines: Sequence[Sequence[Line]] = ()) -> Figure:
-    """A panel for every comparison.
+    """One panel per comparison.
 
     Args:
         comparisons: at least one.
-        axis: what is along x.
-        lines: those of each panel.
+        axis: of x.
+        lines: of each panel.
     """
     drawn, panels = paper(len(comparisons), max(len(comparison.groups) for comparison in comparisons))
     for number, (axes, comparison) in enumerate(zip(panels, comparisons, strict=True)):
@@ -140,7 +140,7 @@ def figure(comparisons: Sequence[Comparison], axis: Axis = "steps", lines: Seque
 
 
 def paper(panels: int, groups: int = 0) -> tuple[Figure, list[Axes]]:
-    """An empty picture with so many panels, broader where many groups have their legend beside them."""
+    """An empty figure with this number of panels; wider if the legends are beside them."""
     columns = panels if panels < 3 else 2 if panels == 4 else 3
     count = math.ceil(panels / columns)
     width = {1: 8.0, 2: 6.5, 3: 5.2}[columns] + (2.0 if groups > _BESIDE else 0.0)
@@ -154,7 +154,7 @@ def paper(panels: int, groups: int = 0) -> tuple[Figure, list[Axes]]:
 
 
 def png(drawn: Figure) -> bytes:
-    """The bytes of a picture's file; the same picture gives the same bytes."""
+    """The PNG file of a figure; equal figures give equal bytes."""
     buffer = io.BytesIO()
     drawn.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
     return buffer.getvalue()

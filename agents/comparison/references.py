@@ -1,4 +1,4 @@
-"""What scores stand beside: random actions, and the figure that a paper gives for a recipe's task."""
+"""Reference scores: random actions, and the figure that a paper reports for a recipe's task."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _EPISODES, _SEED = 256, 10_000
 
 
 def with_random(comparison: Comparison) -> Comparison:
-    """The comparison with the score of random actions, played here where no run has it and it is quickly done.
+    """Adds the score of random actions to a comparison, playing them if no run has it.
 
-    That is in the environments of this project; those of others may be slow.
+    Only environments of this project are played, because others may be slow.
     """
     run = comparison.groups[0].runs[0]
     several = len({settings.task(other) for group in comparison.groups for other in group.runs}) > 1
@@ -38,10 +38,10 @@ def with_random(comparison: Comparison) -> Comparison:
 
 
 def paper_lines(runs: Sequence[Run], score: str) -> list[Line]:
-    """The figures that papers give for the tasks of some runs: the entry `paper` in `expect` of their recipes.
+    """The figures that papers report for the runs' tasks: the entry `paper` under `expect` in their recipes.
 
     Raises:
-        ValueError: such an entry is not as it should be.
+        ValueError: such an entry is malformed.
     """
     found: dict[Line, None] = {}
     for name in dict.fromkeys(run.config.get("recipe") for run in runs):

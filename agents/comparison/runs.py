@@ -1,4 +1,4 @@
-"""Run folders as `train.py` leaves them: configuration, final score, curves and budget."""
+"""Reads run folders of `train.py`: configuration, final score, curves and budget."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from agents.run.config import Config
 from agents.run.logs import STEP, WALL, kept_rows
 
 RETURN = "return"
-"""The score that every environment has: the mean return of an episode."""
+"""The mean return per episode, a score that every environment has."""
 BASELINE = "identity"
-"""Folder of the memoryless agent in that of a run."""
+"""Subfolder of the memoryless agent."""
 
 _RETURN_COLUMN, _EPISODES, _ELAPSED = "rollout/ep_rew_mean", "rollout/episodes", "time/time_elapsed"
 _SKIPPED = {"checkpoints", "lessons", BASELINE}
-"""Folders within a run: `lessons` are other tasks, the baseline comes with its run."""
+"""Subfolders of a run that are not searched: `lessons` are other tasks; the baseline is read with its run."""
 
 
 @dataclass(frozen=True)
@@ -36,15 +36,15 @@ class Run:
     """One training."""
 
     folder: Path
-    """Its own, or `RUN/identity` for the baseline trained beside a run."""
+    """The run's folder, or `RUN/identity` for its baseline."""
     config: dict[str, Any]
-    """All entries of `config.yaml`; those that it lacks have their defaults."""
+    """All entries of `config.yaml`; missing ones have their defaults."""
     scores: dict[str, float] = field(default_factory=dict)
-    """Final scores by name, of fresh episodes; empty while it is not complete."""
+    """Final scores by name, from fresh episodes; empty while the run is incomplete."""
     random: dict[str, float] = field(default_factory=dict)
-    """Scores of random actions, where `evaluate.py` has been run."""
+    """Scores of random actions, if `evaluate.py` was run."""
     env_steps: int = 0
-    """Environment steps, as its summary says; 0 where it is not complete."""
+    """Environment steps from its summary; 0 while the run is incomplete."""
 
     @property
     def memory(self) -> str:
@@ -63,7 +63,7 @@ class Run:
 
     @cached_property
     def rows(self) -> list[dict[str, str]]:
-        """Rows of `progress.csv`; the same numbers from TensorBoard's files where it is not there.
+        """Rows of `progress.csv`; if it is missing, the same numbers from TensorBoard's files.
 
         Raises:
             ValueError: the file is damaged.
@@ -74,28 +74,28 @@ class Run:
 
     @property
     def steps(self) -> int:
-        """Environment steps trained so far; 0 where unknown."""
+        """Environment steps trained so far; 0 if unknown."""
         return int(self.rows[-1][STEP]) if self.rows else self.env_steps
 
     @property
     def minutes(self) -> float:
-        """Minutes of training so far, over all resumes; NaN where unknown."""
+        """Minutes of training so far, over all resumes; NaN if unknown."""
         return float(self._seconds[-1] / 60) if self.rows else math.nan
 
     @cached_property
     def lesson_steps(self) -> int | None:
-        """Steps of the runs whose weights this one began with; 0 where it began with none, None where unknown."""
+        """Steps behind the weights that this run started from; 0 if it started from none, None if unknown."""
         start = self.config["init_from"]
         return 0 if start is None else _steps_until(Path(start), self.folder)
 
     @cached_property
     def parameters(self) -> int | None:
-        """How many numbers are learned; None without a checkpoint of a trained agent."""
+        """Number of trained parameters; None without a checkpoint of a trained agent."""
         try:
             shapes = read_manifest(latest_checkpoint(self.folder))["tensors"]
         except (CheckpointError, OSError, KeyError):
             return None
-        each: dict[str, int] = {}  # the optimiser's state of a parameter is of its size
+        each: dict[str, int] = {}  # the optimiser's state of a parameter has its size
         for name, (_, shape) in shapes.items():
             part, _, rest = name.partition("/")
             if part == "optimizer":
@@ -104,7 +104,7 @@ class Run:
         return sum(each.values()) or None
 
     def curve(self, score: str) -> Curve:
-        """A score against steps and time: mean return of the last 100 episodes, or the task's own of each iteration."""
+        """A score over steps and time: mean return of the last 100 episodes, or the task's score of each iteration."""
         column = column_of(score)
         there = [number for number, row in enumerate(self.rows) if not math.isnan(float(row.get(column) or math.nan))]
 
@@ -115,7 +115,7 @@ class Run:
 
     @cached_property
     def _seconds(self) -> Array:
-        """Seconds at every row. Runs before `time/wall` have a clock that began anew at each resume."""
+        """Seconds at every row. In older runs, without `time/wall`, the clock restarted at each resume."""
         if all(WALL in row for row in self.rows):
             return np.array([float(row[WALL]) for row in self.rows])
         elapsed = np.array([float(row.get(_ELAPSED) or math.nan) for row in self.rows])
@@ -125,28 +125,30 @@ class Run:
 
 
 def column_of(score: str) -> str:
-    """The column of `progress.csv` that has a score while training."""
+    """The column of `progress.csv` with a score during training."""
     return _RETURN_COLUMN if score == RETURN else score if "/" in score else f"task/{score}"
 
 
 def find_runs(paths: Iterable[str | os.PathLike[str]], baselines: bool = True) -> list[Run]:
-    """The runs in some folders, each once.
+    """Finds the runs in folders, each once.
 
     Args:
-        paths: run folders, or folders with runs somewhere below them. Lessons within a run are not runs here.
-        baselines: whether the memoryless agents trained beside them are runs as well.
+        paths: run folders, or folders that contain runs at any depth. Lessons within a run are ignored.
+        baselines: also return the memoryless agents trained beside the runs.
 
     Raises:
-        ValueError: a path does not exist or holds no run, or a file of a run is damaged.
+        ValueError: a path does not exist or contains no run, or a file of a run is damaged.
     """
     folders: dict[Path, Path] = {}
     for path in map(Path, paths):
         if not path.exists():
-            raise ValueError(f"there is no {path}: expected the folder of a run, or one with runs in it")
+            raise ValueError(f"{path} does not exist: expected the folder of a run, or a folder with runs in it")
         below = list(_runs_in(path))
         if not below:
             inside = next((f"; {home} is a run" for home in path.parents if (home / "config.yaml").is_file()), "")
-            raise ValueError(f"{path} holds no run: expected config.yaml in it or below, as train.py writes it{inside}")
+            raise ValueError(
+                f"{path} contains no run: expected config.yaml, as written by train.py, in it or below{inside}"
+            )
         for folder in below:
             folders.setdefault(folder.resolve(), folder)
     return [run for folder in folders.values() for run in _read(folder, baselines)]
@@ -167,7 +169,7 @@ def _read(folder: Path, baselines: bool) -> Iterator[Run]:
         raise ValueError(f"{folder}/config.yaml is not a configuration: expected entries such as 'env: ...'")
     try:
         config = {**Config.of(entries).entries(), **entries}
-    except ValueError:  # of a learner that is not installed: only what its runs share with others has a default
+    except ValueError:  # the learner is not installed: only the common entries have defaults
         config = {**Config().entries(), **entries}
     summary, evaluation = (_json(folder / name) for name in ("summary.json", "evaluation.json"))
     same_env = evaluation.get("env") == config["env"] and evaluation.get("env_kwargs") == config["env_kwargs"]
@@ -198,7 +200,7 @@ def _json(file: Path) -> dict[str, Any]:
 
 
 def _event_rows(folder: Path) -> list[dict[str, str]]:
-    """Scalars of TensorBoard's event files, a row a step; times are those at which they were written."""
+    """Scalars of TensorBoard's event files, one row per step; times are when they were written."""
     if not any(folder.glob("events.out.tfevents.*")):
         return []
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -213,7 +215,7 @@ def _event_rows(folder: Path) -> list[dict[str, str]]:
 
 
 def _steps_until(start: Path, folder: Path) -> int | None:
-    """All steps behind the weights at `start`, a run or a checkpoint that the run in `folder` began with."""
+    """All steps behind the weights at `start`, the run or checkpoint that the run in `folder` started from."""
     for place in (start, folder / "lessons" / start.name, folder.parent / start.name):
         try:
             checkpoint = latest_checkpoint(place)

@@ -1,4 +1,4 @@
-"""Settings of runs: which there are, in which some runs differ, and whether two runs are the same training."""
+"""Settings of runs: their names, in which of them runs differ, and whether two runs are the same training."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from agents.comparison.runs import Run
 
 NONE = "–"
 ENVIRONMENT = ("env", "env_kwargs", "wrappers")
-"""Entries that say what task is trained."""
+"""Entries that define the task."""
 _PLACES = ("run_dir", "resume", "data_dir", "checkpoint_every", "panels_every", "progress", "baseline")
-"""Entries of which no number of a run depends."""
+"""Entries that do not affect a run's numbers."""
 _SCORING = ("eval_episodes", "eval_steps")
 _MACHINE = ("device", "threads", "fast", "vector")
 _NAMES = ("recipe", "follows", "seed")
 _FIRST = ("memory", "algo", "recipe", "init_from")
-"""Entries that distinguish runs, in this order and before all others; a recipe's file that no page names comes last."""
+"""Entries by which runs are distinguished first, in this order; a recipe given as a path comes last."""
 
 
 def settings(run: Run) -> dict[str, Any]:
-    """All entries of a run's configuration, those within `memory_kwargs` and the like as `memory_kwargs.heads`.
+    """All entries of a run's configuration, flat: `memory_kwargs.heads`.
 
-    `init_from` is whether the run began with the weights of another.
+    `init_from` is replaced by whether the run started from another run's weights.
     """
     return {**_flat(run.config), "init_from": run.config.get("init_from") is not None}
 
@@ -38,10 +38,10 @@ def _flat(config: Mapping[str, Any], before: str = "") -> dict[str, Any]:
 
 
 def changes(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Settings in which two configurations differ, with both values; empty where both are the same training.
+    """Settings in which two configurations differ, with both values; empty if they are the same training.
 
     Args:
-        first, second: entries of `config.yaml`. Folders, displays and the machine's threads are not compared.
+        first, second: entries of `config.yaml`. Folders, displays and thread counts are not compared.
     """
     apart = (*_PLACES, "threads", "recipe", "follows")
     one, other = (_flat({name: v for name, v in c.items() if name not in apart}) for c in (first, second))
@@ -50,14 +50,14 @@ def changes(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tu
 
 
 def task(run: Run, but: Sequence[str] = ()) -> tuple[Any, ...]:
-    """What makes the environment of two runs the same, without the settings `but` (full names)."""
+    """A key that is equal for runs in the same environment, ignoring the settings `but` (full names)."""
     parts = _flat({name: run.config.get(name) for name in ENVIRONMENT})
     kept = {name: value for name, value in parts.items() if name not in but and name.split(".")[0] not in but}
     return tuple(sorted((name, repr(_plain(value))) for name, value in kept.items() if value not in ({}, [], None)))
 
 
 def training(run: Run) -> str:
-    """What two runs have in common that differ in their seeds alone."""
+    """A key that is equal for runs that differ only in their seeds."""
     apart = (*_PLACES, *_SCORING, *_MACHINE, *_NAMES, "init_from")
     return repr(sorted((name, _plain(value)) for name, value in run.config.items() if name not in apart)) + str(
         run.config.get("init_from") is not None
@@ -65,7 +65,7 @@ def training(run: Run) -> str:
 
 
 def differing(runs: Sequence[Run]) -> list[str]:
-    """Settings that are not the same in all runs, the most telling first; seeds and folders are none."""
+    """Settings that differ between runs, most important first, without seeds and folders."""
     apart = {*_PLACES, *_SCORING, *_MACHINE, "seed", "follows"}
     each = [{name: value for name, value in settings(run).items() if name.split(".")[0] not in apart} for run in runs]
     names = dict.fromkeys(name for one in each for name in one)
@@ -79,7 +79,7 @@ def differing(runs: Sequence[Run]) -> list[str]:
 
 
 def telling(runs: Sequence[Run]) -> list[str]:
-    """The fewest settings, taken in the order of `differing`, that tell all different trainings apart."""
+    """The fewest settings, in the order of `differing`, that distinguish all trainings."""
     chosen: list[str] = []
     count = 1
     for name in differing(runs):
@@ -92,9 +92,9 @@ def telling(runs: Sequence[Run]) -> list[str]:
 
 
 def values(run: Run, names: Iterable[str]) -> tuple[str, ...]:
-    """Values of some settings, in words; `NONE` where a run has none of that name.
+    """Values of settings as text; `NONE` if a run does not have the setting.
 
-    A name such as `memory_kwargs` stands for all that is in it.
+    A name such as `memory_kwargs` means all of its entries.
     """
     all_of = settings(run)
     return tuple(_word(all_of, name) for name in names)
@@ -112,10 +112,10 @@ def _said(value: Any) -> str:
 
 
 def known(names: Iterable[str], runs: Sequence[Run]) -> list[str]:
-    """Full names of settings: `heads` is `memory_kwargs.heads` where nothing else is called so.
+    """Full names of settings: `heads` becomes `memory_kwargs.heads` if the name is unique.
 
     Raises:
-        ValueError: no run has such a setting, or several settings end so.
+        ValueError: no run has such a setting, or the short name is ambiguous.
     """
     there = dict.fromkeys(name for run in runs for name in settings(run))
     there |= dict.fromkeys(name.split(".")[0] for name in list(there))
@@ -134,7 +134,7 @@ def known(names: Iterable[str], runs: Sequence[Run]) -> list[str]:
 
 
 def _plain(value: Any) -> Any:
-    """A value as it is compared: lists and tuples alike, 1 and 1.0 too."""
+    """A value in a comparable form: lists equal tuples, and 1 equals 1.0."""
     if isinstance(value, Mapping):
         return {name: _plain(inner) for name, inner in sorted(value.items())}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""A comparison as a table: for a terminal of 80 columns, as Markdown, and as CSV."""
+"""Writes a comparison as a table: for an 80-column terminal, as Markdown, and as CSV."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from agents.comparison.runs import RETURN
 
 NONE = "–"
 _SCORES = 5
-"""Columns about scores, with the one that says whether budgets are equal; the others are the budgets."""
+"""Number of columns about scores, including "same budget"; the others are the budgets."""
 _WIDE = 1_000
-"""Letters, in which every table fits."""
+"""A width in characters that fits every table."""
 _METHODS = {"bootstrap": "percentile bootstrap over seeds", "t": "Student's t over seeds"}
 
 
 @dataclass(frozen=True)
 class Row:
-    """All that is said of a group."""
+    """The figures of a group."""
 
     group: Group
     mean: float
@@ -44,11 +44,11 @@ class Row:
     parameters: int | None
     same_budget: str
     reached: Reached | None
-    """When it came to the threshold, where there is one."""
+    """When it reached the threshold, if one is given."""
 
 
 def rows(comparison: Comparison, threshold: float | None = None) -> list[Row]:
-    """A row a group, the best first."""
+    """One row per group, best first."""
     found = []
     for group in comparison.groups:
         interval = group.interval
@@ -73,7 +73,7 @@ def rows(comparison: Comparison, threshold: float | None = None) -> list[Row]:
 
 
 def score_name(score: str) -> str:
-    """With its unit."""
+    """The score's name with its unit."""
     return {RETURN: "return", "error": "error %"}.get(score, score)
 
 
@@ -83,7 +83,7 @@ def heading(comparison: Comparison) -> str:
 
 
 def legend(comparison: Comparison, threshold: float | None = None) -> list[str]:
-    """How the figures were made, a line each, and the comparison's notes."""
+    """How the figures were computed, and the comparison's notes, one line each."""
     first = comparison.groups[0]
     episodes = {str(run.config["eval_episodes"]) for group in comparison.groups for run in group.runs}
     fresh = f"mean of {' or '.join(sorted(episodes, key=int))} fresh episodes a seed"
@@ -99,7 +99,7 @@ def legend(comparison: Comparison, threshold: float | None = None) -> list[str]:
 
 
 def show(console: Console, comparison: Comparison, threshold: float | None = None) -> None:
-    """The table on a terminal, with its legend; two tables where one is broader than the terminal."""
+    """Prints the table and its legend; split into two tables if one is wider than the terminal."""
     console.print(f"\n{heading(comparison)}", style="bold", **PLAIN)
     found = rows(comparison, threshold)
     titles, cells = _titles(comparison, threshold), _cells(comparison, found)
@@ -118,7 +118,7 @@ def show(console: Console, comparison: Comparison, threshold: float | None = Non
 def _drawn(
     comparison: Comparison, titles: list[str], names: Sequence[tuple[str, ...]], cells: list[list[str]], count: int
 ) -> Table:
-    """The first `count` columns after the names, with the random score under them; 0: all columns, without it."""
+    """The first `count` columns after the names, and the random score below; 0: all columns, without that score."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False, show_edge=False)
     for setting in comparison.by:
         table.add_column(_short(setting), overflow="fold")
@@ -132,7 +132,7 @@ def _drawn(
 
 
 def markdown(comparison: Comparison, threshold: float | None = None) -> str:
-    """The same as a Markdown table under a heading."""
+    """A Markdown table under a heading."""
     names = [_short(name) for name in comparison.by]
     titles = _titles(comparison, threshold)
     lines = [names + titles, ["---"] * len(names) + ["---:"] * len(titles)]
@@ -147,7 +147,7 @@ def markdown(comparison: Comparison, threshold: float | None = None) -> str:
 
 
 def as_csv(comparisons: Sequence[Comparison], threshold: float | None = None) -> str:
-    """One row a group of every comparison, with full numbers."""
+    """One row per group of every comparison, with unrounded numbers."""
     found: list[dict[str, Any]] = []
     for comparison in comparisons:
         start = {"env": comparison.name}
@@ -183,7 +183,7 @@ def as_csv(comparisons: Sequence[Comparison], threshold: float | None = None) ->
 
 
 def curves_csv(comparisons: Sequence[Comparison]) -> str:
-    """The curve of every run."""
+    """The curves of all runs."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow([*COLUMNS, "folder"])
@@ -197,14 +197,14 @@ def curves_csv(comparisons: Sequence[Comparison]) -> str:
 
 
 def number(value: float) -> str:
-    """A score: three digits after the point below 10, none from 1,000 on."""
+    """A score with about four digits: three decimals below 10, none from 1,000 on."""
     if math.isnan(value):
         return NONE
     return f"{value:,.{max(0, 3 - sum(abs(value) >= size for size in (10, 100, 1000)))}f}"
 
 
 def amount(value: float) -> str:
-    """Three significant digits and k, M or G."""
+    """Three significant digits with k, M or G."""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if abs(value) >= 0.9995 * size:
             return f"{value / size:.3g} {unit}"

@@ -90,9 +90,9 @@ def test_a_thinned_curve_keeps_its_mean_and_its_end(tmp_path: Path) -> None:
 
 
 def test_what_is_wrong_is_said(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="there is no"):
+    with pytest.raises(ValueError, match="does not exist"):
         find_runs([tmp_path / "nothing"])
-    with pytest.raises(ValueError, match="holds no run"):
+    with pytest.raises(ValueError, match="contains no run"):
         find_runs([tmp_path])
     folder = make_run(tmp_path / "run")
     (folder / "summary.json").write_text('{"mean_return": ')
