@@ -32,9 +32,9 @@ def check(space: Space, config: Config, flags: list[str]) -> Space:
     named = {word.split("=")[0].removeprefix("--").replace("-", "_") for word in flags if word.startswith("--")}
     for name in sorted(named):
         if name in space:
-            space.wrong(f"space.{name}", f"is searched, but the command line has --{name.replace('_', '-')} too")
+            space.wrong(f"space.{name}", f"is searched, but the command line also has --{name.replace('_', '-')}")
         if name in ("seed", "no_seed"):
-            space.wrong("seeds", "the command line has --seed, but the seeds of a sweep stand in its file")
+            space.wrong("seeds", "the command line has --seed, but the seeds of a sweep are set in its file")
     values = {part: _values(space, config, part) for part in ("memory", "env", "algo")}
     arguments: dict[str, dict[Any, _Arguments | None]] = {"memory": {}, "env": {}}
     for memory in values["memory"]:
@@ -96,7 +96,7 @@ def _check_objective(space: Space, scores: set[str]) -> None:
     kind, _, name = space.objective.partition("/")
     if kind == "task" and name not in scores:
         known = ", ".join(["return", *(f"task/{score}" for score in sorted(scores))])
-        space.wrong("objective", f"{space.objective} is no score of the environment; known are {known}")
+        space.wrong("objective", f"{space.objective} is not a score of the environment; known are {known}")
 
 
 def _check_effect(space: Space, parameter: Parameter, algos: list[Any]) -> None:

@@ -24,13 +24,13 @@ def watch(parent: int) -> None:
 
 
 def main() -> None:
-    """See the top of this file."""
+    """See the module's docstring."""
     _, parent, script, *arguments = sys.argv
     is_file = script.endswith(".py")
     above = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # where `agents` is
     sys.path[0] = os.path.dirname(os.path.abspath(script)) if is_file else above
     sys.argv = [script, *arguments]
-    if os.name == "posix":  # elsewhere a process keeps the number of a parent that is gone
+    if os.name == "posix":  # elsewhere getppid keeps the number of a parent that has ended
         threading.Thread(target=watch, args=(int(parent),), daemon=True).start()
     if is_file:
         runpy.run_path(script, run_name="__main__")

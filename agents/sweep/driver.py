@@ -28,8 +28,8 @@ from agents.sweep.storage import default_storage
 from agents.sweep.study import Lease, counted, fail, open_study, put_back, quiet, requeue
 from agents.sweep.trial import Job, Outcome
 
-_PICTURES_S = 10.0  # drawing takes a second, which short trials should not wait for
-_HOPELESS = 5  # failures in a row, and nothing else, are the sweep's own fault
+_PICTURES_S = 10.0  # seconds; drawing takes one, too long for every short trial
+_HOPELESS = 5  # this many failures in a row without a success: the sweep itself is wrong
 
 
 def command(config: Command, flags: list[str], console: Console) -> int:
@@ -87,7 +87,7 @@ class Sweep:
         self.wanted = 0
         self._drawn = 0.0
         self._failures = 0
-        self._stopping = self._stopped = 0  # how often that was asked for, and how often passed on
+        self._stopping = self._stopped = 0  # how often requested, and how often passed on
 
     def run(self, trials: int | None = None) -> bool:
         """Runs until enough trials are over; returns True if Ctrl-C ended it before.
@@ -112,11 +112,11 @@ class Sweep:
                     for future in done:
                         self._end(*self.running.pop(future))
                     for running, lease in self.running.values():
-                        if not lease.renew():  # this machine slept, and another one has taken the trial up
+                        if not lease.renew():  # this machine slept, and another one has taken the trial
                             self.launcher.stop(running)
                     status.update(self._status())
         except BaseException:
-            self._stop_all()  # their leases go with this process
+            self._stop_all()  # their leases end with this process
             raise
         return self._stopping > 0
 
@@ -126,7 +126,7 @@ class Sweep:
             self._stopped = self._stopping
             self._stop_all(now=self._stopping > 1)
             if self._stopping == 1 and self.running:
-                self.console.print("stopping: the trials write their checkpoints; again to stop at once")
+                self.console.print("stopping: the trials write their checkpoints; press Ctrl-C again to stop at once")
         while not self._stopping and len(self.running) < self.launcher.jobs and self._start():
             pass
         return bool(self.running)
@@ -140,7 +140,7 @@ class Sweep:
             return False
         trial = self.study.ask()
         if not trial.params and sum(other.number < trial.number for other in counted(self.study)) >= self.wanted:
-            trial.set_user_attr("surplus", True)  # another command was quicker to ask for the last one
+            trial.set_user_attr("surplus", True)  # another command took the last one first
             self.study.tell(trial, state=TrialState.FAIL)
             return False
         lease = Lease(self.study, trial._trial_id)
@@ -172,7 +172,7 @@ class Sweep:
         elif outcome.state == "failed":
             fail(self.study, lease.trial_id, outcome.error)
         else:
-            with contextlib.suppress(RuntimeError):  # a sampler that has no more to try says so outside of a loop
+            with contextlib.suppress(RuntimeError):  # raised by a sampler that has nothing left to try
                 state = TrialState.COMPLETE if outcome.state == "complete" else TrialState.PRUNED
                 self.study.tell(running.job.number, outcome.value, state=state)
         pictures = time.monotonic() - self._drawn > _PICTURES_S
@@ -225,7 +225,7 @@ class Sweep:
         if running:
             self.console.print(f"{running} trials still run in other processes of this study", highlight=False)
         if stopped:
-            self.console.print("stopped; the same command goes on where this one was")
+            self.console.print("stopped; the same command continues the sweep")
             return 130
         if not best and not running:
             raise ValueError(f"no trial of {self.space.name} was completed; {self.folder}/trials.csv says why")
@@ -251,7 +251,7 @@ class Sweep:
         def interrupt(signum: int, frame: Any) -> None:
             self._stopping += 1  # the loop looks every second
 
-        if threading.current_thread() is not threading.main_thread():  # where no signal comes
+        if threading.current_thread() is not threading.main_thread():  # signals reach the main thread only
             yield
             return
         handlers = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -27,10 +27,10 @@ class Launcher(Protocol):
     """Number of parallel trials."""
 
     def submit(self, job: Job) -> Running:
-        """Start a trial."""
+        """Starts a trial."""
 
     def stop(self, running: Running, now: bool = False) -> None:
-        """Have it write a checkpoint and stop, or stop at once."""
+        """Stops a trial after it has written a checkpoint; with `now`, at once."""
 
     def outcome(self, running: Running) -> Outcome:
         """The result of a finished trial."""
@@ -51,22 +51,22 @@ class Local:
         self._pool = ThreadPoolExecutor(self.jobs, thread_name_prefix="trial")
 
     def submit(self, job: Job) -> Running:
-        """Start a trial."""
+        """Starts a trial."""
         stop = Stop()
         return Running(job, self._pool.submit(run_trial, job, stop), stop)
 
     def stop(self, running: Running, now: bool = False) -> None:
-        """Have it write a checkpoint and stop, or stop at once."""
+        """Stops a trial after it has written a checkpoint; with `now`, at once."""
         running.stop.now = now
         running.stop.set()
 
     def outcome(self, running: Running) -> Outcome:
-        """How a trial that is done ended."""
+        """The result of a finished trial."""
         error = running.future.exception()
         return running.future.result() if error is None else Outcome("failed", error=f"{type(error).__name__}: {error}")
 
     def close(self) -> None:
-        """Nothing more comes."""
+        """Releases resources; no more trials are started."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
@@ -78,7 +78,7 @@ class Ray:
     storage, and should reach the sweep's folder.
 
     Args:
-        jobs: parallel trials; default: as many as fit on the cluster.
+        jobs: parallel trials; default: as many as the cluster has room for.
         config: what all trials share.
 
     Raises:
@@ -105,12 +105,12 @@ class Ray:
         self._run = ray.remote(**options)(run_task)
 
     def submit(self, job: Job) -> Running:
-        """Start a trial."""
+        """Starts a trial."""
         task = self._run.remote(job)
         return Running(job, task.future(), task=task)
 
     def stop(self, running: Running, now: bool = False) -> None:
-        """Have it write a checkpoint and stop, or stop at once."""
+        """Stops a trial after it has written a checkpoint; with `now`, at once."""
         self._ray.cancel(running.task, force=now)
 
     def outcome(self, running: Running) -> Outcome:
@@ -126,7 +126,7 @@ class Ray:
         return Outcome("lost", error=type(error).__name__)
 
     def close(self) -> None:
-        """Nothing more comes."""
+        """Releases resources; no more trials are started."""
         if self._ours:
             self._ray.shutdown()
 

@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from agents.sweep.space import Space
 from agents.sweep.study import counted
 
-_BEST = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")  # Okabe and Ito's, for every kind of sight
+_BEST = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")  # the colour-blind safe palette of Okabe and Ito
 _REST, _PRUNED, _FAILED = "#8a8f98", "#c3c7cd", "#b00020"
 _ENOUGH = 4
 """Minimum number of complete trials for importances."""
@@ -92,7 +92,7 @@ def curve(trial: FrozenTrial, space: Space, total_timesteps: int) -> tuple[list[
 
 
 def curves(trials: list[FrozenTrial], space: Space, total_timesteps: int) -> Figure:
-    """Every trial's curve; the best are labelled, pruned ones end where they were pruned."""
+    """The curve of every trial. The best are labelled; pruned trials end where they were pruned."""
     figure, axes = _axes(f"{space.name}: {space.objective} while training", height=4.8)
     sign = -1 if space.direction == "maximize" else 1
     order = sorted(_of(trials, TrialState.COMPLETE), key=lambda trial: (sign * float(trial.value or 0.0), trial.number))
@@ -131,7 +131,7 @@ def importances(study: optuna.Study, trials: list[FrozenTrial]) -> dict[str, flo
     if len(complete) < _ENOUGH or len({trial.value for trial in complete}) < 2:
         return {}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of few trials; the picture says how many there are
+        warnings.simplefilter("ignore")  # about few trials; the picture states their number
         return get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
 
 

@@ -83,7 +83,7 @@ def best_yaml(best: FrozenTrial, count: int, space: Space, config: Config) -> st
     seeds = ", ".join(f"{seed}: {value:.4g}" for seed, value in best.user_attrs.get("results", {}).items())
     data["expect"] = (
         f"Trial {best.number}, the best of {count} of the sweep {space.name}: {space.objective} {best.value:.4g} "
-        f"(seed {seeds}). The best of many is in part good luck; other seeds will give less."
+        f"(seed {seeds}). The best of many trials is partly luck; expect less with other seeds."
     )
     return yaml.safe_dump(data, sort_keys=False, width=100, allow_unicode=True)
 

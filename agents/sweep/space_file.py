@@ -24,11 +24,11 @@ _ENTRIES = (
     *("objective", "direction", "sampler", "pruner", "reports"),
 )
 _SHAPES = "{low, high, log, step} or {choices}, either with {when}"
-_NOT_FIXED = {"seed": "give seeds: [0, 1, 2]", "recipe": "name it beside fixed", "resume": "", "run_dir": ""}
+_NOT_FIXED = {"seed": "set seeds: [0, 1, 2]", "recipe": "name it beside fixed", "resume": "", "run_dir": ""}
 _NOT_SEARCHED = {
     **_NOT_FIXED,
-    "total_timesteps": "pruning compares trials after equally many steps; fix it",
-    "eval_episodes": "fix it",
+    "total_timesteps": "pruning compares trials after equal steps; put it under fixed",
+    "eval_episodes": "put it under fixed",
     **dict.fromkeys(("device", "threads", "data_dir", "checkpoint_every", "panels_every", "baseline", "progress"), ""),
 }
 
@@ -61,7 +61,9 @@ def load_space(name: str) -> Space:
         if entry not in _ENTRIES:
             space.wrong(str(entry), f"unknown; known are {', '.join(_ENTRIES)}")
     if not re.fullmatch(r"[\w.-]+", space.name):
-        space.wrong("name", f"is {space.name!r}, expected letters, digits, '_', '-' and '.': a folder is called so")
+        space.wrong(
+            "name", f"is {space.name!r}, expected letters, digits, '_', '-' and '.', because it is also a folder's name"
+        )
     if not isinstance(data.get("space"), dict) or not data["space"]:
         space.wrong("space", "expected at least one NAME: {low: ..., high: ...} or NAME: {choices: [...]}")
     read: dict[str, Any] = {"parameters": ()}
@@ -103,14 +105,14 @@ def _parameter(space: Space, name: str, body: Any, earlier: Mapping[str, Paramet
         space.wrong(entry, "cannot be searched" + f": {_NOT_SEARCHED[name]}" * bool(_NOT_SEARCHED[name]))
     body = {"choices": body} if isinstance(body, list) else body
     if not isinstance(body, dict):
-        space.wrong(entry, f"is {body}, expected {_SHAPES}; what does not vary goes under fixed")
+        space.wrong(entry, f"is {body}, expected {_SHAPES}; constants go under fixed")
     for key in body:
         if key not in ("low", "high", "log", "step", "choices", "when"):
             space.wrong(f"{entry}.{key}", f"unknown; expected {_SHAPES}")
     when = _when(space, entry, body.get("when", {}), earlier)
     if "choices" in body:
         if extra := sorted(set(body) - {"choices", "when"}):
-            space.wrong(entry, f"has choices, so {extra[0]} means nothing")
+            space.wrong(entry, f"has choices, so {extra[0]} has no effect")
         return Parameter(name, choices=_choices(space, name, body["choices"]), when=when)
     for key in ("low", "high"):
         if key not in body:
@@ -122,7 +124,7 @@ def _parameter(space: Space, name: str, body: Any, earlier: Mapping[str, Paramet
     whole = all(isinstance(number, int) for number in (low, high, *([] if step is None else [step])))
     kinds = [] if dot else [kind for kind in kinds_of(known_entries()[name]) if kind is not types.NoneType]
     if kinds and not {int, float} & set(kinds):
-        space.wrong(entry, "is no number; give choices")
+        space.wrong(entry, "is not a number; give choices")
     if kinds and float not in kinds and not whole:
         space.wrong(entry, f"is a whole number, but low, high and step are {low}, {high} and {step}")
     if not isinstance(log, bool):
@@ -130,7 +132,7 @@ def _parameter(space: Space, name: str, body: Any, earlier: Mapping[str, Paramet
     if not (math.isfinite(low) and math.isfinite(high) and low <= high):
         space.wrong(entry, f"low is {low} and high is {high}, expected low <= high")
     if log and (low <= 0 or step is not None):
-        space.wrong(entry, "with log, low must be above 0 and there is no step")
+        space.wrong(entry, "log needs low above 0 and no step")
     if step is not None and not 0 < step <= max(high - low, step * (high == low)):
         space.wrong(f"{entry}.step", f"is {step}, expected a number above 0 and at most high - low")
     for key in ("low", "high") if not dot else ():
@@ -144,10 +146,10 @@ def _when(space: Space, entry: str, body: Any, earlier: Mapping[str, Parameter])
     read = {}
     for name, values in body.items():
         if name not in earlier or not earlier[name].choices:
-            space.wrong(f"{entry}.when.{name}", "expected a parameter with choices that stands before this one")
+            space.wrong(f"{entry}.when.{name}", "expected an earlier parameter with choices")
         read[name] = tuple(values if isinstance(values, list) else [values])
         if unknown := [value for value in read[name] if value not in earlier[name].choices]:
-            space.wrong(f"{entry}.when.{name}", f"{unknown[0]} is none of its choices {list(earlier[name].choices)}")
+            space.wrong(f"{entry}.when.{name}", f"{unknown[0]} is not one of its choices {list(earlier[name].choices)}")
     return read
 
 
@@ -156,7 +158,7 @@ def _choices(space: Space, name: str, values: Any) -> tuple[Any, ...]:
         space.wrong(f"space.{name}.choices", f"is {values}, expected a list")
     for value in values:
         if value is not None and not isinstance(value, bool | int | float | str):
-            space.wrong(f"space.{name}.choices", f"{value} is no number, text, true, false or null")
+            space.wrong(f"space.{name}.choices", f"{value} is not a number, text, true, false or null")
     if "." not in name:
         values = [_typed(space, f"space.{name}.choices", name, value) for value in values]
     if len({(type(value), value) for value in values}) < len(values):
@@ -176,12 +178,12 @@ def _fixed(space: Space, body: Any, searched: Collection[str]) -> dict[str, Any]
         if name not in known_entries():
             space.wrong(entry, f"unknown; known are {', '.join(f for f in known_entries() if f not in _NOT_FIXED)}")
         if name in _NOT_FIXED:
-            space.wrong(entry, "is not for a sweep" + f": {_NOT_FIXED[name]}" * bool(_NOT_FIXED[name]))
+            space.wrong(entry, "cannot be set in a sweep" + f": {_NOT_FIXED[name]}" * bool(_NOT_FIXED[name]))
         if name in KWARGS and not isinstance(value, dict):
             space.wrong(entry, f"is {value}, expected {{NAME: value}}")
         names = [f"{name}.{argument}" for argument in value] if name in KWARGS else [name]
         if both := [one for one in names if one in searched]:
-            space.wrong(f"fixed.{both[0]}", "is in the space as well")
+            space.wrong(f"fixed.{both[0]}", "is also in the space")
         read[name] = value if name in KWARGS else _typed(space, entry, name, value)
     return read
 

@@ -13,7 +13,7 @@ import optuna
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
-ANEW = "or begin anew with another --run-dir or --storage"
+ANEW = "or start again with another --run-dir or --storage"
 
 
 def default_storage(folder: Path) -> str:
@@ -28,14 +28,14 @@ def open_storage(where: str) -> BaseStorage:
     journal unreadable.
 
     Raises:
-        ValueError: it cannot be opened, or is damaged; with the file and how to go on.
+        ValueError: it cannot be opened, or is damaged; the message has the file and what to do.
     """
     with readable(where):
         if "://" in where:
             return optuna.storages.get_storage(where)
         if os.path.exists(where) and not os.path.isfile(where):
-            raise ValueError(f"{where} is no regular file; expected a journal file or a database's URL in --storage")
-        lock = JournalFileOpenLock(where) if os.name == "nt" else None  # links need rights there
+            raise ValueError(f"{where} is not a regular file; expected a journal file or a database URL in --storage")
+        lock = JournalFileOpenLock(where) if os.name == "nt" else None  # symbolic links need special rights there
         backend = JournalFileBackend(where, lock)
         backend._lock.acquire()
         try:
@@ -54,7 +54,7 @@ def readable(where: str) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        if where in str(error):  # ours
+        if where in str(error):  # already has the name
             raise
         raise ValueError(_unreadable(where, error)) from error
     except Exception as error:
@@ -65,7 +65,7 @@ def _unreadable(where: str, error: Exception) -> str:
     database = "://" in where
     name = where.split("://")[0] if database and not where.startswith("sqlite") else where  # it may hold a password
     reason = (str(error).splitlines() or [""])[0] or type(error).__name__
-    advice = "check that it is there and whole" if database else "it may have been cut or changed: take a copy of it"
+    advice = "check that it exists and is intact" if database else "it may be truncated or changed: make a copy of it"
     return f"cannot open the storage {name}: {reason}; {advice}, {ANEW}"
 
 
@@ -79,12 +79,12 @@ def _mend(file: Path) -> None:
         except (ValueError, RecursionError):
             entry = None
         fits = isinstance(entry, dict) and "op_code" in entry
-        if not fits or (number == 1 and entry["op_code"] != 0):  # the first one makes a study
+        if not fits or (number == 1 and entry["op_code"] != 0):  # the first entry creates a study
             raise ValueError(
-                f"{file}, line {number}, is no entry of a journal: it was cut or changed. "
-                f"Delete this line and all after it to go on from there, {ANEW}"
+                f"{file}, line {number}, is not a journal entry: the file was truncated or changed. "
+                f"Delete this line and all after it to continue from there, {ANEW}"
             )
     if rest:
         with open(file, "rb+") as journal:
             journal.truncate(len(content) - len(rest))
-        warnings.warn(f"{file}: the last entry was cut, perhaps by a power loss, and is left out", stacklevel=2)
+        warnings.warn(f"{file}: the last entry is incomplete, perhaps after a power loss, and is dropped", stacklevel=2)

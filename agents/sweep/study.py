@@ -50,7 +50,7 @@ _PRUNERS: dict[str, type[pruners.BasePruner]] = {
     "threshold": pruners.ThresholdPruner,
 }
 _OURS = ("seed", "device", "threads", "data_dir", "checkpoint_every", "panels_every", "recipe", "resume", "run_dir")
-"""Entries of a configuration that may differ between the machines of one study, or that a trial sets itself."""
+"""Entries that may differ between the machines of one study, or that a trial sets itself."""
 
 
 def quiet() -> None:
@@ -71,7 +71,7 @@ def make_sampler(space: Space) -> samplers.BaseSampler:
     needed = _NEEDS.get(space.sampler["name"])
     if needed is not None and importlib.util.find_spec(needed) is None:
         space.wrong("sampler", f"{space.sampler['name']} needs a package: python -m pip install {needed}")
-    defaults = {"tpe": {"constant_liar": True}}  # trials that run at once are not all drawn at one place
+    defaults = {"tpe": {"constant_liar": True}}  # parallel trials are not all drawn near each other
     sampler: samplers.BaseSampler = _make(space, "sampler", space.sampler, _SAMPLERS, defaults)
     return sampler
 
@@ -126,7 +126,7 @@ def rehearse(space: Space) -> None:
                 for step in range(1, space.reports + 1) if entry == "pruner" else ():
                     trial.report(number / step, step)
                     trial.should_prune()
-                with contextlib.suppress(RuntimeError):  # a grid that is done says so outside of a loop
+                with contextlib.suppress(RuntimeError):  # raised by a finished grid
                     study.tell(trial, float(number))
         except Exception as error:
             space.wrong(entry, f"{options['name']} fails with its options: {' '.join(str(error).split())}")
@@ -136,7 +136,7 @@ def open_study(space: Space, config: Config, where: str) -> optuna.Study:
     """The study of this name, created if missing.
 
     Raises:
-        ValueError: it exists and searches something else, or its storage is damaged.
+        ValueError: it exists and searches another space, or its storage is damaged.
     """
     sampler, pruner = make_sampler(space), make_pruner(space)
     rehearse(space)
@@ -158,7 +158,7 @@ def open_study(space: Space, config: Config, where: str) -> optuna.Study:
     elif theirs != ours:
         differ = sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
         what = ", ".join(f"{name} (there {theirs.get(name)}, here {ours.get(name)})" for name in differ)
-        raise ValueError(f"the study {space.name} searches something else: {what}; choose another name or --run-dir")
+        raise ValueError(f"the study {space.name} searches another space: {what}; choose another name or --run-dir")
     return study
 
 
@@ -243,7 +243,7 @@ def requeue(study: optuna.Study) -> None:
 def put_back(study: optuna.Study, trial_id: int) -> None:
     """Returns a trial whose process died to the queue; after too many retries it has failed."""
     restarts = study._storage.get_trial(trial_id).user_attrs.get("restarts", 0) + 1
-    with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):  # another process was faster
+    with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):  # another process finished it first
         if restarts > MAX_RESTARTS:
             fail(study, trial_id, f"its process died {restarts} times")
         else:
@@ -252,6 +252,6 @@ def put_back(study: optuna.Study, trial_id: int) -> None:
 
 
 def fail(study: optuna.Study, trial_id: int, why: str) -> None:
-    """A trial without a result."""
+    """Marks a trial as failed."""
     study._storage.set_trial_user_attr(trial_id, "error", why)
     study._storage.set_trial_state_values(trial_id, TrialState.FAIL)

@@ -92,7 +92,7 @@ def run_trial(job: Job, stop: Stop) -> Outcome:
     study = optuna.load_study(
         study_name=space.name,
         storage=open_storage(job.storage),
-        sampler=optuna.samplers.RandomSampler(),  # its values are drawn already
+        sampler=optuna.samplers.RandomSampler(),  # its values are already drawn
         pruner=make_pruner(space),
     )
     curve = _Curve(Trial(study, job.trial_id), space.reports, job.config.total_timesteps)
@@ -153,7 +153,7 @@ def _run(job: Job, seed: int, index: int, curve: _Curve, stop: Stop) -> None:
     folder = job.run_dir(seed)
     _wait_for_orphan(folder / "process.json")
     resume = any(folder.glob("checkpoints/step_*/manifest.json"))
-    if not resume:  # nothing that could be gone on from
+    if not resume:  # there is nothing to resume
         shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     start = ["--recipe", str(job.recipe), "--seed", str(seed), "--run-dir", str(folder)]
@@ -172,11 +172,11 @@ def _run(job: Job, seed: int, index: int, curve: _Curve, stop: Stop) -> None:
     if process.returncode != 0:
         raise ValueError(f"{folder.name}: {_last_words(folder / 'output.txt', process.returncode)}")
     if not (folder / "summary.json").exists():
-        raise ValueError(f"{folder.name}: it left no summary.json")
+        raise ValueError(f"{folder.name}: summary.json is missing")
 
 
 def _wait_for_orphan(file: Path) -> None:
-    """A run whose sweep was killed still writes its last checkpoint; let it."""
+    """Waits for a run whose sweep was killed, and which may still be writing its last checkpoint."""
     try:
         host, process = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -189,17 +189,17 @@ def _wait_for_orphan(file: Path) -> None:
 def _watch(
     process: subprocess.Popen[bytes], folder: Path, objective: str, index: int, curve: _Curve, stop: Stop
 ) -> None:
-    """Report until the process ends; raises where the trial is given up or stopped."""
+    """Reports until the process ends; raises `_Pruned` or `_Stopped` if the trial is to end before."""
     while process.poll() is None:
         started = time.monotonic()
         if curve.report(index, read_curve(folder, objective)):
             raise _Pruned
-        if stop.wait(max(POLL_S, 20 * (time.monotonic() - started))):  # looking takes at most a twentieth of a core
+        if stop.wait(max(POLL_S, 20 * (time.monotonic() - started))):  # reading takes at most a twentieth of a core
             raise _Stopped
 
 
 def _end(process: subprocess.Popen[bytes], stop: Stop) -> None:
-    """End the process where it still runs: so that it writes a checkpoint, if it does that in time."""
+    """Ends the process if it still runs, with time to write a checkpoint."""
     if process.poll() is None:
         process.terminate()
     deadline = time.monotonic() + STOP_S
@@ -212,7 +212,7 @@ def _end(process: subprocess.Popen[bytes], stop: Stop) -> None:
 
 
 def _last_words(file: Path, status: int) -> str:
-    """Why a run ended with an error."""
+    """The error message of a failed run."""
     if status < 0:
         return f"ended by signal {-status}"
     lines = [line.strip() for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
@@ -224,14 +224,14 @@ _COLUMNS = {"return": "rollout/ep_rew_mean"}
 
 
 def read_curve(folder: Path, objective: str) -> list[tuple[int, float]]:
-    """What a run has logged of the objective so far: steps and values, in order."""
+    """The objective as logged by a run so far: steps and values, in order."""
     column = _COLUMNS.get(objective, objective)
     curve: list[tuple[int, float]] = []
     try:
         text = (folder / "progress.csv").read_text(encoding="utf-8", errors="replace")
     except OSError:  # not yet there
         return curve
-    whole = text[: text.rfind("\n") + 1]  # the last line may be half written
+    whole = text[: text.rfind("\n") + 1]  # the last line may be incomplete
     for row in csv.DictReader(whole.splitlines()):
         step, value = _number(row.get(STEP)), _number(row.get(column))
         if step is not None and value is not None and (not curve or step > curve[-1][0]):
@@ -251,7 +251,7 @@ def result(folder: Path, objective: str) -> float:
     """The objective of a finished run: its score over fresh episodes, or the last value logged of other columns.
 
     Raises:
-        ValueError: it has none.
+        ValueError: it has no valid value.
     """
     kind, _, name = objective.partition("/")
     value: Any = None
@@ -261,7 +261,7 @@ def result(folder: Path, objective: str) -> float:
             summary = json.loads(file.read_text(encoding="utf-8"))
             value = summary["mean_return"] if objective == "return" else summary["metrics"].get(name)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{file} is no summary of a run ({error}): remove it to have the run end anew") from error
+            raise ValueError(f"{file} is not a valid summary ({error}): remove it to finish the run again") from error
     else:
         logged = read_curve(folder, objective)
         value = logged[-1][1] if logged else None

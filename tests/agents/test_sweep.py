@@ -270,9 +270,9 @@ def test_a_database_will_do(tmp_path: Path, stand_in: None) -> None:
 def test_a_study_is_of_one_space(tmp_path: Path) -> None:
     prepared(tmp_path)
     prepared(tmp_path, trials=50, pruner="none")  # these may change
-    with pytest.raises(ValueError, match=r"searches something else: fixed.vf_coef \(there 0.0, here 0.5\)"):
+    with pytest.raises(ValueError, match=r"searches another space: fixed.vf_coef \(there 0.0, here 0.5\)"):
         prepared(tmp_path, fixed=yaml.safe_load(SPACE)["fixed"] | {"vf_coef": 0.5})
-    with pytest.raises(ValueError, match=r"searches something else: space.learning_rate"):
+    with pytest.raises(ValueError, match=r"searches another space: space.learning_rate"):
         prepared(tmp_path, space={"learning_rate": {"low": 0.0, "high": 2.0}})
 
 

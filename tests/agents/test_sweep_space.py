@@ -59,7 +59,7 @@ def command(*words: str) -> int:
         ),
         (
             {"space": {"algo": ["ppo", "a2c"], "gamma": {"low": 0, "high": 1, "when": {"algo": "dqn"}}}},
-            "space.gamma.when.algo: dqn is none of its choices",
+            "space.gamma.when.algo: dqn is not one of its choices",
         ),
         ({"fixed": {"gama": 1}}, "fixed.gama: unknown; known are env"),
         ({"fixed": {"seed": 1}}, "fixed.seed: is not for a sweep: give seeds"),

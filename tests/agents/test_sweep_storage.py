@@ -36,7 +36,7 @@ def test_an_entry_that_was_cut_is_left_out_and_the_study_goes_on(tmp_path: Path)
         warnings.simplefilter("error")
         assert len(begun(tmp_path)[0].trials) == 2
     Path(where).write_bytes(whole[:-20])
-    with pytest.warns(UserWarning, match=r"study\.journal: the last entry was cut"):
+    with pytest.warns(UserWarning, match=r"study\.journal: the last entry is incomplete"):
         made, _ = begun(tmp_path)
     assert [one.state.name for one in made.trials] == ["COMPLETE", "RUNNING"]
     made.ask()
@@ -126,7 +126,7 @@ def test_options_are_tried_before_a_trial_costs_time(tmp_path: Path, entries: di
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b'{"metrics": {}}', b'{"mean_return": "x"}'])
 def test_a_damaged_summary_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "summary.json").write_bytes(content)
-    with pytest.raises(ValueError, match=rf"summary\.json is no summary of a run|{tmp_path.name}: return is x"):
+    with pytest.raises(ValueError, match=rf"summary\.json is not a valid summary|{tmp_path.name}: return is x"):
         trial.result(tmp_path, "return")
 
 
