@@ -12,7 +12,7 @@ def widest(device: torch.device) -> torch.dtype:
 
 
 def device_of(name: str) -> torch.device:
-    """The device of that name.
+    """The device with this name.
 
     Raises:
         ValueError: this machine has no such device.

@@ -1,11 +1,11 @@
 """Ranks: processes that train one agent together, each with its share of the environments.
 
 `torchrun` starts them; `session` joins them. Every rank holds the whole agent and collects its own rollout. Gradients
-are averaged over ranks, so all make the same update. A single process is rank 0 of 1: every function here is then the
-identity, so that learners are written once for any number of ranks.
+are averaged over ranks, so all make the same update. A single process is rank 0 of 1; every function here is then the
+identity, so that one implementation of a learner works for any number of ranks.
 
-Tensors use the default group (NCCL between accelerators, gloo between CPUs). Flags and objects use a CPU group with a
-timeout long enough for rank 0 to evaluate alone.
+Tensors use the default group (NCCL between accelerators, gloo between CPUs). Flags and objects use a CPU group whose
+timeout lets rank 0 evaluate alone.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def session() -> Iterator[None]:
         return
     accelerated = torch.cuda.is_available() and dist.is_nccl_available()
     store, number, count = next(rendezvous("env://"))
-    # torchrun's store outlives a restart, and with it the addresses of the dead (pytorch/pytorch#135712). Only on one
-    # machine is the number of restarts the same for all ranks.
+    # torchrun's store survives a restart and keeps the addresses of dead processes (pytorch/pytorch#135712). The number
+    # of restarts is the same for all ranks only on one machine.
     attempt = _restarts_here() if os.environ.get("GROUP_WORLD_SIZE", "1") == "1" else 0
     store = dist.PrefixStore(f"attempt{attempt}", store)  # type: ignore[attr-defined]
     backend = "cpu:gloo,cuda:nccl" if accelerated else "gloo"
@@ -70,7 +70,7 @@ def session() -> Iterator[None]:
     dist.all_reduce(restarted, dist.ReduceOp.MAX, group=hosts)
     _world = _World(number, count, hosts, int(restarted))
     yield
-    dist.destroy_process_group()  # not after an error: it would wait for ranks that have ended
+    dist.destroy_process_group()  # not after an error, because it would wait for ranks that have ended
     _world = _World()
 
 
@@ -142,7 +142,7 @@ def mean(value: Tensor) -> Tensor:
 
 
 def gather(value: Tensor) -> Tensor:
-    """The tensors of all ranks, `[ranks, ...]`; they have the same shape."""
+    """The tensors of all ranks, `[ranks, ...]`; their shapes must be equal."""
     if _world.size == 1:
         return value[None]
     parts = [torch.empty_like(value, memory_format=torch.contiguous_format) for _ in range(_world.size)]
@@ -152,7 +152,7 @@ def gather(value: Tensor) -> Tensor:
 
 
 def mean_and_std(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and sample standard deviation over the values of all ranks; each has the same number."""
+    """Mean and sample standard deviation over the values of all ranks, which have equal numbers of values."""
     if _world.size == 1:
         return values.mean(), values.std()
     average, population = moments(values)
@@ -161,12 +161,12 @@ def mean_and_std(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def variance(values: Tensor) -> Tensor:
-    """Population variance over the values of all ranks; each has the same number."""
+    """Population variance over the values of all ranks, which have equal numbers of values."""
     return values.var(correction=0) if _world.size == 1 else moments(values)[1]
 
 
 def moments(values: Tensor, dim: tuple[int, ...] | None = None) -> tuple[Tensor, Tensor]:
-    """Mean and population variance over `dim` (None: all) and over all ranks; each has the same number."""
+    """Mean and population variance over `dim` (None: all) and over all ranks, which have equal numbers of values."""
     average, population = values.mean(dim), values.var(dim, correction=0)
     if _world.size == 1:
         return average, population
@@ -178,8 +178,8 @@ def moments(values: Tensor, dim: tuple[int, ...] | None = None) -> tuple[Tensor,
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Averages gradients over ranks.
 
-    A parameter without a gradient counts as zero: whether it has one may differ between ranks (a learned initial state,
-        if no episode began), and agreeing on that would cost a synchronisation.
+    A missing gradient counts as zero. Ranks may differ in which gradients are missing (that of a learned initial state,
+    if no episode began), and exchanging this would cost a synchronisation.
     """
     if _world.size == 1:
         return
@@ -189,7 +189,7 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             gradients.append(parameter.grad)
-    together = mean(torch.cat([gradient.flatten() for gradient in gradients]))  # one message, not one a parameter
+    together = mean(torch.cat([gradient.flatten() for gradient in gradients]))  # one message for all parameters
     parts = torch.split(together, [gradient.numel() for gradient in gradients])
     for gradient, part in zip(gradients, parts, strict=True):
         gradient.copy_(part.view_as(gradient))
@@ -199,7 +199,7 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 
 def any_rank(flag: bool) -> bool:
-    """Whether `value` is true on any rank."""
+    """Whether `flag` is true on any rank."""
     if _world.size == 1:
         return flag
     flags = torch.tensor([int(flag)])
@@ -254,5 +254,5 @@ def _in_touch() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        cause = re.sub(r"^\[\S+\] ", "", str(error).strip().splitlines()[-1])  # without the line of gloo's source
+        cause = re.sub(r"^\[\S+\] ", "", str(error).strip().splitlines()[-1])  # without gloo's source line
         raise RankLostError(f"rank {_world.rank} of {_world.size} lost touch with another one ({cause})") from error

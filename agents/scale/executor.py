@@ -21,13 +21,13 @@ class Executor:
     """
 
     tells_later = False
-    """Whether callbacks are told of a rollout's steps after it, from what the rollout keeps."""
+    """Whether callbacks are called for the steps only after the rollout, with values from the rollout."""
 
     def __init__(self, model: TrainingEnv) -> None:
         self.model: Any = model
 
     def iterate(self, callback: BaseCallback) -> bool:
-        """One iteration; False where a callback asked to stop in between."""
+        """One iteration; False if a callback asked to stop before the update."""
         going = self.iterate_once(callback)
         self.model.rollout_state.detach()  # a model that holds a graph cannot be copied
         return going

@@ -16,26 +16,26 @@ Precision = Literal["float32", "bf16"]
 
 
 def prepare(policy: MemoryActorCriticPolicy, fast: str, precision: str, sequences: bool, copies: int) -> str:
-    """Set a fresh policy up.
+    """Sets up a new policy.
 
-    Returns one line that says what is not available and why, or an empty string.
+    Returns one line that says what is not available and why; empty if everything is.
 
     - auto: custom fast forms, and torch's sequence kernels. Nothing is compiled: docs/performance.md compares the gain
       with the start-up time.
     - off: eager steps and SB3's distributions.
     - compile: as auto, with the memory's step compiled by torch.compile; if that fails, as auto.
-    - graph: as auto here; `agents.scale.cuda_graphs.replay` replays the iteration, or says why it cannot.
+    - graph: as auto; `agents.scale.cuda_graphs.replay` then replays the iteration, or says why it cannot.
 
-    With `precision` "bf16" whole sequences multiply in bfloat16 in memories that have a form for it: the LSTM, on an
-    accelerator the GRU, and multigrid. That is PPO's replay, and what a supervised learner does where answers change
-    nothing that is seen; acting, heads, loss and optimiser stay in float32. So the ratio of PPO's first minibatch is 1
-    up to that rounding.
+    With `precision` "bf16" some memories multiply in bfloat16 when they process whole sequences: the LSTM, multigrid,
+    and on an accelerator the GRU. Whole sequences occur in PPO's replay, and in supervised learning where actions do
+    not affect observations. Acting, heads, loss and optimiser stay in float32, so the ratio of PPO's first minibatch is
+    1 only up to rounding.
 
     Args:
         policy: of a learner.
         fast, precision: see above.
-        sequences: whether the learner's memory takes whole sequences.
-        copies: environments.
+        sequences: whether the learner processes whole sequences.
+        copies: number of environments.
 
     Raises:
         ValueError: `precision` is neither "fp32" nor "bf16", or it is "bf16" and nothing would use it.
@@ -45,11 +45,11 @@ def prepare(policy: MemoryActorCriticPolicy, fast: str, precision: str, sequence
     if precision == "bf16":
         if not sequences or fast == "off":
             raise ValueError(
-                "precision is 'bf16', which is for whole sequences with fast paths: for PPO's replay, and "
-                "for supervised where answers change nothing that is seen"
+                "precision is 'bf16', which needs whole sequences and fast forms: expected PPO, or supervised in an "
+                "environment whose observations do not depend on actions"
             )
         if not policy.memory.take_bf16():
-            raise ValueError(f"precision is 'bf16', but {policy.memory_name} has no form for it on {policy.device}")
+            raise ValueError(f"precision is 'bf16', but {policy.memory_name} does not support it on {policy.device}")
     if fast == "off":
         policy.take_plain_twins()
     return _compile(policy, copies) if fast == "compile" else ""
@@ -65,7 +65,7 @@ def _compile(policy: MemoryActorCriticPolicy, copies: int) -> str:
         memory.compile()
         with torch.no_grad():
             memory(x, memory.initial_state(copies))
-    except Exception as error:  # there may be no compiler, or the step may be more than it can take
+    except Exception as error:  # no compiler, or the step cannot be compiled
         memory._compiled_call_impl = None
         reason = str(error).strip().splitlines() or [type(error).__name__]
         return f"torch cannot compile the step of {policy.memory_name} ({reason[0]}); continuing with fast='auto'"

@@ -27,24 +27,24 @@ def reason(model: TrainingEnv) -> str | None:
 
 
 def obstacle(model: TrainingEnv) -> str | None:
-    """As `reason`, for any device."""
+    """As `reason`, without looking at the device."""
     env, memory = model.tensor_env, model.policy.memory
     if isinstance(env, HostEnv):
         return "the environments run on the host"
     if env.render_mode is not None:
-        return f"render_mode is {env.render_mode!r}, with which an environment keeps what it draws on the host"
+        return f"render_mode is {env.render_mode!r}, with which an environment stores pictures on the host"
     if env.horizon is not None and (meetings := env.horizon // math.gcd(env.horizon, model.n_steps)) > MOST_GRAPHS:
         return (
             f"rollouts of {model.n_steps} steps begin at {meetings} different steps of the episodes of {env.horizon}, "
             f"and each would be a graph of its own, of which there may be {MOST_GRAPHS}: let one divide the other"
         )
     if distributed.size() > 1:
-        return "several ranks train together, and what they send each other is not captured"
+        return "several ranks train together, and their communication is not captured"
     hosts = (random.Random, np.random.Generator, np.random.RandomState)
     if drawing := [name for name, value in vars(env).items() if isinstance(value, hosts)]:
         return f"{type(env).__name__} draws random numbers on the host ({drawing[0]})"
     if hidden := hidden_tensors(env):
-        return f"{type(env).__name__}.{hidden} holds tensors where a graph's buffers do not reach them"
+        return f"{type(env).__name__}.{hidden} holds tensors inside an object, where graphs do not find them"
     if not memory.static_shapes:
         return f"{type(memory).__name__} has static_shapes = False: its operations depend on data"
     if "capturable" not in model.policy.optimizer.defaults:

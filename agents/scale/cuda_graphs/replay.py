@@ -95,7 +95,7 @@ class Graphs(Executor):
                 return super().iterate_once(callback)
         began, started = model.num_timesteps, time.perf_counter()
         model.rollout_began = began
-        if self.stream is not None:  # loading an optimiser's state undoes it
+        if self.stream is not None:  # loading an optimiser's state reverts it
             make_capturable(model.policy.optimizer, model.device)
         self._key = self._told_apart()
         if not model.collector().graph:
@@ -119,7 +119,7 @@ class Graphs(Executor):
     def minibatch(
         self, learn: Callable[..., Report], rollout: Rollout, index: Tensor, *numbers: float | None
     ) -> Report:
-        if not self._rolled_out:  # the rollout is not where a graph would look for it
+        if not self._rolled_out:  # the rollout is not in the graph's buffers
             with self._aside():
                 return learn(rollout, index, *numbers)
 
@@ -156,7 +156,7 @@ class Graphs(Executor):
             with self._aside(), no_host_reads():
                 before = self.buffers.find()
                 output = function(*inputs)
-                if self.buffers.watch(before):  # what was captured does not know of it
+                if self.buffers.watch(before):  # captured graphs do not include it
                     self.graphs.clear()
             return output, False
         graph.take(inputs)
@@ -204,14 +204,14 @@ class Graphs(Executor):
 
         try:
             graph.capture.record(body)
-        finally:  # the device has done nothing yet
+        finally:  # capturing runs nothing on the device
             self.buffers.put(self.buffers.held)
             self._put_numbers(before)
             model.num_timesteps, model._n_updates = counted, updates
             model.task_metrics.steps = []
         return graph
 
-    # -- what Python knows and a graph does not --------------------------------------------------------------------
+    # -- values on the host, which a graph does not update -----------------------------------------------------------
 
     def _owners(self) -> Iterator[tuple[str, Any, list[str]]]:
         model = self.model
@@ -255,7 +255,7 @@ class Graphs(Executor):
         if self.stream is None:
             yield
             return
-        current = torch.cuda.current_stream(self.model.device)  # without a device it is the first GPU's
+        current = torch.cuda.current_stream(self.model.device)  # without an argument it is the first GPU's
         self.stream.wait_stream(current)
         with torch.cuda.stream(self.stream):
             yield
@@ -269,7 +269,7 @@ class _Silent(BaseCallback):
         return True
 
     def update_locals(self, locals_: dict[str, Any]) -> None:
-        """Nothing is kept."""
+        """Does nothing."""
 
     def _on_step(self) -> bool:
         return True
