@@ -1,4 +1,4 @@
-"""The canvas for pictures of an agent: text, cards, and images from arrays."""
+"""The canvas on which an agent is drawn: text, cards, and images from arrays."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Stage(Canvas):
     def __init__(self, width: int, height: int, scale: float = 1.0) -> None:
         self.width, self.height, self.scale = width / scale, height / scale, scale
         self.places: dict[str, Box] = {}
-        """Where each card and panel is, in units, for clicks."""
+        """The rectangle of each card and panel, in units, for clicks."""
         self._pasted: list[tuple[int, int, Frame]] = []
         self._prepare((width, height), scale)
 
@@ -96,7 +96,7 @@ class Stage(Canvas):
         return float(_face(round(size * self._fine)).size(words)[0]) / self._fine
 
     def wrapped(self, words: str, size: int, room: float) -> list[str]:
-        """Words in lines of at most `room`."""
+        """Text wrapped to lines of width `room`."""
         lines: list[str] = []
         for word in words.split():
             longer = f"{lines[-1]} {word}" if lines else word
@@ -116,7 +116,7 @@ class Stage(Canvas):
         across, down = box.width * fine / columns, box.height * fine / rows
         if not stretch:
             across = down = min(across, down)
-        if min(across, down) >= 2 * fine and not smooth:  # whole pixels, so that all cells are of one size
+        if min(across, down) >= 2 * fine and not smooth:  # whole pixels per cell, so that all cells have the same size
             dots = self._dots
             across, down = (math.floor(side / dots) * dots for side in (across, down))
         size = max(1, round(across * columns)), max(1, round(down * rows))
@@ -133,7 +133,7 @@ class Stage(Canvas):
         self.box(box.left, box.top, box.width, box.height, colour, round=10)
         self.box(box.left, box.top, box.width, box.height, LINE, round=10, line=1)
         light = sum(colour) / 3
-        words = FAINT if light > 235 else INK if light > 120 else FLOOR  # legible on any ground
+        words = FAINT if light > 235 else INK if light > 120 else FLOOR  # legible on any background
         self.write(heading, box.left + 14, box.top + 17, 12, words, room=box.width - 28)
         return box.inset(14, 34, 14, 14)
 
@@ -150,13 +150,13 @@ def colours(values: Array, limits: tuple[float, float] | None) -> tuple[Array, t
     finite = values[np.isfinite(values)]
     if limits is None:
         low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
-        if low < 0 < high:  # signed: white has to mean 0
+        if low < 0 < high:  # signed: white means 0
             low, high = -max(-low, high), max(-low, high)
         limits = (low, high)
     low, high = limits
     name = "RdBu_r" if low < 0 < high else "viridis"
     share = np.where(np.isfinite(values), (values - low) / max(high - low, 1e-12), np.nan)
-    if low == 0:  # weights that are spread are small: a square root shows them
+    if low == 0:  # the square root makes small weights visible
         share = np.sqrt(np.clip(share, 0, None))
     return np.asarray(matplotlib.colormaps[name](share, bytes=True))[..., :3], limits
 
@@ -171,7 +171,7 @@ def shade(values: Array, low: float, high: float) -> Array:
 
 
 def colour_of(values: Array) -> Colour:
-    """Three numbers as a colour."""
+    """Converts three numbers to a colour."""
     red, green, blue = (int(value) for value in values)
     return red, green, blue
 

@@ -17,7 +17,7 @@ _PALE: Colour = (214, 229, 241)  # the agent's blue, thinned
 
 
 def draw_views(stage: Stage, views: Sequence[View], room: Box) -> None:
-    """Gives rows of numbers the height they need, and maps the rest."""
+    """Draws the views: rows of numbers at the height they need, maps in the remaining area."""
     maps = [view for view in views if view.values.ndim > 1]
     rows = [view for view in views if view.values.ndim == 1]
     most = (30.0 if maps else 44.0) * (1.6 if room.width > 500 else 1)
@@ -28,7 +28,7 @@ def draw_views(stage: Stage, views: Sequence[View], room: Box) -> None:
         title = max(stage.measure(view.name, 12) for view in maps)
 
         def choice(count: int) -> tuple[bool, float]:
-            """Whether the names fit, and the side of a square map."""
+            """Whether the names fit, and the side of the square maps."""
             across, down = room.width / count - 8, high / math.ceil(len(maps) / count) - _TITLE - 6
             return across >= title and down > 20, min(across, down)
 
@@ -65,7 +65,7 @@ def _map(stage: Stage, view: View, room: Box) -> None:
 
 
 def _gauge(stage: Stage, view: View, room: Box) -> None:
-    """A number on a scale from its lowest to its highest value; if unknown, squashed around 0."""
+    """A number on a scale from its lowest to its highest value; without bounds, squashed around 0."""
     value = float(view.values.flat[0])
     low, high = view.low, view.high
     share, zero = (value - low) / max(high - low, 1e-9), -low / max(high - low, 1e-9)
@@ -83,10 +83,10 @@ def _gauge(stage: Stage, view: View, room: Box) -> None:
 
 
 def _cells(stage: Stage, view: View, room: Box) -> None:
-    """A few numbers side by side, each a box that darkens from the lowest to the highest value."""
+    """A few numbers side by side: boxes, darker for higher values."""
     count = view.values.size
     side = min(room.height, (room.width + 4) / count - 4)
-    if side < 9 and len(view.labels) == count:  # too small to distinguish: say which one is lit
+    if side < 9 and len(view.labels) == count:  # too small to distinguish: name the one that is lit
         lit = np.flatnonzero(view.values > (view.low + view.high) / 2)
         words = " ".join(view.labels[int(index)] for index in lit) or "–"
         stage.write(words, room.left, room.top + room.height / 2, 16, AGENT, room=room.width)
@@ -141,7 +141,7 @@ def draw_actions(stage: Stage, scene: Scene, room: Box) -> None:
 
 
 def _best(stage: Stage, probabilities: Array, scene: Scene, room: Box) -> None:
-    """Many choices: the five most probable, and how probable all others are together."""
+    """Many choices: the five most probable, and the total probability of the others."""
     most = max(1, min(5, int(room.height / 16) - 1))
     first = [int(index) for index in np.argsort(-np.nan_to_num(probabilities), kind="stable")[:most]]
     first += [index for index in scene.taken if index not in first]
@@ -155,7 +155,7 @@ def _best(stage: Stage, probabilities: Array, scene: Scene, room: Box) -> None:
 
 
 def _columns(stage: Stage, probabilities: Array, scene: Scene, room: Box) -> None:
-    """Many actions: one thin column each, under it the name of a single one taken."""
+    """Many actions: one thin column each, and below the name of the action if only one is taken."""
     wide, foot = room.width / len(probabilities), room.top + room.height - 20
     for index, share in enumerate(np.clip(np.nan_to_num(probabilities), 0, 1)):
         here = index in scene.taken
@@ -166,7 +166,7 @@ def _columns(stage: Stage, probabilities: Array, scene: Scene, room: Box) -> Non
 
 
 def draw_scale(stage: Stage, limits: tuple[float, float], x: float, y: float) -> None:
-    """The colour map around `(x, y)`, between the values at its ends."""
+    """The colour map, centred at `(x, y)`, between its two limits."""
     ramp, _ = colours(np.linspace(*limits, 32)[None], limits)
     bar = stage.picture(ramp, Box(x - 20, y - 3, 40, 6), stretch=True)
     stage.box(bar.left - 1, bar.top - 1, bar.width + 2, bar.height + 2, LINE, line=1)

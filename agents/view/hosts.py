@@ -1,4 +1,4 @@
-"""What the window asks ordinary environments: their task in a line, and the picture of an episode's end."""
+"""Reads from host environments what the window shows: the task in one line, and the last picture of an episode."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from envs.tensor_env import TensorEnv
 
 
 class LastPicture:
-    """Keeps the picture of an episode's end: a host environment begins the next one within the same step.
+    """Keeps the last picture of an episode, because a host environment starts the next episode in the same step.
 
     Args:
         env: of one environment, whose `reset` is watched.
@@ -31,12 +31,12 @@ class LastPicture:
         def watched(*args: Any, **kwargs: Any) -> Any:
             try:
                 drawn = inner.render()
-            except Exception:  # nothing to be drawn before the first reset; what is wrong later, `frame` says
+            except Exception:  # nothing can be drawn before the first reset; later errors are raised by `frame`
                 drawn = None
             self.picture = np.asarray(drawn, dtype=np.uint8) if isinstance(drawn, np.ndarray) else None
             return reset(*args, **kwargs)
 
-        vars(inner)["reset"] = watched  # wrappers hand other ways of setting it on
+        vars(inner)["reset"] = watched  # not by setattr, which wrappers forward
 
 
 def task_of(env: TensorEnv) -> str:

@@ -1,4 +1,4 @@
-"""Where the cards of a picture go: the arrangement is chosen by the area that environment and memory really get."""
+"""Places the cards of a picture. The layout is chosen by the area that environment and memory really get."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from collections.abc import Iterator
 from agents.view.canvas import Box
 
 GAP = 12
-HEAD, PAD = 34, 14  # units of a card above and around its contents
+HEAD, PAD = 34, 14  # space above and around a card's contents, in units
 TRACES = 46
-"""Units of the card of the environment below its picture."""
+"""Height below the environment's picture, in units, for the traces."""
 
 Boxes = dict[str, Box]
 
 
 def arrange(room: Box, aspect: float | None, rows: int, maps: int, panels: int, played: bool) -> Boxes:
-    """The rectangle of each card: "frame", "views", "actions", "memory", as far as they are shown.
+    """The rectangle of each visible card: "frame", "views", "actions", "memory".
 
     Args:
         room: the window without header and margins.
@@ -47,7 +47,7 @@ def arrange(room: Box, aspect: float | None, rows: int, maps: int, panels: int, 
 
 
 def _candidates(room: Box, rows: int, maps: int) -> Iterator[Boxes]:
-    """Arrangements in which every card has the room it needs at least."""
+    """Layouts in which every card has at least the space it needs."""
     least = HEAD + PAD + 26 * rows + 130 * bool(maps)
     most = 48 + 44 * rows + 220 * bool(maps)
 
@@ -60,13 +60,13 @@ def _candidates(room: Box, rows: int, maps: int) -> Iterator[Boxes]:
         )
 
     def piled(box: Box) -> tuple[Box, Box]:
-        """Observation above actions, each with the height that it can use."""
+        """Observation above actions, each with the height it can use."""
         share = min(0.62, max(0.3, min(most, box.height - 130) / box.height))
         return _split(box, share, down=True)
 
     found = False
     for percent in range(25, 80, 3):
-        frame, right = _split(room, percent / 100)  # the environment at the left, or on top
+        frame, right = _split(room, percent / 100)  # environment at the left or at the top
         top, low = _split(room, percent / 100, down=True)
         for first, rest in ((frame, right), (top, low)):
             for share in (0.35, 0.42, 0.5):
@@ -95,11 +95,11 @@ def _candidates(room: Box, rows: int, maps: int) -> Iterator[Boxes]:
 
 
 def _worth(boxes: Boxes, aspect: float, panels: int) -> float:
-    """The area of the environment's picture counts, then that of the memory, then the rest."""
+    """Rates a layout by the area of the environment's picture, then of the memory, then of the rest."""
     room, memory = inside(boxes["frame"]), boxes["memory"]
     height = min(room.height - TRACES, room.width / aspect)
     picture = max(1.0, height * height * aspect)
-    each = max(  # the room of one panel, by what it needs
+    each = max(  # the space of one panel, relative to what it needs
         (
             min(memory.width / columns / 130, memory.height / math.ceil(panels / columns) / 150)
             for columns in range(1, panels + 1)

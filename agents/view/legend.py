@@ -1,4 +1,4 @@
-"""The legend of the window: what each card, each colour and each panel of the memory means."""
+"""Draws the legend: what the cards, the colours and the memory's panels mean."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _GENERAL = (
 
 
 def draw_legend(stage: Stage, box: Box, panels: Mapping[str, Panel]) -> None:
-    """Two lists: of the window, and of this memory's panels."""
+    """Draws two lists: one about the window, one about this memory's panels."""
     room = stage.card("What is what — H or a click goes back", box)
     rows = [
         *_GENERAL,

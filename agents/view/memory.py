@@ -1,4 +1,4 @@
-"""The card of the memory: as many panels as fit, each with its labels and the scale of its colours."""
+"""Draws the memory card: as many panels as fit, each with labels and a colour scale."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from envs.rendering import FAINT, LINE
 from policies.memories.contract import Panel
 
 _MAX_PANELS = 9
-_THIN = 0.3  # share of its room below which a panel is stretched
-_LEGIBLE = 112  # units that a panel wants for its title and the two numbers of its scale
+_THIN = 0.3  # a panel that covers less than this share of its area is stretched
+_LEGIBLE = 112  # width that a panel needs for its title and the numbers of its scale
 
 
 def draw_memory(stage: Stage, panels: Mapping[str, Panel], room: Box) -> None:
@@ -25,7 +25,7 @@ def draw_memory(stage: Stage, panels: Mapping[str, Panel], room: Box) -> None:
     shapes = [panel.image.shape for _, panel in shown]
 
     def covered(columns: int) -> float:
-        """Share of its cell that the worst-fitting panel uses with this number of columns."""
+        """The smallest share of its cell that a panel covers, with this number of columns."""
         wide, tall = room.width / columns - 26, room.height / math.ceil(count / columns) - 76
         if min(wide, tall) <= 0:
             return 0.0
@@ -50,24 +50,24 @@ def draw_memory(stage: Stage, panels: Mapping[str, Panel], room: Box) -> None:
 
 
 def draw_panel(stage: Stage, name: str, panel: Panel, room: Box, told: int = 1) -> None:
-    """One panel with its title, what it is (in so many lines), its labels and its scale."""
+    """Draws a panel with its title, description (in `told` lines), labels and scale."""
     image, limits = colours(panel.image.detach().float().cpu().numpy(), panel.limits)
     inner = room.inset(16, 20 + 13 * told, 1, 34)
     rows, columns = image.shape[:2]
 
     def shape(box: Box) -> tuple[bool, float]:
-        """Whether it is stretched, since it would be a hair line if its cells stayed square; and its height."""
+        """Whether it is stretched (with square cells it would be too thin to see), and its height."""
         side = min(box.width / columns, box.height / rows)
         thin = side * side * rows * columns < _THIN * box.width * box.height
         return thin, box.height if thin else side * rows
 
     across, down = panel.x_label, panel.y_label
     below = bool(down) and stage.measure(down, 10) > shape(inner)[1]
-    if below:  # a low picture has no room for it at its side
+    if below:  # a low picture has no room for it beside it
         inner, down = inner.inset(0, 0, 0, 12), f"↓ {down}"
     place = stage.picture(image, inner, stretch=shape(inner)[0])
     stage.box(place.left - 1, place.top - 1, place.width + 2, place.height + 2, LINE, line=1)
-    right = room.left + room.width  # a title that is wider than its picture begins further left
+    right = room.left + room.width  # a title wider than the picture starts further left
     left = max(room.left, min(place.left, right - stage.measure(name, 12)))
     stage.write(name, left, room.top + 8, 12, room=right - left)
     lines = stage.wrapped(panel.about, 10, room.width - 2)

@@ -1,4 +1,4 @@
-"""One moment of an episode, as it is drawn: the environment, what the agent sees, does and remembers."""
+"""One moment of an episode for drawing: environment, observation, action and memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from policies.memories.contract import Panel
 
 @dataclass(frozen=True)
 class View:
-    """One part of an observation, or of an action that has no probabilities."""
+    """One part of an observation."""
 
     name: str
     values: Array
@@ -21,7 +21,7 @@ class View:
     """Lowest possible value; minus infinity if unknown."""
     high: float = 1.0
     centred: bool = False
-    """The agent is in the middle of this map."""
+    """Whether the agent is at the centre of this map."""
     labels: Sequence[str] = ()
     """Names of the values of a row."""
     word: str = ""
@@ -30,13 +30,12 @@ class View:
 
 @dataclass(frozen=True)
 class Scene:
-    """One moment of an episode: the environment, and the agent that has read the observation but not yet acted."""
+    """One moment of an episode: the agent has read the observation and not acted yet."""
 
     title: str
     subtitle: str = ""
     frame: Frame | None = None
-    """Picture of the environment, including what the agent does not see; None: hidden, or the environment draws
-    nothing."""
+    """Picture of the environment, including parts that the agent does not see; None: hidden, or not available."""
     views: Sequence[View] = ()
     """The observation."""
     actions: Sequence[str] = ()
@@ -50,16 +49,16 @@ class Scene:
     bounds: tuple[float, float] = (-1.0, 1.0)
     """Bounds of `numbers`."""
     names: Sequence[str] = ()
-    """Of `numbers`."""
+    """Names of `numbers`."""
     exclusive: bool = False
-    """Just one action is taken."""
+    """Whether exactly one action is taken."""
     traces: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    """Of value, reward and return in this episode, drawn under the environment's picture."""
+    """Value, reward and return over this episode, drawn under the environment's picture."""
     value: float | None = None
     total: float = 0.0
     """Return so far."""
     reward: float = 0.0
-    """Of the last step."""
+    """Reward of the last step."""
     step: int = 0
     episode: int = 1
     panels: Mapping[str, Panel] = field(default_factory=dict)
@@ -67,12 +66,12 @@ class Scene:
     note: str = ""
     """Status beside the title: "paused", "episode over"."""
     help: str = ""
-    """The keys, at the foot."""
+    """Description of the keys, at the bottom."""
     legend: bool = False
-    """What is what is shown in place of the cards."""
+    """Show a legend instead of the cards."""
     enlarged: str = ""
-    """A card or panel that is shown alone."""
+    """Name of a card or panel that is shown alone."""
     played: bool = False
-    """A person plays: nothing of the agent is shown."""
+    """A person plays, so nothing about an agent is shown."""
     paint: Callable[[Box, float], Frame | None] | None = None
-    """Draws it for a room and a number of pixels per unit; None: `frame` is scaled."""
+    """Draws the environment for an area and a number of pixels per unit; None: `frame` is scaled."""

@@ -1,4 +1,4 @@
-"""Names of what ordinary environments show and take, for the window."""
+"""Names of observations and actions of Gymnasium's environments, for the window."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from envs.tensor_env import TensorEnv
 
 
 class Names(NamedTuple):
-    """Names of an environment's observation and actions; empty where there are none."""
+    """Names of an environment's observation and actions; empty if unknown."""
 
     observed: tuple[str, ...] = ()
-    """Of the numbers of a flat observation."""
+    """Names of the values of a flat observation."""
     actions: tuple[str, ...] = ()
 
 
@@ -32,11 +32,11 @@ KNOWN: dict[str, Names] = {
     "Taxi": Names((), ("down", "up", "right", "left", "pick up", "drop off")),
     "Blackjack": Names((), ("stick", "hit")),
 }
-"""By Gymnasium's names without versions."""
+"""Names by Gymnasium id without version."""
 
 
 def names_of(env: TensorEnv) -> Names:
-    """Names by the environment itself (`action_names`, `observation_names`), else those known of Gymnasium's own."""
+    """Names from the environment (`action_names`, `observation_names`), else from `KNOWN`."""
     if not isinstance(env, HostEnv):
         return Names(env.observation_names.get("", ()), env.action_names)
     inner = inner_env(env.host.env)

@@ -1,4 +1,4 @@
-"""How an observation of any space is shown: as images, maps, rows of boxes, gauges or words."""
+"""Converts observations of any space to views: images, maps, rows of boxes, gauges or words."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gymnasium import spaces
 from agents.view.moment import View
 
 _BOXES = 12
-"""Values of a `Discrete` observation that are shown as boxes; of more, the value itself."""
+"""Maximum number of boxes for a `Discrete` observation; with more choices the number is shown."""
 
 
 def views_of(
@@ -20,9 +20,9 @@ def views_of(
     """The parts of one observation.
 
     Args:
-        name: what it is called.
+        name: title of the view.
         values: of one environment.
-        space: theirs.
+        space: of the values.
         labels: names of the numbers, of the planes of `[C, H, W]`, or of the values of a `Discrete`.
     """
     if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
@@ -63,7 +63,7 @@ def views_of(
 
 
 def _choice(name: str, digit: int, count: int, labels: Sequence[str]) -> View:
-    """One of several values: by its name, as a lit box, or of many as a number."""
+    """One of several choices: as its name, a lit box, or a number if there are many."""
     if len(labels) == count:
         return View(name, np.zeros(1), word=labels[digit])
     if count > _BOXES:
@@ -72,7 +72,7 @@ def _choice(name: str, digit: int, count: int, labels: Sequence[str]) -> View:
 
 
 def _planes(name: str, values: np.ndarray[Any, Any], space: spaces.Space[Any], labels: Sequence[str]) -> list[View]:
-    """Maps; of a named plane that is the same everywhere only its number, of one that is named "" nothing."""
+    """Maps. A named plane with equal entries is shown as one number; a plane named "" is not shown."""
     views = []
     for index, plane in enumerate(values):
         low, high = 0.0, 1.0

@@ -17,20 +17,20 @@ from agents.view.canvas import colours
 from policies.memories.contract import Panel
 
 LONGEST = 400
-"""Steps shown in one picture."""
+"""Maximum number of steps in one picture."""
 
 
 class PanelHistory:
-    """Successive panels of one memory: those with `over_time` are shown for many steps, the others for the last."""
+    """Successive panels of one memory. Panels with `over_time` show many steps, the others the last."""
 
     def __init__(self) -> None:
         self.newest: Mapping[str, Panel] = {}
         self.images: dict[str, list[Tensor]] = {}
         self.widest: dict[str, tuple[Tensor, Tensor]] = {}
-        """Least and greatest value of each panel so far."""
+        """Minimum and maximum of each panel so far."""
 
     def add(self, panels: Mapping[str, Panel]) -> None:
-        """The panels after one more step."""
+        """Adds the panels of one more step."""
         self.newest = panels
         for name, panel in panels.items():
             if panel.image.dim() == 2:
@@ -69,9 +69,9 @@ class PanelHistory:
 
 
 def kept_limits(low: float, high: float, bounds: tuple[float, float] | None) -> tuple[float, float]:
-    """The ends of the colour map for values of an episode so far, widened to 1, 2 or 5 times a power of ten.
+    """Limits of the colour map for the values of an episode so far, rounded up to 1, 2 or 5 times a power of ten.
 
-    They only ever widen, and seldom, so that a colour keeps its meaning; white stays 0. Within `bounds`, where given.
+    Limits only widen, and rarely, so that colours keep their meaning; white stays 0. They stay within `bounds`.
     """
     if bounds is None:
         reach = _wide(max(-low, high))
@@ -83,7 +83,7 @@ def kept_limits(low: float, high: float, bounds: tuple[float, float] | None) -> 
 
 
 def _wide(value: float) -> float:
-    """The least 1, 2 or 5 times a power of ten that is not below `value`."""
+    """The smallest 1, 2 or 5 times a power of ten that is at least `value`."""
     if not 1e-30 < value < 1e30:
         return 1.0
     power = 10.0 ** math.floor(math.log10(value))
@@ -104,7 +104,7 @@ def figure(name: str, panel: Panel) -> Figure:
     axes.imshow(image, interpolation="nearest", aspect="equal" if square else "auto")
     axes.set(title=name, xlabel=panel.x_label, ylabel=panel.y_label)
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator(integer=True))  # rows and columns are counted
+        axis.set_major_locator(MaxNLocator(integer=True))  # rows and columns have integer numbers
     if limits is not None:
         mappable: Any = _scale(limits)
         drawn.colorbar(mappable, ax=axes, shrink=0.8)
@@ -112,7 +112,7 @@ def figure(name: str, panel: Panel) -> Figure:
 
 
 def _scale(limits: tuple[float, float]) -> Any:
-    """The colour map of `colours` between two values."""
+    """The colour map of `colours` with these limits."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize, PowerNorm
 

@@ -1,6 +1,6 @@
 """Draws one moment of an agent: environment, observation, decision and memory.
 
-`draw` turns a `Scene` into one RGB frame. The window shows these frames and a video holds them; no display is needed.
+`draw` turns a `Scene` into one RGB frame, for the window and for videos. It needs no display.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from envs.rendering import AGENT, FAINT, FLOOR, INK, LINE, PAPER, RIGHT, WRONG, 
 
 WIDTH, HEIGHT = 1120, 624
 _MARGIN, _HEADER = 16, 60  # units; the header's height is without the margins above and below it
-_LEAST = 0.72  # the smallest scale of the text
+_LEAST = 0.72  # smallest scale of text
 
 
 def scale_for(width: int, height: int) -> float:
-    """Pixels per unit in a picture of this size: as many as show the usual arrangement, but legible."""
-    if height > width:  # the cards are piled up
+    """Pixels per unit in a picture of this size: the standard layout fits, and text stays legible."""
+    if height > width:  # the cards are stacked
         return max(_LEAST, min(width / 640, height / 1000))
     return max(_LEAST, min(width / WIDTH, height / HEIGHT))
 
@@ -34,7 +34,7 @@ def draw(scene: Scene, width: int = WIDTH, height: int = HEIGHT, places: dict[st
         scene: what to draw.
         width: pixels.
         height: pixels.
-        places: is given the rectangle of each card and panel by name, in pixels, the smaller ones last.
+        places: filled with the rectangle of each card and panel by name, in pixels, smaller ones last.
     """
     stage = Stage(width, height, scale_for(width, height))
     _header(stage, scene)
@@ -69,7 +69,7 @@ def _cards(stage: Stage, scene: Scene, boxes: dict[str, Box]) -> None:
 
 
 def _room(stage: Stage, scene: Scene) -> Box:
-    """The window without its margins, its header and the line of keys."""
+    """The area without margins, header and the line of keys."""
     top, foot = _MARGIN + _HEADER, 28 if scene.help else _MARGIN
     return Box(_MARGIN, top, stage.width - 2 * _MARGIN, stage.height - top - foot)
 
@@ -91,10 +91,10 @@ def _environment(stage: Stage, scene: Scene, box: Box) -> None:
     painted = None if scene.paint is None else scene.paint(room, stage.scale)
     frame = frame if painted is None else painted
     corners = frame[[0, 0, -1, -1], [0, -1, 0, -1]]
-    plain = bool((corners == corners[0]).all())  # such a background runs on over the card
+    plain = bool((corners == corners[0]).all())  # a uniform background is extended to the card
     ground = colour_of(corners[0]) if plain else FLOOR
     if max(abs(a - b) for a, b in zip(ground, PAPER, strict=True)) < 5:
-        ground = PAPER  # save what scaling has rounded off
+        ground = PAPER  # equal up to rounding by the scaling
     stage.card("Environment — shown to you, not to the agent", box, ground)
     if painted is None:
         stage.picture(frame, _middle(frame, room), smooth=True)
@@ -130,7 +130,7 @@ def _header(stage: Stage, scene: Scene) -> None:
 
 
 def _middle(frame: Frame, room: Box) -> Box:
-    """The part of `room` that `frame` covers at its largest size."""
+    """The part of `room` that `frame` covers when it is as large as fits."""
     scale = min(room.width / frame.shape[1], room.height / frame.shape[0])
     slack = (room.height - scale * frame.shape[0]) / 2
     return room.inset(0, slack, 0, slack)

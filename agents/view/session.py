@@ -31,7 +31,7 @@ class Session:
     moment. `step` then takes this action, or the given one.
 
     Args:
-        env: with `num_envs=1`. If possible its autoreset is turned off, so that the last observation is shown.
+        env: with `num_envs=1`. Its autoreset is turned off if possible, so that the last observation is shown.
         policy: the agent's policy.
         title: title of the pictures.
         subtitle: a line under it.
@@ -58,7 +58,7 @@ class Session:
         self.returns: list[float] = []
         """Returns of finished episodes."""
         self.task = task_of(env)
-        """What the environment is about, in a line."""
+        """The task in one line."""
         self.named = names_of(env)
         self.names = action_names(env, self.named)
         self._camera: LastPicture | None = None
@@ -79,7 +79,7 @@ class Session:
         self.episode += 1
         self.steps, self.total, self.reward, self.over = 0, 0.0, 0.0, False
         self.traces: dict[str, list[float]] = {"value": [], "reward": [], "return": []}
-        """The episode so far: a value for each decision, reward and return after each step."""
+        """The episode so far: value of each decision, reward and return after each step."""
         self._next: tuple[Obs, Info] | None = None
         self.state: State | None = None
         self.history = PanelHistory()
@@ -90,7 +90,7 @@ class Session:
         self.action: Tensor | None = None
         self.value: float | None = None
         if self.over:
-            return  # the probabilities of the last decision stay
+            return  # keep the probabilities of the last decision
         self.probabilities: np.ndarray[Any, Any] | None = None
         if self.policy is None:
             return
@@ -129,7 +129,7 @@ class Session:
         ended = bool(terminated | truncated)
         if ended:
             self.returns.append(self.total)
-        if ended and isinstance(self.env, HostEnv):  # it has begun the next episode already, which waits
+        if ended and isinstance(self.env, HostEnv):  # it has already started the next episode, which is kept for later
             self._next = obs, info
             obs = info.get("final_obs", obs)
         self.obs, self.mask, self.over = obs, info.get("action_mask"), ended
@@ -138,7 +138,7 @@ class Session:
     def scene(self, note: str = "", subtitle: str | None = None) -> Scene:
         """The current scene."""
         played = self.policy is None
-        hidden = played and not self.over  # at the end a person sees what there was
+        hidden = played and not self.over  # the hidden parts are shown at the end
         space = self.env.single_action_space
         action = None if self.action is None else self.action[0].cpu().numpy().reshape(-1)
         taken: list[int] = []
@@ -151,7 +151,7 @@ class Session:
             maps = probabilities.reshape(-1, *space.shape[-2:])
             probabilities = np.concatenate(list(maps), axis=1)
         choices = isinstance(space, (spaces.Discrete, spaces.MultiBinary))
-        if choices and probabilities is None:  # an episode is over: nothing is about to happen
+        if choices and probabilities is None:  # the episode is over, so there is no next action
             probabilities = None if played else np.zeros(len(self.names))
         return Scene(
             title=self.title,
@@ -178,7 +178,7 @@ class Session:
         )
 
     def _paint(self, room: Box, scale: float) -> Frame | None:
-        """The environment's picture for this room."""
+        """The environment's picture for this area."""
         with drawing_for(room.width, room.height, scale):
             return self._frame()
 
@@ -188,18 +188,18 @@ class Session:
         try:
             return self.env.frame(0)
         except (NotImplementedError, RuntimeError, gymnasium.error.Error):
-            return None  # it draws nothing; the rest of the picture stands without
+            return None  # it draws nothing
 
 
 def _bounds(space: spaces.Space[Any]) -> tuple[float, float]:
-    """Bounds of each entry of an action."""
+    """Bounds of an action's entries."""
     if isinstance(space, spaces.Box):
         return float(np.min(space.low)), float(np.max(space.high))
     return 0.0, float(np.max(space.nvec - 1)) if isinstance(space, spaces.MultiDiscrete) else 1.0
 
 
 def action_names(env: TensorEnv, names: Names | None = None) -> tuple[str, ...]:
-    """Names of the choices, else numbers; empty for actions that are not one choice or bits."""
+    """Names of the choices, or their numbers; empty unless the action is one choice or bits."""
     space = env.single_action_space
     if isinstance(space, spaces.Discrete):
         count = int(space.n)
@@ -238,7 +238,7 @@ def _named_views(env: TensorEnv, values: np.ndarray[Any, Any]) -> list[View]:
         part = slice(end, end := end + math.prod(shape))
         low, high = float(space.low[part].min()), float(space.high[part].max())
         numbers = values[part]
-        if numbers.size > 1 and np.isin(numbers, (0, 1)).all():  # bits, whatever the bounds of all numbers
+        if numbers.size > 1 and np.isin(numbers, (0, 1)).all():  # bits, whatever the bounds of the whole observation
             low, high = 0.0, 1.0
         labels = env.observation_names.get(name, ())
         views.append(View(name, numbers.reshape(shape), low, high, centred=shape == (3, 3), labels=labels))

@@ -11,7 +11,7 @@ _LONGEST = 400
 
 
 def draw_traces(stage: Stage, traces: Mapping[str, Sequence[float]], room: Box) -> None:
-    """The curves side by side, each with its name, its least and its greatest value."""
+    """Draws the curves side by side, each with name, minimum and maximum."""
     wide = (room.width + 10) / len(traces)
     for place, (name, numbers) in enumerate(traces.items()):
         _trace(stage, name, list(numbers)[-_LONGEST:], Box(room.left + place * wide, room.top, wide - 10, room.height))

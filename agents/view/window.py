@@ -29,9 +29,9 @@ from envs.tensor_env import TensorEnv
 WATCH_KEYS = "space pause   → step   + − speed   R new episode   H legend   click enlarges   Q quit"
 SUFFIXES = (".mp4", ".gif")
 HOLD = 0.5
-"""Seconds for which the end of an episode is shown at least."""
+"""Minimum time for which the end of an episode is shown, in seconds."""
 LEAST = (400, 260)
-"""Pixels of a picture at least; a smaller window shows a part of it."""
+"""Smallest picture in pixels; a smaller window shows a part of it."""
 
 _ARROWS = {
     "up": pygame.K_UP,
@@ -53,9 +53,9 @@ class ViewerError(RuntimeError):
 class Viewer:
     """A window that shows a session.
 
-    Space pauses, → makes one step, + and − change the speed, R starts a new episode; H says what is what, a click
-    enlarges a card or a panel, and another goes back; Q, Escape or closing the window ends it. When a person plays,
-    arrow and number keys act, and the environment waits for them.
+    Space pauses, → makes one step, + and − change the speed, R starts a new episode, H shows a legend. A click enlarges
+    a card or panel, and another click goes back. Q, Escape or closing the window ends it. When a person plays, arrow
+    and number keys act, and the environment waits for them.
 
     Args:
         session: what to show.
@@ -73,9 +73,9 @@ class Viewer:
         self.paused = False
         self.open = True
         self.frame: Frame | None = None
-        """The session on show."""
-        self._held = 0.0  # until when the end of an episode is shown
-        self._due = 0.0  # steps that time has brought but that are not made yet
+        """The picture on display."""
+        self._held = 0.0  # time until which the end of an episode is shown
+        self._due = 0.0  # steps that are due but not made yet
         self._stale = True
         self._legend, self._enlarged = False, ""
         self._places: dict[str, Box] = {}
@@ -96,7 +96,7 @@ class Viewer:
             self.close()
 
     def close(self) -> None:
-        """Close the window; closing twice is fine."""
+        """Closes the window; calling it twice is allowed."""
         self.open = False
         pygame.display.quit()
 
@@ -116,7 +116,7 @@ class Viewer:
         if not self.open:
             return
         if not self.paused and self.session.policy is not None:
-            self._due += min(elapsed, 0.25) * self.fps  # a window that was dragged about does not catch up
+            self._due += min(elapsed, 0.25) * self.fps  # no catching up after the window was dragged
             whole = int(self._due)
             self._due -= whole
             for _ in range(whole):
