@@ -1,8 +1,8 @@
-"""The memory contract: one step is a module, time is a function, a faster way through time is a second class.
+"""The memory contract: one step is a module, unrolling over time is a function, a fast form is a second class.
 
-A memory is `initial_state` plus one step. Everything that persists is in its state, a dictionary of tensors whose
-dimension 0 is the batch, so that resetting, carrying, detaching, saving and cutting minibatches are written once for
-every memory (`policies.memories.steps`, `policies.memories.time`).
+A memory is `initial_state` plus one step. Everything that persists is in its state, a dictionary of tensors with the
+batch as dimension 0. Resets, carrying over, detaching, saving and minibatches are therefore implemented once for all
+memories (`policies.memories.steps`, `policies.memories.time`).
 """
 
 from __future__ import annotations
@@ -30,41 +30,41 @@ class Panel:
     x_label: str = ""
     y_label: str = ""
     limits: tuple[float, float] | None = None
-    """Values at the two ends of the colour map; None: the image's own minimum and maximum."""
+    """Values at the two ends of the colour map; None: the image's minimum and maximum."""
     over_time: Literal["columns", "similarity"] | None = None
-    """How viewers show many steps at once. "columns": the image of each step, flattened, becomes a column beside those
-    of the steps before. "similarity": the upper half of the rows of one step is compared with the lower half of
-    another, row by row, for every two steps. None: they show the last step alone."""
+    """How viewers show many steps in one picture. "columns": the flattened image of each step is one column.
+    "similarity": cosine similarity between the upper half of the rows of one step and the lower half of another, for
+    all pairs of steps. None: only the last step is shown."""
     about: str = ""
-    """What it is, in one short line."""
+    """A description in one short line."""
 
 
 class Memory(nn.Module):
     """Base class of every memory.
 
-    A subclass sets `input_kind`, `output_size` and, where the output is a map as well, `output_grid`, and writes
-    `initial_state` and `forward`, the equations. Where the same can be had faster it names a `FastForm`: `step`,
-    `unroll` and `record` of this class choose between the two, and they alone.
+    A subclass sets `input_kind`, `output_size` and, if it also outputs a map, `output_grid`. It implements
+    `initial_state` and `forward`, the equations. It may name a `FastForm`. Only `step`, `unroll` and `record` of this
+    class choose between the equations and the fast form.
     """
 
     input_kind: ClassVar[Literal["vector", "grid", "either"]] = "vector"
-    """What the encoder must deliver: `[B, F]`, or `[B, C, L]` / `[B, C, H, W]`; "either": a grid where the observation
-    is one, else a vector."""
+    """The input from the encoder: "vector" `[B, F]`, "grid" `[B, C, L]` or `[B, C, H, W]`, "either" a grid if the
+    observation is one, else a vector."""
     has_readers: ClassVar[bool] = False
-    """Whether questions go to readers of its own; see `policies.memories.shared.readers`."""
+    """Whether it has readers, which alone see the questions; see `policies.memories.shared.readers`."""
     fast_form: ClassVar[type[FastForm] | None] = None
-    """A faster way to do the same; None: there is none."""
+    """A faster implementation, or None."""
     static_shapes: bool = True
     """True if a step launches the same kernels for any input, so that it can be captured as a CUDA graph. Set it False
     if shapes or control flow depend on data."""
     output_size: int
     output_grid: tuple[int, int, int] | None = None
     fast: bool = True
-    """Whether the fast form is used, where there is one; see `use_fast_form`."""
+    """Whether to use the fast form if there is one; see `use_fast_form`."""
 
     def __init__(self) -> None:
         super().__init__()
-        # Empty, and only there to say which device and dtype the module lives on, parameters or none.
+        # An empty buffer that has the module's device and dtype, also for modules without parameters.
         self.register_buffer("_anchor", torch.empty(0), persistent=False)
         self._fast_form = None if self.fast_form is None else self.fast_form(self)
 
@@ -78,15 +78,15 @@ class Memory(nn.Module):
 
     @classmethod
     def default_grid(cls, **kwargs: Any) -> tuple[int, ...]:
-        """Where `input_kind` is "grid": `(L,)` or `(H, W)` of the grid that a flat observation is folded into.
+        """For `input_kind` "grid": the size `(L,)` or `(H, W)` of the grid that a flat observation is folded into.
 
         Args:
-            kwargs: the arguments that the memory will be built with.
+            kwargs: the memory's constructor arguments.
         """
         raise NotImplementedError
 
     def initial_state(self, batch_size: int) -> State:
-        """State at the first step of an episode: `[batch_size, ...]`, possibly expanded views, never written to."""
+        """State at the first step of an episode: `[batch_size, ...]`, possibly expanded views; never written to."""
         raise NotImplementedError
 
     def zeros_state(self, batch_size: int, shapes: Mapping[str, tuple[int, ...]]) -> State:
@@ -95,14 +95,14 @@ class Memory(nn.Module):
         return {name: zero.expand(batch_size, *shape) for name, shape in shapes.items()}
 
     def forward(self, x: Tensor, state: State) -> MemoryStep:
-        """One step, by the equations. `x`: `[B, F]`, or `[B, C, L]` / `[B, C, H, W]` where `input_kind` is "grid"."""
+        """One step, by the equations. `x`: `[B, F]`, or `[B, C, L]` / `[B, C, H, W]` for `input_kind` "grid"."""
         raise NotImplementedError
 
     def metrics(self, state: State) -> dict[str, Tensor]:
-        """Numbers to log, by name, each of every batch entry, `[B]`: how full the memory is, say.
+        """Numbers to log by name, each `[B]`, such as how full the memory is.
 
-        A function of a state, so that no step pays for it: it is called once an iteration, without gradients, and the
-        mean over the environments at the end of the rollout is logged as `memory/NAME`.
+        It is called once per iteration, without gradients, on the state at the end of the rollout. The mean over the
+        environments is logged as `memory/NAME`.
         """
         return {}
 
@@ -111,7 +111,7 @@ class Memory(nn.Module):
         return {}
 
     def use_fast_form(self, fast: bool) -> None:
-        """Use the fast forms of this memory and of those inside it; False: the equations alone, as `--fast off`."""
+        """Turns the fast forms of this memory and of memories inside it on or off (`--fast off`)."""
         for module in self.modules():
             if isinstance(module, Memory):
                 module.fast = fast
@@ -119,8 +119,8 @@ class Memory(nn.Module):
     # -- the only place that chooses between the equations and the fast form ---------------------------------------
 
     def step(self, x: Tensor, state: State, *queries: Queries) -> MemoryStep:
-        """One step, as `forward`; what a policy calls. `queries`: the questions, where the memory has readers."""
-        compiled = self._compiled_call_impl is not None  # by `torch.compile`, which took `forward`
+        """One step, as `forward`; called by policies. `queries`: the questions, if the memory has readers."""
+        compiled = self._compiled_call_impl is not None  # torch.compile was applied to `forward`
         if self._fast_form is None or not self.fast or compiled:
             step: MemoryStep = self(x, state, *queries)
             return step
@@ -134,7 +134,7 @@ class Memory(nn.Module):
         resets: Sequence[int] | None = None,
         queries: Queries | None = None,
     ) -> Unrolled:
-        """A sequence of steps; arguments and result are those of the function `time.unroll.unroll`."""
+        """A sequence of steps; arguments and result as of the function `time.unroll.unroll`."""
         if starts is None or (resets is not None and not resets):
             starts, resets = None, ()
         form = self._fast_form if self.fast else None
@@ -146,11 +146,11 @@ class Memory(nn.Module):
         return unroll(self, xs, starts, state, resets, queries, self.step)
 
     def record(self, state: State, room: int) -> Recording:
-        """Begin a sequence that is stepped now and differentiated later, as A2C does.
+        """Starts a sequence that is stepped now and differentiated later, as in A2C.
 
         Args:
             state: before the first step.
-            room: a guess of the steps between two resets, to make room for.
+            room: an estimate of the steps between two resets, for allocation.
         """
         form = self._fast_form if self.fast else None
         if form is not None and form.fits(room, () if room > 1 else None, grad=True):
@@ -158,18 +158,18 @@ class Memory(nn.Module):
         return Recording(self, state)
 
     def take_bf16(self) -> bool:
-        """Multiply in bfloat16 in `unroll` from now on, and nowhere else; False: this memory cannot."""
+        """Makes `unroll`, and nothing else, multiply in bfloat16; returns False if that is not supported."""
         return self.fast and self._fast_form is not None and self._fast_form.take_bf16()
 
 
 class FastForm:
-    """A faster way to take the steps of a memory: same arguments, same results up to rounding, same gradients.
+    """A faster implementation of a memory: same arguments, same results and gradients up to rounding.
 
-    A subclass is named by its memory's `fast_form` and overrides what can be had faster, most often `unroll` alone.
-    Its `memory` is fully built only after this class's constructor has returned: keep nothing of it here. The
-    conformance suite holds every form equal to the equations, forward and backward, whatever the resets; users turn it
-    off by `--fast off` or `make_memory(name, ..., fast=False)`. The form of a memory with readers takes their questions
-    as a last argument of `step` and `unroll`.
+    A memory names its form in `fast_form`. A subclass overrides what it makes faster, usually only `unroll`. Its
+    constructor runs before that of the memory has finished, so it must not read the memory's attributes. The
+    conformance suite compares every form with the equations, forward and backward, for any resets. Users turn it
+    off with `--fast off` or `make_memory(name, ..., fast=False)`. For a memory with readers, `step` and `unroll` take
+    the questions as last argument.
 
     Args:
         memory: the memory that it steps.
@@ -179,36 +179,36 @@ class FastForm:
         self.memory = memory
 
     def fits(self, length: int, resets: Sequence[int] | None, grad: bool) -> bool:
-        """Whether `unroll` and `record` should be used; else the memory is stepped by `step`.
+        """Whether to use `unroll` and `record`; if not, the memory is stepped by `step`.
 
         Args:
-            length: steps of the sequence; of one that is recorded, a guess of the steps between two resets.
-            resets: the steps at which an episode may start; None: any step may be one.
+            length: steps of the sequence; for a recorded one, an estimate of the steps between two resets.
+            resets: the steps at which an episode may start; None: any step.
             grad: whether the sequence will be differentiated.
         """
         return True
 
     def step(self, x: Tensor, state: State) -> MemoryStep:
-        """One step: as the memory's `forward`, which it is unless overridden."""
+        """One step; by default the memory's `forward`."""
         step: MemoryStep = self.memory(x, state)
         return step
 
     def unroll(self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None) -> Unrolled:
-        """A sequence of steps, with its graph where gradients are on.
+        """A sequence of steps, with its graph if gradients are enabled.
 
         Args:
             xs: inputs, `[T, B, ...]`.
             starts: bool `[T, B]`; where true, the state is reset to `memory.initial_state` *before* that step. None:
                 no episode starts here.
             state: before the first step.
-            resets: the steps at which any entry of `starts` may be true, empty where `starts` is None; None: any step.
+            resets: the steps at which any entry of `starts` may be true, empty if `starts` is None; None: any step.
         """
         return unroll(self.memory, xs, starts, state, resets, step=self.step)
 
     def record(self, state: State, room: int) -> Recording:
-        """As `Memory.record`. By default steps are taken without a graph, then replayed by one `unroll`."""
+        """As `Memory.record`. By default the steps run without a graph and one `unroll` replays them."""
         return ReplayedRecording(self.memory, state)
 
     def take_bf16(self) -> bool:
-        """Multiply in bfloat16 in `unroll` from now on; False: this form cannot."""
+        """As `Memory.take_bf16`."""
         return False

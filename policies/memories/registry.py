@@ -1,4 +1,4 @@
-"""Memories by name: the built-in ones, and what other packages offer as entry points of group `engram.memories`."""
+"""Memories by name: the built-in ones, and those of other packages with entry points in `engram.memories`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from policies.plugins import Registry
 memories = Registry("memory", "memories", Memory)
 
 register_memory = memories.register
-"""Class decorator that makes a memory known, as in `@register_memory("lstm")`; see `Registry.register`."""
+"""Class decorator that registers a memory, as in `@register_memory("lstm")`; see `Registry.register`."""
 registered = memories.names
 built_in = memories.built_in
 memory_class = memories.find
@@ -27,11 +27,11 @@ FORMER: dict[str, dict[str, tuple[str, dict[Any, Any]]]] = {
     "memn2n": {"embedding_size": ("hidden_size", {})},
     "ntm": {"memory_size": ("slots", {}), "read_first": ("variant", {False: "paper", True: "code"})},
 }
-"""Arguments by what they were called: what they are called now, and values that changed too."""
+"""Former names of arguments, with their current names and changed values."""
 
 
 def current_arguments(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """A memory's arguments by the names of today; a warning says which were called otherwise.
+    """Converts a memory's arguments to their current names, with a warning about former ones.
 
     >>> current_arguments("lstm", {"hidden_size": 8})
     {'hidden_size': 8}
@@ -45,7 +45,7 @@ def current_arguments(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]
 
 
 def make_memory(name: str, *, input_size: int | tuple[int, ...], fast: bool = True, **kwargs: Any) -> Memory:
-    """Build a memory by name.
+    """Builds a memory by name.
 
     >>> import torch
     >>> from policies.memories import make_memory, registered

@@ -1,4 +1,4 @@
-"""What goes in and out of a memory: states, steps and sequences of steps, and plain functions on them."""
+"""Inputs and outputs of memories: states, steps and sequences, and functions on them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 State = dict[str, Tensor]
-"""Everything that lasts from step to step, by name; dimension 0 of each tensor is the batch."""
+"""Everything that persists between steps, by name; dimension 0 of each tensor is the batch."""
 
 Queries = Mapping[str, Tensor]
 """Questions by name, each `[B, ...]`; in a sequence `[T, B, ...]`."""
@@ -21,11 +21,11 @@ class MemoryStep(NamedTuple):
     output: Tensor
     """Vector output, `[B, output_size]`."""
     state: State
-    """The state after the step, same keys and shapes as before it."""
+    """The state after the step, with the same keys and shapes."""
     losses: dict[str, Tensor]
     """The memory's own training terms by name, each `[B]`; empty for most memories."""
     grid: Tensor | None = None
-    """Map output `[B, C, H, W]`, where the memory has an `output_grid`."""
+    """Map output `[B, C, H, W]`, if the memory has an `output_grid`."""
 
 
 class Unrolled(NamedTuple):
@@ -38,7 +38,7 @@ class Unrolled(NamedTuple):
     losses: dict[str, Tensor]
     """Each `[T, B]`."""
     grids: Tensor | None = None
-    """`[T, B, C, H, W]`, where the memory has an `output_grid`."""
+    """`[T, B, C, H, W]`, if the memory has an `output_grid`."""
 
 
 def reset(state: State, starts: Tensor, initial: State) -> State:
@@ -50,7 +50,7 @@ def reset(state: State, starts: Tensor, initial: State) -> State:
 
 
 def detach(state: State) -> State:
-    """The same values, cut from the graph that made them."""
+    """The same values without their graph."""
     return {name: value.detach() for name, value in state.items()}
 
 
@@ -60,7 +60,7 @@ def select(state: State, index: Tensor | slice) -> State:
 
 
 def stack(steps: Sequence[MemoryStep]) -> Unrolled:
-    """Steps as a sequence."""
+    """Combines steps to a sequence."""
     return Unrolled(
         torch.stack([step.output for step in steps]),
         steps[-1].state,
@@ -70,7 +70,7 @@ def stack(steps: Sequence[MemoryStep]) -> Unrolled:
 
 
 def join(parts: Sequence[Unrolled]) -> Unrolled:
-    """Sequences that follow one another as one."""
+    """Concatenates consecutive sequences."""
     if len(parts) == 1:
         return parts[0]
     grids = [part.grids for part in parts if part.grids is not None]

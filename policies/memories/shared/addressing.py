@@ -3,8 +3,8 @@
 Graves et al., "Hybrid computing using a neural network with dynamic external memory", Nature 538 (2016), Methods. With
 one write head these are its equations; several write heads are combined as in the released code
 (google-deepmind/dnc, `dnc/addressing.py` and `dnc/access.py`). Sizes: B batch, N slots, W word size, R read heads,
-H write heads. Nothing is written in place, and no derivative is infinite anywhere: zero memory, equal rows, slots that
-are all free or all in use.
+H write heads. Nothing is written in place. All derivatives are finite, also for a zero memory, equal rows, and slots
+that are all free or all in use.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 NORM_EPS = 1e-6
-"""Added to squared norms, as in the released code, so that a word of zeros has a direction: none."""
+"""Added to squared norms, as in the released code, so that the norm of a zero word can be inverted."""
 
 USAGE_FLOOR = 1e-30
 """Added to usages in products of them; see `allocation_weights`."""
 
 
 def oneplus(x: Tensor) -> Tensor:
-    """1 + log(1 + e^x): to [1, ∞)."""
+    """1 + log(1 + e^x), in [1, ∞)."""
     return 1 + F.softplus(x)
 
 
@@ -37,7 +37,7 @@ def content_weights(memory: Tensor, keys: Tensor, strengths: Tensor, memory_norm
         memory: M, `[B, N, W]`.
         keys: k of K heads, `[B, K, W]`.
         strengths: β, `[B, K]`.
-        memory_norms: `inverse_norms(memory)`, where the caller has them.
+        memory_norms: `inverse_norms(memory)`, if known.
 
     Returns:
         A distribution over the slots for each head, `[B, K, N]`.
@@ -86,7 +86,7 @@ def allocation_weights(usage: Tensor) -> Tensor:
         usage: u_t, `[B, N]`.
 
     Returns:
-        `[B, N]`, with a sum of at most 1; all zero where every slot is in use.
+        `[B, N]`, with a sum of at most 1; all zero if every slot is in use.
     """
     ascending, order = usage.sort(dim=1, stable=True)
     logs = (ascending + USAGE_FLOOR).log()
@@ -99,7 +99,7 @@ def write_allocations(usage: Tensor, gates: Tensor) -> Tensor:
 
     Args:
         usage: u_t, `[B, N]`.
-        gates: g^a g^w of each head, `[B, H]`: how much of its allocation a head will write to.
+        gates: g^a g^w of each head, `[B, H]`: the share of its allocation that a head writes to.
 
     Returns:
         `[B, H, N]`.
@@ -148,22 +148,21 @@ def next_linkage(linkage: Tensor, write_weights: Tensor, precedence: Tensor) -> 
 
 
 def follow_links(linkage: Tensor, read_weights: Tensor) -> tuple[Tensor, Tensor]:
-    """f_t = L_t w^r_{t-1} and b_t = L_tᵀ w^r_{t-1}: from what was read to what was written after it, and before it.
+    """f_t = L_t w^r_{t-1} and b_t = L_tᵀ w^r_{t-1}: the slots written after, and before, those that were read.
 
     Args:
         linkage: L_t, `[B, H, N, N]`.
         read_weights: w^r_{t-1}, `[B, R, N]`.
 
     Returns:
-        Forward and backward weights of each write head's links for each read head, `[B, H, R, N]` each.
+        Forward and backward weights for each pair of write head and read head, `[B, H, R, N]` each.
     """
     read_weights = read_weights[:, None]
     return read_weights @ linkage.transpose(2, 3), read_weights @ linkage
 
 
 def _product(factors: Tensor) -> Tensor:
-    """The product over dimension 1, by multiplications: the backward pass of `torch.prod` synchronises with the
-    device."""
+    """The product over dimension 1. The backward pass of `torch.prod` would synchronise with the device."""
     first, *others = factors.unbind(1)
     for factor in others:
         first = first * factor

@@ -1,4 +1,4 @@
-"""Checks of a memory's arguments, with one form of message."""
+"""Checks a memory's arguments, with uniform messages."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from typing import Any
 
 
 def at_least(least: int, **sizes: int | None) -> None:
-    """Raises:
-    ValueError: one of `sizes` is below `least`; None is not looked at.
+    """Checks that sizes are at least `least`; None is skipped.
+
+    Raises:
+        ValueError: one is below.
     """
     for name, size in sizes.items():
         if size is not None and size < least:
@@ -15,8 +17,10 @@ def at_least(least: int, **sizes: int | None) -> None:
 
 
 def one_of(name: str, value: Any, *choices: Any) -> None:
-    """Raises:
-    ValueError: `value` is none of `choices`.
+    """Checks that an argument has one of the allowed values.
+
+    Raises:
+        ValueError: it has not.
     """
     if value not in choices:
         *others, last = (repr(choice) for choice in choices)

@@ -1,7 +1,7 @@
 """Episode bookkeeping for memories whose state is a buffer of recent inputs.
 
-A sequence of T steps after a buffer of `capacity` rows is one history of `capacity + T` rows, the oldest first: row `r`
-is what came at step `r - capacity`, and negative steps are those before the sequence.
+A buffer of `capacity` rows followed by a sequence of T steps is a history of `capacity + T` rows, oldest first. Row `r`
+is the input of step `r - capacity`; negative steps are before the sequence.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from torch import Tensor
 
 
 class Episodes(NamedTuple):
-    """The position of episodes in a history."""
+    """Positions of episodes in a history."""
 
     held: Tensor
-    """How many steps of its episode came before each step and may be in the buffer, `[T, B]`; not capped."""
+    """Number of earlier steps of the same episode at each step, `[T, B]`; not limited to `capacity`."""
     begin: Tensor
-    """The step at which the last episode began, `[B]`; `-capacity` where that is not in the sequence."""
+    """The step at which the last episode started, `[B]`; `-capacity` if before the sequence."""
 
     @classmethod
     def of(cls, starts: Tensor | None, count: Tensor, length: int, capacity: int) -> Episodes:
         """Computed without a synchronisation.
 
         Args:
-            starts: `[T, B]`; None: nothing starts here.
-            count: how many rows of the buffer are filled before the first step, `[B]`.
+            starts: `[T, B]`; None: no episode starts.
+            count: number of filled rows of the buffer before the first step, `[B]`.
             length: T.
             capacity: rows of the buffer.
         """
@@ -38,7 +38,7 @@ class Episodes(NamedTuple):
         return cls(torch.where(begin < 0, held, (t - begin).to(held.dtype)), begin[-1])
 
     def buffer(self, history: Tensor, capacity: int) -> Tensor:
-        """The buffer after the last step, `[B, capacity, ...]`, the oldest first: zeros where it is not filled.
+        """The buffer after the last step, `[B, capacity, ...]`, oldest first; unfilled rows are zero.
 
         Args:
             history: `[capacity + T, B, ...]`.

@@ -1,10 +1,10 @@
 """Gaussian noise as a function of past inputs, so that a replayed step draws the same numbers.
 
-A memory that samples must return the same output for the same input and state; otherwise acting, replaying and a loaded
-agent would differ. So no random generator is used. The state carries a seed, a hash of everything seen since the
-episode began, and the noise of a step is a hash of that seed and the number's place (Salmon et al., "Parallel Random
-Numbers: As Easy as 1, 2, 3", 2011, has the idea of counter-based generators). Two batch entries draw the same only
-while they have seen the same; what is seen is rounded first, so that the last bit of a float does not decide.
+A memory that samples must return the same output for the same input and state; otherwise acting, replay and a loaded
+agent would differ. So it uses no random generator. The state contains a seed: a hash of all inputs since the episode
+started. The noise of a step is a hash of this seed and of the number's index, as in counter-based generators (Salmon et
+al., "Parallel Random Numbers: As Easy as 1, 2, 3", 2011). Two batch entries draw the same noise only while their inputs
+are equal. Inputs are rounded first, so that the last bits of floats do not matter.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def gaussian(seed: Tensor, shape: tuple[int, ...], stream: int) -> Tensor:
 
     Args:
         seed: of any shape, from `next_seed`.
-        shape: of the numbers of one entry.
-        stream: which of several independent draws from one seed.
+        shape: of the noise per entry.
+        stream: number of the draw, for several independent draws from one seed.
     """
     places = torch.arange(math.prod(shape), device=seed.device)
     begin = mix(seed.detach().to(torch.int64).unsqueeze(-1) * 0x27D4EB2F + stream * 0x165667B1 + 0x3C6EF372)

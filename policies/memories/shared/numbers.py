@@ -1,4 +1,4 @@
-"""Numbers that several memories log; each is of every batch entry, `[B]`."""
+"""Metrics that several memories log, each `[B]`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ SATURATED = 0.95
 
 
 def focus(weights: Tensor) -> Tensor:
-    """The largest weight of a weighting, the mean over heads: 1 where each head is at one place; `[B, heads, N]`."""
+    """The largest weight of each weighting `[B, heads, N]`, averaged over heads; 1 if every head is at one place."""
     return weights.amax(2).mean(1)
 
 
@@ -18,5 +18,5 @@ def rms(values: Tensor) -> Tensor:
 
 
 def saturation(activities: Tensor) -> Tensor:
-    """Share of activities `[B, ...]`, between -1 and 1, that are beyond ±`SATURATED`."""
+    """Share of activations `[B, ...]` in [-1, 1] whose absolute value is above `SATURATED`."""
     return (activities.flatten(1).abs() > SATURATED).to(activities.dtype).mean(1)

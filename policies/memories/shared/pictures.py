@@ -12,7 +12,7 @@ from policies.memories.contract import Panel
 def vector_panel(
     vectors: Tensor, unit: str = "unit", limits: tuple[float, float] | None = (-1.0, 1.0), about: str = ""
 ) -> Panel:
-    """Vectors `[N, D]` as an image: each is folded into an almost square block; blocks are stacked vertically.
+    """Vectors `[N, D]` as an image: each is folded into a nearly square block, and the blocks are stacked.
 
     Unit `i` of a vector is at column `i % width` of its block; 200 units are a 10 x 20 block.
     """

@@ -14,25 +14,25 @@ from policies.memories.contract import FastForm, Memory
 from policies.memories.steps import MemoryStep, Queries, State
 
 Shape = int | tuple[int, ...]
-"""Of one input without its batch: F of a vector, `(C, L)` or `(C, H, W)` of a grid."""
+"""Shape of an input without its batch: F for a vector, `(C, L)` or `(C, H, W)` for a grid."""
 
 
 class ReaderMemory(Memory):
-    """Base class of the memories with readers.
+    """Base class of memories with readers.
 
-    A subclass takes `input_size` and `queries` first, the latter the shape of each question by name, and in `forward`
-    lets `queries` change the output but not the state. Without questions, the input is the question.
+    The first constructor arguments of a subclass are `input_size` and `queries`, the shape of each question by name. In
+    `forward`, questions affect the output but not the state. Without questions, the input is the question.
     """
 
     has_readers: ClassVar[bool] = True
 
     def forward(self, x: Tensor, state: State, queries: Queries | None = None) -> MemoryStep:
-        """One step: `x` `[B, ...]` is written, then `queries` are answered by what has been written."""
+        """One step: writes `x` `[B, ...]`, then answers `queries` from the memory."""
         raise NotImplementedError
 
 
 class ReaderForm(FastForm):
-    """A `FastForm` that may be asked: `step` and `unroll` take questions last."""
+    """A `FastForm` of a memory with readers: `step` and `unroll` take the questions as last argument."""
 
     def step(self, x: Tensor, state: State, queries: Queries | None = None) -> MemoryStep:
         step: MemoryStep = self.memory(x, state, queries)

@@ -32,16 +32,16 @@ from policies.memories.time.measure import kept
 from policies.memories.time.recording import Recording, stacked
 
 AUTO_BYTES = 2**30
-"""Most that a whole sequence may store on a CPU before it is cut into segments by default: 1 GiB."""
+"""On a CPU, a sequence that would store more than this is cut into segments by default: 1 GiB."""
 
 AUTO_SHARE = 0.25
-"""The same on a CUDA device, as a share of all the memory that it has."""
+"""The same on a CUDA device, as a share of its total memory."""
 
 SHORTEST = 8
-"""Length of the shortest segment by default."""
+"""Minimum length of a segment by default."""
 
 PROBE = 8
-"""Steps of the longer of two sequences by which it is found what a step keeps."""
+"""Length of the longer of the two sequences that measure how much a step stores."""
 
 Shape = int | tuple[int, ...]
 
@@ -56,7 +56,7 @@ def unroll_by_segments(
     *,
     segment: int,
 ) -> Unrolled:
-    """As `memory.unroll`, segment by segment; the last one keeps its graph, as it is needed at once.
+    """As `memory.unroll`, in segments; the last one keeps its graph, because the backward pass starts there.
 
     Args:
         memory, xs, starts, state, resets, queries: as in `time.unroll`.
@@ -68,7 +68,7 @@ def unroll_by_segments(
     if segment < 1:
         raise ValueError(f"a segment has {segment} steps; it must have at least 1")
     asked = {} if queries is None else dict(queries)
-    # not by slices, of which each would make a gradient as long as the sequence
+    # split, not slices: each slice would allocate a gradient of the whole sequence
     parts = zip(*(torch.split(whole, segment) for whole in (xs, *asked.values())), strict=True)
     done: list[Unrolled] = []
     for index, (x, *questions) in enumerate(parts):
@@ -83,9 +83,9 @@ def unroll_by_segments(
 
 
 class SegmentedRecording(Recording):
-    """A recording that keeps inputs, and the state before every segment.
+    """A recording that stores the inputs and the state before each segment.
 
-    Steps are taken without a graph, by the memory's own `record`.
+    The steps run without a graph, by the memory's own `record`.
 
     Args:
         memory: any memory.
@@ -103,11 +103,11 @@ class SegmentedRecording(Recording):
         self.first, self.room, self.segment = state, min(room, segment), segment
         self.inner: Recording | None = None
         self.begun = state
-        """The state before the segment under way."""
+        """The state before the current segment."""
         self.inputs: list[tuple[Any, ...]] = []
-        """Input, starts and questions of each step of it."""
+        """Input, starts and questions of each step of the current segment."""
         self.spans: list[tuple[_Span, list[Tensor], Unrolled]] = []
-        """Of each segment done: inputs and questions, and what came out."""
+        """Inputs, questions and results of each finished segment."""
 
     def step(self, x: Tensor, starts: Tensor | None, *queries: Queries) -> MemoryStep:
         with torch.no_grad():
@@ -121,7 +121,7 @@ class SegmentedRecording(Recording):
         return step
 
     def _close(self) -> None:
-        """The segment under way is done."""
+        """Finishes the current segment."""
         assert self.inner is not None
         xs, starts, resets, queries = stacked(self.inputs)
         asked = queries or {}
@@ -137,28 +137,28 @@ class SegmentedRecording(Recording):
             self._close()
         state, done = self.first, []
         for span, (x, *questions), values in self.spans:
-            before = (state[name] for name in span.state)  # memories may name their parts in another order each time
+            before = (state[name] for name in span.state)  # the order of a state's entries may vary
             done.append(span.apply([x, *before, *questions], values))
             state = done[-1].state
         return join(done)
 
 
 def most_kept(device: torch.device) -> int:
-    """Bytes that a whole sequence may keep on `device` before it is cut into segments."""
+    """Bytes that a whole sequence may store on `device` before it is cut into segments."""
     if device.type != "cuda":
         return AUTO_BYTES
     return int(AUTO_SHARE * torch.cuda.mem_get_info(device)[1])
 
 
 class Segments:
-    """Sequences of a memory, whole or in segments.
+    """Unrolls a memory over whole sequences or in segments.
 
     Args:
         memory: any memory.
-        setting: steps of a segment; 0: sequences stay whole. None: a sequence stays whole while that keeps no more than
-            `most_kept`; a longer one is cut into segments of the length at which least is kept, √(T · state / step).
+        setting: steps of a segment; 0: sequences stay whole. None: a sequence stays whole if it stores at most
+            `most_kept`; a longer one is cut into segments of the length that stores least, √(T · state / step).
         shape: of one input of one environment.
-        queries: shapes of its questions, where the memory has readers.
+        queries: shapes of its questions, if the memory has readers.
 
     Raises:
         ValueError: `setting` is negative.
@@ -168,7 +168,7 @@ class Segments:
         self, memory: Memory, setting: int | None, shape: Shape, queries: Mapping[str, Shape] | None = None
     ) -> None:
         if setting is not None and setting < 0:
-            raise ValueError(f"bptt_segment is {setting}; it must be at least 0, or None to choose by what is kept")
+            raise ValueError(f"bptt_segment is {setting}; it must be at least 0, or None to choose by memory use")
         self.memory, self.setting = memory, setting
         self.shape, self.queries = shape, queries
         self._kept: dict[tuple[bool, int], int] = {}
@@ -190,10 +190,10 @@ class Segments:
         return SegmentedRecording(self.memory, state, room, segment) if segment else self.memory.record(state, room)
 
     def length(self, steps: int, batch: int, recorded: bool, room: int) -> int:
-        """Of the segments of a sequence of `steps` steps of `batch` environments; 0: it stays whole.
+        """Length of the segments for `steps` steps of `batch` environments; 0: the sequence stays whole.
 
         Args:
-            recorded: whether it is recorded, or unrolled at once.
+            recorded: whether the sequence is recorded or unrolled.
             room: as in `Memory.record`.
         """
         if self.setting is not None:
@@ -204,13 +204,13 @@ class Segments:
         return segment if segment < steps else 0
 
     def best(self, steps: int, recorded: bool, room: int) -> int:
-        """Steps of a segment with which least is kept: T/s states, and s steps."""
+        """Length of segments that stores least: T/s states and s steps."""
         state = self.memory.initial_state(1)
         held = sum(value.numel() * value.element_size() for value in state.values())
         return max(SHORTEST, math.isqrt(steps * held // self.kept_by_step(recorded, room)))
 
     def kept_by_step(self, recorded: bool, room: int) -> int:
-        """Bytes that a step of one environment keeps for the backward pass, found by a few steps of one, once."""
+        """Bytes that a step of one environment stores for the backward pass; measured once, on a few steps."""
         room = min(room, PROBE)
         if (recorded, room) not in self._kept:
             with torch.enable_grad():
@@ -219,7 +219,7 @@ class Segments:
         return self._kept[recorded, room]
 
     def _try(self, steps: int, recorded: bool, room: int) -> Unrolled:
-        """A sequence of one environment; its input is the same at every step, which is all the same to what is kept."""
+        """A sequence of one environment with constant inputs, for the measurement."""
 
         def filled(shape: Shape) -> Tensor:
             sizes = (steps, 1, *((shape,) if isinstance(shape, int) else shape))
@@ -230,7 +230,7 @@ class Segments:
         queries = () if self.queries is None else ({name: filled(shape) for name, shape in self.queries.items()},)
         if not recorded:
             return self.memory.unroll(xs, starts, state, None, *queries)
-        recording = self.memory.record(state, min(room, steps))  # room is taken at once
+        recording = self.memory.record(state, min(room, steps))  # the room is allocated at once
         for t, x in enumerate(xs):
             asked = ({name: query[t] for name, query in each.items()} for each in queries)
             recording.step(x, None if starts is None else starts[t], *asked)
@@ -238,7 +238,7 @@ class Segments:
 
 
 class _Span:
-    """A segment: what goes into it beside the tensors that gradients go to, and the form of what comes out."""
+    """A segment: its inputs without gradients, and the structure of its results."""
 
     def __init__(
         self,
@@ -255,7 +255,7 @@ class _Span:
         self._autocast = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
 
     def autocast(self) -> AbstractContextManager[None]:
-        """The precision of when the segment was run first."""
+        """The autocast settings of the first forward pass."""
         kind, dtype, enabled = self._autocast
         return torch.autocast(kind, dtype, enabled)
 
@@ -268,7 +268,7 @@ class _Span:
         return self.memory.unroll(x, self.starts, state, self.resets, *asked)
 
     def apply(self, tensors: Sequence[Tensor], values: Unrolled | None = None) -> Unrolled:
-        """As `run`, of which the graph keeps `tensors` only; `values` where they are known."""
+        """As `run`, but its graph stores only `tensors`. `values`: the results, if known."""
         parameters = [parameter for parameter in self.memory.parameters() if parameter.requires_grad]
         flat = _Segment.apply(self, values, len(tensors), *tensors, *parameters)  # type: ignore[no-untyped-call]
         outputs, *rest = flat
@@ -278,16 +278,16 @@ class _Span:
         return Unrolled(outputs, state, losses, *rest[len(self.losses) :])
 
     def flat(self, result: Unrolled) -> list[Tensor]:
-        """Everything in a result, in the order that `apply` takes apart."""
+        """All tensors of a result, in the order that `apply` expects."""
         self.losses = (*result.losses,)
         grids = [] if result.grids is None else [result.grids]
         return [result.outputs, *(result.state[name] for name in self.state), *result.losses.values(), *grids]
 
 
 class _Segment(torch.autograd.Function):
-    """A `_Span` that is run again in the backward pass.
+    """A `_Span` that is recomputed in the backward pass.
 
-    Inputs: the span; its values where known; how many tensors it takes; these; the memory's trained parameters.
+    Inputs: the span; its results if known; the number of input tensors; these tensors; the memory's trained parameters.
     """
 
     @staticmethod
@@ -322,7 +322,7 @@ class _Segment(torch.autograd.Function):
 
 
 def _on_their_own(state: State) -> State:
-    """The same values, none of which keeps more than itself alive or is written to later."""
+    """Copies values that are views of a larger storage, so that none keeps that alive or is written to later."""
     return {
         name: value.clone() if value.untyped_storage().nbytes() > value.numel() * value.element_size() else value
         for name, value in state.items()

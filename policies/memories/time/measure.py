@@ -1,4 +1,4 @@
-"""What a computation keeps: the storages it made that are still alive after it."""
+"""Measures the memory that a computation keeps: storages it allocated that are still alive afterwards."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class Made(TorchDispatchMode):
-    """Sees every storage that comes to be while it is on."""
+    """Registers every storage that is created while it is active."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -29,9 +29,9 @@ class Made(TorchDispatchMode):
 
 
 def kept(run: Callable[[], Any], before: Sequence[Tensor] = ()) -> int:
-    """Bytes of the storages that are alive after `run` by what it gives, each once, without those of `before`.
+    """Bytes of the storages that the result of `run` keeps alive, each counted once, without those of `before`.
 
-    With gradients on, that is what waits for the backward pass, wherever it is held, and the results themselves.
+    With gradients enabled these are the results and everything stored for the backward pass.
     """
     own = {StorageWeakRef(tensor.untyped_storage()).cdata for tensor in before}  # type: ignore[no-untyped-call]
     with Made() as made:
@@ -40,5 +40,5 @@ def kept(run: Callable[[], Any], before: Sequence[Tensor] = ()) -> int:
     for at, (seen, size) in made.storages.items():
         if at not in own and not seen.expired():
             total += size
-    del result  # the graph held its storages until here
+    del result  # the graph held its storages until now
     return total

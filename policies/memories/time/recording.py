@@ -1,4 +1,4 @@
-"""Sequences that are stepped now and differentiated later, as A2C does."""
+"""Sequences that are stepped now and differentiated later, as in A2C."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from policies.memories.steps import MemoryStep, Queries, State, Unrolled, reset,
 
 
 class Recordable(Protocol):
-    """What of a `Memory` is needed here."""
+    """The part of `Memory` that is used here."""
 
     def initial_state(self, batch_size: int) -> State: ...
 
@@ -31,16 +31,16 @@ class Recording:
         self.steps: list[MemoryStep] = []
 
     def step(self, x: Tensor, starts: Tensor | None, *queries: Queries) -> MemoryStep:
-        """A step of the memory on `x` `[B, ...]`, after a reset where `starts` `[B]` says so; None: nowhere.
+        """Steps the memory on `x` `[B, ...]`, after a reset where `starts` `[B]` is true; None: no reset.
 
-        The output and state given are to act by, and the state is good until the next step. `queries`: the questions,
-        each `[B, ...]`, where the memory has readers.
+        Output and state are for acting; the state is valid until the next step. `queries`: the questions, each
+        `[B, ...]`, if the memory has readers.
         """
         if starts is not None:
             self.state = reset(self.state, starts, self.memory.initial_state(len(starts)))
         step = self.memory.step(x, self.state, *queries)
         self.state = step.state
-        # without a graph to keep it for, a state is kept until the next step only
+        # without a graph, earlier states are not needed
         self.steps.append(step if torch.is_grad_enabled() else step._replace(state={}))
         return step
 
@@ -50,7 +50,7 @@ class Recording:
 
 
 class ReplayedRecording(Recording):
-    """The steps are taken without a graph; one `unroll` over all of them makes it afterwards."""
+    """A recording whose steps run without a graph; one `unroll` over all of them then creates it."""
 
     def __init__(self, memory: Recordable, state: State) -> None:
         super().__init__(memory, state)
@@ -73,7 +73,7 @@ class ReplayedRecording(Recording):
 
 
 class Stacked(NamedTuple):
-    """Inputs of single steps as those of a sequence; fields as the arguments of `unroll`."""
+    """The inputs of single steps as a sequence; fields as the arguments of `unroll`."""
 
     xs: Tensor
     starts: Tensor | None
@@ -82,7 +82,7 @@ class Stacked(NamedTuple):
 
 
 def stacked(inputs: Sequence[tuple[Any, ...]]) -> Stacked:
-    """The arguments of `Recording.step` of each step, as a sequence."""
+    """Combines the arguments of `Recording.step` of all steps."""
     xs, each, *asked = zip(*inputs, strict=True)
     resets = [t for t, starts in enumerate(each) if starts is not None]
     starts = None

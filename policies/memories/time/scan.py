@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 NARROW, LONG = 512, 64
-"""On a CPU chunks are used for fewer numbers a step than NARROW and at least LONG steps. Forward and backward over 200
-steps: 256 numbers 0.8 ms in chunks and 1.2 ms stepped; 2,048 numbers 14 ms and 2.7 ms."""
+"""On a CPU, chunks are used below NARROW numbers per step and from LONG steps on. Forward and backward over 200 steps:
+256 numbers take 0.8 ms in chunks and 1.2 ms stepped; 2,048 numbers 14 ms and 2.7 ms."""
 SHORT = 16
-"""Steps below which chunks gain nothing on any device."""
+"""Below this number of steps, chunks are not faster on any device."""
 
 
 def scan(a: Tensor, b: Tensor, before: Tensor, starts: Tensor | None = None) -> Tensor:
@@ -36,7 +36,7 @@ def scan(a: Tensor, b: Tensor, before: Tensor, starts: Tensor | None = None) -> 
         a: coefficients, `[T, B, ...]`, possibly an expanded view.
         b: inputs, `[T, B, ...]`.
         before: the state before the first step, `[B, ...]`.
-        starts: bool `[T, B]`: where true, h_{t-1} counts as 0; None: nothing starts here.
+        starts: bool `[T, B]`: where true, h_{t-1} counts as 0; None: no reset.
     """
     if starts is not None:
         a = a.masked_fill(starts.view(*starts.shape, *[1] * (a.dim() - 2)), 0)
@@ -45,7 +45,7 @@ def scan(a: Tensor, b: Tensor, before: Tensor, starts: Tensor | None = None) -> 
 
 
 class _Scan(torch.autograd.Function):
-    """With G_t, the gradient of h_t: G_t = g_t + a*_{t+1} G_{t+1}, again a scan, from the last step to the first."""
+    """The gradient G_t of h_t is again a scan, backwards in time: G_t = g_t + a*_{t+1} G_{t+1}."""
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, before: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ class _Scan(torch.autograd.Function):
 
 
 def _steps(b: Tensor) -> bool:
-    """Whether `b` is taken step by step."""
+    """Whether to compute `b` step by step."""
     on_cpu = b.device.type == "cpu"
     return len(b) < (LONG if on_cpu else SHORT) or (on_cpu and b[0].numel() >= NARROW)
 
@@ -95,7 +95,7 @@ def _stepped_back(a: Tensor, g: Tensor) -> Tensor:
 
 
 def _chunked(a: Tensor, b: Tensor, before: Tensor) -> Tensor:
-    """C chunks of L steps: all at once as if each began at 0, then what is carried from each into the next."""
+    """C chunks of L steps: first in parallel, each starting from 0; then the state is carried from chunk to chunk."""
     steps = math.isqrt(len(b) - 1) + 1
     chunks = -(-len(b) // steps)
     missing = chunks * steps - len(b)

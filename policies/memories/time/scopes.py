@@ -16,7 +16,7 @@ _kept: dict[Hashable, Any] | None = None
 
 @contextmanager
 def parameters_stay() -> Iterator[None]:
-    """Within, parameters do not change and are differentiated at most once, as in a rollout between two updates."""
+    """Context manager: parameters do not change inside and are differentiated at most once, as during a rollout."""
     global _kept
     before, _kept = _kept, {}
     try:
@@ -26,12 +26,12 @@ def parameters_stay() -> Iterator[None]:
 
 
 def held(owner: nn.Module, name: str, make: Callable[[], T]) -> T:
-    """What `make` gives: within `parameters_stay` the first time's, with its graph where gradients are on.
+    """The result of `make`; within `parameters_stay` it is computed once, with its graph if gradients are enabled.
 
     Args:
-        owner: the module whose parameters it depends on.
-        name: of what is made of them.
-        make: is called anew outside of `parameters_stay`.
+        owner: the module on whose parameters the result depends.
+        name: of the result.
+        make: computes it.
     """
     if _kept is None:
         return make()
@@ -47,7 +47,7 @@ _host_reads = True
 
 @contextmanager
 def no_host_reads() -> Iterator[None]:
-    """Within, nothing may be read from the device: a graph is being captured, or would be."""
+    """Context manager: inside, nothing may be read from the device, as while a CUDA graph is captured."""
     global _host_reads
     before, _host_reads = _host_reads, False
     try:
@@ -57,5 +57,5 @@ def no_host_reads() -> Iterator[None]:
 
 
 def host_may_read() -> bool:
-    """Whether a memory may read values on the host, to be faster by it."""
+    """Whether values may be read on the host."""
     return _host_reads

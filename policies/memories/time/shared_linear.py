@@ -1,4 +1,4 @@
-"""A linear layer inside of a loop over time."""
+"""A linear layer inside a loop over time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 
 class SharedLinear:
-    """x Wᵀ + base, at every step of a sequence by the same W, whose gradient is one product over all steps.
+    """x Wᵀ + base at every step of a sequence; the gradient of W is one product over all steps.
 
     Autograd would add a matrix as large as W to W's gradient at every step, which costs more than the layer. Here a
     step writes down its input and the gradient of its output. A scalar, handed from step to step, stands for W, so that
@@ -32,7 +32,7 @@ class SharedLinear:
 
 
 class _Record:
-    """What the steps of a backward pass have written down."""
+    """Inputs and gradients of the steps, collected during the backward pass."""
 
     def __init__(self, weight: Tensor) -> None:
         self.weight = weight
@@ -70,7 +70,7 @@ class _Apply(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_ghost: Tensor | None, d_output: Tensor | None) -> tuple[Tensor | None, ...]:
         record, (x, weight) = ctx.record, ctx.saved_tensors
-        if d_ghost is None:  # the last step comes first
+        if d_ghost is None:  # the last step is first in the backward pass
             record.clear()
             d_ghost = x.new_zeros(())
         if d_output is None:

@@ -1,4 +1,4 @@
-"""Fast forms on tapes: steps are written down as they are taken, and the graph of all of them is made afterwards."""
+"""Fast forms with tapes: a tape stores the steps as they are taken; the graph of all of them is created afterwards."""
 
 from __future__ import annotations
 
@@ -15,62 +15,62 @@ from policies.memories.time.unroll import unroll_segments
 
 
 class Tape(Protocol):
-    """Steps of one sequence, written down as they are taken."""
+    """Stores the steps of one sequence as they are taken."""
 
     def step(self, given: Tensor, starts: Tensor | None) -> None:
-        """Take a step.
+        """Takes a step.
 
         Args:
-            given: what `TapedForm.given` makes of its input, `[B, ...]`.
+            given: `TapedForm.given` of the input, `[B, ...]`.
             starts: bool `[B]`: where true, an episode starts with this step; None: nowhere.
         """
 
     def state(self) -> State:
-        """The state after the last step, good until the next."""
+        """The state after the last step, valid until the next step."""
 
     @property
     def full(self) -> bool:
-        """Whether no further step can be written down."""
+        """Whether the tape has no room for another step."""
 
 
 class TapedForm(FastForm):
-    """A fast form whose steps are written on a `Tape`.
+    """A fast form that stores steps on a `Tape`.
 
-    A subclass says what a step needs of its input (`given`), makes blank tapes (`tape`), reads the output off a state
-    (`output`), and makes the graph of what is on a tape (`finish`), most often by one autograd function with a
-    hand-written derivative.
+    A subclass implements the part of a step that depends only on its input (`given`), creates empty tapes (`tape`),
+    computes the output from a state (`output`), and creates the graph of a tape's steps (`finish`), usually with one
+    autograd function that has a custom backward.
     """
 
     takes_resets: ClassVar[bool] = True
-    """Whether episodes may start on a tape; else a new tape begins there."""
+    """Whether a tape supports resets; if not, a new tape is started at each."""
     keeps_graph: ClassVar[bool] = False
-    """Whether steps are taken with their graph; else without, and `finish` makes it."""
+    """Whether the steps run with their graph; if not, `finish` creates it."""
 
     def given(self, xs: Tensor) -> Tensor:
-        """The part of all steps that depends on inputs `[..., F]` alone."""
+        """The part of all steps that depends only on the inputs `[..., F]`."""
         return xs
 
     def tape(self, state: State, room: int) -> Tape:
-        """A blank tape that starts from `state`, with room for at least `room` steps."""
+        """An empty tape that starts from `state`, with room for at least `room` steps."""
         raise NotImplementedError
 
     def output(self, state: State) -> Tensor:
-        """The output that goes with a state, `[B, output_size]`."""
+        """The output that belongs to a state, `[B, output_size]`."""
         raise NotImplementedError
 
     def finish(self, tape: Tape, given: Tensor, state: State) -> Unrolled:
-        """The steps of `tape`, with their graph.
+        """The steps of `tape` with their graph.
 
         Args:
             tape: from `tape(state, ...)`.
-            given: of all its steps, `[T, B, ...]`, with its graph; plain inputs where the tape kept the graph.
+            given: of all its steps, `[T, B, ...]`, with its graph; the inputs themselves if `keeps_graph`.
             state: before its first step.
         """
         raise NotImplementedError
 
     def unroll(self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None) -> Unrolled:
         if starts is not None and not self.takes_resets:
-            assert resets is not None, "a tape that takes no resets is for sequences with known ones: see `fits`"
+            assert resets is not None, "a tape without resets needs them to be known: see `fits`"
             return unroll_segments(self.memory, self.run, xs, starts, state, resets)
         return self.run(xs, state, starts, resets)
 
@@ -90,14 +90,14 @@ class TapedForm(FastForm):
 
 
 class TapedRecording(Recording):
-    """A recording on tapes of a `TapedForm`: one after the other where one holds no more, or takes no reset."""
+    """A recording on tapes of a `TapedForm`; a new tape is started if one is full, or cannot reset."""
 
     def __init__(self, form: TapedForm, state: State, room: int) -> None:
         super().__init__(form.memory, state)
         self.form, self.first, self.room = form, state, room
         self.xs: list[Tensor] = []
         self.tapes: list[tuple[Tape, int, Tensor | None]] = []
-        """Each with its first step, and who was reset before it."""
+        """Each tape with the number of its first step, and the resets before it."""
 
     def step(self, x: Tensor, starts: Tensor | None, *queries: Queries) -> MemoryStep:
         form = self.form
@@ -115,7 +115,7 @@ class TapedRecording(Recording):
             return MemoryStep(form.output(self.state), self.state, {})
 
     def unrolled(self) -> Unrolled:
-        """As `Recording.unrolled`, once: the graph alone keeps the tapes, until its backward pass."""
+        """As `Recording.unrolled`, to be called once; after that only the graph holds the tapes."""
         form, state, parts = self.form, self.first, list[Unrolled]()
         tapes, self.tapes, inputs, self.xs = self.tapes, [], self.xs, []
         ends = [begin for _, begin, _ in tapes[1:]] + [len(inputs)]

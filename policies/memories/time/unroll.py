@@ -1,4 +1,4 @@
-"""A memory over a sequence, by its step: the reference that every faster form is tested against."""
+"""Unrolls a memory over time step by step: the reference implementation for all fast forms."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from policies.memories.steps import MemoryStep, Queries, State, Unrolled, join, 
 
 
 class Stepped(Protocol):
-    """What of a `Memory` is needed here."""
+    """The part of `Memory` that is used here."""
 
     def initial_state(self, batch_size: int) -> State: ...
 
@@ -28,17 +28,17 @@ def unroll(
     queries: Queries | None = None,
     step: Callable[..., MemoryStep] | None = None,
 ) -> Unrolled:
-    """Step `memory` through time.
+    """Unrolls `memory` over time.
 
     Args:
         memory: any memory.
         xs: inputs, `[T, B, ...]`.
-        starts: bool `[T, B]`; `starts[t, b]` says that input `t` is the first of its episode: the state of `b` is reset
-            *before* step `t`. None: no episode starts here.
+        starts: bool `[T, B]`; where true, the input is the first of its episode, and the state is reset *before* the
+            step. None: no episode starts.
         state: the state before the first step.
-        resets: the steps at which any entry of `starts` may be true, if the host knows them; None: any step may be one.
+        resets: the steps at which any entry of `starts` may be true, if the host knows them; None: any step.
         queries: questions by name, each `[T, B, ...]`, for a memory with readers.
-        step: takes each step; None: the memory's `forward`, its equations.
+        step: function for one step; None: the memory's `forward`, its equations.
     """
     steps = range(len(xs)) if resets is None else resets
     reset_at = frozenset(steps) if starts is not None else frozenset()
@@ -63,13 +63,13 @@ def unroll_segments(
     state: State,
     resets: Sequence[int],
 ) -> Unrolled:
-    """As `unroll`, by a `run` over `[T', B, ...]` that is fast but knows no resets: the sequence is cut at them."""
+    """As `unroll`, with a fast `run` over `[T', B, ...]` that cannot reset: the sequence is cut at resets."""
     initial = memory.initial_state(xs.shape[1]) if starts is not None else {}
     parts: list[Unrolled] = []
     for begin, end in itertools.pairwise(sorted({0, len(xs), *resets})):
         if begin in resets and starts is not None:
             state = reset(state, starts[begin], initial)
-        whole = begin == 0 and end == len(xs)  # a slice would make a gradient of its own
+        whole = begin == 0 and end == len(xs)  # a slice would allocate a gradient of the whole sequence
         parts.append(run(xs if whole else xs[begin:end], state))
         state = parts[-1].state
     return join(parts)
