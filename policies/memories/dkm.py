@@ -17,23 +17,23 @@ from policies.memories.shared.pictures import vector_panel
 
 STREAMS = 4
 WRITE, READ, WRITE_MEMORY, READ_MEMORY = range(STREAMS)
-"""Streams of noise, of a first iteration; those of the next are `STREAMS` further on."""
+"""Noise streams of the first iteration; each further iteration adds `STREAMS`."""
 
 
 @register_memory("dkm")
 class DKM(Memory):
     """Dynamic Kanerva machine (Wu, Wayne, Gregor and Lillicrap, NeurIPS 2018).
 
-    The memory is a K × C matrix. Its columns are Gaussian, each with its own mean and all with one covariance U. A
-    code z is observed as z = wM + noise, where w is found by least squares, and the posterior is exact: known codes
-    change it little, new ones much, and every write reduces the uncertainty.
+    The memory is a K × C matrix with Gaussian columns: each has its own mean, and all share the covariance U. A code z
+    is observed as z = wM + noise, with w from least squares. The posterior is exact: known codes change the memory
+    little, new codes more, and every write reduces the uncertainty.
 
-    At each step a linear encoder makes a code and writes it; then a second linear encoder makes a cue from the same
-    input, the weights that explain the cue best are found in the updated memory, and what they give, ẑ = wM, is the
-    read-out. So a policy asks by what it sees, and learns which part of it to ask with.
+    At each step a linear encoder computes a code, which is written. A second linear encoder computes a cue from the
+    same input. The least-squares weights of the cue in the updated memory give the read-out ẑ = wM. So the policy
+    queries the memory with its current input, and learns which part of it to use.
 
     State: `memory_mean` `[B, K, C]`; `cov_root` `[B, K, K]`, L of U = L Lᵀ; `write_weights`, `read_weights` `[B, K]`;
-    `seed` `[B]` where something is sampled.
+    `seed` `[B]` if anything is sampled.
     Losses, each `[B]` in nats: `kl_m`, KL of the memory after the write from the one before; `kl_w`, KL of the write
     weights from their prior; with `reconstruct`, `reconstruction`, −ln p(x|ẑ) of the code just written.
 
@@ -42,14 +42,14 @@ class DKM(Memory):
         output_size: width of the output.
         slots: K, rows.
         word_size: C, width of a row and of a code.
-        num_opt_iters: how often the write weights are solved for, each time in the memory that the last would give.
-        read_iterations: how often the read weights are solved for, each time with the last read-out as the cue.
-        w_prior_stddev: of the weights' prior.
-        obs_noise_stddev: of the observation of a code; 0: learned, from 1 on.
-        variant: "paper": w minimises |z − wM|² + λ|w|², λ = obs² / w_prior². "code": the released code's, which hands
-            the normal equations to a least-squares solver that squares them once more.
-        sample_w: draw the weights, by noise that is a hash of what was seen; False: take their mean.
-        sample_memory: solve and read in a memory drawn from its distribution; False: in its mean.
+        num_opt_iters: number of solves for the write weights, each in the memory updated with the previous weights.
+        read_iterations: number of solves for the read weights, each with the last read-out as the cue.
+        w_prior_stddev: standard deviation of the weights' prior.
+        obs_noise_stddev: standard deviation of the observation noise; 0: learned, starting at 1.
+        variant: "paper": w minimises |z − wM|² + λ|w|² with λ = obs² / w_prior². "code": as in the released code, which
+            passes the normal equations to a least-squares solver, so that they are squared once more.
+        sample_w: sample the weights, with noise from a hash of the inputs; False: use their mean.
+        sample_memory: solve and read in a sampled memory; False: in its mean.
         reconstruct: add the loss `reconstruction`.
     """
 
@@ -74,8 +74,8 @@ class DKM(Memory):
         at_least(1, num_opt_iters=num_opt_iters, read_iterations=read_iterations)
         if w_prior_stddev <= 0 or obs_noise_stddev < 0:
             raise ValueError(
-                f"w_prior_stddev must be above 0 and obs_noise_stddev at least 0, not {w_prior_stddev} and "
-                f"{obs_noise_stddev}"
+                f"w_prior_stddev and obs_noise_stddev are {w_prior_stddev} and {obs_noise_stddev}; "
+                "they must be above 0 and at least 0"
             )
         self.output_size = output_size
         self.slots, self.word_size = slots, word_size
@@ -95,11 +95,11 @@ class DKM(Memory):
         self.log_obs_std = None if obs_noise_stddev else nn.Parameter(torch.zeros(()))
 
     def prior_variance(self) -> Tensor:
-        """Of each row before anything is written, `[]`."""
+        """Prior variance of each row, `[]`."""
         return self.prior_log_var.exp() + 1e-6
 
     def obs_var(self) -> Tensor | float:
-        """Variance of the noise with which a code is observed, `[]`."""
+        """Variance of the observation noise, `[]`."""
         return self.obs_noise_stddev**2 if self.log_obs_std is None else (2 * self.log_obs_std).exp()
 
     def initial_state(self, batch_size: int) -> State:
@@ -141,14 +141,14 @@ class DKM(Memory):
         return MemoryStep(self.output(torch.cat([cue, x], 1)), after, losses)
 
     def address(self, z: Tensor, memory: Tensor, obs_var: Tensor | float) -> Tensor:
-        """The weights that explain a code best: `z` `[B, C]` and `memory` `[B, K, C]` to `[B, K]`."""
+        """Least-squares weights `[B, K]` of a code `z` `[B, C]` in `memory` `[B, K, C]`."""
         penalty = obs_var / self.w_prior_stddev**2  # λ
         gram = memory @ memory.mT
         target = (memory @ z.unsqueeze(2)).squeeze(2)
         if self.variant == "code":
             gram, target = gram @ gram, times(target, gram)
         eye = torch.eye(self.slots, device=z.device, dtype=z.dtype)
-        # never singular, as λ > 0; the variant without a check needs no synchronisation
+        # not singular, because λ > 0; solve_ex does not check, so it needs no synchronisation
         weights: Tensor = torch.linalg.solve_ex(gram + penalty * eye, target)[0]
         return weights
 
@@ -171,7 +171,7 @@ class DKM(Memory):
         return Gaussian(w_mean / self.w_prior_stddev, std / self.w_prior_stddev).kl()
 
     def memory_kl(self, state: State) -> Tensor:
-        """KL of the memory from its prior in nats, `[B]`: all that was written, at once."""
+        """KL divergence of the memory from its prior in nats, `[B]`: of all writes together."""
         prior, root = self.prior_variance(), state["cov_root"]
         change = (state["memory_mean"] - self.prior_mean).square().sum((1, 2)) / prior
         trace = root.square().sum((1, 2)) / prior
@@ -180,11 +180,11 @@ class DKM(Memory):
         return kl
 
     def metrics(self, state: State) -> dict[str, Tensor]:
-        """Standard deviation of the rows: how little is known of what they hold."""
+        """Mean standard deviation of the rows: the remaining uncertainty."""
         return {"uncertainty": state["cov_root"].square().sum(2).sqrt().mean(1)}
 
     def panels(self, state: State) -> dict[str, Panel]:
-        """Mean and covariance of the memory, the deviation of each row, and where was written and read last."""
+        """Mean and covariance of the memory, standard deviation of each row, and the last write and read weights."""
         root = state["cov_root"][0].detach()
         cov = root @ root.mT
         weights = torch.stack([state["write_weights"][0], state["read_weights"][0]]).detach()
@@ -224,10 +224,10 @@ def write(mean: Tensor, root: Tensor, w: Tensor, z: Tensor, obs_var: Tensor | fl
     delta = z - times(w, mean)  # Δ
     new_mean = mean + gain.unsqueeze(2) * delta.unsqueeze(1)
 
-    # U − cᵀwU, of which Potter's formula gives the root: whatever the rounding, U stays a square
+    # U − cᵀwU; Potter's formula updates its root, so U stays positive semi-definite despite rounding
     alpha = 1 / (var_z + (obs_var * var_z).sqrt())
     new_root = root - (alpha.unsqueeze(1) * wu).unsqueeze(2) * f.unsqueeze(1)
 
-    known = wuw / var_z  # β, how much of the observation's variance was the memory's
+    known = wuw / var_z  # β, the memory's share of the observation's variance
     kl = 0.5 * (known / var_z * delta.square().sum(1) - mean.shape[2] * (known + torch.log(obs_var / var_z)))
     return new_mean, new_root, kl

@@ -1,4 +1,4 @@
-"""Gated DeltaNet: a matrix that forgets by a gate and is corrected by the delta rule."""
+"""Gated DeltaNet: a matrix memory with a forget gate and delta-rule writes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from policies.memories.shared.arguments import at_least
 from policies.memories.shared.numbers import rms
 
 CHUNK = 32
-"""Steps of a sequence that are taken at once."""
+"""Steps of a sequence that are computed together."""
 NORM_EPS = 1e-6
 """Added to squared norms of queries and keys."""
 
@@ -25,9 +25,9 @@ class GatedDeltaRule(nn.Module):
 
     Args:
         width: of inputs and outputs.
-        heads: matrices side by side.
+        heads: parallel matrices.
         key_size, value_size: d_k and d_v of each.
-        conv_size: steps that the short convolution sees.
+        conv_size: length of the short convolution.
     """
 
     def __init__(self, width: int, heads: int, key_size: int, value_size: int, conv_size: int) -> None:
@@ -49,13 +49,13 @@ class GatedDeltaRule(nn.Module):
     def forward(
         self, u: Tensor, memory: Tensor, recent: Tensor, episode: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The block's output, S and the convolution's last inputs after one step, or after all.
+        """The block's output, S and the convolution's last inputs, after one step or a sequence.
 
         Args:
-            u: `[B, width]`; of a sequence `[T, B, width]`.
+            u: `[B, width]`, or a sequence `[T, B, width]`.
             memory: S before, `[B, h, d_v, d_k]`.
             recent: the last inputs of the convolution, `[B, conv_size - 1, channels]`.
-            episode: how many episodes have started by each step of a sequence, `[T, B]`.
+            episode: number of episodes started up to each step of a sequence, `[T, B]`.
         """
         if episode is not None:
             return self.sequence(u, memory, recent, episode)
@@ -68,7 +68,7 @@ class GatedDeltaRule(nn.Module):
         return self.read(u, (memory @ q.unsqueeze(-1)).squeeze(-1)), memory, window[:, 1:]
 
     def split(self, mixed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k `[..., h, d_k]`, of length 1, and v `[..., h, d_v]` from what the convolution gives."""
+        """q, k `[..., h, d_k]`, normalised, and v `[..., h, d_v]` from the convolution's output."""
         keys, values = self.heads * self.key_size, self.heads * self.value_size
         parts = torch.split(F.silu(mixed), [keys, keys, values], -1)
         q, k, v = (part.view(*part.shape[:-1], self.heads, -1) for part in parts)
@@ -86,10 +86,10 @@ class GatedDeltaRule(nn.Module):
         result: Tensor = self.output((self.norm(o) * gate).flatten(-2))
         return result
 
-    # -- all steps at once -----------------------------------------------------------------------------------------
+    # -- a whole sequence --------------------------------------------------------------------------------------------
 
     def sequence(self, u: Tensor, memory: Tensor, recent: Tensor, episode: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """`forward` of a sequence."""
+        """`forward` for a sequence."""
         history = torch.cat([recent.transpose(0, 1), self.vectors(u)])
         owner = F.pad(episode, (0, 0, self.conv_size - 1, 0))  # of each row of the history
         mixed = torch.zeros_like(history[: len(u)])
@@ -106,22 +106,22 @@ class GatedDeltaRule(nn.Module):
 def delta_chunks(
     q: Tensor, k: Tensor, v: Tensor, log_alpha: Tensor, beta: Tensor, memory: Tensor, episode: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """All read-outs o_t = S_t q_t, `[T, B, h, d_v]`, and the last S: the chunked WY form of §3.3 and appendix A.
+    """All read-outs o_t = S_t q_t, `[T, B, h, d_v]`, and the last S, by the chunked WY form of §3.3 and appendix A.
 
     S_t = γ_t S_0 + Σ_{i≤t} (γ_t / γ_i) δ_i k_iᵀ with corrections δ_i = β_i (v_i − α_i S_{i-1} k_i) and γ_t = α_1 ⋯ α_t.
-    So the δ of a chunk solve a triangular system, of which only the right side depends on S_0. Ratios γ_t / γ_i are
-    taken as differences of logarithms, and are 0 where an episode starts after i.
+    The δ of a chunk solve a triangular system whose right-hand side alone depends on S_0. Ratios γ_t / γ_i are computed
+    as differences of logarithms, and are 0 if an episode starts between i and t.
 
     Args:
         q, k, v: `[T, B, h, d]`.
         log_alpha, beta: `[T, B, h]`.
         memory: S before the first step, `[B, h, d_v, d_k]`.
-        episode: how many episodes have started by each step, `[T, B]`.
+        episode: number of episodes started up to each step, `[T, B]`.
     """
     length, missing = len(q), -len(q) % CHUNK
 
     def chunks(whole: Tensor) -> Tensor:
-        """`[T, B, h, ...]` as `[N, B, h, C, ...]`, the last chunk filled up with steps that do nothing."""
+        """`[T, B, h, ...]` as `[N, B, h, C, ...]`, the last chunk padded with steps that change nothing."""
         whole = torch.cat([whole, whole.new_zeros(missing, *whole.shape[1:])]) if missing else whole
         return whole.view(-1, CHUNK, *whole.shape[1:]).movedim(1, 3)
 
@@ -234,7 +234,7 @@ class GatedDeltaNet(Memory):
         return MemoryStep(*self.through(x, state), {})
 
     def through(self, x: Tensor, state: State, *episode: Tensor) -> tuple[Tensor, State]:
-        """The output and the last state: of one step, or of all where `episode` `[T, B]` counts the starts."""
+        """The output and the last state, for one step; for a sequence if `episode` `[T, B]` counts the starts."""
         x, memories, recents = self.embedding(x), [], []
         for index, rule in enumerate(self.rules):
             u, memory, recent = self.norms[index](x), state["memory"][:, index], state["recent"][:, index]
@@ -247,11 +247,11 @@ class GatedDeltaNet(Memory):
         return self.norm(x), {"memory": torch.stack(memories, 1), "recent": torch.stack(recents, 1)}
 
     def metrics(self, state: State) -> dict[str, Tensor]:
-        """How much is in S."""
+        """Root mean square of S."""
         return {"memory_rms": rms(state["memory"])}
 
     def panels(self, state: State) -> dict[str, Panel]:
-        """S of every head of every block, one below another, and the last inputs of the convolutions."""
+        """S of every head of every block, stacked, and the last inputs of the convolutions."""
         memory, recent = state["memory"][0].detach(), state["recent"][0].detach()
         return {
             "memory": Panel(

@@ -1,4 +1,4 @@
-"""Gated Transformer-XL: attention over a window of the last steps, with gates in place of residual connections."""
+"""Gated Transformer-XL: attention over a window of the last steps, with gates instead of residual connections."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from policies.memories.shared.arguments import at_least
 from policies.memories.shared.episode_buffer import Episodes
 
 BLOCK = 32
-"""Steps of a sequence that attend together."""
+"""Steps of a sequence that are computed together."""
 
 
 class GRUGate(nn.Module):
-    """GRU-type gating of a stream x by what a submodule made of it, y (§3.2); near the identity at first.
+    """GRU-type gating of a stream x and a submodule's output y (§3.2); initially close to the identity.
 
     r = σ(W_r y + U_r x)
     z = σ(W_z y + U_z x − b_g)
@@ -57,11 +57,11 @@ class GTrXLLayer(nn.Module):
         self.attention_gate, self.mlp_gate = (GRUGate(width, gate_bias) for _ in range(2))
 
     def forward(self, history: Tensor, positions: Tensor, allowed: Tensor) -> Tensor:
-        """What the layer makes of the last T inputs.
+        """The layer's output for the last T inputs.
 
         Args:
             history: inputs of the layer, `[capacity + T, B, width]`.
-            positions: R, `[capacity + 1, width]`, of the largest distance first.
+            positions: R, `[capacity + 1, width]`, largest distance first.
             allowed: from `attention_mask`.
         """
         weights, values = self.attention(history, positions, allowed)
@@ -70,13 +70,13 @@ class GTrXLLayer(nn.Module):
         return self.gated(x, read.flatten(0, 1)[: len(x)])
 
     def gated(self, x: Tensor, read: Tensor) -> Tensor:
-        """What follows the attention: inputs and what the heads read of them, `[..., width]`, to the layer's output."""
+        """The part after the attention: from inputs and attention read-outs, `[..., width]`, to the layer's output."""
         x = self.attention_gate(x, self.attended(read).relu())
         result: Tensor = self.mlp_gate(x, self.mlp(self.mlp_norm(x)).relu())
         return result
 
     def attention(self, history: Tensor, positions: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights `[blocks, B, heads, Q, capacity + Q]` and the values they weigh, by blocks of Q steps."""
+        """Attention weights `[blocks, B, heads, Q, capacity + Q]` and values, in blocks of Q steps."""
         blocks, _, _, steps, columns = allowed.shape
         context = len(positions) - 1
         normed = self.norm(history)
@@ -99,17 +99,17 @@ class GTrXLLayer(nn.Module):
 
 
 def skewed(by_distance: Tensor) -> Tensor:
-    """`[..., Q, C + 1]`, of distances C to 0, as `[..., Q, C + Q]` by key: row i is moved i columns to the right."""
+    """Shifts row i of `[..., Q, C + 1]` (by distance, C to 0) i columns to the right: `[..., Q, C + Q]` (by key)."""
     steps, distances = by_distance.shape[-2:]
     padded = F.pad(by_distance, (0, steps)).flatten(-2)[..., :-steps]
     return padded.view(*by_distance.shape[:-1], distances + steps - 1)
 
 
 def attention_mask(held: Tensor, capacity: int) -> Tensor:
-    """Which keys each query may see, bool `[blocks, B, 1, Q, capacity + Q]`: of its episode, at most `capacity` back.
+    """Which keys each query may attend to, bool `[blocks, B, 1, Q, capacity + Q]`: its episode's last `capacity`.
 
     Args:
-        held: steps of its episode before each step, `[T, B]`; not capped.
+        held: earlier steps of the same episode at each step, `[T, B]`; not limited to `capacity`.
         capacity: of the window.
     """
     steps = min(BLOCK, len(held))
@@ -121,7 +121,7 @@ def attention_mask(held: Tensor, capacity: int) -> Tensor:
 
 
 class AttentionBlocks(FastForm):
-    """All steps of a layer at once, in blocks; resets may be anywhere. A step makes no keys and no values."""
+    """Computes a layer for all steps in blocks; resets may be at any step. A single step forms no keys and values."""
 
     memory: GTrXL
 
@@ -143,13 +143,13 @@ class AttentionBlocks(FastForm):
         return MemoryStep(x, following, {})
 
     def read(self, layer: GTrXLLayer, seen: Tensor, positions: Tensor, allowed: Tensor) -> Tensor:
-        """What the heads read, `[B, width]`: q · (W_k n) is taken as (W_kᵀ q) · n, and Σ a (W_v n) as W_v Σ a n.
+        """The heads' read-outs, `[B, width]`: q · (W_k n) is computed as (W_kᵀ q) · n, and Σ a (W_v n) as W_v Σ a n.
 
         Args:
             layer: of the memory.
-            seen: its window and the present input, `[B, capacity + 1, width]`.
-            positions: R, of the largest distance first.
-            allowed: which of them are of this episode, bool `[B, 1, capacity + 1]`.
+            seen: its window and the current input, `[B, capacity + 1, width]`.
+            positions: R, largest distance first.
+            allowed: which of them belong to this episode, bool `[B, 1, capacity + 1]`.
         """
         normed, heads = layer.norm(seen), layer.heads
         q = layer.query(normed[:, -1])
@@ -169,32 +169,32 @@ class AttentionBlocks(FastForm):
 class GTrXL(Memory):
     """GTrXL with GRU-type gating (Parisotto et al., "Stabilizing Transformers for Reinforcement Learning", ICML 2020).
 
-    Each of `num_layers` layers reads its own inputs of the last `capacity` steps, M, beside the present one, E:
+    Each of `num_layers` layers attends to its inputs of the last `capacity` steps, M, and to the current one, E:
 
         Y_t = g_1(E_t, ReLU(RelativeAttention(LayerNorm([M_t ; E_t]))))
         E'_t = g_2(Y_t, ReLU(f(LayerNorm(Y_t))))         f: two linear layers with a ReLU between them
 
-    with norms on the inputs of submodules alone (identity map reordering), gates g (`GRUGate`) and, for every head, the
-    relative positions of Transformer-XL (Dai et al. 2019):
+    with layer norms only on the inputs of submodules (identity map reordering), gates g (`GRUGate`) and, in every head,
+    the relative positions of Transformer-XL (Dai et al. 2019):
 
         score(i, j) = (q_i · k_j + q_i · W_R R_{i-j} + u · k_j + v · W_R R_{i-j}) / √d
 
-    The first E is a linear embedding of the input. Gradients pass through M within a sequence, and end where a learner
-    cuts the sequence: the paper's stop-gradient.
+    The first E is a linear embedding of the input. Gradients flow through M within a rollout and stop at its beginning,
+    as with the paper's stop-gradient.
 
-    State: `memory` `[B, num_layers, capacity, hidden_size]`, the newest step last; `count` `[B]`, steps in it.
+    State: `memory` `[B, num_layers, capacity, hidden_size]`, newest step last; `count` `[B]`, number of filled steps.
 
     Args:
         input_size: F, width of the input.
         hidden_size: width of the layers and of the output, a multiple of `heads` and of 2.
         num_layers: layers.
         heads: attention heads.
-        capacity: steps before the present one that a layer sees; with L layers the output depends on L times as many.
-        expansion: width of f over `hidden_size`.
-        gate_bias: b_g at first; above 0 the layers begin near the identity.
+        capacity: earlier steps that a layer attends to; with L layers the output depends on up to L times as many.
+        expansion: hidden width of f relative to `hidden_size`.
+        gate_bias: initial b_g; with values above 0 the layers start close to the identity.
 
     Raises:
-        ValueError: a size is below 1, or `hidden_size` is no multiple of `heads` and of 2.
+        ValueError: a size is below 1, or `hidden_size` is not a multiple of `heads` and of 2.
     """
 
     fast_form = AttentionBlocks
@@ -232,7 +232,7 @@ class GTrXL(Memory):
         return MemoryStep(outputs[0], following, {})
 
     def through(self, xs: Tensor, state: State, starts: Tensor | None) -> tuple[Tensor, State]:
-        """Outputs of all steps, `[T, B, hidden_size]`, and the last state; resets may be anywhere."""
+        """Outputs of all steps, `[T, B, hidden_size]`, and the last state; resets may be at any step."""
         positions, episodes = self.get_buffer("positions"), Episodes.of(starts, state["count"], len(xs), self.capacity)
         allowed = attention_mask(episodes.held, self.capacity)
         x, memory = self.embedding(xs), []
@@ -248,7 +248,7 @@ class GTrXL(Memory):
         return {"used": state["count"] / self.capacity}
 
     def panels(self, state: State) -> dict[str, Panel]:
-        """What every head of every layer attended to in the last step, and the window of the first layer."""
+        """Attention weights of every head in the last step, and the window of the first layer."""
         memory, count = state["memory"][:1].detach(), state["count"][:1].detach()
         allowed = attention_mask((count - 1).unsqueeze(0), self.capacity - 1)
         weights = []

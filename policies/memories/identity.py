@@ -1,4 +1,4 @@
-"""No memory: the memoryless baseline of every result."""
+"""The memoryless baseline."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from policies.memories.time.recording import Recording
 
 
 class Whole(FastForm):
-    """All steps at once."""
+    """Returns the whole sequence."""
 
     def unroll(self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None) -> Unrolled:
         return Unrolled(xs, {}, {})
@@ -25,7 +25,7 @@ class Whole(FastForm):
 class Identity(Memory):
     """Remembers nothing: the output is the input and the state is empty.
 
-    What a policy reaches with it is what the task gives away without memory.
+    A policy's score with it shows what the task allows without memory.
 
     Args:
         input_size: F, width of the input; `output_size` is the same.

@@ -23,13 +23,13 @@ Recurrence = Callable[[Tensor, Tensor, Tensor], Tensor]
 class LRULayer(nn.Module):
     """The recurrence of Orvieto et al. 2023, §3 and appendix A; N complex states, H inputs and outputs.
 
-    Λ = exp(−exp(ν) + i exp(θ)) has |Λ| < 1 for every ν, so it is stable whatever training does.
+    Λ = exp(−exp(ν) + i exp(θ)) has |Λ| < 1 for every ν, so the recurrence is stable throughout training.
 
     Args:
         width: H.
         state_size: N.
-        r_min, r_max: Λ is uniform at first on the ring of these radii (lemma 3.2).
-        max_phase: angles of Λ are uniform at first on 0 to this.
+        r_min, r_max: Λ is initialised uniformly on the ring between these radii (lemma 3.2).
+        max_phase: angles of Λ are initialised uniformly in 0 to `max_phase`.
     """
 
     def __init__(self, width: int, state_size: int, r_min: float, r_max: float, max_phase: float) -> None:
@@ -38,7 +38,7 @@ class LRULayer(nn.Module):
         self.nu_log = nn.Parameter((-0.5 * (u_1 * (r_max**2 - r_min**2) + r_min**2).log()).log())
         self.theta_log = nn.Parameter((max_phase * u_2).log())
         self.gamma_log = nn.Parameter((1 - self.eigenvalues().detach().abs().square()).sqrt().log())  # eq. (7)
-        # real and imaginary part come last
+        # last dimension: real and imaginary part
         self.B = nn.Parameter(torch.randn(state_size, width, 2) / math.sqrt(2 * width))
         self.C = nn.Parameter(torch.randn(width, state_size, 2) / math.sqrt(state_size))
         self.D = nn.Parameter(torch.randn(width))
@@ -48,9 +48,9 @@ class LRULayer(nn.Module):
         return torch.polar((-self.nu_log.exp()).exp(), self.theta_log.exp())
 
     def forward(self, u: Tensor, before: Tensor, recurrence: Recurrence) -> tuple[Tensor, Tensor]:
-        """y and x, of one step (`u` `[B, H]`) or of all (`[T, B, H]`); `before`: x before the first, `[B, N]`."""
+        """y and x, for one step (`u` `[B, H]`) or a sequence (`[T, B, H]`); `before`: x before it, `[B, N]`."""
         weight = self.gamma_log.exp()[:, None, None] * self.B
-        inputs = F.linear(u, weight.transpose(1, 2).flatten(0, 1))  # real and imaginary parts of Bu side by side
+        inputs = F.linear(u, weight.transpose(1, 2).flatten(0, 1))  # Bu, with its real and imaginary parts
         b = torch.view_as_complex(inputs.view(*u.shape[:-1], -1, 2))
         x = recurrence(self.eigenvalues().expand_as(b), b, before)  # x_t = Λ x_{t-1} + exp(γ) ∘ B u_t
         real_part = torch.stack([self.C[..., 0], -self.C[..., 1]], 2).flatten(1)
@@ -59,7 +59,7 @@ class LRULayer(nn.Module):
 
 
 class LRUScan(FastForm):
-    """Each block a scan over the whole sequence; resets may be anywhere."""
+    """Computes each block as a scan over the sequence; resets may be at any step."""
 
     memory: LRU
 
@@ -85,14 +85,14 @@ class LRU(Memory):
     Args:
         input_size: F, width of the input.
         hidden_size: H, width of the blocks and of the output.
-        state_size: N, complex numbers in the state of each block; None: as hidden_size.
+        state_size: N, complex numbers in the state of each block; None: hidden_size.
         num_layers: blocks.
-        r_min: smallest |Λ| at first, 0 to below r_max.
-        r_max: largest |Λ| at first, at most 1; near 1 it remembers for long.
-        max_phase: largest angle of Λ at first, in radians; small for slow signals.
+        r_min: smallest initial |Λ|, from 0 to below r_max.
+        r_max: largest initial |Λ|, at most 1; values near 1 give a long memory.
+        max_phase: largest initial angle of Λ, in radians; small for slow signals.
 
     Raises:
-        ValueError: a size is below 1, or the ring or the angle is not possible.
+        ValueError: a size is below 1, or the radii or the angle are out of range.
     """
 
     fast_form = LRUScan
@@ -130,12 +130,12 @@ class LRU(Memory):
         return MemoryStep(output, {"hidden": torch.stack(hidden, 1)}, {})
 
     def through(self, x: Tensor, state: Tensor, recurrence: Recurrence) -> tuple[Tensor, list[Tensor]]:
-        """The output and the x of every block (real and imaginary part last), of one step or of all.
+        """The output and the x of every block (last dimension: real and imaginary part), for one step or a sequence.
 
         Args:
             x: `[B, F]`, or a sequence `[T, B, F]`.
             state: `hidden` before the first step.
-            recurrence: how x_t follows from x_{t-1}.
+            recurrence: computes all x_t.
         """
         before, hidden = torch.view_as_complex(state.contiguous()), []
         z = self.encoder(x)
@@ -146,13 +146,13 @@ class LRU(Memory):
         return z, hidden
 
     def metrics(self, state: State) -> dict[str, Tensor]:
-        """How large x is."""
+        """Root mean square of x."""
         return {"hidden_rms": rms(state["hidden"])}
 
     def panels(self, state: State) -> dict[str, Panel]:
-        """Size and angle of each block's x, one block of pixels a layer."""
+        """Modulus and angle of each block's x, one block of pixels per layer."""
         hidden = torch.view_as_complex(state["hidden"][0].detach().contiguous())
         return {
-            "modulus": vector_panel(hidden.abs(), limits=None, about="size of each complex unit"),
+            "modulus": vector_panel(hidden.abs(), limits=None, about="modulus of each complex unit"),
             "phase": vector_panel(hidden.angle(), limits=(-math.pi, math.pi), about="angle of each complex unit"),
         }

@@ -16,10 +16,10 @@ from policies.memories.shared.numbers import focus
 
 
 class AtOnce(FastForm):
-    """All steps at once: what a step reads are inputs, and does not wait for other steps.
+    """Computes all steps together, since a step reads only inputs and does not depend on other steps.
 
-    The history is read in pieces of `capacity` steps, so that cost and room grow with T and not with its square.
-    Resets are masks, and nothing is read on the host.
+    The history is read in pieces of `capacity` steps, so that time and memory grow with T, not with its square. Resets
+    are masks, and nothing is read on the host.
     """
 
     memory: MemN2N
@@ -45,35 +45,34 @@ class AtOnce(FastForm):
 
 @register_memory("memn2n")
 class MemN2N(Memory):
-    """End-to-end memory network (Sukhbaatar et al., NeurIPS 2015), reading the last inputs of the episode.
+    """End-to-end memory network (Sukhbaatar et al., NeurIPS 2015) over the last inputs of the episode.
 
-    The memories x_1 ... x_N are the inputs *before* the current one, x_1 the last of them, as the paper numbers
-    sentences; the question is the current input. Each of `hops` hops attends to them and adds what it finds to u:
+    The memories x_1 ... x_N are the inputs *before* the current one, most recent first, as the paper numbers sentences.
+    The question is the current input. Each of `hops` hops attends to the memories and adds its read-out to u:
 
         u^1 = B q                                               question
         p_i = softmax_i(u^k · (A^k x_i + T_A^k(i)))             addresses, eq. (1), with §4.1's temporal encoding
         o^k = Σ_i p_i (C^k x_i + T_C^k(i))                      eq. (2)
         u^{k+1} = u^k + o^k  or  H u^k + o^k                    eq. (4), §2.2
 
-    The output is u^{K+1} = u^K + o^K, to which the paper's answer layer W is applied; here that is the policy's heads,
-    which are not tied to C^K. A memory that is empty, at an episode's first step, gives o = 0. There are no biases, as
-    in the paper.
+    The output is u^{K+1} = u^K + o^K. The policy's heads replace the paper's answer layer W; they are not tied to C^K.
+    At an episode's first step the memory is empty and o = 0. As in the paper, there are no biases.
 
-    State: `memories` `[B, capacity, F]`, inputs, the last one first, zeros where not `count` `[B]` of them are filled;
-    `attention` `[B, hops, capacity]`, p of the last step, which only the panels read.
+    State: `memories` `[B, capacity, F]`, inputs, most recent first, zero beyond the first `count` `[B]`; `attention`
+    `[B, hops, capacity]`, p of the last step, for the panels only.
 
-    Left out: position encoding weighs the words of a sentence, and an input here is one vector. Random noise, 10% empty
-    memories put among the full ones in training, would be drawn anew when a rollout is replayed, so that PPO's ratio
-    would not begin at 1. The ReLU on half of the units is for language modelling. The
-    linear start, training without the softmax at first, needs a learner that knows when to end it.
+    Left out: position encoding, which weighs the words of a sentence, because an input here is one vector; random noise
+    (10 % empty memories during training), because a replay would draw it again and PPO's ratio would not start at 1;
+    the ReLU on half of the units, which is for language modelling; the linear start (initial training without the
+    softmax), because the learner would have to know when to end it.
 
     Args:
         input_size: F, width of the input.
         hidden_size: d, which is also the output size. The paper has 20 for one bAbI task and 50 for all together.
-        capacity: N, the inputs kept; one more overwrites the oldest. The paper reads the last 50 sentences.
+        capacity: N, stored inputs; a new one overwrites the oldest. The paper reads the last 50 sentences.
         hops: K.
-        tying: "adjacent": A^{k+1} = C^k and B = A^1, so that there are K + 1 embeddings; "layer-wise": A and C are the
-            same in all hops, B is its own and H maps u from hop to hop, as in an RNN. T_A and T_C follow A and C.
+        tying: "adjacent": A^{k+1} = C^k and B = A^1, so there are K + 1 embeddings; "layer-wise": A and C are the same
+            in all hops, B is separate, and H maps u from hop to hop, as in an RNN. T_A and T_C are tied like A and C.
     """
 
     fast_form = AtOnce
@@ -106,7 +105,7 @@ class MemN2N(Memory):
             nn.init.normal_(parameter, std=0.1)  # §4.2
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        state_dict.pop(f"{prefix}linear", None)  # saved when training could begin without the softmax
+        state_dict.pop(f"{prefix}linear", None)  # saved by versions with the linear start
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def initial_state(self, batch_size: int) -> State:
@@ -126,12 +125,12 @@ class MemN2N(Memory):
     def read(self, questions: Tensor, held: Tensor, memories: _Same | _Band) -> tuple[Tensor, Tensor]:
         """All hops for `n` steps.
 
-        The embeddings go to u and to the mean of the memories, of which there is one each, and not to every memory:
-        u · A x_i = (Aᵀ u) · x_i, and Σ_i p_i C x_i = C Σ_i p_i x_i.
+        The embeddings are applied to u and to the mean of the memories, not to every memory:
+        u · A x_i = (Aᵀ u) · x_i and Σ_i p_i C x_i = C Σ_i p_i x_i.
 
         Args:
             questions: q, `[B, n, F]`.
-            held: how many memories each step has, at most `capacity` of them in reach, `[B, n]`.
+            held: number of memories at each step, `[B, n]`; at most `capacity` are read.
             memories: the memories of each step.
 
         Returns:
@@ -142,7 +141,7 @@ class MemN2N(Memory):
         u, attention = questions @ self.embeddings[self.question].t(), []
         for a, c in self.used:
             scores = memories.scores(u @ self.embeddings[a]) + u @ self.temporal[a].t()
-            # in place of minus infinity a number, which gives no NaN where nothing is filled
+            # a finite number instead of minus infinity, which would give NaN if nothing is filled
             p = scores.masked_fill(~filled, torch.finfo(scores.dtype).min).softmax(2) * filled
             o = memories.mean(p) @ self.embeddings[c].t() + p @ self.temporal[c]
             u = (u if self.between is None else u @ self.between.t()) + o
@@ -150,29 +149,27 @@ class MemN2N(Memory):
         return u, torch.stack(attention, 1)
 
     def metrics(self, state: State) -> dict[str, Tensor]:
-        """Share of the memories that are there, and how sharply hops attend."""
+        """Share of filled memories, and the largest attention weight, averaged over hops."""
         return {"used": state["count"] / self.capacity, "read_focus": focus(state["attention"])}
 
     def panels(self, state: State) -> dict[str, Panel]:
-        """Where each hop of the last step looked, and the inputs kept."""
+        """Attention of each hop in the last step, and the stored inputs."""
         return {
             "attention": Panel(
-                state["attention"][0].detach(), "memory, the last one first", "hop", about="what each hop looked at"
+                state["attention"][0].detach(), "memory, newest first", "hop", about="attention of each hop"
             ),
-            "memories": Panel(
-                state["memories"][0].detach(), "feature", "memory, the last one first", about="the inputs that are kept"
-            ),
+            "memories": Panel(state["memories"][0].detach(), "feature", "memory, newest first", about="stored inputs"),
         }
 
 
 class _Same:
-    """The memories `[B, N, F]` of a single step, the last one first."""
+    """The memories `[B, N, F]` of a single step, newest first."""
 
     def __init__(self, memories: Tensor) -> None:
         self.memories = memories
 
     def scores(self, keys: Tensor) -> Tensor:
-        """Each key `[B, n, F]` times each memory, `[B, n, N]`."""
+        """Dot products of keys `[B, n, F]` and memories, `[B, n, N]`."""
         return torch.bmm(keys, self.memories.transpose(1, 2))
 
     def mean(self, p: Tensor) -> Tensor:
@@ -181,9 +178,9 @@ class _Same:
 
 
 class _Band(_Same):
-    """The memories of `n` steps: step t of them has rows t + N - 1 down to t of a history `[B, N + n, F]`.
+    """The memories of `n` steps: step t has rows t + N - 1 down to t of a history `[B, N + n, F]`.
 
-    Products are taken with all N + n rows; those that a step has lie in a band, which is picked out or filled in.
+    Products are computed with all N + n rows; the rows of each step lie in a band, which is gathered or scattered.
     """
 
     def __init__(self, history: Tensor, size: int) -> None:

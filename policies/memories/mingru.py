@@ -1,4 +1,4 @@
-"""Minimal gated recurrent units: gates that depend on the input alone, so that a sequence is a parallel scan."""
+"""Minimal gated recurrent units: gates depend only on the input, so a sequence is a parallel scan."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from policies.memories.time.scan import scan
 
 
 class Scanned(FastForm):
-    """Each layer as a scan over all steps."""
+    """Computes each layer as a scan over all steps."""
 
     memory: MinGRU
 
@@ -29,7 +29,7 @@ class Scanned(FastForm):
 class MinGRU(Memory):
     """minGRU (Feng et al., "Were RNNs All We Needed?", 2024), §3.1 and appendix B.
 
-    Each of `num_layers` layers, on the layer before it by a residual connection:
+    Each of `num_layers` layers, with a residual connection to the layer below:
 
         u_t = LayerNorm(x_t)
         z_t = σ(W_z u_t + b_z)                                update gate
@@ -37,19 +37,19 @@ class MinGRU(Memory):
         h_t = (1 − z_t) ∘ h_{t-1} + z_t ∘ h̃_t
         y_t = x_t + W_o h_t + b_o
 
-    The first x_t is a linear embedding of the input; the output is LayerNorm(y_t) of the last layer. No gate sees
-    h_{t-1}, so h is a linear recurrence in h and a sequence is a scan; what depends on the past depends on it by the
-    layers below.
+    The first x_t is a linear embedding of the input; the output is LayerNorm(y_t) of the last layer. Gates do not
+    depend on h_{t-1}, so the recurrence is linear in h and a sequence is a scan. Gates depend on the past only through
+    the layers below.
 
     State: `hidden` `[B, num_layers, expansion · hidden_size]`, 0 at first.
 
     Args:
         input_size: F, width of the input.
         hidden_size: width of the layers' inputs and of the output.
-        num_layers: layers; the paper's Table 1 finds one too few for selective copying and three enough.
-        expansion: α, width of a layer's h over `hidden_size`.
-        log_space: the candidate is g(·), which is positive, as in the paper's log-space form (appendix B); False: it
-            is linear, as in §3.1.
+        num_layers: layers; in the paper's Table 1, one is too few for selective copying and three are enough.
+        expansion: α, width of a layer's h relative to `hidden_size`.
+        log_space: the candidate is g(·), which is positive, as in the paper's log-space form (appendix B); False: a
+            linear candidate, as in §3.1.
     """
 
     fast_form = Scanned
@@ -82,7 +82,7 @@ class MinGRU(Memory):
     def through(
         self, x: Tensor, state: Tensor, recurrence: Callable[[Tensor, Tensor, Tensor], Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
-        """The output and every layer's h, of one step or of all.
+        """The output and every layer's h, for one step or a sequence.
 
         Args:
             x: `[B, F]`, or a sequence `[T, B, F]`.
@@ -100,9 +100,9 @@ class MinGRU(Memory):
         return self.norm(x), hidden
 
     def metrics(self, state: State) -> dict[str, Tensor]:
-        """How large h is."""
+        """Root mean square of h."""
         return {"hidden_rms": rms(state["hidden"])}
 
     def panels(self, state: State) -> dict[str, Panel]:
-        """h of each layer of the first batch entry, one block a layer."""
+        """h of the first batch entry, one block per layer."""
         return {"hidden": vector_panel(state["hidden"][0], limits=None, about="state of the units")}

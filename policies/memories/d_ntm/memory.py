@@ -36,49 +36,49 @@ class Addressed(NamedTuple):
 class DNTM(Memory):
     """D-NTM (Gulcehre, Chandar, Cho and Bengio, 2016, arXiv:1607.00036; Neural Computation 30, 2018).
 
-    A slot is [A ; C]: an address, learned and the same in every episode, and a content, which heads erase and add to.
-    A controller sees the input x and what was read, m. From its hidden layer h each head gets a key k, a sharpness β
-    and a measure γ of how much to avoid what it lately looked for:
+    A slot is [A ; C]: a trained address, equal in all episodes, and a content, which heads erase and add to. A
+    controller reads the input x and the last read-out m. From its hidden layer h each head gets a key k, a sharpness β
+    and a weight γ for avoiding recently addressed slots:
 
         z(i) = β cos(k, [A(i) ; C(i)]),  β = softplus(u_β h + b) + 1
         w = softmax(z - γ v_{t-1}),  γ = σ(u_γ h + b),  v_t = 0.1 v_{t-1} + 0.9 z_t           no gradient through v
         C_t(i) = C_{t-1}(i) (1 - w(i) e) + w(i) c,  e = σ(W_e h + b),  c = ReLU(W h + α W_x x + b),  α a learned gate
-        m = Σ_i w(i) [A(i) ; C_t(i)],  repeated `reading_steps` times, the controller running again with m in between
+        m = Σ_i w(i) [A(i) ; C_t(i)],  repeated `reading_steps` times, with a controller step on m in between
 
-    Discrete addressing reads and writes one slot, drawn from w, or the likeliest where `deterministic` is set. See
-    docs/memories/d-ntm.md for how it is trained. The order of a step is that of the authors' code: controller, write,
-    read.
+    Discrete addressing reads and writes one slot, sampled from w, or the most probable one if `deterministic` is set.
+    See docs/memories/d-ntm.md for its training. The order within a step is that of the authors' code: controller,
+    write, read.
 
-    State: `contents` `[B, slots, word_size]`, 0 at first; `read_value` m `[B, read_heads (address_size +
+    State: `contents` `[B, slots, word_size]`, initially 0; `read_value` m `[B, read_heads (address_size +
     word_size)]`; `hidden` `[B, num_layers, hidden_size]` of a GRU; `read_usage`, `write_usage` v and `read_weights`
-    (of every reading step), `write_weights` w `[B, ..., slots + 1]`. Where options need them: `seed` of the draws
+    (of every reading step), `write_weights` w `[B, ..., slots + 1]`. If options need them: `seed` of the samples
     `[B]` (discrete), `steps` `[B, 1]`, `mean_write` `[B, slots]`, `prediction` `[B, F]`.
-    Losses, each where its coefficient is not 0: `entropy`, `consistency`, `prediction`.
+    Losses, each if its coefficient is not 0: `entropy`, `consistency`, `prediction`.
 
     Args:
         input_size: F, width of the input.
-        hidden_size: units a layer of the controller.
-        output_size: width of the output, a linear map of h and m; None: as hidden_size.
-        controller: "gru", or "feedforward": tanh layers, so that all that lasts is in the slots.
+        hidden_size: units per layer of the controller.
+        output_size: width of the output, a linear map of h and m; None: hidden_size.
+        controller: "gru", or "feedforward": tanh layers, so that only the slots remember.
         num_layers: layers of the controller.
-        slots: N, slots, without the one of no operation.
+        slots: N, without the no-operation slot.
         word_size, address_size: d_c and d_a, widths of the two parts of a slot.
-        read_heads, write_heads: how many of each; their m are put side by side.
-        reading_steps: K, reads a step.
-        no_operation: give the heads a slot more, with an address but no content, from which nothing is read and into
-            which nothing is written.
+        read_heads, write_heads: numbers of heads; the read-outs m are concatenated.
+        reading_steps: K, reads per step.
+        no_operation: add a slot with an address but no content; reading it gives nothing, and writing it has no effect.
         least_recently_used: subtract γ v.
         usage_decay: 0.1 in v; the authors' code has 0.04.
         addressing: "soft" or "discrete".
-        curriculum: address softly with probability 1/√(1+t) at training step t, for each step and environment.
-        deterministic: the likeliest slot, and no soft steps: for evaluation. Also an attribute, to switch at any time.
+        curriculum: use soft addressing with probability 1/√(1+t) at training step t, per step and environment.
+        deterministic: take the most probable slot and no soft steps, for evaluation. Also an attribute that may be
+            changed.
         entropy_coef: λ_H, of `entropy`, minus the entropy of w summed over heads.
         consistency_coef: λ, of `consistency`: (1 - w^r · mean of w^w so far)².
-        prediction_coef: of `prediction`: the next input predicted from h and m.
-        prediction: "squared" errors, or "bernoulli", the paper's, for inputs of 0 and 1; the mean over the input.
-        draws_depend_on: the "history" of inputs in the episode (see `noise`), or only the "step", for an encoder in
-            front that is trained, whose outputs change between acting and replaying.
-        draw_seed: another seed draws other slots.
+        prediction_coef: of `prediction`, the error of predicting the next input from h and m.
+        prediction: "squared" errors, or "bernoulli" as in the paper, for binary inputs; averaged over the input.
+        draws_depend_on: the "history" of inputs in the episode (see `noise`), or only the "step": for a trained
+            encoder, whose outputs change between acting and replay.
+        draw_seed: seed of the samples.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
-"""The attention GRU of the dynamic memory network over a window that slides along a history of facts.
+"""The attention GRU of the dynamic memory network, over a sliding window of facts.
 
-Step t reads the facts t ... t + N - 1 of the history, the oldest first; all steps read at the same time, so that fact j
-of every step's window is one slice of the history. The candidate of fact c_j and what the gate lets in are
+Step t reads the facts t ... t + N - 1 of the history, oldest first. All steps are computed together: fact j of every
+step's window is one slice of the history. With candidate n and gate g_j:
 
     h_j = g_j GRU(c_j, h_{j-1}) + (1 - g_j) h_{j-1},    GRU(c, h) = (1 - z) n + z h,
     r = σ(W_r c + U_r h),  z = σ(W_z c + U_z h),  n = tanh(W_n c + r ∘ (U_n h)),
@@ -16,11 +16,11 @@ from torch import Tensor
 
 
 def attention_gru(products: Tensor, gates: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """The episode e = h_N of every step, by plain operations.
+    """The episode e = h_N of every step: the reference implementation.
 
     Args:
-        products: W c of every fact of the history, with bias, `[N - 1 + T, B, 3 d]`.
-        gates: g of each fact of each step's window, `[N, T, B]`; 0 leaves h as it is.
+        products: W c with bias, for every fact of the history, `[N - 1 + T, B, 3 d]`.
+        gates: g of each fact of each step's window, `[N, T, B]`; 0 leaves h unchanged.
         weight: U, `[3 d, d]`.
         bias: of U h, `[3 d]`.
 

@@ -20,9 +20,9 @@ tanh_backward = torch.ops.aten.tanh_backward.default
 
 
 class AttentionGRU(torch.autograd.Function):
-    """`attention_gru` with a custom backward: fewer operations, and 5 d numbers stored per fact that is read.
+    """`attention_gru` with a custom backward: fewer operations, storing 5 d numbers per fact read.
 
-    tests/policies/memories/test_dmn.py holds both equal, forward and backward.
+    tests/policies/memories/test_dmn.py compares the two, forward and backward.
     """
 
     @staticmethod
@@ -31,7 +31,7 @@ class AttentionGRU(torch.autograd.Function):
         d, rows = weight.shape[1], steps * batch
         hidden = products.new_empty(facts + 1, rows, d)
         hidden[0] = 0
-        recurrent = products.new_empty(facts, rows, 3 * d)  # becomes r, z, U_n h
+        recurrent = products.new_empty(facts, rows, 3 * d)  # later r, z, U_n h
         candidates = products.new_empty(facts, rows, d)
         up = weight.t()
         views = zip(
@@ -120,7 +120,7 @@ class FusedAttentionGRU(torch.autograd.Function):
 
 
 class FastDMN(FastForm):
-    """The input module by its own fast form, then the questions of all steps at once."""
+    """Runs the input module by its own fast form, then answers the questions of all steps together."""
 
     memory: Any
 

@@ -1,4 +1,4 @@
-"""Dynamic memory network: passes of an attention GRU over the facts seen lately."""
+"""Dynamic memory network: several passes of an attention GRU over the most recent facts."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ Attend = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 @register_memory("dmn")
 class DMN(Memory):
-    """Dynamic memory network (Kumar et al., "Ask Me Anything", ICML 2016), asked at every step.
+    """Dynamic memory network (Kumar et al., "Ask Me Anything", ICML 2016), with a question at every step.
 
-    Input module: a GRU over the inputs of the episode; its state at each step is a fact c_t, as the state at the end of
-    each sentence is in the paper. The last `capacity` facts are kept, the current one among them; one more overwrites
-    the oldest. Question module: a GRU over a question one word long, the current input; begun at zero that is
+    Input module: a GRU over the inputs of the episode. Its state at each step is a fact c_t, like the state at the end
+    of each sentence in the paper. The last `capacity` facts are stored, including the current one; a new one overwrites
+    the oldest. Question module: a GRU over a one-word question, the current input; from a zero state that is
     q = (1 - z) tanh(W x + b), z = σ(W_z x + b_z). Episodic memory: passes i = 1 ... `passes` over the facts in order,
 
         z(c, m, q) = [c, m, q, c∘q, c∘m, |c-q|, |c-m|, cᵀW^b q, cᵀW^b m]
@@ -35,29 +35,30 @@ class DMN(Memory):
         h^i_t = g^i_t GRU(c_t, h^i_{t-1}) + (1 - g^i_t) h^i_{t-1},    e^i = h^i of the last fact
         m^i = GRU(e^i, m^{i-1}),  m^0 = q
 
-    The gates of facts that are not there are 0. Output: the answer module's state, to which the paper's W^a is applied;
-    here that is the policy's heads. The paper ends its passes early where the gate picks an end-of-passes fact, for
-    data that says which facts are needed; without such data it takes a fixed number, as here.
+    Gates of missing facts are 0. Output: the answer module's state; the policy's heads take the place of the paper's
+    W^a. If the data says which facts are needed, the paper ends the passes when the gate selects an end-of-passes fact;
+    otherwise it makes a fixed number of passes, as here.
 
-    State: `hidden` `[B, 1, d]`, of the input module; `facts` `[B, capacity, d]`, the oldest first, zeros before the
-    last `count` `[B]` of them; `gates` `[B, passes, capacity]`, g of the last step, which only the panels read. Facts
-    stay as they were encoded: training reaches the input module through those of the same rollout.
+    State: `hidden` `[B, 1, d]`, of the input module; `facts` `[B, capacity, d]`, oldest first, of which the last
+    `count` `[B]` are filled and the others zero; `gates` `[B, passes, capacity]`, g of the last step, for the panels
+    only. Facts
+    are not encoded again: gradients reach the input module through the facts of the same rollout.
 
     Args:
         input_size: F, width of the input.
         hidden_size: d, of all modules, which is also the output size.
-        capacity: facts kept. A pass takes so many steps of a GRU, one after the other.
+        capacity: stored facts; a pass takes this many sequential GRU steps.
         passes: T_M; the paper's bAbI model takes up to 5.
-        gate_size: units of the gate's hidden layer, which the paper leaves open; None: as hidden_size.
-        smooth: squares in place of absolute values and no bilinear terms in z, as a public implementation has it
-            against the NaN that its |·| gives for equal vectors. Here |·| has slope 0 there, so that neither gives NaN.
+        gate_size: units of the gate's hidden layer, not given in the paper; None: hidden_size.
+        smooth: squares instead of absolute values, and no bilinear terms, in z. A public implementation does this
+            because its |·| gives NaN for equal vectors; here |·| has derivative 0 there.
         answer: "memory": a = m of the last pass, the paper's a_0; "gru": a_1 = GRU([y_0, q], a_0), one step of the
-            answer module, where y_0 is no word and left out.
+            answer module, without y_0, which is no word.
     """
 
     fast_form = FastDMN
     chunk_size = 2**15
-    """Facts to be read at once, counted over steps and batch: more are read in pieces, to bound the room they take."""
+    """Maximum number of facts, over steps and batch, that are read together; more are read in pieces."""
 
     def __init__(
         self,
@@ -79,7 +80,7 @@ class DMN(Memory):
         self.smooth = smooth
         self.input = GRU(input_size, d)
         self.question = nn.Linear(input_size, 2 * d)  # z, then the candidate
-        # the columns of W¹, block by block as z has them
+        # column blocks of W¹, in the order of z
         self.blocks = [d] * 7 + ([] if smooth else [1, 1])
         self.gate_hidden = nn.Linear(sum(self.blocks), gate_size)
         self.gate_out = nn.Linear(gate_size, 1)
@@ -101,29 +102,31 @@ class DMN(Memory):
         return self.answered(self.input(x, {"hidden": state["hidden"]}), x, state, attention_gru)
 
     def answered(self, told: MemoryStep, x: Tensor, state: State, attend: Attend) -> MemoryStep:
-        """The rest of a step, after that of the input module."""
+        """The part of a step after the input module."""
         result = self.ask(told.output.unsqueeze(0), told.state, x.unsqueeze(0), None, state, attend)
         return MemoryStep(result.outputs[0], result.state, {})
 
     def ask(
         self, facts: Tensor, hidden: State, xs: Tensor, starts: Tensor | None, state: State, attend: Attend
     ) -> Unrolled:
-        """The questions of T steps, whose facts `[T, B, d]` are known already, to the facts up to each of them.
+        """Answers the questions of T steps from the facts up to each step; facts are `[T, B, d]`.
 
-        `attend`: `attention_gru`, or another form of it.
+        `attend`: `attention_gru`, or its fast form.
         """
         size, length, batch = self.capacity, len(xs), xs.shape[1]
         z, candidate = self.question(xs).chunk(2, 2)
         q = torch.sigmoid(-z) * torch.tanh(candidate)  # 1 - σ(z) = σ(-z)
         episodes = Episodes.of(starts, state["count"], length, size)
         history = torch.cat([state["facts"].transpose(0, 1), facts])
-        read = history[1:]  # a step's own fact is the last of its window
+        read = history[1:]  # the last fact of a step's window is its own
         ages = torch.arange(size - 1, -1, -1, device=xs.device)
         filled = ages.view(-1, 1, 1) <= episodes.held
         products = F.linear(read, self.episode.weight_ih, self.episode.bias_ih)
         in_gate = F.linear(read, self.gate_hidden.weight[:, : self.hidden_size], self.gate_hidden.bias)
 
-        piece = 1 if length == 1 else max(1, self.chunk_size // (size * batch))  # one step is exported for any batch
+        piece = (
+            1 if length == 1 else max(1, self.chunk_size // (size * batch))
+        )  # a single step must not depend on the batch size, for export
         memories, gates = [], state["gates"]
         for begin in range(0, length, piece):
             steps = slice(begin, min(begin + piece, length))
@@ -150,15 +153,15 @@ class DMN(Memory):
     ) -> tuple[Tensor, Tensor]:
         """All passes of `n` steps over their windows of N facts.
 
-        What does not depend on m is taken once, what depends on c alone once for all windows that hold it.
+        Terms without m are computed once; terms of c alone are computed once for all windows that contain c.
 
         Args:
             facts: c, `[N - 1 + n, B, d]`.
             products: the facts' part of the episode's GRU, `[N - 1 + n, B, 3 d]`.
             in_gate: the facts' own part of W¹ z + b¹, `[N - 1 + n, B, gate_size]`.
             q: `[n, B, d]`.
-            filled: which facts of each window are there, `[N, n, B]`.
-            attend: as in `ask`.
+            filled: which facts of each window exist, `[N, n, B]`.
+            attend: see `ask`.
 
         Returns:
             m of the last pass, `[n, B, d]`, and the gates of the last step, `[B, passes, N]`.
@@ -196,26 +199,26 @@ class DMN(Memory):
         return rows.unfold(0, self.capacity, 1).permute(3, 0, 1, 2)
 
     def metrics(self, state: State) -> dict[str, Tensor]:
-        """Share of the facts that are there, and how much the gates let in of those, the mean over passes."""
+        """Share of filled facts, and the mean gate over these facts and passes."""
         count = state["count"]
         gate = state["gates"].sum(2).mean(1) / count.clamp(min=1)
         return {"used": count / self.capacity, "gate": gate}
 
     def panels(self, state: State) -> dict[str, Panel]:
-        """Which facts each pass of the last step let in, and the facts, as they are kept."""
+        """Gates of each pass of the last step, and the stored facts."""
         return {
             "gates": Panel(
                 state["gates"][0].detach(),
-                "fact, the oldest first",
+                "fact, oldest first",
                 "pass",
                 (0.0, 1.0),
-                about="facts that each pass let in",
+                about="gate of each fact in each pass",
             ),
             "facts": Panel(
                 state["facts"][0].detach(),
                 "unit",
-                "fact, the oldest first",
+                "fact, oldest first",
                 (-1.0, 1.0),
-                about="the facts that are kept",
+                about="stored facts",
             ),
         }

@@ -37,34 +37,34 @@ Layer = Callable[[Tensor, Tensor], Tensor]
 class DNC(Memory):
     """Differentiable neural computer (Graves et al., Nature 538, 2016), Methods.
 
-    A deep LSTM sees the input and what was read at the last step, and emits an interface vector. Writing goes to slots
-    found by content, or to the least used; reading to slots found by content, or to those written just after, or just
-    before, what was read last. Within a step the write comes first.
+    A deep LSTM reads the input and the last read vectors, and emits an interface vector. Writes go to slots found by
+    content or to the least used one. Reads go to slots found by content, or to those written just after or just before
+    the last read ones. In each step the write precedes the read.
 
     State: `hidden`, `cell` `[B, num_layers, hidden_size]`; `memory` `[B, slots, word_size]`; `usage`
     `[B, slots]`; `precedence`, `write_weights` `[B, write_heads, slots]`; `linkage` `[B, write_heads, slots, slots]`;
-    `read_weights` `[B, read_heads, slots]`; `read_vectors` `[B, read_heads, word_size]`. All zero when an episode
-    starts.
+    `read_weights` `[B, read_heads, slots]`; `read_vectors` `[B, read_heads, word_size]`. All zero at the start of
+    an episode.
 
     Args:
         input_size: F, width of the input.
         hidden_size: units of each layer of the controller.
-        output_size: width of the output; None: as hidden_size.
-        num_layers: layers of the controller, each fed the input, what was read, and the layer below.
+        output_size: width of the output; None: hidden_size.
+        num_layers: layers of the controller; the inputs of each are x, the read vectors and the layer below.
         slots: N, rows of the memory.
-        word_size: W, numbers in a row.
+        word_size: W, width of a row.
         read_heads: R.
-        write_heads: one in the paper; several are combined as in the released code, with links for each.
-        clip_value: hidden and cell states and the output are kept within ± this, as in the released code; None: not.
-        clip_gradients: gradients of the controller's hidden states are kept within ± this; the paper has 10. None: not.
+        write_heads: one in the paper; several are combined as in the released code, each with its own links.
+        clip_value: bound of hidden and cell states and the output, as in the released code; None: no clipping.
+        clip_gradients: bound of the gradients of the controller's hidden states; the paper has 10. None: no clipping.
         strength: "oneplus", the paper's 1 + log(1 + e^x), or "softplus", the code's log(1 + e^x).
-        variant: of the read modes in the interface vector: backward, content, forward in the paper ("paper"),
-            backward, forward, content in the released code ("code"). Matters to weights from elsewhere only.
-        stop_usage_gradient: the usage sends no gradient to the last write weights, as in the released code.
-        bias: of interface and output layers; the released code has it, the paper does not.
+        variant: order of the read modes in the interface vector: "paper": backward, content, forward; "code", as in the
+            released code: backward, forward, content. It matters only for weights from elsewhere.
+        stop_usage_gradient: no gradient from the usage to the last write weights, as in the released code.
+        bias: biases of interface and output layers; the released code has them, the paper does not.
 
     Raises:
-        ValueError: a size below 1, a limit not above 0, or an unknown name for strength or variant.
+        ValueError: a size is below 1, a bound is not above 0, or strength or variant is unknown.
     """
 
     fast_form = FastDNC

@@ -21,40 +21,41 @@ WriteThenRead = Callable[[list[Tensor], Tensor, Tensor, Tensor], tuple[list[Tens
 class MNM(Memory):
     """Metalearned neural memory (Munkhdalai et al., NeurIPS 2019), §3: what both write rules share.
 
-    An LSTM controller sees the input and the last read-out, and emits keys, values and a rate. The memory is a
-    bias-free tanh network f_φ; writing changes its weights, reading is a forward pass. Within a step the write comes
-    first, so that the read sees it.
+    An LSTM controller reads the input and the last read-out, and emits keys, values and a rate. The memory is a tanh
+    network f_φ without biases. A write changes its weights; a read is a forward pass. In each step the write precedes
+    the read.
 
     State: `hidden`, `cell` `[B, hidden_size]`; `read_value` `[B, value_size]`; `weights_1` ... `weights_L`
     `[B, D_l, D_{l-1}]`, with D_0 = key_size, D_L = value_size, and memory_units between. With a recall delay also
-    `write_keys` `[B, recall_delay, heads, key_size]` and `write_values` `[B, recall_delay, heads, value_size]`: what
-    the last steps wrote, the last one first, zeros before the episode began.
-    Losses: `meta` `[B]`, eq. (5) at this step: how far the updated memory is from what it was told, now and in the
-    `recall_delay` steps before.
+    `write_keys` `[B, recall_delay, heads, key_size]` and `write_values` `[B, recall_delay, heads, value_size]`: written
+    in the last steps, newest first, zero before the episode.
+    Losses: `meta` `[B]`, eq. (5) at this step: the error of the updated memory on the pairs written in this step and in
+    the `recall_delay` steps before.
 
     Args:
         input_size: F, width of the input.
         hidden_size: d_h, units of the controller.
-        output_size: d_o, width of the output; None: as hidden_size.
+        output_size: d_o, width of the output; None: hidden_size.
         key_size: d_k.
         value_size: d_v.
-        memory_units: D_l of the hidden layers.
+        memory_units: D_l, width of the hidden layers.
         memory_layers: L, at least 1.
-        heads: H, keys and values written, and keys read, at each step.
+        heads: H, number of writes and of reads at each step.
         rate: "single": one β for all layers, as in eq. (3); "per-layer": one β^l for each, as eq. (4) allows.
-        output_activation: of the last memory layer. "tanh" is appendix A's; "linear", the public port's and appendix
-            C's, wants `mean_over_units`, for without it a step on strong keys overshoots and the weights diverge.
-        mean_over_units: average squared errors over units too, as appendix C and the port do, where equations (2) and
-            (5) sum over them: divides the step by D_l / 2 (local) or d_v (gradient), and the meta loss by d_v.
-        recall_delay: 𝒯 of eq. (5), at least 0: so many steps back the meta loss asks for what was written. The paper's
-            experiments have 0.
-        recall_decay: λ_τ = recall_decay^τ is the weight of what was written τ steps ago; above 0, at most 1. The paper
-            names an exponential decay, but no number.
-        memory_seed: of φ_0, which is random, the same at the start of every episode, saved but never trained (§3.5).
+        output_activation: of the last memory layer. "tanh" as in appendix A; "linear" as in the public port and
+            appendix C. "linear" needs `mean_over_units`; without it a step on strong keys overshoots and the weights
+            diverge.
+        mean_over_units: average squared errors over units, as in appendix C and the port, instead of summing them as in
+            equations (2) and (5). Divides the step by D_l / 2 (local) or d_v (gradient), and the meta loss by d_v.
+        recall_delay: 𝒯 of eq. (5), at least 0: the meta loss includes the pairs written in this many earlier steps. The
+            paper's experiments have 0.
+        recall_decay: λ_τ = recall_decay^τ is the weight of a pair written τ steps ago; above 0, at most 1. The paper
+            specifies an exponential decay without a number.
+        memory_seed: seed of φ_0, which is random, equal for all episodes, saved and never trained (§3.5).
     """
 
     local_update: ClassVar[bool]
-    """Whether ψ (BFPF) exists and eq. (4) writes; else eq. (3) does."""
+    """Whether writes use ψ (BFPF) and eq. (4); if not, eq. (3)."""
 
     def __init__(
         self,
@@ -105,7 +106,7 @@ class MNM(Memory):
             phi_0 = (2 * torch.rand(1, size, fan_in, generator=generator) - 1) / fan_in**0.5
             self.register_buffer(f"initial_weights_{index}", phi_0)
             fan_in = size
-        # β is divided by H, as in eq. (2), and the gradient there has a factor 2; halves of integers are exact
+        # β is divided by H, as in eq. (2), whose gradient has a factor 2; halves of integers are exact
         if mean_over_units:
             units = self.layer_sizes if self.local_update else [value_size] * memory_layers
             self.divisors = [heads * size / 2 for size in units]
@@ -131,7 +132,7 @@ class MNM(Memory):
         return self.advance(x, state, self.write_then_read)
 
     def advance(self, x: Tensor, state: State, write_then_read: WriteThenRead) -> MemoryStep:
-        """One step, with a `write_then_read` of this memory or a faster one."""
+        """One step, with this memory's `write_then_read` or that of a fast form."""
         weights = [state[f"weights_{index}"] for index in range(1, len(self.layer_sizes) + 1)]
         inputs = torch.cat([x, state["read_value"]], 1)
         hidden, cell = self.controller(inputs, (state["hidden"], state["cell"]))
@@ -156,7 +157,7 @@ class MNM(Memory):
         return MemoryStep(self.output(torch.cat([hidden, read_value], 1)), following, {"meta": meta})
 
     def interact(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Eq. (1), one tanh over everything.
+        """Eq. (1), with one tanh over all vectors.
 
         Args:
             hidden: h, `[..., d_h]`.
@@ -171,7 +172,7 @@ class MNM(Memory):
     def recall_errors(self, recalled: Tensor, told: Tensor) -> Tensor:
         """Σ_{τ=1}^𝒯 λ_τ Σ_i ‖f_{φ_t}(k^w_{t-τ,i}) − v^w_{t-τ,i}‖² of eq. (5), `[B]`.
 
-        Steps before the episode's first add nothing: their keys and values are zeros, and without biases f_φ(0) = 0.
+        Steps before the episode contribute 0: their keys and values are zero, and f_φ(0) = 0 without biases.
 
         Args:
             recalled: f_{φ_t}(k^w_{t-τ}), τ = 1 ... 𝒯, `[B, 𝒯 H, d_v]`.
@@ -184,11 +185,11 @@ class MNM(Memory):
     def write_then_read(
         self, weights: list[Tensor], keys: Tensor, values: Tensor, steps: Tensor
     ) -> tuple[list[Tensor], Tensor]:
-        """Bind the write keys to `values`, then pass all `keys` through the updated memory.
+        """Writes the pairs of write keys and `values`, then passes all `keys` through the updated memory.
 
         Args:
             weights: M^l_{t-1}, `[B, D_l, D_{l-1}]`.
-            keys: H read keys, then H write keys, then any others to read, `[B, N, d_k]`.
+            keys: H read keys, H write keys, then further keys to read, `[B, N, d_k]`.
             values: v^w, `[B, H, d_v]`.
             steps: step size of each layer, `[B, L]`.
 
@@ -198,7 +199,7 @@ class MNM(Memory):
         raise NotImplementedError
 
     def metrics(self, state: State) -> dict[str, Tensor]:
-        """How far φ has gone from φ_0, in norms of it, the mean over layers; and β, with which it was written last."""
+        """Distance of φ from φ_0 relative to its norm, mean over layers; and the last write rate β."""
         changes = []
         for index, phi_0 in enumerate(self.initial_weights(), start=1):
             changes.append((state[f"weights_{index}"] - phi_0).flatten(1).norm(dim=1) / phi_0.norm())
@@ -206,10 +207,10 @@ class MNM(Memory):
         return {"learned": torch.stack(changes).mean(0), "write_rate": rate}
 
     def panels(self, state: State) -> dict[str, Panel]:
-        """What each layer has learned since the episode began, M^l_t − M^l_0, and the read-out v^r.
+        """Change of each layer since the episode started, M^l_t − M^l_0, and the read-out v^r.
 
-        Keys and values, read and written, which viewers compare over time as figure 5 of the paper does; all of its
-        pictures are in `similarity.py`. With a recall delay also the pairs that the meta loss asks for.
+        Also keys and values, read and written, which viewers compare over time as in figure 5 of the paper. With a
+        recall delay also the earlier pairs of the meta loss.
         """
         panels = {
             f"weights_{index} change": Panel(
@@ -256,9 +257,9 @@ class MNM(Memory):
 class MNMp(MNM):
     """MNM-p: writes by a learned local update, eq. (4), layer by layer and without a gradient.
 
-    The expected activations z'^l = q_ψ^l(v^w) come from a single linear layer for each memory layer, the output layer
-    included (appendix A; the bias and the lack of a nonlinearity are the public port's). The heads' updates are
-    averaged, as the error of eq. (2) is; eq. (4) itself is written for one head. Arguments: see `MNM`.
+    The expected activations z'^l = q_ψ^l(v^w) come from one linear layer per memory layer, including the output layer
+    (appendix A; with a bias and no nonlinearity, as in the public port). The heads' updates are averaged, as the error
+    in eq. (2); eq. (4) itself is for one head. Arguments: see `MNM`.
     """
 
     local_update = True
@@ -274,7 +275,7 @@ class MNMp(MNM):
 
 @register_memory("mnm-g")
 class MNMg(MNM):
-    """MNM-g: writes by one gradient step on the squared error, eq. (2) and (3), which training differentiates through.
+    """MNM-g: writes by one gradient step on the squared error, eq. (2) and (3); training differentiates through it.
 
     Arguments: see `MNM`.
     """

@@ -1,7 +1,7 @@
 """The memory function of MNM and its two write rules, as the paper writes them.
 
 The weights φ are a list of matrices M^l `[B, D_l, D_{l-1}]`, l = 1..L, one set for each batch entry; vectors are rows,
-so that the H heads of one batch entry are a matrix `[B, H, D]`. A rule takes the matrices before the step and returns
+so the H heads of one batch entry are a matrix `[B, H, D]`. A rule takes the matrices before the step and returns
 the ones after it; `fast_step.py` does the same in fewer passes over the weights.
 """
 
@@ -32,8 +32,8 @@ def write_local(
         weights: M^l.
         keys: k^w, `[B, H, d_k]`.
         expected: z'^l, `[B, H, D_l]` for each layer.
-        steps: s_l, `[B, L]`: the rate times whatever averages over heads.
-        squash_output: whether the last layer is tanh as well.
+        steps: s_l, `[B, L]`: the rate divided for the average over heads.
+        squash_output: whether the last layer is tanh too.
     """
     z = activations(weights, keys, squash_output)
     updated = []
@@ -48,15 +48,15 @@ def write_gradient(
 ) -> list[Tensor]:
     """The gradient step, eq. (2) and (3), in closed form: φ ← φ − s ½∇ Σ_i ‖f_φ(k^w_i) − v^w_i‖².
 
-    The factor 2 of the gradient belongs to `steps`. Every operation is differentiable, so what autograd records here is
-    the second order.
+    The factor 2 of the gradient belongs to `steps`. Every operation is differentiable, so autograd
+    computes second-order gradients.
 
     Args:
         weights: M^l.
         keys: k^w, `[B, H, d_k]`.
         values: v^w, `[B, H, d_v]`.
         steps: s_l, `[B, L]`.
-        squash_output: whether the last layer is tanh as well.
+        squash_output: whether the last layer is tanh too.
     """
     z = activations(weights, keys, squash_output)
     delta = z[-1] - values  # ½ ∂‖·‖²/∂(M^l z^{l-1}), from the last layer down

@@ -1,4 +1,4 @@
-"""Calls of `fast_cells.c`: what follows the convolution in a step of `fast_sequence.py`, on a CPU."""
+"""Calls of `fast_cells.c`: the part of a step after the convolution in `fast_sequence.py`, on a CPU."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAX_CHANNELS = 256
 
 
 def usable(c: Tensor) -> bool:
-    """For a memory `[B, C, H, W]` like this: on a CPU, of a usual size, and with a compiler at hand."""
+    """Whether the loops can be used for a memory `[B, C, H, W]`: on a CPU, of a supported size, with a compiler."""
     there = c.dim() == 4 and c.device.type == "cpu" and c.shape[1] <= MAX_CHANNELS
     return there and not off() and library(SOURCE, c.dtype) is not None
 
@@ -40,13 +40,13 @@ class CellLoops:
         self._count, self._sizes = batch * cells, (channels, cells, int(half))
 
     def forward(self, of_h: Tensor, of_x: Tensor, before: Tensor, gates: Tensor, after: Tensor, h: Tensor) -> None:
-        """The sums `[B, 4C, H, W]` that h and the input give, and c before, to gates, c and h."""
+        """Gates, c and h from the pre-activations `[B, 4C, H, W]` and the previous c."""
         self._call("forward", of_h, of_x, before, self._peepholes, gates, after, h)
 
     def backward(
         self, gates: Tensor, before: Tensor, after: Tensor, d_h: Tensor, d_out: Tensor, d_c: Tensor, d_sums: Tensor
     ) -> None:
-        """d_h + d_out, and d_c, which becomes that of c before, to those of the sums."""
+        """Gradients of the pre-activations from d_h + d_out and d_c; d_c becomes that of the previous c."""
         self._call("backward", gates, before, after, self._peepholes, d_h, d_out, d_c, d_sums)
 
     def _call(self, name: str, *tensors: Tensor | None) -> None:

@@ -23,7 +23,7 @@ _tanh_backward = torch.ops.aten.tanh_backward.default
 
 
 class Recurrence(torch.autograd.Function):
-    """h_1 ... h_T of a convolutional LSTM whose inputs have been convolved already; see `LSTMGrid`.
+    """h_1 ... h_T of a convolutional LSTM whose inputs are already convolved; see `LSTMGrid`.
 
     Where x_gates is of less precision than c, so are h and what is convolved; the cells and their gates are not.
 
@@ -95,7 +95,7 @@ class Recurrence(torch.autograd.Function):
 
 
 class Cells:
-    """What follows the convolution in a step, and back: by a C loop where one is usable, else by torch's operations.
+    """The part of a step after the convolution, forward and backward: by a C loop if usable, else by torch.
 
     Args:
         like: c, `[B, C, ...]`.
@@ -110,7 +110,7 @@ class Cells:
         self._dtype, self._peepholes = dtype, peepholes
 
     def forward(self, of_h: Tensor, of_x: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """From what h and the input give `[B, 4C, ...]`, and c before: gates, c and h."""
+        """Gates, c and h from the pre-activations `[B, 4C, ...]` and the previous c."""
         if self.loops is not None:
             of_h, of_x, c = map(channels_inside, (of_h, of_x, c))
             gates, after, h = (
@@ -136,9 +136,9 @@ class Cells:
     def backward(
         self, gates: Tensor, before: Tensor, after: Tensor, d_h: Tensor, d_out: Tensor, d_c: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """From d_h + d_out and d_c: those of the sums that entered the gates, and of c before."""
+        """Gradients of the gates' pre-activations and of the previous c, from d_h + d_out and d_c."""
         if self.loops is not None:
-            gates, before, after = map(channels_inside, (gates, before, after))  # the way there may have been torch's
+            gates, before, after = map(channels_inside, (gates, before, after))  # the forward pass may have used torch
             d_h, d_out = channels_inside(d_h.to(self._dtype)), channels_inside(d_out)
             d_c = d_c.clone(memory_format=torch.channels_last)
             d_sums = torch.empty_like(gates, dtype=self._dtype)
@@ -161,11 +161,11 @@ class Cells:
 
 
 class FastMultigrid(ReaderForm):
-    """Sequences layer after layer over all steps, and readers once, over `T * B` rows."""
+    """Computes sequences layer by layer over all steps, and readers once over `T * B` rows."""
 
     memory: Any
     bf16 = False
-    """Whether sequences are convolved in bfloat16; cells, states and outputs stay as they are."""
+    """Whether sequences are convolved in bfloat16; cells, states and outputs keep their type."""
 
     def unroll(
         self,
@@ -183,12 +183,12 @@ class FastMultigrid(ReaderForm):
         return Unrolled(span.steps_of(outputs), state, losses, None if grids is None else span.steps_of(grids))
 
     def laid_out(self, grid: Tensor) -> Tensor:
-        """The rows of a sequence in the layout and the precision in which they are convolved fastest."""
+        """The rows of a sequence in the layout and precision of the fastest convolution."""
         grid = channels_inside(grid) if usable(grid) else grid
         return grid.to(torch.bfloat16) if self.bf16 else grid
 
     def record(self, state: State, room: int) -> Recording:
-        # batch normalisation counts every step that it sees in training, and would count those of a replay again
+        # batch normalisation updates its statistics at every step in training; a replay would count steps twice
         counts = self.memory.plan.normalization == "batch"
         return Recording(self.memory, state) if counts else super().record(state, room)
 

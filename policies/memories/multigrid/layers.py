@@ -1,4 +1,4 @@
-"""Multigrid layers: pyramids of grids, each grid fed by its neighbours in the pyramid before.
+"""Multigrid layers: pyramids of grids; the input of a grid is its neighbours in the pyramid below.
 
 A `Pyramid` holds a grid for each level, 1 the coarsest; every level has twice the side of the one before. Sequences
 come as `T * B` rows, time before batch, and a `Span` that says how to cut them.
@@ -24,7 +24,7 @@ Channels = dict[int, int]
 
 
 def fresh(value: Tensor, step: int, starts: Tensor | None, resets: frozenset[int]) -> Tensor:
-    """`value` `[B, ...]` before `step`: zero where an episode starts, which it does at one of `resets` if at all."""
+    """`value` `[B, ...]` before `step`, zeroed where an episode starts; only steps in `resets` are checked."""
     if starts is None or step not in resets:
         return value
     return value.masked_fill(starts[step].view(-1, *[1] * (value.dim() - 1)), 0.0)
@@ -38,7 +38,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 @dataclass(frozen=True)
 class Span:
-    """The steps that a batch of rows is made of."""
+    """The steps that make up a batch of rows."""
 
     length: int = 1
     """T."""
@@ -47,20 +47,20 @@ class Span:
     resets: frozenset[int] = frozenset()
     """The steps where `starts` may be true."""
     steps: Tensor | None = None
-    """`[B, 1]`, steps of the episode before this span; where there is normalisation over the sequence."""
+    """`[B, 1]`, steps of the episode before this span; only for normalisation over the sequence."""
     answering: Tensor | None = None
-    """Bool `[T, B]`, true where the decoder's weights apply; None: there is no decoder."""
+    """Bool `[T, B]`, true where the decoder's weights are used; None: no decoder."""
     laid_out: Callable[[Tensor], Tensor] | None = None
     """Changes the layout of inputs `[T * B, C, ...]`."""
     recurrence: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = None
-    """Takes all steps of a grid without a decoder; see `fast_sequence.Recurrence`."""
+    """Computes all steps of a grid without a decoder; see `fast_sequence.Recurrence`."""
 
     def steps_of(self, rows: Tensor) -> Tensor:
         """Rows `[T * B, ...]` as `[T, B, ...]`."""
         return rows.view(self.length, -1, *rows.shape[1:])
 
     def fresh(self, step: int, value: Tensor) -> Tensor:
-        """`value` `[B, ...]` of the state as it is before `step`: zero where an episode starts."""
+        """`value` `[B, ...]` of the state before `step`, zeroed where an episode starts."""
         return fresh(value, step, self.starts, self.resets)
 
     @cached_property
@@ -85,7 +85,7 @@ def down(grid: Tensor) -> Tensor:
 
 
 def neighbours(pyramid: Pyramid, level: int) -> list[Tensor]:
-    """The parts of H^x_j = (↑h^x_{j-1}) ⊕ (h^x_j) ⊕ (↓h^x_{j+1}); those that are missing are left out."""
+    """The parts of H^x_j = (↑h^x_{j-1}) ⊕ (h^x_j) ⊕ (↓h^x_{j+1}), without missing levels."""
     parts = []
     if level - 1 in pyramid:
         parts.append(up(pyramid[level - 1]))
@@ -97,21 +97,21 @@ def neighbours(pyramid: Pyramid, level: int) -> list[Tensor]:
 
 
 def widen(grid: Tensor, channels: int) -> Tensor:
-    """`grid` with zero channels behind its own, `channels` in all."""
+    """`grid` padded with zero channels to `channels`."""
     extra = channels - grid.shape[1]
     return F.pad(grid, [0, 0] * (grid.dim() - 2) + [0, extra]) if extra else grid
 
 
 def convolution(rank: int, inputs: int, outputs: int) -> nn.Conv1d | nn.Conv2d:
-    """Kernel 3, same size; weights and biases uniform in ±1/sqrt(3^rank · inputs), torch's default."""
+    """A convolution with kernel 3 and padding; initialised uniformly in ±1/sqrt(3^rank · inputs), torch's default."""
     return (nn.Conv2d if rank == 2 else nn.Conv1d)(inputs, outputs, 3, padding=1)
 
 
-# Normalisation: `(rows, state, span)` to normalised rows and what changed in the state
+# Normalisation: `(rows, state, span)` to normalised rows and changed entries of the state
 
 
 class Norm(nn.Module):
-    """Scale and centre of each channel, learned; and whose statistics are divided out."""
+    """Normalisation with a trained scale and centre per channel."""
 
     eps = 1e-5
 
@@ -122,7 +122,7 @@ class Norm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def sizes(self) -> dict[str, tuple[int, ...]]:
-        """Names and shapes, without the batch, of what it keeps in the state."""
+        """Names and shapes (without the batch) of its entries in the state."""
         return {}
 
     def forward(self, rows: Tensor, state: State, span: Span) -> tuple[Tensor, State]:
@@ -149,7 +149,7 @@ class BatchNorm(Norm):
 
 
 class SequenceNorm(Norm):
-    """Statistics of each batch entry over positions and over the steps of its episode so far, this one included."""
+    """Statistics of each batch entry over positions and the steps of its episode so far, including this one."""
 
     def sizes(self) -> dict[str, tuple[int, ...]]:
         return {f"mean_{self.key}": self.weight.shape, f"variance_{self.key}": self.weight.shape}
@@ -161,7 +161,7 @@ class SequenceNorm(Norm):
         step_means, step_variances = here.mean(3), here.var(3, correction=0)
         for t, (m, v) in enumerate(zip(step_means.unbind(), step_variances.unbind(), strict=True)):
             mean, variance = span.fresh(t, mean), span.fresh(t, variance)
-            share = span.counts[t].reciprocal()  # of this step in the episode so far
+            share = span.counts[t].reciprocal()  # the share of this step in the episode so far
             change = m - mean
             mean = mean + share * change
             variance = variance + share * (v - variance) + share * (1 - share) * change.square()
@@ -174,7 +174,7 @@ class SequenceNorm(Norm):
 
 
 class StepNorm(Norm):
-    """Statistics of each row over positions and channels: for readers, which have no state to keep others in."""
+    """Statistics of each row over positions and channels: for readers, which have no state."""
 
     def forward(self, rows: Tensor, state: State, span: Span) -> tuple[Tensor, State]:
         return F.group_norm(rows, 1, self.weight, self.bias, self.eps), {}
@@ -184,11 +184,11 @@ NORMS: dict[str, type[Norm]] = {"batch": BatchNorm, "sequence": SequenceNorm, "s
 Normalization = Literal["none", "batch", "sequence", "step"]
 
 
-# One grid of one layer: `(parts, state, span)` to its rows and what changed in the state
+# One grid of one layer: `(parts, state, span)` to its rows and changed entries of the state
 
 
 class Grid(nn.Module):
-    """A grid of a layer: a convolution over what its neighbours give, and what follows it."""
+    """A grid of a layer: a convolution over its neighbours' outputs, and the operations after it."""
 
     def __init__(self, key: str, channels: int, normalization: Normalization) -> None:
         super().__init__()
@@ -196,11 +196,11 @@ class Grid(nn.Module):
         self.norm = None if normalization == "none" else NORMS[normalization](channels, key)
 
     def sizes(self) -> dict[str, tuple[int, ...]]:
-        """Names and shapes, without the batch, of what it keeps in the state."""
+        """Names and shapes (without the batch) of its entries in the state."""
         return {} if self.norm is None else self.norm.sizes()
 
     def normal(self, rows: Tensor, state: State, span: Span) -> tuple[Tensor, State]:
-        """Normalised rows, where there is normalisation; in the parameters' precision meanwhile."""
+        """Normalises rows if there is a normalisation, in the parameters' precision."""
         if self.norm is None:
             return rows, {}
         normal, changed = self.norm(rows.to(self.norm.weight.dtype), state, span)
@@ -227,7 +227,7 @@ class ConvGrid(Grid):
 
 
 class LSTMGrid(Grid):
-    """A grid of an MG-conv-LSTM layer: a convolutional LSTM, and normalisation of what it passes on.
+    """A grid of an MG-conv-LSTM layer: a convolutional LSTM with normalised output.
 
     One convolution over [H^x; h^y_{t-1}] gives all gates, i, f, o and the candidate, in this order. With a decoder
     there are two sets of weights, the encoder's first, on one state; `Span.answering` chooses.
@@ -266,7 +266,7 @@ class LSTMGrid(Grid):
             )
             rows = h
         else:
-            # all steps' inputs at once; only what depends on the step before is taken step by step
+            # the inputs of all steps together; only the recurrent part is computed step by step
             x = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
             x_weight, h_weight = self.conv.weight.tensor_split([self.inputs], 1)
             x_gates, kept, h = convolve(x, x_weight, self.conv.bias), h.dtype, h.to(x.dtype)
@@ -317,7 +317,7 @@ class LSTMGrid(Grid):
 
 
 class Stack(nn.Module):
-    """Multigrid layers, one on another.
+    """A stack of multigrid layers.
 
     Args:
         entering: channels of the pyramid that enters.
@@ -341,14 +341,14 @@ class Stack(nn.Module):
         super().__init__()
         self.residuals = residuals
         self.passed: list[Channels] = []
-        """Channels that each layer passes on."""
+        """Output channels of each layer."""
         self.layers = nn.ModuleList()
         before = entering
         for number, (levels, channels) in enumerate(layers, start=1):
             inputs = {level: sum(before.get(level + step, 0) for step in (-1, 0, 1)) for level in levels}
             if not inputs[levels[-1]]:
                 raise ValueError(f"layer {number} has {levels[-1]} levels, but those before it end at {max(before)}")
-            # a coarse grid that nothing feeds yet is left out
+            # a coarse grid without input is left out
             grids = {str(level): make(number, level, count, channels) for level, count in inputs.items() if count}
             self.layers.append(nn.ModuleDict(grids))
             before = {int(level): channels for level in grids}
@@ -362,13 +362,13 @@ class Stack(nn.Module):
             self.passed.append(before)
 
     def sizes(self) -> dict[str, tuple[int, ...]]:
-        """Names and shapes, without the batch, of what it keeps in the state."""
+        """Names and shapes (without the batch) of its entries in the state."""
         return {name: shape for layer in self.layers for grid in layer.values() for name, shape in grid.sizes().items()}  # type: ignore[operator]
 
     def forward(
         self, pyramid: Pyramid, state: State, span: Span, beside: Sequence[Pyramid] = ()
     ) -> tuple[list[Pyramid], State]:
-        """The pyramid that each layer passes on, and the new state of this stack."""
+        """The output pyramid of each layer, and the new state of the stack."""
         passed: list[Pyramid] = []
         following: State = {}
         for number, layer in enumerate(self.layers, start=1):

@@ -1,4 +1,4 @@
-"""Multigrid neural memory: convolutional LSTMs at several resolutions that talk to their neighbours."""
+"""Multigrid neural memory: convolutional LSTMs at several resolutions, connected to neighbouring resolutions."""
 
 from __future__ import annotations
 
@@ -23,48 +23,48 @@ from policies.memories.steps import Queries
 class Multigrid(ReaderMemory):
     """Multigrid neural memory (Huynh, Maire and Walter, ICML 2020).
 
-    The writer is a stack of MG-conv-LSTM layers, and its cells are the memory: every layer holds a pyramid of grids,
-    and each grid sees those of its own and of the two neighbouring levels in the layer before. Readers are stacks of
-    MG-conv layers without a state. A reader goes up through the levels as the writer does, sees the writer's output of
-    the same step beside every layer of its own, and goes down again to one grid. Layers and levels count from 1, and
-    level 1 is the coarsest. An argument that is None is the preset's.
+    The writer is a stack of MG-conv-LSTM layers, whose cells are the memory. Every layer is a pyramid of grids. Each
+    grid gets input from the layer below, from its own level and the two neighbouring ones. Readers are stacks of
+    MG-conv layers without a state. A reader goes up through the levels like the writer, with the writer's output of the
+    same step as additional input to every layer, and then down to one grid. Layers and levels count from 1; level 1 is
+    the coarsest. Arguments that are None have the preset's value.
 
-    State: for each layer l and level j of the writer `hidden_l_j` and `cell_l_j` `[B, C, H, W]` (`[B, C, L]` where rank
-    is 1). With normalization="sequence" also `steps` `[B, 1]`, and `mean_l_j` and `variance_l_j` `[B, C]`.
-    Output: a vector, see `readout`; and where rank is 2 the readers' last grids, `[B, readers * C, H, W]`.
+    State: for each layer l and level j of the writer `hidden_l_j` and `cell_l_j` `[B, C, H, W]` (`[B, C, L]` for rank
+    1). With normalization="sequence" also `steps` `[B, 1]`, and `mean_l_j` and `variance_l_j` `[B, C]`.
+    Output: a vector, see `readout`; for rank 2 also the readers' last grids, `[B, readers * C, H, W]`.
 
     Args:
-        input_size: `(C, H, W)` of the grid written at each step, `(C, L)` where rank is 1.
-        queries: shape of each query by name, one reader for each; None: one reader that is asked by the input.
+        input_size: `(C, H, W)` of the grid written at each step, `(C, L)` for rank 1.
+        queries: shape of each query by name, one reader for each; None: one reader whose query is the input.
         preset: "small", "mapping-25", "mapping-15", "sort", "recall", "mnist" or "babi".
         rank: 1 or 2, spatial dimensions.
-        base: cells along a side at level 1; twice as many at each further level.
-        levels: levels of each layer of the writer, from level 1 up. Where the input (for a reader's layers up: the
-            query) enters at a finer level than that, the layer has the levels up to there.
-        channels: of each layer of the writer, and of a reader's layers up.
-        residuals: pairs (to, from) of the writer's layers: what `from` passes on is added to the output of `to`, its
-            channels padded with zeros. The recurrent state does not see the sum.
-        reader: "none": no layers up; the layers down follow the writer, and there is no one to ask.
-        down_levels: levels of each layer down; the last has 1.
-        down_channels: of each layer down.
-        reader_residuals: as `residuals`, within a reader, whose layers are counted up, then down.
-        keep: the levels that the layers down keep, "finest" or "coarsest": the output is a map, or is small.
-        activate_output: ReLU (and normalisation) after the last layer as well.
-        readout: of what the vector output is made: "flatten", the last grid; "pool", the mean of each channel of the
-            pyramid before it, which suits a last grid that is large or already an answer.
-        output_size: width of a linear layer on the read-out; None: no such layer.
-        input_levels: "fit": an input enters at the coarsest level that holds it, in the middle of zeros; "all": at all
-            levels of the first layer, resized by nearest neighbour.
-        decoder: of the priority sort. The writer's layers have a second set of weights, which goes on with the state
-            that the first has left: "silence", where the whole input is zero; a number, where that channel of the input
-            is above 0.5 somewhere; "none": they have one set.
-        peepholes: the gates see the cell, as in the paper's equations; the released code has none.
+        base: side length at level 1; it doubles at each further level.
+        levels: number of levels of each layer of the writer, from level 1 up. If the input (of a reader: the query)
+            enters at a finer level, the layer has the levels up to that one.
+        channels: of each layer of the writer, and of a reader's upward layers.
+        residuals: pairs (to, from) of the writer's layers: the output of `from`, with channels padded with zeros, is
+            added to the output of `to`. The sum does not enter the recurrent state.
+        reader: "none": no upward layers; the downward layers follow the writer, and there are no queries.
+        down_levels: number of levels of each downward layer; the last has 1.
+        down_channels: channels of each downward layer.
+        reader_residuals: as `residuals`, within a reader; its layers are counted upward, then downward.
+        keep: the levels that the downward layers keep: "finest" gives a map, "coarsest" a small output.
+        activate_output: also apply ReLU (and normalisation) after the last layer.
+        readout: source of the vector output: "flatten", the last grid; "pool", the mean of each channel of the pyramid
+            before it, for a last grid that is large or is itself the answer.
+        output_size: width of a linear layer on the read-out; None: no layer.
+        input_levels: "fit": an input enters at the coarsest level that is large enough, padded with zeros; "all": at
+            all levels of the first layer, resized by nearest neighbour.
+        decoder: for the priority sort. The writer's layers have a second set of weights, which continues with the state
+            of the first set: "silence", while the whole input is zero; a number, while this channel of the input is
+            above 0.5 anywhere; "none": one set only.
+        peepholes: the gates read the cell, as in the paper's equations; not in the released code.
         forget_bias: initial bias of the forget gates.
-        normalization: after each layer but the last: "none"; "batch", over the batch, which couples its entries in
-            training; "sequence", over the episode so far (in readers that are asked: over each grid).
+        normalization: after each layer except the last: "none"; "batch", over the batch, which couples its entries in
+            training; "sequence", over the episode so far (in readers with queries: over each grid).
 
     Raises:
-        ValueError: arguments contradict one another, or an input's shape does not go with rank.
+        ValueError: arguments contradict each other, or an input's shape does not fit `rank`.
     """
 
     fast_form = FastMultigrid
@@ -104,7 +104,7 @@ class Multigrid(ReaderMemory):
             **{"forget_bias": forget_bias, "normalization": normalization},
         )
         if queries and plan.reader == "none":
-            raise ValueError(f"reader='none' has no one to ask {', '.join(queries)}")
+            raise ValueError(f"reader='none' has no readers for the queries {', '.join(queries)}")
         self.input_shape, self.query_shapes = tuple(input_size), dict(queries or {})
         for name, shape in {"input_size": self.input_shape, **self.query_shapes}.items():
             if len(shape) != plan.rank + 1:

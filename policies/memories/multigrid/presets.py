@@ -12,7 +12,7 @@ Residuals = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True)
 class Plan:
-    """Every choice about a multigrid memory but its inputs; the fields are the arguments of `Multigrid`.
+    """All settings of a multigrid memory except its inputs; the fields are the arguments of `Multigrid`.
 
     Raises:
         ValueError: on construction, where fields contradict one another.
@@ -69,7 +69,7 @@ class Plan:
         return len(self.down_levels) + (len(self.levels) if self.reader == "query" else 0)
 
     def side(self, level: int) -> int:
-        """Cells along a side of the grids of `level`."""
+        """Side length of the grids of `level`."""
         return self.base << (level - 1)
 
     def size(self, level: int) -> tuple[int, ...]:
@@ -77,7 +77,7 @@ class Plan:
         return (self.side(level),) * self.rank
 
     def entry(self, shape: Sequence[int]) -> int:
-        """The coarsest level whose grids hold a grid of this spatial `shape`."""
+        """The coarsest level whose grids are at least of this spatial `shape`."""
         level = 1
         while self.side(level) < max(shape):
             level += 1
@@ -85,7 +85,7 @@ class Plan:
 
     @classmethod
     def of(cls, preset: str, **given: Any) -> Plan:
-        """A preset with the arguments that are not None in place of its own.
+        """A preset, with its values replaced by the arguments that are not None.
 
         Raises:
             ValueError: there is no such preset, or the arguments contradict one another.
@@ -111,11 +111,11 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 
 
 def _tuples(value: Any) -> Any:
-    """Lists, as configuration files have them, as tuples."""
+    """Converts lists from configuration files to tuples."""
     return tuple(_tuples(item) for item in value) if isinstance(value, list | tuple) else value
 
 
-_UP_DOWN = Plan(  # what the paper's experiments share
+_UP_DOWN = Plan(  # common to the paper's experiments
     rank=2,
     base=3,
     levels=(2, 2, 3, 3, 4),

@@ -17,11 +17,11 @@ from policies.memories.shared.pictures import vector_panel
 
 
 class PlasticNetwork(Memory):
-    """Differentiable plasticity (Miconi, Clune and Stanley, ICML 2018), §2: what both forms share.
+    """Differentiable plasticity (Miconi, Clune and Stanley, ICML 2018), §2: base class of both forms.
 
-    Each recurrent connection has a trained weight w and a Hebbian trace, zero when an episode starts, which the
-    connection's own activity changes at every step. α says how much of the trace the connection feels, η how fast the
-    trace moves; both are trained.
+    Each recurrent connection has a trained weight w and a Hebbian trace. The trace is zero at the start of an episode
+    and is changed by the connection's own activity at every step. α is the strength of the trace and η its rate of
+    change; both are trained.
 
         h_t[j] = tanh( (W_in x_t + b)[j] + Σ_i (w[i,j] + α[i,j] Hebb_{t-1}[i,j]) h_{t-1}[i] )                    (1)
         "hebb":    Hebb_t[i,j] = η h_{t-1}[i] h_t[j] + (1 - η) Hebb_{t-1}[i,j]                                  (2)
@@ -33,18 +33,18 @@ class PlasticNetwork(Memory):
 
     Args:
         input_size: F, width of the input.
-        hidden_size: units, which is also the output size; the state has hidden_size² numbers and more.
-        rule: how a trace changes. "oja", eq. (3), is the released maze code's default; "hebb" is eq. (2); "clipped" is
-            that of the authors' later code in batches, which only adds, between bounds.
-        clip: the bounds of "clipped".
-        init_scale: w and a plastic connection's α start uniform in 0..init_scale, the α that all share at init_scale.
-            0.01 suits 200 units, whose summed weights then come to 1; a smaller network wants more.
+        hidden_size: units, which is also the output size; the state has hidden_size² + hidden_size numbers.
+        rule: update of the trace. "oja", eq. (3), is the default of the released maze code; "hebb" is eq. (2);
+            "clipped", from the authors' later batched code, only adds, within bounds.
+        clip: bound of the rule "clipped".
+        init_scale: w and α per connection are initialised uniformly in 0..init_scale, a shared α to init_scale. 0.01
+            suits 200 units, whose weights then sum to about 1; a smaller network needs more.
         init_eta: η at the start of training.
     """
 
     fast_form = FastPlastic
     shared_alpha: ClassVar[bool]
-    """Whether all connections have one α."""
+    """Whether all connections share one α."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class PlasticNetwork(Memory):
         return advance(hebb, before, after, self.eta, self.rule, self.clip)
 
     def metrics(self, state: State) -> dict[str, Tensor]:
-        """How large the traces are, and how many units are at their bounds."""
+        """Root mean square of the traces, and the share of saturated units."""
         return {"trace_rms": rms(state["hebb"]), "saturation": saturation(state["hidden"])}
 
     def panels(self, state: State) -> dict[str, Panel]:
@@ -97,7 +97,7 @@ class PlasticNetwork(Memory):
 
 @register_memory("plastic")
 class Plastic(PlasticNetwork):
-    """Every connection has a plasticity α[i,j] of its own. Arguments: see `PlasticNetwork`."""
+    """Each connection has its own plasticity α[i,j]. Arguments: see `PlasticNetwork`."""
 
     shared_alpha = False
 

@@ -1,4 +1,4 @@
-"""What a trace gives a step, and how it changes: equations (1) to (3) of `memory.py`."""
+"""The plastic input and the update of the traces: equations (1) to (3) of `memory.py`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def plastic_input(before: Tensor, hebb: Tensor, alpha: Tensor) -> Tensor:
 def advance(
     hebb: Tensor, before: Tensor, after: Tensor, eta: Tensor, rule: str, clip: float | None, out: Tensor | None = None
 ) -> Tensor:
-    """The trace after a step, by `rule`; into `out` where given, which may be `hebb` itself."""
+    """The trace after a step, by `rule`; written to `out` if given, which may be `hebb`."""
     given, taken = (eta * before).unsqueeze(2), after.unsqueeze(1)
     if clip is not None:
         added = torch.addcmul(hebb, given, taken, out=out)
@@ -26,5 +26,5 @@ def advance(
 
 
 def decay(after: Tensor, eta: Tensor, rule: str) -> Tensor:
-    """The factor at which a trace is kept: 1 - η in (2), 1 - η y[j]² in (3); broadcasts against `[B, n, n]`."""
+    """The decay factor of a trace: 1 - η in (2), 1 - η y[j]² in (3); broadcasts to `[B, n, n]`."""
     return (1 - eta * after.square()).unsqueeze(1) if rule == "oja" else (1 - eta).view(1, 1, 1)

@@ -1,4 +1,4 @@
-"""The fast forms of LSTM and GRU: torch's kernels for whole sequences and, on a CPU, tapes of `fast_sequence.py`."""
+"""Fast forms of LSTM and GRU: torch's kernels for whole sequences, and on a CPU the tapes of `fast_sequence.py`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from policies.memories.time.unroll import unroll_segments
 
 
 class Layers:
-    """A tape for each layer."""
+    """One tape per layer."""
 
     full = False
 
@@ -40,23 +40,23 @@ class Layers:
 
 
 class FastRecurrent(TapedForm):
-    """Sequences by torch's kernel or, on a CPU, by tapes, whichever is the faster.
+    """Computes sequences by torch's kernels or, on a CPU, by tapes, whichever is faster.
 
-    On a CPU: an LSTM by the kernel of oneDNN, cut at a few resets that the host knows of; a GRU, for which torch has no
-    such kernel, and an LSTM with more resets by `fast_sequence`, which takes resets anywhere. Where there is a compiler
-    both go through C loops (`fast_native`), an LSTM where there is any reset.
-    Elsewhere: by cuDNN, cut at a few resets. With more of them `starts` is read by the host, one synchronisation, and
-    every episode becomes a sequence of its own in one packed batch: what that costs does not depend on how many
-    episodes start, or where. Where the host may read nothing, step by step.
+    On a CPU, an LSTM uses oneDNN's kernel, with the sequence cut at resets if the host knows of a few. A GRU, for which
+    torch has no such kernel, and an LSTM with more resets use `fast_sequence`, which supports resets at any step. With
+    a compiler these use C loops (`fast_native`), an LSTM for any number of resets above 0.
+    On other devices cuDNN is used, with the sequence cut at a few resets. With more, the host reads `starts` (one
+    synchronisation), and every episode becomes a sequence in one packed batch, at a cost that does not depend on number
+    and place of the resets. If the host may not read, the memory is stepped.
     """
 
     tape_of: ClassVar[type[Tape]]
-    """Of one layer."""
+    """The tape of one layer."""
     has_cpu_kernel: ClassVar[bool]
-    """Whether torch runs whole sequences by oneDNN on a CPU."""
+    """Whether torch has a oneDNN kernel for whole sequences on a CPU."""
     memory: Any
     bf16 = False
-    """Whether the sequence kernel multiplies in bfloat16; states and outputs stay as they are."""
+    """Whether the sequence kernel multiplies in bfloat16; states and outputs keep their type."""
 
     def cell(self, x: Tensor, state: tuple[Tensor, ...], parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """One step of one layer by torch's kernel."""
@@ -64,12 +64,12 @@ class FastRecurrent(TapedForm):
 
     @property
     def by_hand(self) -> bool:
-        """Whether tapes are used: on other devices torch's kernels are the faster."""
+        """Whether to use tapes; on other devices torch's kernels are faster."""
         return bool(self.memory.device.type == "cpu")
 
     def few(self, length: int, resets: Sequence[int] | None) -> bool:
-        """Whether a sequence can be cut at its resets."""
-        # where `starts` would have to be read from an accelerator, cutting pays for longer
+        """Whether there are few enough known resets to cut the sequence at them."""
+        # on an accelerator the alternative reads `starts`, so cutting pays up to more resets
         most = max(1, length // 8) if self.memory.device.type == "cpu" else max(2, length // 4)
         return resets is not None and len(resets) <= most
 
@@ -112,7 +112,7 @@ class FastRecurrent(TapedForm):
         )
 
     def unroll_by_hand(self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None) -> Unrolled:
-        """On tapes, one layer after the other."""
+        """The sequence on tapes, layer by layer."""
         layers, given = self.tape(state, len(xs)), xs.detach()
         for tape in layers.tapes:
             tape.run(given, starts, resets)
@@ -133,7 +133,7 @@ class FastRecurrent(TapedForm):
 
     def _run(self, xs: Tensor | PackedSequence, state: State) -> tuple[Tensor, State]:
         """Whole sequences without a reset: `[T, B, F]`, or packed."""
-        # torch keeps the layer first
+        # torch has the layer as first dimension
         hx: Any = tuple(state[name].transpose(0, 1).contiguous() for name in self.memory.state_names)
         outputs: Any
         if self.bf16:
@@ -148,7 +148,7 @@ class FastRecurrent(TapedForm):
     ) -> tuple[Tensor | PackedSequence, tuple[Tensor, ...]]:
         """The kernel with input, state and weights cast to bfloat16, results cast back.
 
-        Not by autocast: for cuDNN it casts to float16, whatever type it is told.
+        Autocast is not used, because for cuDNN it casts to float16 whatever type is requested.
         """
         inputs = xs.data if isinstance(xs, PackedSequence) else xs
         weights = [weight.bfloat16() for weight in self.memory.rnn._flat_weights if weight is not None]
@@ -183,14 +183,14 @@ class FastGRU(FastRecurrent):
 
 
 class _Episodes(NamedTuple):
-    """`starts` `[T, B]` as N episodes, longest first: the index arithmetic of a packed batch."""
+    """Index arithmetic of a packed batch: `starts` `[T, B]` as N episodes, longest first."""
 
     owner: Tensor
     """Batch entry of each episode, `[N]`."""
     fresh: Tensor
-    """Whether it begins in the initial state, rather than in the state carried in, `[N]`."""
+    """Whether it starts from the initial state instead of the carried state, `[N]`."""
     source: Tensor
-    """For each packed row, the row of `xs.flatten(0, 1)` it holds, `[T * B]`."""
+    """For each packed row, its row in `xs.flatten(0, 1)`, `[T * B]`."""
     back: Tensor
     """The inverse of `source`."""
     last: Tensor
@@ -209,7 +209,7 @@ class _Episodes(NamedTuple):
         order = lengths.argsort(descending=True, stable=True)
         rank = order.argsort()
         position = torch.arange(batch_size * length) - first[episode]
-        # packed rows run by position in the episode, and within one position from the longest episode down
+        # packed rows are sorted by position in the episode, then from the longest episode to the shortest
         packed = (position * len(first) + rank[episode]).argsort()
         source = packed % length * batch_size + packed // length
         return cls(

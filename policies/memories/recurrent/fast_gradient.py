@@ -1,8 +1,8 @@
 """The derivative of LSTM and GRU over time, from a tape of `fast_sequence.py`.
 
-The factors that do not depend on the gradient are made for a block of steps at once that stays in the cache, so that a
-step back is one product and three or four operations in place; the gradient of the recurrent weights is one product
-over all steps.
+Factors that do not depend on the gradient are computed for blocks of steps that fit the cache. A backward step is then
+one matrix product and three or four in-place operations. The gradient of the recurrent weights is one product over all
+steps.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from policies.memories.recurrent import fast_native as recurrent_native
 from policies.memories.recurrent.fast_sequence import LSTMTape, Tape
 
 BLOCK = 40_000
-"""Numbers of one gate in a block of the backward pass: seven such arrays are about 1 MB, an L2 cache."""
+"""Size of one gate in a block of the backward pass; seven such arrays are about 1 MB, the size of an L2 cache."""
 
 
 class RecurrentSequence(torch.autograd.Function):
     """The steps on a tape and their derivative.
 
-    Inputs: the tape; what it was made of, for the gradients: the layer's input `[T, B, F]`, its state tensors, its
-    parameters. Outputs: the state tensors after every step, `[T, B, H]` each.
+    Inputs: the tape; for the gradients, the layer's input `[T, B, F]`, its state tensors and its parameters. Outputs:
+    the state tensors after every step, `[T, B, H]` each.
     """
 
     @staticmethod
@@ -55,8 +55,8 @@ class RecurrentSequence(torch.autograd.Function):
         hidden = hidden.flatten(0, 1)
         d_gates, flat = d_gates.flatten(0, 1), xs.flatten(0, 1)
         d_w_h, width = d_gates.t() @ hidden, hidden.shape[1]
-        # The input's part of the gates has the same gradients, but for n of a GRU. A column of ones beside the input
-        # gives the biases' in the same product: sums over that many rows cost more than the column.
+        # The input's part of the gates has the same gradients, except n of a GRU. A column of ones beside the input
+        # gives the biases' gradients in the same product, which is faster than sums over that many rows.
         parts = [d_gates] if d_n is None else [d_gates[:, : 2 * width], d_n.flatten(0, 1)]
         flat = torch.cat([flat, flat.new_ones(len(flat), 1)], 1)
         from_x = torch.cat([part.t() @ flat for part in parts])
@@ -72,7 +72,7 @@ class RecurrentSequence(torch.autograd.Function):
 
 
 def _after_resets(states: Tensor, begin: int, end: int, starts: dict[int, Tensor]) -> Tensor:
-    """The states before steps `begin` to `end`, after the resets there."""
+    """The states before steps `begin` to `end`, after resets."""
     before = states[begin:end]
     if steps := [t for t in starts if t and begin <= t < end]:
         before = before.clone()
@@ -82,22 +82,22 @@ def _after_resets(states: Tensor, begin: int, end: int, starts: dict[int, Tensor
 
 
 def _blocks(length: int, batch: int, size: int) -> list[tuple[int, int]]:
-    """The blocks of the backward pass, last first: their first step and the one after their last."""
+    """First step and end of each block of the backward pass, last block first."""
     stride = max(1, BLOCK // (batch * size))
     return [(max(0, end - stride), end) for end in range(length, 0, -stride)]
 
 
 Given = Sequence[Tensor | None]
-"""The gradients that the state tensors after every step are given, `[T, B, H]`; None: none."""
+"""Gradients of the state tensors after every step, `[T, B, H]`; None: zero."""
 
 
 def _lstm_backward(
     starts: dict[int, Tensor], w_h: Tensor, active: Tensor, tanh_cell: Tensor, states: list[Tensor], d: Given
 ) -> tuple[Tensor, None, list[Tensor]]:
-    """The gradients of what goes into the gates, `[T, B, 4H]`, and of the state before the first step.
+    """Gradients of the gates' pre-activations, `[T, B, 4H]`, and of the state before the first step.
 
-    With a = o (1 - tanh² c), a step back is: dc += a dh; of i, f, g: dc times g i (1 - i), c' f (1 - f), i (1 - g²);
-    of o: dh times tanh c o (1 - o); then dc f and dh = W_hᵀ d of the gates go to the step before.
+    With a = o (1 - tanh² c), a backward step is: dc += a dh; for i, f, g: dc times g i (1 - i), c' f (1 - f),
+    i (1 - g²); for o: dh times tanh c o (1 - o); then dc f and dh = W_hᵀ d(gates) go to the previous step.
     """
     hiddens, cells = states
     (length, batch, size), (d_hiddens, d_cells) = tanh_cell.shape, d
@@ -135,10 +135,10 @@ def _lstm_backward(
 def _gru_backward(
     starts: dict[int, Tensor], w_h: Tensor, active: Tensor, given_n: Tensor, states: list[Tensor], d: Given
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """The gradients of what the hidden state gives the gates, `[T, B, 3H]`, of the input's part of n, and of the state.
+    """Gradients of the hidden state's part of the gates, `[T, B, 3H]`, of the input's part of n, and of the state.
 
-    With u = (1 - z) (1 - n²) and g = `given_n`, what the hidden state gives n, a step back is dh times: u r g (1 - r)
-    for r; (h' - n) z (1 - z) for z; u for the input's part of n and u r for the hidden state's.
+    With u = (1 - z) (1 - n²) and g = `given_n`, the hidden state's part of n, a backward step is dh times: u r g (1 -
+    r) for r; (h' - n) z (1 - z) for z; u for the input's part of n and u r for the hidden state's part.
     """
     (hiddens,), (d_hiddens,) = states, d
     length, batch, width = active.shape
@@ -174,14 +174,14 @@ def _gru_backward(
 
 
 def _last(given: Tensor | None, like: Tensor) -> Tensor:
-    """What the state after the last step is given, to be written to."""
+    """A copy of the gradient of the state after the last step."""
     return torch.zeros_like(like[0]) if given is None else given[-1].clone()
 
 
 def _to_the_step_before(
     d_hidden: Tensor, d_gates: Tensor, w_h: Tensor, given: Tensor | None, starts: Tensor | None
 ) -> None:
-    """`d_hidden` in place: what the gates send back, 0 across a reset, and what the step before is `given` itself."""
+    """Sets `d_hidden` for the previous step: from the gates, 0 across a reset, plus its own gradient `given`."""
     if starts is None and given is not None:
         torch.addmm(given, d_gates, w_h, out=d_hidden)
         return

@@ -1,6 +1,7 @@
 """Calls of `fast_cells.c`: LSTM and GRU over time on a CPU.
 
-In a step torch's operations cost more than their arithmetic where rows are few, and its products pack the weights anew.
+With few rows, the overhead of torch's operations exceeds their arithmetic, and its products repack the weights each
+time.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ SOURCE = Path(__file__).with_name("fast_cells.c")
 
 
 def usable(state: Tensor) -> bool:
-    """For a state `[B, H]` like this: on a CPU, not empty, and with a compiler at hand."""
+    """Whether the loops can be used for a state `[B, H]`: on a CPU, not empty, and with a compiler."""
     there = state.device.type == "cpu" and state.numel() > 0
     return there and not off() and library(SOURCE, state.dtype) is not None
 
@@ -27,13 +28,13 @@ def usable(state: Tensor) -> bool:
 def lstm_forward(
     gates: Tensor, weights: Tensor, hiddens: Tensor, cells: Tensor, squashed: Tensor, starts: Tensor | None
 ) -> None:
-    """All steps in place.
+    """Computes all steps in place.
 
     Args:
-        gates: `[T, B, 4H]`: what the input gives, becomes the gates.
+        gates: `[T, B, 4H]`: the input's part, overwritten by the gates.
         weights: recurrent, `[4H, H]`.
-        hiddens, cells: `[T + 1, B, H]`, of which the first is given; 0 where it is the start of an episode.
-        squashed: `[T, B, H]`, becomes tanh of the cells.
+        hiddens, cells: `[T + 1, B, H]`, with the first given; 0 where an episode starts.
+        squashed: `[T, B, H]`, output: tanh of the cells.
         starts: bool `[T, B]`, or None.
     """
     steps, batch, size = squashed.shape
@@ -50,11 +51,11 @@ def lstm_backward(
     d_hiddens: Tensor | None,
     d_cells: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of the sums that entered the gates `[T, B, 4H]` and of the first state, `[B, H]` each.
+    """Gradients of the gates' pre-activations `[T, B, 4H]` and of the first state, `[B, H]` each.
 
     Args:
-        gates, weights, cells, squashed, starts: as `lstm_forward` left them.
-        d_hiddens, d_cells: of the states after every step, `[T, B, H]`, or None.
+        gates, weights, cells, squashed, starts: from `lstm_forward`.
+        d_hiddens, d_cells: gradients of the states after every step, `[T, B, H]`, or None.
     """
     steps, batch, size = squashed.shape
     d_gates, d_hidden, d_cell = torch.empty_like(gates), gates.new_empty(batch, size), gates.new_empty(batch, size)
@@ -68,14 +69,14 @@ def lstm_backward(
 def gru_forward(
     gates: Tensor, weights: Tensor, bias: Tensor, hiddens: Tensor, of_hidden: Tensor, starts: Tensor | None
 ) -> None:
-    """All steps in place.
+    """Computes all steps in place.
 
     Args:
-        gates: `[T, B, 3H]`: what the input gives, becomes the gates.
+        gates: `[T, B, 3H]`: the input's part, overwritten by the gates.
         weights: recurrent, `[3H, H]`.
-        bias: of what the hidden state gives n, `[H]`.
-        hiddens: `[T + 1, B, H]`, of which the first is given; 0 where it is the start of an episode.
-        of_hidden: `[T, B, H]`, becomes what the hidden state gives n.
+        bias: of the hidden state's part of n, `[H]`.
+        hiddens: `[T + 1, B, H]`, with the first given; 0 where an episode starts.
+        of_hidden: `[T, B, H]`, output: the hidden state's part of n.
         starts: bool `[T, B]`, or None.
     """
     steps, batch, size = of_hidden.shape
@@ -92,12 +93,12 @@ def gru_backward(
     starts: Tensor | None,
     d_hiddens: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of what the hidden state gives the gates `[T, B, 3H]`, of the input's part of n `[T, B, H]`, and of the
+    """Gradients of the hidden state's part of the gates `[T, B, 3H]`, of the input's part of n `[T, B, H]`, and of the
     first state `[B, H]`.
 
     Args:
-        gates, weights, hiddens, of_hidden, starts: as `gru_forward` left them.
-        d_hiddens: of the states after every step, `[T, B, H]`, or None.
+        gates, weights, hiddens, of_hidden, starts: from `gru_forward`.
+        d_hiddens: gradients of the states after every step, `[T, B, H]`, or None.
     """
     steps, batch, size = of_hidden.shape
     d_gates, d_n, d_hidden = torch.empty_like(gates), torch.empty_like(of_hidden), gates.new_empty(batch, size)
@@ -115,7 +116,7 @@ def _functions(like: Tensor) -> ctypes.CDLL:
 
 
 def _call(name: str, arrays: tuple[Tensor | None, ...], sizes: tuple[int, ...]) -> None:
-    """The function, for all rows of a batch: `sizes` are steps, batch and the width of the state."""
+    """Calls the function for all rows of a batch; `sizes` are steps, batch and width of the state."""
     assert all(array is None or array.is_contiguous() for array in arrays)
     first = arrays[0]
     assert first is not None

@@ -1,8 +1,8 @@
-"""LSTM and GRU over time on a CPU: steps without a graph, written down on a tape.
+"""LSTM and GRU over time on a CPU: steps without a graph, stored on a tape.
 
-What the input gives all steps is one product, and a step writes into rooms made beforehand, some ten operations.
-`fast_gradient.py` is the custom backward of the recorded sequence. Rows of the weights are ordered as torch orders
-them: i, f, g, o (LSTM) and r, z, n (GRU).
+The input's part of all steps is one matrix product. A step writes into preallocated tensors, in about ten operations.
+`fast_gradient.py` is the custom backward of the recorded sequence. Weight rows have torch's order: i, f, g, o (LSTM)
+and r, z, n (GRU).
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from torch import Tensor
 
 from policies.memories.recurrent import fast_native as recurrent_native
 
-# As tensors: a number in Python costs an operation on a small tensor as much again.
+# As tensors: with Python numbers an operation on a small tensor takes twice as long.
 _ONE, _MINUS_TWO = torch.tensor(1.0, dtype=torch.float64), torch.tensor(-2.0, dtype=torch.float64)
 
 
 def tanh_(x: Tensor) -> Tensor:
-    """tanh in place, as 1 - 2 σ(-2x): exact to 1e-7 in float32, and on a CPU up to three times as fast as torch's."""
+    """tanh in place, as 1 - 2 σ(-2x): exact to 1e-7 in float32, and up to three times as fast as torch's on a CPU."""
     return torch.add(_ONE, x.mul_(_MINUS_TWO).sigmoid_(), alpha=-2, out=x)
 
 
 class Tape:
-    """Steps of one layer, written down as they are taken; without gradients.
+    """Stores the steps of one layer as they are taken, without gradients.
 
     Args:
-        state: the state tensors `[B, H]` before the first step; left as they are.
-        parameters: of the layer, as `nn.RNNBase.all_weights` has them.
-        room: steps to make room for; more than that are copied once to a larger one.
+        state: the state tensors `[B, H]` before the first step; not modified.
+        parameters: of the layer, as in `nn.RNNBase.all_weights`.
+        room: number of steps to allocate; with more steps the tape is copied to a larger one.
     """
 
     gates: int
@@ -40,30 +40,30 @@ class Tape:
         self.w_x, self.w_h, self.b_x, self.b_h = (parameter.detach() for parameter in parameters)
         self.length = 0
         self.starts: dict[int, Tensor] = {}
-        """Who starts an episode, by the steps at which anybody may."""
+        """The resets, by the steps at which an episode may start."""
         self.native, self.all_starts = False, torch.empty(0)
-        """Whether the steps were taken by C loops, and who starts an episode then, `[T, B]`, or nothing."""
+        """Whether the steps were computed by C loops, and their resets `[T, B]`; empty without resets."""
         first = state[0]
         self.size = first.shape[1]
         self.active = first.new_empty(max(room, 1), len(first), self.gates * self.size)
         """The gates, `[room, B, gates * H]`."""
         self.states = [first.new_empty(len(self.active) + 1, *first.shape) for _ in state]
-        """State tensors before each step and after the last, `[room + 1, B, H]`; before its reset, but for step 0."""
+        """State tensors before each step and after the last, `[room + 1, B, H]`; before the reset, except at step 0."""
         self.extra = self._extra()
         for kept, value in zip(self.states, state, strict=True):
             kept[0] = value
 
     def _extra(self) -> Tensor:
-        """What else a step has to keep, `[room, B, ...]`; and the recurrent weights, transposed and copied: the product
-        of few rows with them is an eighth faster so."""
+        """Allocates what else a step stores, `[room, B, ...]`, and copies the transposed recurrent weights, which makes
+        products with few rows an eighth faster."""
         raise NotImplementedError
 
     def _split(self) -> None:
-        """Make the views of every step, all at once: one by one they cost as much as the arithmetic."""
+        """Creates the views of all steps at once; one by one they would take as long as the arithmetic."""
         raise NotImplementedError
 
     def _advance(self, t: int, before: Sequence[Tensor]) -> None:
-        """Step `t` from the state `before`; its `active` holds what the input gives."""
+        """Step `t` from the state `before`; `active` contains the input's part of the gates."""
         raise NotImplementedError
 
     def _grow(self) -> None:
@@ -79,7 +79,7 @@ class Tape:
 
     @torch.no_grad()
     def step(self, x: Tensor, starts: Tensor | None) -> tuple[Tensor, ...]:
-        """Take a step on `x` `[B, F]`, after a reset where `starts` `[B]` says so; gives the state tensors `[B, H]`."""
+        """Steps on `x` `[B, F]`, after a reset where `starts` `[B]` is true; returns the state tensors `[B, H]`."""
         t = self.length
         if t == 0:
             self._split()
@@ -93,7 +93,7 @@ class Tape:
 
     @torch.no_grad()
     def run(self, xs: Tensor, starts: Tensor | None, resets: Sequence[int] | None) -> None:
-        """Take as many steps as there is room for, on `xs` `[T, B, F]`; `starts` and `resets` as in `unroll`."""
+        """Takes all steps of `xs` `[T, B, F]`; `starts` and `resets` as in `unroll`."""
         torch.addmm(self.input_bias(), xs.flatten(0, 1), self.w_x.t(), out=self.active.flatten(0, 1))
         if len(self.active) == len(xs) and self._run_natively(starts):
             self.length = len(xs)
@@ -110,7 +110,7 @@ class Tape:
         self.length = len(xs)
 
     def _run_natively(self, starts: Tensor | None) -> bool:
-        """Take all steps by C loops, where there are any; gives whether it did."""
+        """Computes all steps by C loops if available; returns whether it did."""
         if not recurrent_native.usable(self.states[0][0]):
             return False
         if starts is not None:
@@ -128,26 +128,26 @@ class Tape:
         raise NotImplementedError
 
     def input_bias(self) -> Tensor:
-        """What is added to the input's part of the gates, `[gates * H]`."""
+        """The bias added to the input's part of the gates, `[gates * H]`."""
         raise NotImplementedError
 
     def _reset(self, t: int, before: Sequence[Tensor], starts: Tensor) -> Sequence[Tensor]:
-        """The state before step `t`, 0 where `starts` says so."""
+        """The state before step `t`, set to 0 where `starts` is true."""
         self.starts[t] = starts
-        if t == 0:  # this one is the tape's own copy; later ones are outputs
+        if t == 0:  # the tape's own copy; later ones are outputs
             return [value.masked_fill_(starts[:, None], 0.0) for value in before]
         return [value.masked_fill(starts[:, None], 0.0) for value in before]
 
     _state_views: list[tuple[Tensor, ...]]
 
     def saved(self) -> list[Tensor]:
-        """What the backward pass needs, cut to the steps that were taken."""
+        """The tensors for the backward pass, cut to the steps taken."""
         states = (kept[: self.length + 1] for kept in self.states)
         return [self.active[: self.length], self.extra[: self.length], *states]
 
 
 class LSTMTape(Tape):
-    """Of an LSTM; `active` becomes i, f, g, o and `extra` is tanh of the cell."""
+    """The tape of an LSTM; `active` becomes i, f, g, o and `extra` is tanh of the cell."""
 
     gates = 4
 
@@ -187,15 +187,15 @@ def lstm_step(
     """A step in place.
 
     Args:
-        views: `[B, 4H]` that holds what the input gives and will hold the gates; of it i, f, g, o; room for tanh c.
+        views: `[B, 4H]`, the input's part, overwritten by the gates; its parts i, f, g, o; output for tanh c.
         before: hidden state and cell.
         w_out: the recurrent weights, transposed.
-        hidden_out, cell_out: room for what follows.
+        hidden_out, cell_out: outputs.
     """
     active, i, f, g, o, squashed = views
     hidden, cell = before
     active.addmm_(hidden, w_out)
-    g.mul_(_MINUS_TWO)  # tanh_ of the third gate, its σ taken together with the others'
+    g.mul_(_MINUS_TWO)  # tanh_ of the third gate; its σ is computed with the others'
     active.sigmoid_()
     torch.add(_ONE, g, alpha=-2, out=g)
     torch.mul(f, cell, out=cell_out).addcmul_(i, g)
@@ -205,7 +205,7 @@ def lstm_step(
 
 
 class GRUTape(Tape):
-    """Of a GRU; `active` becomes r, z, n and `extra` is what the hidden state gives n, W_hn h + b_hn."""
+    """The tape of a GRU; `active` becomes r, z, n and `extra` is the hidden state's part of n, W_hn h + b_hn."""
 
     gates = 3
 
@@ -245,7 +245,7 @@ class GRUTape(Tape):
 
 
 def _input_bias(b_x: Tensor, b_h: Tensor, size: int) -> Tensor:
-    """The biases of r and z together, and the input's of n; the other one of n stands inside the bracket with r."""
+    """The summed biases of r and z, and the input's bias of n; n's other bias is multiplied by r."""
     return torch.cat([b_x[: 2 * size] + b_h[: 2 * size], b_x[2 * size :]])
 
 
@@ -255,10 +255,10 @@ def gru_step(
     """A step in place.
 
     Args:
-        views: rz `[B, 2H]` and n, which hold what the input gives and will hold the gates; of rz, r and z; room for
-            what the hidden state gives n.
+        views: rz `[B, 2H]` and n, the input's part, overwritten by the gates; r and z, the parts of rz; output for the
+            hidden state's part of n.
         hidden, w_rz, w_n, b_n: the state before, its weights, transposed, and the bias of n.
-        hidden_out: room for what follows.
+        hidden_out: output.
     """
     rz, n, r, z, given_n = views
     rz.addmm_(hidden, w_rz).sigmoid_()

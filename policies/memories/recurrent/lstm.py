@@ -26,8 +26,8 @@ class LSTM(TorchRecurrent):
 
     Args:
         input_size: F, width of the input.
-        hidden_size: units a layer, which is also the output size.
-        num_layers: layers, each fed the hidden state of the one before.
+        hidden_size: units per layer, which is also the output size.
+        num_layers: layers; the input of each is the hidden state of the layer below.
     """
 
     fast_form = FastLSTM

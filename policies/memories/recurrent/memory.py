@@ -20,7 +20,7 @@ _ABOUT = {"hidden": "output of the units, to the policy", "cell": "what the unit
 class TorchRecurrent(Memory):
     """A memory with the parameters of `nn.LSTM` or `nn.GRU`.
 
-    Its state holds one tensor `[B, num_layers, hidden_size]` for each of `state_names`, zero when an episode starts.
+    Its state has a tensor `[B, num_layers, hidden_size]` for each of `state_names`, zero at the start of an episode.
     """
 
     kernel: ClassVar[type[nn.RNNBase]]
@@ -42,7 +42,7 @@ class TorchRecurrent(Memory):
         Args:
             x: `[B, F]`.
             state: the state tensors, `[B, hidden_size]`.
-            parameters: W, U, b and b' of all gates, one below the other in torch's order.
+            parameters: W, U, b and b' of all gates, stacked in torch's order.
 
         Returns:
             The next state tensors.
@@ -54,7 +54,7 @@ class TorchRecurrent(Memory):
         return MemoryStep(output, following, {})
 
     def through_layers(self, x: Tensor, state: State, cell: Cell) -> tuple[Tensor, State]:
-        """One step of all layers, each fed the hidden state of the one before: the last one's, and the next state."""
+        """One step of all layers: the last layer's hidden state, and the next state."""
         layers = []
         for index, parameters in enumerate(self.rnn.all_weights):
             layers.append(cell(x, self.layer(state, index), parameters))
@@ -66,17 +66,17 @@ class TorchRecurrent(Memory):
         return tuple(state[name][:, index] for name in self.state_names)
 
     def stacked(self, layers: Sequence[tuple[Tensor, ...]]) -> State:
-        """The state of all layers from their state tensors."""
+        """Combines the layers' state tensors to a state."""
         stacked = (torch.stack(parts, 1) for parts in zip(*layers, strict=True))
         return dict(zip(self.state_names, stacked, strict=True))
 
     def metrics(self, state: State) -> dict[str, Tensor]:
-        """How many units are at their bounds and, of an LSTM, how large the cells are."""
+        """Share of saturated units and, for an LSTM, root mean square of the cells."""
         numbers = {"saturation": saturation(state["hidden"])}
         return numbers | ({"cell_rms": rms(state["cell"])} if "cell" in state else {})
 
     def panels(self, state: State) -> dict[str, Panel]:
-        """Each state tensor of the first batch entry, a block for each layer; the cell of an LSTM has no bounds."""
+        """Each state tensor of the first batch entry, one block per layer; the cell of an LSTM is unbounded."""
         return {
             name: vector_panel(value[0], limits=(-1.0, 1.0) if name == "hidden" else None, about=_ABOUT.get(name, ""))
             for name, value in state.items()

@@ -1,4 +1,4 @@
-"""LSTM with a soft-attention look-up table: every step adds rows, reading is attention over them."""
+"""LSTM with a soft-attention look-up table: every step adds rows; reads are attention over the rows."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from policies.memories.shared.pictures import vector_panel
 class SALU(Memory):
     """LSTM+SALU, the baseline of Munkhdalai et al., "Metalearned Neural Memory", NeurIPS 2019, §4.1.
 
-    The paper says of it only that the look-up table takes the place of the neural memory. So everything else here is
-    MNM's: the controller, its interaction vectors, the order of a step, the mean over heads; see `mnm.MNM`. What is
-    ours: attention is by scaled dot products, and the table, there unbounded, keeps the last `capacity` steps.
+    The paper says only that the look-up table replaces the neural memory. So the controller, its interaction vectors,
+    the order within a step and the mean over heads are those of MNM; see `mnm.MNM`. Our own choices: attention uses
+    scaled dot products, and the table, which is unbounded in the paper, stores the last `capacity` steps.
 
         h_t, c_t = LSTM([x_t ; v^r_{t-1}], h_{t-1}, c_{t-1})
         [k^r_i ; k^w_i ; v^w_i] = tanh(W_v h_t + b_v)                        i = 1 ... H; as MNM's eq. (1), without β'
@@ -29,16 +29,16 @@ class SALU(Memory):
         y_t = W_y [h_t ; v^r_t] + b_y
 
     State: `hidden`, `cell` `[B, hidden_size]`; `read_value` `[B, value_size]`; `keys` `[B, capacity, H, key_size]` and
-    `values` `[B, capacity, H, value_size]`, the newest step last; `count` `[B]`, steps in the table, 0 to capacity.
+    `values` `[B, capacity, H, value_size]`, newest step last; `count` `[B]`, number of filled steps, 0 to capacity.
 
     Args:
         input_size: F, width of the input.
         hidden_size: d_h, units of the controller.
-        output_size: d_o, width of the output; None: as hidden_size.
+        output_size: d_o, width of the output; None: hidden_size.
         key_size: d_k.
         value_size: d_v.
-        heads: H, rows written, and keys read with, at each step.
-        capacity: steps in the table; each new one then pushes the oldest out.
+        heads: H, number of rows written and of reads at each step.
+        capacity: steps in the table; a new one then replaces the oldest.
     """
 
     fast_form = FastSALU
@@ -92,7 +92,7 @@ class SALU(Memory):
         return parts(self.interaction(hidden).tanh(), self.heads, self.key_size)
 
     def used(self, count: Tensor) -> Tensor:
-        """Which steps of the table are of this episode, bool `[B, capacity]`."""
+        """Which steps of the table belong to this episode, bool `[B, capacity]`."""
         return self.get_buffer("rows") >= (self.capacity - count).unsqueeze(1)
 
     def metrics(self, state: State) -> dict[str, Tensor]:
@@ -100,11 +100,11 @@ class SALU(Memory):
         return {"used": state["count"] / self.capacity}
 
     def panels(self, state: State) -> dict[str, Panel]:
-        """What each head read in the last step, the table, newest row last, and the read-out v^r."""
+        """Read weights of the last step, the table (newest row last) and the read-out v^r."""
         first = {name: value[:1].detach() for name, value in state.items()}
         used = self.used(first["count"])
         weights = attend(self.vectors(first["hidden"])[0], first["keys"], used).detach()
-        weights = weights * used.repeat_interleave(self.heads, 1).unsqueeze(1)  # nothing is read before a step
+        weights = weights * used.repeat_interleave(self.heads, 1).unsqueeze(1)  # zero before the first step
         panels = {"read_weights": Panel(weights[0], "row", "head", (0.0, 1.0), "columns", about="where each head read")}
         for name in ("keys", "values"):
             panels[name] = Panel(

@@ -1,4 +1,4 @@
-"""Reading the table by attention, and the vectors that address it."""
+"""Attention over the table, and the interaction vectors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def attend(read_keys: Tensor, keys: Tensor, used: Tensor) -> Tensor:
     Args:
         read_keys: k^r, `[B, H, d_k]`.
         keys: K, `[B, C, H, d_k]`.
-        used: which steps may be read, bool `[B, C]`; where there are none, all are read alike.
+        used: which steps may be read, bool `[B, C]`; if there are none, all weights are equal.
     """
     scores: Tensor = torch.bmm(read_keys, keys.flatten(1, 2).transpose(1, 2)) / keys.shape[3] ** 0.5
     unread = (~used).repeat_interleave(keys.shape[2], 1).unsqueeze(1)

@@ -14,7 +14,7 @@ from policies.memories.time.taped import TapedForm
 
 
 class RowsInPlace(Rows):
-    """As `Rows`, with M written to where it is and a gradient that is one buffer as large as M for the whole sequence.
+    """As `Rows`, but M is updated in place, and its gradient is one buffer of M's size for the whole sequence.
 
     The operations form a single chain: each takes the gradient from the one after it, adds its few rows or clears them,
     and hands the same buffer on. The words a step needs for its own derivative it keeps, so that nothing has to be
@@ -68,7 +68,7 @@ class WriteRows(torch.autograd.Function):
 
 
 class ReadRows(torch.autograd.Function):
-    """Words `[len(rows), W]` of the memory, and the memory itself, unchanged: its gradient comes by here."""
+    """Returns words `[len(rows), W]`, and the unchanged memory, so that its gradient passes through here."""
 
     @staticmethod
     def forward(ctx: Any, memory: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -105,7 +105,7 @@ class ResetRows(torch.autograd.Function):
 
 
 class Release(torch.autograd.Function):
-    """The end of the chain: its gradient belongs to the caller, so the chain gets a copy to write to."""
+    """The end of the chain. Its gradient belongs to the caller, so the chain gets a copy that it may write to."""
 
     @staticmethod
     def forward(ctx: Any, memory: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ class Release(torch.autograd.Function):
 
 
 class Sequence:
-    """Steps in one working copy, with their graph."""
+    """A recording in one working copy, with its graph."""
 
     full = False
 
@@ -137,7 +137,7 @@ class Sequence:
 
 
 class FastSDNC(TapedForm):
-    """See above."""
+    """Steps sequences in one working copy of the memory."""
 
     keeps_graph = True
     memory: Any

@@ -1,4 +1,4 @@
-"""Sparse differentiable neural computer: every step reads, writes and links a few slots, however many there are."""
+"""Sparse differentiable neural computer: each step reads, writes and links a few slots, whatever their number."""
 
 from __future__ import annotations
 
@@ -18,54 +18,55 @@ from policies.memories.shared.pictures import vector_panel
 from policies.memories.steps import reset
 
 SMALL = ("hidden", "cell", "read_vectors", "read_weights", "read_slots", "write_weights", "write_slots", "time")
-"""State that a step makes anew; the rest is `Rows`, `Links` and `last_access`."""
+"""State that each step replaces; the rest (`Rows`, `Links`, `last_access`) is updated in place."""
 
 LARGEST_PICTURE = 512
-"""Slots up to which links are shown as a matrix of slots by slots."""
+"""Maximum number of slots for which links are shown as a slots × slots matrix."""
 
 
 @register_memory("sdnc")
 class SDNC(Memory):
     """Sparse DNC (Rae et al., NIPS 2016, arXiv:1610.09027), supplement D: SAM's reads and writes with temporal links.
 
-    An LSTM sees the input and the R words read one step ago, and says what to write and what to look for:
+    An LSTM reads the input and the R words of the last reads, and emits write and read parameters:
 
-        w^W_t = α (γ w^R_{t-1} + (1 - γ) I^U)             to slots just read, or to the one least recently used   (5)
-        M_t = (1 - I^U 1ᵀ) M_{t-1} + w^W_t aᵀ             which is erased first                                   (8)
+        w^W_t = α (γ w^R_{t-1} + (1 - γ) I^U)             slots just read, or the least recently used one     (5)
+        M_t = (1 - I^U 1ᵀ) M_{t-1} + w^W_t aᵀ             that slot is erased first                           (8)
         N_t(i, j) = (1 - w^W(i)) N_{t-1}(i, j) + w^W(i) p_{t-1}(j)    written before i; K_L largest of a row     (19)
         P_t(i, j) = (1 - w^W(j)) P_{t-1}(i, j) + w^W(j) p_{t-1}(i)    written after i; the same                  (20)
         p_t = (1 - Σ_i w^W(i)) p_{t-1} + w^W_t                        K_L largest                                (11)
         b = N_tᵀ w^r_{t-1},  f = P_tᵀ w^r_{t-1},  c = softmax of β cos(k, M_t) over the K words nearest to k
         w^r_t = K largest of π_1 b + π_2 c + π_3 f,  r_t = Σ_i w^r_t(i) M_t(i)                          for each head
 
-    The paper leaves some things open or says them otherwise; docs/memories/sdnc.md has the reasons for what was taken:
+    Choices where the paper is open or differs; docs/memories/sdnc.md has the reasons:
 
-    - one write head, as one p and one N make sense for; w^R is the mean of the heads' read weights;
-    - a slot is used at t if the weights of all accesses to it, w^W + Σ_r w^r, exceed δ; I^U is the slot used longest
-      ago, of unused ones that with the smallest index;
-    - f and b are read from rows of P and N; equations (21) and (22) have N w and P w, which stand for the same product
-      with the DNC's L, but must look at every slot (`link_reads`);
-    - the nearest words are found exactly, which passes over all slots once, where the paper also has approximate ways.
+    - one write head, because p and N are defined for one; w^R is the mean of the heads' read weights;
+    - a slot is used at t if the weights of all accesses to it, w^W + Σ_r w^r, exceed δ; I^U is the least recently used
+      slot, and of several unused ones the one with the smallest index;
+    - f and b are read from rows of P and N; equations (21) and (22) have N w and P w, which equal the same products
+        with
+      the DNC's L, but visit every slot (`link_reads`);
+    - the nearest words are found exactly, in one pass over all slots; the paper also has approximate search.
 
     State: `hidden`, `cell` `[B, hidden_size]`; `read_vectors` `[B, R, word_size]`; `memory` `[B, N, word_size]` and
     `inverse_norm` of its words `[B, N]`; sparse weightings as weights and slots, `read_weights`, `read_slots`
     `[B, R, K]` and `write_weights`, `write_slots` `[B, R K + 1]`; `last_access` `[B, N]`, the time of a slot's last
     use, and `time` `[B, 1]`; `predecessors` (N), `successors` (P), `log_retained`, `precedence` (p) as in
-    `sdnc_sparse.Links`. Slots and times are numbers of the module's type, exact to 2^24 in single precision.
+    `sdnc_sparse.Links`. Slots and times are stored in the module's type, exact up to 2^24 in single precision.
 
     Args:
         input_size: F, width of the input.
         hidden_size: units of the controller.
-        output_size: width of the output, a linear map of the controller and the words read; None: as hidden_size.
+        output_size: width of the output, a linear map of the controller and the words read; None: hidden_size.
         slots: N.
         word_size: width of a slot.
         read_heads: R.
-        sparse_reads: K, slots that a head reads.
-        sparse_links: K_L, links kept before and after a slot.
-        link_reads: "rows": f and b from the rows of P and N that were read, whatever the number of slots; "products":
-            N w and P w as equations (21) and (22) say, which looks at every row.
+        sparse_reads: K, number of slots that a head reads.
+        sparse_links: K_L, number of links stored before and after a slot.
+        link_reads: "rows": f and b from the rows of P and N that were read, at a cost independent of N; "products": N w
+            and P w as in equations (21) and (22), which visit every row.
         access_threshold: δ, above which a weight counts as use.
-        memory_seed: of M_0, small random numbers, the same for every episode, saved but never trained.
+        memory_seed: seed of M_0: small random numbers, equal for all episodes, saved and never trained.
     """
 
     fast_form = FastSDNC
@@ -102,7 +103,7 @@ class SDNC(Memory):
         self.interface = nn.Linear(hidden_size, sum(self.splits))
         self.output = nn.Linear(hidden_size + read_heads * word_size, self.output_size)
 
-        # so small that its cosines are nearly 0, yet no two slots are alike: ties would be broken as the device likes
+        # so small that all cosines are nearly 0, but no two slots are equal: how ties are broken depends on the device
         generator = torch.Generator().manual_seed(memory_seed)
         self.register_buffer("initial_memory", 1e-6 * torch.randn(slots, word_size, generator=generator))
 
@@ -140,11 +141,11 @@ class SDNC(Memory):
         return MemoryStep(self.output(work.step(x)), work.release(), {})
 
     def workspace(self, state: State, rows: type[Rows]) -> Workspace:
-        """`state` to be stepped, with a memory of kind `rows`."""
+        """A working copy of `state`, with a memory of class `rows`."""
         return Workspace(self, state, rows(state["memory"], state["inverse_norm"]))
 
     def metrics(self, state: State) -> dict[str, Tensor]:
-        """Share of the slots used in this episode; how much was written in the last step; how sharply heads read."""
+        """Share of slots used in this episode, sum of the last write weights, largest read weight (mean over heads)."""
         used = (state["last_access"] > 0).to(self.dtype).mean(1)
         written = state["write_weights"].sum(1)
         return {"used": used, "write_strength": written, "read_focus": focus(state["read_weights"])}
@@ -152,7 +153,7 @@ class SDNC(Memory):
     def panels(self, state: State) -> dict[str, Panel]:
         """Memory, steps since each slot was used, weightings, and the links N and P.
 
-        Links are shown from slot to slot, or where there are too many slots as the weights kept for each.
+        Links are shown from slot to slot, or with too many slots as the weights stored for each.
         """
         with torch.no_grad():
             first = {name: value[:1].detach() for name, value in state.items()}
@@ -191,13 +192,13 @@ class SDNC(Memory):
             return panels
 
     def _dense(self, weights: Tensor, slots: Tensor) -> Tensor:
-        """A sparse weighting `[..., S]` over all slots, `[..., N]`; weights of no slot are zero."""
+        """A sparse weighting `[..., S]` as a dense one, `[..., N]`."""
         empty = weights.new_zeros(*weights.shape[:-1], self.slots)
         return empty.scatter_add(-1, slots.clamp_min(0).long(), weights)
 
 
 class Workspace:
-    """A state that is stepped: the large parts in place, in copies made here once.
+    """A state during stepping: its large parts are copied once and updated in place.
 
     Args:
         sdnc: the memory.

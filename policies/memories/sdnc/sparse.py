@@ -1,4 +1,4 @@
-"""What a sparse DNC changes a few rows of: its memory and its links, as working copies that are updated in place.
+"""The parts of a sparse DNC of which a step changes a few rows: memory and links, as copies updated in place.
 
 Rae et al., "Scaling Memory-Augmented Neural Networks with Sparse Reads and Writes", NIPS 2016 (arXiv:1610.09027): the
 memory is in §3.2 and §3.4, the links in supplement D. A step touches as many rows however many there are; only the
@@ -18,25 +18,25 @@ from torch import Tensor
 from policies.memories.shared.addressing import inverse_norms
 
 NONE = -1
-"""In place of a slot: no link is kept here."""
+"""Slot number of an empty link."""
 
 RETAINED_FLOOR = 1e-6
-"""The least that one write leaves of a link in P: stands for 0 where logarithms are summed."""
+"""Smallest factor by which a write scales links in P; replaces 0 in sums of logarithms."""
 
 
 def own(tensor: Tensor) -> Tensor:
-    """A copy to write to."""
+    """A copy that may be written to."""
     return tensor.clone(memory_format=torch.contiguous_format)
 
 
 def row_offsets(tensor: Tensor) -> Tensor:
-    """What to add to slots `[B, S]` of `tensor` `[B, N, ...]` to find them in `[B * N, ...]`: `[B, 1]`."""
+    """Offsets `[B, 1]` that turn slots `[B, S]` of `tensor` `[B, N, ...]` into rows of `[B * N, ...]`."""
     batch, size = tensor.shape[:2]
     return torch.arange(0, batch * size, size, device=tensor.device)[:, None]
 
 
 def whole_weights(slots: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """For each entry of a sparse weighting all that its slot has, and which entries name the same slot.
+    """For each entry of a sparse weighting the total weight of its slot, and which entries have the same slot.
 
     Args:
         slots, weights: `[B, S]`.
@@ -49,7 +49,7 @@ def whole_weights(slots: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Rows:
-    """The memory M and the norms of its words; each write makes a new memory.
+    """The memory M and the norms of its words; each write creates a new memory.
 
     Args:
         memory: M, `[B, N, W]`; left as it is.
@@ -62,7 +62,7 @@ class Rows:
         self.offsets = row_offsets(memory)
 
     def write(self, slots: Tensor, weights: Tensor, word: Tensor) -> None:
-        """Erase the slot of the last entry, then add `weights` times `word`.
+        """Erases the slot of the last entry, then adds `weights` times `word`.
 
         Args:
             slots, weights: `[B, S]`.
@@ -91,12 +91,12 @@ class Rows:
         return cosines.topk(count).indices
 
     def release(self) -> Tensor:
-        """M for others to hold; nothing may be written after this."""
+        """M for the state; nothing may be written afterwards."""
         return self.memory
 
 
 class Links:
-    """N, P and p of supplement D.1: which slots were written before, and after, which. No derivative, as in the paper.
+    """N, P and p of supplement D.1: the order in which slots were written. Not differentiated, as in the paper.
 
     N[i] holds the `K_L` strongest links from slot i back to what was written before it, P[i] those to what was written
     after it, each as weights and slots. A write at j fades the links in row N[j], and those to j in every row of P,
@@ -123,7 +123,7 @@ class Links:
 
     @torch.no_grad()
     def write(self, slots: Tensor, weights: Tensor) -> None:
-        """Link what is written at `slots` with `weights`, w^W `[B, S]`, to what was written before."""
+        """Links the slots written with `weights` w^W `[B, S]` to those written before."""
         whole, same = whole_weights(slots, weights)
         once = whole.masked_fill(same.tril(-1).any(2), 0)  # each slot's weight at one of its entries
         left = 1 - whole
@@ -136,10 +136,10 @@ class Links:
         linked = self.strongest(left[:, :, None] * old[:, :, 0], old[:, :, 1], new, before_slots[:, None])
         self.predecessors.view(-1, 2, self.kept).index_copy_(0, rows, linked.flatten(0, 1))
 
-        # (20): P(i, j) = (1 - w^W(j)) P(i, j) + w^W(j) p(i): every row fades by the sums, and those with p(i) > 0 grow
+        # (20): P(i, j) = (1 - w^W(j)) P(i, j) + w^W(j) p(i): every row decays, and those with p(i) > 0 also grow
         faded = self.log_retained.gather(1, slots).add_(left.clamp_min_(RETAINED_FLOOR).log_())
         self.log_retained.scatter_(1, slots, faded)
-        used = before_slots >= 0  # where p has fewer entries, its first is done again
+        used = before_slots >= 0  # if p has fewer entries, its first is repeated
         i = torch.where(used, before_slots, before_slots[:, :1]).clamp_min_(0).long()
         p_i = torch.where(used, before, before[:, :1])
         fading, fading_slots = self.after(i)
@@ -169,7 +169,7 @@ class Links:
         return (logs + self.retained(linked)).exp_().masked_fill_(linked < 0, 0), linked
 
     def products(self, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """P w and N w, for `weights` `[B, R, N]` over all slots: `[B, R, N]` each. Follows every link there is."""
+        """P w and N w for `weights` `[B, R, N]` over all slots, `[B, R, N]` each. Visits every link."""
         everywhere = torch.arange(weights.shape[2], device=weights.device).expand(weights.shape[0], -1)
         by_slot = weights.transpose(1, 2).flatten(0, 1)  # [B * N, R]
         results = []
@@ -180,7 +180,7 @@ class Links:
         return results[0], results[1]
 
     def retained(self, slots: Tensor) -> Tensor:
-        """`log_retained` at slots that are numbers, `[B, ...]`; that of slot 0 in place of none."""
+        """`log_retained` at `slots` `[B, ...]`; for empty links, that of slot 0."""
         return self.log_retained.gather(1, slots.clamp_min(0).long().flatten(1)).view(slots.shape)
 
     def strongest(self, weights: Tensor, slots: Tensor, new_weights: Tensor, new_slots: Tensor) -> Tensor:
@@ -196,7 +196,7 @@ class Links:
         slots = slots.masked_fill_(weights <= 0, NONE)
         return torch.stack(
             [weights.clamp_min_(0), slots], -2
-        )  # less than 0 by rounding: (11) where all is written anew
+        )  # may be below 0 by rounding: (11) with a total write weight of 1
 
     def reset(self, starts: Tensor, initial: Sequence[Tensor]) -> None:
         """As `steps.reset`; `initial` in the order of `NAMES`."""
@@ -205,5 +205,5 @@ class Links:
             torch.where(starts.view(-1, *[1] * (value.dim() - 1)), first, value, out=value)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors by name, as they are written to."""
+        """The tensors by name, as used for writing."""
         return {name: getattr(self, name) for name in self.NAMES}

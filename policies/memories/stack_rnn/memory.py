@@ -14,38 +14,38 @@ from policies.memories.shared.pictures import vector_panel
 from policies.memories.stack_rnn.fast import FastStackRNN
 
 EMPTY = -1.0
-"""What an empty cell of a stack holds."""
+"""Value of an empty cell."""
 SHOWN = 40
-"""Cells of a stack in its picture, from the top."""
+"""Number of cells in a stack's picture, from the top."""
 
 
 @register_memory("stack-rnn")
 class StackRNN(Memory):
     """Stack RNN (Joulin and Mikolov, NIPS 2015), §3.2, with its extensions to several stacks and to NO-OP.
 
-    The hidden layer sees the input, itself one step ago and the top cells of every stack. It pushes a number on each
-    stack, pops one, or leaves the stack alone, all three at once with weights that sum to 1:
+    The hidden layer reads the input, its own last state and the top cells of every stack. On each stack it pushes a
+    number, pops one, or does nothing (NO-OP): a soft mixture of the three, with weights that sum to 1:
 
         h_t = σ(U x_t + R h_{t-1} + P s^k_{t-1})
         a_t = softmax(A h_t)                                                                         for each stack
         s_t[0] = a_t[PUSH] σ(D h_t)     + a_t[POP] s_{t-1}[1]   (+ a_t[NO-OP] s_{t-1}[0])
         s_t[i] = a_t[PUSH] s_{t-1}[i-1] + a_t[POP] s_{t-1}[i+1] (+ a_t[NO-OP] s_{t-1}[i])
 
-    State: `hidden` `[B, hidden_size]`, 0 at first; `stacks` `[B, num_stacks, capacity]`, top first, -1 where empty.
-    Output: `hidden`; the paper's y_t = softmax(V h_t) is what the policy's heads make of it.
+    State: `hidden` `[B, hidden_size]`, initially 0; `stacks` `[B, num_stacks, capacity]`, top first, -1 where empty.
+    Output: `hidden`; the policy's heads take the place of the paper's y_t = softmax(V h_t).
 
     Args:
         input_size: F, width of the input.
         hidden_size: m, units of the hidden layer, which is also the output size.
-        num_stacks: stacks side by side, which meet in the hidden layer only.
-        capacity: cells of a stack; entries pushed beyond the last cell are lost, and -1 moves up from below.
+        num_stacks: number of stacks, which interact only through the hidden layer.
+        capacity: cells of a stack; entries pushed beyond the last cell are lost, and a pop moves -1 into the last cell.
         top_k: k, cells of each stack that the hidden layer reads.
-        no_op: allow NO-OP beside PUSH and POP; without it nothing stays on top of a stack for two steps.
-        recurrent: False: R = 0, as in the released code's toy experiments, so that nothing passes but by the stacks.
-        bias: biases in U, A and D, which the paper has not: its input is one-hot, where U does their work.
-        rounding: of the actions, to the likeliest with weight 1. "never"; "evaluation": where `training` is False, as
-            the paper tests; "always". The gradient is that of the unrounded actions. PPO acts with `training` False and
-            replays with it True, so "evaluation" there would replay what was not done; A2C trains as it acts.
+        no_op: allow NO-OP besides PUSH and POP; without it, the top of a stack changes at every step.
+        recurrent: False: R = 0, as in the released code's toy experiments, so that only the stacks remember.
+        bias: biases in U, A and D. The paper has none: with its one-hot input, U can act as a bias.
+        rounding: of the actions, to the most probable one with weight 1. "never"; "evaluation": if `training` is False,
+            as in the paper's tests; "always". The gradient is that of the unrounded actions. PPO acts with `training`
+            False and replays with True, so that with "evaluation" the replay would differ from acting; A2C does not.
     """
 
     fast_form = FastStackRNN
@@ -92,7 +92,7 @@ class StackRNN(Memory):
         hidden = total.sigmoid()
 
         push, pop, *no_op = self.act(hidden).unsqueeze(3).unbind(2)
-        # One tensor holds all a step needs: from its first cell on it is the stack pushed, from its third popped.
+        # One tensor for both: read from its first cell it is the stack after PUSH, from its third after POP.
         top = self.pushed(hidden).sigmoid().unsqueeze(2)
         around = torch.cat([top, stacks, torch.full_like(top, EMPTY)], 2)
         following = push * around[:, :, :-2] + pop * around[:, :, 2:]
@@ -101,7 +101,7 @@ class StackRNN(Memory):
         return MemoryStep(hidden, {"hidden": hidden, "stacks": following}, {})
 
     def act(self, hidden: Tensor) -> Tensor:
-        """a_t: weights of PUSH, POP and, where allowed, NO-OP, `[B, num_stacks, 2 or 3]`."""
+        """a_t: weights of PUSH, POP and, if allowed, NO-OP, `[B, num_stacks, 2 or 3]`."""
         actions: Tensor = self.actions(hidden).unflatten(1, (self.num_stacks, -1)).softmax(2)
         if self.rounds:
             rounded = torch.zeros_like(actions).scatter(2, actions.argmax(2, keepdim=True), 1.0)
@@ -114,7 +114,7 @@ class StackRNN(Memory):
         return self.rounding == "always" or (self.rounding == "evaluation" and not self.training)
 
     def metrics(self, state: State) -> dict[str, Tensor]:
-        """How strongly was pushed and popped in the last step, the mean over stacks."""
+        """Weights of PUSH and POP in the last step, averaged over stacks."""
         push, pop, *_ = self.act(state["hidden"]).mean(1).unbind(1)
         return {"push": push, "pop": pop}
 
