@@ -41,7 +41,7 @@ from agents.scale.executor import Executor
 from agents.scale.fast import Fast, prepare
 from agents.updates import Updates
 from policies.memories.contract import State
-from policies.memories.time.scopes import parameters_stay
+from policies.memories.time.held import parameters_stay
 from policies.policy import MemoryActorCriticPolicy
 
 Self = TypeVar("Self", bound="MemoryOnPolicyAlgorithm")

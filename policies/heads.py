@@ -12,7 +12,7 @@ from stable_baselines3.common.distributions import Distribution
 from torch import Tensor, cat, nn
 from torch.distributions import Bernoulli, Categorical, Normal
 
-from policies.memories.time.scopes import host_may_read
+from policies.memories.time.host_reads import host_may_read
 
 
 class Decision(NamedTuple):

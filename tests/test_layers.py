@@ -17,7 +17,7 @@ LAYERS = [
     ["envs.tasks.babi", "envs.tasks.graphs", "envs.tasks.images"],
     ["envs", "envs.testing"],
     ["policies.native", "policies.plugins", "policies.memories.steps"],
-    ["policies.memories.time.unroll", "policies.memories.time.recording", "policies.memories.time.scopes"],
+    ["policies.memories.time.unroll", "policies.memories.time.recording", "policies.memories.time.host_reads"],
     ["policies.memories.contract"],
     ["policies.memories.time", "policies.memories.shared", "policies.memories.registry"],
     ["policies.memories"],

@@ -12,7 +12,7 @@ from agents import A2C, PPO
 from envs.repeat_first import RepeatFirst
 from policies.memories import make_memory
 from policies.memories.time import held
-from policies.memories.time.scopes import parameters_stay
+from policies.memories.time.held import parameters_stay
 
 
 def test_it_is_made_once_within_and_every_time_without() -> None:

@@ -1,4 +1,4 @@
-"""Context managers that tell memories what holds: parameters do not change, or the host may not read the device."""
+"""Caches values that depend only on parameters, while these do not change."""
 
 from __future__ import annotations
 
@@ -40,22 +40,3 @@ def held(owner: nn.Module, name: str, make: Callable[[], T]) -> T:
         _kept[key] = make()
     found: T = _kept[key]
     return found
-
-
-_host_reads = True
-
-
-@contextmanager
-def no_host_reads() -> Iterator[None]:
-    """Context manager: inside, nothing may be read from the device, as while a CUDA graph is captured."""
-    global _host_reads
-    before, _host_reads = _host_reads, False
-    try:
-        yield
-    finally:
-        _host_reads = before
-
-
-def host_may_read() -> bool:
-    """Whether values may be read on the host."""
-    return _host_reads
