@@ -19,7 +19,7 @@ class Agent:
     """Observations in, actions out; what is remembered in between is the agent's own business.
 
     SB3's `predict` gives the memory's state to the caller, who must hand it back and say where episodes start. Here
-    `reset` starts an episode and `act` goes on with it. Numpy in, numpy out, for one environment or for several:
+    `reset` starts an episode and `act` continues it. Numpy in, numpy out, for one environment or for several:
     the first observation after `reset()` decides.
 
     Args:
@@ -86,7 +86,7 @@ class Agent:
             What the environment's `step` takes: `[*action_shape]`, or `[num_envs, *action_shape]`.
 
         Raises:
-            ValueError: the observation is none of the space, or of another number of environments than the ones before.
+            ValueError: the observation is not in the space, or the number of environments has changed.
         """
         obs, _ = self.policy.obs_to_tensor(observation)
         count = len(next(iter(obs.values()))) if isinstance(obs, dict) else len(obs)

@@ -221,7 +221,7 @@ def untrue(out: Outcome, run: Path, ended_by: list[int]) -> str:
         return f"exit status {out.status}: {said.strip()[-160:]!r}"
     if half(run):
         return half(run)
-    if ("last checkpoint" in said or "go on with" in said) and not there:
+    if ("last checkpoint" in said or "continue with" in said) and not there:
         return f"speaks of a checkpoint, and there is none: {said.strip()[-160:]!r}"
     if "no checkpoint" in said and there:
         return f"says that there is no checkpoint, and there is {there[-1]}"

@@ -137,8 +137,8 @@ class ObsNorm(nn.Module):
 def exchange_value_norm(weights: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
     """A policy's `weights` for one whose state is `own`, with or without a `ValueNorm` as that has it.
 
-    Statistics that `own` has no place for go into the critic's head, so that values stay what they are; those that
-    `weights` lack are `own`'s, which begin anew.
+    Statistics without a place in `own` are folded into the critic's head, so that values do not change; missing ones
+    are taken from `own`.
     """
     prefix, head = "value_norm.", "value_net."
     there, here = ({name for name in state if name.startswith(prefix)} for state in (weights, own))

@@ -80,7 +80,7 @@ class Group:
 
     @property
     def mean(self) -> float:
-        """Over the seeds; NaN if there is no score."""
+        """Over the seeds; NaN without a score."""
         return statistics.fmean(self.scores) if self.scores else math.nan
 
     @property
@@ -90,7 +90,7 @@ class Group:
 
     @property
     def interquartile_mean(self) -> float:
-        """Over the seeds; NaN if there is no score."""
+        """Over the seeds; NaN without a score."""
         return interquartile_mean(self.scores) if self.scores else math.nan
 
     @property

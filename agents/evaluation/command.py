@@ -308,7 +308,7 @@ def _saliency(arguments: Arguments, agent: Agent, env: TensorEnv, env_id: str) -
     file, policy = arguments.saliency, agent.model.policy
     assert file is not None
     if not file.parent.is_dir():
-        raise CommandError(f"--saliency {file}: there is no folder {file.parent}")
+        raise CommandError(f"--saliency {file}: the folder {file.parent} does not exist")
     torch.manual_seed(arguments.seed + 1)
     console = make_console()
     with console.status("playing and differentiating ..."):
@@ -363,7 +363,7 @@ def _record(arguments: Arguments, session: Session) -> None:
     file = arguments.video
     assert file is not None
     if not file.parent.is_dir():
-        raise CommandError(f"--video {file}: there is no folder {file.parent}")
+        raise CommandError(f"--video {file}: the folder {file.parent} does not exist")
     with make_console().status("recording ...") as status:
         count = record(
             session,

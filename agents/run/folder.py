@@ -51,4 +51,4 @@ def safe(folder: Path, run_dir: Path | None = None) -> str:
     checkpoint = newest(folder)
     if checkpoint is None:
         return "no checkpoint was written yet"
-    return f"the last good checkpoint is {checkpoint}; go on with: {again(run_dir or folder)}"
+    return f"the last good checkpoint is {checkpoint}; continue with: {again(run_dir or folder)}"

@@ -94,7 +94,7 @@ def show_list(console: Console, what: str) -> None:
     """Prints names with a line each.
 
     Raises:
-        ValueError: `what` is none of `LISTS`.
+        ValueError: `what` is not in `LISTS`.
     """
     if what not in LISTS:
         raise ValueError(f"--list is {what!r}, expected one of {', '.join(LISTS)}")

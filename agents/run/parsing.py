@@ -44,7 +44,7 @@ def parse(arguments: list[str]) -> tuple[Command, Path | None]:
         given.resume = given.run_dir
     checkpoint = None
     if given.sweep and given.resume:
-        raise ValueError("--sweep and --resume are one at a time: the same --sweep command goes on where it stopped")
+        raise ValueError("--sweep and --resume are one at a time: the same --sweep command continues where it stopped")
     if given.sweep and distributed.size() > 1:
         raise ValueError("--sweep starts processes of its own, expected python train.py and not torchrun")
     if given.sweep:

@@ -93,7 +93,7 @@ def _train(config: Config, checkpoint: Path | None, console: Console, start: Sta
 
     model, wall = run(config, folder, console, checkpoint)
     if model.stop_requested:
-        console.print(f"stopped at {model.num_timesteps:,} steps; go on with: {again(folder)}", **PLAIN)
+        console.print(f"stopped at {model.num_timesteps:,} steps; continue with: {again(folder)}", **PLAIN)
         return 130
     result = score(config, model, console)
     identity = None
@@ -194,10 +194,10 @@ def run(config: Config, folder: Path, console: Console, checkpoint: Path | None 
     with Where("building", config.env).user_errors():
         model = build(config, checkpoint)
         before = 0.0 if checkpoint is None else wall_before(folder, model.num_timesteps)
-    exact = "parameters, optimiser and counters go on exactly"
+    exact = "parameters, optimiser and counters continue exactly"
     for what, why in (
         ("environments start new episodes", model.new_episodes),
-        ("random generators are seeded anew", model.new_generators),
+        ("random generators have new seeds", model.new_generators),
     ):
         if why:
             console.print(f"{what}: {why}; {exact}", **PLAIN)

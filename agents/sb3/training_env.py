@@ -26,9 +26,9 @@ class TrainingEnv(BaseAlgorithm):
 
     policy: MemoryActorCriticPolicy
     new_episodes: str = ""
-    """Why environments do not go on where they were when a checkpoint was written; empty where they do."""
+    """Why environments do not continue from their state in the checkpoint; empty if they do."""
     new_generators: str = ""
-    """Why random generators do not go on where they were; empty where they do."""
+    """Why random generators do not continue from their state in the checkpoint; empty if they do."""
     unused_run: tuple[dict[str, Any], dict[str, Tensor]] | None = None
     """Manifest and tensors of a run that was loaded without its environments, to be saved again."""
     generators_to_set: dict[str, Tensor]

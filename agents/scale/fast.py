@@ -1,6 +1,6 @@
-"""Which fast paths an agent takes: `--fast auto|off|compile|graph`.
+"""Which fast forms an agent uses: `--fast auto|off|compile|graph`.
 
-Every fast path is tested against a reference implementation; they differ only by rounding.
+Every fast form is tested against a reference implementation; they differ only by rounding.
 """
 
 from __future__ import annotations

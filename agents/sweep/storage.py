@@ -13,7 +13,7 @@ import optuna
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
-ANEW = "or start again with another --run-dir or --storage"
+START_AGAIN = "or start again with another --run-dir or --storage"
 
 
 def default_storage(folder: Path) -> str:
@@ -66,7 +66,7 @@ def _unreadable(where: str, error: Exception) -> str:
     name = where.split("://")[0] if database and not where.startswith("sqlite") else where  # it may hold a password
     reason = (str(error).splitlines() or [""])[0] or type(error).__name__
     advice = "check that it exists and is intact" if database else "it may be truncated or changed: make a copy of it"
-    return f"cannot open the storage {name}: {reason}; {advice}, {ANEW}"
+    return f"cannot open the storage {name}: {reason}; {advice}, {START_AGAIN}"
 
 
 def _mend(file: Path) -> None:
@@ -82,7 +82,7 @@ def _mend(file: Path) -> None:
         if not fits or (number == 1 and entry["op_code"] != 0):  # the first entry creates a study
             raise ValueError(
                 f"{file}, line {number}, is not a journal entry: the file was truncated or changed. "
-                f"Delete this line and all after it to continue from there, {ANEW}"
+                f"Delete this line and all after it to continue from there, {START_AGAIN}"
             )
     if rest:
         with open(file, "rb+") as journal:

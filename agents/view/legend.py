@@ -17,7 +17,7 @@ _GENERAL = (
     ("blue, white, red", "negative, zero, positive"),
     ("violet to yellow", "0 to the value at the right; √: colours follow the square root, so that small ones show"),
     ("ends of a scale", "they only widen within an episode: a colour keeps its meaning"),
-    ('"step" below a panel', "a column a step, the newest at the right"),
+    ('"step" below a panel', "one column per step, the newest at the right"),
 )
 
 

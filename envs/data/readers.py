@@ -60,7 +60,7 @@ def read_bytes(path: str | Path, expected: str = "a readable file, plain, gzip o
     """A file's content, unpacked where its first bytes say that it is gzip, xz or bzip2, whatever its name.
 
     Raises:
-        DataError: it cannot be read, is no regular file, is packed and damaged, or holds more than `LIMIT` bytes.
+        DataError: it cannot be read, is not a regular file, is a damaged archive, or has more than `LIMIT` bytes.
     """
     with reading(path, expected):
         with _opened(path) as file:

@@ -212,7 +212,7 @@ def single_env_plays_the_same_game(case: EnvCase) -> None:
         given = {path: torch.as_tensor(array)[None] for path, array in _arrays(obs)}
         expect_same(given, dict(leaves(expected)), "SingleEnv's observation")
         plain = all(isinstance(entry, (np.ndarray, np.generic, int, float)) for _, entry in _arrays(info))
-        expect(plain, f"SingleEnv's info has what is no number or array: {info}")
+        expect(plain, f"SingleEnv's info has entries other than numbers and arrays: {info}")
         obs, reward, terminated, truncated, info = alone.step(action[0].cpu().numpy())
         expected, paid, *ended, more = batch.step(action)
         same = (reward, terminated, truncated) == (paid.item(), *(flag.item() for flag in ended))

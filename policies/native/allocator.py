@@ -12,7 +12,7 @@ M_MMAP_MAX = -4
 def tune_allocator() -> bool:
     """Makes allocation of large tensors cheap on the CPU; call it once at the start.
 
-    By default glibc maps every large block anew and returns freed memory to the system, so that each new tensor costs
+    By default glibc maps every large block newly and returns freed memory to the system, so that each new tensor costs
     page faults. Memories with fast weights keep a few MB per step: their first rollout was measured to be written five
     times faster with this setting. After the call the process does not return freed memory.
 

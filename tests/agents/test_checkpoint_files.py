@@ -59,7 +59,7 @@ def test_one_file_where_the_name_ends_in_zip(trained: PPO, tmp_path: Path) -> No
 def test_a_file_object(trained: PPO) -> None:
     buffer = io.BytesIO()
     trained.save(buffer)
-    with pytest.raises(CheckpointError, match=r"no checkpoint at the checkpoint in memory: .* seek\(0\) first"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint at the checkpoint in memory: .* call seek\(0\) first"):
         PPO.load(buffer)
     buffer.seek(0)
     assert PPO.load(buffer, env(), device="cpu")._last_obs is not None
@@ -98,7 +98,7 @@ def test_set_parameters_from_a_checkpoint(trained: PPO, tmp_path: Path) -> None:
 def test_custom_objects_and_exclude_and_include(trained: PPO, tmp_path: Path) -> None:
     trained.save(tmp_path / "it", exclude=["logger"])
     assert PPO.load(tmp_path / "it", custom_objects={"learning_rate": 0.5, "lr_schedule": None}).learning_rate == 0.5
-    with pytest.raises(ValueError, match="include is my_table, but a checkpoint holds the agent and its run alone"):
+    with pytest.raises(ValueError, match="include is my_table, but the contents of a checkpoint are fixed"):
         trained.save(tmp_path / "it", include=["my_table"])
 
 

@@ -319,7 +319,7 @@ def test_an_ordinary_environment(
         (["RUN", "--num-envs", "-1"], "--num-envs is -1"),
         (["RUN", "--device", "abacus"], "--device abacus"),
         (["RUN", "--video", "x.avi"], ".mp4 or .gif"),
-        (["RUN", "--video", "nowhere/x.gif"], "no folder nowhere"),
+        (["RUN", "--video", "nowhere/x.gif"], "folder nowhere does not exist"),
         (["RUN", "--watch", "--video", "x.gif"], "one at a time"),
         (["RUN", "--watch"], "no display"),
         (["RUN", "--env", "Engram/Nonsense-v0"], "unknown environment"),

@@ -229,7 +229,7 @@ def test_bf16_learns_from_whole_sequences_and_from_nothing_else() -> None:
     ours, theirs = (collected(model).latents for model in lstms)
     assert not torch.equal(ours, theirs)
     torch.testing.assert_close(ours, theirs, rtol=0.05, atol=0.02)
-    with pytest.raises(ValueError, match="for supervised where answers change nothing that is seen"):
+    with pytest.raises(ValueError, match="supervised in an environment whose observations do not depend on actions"):
         supervised(Mapping(3, size=7, trajectory="explore"), "multigrid", memory_kwargs={}, precision="bf16")
     with pytest.raises(ValueError, match="dnc does not support it on cpu"):
         supervised(RepeatFirst(3, length=5), "dnc", memory_kwargs=SIZES["dnc"], precision="bf16")

@@ -60,7 +60,7 @@ def test_a_damaged_journal_is_named_with_its_line_and_how_to_go_on(tmp_path: Pat
         content = bad if isinstance(bad, bytes) else b"".join(bad)
         Path(where).write_bytes(content)
         with pytest.raises(
-            ValueError, match=rf"study\.journal, line {line}, is no entry .* another --run-dir"
+            ValueError, match=rf"study\.journal, line {line}, is not a journal entry.* another --run-dir"
         ) as caught:
             begun(tmp_path)
         assert "\n" not in str(caught.value)
@@ -89,8 +89,8 @@ def test_a_storage_that_is_no_file_or_no_database_is_named(tmp_path: Path) -> No
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "notes.db").write_text("this is no database, and long enough to be seen as none\n" * 40)
     for where, message in (
-        (str(tmp_path / "pipe"), "pipe is no regular file"),
-        (str(tmp_path), "is no regular file"),
+        (str(tmp_path / "pipe"), "pipe is not a regular file"),
+        (str(tmp_path), "is not a regular file"),
         (str(tmp_path / "nowhere" / "a.journal"), r"cannot open the storage .*a\.journal"),
         (f"sqlite:///{tmp_path}/notes.db", r"cannot open the storage sqlite:.*notes\.db"),
         ("nonsense://user:secret@host/db", "cannot open the storage nonsense:"),

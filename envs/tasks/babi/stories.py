@@ -124,7 +124,7 @@ def _line(sentence: str) -> Line:
         raise ValueError(f"{sentence[:60]!r}; expected 'words.' or 'words?<tab>answer<tab>lines'")
     for token in (*tokens, *answer):
         if token not in _NUMBER or token == VOCABULARY[PLACEHOLDER]:
-            raise ValueError(f"{token[:20]!r} is none of bAbI's {len(WORDS)} words")
+            raise ValueError(f"{token[:20]!r} is not one of bAbI's {len(WORDS)} words")
     return Line(tuple(_NUMBER[token] for token in tokens), tuple(_NUMBER[word] for word in answer))
 
 

@@ -64,7 +64,7 @@ class GraphInference(GraphTask):
         window: episodes of the current lesson, at least, from which that share is taken.
         relation_seed: sets which paths the relations stand for. An agent trained with one seed is useless with another.
         graph: "random" or "family". In the family tree the eight kinds of edges have eight of the ten labels, drawn
-            anew for every episode, so that the trained relations can be asked for.
+            for every episode, so that the trained relations can be asked for.
         path_length: edges in the relation, 2 to 5; None: drawn from the lesson's range, 4 in the family tree.
         planning_steps: steps without input between query and answer.
         device: torch device of all tensors.

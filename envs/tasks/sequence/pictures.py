@@ -117,7 +117,7 @@ def bit_frame(
                 wrong = said[row] != bit
                 ink, paper = (WRONG, _mix(WRONG, FLOOR, 0.55)) if wrong else (RIGHT, FLOOR)
                 draw(step, tops[2], row, ink if said[row] else paper)
-    now = len(inputs) - 1  # the step at hand
+    now = len(inputs) - 1  # the current step
     if now < length:
         x = left + now % per_row * cell + cell / 2
         y = _MARGIN + (now // per_row - skipped) * pitch + block + 4

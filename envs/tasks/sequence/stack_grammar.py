@@ -64,7 +64,7 @@ class StackGrammar(SymbolTask):
     Args:
         num_envs: number of environments.
         grammar: see above.
-        n_min: least n, at least 1; at least 2 for `anbmcnm`. It and `n_max` may be set anew between two episodes, for a
+        n_min: least n, at least 1; at least 2 for `anbmcnm`. It and `n_max` may be changed between two episodes, for a
             curriculum.
         n_max: greatest n, at most 60 for `addition`.
         length: predictions in an episode, at least as many as the longest sequence has symbols.

@@ -93,7 +93,7 @@ class Shape(NamedTuple):
 
 
 def usable(like: Tensor, layers: int) -> bool:
-    """Whether the loops can take a DNC with states such as `like`: on a CPU, and with a compiler at hand."""
+    """Whether the loops can take a DNC with states such as `like`: on a CPU, and with a compiler."""
     there = like.device.type == "cpu" and like.shape[0] > 0 and layers <= MAX_LAYERS
     return there and not off() and library(SOURCE, like.dtype) is not None
 

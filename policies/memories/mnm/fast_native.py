@@ -50,7 +50,7 @@ class _Tape(ctypes.Structure):
 
 
 def usable(weights: Sequence[Tensor], heads: int) -> bool:
-    """Whether the loops can take this memory: on a CPU, of a usual size, and with a compiler at hand."""
+    """Whether the loops can be used for this memory: on a CPU, of a supported size, and with a compiler."""
     widest = max(max(m.shape[1:]) for m in weights)
     return (
         weights[0].device.type == "cpu"

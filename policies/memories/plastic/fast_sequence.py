@@ -1,7 +1,7 @@
 """The fast form of the plastic networks over time: a sequence as one autograd function with a custom backward.
 
-A trace is a matrix for each environment and changes at every step, so what plain steps keep for the backward pass grows
-by matrices. Here the forward pass keeps vectors, and of the traces one every so many steps; the backward pass makes the
+A trace is a matrix per environment and changes at every step, so stepping stores a matrix per step for the backward
+pass. Here the forward pass keeps vectors, and of the traces one every so many steps; the backward pass makes the
 traces between two of them again, from the vectors, before it walks back over them. `T` steps need room for about
 `2 √T` matrices. Going back by undoing the updates would need none, but it divides by 1 - η at every step, and η is
 trained: nothing bounds the error.

@@ -1,6 +1,6 @@
 """The fast form of SALU over time: a sequence as one autograd function with a custom backward.
 
-Plain steps copy the table at each step, and keep every copy for the backward pass. Here it is laid out once: the rows
+Stepping copies the table at each step, and stores every copy for the backward pass. Here it is laid out once: the rows
 carried in, then room for those of each step. What step `t` sees is a window of it, `capacity` steps long, which moves
 on by one; nothing is copied, and what is kept is one table, and vectors and read weights of every step. An episode that
 starts moves the first row that is read; the rows before it stay, unread.
@@ -23,7 +23,7 @@ from policies.memories.time.recording import Recording
 from policies.memories.time.taped import TapedForm
 
 ROOM = 32
-"""Steps for which a recording makes room at once, at least."""
+"""Minimum number of steps that a recording allocates."""
 
 tanh_backward = torch.ops.aten.tanh_backward.default
 

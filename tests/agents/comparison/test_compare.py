@@ -107,15 +107,15 @@ def test_a_leaderboard_has_a_table_for_every_environment(
     ("words", "line"),
     [
         ([], "name the folders of runs"),
-        (["nowhere"], "there is no nowhere"),
-        (["empty"], "empty holds no run"),
+        (["nowhere"], "nowhere does not exist"),
+        (["empty"], "empty contains no run"),
         (["runs", "--by", "memry"], "--by memry: no run has a setting of that name; did you mean memory"),
         (["runs", "--score", "f1"], "no run has the score f1; there are return"),
         (["runs", "--out", ""], "is empty"),
         (["runs", "--out", "runs/identity-0/config.yaml"], "is a file: expected a folder"),
         (
             ["runs/identity-0/summary.json"],
-            "holds no run: expected config.yaml in it or below, as train.py writes it; runs/",
+            "contains no run: expected config.yaml, as written by train.py, in it or below; runs/",
         ),
         (["runs", "--leaderboard", "--score", "nix"], "no environment has runs with a score"),
     ],

@@ -52,7 +52,7 @@ def test_an_environment_that_fails_is_named_with_step_and_checkpoint(
     *trace, line = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("error: ")
     assert says in line
-    assert f"; the last good checkpoint is {run / 'checkpoints' / 'step_000000000016'}; go on with: python" in line
+    assert f"; the last good checkpoint is {run / 'checkpoints' / 'step_000000000016'}; continue with: python" in line
     assert agents.load(agents.latest_checkpoint(run)).num_timesteps == 16
     files = [words.strip() for words in trace if words.strip().startswith("File ")]
     assert bool(files) == theirs  # the traceback of their code, and nothing of ours; the line says it all elsewhere
@@ -123,7 +123,7 @@ def test_a_full_disk_or_memory_names_the_last_good_checkpoint(
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert says in said
-    assert f"the last good checkpoint is {run / 'checkpoints' / 'step_000000000016'}; go on with: " in said
+    assert f"the last good checkpoint is {run / 'checkpoints' / 'step_000000000016'}; continue with: " in said
 
 
 def test_what_nobody_expected_keeps_its_traceback(
@@ -253,7 +253,7 @@ def test_what_is_said_of_a_stop_at_once_is_true(
     monkeypatch.setattr(agents.MemoryOnPolicyAlgorithm, "save", fails_at(step, KeyboardInterrupt()))
     run = tmp_path / "run"
     assert command(*SMALL, "--total-timesteps", 64, "--run-dir", run) == 130
-    kept = f"the last good checkpoint is {run / 'checkpoints' / 'step_000000000016'}; go on with: "
+    kept = f"the last good checkpoint is {run / 'checkpoints' / 'step_000000000016'}; continue with: "
     expected = kept if step else "no checkpoint was written yet"
     assert f"stopped at once; {expected}" in capsys.readouterr().err
 

@@ -224,7 +224,7 @@ def test_ten_thousand_writes_leave_a_covariance(steps: int, options: dict[str, A
     [
         ({"variant": "lstsq"}, "variant is 'lstsq'; it must be 'paper' or 'code'"),
         ({"num_opt_iters": 0}, "num_opt_iters is 0; it must be at least 1"),
-        ({"obs_noise_stddev": -1.0}, "obs_noise_stddev at least 0, not 1.0 and -1.0"),
+        ({"obs_noise_stddev": -1.0}, "obs_noise_stddev are 1.0 and -1.0"),
         ({"slots": 0}, "slots is 0; it must be at least 1"),
     ],
 )
