@@ -19,8 +19,9 @@ class FinalValues:
     """Writes `rollout.final_values` where episodes were truncated.
 
     A final observation needs a step of the memory of its own, with the memory as the episode left it. Who was truncated
-    is known on the device alone, so every environment takes that step. On a CPU it is taken immediately. On a GPU, where it
-    would double the launches of a rollout, observations and memories of many steps are stored and processed as one batch.
+    is known on the device alone, so every environment takes that step. On a CPU it is taken immediately. On a GPU,
+    where it would double the launches of a rollout, observations and memories of many steps are stored and processed as
+    one batch.
 
     Args:
         policy: gives the values.

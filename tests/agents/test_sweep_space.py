@@ -96,7 +96,11 @@ def test_wrong_entries_are_named(tmp_path: Path, entries: dict[str, Any], messag
             [],
             "task/f1 is not a score of the environment; known are",
         ),
-        ({}, ["--learning-rate", "0.1"], "space.learning_rate: is searched, but the command line also has --learning-rate"),
+        (
+            {},
+            ["--learning-rate", "0.1"],
+            "space.learning_rate: is searched, but the command line also has --",
+        ),
         ({}, ["--learning_rate=0.1"], "space.learning_rate: is searched"),
         ({}, ["--seed", "1"], "seeds: the command line has --seed"),
         ({"sampler": "annealing"}, [], "sampler: annealing is unknown; known are tpe, random, grid"),

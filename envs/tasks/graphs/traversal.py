@@ -46,8 +46,8 @@ class GraphTraversal(GraphTask):
             in ten is of an earlier one. Episodes are then as long as the last lesson needs from the start.
         pass_mark: share of right answers at which a lesson is passed.
         window: episodes of the current lesson, at least, from which that share is taken.
-        graph: "random"; or a fixed graph to test on, with new labels in every episode: "underground" (interchange stations of the
-            London Underground in zone 1) or "family" (a family tree).
+        graph: "random"; or a fixed graph to test on, with new labels in every episode: "underground" (interchange
+            stations of the London Underground in zone 1) or "family" (a family tree).
         path_length: L; None: drawn from the lesson's range, 7 on a fixed graph.
         planning_steps: see above.
         data_dir: folder searched first for the files of the Underground; see `envs.data.files`.
