@@ -78,9 +78,9 @@ def next_usage(usage: Tensor, write_weights: Tensor, read_weights: Tensor, free_
 def allocation_weights(usage: Tensor) -> Tensor:
     """a_t[φ_j] = (1 - u_t[φ_j]) Π_{i<j} u_t[φ_i], with φ the slots by ascending usage, equal ones by index.
 
-    The order has no derivative, as in the paper; the rest is exact. The product is taken in logarithms, which torch
-    differentiates without a synchronisation. `USAGE_FLOOR` is added to a usage: that changes the weights by less than
-    single precision, and gives the right derivative at zero.
+    The sort is not differentiated, as in the paper; everything else is. The product is computed in logarithms, which
+    torch differentiates without a synchronisation. `USAGE_FLOOR` is added to usages. That changes the weights by less
+    than single precision and gives the right derivative at zero.
 
     Args:
         usage: u_t, `[B, N]`.
