@@ -59,7 +59,7 @@ def test_one_file_where_the_name_ends_in_zip(trained: PPO, tmp_path: Path) -> No
 def test_a_file_object(trained: PPO) -> None:
     buffer = io.BytesIO()
     trained.save(buffer)
-    with pytest.raises(CheckpointError, match=r"no checkpoint at the checkpoint in memory: .* call seek\(0\) first"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint at the checkpoint in memory: .* seek\(0\) first"):
         PPO.load(buffer)
     buffer.seek(0)
     assert PPO.load(buffer, env(), device="cpu")._last_obs is not None
