@@ -3,11 +3,12 @@
     python benchmarks/task_table.py
     python benchmarks/task_table.py --tasks copy-dnc mapping-9 --seeds 0 1 --jobs 2
     python benchmarks/task_table.py --out results --overwrite    # replaces what is published
+    python benchmarks/task_table.py --name copy-and-sort --tasks copy-ntm copy-dnc --seeds 0 1 2  # other files
     python benchmarks/task_table.py --collect                    # only what is under runs/tasks already
 
 trains `python train.py --recipe TASK` and the same with `--memory lstm` and `--memory identity` (their default sizes)
 under `runs/tasks/`; one that is there is used again if it is the same training, and refused otherwise. A task that
-follows another begins with the weights of its lesson, so name both. `OUT/supervised-tasks.md`, `.csv`, `-curves.csv`
+follows another begins with the weights of its lesson, so name both. `OUT/NAME.md`, `.csv`, `-curves.csv`
 and `.png` have a table and a panel a task: each task's own score with its 95 % interval over seeds.
 """
 
@@ -37,7 +38,6 @@ TASKS = (
 SCORES = {"stack-anbn": "success"}
 """Of tasks that are not judged by their share of wrong answers, or F1."""
 BESIDE = ("lstm", "identity")
-NAME = "supervised-tasks"
 
 
 @dataclass
@@ -56,6 +56,8 @@ class Args:
     """Folder of the files; default: that of the runs."""
     overwrite: bool = False
     """Replace files that are there."""
+    name: str = "supervised-tasks"
+    """Of the files."""
 
 
 def lesson_of(task: str) -> str | None:
@@ -85,7 +87,7 @@ def training(args: Args, task: str, beside: str, seed: int) -> Training:
 def main(args: Args) -> None:
     out = args.out or args.runs
     if not args.overwrite:
-        refuse_existing(out, NAME)
+        refuse_existing(out, args.name)
     trainings = {
         task: [training(args, task, beside, seed) for seed in args.seeds for beside in ("", *BESIDE)]
         for task in args.tasks
@@ -104,7 +106,7 @@ def main(args: Args) -> None:
     for found in comparisons:
         show(make_console(), found)
     command = shlex.join(["python", "benchmarks/task_table.py", *sys.argv[1:]])
-    print("written:", *write(comparisons, out, command=command, overwrite=args.overwrite, stem=NAME))
+    print("written:", *write(comparisons, out, command=command, overwrite=args.overwrite, stem=args.name))
 
 
 if __name__ == "__main__":
