@@ -100,6 +100,8 @@ class Args:
     """Trainings at a time, one thread each."""
     runs: Path | None = None
     """Folder of the runs; default: runs/memories/ENV."""
+    collect: bool = False
+    """Train nothing; leave out what is not there."""
     out: Path | None = None
     """Folder for memories-ENV.md, .csv, -curves.csv and .png; default: that of the runs."""
     overwrite: bool = False
@@ -126,8 +128,10 @@ def main(args: Args) -> None:
         refuse_existing(out, name)
     memories = args.memories or [name for name in registered() if name in sizes_of(args.env)]
     trainings = [training(args, runs, memory, seed) for seed in args.seeds for memory in memories]
-    train_all(trainings, args.jobs)
-    found = with_random(Comparison.of(find_runs(one.folder for one in trainings), ["memory"]))
+    if not args.collect:
+        train_all(trainings, args.jobs)
+    there = [one.folder for one in trainings if (one.folder / "summary.json").exists()]
+    found = with_random(Comparison.of(find_runs(there), ["memory"]))
     show(make_console(), found)
     command = shlex.join(["python", "benchmarks/all_memories.py", *sys.argv[1:]])
     files = write([found], out, command=command, overwrite=args.overwrite, stem=name)
