@@ -69,4 +69,5 @@ def test_each_rollout_acts_by_the_parameters_it_begins_with(
         model.learn(5 * 16)
         found.append([parameter.detach() for parameter in model.policy.parameters()])
     for once, always_made in zip(*found, strict=True):
-        torch.testing.assert_close(once, always_made, rtol=1e-4, atol=1e-5)
+        # five updates of Adam at 1e-2 enlarge the rounding of other products; stale parameters would be off by 1e-2
+        torch.testing.assert_close(once, always_made, rtol=1e-4, atol=1e-4)
