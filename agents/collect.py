@@ -128,7 +128,7 @@ class StepCollector(Collector):
         self.begin()
         outputs, grids = list[Tensor](), list[Tensor]()
         length, all_envs = len(rollout.rewards), model.all_envs
-        finals = FinalValues(policy, rollout) if self.values and env.truncates else None
+        finals = FinalValues(policy, rollout) if self.values else None
         recording = None
         if self.graph:
             room = min(length, env.horizon or 1)
@@ -152,7 +152,7 @@ class StepCollector(Collector):
         known |= {"rollout": rollout, "rollout_buffer": rollout}
 
         def after(t: int, new_obs: Obs, info: Info) -> bool:
-            if finals is not None and model.rollout_state.may_start:
+            if finals is not None and env.truncates and model.rollout_state.may_start:  # some learn late that they do
                 finals.add(t, info["final_obs"], model.rollout_state.memory)
             model.num_timesteps += all_envs
             callback.update_locals({**known, "t": t, **Step(model, t, step, new_obs, info).names()})

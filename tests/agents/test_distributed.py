@@ -253,8 +253,8 @@ def test_a_dead_rank_ends_the_run_and_one_rank_goes_on(
         train.main(["--resume", str(run), "--total-timesteps", "896", "--no-progress"])
     assert end.value.code == 0
     said = capsys.readouterr().out
-    assert "environments start new episodes: the checkpoint is of ranks=2 and num_envs=8" in said
-    assert "this run has ranks=1 and num_envs=8" in said
+    assert "environments start new episodes: the checkpoint has ranks=2 and num_envs=8" in said
+    assert "this run ranks=1 and num_envs=8" in said
     assert steps(run) == list(range(64, 897, 64))
     assert json.loads((run / "summary.json").read_text())["env_steps"] == 896
 

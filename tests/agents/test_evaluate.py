@@ -54,6 +54,7 @@ class CountingPolicy:
     def __init__(self, env: TensorEnv) -> None:
         self.observation_space, self.action_space = env.single_observation_space, env.single_action_space
         self.training = True
+        self.actions = self
         self.starts: list[Tensor | None] = []
 
     def set_training_mode(self, mode: bool) -> None:

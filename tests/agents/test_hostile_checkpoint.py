@@ -338,7 +338,7 @@ def test_weights_beyond_what_can_be_added(copied: Path) -> None:
         save_file(tensors, file)
 
     write_tensors(copied, change)
-    refused(copied, "the agent's output")
+    refused(copied, "no action can be sampled")
 
 
 def test_a_sample_of_the_survey(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Literal
 
 import torch
@@ -58,7 +59,9 @@ class DeepLinear(nn.Sequential):
     def normed(self) -> list[tuple[Tensor, Tensor]]:
         """Weight, divided by its spectral norm, and bias of each layer."""
         layers = self._layers()
-        with torch.autocast(layers[0].weight.device.type, enabled=False):
+        kind = layers[0].weight.device.type
+        full = torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+        with full:
             sigmas = self.sigmas()
         return [(layer.weight / (sigma + 1e-12), layer.bias) for layer, sigma in zip(layers, sigmas, strict=True)]
 
