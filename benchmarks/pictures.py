@@ -185,6 +185,12 @@ PICTURES: dict[str, Drawn] = {
         "episodes",
         ("Invisible-goal maze, A2C: 50,000 episodes of 200 steps",),
     ),
+    "memories-maze-10k.png": FromTable(
+        "memories-maze-10k-curves.csv",
+        (Line(0.4, "random actions", ":", GREY),),
+        "episodes",
+        ("Invisible-goal maze, PPO, equal parameters: 10,000 episodes",),
+    ),
     "supervised-tasks.png": FromTable("supervised-tasks-curves.csv"),
     **{f"scaling/{study}.png": OfStudy(study) for study in STUDIES},
     "maze.gif": OfAgent("maze-ppo", 84),
