@@ -66,8 +66,7 @@ def test_each_rollout_acts_by_the_parameters_it_begins_with(
             monkeypatch.setattr("policies.memories.kanerva.encoder.held", lambda owner, name, make: make())
         policy = {"memory": "kanerva++", "memory_kwargs": {"memory_size": 8}}
         model = learner("MemoryPolicy", RepeatFirst(4, length=4), 1e-2, n_steps=4, policy_kwargs=policy, seed=0)
-        model.learn(5 * 16)
+        model.learn(3 * 16)  # two rollouts after an update; more updates of Adam enlarge rounding past the bound
         found.append([parameter.detach() for parameter in model.policy.parameters()])
     for once, always_made in zip(*found, strict=True):
-        # five updates of Adam at 1e-2 enlarge the rounding of other products; stale parameters would be off by 1e-2
-        torch.testing.assert_close(once, always_made, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(once, always_made, rtol=1e-4, atol=1e-5)
