@@ -1,4 +1,4 @@
-"""What an agent's memory is worth: its score with the memory frozen, reset or exchanged, beside its own."""
+"""Ablation of an agent's memory: scores with the memory intact, frozen, reset, or swapped with another episode's."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from agents.evaluation.scores import Score
 from agents.evaluation.tables import print_table
 from policies.policy import MemoryActorCriticPolicy
 
-OWN, EXCHANGED = "its own", "another episode's"
+OWN, EXCHANGED = "intact", "from another episode"
 
 
 def ablate(
     policy: MemoryActorCriticPolicy, own: Score, num_envs: int, every: int, score: Callable[[], Score]
 ) -> dict[str, Score]:
-    """Scores by what was done to the memory.
+    """The score under each ablation, by label.
 
     Args:
-        policy: of the agent.
-        own: its score with its memory as it is.
-        num_envs: environments that play at once; with one there is no other episode to exchange with.
-        every: steps between two resets.
-        score: plays the episodes of `own` once more.
+        policy: The agent's policy.
+        own: The score with the intact memory.
+        num_envs: Number of parallel environments. With one there is no other episode to swap memories with.
+        every: Steps between two resets.
+        score: Plays the episodes of `own` again and returns the score.
 
     Raises:
         ValueError: the memory has no state.
@@ -48,7 +48,7 @@ def ablate(
 
 
 def print_ablation(console: Console, memory: str, scores: Mapping[str, Score]) -> None:
-    """The scores as a table, and what follows from them."""
+    """Prints the scores as a table, and the conclusion."""
     own = scores[OWN]
     headings = ["memory", "mean return", "change", *own.metrics]
     rows = [
@@ -60,12 +60,12 @@ def print_ablation(console: Console, memory: str, scores: Mapping[str, Score]) -
         ]
         for label, score in scores.items()
     ]
-    print_table(console, f"{memory}: the score by what is done to its memory", headings, rows)
+    print_table(console, f"{memory}: the score under each ablation of its memory", headings, rows)
     console.print(verdict(scores), highlight=False)
 
 
 def verdict(scores: Mapping[str, Score]) -> str:
-    """Whether the memory is used, in a sentence: the intervals of the returns are compared."""
+    """One sentence on whether the memory is used, from the confidence intervals of the returns."""
     own, other = scores[OWN], scores.get(EXCHANGED, scores["reset at every step"])
     how = "another episode's memory" if EXCHANGED in scores else "a memory reset at every step"
     if math.isnan(own.ci95):
