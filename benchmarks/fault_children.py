@@ -1,6 +1,6 @@
 """Commands in children forked from a warm process: no import time, limits of memory and time, and what became of them.
 
-A try is *held* if the command works, or ends in one clear line that names what was wrong, with an exit status other
+A try is *passed* if the command works, or ends in one clear line that names what was wrong, with an exit status other
 than zero and nothing lost. `complaint` says what of that is not so.
 """
 

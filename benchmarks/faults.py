@@ -3,9 +3,9 @@
     nice -n 19 python benchmarks/faults.py --out faults.md
     python benchmarks/faults.py --only flags --count 20 --seed 3
 
-Inputs are drawn from lists and by damage, all from the seed. A try is *held* if the command works, or ends in one
+Inputs are drawn from lists and by damage, all from the seed. A try is *passed* if the command works, or ends in one
 clear line that names what was wrong, with an exit status other than zero and nothing lost. The table says how many were
-tried, held and failed in each block; what failed stands below it with its input.
+tried, passed and failed in each block; what failed stands below it with its input.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def run(names: list[str], seed: int, count: int | None = None, say: Callable[[st
 
 def table(tries: list[Try], seed: int) -> str:
     """The counts in Markdown, and what failed."""
-    lines = ["| block | tried | held | failed | s a try |", "|---|---|---|---|---|"]
+    lines = ["| block | tried | passed | failed | s per try |", "|---|---|---|---|---|"]
     for name in dict.fromkeys(one.block for one in tries):
         block = [one for one in tries if one.block == name]
         held, seconds = sum(not one.wrong for one in block), sum(one.seconds for one in block) / len(block)

@@ -86,15 +86,15 @@ def legend(comparison: Comparison, threshold: float | None = None) -> list[str]:
     """How the figures were computed, and the comparison's notes, one line each."""
     first = comparison.groups[0]
     episodes = {str(run.config["eval_episodes"]) for group in comparison.groups for run in group.runs}
-    fresh = f"mean of {' or '.join(sorted(episodes, key=int))} fresh episodes a seed"
+    fresh = f"mean of {' or '.join(sorted(episodes, key=int))} new episodes per seed"
     what = "last twentieth of the training curve of each seed" if first.in_training else fresh
     lines = [f"{score_name(comparison.score)}: {what}"]
     if any(len(group.scores) > 1 for group in comparison.groups):
         lines[0] += f"; 95 % interval: {_METHODS[first.method]}; IQM: interquartile mean"
     if any(group.lesson_steps != 0 for group in comparison.groups):
-        lines.append("steps count earlier lessons too")
+        lines.append("steps include earlier lessons")
     if threshold is not None:
-        lines.append(f"to {threshold:g}: first time in training, median over seeds (how many seeds came to it)")
+        lines.append(f"to {threshold:g}: first time in training, median over seeds (number of seeds that reached it)")
     return [*lines, *comparison.notes]
 
 
