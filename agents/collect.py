@@ -1,4 +1,7 @@
-"""Collectors fill a rollout, step by step or as one sequence. A learner chooses one in its method `collector`."""
+"""Collectors fill a rollout, step by step or as one sequence. A learner chooses one in its method `collector`.
+
+`FinalValues` has the values of the last observations of truncated episodes, from which their returns are bootstrapped.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,15 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 
-from agents.bootstrap import FinalValues
 from agents.metrics.non_finite import raise_if_not_finite
+from agents.rollout import Rollout
 from agents.sb3.callback_locals import Step, tell
-from agents.sb3.training_env import TrainingEnv
+from agents.updates import Updates
 from envs.tensor_env import Info, Obs
+from policies.memories.contract import State
 from policies.memories.steps import MemoryStep
+from policies.memories.time.checkpointing import most_kept
+from policies.policy import MemoryActorCriticPolicy
 
 Act = Callable[[int, Tensor | None], Tensor]
 """Chooses the action `[N, *action_shape]` of step `t` for the observation in `model.rollout_state`, given a mask of
@@ -38,7 +44,7 @@ class Collector:
     graph: bool = False
     """Whether the memory's graph is kept, for a learner that back-propagates through the rollout itself."""
 
-    def __init__(self, model: TrainingEnv, targets: bool = False) -> None:
+    def __init__(self, model: Updates, targets: bool = False) -> None:
         self.model, self.targets = model, targets
 
     def collect(self, callback: BaseCallback) -> bool:
@@ -65,6 +71,7 @@ class Collector:
         model, rollout, env, policy = self.model, self.model.rollout, self.model.tensor_env, self.model.policy
         shown = env.describe() if self.targets or rollout.masks is not None else {}  # beside the observation to come
         answers: list[tuple[Tensor, Tensor]] = []
+        measured = model.task_metrics if model.task_metrics.names else None
         for t in range(len(rollout.rewards)):
             now = model.rollout_state
             if see:
@@ -88,15 +95,18 @@ class Collector:
                 rollout.actions[t] = action
                 rollout.rewards[t], rollout.terminated[t], rollout.truncated[t] = rewards, terminated, truncated
                 rollout.hear(t, shown)
-                model.task_metrics.add(shown)
+                if measured is not None:
+                    measured.add(shown)
             now.obs, now.starts, now.may_start = new_obs, terminated | truncated, "final_obs" in shown
             if after is not None and not after(t, new_obs, shown):
                 return False
-            if after is not None and model.visited():
+            if after is not None and env.visits != model.visits:  # a callback reset or stepped the environments
                 model.give_up(t)
                 shown = env.describe()
         if answers:
             rollout.targets, rollout.weights = map(torch.stack, zip(*answers, strict=True))
+        if count and measured is not None:
+            model.scores = measured.sums()
         return True
 
 
@@ -106,13 +116,13 @@ class StepCollector(Collector):
     Args:
         model, targets: as in `Collector`.
         graph: keep the memory's graph, for a learner that back-propagates through the rollout itself.
-        values: also compute values, and the learner's estimates from them (`TrainingEnv.estimate`).
+        values: also compute values, and the learner's estimates from them (`Updates.estimate`).
         log_probs: also the log-probabilities of the actions.
     """
 
     def __init__(
         self,
-        model: TrainingEnv,
+        model: Updates,
         targets: bool = False,
         graph: bool = False,
         values: bool = False,
@@ -155,23 +165,22 @@ class StepCollector(Collector):
             if finals is not None and env.truncates and model.rollout_state.may_start:  # some learn late that they do
                 finals.add(t, info["final_obs"], model.rollout_state.memory)
             model.num_timesteps += all_envs
-            callback.update_locals({**known, "t": t, **Step(model, t, step, new_obs, info).names()})
+            callback.update_locals({**known, "t": t, **Step(model, t, (step, new_obs, info)).names()})
             if not callback.on_step():
                 return False
-            if finals is not None and model.visited():
+            if finals is not None and env.visits != model.visits:
                 finals.finish()
             return True
 
         if not self.play(act, after):
             return False
-        if finals is not None:
+        if finals is not None and env.truncates:
             finals.finish()
         if self.values:
             self._judge(torch.stack(outputs), torch.stack(grids) if policy.draws_maps else None)
         if recording is not None:
             unrolled = recording.unrolled()
             rollout.latents, rollout.grids, rollout.losses = unrolled.outputs, unrolled.grids, unrolled.losses
-        model.scores = model.task_metrics.sums()
         model.memory_seconds += time.perf_counter() - started - (model.env_seconds - in_envs)
         callback.on_rollout_end()
         return True
@@ -217,6 +226,80 @@ class SequenceCollector(Collector):
         rollout.latents, rollout.grids, rollout.losses = unrolled.outputs, unrolled.grids, unrolled.losses
         model.rollout_state.memory = unrolled.state
         self.play(lambda t, mask: rollout.actions[t], see=False)
-        model.scores = model.task_metrics.sums()
         model.memory_seconds += time.perf_counter() - started - (model.env_seconds - in_envs)
         return tell(model, callback)
+
+
+SHARE = 16
+"""On a GPU, memories of final observations take up to this part of what a sequence may keep for its backward pass."""
+
+
+class FinalValues:
+    """Writes `rollout.final_values` where episodes were truncated.
+
+    A final observation needs a step of the memory of its own, with the memory as the episode left it. Who was truncated
+    is known on the device alone, so every environment takes that step. On a CPU it is taken immediately. On a GPU,
+    where it would double the launches of a rollout, observations and memories of many steps are stored and processed as
+    one batch.
+
+    Args:
+        policy: gives the values.
+        rollout: is written to.
+        most: steps that are taken as one batch; None: as many as there is room for on a GPU, 1 elsewhere.
+    """
+
+    def __init__(self, policy: MemoryActorCriticPolicy, rollout: Rollout, most: int | None = None) -> None:
+        self.policy, self.rollout, self.most = policy, rollout, most
+        self._first = self._count = 0
+        self._room: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def add(self, t: int, obs: Obs, state: State) -> None:
+        """The final observations of step `t` `[N, ...]`, if any, and the memory before them.
+
+        `rollout.truncated[t]` is written already.
+        """
+        if self.most is None:
+            self.most = self._affordable(state)
+        if self.most == 1:
+            self._write(slice(t, t + 1), self.policy.predict_values(obs, state))
+            return
+        if self._count and t != self._first + self._count:
+            self.finish()
+        if not self._count:
+            self._first = t
+        for name, value in self._named(obs, state).items():
+            if name not in self._room:
+                self._room[name] = value.new_empty(self.most, *value.shape)
+            self._room[name][self._count] = value
+        self._count += 1
+        if self._count == self.most:
+            self.finish()
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Write the values of what is still kept."""
+        if not self._count:
+            return
+        rows = {name: room[: self._count].flatten(0, 1) for name, room in self._room.items()}
+        state = {name.removeprefix("state/"): value for name, value in rows.items() if name.startswith("state/")}
+        entries = {name.removeprefix("obs/"): value for name, value in rows.items() if name.startswith("obs/")}
+        values = self.policy.predict_values(rows.get("obs", entries), state)
+        self._write(slice(self._first, self._first + self._count), values)
+        self._count = 0
+
+    def _write(self, steps: slice, values: Tensor) -> None:
+        truncated = self.rollout.truncated[steps]
+        self.rollout.final_values[steps] = values.view(truncated.shape).masked_fill(~truncated, 0.0)
+
+    def _affordable(self, state: State) -> int:
+        device = self.rollout.truncated.device
+        if device.type != "cuda":
+            return 1
+        held = sum(value.numel() * value.element_size() for value in state.values())
+        return max(1, min(len(self.rollout.truncated), most_kept(device) // SHARE // max(held, 1)))
+
+    @staticmethod
+    def _named(obs: Obs, state: State) -> dict[str, Tensor]:
+        entries = {f"obs/{name}": value for name, value in obs.items()} if isinstance(obs, dict) else {"obs": obs}
+        return entries | {f"state/{name}": value for name, value in state.items()}

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from functools import cached_property
 from typing import Any, ClassVar, TypeVar, get_args
 
 import torch
@@ -30,24 +29,21 @@ from agents.environments import EnvLike, HostEnv, TensorVecEnv, as_tensor_env, d
 from agents.hyperparameters import Hyperparameters, Setup, bound, check_definition, fields_of, fitted, signature_of
 from agents.metrics.critic import CriticWatch
 from agents.metrics.episodes import Episodes
-from agents.metrics.health import PolicyWatch
-from agents.metrics.report import read, report
 from agents.metrics.task import TaskMetrics
 from agents.rollout import Rollout
 from agents.sb3.callback_locals import Locals
-from agents.sb3.training_env import TrainingEnv
 from agents.scale import distributed
 from agents.scale.executor import Executor
 from agents.scale.fast import Fast, prepare
 from agents.updates import Updates
 from policies.memories.contract import State
-from policies.memories.time.held import parameters_stay
+from policies.memories.time.scopes import parameters_stay
 from policies.policy import MemoryActorCriticPolicy
 
 Self = TypeVar("Self", bound="MemoryOnPolicyAlgorithm")
 
 
-class MemoryOnPolicyAlgorithm(Updates, TrainingEnv, OnPolicyAlgorithm):
+class MemoryOnPolicyAlgorithm(Updates, OnPolicyAlgorithm):
     """Base of the learners; see `A2C` and `PPO` for use.
 
     A learner declares its hyper-parameters (`config_class`) and implements `learn_from`. The constructor takes them by
@@ -298,24 +294,6 @@ class MemoryOnPolicyAlgorithm(Updates, TrainingEnv, OnPolicyAlgorithm):
         self.train()
         self.learn_seconds += time.perf_counter() - started
         return True
-
-    @cached_property
-    def policy_watch(self) -> PolicyWatch:
-        """Warns of a policy that stays random, stops exploring, or moves too far."""
-        return PolicyWatch(self.action_space, getattr(self, "target_kl", None))
-
-    def train(self) -> None:
-        """Learns from `self.rollout`, then reads rewards, ends and metrics in the iteration's one transfer to the
-        host."""
-        self._update_learning_rate(self.policy.optimizer)
-        read(self, report(self, self.improve(self.rollout)))
-
-    def _update_learning_rate(self, optimizers: list[torch.optim.Optimizer] | torch.optim.Optimizer) -> None:
-        rate = self.lr_schedule(self._current_progress_remaining)
-        self.logger.record("train/learning_rate", rate)
-        for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
-            for group in optimizer.param_groups:
-                group["lr"] = group["lr"].fill_(rate) if isinstance(group["lr"], Tensor) else rate
 
     @parameters_stay()
     def collect_rollouts(  # type: ignore[override]

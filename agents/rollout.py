@@ -9,7 +9,6 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from agents.returns import following
 from envs.tensor_env import Info, Obs, TensorEnv
 from policies.action_masks import check_width
 from policies.memories.contract import State
@@ -134,10 +133,6 @@ class Rollout:
     def ended(self) -> Tensor:
         """Where an episode ended, for either reason: bool `[T, N]`."""
         return self.terminated | self.truncated
-
-    def next_values(self) -> Tensor:
-        """The value of the observation after each step, `[T, N]`; see `agents.returns.following`."""
-        return following(self.values, self.last_values, self.terminated, self.truncated, self.final_values)
 
     def environments(self, index: Tensor) -> Rollout:
         """The part of the rollout of the environments `index`: minibatches are sets of environments with all their

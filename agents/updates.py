@@ -2,28 +2,47 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
-from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import Tensor
 
-from agents.returns import gae
+from agents.metrics.health import PolicyWatch
+from agents.metrics.report import read, report
+from agents.returns import following, gae
 from agents.rollout import Rollout
+from agents.sb3.training_env import TrainingEnv
 from agents.scale import distributed
 from policies.heads import Judgement
-from policies.policy import MemoryActorCriticPolicy
 
 
-class Updates(BaseAlgorithm):
+class Updates(TrainingEnv):
     """Evaluates actions, normalises advantages, weights losses and steps the optimiser."""
 
-    policy: MemoryActorCriticPolicy
     gamma: float
     gae_lambda: float
     reward_scale: float
     normalize_advantage: bool
     aux_coef: float
-    max_grad_norm: float
     _n_updates: int
+
+    @cached_property
+    def policy_watch(self) -> PolicyWatch:
+        """Warns of a policy that stays random, stops exploring, or moves too far."""
+        return PolicyWatch(self.action_space, getattr(self, "target_kl", None))
+
+    def train(self) -> None:
+        """Learns from `self.rollout`, then reads rewards, ends and metrics in the iteration's one transfer to the
+        host."""
+        self._update_learning_rate(self.policy.optimizer)
+        read(self, report(self, self.improve(self.rollout)))
+
+    def _update_learning_rate(self, optimizers: list[torch.optim.Optimizer] | torch.optim.Optimizer) -> None:
+        rate = self.lr_schedule(self._current_progress_remaining)
+        self.logger.record("train/learning_rate", rate)
+        for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
+            for group in optimizer.param_groups:
+                group["lr"] = group["lr"].fill_(rate) if isinstance(group["lr"], Tensor) else rate
 
     def learn_from(self, rollout: Rollout) -> dict[str, Tensor]:
         """Updates the policy; returns the metrics by their log names, still on the device."""
@@ -64,7 +83,9 @@ class Updates(BaseAlgorithm):
     def estimate(self, rollout: Rollout) -> None:
         """Computes a rollout's advantages and returns by generalised advantage estimation, and updates the statistics
         of the returns."""
-        rewards, values, next_values = rollout.rewards * self.reward_scale, rollout.values, rollout.next_values()
+        rewards, values = rollout.rewards * self.reward_scale, rollout.values
+        ends = rollout.terminated, rollout.truncated
+        next_values = following(values, rollout.last_values, *ends, rollout.final_values)
         rollout.advantages = gae(rewards, values, next_values, rollout.ended(), self.gamma, self.gae_lambda)
         rollout.returns = rollout.advantages + values
         norm = self.policy.value_norm

@@ -17,15 +17,14 @@ from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
 from policies.action_masks import as_masks, masked
-from policies.actions import ActionNumbers
 from policies.encoders import QueryEncoder, encoder_for, naming_encoder, shape_of
 from policies.heads import (
+    ActionNumbers,
     CategoricalDistribution,
     ChoiceDistribution,
     Decision,
     Judgement,
     MultiCategoricalDistribution,
-    as_rows,
     flattened,
     map_distribution,
     unchecked,
@@ -120,7 +119,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
             optimizer_class=optimizer_class,
             optimizer_kwargs=optimizer_kwargs,
         )
-        self.action_space = action_space
+        self.action_space, self.action_shape = action_space, action_space.shape or ()
         self.value_norm = ValueNorm() if normalize_values else None
         self.obs_norm = ObsNorm(observation_space) if normalize_obs else None
         keep_symbols = getattr(self.features_extractor, "takes_symbols", False)
@@ -201,7 +200,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
     ) -> Tensor:
         """Action `[B, *action_shape]` for a memory output `[B, F]`."""
         distribution = self._distribution(self.mlp_extractor.forward_actor(latent), grid, mask)
-        return self._shaped(distribution.get_actions(deterministic=deterministic))
+        return distribution.get_actions(deterministic=deterministic).view(-1, *self.action_shape)
 
     def decide(
         self, latent: Tensor, deterministic: bool = False, grid: Tensor | None = None, mask: Tensor | None = None
@@ -210,12 +209,8 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         latent_pi, latent_vf = self.mlp_extractor(latent)
         distribution = self._distribution(latent_pi, grid, mask)
         action = distribution.get_actions(deterministic=deterministic)
-        return Decision(self._shaped(action), self._value(latent_vf), distribution.log_prob(action))
-
-    def _shaped(self, action: Tensor) -> Tensor:
-        # SB3's distributions give one row of numbers for an action of any shape
-        assert self.action_space.shape is not None
-        return action.view(-1, *self.action_space.shape)
+        value, log_prob = self._value(latent_vf), distribution.log_prob(action)
+        return Decision(action.view(-1, *self.action_shape), value, log_prob)
 
     def _distribution(self, latent_pi: Tensor, grid: Tensor | None, mask: Tensor | None = None) -> Distribution:
         read: Any = latent_pi
@@ -228,6 +223,8 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         return copy.copy(self.action_dist).proba_distribution(numbers, *spread)
 
     def _log_prob(self, distribution: Distribution, action: Tensor, each: bool = False) -> Tensor:
+        if action.dim() > 2:  # SB3's distributions take one row of numbers for an action of any shape
+            action = action.flatten(1)
         if isinstance(distribution, BernoulliDistribution):
             action = action.to(distribution.distribution.logits.dtype)  # torch's Bernoulli takes no whole numbers
         if each and isinstance(distribution, MultiCategoricalDistribution):
@@ -241,7 +238,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         shape = latent.shape[:-1]
         latent_pi, latent_vf = self.mlp_extractor(latent.flatten(0, -2))
         distribution = self._distribution(latent_pi, _joined(grid), _joined(mask))
-        log_prob = self._log_prob(distribution, as_rows(action, len(shape)))
+        log_prob = self._log_prob(distribution, _joined(action))
         entropy = distribution.entropy()
         assert entropy is not None, "only squashed distributions have no entropy, and none is used here"
         return Judgement(self._value(latent_vf).view(shape), log_prob.view(shape), entropy.view(shape))
@@ -261,7 +258,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         shape = latent.shape[:-1]
         latent_pi = self.mlp_extractor.forward_actor(latent.flatten(0, -2))
         distribution = self._distribution(latent_pi, _joined(grid), _joined(mask))
-        log_prob = self._log_prob(distribution, as_rows(action, len(shape)), each)
+        log_prob = self._log_prob(distribution, _joined(action), each)
         return log_prob.view(*shape, *log_prob.shape[1:])
 
     def value(self, latent: Tensor) -> Tensor:
@@ -284,12 +281,9 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
 
         The entries of a `Dict` reach the encoder in the order of `observation_space`, in whatever order they come.
         """
-        features: Any = self.extract_features(obs if self.obs_norm is None else self.obs_norm(obs))
+        prepared = self.prepare(obs if self.obs_norm is None else self.obs_norm(obs))
+        features: Any = self.features_extractor(prepared)
         return features if isinstance(features, tuple) else (features,)
-
-    def extract_features(self, obs: Obs, features_extractor: BaseFeaturesExtractor | None = None) -> Any:
-        """Encodes observations `[B, ...]`."""
-        return (features_extractor or self.features_extractor)(self.prepare(obs))
 
     # -- SB3's interface -------------------------------------------------------------------------------------------
 
@@ -383,6 +377,6 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         return {**given, **memory, **norms, "bptt_segment": self.bptt_segment}
 
 
-def _joined(sequence: Tensor | None) -> Tensor | None:
+def _joined(sequence: Any) -> Any:
     """`[T, B, ...]` as `[T · B, ...]`."""
     return None if sequence is None else sequence.flatten(0, 1)

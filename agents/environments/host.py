@@ -14,7 +14,7 @@ from agents.environments.hosts import Host
 from agents.environments.transfer import Transfer
 from envs.tensor_env import Info, Obs, TensorEnv
 from policies.action_masks import parts_of
-from policies.actions import check_action_space
+from policies.heads import check_action_space
 from policies.observations import Layout
 
 

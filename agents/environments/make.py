@@ -23,7 +23,7 @@ from agents.environments.hosts import VecEnvHost, VectorEnvHost
 from agents.environments.named import find_env, named
 from agents.sb3.vec_env import TensorVecEnv, VectorVecEnv
 from envs.tensor_env import TensorEnv
-from policies.actions import check_action_space
+from policies.heads import check_action_space
 from policies.observations import Layout, short
 
 Vector = Literal["sync", "async"]

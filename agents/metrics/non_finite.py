@@ -10,7 +10,7 @@ from agents.sb3.training_env import TrainingEnv
 from agents.scale import distributed
 from envs.tensor_env import Obs
 from policies.heads import DivergedError
-from policies.memories.time.host_reads import host_may_read
+from policies.memories.time.scopes import host_may_read
 
 
 class NonFiniteError(FloatingPointError):

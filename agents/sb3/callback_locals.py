@@ -79,23 +79,30 @@ class Locals(dict[str, Any]):
         return dict(self.items())
 
 
-class RecordedStep:
-    """What SB3's `collect_rollouts` knows after step `t`, from the rollout: each method gives what SB3 has by its name.
+class Step:
+    """What SB3's `collect_rollouts` knows after step `t`: each method gives what SB3 has by its name.
 
     Values are read on demand: on a GPU even views of tensors cost time.
+
+    Args:
+        model, t: which step.
+        now: what the memory gave, the next observation and the `info` beside it, of a step that was just made; None:
+            the step is read from the whole rollout, whose values are there.
     """
 
-    __slots__ = ("model", "t")
+    __slots__ = ("_judgement", "model", "now", "t")
 
-    def __init__(self, model: TrainingEnv, t: int) -> None:
-        self.model, self.t = model, t
+    def __init__(self, model: TrainingEnv, t: int, now: tuple[MemoryStep, Obs, Info] | None = None) -> None:
+        self.model, self.t, self.now = model, t, now
+        self._judgement: Judgement | None = None
 
     def names(self) -> dict[str, Any]:
-        """The values for a callback's `locals`; state values only if the learner has a critic."""
+        """The values for a callback's `locals`; state values if there is a critic, or they are computed on demand."""
         methods = [self.obs_tensor, self.action, self.terminated, self.truncated, self.actions, self.clipped_actions]
         methods += [self.new_obs, self.rewards, self.dones, self.infos]
-        methods += [] if self.model.learns_from_targets else [self.values, self.log_probs]
-        return {"n_steps": self.t, **{method.__name__: Later(method) for method in methods}}
+        methods += [self.values, self.log_probs] if self.now is not None or not self.model.learns_from_targets else []
+        known: dict[str, Any] = {method.__name__: Later(method) for method in methods}
+        return known | {"n_steps": self.t} | ({} if self.now is None else {"info": self.now[2]})
 
     def _seen_before(self, step: int) -> Obs:
         if step == self.model.n_steps:
@@ -122,7 +129,10 @@ class RecordedStep:
         return self.model.policy.actions.to_env(self.action()).cpu().numpy()
 
     def new_obs(self) -> Any:
-        return as_numpy(self._seen_before(self.t + 1))
+        if self.now is None:
+            return as_numpy(self._seen_before(self.t + 1))
+        _, obs, info = self.now
+        return deepcopy(info["shown"]) if "shown" in info else as_numpy(obs)
 
     def rewards(self) -> Any:
         return as_numpy(self.model.rollout.rewards[self.t])
@@ -131,71 +141,40 @@ class RecordedStep:
         return (self.terminated() | self.truncated()).cpu().numpy()
 
     def infos(self) -> list[dict[str, Any]]:
-        """Without the final observations, which a rollout does not keep."""
+        """Without the final observations if they are read from a rollout, which does not keep them."""
         said = self.model.rollout.said
         info: Info = {} if said is None else {"is_success": said[2, self.t]}
+        info = info if self.now is None else self.now[2]
         return _infos_of(self.model, self.t, info, self.terminated(), self.truncated())
 
     def values(self) -> Tensor:
-        return self.model.rollout.values[self.t, :, None]
+        return self.model.rollout.values[self.t, :, None] if self.now is None else self._judged().value[0, :, None]
 
     def log_probs(self) -> Tensor:
-        return self.model.rollout.log_probs[self.t]
-
-
-class Step(RecordedStep):
-    """As `RecordedStep`, of the step that was just made.
-
-    Args:
-        model, t: which step.
-        out: what the memory gave.
-        new: the next observation.
-        info: what came with it.
-    """
-
-    __slots__ = ("_judgement", "info", "new", "out")
-
-    def __init__(self, model: TrainingEnv, t: int, out: MemoryStep, new: Obs, info: Info) -> None:
-        super().__init__(model, t)
-        self.out, self.new, self.info = out, new, info
-        self._judgement: Judgement | None = None
-
-    def names(self) -> dict[str, Any]:
-        return {**super().names(), "values": Later(self.values), "log_probs": Later(self.log_probs), "info": self.info}
-
-    def values(self) -> Tensor:
-        return self._judged().value[0, :, None]
-
-    def log_probs(self) -> Tensor:
-        return self._judged().log_prob[0]
+        return self.model.rollout.log_probs[self.t] if self.now is None else self._judged().log_prob[0]
 
     def _judged(self) -> Judgement:
         if self._judgement is None:
-            grid = None if self.out.grid is None else self.out.grid.detach()[None]
-            masks, here = self.model.rollout.masks, slice(self.t, self.t + 1)
+            assert self.now is not None
+            out, masks, here = self.now[0], self.model.rollout.masks, slice(self.t, self.t + 1)
+            grid = None if out.grid is None else out.grid.detach()[None]
             mask = None if masks is None else masks[here]
             with torch.no_grad():
-                latent = self.out.output.detach()[None]
-                self._judgement = self.model.policy.judge(latent, self.model.rollout.actions[here], grid, mask)
+                latent, actions = out.output.detach()[None], self.model.rollout.actions[here]
+                self._judgement = self.model.policy.judge(latent, actions, grid, mask)
         return self._judgement
-
-    def new_obs(self) -> Any:
-        return deepcopy(self.info["shown"]) if "shown" in self.info else as_numpy(self.new)
-
-    def infos(self) -> list[dict[str, Any]]:
-        return _infos_of(self.model, self.t, self.info, self.terminated(), self.truncated())
 
 
 def tell(model: TrainingEnv, callback: BaseCallback) -> bool:
     """Calls a callback for every step of a rollout that was collected at once; False if the callback asks to stop.
 
-    The names are those of `RecordedStep`.
+    The names are those of `Step`.
     """
     rollout, began, going = model.rollout, model.num_timesteps, True
     for t in range(model.n_steps):
         model.num_timesteps += model.all_envs
         known = {"self": model, "rollout": rollout, "rollout_buffer": rollout, "n_rollout_steps": model.n_steps, "t": t}
-        callback.update_locals(known | RecordedStep(model, t).names())
+        callback.update_locals(known | Step(model, t).names())
         if not callback.on_step():
             going = False
             break

@@ -100,10 +100,6 @@ class TrainingEnv(BaseAlgorithm):
         """What the policy is built with beside spaces and learning rate."""
         raise NotImplementedError
 
-    def estimate(self, rollout: Rollout) -> None:
-        """What a learner wants to know of a rollout whose values are there."""
-        raise NotImplementedError
-
     def diagnostics(self, rollout: Rollout) -> dict[str, Tensor]:
         """What a rollout says of the learner itself, by the names it is logged under."""
         raise NotImplementedError

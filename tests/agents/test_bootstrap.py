@@ -8,7 +8,7 @@ from agent_stubs import collect, script, set_critic
 from torch import Tensor
 
 from agents import A2C, PPO, make_env
-from agents.bootstrap import FinalValues
+from agents.collect import FinalValues
 from agents.rollout import Rollout
 
 

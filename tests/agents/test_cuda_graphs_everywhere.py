@@ -30,7 +30,7 @@ from agents.scale.cuda_graphs.eligible import obstacle
 from agents.scale.cuda_graphs.replay import Graphs
 from agents.scale.executor import Executor
 from envs.tensor_env import TensorEnv
-from policies.memories.time.host_reads import no_host_reads
+from policies.memories.time.scopes import no_host_reads
 
 COPIES = 3
 READS_AT_THE_START = ("Babi", "GraphInference", "ShortestPath")  # data is looked at once, before any iteration

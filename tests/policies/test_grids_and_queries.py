@@ -148,7 +148,7 @@ def test_many_symbols_are_embedded_and_few_are_one_hot() -> None:
     vectors = made.features_extractor.vectors
     assert vectors.std().item() == pytest.approx(1.0, abs=0.05)  # as it was made, whatever SB3 initialises
     symbols = torch.tensor([3, 199, 3])
-    assert torch.equal(made.extract_features(symbols), vectors[symbols])
+    assert torch.equal(made.encode(symbols)[0], vectors[symbols])
     assert isinstance(policy(spaces.Discrete(31), spaces.Discrete(2), "gru").features_extractor, FlattenExtractor)
 
 

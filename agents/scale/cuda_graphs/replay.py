@@ -31,7 +31,7 @@ from agents.scale.cuda_graphs.buffers import Buffers, MovedError, places, scalar
 from agents.scale.cuda_graphs.capture import Capture, CudaCapture, Recorded, Twin
 from agents.scale.cuda_graphs.eligible import MOST_GRAPHS, generators, make_capturable, reason, release_generators
 from agents.scale.executor import Executor
-from policies.memories.time.host_reads import no_host_reads
+from policies.memories.time.scopes import no_host_reads
 
 PROVEN = False
 """Whether tests/agents/test_cuda_graphs_gpu.py has passed on a GPU; until then fast="auto" does not use graphs."""

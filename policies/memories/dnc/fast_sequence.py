@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 from policies.memories.contract import State
 from policies.memories.dnc.fast_native import ROWS, Loops, Shape, Weights
 from policies.memories.shared.addressing import inverse_norms
-from policies.memories.time.held import held
+from policies.memories.time.scopes import held
 
 SLOTS = {"memory": "memory", "usage": "usage", "precedence": "precedence", "linkage": "linkage"}
 SLOTS |= {"write_weights": "written", "read_weights": "read"}

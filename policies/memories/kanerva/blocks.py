@@ -24,7 +24,7 @@ from policies.memories.shared.noise import fingerprint, gaussian, next_seed
 from policies.memories.shared.numbers import rms
 from policies.memories.shared.readers import ReaderForm, Shape
 from policies.memories.steps import Queries, reset
-from policies.memories.time.held import held
+from policies.memories.time.scopes import held
 
 KEYS, LATENT, POSTERIOR, ASKED_KEYS, ASKED_LATENT = range(5)
 """Streams of noise."""

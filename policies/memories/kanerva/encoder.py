@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from policies.memories.time.held import held
-from policies.memories.time.host_reads import host_may_read
+from policies.memories.time.scopes import held, host_may_read
 
 Shift = Callable[[int, Tensor], Tensor]
 """What happens to the features `[N, C, ...]` at one place of an encoder: their number, then the features."""

@@ -16,8 +16,8 @@ from policies.memories.contract import FastForm, MemoryStep, State, Unrolled
 from policies.memories.ntm import fast_native
 from policies.memories.ntm.fast_native import Sizes, Weights
 from policies.memories.ntm.fast_sequence import NAMES, NativeSequence, NativeTape, named
-from policies.memories.time.held import held
 from policies.memories.time.recording import Recording
+from policies.memories.time.scopes import held
 from policies.memories.time.taped import TapedForm
 
 ROOM = 20

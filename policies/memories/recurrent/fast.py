@@ -14,8 +14,8 @@ from policies.memories.recurrent import fast_native
 from policies.memories.recurrent.fast_gradient import RecurrentSequence
 from policies.memories.recurrent.fast_sequence import GRUTape, LSTMTape, Tape
 from policies.memories.steps import reset, select
-from policies.memories.time.host_reads import host_may_read
 from policies.memories.time.recording import Recording
+from policies.memories.time.scopes import host_may_read
 from policies.memories.time.taped import TapedForm
 from policies.memories.time.unroll import unroll_segments
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from policies.memories.contract import FastForm, MemoryStep, State, Unrolled
 from policies.memories.stack_rnn import fast_native
 from policies.memories.stack_rnn.fast_native import NativeSequence, NativeTape, Sizes, Weights
-from policies.memories.time.held import held
 from policies.memories.time.recording import Recording
+from policies.memories.time.scopes import held
 from policies.memories.time.taped import TapedForm
 
 ROOM = 20

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from policies.memories.kanerva.encoder import DeepLinear
-from policies.memories.time.host_reads import no_host_reads
+from policies.memories.time.scopes import no_host_reads
 
 
 def test_dense_layers_have_spectral_norm_one() -> None:

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from agents import A2C, PPO
 from envs.repeat_first import RepeatFirst
 from policies.memories import make_memory
-from policies.memories.time import held
-from policies.memories.time.held import parameters_stay
+from policies.memories.time.scopes import held, parameters_stay
 
 
 def test_it_is_made_once_within_and_every_time_without() -> None:
@@ -23,15 +22,15 @@ def test_it_is_made_once_within_and_every_time_without() -> None:
         return layer.weight * 2
 
     with parameters_stay():
-        assert held.held(layer, "twice", make) is held.held(layer, "twice", make)
+        assert held(layer, "twice", make) is held(layer, "twice", make)
         with torch.no_grad():
-            assert not held.held(layer, "twice", make).requires_grad
+            assert not held(layer, "twice", make).requires_grad
         with parameters_stay():  # a rollout within, as of an evaluation in a callback
-            held.held(layer, "twice", make)
-        assert held.held(layer, "twice", make).requires_grad
+            held(layer, "twice", make)
+        assert held(layer, "twice", make).requires_grad
     assert made == [True, False, True]
-    held.held(layer, "twice", make)
-    held.held(layer, "twice", make)
+    held(layer, "twice", make)
+    held(layer, "twice", make)
     assert len(made) == 5
 
 

@@ -1,4 +1,5 @@
-"""Caches values that depend only on parameters, while these do not change."""
+"""What holds inside a `with` block: parameters do not change, so that values which depend on them alone are computed
+once; nothing is read from the device, as while a CUDA graph is captured."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from torch import nn
 T = TypeVar("T")
 
 _kept: dict[Hashable, Any] | None = None
+_host_reads = True
 
 
 @contextmanager
@@ -40,3 +42,19 @@ def held(owner: nn.Module, name: str, make: Callable[[], T]) -> T:
         _kept[key] = make()
     found: T = _kept[key]
     return found
+
+
+@contextmanager
+def no_host_reads() -> Iterator[None]:
+    """Context manager: inside, nothing may be read from the device, as while a CUDA graph is captured."""
+    global _host_reads
+    before, _host_reads = _host_reads, False
+    try:
+        yield
+    finally:
+        _host_reads = before
+
+
+def host_may_read() -> bool:
+    """Whether values may be read on the host."""
+    return _host_reads
