@@ -35,7 +35,8 @@ from policies.memories import built_in, make_memory, memory_class, registered, r
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
-PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(DOCS.rglob("*.md"))
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+PAGES += [*sorted((ROOT / "results").glob("*.md")), *sorted(DOCS.rglob("*.md"))]
 SHARED_PAGES = {"mnm-p": "mnm", "mnm-g": "mnm", "homo-plastic": "plastic"}
 PACKAGES = (agents, envs, policies)
 COMMANDS = ("train", "evaluate", "compare")

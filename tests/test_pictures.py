@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 pictures = importlib.import_module("pictures")
 PICTURES, RESULTS, OfAgent = pictures.PICTURES, pictures.RESULTS, pictures.OfAgent
 
-PAGES = [ROOT / "README.md", RESULTS / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted(RESULTS.rglob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def shown() -> set[str]:
