@@ -1,8 +1,8 @@
-"""The fast forms of the DNC: C loops on a CPU; elsewhere what does not wait for the last step at once, and a linkage
-that is not kept."""
+"""The fast forms of the DNC: C loops on a CPU, few operations of torch elsewhere."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,39 +10,46 @@ import torch
 from torch import Tensor
 
 from policies.memories.contract import FastForm, MemoryStep, State, Unrolled
-from policies.memories.dnc.fast_links import TapedLinks
+from policies.memories.dnc.fast_back import StepSequence
 from policies.memories.dnc.fast_native import usable
 from policies.memories.dnc.fast_sequence import NativeSequence, NativeTape, outputs_of, split
-from policies.memories.shared.addressing import inverse_norms
-from policies.memories.steps import reset
+from policies.memories.dnc.fast_steps import StepTape, Weights, entering
 from policies.memories.time.recording import Recording
-from policies.memories.time.shared_linear import SharedLinear
 from policies.memories.time.taped import TapedForm
 
 
 class FastDNC(FastForm):
     """By C loops (`fast_sequence.py`) on a CPU where there is a compiler and the controller has at most 8 layers.
 
-    They take every option. Elsewhere torch's operations rewrite the linkage in place (`fast_links.py`).
+    They take every option. Elsewhere torch's operations (`fast_steps.py`) take one write head and a clip_value of at
+    least 20, which is where a fused LSTM cell is the clipped one; the rest is stepped by the equations.
     """
 
     memory: Any
 
-    def form(self, state: State) -> TapedForm:
-        """The one that takes such a state."""
-        native = usable(state["hidden"], self.memory.num_layers)
-        return NativeDNC(self.memory) if native else LinkedDNC(self.memory)
+    def fits(self, length: int, resets: Sequence[int] | None, grad: bool) -> bool:
+        return self.form(self.memory.interface.weight) is not None
+
+    def form(self, like: Tensor) -> TapedForm | None:
+        """The one for states such as `like`, `[B, ...]`."""
+        memory = self.memory
+        if usable(like, memory.num_layers):
+            return NativeDNC(memory)
+        return TorchDNC(memory) if memory.write_heads == 1 and (memory.clip_value or math.inf) >= 20 else None
 
     def step(self, x: Tensor, state: State) -> MemoryStep:
-        if torch.is_grad_enabled():
-            return super().step(x, state)
-        return self.form(state).step(x, state)
+        form = None if torch.is_grad_enabled() else self.form(state["hidden"])
+        return form.step(x, state) if isinstance(form, NativeDNC) else super().step(x, state)
 
     def unroll(self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None) -> Unrolled:
-        return self.form(state).unroll(xs, starts, state, resets)
+        form = self.form(state["hidden"])
+        assert form is not None, "see `fits`"
+        return form.unroll(xs, starts, state, resets)
 
     def record(self, state: State, room: int) -> Recording:
-        return self.form(state).record(state, room)
+        form = self.form(state["hidden"])
+        assert form is not None, "see `fits`"
+        return form.record(state, room)
 
 
 class NativeDNC(TapedForm):
@@ -86,49 +93,27 @@ class NativeDNC(TapedForm):
         return Unrolled(outputs, {name: following[name] for name in state}, {})
 
 
-class Steps:
-    """Steps of a DNC, with their graph but for the linkage's."""
+class TorchDNC(TapedForm):
+    """Sequences by few operations of torch; see `fast_steps.py`."""
 
-    full = False
-
-    def __init__(self, memory: Any, state: State, room: int) -> None:
-        self.dnc, self.links = memory, TapedLinks(state["linkage"], room)
-        self.layers = [SharedLinear(weight) for weight in memory.recurrent_weights()]
-        self.rest, self.norms = state, inverse_norms(state["memory"])
-        self.hidden: list[Tensor] = []
-        self.read_vectors: list[Tensor] = []
-
-    def step(self, given: Tensor, starts: Tensor | None) -> None:
-        """A step; `given`: of `DNC.gates_of`."""
-        if starts is not None:
-            initial = self.dnc.initial_state(len(starts))
-            self.rest = reset({name: value for name, value in self.rest.items() if name != "linkage"}, starts, initial)
-            self.norms = inverse_norms(self.rest["memory"])
-        self.rest, self.norms = self.dnc.advance(given, self.rest, self.norms, self.layers, self.links, starts)
-        self.hidden.append(self.rest["hidden"].flatten(1))
-        self.read_vectors.append(self.rest["read_vectors"].flatten(1))
-
-    def state(self) -> State:
-        return {**self.rest, "linkage": self.links.current()}
-
-
-class LinkedDNC(TapedForm):
-    """Sequences whose linkage is rewritten in place; see `fast_links.py`."""
-
-    keeps_graph = True
     memory: Any
 
     def given(self, xs: Tensor) -> Tensor:
         gates: Tensor = self.memory.gates_of(xs)
         return gates
 
-    def tape(self, state: State, room: int) -> Steps:
-        return Steps(self.memory, state, room)
+    def tape(self, state: State, room: int) -> StepTape:
+        return StepTape(self.memory, state)
 
     def output(self, state: State) -> Tensor:
         output: Tensor = self.memory.output_of(state["hidden"].flatten(1), state["read_vectors"].flatten(1))
         return output
 
     def finish(self, tape: Any, given: Tensor, state: State) -> Unrolled:
-        outputs = self.memory.output_of(torch.stack(tape.hidden), torch.stack(tape.read_vectors))
-        return Unrolled(outputs, {**tape.rest, "linkage": tape.links.final()}, {})
+        entered, (interface, bias, layers) = entering(state), Weights.of(self.memory)
+        after, *ends = StepSequence.apply(  # type: ignore[no-untyped-call]
+            tape, given, (*entered,), *entered.values(), interface, bias, *layers
+        )
+        outputs = self.memory.output_of(*after.tensor_split([tape.hidden], 2))
+        last = dict(zip((name for name in entered if name != "carried"), ends, strict=True))
+        return Unrolled(outputs, tape.state(last | {"carried": after[-1]}), {})

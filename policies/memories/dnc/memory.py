@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -13,11 +11,11 @@ from torch.autograd.function import once_differentiable
 
 from policies.memories.contract import Memory, MemoryStep, Panel, State
 from policies.memories.dnc.fast import FastDNC
-from policies.memories.dnc.links import PlainLinks
 from policies.memories.registry import register_memory
 from policies.memories.shared import fused_cells
 from policies.memories.shared.addressing import (
-    inverse_norms,
+    follow_links,
+    next_linkage,
     next_memory,
     next_precedence,
     next_usage,
@@ -29,8 +27,6 @@ from policies.memories.shared.addressing import (
 from policies.memories.shared.arguments import at_least, one_of
 from policies.memories.shared.numbers import focus
 from policies.memories.shared.pictures import vector_panel
-
-Layer = Callable[[Tensor, Tensor], Tensor]
 
 
 @register_memory("dnc")
@@ -130,56 +126,11 @@ class DNC(Memory):
         return self.zeros_state(batch_size, shapes)
 
     def forward(self, x: Tensor, state: State) -> MemoryStep:
-        links = PlainLinks(state["linkage"])
-        layers = [partial(_linear, weight) for weight in self.recurrent_weights()]
-        following, _ = self.advance(self.gates_of(x), state, inverse_norms(state["memory"]), layers, links)
-        output = self.output_of(following["hidden"].flatten(1), following["read_vectors"].flatten(1))
-        return MemoryStep(output, {**following, "linkage": links.final()}, {})
-
-    def gates_of(self, xs: Tensor) -> Tensor:
-        """The input's part of all layers' gates, with their biases: `[..., F]` to `[..., layers * 4 hidden_size]`."""
-        weights = [weight[:, : self.input_size] for weight in self._of_controller("weight")]
-        biases = self._of_controller("bias")
-        if self.num_layers == 1:
-            return F.linear(xs, weights[0], biases[0])
-        return F.linear(xs, torch.cat(weights), torch.cat(biases))
-
-    def recurrent_weights(self) -> list[Tensor]:
-        """Of what each step does: of each controller layer all but the input's part, then of the interface."""
-        return [*(weight[:, self.input_size :] for weight in self._of_controller("weight")), self.interface.weight]
-
-    def output_of(self, hidden: Tensor, read_vectors: Tensor) -> Tensor:
-        """y_t, from all layers' hidden states and all read vectors side by side, `[..., sizes]`."""
-        return self._clip(self.output(torch.cat([hidden, read_vectors], -1)))
-
-    def advance(
-        self,
-        gates: Tensor,
-        state: State,
-        norms: Tensor,
-        layers: Sequence[Layer],
-        links: PlainLinks,
-        starts: Tensor | None = None,
-    ) -> tuple[State, Tensor]:
-        """One step of everything but output and linkage, which stays with `links`.
-
-        Args:
-            gates: of `gates_of`, `[B, layers * 4 hidden_size]`.
-            state: before the step, and after any reset; its linkage is not looked at.
-            norms: `inverse_norms` of its memory, `[B, N]`.
-            layers: of `recurrent_weights`: input and what is added, `[B, in]` and `[B, out]`, to `[B, out]`.
-            links: the linkage.
-            starts: whose linkage is to be reset, `[B]`.
-
-        Returns:
-            The state after the step without its linkage, and the norms of its memory.
-        """
-        hidden, cell = self._control(gates, state, layers)
-        bias = hidden.new_zeros(1) if self.interface.bias is None else self.interface.bias
+        hidden, cell = self._control(self.gates_of(x), state)
         splits = [*self.splits[:6], sum(self.splits[6:9]), self.splits[9]]  # f; g^a; g^w as one
-        parts = torch.split(layers[-1](hidden.flatten(1), bias), splits, 1)
+        parts = torch.split(self.interface(hidden.flatten(1)), splits, 1)
         keys, strengths, write_keys, write_strengths, erase, vectors, gates_of_heads, modes = parts
-        memory, read_weights = state["memory"], state["read_weights"]
+        memory, read_weights, precedence = state["memory"], state["read_weights"], state["precedence"]
         free, allocate, write = torch.split(gates_of_heads.sigmoid(), self.splits[6:9], 1)
         sharp = self.strength(torch.cat([strengths, write_strengths], 1))
         sharp_keys = sharpened(self._words(torch.cat([keys, write_keys], 1)), sharp)
@@ -189,39 +140,53 @@ class DNC(Memory):
         written = state["write_weights"].detach() if self.stop_usage_gradient else state["write_weights"]
         usage = next_usage(state["usage"], written, read_weights, free)
         allocations = write_allocations(usage, allocate * write)
-        similar = similar_to(write_keys, memory, norms)
+        similar = similar_to(write_keys, memory)
         # w^w = g^w (g^a a + (1 - g^a) c^w)
         write_weights = write[..., None] * torch.lerp(similar, allocations, allocate[..., None])
         memory = next_memory(memory, write_weights, self._words(erase.sigmoid()), self._words(vectors))
-        norms = inverse_norms(memory)
 
         # what to read: w^r = π_1 b + π_2 c + π_3 f, with links of each write head
-        precedence = state["precedence"]
-        following, preceding = links.follow(write_weights, precedence, read_weights, starts)
-        similar = similar_to(keys, memory, norms).unsqueeze(1)
+        linkage = next_linkage(state["linkage"], write_weights, precedence)
+        following, preceding = follow_links(linkage, read_weights)
+        similar = similar_to(keys, memory).unsqueeze(1)
         modes = modes.view(modes.shape[0], self.read_heads, 1, -1).softmax(3)
         ways = [preceding, similar, following] if self.variant == "paper" else [preceding, following, similar]
         read_weights = (modes @ torch.cat(ways, 1).transpose(1, 2)).squeeze(2)
+        read_vectors = read_weights @ memory  # r = Mᵀ w^r
         after = {
             "hidden": hidden,
             "cell": cell,
             "memory": memory,
             "usage": usage,
             "precedence": next_precedence(precedence, write_weights),
+            "linkage": linkage,
             "write_weights": write_weights,
             "read_weights": read_weights,
-            "read_vectors": read_weights @ memory,  # r = Mᵀ w^r
+            "read_vectors": read_vectors,
         }
-        return after, norms
+        return MemoryStep(self.output_of(hidden.flatten(1), read_vectors.flatten(1)), after, {})
 
-    def _control(self, gates: Tensor, state: State, layers: Sequence[Layer]) -> tuple[Tensor, Tensor]:
+    def gates_of(self, xs: Tensor) -> Tensor:
+        """The input's part of all layers' gates, with their biases: `[..., F]` to `[..., layers * 4 hidden_size]`."""
+        weights = [layer.get_parameter("weight")[:, : self.input_size] for layer in self.controller]
+        biases: list[Tensor] = [layer.get_parameter("bias") for layer in self.controller]
+        if self.num_layers == 1:
+            return F.linear(xs, weights[0], biases[0])
+        return F.linear(xs, torch.cat(weights), torch.cat(biases))
+
+    def output_of(self, hidden: Tensor, read_vectors: Tensor) -> Tensor:
+        """y_t, from all layers' hidden states and all read vectors side by side, `[..., sizes]`."""
+        return self._clip(self.output(torch.cat([hidden, read_vectors], -1)))
+
+    def _control(self, gates: Tensor, state: State) -> tuple[Tensor, Tensor]:
         """The deep LSTM: hidden and cell states after the step, `[B, layers, hidden_size]` each."""
         read = state["read_vectors"].flatten(1)
         hiddens: list[Tensor] = []
         cells: list[Tensor] = []
-        for layer, gate in enumerate(gates.chunk(self.num_layers, 1)):
-            sees = torch.cat([read, state["hidden"][:, layer], *hiddens[-1:]], 1)
-            hidden, cell = self._cell(layers[layer](sees, gate), state["cell"][:, layer])
+        for index, (layer, gate) in enumerate(zip(self.controller, gates.chunk(self.num_layers, 1), strict=True)):
+            sees = torch.cat([read, state["hidden"][:, index], *hiddens[-1:]], 1)
+            gate = torch.addmm(gate, sees, layer.get_parameter("weight")[:, self.input_size :].t())
+            hidden, cell = self._cell(gate, state["cell"][:, index])
             if self.clip_gradients is not None:
                 hidden = _ClipGradient.apply(hidden, self.clip_gradients)  # type: ignore[no-untyped-call]
             hiddens.append(hidden)
@@ -239,9 +204,6 @@ class DNC(Memory):
         i, f, g, o = gates.chunk(4, 1)
         cell = self._clip(torch.addcmul(f.sigmoid() * cell, i.sigmoid(), g.tanh()))
         return self._clip(o.sigmoid() * cell.tanh()), cell
-
-    def _of_controller(self, name: str) -> list[Tensor]:
-        return [layer.get_parameter(name) for layer in self.controller]
 
     def _clip(self, values: Tensor) -> Tensor:
         return values if self.clip_value is None else values.clamp(-self.clip_value, self.clip_value)
@@ -288,10 +250,6 @@ class DNC(Memory):
             "hidden": vector_panel(entry["hidden"], about="output of the controller"),
             "cell": vector_panel(entry["cell"], limits=None, about="the controller's cells"),
         }
-
-
-def _linear(weight: Tensor, x: Tensor, base: Tensor) -> Tensor:
-    return torch.addmm(base, x, weight.t())
 
 
 class _ClipGradient(torch.autograd.Function):

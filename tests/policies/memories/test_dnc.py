@@ -9,10 +9,10 @@ import torch
 from dnc_loops import BATCH, FEATURES, LENGTH, assert_same_with_gradients, build, random_state, reference
 
 from policies.memories import make_memory
-from policies.memories.dnc.fast_links import PlainLinks
 from policies.memories.shared.addressing import (
     allocation_weights,
     content_weights,
+    follow_links,
     next_linkage,
     next_memory,
     next_precedence,
@@ -141,7 +141,7 @@ def test_links_lead_along_the_order_of_writing_and_back() -> None:
     expected = torch.zeros(n, n)
     expected[0, 2] = expected[3, 0] = 1
     assert torch.equal(linkage[0, 0], expected)
-    forward, backward = PlainLinks(linkage).follow(torch.zeros(1, 1, n), precedence, torch.eye(n)[None])
+    forward, backward = follow_links(linkage, torch.eye(n)[None])
     assert torch.equal(forward[0, 0, 2], torch.eye(n)[0])
     assert torch.equal(backward[0, 0, 3], torch.eye(n)[0])
 
@@ -181,11 +181,14 @@ def test_what_was_read_is_seen_at_the_next_step() -> None:
 # No infinite derivative, no NaN
 
 
-@pytest.mark.parametrize("fast", [True, False], ids=["fast", "plain"])
+@pytest.mark.parametrize("way", ["loops", "torch", "equations"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("case", ["zero memory", "equal rows", "full memory", "zero everything"])
-def test_gradients_are_finite_where_the_memory_is_degenerate(case: str, dtype: torch.dtype, fast: bool) -> None:
-    memory = build(slots=40, fast=fast).to(dtype)
+def test_gradients_are_finite_where_the_memory_is_degenerate(
+    case: str, dtype: torch.dtype, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ENGRAM_NATIVE", "0" if way == "torch" else "1")
+    memory = build(slots=40, fast=way != "equations").to(dtype)
     state = {key: value.to(dtype).clone() for key, value in random_state(memory).items()}
     if case == "zero memory":
         state["memory"].zero_()

@@ -10,7 +10,7 @@ from dnc_loops import assert_same_with_gradients, build, random_state
 from torch import Tensor
 
 from policies.memories.dnc import fast_native
-from policies.memories.dnc.fast import FastDNC, LinkedDNC, NativeDNC
+from policies.memories.dnc.fast import FastDNC, NativeDNC, TorchDNC
 from policies.memories.dnc.fast_sequence import NativeTape
 from policies.memories.dnc.memory import DNC
 from policies.memories.time.taped import TapedRecording
@@ -35,7 +35,7 @@ CASES: dict[str, dict[str, Any]] = {
 def native(memory: DNC) -> bool:
     form = memory._fast_form
     assert isinstance(form, FastDNC)
-    return isinstance(form.form(memory.initial_state(1)), NativeDNC)
+    return isinstance(form.form(memory.initial_state(1)["hidden"]), NativeDNC)
 
 
 def without_allocation(**options: Any) -> DNC:
@@ -183,4 +183,4 @@ def test_who_has_no_compiler_or_more_layers_is_taken_by_torch(monkeypatch: pytes
     memory = build()
     form = memory._fast_form
     assert isinstance(form, FastDNC)
-    assert isinstance(form.form(memory.initial_state(1)), LinkedDNC)
+    assert isinstance(form.form(memory.initial_state(1)["hidden"]), TorchDNC)

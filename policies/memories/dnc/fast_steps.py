@@ -1,0 +1,246 @@
+"""Steps of a DNC by few operations of torch, for a GPU; `fast_back.py` has their custom backward.
+
+Small memories are bound there by the number of kernels, so a step takes few. What is alike is worked on side by side:
+the keys of all heads, the gates, the two places to write to, the three ways to read. The interface vector has an order
+in which what is alike is together. What does not wait for a step (the input's part of the gates, the output, the
+gradients of all weights) is one product over all steps. Autograd, with a kernel for each of its operations, would take
+twice as many in the backward pass. Every step keeps its linkage.
+
+One write head. Sizes: B batch, L layers of d_h units, N slots, W word size, R read heads. Symbols as in
+`addressing.py`; d_x is the gradient of x.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import accumulate, pairwise
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from policies.memories.contract import State
+from policies.memories.shared import fused_cells
+from policies.memories.shared.addressing import NORM_EPS, USAGE_FLOOR
+
+CARRIED = ("memory", "usage", "precedence", "linkage", "write_weights", "read_weights")
+"""Parts of a state that steps take and give as they are; beside them hidden states and what was read, and cells."""
+
+
+class Weights(NamedTuple):
+    """The weights inside the loop, arranged for it, with their graph."""
+
+    interface: Tensor
+    """`[I, L d_h]`, rows in the order of `Parts`."""
+    bias: Tensor
+    """`[I]`; √ε in the last number of each key, which makes its length √(|k|² + ε)."""
+    layers: tuple[Tensor, ...]
+    """`[4 d_h, ...]` each: own hidden state, read vectors, hidden state of the layer below."""
+
+    @classmethod
+    def of(cls, memory: Any) -> Weights:
+        """Those of a `DNC`."""
+        weight, read = memory.interface.weight, memory.read_heads * memory.word_size
+        bias = weight.new_zeros(len(weight)) if memory.interface.bias is None else memory.interface.bias
+        layers = []
+        for layer in memory.controller:
+            _, reads, own, below = layer.weight.tensor_split(
+                list(accumulate([memory.input_size, read, memory.hidden_size])), 1
+            )
+            layers.append(torch.cat([own, reads, below], 1))
+        lengths = arranged(memory, bias[:, None], math.sqrt(NORM_EPS)).squeeze(1)
+        return cls(arranged(memory, weight, 0.0), lengths, tuple(layers))
+
+
+def arranged(memory: Any, rows: Tensor, last: float) -> Tensor:
+    """Rows of the interface in the order of `Parts`, with `last` as one more number of each key."""
+    parts = torch.split(rows, memory.splits)
+    keys, strengths, write_key, write_strength, erase, vector, free, allocate, write, modes = parts
+    keys = torch.cat([keys, write_key]).view(memory.read_heads + 1, memory.word_size, -1)
+    keys = F.pad(keys, [0, 0, 0, 1], value=last).flatten(0, 1)
+    first, second, third = modes.view(memory.read_heads, 3, -1).unbind(1)
+    ways = [first, second, third] if memory.variant == "paper" else [first, third, second]
+    return torch.cat([keys, vector, erase, free, write, allocate, -allocate, strengths, write_strength, *ways])
+
+
+class Parts:
+    """Where in an interface vector what is."""
+
+    def __init__(self, reads: int, word: int) -> None:
+        sizes = [(reads + 1) * (word + 1), word, word, reads, 1, 2, reads + 1, 3 * reads]
+        ends = [0, *accumulate(sizes)]
+        self.keys, self.vector, self.erase, self.free, self.write, self.allocate, self.strengths, self.ways = (
+            slice(begin, end) for begin, end in pairwise(ends)
+        )  # allocate: g^a and 1 - g^a; ways: b, c, f, each of all heads
+        self.gates, self.words = slice(ends[2], ends[6]), slice(ends[1], ends[3])  # all sigmoids; v and e
+
+
+class Step(NamedTuple):
+    """What a step keeps for the backward pass."""
+
+    starts: Tensor | None
+    entered: dict[str, Tensor]
+    """The state before the step, after any reset."""
+    after: dict[str, Tensor]
+    sees: list[Tensor]
+    """What each layer sees."""
+    cells: list[tuple[Tensor, Tensor, Tensor]]
+    """Of each layer: cells before, cells after (not clipped), and what `fused_cells.lstm` keeps."""
+    interface: Tensor
+    """ξ with its sigmoids taken, `[B, I]`."""
+    length: Tensor
+    """|k|, `[B, R + 1, 1]`; the last is the write key's, here and below."""
+    strength: Tensor
+    """log(1 + e^x), `[B, R + 1]`."""
+    unit_keys: Tensor
+    """k / |k|, `[B, R + 1, W]`."""
+    keys: Tensor
+    """β k / |k|."""
+    factors: Tensor
+    """1 - f w^r, `[B, R, N]`."""
+    seen: Tensor
+    """u + w - u w, `[B, N]`."""
+    retention: Tensor
+    """ψ."""
+    order: Tensor
+    """φ."""
+    before: Tensor
+    """Product of all smaller usages, by slot."""
+    places: Tensor
+    """Where to write: allocation and content, `[2, B, N]`."""
+    shares: Tensor
+    """g^w g^a and g^w (1 - g^a), `[B, 2]`."""
+    norm: Tensor
+    """|M[i]| after the step, `[B, N, 1]`."""
+    ways: Tensor
+    """w^r_{t-1}, content, w^r_{t-1}, `[3, B, R, N]`."""
+    modes: Tensor
+    """π, `[B, 3, R]`."""
+    weighed: Tensor
+    """π ∘ ways."""
+    keep: Tensor
+    """1 - Σ w^w, `[B, 1, 1]`."""
+
+
+class StepTape:
+    """Steps of a DNC, written down as they are taken; without gradients.
+
+    Args:
+        memory: the DNC.
+        state: before the first step; left as it is.
+    """
+
+    full = False
+
+    @torch.no_grad()
+    def __init__(self, memory: Any, state: State) -> None:
+        self.weights, self.limit, self.clip_gradients = Weights.of(memory), memory.clip_value, memory.clip_gradients
+        self.oneplus, self.stops = memory.strength is not F.softplus, memory.stop_usage_gradient
+        self.layers, self.reads, self.word = memory.num_layers, memory.read_heads, memory.word_size
+        self.hidden = memory.num_layers * memory.hidden_size
+        self.parts = Parts(self.reads, self.word)
+        like = state["memory"]
+        self.one, self.zero = like.new_ones(()), like.new_zeros(())
+        self.floor, self.root = like.new_full((), USAGE_FLOOR), like.new_full((), math.sqrt(NORM_EPS))
+        self.now = entering(state)
+        self.now["unit"], self.first_norm = self.normal(like)
+        self.first_unit = self.now["unit"]
+        self.steps: list[Step] = []
+
+    def normal(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """M[i] / |M[i]| and |M[i]|, `[B, N, W]` and `[B, N, 1]`."""
+        norm = torch.linalg.vector_norm(memory, dim=2, keepdim=True).hypot(self.root)
+        return memory / norm, norm
+
+    @torch.no_grad()
+    def step(self, given: Tensor, starts: Tensor | None) -> None:
+        """Take a step; `given`: of `DNC.gates_of`."""
+        parts, reads, one = self.parts, self.reads, self.one
+        now = self.now if starts is None else masked(self.now, starts)
+        hiddens, cells, sees = self.control(given, now)
+        xi = torch.addmm(self.weights.bias, torch.cat(hiddens, 1) if self.layers > 1 else hiddens[0], self._up)
+        xi[:, parts.gates].sigmoid_()
+        keys = xi[:, parts.keys].view(len(xi), reads + 1, self.word + 1)
+        length, strength = torch.linalg.vector_norm(keys, dim=2, keepdim=True), F.softplus(xi[:, parts.strengths])
+        unit_keys = keys[:, :, : self.word] / length
+        keys = torch.addcmul(unit_keys if self.oneplus else self.zero, unit_keys, strength[:, :, None])
+
+        # usage and allocation
+        read, memory, precedence, linkage = (now[k] for k in ("read_weights", "memory", "precedence", "linkage"))
+        factors = torch.addcmul(one, xi[:, parts.free, None], read, value=-1)
+        seen, retention = torch.lerp(now["usage"], one, now["write_weights"][:, 0]), factors.prod(1)
+        usage = torch.addcmul(self.floor, seen, retention)
+        places = usage.new_empty(2, *usage.shape)
+        ascending, order = usage.sort(stable=True)
+        before = torch.ones_like(usage).scatter_(1, order[:, 1:], ascending.cumprod(1)[:, :-1])
+        torch.addcmul(before, usage, before, value=-1, out=places[0])
+
+        # where and what to write: w^w = g^w (g^a a + (1 - g^a) c)
+        torch.softmax(keys[:, reads:] @ now["unit"].mT, 2, out=places[1].unsqueeze(1))
+        shares = xi[:, parts.write] * xi[:, parts.allocate]
+        write = torch.bmm(shares.unsqueeze(1), places.transpose(0, 1))
+        change = torch.addcmul(xi[:, None, parts.vector], memory, xi[:, None, parts.erase], value=-1)
+        memory = torch.addcmul(memory, write.mT, change)
+        unit, norm = self.normal(memory)
+
+        # L_t = L_{t-1} + w[i] (p[j] - L_{t-1}) - w[j] L_{t-1}
+        linked = torch.lerp(linkage[:, 0], precedence, write.mT).addcmul_(write, linkage[:, 0], value=-1)
+        linked.diagonal(dim1=1, dim2=2).zero_()
+        keep = 1 - write.sum(2, keepdim=True)
+
+        # what to read: w^r = π_1 b + π_2 c + π_3 f
+        ways = read.new_empty(3, *read.shape)
+        ways[::2] = read
+        torch.softmax(keys[:, :reads] @ unit.mT, 2, out=ways[1])
+        modes = xi[:, parts.ways].view(len(xi), 3, reads).softmax(1)
+        weighed = ways * modes.transpose(0, 1)[..., None]
+        read = torch.baddbmm(torch.baddbmm(weighed[1], weighed[2], linked.mT), weighed[0], linked)
+        after = {"memory": memory, "usage": usage, "precedence": torch.addcmul(write, keep, precedence), "unit": unit}
+        after |= {"linkage": linked.unsqueeze(1), "write_weights": write, "read_weights": read}
+        after |= {f"cell {layer}": self.clip(cell) for layer, (_, cell, _) in enumerate(cells)}
+        after["carried"] = torch.cat([*hiddens, torch.bmm(read, memory).flatten(1)], 1)
+        found = (xi, length, strength, unit_keys, keys, factors, seen, retention, order, before, places, shares)
+        self.steps.append(Step(starts, now, after, sees, cells, *found, norm, ways, modes, weighed, keep))
+        self.now = after
+
+    @property
+    def _up(self) -> Tensor:
+        return self.weights.interface.t()
+
+    def control(self, given: Tensor, now: dict[str, Tensor]) -> tuple[list[Tensor], list[Any], list[Tensor]]:
+        """The deep LSTM: hidden states, and `Step.cells` and `Step.sees`."""
+        hiddens, cells, sees = list[Tensor](), list[Any](), list[Tensor]()
+        own, read = now["carried"].tensor_split([self.hidden], 1)
+        for layer, (gates, state) in enumerate(zip(*(x.chunk(self.layers, 1) for x in (given, own)), strict=True)):
+            sees.append(now["carried"] if self.layers == 1 else torch.cat([state, read, *hiddens[-1:]], 1))
+            before = now[f"cell {layer}"]
+            hidden, cell, kept = fused_cells.lstm(gates, sees[-1] @ self.weights.layers[layer].t(), before)
+            hiddens.append(hidden)
+            cells.append((before, cell, kept))
+        return hiddens, cells, sees
+
+    def clip(self, cell: Tensor) -> Tensor:
+        return cell if self.limit is None else cell.clamp(-self.limit, self.limit)
+
+    def state(self, now: State | None = None) -> State:
+        """The state after the last step; `now`: as `entering` has it, if known with its graph."""
+        now = self.now if now is None else now
+        hidden, read = now["carried"].tensor_split([self.hidden], 1)
+        cells = [now[f"cell {layer}"] for layer in range(self.layers)]
+        cell = cells[0].unsqueeze(1) if self.layers == 1 else torch.stack(cells, 1)
+        vectors = {"hidden": hidden.view(len(hidden), self.layers, -1), "cell": cell}
+        vectors["read_vectors"] = read.view(len(hidden), self.reads, self.word)
+        return vectors | {name: now[name] for name in CARRIED}
+
+
+def entering(state: State) -> dict[str, Tensor]:
+    """A state as steps take it: hidden states and read vectors side by side, the cells layer by layer."""
+    now = {name: state[name] for name in CARRIED}
+    now |= {f"cell {layer}": cell for layer, cell in enumerate(state["cell"].unbind(1))}
+    return now | {"carried": torch.cat([state["hidden"].flatten(1), state["read_vectors"].flatten(1)], 1)}
+
+
+def masked(state: dict[str, Tensor], starts: Tensor) -> dict[str, Tensor]:
+    """Zero where an episode starts."""
+    return {name: x.masked_fill(starts.view(-1, *[1] * (x.dim() - 1)), 0) for name, x in state.items()}
