@@ -26,16 +26,19 @@ def shown(display: RunDisplay, width: int) -> list[str]:
     return console.file.getvalue().splitlines()  # type: ignore[attr-defined]
 
 
-def learner(steps: int = 512) -> tuple[MemoryOnPolicyAlgorithm, RunDisplay]:
+@pytest.fixture(scope="module")
+def trained() -> tuple[MemoryOnPolicyAlgorithm, RunDisplay]:
     model = PPO("MemoryPolicy", RepeatFirst(4, length=4), n_steps=8, seed=0, device="cpu", policy_kwargs=GRU)
     display = RunDisplay("kanerva++ supervised", Console(file=io.StringIO()))
-    model.learn(steps, display)
+    model.learn(64, display)
     return model, display
 
 
 @pytest.mark.parametrize("width", [60, 80, 120, 190])
-def test_bar_steps_and_times_are_there_at_every_width(width: int) -> None:
-    model, display = learner()
+def test_bar_steps_and_times_are_there_at_every_width(
+    width: int, trained: tuple[MemoryOnPolicyAlgorithm, RunDisplay]
+) -> None:
+    model, display = trained
     model.num_timesteps, model._total_timesteps = 403_000, 960_000
     first, second = shown(display, width)
     assert max(len(first), len(second)) <= width
@@ -47,8 +50,8 @@ def test_bar_steps_and_times_are_there_at_every_width(width: int) -> None:
     assert ("env/memory/learn" in second) == (width >= 80)
 
 
-def test_the_time_left_comes_from_steps_and_clock() -> None:
-    model, display = learner()
+def test_the_time_left_comes_from_steps_and_clock(trained: tuple[MemoryOnPolicyAlgorithm, RunDisplay]) -> None:
+    model, display = trained
     now = time.monotonic()
     display._steps_at_start, display._started = 100, now - 60
     model.num_timesteps, model._total_timesteps = 228, 1252
