@@ -39,12 +39,12 @@ class A2CConfig(Hyperparameters):
     rms_prop_eps: Positive = 1e-5
     """Epsilon in the denominator of RMSprop."""
     use_rms_prop: bool = True
-    """SB3's RMSprop (alpha 0.99); off: the policy's optimiser, Adam unless policy_kwargs says otherwise."""
+    """Use SB3's RMSprop (alpha 0.99). Off: the policy's optimiser, which is Adam unless policy_kwargs sets another."""
     adam_eps: Positive = 1e-5
     """Epsilon in the denominator of Adam, used if RMSprop is off."""
     squares_coef: NotNegative = 0.0
-    """Weight of the sum of the squared action probabilities in the loss: the program of differentiable plasticity keeps
-    its policy random with it, instead of an entropy bonus. Discrete actions only."""
+    """Weight of the sum of squared action probabilities in the loss, for Discrete actions. The released program of
+    differentiable plasticity uses it instead of an entropy bonus to keep the policy random."""
     normalize_advantage: bool = False
     normalize_values: bool = True
     normalize_obs: bool = False

@@ -1,7 +1,7 @@
-"""Hyper-parameters are data: a dataclass for each learner.
+"""Hyper-parameters of the learners, a dataclass for each.
 
-Its constructor, `train.py --algo NAME`, recipes, sweeps and checkpoints all read that dataclass. A new hyper-parameter
-is a new field; the text below the field is its help.
+A learner's constructor, `train.py --algo NAME`, recipes, sweeps and checkpoints all read its dataclass. To add a
+hyper-parameter, add a field; the docstring below the field is its help text.
 """
 
 from __future__ import annotations
@@ -20,38 +20,39 @@ from agents.scale.fast import Fast, Precision
 
 
 class Hyperparameters:
-    """Hyper-parameters shared by several learners.
+    """Base of the hyper-parameter dataclasses, with the help texts of shared fields.
 
-    Not a dataclass itself: that of a learner lists the fields it has, with its defaults, in the order in which its
-    constructor takes them. Every learner has `learning_rate`, `n_steps` and `max_grad_norm`.
+    This class is not a dataclass. That of a learner lists its fields with their defaults, in the order of the
+    constructor's arguments. Every learner has `learning_rate`, `n_steps` and `max_grad_norm`.
     """
 
     learning_rate: Rate
-    """Step size of the optimiser. Too high: approx_kl jumps and the return falls. 1e-4 to 1e-3 are usual."""
+    """Learning rate of the optimiser, usually 1e-4 to 1e-3. If it is too high, approx_kl jumps and the return falls."""
     n_steps: Whole
-    """Steps of each environment in a rollout, and so the reach of back-propagation through time; 0: a whole episode of
-    an environment whose episodes have a fixed length."""
+    """Steps per environment in a rollout, which is also the length of back-propagation through time. 0: a whole
+    episode, if all episodes have the same length."""
     gamma: Fraction
-    """Discount of later rewards, 0..1."""
+    """Discount factor, 0..1."""
     gae_lambda: Fraction
-    """Between one-step (0: biased) and whole-return (1: noisy) advantages."""
+    """Lambda of generalised advantage estimation, 0..1. 0: one-step advantages, biased; 1: full returns, noisy."""
     ent_coef: NotNegative
-    """Weight of the entropy bonus. Too low: the policy settles before it has explored."""
+    """Weight of the entropy bonus. If it is too low, the policy converges before it has explored."""
     vf_coef: NotNegative
     """Weight of the value loss."""
     aux_coef: NotNegative
     """Weight of the memory's own losses, if it has any."""
     max_grad_norm: Positive
-    """Longer gradients are scaled down to this norm."""
+    """Gradients are clipped to this global norm."""
     normalize_advantage: bool
-    """Shift and scale advantages to mean 0 and deviation 1."""
+    """Normalise advantages to mean 0 and standard deviation 1."""
     normalize_values: bool
-    """Learn values in running standard deviations of the returns, so that the size of rewards does not matter."""
+    """Learn values in units of the running standard deviation of the returns, so that the scale of rewards does not
+    matter."""
     normalize_obs: bool
-    """Normalise every number of the observation by its running mean and standard deviation, except images. train.py
-    turns it on for environments that are not of this project, unless a recipe sets it."""
+    """Normalise observations by their running mean and standard deviation, except images. train.py turns this on for
+    environments from outside this project, unless a recipe sets it."""
     reward_scale: Positive
-    """Rewards are multiplied by this for learning; logs show the original rewards."""
+    """Factor on the rewards for learning; logs show the original rewards."""
 
     schedules: ClassVar[tuple[str, ...]] = ("learning_rate",)
     """Hyper-parameters that may be schedules: functions of the remaining progress (1 → 0)."""
@@ -127,7 +128,7 @@ def signature_of(config: Any) -> inspect.Signature:
 
 
 INSTEAD = {
-    "batch_size": "PPO cuts each pass into n_minibatches sets of environments, each with all of its steps",
+    "batch_size": "use n_minibatches: a minibatch is a set of environments with all of their steps",
     "use_sde": "there is no state-dependent exploration",
     "sde_sample_freq": "there is no state-dependent exploration",
     "rollout_buffer_class": "rollouts are tensors on the device, see agents/rollout.py",
@@ -163,12 +164,12 @@ def check_definition(learner: type, config: Any) -> None:
     declared = {key for key, hint in vars(config).get("__annotations__", {}).items() if "ClassVar" not in str(hint)}
     known = {entry.name: entry for entry in fields_of(config)}
     if plain := sorted(declared - set(known)):
-        raise TypeError(f"{config.__name__}.{plain[0]} is no field: write @dataclass above class {config.__name__}")
+        raise TypeError(f"{config.__name__}.{plain[0]} is not a field: write @dataclass above class {config.__name__}")
     for field in known.values():
         if field.default is dataclasses.MISSING:
             raise TypeError(f"{config.__name__}.{field.name} has no default, expected {field.name}: ... = VALUE")
         if field.name in ("policy", "env", *vars(Setup)) or callable(getattr(learner, field.name, None)):
-            raise TypeError(f"{config.__name__}.{field.name} has a name that a learner uses otherwise; choose another")
+            raise TypeError(f"{config.__name__}.{field.name} has a name that learners reserve; choose another")
     for needed in ("learning_rate", "n_steps", "max_grad_norm"):
         if needed not in known:
             raise TypeError(f"{config.__name__} lacks {needed}, which every learner has")
@@ -178,7 +179,7 @@ def check_definition(learner: type, config: Any) -> None:
     own = [each.name for each in taken if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)][1:]
     if lost := [each for each in own if each not in signature_of(config).parameters]:
         raise TypeError(
-            f"{name}.__init__ takes {lost[0]}, which no command line or checkpoint would know: make it a field, "
+            f"{name}.__init__ takes {lost[0]}, which the command line and checkpoints cannot see: make it a field, "
             f"@dataclass class {name}Config({config.__name__}): {lost[0]}: float = 1.0, and set config_class = "
             f"{name}Config in {name}; self.{lost[0]} is then set for you, without a constructor"
         )

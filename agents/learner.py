@@ -182,7 +182,7 @@ class MemoryOnPolicyAlgorithm(Updates, OnPolicyAlgorithm):
         self.whole_episodes = self.whole_episodes or self.n_steps == 0
         if self.whole_episodes:
             if self.tensor_env.horizon is None:
-                raise ValueError("n_steps is 0, a whole episode, but this environment's have no fixed length")
+                raise ValueError("n_steps is 0 (a whole episode), but this environment's episodes have no fixed length")
             self.n_steps = self.tensor_env.horizon
         self.task_metrics = TaskMetrics(self.tensor_env.metric_names, self.device)
         self.scores = self.task_metrics.sums()
@@ -221,7 +221,7 @@ class MemoryOnPolicyAlgorithm(Updates, OnPolicyAlgorithm):
         tb_log_name: str = "run",
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
-        assert self.env is not None, "there is nothing to learn from; call set_env"
+        assert self.env is not None, "there is no environment to learn from; call set_env"
         fresh = reset_num_timesteps or self._last_obs is None
         distributed.equalise(self.policy)
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)

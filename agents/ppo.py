@@ -33,9 +33,9 @@ class PPOConfig(Hyperparameters):
     learning_rate: Rate = 3e-4
     n_steps: Whole = 128
     n_minibatches: Count | None = None
-    """Number of minibatches per pass, each a set of environments (at least one per set). None: 4, and 1 on a GPU, where
-    every set takes as many kernel launches as all environments together. Fewer sets mean fewer updates per rollout: set
-    a number for equal training on CPU and GPU."""
+    """Number of minibatches per pass; each is a set of at least one environment. None: 4 on a CPU and 1 on a GPU, where
+    a small minibatch needs as many kernel launches as a large one. Fewer minibatches mean fewer updates per rollout:
+    set a number for equal training on CPU and GPU."""
     n_epochs: Count = 10
     """Passes (epochs) over each rollout."""
     gamma: Fraction = 0.99
@@ -43,7 +43,7 @@ class PPOConfig(Hyperparameters):
     clip_range: Positive = 0.2
     """Clip range of the probability ratio around 1."""
     clip_range_vf: Positive | None = None
-    """Clip range of value changes; None: no clipping."""
+    """Clip range of the change of the values; None: no clipping."""
     normalize_advantage: bool = True
     normalize_values: bool = True
     normalize_obs: bool = False
@@ -52,8 +52,8 @@ class PPOConfig(Hyperparameters):
     aux_coef: NotNegative = 1.0
     max_grad_norm: Positive = 0.5
     target_kl: Positive | None = None
-    """No further pass over a rollout once the mean approximate KL of a pass exceeds 1.5 times this; None: never. It
-    costs one synchronisation per pass."""
+    """End the passes over a rollout after one whose mean approximate KL divergence exceeds 1.5 times this. None: no
+    limit. The check costs one synchronisation per pass."""
     reward_scale: Positive = 1.0
 
     schedules: ClassVar[tuple[str, ...]] = ("learning_rate", "clip_range", "clip_range_vf")

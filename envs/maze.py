@@ -44,8 +44,8 @@ class InvisibleGoalMaze(TensorEnv):
     Action: `Discrete(4)`: 0 up, 1 down, 2 left, 3 right.
 
     Reward: `-wall_penalty * [the move ran into a wall] + goal_reward * [the agent is on the goal after the move]`.
-        The second term is looked at on every step, moved or not: thrown onto the goal itself, an agent that runs into
-        a wall earns 10 - 0.1 = 9.9 there.
+        The second term counts at every step, whether the agent moved or not. An agent that was teleported onto the goal
+        and then runs into a wall earns 10 - 0.1 = 9.9.
 
     Termination: after `episode_length` steps, `terminated` (the observation holds the clock).
 
@@ -53,11 +53,11 @@ class InvisibleGoalMaze(TensorEnv):
         num_envs: number of environments.
         size: width of the square inside the ring, odd, at least 3.
         episode_length: steps of an episode.
-        previous_action: whether the observation holds it.
-        wall_penalty: what a bump costs, at least 0.
-        goal_reward: what the goal gives, more than 0.
-        goal_at_centre: whether the goal may lie where the agent starts.
-        teleport_to_goal: whether the agent may be thrown onto the goal.
+        previous_action: whether the observation includes the previous action.
+        wall_penalty: cost of running into a wall, at least 0.
+        goal_reward: reward for reaching the goal, more than 0.
+        goal_at_centre: whether the goal may be in the centre, where the agent starts.
+        teleport_to_goal: whether the agent may be teleported onto the goal.
         device: torch device of all tensors.
         render_mode: None or "rgb_array".
 
@@ -77,9 +77,9 @@ class InvisibleGoalMaze(TensorEnv):
         | Miconi 2018, MNM | 0.2            | 15             | 414.1                         |
         | `batch.py`, 9x9  | 7.7            | 54             | 324.2                         |
 
-        Without memory: what a scripted walker reaches that never bumps and, where it sees its previous action, goes
-        straight on and turns only where it must (measured, +-0.5; a learned policy may do somewhat better). Told: the
-        exact optimum over all policies that know the state, which no agent that has to search first can reach.
+        Without memory: a scripted walker that never runs into walls. If it sees its previous action, it goes straight
+        on and turns only if it must (measured, +-0.5; a learned policy may do somewhat better). Told: the exact optimum
+        over all policies that know the state. An agent that has to search first cannot reach it.
 
     Raises:
         ValueError: an argument is outside its range.

@@ -61,7 +61,7 @@ class SingleEnv(gymnasium.Env[Any, Any]):
             ValueError: `action` is not in the action space.
         """
         if self._over:
-            raise RuntimeError("SingleEnv.step was called while no episode is under way: call reset first")
+            raise RuntimeError("SingleEnv.step was called before reset or after an episode's end: call reset first")
         if not self.action_space.contains(action):
             raise ValueError(f"action {action!r} is not in {self.action_space}")
         batch = torch.as_tensor(np.asarray(action, dtype=self.action_space.dtype)[None], device=self.tensor_env.device)

@@ -33,7 +33,7 @@ def parts_of(space: spaces.Space[Any]) -> list[int]:
     if isinstance(space, spaces.MultiBinary):
         return [2] * math.prod(space.shape)
     raise ValueError(
-        f"the environment gives action masks, which are for Discrete, MultiDiscrete and MultiBinary, not {space}"
+        f"action masks are for Discrete, MultiDiscrete and MultiBinary actions, not {space}"
     )
 
 

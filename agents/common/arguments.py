@@ -128,7 +128,7 @@ def read_arguments(
     fitted = dict(given)
     for argument, value in given.items():
         if argument in not_taken:
-            raise ValueError(f"{name}.{argument} is not for here: it comes from an option of its own")
+            raise ValueError(f"{name}.{argument} cannot be given here: it has its own option")
         if argument not in known or argument not in hints:
             continue
         hint = hints[argument]

@@ -17,14 +17,14 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             event: Any = self.peek_event()  # type: ignore[no-untyped-call]
-            raise yaml.MarkedYAMLError(problem="aliases (*name) are not read", problem_mark=event.start_mark)
+            raise yaml.MarkedYAMLError(problem="aliases (*name) are not supported", problem_mark=event.start_mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for index, key in enumerate(keys):
             if isinstance(key, (dict, list)) or key in keys[:index]:
-                problem = f"the entry {key!r} stands here a second time" if key in keys[:index] else "expected a name"
+                problem = f"the entry {key!r} is given twice" if key in keys[:index] else "expected a name"
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.value[index][0].start_mark)
         return super().construct_mapping(node, deep)
 
@@ -92,11 +92,11 @@ def read_yaml_file(file: Path, kind: str) -> Any:
     """
     try:
         if file.stat().st_size > 1 << 20 or not file.is_file():
-            raise ValueError(f"{file} is no {kind}: expected a file of at most 1 MiB")
+            raise ValueError(f"{file} is not a {kind}: expected a file of at most 1 MiB")
         text = file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{file} is no {kind}: expected text in UTF-8 ({error.reason} at byte {error.start})"
+            f"{file} is not a {kind}: expected text in UTF-8 ({error.reason} at byte {error.start})"
         ) from error
     except OSError as error:
         raise ValueError(f"cannot read the {kind} {file}: {error.strerror or error}") from error

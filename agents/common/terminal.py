@@ -31,7 +31,7 @@ def make_console(stderr: bool = False, quiet: bool = False) -> Console:
 
 def _say_once(error: Exception) -> None:
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        sys.stderr.write(f"standard output cannot be written any more ({error}); going on without it\n")
+        sys.stderr.write(f"standard output can no longer be written ({error}); continuing without it\n")
 
 
 class _Output:

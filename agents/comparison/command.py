@@ -45,25 +45,26 @@ class Arguments:
     runs: tyro.conf.Positional[list[Path]]
     """Run folders, or folders with runs below them."""
     by: list[str] = field(default_factory=list)
-    """Settings to group by, such as memory, or algo learning_rate; with env, one table per environment; default: the
-    fewest that distinguish the runs."""
+    """Settings to group by, such as memory, or algo learning_rate; with env, one table per environment. Default: the
+    smallest set that distinguishes the runs."""
     score: str | None = None
-    """Score to compare: return, a score of the task (error, f1, ...), or a column of progress.csv; default: the task's
+    """Score to compare: return, a score of the task (error, f1, ...), or a column of progress.csv. Default: the task's
     own score if it has one, else return."""
     threshold: float | None = None
-    """Also show after how many steps and minutes the training curve reached this score."""
+    """Also show the steps and minutes after which the training curve reached this score."""
     x: Axis = "steps"
     """Horizontal axis of the curves."""
     interval: Method = "bootstrap"
-    """95 % interval over seeds: bootstrap (percentiles, as rliable) or t (Student's; better for two to four seeds)."""
+    """95 % interval over seeds: bootstrap (percentiles, as in rliable) or t (Student's t; better for two to four
+    seeds)."""
     in_training: bool = False
-    """Compare the last score of training instead of that of fresh episodes: for incomplete runs."""
+    """Compare the last training score instead of the score on new episodes: for incomplete runs."""
     baseline: bool = True
-    """Also show the memoryless agents that were trained beside the runs."""
+    """Also show the memoryless agents that were trained with the runs."""
     random: bool = True
-    """Also show random actions, if their score is known or quickly played."""
+    """Also show random actions, if their score is known or quick to measure."""
     leaderboard: bool = False
-    """One ranking for every environment among the runs."""
+    """One ranking per environment."""
     out: Path | None = None
     """Folder for comparison.md, comparison.csv, comparison-curves.csv and comparison.png."""
     overwrite: bool = False
@@ -124,7 +125,7 @@ def _run(given: Arguments, words: list[str]) -> None:
     for comparison in comparisons:
         tables.show(console, comparison, given.threshold)
     if given.out is None:
-        console.print("\nas files, with the curves: the same command and --out FOLDER", **PLAIN)
+        console.print("\nto write the table and curves to files, add --out FOLDER", **PLAIN)
         return
     command = shlex.join([*command_for("compare").split(), *words])
     files = write(comparisons, given.out, given.threshold, given.x, command, given.overwrite)

@@ -247,11 +247,11 @@ def _refuse_different(runs: Sequence[Run], by: Sequence[str]) -> None:
         return
     envs = sorted({run.env for run in runs})
     if len(envs) > 1:
-        what = f"different environments together ({', '.join(envs)})"
-        raise GroupingError(f"{what}: compare one at a time, or add --leaderboard or --by env for a table of each")
+        what = f"several environments ({', '.join(envs)})"
+        raise GroupingError(f"{what}: compare one at a time, or add --leaderboard or --by env for one table each")
     names = [name for name in settings.differing(runs) if name.split(".")[0] in settings.ENVIRONMENT and name not in by]
-    what = f"different arguments of {envs[0]} together ({', '.join(names)})"
-    raise GroupingError(f"{what}: group by them with --by, or add --leaderboard for a table of each")
+    what = f"different arguments of {envs[0]} ({', '.join(names)})"
+    raise GroupingError(f"{what}: group by them with --by, or add --leaderboard for one table per environment")
 
 
 def _refuse_without(score: str, runs: Sequence[Run], in_training: bool) -> None:

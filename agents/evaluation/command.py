@@ -36,10 +36,10 @@ from envs.tensor_env import TensorEnv
 if TYPE_CHECKING:
     from agents.view.session import Session
 
-INTRO = """Score a trained agent beside the memoryless one and a random one: evaluate.py runs/my-run. With --watch,
---play, --video or --saliency, show a single episode instead.
+INTRO = """Compare the scores of a trained, a memoryless and a random agent: evaluate.py runs/my-run. With --watch, --play,
+--video or --saliency, show a single episode instead.
 
-The scores printed are also written to RUN/evaluation.json."""
+The scores are also written to RUN/evaluation.json."""
 GROUPS = {
     "Run": "run episodes num_envs max_steps deterministic seed",
     "Environment": "env env_kwargs wrappers data_dir",
@@ -61,49 +61,51 @@ class Arguments:
     episodes: Count = 256
     """Episodes per score."""
     num_envs: Count | None = None
-    """Parallel environments; default: as many as episodes, at most 256 (16 for host environments)."""
+    """Number of parallel environments. Default: the number of episodes, at most 256 (16 for host environments)."""
     max_steps: Count = MAX_STEPS
-    """Longest episode in steps; longer ones are cut."""
+    """Maximum length of an episode in steps; longer ones are cut."""
     env: str | None = None
     """Evaluate in this environment instead of the training environment; the spaces must be the same."""
     env_kwargs: Pairs = field(default_factory=dict)
     """Environment arguments, NAME=VALUE; each replaces the run's."""
     wrappers: list[str] | None = None
-    """Wrappers of every single environment, as for train.py; default: the run's."""
+    """Wrappers of each single environment, as for train.py. Default: the run's."""
     data_dir: Path | None = None
-    """Folder of the data files that some tasks need; default: the variable ENGRAM_DATA, else a cache folder."""
+    """Folder of the data files that some tasks need. Default: the environment variable ENGRAM_DATA, else a cache
+    folder."""
     deterministic: bool | None = None
-    """Act greedily instead of sampling; default: as in training, so greedy only for supervised agents."""
+    """Act greedily instead of sampling. Default: as in training, that is, greedily only for supervised agents."""
     seed: Seed = 10_000
-    """Random seed of environments and actions; the default differs from the training seed."""
+    """Random seed of environments and actions. The default differs from the training seed."""
     device: str = "cpu"
     """Device of environments and policy: cpu, cuda, cuda:1, ... or auto."""
     threads: Annotated[int, Range(1, 256)] = 1
-    """CPU threads of torch. For small models more than one gains little, and loses much on a busy machine."""
+    """CPU threads of torch. For small models, more than one thread gains little, and is much slower on a busy
+    machine."""
     identity: bool = True
-    """Also score the memoryless agent trained with this one."""
+    """Also score the memoryless agent that was trained with this one."""
     random: bool = True
     """Also score a uniformly random agent."""
     ablate: bool = False
-    """Also score the agent with its memory frozen, reset and exchanged with another episode's. If the score does not
+    """Also score the agent with its memory frozen, reset, and swapped with another episode's. If the score does not
     fall, the memory is not used."""
     ablate_every: Count = 8
-    """Steps between two resets of the memory, for one of these scores."""
+    """With --ablate: steps between two resets of the memory."""
     saliency: Path | None = None
-    """Play one episode and write this .png: how much each earlier observation moves the action chosen and the value."""
+    """Play one episode and write a .png: how much each earlier observation affects the chosen action and the value."""
     saliency_steps: Count = 200
-    """Steps of that episode, at most."""
+    """With --saliency: maximum length of the episode in steps."""
     errors: bool = False
-    """Also break errors down by position in the sequence and by the task's own groups."""
+    """Also show errors by position in the sequence and by the groups that the task defines."""
 
     watch: bool = False
     """Open a window. Space pauses, right arrow steps, + and - change the speed, R restarts, Q quits."""
     play: bool = False
-    """Play yourself with arrow or number keys, seeing the agent's observations."""
+    """Play the task yourself with arrow or number keys; you see the agent's observations."""
     video: Path | None = None
     """Record to this .mp4 or .gif; needs no display."""
     video_steps: Count | None = None
-    """Frames in the video; default: one episode."""
+    """Frames in the video. Default: one episode."""
     fps: Positive = 8.0
     """Steps per second of window and video."""
 
@@ -142,7 +144,7 @@ def _run(arguments: Arguments) -> None:
         arguments.deterministic = agent is not None and agent.model.learns_from_targets
     env_id = arguments.env or (agent.config.env if agent else "")
     if not env_id:
-        raise CommandError(f"{arguments.run} has no config.yaml beside it: name its environment with --env")
+        raise CommandError(f"{arguments.run} has no config.yaml: give its environment with --env")
     same = agent.config if agent and env_id == agent.config.env else Config()
     env_kwargs = {**same.env_kwargs, **arguments.env_kwargs}
     around = same.wrappers if arguments.wrappers is None else arguments.wrappers
@@ -178,9 +180,9 @@ def _run(arguments: Arguments) -> None:
 
 def _check(arguments: Arguments) -> None:
     if arguments.run is None and not (arguments.play and arguments.env):
-        raise CommandError("name a run's folder or a checkpoint; without one there is only --play --env ID")
+        raise CommandError("expected a run's folder or a checkpoint, or --play --env ID")
     if arguments.watch + arguments.play + (arguments.video is not None) + (arguments.saliency is not None) > 1:
-        raise CommandError("--watch, --play, --video and --saliency are one at a time")
+        raise CommandError("expected at most one of --watch, --play, --video and --saliency")
     if arguments.saliency is not None and (arguments.run is None or arguments.saliency.suffix.lower() != ".png"):
         raise CommandError(f"--saliency {arguments.saliency}: expected a run and a name that ends in .png")
     if arguments.video is not None and arguments.video.suffix.lower() not in (".mp4", ".gif"):
@@ -253,7 +255,7 @@ def _score(arguments: Arguments, agent: Agent, env: TensorEnv, env_id: str, env_
     names = {"agent": agent.model.policy.memory_name}
     print_scores(console, title, {names.get(name, name): score for name, score in scores.items()}, details=True)
     if cut := scores["agent"].cut:
-        console.print(f"{cut} episodes had no end and were cut after {most:,} steps (--max-steps)", **PLAIN)
+        console.print(f"{cut} episodes did not end and were cut after {most:,} steps (--max-steps)", **PLAIN)
     if remark:
         console.print(remark, highlight=False)
     if ablated:
@@ -290,14 +292,14 @@ def _score(arguments: Arguments, agent: Agent, env: TensorEnv, env_id: str, env_
 
 def _baseline(agent: Agent, device: str) -> tuple[MemoryOnPolicyAlgorithm | None, str]:
     """The memoryless agent trained with `agent`, or its recorded score if the agent was not kept."""
-    folder, none = agent.folder, f"none was trained beside this agent; {command_for('train')} does so with --baseline"
+    folder, none = agent.folder, f"none was trained with this agent; {command_for('train')} --baseline trains one"
     if folder is None:
         return None, f"identity (no memory): {none}"
     if (folder / "identity").is_dir():
         return load(latest_checkpoint(folder / "identity"), device=device, **agent.config.own_classes()), ""
     try:
         mean = float(json.loads((folder / "summary.json").read_text(encoding="utf-8"))["identity_mean_return"])
-        return None, f"identity (no memory): {mean:.3f} by the run's summary.json; its agent was not kept"
+        return None, f"identity (no memory): {mean:.3f} from the run's summary.json; its agent was not saved"
     except (OSError, ValueError, KeyError, TypeError):
         return None, f"identity (no memory): {none}"
 
@@ -324,7 +326,7 @@ def _saliency(arguments: Arguments, agent: Agent, env: TensorEnv, env_id: str) -
     share, age = found.earlier_share(), found.median_age()
     console.print(
         f"{100 * share:.0f} % of the gradient norm of the actions belongs to earlier observations; "
-        f"half of that to observations at least {age} steps before",
+        f"half of it to observations at least {age} steps earlier",
         highlight=False,
     )
     console.print(f"written to {file}", style="dim", highlight=False, soft_wrap=True)

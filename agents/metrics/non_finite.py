@@ -61,7 +61,7 @@ def refuse_non_finite(model: TrainingEnv, values: dict[str, float]) -> None:
         if not np.isfinite(value):
             found = _first_of_ranks(model) or f"{name} is not finite after {model.num_timesteps} environment steps"
             raise NonFiniteError(
-                f"{found}, seen as {name} = {value} at update {model._n_updates}; where nothing is wrong with "
+                f"{found}, seen as {name} = {value} at update {model._n_updates}; if there is nothing wrong with "
                 "observations and rewards, lower learning_rate or max_grad_norm"
             )
 

@@ -53,7 +53,7 @@ Pairs = Annotated[
 ]
 
 NUMBERS = tyro.constructors.ConstructorRegistry()
-"""How flags are read where a number is meant: as in a file, so that `1e6` is a whole number."""
+"""Reads numeric flags as in a file, so that `1e6` is a whole number."""
 
 
 @NUMBERS.primitive_rule
@@ -80,10 +80,10 @@ class Config:
     env_kwargs: Pairs = field(default_factory=dict)
     """Arguments of the environment, NAME=VALUE; each replaces the recipe's."""
     wrappers: list[str] = field(default_factory=list)
-    """Wrappers of every single environment, the first one innermost: module:name, such as
+    """Wrappers of each single environment, innermost first, as module:name: for example
     gymnasium.wrappers:FlattenObservation, or a function in a module of the current folder."""
     vector: Vector = "sync"
-    """Host environments: sync steps them one after the other, async runs each in its own process (for slow
+    """For environments on the host: sync steps them one after another, async runs each in its own process (for slow
     environments)."""
     memory: str = "mnm-p"
     """Memory: identity (none), lstm, mnm-p, dnc, multigrid, kanerva++, ... (docs/README.md lists all), or one
@@ -91,16 +91,17 @@ class Config:
     memory_kwargs: Pairs = field(default_factory=dict)
     """Arguments of the memory, NAME=VALUE; each replaces the recipe's."""
     encoder: str | None = None
-    """Encoder before the memory: MLPEncoder, NatureCNN, PictureEncoder, FlattenExtractor, ..., or your own
-    module:Class. None: chosen by the observation space."""
+    """Encoder before the memory: MLPEncoder, NatureCNN, PictureEncoder, FlattenExtractor, ..., or a class of your own
+    as module:Class. None: chosen from the observation space."""
     encoder_kwargs: Pairs = field(default_factory=dict)
     """Arguments of the encoder."""
     net_arch: list[Annotated[int, Range(1)]] | None = None
     """Hidden layers between the memory and the heads, such as 64 64. None: the policy's default."""
     normalize_images: bool = True
-    """Divide uint8 images by 255, except images up to 16x16, which the default encoder reads as symbols."""
+    """Divide uint8 images by 255, except images up to 16x16, which the default encoder treats as symbols."""
     algo: str = "ppo"
-    """Learner: ppo, a2c, or supervised (for environments with targets), or one registered by an installed package."""
+    """Learner: ppo, a2c, vtrace, supervised (for environments with targets), or one registered by an installed
+    package."""
     total_timesteps: Count = 500_000
     """Environment steps to train for, summed over all environments."""
     num_envs: Count = 8
@@ -108,15 +109,16 @@ class Config:
     seed: Seed = 0
     """Random seed."""
     device: str = "cpu"
-    """Device of environments, policy and learning: cpu, cuda, cuda:1, ... or auto."""
+    """Device of environments, policy and learner: cpu, cuda, cuda:1, ... or auto."""
     threads: Annotated[int, Range(1, 256)] = 1
-    """CPU threads of torch. For small models more than one gains little, and loses much on a busy machine."""
+    """CPU threads of torch. For small models, more than one thread gains little, and is much slower on a busy
+    machine."""
     fast: Fast = "auto"
-    """Fast forms: auto uses them, off uses the reference implementations, compile also compiles the memory's step with
-    torch.compile (about ten seconds to start), graph replays whole iterations as CUDA graphs, or says why it cannot.
-    See docs/performance.md and docs/gpu.md."""
+    """auto: use the fast forms. off: use the reference implementations. compile: also compile the memory's step with
+    torch.compile, which takes about ten seconds at the start. graph: replay whole iterations as CUDA graphs, or fail
+    with the reason. See docs/performance.md and docs/gpu.md."""
     precision: Precision = "float32"
-    """bf16: lstm and multigrid process whole sequences in bfloat16; faster if the processor supports it."""
+    """bf16: lstm and multigrid process whole sequences in bfloat16, which is faster if the processor supports it."""
 
     anneal: bool = False
     """Decay the learning rate linearly to a tenth over the run. On by default without a recipe, except for
@@ -125,30 +127,31 @@ class Config:
     """Gradient checkpointing: store the memory's state every N steps and recompute the rest in the backward pass. 0:
     off. None: on if a sequence would store more than 1 GiB."""
     learner: Annotated[Any, tyro.conf.arg(name="")] = None
-    """The hyper-parameters of `algo`, an object of its dataclass; files and flags have them beside the other entries.
-    None: those that a run starts from."""
+    """The hyper-parameters of `algo`, an instance of its dataclass. In files and flags they are ordinary entries. None:
+    the defaults of `train.py`."""
 
     recipe: str | None = None
-    """A file, or a name in recipes/. Its values are defaults; flags override them."""
+    """A recipe: a file, or a name in recipes/. Flags override its values."""
     resume: Path | None = None
-    """A run's folder or a checkpoint: resume it exactly, in the same folder."""
+    """Resume a run exactly, in the same folder. Give the run's folder or one of its checkpoints."""
     init_from: Path | None = None
-    """A run's folder or a checkpoint with the same memory: start from its weights only, for example after an easier
-    lesson."""
+    """Start from the weights of another run with the same memory, for example after an easier lesson. Give its folder
+    or a checkpoint."""
     follows: str | None = None
-    """The recipe of an easier lesson: --lessons trains it first; a run without its weights prints a reminder."""
+    """The recipe of an easier lesson, which --lessons trains first. A run without its weights prints a reminder."""
     data_dir: Path | None = None
-    """Folder of the data files that some tasks need; default: the variable ENGRAM_DATA, else a cache folder."""
+    """Folder of the data files that some tasks need. Default: the environment variable ENGRAM_DATA, else a cache
+    folder."""
     run_dir: Path | None = None
-    """Folder of the run's files; default: runs/ENV-MEMORY-ALGO-SEED-TIME."""
+    """Folder for the run's files. Default: runs/ENV-MEMORY-ALGO-SEED-TIME."""
     checkpoint_every: Whole = 30
     """Seconds between checkpoints; one is always written at the end."""
     panels_every: Whole = 60
-    """Seconds between memory pictures in TensorBoard; 0: none."""
+    """Seconds between pictures of the memory in TensorBoard; 0: none."""
     eval_episodes: Whole = 256
-    """Evaluation episodes after training, for the score in summary.json; 0: no score."""
+    """Number of evaluation episodes after training, for the score in summary.json; 0: no score."""
     eval_steps: Count = 30_000
-    """Longest evaluation episode in steps; longer ones are cut."""
+    """Maximum length of an evaluation episode in steps; longer ones are cut."""
     baseline: bool = True
     """Also train a memoryless agent for the same number of steps, and report its score."""
     progress: bool = True
@@ -160,7 +163,7 @@ class Config:
 
     @classmethod
     def of(cls, entries: Mapping[str, Any]) -> Config:
-        """From entries by name, hyper-parameters among the others; those of other learners are left out.
+        """A configuration from entries by name, hyper-parameters included; those of other learners are ignored.
 
         Raises:
             ValueError: there is no such learner.
@@ -169,7 +172,7 @@ class Config:
         return cls(**own, learner=hyperparameters(entries.get("algo", cls.algo), entries))
 
     def entries(self) -> dict[str, Any]:
-        """All entries by name, hyper-parameters among the others, without what a `Command` has beside them."""
+        """All entries by name, hyper-parameters included, without the additional options of a `Command`."""
         return {**{name: getattr(self, name) for name in run_entries()}, **vars(self.learner)}
 
     def learner_kwargs(self) -> dict[str, Any]:
@@ -187,7 +190,7 @@ class Config:
         return kwargs
 
     def network_kwargs(self) -> dict[str, Any]:
-        """Arguments of the policy beside those of its memory, where they are not the default ones.
+        """The policy's arguments that differ from their defaults, except those of the memory.
 
         Raises:
             ValueError: there is no such encoder.
@@ -209,7 +212,7 @@ class Config:
         return ENCODERS.get(self.encoder) or named(self.encoder, "the encoder")
 
     def own_classes(self) -> dict[str, Any]:
-        """What `load` must be given, as a checkpoint imports nothing: classes of the user's."""
+        """The user's own classes, which `load` needs because a checkpoint imports nothing."""
         if self.encoder is None or self.encoder in ENCODERS:
             return {}
         return {"policy_kwargs": {"features_extractor_class": self._encoder()}}
@@ -221,7 +224,7 @@ class Config:
             ValueError: as `agents.make_env`.
         """
         if own := sorted({*inspect.signature(make_env).parameters} & {*self.env_kwargs}):
-            raise ValueError(f"env_kwargs.{own[0]} is not for here: it comes from an option of its own")
+            raise ValueError(f"env_kwargs.{own[0]} cannot be given here: it has its own option")
         arguments = {**self.env_kwargs, **kwargs}
         return make_env(self.env, num_envs, device, wrappers=self.wrappers, vector=self.vector, **arguments)
 
@@ -241,7 +244,7 @@ class Config:
         for name in ("num_envs", "device"):
             if name in self.env_kwargs:
                 kwargs = said("env_kwargs")
-                raise ValueError(f"{kwargs} has {name}, which is not for there: {said(name)} says it")
+                raise ValueError(f"{kwargs} has {name}, which cannot be given there: use {said(name)}")
 
     def save(self, file: str | os.PathLike[str]) -> None:
         """Write as YAML, ready to be a recipe; what is there is replaced as a whole."""
@@ -254,16 +257,16 @@ class Command(Config):
     """Train an agent with a memory, or search hyper-parameters."""
 
     lessons: bool = False
-    """First train the easier recipes that this one follows, easiest first, each from the weights of the one before.
-    Other flags apply to all of them; the same command with --run-dir resumes."""
+    """First train the easier recipes that this one follows, easiest first, each from the weights of the previous one.
+    Other flags apply to all of them. The same command with --run-dir resumes an interrupted run."""
     sweep: str | None = None
-    """Search hyper-parameters: a space file, or a name in recipes/sweeps/; docs/sweep.md explains it."""
+    """Search hyper-parameters. Give a space file, or a name in recipes/sweeps/; see docs/sweep.md."""
     trials: Count | None = None
-    """With --sweep: total number of trials, including those of earlier commands; default: as in the space file."""
+    """With --sweep: total number of trials, including those of earlier commands. Default: as in the space file."""
     jobs: Count | None = None
-    """With --sweep: parallel trials; default: 1, or as many as fit on a Ray cluster."""
+    """With --sweep: number of parallel trials. Default: 1, or as many as fit on a Ray cluster."""
     storage: str | None = None
-    """With --sweep: a journal file or a database URL that several machines share; default: a journal in the sweep's
+    """With --sweep: a journal file or a database URL that several machines share. Default: a journal in the sweep's
     folder."""
     launcher: Literal["local", "ray"] = "local"
     """With --sweep: where trials run."""
@@ -305,7 +308,7 @@ def known_entries() -> dict[str, Any]:
         except (ValueError, TypeError):  # of a package that cannot be imported: its own names are lost, and no other
             continue
         if clash := sorted({*hints} & {*own}):
-            raise ValueError(f"the hyper-parameter {clash[0]} of {name} is called like an entry of every run")
+            raise ValueError(f"the hyper-parameter {clash[0]} of {name} has the name of another option")
         found = hints | found
     return own | found
 
@@ -324,10 +327,10 @@ def default_config(algo: str | None, env: str | None = None, device: str | None 
 def base_config(
     recipe: str | None, env: str | None, algo: str | None, memory: str | None, device: str | None = None
 ) -> Config:
-    """The values that flags override: those of a recipe, named or the main job's, or default ones.
+    """The values that flags override: those of the recipe, of the default recipe, or defaults.
 
     Args:
-        recipe: a name or a file; None: the main job's, where env and algo are about it.
+        recipe: a name or a file; None: the default recipe, if env and algo match it.
         env, algo, memory: what is asked for. A recipe's arguments are those of its own parts; they go with these.
         device: what is asked for; None: the CPU.
 
@@ -384,6 +387,6 @@ def find_recipe(name: str) -> Path:
 
 
 def default_recipe(env: str | None, algo: str | None) -> Path | None:
-    """The recipe of a command that names none: the main job's where it is about the maze."""
+    """The default recipe of a command that names none, if it trains on the maze; else None."""
     main = {None: "maze-ppo", "ppo": "maze-ppo", "a2c": "maze-a2c"}
     return find_recipe(main[algo]) if env in (None, Config.env) and algo in main else None

@@ -59,7 +59,7 @@ def show_help(console: Console, intro: str, command: type, defaults: Config) -> 
     if (environment := _env_class(defaults.env)) is not None:
         _print(console, f"--env-kwargs of {defaults.env}", _arguments(environment, defaults.env_kwargs))
     console.print(
-        f"In brackets: the default. --list {'|'.join(LISTS)} shows what there is.", markup=False, highlight=False
+        f"Defaults are in brackets. --list {'|'.join(LISTS)} shows what is available.", markup=False, highlight=False
     )
 
 
@@ -167,7 +167,8 @@ def _arguments(owner: type, given: Mapping[str, Any]) -> Iterator[tuple[str, str
     """Constructor arguments with their docstrings and defaults; values in `given`, of the recipe, replace defaults."""
     texts: dict[str, str] = {}
     for base in reversed(owner.__mro__[:-1]):  # a family of memories describes its arguments once
-        texts |= {each.arg_name: each.description or "" for each in docstring_parser.parse(base.__doc__ or "").params}
+        for each in docstring_parser.parse(base.__doc__ or "").params:  # one text may describe several: "a, b: ..."
+            texts |= dict.fromkeys(each.arg_name.split(", "), each.description or "")
     hidden = {"self", "input_size", "queries", "num_envs", "device", "render_mode"}
     for name, parameter in inspect.signature(owner.__init__).parameters.items():  # type: ignore[misc]
         if name not in hidden and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):

@@ -53,13 +53,13 @@ def course(config: Command, words: list[str], console: Console) -> int:
 def _plan(config: Command) -> tuple[list[str], list[Path]]:
     """The lessons' recipes, easiest first, and the folders of all runs, the recipe's own last."""
     if not config.follows or config.init_from or config.resume or config.sweep:
-        raise ValueError("--lessons is for a recipe that follows another, without --init-from, --resume and --sweep")
+        raise ValueError("--lessons needs a recipe with an entry follows, without --init-from, --resume and --sweep")
     folder = distributed.from_first(lambda: folder_of(config))
     lessons: list[str] = []
     easier: str | None = config.follows
     while easier:
         if easier in lessons:
-            raise ValueError(f"recipe {easier} follows itself: expected lessons that begin with one that follows none")
+            raise ValueError(f"recipe {easier} follows itself: expected a chain whose first recipe follows none")
         lessons.insert(0, easier)
         easier = load_config(find_recipe(easier)).follows
     places = [*(folder / "lessons" / Path(lesson).stem for lesson in lessons), folder]

@@ -19,9 +19,8 @@ from agents.scale import distributed
 
 DESCRIPTION = """Train an agent with a memory, such as --env CartPole-v1 --memory lstm --algo ppo.
 
-With no argument it runs the main job: an MNM agent learns the invisible-goal maze on the CPU. docs/metrics.md explains
-every number that is logged. `torchrun --nproc-per-node=2 train.py ...` shares the work between two processes; see
-docs/distributed.md."""
+Without arguments, an MNM agent learns the invisible-goal maze on the CPU. docs/metrics.md explains every logged number.
+`torchrun --nproc-per-node=2 train.py ...` trains one agent with two processes; see docs/distributed.md."""
 
 
 def parse(arguments: list[str]) -> tuple[Command, Path | None]:
@@ -44,9 +43,9 @@ def parse(arguments: list[str]) -> tuple[Command, Path | None]:
         given.resume = given.run_dir
     checkpoint = None
     if given.sweep and given.resume:
-        raise ValueError("--sweep and --resume are one at a time: the same --sweep command continues where it stopped")
+        raise ValueError("--sweep and --resume exclude each other: to continue a sweep, repeat its command")
     if given.sweep and distributed.size() > 1:
-        raise ValueError("--sweep starts processes of its own, expected python train.py and not torchrun")
+        raise ValueError("--sweep starts its own processes: expected python train.py, not torchrun")
     if given.sweep:
         from agents.sweep import load_space
 
@@ -96,9 +95,9 @@ def refuse_unused(config: Command, arguments: list[str]) -> None:
     """
     for name in ("trials", "jobs", "storage", "launcher"):
         if name in _named(arguments) and not config.sweep:
-            raise ValueError(f"--{name} is for a sweep: expected --sweep beside it")
+            raise ValueError(f"--{name} has no effect without --sweep")
     if config.fast == "graph" and not config.device.startswith(("cuda", "auto")):
-        raise ValueError(f"--fast is graph, but --device is {config.device}, and only CUDA has graphs")
+        raise ValueError(f"--fast is graph, but --device is {config.device}: only CUDA has graphs")
 
 
 def _named(arguments: list[str]) -> list[str]:

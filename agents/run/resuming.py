@@ -57,7 +57,7 @@ def refuse_changes(config: Config, saved: Config) -> None:
             continue
         raise ValueError(
             f"--{name.replace('_', '-')} is {_short(now)}, but {config.run_dir} is a run with {_short(before)}, "
-            "which resuming cannot change: leave it out, or begin a new run, with --init-from for the weights"
+            "which cannot change on resume: leave it out, or start a new run, with --init-from for the weights"
         )
     now, before = config.learner.n_steps, saved.learner.n_steps
     if bool(now) != bool(before):
@@ -91,7 +91,7 @@ def replaced(config: Config, checkpoint: Path) -> dict[str, Any]:
         if value != expected[name]:
             raise CheckpointError(
                 f"{checkpoint} is of {name} {_short(value)}, but the run's config.yaml says {_short(expected[name])}: "
-                "they are not of one run"
+                "they do not belong to the same run"
             )
     changed = {
         name: arguments[name] for name in learned_with(config) if name in kept and encode(arguments[name]) != kept[name]

@@ -83,7 +83,7 @@ def _train(config: Config, checkpoint: Path | None, console: Console, start: Sta
     title = f"[bold]{escape(config.memory)}[/] with {config.algo} on {escape(config.env)}"
     console.print(" · ".join([title, *map(escape, parts)]), highlight=False, soft_wrap=True)
     if start.complete:
-        console.print(f"complete; --total-timesteps N goes on: {again(folder)} --total-timesteps N", **PLAIN)
+        console.print(f"complete; to train for longer: {again(folder)} --total-timesteps N", **PLAIN)
         return 0
     if start.resumed:
         console.print(start.resumed, **PLAIN)
@@ -141,7 +141,7 @@ def prepare(config: Config, checkpoint: Path | None, locks: list[FileLock | None
     else:
         home = checkpoint_folder(checkpoint)
         if folder.resolve() != home.resolve():
-            raise ValueError(f"--run-dir is {folder}, but --resume goes on in {home}: leave one of the two out")
+            raise ValueError(f"--run-dir is {folder}, but --resume continues in {home}: leave out one of the two")
         locks.append(take(folder))
         saved = load_config(folder / "config.yaml")
         refuse_changes(config, saved)
@@ -294,8 +294,8 @@ def report(
         scores |= {} if identity is None else {"identity (no memory)": identity}
         print_scores(console, f"{result.episodes} fresh episodes", {**scores, "random actions": chance})
         if result.cut:
-            long = f"{result.cut} of the {result.episodes} episodes had no end and were cut after {config.eval_steps:,}"
-            console.print(f"{long} steps (--eval-steps)", **PLAIN)
+            cut = f"{result.cut} of the {result.episodes} episodes did not end and were cut"
+            console.print(f"{cut} after {config.eval_steps:,} steps (--eval-steps)", **PLAIN)
     look = f"{command_for('evaluate')} {folder}"
     lines = [
         f"{summary['env_steps']:,} steps, {summary['episodes']:,} episodes in {clock(summary['wall_s'])} "

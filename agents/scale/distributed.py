@@ -102,7 +102,7 @@ def take_device(device: torch.device) -> None:
     if _world.size == 1 or device.type != "cuda":
         return
     if str(device) != "cuda":
-        raise ValueError(f"device is {device}, expected cuda: each of the {_world.size} ranks takes one of its own")
+        raise ValueError(f"device is {device}, expected cuda: each of the {_world.size} ranks uses its own device")
     here, found = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
     if here > found:
         raise ValueError(f"{here} ranks on this machine share {found} accelerators, expected one for each rank")
@@ -255,4 +255,4 @@ def _in_touch() -> Iterator[None]:
         yield
     except RuntimeError as error:
         cause = re.sub(r"^\[\S+\] ", "", str(error).strip().splitlines()[-1])  # without gloo's source line
-        raise RankLostError(f"rank {_world.rank} of {_world.size} lost touch with another one ({cause})") from error
+        raise RankLostError(f"rank {_world.rank} of {_world.size} lost contact with another rank ({cause})") from error

@@ -205,7 +205,7 @@ class Sweep:
         trials = {trial.number: trial for trial in counted(self.study)}
         over = sum(trial.state.is_finished() for trial in trials.values())
         best = report.ranked(self.study)
-        parts = [f"{over} of {self.wanted} trials over"]
+        parts = [f"{over} of {self.wanted} trials finished"]
         if best:
             parts.append(f"best {report.number(best[0].value)} (trial {best[0].number})")
         reports = self.space.reports * len(self.space.seeds)

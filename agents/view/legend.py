@@ -9,7 +9,7 @@ from envs.rendering import FAINT, INK
 from policies.memories.contract import Panel
 
 _GENERAL = (
-    ("Environment", "everything there is; the agent sees only the observation"),
+    ("Environment", "the full state; the agent sees only the observation"),
     ("Observation", "what the agent is given at this step; dark: high, light: low"),
     ("Action probabilities", "of its next action; strong blue: the action it takes"),
     ("value", "the reward that the agent still expects, discounted"),
@@ -23,7 +23,7 @@ _GENERAL = (
 
 def draw_legend(stage: Stage, box: Box, panels: Mapping[str, Panel]) -> None:
     """Draws two lists: one about the window, one about this memory's panels."""
-    room = stage.card("What is what — H or a click goes back", box)
+    room = stage.card("Legend — H or a click closes it", box)
     rows = [
         *_GENERAL,
         *((name, panel.about or "see the memory's page in docs/memories") for name, panel in panels.items()),

@@ -226,7 +226,7 @@ def _open() -> None:
     asked = os.environ.get("SDL_VIDEODRIVER", "")
     displays = [os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY")]
     if sys.platform.startswith("linux") and not (asked or any(displays)):
-        raise ViewerError("there is no display to open a window on; record with --video FILE.mp4 instead")
+        raise ViewerError("no display is available; record with --video FILE.mp4 instead")
     try:
         pygame.display.quit()  # an environment may have opened SDL's display before, and not on a screen
         pygame.display.init()

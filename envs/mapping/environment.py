@@ -35,15 +35,15 @@ class Mapping(TensorEnv):
         centre, sees the 3×3 cells around it and knows how far it is from the start. At every step it is shown one patch
         for each entry of `queries`, from what it has explored:
 
-        - 3: what it saw at a random earlier step, or sees now. It marks every place it has been at that looks the same.
-        - 9: 9×9 cells around a random place, all of which it has seen, though never at once. It marks every such place.
-          As long as there is none the patch is blank and nothing is to be marked.
+        - 3: what it saw at a random earlier step, or sees now. It must mark every visited place that looks the same.
+        - 9: the 9×9 cells around a random place, all of which it has seen, though never at once. It must mark every
+          place that looks the same. While there is no such place, the patch is blank and nothing is to be marked.
 
-        Marks go on a map whose centre is where the agent started. The answer is that of the moment of the question: the
-        step that follows is not part of it. (In the paper's program the agent moves before the answer is read.)
+        The centre of the map is the place where the agent started. The answer refers to the moment of the question,
+        before the next move. (In the paper's program the agent moves before the answer is read.)
 
         `trajectory`: "spiral" walks over all cells from the centre outwards, through walls; "random" goes to a random
-        free neighbour; with "explore" the agent moves itself, and names one matching place at every step.
+        free neighbour; with "explore" the agent chooses its moves, and names one matching place at every step.
 
     Observation: `Dict`:
         | key        | shape     | content                                                                            |
@@ -56,11 +56,11 @@ class Mapping(TensorEnv):
 
     Action: `MultiBinary([M, M])`, or `MultiBinary([queries, M, M])` for several queries: the marks. M is `map_size`;
         the start is at row and column M // 2. With "explore" `MultiDiscrete([4, M²])`: a move (0 up, 1 down, 2 left,
-        3 right), and a place, counted row by row. `info["target"]` is the mask; with "explore" the place that
-        was asked for, of `weight` 1 if there is one, and a move of weight 0, since no right move is defined.
+        3 right), and a place, counted row by row. `info["target"]` is the mask. With "explore" it is a matching place,
+        with `weight` 1 if there is one, and a move with weight 0, since no right move is defined.
 
-    Reward: the mean over the queries of F1 = 2 TP / (2 TP + FP + FN) of the marks, 1 where there is nothing to mark and
-        nothing is marked, over the number of steps: a perfect episode returns 1. With "explore":
+    Reward: F1 = 2 TP / (2 TP + FP + FN) of the marks, averaged over the queries and divided by the number of steps, so
+        that a perfect episode returns 1. F1 is 1 if there is nothing to mark and nothing is marked. With "explore":
         `0.5 * [the place is right] / horizon + 0.5 * cells seen for the first time / size²`.
 
     Termination: after `horizon` steps.
@@ -70,16 +70,16 @@ class Mapping(TensorEnv):
 
     Args:
         num_envs: number of environments.
-        size: width of the world with its ring, odd, at least 5.
-        trajectory: see above.
-        queries: widths of the patches asked for, each 3 or 9; 9 needs a size of at least 11.
-        world: "maze" or "cells", each of which is a wall with probability `density`; see `envs.mapping.worlds`.
-        density: how many walls; 0: none inside the ring.
-        complexity: how long the walls of a maze are.
-        passable: whether the agent walks through walls; None: on a spiral.
-        horizon: steps of an episode; None: `(size - 2)²`, as many as a spiral has cells.
-        map_size: M; None: the least 3 · 2ⁱ that all places fit on. The paper has 48 for size 25, where 24 would do.
-        position_scale: of the last two planes of `view`.
+        size: width of the world including its ring of wall, odd, at least 5.
+        trajectory: "spiral", a fixed walk over all cells; "random", a random walk; or "explore", where the agent moves.
+        queries: widths of the query patches, each 3 or 9; 9 needs a size of at least 11.
+        world: "maze", or "cells", where each cell is a wall with probability `density`; see `envs.mapping.worlds`.
+        density: amount of walls; 0: none inside the ring.
+        complexity: length of the walls of a maze.
+        passable: whether the agent can walk through walls; None: only on a spiral.
+        horizon: steps of an episode; None: `(size - 2)²`, the number of cells on a spiral.
+        map_size: M; None: the smallest 3 · 2ⁱ that holds all places. The paper has 48 for size 25, where 24 is enough.
+        position_scale: factor on the last two planes of `view`.
         device: torch device of all tensors.
         render_mode: None or "rgb_array".
 

@@ -89,7 +89,7 @@ def keeps_contract(env: TensorEnv, actions: list[Tensor]) -> None:
             together = bool(ended.all()) == bool(ended.any()) == ("final_obs" in info)
             expect(together, "with a horizon all environments end together, and final_obs is there then only")
         elif not ended.any():
-            expect("final_obs" in info, "without a horizon the host cannot know who ended: final_obs at every step")
+            expect("final_obs" in info, "without a horizon the host does not know which episodes end: final_obs at every step")
             expect_same(info["final_obs"], obs, "final_obs at a step at which nothing ended")
         ended_once |= bool(ended.any())
     expect(ended_once, f"no episode ended in {len(actions)} steps: give arguments that make episodes short")
@@ -148,7 +148,7 @@ def state_dict_resumes_exactly(case: EnvCase) -> None:
     other.load_state_dict(state)
     found = copied(play(other, actions[4:]))
     expect_same(found, future, "after load_state_dict (is every tensor named in state_names?)")
-    expect_same(before, state, "state_dict, which who loads it must leave alone,")
+    expect_same(before, state, "state_dict, which load_state_dict must not change,")
 
 
 def state_dict_before_the_first_reset_and_with_wrong_entries(case: EnvCase) -> None:

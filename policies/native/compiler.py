@@ -51,13 +51,13 @@ def library(source: Path, dtype: torch.dtype) -> ctypes.CDLL | None:
     try:
         compiler = shlex.split(os.environ.get("CC", "")) or [*filter(shutil.which, ("cc", "gcc", "clang"))][:1]
     except ValueError as error:
-        _say(f"CC is {os.environ['CC']!r}, which is no command: {error}")
+        _say(f"CC is {os.environ['CC']!r}, which is not a command: {error}")
         return None
     if not compiler:
         _say(f"no C compiler was found for {source.name}")
         return None
     command = [*compiler, *FLAGS, f"-I{_HEADERS}", f"-DREAL={NAMES[dtype]}", "-DNAME(x)=x"]
-    why = f"{source.name}: no folder for compiled libraries can be written, set XDG_CACHE_HOME to one that can be"
+    why = f"{source.name}: no folder for compiled libraries is writable: set XDG_CACHE_HOME to one that is"
     try:
         parts = [source, *sorted(_HEADERS.glob("*.h")), *sorted(source.parent.glob("*.h"))]
         made_for = repr(([part.read_bytes() for part in parts], command, platform.machine(), _processor())).encode()
@@ -105,7 +105,7 @@ def _own_folder(process: int) -> tempfile.TemporaryDirectory[str]:
 
 @functools.cache
 def _say_not_kept(process: int) -> None:
-    why = "no cache folder can be written: C loops are compiled for this process alone"
+    why = "no cache folder is writable: C loops are compiled for this process only"
     warnings.warn(f"{why}; set XDG_CACHE_HOME to keep them", stacklevel=4)
 
 
@@ -191,4 +191,4 @@ def _processor() -> str:
 
 
 def _say(why: str) -> None:
-    warnings.warn(f"{why}; torch's operations do the same more slowly", stacklevel=3)
+    warnings.warn(f"{why}; using torch's operations, which are slower", stacklevel=3)

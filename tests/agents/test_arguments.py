@@ -96,7 +96,7 @@ def test_arguments_of_a_memory() -> None:
     ):
         with pytest.raises(ValueError, match=f"memory_kwargs.{next(iter(wrong))} is .*, expected"):
             read_arguments(memory, wrong, "memory_kwargs", sizes=True)
-    with pytest.raises(ValueError, match="input_size is not for here"):
+    with pytest.raises(ValueError, match="input_size cannot be given here"):
         read_arguments(gru, {"input_size": 3}, "memory_kwargs", ("input_size",))
 
 
@@ -162,7 +162,7 @@ def test_yaml_is_read_as_it_is_meant() -> None:
         ("a: [1\nb: 2", "f: line 2: "),
         ("a: &x [1]\nb: *x", "f: line 2: aliases"),
         ("x: !!python/object/apply:os.system [ls]", "f: could not determine a constructor"),
-        ("a: 1\nb: 2\na: 3", "f: line 3: the entry 'a' stands here a second time"),
+        ("a: 1\nb: 2\na: 3", "f: line 3: the entry 'a' is given twice"),
         ("? [1, 2]\n: 3", "f: line 1: expected a name"),
         ("a: \x01", "f is not YAML: "),
         ("[" * 5000, "f is not YAML: too deeply nested"),

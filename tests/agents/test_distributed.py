@@ -245,7 +245,7 @@ def test_a_dead_rank_ends_the_run_torchrun_starts_it_anew_and_one_rank_goes_on(
     run = tmp_path / "run"
     ended = torchrun("--max-restarts=1", run=run, total=1024)
     assert ended.returncode == 0, ended.stdout
-    assert "error: rank 0 of 2 lost touch with another one" in ended.stdout, ended.stdout
+    assert "error: rank 0 of 2 lost contact with another rank" in ended.stdout, ended.stdout
     assert f"torchrun --nproc-per-node=2 train.py --resume {run}" in ended.stdout
     assert "restarted from step_000000000768" in ended.stdout
     assert "new episodes" not in ended.stdout

@@ -314,14 +314,14 @@ def test_an_ordinary_environment(
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ([], "name a run's folder"),
+        ([], "expected a run's folder"),
         (["nowhere"], "there is no nowhere"),
         (["RUN", "--episodes", "0"], "--episodes is 0"),
         (["RUN", "--num-envs", "-1"], "--num-envs is -1"),
         (["RUN", "--device", "abacus"], "--device abacus"),
         (["RUN", "--video", "x.avi"], ".mp4 or .gif"),
         (["RUN", "--video", "nowhere/x.gif"], "folder nowhere does not exist"),
-        (["RUN", "--watch", "--video", "x.gif"], "one at a time"),
+        (["RUN", "--watch", "--video", "x.gif"], "at most one of"),
         (["RUN", "--watch"], "no display"),
         (["RUN", "--env", "Engram/Nonsense-v0"], "unknown environment"),
         (["RUN", "--env", "Engram/TMaze-v0"], "observation_space"),

@@ -118,7 +118,7 @@ def test_a_checkpoint_from_before_a_hyperparameter_has_its_default(tmp_path: Pat
 
 
 def test_a_definition_that_would_lose_something_is_refused() -> None:
-    with pytest.raises(TypeError, match=r"__init__ takes rho_bar, which no command line .* class LostConfig\(PPOConf"):
+    with pytest.raises(TypeError, match=r"__init__ takes rho_bar, which the command line .* class LostConfig\(PPOConf"):
 
         class Lost(PPO):
             def __init__(self, policy: Any, env: Any, rho_bar: float = 1.0, **kwargs: Any) -> None: ...
@@ -136,7 +136,7 @@ def test_a_definition_that_would_lose_something_is_refused() -> None:
     class Bare(PPOConfig):
         rho_bar: float = 1.0
 
-    with pytest.raises(TypeError, match=r"Bare.rho_bar is no field: write @dataclass above class Bare"):
+    with pytest.raises(TypeError, match=r"Bare.rho_bar is not a field: write @dataclass above class Bare"):
 
         class Undecorated(PPO):
             config_class = Bare
@@ -151,7 +151,7 @@ def test_a_definition_that_would_lose_something_is_refused() -> None:
 def test_a_hyperparameter_cannot_take_a_name_that_is_used(name: str) -> None:
     namespace = {"__annotations__": {name: float}, name: 1.0}
     config = dataclass(type("Config", (PPOConfig,), namespace))
-    with pytest.raises(TypeError, match=rf"Config.{name} has a name that a learner uses otherwise"):
+    with pytest.raises(TypeError, match=rf"Config.{name} has a name that learners reserve"):
         type("Own", (PPO,), {"config_class": config})
 
 

@@ -318,7 +318,7 @@ def test_a_model_is_copied_right_after_learn(learner: Any, memory: str) -> None:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"batch_size": 64}, "PPO does not take batch_size: PPO cuts each pass into n_minibatches sets"),
+        ({"batch_size": 64}, "PPO does not take batch_size: use n_minibatches: a minibatch is a set of environments"),
         ({"use_sde": True}, "PPO does not take use_sde: there is no state-dependent exploration"),
         ({"n_epoch": 3}, r"PPO does not take n_epoch: did you mean n_epochs\?"),
         ({"qqq": 3}, "PPO does not take qqq: known are policy, env, learning_rate, "),

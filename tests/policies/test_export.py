@@ -124,5 +124,5 @@ def test_what_cannot_be_exported_is_said_in_one_line(tmp_path: Path, monkeypatch
     assert "\n" not in str(said.value)
     assert (tmp_path / "step.pt2").read_text() == "as it was"
     assert len(list(tmp_path.iterdir())) == 1
-    with pytest.raises(ValueError, match="which are for Discrete, MultiDiscrete and MultiBinary, not Box"):
+    with pytest.raises(ValueError, match="are for Discrete, MultiDiscrete and MultiBinary actions, not Box"):
         export_step(policy("gru", "box"), tmp_path / "step.pt2", masks=True)

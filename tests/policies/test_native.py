@@ -118,7 +118,7 @@ def test_without_a_cache_a_library_lives_as_long_as_the_process(
         folder.chmod(0o500)
         if os.access(folder, os.W_OK):
             pytest.skip("this user may write everywhere")
-    with pytest.warns(UserWarning, match="compiled for this process alone; set XDG_CACHE_HOME"):
+    with pytest.warns(UserWarning, match="compiled for this process only; set XDG_CACHE_HOME"):
         assert gives_seven(uncached(source, torch.float32))
     folder = Path(native._own_folder(os.getpid()).name)
     assert len(list(folder.iterdir())) == 1
@@ -134,7 +134,7 @@ def test_cc_may_hold_arguments(source: Path, monkeypatch: pytest.MonkeyPatch, wr
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [("gcc 'unclosed", "CC is .*which is no command"), ("true", "cannot be compiled or loaded"), ("false", "status 1")],
+    [("gcc 'unclosed", "CC is .*which is not a command"), ("true", "cannot be compiled or loaded"), ("false", "status 1")],
 )
 def test_a_broken_cc_is_said_in_one_line(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str, message: str

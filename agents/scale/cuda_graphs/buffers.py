@@ -64,7 +64,7 @@ class Buffers:
         if moved := {path for path, value in self._fixed.items() if found.get(path) is not value} - self.carried:
             self.carried |= moved & set(found)
             self._fixed = {}
-            raise MovedError(f"{', '.join(sorted(map(_name, moved)))} was put elsewhere")
+            raise MovedError(f"{', '.join(sorted(map(_name, moved)))} moved to another address")
         for path in self.carried:
             value, held = found.get(path), self.held.get(path)
             if value is None or (held is not None and (held.shape, held.dtype) != (value.shape, value.dtype)):

@@ -22,7 +22,7 @@ MOST_GRAPHS = 8
 def reason(model: TrainingEnv) -> str | None:
     """Why the iterations of `model` cannot be captured, in one line; None if they can."""
     if model.device.type != "cuda":
-        return f"the device is {model.device.type}, and only CUDA has graphs"
+        return f"the device is {model.device.type}: only CUDA has graphs"
     return obstacle(model)
 
 

@@ -245,7 +245,7 @@ class Graphs(Executor):
         if self.plain == PATIENCE:
             last = dict(self._key)
             changed = ", ".join(name for name, value in key if last.get(name) != value)
-            why = f"at every iteration there is a new {changed}" if changed else self._moved
+            why = f"{changed} is new at every iteration" if changed else self._moved
             warnings.warn(f"fast: no CUDA graph so far: {why}", stacklevel=2)
         return key
 

@@ -172,7 +172,7 @@ def load(edition: str, split: str, tasks: str | Sequence[int], data_dir: str | P
     if missing or not tasks:
         raise DataError(
             f"{path} has no {needed} file of {', '.join(missing) or 'any task'} in {edition}/; "
-            "leave such tasks out by their numbers, or say tasks=available"
+            "leave such tasks out by their numbers, or set tasks=available"
         )
     stories: dict[int, list[Story]] = {}
     changed = []

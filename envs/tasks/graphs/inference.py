@@ -61,7 +61,7 @@ class GraphInference(GraphTask):
         lesson: 1 to 17; see `envs.tasks.graphs.curricula`. None: the last.
         curriculum: as in `GraphTraversal`.
         pass_mark: share of right answers at which a lesson is passed.
-        window: episodes of the current lesson, at least, from which that share is taken.
+        window: minimum number of episodes of the current lesson from which that share is computed.
         relation_seed: sets which paths the relations stand for. An agent trained with one seed is useless with another.
         graph: "random" or "family". In the family tree the eight kinds of edges have eight of the ten labels, drawn
             for every episode, so that the trained relations can be asked for.

@@ -44,14 +44,13 @@ class ShortestPath(GraphTask):
         num_envs: number of environments.
         lesson: 1 to 15; see `envs.tasks.graphs.curricula`. None: the last.
         curriculum: as in `GraphTraversal`.
-        pass_mark: share of right answers at which a lesson is passed. The paper asks for less than 90 % in this
-            task; the number is ours.
-        window: episodes of the current lesson, at least, from which that share is taken.
+        pass_mark: share of right answers at which a lesson is passed. The paper requires less than 90 % in this task;
+            0.8 is our choice.
+        window: minimum number of episodes of the current lesson from which that share is computed.
         beta: probability that the target is taken in place of the answer. The paper trains with 0.8. Scores are the
             agent's own with 0.
-        snap: True: the edge out of the current node that agrees with the answer in most digits is taken for the answer.
-            This comes near to what the paper does, which lets its policy choose among existing triples only, and makes
-            chance better.
+        snap: True: the answer is replaced by the edge out of the current node that agrees with it in most digits. The
+            paper's policy chooses among existing triples only; this is similar, and raises the score of chance.
         graph: "random", "underground" or "family".
         path_length: L; None: drawn from the lesson's range, 4 on a fixed graph, where all pairs of nodes at this
             distance are equally likely. Where a random graph has no node so far from the start, L is the nearest length

@@ -42,14 +42,14 @@ class GraphTraversal(GraphTask):
     Args:
         num_envs: number of environments.
         lesson: 1 to 14; see `envs.tasks.graphs.curricula`. None: the last.
-        curriculum: False: all episodes are of `lesson`. True: they begin with lesson 1 and go up to `lesson`, and one
-            in ten is of an earlier one. Episodes are then as long as the last lesson needs from the start.
+        curriculum: False: all episodes are of `lesson`. True: lessons advance from 1 to `lesson`, and one episode in
+            ten is of an earlier one. All episodes are then as long as the last lesson needs.
         pass_mark: share of right answers at which a lesson is passed.
-        window: episodes of the current lesson, at least, from which that share is taken.
+        window: minimum number of episodes of the current lesson from which that share is computed.
         graph: "random"; or a fixed graph to test on, with new labels in every episode: "underground" (interchange
             stations of the London Underground in zone 1) or "family" (a family tree).
         path_length: L; None: drawn from the lesson's range, 7 on a fixed graph.
-        planning_steps: see above.
+        planning_steps: steps without input between query and answer.
         data_dir: folder searched first for the files of the Underground; see `envs.data.files`.
         device: torch device of all tensors.
         render_mode: None or "rgb_array".

@@ -55,9 +55,10 @@ class ImageTask(SequenceTask):
             raise ValueError(f"side is {side}, expected at least 1, or None")
         pixels, labels = load_images(source, split, data_dir=data_dir, device=device)
         if classes and labels is None:
-            raise ValueError(f"source is {source!r}, which has no ten classes; expected one of {', '.join(LABELLED)}")
+            known = ", ".join(LABELLED)
+            raise ValueError(f"source is {source!r}, which does not have ten classes; expected one of {known}")
         if shown > len(pixels):
-            raise ValueError(f"an episode is to show {shown} images, and there are {len(pixels)} in this split")
+            raise ValueError(f"an episode shows {shown} images, but this split has only {len(pixels)}")
         pixels = pixels if side is None else resized(pixels, side)
         self.pixels = pixels if classes else (pixels >= 128).to(torch.uint8)
         self.scale = 1 / 255 if classes else 1.0

@@ -62,7 +62,7 @@ class ImageEpisode(ImageTask):
         split: "train", "valid" or "test".
         length: T, images in an episode, at least 1.
         recalls: number of questions, 1 to `length`; None: all.
-        query: corruption of the questions, see above.
+        query: corruption of the questions: "clean", "salt-and-pepper", "speckle", "poisson" or "half".
         noise: amount of noise; None: 0.2 (0 to 1) for salt and pepper, 0.5 (≥ 0) for speckle, 2 (> 0) for Poisson
             noise.
         data_dir: folder searched first for files, see `envs.data.files`.

@@ -44,7 +44,7 @@ class MnistRecall(ImageTask):
         length: images in an episode, at least 2.
         ask: "after": the question comes in a step of its own, while no image is shown; "last": with the last image, as
             in the released program, whose reader sees the memory that the last image left; "each": with every image but
-            the first, which teaches more in an episode and begins with what is easy.
+            the first, which gives more targets per episode, easy ones first.
         side: resize the images to this many pixels per side, by nearest neighbour; None: original size. The paper's 3,
             6 and 12 at once are multigrid's `input_levels="all"`.
         data_dir: folder searched first for files, see `envs.data.files`.

@@ -63,10 +63,10 @@ class StackGrammar(SymbolTask):
 
     Args:
         num_envs: number of environments.
-        grammar: see above.
-        n_min: least n, at least 1; at least 2 for `anbmcnm`. It and `n_max` may be changed between two episodes, for a
-            curriculum.
-        n_max: greatest n, at most 60 for `addition`.
+        grammar: "anbn", "anbncn", "anbncndn", "anb2n", "anbmcnm", "memorisation" or "addition".
+        n_min: smallest n, at least 1; at least 2 for `anbmcnm`. Both `n_min` and `n_max` may be changed between
+            episodes, for a curriculum.
+        n_max: largest n, at most 60 for `addition`.
         length: predictions in an episode, at least as many as the longest sequence has symbols.
         letters: letters of `memorisation`, 2 to 25.
         score_all: give every step weight 1, as the paper does in training.

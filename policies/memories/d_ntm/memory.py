@@ -65,9 +65,9 @@ class DNTM(Memory):
         word_size, address_size: d_c and d_a, widths of the two parts of a slot.
         read_heads, write_heads: numbers of heads; the read-outs m are concatenated.
         reading_steps: K, reads per step.
-        no_operation: add a slot with an address but no content; reading it gives nothing, and writing it has no effect.
-        least_recently_used: subtract γ v.
-        usage_decay: 0.1 in v; the authors' code has 0.04.
+        no_operation: add a slot with an address but no content; reading it gives zeros, and writing it has no effect.
+        least_recently_used: subtract γ v, which avoids recently used slots.
+        usage_decay: decay of v per step; the authors' code has 0.04.
         addressing: "soft" or "discrete".
         curriculum: use soft addressing with probability 1/√(1+t) at training step t, per step and environment.
         deterministic: take the most probable slot and no soft steps, for evaluation. Also an attribute that may be
@@ -78,7 +78,7 @@ class DNTM(Memory):
         prediction: "squared" errors, or "bernoulli" as in the paper, for binary inputs; averaged over the input.
         draws_depend_on: the "history" of inputs in the episode (see `noise`), or only the "step": for a trained
             encoder, whose outputs change between acting and replay.
-        draw_seed: seed of the samples.
+        draw_seed: seed of the sampled slots.
     """
 
     def __init__(

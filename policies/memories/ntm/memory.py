@@ -75,7 +75,7 @@ class NTM(Memory):
         num_layers: layers of the controller.
         slots: N, slots.
         word_size: M, width of a slot.
-        read_heads, write_heads: how many of each, at least 1.
+        read_heads, write_heads: number of heads, at least 1.
         shift_range: a head moves by at most this many slots per step; 0: it does not move.
         memory_init: M_0, the same for every episode. "constant": 1e-6, with which Collier and Beel (2018,
             arXiv:1807.08518) saw training converge best; "learned": a bias, as the paper has it; "random": normal with

@@ -15,7 +15,7 @@ from policies.memories.registry import register_memory
 
 @register_memory("gru")
 class GRU(TorchRecurrent):
-    """Gated recurrent units (Cho et al., 2014) as `torch.nn.GRU` has them.
+    """Gated recurrent units (Cho et al., 2014), as in `torch.nn.GRU`.
 
         r_t, z_t = σ(W x_t + b + U h_{t-1} + b')                  reset and update gate, each with its own W, U
         n_t = tanh(W_n x_t + b_n + r_t ∘ (U_n h_{t-1} + b'_n))    candidate

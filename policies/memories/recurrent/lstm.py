@@ -15,7 +15,7 @@ from policies.memories.registry import register_memory
 
 @register_memory("lstm")
 class LSTM(TorchRecurrent):
-    """Long short-term memory (Hochreiter and Schmidhuber, 1997) with forget gates, as `torch.nn.LSTM` has it.
+    """Long short-term memory (Hochreiter and Schmidhuber, 1997) with forget gates, as in `torch.nn.LSTM`.
 
         i_t, f_t, o_t = σ(W x_t + b + U h_{t-1} + b')             input, forget and output gate, each with its own W, U
         g_t = tanh(W_g x_t + b_g + U_g h_{t-1} + b'_g)            candidate

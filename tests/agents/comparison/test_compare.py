@@ -96,11 +96,11 @@ def test_a_leaderboard_has_a_table_for_every_environment(
 ) -> None:
     make_run(runs / "other", env="Engram/TMaze-v0", score=4.0)
     make_run(runs / "begun", env="Engram/Copy-v0", score=None)
-    assert "different environments together" in failed(capsys, runs)
+    assert "several environments" in failed(capsys, runs)
     text = said(capsys, runs, "--leaderboard", "--no-random", "--out", tmp_path / "out")
     assert text.index("Engram/RepeatFirst-v0 · return") != text.index("Engram/TMaze-v0 · return")
     assert "Engram/Copy-v0: no score yet" in text
-    assert text.split("written")[0] == said(capsys, runs, "--by", "env", "--no-random").split("as files")[0]
+    assert text.split("written")[0] == said(capsys, runs, "--by", "env", "--no-random").split("to write")[0]
 
 
 @pytest.mark.parametrize(

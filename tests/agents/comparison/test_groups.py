@@ -81,10 +81,10 @@ def test_the_same_training_twice_counts_once(tmp_path: Path) -> None:
 def test_different_environments_are_not_one_table(tmp_path: Path) -> None:
     make_run(tmp_path / "a")
     make_run(tmp_path / "b", env="Engram/TMaze-v0")
-    with pytest.raises(GroupingError, match=r"different environments together \(Engram/Rep.*, Engram/TMaze-v0\)"):
+    with pytest.raises(GroupingError, match=r"several environments \(Engram/Rep.*, Engram/TMaze-v0\)"):
         Comparison.of(find_runs([tmp_path]))
     make_run(tmp_path / "c", env_kwargs={"length": 3})
-    with pytest.raises(GroupingError, match=r"different arguments of .* together \(env_kwargs.length\)"):
+    with pytest.raises(GroupingError, match=r"different arguments of .* (env_kwargs.length\)"):
         Comparison.of(find_runs([tmp_path / "a", tmp_path / "c"]))
 
 

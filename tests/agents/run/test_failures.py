@@ -82,12 +82,12 @@ def test_an_episode_without_an_end_is_cut(tmp_path: Path, capsys: pytest.Capture
     assert command(*ODD, *words) == 0
     said = capsys.readouterr().out
     assert "6 episodes with gru" in said
-    assert "4 of the 4 episodes had no end and were cut after 40 steps (--eval-steps)" in said
+    assert "4 of the 4 episodes did not end and were cut after 40 steps (--eval-steps)" in said
     assert '"mean_return": 48.0' in (run / "summary.json").read_text()  # one look in 16 steps
     evaluate([str(run), "--episodes", "3", "--max-steps", "16", "--no-random"])
     said = capsys.readouterr().out
     assert "3 episodes of Odd-v0 on 3 environments" in said
-    assert "3 episodes had no end and were cut after 16 steps" in said
+    assert "3 episodes did not end and were cut after 16 steps" in said
 
 
 def fails_at(step: int, error: BaseException) -> Any:
@@ -107,7 +107,7 @@ def fails_at(step: int, error: BaseException) -> Any:
         (OSError(errno.ENOSPC, "No space left on device", "x/y"), "cannot read or write while training, after 32"),
         (SafetensorError("I/O error: No space left on device"), "I/O error: No space left on device (in"),
         (MemoryError(), "out of memory while training, after 32 environment steps"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"), "take fewer --num-envs"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"), "use fewer --num-envs"),
     ],
 )
 def test_a_full_disk_or_memory_names_the_last_good_checkpoint(
@@ -176,7 +176,7 @@ RECIPES = {
     "env: [": "expected the node content",
     "env: &a x\nmemory: *a": "aliases",
     "env: !!python/name:os.system": "could not determine a constructor",
-    "gamma: 0.9\ngamma: 0.8": "the entry 'gamma' stands here a second time",
+    "gamma: 0.9\ngamma: 0.8": "the entry 'gamma' is given twice",
     "- 1": "is not a configuration",
     "": "is not a configuration",
     "device: null": "device is null, expected text",
@@ -240,7 +240,7 @@ def test_a_closed_pipe_does_not_end_a_training(tmp_path: Path) -> None:
     os.close(writing)
     os.close(reading)
     said = process.communicate(timeout=120)[1].decode()
-    assert "standard output cannot be written any more" in said
+    assert "standard output can no longer be written" in said
     assert process.returncode == 0, said
     assert (run / "summary.json").exists()
 

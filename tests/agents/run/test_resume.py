@@ -86,8 +86,8 @@ def test_a_change_that_no_checkpoint_has_yet_stands_by_the_configuration(run: Pa
         (["--n-steps", "0"], "--n-steps is 0"),
         (["--recipe", "copy-dnc"], "--recipe is copy-dnc"),
         (["--init-from", "x"], "--init-from is"),
-        (["--run-dir", "elsewhere"], "--run-dir is elsewhere, but --resume goes on in RUN"),
-        (["--sweep", "repeat-first"], "--sweep and --resume are one at a time"),
+        (["--run-dir", "elsewhere"], "--run-dir is elsewhere, but --resume continues in RUN"),
+        (["--sweep", "repeat-first"], "--sweep and --resume exclude each other"),
         (["--lessons"], "--lessons is for a recipe"),
         (["--gamma", "2"], "--gamma is 2.0, expected"),
         (["--device", "cuda:99"], "--device cuda:99: this machine has"),
@@ -126,7 +126,7 @@ def test_a_checkpoint_of_another_agent_is_refused(
 def test_a_finished_run_says_so_and_keeps_its_summary(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = contents(run)
     assert command("--resume", run, "--learning-rate", "1e-5") == 0
-    assert "complete; --total-timesteps N goes on" in capsys.readouterr().out
+    assert "complete; to train for longer" in capsys.readouterr().out
     assert contents(run) == before
     assert command("--resume", run, "--eval-episodes", 4) == 0  # another score is asked for
     assert json.loads((run / "summary.json").read_text())["env_steps"] == 64

@@ -308,7 +308,7 @@ def test_scores_without_memory() -> None:
         (lambda: MnistRecall(ask="now"), "ask is 'now', expected one of after, last, each"),
         (lambda: MnistRecall(side=0), "side is 0"),
         (lambda: MnistSort(length=0), "length is 0"),
-        (lambda: MnistSort(split="test", length=301), "show 301 images, and there are 300"),
+        (lambda: MnistSort(split="test", length=301), "shows 301 images, but this split has only 300"),
         (lambda: MnistSort(source="faces"), "source is 'faces'"),
         (lambda: ImageEpisode(length=0), "length is 0"),
         (lambda: ImageEpisode(length=3, recalls=4), "recalls is 4, expected 1 to length 3"),
@@ -327,7 +327,7 @@ def test_mistakes_are_named(make: Any, message: str) -> None:
 
 def test_a_source_without_classes_has_no_class_task(tmp_path: Any) -> None:
     np.savez(tmp_path / "images_background.npz", images=np.ones((4, 2, 28, 28), bool))
-    with pytest.raises(ValueError, match="'omniglot', which has no ten classes; expected one of digits, mnist"):
+    with pytest.raises(ValueError, match="'omniglot', which does not have ten classes; expected one of digits, mnist"):
         MnistSort(source="omniglot", data_dir=tmp_path)
     assert ImageEpisode(source="omniglot", data_dir=tmp_path, length=2).pixels.shape == (4, 28, 28)
 
