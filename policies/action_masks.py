@@ -32,9 +32,7 @@ def parts_of(space: spaces.Space[Any]) -> list[int]:
         return [int(count) for count in space.nvec.flatten()]
     if isinstance(space, spaces.MultiBinary):
         return [2] * math.prod(space.shape)
-    raise ValueError(
-        f"action masks are for Discrete, MultiDiscrete and MultiBinary actions, not {space}"
-    )
+    raise ValueError(f"action masks are for Discrete, MultiDiscrete and MultiBinary actions, not {space}")
 
 
 def check_width(mask: Tensor, space: spaces.Space[Any]) -> None:

@@ -36,8 +36,8 @@ from envs.tensor_env import TensorEnv
 if TYPE_CHECKING:
     from agents.view.session import Session
 
-INTRO = """Compare the scores of a trained, a memoryless and a random agent: evaluate.py runs/my-run. With --watch, --play,
---video or --saliency, show a single episode instead.
+INTRO = """Compare the scores of a trained, a memoryless and a random agent: evaluate.py runs/my-run. With --watch,
+--play, --video or --saliency, show a single episode instead.
 
 The scores are also written to RUN/evaluation.json."""
 GROUPS = {

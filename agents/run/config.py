@@ -100,8 +100,8 @@ class Config:
     normalize_images: bool = True
     """Divide uint8 images by 255, except images up to 16x16, which the default encoder treats as symbols."""
     algo: str = "ppo"
-    """Learner: ppo, a2c, vtrace, supervised (for environments with targets), or one registered by an installed
-    package."""
+    """Learner: ppo, a2c, supervised (for environments with targets), ... (--list algos lists all), or one registered by
+    an installed package."""
     total_timesteps: Count = 500_000
     """Environment steps to train for, summed over all environments."""
     num_envs: Count = 8

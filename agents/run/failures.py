@@ -83,7 +83,7 @@ class Where:
         if isinstance(error, (NonFiniteError, DivergedError, RankLostError, CheckpointError)) or _deliberate(error):
             line = said
         elif out_of_memory(error):
-            line = f"out of memory while {self.doing} ({said[:200]}): use fewer --num-envs, fewer --n-steps or smaller sizes"
+            line = f"out of memory while {self.doing} ({said[:200]}): use fewer --num-envs, --n-steps or smaller sizes"
         elif (env := _environment(error)) is not None and not type(env).__module__.startswith("envs."):
             theirs = _their_frames(error)
             line = f"environment {self.env} failed while {self.doing}: {named}"

@@ -89,7 +89,9 @@ def keeps_contract(env: TensorEnv, actions: list[Tensor]) -> None:
             together = bool(ended.all()) == bool(ended.any()) == ("final_obs" in info)
             expect(together, "with a horizon all environments end together, and final_obs is there then only")
         elif not ended.any():
-            expect("final_obs" in info, "without a horizon the host does not know which episodes end: final_obs at every step")
+            expect(
+                "final_obs" in info, "without a horizon the host cannot tell when episodes end: final_obs every step"
+            )
             expect_same(info["final_obs"], obs, "final_obs at a step at which nothing ended")
         ended_once |= bool(ended.any())
     expect(ended_once, f"no episode ended in {len(actions)} steps: give arguments that make episodes short")

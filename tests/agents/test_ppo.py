@@ -148,5 +148,5 @@ def test_arguments_are_checked() -> None:
     with pytest.raises(ValueError, match="n_steps is -1"):
         ppo("gru", RepeatFirst(2), n_steps=-1)
     assert ppo("gru", RepeatFirst(2, length=9), n_steps=0).n_steps == 9
-    with pytest.raises(ValueError, match="n_steps is 0 .a whole episode"):
+    with pytest.raises(ValueError, match=r"n_steps is 0 .a whole episode"):
         ppo("gru", TMaze(2), n_steps=0)
