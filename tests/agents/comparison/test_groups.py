@@ -84,7 +84,7 @@ def test_different_environments_are_not_one_table(tmp_path: Path) -> None:
     with pytest.raises(GroupingError, match=r"several environments \(Engram/Rep.*, Engram/TMaze-v0\)"):
         Comparison.of(find_runs([tmp_path]))
     make_run(tmp_path / "c", env_kwargs={"length": 3})
-    with pytest.raises(GroupingError, match=r"different arguments of .* (env_kwargs.length\)"):
+    with pytest.raises(GroupingError, match=r"different arguments of .* \(env_kwargs.length\)"):
         Comparison.of(find_runs([tmp_path / "a", tmp_path / "c"]))
 
 
