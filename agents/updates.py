@@ -55,7 +55,7 @@ class Updates(TrainingEnv):
         if norm is not None:
             entries = rollout.obs if isinstance(rollout.obs, dict) else {"": rollout.obs}
             found = {name: distributed.moments(entries[name].to(norm.count.dtype), (0, 1)) for name in norm.names}
-            norm.update(found, rollout.rewards.numel() * distributed.size())
+            norm.update(found)
         return metrics
 
     def judge(self, rollout: Rollout) -> tuple[Judgement, dict[str, Tensor]]:
@@ -90,8 +90,7 @@ class Updates(TrainingEnv):
         rollout.returns = rollout.advantages + values
         norm = self.policy.value_norm
         if norm is not None:
-            mean, variance = distributed.moments(rollout.returns)
-            norm.update(mean, variance, rollout.returns.numel() * distributed.size(), self.policy.value_net)
+            norm.update(*distributed.moments(rollout.returns), self.policy.value_net)
 
     def diagnostics(self, rollout: Rollout) -> dict[str, Tensor]:
         """The learner's diagnostics of a rollout by their log names."""

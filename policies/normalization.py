@@ -116,18 +116,18 @@ class ObsNorm(nn.Module):
         return ((x.to(mean.dtype) - mean) / (variance + self.EPSILON).sqrt()).clamp(-self.CLIP, self.CLIP)
 
     @torch.no_grad()
-    def update(self, found: dict[str, tuple[Tensor, Tensor]], samples: int) -> None:
+    def update(self, found: dict[str, tuple[Tensor, Tensor, int]]) -> None:
         """Updates the moments with new observations (Chan et al. 1979, eq. 2.1).
 
         Args:
-            found: mean and population variance by entry, each `[*shape]`.
-            samples: how many observations they are of.
+            found: mean and population variance by entry, each `[*shape]`, and of how many observations they are.
         """
-        total = self.count + samples
-        share = samples / total
+        total = self.count
         for index, name in enumerate(self.names):
             mean, variance = self.moments(index)
-            new_mean, new_variance = found[name]
+            new_mean, new_variance, samples = found[name]
+            total = self.count + samples
+            share = samples / total
             delta = new_mean - mean
             variance.copy_((1 - share) * (variance + share * delta * delta) + share * new_variance)
             mean.add_(share * delta)

@@ -206,11 +206,9 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         self, latent: Tensor, deterministic: bool = False, grid: Tensor | None = None, mask: Tensor | None = None
     ) -> Decision:
         """Action `[B, *action_shape]`, value `[B]` and log-probability `[B]` for a memory output `[B, F]`."""
-        latent_pi, latent_vf = self.mlp_extractor(latent)
-        distribution = self._distribution(latent_pi, grid, mask)
+        distribution = self._distribution(self.mlp_extractor.forward_actor(latent), grid, mask)
         action = distribution.get_actions(deterministic=deterministic)
-        value, log_prob = self._value(latent_vf), distribution.log_prob(action)
-        return Decision(action.view(-1, *self.action_shape), value, log_prob)
+        return Decision(action.view(-1, *self.action_shape), self.value(latent), distribution.log_prob(action))
 
     def _distribution(self, latent_pi: Tensor, grid: Tensor | None, mask: Tensor | None = None) -> Distribution:
         read: Any = latent_pi
@@ -236,12 +234,12 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
     ) -> Judgement:
         """Value, log-probability and entropy, `[T, B]`, of actions `[T, B, *action_shape]` at outputs `[T, B, F]`."""
         shape = latent.shape[:-1]
-        latent_pi, latent_vf = self.mlp_extractor(latent.flatten(0, -2))
-        distribution = self._distribution(latent_pi, _joined(grid), _joined(mask))
+        latent = latent.flatten(0, -2)
+        distribution = self._distribution(self.mlp_extractor.forward_actor(latent), _joined(grid), _joined(mask))
         log_prob = self._log_prob(distribution, _joined(action))
         entropy = distribution.entropy()
         assert entropy is not None, "only squashed distributions have no entropy, and none is used here"
-        return Judgement(self._value(latent_vf).view(shape), log_prob.view(shape), entropy.view(shape))
+        return Judgement(self.value(latent).view(shape), log_prob.view(shape), entropy.view(shape))
 
     def log_prob(
         self,
@@ -263,10 +261,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
 
     def value(self, latent: Tensor) -> Tensor:
         """Value `[B]` of a memory output `[B, F]`."""
-        return self._value(self.mlp_extractor.forward_critic(latent))
-
-    def _value(self, latent_vf: Tensor) -> Tensor:
-        values: Tensor = self.value_net(latent_vf).squeeze(-1)
+        values: Tensor = self.value_net(self.mlp_extractor.forward_critic(latent)).squeeze(-1)
         return values if self.value_norm is None else self.value_norm(values)
 
     def action_probabilities(

@@ -155,8 +155,7 @@ def mean_and_std(values: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and sample standard deviation over the values of all ranks, which have equal numbers of values."""
     if _world.size == 1:
         return values.mean(), values.std()
-    average, population = moments(values)
-    count = values.numel() * _world.size
+    average, population, count = moments(values)
     return average, (population * (count / (count - 1))).sqrt()
 
 
@@ -165,14 +164,15 @@ def variance(values: Tensor) -> Tensor:
     return values.var(correction=0) if _world.size == 1 else moments(values)[1]
 
 
-def moments(values: Tensor, dim: tuple[int, ...] | None = None) -> tuple[Tensor, Tensor]:
-    """Mean and population variance over `dim` (None: all) and over all ranks, which have equal numbers of values."""
+def moments(values: Tensor, dim: tuple[int, ...] | None = None) -> tuple[Tensor, Tensor, int]:
+    """Mean, population variance and number of values over `dim` (None: all) and all ranks, which have equally many."""
     average, population = values.mean(dim), values.var(dim, correction=0)
+    count = values.numel() // max(average.numel(), 1) * _world.size
     if _world.size == 1:
-        return average, population
+        return average, population, count
     # The law of total variance: the mean of the variances and the variance of the means.
     means, variances = gather(torch.stack([average, population])).unbind(1)
-    return means.mean(0), variances.mean(0) + means.var(0, correction=0)
+    return means.mean(0), variances.mean(0) + means.var(0, correction=0), count
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:

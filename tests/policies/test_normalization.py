@@ -75,7 +75,7 @@ def test_moments_of_observations_are_those_of_all_samples() -> None:
     generator = torch.Generator().manual_seed(2)
     batches = [torch.randn(size, 3, generator=generator) * torch.tensor([1.0, 50.0, 0.01]) + 7 for size in (5, 900, 40)]
     for batch in batches:
-        norm.update({"": (batch.mean(0), batch.var(0, correction=0))}, len(batch))
+        norm.update({"": (batch.mean(0), batch.var(0, correction=0), len(batch))})
     mean, variance = norm.moments(0)
     samples = torch.cat(batches)
     torch.testing.assert_close(mean, samples.mean(0), rtol=1e-4, atol=1e-4)
