@@ -1,70 +1,93 @@
-/* Products of a few vectors with rows of a matrix, whole SIMD vectors at a time; REAL is float or double.
+/* Products of a few vectors with LANES rows of a matrix, whole SIMD vectors at a time; REAL is float or double.
 
-   All lengths are whole multiples of LANES: whoever calls pads with zeros. The rows, LANES of them, and the vectors lie n
-   apart. What belongs to vector i and row r is at [i * apart + r]. */
+   Rows and vectors have n numbers and lie n apart; n is a multiple of WIDE: whoever calls pads with zeros. What belongs to
+   vector i and row r is at [i * apart + r]. */
 
 #pragma once
 
 #include <stdint.h>
 
+#include "packed.h"
+
 #define LANES ((int64_t)(32 / sizeof(REAL)))
 typedef REAL Lanes __attribute__((vector_size(32), aligned(sizeof(REAL)), may_alias));
-#define PADDED(n) (((n) + LANES - 1) / LANES * LANES)
-#ifdef __AVX512VL__
+#define UP(n, to) (((n) + (to) - 1) / (to) * (to))
+#define PADDED(n) UP(n, (int64_t)(64 / sizeof(REAL)))
+#ifdef __AVX512F__
+#include <immintrin.h>
+#define KEPT_IN_REGISTER(x) __asm__("" : "+v"(x)) /* loaded once, not once per use */
 #define AT_ONCE 3 /* vectors, so that sums or factors of all rows fit the registers */
 #else
+#define KEPT_IN_REGISTER(x)
 #define AT_ONCE 1
 #endif
-#define INLINE static inline __attribute__((always_inline))
-#define AT(p) (*(Lanes *)(p))
-#define GET(p) (*(const Lanes *)(p))
+#define AT(type, p) (*(type *)(p))
+#define GET(type, p) (*(const type *)(p))
 
 #define SIZE_OF_float 4
 #define SIZE_OF_double 8
 #define SIZE_OF_(real) SIZE_OF_##real
 #define SIZE_OF(real) SIZE_OF_(real)
 #if SIZE_OF(REAL) == 4
-typedef int32_t Places __attribute__((vector_size(32)));
+typedef int32_t Places __attribute__((vector_size(WIDE_BYTES)));
 #else
-typedef int64_t Places __attribute__((vector_size(32)));
+typedef int64_t Places __attribute__((vector_size(WIDE_BYTES)));
 #endif
+#define NUMBERS (WIDE_BYTES / SIZE_OF(REAL))
+#if NUMBERS == 4
+#define EACH(of, s) of(0, s), of(1, s), of(2, s), of(3, s)
+#elif NUMBERS == 8
+#define EACH(of, s) of(0, s), of(1, s), of(2, s), of(3, s), of(4, s), of(5, s), of(6, s), of(7, s)
+#else
+#define HALF_OF(of, i, s) \
+    of(i, s), of(i + 1, s), of(i + 2, s), of(i + 3, s), of(i + 4, s), of(i + 5, s), of(i + 6, s), of(i + 7, s)
+#define EACH(of, s) HALF_OF(of, 0, s), HALF_OF(of, 8, s)
+#endif
+/* a b + c in one instruction; -fassociative-math would turn a chain of these into a tree of products and sums. */
+INLINE Wide fused(Wide a, Wide b, Wide c) {
+#ifndef __AVX512F__
+    return a * b + c;
+#elif SIZE_OF(REAL) == 4
+    return (Wide)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#else
+    return (Wide)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+#endif
+}
+
 #ifdef __clang__
 #define PICK(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
 #define PICK(a, b, ...) __builtin_shuffle(a, b, (Places){__VA_ARGS__})
 #endif
-/* Σ of each of LANES vectors, side by side: two vectors at a time become one that has half the sums of each. */
-INLINE Lanes sums_of(const Lanes *v) {
-#define ADD(a, b, kept, other) (PICK(a, b, UNPACK kept) + PICK(a, b, UNPACK other))
-#define UNPACK(...) __VA_ARGS__
-#if SIZE_OF(REAL) == 4
-#define ADD_1(a, b) ADD(a, b, (0, 9, 2, 11, 4, 13, 6, 15), (1, 8, 3, 10, 5, 12, 7, 14))
-#define ADD_2(a, b) ADD(a, b, (0, 1, 10, 11, 4, 5, 14, 15), (2, 3, 8, 9, 6, 7, 12, 13))
-#define ADD_4(a, b) ADD(a, b, (0, 1, 2, 3, 12, 13, 14, 15), (4, 5, 6, 7, 8, 9, 10, 11))
-    const Lanes low = ADD_2(ADD_1(v[0], v[1]), ADD_1(v[2], v[3])), high = ADD_2(ADD_1(v[4], v[5]), ADD_1(v[6], v[7]));
-    return ADD_4(low, high);
-#else
-#define ADD_1(a, b) ADD(a, b, (0, 5, 2, 7), (1, 4, 3, 6))
-#define ADD_2(a, b) ADD(a, b, (0, 1, 6, 7), (2, 3, 4, 5))
-    return ADD_2(ADD_1(v[0], v[1]), ADD_1(v[2], v[3]));
-#endif
-}
+/* Of two vectors one that has half the sums of each: those of the second where the number of the lane has bit s. */
+#define KEPT(i, s) ((i) & (s) ? NUMBERS + (i) : (i))
+#define OTHER(i, s) ((i) & (s) ? NUMBERS + (i) - (s) : (i) + (s))
+#define ADD(a, b, s) ((Wide)(PICK(a, b, EACH(KEPT, s)) + PICK(a, b, EACH(OTHER, s))))
 
-/* Ask for the LANES rows that come next. */
-INLINE void fetch(const REAL *rows, int64_t n) {
-    for (int64_t k = 0; k < LANES * n; k += 64 / (int64_t)sizeof(REAL)) __builtin_prefetch(rows + k);
+/* Σ of each of LANES vectors, side by side. */
+INLINE Lanes sums_of(const Wide *v) {
+    const Wide low = ADD(ADD(v[0], v[1], 1), ADD(v[2], v[3], 1), 2);
+#if SIZE_OF(REAL) == 4
+    const Wide all = ADD(low, ADD(ADD(v[4], v[5], 1), ADD(v[6], v[7], 1), 2), 4);
+#else
+    const Wide all = low;
+#endif
+    Lanes parts[WIDE_BYTES / 32];
+    memcpy(parts, &all, WIDE_BYTES);
+    return WIDE_BYTES == 32 ? *parts : (Lanes)(parts[0] + parts[WIDE_BYTES / 32 - 1]);
 }
 
 INLINE void some_dots(const REAL *x, const REAL *rows, int64_t n, REAL *out, int64_t apart, const int count) {
-    Lanes sums[AT_ONCE][LANES];
+    Wide sums[AT_ONCE][LANES];
     for (int i = 0; i < count; i++)
-        for (int r = 0; r < LANES; r++) sums[i][r] = (Lanes){0};
-    for (int64_t k = 0; k < n; k += LANES)
+        for (int r = 0; r < LANES; r++) sums[i][r] = (Wide){0};
+    for (int64_t k = 0; k < n; k += WIDE)
         for (int r = 0; r < LANES; r++) {
-            const Lanes row = GET(rows + r * n + k);
-            for (int i = 0; i < count; i++) sums[i][r] += GET(x + i * n + k) * row;
+            Wide row = GET(Wide, rows + r * n + k);
+            KEPT_IN_REGISTER(row);
+            for (int i = 0; i < count; i++) sums[i][r] = fused(GET(Wide, x + i * n + k), row, sums[i][r]);
         }
-    for (int i = 0; i < count; i++) AT(out + i * apart) = sums_of(sums[i]);
+    for (int i = 0; i < count; i++) AT(Lanes, out + i * apart) = sums_of(sums[i]);
 }
 
 /* out = x · rows */
@@ -76,16 +99,18 @@ static void dots(const REAL *x, int64_t count, const REAL *rows, int64_t n, REAL
 }
 
 INLINE void some_spread(REAL *rows, const REAL *factors, int64_t apart, const REAL *x, int64_t n, const int count) {
-    for (int64_t first = 0; first < LANES; first += 4) {
-        Lanes f[AT_ONCE][4];
-        for (int i = 0; i < count; i++)
-            for (int r = 0; r < 4; r++) f[i][r] = factors[i * apart + first + r] - (Lanes){0};
-        for (int64_t k = 0; k < n; k += LANES)
-            for (int r = 0; r < 4; r++) {
-                Lanes row = GET(rows + (first + r) * n + k);
-                for (int i = 0; i < count; i++) row += f[i][r] * GET(x + i * n + k);
-                AT(rows + (first + r) * n + k) = row;
-            }
+    Wide f[AT_ONCE][LANES];
+    for (int i = 0; i < count; i++)
+        for (int r = 0; r < LANES; r++) f[i][r] = factors[i * apart + r] - (Wide){0};
+    for (int64_t k = 0; k < n; k += WIDE) {
+        Wide given[AT_ONCE];
+        for (int i = 0; i < count; i++) given[i] = GET(Wide, x + i * n + k);
+        for (int r = 0; r < LANES; r++) {
+            Wide row = GET(Wide, rows + r * n + k);
+            KEPT_IN_REGISTER(row);
+            for (int i = 0; i < count; i++) row = fused(f[i][r], given[i], row);
+            AT(Wide, rows + r * n + k) = row;
+        }
     }
 }
 
@@ -98,17 +123,18 @@ static void spread(REAL *rows, const REAL *factors, int64_t apart, const REAL *x
 }
 
 INLINE void some_gather(REAL *out, const REAL *factors, int64_t apart, const REAL *rows, int64_t n, const int count) {
-    Lanes f[AT_ONCE][LANES];
+    Wide f[AT_ONCE][LANES];
     for (int i = 0; i < count; i++)
-        for (int r = 0; r < LANES; r++) f[i][r] = factors[i * apart + r] - (Lanes){0};
-    for (int64_t k = 0; k < n; k += LANES) {
-        Lanes sum[AT_ONCE];
-        for (int i = 0; i < count; i++) sum[i] = GET(out + i * n + k);
+        for (int r = 0; r < LANES; r++) f[i][r] = factors[i * apart + r] - (Wide){0};
+    for (int64_t k = 0; k < n; k += WIDE) {
+        Wide sum[AT_ONCE];
+        for (int i = 0; i < count; i++) sum[i] = GET(Wide, out + i * n + k);
         for (int r = 0; r < LANES; r++) {
-            const Lanes row = GET(rows + r * n + k);
-            for (int i = 0; i < count; i++) sum[i] += f[i][r] * row;
+            Wide row = GET(Wide, rows + r * n + k);
+            KEPT_IN_REGISTER(row);
+            for (int i = 0; i < count; i++) sum[i] = fused(f[i][r], row, sum[i]);
         }
-        for (int i = 0; i < count; i++) AT(out + i * n + k) = sum[i];
+        for (int i = 0; i < count; i++) AT(Wide, out + i * n + k) = sum[i];
     }
 }
 

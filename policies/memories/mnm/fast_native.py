@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from policies.memories.mnm.fast_sequence import Parts, SlowWeights
@@ -23,8 +24,8 @@ MAX_VECTORS = 16_384
 PACKED_FOR_ONE = 2**17
 """Numbers that are packed in the time which a step of one environment gains by it."""
 BLOCK_BYTES, FEWEST = 2**19, 16
-"""Environments are taken through time together whose memories come to so many bytes, half of a usual L2 cache, but no
-fewer than these."""
+"""Environments are taken through time together whose memories come to so many bytes, half of a usual L2 cache. Where
+these are fewer than so many, all: products with few rows then cost more than memories outside of that cache."""
 
 Pointers = ctypes.c_void_p * MAX_LAYERS
 Arrays = dict[str, Tensor | Sequence[Tensor]]
@@ -120,7 +121,8 @@ class Loops:
 
     def _all(self, function: Callable[..., None], first: int, last: int) -> None:
         """All environments, in blocks that stay in the cache where they are small."""
-        block = max(FEWEST, BLOCK_BYTES // sum(m[0].nbytes for m in self._held["m"]))
+        block = BLOCK_BYTES // sum(m[0].nbytes for m in self._held["m"])
+        block = block if block >= FEWEST else self._tape.batch
         tape, times = ctypes.byref(self._tape), (ctypes.c_int64(first), ctypes.c_int64(last))
 
         def take(begin: int, end: int) -> None:
@@ -131,16 +133,15 @@ class Loops:
 
 
 def padded(m: Tensor) -> Tensor:
-    """`m` `[B, D, D']` with zeros up to whole SIMD vectors, always another tensor."""
-    lanes = 32 // m.itemsize
+    """`m` `[B, D, D']` padded with zeros to whole SIMD vectors: rows to 32 bytes, columns to 64; always a copy."""
     rows, columns = m.shape[1:]
-    if rows % lanes == 0 == columns % lanes:
-        return m.clone(memory_format=torch.contiguous_format)
-    larger = m.new_empty(len(m), *(-(-size // lanes) * lanes for size in (rows, columns)))
-    larger[:, :rows, :columns] = m
-    larger[:, rows:] = 0
-    larger[:, :, columns:] = 0
-    return larger
+    more = [-size % (width // m.itemsize) for size, width in ((columns, 64), (rows, 32))]
+    return F.pad(m, (0, more[0], 0, more[1])) if any(more) else m.clone(memory_format=torch.contiguous_format)
+
+
+def vector_room(m: Tensor) -> int:
+    """Room for what comes out of M^l `[B, D_l, D_{l-1}]`, in whole SIMD vectors."""
+    return m.shape[1] + -m.shape[1] % (64 // m.itemsize)
 
 
 @torch.no_grad()
@@ -157,7 +158,7 @@ def step(
     batch, d_h = hidden.shape
     carried, cells = torch.stack([torch.cat([hidden, read_value], 1)] * 2), torch.stack([cell, cell])
     errors, following = hidden.new_empty(batch), [padded(m) for m in weights]
-    pads = [m.shape[1] for m in following]
+    pads = [vector_room(m) for m in following]
     rooms = {"tanh_cells": d_h, "interactions": len(slow.interaction), "betas": len(slow.rate)}
     rooms |= {"expected": heads * len(slow.feedback)}
     by_layer = {"z": heads, "e": heads, "y": 2 * heads}

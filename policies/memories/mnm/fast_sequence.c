@@ -1,11 +1,11 @@
 /* MNM-p over time, forward and back; see fast_native.py. Equations and symbols as in memory.py.
 
    Vectors are rows. z, e = z - z' and y as in fast_sequence.py; n and m are the widths of a layer's input and output. All
-   that belongs to the layers is padded with zeros to whole SIMD vectors: M^l is [B, PADDED(m), PADDED(n)], z, e and y
+   that belongs to the layers is padded with zeros to whole SIMD vectors: M^l is [B, UP(m, LANES), PADDED(n)], z, e and y
    [T, B, H or 2H, PADDED(m)]. A call takes some batch entries through some steps: their memories and the weights stay in
    the cache meanwhile. Compiled twice, for REAL float and double. */
 
-#include "activations.h"
+#include "cells.h"
 #include "lanes.h"
 #include "packed.h"
 
@@ -38,21 +38,20 @@ static void write_and_read(const Tape *tape, int64_t b, int64_t at, const REAL *
     const REAL *y_below = keys, *z_below = keys + heads * padded_key;
     for (int64_t l = 0; l < tape->layers; l++) {
         const int64_t size = tape->sizes[l + 1], n = PADDED(tape->sizes[l]), m = PADDED(size);
-        REAL *matrix = tape->m[l] + b * m * n, *z = tape->z[l] + at * heads * m, *e = tape->e[l] + at * heads * m;
+        REAL *matrix = tape->m[l] + b * UP(size, LANES) * n, *z = tape->z[l] + at * heads * m, *e = tape->e[l] + at * heads * m;
         REAL *y = tape->y[l] + at * 2 * heads * m, write[heads * m];
         const int tanh_follows = l + 1 < tape->layers || tape->squash_last;
 
-        for (int64_t j = 0; j < m; j += LANES) {
-            fetch(matrix + (j + LANES) * n, n);
-            dots(z_below, heads, matrix + j * n, n, z + j, m);
-        }
+        memset(z, 0, sizeof(REAL) * heads * m);
+        memset(y, 0, sizeof(REAL) * 2 * heads * m);
+        for (int64_t j = 0; j < size; j += LANES) dots(z_below, heads, matrix + j * n, n, z + j, m);
         if (tanh_follows) squash(z, heads * m);
         for (int64_t i = 0; i < heads; i++, expected += tape->total) {
             for (int64_t j = 0; j < m; j++) e[i * m + j] = j < size ? z[i * m + j] - expected[j] : 0;
             for (int64_t j = 0; j < m; j++) write[i * m + j] = -steps[l] * e[i * m + j];
         }
         expected += size - heads * tape->total;
-        for (int64_t j = 0; j < m; j += LANES) {
+        for (int64_t j = 0; j < size; j += LANES) {
             spread(matrix + j * n, write + j, m, z_below, heads, n);
             dots(y_below, 2 * heads, matrix + j * n, n, y + j, m);
         }
@@ -73,19 +72,12 @@ void NAME(forward)(const Tape *tape, int64_t first, int64_t last, int64_t begin,
         /* controller: h_t = LSTM(x_t, v^r_{t-1}, h_{t-1}) */
         product(tape->carried + at * before, before, rows, tape->recurrent, before, 4 * d_h, gates, 4 * d_h);
         for (int64_t r = 0; r < rows; r++) {
-            REAL *restrict i = gates + r * 4 * d_h, *restrict f = i + d_h, *restrict g = f + d_h, *restrict o = g + d_h;
-            REAL *restrict h = tape->carried + (next + r) * before, *restrict s = tape->tanh_cells + (at + r) * d_h;
-            REAL *restrict cell = tape->cells + (next + r) * d_h;
-            const REAL *restrict was = tape->cells + (at + r) * d_h;
-            sigmoid(i, 2 * d_h);
-            squash(g, d_h);
-            sigmoid(o, d_h);
-            for (int64_t k = 0; k < d_h; k++) s[k] = cell[k] = f[k] * was[k] + i[k] * g[k];
-            squash(s, d_h);
-            for (int64_t k = 0; k < d_h; k++) h[k] = o[k] * s[k];
+            lstm_row(
+                gates + r * 4 * d_h, tape->cells + (at + r) * d_h, tape->cells + (next + r) * d_h,
+                tape->tanh_cells + (at + r) * d_h, tape->carried + (next + r) * before, d_h);
             memcpy(vectors + r * width, tape->interaction_bias, sizeof(REAL) * width);
-            for (int64_t i_ = 0; i_ < heads; i_++)
-                memcpy(expected + (r * heads + i_) * tape->total, tape->feedback_bias, sizeof(REAL) * tape->total);
+            for (int64_t i = 0; i < heads; i++)
+                memcpy(expected + (r * heads + i) * tape->total, tape->feedback_bias, sizeof(REAL) * tape->total);
         }
 
         /* eq. (1) */
@@ -128,14 +120,14 @@ static void undo(
     int64_t widest = 0, passed = tape->total;
     for (int64_t l = 0; l <= tape->layers; l++) widest = PADDED(tape->sizes[l]) > widest ? PADDED(tape->sizes[l]) : widest;
     REAL keys[2 * heads * padded_key], d_z[heads * widest], lower_y[2 * heads * widest], lower_z[heads * widest];
-    REAL u[heads * widest], d_u[heads * widest];
+    REAL write[heads * widest], undone[heads * widest], d_e[heads * widest];
     memset(keys, 0, sizeof keys);
     memset(d_z, 0, sizeof d_z);
     for (int64_t i = 0; i < 2 * heads; i++)
         memcpy(keys + i * padded_key, tape->interactions + at * tape->width + i * key, sizeof(REAL) * key);
     for (int64_t l = tape->layers - 1; l >= 0; l--) {
         const int64_t size = tape->sizes[l + 1], n = PADDED(tape->sizes[l]), m = PADDED(size);
-        REAL *matrix = tape->m[l] + b * m * n, *d_m = tape->d_m[l] + b * m * n;
+        REAL *matrix = tape->m[l] + b * UP(size, LANES) * n, *d_m = tape->d_m[l] + b * UP(size, LANES) * n;
         const REAL *z = tape->z[l] + at * heads * m, *e = tape->e[l] + at * heads * m;
         const REAL *y = tape->y[l] + at * 2 * heads * m;
         const REAL *y_below = l ? tape->y[l - 1] + at * 2 * heads * n : keys;
@@ -146,36 +138,33 @@ static void undo(
 
         if (tanh_follows)
             for (int64_t k = 0; k < 2 * heads * m; k++) d_y[k] *= 1 - y[k] * y[k];
-        for (int64_t k = 0; k < heads * m; k++) u[k] = step * e[k];
+        for (int64_t k = 0; k < heads * m; k++) undone[k] = step * e[k], write[k] = -undone[k];
         memset(lower_y, 0, sizeof(REAL) * 2 * heads * n);
         memset(lower_z, 0, sizeof(REAL) * heads * n);
-        for (int64_t j = 0; j < m; j += LANES) {
+        memset(d_e, 0, sizeof(REAL) * heads * m);
+        for (int64_t j = 0; j < size; j += LANES) {
             REAL *rows = matrix + j * n, *d_rows = d_m + j * n;
-            fetch(rows + LANES * n, n);
-            fetch(d_rows + LANES * n, n);
-            /* the read */
+            /* the read, and the write, which is undone */
             spread(d_rows, d_y + j, m, y_below, 2 * heads, n);
+            dots(z_below, heads, d_rows, n, d_e + j, m);
             gather(lower_y, d_y + j, m, rows, 2 * heads, n);
-            /* the write, which is undone; the sign of d_u is left for later */
-            dots(z_below, heads, d_rows, n, d_u + j, m);
-            gather(lower_z, u + j, m, d_rows, heads, n);
-            spread(rows, u + j, m, z_below, heads, n);
+            gather(lower_z, write + j, m, d_rows, heads, n);
+            for (int64_t i = 0; i < heads; i++) {
+                const Lanes own = GET(Lanes, z + i * m + j);
+                Lanes d_own = GET(Lanes, d_z + i * m + j) - step * GET(Lanes, d_e + i * m + j);
+                if (tanh_follows) d_own *= 1 - own * own;
+                AT(Lanes, d_z + i * m + j) = d_own;
+            }
+            spread(rows, undone + j, m, z_below, heads, n);
+            /* what was expected to be written over */
+            spread(d_rows, d_z + j, m, z_below, heads, n);
+            gather(lower_z, d_z + j, m, rows, heads, n);
         }
-        for (int64_t k = 0; k < heads * n; k++) lower_z[k] = -lower_z[k];
         REAL d_step = 0;
-        for (int64_t k = 0; k < heads * m; k++) d_step -= d_u[k] * e[k];
+        for (int64_t k = 0; k < heads * m; k++) d_step -= d_e[k] * e[k];
         d_steps[l] = d_step;
-        for (int64_t i = 0; i < heads; i++) {
-            REAL *d_told = d_expected + i * tape->total + passed;
-            for (int64_t j = 0; j < size; j++) d_told[j] = d_u[i * m + j] * step;
-            for (int64_t j = 0; j < m; j++) d_z[i * m + j] -= d_u[i * m + j] * step;
-        }
-        if (tanh_follows)
-            for (int64_t k = 0; k < heads * m; k++) d_z[k] *= 1 - z[k] * z[k];
-        for (int64_t j = 0; j < m; j += LANES) {
-            spread(d_m + j * n, d_z + j, m, z_below, heads, n);
-            gather(lower_z, d_z + j, m, matrix + j * n, heads, n);
-        }
+        for (int64_t i = 0; i < heads; i++)
+            for (int64_t j = 0; j < size; j++) d_expected[i * tape->total + passed + j] = step * d_e[i * m + j];
         memcpy(d_y, lower_y, sizeof(REAL) * 2 * heads * n);
         memcpy(d_z, lower_z, sizeof(REAL) * heads * n);
     }
@@ -236,21 +225,10 @@ void NAME(backward)(const Tape *tape, int64_t first, int64_t last, int64_t begin
         product(d_vectors, width, rows, tape->interaction, width, d_h, d_hidden, d_h);
 
         /* controller */
-        for (int64_t r = 0; r < rows; r++) {
-            const REAL *restrict i = tape->gates + (at + r) * 4 * d_h, *restrict f = i + d_h, *restrict g = f + d_h;
-            const REAL *restrict o = g + d_h, *restrict s = tape->tanh_cells + (at + r) * d_h;
-            const REAL *restrict was = tape->cells + (at + r) * d_h, *restrict dh = d_hidden + r * d_h;
-            REAL *restrict di = d_gates + r * 4 * d_h, *restrict df = di + d_h, *restrict dg = df + d_h;
-            REAL *restrict d_o = dg + d_h, *restrict dc = tape->d_cell + (begin + r) * d_h;
-            for (int64_t k = 0; k < d_h; k++) {
-                const REAL total = dc[k] + dh[k] * o[k] * (1 - s[k] * s[k]);
-                di[k] = total * g[k] * i[k] * (1 - i[k]);
-                df[k] = total * was[k] * f[k] * (1 - f[k]);
-                dg[k] = total * i[k] * (1 - g[k] * g[k]);
-                d_o[k] = dh[k] * s[k] * o[k] * (1 - o[k]);
-                dc[k] = total * f[k];
-            }
-        }
+        for (int64_t r = 0; r < rows; r++)
+            lstm_row_back(
+                tape->gates + (at + r) * 4 * d_h, tape->cells + (at + r) * d_h, tape->tanh_cells + (at + r) * d_h,
+                d_hidden + r * d_h, d_gates + r * 4 * d_h, tape->d_cell + (begin + r) * d_h, d_h);
         memset(d_carried, 0, sizeof(REAL) * rows * before);
         product(d_gates, 4 * d_h, rows, tape->recurrent, 4 * d_h, before, d_carried, before);
     }

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from policies.memories.mnm.fast_native import Arrays, Loops, Shape, cut_to, padded
+from policies.memories.mnm.fast_native import Arrays, Loops, Shape, cut_to, padded, vector_room
 from policies.memories.mnm.fast_sequence import Parts, SlowWeights
 from policies.memories.time.sums import ROWS, Sum
 
@@ -58,7 +58,7 @@ class NativeTape:
         self.carried[0] = torch.cat([hidden, read_value], 1)
         self.cells = room(self.d_h, steps=length + 1)
         self.cells[0] = cell
-        widths = [m.shape[1] for m in self.padded]
+        widths = [vector_room(m) for m in self.padded]
         self.steps: dict[str, Tensor] = {
             "gates": room(4 * self.d_h),
             "interactions": room(len(slow.interaction)),
