@@ -35,6 +35,8 @@ class Task(NamedTuple):
     env: str
     steps: int
     target: str
+    options: str = ""
+    """More words for `train.py`."""
 
 
 TASKS = {
@@ -44,6 +46,17 @@ TASKS = {
     "pendulum": Task("Pendulum-v1", 150_000, "≥ −300"),
     "lunar-lander": Task("LunarLander-v3", 500_000, "> 200"),
     "minigrid-memory": Task("benchmarks.foreign_tasks:FlatMemoryS7-v0", 500_000, "success ≥ 0.95"),
+}
+_BATCH = "--num-envs 64 --n-steps 64 --n-epochs 4 --n-minibatches 4"
+POPGYM = {
+    f"popgym-{name}": Task(f"popgym:popgym-{short}Easy-v0", 250_000, "≤ 1", _BATCH)
+    for name, short in {
+        "repeat-previous": "RepeatPrevious",
+        "repeat-first": "RepeatFirst",
+        "autoencode": "Autoencode",
+        "count-recall": "CountRecall",
+        "concentration": "Concentration",
+    }.items()
 }
 
 
@@ -64,7 +77,7 @@ PEERS = {"sb3": recurrent_ppo, "sb3-a2c": plain_a2c}
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--tasks", nargs="+", choices={**TASKS, **POPGYM}, default=list(TASKS))
     parser.add_argument("--agents", nargs="+", default=["ppo:gru", "ppo:lstm", "a2c:gru", "sb3"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument(
@@ -82,8 +95,10 @@ def one(name: str, agent: str, seed: int, steps: int) -> list[str]:
     from stable_baselines3.common.env_util import make_vec_env
     from stable_baselines3.common.evaluation import evaluate_policy
 
+    from agents import TensorVecEnv, make_env
+
     torch.set_num_threads(1)
-    task = TASKS[name]
+    task = (TASKS | POPGYM)[name]
     module, _, short = task.env.rpartition(":")
     if module:
         __import__(module)
@@ -97,7 +112,7 @@ def one(name: str, agent: str, seed: int, steps: int) -> list[str]:
         algo, memory = agent.split(":")
         folder = ROOT / "runs" / "any-env" / f"{name}-{algo}-{memory}-{seed}-{time.strftime('%H%M%S')}"
         words = ["--env", task.env, "--memory", memory, "--algo", algo, "--seed", str(seed)]
-        words += ["--total-timesteps", str(steps), "--run-dir", str(folder), "--device", "cpu"]
+        words += ["--total-timesteps", str(steps), "--run-dir", str(folder), "--device", "cpu", *task.options.split()]
         try:
             train([*words, "--no-baseline", "--no-progress", "--panels-every", "0", "--eval-episodes", "0"])
         except SystemExit as end:
@@ -105,7 +120,12 @@ def one(name: str, agent: str, seed: int, steps: int) -> list[str]:
                 raise
         model = load(latest_checkpoint(folder), device="cpu")
     trained_s = time.process_time()
-    envs = make_vec_env(short, EPISODES, seed=10_000 + seed)
+    envs: Any
+    if name in POPGYM:  # SB3's own batch holds no Tuple observations
+        envs = TensorVecEnv(make_env(task.env, EPISODES))
+        envs.seed(10_000 + seed)
+    else:
+        envs = make_vec_env(short, EPISODES, seed=10_000 + seed)
 
     def played(greedy: bool) -> Any:
         returns, _ = evaluate_policy(
@@ -123,7 +143,7 @@ def table(file: Path, steps: int | None = None) -> str:
     with open(file, newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     lines = ["| task | steps | to reach | agent | mean | each seed | greedy |", "|---|---|---|---|---|---|---|"]
-    for name, task in TASKS.items():
+    for name, task in (TASKS | POPGYM).items():
         score = "success" if task.target.startswith("success") else "mean_return"
         for agent in dict.fromkeys(row["agent"] for row in rows if row["task"] == name):
             mine = sorted(
@@ -141,7 +161,7 @@ def main() -> None:
     args = arguments()
     if args.one:
         name = args.tasks[0]
-        print("row", *one(name, args.agents[0], args.seeds[0], args.steps or TASKS[name].steps), sep=",")
+        print("row", *one(name, args.agents[0], args.seeds[0], args.steps or (TASKS | POPGYM)[name].steps), sep=",")
         return
     lock, file = Lock(), args.results
     words = ["git", "rev-parse", "--short=10", "HEAD"]
