@@ -152,6 +152,23 @@ def bound(learner: str, config: Any, *args: Any, **kwargs: Any) -> inspect.Bound
     return signature.bind(*args, **kwargs)
 
 
+def check_policy_names(policy: Any, given: Mapping[str, Any]) -> None:
+    """Checks the names in `policy_kwargs` before a policy is built.
+
+    Raises:
+        TypeError: the policy does not take one; the message names near ones, or where a memory's sizes go.
+    """
+    taken = inspect.signature(policy).parameters
+    if any(each.kind is each.VAR_KEYWORD for each in taken.values()):
+        return
+    for name in given:
+        if name not in taken:
+            near = difflib.get_close_matches(name, taken, n=1, cutoff=0.7)
+            sizes = "a memory's own arguments go into memory_kwargs, such as {'hidden_size': 64}"
+            hint = f"did you mean {near[0]}?" if near else f"{sizes}; known are {', '.join(list(taken)[3:])}"
+            raise TypeError(f"policy_kwargs: {policy.__name__} does not take {name}: {hint}")
+
+
 def check_definition(learner: type, config: Any) -> None:
     """Checks a learner's constructor when the class is defined, so that no hyper-parameter is lost.
 

@@ -26,7 +26,16 @@ from agents.checkpoint.generators import set_generators
 from agents.collect import Collector
 from agents.common.arguments import check_policy
 from agents.environments import EnvLike, HostEnv, TensorVecEnv, as_tensor_env, device_for
-from agents.hyperparameters import Hyperparameters, Setup, bound, check_definition, fields_of, fitted, signature_of
+from agents.hyperparameters import (
+    Hyperparameters,
+    Setup,
+    bound,
+    check_definition,
+    check_policy_names,
+    fields_of,
+    fitted,
+    signature_of,
+)
 from agents.metrics.critic import CriticWatch
 from agents.metrics.episodes import Episodes
 from agents.metrics.task import TaskMetrics
@@ -100,6 +109,8 @@ class MemoryOnPolicyAlgorithm(Updates, OnPolicyAlgorithm):
         for name in self.hyperparameters():
             setattr(self, name, values[name])
         policy_kwargs = check_policy(setup.policy_kwargs)
+        if env is None and setup._init_setup_model:
+            raise TypeError("env is None, expected a Gymnasium id, Env, VectorEnv, SB3 VecEnv or TensorEnv")
         if setup.fast not in get_args(Fast):
             raise ValueError(f"fast is {setup.fast!r}, expected one of {', '.join(get_args(Fast))}")
         self.fast, self.precision = setup.fast, setup.precision
@@ -160,6 +171,7 @@ class MemoryOnPolicyAlgorithm(Updates, OnPolicyAlgorithm):
     def _setup_model(self) -> None:
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
+        check_policy_names(self.policy_class, self.policy_kwargs)
         self.policy = self.policy_class(  # type: ignore[assignment]
             self.observation_space, self.action_space, self.lr_schedule, **self.policy_arguments
         ).to(self.device)

@@ -65,7 +65,10 @@ def encoder_for(
 def naming_encoder(encoder: type[BaseFeaturesExtractor], space: spaces.Space[Any]) -> Iterator[None]:
     """Context manager that turns errors of a third-party encoder's constructor into a one-line ValueError."""
     if not (isinstance(encoder, type) and issubclass(encoder, nn.Module)):
-        raise ValueError(f"features_extractor_class is {encoder!r}, expected a subclass of SB3's BaseFeaturesExtractor")
+        name = getattr(encoder, "__name__", repr(encoder))
+        raise ValueError(
+            f"the encoder (features_extractor_class) is {name}, expected a subclass of SB3's BaseFeaturesExtractor"
+        )
     try:
         yield
     except ValueError:
@@ -73,8 +76,8 @@ def naming_encoder(encoder: type[BaseFeaturesExtractor], space: spaces.Space[Any
     except Exception as error:
         cause = f"{type(error).__name__}: {' '.join(' '.join(map(str, error.args)).split())}"
         raise ValueError(
-            f"{encoder.__name__} cannot be built for the observations {short(space)}: {cause}; without "
-            f"features_extractor_class it would be {default_encoder(space).__name__}"
+            f"the encoder {encoder.__name__} cannot be built for the observations {short(space)}: {cause}; the default "
+            f"is {default_encoder(space).__name__}"
         ) from error
 
 

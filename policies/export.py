@@ -15,6 +15,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
@@ -117,7 +118,6 @@ def _free(argument: Obs, rows: Any) -> Any:
 
 
 def _example(space: spaces.Space[Any], batch_size: int) -> Tensor:
-    """Example observations of `space`: zeros."""
-    assert space.shape is not None
-    dtype = getattr(torch, str(space.dtype))
-    return torch.zeros(batch_size, *space.shape, dtype=dtype)
+    """Example observations of `space`: its first symbols, or zeros."""
+    first = getattr(space, "start", 0)
+    return torch.as_tensor(np.broadcast_to(first, (batch_size, *(space.shape or ()))).astype(space.dtype))

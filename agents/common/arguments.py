@@ -172,7 +172,11 @@ def meant(hint: Any) -> str:
         return words[kind]
     if isinstance(kind, type) and issubclass(kind, (Sequence, list, tuple)):
         inner = [part for part in typing.get_args(hint) if part is not ...]
-        return f"a list of {meant(inner[0]).removeprefix('a ')}s" if inner else "a list"
+        if not inner:
+            return "a list"
+        kind, *marks = typing.get_args(inner[0]) if typing.get_origin(inner[0]) is Annotated else inner[:1]
+        each = "".join(f", each {mark}" for mark in marks if isinstance(mark, Range))
+        return f"a list of {meant(kind).removeprefix('a ')}s{each}"
     return getattr(kind, "__name__", str(kind))
 
 

@@ -118,7 +118,9 @@ def _not_taken(maker: Any, kwargs: dict[str, Any]) -> str:
     try:
         signature.bind_partial(**{name: value for name, value in kwargs.items() if name not in gymnasiums})
     except TypeError as error:
-        return str(error)
+        places = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        taken = [each.name for each in signature.parameters.values() if each.kind in places]
+        return f"{error}; it takes {', '.join(taken) or 'none'}"
     return ""
 
 

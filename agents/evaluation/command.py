@@ -326,7 +326,7 @@ def _saliency(arguments: Arguments, agent: Agent, env: TensorEnv, env_id: str) -
     share, age = found.earlier_share(), found.median_age()
     console.print(
         f"{100 * share:.0f} % of the gradient norm of the actions belongs to earlier observations; "
-        f"half of it to observations at least {age} steps earlier",
+        f"half of it to observations at least {age} {'step' if age == 1 else 'steps'} earlier",
         highlight=False,
     )
     console.print(f"written to {file}", style="dim", highlight=False, soft_wrap=True)

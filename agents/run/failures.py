@@ -89,7 +89,7 @@ class Where:
             line = f"environment {self.env} failed while {self.doing}: {named}"
             if isinstance(error, ContractError):
                 theirs, line = "", f"environment {self.env} failed while {self.doing}: {said}"
-            elif not theirs:
+            elif not theirs and not _from_a_process(error):
                 theirs = "" if _in_a_library(error) else whole
                 line += (
                     " (reset gives observation and info; step gives observation, reward, terminated, truncated, info)"
@@ -157,6 +157,11 @@ def _in_a_library(error: BaseException) -> bool:
     """Whether a library below this project raised it, for example when arrays of different shapes are stacked."""
     frames = _frames(error)
     return bool(frames) and any(Path(frames[-1].f_code.co_filename).is_relative_to(place) for place in _LIBRARIES)
+
+
+def _from_a_process(error: BaseException) -> bool:
+    """Whether `AsyncVectorEnv` raises here what one of its processes raised and has printed."""
+    return any(frame.f_code.co_name == "_raise_if_errors" for frame in _frames(error)[-1:])
 
 
 def _deliberate(error: BaseException) -> bool:

@@ -95,7 +95,8 @@ def a_seed_fixes_everything(case: HostEnvCase) -> None:
             obs, reward, terminated, truncated, info = env.step(_action(env, info))
             said.append((obs, float(reward), bool(terminated), bool(truncated)))
             if terminated or truncated:
-                said.append(env.reset()[0])
+                obs, info = env.reset()
+                said.append(obs)
         env.close()
         return said
 

@@ -206,12 +206,12 @@ def test_an_encoder_that_does_not_fit_is_named_in_one_line(encoder: Any) -> None
     space = spaces.Dict({"arm.left": VECTOR}) if encoder is CombinedExtractor else VECTOR
     kwargs = {**ENCODERS["default"], "features_extractor_class": encoder}
     with pytest.raises(
-        ValueError, match=rf"{encoder.__name__} cannot be built for the observations .* would be"
+        ValueError, match=rf"{encoder.__name__} cannot be built for the observations .*; the default is"
     ) as said:
         PPO("MemoryPolicy", Playground(space), policy_kwargs=kwargs)
     assert "\n" not in str(said.value)
     with pytest.raises(
-        ValueError, match=r"features_extractor_class is .*, expected a subclass of .*BaseFeaturesExtractor"
+        ValueError, match=r"\(features_extractor_class\) is .*, expected a subclass of .*BaseFeaturesExtractor"
     ):
         PPO("MemoryPolicy", Playground(VECTOR), policy_kwargs={"features_extractor_class": Playground})
 

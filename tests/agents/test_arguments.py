@@ -69,6 +69,7 @@ def test_what_fits(value: Any, hint: Any, fitted: Any) -> None:
         ([], dict[str, Any], "expected NAME: VALUE entries"),
         ({1: 2}, dict[str, Any], "expected NAME: VALUE entries"),
         (5, Sequence[int], "expected a list of whole numbers"),
+        ([0], Sequence[Count], "expected a list of whole numbers, each of at least 1"),
         ([1, "x"], Sequence[int], "expected a list of whole numbers"),
         ((1, 2, 3), tuple[int, int], "expected a list"),
     ],

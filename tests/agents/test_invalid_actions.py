@@ -243,3 +243,29 @@ def test_masks_go_on_where_a_checkpoint_left_off(tmp_path: Any) -> None:
     two.learn(2 * 2 * (LENGTH + 1), reset_num_timesteps=False)
     for name, value in one.policy.state_dict().items():
         assert torch.equal(two.policy.state_dict()[name], value), name
+
+
+class Stairs(gymnasium.Env[Any, Any]):
+    """Choice `time % 3` alone is valid."""
+
+    observation_space = gymnasium.spaces.Box(0.0, 9.0, (1,))
+    action_space = gymnasium.spaces.Discrete(3)
+
+    def action_masks(self) -> Any:
+        return np.eye(3, dtype=bool)[self.time % 3]
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        super().reset(seed=seed)
+        self.time = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        assert self.action_masks()[action], "an invalid action was taken"
+        self.time += 1
+        return np.full(1, self.time, np.float32), 1.0, self.time == 5, False, {}
+
+
+def test_the_maskable_clients_of_sb3_contrib_play_by_the_masks() -> None:
+    maskable = pytest.importorskip("sb3_contrib.common.maskable.evaluation")
+    model = PPO("MemoryPolicy", Stairs(), n_steps=8, n_minibatches=1, policy_kwargs={"memory": "gru"}).learn(8)
+    assert maskable.evaluate_policy(model, model.get_env(), 2) == (5, 0)

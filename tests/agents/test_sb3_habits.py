@@ -322,8 +322,18 @@ def test_a_model_is_copied_right_after_learn(learner: Any, memory: str) -> None:
         ({"use_sde": True}, "PPO does not take use_sde: there is no state-dependent exploration"),
         ({"n_epoch": 3}, r"PPO does not take n_epoch: did you mean n_epochs\?"),
         ({"qqq": 3}, "PPO does not take qqq: known are policy, env, learning_rate, "),
+        ({"policy_kwargs": {"memry": "gru"}}, r"MemoryActorCriticPolicy does not take memry: did you mean memory\?"),
+        (
+            {"policy_kwargs": {"lstm_hidden_size": 9}},
+            r"lstm_hidden_size: a memory's own arguments go into memory_kwargs",
+        ),
     ],
 )
 def test_an_argument_that_is_not_taken_says_what_is(given: dict[str, Any], words: str) -> None:
     with pytest.raises(TypeError, match=words):
         PPO("MemoryPolicy", RepeatFirst(2), **given)
+
+
+def test_a_learner_without_environment_is_refused() -> None:
+    with pytest.raises(TypeError, match="env is None, expected a Gymnasium id"):
+        PPO("MemoryPolicy", None)

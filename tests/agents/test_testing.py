@@ -151,12 +151,18 @@ class Ordinary(gym.Env[Any, Any]):
     observation_space = gym.spaces.Dict({"b": gym.spaces.Box(0.0, 1.0, (2,)), "a": gym.spaces.Text(4)})
 
     def __init__(self, wrong: str = "") -> None:
-        self.wrong, self.mask = wrong, np.array([1, 0, 1, 1, 0], np.int8)
+        self.wrong = wrong
 
     def _told(self) -> tuple[Any, dict[str, Any]]:
         generator = np.random.default_rng() if self.wrong == "seed" else self.np_random
         seen = generator.random(2, np.float32) + (self.wrong == "space" and self.time == 3)
-        return {"b": seen, "a": "abc"}, {"action_mask": self.mask}
+        mask = np.array([self.valid == 0, self.valid == 1, 1, 1, 0], np.int8)
+        return {"b": seen, "a": "abc"}, {"action_mask": mask}
+
+    @property
+    def valid(self) -> int:
+        """The only valid first part of an action; another one at an episode's end than at its beginning."""
+        return int(self.time % 3 > 0)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
@@ -164,7 +170,7 @@ class Ordinary(gym.Env[Any, Any]):
         return self._told()
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        assert action[0] == 0
+        assert action[0] == self.valid
         assert action[1] < 1
         self.time += 1
         obs, info = self._told()

@@ -21,7 +21,7 @@ MEMORIES: dict[str, dict[str, Any]] = {
     "mnm-p": {"hidden_size": 7, "key_size": 4, "value_size": 3, "memory_units": 6, "heads": 2},
     "dnc": {"hidden_size": 6, "slots": 5, "word_size": 3, "read_heads": 2, "write_heads": 2},
 }
-OBS = spaces.Dict([("sees", spaces.Box(-1.0, 1.0, (3,))), ("asked", spaces.Discrete(3))])
+OBS = spaces.Dict([("sees", spaces.Box(-1.0, 1.0, (3,))), ("asked", spaces.Discrete(3, start=2))])
 ACTIONS: dict[str, spaces.Space[Any]] = {
     "discrete": spaces.Discrete(4, start=-1),
     "box": spaces.Box(-0.5, 0.5, (2,)),
@@ -57,7 +57,7 @@ def test_the_exported_step_is_the_policys(memory: str, action: str, masks: bool,
     for t in range(5):
         obs = {
             "sees": torch.rand(BATCH, 3, generator=generator) * 2 - 1,
-            "asked": torch.randint(3, (BATCH,), generator=generator),
+            "asked": torch.randint(2, 5, (BATCH,), generator=generator),
         }
         if masks:
             mask = [torch.rand(mask[0].shape, generator=generator) < 0.6]
@@ -88,7 +88,7 @@ def test_the_number_of_observations_may_be_free(tmp_path: Path) -> None:
     for batch in (1, 2, 9):
         state = {name: value.contiguous() for name, value in made.initial_state(batch).items()}
         starts, mask = torch.ones(batch, dtype=torch.bool), torch.tensor([[True, True, False, True, True]] * batch)
-        obs = {"sees": torch.rand(batch, 3), "asked": torch.arange(batch) % 3}
+        obs = {"sees": torch.rand(batch, 3), "asked": torch.arange(batch) % 3 + 2}
         with torch.no_grad():
             torch.testing.assert_close(step(obs, state, starts, mask), ours(obs, state, starts, mask))
     with pytest.raises(ValueError, match="batch_size is 0, expected at least 1, or None for any"):
