@@ -43,7 +43,8 @@ TASKS = {
     "cartpole": Task("CartPole-v1", 100_000, "≥ 475"),
     "hidden-cartpole": Task("benchmarks.foreign_tasks:HiddenVelocityCartPole-v1", 100_000, "≥ 475"),
     "acrobot": Task("Acrobot-v1", 100_000, "≥ −110"),
-    "pendulum": Task("Pendulum-v1", 150_000, "≥ −300"),
+    "pendulum-150k": Task("Pendulum-v1", 150_000, "≥ −300"),
+    "pendulum": Task("Pendulum-v1", 300_000, "≥ −300"),
     "lunar-lander": Task("LunarLander-v3", 500_000, "> 200"),
     "minigrid-memory": Task("benchmarks.foreign_tasks:FlatMemoryS7-v0", 500_000, "success ≥ 0.95"),
 }

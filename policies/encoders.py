@@ -65,9 +65,9 @@ def encoder_for(
 def naming_encoder(encoder: type[BaseFeaturesExtractor], space: spaces.Space[Any]) -> Iterator[None]:
     """Context manager that turns errors of a third-party encoder's constructor into a one-line ValueError."""
     if not (isinstance(encoder, type) and issubclass(encoder, nn.Module)):
-        name = getattr(encoder, "__name__", repr(encoder))
         raise ValueError(
-            f"the encoder (features_extractor_class) is {name}, expected a subclass of SB3's BaseFeaturesExtractor"
+            f"the encoder (features_extractor_class) is {short(encoder)}, expected a subclass of SB3's "
+            "BaseFeaturesExtractor"
         )
     try:
         yield

@@ -18,6 +18,7 @@ import torch
 import yaml
 
 import agents
+import evaluate
 import train
 from agents.run.config import load_config
 from agents.run.parsing import parse
@@ -356,3 +357,5 @@ def test_wrappers_encoder_and_layers_by_command(tmp_path: Path, monkeypatch: pyt
     assert not model.policy.normalize_images
     assert model.policy.observation_space.shape == (2,)
     assert command("--resume", "run", "--total-timesteps", "32", "--no-progress") == 0
+    evaluate.main(["run", "--video", "it.gif", "--video-steps", "3"])  # which draws before the first reset
+    assert Path("it.gif").stat().st_size > 1000

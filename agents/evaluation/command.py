@@ -21,6 +21,7 @@ from agents.common.arguments import Count, Positive, Range, Seed, read
 from agents.common.files import replace_file
 from agents.common.invocation import command_for
 from agents.common.terminal import PLAIN, degrade, make_console
+from agents.environments import Vector
 from agents.evaluation.ablation import ablate, as_json, print_ablation
 from agents.evaluation.breakdown import Breakdown
 from agents.evaluation.scores import MAX_STEPS, Score, check_spaces, evaluate, random_score
@@ -148,11 +149,11 @@ def _run(arguments: Arguments) -> None:
     same = agent.config if agent and env_id == agent.config.env else Config()
     env_kwargs = {**same.env_kwargs, **arguments.env_kwargs}
     around = same.wrappers if arguments.wrappers is None else arguments.wrappers
-    place = dataclasses.replace(same, env=env_id, env_kwargs=env_kwargs, wrappers=around)
-
     shows = arguments.watch or arguments.play or arguments.video is not None
     most = _DEVICE_ENVS if env_id in registered() else _HOST_ENVS
     alone = shows or arguments.saliency is not None
+    vector: Vector = "sync" if alone else same.vector  # a single environment gains nothing in another process
+    place = dataclasses.replace(same, env=env_id, env_kwargs=env_kwargs, wrappers=around, vector=vector)
     num_envs = 1 if alone else arguments.num_envs or min(arguments.episodes, most)
     with Where("building", env_id).user_errors():
         env = place.make_env(num_envs, device, **({"render_mode": "rgb_array"} if shows else {}))

@@ -6,6 +6,7 @@ import inspect
 import re
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 
 from agents.environments import HostEnv
@@ -24,9 +25,9 @@ class LastPicture:
     def __init__(self, env: HostEnv) -> None:
         self.picture: Frame | None = None
         inner = inner_env(env.host.env)
-        reset = getattr(inner, "reset", None)
-        if reset is None or getattr(inner, "render_mode", None) != "rgb_array":
+        if not isinstance(inner, gym.Env) or inner.render_mode != "rgb_array":
             return
+        reset = inner.reset
 
         def watched(*args: Any, **kwargs: Any) -> Any:
             try:

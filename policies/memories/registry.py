@@ -81,4 +81,5 @@ def _arguments(signature: inspect.Signature) -> str:
     return ", ".join(
         name if parameter.default is parameter.empty else f"{name}={parameter.default!r}"
         for name, parameter in signature.parameters.items()
+        if name not in ("input_size", "queries")  # set by the policy
     )
