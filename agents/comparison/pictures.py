@@ -148,7 +148,7 @@ def paper(panels: int, groups: int = 0) -> tuple[Figure, list[Axes]]:
     axes = list(drawn.subplots(count, columns, squeeze=False).flat)
     for empty in axes[panels:]:
         empty.set_axis_off()
-    caption = "line: mean over seeds; band: 95 % interval of the mean; dot: end of training"
+    caption = "line: mean over seeds; band: 95 % interval of the mean; dot: trained no further"
     drawn.supxlabel(caption, fontsize=8, color="#555555")
     return drawn, axes[:panels]
 
