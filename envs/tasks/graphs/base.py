@@ -66,18 +66,18 @@ class GraphTask(SequenceTask):
 
     def __init__(
         self,
-        num_envs: int,
+        num_envs: int = 1,
         *,
-        lesson: int | None,
-        curriculum: bool,
-        pass_mark: float,
-        window: int,
-        graph: str,
-        path_length: int | None,
-        planning_steps: int,
-        data_dir: str | Path | None,
-        device: torch.device | str,
-        render_mode: str | None,
+        lesson: int | None = None,
+        curriculum: bool = False,
+        pass_mark: float = 0.9,
+        window: int = 512,
+        graph: str = "random",
+        path_length: int | None = None,
+        planning_steps: int = 0,
+        data_dir: str | Path | None = None,
+        device: torch.device | str = "cpu",
+        render_mode: str | None = None,
     ) -> None:
         last = len(self.lessons) if lesson is None else lesson
         if not 1 <= last <= len(self.lessons):

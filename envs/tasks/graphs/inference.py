@@ -114,7 +114,6 @@ class GraphInference(GraphTask):
             graph=graph,
             path_length=path_length,
             planning_steps=planning_steps,
-            data_dir=None,
             device=device,
             render_mode=render_mode,
         )

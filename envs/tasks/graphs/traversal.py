@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
@@ -68,35 +66,6 @@ class GraphTraversal(GraphTask):
 
     lessons = TRAVERSAL
     test_path = 7
-
-    def __init__(
-        self,
-        num_envs: int = 1,
-        *,
-        lesson: int | None = None,
-        curriculum: bool = False,
-        pass_mark: float = 0.9,
-        window: int = 512,
-        graph: str = "random",
-        path_length: int | None = None,
-        planning_steps: int = 0,
-        data_dir: str | Path | None = None,
-        device: torch.device | str = "cpu",
-        render_mode: str | None = None,
-    ) -> None:
-        super().__init__(
-            num_envs,
-            lesson=lesson,
-            curriculum=curriculum,
-            pass_mark=pass_mark,
-            window=window,
-            graph=graph,
-            path_length=path_length,
-            planning_steps=planning_steps,
-            data_dir=data_dir,
-            device=device,
-            render_mode=render_mode,
-        )
 
     @staticmethod
     def query_rows(path: int) -> int:

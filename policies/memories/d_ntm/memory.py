@@ -15,7 +15,7 @@ from policies.memories.shared.addressing import next_memory, oneplus
 from policies.memories.shared.arguments import at_least, one_of
 from policies.memories.shared.noise import SEEDS, fingerprint, mix, next_seed
 from policies.memories.shared.numbers import focus
-from policies.memories.shared.pictures import vector_panel
+from policies.memories.shared.pictures import read_panel, vector_panel, write_panel
 
 NORM_EPS = 1e-6
 """Added to squared norms, so that an empty slot has a direction: none."""
@@ -303,22 +303,8 @@ class DNTM(Memory):
         first = {name: value[0].detach() for name, value in state.items()}
         return {
             "contents": Panel(first["contents"].T, "slot", "number in the content", about="what each slot holds"),
-            "write_weights": Panel(
-                first["write_weights"],
-                "slot",
-                "write head",
-                (0.0, 1.0),
-                "columns",
-                about="where was written, and how strongly",
-            ),
-            "read_weights": Panel(
-                first["read_weights"],
-                "slot",
-                "reading step and head",
-                (0.0, 1.0),
-                "columns",
-                about="where each head read",
-            ),
+            "write_weights": write_panel(first["write_weights"]),
+            "read_weights": read_panel(first["read_weights"], "reading step and head"),
             "read_value": vector_panel(
                 first["read_value"][None], unit="number", limits=None, about="what the memory answered"
             ),

@@ -26,7 +26,7 @@ from policies.memories.shared.addressing import (
 )
 from policies.memories.shared.arguments import at_least, one_of
 from policies.memories.shared.numbers import focus
-from policies.memories.shared.pictures import vector_panel
+from policies.memories.shared.pictures import read_panel, vector_panel, weights_panel, write_panel
 
 
 @register_memory("dnc")
@@ -222,20 +222,9 @@ class DNC(Memory):
         entry = {name: value[0].detach() for name, value in state.items()}
         return {
             "memory": Panel(entry["memory"].t(), "slot", "number in the word", about="what each slot holds"),
-            "usage": Panel(
-                entry["usage"][None], "slot", "usage", (0.0, 1.0), "columns", about="how much each slot is in use"
-            ),
-            "write_weights": Panel(
-                entry["write_weights"],
-                "slot",
-                "write head",
-                (0.0, 1.0),
-                "columns",
-                about="where was written, and how strongly",
-            ),
-            "read_weights": Panel(
-                entry["read_weights"], "slot", "read head", (0.0, 1.0), "columns", about="where each head read"
-            ),
+            "usage": weights_panel(entry["usage"][None], "how much each slot is in use", "usage"),
+            "write_weights": write_panel(entry["write_weights"]),
+            "read_weights": read_panel(entry["read_weights"]),
             "linkage": Panel(
                 entry["linkage"].flatten(0, 1),
                 "written before",

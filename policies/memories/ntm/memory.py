@@ -14,7 +14,7 @@ from policies.memories.registry import register_memory
 from policies.memories.shared.addressing import content_weights, next_memory, oneplus
 from policies.memories.shared.arguments import at_least, one_of
 from policies.memories.shared.numbers import focus
-from policies.memories.shared.pictures import vector_panel
+from policies.memories.shared.pictures import read_panel, vector_panel, write_panel
 
 WEIGHT_FLOOR = 1e-16
 """Added to weights before their logarithm is taken."""
@@ -215,17 +215,8 @@ class NTM(Memory):
         first = {name: value[0].detach() for name, value in state.items()}
         return {
             "memory": Panel(first["memory"].T, "slot", "number in the word", about="what each slot holds"),
-            "write_weights": Panel(
-                first["write_weights"],
-                "slot",
-                "write head",
-                (0.0, 1.0),
-                "columns",
-                about="where was written, and how strongly",
-            ),
-            "read_weights": Panel(
-                first["read_weights"], "slot", "read head", (0.0, 1.0), "columns", about="where each head read"
-            ),
+            "write_weights": write_panel(first["write_weights"]),
+            "read_weights": read_panel(first["read_weights"]),
             "read_vectors": vector_panel(
                 first["read_vectors"], unit="number", limits=None, about="what each head read"
             ),

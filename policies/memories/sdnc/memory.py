@@ -14,7 +14,7 @@ from policies.memories.sdnc.sparse import NONE, Links, Rows, own, whole_weights
 from policies.memories.shared.addressing import content_weights, inverse_norms, oneplus
 from policies.memories.shared.arguments import at_least, one_of
 from policies.memories.shared.numbers import focus
-from policies.memories.shared.pictures import vector_panel
+from policies.memories.shared.pictures import read_panel, vector_panel, write_panel
 from policies.memories.steps import reset
 
 SMALL = ("hidden", "cell", "read_vectors", "read_weights", "read_slots", "write_weights", "write_slots", "time")
@@ -164,22 +164,8 @@ class SDNC(Memory):
                 "steps since use": vector_panel(
                     first["time"] - first["last_access"], "slot", limits=None, about="age of each slot"
                 ),
-                "read_weights": Panel(
-                    self._dense(first["read_weights"], first["read_slots"])[0],
-                    "slot",
-                    "head",
-                    (0.0, 1.0),
-                    "columns",
-                    about="where each head read",
-                ),
-                "write_weights": Panel(
-                    self._dense(first["write_weights"], first["write_slots"]),
-                    "slot",
-                    "write",
-                    (0.0, 1.0),
-                    "columns",
-                    about="where was written, and how strongly",
-                ),
+                "read_weights": read_panel(self._dense(first["read_weights"], first["read_slots"])[0], "head"),
+                "write_weights": write_panel(self._dense(first["write_weights"], first["write_slots"]), "write"),
             }
             for title, label, what, (weights, slots) in (
                 ("links N", "written before", "slots written next", links.before(everywhere)),

@@ -20,3 +20,18 @@ def vector_panel(
     width = next(width for width in range(math.isqrt(size - 1) + 1, size + 1) if size % width == 0)
     folded = vectors.detach().reshape(-1, width)
     return Panel(folded, f"{unit} ({width} a row)", "row", limits, about=about)
+
+
+def weights_panel(weights: Tensor, about: str, heads: str = "head", places: str = "slot") -> Panel:
+    """Weightings `[heads, places]`, from 0 to 1, one step beside another over time."""
+    return Panel(weights, places, heads, (0.0, 1.0), "columns", about=about)
+
+
+def read_panel(weights: Tensor, heads: str = "read head") -> Panel:
+    """Weightings with which heads read, `[heads, slots]`."""
+    return weights_panel(weights, "where each head read", heads)
+
+
+def write_panel(weights: Tensor, heads: str = "write head") -> Panel:
+    """Weightings with which heads wrote, `[heads, slots]`."""
+    return weights_panel(weights, "where was written, and how strongly", heads)
