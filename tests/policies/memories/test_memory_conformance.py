@@ -10,15 +10,12 @@ from typing import Any
 import pytest
 import torch
 from cases import MEMORIES, every_memory
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from policies.memories.contract import Memory, MemoryStep, Panel, State, Unrolled
 from policies.memories.time.unroll import unroll
 from policies.testing import MEMORY_CHECKS, ConformanceError, MemoryCase
 from policies.testing.case import BATCH, LENGTH, everything, expect_same
-from policies.testing.time import packed_is_separate
 
 
 @pytest.mark.parametrize("check", MEMORY_CHECKS)
@@ -26,15 +23,6 @@ from policies.testing.time import packed_is_separate
 def test_it_conforms(name: str, check: str) -> None:
     skipped = MEMORY_CHECKS[check](MEMORIES[name])
     assert skipped is None or not MEMORIES[name].build().initial_state(1), skipped  # who remembers shows what
-
-
-@every_memory
-@settings(max_examples=15, deadline=None, derandomize=True)
-@given(data=st.data())
-def test_packed_episodes_are_separate_episodes(name: str, data: st.DataObject) -> None:
-    length, batch = data.draw(st.integers(1, 7)), data.draw(st.integers(1, 3))
-    row = st.lists(st.booleans(), min_size=batch, max_size=batch)
-    packed_is_separate(MEMORIES[name], torch.tensor(data.draw(st.lists(row, min_size=length, max_size=length))))
 
 
 @pytest.mark.gpu

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from sequences import expect_acting_is_the_equations, expect_close, trained_by
 
 from policies.memories import make_memory
 from policies.memories.contract import Memory, State
@@ -55,27 +55,6 @@ def begun(memory: Memory, batch: int) -> State:
     }
 
 
-def trained_by(memory: Memory, xs: Tensor, state: State, starts: Tensor | None, recorded: bool) -> dict[str, Tensor]:
-    """All that a sequence gives, and the gradients of everything trained and of what began it."""
-    memory.zero_grad()
-    xs = xs.clone().requires_grad_()
-    state = {name: value.clone().requires_grad_() for name, value in state.items()}
-    if recorded:
-        recording = memory.record(state, 2)
-        for t, x in enumerate(xs):
-            recording.step(x, starts[t] if starts is not None and starts[t].any() else None)
-        result = recording.unrolled()
-    else:
-        result = memory.unroll(xs, starts, state)
-    ends = torch.stack([(result.state[name].sin() * (1 + i)).sum() for i, name in enumerate(sorted(state))]).sum()
-    (result.outputs.square().sum() + ends).backward()
-    wanted = {"inputs": xs, **{f"first {name}": value for name, value in state.items()}}
-    wanted |= dict(memory.named_parameters())
-    none = {name: torch.zeros_like(value) for name, value in wanted.items()}  # where nothing starts
-    found = {f"gradient of {n}": (none[n] if p.grad is None else p.grad.clone()) for n, p in wanted.items()}
-    return {"outputs": result.outputs.detach(), **found, **{n: v.detach() for n, v in result.state.items()}}
-
-
 @compiled
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("seed", range(24))
@@ -94,15 +73,14 @@ def test_the_loops_are_the_equations(monkeypatch: pytest.MonkeyPatch, seed: int,
     assert form.usable()
     torch.set_num_threads(1 + seed % 3)
     try:
-        looped = [trained_by(memory, xs, state, starts, recorded) for recorded in (False, True)]
+        looped = [trained_by(memory, xs, starts, state, recorded, room=2) for recorded in (False, True)]
     finally:
         torch.set_num_threads(1)
     memory.fast = False
     limits = {"rtol": 1e-8, "atol": 1e-10} if dtype is torch.float64 else {"rtol": 1e-3, "atol": 1e-3}
-    plain = trained_by(memory, xs, state, starts, recorded=False)
+    plain = trained_by(memory, xs, starts, state)
     for found in looped:
-        for name, expected in plain.items():
-            torch.testing.assert_close(found[name], expected, msg=lambda text, n=name: f"{n}: {text}", **limits)
+        expect_close(found, plain, **limits)
 
 
 @compiled
@@ -111,17 +89,8 @@ def test_a_step_while_acting_is_the_equations(seed: int) -> None:
     torch.manual_seed(seed)
     options, length, batch = drawn(seed)
     memory = built(options, torch.float64)
-    acting = memory.initial_state(batch)
-    for x in torch.randn(length, batch, FEATURES, dtype=torch.float64):
-        with torch.no_grad():
-            before = {name: value.clone() for name, value in acting.items()}
-            step = memory.step(x, acting)
-            for name, value in before.items():
-                assert torch.equal(acting[name], value), f"{name} was written to"
-        expected = memory(x, acting)
-        torch.testing.assert_close(step.output, expected.output, rtol=1e-9, atol=1e-11)
-        torch.testing.assert_close(step.state, expected.state, rtol=1e-9, atol=1e-11)
-        acting = step.state
+    xs = torch.randn(length, batch, FEATURES, dtype=torch.float64)
+    expect_acting_is_the_equations(memory, xs, memory.initial_state(batch))
 
 
 @compiled
@@ -134,8 +103,8 @@ def test_sharp_heads_keep_their_gradients_in_single_precision() -> None:
         rows = memory.interface.bias[: 2 * sum(sizes)].view(2, -1)
         rows[:, sizes[0]], rows[:, -1] = 100.0, 60.0
     xs, state = torch.randn(6, 3, FEATURES), begun(memory, 3)
-    found = trained_by(memory, xs, state, None, recorded=False)
-    exact = trained_by(memory.double(), xs.double(), {n: v.double() for n, v in state.items()}, None, recorded=False)
+    found = trained_by(memory, xs, None, state)
+    exact = trained_by(memory.double(), xs.double(), None, {n: v.double() for n, v in state.items()})
     for name, expected in exact.items():
         scale = expected.abs().max().clamp(min=1e-3)
         assert (found[name].double() - expected).abs().max() < 3e-3 * scale, name
@@ -146,11 +115,10 @@ def test_without_loops_it_is_stepped(monkeypatch: pytest.MonkeyPatch) -> None:
     memory = built({"hidden_size": 6, "slots": 7}, torch.float64)
     xs, state = torch.randn(6, 3, FEATURES, dtype=torch.float64), begun(memory, 3)
     starts = torch.rand(6, 3) < 0.3
-    usual = trained_by(memory, xs, state, starts, recorded=True)
+    usual = trained_by(memory, xs, starts, state, recorded=True, room=2)
     monkeypatch.setenv("ENGRAM_NATIVE", "0")
     assert not isinstance(memory.record(state, 2), TapedRecording)
-    for name, expected in trained_by(memory, xs, state, starts, recorded=True).items():
-        torch.testing.assert_close(usual[name], expected, rtol=1e-9, atol=1e-11)
+    expect_close(usual, trained_by(memory, xs, starts, state, recorded=True, room=2), 1e-9, 1e-11)
 
 
 def test_what_no_loop_can_take_is_left_to_the_equations() -> None:

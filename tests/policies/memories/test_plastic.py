@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from sequences import expect_same_with_gradients, starts_at, through
 from torch import Tensor
 
 from policies.memories import make_memory
@@ -86,29 +87,10 @@ def test_it_is_the_papers_equations(name: str, rule: str, way: str, resets: tupl
     memory, length = build(name, rule=rule, fast=way != "plain steps"), 11  # more than the first checkpoints last for
     xs = torch.randn(length, BATCH, FEATURES).double().requires_grad_()
     state = {key: value.requires_grad_() for key, value in used_state(memory).items()}
-    starts = None
-    if resets is not None:
-        starts = torch.zeros(length, BATCH, dtype=torch.bool)
-        starts[list(resets), [index % BATCH for index in range(len(resets))]] = True
-    if way == "recorded":
-        recording = memory.record(state, 4)
-        for t, x in enumerate(xs):
-            recording.step(x, starts[t] if starts is not None and resets is not None and t in resets else None)
-        result = recording.unrolled()
-    else:
-        result = memory.unroll(xs, starts, state, resets)
+    starts = starts_at(resets, length, BATCH)
+    result = through(memory, xs, starts, state, way == "recorded", resets)
     ours, paper = {"outputs": result.outputs, **result.state}, reference(memory, xs, starts, state)
-    weights = {key: torch.randn(value.shape).double() for key, value in ours.items()}
-    leaves = {"xs": xs, **state, **dict(memory.named_parameters())}
-    gradients = []
-    for parts in (ours, paper):
-        total = torch.stack([(weights[key] * parts[key]).sum() for key in weights]).sum()
-        gradients.append(dict(zip(leaves, torch.autograd.grad(total, list(leaves.values())), strict=True)))
-    for actual, expected in ((ours, paper), gradients):
-        for key in expected:
-            torch.testing.assert_close(
-                actual[key], expected[key], rtol=1e-9, atol=1e-10, msg=lambda text, k=key: f"{k}: {text}"
-            )
+    expect_same_with_gradients(ours, paper, {"xs": xs, **state, **dict(memory.named_parameters())})
 
 
 def test_the_reference_meets_the_bounds_of_clipped() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from sequences import expect_acting_is_the_equations, expect_close, trained_by
 
 from policies.memories import make_memory
 from policies.memories.contract import Memory, State
@@ -41,25 +41,6 @@ def begun(memory: Memory, batch: int) -> State:
     return {name: 0.5 * torch.randn(value.shape, dtype=value.dtype) for name, value in state.items()}
 
 
-def learned(memory: Memory, xs: Tensor, starts: Tensor | None, state: State, recorded: bool = False) -> list[Tensor]:
-    """Outputs, the last state, and all gradients."""
-    memory.zero_grad()
-    xs, state = xs.clone().requires_grad_(), {name: value.clone().requires_grad_() for name, value in state.items()}
-    if recorded:
-        recording = memory.record(state, 4)
-        for t, x in enumerate(xs):
-            recording.step(x, starts[t] if starts is not None and starts[t].any() else None)
-        result = recording.unrolled()
-    else:
-        result = memory.unroll(xs, starts, state)
-    ends = (result.state["hidden"].sin().sum(), (result.state["hebb"] ** 2).sum())
-    (result.outputs.square().sum() + sum(ends)).backward()
-    leaves = [xs, *state.values(), *memory.parameters()]
-    gradients = [leaf.grad.clone() for leaf in leaves if leaf.grad is not None]
-    assert len(gradients) == len(leaves)
-    return [result.outputs.detach(), *(result.state[name].detach() for name in sorted(state)), *gradients]
-
-
 @pytest.fixture(params=["loops", "operations"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """By C loops, or by what stands in for them."""
@@ -89,14 +70,13 @@ def test_a_sequence_is_the_equations(
     assert isinstance(form.tape(state, 1), NativeTape if way == "loops" else Tape)
     torch.set_num_threads(2 if batch > 4 else 1)
     try:
-        fast = [learned(memory, xs, starts, state, recorded) for recorded in (False, True)]
+        fast = [trained_by(memory, xs, starts, state, recorded) for recorded in (False, True)]
     finally:
         torch.set_num_threads(1)
     memory.fast = False
-    plain = learned(memory, xs, starts, state)
+    plain = trained_by(memory, xs, starts, state)
     for found in fast:
-        for mine, theirs in zip(found, plain, strict=True):
-            torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-10)
+        expect_close(found, plain, 1e-9, 1e-10)
 
 
 @compiled
@@ -110,17 +90,7 @@ def test_a_step_while_acting_is_the_equations(
     monkeypatch.setattr(plastic_native, "LEAST", 1)
     memory = built(name, rule, units)
     assert plastic_native.worth_it(memory.initial_state(3)["hebb"]) == (units == 32)
-    acting = begun(memory, 3)
-    for x in torch.randn(6, 3, 3, dtype=torch.float64):
-        before = {key: value.clone() for key, value in acting.items()}
-        with torch.no_grad():
-            step = memory.step(x, acting)
-        for key, value in before.items():
-            assert torch.equal(acting[key], value), f"{key} was written to"
-        expected = memory(x, acting)
-        torch.testing.assert_close(step.output, expected.output, rtol=1e-9, atol=1e-11)
-        torch.testing.assert_close(step.state, expected.state, rtol=1e-9, atol=1e-11)
-        acting = step.state
+    expect_acting_is_the_equations(memory, torch.randn(6, 3, 3, dtype=torch.float64), begun(memory, 3))
 
 
 @compiled
@@ -128,11 +98,11 @@ def test_a_step_while_acting_is_the_equations(
 def test_single_precision_is_near(name: str) -> None:
     memory: Any = built(name, "oja", 40, torch.float32)
     xs, state = torch.randn(30, 3, 3), begun(memory, 3)
-    found = learned(memory, xs, None, state)
+    found = trained_by(memory, xs, None, state)
     memory.double()
-    exact = learned(memory, xs.double(), None, {key: value.double() for key, value in state.items()})
-    for mine, theirs in zip(found, exact, strict=True):
-        assert (mine.double() - theirs).norm() <= 1e-4 * theirs.norm()
+    exact = trained_by(memory, xs.double(), None, {key: value.double() for key, value in state.items()})
+    for name, expected in exact.items():
+        assert (found[name].double() - expected).norm() <= 1e-4 * expected.norm(), name
 
 
 @compiled

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from sequences import expect_same_with_gradients, starts_at, through
 from torch import Tensor
 
 from policies.memories import make_memory
@@ -104,33 +105,18 @@ def test_it_is_its_equations(way: str, resets: tuple[int, ...] | None, options: 
     xs = torch.randn(length, BATCH, FEATURES).double().requires_grad_()
     counts = (min(2.0, memory.capacity), float(memory.capacity))
     state = {key: value.requires_grad_(key != "count") for key, value in used_state(memory, counts).items()}
-    starts = None
-    if resets is not None:
-        starts = torch.zeros(length, BATCH, dtype=torch.bool)
-        starts[list(resets), [index % BATCH for index in range(len(resets))]] = True
-    if way == "recorded":
-        recording = memory.record(state, 4)
-        for t, x in enumerate(xs):
-            recording.step(x, starts[t] if starts is not None and resets is not None and t in resets else None)
-        result = recording.unrolled()
-    else:
-        result = memory.unroll(xs, starts, state, resets)
+    starts = starts_at(resets, length, BATCH)
+    result = through(memory, xs, starts, state, way == "recorded", resets)
     ours, paper = {"outputs": result.outputs, **result.state}, reference(memory, xs, starts, state)
-    weights = {key: torch.randn(value.shape).double() for key, value in ours.items()}
+    used = memory.used(state["count"])[:, :, None, None]
+
+    def in_use(gradients: dict[str, Tensor]) -> None:
+        """Rows not in use travel along in the state, and mean nothing."""
+        gradients |= {name: gradients[name] * used for name in ("keys", "values")}
+
     leaves = {"xs": xs, **state, **dict(memory.named_parameters())}
     del leaves["count"]
-    gradients = []
-    for parts in (ours, paper):
-        total = torch.stack([(weights[key] * parts[key]).sum() for key in weights]).sum()
-        found = torch.autograd.grad(total, list(leaves.values()), allow_unused=True, materialize_grads=True)
-        gradients.append(dict(zip(leaves, found, strict=True)))
-        for name in ("keys", "values"):  # rows not in use travel along in the state, and mean nothing
-            gradients[-1][name] = gradients[-1][name] * memory.used(state["count"])[:, :, None, None]
-    for actual, expected in ((ours, paper), gradients):
-        for key in expected:
-            torch.testing.assert_close(
-                actual[key], expected[key], rtol=1e-9, atol=1e-10, msg=lambda text, k=key: f"{k}: {text}"
-            )
+    expect_same_with_gradients(ours, paper, leaves, in_use)
 
 
 def test_a_recording_longer_than_its_room_is_one_sequence() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from sequences import expect_acting_is_the_equations, expect_close, trained_by
 
 from policies.memories import make_memory
 from policies.memories.contract import Memory, State
@@ -37,24 +37,6 @@ def begun(memory: Memory, batch: int) -> State:
     return {name: torch.randn(value.shape, dtype=value.dtype) for name, value in memory.initial_state(batch).items()}
 
 
-def learned(memory: Memory, xs: Tensor, starts: Tensor | None, state: State, recorded: bool = False) -> list[Tensor]:
-    """Outputs, the last state, and all gradients."""
-    memory.zero_grad()
-    xs, state = xs.clone().requires_grad_(), {name: value.clone().requires_grad_() for name, value in state.items()}
-    if recorded:
-        recording = memory.record(state, 4)
-        for t, x in enumerate(xs):
-            recording.step(x, starts[t] if starts is not None and starts[t].any() else None)
-        result = recording.unrolled()
-    else:
-        result = memory.unroll(xs, starts, state)
-    ends = (result.state["hidden"].sin().sum(), result.state["stacks"].sin().sum())
-    (result.outputs.square().sum() + sum(ends)).backward()
-    leaves = [xs, *state.values(), *memory.parameters()]
-    gradients = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad.clone() for leaf in leaves]
-    return [result.outputs.detach(), *(result.state[name].detach() for name in sorted(state)), *gradients]
-
-
 @compiled
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("seed", range(16))
@@ -75,15 +57,14 @@ def test_the_loops_are_the_equations(monkeypatch: pytest.MonkeyPatch, seed: int,
     assert memory._fast_form.usable()
     torch.set_num_threads(1 + seed % 3)
     try:
-        looped = [learned(memory, xs, starts, state, recorded) for recorded in (False, True)]
+        looped = [trained_by(memory, xs, starts, state, recorded) for recorded in (False, True)]
     finally:
         torch.set_num_threads(1)
     memory.fast = False
     limits = {"rtol": 1e-9, "atol": 1e-11} if dtype is torch.float64 else {"rtol": 1e-4, "atol": 1e-4}
-    plain = learned(memory, xs, starts, state)
+    plain = trained_by(memory, xs, starts, state)
     for found in looped:
-        for mine, theirs in zip(found, plain, strict=True):
-            torch.testing.assert_close(mine, theirs, **limits)
+        expect_close(found, plain, **limits)
 
 
 @compiled
@@ -92,17 +73,8 @@ def test_a_step_while_acting_is_the_equations(seed: int) -> None:
     torch.manual_seed(seed)
     options, length, batch = drawn(seed)
     memory = make_memory("stack-rnn", input_size=3, **options).double()
-    acting = memory.initial_state(batch)
-    for x in torch.randn(length, batch, 3, dtype=torch.float64):
-        before = {name: value.clone() for name, value in acting.items()}
-        with torch.no_grad():
-            step = memory.step(x, acting)
-        for name, value in before.items():
-            assert torch.equal(acting[name], value), f"{name} was written to"
-        expected = memory(x, acting)
-        torch.testing.assert_close(step.output, expected.output, rtol=1e-9, atol=1e-11)
-        torch.testing.assert_close(step.state, expected.state, rtol=1e-9, atol=1e-11)
-        acting = step.state
+    xs = torch.randn(length, batch, 3, dtype=torch.float64)
+    expect_acting_is_the_equations(memory, xs, memory.initial_state(batch))
 
 
 def test_rounded_actions_and_no_compiler_are_left_to_the_equations(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,15 +83,14 @@ def test_rounded_actions_and_no_compiler_are_left_to_the_equations(monkeypatch: 
     xs, state = torch.randn(6, 3, 3, dtype=torch.float64), begun(memory, 3)
     form = memory._fast_form
     assert isinstance(form, FastStackRNN)
-    usual = learned(memory, xs, None, state, recorded=True)
+    usual = trained_by(memory, xs, None, state, recorded=True)
     memory.eval()
     assert not form.usable()
     memory.train()
     monkeypatch.setenv("ENGRAM_NATIVE", "0")
     assert not form.usable()
     assert not isinstance(memory.record(state, 2), TapedRecording)
-    for mine, theirs in zip(usual, learned(memory, xs, None, state, recorded=True), strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-11)
+    expect_close(usual, trained_by(memory, xs, None, state, recorded=True), 1e-9, 1e-11)
 
 
 @compiled
