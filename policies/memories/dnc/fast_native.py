@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import torch.nn.functional as F
 from torch import Tensor
 
-from policies.native.compiler import library, off, shared_out
+from policies.native import loops
+from policies.native.compiler import library, shared_out
 from policies.native.packed import packed
 
 SOURCE = Path(__file__).with_name("fast_sequence.c")
@@ -94,8 +95,7 @@ class Shape(NamedTuple):
 
 def usable(like: Tensor, layers: int) -> bool:
     """Whether the loops can take a DNC with states such as `like`: on a CPU, and with a compiler."""
-    there = like.device.type == "cpu" and like.shape[0] > 0 and layers <= MAX_LAYERS
-    return there and not off() and library(SOURCE, like.dtype) is not None
+    return like.shape[0] > 0 and layers <= MAX_LAYERS and loops.usable(SOURCE, like)
 
 
 class Weights:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -14,11 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from policies.memories.mnm.fast_sequence import Parts, SlowWeights
-from policies.native.compiler import library, off, shared_out
+from policies.native import loops
+from policies.native.compiler import library, shared_out
+from policies.native.loops import MAX_LAYERS, Arrays, Loops, Pointers
 from policies.native.packed import packed
 
 SOURCE = Path(__file__).with_name("fast_sequence.c")
-MAX_LAYERS = 8
 MAX_VECTORS = 16_384
 """Numbers in the keys of all heads on their way up; the loops have their vectors on the stack."""
 PACKED_FOR_ONE = 2**17
@@ -26,9 +26,6 @@ PACKED_FOR_ONE = 2**17
 BLOCK_BYTES, FEWEST = 2**19, 16
 """Environments are taken through time together whose memories come to so many bytes, half of a usual L2 cache. Where
 these are fewer than so many, all: products with few rows then cost more than memories outside of that cache."""
-
-Pointers = ctypes.c_void_p * MAX_LAYERS
-Arrays = dict[str, Tensor | Sequence[Tensor]]
 
 
 class _Tape(ctypes.Structure):
@@ -53,13 +50,8 @@ class _Tape(ctypes.Structure):
 def usable(weights: Sequence[Tensor], heads: int) -> bool:
     """Whether the loops can be used for this memory: on a CPU, of a supported size, and with a compiler."""
     widest = max(max(m.shape[1:]) for m in weights)
-    return (
-        weights[0].device.type == "cpu"
-        and len(weights) <= MAX_LAYERS
-        and 2 * heads * widest <= MAX_VECTORS
-        and not off()
-        and library(SOURCE, weights[0].dtype) is not None
-    )
+    few = len(weights) <= MAX_LAYERS and 2 * heads * widest <= MAX_VECTORS
+    return few and loops.usable(SOURCE, weights[0])
 
 
 def worth_packing(slow: SlowWeights, batch: int) -> bool:
@@ -83,53 +75,15 @@ def _tape(batch: int, shape: Shape, slow: SlowWeights) -> _Tape:
     return _Tape(batch, *sizes, len(slow.rate), shape.squash_output, shape.sizes)
 
 
-class Loops:
-    """The C functions with what they work on, by the names in the C file; all arrays are contiguous.
-
-    Args:
-        shape: of the memory.
-        slow: the trained parameters.
-        forward: whether for the way forward; the weights are packed for one direction.
-        arrays: the arrays; lists have one for each layer.
-    """
-
-    def __init__(self, shape: Shape, slow: SlowWeights, forward: bool, arrays: Arrays) -> None:
-        functions = library(SOURCE, slow.recurrent.dtype)
-        assert functions is not None
-        self._functions = functions
-        first = arrays["carried"]
-        assert isinstance(first, Tensor)
-        self._tape = _tape(first.shape[1], shape, slow)
-        self._held: dict[str, Sequence[Tensor]] = {}
-        pack = partial(packed, functions, forward=forward)
-        products = {name: pack(getattr(slow, name)) for name in ("recurrent", "interaction", "feedback")}
-        plain = {name: getattr(slow, name) for name in ("interaction_bias", "rate", "rate_bias", "feedback_bias")}
-        for name, given in (arrays | products | plain).items():
-            held = (given,) if isinstance(given, Tensor) else tuple(given)
-            assert all(array.is_contiguous() for array in held), name
-            self._held[name] = held
-            pointers = [array.data_ptr() for array in held]
-            setattr(self._tape, name, pointers[0] if isinstance(given, Tensor) else Pointers(*pointers))
-
-    def forward(self, begin: int, end: int) -> None:
-        """Take the steps `begin` ... `end` - 1."""
-        self._all(self._functions.forward, begin, end)
-
-    def backward(self, begin: int, end: int) -> None:
-        """Back through the steps `end` - 1 ... `begin`."""
-        self._all(self._functions.backward, begin, end)
-
-    def _all(self, function: Callable[..., None], first: int, last: int) -> None:
-        """All environments, in blocks that stay in the cache where they are small."""
-        block = BLOCK_BYTES // sum(m[0].nbytes for m in self._held["m"])
-        block = block if block >= FEWEST else self._tape.batch
-        tape, times = ctypes.byref(self._tape), (ctypes.c_int64(first), ctypes.c_int64(last))
-
-        def take(begin: int, end: int) -> None:
-            for at in range(begin, end, block):
-                function(tape, *times, ctypes.c_int64(at), ctypes.c_int64(min(at + block, end)))
-
-        shared_out(take, self._tape.batch)
+def over(shape: Shape, slow: SlowWeights, forward: bool, arrays: Arrays) -> Loops:
+    """The loops over `arrays`, by their names in the C file, with weights packed for one direction."""
+    batch = len(arrays["m"][0])
+    block = BLOCK_BYTES // sum(m[0].nbytes for m in arrays["m"])
+    found = Loops(SOURCE, slow.recurrent, _tape(batch, shape, slow), block if block >= FEWEST else batch)
+    found.pack({name: getattr(slow, name) for name in ("recurrent", "interaction", "feedback")}, forward)
+    found.set({name: getattr(slow, name) for name in ("interaction_bias", "rate", "rate_bias", "feedback_bias")})
+    found.set(arrays)
+    return found
 
 
 def padded(m: Tensor) -> Tensor:

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from policies.memories.mnm.fast_native import Arrays, Loops, Shape, cut_to, padded, vector_room
+from policies.memories.mnm.fast_native import Shape, cut_to, over, padded, vector_room
 from policies.memories.mnm.fast_sequence import Parts, SlowWeights
 from policies.memories.time.sums import ROWS, Sum
+from policies.native.loops import Arrays
 
 
 class NativeTape:
@@ -73,7 +74,7 @@ class NativeTape:
         }
         held: Arrays = {"carried": self.carried, "cells": self.cells, "divisors": divisors, "m": self.padded}
         held |= {"expected": hidden.new_empty(batch, heads, len(slow.feedback)), **self.steps, **self.layers}
-        self._loops = Loops(self.shape, slow, True, held)
+        self._loops = over(self.shape, slow, True, held)
 
     @torch.no_grad()
     def step(self, gates_x: Tensor) -> None:
@@ -165,7 +166,7 @@ class NativeSequence(torch.autograd.Function):
         held |= {"d_after": given(d_after, carried[1:]), "d_errors": given(d_errors, steps["errors"])}
         held |= {"d_cell": d_cell, "d_m": d_m, "d_carried": d_carried, "d_h": torch.empty_like(d_cell)}
         held |= {"d_gates": d_gates, "d_interactions": d_vectors, "d_rates": d_rates, "expected": d_expected}
-        loops = Loops(ctx.shape, slow, False, held)
+        loops = over(ctx.shape, slow, False, held)
 
         rate_in = interactions[:, :, -d_k:]
         values = interactions[:, :, 2 * heads * d_k : -d_k].unflatten(2, (heads, d_v))

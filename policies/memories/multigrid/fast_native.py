@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from policies.native.compiler import library, off, shared_out
+from policies.native import loops
+from policies.native.compiler import library, shared_out
 
 SOURCE = Path(__file__).with_name("fast_cells.c")
 MAX_CHANNELS = 256
@@ -17,8 +18,7 @@ MAX_CHANNELS = 256
 
 def usable(c: Tensor) -> bool:
     """Whether the loops can be used for a memory `[B, C, H, W]`: on a CPU, of a supported size, with a compiler."""
-    there = c.dim() == 4 and c.device.type == "cpu" and c.shape[1] <= MAX_CHANNELS
-    return there and not off() and library(SOURCE, c.dtype) is not None
+    return c.dim() == 4 and c.shape[1] <= MAX_CHANNELS and loops.usable(SOURCE, c)
 
 
 class CellLoops:

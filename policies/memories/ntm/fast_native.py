@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor
 
-from policies.native.compiler import library, off, shared_out
-from policies.native.packed import packed
+from policies.native import loops
+from policies.native.compiler import library
+from policies.native.loops import MAX_LAYERS, Arrays, Loops, Pointers
 
 SOURCE = Path(__file__).with_name("fast_sequence.c")
-MAX_LAYERS = 8
 MAX_NUMBERS = 32_768
 """Numbers in the weights of all heads; the loops have some such vectors on the stack."""
 BLOCK_BYTES, FEWEST = 2**19, 16
@@ -21,9 +21,6 @@ BLOCK_BYTES, FEWEST = 2**19, 16
 no fewer than these."""
 LANES_BYTES = 64
 """Slots are filled up to so many bytes, the widest SIMD vector."""
-
-Pointers = ctypes.c_void_p * MAX_LAYERS
-Arrays = dict[str, Tensor | Sequence[Tensor]]
 
 
 class Sizes(NamedTuple):
@@ -101,13 +98,7 @@ class _Tape(ctypes.Structure):
 def usable(like: Tensor, sizes: Sizes) -> bool:
     """Whether the loops can take this memory, of whose parameters `like` is one: on a CPU, of a usual size, and with a
     compiler at hand."""
-    return (
-        like.device.type == "cpu"
-        and sizes.layers <= MAX_LAYERS
-        and sizes.heads * sizes.padded <= MAX_NUMBERS
-        and not off()
-        and library(SOURCE, like.dtype) is not None
-    )
+    return sizes.layers <= MAX_LAYERS and sizes.heads * sizes.padded <= MAX_NUMBERS and loops.usable(SOURCE, like)
 
 
 def padded(slots: int, like: Tensor) -> int:
@@ -124,50 +115,10 @@ def norms(memory: Tensor, found: Tensor) -> None:
     functions.norms(*pointers, *map(ctypes.c_int64, memory.shape))
 
 
-class Loops:
-    """The C functions with what they work on, by the names in the C file; all arrays are contiguous.
-
-    Args:
-        sizes: of the memory.
-        weights: packed for one direction.
-        forward: whether for the way forward.
-        arrays: the arrays; lists have one for each layer.
-    """
-
-    def __init__(self, sizes: Sizes, weights: Weights, forward: bool, arrays: Arrays) -> None:
-        functions = library(SOURCE, weights.interface.dtype)
-        assert functions is not None
-        self._functions, self._sizes = functions, sizes
-        self._tape, self._held = _Tape(*sizes), list[Tensor]()
-        self.set({"weights": [packed(functions, weight, forward) for weight in weights.controller]})
-        self.set({"interface_weight": packed(functions, weights.interface, forward)})
-        self.set({"interface_bias": weights.interface_bias, "biases": weights.biases})
-        self.set(arrays)
-
-    def set(self, arrays: Arrays) -> None:
-        """Take these arrays too."""
-        for name, given in arrays.items():
-            held = (given,) if isinstance(given, Tensor) else tuple(given)
-            assert all(array.is_contiguous() for array in held), name
-            self._held += held
-            pointers = [array.data_ptr() for array in held]
-            setattr(self._tape, name, pointers[0] if isinstance(given, Tensor) else Pointers(*pointers))
-
-    def forward(self, begin: int, end: int) -> None:
-        """Take the steps `begin` ... `end` - 1."""
-        self._all(self._functions.forward, begin, end)
-
-    def backward(self, begin: int, end: int) -> None:
-        """Back through the steps `end` - 1 ... `begin`."""
-        self._all(self._functions.backward, begin, end)
-
-    def _all(self, function: Callable[..., None], first: int, last: int) -> None:
-        """All environments, in blocks that stay in the cache where they are small."""
-        block = max(FEWEST, BLOCK_BYTES // (self._sizes.word * self._sizes.padded * self._held[0].itemsize))
-        tape, times = ctypes.byref(self._tape), (ctypes.c_int64(first), ctypes.c_int64(last))
-
-        def take(begin: int, end: int) -> None:
-            for at in range(begin, end, block):
-                function(tape, *times, ctypes.c_int64(at), ctypes.c_int64(min(at + block, end)))
-
-        shared_out(take, self._sizes.batch)
+def over(sizes: Sizes, weights: Weights, forward: bool, arrays: Arrays) -> Loops:
+    """The loops over `arrays`, by their names in the C file, with weights packed for one direction."""
+    like = weights.interface
+    found = Loops(SOURCE, like, _Tape(*sizes), max(FEWEST, BLOCK_BYTES // (sizes.word * sizes.padded * like.itemsize)))
+    found.pack({"weights": weights.controller, "interface_weight": weights.interface}, forward)
+    found.set({"interface_bias": weights.interface_bias, "biases": weights.biases, **arrays})
+    return found

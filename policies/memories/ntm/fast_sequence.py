@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from policies.memories.ntm.fast_native import Arrays, Loops, Sizes, Weights, norms
+from policies.memories.ntm.fast_native import Sizes, Weights, norms, over
 from policies.memories.steps import State
 from policies.memories.time.sums import ROWS, Sum
+from policies.native.loops import Arrays
 
 NAMES = ("memory", "read_weights", "write_weights", "read_vectors", "hidden", "cell")
 """Of a state's tensors, in the order in which the loops take them; the last two with an LSTM."""
@@ -135,7 +136,7 @@ class NativeTape:
             self.arrays |= first.arrays("fresh_") | {"fresh_norms": like.new_empty(1, padded)}
             norms(first.memory, self.arrays["fresh_norms"])  # type: ignore[arg-type]
             self.starts = torch.zeros(length, batch, dtype=torch.bool)
-        self._loops = Loops(sizes, weights, True, self.arrays)
+        self._loops = over(sizes, weights, True, self.arrays)
         if self.starts is not None:
             self._loops.set({"starts": self.starts})
 
@@ -236,7 +237,7 @@ class NativeSequence(torch.autograd.Function):
         d_gates = [each.new_empty(room, *each.shape[1:]) for each in arrays["gates"]]
         d_parameters = parameters.new_empty(room, *parameters.shape[1:])
         arrays |= {"d_gates": d_gates, "d_parameters": d_parameters}
-        loops = Loops(sizes, weights, False, arrays)
+        loops = over(sizes, weights, False, arrays)
         sums = [Sum(each, taken[:-1]) for each, taken in zip(d_gates, inputs, strict=True)]
         sums += [Sum(d_parameters, features[:, :, : sizes.hidden]), Sum(d_gates[0], xs)]
         d_xs = torch.empty_like(xs, memory_format=torch.contiguous_format) if ctx.needs_input_grad[2] else None

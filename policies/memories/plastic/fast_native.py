@@ -17,7 +17,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from policies.memories.steps import State
-from policies.native.compiler import library, off, shared_out
+from policies.native import loops
+from policies.native.compiler import shared_out
+from policies.native.loops import Loops
 
 SOURCE = Path(__file__).with_name("fast_traces.c")
 LANES_BYTES = 64
@@ -59,7 +61,7 @@ class _Tape(ctypes.Structure):
 
 def usable(like: Tensor) -> bool:
     """Whether the loops can take a network of which `like` is a parameter: on a CPU, with a compiler at hand."""
-    return like.device.type == "cpu" and not off() and library(SOURCE, like.dtype) is not None
+    return loops.usable(SOURCE, like)
 
 
 def worth_it(hebb: Tensor) -> bool:
@@ -93,8 +95,8 @@ class NativeTape:
         self.hebb = torch.empty_like(self.first[1])
         self.kept = hidden.new_empty(-(-length // self.stride) if kept else 0, *self.hebb.shape)
         self.starts: Tensor | None = None
-        self._loops = Loops(self.network, self.before, self.after, self.kept, self.stride)
-        self._loops.set(first_hidden=self.first[0], first_hebb=self.first[1], hebb=self.hebb)
+        self._loops = TraceLoops(self.network, self.before, self.after, self.kept, self.stride)
+        self._loops.set({"first_hidden": self.first[0], "first_hebb": self.first[1], "hebb": self.hebb})
 
     @property
     def full(self) -> bool:
@@ -133,10 +135,10 @@ class NativeTape:
 
     def _may_start(self) -> None:
         self.starts = torch.zeros(self.after.shape[:2], dtype=torch.bool)
-        self._loops.set(starts=self.starts)
+        self._loops.set({"starts": self.starts})
 
 
-class Loops:
+class TraceLoops(Loops):
     """The C functions with what they work on.
 
     Args:
@@ -146,41 +148,25 @@ class Loops:
     """
 
     def __init__(self, network: Plasticity, before: Tensor, after: Tensor, kept: Tensor, stride: int) -> None:
-        functions = library(SOURCE, before.dtype)
-        assert functions is not None
-        steps, self._batch, size = before.shape
+        steps, batch, size = before.shape
         flags = (network.shared, network.rule == "oja", network.clip is not None)
-        self._functions, self._tape = functions, _Tape(self._batch, size, steps, stride, *flags)
-        self._held = list[Tensor]()
+        super().__init__(SOURCE, before, _Tape(batch, size, steps, stride, *flags), batch)
         clip = before.new_full((1,), network.clip or 0.0)
-        self.set(w=network.w, alpha=network.alpha, eta=network.eta, clip=clip, before=before, after=after)
-        if len(kept):
-            self.set(kept=kept)
+        self.set({"w": network.w, "alpha": network.alpha, "eta": network.eta, "clip": clip})
+        self.set({"before": before, "after": after} | ({"kept": kept} if len(kept) else {}))
 
-    def set(self, **arrays: Tensor) -> None:
-        """Take these arrays too, by their names in the C file."""
-        for name, array in arrays.items():
-            assert array.is_contiguous(), name
-            self._held.append(array)
-            setattr(self._tape, name, array.data_ptr())
-
-    def forward(self, begin: int, end: int) -> None:
-        """Take the steps `begin` ... `end` - 1."""
-        tape, times = ctypes.byref(self._tape), (ctypes.c_int64(begin), ctypes.c_int64(end))
-        shared_out(lambda *rows: self._functions.forward(tape, *times, *map(ctypes.c_int64, rows)), self._batch)
-
-    def backward(self, steps: int) -> None:
+    def back_from(self, steps: int) -> None:
         """Back through the steps `steps` - 1 ... 0.
 
         Raises:
             MemoryError: there is no room for the traces between two that were kept.
         """
-        self._tape.steps, tape, done = steps, ctypes.byref(self._tape), list[int]()
+        self.tape.steps, tape, done = steps, ctypes.byref(self.tape), list[int]()
 
         def take(*rows: int) -> None:
-            done.append(self._functions.backward(tape, *map(ctypes.c_int64, rows)))
+            done.append(self.functions.backward(tape, *map(ctypes.c_int64, rows)))
 
-        shared_out(take, self._batch)
+        shared_out(take, self.tape.batch)
         if not all(done):
             raise MemoryError("there is no room for the traces between two that were kept")
 
@@ -201,15 +187,16 @@ class NativeSequence(torch.autograd.Function):
     def backward(ctx: Any, d_after: Tensor, d_hebb: Tensor) -> tuple[Tensor | None, ...]:
         before, after, kept, w, alpha, eta = ctx.saved_tensors
         network, size, count = Plasticity(w, alpha, eta, ctx.rule, ctx.clip), ctx.size, ctx.count
-        loops = Loops(network, before, after, kept, ctx.stride)
+        native = TraceLoops(network, before, after, kept, ctx.stride)
         d_after, d_hebb = filled(d_after), filled(d_hebb.clone(memory_format=torch.contiguous_format), 2)
         d_given, d_hidden = torch.empty_like(d_after), torch.zeros_like(after[0])
         d_alpha = after.new_zeros(len(d_hebb), *alpha.shape)
         d_eta = after.new_zeros(len(d_hebb))
-        loops.set(d_after=d_after, d_given=d_given, d_hidden=d_hidden, d_hebb=d_hebb, d_alpha=d_alpha, d_eta=d_eta)
+        native.set({"d_after": d_after, "d_given": d_given, "d_hidden": d_hidden, "d_hebb": d_hebb})
+        native.set({"d_alpha": d_alpha, "d_eta": d_eta})
         if ctx.starts is not None:
-            loops.set(starts=ctx.starts)
-        loops.backward(count)
+            native.set({"starts": ctx.starts})
+        native.back_from(count)
         d_w = before[:count].flatten(0, 1).t() @ d_given.flatten(0, 1)
         d_alpha = d_alpha.sum(0)
         if not network.shared:

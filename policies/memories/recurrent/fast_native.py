@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from policies.native.compiler import library, off, shared_out
+from policies.native import loops
+from policies.native.compiler import library, shared_out
 from policies.native.packed import packed
 
 SOURCE = Path(__file__).with_name("fast_cells.c")
@@ -21,8 +22,7 @@ SOURCE = Path(__file__).with_name("fast_cells.c")
 
 def usable(state: Tensor) -> bool:
     """Whether the loops can be used for a state `[B, H]`: on a CPU, not empty, and with a compiler."""
-    there = state.device.type == "cpu" and state.numel() > 0
-    return there and not off() and library(SOURCE, state.dtype) is not None
+    return state.numel() > 0 and loops.usable(SOURCE, state)
 
 
 def lstm_forward(

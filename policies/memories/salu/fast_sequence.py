@@ -5,6 +5,8 @@ carried in, then room for those of each step. What step `t` sees is a window of 
 on by one; nothing is copied, and what is kept is one table, and vectors and read weights of every step. An episode that
 starts moves the first row that is read; the rows before it stay, unread.
 
+This is the form of torch's operations; `fast_native.py` does the same on a CPU in C.
+
 Vectors are rows. Symbols as in `salu.py`; C is the capacity.
 """
 
@@ -13,17 +15,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from policies.memories.contract import State, Unrolled
+from policies.memories.contract import State
 from policies.memories.salu.rules import attend, parts
-from policies.memories.time.recording import Recording
-from policies.memories.time.taped import TapedForm
-
-ROOM = 32
-"""Minimum number of steps that a recording allocates."""
 
 tanh_backward = torch.ops.aten.tanh_backward.default
 
@@ -184,40 +180,3 @@ class TableSequence(torch.autograd.Function):
             d_vectors.flatten(0, 1).t() @ hiddens.flatten(0, 1),
             d_vectors.sum((0, 1)),
         )
-
-
-class FastSALU(TapedForm):
-    """Sequences on one table for all steps."""
-
-    memory: Any
-
-    def given(self, xs: Tensor) -> Tensor:
-        """The input's part of the controller's gates, with both biases: `[..., F]` to `[..., 4 d_h]`."""
-        cell = self.memory.controller
-        return F.linear(xs, cell.weight_ih[:, : xs.shape[-1]], cell.bias_ih + cell.bias_hh)
-
-    def tape(self, state: State, room: int) -> Tape:
-        with torch.no_grad():
-            return Tape(room, state, *self.slow())
-
-    def slow(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The controller's weights from [h ; v^r] to the gates, `[4 d_h, d_h + d_v]`; W_v and b_v."""
-        memory, cell = self.memory, self.memory.controller
-        recurrent = torch.cat([cell.weight_hh, cell.weight_ih[:, -memory.value_size :]], 1)
-        return recurrent, memory.interaction.weight, memory.interaction.bias
-
-    def output(self, state: State) -> Tensor:
-        output: Tensor = self.memory.output(torch.cat([state["hidden"], state["read_value"]], 1))
-        return output
-
-    def finish(self, tape: Any, given: Tensor, state: State) -> Unrolled:
-        leaves = [state[name] for name in ("hidden", "cell", "read_value", "keys", "values")]
-        hidden, read_value, cell, keys, values = TableSequence.apply(  # type: ignore[no-untyped-call]
-            tape, given, *leaves, *self.slow()
-        )
-        following = {"hidden": hidden[-1], "cell": cell, "read_value": read_value[-1]}
-        following |= {"keys": keys, "values": values, "count": tape.steps_held()}
-        return Unrolled(self.memory.output(torch.cat([hidden, read_value], 2)), following, {})
-
-    def record(self, state: State, room: int) -> Recording:
-        return super().record(state, max(room, ROOM))

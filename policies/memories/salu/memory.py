@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from policies.memories.contract import Memory, MemoryStep, Panel, State
 from policies.memories.registry import register_memory
-from policies.memories.salu.fast_sequence import FastSALU
+from policies.memories.salu.fast import FastSALU
 from policies.memories.salu.rules import attend, parts
 from policies.memories.shared.arguments import at_least
 from policies.memories.shared.pictures import vector_panel

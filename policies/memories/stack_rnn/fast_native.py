@@ -7,7 +7,6 @@ a step is large products of torch's: U x before, the gradients of all weights af
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,8 +16,8 @@ from torch.autograd.function import once_differentiable
 
 from policies.memories.steps import State
 from policies.memories.time.sums import ROWS, Sum
-from policies.native.compiler import library, off, shared_out
-from policies.native.packed import packed
+from policies.native import loops
+from policies.native.loops import Arrays, Loops
 
 SOURCE = Path(__file__).with_name("fast_sequence.c")
 BLOCK = 16
@@ -65,43 +64,15 @@ class _Tape(ctypes.Structure):
 
 def usable(like: Tensor, capacity: int) -> bool:
     """Whether the loops can take this memory, of whose parameters `like` is one: on a CPU, with a compiler at hand."""
-    return like.device.type == "cpu" and capacity <= MOST and not off() and library(SOURCE, like.dtype) is not None
+    return capacity <= MOST and loops.usable(SOURCE, like)
 
 
-class Loops:
-    """The C functions with what they work on, by the names in the C file; all arrays are contiguous."""
-
-    def __init__(self, sizes: Sizes, weights: Weights, forward: bool, **arrays: Tensor) -> None:
-        functions = library(SOURCE, weights.weight.dtype)
-        assert functions is not None
-        self._functions, self._batch = functions, sizes.batch
-        self._tape, self._held = _Tape(*sizes), list[Tensor]()
-        self.set(weight=packed(functions, weights.weight, forward), bias=weights.interface_bias)
-        self.set(interface=packed(functions, weights.interface, forward), **arrays)
-
-    def set(self, **arrays: Tensor) -> None:
-        """Take these arrays too."""
-        for name, array in arrays.items():
-            assert array.is_contiguous(), name
-            self._held.append(array)
-            setattr(self._tape, name, array.data_ptr())
-
-    def forward(self, begin: int, end: int) -> None:
-        """Take the steps `begin` ... `end` - 1."""
-        self._all(self._functions.forward, begin, end)
-
-    def backward(self, begin: int, end: int) -> None:
-        """Back through the steps `end` - 1 ... `begin`."""
-        self._all(self._functions.backward, begin, end)
-
-    def _all(self, function: Callable[..., None], first: int, last: int) -> None:
-        tape, times = ctypes.byref(self._tape), (ctypes.c_int64(first), ctypes.c_int64(last))
-
-        def take(begin: int, end: int) -> None:
-            for at in range(begin, end, BLOCK):
-                function(tape, *times, ctypes.c_int64(at), ctypes.c_int64(min(at + BLOCK, end)))
-
-        shared_out(take, self._batch)
+def over(sizes: Sizes, weights: Weights, forward: bool, arrays: Arrays) -> Loops:
+    """The loops over `arrays`, by their names in the C file, with weights packed for one direction."""
+    found = Loops(SOURCE, weights.weight, _Tape(*sizes), BLOCK)
+    found.pack({"weight": weights.weight, "interface": weights.interface}, forward)
+    found.set({"bias": weights.interface_bias, **arrays})
+    return found
 
 
 class NativeTape:
@@ -136,7 +107,7 @@ class NativeTape:
         }
         self.arrays["cells"][0] = stacks
         self.starts: Tensor | None = None
-        self._loops = Loops(sizes, self.weights, True, **self.arrays)
+        self._loops = over(sizes, self.weights, True, {**self.arrays})
 
     @property
     def full(self) -> bool:
@@ -172,7 +143,7 @@ class NativeTape:
     def _may_start(self) -> Tensor:
         if self.starts is None:
             self.starts = torch.zeros(self.arrays["after"].shape[:2], dtype=torch.bool)
-            self._loops.set(starts=self.starts)
+            self._loops.set({"starts": self.starts})
         return self.starts
 
 
@@ -206,16 +177,15 @@ class NativeSequence(torch.autograd.Function):
         d_sums, d_parameters = (
             arrays[name].new_empty(room, *arrays[name].shape[1:]) for name in ("after", "parameters")
         )
-        loops = Loops(ctx.sizes, weights, False, **arrays)
-        loops.set(d_after=d_after.contiguous(), d_sums=d_sums, d_parameters=d_parameters, d_hidden=d_hidden)
-        loops.set(d_cells=d_cells, d_inputs=torch.empty_like(arrays["inputs"][0]))
-        if ctx.starts is not None:
-            loops.set(starts=ctx.starts)
+        made = {"d_after": d_after.contiguous(), "d_sums": d_sums, "d_parameters": d_parameters, "d_hidden": d_hidden}
+        made |= {"d_cells": d_cells, "d_inputs": torch.empty_like(arrays["inputs"][0])}
+        made |= {} if ctx.starts is None else {"starts": ctx.starts}
+        native = over(ctx.sizes, weights, False, {**arrays, **made})
         sums = Sum(d_sums, xs), Sum(d_sums, arrays["inputs"]), Sum(d_parameters, arrays["after"])
         d_xs = torch.empty_like(xs, memory_format=torch.contiguous_format) if ctx.needs_input_grad[2] else None
         for end in range(length, 0, -room):
             begin = max(0, end - room)
-            loops.backward(begin, end)
+            native.backward(begin, end)
             for each in sums:
                 each.add(begin, end)
             if d_xs is not None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from policies.memories import make_memory
 from policies.memories.contract import State
-from policies.memories.salu.fast_sequence import ROOM
+from policies.memories.salu.fast import ROOM
 from policies.memories.salu.memory import SALU
 from policies.memories.salu.rules import attend
 from policies.memories.time.unroll import unroll
@@ -94,13 +94,17 @@ def reference(memory: SALU, xs: Tensor, starts: Tensor | None, state: State) -> 
     }
 
 
+@pytest.mark.parametrize("native", ["1", "0"], ids=["C", "torch"])
 @pytest.mark.parametrize("way", ["unrolled", "recorded", "plain steps"])
 @pytest.mark.parametrize("resets", [None, (0, 3), (1, 2, 9)], ids=["no reset", "resets", "more resets"])
 @pytest.mark.parametrize(
     "options", [{}, {"heads": 1}, {"heads": 3, "capacity": 20}, {"capacity": 1}], ids=lambda options: str(options)
 )
-def test_it_is_its_equations(way: str, resets: tuple[int, ...] | None, options: dict[str, Any]) -> None:
+def test_it_is_its_equations(
+    native: str, way: str, resets: tuple[int, ...] | None, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Outputs, final state, and the gradients of everything trained and of the state carried in."""
+    monkeypatch.setenv("ENGRAM_NATIVE", native)
     memory, length = build(fast=way != "plain steps", **options), 10
     xs = torch.randn(length, BATCH, FEATURES).double().requires_grad_()
     counts = (min(2.0, memory.capacity), float(memory.capacity))

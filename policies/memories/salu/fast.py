@@ -1,0 +1,76 @@
+"""The fast form of SALU: sequences on one table, by C loops on a CPU with a compiler, else by torch's operations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from policies.memories.contract import State, Unrolled
+from policies.memories.salu import fast_native
+from policies.memories.salu.fast_native import NativeSequence, NativeTape
+from policies.memories.salu.fast_sequence import TableSequence, Tape
+from policies.memories.time.recording import Recording
+from policies.memories.time.taped import TapedForm
+from policies.native.loops import usable
+
+ROOM = 32
+"""Minimum number of steps that a recording allocates."""
+
+
+class FastSALU(TapedForm):
+    """Sequences on one table for all steps."""
+
+    memory: Any
+
+    def given(self, xs: Tensor) -> Tensor:
+        """The input's part of the controller's gates, with both biases: `[..., F]` to `[..., 4 d_h]`."""
+        cell = self.memory.controller
+        return F.linear(xs, cell.weight_ih[:, : xs.shape[-1]], cell.bias_ih + cell.bias_hh)
+
+    def tape(self, state: State, room: int) -> Tape:
+        weights = self.memory.heads**2 * self.memory.capacity
+        native = weights <= fast_native.MOST and usable(fast_native.SOURCE, state["hidden"])
+        with torch.no_grad():
+            return (NativeTape if native else Tape)(room, state, *self.slow())
+
+    def run(
+        self, xs: Tensor, state: State, starts: Tensor | None = None, resets: Sequence[int] | None = None
+    ) -> Unrolled:
+        given, tape = self.given(xs), self.tape(state, len(xs))
+        if not isinstance(tape, NativeTape):
+            return super().run(xs, state, starts, resets)
+        tape.take(given.detach(), starts)
+        return self.finish(tape, given, state)
+
+    def slow(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The controller's weights from [h ; v^r] to the gates, `[4 d_h, d_h + d_v]`; W_v and b_v."""
+        memory, cell = self.memory, self.memory.controller
+        recurrent = torch.cat([cell.weight_hh, cell.weight_ih[:, -memory.value_size :]], 1)
+        return recurrent, memory.interaction.weight, memory.interaction.bias
+
+    def output(self, state: State) -> Tensor:
+        output: Tensor = self.memory.output(torch.cat([state["hidden"], state["read_value"]], 1))
+        return output
+
+    def finish(self, tape: Any, given: Tensor, state: State) -> Unrolled:
+        leaves = [state[name] for name in ("hidden", "cell", "read_value", "keys", "values")]
+        if isinstance(tape, NativeTape):
+            after, cell, keys, values = NativeSequence.apply(  # type: ignore[no-untyped-call]
+                tape, given, *leaves, *self.slow()
+            )
+        else:
+            *said, cell, keys, values = TableSequence.apply(  # type: ignore[no-untyped-call]
+                tape, given, *leaves, *self.slow()
+            )
+            after = torch.cat(said, 2)
+        hidden, read_value = after[-1].split([self.memory.hidden_size, self.memory.value_size], 1)
+        following = {"hidden": hidden, "cell": cell, "read_value": read_value}
+        following |= {"keys": keys, "values": values, "count": tape.steps_held()}
+        return Unrolled(self.memory.output(after), following, {})
+
+    def record(self, state: State, room: int) -> Recording:
+        return super().record(state, max(room, ROOM))

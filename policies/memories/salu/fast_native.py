@@ -1,0 +1,156 @@
+"""SALU over time on a CPU: whole sequences by the C loops of `fast_sequence.c`, as one autograd function.
+
+The table is laid out as in `fast_sequence.py`; a step of the loops reads only the rows of its episode. The input's part
+of the gates before, and the gradients of all weights after, are large products of torch's.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from policies.memories.contract import State
+from policies.memories.salu.fast_sequence import Tape
+from policies.native.loops import Arrays, Loops
+
+SOURCE = Path(__file__).with_name("fast_sequence.c")
+BLOCK = 16
+"""Environments that are taken through time together."""
+MOST = 2**16
+"""Read weights of all heads at a step; the loops have two such vectors on the stack."""
+
+
+class _Tape(ctypes.Structure):
+    """As in the C file."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("batch", "hidden", "heads", "key", "value", "capacity", "slots")),
+        *((name, ctypes.c_void_p) for name in ("recurrent", "interaction", "bias", "starts", "first")),
+        *((name, ctypes.c_void_p) for name in ("gates", "inputs", "cells", "squashed", "after", "vectors", "weights")),
+        *((name, ctypes.c_void_p) for name in ("keys", "values", "d_after", "d_gates", "d_vectors", "d_before")),
+        *((name, ctypes.c_void_p) for name in ("d_cell", "d_hidden", "d_keys", "d_values")),
+    ]
+
+
+def loops(slow: tuple[Tensor, Tensor, Tensor], forward: bool, arrays: Arrays) -> Loops:
+    """The loops over `arrays`, with packed weights."""
+    recurrent, interaction, bias = slow
+    keys, values = arrays["keys"], arrays["values"]
+    assert isinstance(keys, Tensor)
+    assert isinstance(values, Tensor)
+    (batch, slots, heads, key), capacity = keys.shape, slots_carried(arrays)
+    tape = _Tape(batch, interaction.shape[1], heads, key, values.shape[3], capacity, slots)
+    found = Loops(SOURCE, recurrent, tape, BLOCK)
+    found.pack({"recurrent": recurrent, "interaction": interaction}, forward)
+    found.set({"bias": bias, **arrays})
+    return found
+
+
+def slots_carried(arrays: Arrays) -> int:
+    """C: the read weights have so many slots."""
+    heads, weights = arrays["weights"][0].shape[-2:]
+    return int(weights) // int(heads)
+
+
+class NativeTape(Tape):
+    """A `Tape` whose steps are taken by the loops; arguments as there."""
+
+    @torch.no_grad()
+    def __init__(self, length: int, state: State, *slow: Tensor) -> None:
+        super().__init__(length, state, *slow)
+        like, (batch, d_h), heads = self.hidden, self.hidden.shape, self.heads
+
+        def room(*shape: int, steps: int = length) -> Tensor:
+            return like.new_empty(steps, batch, *shape)
+
+        width = d_h + self.read_value.shape[1]
+        self.arrays = {
+            "starts": torch.zeros(length, batch, dtype=torch.bool),
+            "first": torch.empty(length + 1, batch, dtype=torch.int64),
+            "gates": room(4 * d_h),
+            "inputs": room(width),
+            "cells": room(d_h, steps=length + 1),
+            "squashed": room(d_h),
+            "after": room(width),
+            "vectors": room(len(self.slow[1])),
+            "weights": room(heads, self.capacity * heads),
+            "keys": self.keys,
+            "values": self.values,
+        }
+        self.arrays["first"][0] = self.first
+        self.arrays["inputs"][0] = torch.cat([self.hidden, self.read_value], 1)
+        self.arrays["cells"][0] = self.cell
+        self._loops = loops(self.slow, True, {**self.arrays})
+
+    @torch.no_grad()
+    def step(self, given: Tensor, starts: Tensor | None) -> None:
+        self.take(given.unsqueeze(0), None if starts is None else starts.unsqueeze(0))
+
+    @torch.no_grad()
+    def take(self, given: Tensor, starts: Tensor | None) -> None:
+        """Take several steps. `given`: the input's part of the gates, `[T, B, 4 d_h]`; `starts`: `[T, B]`."""
+        begin, end, d_h = self.count, self.count + len(given), self.hidden.shape[1]
+        self.arrays["gates"][begin:end] = given
+        if starts is not None:
+            self.arrays["starts"][begin:end] = starts
+            self.cleared = self.capacity + end
+        self._loops.forward(begin, end)
+        self.count, after = end, self.arrays["after"][end - 1]
+        self.hidden, self.cell, self.read_value = after[:, :d_h], self.arrays["cells"][end], after[:, d_h:]
+        self.first = self.arrays["first"][end].to(self.index.dtype)
+        self.erased = self.first.masked_fill(self.first < self.capacity, 0.0)
+
+
+class NativeSequence(torch.autograd.Function):
+    """The steps of a `NativeTape` and their derivative.
+
+    Inputs as of `fast_sequence.TableSequence`. Outputs: hidden and read-out side by side after each step,
+    `[T, B, d_h + d_v]`; cell, keys and values after the last.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, tape: NativeTape, gates_x: Tensor, *made_of: Tensor) -> tuple[Tensor, ...]:
+        state = tape.state()
+        ctx.names, ctx.count = (*tape.arrays,), tape.count
+        ctx.save_for_backward(*tape.slow, tape.lost(), *tape.arrays.values())
+        return (tape.arrays["after"][: tape.count], *(state[name].clone() for name in ("cell", "keys", "values")))
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, d_after: Tensor, d_cell: Tensor, d_keys_last: Tensor, d_values_last: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        recurrent, interaction, bias, lost, *saved = ctx.saved_tensors
+        arrays, length = dict(zip(ctx.names, saved, strict=True)), ctx.count
+        capacity, d_h = slots_carried(arrays), d_cell.shape[1]
+        window = slice(length, length + capacity)
+        d_keys, d_values = torch.zeros_like(arrays["keys"]), torch.zeros_like(arrays["values"])
+        for table, last in ((d_keys, d_keys_last), (d_values, d_values_last)):
+            table[:, window] = last.masked_fill(lost, 0.0)
+        made: dict[str, Tensor] = {
+            "d_after": d_after.contiguous(),
+            "d_gates": torch.empty_like(arrays["gates"][:length]),
+            "d_vectors": torch.empty_like(arrays["vectors"][:length]),
+            "d_before": torch.zeros_like(d_after[0], memory_format=torch.contiguous_format),
+            "d_cell": d_cell.clone(memory_format=torch.contiguous_format),
+            "d_hidden": torch.empty_like(d_cell, memory_format=torch.contiguous_format),
+            "d_keys": d_keys,
+            "d_values": d_values,
+        }
+        loops((recurrent, interaction, bias), False, {**arrays, **made}).backward(0, length)
+        d_gates, d_vectors, d_before = (made[name] for name in ("d_gates", "d_vectors", "d_before"))
+        hiddens = arrays["after"][:length, :, :d_h]
+        return (
+            None,
+            d_gates,
+            *(d_before[:, :d_h], made["d_cell"], d_before[:, d_h:]),
+            *(d_keys[:, :capacity], d_values[:, :capacity]),
+            d_gates.flatten(0, 1).t() @ arrays["inputs"][:length].flatten(0, 1),
+            d_vectors.flatten(0, 1).t() @ hiddens.flatten(0, 1),
+            d_vectors.sum((0, 1)),
+        )
