@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from policies.memories.contract import State, Unrolled
+from policies.memories.contract import MemoryStep, State, Unrolled
+from policies.memories.multigrid.fast_layers import Layers
 from policies.memories.multigrid.fast_native import CellLoops, channels_inside, usable
 from policies.memories.multigrid.layers import Span, convolve, fresh
 from policies.memories.shared.readers import ReaderForm
-from policies.memories.steps import Queries
-from policies.memories.time.recording import Recording
+from policies.memories.steps import Queries, reset
+from policies.memories.time.recording import Recording, ReplayedRecording, stacked
 
 _sigmoid_backward = torch.ops.aten.sigmoid_backward.default
 _tanh_backward = torch.ops.aten.tanh_backward.default
@@ -161,7 +162,11 @@ class Cells:
 
 
 class FastMultigrid(ReaderForm):
-    """Computes sequences layer by layer over all steps, and readers once over `T * B` rows."""
+    """Computes sequences layer by layer over all steps, and readers once over `T * B` rows.
+
+    On a CPU the grids of a layer one by one, by C loops where there is a compiler; on a GPU all of them together
+    (`fast_layers.py`); with a decoder step by step.
+    """
 
     memory: Any
     bf16 = False
@@ -174,13 +179,20 @@ class FastMultigrid(ReaderForm):
         state: State,
         resets: Sequence[int] | None,
         queries: Queries | None = None,
+        layers: Layers | None = None,
     ) -> Unrolled:
+        """As `FastForm.unroll`; `layers`: with these very steps, if they were already taken."""
         may_start = range(len(xs)) if resets is None else resets
         sequence = (len(xs), starts, frozenset(may_start if starts is not None else ()))
-        span = Span(*sequence, state.get("steps"), self.memory.answering(xs), self.laid_out, Recurrence.apply)
+        layers = Layers() if layers is None and self.layered(state) else layers
+        span = Span(*sequence, state.get("steps"), self.memory.answering(xs), self.laid_out, Recurrence.apply, layers)
         flat = None if queries is None else {name: query.flatten(0, 1) for name, query in queries.items()}
         outputs, state, losses, grids = self.memory.write_and_read(xs.flatten(0, 1), state, flat, span)
         return Unrolled(span.steps_of(outputs), state, losses, None if grids is None else span.steps_of(grids))
+
+    def layered(self, state: State) -> bool:
+        """Whether the grids of a layer are taken together."""
+        return self.memory.plan.decoder == "none" and not any(value.device.type == "cpu" for value in state.values())
 
     def laid_out(self, grid: Tensor) -> Tensor:
         """The rows of a sequence in the layout and precision of the fastest convolution."""
@@ -189,9 +201,36 @@ class FastMultigrid(ReaderForm):
 
     def record(self, state: State, room: int) -> Recording:
         # batch normalisation updates its statistics at every step in training; a replay would count steps twice
-        counts = self.memory.plan.normalization == "batch"
-        return Recording(self.memory, state) if counts else super().record(state, room)
+        if self.memory.plan.normalization == "batch":
+            return Recording(self.memory, state)
+        return LayerRecording(self, state) if self.layered(state) else super().record(state, room)
 
     def take_bf16(self) -> bool:
         self.bf16 = True
         return True
+
+
+class LayerRecording(ReplayedRecording):
+    """Steps of all layers are written down while acting; what remains to be done is a sequence without a recurrence."""
+
+    def __init__(self, form: FastMultigrid, state: State) -> None:
+        super().__init__(form.memory, state)
+        self.form, self.layers = form, Layers(acting=True)
+
+    @torch.no_grad()
+    def step(self, x: Tensor, starts: Tensor | None, *queries: Queries) -> MemoryStep:
+        self.inputs.append((x, starts, *queries))
+        if starts is not None:
+            self.state = reset(self.state, starts, self.memory.initial_state(len(starts)))
+        self.layers.starts = starts
+        span = Span(steps=self.state.get("steps"), layer=self.layers)
+        step = MemoryStep(
+            *self.form.memory.write_and_read(x.detach(), self.state, queries[0] if queries else None, span)
+        )
+        self.state = step.state
+        return step
+
+    def unrolled(self) -> Unrolled:
+        xs, starts, resets, queries = stacked(self.inputs)
+        self.layers.acting = False
+        return self.form.unroll(xs, starts, self.first, resets, queries, self.layers)

@@ -54,6 +54,8 @@ class Span:
     """Changes the layout of inputs `[T * B, C, ...]`."""
     recurrence: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = None
     """Computes all steps of a grid without a decoder; see `fast_sequence.Recurrence`."""
+    layer: Callable[..., list[tuple[Tensor, State]]] | None = None
+    """Computes all grids of an LSTM layer without a decoder; see `fast_layers.Layers`."""
 
     def steps_of(self, rows: Tensor) -> Tensor:
         """Rows `[T * B, ...]` as `[T, B, ...]`."""
@@ -373,9 +375,14 @@ class Stack(nn.Module):
         following: State = {}
         for number, layer in enumerate(self.layers, start=1):
             out: Pyramid = {}
-            for name, grid in layer.items():  # type: ignore[operator]
-                level = int(name)
-                out[level], changed = grid(neighbours(pyramid, level), state, span)
+            levels, grids = zip(*((int(name), grid) for name, grid in layer.items()), strict=True)  # type: ignore[operator]
+            parts = [neighbours(pyramid, level) for level in levels]
+            if span.layer is not None and isinstance(grids[0], LSTMGrid):
+                found = span.layer(grids, parts, state, span)
+            else:
+                found = [grid(entering, state, span) for grid, entering in zip(grids, parts, strict=True)]
+            for level, (rows, changed) in zip(levels, found, strict=True):
+                out[level] = rows
                 following |= changed
             if number in self.residuals:
                 for level, source in passed[self.residuals[number] - 1].items():
