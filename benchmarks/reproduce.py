@@ -48,6 +48,7 @@ class Row:
     better: str
     protocol: str
     verdict: str
+    beside: str = "–"
     train: str = ""
     command: str = ""
     where: Mapping[str, str] = field(default_factory=dict)
@@ -107,13 +108,13 @@ def rows(file: Path = TABLE) -> dict[str, Row]:
 def table(all_rows: Mapping[str, Row]) -> str:
     """The rows as Markdown."""
     lines = [
-        "| paper | task, ours by | its figure | ours | same protocol? | verdict | name |",
-        "|---|---|---|---|---|---|---|",
+        "| paper | task, ours by | its figure | ours | beside it | same protocol? | verdict | name |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in all_rows.values():
         head, colon, rest = row.verdict.partition(":")
         verdict = f"**{head}**{colon}{rest}"
-        cells = (row.paper, row.task, row.figure, row.ours, row.protocol, verdict, f"`{row.name}`")
+        cells = (row.paper, row.task, row.figure, row.ours, row.beside, row.protocol, verdict, f"`{row.name}`")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
