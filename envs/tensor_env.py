@@ -257,11 +257,14 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor], metaclass=_ForSB3):
 
         Raises:
             RuntimeError: `reset` was never called.
+            ValueError: an array has another shape.
         """
         if not self._started:
             raise RuntimeError(f"{type(self).__name__}.step was called before reset")
         if not isinstance(action, Tensor):  # such as the class's own action space gives
             action = torch.as_tensor(np.asarray(action), device=self.device)
+            if action.shape != (expected := (self.num_envs, *(self.single_action_space.shape or ()))):
+                raise ValueError(f"the actions have shape {tuple(action.shape)}; expected {expected}")
         reward, terminated, truncated = self._advance(action)
         final: Info = {"metrics": self._measured} if self._measured else {}
         if self._success is not None:

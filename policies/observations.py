@@ -271,6 +271,8 @@ def _batch(value: Any, space: spaces.Space[Any], name: str) -> tuple[Array, bool
     if space.shape == (WIDTH,) and is_text(value):
         value = text_features(value) if isinstance(value, str) else text_rows(np.ravel(value))
     array, shape = np.asarray(value), space.shape or ()
+    if array.dtype.kind == "f" and np.isnan(array).any():
+        raise ValueError(f"{_place(name)} contains NaN")
     if array.shape == shape:
         return array[None], False
     if array.shape[1:] == shape:

@@ -317,17 +317,25 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
             The action in the environment's own numbers and type, and the state.
 
         Raises:
-            ValueError: an entry of the observation is missing or of another shape; a mask is of another shape, or
-                allows nothing.
+            ValueError: an entry of the observation is missing, of another shape or NaN; the state or `episode_start` is
+                of another number of environments; a mask is of another shape, or allows nothing.
+            TypeError: the state is not one.
         """
         self.set_training_mode(False)
         obs, vectorized = self.obs_to_tensor(observation)
         batch = len(next(iter(obs.values()))) if isinstance(obs, dict) else len(obs)
         if state is None:
             state = self.initial_state(batch)
+        elif not isinstance(state, dict):
+            raise TypeError(
+                f"state is of {type(state).__name__}, expected what the last call of predict returned, or None"
+            )
         starts = None
         if episode_start is not None:
             starts = torch.as_tensor(np.asarray(episode_start), dtype=torch.bool, device=self.device).view(-1)
+        for name, given in {"state": next(iter(state.values()), None), "episode_start": starts}.items():
+            if given is not None and len(given) != batch:
+                raise ValueError(f"{name} is of {len(given)} environments, but the observation is of {batch}")
         if action_masks is not None:
             action_masks = torch.as_tensor(as_masks(action_masks, self.action_space, batch), device=self.device)
         with torch.no_grad():

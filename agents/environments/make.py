@@ -16,7 +16,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrap
 from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv
 
-from agents.common.arguments import read_arguments
+from agents.common.arguments import Count, given, read_arguments
 from agents.environments.copies import CopyObservation, copy_observations
 from agents.environments.host import HostEnv
 from agents.environments.hosts import VecEnvHost, VectorEnvHost
@@ -58,8 +58,16 @@ def make_env(
     Raises:
         ValueError: the id or a wrapper is unknown (the message lists near ones), arguments are wrong, or the
             environment cannot be built.
+        TypeError: `env_id` is not a text.
     """
+    if not isinstance(env_id, str):
+        raise TypeError(
+            f"env_id is of {type(env_id).__name__}, expected a Gymnasium id; learners take an environment itself"
+        )
     spec = find_env(env_id)
+    given("num_envs", num_envs, Count)
+    if isinstance(wrappers, str):
+        raise ValueError(f"wrappers is {wrappers!r}, expected a list: wrappers=[{wrappers!r}]")
     if vector not in get_args(Vector):
         raise ValueError(f"vector is {vector!r}, expected one of {', '.join(get_args(Vector))}")
     around = [named(wrapper, "a wrapper") if isinstance(wrapper, str) else wrapper for wrapper in wrappers]

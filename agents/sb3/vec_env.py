@@ -120,6 +120,11 @@ class TensorVecEnv(_Counted):
         return super().__new__(cls) if beneath is None else beneath
 
     def __init__(self, tensor_env: TensorEnv) -> None:
+        if not isinstance(tensor_env, TensorEnv):
+            raise TypeError(
+                f"TensorVecEnv got a {type(tensor_env).__name__}, expected a TensorEnv, as agents.make_env gives: "
+                "SB3's clients take other environments as they are"
+            )
         self.tensor_env = tensor_env  # first: the base class asks it for its render mode
         super().__init__(tensor_env.num_envs, tensor_env.single_observation_space, tensor_env.single_action_space)
         self.render_mode = "rgb_array"  # `frame` draws in any mode

@@ -123,13 +123,16 @@ def test_a_module_of_the_current_folder_with_wrappers() -> None:
         ("own_worlds:Own/Count-v0", {"size": 9}, r"cannot be built: RuntimeError: the size is much too large"),
         ("own_worlds:Own/Count-v0", {"wrappers": ["own_worlds:Dubble"]}, r"has no 'Dubble'; near it: Double"),
         ("own_worlds:Own/Count-v0", {"wrappers": ["Double"]}, r"a wrapper is 'Double', expected module:name"),
+        ("CartPole-v1", {"wrappers": "own_worlds:Double"}, r"expected a list: wrappers=\['own_worlds:Double'\]"),
+        ("CartPole-v1", {"num_envs": 0}, r"num_envs is 0, expected a whole number of at least 1"),
+        ("CartPole-v1", {"num_envs": "2"}, r"num_envs is '2', expected a whole number of at least 1"),
         ("CartPole-v1", {"vector": "threads"}, r"vector is 'threads', expected one of sync, async"),
         ("Engram/TMaze-v0", {"vector": "async"}, r"stepped as one batch on the device; expected vector='sync'"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(env_id: str, kwargs: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words) as caught:
-        make_env(env_id, 2, **kwargs)
+        make_env(env_id, **{"num_envs": 2, **kwargs})
     assert "\n" not in str(caught.value)
 
 

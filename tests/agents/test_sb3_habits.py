@@ -6,6 +6,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -22,7 +23,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.utils import LinearSchedule
 
-from agents import A2C, PPO, MemoryOnPolicyAlgorithm, Supervised
+from agents import A2C, PPO, MemoryOnPolicyAlgorithm, Supervised, TensorVecEnv, make_env
 from envs.repeat_first import RepeatFirst
 from envs.tmaze import TMaze
 
@@ -334,6 +335,30 @@ def test_an_argument_that_is_not_taken_says_what_is(given: dict[str, Any], words
         PPO("MemoryPolicy", RepeatFirst(2), **given)
 
 
-def test_a_learner_without_environment_is_refused() -> None:
+def test_what_is_no_environment_is_refused() -> None:
     with pytest.raises(TypeError, match="env is None, expected a Gymnasium id"):
         PPO("MemoryPolicy", None)
+    with pytest.raises(TypeError, match="env_id is of RepeatFirst, expected a Gymnasium id"):
+        make_env(RepeatFirst(2))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="TensorVecEnv got a TimeLimit, expected a TensorEnv"):
+        TensorVecEnv(gymnasium.make("CartPole-v1"))  # type: ignore[arg-type]
+    env = RepeatFirst(2)
+    env.reset()
+    with pytest.raises(ValueError, match=r"the actions have shape \(3,\); expected \(2,\)"):
+        env.step(np.zeros(3, np.int64))
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"observation": np.array([0, np.nan, 0, 0])}, "the observation contains NaN"),
+        ({"state": (1, 2)}, "state is of tuple, expected what the last call of predict returned, or None"),
+        ({"state": {"hidden": torch.zeros(2, 8)}}, "state is of 2 environments, but the observation is of 1"),
+        ({"episode_start": np.ones(3, bool)}, "episode_start is of 3 environments, but the observation is of 1"),
+    ],
+)
+def test_predict_says_what_does_not_fit(given: dict[str, Any], words: str) -> None:
+    sizes = {"memory": "gru", "memory_kwargs": {"hidden_size": 8}}
+    model = PPO("MemoryPolicy", "CartPole-v1", policy_kwargs=sizes)
+    with pytest.raises((ValueError, TypeError), match=words):
+        model.predict(**{"observation": np.zeros(4), **given})
