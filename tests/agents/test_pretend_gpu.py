@@ -265,8 +265,9 @@ def test_both_commands_run_on_a_gpu(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-SHORT = "conformance or PPO-gru or A2C-gru or A2C-mnm-p or random_numbers or waits or resumes"
-"""Of the tests that need a GPU, all but the longest: what they ask of other memories is asked of the tape as well."""
+SHORT = "env_conformance or memory_conformance and (gru or dnc or multigrid) or PPO-gru or A2C-mnm-p"
+SHORT += " or random_numbers or waits_for_nothing or resumes"
+"""Of the tests that need a GPU each with some memories; the tests above ask the same of all of them."""
 
 
 def test_the_tests_that_need_a_gpu_pass_on_the_pretend_one() -> None:
