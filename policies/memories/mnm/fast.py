@@ -18,6 +18,7 @@ from policies.memories.mnm.fast_sequence import LocalSequence, Parts, SlowWeight
 from policies.memories.mnm.fast_step import GradientStep, LocalStep
 from policies.memories.mnm.fast_taped import NativeSequence, NativeTape
 from policies.memories.time.recording import Recording
+from policies.memories.time.scopes import held
 from policies.memories.time.taped import TapedForm
 
 Tape = fast_sequence.Tape | NativeTape
@@ -66,11 +67,13 @@ class FastMNMp(FastMNMg, TapedForm):
         if torch.is_grad_enabled() or self.memory.recall_delay:
             return super().step(x, state)
         memory, (start, weights) = self.memory, self._parts(state)
-        slow = self.slow_weights()
+        slow = held(memory, "slow weights", self.slow_weights)
         if not (fast_native.usable(weights, memory.heads) and fast_native.worth_packing(slow, len(x))):
             return super().step(x, state)
+        products = held(memory, "products", lambda: fast_native.products_of(slow))
+        gates_x = F.linear(x, *held(memory, "of inputs", self.of_inputs))
         after, cell, errors, weights = fast_native.step(
-            self._shape(), slow, memory.step_divisors, start, weights, self.gates_of(x)
+            self._shape(), slow, products, memory.step_divisors, start, weights, gates_x
         )
         following = self.state_of((after[:, : memory.hidden_size], cell, after[:, memory.hidden_size :]), weights)
         return MemoryStep(memory.output(after), following, {"meta": errors / memory.meta_divisor})

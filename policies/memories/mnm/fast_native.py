@@ -98,11 +98,25 @@ def vector_room(m: Tensor) -> int:
     return m.shape[1] + -m.shape[1] % (64 // m.itemsize)
 
 
+def products_of(slow: SlowWeights) -> dict[str, Tensor]:
+    """The weights of products, packed for the forward pass."""
+    functions = library(SOURCE, slow.recurrent.dtype)
+    assert functions is not None
+    return {name: packed(functions, getattr(slow, name)) for name in ("recurrent", "interaction", "feedback")}
+
+
 @torch.no_grad()
 def step(
-    shape: Shape, slow: SlowWeights, divisors: Tensor, start: Parts, weights: Sequence[Tensor], gates_x: Tensor
+    shape: Shape,
+    slow: SlowWeights,
+    products: dict[str, Tensor],
+    divisors: Tensor,
+    start: Parts,
+    weights: Sequence[Tensor],
+    gates_x: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-    """One step that is not recorded. Arguments as of `Tape`; `gates_x` `[B, 4 d_h]` is written to.
+    """One step that is not recorded. Arguments as of `Tape`; `products` from `products_of`; `gates_x` `[B, 4 d_h]` is
+    written to.
 
     Returns:
         Hidden and read-out, side by side; the cell; errors as in `NativeSequence`; M^l.
@@ -130,8 +144,9 @@ def step(
     for name, vectors in by_layer.items():
         setattr(tape, name, Pointers(*(cut(vectors * pad) for pad in pads)))
     held = {"carried": carried, "cells": cells, "errors": errors, "divisors": divisors, "gates": gates_x.contiguous()}
-    held |= {name: packed(functions, getattr(slow, name)) for name in ("recurrent", "interaction", "feedback")}
-    held |= {name: getattr(slow, name) for name in ("interaction_bias", "rate", "rate_bias", "feedback_bias")}
+    held |= products | {
+        name: getattr(slow, name) for name in ("interaction_bias", "rate", "rate_bias", "feedback_bias")
+    }
     for name, array in held.items():
         setattr(tape, name, array.data_ptr())
     tape.m = Pointers(*(m.data_ptr() for m in following))
