@@ -78,17 +78,15 @@ def lines(args: Args) -> Iterator[Line]:
     words = "train.py --env Engram/RepeatFirst-v0 --memory gru --algo a2c --n-steps 16 --gamma 0 --learning-rate 1e-2"
     words += f" --num-envs {16 if small else 1024} --total-timesteps {2048 if small else 3_000_000} --fast graph"
     words += f" --device {args.device} --no-baseline --no-progress --run-dir {run}"
-    yield Line(1, "learns", words.split(), 45)
-    yield Line(1, "scores", ["evaluate.py", run, "--device", args.device], 20)
+    yield Line(1, "learns", words.split() + ["--eval-episodes", "8"] * small, 45)
+    yield Line(1, "scores", ["evaluate.py", run, "--device", args.device, *["--episodes", "8"] * small], 20)
 
     sizes = {"a2c": "--copies 512 2048 8192", "ppo": "--copies 1024 4096 --episode 80"}
     for algo, size in sizes.items():
         for memory in ("lstm", "mnm-p", "dnc", "multigrid", "kanerva++"):
             peer = (algo, memory) == ("ppo", "lstm")  # the work that RecurrentPPO does, beside it
-            words = (
-                f"benchmarks/gpu_iteration.py --memories {memory} --algos {algo} --device {args.device} --repeats 3 "
-            )
-            words += "--copies 4 --steps 4 --episode 8 --probe 64" if small else size
+            words = f"benchmarks/gpu_iteration.py --memories {memory} --algos {algo} --device {args.device} "
+            words += "--repeats 1 --copies 4 --steps 4 --episode 8 --probe 64" if small else f"--repeats 3 {size}"
             words += f" --minibatches {4 if peer else 1} {'--sb3' if peer else '--no-sb3'}"
             words += f" --csv {args.out}/speed-{algo}-{memory}.csv"
             yield Line(2, f"speed {algo} {memory}", words.split(), SPEED[algo])

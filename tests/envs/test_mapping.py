@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pretend_cuda import PretendCuda
 from torch import Tensor
 
 from agents.evaluation import play
@@ -142,6 +143,19 @@ def test_metrics_are_those_of_all_marks_together() -> None:
     assert found["precision"] == pytest.approx(hits / marked)
     assert found["recall"] == pytest.approx(hits / wanted)
     assert found["f1"] == pytest.approx(2 * hits / (marked + wanted))
+
+
+def test_marks_are_counted_alike_on_a_gpu() -> None:
+    env = Mapping(4, size=15, queries=(3, 9), device="cpu")
+    env.reset(seed=0)
+    marks = env.target | torch.randint(2, env.target.shape, dtype=torch.int8)
+    expected, target = env._count(marks), env.target
+    with PretendCuda():
+        env.target = target.cuda()
+        found = [number.cpu() for number in env._count(marks.cuda())]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert theirs.any()
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
 
 
 def test_the_right_answers_earn_everything() -> None:
