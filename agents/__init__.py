@@ -1,4 +1,4 @@
-"""The learners: how to learn. They know memories and environments only through their contracts."""
+"""Learners, evaluation and viewer. Learners use memories and environments only through their interfaces."""
 
 from agents.a2c import A2C, A2CConfig
 from agents.agent import Agent

@@ -16,11 +16,11 @@ from policies.policy import MemoryActorCriticPolicy
 
 
 class Agent:
-    """Observations in, actions out; what is remembered in between is the agent's own business.
+    """Maps observations to actions and keeps the memory's state between calls.
 
-    SB3's `predict` gives the memory's state to the caller, who must hand it back and say where episodes start. Here
-    `reset` starts an episode and `act` continues it. Numpy in, numpy out, for one environment or for several:
-    the first observation after `reset()` decides.
+    With SB3's `predict` the caller must pass the state to the next call and mark where episodes start. Here `reset`
+    starts an episode and `act` continues it. Observations and actions are NumPy arrays, of one environment or of
+    several; the first observation after `reset()` decides.
 
     Args:
         model: a learner, or its policy.
@@ -50,20 +50,20 @@ class Agent:
         return cls(load(path, device=device, **kwargs))
 
     def reset(self, index: int | Sequence[int] | np.ndarray[Any, Any] | None = None) -> None:
-        """Forget: the next observation is the first of an episode.
+        """Start a new episode: the memory is reset before the next observation.
 
         Args:
-            index: of the environments whose episode is over, where several are played: numbers, or one bool for each,
-                as in `terminated | truncated`. None: all of them, and the next observation may be of another number.
+            index: the environments whose episode is over, as indices or as one bool each (`terminated | truncated`).
+                None: all of them; the next observation may then be of another number of environments.
 
         Raises:
             IndexError: there is no such environment, or nothing was observed yet.
         """
         if index is None:
             self.state: State | None = None
-            """What the memory holds, `[num_envs, ...]` each; None before the first observation."""
+            """The memory's state, `[num_envs, ...]` each; None before the first observation."""
             self.num_envs = 0
-            """How many environments it plays; 0 before the first observation."""
+            """Number of environments; 0 before the first observation."""
             self._starts = np.zeros(0, bool)
             return
         flags = np.asarray(index)
@@ -74,16 +74,16 @@ class Agent:
         self._starts[flags] = True
 
     def act(self, observation: Any, deterministic: bool = False, action_masks: Any = None) -> np.ndarray[Any, Any]:
-        """Remember an observation and choose an action.
+        """Update the memory with an observation and choose an action.
 
         Args:
-            observation: of one environment, or of several along the first dimension; a dictionary of arrays where the
+            observation: of one environment, or of several along the first dimension; a dictionary of arrays if the
                 space is a `Dict`.
-            deterministic: the most probable action instead of a sampled one.
-            action_masks: which choices are valid, `[choices]` or `[num_envs, choices]`; None: all.
+            deterministic: take the most probable action instead of a sampled one.
+            action_masks: valid choices, `[choices]` or `[num_envs, choices]`; None: all.
 
         Returns:
-            What the environment's `step` takes: `[*action_shape]`, or `[num_envs, *action_shape]`.
+            The action for the environment's `step`: `[*action_shape]`, or `[num_envs, *action_shape]`.
 
         Raises:
             ValueError: the observation is not in the space, or the number of environments has changed.

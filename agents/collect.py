@@ -237,15 +237,15 @@ SHARE = 16
 class FinalValues:
     """Writes `rollout.final_values` where episodes were truncated.
 
-    A final observation needs a step of the memory of its own, with the memory as the episode left it. Who was truncated
-    is known on the device alone, so every environment takes that step. On a CPU it is taken immediately. On a GPU,
-    where it would double the launches of a rollout, observations and memories of many steps are stored and processed as
-    one batch.
+    A final observation needs an additional step of the memory, from the state at the end of the episode. Only the
+    device knows which environments were truncated, so all of them take that step. On a CPU it is taken immediately. On
+    a GPU, where it would double the launches of a rollout, observations and memories of many steps are stored and
+    processed as one batch.
 
     Args:
-        policy: gives the values.
+        policy: computes the values.
         rollout: is written to.
-        most: steps that are taken as one batch; None: as many as there is room for on a GPU, 1 elsewhere.
+        most: number of steps in one batch; None: as many as fit into memory on a GPU, 1 elsewhere.
     """
 
     def __init__(self, policy: MemoryActorCriticPolicy, rollout: Rollout, most: int | None = None) -> None:
@@ -278,7 +278,7 @@ class FinalValues:
 
     @torch.no_grad()
     def finish(self) -> None:
-        """Write the values of what is still kept."""
+        """Write the values of the stored observations."""
         if not self._count:
             return
         rows = {name: room[: self._count].flatten(0, 1) for name, room in self._room.items()}

@@ -141,7 +141,7 @@ def bound(learner: str, config: Any, *args: Any, **kwargs: Any) -> inspect.Bound
     """The arguments of a learner with these hyper-parameters, by name.
 
     Raises:
-        TypeError: it does not take one of the arguments; the message says what stands in its place, or names near ones.
+        TypeError: it does not take one of the arguments; the message suggests what to use instead.
     """
     signature = signature_of(config)
     for name in kwargs:

@@ -186,7 +186,7 @@ class MemoryOnPolicyAlgorithm(Updates, OnPolicyAlgorithm):
 
     @property
     def policy_arguments(self) -> dict[str, Any]:
-        """Constructor arguments of the policy beside spaces and learning rate."""
+        """Constructor arguments of the policy, except spaces and learning rate."""
         return {"normalize_values": self.normalize_values, "normalize_obs": self.normalize_obs} | self.policy_kwargs
 
     def _setup_env(self) -> None:

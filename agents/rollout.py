@@ -65,8 +65,8 @@ class Rollout:
     def allocate(cls, n_steps: int, env: TensorEnv, hears: bool = False) -> Rollout:
         """Allocates `n_steps` of `env`. The tensors are reused for every rollout, since new allocations are slow.
 
-        With `hears`, also for episode statistics. Otherwise those are allocated when the environment first reports any,
-        which must be at the same step on every rank.
+        With `hears`, also allocates episode statistics. Otherwise they are allocated when the environment first reports
+        one, which must be at the same step on every rank.
         """
 
         def room(shape: tuple[int, ...] = (), dtype: torch.dtype = torch.float32) -> Tensor:

@@ -79,7 +79,7 @@ def fold(
         length: number of cells.
         cell: width of one, in units.
         line: height of a line.
-        around: width and height of what is not cells.
+        around: width and height of everything except the cells.
         default: the answer where no room is given.
     """
     given = _room.get()
@@ -117,7 +117,7 @@ class Canvas:
         self._prepare((round(self.width * scale), round(self.height * scale)), 1.0 if given is None else given.scale)
 
     def _prepare(self, pixels: tuple[int, int], scale: float) -> None:
-        """An empty sheet for a frame of so many pixels."""
+        """An empty canvas of this size in pixels."""
         self.pixels = (max(1, pixels[0]), max(1, pixels[1]))
         # Per pixel; of one window the same everywhere, since scaling rounds colours down.
         self._dots = _FINE if scale <= 1.5 else 2

@@ -46,7 +46,7 @@ class _ForSB3(abc.ABCMeta):
 
 
 class _Given:
-    """Constructor arguments, stored so that they are not taken for a part of the environment's state."""
+    """Constructor arguments, stored such that they do not count as part of the environment's state."""
 
     __slots__ = ("values",)
 
@@ -180,7 +180,7 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor], metaclass=_ForSB3):
         raise NotImplementedError
 
     def _describe(self) -> Info:
-        """Information beside the observation.
+        """Information that comes with the observation.
 
         `target` and `weight` if the right answer is known; `action_mask` if some actions are invalid: bool or
         int8 `[num_envs, n]` for `Discrete(n)`, `[num_envs, sum(nvec)]` for `MultiDiscrete`, `[num_envs, 2 · bits]` for
@@ -219,7 +219,7 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor], metaclass=_ForSB3):
         return self._observe()
 
     def describe(self) -> Info:
-        """The information beside the current observation, as returned by the last `reset` or `step`."""
+        """The information that came with the current observation in the last `reset` or `step`."""
         return self._describe()
 
     # -- Gymnasium's interface -------------------------------------------------------------------------------------

@@ -113,7 +113,7 @@ def export_step(
 
 
 def _free(argument: Obs, rows: Any) -> Any:
-    """What `torch.export` is told of an argument whose first dimension is to be free."""
+    """The `dynamic_shapes` entry of `torch.export` for an argument with a free first dimension."""
     return {name: {0: rows} for name in argument} if isinstance(argument, dict) else {0: rows}
 
 

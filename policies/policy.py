@@ -274,7 +274,8 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
     def encode(self, obs: Obs) -> tuple[Any, ...]:
         """The memory's input and, with readers, the questions.
 
-        The entries of a `Dict` reach the encoder in the order of `observation_space`, in whatever order they come.
+        The encoder receives the entries of a `Dict` in the order of `observation_space`, independent of their order in
+        `obs`.
         """
         prepared = self.prepare(obs if self.obs_norm is None else self.obs_norm(obs))
         features: Any = self.features_extractor(prepared)

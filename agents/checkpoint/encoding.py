@@ -31,7 +31,7 @@ _NAMES = {value: name for name, value in CLASSES.items()}
 
 
 def encode(value: Any) -> Any:
-    """`value` as JSON. A function or class of the user's is stored by its name; `decode` then asks for it."""
+    """`value` as JSON. A user's own function or class is stored by name; `decode` then requires it."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, np.generic):

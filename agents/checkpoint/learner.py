@@ -132,7 +132,7 @@ def save(model: TrainingEnv, path: Place, include: Iterable[str] | None = None) 
 
 
 def _of_this_rank(model: TrainingEnv) -> dict[str, Tensor]:
-    """The data that every rank has of its own: generators, environments, observation, reset signal and memory."""
+    """The data that differs between ranks: generators, environments, observation, reset signal and memory."""
     generators = model.generators_to_set or get_generators()  # from a checkpoint, not yet used
     tensors = {f"rng/{name}": value for name, value in generators.items()}
     if model.env is not None:

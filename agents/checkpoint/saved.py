@@ -109,7 +109,7 @@ def _sizes(shape: Any, name: str) -> list[int]:
 
 
 def _check_sizes(value: Any, name: str, hints: Mapping[str, Any]) -> None:
-    """Checks that no argument asks for a size that cannot be allocated."""
+    """Checks that no argument requires a size that cannot be allocated."""
     if isinstance(value, dict) and "$schedule" in value:
         number: Any = hints.get(name, float)
         parts: Any = (number, number, Annotated[float, Range(0, 1, True)])

@@ -52,7 +52,7 @@ def make_env(
         device: where the tensors live.
         wrappers: applied to every single environment, the first one innermost: callables, or `module:name`. A
             `TensorEnv` then runs as ordinary single environments.
-        vector: "sync": one environment after the other; "async": each in a process of its own, for slow environments.
+        vector: "sync": one environment after the other; "async": each in a separate process, for slow environments.
         kwargs: arguments of the environment.
 
     Raises:

@@ -55,7 +55,7 @@ _DEVICE_ENVS, _HOST_ENVS = 256, 16  # environments, where --num-envs is not give
 
 @dataclass
 class Arguments:
-    """Score a trained agent, watch it, record it, or play in its place."""
+    """Score a trained agent, watch it, record it, or play the task yourself."""
 
     run: tyro.conf.Positional[Path | None] = None
     """A run's folder (its newest checkpoint is used) or a checkpoint. Optional with --play."""

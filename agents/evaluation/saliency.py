@@ -119,7 +119,7 @@ def saliency(policy: MemoryActorCriticPolicy, episode: Episode, critic: bool = T
 def _rows(policy: MemoryActorCriticPolicy, episode: Episode, steps: range, number: int) -> Any:
     """Rows `steps` `[len(steps), steps.stop]`, for the log-probability (`number` 0) or the value (1).
 
-    One sequence for each step, all alike, so that one backward pass gives the gradient of each step by itself.
+    The same sequence is repeated for each step, so that one backward pass gives separate gradients of all steps.
     """
     count, end = len(steps), steps.stop
 

@@ -28,7 +28,7 @@ class Episodes:
         Args:
             rewards: `[T, N]`.
             ends: `[T, N]`; 1: the episode ended, 2: it was aborted.
-            said: `[2, T, N]`, return and length as counted by the environment; NaN if it does not count.
+            said: `[2, T, N]`, return and length as reported by the environment; NaN if it reports none.
         """
         for t, (reward, end) in enumerate(zip(rewards, ends, strict=True)):
             self.returns += reward

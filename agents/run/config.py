@@ -232,7 +232,7 @@ class Config:
         """Fit every entry to its type and range.
 
         Args:
-            said: how an entry is called in a message.
+            said: the name of an entry in messages.
 
         Raises:
             ValueError: one does not fit.
@@ -247,7 +247,7 @@ class Config:
                 raise ValueError(f"{kwargs} has {name}, which cannot be given there: use {said(name)}")
 
     def save(self, file: str | os.PathLike[str]) -> None:
-        """Write as YAML, ready to be a recipe; what is there is replaced as a whole."""
+        """Write as YAML, which can be used as a recipe; an existing file is replaced atomically."""
         data = {name: str(v) if isinstance(v, Path) else v for name, v in self.entries().items()}
         replace_file(Path(file), write_yaml(data))
 
@@ -273,7 +273,7 @@ class Command(Config):
 
 
 def hyperparameters(algo: str, entries: Mapping[str, Any] | None = None) -> Any:
-    """What a run with a learner starts from, under the `entries` that are given.
+    """The hyper-parameters of a run: the given `entries`, and the defaults of `train.py` for the others.
 
     Raises:
         ValueError: there is no such learner.
@@ -284,7 +284,7 @@ def hyperparameters(algo: str, entries: Mapping[str, Any] | None = None) -> Any:
 
 
 def starting(config: Any, device: str | None) -> dict[str, Any]:
-    """What `train.py` starts from with a learner's dataclass on a device; None: the CPU."""
+    """The defaults of `train.py` for a learner's dataclass on a device; None: the CPU."""
     on_gpu = str(device).startswith("cuda") or (device == "auto" and torch.cuda.is_available())
     return {**config.run_defaults, **(config.gpu_defaults if on_gpu else {})}
 
@@ -299,7 +299,7 @@ def known_entries() -> dict[str, Any]:
     """The types of all entries that a configuration may have, with the hyper-parameters of every learner.
 
     Raises:
-        ValueError: a learner has a hyper-parameter that is called like something else.
+        ValueError: a hyper-parameter of a learner has the name of another option.
     """
     own, found = run_entries(), dict[str, Any]()
     for name in registered_learners():
@@ -314,9 +314,9 @@ def known_entries() -> dict[str, Any]:
 
 
 def default_config(algo: str | None, env: str | None = None, device: str | None = None) -> Config:
-    """The values that flags override where no recipe is named.
+    """The values that flags override if there is no recipe.
 
-    Observations of other people's environments may be of any size, those of this project's are of the order of 1.
+    Environments from outside this project may have observations of any scale; ours are of the order of 1.
     """
     algo = algo or Config.algo
     entries = {"algo": algo, **starting(learner_class(algo).config_class, device)}
@@ -331,8 +331,9 @@ def base_config(
 
     Args:
         recipe: a name or a file; None: the default recipe, if env and algo match it.
-        env, algo, memory: what is asked for. A recipe's arguments are those of its own parts; they go with these.
-        device: what is asked for; None: the CPU.
+        env, algo, memory: as given by flags. If one differs from the recipe's, the recipe's arguments for it are
+            dropped.
+        device: as given by a flag; None: the CPU.
 
     Raises:
         ValueError: there is no such recipe or learner, or the recipe is wrong.

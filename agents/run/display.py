@@ -91,10 +91,9 @@ class RunDisplay(BaseCallback):
         return f"{_short(done)}/{_short(total)} {100 * min(done, total) // total:3d}%"
 
     def left(self) -> str:
-        """Time left, from the steps and the clock of this process up to the last whole iteration.
+        """Time left, from the steps and the time of this process up to the last whole iteration.
 
-        Steps are counted while they are made, and what is learned from them takes time afterwards: the steps of the
-        moment would promise too little.
+        Steps of the current iteration are not counted, because the time for learning from them has not been spent yet.
         """
         model, now = self._learner, time.monotonic()
         steps, moment = self._mark or (0, now)
@@ -121,8 +120,8 @@ class RunDisplay(BaseCallback):
         return [f"{name} {shown}", *best, f"{speed:,.0f} steps/s", f"env/memory/learn {shares} %"]
 
     def score(self) -> tuple[str, float | None]:
-        """The number that the task is judged by, with its name: its own metric where answers are known, else the
-        return. None: not known yet."""
+        """The score of the task with its name: its own metric if answers are known, otherwise the return. None: not
+        known yet."""
         model = self._learner
         names = model.tensor_env.metric_names
         if model.learns_from_targets and names:

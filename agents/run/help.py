@@ -46,7 +46,7 @@ def show_help(console: Console, intro: str, command: type, defaults: Config) -> 
         console: where to print.
         intro: as in `show_options`.
         command: dataclass of the options.
-        defaults: of the recipe and of the flags beside `--help`.
+        defaults: from the recipe and from other flags.
     """
     kind = type(defaults.learner)
     own, texts_of = get_type_hints(kind, include_extras=True), _texts(kind)

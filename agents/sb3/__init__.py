@@ -1,1 +1,1 @@
-"""The calls that users of stable-baselines3 know: VecEnv, callbacks and their locals."""
+"""Stable-Baselines3's interfaces: VecEnv, callbacks and their locals."""

@@ -97,7 +97,7 @@ class TrainingEnv(BaseAlgorithm):
 
     @property
     def policy_arguments(self) -> dict[str, Any]:
-        """What the policy is built with beside spaces and learning rate."""
+        """Constructor arguments of the policy, except spaces and learning rate."""
         raise NotImplementedError
 
     def diagnostics(self, rollout: Rollout) -> dict[str, Tensor]:

@@ -94,7 +94,7 @@ def _restarts_here() -> int:
 
 
 def take_device(device: torch.device) -> None:
-    """Assigns an accelerator of its own to this rank's `cuda`.
+    """Makes `cuda` mean a separate accelerator on each rank.
 
     Raises:
         ValueError: a single accelerator was named, or there are fewer accelerators than ranks on this machine.

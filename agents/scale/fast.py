@@ -18,7 +18,7 @@ Precision = Literal["float32", "bf16"]
 def prepare(policy: MemoryActorCriticPolicy, fast: str, precision: str, sequences: bool, copies: int) -> str:
     """Sets up a new policy.
 
-    Returns one line that says what is not available and why; empty if everything is.
+    Returns one line on what is not available and why; empty if everything is.
 
     - auto: custom fast forms, and torch's sequence kernels. Nothing is compiled: docs/performance.md compares the gain
       with the start-up time.

@@ -1,4 +1,4 @@
-"""The viewer window: watch an agent, play in its place, or record a video.
+"""The viewer window: watch an agent, play the task yourself, or record a video.
 
 `Viewer` shows a `Session` in a window with keyboard control; `record` writes it to a file. Both show one picture of
 `agents.view.scene.draw` per step.
@@ -133,7 +133,7 @@ class Viewer:
         self._stale = True
 
     def _click(self, place: tuple[int, int]) -> None:
-        """Enlarges what is there, or goes back."""
+        """Enlarges the panel at a position, or undoes it."""
         self._stale = True
         if self._legend or self._enlarged:
             self._legend, self._enlarged = False, ""

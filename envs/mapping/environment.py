@@ -49,7 +49,7 @@ class Mapping(TensorEnv):
         | key        | shape     | content                                                                            |
         |------------|-----------|------------------------------------------------------------------------------------|
         | `view`     | [4, 3, 3] | free (one-hot), wall (one-hot), rows from the start, columns from the start        |
-        | `query_3`  | [4, 3, 3] | the patch asked for, in the same form; the last two planes are 0                   |
+        | `query_3`  | [4, 3, 3] | the query patch, in the same form; the last two planes are 0                       |
         | `query_9`  | [4, 9, 9] | likewise                                                                           |
 
         Rows and columns are integers times `position_scale`.

@@ -15,7 +15,7 @@ def random_maze(num_envs: int, size: int, complexity: float, density: float, gen
 
     The routine that the multigrid paper's program takes from Wikipedia's article on mazes: `density * (size // 2)²`
     times a wall starts at a random cell of even row and column (which may be on the ring) and is led on
-    `5 * complexity * 2 size` times: to a random one of the even cells two away, which it joins if nothing stands there,
+    `5 * complexity * 2 size` times: to a random one of the even cells two away, which it joins if that cell is free,
     and else stays where it is. All random numbers are drawn in one call, and a step takes six operations.
     """
     device = generator.device

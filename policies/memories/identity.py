@@ -23,7 +23,7 @@ class Whole(FastForm):
 
 @register_memory("identity")
 class Identity(Memory):
-    """Remembers nothing: the output is the input and the state is empty.
+    """No memory: the output is the input and the state is empty.
 
     A policy's score with it shows what the task allows without memory.
 

@@ -126,7 +126,7 @@ def _built(folder: Path, stem: str, command: list[str]) -> ctypes.CDLL:
 
     Raises:
         subprocess.SubprocessError: the compiler fails or hangs.
-        OSError: there is no such compiler, nothing can be written, or what was made cannot be loaded.
+        OSError: there is no such compiler, no folder is writable, or the compiled library cannot be loaded.
     """
     for old in folder.glob(".build-*"):
         with contextlib.suppress(OSError):

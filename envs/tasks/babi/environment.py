@@ -63,10 +63,10 @@ class Babi(TensorEnv):
         tasks: "all" (twenty; five if generated); "available": those of which the edition has all files; or numbers, one
             or a sequence.
         data_dir: folder searched first for the published archive; see `envs.data.files`.
-        protocol: "dnc": a story with all its questions is an episode; "mnm": each question ends an episode of its own,
-            from which the questions before it are left out. Then "story" means such an episode everywhere below.
+        protocol: "dnc": an episode is a story with all its questions; "mnm": each question ends an episode of its own,
+            without the earlier questions ("story" then means such an episode).
         in_order: False: each story is drawn from all stories of all tasks, equally likely. True: environment i reads
-            stories i, i + num_envs, ... after each `reset`, so that `num_stories` episodes are every story once.
+            stories i, i + num_envs, ... after each `reset`, so `num_stories` episodes contain every story once.
         stories: generated stories per task and split.
         questions: questions per generated story.
         device: torch device of all tensors.

@@ -28,9 +28,9 @@ class _World:
         self.draw = draw
         self.lines: list[str] = []
         self.place: dict[str, tuple[str, int]] = {}
-        """Where a person is, and the line that said so."""
+        """Where a person is, and the line that stated it."""
         self.holder: dict[str, tuple[str, int]] = {}
-        """Who holds an object, and the line that said so."""
+        """Who holds an object, and the line that stated it."""
         self.lying: dict[str, tuple[str, int, int]] = {}
         """Where an object lies, with the lines of the drop and of the place."""
         self.past: dict[str, list[int]] = {}

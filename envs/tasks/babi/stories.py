@@ -129,7 +129,7 @@ def _line(sentence: str) -> Line:
 
 
 def single_questions(stories: list[Story]) -> list[Story]:
-    """Each question at the end of a story of its own: the statements before it, without the other questions."""
+    """A separate story for each question: the statements before it, then the question, without the other questions."""
     found: list[Story] = []
     for story in stories:
         statements: Story = []

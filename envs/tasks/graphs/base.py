@@ -34,7 +34,7 @@ class Question(NamedTuple):
     due: Tensor
     """How many of them, int64 `[N]`."""
     path: Tensor
-    """Nodes from the source to the end of the path asked for, int64 `[N, most + 1]`; -1 beyond it."""
+    """Nodes from the source to the end of the queried path, int64 `[N, most + 1]`; -1 beyond it."""
 
 
 class GraphTask(SequenceTask):
@@ -45,7 +45,7 @@ class GraphTask(SequenceTask):
     observation, the action and the arguments, which are the same for all three tasks.
 
     A subclass names `lessons`, `query_rows` and `answer_rows` (the most triples for a path of a length) and
-    `test_path`, the length asked for on a fixed graph, and writes `_ask`.
+    `test_path`, the length of queried paths on a fixed graph, and writes `_ask`.
     """
 
     metric_names: tuple[str, ...] = ("right_answers", "right_triples")
@@ -106,7 +106,7 @@ class GraphTask(SequenceTask):
         self.ignores_actions = self.ignores_actions and not curriculum  # lessons follow from what was right
         self.pass_mark, self.window, self.planning_steps = pass_mark, window, planning_steps
         self.longest = max(stage.path[1] for stage in stages)
-        """The most edges in a path asked for."""
+        """The largest number of edges in a queried path."""
         least = min(stage.nodes[0] * stage.degree[0] for stage in stages)
         most = max(stage.nodes[1] * stage.degree[1] for stage in stages)
         if self.world is not None:

@@ -25,9 +25,9 @@ class Lesson(NamedTuple):
     degree: tuple[int, int]
     """Edges out of a node, drawn for each."""
     path: tuple[int, int]
-    """Edges from the source to the end of the path asked for."""
+    """Edges of the queried path."""
     relations: int = 100
-    """Inference only: how many relations of the greatest length are asked for; of shorter ones all 100."""
+    """Inference only: number of queried relations of the greatest length; of shorter ones all 100 are queried."""
 
 
 TRAVERSAL = (

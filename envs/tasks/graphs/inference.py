@@ -62,9 +62,9 @@ class GraphInference(GraphTask):
         curriculum: as in `GraphTraversal`.
         pass_mark: share of right answers at which a lesson is passed.
         window: minimum number of episodes of the current lesson from which that share is computed.
-        relation_seed: sets which paths the relations stand for. An agent trained with one seed is useless with another.
+        relation_seed: seed of the meaning of the relations. An agent trained with one seed is useless with another.
         graph: "random" or "family". In the family tree the eight kinds of edges have eight of the ten labels, drawn
-            for every episode, so that the trained relations can be asked for.
+            for every episode, so that the trained relations can be queried.
         path_length: edges in the relation, 2 to 5; None: drawn from the lesson's range, 4 in the family tree.
         planning_steps: steps without input between query and answer.
         device: torch device of all tensors.
@@ -210,7 +210,7 @@ class GraphInference(GraphTask):
         return relation, self._walks[walk]
 
     def _prepare(self, world: World) -> None:
-        """List the paths of a fixed graph that come to no node twice, and the relations that fit them."""
+        """List the paths of a fixed graph that visit no node twice, and the relations that fit them."""
         walks: list[tuple[tuple[int, ...], tuple[int, ...]]] = [((node,), ()) for node in range(len(world.names))]
         for _ in range(self.longest):
             walks = [

@@ -125,7 +125,7 @@ class _Names:
 def _lines(
     env: Drawn, index: int, story: Story, verdicts: list[Tensor]
 ) -> tuple[_Episode, _Names, list[tuple[str, bool | None]]]:
-    """The episode in words: the query's triples, then each answer with its verdict and what had been right."""
+    """The episode as text: the query's triples, then each answer, whether it is right, and the right one."""
     episode, names = _episode(env, index, story, verdicts), _Names(env, index)
     lines: list[tuple[str, bool | None]] = [("query  " + names.triple(triple), None) for triple in episode.query]
     for right, said, verdict in episode.rows:

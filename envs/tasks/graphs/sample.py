@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 LABELS = 1000
-"""Labels are numbers below this one; itself it stands for a blank."""
+"""Labels are below this number, which marks a blank."""
 
 
 class Graphs(NamedTuple):

@@ -47,8 +47,7 @@ class ShortestPath(GraphTask):
         pass_mark: share of right answers at which a lesson is passed. The paper requires less than 90 % in this task;
             0.8 is our choice.
         window: minimum number of episodes of the current lesson from which that share is computed.
-        beta: probability that the target is taken in place of the answer. The paper trains with 0.8. Scores are the
-            agent's own with 0.
+        beta: probability that the target replaces the answer. The paper trains with 0.8. Evaluate with 0.
         snap: True: the answer is replaced by the edge out of the current node that agrees with it in most digits. The
             paper's policy chooses among existing triples only; this is similar, and raises the score of chance.
         graph: "random", "underground" or "family".

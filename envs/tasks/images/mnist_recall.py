@@ -42,7 +42,7 @@ class MnistRecall(ImageTask):
         source: "digits" (8x8, needs scikit-learn and no file) or "mnist" (28x28).
         split: "train", "valid" or "test".
         length: images in an episode, at least 2.
-        ask: "after": the question comes in a step of its own, while no image is shown; "last": with the last image, as
+        ask: "after": the question comes in a separate step, while no image is shown; "last": with the last image, as
             in the released program, whose reader sees the memory that the last image left; "each": with every image but
             the first, which gives more targets per episode, easy ones first.
         side: resize the images to this many pixels per side, by nearest neighbour; None: original size. The paper's 3,

@@ -40,8 +40,8 @@ class AssociativeRecall(BitTask):
         num_envs: number of environments.
         min_items: fewest items, at least 2; None: 2, or 10 with `grid=True`.
         max_items: most items; None: 6, or 10 with `grid=True`.
-        item_length: vectors in an item, at least 1; None: 3, or 1 with `grid=True`, which takes no other number.
-        bits: bits in a vector, at least 1; None: 6, or 9 with `grid=True`, which takes no other number.
+        item_length: vectors in an item, at least 1; None: 3, or 1 with `grid=True`, which allows no other value.
+        bits: bits in a vector, at least 1; None: 6, or 9 with `grid=True`, which allows no other value.
         grid: observations and answers as 3x3 maps.
         device: torch device of all tensors.
         render_mode: None or "rgb_array".

@@ -40,7 +40,7 @@ class SequenceTask(TensorEnv):
         or 1 for the right symbol and 0 for a wrong one. A perfect episode returns 1.
 
     Metrics (reported over all steps and environments):
-        `error`: percentage of wrong answers (bits or symbols) among those asked for.
+        `error`: percentage of wrong answers (bits or symbols), of all that are due.
         `sequence_error`: share of episodes with at least one wrong answer.
 
     Args:
@@ -87,8 +87,8 @@ class SequenceTask(TensorEnv):
         """Amounts and counts (see `_measure`) of the current step.
 
         Args:
-            wrong: wrong answers among those asked for at this step, bits or symbols, float `[N]`.
-            asked: answers asked for at this step, float `[N]`.
+            wrong: number of wrong answers at this step, bits or symbols, float `[N]`.
+            asked: number of answers due at this step, float `[N]`.
         """
         self.failed = self.failed | (wrong > 0)
         ended = self._ended()

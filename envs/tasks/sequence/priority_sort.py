@@ -40,7 +40,7 @@ class PrioritySort(BitTask):
         min_length: fewest vectors, at least 1.
         max_length: most vectors.
         outputs: maximum number of vectors to reproduce; at least 1.
-        bits: bits in a vector, at least 1; None: 8, or 9 with `grid=True`, which takes no other number.
+        bits: bits in a vector, at least 1; None: 8, or 9 with `grid=True`, which allows no other value.
         grid: observations and answers as 3x3 maps.
         device: torch device of all tensors.
         render_mode: None or "rgb_array".

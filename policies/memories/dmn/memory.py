@@ -161,7 +161,7 @@ class DMN(Memory):
             in_gate: the facts' own part of W¹ z + b¹, `[N - 1 + n, B, gate_size]`.
             q: `[n, B, d]`.
             filled: which facts of each window exist, `[N, n, B]`.
-            attend: see `ask`.
+            attend: the attention function, see `ask`.
 
         Returns:
             m of the last pass, `[n, B, d]`, and the gates of the last step, `[B, passes, N]`.

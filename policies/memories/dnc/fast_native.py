@@ -1,4 +1,4 @@
-"""The C loops of `fast_sequence.c`, which take a DNC through steps forward and back on a CPU, and what they work on."""
+"""Interface to the C loops of `fast_sequence.c`: steps of a DNC on a CPU, forward and backward."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from policies.native.packed import packed
 SOURCE = Path(__file__).with_name("fast_sequence.c")
 MAX_LAYERS = 8
 ROWS = 4
-"""Rows of a linkage that the loops take at once."""
+"""Rows of a linkage that the loops process together."""
 BLOCK_BYTES, FEWEST = 2**20, 8
-"""Environments are taken through time together whose linkages come to so many bytes, half of a usual L2 cache, but no
-fewer than these."""
+"""The loops process as many environments together as have linkages of this many bytes (half of a typical L2 cache),
+but at least the second number."""
 
 Pointers = ctypes.c_void_p * MAX_LAYERS
 Arrays = Mapping[str, Tensor | None]
@@ -49,7 +49,7 @@ class _Tape(ctypes.Structure):
 
 
 class Shape(NamedTuple):
-    """What the loops must know of a DNC beside its parameters."""
+    """Sizes and options of the C loops."""
 
     hidden: int
     layers: int

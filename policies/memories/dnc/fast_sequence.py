@@ -61,12 +61,12 @@ def from_loops(name: str, value: Tensor, slots: int) -> Tensor:
 
 
 class NativeTape:
-    """Steps of a DNC, written down as they are taken; without gradients.
+    """Steps of a DNC, stored as they are taken, without gradients.
 
     Args:
         dnc: the `DNC`.
-        state: before the first step; left as it is.
-        length: room for so many steps.
+        state: before the first step; not modified.
+        length: maximum number of steps.
         keep: whether they will be differentiated.
     """
 

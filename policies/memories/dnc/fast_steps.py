@@ -124,11 +124,11 @@ class Step(NamedTuple):
 
 
 class StepTape:
-    """Steps of a DNC, written down as they are taken; without gradients.
+    """Steps of a DNC, stored as they are taken, without gradients.
 
     Args:
         memory: the DNC.
-        state: before the first step; left as it is.
+        state: before the first step; not modified.
     """
 
     full = False

@@ -1,6 +1,6 @@
-"""The fast forms of MNM: steps of both write rules with hand-written derivatives, and sequences of MNM-p.
+"""The fast forms of MNM: steps of both write rules with a custom backward, and sequences of MNM-p.
 
-These by C loops (`fast_taped.py`) on a CPU where there is a compiler, else by torch's operations (`fast_sequence.py`).
+Sequences use C loops (`fast_taped.py`) on a CPU with a compiler, otherwise torch's operations (`fast_sequence.py`).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class FastMNMg(FastForm):
 
 
 class FastMNMp(FastMNMg, TapedForm):
-    """Also sequences; these know no recall delay. Symbols as in `memory.py`."""
+    """Steps and sequences; sequences do not support a recall delay. Symbols as in `memory.py`."""
 
     takes_resets = False
 
@@ -79,7 +79,7 @@ class FastMNMp(FastMNMg, TapedForm):
         return MemoryStep(memory.output(after), following, {"meta": errors / memory.meta_divisor})
 
     def record(self, state: State, room: int) -> Recording:
-        """On tapes, where resets are not too near to one another."""
+        """With tapes, if resets are not too close to each other."""
         return TapedForm.record(self, state, room) if room >= 4 else super().record(state, room)
 
     def tape(self, state: State, room: int) -> Steps:
@@ -99,7 +99,7 @@ class FastMNMp(FastMNMg, TapedForm):
         return self.sequence(xs, state)
 
     def sequence(self, xs: Tensor, state: State, tape: Tape | None = None) -> Unrolled:
-        """A sequence without a reset; `tape` where its steps were already taken."""
+        """A sequence without a reset; `tape` contains its steps if they were already taken."""
         memory, slow = self.memory, self.slow_weights()
         start, weights = self._parts(state)
         tape = tape or self.blank(state, slow, len(xs))
@@ -160,7 +160,7 @@ class FastMNMp(FastMNMg, TapedForm):
 
 
 class Steps:
-    """A tape of MNM-p that makes of an input the gates itself."""
+    """A tape of MNM-p that computes the input's part of the gates."""
 
     def __init__(self, form: FastMNMp, tape: Tape, room: int) -> None:
         self.form, self.tape, self.room = form, tape, room

@@ -1,4 +1,4 @@
-"""The C loops of `fast_sequence.c`, which take MNM-p through steps forward and back on a CPU, and what they work on."""
+"""Interface to the C loops of `fast_sequence.c`: steps of MNM-p on a CPU, forward and backward."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ from policies.native.packed import packed
 
 SOURCE = Path(__file__).with_name("fast_sequence.c")
 MAX_VECTORS = 16_384
-"""Numbers in the keys of all heads on their way up; the loops have their vectors on the stack."""
+"""Maximum number of activations of all keys in all layers; the loops keep such vectors on the stack."""
 PACKED_FOR_ONE = 2**17
-"""Numbers that are packed in the time which a step of one environment gains by it."""
+"""How many numbers can be packed in the time that packing saves in a step of one environment."""
 BLOCK_BYTES, FEWEST = 2**19, 16
-"""Environments are taken through time together whose memories come to so many bytes, half of a usual L2 cache. Where
-these are fewer than so many, all: products with few rows then cost more than memories outside of that cache."""
+"""The loops process as many environments together as have memories of this many bytes, half of a typical L2 cache. If
+these are fewer than the second number, all are processed together: products with few rows would cost more than memories
+outside the cache."""
 
 
 class _Tape(ctypes.Structure):
@@ -60,7 +61,7 @@ def worth_packing(slow: SlowWeights, batch: int) -> bool:
 
 
 class Shape(NamedTuple):
-    """What the loops must know beside the arrays."""
+    """Sizes and options of the C loops."""
 
     sizes: tuple[int, ...]
     """d_k, D_1 ... D_L."""
@@ -94,7 +95,7 @@ def padded(m: Tensor) -> Tensor:
 
 
 def vector_room(m: Tensor) -> int:
-    """Room for what comes out of M^l `[B, D_l, D_{l-1}]`, in whole SIMD vectors."""
+    """An empty buffer for the outputs of M^l `[B, D_l, D_{l-1}]`, padded to whole SIMD vectors."""
     return m.shape[1] + -m.shape[1] % (64 // m.itemsize)
 
 
@@ -156,5 +157,5 @@ def step(
 
 
 def cut_to(matrices: Sequence[Tensor], shape: Shape) -> list[Tensor]:
-    """The matrices `[B, D_l, D_{l-1}]` in those that are filled up."""
+    """The matrices `[B, D_l, D_{l-1}]` without their padding."""
     return [m[:, :to, :of] for m, (of, to) in zip(matrices, pairwise(shape.sizes), strict=True)]

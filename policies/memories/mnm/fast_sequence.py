@@ -1,23 +1,23 @@
 """The fast form of MNM-p over time: a whole sequence as one autograd function with a custom backward.
 
-Four things make it faster than stepping:
+It is faster than single steps for four reasons:
 
-- what does not wait for the last read-out (the input's part of the gates, the output layer, the gradients of all slow
-  weights) is one large product over all steps, outside of the loop;
-- the matrices M^l are updated in place, and the backward pass does not keep them: it undoes the writes one by one,
-  M_{t-1} = M_t + uᵀ z, from the last. Per step it keeps vectors only: O(keys and values) instead of O(weights);
-- nothing is recorded step by step;
-- a step has few launches, for a GPU: what does not pass from layer to layer is done for all layers at once (`Layers`),
-  and a controller's pointwise part is one kernel (`fused_cells.py`).
+- Everything that does not depend on the last read-out (the input's part of the gates, the output layer, the gradients
+  of all slow weights) is one large product over all steps, outside the loop.
+- The matrices M^l are updated in place and not stored for the backward pass, which undoes the writes one by one from
+  the last, M_{t-1} = M_t + uᵀ z. Only vectors are stored per step: O(keys and values) instead of O(weights).
+- Autograd records one function instead of every step.
+- A step has few kernel launches on a GPU: operations that do not pass from layer to layer are done for all layers at
+  once (`Layers`), and the pointwise part of the controller is one kernel (`fused_cells.py`).
 
-This is the form of torch's operations; `fast_taped.py` does the same on a CPU in C.
+This module uses torch's operations; `fast_taped.py` does the same in C on a CPU.
 
-Undoing a write takes away what was added: what rounding leaves adds up, but nothing magnifies it. After 5,000 steps in
-single precision and back, the matrices were found 1e-6 of their size from where they began, and gradients 2e-6 from
-those of states recomputed from stored ones (tests/policies/memories/test_mnm_sequence.py bounds it).
+Undoing a write subtracts what was added. Rounding errors add up but are not amplified. After 5,000 steps forward and
+back in single precision, the matrices differed from the initial ones by 1e-6 of their norm, and gradients by 2e-6 from
+those with states recomputed from stored ones (bounded in tests/policies/memories/test_mnm_sequence.py).
 
-Vectors are rows. Symbols as in `memory.py`; l = 1..L counts memory layers. The equality with the plain unroll, forward
-and backward, is held by the conformance suite and by tests/policies/memories/test_mnm.py.
+Vectors are rows. Symbols as in `memory.py`; l = 1..L counts memory layers. The conformance suite and
+tests/policies/memories/test_mnm.py compare this form with single steps, forward and backward.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ def product(left: Tensor, right: Tensor) -> Tensor:
 
 
 class Layers:
-    """Memory layers of one shape, one on another: all of them where keys, values and units are as wide, else one.
+    """Consecutive memory layers of the same shape: all layers if keys, values and units have one width, otherwise one.
 
-    What does not pass from layer to layer (the writes, the gradients of the matrices) is one product for all of them.
+    Operations that do not pass from layer to layer (writes, gradients of the matrices) are one product for all of them.
 
     Args:
         at: which layers, n of them.
@@ -91,12 +91,12 @@ class Layers:
 
 
 class Tape:
-    """`length` steps of MNM-p's controller and memory, written down as they are taken; without gradients.
+    """`length` steps of MNM-p's controller and memory, stored as they are taken, without gradients.
 
     Args:
-        length: room for so many steps.
+        length: maximum number of steps.
         start: hidden, cell `[B, d_h]` and read-out `[B, d_v]` before the first step.
-        weights: M^l `[B, D_l, D_{l-1}]` before the first step; left as they are.
+        weights: M^l `[B, D_l, D_{l-1}]` before the first step; not modified.
         slow: the trained parameters.
         heads: H.
         squash_output: whether the output layer of the memory has its tanh.
@@ -205,7 +205,7 @@ class Tape:
         return carried[:, : self.d_h], self.cells[-1], carried[:, self.d_h :]
 
     def cut(self) -> None:
-        """Give back the room for steps that were not taken."""
+        """Free the space of steps that were not taken."""
         self.interactions, self.betas = self.interactions[: self.count], self.betas[: self.count]
         self.errors = self.errors[: self.count]
         self.zs, self.ys = ([level[: self.count] for level in levels] for levels in (self.zs, self.ys))
@@ -214,12 +214,12 @@ class Tape:
 class LocalSequence(torch.autograd.Function):
     """The steps of a `Tape` and their derivative.
 
-    Inputs: the tape, blank or full; the input's part of the gates with both biases, `[T, B, 4 d_h]`; what the tape was
-    made of, for their gradients: its start, the fields of `SlowWeights`, M^l. A blank tape takes its steps now. A full
-    one must have taken them with these very inputs.
+    Inputs: the tape, empty or full; the input's part of the gates with both biases, `[T, B, 4 d_h]`; and the tensors
+    that the tape was built from, for their gradients: its start, the fields of `SlowWeights`, M^l. An empty tape takes
+    its steps now. A full tape must have taken them with these inputs.
 
-    Outputs: hidden and read-out side by side, `[T, B, d_h + d_v]`, what the updated memory recalls of the write keys
-    and the values v^w it was told, `[T, B, H, d_v]` each, the last cell `[B, d_h]`, the last M^l.
+    Outputs: hidden and read-out concatenated, `[T, B, d_h + d_v]`; the updated memory's output for the write keys, and
+    the written values v^w, `[T, B, H, d_v]` each; the last cell `[B, d_h]`; the last M^l.
     """
 
     @staticmethod
@@ -289,7 +289,7 @@ class BackThroughMemory:
     """The derivative of write and read, from the last step of a tape to the first.
 
     Args:
-        tape: with all its steps; left as it is.
+        tape: with all its steps; not modified.
         d_recalled: of what the updated memory recalls of the write keys, `[T, B, H, d_v]`.
         d_last: of the last M^l.
     """

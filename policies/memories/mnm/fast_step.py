@@ -1,12 +1,13 @@
 """The fast form of `rules.py`: write and read of one step as one autograd function with a custom backward.
 
-A step is bound by the traffic of the matrices M^l through memory as much as by arithmetic. As the update has low rank,
+The speed of a step is limited by reading the matrices M^l from memory as much as by arithmetic. The update has low
+rank:
 
     M_t = M_{t-1} + Aᵀ Z,    so    M_t x = M_{t-1} x + Aᵀ (Z x),        A = -s (z - z')  `[B, H, D_l]`, Z = z^{l-1},
 
-what is read *after* the write can be had from the matrix *before* it: a step reads each M few times and writes it once,
-and for the backward pass it keeps M_{t-1} by reference and the factors, never an outer product. Vectors are rows,
-`[B, N, D]`. tests/policies/memories/test_mnm.py holds both functions equal to the plain ones, forward and backward.
+A read *after* the write can therefore be computed from the matrix *before* it. A step reads each M few times and writes
+it once. For the backward pass it stores M_{t-1} by reference and the factors, but no outer product. Vectors are rows,
+`[B, N, D]`. tests/policies/memories/test_mnm.py compares both functions with the equations, forward and backward.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """MNM-p over time on a CPU: whole sequences by C loops, as one autograd function.
 
-The same as `fast_sequence.py`, which has the equations and says why writes may be undone, with nothing of Python or
-torch in a step: a call takes some environments through many steps, forward or back, so that their memories and the
-slow weights, packed once a sequence, stay in the cache. What does not wait for a step is large products of torch's: the
-input's part of the gates before, the gradients of all slow weights after, some steps at a time.
+This does the same as `fast_sequence.py`, which has the equations and explains why writes can be undone, but without
+Python or torch in a step. A call processes several environments over many steps, forward or backward, so that their
+memories and the slow weights, packed once per sequence, stay in the cache. Operations that do not depend on the loop
+are large products of torch: the input's part of the gates before it, and the gradients of all slow weights after it,
+for several steps at a time.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from policies.native.loops import Arrays
 
 
 class NativeTape:
-    """`length` steps of MNM-p's controller and memory, written down as they are taken; without gradients.
+    """`length` steps of MNM-p's controller and memory, stored as they are taken, without gradients.
 
     Args:
-        length: room for so many steps.
+        length: maximum number of steps.
         start: the controller's state before the first step.
-        weights: M^l `[B, D_l, D_{l-1}]` before the first step; left as they are.
+        weights: M^l `[B, D_l, D_{l-1}]` before the first step; not modified.
         slow: the trained parameters.
         shape: of the memory.
         divisors: of the step size, `[L]`.
@@ -99,7 +100,7 @@ class NativeTape:
         return carried[:, : self.d_h], self.cells[self.count], carried[:, self.d_h :]
 
     def cut(self) -> None:
-        """Give back the room for steps that were not taken."""
+        """Free the space of steps that were not taken."""
         self.carried, self.cells = self.carried[: self.count + 1], self.cells[: self.count + 1]
         self.steps = {name: step[: self.count] for name, step in self.steps.items()}
         self.layers = {name: [layer[: self.count] for layer in layers] for name, layers in self.layers.items()}
@@ -108,9 +109,9 @@ class NativeTape:
 class NativeSequence(torch.autograd.Function):
     """The steps of a `NativeTape` and their derivative.
 
-    Inputs: the tape, blank or full; inputs `[T, B, F]`, with the weights and biases by which they enter the gates; what
-    the tape was made of, for their gradients: its start, the fields of `SlowWeights`, M^l. A blank tape takes its steps
-    now. A full one must have taken them with these very inputs.
+    Inputs: the tape, empty or full; inputs `[T, B, F]`, with the weights and biases by which they enter the gates; and
+    the tensors that the tape was built from, for their gradients: its start, the fields of `SlowWeights`, M^l. An empty
+    tape takes its steps now. A full tape must have taken them with these inputs.
 
     Outputs: hidden and read-out side by side, `[T, B, d_h + d_v]`; Σ_i ‖f_{φ_t}(k^w_i) − v^w_i‖² of each step,
     `[T, B]`; the last cell; the last M^l.

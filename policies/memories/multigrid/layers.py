@@ -326,7 +326,7 @@ class Stack(nn.Module):
         layers: levels and channels of each layer.
         make: builds a grid from layer, level, input channels and channels.
         residuals: for layer `to`, the layer whose passed-on pyramid is added to its output, zero-padded in channels.
-        beside: for the first layers, channels of a pyramid that is put beside their output before it is passed on.
+        beside: for the first layers, channels of a pyramid that is concatenated to their output.
 
     Raises:
         ValueError: a level has nothing to be fed by, or a residual has more channels than what it is added to.

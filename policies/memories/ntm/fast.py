@@ -85,7 +85,7 @@ class FastNTM(TapedForm):
         return [state[name] for name in NAMES if name in state]
 
     def sizes(self, batch: int) -> Sizes:
-        """What the loops must know of the memory."""
+        """Sizes and options of the C loops."""
         memory = self.memory
         slots = (memory.slots, fast_native.padded(memory.slots, memory.interface.weight), memory.word_size)
         heads = (memory.read_heads, memory.write_heads, memory.address_sizes[3] // 2)

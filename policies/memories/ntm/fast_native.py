@@ -1,4 +1,4 @@
-"""The C loops of `fast_sequence.c`, which take an NTM through steps forward and back, and what they work on."""
+"""Interface to the C loops of `fast_sequence.c`: steps of an NTM on a CPU, forward and backward."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from policies.native.loops import MAX_LAYERS, Arrays, Loops, Pointers
 
 SOURCE = Path(__file__).with_name("fast_sequence.c")
 MAX_NUMBERS = 32_768
-"""Numbers in the weights of all heads; the loops have some such vectors on the stack."""
+"""Maximum number of weights of all heads; the loops keep a few such vectors on the stack."""
 BLOCK_BYTES, FEWEST = 2**19, 16
-"""Environments are taken through time together whose memories come to so many bytes, a quarter of a usual L2 cache, but
-no fewer than these."""
+"""The loops process as many environments together as have memories of this many bytes (a quarter of a typical L2
+cache), but at least the second number."""
 LANES_BYTES = 64
-"""Slots are filled up to so many bytes, the widest SIMD vector."""
+"""Slots are padded to a multiple of this many bytes, the widest SIMD vector."""
 
 
 class Sizes(NamedTuple):
-    """What the loops must know beside the arrays, in the order of the C file."""
+    """Sizes and options of the C loops, in the order of the C file."""
 
     batch: int
     layers: int

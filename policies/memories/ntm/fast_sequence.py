@@ -87,11 +87,11 @@ class Placed(NamedTuple):
 
 
 class NativeTape:
-    """`length` steps of an NTM, written down as they are taken; without gradients.
+    """`length` steps of an NTM, stored as they are taken, without gradients.
 
     Args:
-        length: room for so many steps.
-        state: before the first step, as `NAMES`; left as it is.
+        length: maximum number of steps.
+        state: before the first step, as `NAMES`; not modified.
         fresh: the first state of an episode, `[1, ...]`, as `NAMES`; None: none starts here.
         weights: the trained parameters.
         sizes: of the memory.

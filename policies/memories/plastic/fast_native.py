@@ -1,7 +1,8 @@
 """Plastic networks over time on a CPU, by the C loops of `fast_traces.c`.
 
-A trace of 128 units is 64 KiB, so an environment's is in the cache while it is taken through all steps, and torch's
-operations over those of all environments are not. Of the traces, one every √T steps is kept, as in `fast_sequence.py`.
+The loops process one environment after another. Its trace, 64 KiB for 128 units, stays in the cache over all steps,
+which is not the case for torch's operations over all environments. One trace per √T steps is stored, as in
+`fast_sequence.py`.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from policies.native.loops import Loops
 
 SOURCE = Path(__file__).with_name("fast_traces.c")
 LANES_BYTES = 64
-"""Units are filled up to so many bytes, the widest SIMD vector."""
+"""Units are padded to a multiple of this many bytes, the widest SIMD vector."""
 LEAST = 2**19
-"""Numbers in all traces from which on a single step is the faster by the loops."""
+"""With at least this many numbers in all traces, a single step is faster with the loops."""
 
 
 class Plasticity(NamedTuple):
@@ -76,11 +77,11 @@ def filled(given: Tensor, dimensions: int = 1) -> Tensor:
 
 
 class NativeTape:
-    """`length` steps of a plastic network, written down as they are taken; without gradients.
+    """`length` steps of a plastic network, stored as they are taken, without gradients.
 
     Args:
-        length: room for so many steps.
-        hidden, hebb: the state before the first step; left as they are.
+        length: maximum number of steps.
+        hidden, hebb: the state before the first step; not modified.
         network: its parameters.
         kept: whether it will be gone back over them.
     """

@@ -33,10 +33,10 @@ tanh_backward = torch.ops.aten.tanh_backward.default
 
 
 class Tape:
-    """Steps of a plastic network, written down as they are taken; without gradients.
+    """Steps of a plastic network, stored as they are taken, without gradients.
 
     Args:
-        hidden, hebb: the state before the first step; left as they are.
+        hidden, hebb: the state before the first step; not modified.
         w, alpha, eta, rule, clip: as in `plastic.PlasticNetwork`; `clip` is None but for rule "clipped".
     """
 

@@ -1,4 +1,4 @@
-"""Differentiable plasticity: a recurrent network whose connections change as they are used."""
+"""Differentiable plasticity: a recurrent network whose connections change with activity."""
 
 from __future__ import annotations
 

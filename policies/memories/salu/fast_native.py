@@ -1,7 +1,7 @@
 """SALU over time on a CPU: whole sequences by the C loops of `fast_sequence.c`, as one autograd function.
 
 The table is laid out as in `fast_sequence.py`; a step of the loops reads only the rows of its episode. The input's part
-of the gates before, and the gradients of all weights after, are large products of torch's.
+of the gates and the gradients of all weights are large products of torch, before and after the loops.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from policies.native.loops import Arrays, Loops
 
 SOURCE = Path(__file__).with_name("fast_sequence.c")
 BLOCK = 16
-"""Environments that are taken through time together."""
+"""Number of environments that the loops process together."""
 MOST = 2**16
-"""Read weights of all heads at a step; the loops have two such vectors on the stack."""
+"""Maximum number of read weights of all heads; the loops keep two such vectors on the stack."""
 
 
 class _Tape(ctypes.Structure):

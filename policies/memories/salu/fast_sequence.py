@@ -25,11 +25,11 @@ tanh_backward = torch.ops.aten.tanh_backward.default
 
 
 class Tape:
-    """`length` steps of SALU, written down as they are taken; without gradients.
+    """`length` steps of SALU, stored as they are taken, without gradients.
 
     Args:
-        length: room for so many steps.
-        state: before the first step; left as it is.
+        length: maximum number of steps.
+        state: before the first step; not modified.
         recurrent: weights from [h ; v^r] to the gates, `[4 d_h, d_h + d_v]`.
         interaction, interaction_bias: W_v and b_v.
     """

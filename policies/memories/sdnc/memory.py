@@ -188,7 +188,7 @@ class Workspace:
 
     Args:
         sdnc: the memory.
-        state: before the first step; left as it is.
+        state: before the first step; not modified.
         rows: its memory.
     """
 

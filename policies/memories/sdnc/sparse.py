@@ -5,7 +5,7 @@ memory is in §3.2 and §3.4, the links in supplement D. A step touches as many 
 exact search for the nearest words and for the least recently used one passes over all slots, each as one operation.
 
 Sizes: B batch, N slots, W word size, S entries of a write, K_L links kept a row. Weightings are sparse: slots and the
-weights there. A slot may stand in a weighting more than once; its weights then add up.
+weights there. A slot may occur in a weighting more than once; its weights then add up.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class Rows:
     """The memory M and the norms of its words; each write creates a new memory.
 
     Args:
-        memory: M, `[B, N, W]`; left as it is.
-        inverse_norm: `inverse_norms` of its words, `[B, N]`; left as it is.
+        memory: M, `[B, N, W]`; not modified.
+        inverse_norm: `inverse_norms` of its words, `[B, N]`; not modified.
     """
 
     def __init__(self, memory: Tensor, inverse_norm: Tensor) -> None:
@@ -110,7 +110,7 @@ class Links:
         log_retained: `[B, N]`.
         precedence: p, `[B, 2, K_L]`: weights and slots.
 
-    All are left as they are.
+    None is modified.
     """
 
     NAMES = ("predecessors", "successors", "log_retained", "precedence")
@@ -186,7 +186,7 @@ class Links:
     def strongest(self, weights: Tensor, slots: Tensor, new_weights: Tensor, new_slots: Tensor) -> Tensor:
         """The K_L largest of the sum of two sparse rows, `[..., 2, K_L]`.
 
-        In `slots` each slot stands once. In `new_slots` it may stand again with weight zero.
+        In `slots` each slot occurs once. In `new_slots` it may occur again with weight zero.
         """
         same = slots[..., :, None] == new_slots[..., None, :]
         weights = weights + torch.where(same, new_weights[..., None, :], 0.0).sum(-1)

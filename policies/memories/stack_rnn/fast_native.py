@@ -1,7 +1,7 @@
 """The stack RNN over time on a CPU: whole sequences by the C loops of `fast_sequence.c`, as one autograd function.
 
-A call takes some environments through many steps, forward or back; episodes may start anywhere. What does not wait for
-a step is large products of torch's: U x before, the gradients of all weights after, some steps at a time.
+A call processes several environments over many steps, forward or backward; episodes may start at any step. U x and the
+gradients of all weights are large products of torch, before and after the loops, for several steps at a time.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from policies.native.loops import Arrays, Loops
 
 SOURCE = Path(__file__).with_name("fast_sequence.c")
 BLOCK = 16
-"""Environments that are taken through time together."""
+"""Number of environments that the loops process together."""
 MOST = 2**16
-"""Cells of the largest stack; the loops have two such on the C stack."""
+"""Maximum number of cells of a stack; the loops keep two such arrays on the C stack."""
 
 
 class Sizes(NamedTuple):
-    """What the loops must know beside the arrays, in the order of the C file."""
+    """Sizes and options of the C loops, in the order of the C file."""
 
     batch: int
     hidden: int
@@ -76,11 +76,11 @@ def over(sizes: Sizes, weights: Weights, forward: bool, arrays: Arrays) -> Loops
 
 
 class NativeTape:
-    """`length` steps of a stack RNN, written down as they are taken; without gradients.
+    """`length` steps of a stack RNN, stored as they are taken, without gradients.
 
     Args:
-        length: room for so many steps.
-        hidden, stacks: the state before the first step; left as they are.
+        length: maximum number of steps.
+        hidden, stacks: the state before the first step; not modified.
         empty: stacks at the start of an episode, `[stacks, capacity]`.
         weights: the trained parameters.
         sizes: of the memory.
