@@ -67,7 +67,7 @@ def lines(args: Args) -> Iterator[Line]:
     small = args.small or args.pretend
     tests = [*(["--pretend-cuda"] if args.pretend else []), "-m", "gpu", "-p", "no:cacheprovider"]
     few = ["-k", "gru or lstm or RepeatFirst or TMaze"] if small else []
-    run = str(args.out / "repeat-first")
+    run = args.out / "repeat-first"
     yield Line(1, "probes", ["benchmarks/gpu_probes.py"], 30)
     for name, file, seconds in (
         ("environments", "tests/envs/test_env_conformance.py", 45),
@@ -75,11 +75,11 @@ def lines(args: Args) -> Iterator[Line]:
         ("graphs", "tests/agents/test_cuda_graphs_gpu.py", 100),
     ):
         yield Line(1, name, ["-m", "pytest", file, *tests, *few], seconds)
-    words = "train.py --env Engram/RepeatFirst-v0 --memory gru --algo a2c --n-steps 16 --gamma 0 --learning-rate 1e-2"
+    words = "--env Engram/RepeatFirst-v0 --memory gru --algo a2c --n-steps 16 --gamma 0 --learning-rate 1e-2"
     words += f" --num-envs {16 if small else 1024} --total-timesteps {2048 if small else 3_000_000} --fast graph"
-    words += f" --device {args.device} --no-baseline --no-progress --run-dir {run}"
-    yield Line(1, "learns", words.split() + ["--eval-episodes", "8"] * small, 45)
-    yield Line(1, "scores", ["evaluate.py", run, "--device", args.device, *["--episodes", "8"] * small], 20)
+    words += f" --device {args.device}" + " --eval-episodes 8" * small
+    yield Line(1, "learns", training(run, words), 45)
+    yield Line(1, "scores", ["evaluate.py", str(run), "--device", args.device, *["--episodes", "8"] * small], 20)
 
     sizes = {"a2c": "--copies 512 2048 8192", "ppo": "--copies 1024 4096 --episode 80"}
     for algo, size in sizes.items():
@@ -91,14 +91,17 @@ def lines(args: Args) -> Iterator[Line]:
             words += f" --csv {args.out}/speed-{algo}-{memory}.csv"
             yield Line(2, f"speed {algo} {memory}", words.split(), SPEED[algo])
 
-    maze = args.out / "maze"
-    begun = (maze / "config.yaml").exists()
-    words = f"train.py --no-progress --no-baseline {'--resume' if begun else '--run-dir'} {maze}"
-    if not begun:
-        words += f" --recipe maze-gpu --device {args.device}"
-        words += " --env-kwargs episode_length=20 --num-envs 4 --n-steps 10" if small else ""
-        words += " --total-timesteps 400 --eval-episodes 8" if small else ""
-    yield Line(3, "maze", words.split(), 590)
+    words = f"--recipe maze-gpu --device {args.device}"
+    words += " --env-kwargs episode_length=20 --num-envs 4 --n-steps 10" if small else ""
+    words += " --total-timesteps 400 --eval-episodes 8" if small else ""
+    yield Line(3, "maze", training(args.out / "maze", words), 590)
+
+
+def training(folder: Path, words: str) -> list[str]:
+    """`train.py` in a folder: as `words` say, or resumed where a run was begun."""
+    begun = (folder / "config.yaml").exists()
+    start = ["--resume", str(folder)] if begun else ["--run-dir", str(folder), *words.split()]
+    return ["train.py", "--no-progress", "--no-baseline", *start]
 
 
 def run(line: Line, args: Args, limit: float) -> tuple[str, float]:

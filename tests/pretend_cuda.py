@@ -203,7 +203,11 @@ class CudaGenerator(_Generator, metaclass=_AnyGenerator):
     def set_state(self, state: Tensor) -> Any:
         if state.numel() != STATE_BYTES:
             raise RuntimeError("RNG state is wrong size")
-        super().set_state(CudaGenerator.states[int(state.view(torch.int64)[0])])
+        number = int(state.view(torch.int64)[0])
+        if number in CudaGenerator.states:
+            super().set_state(CudaGenerator.states[number])
+        else:  # saved by another process, which so few bytes cannot carry: numbers that only depend on them
+            self.manual_seed(number)
         return self
 
     def clone_state(self) -> Any:
