@@ -6,10 +6,7 @@
    the weights stay in the cache meanwhile. Compiled twice, for REAL float and double. */
 
 #include "fast_addressing.h"
-
-#ifdef __SSE__
-#include <xmmintrin.h>
-#endif
+#include "denormals.h"
 
 #define MAX_LAYERS 8
 
@@ -187,22 +184,6 @@ static void advance_slots(const Tape *tape, int64_t t, int64_t b, REAL *room) {
 }
 
 static REAL within(REAL x, REAL limit) { return x > limit ? limit : x < -limit ? -limit : x; }
-
-static unsigned flush_denormals(void) {
-#ifdef __SSE__
-    const unsigned before = _mm_getcsr();
-    _mm_setcsr(before | 0x8040); /* links and weights that fade away would cost a hundred times as much each */
-    return before;
-#else
-    return 0;
-#endif
-}
-
-static void restore(unsigned before) {
-#ifdef __SSE__
-    _mm_setcsr(before);
-#endif
-}
 
 /* Steps first ... last - 1 of the batch entries begin ... end - 1. `gates` holds what the input gives, biases included;
    `room`: see `ROOM` in fast_native.py. */

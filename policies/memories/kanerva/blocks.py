@@ -7,8 +7,8 @@ the DNC (Graves et al., 2016): what was read at a step is part of its input at t
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +16,14 @@ from torch.nn import functional as F
 
 from policies.memories.contract import MemoryStep, Panel, State, Unrolled
 from policies.memories.kanerva.encoder import DeepLinear, ImageEncoder, split_time
-from policies.memories.kanerva.form import KanervaForm
+from policies.memories.kanerva.fast_blocks import FastBlocks
+from policies.memories.kanerva.form import KanervaForm, Read, Shared, Walk
 from policies.memories.kanerva.panels import memory_panels
 from policies.memories.kanerva.parts import Gaussian, LearnedPrior, as_gaussian, image_shape
-from policies.memories.kanerva.places import block_places, cell_weights, inner_room
+from policies.memories.kanerva.places import block_places, inner_room, offset_weights
 from policies.memories.shared.noise import fingerprint, gaussian, next_seed
 from policies.memories.shared.numbers import rms
-from policies.memories.shared.readers import ReaderForm, Shape
+from policies.memories.shared.readers import Shape
 from policies.memories.steps import Queries, reset
 from policies.memories.time.scopes import held
 
@@ -35,47 +36,8 @@ MOST_PIXELS = 1024
 KEY_STD = 0.3
 """Standard deviation of keys before training; the prior's is 1."""
 
-
-class Weights(NamedTuple):
-    """What depends on parameters alone, computed once for a sequence: linear layers, each weight and bias."""
-
-    heads: tuple[Tensor, Tensor]
-    """From the controller's state to all heads."""
-    asking: tuple[Tensor, Tensor]
-    """From the controller's state, or a question, to the keys."""
-    prior: list[tuple[Tensor, Tensor]] | None
-    """The prior's convolutions; None: too large, they stay convolutions."""
-    readout: tuple[Tensor, Tensor]
-    """From the prior's features to what is read at the mean of Z."""
-    std: tuple[Tensor, Tensor]
-    """From the prior's features to the raw deviation of Z."""
-    latent: Tensor
-    """From Z to what is read."""
-
-
-class Read(NamedTuple):
-    """One reading of a memory for each of B entries."""
-
-    features: Tensor
-    """Of the windows, as the prior sees them, `[B, F]`."""
-    output: Tensor
-    """`[B, output_size]`."""
-
-
-class FastBlocks(ReaderForm):
-    """All that does not pass through the controller is done for all steps together."""
-
-    memory: BlockKanerva
-
-    def unroll(
-        self,
-        xs: Tensor,
-        starts: Tensor | None,
-        state: State,
-        resets: Sequence[int] | None,
-        queries: Queries | None = None,
-    ) -> Unrolled:
-        return self.memory.run(xs, starts, state, range(len(xs)) if resets is None else resets, queries)
+Way = Callable[[Tensor, Tensor, Tensor | None, State], Walk]
+"""Takes steps; arguments: the first four of `BlockKanerva.walk`."""
 
 
 class BlockKanerva(KanervaForm):
@@ -136,9 +98,13 @@ class BlockKanerva(KanervaForm):
         self.write_gate = nn.Linear(hidden_size, 1)
         self.content = nn.Linear(hidden_size, memory_channels * crop_size**2)
         self.keys = DeepLinear(hidden_size, dense_size, 2 * 2 * reads)  # q(Y|X)
-        self.posterior = DeepLinear(hidden_size, dense_size, 2 * latent_size)  # q(Z|X)
-        self.prior = LearnedPrior(reads * memory_channels, crop_size, prior_features, latent_size)
-        self.readout = nn.Linear(self.prior.features + latent_size, output_size)
+        self.posterior = None
+        if kl_weight or reconstruct:
+            self.posterior = DeepLinear(hidden_size, dense_size, 2 * latent_size)  # q(Z|X)
+        self.prior = LearnedPrior(reads * memory_channels, crop_size, prior_features, latent_size, nn.Tanh)
+        windows = reads * memory_channels * crop_size**2
+        self.windows, self.small, self.read_size = windows, windows <= MOST_PIXELS, output_size
+        self.readout = nn.Linear(windows + self.prior.features + latent_size, output_size)
         self.asked = sorted(queries or {})
         self.query_encoders = nn.ModuleList(encoder((queries or {})[name], hidden_size) for name in self.asked)
         self.ask = nn.Linear(hidden_size, output_size) if self.asked else None
@@ -166,67 +132,109 @@ class BlockKanerva(KanervaForm):
         return self._zeros(batch_size, shapes)
 
     def forward(self, x: Tensor, state: State, queries: Queries | None = None) -> MemoryStep:
+        return self.one(x, state, queries)
+
+    def one(self, x: Tensor, state: State, queries: Queries | None, way: Way | None = None) -> MemoryStep:
+        """One step; `way`: as of `run`."""
         asked = None if queries is None else {name: query.unsqueeze(0) for name, query in queries.items()}
-        one = self.run(x.unsqueeze(0), None, state, (), asked)
+        one = self.run(x.unsqueeze(0), None, state, (), asked, way)
         losses = {name: loss[0] for name, loss in one.losses.items()}
         return MemoryStep(one.outputs[0], one.state, losses, None if one.grids is None else one.grids[0])
 
     def run(
-        self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int], queries: Queries | None
+        self,
+        xs: Tensor,
+        starts: Tensor | None,
+        state: State,
+        resets: Sequence[int],
+        queries: Queries | None,
+        way: Way | None = None,
     ) -> Unrolled:
-        """T steps; arguments as in `time.unroll`."""
+        """T steps; arguments as in `time.unroll`. `way`: takes them; None: `walk`."""
         length, batch_size = xs.shape[:2]
         flat = xs.flatten(0, 1)
         seen = xs if self.encoder is None else split_time(_encode(self.encoder, flat), length, batch_size)
         written = split_time(self.writes(flat), length, batch_size)
-        questions, prints = self.questions(queries)
-        reset_at = frozenset(resets) if starts is not None else frozenset()
-        initial = self.initial_state(batch_size) if reset_at else {}
+        noise: list[Tensor | _Nothing] = [_Nothing() for _ in range(5)]
+        if way is not None:
+            took = way(seen, written, starts, state)
+        else:
+            questions, prints = self.questions(queries)
+            reset_at = frozenset(resets) if starts is not None else frozenset()
+            if self.sample:
+                seeds = self.seeds(xs, starts, state["seed"], reset_at)
+                noise, state = self.noise(seeds, prints), {**state, "seed": seeds[-1]}
+            took = self.walk(seen, written, starts, state, reset_at, questions, noise)
+        outputs = torch.cat([took.hidden, took.answer.output], 2)
+        grids = None
+        if self.map_decoder is not None:
+            asked = took.answer is not took.read
+            latents = self.latents(took.answer).at(_flat(noise[ASKED_LATENT if asked else LATENT]))
+            grids = split_time(self.map_decoder(latents), length, batch_size)
+        losses = self.losses(flat, took, written.flatten(), noise[POSTERIOR])
+        return Unrolled(
+            outputs, took.state, {name: split_time(loss, length, batch_size) for name, loss in losses.items()}, grids
+        )
 
-        state = dict(state)
-        seed = state.pop("seed", None)
-        seeds: list[Tensor] = []
-        if seed is not None:
-            shown = fingerprint(xs, dims=2)
-            for t in range(length):
-                if t in reset_at and starts is not None:
-                    seed = seed.masked_fill(starts[t], 0)
-                seed = next_seed(seed, shown[t])
-                seeds.append(seed)
-        noise = self.noise(seeds, prints)
+    def walk(
+        self,
+        seen: Tensor,
+        written: Tensor,
+        starts: Tensor | None,
+        state: State,
+        reset_at: frozenset[int],
+        questions: Tensor | None,
+        noise: list[Tensor | _Nothing],
+    ) -> Walk:
+        """The steps, one by one.
 
-        weights = held(self, "weights", self.weights)
+        Args:
+            seen: what the controller sees, `[T, B, ...]`.
+            written: 1 where that is written, `[T, B]`.
+            starts: bool `[T, B]`, or None.
+            state: before the first step; its seed is that after the last.
+            reset_at: steps at which an episode may start.
+            questions: their embeddings, `[T, B, H]`, or None.
+            noise: of each stream, what each step draws.
+        """
+        initial = self.initial_state(seen.shape[1]) if reset_at else {}
+        seed = {name: state[name] for name in ("seed",) if name in state}
+        state = {name: state[name] for name in ("hidden", "cell", "memory", "read")}
+        shared = held(self, "weights", self.weights)
         hidden, reads, answers = [], [], []
-        for t in range(length):
+        for t in range(len(seen)):
             if t in reset_at and starts is not None:
-                state = reset(state, starts[t], initial)
+                state = reset(state, starts[t], {name: initial[name] for name in state})
             h, c = self.controller(torch.cat([seen[t], state["read"]], 1), (state["hidden"], state["cell"]))
-            gate, place, content, numbers = torch.split(F.linear(h, *weights.heads), self.widths, 1)
-            keys = self.draw_keys(numbers, noise[KEYS][t])
-            places, cells = self.locate(torch.cat([place.unsqueeze(1), keys], 1))
-            memory = self.write(state["memory"], cells[:, 0], gate.sigmoid() * written[t].unsqueeze(1), content)
-            read = self.read(memory, cells[:, 1:], weights, noise[LATENT][t])
-            state = {"hidden": h, "cell": c, "memory": memory, "read": read.output, "places": places}
+            gate, content = torch.split(F.linear(normalised(h), *shared.emit), [1, len(shared.emit[0]) - 1], 1)
+            keys = F.linear(h, *shared.point).view(-1, 1 + self.reads, 2)
+            if self.sample:
+                deviations = F.linear(h, *shared.spread)
+                keys = torch.cat([keys[:, :1], self.key_posterior(keys[:, 1:], deviations).at(noise[KEYS][t])], 1)
+            block, windows = torch.split(self.locate(keys), [1, self.reads], 1)
+            memory = self.write(state["memory"], block.squeeze(1), gate.sigmoid() * written[t].unsqueeze(1), content)
+            read = self.read(memory, windows, shared, noise[LATENT][t])
+            state = {"hidden": h, "cell": c, "memory": memory, "read": read.output}
             hidden.append(h)
             reads.append(read)
             if questions is not None:
                 assert self.ask is not None
-                keys = self.draw_keys(F.linear(questions[t], *weights.asking), noise[ASKED_KEYS][t])
-                answer = self.read(memory, self.locate(keys)[1], weights, noise[ASKED_LATENT][t])
+                asked = self.key_posterior(*F.linear(questions[t], *shared.asking).chunk(2, 1))
+                answer = self.read(memory, self.locate(asked.at(noise[ASKED_KEYS][t])), shared, noise[ASKED_LATENT][t])
                 answers.append(answer._replace(output=answer.output + self.ask(questions[t])))
-        if seed is not None:
-            state["seed"] = seed
+        read, *other = (Read(*map(torch.stack, zip(*each, strict=True))) for each in (reads, answers) if each)
+        places = block_places(keys, inner_room(self.crop_size, self.memory_size))
+        return Walk(torch.stack(hidden), read, other[0] if other else read, state | seed | {"places": places})
 
-        given = answers or reads
-        outputs = torch.cat([torch.stack(hidden), torch.stack([read.output for read in given])], 2)
-        grids = None
-        if self.map_decoder is not None:
-            latents = self.latents(given).at(_flat(noise[ASKED_LATENT if answers else LATENT]))
-            grids = split_time(self.map_decoder(latents), length, batch_size)
-        losses = self.losses(flat, torch.cat(hidden), written.flatten(), reads, noise[POSTERIOR])
-        return Unrolled(
-            outputs, state, {name: split_time(loss, length, batch_size) for name, loss in losses.items()}, grids
-        )
+    def seeds(self, xs: Tensor, starts: Tensor | None, seed: Tensor, reset_at: frozenset[int]) -> Tensor:
+        """What seeds the noise of each step, `[T, B]`; `seed`: before the first."""
+        found, shown = [], fingerprint(xs, dims=2)
+        for t in range(len(xs)):
+            if t in reset_at and starts is not None:
+                seed = seed.masked_fill(starts[t], 0)
+            seed = next_seed(seed, shown[t])
+            found.append(seed)
+        return torch.stack(found)
 
     def questions(self, queries: Queries | None) -> tuple[Tensor | None, Tensor | None]:
         """The sum of the questions' embeddings `[T, B, H]`, and what seeds their noise `[T, B]`."""
@@ -240,11 +248,8 @@ class BlockKanerva(KanervaForm):
             prints.append(fingerprint(query, dims=2))
         return torch.stack(embeddings).sum(0), torch.stack(prints)
 
-    def noise(self, seeds: list[Tensor], prints: Tensor | None) -> list[Tensor | _Nothing]:
-        """Of each stream, what each step draws; None: means."""
-        if not seeds:
-            return [_Nothing() for _ in range(5)]
-        seed = torch.stack(seeds)
+    def noise(self, seed: Tensor, prints: Tensor | None) -> list[Tensor | _Nothing]:
+        """Of each stream, what each step draws from its seed, `[T, B]`."""
         keys, latent = (self.reads, 2), (self.latent_size,)
         drawn: list[Tensor | _Nothing] = [_Nothing() for _ in range(5)]
         drawn[KEYS], drawn[LATENT] = gaussian(seed, keys, KEYS), gaussian(seed, latent, LATENT)
@@ -259,94 +264,86 @@ class BlockKanerva(KanervaForm):
             )
         return drawn
 
-    @property
-    def widths(self) -> list[int]:
-        """Of the heads: gate, place and content of the block to write, numbers of the keys."""
-        return [1, 2, self.channels * self.crop_size**2, 2 * 2 * self.reads]
-
-    def weights(self) -> Weights:
+    def weights(self) -> Shared:
         """All heads as one linear map: the dense networks have nothing between their layers."""
-        keys, project, width = self.keys.collapsed(), self.prior.project, self.latent_size
-        parts = [
-            *((self.write_gate.weight, self.write_gate.bias), self.write_place.collapsed()),
-            *((self.content.weight, self.content.bias), keys),
-        ]
-        of_features, of_latent = torch.split(self.readout.weight, [self.prior.features, width], 1)
-        small = self.reads * self.channels * self.crop_size**2 <= MOST_PIXELS
-        return Weights(
-            (torch.cat([weight for weight, _ in parts]), torch.cat([bias for _, bias in parts])),
+        keys, place = self.keys.collapsed(), self.write_place.collapsed()
+        project, width, means = self.prior.project, self.latent_size, 2 * self.reads
+        features = self.prior.features
+        of_windows, of_features, of_latent = torch.split(self.readout.weight, [self.windows, features, width], 1)
+        return Shared(
+            (
+                torch.cat([self.write_gate.weight, self.content.weight]),
+                torch.cat([self.write_gate.bias, self.content.bias]),
+            ),
+            (torch.cat([place[0], keys[0][:means]]), torch.cat([place[1], keys[1][:means]])),
+            (keys[0][means:], keys[1][means:]),
             keys,
-            self.prior.as_linear() if small else None,
-            # o = W_f f + W_z (W_μ f + b_μ) + b: linear in the features, but for what Z draws
-            (of_features + of_latent @ project.weight[:width], self.readout.bias + of_latent @ project.bias[:width]),
+            self.prior.as_linear() if self.small else None,
+            # r = W_m m + W_f f + W_z (W_μ f + b_μ) + b: linear in windows and features, but for what Z draws
+            (
+                torch.cat([of_windows, of_features + of_latent @ project.weight[:width]], 1),
+                self.readout.bias + of_latent @ project.bias[:width],
+            ),
             (project.weight[width:], project.bias[width:]),
             of_latent,
         )
 
-    def key_posterior(self, numbers: Tensor) -> Gaussian:
-        """q(Y|X) of what the network of the keys says, `[B, 4 K]`."""
-        mean, raw = numbers.view(numbers.shape[0], 2, self.reads, 2).unbind(1)
-        return Gaussian(mean, F.softplus(raw + math.log(math.expm1(KEY_STD))) + 1e-4)
+    def key_posterior(self, mean: Tensor, raw: Tensor) -> Gaussian:
+        """q(Y|X), `[B, K, 2]`, of what the network of the keys says, `[B, 2 K]` each."""
+        raw = raw + math.log(math.expm1(KEY_STD))
+        return Gaussian(mean.reshape(-1, self.reads, 2), F.softplus(raw).view(-1, self.reads, 2) + 1e-4)
 
-    def draw_keys(self, numbers: Tensor, noise: Tensor | None) -> Tensor:
-        """Keys `[B, K, 2]`; the means where there is no noise."""
-        if noise is None:
-            return numbers[:, : 2 * self.reads].view(-1, self.reads, 2)
-        return self.key_posterior(numbers).at(noise)
-
-    def locate(self, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """Places `[B, n, 2]` of keys `[B, n, 2]`, and weights `[B, n, 2, crop_size, S]` across and down."""
-        places = block_places(keys, inner_room(self.crop_size, self.memory_size))
-        return places, cell_weights(places, self.crop_size, self.memory_size)
+    def locate(self, keys: Tensor) -> Tensor:
+        """How much of each pixel of the blocks at keys `[B, n, 2]` lies on each cell, `[B, n, crop_size², S²]`."""
+        # Φ(y) (S - B): the first row and column, of keys that are normal uniform over where a block fits
+        room = self.memory_size - self.crop_size
+        across, down = offset_weights(torch.special.ndtr(keys), room, self.crop_size, self.memory_size).unbind(2)
+        return (down[:, :, :, None, :, None] * across[:, :, None, :, None, :]).flatten(4).flatten(2, 3)
 
     def write(self, memory: Tensor, weights: Tensor, gate: Tensor, content: Tensor) -> Tensor:
         """M ← M (1 − g a) + g ST⁻¹(P): a block P in the place of what was there.
 
         Args:
             memory: `[B, C, S, S]`.
-            weights: of the place, `[B, 2, crop_size, S]`.
+            weights: of the place, `[B, crop_size², S²]`.
             gate: g, `[B, 1]`.
             content: P, `[B, C · crop_size²]`.
         """
-        across, down = weights.unbind(1)
-        block = content.view(-1, self.channels, self.crop_size, self.crop_size) * gate.view(-1, 1, 1, 1)
-        placed = down.transpose(1, 2).unsqueeze(1) @ block @ across.unsqueeze(1)
-        sums = weights.sum(2)
-        covered = (sums[:, 1] * gate).unsqueeze(2) * sums[:, :1]  # g a, [B, S, S]
-        return torch.addcmul(memory + placed, memory, covered.unsqueeze(1), value=-1)
+        weights = weights * gate.unsqueeze(1)
+        kept = memory.flatten(2) * (1 - weights.sum(1, keepdim=True))
+        return torch.baddbmm(kept, content.view(-1, self.channels, self.crop_size**2), weights).view_as(memory)
 
-    def read(self, memory: Tensor, cells: Tensor, weights: Weights, noise: Tensor | None) -> Read:
-        """Read memories `[B, C, S, S]` by weights of cells `[B, K, 2, crop_size, S]`."""
-        across, down = cells.unbind(2)
-        windows = down.unsqueeze(2) @ memory.unsqueeze(1) @ across.transpose(2, 3).unsqueeze(2)
-        if weights.prior is None:
-            features: Tensor = self.prior.layers(windows.flatten(1, 2))
+    def read(self, memory: Tensor, weights: Tensor, shared: Shared, noise: Tensor | None) -> Read:
+        """Read memories `[B, C, S, S]` by weights of the windows `[B, K, crop_size², S²]`."""
+        # [B, C, K crop_size²]
+        windows = memory.flatten(2) @ weights.flatten(1, 2).transpose(1, 2)
+        features = flat = windows.flatten(1)
+        if shared.prior is None:
+            features = self.prior.layers(windows.view(len(flat), -1, self.crop_size, self.crop_size))
         else:
-            features = windows.flatten(1)
-            for layer in weights.prior:
-                features = F.linear(features, *layer).relu()
+            for layer in shared.prior:
+                features = F.linear(features, *layer).tanh()
         # figure 5's lower branch: Z is the memory's, not the input's
-        output = F.linear(features, *weights.readout)
+        output = F.linear(torch.cat([flat, features], 1), *shared.readout)
         if noise is not None:
-            std = F.softplus(F.linear(features, *weights.std)) + 1e-4
-            output = output + F.linear(std * noise, weights.latent)
+            std = F.softplus(F.linear(features, *shared.std)) + 1e-4
+            output = output + F.linear(std * noise, shared.latent)
         return Read(features, output)
 
-    def latents(self, reads: list[Read]) -> Gaussian:
+    def latents(self, read: Read) -> Gaussian:
         """p(Z|M, Y) of all steps, `[T · B, L]`."""
-        return as_gaussian(self.prior.project(torch.cat([read.features for read in reads])))
+        return as_gaussian(self.prior.project(read.features.flatten(0, 1)))
 
-    def losses(
-        self, xs: Tensor, hidden: Tensor, written: Tensor, reads: list[Read], noise: Tensor | _Nothing
-    ) -> dict[str, Tensor]:
+    def losses(self, xs: Tensor, took: Walk, written: Tensor, noise: Tensor | _Nothing) -> dict[str, Tensor]:
         """The terms of eq. (4), each `[N]` for the N = T · B steps."""
         losses = dict.fromkeys(("kl_z", "kl_y"), torch.zeros_like(written))
-        if not self.kl_weight and self.input_decoder is None:
+        if self.posterior is None:
             return losses
+        hidden = took.hidden.flatten(0, 1)
         posterior = as_gaussian(self.posterior(hidden))
         if self.kl_weight:
-            keys = self.key_posterior(self.keys(hidden))
-            losses["kl_z"] = self.kl_weight * posterior.kl(self.latents(reads)) * written
+            keys = self.key_posterior(*self.keys(hidden).chunk(2, 1))
+            losses["kl_z"] = self.kl_weight * posterior.kl(self.latents(took.read)) * written
             losses["kl_y"] = self.kl_weight * keys.kl() * written
         if self.input_decoder is not None:
             decoded = self.input_decoder(posterior.at(_flat(noise)))
@@ -368,6 +365,11 @@ class BlockKanerva(KanervaForm):
                 self.crop_size,
                 self.get_buffer("colours"),
             )
+
+
+def normalised(hidden: Tensor) -> Tensor:
+    """E of the controller's state: blocks are as large and keys as far apart in the first updates as in the last."""
+    return F.layer_norm(hidden, hidden.shape[-1:])
 
 
 class _Nothing:

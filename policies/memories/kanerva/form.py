@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,48 @@ from policies.memories.kanerva.panels import COLOURS
 from policies.memories.kanerva.parts import ImageDecoder, image_shape
 from policies.memories.shared.readers import ReaderMemory, Shape
 from policies.memories.steps import Queries
+
+
+class Read(NamedTuple):
+    """What some readings of a memory gave."""
+
+    features: Tensor
+    """Of the windows, as the prior sees them, `[..., F]`."""
+    output: Tensor
+    """`[..., output_size]`."""
+
+
+class Walk(NamedTuple):
+    """What T steps gave."""
+
+    hidden: Tensor
+    """`[T, B, H]`."""
+    read: Read
+    """What the input's keys read, `[T, B, ...]`."""
+    answer: Read
+    """What goes to the output: the same, or what the questions' keys read."""
+    state: State
+
+
+class Shared(NamedTuple):
+    """What depends on parameters alone, computed once for a sequence: linear layers, each weight and bias."""
+
+    emit: tuple[Tensor, Tensor]
+    """From E to the write gate and the block."""
+    point: tuple[Tensor, Tensor]
+    """From the hidden state to the key of the block and the means of the keys."""
+    spread: tuple[Tensor, Tensor]
+    """From the hidden state to the raw deviations of the keys."""
+    asking: tuple[Tensor, Tensor]
+    """From a question to means and raw deviations of the keys."""
+    prior: list[tuple[Tensor, Tensor]] | None
+    """The prior's convolutions; None: too large, they stay convolutions."""
+    readout: tuple[Tensor, Tensor]
+    """From windows and features to what is read at the mean of Z."""
+    std: tuple[Tensor, Tensor]
+    """From the features to the raw deviation of Z."""
+    latent: Tensor
+    """From Z to what is read."""
 
 
 class KanervaForm(ReaderMemory):

@@ -22,6 +22,9 @@ class FastKanerva(ReaderForm):
 
     memory: KanervaMemory
 
+    def step(self, x: Tensor, state: State, queries: Queries | None = None) -> MemoryStep:
+        return self.memory.form.step(x, state, *(() if queries is None else (queries,)))
+
     def unroll(
         self,
         xs: Tensor,
@@ -33,8 +36,7 @@ class FastKanerva(ReaderForm):
         return self.memory.form.unroll(xs, starts, state, resets, queries)
 
     def record(self, state: State, room: int) -> Recording:
-        """With the graph of each step: a replay takes as many launches again."""
-        return Recording(self.memory, state)
+        return self.memory.form.record(state, room)
 
 
 @register_memory("kanerva++")
@@ -62,7 +64,8 @@ class KanervaMemory(ReaderMemory):
         dense_size: units of the dense networks.
         latent_size: L, width of Z.
         memory_channels: C of the memory.
-        memory_size: S, its height and width; without a controller 4 times a power of two, at least 8.
+        memory_size: S, its height and width; None: 8, without a controller 16. With one, blocks and windows may stop
+            overlapping, and so lose their gradients, above 2 `crop_size`. Without one 4 times a power of two.
         writer_features: without a controller, feature maps of the writer's coarsest grid, halved by each layer.
         read_heads: K, windows read at a step.
         crop_size: side of a window, and of a block, at least 4.
@@ -96,7 +99,7 @@ class KanervaMemory(ReaderMemory):
         dense_size: int = 64,
         latent_size: int = 32,
         memory_channels: int = 3,
-        memory_size: int = 16,
+        memory_size: int | None = None,
         writer_features: int = 32,
         read_heads: int = 2,
         crop_size: int | None = None,
@@ -120,7 +123,7 @@ class KanervaMemory(ReaderMemory):
             raise ValueError(f"shift is {shift}, which needs controller='none': a controller keeps what came before")
         common: dict[str, Any] = {
             **{"output_size": output_size, "embedding_size": embedding_size, "dense_size": dense_size},
-            **{"latent_size": latent_size, "memory_channels": memory_channels, "memory_size": memory_size},
+            **{"latent_size": latent_size, "memory_channels": memory_channels},
             **{"reads": read_heads, "prior_features": prior_features, "encoder_channels": encoder_channels},
             **{"encoder_blocks": encoder_blocks, "skip_blank": skip_blank, "sample": sample, "kl_weight": kl_weight},
             **{"map_shape": map_shape, "reconstruct": reconstruct, "likelihood": likelihood},
@@ -129,12 +132,18 @@ class KanervaMemory(ReaderMemory):
         self.form: BlockKanerva | PooledKanerva
         if controller == "lstm":
             self.form = BlockKanerva(
-                input_size, queries, hidden_size=hidden_size, crop_size=4 if crop_size is None else crop_size, **common
+                input_size,
+                queries,
+                hidden_size=hidden_size,
+                memory_size=8 if memory_size is None else memory_size,
+                crop_size=4 if crop_size is None else crop_size,
+                **common,
             )
         else:
             self.form = PooledKanerva(
                 input_size,
                 queries,
+                memory_size=16 if memory_size is None else memory_size,
                 writer_features=writer_features,
                 encoder_activation=encoder_activation,
                 shift=0.125 if shift is None else shift,

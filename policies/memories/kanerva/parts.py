@@ -147,14 +147,16 @@ def read_windows(memory: Tensor, keys: Tensor, size: int) -> Tensor:
 class LearnedPrior(nn.Module):
     """p(Z|M, Y): a convolutional encoder over the K windows, stacked along the channels (appendix E)."""
 
-    def __init__(self, channels: int, size: int, features: int, latent_size: int) -> None:
+    def __init__(
+        self, channels: int, size: int, features: int, latent_size: int, activation: type[nn.Module] = nn.ReLU
+    ) -> None:
         super().__init__()
         if size < 4:
             raise ValueError(f"crop_size is {size}; it must be at least 4")
         self.size = size
         layers: list[nn.Module] = []
         while size > 2:
-            layers += [nn.Conv2d(channels, features, 3, stride=2, padding=1), nn.ReLU()]
+            layers += [nn.Conv2d(channels, features, 3, stride=2, padding=1), activation()]
             channels, features, size = features, 2 * features, -(-size // 2)
         self.layers = nn.Sequential(*layers, nn.Flatten())
         self.features = channels * size * size

@@ -76,6 +76,12 @@ def cell_weights(places: Tensor, block_size: int, memory_size: int) -> Tensor:
     return (1 - torch.add(rows, places[..., None, None], alpha=half).abs()).clamp(min=0)
 
 
+def offset_weights(offsets: Tensor, room: float, block_size: int, memory_size: int) -> Tensor:
+    """The weights of `cell_weights` for blocks whose first row lies `room · offsets` rows from the memory's first."""
+    rows = _rows(block_size, memory_size, (block_size - 1) / 2, offsets.device, offsets.dtype)
+    return (1 - torch.add(rows, offsets[..., None, None], alpha=room).abs()).relu()
+
+
 @functools.cache
 def _rows(block_size: int, memory_size: int, half: float, device: torch.device, dtype: torch.dtype) -> Tensor:
     """How far the rows of a block in the middle lie from the memory's, `[block_size, memory_size]`; made once."""

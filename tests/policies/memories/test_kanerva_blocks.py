@@ -100,25 +100,27 @@ def reference(memory: BlockKanerva, xs: Tensor) -> dict[str, Tensor]:
             i, f, g, o = gates.view(4, H)
             c = f.sigmoid() * c + i.sigmoid() * g.tanh()
             h = o.sigmoid() * c.tanh()
+            e = (h - h.mean()) / (h.var(correction=0) + 1e-5).sqrt()
             blank = bool((x == 0).all())
             if not blank:
-                gate = linear(memory.write_gate, h).sigmoid()
-                m = written(m, dense(memory.write_place, h), gate, linear(memory.content, h).view(C, CROP, CROP))
+                gate = linear(memory.write_gate, e).sigmoid()
+                m = written(m, dense(memory.write_place, h), gate, linear(memory.content, e).view(C, CROP, CROP))
             seed = next_seed(seed, fingerprint(x[None]))
             noise = [gaussian(seed, shape, stream)[0] for stream, shape in ((0, (K, 2)), (1, (L,)), (2, (L,)))]
             mean, raw = dense(memory.keys, h).view(2, K, 2)
             q_y = Normal(mean, F.softplus(raw + math.log(math.exp(0.3) - 1)) + 1e-4)
             y = q_y.mean + q_y.stddev * noise[0]
-            features = torch.cat([window(m, key) for key in y])[None]
+            windows = torch.stack([window(m, key) for key in y], 1).flatten(0, 1)  # [C K, B, B]
+            features = windows[None]
             for layer in memory.prior.layers:
                 if isinstance(layer, torch.nn.Conv2d):
-                    features = F.conv2d(features, layer.weight, layer.bias, stride=2, padding=1).clamp(min=0)
+                    features = F.conv2d(features, layer.weight, layer.bias, stride=2, padding=1).tanh()
             features = features.flatten()
             numbers = linear(memory.prior.project, features)
             p_z = Normal(numbers[:L], F.softplus(numbers[L:]) + 1e-4)
             numbers = dense(memory.posterior, h)
             q_z = Normal(numbers[:L], F.softplus(numbers[L:]) + 1e-4)
-            r = linear(memory.readout, torch.cat([features, p_z.mean + p_z.stddev * noise[1]]))
+            r = linear(memory.readout, torch.cat([windows.flatten(), features, p_z.mean + p_z.stddev * noise[1]]))
             seen = 0.0 if blank else 1.0
             found["outputs"].append(torch.cat([h, r]))
             found["kl_z"].append(0.5 * seen * kl_divergence(q_z, p_z).sum())
@@ -186,12 +188,13 @@ def test_what_is_written_at_a_key_is_read_there() -> None:
     block = torch.randn(1, C * CROP * CROP).double()
     for cells in (0.0, 2.0, 2.5, S - CROP):
         key = Normal(0.0, 1.0).icdf(torch.tensor([[cells / (S - CROP)] * 2]).double().clamp(1e-9, 1 - 1e-9))
-        _, weights = memory.locate(key.unsqueeze(1))
+        weights = memory.locate(key.unsqueeze(1))
         before = torch.randn(1, C, S, S).double()
         filled = memory.write(before, weights[:, 0], torch.ones(1, 1).double(), block)
-        window = weights[:, 0, 1] @ filled @ weights[:, 0, 0].transpose(1, 2)
         if cells != 2.5:
-            torch.testing.assert_close(window.flatten(1), block, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(
+                (filled.flatten(2) @ weights[:, 0].transpose(1, 2)).flatten(1), block, atol=1e-5, rtol=1e-5
+            )
 
 
 def test_standard_normal_keys_are_uniform_over_where_a_block_fits() -> None:
@@ -207,7 +210,7 @@ def test_a_closed_gate_and_a_blank_input_write_nothing() -> None:
     memory = build()
     state = memory.initial_state(BATCH)
     state = memory(sequence(FEATURES)[0], state).state
-    _, weights = memory.locate(torch.zeros(BATCH, 1, 2).double())
+    weights = memory.locate(torch.zeros(BATCH, 1, 2).double())
     block = torch.ones(BATCH, C * CROP * CROP).double()
     after = memory.write(state["memory"], weights[:, 0], torch.zeros(BATCH, 1).double(), block)
     assert torch.equal(after, state["memory"])

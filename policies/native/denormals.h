@@ -1,0 +1,23 @@
+/* Numbers too small to be normal as zero: what fades away over many steps would cost a hundred times as much each. */
+
+#pragma once
+
+#ifdef __SSE__
+#include <xmmintrin.h>
+#endif
+
+static inline unsigned flush_denormals(void) {
+#ifdef __SSE__
+    const unsigned before = _mm_getcsr();
+    _mm_setcsr(before | 0x8040);
+    return before;
+#else
+    return 0;
+#endif
+}
+
+static inline void restore(unsigned before) {
+#ifdef __SSE__
+    _mm_setcsr(before);
+#endif
+}
