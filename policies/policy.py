@@ -277,9 +277,12 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         The encoder receives the entries of a `Dict` in the order of `observation_space`, independent of their order in
         `obs`.
         """
-        prepared = self.prepare(obs if self.obs_norm is None else self.obs_norm(obs))
-        features: Any = self.features_extractor(prepared)
+        features: Any = self.extract_features(obs if self.obs_norm is None else self.obs_norm(obs))
         return features if isinstance(features, tuple) else (features,)
+
+    def extract_features(self, obs: Obs, features_extractor: BaseFeaturesExtractor | None = None) -> Any:
+        """Encodes observations `[B, ...]`; a subclass may override it, as in SB3."""
+        return (features_extractor or self.features_extractor)(self.prepare(obs))
 
     # -- SB3's interface -------------------------------------------------------------------------------------------
 

@@ -191,6 +191,20 @@ def test_observations_of_several_parts_and_discrete_ones() -> None:
     assert weight.shape[1] == 5  # one-hot
 
 
+def test_a_subclass_may_override_extract_features() -> None:
+    class Doubled(MemoryActorCriticPolicy):
+        def extract_features(self, obs: Any, features_extractor: Any = None) -> Any:
+            return 2 * super().extract_features(obs, features_extractor)
+
+    one, twice = (
+        kind(OBS, SPACES["discrete"], lambda _: 1e-3, memory="gru") for kind in (MemoryActorCriticPolicy, Doubled)
+    )
+    twice.load_state_dict(one.state_dict())
+    obs = torch.rand(4, 3)
+    torch.testing.assert_close(twice.encode(obs)[0], 2 * one.encode(obs)[0])
+    torch.testing.assert_close(one.extract_features(obs), one.encode(obs)[0])
+
+
 def test_gradients_flow_through_time_and_stop_at_resets() -> None:
     """The loss at the last step reaches the first observation, unless an episode starts in between."""
     made = policy("gru")
