@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import os
+import signal
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, get_args
@@ -81,11 +83,31 @@ def make_env(
         assert isinstance(env, TensorEnv)
         return env
     with _building(env_id, spec.entry_point, {**spec.kwargs, **kwargs}):
-        batch = _on_host(spec, num_envs, vector, [*around, CopyObservation], kwargs)
+        outer = [ignoring_interrupts(os.getpid())] if vector == "async" else []
+        batch = _on_host(spec, num_envs, vector, [*around, CopyObservation, *outer], kwargs)
         env = as_tensor_env(batch, device)
     if vector == "async":
-        weakref.finalize(env, batch.close)  # its processes end with it, or with this one, and in good order
+        weakref.finalize(env, _closed, batch)  # its processes end with it, or with this one, and in good order
     return env
+
+
+def ignoring_interrupts(parent: int) -> Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]:
+    """A wrapper that ignores SIGINT in every other process than `parent`.
+
+    A terminal sends Ctrl-C to all processes, and the parent finishes its iteration first, for which it needs the others.
+    """
+
+    def around(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+        if os.getpid() != parent:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        return env
+
+    return around
+
+
+def _closed(batch: VectorEnv[Any, Any, Any]) -> None:
+    with contextlib.suppress(OSError, EOFError):  # a process has ended before
+        batch.close()
 
 
 def _on_host(

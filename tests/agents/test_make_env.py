@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -245,3 +247,15 @@ def test_same_step_is_taken_from_whoever_has_it() -> None:
     ):
         as_tensor_env(env).reset()
         env.close()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="other signals")
+def test_processes_of_environments_leave_an_interrupt_to_the_learner() -> None:
+    """A terminal sends Ctrl-C to all of them, but the iteration is finished first."""
+    env = make_env("CartPole-v1", 2, vector="async")
+    env.reset(seed=0)
+    for process in env.host.env.unwrapped.processes:  # type: ignore[attr-defined]
+        os.kill(process.pid, signal.SIGINT)
+    for _ in range(3):
+        env.step(np.zeros(2, np.int64))
+    env.close()
