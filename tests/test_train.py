@@ -359,3 +359,26 @@ def test_wrappers_encoder_and_layers_by_command(tmp_path: Path, monkeypatch: pyt
     assert command("--resume", "run", "--total-timesteps", "32", "--no-progress") == 0
     evaluate.main(["run", "--video", "it.gif", "--video-steps", "3"])  # which draws before the first reset
     assert Path("it.gif").stat().st_size > 1000
+
+
+def test_an_environment_that_draws_nothing_is_shown_without_its_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "plain_world.py").write_text(
+        "import gymnasium\n"
+        "class Plain(gymnasium.Env):\n"
+        "    observation_space = gymnasium.spaces.Discrete(3)\n    action_space = gymnasium.spaces.Discrete(2)\n"
+        "    def __init__(self):\n        pass\n"
+        "    def reset(self, *, seed=None, options=None):\n        self.time = 0\n        return 0, {}\n"
+        "    def step(self, action):\n"
+        "        self.time += 1\n        return self.time % 3, 1.0, self.time == 4, False, {}\n"
+        "gymnasium.register('Plain-v0', Plain)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    words = (
+        "--env plain_world:Plain-v0 --memory gru --memory-kwargs hidden_size=8 --num-envs 2 --n-steps 8 --no-baseline"
+    )
+    words += " --n-minibatches 1 --total-timesteps 16 --eval-episodes 0 --no-progress --panels-every 0 --run-dir run"
+    assert command(*words.split()) == 0
+    evaluate.main(["run", "--video", "it.gif", "--video-steps", "3"])
+    assert Path("it.gif").stat().st_size > 1000

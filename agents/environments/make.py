@@ -94,7 +94,7 @@ def make_env(
 def ignoring_interrupts(parent: int) -> Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]:
     """A wrapper that ignores SIGINT in every other process than `parent`.
 
-    A terminal sends Ctrl-C to all processes, and the parent finishes its iteration first, for which it needs the others.
+    A terminal sends Ctrl-C to all processes, and the parent finishes its iteration first, which needs the others.
     """
 
     def around(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:

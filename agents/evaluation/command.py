@@ -156,7 +156,12 @@ def _run(arguments: Arguments) -> None:
     place = dataclasses.replace(same, env=env_id, env_kwargs=env_kwargs, wrappers=around, vector=vector)
     num_envs = 1 if alone else arguments.num_envs or min(arguments.episodes, most)
     with Where("building", env_id).user_errors():
-        env = place.make_env(num_envs, device, **({"render_mode": "rgb_array"} if shows else {}))
+        try:
+            env = place.make_env(num_envs, device, **({"render_mode": "rgb_array"} if shows else {}))
+        except ValueError as error:
+            if not shows or "unexpected keyword argument 'render_mode'" not in str(error):
+                raise
+            env = place.make_env(num_envs, device)  # it draws nothing: the rest is shown
         if agent is not None:
             try:
                 check_spaces(agent.model.policy, env)
