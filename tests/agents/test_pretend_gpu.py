@@ -138,7 +138,8 @@ def recorded(memory: Memory, xs: Tensor, starts: Tensor, state: State) -> Unroll
 
 
 @pytest.mark.parametrize(
-    ("algo", "memory", "devices"), [("a2c", "gru", 2), ("a2c", "mnm-p", 1), ("ppo", "gru", 2), ("ppo", "dnc", 1)]
+    ("algo", "memory", "devices"),
+    [("a2c", "gru", 2), ("a2c", "mnm-p", 1), ("a2c", "multigrid", 2), ("ppo", "gru", 2), ("ppo", "dnc", 1)],
 )
 def test_graphs_equal_eager_iterations(algo: str, memory: str, devices: int) -> None:
     """Also on the second of two devices, where the current stream is not the first one's."""
