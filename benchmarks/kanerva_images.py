@@ -16,10 +16,11 @@ code for the dynamic Kanerva machine does. Which of them the paper's figures are
 Controls: the same images read from another episode's memory, and from the mean memory of all test episodes. A model
 that reconstructs as well from those has a memory that it does not read.
 
-Forms (`--form`): "paper" trains eq. (4) with the pooled memory. "pooled" normalises the embeddings and trains through
-the memory, Z ~ p(Z|M, Y). "block" does so too, and writes each image as a block at its keys. "vae" has no memory and a
-standard normal prior, the same encoder, decoder and steps. Of size "patches" a block has room for a whole image: the
-bound then says what pointing at it costs.
+Forms (`--form`): "paper" trains eq. (4) with the pooled memory. "block" trains through the memory, Z ~ p(Z|M, Y), and
+writes each image as a block to a tile; a block has room for a whole image, so the bound says what pointing at it
+costs. "vae" has no memory and a standard normal prior, the same encoder, decoder and steps.
+
+With `--spoilt` each image is asked for with a spoilt copy of it in training, so that the keys tolerate noise.
 
 Not as in the paper: AdamW instead of LARS with Adam, in form "paper" divergences that are counted in little by little
 (else a short training ends where Z says nothing), and training on the training split alone.
@@ -28,6 +29,7 @@ Not as in the paper: AdamW instead of LARS with Adam, in form "paper" divergence
 from __future__ import annotations
 
 import csv
+import itertools
 import math
 import sys
 import time
@@ -42,11 +44,11 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
 
+from benchmarks.kanerva_queries import draw, mixed, retrieval
 from envs.tasks.images.data import load_images
-from envs.tasks.images.image_episode import LEVELS, NOISE, noise_table
 from policies.memories.kanerva.generative_model import KanervaModel
 from policies.memories.kanerva.parts import as_gaussian
-from policies.memories.kanerva.places import Allocation
+from policies.memories.kanerva.tiles import Allocation
 from policies.native.allocator import tune_allocator
 
 PAPER = {"binarized-mnist": 41.58, "omniglot": 66.24}
@@ -61,17 +63,13 @@ SIZES: dict[str, dict[str, Any]] = {
         **{"prior_features": 16, "decoder_features": 128, "encoder_channels": (32, 64, 128), "encoder_blocks": 1},
     },
     "paper": {},  # the model's defaults
-    "dense": {
-        **{"memory_size": 32, "crop_size": 8, "embedding_size": 512, "dense_size": 128, "writer_features": 32},
-        **{"prior_features": 16, "decoder_features": 512, "encoder_channels": (512,), "network": "dense"},
-    },
     "patches": {
-        **{"memory_channels": 12, "memory_size": 64, "crop_size": 7, "dense_size": 128, "prior_features": 64},
-        **{"decoder_features": 64, "encoder_channels": (64,), "encoder_blocks": 1, "network": "patches"},
+        **{"memory_channels": 12, "memory_size": 28, "crop_size": 7, "dense_size": 128, "prior_features": 64},
+        **{"decoder_features": 64, "encoder_channels": (64,), "encoder_blocks": 1, "write": "block"},
     },
     "large-patches": {
         **{"memory_channels": 24, "memory_size": 64, "crop_size": 4, "dense_size": 128, "prior_features": 128},
-        **{"decoder_features": 128, "encoder_channels": (128,), "encoder_blocks": 1, "network": "patches"},
+        **{"decoder_features": 128, "encoder_channels": (128,), "encoder_blocks": 1, "write": "block"},
     },
 }
 Path_ = Literal["posterior", "memory"]
@@ -83,10 +81,14 @@ class Args:
     """The images; those of digits and mnist are cut at half ink."""
     data_dir: Path | None = None
     """Looked into first for files."""
-    form: Literal["paper", "pooled", "block", "vae"] = "paper"
+    form: Literal["paper", "block", "vae"] = "paper"
     """What is trained, and how; see above."""
     allocation: Allocation = "inferred"
-    """Of blocks, see `KanervaBlocks`: "inferred" from the image, "ranked" in its episode, by its "place" in it."""
+    """Of blocks, see `KanervaBlocks`: "inferred" from the image, or "ranked" in its episode."""
+    spoilt: bool = False
+    """With form "block", ask with copies that are clean, noisy (three kinds) or half hidden, all alike."""
+    key_weight: float = 1000.0
+    """With `spoilt`, of the squared distance between the keys of a copy and those of its image."""
     minutes: float = 10.0
     """Training ends after so many minutes of processor time (of the clock on a GPU); the learning rate falls to 0 by
     then."""
@@ -104,16 +106,15 @@ class Args:
     """S, height and width of the memory; None: that of `size`."""
     memory_channels: int | None = None
     """C of the memory; None: that of `size`."""
-    size: Literal["small", "medium", "paper", "dense", "patches", "large-patches"] = "small"
-    """Of the networks: for a CPU core, between, or the paper's; "dense": dense layers. "patches", with form "block":
-    blocks are feature maps of 7 x 7 cells, the most for a CPU's time; "large-patches": of 4 x 4, with more room between
-    them."""
+    size: Literal["small", "medium", "paper", "patches", "large-patches"] = "small"
+    """Of the networks: for a CPU core, between, or the paper's. For form "block": "patches", 16 tiles of 7 x 7 cells,
+    for ranked keys; "large-patches", 256 tiles of 4 x 4."""
     learning_rate: float = 2e-3
     """At its highest, after a twentieth of the training."""
     kl_z_warm_up: float = 0.3
     """Share of the training in which the weight of KL(Z) grows from 0 to 1, in form "paper"."""
     kl_y_warm_up: float = 0.3
-    """Likewise for KL(Y), in every form but "vae". Without it keys say nothing before there is something to read."""
+    """Likewise for KL(Y). Without it keys say nothing before there is something to read."""
     weight_decay: float = 1e-3
     """Of weights; biases and normalisation have none."""
     seed: int = 0
@@ -130,8 +131,10 @@ class Args:
     """Stop after so many minutes of this process, to go on later from `state`."""
     csv: Path | None = None
     """Write the table here."""
+    queries: Path | None = None
+    """Ask with spoilt test images, 2,000 of them, and write that table here."""
     png: Path | None = None
-    """Draw originals, recalls, noisy images cleaned up, and new images here."""
+    """Draw images, spoilt ones, what is read for them and what random keys show here."""
 
 
 def main(args: Args) -> None:
@@ -146,7 +149,7 @@ def main(args: Args) -> None:
     rows = [score(model, test, args, path, memory) for path, memory in controls(args.form)]
     shared = {
         **{"source": args.source, "images": len(test), "paper": PAPER.get(args.source, ""), **spent},
-        **{"form": args.form, "allocation": args.allocation if args.form == "block" else ""},
+        **{"form": args.form, "allocation": args.allocation if args.form == "block" else "", "spoilt": args.spoilt},
         **{"length": args.length, "batch": args.batch, "latent_size": args.latent_size, "reads": args.reads},
         **{"size": args.size, "memory_shape": memory_shape(args), "precision": args.precision},
         **{"parameters": sum(p.numel() for p in model.parameters())},
@@ -154,13 +157,23 @@ def main(args: Args) -> None:
     }
     report(args, rows, shared, pixel_cost(train, test))
     if args.csv is not None:
-        args.csv.parent.mkdir(parents=True, exist_ok=True)
-        with args.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, [*rows[0], *shared])
-            writer.writeheader()
-            writer.writerows({**row, **shared} for row in rows)
-    if args.png is not None and args.form != "vae":
-        draw(model, test, args, args.png)
+        write(args.csv, [{**row, **shared} for row in rows])
+    torch.manual_seed(args.seed)
+    played = list(itertools.islice(episodes(test, args.length, 10), 20))
+    if args.queries is not None:
+        found = retrieval(model, played)
+        print_table(found)
+        write(args.queries, [{**row, **shared} for row in found])
+    if args.png is not None:
+        draw(model, played[0][:, :1], played[0][:, 1:2], args.png)
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def build(args: Args, images: Tensor) -> KanervaModel:
@@ -169,10 +182,10 @@ def build(args: Args, images: Tensor) -> KanervaModel:
     sizes |= {name: number for name, number in chosen.items() if number is not None}
     shape = (1, images.shape[1], images.shape[2])
     if args.form == "vae":
-        return VAE(shape, **sizes, **({"write": "block"} if args.size.endswith("patches") else {}))
-    if args.form == "block":
-        sizes |= {"write": "block", "allocation": args.allocation}
-    return KanervaModel(shape, normalise=args.form != "paper", **sizes)
+        return VAE(shape, **sizes)
+    if (args.form == "block") != args.size.endswith("patches"):
+        raise SystemExit(f"size is {args.size!r}; form 'block' takes 'patches' or 'large-patches', 'paper' the others")
+    return KanervaModel(shape, allocation=args.allocation, **sizes)
 
 
 def memory_shape(args: Args) -> str:
@@ -187,7 +200,13 @@ def memory_shape(args: Args) -> str:
 class VAE(KanervaModel):
     """The control without memory: Z ~ q(Z|X) against N(0, I)."""
 
-    def forward(self, episode: Tensor, path: Path_ | None = None, memory: Tensor | None = None) -> dict[str, Tensor]:
+    def forward(
+        self,
+        episode: Tensor,
+        path: Path_ | None = None,
+        memory: Tensor | None = None,
+        queries: Tensor | None = None,
+    ) -> dict[str, Tensor]:
         posterior = as_gaussian(self.kanerva.posterior(self.embed(episode).flatten(0, 1)))
         latent = posterior.at(torch.randn_like(posterior.mean))
         reconstruction = self.likelihood.cost(self.decoder(latent), episode.flatten(0, 1))
@@ -254,7 +273,7 @@ def fit(model: KanervaModel, images: Tensor, args: Args) -> dict[str, Any] | Non
             for group in optimizer.param_groups:
                 group["lr"] = args.learning_rate * one_cycle(progress)
             with torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.precision == "bfloat16"):
-                costs = model(episode, path)
+                costs = model(episode, path, None, mixed(episode) if args.spoilt else None)
             optimizer.zero_grad()
             weighed(costs, args, progress).mean().backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1000.0)
@@ -267,11 +286,13 @@ def fit(model: KanervaModel, images: Tensor, args: Args) -> dict[str, Any] | Non
 def weighed(costs: dict[str, Tensor], args: Args, progress: float) -> Tensor:
     """The loss of each image: the terms that the form trains, the divergences weighed by the progress made."""
     loss = costs["reconstruction"]
-    if args.form in ("paper", "vae"):
-        loss = loss + (grown(progress, args.kl_z_warm_up) if args.form == "paper" else 1.0) * costs["kl_z"]
-    if args.form != "vae":
-        loss = loss + grown(progress, args.kl_y_warm_up) * costs["kl_y"]
-    return loss
+    if args.form == "vae":
+        return loss + costs["kl_z"]
+    if args.form == "paper":
+        divergences = (costs["kl_z"], args.kl_z_warm_up), (costs["kl_y"], args.kl_y_warm_up)
+        return loss + sum(grown(progress, share) * divergence for divergence, share in divergences)
+    # KL(Y) depends on the tiles alone, and those on no weight by a gradient
+    return loss + args.key_weight * costs["key_error"] if args.spoilt else loss
 
 
 def weight_groups(model: torch.nn.Module, decay: float) -> list[dict[str, Any]]:
@@ -284,7 +305,7 @@ def weight_groups(model: torch.nn.Module, decay: float) -> list[dict[str, Any]]:
 
 def described(args: Args) -> dict[str, str]:
     """What makes two trainings the same one."""
-    apart = ("state", "slice", "csv", "png", "threads", "data_dir")
+    apart = ("state", "slice", "csv", "queries", "png", "threads", "data_dir")
     return {name: str(value) for name, value in vars(args).items() if name not in apart}
 
 
@@ -337,8 +358,6 @@ def score(model: KanervaModel, images: Tensor, args: Args, path: Path_, memory: 
             other = mean.expand(episode.shape[1], *mean.shape)
         costs.append(model(episode, path, other))
     each = {part: torch.cat([cost[part].mean(0) for cost in costs]).double() for part in PARTS}
-    if path == "memory":
-        each["kl_z"].zero_()  # Z is drawn from p(Z|M, Y) itself
     row: dict[str, Any] = {"path": path, "memory": memory}
     row |= {part: round(float(values.mean()), 3) for part, values in each.items()}
     divergence = each["bound"] - each["reconstruction"]
@@ -355,44 +374,17 @@ def pixel_cost(train: Tensor, test: Tensor) -> float:
 
 def report(args: Args, rows: list[dict[str, Any]], shared: dict[str, Any], pixels: float) -> None:
     print(f"\n{args.source}, {shared['images']} test images, nats an image (less is better)")
-    print("  ".join(f"{name:>14}" for name in rows[0]))
-    for row in rows:
-        print("  ".join(f"{value:>14}" for value in row.values()))
+    print_table(rows)
     paper = f"; the paper has {shared['paper']}" if shared["paper"] else ""
     print(f"pixels by their frequency alone: {pixels:.2f}{paper}")
     print("Conditional: the memory is written from the images that are scored, and nothing is charged for it.")
     print(f"{shared['parameters']:,} parameters, {shared['minutes']} minutes of processor, {shared['epochs']} epochs")
 
 
-@torch.no_grad()
-def draw(model: KanervaModel, images: Tensor, args: Args, path: Path) -> None:
-    """A row each: an episode of test images, what is recalled of it, noisy ones, cleaned up, and new images."""
-    from matplotlib.figure import Figure
-
-    torch.manual_seed(args.seed)
-    model.eval()
-    episode = next(episodes(images, args.length, 1))
-    memory = model.infer_memory(episode)
-    other = model.infer_memory(next(episodes(images, args.length, 1)))
-    rows = [("original", episode), ("recall", model.iterative_read(memory, episode, 1)[-1])]
-    rows += [("another's memory", model.iterative_read(other, episode, 1)[-1])]
-    for kind, amount in NOISE.items():
-        table = noise_table(kind, amount).to(episode.device)
-        noisy = table[episode.long(), torch.randint(LEVELS, episode.shape, device=episode.device)]
-        rows += [(kind, noisy), ("after 10 reads", model.iterative_read(memory, noisy, 10)[-1])]
-    hidden = episode.clone()
-    hidden[..., hidden.shape[-2] // 2 :, :] = 0
-    rows += [("lower half hidden", hidden), ("after 10 reads", model.iterative_read(memory, hidden, 10)[-1])]
-    made = model.generate(memory, args.length)
-    rows += [("generated from keys", made), ("after 10 reads", model.iterative_read(memory, made, 10)[-1])]
-    figure = Figure(figsize=(0.6 * args.length + 1.4, 0.62 * len(rows)), dpi=150)
-    for place, (name, pictures) in enumerate(rows):
-        axes = figure.add_axes((0.17, 1 - (place + 1) / len(rows), 0.82, 0.94 / len(rows)))
-        axes.imshow(1 - torch.cat(list(pictures[:, 0, 0]), 1).cpu(), cmap="gray", vmin=0, vmax=1)
-        axes.set_axis_off()
-        axes.text(-0.01, 0.5, name, transform=axes.transAxes, ha="right", va="center", fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, facecolor="white")
+def print_table(rows: list[dict[str, Any]]) -> None:
+    print("  ".join(f"{name:>14}" for name in rows[0]))
+    for row in rows:
+        print("  ".join(f"{value:>14}" for value in row.values()))
 
 
 if __name__ == "__main__":

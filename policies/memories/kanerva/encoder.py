@@ -184,16 +184,12 @@ class DenseEncoder(Encoder):
         embedding_size: width of E.
         fraction: of the units that is shifted.
         linear: leave out the ReLU between the layers.
-        batch_norm: batch normalisation before each ReLU.
     """
 
-    def __init__(
-        self, size: int, units: int, embedding_size: int, fraction: float, linear: bool, batch_norm: bool = False
-    ) -> None:
+    def __init__(self, size: int, units: int, embedding_size: int, fraction: float, linear: bool) -> None:
         super().__init__(fraction)
         widths = [size, units, units, embedding_size]
         self.layers = nn.ModuleList(nn.Linear(*pair) for pair in itertools.pairwise(widths))
-        self.norms = nn.ModuleList(nn.BatchNorm1d(units) if batch_norm else nn.Identity() for _ in range(2))
         self.linear = linear
         for width in widths[1:3]:
             self.place(width)
@@ -201,7 +197,6 @@ class DenseEncoder(Encoder):
     def run(self, x: Tensor, shift: Shift) -> Tensor:
         for index, layer in enumerate(self.layers):
             if index:
-                x = self.norms[index - 1](x)
                 x = shift(index - 1, x if self.linear else x.relu())
             x = layer(x)
         return x

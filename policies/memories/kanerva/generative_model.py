@@ -5,18 +5,20 @@ Equation numbers, figures and sections are those of Ramapuram, Wu and Kalousis, 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from policies.memories.kanerva.encoder import DenseEncoder, Encoder, ImageEncoder, split_time
+from policies.memories.kanerva.encoder import Encoder, ImageEncoder, split_time
 from policies.memories.kanerva.likelihood import Likelihood
-from policies.memories.kanerva.parts import DenseDecoder, Gaussian, ImageDecoder, Kanerva, as_gaussian, read_windows
+from policies.memories.kanerva.parts import Gaussian, ImageDecoder, Kanerva, as_gaussian
 from policies.memories.kanerva.patches import PatchDecoder, PatchEncoder
-from policies.memories.kanerva.places import Allocation, KanervaBlocks
+from policies.memories.kanerva.tiles import Allocation, KanervaBlocks
+
+FLIPPED = 0.1
+"""Share of the pixels that `KanervaModel.search` takes for wrong."""
 
 
 class KanervaModel(nn.Module):
@@ -25,8 +27,8 @@ class KanervaModel(nn.Module):
     The defaults are the paper's where it gives a number (`embedding_size` is ResNet18's; `latent_size`, `crop_size` and
     `decoder_features` are not in it). Noise is torch's: seed it with `torch.manual_seed`.
 
-    `write="block"` with `normalise=True`, trained along the path "memory", is the form that uses its memory; see
-    docs/memories/kanerva++.md.
+    `write="block"`, trained along the path "memory", is the form that uses its memory; see docs/memories/kanerva++.md.
+    It has no writer, no temporal shift and no `embedding_size` of its own, which is K C `crop_size`².
 
     Args:
         image_shape: (C, H, W).
@@ -39,23 +41,17 @@ class KanervaModel(nn.Module):
         dense_size: units of the dense networks.
         writer_features: feature maps of the writer's coarsest grid.
         prior_features: feature maps of the learned prior's first layer.
-        decoder_features: feature maps of the decoder's coarsest grid; units of a dense decoder.
-        encoder_channels: widths of the encoder's stages; units of a dense encoder, one number.
+        decoder_features: feature maps of the decoder's coarsest grid.
+        encoder_channels: widths of the encoder's stages; with blocks one number.
         encoder_blocks: residual blocks a stage.
         shift: fraction of the channels that comes from the image before, and as many from the one after.
-        shift_direction: "both", or "online": only from the image before, as when they come one by one.
         norm: of the encoder: "batch", or "group".
-        average_pool: the encoder ends in an average over its last grid.
         likelihood: "bernoulli", "logistic" or "gaussian"; see `Likelihood`.
         mixtures: logistics a pixel.
-        network: "image": the paper's residual encoder and transposed convolutions; "dense": three dense layers each,
-            for a CPU; "patches": convolutions over the image's patches, and E a map that is written as it is, see
-            `kanerva/patches.py`; `embedding_size` is then K C `crop_size`².
-        write: "pooled": the memory is made of the mean embedding, as in the paper; "block": each image's content is
-            written as a block at its own keys, see `KanervaBlocks`.
-        allocation: of blocks: "inferred", "ranked" or "place", see `KanervaBlocks`.
-        normalise: batch-normalise E (without parameters, but of patches) and the means of inferred keys of blocks, and
-            multiply the pooled mean by √T, so that the memory is the episode's and not that of the average image.
+        write: "pooled": the memory is made of the mean embedding, as in the paper; "block": each image's feature map is
+            written as a block to a tile of its own, see `KanervaBlocks`; encoder, prior and decoder are convolutions
+            over the image's patches, see `kanerva/patches.py`.
+        allocation: of blocks: "inferred" or "ranked", see `KanervaBlocks`.
         linear_writer: of `write="pooled"`; see `Writer`.
         spectral_last: see `DeepLinear`.
     """
@@ -76,69 +72,48 @@ class KanervaModel(nn.Module):
         encoder_channels: Sequence[int] = (64, 128, 256, 512),
         encoder_blocks: int = 2,
         shift: float = 0.125,
-        shift_direction: Literal["both", "online"] = "both",
         norm: Literal["batch", "group"] = "batch",
-        average_pool: bool = True,
         likelihood: Literal["bernoulli", "gaussian", "logistic"] = "bernoulli",
         mixtures: int = 10,
-        network: Literal["image", "dense", "patches"] = "image",
         write: Literal["pooled", "block"] = "pooled",
         allocation: Allocation = "inferred",
-        normalise: bool = False,
         linear_writer: bool = True,
         spectral_last: bool = True,
     ) -> None:
         super().__init__()
-        if shift_direction not in ("both", "online"):
-            raise ValueError(f"shift_direction is {shift_direction!r}; it must be 'both' or 'online'")
         if norm not in ("batch", "group"):
             raise ValueError(f"norm is {norm!r}; it must be 'batch' or 'group'")
         if write not in ("pooled", "block"):
             raise ValueError(f"write is {write!r}; it must be 'pooled' or 'block'")
-        if network not in ("image", "dense", "patches"):
-            raise ValueError(f"network is {network!r}; it must be 'image', 'dense' or 'patches'")
-        if network == "patches" and write != "block":
-            raise ValueError(f"write is {write!r}; network='patches' makes blocks: write='block'")
-        if network != "image" and len(encoder_channels) != 1:
-            raise ValueError(f"encoder_channels is {tuple(encoder_channels)}; network={network!r} takes one number")
-        self.shift_direction, self.network = shift_direction, network
+        if write == "block" and len(encoder_channels) != 1:
+            raise ValueError(f"encoder_channels is {tuple(encoder_channels)}; write='block' takes one number")
         self.likelihood = Likelihood(likelihood, image_shape[0], mixtures)
         parameters = (self.likelihood.parameters, *image_shape[1:])
-        channels = embedding_size  # numbers of E that are normalised alike: one, or those of a channel of the map
         self.encoder: Encoder
         self.decoder: nn.Module
-        if network == "patches":
-            channels = reads * memory_channels
-            embedding_size = channels * crop_size**2
-            self.encoder = PatchEncoder(image_shape, crop_size, channels, encoder_channels[0], encoder_blocks, shift)
-            self.decoder = PatchDecoder(latent_size, parameters, crop_size, decoder_features)
-        elif network == "dense":
-            pixels = math.prod(image_shape)
-            self.encoder = DenseEncoder(pixels, encoder_channels[0], embedding_size, shift, False, norm == "batch")
-            self.decoder = DenseDecoder(latent_size, parameters, decoder_features)
-        else:
-            self.encoder = ImageEncoder(
-                image_shape, encoder_channels, encoder_blocks, embedding_size, shift, norm, average_pool
-            )
-            self.decoder = ImageDecoder(latent_size, parameters, decoder_features)
-        # of a map with an offset, by which a window shows how many blocks lie upon one another
-        mapped = network == "patches"
-        self.normalise = nn.BatchNorm1d(channels, momentum=0.02, affine=mapped) if normalise else None
-        sizes = (embedding_size, dense_size, latent_size, memory_channels, memory_size)
         self.kanerva: Kanerva | KanervaBlocks
+        read = (reads, crop_size, prior_features)
         if write == "block":
-            of_blocks = (spectral_last, mapped, normalise)
-            self.kanerva = KanervaBlocks(*sizes, reads, crop_size, prior_features, allocation, *of_blocks)
-        else:
-            self.kanerva = Kanerva(
-                *(*sizes, writer_features, reads, crop_size, prior_features, linear_writer, spectral_last)
+            channels = reads * memory_channels
+            self.encoder = PatchEncoder(image_shape, crop_size, channels, encoder_channels[0], encoder_blocks)
+            self.decoder = PatchDecoder(latent_size, parameters, crop_size, decoder_features)
+            self.kanerva = KanervaBlocks(
+                dense_size, latent_size, memory_channels, memory_size, *read, allocation, spectral_last
             )
+            return
+        self.encoder = ImageEncoder(
+            image_shape, encoder_channels, encoder_blocks, embedding_size, shift, norm, average_pool=True
+        )
+        self.decoder = ImageDecoder(latent_size, parameters, decoder_features)
+        sizes = (embedding_size, dense_size, latent_size, memory_channels, memory_size)
+        self.kanerva = Kanerva(*sizes, writer_features, *read, linear_writer, spectral_last)
 
     def forward(
         self,
         episode: Tensor,
         path: Literal["posterior", "memory"] | None = None,
         memory: Tensor | None = None,
+        queries: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """The conditional bound of each image, in nats: less is better, as in table 1.
 
@@ -146,65 +121,56 @@ class KanervaModel(nn.Module):
             episode: images `[T, B, C, H, W]`; the memory is written from all T, then each is read back (E.1).
             path: which branch of figure 5 decodes: "posterior", Z ~ q(Z|X), is the bound of eq. (4). "memory",
                 Z ~ p(Z|M, Y), takes nothing from the image but its keys; its bound is eq. (4) with that prior for the
-                posterior, so `kl_z` is no part of it and is given for comparison. None: "posterior" in training mode,
-                "memory" otherwise.
+                posterior, so `kl_z` is 0. None: "posterior" in training mode, "memory" otherwise.
             memory: read from this one instead, `[B, C, S, S]`: a control, with another episode's memory or the mean.
+            queries: images that ask in place of the episode's, `[T, B, C, H, W]`: q(Y|X) and q(Z|X) are those of the
+                spoilt copies, and what is written and what has to be reconstructed remain the episode.
 
         Returns:
             `bound`, `reconstruction` (−ln p(X|Z)), `kl_z` (KL(q(Z|X) ‖ p(Z|M, Y))) and `kl_y` (KL(q(Y|X) ‖ N(0, I))),
-            each `[T, B]`.
+            each `[T, B]`; with `queries` also `key_error`, the squared distance between the keys of a query and those
+            of its image, before either is moved to the centre of a tile.
         """
         path = path or ("posterior" if self.training else "memory")
         if path not in ("posterior", "memory"):
             raise ValueError(f"path is {path!r}; it must be 'posterior' or 'memory'")
-        embedding = self.embed(episode)
-        keys = self.key_posterior(embedding)
-        memory = self._write(embedding, keys) if memory is None else memory
+        # queries are embedded with the episode, as one batch whose statistics both share
+        embedding = self.embed(episode if queries is None else torch.cat([episode, queries], 1))
+        keys, points = self.kanerva.infer_keys(embedding)
+        count = episode.shape[1]
+        if memory is None:
+            memory = self.kanerva.write(embedding[:, :count], Gaussian(*(part[:, :count] for part in keys)))
+        keys = Gaussian(*(part[:, -count:] for part in keys))
         prior = self.read_prior(memory, _sample(keys))
-        posterior = as_gaussian(self.kanerva.posterior(embedding.flatten(0, 1)))
-        latent = _sample(posterior if path == "posterior" else prior)
-        reconstruction = self.likelihood.cost(self.decoder(latent), episode.flatten(0, 1))
-        kl_z, kl_y = posterior.kl(prior), Gaussian(keys.mean.flatten(0, 1), keys.std.flatten(0, 1)).kl()
-        bound = reconstruction + kl_y + (kl_z if path == "posterior" else 0)
+        kl_y = Gaussian(keys.mean.flatten(0, 1), keys.std.flatten(0, 1)).kl()
+        chosen, kl_z = prior, torch.zeros_like(kl_y)
+        if path == "posterior":
+            chosen = as_gaussian(self.kanerva.posterior(embedding[:, -count:].flatten(0, 1)))
+            kl_z = chosen.kl(prior)
+        reconstruction = self.likelihood.cost(self.decoder(_sample(chosen)), episode.flatten(0, 1))
+        bound = reconstruction + kl_y + kl_z
         costs = {"bound": bound, "reconstruction": reconstruction, "kl_z": kl_z, "kl_y": kl_y}
-        return {name: split_time(cost, *episode.shape[:2]) for name, cost in costs.items()}
+        costs = {name: split_time(cost, *episode.shape[:2]) for name, cost in costs.items()}
+        if queries is not None:
+            costs["key_error"] = (points[:, :count] - points[:, count:]).square().sum((2, 3))
+        return costs
 
     def embed(self, images: Tensor) -> Tensor:
         """E of an episode `[T, B, C, H, W]`: `[T, B, D]`."""
-        embedding = self.encoder.episode(images.flatten(2) if self.network == "dense" else images, self.shift_direction)
-        if self.normalise is None:
-            return embedding
-        together = self.normalise.num_features
-        numbers = embedding.reshape(-1, together, embedding.shape[2] // together)
-        return split_time(self.normalise(numbers).flatten(1), *images.shape[:2])
+        return self.encoder.episode(images)
 
     def infer_memory(self, episode: Tensor) -> Tensor:
         """M of an episode `[T, B, C, H, W]` (§3.3): `[B, C, S, S]`."""
         embedding = self.embed(episode)
-        return self._write(embedding, self.key_posterior(embedding))
-
-    def _write(self, embedding: Tensor, keys: Gaussian) -> Tensor:
-        if isinstance(self.kanerva, KanervaBlocks):
-            return self.kanerva.write(embedding, keys)
-        memory: Tensor = self.kanerva.writer(
-            embedding.mean(0) * (1 if self.normalise is None else len(embedding) ** 0.5)
-        )
-        return memory
+        return self.kanerva.write(embedding, self.key_posterior(embedding))
 
     def key_posterior(self, embedding: Tensor) -> Gaussian:
         """q(Y|X) of embeddings `[N, B, D]`: keys `[N, B, K, 3]`, of blocks `[N, B, K, 2]`."""
-        if isinstance(self.kanerva, KanervaBlocks):
-            return self.kanerva.key_posterior(embedding)
-        keys = self.kanerva.keys(embedding.flatten(0, 1))
-        return Gaussian(*(split_time(numbers, *embedding.shape[:2]) for numbers in keys))
+        return self.kanerva.infer_keys(embedding)[0]
 
     def windows(self, memory: Tensor, keys: Tensor) -> Tensor:
         """The windows of `memory` `[B, C, S, S]` at keys `[N, B, K, 3 or 2]`: `[N, B, K, C, crop_size, crop_size]`."""
-        if isinstance(self.kanerva, KanervaBlocks):
-            return self.kanerva.windows(memory, keys)
-        shared = memory.expand(len(keys), *memory.shape).flatten(0, 1)
-        windows = read_windows(shared, keys.flatten(0, 1), self.kanerva.crop_size)
-        return split_time(windows, *keys.shape[:2])
+        return self.kanerva.windows(memory, keys)
 
     def read_prior(self, memory: Tensor, keys: Tensor) -> Gaussian:
         """p(Z|M, Y) at keys `[N, B, K, 3]`: `[N · B, L]`."""
@@ -235,11 +201,34 @@ class KanervaModel(nn.Module):
             taken.append(images)
         return torch.stack(taken)
 
+    def search(self, memory: Tensor, images: Tensor, keys: Tensor, seen: Tensor | None = None) -> Tensor:
+        """Of what the memory shows at given keys, that which explains each image best.
+
+        It infers Y from the image and the memory, where q(Y|X) sees the image alone: the most likely of the keys, if
+        a tenth of the image's pixels were turned over.
+
+        Args:
+            memory: M, `[B, C, S, S]`.
+            images: spoilt ones, black and white or in between, `[N, B, C, H, W]`.
+            keys: candidates, all equally likely beforehand, `[R, B, K, 3 or 2]`; of blocks `KanervaBlocks.grid`.
+            seen: the pixels of `images` that are known, bool, shaped likewise; None: all.
+
+        Returns:
+            Expected images, `[N, B, C, H, W]`.
+        """
+        shown = self.likelihood.mean(self.decoder(self.read_prior(memory, keys).mean))
+        shown = split_time(shown, *keys.shape[:2])
+        ink = shown.clamp(0, 1) * (1 - 2 * FLIPPED) + FLIPPED
+        known = torch.ones_like(images) if seen is None else seen.to(images.dtype)
+        fits = torch.einsum("nbchw,rbchw->nbr", images * known, (ink / (1 - ink)).log())
+        fits = fits + torch.einsum("nbchw,rbchw->nbr", known, (1 - ink).log())
+        return shown[fits.argmax(2), torch.arange(len(memory), device=memory.device)]
+
     def prior_keys(self, number: int, batch_size: int) -> Tensor:
         """Y ~ N(0, I): `[number, batch_size, K, 3]`, of blocks `[number, batch_size, K, 2]`."""
         like = self.kanerva.prior.project.weight
-        numbers = 2 if isinstance(self.kanerva, KanervaBlocks) else 3
-        return torch.randn(number, batch_size, self.kanerva.reads, numbers, device=like.device, dtype=like.dtype)
+        size = (number, batch_size, self.kanerva.reads, self.kanerva.key_size)
+        return torch.randn(size, device=like.device, dtype=like.dtype)
 
     def generate(self, memory: Tensor, number: int) -> Tensor:
         """New images of given memories `[B, C, S, S]` (§3.4): `[number, B, C, H, W]`."""

@@ -94,29 +94,18 @@ class KeyModel(nn.Module):
         embedding_size: width of E.
         units: of the dense network.
         reads: K.
-        numbers: of a key: 3, (s, x, y), in the paper.
-        std: σ where the network says 0; None: the softplus of 0.
         spectral_last: see `DeepLinear`.
     """
 
-    def __init__(
-        self,
-        embedding_size: int,
-        units: int,
-        reads: int,
-        numbers: int = 3,
-        std: float | None = None,
-        spectral_last: bool = True,
-    ) -> None:
+    def __init__(self, embedding_size: int, units: int, reads: int, spectral_last: bool = True) -> None:
         super().__init__()
-        self.reads, self.numbers = reads, numbers
-        self.offset = 0.0 if std is None else math.log(math.expm1(std))
-        self.network = DeepLinear(embedding_size, units, 2 * numbers * reads, spectral_last)
+        self.reads = reads
+        self.network = DeepLinear(embedding_size, units, 6 * reads, spectral_last)
 
     def forward(self, embedding: Tensor) -> Gaussian:
-        """`[N, D]` to keys `[N, K, numbers]`."""
-        mean, std = as_gaussian(self.network(embedding), self.offset)
-        return Gaussian(mean.view(-1, self.reads, self.numbers), std.reshape(-1, self.reads, self.numbers))
+        """`[N, D]` to keys `[N, K, 3]`."""
+        mean, std = as_gaussian(self.network(embedding))
+        return Gaussian(mean.view(-1, self.reads, 3), std.reshape(-1, self.reads, 3))
 
 
 def read_windows(memory: Tensor, keys: Tensor, size: int) -> Tensor:
@@ -240,16 +229,6 @@ class ImageDecoder(nn.Module):
         return image[:, :, : self.grid[0], : self.grid[1]]
 
 
-class DenseDecoder(nn.Sequential):
-    """From Z to an image by three dense layers with ReLU between them; arguments as of `ImageDecoder`."""
-
-    def __init__(self, latent_size: int, shape: tuple[int, int, int], units: int) -> None:
-        super().__init__(
-            *(nn.Linear(latent_size, units), nn.ReLU(), nn.Linear(units, units), nn.ReLU()),
-            *(nn.Linear(units, math.prod(shape)), nn.Unflatten(1, shape)),
-        )
-
-
 def _doubling(inputs: int, outputs: int, bias: bool) -> nn.ConvTranspose2d:
     """Twice the height and width."""
     return nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1, bias=bias)
@@ -265,7 +244,7 @@ class Readout(NamedTuple):
 
 
 class Kanerva(nn.Module):
-    """What both forms of Kanerva++ share: all but the encoder and the decoder.
+    """What the pooled memory and the generative model share: all but the encoder and the decoder.
 
     Args:
         embedding_size: width of E.
@@ -280,6 +259,8 @@ class Kanerva(nn.Module):
         linear_writer: see `Writer`.
         spectral_last: see `DeepLinear`.
     """
+
+    key_size = 3
 
     def __init__(
         self,
@@ -304,6 +285,23 @@ class Kanerva(nn.Module):
         # q(Z|X), from E and not from the memory
         self.posterior = DeepLinear(embedding_size, units, 2 * latent_size, spectral_last)
         self.prior = LearnedPrior(reads * memory_channels, crop_size, prior_features, latent_size)
+
+    def infer_keys(self, embedding: Tensor) -> tuple[Gaussian, Tensor]:
+        """q(Y|X) of embeddings `[T, B, D]`, `[T, B, K, 3]`, and its mean."""
+        mean, std = self.keys(embedding.flatten(0, 1))
+        shape = (*embedding.shape[:2], *mean.shape[1:])
+        return Gaussian(mean.view(shape), std.view(shape)), mean.view(shape)
+
+    def write(self, embedding: Tensor, keys: Gaussian) -> Tensor:
+        """M `[B, C, S, S]` of an episode's embeddings `[T, B, D]` (§3.3); it does not depend on the keys."""
+        memory: Tensor = self.writer(embedding.mean(0))
+        return memory
+
+    def windows(self, memory: Tensor, keys: Tensor) -> Tensor:
+        """The windows of `memory` `[B, C, S, S]` at keys `[N, B, K, 3]`: `[N, B, K, C, crop_size, crop_size]`."""
+        shared = memory.expand(len(keys), *memory.shape).flatten(0, 1)
+        windows = read_windows(shared, keys.flatten(0, 1), self.crop_size)
+        return windows.reshape(*keys.shape[:2], *windows.shape[1:])
 
     def read(self, memory: Tensor, keys: Tensor) -> Readout:
         """Memories `[N, C, S, S]` at keys `[N, K, 3]`."""

@@ -31,7 +31,9 @@ def patch_side(shape: tuple[int, int, int], cells: int) -> int:
 
 
 class PatchEncoder(Encoder):
-    """E as a map: patches to features, residual blocks with the temporal shift, then `channels` numbers a cell.
+    """E as a map: patches to features, residual blocks, then `channels` batch-normalised numbers a cell.
+
+    Without the temporal shift, so that an image is embedded alike whatever is shown beside it.
 
     Args:
         shape: (C, H, W) of the input.
@@ -39,26 +41,22 @@ class PatchEncoder(Encoder):
         channels: of E, at each cell.
         features: of the residual blocks.
         blocks: how many of them.
-        fraction: of the features that is shifted.
     """
 
-    def __init__(
-        self, shape: tuple[int, int, int], cells: int, channels: int, features: int, blocks: int, fraction: float
-    ) -> None:
-        super().__init__(fraction)
+    def __init__(self, shape: tuple[int, int, int], cells: int, channels: int, features: int, blocks: int) -> None:
+        super().__init__(0.0)
         side = patch_side(shape, cells)
         self.stem = nn.Sequential(
             nn.Conv2d(shape[0], features, side, side, bias=False), nn.BatchNorm2d(features), nn.ReLU()
         )
         self.blocks = nn.ModuleList(ResidualBlock(features, features, 1, "batch") for _ in range(blocks))
-        for _ in range(blocks):
-            self.place(features, cells, cells)
-        self.project = nn.Conv2d(features, channels, 1)
+        # with an offset, by which a window shows how many blocks lie upon one another
+        self.project = nn.Sequential(nn.Conv2d(features, channels, 1), nn.BatchNorm2d(channels, momentum=0.02))
 
     def run(self, x: Tensor, shift: Shift) -> Tensor:
         x = self.stem(x)
-        for place, block in enumerate(self.blocks):
-            x = block(x, shift(place, x))
+        for block in self.blocks:
+            x = block(x, x)
         embedding: Tensor = self.project(x).flatten(1)
         return embedding
 

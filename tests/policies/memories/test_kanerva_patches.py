@@ -1,4 +1,4 @@
-"""Kanerva++'s blocks that are feature maps: where they lie, what a cell holds, and that the memory is what is used."""
+"""Kanerva++'s generative model with blocks: networks over patches, and that the memory is what is used."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from policies.memories.kanerva.generative_model import KanervaModel
+from policies.memories.kanerva.parts import Gaussian
 from policies.memories.kanerva.patches import PatchDecoder, PatchEncoder, PatchPrior
-from policies.memories.kanerva.places import KanervaBlocks, aligned, block_places, outer_room, whole_room
 
 T, B = 4, 3
 
@@ -20,7 +20,7 @@ def build(**options: Any) -> KanervaModel:
     sizes: dict[str, Any] = {
         **{"image_shape": (1, 8, 8), "latent_size": 64, "memory_channels": 4, "memory_size": 16, "crop_size": 4},
         **{"reads": 1, "dense_size": 16, "prior_features": 16, "decoder_features": 16, "encoder_channels": (16,)},
-        **{"encoder_blocks": 1, "network": "patches", "write": "block", "normalise": True},
+        **{"encoder_blocks": 1, "write": "block"},
     }
     return KanervaModel(**{**sizes, **options})
 
@@ -30,43 +30,9 @@ def spots(length: int, batch: int) -> Tensor:
     return torch.randint(2, (length, batch, 1, 4, 4)).float().repeat_interleave(2, 3).repeat_interleave(2, 4)
 
 
-@pytest.mark.parametrize("size", [4, 5])
-@pytest.mark.parametrize("room", [outer_room(16), whole_room(5, 16)])
-def test_rounded_keys_put_blocks_on_cells_and_pass_the_gradient(size: int, room: float) -> None:
-    keys = torch.randn(2000, dtype=torch.float64, requires_grad=True)
-    rounded = aligned(keys, size, 16, room)
-    first = block_places(rounded, room) * 7.5 + 7.5 - (size - 1) / 2
-    torch.testing.assert_close(first, first.round())
-    assert 0 <= first.min() < first.max() <= 16 - size
-    inside = (block_places(keys, room) * 7.5 + 7.5 - (size - 1) / 2 - first).abs()[
-        (first > 0.5) & (first < 15.5 - size)
-    ]
-    assert inside.max() <= 0.5 + 1e-9
-    (gradient,) = torch.autograd.grad(rounded.sum(), keys)
-    assert torch.equal(gradient, torch.ones_like(keys))
-
-
-def test_where_whole_blocks_begin_is_uniform() -> None:
-    keys = aligned(torch.randn(120_000), 5, 16, whole_room(5, 16))
-    first = (block_places(keys, whole_room(5, 16)) * 7.5 + 5.5).round().long()
-    counts = first.bincount(minlength=12)
-    assert len(counts) == 12
-    assert (counts - 10_000).abs().max() < 600
-
-
-@pytest.mark.parametrize(("allocation", "length"), [("inferred", 1), ("ranked", T)])
-def test_a_block_alone_is_the_embedding(allocation: str, length: int) -> None:
-    model = build(allocation=allocation).double()
-    parts, embedding = model.kanerva, torch.randn(length, B, 64).double()
-    assert isinstance(parts, KanervaBlocks)
-    keys = parts.key_posterior(embedding)
-    windows = parts.windows(parts.write(embedding, keys), keys.mean)
-    torch.testing.assert_close(windows.flatten(2), embedding)
-
-
 def test_each_cell_is_a_patch() -> None:
     """Without residual blocks a patch reaches its own cell only."""
-    encoder = PatchEncoder((1, 8, 8), 4, 2, 3, 0, 0.0).eval()
+    encoder = PatchEncoder((1, 8, 8), 4, 2, 3, 0).eval()
     image = torch.rand(1, 1, 8, 8)
     other = image.clone()
     other[..., 2:4, 4:6] += 1
@@ -116,13 +82,55 @@ def test_another_episodes_memory_hurts(allocation: str) -> None:
     assert other > 2 * own
 
 
+def test_a_search_finds_images_by_what_is_seen_of_them() -> None:
+    """All tiles are read; the one that fits the visible pixels is the answer, whatever the keys of the query are."""
+    model = build(allocation="ranked").eval()
+    pictures = (torch.rand(16, B, 1, 8, 8) > 0.5).float()
+    model.read_prior = lambda memory, keys: Gaussian(pictures.flatten(0, 1), pictures.flatten(0, 1))  # type: ignore[method-assign]
+    model.decoder = torch.nn.Identity()
+    model.likelihood.mean = lambda decoded: decoded  # type: ignore[method-assign]
+    keys = torch.zeros(16, B, 1, 2)
+    asked = torch.randint(16, (T, B))
+    right = pictures[asked, torch.arange(B)]
+    noisy = torch.where(torch.rand(right.shape) < 0.1, 1 - right, right)
+    assert torch.equal(model.search(torch.zeros(B, 4, 16, 16), noisy, keys), right)
+    seen = torch.zeros_like(right)
+    seen[..., :4, :] = 1
+    assert torch.equal(model.search(torch.zeros(B, 4, 16, 16), right * seen, keys, seen), right)
+
+
+def test_queries_ask_in_place_of_the_episode() -> None:
+    """What is written and scored is the episode; what decides where to read is the query."""
+    torch.manual_seed(0)
+    model = build().eval()
+    episode, queries = spots(T, B), spots(T, B)
+    torch.manual_seed(1)
+    asked = model(episode, "memory", queries=queries)
+    torch.manual_seed(1)
+    keys = model.key_posterior(model.embed(queries))
+    prior = model.read_prior(model.infer_memory(episode), keys.at(torch.randn_like(keys.mean)))
+    latent = prior.at(torch.randn_like(prior.mean))
+    expected = model.likelihood.cost(model.decoder(latent), episode.flatten(0, 1))
+    torch.testing.assert_close(asked["reconstruction"].flatten(), expected)
+    points = [model.kanerva.infer_keys(model.embed(images))[1] for images in (episode, queries)]
+    torch.testing.assert_close(asked["key_error"], (points[0] - points[1]).square().sum((2, 3)))
+    same = model(episode, "memory", queries=episode)
+    assert not same["key_error"].any()
+    torch.manual_seed(1)
+    alone = model(episode, "memory")
+    torch.manual_seed(1)
+    torch.testing.assert_close(alone["reconstruction"], model(episode, "memory", queries=episode)["reconstruction"])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"write": "pooled"}, "write is 'pooled'; network='patches' makes blocks: write='block'"),
+        ({"write": "blocks"}, "write is 'blocks'; it must be 'pooled' or 'block'"),
+        ({"allocation": "free"}, "allocation is 'free'; it must be one of inferred, ranked"),
+        ({"memory_size": 18}, "memory_size is 18; tiles need a multiple of crop_size, 4"),
         ({"crop_size": 5}, "crop_size is 5; patches of "),
         ({"latent_size": 40}, "latent_size is 40; a map of Z needs a multiple of crop_size², 16"),
-        ({"encoder_channels": (8, 16)}, r"encoder_channels is \(8, 16\); network='patches' takes one number"),
+        ({"encoder_channels": (8, 16)}, r"encoder_channels is \(8, 16\); write='block' takes one number"),
     ],
 )
 def test_wrong_options_are_refused_by_name(options: dict[str, Any], message: str) -> None:
@@ -130,6 +138,30 @@ def test_wrong_options_are_refused_by_name(options: dict[str, Any], message: str
         build(**options)
 
 
-def test_a_map_of_another_size_is_refused() -> None:
-    with pytest.raises(ValueError, match="embedding_size is 7; as a map it must be 64"):
-        KanervaBlocks(7, 8, 16, 4, 16, 1, 4, 8, "ranked", mapped=True)
+def test_training_with_spoilt_queries_keeps_their_keys() -> None:
+    """The tile of a noisy copy is that of its image more often than before, and images still lie on all tiles."""
+    torch.manual_seed(0)
+    model = build()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+
+    def spoilt(images: Tensor) -> Tensor:
+        return torch.where(torch.rand(images.shape) < 0.1, 1 - images, images)
+
+    @torch.no_grad()
+    def kept() -> tuple[float, int]:
+        episode = spots(T, 200)
+        clean, noisy = (
+            model.kanerva.tile(model.key_posterior(model.embed(x)).mean) for x in (episode, spoilt(episode))
+        )
+        return float((clean == noisy).all(-1).float().mean()), len(clean.flatten(0, 2).unique(dim=0))
+
+    before, _ = kept()
+    for _ in range(30):
+        episode = spots(T, 16)
+        costs = model(episode, "memory", queries=spoilt(episode))
+        optimizer.zero_grad()
+        (costs["bound"] + 1000 * costs["key_error"]).mean().backward()
+        optimizer.step()
+    after, tiles = kept()
+    assert after > before + 0.15
+    assert tiles == 16
