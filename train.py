@@ -1,7 +1,7 @@
 """Train an agent with a memory: `python train.py`, or `python train.py --env CartPole-v1 --memory lstm --algo ppo`.
 
-With no argument it runs the main job: an MNM agent learns the invisible-goal maze on the CPU. `--help` explains every
-option; docs/metrics.md explains every number that is logged. The work is done in `agents/run`.
+Without arguments, an MNM agent learns the invisible-goal maze on the CPU. `--help` explains every option, and
+docs/metrics.md every logged number. The code is in `agents/run`.
 """
 
 import os

@@ -37,8 +37,8 @@ class Breakdown:
     def __init__(self, env: TensorEnv) -> None:
         if not env.groups_answers or env.horizon is None:
             raise ValueError(
-                "this environment does not say what its answers depend on (answer_groups); tasks of envs/tasks/ do, "
-                "where sequences are made at reset"
+                "this environment does not define answer_groups, by which errors are grouped; tasks of envs/tasks/ do "
+                "if their sequences are generated at reset"
             )
         self.metric = env.grouped_metric
         self.groups: dict[str, AnswerGroup] = {}

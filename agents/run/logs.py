@@ -47,14 +47,14 @@ def kept_rows(folder: Path, resume_at: int) -> list[dict[str, str]]:
     except FileNotFoundError:
         return []
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is damaged: expected text in UTF-8; move it away to go on without it") from error
+        raise ValueError(f"{file} is damaged: expected text in UTF-8; move it away to continue without it") from error
     rows = []
     whole = text[: text.rfind("\n") + 1]  # a killed run may have left half a row
     for number, row in enumerate(csv.DictReader(io.StringIO(whole)), start=2):
         step = row.get(STEP) or ""
         if not step.isdecimal():
             wrong = f"row {number} has {step!r} for {STEP}"
-            raise ValueError(f"{file} is damaged: {wrong}; move it away to go on without it")
+            raise ValueError(f"{file} is damaged: {wrong}; move it away to continue without it")
         if int(step) <= resume_at:
             rows.append({name: value for name, value in row.items() if name and value})
     return rows

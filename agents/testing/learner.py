@@ -146,7 +146,7 @@ def it_resumes_exactly(case: LearnerCase) -> None:
 
 
 def memory_lasts_an_episode_and_not_a_step_longer(case: LearnerCase) -> None:
-    """Over rollouts that begin amid episodes."""
+    """Over rollouts that begin in the middle of episodes."""
     with mock.patch.dict(registry.memories.classes, {"counting": Counting}):
         model = case.build(Echo(), "counting", n_steps=LENGTH // 2)
         for _ in range(4):
@@ -160,7 +160,7 @@ def the_replay_is_what_was_done(case: LearnerCase) -> str | None:
     if case.learner.learns_from_targets:
         return "it learns from targets, not from what was done"
     model = case.build(Echo(masks=True))
-    model.learn(3 * COPIES * STEPS)  # and the next rollout begins amid episodes
+    model.learn(3 * COPIES * STEPS)  # the next rollout begins in the middle of episodes
     _collect(model)
     rollout = model.rollout
     with torch.no_grad():

@@ -60,7 +60,7 @@ def test_against_a_plain_count() -> None:
 def test_every_task_that_groups_its_answers_gives_back_its_score(env_id: str) -> None:
     env = make_env(env_id, 4)
     if not env.groups_answers:
-        with pytest.raises(ValueError, match="does not say what its answers depend on"):
+        with pytest.raises(ValueError, match="does not define answer_groups"):
             Breakdown(env)
         return
     breakdown = Breakdown(env)
@@ -163,7 +163,7 @@ def test_an_environment_without_groups_gets_one_line(
     monkeypatch.setattr("envs.tasks.sequence.base.SequenceTask.groups_answers", False)
     assert call(monkeypatch, run, "--episodes", 8, "--errors") == 2
     said = capsys.readouterr().err
-    assert said.startswith("error: this environment does not say what its answers depend on")
+    assert said.startswith("error: this environment does not define answer_groups")
     assert said.count("\n") == 1
 
 

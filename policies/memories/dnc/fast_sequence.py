@@ -1,11 +1,11 @@
-"""A DNC over time on a CPU: whole sequences by C loops, as one autograd function with a hand-written derivative.
+"""A DNC over time on a CPU: whole sequences by C loops, as one autograd function with a custom backward.
 
-Nothing of Python or torch is in a step: a call takes some environments through many steps, forward or back, so that
-their linkages and the weights, packed once a sequence, stay in the cache. What does not wait for a step is large
-products of torch's: the input's part of the gates before, the gradients of all weights after.
+A step uses neither Python nor torch. A call processes several environments over many steps, forward or backward, so
+that their linkages and the weights, packed once per sequence, stay in the cache. The input's part of the gates and the
+gradients of all weights are large products of torch, before and after the loops.
 
-Linkages are not kept: one buffer is updated in place, copies are kept every √T steps, and the backward pass makes the
-others again, those between two copies at a time. Everything else that a step made is kept.
+Linkages of all steps are not stored: one buffer is updated in place, copies are stored every √T steps, and the backward
+pass recomputes the steps between two copies. All other results of a step are stored.
 """
 
 from __future__ import annotations

@@ -12,9 +12,9 @@ It is faster than single steps for four reasons:
 
 This module uses torch's operations; `fast_taped.py` does the same in C on a CPU.
 
-Undoing a write subtracts what was added. Rounding errors add up but are not amplified. After 5,000 steps forward and
-back in single precision, the matrices differed from the initial ones by 1e-6 of their norm, and gradients by 2e-6 from
-those with states recomputed from stored ones (bounded in tests/policies/memories/test_mnm_sequence.py).
+Undoing a write subtracts what was added. Rounding errors add up but are not amplified. After 5,000 steps in single
+precision and undoing all of them, the matrices differed from the initial ones by 1e-6 of their norm, and gradients by
+2e-6 from those with states recomputed from stored ones (bounded in tests/policies/memories/test_mnm_sequence.py).
 
 Vectors are rows. Symbols as in `memory.py`; l = 1..L counts memory layers. The conformance suite and
 tests/policies/memories/test_mnm.py compare this form with single steps, forward and backward.

@@ -45,7 +45,7 @@ class Kept(NamedTuple):
 
 
 class LayerTape:
-    """Steps of all grids of a layer, written down as they are taken; without gradients.
+    """Steps of all grids of a layer, stored as they are taken, without gradients.
 
     Args:
         grids: of the layer; without a decoder.

@@ -211,7 +211,7 @@ class FastMultigrid(ReaderForm):
 
 
 class LayerRecording(ReplayedRecording):
-    """Steps of all layers are written down while acting; what remains to be done is a sequence without a recurrence."""
+    """Stores the steps of all layers while acting; the sequence then needs no recurrence."""
 
     def __init__(self, form: FastMultigrid, state: State) -> None:
         super().__init__(form.memory, state)

@@ -1,8 +1,8 @@
 """The neural Turing machine over time on a CPU: whole sequences by C loops, as one autograd function.
 
-A call takes some environments through many steps, forward or back, with nothing of Python or torch in a step; episodes
-may start anywhere. What does not wait for a step is large products of torch's: the input's part of the controller
-before, the gradients of all weights after, some steps at a time.
+A call processes several environments over many steps, forward or backward, without Python or torch in a step; episodes
+may start at any step. The input's part of the controller and the gradients of all weights are large products of torch,
+before and after the loops, for several steps at a time.
 """
 
 from __future__ import annotations
