@@ -1,6 +1,6 @@
 """Kanerva++ with a controller on a CPU: whole sequences by the C loops of `fast_blocks.c`, as one autograd function.
 
-A call takes some environments through many steps, forward or back; episodes may start anywhere. The input's part of the
+A call processes some environments over many steps, forward or back; episodes may start anywhere. The input's part of the
 gates is computed before it, and the gradients of all weights after it, by large products of torch's.
 """
 
@@ -28,7 +28,7 @@ SOURCE = Path(__file__).with_name("fast_blocks.c")
 CROP = 4
 """The side of a block for which there are loops."""
 TOGETHER = 64
-"""Environments that are taken through time together, so that their memories stay in the cache."""
+"""Environments that are processed over time together, so that their memories stay in the cache."""
 
 _NUMBERS = ("batch", "hidden", "read", "channels", "size", "heads", "features")
 _ARRAYS = (
