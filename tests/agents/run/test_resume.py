@@ -88,7 +88,7 @@ def test_a_change_that_no_checkpoint_has_yet_stands_by_the_configuration(run: Pa
         (["--init-from", "x"], "--init-from is"),
         (["--run-dir", "elsewhere"], "--run-dir is elsewhere, but --resume continues in RUN"),
         (["--sweep", "repeat-first"], "--sweep and --resume exclude each other"),
-        (["--lessons"], "--lessons is for a recipe"),
+        (["--lessons"], "--lessons needs a recipe with an entry follows"),
         (["--gamma", "2"], "--gamma is 2.0, expected"),
         (["--device", "cuda:99"], "--device cuda:99: this machine has"),
     ],
