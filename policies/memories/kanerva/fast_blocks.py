@@ -1,7 +1,7 @@
 """Kanerva++ with a controller on a CPU: whole sequences by the C loops of `fast_blocks.c`, as one autograd function.
 
-A call processes some environments over many steps, forward and backward; episodes start anywhere. The input's part of the
-gates is computed before it, and the gradients of all weights after it, by large products of torch's.
+A call processes some environments over many steps, forward and backward; episodes start anywhere. The input's part of
+the gates is computed before it, and the gradients of all weights after it, by large products of torch's.
 """
 
 from __future__ import annotations
