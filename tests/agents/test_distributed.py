@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -259,6 +260,25 @@ def test_a_dead_rank_ends_the_run_torchrun_starts_it_anew_and_one_rank_goes_on(
     assert "this run ranks=1 and num_envs=8" in said
     assert steps(run) == list(range(64, 1153, 64))
     assert json.loads((run / "summary.json").read_text())["env_steps"] == 1152
+
+
+def test_a_rank_that_loses_contact_ends_with_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the status torchrun, and whoever called it, knows that the training is not complete."""
+
+    def lost(*args: Any, **kwargs: Any) -> Any:
+        raise distributed.RankLostError("rank 0 of 2 lost contact with another rank (reset)")
+
+    monkeypatch.setattr(agents.MemoryOnPolicyAlgorithm, "learn", lost)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as end:
+            train.main([*TRAIN, "--run-dir", str(tmp_path / "run")])
+    finally:
+        signal.signal(signal.SIGTERM, before)  # a rank that is about to end ignores it
+    assert end.value.code == 2
+    assert "error: rank 0 of 2 lost contact with another rank" in capsys.readouterr().err
 
 
 def test_a_restart_needs_a_folder_to_find(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,17 +32,21 @@ class FastSALU(TapedForm):
         return F.linear(xs, cell.weight_ih[:, : xs.shape[-1]], cell.bias_ih + cell.bias_hh)
 
     def tape(self, state: State, room: int) -> Tape:
-        weights = self.memory.heads**2 * self.memory.capacity
-        native = weights <= fast_native.MOST and usable(fast_native.SOURCE, state["hidden"])
         with torch.no_grad():
-            return (NativeTape if native else Tape)(room, state, *self.slow())
+            return (NativeTape if self.native(state) else Tape)(room, state, *self.slow())
+
+    def native(self, state: State) -> bool:
+        """Whether the C loops take such a state."""
+        weights = self.memory.heads**2 * self.memory.capacity
+        return weights <= fast_native.MOST and usable(fast_native.SOURCE, state["hidden"])
 
     def run(
         self, xs: Tensor, state: State, starts: Tensor | None = None, resets: Sequence[int] | None = None
     ) -> Unrolled:
-        given, tape = self.given(xs), self.tape(state, len(xs))
-        if not isinstance(tape, NativeTape):
+        if not self.native(state):
             return super().run(xs, state, starts, resets)
+        given, tape = self.given(xs), self.tape(state, len(xs))
+        assert isinstance(tape, NativeTape)
         tape.take(given.detach(), starts)
         return self.finish(tape, given, state)
 

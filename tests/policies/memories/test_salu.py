@@ -183,6 +183,20 @@ def test_at_the_default_sizes_fast_is_plain_in_single_precision() -> None:
         assert (gradients[0][key] - expected).norm() <= 1e-3 * expected.norm(), key
 
 
+def test_without_loops_a_sequence_has_one_tape(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table as long as the sequence is large, and the input's part of the gates one product."""
+    monkeypatch.setenv("ENGRAM_NATIVE", "0")
+    memory, calls = build(), list[str]()
+
+    def counted(name: str, made: Any) -> Any:
+        return lambda *args: (calls.append(name), made(*args))[1]
+
+    for name in ("tape", "given"):
+        monkeypatch.setattr(memory._fast_form, name, counted(name, getattr(memory._fast_form, name)))
+    memory.unroll(torch.randn(3, BATCH, FEATURES).double(), None, memory.initial_state(BATCH))
+    assert sorted(calls) == ["given", "tape"]
+
+
 def test_a_sequence_keeps_one_table() -> None:
     """The fast path's claim: rows carried in and one for each step, where plain steps keep a table each."""
     length, kept = 40, {}
