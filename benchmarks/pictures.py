@@ -204,6 +204,8 @@ ELSEWHERE = {
     "--kl-z-warm-up 1 --kl-y-warm-up 1 --png results/kanerva_binarized_mnist.png",
     "kanerva_inferred.png": "python benchmarks/kanerva_images.py --form block --size large-patches --latent-size 768 "
     "--reads 1 --batch 10 --precision bfloat16 --minutes 1.2 --png results/kanerva_inferred.png",
+    "kanerva_spoilt.png": "python benchmarks/kanerva_images.py --form block --size large-patches --latent-size 768 "
+    "--reads 1 --batch 10 --precision bfloat16 --memory-size 32 --spoilt --minutes 2 --png results/kanerva_spoilt.png",
     "saliency.png": "python evaluate.py runs/maze-ppo --saliency results/saliency.png",
     "sweep-curves.png": "python train.py --sweep repeat-first --jobs 2 --trials 12 --run-dir runs/sweep",
     "sweep-history.png": "python train.py --sweep repeat-first --jobs 2 --trials 12 --run-dir runs/sweep",
