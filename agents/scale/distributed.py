@@ -10,6 +10,7 @@ timeout lets rank 0 evaluate alone.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -167,7 +168,8 @@ def variance(values: Tensor) -> Tensor:
 def moments(values: Tensor, dim: tuple[int, ...] | None = None) -> tuple[Tensor, Tensor, int]:
     """Mean, population variance and number of values over `dim` (None: all) and all ranks, which have equally many."""
     average, population = values.mean(dim), values.var(dim, correction=0)
-    count = values.numel() // max(average.numel(), 1) * _world.size
+    over = values.shape if dim is None else [values.shape[each] for each in dim]
+    count = math.prod(over) * _world.size
     if _world.size == 1:
         return average, population, count
     # The law of total variance: the mean of the variances and the variance of the means.

@@ -303,5 +303,7 @@ def test_alone_everything_is_the_identity() -> None:
     assert not distributed.any_rank(False)
     mean, std = distributed.mean_and_std(value)
     assert (mean.item(), std.item()) == (1.0, 1.0)
+    assert distributed.moments(torch.ones(3, 4, 2), (0, 1))[2] == 12
+    assert distributed.moments(torch.ones(3, 4, 0), (0, 1))[2] == 12  # an entry without numbers was seen as often
     assert distributed.variance(value).item() == pytest.approx(2 / 3)
     assert not torch.distributed.is_initialized()
