@@ -11,7 +11,9 @@ What is printed is also written to RUN/evaluation.json. Wrong input gets one lin
 
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: threads that wait give their core away
+# Read when torch is loaded: threads that wait for each other spin for some microseconds, then give their core away.
+if os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE") == "PASSIVE":
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 from agents.evaluation.command import main
 

@@ -6,7 +6,9 @@ docs/metrics.md every logged number. The code is in `agents/run`.
 
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: threads that wait give their core away
+# Read when torch is loaded: threads that wait for each other spin for some microseconds, then give their core away.
+if os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE") == "PASSIVE":
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 from agents.run.command import main
 

@@ -20,6 +20,8 @@ import yaml
 import agents
 import evaluate
 import train
+from agents import PPO, make_env
+from agents.run import training
 from agents.run.config import load_config
 from agents.run.parsing import parse
 
@@ -38,13 +40,17 @@ def command(*words: str) -> int:
 
 @pytest.mark.parametrize("script", ["train.py", "evaluate.py"])
 def test_threads_that_wait_give_their_core_away(script: str) -> None:
-    """OpenMP reads the variable as torch is loaded, so the script sets it before; what the user set stays."""
+    """OpenMP reads the variables as torch is loaded, so the script sets them before; what the user set stays."""
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
     stop = "sys.modules['torch'] = None; "  # importing it fails: what was set by then counts
-    run = f"import os, runpy, sys; {stop}sys.excepthook = lambda *_: print(os.environ['OMP_WAIT_POLICY']); "
+    run = f"import os, runpy, sys; {stop}sys.excepthook = lambda *_: print(*map(os.environ.get, {names})); "
     run += f"runpy.run_path({script!r})"
-    for given, expected in ((None, "PASSIVE"), ("ACTIVE", "ACTIVE")):
-        environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-        environment |= {} if given is None else {"OMP_WAIT_POLICY": given}
+    for given, expected in (
+        ({}, "PASSIVE 2000"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE None"),
+        ({"GOMP_SPINCOUNT": "7"}, "PASSIVE 7"),
+    ):
+        environment = {name: value for name, value in os.environ.items() if name not in names} | given
         done = subprocess.run([sys.executable, "-c", run], cwd=ROOT, env=environment, capture_output=True, text=True)
         assert done.stdout.strip() == expected, done.stderr
 
@@ -382,3 +388,12 @@ def test_an_environment_that_draws_nothing_is_shown_without_its_picture(
     assert command(*words.split()) == 0
     evaluate.main(["run", "--video", "it.gif", "--video-steps", "3"])
     assert Path("it.gif").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(("load", "threads", "said"), [(0.1, 1, True), (3.0, 1, False), (0.1, 2, False)])
+def test_idle_cores_are_pointed_out(monkeypatch: pytest.MonkeyPatch, load: float, threads: int, said: bool) -> None:
+    monkeypatch.setattr(training.os, "getloadavg", lambda: (load, load, load))
+    monkeypatch.setattr(training.os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    monkeypatch.setattr(training.torch, "get_num_threads", lambda: threads)
+    model = PPO("MemoryPolicy", make_env("Engram/RepeatFirst-v0", num_envs=2), n_steps=4)
+    assert ("--threads 2 is faster" in training.about(model, Path("run"))) == said

@@ -81,8 +81,7 @@ class Arguments:
     device: str = "cpu"
     """Device of environments and policy: cpu, cuda, cuda:1, ... or auto."""
     threads: Annotated[int, Range(1, 256)] = 1
-    """CPU threads of torch. For small models, more than one thread gains little, and is much slower on a busy
-    machine."""
+    """CPU threads. Two help if a core is idle and the model is large; on a busy machine one is best."""
     identity: bool = True
     """Also score the memoryless agent that was trained with this one."""
     random: bool = True

@@ -23,6 +23,8 @@ MAX_VECTORS = 16_384
 """Maximum number of activations of all keys in all layers; the loops keep such vectors on the stack."""
 PACKED_FOR_ONE = 2**17
 """How many numbers can be packed in the time that packing saves in a step of one environment."""
+SHARED_FROM = 2**24
+"""Multiplications of a single step from which a second thread saves more than waking it costs."""
 BLOCK_BYTES, FEWEST = 2**19, 16
 """The loops process as many environments together as have memories of this many bytes, half of a typical L2 cache. If
 these are fewer than the second number, all are processed together: products with few rows would cost more than memories
@@ -152,7 +154,9 @@ def step(
         setattr(tape, name, array.data_ptr())
     tape.m = Pointers(*(m.data_ptr() for m in following))
     times = (ctypes.c_int64(0), ctypes.c_int64(1))
-    shared_out(lambda *rows: functions.forward(ctypes.byref(tape), *times, *map(ctypes.c_int64, rows)), batch)
+    multiplications = batch * (sum(weight.numel() for weight in slow) + sum(m[0].numel() for m in weights))
+    share = shared_out if multiplications >= SHARED_FROM else lambda call, count: call(0, count)
+    share(lambda *rows: functions.forward(ctypes.byref(tape), *times, *map(ctypes.c_int64, rows)), batch)
     return carried[1], cells[1], errors, cut_to(following, shape)
 
 
