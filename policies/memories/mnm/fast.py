@@ -1,6 +1,7 @@
-"""The fast forms of MNM: steps of both write rules with a custom backward, and sequences of MNM-p.
+"""The fast forms of MNM: steps of both write rules with a custom backward, and sequences.
 
-Sequences use C loops (`fast_taped.py`) on a CPU with a compiler, otherwise torch's operations (`fast_sequence.py`).
+Sequences use C loops (`fast_taped.py`) on a CPU with a compiler, otherwise torch's operations: those of MNM-p
+`fast_sequence.py`, those of MNM-g step by step.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from policies.memories.contract import FastForm, MemoryStep, State, Unrolled
+from policies.memories.contract import MemoryStep, State, Unrolled
 from policies.memories.mnm import fast_native, fast_sequence
 from policies.memories.mnm.fast_sequence import LocalSequence, Parts, SlowWeights
 from policies.memories.mnm.fast_step import GradientStep, LocalStep
@@ -24,31 +25,10 @@ from policies.memories.time.taped import TapedForm
 Tape = fast_sequence.Tape | NativeTape
 
 
-class FastMNMg(FastForm):
-    """One step at a time, with a custom backward that stores little."""
-
-    memory: Any
-
-    def step(self, x: Tensor, state: State) -> MemoryStep:
-        step: MemoryStep = self.memory.advance(x, state, self.write_then_read)
-        return step
-
-    def write_then_read(
-        self, weights: list[Tensor], keys: Tensor, values: Tensor, steps: Tensor
-    ) -> tuple[list[Tensor], Tensor]:
-        """As the memory's own."""
-        recalled, *updated = GradientStep.apply(  # type: ignore[no-untyped-call]
-            keys, values, steps.expand(-1, len(weights)), self.memory.squash_output, *weights
-        )
-        return updated, recalled
-
-    def record(self, state: State, room: int) -> Recording:
-        return Recording(self.memory, state)
-
-
-class FastMNMp(FastMNMg, TapedForm):
+class FastMNM(TapedForm):
     """Steps and sequences; sequences do not support a recall delay. Symbols as in `memory.py`."""
 
+    memory: Any
     takes_resets = False
 
     def fits(self, length: int, resets: Sequence[int] | None, grad: bool) -> bool:
@@ -58,18 +38,21 @@ class FastMNMp(FastMNMg, TapedForm):
     def write_then_read(
         self, weights: list[Tensor], keys: Tensor, values: Tensor, steps: Tensor
     ) -> tuple[list[Tensor], Tensor]:
-        recalled, *updated = LocalStep.apply(  # type: ignore[no-untyped-call]
-            keys, self.memory.feedback(values), steps.expand(-1, len(weights)), self.memory.squash_output, *weights
-        )
-        return updated, recalled
+        """As the memory's own, with a custom backward that stores little."""
+        raise NotImplementedError
+
+    def alone(self, x: Tensor, state: State) -> MemoryStep:
+        """One step by torch's operations."""
+        step: MemoryStep = self.memory.advance(x, state, self.write_then_read)
+        return step
 
     def step(self, x: Tensor, state: State) -> MemoryStep:
         if torch.is_grad_enabled() or self.memory.recall_delay:
-            return super().step(x, state)
+            return self.alone(x, state)
         memory, (start, weights) = self.memory, self._parts(state)
         slow = held(memory, "slow weights", self.slow_weights)
         if not (fast_native.usable(weights, memory.heads) and fast_native.worth_packing(slow, len(x))):
-            return super().step(x, state)
+            return self.alone(x, state)
         products = held(memory, "products", lambda: fast_native.products_of(slow))
         gates_x = F.linear(x, *held(memory, "of inputs", self.of_inputs))
         after, cell, errors, weights = fast_native.step(
@@ -80,7 +63,7 @@ class FastMNMp(FastMNMg, TapedForm):
 
     def record(self, state: State, room: int) -> Recording:
         """With tapes, if resets are not too close to each other."""
-        return TapedForm.record(self, state, room) if room >= 4 else super().record(state, room)
+        return super().record(state, room) if room >= 4 else Recording(self.memory, state)
 
     def tape(self, state: State, room: int) -> Steps:
         return Steps(self, self.blank(state, self.slow_weights(), room), room)
@@ -138,11 +121,13 @@ class FastMNMp(FastMNMg, TapedForm):
     def slow_weights(self) -> SlowWeights:
         """The parameters as the loops take them."""
         memory, cell = self.memory, self.memory.controller
+        none = cell.weight_hh.new_zeros(0, memory.layer_sizes[-1])
+        feedback = (memory.feedback.weight, memory.feedback.bias) if memory.local_update else (none, none[:, 0])
         return SlowWeights(
             torch.cat([cell.weight_hh, cell.weight_ih[:, -memory.layer_sizes[-1] :]], 1),
             *(memory.interaction.weight, memory.interaction.bias),
             *(memory.rate.weight, memory.rate.bias),
-            *(memory.feedback.weight, memory.feedback.bias),
+            *feedback,
         )
 
     def _shape(self) -> fast_native.Shape:
@@ -159,10 +144,38 @@ class FastMNMp(FastMNMg, TapedForm):
         return state | {f"weights_{index}": m for index, m in enumerate(weights, start=1)}
 
 
-class Steps:
-    """A tape of MNM-p that computes the input's part of the gates."""
+class FastMNMp(FastMNM):
+    """MNM-p: writes by the local rule."""
 
-    def __init__(self, form: FastMNMp, tape: Tape, room: int) -> None:
+    def write_then_read(
+        self, weights: list[Tensor], keys: Tensor, values: Tensor, steps: Tensor
+    ) -> tuple[list[Tensor], Tensor]:
+        recalled, *updated = LocalStep.apply(  # type: ignore[no-untyped-call]
+            keys, self.memory.feedback(values), steps.expand(-1, len(weights)), self.memory.squash_output, *weights
+        )
+        return updated, recalled
+
+
+class FastMNMg(FastMNM):
+    """MNM-g: writes by a gradient step; sequences only by the C loops."""
+
+    def fits(self, length: int, resets: Sequence[int] | None, grad: bool) -> bool:
+        looped = fast_native.usable(self.memory.initial_weights(), self.memory.heads)
+        return looped and super().fits(length, resets, grad)
+
+    def write_then_read(
+        self, weights: list[Tensor], keys: Tensor, values: Tensor, steps: Tensor
+    ) -> tuple[list[Tensor], Tensor]:
+        recalled, *updated = GradientStep.apply(  # type: ignore[no-untyped-call]
+            keys, values, steps.expand(-1, len(weights)), self.memory.squash_output, *weights
+        )
+        return updated, recalled
+
+
+class Steps:
+    """A tape of MNM that computes the input's part of the gates."""
+
+    def __init__(self, form: FastMNM, tape: Tape, room: int) -> None:
         self.form, self.tape, self.room = form, tape, room
         self.weight, self.bias = form.of_inputs()
 

@@ -1,4 +1,4 @@
-"""Interface to the C loops of `fast_sequence.c`: steps of MNM-p on a CPU, forward and backward."""
+"""Interface to the C loops of `fast_sequence.c`: steps of MNM on a CPU, forward and backward."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-/* MNM-p over time, forward and back; see fast_native.py. Equations and symbols as in memory.py.
+/* MNM-p and MNM-g over time, forward and back; see fast_native.py. Equations and symbols as in memory.py.
 
    Vectors are rows. z, e = z - z' and y as in fast_sequence.py; n and m are the widths of a layer's input and output. All
    that belongs to the layers is padded with zeros to whole SIMD vectors: M^l is [B, UP(m, LANES), PADDED(n)], z, e and y
@@ -12,7 +12,7 @@
 #define MAX_LAYERS 8
 
 typedef struct {
-    int64_t batch, hidden, heads, layers, width, total, rates, squash_last; /* width: of the interactions; total: ΣD_l */
+    int64_t batch, hidden, heads, layers, width, total, rates, squash_last; /* width: of the interactions; total: ΣD_l, or 0 for MNM-g */
     int64_t sizes[MAX_LAYERS + 1];                                          /* d_k, D_1 ... D_L */
     const REAL *divisors;                                                   /* [L] */
     const REAL *recurrent, *interaction, *feedback;                         /* packed, each for its direction */
@@ -27,6 +27,8 @@ typedef struct {
 } Tape;
 
 static int64_t top_of(const Tape *tape) { return tape->sizes[tape->layers]; }
+
+#include "fast_gradient.h"
 
 /* Steps of size `steps` [L] towards `expected` [H, total] at `at` = t B + b, then the read. */
 static void write_and_read(const Tape *tape, int64_t b, int64_t at, const REAL *steps, const REAL *expected) {
@@ -97,7 +99,10 @@ void NAME(forward)(const Tape *tape, int64_t first, int64_t last, int64_t begin,
             }
             sigmoid(beta, tape->rates);
             for (int64_t l = 0; l < tape->layers; l++) steps[l] = beta[tape->rates > 1 ? l : 0] / tape->divisors[l];
-            write_and_read(tape, begin + r, at + r, steps, expected + r * heads * tape->total);
+            if (tape->total)
+                write_and_read(tape, begin + r, at + r, steps, expected + r * heads * tape->total);
+            else
+                gradient_and_read(tape, begin + r, at + r, steps);
             REAL *read = tape->carried + (next + r) * before + d_h, error = 0;
             const REAL *y = tape->y[tape->layers - 1] + (at + r) * 2 * heads * padded_top, *v = vectors + r * width + told;
             memset(read, 0, sizeof(REAL) * d_v);
@@ -203,7 +208,10 @@ void NAME(backward)(const Tape *tape, int64_t first, int64_t last, int64_t begin
                 for (int64_t k = 0; k < d_v; k++) d_vector[told + i * d_v + k] = -d_recalled[k];
             }
             for (int64_t l = 0; l < tape->layers; l++) steps[l] = beta[tape->rates > 1 ? l : 0] / tape->divisors[l];
-            undo(tape, begin + r, at + r, steps, d_y, d_expected + r * heads * tape->total, d_vector, d_steps);
+            if (tape->total)
+                undo(tape, begin + r, at + r, steps, d_y, d_expected + r * heads * tape->total, d_vector, d_steps);
+            else
+                undo_gradient(tape, begin + r, at + r, steps, d_y, d_vector + told, d_vector, d_steps);
             REAL *d_rate = tape->d_rates + (own + r) * tape->rates, *d_rate_in = d_vector + width - d_k;
             memset(d_rate, 0, sizeof(REAL) * tape->rates);
             memset(d_rate_in, 0, sizeof(REAL) * d_k);
@@ -216,7 +224,7 @@ void NAME(backward)(const Tape *tape, int64_t first, int64_t last, int64_t begin
         }
 
         /* interaction vectors, eq. (1) */
-        for (int64_t i = 0; i < heads; i++)
+        for (int64_t i = 0; i < heads && tape->total; i++)
             product(
                 d_expected + i * tape->total, heads * tape->total, rows, tape->feedback, tape->total, d_v,
                 d_vectors + told + i * d_v, width);

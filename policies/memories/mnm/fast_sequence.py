@@ -50,7 +50,7 @@ class SlowWeights(NamedTuple):
     """W_β, `[1 or L, d_k]`."""
     rate_bias: Tensor
     feedback: Tensor
-    """The BFPF of all layers, `[ΣD_l, d_v]`."""
+    """The BFPF of all layers, `[ΣD_l, d_v]`; of MNM-g `[0, d_v]`."""
     feedback_bias: Tensor
 
 

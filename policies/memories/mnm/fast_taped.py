@@ -1,10 +1,10 @@
-"""MNM-p over time on a CPU: whole sequences by C loops, as one autograd function.
+"""MNM over time on a CPU: whole sequences by C loops, as one autograd function.
 
-This does the same as `fast_sequence.py`, which has the equations and explains why writes can be undone, but without
-Python or torch in a step. A call processes several environments over many steps, forward or backward, so that their
-memories and the slow weights, packed once per sequence, stay in the cache. Operations that do not depend on the loop
-are large products of torch: the input's part of the gates before it, and the gradients of all slow weights after it,
-for several steps at a time.
+For MNM-p this does the same as `fast_sequence.py`, which has the equations and explains why writes can be undone, but
+without Python or torch in a step; MNM-g writes by `fast_gradient.h`. A call processes several environments over many
+steps, forward or backward, so that their memories and the slow weights, packed once per sequence, stay in the cache.
+Operations that do not depend on the loop are large products of torch: the input's part of the gates before it, and
+the gradients of all slow weights after it, for several steps at a time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from policies.native.loops import Arrays
 
 
 class NativeTape:
-    """`length` steps of MNM-p's controller and memory, stored as they are taken, without gradients.
+    """`length` steps of MNM's controller and memory, stored as they are taken, without gradients.
 
     Args:
         length: maximum number of steps.

@@ -1,4 +1,4 @@
-"""MNM-p over time: the loops in C against the equations, and what going back over many steps costs in digits."""
+"""MNM over time: the loops in C against the equations, and what going back over many steps costs in digits."""
 
 from __future__ import annotations
 
@@ -73,19 +73,21 @@ def drawn(seed: int) -> tuple[dict[str, Any], int, int]:
 @compiled
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("seed", range(12))
-def test_the_loops_are_the_equations(monkeypatch: pytest.MonkeyPatch, seed: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("name", ["mnm-p", "mnm-g"])
+def test_the_loops_are_the_equations(monkeypatch: pytest.MonkeyPatch, name: str, seed: int, dtype: torch.dtype) -> None:
     """Whatever the sizes, wherever episodes start, unrolled and recorded, in blocks and on threads: as step by step."""
     torch.manual_seed(seed)
     options, length, batch = drawn(seed)
     monkeypatch.setattr(mnm_taped, "ROWS", 3 * batch)
     monkeypatch.setattr(mnm_native, "FEWEST", 2)
     monkeypatch.setattr(mnm_native, "BLOCK_BYTES", 1)
-    memory = make_memory("mnm-p", input_size=3, **options).to(dtype)
+    memory = make_memory(name, input_size=3, **options).to(dtype)
     with torch.no_grad():
         memory.interaction.weight *= 4  # strong enough for every term to matter
     xs = torch.randn(length, batch, 3, dtype=dtype)
     starts = (torch.rand(length, 1) < 0.2) & (torch.rand(length, batch) < 0.5) if seed % 2 else None
-    assert mnm_native.usable(memory.initial_weights(), memory.heads)
+    assert memory._fast_form is not None
+    assert memory._fast_form.fits(length, (), grad=True)
     torch.set_num_threads(1 + seed % 3)
     try:
         looped = [trained_by(memory, xs, starts, recorded) for recorded in (False, True)]
@@ -94,24 +96,25 @@ def test_the_loops_are_the_equations(monkeypatch: pytest.MonkeyPatch, seed: int,
     memory.fast = False
     plain = trained_by(memory, xs, starts)
     limits = {"rtol": 1e-9, "atol": 1e-11} if dtype is torch.float64 else {"rtol": 1e-3, "atol": 1e-4}
-    for name, expected in plain.items():
+    for key, expected in plain.items():
         for found in looped:
-            torch.testing.assert_close(found[name], expected, msg=lambda text, n=name: f"{n}: {text}", **limits)
+            torch.testing.assert_close(found[key], expected, msg=lambda text, key=key: f"{key}: {text}", **limits)
 
 
 @compiled
 @pytest.mark.parametrize("seed", range(4))
-def test_a_step_while_acting_is_the_equations(seed: int) -> None:
+@pytest.mark.parametrize("name", ["mnm-p", "mnm-g"])
+def test_a_step_while_acting_is_the_equations(name: str, seed: int) -> None:
     torch.manual_seed(seed)
     options, length, batch = drawn(seed)
-    memory = make_memory("mnm-p", input_size=3, **options).double()
+    memory = make_memory(name, input_size=3, **options).double()
     acting = memory.initial_state(batch)
     for x in torch.randn(length, batch, 3, dtype=torch.float64):
         with torch.no_grad():
-            before = {name: value.clone() for name, value in acting.items()}
+            before = {key: value.clone() for key, value in acting.items()}
             step = memory(x, acting)
-            for name, value in before.items():
-                assert torch.equal(acting[name], value), f"{name} was written to"
+            for key, value in before.items():
+                assert torch.equal(acting[key], value), f"{key} was written to"
         expected = memory(x, acting)  # with a graph
         torch.testing.assert_close(step.output, expected.output, rtol=1e-9, atol=1e-11)
         torch.testing.assert_close(step.losses, expected.losses, rtol=1e-9, atol=1e-11)
@@ -120,16 +123,17 @@ def test_a_step_while_acting_is_the_equations(seed: int) -> None:
 
 
 @compiled
-def test_torchs_operations_stand_in_for_the_loops(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["mnm-p", "mnm-g"])
+def test_torchs_operations_stand_in_for_the_loops(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     torch.manual_seed(0)
-    memory = make_memory("mnm-p", input_size=3, **SMALL, heads=2).double()
+    memory = make_memory(name, input_size=3, **SMALL, heads=2).double()
     xs, starts = torch.randn(9, 3, 3, dtype=torch.float64), torch.zeros(9, 3, dtype=torch.bool)
     starts[4, 1] = True
     looped = trained_by(memory, xs, starts)
     monkeypatch.setattr(mnm_native, "usable", lambda *_: False)
     for recorded in (False, True):
-        for name, expected in trained_by(memory, xs, starts, recorded).items():
-            torch.testing.assert_close(looped[name], expected, rtol=1e-9, atol=1e-11)
+        for key, expected in trained_by(memory, xs, starts, recorded).items():
+            torch.testing.assert_close(looped[key], expected, rtol=1e-9, atol=1e-11)
 
 
 def test_a_recording_hands_its_tapes_to_the_graph() -> None:
@@ -177,11 +181,12 @@ def test_its_tanh_is_tanh(dtype: torch.dtype) -> None:
     torch.testing.assert_close(told, expected, rtol=1e-6, atol=0, equal_nan=True)
 
 
-def test_going_back_over_5000_steps_loses_few_digits() -> None:
+@pytest.mark.parametrize("name", ["mnm-p", "mnm-g"])
+def test_going_back_over_5000_steps_loses_few_digits(name: str) -> None:
     """In single precision, undoing 5,000 writes against making them again from a copy every 50 steps: 1e-6 measured."""
     torch.manual_seed(0)
     options = {"hidden_size": 24, "key_size": 16, "value_size": 16, "memory_units": 16, "heads": 2}
-    memory = make_memory("mnm-p", input_size=8, **options)
+    memory = make_memory(name, input_size=8, **options)
     length = 5000
     xs = torch.randn(length, 1, 8)
     gradients = []
@@ -189,9 +194,9 @@ def test_going_back_over_5000_steps_loses_few_digits() -> None:
         memory.zero_grad()
         result = unroll_by_segments(memory, xs, None, memory.initial_state(1), (), segment=segment)
         (result.outputs.square().mean() + result.losses["meta"].mean()).backward()
-        gradients.append({name: p.grad.clone() for name, p in memory.named_parameters() if p.grad is not None})
-    for name, expected in gradients[1].items():
-        assert (gradients[0][name] - expected).norm() <= 2e-5 * expected.norm(), name
+        gradients.append({key: p.grad.clone() for key, p in memory.named_parameters() if p.grad is not None})
+    for key, expected in gradients[1].items():
+        assert (gradients[0][key] - expected).norm() <= 2e-5 * expected.norm(), key
 
 
 # Without a compiler
