@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from policies.memories.contract import Memory, MemoryStep, Panel, State
+from policies.memories.dkm.fast import FastDKM
 from policies.memories.kanerva.parts import Gaussian
 from policies.memories.registry import register_memory
 from policies.memories.shared.arguments import at_least, one_of
@@ -52,6 +53,8 @@ class DKM(Memory):
         sample_memory: solve and read in a sampled memory; False: in its mean.
         reconstruct: add the loss `reconstruction`.
     """
+
+    fast_form = FastDKM
 
     def __init__(
         self,
