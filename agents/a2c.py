@@ -105,12 +105,7 @@ class A2C(MemoryOnPolicyAlgorithm):
         Source: Miconi et al. 2018, `maze/maze.py`, where 0.1 times it is added to the loss.
         """
         assert rollout.latents is not None
-        grids, masks = rollout.grids, rollout.masks
-        probabilities = self.policy.action_probabilities(
-            rollout.latents.flatten(0, 1),
-            None if grids is None else grids.flatten(0, 1),
-            None if masks is None else masks.flatten(0, 1),
-        )
+        probabilities = self.policy.action_probabilities(rollout.latents, rollout.grids, rollout.masks)
         assert probabilities is not None
         return probabilities.square().sum(-1).mean()
 

@@ -219,10 +219,7 @@ class SequenceCollector(Collector):
         model.rollout_state = carried
         unrolled = policy.remember_sequence(rollout.obs, rollout.starts, rollout.state, rollout.resets)
         with torch.no_grad():
-            maps = None if unrolled.grids is None else unrolled.grids.flatten(0, 1)
-            masks = None if rollout.masks is None else rollout.masks.flatten(0, 1)
-            answers = policy.act(unrolled.outputs.flatten(0, 1), self.targets, maps, masks)
-        rollout.actions = answers.view(rollout.actions.shape)
+            rollout.actions = policy.act(unrolled.outputs, self.targets, unrolled.grids, rollout.masks)
         rollout.latents, rollout.grids, rollout.losses = unrolled.outputs, unrolled.grids, unrolled.losses
         model.rollout_state.memory = unrolled.state
         self.play(lambda t, mask: rollout.actions[t], see=False)

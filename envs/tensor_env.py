@@ -272,7 +272,8 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor], metaclass=_ForSB3):
         if self.horizon is not None:
             self._elapsed += 1
             over = self._elapsed == self.horizon
-            terminated, truncated = self._flags(over), self._flags(False)
+            terminated = torch.full((self.num_envs,), over, dtype=torch.bool, device=self.device)
+            truncated = torch.zeros_like(terminated)
             if over:
                 last = self._observe()
                 if not self.autoreset:
@@ -282,7 +283,7 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor], metaclass=_ForSB3):
                 self._begin(None)
         else:
             assert terminated is not None
-            truncated = self._flags(False) if truncated is None else truncated
+            truncated = torch.zeros_like(terminated) if truncated is None else truncated
             last = self._observe()
             if not self.autoreset:
                 return last, reward, terminated, truncated, {**self._describe(), **final}
@@ -296,9 +297,6 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor], metaclass=_ForSB3):
             if name in _OF_SB3:
                 raise TypeError(f"{type(self).__name__} has no {name}: it is {_FOR_SB3}")
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-
-    def _flags(self, value: bool) -> Tensor:
-        return torch.full((self.num_envs,), value, dtype=torch.bool, device=self.device)
 
     def render(self) -> tuple[Any, ...] | None:
         """One RGB frame per environment, or None if `render_mode` is None."""

@@ -3,7 +3,7 @@
 - `Layout`: converts an environment's observations (nested `Dict` and `Tuple`, text, images with channels last) to a
   `Box`, `Discrete`, `MultiDiscrete`, `MultiBinary` or a flat `Dict` of them, the spaces of agents.
 - `arrays_of`, `tensors_of`: the same for the input of `predict`.
-- `Preparation`: converts these to floats, as Stable-Baselines3's `preprocess_obs`.
+- `preparation`: a function that converts these to floats, as Stable-Baselines3's `preprocess_obs`.
 """
 
 from __future__ import annotations
@@ -123,33 +123,33 @@ def tensors_of(observation: Any, space: spaces.Space[Any], device: torch.device)
     return torch.as_tensor(arrays, device=device), vectorized
 
 
-class Preparation:
-    """Observations `[B, ...]` as floats: choices one-hot, images divided by 255, single numbers as `[B, 1]`.
+def preparation(space: spaces.Space[Any], normalize_images: bool, keep_symbols: bool) -> Callable[[Any], Any]:
+    """A function from observations `[B, ...]` to floats: choices one-hot, images divided by 255, single numbers as
+    `[B, 1]`. It can be copied and pickled.
 
     Args:
         space: of one observation, flat.
         normalize_images: divide images by 255.
         keep_symbols: do not divide small images, because the encoder reads their values as symbols.
     """
+    if isinstance(space, spaces.Dict):
+        return _Entries({name: preparation(entry, normalize_images, keep_symbols) for name, entry in space.items()})
+    if isinstance(space, spaces.Discrete):
+        return _OneHot([int(space.n)], [int(space.start)])
+    if isinstance(space, spaces.MultiDiscrete):
+        return _OneHot(space.nvec.ravel().tolist(), space.start.ravel().tolist())
+    divide = normalize_images and is_image_space(space) and not (keep_symbols and is_symbols(space))
+    return _picture if divide else _number if space.shape == () else Tensor.float
 
-    def __init__(self, space: spaces.Space[Any], normalize_images: bool, keep_symbols: bool) -> None:
-        def one(entry: spaces.Space[Any]) -> Callable[[Tensor], Tensor]:
-            if isinstance(entry, spaces.Discrete):
-                return _OneHot([int(entry.n)], [int(entry.start)])
-            if isinstance(entry, spaces.MultiDiscrete):
-                return _OneHot(entry.nvec.ravel().tolist(), entry.start.ravel().tolist())
-            divide = normalize_images and is_image_space(entry) and not (keep_symbols and is_symbols(entry))
-            return _picture if divide else _number if entry.shape == () else Tensor.float
 
-        self.one = None if isinstance(space, spaces.Dict) else one(space)
-        self.each = {name: one(entry) for name, entry in space.items()} if isinstance(space, spaces.Dict) else {}
+class _Entries:
+    """The entries of a `Dict`, in the order of the space."""
 
-    def __call__(self, obs: Obs) -> Obs:
-        """The entries of a `Dict` are returned in the order of the space."""
-        if isinstance(obs, dict):
-            return {name: prepare(obs[name]) for name, prepare in self.each.items()}
-        assert self.one is not None, "expected a dict of tensors"
-        return self.one(obs)
+    def __init__(self, each: dict[str, Callable[[Tensor], Tensor]]) -> None:
+        self.each = each
+
+    def __call__(self, obs: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: prepare(obs[name]) for name, prepare in self.each.items()}
 
 
 class _OneHot:

@@ -36,7 +36,7 @@ from policies.memories.steps import reset
 from policies.memories.time.checkpointing import Segments
 from policies.memories.time.recording import Recording
 from policies.normalization import ObsNorm, ValueNorm
-from policies.observations import Preparation, tensors_of
+from policies.observations import preparation, tensors_of
 
 Obs = Tensor | dict[str, Tensor]
 
@@ -125,7 +125,8 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         keep_symbols = getattr(self.features_extractor, "takes_symbols", False)
         self.actions = ActionNumbers(action_space)
         """Converts between the distributions' actions and the environment's."""
-        self.prepare = Preparation(observation_space, normalize_images, keep_symbols)
+        self.prepare = preparation(observation_space, normalize_images, keep_symbols)
+        """Converts observations to floats."""
 
     def make_features_extractor(self) -> BaseFeaturesExtractor:
         with naming_encoder(self.features_extractor_class, self.observation_space):
@@ -198,24 +199,27 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
     def act(
         self, latent: Tensor, deterministic: bool = False, grid: Tensor | None = None, mask: Tensor | None = None
     ) -> Tensor:
-        """Action `[B, *action_shape]` for a memory output `[B, F]`."""
-        distribution = self._distribution(self.mlp_extractor.forward_actor(latent), grid, mask)
-        return distribution.get_actions(deterministic=deterministic).view(-1, *self.action_shape)
+        """Action `[..., *action_shape]` for a memory output `[..., F]`."""
+        action = self._distribution(latent, grid, mask).get_actions(deterministic=deterministic)
+        return action.view(*latent.shape[:-1], *self.action_shape)
 
     def decide(
         self, latent: Tensor, deterministic: bool = False, grid: Tensor | None = None, mask: Tensor | None = None
     ) -> Decision:
         """Action `[B, *action_shape]`, value `[B]` and log-probability `[B]` for a memory output `[B, F]`."""
-        distribution = self._distribution(self.mlp_extractor.forward_actor(latent), grid, mask)
+        distribution = self._distribution(latent, grid, mask)
         action = distribution.get_actions(deterministic=deterministic)
         return Decision(action.view(-1, *self.action_shape), self.value(latent), distribution.log_prob(action))
 
-    def _distribution(self, latent_pi: Tensor, grid: Tensor | None, mask: Tensor | None = None) -> Distribution:
-        read: Any = latent_pi
+    def _distribution(self, latent: Tensor, grid: Tensor | None, mask: Tensor | None = None) -> Distribution:
+        """The distribution over actions; times and batch entries of a sequence are all rows of it."""
+        read: Any = self.mlp_extractor.forward_actor(latent.flatten(0, -2))
         if self.draws_maps:
             assert grid is not None, "the actor's head reads the memory's map"
-            read = latent_pi, grid
-        numbers = self.action_net(read) if mask is None else masked(self.action_net(read), mask, self.action_space)
+            read = read, grid.flatten(0, -4)
+        numbers = self.action_net(read)
+        if mask is not None:
+            numbers = masked(numbers, mask.flatten(0, -2), self.action_space)
         spread = (self.log_std,) if isinstance(self.action_space, spaces.Box) else ()
         # of its own: one that stayed in the policy would keep the graph, and a policy with a graph cannot be copied
         return copy.copy(self.action_dist).proba_distribution(numbers, *spread)
@@ -234,12 +238,11 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
     ) -> Judgement:
         """Value, log-probability and entropy, `[T, B]`, of actions `[T, B, *action_shape]` at outputs `[T, B, F]`."""
         shape = latent.shape[:-1]
-        latent = latent.flatten(0, -2)
-        distribution = self._distribution(self.mlp_extractor.forward_actor(latent), _joined(grid), _joined(mask))
-        log_prob = self._log_prob(distribution, _joined(action))
+        distribution = self._distribution(latent, grid, mask)
+        log_prob = self._log_prob(distribution, action.flatten(0, 1))
         entropy = distribution.entropy()
         assert entropy is not None, "only squashed distributions have no entropy, and none is used here"
-        return Judgement(self.value(latent).view(shape), log_prob.view(shape), entropy.view(shape))
+        return Judgement(self.value(latent.flatten(0, -2)).view(shape), log_prob.view(shape), entropy.view(shape))
 
     def log_prob(
         self,
@@ -253,11 +256,8 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
 
         With `each`, one per part of a `MultiDiscrete` action, `[T, B, parts]`.
         """
-        shape = latent.shape[:-1]
-        latent_pi = self.mlp_extractor.forward_actor(latent.flatten(0, -2))
-        distribution = self._distribution(latent_pi, _joined(grid), _joined(mask))
-        log_prob = self._log_prob(distribution, _joined(action), each)
-        return log_prob.view(*shape, *log_prob.shape[1:])
+        log_prob = self._log_prob(self._distribution(latent, grid, mask), action.flatten(0, 1), each)
+        return log_prob.view(*latent.shape[:-1], *log_prob.shape[1:])
 
     def value(self, latent: Tensor) -> Tensor:
         """Value `[B]` of a memory output `[B, F]`."""
@@ -267,9 +267,9 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
     def action_probabilities(
         self, latent: Tensor, grid: Tensor | None = None, mask: Tensor | None = None
     ) -> Tensor | None:
-        """`[B, n]` for `Discrete` actions, `[B, n]` (each a probability of 1) for `MultiBinary`; None for others."""
-        distribution = self._distribution(self.mlp_extractor.forward_actor(latent), grid, mask).distribution
-        return getattr(distribution, "probs", None)
+        """`[B, n]` for `Discrete` actions, `[B, n]` (each a probability of 1) for `MultiBinary`; None for others. With
+        outputs `[T, B, F]`, B is T · B."""
+        return getattr(self._distribution(latent, grid, mask).distribution, "probs", None)
 
     def encode(self, obs: Obs) -> tuple[Any, ...]:
         """The memory's input and, with readers, the questions.
@@ -374,7 +374,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
     ) -> Any:
         """SB3 distribution over the actions of one observation given the state before it."""
         step = self.remember(obs, state, starts)
-        return self._distribution(self.mlp_extractor.forward_actor(step.output), step.grid, action_masks)
+        return self._distribution(step.output, step.grid, action_masks)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         taken = inspect.signature(type(self).__init__).parameters  # SB3's has more, for exploration we do not have
@@ -382,8 +382,3 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         memory = {"memory": self.memory_name, "memory_kwargs": self.memory_kwargs}
         norms = {"normalize_values": self.value_norm is not None, "normalize_obs": self.obs_norm is not None}
         return {**given, **memory, **norms, "bptt_segment": self.bptt_segment}
-
-
-def _joined(sequence: Any) -> Any:
-    """`[T, B, ...]` as `[T · B, ...]`."""
-    return None if sequence is None else sequence.flatten(0, 1)

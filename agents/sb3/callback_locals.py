@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,23 +24,22 @@ from policies.heads import Judgement
 from policies.memories.contract import MemoryStep
 
 
+@dataclass(slots=True)
 class Later:
-    """A value computed on first use.
+    """A value computed on first use, by `make`.
 
     `Locals` hands out the value itself. A callback that was never told of the start of training keeps a plain
     dictionary and meets this object, which numpy takes as an array.
     """
 
-    __slots__ = ("_make", "_value")
-
-    def __init__(self, make: Callable[[], Any]) -> None:
-        self._make: Callable[[], Any] | None = make
+    make: Callable[[], Any] | None
+    _value: Any = None
 
     @property
     def value(self) -> Any:
-        if self._make is not None:
-            self._value = self._make()
-            self._make = None
+        if self.make is not None:
+            self._value = self.make()
+            self.make = None
         return self._value
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
@@ -79,6 +79,7 @@ class Locals(dict[str, Any]):
         return dict(self.items())
 
 
+@dataclass(slots=True)
 class Step:
     """What SB3's `collect_rollouts` knows after step `t`: each method gives what SB3 has by its name.
 
@@ -90,11 +91,10 @@ class Step:
             the step is read from the whole rollout, whose values are there.
     """
 
-    __slots__ = ("_judgement", "model", "now", "t")
-
-    def __init__(self, model: TrainingEnv, t: int, now: tuple[MemoryStep, Obs, Info] | None = None) -> None:
-        self.model, self.t, self.now = model, t, now
-        self._judgement: Judgement | None = None
+    model: TrainingEnv
+    t: int
+    now: tuple[MemoryStep, Obs, Info] | None = None
+    _judgement: Judgement | None = None
 
     def names(self) -> dict[str, Any]:
         """The values for a callback's `locals`; state values if there is a critic, or they are computed on demand."""

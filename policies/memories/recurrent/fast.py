@@ -77,7 +77,7 @@ class FastRecurrent(TapedForm):
         return self.by_hand or self.few(length, resets) or host_may_read()
 
     def step(self, x: Tensor, state: State) -> MemoryStep:
-        step = self.tape_of.once if self.by_hand and not torch.is_grad_enabled() else self.cell
+        step = self.tape_of.once if x.is_cpu and not torch.is_grad_enabled() else self.cell
         output, following = self.memory.through_layers(x, state, step)
         return MemoryStep(output, following, {})
 

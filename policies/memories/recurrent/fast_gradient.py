@@ -30,11 +30,12 @@ class RecurrentSequence(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, tape: Tape, xs: Tensor, *made_of: Tensor) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(xs, tape.w_x, tape.w_h, *tape.saved())
+        states = [kept[: tape.length + 1] for kept in tape.states]
+        ctx.save_for_backward(xs, tape.w_x, tape.w_h, tape.active[: tape.length], tape.extra[: tape.length], *states)
         ctx.starts, ctx.lstm = tape.starts, isinstance(tape, LSTMTape)
         ctx.native, ctx.all_starts = tape.native, tape.all_starts if len(tape.all_starts) else None
         ctx.set_materialize_grads(False)
-        return tuple(kept[1 : tape.length + 1] for kept in tape.states)
+        return tuple(kept[1:] for kept in states)
 
     @staticmethod
     @once_differentiable
@@ -105,7 +106,8 @@ def _lstm_backward(
     gates, d_gates = torch.unflatten(active, 2, (4, -1)), torch.unflatten(d_active, 2, (4, -1))
     d_ifg, d_o = d_gates[:, :, :3].unbind(0), d_gates[:, :, 3].unbind(0)
     d_each, forget, each_to_cell = d_active.unbind(0), gates[:, :, 1].unbind(0), to_cell.unbind(0)
-    d_hidden, d_cell = _last(d_hiddens, tanh_cell), torch.zeros_like(tanh_cell[0])
+    d_hidden = torch.zeros_like(tanh_cell[0]) if d_hiddens is None else d_hiddens[-1].clone()
+    d_cell = torch.zeros_like(tanh_cell[0])
     d_cell_wide = d_cell.unsqueeze(1)
     d_given = None if d_hiddens is None else d_hiddens.unbind(0)
     for begin, end in _blocks(length, batch, size):
@@ -126,9 +128,15 @@ def _lstm_backward(
             d_ifg[t].mul_(d_cell_wide)
             d_o[t].mul_(d_hidden)
             d_cell.mul_(forget[t])
-            _to_the_step_before(d_hidden, d_each[t], w_h, d_given[t - 1] if t and d_given else None, starts.get(t))
+            if t and d_given is not None and t not in starts:
+                torch.addmm(d_given[t - 1], d_each[t], w_h, out=d_hidden)
+                continue
+            torch.mm(d_each[t], w_h, out=d_hidden)
             if t in starts:
+                d_hidden.masked_fill_(starts[t][:, None], 0.0)
                 d_cell.masked_fill_(starts[t][:, None], 0.0)
+            if t and d_given is not None:
+                d_hidden.add_(d_given[t - 1])
     return d_active, None, [d_hidden, d_cell]
 
 
@@ -148,7 +156,7 @@ def _gru_backward(
     every, to_n = d_gates.unbind(0), d_n.unbind(0)
     d_each, keep = d_active.unbind(0), gates[:, :, 1].unbind(0)
     d_given = None if d_hiddens is None else d_hiddens.unbind(0)
-    d_hidden = _last(d_hiddens, hiddens)
+    d_hidden = torch.zeros_like(hiddens[0]) if d_hiddens is None else d_hiddens[-1].clone()
     d_hidden_wide = d_hidden.unsqueeze(1)
     for begin, end in _blocks(length, batch, size):
         here = slice(begin, end)
@@ -171,22 +179,3 @@ def _gru_backward(
             if t and d_given is not None:
                 d_hidden.add_(d_given[t - 1])
     return d_active, d_n, [d_hidden]
-
-
-def _last(given: Tensor | None, like: Tensor) -> Tensor:
-    """A copy of the gradient of the state after the last step."""
-    return torch.zeros_like(like[0]) if given is None else given[-1].clone()
-
-
-def _to_the_step_before(
-    d_hidden: Tensor, d_gates: Tensor, w_h: Tensor, given: Tensor | None, starts: Tensor | None
-) -> None:
-    """Sets `d_hidden` for the previous step: from the gates, 0 across a reset, plus its own gradient `given`."""
-    if starts is None and given is not None:
-        torch.addmm(given, d_gates, w_h, out=d_hidden)
-        return
-    torch.mm(d_gates, w_h, out=d_hidden)
-    if starts is not None:
-        d_hidden.masked_fill_(starts[:, None], 0.0)
-    if given is not None:
-        d_hidden.add_(given)

@@ -34,6 +34,8 @@ class Tape:
 
     gates: int
     """Blocks of H rows in the weights."""
+    bias: Tensor
+    """Added to the input's part of the gates, `[gates * H]`."""
 
     @torch.no_grad()
     def __init__(self, state: Sequence[Tensor], parameters: Sequence[Tensor], room: int) -> None:
@@ -54,8 +56,8 @@ class Tape:
             kept[0] = value
 
     def _extra(self) -> Tensor:
-        """Allocates what else a step stores, `[room, B, ...]`, and copies the transposed recurrent weights, which makes
-        products with few rows an eighth faster."""
+        """Allocates what else a step stores, `[room, B, ...]`, sets `bias` and copies the transposed recurrent weights,
+        which makes products with few rows an eighth faster."""
         raise NotImplementedError
 
     def _split(self) -> None:
@@ -85,7 +87,7 @@ class Tape:
             self._split()
         if t == len(self.active):
             self._grow()
-        torch.addmm(self.input_bias(), x, self.w_x.t(), out=self.active[t])
+        torch.addmm(self.bias, x, self.w_x.t(), out=self.active[t])
         before: Sequence[Tensor] = [kept[t] for kept in self._state_views]
         self._advance(t, before if starts is None else self._reset(t, before, starts))
         self.length += 1
@@ -94,7 +96,7 @@ class Tape:
     @torch.no_grad()
     def run(self, xs: Tensor, starts: Tensor | None, resets: Sequence[int] | None) -> None:
         """Takes all steps of `xs` `[T, B, F]`; `starts` and `resets` as in `unroll`."""
-        torch.addmm(self.input_bias(), xs.flatten(0, 1), self.w_x.t(), out=self.active.flatten(0, 1))
+        torch.addmm(self.bias, xs.flatten(0, 1), self.w_x.t(), out=self.active.flatten(0, 1))
         if len(self.active) == len(xs) and self._run_natively(starts):
             self.length = len(xs)
             return
@@ -127,10 +129,6 @@ class Tape:
         """One step that is not recorded, without a graph; returns the state tensors `[B, H]`."""
         raise NotImplementedError
 
-    def input_bias(self) -> Tensor:
-        """The bias added to the input's part of the gates, `[gates * H]`."""
-        raise NotImplementedError
-
     def _reset(self, t: int, before: Sequence[Tensor], starts: Tensor) -> Sequence[Tensor]:
         """The state before step `t`, set to 0 where `starts` is true."""
         self.starts[t] = starts
@@ -140,11 +138,6 @@ class Tape:
 
     _state_views: list[tuple[Tensor, ...]]
 
-    def saved(self) -> list[Tensor]:
-        """The tensors for the backward pass, cut to the steps taken."""
-        states = (kept[: self.length + 1] for kept in self.states)
-        return [self.active[: self.length], self.extra[: self.length], *states]
-
 
 class LSTMTape(Tape):
     """The tape of an LSTM; `active` becomes i, f, g, o and `extra` is tanh of the cell."""
@@ -152,7 +145,7 @@ class LSTMTape(Tape):
     gates = 4
 
     def _extra(self) -> Tensor:
-        self.w_out = self.w_h.t().contiguous()
+        self.bias, self.w_out = self.b_x + self.b_h, self.w_h.t().contiguous()
         return torch.empty_like(self.states[0][1:])
 
     @staticmethod
@@ -163,9 +156,6 @@ class LSTMTape(Tape):
         views = (active, *active.view(x.shape[0], 4, -1).unbind(1), squashed)
         lstm_step(views, state, w_h.t(), hidden, cell)
         return hidden, cell
-
-    def input_bias(self) -> Tensor:
-        return self.b_x + self.b_h
 
     def _loops(self, starts: Tensor | None) -> None:
         hiddens, cells = self.states
@@ -211,6 +201,7 @@ class GRUTape(Tape):
 
     def _extra(self) -> Tensor:
         both = 2 * self.size
+        self.bias = _input_bias(self.b_x, self.b_h, self.size)
         self.w_rz, self.w_n = (part.t().contiguous() for part in (self.w_h[:both], self.w_h[both:]))
         self.b_n = self.b_h[both:]
         return torch.empty_like(self.states[0][1:])
@@ -225,9 +216,6 @@ class GRUTape(Tape):
         w_rz, w_n = w_h[: 2 * size].t(), w_h[2 * size :].t()
         gru_step((rz, n, r, z, given_n), state[0], w_rz, w_n, b_h[2 * size :], hidden)
         return (hidden,)
-
-    def input_bias(self) -> Tensor:
-        return _input_bias(self.b_x, self.b_h, self.size)
 
     def _loops(self, starts: Tensor | None) -> None:
         recurrent_native.gru_forward(
