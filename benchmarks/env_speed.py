@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 import importlib
+import math
 import statistics
 import sys
 import time
@@ -27,7 +28,7 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
 
 import envs
-from envs.bits import random_bits
+from envs.bits import random_words
 from envs.tensor_env import TensorEnv
 
 
@@ -92,7 +93,13 @@ def _actions(env: TensorEnv) -> Callable[[], torch.Tensor]:
     space, shape = env.single_action_space, env.action_space.shape
     assert shape is not None
     if isinstance(space, gymnasium.spaces.MultiBinary):
-        return lambda: random_bits(shape, None, env.device)
+        size, place = math.prod(shape), torch.arange(8, dtype=torch.int8, device=env.device)[:, None]
+
+        def bits() -> torch.Tensor:
+            octets = random_words(-(-size // 64), None, env.device).view(torch.int8)
+            return (octets >> place & 1).flatten()[:size].view(shape)
+
+        return bits
     if isinstance(space, gymnasium.spaces.Discrete):
         choices = int(space.n)
     elif isinstance(space, gymnasium.spaces.MultiDiscrete):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -15,14 +13,6 @@ def random_words(count: int, generator: torch.Generator | None, device: torch.de
     """Random 64-bit words, int64 `[count]`; of 2⁶⁴ values one never occurs."""
     limit = 2**63
     return torch.randint(-limit, limit - 1, (count,), generator=generator, device=device)
-
-
-def random_bits(shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device | str) -> Tensor:
-    """Fair random bits, int8 of `shape`: all 64 bits of a word are used."""
-    size = math.prod(shape)
-    octets = random_words(-(-size // 64), generator, device).view(torch.int8)
-    place = torch.arange(8, dtype=torch.int8, device=octets.device)
-    return (octets >> place[:, None] & 1).flatten()[:size].view(shape)
 
 
 def random_events(chance: int, size: int, generator: torch.Generator | None, device: torch.device | str) -> Tensor:

@@ -8,14 +8,12 @@ import shlex
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import get_type_hints
 
 import tyro
 
-from agents.common.arguments import read
 from agents.common.files import replace_file
 from agents.common.invocation import command_for
-from agents.common.terminal import PLAIN, degrade, make_console
+from agents.common.terminal import PLAIN, make_console
 from agents.comparison import pictures, settings, tables
 from agents.comparison.curves import Axis
 from agents.comparison.groups import Comparison, by_environment
@@ -23,10 +21,8 @@ from agents.comparison.intervals import Method
 from agents.comparison.pictures import Line
 from agents.comparison.references import paper_lines, with_random
 from agents.comparison.runs import find_runs
-from agents.run.config import NUMBERS
-from agents.run.failures import CommandError, Where
-from agents.run.help import show_options
-from agents.run.parsing import refuse_empty
+from agents.run.failures import Where
+from agents.run.parsing import run_command
 
 INTRO = """Compare trained runs: scores with intervals over seeds, budgets, and curves. For example: compare.py runs
 --by memory."""
@@ -76,24 +72,12 @@ class Arguments:
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command with these arguments (default: `sys.argv`); exits on errors."""
     words = sys.argv[1:] if arguments is None else arguments
-    degrade()
-    try:
-        with Where("reading the command").user_errors():
-            refuse_empty(words)
-            if {"-h", "--help"} & {*words}:
-                show_options(make_console(), INTRO, Arguments, GROUPS)
-                return
-            given = tyro.cli(Arguments, args=words, registry=NUMBERS)
-            for name, hint in get_type_hints(Arguments, include_extras=True).items():
-                if name != "runs":
-                    setattr(given, name, read(f"--{name.replace('_', '-')}", getattr(given, name), hint))
+
+    def run(given: Arguments) -> None:
         with Where("comparing").user_errors():
             _run(given, words)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except CommandError as error:
-        error.show()
-        sys.exit(2)
+
+    run_command(Arguments, INTRO, GROUPS, words, run)
 
 
 def _run(given: Arguments, words: list[str]) -> None:

@@ -6,8 +6,7 @@ import csv
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich import box
 from rich.console import Console
@@ -27,21 +26,13 @@ _WIDE = 1_000
 _METHODS = {"bootstrap": "percentile bootstrap over seeds", "t": "Student's t over seeds"}
 
 
-@dataclass(frozen=True)
-class Row:
-    """The figures of a group."""
+class Row(NamedTuple):
+    """A group with the figures that are costly or depend on other groups."""
 
     group: Group
-    mean: float
     low: float
     """95 % interval of the mean; NaN for one seed."""
     high: float
-    interquartile_mean: float
-    seeds: int
-    steps: tuple[int, int]
-    lesson_steps: int | None
-    minutes: float
-    parameters: int | None
     same_budget: str
     reached: Reached | None
     """When it reached the threshold, if one is given."""
@@ -51,24 +42,8 @@ def rows(comparison: Comparison, threshold: float | None = None) -> list[Row]:
     """One row per group, best first."""
     found = []
     for group in comparison.groups:
-        interval = group.interval
-        low, high = (math.nan, math.nan) if interval is None else interval
-        found.append(
-            Row(
-                group,
-                group.mean,
-                low,
-                high,
-                group.interquartile_mean,
-                len(group.scores),
-                group.steps,
-                group.lesson_steps,
-                group.minutes,
-                group.parameters,
-                comparison.same_budget(group),
-                None if threshold is None else group.reached(threshold),
-            )
-        )
+        reached = None if threshold is None else group.reached(threshold)
+        found.append(Row(group, *(group.interval or (math.nan, math.nan)), comparison.same_budget(group), reached))
     return found
 
 
@@ -152,20 +127,21 @@ def as_csv(comparisons: Sequence[Comparison], threshold: float | None = None) ->
     for comparison in comparisons:
         start = {"env": comparison.name}
         for row in rows(comparison, threshold):
-            cells: dict[str, Any] = start | dict(zip(comparison.by, row.group.names, strict=True))
+            group = row.group
+            cells: dict[str, Any] = start | dict(zip(comparison.by, group.names, strict=True))
             cells |= {
                 "score": comparison.score,
-                "mean": _exact(row.mean),
+                "mean": _exact(group.mean),
                 "low": _exact(row.low),
                 "high": _exact(row.high),
-                "iqm": _exact(row.interquartile_mean),
-                "seeds": row.seeds,
-                "each_seed": " ".join(map(_exact, row.group.scores)),
-                "steps_least": row.steps[0],
-                "steps_most": row.steps[1],
-                "lesson_steps": row.lesson_steps,
-                "minutes": _exact(row.minutes),
-                "parameters": row.parameters,
+                "iqm": _exact(group.interquartile_mean),
+                "seeds": len(group.scores),
+                "each_seed": " ".join(map(_exact, group.scores)),
+                "steps_least": group.steps[0],
+                "steps_most": group.steps[1],
+                "lesson_steps": group.lesson_steps,
+                "minutes": _exact(group.minutes),
+                "parameters": group.parameters,
                 "same_budget": row.same_budget,
             }
             if row.reached is not None:
@@ -219,14 +195,14 @@ def _titles(comparison: Comparison, threshold: float | None) -> list[str]:
 def _cells(comparison: Comparison, found: Sequence[Row]) -> list[list[str]]:
     return [
         [
-            number(row.mean),
+            number(row.group.mean),
             NONE if math.isnan(row.low) else f"[{number(row.low)}, {number(row.high)}]",
-            number(row.interquartile_mean),
-            str(row.seeds),
+            number(row.group.interquartile_mean),
+            str(len(row.group.scores)),
             row.same_budget,
-            _steps(row),
-            _minutes(row.minutes),
-            NONE if row.parameters is None else amount(row.parameters),
+            _steps(row.group),
+            _minutes(row.group.minutes),
+            NONE if row.group.parameters is None else amount(row.group.parameters),
             *([] if row.reached is None else _reached(row.reached, len(row.group.runs))),
         ]
         for row in found
@@ -241,8 +217,8 @@ def _padding(comparison: Comparison) -> list[str]:
     return [""] * (len(comparison.by) - 1)
 
 
-def _steps(row: Row) -> str:
-    low, high = (amount(steps + (row.lesson_steps or 0)) for steps in row.steps)
+def _steps(group: Group) -> str:
+    low, high = (amount(steps + (group.lesson_steps or 0)) for steps in group.steps)
     return low if low == high else f"{low} to {high}"
 
 

@@ -11,25 +11,24 @@ import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 import tyro
 
 from agents import MemoryOnPolicyAlgorithm, latest_checkpoint, load
-from agents.common.arguments import Count, Positive, Range, Seed, read
+from agents.common.arguments import Count, Positive, Range, Seed
 from agents.common.files import replace_file
 from agents.common.invocation import command_for
-from agents.common.terminal import PLAIN, degrade, make_console
+from agents.common.terminal import PLAIN, make_console
 from agents.environments import Vector
 from agents.evaluation.ablation import ablate, as_json, print_ablation
 from agents.evaluation.breakdown import Breakdown
 from agents.evaluation.scores import MAX_STEPS, Score, check_spaces, evaluate, random_score
 from agents.evaluation.tables import print_errors, print_scores
-from agents.run.config import NUMBERS, Config, Pairs, load_config
+from agents.run.config import Config, Pairs, load_config
 from agents.run.failures import CommandError, Where
-from agents.run.help import show_options
-from agents.run.parsing import refuse_empty
+from agents.run.parsing import run_command
 from agents.scale.devices import device_of
 from envs import registered
 from envs.tensor_env import TensorEnv
@@ -112,23 +111,7 @@ class Arguments:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command with these arguments (default: `sys.argv`); exits on errors."""
-    words = sys.argv[1:] if arguments is None else arguments
-    degrade()
-    try:
-        with Where("reading the command").user_errors():
-            refuse_empty(words)
-            if {"-h", "--help"} & {*words}:
-                show_options(make_console(), INTRO, Arguments, GROUPS)
-                return
-            given = tyro.cli(Arguments, args=words, registry=NUMBERS)
-            for name, hint in get_type_hints(Arguments, include_extras=True).items():
-                setattr(given, name, read(f"--{name.replace('_', '-')}", getattr(given, name), hint))
-        _run(given)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except CommandError as error:
-        error.show()
-        sys.exit(2)
+    run_command(Arguments, INTRO, GROUPS, sys.argv[1:] if arguments is None else arguments, _run)
 
 
 def _run(arguments: Arguments) -> None:

@@ -1,4 +1,4 @@
-"""The folder of a run: its name, its checkpoints, and the command that resumes it."""
+"""The folder of a run: its name, its lock, its checkpoints, and the command that resumes it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import re
 import shlex
 import time
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from agents import CheckpointError, latest_checkpoint
 from agents.common.invocation import command_for
@@ -52,3 +54,23 @@ def safe(folder: Path, run_dir: Path | None = None) -> str:
     if checkpoint is None:
         return "no checkpoint was written yet"
     return f"the last good checkpoint is {checkpoint}; continue with: {again(run_dir or folder)}"
+
+
+def take(folder: Path) -> FileLock | None:
+    """Locks a run's folder, so that only one process trains it; returns None if the file system has no locks.
+
+    The system releases the lock with the process, also after kill -9.
+
+    Raises:
+        ValueError: another process holds the lock.
+    """
+    lock = FileLock(folder / ".lock", blocking=False)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise ValueError(
+            f"another process is training in {folder}: wait for it, stop it, or choose another --run-dir"
+        ) from error
+    except NotImplementedError:
+        return None
+    return lock

@@ -5,17 +5,22 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar, get_type_hints
 
 import tyro
 
 from agents import latest_checkpoint
-from agents.common.terminal import make_console
+from agents.common.arguments import read
+from agents.common.terminal import degrade, make_console
 from agents.run.config import NUMBERS, Command, Config, base_config, known_entries, load_config, run_entries
+from agents.run.failures import CommandError, Where
 from agents.run.folder import checkpoint_folder, newest
-from agents.run.help import show_help, show_list
+from agents.run.help import show_help, show_list, show_options
 from agents.scale import distributed
+
+T = TypeVar("T")
 
 DESCRIPTION = """Train an agent with a memory, such as --env CartPole-v1 --memory lstm --algo ppo.
 
@@ -98,6 +103,35 @@ def refuse_unused(config: Command, arguments: list[str]) -> None:
             raise ValueError(f"--{name} has no effect without --sweep")
     if config.fast == "graph" and not config.device.startswith(("cuda", "auto")):
         raise ValueError(f"--fast is graph, but --device is {config.device}: only CUDA has graphs")
+
+
+def run_command(
+    command: type[T], intro: str, groups: Mapping[str, str], words: list[str], run: Callable[[T], None]
+) -> None:
+    """Parses the words of a command that trains nothing and runs it; exits with one line on an error.
+
+    Args:
+        command: dataclass of the options.
+        intro, groups: as in `show_options`.
+        words: of the command line.
+        run: does the work.
+    """
+    degrade()
+    try:
+        with Where("reading the command").user_errors():
+            refuse_empty(words)
+            if {"-h", "--help"} & {*words}:
+                show_options(make_console(), intro, command, groups)
+                return
+            given = tyro.cli(command, args=words, registry=NUMBERS)
+            for name, hint in get_type_hints(command, include_extras=True).items():
+                setattr(given, name, read(f"--{name.replace('_', '-')}", getattr(given, name), hint))
+        run(given)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except CommandError as error:
+        error.show()
+        sys.exit(2)
 
 
 def _named(arguments: list[str]) -> list[str]:

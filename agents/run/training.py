@@ -29,8 +29,7 @@ from agents.run.callbacks import CheckpointEvery, DescribeRun, PicturePanels, Wa
 from agents.run.config import Config, load_config
 from agents.run.display import RunDisplay, clock
 from agents.run.failures import Where
-from agents.run.folder import again, checkpoint_folder, folder_of, newest, safe
-from agents.run.lock import take
+from agents.run.folder import again, checkpoint_folder, folder_of, newest, safe, take
 from agents.run.logs import kept_rows, run_logger, wall_before, write_scores
 from agents.run.resuming import complete, refuse_changes, replaced, set_aside_later, what_changed
 from agents.scale import distributed

@@ -38,7 +38,7 @@ def prepare(policy: MemoryActorCriticPolicy, fast: str, precision: str, sequence
         copies: number of environments.
 
     Raises:
-        ValueError: `precision` is neither "fp32" nor "bf16", or it is "bf16" and nothing would use it.
+        ValueError: `precision` is neither "float32" nor "bf16", or it is "bf16" and nothing would use it.
     """
     if precision not in get_args(Precision):
         raise ValueError(f"precision is {precision!r}, expected one of {', '.join(get_args(Precision))}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from agents.run.config import Config
 from agents.sweep.trial import Job, Outcome, Stop, run_trial
@@ -20,7 +20,7 @@ class Running:
     task: Any = None
 
 
-class Launcher(Protocol):
+class Launcher:
     """The interface of launchers."""
 
     jobs: int
@@ -28,18 +28,22 @@ class Launcher(Protocol):
 
     def submit(self, job: Job) -> Running:
         """Starts a trial."""
+        raise NotImplementedError
 
     def stop(self, running: Running, now: bool = False) -> None:
         """Stops a trial after it has written a checkpoint; with `now`, at once."""
+        raise NotImplementedError
 
     def outcome(self, running: Running) -> Outcome:
-        """The result of a finished trial."""
+        """The result of a finished trial; `lost` if its machine or process died."""
+        raise NotImplementedError
 
     def close(self) -> None:
         """Releases resources; no more trials are started."""
+        raise NotImplementedError
 
 
-class Local:
+class Local(Launcher):
     """Runs trials as local processes, each watched by a thread.
 
     Args:
@@ -51,26 +55,22 @@ class Local:
         self._pool = ThreadPoolExecutor(self.jobs, thread_name_prefix="trial")
 
     def submit(self, job: Job) -> Running:
-        """Starts a trial."""
         stop = Stop()
         return Running(job, self._pool.submit(run_trial, job, stop), stop)
 
     def stop(self, running: Running, now: bool = False) -> None:
-        """Stops a trial after it has written a checkpoint; with `now`, at once."""
         running.stop.now = now
         running.stop.set()
 
     def outcome(self, running: Running) -> Outcome:
-        """The result of a finished trial."""
         error = running.future.exception()
         return running.future.result() if error is None else Outcome("failed", error=f"{type(error).__name__}: {error}")
 
     def close(self) -> None:
-        """Releases resources; no more trials are started."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
-class Ray:
+class Ray(Launcher):
     """Runs trials as tasks of a Ray cluster: the one at RAY_ADDRESS, else one running on this machine, else a new local
     one.
 
@@ -105,16 +105,13 @@ class Ray:
         self._run = ray.remote(**options)(run_task)
 
     def submit(self, job: Job) -> Running:
-        """Starts a trial."""
         task = self._run.remote(job)
         return Running(job, task.future(), task=task)
 
     def stop(self, running: Running, now: bool = False) -> None:
-        """Stops a trial after it has written a checkpoint; with `now`, at once."""
         self._ray.cancel(running.task, force=now)
 
     def outcome(self, running: Running) -> Outcome:
-        """The result of a finished trial; `lost` if its machine or process died."""
         error = running.future.exception()
         errors = self._ray.exceptions
         if error is None:
@@ -126,7 +123,6 @@ class Ray:
         return Outcome("lost", error=type(error).__name__)
 
     def close(self) -> None:
-        """Releases resources; no more trials are started."""
         if self._ours:
             self._ray.shutdown()
 

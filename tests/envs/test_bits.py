@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from envs.bits import count_ones, random_bits, random_events
+from envs.bits import count_ones, random_events
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -19,17 +19,6 @@ def test_ones_are_counted(width: int, kind: torch.dtype) -> None:
     for bits in (some, torch.ones_like(some), torch.zeros_like(some)):  # all ones: no byte overflows
         assert count_ones(bits).tolist() == bits.sum(1).tolist()
     assert count_ones(some.view(3, 1, width)).tolist() == some.sum(1).tolist()
-
-
-def test_bits_are_fair_and_independent() -> None:
-    bits = random_bits((1000, 1001), generator(), "cpu")
-    assert set(bits.unique().tolist()) == {0, 1}
-    assert bits.float().mean().item() == pytest.approx(0.5, abs=0.002)
-    # The eight bits of a byte go to eight places an eighth of all apart; neighbours are of different bytes.
-    flat = bits.flatten()[:1_000_000].float() - 0.5
-    for apart in (1, 8, 64, len(flat) // 8, 125_128):
-        assert 4 * (flat[apart:] * flat[:-apart]).mean().item() == pytest.approx(0, abs=0.005)
-    assert torch.equal(random_bits((9,), generator(5), "cpu"), random_bits((9,), generator(5), "cpu"))
 
 
 @pytest.mark.parametrize("chance", [0, 1, 200, 2**15 - 1, 2**15, 2**15 + 1, 60_000, 2**16 - 1, 2**16])

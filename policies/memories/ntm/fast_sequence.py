@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from policies.memories.ntm.fast_native import Sizes, Weights, norms, over
 from policies.memories.steps import State
 from policies.memories.time.sums import ROWS, Sum
+from policies.memories.time.taped import LoopTape
 from policies.native.loops import Arrays
 
 NAMES = ("memory", "read_weights", "write_weights", "read_vectors", "hidden", "cell")
@@ -86,7 +87,7 @@ class Placed(NamedTuple):
         return {prefix + name: value for name, value in self._asdict().items()}
 
 
-class NativeTape:
+class NativeTape(LoopTape):
     """`length` steps of an NTM, stored as they are taken, without gradients.
 
     Args:
@@ -102,18 +103,18 @@ class NativeTape:
         self, length: int, state: Sequence[Tensor], fresh: Sequence[Tensor] | None, weights: Weights, sizes: Sizes
     ) -> None:
         like, batch, heads, padded = state[0], sizes.batch, sizes.heads, sizes.padded
-        self.sizes, self.weights, self.count, self.length = sizes, weights, 0, length
+        self.sizes, self.weights = sizes, weights
 
         def room(*shape: int, steps: int = length) -> Tensor:
             return like.new_empty(steps, batch, *shape)
 
         layers, width = range(sizes.layers), len(weights.controller[0])
-        self.gates = [room(width) for _ in layers]
+        gates = [room(width) for _ in layers]
         self.features = room(sizes.hidden + sizes.reads * sizes.word)
         """Hidden state and what was read, side by side, after each step."""
         self.inputs = [room(each, steps=length + 1) for each in sizes.widths]
         self.arrays: Arrays = {
-            "gates": self.gates,
+            "gates": gates,
             "inputs": self.inputs,
             "cells": [room(sizes.hidden, steps=length + 1) for _ in layers if sizes.lstm],
             "squashed": [room(sizes.hidden) for _ in layers if sizes.lstm],
@@ -129,16 +130,13 @@ class NativeTape:
         begun.w.zero_()
         begun.put(state, sizes)
         norms(begun.memory, self.arrays["norms"][0])
-        self.starts: Tensor | None = None
         if fresh is not None:
             first = Placed.blank(like, 1, sizes)
             first.put(fresh, sizes)
             self.arrays |= first.arrays("fresh_") | {"fresh_norms": like.new_empty(1, padded)}
             norms(first.memory, self.arrays["fresh_norms"])  # type: ignore[arg-type]
-            self.starts = torch.zeros(length, batch, dtype=torch.bool)
-        self._loops = over(sizes, weights, True, self.arrays)
-        if self.starts is not None:
-            self._loops.set({"starts": self.starts})
+        starts = None if fresh is None else torch.zeros(length, batch, dtype=torch.bool)
+        super().__init__(over(sizes, weights, True, self.arrays), gates[0], weights.input, weights.biases[0], starts)
 
     def at(self, step: int) -> Placed:
         """The state before a step."""
@@ -148,33 +146,6 @@ class NativeTape:
     def state(self) -> State:
         """The state after the last step."""
         return named(self.at(self.count).taken(self.sizes))
-
-    @property
-    def full(self) -> bool:
-        return self.count == self.length
-
-    @torch.no_grad()
-    def step(self, given: Tensor, starts: Tensor | None) -> None:
-        """Take a step. `given`: its input, `[B, F]`."""
-        torch.addmm(self.weights.biases[0], given, self.weights.input.t(), out=self.gates[0][self.count])
-        if starts is not None:
-            assert self.starts is not None
-            self.starts[self.count] = starts
-        self._loops.forward(self.count, self.count + 1)
-        self.count += 1
-
-    @torch.no_grad()
-    def run(self, xs: Tensor, starts: Tensor | None) -> None:
-        """Take all steps. `xs`: `[T, B, F]`; `starts`: `[T, B]`."""
-        if starts is not None:
-            assert self.starts is not None
-            self.starts.copy_(starts)
-        room, bias = max(1, ROWS // max(1, xs.shape[1])), self.weights.biases[0]
-        for begin in range(0, len(xs), room):
-            x = xs[begin : begin + room].flatten(0, 1)
-            torch.addmm(bias, x, self.weights.input.t(), out=self.gates[0][begin : begin + room].flatten(0, 1))
-            self._loops.forward(begin, min(begin + room, len(xs)))
-        self.count = len(xs)
 
     def cut(self) -> None:
         """Give back the room for steps that were not taken."""

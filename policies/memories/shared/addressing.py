@@ -30,19 +30,18 @@ def inverse_norms(words: Tensor) -> Tensor:
     return (words.square().sum(-1) + NORM_EPS).rsqrt()
 
 
-def content_weights(memory: Tensor, keys: Tensor, strengths: Tensor, memory_norms: Tensor | None = None) -> Tensor:
+def content_weights(memory: Tensor, keys: Tensor, strengths: Tensor) -> Tensor:
     """C(M, k, β)[i] = softmax_i(β cos(k, M[i])).
 
     Args:
         memory: M, `[B, N, W]`.
         keys: k of K heads, `[B, K, W]`.
         strengths: β, `[B, K]`.
-        memory_norms: `inverse_norms(memory)`, if known.
 
     Returns:
         A distribution over the slots for each head, `[B, K, N]`.
     """
-    return similar_to(sharpened(keys, strengths), memory, memory_norms)
+    return similar_to(sharpened(keys, strengths), memory)
 
 
 def sharpened(keys: Tensor, strengths: Tensor) -> Tensor:
@@ -50,10 +49,9 @@ def sharpened(keys: Tensor, strengths: Tensor) -> Tensor:
     return keys * (strengths * inverse_norms(keys))[..., None]
 
 
-def similar_to(sharpened_keys: Tensor, memory: Tensor, memory_norms: Tensor | None = None) -> Tensor:
+def similar_to(sharpened_keys: Tensor, memory: Tensor) -> Tensor:
     """`content_weights` of `sharpened` keys."""
-    memory_norms = inverse_norms(memory) if memory_norms is None else memory_norms
-    return (sharpened_keys @ memory.transpose(1, 2) * memory_norms[:, None]).softmax(2)
+    return (sharpened_keys @ memory.transpose(1, 2) * inverse_norms(memory)[:, None]).softmax(2)
 
 
 def next_usage(usage: Tensor, write_weights: Tensor, read_weights: Tensor, free_gates: Tensor) -> Tensor:

@@ -22,9 +22,9 @@ def vector_panel(
     return Panel(folded, f"{unit} ({width} a row)", "row", limits, about=about)
 
 
-def weights_panel(weights: Tensor, about: str, heads: str = "head", places: str = "slot") -> Panel:
-    """Weightings `[heads, places]`, from 0 to 1, one step beside another over time."""
-    return Panel(weights, places, heads, (0.0, 1.0), "columns", about=about)
+def weights_panel(weights: Tensor, about: str, heads: str = "head") -> Panel:
+    """Weightings `[heads, slots]`, from 0 to 1, one step beside another over time."""
+    return Panel(weights, "slot", heads, (0.0, 1.0), "columns", about=about)
 
 
 def read_panel(weights: Tensor, heads: str = "read head") -> Panel:

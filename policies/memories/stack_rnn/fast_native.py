@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from policies.memories.steps import State
 from policies.memories.time.sums import ROWS, Sum
+from policies.memories.time.taped import LoopTape
 from policies.native import loops
 from policies.native.loops import Arrays, Loops
 
@@ -75,7 +76,7 @@ def over(sizes: Sizes, weights: Weights, forward: bool, arrays: Arrays) -> Loops
     return found
 
 
-class NativeTape:
+class NativeTape(LoopTape):
     """`length` steps of a stack RNN, stored as they are taken, without gradients.
 
     Args:
@@ -90,8 +91,7 @@ class NativeTape:
     def __init__(
         self, length: int, hidden: Tensor, stacks: Tensor, empty: Tensor, weights: Weights, sizes: Sizes
     ) -> None:
-        self.length, self.count, self.sizes = length, 0, sizes
-        self.weights = Weights(*(weight.detach() for weight in weights))
+        self.sizes, self.weights = sizes, Weights(*(weight.detach() for weight in weights))
         batch, first = sizes.batch, hidden.detach().contiguous()
 
         def room(*shape: int, steps: int = length) -> Tensor:
@@ -106,45 +106,14 @@ class NativeTape:
             "first_hidden": first,
         }
         self.arrays["cells"][0] = stacks
-        self.starts: Tensor | None = None
-        self._loops = over(sizes, self.weights, True, {**self.arrays})
-
-    @property
-    def full(self) -> bool:
-        return self.count == self.length
+        starts = torch.zeros(length, batch, dtype=torch.bool)
+        found, after = over(sizes, self.weights, True, {**self.arrays}), self.arrays["after"]
+        super().__init__(found, after, self.weights.input, self.weights.bias, starts)
 
     def state(self) -> State:
         """The state after the last step: views."""
         hidden = self.arrays["after"][self.count - 1] if self.count else self.arrays["first_hidden"]
         return {"hidden": hidden, "stacks": self.arrays["cells"][self.count]}
-
-    @torch.no_grad()
-    def step(self, given: Tensor, starts: Tensor | None) -> None:
-        """Take a step. `given`: its input, `[B, F]`."""
-        torch.addmm(self.weights.bias, given, self.weights.input.t(), out=self.arrays["after"][self.count])
-        if starts is not None:
-            self._may_start()[self.count] = starts
-        self._loops.forward(self.count, self.count + 1)
-        self.count += 1
-
-    @torch.no_grad()
-    def run(self, xs: Tensor, starts: Tensor | None) -> None:
-        """Take all steps. `xs`: `[T, B, F]`; `starts`: `[T, B]`."""
-        if starts is not None:
-            self._may_start().copy_(starts)
-        room, after = max(1, ROWS // max(1, xs.shape[1])), self.arrays["after"]
-        for begin in range(0, len(xs), room):
-            x = xs[begin : begin + room].flatten(0, 1)
-            out = after[begin : begin + room].flatten(0, 1)
-            torch.addmm(self.weights.bias, x, self.weights.input.t(), out=out)
-            self._loops.forward(begin, min(begin + room, len(xs)))
-        self.count = len(xs)
-
-    def _may_start(self) -> Tensor:
-        if self.starts is None:
-            self.starts = torch.zeros(self.arrays["after"].shape[:2], dtype=torch.bool)
-            self._loops.set({"starts": self.starts})
-        return self.starts
 
 
 class NativeSequence(torch.autograd.Function):
@@ -178,8 +147,7 @@ class NativeSequence(torch.autograd.Function):
             arrays[name].new_empty(room, *arrays[name].shape[1:]) for name in ("after", "parameters")
         )
         made = {"d_after": d_after.contiguous(), "d_sums": d_sums, "d_parameters": d_parameters, "d_hidden": d_hidden}
-        made |= {"d_cells": d_cells, "d_inputs": torch.empty_like(arrays["inputs"][0])}
-        made |= {} if ctx.starts is None else {"starts": ctx.starts}
+        made |= {"d_cells": d_cells, "d_inputs": torch.empty_like(arrays["inputs"][0]), "starts": ctx.starts}
         native = over(ctx.sizes, weights, False, {**arrays, **made})
         sums = Sum(d_sums, xs), Sum(d_sums, arrays["inputs"]), Sum(d_parameters, arrays["after"])
         d_xs = torch.empty_like(xs, memory_format=torch.contiguous_format) if ctx.needs_input_grad[2] else None

@@ -11,7 +11,9 @@ from torch import Tensor
 from policies.memories.contract import FastForm, MemoryStep, State, Unrolled
 from policies.memories.steps import Queries, join, reset
 from policies.memories.time.recording import Recording
+from policies.memories.time.sums import ROWS
 from policies.memories.time.unroll import unroll_segments
+from policies.native.loops import Loops
 
 
 class Tape(Protocol):
@@ -31,6 +33,50 @@ class Tape(Protocol):
     @property
     def full(self) -> bool:
         """Whether the tape has no room for another step."""
+
+
+class LoopTape:
+    """A tape whose steps are taken by C loops, after the product of the input with a weight.
+
+    Args:
+        loops: take the steps.
+        into: where that product goes, with room for all steps, `[T, B, out]`.
+        weight, bias: `[out, F]` and `[out]`.
+        starts: bool `[T, B]`, all false, to be written; None: no episode starts on this tape.
+    """
+
+    def __init__(self, loops: Loops, into: Tensor, weight: Tensor, bias: Tensor, starts: Tensor | None) -> None:
+        self.loops, self.into, self.weight, self.bias, self.starts = loops, into, weight, bias, starts
+        self.count = 0
+        if starts is not None:
+            loops.set({"starts": starts})
+
+    @property
+    def full(self) -> bool:
+        return self.count == len(self.into)
+
+    @torch.no_grad()
+    def step(self, given: Tensor, starts: Tensor | None) -> None:
+        """Take a step. `given`: its input, `[B, F]`."""
+        torch.addmm(self.bias, given, self.weight.t(), out=self.into[self.count])
+        if starts is not None:
+            assert self.starts is not None
+            self.starts[self.count] = starts
+        self.loops.forward(self.count, self.count + 1)
+        self.count += 1
+
+    @torch.no_grad()
+    def run(self, xs: Tensor, starts: Tensor | None) -> None:
+        """Take all steps. `xs`: `[T, B, F]`; `starts`: `[T, B]`."""
+        if starts is not None:
+            assert self.starts is not None
+            self.starts.copy_(starts)
+        room = max(1, ROWS // max(1, xs.shape[1]))
+        for begin in range(0, len(xs), room):
+            x, out = (part[begin : begin + room].flatten(0, 1) for part in (xs, self.into))
+            torch.addmm(self.bias, x, self.weight.t(), out=out)
+            self.loops.forward(begin, min(begin + room, len(xs)))
+        self.count = len(xs)
 
 
 class TapedForm(FastForm):
