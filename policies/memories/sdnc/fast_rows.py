@@ -1,4 +1,4 @@
-"""The fast form of the SDNC: one working copy of the memory for a whole sequence, written to in place."""
+"""A fast form of the SDNC by torch's operations: one working copy of the memory, written to in place."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ class Sequence:
         return state
 
 
-class FastSDNC(TapedForm):
+class RowsForm(TapedForm):
     """Steps sequences in one working copy of the memory."""
 
     keeps_graph = True

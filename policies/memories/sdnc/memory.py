@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from policies.memories.contract import Memory, MemoryStep, Panel, State
 from policies.memories.registry import register_memory
-from policies.memories.sdnc.fast_rows import FastSDNC
+from policies.memories.sdnc.fast import FastSDNC
 from policies.memories.sdnc.sparse import NONE, Links, Rows, own, whole_weights
 from policies.memories.shared.addressing import content_weights, inverse_norms, oneplus
 from policies.memories.shared.arguments import at_least, one_of

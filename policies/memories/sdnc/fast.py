@@ -1,0 +1,74 @@
+"""The fast form of the SDNC: C loops on a CPU with a compiler, otherwise steps in one working copy (`fast_rows.py`).
+
+`link_reads="products"` is left to the latter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from policies.memories.contract import FastForm, MemoryStep, State, Unrolled
+from policies.memories.sdnc import fast_native
+from policies.memories.sdnc.fast_native import DIFFERENTIATED, WORKING, NativeSequence, Sizes, Steps
+from policies.memories.sdnc.fast_rows import RowsForm
+from policies.memories.shared.addressing import inverse_norms
+from policies.memories.time.recording import Recording
+
+
+class FastSDNC(RowsForm):
+    """Symbols as in `memory.py`."""
+
+    def usable(self) -> bool:
+        """Whether there are C loops for this memory, here."""
+        memory = self.memory
+        looped = fast_native.usable(memory.interface.weight, memory.slots, memory.read_heads)
+        return memory.link_reads == "rows" and looped
+
+    def step(self, x: Tensor, state: State) -> MemoryStep:
+        if torch.is_grad_enabled() or not self.usable() or not len(x):
+            return super().step(x, state)
+        taken = self.looped(x.unsqueeze(0), None, state)
+        return MemoryStep(taken.outputs[0], taken.state, {})
+
+    def unroll(self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None) -> Unrolled:
+        return self.looped(xs, starts, state) if self.usable() else super().unroll(xs, starts, state, resets)
+
+    def record(self, state: State, room: int) -> Recording:
+        return FastForm.record(self, state, room) if self.usable() else super().record(state, room)
+
+    def looped(self, xs: Tensor, starts: Tensor | None, state: State) -> Unrolled:
+        """As `unroll`, by the loops."""
+        memory, cell = self.memory, self.memory.controller
+        reads = memory.read_heads * memory.word_size
+        gates = F.linear(xs, cell.weight_ih[:, :-reads], cell.bias_ih + cell.bias_hh)
+        recurrent = torch.cat([cell.weight_hh, cell.weight_ih[:, -reads:]], 1)
+        sizes = (xs.shape[1], memory.hidden_size, memory.slots, memory.word_size, memory.read_heads)
+        words = memory.get_buffer("initial_memory")
+        steps = Steps(
+            Sizes(*sizes, memory.sparse_reads, memory.sparse_links),
+            memory.access_threshold,
+            state,
+            starts,
+            (words, inverse_norms(words)),
+            gates.detach().clone(memory_format=torch.contiguous_format),
+        )
+        features, last_cell, words, read, written = NativeSequence.apply(  # type: ignore[no-untyped-call]
+            *(steps, gates, recurrent, memory.interface.weight, memory.interface.bias),
+            *(state[name] for name in DIFFERENTIATED),
+        )
+        hidden, vectors = features[-1].split([memory.hidden_size, reads], 1)
+        after = {name: steps.working[name] for name in WORKING if name not in ("memory", "norms")}
+        after |= {"hidden": hidden, "cell": last_cell, "read_vectors": vectors.unflatten(1, (memory.read_heads, -1))}
+        after |= {
+            "memory": words,
+            "inverse_norm": steps.working["norms"],
+            "read_weights": read,
+            "write_weights": written,
+        }
+        after["read_slots"] = steps.kept["read_slots"][-1].to(xs.dtype)
+        after["write_slots"] = steps.kept["written_slots"][-1].to(xs.dtype)
+        return Unrolled(memory.output(features), {name: after[name] for name in state}, {})
