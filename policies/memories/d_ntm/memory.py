@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from policies.memories.contract import Memory, MemoryStep, Panel, State
+from policies.memories.d_ntm.fast import FastDNTM
 from policies.memories.registry import register_memory
 from policies.memories.shared.addressing import next_memory, oneplus
 from policies.memories.shared.arguments import at_least, one_of
@@ -80,6 +81,8 @@ class DNTM(Memory):
             encoder, whose outputs change between acting and replay.
         draw_seed: seed of the sampled slots.
     """
+
+    fast_form = FastDNTM
 
     def __init__(
         self,

@@ -1,0 +1,194 @@
+"""The D-NTM over time on a CPU: whole sequences by the C loops of `fast_sequence.c`, as one autograd function.
+
+A call processes several environments over many steps, forward or backward; episodes may start at any step. The input's
+part of gates and candidates and the gradients of all weights are large products of torch, before and after the loops.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from policies.native import loops
+from policies.native.compiler import library
+from policies.native.loops import Loops
+
+SOURCE = Path(__file__).with_name("fast_sequence.c")
+BLOCK = 16
+"""Number of environments that the loops process together."""
+MOST = 2**15
+"""Maximum number of weights of all heads, and of units; the loops keep a few such arrays on the C stack."""
+LANES_BYTES = 64
+"""Slots are padded to a multiple of this many bytes, the widest SIMD vector."""
+
+
+class Sizes(NamedTuple):
+    """Sizes and options of the C loops, in the order of the C file."""
+
+    batch: int
+    hidden: int
+    slots: int
+    places: int
+    padded: int
+    address: int
+    word: int
+    reads: int
+    writes: int
+    avoids: bool
+
+    @property
+    def heads(self) -> int:
+        return self.reads + self.writes
+
+
+class _Tape(ctypes.Structure):
+    """As in the C file."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in Sizes._fields),
+        ("decay", ctypes.c_double),
+        *((name, ctypes.c_void_p) for name in ("starts", "recurrent", "from_read", "interface")),
+        *((name, ctypes.c_void_p) for name in ("recurrent_bias", "bias", "addresses", "squares", "aside")),
+        *((name, ctypes.c_void_p) for name in ("first_contents", "first_norms", "fresh_contents", "fresh_norms")),
+        *((name, ctypes.c_void_p) for name in ("gates", "recalled", "hidden_in", "read_in", "features", "parameters")),
+        *((name, ctypes.c_void_p) for name in ("contents", "norms", "w", "cosines", "usage", "d_features", "d_w")),
+        *((name, ctypes.c_void_p) for name in ("d_gates", "d_recurrent", "d_parameters", "d_aside")),
+        *((name, ctypes.c_void_p) for name in ("d_contents", "d_addresses", "d_hidden", "d_read")),
+    ]
+
+
+class Weights(NamedTuple):
+    """The trained parameters inside the loop."""
+
+    recurrent: Tensor
+    """Hidden state to the gates, `[3 H, H]`."""
+    recurrent_bias: Tensor
+    from_read: Tensor
+    """Read-out to the gates, `[3 H, R W]`."""
+    interface: Tensor
+    """Hidden state to the heads that read, those that write, e, c and α."""
+    bias: Tensor
+    addresses: Tensor
+    """A, `[N + 1, d_a]`."""
+
+
+def usable(like: Tensor, heads: int, places: int, hidden: int) -> bool:
+    """Whether the loops can take this memory, of whose parameters `like` is one: on a CPU, with a compiler at hand."""
+    return max(heads * places, hidden) <= MOST and loops.usable(SOURCE, like)
+
+
+def padded(places: int, like: Tensor) -> int:
+    """The slots, filled up to whole SIMD vectors of numbers like these."""
+    lanes = LANES_BYTES // like.itemsize
+    return -(-places // lanes) * lanes
+
+
+def laid(rows: Tensor, width: int) -> Tensor:
+    """`[..., n, W]` transposed and padded: `[..., W, width]`."""
+    found = rows.new_zeros(*rows.shape[:-2], rows.shape[-1], width)
+    found[..., : rows.shape[-2]] = rows.transpose(-1, -2)
+    return found
+
+
+def norms(contents: Tensor, squares: Tensor) -> Tensor:
+    """1 / |[A(i); C(i)]| of contents `[B, word, padded]`."""
+    functions = library(SOURCE, contents.dtype)
+    assert functions is not None
+    found = contents.new_empty(len(contents), contents.shape[2])
+    given = (ctypes.c_void_p(contents.data_ptr()), ctypes.c_void_p(squares.data_ptr()))
+    functions.norms(*given, *map(ctypes.c_int64, contents.shape), ctypes.c_void_p(found.data_ptr()))
+    return found
+
+
+def over(sizes: Sizes, decay: float, weights: Weights, forward: bool, arrays: Mapping[str, Tensor]) -> Loops:
+    """The loops over `arrays`, with weights packed for one direction."""
+    found = Loops(SOURCE, weights.interface, _Tape(*sizes, decay), BLOCK)
+    found.pack({name: getattr(weights, name) for name in ("recurrent", "from_read", "interface")}, forward)
+    found.set(arrays)
+    return found
+
+
+class NativeSequence(torch.autograd.Function):
+    """All steps and their derivative.
+
+    Inputs: sizes and the decay of v; where episodes start, bool `[T, B]` or None; v before the first step,
+    `[B, heads, N + 1]`; the input's part of the gates `[T, B, 3 H]`, with its bias, and of candidates and α
+    `[T, B, H_w d_c + 1]`; the fields of `Weights`; contents, read-out and hidden state before the first step.
+    Outputs: hidden state and read-out after each step, side by side; contents, w and v after the last.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        sizes: Sizes,
+        decay: float,
+        starts: Tensor | None,
+        usage: Tensor,
+        gates: Tensor,
+        aside: Tensor,
+        *rest: Tensor,
+    ) -> tuple[Tensor, ...]:
+        weights, (contents, read, hidden) = Weights(*rest[:6]), rest[6:]
+        length, width, n = len(gates), len(weights.interface), sizes.padded
+
+        def room(*shape: int, more: int = 0) -> Tensor:
+            return gates.new_empty(length + more, sizes.batch, *shape)
+
+        addresses = laid(weights.addresses, n)
+        kept = {"addresses": addresses, "squares": addresses.square().sum(0), "first_contents": laid(contents, n)}
+        kept["fresh_contents"] = kept["first_contents"].new_zeros(1, sizes.word, n)
+        kept |= {f"{name}_norms": norms(kept[f"{name}_contents"], kept["squares"]) for name in ("first", "fresh")}
+        kept |= {"gates": gates.clone(memory_format=torch.contiguous_format), "aside": aside.contiguous()}
+        kept |= {
+            "recalled": room(sizes.hidden),
+            "features": room(sizes.hidden + read.shape[1]),
+            "parameters": room(width),
+        }
+        kept |= {"hidden_in": room(sizes.hidden, more=1), "read_in": room(read.shape[1], more=1)}
+        kept |= {"contents": room(sizes.word, n), "norms": room(n), "usage": room(sizes.heads, n, more=1)}
+        kept |= {name: room(sizes.heads, n) for name in ("w", "cosines")}
+        kept["hidden_in"][0], kept["read_in"][0], kept["usage"][0] = hidden, read, 0
+        kept["usage"][0, :, :, : sizes.places] = usage
+        if starts is not None:
+            kept["starts"] = starts.contiguous()
+        biases = {"recurrent_bias": weights.recurrent_bias, "bias": weights.bias}
+        over(sizes, decay, weights, True, kept | biases).forward(0, length)
+        ctx.sizes, ctx.decay, ctx.names = sizes, decay, (*kept,)
+        ctx.save_for_backward(*weights, *kept.values())
+        last = kept["contents"][-1, :, :, : sizes.slots].transpose(1, 2)
+        usage = kept["usage"][-1, :, :, : sizes.places].clone()
+        ctx.mark_non_differentiable(usage)
+        return kept["features"], last, kept["w"][-1, :, :, : sizes.places], usage
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_features: Tensor, d_contents: Tensor, d_w: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        weights, sizes = Weights(*ctx.saved_tensors[:6]), ctx.sizes
+        kept = dict(zip(ctx.names, ctx.saved_tensors[6:], strict=True))
+        places = laid(d_w.transpose(1, 2), sizes.padded)
+        made = {"d_features": d_features.contiguous(), "d_w": places}
+        made |= {f"d_{name}": torch.empty_like(kept[name]) for name in ("gates", "parameters", "aside")}
+        made |= {"d_recurrent": torch.empty_like(kept["gates"]), "d_contents": laid(d_contents, sizes.padded)}
+        made["d_addresses"] = d_features.new_zeros(sizes.batch, sizes.address, sizes.padded)
+        made |= {f"d_{name}": torch.zeros_like(kept[f"{name}_in"][0]) for name in ("hidden", "read")}
+        over(sizes, ctx.decay, weights, False, kept | made).backward(0, len(d_features))
+
+        def product(name: str, inputs: Tensor) -> Tensor:
+            return made[name].flatten(0, 1).t() @ inputs.flatten(0, 1)
+
+        found = Weights(
+            product("d_recurrent", kept["hidden_in"][:-1]),
+            made["d_recurrent"].sum((0, 1)),
+            product("d_gates", kept["read_in"][:-1]),
+            product("d_parameters", kept["features"][:, :, : sizes.hidden]),
+            made["d_parameters"].sum((0, 1)),
+            made["d_addresses"].sum(0)[:, : sizes.places].t(),
+        )
+        begun = (made["d_contents"][:, :, : sizes.slots].transpose(1, 2), made["d_read"], made["d_hidden"])
+        return (None, None, None, None, made["d_gates"], made["d_aside"], *found, *begun)
