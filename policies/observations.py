@@ -103,6 +103,9 @@ def arrays_of(observation: Any, space: spaces.Space[Any]) -> tuple[Array | dict[
     """
     if not isinstance(space, spaces.Dict):
         return _batch(observation, space, "")
+    if not isinstance(observation, (Mapping, tuple)):
+        kind = type(observation).__name__
+        raise ValueError(f"the observation is of {kind}, expected a dictionary with the entries {', '.join(space)}")
     if isinstance(observation, Mapping) and all(name in observation for name in space):
         found: Mapping[Any, Any] = observation
     else:
@@ -267,12 +270,25 @@ def _is_text_space(space: spaces.Space[Any]) -> bool:
         return False
 
 
+def _in_range(array: Array, name: str, space: spaces.Space[Any], least: Any, most: Any) -> None:
+    """Without it, one-hot encoding fails with a message that names no entry, or rounds."""
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"{_place(name)} is of {array.dtype}, expected numbers")
+    wrong = (array < least) | (array > most) | (array != np.floor(array))
+    if wrong.any():
+        raise ValueError(f"{_place(name)} contains {array[wrong].flat[0]}, which is not in {short(space)}")
+
+
 def _batch(value: Any, space: spaces.Space[Any], name: str) -> tuple[Array, bool]:
     if space.shape == (WIDTH,) and is_text(value):
         value = text_features(value) if isinstance(value, str) else text_rows(np.ravel(value))
     array, shape = np.asarray(value), space.shape or ()
     if array.dtype.kind == "f" and np.isnan(array).any():
         raise ValueError(f"{_place(name)} contains NaN")
+    if isinstance(space, spaces.Discrete):
+        _in_range(array, name, space, space.start, space.start + space.n - 1)
+    elif isinstance(space, spaces.MultiDiscrete) and array.shape[-len(shape) :] == shape:
+        _in_range(array, name, space, space.start, space.start + space.nvec - 1)
     if array.shape == shape:
         return array[None], False
     if array.shape[1:] == shape:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -19,10 +20,11 @@ class CopyObservation(gym.Wrapper[Any, Any, Any, Any]):
     """Copies observations, because some environments reuse one array for all steps.
 
     Raises:
-        ContractError: `reset` or `step` returns the wrong number of values, an observation of another shape, a reward
-            that is not a number, an end that is not a bool, or an `info` that is not a dictionary.
+        ContractError: `reset` or `step` returns the wrong number of values, an observation outside its space (another
+            shape, a missing entry, an integer out of range), a reward that is not a number, an end that is not a bool,
+            or an `info` that is not a dictionary.
 
-    Attributes set on the wrapper are set on the wrapped environment.
+    Attributes are read from and set on the wrapped environment: whoever built the batch goes on using `envs[0].name`.
     """
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -48,14 +50,14 @@ class CopyObservation(gym.Wrapper[Any, Any, Any, Any]):
         return _copied(obs), reward, terminated, truncated, info
 
     def _check(self, where: str, obs: Any, info: Any) -> None:
-        space = self.env.observation_space
-        if isinstance(space, gym.spaces.Box) and np.shape(obs) != space.shape:
-            found = f"an observation of shape {np.shape(obs)}" if np.shape(obs) else f"{_shown(obs)} as observation"
-            raise ContractError(f"{where} gave {found}, expected {space.shape} as its observation_space says")
-        if isinstance(space, gym.spaces.Box) and np.asarray(obs).dtype.kind not in "biuf":
-            raise ContractError(f"{where} gave an observation of {np.asarray(obs).dtype}, expected numbers")
+        _check_observation(where, "", obs, self.env.observation_space)
         if not isinstance(info, dict):
             raise ContractError(f"{where} gave {_shown(info)} as info, expected a dictionary")
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "env" or name.startswith("__"):  # not yet built, as while it is unpickled
+            raise AttributeError(name)
+        return getattr(self.env, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "env" or name.startswith("_"):
@@ -75,6 +77,45 @@ def copy_observations(env: VectorEnv[Any, Any, Any] | VecEnv) -> None:
             for single in batch.envs
         ]
         batch.envs = around
+
+
+def _check_observation(where: str, name: str, obs: Any, space: gym.spaces.Space[Any]) -> None:
+    """Refuses what would fail later, where nobody says which entry of which environment it was."""
+    noun, its = (
+        (f"entry {name!r} of the observation", "its space") if name else ("observation", "its observation_space")
+    )
+    if isinstance(space, gym.spaces.Dict):
+        if not isinstance(obs, Mapping):
+            raise ContractError(f"{where} gave {_shown(obs)} as {noun}, expected a dictionary with {', '.join(space)}")
+        for key, entry in space.items():
+            path = f"{name}.{key}" if name else str(key)
+            if key not in obs:
+                raise ContractError(f"{where} gave an observation without the entry {path!r} of its observation_space")
+            _check_observation(where, path, obs[key], entry)
+    elif isinstance(space, gym.spaces.Tuple):
+        if not isinstance(obs, (tuple, list)) or len(obs) != len(space):
+            raise ContractError(f"{where} gave {_shown(obs)} as {noun}, expected a tuple of {len(space)}")
+        for place, entry in enumerate(space):
+            _check_observation(where, f"{name}.{place}" if name else str(place), obs[place], entry)
+    elif isinstance(space, gym.spaces.Discrete):
+        _check_whole_numbers(where, noun, obs, space, int(space.start), int(space.start + space.n - 1))
+    elif isinstance(space, (gym.spaces.Box, gym.spaces.MultiDiscrete, gym.spaces.MultiBinary)):
+        if np.shape(obs) != space.shape:
+            article = f"{'' if name else 'an '}{noun}"
+            found = f"{article} of shape {np.shape(obs)}" if np.shape(obs) else f"{_shown(obs)} as {noun}"
+            raise ContractError(f"{where} gave {found}, expected {space.shape} as {its} says")
+        if np.asarray(obs).dtype.kind not in "biuf":
+            article = f"{'' if name else 'an '}{noun}"
+            raise ContractError(f"{where} gave {article} of {np.asarray(obs).dtype}, expected numbers")
+        if isinstance(space, gym.spaces.MultiDiscrete):
+            _check_whole_numbers(where, noun, obs, space, space.start, space.start + space.nvec - 1)
+
+
+def _check_whole_numbers(where: str, noun: str, obs: Any, space: gym.spaces.Space[Any], least: Any, most: Any) -> None:
+    numbers = np.asarray(obs)
+    fit = numbers.dtype.kind in "biuf" and (space.shape != () or numbers.size == 1)
+    if not fit or not ((numbers >= least) & (numbers <= most) & (numbers == np.floor(numbers))).all():
+        raise ContractError(f"{where} gave {_shown(obs)} as {noun}, expected an element of {space}")
 
 
 def _number(reward: Any) -> float:

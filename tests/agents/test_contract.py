@@ -12,6 +12,7 @@ from gymnasium import spaces
 
 from agents.environments.copies import ContractError, CopyObservation
 from agents.run.failures import Where
+from policies.observations import arrays_of
 
 
 class Given(gym.Env[Any, Any]):
@@ -68,6 +69,77 @@ def test_a_reset_that_is_none_is_named(reset: Any, message: str) -> None:
 def test_a_step_that_is_none_is_named(step: Any, message: str) -> None:
     with pytest.raises(ContractError, match=message):
         CopyObservation(Given(step=step)).step(0)
+
+
+DICT = spaces.Dict({"pos": spaces.Box(-1, 1, (2,)), "inner": spaces.Dict({"key": spaces.Discrete(3, start=1)})})
+TUPLE = spaces.Tuple((spaces.Discrete(2), spaces.MultiDiscrete([2, 3])))
+
+
+@pytest.mark.parametrize(
+    ("space", "obs", "message"),
+    [
+        (spaces.Discrete(3), 3, r"step gave 3 as observation, expected an element of Discrete\(3\)"),
+        (spaces.Discrete(3), -1, "step gave -1 as observation"),
+        (spaces.Discrete(3), 1.5, "step gave 1.5 as observation"),
+        (spaces.Discrete(3), None, "step gave None as observation"),
+        (spaces.Discrete(3), np.zeros(2, int), r"step gave an array of shape \(2,\) as observation"),
+        (spaces.MultiDiscrete([2, 3]), [1, 3], r"step gave \[1, 3\] as observation, expected an element of Multi"),
+        (spaces.MultiDiscrete([2, 3]), [1], r"an observation of shape \(1,\), expected \(2,\)"),
+        (spaces.MultiBinary(3), [1, 0], r"an observation of shape \(2,\), expected \(3,\)"),
+        (DICT, OBS, r"step gave an array of shape \(3,\) as observation, expected a dictionary with inner, pos"),
+        (DICT, {"pos": [0, 0]}, "step gave an observation without the entry 'inner' of its observation_space"),
+        (DICT, {"pos": [0, 0], "inner": {}}, "without the entry 'inner.key'"),
+        (
+            DICT,
+            {"pos": [0, 0], "inner": {"key": 0}},
+            "step gave 0 as entry 'inner.key' of the observation, expected an",
+        ),
+        (DICT, {"pos": [0], "inner": {"key": 1}}, r"entry 'pos' of the observation of shape \(1,\), expected \(2,\)"),
+        (TUPLE, (0,), "step gave 1 values as observation, expected a tuple of 2"),
+        (TUPLE, (0, [1, 5]), r"step gave \[1, 5\] as entry '1' of the observation"),
+    ],
+)
+def test_an_observation_outside_its_space_is_named(space: spaces.Space[Any], obs: Any, message: str) -> None:
+    env = Given(step=(obs, 0.0, False, False, {}))
+    env.observation_space = space  # type: ignore[assignment]
+    with pytest.raises(ContractError, match=message):
+        CopyObservation(env).step(0)
+
+
+@pytest.mark.parametrize(
+    ("space", "obs"),
+    [
+        (spaces.Discrete(3, start=-1), np.int64(-1)),
+        (spaces.Discrete(3), np.array([2])),
+        (DICT, {"inner": {"key": np.int32(3), "more": None}, "pos": [0.0, 9.0], "unused": "x"}),
+        (TUPLE, [1, (1, 2)]),
+        (spaces.Dict({"mission": spaces.Text(9), "x": spaces.MultiBinary(2)}), {"mission": "go", "x": [True, False]}),
+    ],
+)
+def test_observations_that_can_be_read_pass(space: spaces.Space[Any], obs: Any) -> None:
+    env = Given(step=(obs, 0.0, False, False, {}))
+    env.observation_space = space  # type: ignore[assignment]
+    assert CopyObservation(env).step(0)[0] is not None
+
+
+@pytest.mark.parametrize(
+    ("obs", "message"),
+    [
+        ({"a": 5, "b": [0, 0]}, r"the observation's entry 'a' contains 5, which is not in Discrete\(3, start=2\)"),
+        ({"a": 2.5, "b": [0, 0]}, "the observation's entry 'a' contains 2.5"),
+        ({"a": "x", "b": [0, 0]}, "the observation's entry 'a' is of <U1, expected numbers"),
+        ({"a": [2, 1], "b": [[0, 0], [0, 1]]}, "the observation's entry 'a' contains 1"),
+        ({"a": 2, "b": [0, 3]}, r"the observation's entry 'b' contains 3, which is not in MultiDiscrete\(\[2 3\]\)"),
+        (np.zeros(3), "the observation is of ndarray, expected a dictionary with the entries a, b"),
+    ],
+)
+def test_predict_names_what_is_outside_the_space(obs: Any, message: str) -> None:
+    space = spaces.Dict({"a": spaces.Discrete(3, start=2), "b": spaces.MultiDiscrete([2, 3])})
+    with pytest.raises(ValueError, match=message):
+        arrays_of(obs, space)
+    arrays, several = arrays_of({"b": [1, 2], "a": 4}, space)
+    assert not several
+    assert arrays["a"].tolist() == [4]  # type: ignore[call-overload]
 
 
 @pytest.mark.parametrize("reward", [1, True, np.float32(1), np.int64(1), np.ones(1), np.ones(()), [1.0]])

@@ -170,6 +170,28 @@ def test_the_users_vec_env_is_handed_back() -> None:
     assert TensorVecEnv(as_tensor_env(other)) is other
 
 
+@pytest.mark.parametrize("batch", [DummyVecEnv, lambda made: SyncVectorEnv(made, autoreset_mode=same)])
+def test_attributes_of_the_single_environments_stay_in_reach(batch: Any) -> None:
+    """Whoever built the batch goes on using `envs[0].name`, although its environments were wrapped."""
+
+    class Level(gym.Wrapper[Any, Any, Any, Any]):
+        level, _own = 3, 4
+
+        def hello(self) -> str:
+            return f"level {self.level}"
+
+    env = batch([lambda: Level(Stairs())] * 2)
+    PPO("MemoryPolicy", env, n_steps=8, policy_kwargs=GRU, device="cpu")
+    single: Any = env.envs[0]
+    assert (single.level, single._own, single.hello()) == (3, 4, "level 3")
+    single.level = 5
+    assert single.hello() == "level 5"
+    assert env.envs[1].hello() == "level 3"
+    assert copy.deepcopy(single).level == 5
+    with pytest.raises(AttributeError, match="nothing_such"):
+        _ = single.nothing_such
+
+
 def test_pictures_are_transposed_as_in_sb3() -> None:
     class Picture(Stairs):
         observation_space = gym.spaces.Box(0, 255, (36, 36, 3), np.uint8)
