@@ -199,12 +199,15 @@ def test_pictures_are_transposed_as_in_sb3() -> None:
         def _seen(self) -> Any:
             return np.full((36, 36, 3), self.stair, np.uint8)
 
-    env = DummyVecEnv([Picture])
+    def short() -> gym.Env[Any, Any]:  # a policy that was not trained may stay below for ever
+        return gym.wrappers.TimeLimit(Picture(), 7)
+
+    env = DummyVecEnv([short])
     model = A2C("MemoryPolicy", env, policy_kwargs=GRU, device="cpu")
     wrapped = model.get_env()
     assert isinstance(wrapped, VecTransposeImage)
     assert wrapped.venv is env
-    other = DummyVecEnv([Picture])
+    other = DummyVecEnv([short])
     wrapped.seed(0), other.seed(0)
     assert evaluate_policy(model, wrapped, 3) == evaluate_policy(model, other, 3)
 
