@@ -24,7 +24,7 @@ class CopyObservation(gym.Wrapper[Any, Any, Any, Any]):
             shape, a missing entry, an integer out of range), a reward that is not a number, an end that is not a bool,
             or an `info` that is not a dictionary.
 
-    Attributes are read from and set on the wrapped environment: whoever built the batch goes on using `envs[0].name`.
+    Attributes are read from and set on the wrapped environment, for code that goes on using `envs[0].name`.
     """
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -80,7 +80,7 @@ def copy_observations(env: VectorEnv[Any, Any, Any] | VecEnv) -> None:
 
 
 def _check_observation(where: str, name: str, obs: Any, space: gym.spaces.Space[Any]) -> None:
-    """Refuses what would fail later, where nobody says which entry of which environment it was."""
+    """Refuses what would fail later, in code that cannot name the entry or the environment."""
     noun, its = (
         (f"entry {name!r} of the observation", "its space") if name else ("observation", "its observation_space")
     )
