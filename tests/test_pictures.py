@@ -36,6 +36,11 @@ def test_every_picture_has_a_command_and_none_lies_about() -> None:
     assert files == known
 
 
+@pytest.mark.parametrize("table", sorted(RESULTS.rglob("*.csv")), ids=lambda path: path.name)
+def test_a_published_table_names_no_folder_of_one_machine(table: Path) -> None:
+    assert not re.search(r"(^|[,\s\"])(/|[A-Z]:)\w", table.read_text(encoding="utf-8"), re.MULTILINE)
+
+
 @pytest.mark.parametrize("name", sorted({*PICTURES, *pictures.ELSEWHERE}))
 def test_the_command_exists(name: str) -> None:
     python, script, *words = pictures.command(name).split()

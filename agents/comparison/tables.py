@@ -6,6 +6,7 @@ import csv
 import io
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich import box
@@ -159,16 +160,18 @@ def as_csv(comparisons: Sequence[Comparison], threshold: float | None = None) ->
 
 
 def curves_csv(comparisons: Sequence[Comparison]) -> str:
-    """The curves of all runs."""
-    text = io.StringIO()
+    """The curves of all runs; folders are relative to the working directory if they are below it."""
+    text, here = io.StringIO(), Path.cwd()
     table = csv.writer(text, lineterminator="\n")
     table.writerow([*COLUMNS, "folder"])
     for comparison in comparisons:
         for group in comparison.groups:
             for run in group.runs:
+                folder = run.folder.absolute()
+                folder = folder.relative_to(here) if folder.is_relative_to(here) else run.folder
                 for steps, minutes, episodes, value in zip(*run.curve(comparison.score).thinned(), strict=True):
                     numbers = [int(steps), _exact(minutes), _exact(episodes), comparison.score, f"{value:.6g}"]
-                    table.writerow([comparison.name, group.label, run.seed, *numbers, run.folder])
+                    table.writerow([comparison.name, group.label, run.seed, *numbers, folder])
     return text.getvalue()
 
 

@@ -91,6 +91,18 @@ def test_files_are_written_and_not_overwritten(runs: Path, tmp_path: Path, capsy
     assert (out / "comparison.png").read_bytes() != before["comparison.png"]
 
 
+def test_tables_of_points_name_folders_from_where_the_command_ran(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for here, shown in ((runs.parent, runs.name), (elsewhere, str(runs))):
+        monkeypatch.chdir(here)
+        said(capsys, runs, "--out", tmp_path / "out", "--overwrite")
+        points = [*csv.DictReader((tmp_path / "out" / "comparison-curves.csv").read_text().splitlines())]
+        assert {row["folder"].rpartition("/")[0] for row in points if row["group"] == "mnm-p"} == {shown}
+
+
 def test_a_leaderboard_has_a_table_for_every_environment(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
