@@ -65,7 +65,7 @@ EQUAL_SIZES = {
     "lstm": "hidden_size=128",
     "mingru": "hidden_size=89",
     "mnm-p": "hidden_size=89 key_size=32 value_size=32 memory_units=32 heads=1 mean_over_units=true",
-    "multigrid": "channels=[11,11,11]",
+    "multigrid": "base=2 levels=[1,2] channels=[16,16]",
     "ntm": "hidden_size=98 slots=32",
     "plastic": "hidden_size=188",
     "salu": "hidden_size=94 key_size=32 value_size=32 capacity=64",

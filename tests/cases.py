@@ -55,8 +55,8 @@ def small(row: MemoryRow | EnvRow | LearnerRow) -> dict[str, Any]:
 MNM = {"hidden_size": 7, "output_size": 5, "key_size": 4, "value_size": 3, "memory_units": 6, "heads": 2}
 MNM_LEARNER = {"hidden_size": 24, "key_size": 12, "value_size": 12, "memory_units": 12, "heads": 2}
 SALU = {"hidden_size": 7, "output_size": 5, "key_size": 4, "value_size": 3, "heads": 2}
-PLASTIC = {"hidden_size": 6, "init_scale": 0.4, "init_eta": 0.3}
-PLASTIC_LEARNER = {"hidden_size": 32, "init_scale": 0.05}
+PLASTIC = {"hidden_size": 6, "init_strength": 1.2, "init_eta": 0.3}
+PLASTIC_LEARNER = {"hidden_size": 32}
 DNC = {"hidden_size": 6, "output_size": 5, "slots": 5, "word_size": 3, "read_heads": 2, "write_heads": 2}
 
 

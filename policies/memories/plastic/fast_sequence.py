@@ -181,7 +181,8 @@ class FastPlastic(TapedForm):
 
     def network(self) -> Plasticity:
         memory = self.memory
-        return Plasticity(memory.w, memory.alpha, memory.eta, memory.rule, memory.clip)
+        alpha, eta = memory.plasticity()
+        return Plasticity(memory.w, alpha, eta, memory.rule, memory.clip)
 
     def tape(self, state: State, room: int) -> Tape | NativeTape:
         if fast_native.usable(self.memory.w):
@@ -203,7 +204,7 @@ class FastPlastic(TapedForm):
 
     def finish(self, tape: Any, given: Tensor, state: State) -> Unrolled:
         memory = self.memory
-        leaves = (given, state["hidden"], state["hebb"], memory.w, memory.alpha, memory.eta)
+        leaves = (given, state["hidden"], state["hebb"], memory.w, *memory.plasticity())
         sequence: Any = NativeSequence if isinstance(tape, NativeTape) else PlasticSequence
         outputs, hebb = sequence.apply(tape, *leaves)
         return Unrolled(outputs, {"hidden": outputs[-1], "hebb": hebb}, {})

@@ -28,6 +28,13 @@ class PlasticNetwork(Memory):
         "oja":     Hebb_t[i,j] = Hebb_{t-1}[i,j] + η h_t[j] (h_{t-1}[i] - h_t[j] Hebb_{t-1}[i,j])               (3)
         "clipped": Hebb_t[i,j] = clip(Hebb_{t-1}[i,j] + η h_{t-1}[i] h_t[j], ±clip)
 
+    Positive weights that sum to more than 1 saturate all units within a few steps, and an update of Adam can move η
+    below zero, where traces grow without bound (docs/memories/plastic.md). So by default
+
+        α = strength / hidden_size      η = σ(rate)      w: 0.9 times a random orthogonal matrix
+
+    with `strength` and `rate` trained. parametrization="paper" trains α and η themselves, as the paper does.
+
     State: `hidden` `[B, hidden_size]`; `hebb` `[B, hidden_size, hidden_size]`, from unit i (rows) to unit j (columns).
     Output: `hidden`.
 
@@ -37,9 +44,12 @@ class PlasticNetwork(Memory):
         rule: update of the trace. "oja", eq. (3), is the default of the released maze code; "hebb" is eq. (2);
             "clipped", from the authors' later batched code, only adds, within bounds.
         clip: bound of the rule "clipped".
-        init_scale: w and α per connection are initialised uniformly in 0..init_scale, a shared α to init_scale. 0.01
-            suits 200 units, whose weights then sum to about 1; a smaller network needs more.
+        init_scale: only for "paper": w and α per connection are initialised uniformly in 0..init_scale, a shared α to
+            init_scale. 0.01 suits up to 200 units, whose weights then sum to about 1; a smaller network needs more.
         init_eta: η at the start of training.
+        parametrization: what is trained, and how w starts: "scaled", as above, or "paper".
+        init_strength: only for "scaled": mean of the initial strengths, which are uniform in 0..2 init_strength per
+            connection; a shared one is init_strength.
     """
 
     fast_form = FastPlastic
@@ -54,20 +64,39 @@ class PlasticNetwork(Memory):
         clip: float = 1.0,
         init_scale: float = 0.01,
         init_eta: float = 0.01,
+        parametrization: Literal["scaled", "paper"] = "scaled",
+        init_strength: float = 0.3,
     ) -> None:
         super().__init__()
         at_least(1, hidden_size=hidden_size)
         one_of("rule", rule, "oja", "hebb", "clipped")
+        one_of("parametrization", parametrization, "scaled", "paper")
+        if parametrization == "scaled" and not 0 < init_eta < 1:
+            raise ValueError(f"init_eta is {init_eta}; with parametrization='scaled' it must be between 0 and 1")
         if clip <= 0:
             raise ValueError(f"clip is {clip}; it must be more than 0")
         self.output_size = hidden_size
         self.clip = clip if rule == "clipped" else None
         self.rule = rule
         self.input = nn.Linear(input_size, hidden_size)
-        self.w = nn.Parameter(init_scale * torch.rand(hidden_size, hidden_size))
-        shared = torch.full((1, 1), init_scale)
-        self.alpha = nn.Parameter(shared if self.shared_alpha else init_scale * torch.rand(hidden_size, hidden_size))
-        self.eta = nn.Parameter(torch.full((1,), init_eta))
+        self.scaled = parametrization == "scaled"
+        square = (hidden_size, hidden_size)
+        if self.scaled:
+            self.w = nn.Parameter(nn.init.orthogonal_(torch.empty(square), gain=0.9))
+            shared, each = torch.full((1, 1), init_strength), 2 * init_strength
+            self.strength = nn.Parameter(shared if self.shared_alpha else each * torch.rand(square))
+            self.rate = nn.Parameter(torch.full((1,), init_eta).logit())
+        else:
+            self.w = nn.Parameter(init_scale * torch.rand(square))
+            shared = torch.full((1, 1), init_scale)
+            self.alpha = nn.Parameter(shared if self.shared_alpha else init_scale * torch.rand(square))
+            self.eta = nn.Parameter(torch.full((1,), init_eta))
+
+    def plasticity(self) -> tuple[Tensor, Tensor]:
+        """α, `[n, n]` or `[1, 1]`, and η, `[1]`."""
+        if self.scaled:
+            return self.strength / self.output_size, self.rate.sigmoid()
+        return self.alpha, self.eta
 
     def initial_state(self, batch_size: int) -> State:
         n = self.output_size
@@ -75,13 +104,11 @@ class PlasticNetwork(Memory):
 
     def forward(self, x: Tensor, state: State) -> MemoryStep:
         before, hebb = state["hidden"], state["hebb"]
+        alpha, eta = self.plasticity()
         fixed = torch.addmm(self.input(x), before, self.w)
-        hidden = torch.tanh(fixed + plastic_input(before, hebb, self.alpha))  # (1)
-        return MemoryStep(hidden, {"hidden": hidden, "hebb": self.learn(hebb, before, hidden)}, {})
-
-    def learn(self, hebb: Tensor, before: Tensor, after: Tensor) -> Tensor:
-        """The next trace, `[B, n, n]`, from activities `before` and `after` the connection, `[B, n]` each."""
-        return advance(hebb, before, after, self.eta, self.rule, self.clip)
+        hidden = torch.tanh(fixed + plastic_input(before, hebb, alpha))  # (1)
+        following = advance(hebb, before, hidden, eta, self.rule, self.clip)  # (2), (3)
+        return MemoryStep(hidden, {"hidden": hidden, "hebb": following}, {})
 
     def metrics(self, state: State) -> dict[str, Tensor]:
         """Root mean square of the traces, and the share of saturated units."""

@@ -23,14 +23,18 @@ RULES = ["oja", "hebb", "clipped"]
 
 both = pytest.mark.parametrize("name", ["plastic", "homo-plastic"])
 every_rule = pytest.mark.parametrize("rule", RULES)
+both_trained = pytest.mark.parametrize("trained", ["scaled", "paper"])
 
 
 def build(name: str, **options: Any) -> PlasticNetwork:
     """Strongly plastic, so that every term matters; the bounds of "clipped" are met."""
-    given = {"hidden_size": UNITS, "init_scale": 0.8, "init_eta": 0.3, "clip": 0.4, **options}
-    memory = make_memory(name, input_size=FEATURES, **given).double()
+    strong = {"init_scale": 0.8, "init_eta": 0.3, "clip": 0.4, "parametrization": "paper"}
+    memory = make_memory(name, input_size=FEATURES, **{"hidden_size": UNITS, **strong, **options}).double()
     assert isinstance(memory, PlasticNetwork)
     with torch.no_grad():
+        if memory.scaled:
+            memory.strength *= 5
+            return memory
         memory.w -= 0.4
         if memory.alpha.numel() > 1:
             memory.alpha -= 0.3
@@ -44,8 +48,11 @@ def used_state(memory: PlasticNetwork) -> State:
 
 def reference(memory: PlasticNetwork, xs: Tensor, starts: Tensor | None, state: State) -> dict[str, Tensor]:
     """The paper, one batch entry and one connection at a time."""
-    w_in, bias, w, eta = memory.input.weight, memory.input.bias, memory.w, memory.eta[0]
-    alpha = memory.alpha.expand(UNITS, UNITS)
+    w_in, bias, w = memory.input.weight, memory.input.bias, memory.w
+    if memory.scaled:
+        alpha, eta = memory.strength.expand(UNITS, UNITS) / UNITS, 1 / (1 + (-memory.rate[0]).exp())
+    else:
+        alpha, eta = memory.alpha.expand(UNITS, UNITS), memory.eta[0]
     outputs, traces = [], []
     for b in range(xs.shape[1]):
         h = list(state["hidden"][b])
@@ -80,11 +87,14 @@ def reference(memory: PlasticNetwork, xs: Tensor, starts: Tensor | None, state: 
 
 @both
 @every_rule
+@both_trained
 @pytest.mark.parametrize("way", ["unrolled", "recorded", "plain steps"])
 @pytest.mark.parametrize("resets", [None, (0, 3), (1, 2, 9)], ids=["no reset", "resets", "more resets"])
-def test_it_is_the_papers_equations(name: str, rule: str, way: str, resets: tuple[int, ...] | None) -> None:
+def test_it_is_the_papers_equations(
+    name: str, rule: str, trained: str, way: str, resets: tuple[int, ...] | None
+) -> None:
     """Outputs, final state, and the gradients of everything trained and of the state carried in."""
-    memory, length = build(name, rule=rule, fast=way != "plain steps"), 11  # more than the first checkpoints last for
+    memory, length = build(name, rule=rule, parametrization=trained, fast=way != "plain steps"), 11
     xs = torch.randn(length, BATCH, FEATURES).double().requires_grad_()
     state = {key: value.requires_grad_() for key, value in used_state(memory).items()}
     starts = starts_at(resets, length, BATCH)
@@ -239,7 +249,7 @@ def test_plasticity_is_of_each_connection_or_of_all() -> None:
 @both
 @every_rule
 def test_a_long_run_stays_finite(name: str, rule: str) -> None:
-    memory = make_memory(name, input_size=FEATURES, hidden_size=20, rule=rule, init_scale=0.1, init_eta=0.1)
+    memory = make_memory(name, input_size=FEATURES, hidden_size=20, rule=rule, init_eta=0.1)
     result = memory.unroll(5 * torch.randn(400, 1, FEATURES), None, memory.initial_state(1))
     result.outputs.sum().backward()
     assert result.state["hebb"].isfinite().all()
@@ -253,6 +263,35 @@ def test_gradients_at_zero_are_finite(name: str, rule: str) -> None:
     result = unroll(memory, torch.zeros(3, BATCH, FEATURES).double(), None, memory.initial_state(BATCH))
     result.outputs.sum().backward()
     assert all(parameter.grad.isfinite().all() for parameter in memory.parameters())  # type: ignore[union-attr]
+
+
+@both
+def test_at_any_size_it_starts_unsaturated(name: str) -> None:
+    """300 steps of noise, as an untrained agent sees; "paper" is for 200 units, and saturates with 300."""
+    share = {}
+    for trained in ("scaled", "paper"):
+        memory = make_memory(name, input_size=FEATURES, hidden_size=300, parametrization=trained)
+        with torch.no_grad():
+            hidden = memory.unroll(torch.rand(300, BATCH, FEATURES), None, memory.initial_state(BATCH)).outputs[-1]
+        share[trained] = (hidden.abs() > 0.95).double().mean()
+    assert share["scaled"] < 0.05
+    assert share["paper"] > 0.9
+
+
+@both
+def test_an_update_of_adam_leaves_the_rate_of_the_traces_positive(name: str) -> None:
+    """0.01 is three updates of 4e-3 from zero, beyond which traces grow without bound; so it is σ(rate) by default."""
+    etas = {}
+    for trained in ("scaled", "paper"):
+        memory = make_memory(name, input_size=FEATURES, hidden_size=8, parametrization=trained)
+        optimizer = torch.optim.Adam(memory.parameters(), lr=4e-3)
+        for _ in range(8):
+            memory.plasticity()[1].sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        etas[trained] = memory.plasticity()[1].item()
+    assert 0 < etas["scaled"] < 0.01
+    assert etas["paper"] < 0
 
 
 def test_a_recordings_first_state_is_left_alone() -> None:
@@ -272,6 +311,8 @@ def test_a_recordings_first_state_is_left_alone() -> None:
         ({"rule": "bcm"}, "rule is 'bcm'; it must be 'oja', 'hebb' or 'clipped'"),
         ({"clip": 0.0}, "clip is 0.0; it must be more than 0"),
         ({"hidden_size": 0}, "hidden_size is 0; it must be at least 1"),
+        ({"parametrization": "log"}, "parametrization is 'log'; it must be 'scaled' or 'paper'"),
+        ({"init_eta": 0.0}, "init_eta is 0.0; with parametrization='scaled' it must be between 0 and 1"),
     ],
 )
 def test_wrong_options_are_refused_by_name(options: dict[str, Any], message: str) -> None:

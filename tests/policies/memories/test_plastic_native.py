@@ -26,9 +26,8 @@ RULES = ["oja", "hebb", "clipped"]
 def built(name: str, rule: str, units: int, dtype: torch.dtype = torch.float64) -> Memory:
     """Strongly plastic, so that every term matters; the bounds of "clipped" are met."""
     scale = 1.2 / units**0.5
-    memory = make_memory(name, input_size=3, hidden_size=units, rule=rule, init_scale=scale, init_eta=0.3, clip=0.3).to(
-        dtype
-    )
+    options = {"rule": rule, "init_scale": scale, "init_eta": 0.3, "clip": 0.3, "parametrization": "paper"}
+    memory = make_memory(name, input_size=3, hidden_size=units, **options).to(dtype)
     with torch.no_grad():
         memory.w -= scale / 2
         if memory.alpha.numel() > 1:
