@@ -42,13 +42,18 @@ def through(
 def trained_by(
     memory: Memory, xs: Tensor, starts: Tensor | None, state: State, recorded: bool = False, room: int = 4
 ) -> dict[str, Tensor]:
-    """All that a sequence gives, and the gradients of everything trained and of what began it."""
+    """All that a sequence gives, and the gradients of everything trained and of what began it.
+
+    The gradients are those of one number that depends on outputs, losses, grids and the last state.
+    """
     memory.zero_grad()
     xs = xs.clone().requires_grad_()
     state = {name: value.clone().requires_grad_() for name, value in state.items()}
     result = through(memory, xs, starts, state, recorded, room=room)
     ends = torch.stack([(result.state[name].sin() * (1 + i)).sum() for i, name in enumerate(sorted(state))]).sum()
-    (result.outputs.square().sum() + ends).backward()  # type: ignore[no-untyped-call]
+    terms = [result.outputs.square().sum() + ends, *(loss.sum() for loss in result.losses.values())]
+    terms += [] if result.grids is None else [result.grids.square().sum()]
+    torch.stack(terms).sum().backward()  # type: ignore[no-untyped-call]
     wanted = {"inputs": xs, **{f"first {name}": value for name, value in state.items()}}
     wanted |= dict(memory.named_parameters())
     none = {name: torch.zeros_like(value) for name, value in wanted.items()}  # where nothing starts

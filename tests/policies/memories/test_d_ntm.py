@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from d_ntm_loops import BATCH, COEFS, FEATURES, LENGTH, build, reference
+from sequences import expect_same_with_gradients
 from torch import Tensor
 
 from policies.memories import make_memory
@@ -46,17 +47,7 @@ def test_d_ntm_is_the_papers_equations(options: dict[str, Any]) -> None:
         name for name in ("entropy", "consistency", "prediction") if f"{name}_coef" in options
     }
     paper = {key: paper[key] for key in ours}
-    weights = {key: torch.randn(value.shape).double() for key, value in ours.items()}
-    gradients = []
-    for parts in (ours, paper):
-        total = torch.stack([(weights[key] * parts[key]).sum() for key in weights]).sum()
-        found = torch.autograd.grad(total, list(leaves.values()), allow_unused=True, materialize_grads=True)
-        gradients.append(dict(zip(leaves, found, strict=True)))
-    for actual, expected in ((ours, paper), gradients):
-        for key in expected:
-            torch.testing.assert_close(
-                actual[key], expected[key], rtol=1e-8, atol=1e-10, msg=lambda text, k=key: f"{k}: {text}"
-            )
+    expect_same_with_gradients(ours, paper, leaves)
 
 
 # What addressing means

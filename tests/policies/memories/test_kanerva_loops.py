@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from sequences import expect_acting_is_the_equations, trained_by
 
 from policies.memories import make_memory
 from policies.memories.contract import Memory, State
@@ -49,29 +49,6 @@ def begun(memory: Memory, batch: int) -> State:
     return {name: 0.5 * torch.randn_like(value) for name, value in memory.initial_state(batch).items()}
 
 
-def trained_by(memory: Memory, xs: Tensor, state: State, starts: Tensor | None, recorded: bool) -> dict[str, Tensor]:
-    """All that a sequence gives, and the gradients of everything trained and of what began it."""
-    memory.zero_grad()
-    xs = xs.clone().requires_grad_()
-    state = {name: value.clone().requires_grad_() for name, value in state.items()}
-    if recorded:
-        recording = memory.record(state, 2)
-        for t, x in enumerate(xs):
-            recording.step(x, starts[t] if starts is not None and starts[t].any() else None)
-        result = recording.unrolled()
-    else:
-        result = memory.unroll(xs, starts, state)
-    ends = torch.stack([(result.state[name].sin() * (1 + i)).sum() for i, name in enumerate(sorted(state))]).sum()
-    terms = [loss.sum() for loss in result.losses.values()]
-    terms += [] if result.grids is None else [result.grids.square().sum()]
-    (result.outputs.square().sum() + ends + torch.stack(terms).sum()).backward()
-    wanted = {"inputs": xs, **{f"first {name}": value for name, value in state.items()}}
-    wanted |= dict(memory.named_parameters())
-    none = {name: torch.zeros_like(value) for name, value in wanted.items()}  # where nothing starts
-    found = {f"gradient of {n}": (none[n] if p.grad is None else p.grad.clone()) for n, p in wanted.items()}
-    return {"outputs": result.outputs.detach(), **found, **{n: v.detach() for n, v in result.state.items()}}
-
-
 @compiled
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("seed", range(16))
@@ -90,11 +67,11 @@ def test_the_loops_are_the_equations(monkeypatch: pytest.MonkeyPatch, seed: int,
     assert form.native(state)
     torch.set_num_threads(1 + seed % 3)
     try:
-        looped = [trained_by(memory, xs, state, starts, recorded) for recorded in (False, True)]
+        looped = [trained_by(memory, xs, starts, state, recorded, room=2) for recorded in (False, True)]
     finally:
         torch.set_num_threads(1)
     memory.use_fast_form(False)
-    plain = trained_by(memory, xs, state, starts, recorded=False)
+    plain = trained_by(memory, xs, starts, state)
     for found in looped:
         for name, expected in plain.items():
             # float32: relative to the largest gradient, as everything before it in time adds its rounding
@@ -111,16 +88,8 @@ def test_a_step_while_acting_is_the_equations(seed: int) -> None:
     torch.manual_seed(seed)
     options, length, batch = drawn(seed)
     memory = built(options, torch.float64)
-    acting = plain = memory.initial_state(batch)
-    for x in torch.randn(length, batch, FEATURES, dtype=torch.float64):
-        with torch.no_grad():
-            before = {name: value.clone() for name, value in acting.items()}
-            step, expected = memory.step(x, acting), memory(x, plain)
-            for name, value in before.items():
-                assert torch.equal(acting[name], value), f"{name} was written to"
-        torch.testing.assert_close(step.output, expected.output)
-        torch.testing.assert_close(step.state, expected.state)
-        acting, plain = step.state, expected.state
+    xs = torch.randn(length, batch, FEATURES, dtype=torch.float64)
+    expect_acting_is_the_equations(memory, xs, memory.initial_state(batch))
 
 
 @pytest.mark.parametrize("options", [{"sample": True}, {"queries": {"query": 2}}, {"crop_size": 8, "memory_size": 16}])

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from sequences import expect_same_with_gradients
 from torch import Tensor
 
 from policies.memories import make_memory
@@ -106,17 +107,7 @@ def test_it_is_the_papers_equations(options: dict[str, Any]) -> None:
     result = memory.unroll(xs, None, state)
     ours = {"outputs": result.outputs, **result.state}
     paper = reference(memory, options, xs, state)
-    weights = {key: torch.randn(value.shape).double() for key, value in ours.items()}
-    gradients = []
-    for parts in (ours, paper):
-        total = torch.stack([(weights[key] * parts[key]).sum() for key in weights]).sum()
-        found = torch.autograd.grad(total, list(leaves.values()), allow_unused=True, materialize_grads=True)
-        gradients.append(dict(zip(leaves, found, strict=True)))
-    for actual, expected in ((ours, paper), gradients):
-        for key in expected:
-            torch.testing.assert_close(
-                actual[key], expected[key], rtol=1e-9, atol=1e-10, msg=lambda text, k=key: f"{k}: {text}"
-            )
+    expect_same_with_gradients(ours, paper, leaves)
 
 
 # What pushing and popping mean
