@@ -78,7 +78,7 @@ class AttentionGRU(torch.autograd.Function):
 
 
 class FusedAttentionGRU(torch.autograd.Function):
-    """`AttentionGRU` by the fused kernels of a GRU cell: three launches a fact, and eight in the backward pass."""
+    """`AttentionGRU` by the fused kernels of a GRU cell: three launches per fact, eight in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, products: Tensor, gates: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -126,7 +126,7 @@ class FastDMN(FastForm):
 
     @property
     def attend(self) -> Any:
-        """By fused kernels where there are any."""
+        """Uses fused kernels where they exist."""
         return (FusedAttentionGRU if self.memory.device.type == "cuda" else AttentionGRU).apply
 
     def step(self, x: Tensor, state: State) -> MemoryStep:

@@ -19,10 +19,10 @@ from policies.memories.time.taped import TapedForm
 
 
 class FastDNC(FastForm):
-    """By C loops (`fast_sequence.py`) on a CPU where there is a compiler and the controller has at most 8 layers.
+    """Chooses the form: C loops on a CPU with a compiler (`fast_sequence.py`), otherwise torch (`fast_steps.py`).
 
-    They take every option. Elsewhere torch's operations (`fast_steps.py`) take one write head and a clip_value of at
-    least 20, which is where a fused LSTM cell is the clipped one; the rest is stepped by the equations.
+    The C loops support every option, with up to 8 layers in the controller. torch's form supports one write head and a
+    clip_value of at least 20, because a fused LSTM cell does not clip. All else uses the equations.
     """
 
     memory: Any
@@ -31,7 +31,7 @@ class FastDNC(FastForm):
         return self.form(self.memory.interface.weight) is not None
 
     def form(self, like: Tensor) -> TapedForm | None:
-        """The one for states such as `like`, `[B, ...]`."""
+        """The form for states of the device and type of `like`, `[B, ...]`; None: the equations."""
         memory = self.memory
         if usable(like, memory.num_layers):
             return NativeDNC(memory)
@@ -81,7 +81,7 @@ class NativeDNC(TapedForm):
         return self.sequence(given, state, tape)
 
     def sequence(self, xs: Tensor, state: State, tape: NativeTape, starts: Tensor | None = None) -> Unrolled:
-        """A sequence with its graph; `tape`: blank, or full if its steps were already taken."""
+        """A sequence with its graph; `tape`: empty, or full if its steps were already taken."""
         layers = [parameter for layer in self.memory.controller for parameter in (layer.weight, layer.bias)]
         interface = [part for part in (self.memory.interface.weight, self.memory.interface.bias) if part is not None]
         after, *ends = NativeSequence.apply(  # type: ignore[no-untyped-call]

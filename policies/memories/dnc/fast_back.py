@@ -1,7 +1,7 @@
 """The derivative of `fast_steps.py`: a sequence of steps as one autograd function with a custom backward.
 
-Autograd, with a kernel for each of its operations, would take twice as many. d_x is the gradient of x; what is alike is
-worked on side by side, as in the forward pass.
+Autograd would launch twice as many kernels. d_x is the gradient of x. Quantities of the same kind are computed
+together, as in the forward pass.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _sigmoid_back, _softplus_back = _aten.sigmoid_backward.grad_input, _aten.softplu
 class StepSequence(torch.autograd.Function):
     """The steps of a `StepTape` and their derivative.
 
-    Inputs: the tape, with all its steps; what they were given, `[T, B, 4 L d_h]`; the names and tensors of `entering`
-    before the first step; `Weights`.
+    Inputs: the tape with all its steps; the input's part of the gates, `[T, B, 4 L d_h]`; names and tensors of
+    `entering` before the first step; `Weights`.
 
-    Outputs: hidden states and read vectors side by side after each step, `[T, B, L d_h + R W]`; the other parts of the
-    state after the last, by the same names.
+    Outputs: hidden states and read vectors after each step, concatenated, `[T, B, L d_h + R W]`; the other parts of the
+    state after the last step, in the order of the names.
     """
 
     @staticmethod
@@ -59,14 +59,14 @@ class Back:
         self.d_xi = torch.zeros_like(torch.stack([step.interface for step in steps]))
         self.d_gates: list[Tensor] = []
         self.d_words = self.d_xi.new_empty(batch, slots, 2 * word)
-        """Of v + w vᵀ and of e: d_memory and -d_memory ∘ M side by side."""
+        """Gradients of the write vector and the erase vector: d_memory and -d_memory ∘ M, concatenated."""
         self.d_memory = self.d_words[:, :, :word]
         self.ones = self.d_xi.new_ones(batch, 1, slots)
         seen, factors = torch.stack([step.seen for step in steps]), torch.stack([step.factors for step in steps])
         each = factors.unbind(2)
         others = (reduce(torch.mul, each[:head] + each[head + 1 :], seen) for head in range(tape.reads))
         self.against = torch.stack([*others], 2).neg_()
-        """Of f w^r of each head, the derivative of the usage."""
+        """Gradient of f w^r of each head, which comes from the usage."""
         self.backwards = torch.stack([step.order for step in steps]).flip(2)
         strength, length = torch.stack([s.strength for s in steps]), torch.stack([s.length for s in steps])
         self.scale = (strength + 1 if tape.oneplus else strength).unsqueeze(3) / length
@@ -76,14 +76,14 @@ class Back:
 
         Args:
             t: the step.
-            d: by the names of `entering`, and of M[i] / |M[i]|; is written to.
-            d_before: of what was carried out of the step before, `[B, L d_h + R W]`.
+            d: gradients by the names of `entering`, and "unit", that of M[i] / |M[i]|; overwritten.
+            d_before: gradient of the outputs of the previous step, `[B, L d_h + R W]`.
         """
         kept, parts, reads, d_xi = self.tape.steps[t], self.tape.parts, self.tape.reads, self.d_xi[t]
         xi, entered, after, d_memory = kept.interface, kept.entered, kept.after, self.d_memory
         d_keys, d_ways = torch.empty_like(kept.keys), torch.empty_like(kept.ways)
 
-        # read vectors and the ways to read
+        # read vectors and read modes
         d_vectors = d["carried"][:, self.tape.hidden :].view(len(xi), reads, -1)
         d_read = torch.baddbmm(d["read_weights"], d_vectors, after["memory"].mT, out=d_ways[1])
         d_memory.baddbmm_(after["read_weights"].mT, d_vectors)
@@ -121,7 +121,7 @@ class Back:
         torch.bmm(d_scores, entered["unit"], out=d_keys[:, reads:])
         d_unit = torch.bmm(d_scores.mT, kept.keys[:, reads:])
 
-        # allocation: u[i] is a factor of all that comes later in the order; and usage
+        # allocation: u[i] is a factor in every later slot of the order; and usage
         order, usage = self.backwards[t], after["usage"]
         sums = (d_allocation * kept.places[0]).gather(1, order).cumsum(1)
         later = torch.zeros_like(usage).scatter_(1, order[:, 1:], sums[:, :-1])
@@ -144,14 +144,14 @@ class Back:
         return self.control(t, d, found, d_before)
 
     def through_norm(self, d_unit: Tensor, unit: Tensor, norm: Tensor) -> None:
-        """Adds to d_memory; d_unit is written to."""
+        """Adds to d_memory; overwrites d_unit."""
         d_unit.addcmul_(unit, (d_unit * unit).sum(2, keepdim=True), value=-1)
         self.d_memory.addcdiv_(d_unit, norm)
 
     def control(
         self, t: int, d: dict[str, Tensor], found: dict[str, Tensor], d_before: Tensor | None
     ) -> dict[str, Tensor]:
-        """Back through the controller, and through the resets before the step; as `step`."""
+        """The backward pass of the controller and of the resets before the step; arguments as in `step`."""
         tape, kept, one = self.tape, self.tape.steps[t], self.tape.layers == 1
         onto = d_before if one and kept.starts is None else None
         d_hidden = torch.addmm(d["carried"][:, : tape.hidden], self.d_xi[t], tape.weights.interface)
@@ -182,7 +182,7 @@ class Back:
         return found
 
     def d_weights(self) -> tuple[Tensor, ...]:
-        """Of `Weights`, one product over all steps each."""
+        """Gradients of `Weights`, each by one product over all steps."""
         tape, steps, d_xi = self.tape, self.tape.steps, self.d_xi.flatten(0, 1)
         hidden = torch.cat([step.after["carried"][:, : tape.hidden] for step in steps])
         d_gates = torch.cat(self.d_gates[::-1]).chunk(tape.layers, 1)

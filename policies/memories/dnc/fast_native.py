@@ -18,10 +18,10 @@ from policies.native.packed import packed
 SOURCE = Path(__file__).with_name("fast_sequence.c")
 MAX_LAYERS = 8
 ROWS = 4
-"""Rows of a linkage that the loops process together."""
+"""Number of rows of a linkage that the loops process together."""
 BLOCK_BYTES, FEWEST = 2**20, 8
-"""The loops process as many environments together as have linkages of this many bytes (half of a typical L2 cache),
-but at least the second number."""
+"""The loops process environments in groups whose linkages take this many bytes (half of a typical L2 cache), and of at
+least as many environments as the second number."""
 
 Pointers = ctypes.c_void_p * MAX_LAYERS
 Arrays = Mapping[str, Tensor | None]
@@ -84,17 +84,17 @@ class Shape(NamedTuple):
 
     @property
     def seen(self) -> int:
-        """Width of what was read."""
+        """Total width of the read vectors."""
         return self.reads * self.word
 
     @property
     def all(self) -> int:
-        """Width of what was read with the hidden states of all layers, as the loops keep them side by side."""
+        """Width of read vectors and hidden states of all layers, which the loops store side by side."""
         return self.seen + self.layers * self.hidden
 
 
 def usable(like: Tensor, layers: int) -> bool:
-    """Whether the loops can take a DNC with states such as `like`: on a CPU, and with a compiler."""
+    """Whether the loops can be used for states such as `like`: on a CPU, with a compiler."""
     return like.shape[0] > 0 and layers <= MAX_LAYERS and loops.usable(SOURCE, like)
 
 
@@ -126,7 +126,7 @@ class Weights:
 
 
 class Loops:
-    """The C functions with what they work on, by the names in the C file; all arrays are contiguous.
+    """The C functions and their arrays, by the names in the C file; all arrays are contiguous.
 
     Args:
         shape: of the DNC.
@@ -173,7 +173,7 @@ class Loops:
         shared_out(take, self._batch)
 
     def backward(self, steps: int) -> None:
-        """Back through the steps `steps` - 1 ... 0."""
+        """The backward pass over the steps `steps` - 1 ... 0."""
 
         def take(first: int, last: int) -> None:
             block, made = min(self._block, last - first), min(self.every, steps) - 1

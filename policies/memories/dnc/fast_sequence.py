@@ -25,14 +25,14 @@ from policies.memories.time.scopes import held
 
 SLOTS = {"memory": "memory", "usage": "usage", "precedence": "precedence", "linkage": "linkage"}
 SLOTS |= {"write_weights": "written", "read_weights": "read"}
-"""Parts of a state that belong to slots, and what the loops call them."""
+"""Parts of a state with one entry per slot, and their names in the loops."""
 LINE_BYTES = 64
-"""Rows over slots are filled up with zeros to whole lines of the cache."""
+"""Rows over slots are padded with zeros to whole cache lines of this many bytes."""
 
 
 def padded(value: Tensor, rows: int = 0) -> Tensor:
-    """`value` `[..., N]` with zeros up to whole lines, and with `rows` up to a multiple of it in the dimension before;
-    always another tensor."""
+    """`value` `[..., N]` padded with zeros to whole cache lines, and with `rows` to a multiple of it in the previous
+    dimension; always a copy."""
     *others, slots = value.shape
     line = LINE_BYTES // value.itemsize
     if rows:
@@ -46,7 +46,7 @@ def padded(value: Tensor, rows: int = 0) -> Tensor:
 
 
 def to_loops(name: str, value: Tensor) -> Tensor:
-    """A part of a state or its gradient as the loops have it."""
+    """A part of a state, or its gradient, in the layout of the loops."""
     if name == "linkage":
         return padded(value, ROWS)
     return padded(value.transpose(1, 2) if name == "memory" else value)
@@ -67,7 +67,7 @@ class NativeTape:
         dnc: the `DNC`.
         state: before the first step; not modified.
         length: maximum number of steps.
-        keep: whether they will be differentiated.
+        keep: whether the steps will be differentiated.
     """
 
     @torch.no_grad()
@@ -86,7 +86,7 @@ class NativeTape:
         self.linkage = first.pop("linkage")
         lead = self.linkage.shape[3]
         self.states = {name: room(*value.shape[1:], steps=length + 1) for name, value in first.items()}
-        """Before each step, but for resets, and after the last, `[T + 1, B, ...]`."""
+        """Before each step (before its reset) and after the last step, `[T + 1, B, ...]`."""
         for name, value in first.items():
             self.states[name][0] = value
         self.copies = room(*self.linkage.shape[1:], steps=-(-length // self.every) if keep else 0)
@@ -110,7 +110,7 @@ class NativeTape:
         self._loops = Loops(shape, weights, bias, self.every, self.arrays())
 
     def arrays(self) -> dict[str, Tensor | None]:
-        """What the loops work on."""
+        """The arrays of the loops."""
         return {**self.states, **self.steps, "linkage": self.linkage, "copies": self.copies, "starts": self.starts}
 
     def note_starts(self, starts: Tensor) -> None:
@@ -144,7 +144,7 @@ class NativeTape:
         return self.count == self.length
 
     def state(self) -> State:
-        """After the last step: views, of which the linkage is good until the next."""
+        """The state after the last step, as views; the linkage is overwritten by the next step."""
         after = self.steps["after"][self.count - 1]
         parts = {part: self.states[name][self.count] for part, name in SLOTS.items() if name != "linkage"}
         parts["linkage"] = self.linkage
@@ -152,7 +152,7 @@ class NativeTape:
         return {**split(self.shape, after), "cell": self.states["cells"][self.count], **found}
 
     def cut(self) -> None:
-        """Give back the room for steps that were not taken."""
+        """Free the space of steps that were not taken."""
         self.states = {name: state[: self.count + 1] for name, state in self.states.items()}
         self.steps = {name: step[: self.count] for name, step in self.steps.items()}
         self.starts = None if self.starts is None else self.starts[: self.count]
@@ -165,7 +165,7 @@ def pack(dnc: Any, forward: bool) -> Weights:
 
 
 def split(shape: Shape, after: Tensor) -> State:
-    """Hidden states and read vectors, `[B, ...]`, of what the loops keep side by side."""
+    """Splits the concatenated array of the loops into hidden states and read vectors, `[B, ...]`."""
     seen, hidden = after[:, : shape.seen], after[:, shape.seen :]
     return {
         "hidden": hidden.view(-1, shape.layers, shape.hidden),
@@ -176,12 +176,12 @@ def split(shape: Shape, after: Tensor) -> State:
 class NativeSequence(torch.autograd.Function):
     """The steps of a `NativeTape` and their derivative.
 
-    Inputs: the tape, blank or full; inputs `[T, B, F]`; bool `[T, B]` of starts, or None; the names of the parts of a
-    state and the state before the first step; weight and bias of each layer of the controller, then of the interface,
-    where it has one. A blank tape takes its steps now. A full one must have taken them with these very inputs.
+    Inputs: the tape, empty or full; inputs `[T, B, F]`; starts, bool `[T, B]`, or None; names of the parts of a state,
+    and the state before the first step; weight and bias of each layer of the controller, then of the interface (its
+    bias if it has one). An empty tape takes its steps now. A full tape must have taken them with these inputs.
 
-    Outputs: read vectors and hidden states side by side after each step, `[T, B, R W + L d_h]`; of the state after the
-    last step, in the order of the names, all but these.
+    Outputs: read vectors and hidden states after each step, concatenated, `[T, B, R W + L d_h]`; the other parts of the
+    state after the last step, in the order of the names.
     """
 
     @staticmethod
@@ -226,12 +226,12 @@ class NativeSequence(torch.autograd.Function):
 
 
 def outputs_of(names: Sequence[str]) -> list[str]:
-    """The parts of a state that `NativeSequence` gives by themselves."""
+    """The parts of a state that `NativeSequence` returns separately."""
     return [name for name in names if name not in ("hidden", "read_vectors")]
 
 
 def _d_state(d_ends: dict[str, Tensor | None], arrays: dict[str, Tensor], shape: Shape) -> dict[str, Tensor]:
-    """The gradients of the state after the last step, for the loops to work on."""
+    """The gradients of the state after the last step, in the layout of the loops."""
     found = {"d_carried": torch.zeros_like(arrays["before"][0])}
     for part, name in {**SLOTS, "cell": "cells"}.items():
         like, given = arrays[name] if name == "linkage" else arrays[name][0], d_ends[part]

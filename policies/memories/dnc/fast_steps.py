@@ -1,10 +1,10 @@
 """Steps of a DNC by few operations of torch, for a GPU; `fast_back.py` has their custom backward.
 
-Small memories are bound there by the number of kernels, so a step takes few. What is alike is worked on side by side:
-the keys of all heads, the gates, the two places to write to, the three ways to read. The interface vector has an order
-in which what is alike is together. What does not wait for a step (the input's part of the gates, the output, the
-gradients of all weights) is one product over all steps. Autograd, with a kernel for each of its operations, would take
-twice as many in the backward pass. Every step keeps its linkage.
+On a GPU the speed of small memories is limited by the number of kernels, so a step uses few. Quantities of the same
+kind are computed together: the keys of all heads, the gates, both write locations, the three read modes. The interface
+vector is ordered so that they are adjacent. What does not depend on the recurrence (the input's part of the gates, the
+output, the gradients of all weights) is one product over all steps. In the backward pass autograd would launch twice as
+many kernels. Every step stores its linkage.
 
 One write head. Sizes: B batch, L layers of d_h units, N slots, W word size, R read heads. Symbols as in
 `addressing.py`; d_x is the gradient of x.
@@ -25,11 +25,11 @@ from policies.memories.shared import fused_cells
 from policies.memories.shared.addressing import NORM_EPS, USAGE_FLOOR
 
 CARRIED = ("memory", "usage", "precedence", "linkage", "write_weights", "read_weights")
-"""Parts of a state that steps take and give as they are; beside them hidden states and what was read, and cells."""
+"""Parts of a state that have the same form in a step; hidden states, read vectors and cells do not."""
 
 
 class Weights(NamedTuple):
-    """The weights inside the loop, arranged for it, with their graph."""
+    """The weights used inside the loop, rearranged for it, with their graph."""
 
     interface: Tensor
     """`[I, L d_h]`, rows in the order of `Parts`."""
@@ -54,7 +54,7 @@ class Weights(NamedTuple):
 
 
 def arranged(memory: Any, rows: Tensor, last: float) -> Tensor:
-    """Rows of the interface in the order of `Parts`, with `last` as one more number of each key."""
+    """Rows of the interface in the order of `Parts`; `last` is appended to each key."""
     parts = torch.split(rows, memory.splits)
     keys, strengths, write_key, write_strength, erase, vector, free, allocate, write, modes = parts
     keys = torch.cat([keys, write_key]).view(memory.read_heads + 1, memory.word_size, -1)
@@ -65,7 +65,7 @@ def arranged(memory: Any, rows: Tensor, last: float) -> Tensor:
 
 
 class Parts:
-    """Where in an interface vector what is."""
+    """The positions of the parts of an interface vector."""
 
     def __init__(self, reads: int, word: int) -> None:
         sizes = [(reads + 1) * (word + 1), word, word, reads, 1, 2, reads + 1, 3 * reads]
@@ -77,20 +77,20 @@ class Parts:
 
 
 class Step(NamedTuple):
-    """What a step keeps for the backward pass."""
+    """What a step stores for the backward pass."""
 
     starts: Tensor | None
     entered: dict[str, Tensor]
     """The state before the step, after any reset."""
     after: dict[str, Tensor]
     sees: list[Tensor]
-    """What each layer sees."""
+    """The inputs of each layer."""
     cells: list[tuple[Tensor, Tensor, Tensor]]
-    """Of each layer: cells before, cells after (not clipped), and what `fused_cells.lstm` keeps."""
+    """Of each layer: cells before the step, cells after it (not clipped), and what `fused_cells.lstm` stores."""
     interface: Tensor
-    """ξ with its sigmoids taken, `[B, I]`."""
+    """ξ after its sigmoids, `[B, I]`."""
     length: Tensor
-    """|k|, `[B, R + 1, 1]`; the last is the write key's, here and below."""
+    """|k|, `[B, R + 1, 1]`; here and below the last entry belongs to the write key."""
     strength: Tensor
     """log(1 + e^x), `[B, R + 1]`."""
     unit_keys: Tensor
@@ -108,7 +108,7 @@ class Step(NamedTuple):
     before: Tensor
     """Product of all smaller usages, by slot."""
     places: Tensor
-    """Where to write: allocation and content, `[2, B, N]`."""
+    """Allocation and content weights of the write head, `[2, B, N]`."""
     shares: Tensor
     """g^w g^a and g^w (1 - g^a), `[B, 2]`."""
     norm: Tensor
@@ -155,7 +155,7 @@ class StepTape:
 
     @torch.no_grad()
     def step(self, given: Tensor, starts: Tensor | None) -> None:
-        """Take a step; `given`: of `DNC.gates_of`."""
+        """Take a step; `given`: the input's part of the gates, from `DNC.gates_of`."""
         parts, reads, one = self.parts, self.reads, self.one
         now = self.now if starts is None else masked(self.now, starts)
         hiddens, cells, sees = self.control(given, now)
@@ -209,7 +209,7 @@ class StepTape:
         return self.weights.interface.t()
 
     def control(self, given: Tensor, now: dict[str, Tensor]) -> tuple[list[Tensor], list[Any], list[Tensor]]:
-        """The deep LSTM: hidden states, and `Step.cells` and `Step.sees`."""
+        """The deep LSTM; returns hidden states, and the values of `Step.cells` and `Step.sees`."""
         hiddens, cells, sees = list[Tensor](), list[Any](), list[Tensor]()
         own, read = now["carried"].tensor_split([self.hidden], 1)
         for layer, (gates, state) in enumerate(zip(*(x.chunk(self.layers, 1) for x in (given, own)), strict=True)):
@@ -224,7 +224,7 @@ class StepTape:
         return cell if self.limit is None else cell.clamp(-self.limit, self.limit)
 
     def state(self, now: State | None = None) -> State:
-        """The state after the last step; `now`: as `entering` has it, if known with its graph."""
+        """The state after the last step; `now`: its tensors in the form of `entering`, if they have a graph."""
         now = self.now if now is None else now
         hidden, read = now["carried"].tensor_split([self.hidden], 1)
         cells = [now[f"cell {layer}"] for layer in range(self.layers)]
@@ -235,7 +235,7 @@ class StepTape:
 
 
 def entering(state: State) -> dict[str, Tensor]:
-    """A state as steps take it: hidden states and read vectors side by side, the cells layer by layer."""
+    """A state in the form that steps use: hidden states and read vectors concatenated, the cells by layer."""
     now = {name: state[name] for name in CARRIED}
     now |= {f"cell {layer}": cell for layer, cell in enumerate(state["cell"].unbind(1))}
     return now | {"carried": torch.cat([state["hidden"].flatten(1), state["read_vectors"].flatten(1)], 1)}

@@ -1,7 +1,7 @@
 """Kanerva++ with a controller on a CPU: whole sequences by the C loops of `fast_blocks.c`, as one autograd function.
 
-A call processes some environments over many steps, forward and backward; episodes start anywhere. The input's part of
-the gates is computed before it, and the gradients of all weights after it, by large products of torch's.
+A call processes several environments over many steps, forward or backward; episodes may start at any step. The input's
+part of the gates and the gradients of all weights are large products of torch, before and after the loops.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from policies.native.packed import packed
 
 SOURCE = Path(__file__).with_name("fast_blocks.c")
 CROP = 4
-"""The side of a block for which there are loops."""
+"""The only side of a block that the loops support."""
 TOGETHER = 64
 """Environments that are processed over time together, so that their memories stay in the cache."""
 
@@ -48,7 +48,7 @@ class _Tape(ctypes.Structure):
 
 
 class Sizes(NamedTuple):
-    """What the loops must know beside the arrays, in the order of the C file."""
+    """Sizes and options of the C loops, in the order of the C file."""
 
     batch: int
     hidden: int
@@ -60,13 +60,13 @@ class Sizes(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """Matrices `[out, in]` and biases that every step shares."""
+    """Matrices `[out, in]` and biases."""
 
     input: Tensor
     """From the input to the controller's gates."""
     input_bias: Tensor
     recurrent: Tensor
-    """From the hidden state and what was read to the gates."""
+    """From the hidden state and the read-out to the gates."""
     emit: Tensor
     """From the normalised hidden state to the write gate and the block."""
     emit_bias: Tensor
@@ -77,16 +77,16 @@ class Weights(NamedTuple):
     """From the windows to their features."""
     prior_bias: Tensor
     readout: Tensor
-    """From windows and features to what is read."""
+    """From windows and features to the read-out."""
     readout_bias: Tensor
 
 
 RECURRENT = ("recurrent", "emit", "point", "prior", "readout")
-"""Of `Weights`, those of the loops."""
+"""The fields of `Weights` that the loops use."""
 
 
 def usable(like: Tensor, crop: int) -> bool:
-    """Whether there are loops for states such as `like`: on a CPU, with a compiler."""
+    """Whether the loops can be used for states such as `like`: on a CPU, with a compiler."""
     there = like.device.type == "cpu" and like.shape[0] > 0 and crop == CROP
     return there and not off() and library(SOURCE, like.dtype) is not None
 
@@ -117,14 +117,14 @@ def loop(function: str, sizes: Sizes, steps: int, arrays: Arrays) -> None:
 
 
 class Blocks(torch.autograd.Function):
-    """The steps of `BlockKanerva` where keys and latents are means.
+    """The steps of `BlockKanerva` and their derivative, if keys and latents are means.
 
-    Inputs: sizes; the packed weights, which need no gradient; what the controller sees `[T, B, F]`; 1 where it is
-    written `[T, B]`; bool `[T, B]` of starts, or None; hidden state, cell, memory and what was read, all before the
-    first step; the `Weights`.
+    Inputs: sizes; the packed weights, without gradients; the controller's inputs `[T, B, F]`; 1 where an input is
+    written, `[T, B]`; starts, bool `[T, B]`, or None; hidden state, cell, memory and read-out before the first step;
+    the `Weights`.
 
-    Outputs: hidden state and what was read, side by side, `[T, B, H + R]`; features of the windows `[T, B, F]`; cell,
-    memory and corners of block and windows, in cells `[B, 1 + K, 2]`, after the last step.
+    Outputs: hidden state and read-out, concatenated, `[T, B, H + R]`; features of the windows `[T, B, F]`; cell, memory
+    and corners of block and windows, in cells `[B, 1 + K, 2]`, after the last step.
     """
 
     @staticmethod
@@ -227,8 +227,10 @@ class Blocks(torch.autograd.Function):
 
 
 class FastBlocks(ReaderForm):
-    """By C loops (`fast_blocks.py`) on a CPU with a compiler, where keys are means and nothing asks but the input;
-    else what does not pass through the controller is computed for all steps together."""
+    """Uses C loops on a CPU with a compiler, if keys are means and there are no questions.
+
+    Otherwise everything that does not pass through the controller is computed for all steps together.
+    """
 
     memory: Any
 
@@ -257,7 +259,7 @@ class FastBlocks(ReaderForm):
         return unrolled
 
     def record(self, state: State, room: int) -> Recording:
-        """Without loops the graph of each step is kept: a replay would take as many launches again."""
+        """Without loops, stores the graph of each step: replaying the sequence would double the launches."""
         return ReplayedRecording(self.memory, state) if self.native(state) else Recording(self.memory, state)
 
     def loops(self, seen: Tensor, written: Tensor, starts: Tensor | None, state: State) -> Walk:
@@ -282,7 +284,7 @@ class FastBlocks(ReaderForm):
         return Walk(hidden, read, read, state)
 
     def weights(self) -> Weights:
-        """The parameters as the loops take them."""
+        """The parameters in the form that the loops use."""
         memory, shared = self.memory, held(self.memory, "weights", self.memory.weights)
         controller = memory.controller
         assert shared.prior is not None

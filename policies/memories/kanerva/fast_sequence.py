@@ -1,7 +1,7 @@
 """Kanerva++ over a whole sequence at once.
 
-What is read never enters what is written, so the steps depend on each other only by a running sum, a seed and the
-features shifted from one step to the next: all else is done for all steps together.
+Reads do not affect writes. Steps therefore depend on each other only through a running sum, a seed and the features
+shifted from one step to the next; everything else is computed for all steps together.
 """
 
 from __future__ import annotations
@@ -60,13 +60,13 @@ class Sources(NamedTuple):
 
         before = torch.cat([none, last(written)])  # the last step before this one that was written, or -1
         begins = torch.cat([last(starts), last(starts)[-1:]]) if starts is not None else none.expand(length + 1, -1)
-        # an episode that began in the sequence knows nothing of what was before it
+        # an episode that began within the sequence must not see earlier steps
         nothing = torch.where(begins < 0, 0, 1)
         rows = torch.where((before >= begins) & (before >= 0), before + 2, nothing)
         return cls(rows, torch.arange(batch_size, device=rows.device))
 
     def gather(self, carried: Tensor, features: Tensor) -> Tensor:
-        """What each step is given, and what the state is left with, `[T + 1, B, ...]`.
+        """The shifted features that enter each step, then those of the state after the sequence, `[T + 1, B, ...]`.
 
         Args:
             carried: of the state before the sequence, `[B, ...]`.

@@ -1,9 +1,9 @@
 """The convolutional LSTMs of a layer by few operations of torch, for a GPU: all its grids and steps as one function.
 
-Small grids are bound there by the number of kernels. After its convolutions a layer works cell by cell, so the cells of
-all its grids are rows of one matrix, `[R, C]` with R = Σ B H W. A step is a convolution for each grid, one fused cell,
-and a few operations for the peepholes of the output gate; so is its custom backward. Acting writes the steps down, so
-that training takes none of them again. Gates are in torch's order: i, f, g, o.
+On a GPU the speed of small grids is limited by the number of kernels. After its convolutions a layer works cell by
+cell, so the cells of all its grids are rows of one matrix, `[R, C]` with R = Σ B H W. A step is one convolution per
+grid, one fused cell, and a few operations for the peepholes of the output gate; its custom backward is similar. Steps
+taken while acting are stored, and training does not repeat them. Gates are in torch's order: i, f, g, o.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from policies.memories.shared import fused_cells
 
 _aten = torch.ops.aten
 Parts = Sequence[list[Tensor]]
-"""What enters each grid of a layer: its neighbours in the pyramid below."""
+"""The inputs of each grid of a layer: its neighbours in the pyramid below."""
 
 
 class Kept(NamedTuple):
-    """What a step keeps for the backward pass."""
+    """What a step stores for the backward pass."""
 
     starts: Tensor | None
     """Where an episode starts, bool `[R, 1]`."""
@@ -39,9 +39,9 @@ class Kept(NamedTuple):
     after: Tensor
     """c after the step."""
     gates: Tensor
-    """What `fused_cells.lstm` keeps."""
+    """What `fused_cells.lstm` stores."""
     out: Tensor
-    """tanh(c) and the pre-activation of the output gate side by side, `[R, 2 C]`; without peepholes, h."""
+    """tanh(c) and the pre-activation of the output gate, concatenated, `[R, 2 C]`; without peepholes, h."""
 
 
 class LayerTape:
@@ -160,11 +160,11 @@ class LayerTape:
 class LayerSequence(torch.autograd.Function):
     """The steps of a `LayerTape` and their derivative.
 
-    Inputs: the tape, blank or full; the span; of each grid in turn the input's part of the gates `[T * B, 4 C, ...]`,
-    then h and c before the first step, the kernel by which h enters the gates `[4 C, C, ...]`, and the peepholes
-    `[3, C, ...]`, if there are any. A blank tape takes its steps now.
+    Inputs: the tape, empty or full; the span; for each grid the input's part of the gates `[T * B, 4 C, ...]`, h and c
+    before the first step, the kernel by which h enters the gates `[4 C, C, ...]`, and the peepholes `[3, C, ...]`, if
+    it has any. An empty tape takes its steps now.
 
-    Outputs: of each grid h of every step `[T * B, C, ...]`, then h and c after the last.
+    Outputs: for each grid h of every step `[T * B, C, ...]`, then h and c after the last step.
     """
 
     @staticmethod
@@ -226,7 +226,7 @@ class Layers:
     """`Span.layer` of a sequence, or of one step of it at a time while acting.
 
     Args:
-        acting: whether steps are taken one by one; then, and after that, the tapes keep them.
+        acting: whether steps are taken one by one; the tapes then store them.
     """
 
     def __init__(self, acting: bool = False) -> None:

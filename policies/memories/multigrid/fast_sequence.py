@@ -1,6 +1,6 @@
 """A grid's convolutional LSTM over many steps as one autograd function with a custom backward.
 
-The gradient of the recurrent kernel, which autograd sums up from one convolution a step, is one over all steps here.
+The gradient of the recurrent kernel is one convolution over all steps, where autograd sums one convolution per step.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _tanh_backward = torch.ops.aten.tanh_backward.default
 class Recurrence(torch.autograd.Function):
     """h_1 ... h_T of a convolutional LSTM whose inputs are already convolved; see `LSTMGrid`.
 
-    Where x_gates is of less precision than c, so are h and what is convolved; the cells and their gates are not.
+    If x_gates has less precision than c, h and the operands of the convolutions have it too; cells and gates do not.
 
     Args:
         starts, resets: bool `[T, B]` and the steps where it may be true: the state is zero there.
@@ -164,8 +164,8 @@ class Cells:
 class FastMultigrid(ReaderForm):
     """Computes sequences layer by layer over all steps, and readers once over `T * B` rows.
 
-    On a CPU the grids of a layer one by one, by C loops where there is a compiler; on a GPU all of them together
-    (`fast_layers.py`); with a decoder step by step.
+    On a CPU the grids of a layer are processed one by one, by C loops if there is a compiler; on a GPU together
+    (`fast_layers.py`); with a decoder, step by step.
     """
 
     memory: Any
@@ -181,7 +181,7 @@ class FastMultigrid(ReaderForm):
         queries: Queries | None = None,
         layers: Layers | None = None,
     ) -> Unrolled:
-        """As `FastForm.unroll`; `layers`: with these very steps, if they were already taken."""
+        """As `FastForm.unroll`; `layers`: with these steps, if they were already taken."""
         may_start = range(len(xs)) if resets is None else resets
         sequence = (len(xs), starts, frozenset(may_start if starts is not None else ()))
         layers = Layers() if layers is None and self.layered(state) else layers
@@ -191,7 +191,7 @@ class FastMultigrid(ReaderForm):
         return Unrolled(span.steps_of(outputs), state, losses, None if grids is None else span.steps_of(grids))
 
     def layered(self, state: State) -> bool:
-        """Whether the grids of a layer are taken together."""
+        """Whether the grids of a layer are processed together."""
         return self.memory.plan.decoder == "none" and not any(value.device.type == "cpu" for value in state.values())
 
     def laid_out(self, grid: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""The fast form of the NTM: sequences, and steps while acting, by C loops on a CPU where there is a compiler.
+"""The fast form of the NTM: C loops on a CPU with a compiler, for sequences and for steps while acting.
 
-Every option of the memory has it, but for controllers of more than eight layers and for more slots, over all heads,
-than `fast_native.MAX_NUMBERS`. With those, on other devices and without a compiler the equations step the memory.
+The loops support every option, with up to eight layers in the controller and up to `fast_native.MAX_NUMBERS` weights of
+all heads. Beyond these limits, on other devices and without a compiler, the equations are used.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from policies.memories.time.scopes import held
 from policies.memories.time.taped import TapedForm
 
 ROOM = 20
-"""Steps for which a recording makes room at once, at least."""
+"""Minimum number of steps that a recording allocates."""
 
 
 class FastNTM(TapedForm):
@@ -30,7 +30,7 @@ class FastNTM(TapedForm):
     memory: Any
 
     def usable(self) -> bool:
-        """Whether there are C loops for this memory, here."""
+        """Whether the C loops can be used for this memory on this machine."""
         return fast_native.usable(self.memory.interface.weight, self.sizes(1))
 
     def fits(self, length: int, resets: Sequence[int] | None, grad: bool) -> bool:
@@ -44,7 +44,7 @@ class FastNTM(TapedForm):
         return MemoryStep(self.memory.output(tape.features[0]), tape.state(), {})
 
     def record(self, state: State, room: int) -> Recording:
-        """On tapes; an output cannot be read off the state of a controller that has none."""
+        """Uses tapes, except for a feed-forward controller: its output cannot be computed from the state."""
         return super().record(state, max(room, ROOM)) if self.memory.recurrent else FastForm.record(self, state, room)
 
     def tape(self, state: State, room: int) -> NativeTape:
@@ -64,7 +64,7 @@ class FastNTM(TapedForm):
         return self.sequence(xs, state, starts)
 
     def sequence(self, xs: Tensor, state: State, starts: Tensor | None, tape: NativeTape | None = None) -> Unrolled:
-        """A sequence; `tape` where its steps were already taken."""
+        """A sequence; `tape`: its steps, if they were already taken."""
         weights, fresh = self.weights(), list[Tensor]()
         if tape is not None or starts is not None:
             fresh = self.parts(self.memory.initial_state(1))
@@ -75,13 +75,13 @@ class FastNTM(TapedForm):
         return Unrolled(self.memory.output(features), named(last), {})
 
     def blank(self, room: int, state: State, weights: Weights, fresh: Sequence[Tensor]) -> NativeTape:
-        """A blank tape that starts from `state`."""
+        """An empty tape that starts from `state`."""
         detached = Weights.of(iter([weight.detach() for weight in weights.flat()]), self.memory.num_layers)
         parts = self.parts(state)
         return NativeTape(room, parts, fresh or None, detached, self.sizes(len(parts[0])))
 
     def parts(self, state: State) -> list[Tensor]:
-        """A state's tensors, as `NAMES`."""
+        """The tensors of a state, in the order of `NAMES`."""
         return [state[name] for name in NAMES if name in state]
 
     def sizes(self, batch: int) -> Sizes:
@@ -93,7 +93,7 @@ class FastNTM(TapedForm):
         return Sizes(batch, *size, *slots, *heads, memory.read_first, memory.squash_keys)
 
     def weights(self) -> Weights:
-        """The parameters as the loops take them."""
+        """The parameters in the form that the loops use."""
         memory = self.memory
         reads = memory.read_heads * memory.word_size
         if memory.recurrent:

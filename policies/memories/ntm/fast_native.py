@@ -15,10 +15,10 @@ from policies.native.loops import MAX_LAYERS, Arrays, Loops, Pointers
 
 SOURCE = Path(__file__).with_name("fast_sequence.c")
 MAX_NUMBERS = 32_768
-"""Maximum number of weights of all heads; the loops keep a few such vectors on the stack."""
+"""Maximum number of weights of all heads; the loops store a few such vectors on the stack."""
 BLOCK_BYTES, FEWEST = 2**19, 16
-"""The loops process as many environments together as have memories of this many bytes (a quarter of a typical L2
-cache), but at least the second number."""
+"""The loops process environments in groups whose memories take this many bytes (a quarter of a typical L2 cache), and
+of at least as many environments as the second number."""
 LANES_BYTES = 64
 """Slots are padded to a multiple of this many bytes, the widest SIMD vector."""
 
@@ -45,29 +45,29 @@ class Sizes(NamedTuple):
 
     @property
     def widths(self) -> list[int]:
-        """Of what each layer's product takes in, but for the input."""
+        """Width of the operand of each layer's product, without the input."""
         own = self.hidden if self.lstm else 0
         return [self.reads * self.word + own] + [self.hidden + own] * (self.layers - 1)
 
 
 class Weights(NamedTuple):
-    """The trained parameters as the loops take them."""
+    """The trained parameters in the form that the loops use."""
 
     input: Tensor
-    """By which the input enters the first layer, `[4H or H, F]`."""
+    """The input's weights of the first layer, `[4H or H, F]`."""
     controller: Sequence[Tensor]
-    """Of each layer, `[4H or H, width]`: what is multiplied by a row of its inputs, see `Sizes.widths`."""
+    """The recurrent weights of each layer, `[4H or H, width]`; their inputs have `Sizes.widths`."""
     biases: Sequence[Tensor]
     interface: Tensor
     interface_bias: Tensor
 
     def flat(self) -> list[Tensor]:
-        """All of them in one row."""
+        """All fields in one list."""
         return [self.input, *self.controller, *self.biases, self.interface, self.interface_bias]
 
     @classmethod
     def of(cls, flat: Iterator[Tensor], layers: int) -> Weights:
-        """From such a row, of which more may follow."""
+        """The inverse, from an iterator that may have further tensors after these."""
         first, *rest = (next(flat) for _ in range(2 * layers + 3))
         return cls(first, rest[:layers], rest[layers : 2 * layers], *rest[2 * layers :])
 
@@ -96,19 +96,19 @@ class _Tape(ctypes.Structure):
 
 
 def usable(like: Tensor, sizes: Sizes) -> bool:
-    """Whether the loops can take this memory, of whose parameters `like` is one: on a CPU, of a usual size, and with a
-    compiler at hand."""
+    """Whether the loops can be used: on a CPU, within the size limits, with a compiler. `like`: a parameter of the
+    memory."""
     return sizes.layers <= MAX_LAYERS and sizes.heads * sizes.padded <= MAX_NUMBERS and loops.usable(SOURCE, like)
 
 
 def padded(slots: int, like: Tensor) -> int:
-    """The slots, filled up to whole SIMD vectors of numbers like these."""
+    """The number of slots, padded to whole SIMD vectors of this type."""
     lanes = LANES_BYTES // like.itemsize
     return -(-slots // lanes) * lanes
 
 
 def norms(memory: Tensor, found: Tensor) -> None:
-    """`found` `[B, padded]` becomes 1 / |M(i)| of `memory` `[B, word, padded]`."""
+    """Writes 1 / |M(i)| of `memory` `[B, word, padded]` to `found` `[B, padded]`."""
     functions = library(SOURCE, memory.dtype)
     assert functions is not None
     pointers = (ctypes.c_void_p(memory.data_ptr()), ctypes.c_void_p(found.data_ptr()))

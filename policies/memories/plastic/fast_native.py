@@ -39,7 +39,7 @@ class Plasticity(NamedTuple):
     clip: float | None
 
     def filled(self) -> Plasticity:
-        """Detached, and filled up with zeros."""
+        """A copy without gradients, padded with zeros."""
         w, alpha = filled(self.w.detach(), 2), self.alpha.detach()
         return self._replace(w=w, alpha=alpha if self.shared else filled(alpha, 2), eta=self.eta.detach())
 
@@ -61,17 +61,17 @@ class _Tape(ctypes.Structure):
 
 
 def usable(like: Tensor) -> bool:
-    """Whether the loops can take a network of which `like` is a parameter: on a CPU, with a compiler at hand."""
+    """Whether the loops can be used: on a CPU, with a compiler. `like`: a parameter of the network."""
     return loops.usable(SOURCE, like)
 
 
 def worth_it(hebb: Tensor) -> bool:
-    """Whether a single step, not recorded, gains by the loops: the traces `[B, n, n]` are large and need no zeros."""
+    """Whether a single unrecorded step is faster with the loops: large traces `[B, n, n]` without padding."""
     return hebb.numel() >= LEAST and hebb.shape[-1] % (LANES_BYTES // hebb.itemsize) == 0
 
 
 def filled(given: Tensor, dimensions: int = 1) -> Tensor:
-    """`given` with zeros behind its last dimension, or last two, up to whole SIMD vectors; contiguous."""
+    """`given` with its last dimension, or last two, padded with zeros to whole SIMD vectors; contiguous."""
     missing = -given.shape[-1] % (LANES_BYTES // given.itemsize)
     return F.pad(given, (0, missing) * dimensions) if missing else given.contiguous()
 
@@ -83,7 +83,7 @@ class NativeTape:
         length: maximum number of steps.
         hidden, hebb: the state before the first step; not modified.
         network: its parameters.
-        kept: whether it will be gone back over them.
+        kept: whether the steps will be differentiated.
     """
 
     @torch.no_grad()
@@ -140,12 +140,13 @@ class NativeTape:
 
 
 class TraceLoops(Loops):
-    """The C functions with what they work on.
+    """The C functions and their arrays.
 
     Args:
-        network: its parameters, filled up.
-        before, after: x, and what the input gives or y, of all steps, `[T, B, n]`.
-        kept: the trace before each `stride`-th step, `[.., B, n, n]`; empty: none is kept.
+        network: its parameters, padded.
+        before: x of all steps, `[T, B, n]`.
+        after: of all steps, `[T, B, n]`: W_in x + b on input, y on output.
+        kept: the trace before each `stride`-th step, `[.., B, n, n]`; empty: none is stored.
     """
 
     def __init__(self, network: Plasticity, before: Tensor, after: Tensor, kept: Tensor, stride: int) -> None:
@@ -157,10 +158,10 @@ class TraceLoops(Loops):
         self.set({"before": before, "after": after} | ({"kept": kept} if len(kept) else {}))
 
     def back_from(self, steps: int) -> None:
-        """Back through the steps `steps` - 1 ... 0.
+        """The backward pass over the steps `steps` - 1 ... 0.
 
         Raises:
-            MemoryError: there is no room for the traces between two that were kept.
+            MemoryError: the traces between two stored ones do not fit into memory.
         """
         self.tape.steps, tape, done = steps, ctypes.byref(self.tape), list[int]()
 

@@ -1,14 +1,13 @@
 """The fast form of the plastic networks over time: a sequence as one autograd function with a custom backward.
 
 A trace is a matrix per environment and changes at every step, so stepping stores a matrix per step for the backward
-pass. Here the forward pass keeps vectors, and of the traces one every so many steps; the backward pass makes the
-traces between two of them again, from the vectors, before it walks back over them. `T` steps need room for about
-`2 √T` matrices. Going back by undoing the updates would need none, but it divides by 1 - η at every step, and η is
-trained: nothing bounds the error.
+pass. Here the forward pass stores vectors, and the trace of every √T-th step or so. The backward pass recomputes the
+traces between two stored ones from the vectors. `T` steps need about `2 √T` matrices. Undoing the updates would need
+none, but it divides by 1 - η at every step, and η is trained, so the error would not be bounded.
 
 Vectors are rows, x = h_{t-1} and y = h_t; G is the trace before a step. Equations as in `memory.py`.
 
-On a CPU C loops do the same (`fast_native.py`), where there is a compiler.
+On a CPU with a compiler C loops do the same (`fast_native.py`).
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from policies.memories.plastic.rules import advance, decay, plastic_input
 from policies.memories.time.taped import TapedForm
 
 ROOM = 20
-"""Steps for which a recording by C loops makes room at once, at least."""
+"""Minimum number of steps that a recording by C loops allocates."""
 
 tanh_backward = torch.ops.aten.tanh_backward.default
 
@@ -51,7 +50,7 @@ class Tape:
         self.starts: list[Tensor | None] = []
         self.stride = 2
         self.kept: list[Tensor] = []
-        """The trace before every `stride`-th step; where they become many for that, every second one is dropped."""
+        """The trace before every `stride`-th step; if there are too many, every second one is dropped."""
 
     full = False
 
@@ -78,7 +77,7 @@ class Tape:
 class PlasticSequence(torch.autograd.Function):
     """The steps of a full `Tape` and their derivative.
 
-    Inputs: the tape; what it was made of, for the gradients: what the input gives each unit at each step `[T, B, n]`,
+    Inputs: the tape; for the gradients, the tensors that it was built from: W_in x + b of each step `[T, B, n]`,
     `hidden`, `hebb`, w, α, η. Outputs: `hidden` after each step `[T, B, n]`, `hebb` after the last.
     """
 
@@ -158,8 +157,11 @@ class PlasticSequence(torch.autograd.Function):
 
 
 class FastPlastic(TapedForm):
-    """Sequences on a tape with few traces: by C loops (`fast_native.py`) on a CPU where there is a compiler, also while
-    acting; else by torch's operations, where they are differentiated."""
+    """Sequences on a tape with few traces.
+
+    Uses C loops (`fast_native.py`) on a CPU with a compiler, also while acting; otherwise torch's operations, for
+    sequences that are differentiated.
+    """
 
     memory: Any
 

@@ -22,7 +22,7 @@ SOURCE = Path(__file__).with_name("fast_sequence.c")
 BLOCK = 16
 """Number of environments that the loops process together."""
 MOST = 2**16
-"""Maximum number of read weights of all heads; the loops keep two such vectors on the stack."""
+"""Maximum number of read weights of all heads; the loops store two such vectors on the stack."""
 
 
 class _Tape(ctypes.Structure):
@@ -52,7 +52,7 @@ def loops(slow: tuple[Tensor, Tensor, Tensor], forward: bool, arrays: Arrays) ->
 
 
 def slots_carried(arrays: Arrays) -> int:
-    """C: the read weights have so many slots."""
+    """C, the number of steps in the table."""
     heads, weights = arrays["weights"][0].shape[-2:]
     return int(weights) // int(heads)
 

@@ -1,11 +1,11 @@
 """The fast form of SALU over time: a sequence as one autograd function with a custom backward.
 
-Stepping copies the table at each step, and stores every copy for the backward pass. Here it is laid out once: the rows
-carried in, then room for those of each step. What step `t` sees is a window of it, `capacity` steps long, which moves
-on by one; nothing is copied, and what is kept is one table, and vectors and read weights of every step. An episode that
-starts moves the first row that is read; the rows before it stay, unread.
+Stepping copies the table at each step, and stores every copy for the backward pass. Here the table is allocated once:
+the carried rows, then space for the rows of each step. Step `t` reads a window of `capacity` steps, which moves on by
+one per step, so nothing is copied. One table is stored, and the vectors and read weights of every step. The start of an
+episode moves the first row that is read; earlier rows remain but are not read.
 
-This is the form of torch's operations; `fast_native.py` does the same on a CPU in C.
+This form uses torch's operations; `fast_native.py` does the same in C on a CPU.
 
 Vectors are rows. Symbols as in `salu.py`; C is the capacity.
 """
@@ -50,9 +50,9 @@ class Tape:
         self.first = self.capacity - count
         """Index of the first row that is read, `[B]`."""
         self.erased = torch.zeros_like(count)
-        """Index of the first row that no start has cleared, `[B]`."""
+        """Index of the first row that has not been cleared by the start of an episode, `[B]`."""
         self.room, self.cleared = length, 0
-        """The largest that `erased` may be."""
+        """Upper bound of `erased`."""
         self.count = 0
         self.steps: list[tuple[Tensor, ...]] = []
         self.starts: list[Tensor | None] = []
@@ -88,12 +88,12 @@ class Tape:
         self.starts.append(starts)
 
     def window(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The last C steps of the table, and which of them are read, `[B, C]`."""
+        """The last C steps of the table, and the mask of those that are read, `[B, C]`."""
         span = slice(self.count, self.count + self.capacity)
         return self.keys[:, span], self.values[:, span], self.index[span] >= self.first[:, None]
 
     def lost(self) -> Tensor:
-        """Rows of the present window that a start has cleared, `[B, C, 1, 1]`."""
+        """Mask of the current window's rows that were cleared by the start of an episode, `[B, C, 1, 1]`."""
         return (self.index[self.count : self.count + self.capacity] < self.erased[:, None])[:, :, None, None]
 
     def steps_held(self) -> Tensor:
@@ -101,7 +101,7 @@ class Tape:
         return (self.capacity + self.count - self.first).clamp(max=self.capacity)
 
     def state(self) -> State:
-        """The state after the last step; its tables are views, unless a start may have cleared rows of them."""
+        """The state after the last step; its tables are views, unless an episode start may have cleared rows."""
         keys, values, _ = self.window()
         if self.count < self.cleared:
             keys, values = (table.masked_fill(self.lost(), 0.0) for table in (keys, values))

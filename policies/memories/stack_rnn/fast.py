@@ -1,6 +1,6 @@
-"""The fast form of the stack RNN: sequences, and steps while acting, by C loops on a CPU where there is a compiler.
+"""The fast form of the stack RNN: C loops on a CPU with a compiler, for sequences and for steps while acting.
 
-Not while actions are rounded; then, on other devices and without a compiler the equations step the memory.
+The loops do not support rounded actions. With these, on other devices and without a compiler, the equations are used.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from policies.memories.time.scopes import held
 from policies.memories.time.taped import TapedForm
 
 ROOM = 20
-"""Steps for which a recording makes room at once, at least."""
+"""Minimum number of steps that a recording allocates."""
 
 
 class FastStackRNN(TapedForm):
@@ -28,7 +28,7 @@ class FastStackRNN(TapedForm):
     memory: Any
 
     def usable(self) -> bool:
-        """Whether there are C loops for this memory, here and now."""
+        """Whether the C loops can be used for this memory now (actions may become rounded)."""
         memory = self.memory
         return not memory.rounds and fast_native.usable(memory.tops.weight, memory.capacity)
 
@@ -61,14 +61,14 @@ class FastStackRNN(TapedForm):
         return self.sequence(xs, state, starts, self.tape(state, len(xs)))
 
     def sequence(self, xs: Tensor, state: State, starts: Tensor | None, tape: NativeTape) -> Unrolled:
-        """The steps of `tape`, blank or full."""
+        """The steps of `tape`, empty or full."""
         outputs, stacks = NativeSequence.apply(  # type: ignore[no-untyped-call]
             tape, starts, xs, state["hidden"], state["stacks"], *self.weights()
         )
         return Unrolled(outputs, {"hidden": outputs[-1], "stacks": stacks}, {})
 
     def blank(self, room: int, state: State, weights: Weights) -> NativeTape:
-        """A blank tape that starts from `state`."""
+        """An empty tape that starts from `state`."""
         memory, hidden = self.memory, state["hidden"]
         (batch, size), moves = hidden.shape, 3 if memory.no_op else 2
         sizes = (memory.num_stacks, memory.capacity, memory.top_k, moves, memory.recurrent)
@@ -76,7 +76,7 @@ class FastStackRNN(TapedForm):
         return NativeTape(room, hidden, state["stacks"], empty, weights, Sizes(batch, size, *sizes))
 
     def weights(self) -> Weights:
-        """The parameters as the loops take them."""
+        """The parameters in the form that the loops use."""
         memory = self.memory
         weight = memory.tops.weight
         if memory.hidden is not None:
