@@ -21,25 +21,25 @@ from policies.memories.time.taped import LoopTape
 from policies.native.loops import Arrays
 
 NAMES = ("memory", "read_weights", "write_weights", "read_vectors", "hidden", "cell")
-"""Of a state's tensors, in the order in which the loops take them; the last two with an LSTM."""
+"""The names of a state's tensors, in the order of the loops; the last two only with an LSTM."""
 
 
 def named(parts: Sequence[Tensor]) -> State:
-    """A state from its tensors, as `NAMES`; the controller's come first, as after a step of the equations."""
+    """A state from its tensors in the order of `NAMES`; the controller's come first, as in the equations."""
     state = dict(zip(NAMES, parts, strict=False))
     return {name: state[name] for name in (*NAMES[4:], *NAMES[:4]) if name in state}
 
 
 class Placed(NamedTuple):
-    """A state of the memory, or its gradient, as the loops have it."""
+    """A state of the memory, or its gradient, in the layout of the loops."""
 
     memory: Tensor
-    """`[B, word, padded]`: transposed, and slots filled up with zeros."""
+    """`[B, word, padded]`: transposed, with slots padded by zeros."""
     w: Tensor
-    """Of the heads that read, then of those that write, `[B, heads, padded]`."""
+    """Weights of the read heads, then of the write heads, `[B, heads, padded]`."""
     inputs: list[Tensor]
-    """Of each layer, `[B, width]`: what was read, then the hidden state; above the first layer room for what the layer
-    below says, then the hidden state."""
+    """The operand of each layer's product, `[B, width]`. First layer: read vectors, then its hidden state. Other
+    layers: space for the output of the layer below, then their hidden state."""
     cells: list[Tensor]
 
     @classmethod
@@ -53,7 +53,7 @@ class Placed(NamedTuple):
         )
 
     def put(self, state: Sequence[Tensor | None], sizes: Sizes) -> None:
-        """Take over a state's tensors, as `NAMES`; None leaves what is there."""
+        """Copies a state's tensors, in the order of `NAMES`; None leaves the current values."""
         memory, read, write, vectors, *controller = state
         if memory is not None:
             self.memory[:, :, : sizes.slots] = memory.transpose(1, 2)
@@ -64,12 +64,12 @@ class Placed(NamedTuple):
         if vectors is not None:
             self.inputs[0][:, : sizes.reads * sizes.word] = vectors.flatten(1)
         hidden = [each[:, -sizes.hidden :] for each in self.inputs]
-        for part, rows in zip(controller, (hidden, self.cells), strict=False):  # without an LSTM there is neither
+        for part, rows in zip(controller, (hidden, self.cells), strict=False):  # a feed-forward controller has neither
             if part is not None:
                 torch._foreach_copy_(list(rows), list(part.unbind(1)))
 
     def taken(self, sizes: Sizes) -> list[Tensor]:
-        """The state's tensors, as `NAMES`: views, where they can be."""
+        """The state's tensors, in the order of `NAMES`; views where possible."""
         w = self.w[:, :, : sizes.slots]
         found = [
             self.memory[:, :, : sizes.slots].transpose(1, 2),
@@ -92,8 +92,8 @@ class NativeTape(LoopTape):
 
     Args:
         length: maximum number of steps.
-        state: before the first step, as `NAMES`; not modified.
-        fresh: the first state of an episode, `[1, ...]`, as `NAMES`; None: none starts here.
+        state: before the first step, in the order of `NAMES`; not modified.
+        fresh: the initial state of an episode, `[1, ...]`, in the order of `NAMES`; None: no episode starts.
         weights: the trained parameters.
         sizes: of the memory.
     """
@@ -111,7 +111,7 @@ class NativeTape(LoopTape):
         layers, width = range(sizes.layers), len(weights.controller[0])
         gates = [room(width) for _ in layers]
         self.features = room(sizes.hidden + sizes.reads * sizes.word)
-        """Hidden state and what was read, side by side, after each step."""
+        """Hidden state and read vectors after each step, concatenated."""
         self.inputs = [room(each, steps=length + 1) for each in sizes.widths]
         self.arrays: Arrays = {
             "gates": gates,
@@ -148,7 +148,7 @@ class NativeTape(LoopTape):
         return named(self.at(self.count).taken(self.sizes))
 
     def cut(self) -> None:
-        """Give back the room for steps that were not taken."""
+        """Free the space of steps that were not taken."""
         rows = {"inputs": 1, "cells": 1, "memory": 1, "norms": 1, "w": 1}
         for name, given in self.arrays.items():
             if name.startswith("fresh_"):
@@ -162,11 +162,11 @@ class NativeTape(LoopTape):
 class NativeSequence(torch.autograd.Function):
     """The steps of a `NativeTape` and their derivative.
 
-    Inputs: the tape, blank or full; where episodes start on a blank one; inputs `[T, B, F]`; what the tape was made of,
-    for the gradients: the weights, the state, and the first state of an episode where there is one. A full tape must
-    have taken its steps with these very inputs.
+    Inputs: the tape, empty or full; for an empty one, where episodes start; inputs `[T, B, F]`; for the gradients, the
+    tensors that the tape was built from: the weights, the state, and the initial state of an episode, if any. An empty
+    tape takes its steps now. A full tape must have taken them with these inputs.
 
-    Outputs: hidden state and what was read, side by side, `[T, B, ...]`; the last state, as `NAMES`.
+    Outputs: hidden state and read vectors, concatenated, `[T, B, ...]`; the last state, in the order of `NAMES`.
     """
 
     @staticmethod

@@ -24,7 +24,7 @@ SOURCE = Path(__file__).with_name("fast_sequence.c")
 BLOCK = 16
 """Number of environments that the loops process together."""
 MOST = 2**16
-"""Maximum number of cells of a stack; the loops keep two such arrays on the C stack."""
+"""Maximum number of cells of a stack; the loops store two such arrays on the C stack."""
 
 
 class Sizes(NamedTuple):
@@ -40,7 +40,7 @@ class Sizes(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """The trained parameters as the loops take them."""
+    """The trained parameters in the form that the loops use."""
 
     input: Tensor
     """U, `[m, F]`."""
@@ -64,7 +64,7 @@ class _Tape(ctypes.Structure):
 
 
 def usable(like: Tensor, capacity: int) -> bool:
-    """Whether the loops can take this memory, of whose parameters `like` is one: on a CPU, with a compiler at hand."""
+    """Whether the loops can be used: on a CPU, with a compiler. `like`: a parameter of the memory."""
     return capacity <= MOST and loops.usable(SOURCE, like)
 
 
@@ -119,9 +119,9 @@ class NativeTape(LoopTape):
 class NativeSequence(torch.autograd.Function):
     """The steps of a `NativeTape` and their derivative.
 
-    Inputs: the tape, blank or full; where episodes start on a blank one; inputs `[T, B, F]`; hidden state and stacks
+    Inputs: the tape, empty or full; for an empty one, where episodes start; inputs `[T, B, F]`; hidden state and stacks
     before the first step; the fields of `Weights`. Outputs: hidden state after each step `[T, B, m]`; stacks after the
-    last.
+    last step.
     """
 
     @staticmethod
