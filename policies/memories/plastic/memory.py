@@ -29,11 +29,11 @@ class PlasticNetwork(Memory):
         "clipped": Hebb_t[i,j] = clip(Hebb_{t-1}[i,j] + η h_{t-1}[i] h_t[j], ±clip)
 
     Positive weights that sum to more than 1 saturate all units within a few steps, and an update of Adam can move η
-    below zero, where traces grow without bound (docs/memories/plastic.md). So by default
+    below zero, where traces grow without bound (docs/memories/plastic.md). With parametrization="scaled"
 
         α = strength / hidden_size      η = σ(rate)      w: 0.9 times a random orthogonal matrix
 
-    with `strength` and `rate` trained. parametrization="paper" trains α and η themselves, as the paper does.
+    with `strength` and `rate` trained; "paper" trains α and η themselves.
 
     State: `hidden` `[B, hidden_size]`; `hebb` `[B, hidden_size, hidden_size]`, from unit i (rows) to unit j (columns).
     Output: `hidden`.
@@ -47,7 +47,8 @@ class PlasticNetwork(Memory):
         init_scale: only for "paper": w and α per connection are initialised uniformly in 0..init_scale, a shared α to
             init_scale. 0.01 suits up to 200 units, whose weights then sum to about 1; a smaller network needs more.
         init_eta: η at the start of training.
-        parametrization: what is trained, and how w starts: "scaled", as above, or "paper".
+        parametrization: what is trained, and how w starts: "scaled", as above, or "paper". None: "paper" for `plastic`
+            and "scaled" for `homo-plastic`, which learned more with these.
         init_strength: only for "scaled": mean of the initial strengths, which are uniform in 0..2 init_strength per
             connection; a shared one is init_strength.
     """
@@ -55,6 +56,8 @@ class PlasticNetwork(Memory):
     fast_form = FastPlastic
     shared_alpha: ClassVar[bool]
     """Whether all connections share one α."""
+    usual: ClassVar[Literal["scaled", "paper"]]
+    """The default parametrization."""
 
     def __init__(
         self,
@@ -64,12 +67,13 @@ class PlasticNetwork(Memory):
         clip: float = 1.0,
         init_scale: float = 0.01,
         init_eta: float = 0.01,
-        parametrization: Literal["scaled", "paper"] = "scaled",
+        parametrization: Literal["scaled", "paper"] | None = None,
         init_strength: float = 0.3,
     ) -> None:
         super().__init__()
         at_least(1, hidden_size=hidden_size)
         one_of("rule", rule, "oja", "hebb", "clipped")
+        parametrization = parametrization or self.usual
         one_of("parametrization", parametrization, "scaled", "paper")
         if parametrization == "scaled" and not 0 < init_eta < 1:
             raise ValueError(f"init_eta is {init_eta}; with parametrization='scaled' it must be between 0 and 1")
@@ -127,6 +131,7 @@ class Plastic(PlasticNetwork):
     """Each connection has its own plasticity α[i,j]. Arguments: see `PlasticNetwork`."""
 
     shared_alpha = False
+    usual = "paper"
 
 
 @register_memory("homo-plastic")
@@ -134,3 +139,4 @@ class HomogeneousPlastic(PlasticNetwork):
     """Homogeneous plasticity: one trained α for all connections. Arguments: see `PlasticNetwork`."""
 
     shared_alpha = True
+    usual = "scaled"

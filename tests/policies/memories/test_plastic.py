@@ -280,7 +280,7 @@ def test_at_any_size_it_starts_unsaturated(name: str) -> None:
 
 @both
 def test_an_update_of_adam_leaves_the_rate_of_the_traces_positive(name: str) -> None:
-    """0.01 is three updates of 4e-3 from zero, beyond which traces grow without bound; so it is σ(rate) by default."""
+    """0.01 is three updates of 4e-3 from zero, beyond which traces grow without bound; "scaled" trains σ(rate)."""
     etas = {}
     for trained in ("scaled", "paper"):
         memory = make_memory(name, input_size=FEATURES, hidden_size=8, parametrization=trained)
@@ -292,6 +292,11 @@ def test_an_update_of_adam_leaves_the_rate_of_the_traces_positive(name: str) -> 
         etas[trained] = memory.plasticity()[1].item()
     assert 0 < etas["scaled"] < 0.01
     assert etas["paper"] < 0
+
+
+def test_each_has_its_own_default() -> None:
+    made = {name: make_memory(name, input_size=FEATURES, hidden_size=UNITS) for name in ("plastic", "homo-plastic")}
+    assert [hasattr(memory, "alpha") for memory in made.values()] == [True, False]
 
 
 def test_a_recordings_first_state_is_left_alone() -> None:
@@ -312,7 +317,10 @@ def test_a_recordings_first_state_is_left_alone() -> None:
         ({"clip": 0.0}, "clip is 0.0; it must be more than 0"),
         ({"hidden_size": 0}, "hidden_size is 0; it must be at least 1"),
         ({"parametrization": "log"}, "parametrization is 'log'; it must be 'scaled' or 'paper'"),
-        ({"init_eta": 0.0}, "init_eta is 0.0; with parametrization='scaled' it must be between 0 and 1"),
+        (
+            {"init_eta": 0.0, "parametrization": "scaled"},
+            "init_eta is 0.0; with parametrization='scaled' it must be between 0 and 1",
+        ),
     ],
 )
 def test_wrong_options_are_refused_by_name(options: dict[str, Any], message: str) -> None:
