@@ -108,7 +108,7 @@ def rows(file: Path = TABLE) -> dict[str, Row]:
 def table(all_rows: Mapping[str, Row]) -> str:
     """The rows as Markdown."""
     lines = [
-        "| paper | task, ours by | its figure | ours | beside it | same protocol? | verdict | name |",
+        "| paper | task, ours by | its figure | ours | compared with | same protocol? | verdict | name |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in all_rows.values():
