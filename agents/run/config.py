@@ -111,7 +111,7 @@ class Config:
     device: str = "cpu"
     """Device of environments, policy and learner: cpu, cuda, cuda:1, ... or auto."""
     threads: Annotated[int, Range(1, 256)] = 1
-    """CPU threads. Two train 1.3 to 1.6 times as fast if a core is idle, with other rounding; on a busy machine one is
+    """CPU threads. Two train 1.3 to 1.8 times as fast if a core is idle, with other rounding; on a busy machine one is
     best."""
     fast: Fast = "auto"
     """auto: use the fast forms. off: use the reference implementations. compile: also compile the memory's step with

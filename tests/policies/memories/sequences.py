@@ -61,6 +61,22 @@ def trained_by(
     return {"outputs": result.outputs.detach(), **found, **{n: v.detach() for n, v in result.state.items()}}
 
 
+def begun(memory: Memory, batch: int) -> State:
+    """A state in the middle of an episode."""
+    return {name: torch.randn(value.shape, dtype=value.dtype) for name, value in memory.initial_state(batch).items()}
+
+
+def trained_both_ways(
+    memory: Memory, xs: Tensor, starts: Tensor | None, state: State, threads: int, room: int = 4
+) -> list[dict[str, Tensor]]:
+    """What `trained_by` finds unrolled, then recorded step by step, with this number of threads."""
+    torch.set_num_threads(threads)
+    try:
+        return [trained_by(memory, xs, starts, state, recorded, room) for recorded in (False, True)]
+    finally:
+        torch.set_num_threads(1)
+
+
 def expect_close(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], rtol: float, atol: float) -> None:
     """Every tensor of `expected` is in `found`, up to rounding."""
     for name, value in expected.items():

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from sequences import expect_acting_is_the_equations, expect_close, trained_by
+from sequences import begun, expect_acting_is_the_equations, expect_close, trained_both_ways, trained_by
 
 from policies.memories import make_memory
-from policies.memories.contract import Memory, State
+from policies.memories.contract import Memory
 from policies.memories.d_ntm import fast_native as d_ntm_native
 from policies.memories.d_ntm.fast import FastDNTM
 from policies.native import compiler as native
@@ -40,11 +40,6 @@ def built(options: dict[str, Any], dtype: torch.dtype = torch.float64) -> Memory
     return memory
 
 
-def begun(memory: Memory, batch: int) -> State:
-    """A state in the middle of an episode."""
-    return {name: torch.randn(value.shape, dtype=value.dtype) for name, value in memory.initial_state(batch).items()}
-
-
 @compiled
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("seed", range(16))
@@ -58,11 +53,7 @@ def test_the_loops_are_the_equations(monkeypatch: pytest.MonkeyPatch, seed: int,
     starts = torch.rand(length, batch) < 0.3 if seed % 3 else None
     assert isinstance(memory._fast_form, FastDNTM)
     assert memory._fast_form.usable()
-    torch.set_num_threads(1 + seed % 3)
-    try:
-        looped = [trained_by(memory, xs, starts, state, recorded) for recorded in (False, True)]
-    finally:
-        torch.set_num_threads(1)
+    looped = trained_both_ways(memory, xs, starts, state, threads=1 + seed % 3)
     memory.fast = False
     exact = {name: value.double() for name, value in state.items()}
     plain = trained_by(memory.double(), xs.double(), starts, exact)

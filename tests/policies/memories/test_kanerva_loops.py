@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from sequences import expect_acting_is_the_equations, trained_by
+from sequences import expect_acting_is_the_equations, trained_both_ways, trained_by
 
 from policies.memories import make_memory
 from policies.memories.contract import Memory, State
@@ -65,11 +65,7 @@ def test_the_loops_are_the_equations(monkeypatch: pytest.MonkeyPatch, seed: int,
     form = memory.form._fast_form
     assert isinstance(form, fast_blocks.FastBlocks)
     assert form.native(state)
-    torch.set_num_threads(1 + seed % 3)
-    try:
-        looped = [trained_by(memory, xs, starts, state, recorded, room=2) for recorded in (False, True)]
-    finally:
-        torch.set_num_threads(1)
+    looped = trained_both_ways(memory, xs, starts, state, threads=1 + seed % 3, room=2)
     memory.use_fast_form(False)
     plain = trained_by(memory, xs, starts, state)
     for found in looped:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from sequences import expect_acting_is_the_equations, expect_close, trained_by
+from sequences import expect_acting_is_the_equations, expect_close, trained_both_ways, trained_by
 
 from policies.memories import make_memory
 from policies.memories.contract import Memory, State
@@ -71,11 +71,7 @@ def test_the_loops_are_the_equations(monkeypatch: pytest.MonkeyPatch, seed: int,
     form = memory._fast_form
     assert isinstance(form, FastNTM)
     assert form.usable()
-    torch.set_num_threads(1 + seed % 3)
-    try:
-        looped = [trained_by(memory, xs, starts, state, recorded, room=2) for recorded in (False, True)]
-    finally:
-        torch.set_num_threads(1)
+    looped = trained_both_ways(memory, xs, starts, state, threads=1 + seed % 3, room=2)
     memory.fast = False
     limits = {"rtol": 1e-8, "atol": 1e-10} if dtype is torch.float64 else {"rtol": 1e-3, "atol": 1e-3}
     plain = trained_by(memory, xs, starts, state)

@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from sequences import expect_acting_is_the_equations, expect_close, trained_by
+from sequences import begun, expect_acting_is_the_equations, expect_close, trained_both_ways, trained_by
 
 from policies.memories import make_memory
-from policies.memories.contract import Memory, State
 from policies.memories.stack_rnn import fast as stack_fast
 from policies.memories.stack_rnn import fast_native as stack_native
 from policies.memories.stack_rnn.fast import FastStackRNN
@@ -32,11 +31,6 @@ def drawn(seed: int) -> tuple[dict[str, Any], int, int]:
     return options, random.randint(1, 9), random.choice((1, 2, 3, 8, 9, 17))
 
 
-def begun(memory: Memory, batch: int) -> State:
-    """A state in the middle of an episode."""
-    return {name: torch.randn(value.shape, dtype=value.dtype) for name, value in memory.initial_state(batch).items()}
-
-
 @compiled
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("seed", range(16))
@@ -55,11 +49,7 @@ def test_the_loops_are_the_equations(monkeypatch: pytest.MonkeyPatch, seed: int,
     starts = torch.rand(length, batch) < 0.3 if seed % 3 else None
     assert isinstance(memory._fast_form, FastStackRNN)
     assert memory._fast_form.usable()
-    torch.set_num_threads(1 + seed % 3)
-    try:
-        looped = [trained_by(memory, xs, starts, state, recorded) for recorded in (False, True)]
-    finally:
-        torch.set_num_threads(1)
+    looped = trained_both_ways(memory, xs, starts, state, threads=1 + seed % 3)
     memory.fast = False
     limits = {"rtol": 1e-9, "atol": 1e-11} if dtype is torch.float64 else {"rtol": 1e-4, "atol": 1e-4}
     plain = trained_by(memory, xs, starts, state)
