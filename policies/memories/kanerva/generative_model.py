@@ -27,7 +27,7 @@ class KanervaModel(nn.Module):
     The defaults are the paper's where it gives a number (`embedding_size` is ResNet18's; `latent_size`, `crop_size` and
     `decoder_features` are not in it). Noise is torch's: seed it with `torch.manual_seed`.
 
-    `write="block"`, trained along the path "memory", is the form that uses its memory; see docs/memories/kanerva++.md.
+    `write="block"`, trained along the path "memory", is the form that uses its memory; see docs/kanerva-model.md.
     It has no writer, no temporal shift and no `embedding_size` of its own, which is K C `crop_size`².
 
     Args:
