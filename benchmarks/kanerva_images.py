@@ -373,7 +373,7 @@ def pixel_cost(train: Tensor, test: Tensor) -> float:
 
 
 def report(args: Args, rows: list[dict[str, Any]], shared: dict[str, Any], pixels: float) -> None:
-    print(f"\n{args.source}, {shared['images']} test images, nats an image (less is better)")
+    print(f"\n{args.source}, {shared['images']} test images, nats per image (lower is better)")
     print_table(rows)
     paper = f"; the paper has {shared['paper']}" if shared["paper"] else ""
     print(f"pixels by their frequency alone: {pixels:.2f}{paper}")

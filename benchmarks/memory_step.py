@@ -293,9 +293,10 @@ def markdown(rows: list[dict[str, Any]], args: Args) -> str:
     where = torch.cuda.get_device_name(args.device) if torch.device(args.device).type == "cuda" else platform.machine()
     lines += [f"{where}, {args.threads} thread{'s' if args.threads > 1 else ''}, torch {torch.__version__}.", ""]
     lines += [
-        f"Steps/s count every environment, forward and backward except in acting. Medians of {args.repeats} turns."
+        f"Steps/s are summed over environments; all columns but acting include the backward pass. "
+        f"Medians of {args.repeats} runs."
     ]
-    lines += [f"Largest batch: what 16 GiB hold for {ROLLOUT} steps; –: would not fit {args.memory_limit:g} GiB.", ""]
+    lines += [f"Largest batch: environments whose {ROLLOUT} steps fit into 16 GiB; –: more than {args.memory_limit:g} GiB.", ""]
     lines += ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
     for row in rows:
         cells = [get(row) for get in COLUMNS.values()]

@@ -108,7 +108,7 @@ def rows(file: Path = TABLE) -> dict[str, Row]:
 def table(all_rows: Mapping[str, Row]) -> str:
     """The rows as Markdown."""
     lines = [
-        "| paper | task, ours by | its figure | ours | compared with | same protocol? | verdict | name |",
+        "| paper | task, our memory | paper's figure | ours | compared with | same protocol? | verdict | name |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in all_rows.values():
@@ -185,9 +185,9 @@ class Args:
     names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """Rows to rerun."""
     list: bool = False
-    """Show all rows instead."""
+    """List all rows and run nothing."""
     write: bool = False
-    """Draw the table in results/README.md instead."""
+    """Write the table in results/README.md and run nothing."""
     seeds: tuple[int, ...] = ()
     """Seeds; default: those that are published, 0 where none is."""
     jobs: int = 1

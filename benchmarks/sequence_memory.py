@@ -168,10 +168,10 @@ def write(rows: list[dict[str, Any]], args: Args) -> None:
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """Command, machine, and what each way needs beside what plain steps need."""
+    """The command, the machine, and a table of each method relative to single steps ("plain")."""
     lines = ["```bash", f"python benchmarks/sequence_memory.py {shlex.join(sys.argv[1:])}".strip(), "```", ""]
     lines += [
-        f"{platform.machine()}, 1 thread, torch {torch.__version__}. Peak: of resident memory above the start.",
+        f"{platform.machine()}, 1 thread, torch {torch.__version__}. Peak: resident memory above that at the start.",
         "",
     ]
     lines += ["| memory | steps | environments | way | segment | peak, MiB | of plain | steps/s | of plain |"]
