@@ -296,7 +296,10 @@ def markdown(rows: list[dict[str, Any]], args: Args) -> str:
         f"Steps/s are summed over environments; all columns but acting include the backward pass. "
         f"Medians of {args.repeats} runs."
     ]
-    lines += [f"Largest batch: environments whose {ROLLOUT} steps fit into 16 GiB; –: more than {args.memory_limit:g} GiB.", ""]
+    lines += [
+        f"Largest batch: environments whose {ROLLOUT} steps fit into 16 GiB; –: more than {args.memory_limit:g} GiB.",
+        "",
+    ]
     lines += ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
     for row in rows:
         cells = [get(row) for get in COLUMNS.values()]
