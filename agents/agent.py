@@ -20,7 +20,7 @@ class Agent:
 
     With SB3's `predict` the caller must pass the state to the next call and mark where episodes start. Here `reset`
     starts an episode and `act` continues it. Observations and actions are NumPy arrays, of one environment or of
-    several; the first observation after `reset()` decides.
+    several; the first observation after `reset()` decides. It can be copied, and pickled for another process.
 
     Args:
         model: a learner, or its policy.
@@ -37,7 +37,6 @@ class Agent:
 
     def __init__(self, model: MemoryOnPolicyAlgorithm | MemoryActorCriticPolicy) -> None:
         self.policy = model.policy if isinstance(model, MemoryOnPolicyAlgorithm) else model
-        self._predict = model.predict
         self.reset()
 
     @classmethod
@@ -97,6 +96,6 @@ class Agent:
             )
         if self.num_envs == 0:
             self.num_envs, self._starts = count, np.zeros(count, bool)
-        actions, self.state = self._predict(observation, self.state, self._starts, deterministic, action_masks)
+        actions, self.state = self.policy.predict(observation, self.state, self._starts, deterministic, action_masks)
         self._starts = np.zeros(count, bool)
         return actions

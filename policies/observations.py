@@ -111,6 +111,7 @@ def arrays_of(observation: Any, space: spaces.Space[Any]) -> tuple[Array | dict[
     else:
         found = {_name(path): value for path, value in _nodes(observation, ())}
     if missing := [name for name in space if name not in found]:
+        _check_not_a_result(observation)
         raise ValueError(f"{_place(missing[0])} is missing: expected {', '.join(space)}; found {', '.join(found)}")
     batches = {name: _batch(found[name], entry, name) for name, entry in space.items()}
     if len({vectorized for _, vectorized in batches.values()}) > 1:
@@ -279,7 +280,16 @@ def _in_range(array: Array, name: str, space: spaces.Space[Any], least: Any, mos
         raise ValueError(f"{_place(name)} contains {array[wrong].flat[0]}, which is not in {short(space)}")
 
 
+def _check_not_a_result(value: Any) -> None:
+    if isinstance(value, tuple) and len(value) in (2, 5) and isinstance(value[-1], Mapping):
+        raise ValueError(
+            "the observation is a tuple that ends with a dictionary, as reset and step return it; expected its first "
+            "part: observation, info = env.reset()"
+        )
+
+
 def _batch(value: Any, space: spaces.Space[Any], name: str) -> tuple[Array, bool]:
+    _check_not_a_result(value)
     if space.shape == (WIDTH,) and is_text(value):
         value = text_features(value) if isinstance(value, str) else text_rows(np.ravel(value))
     array, shape = np.asarray(value), space.shape or ()

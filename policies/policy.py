@@ -93,6 +93,11 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         normalize_values: bool = False,
         normalize_obs: bool = False,
     ) -> None:
+        if torch.get_default_dtype() != torch.float32:
+            raise ValueError(
+                f"torch's default type is {torch.get_default_dtype()}, but policies compute in float32: call "
+                "torch.set_default_dtype(torch.float32) before"
+            )
         if net_arch is None:
             net_arch = [64, 64] if memory == "identity" else []
         self.memory_name, self._space = memory, action_space

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import SyncVectorEnv, VectorEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+
+SPACE = "observation_space"
 
 
 class ContractError(Exception):
@@ -19,21 +22,36 @@ class ContractError(Exception):
 class CopyObservation(gym.Wrapper[Any, Any, Any, Any]):
     """Copies observations, because some environments reuse one array for all steps.
 
+    Numbers of another type than the space's are converted if that changes none of them. Entries that are not in the
+    space are left out.
+
     Raises:
         ContractError: `reset` or `step` returns the wrong number of values, an observation outside its space (another
             shape, a missing entry, an integer out of range), a reward that is not a number, an end that is not a bool,
-            or an `info` that is not a dictionary.
+            or an `info` that is not a dictionary; `reset` takes no seed; the space has changed.
 
     Attributes are read from and set on the wrapped environment, for code that goes on using `envs[0].name`.
     """
 
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        super().__init__(env)
+        self._space = env.observation_space  # the agent's networks are built for this one
+
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        given: Any = self.env.reset(seed=seed, options=options)
+        try:
+            given: Any = self.env.reset(seed=seed, options=options)
+        except TypeError as error:
+            plain = self.env.unwrapped
+            if not _takes(plain.reset, seed=seed, options=options):
+                raise ContractError(
+                    f"{type(plain).__name__}.reset does not take seed and options, expected reset(self, *, seed=None, "
+                    "options=None)"
+                ) from error
+            raise
         if not isinstance(given, tuple) or len(given) != 2:
             raise ContractError(f"reset gave {_shown(given)}, expected an observation and a dictionary")
         obs, info = given
-        self._check("reset", obs, info)
-        return _copied(obs), info
+        return self._taken("reset", obs, info), info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         given: Any = self.env.step(action)
@@ -41,18 +59,28 @@ class CopyObservation(gym.Wrapper[Any, Any, Any, Any]):
             expected = "5: observation, reward, terminated, truncated, info"
             raise ContractError(f"step gave {_shown(given)}, expected {expected}")
         obs, reward, terminated, truncated, info = given
-        self._check("step", obs, info)
+        obs = self._taken("step", obs, info)
         if type(reward) is not float and not isinstance(reward, (np.floating, np.integer)):
             reward = _number(reward)
         for name, end in (("terminated", terminated), ("truncated", truncated)):
             if not isinstance(end, (bool, np.bool_, int, np.integer)) and np.shape(end) != ():
                 raise ContractError(f"step gave {_shown(end)} as {name}, expected true or false")
-        return _copied(obs), reward, terminated, truncated, info
+        return obs, reward, terminated, truncated, info
 
-    def _check(self, where: str, obs: Any, info: Any) -> None:
-        _check_observation(where, "", obs, self.env.observation_space)
+    def _taken(self, where: str, obs: Any, info: Any) -> Any:
+        """A copy of the observation, in the types of its space."""
+        try:
+            taken = _taken(where, "", obs, self._space)
+        except ContractError as error:
+            if self.env.observation_space != self._space:
+                raise ContractError(
+                    f"observation_space was {_line(self._space)} when the agent was built, and is now "
+                    f"{_line(self.env.observation_space)}; expected one space for all episodes: pad the observations"
+                ) from error
+            raise
         if not isinstance(info, dict):
             raise ContractError(f"{where} gave {_shown(info)} as info, expected a dictionary")
+        return taken
 
     def __getattr__(self, name: str) -> Any:
         if name == "env" or name.startswith("__"):  # not yet built, as while it is unpickled
@@ -79,51 +107,92 @@ def copy_observations(env: VectorEnv[Any, Any, Any] | VecEnv) -> None:
         batch.envs = around
 
 
-def _check_observation(where: str, name: str, obs: Any, space: gym.spaces.Space[Any]) -> None:
-    """Refuses what would fail later, in code that cannot name the entry or the environment."""
-    noun, its = (
-        (f"entry {name!r} of the observation", "its space") if name else ("observation", "its observation_space")
-    )
+def _taken(where: str, name: str, obs: Any, space: gym.spaces.Space[Any]) -> Any:
+    """A copy of an observation or one of its entries. What would fail later is refused here, where the entry is
+    known."""
     if isinstance(space, gym.spaces.Dict):
         if not isinstance(obs, Mapping):
-            raise ContractError(f"{where} gave {_shown(obs)} as {noun}, expected a dictionary with {', '.join(space)}")
+            raise ContractError(
+                f"{where} gave {_shown(obs)} as {_noun(name)}, expected a dictionary with {', '.join(space)}"
+            )
+        taken = {}
         for key, entry in space.items():
             path = f"{name}.{key}" if name else str(key)
             if key not in obs:
                 raise ContractError(f"{where} gave an observation without the entry {path!r} of its observation_space")
-            _check_observation(where, path, obs[key], entry)
-    elif isinstance(space, gym.spaces.Tuple):
+            taken[key] = _taken(where, path, obs[key], entry)
+        return taken
+    if isinstance(space, gym.spaces.Tuple):
         if not isinstance(obs, (tuple, list)) or len(obs) != len(space):
-            raise ContractError(f"{where} gave {_shown(obs)} as {noun}, expected a tuple of {len(space)}")
-        for place, entry in enumerate(space):
-            _check_observation(where, f"{name}.{place}" if name else str(place), obs[place], entry)
-    elif isinstance(space, gym.spaces.Discrete):
-        _check_whole_numbers(where, noun, obs, space, int(space.start), int(space.start + space.n - 1))
-    elif isinstance(space, (gym.spaces.Box, gym.spaces.MultiDiscrete, gym.spaces.MultiBinary)):
-        if np.shape(obs) != space.shape:
-            article = f"{'' if name else 'an '}{noun}"
-            found = f"{article} of shape {np.shape(obs)}" if np.shape(obs) else f"{_shown(obs)} as {noun}"
-            raise ContractError(f"{where} gave {found}, expected {space.shape} as {its} says")
-        if np.asarray(obs).dtype.kind not in "biuf":
-            article = f"{'' if name else 'an '}{noun}"
-            raise ContractError(f"{where} gave {article} of {np.asarray(obs).dtype}, expected numbers")
-        if isinstance(space, gym.spaces.MultiDiscrete):
-            _check_whole_numbers(where, noun, obs, space, space.start, space.start + space.nvec - 1)
+            raise ContractError(f"{where} gave {_shown(obs)} as {_noun(name)}, expected a tuple of {len(space)}")
+        entries = enumerate(zip(obs, space, strict=True))
+        return tuple(_taken(where, f"{name}.{i}" if name else str(i), each, entry) for i, (each, entry) in entries)
+    if isinstance(space, gym.spaces.Discrete):
+        numbers = np.asarray(obs)
+        if numbers.size == 1:
+            _check_whole_numbers(where, name, obs, space, int(space.start), int(space.start + space.n - 1))
+            return space.dtype.type(numbers.item())  # type: ignore[misc]
+        raise ContractError(f"{where} gave {_shown(obs)} as {_noun(name)}, expected an element of {_line(space)}")
+    if isinstance(space, (gym.spaces.Box, gym.spaces.MultiDiscrete, gym.spaces.MultiBinary)):
+        return _array(where, name, obs, space)
+    return copy.deepcopy(obs)
 
 
-def _check_whole_numbers(where: str, noun: str, obs: Any, space: gym.spaces.Space[Any], least: Any, most: Any) -> None:
+def _array(
+    where: str, name: str, obs: Any, space: gym.spaces.Box | gym.spaces.MultiDiscrete | gym.spaces.MultiBinary
+) -> np.ndarray[Any, Any]:
+    article = f"{'' if name else 'an '}{_noun(name)}"
+    if np.shape(obs) != space.shape:
+        found = f"{article} of shape {np.shape(obs)}" if np.shape(obs) else f"{_shown(obs)} as {_noun(name)}"
+        raise ContractError(f"{where} gave {found}, expected {space.shape} as its {'space' if name else SPACE} says")
+    array = np.array(obs)
+    if array.dtype.kind not in "biuf":
+        raise ContractError(f"{where} gave {article} of {array.dtype}, expected numbers")
+    if isinstance(space, gym.spaces.MultiDiscrete):
+        _check_whole_numbers(where, name, obs, space, space.start, space.start + space.nvec - 1)
+    if isinstance(space, gym.spaces.MultiBinary):
+        _check_whole_numbers(where, name, obs, space, 0, 1)
+    wanted = np.dtype(space.dtype)
+    if array.dtype == wanted or wanted.kind == "f" or np.can_cast(array.dtype, wanted):
+        return array  # the batch converts it
+    with np.errstate(invalid="ignore"):
+        converted = array.astype(wanted)
+    if (converted != array).any():
+        wrong = array[converted != array].flat[0]
+        raise ContractError(f"{where} gave {article} with {wrong}, expected {wanted} as its space says")
+    return converted
+
+
+def _check_whole_numbers(where: str, name: str, obs: Any, space: gym.spaces.Space[Any], least: Any, most: Any) -> None:
     numbers = np.asarray(obs)
-    fit = numbers.dtype.kind in "biuf" and (space.shape != () or numbers.size == 1)
+    fit = numbers.dtype.kind in "biuf"
     if not fit or not ((numbers >= least) & (numbers <= most) & (numbers == np.floor(numbers))).all():
-        raise ContractError(f"{where} gave {_shown(obs)} as {noun}, expected an element of {space}")
+        raise ContractError(f"{where} gave {_shown(obs)} as {_noun(name)}, expected an element of {_line(space)}")
+
+
+def _noun(name: str) -> str:
+    return f"entry {name!r} of the observation" if name else "observation"
+
+
+def _takes(method: Any, **arguments: Any) -> bool:
+    try:
+        inspect.signature(method).bind(**arguments)
+    except TypeError:
+        return False
+    return True
+
+
+def _line(space: gym.spaces.Space[Any]) -> str:
+    return " ".join(str(space).split())
 
 
 def _number(reward: Any) -> float:
     """A reward of another type, such as an array of one number, as a number."""
     try:
-        if np.size(reward) != 1:
+        number = np.asarray(reward)
+        if number.size != 1 or number.dtype.kind not in "biuf":
             raise ValueError
-        return float(np.asarray(reward).reshape(()))
+        return float(number.reshape(()))
     except (TypeError, ValueError, OverflowError):
         raise ContractError(f"step gave {_shown(reward)} as reward, expected a number") from None
 
@@ -133,7 +202,3 @@ def _shown(value: Any) -> str:
     if isinstance(value, tuple):
         return f"{len(value)} values"
     return f"an array of shape {value.shape}" if isinstance(value, np.ndarray) else " ".join(repr(value)[:40].split())
-
-
-def _copied(obs: Any) -> Any:
-    return obs.copy() if isinstance(obs, np.ndarray) else copy.deepcopy(obs)

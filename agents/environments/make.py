@@ -85,6 +85,7 @@ def make_env(
     with _building(env_id, spec.entry_point, {**spec.kwargs, **kwargs}):
         outer = [ignoring_interrupts(os.getpid())] if vector == "async" else []
         batch = _on_host(spec, num_envs, vector, [*around, CopyObservation, *outer], kwargs)
+        _forget_makers(batch)
         env = as_tensor_env(batch, device)
     if vector == "async":
         weakref.finalize(env, _closed, batch)  # its processes end with it, or with this one, and in good order
@@ -195,10 +196,12 @@ def as_tensor_env(env: EnvLike, device: torch.device | str = "cpu") -> TensorEnv
         env = env.source.env
     parts: tuple[gym.Env[Any, Any], ...] = ()
     if isinstance(env, gym.Env):
+        _check_spaces(env)
         single, parts = env, (env,)
         env = SyncVectorEnv([lambda: single], autoreset_mode=AutoresetMode.SAME_STEP)
+        _forget_makers(env)
     if not isinstance(env, (VecEnv, VectorEnv)):
-        raise TypeError(f"expected a Gymnasium id, Env, VectorEnv, SB3 VecEnv or TensorEnv, not {type(env).__name__}")
+        raise TypeError(f"expected a Gymnasium id, Env, VectorEnv, SB3 VecEnv or TensorEnv, not {_other(env)}")
     if isinstance(env, VectorWrapper) and isinstance(env.unwrapped, TensorEnv) and not _converts(env):
         raise ValueError(
             f"{type(env).__name__} around the {type(env.unwrapped).__name__} expects arrays, which that does not give: "
@@ -207,6 +210,34 @@ def as_tensor_env(env: EnvLike, device: torch.device | str = "cpu") -> TensorEnv
         )
     copy_observations(env)
     return HostEnv(VecEnvHost(env) if isinstance(env, VecEnv) else VectorEnvHost(env, *parts), device)
+
+
+def _forget_makers(batch: VectorEnv[Any, Any, Any]) -> None:
+    """Drops the functions that made the environments: a model that keeps them cannot be pickled."""
+    if isinstance(batch, SyncVectorEnv):
+        batch.env_fns = ()
+
+
+def _check_spaces(env: gym.Env[Any, Any]) -> None:
+    for name in ("observation_space", "action_space"):
+        space = getattr(env, name, None)
+        if not isinstance(space, spaces.Space):
+            found = "missing" if space is None else f"of {type(space).__module__}.{type(space).__name__}"
+            raise TypeError(
+                f"{name} of {type(env.unwrapped).__name__} is {found}, expected a space of gymnasium.spaces: set it in "
+                "the environment's __init__"
+            )
+
+
+def _other(env: Any) -> str:
+    """What is no environment, and how to get one from it."""
+    if isinstance(env, type):
+        return f"the class {env.__name__}: give an instance, {env.__name__}()"
+    if isinstance(env, (list, tuple)):
+        return f"a {type(env).__name__}: give gymnasium.vector.SyncVectorEnv([function, ...]), each of which makes one"
+    if callable(env):
+        return "a function: give what it makes, or several in gymnasium.vector.SyncVectorEnv([function, ...])"
+    return f"{type(env).__name__}, whose class does not derive from gymnasium.Env"
 
 
 def _converts(env: VectorEnv[Any, Any, Any]) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import copyreg
-from functools import cache
+from functools import cache, wraps
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -71,21 +71,27 @@ def _note(layer: Any, shown: Any, said: Any = None) -> None:
         seen.note(shown if outermost else None, said)
 
 
+def _is_tuple(result: Any, length: int) -> bool:
+    """Whether a reset or step gave what Gymnasium asks for; `CopyObservation` reports it if not."""
+    return isinstance(result, tuple) and len(result) == length
+
+
 @cache
 def _watched_class(plain: Any) -> type[Any]:
     """A subclass of `plain` that notes resets and steps. It has no other base, so that `__class__` can be assigned."""
 
-    def reset(self: Any, **kwargs: Any) -> Any:
-        result = plain.reset(self, **kwargs)
+    @wraps(plain.reset)
+    def reset(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = plain.reset(self, *args, **kwargs)
         if issubclass(plain, VecEnv):  # all show what came with their reset
             _note(self, result, ([True] * self.num_envs, reset_infos(self)))
         else:
-            _note(self, *result)
+            _note(self, *(result if _is_tuple(result, 2) else (None,)))
         return result
 
-    def step(self: Any, *args: Any) -> Any:
-        result = plain.step(self, *args)
-        _note(self, result[0], result[-1])
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = plain.step(self, *args, **kwargs)
+        _note(self, *((result[0], result[-1]) if _is_tuple(result, 5) else (None,)))
         return result
 
     def step_wait(self: Any) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from gymnasium import spaces
 from masked_env import CHOICES, Ledge
 
 import agents
-from agents import PPO, Agent
+from agents import PPO, Agent, make_env
 from agents.environments import HostEnv
 from envs.repeat_first import RepeatFirst
 
@@ -42,6 +44,22 @@ def test_it_acts_as_predict_does() -> None:
         assert agent.state is not None
         for name, value in state.items():
             assert torch.equal(agent.state[name], value)
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", "an environment", "several"])
+def test_an_agent_and_its_model_are_copied_and_pickled(env: str) -> None:
+    """For another process, as of `multiprocessing` and Optuna."""
+    made: Any = {"an environment": gymnasium.make("CartPole-v1"), "several": make_env("CartPole-v1", 2)}.get(env, env)
+    model = PPO("MemoryPolicy", made, policy_kwargs={"memory": "gru"}, **SMALL).learn(16)
+    agent, obs = Agent(model), np.zeros((3, 4), np.float32)
+    agent.act(obs)
+    twins = [copy.deepcopy(agent), pickle.loads(pickle.dumps(agent))]
+    expected = agent.act(obs, deterministic=True)
+    for twin in twins:
+        assert np.array_equal(twin.act(obs, deterministic=True), expected)
+        assert torch.equal(twin.state["hidden"], agent.state["hidden"])  # type: ignore[index]
+    assert len(pickle.dumps(agent)) < len(pickle.dumps(model))  # the learner and its environments stay behind
+    assert pickle.loads(pickle.dumps(model)).learn(16, reset_num_timesteps=False).num_timesteps == 32
 
 
 def test_one_environment_or_several() -> None:

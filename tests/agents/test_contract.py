@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from gymnasium.vector import SyncVectorEnv
 
+from agents import PPO, as_tensor_env
 from agents.environments.copies import ContractError, CopyObservation
 from agents.run.failures import Where
 from policies.observations import arrays_of
@@ -58,6 +60,7 @@ def test_a_reset_that_is_none_is_named(reset: Any, message: str) -> None:
         ((np.zeros((3, 3)), 0.0, False, False, {}), r"step gave an observation of shape \(3, 3\)"),
         (("left", 0.0, False, False, {}), "step gave 'left' as observation"),
         ((OBS, None, False, False, {}), "step gave None as reward, expected a number"),
+        ((OBS, "1", False, False, {}), "step gave '1' as reward"),
         ((OBS, "good", False, False, {}), "step gave 'good' as reward"),
         ((OBS, np.zeros(2), False, False, {}), r"step gave an array of shape \(2,\) as reward"),
         ((OBS, 1j, False, False, {}), "step gave 1j as reward"),
@@ -86,6 +89,10 @@ TUPLE = spaces.Tuple((spaces.Discrete(2), spaces.MultiDiscrete([2, 3])))
         (spaces.MultiDiscrete([2, 3]), [1, 3], r"step gave \[1, 3\] as observation, expected an element of Multi"),
         (spaces.MultiDiscrete([2, 3]), [1], r"an observation of shape \(1,\), expected \(2,\)"),
         (spaces.MultiBinary(3), [1, 0], r"an observation of shape \(2,\), expected \(3,\)"),
+        (spaces.MultiBinary(3), [0, 1, 2], r"step gave \[0, 1, 2\] as observation, expected an element of MultiBinary"),
+        (spaces.Box(0, 255, (2,), np.uint8), [0.5, 1], "an observation with 0.5, expected uint8 as its space says"),
+        (spaces.Box(0, 255, (2,), np.uint8), [255, 256], "an observation with 256, expected uint8"),
+        (spaces.Box(-9, 9, (2,), np.int8), [np.nan, 1], "an observation with nan, expected int8"),
         (DICT, OBS, r"step gave an array of shape \(3,\) as observation, expected a dictionary with inner, pos"),
         (DICT, {"pos": [0, 0]}, "step gave an observation without the entry 'inner' of its observation_space"),
         (DICT, {"pos": [0, 0], "inner": {}}, "without the entry 'inner.key'"),
@@ -123,8 +130,64 @@ def test_observations_that_can_be_read_pass(space: spaces.Space[Any], obs: Any) 
 
 
 @pytest.mark.parametrize(
+    ("space", "obs", "dtype"),
+    [
+        (spaces.Box(0, 255, (2, 2, 3), np.uint8), np.full((2, 2, 3), 200), np.uint8),
+        (spaces.Box(0, 255, (2,), np.uint8), [1.0, 255.0], np.uint8),
+        (spaces.Box(-200, 200, (2,), np.int16), np.array([-200, 7]), np.int16),
+        (spaces.Discrete(5), 3.0, np.int64),
+        (spaces.Discrete(5), np.array([3]), np.int64),
+    ],
+)
+def test_whole_numbers_of_another_type_are_converted(space: spaces.Space[Any], obs: Any, dtype: Any) -> None:
+    """As an SB3 `DummyVecEnv` does; Gymnasium's batch refuses some, in words that name no entry."""
+
+    def build() -> gym.Env[Any, Any]:
+        env = Given(reset=(obs, {}), step=(obs, 0.0, False, False, {}))
+        env.observation_space = space  # type: ignore[assignment]
+        return env
+
+    env = as_tensor_env(SyncVectorEnv([build, build]))
+    for seen in (env.reset()[0], env.step(np.zeros(2, np.int64))[0]):
+        assert isinstance(seen, torch.Tensor)
+        assert seen.numpy().dtype == dtype
+        flat = np.moveaxis(seen.numpy(), 1, -1) if seen.ndim == 4 else seen.numpy()
+        assert (flat == np.asarray(obs)).all()
+
+
+def test_a_space_that_changes_is_named() -> None:
+    env = Given(reset=(OBS, {}), step=(np.zeros(5), 0.0, False, False, {}))
+    copied = CopyObservation(env)
+    copied.reset()
+    env.observation_space = spaces.Box(-1, 1, (5,))
+    with pytest.raises(ContractError, match=r"observation_space was Box\(.*\(3,\).* is now Box\(.*\(5,\).*one space"):
+        copied.step(0)
+
+
+class Unseeded(Given):
+    def reset(self) -> Any:  # type: ignore[override]
+        return OBS
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        (Given(reset=OBS), "reset gave an array of shape"),
+        (Given(reset=None), "reset gave None"),
+        (Given(reset=(OBS, {}), step=(OBS, 0.0, False, {})), "step gave 4 values"),
+        (Given(reset=(OBS, {}), step=None), "step gave None"),
+        (Unseeded(), r"Unseeded\.reset does not take seed and options, expected reset\(self, \*, seed=None, opt"),
+    ],
+)
+def test_a_bare_environment_that_a_learner_is_given_says_the_same(env: gym.Env[Any, Any], message: str) -> None:
+    with pytest.raises(ContractError, match=message):
+        PPO("MemoryPolicy", env, n_steps=2, device="cpu").learn(2)
+
+
+@pytest.mark.parametrize(
     ("obs", "message"),
     [
+        (({"a": 2, "b": [0, 0]}, {}), r"ends with a dictionary, as reset and step return it.*obs.*, info = env\.reset"),
         ({"a": 5, "b": [0, 0]}, r"the observation's entry 'a' contains 5, which is not in Discrete\(3, start=2\)"),
         ({"a": 2.5, "b": [0, 0]}, "the observation's entry 'a' contains 2.5"),
         ({"a": "x", "b": [0, 0]}, "the observation's entry 'a' is of <U1, expected numbers"),
@@ -142,7 +205,9 @@ def test_predict_names_what_is_outside_the_space(obs: Any, message: str) -> None
     assert arrays["a"].tolist() == [4]  # type: ignore[call-overload]
 
 
-@pytest.mark.parametrize("reward", [1, True, np.float32(1), np.int64(1), np.ones(1), np.ones(()), [1.0]])
+@pytest.mark.parametrize(
+    "reward", [1, True, np.float32(1), np.int64(1), np.ones(1), np.ones(()), torch.ones(()), torch.ones(1), [1.0]]
+)
 def test_numbers_of_all_kinds_are_rewards(reward: Any) -> None:
     given = CopyObservation(Given(step=([0.0, 0.0, 0.0], reward, np.bool_(False), 0, {}))).step(0)
     assert float(given[1]) == 1.0

@@ -338,6 +338,18 @@ def test_an_argument_that_is_not_taken_says_what_is(given: dict[str, Any], words
 def test_what_is_no_environment_is_refused() -> None:
     with pytest.raises(TypeError, match="env is None, expected a Gymnasium id"):
         PPO("MemoryPolicy", None)
+    with pytest.raises(TypeError, match=r"not the class RepeatFirst: give an instance, RepeatFirst\(\)"):
+        PPO("MemoryPolicy", RepeatFirst)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="not a function: give what it makes, or several in"):
+        PPO("MemoryPolicy", lambda: RepeatFirst(2))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"not a list: give gymnasium\.vector\.SyncVectorEnv"):
+        PPO("MemoryPolicy", [lambda: RepeatFirst(2)])  # type: ignore[arg-type]
+    bare = gymnasium.Env[Any, Any]()
+    with pytest.raises(TypeError, match="observation_space of Env is missing, expected a space of gymnasium"):
+        PPO("MemoryPolicy", bare)
+    bare.observation_space, bare.action_space = gymnasium.spaces.Discrete(2), 2  # type: ignore[assignment]
+    with pytest.raises(TypeError, match=r"action_space of Env is of builtins\.int, expected a space of gymnasium"):
+        PPO("MemoryPolicy", bare)
     with pytest.raises(TypeError, match="env_id is of RepeatFirst, expected a Gymnasium id"):
         make_env(RepeatFirst(2))  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="TensorVecEnv got a TimeLimit, expected a TensorEnv"):
@@ -351,6 +363,7 @@ def test_what_is_no_environment_is_refused() -> None:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
+        ({"observation": (np.zeros(4), {})}, r"as reset and step return it; .* observation, info = env\.reset\(\)"),
         ({"observation": np.array([0, np.nan, 0, 0])}, "the observation contains NaN"),
         ({"state": (1, 2)}, "state is of tuple, expected what the last call of predict returned, or None"),
         ({"state": {"hidden": torch.zeros(2, 8)}}, "state is of 2 environments, but the observation is of 1"),

@@ -282,3 +282,15 @@ def test_a_policy_is_copied_right_after_an_update(action: str) -> None:
         strict=True,
     ):
         torch.testing.assert_close(found, expected)
+
+
+def test_another_default_type_of_torch_is_refused_at_once() -> None:
+    """A user may have set it for code of their own; it would end in a product of float and double."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        with pytest.raises(
+            ValueError, match=r"torch's default type is torch\.float64.* set_default_dtype\(torch\.float32"
+        ):
+            policy("gru")
+    finally:
+        torch.set_default_dtype(torch.float32)
