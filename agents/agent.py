@@ -82,7 +82,8 @@ class Agent:
             action_masks: valid choices, `[choices]` or `[num_envs, choices]`; None: all.
 
         Returns:
-            The action for the environment's `step`: `[*action_shape]`, or `[num_envs, *action_shape]`.
+            The action for the environment's `step`: `[*action_shape]` (a NumPy number for `Discrete`), or
+            `[num_envs, *action_shape]`.
 
         Raises:
             ValueError: the observation is not in the space, or the number of environments has changed.

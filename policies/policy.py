@@ -323,7 +323,8 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
                 one environment; see `policies.action_masks`. None: all.
 
         Returns:
-            The action in the environment's own numbers and type, and the state.
+            The action in the environment's own numbers and type, and the state. The action of one environment with a
+            `Discrete` space is a NumPy number.
 
         Raises:
             ValueError: an entry of the observation is missing, of another shape or NaN; the state or `episode_start` is
@@ -350,7 +351,10 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         with torch.no_grad():
             action, _, _, state = self.forward(obs, state, starts, deterministic, action_masks)
             actions = self.actions.arrays(action)
-        return actions if vectorized else actions.squeeze(axis=0), state
+        if vectorized:
+            return actions, state
+        # a number, not an array: toy-text environments look actions up in a dictionary
+        return actions[0] if isinstance(self.action_space, spaces.Discrete) else actions.squeeze(axis=0), state
 
     def obs_to_tensor(self, observation: Any) -> tuple[Obs, bool]:
         """`observation` as tensors `[B, ...]` on the policy's device, and whether it was of several environments."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -67,8 +68,8 @@ def without_time(folder: Path) -> list[dict[str, str]]:
     return [{name: value for name, value in row.items() if name not in own} for row in rows(folder)]
 
 
-def test_a_run_leaves_what_it_promises(tmp_path: Path) -> None:
-    run = tmp_path / "run"
+def test_a_run_leaves_what_it_promises(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "my run"
     assert command(*SMALL, "--total-timesteps", "640", "--run-dir", str(run)) == 0
     summary = json.loads((run / "summary.json").read_text())
     assert set(summary) >= {
@@ -89,6 +90,9 @@ def test_a_run_leaves_what_it_promises(tmp_path: Path) -> None:
     assert list(run.glob("events.out.tfevents.*"))
     assert agents.load(agents.latest_checkpoint(run)).num_timesteps == 640
     assert agents.load(agents.latest_checkpoint(run / "identity")).policy.memory_name == "identity"
+    advice = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("watch it:", "curves:"))]
+    assert len(advice) == 2
+    assert all(str(run) in shlex.split(line) for line in advice)  # can be pasted into a shell
 
 
 def test_flags_go_before_the_recipe_and_the_recipe_before_defaults() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -29,7 +31,12 @@ def command_for(name: str) -> str:
         if called.name.startswith("engram-") or not _ours(script):
             return _installed(name, python)
     short = os.path.relpath(script)
-    return f"{python} {script if short.startswith('..') else short}"
+    return f"{python} {quoted(script if short.startswith('..') else short)}"
+
+
+def quoted(path: str | os.PathLike[str]) -> str:
+    """A path as one word of a command line."""
+    return subprocess.list2cmdline([str(path)]) if os.name == "nt" else shlex.quote(str(path))
 
 
 def _installed(name: str, python: str) -> str:

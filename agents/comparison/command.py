@@ -111,7 +111,7 @@ def _run(given: Arguments, words: list[str]) -> None:
     if given.out is None:
         console.print("\nto write the table and curves to files, add --out FOLDER", **PLAIN)
         return
-    command = shlex.join([*command_for("compare").split(), *words])
+    command = shlex.join([*shlex.split(command_for("compare")), *words])
     files = write(comparisons, given.out, given.threshold, given.x, command, given.overwrite)
     console.print("\nwritten: " + " ".join(map(str, files)), **PLAIN)
 

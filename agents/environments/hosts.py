@@ -25,6 +25,7 @@ from stable_baselines3.common.vec_env import (
     unwrap_vec_normalize,
 )
 
+from agents.environments.copies import ContractError
 from agents.environments.host_masks import HostMasks
 from agents.environments.infos import of_vector, row
 from agents.environments.watch import Watch, reset_infos, watch
@@ -217,7 +218,14 @@ class VecEnvHost(Host):
         if done.any():
             final = _copy(obs)
             for index in np.flatnonzero(done):
-                _assign(final, int(index), infos[index]["terminal_observation"])
+                last = infos[index].get("terminal_observation")
+                if last is not None:
+                    _assign(final, int(index), last)
+                elif truncated[index]:
+                    raise ContractError(
+                        f"step of {type(self.env.unwrapped).__name__} cut an episode (TimeLimit.truncated) without the "
+                        "last observation, expected it as infos[index]['terminal_observation']"
+                    )
         return obs, reward, done & ~truncated, truncated, final
 
     def render(self) -> Sequence[Any] | None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import time
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from agents import CheckpointError, latest_checkpoint
-from agents.common.invocation import command_for
+from agents.common.invocation import command_for, quoted
 from agents.run.config import Config
 
 
@@ -45,7 +44,7 @@ def folder_of(config: Config) -> Path:
 
 def again(folder: Path) -> str:
     """The command that resumes a run."""
-    return f"{command_for('train')} --resume {shlex.quote(str(folder))}"
+    return f"{command_for('train')} --resume {quoted(folder)}"
 
 
 def safe(folder: Path, run_dir: Path | None = None) -> str:

@@ -21,7 +21,7 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from agents import LEARNERS, MemoryOnPolicyAlgorithm, load
 from agents.checkpoint import NewEpisodesWarning, latest_checkpoint, take_weights
 from agents.common.files import replace_file
-from agents.common.invocation import command_for
+from agents.common.invocation import command_for, quoted
 from agents.common.terminal import PLAIN
 from agents.evaluation import Score, evaluate, random_score
 from agents.evaluation.tables import print_scores
@@ -135,7 +135,7 @@ def prepare(config: Config, checkpoint: Path | None, locks: list[FileLock | None
             locks.append(take(folder))
             taken = not distributed.restarts() and (folder / "config.yaml").exists()
         if taken:
-            raise ValueError(f"{folder} already holds a run; choose another --run-dir, or --resume {folder}")
+            raise ValueError(f"{folder} already holds a run; choose another --run-dir, or --resume {quoted(folder)}")
         resumed = ""
     else:
         home = checkpoint_folder(checkpoint)
@@ -251,7 +251,7 @@ def about(model: MemoryOnPolicyAlgorithm, folder: Path) -> str:
         if threads == distributed.size() == 1 and idle_cores() > 0.5:
             device += " (idle cores: --threads 2 is faster)"
     batch = f"{model.n_envs} environments × {model.n_steps} steps"
-    return f"{count:,} parameters · {batch} · {device} · tensorboard --logdir {folder}"
+    return f"{count:,} parameters · {batch} · {device} · tensorboard --logdir {quoted(folder)}"
 
 
 def idle_cores() -> float:
@@ -303,14 +303,15 @@ def report(
         if result.cut:
             cut = f"{result.cut} of the {result.episodes} episodes did not end and were cut"
             console.print(f"{cut} after {config.eval_steps:,} steps (--eval-steps)", **PLAIN)
-    look = f"{command_for('evaluate')} {folder}"
+    shown = quoted(folder)
+    look = f"{command_for('evaluate')} {shown}"
     lines = [
         f"{summary['env_steps']:,} steps, {summary['episodes']:,} episodes in {clock(summary['wall_s'])} "
         f"({summary['steps_per_s']:,.0f} steps/s)",
         f"watch it:     {look} --watch",
         f"memory used?  {look} --ablate",
-        f"compare:      {command_for('compare')} {folder} OTHER-RUN",
-        f"curves:       tensorboard --logdir {folder}",
+        f"compare:      {command_for('compare')} {shown} OTHER-RUN",
+        f"curves:       tensorboard --logdir {shown}",
         f"scores:       {folder}/summary.json",
         f"checkpoint:   {latest_checkpoint(folder)}",
     ]

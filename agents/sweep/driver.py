@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 from rich.markup import escape
 
-from agents.common.invocation import command_for
+from agents.common.invocation import command_for, quoted
 from agents.run.config import Command, Config
 from agents.sweep import report
 from agents.sweep.check import check
@@ -231,7 +231,7 @@ class Sweep:
             raise ValueError(f"no trial of {self.space.name} was completed; {self.folder}/trials.csv says why")
         if best:
             self.console.print(
-                f"train the best:  {command_for('train')} --recipe {self.folder}/best.yaml\n"
+                f"train the best:  {command_for('train')} --recipe {quoted(self.folder / 'best.yaml')}\n"
                 f"pictures:        {self.folder}/curves.png, history.png, importance.png\n"
                 f"all trials:      {self.folder}/trials.csv",
                 highlight=False,

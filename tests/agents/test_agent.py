@@ -148,8 +148,9 @@ def test_masks_and_dictionaries() -> None:
     assert agent.act(batch).shape == (2, 2)
 
 
-def test_an_episode_of_gymnasium_is_played_by_the_lines_of_the_docs() -> None:
-    env = gymnasium.make("CartPole-v1")
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "FrozenLake-v1"])  # the second looks actions up in a dictionary
+def test_an_episode_of_gymnasium_is_played_by_the_lines_of_the_docs(env_id: str) -> None:
+    env = gymnasium.make(env_id)
     model = trained(env)
     assert isinstance(model.tensor_env, HostEnv)
     agent = Agent(model)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from gymnasium.vector import SyncVectorEnv
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 from agents import PPO, as_tensor_env
 from agents.environments.copies import ContractError, CopyObservation
@@ -181,6 +182,26 @@ class Unseeded(Given):
 )
 def test_a_bare_environment_that_a_learner_is_given_says_the_same(env: gym.Env[Any, Any], message: str) -> None:
     with pytest.raises(ContractError, match=message):
+        PPO("MemoryPolicy", env, n_steps=2, device="cpu").learn(2)
+
+
+class Plain(DummyVecEnv):
+    """A user's own `VecEnv`, which says nothing of final observations."""
+
+    truncated = False
+
+    def step_wait(self) -> Any:
+        obs, rewards, dones, infos = super().step_wait()
+        return obs, rewards, dones, [{"TimeLimit.truncated": self.truncated} for _ in infos]
+
+
+def test_only_an_episode_that_was_cut_needs_its_last_observation() -> None:
+    env = Plain([lambda: Given(reset=(OBS, {}), step=(OBS, 1.0, True, False, {}))])
+    assert PPO("MemoryPolicy", env, n_steps=2, device="cpu").learn(2).num_timesteps == 2
+    env.truncated = True
+    with pytest.raises(
+        ContractError, match=r"Plain cut an episode \(TimeLimit\.truncated\) without the last observation"
+    ):
         PPO("MemoryPolicy", env, n_steps=2, device="cpu").learn(2)
 
 
