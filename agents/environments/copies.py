@@ -131,7 +131,7 @@ def _taken(where: str, name: str, obs: Any, space: gym.spaces.Space[Any]) -> Any
         numbers = np.asarray(obs)
         if numbers.size == 1:
             _check_whole_numbers(where, name, obs, space, int(space.start), int(space.start + space.n - 1))
-            return space.dtype.type(numbers.item())  # type: ignore[misc]
+            return space.dtype.type(numbers.item())
         raise ContractError(f"{where} gave {_shown(obs)} as {_noun(name)}, expected an element of {_line(space)}")
     if isinstance(space, (gym.spaces.Box, gym.spaces.MultiDiscrete, gym.spaces.MultiBinary)):
         return _array(where, name, obs, space)

@@ -289,7 +289,7 @@ def test_another_default_type_of_torch_is_refused_at_once() -> None:
     torch.set_default_dtype(torch.float64)
     try:
         with pytest.raises(
-            ValueError, match=r"torch's default type is torch\.float64.* set_default_dtype\(torch\.float32"
+            ValueError, match=r"torch's default type is torch\.float64.*torch\.set_default_dtype\(torch\.float32"
         ):
             policy("gru")
     finally:
