@@ -11,10 +11,11 @@ from agents import learner_class
 from agents.environments import HostEnv
 from agents.hyperparameters import hints_of
 from agents.run.config import Config, known_entries, run_entries
-from agents.sweep.space import Parameter, Space
+from agents.sweep.space import KWARGS, Parameter, Space
 from policies.memories import memory_class
 
-_Arguments = Mapping[str, inspect.Parameter]
+_Arguments = Mapping[str, inspect.Parameter] | None
+"""The arguments of a class that a user may set; None: not known."""
 
 
 def check(space: Space, config: Config, flags: list[str]) -> Space:
@@ -33,92 +34,67 @@ def check(space: Space, config: Config, flags: list[str]) -> Space:
     for name in sorted(named):
         if name in space:
             space.wrong(f"space.{name}", f"is searched, but the command line also has --{name.replace('_', '-')}")
-        if name in ("seed", "no_seed"):
-            space.wrong("seeds", "the command line has --seed, but the seeds of a sweep are set in its file")
-    values = {part: _values(space, config, part) for part in ("memory", "env", "algo")}
-    arguments: dict[str, dict[Any, _Arguments | None]] = {"memory": {}, "env": {}}
-    for memory in values["memory"]:
-        try:
-            arguments["memory"][memory] = _arguments(memory_class(memory), "input_size", "queries")
-        except ValueError as error:
-            _blame(space, "memory", error)
+    if {"seed", "no_seed"} & named:
+        space.wrong("seeds", "the command line has --seed, but the seeds of a sweep are set in its file")
+    choices = {one.name: one.choices for one in space.parameters}
+    parts = {part: choices.get(part, (getattr(config, part),)) for part in ("memory", "env", "algo")}
+    arguments: dict[str, dict[str, _Arguments]] = {"memory_kwargs": {}, "env_kwargs": {}}
     scores = set()
-    for env_id in values["env"]:
-        try:
-            env = dataclasses.replace(config, env=env_id).make_env(1)
-        except ValueError as error:
-            _blame(space, "env", error)
-        adapted = isinstance(env, HostEnv)  # arguments of third-party environments are not checked
-        arguments["env"][env_id] = None if adapted else _arguments(type(env), "num_envs", "device")
-        scores |= set(env.metric_names)
-        env.close()
-    _check_fixed(space, config, arguments)
-    _check_objective(space, scores)
-    for parameter in space.parameters:
-        _check_effect(space, parameter, values["algo"])
+    entry = "memory"
+    try:
+        for name in parts["memory"]:
+            arguments["memory_kwargs"][name] = _arguments(memory_class(name), "input_size", "queries")
+        entry = "env"
+        for name in parts["env"]:
+            env = dataclasses.replace(config, env=name).make_env(1)
+            adapted = isinstance(env, HostEnv)  # arguments of third-party environments are not checked
+            arguments["env_kwargs"][name] = None if adapted else _arguments(type(env), "num_envs", "device")
+            scores |= {f"task/{score}" for score in env.metric_names}
+            env.close()
+    except ValueError as error:
+        if entry in space:
+            space.wrong(f"space.{entry}", str(error))
+        raise
+    if space.objective.startswith("task/") and space.objective not in scores:
+        known = ", ".join(["return", *sorted(scores)])
+        space.wrong("objective", f"{space.objective} is not a score of the environment; known are {known}")
+    for part in KWARGS:
+        for name in getattr(config, part):
+            for taker in arguments[part]:
+                _taken(space, f"{part}.{name}", arguments[part], taker)
+    for one in space.parameters:
+        if one.name in {*known_entries()} - {*run_entries()}:
+            for algo in one.when.get("algo", parts["algo"]):
+                if one.name not in hints_of(learner_class(algo).config_class):
+                    space.wrong(f"space.{one.name}", f"has no effect on {algo}")
     return dataclasses.replace(space, parameters=tuple(_typed(space, one, arguments) for one in space.parameters))
 
 
-def _values(space: Space, config: Config, name: str) -> list[Any]:
-    for parameter in space.parameters:
-        if parameter.name == name:
-            return list(parameter.choices)
-    return [getattr(config, name)]
-
-
-def _blame(space: Space, part: str, error: ValueError) -> None:
-    if part in space:
-        space.wrong(f"space.{part}", str(error))
-    raise error
-
-
-def _arguments(part: Any, *ours: str) -> _Arguments | None:
-    """The arguments of a class that a user may set; None: any."""
+def _arguments(part: Any, *ours: str) -> _Arguments:
     found = inspect.signature(part).parameters
     if any(argument.kind is inspect.Parameter.VAR_KEYWORD for argument in found.values()):
         return None
     return {name: argument for name, argument in found.items() if name not in ours}
 
 
-def _check_fixed(space: Space, config: Config, arguments: Mapping[str, Mapping[Any, _Arguments | None]]) -> None:
-    for part, known in arguments.items():
-        for name in getattr(config, f"{part}_kwargs"):
-            for which, taken in known.items():
-                if taken is not None and name not in taken:
-                    _unknown(space, f"{part}_kwargs.{name}", which, taken)
+def _taken(space: Space, entry: str, takers: Mapping[str, _Arguments], taker: str) -> str:
+    """The annotation of the argument that `entry` names; empty if it is not known."""
+    taken = takers[taker]
+    if taken is None:
+        return ""
+    name = entry.split(".")[-1]
+    if name not in taken:
+        space.wrong(entry, f"{taker} does not take it; known are {', '.join(taken) or 'none'}")
+    return str(taken[name].annotation)
 
 
-def _unknown(space: Space, entry: str, which: Any, taken: _Arguments) -> None:
-    space.wrong(entry, f"{which} does not take it; known are {', '.join(taken) or 'none'}")
-
-
-def _check_objective(space: Space, scores: set[str]) -> None:
-    kind, _, name = space.objective.partition("/")
-    if kind == "task" and name not in scores:
-        known = ", ".join(["return", *(f"task/{score}" for score in sorted(scores))])
-        space.wrong("objective", f"{space.objective} is not a score of the environment; known are {known}")
-
-
-def _check_effect(space: Space, parameter: Parameter, algos: list[Any]) -> None:
-    """Checks that a hyper-parameter belongs to the learners for which it is drawn."""
-    if parameter.name in {*known_entries()} - {*run_entries()}:
-        for algo in parameter.when.get("algo", algos):
-            if parameter.name not in hints_of(learner_class(algo).config_class):
-                space.wrong(f"space.{parameter.name}", f"has no effect on {algo}")
-
-
-def _typed(space: Space, one: Parameter, arguments: Mapping[str, Mapping[Any, _Arguments | None]]) -> Parameter:
-    kwargs, dot, name = one.name.partition(".")
-    part = kwargs.removesuffix("_kwargs")
-    if not dot:
-        return one
-    for which, taken in arguments[part].items():
-        if which not in one.when.get(part, (which,)) or taken is None:
-            continue
-        if name not in taken:
-            _unknown(space, f"space.{one.name}", which, taken)
-        if one.kind is int and "float" in str(taken[name].annotation):
+def _typed(space: Space, one: Parameter, arguments: Mapping[str, Mapping[str, _Arguments]]) -> Parameter:
+    part, dot, _ = one.name.partition(".")
+    takers = arguments[part] if dot else {}
+    for taker in one.when.get(part.removesuffix("_kwargs"), tuple(takers)):
+        hint = _taken(space, f"space.{one.name}", takers, taker)
+        if one.kind is int and "float" in hint:
             one = dataclasses.replace(one, kind=float)
-        if one.kind is float and str(taken[name].annotation) in ("int", "int | None"):
+        if one.kind is float and hint in ("int", "int | None"):
             space.wrong(f"space.{one.name}", f"is a whole number, but low and high are {one.low} and {one.high}")
     return one

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import csv
 import io
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import matplotlib
+import matplotlib.pyplot as plt
 import optuna
 import yaml
+from optuna.importance import PedAnovaImportanceEvaluator
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from rich.table import Table
 
 from agents.common.files import replace_file
 from agents.run.config import Config
-from agents.sweep import plots
 from agents.sweep.space import Space
-from agents.sweep.study import counted
 
+_ENOUGH = 4
+"""Minimum number of complete trials for importances."""
 _NOT_IN_A_RECIPE = (
     *("seed", "device", "threads", "data_dir", "checkpoint_every", "panels_every", "recipe", "resume", "run_dir"),
     *("baseline", "progress"),
@@ -26,13 +32,13 @@ _NOT_IN_A_RECIPE = (
 
 def ranked(study: optuna.Study) -> list[FrozenTrial]:
     """The complete trials, best first; ties in order of their numbers."""
-    complete = [trial for trial in counted(study) if trial.state == TrialState.COMPLETE]
-    sign = -1 if study.direction == optuna.study.StudyDirection.MAXIMIZE else 1
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    sign = -1 if study.direction == StudyDirection.MAXIMIZE else 1
     return sorted(complete, key=lambda trial: (sign * float(trial.value or 0.0), trial.number))
 
 
 def _over(study: optuna.Study) -> int:
-    return sum(trial.state.is_finished() for trial in counted(study))
+    return sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
 
 
 def write(study: optuna.Study, space: Space, config: Config, folder: Path, pictures: bool = True) -> None:
@@ -43,9 +49,37 @@ def write(study: optuna.Study, space: Space, config: Config, folder: Path, pictu
     if best:
         replace_file(folder / "best.yaml", best_yaml(best[0], _over(study), space, config))
     if pictures:
-        for name, figure in plots.figures(study, space, config.total_timesteps).items():
+        draw(study, space, folder)
+
+
+def draw(study: optuna.Study, space: Space, folder: Path) -> None:
+    """Writes Optuna's pictures of the study: `history.png`, `curves.png` and `importance.png`.
+
+    There is no importance before enough trials are complete and differ in their values.
+    """
+    from optuna.visualization import matplotlib as plots
+
+    drawings: dict[str, Callable[[], Any]] = {
+        "history": lambda: plots.plot_optimization_history(study, target_name=space.objective),
+        "curves": lambda: plots.plot_intermediate_values(study),
+        "importance": lambda: plots.plot_param_importances(study, evaluator=PedAnovaImportanceEvaluator()),
+    }
+    values = [trial.value for trial in ranked(study)]
+    if len(values) < _ENOUGH or len({*values}) < 2:
+        del drawings["importance"]
+    plt.switch_backend("agg")
+    with matplotlib.rc_context(), warnings.catch_warnings():  # Optuna sets a style for all figures
+        warnings.simplefilter("ignore")  # about few trials
+        for name, drawing in drawings.items():
+            axes = drawing()
+            axes.set_title(f"{space.name}: {axes.get_title(loc='left')}", loc="left")
+            if name == "curves":
+                axes.set(xlabel=f"report ({space.reports} per seed)", ylabel=space.objective)
+                if axes.get_legend() and len(axes.get_lines()) > 20:
+                    axes.get_legend().remove()  # taller than the picture
             buffer = io.BytesIO()
-            figure.savefig(buffer, format="png", dpi=120)
+            axes.figure.savefig(buffer, format="png", dpi=120, bbox_inches="tight")
+            plt.close(axes.figure)
             replace_file(folder / f"{name}.png", buffer.getvalue())
 
 
@@ -55,7 +89,7 @@ def trials_csv(study: optuna.Study, space: Space) -> str:
     names = [parameter.name for parameter in space.parameters]
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["trial", "state", "value", *(f"seed_{seed}" for seed in space.seeds), *names, "seconds", "error"])
-    for trial in counted(study):
+    for trial in study.get_trials(deepcopy=False):
         results = trial.user_attrs.get("results", {})
         table.writerow(
             [

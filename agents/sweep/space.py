@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from agents import learner_class
 from agents.hyperparameters import Hyperparameters, hints_of
@@ -66,7 +66,7 @@ class Space:
     seeds: tuple[int, ...] = (0,)
     trials: int | None = None
     objective: str = "return"
-    direction: str = "maximize"
+    direction: Literal["maximize", "minimize"] = "maximize"
     sampler: dict[str, Any] = field(default_factory=lambda: {"name": "tpe"})
     pruner: dict[str, Any] = field(default_factory=lambda: {"name": "median"})
     reports: int = 20

@@ -1,7 +1,7 @@
-"""The study: trials shared by several processes and machines, with leases that say who runs them.
+"""The study: trials that several processes and machines share, in a journal file or a database.
 
-A trial belongs to the process that asked for it while that process renews its lease. If the process dies, the trial
-returns to the queue with its values, and the next `ask` takes it.
+The process that runs a trial renews its lease. If the process dies, the trial returns to the queue with its values, and
+the next `ask` takes it. (Optuna's heartbeats do the same for databases only, and by a new trial in place of the old.)
 """
 
 from __future__ import annotations
@@ -13,17 +13,19 @@ import json
 import os
 import socket
 import time
-import uuid
 import warnings
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna import pruners, samplers
+from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, TrialState
 
 from agents.run.config import Config
 from agents.sweep.space import Space
-from agents.sweep.storage import open_storage, readable
 
 RENEW_S = 30.0
 """Seconds between renewals of a lease."""
@@ -40,7 +42,6 @@ _SAMPLERS: dict[str, type[samplers.BaseSampler]] = {
     "cmaes": samplers.CmaEsSampler,
     "qmc": samplers.QMCSampler,
 }
-_NEEDS = {"gp": "scipy", "cmaes": "cmaes"}
 _PRUNERS: dict[str, type[pruners.BasePruner]] = {
     "none": pruners.NopPruner,
     "median": pruners.MedianPruner,
@@ -68,9 +69,8 @@ def make_sampler(space: Space) -> samplers.BaseSampler:
     if space.sampler["name"] == "grid" and space.size() is None:
         endless = next(parameter.name for parameter in space.parameters if parameter.grid() is None)
         space.wrong("sampler", f"a grid needs a step or choices for {endless}")
-    needed = _NEEDS.get(space.sampler["name"])
-    if needed is not None and importlib.util.find_spec(needed) is None:
-        space.wrong("sampler", f"{space.sampler['name']} needs a package: python -m pip install {needed}")
+    if space.sampler["name"] == "cmaes" and importlib.util.find_spec("cmaes") is None:
+        space.wrong("sampler", "cmaes needs a package: python -m pip install cmaes")
     defaults = {"tpe": {"constant_liar": True}}  # parallel trials are not all drawn near each other
     sampler: samplers.BaseSampler = _make(space, "sampler", space.sampler, _SAMPLERS, defaults)
     return sampler
@@ -113,23 +113,84 @@ def rehearse(space: Space) -> None:
     Raises:
         ValueError: an option is of the wrong type or out of range.
     """
-    for entry, options in (("sampler", space.sampler), ("pruner", space.pruner)):
-        if len(options) == 1:  # its name
+
+    def objective(trial: optuna.Trial) -> float:
+        space.suggest(trial)
+        for step in range(1, space.reports + 1):
+            trial.report(trial.number / step, step)
+            trial.should_prune()
+        return float(trial.number)
+
+    plain: tuple[Any, Any] = samplers.RandomSampler(0), pruners.NopPruner()
+    for entry, body, parts in (
+        ("sampler", space.sampler, (make_sampler(space), plain[1])),
+        ("pruner", space.pruner, (plain[0], make_pruner(space))),
+    ):
+        if {*body} == {"name"}:  # the defaults work
             continue
-        study = optuna.create_study(
-            sampler=make_sampler(space) if entry == "sampler" else samplers.RandomSampler(0), pruner=make_pruner(space)
-        )
+        study = optuna.create_study(sampler=parts[0], pruner=parts[1])
         try:
-            for number in range(12):  # TPE draws ten at random first
-                trial = study.ask()
-                space.suggest(trial)
-                for step in range(1, space.reports + 1) if entry == "pruner" else ():
-                    trial.report(number / step, step)
-                    trial.should_prune()
-                with contextlib.suppress(RuntimeError):  # raised by a finished grid
-                    study.tell(trial, float(number))
+            study.optimize(objective, n_trials=12)  # TPE draws ten at random first
         except Exception as error:
-            space.wrong(entry, f"{options['name']} fails with its options: {' '.join(str(error).split())}")
+            space.wrong(entry, f"{body['name']} fails with its options: {' '.join(str(error).split())}")
+
+
+def default_storage(folder: Path) -> str:
+    """The journal of a sweep's folder."""
+    return str(folder / "study.journal")
+
+
+def open_storage(where: str) -> BaseStorage:
+    """Opens a database (`sqlite:///...`, `postgresql://...`) or a journal file.
+
+    Raises:
+        ValueError: it cannot be opened, or is damaged; the message has its name and what to do.
+    """
+    with readable(where):
+        if "://" in where:
+            return optuna.storages.get_storage(where)
+        if os.path.exists(where) and not os.path.isfile(where):
+            raise ValueError("it is not a regular file")
+        lock = JournalFileOpenLock(where) if os.name == "nt" else None  # symbolic links need special rights there
+        storage = JournalStorage(JournalFileBackend(where, lock))  # fails if it holds anything else
+        writing = lock or JournalFileSymlinkLock(where)
+        writing.acquire()
+        try:
+            _drop_incomplete(Path(where))
+        finally:
+            writing.release()
+        return storage
+
+
+@contextlib.contextmanager
+def readable(where: str) -> Iterator[None]:
+    """Context manager that turns any error of a storage into a one-line `ValueError` with its name and advice.
+
+    Every database has its own error types, and an inconsistent journal fails an assertion.
+    """
+    try:
+        yield
+    except Exception as error:
+        if str(error).startswith("cannot open the storage"):
+            raise
+        hidden = "://" in where and not where.startswith("sqlite")  # it may hold a password
+        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+        raise ValueError(
+            f"cannot open the storage {where.split('://')[0] if hidden else where}: {reason}; check that it exists and "
+            "is intact, or start again with another --run-dir or --storage"
+        ) from error
+
+
+def _drop_incomplete(file: Path) -> None:
+    """Removes what a power loss left of the last line; appending to it would make the journal unreadable."""
+    content = file.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if content and not whole:
+        raise ValueError("it is not a journal")
+    if whole < len(content):
+        with open(file, "rb+") as journal:
+            journal.truncate(whole)
+        warnings.warn(f"{file}: the last entry is incomplete, perhaps after a power loss, and is dropped", stacklevel=2)
 
 
 def open_study(space: Space, config: Config, where: str) -> optuna.Study:
@@ -140,14 +201,13 @@ def open_study(space: Space, config: Config, where: str) -> optuna.Study:
     """
     sampler, pruner = make_sampler(space), make_pruner(space)
     rehearse(space)
-    storage = open_storage(where)
     with readable(where):
         study = optuna.create_study(
             study_name=space.name,
-            storage=storage,
+            storage=open_storage(where),
             sampler=sampler,
             pruner=pruner,
-            direction=optuna.study.StudyDirection[space.direction.upper()],
+            direction=space.direction,
             load_if_exists=True,
         )
         theirs = study.user_attrs.get("definition")
@@ -172,64 +232,31 @@ def definition(space: Space, config: Config) -> dict[str, Any]:
     return flat
 
 
-def counted(study: optuna.Study) -> list[FrozenTrial]:
-    """The trials of a study, without surplus ones that two processes asked for at the same time."""
-    return [trial for trial in study.get_trials(deepcopy=False) if "surplus" not in trial.user_attrs]
-
-
-class Lease:
-    """A lease on one trial; it expires `GRACE_S` seconds after its last renewal."""
-
-    def __init__(self, study: optuna.Study, trial_id: int) -> None:
-        self._storage, self.trial_id = study._storage, trial_id
-        self._token = uuid.uuid4().hex
-        self._write()
-
-    def _write(self) -> None:
-        self._renewed = time.monotonic()
-        lease = {"token": self._token, "host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}
-        self._storage.set_trial_user_attr(self.trial_id, "lease", lease)
-
-    def renew(self) -> bool:
-        """Renews the lease if due; False if another process has taken the trial."""
-        if time.monotonic() - self._renewed < RENEW_S:
-            return True
-        if not self.held():
-            return False
-        self._write()
-        return True
-
-    def held(self) -> bool:
-        """Whether this process still holds the trial."""
-        trial = self._storage.get_trial(self.trial_id)
-        lease = trial.user_attrs.get("lease", {})
-        return trial.state == TrialState.RUNNING and lease.get("token") == self._token
-
-    def give_back(self) -> None:
-        """Returns the trial to the queue; the next `ask` takes it with its values."""
-        if self.held():
-            self._storage.set_trial_state_values(self.trial_id, TrialState.WAITING)
+def renew(study: optuna.Study, trial_id: int) -> None:
+    """Writes that this process runs a trial."""
+    lease = {"host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}
+    with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):  # it ended a moment ago
+        study._storage.set_trial_user_attr(trial_id, "lease", lease)
 
 
 def left_behind(trial: FrozenTrial) -> bool:
-    """Whether a running trial's process is gone, or its lease has expired."""
+    """Whether a running trial's process is gone: on this machine by its number, on others by the age of its lease."""
     lease = trial.user_attrs.get("lease")
     if lease is None:  # the lease is written a moment after the trial is asked for
         return trial.datetime_start is not None and time.time() - trial.datetime_start.timestamp() > GRACE_S
-    if lease["host"] == socket.gethostname() and not alive(lease["pid"]):
-        return True
+    if lease["host"] == socket.gethostname() and os.name == "posix":
+        return not alive(lease["pid"])
     return time.time() - float(lease["time"]) > GRACE_S
 
 
 def alive(process: int) -> bool:
-    """Whether a process of this machine runs; True if that cannot be determined."""
-    if os.name == "posix":
-        try:
-            os.kill(process, 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:  # another user's
-            pass
+    """Whether a process of this machine runs."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        pass
     return True
 
 

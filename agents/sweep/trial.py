@@ -7,34 +7,36 @@ and steps, and a pruned trial need not run further seeds.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import optuna
-from optuna.trial import Trial
+from filelock import FileLock, Timeout
+from optuna.trial import Trial, TrialState
 
 from agents.run.config import Config
 from agents.run.logs import STEP
 from agents.sweep.space import Space
-from agents.sweep.storage import open_storage
-from agents.sweep.study import alive, make_pruner
+from agents.sweep.study import fail, make_pruner, open_storage
 
-TRAIN: str | Path = "agents.run"
-"""The module or script that runs a seed."""
+CHILD = Path(__file__).with_name("child.py")
+"""The script that runs a seed."""
 POLL_S = 0.5
 STOP_S = 120.0
 """Seconds for a run to finish its iteration and write a checkpoint after it is told to stop."""
+
+Curve = list[tuple[int, float]]
+"""Steps and values, in order."""
 
 
 @dataclass(frozen=True)
@@ -47,26 +49,17 @@ class Job:
     storage: str
     trial_id: int
     number: int
-    folder: str
+    folder: Path
     """The sweep's folder."""
 
     @property
     def recipe(self) -> Path:
         """The file for the trial's configuration."""
-        return Path(self.folder) / f"trial-{self.number:04d}.yaml"
+        return self.folder / f"trial-{self.number:04d}.yaml"
 
     def run_dir(self, seed: int) -> Path:
         """The folder of one seed's run."""
-        return Path(self.folder) / f"trial-{self.number:04d}-seed-{seed}"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a trial ended: complete, pruned, failed, or stopped (to be resumed)."""
-
-    state: str
-    value: float | None = None
-    error: str = ""
+        return self.folder / f"trial-{self.number:04d}-seed-{seed}"
 
 
 class Stop(threading.Event):
@@ -75,127 +68,102 @@ class Stop(threading.Event):
     now = False
 
 
-class _Pruned(Exception):
-    pass
-
-
 class _Stopped(Exception):
     pass
 
 
-def run_trial(job: Job, stop: Stop) -> Outcome:
-    """Runs the seeds without a result, each from its last checkpoint if it has one.
+def run_trial(job: Job, stop: Stop) -> None:
+    """Runs the seeds without a result, each from its last checkpoint if it has one, and tells the study how it ended.
 
-    Ctrl-C in this thread does what `stop` does.
+    Ctrl-C in this thread does what `stop` does: the trial returns to the queue.
     """
-    space = job.space
     study = optuna.load_study(
-        study_name=space.name,
+        study_name=job.space.name,
         storage=open_storage(job.storage),
         sampler=optuna.samplers.RandomSampler(),  # its values are already drawn
-        pruner=make_pruner(space),
+        pruner=make_pruner(job.space),
     )
-    curve = _Curve(Trial(study, job.trial_id), space.reports, job.config.total_timesteps)
     try:
-        job.recipe.parent.mkdir(parents=True, exist_ok=True)
-        job.config.save(job.recipe)
-        results: dict[str, float] = curve.trial.user_attrs.get("results", {})
-        for index, seed in enumerate(space.seeds):
-            folder = job.run_dir(seed)
-            if str(seed) not in results:
-                if not (folder / "summary.json").exists():
-                    _run(job, seed, index, curve, stop)
-                hopeless = curve.report(index, read_curve(folder, space.objective))
-                results = {**results, str(seed): result(folder, space.objective)}
-                curve.trial.set_user_attr("results", results)
-                if hopeless and index + 1 < len(space.seeds):
-                    raise _Pruned
-            curve.earlier.append(read_curve(folder, space.objective))
-        return Outcome("complete", float(np.mean([results[str(seed)] for seed in space.seeds])))
-    except _Pruned:
-        return Outcome("pruned")
+        value = _train(job, Trial(study, job.trial_id), stop)
+        study.tell(job.number, value)
+    except optuna.TrialPruned:
+        study.tell(job.number, state=TrialState.PRUNED)
     except (_Stopped, KeyboardInterrupt):
-        return Outcome("stopped")
-    except (ValueError, OSError, subprocess.SubprocessError) as error:
-        return Outcome("failed", error=" ".join(str(error).split()))
+        study._storage.set_trial_state_values(job.trial_id, TrialState.WAITING)
+    except Exception as error:
+        fail(study, job.trial_id, " ".join(str(error).split()))
 
 
-class _Curve:
-    """A trial's reports, numbered as in the module docstring."""
-
-    def __init__(self, trial: Trial, reports: int, total_timesteps: int) -> None:
-        self.trial, self.reports = trial, reports
-        self.points = total_timesteps * np.arange(1, reports + 1) / reports
-        self.earlier: list[list[tuple[int, float]]] = []  # curves of the seeds before
-        self.known = set(trial.study._storage.get_trial(trial._trial_id).intermediate_values)
-
-    def report(self, index: int, curve: list[tuple[int, float]]) -> bool:
-        """Reports the new points of seed number `index`; True if the pruner stops the trial."""
-        for k, point in enumerate(self.points):
-            if not curve or not curve[0][0] <= point <= curve[-1][0]:
-                continue
-            number = index * self.reports + k + 1
-            if number in self.known:
-                continue
-            curves = [*(c for c in self.earlier if c and c[0][0] <= point), curve]
-            value = float(
-                np.mean([np.interp(point, [step for step, _ in c], [value for _, value in c]) for c in curves])
-            )
-            self.trial.report(value, number)
-            self.known.add(number)
-            if self.trial.should_prune():
-                return True
-        return False
+def _train(job: Job, trial: Trial, stop: Stop) -> float:
+    """The mean of the seeds' scores."""
+    job.folder.mkdir(parents=True, exist_ok=True)
+    job.config.save(job.recipe)
+    results: dict[str, float] = trial.user_attrs.get("results", {})
+    curves: list[Curve] = []
+    for seed in job.space.seeds:
+        folder = job.run_dir(seed)
+        if str(seed) not in results:
+            if not (folder / "summary.json").exists():
+                _run(job, seed, trial, curves, stop)
+            hopeless = _report(job, trial, [*curves, read_curve(folder, job.space.objective)])
+            results = {**results, str(seed): result(folder, job.space.objective)}
+            trial.set_user_attr("results", results)
+            if hopeless and seed != job.space.seeds[-1]:
+                raise optuna.TrialPruned
+        curves.append(read_curve(folder, job.space.objective))
+    return float(np.mean([results[str(seed)] for seed in job.space.seeds]))
 
 
-def _run(job: Job, seed: int, index: int, curve: _Curve, stop: Stop) -> None:
-    """Runs or resumes one seed to its summary."""
+def _report(job: Job, trial: Trial, curves: list[Curve]) -> bool:
+    """Reports the new points of the last of `curves`, one for each seed so far; True if the pruner stops the trial."""
+    known, reports, latest = trial._cached_frozen_trial.intermediate_values, job.space.reports, curves[-1]
+    for k in range(1, reports + 1):
+        point, number = job.config.total_timesteps * k / reports, (len(curves) - 1) * reports + k
+        if number in known or not latest or not latest[0][0] <= point <= latest[-1][0]:
+            continue
+        begun = [np.array(curve).T for curve in curves if curve and curve[0][0] <= point]
+        trial.report(float(np.mean([np.interp(point, steps, values) for steps, values in begun])), number)
+        if trial.should_prune():
+            return True
+    return False
+
+
+def _run(job: Job, seed: int, trial: Trial, earlier: list[Curve], stop: Stop) -> None:
+    """Runs or resumes one seed to its summary, and reports its curve meanwhile.
+
+    Raises:
+        TrialPruned: the pruner stops the trial.
+        ValueError: the run failed.
+        _Stopped: it was stopped.
+    """
     folder = job.run_dir(seed)
-    _wait_for_orphan(folder / "process.json")
-    resume = any(folder.glob("checkpoints/step_*/manifest.json"))
-    if not resume:  # there is nothing to resume
-        shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
-    start = ["--recipe", str(job.recipe), "--seed", str(seed), "--run-dir", str(folder)]
-    words = ["--resume", str(folder), "--no-progress"] if resume else start
-    command = [sys.executable, str(Path(__file__).with_name("child.py")), str(os.getpid()), str(TRAIN), *words]
+    with contextlib.suppress(Timeout, NotImplementedError), FileLock(folder / ".lock", timeout=STOP_S):
+        pass  # a run whose sweep was killed may still be writing its last checkpoint
+    if any(folder.glob("checkpoints/step_*/manifest.json")):
+        words = ["--resume", str(folder), "--no-progress"]
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        words = ["--recipe", str(job.recipe), "--seed", str(seed), "--run-dir", str(folder)]
+    command = [sys.executable, str(CHILD), str(os.getpid()), *words]
     with open(folder / "output.txt", "a", encoding="utf-8") as output:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
-        (folder / "process.json").write_text(json.dumps([socket.gethostname(), process.pid]), encoding="utf-8")
         try:
-            _watch(process, folder, job.space.objective, index, curve, stop)
+            while process.poll() is None:
+                started = time.monotonic()
+                if _report(job, trial, [*earlier, read_curve(folder, job.space.objective)]):
+                    raise optuna.TrialPruned
+                if stop.wait(max(POLL_S, 20 * (time.monotonic() - started))):  # at most a twentieth of a core
+                    raise _Stopped
         finally:
             _end(process, stop)
-            (folder / "process.json").unlink(missing_ok=True)
     if process.returncode != 0:
         raise ValueError(f"{folder.name}: {_last_words(folder / 'output.txt', process.returncode)}")
     if not (folder / "summary.json").exists():
         raise ValueError(f"{folder.name}: summary.json is missing")
-
-
-def _wait_for_orphan(file: Path) -> None:
-    """Waits for a run whose sweep was killed, and which may still be writing its last checkpoint."""
-    try:
-        host, process = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return
-    deadline = time.monotonic() + STOP_S
-    while host == socket.gethostname() and alive(process) and time.monotonic() < deadline:
-        time.sleep(POLL_S)
-
-
-def _watch(
-    process: subprocess.Popen[bytes], folder: Path, objective: str, index: int, curve: _Curve, stop: Stop
-) -> None:
-    """Reports until the process ends; raises `_Pruned` or `_Stopped` if the trial is to end before."""
-    while process.poll() is None:
-        started = time.monotonic()
-        if curve.report(index, read_curve(folder, objective)):
-            raise _Pruned
-        if stop.wait(max(POLL_S, 20 * (time.monotonic() - started))):  # reading takes at most a twentieth of a core
-            raise _Stopped
 
 
 def _end(process: subprocess.Popen[bytes], stop: Stop) -> None:
@@ -220,31 +188,20 @@ def _last_words(file: Path, status: int) -> str:
     return found[-1].removeprefix("error:").strip()
 
 
-_COLUMNS = {"return": "rollout/ep_rew_mean"}
-
-
-def read_curve(folder: Path, objective: str) -> list[tuple[int, float]]:
-    """The objective as logged by a run so far: steps and values, in order."""
-    column = _COLUMNS.get(objective, objective)
-    curve: list[tuple[int, float]] = []
+def read_curve(folder: Path, objective: str) -> Curve:
+    """The objective as logged by a run so far."""
+    column = "rollout/ep_rew_mean" if objective == "return" else objective
+    curve: Curve = []
     try:
         text = (folder / "progress.csv").read_text(encoding="utf-8", errors="replace")
     except OSError:  # not yet there
         return curve
-    whole = text[: text.rfind("\n") + 1]  # the last line may be incomplete
-    for row in csv.DictReader(whole.splitlines()):
-        step, value = _number(row.get(STEP)), _number(row.get(column))
-        if step is not None and value is not None and (not curve or step > curve[-1][0]):
-            curve.append((int(step), value))
+    for row in csv.DictReader(text[: text.rfind("\n") + 1].splitlines()):  # the last line may be incomplete
+        with contextlib.suppress(KeyError, TypeError, ValueError):  # no value in this row
+            step, value = int(float(row[STEP])), float(row[column])
+            if np.isfinite(value) and (not curve or step > curve[-1][0]):
+                curve.append((step, value))
     return curve
-
-
-def _number(text: str | None) -> float | None:
-    try:
-        number = float(text or "")
-    except ValueError:  # no value in this row
-        return None
-    return number if np.isfinite(number) else None
 
 
 def result(folder: Path, objective: str) -> float:
@@ -253,12 +210,11 @@ def result(folder: Path, objective: str) -> float:
     Raises:
         ValueError: it has no valid value.
     """
-    kind, _, name = objective.partition("/")
-    value: Any = None
-    if objective == "return" or kind == "task":
+    if objective == "return" or objective.startswith("task/"):
         file = folder / "summary.json"
         try:
             summary = json.loads(file.read_text(encoding="utf-8"))
+            name = objective.removeprefix("task/")
             value = summary["mean_return"] if objective == "return" else summary["metrics"].get(name)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{file} is not a valid summary ({error}): remove it to finish the run again") from error

@@ -15,7 +15,7 @@ import yaml
 
 ROWS = 10
 
-words = dict(zip(sys.argv[1::2], sys.argv[2::2], strict=False))
+words = dict(zip(sys.argv[2::2], sys.argv[3::2], strict=False))  # after the number of the parent process
 folder = Path(words.get("--run-dir") or words["--resume"])
 stopped = []
 signal.signal(signal.SIGTERM, lambda *_: stopped.append(True))

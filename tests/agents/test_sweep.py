@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import optuna
 import pytest
 import yaml
@@ -24,8 +26,7 @@ from sweep_spaces import SPACE, space_file
 
 import train
 from agents import latest_checkpoint, load
-from agents.sweep import driver, launch, plots, report, storage, study, trial
-from agents.sweep.child import watch
+from agents.sweep import driver, launch, report, study, trial
 from agents.sweep.space_file import load_space
 
 HERE = Path(__file__).parent
@@ -35,7 +36,7 @@ STAND_IN = HERE / "sweep_stand_in.py"
 
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trial, "TRAIN", STAND_IN)
+    monkeypatch.setattr(trial, "CHILD", STAND_IN)
     monkeypatch.setattr(trial, "POLL_S", 0.02)
     study.quiet()
 
@@ -44,13 +45,13 @@ def prepared(folder: Path, jobs: int = 1, kept: str | None = None, **entries: An
     """A sweep of the stand-in, ready to run."""
     space = load_space(str(space_file(folder, **entries)))
     config = space.defaults({})
-    where = kept or storage.default_storage(folder)
+    where = kept or study.default_storage(folder)
     made = study.open_study(space, config, where)
-    return driver.Sweep(space, config, made, where, folder, launch.Local(jobs), Console(quiet=True))
+    return driver.Sweep(space, config, made, where, folder, Console(quiet=True), jobs=jobs)
 
 
 def states(sweep: driver.Sweep) -> list[str]:
-    return [one.state.name for one in study.counted(sweep.study)]
+    return [one.state.name for one in sweep.study.trials]
 
 
 def command(*words: str) -> int:
@@ -66,12 +67,11 @@ def command(*words: str) -> int:
 def test_a_trial_is_the_mean_of_its_seeds_and_reports_it_point_by_point(tmp_path: Path, stand_in: None) -> None:
     sweep = prepared(tmp_path, seeds=[0, 2], trials=1, space={"learning_rate": {"low": 1.0, "high": 1.0}})
     assert sweep.run() is False
-    (one,) = study.counted(sweep.study)
+    (one,) = sweep.study.trials
     assert one.value == pytest.approx(2.0)  # of 1 and 3
     assert one.user_attrs["results"] == pytest.approx({"0": 1.0, "2": 3.0})
     first, both = [0.2, 0.4, 0.6, 0.8, 1.0], [0.4, 0.8, 1.2, 1.6, 2.0]
     assert one.intermediate_values == pytest.approx(dict(enumerate(first + both, start=1)))
-    assert plots.curve(one, sweep.space, 100) == ([20, 40, 60, 80, 100], pytest.approx(both))
     for seed in (0, 2):
         assert yaml.safe_load((tmp_path / f"trial-0000-seed-{seed}" / "config.yaml").read_text())["seed"] == seed
 
@@ -84,7 +84,7 @@ def test_a_bad_trial_is_pruned_in_its_first_seed(tmp_path: Path, stand_in: None)
         sweep.study.enqueue_trial({"learning_rate": rate})
     sweep.run()
     assert states(sweep) == ["COMPLETE", "COMPLETE", "PRUNED"]
-    bad = study.counted(sweep.study)[2]
+    bad = sweep.study.trials[2]
     assert 2 <= max(bad.intermediate_values) <= 5  # after the warm-up, in the first seed
     run = tmp_path / "trial-0002-seed-0"
     assert not (run / "summary.json").exists()
@@ -123,7 +123,7 @@ def test_a_task_s_score_may_be_what_is_minimized(tmp_path: Path, stand_in: None)
     sweep.run()
     assert [one.number for one in report.ranked(sweep.study)] == [1, 2, 0]
     assert report.ranked(sweep.study)[0].value == pytest.approx(9.1)
-    assert study.counted(sweep.study)[1].intermediate_values[5] == pytest.approx(9.1)
+    assert sweep.study.trials[1].intermediate_values[5] == pytest.approx(9.1)
 
 
 def test_a_grid_is_run_once_and_whole(tmp_path: Path, stand_in: None) -> None:
@@ -134,7 +134,7 @@ def test_a_grid_is_run_once_and_whole(tmp_path: Path, stand_in: None) -> None:
     }
     sweep = prepared(tmp_path, jobs=2, space=searched, sampler="grid", trials=100)
     sweep.run()
-    tried = [tuple(sorted(one.params.items())) for one in study.counted(sweep.study)]
+    tried = [tuple(sorted(one.params.items())) for one in sweep.study.trials]
     assert len(tried) == len(set(tried)) == 2 * (3 + 1) == sweep.space.size()
 
 
@@ -153,11 +153,11 @@ def test_ctrl_c_leaves_a_study_that_goes_on(tmp_path: Path, stand_in: None) -> N
     threading.Thread(target=interrupt_the_second_seed).start()
     assert sweep.run() is True
     assert states(sweep) == ["WAITING"]
-    drawn = study.counted(sweep.study)[0].params
+    drawn = sweep.study.trials[0].params
     again = prepared(tmp_path, **(slow | {"fixed": slow["fixed"]}))
     assert again.run() is False
     assert states(again) == ["COMPLETE", "COMPLETE"]
-    assert study.counted(again.study)[0].params == drawn
+    assert again.study.trials[0].params == drawn
     starts = [(tmp_path / f"trial-0000-seed-{seed}" / "starts.txt").read_text().split() for seed in (0, 1)]
     assert starts[0] == ["0"]  # complete: not run again
     assert len(starts[1]) == 2  # gone on with from its checkpoint
@@ -170,9 +170,8 @@ def test_what_a_dead_process_left_is_taken_up(tmp_path: Path, stand_in: None) ->
     dead.wait()
     left = sweep.study.ask()
     values = sweep.space.suggest(left)
-    mine = study.Lease(sweep.study, left._trial_id)
-    assert mine.held()
-    frozen = study.counted(sweep.study)[0]
+    study.renew(sweep.study, left._trial_id)
+    frozen = sweep.study.trials[0]
     assert not study.left_behind(frozen)
     lease = frozen.user_attrs["lease"]
     for change, gone in (
@@ -181,13 +180,12 @@ def test_what_a_dead_process_left_is_taken_up(tmp_path: Path, stand_in: None) ->
         ({"host": "elsewhere", "time": time.time() - study.GRACE_S - 1}, True),
     ):
         left.set_user_attr("lease", lease | change)
-        assert study.left_behind(study.counted(sweep.study)[0]) is gone, change
-    left.set_user_attr("lease", lease | {"pid": dead.pid, "token": "theirs"})
-    assert not mine.held()
+        assert study.left_behind(sweep.study.trials[0]) is gone, change
+    left.set_user_attr("lease", lease | {"pid": dead.pid})
     sweep.run()
     assert states(sweep) == ["COMPLETE"]
-    assert study.counted(sweep.study)[0].params == values
-    assert study.counted(sweep.study)[0].user_attrs["restarts"] == 1
+    assert sweep.study.trials[0].params == values
+    assert sweep.study.trials[0].user_attrs["restarts"] == 1
 
 
 def test_a_trial_that_kills_its_process_again_and_again_has_failed(tmp_path: Path, stand_in: None) -> None:
@@ -201,26 +199,20 @@ def test_a_trial_that_kills_its_process_again_and_again_has_failed(tmp_path: Pat
 
 
 def test_a_run_does_not_outlive_its_sweep(tmp_path: Path) -> None:
-    marker = tmp_path / "stopped"
-    script = tmp_path / "script.py"
-    script.write_text(
-        "import signal, sys, time\n"
-        f"signal.signal(signal.SIGTERM, lambda *_: (open({str(marker)!r}, 'w').close(), sys.exit(0)))\n"
-        f"open({str(tmp_path / 'started')!r}, 'w').close()\n"
-        "time.sleep(60)\n"
-    )
-    child = Path(sys.modules[watch.__module__].__file__ or "")
-    parent = (
-        "import os, subprocess, sys, time\n"
-        f"subprocess.Popen([sys.executable, {str(child)!r}, str(os.getpid()), {str(script)!r}])\n"
-        f"while not os.path.exists({str(tmp_path / 'started')!r}): time.sleep(0.02)\n"
-        "os.kill(os.getpid(), 9)\n"
-    )
-    subprocess.run([sys.executable, "-c", parent], check=False)
-    deadline = time.monotonic() + 30
-    while not marker.exists() and time.monotonic() < deadline:
+    module = runpy.run_path(str(trial.CHILD))
+    program = "import runpy, sys; runpy.run_path(sys.argv[1])['watch'](int(sys.argv[2]))"
+    parent = "import os, subprocess, sys; print(subprocess.Popen([sys.executable, '-c', {}, {}, str(os.getpid())]).pid)"
+    wait = "; sys.stdout.flush(); import time; time.sleep(60)"
+    words = [sys.executable, "-c", parent.format(repr(program), repr(str(trial.CHILD))) + wait]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as sweep:
+        assert sweep.stdout is not None
+        child = int(sweep.stdout.readline())
+        assert study.alive(child)
+        sweep.kill()
+    deadline = time.monotonic() + 30 * module["LOOK_S"]
+    while study.alive(child) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert marker.exists()
+    assert not study.alive(child)
 
 
 def test_two_processes_share_a_journal(tmp_path: Path) -> None:
@@ -228,7 +220,7 @@ def test_two_processes_share_a_journal(tmp_path: Path) -> None:
     file = space_file(tmp_path, trials=7, fixed=fixed, pruner="none")
     program = (
         "import sys; from pathlib import Path; import train; from agents.sweep import trial\n"
-        f"trial.TRAIN = Path({str(STAND_IN)!r}); trial.POLL_S = 0.05\n"
+        f"trial.CHILD = Path({str(STAND_IN)!r}); trial.POLL_S = 0.05\n"
         f"train.main(['--sweep', {str(file)!r}, '--run-dir', {str(tmp_path)!r}, '--memory', 'gru'])"
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -239,9 +231,9 @@ def test_two_processes_share_a_journal(tmp_path: Path) -> None:
     said = [process.communicate(timeout=300)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
     space = load_space(str(file))
-    made = optuna.load_study(study_name=space.name, storage=storage.open_storage(storage.default_storage(tmp_path)))
-    assert [one.state for one in study.counted(made)] == [TrialState.COMPLETE] * 7
-    for one in study.counted(made):  # each by one of the two, and once
+    made = optuna.load_study(study_name=space.name, storage=study.open_storage(study.default_storage(tmp_path)))
+    assert [one.state for one in made.trials] == [TrialState.COMPLETE] * 7
+    for one in made.trials:  # each by one of the two, and once
         assert (tmp_path / f"trial-{one.number:04d}-seed-0" / "starts.txt").read_text() == "0\n"
         assert sum(f"trial {one.number} complete" in words for words in said) == 1
 
@@ -255,9 +247,12 @@ def test_of_two_that_ask_for_the_last_trial_one_gets_it(tmp_path: Path, stand_in
         return ask()
 
     sweep.study.ask = ask_second  # type: ignore[method-assign]
-    assert sweep._start() is False
-    assert states(sweep) == ["RUNNING"]
-    assert len(sweep.study.trials) == 2
+    assert sweep.next_job() is None
+    assert states(sweep) == ["RUNNING", "WAITING"]  # a later command that wants two takes it
+    sweep.wanted, sweep.study.ask = 2, ask  # type: ignore[method-assign]
+    job = sweep.next_job()
+    assert job is not None
+    assert job.number == 1
 
 
 def test_a_database_will_do(tmp_path: Path, stand_in: None) -> None:
@@ -279,18 +274,17 @@ def test_a_study_is_of_one_space(tmp_path: Path) -> None:
 # What comes out
 
 
-def test_importance_finds_what_matters(tmp_path: Path) -> None:
+def test_pictures_are_drawn_of_any_number_of_trials(tmp_path: Path) -> None:
+    study.quiet()
     made = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0), direction="maximize")
-    made.optimize(lambda one: one.suggest_float("gamma", 0, 1) + 0.01 * one.suggest_float("vf_coef", 0, 1), n_trials=30)
-    found = plots.importances(made, made.trials)
-    assert list(found) == ["gamma", "vf_coef"]
-    assert found["gamma"] > 0.8
-    assert plots.importances(made, made.trials[:3]) == {}
     space = load_space(str(space_file(tmp_path)))
-    for name, figure in plots.figures(made, space, 100).items():
-        figure.savefig(tmp_path / name, format="png")
-    shown = plots.history(made.trials, space).axes[0]
-    assert shown.get_lines()[0].get_ydata()[-1] == made.best_value
+    style = dict(matplotlib.rcParams)
+    report.draw(made, space, tmp_path)
+    assert {file.name for file in tmp_path.glob("*.png")} == {"history.png", "curves.png"}
+    made.optimize(lambda one: one.suggest_float("gamma", 0, 1) + 0.01 * one.suggest_float("vf_coef", 0, 1), n_trials=30)
+    report.draw(made, space, tmp_path)
+    assert (tmp_path / "importance.png").stat().st_size > 1000
+    assert dict(matplotlib.rcParams) == style
 
 
 def test_a_small_sweep_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -300,7 +294,7 @@ def test_a_small_sweep_from_the_command_line(tmp_path: Path, capsys: pytest.Capt
     file, folder = space_file(tmp_path, trials=2, fixed=fixed, space=searched), tmp_path / "sweep"
     assert command("--sweep", str(file), "--run-dir", str(folder), "--jobs", "2", "--gamma", "0.9") == 0
     assert "best of 2 trials by return" in capsys.readouterr().out
-    names = {"best.yaml", "trials.csv", "importance.png", "curves.png", "history.png", "study.journal"}
+    names = {"best.yaml", "trials.csv", "curves.png", "history.png", "study.journal"}
     assert names <= {path.name for path in folder.iterdir()}
     with open(folder / "trials.csv", newline="") as table:
         rows = list(csv.DictReader(table))
@@ -336,8 +330,8 @@ def test_ray_runs_trials(tmp_path: Path) -> None:
     sweep = prepared(tmp_path, trials=1, fixed={"env": "Engram/RepeatFirst-v0", "env_kwargs": {"length": 4}, **small})
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
-        sweep.launcher = launch.make_launcher("ray", None, sweep.config)
-        assert sweep.launcher.jobs == 1
+        sweep.run_one, room = launch.on_ray(sweep.config)
+        assert room == 1
         sweep.run()
     finally:
         ray.shutdown()
