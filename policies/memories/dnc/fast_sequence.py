@@ -209,7 +209,7 @@ class NativeSequence(torch.autograd.Function):
         arrays = dict(zip(ctx.arrays, saved, strict=True))
         weights = parameters[: 2 * shape.layers : 2]
         interface, *biases = parameters[2 * shape.layers :]
-        d_state = _d_state(dict(zip(outputs_of(ctx.names), d_ends, strict=True)), arrays, shape)
+        d_state = _d_state(dict(zip(outputs_of(ctx.names), d_ends, strict=True)), arrays)
         d_steps = {f"d_{name}": torch.empty_like(arrays[name]) for name in ("gates", "vectors")}
         d_steps["d_after"] = torch.zeros_like(arrays["after"]) if d_after is None else d_after.contiguous()
         packed = Weights(shape, weights, interface, forward=False)
@@ -230,7 +230,7 @@ def outputs_of(names: Sequence[str]) -> list[str]:
     return [name for name in names if name not in ("hidden", "read_vectors")]
 
 
-def _d_state(d_ends: dict[str, Tensor | None], arrays: dict[str, Tensor], shape: Shape) -> dict[str, Tensor]:
+def _d_state(d_ends: dict[str, Tensor | None], arrays: dict[str, Tensor]) -> dict[str, Tensor]:
     """The gradients of the state after the last step, in the layout of the loops."""
     found = {"d_carried": torch.zeros_like(arrays["before"][0])}
     for part, name in {**SLOTS, "cell": "cells"}.items():

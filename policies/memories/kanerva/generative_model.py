@@ -46,8 +46,7 @@ class KanervaModel(nn.Module):
         encoder_blocks: residual blocks a stage.
         shift: fraction of the channels that comes from the image before, and as many from the one after.
         norm: of the encoder: "batch", or "group".
-        likelihood: "bernoulli", "logistic" or "gaussian"; see `Likelihood`.
-        mixtures: logistics a pixel.
+        likelihood: "bernoulli" or "gaussian"; see `Likelihood`.
         write: "pooled": the memory is made of the mean embedding, as in the paper; "block": each image's feature map is
             written as a block to a tile of its own, see `KanervaBlocks`; encoder, prior and decoder are convolutions
             over the image's patches, see `kanerva/patches.py`.
@@ -73,8 +72,7 @@ class KanervaModel(nn.Module):
         encoder_blocks: int = 2,
         shift: float = 0.125,
         norm: Literal["batch", "group"] = "batch",
-        likelihood: Literal["bernoulli", "gaussian", "logistic"] = "bernoulli",
-        mixtures: int = 10,
+        likelihood: Literal["bernoulli", "gaussian"] = "bernoulli",
         write: Literal["pooled", "block"] = "pooled",
         allocation: Allocation = "inferred",
         linear_writer: bool = True,
@@ -87,8 +85,7 @@ class KanervaModel(nn.Module):
             raise ValueError(f"write is {write!r}; it must be 'pooled' or 'block'")
         if write == "block" and len(encoder_channels) != 1:
             raise ValueError(f"encoder_channels is {tuple(encoder_channels)}; write='block' takes one number")
-        self.likelihood = Likelihood(likelihood, image_shape[0], mixtures)
-        parameters = (self.likelihood.parameters, *image_shape[1:])
+        self.likelihood = Likelihood(likelihood)
         self.encoder: Encoder
         self.decoder: nn.Module
         self.kanerva: Kanerva | KanervaBlocks
@@ -96,7 +93,7 @@ class KanervaModel(nn.Module):
         if write == "block":
             channels = reads * memory_channels
             self.encoder = PatchEncoder(image_shape, crop_size, channels, encoder_channels[0], encoder_blocks)
-            self.decoder = PatchDecoder(latent_size, parameters, crop_size, decoder_features)
+            self.decoder = PatchDecoder(latent_size, image_shape, crop_size, decoder_features)
             self.kanerva = KanervaBlocks(
                 dense_size, latent_size, memory_channels, memory_size, *read, allocation, spectral_last
             )
@@ -104,7 +101,7 @@ class KanervaModel(nn.Module):
         self.encoder = ImageEncoder(
             image_shape, encoder_channels, encoder_blocks, embedding_size, shift, norm, average_pool=True
         )
-        self.decoder = ImageDecoder(latent_size, parameters, decoder_features)
+        self.decoder = ImageDecoder(latent_size, image_shape, decoder_features)
         sizes = (embedding_size, dense_size, latent_size, memory_channels, memory_size)
         self.kanerva = Kanerva(*sizes, writer_features, *read, linear_writer, spectral_last)
 

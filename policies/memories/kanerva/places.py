@@ -30,28 +30,21 @@ def inner_room(block_size: int, memory_size: int) -> float:
     return 1 - (block_size - 1) / (memory_size - 1)
 
 
-def cell_weights(places: Tensor, block_size: int, memory_size: int) -> Tensor:
+def offset_weights(offsets: Tensor, room: float, block_size: int, memory_size: int) -> Tensor:
     """Bilinear weights between the rows of a block and those of the memory, eq. (9) for a block at the memory's scale.
 
     Args:
-        places: centres in −1..1, `[...]`.
+        offsets: of blocks whose first row lies `room · offsets` rows from the memory's first, `[...]`.
 
     Returns:
         `[..., block_size, memory_size]`: 1 where a row of the block lies on one of the memory, falling to 0 a row away.
     """
-    half = (memory_size - 1) / 2  # a centre at 0 lies there
-    rows = _rows(block_size, memory_size, half, places.device, places.dtype)
-    return (1 - torch.add(rows, places[..., None, None], alpha=half).abs()).clamp(min=0)
-
-
-def offset_weights(offsets: Tensor, room: float, block_size: int, memory_size: int) -> Tensor:
-    """The weights of `cell_weights` for blocks whose first row lies `room · offsets` rows from the memory's first."""
-    rows = _rows(block_size, memory_size, (block_size - 1) / 2, offsets.device, offsets.dtype)
+    rows = _rows(block_size, memory_size, offsets.device, offsets.dtype)
     return (1 - torch.add(rows, offsets[..., None, None], alpha=room).abs()).relu()
 
 
 @functools.cache
-def _rows(block_size: int, memory_size: int, half: float, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """How far the rows of a block in the middle lie from the memory's, `[block_size, memory_size]`; made once."""
-    rows = torch.arange(block_size, device=device, dtype=dtype) - (block_size - 1) / 2 + half
+def _rows(block_size: int, memory_size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """How far the rows of a block at the memory's first row lie from the memory's, `[block_size, memory_size]`."""
+    rows = torch.arange(block_size, device=device, dtype=dtype)
     return rows.unsqueeze(1) - torch.arange(memory_size, device=device, dtype=dtype)

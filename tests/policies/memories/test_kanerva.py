@@ -372,7 +372,7 @@ def test_single_precision_zeros_and_long_runs_stay_finite(shape: tuple[int, ...]
         ({"shift": 0.6}, r"shift is 0.6; it must be a fraction of the channels in 0..0.5"),
         ({"read_heads": 0}, "at least 1"),
         ({"encoder_activation": "tanh"}, "encoder_activation is 'tanh'"),
-        ({"likelihood": "logistic"}, "likelihood is 'logistic'; it must be 'gaussian' or 'bernoulli'"),
+        ({"likelihood": "poisson"}, "likelihood is 'poisson'; it must be 'gaussian' or 'bernoulli'"),
         ({"map_shape": (4, 4)}, r"the shape of an image is \(C, H, W\), not \(4, 4\)"),
     ],
 )

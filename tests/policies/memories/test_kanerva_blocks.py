@@ -16,7 +16,7 @@ from policies.memories.contract import State
 from policies.memories.kanerva.blocks import BlockKanerva
 from policies.memories.kanerva.encoder import DeepLinear
 from policies.memories.kanerva.memory import KanervaMemory
-from policies.memories.kanerva.places import block_places, cell_weights, inner_room
+from policies.memories.kanerva.places import block_places, inner_room, offset_weights
 from policies.memories.shared.noise import fingerprint, gaussian, next_seed
 from policies.memories.time.unroll import unroll
 
@@ -202,7 +202,8 @@ def test_standard_normal_keys_are_uniform_over_where_a_block_fits() -> None:
     assert places.abs().max() <= 1 - (CROP - 1) / (S - 1)
     counts = torch.histc(places, 10, -inner_room(CROP, S), inner_room(CROP, S))
     assert (counts / 2000 - 1).abs().max() < 0.12
-    weights = cell_weights(places, CROP, S)
+    offsets = (places + inner_room(CROP, S)) / (2 * inner_room(CROP, S))  # of the first row, in parts of the room
+    weights = offset_weights(offsets, S - CROP, CROP, S)
     torch.testing.assert_close(weights.sum(2), torch.ones(20000, CROP), atol=1e-4, rtol=0)  # wholly within
 
 
@@ -290,7 +291,7 @@ def test_the_panel_outlines_the_block_that_was_written() -> None:
         ({"read_heads": 0}, "at least 1"),
         ({"controller": "gru"}, "controller is 'gru'; it must be 'lstm' or 'none'"),
         ({"shift": 0.1}, "shift is 0.1, which needs controller='none'"),
-        ({"likelihood": "logistic"}, "likelihood is 'logistic'; it must be 'gaussian' or 'bernoulli'"),
+        ({"likelihood": "poisson"}, "likelihood is 'poisson'; it must be 'gaussian' or 'bernoulli'"),
     ],
 )
 def test_wrong_options_are_refused_by_name(options: dict[str, Any], message: str) -> None:

@@ -167,46 +167,11 @@ def test_the_decoder_gives_the_shape_asked_for(shape: tuple[int, int, int]) -> N
 
 def test_simple_likelihoods_are_torchs() -> None:
     decoded, image = torch.randn(B, 2, 3, 3), torch.rand(B, 2, 3, 3).round()
-    binary, real = Likelihood("bernoulli", 2), Likelihood("gaussian", 2)
+    binary, real = Likelihood("bernoulli"), Likelihood("gaussian")
     torch.testing.assert_close(binary.cost(decoded, image), -Bernoulli(logits=decoded).log_prob(image).sum((1, 2, 3)))
     torch.testing.assert_close(real.cost(decoded, image), -Normal(decoded, 1.0).log_prob(image).sum((1, 2, 3)))
     torch.testing.assert_close(binary.mean(decoded), decoded.sigmoid())
     assert torch.equal(real.mean(decoded), decoded)
-
-
-def test_logistic_probabilities_sum_to_one() -> None:
-    likelihood = Likelihood("logistic", channels=1, mixtures=3)
-    decoded = torch.randn(1, likelihood.parameters, 1, 1).double()
-    decoded.view(3, 3)[:, 2] -= 2  # scales
-    values = (torch.arange(256) / 255).double().view(256, 1, 1, 1)
-    probabilities = (-likelihood.cost(decoded.expand(256, -1, -1, -1), values)).exp()
-    assert (probabilities.sum() - 1).abs() < 1e-4  # but for where the density stands for a tiny probability
-    mean = (probabilities * values.flatten()).sum()
-    assert (likelihood.mean(decoded).flatten() - mean).abs() < 0.05
-
-
-def test_logistic_channels_lean_on_those_before() -> None:
-    """Salimans et al., eqs. (2) and (3), one pixel and one mixture at a time."""
-    likelihood = Likelihood("logistic", channels=3, mixtures=2)
-    assert likelihood.parameters == 2 * 10
-    decoded = torch.randn(1, 20, 1, 1).double()
-    pixel = torch.tensor([0, 200, 255]).double() / 255
-    total = torch.zeros(()).double()
-    parts = decoded.view(2, 10)
-    for mixture in parts:
-        weight, m, s, lean = mixture[0].exp() / parts[:, 0].exp().sum(), mixture[1:4], mixture[4:7], mixture[7:].tanh()
-        x = 2 * pixel - 1
-        means = [m[0], m[1] + lean[0] * x[0], m[2] + lean[1] * x[0] + lean[2] * x[1]]
-        for channel in range(3):
-            above = torch.sigmoid((x[channel] + 1 / 255 - means[channel]) / s[channel].exp())
-            below = torch.sigmoid((x[channel] - 1 / 255 - means[channel]) / s[channel].exp())
-            if channel == 0:
-                below = torch.zeros(())  # black
-            if channel == 2:
-                above = torch.ones(())  # white
-            weight = weight * (above - below)
-        total = total + weight
-    torch.testing.assert_close(likelihood.cost(decoded, pixel.view(1, 3, 1, 1))[0], -total.log())
 
 
 # The model
@@ -254,10 +219,9 @@ def test_training_takes_the_posterior_and_testing_the_memory() -> None:
         assert torch.equal(*found)
 
 
-@pytest.mark.parametrize("likelihood", ["bernoulli", "logistic"])
-def test_training_improves_the_bound(likelihood: Any) -> None:
+def test_training_improves_the_bound() -> None:
     torch.manual_seed(0)
-    model = build(likelihood=likelihood, mixtures=2)
+    model = build()
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     bounds = []
     for _ in range(60):
@@ -320,7 +284,7 @@ def test_perturbed_keys_are_near() -> None:
     ("options", "message"),
     [
         ({"norm": "layer"}, "norm is 'layer'; it must be 'batch' or 'group'"),
-        ({"likelihood": "poisson"}, "likelihood is 'poisson'; it must be one of bernoulli, gaussian, logistic"),
+        ({"likelihood": "poisson"}, "likelihood is 'poisson'; it must be one of bernoulli, gaussian"),
     ],
 )
 def test_wrong_options_are_refused_by_name(options: dict[str, Any], message: str) -> None:
