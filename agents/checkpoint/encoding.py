@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,8 @@ CLASSES: dict[str, type] = {
     **{name: getattr(encoders, name) for name in ("MLPEncoder", "PictureEncoder", "DictEncoder", "EmbeddingEncoder")},
     "MemoryActorCriticPolicy": MemoryActorCriticPolicy,
 }
+LARGEST_SPACE = 1 << 22
+"""Maximum number of values in an observation or action, or of choices in a discrete one."""
 _NAMES = {value: name for name, value in CLASSES.items()}
 
 
@@ -103,8 +106,18 @@ def decode_space(data: dict[str, Any]) -> spaces.Space[Any]:
     """The inverse of `encode_space`.
 
     Raises:
-        ValueError: the kind of space is unknown.
+        ValueError: the kind of space is unknown, or it is larger than `LARGEST_SPACE`.
+        KeyError, TypeError, AssertionError: an entry is missing or invalid.
     """
+    if data["kind"] == "Box" and math.prod(data["shape"]) > LARGEST_SPACE:  # before its bounds are allocated
+        raise ValueError(f"a space has the shape {data['shape']}, expected at most {LARGEST_SPACE:,} values")
+    space = _decoded(data)
+    if not 0 < (count := spaces.flatdim(space)) <= LARGEST_SPACE:
+        raise ValueError(f"a space has {count:,} values or choices, expected 1 to {LARGEST_SPACE:,}")
+    return space
+
+
+def _decoded(data: dict[str, Any]) -> spaces.Space[Any]:
     kind = data["kind"]
     if kind == "Box":
         dtype = np.dtype(data["dtype"])

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from agents.checkpoint.environment import describe, difference
 from agents.checkpoint.format import shapes
-from agents.checkpoint.generators import check_generators, get_generators, set_generators
-from agents.checkpoint.optimizer import restored
+from agents.checkpoint.generators import get_generators, set_generators
+from agents.checkpoint.optimizer import take_optimizer
 from agents.checkpoint.saved import COUNTERS
 from agents.environments import HostEnv
 from agents.environments.infos import as_numpy
@@ -52,7 +52,8 @@ def restore(model: TrainingEnv, manifest: dict[str, Any], tensors: Tensors) -> N
     same_ranks = manifest.get("ranks", 1) == distributed.size()
     generators = part(tensors, f"{prefix_of(distributed.rank())}rng/")
     if same_ranks:
-        check_generators(generators)
+        with _leaving_no_trace(model):
+            set_generators(generators)
     if manifest.get("device", model.device.type) != model.device.type:
         model.new_generators = f"the checkpoint is of {manifest['device']}, this run of {model.device.type}"
     if same_ranks and not model.new_generators:
@@ -78,8 +79,7 @@ def take_policy(model: TrainingEnv, manifest: dict[str, Any], tensors: Tensors) 
     weights = part(tensors, "policy/")
     check_finite(weights, model.policy.state_dict())
     model.policy.load_state_dict(weights)
-    optimizer = model.policy.optimizer
-    optimizer.load_state_dict(restored(optimizer, manifest["param_groups"], part(tensors, "optimizer/")))
+    take_optimizer(model.policy.optimizer, manifest["param_groups"], part(tensors, "optimizer/"))
 
 
 def check_finite(weights: Tensors, like: Tensors) -> None:

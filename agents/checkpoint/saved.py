@@ -6,8 +6,6 @@ import math
 from collections.abc import Container, Mapping
 from typing import Annotated, Any
 
-import numpy as np
-
 from agents.common.arguments import Count, Range, Whole, read
 
 COUNTERS: dict[str, Any] = {
@@ -16,11 +14,8 @@ COUNTERS: dict[str, Any] = {
 }
 """The learner's counters, with their types."""
 _FUNCTIONS = {"$schedule", "$yours"}
-LARGEST_SPACE = 1 << 22
-"""Maximum number of values in an observation or action, or of choices in a discrete one."""
 LARGEST_SIZE = 1 << 20
 """Maximum of integer arguments of a learner, its policy and its memory, seeds excepted."""
-_KINDS = {"Box", "Discrete", "MultiDiscrete", "MultiBinary", "Dict"}
 
 
 def check_manifest(
@@ -48,8 +43,6 @@ def check_manifest(
     manifest["may_start"] = read("may_start", manifest["may_start"], bool)
     if num_envs % ranks:
         raise ValueError(f"num_envs is {num_envs}, expected a multiple of ranks, which is {ranks}")
-    for name in ("observation_space", "action_space"):
-        check_space(manifest[name], name)
     read("policy_kwargs", config["policy_kwargs"], dict[str, Any])
     for name, value in config.items():
         if name in given and name != "policy_kwargs":
@@ -60,52 +53,6 @@ def check_manifest(
             _check_sizes(value, name, hints)
     if not isinstance(manifest["param_groups"], list):
         raise ValueError(f"param_groups is {type(manifest['param_groups']).__name__}, expected a list")
-
-
-def check_space(data: Any, name: str, depth: int = 0) -> int:
-    """Checks a space before it is built; returns how many values it has.
-
-    Raises:
-        ValueError: it is invalid, or larger than `LARGEST_SPACE`.
-    """
-    kind = data.get("kind") if isinstance(data, dict) else None
-    if kind not in _KINDS or depth > 8:
-        raise ValueError(f"{name} is {str(data)[:60]}, expected one of {', '.join(sorted(_KINDS))}")
-    count = 0
-    if kind == "Box":
-        shape = _sizes(data["shape"], name)
-        if not isinstance(data["dtype"], str) or np.dtype(data["dtype"]).kind not in "iufb":
-            raise ValueError(f"{name} is of the type {data['dtype']!r}, expected numbers")
-        for bound in ("low", "high"):
-            value = np.asarray(data[bound], dtype=np.float64)
-            if value.shape not in ((), tuple(shape)):
-                raise ValueError(f"{name} has {bound} of shape {value.shape}, expected {tuple(shape)}")
-        count = math.prod(shape)
-    elif kind == "Discrete":
-        count = read(f"{name}.n", data["n"], Count)
-        read(f"{name}.start", data["start"], int)
-    elif kind == "MultiDiscrete":
-        choices, start = (np.asarray(data[entry]) for entry in ("nvec", "start"))
-        if choices.dtype.kind not in "iu" or start.dtype.kind not in "iu" or start.shape != choices.shape:
-            raise ValueError(f"{name} is {str(data)[:60]}, expected whole numbers")
-        if not choices.size or choices.min() < 1:
-            raise ValueError(f"{name} has {choices.min() if choices.size else 'no'} choices, expected at least 1")
-        count = int(choices.astype(object).sum())
-    elif kind == "MultiBinary":
-        count = math.prod(_sizes(data["n"] if isinstance(data["n"], list) else [data["n"]], name))
-    else:
-        if not isinstance(data["spaces"], dict) or not data["spaces"]:
-            raise ValueError(f"{name} is {str(data)[:60]}, expected spaces by name")
-        count = sum(check_space(entry, f"{name}.{key}", depth + 1) for key, entry in data["spaces"].items())
-    if not 0 < count <= LARGEST_SPACE:
-        raise ValueError(f"{name} has {count:,} numbers, expected 1 to {LARGEST_SPACE:,}")
-    return count
-
-
-def _sizes(shape: Any, name: str) -> list[int]:
-    if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape) or len(shape) > 8:
-        raise ValueError(f"{name} has the shape {str(shape)[:60]}, expected sizes")
-    return shape
 
 
 def _check_sizes(value: Any, name: str, hints: Mapping[str, Any]) -> None:
