@@ -40,7 +40,7 @@ class Breakdown:
                 "this environment does not define answer_groups, by which errors are grouped; tasks of envs/tasks/ do "
                 "if their sequences are generated at reset"
             )
-        self.metric = env.grouped_metric
+        self.metric, self.horizon = env.grouped_metric, env.horizon
         self.groups: dict[str, AnswerGroup] = {}
         self.sums: dict[str, Tensor] = {}  # score, its unit, and answers of each number: [3, numbers]
 

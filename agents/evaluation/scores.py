@@ -175,11 +175,7 @@ def play(
     quota[: n_episodes % env.num_envs] += 1
     with torch.no_grad(), _seeded(seed, env.device):
         metrics, player = TaskMetrics(env.metric_names, env.device), _Player(act, env)
-        if env.horizon is not None:
-            returns, lengths = _play_fixed(player, env, quota, seed, metrics, breakdown)
-            counted, cut = np.arange(quota.max())[:, None] < quota, 0
-        else:
-            returns, lengths, counted, cut = _play_free(player, env, quota, seed, metrics, max_steps)
+        returns, lengths, counted, cut = _play(player, env, quota, seed, metrics, breakdown, max_steps)
     refuse_without_choice(float(player.without_choice))
     own = metrics.values(metrics.sums().cpu().numpy())
     return Score.of(returns[counted], lengths[counted], {**own, **player.success_rate()}, cut)
@@ -214,37 +210,19 @@ class _Player:
         return {"success_rate": successes / episodes} if episodes else {}
 
 
-def _play_fixed(
-    act: _Player, env: TensorEnv, quota: Array, seed: int | None, metrics: TaskMetrics, breakdown: Breakdown | None
-) -> tuple[Array, Array]:
-    """Returns and lengths, `[rounds, num_envs]`, if all episodes have `env.horizon` steps: no host synchronisation."""
-    assert env.horizon is not None
-    obs, info = env.reset(seed=seed)
-    starts = torch.ones(env.num_envs, dtype=torch.bool, device=env.device)
-    returns = torch.zeros(int(quota.max()), env.num_envs, device=env.device)
-    wanted = torch.as_tensor(quota, device=env.device)
-    for number, episode in enumerate(returns):
-        if breakdown is not None:
-            breakdown.begin(env)
-        for step in range(env.horizon):
-            obs, reward, _, _, info = env.step(act(obs, starts if step == 0 else None, info))
-            episode += reward
-            metrics.add(info, number < wanted)
-            if breakdown is not None:
-                breakdown.add(info, step, number < wanted)
-        act.hear(info, number < wanted)
-    totals = returns.cpu().double().numpy()
-    return totals, np.full(totals.shape, env.horizon)
-
-
-def _play_free(
-    act: _Player, env: TensorEnv, quota: Array, seed: int | None, metrics: TaskMetrics, max_steps: int
+def _play(
+    act: _Player,
+    env: TensorEnv,
+    quota: Array,
+    seed: int | None,
+    metrics: TaskMetrics,
+    breakdown: Breakdown | None,
+    max_steps: int,
 ) -> tuple[Array, Array, Array, int]:
-    """As `_play_fixed`, for episodes of different lengths: results stay on the device, and the host checks now and
-    then.
+    """Returns and lengths, `[rounds, num_envs]`, which of them count, bool, and how many of these were cut.
 
-    If the environment counts episodes itself (`TensorEnv.counts_episodes`), its counts are used. Also returns which
-    episodes count, bool `[rounds, num_envs]`, and how many of these were cut.
+    Results stay on the device. Where episodes have no fixed horizon, the host looks now and then whether all are in. If
+    the environment counts episodes itself (`TensorEnv.counts_episodes`), its counts are used.
     """
     num_envs, device = env.num_envs, env.device
     obs, info = env.reset(seed=seed)
@@ -259,10 +237,19 @@ def _play_free(
     # What every environment did since its last episode: for those that do not end.
     partial, since = torch.zeros(num_envs, device=device), torch.zeros_like(played)
 
+    def unfinished() -> bool:
+        if env.horizon is not None:
+            return step < rounds * env.horizon
+        return bool(step % _READ_EVERY) or bool(((played < wanted) & (since < max_steps)).any())
+
     step = 0
-    while step % _READ_EVERY or bool(((played < wanted) & (since < max_steps)).any()):
+    while unfinished():
+        if breakdown is not None and step % breakdown.horizon == 0:
+            breakdown.begin(env)
         obs, reward, terminated, truncated, info = env.step(act(obs, starts, info))
         metrics.add(info, played < wanted)
+        if breakdown is not None:
+            breakdown.add(info, step % breakdown.horizon, played < wanted)
         row = played.clamp(max=rounds)[None]
         ended = over = terminated | truncated
         partial, since = partial + reward, since + 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 from agents.view.canvas import Box
 
@@ -43,55 +44,48 @@ def arrange(room: Box, aspect: float | None, rows: int, maps: int, panels: int, 
             views, rest = _split(room, 0.4)
             actions, memory = _split(rest, 0.4)
         return {"views": views, "actions": actions, "memory": memory}
-    return max(_candidates(room, rows, maps), key=lambda boxes: _worth(boxes, aspect, panels))
+    candidates = [boxes for boxes in _candidates(room, rows, maps) if _fits(boxes, rows, maps)]
+    if not candidates:  # a tiny window
+        upper, lower = _split(room, 0.6, down=True)
+        picture, memory = _split(upper, 0.55)
+        return _boxes(picture, _split(lower, 0.5), memory)
+    return max(candidates, key=lambda boxes: _worth(boxes, aspect, panels))
 
 
 def _candidates(room: Box, rows: int, maps: int) -> Iterator[Boxes]:
-    """Layouts in which every card has at least the space it needs."""
-    least = HEAD + PAD + 26 * rows + 130 * bool(maps)
     most = 48 + 44 * rows + 220 * bool(maps)
-
-    def fits(views: Box, actions: Box, memory: Box) -> bool:
-        return (
-            views.height >= min(least, 200)
-            and actions.height >= 96
-            and min(views.width, actions.width) >= 200
-            and min(memory.width, memory.height) >= 200
-        )
 
     def piled(box: Box) -> tuple[Box, Box]:
         """Observation above actions, each with the height it can use."""
         share = min(0.62, max(0.3, min(most, box.height - 130) / box.height))
         return _split(box, share, down=True)
 
-    found = False
     for percent in range(25, 80, 3):
-        frame, right = _split(room, percent / 100)  # environment at the left or at the top
-        top, low = _split(room, percent / 100, down=True)
-        for first, rest in ((frame, right), (top, low)):
+        left, right = _split(room, percent / 100)
+        for frame, rest in ((left, right), _split(room, percent / 100, down=True)):
             for share in (0.35, 0.42, 0.5):
                 side, memory = _split(rest, share)
-                for views, actions in (piled(side), _split(side, 0.55)):
-                    if fits(views, actions, memory):
-                        found = True
-                        yield {"frame": first, "views": views, "actions": actions, "memory": memory}
+                yield _boxes(frame, piled(side), memory)
+                yield _boxes(frame, _split(side, 0.55), memory)
                 upper, memory = _split(rest, share, down=True)
-                views, actions = _split(upper, 0.5)
-                if fits(views, actions, memory):
-                    found = True
-                    yield {"frame": first, "views": views, "actions": actions, "memory": memory}
+                yield _boxes(frame, _split(upper, 0.5), memory)
         for share in (0.35, 0.42, 0.5, 0.58, 0.65, 0.72):  # the environment above observation and actions
-            left, memory = _split(room, percent / 100)
-            picture, beneath = _split(left, share, down=True)
-            views, actions = _split(beneath, 0.5)
-            if fits(views, actions, memory):
-                found = True
-                yield {"frame": picture, "views": views, "actions": actions, "memory": memory}
-    if not found:  # a tiny window
-        upper, lower = _split(room, 0.6, down=True)
-        picture, memory = _split(upper, 0.55)
-        views, actions = _split(lower, 0.5)
-        yield {"frame": picture, "views": views, "actions": actions, "memory": memory}
+            frame, beneath = _split(left, share, down=True)
+            yield _boxes(frame, _split(beneath, 0.5), right)
+
+
+def _boxes(frame: Box, sides: tuple[Box, Box], memory: Box) -> Boxes:
+    return {"frame": frame, "views": sides[0], "actions": sides[1], "memory": memory}
+
+
+def _fits(boxes: Boxes, rows: int, maps: int) -> bool:
+    """Whether every card has at least the space it needs."""
+    views, actions, memory = boxes["views"], boxes["actions"], boxes["memory"]
+    return (
+        views.height >= min(HEAD + PAD + 26 * rows + 130 * bool(maps), 200)
+        and actions.height >= 96
+        and min(views.width, actions.width, memory.width, memory.height) >= 200
+    )
 
 
 def _worth(boxes: Boxes, aspect: float, panels: int) -> float:
@@ -119,14 +113,8 @@ def inside(card: Box) -> Box:
 
 def _split(box: Box, share: float, down: bool = False) -> tuple[Box, Box]:
     """Two boxes side by side, or one below the other, with a gap between them."""
+    whole = box.height if down else box.width
+    first = round((whole - GAP) * share)
     if down:
-        first = round((box.height - GAP) * share)
-        return (
-            Box(box.left, box.top, box.width, first),
-            Box(box.left, box.top + first + GAP, box.width, box.height - first - GAP),
-        )
-    first = round((box.width - GAP) * share)
-    return (
-        Box(box.left, box.top, first, box.height),
-        Box(box.left + first + GAP, box.top, box.width - first - GAP, box.height),
-    )
+        return replace(box, height=first), replace(box, top=box.top + first + GAP, height=whole - first - GAP)
+    return replace(box, width=first), replace(box, left=box.left + first + GAP, width=whole - first - GAP)
