@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from agents.checkpoint.format import shapes
 
 
 def take_optimizer(optimizer: torch.optim.Optimizer, groups: list[Any], tensors: dict[str, Tensor]) -> None:
-    """Loads an optimiser's state.
+    """Loads an optimiser's state, once a copy of the optimiser has made a step with it.
 
-    One step with gradients of zero is tried and undone, which fails or spoils the parameters if a value is of a wrong
-    type, range or shape.
+    A step with gradients of zero fails, or spoils the parameters, if a value is of a wrong type or range. Shapes are
+    compared before, with those that the copy has by itself: torch's kernels do not check them.
 
     Raises:
-        ValueError: it belongs to another optimiser, or the step fails.
+        ValueError: the state belongs to another optimiser, or the step fails.
     """
     own = optimizer.state_dict()["param_groups"]
     if [(sorted(group), group["params"]) for group in own] != [(sorted(group), group["params"]) for group in groups]:
@@ -24,28 +27,26 @@ def take_optimizer(optimizer: torch.optim.Optimizer, groups: list[Any], tensors:
     for name, value in tensors.items():
         index, _, entry = name.partition("/")
         state.setdefault(int(index), {})[entry] = value
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    if len({frozenset(entries) for entries in state.values()}) > 1 or not state.keys() <= {*range(len(parameters))}:
-        raise ValueError("the optimiser's state has other entries for some parameters than for others")
-    before = [parameter.detach().clone() for parameter in parameters]
-    trial = {index: {name: value.clone() for name, value in entries.items()} for index, entries in state.items()}
-    optimizer.load_state_dict({"param_groups": groups, "state": trial})
+    trial = copy.deepcopy(optimizer)
     try:
-        _step(optimizer, parameters)
+        _step(trial)
+        expected = trial.state_dict()["state"]
+        for index, entries in state.items():
+            like = {name: value for name, value in expected[index].items() if isinstance(value, Tensor)}
+            if shapes(entries) != shapes(like):
+                raise ValueError(f"of parameter {index} it is {shapes(entries)}, expected {shapes(like)}")
+        trial.load_state_dict({"param_groups": groups, "state": copy.deepcopy(state)})
+        _step(trial)
     except Exception as error:
         raise ValueError(f"the optimiser's state is invalid: {' '.join(str(error).split())}") from error
-    finally:
-        with torch.no_grad():
-            for parameter, value in zip(parameters, before, strict=True):
-                parameter.copy_(value)
     optimizer.load_state_dict({"param_groups": groups, "state": state})
 
 
-def _step(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> None:
+def _step(optimizer: torch.optim.Optimizer) -> None:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
-    optimizer.zero_grad()
     if not all(bool(torch.isfinite(parameter).all()) for parameter in parameters):
         raise ValueError("a step makes parameters infinite or NaN")
 

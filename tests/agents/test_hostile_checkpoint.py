@@ -226,6 +226,21 @@ def test_a_tensor_of_another_shape(copied: Path) -> None:
     refused(copied, "value_net.weight", "size mismatch")
 
 
+@pytest.mark.parametrize("fused", [None, True])
+def test_an_optimiser_s_state_of_another_shape(fused: bool | None, copied: Path) -> None:
+    """torch's kernels read beyond the end of a state that is too short."""
+
+    def change(file: Path) -> None:
+        tensors = load_file(file)
+        tensors["optimizer/1/exp_avg_sq"] = tensors["optimizer/1/exp_avg_sq"].flatten()[:0]
+        save_file(tensors, file)
+
+    write_tensors(copied, change)
+    edit(copied, lambda manifest: manifest.update(tensors=listed(copied)))
+    edit(copied, lambda manifest: manifest["param_groups"][0].update(fused=fused))
+    refused(copied, "the optimiser's state is invalid: of parameter 1 it is")
+
+
 # -- what is the user's own -------------------------------------------------------------------------------------------
 
 
