@@ -31,10 +31,10 @@ def take_optimizer(optimizer: torch.optim.Optimizer, groups: list[Any], tensors:
     try:
         _step(trial)
         expected = trial.state_dict()["state"]
-        for index, entries in state.items():
-            like = {name: value for name, value in expected[index].items() if isinstance(value, Tensor)}
+        for number, entries in state.items():
+            like = {name: value for name, value in expected[number].items() if isinstance(value, Tensor)}
             if shapes(entries) != shapes(like):
-                raise ValueError(f"of parameter {index} it is {shapes(entries)}, expected {shapes(like)}")
+                raise ValueError(f"of parameter {number} it is {shapes(entries)}, expected {shapes(like)}")
         trial.load_state_dict({"param_groups": groups, "state": copy.deepcopy(state)})
         _step(trial)
     except Exception as error:
