@@ -52,7 +52,7 @@ class A2CConfig(Hyperparameters):
 
     fixed: ClassVar[tuple[str, ...]] = (*Hyperparameters.fixed, "rms_prop_eps", "use_rms_prop", "adam_eps")
     run_defaults: ClassVar[Mapping[str, Any]] = {
-        **{"learning_rate": 2e-3, "n_steps": 25, "gae_lambda": 0.95, "ent_coef": 0.001},
+        **{"learning_rate": 2e-3, "n_steps": 16, "gae_lambda": 0.95, "ent_coef": 0.001, "max_grad_norm": 0.1},
         **{"use_rms_prop": False, "anneal": True},
     }
 

@@ -12,6 +12,8 @@ STEPS = 10_000
 """Fewest environment steps in it: in a short rollout the explained variance is mostly noise."""
 HARD = 8.0
 """Mean ratio of gradient norm to `max_grad_norm` from which clipping counts as hard."""
+USUAL = 0.5
+"""SB3's `max_grad_norm`. With a smaller one nearly every gradient is clipped, which says nothing of the critic."""
 
 
 class CriticWatch:
@@ -40,7 +42,7 @@ class CriticWatch:
         if len(self.seen) > patience:
             self.seen.popleft()
         explained, norm = (sum(column) / len(self.seen) for column in zip(*self.seen, strict=True))
-        if len(self.seen) == patience and explained <= 0 and norm > HARD * max_grad_norm:
+        if len(self.seen) == patience and explained <= 0 and norm > HARD * max(max_grad_norm, USUAL):
             self.warned = True
             advice = "lower vf_coef or raise max_grad_norm"
             if not normalized:

@@ -20,7 +20,7 @@ from agents import A2C, PPO, MemoryOnPolicyAlgorithm, PPOConfig, Supervised, reg
 from agents.common.arguments import Positive
 from agents.registry import learners
 from agents.run.command import main
-from agents.run.config import Config, load_config
+from agents.run.config import RECIPES, Config, load_config
 from agents.run.parsing import parse
 from envs.repeat_first import RepeatFirst
 from policies import plugins
@@ -251,12 +251,21 @@ def test_what_runs_start_from_has_not_changed() -> None:
     shared = {"ent_coef": 0.001, "gae_lambda": 0.95, "normalize_values": True, "vf_coef": 0.5}
     for config in (ppo, a2c):
         assert {name: getattr(config.learner, name) for name in shared} == shared
-    assert (ppo.learner.n_steps, ppo.learner.n_minibatches, a2c.learner.n_steps) == (128, 2, 25)
+    assert (ppo.learner.n_steps, ppo.learner.n_minibatches, a2c.learner.n_steps) == (128, 2, 16)
     assert (ppo.learner.learning_rate, a2c.learner.learning_rate) == (1e-3, 2e-3)
     assert (ppo.learner.normalize_advantage, a2c.learner.normalize_advantage) == (True, False)
-    assert (a2c.learner.use_rms_prop, supervised.learner.n_steps, supervised.learner.max_grad_norm) == (False, 0, 10)
+    assert (a2c.learner.use_rms_prop, a2c.learner.max_grad_norm) == (False, 0.1)
+    assert (supervised.learner.n_steps, supervised.learner.max_grad_norm) == (0, 10)
     assert parse(["--env", "CartPole-v1"])[0].learner.normalize_obs
     assert not Config().anneal
+
+
+@pytest.mark.parametrize("file", sorted(RECIPES.glob("*.yaml")), ids=lambda file: str(file.stem))
+def test_a_recipe_does_not_depend_on_the_defaults_of_the_command(file: Path) -> None:
+    """Its published numbers stay the same if a default of `train.py` changes."""
+    recipe = yaml.safe_load(file.read_text(encoding="utf-8"))
+    config = agents.learner_class(recipe.get("algo", "ppo")).config_class
+    assert {*config.run_defaults, *config.gpu_defaults} <= {*recipe}
 
 
 def test_a_sweep_over_learners_gives_each_its_own(tmp_path: Path) -> None:
