@@ -17,6 +17,7 @@ import torch
 
 from agents.common.arguments import Count, Fraction, NotNegative, Positive, Rate, Seed, Whole, given
 from agents.scale.fast import Fast, Precision
+from policies.policy import MemoryActorCriticPolicy
 
 
 class Hyperparameters:
@@ -156,8 +157,14 @@ def check_policy_names(policy: Any, given: Mapping[str, Any]) -> None:
     """Checks the names in `policy_kwargs` before a policy is built.
 
     Raises:
-        TypeError: the policy does not take one; the message names near ones, or where a memory's sizes go.
+        TypeError: the policy does not take one; the message names near ones, or where a memory's sizes go. Or it has
+            no memory.
     """
+    if not (isinstance(policy, type) and issubclass(policy, MemoryActorCriticPolicy)):
+        shown = policy.__name__ if isinstance(policy, type) else repr(policy)
+        raise TypeError(
+            f"policy is {shown}, expected 'MemoryPolicy' or a subclass of policies.policy.MemoryActorCriticPolicy"
+        )
     taken = inspect.signature(policy).parameters
     if any(each.kind is each.VAR_KEYWORD for each in taken.values()):
         return

@@ -203,6 +203,11 @@ class MemoryOnPolicyAlgorithm(Updates, OnPolicyAlgorithm):
         self.episodes = Episodes(self.all_envs)
         self.visits = self.tensor_env.visits
 
+    @property
+    def rollout_buffer(self) -> Rollout:  # type: ignore[override]
+        """The rollout, by the name under which SB3's callbacks look for it: tensors `[T, N, ...]` on the device."""
+        return self.rollout
+
     def collector(self) -> Collector:
         """The collector of the next rollout."""
         raise NotImplementedError

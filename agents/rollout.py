@@ -130,6 +130,16 @@ class Rollout:
                     self.said = torch.full((3, *self.rewards.shape), torch.nan, device=self.rewards.device)
                 self.said[kind, t] = info[name]
 
+    @property
+    def observations(self) -> Obs:
+        """`obs`, by the name that it has in SB3's `RolloutBuffer`."""
+        return self.obs
+
+    @property
+    def episode_starts(self) -> Tensor:
+        """`starts`, by the name that they have in SB3's `RolloutBuffer`."""
+        return self.starts
+
     def ended(self) -> Tensor:
         """Where an episode ended, for either reason: bool `[T, N]`."""
         return self.terminated | self.truncated

@@ -20,6 +20,8 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
+from envs.checks import check_advance, check_observation
+
 Obs = Tensor | dict[str, Tensor]
 Info = dict[str, Any]
 
@@ -35,6 +37,7 @@ class AnswerGroup(NamedTuple):
 
 
 _OF_SB3 = {"env_is_wrapped", "env_method", "get_attr", "get_images", "seed", "set_attr", "step_async", "step_wait"}
+_BY_INIT = {"device", "generator", "horizon", "num_envs", "single_action_space", "single_observation_space"}
 _FOR_SB3 = "a batch of environments, which Stable-Baselines3 takes as agents.TensorVecEnv(env)"
 
 
@@ -160,6 +163,8 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor], metaclass=_ForSB3):
         return {} if self._given is None else dict(list(self._given.values.items())[1:])
 
     _given: _Given | None = None
+    _checked = False
+    """Whether a step was compared with what the base class expects."""
 
     # -- what a subclass writes ------------------------------------------------------------------------------------
 
@@ -235,6 +240,7 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor], metaclass=_ForSB3):
 
         Raises:
             TypeError: `seed` is a sequence: one generator on the device serves all environments.
+            TensorEnvError: the subclass gives other observations than its space says; looked at until the first step.
         """
         if seed is not None:
             if not isinstance(seed, (int, np.integer)):
@@ -244,7 +250,10 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor], metaclass=_ForSB3):
         self._started = True
         self.visits = object()
         self._begin(None)
-        return self._observe(), self._describe()
+        obs = self._observe()
+        if not self._checked:
+            check_observation(self, obs)
+        return obs, self._describe()
 
     def step(self, action: Tensor | np.ndarray[Any, Any]) -> tuple[Obs, Tensor, Tensor, Tensor, Info]:
         """Steps all environments; see the class for episode ends.
@@ -258,6 +267,8 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor], metaclass=_ForSB3):
         Raises:
             RuntimeError: `reset` was never called.
             ValueError: an array has another shape.
+            TensorEnvError: the subclass gives something else than this base class expects; only the first step is
+                looked at.
         """
         if not self._started:
             raise RuntimeError(f"{type(self).__name__}.step was called before reset")
@@ -265,7 +276,11 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor], metaclass=_ForSB3):
             action = torch.as_tensor(np.asarray(action), device=self.device)
             if action.shape != (expected := (self.num_envs, *(self.single_action_space.shape or ()))):
                 raise ValueError(f"the actions have shape {tuple(action.shape)}; expected {expected}")
-        reward, terminated, truncated = self._advance(action)
+        given = self._advance(action)
+        if not self._checked:
+            check_advance(self, given)
+            self._checked = True
+        reward, terminated, truncated = given
         final: Info = {"metrics": self._measured} if self._measured else {}
         if self._success is not None:
             final["is_success"] = self._success
@@ -282,7 +297,7 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor], metaclass=_ForSB3):
                 self._elapsed = 0
                 self._begin(None)
         else:
-            assert terminated is not None
+            assert terminated is not None  # checked above
             truncated = torch.zeros_like(terminated) if truncated is None else truncated
             last = self._observe()
             if not self.autoreset:
@@ -296,6 +311,9 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor], metaclass=_ForSB3):
         def __getattr__(self, name: str) -> Any:
             if name in _OF_SB3:
                 raise TypeError(f"{type(self).__name__} has no {name}: it is {_FOR_SB3}")
+            if "generator" not in vars(self) and name in _BY_INIT:
+                arguments = "num_envs, observation_space, action_space, device"
+                raise AttributeError(f"{type(self).__name__}.__init__ did not call super().__init__({arguments})")
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def render(self) -> tuple[Any, ...] | None:

@@ -13,6 +13,7 @@ import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 
 import envs as engram_envs
+from agents.common.invocation import command_for
 
 
 def find_env(env_id: str) -> EnvSpec:
@@ -32,8 +33,8 @@ def find_env(env_id: str) -> EnvSpec:
         where = (
             f"{module} was imported and registers no such id"
             if module
-            else f"this project's: {', '.join(known)}; any other registered Gymnasium id works too; "
-            f"if another package registers it: PACKAGE:{name}"
+            else f"if a package or a module of yours registers it: MODULE:{name}; this project's: "
+            f"{command_for('train')} --list envs"
         )
         raise ValueError(f"unknown environment {env_id!r}; near it: {', '.join(near) or 'nothing'}; {where}") from error
 

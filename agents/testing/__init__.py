@@ -28,6 +28,7 @@ from agents.testing.learner import LEARNER_CHECKS, Echo, LearnerCase
 from envs.tensor_env import TensorEnv
 from envs.testing import ENV_CHECKS, EnvCase
 from policies.memories import Memory, memory_class
+from policies.memories.checks import try_step
 from policies.testing import MEMORY_CHECKS, MemoryCase
 
 
@@ -69,7 +70,7 @@ def check_memory(
     if isinstance(memory, str):
         memory_class(memory)
     case = MemoryCase(memory, options, input_shape, learner or {}, updates, floor, ceiling)
-    _run(_title(memory), case.build, MEMORY_CHECKS, case, verbose)
+    _run(_title(memory), lambda: try_step(case.build(), case.input_size), MEMORY_CHECKS, case, verbose)
 
 
 def check_env(
@@ -89,7 +90,10 @@ def check_env(
     Raises:
         ConformanceError: it breaks the contract, or cannot be built.
         ValueError: no environment has this id.
+        TypeError: `env` is an environment.
     """
+    if not isinstance(env, (str, type)):
+        raise TypeError(f"env is an object of {type(env).__name__}, expected its id or its class, with its arguments")
     if batched_class(find_env(env)) is None if isinstance(env, str) else not issubclass(env, TensorEnv):
         host_case = HostEnvCase(env, options, steps)  # type: ignore[arg-type]
         _run(_title(env), host_case.batch, HOST_ENV_CHECKS, host_case, verbose)

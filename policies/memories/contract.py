@@ -87,7 +87,7 @@ class Memory(nn.Module):
 
     def initial_state(self, batch_size: int) -> State:
         """State at the first step of an episode: `[batch_size, ...]`, possibly expanded views; never written to."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no initial_state(batch_size)")
 
     def zeros_state(self, batch_size: int, shapes: Mapping[str, tuple[int, ...]]) -> State:
         """Zeros `[batch_size, *shape]` for each of `shapes`, expanded views of one number."""
@@ -96,7 +96,7 @@ class Memory(nn.Module):
 
     def forward(self, x: Tensor, state: State) -> MemoryStep:
         """One step, by the equations. `x`: `[B, F]`, or `[B, C, L]` / `[B, C, H, W]` for `input_kind` "grid"."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no forward(x, state)")
 
     def metrics(self, state: State) -> dict[str, Tensor]:
         """Numbers to log by name, each `[B]`, such as how full the memory is.

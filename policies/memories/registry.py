@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+from policies.memories.checks import try_step
 from policies.memories.contract import Memory
 from policies.plugins import Registry
 
@@ -64,6 +65,10 @@ def make_memory(name: str, *, input_size: int | tuple[int, ...], fast: bool = Tr
         input_size: F, the width of one input vector, or the shape `(C, L)` or `(C, H, W)` of one input grid.
         fast: use the memory's fast form, where it has one; False: its equations alone.
         kwargs: the memory's own arguments; see its class.
+
+    Raises:
+        ValueError: there is no such memory.
+        TypeError: it does not take an argument, or is of another package and breaks the contract in its first step.
     """
     cls, kwargs = memory_class(name), current_arguments(name, kwargs)
     signature = inspect.signature(cls)
@@ -72,6 +77,8 @@ def make_memory(name: str, *, input_size: int | tuple[int, ...], fast: bool = Tr
     except TypeError as error:
         raise TypeError(f"memory {name!r}: {error}; it takes {_arguments(signature)}") from None
     memory = cls(input_size, **kwargs)  # type: ignore[call-arg]
+    if not cls.__module__.startswith("policies."):
+        try_step(memory, input_size)
     memory.use_fast_form(fast)
     return memory
 

@@ -198,6 +198,21 @@ def test_locals_have_the_types_and_shapes_of_sb3s() -> None:
                 np.testing.assert_array_equal(mine, other)
 
 
+def test_callbacks_find_the_rollout_buffer_with_sb3s_names() -> None:
+    class Looks(BaseCallback):
+        def _on_step(self) -> bool:
+            return True
+
+        def _on_rollout_end(self) -> None:
+            buffer = self.model.rollout_buffer  # type: ignore[attr-defined]
+            assert buffer is self.locals["rollout_buffer"]
+            assert buffer.observations.shape == (4, 2, 4)
+            for name in ("rewards", "values", "log_probs", "advantages", "returns", "episode_starts"):
+                assert getattr(buffer, name).shape == (4, 2)
+
+    PPO("MemoryPolicy", make_env("CartPole-v1", 2), n_steps=4, device="cpu").learn(16, Looks())
+
+
 @pytest.mark.parametrize("learner", [A2C, PPO])
 @pytest.mark.parametrize("build", [lambda: TMaze(3, length=2), lambda: make_vec_env(Pay, 3)])
 def test_locals_are_those_of_the_rollout(learner: Any, build: Any) -> None:

@@ -21,6 +21,7 @@ from stable_baselines3.common.callbacks import (
 )
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import configure
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import LinearSchedule
 
 from agents import A2C, PPO, MemoryOnPolicyAlgorithm, Supervised, TensorVecEnv, make_env
@@ -333,6 +334,12 @@ def test_a_model_is_copied_right_after_learn(learner: Any, memory: str) -> None:
 def test_an_argument_that_is_not_taken_says_what_is(given: dict[str, Any], words: str) -> None:
     with pytest.raises(TypeError, match=words):
         PPO("MemoryPolicy", RepeatFirst(2), **given)
+
+
+def test_a_policy_without_memory_is_refused() -> None:
+    words = "policy is ActorCriticPolicy, expected 'MemoryPolicy' or a subclass of policies"
+    with pytest.raises(TypeError, match=words):
+        PPO(ActorCriticPolicy, RepeatFirst(2))  # type: ignore[type-var]
 
 
 def test_what_is_no_environment_is_refused() -> None:

@@ -142,6 +142,8 @@ def test_somebodys_environment_is_checked_by_id_or_class(capsys: pytest.CaptureF
         check_env(Rounded, length=3, steps=12)
     with pytest.raises(ValueError, match=r"unknown environment 'CartPole-v9'; near it: CartPole-v1"):
         check_env("CartPole-v9")
+    with pytest.raises(TypeError, match="env is an object of RepeatFirst, expected its id or its class"):
+        check_env(RepeatFirst(2))  # type: ignore[arg-type]
 
 
 class Ordinary(gym.Env[Any, Any]):

@@ -17,6 +17,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 import envs
+from envs.checks import TensorEnvError
 from envs.single_env import SingleEnv
 from envs.tensor_env import Info, TensorEnv
 from envs.testing import ENV_CHECKS, ConformanceError, EnvCase
@@ -223,6 +224,63 @@ def test_a_sound_one_of_somebody_elses_passes_without_pictures(check: str) -> No
 def test_episodes_that_are_too_long_to_check_are_said() -> None:
     with pytest.raises(ConformanceError, match="no episode ended in 12 steps"):
         ENV_CHECKS["it_keeps_the_contract"](EnvCase(Guess, {"length": 30}, steps=12))
+
+
+class Slip(TensorEnv):
+    """One mistake of someone who writes a first environment."""
+
+    def __init__(self, num_envs: int = 2, *, wrong: str = "", device: str = "cpu") -> None:
+        self.wrong = wrong
+        if wrong == "init":
+            self.num_envs = num_envs
+            return
+        space: Any = (
+            spaces.Dict(a=spaces.Discrete(3), b=spaces.Box(0, 1, (2,))) if "dict" in wrong else spaces.Discrete(3)
+        )
+        horizon = None if wrong.startswith("open") else 3
+        super().__init__(num_envs, space, spaces.Discrete(2), device, horizon=horizon)
+
+    def _begin(self, where: Any) -> None: ...
+
+    def _observe(self) -> Any:
+        numbers = torch.zeros(self.num_envs, dtype=torch.int64)
+        wrong: dict[str, Any] = {"numpy": numbers.numpy(), "dict": {"a": numbers}, "shape": numbers[:, None]}
+        wrong["dict shape"] = {"a": numbers, "b": numbers}
+        return wrong.get(self.wrong, numbers)
+
+    def _advance(self, action: Any) -> Any:
+        reward, ends = torch.zeros(self.num_envs), torch.zeros(self.num_envs, dtype=torch.bool)
+        wrong: dict[str, Any] = {"float": (0.0, None, None), "column": (reward[:, None], None, None)}
+        wrong |= {"two": (reward, None), "open": (reward, None, None), "open numbers": (reward, reward, None)}
+        wrong |= {"open one": (reward, ends[:1], None)}
+        return wrong.get(self.wrong, (reward, None, None))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("init", r"Slip.__init__ did not call super\(\).__init__\(num_envs, observation_space"),
+        ("numpy", r"Slip._observe gave an observation of ndarray, expected a tensor \(2,\)"),
+        ("shape", r"Slip._observe gave an observation of shape \(2, 1\), expected \(2,\)"),
+        ("dict", "Slip._observe gave the entries a, expected a dictionary with a, b"),
+        ("dict shape", r"Slip._observe gave entry 'b' of shape \(2,\), expected \(2, 2\)"),
+        ("float", r"Slip._advance gave a reward of float, expected a tensor \(2,\)"),
+        ("column", r"Slip._advance gave a reward of shape \(2, 1\), expected \(2,\)"),
+        ("two", "Slip._advance gave 2 values, expected 3: reward, terminated, truncated"),
+        ("open", r"gave None as terminated, expected a bool tensor \(2,\), or a horizon given to super"),
+        ("open numbers", r"Slip._advance gave terminated of torch.float32, expected torch.bool"),
+        ("open one", r"Slip._advance gave terminated of shape \(1,\), expected \(2,\)"),
+    ],
+)
+def test_a_slip_in_the_first_step_is_named(wrong: str, message: str) -> None:
+    def play() -> None:
+        env = Slip(wrong=wrong)
+        env.reset(seed=0)
+        env.step(torch.zeros(2, dtype=torch.int64))
+
+    with pytest.raises((TensorEnvError, AttributeError), match=message) as caught:
+        play()
+    assert "\n" not in str(caught.value)
 
 
 def test_what_is_no_tensor_env_is_said() -> None:

@@ -8,12 +8,14 @@ import warnings
 from collections.abc import Iterator
 from importlib.metadata import distributions
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from policies import plugins
 from policies.memories import make_memory, memory_class, register_memory, registered, registry
+from policies.memories.contract import Memory, MemoryStep
 from policies.memories.identity import Identity
 from policies.memories.recurrent.lstm import LSTM
 
@@ -51,6 +53,61 @@ def test_wrong_arguments_are_answered_with_the_memory_and_what_it_takes() -> Non
     with pytest.raises(TypeError, match=r"memory 'lstm'.*'hidden'.*hidden_size=200, num_layers=1") as caught:
         make_memory("lstm", input_size=3, hidden=5)
     assert "\n" not in str(caught.value)
+
+
+class Own(Memory):
+    """A memory of another package."""
+
+    def __init__(self, input_size: int, wrong: str = "") -> None:
+        super().__init__()
+        if wrong != "size":
+            self.output_size = 4
+        self.wrong, self.cell = wrong, torch.nn.GRUCell(input_size, 4)
+
+    def initial_state(self, batch_size: int) -> Any:
+        if self.wrong == "missing":
+            return super().initial_state(batch_size)
+        hidden = torch.zeros(batch_size, 4, dtype=torch.float64 if self.wrong == "type" else None)
+        return {"tuple": (hidden,), "batch": {"h": hidden[None]}}.get(self.wrong, {"h": hidden})
+
+    def forward(self, x: torch.Tensor, state: Any) -> Any:
+        hidden = self.cell(x, state["h"]) + torch.rand(())
+        if self.wrong == "in place":
+            hidden = state["h"].add_(1)
+        if self.wrong == "pair":
+            return hidden, {"h": hidden}
+        output = hidden[:, :3] if self.wrong == "width" else hidden
+        return MemoryStep(output, {"g" if self.wrong == "name" else "h": hidden}, {})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("size", "Own has no output_size, expected __init__ to set it to the width of the output"),
+        ("missing", r"Own has no initial_state\(batch_size\)"),
+        ("tuple", "Own.initial_state gave a state of tuple, expected a dictionary of tensors"),
+        ("batch", r"gave 'h' of shape \(1, 2, 4\) for 2 environments, expected the batch first: \(2, \.\.\.\)"),
+        ("type", "gave 'h' of torch.float64 for a memory of torch.float32, expected .* dtype=self.dtype, device="),
+        ("pair", r"Own.forward gave a tuple, expected MemoryStep\(output=\.\.\., state=\.\.\., losses={}\)"),
+        ("width", r"an output of shape \(2, 3\) for 2 environments, expected \(2, 4\), as output_size says"),
+        ("name", r"Own.forward gave the state {'g': \(2, 4\)}, expected {'h': \(2, 4\)}, as initial_state gives it"),
+        ("in place", "Own.forward writes to the state it is given, expected new tensors"),
+    ],
+)
+def test_a_memory_of_another_package_that_breaks_the_contract_is_named_when_it_is_built(
+    monkeypatch: pytest.MonkeyPatch, wrong: str, message: str
+) -> None:
+    monkeypatch.setattr(registry, "memory_class", lambda name: Own)
+    with pytest.raises((TypeError, NotImplementedError), match=message) as caught:
+        make_memory("own", input_size=3, wrong=wrong)
+    assert "\n" not in str(caught.value)
+    torch.manual_seed(0)
+    sound = make_memory("own", input_size=3)
+    after = torch.rand(2)
+    torch.manual_seed(0)
+    Own(3)
+    assert torch.equal(torch.rand(2), after)  # the try drew nothing
+    assert sound.training
 
 
 def test_a_memory_raises_its_own_type_errors() -> None:

@@ -1,0 +1,56 @@
+"""Compares the first step of a `TensorEnv` with its contract, where a subclass's mistake can still be named."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+
+class TensorEnvError(TypeError):
+    """A subclass of `TensorEnv` gives what the base class cannot use; the message says what, and what is expected."""
+
+
+def check_advance(env: Any, given: Any) -> None:
+    """What `_advance` gave. Only types and shapes are looked at, so nothing is launched on the device."""
+    name = f"{type(env).__name__}._advance"
+    if not isinstance(given, tuple) or len(given) != 3:
+        found = f"{len(given)} values" if isinstance(given, tuple) else f"a {type(given).__name__}"
+        raise TensorEnvError(f"{name} gave {found}, expected 3: reward, terminated, truncated")
+    reward, terminated, truncated = given
+    _check_tensor(env, f"{name} gave a reward", reward, (env.num_envs,))
+    if env.horizon is None:
+        if terminated is None:
+            raise TensorEnvError(
+                f"{name} gave None as terminated, expected a bool tensor ({env.num_envs},), or a horizon given to "
+                "super().__init__ if all episodes end after the same number of steps"
+            )
+        for word, ends in (("terminated", terminated), ("truncated", truncated)):
+            if ends is not None:
+                _check_tensor(env, f"{name} gave {word}", ends, (env.num_envs,))
+                if ends.dtype != torch.bool:
+                    raise TensorEnvError(f"{name} gave {word} of {ends.dtype}, expected torch.bool")
+
+
+def check_observation(env: Any, obs: Any) -> None:
+    """What `_observe` gave."""
+    space, name = env.single_observation_space, f"{type(env).__name__}._observe"
+    if not isinstance(space, spaces.Dict):
+        _check_tensor(env, f"{name} gave an observation", obs, (env.num_envs, *(space.shape or ())))
+        return
+    if not isinstance(obs, dict) or not set(space) <= set(obs):
+        found = f"the entries {', '.join(obs)}" if isinstance(obs, dict) else f"a {type(obs).__name__}"
+        raise TensorEnvError(f"{name} gave {found}, expected a dictionary with {', '.join(space)}")
+    for entry, part in space.items():
+        _check_tensor(env, f"{name} gave entry {entry!r}", obs[entry], (env.num_envs, *(part.shape or ())))
+
+
+def _check_tensor(env: Any, what: str, value: Any, shape: tuple[int, ...]) -> None:
+    if not isinstance(value, Tensor):
+        raise TensorEnvError(f"{what} of {type(value).__name__}, expected a tensor {shape}")
+    if value.shape != shape:
+        raise TensorEnvError(f"{what} of shape {tuple(value.shape)}, expected {shape}")
+    if value.device.type != env.device.type:
+        raise TensorEnvError(f"{what} on {value.device}, expected it on the environment's device, {env.device}")
