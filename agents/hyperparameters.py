@@ -149,6 +149,8 @@ def bound(learner: str, config: Any, *args: Any, **kwargs: Any) -> inspect.Bound
         if name not in signature.parameters:
             near = difflib.get_close_matches(name, signature.parameters, n=1, cutoff=0.6)
             hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(signature.parameters)}"
+            if name in inspect.signature(MemoryActorCriticPolicy).parameters:
+                hint = f"it goes into policy_kwargs={{{name!r}: ...}}"
             raise TypeError(f"{learner} does not take {name}: {INSTEAD.get(name, hint)}")
     return signature.bind(*args, **kwargs)
 

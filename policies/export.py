@@ -73,9 +73,12 @@ def export_step(
         masks: whether the step takes a mask of valid choices.
 
     Raises:
+        TypeError: `policy` is something else, such as a learner.
         ValueError: the memory's step cannot be exported, with `torch.export`'s reason; `batch_size` is below 1; or
             `masks` is true, but actions are no choices.
     """
+    if not isinstance(policy, MemoryActorCriticPolicy):
+        raise TypeError(f"policy is of {type(policy).__name__}, expected a policy, such as model.policy")
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, expected at least 1, or None for any")
     choices = sum(parts_of(policy.action_space)) if masks else 0

@@ -12,14 +12,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS = [
-    ["envs.bits", "envs.data", "envs.rendering", "envs.tensor_env", "envs.single_env"],
+    ["envs.bits", "envs.checks", "envs.data", "envs.rendering", "envs.tensor_env", "envs.single_env"],
     ["envs.tasks.sequence"],
     ["envs.tasks.babi", "envs.tasks.graphs", "envs.tasks.images"],
     ["envs", "envs.testing"],
     ["policies.native", "policies.plugins", "policies.memories.steps"],
     ["policies.memories.time.unroll", "policies.memories.time.recording", "policies.memories.time.scopes"],
     ["policies.memories.contract"],
-    ["policies.memories.time", "policies.memories.shared", "policies.memories.registry"],
+    ["policies.memories.time", "policies.memories.shared", "policies.memories.checks", "policies.memories.registry"],
     ["policies.memories"],
     ["policies"],
     ["policies.testing"],

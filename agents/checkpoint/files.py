@@ -49,6 +49,8 @@ class Source:
                 raise CheckpointError(
                     f"no checkpoint at {place}: {getattr(error, 'strerror', None) or error}"
                 ) from error
+        elif not hasattr(place, "read"):
+            raise TypeError(f"the checkpoint is given as {place!r}, expected a path or a binary file object")
         else:
             self.name = str(getattr(place, "name", "the checkpoint in memory"))
             self._archive = place.read()

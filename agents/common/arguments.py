@@ -95,7 +95,14 @@ def check_policy(policy_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
     Raises:
         ValueError: one is of the wrong type or out of its range.
     """
+    if not isinstance(policy_kwargs, (Mapping, types.NoneType)):
+        raise ValueError(f"policy_kwargs is {shown(policy_kwargs)}, expected a dictionary such as {{'memory': 'gru'}}")
     checked = dict(policy_kwargs or {})
+    if not isinstance(checked.get("net_arch"), (list, tuple, Mapping, types.NoneType)):
+        raise ValueError(f"net_arch is {shown(checked['net_arch'])}, expected a list of layer widths such as [64, 64]")
+    for name in ("activation_fn", "optimizer_class", "features_extractor_class"):
+        if isinstance(checked.get(name), str):
+            raise ValueError(f"{name} is {shown(checked[name])}, expected a class such as torch.nn.ReLU")
     check(POLICY, **checked)
     if isinstance(checked.get("memory"), str) and checked.get("memory_kwargs"):
         takes, given = memory_class(checked["memory"]), checked["memory_kwargs"]

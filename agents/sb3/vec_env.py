@@ -63,7 +63,7 @@ class _Counted(VecEnv):
 
     def _next_seed(self) -> int | None:
         """Seeds the first environment at the next reset; the others get the following numbers."""
-        return self._seeds[0]
+        return None if self._seeds[0] is None else int(self._seeds[0])  # gymnasium takes no number of NumPy's
 
     def _next_options(self) -> dict[str, Any] | None:
         if any(options != self._options[0] for options in self._options):

@@ -186,3 +186,18 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=expected) as error:
             read_yaml_file(file, "recipe")
         assert str(file) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("gru", r"policy_kwargs is 'gru', expected a dictionary such as \{'memory': 'gru'\}"),
+        ({"net_arch": 64}, r"net_arch is 64, expected a list of layer widths such as \[64, 64\]"),
+        ({"net_arch": "64"}, "net_arch is '64', expected a list of layer widths"),
+        ({"optimizer_class": "adam"}, "optimizer_class is 'adam', expected a class"),
+        ({"activation_fn": "relu"}, r"activation_fn is 'relu', expected a class such as torch\.nn\.ReLU"),
+    ],
+)
+def test_policy_arguments_of_the_wrong_kind_are_named(wrong: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        agents.PPO("MemoryPolicy", "Engram/RepeatFirst-v0", policy_kwargs=wrong)

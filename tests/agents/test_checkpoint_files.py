@@ -59,6 +59,8 @@ def test_one_file_where_the_name_ends_in_zip(trained: PPO, tmp_path: Path) -> No
 def test_a_file_object(trained: PPO) -> None:
     buffer = io.BytesIO()
     trained.save(buffer)
+    with pytest.raises(TypeError, match="the checkpoint is given as None, expected a path or a binary file object"):
+        PPO.load(None)  # type: ignore[arg-type]
     with pytest.raises(CheckpointError, match=r"no checkpoint at the checkpoint in memory: .* seek\(0\) first"):
         PPO.load(buffer)
     buffer.seek(0)

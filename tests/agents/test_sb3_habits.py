@@ -323,6 +323,7 @@ def test_a_model_is_copied_right_after_learn(learner: Any, memory: str) -> None:
         ({"batch_size": 64}, "PPO does not take batch_size: use n_minibatches: a minibatch is a set of environments"),
         ({"use_sde": True}, "PPO does not take use_sde: there is no state-dependent exploration"),
         ({"n_epoch": 3}, r"PPO does not take n_epoch: did you mean n_epochs\?"),
+        ({"memory": "gru"}, r"PPO does not take memory: it goes into policy_kwargs=\{'memory': \.\.\.\}"),
         ({"qqq": 3}, "PPO does not take qqq: known are policy, env, learning_rate, "),
         ({"policy_kwargs": {"memry": "gru"}}, r"MemoryActorCriticPolicy does not take memry: did you mean memory\?"),
         (

@@ -192,6 +192,17 @@ def test_attributes_of_the_single_environments_stay_in_reach(batch: Any) -> None
         _ = single.nothing_such
 
 
+def test_a_seed_may_be_a_number_of_numpy() -> None:
+    """Gymnasium's batch takes it for a sequence of seeds."""
+    env = PPO("MemoryPolicy", Stairs(), n_steps=8, policy_kwargs=GRU, device="cpu").get_env()
+    assert env is not None
+    shown = []
+    for seed in (np.int64(5), 5):
+        env.seed(seed)  # type: ignore[arg-type]
+        shown.append(env.reset())
+    np.testing.assert_array_equal(*shown)
+
+
 def test_pictures_are_transposed_as_in_sb3() -> None:
     class Picture(Stairs):
         observation_space = gym.spaces.Box(0, 255, (36, 36, 3), np.uint8)

@@ -91,6 +91,8 @@ def test_the_number_of_observations_may_be_free(tmp_path: Path) -> None:
         obs = {"sees": torch.rand(batch, 3), "asked": torch.arange(batch) % 3 + 2}
         with torch.no_grad():
             torch.testing.assert_close(step(obs, state, starts, mask), ours(obs, state, starts, mask))
+    with pytest.raises(TypeError, match=r"policy is of Linear, expected a policy, such as model\.policy"):
+        export_step(torch.nn.Linear(1, 1), "x.pt2")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="batch_size is 0, expected at least 1, or None for any"):
         export_step(made, tmp_path / "other.pt2", batch_size=0)
 
