@@ -238,7 +238,8 @@ class MemoryOnPolicyAlgorithm(Updates, OnPolicyAlgorithm):
         tb_log_name: str = "run",
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
-        assert self.env is not None, "there is no environment to learn from; call set_env"
+        if self.env is None:
+            raise ValueError("there is no environment to learn from; call set_env")
         fresh = reset_num_timesteps or self._last_obs is None
         distributed.equalise(self.policy)
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)

@@ -14,6 +14,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load as tensors_of
 from safetensors.torch import save as bytes_of
@@ -46,9 +47,16 @@ def write_checkpoint(place: Place, manifest: dict[str, Any], tensors: dict[str, 
         "tensors_sha256": hashlib.sha256(content).hexdigest(),
         "tensors": {name: [_kind(value), list(value.shape)] for name, value in plain.items()},
     }
-    whole = header | manifest
+    whole = header | json.loads(json.dumps(manifest, default=_plain))
     whole = {"digest": digest(whole)} | whole
     write(place, {TENSORS: content, MANIFEST: json.dumps(whole, indent=1).encode()})
+
+
+def _plain(value: Any) -> Any:
+    """A number of NumPy's, such as a user's count of steps, as Python's."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{value!r} of {type(value).__name__} cannot be written to a checkpoint")
 
 
 def digest(manifest: dict[str, Any]) -> str:

@@ -33,7 +33,7 @@ def find_env(env_id: str) -> EnvSpec:
         where = (
             f"{module} was imported and registers no such id"
             if module
-            else f"if a package or a module of yours registers it: MODULE:{name}; this project's: "
+            else f"if a package or module of your own registers it: MODULE:{name}; this project's: "
             f"{command_for('train')} --list envs"
         )
         raise ValueError(f"unknown environment {env_id!r}; near it: {', '.join(near) or 'nothing'}; {where}") from error

@@ -61,7 +61,8 @@ class TrainingEnv(BaseAlgorithm):
     @property
     def tensor_env(self) -> TensorEnv:
         """The training environment behind its tensor interface."""
-        assert self._tensor_env is not None, "the model was loaded without an environment; call set_env"
+        if self._tensor_env is None:
+            raise ValueError("the model was loaded without an environment; call set_env")
         return self._tensor_env
 
     @property

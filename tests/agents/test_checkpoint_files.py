@@ -10,6 +10,7 @@ import stat
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -54,6 +55,16 @@ def test_one_file_where_the_name_ends_in_zip(trained: PPO, tmp_path: Path) -> No
     assert [file.name for file in tmp_path.iterdir()] == ["best.zip"]
     trained.save(tmp_path / "folder")
     assert PPO.load(tmp_path / "folder.zip").num_timesteps == 28
+
+
+def test_numbers_of_numpy_are_saved(tmp_path: Path) -> None:
+    numbers = PPO("MemoryPolicy", TMaze(2), n_steps=np.int64(4), seed=np.int64(3), n_epochs=np.int32(1), device="cpu")
+    numbers.gamma = np.float32(0.5)  # type: ignore[assignment]
+    numbers.learn(np.int64(8)).save(tmp_path / "numpy")  # type: ignore[arg-type]
+    loaded = PPO.load(tmp_path / "numpy", device="cpu")
+    assert (loaded.num_timesteps, loaded.gamma, loaded.seed) == (8, 0.5, 3)
+    with pytest.raises(ValueError, match="there is no environment to learn from; call set_env"):
+        loaded.learn(8)
 
 
 def test_a_file_object(trained: PPO) -> None:
