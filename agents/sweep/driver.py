@@ -141,16 +141,17 @@ class Sweep:
 
     def _end(self, future: Future[None], job: Job) -> None:
         """Reports how a trial ended, or returns it to the queue if its process died."""
-        trial = self.study._storage.get_trial(job.trial_id)
-        if trial.state == TrialState.RUNNING and not self.stop.is_set():
-            put_back(self.study, job.trial_id)
-        elif trial.state in (TrialState.RUNNING, TrialState.WAITING):  # stopped
+        trial, lost = self.study._storage.get_trial(job.trial_id), future.exception()
+        if lost and trial.state == TrialState.RUNNING and self.stop.is_set():
             self.study._storage.set_trial_state_values(job.trial_id, TrialState.WAITING)
+        elif lost and trial.state == TrialState.RUNNING:
+            put_back(self.study, job.trial_id)
+        if self.stop.is_set() and not trial.state.is_finished():
             return
         pictures = time.monotonic() - self._drawn > _PICTURES_S
         report.write(self.study, self.space, self.config, self.folder, pictures)
         self._drawn = time.monotonic() if pictures else self._drawn
-        self._say(trial, future.exception())
+        self._say(trial, lost)
         self._failures = self._failures + 1 if trial.state == TrialState.FAIL else 0
         over = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
         if self._failures >= _HOPELESS and not over:

@@ -72,7 +72,9 @@ def draw(study: optuna.Study, space: Space, folder: Path) -> None:
         warnings.simplefilter("ignore")  # about few trials
         for name, drawing in drawings.items():
             axes = drawing()
-            axes.set_title(f"{space.name}: {axes.get_title(loc='left')}", loc="left")
+            title = axes.get_title(loc="left") or axes.get_title()
+            axes.set_title("")
+            axes.set_title(f"{space.name}: {title}", loc="left")
             if name == "curves":
                 axes.set(xlabel=f"report ({space.reports} per seed)", ylabel=space.objective)
                 if axes.get_legend() and len(axes.get_lines()) > 20:
