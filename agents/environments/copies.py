@@ -145,7 +145,7 @@ def _array(
     if np.shape(obs) != space.shape:
         found = f"{article} of shape {np.shape(obs)}" if np.shape(obs) else f"{_shown(obs)} as {_noun(name)}"
         raise ContractError(f"{where} gave {found}, expected {space.shape} as its {'space' if name else SPACE} says")
-    array = np.array(obs)
+    array = np.asarray(obs).copy()  # np.array(obs) warns about tensors
     if array.dtype.kind not in "biuf":
         raise ContractError(f"{where} gave {article} of {array.dtype}, expected numbers")
     if isinstance(space, gym.spaces.MultiDiscrete):
@@ -167,7 +167,8 @@ def _check_whole_numbers(where: str, name: str, obs: Any, space: gym.spaces.Spac
     numbers = np.asarray(obs)
     fit = numbers.dtype.kind in "biuf"
     if not fit or not ((numbers >= least) & (numbers <= most) & (numbers == np.floor(numbers))).all():
-        raise ContractError(f"{where} gave {_shown(obs)} as {_noun(name)}, expected an element of {_line(space)}")
+        found = numbers.tolist() if numbers.shape == space.shape and numbers.size <= 8 else obs
+        raise ContractError(f"{where} gave {_shown(found)} as {_noun(name)}, expected an element of {_line(space)}")
 
 
 def _noun(name: str) -> str:

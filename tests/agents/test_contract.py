@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import gymnasium as gym
@@ -90,6 +91,7 @@ TUPLE = spaces.Tuple((spaces.Discrete(2), spaces.MultiDiscrete([2, 3])))
         (spaces.MultiDiscrete([2, 3]), [1, 3], r"step gave \[1, 3\] as observation, expected an element of Multi"),
         (spaces.MultiDiscrete([2, 3]), [1], r"an observation of shape \(1,\), expected \(2,\)"),
         (spaces.MultiBinary(3), [1, 0], r"an observation of shape \(2,\), expected \(3,\)"),
+        (spaces.MultiBinary(3), np.array([0, 3, 1]), r"step gave \[0, 3, 1\] as observation"),
         (spaces.MultiBinary(3), [0, 1, 2], r"step gave \[0, 1, 2\] as observation, expected an element of MultiBinary"),
         (spaces.Box(0, 255, (2,), np.uint8), [0.5, 1], "an observation with 0.5, expected uint8 as its space says"),
         (spaces.Box(0, 255, (2,), np.uint8), [255, 256], "an observation with 256, expected uint8"),
@@ -121,13 +123,16 @@ def test_an_observation_outside_its_space_is_named(space: spaces.Space[Any], obs
         (spaces.Discrete(3), np.array([2])),
         (DICT, {"inner": {"key": np.int32(3), "more": None}, "pos": [0.0, 9.0], "unused": "x"}),
         (TUPLE, [1, (1, 2)]),
+        (spaces.Box(-1, 1, (3,)), torch.zeros(3)),
         (spaces.Dict({"mission": spaces.Text(9), "x": spaces.MultiBinary(2)}), {"mission": "go", "x": [True, False]}),
     ],
 )
 def test_observations_that_can_be_read_pass(space: spaces.Space[Any], obs: Any) -> None:
     env = Given(step=(obs, 0.0, False, False, {}))
     env.observation_space = space  # type: ignore[assignment]
-    assert CopyObservation(env).step(0)[0] is not None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert CopyObservation(env).step(0)[0] is not None
 
 
 @pytest.mark.parametrize(
