@@ -46,7 +46,7 @@ from agents.scale.executor import Executor
 from agents.scale.fast import Fast, prepare
 from agents.updates import Updates
 from policies.memories.contract import State
-from policies.memories.time.scopes import parameters_stay
+from policies.memories.time.scopes import constant_parameters
 from policies.policy import MemoryActorCriticPolicy
 
 Self = TypeVar("Self", bound="MemoryOnPolicyAlgorithm")
@@ -313,7 +313,7 @@ class MemoryOnPolicyAlgorithm(Updates, OnPolicyAlgorithm):
         self.learn_seconds += time.perf_counter() - started
         return True
 
-    @parameters_stay()
+    @constant_parameters()
     def collect_rollouts(  # type: ignore[override]
         self, env: Any, callback: BaseCallback, rollout_buffer: Rollout, n_rollout_steps: int
     ) -> bool:

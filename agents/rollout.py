@@ -69,22 +69,24 @@ class Rollout:
         one, which must be at the same step on every rank.
         """
 
-        def room(shape: tuple[int, ...] = (), dtype: torch.dtype = torch.float32) -> Tensor:
+        def new_buffer(shape: tuple[int, ...] = (), dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.zeros(n_steps, env.num_envs, *shape, dtype=dtype, device=env.device)
 
         obs, action = env.single_observation_space, env.single_action_space
         assert action.shape is not None
-        floats = {name: room() for name in ("rewards", "values", "log_probs", "final_values", "advantages", "returns")}
-        floats["last_values"] = room()[0]
-        flags = {name: room(dtype=torch.bool) for name in ("starts", "terminated", "truncated")}
+        floats = {
+            name: new_buffer() for name in ("rewards", "values", "log_probs", "final_values", "advantages", "returns")
+        }
+        floats["last_values"] = new_buffer()[0]
+        flags = {name: new_buffer(dtype=torch.bool) for name in ("starts", "terminated", "truncated")}
         # As the distribution gives them: a Box of whole numbers is rounded for the environment alone.
         rounded = isinstance(action, spaces.Box) and not _dtype(action).is_floating_point
-        actions = room(action.shape, torch.float32 if rounded else _dtype(action))
+        actions = new_buffer(action.shape, torch.float32 if rounded else _dtype(action))
         entries: dict[str, Any] = {"actions": actions, **floats, **flags}
         if isinstance(obs, spaces.Dict):
-            entries["obs"] = {key: room(entry.shape or (), _dtype(entry)) for key, entry in obs.spaces.items()}
+            entries["obs"] = {key: new_buffer(entry.shape or (), _dtype(entry)) for key, entry in obs.spaces.items()}
         else:
-            entries["obs"] = room(obs.shape or (), _dtype(obs))
+            entries["obs"] = new_buffer(obs.shape or (), _dtype(obs))
         if hears:
             entries["said"] = torch.full((3, n_steps, env.num_envs), torch.nan, device=env.device)
         return cls(**entries)
@@ -106,8 +108,8 @@ class Rollout:
     def write_obs(self, t: int, obs: Obs) -> None:
         if isinstance(obs, dict):
             assert isinstance(self.obs, dict)
-            for key, room in self.obs.items():  # the space's entries, whatever else comes with them
-                room[t] = obs[key]
+            for key, new_buffer in self.obs.items():  # the space's entries, whatever else comes with them
+                new_buffer[t] = obs[key]
         else:
             assert isinstance(self.obs, Tensor)
             self.obs[t] = obs

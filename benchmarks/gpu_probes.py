@@ -123,9 +123,9 @@ def fused_cells_are_their_equations() -> str:
             torch.randn(6, width, generator=generator, dtype=torch.float64).to(device) for width in (20, 20, 5, 5, 5)
         )
         hidden, cell, kept = fused_cells.lstm(x, h, state)
-        found = [hidden, cell, *fused_cells.lstm_back(d_h, d_c, state, cell, kept)]
+        found = [hidden, cell, *fused_cells.lstm_backward(d_h, d_c, state, cell, kept)]
         hidden, kept = fused_cells.gru(x[:, :15], h[:, :15], state)
-        return [*found, hidden, *fused_cells.gru_back(d_h, kept)]
+        return [*found, hidden, *fused_cells.gru_backward(d_h, kept)]
 
     for found, expected in zip(results("cuda"), results("cpu"), strict=True):
         torch.testing.assert_close(found.cpu(), expected, rtol=1e-10, atol=1e-12)

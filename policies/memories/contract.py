@@ -145,16 +145,16 @@ class Memory(nn.Module):
             return form.unroll(xs, starts, state, resets, *asked)
         return unroll(self, xs, starts, state, resets, queries, self.step)
 
-    def record(self, state: State, room: int) -> Recording:
+    def record(self, state: State, expected_steps: int) -> Recording:
         """Starts a sequence that is stepped now and differentiated later, as in A2C.
 
         Args:
             state: before the first step.
-            room: an estimate of the steps between two resets, for allocation.
+            expected_steps: an estimate of the steps between two resets, for allocation.
         """
         form = self._fast_form if self.fast else None
-        if form is not None and form.fits(room, () if room > 1 else None, grad=True):
-            return form.record(state, room)
+        if form is not None and form.fits(expected_steps, () if expected_steps > 1 else None, grad=True):
+            return form.record(state, expected_steps)
         return Recording(self, state)
 
     def take_bf16(self) -> bool:
@@ -205,7 +205,7 @@ class FastForm:
         """
         return unroll(self.memory, xs, starts, state, resets, step=self.step)
 
-    def record(self, state: State, room: int) -> Recording:
+    def record(self, state: State, expected_steps: int) -> Recording:
         """As `Memory.record`. By default the steps run without a graph and one `unroll` replays them."""
         return ReplayedRecording(self.memory, state)
 

@@ -234,13 +234,13 @@ class GTrXL(Memory):
     def through(self, xs: Tensor, state: State, starts: Tensor | None) -> tuple[Tensor, State]:
         """Outputs of all steps, `[T, B, hidden_size]`, and the last state; resets may be at any step."""
         positions, episodes = self.get_buffer("positions"), Episodes.of(starts, state["count"], len(xs), self.capacity)
-        allowed = attention_mask(episodes.held, self.capacity)
+        allowed = attention_mask(episodes.earlier_steps, self.capacity)
         x, memory = self.embedding(xs), []
         for index, layer in enumerate(self.layers):
             history = torch.cat([state["memory"][:, index].transpose(0, 1), x])
             memory.append(episodes.buffer(history, self.capacity))
             x = layer(history, positions, allowed)
-        count = (episodes.held[-1] + 1).clamp(max=self.capacity)
+        count = (episodes.earlier_steps[-1] + 1).clamp(max=self.capacity)
         return x, {"memory": torch.stack(memory, 1), "count": count}
 
     def metrics(self, state: State) -> dict[str, Tensor]:

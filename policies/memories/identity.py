@@ -17,7 +17,7 @@ class Whole(FastForm):
     def unroll(self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None) -> Unrolled:
         return Unrolled(xs, {}, {})
 
-    def record(self, state: State, room: int) -> Recording:
+    def record(self, state: State, expected_steps: int) -> Recording:
         return Recording(self.memory, state)
 
 

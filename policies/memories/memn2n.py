@@ -28,7 +28,7 @@ class AtOnce(FastForm):
         size, length = self.memory.capacity, len(xs)
         episodes = Episodes.of(starts, state["count"], length, size)
         history = torch.cat([state["memories"].flip(1).transpose(0, 1), xs])
-        by_entry, held, questions = history.transpose(0, 1), episodes.held.t(), xs.transpose(0, 1)
+        by_entry, held, questions = history.transpose(0, 1), episodes.earlier_steps.t(), xs.transpose(0, 1)
         outputs, attention = [], torch.empty(0)
         for begin in range(0, length, size):
             piece = slice(begin, min(begin + size, length))
@@ -37,7 +37,7 @@ class AtOnce(FastForm):
             outputs.append(output)
         following = {
             "memories": episodes.buffer(history, size).flip(1),
-            "count": (episodes.held[-1] + 1).clamp(max=size),
+            "count": (episodes.earlier_steps[-1] + 1).clamp(max=size),
             "attention": attention[:, :, -1],
         }
         return Unrolled(torch.cat(outputs, 1).transpose(0, 1), following, {})

@@ -88,9 +88,9 @@ static inline REAL largest(const REAL *restrict x, int64_t count) {
 
 /* out = softmax(factor x) with factor >= 0; what is behind `count`, up to `padded`, becomes 0. */
 static inline void softmax(REAL *restrict out, const REAL *restrict x, REAL factor, int64_t count, int64_t padded) {
-    const REAL most = largest(x, count);
+    const REAL maximum = largest(x, count);
     REAL sum = 0;
-    for (int64_t k = 0; k < count; k++) out[k] = decayed(factor * (x[k] - most));
+    for (int64_t k = 0; k < count; k++) out[k] = decayed(factor * (x[k] - maximum));
     for (int64_t k = 0; k < count; k++) sum += out[k];
     sum = 1 / sum;
     for (int64_t k = 0; k < count; k++) out[k] *= sum;

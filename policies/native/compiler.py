@@ -1,10 +1,10 @@
 """Optional C loops for CPUs, compiled on first use and cached between runs.
 
-They fuse loops for which separate torch operations would miss the processor's cache. Every loop has a reference
+They fuse operations whose intermediate tensors would not fit into the processor's cache. Every loop has a reference
 implementation in torch, which is used without a C compiler, or if the environment variable `ENGRAM_NATIVE` is 0.
 
 A cached library's name ends in the digest of its content, so that a damaged file is detected and compiled again. `CC`
-names the compiler and may hold arguments (`ccache gcc`).
+is the compiler's command and may contain arguments (`ccache gcc`).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ NAMES = {torch.float32: "float", torch.float64: "double"}
 _HEADERS = Path(__file__).parent
 
 _COMPILE_S = 300.0
-"""Timeout of the compiler in seconds, and the age from which a build folder is a leftover."""
+"""Timeout of the compiler in seconds; build folders older than twice this are deleted."""
 
 
 @functools.cache
@@ -51,32 +51,32 @@ def library(source: Path, dtype: torch.dtype) -> ctypes.CDLL | None:
     try:
         compiler = shlex.split(os.environ.get("CC", "")) or [*filter(shutil.which, ("cc", "gcc", "clang"))][:1]
     except ValueError as error:
-        _say(f"CC is {os.environ['CC']!r}, which is not a command: {error}")
+        _warn(f"CC is {os.environ['CC']!r}, which is not a command: {error}")
         return None
     if not compiler:
-        _say(f"no C compiler was found for {source.name}")
+        _warn(f"no C compiler was found for {source.name}")
         return None
     command = [*compiler, *FLAGS, f"-I{_HEADERS}", f"-DREAL={NAMES[dtype]}", "-DNAME(x)=x"]
-    why = f"{source.name}: no folder for compiled libraries is writable: set XDG_CACHE_HOME to one that is"
+    message = f"{source.name}: no folder for compiled libraries is writable: set XDG_CACHE_HOME to one that is"
     try:
         parts = [source, *sorted(_HEADERS.glob("*.h")), *sorted(source.parent.glob("*.h"))]
-        made_for = repr(([part.read_bytes() for part in parts], command, platform.machine(), _processor())).encode()
-        stem = f"{source.stem}-{NAMES[dtype]}-{hashlib.sha256(made_for).hexdigest()[:16]}"
-        for folder in _folders():
+        cache_key = repr(([part.read_bytes() for part in parts], command, platform.machine(), _processor())).encode()
+        stem = f"{source.stem}-{NAMES[dtype]}-{hashlib.sha256(cache_key).hexdigest()[:16]}"
+        for folder in _cache_folders():
             try:
-                found = _kept(folder, stem) or _built(folder, stem, [*command, str(source), "-lm"])
+                loaded_library = _load_cached(folder, stem) or _build(folder, stem, [*command, str(source), "-lm"])
                 if folder.name != "native":
-                    _say_not_kept(os.getpid())
-                return found
+                    _warn_not_cached(os.getpid())
+                return loaded_library
             except (OSError, subprocess.SubprocessError) as error:  # a full disk, a folder from which nothing may run
-                why = _why(error, source, shlex.join(compiler))
+                message = _message(error, source, shlex.join(compiler))
     except OSError as error:
-        why = _why(error, source, shlex.join(compiler))
-    _say(why)
+        message = _message(error, source, shlex.join(compiler))
+    _warn(message)
     return None
 
 
-def _why(error: OSError | subprocess.SubprocessError, source: Path, compiler: str) -> str:
+def _message(error: OSError | subprocess.SubprocessError, source: Path, compiler: str) -> str:
     """An error of a build in one line."""
     if isinstance(error, subprocess.CalledProcessError):
         lines = error.stderr.strip().splitlines() or [f"exit status {error.returncode}"]
@@ -86,7 +86,7 @@ def _why(error: OSError | subprocess.SubprocessError, source: Path, compiler: st
     return f"{source.name} cannot be compiled or loaded: {error}"
 
 
-def _folders() -> Iterator[Path]:
+def _cache_folders() -> Iterator[Path]:
     """Folders for libraries, best first: the cache, then a temporary folder of this process."""
     root = os.environ.get("XDG_CACHE_HOME")
     with contextlib.suppress(OSError, RuntimeError):  # nothing can be written; no HOME and no entry in passwd
@@ -94,22 +94,22 @@ def _folders() -> Iterator[Path]:
         cache.mkdir(parents=True, exist_ok=True)
         yield cache
     with contextlib.suppress(OSError):
-        yield Path(_own_folder(os.getpid()).name)
+        yield Path(_temporary_folder(os.getpid()).name)
 
 
 @functools.cache
-def _own_folder(process: int) -> tempfile.TemporaryDirectory[str]:
+def _temporary_folder(process: int) -> tempfile.TemporaryDirectory[str]:
     """A private temporary folder: files in a shared folder could be replaced by other users."""
     return tempfile.TemporaryDirectory(prefix="engram-native-", ignore_cleanup_errors=True)
 
 
 @functools.cache
-def _say_not_kept(process: int) -> None:
-    why = "no cache folder is writable: C loops are compiled for this process only"
-    warnings.warn(f"{why}; set XDG_CACHE_HOME to keep them", stacklevel=4)
+def _warn_not_cached(process: int) -> None:
+    message = "no cache folder is writable: C loops are compiled for this process only"
+    warnings.warn(f"{message}; set XDG_CACHE_HOME to keep them", stacklevel=4)
 
 
-def _kept(folder: Path, stem: str) -> ctypes.CDLL | None:
+def _load_cached(folder: Path, stem: str) -> ctypes.CDLL | None:
     """The library of an earlier build, if intact; a damaged one is deleted."""
     for file in folder.glob(f"{stem}-*.so"):
         with contextlib.suppress(OSError):  # another process may have deleted it
@@ -119,7 +119,7 @@ def _kept(folder: Path, stem: str) -> ctypes.CDLL | None:
     return None
 
 
-def _built(folder: Path, stem: str, command: list[str]) -> ctypes.CDLL:
+def _build(folder: Path, stem: str, command: list[str]) -> ctypes.CDLL:
     """Compiles the library and puts it into `folder`.
 
     It is loaded from the build folder, so that no other process can delete it in between.
@@ -132,10 +132,10 @@ def _built(folder: Path, stem: str, command: list[str]) -> ctypes.CDLL:
         with contextlib.suppress(OSError):
             if time.time() - old.stat().st_mtime > 2 * _COMPILE_S:
                 shutil.rmtree(old, ignore_errors=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".build-", ignore_cleanup_errors=True) as place:
-        fresh = Path(place) / "made.so"
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".build-", ignore_cleanup_errors=True) as build_folder:
+        built_file = Path(build_folder) / "made.so"
         subprocess.run(
-            [*command, "-o", str(fresh)],
+            [*command, "-o", str(built_file)],
             check=True,
             timeout=_COMPILE_S,
             stdin=subprocess.DEVNULL,
@@ -143,12 +143,12 @@ def _built(folder: Path, stem: str, command: list[str]) -> ctypes.CDLL:
             text=True,
             errors="replace",
         )
-        loaded = ctypes.CDLL(str(fresh))
-        with contextlib.suppress(OSError):  # it is loaded; where it cannot be kept, that costs only time
-            with open(fresh, "rb+") as file:
+        loaded = ctypes.CDLL(str(built_file))
+        with contextlib.suppress(OSError):  # already loaded; without a cached copy the next run compiles again
+            with open(built_file, "rb+") as file:
                 content = file.read()
                 os.fsync(file.fileno())
-            fresh.replace(folder / _name(stem, content))
+            built_file.replace(folder / _name(stem, content))
         return loaded
 
 
@@ -156,14 +156,14 @@ def _name(stem: str, content: bytes) -> str:
     return f"{stem}-{hashlib.sha256(content).hexdigest()[:16]}.so"
 
 
-def off() -> bool:
-    """Whether C loops are off: by the user, or while torch operations are being captured."""
+def disabled() -> bool:
+    """Whether C loops are disabled: by the user, or while torch operations are traced."""
     watched = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
     return watched or os.environ.get("ENGRAM_NATIVE", "1") == "0"
 
 
-def shared_out(call: Callable[[int, int], Any], count: int) -> None:
-    """Runs `call(begin, end)` over `count` entries on torch's number of threads; ctypes releases the GIL."""
+def parallel_for(call: Callable[[int, int], Any], count: int) -> None:
+    """Runs `call(begin, end)` over `count` entries with as many threads as torch; ctypes releases the GIL."""
     threads = min(torch.get_num_threads(), count)
     if threads <= 1:
         call(0, count)
@@ -190,5 +190,5 @@ def _processor() -> str:
     return platform.processor()
 
 
-def _say(why: str) -> None:
-    warnings.warn(f"{why}; using torch's operations, which are slower", stacklevel=3)
+def _warn(message: str) -> None:
+    warnings.warn(f"{message}; using torch's operations, which are slower", stacklevel=3)

@@ -7,22 +7,22 @@ import ctypes
 from torch import Tensor
 
 PANEL_BYTES = 128
-"""Columns are filled up to whole panels, none of which is wider."""
+"""Width of a panel; columns are padded to whole panels."""
 
 
 def packed(functions: ctypes.CDLL, weight: Tensor, forward: bool = True) -> Tensor:
-    """`weight` `[out, in]`, packed for products of rows with it, or in the backward pass with its transpose.
+    """Packs `weight` `[out, in]` for products of rows with it (forward) or with its transpose (backward).
 
     Args:
-        functions: a library that includes `packed.h`, for the type of `weight`.
+        functions: a library that includes `packed.h`, compiled for the dtype of `weight`.
         weight: a matrix; it may be a view.
-        forward: which of the two.
+        forward: the pass.
     """
     inner, columns, down, across = (*weight.shape[::-1], *weight.stride()[::-1])
     if not forward:
         inner, columns, down, across = columns, inner, across, down
     panel = PANEL_BYTES // weight.itemsize
-    found = weight.new_empty(-(-columns // panel) * panel * inner)
+    result = weight.new_empty(-(-columns // panel) * panel * inner)
     sizes = map(ctypes.c_int64, (inner, columns, down, across))
-    functions.pack(ctypes.c_void_p(weight.data_ptr()), *sizes, ctypes.c_void_p(found.data_ptr()))
-    return found
+    functions.pack(ctypes.c_void_p(weight.data_ptr()), *sizes, ctypes.c_void_p(result.data_ptr()))
+    return result

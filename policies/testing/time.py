@@ -47,10 +47,10 @@ def stepped_by_hand(memory: Memory, xs: Tensor, state: State, starts: Tensor | N
 
 
 def recorded(
-    memory: Memory, xs: Tensor, state: State, starts: Tensor | None, steps: list[int] | None, room: int
+    memory: Memory, xs: Tensor, state: State, starts: Tensor | None, steps: list[int] | None, expected_steps: int
 ) -> dict[str, Tensor]:
     """By `Memory.record`, which acts step by step and is differentiated later."""
-    recording = memory.record(state, room)
+    recording = memory.record(state, expected_steps)
     acted_on = []
     for t, x in enumerate(xs):
         may_start = starts is not None and (steps is None or t in steps)

@@ -101,7 +101,7 @@ def test_several_processes_at_once_leave_one_library(source: Path, tmp_path: Pat
 def test_without_a_cache_a_library_lives_as_long_as_the_process(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stands_in_the_way: str
 ) -> None:
-    native._own_folder.cache_clear()
+    native._temporary_folder.cache_clear()
     native._say_not_kept.cache_clear()
     if stands_in_the_way == "no home":
 
@@ -120,10 +120,10 @@ def test_without_a_cache_a_library_lives_as_long_as_the_process(
             pytest.skip("this user may write everywhere")
     with pytest.warns(UserWarning, match="compiled for this process only; set XDG_CACHE_HOME"):
         assert gives_seven(uncached(source, torch.float32))
-    folder = Path(native._own_folder(os.getpid()).name)
+    folder = Path(native._temporary_folder(os.getpid()).name)
     assert len(list(folder.iterdir())) == 1
     assert folder.stat().st_mode & 0o077 == 0  # nobody else may put a library there
-    native._own_folder.cache_clear()
+    native._temporary_folder.cache_clear()
 
 
 @pytest.mark.parametrize("wrapped", ["{cc} -O1", "env LC_ALL=C {cc}", "'{cc}'"])

@@ -26,10 +26,14 @@ class FastDNTM(FastForm):
     def usable(self) -> bool:
         """Whether there are C loops for this memory, here."""
         memory = self.memory
-        usual = memory.recurrent and memory.num_layers == memory.reading_steps == 1 and not memory.discrete
+        default_options = memory.recurrent and memory.num_layers == memory.reading_steps == 1 and not memory.discrete
         losses = memory.entropy_coef or memory.consistency_coef or memory.prediction_coef
         heads = memory.read_heads + memory.write_heads
-        return usual and not losses and fast_native.usable(memory.addresses, heads, memory.places, memory.hidden_size)
+        return (
+            default_options
+            and not losses
+            and fast_native.usable(memory.addresses, heads, memory.places, memory.hidden_size)
+        )
 
     def fits(self, length: int, resets: Sequence[int] | None, grad: bool) -> bool:
         return self.usable()
@@ -44,7 +48,7 @@ class FastDNTM(FastForm):
         memory, cell = self.memory, self.memory.controller[0]
         size, reads = memory.hidden_size, memory.read_size
         gates = F.linear(xs, cell.weight_ih[:, :-reads], cell.bias_ih)
-        aside = F.linear(xs, torch.cat([memory.input_candidate.weight, memory.input_gate.weight[:, size:]]))
+        candidates_x = F.linear(xs, torch.cat([memory.input_candidate.weight, memory.input_gate.weight[:, size:]]))
         layers = (memory.read_interface, memory.write_interface, memory.erase, memory.candidate)
         weights = Weights(
             *(cell.weight_hh, cell.bias_hh, cell.weight_ih[:, -reads:]),
@@ -59,7 +63,7 @@ class FastDNTM(FastForm):
         widths = (memory.addresses.shape[1], memory.word_size)
         features, contents, w, usage = NativeSequence.apply(  # type: ignore[no-untyped-call]
             *(Sizes(*sizes, *widths, *heads, avoids), memory.usage_decay, starts, torch.cat(used, 1).detach()),
-            *(gates, aside, *weights, state["contents"], state["read_value"], state["hidden"][:, 0]),
+            *(gates, candidates_x, *weights, state["contents"], state["read_value"], state["hidden"][:, 0]),
         )
         hidden, read_value = features[-1].split([size, reads], 1)
         after = {"contents": contents, "read_value": read_value, "hidden": hidden.unsqueeze(1)}

@@ -22,7 +22,7 @@ from policies.native.loops import Loops
 SOURCE = Path(__file__).with_name("fast_sequence.c")
 BLOCK = 16
 """Number of environments that the loops process together."""
-MOST = 2**15
+MAX_NUMBERS = 2**15
 """Maximum number of weights of all heads, and of units; the loops keep a few such arrays on the C stack."""
 LANES_BYTES = 64
 """Slots are padded to a multiple of this many bytes, the widest SIMD vector."""
@@ -78,18 +78,18 @@ class Weights(NamedTuple):
     """A, `[N + 1, d_a]`."""
 
 
-def usable(like: Tensor, heads: int, places: int, hidden: int) -> bool:
-    """Whether the loops can take this memory, of whose parameters `like` is one: on a CPU, with a compiler at hand."""
-    return max(heads * places, hidden) <= MOST and loops.usable(SOURCE, like)
+def usable(reference: Tensor, heads: int, places: int, hidden: int) -> bool:
+    """Whether the loops support this memory: on a CPU, with a compiler. `reference`: one of its parameters."""
+    return max(heads * places, hidden) <= MAX_NUMBERS and loops.usable(SOURCE, reference)
 
 
-def padded(places: int, like: Tensor) -> int:
+def padded(places: int, reference: Tensor) -> int:
     """The slots, filled up to whole SIMD vectors of numbers like these."""
-    lanes = LANES_BYTES // like.itemsize
+    lanes = LANES_BYTES // reference.itemsize
     return -(-places // lanes) * lanes
 
 
-def laid(rows: Tensor, width: int) -> Tensor:
+def transposed_padded(rows: Tensor, width: int) -> Tensor:
     """`[..., n, W]` transposed and padded: `[..., W, width]`."""
     found = rows.new_zeros(*rows.shape[:-2], rows.shape[-1], width)
     found[..., : rows.shape[-2]] = rows.transpose(-1, -2)
@@ -101,12 +101,12 @@ def norms(contents: Tensor, squares: Tensor) -> Tensor:
     functions = library(SOURCE, contents.dtype)
     assert functions is not None
     found = contents.new_empty(len(contents), contents.shape[2])
-    given = (ctypes.c_void_p(contents.data_ptr()), ctypes.c_void_p(squares.data_ptr()))
-    functions.norms(*given, *map(ctypes.c_int64, contents.shape), ctypes.c_void_p(found.data_ptr()))
+    projected = (ctypes.c_void_p(contents.data_ptr()), ctypes.c_void_p(squares.data_ptr()))
+    functions.norms(*projected, *map(ctypes.c_int64, contents.shape), ctypes.c_void_p(found.data_ptr()))
     return found
 
 
-def over(sizes: Sizes, decay: float, weights: Weights, forward: bool, arrays: Mapping[str, Tensor]) -> Loops:
+def make_loops(sizes: Sizes, decay: float, weights: Weights, forward: bool, arrays: Mapping[str, Tensor]) -> Loops:
     """The loops over `arrays`, with weights packed for one direction."""
     found = Loops(SOURCE, weights.interface, _Tape(*sizes, decay), BLOCK)
     found.pack({name: getattr(weights, name) for name in ("recurrent", "from_read", "interface")}, forward)
@@ -131,34 +131,38 @@ class NativeSequence(torch.autograd.Function):
         starts: Tensor | None,
         usage: Tensor,
         gates: Tensor,
-        aside: Tensor,
+        candidates_x: Tensor,
         *rest: Tensor,
     ) -> tuple[Tensor, ...]:
         weights, (contents, read, hidden) = Weights(*rest[:6]), rest[6:]
         length, width, n = len(gates), len(weights.interface), sizes.padded
 
-        def room(*shape: int, more: int = 0) -> Tensor:
-            return gates.new_empty(length + more, sizes.batch, *shape)
+        def allocate(*shape: int, extra: int = 0) -> Tensor:
+            return gates.new_empty(length + extra, sizes.batch, *shape)
 
-        addresses = laid(weights.addresses, n)
-        kept = {"addresses": addresses, "squares": addresses.square().sum(0), "first_contents": laid(contents, n)}
+        addresses = transposed_padded(weights.addresses, n)
+        kept = {
+            "addresses": addresses,
+            "squares": addresses.square().sum(0),
+            "first_contents": transposed_padded(contents, n),
+        }
         kept["fresh_contents"] = kept["first_contents"].new_zeros(1, sizes.word, n)
         kept |= {f"{name}_norms": norms(kept[f"{name}_contents"], kept["squares"]) for name in ("first", "fresh")}
-        kept |= {"gates": gates.clone(memory_format=torch.contiguous_format), "aside": aside.contiguous()}
+        kept |= {"gates": gates.clone(memory_format=torch.contiguous_format), "aside": candidates_x.contiguous()}
         kept |= {
-            "recalled": room(sizes.hidden),
-            "features": room(sizes.hidden + read.shape[1]),
-            "parameters": room(width),
+            "recalled": allocate(sizes.hidden),
+            "features": allocate(sizes.hidden + read.shape[1]),
+            "parameters": allocate(width),
         }
-        kept |= {"hidden_in": room(sizes.hidden, more=1), "read_in": room(read.shape[1], more=1)}
-        kept |= {"contents": room(sizes.word, n), "norms": room(n), "usage": room(sizes.heads, n, more=1)}
-        kept |= {name: room(sizes.heads, n) for name in ("w", "cosines")}
+        kept |= {"hidden_in": allocate(sizes.hidden, extra=1), "read_in": allocate(read.shape[1], extra=1)}
+        kept |= {"contents": allocate(sizes.word, n), "norms": allocate(n), "usage": allocate(sizes.heads, n, extra=1)}
+        kept |= {name: allocate(sizes.heads, n) for name in ("w", "cosines")}
         kept["hidden_in"][0], kept["read_in"][0], kept["usage"][0] = hidden, read, 0
         kept["usage"][0, :, :, : sizes.places] = usage
         if starts is not None:
             kept["starts"] = starts.contiguous()
         biases = {"recurrent_bias": weights.recurrent_bias, "bias": weights.bias}
-        over(sizes, decay, weights, True, kept | biases).forward(0, length)
+        make_loops(sizes, decay, weights, True, kept | biases).forward(0, length)
         ctx.sizes, ctx.decay, ctx.names = sizes, decay, (*kept,)
         ctx.save_for_backward(*weights, *kept.values())
         last = kept["contents"][-1, :, :, : sizes.slots].transpose(1, 2)
@@ -171,24 +175,31 @@ class NativeSequence(torch.autograd.Function):
     def backward(ctx: Any, d_features: Tensor, d_contents: Tensor, d_w: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         weights, sizes = Weights(*ctx.saved_tensors[:6]), ctx.sizes
         kept = dict(zip(ctx.names, ctx.saved_tensors[6:], strict=True))
-        places = laid(d_w.transpose(1, 2), sizes.padded)
-        made = {"d_features": d_features.contiguous(), "d_w": places}
-        made |= {f"d_{name}": torch.empty_like(kept[name]) for name in ("gates", "parameters", "aside")}
-        made |= {"d_recurrent": torch.empty_like(kept["gates"]), "d_contents": laid(d_contents, sizes.padded)}
-        made["d_addresses"] = d_features.new_zeros(sizes.batch, sizes.address, sizes.padded)
-        made |= {f"d_{name}": torch.zeros_like(kept[f"{name}_in"][0]) for name in ("hidden", "read")}
-        over(sizes, ctx.decay, weights, False, kept | made).backward(0, len(d_features))
+        places = transposed_padded(d_w.transpose(1, 2), sizes.padded)
+        step_arrays = {"d_features": d_features.contiguous(), "d_w": places}
+        step_arrays |= {f"d_{name}": torch.empty_like(kept[name]) for name in ("gates", "parameters", "aside")}
+        step_arrays |= {
+            "d_recurrent": torch.empty_like(kept["gates"]),
+            "d_contents": transposed_padded(d_contents, sizes.padded),
+        }
+        step_arrays["d_addresses"] = d_features.new_zeros(sizes.batch, sizes.address, sizes.padded)
+        step_arrays |= {f"d_{name}": torch.zeros_like(kept[f"{name}_in"][0]) for name in ("hidden", "read")}
+        make_loops(sizes, ctx.decay, weights, False, kept | step_arrays).backward(0, len(d_features))
 
         def product(name: str, inputs: Tensor) -> Tensor:
-            return made[name].flatten(0, 1).t() @ inputs.flatten(0, 1)
+            return step_arrays[name].flatten(0, 1).t() @ inputs.flatten(0, 1)
 
         found = Weights(
             product("d_recurrent", kept["hidden_in"][:-1]),
-            made["d_recurrent"].sum((0, 1)),
+            step_arrays["d_recurrent"].sum((0, 1)),
             product("d_gates", kept["read_in"][:-1]),
             product("d_parameters", kept["features"][:, :, : sizes.hidden]),
-            made["d_parameters"].sum((0, 1)),
-            made["d_addresses"].sum(0)[:, : sizes.places].t(),
+            step_arrays["d_parameters"].sum((0, 1)),
+            step_arrays["d_addresses"].sum(0)[:, : sizes.places].t(),
         )
-        begun = (made["d_contents"][:, :, : sizes.slots].transpose(1, 2), made["d_read"], made["d_hidden"])
-        return (None, None, None, None, made["d_gates"], made["d_aside"], *found, *begun)
+        begun = (
+            step_arrays["d_contents"][:, :, : sizes.slots].transpose(1, 2),
+            step_arrays["d_read"],
+            step_arrays["d_hidden"],
+        )
+        return (None, None, None, None, step_arrays["d_gates"], step_arrays["d_aside"], *found, *begun)

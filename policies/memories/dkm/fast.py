@@ -21,7 +21,7 @@ from policies.native.compiler import library
 from policies.native.loops import Loops
 
 SOURCE = Path(__file__).with_name("fast_sequence.c")
-MOST = 4096
+MAX_NUMBERS = 4096
 """Maximum number of slots, and of units of a code; the loops keep a few such vectors on the stack."""
 
 GIVEN = ("noise", "z", "cue", "first_mean", "first_root", "fresh_mean", "fresh_root")
@@ -68,7 +68,7 @@ class NativeSequence(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, starts: Tensor | None, *inputs: Tensor) -> tuple[Tensor, ...]:
-        arrays = {name: given.contiguous() for name, given in zip(GIVEN, inputs, strict=True)}
+        arrays = {name: projected.contiguous() for name, projected in zip(GIVEN, inputs, strict=True)}
         (length, batch, word), slots = arrays["z"].shape, arrays["first_mean"].shape[1]
         for name in ("first", "fresh"):
             arrays[f"{name}_factor"] = factors(arrays[f"{name}_mean"], arrays["noise"])
@@ -116,7 +116,7 @@ class FastDKM(FastForm):
         memory = self.memory
         once = memory.num_opt_iters == memory.read_iterations == 1 and memory.variant == "paper"
         drawn = memory.sample_w or memory.sample_memory
-        small = max(memory.slots, memory.word_size) <= MOST
+        small = max(memory.slots, memory.word_size) <= MAX_NUMBERS
         return once and not drawn and memory.decoder is None and small and loops.usable(SOURCE, memory.prior_mean)
 
     def fits(self, length: int, resets: Sequence[int] | None, grad: bool) -> bool:

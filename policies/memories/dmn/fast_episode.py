@@ -111,7 +111,7 @@ class FusedAttentionGRU(torch.autograd.Function):
             h, there = hidden[j], moved[j]
             torch.bmm((there - h).unsqueeze(1), d_h.unsqueeze(2), out=d_gates[j].view(rows, 1, 1))
             d_there = d_h * gates[j].view(rows, 1)
-            d_own, d_gate, d_through = fused_cells.gru_back(d_there, kept[j])
+            d_own, d_gate, d_through = fused_cells.gru_backward(d_there, kept[j])
             d_products[j : j + steps] += d_own.view(steps, batch, -1)
             d_recurrent.append(d_gate)
             d_h = torch.addmm(d_through.add_(d_h).sub_(d_there), d_gate, weight)

@@ -120,7 +120,7 @@ class DMN(Memory):
         history = torch.cat([state["facts"].transpose(0, 1), facts])
         read = history[1:]  # the last fact of a step's window is its own
         ages = torch.arange(size - 1, -1, -1, device=xs.device)
-        filled = ages.view(-1, 1, 1) <= episodes.held
+        filled = ages.view(-1, 1, 1) <= episodes.earlier_steps
         products = F.linear(read, self.episode.weight_ih, self.episode.bias_ih)
         in_gate = F.linear(read, self.gate_hidden.weight[:, : self.hidden_size], self.gate_hidden.bias)
 
@@ -143,7 +143,7 @@ class DMN(Memory):
         following = {
             "hidden": hidden["hidden"],
             "facts": episodes.buffer(history, size),
-            "count": (episodes.held[-1] + 1).clamp(max=size),
+            "count": (episodes.earlier_steps[-1] + 1).clamp(max=size),
             "gates": gates,
         }
         return Unrolled(output, following, {})

@@ -30,10 +30,10 @@ class FastDNC(FastForm):
     def fits(self, length: int, resets: Sequence[int] | None, grad: bool) -> bool:
         return self.form(self.memory.interface.weight) is not None
 
-    def form(self, like: Tensor) -> TapedForm | None:
-        """The form for states of the device and type of `like`, `[B, ...]`; None: the equations."""
+    def form(self, reference: Tensor) -> TapedForm | None:
+        """The form for states of the device and type of `reference`, `[B, ...]`; None: the equations."""
         memory = self.memory
-        if usable(like, memory.num_layers):
+        if usable(reference, memory.num_layers):
             return NativeDNC(memory)
         return TorchDNC(memory) if memory.write_heads == 1 and (memory.clip_value or math.inf) >= 20 else None
 
@@ -46,10 +46,10 @@ class FastDNC(FastForm):
         assert form is not None, "see `fits`"
         return form.unroll(xs, starts, state, resets)
 
-    def record(self, state: State, room: int) -> Recording:
+    def record(self, state: State, expected_steps: int) -> Recording:
         form = self.form(state["hidden"])
         assert form is not None, "see `fits`"
-        return form.record(state, room)
+        return form.record(state, expected_steps)
 
 
 class NativeDNC(TapedForm):
@@ -64,8 +64,8 @@ class NativeDNC(TapedForm):
         following = tape.state()
         return MemoryStep(self.output(following), following, {})
 
-    def tape(self, state: State, room: int) -> NativeTape:
-        return NativeTape(self.memory, state, room)
+    def tape(self, state: State, expected_steps: int) -> NativeTape:
+        return NativeTape(self.memory, state, expected_steps)
 
     def output(self, state: State) -> Tensor:
         output: Tensor = self.memory.output_of(state["hidden"].flatten(1), state["read_vectors"].flatten(1))
@@ -76,9 +76,9 @@ class NativeDNC(TapedForm):
     ) -> Unrolled:
         return self.sequence(xs, state, NativeTape(self.memory, state, len(xs), torch.is_grad_enabled()), starts)
 
-    def finish(self, tape: Any, given: Tensor, state: State) -> Unrolled:
+    def finish(self, tape: Any, projected: Tensor, state: State) -> Unrolled:
         tape.cut()
-        return self.sequence(given, state, tape)
+        return self.sequence(projected, state, tape)
 
     def sequence(self, xs: Tensor, state: State, tape: NativeTape, starts: Tensor | None = None) -> Unrolled:
         """A sequence with its graph; `tape`: empty, or full if its steps were already taken."""
@@ -87,7 +87,7 @@ class NativeDNC(TapedForm):
         after, *ends = NativeSequence.apply(  # type: ignore[no-untyped-call]
             tape, xs, starts, (*state,), *state.values(), *layers, *interface
         )
-        seen = tape.shape.seen
+        seen = tape.shape.read_size
         outputs = self.memory.output_of(after[..., seen:], after[..., :seen])
         following = {**split(tape.shape, after[-1]), **dict(zip(outputs_of((*state,)), ends, strict=True))}
         return Unrolled(outputs, {name: following[name] for name in state}, {})
@@ -98,21 +98,21 @@ class TorchDNC(TapedForm):
 
     memory: Any
 
-    def given(self, xs: Tensor) -> Tensor:
+    def projected(self, xs: Tensor) -> Tensor:
         gates: Tensor = self.memory.gates_of(xs)
         return gates
 
-    def tape(self, state: State, room: int) -> StepTape:
+    def tape(self, state: State, expected_steps: int) -> StepTape:
         return StepTape(self.memory, state)
 
     def output(self, state: State) -> Tensor:
         output: Tensor = self.memory.output_of(state["hidden"].flatten(1), state["read_vectors"].flatten(1))
         return output
 
-    def finish(self, tape: Any, given: Tensor, state: State) -> Unrolled:
+    def finish(self, tape: Any, projected: Tensor, state: State) -> Unrolled:
         entered, (interface, bias, layers) = entering(state), Weights.of(self.memory)
         after, *ends = StepSequence.apply(  # type: ignore[no-untyped-call]
-            tape, given, (*entered,), *entered.values(), interface, bias, *layers
+            tape, projected, (*entered,), *entered.values(), interface, bias, *layers
         )
         outputs = self.memory.output_of(*after.tensor_split([tape.hidden], 2))
         last = dict(zip((name for name in entered if name != "carried"), ends, strict=True))

@@ -13,10 +13,10 @@
 
 /* Over the first `count` of n numbers; the others become 0. As `softmax`, in place. */
 static void softmax_in_place(REAL *restrict x, int64_t count, int64_t n) {
-    const REAL most = largest(x, count);
+    const REAL maximum = largest(x, count);
     REAL sum = 0;
     memset(x + count, 0, sizeof(REAL) * (n - count));
-    for (int64_t k = 0; k < count; k++) x[k] = decayed(x[k] - most);
+    for (int64_t k = 0; k < count; k++) x[k] = decayed(x[k] - maximum);
     for (int64_t k = 0; k < n; k++) sum += x[k];
     sum = 1 / sum;
     for (int64_t k = 0; k < n; k++) x[k] *= sum;
@@ -47,19 +47,19 @@ static void content(
     softmax_in_place(out, slots, n);
 }
 
-/* From the gradient of the weights c, which is used up: adds to d_memory; d_key; gives that of β. `room`: n numbers. */
+/* From the gradient of the weights c, which is used up: adds to d_memory; d_key; gives that of β. `scratch`: n numbers. */
 static REAL content_back(
     const REAL *memory, const REAL *norms, const REAL *key, REAL strength, const REAL *c, int64_t words, int64_t n,
-    REAL *d_c, REAL *d_memory, REAL *d_key, REAL *room) {
+    REAL *d_c, REAL *d_memory, REAL *d_key, REAL *scratch) {
     const REAL norm = inverse_norm(key, words), scale = strength * norm, mean = dot(d_c, c, n);
-    similarity(memory, norms, key, 1, words, n, room);
+    similarity(memory, norms, key, 1, words, n, scratch);
     /* from scores s = scale z norms: g = ds scale norms to z, and by way of the norms to M */
     REAL whole = 0;
     for (int64_t k = 0; k < n; k++) {
         const REAL d_s = c[k] * (d_c[k] - mean);
-        whole += d_s * room[k];
+        whole += d_s * scratch[k];
         d_c[k] = d_s * scale * norms[k];
-        room[k] *= d_s * scale * norms[k] * norms[k];
+        scratch[k] *= d_s * scale * norms[k] * norms[k];
     }
     const REAL by_norm = norm * norm * strength * norm * whole;
     for (int64_t w = 0; w < words; w++) {
@@ -69,7 +69,7 @@ static REAL content_back(
         for (int64_t k = 0; k < n; k += WIDE) {
             const Wide g = GET(d_c + k), m = GET(row + k);
             sum += g * m;
-            PUT(d_row + k) = GET(d_row + k) + key[w] * g - GET(room + k) * m;
+            PUT(d_row + k) = GET(d_row + k) + key[w] * g - GET(scratch + k) * m;
         }
         d_key[w] = sum_of(sum) - by_norm * key[w];
     }
@@ -81,9 +81,9 @@ typedef struct {
     int32_t slot;
 } Entry;
 
-/* Slots by ascending usage, equal ones by index. `room`: 2 slots entries. */
-static void order_slots(const REAL *usage, int64_t slots, int32_t *order, Entry *room) {
-    Entry *from = room, *to = room + slots;
+/* Slots by ascending usage, equal ones by index. `scratch`: 2 slots entries. */
+static void order_slots(const REAL *usage, int64_t slots, int32_t *order, Entry *scratch) {
+    Entry *from = scratch, *to = scratch + slots;
     for (int64_t k = 0; k < slots; k++) from[k] = (Entry){usage[k], (int32_t)k};
     for (int64_t width = 1; width < slots; width *= 2) {
         for (int64_t at = 0; at < slots; at += 2 * width) {
@@ -115,18 +115,18 @@ static void allocation(const REAL *usage, const int32_t *order, int64_t slots, R
 }
 
 /* Adds to d_usage. With Q_j = Σ_{k>j} da[φ_k] (1 - u[φ_k]) Π_{j<i<k} u[φ_i], du[φ_j] = (Q_j - da[φ_j]) Π_{i<j} u[φ_i]:
-   no division. `room`: slots numbers. */
+   no division. `scratch`: slots numbers. */
 static void allocation_back(
-    const REAL *usage, const int32_t *order, int64_t slots, const REAL *d_a, REAL *d_usage, REAL *room) {
+    const REAL *usage, const int32_t *order, int64_t slots, const REAL *d_a, REAL *d_usage, REAL *scratch) {
     REAL after = 0, product = 1;
     for (int64_t j = slots - 1; j >= 0; j--) {
         const REAL u = usage[order[j]];
-        room[j] = after;
+        scratch[j] = after;
         after = d_a[order[j]] * (1 - u) + (u < USAGE_FLOOR ? USAGE_FLOOR : u) * after;
     }
     for (int64_t j = 0; j < slots; j++) {
         const REAL u = usage[order[j]];
-        d_usage[order[j]] += (room[j] - d_a[order[j]]) * product;
+        d_usage[order[j]] += (scratch[j] - d_a[order[j]]) * product;
         product *= u < USAGE_FLOOR ? USAGE_FLOOR : u;
     }
 }

@@ -32,7 +32,7 @@ class StepSequence(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, tape: StepTape, given: Tensor, names: tuple[str, ...], *made_of: Tensor
+        ctx: Any, tape: StepTape, projected: Tensor, names: tuple[str, ...], *tensors: Tensor
     ) -> tuple[Tensor, ...]:
         ctx.tape, ctx.names = tape, names
         after = torch.stack([step.after["carried"] for step in tape.steps])
@@ -41,7 +41,7 @@ class StepSequence(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_after: Tensor, *d_ends: Tensor) -> tuple[Tensor | None, ...]:
-        back, names = Back(ctx.tape), [name for name in ctx.names if name != "carried"]
+        back, names = BackwardSteps(ctx.tape), [name for name in ctx.names if name != "carried"]
         d = {name: end.clone() for name, end in zip(names, d_ends, strict=True)} | {"carried": d_after[-1]}
         d |= {"unit": torch.zeros_like(d["memory"]), "memory": back.d_memory.copy_(d["memory"])}
         for t in reversed(range(len(d_after))):
@@ -50,7 +50,7 @@ class StepSequence(torch.autograd.Function):
         return (None, torch.stack(back.d_gates[::-1]), None, *(d[name] for name in ctx.names), *back.d_weights())
 
 
-class Back:
+class BackwardSteps:
     """The derivative of the steps of a tape, from the last to the first."""
 
     def __init__(self, tape: StepTape) -> None:
@@ -81,7 +81,7 @@ class Back:
         """
         kept, parts, reads, d_xi = self.tape.steps[t], self.tape.parts, self.tape.reads, self.d_xi[t]
         xi, entered, after, d_memory = kept.interface, kept.entered, kept.after, self.d_memory
-        d_keys, d_ways = torch.empty_like(kept.keys), torch.empty_like(kept.ways)
+        d_keys, d_ways = torch.empty_like(kept.keys), torch.empty_like(kept.read_candidates)
 
         # read vectors and read modes
         d_vectors = d["carried"][:, self.tape.hidden :].view(len(xi), reads, -1)
@@ -92,10 +92,10 @@ class Back:
         torch.bmm(d_read, linked, out=d_ways[2])
         d_linked.baddbmm_(d_read.mT, kept.weighed[2]).baddbmm_(kept.weighed[0].mT, d_read)
         d_linked.diagonal(dim1=1, dim2=2).zero_()
-        d_modes = (d_ways * kept.ways).sum(3).transpose(0, 1)
-        d_xi[:, parts.ways].view(len(xi), 3, reads).copy_(softmax_back(d_modes, kept.modes, 1))
+        d_modes = (d_ways * kept.read_candidates).sum(3).transpose(0, 1)
+        d_xi[:, parts.read_candidates].view(len(xi), 3, reads).copy_(softmax_back(d_modes, kept.modes, 1))
         d_ways *= kept.modes.transpose(0, 1)[..., None]
-        d_scores = softmax_back(d_ways[1], kept.ways[1], 2)
+        d_scores = softmax_back(d_ways[1], kept.read_candidates[1], 2)
         torch.bmm(d_scores, after["unit"], out=d_keys[:, :reads])
         self.through_norm(d["unit"].baddbmm_(d_scores.mT, kept.keys[:, :reads]), after["unit"], kept.norm)
 
@@ -130,7 +130,11 @@ class Back:
         torch.sum(against * entered["read_weights"], 2, out=d_xi[:, parts.free])
         found = {"read_weights": (d_ways[0] + d_ways[2]).addcmul_(against, xi[:, parts.free, None])}
         found["usage"] = torch.addcmul(d_seen, d_seen, entered["write_weights"][:, 0], value=-1)
-        d_written = torch.zeros_like(usage) if self.tape.stops else d_seen.addcmul(d_seen, entered["usage"], value=-1)
+        d_written = (
+            torch.zeros_like(usage)
+            if self.tape.stop_usage_gradient
+            else d_seen.addcmul(d_seen, entered["usage"], value=-1)
+        )
         found |= {"write_weights": d_written.unsqueeze(1), "linkage": d_linkage.unsqueeze(1)}
         found |= {"memory": d_memory, "precedence": d_precedence, "unit": d_unit}
 
@@ -163,7 +167,7 @@ class Back:
                 d_cell = _aten.hardtanh_backward(d_cell, cell, -tape.limit, tape.limit)
             if tape.clip_gradients is not None:
                 d_h = d_h.clamp(-tape.clip_gradients, tape.clip_gradients)
-            d_gate, found[f"cell {layer}"] = fused_cells.lstm_back(d_h, d_cell, before, cell, squashed)
+            d_gate, found[f"cell {layer}"] = fused_cells.lstm_backward(d_h, d_cell, before, cell, squashed)
             into = d_gate, tape.weights.layers[layer]
             d_sees = torch.mm(*into) if onto is None else torch.addmm(onto, *into)
             size, read = d_h.shape[1], tape.reads * tape.word
@@ -186,8 +190,8 @@ class Back:
         tape, steps, d_xi = self.tape, self.tape.steps, self.d_xi.flatten(0, 1)
         hidden = torch.cat([step.after["carried"][:, : tape.hidden] for step in steps])
         d_gates = torch.cat(self.d_gates[::-1]).chunk(tape.layers, 1)
-        sees = [torch.cat(each) for each in zip(*(step.sees for step in steps), strict=True)]
-        d_layers = (d_gate.t() @ each for d_gate, each in zip(d_gates, sees, strict=True))
+        layer_inputs = [torch.cat(each) for each in zip(*(step.layer_inputs for step in steps), strict=True)]
+        d_layers = (d_gate.t() @ each for d_gate, each in zip(d_gates, layer_inputs, strict=True))
         return (d_xi.t() @ hidden, d_xi.sum(0), *d_layers)
 
 

@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from policies.native import loops
-from policies.native.compiler import library, shared_out
+from policies.native.compiler import library, parallel_for
 from policies.native.packed import packed
 
 SOURCE = Path(__file__).with_name("fast_sequence.c")
 MAX_LAYERS = 8
 ROWS = 4
 """Number of rows of a linkage that the loops process together."""
-BLOCK_BYTES, FEWEST = 2**20, 8
+BLOCK_BYTES, MIN_BLOCK = 2**20, 8
 """The loops process environments in groups whose linkages take this many bytes (half of a typical L2 cache), and of at
 least as many environments as the second number."""
 
@@ -27,11 +27,11 @@ Pointers = ctypes.c_void_p * MAX_LAYERS
 Arrays = Mapping[str, Tensor | None]
 
 _NUMBERS = ("batch", "hidden", "layers", "slots", "word", "reads", "writes", "width", "lead", "rows")
-_SWITCHES = ("every", "keep", "oneplus", "code", "stops")
+_SWITCHES = ("checkpoint_interval", "keep", "oneplus", "code_order", "stop_usage_gradient")
 _ARRAYS = (
     *("gates", "tanh_cells", "cells", "before", "after", "vectors"),
     *("memory", "norms", "usage", "precedence", "written", "read", "write_content", "read_content", "order"),
-    *("linkage", "copies", "d_after", "d_gates", "d_vectors", "d_carried", "d_cell"),
+    *("linkage", "checkpoints", "d_after", "d_gates", "d_vectors", "d_carried", "d_cell"),
     *("d_memory", "d_usage", "d_precedence", "d_written", "d_read", "d_linkage"),
 )
 
@@ -43,7 +43,7 @@ class _Tape(ctypes.Structure):
         *((name, ctypes.c_int64) for name in (*_NUMBERS, *_SWITCHES)),
         *((name, ctypes.c_double) for name in ("clip", "clip_gradients")),
         *((name, ctypes.c_void_p) for name in ("starts", "zeros")),
-        *((name, Pointers) for name in ("seen", "own", "below")),
+        *((name, Pointers) for name in ("w_read", "w_hidden", "w_below")),
         *((name, ctypes.c_void_p) for name in ("interface", "interface_bias", *_ARRAYS)),
     ]
 
@@ -60,9 +60,9 @@ class Shape(NamedTuple):
     clip: float
     clip_gradients: float
     oneplus: bool
-    code: bool
+    code_order: bool
     """Whether the order of the read modes is that of the released code."""
-    stops: bool
+    stop_usage_gradient: bool
     """Whether the usage sends no gradient to the last write weights."""
 
     @classmethod
@@ -78,24 +78,24 @@ class Shape(NamedTuple):
             clip=dnc.clip_value or math.inf,
             clip_gradients=dnc.clip_gradients or math.inf,
             oneplus=dnc.strength is not F.softplus,
-            code=dnc.variant == "code",
-            stops=dnc.stop_usage_gradient,
+            code_order=dnc.variant == "code",
+            stop_usage_gradient=dnc.stop_usage_gradient,
         )
 
     @property
-    def seen(self) -> int:
+    def read_size(self) -> int:
         """Total width of the read vectors."""
         return self.reads * self.word
 
     @property
-    def all(self) -> int:
+    def feature_size(self) -> int:
         """Width of read vectors and hidden states of all layers, which the loops store side by side."""
-        return self.seen + self.layers * self.hidden
+        return self.read_size + self.layers * self.hidden
 
 
-def usable(like: Tensor, layers: int) -> bool:
-    """Whether the loops can be used for states such as `like`: on a CPU, with a compiler."""
-    return like.shape[0] > 0 and layers <= MAX_LAYERS and loops.usable(SOURCE, like)
+def usable(reference: Tensor, layers: int) -> bool:
+    """Whether the loops can be used for states such as `reference`: on a CPU, with a compiler."""
+    return reference.shape[0] > 0 and layers <= MAX_LAYERS and loops.usable(SOURCE, reference)
 
 
 class Weights:
@@ -111,16 +111,16 @@ class Weights:
     def __init__(self, shape: Shape, controller: list[Tensor], interface: Tensor, forward: bool) -> None:
         functions = library(SOURCE, interface.dtype)
         assert functions is not None
-        first = shape.seen + shape.hidden
-        self.seen, self.own, self.below = list[Tensor](), list[Tensor](), list[Tensor]()
+        first = shape.read_size + shape.hidden
+        self.w_read, self.w_hidden, self.w_below = list[Tensor](), list[Tensor](), list[Tensor]()
         for layer, weight in enumerate(controller):
             begin = weight.shape[1] - first - (shape.hidden if layer else 0)
-            ends = (begin, begin + shape.seen, begin + first, begin + first + shape.hidden)
-            seen = weight[:, begin : ends[1] if layer else ends[2]]
-            self.seen.append(packed(functions, seen, forward))
+            ends = (begin, begin + shape.read_size, begin + first, begin + first + shape.hidden)
+            w_read = weight[:, begin : ends[1] if layer else ends[2]]
+            self.w_read.append(packed(functions, w_read, forward))
             if layer:
-                self.own.append(packed(functions, weight[:, ends[1] : ends[2]], forward))
-                self.below.append(packed(functions, weight[:, ends[2] :], forward))
+                self.w_hidden.append(packed(functions, weight[:, ends[1] : ends[2]], forward))
+                self.w_below.append(packed(functions, weight[:, ends[2] :], forward))
         self.interface = packed(functions, interface, forward)
         self.width = len(interface)
 
@@ -132,20 +132,28 @@ class Loops:
         shape: of the DNC.
         weights: packed for the direction.
         bias: of the interface, or None.
-        every: steps between two copies of the linkage; 0: none are kept.
+        checkpoint_interval: steps between two copies of the linkage; 0: none are kept.
         arrays: the arrays.
     """
 
-    def __init__(self, shape: Shape, weights: Weights, bias: Tensor | None, every: int, arrays: Arrays) -> None:
+    def __init__(
+        self, shape: Shape, weights: Weights, bias: Tensor | None, checkpoint_interval: int, arrays: Arrays
+    ) -> None:
         usage, linkage = arrays["usage"], arrays["linkage"]
         assert usage is not None
         assert linkage is not None
         functions = library(SOURCE, usage.dtype)
         assert functions is not None
-        self._functions, self.every = functions, max(every, 1)
+        self._functions, self.checkpoint_interval = functions, max(checkpoint_interval, 1)
         self._batch, (writes, rows, lead) = len(linkage), linkage.shape[1:]
         sizes = (shape.hidden, shape.layers, shape.slots, shape.word, shape.reads, writes, weights.width, lead, rows)
-        switches = (self.every, every > 0, shape.oneplus, shape.code, shape.stops)
+        switches = (
+            self.checkpoint_interval,
+            checkpoint_interval > 0,
+            shape.oneplus,
+            shape.code_order,
+            shape.stop_usage_gradient,
+        )
         self._tape = _Tape(self._batch, *sizes, *switches, shape.clip, shape.clip_gradients)
         parts = (shape.word, rows, writes, shape.reads)
         zeros = usage.new_zeros(max(lead * max(parts), shape.layers * shape.hidden))
@@ -154,34 +162,41 @@ class Loops:
             if array is not None:
                 assert array.is_contiguous(), name
                 setattr(self._tape, name, array.data_ptr())
-        for name, layers in {"seen": weights.seen, "own": weights.own, "below": weights.below}.items():
+        for name, layers in {
+            "w_read": weights.w_read,
+            "w_hidden": weights.w_hidden,
+            "w_below": weights.w_below,
+        }.items():
             skipped = [0] * (shape.layers - len(layers))
             setattr(self._tape, name, Pointers(*skipped, *(weight.data_ptr() for weight in layers)))
-        self._room = lead * (2 * writes * shape.reads + 5 * shape.reads + 3 * writes + 12)
-        self._linkage, self._like = writes * rows * lead, usage
-        self._block = max(FEWEST, BLOCK_BYTES // (self._linkage * usage.itemsize))
+        self._scratch_size = lead * (2 * writes * shape.reads + 5 * shape.reads + 3 * writes + 12)
+        self._linkage, self._reference = writes * rows * lead, usage
+        self._block = max(MIN_BLOCK, BLOCK_BYTES // (self._linkage * usage.itemsize))
 
     def forward(self, begin: int, end: int) -> None:
         """Take the steps `begin` ... `end` - 1."""
 
-        def take(first: int, last: int) -> None:
-            room = self._like.new_empty(self._room)
+        def run_blocks(first: int, last: int) -> None:
+            scratch = self._reference.new_empty(self._scratch_size)
             for at in range(first, last, self._block):
                 numbers = map(ctypes.c_int64, (begin, end, at, min(at + self._block, last)))
-                self._functions.forward(ctypes.byref(self._tape), *numbers, ctypes.c_void_p(room.data_ptr()))
+                self._functions.forward(ctypes.byref(self._tape), *numbers, ctypes.c_void_p(scratch.data_ptr()))
 
-        shared_out(take, self._batch)
+        parallel_for(run_blocks, self._batch)
 
     def backward(self, steps: int) -> None:
         """The backward pass over the steps `steps` - 1 ... 0."""
 
-        def take(first: int, last: int) -> None:
-            block, made = min(self._block, last - first), min(self.every, steps) - 1
-            rooms = self._like.new_empty(self._room), self._like.new_empty(block * made * self._linkage)
-            pointers = [ctypes.c_void_p(room.data_ptr()) for room in rooms]
+        def run_blocks(first: int, last: int) -> None:
+            block, made = min(self._block, last - first), min(self.checkpoint_interval, steps) - 1
+            buffers = (
+                self._reference.new_empty(self._scratch_size),
+                self._reference.new_empty(block * made * self._linkage),
+            )
+            pointers = [ctypes.c_void_p(scratch.data_ptr()) for scratch in buffers]
             for at in range(first, last, block):
-                for begin in reversed(range(0, steps, self.every)):
-                    numbers = (begin, min(begin + self.every, steps), at, min(at + block, last))
+                for begin in reversed(range(0, steps, self.checkpoint_interval)):
+                    numbers = (begin, min(begin + self.checkpoint_interval, steps), at, min(at + block, last))
                     self._functions.backward(ctypes.byref(self._tape), *map(ctypes.c_int64, numbers), *pointers)
 
-        shared_out(take, self._batch)
+        parallel_for(run_blocks, self._batch)

@@ -1,9 +1,9 @@
-/* The DNC over time, forward and back; see fast_native.py. Equations and symbols as in memory.py.
+/* The DNC over time, forward and backward; see fast_native.py. Equations and symbols as in memory.py.
 
-   Vectors are rows. Arrays of a state have T + 1 steps, the first before the first step; where an episode starts, zeros
-   stand for them. What belongs to slots is padded with zeros: `lead` numbers, whole SIMD vectors; the memory is
-   transposed, [W, lead], a linkage [rows, lead]. A call takes some batch entries through some steps: their linkages and
-   the weights stay in the cache meanwhile. Compiled twice, for REAL float and double. */
+   Vectors are rows. State arrays have T + 1 steps; step 0 is the state before the sequence. Where an episode starts,
+   zeros are used instead. Arrays over slots are padded with zeros to `lead` numbers, whole SIMD vectors. The memory is
+   transposed, [W, lead]; a linkage is [rows, lead]. A call processes a block of environments over several steps, so
+   that their linkages and the weights stay in the cache. Compiled twice, for REAL float and double. */
 
 #include "fast_addressing.h"
 #include "denormals.h"
@@ -12,21 +12,24 @@
 
 typedef struct {
     int64_t batch, hidden, layers, slots, word, reads, writes, width, lead, rows; /* width: of the interface vector */
-    int64_t every, keep;            /* copies of the linkage are kept before steps 0, every, 2 every ... */
-    int64_t oneplus, code, stops;   /* strengths of at least 1; order of the modes; no gradient from usage to writes */
+    int64_t checkpoint_interval, keep; /* the linkage is stored before every checkpoint_interval-th step if `keep` */
+    int64_t oneplus, code_order;    /* strengths of at least 1; order of the read modes in the released code */
+    int64_t stop_usage_gradient;    /* no gradient from the usage to the write weights */
     double clip, clip_gradients;    /* may be infinite */
     const uint8_t *starts;          /* [T, B], or NULL */
-    const REAL *zeros;              /* as many as the largest part of a state has */
-    const REAL *seen[MAX_LAYERS], *own[MAX_LAYERS], *below[MAX_LAYERS]; /* packed, each for its direction: of what was */
-    const REAL *interface;          /* read, of h^l_{t-1}, of h^{l-1}_t; in the first layer both of the former are `seen` */
+    const REAL *zeros;              /* as many zeros as the largest state array of an environment has */
+    /* packed weights of a layer: from read vectors (layer 0: and from its hidden state), h^l_{t-1}, h^{l-1}_t */
+    const REAL *w_read[MAX_LAYERS], *w_hidden[MAX_LAYERS], *w_below[MAX_LAYERS];
+    const REAL *interface;                                         /* packed */
     const REAL *interface_bias;                                    /* or NULL */
     REAL *gates, *tanh_cells, *cells;                              /* [T, B, L, 4 d_h], [T, B, L, d_h], [T + 1, B, L, d_h] */
     REAL *before, *after, *vectors;                                /* [T, B, R W + L d_h], twice; [T, B, width] */
     REAL *memory, *norms, *usage, *precedence, *written, *read;    /* [T + 1, B, ...] */
     REAL *write_content, *read_content;                            /* [T, B, H, lead], [T, B, R, lead] */
     int32_t *order;                                                /* [T, B, H, lead] */
-    REAL *linkage, *copies;                                        /* [B, H, rows, lead]; [copies, B, H, rows, lead] */
-    const REAL *d_after;                                           /* of `after`; backward only, as all that follow */
+    REAL *linkage, *checkpoints;                 /* [B, H, rows, lead]; [checkpoints, B, H, rows, lead] */
+    /* for the backward pass only */
+    const REAL *d_after;                                           /* gradient of `after` */
     REAL *d_gates, *d_vectors;                                     /* [T, B, ...] */
     REAL *d_carried, *d_cell, *d_memory, *d_usage, *d_precedence, *d_written, *d_read, *d_linkage; /* of a state */
 } Tape;
@@ -51,10 +54,10 @@ static Parts parts_of(const Tape *tape, REAL *x) {
     return p;
 }
 
-/* Where the modes of a read head have backward and forward of write head h, and content. */
+/* Indices in the modes of a read head: backward and forward of write head h, and content. */
 static int64_t behind_at(int64_t h) { return h; }
-static int64_t ahead_at(const Tape *tape, int64_t h) { return tape->writes + h + (tape->code ? 0 : 1); }
-static int64_t content_at(const Tape *tape) { return tape->writes * (tape->code ? 2 : 1); }
+static int64_t ahead_at(const Tape *tape, int64_t h) { return tape->writes + h + (tape->code_order ? 0 : 1); }
+static int64_t content_at(const Tape *tape) { return tape->writes * (tape->code_order ? 2 : 1); }
 
 /* The slots of a batch entry before or after a step. */
 typedef struct {
@@ -77,13 +80,13 @@ static Slots slots_before(const Tape *tape, int64_t at) {
     return starts_at(tape, at) ? (Slots){zeros, zeros, zeros, zeros, zeros, zeros} : slots_at(tape, at);
 }
 
-static REAL *cut(REAL **room, int64_t numbers) {
-    REAL *here = *room;
-    *room += numbers;
+static REAL *take_scratch(REAL **scratch, int64_t numbers) {
+    REAL *here = *scratch;
+    *scratch += numbers;
     return here;
 }
 
-/* What the interface says, in place; a strength as its softplus. */
+/* Applies the activations of the interface vector in place; softplus to strengths. */
 static void activate(const Tape *tape, Parts x) {
     const int64_t modes = 2 * tape->writes + 1;
     for (int64_t i = 0; i < tape->reads; i++) x.strengths[i] = softplus(x.strengths[i]);
@@ -91,36 +94,37 @@ static void activate(const Tape *tape, Parts x) {
     sigmoid(x.erase, tape->writes * tape->word);
     sigmoid(x.free, tape->reads + 2 * tape->writes);
     for (int64_t i = 0; i < tape->reads; i++) {
-        REAL *mode = x.modes + i * modes, most = mode[0], sum = 0;
-        for (int64_t k = 1; k < modes; k++) most = mode[k] > most ? mode[k] : most;
-        for (int64_t k = 0; k < modes; k++) sum += mode[k] = decayed(mode[k] - most);
+        REAL *mode = x.modes + i * modes, maximum = mode[0], sum = 0;
+        for (int64_t k = 1; k < modes; k++) maximum = mode[k] > maximum ? mode[k] : maximum;
+        for (int64_t k = 0; k < modes; k++) sum += mode[k] = decayed(mode[k] - maximum);
         for (int64_t k = 0; k < modes; k++) mode[k] /= sum;
     }
 }
 
-/* a_t of each write head, and the usage it sees, [H, lead] each. */
+/* a_t of each write head, and the usage after the previous heads, [H, lead] each. */
 static void allocations(
-    const Tape *tape, Parts x, const REAL *usage, int32_t *order, REAL *seen, REAL *a, Entry *sort) {
+    const Tape *tape, Parts x, const REAL *usage, int32_t *order, REAL *head_usage, REAL *a, Entry *sort) {
     const int64_t n = tape->lead;
-    memcpy(seen, usage, sizeof(REAL) * n);
-    for (int64_t h = 0; h < tape->writes; h++, seen += n, a += n, order += n) {
+    memcpy(head_usage, usage, sizeof(REAL) * n);
+    for (int64_t h = 0; h < tape->writes; h++, head_usage += n, a += n, order += n) {
         memset(a + tape->slots, 0, sizeof(REAL) * (n - tape->slots));
-        if (sort) order_slots(seen, tape->slots, order, sort);
-        allocation(seen, order, tape->slots, a);
+        if (sort) order_slots(head_usage, tape->slots, order, sort);
+        allocation(head_usage, order, tape->slots, a);
         const REAL gate = x.allocate[h] * x.write[h];
-        for (int64_t k = 0; h + 1 < tape->writes && k < n; k++) seen[n + k] = seen[k] + (1 - seen[k]) * gate * a[k];
+        for (int64_t k = 0; h + 1 < tape->writes && k < n; k++) head_usage[n + k] = head_usage[k] + (1 - head_usage[k]) * gate * a[k];
     }
 }
 
 /* Step t of the slots of entry b; its interface vector is there. */
-static void advance_slots(const Tape *tape, int64_t t, int64_t b, REAL *room) {
+static void advance_slots(const Tape *tape, int64_t t, int64_t b, REAL *scratch) {
     const int64_t n = tape->lead, reads = tape->reads, writes = tape->writes, words = tape->word, slots = tape->slots;
     const int64_t at = t * tape->batch + b, modes = 2 * writes + 1, size = tape->rows * n;
     const Parts x = parts_of(tape, tape->vectors + at * tape->width);
     const Slots was = slots_before(tape, at), now = slots_at(tape, at + tape->batch);
     REAL *linkage = tape->linkage + b * writes * size, *content_of = tape->write_content + at * writes * n;
-    REAL *seen = cut(&room, writes * n), *a = cut(&room, writes * n), *kept = cut(&room, n), *psi = cut(&room, n);
-    REAL *to = cut(&room, writes * reads * n), *from = cut(&room, writes * reads * n);
+    REAL *head_usage = take_scratch(&scratch, writes * n), *a = take_scratch(&scratch, writes * n);
+    REAL *kept = take_scratch(&scratch, n), *psi = take_scratch(&scratch, n);
+    REAL *to = take_scratch(&scratch, writes * reads * n), *from = take_scratch(&scratch, writes * reads * n);
     activate(tape, x);
 
     /* where to write: usage, allocation, content */
@@ -130,7 +134,7 @@ static void advance_slots(const Tape *tape, int64_t t, int64_t b, REAL *room) {
         const REAL written = 1 - kept[k];
         now.usage[k] = (was.usage[k] + written - was.usage[k] * written) * psi[k];
     }
-    allocations(tape, x, now.usage, tape->order + at * writes * n, seen, a, (Entry *)room);
+    allocations(tape, x, now.usage, tape->order + at * writes * n, head_usage, a, (Entry *)scratch);
     for (int64_t h = 0; h < writes; h++) {
         REAL *restrict c = content_of + h * n, *restrict w = now.written + h * n;
         const REAL strength = x.write_strengths[h] + tape->oneplus, by_use = x.allocate[h], gate = x.write[h];
@@ -186,34 +190,34 @@ static void advance_slots(const Tape *tape, int64_t t, int64_t b, REAL *room) {
 static REAL within(REAL x, REAL limit) { return x > limit ? limit : x < -limit ? -limit : x; }
 
 /* Steps first ... last - 1 of the batch entries begin ... end - 1. `gates` holds what the input gives, biases included;
-   `room`: see `ROOM` in fast_native.py. */
-void NAME(forward)(const Tape *tape, int64_t first, int64_t last, int64_t begin, int64_t end, REAL *room) {
+   `scratch`: of `Loops._scratch_size` numbers, see fast_native.py. */
+void NAME(forward)(const Tape *tape, int64_t first, int64_t last, int64_t begin, int64_t end, REAL *scratch) {
     const int64_t count = end - begin, d_h = tape->hidden, layers = tape->layers, width = tape->width;
-    const int64_t read = tape->reads * tape->word, all = read + layers * d_h, wide = layers * 4 * d_h;
+    const int64_t read = tape->reads * tape->word, features = read + layers * d_h, wide = layers * 4 * d_h;
     const int64_t size = tape->writes * tape->rows * tape->lead;
     const REAL limit = (REAL)tape->clip;
     const unsigned flags = flush_denormals();
     for (int64_t t = first; t < last; t++) {
         const int64_t at = t * tape->batch + begin, next = at + tape->batch;
-        REAL *before = tape->before + at * all, *after = tape->after + at * all, *vectors = tape->vectors + at * width;
-        if (tape->keep && t % tape->every == 0)
+        REAL *before = tape->before + at * features, *after = tape->after + at * features, *vectors = tape->vectors + at * width;
+        if (tape->keep && t % tape->checkpoint_interval == 0)
             memcpy(
-                tape->copies + (t / tape->every * tape->batch + begin) * size, tape->linkage + begin * size,
+                tape->checkpoints + (t / tape->checkpoint_interval * tape->batch + begin) * size, tape->linkage + begin * size,
                 sizeof(REAL) * count * size);
 
         /* controller */
         for (int64_t r = 0; r < count; r++) {
-            if (t > 0) memcpy(before + r * all, after + (r - tape->batch) * all, sizeof(REAL) * all);
-            if (starts_at(tape, at + r)) memset(before + r * all, 0, sizeof(REAL) * all);
+            if (t > 0) memcpy(before + r * features, after + (r - tape->batch) * features, sizeof(REAL) * features);
+            if (starts_at(tape, at + r)) memset(before + r * features, 0, sizeof(REAL) * features);
         }
         for (int64_t l = 0; l < layers; l++) {
             REAL *gates = tape->gates + at * wide + l * 4 * d_h;
-            product(before, all, count, tape->seen[l], l ? read : read + d_h, 4 * d_h, gates, wide);
-            if (l) product(before + read + l * d_h, all, count, tape->own[l], d_h, 4 * d_h, gates, wide);
-            if (l) product(after + read + (l - 1) * d_h, all, count, tape->below[l], d_h, 4 * d_h, gates, wide);
+            product(before, features, count, tape->w_read[l], l ? read : read + d_h, 4 * d_h, gates, wide);
+            if (l) product(before + read + l * d_h, features, count, tape->w_hidden[l], d_h, 4 * d_h, gates, wide);
+            if (l) product(after + read + (l - 1) * d_h, features, count, tape->w_below[l], d_h, 4 * d_h, gates, wide);
             for (int64_t r = 0; r < count; r++) {
                 REAL *restrict i = gates + r * wide, *restrict f = i + d_h, *restrict g = f + d_h, *restrict o = g + d_h;
-                REAL *restrict h = after + r * all + read + l * d_h;
+                REAL *restrict h = after + r * features + read + l * d_h;
                 REAL *restrict s = tape->tanh_cells + ((at + r) * layers + l) * d_h;
                 REAL *restrict cell = tape->cells + ((next + r) * layers + l) * d_h;
                 const REAL *restrict was = tape->cells + ((at + r) * layers + l) * d_h;
@@ -233,15 +237,15 @@ void NAME(forward)(const Tape *tape, int64_t first, int64_t last, int64_t begin,
                 memcpy(vectors + r * width, tape->interface_bias, sizeof(REAL) * width);
             else
                 memset(vectors + r * width, 0, sizeof(REAL) * width);
-        product(after + read, all, count, tape->interface, layers * d_h, width, vectors, width);
-        for (int64_t b = begin; b < end; b++) advance_slots(tape, t, b, room);
+        product(after + read, features, count, tape->interface, layers * d_h, width, vectors, width);
+        for (int64_t b = begin; b < end; b++) advance_slots(tape, t, b, scratch);
     }
     restore(flags);
 }
 
 /* The derivative of `advance_slots`: that of the state, of which d_out are the read vectors, becomes that of the state
    before; gives that of the interface vector. `linkage`: L_{t-1} of each write head. */
-static void slots_back(const Tape *tape, int64_t t, int64_t b, const REAL *d_out, const REAL *linkage, REAL *room) {
+static void slots_back(const Tape *tape, int64_t t, int64_t b, const REAL *d_out, const REAL *linkage, REAL *scratch) {
     const int64_t n = tape->lead, reads = tape->reads, writes = tape->writes, words = tape->word;
     const int64_t at = t * tape->batch + b, modes = 2 * writes + 1, size = tape->rows * n, fresh = starts_at(tape, at);
     const Parts x = parts_of(tape, tape->vectors + at * tape->width);
@@ -250,10 +254,13 @@ static void slots_back(const Tape *tape, int64_t t, int64_t b, const REAL *d_out
     REAL *d_memory = tape->d_memory + b * words * n, *d_usage = tape->d_usage + b * n;
     REAL *d_precedence = tape->d_precedence + b * writes * n, *d_written = tape->d_written + b * writes * n;
     REAL *d_read = tape->d_read + b * reads * n;
-    REAL *to = cut(&room, reads * n), *from = cut(&room, reads * n), *d_q = cut(&room, reads * n);
-    REAL *ahead = cut(&room, reads * n), *behind = cut(&room, reads * n), *spare = cut(&room, n), *other = cut(&room, n);
-    REAL *seen = cut(&room, writes * n), *a = cut(&room, writes * n), *d_before = cut(&room, writes * n);
-    REAL *d_w = cut(&room, n), *d_c = cut(&room, n), *d_seen = cut(&room, n);
+    REAL *to = take_scratch(&scratch, reads * n), *from = take_scratch(&scratch, reads * n);
+    REAL *d_q = take_scratch(&scratch, reads * n);
+    REAL *ahead = take_scratch(&scratch, reads * n), *behind = take_scratch(&scratch, reads * n);
+    REAL *spare = take_scratch(&scratch, n), *other = take_scratch(&scratch, n);
+    REAL *head_usage = take_scratch(&scratch, writes * n), *a = take_scratch(&scratch, writes * n);
+    REAL *d_before = take_scratch(&scratch, writes * n);
+    REAL *d_w = take_scratch(&scratch, n), *d_c = take_scratch(&scratch, n), *d_seen = take_scratch(&scratch, n);
 
     /* r = M' w^r */
     for (int64_t i = 0; i < reads; i++)
@@ -340,10 +347,10 @@ static void slots_back(const Tape *tape, int64_t t, int64_t b, const REAL *d_out
                     GET(d_memory + j * n + k) * (1 - x.erase[h * words + j] * GET(now.written + h * n + k));
 
     /* w^w = g^w (g^a a + (1 - g^a) c) */
-    allocations(tape, x, now.usage, tape->order + at * writes * n, seen, a, NULL);
+    allocations(tape, x, now.usage, tape->order + at * writes * n, head_usage, a, NULL);
     memset(d_seen, 0, sizeof(REAL) * n);
     for (int64_t h = writes - 1; h >= 0; h--) {
-        const REAL *c = tape->write_content + (at * writes + h) * n, *use = a + h * n, *u = seen + h * n;
+        const REAL *c = tape->write_content + (at * writes + h) * n, *use = a + h * n, *u = head_usage + h * n;
         const REAL by_use = x.allocate[h], gate = x.write[h], strength = x.write_strengths[h], both = by_use * gate;
         const REAL *restrict d_ww = d_written + h * n;
         REAL d_gate = 0, d_use = 0, d_both = 0;
@@ -375,7 +382,7 @@ static void slots_back(const Tape *tape, int64_t t, int64_t b, const REAL *d_out
     }
     for (int64_t h = 0; h < writes; h++) {
         kept_by(was.written, NULL, writes, h, n, other);
-        for (int64_t k = 0; k < n; k++) d_before[h * n + k] = tape->stops ? 0 : d_c[k] * other[k];
+        for (int64_t k = 0; k < n; k++) d_before[h * n + k] = tape->stop_usage_gradient ? 0 : d_c[k] * other[k];
     }
     for (int64_t i = 0; i < reads; i++) {
         const REAL *q = was.read + i * n, free = x.free[i];
@@ -399,22 +406,22 @@ static void slots_back(const Tape *tape, int64_t t, int64_t b, const REAL *d_out
 
 /* The derivative of the steps first ... last - 1, of which the first has a copy of the linkage, for the batch entries
    begin ... end - 1. What is of a state becomes the gradients of that before `first` from those of that after `last`,
-   without what d_after adds. `linkages`: room for all but one of these steps and entries. */
+   without what d_after adds. `linkages`: a buffer for all of these steps and environments except one step. */
 void NAME(backward)(
-    const Tape *tape, int64_t first, int64_t last, int64_t begin, int64_t end, REAL *room, REAL *linkages) {
+    const Tape *tape, int64_t first, int64_t last, int64_t begin, int64_t end, REAL *scratch, REAL *linkages) {
     const int64_t count = end - begin, d_h = tape->hidden, layers = tape->layers, width = tape->width, n = tape->lead;
-    const int64_t read = tape->reads * tape->word, all = read + layers * d_h, wide = layers * 4 * d_h;
+    const int64_t read = tape->reads * tape->word, features = read + layers * d_h, wide = layers * 4 * d_h;
     const int64_t one = tape->rows * n, size = tape->writes * one;
     const REAL limit = (REAL)tape->clip, steepest = (REAL)tape->clip_gradients;
     const unsigned flags = flush_denormals();
-    const REAL *copies = tape->copies + (first / tape->every * tape->batch + begin) * size;
+    const REAL *checkpoints = tape->checkpoints + (first / tape->checkpoint_interval * tape->batch + begin) * size;
 
     /* the linkages after all steps but the last, from the copy on: [B, steps, H, rows, lead] */
     const int64_t made = last - first - 1;
     for (int64_t b = begin; b < end; b++)
         for (int64_t h = 0; h < tape->writes; h++)
             for (int64_t i = 0; i < tape->rows; i += ROWS) { /* in the order in which they stay in the cache */
-                const REAL *before = copies + (b - begin) * size + h * one;
+                const REAL *before = checkpoints + (b - begin) * size + h * one;
                 for (int64_t t = first; t + 1 < last; t++) {
                     const int64_t at = t * tape->batch + b;
                     REAL *after = linkages + ((b - begin) * made + t - first) * size + h * one;
@@ -427,15 +434,15 @@ void NAME(backward)(
 
     for (int64_t t = last - 1; t >= first; t--) {
         const int64_t at = t * tape->batch + begin, next = at + tape->batch;
-        REAL *d_carried = tape->d_carried + begin * all, *d_vectors = tape->d_vectors + at * width;
-        for (int64_t k = 0; k < count * all; k++) d_carried[k] += tape->d_after[at * all + k];
+        REAL *d_carried = tape->d_carried + begin * features, *d_vectors = tape->d_vectors + at * width;
+        for (int64_t k = 0; k < count * features; k++) d_carried[k] += tape->d_after[at * features + k];
         for (int64_t r = 0; r < count; r++) {
             const REAL *linkage =
-                t == first ? copies + r * size : linkages + (r * made + t - 1 - first) * size;
-            slots_back(tape, t, begin + r, d_carried + r * all, linkage, room);
-            memset(d_carried + r * all, 0, sizeof(REAL) * read);
+                t == first ? checkpoints + r * size : linkages + (r * made + t - 1 - first) * size;
+            slots_back(tape, t, begin + r, d_carried + r * features, linkage, scratch);
+            memset(d_carried + r * features, 0, sizeof(REAL) * read);
         }
-        product(d_vectors, width, count, tape->interface, width, layers * d_h, d_carried + read, all);
+        product(d_vectors, width, count, tape->interface, width, layers * d_h, d_carried + read, features);
 
         /* controller */
         for (int64_t l = layers - 1; l >= 0; l--) {
@@ -448,7 +455,7 @@ void NAME(backward)(
                 const REAL *restrict cell = tape->cells + ((next + r) * layers + l) * d_h;
                 REAL *restrict di = d_gates + r * wide, *restrict df = di + d_h, *restrict dg = df + d_h;
                 REAL *restrict d_o = dg + d_h, *restrict dc = tape->d_cell + ((begin + r) * layers + l) * d_h;
-                REAL *restrict dh = d_carried + r * all + read + l * d_h;
+                REAL *restrict dh = d_carried + r * features + read + l * d_h;
                 for (int64_t k = 0; k < d_h; k++) {
                     const REAL h = o[k] * s[k];
                     REAL d = within(dh[k], steepest);
@@ -463,13 +470,13 @@ void NAME(backward)(
                     dh[k] = 0;
                 }
             }
-            if (l) product(d_gates, wide, count, tape->below[l], 4 * d_h, d_h, d_carried + read + (l - 1) * d_h, all);
-            if (l) product(d_gates, wide, count, tape->own[l], 4 * d_h, d_h, d_carried + read + l * d_h, all);
-            product(d_gates, wide, count, tape->seen[l], 4 * d_h, l ? read : read + d_h, d_carried, all);
+            if (l) product(d_gates, wide, count, tape->w_below[l], 4 * d_h, d_h, d_carried + read + (l - 1) * d_h, features);
+            if (l) product(d_gates, wide, count, tape->w_hidden[l], 4 * d_h, d_h, d_carried + read + l * d_h, features);
+            product(d_gates, wide, count, tape->w_read[l], 4 * d_h, l ? read : read + d_h, d_carried, features);
         }
         for (int64_t r = 0; r < count; r++) {
             if (!starts_at(tape, at + r)) continue;
-            memset(d_carried + r * all, 0, sizeof(REAL) * all);
+            memset(d_carried + r * features, 0, sizeof(REAL) * features);
             memset(tape->d_cell + (begin + r) * layers * d_h, 0, sizeof(REAL) * layers * d_h);
         }
     }

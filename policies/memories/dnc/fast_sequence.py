@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 from policies.memories.contract import State
 from policies.memories.dnc.fast_native import ROWS, Loops, Shape, Weights
 from policies.memories.shared.addressing import inverse_norms
-from policies.memories.time.scopes import held
+from policies.memories.time.scopes import cached
 
 SLOTS = {"memory": "memory", "usage": "usage", "precedence": "precedence", "linkage": "linkage"}
 SLOTS |= {"write_weights": "written", "read_weights": "read"}
@@ -73,11 +73,11 @@ class NativeTape:
     @torch.no_grad()
     def __init__(self, dnc: Any, state: State, length: int, keep: bool = True) -> None:
         self.dnc, self.shape, self.length, self.count = dnc, Shape.of(dnc), length, 0
-        self.every = max(1, math.isqrt(length)) if keep else 0
+        self.checkpoint_interval = max(1, math.isqrt(length)) if keep else 0
         shape, hidden = self.shape, state["hidden"]
         batch = len(hidden)
 
-        def room(*sizes: int, steps: int = length, dtype: torch.dtype = hidden.dtype) -> Tensor:
+        def allocate(*sizes: int, steps: int = length, dtype: torch.dtype = hidden.dtype) -> Tensor:
             return hidden.new_empty(steps, batch, *sizes, dtype=dtype)
 
         first = {name: to_loops(part, state[part]) for part, name in SLOTS.items()}
@@ -85,57 +85,65 @@ class NativeTape:
         first["cells"] = state["cell"]
         self.linkage = first.pop("linkage")
         lead = self.linkage.shape[3]
-        self.states = {name: room(*value.shape[1:], steps=length + 1) for name, value in first.items()}
+        self.states = {name: allocate(*value.shape[1:], steps=length + 1) for name, value in first.items()}
         """Before each step (before its reset) and after the last step, `[T + 1, B, ...]`."""
         for name, value in first.items():
             self.states[name][0] = value
-        self.copies = room(*self.linkage.shape[1:], steps=-(-length // self.every) if keep else 0)
+        self.checkpoints = allocate(
+            *self.linkage.shape[1:], steps=-(-length // self.checkpoint_interval) if keep else 0
+        )
         width = dnc.interface.weight.shape[0]
         self.steps = {
-            "gates": room(shape.layers * 4 * shape.hidden),
-            "tanh_cells": room(shape.layers, shape.hidden),
-            "before": room(shape.all),
-            "after": room(shape.all),
-            "vectors": room(width),
-            "write_content": room(shape.writes, lead),
-            "read_content": room(shape.reads, lead),
-            "order": room(shape.writes, lead, dtype=torch.int32),
+            "gates": allocate(shape.layers * 4 * shape.hidden),
+            "tanh_cells": allocate(shape.layers, shape.hidden),
+            "before": allocate(shape.feature_size),
+            "after": allocate(shape.feature_size),
+            "vectors": allocate(width),
+            "write_content": allocate(shape.writes, lead),
+            "read_content": allocate(shape.reads, lead),
+            "order": allocate(shape.writes, lead, dtype=torch.int32),
         }
         """Of each step, `[T, B, ...]`."""
         self.steps["before"][0] = torch.cat([state["read_vectors"].flatten(1), hidden.flatten(1)], 1)
         self.starts: Tensor | None = None
-        weights = held(dnc, "packed", lambda: pack(dnc, forward=True))
+        weights = cached(dnc, "packed", lambda: pack(dnc, forward=True))
         bias = None if dnc.interface.bias is None else dnc.interface.bias.detach()
         self._made = weights, bias
-        self._loops = Loops(shape, weights, bias, self.every, self.arrays())
+        self._loops = Loops(shape, weights, bias, self.checkpoint_interval, self.arrays())
 
     def arrays(self) -> dict[str, Tensor | None]:
         """The arrays of the loops."""
-        return {**self.states, **self.steps, "linkage": self.linkage, "copies": self.copies, "starts": self.starts}
+        return {
+            **self.states,
+            **self.steps,
+            "linkage": self.linkage,
+            "checkpoints": self.checkpoints,
+            "starts": self.starts,
+        }
 
-    def note_starts(self, starts: Tensor) -> None:
+    def set_starts(self, starts: Tensor) -> None:
         """`starts`: bool `[T, B]`; of all steps."""
         self.starts = starts.contiguous()
-        self._loops = Loops(self.shape, *self._made, self.every, self.arrays())
+        self._loops = Loops(self.shape, *self._made, self.checkpoint_interval, self.arrays())
 
     @torch.no_grad()
     def run(self, xs: Tensor, starts: Tensor | None) -> None:
         """Take all steps. `xs`: `[T, B, F]`; `starts`: bool `[T, B]`."""
         if starts is not None:
-            self.note_starts(starts)
+            self.set_starts(starts)
         self.steps["gates"][:] = self.dnc.gates_of(xs)
         self._loops.forward(0, len(xs))
         self.count = len(xs)
 
     @torch.no_grad()
-    def step(self, given: Tensor, starts: Tensor | None) -> None:
-        """Take a step. `given`: inputs, `[B, F]`; `starts`: bool `[B]`."""
+    def step(self, projected: Tensor, starts: Tensor | None) -> None:
+        """Take a step. `projected`: inputs, `[B, F]`; `starts`: bool `[B]`."""
         if starts is not None:
             if self.starts is None:
-                self.note_starts(starts.new_zeros(self.length, len(starts)))
+                self.set_starts(starts.new_zeros(self.length, len(starts)))
             assert self.starts is not None
             self.starts[self.count] = starts
-        self.steps["gates"][self.count] = self.dnc.gates_of(given)
+        self.steps["gates"][self.count] = self.dnc.gates_of(projected)
         self._loops.forward(self.count, self.count + 1)
         self.count += 1
 
@@ -166,7 +174,7 @@ def pack(dnc: Any, forward: bool) -> Weights:
 
 def split(shape: Shape, after: Tensor) -> State:
     """Splits the concatenated array of the loops into hidden states and read vectors, `[B, ...]`."""
-    seen, hidden = after[:, : shape.seen], after[:, shape.seen :]
+    seen, hidden = after[:, : shape.read_size], after[:, shape.read_size :]
     return {
         "hidden": hidden.view(-1, shape.layers, shape.hidden),
         "read_vectors": seen.view(-1, shape.reads, shape.word),
@@ -190,14 +198,14 @@ class NativeSequence(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         if not tape.count:
             tape.run(xs, starts)
-        ctx.names, ctx.shape, ctx.every = names, tape.shape, tape.every
+        ctx.names, ctx.shape, ctx.checkpoint_interval = names, tape.shape, tape.checkpoint_interval
         ctx.set_materialize_grads(False)
         parameters = tensors[len(names) :]
         arrays = {name: array for name, array in tape.arrays().items() if array is not None}
         ctx.arrays, ctx.parameters = (*arrays,), len(parameters)
         final = tape.state()
         ends = [final[name].clone(memory_format=torch.contiguous_format) for name in outputs_of(names)]
-        if tape.every:
+        if tape.checkpoint_interval:
             ctx.save_for_backward(xs, *parameters, *arrays.values())
         return (tape.steps["after"], *ends)
 
@@ -214,11 +222,11 @@ class NativeSequence(torch.autograd.Function):
         d_steps["d_after"] = torch.zeros_like(arrays["after"]) if d_after is None else d_after.contiguous()
         packed = Weights(shape, weights, interface, forward=False)
         bias = biases[0] if biases else None
-        Loops(shape, packed, bias, ctx.every, {**arrays, **d_state, **d_steps}).backward(len(xs))
+        Loops(shape, packed, bias, ctx.checkpoint_interval, {**arrays, **d_state, **d_steps}).backward(len(xs))
 
         d_gates, d_vectors = d_steps["d_gates"], d_steps["d_vectors"].flatten(0, 1)
         d_parameters, d_xs = _d_controller(shape, xs, weights, arrays, d_gates, ctx.needs_input_grad[1])
-        hidden = arrays["after"].flatten(0, 1)[:, shape.seen :]
+        hidden = arrays["after"].flatten(0, 1)[:, shape.read_size :]
         d_parameters += [d_vectors.t() @ hidden, *(d_vectors.sum(0) for _ in biases)]
         d_first = {part: from_loops(part, d_state[f"d_{name}"], shape.slots) for part, name in SLOTS.items()}
         d_first |= {"cell": d_state["d_cell"], **split(shape, d_state["d_carried"])}
@@ -234,12 +242,14 @@ def _d_state(d_ends: dict[str, Tensor | None], arrays: dict[str, Tensor]) -> dic
     """The gradients of the state after the last step, in the layout of the loops."""
     found = {"d_carried": torch.zeros_like(arrays["before"][0])}
     for part, name in {**SLOTS, "cell": "cells"}.items():
-        like, given = arrays[name] if name == "linkage" else arrays[name][0], d_ends[part]
+        reference, projected = arrays[name] if name == "linkage" else arrays[name][0], d_ends[part]
         key = "d_cell" if part == "cell" else f"d_{name}"
-        if given is None:
-            found[key] = torch.zeros_like(like)
+        if projected is None:
+            found[key] = torch.zeros_like(reference)
         else:
-            found[key] = given.clone(memory_format=torch.contiguous_format) if part == "cell" else to_loops(part, given)
+            found[key] = (
+                projected.clone(memory_format=torch.contiguous_format) if part == "cell" else to_loops(part, projected)
+            )
     return found
 
 
@@ -251,7 +261,7 @@ def _d_controller(
     d_xs = torch.zeros_like(xs) if wants_xs else None
     found = []
     for layer, (weight, of_gates) in enumerate(zip(weights, d_gates.flatten(0, 1).chunk(shape.layers, 1), strict=True)):
-        seen, at = shape.seen, shape.seen + layer * shape.hidden
+        seen, at = shape.read_size, shape.read_size + layer * shape.hidden
         inputs = [flat_xs, before[:, : at + shape.hidden]]
         if layer:
             inputs = [flat_xs, before[:, :seen], before[:, at : at + shape.hidden], after[:, at - shape.hidden : at]]

@@ -60,8 +60,10 @@ def arranged(memory: Any, rows: Tensor, last: float) -> Tensor:
     keys = torch.cat([keys, write_key]).view(memory.read_heads + 1, memory.word_size, -1)
     keys = F.pad(keys, [0, 0, 0, 1], value=last).flatten(0, 1)
     first, second, third = modes.view(memory.read_heads, 3, -1).unbind(1)
-    ways = [first, second, third] if memory.variant == "paper" else [first, third, second]
-    return torch.cat([keys, vector, erase, free, write, allocate, -allocate, strengths, write_strength, *ways])
+    read_candidates = [first, second, third] if memory.variant == "paper" else [first, third, second]
+    return torch.cat(
+        [keys, vector, erase, free, write, allocate, -allocate, strengths, write_strength, *read_candidates]
+    )
 
 
 class Parts:
@@ -70,7 +72,16 @@ class Parts:
     def __init__(self, reads: int, word: int) -> None:
         sizes = [(reads + 1) * (word + 1), word, word, reads, 1, 2, reads + 1, 3 * reads]
         ends = [0, *accumulate(sizes)]
-        self.keys, self.vector, self.erase, self.free, self.write, self.allocate, self.strengths, self.ways = (
+        (
+            self.keys,
+            self.vector,
+            self.erase,
+            self.free,
+            self.write,
+            self.allocate,
+            self.strengths,
+            self.read_candidates,
+        ) = (
             slice(begin, end) for begin, end in pairwise(ends)
         )  # allocate: g^a and 1 - g^a; ways: b, c, f, each of all heads
         self.gates, self.words = slice(ends[2], ends[6]), slice(ends[1], ends[3])  # all sigmoids; v and e
@@ -83,7 +94,7 @@ class Step(NamedTuple):
     entered: dict[str, Tensor]
     """The state before the step, after any reset."""
     after: dict[str, Tensor]
-    sees: list[Tensor]
+    layer_inputs: list[Tensor]
     """The inputs of each layer."""
     cells: list[tuple[Tensor, Tensor, Tensor]]
     """Of each layer: cells before the step, cells after it (not clipped), and what `fused_cells.lstm` stores."""
@@ -113,7 +124,7 @@ class Step(NamedTuple):
     """g^w g^a and g^w (1 - g^a), `[B, 2]`."""
     norm: Tensor
     """|M[i]| after the step, `[B, N, 1]`."""
-    ways: Tensor
+    read_candidates: Tensor
     """w^r_{t-1}, content, w^r_{t-1}, `[3, B, R, N]`."""
     modes: Tensor
     """π, `[B, 3, R]`."""
@@ -136,15 +147,15 @@ class StepTape:
     @torch.no_grad()
     def __init__(self, memory: Any, state: State) -> None:
         self.weights, self.limit, self.clip_gradients = Weights.of(memory), memory.clip_value, memory.clip_gradients
-        self.oneplus, self.stops = memory.strength is not F.softplus, memory.stop_usage_gradient
+        self.oneplus, self.stop_usage_gradient = memory.strength is not F.softplus, memory.stop_usage_gradient
         self.layers, self.reads, self.word = memory.num_layers, memory.read_heads, memory.word_size
         self.hidden = memory.num_layers * memory.hidden_size
         self.parts = Parts(self.reads, self.word)
-        like = state["memory"]
-        self.one, self.zero = like.new_ones(()), like.new_zeros(())
-        self.floor, self.root = like.new_full((), USAGE_FLOOR), like.new_full((), math.sqrt(NORM_EPS))
+        reference = state["memory"]
+        self.one, self.zero = reference.new_ones(()), reference.new_zeros(())
+        self.floor, self.root = reference.new_full((), USAGE_FLOOR), reference.new_full((), math.sqrt(NORM_EPS))
         self.now = entering(state)
-        self.now["unit"], self.first_norm = self.normal(like)
+        self.now["unit"], self.first_norm = self.normal(reference)
         self.first_unit = self.now["unit"]
         self.steps: list[Step] = []
 
@@ -154,11 +165,11 @@ class StepTape:
         return memory / norm, norm
 
     @torch.no_grad()
-    def step(self, given: Tensor, starts: Tensor | None) -> None:
-        """Take a step; `given`: the input's part of the gates, from `DNC.gates_of`."""
+    def step(self, projected: Tensor, starts: Tensor | None) -> None:
+        """Take a step; `projected`: the input's part of the gates, from `DNC.gates_of`."""
         parts, reads, one = self.parts, self.reads, self.one
         now = self.now if starts is None else masked(self.now, starts)
-        hiddens, cells, sees = self.control(given, now)
+        hiddens, cells, layer_inputs = self.control(projected, now)
         xi = torch.addmm(self.weights.bias, torch.cat(hiddens, 1) if self.layers > 1 else hiddens[0], self._up)
         xi[:, parts.gates].sigmoid_()
         keys = xi[:, parts.keys].view(len(xi), reads + 1, self.word + 1)
@@ -190,35 +201,37 @@ class StepTape:
         keep = 1 - write.sum(2, keepdim=True)
 
         # what to read: w^r = π_1 b + π_2 c + π_3 f
-        ways = read.new_empty(3, *read.shape)
-        ways[::2] = read
-        torch.softmax(keys[:, :reads] @ unit.mT, 2, out=ways[1])
-        modes = xi[:, parts.ways].view(len(xi), 3, reads).softmax(1)
-        weighed = ways * modes.transpose(0, 1)[..., None]
+        read_candidates = read.new_empty(3, *read.shape)
+        read_candidates[::2] = read
+        torch.softmax(keys[:, :reads] @ unit.mT, 2, out=read_candidates[1])
+        modes = xi[:, parts.read_candidates].view(len(xi), 3, reads).softmax(1)
+        weighed = read_candidates * modes.transpose(0, 1)[..., None]
         read = torch.baddbmm(torch.baddbmm(weighed[1], weighed[2], linked.mT), weighed[0], linked)
         after = {"memory": memory, "usage": usage, "precedence": torch.addcmul(write, keep, precedence), "unit": unit}
         after |= {"linkage": linked.unsqueeze(1), "write_weights": write, "read_weights": read}
         after |= {f"cell {layer}": self.clip(cell) for layer, (_, cell, _) in enumerate(cells)}
         after["carried"] = torch.cat([*hiddens, torch.bmm(read, memory).flatten(1)], 1)
         found = (xi, length, strength, unit_keys, keys, factors, seen, retention, order, before, places, shares)
-        self.steps.append(Step(starts, now, after, sees, cells, *found, norm, ways, modes, weighed, keep))
+        self.steps.append(
+            Step(starts, now, after, layer_inputs, cells, *found, norm, read_candidates, modes, weighed, keep)
+        )
         self.now = after
 
     @property
     def _up(self) -> Tensor:
         return self.weights.interface.t()
 
-    def control(self, given: Tensor, now: dict[str, Tensor]) -> tuple[list[Tensor], list[Any], list[Tensor]]:
+    def control(self, projected: Tensor, now: dict[str, Tensor]) -> tuple[list[Tensor], list[Any], list[Tensor]]:
         """The deep LSTM; returns hidden states, and the values of `Step.cells` and `Step.sees`."""
-        hiddens, cells, sees = list[Tensor](), list[Any](), list[Tensor]()
+        hiddens, cells, layer_inputs = list[Tensor](), list[Any](), list[Tensor]()
         own, read = now["carried"].tensor_split([self.hidden], 1)
-        for layer, (gates, state) in enumerate(zip(*(x.chunk(self.layers, 1) for x in (given, own)), strict=True)):
-            sees.append(now["carried"] if self.layers == 1 else torch.cat([state, read, *hiddens[-1:]], 1))
+        for layer, (gates, state) in enumerate(zip(*(x.chunk(self.layers, 1) for x in (projected, own)), strict=True)):
+            layer_inputs.append(now["carried"] if self.layers == 1 else torch.cat([state, read, *hiddens[-1:]], 1))
             before = now[f"cell {layer}"]
-            hidden, cell, kept = fused_cells.lstm(gates, sees[-1] @ self.weights.layers[layer].t(), before)
+            hidden, cell, kept = fused_cells.lstm(gates, layer_inputs[-1] @ self.weights.layers[layer].t(), before)
             hiddens.append(hidden)
             cells.append((before, cell, kept))
-        return hiddens, cells, sees
+        return hiddens, cells, layer_inputs
 
     def clip(self, cell: Tensor) -> Tensor:
         return cell if self.limit is None else cell.clamp(-self.limit, self.limit)

@@ -150,8 +150,10 @@ class DNC(Memory):
         following, preceding = follow_links(linkage, read_weights)
         similar = similar_to(keys, memory).unsqueeze(1)
         modes = modes.view(modes.shape[0], self.read_heads, 1, -1).softmax(3)
-        ways = [preceding, similar, following] if self.variant == "paper" else [preceding, following, similar]
-        read_weights = (modes @ torch.cat(ways, 1).transpose(1, 2)).squeeze(2)
+        read_candidates = (
+            [preceding, similar, following] if self.variant == "paper" else [preceding, following, similar]
+        )
+        read_weights = (modes @ torch.cat(read_candidates, 1).transpose(1, 2)).squeeze(2)
         read_vectors = read_weights @ memory  # r = Mᵀ w^r
         after = {
             "hidden": hidden,
@@ -184,8 +186,8 @@ class DNC(Memory):
         hiddens: list[Tensor] = []
         cells: list[Tensor] = []
         for index, (layer, gate) in enumerate(zip(self.controller, gates.chunk(self.num_layers, 1), strict=True)):
-            sees = torch.cat([read, state["hidden"][:, index], *hiddens[-1:]], 1)
-            gate = torch.addmm(gate, sees, layer.get_parameter("weight")[:, self.input_size :].t())
+            layer_inputs = torch.cat([read, state["hidden"][:, index], *hiddens[-1:]], 1)
+            gate = torch.addmm(gate, layer_inputs, layer.get_parameter("weight")[:, self.input_size :].t())
             hidden, cell = self._cell(gate, state["cell"][:, index])
             if self.clip_gradients is not None:
                 hidden = _ClipGradient.apply(hidden, self.clip_gradients)  # type: ignore[no-untyped-call]

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from policies.memories.contract import MemoryStep, Panel, State, Unrolled
 from policies.memories.kanerva.encoder import DeepLinear, ImageEncoder, split_time
 from policies.memories.kanerva.fast_blocks import FastBlocks
-from policies.memories.kanerva.form import KanervaForm, Read, Shared, Walk
+from policies.memories.kanerva.form import KanervaForm, Read, Shared, Steps
 from policies.memories.kanerva.panels import memory_panels
 from policies.memories.kanerva.parts import Gaussian, LearnedPrior, as_gaussian, image_shape
 from policies.memories.kanerva.places import block_places, inner_room, offset_weights
@@ -25,18 +25,18 @@ from policies.memories.shared.noise import fingerprint, gaussian, next_seed
 from policies.memories.shared.numbers import rms
 from policies.memories.shared.readers import Shape
 from policies.memories.steps import Queries, reset
-from policies.memories.time.scopes import held
+from policies.memories.time.scopes import cached
 
 KEYS, LATENT, POSTERIOR, ASKED_KEYS, ASKED_LATENT = range(5)
 """Streams of noise."""
 
-MOST_PIXELS = 1024
+MAX_LINEAR_PIXELS = 1024
 """In the windows of a read, above which the prior's convolutions are not written out as linear layers."""
 
 KEY_STD = 0.3
 """Standard deviation of keys before training; the prior's is 1."""
 
-Way = Callable[[Tensor, Tensor, Tensor | None, State], Walk]
+RunSteps = Callable[[Tensor, Tensor, Tensor | None, State], Steps]
 """Takes steps; arguments: the first four of `BlockKanerva.walk`."""
 
 
@@ -103,11 +103,11 @@ class BlockKanerva(KanervaForm):
             self.posterior = DeepLinear(hidden_size, dense_size, 2 * latent_size)  # q(Z|X)
         self.prior = LearnedPrior(reads * memory_channels, crop_size, prior_features, latent_size, nn.Tanh)
         windows = reads * memory_channels * crop_size**2
-        self.windows, self.small, self.read_size = windows, windows <= MOST_PIXELS, output_size
+        self.windows, self.small, self.read_size = windows, windows <= MAX_LINEAR_PIXELS, output_size
         self.readout = nn.Linear(windows + self.prior.features + latent_size, output_size)
-        self.asked = sorted(queries or {})
-        self.query_encoders = nn.ModuleList(encoder((queries or {})[name], hidden_size) for name in self.asked)
-        self.ask = nn.Linear(hidden_size, output_size) if self.asked else None
+        self.query_names = sorted(queries or {})
+        self.query_encoders = nn.ModuleList(encoder((queries or {})[name], hidden_size) for name in self.query_names)
+        self.ask = nn.Linear(hidden_size, output_size) if self.query_names else None
 
         self._add_decoders(
             input_size,
@@ -132,14 +132,21 @@ class BlockKanerva(KanervaForm):
         return self._zeros(batch_size, shapes)
 
     def forward(self, x: Tensor, state: State, queries: Queries | None = None) -> MemoryStep:
-        return self.one(x, state, queries)
+        return self.single_step(x, state, queries)
 
-    def one(self, x: Tensor, state: State, queries: Queries | None, way: Way | None = None) -> MemoryStep:
-        """One step; `way`: as of `run`."""
-        asked = None if queries is None else {name: query.unsqueeze(0) for name, query in queries.items()}
-        one = self.run(x.unsqueeze(0), None, state, (), asked, way)
-        losses = {name: loss[0] for name, loss in one.losses.items()}
-        return MemoryStep(one.outputs[0], one.state, losses, None if one.grids is None else one.grids[0])
+    def single_step(
+        self, x: Tensor, state: State, queries: Queries | None, run_steps: RunSteps | None = None
+    ) -> MemoryStep:
+        """One step; `run_steps`: as of `run`."""
+        query_names = None if queries is None else {name: query.unsqueeze(0) for name, query in queries.items()}
+        single_step = self.run(x.unsqueeze(0), None, state, (), query_names, run_steps)
+        losses = {name: loss[0] for name, loss in single_step.losses.items()}
+        return MemoryStep(
+            single_step.outputs[0],
+            single_step.state,
+            losses,
+            None if single_step.grids is None else single_step.grids[0],
+        )
 
     def run(
         self,
@@ -148,35 +155,38 @@ class BlockKanerva(KanervaForm):
         state: State,
         resets: Sequence[int],
         queries: Queries | None,
-        way: Way | None = None,
+        run_steps: RunSteps | None = None,
     ) -> Unrolled:
-        """T steps; arguments as in `time.unroll`. `way`: takes them; None: `walk`."""
+        """T steps; arguments as in `time.unroll`. `run_steps`: takes them; None: `walk_steps`."""
         length, batch_size = xs.shape[:2]
         flat = xs.flatten(0, 1)
         seen = xs if self.encoder is None else split_time(_encode(self.encoder, flat), length, batch_size)
         written = split_time(self.writes(flat), length, batch_size)
-        noise: list[Tensor | _Nothing] = [_Nothing() for _ in range(5)]
-        if way is not None:
-            took = way(seen, written, starts, state)
+        noise: list[Tensor | _NoNoise] = [_NoNoise() for _ in range(5)]
+        if run_steps is not None:
+            step_results = run_steps(seen, written, starts, state)
         else:
             questions, prints = self.questions(queries)
             reset_at = frozenset(resets) if starts is not None else frozenset()
             if self.sample:
                 seeds = self.seeds(xs, starts, state["seed"], reset_at)
                 noise, state = self.noise(seeds, prints), {**state, "seed": seeds[-1]}
-            took = self.walk(seen, written, starts, state, reset_at, questions, noise)
-        outputs = torch.cat([took.hidden, took.answer.output], 2)
+            step_results = self.walk_steps(seen, written, starts, state, reset_at, questions, noise)
+        outputs = torch.cat([step_results.hidden, step_results.answer.output], 2)
         grids = None
         if self.map_decoder is not None:
-            asked = took.answer is not took.read
-            latents = self.latents(took.answer).at(_flat(noise[ASKED_LATENT if asked else LATENT]))
+            query_names = step_results.answer is not step_results.read
+            latents = self.latents(step_results.answer).at(_flat(noise[ASKED_LATENT if query_names else LATENT]))
             grids = split_time(self.map_decoder(latents), length, batch_size)
-        losses = self.losses(flat, took, written.flatten(), noise[POSTERIOR])
+        losses = self.losses(flat, step_results, written.flatten(), noise[POSTERIOR])
         return Unrolled(
-            outputs, took.state, {name: split_time(loss, length, batch_size) for name, loss in losses.items()}, grids
+            outputs,
+            step_results.state,
+            {name: split_time(loss, length, batch_size) for name, loss in losses.items()},
+            grids,
         )
 
-    def walk(
+    def walk_steps(
         self,
         seen: Tensor,
         written: Tensor,
@@ -184,8 +194,8 @@ class BlockKanerva(KanervaForm):
         state: State,
         reset_at: frozenset[int],
         questions: Tensor | None,
-        noise: list[Tensor | _Nothing],
-    ) -> Walk:
+        noise: list[Tensor | _NoNoise],
+    ) -> Steps:
         """The steps, one by one.
 
         Args:
@@ -200,7 +210,7 @@ class BlockKanerva(KanervaForm):
         initial = self.initial_state(seen.shape[1]) if reset_at else {}
         seed = {name: state[name] for name in ("seed",) if name in state}
         state = {name: state[name] for name in ("hidden", "cell", "memory", "read")}
-        shared = held(self, "weights", self.weights)
+        shared = cached(self, "weights", self.weights)
         hidden, reads, answers = [], [], []
         for t in range(len(seen)):
             if t in reset_at and starts is not None:
@@ -219,12 +229,14 @@ class BlockKanerva(KanervaForm):
             reads.append(read)
             if questions is not None:
                 assert self.ask is not None
-                asked = self.key_posterior(*F.linear(questions[t], *shared.asking).chunk(2, 1))
-                answer = self.read(memory, self.locate(asked.at(noise[ASKED_KEYS][t])), shared, noise[ASKED_LATENT][t])
+                query_names = self.key_posterior(*F.linear(questions[t], *shared.query_keys).chunk(2, 1))
+                answer = self.read(
+                    memory, self.locate(query_names.at(noise[ASKED_KEYS][t])), shared, noise[ASKED_LATENT][t]
+                )
                 answers.append(answer._replace(output=answer.output + self.ask(questions[t])))
         read, *other = (Read(*map(torch.stack, zip(*each, strict=True))) for each in (reads, answers) if each)
         places = block_places(keys, inner_room(self.crop_size, self.memory_size))
-        return Walk(torch.stack(hidden), read, other[0] if other else read, state | seed | {"places": places})
+        return Steps(torch.stack(hidden), read, other[0] if other else read, state | seed | {"places": places})
 
     def seeds(self, xs: Tensor, starts: Tensor | None, seed: Tensor, reset_at: frozenset[int]) -> Tensor:
         """What seeds the noise of each step, `[T, B]`; `seed`: before the first."""
@@ -238,20 +250,20 @@ class BlockKanerva(KanervaForm):
 
     def questions(self, queries: Queries | None) -> tuple[Tensor | None, Tensor | None]:
         """The sum of the questions' embeddings `[T, B, H]`, and what seeds their noise `[T, B]`."""
-        if not self.asked:
+        if not self.query_names:
             return None, None
         queries = self._questions(queries)
         embeddings, prints = [], []
-        for name, encoder in zip(self.asked, self.query_encoders, strict=True):
+        for name, encoder in zip(self.query_names, self.query_encoders, strict=True):
             query = queries[name]
             embeddings.append(split_time(_encode(encoder, query.flatten(0, 1)), *query.shape[:2]))
             prints.append(fingerprint(query, dims=2))
         return torch.stack(embeddings).sum(0), torch.stack(prints)
 
-    def noise(self, seed: Tensor, prints: Tensor | None) -> list[Tensor | _Nothing]:
+    def noise(self, seed: Tensor, prints: Tensor | None) -> list[Tensor | _NoNoise]:
         """Of each stream, what each step draws from its seed, `[T, B]`."""
         keys, latent = (self.reads, 2), (self.latent_size,)
-        drawn: list[Tensor | _Nothing] = [_Nothing() for _ in range(5)]
+        drawn: list[Tensor | _NoNoise] = [_NoNoise() for _ in range(5)]
         drawn[KEYS], drawn[LATENT] = gaussian(seed, keys, KEYS), gaussian(seed, latent, LATENT)
         if self.input_decoder is not None:
             drawn[POSTERIOR] = gaussian(seed, latent, POSTERIOR)
@@ -296,8 +308,10 @@ class BlockKanerva(KanervaForm):
     def locate(self, keys: Tensor) -> Tensor:
         """How much of each pixel of the blocks at keys `[B, n, 2]` lies on each cell, `[B, n, crop_size², S²]`."""
         # Φ(y) (S - B): the first row and column, of keys that are normal uniform over where a block fits
-        room = self.memory_size - self.crop_size
-        across, down = offset_weights(torch.special.ndtr(keys), room, self.crop_size, self.memory_size).unbind(2)
+        expected_steps = self.memory_size - self.crop_size
+        across, down = offset_weights(
+            torch.special.ndtr(keys), expected_steps, self.crop_size, self.memory_size
+        ).unbind(2)
         return (down[:, :, :, None, :, None] * across[:, :, None, :, None, :]).flatten(4).flatten(2, 3)
 
     def write(self, memory: Tensor, weights: Tensor, gate: Tensor, content: Tensor) -> Tensor:
@@ -334,16 +348,16 @@ class BlockKanerva(KanervaForm):
         """p(Z|M, Y) of all steps, `[T · B, L]`."""
         return as_gaussian(self.prior.project(read.features.flatten(0, 1)))
 
-    def losses(self, xs: Tensor, took: Walk, written: Tensor, noise: Tensor | _Nothing) -> dict[str, Tensor]:
+    def losses(self, xs: Tensor, step_results: Steps, written: Tensor, noise: Tensor | _NoNoise) -> dict[str, Tensor]:
         """The terms of eq. (4), each `[N]` for the N = T · B steps."""
         losses = dict.fromkeys(("kl_z", "kl_y"), torch.zeros_like(written))
         if self.posterior is None:
             return losses
-        hidden = took.hidden.flatten(0, 1)
+        hidden = step_results.hidden.flatten(0, 1)
         posterior = as_gaussian(self.posterior(hidden))
         if self.kl_weight:
             keys = self.key_posterior(*self.keys(hidden).chunk(2, 1))
-            losses["kl_z"] = self.kl_weight * posterior.kl(self.latents(took.read)) * written
+            losses["kl_z"] = self.kl_weight * posterior.kl(self.latents(step_results.read)) * written
             losses["kl_y"] = self.kl_weight * keys.kl() * written
         if self.input_decoder is not None:
             decoded = self.input_decoder(posterior.at(_flat(noise)))
@@ -372,14 +386,14 @@ def normalised(hidden: Tensor) -> Tensor:
     return F.layer_norm(hidden, hidden.shape[-1:])
 
 
-class _Nothing:
+class _NoNoise:
     """Noise that is none, at every step."""
 
     def __getitem__(self, step: int) -> None:
         return None
 
 
-def _flat(noise: Tensor | _Nothing) -> Tensor | None:
+def _flat(noise: Tensor | _NoNoise) -> Tensor | None:
     """Of all steps, `[T · B, ...]`."""
     return noise.flatten(0, 1) if isinstance(noise, Tensor) else None
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from policies.memories.time.scopes import held, host_may_read
+from policies.memories.time.scopes import cached, host_may_read
 
 Shift = Callable[[int, Tensor], Tensor]
 """What happens to the features `[N, C, ...]` at one place of an encoder: their number, then the features."""
@@ -51,7 +51,7 @@ class DeepLinear(nn.Sequential):
         return sigmas if self.spectral_last else [*sigmas[:2], torch.ones_like(sigmas[2])]
 
     def forward(self, x: Tensor) -> Tensor:
-        for weight, bias in held(self, "normed", self.normed):
+        for weight, bias in cached(self, "normed", self.normed):
             x = F.linear(x, weight, bias)
         return x
 
@@ -66,7 +66,7 @@ class DeepLinear(nn.Sequential):
 
     def collapsed(self) -> tuple[Tensor, Tensor]:
         """The network as one linear layer: weight `[outputs, inputs]` and bias `[outputs]`."""
-        first, second, third = held(self, "normed", self.normed)
+        first, second, third = cached(self, "normed", self.normed)
         weight = third[0] @ second[0]
         return weight @ first[0], weight @ first[1] + third[0] @ second[1] + third[1]
 

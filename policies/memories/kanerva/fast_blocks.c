@@ -29,7 +29,7 @@ typedef struct {
     const REAL *d_after, *d_features, *d_corners;          /* of the outputs; [T, B, F] or NULL; [B, 1 + K, 2] of the last */
     REAL *d_gates, *d_emitted, *d_sums, *d_read;           /* [T, B, ...]; sums: what enters the features' tanh */
     REAL *d_carried, *d_cell, *d_memory;                   /* of the state, [B, ...] */
-    REAL *d_seen, *d_normed;                               /* room, [B, W + F], [B, H] */
+    REAL *d_seen, *d_normed;                               /* scratch, [B, W + F], [B, H] */
 } Tape;
 
 static int64_t block_of(const Tape *tape) { return tape->channels * CROP * CROP; }
@@ -56,9 +56,9 @@ typedef struct {
 } Spot;
 
 static Spot spot_at(const Tape *tape, const REAL *corner) {
-    const int64_t most = tape->size - CROP - 1;
+    const int64_t maximum = tape->size - CROP - 1;
     Spot s = {(int64_t)corner[1], (int64_t)corner[0], 0, 0};
-    s.row = s.row > most ? most : s.row, s.column = s.column > most ? most : s.column;
+    s.row = s.row > maximum ? maximum : s.row, s.column = s.column > maximum ? maximum : s.column;
     s.down = corner[1] - s.row, s.across = corner[0] - s.column;
     return s;
 }

@@ -16,18 +16,18 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from policies.memories.contract import MemoryStep, State, Unrolled
-from policies.memories.kanerva.form import Read, Walk
+from policies.memories.kanerva.form import Read, Steps
 from policies.memories.shared.readers import ReaderForm
 from policies.memories.steps import Queries
 from policies.memories.time.recording import Recording, ReplayedRecording
-from policies.memories.time.scopes import held
-from policies.native.compiler import library, off, shared_out
+from policies.memories.time.scopes import cached
+from policies.native.compiler import disabled, library, parallel_for
 from policies.native.packed import packed
 
 SOURCE = Path(__file__).with_name("fast_blocks.c")
 CROP = 4
 """The only side of a block that the loops support."""
-TOGETHER = 64
+BLOCK = 64
 """Environments that are processed over time together, so that their memories stay in the cache."""
 
 _NUMBERS = ("batch", "hidden", "read", "channels", "size", "heads", "features")
@@ -88,7 +88,7 @@ RECURRENT = ("recurrent", "emit", "point", "prior", "readout")
 def usable(like: Tensor, crop: int) -> bool:
     """Whether the loops can be used for states such as `like`: on a CPU, with a compiler."""
     there = like.device.type == "cpu" and like.shape[0] > 0 and crop == CROP
-    return there and not off() and library(SOURCE, like.dtype) is not None
+    return there and not disabled() and library(SOURCE, like.dtype) is not None
 
 
 def pack(weights: Weights, forward: bool) -> dict[str, Tensor]:
@@ -109,11 +109,11 @@ def loop(function: str, sizes: Sizes, steps: int, arrays: Arrays) -> None:
     call = getattr(library(SOURCE, like.dtype), function)
 
     def take(first: int, last: int) -> None:
-        for at in range(first, last, TOGETHER):
-            numbers = map(ctypes.c_int64, (0, steps, at, min(at + TOGETHER, last)))
+        for at in range(first, last, BLOCK):
+            numbers = map(ctypes.c_int64, (0, steps, at, min(at + BLOCK, last)))
             call(ctypes.byref(tape), *numbers)
 
-    shared_out(take, sizes.batch)
+    parallel_for(take, sizes.batch)
 
 
 class Blocks(torch.autograd.Function):
@@ -143,17 +143,24 @@ class Blocks(torch.autograd.Function):
         windows = sizes.heads * sizes.channels * CROP**2
         patch = sizes.channels * (CROP + 1) ** 2
 
-        def room(*shape: int, steps: int = length) -> Tensor:
+        def allocate(*shape: int, steps: int = length) -> Tensor:
             return cell.new_empty(steps, sizes.batch, *shape)
 
-        gates = room(4 * sizes.hidden)
+        gates = allocate(4 * sizes.hidden)
         torch.addmm(weights.input_bias, xs.flatten(0, 1), weights.input.t(), out=gates.flatten(0, 1))
         arrays: dict[str, Tensor | None] = {
-            **{"gates": gates, "squashed": room(sizes.hidden), "cells": room(sizes.hidden, steps=length + 1)},
-            **{"before": room(sizes.hidden + sizes.read), "after": room(sizes.hidden + sizes.read)},
-            **{"normed": room(sizes.hidden), "scales": room(), "emitted": room(width)},
-            **{"corners": room(1 + sizes.heads, 2), "covered": room(patch), "shown": room(sizes.heads * patch)},
-            **{"seen": room(windows + sizes.features), "memory": memory.clone(memory_format=torch.contiguous_format)},
+            **{"gates": gates, "squashed": allocate(sizes.hidden), "cells": allocate(sizes.hidden, steps=length + 1)},
+            **{"before": allocate(sizes.hidden + sizes.read), "after": allocate(sizes.hidden + sizes.read)},
+            **{"normed": allocate(sizes.hidden), "scales": allocate(), "emitted": allocate(width)},
+            **{
+                "corners": allocate(1 + sizes.heads, 2),
+                "covered": allocate(patch),
+                "shown": allocate(sizes.heads * patch),
+            },
+            **{
+                "seen": allocate(windows + sizes.features),
+                "memory": memory.clone(memory_format=torch.contiguous_format),
+            },
             **{"written": written.contiguous(), "zeros": cell.new_zeros(sizes.hidden)},
             "starts": None if starts is None else starts.contiguous(),
             **{name: getattr(weights, name) for name in ("emit_bias", "point_bias", "prior_bias", "readout_bias")},
@@ -236,13 +243,13 @@ class FastBlocks(ReaderForm):
 
     def native(self, state: State) -> bool:
         memory = self.memory
-        plain = not (memory.sample or memory.asked)
+        plain = not (memory.sample or memory.query_names)
         return plain and memory.small and usable(state["cell"], memory.crop_size)
 
     def step(self, x: Tensor, state: State, queries: Queries | None = None) -> MemoryStep:
         if torch.is_grad_enabled() or not self.native(state):
             return super().step(x, state, queries)
-        step: MemoryStep = self.memory.one(x, state, queries, self.loops)
+        step: MemoryStep = self.memory.single_step(x, state, queries, self.loops)
         return step
 
     def unroll(
@@ -253,16 +260,16 @@ class FastBlocks(ReaderForm):
         resets: Sequence[int] | None,
         queries: Queries | None = None,
     ) -> Unrolled:
-        way = self.loops if self.native(state) else None
+        run_steps = self.loops if self.native(state) else None
         steps = range(len(xs)) if resets is None else resets
-        unrolled: Unrolled = self.memory.run(xs, starts, state, steps, queries, way)
+        unrolled: Unrolled = self.memory.run(xs, starts, state, steps, queries, run_steps)
         return unrolled
 
-    def record(self, state: State, room: int) -> Recording:
+    def record(self, state: State, allocate: int) -> Recording:
         """Without loops, stores the graph of each step: replaying the sequence would double the launches."""
         return ReplayedRecording(self.memory, state) if self.native(state) else Recording(self.memory, state)
 
-    def loops(self, seen: Tensor, written: Tensor, starts: Tensor | None, state: State) -> Walk:
+    def loops(self, seen: Tensor, written: Tensor, starts: Tensor | None, state: State) -> Steps:
         """All steps by the C loops."""
         memory = self.memory
         sizes = Sizes(
@@ -270,22 +277,22 @@ class FastBlocks(ReaderForm):
             *(memory.controller.hidden_size, memory.output_size - memory.controller.hidden_size),
             *(memory.channels, memory.memory_size, memory.reads, memory.prior.features),
         )
-        weights = held(memory, "loop weights", self.weights)
-        packs = held(memory, "packed", lambda: pack(weights, True))
+        weights = cached(memory, "loop weights", self.weights)
+        packs = cached(memory, "packed", lambda: pack(weights, True))
         began = [state[name] for name in ("hidden", "cell", "memory", "read")]
         after, features, cell, cells, corners = Blocks.apply(  # type: ignore[no-untyped-call]
             sizes, packs, seen, written, starts, *began, *weights
         )
         hidden, output = torch.split(after, [sizes.hidden, sizes.read], 2)
-        room = (memory.memory_size - memory.crop_size) / (memory.memory_size - 1)
-        places = room * (2 / (memory.memory_size - memory.crop_size) * corners - 1)
+        allocate = (memory.memory_size - memory.crop_size) / (memory.memory_size - 1)
+        places = allocate * (2 / (memory.memory_size - memory.crop_size) * corners - 1)
         state = {"hidden": hidden[-1], "cell": cell, "memory": cells, "read": output[-1], "places": places}
         read = Read(features, output)
-        return Walk(hidden, read, read, state)
+        return Steps(hidden, read, read, state)
 
     def weights(self) -> Weights:
         """The parameters in the form that the loops use."""
-        memory, shared = self.memory, held(self.memory, "weights", self.memory.weights)
+        memory, shared = self.memory, cached(self.memory, "weights", self.memory.weights)
         controller = memory.controller
         assert shared.prior is not None
         sizes = [controller.input_size - memory.read_size, memory.read_size]

@@ -26,7 +26,7 @@ class Read(NamedTuple):
     """`[..., output_size]`."""
 
 
-class Walk(NamedTuple):
+class Steps(NamedTuple):
     """What T steps gave."""
 
     hidden: Tensor
@@ -47,7 +47,7 @@ class Shared(NamedTuple):
     """From the hidden state to the key of the block and the means of the keys."""
     spread: tuple[Tensor, Tensor]
     """From the hidden state to the raw deviations of the keys."""
-    asking: tuple[Tensor, Tensor]
+    query_keys: tuple[Tensor, Tensor]
     """From a question to means and raw deviations of the keys."""
     prior: list[tuple[Tensor, Tensor]] | None
     """The prior's convolutions; None: too large, they stay convolutions."""
@@ -64,7 +64,7 @@ class KanervaForm(ReaderMemory):
 
     input_kind: ClassVar[Literal["vector", "grid", "either"]] = "either"
     skip_blank: bool
-    asked: list[str]
+    query_names: list[str]
 
     def _add_decoders(
         self,
@@ -106,7 +106,7 @@ class KanervaForm(ReaderMemory):
         Raises:
             ValueError: a question is missing.
         """
-        missing = sorted(set(self.asked) - set(queries or {}))
+        missing = sorted(set(self.query_names) - set(queries or {}))
         if queries is None or missing:
             raise ValueError(f"this memory was built to be asked {self.asked}; missing: {missing}")
         return queries

@@ -35,8 +35,8 @@ class FastKanerva(ReaderForm):
     ) -> Unrolled:
         return self.memory.form.unroll(xs, starts, state, resets, queries)
 
-    def record(self, state: State, room: int) -> Recording:
-        return self.memory.form.record(state, room)
+    def record(self, state: State, expected_steps: int) -> Recording:
+        return self.memory.form.record(state, expected_steps)
 
 
 @register_memory("kanerva++")

@@ -75,9 +75,9 @@ class PooledKanerva(KanervaForm):
             )
 
         self.encoder = encoder(input_size, shift)
-        self.asked = sorted(queries or {})
+        self.query_names = sorted(queries or {})
         # questions have no order in time, so nothing of theirs is shifted
-        self.query_encoders = nn.ModuleList(encoder((queries or {})[name], 0.0) for name in self.asked)
+        self.query_encoders = nn.ModuleList(encoder((queries or {})[name], 0.0) for name in self.query_names)
         self.kanerva = Kanerva(
             embedding_size,
             dense_size,
@@ -156,7 +156,7 @@ class PooledKanerva(KanervaForm):
             decoded = self.input_decoder(posterior.at(noise(POSTERIOR, latent_size)))
             losses["reconstruction"] = self.likelihood.cost(decoded, x) * written
 
-        if self.asked:
+        if self.query_names:
             embedding, seed = self.ask(seed, queries)
             prior, features = self.kanerva.read(memory, self.kanerva.keys(embedding).at(noise(ASKED_KEYS, *of_key)))
         latent = prior.at(noise(LATENT, latent_size))  # figure 5's lower branch: Z is the memory's, not the input's
@@ -167,7 +167,7 @@ class PooledKanerva(KanervaForm):
         """The sum of the questions' embeddings, and a seed that knows the questions."""
         queries = self._questions(queries)
         embeddings = []
-        for name, encoder in zip(self.asked, self.query_encoders, strict=True):
+        for name, encoder in zip(self.query_names, self.query_encoders, strict=True):
             embeddings.append(encoder(queries[name])[0])
             seed = None if seed is None else next_seed(seed, fingerprint(queries[name]))
         return torch.stack(embeddings).sum(0), seed

@@ -19,7 +19,7 @@ from policies.memories.mnm.fast_sequence import LocalSequence, Parts, SlowWeight
 from policies.memories.mnm.fast_step import GradientStep, LocalStep
 from policies.memories.mnm.fast_taped import NativeSequence, NativeTape
 from policies.memories.time.recording import Recording
-from policies.memories.time.scopes import held
+from policies.memories.time.scopes import cached
 from policies.memories.time.taped import TapedForm
 
 Tape = fast_sequence.Tape | NativeTape
@@ -41,40 +41,40 @@ class FastMNM(TapedForm):
         """As the memory's own, with a custom backward that stores little."""
         raise NotImplementedError
 
-    def alone(self, x: Tensor, state: State) -> MemoryStep:
+    def step_with_torch(self, x: Tensor, state: State) -> MemoryStep:
         """One step by torch's operations."""
         step: MemoryStep = self.memory.advance(x, state, self.write_then_read)
         return step
 
     def step(self, x: Tensor, state: State) -> MemoryStep:
         if torch.is_grad_enabled() or self.memory.recall_delay:
-            return self.alone(x, state)
+            return self.step_with_torch(x, state)
         memory, (start, weights) = self.memory, self._parts(state)
-        slow = held(memory, "slow weights", self.slow_weights)
+        slow = cached(memory, "slow weights", self.slow_weights)
         if not (fast_native.usable(weights, memory.heads) and fast_native.worth_packing(slow, len(x))):
-            return self.alone(x, state)
-        products = held(memory, "products", lambda: fast_native.products_of(slow))
-        gates_x = F.linear(x, *held(memory, "of inputs", self.of_inputs))
+            return self.step_with_torch(x, state)
+        products = cached(memory, "products", lambda: fast_native.products_of(slow))
+        gates_x = F.linear(x, *cached(memory, "of inputs", self.of_inputs))
         after, cell, errors, weights = fast_native.step(
             self._shape(), slow, products, memory.step_divisors, start, weights, gates_x
         )
         following = self.state_of((after[:, : memory.hidden_size], cell, after[:, memory.hidden_size :]), weights)
         return MemoryStep(memory.output(after), following, {"meta": errors / memory.meta_divisor})
 
-    def record(self, state: State, room: int) -> Recording:
+    def record(self, state: State, expected_steps: int) -> Recording:
         """With tapes, if resets are not too close to each other."""
-        return super().record(state, room) if room >= 4 else Recording(self.memory, state)
+        return super().record(state, expected_steps) if expected_steps >= 4 else Recording(self.memory, state)
 
-    def tape(self, state: State, room: int) -> Steps:
-        return Steps(self, self.blank(state, self.slow_weights(), room), room)
+    def tape(self, state: State, expected_steps: int) -> Steps:
+        return Steps(self, self.empty_tape(state, self.slow_weights(), expected_steps), expected_steps)
 
     def output(self, state: State) -> Tensor:
         output: Tensor = self.memory.output(torch.cat([state["hidden"], state["read_value"]], 1))
         return output
 
-    def finish(self, tape: Any, given: Tensor, state: State) -> Unrolled:
+    def finish(self, tape: Any, projected: Tensor, state: State) -> Unrolled:
         tape.tape.cut()
-        return self.sequence(given, state, tape.tape)
+        return self.sequence(projected, state, tape.tape)
 
     def run(
         self, xs: Tensor, state: State, starts: Tensor | None = None, resets: Sequence[int] | None = None
@@ -85,7 +85,7 @@ class FastMNM(TapedForm):
         """A sequence without a reset; `tape` contains its steps if they were already taken."""
         memory, slow = self.memory, self.slow_weights()
         start, weights = self._parts(state)
-        tape = tape or self.blank(state, slow, len(xs))
+        tape = tape or self.empty_tape(state, slow, len(xs))
         if isinstance(tape, NativeTape):
             after, errors, last_cell, *weights = NativeSequence.apply(  # type: ignore[no-untyped-call]
                 tape, xs, *self.of_inputs(), *start, *slow, *weights
@@ -99,7 +99,7 @@ class FastMNM(TapedForm):
         following = self.state_of((hidden, last_cell, read_value), weights)
         return Unrolled(memory.output(after), following, {"meta": errors / memory.meta_divisor})  # eq. (5)
 
-    def blank(self, state: State, slow: SlowWeights, length: int) -> Tape:
+    def empty_tape(self, state: State, slow: SlowWeights, length: int) -> Tape:
         """A blank tape that starts from `state`."""
         (hidden, cell, read_value), weights = self._parts(state)
         slow = SlowWeights(*(parameter.detach() for parameter in slow))
@@ -175,16 +175,16 @@ class FastMNMg(FastMNM):
 class Steps:
     """A tape of MNM that computes the input's part of the gates."""
 
-    def __init__(self, form: FastMNM, tape: Tape, room: int) -> None:
-        self.form, self.tape, self.room = form, tape, room
+    def __init__(self, form: FastMNM, tape: Tape, expected_steps: int) -> None:
+        self.form, self.tape, self.expected_steps = form, tape, expected_steps
         self.weight, self.bias = form.of_inputs()
 
     @property
     def full(self) -> bool:
-        return self.tape.count == self.room
+        return self.tape.count == self.expected_steps
 
-    def step(self, given: Tensor, starts: Tensor | None) -> None:
-        self.tape.step(F.linear(given, self.weight, self.bias))
+    def step(self, projected: Tensor, starts: Tensor | None) -> None:
+        self.tape.step(F.linear(projected, self.weight, self.bias))
 
     def state(self) -> State:
         return self.form.state_of(self.tape.state(), self.tape.weights)

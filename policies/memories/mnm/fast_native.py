@@ -14,7 +14,7 @@ from torch import Tensor
 
 from policies.memories.mnm.fast_sequence import Parts, SlowWeights
 from policies.native import loops
-from policies.native.compiler import library, shared_out
+from policies.native.compiler import library, parallel_for
 from policies.native.loops import MAX_LAYERS, Arrays, Loops, Pointers
 from policies.native.packed import packed
 
@@ -25,7 +25,7 @@ PACKED_FOR_ONE = 2**17
 """How many numbers can be packed in the time that packing saves in a step of one environment."""
 SHARED_FROM = 2**24
 """Multiplications of a single step from which a second thread saves more than waking it costs."""
-BLOCK_BYTES, FEWEST = 2**19, 16
+BLOCK_BYTES, MIN_BLOCK = 2**19, 16
 """The loops process as many environments together as have memories of this many bytes, half of a typical L2 cache. If
 these are fewer than the second number, all are processed together: products with few rows would cost more than memories
 outside the cache."""
@@ -78,11 +78,11 @@ def _tape(batch: int, shape: Shape, slow: SlowWeights) -> _Tape:
     return _Tape(batch, *sizes, len(slow.rate), shape.squash_output, shape.sizes)
 
 
-def over(shape: Shape, slow: SlowWeights, forward: bool, arrays: Arrays) -> Loops:
+def make_loops(shape: Shape, slow: SlowWeights, forward: bool, arrays: Arrays) -> Loops:
     """The loops over `arrays`, by their names in the C file, with weights packed for one direction."""
     batch = len(arrays["m"][0])
     block = BLOCK_BYTES // sum(m[0].nbytes for m in arrays["m"])
-    found = Loops(SOURCE, slow.recurrent, _tape(batch, shape, slow), block if block >= FEWEST else batch)
+    found = Loops(SOURCE, slow.recurrent, _tape(batch, shape, slow), block if block >= MIN_BLOCK else batch)
     found.pack({name: getattr(slow, name) for name in ("recurrent", "interaction", "feedback")}, forward)
     found.set({name: getattr(slow, name) for name in ("interaction_bias", "rate", "rate_bias", "feedback_bias")})
     found.set(arrays)
@@ -96,7 +96,7 @@ def padded(m: Tensor) -> Tensor:
     return F.pad(m, (0, more[0], 0, more[1])) if any(more) else m.clone(memory_format=torch.contiguous_format)
 
 
-def vector_room(m: Tensor) -> int:
+def vector_buffer(m: Tensor) -> int:
     """An empty buffer for the outputs of M^l `[B, D_l, D_{l-1}]`, padded to whole SIMD vectors."""
     return m.shape[1] + -m.shape[1] % (64 // m.itemsize)
 
@@ -129,17 +129,17 @@ def step(
     batch, d_h = hidden.shape
     carried, cells = torch.stack([torch.cat([hidden, read_value], 1)] * 2), torch.stack([cell, cell])
     errors, following = hidden.new_empty(batch), [padded(m) for m in weights]
-    pads = [vector_room(m) for m in following]
+    pads = [vector_buffer(m) for m in following]
     rooms = {"tanh_cells": d_h, "interactions": len(slow.interaction), "betas": len(slow.rate)}
     rooms |= {"expected": heads * len(slow.feedback)}
     by_layer = {"z": heads, "e": heads, "y": 2 * heads}
-    room = hidden.new_empty(batch * (sum(rooms.values()) + 4 * heads * sum(pads)))
-    at = room.data_ptr()
+    expected_steps = hidden.new_empty(batch * (sum(rooms.values()) + 4 * heads * sum(pads)))
+    at = expected_steps.data_ptr()
 
     def cut(width: int) -> int:
         nonlocal at
-        at += batch * width * room.itemsize
-        return at - batch * width * room.itemsize
+        at += batch * width * expected_steps.itemsize
+        return at - batch * width * expected_steps.itemsize
 
     tape = _tape(batch, shape, slow)
     for name, width in rooms.items():
@@ -155,7 +155,7 @@ def step(
     tape.m = Pointers(*(m.data_ptr() for m in following))
     times = (ctypes.c_int64(0), ctypes.c_int64(1))
     multiplications = batch * (sum(weight.numel() for weight in slow) + sum(m[0].numel() for m in weights))
-    share = shared_out if multiplications >= SHARED_FROM else lambda call, count: call(0, count)
+    share = parallel_for if multiplications >= SHARED_FROM else lambda call, count: call(0, count)
     share(lambda *rows: functions.forward(ctypes.byref(tape), *times, *map(ctypes.c_int64, rows)), batch)
     return carried[1], cells[1], errors, cut_to(following, shape)
 

@@ -22,7 +22,7 @@ typedef struct {
     REAL *m[MAX_LAYERS], *z[MAX_LAYERS], *e[MAX_LAYERS], *y[MAX_LAYERS];
     REAL *expected;                                   /* forward: [B, H, total]; backward: its gradient, [.., B, H, total] */
     REAL *d_gates, *d_interactions, *d_rates, *d_m[MAX_LAYERS]; /* backward only, as all that follow */
-    REAL *d_carried, *d_cell, *d_h;                   /* of the state before a step, [B, ...], and room */
+    REAL *d_carried, *d_cell, *d_h;                   /* of the state before a step, [B, ...], and scratch */
     const REAL *d_after, *d_errors;                   /* of hidden and read-out after each step, [T, B, d_h + d_v]; of errors */
 } Tape;
 

@@ -119,7 +119,7 @@ class Tape:
         self.d_h, self.d_k, self.d_v = hidden.shape[1], weights[0].shape[2], weights[-1].shape[1]
         self.n_keys, self.n_values = 2 * heads * self.d_k, heads * self.d_v
 
-        def room(*shape: int) -> Tensor:
+        def allocate(*shape: int) -> Tensor:
             return hidden.new_empty(length, *shape)
 
         batch = len(hidden)
@@ -127,8 +127,8 @@ class Tape:
         """Hidden state and read-out, side by side, before each step."""
         self.cells, self.squashed = [cell], list[Tensor]()
         """The controller's cells before each step, and what `fused_cells.lstm` keeps of it."""
-        self.interactions, self.betas = room(batch, len(slow.interaction)), room(batch, len(slow.rate))
-        self.errors = room(batch, heads, len(slow.feedback))
+        self.interactions, self.betas = allocate(batch, len(slow.interaction)), allocate(batch, len(slow.rate))
+        self.errors = allocate(batch, heads, len(slow.feedback))
         """z - z' of all layers side by side."""
         sizes = [self.d_k, *(m.shape[1] for m in weights)]
         self.layers: list[Layers] = []
@@ -137,12 +137,12 @@ class Tape:
         self.ys: list[Tensor]
         """All keys on their way up the updated memory, `[T, B, 2 H, D_l]`."""
         if len(set(sizes)) == 1:
-            zs, ys = (room(len(sizes), batch, rows, self.d_k) for rows in (heads, 2 * heads))
+            zs, ys = (allocate(len(sizes), batch, rows, self.d_k) for rows in (heads, 2 * heads))
             self.zs, self.ys = list(zs.unbind(1)), list(ys.unbind(1))
             up = (zs[:, :-1], zs[:, 1:]), (ys[:, :-1], ys[:, 1:])
             self.layers.append(Layers(slice(0, len(weights)), 0, torch.stack(list(weights)), *up, divisors[0]))
         else:
-            self.zs, self.ys = ([room(batch, rows, size) for size in sizes] for rows in (heads, 2 * heads))
+            self.zs, self.ys = ([allocate(batch, rows, size) for size in sizes] for rows in (heads, 2 * heads))
             for index, m in enumerate(weights):
                 own = m.clone(memory_format=torch.contiguous_format).unsqueeze(0)
                 at, offset = slice(index, index + 1), sum(sizes[1 : index + 1])
@@ -223,7 +223,7 @@ class LocalSequence(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, tape: Tape, gates_x: Tensor, *made_of: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, tape: Tape, gates_x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         if not tape.count:
             for gates in gates_x:
                 tape.step(gates)
@@ -265,7 +265,7 @@ class LocalSequence(torch.autograd.Function):
             # controller
             d_hidden = torch.addmm(d_carried[:, :d_h], d_vector, slow.interaction)
             cells = tape.cells[t], tape.cells[t + 1]
-            d_gate, d_cell = fused_cells.lstm_back(d_hidden, d_cell, *cells, tape.squashed[t])
+            d_gate, d_cell = fused_cells.lstm_backward(d_hidden, d_cell, *cells, tape.squashed[t])
             d_gates.append(d_gate)
             into = d_gate, slow.recurrent
             d_carried = torch.addmm(d_after[t - 1], *into) if t else torch.mm(*into)

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from policies.memories.mnm.fast_native import Shape, cut_to, over, padded, vector_room
+from policies.memories.mnm.fast_native import Shape, cut_to, make_loops, padded, vector_buffer
 from policies.memories.mnm.fast_sequence import Parts, SlowWeights
-from policies.memories.time.sums import ROWS, Sum
+from policies.memories.time.sums import CHUNK_ROWS, WeightGradient
 from policies.native.loops import Arrays
 
 
@@ -52,30 +52,30 @@ class NativeTape:
         self.weights = cut_to(self.padded, self.shape)
         """M^l after the last step."""
 
-        def room(*shape: int, steps: int = length) -> Tensor:
+        def allocate(*shape: int, steps: int = length) -> Tensor:
             return hidden.new_empty(steps, batch, *shape)
 
-        self.carried = room(self.d_h + self.shape.sizes[-1], steps=length + 1)
+        self.carried = allocate(self.d_h + self.shape.sizes[-1], steps=length + 1)
         """Hidden state and read-out, side by side, before each step."""
         self.carried[0] = torch.cat([hidden, read_value], 1)
-        self.cells = room(self.d_h, steps=length + 1)
+        self.cells = allocate(self.d_h, steps=length + 1)
         self.cells[0] = cell
-        widths = [vector_room(m) for m in self.padded]
+        widths = [vector_buffer(m) for m in self.padded]
         self.steps: dict[str, Tensor] = {
-            "gates": room(4 * self.d_h),
-            "interactions": room(len(slow.interaction)),
-            "betas": room(len(slow.rate)),
-            "tanh_cells": room(self.d_h),
-            "errors": room(),
+            "gates": allocate(4 * self.d_h),
+            "interactions": allocate(len(slow.interaction)),
+            "betas": allocate(len(slow.rate)),
+            "tanh_cells": allocate(self.d_h),
+            "errors": allocate(),
         }
         self.layers: dict[str, list[Tensor]] = {
-            "z": [room(heads, width) for width in widths],
-            "e": [room(heads, width) for width in widths],
-            "y": [room(2 * heads, width) for width in widths],
+            "z": [allocate(heads, width) for width in widths],
+            "e": [allocate(heads, width) for width in widths],
+            "y": [allocate(2 * heads, width) for width in widths],
         }
         held: Arrays = {"carried": self.carried, "cells": self.cells, "divisors": divisors, "m": self.padded}
         held |= {"expected": hidden.new_empty(batch, heads, len(slow.feedback)), **self.steps, **self.layers}
-        self._loops = over(self.shape, slow, True, held)
+        self._loops = make_loops(self.shape, slow, True, held)
 
     @torch.no_grad()
     def step(self, gates_x: Tensor) -> None:
@@ -87,9 +87,9 @@ class NativeTape:
     @torch.no_grad()
     def run(self, xs: Tensor, w_x: Tensor, bias: Tensor) -> None:
         """Take all steps. `xs`: `[T, B, F]`; `w_x`, `bias`: by which the input enters the gates."""
-        room = max(1, ROWS // xs.shape[1])
-        for begin in range(0, len(xs), room):
-            x = xs[begin : begin + room]
+        allocate = max(1, CHUNK_ROWS // xs.shape[1])
+        for begin in range(0, len(xs), allocate):
+            x = xs[begin : begin + allocate]
             torch.addmm(bias, x.flatten(0, 1), w_x.t(), out=self.steps["gates"][begin : begin + len(x)].flatten(0, 1))
             self._loops.forward(begin, begin + len(x))
         self.count = len(xs)
@@ -119,7 +119,7 @@ class NativeSequence(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, tape: NativeTape, xs: Tensor, w_x: Tensor, bias: Tensor, *made_of: Tensor
+        ctx: Any, tape: NativeTape, xs: Tensor, w_x: Tensor, bias: Tensor, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
         if not tape.count:
             tape.run(xs, w_x, bias)
@@ -145,15 +145,17 @@ class NativeSequence(torch.autograd.Function):
         length, batch, d_h = steps["tanh_cells"].shape
         d_k, d_v = ctx.shape.sizes[0], ctx.shape.sizes[-1]
 
-        def given(gradient: Tensor | None, like: Tensor) -> Tensor:
-            return torch.zeros_like(like) if gradient is None else gradient.contiguous()
+        def projected(gradient: Tensor | None, reference: Tensor) -> Tensor:
+            return torch.zeros_like(reference) if gradient is None else gradient.contiguous()
 
         d_cell = torch.zeros_like(cells[0]) if d_cell is None else d_cell.clone(memory_format=torch.contiguous_format)
         d_m = [torch.zeros_like(each) if d is None else padded(d) for each, d in zip(m, d_last, strict=True)]
         d_carried = torch.zeros_like(carried[0])
-        room = min(length, max(1, ROWS // batch))
-        d_gates, d_vectors, d_rates = (steps[name].new_empty(room, *steps[name].shape[1:]) for name in ctx.names[:3])
-        d_expected = d_gates.new_empty(room, batch, heads, len(slow.feedback))
+        allocate = min(length, max(1, CHUNK_ROWS // batch))
+        d_gates, d_vectors, d_rates = (
+            steps[name].new_empty(allocate, *steps[name].shape[1:]) for name in ctx.names[:3]
+        )
+        d_expected = d_gates.new_empty(allocate, batch, heads, len(slow.feedback))
         held: Arrays = {
             "carried": carried,
             "cells": cells,
@@ -164,18 +166,22 @@ class NativeSequence(torch.autograd.Function):
             "y": y,
             **steps,
         }
-        held |= {"d_after": given(d_after, carried[1:]), "d_errors": given(d_errors, steps["errors"])}
+        held |= {"d_after": projected(d_after, carried[1:]), "d_errors": projected(d_errors, steps["errors"])}
         held |= {"d_cell": d_cell, "d_m": d_m, "d_carried": d_carried, "d_h": torch.empty_like(d_cell)}
         held |= {"d_gates": d_gates, "d_interactions": d_vectors, "d_rates": d_rates, "expected": d_expected}
-        loops = over(ctx.shape, slow, False, held)
+        loops = make_loops(ctx.shape, slow, False, held)
 
         rate_in = interactions[:, :, -d_k:]
         values = interactions[:, :, 2 * heads * d_k : -d_k].unflatten(2, (heads, d_v))
-        sums = [Sum(d_gates, xs), Sum(d_gates, carried[:-1]), Sum(d_vectors, carried[1:, :, :d_h])]
-        sums += [Sum(d_rates, rate_in), Sum(d_expected, values)]
+        sums = [
+            WeightGradient(d_gates, xs),
+            WeightGradient(d_gates, carried[:-1]),
+            WeightGradient(d_vectors, carried[1:, :, :d_h]),
+        ]
+        sums += [WeightGradient(d_rates, rate_in), WeightGradient(d_expected, values)]
         d_xs = torch.empty_like(xs) if ctx.needs_input_grad[1] else None
-        for end in range(length, 0, -room):
-            begin = max(0, end - room)
+        for end in range(length, 0, -allocate):
+            begin = max(0, end - allocate)
             loops.backward(begin, end)
             for each in sums:
                 each.add(begin, end)

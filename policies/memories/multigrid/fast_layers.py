@@ -27,7 +27,7 @@ Parts = Sequence[list[Tensor]]
 """The inputs of each grid of a layer: its neighbours in the pyramid below."""
 
 
-class Kept(NamedTuple):
+class SavedStep(NamedTuple):
     """What a step stores for the backward pass."""
 
     starts: Tensor | None
@@ -60,14 +60,14 @@ class LayerTape:
         self.weights = [plane(in_order(grid.conv.weight)) for grid in grids]
         self.biases = [in_order(grid.conv.get_parameter("bias")) for grid in grids]
         self.nothing = self.weights[0].new_zeros(self.at[-1].stop, 4 * self.channels)
-        self.looks: tuple[Tensor, Tensor] | None = None
+        self.cell_peepholes: tuple[Tensor, Tensor] | None = None
         """The peepholes of all rows: of i and f, `[R, 4, C]` with zeros for g and o, and of o, `[R, C]`."""
         peepholes = [grid.peepholes[0] for grid in grids if grid.peepholes is not None]
         if peepholes:
             own = [each.flatten(2).permute(2, 0, 1) for each in peepholes]
             of_rows = torch.cat([each.expand(batch, *each.shape).flatten(0, 1) for each in own])
-            self.looks = F.pad(of_rows[:, :2], [0, 0, 0, 2]), of_rows[:, 2].contiguous()
-        self.steps: list[Kept] = []
+            self.cell_peepholes = F.pad(of_rows[:, :2], [0, 0, 0, 2]), of_rows[:, 2].contiguous()
+        self.steps: list[SavedStep] = []
         self.hidden: list[Tensor] = []
         """h after each step, `[R, C]`."""
 
@@ -87,31 +87,31 @@ class LayerTape:
 
         Args:
             gates: sums of both convolutions, `[R, 4 C]`.
-            h, c, starts: as in `Kept`.
+            h, c, starts: as in `SavedStep`.
         """
-        if self.looks is None:
+        if self.cell_peepholes is None:
             hidden, after, squashed = fused_cells.lstm(gates, self.nothing, c)
             out = hidden
         else:
-            of_inputs, of_output = self.looks
+            of_inputs, of_output = self.cell_peepholes
             _, after, squashed = fused_cells.lstm(gates, (of_inputs * c.unsqueeze(1)).flatten(1), c)
             out = torch.empty_like(gates[:, : 2 * self.channels])
             torch.tanh(after, out=out[:, : self.channels])
             torch.addcmul(gates[:, 3 * self.channels :], of_output, after, out=out[:, self.channels :])
             hidden = F.glu(out, 1)
-        self.steps.append(Kept(starts, h, c, after, squashed, out))
+        self.steps.append(SavedStep(starts, h, c, after, squashed, out))
         self.hidden.append(hidden)
         return hidden, after
 
-    def back(self, kept: Kept, d_h: Tensor, d_c: Tensor) -> tuple[Tensor, Tensor]:
+    def back(self, kept: SavedStep, d_h: Tensor, d_c: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients of the sums and of c before the step, from those of h and c after it."""
-        if self.looks is None:
-            return fused_cells.lstm_back(d_h, d_c, kept.c, kept.after, kept.gates)
-        of_inputs, of_output = self.looks
+        if self.cell_peepholes is None:
+            return fused_cells.lstm_backward(d_h, d_c, kept.c, kept.after, kept.gates)
+        of_inputs, of_output = self.cell_peepholes
         d_out, channels = _aten.glu_backward(d_h, kept.out, 1), self.channels
         d_c = d_c + _aten.tanh_backward(d_out[:, :channels], kept.out[:, :channels])
         d_c.addcmul_(d_out[:, channels:], of_output)
-        d_gates, d_c = fused_cells.lstm_back(self.nothing[:, :channels], d_c, kept.c, kept.after, kept.gates)
+        d_gates, d_c = fused_cells.lstm_backward(self.nothing[:, :channels], d_c, kept.c, kept.after, kept.gates)
         d_gates[:, 3 * channels :] = d_out[:, channels:]
         for gate in range(2):
             d_c.addcmul_(d_gates[:, gate * channels : (gate + 1) * channels], of_inputs[:, gate])
@@ -203,10 +203,10 @@ class LayerSequence(torch.autograd.Function):
         d_kernels = []
         for index, (d_x, kernel) in enumerate(zip(d_xs, kernels, strict=True)):
             h = plane(torch.cat([kept.h[index] for kept in steps])).to(kernel.dtype)
-            given = plane(d_x), h, kernel, None, [1, 1], padding(kernel), [1, 1], False, [0, 0], 1
-            d_kernel = _aten.convolution_backward(*given, [False, True, False])[1]
+            projected = plane(d_x), h, kernel, None, [1, 1], padding(kernel), [1, 1], False, [0, 0], 1
+            d_kernel = _aten.convolution_backward(*projected, [False, True, False])[1]
             d_kernels.append(d_kernel if ctx.rank == 2 else d_kernel.squeeze(2))
-        d_looks = [] if tape.looks is None else d_peepholes(tape, d_sums)
+        d_looks = [] if tape.cell_peepholes is None else d_peepholes(tape, d_sums)
         return (None, None, *d_xs, *tape.split(d_h), *tape.split(d_c), *d_kernels, *d_looks)
 
 
@@ -248,9 +248,9 @@ class Layers:
                 convolve(x, of_x, in_order(grid.conv.get_parameter("bias")))
                 for grid, x, (of_x, _) in zip(grids, joint, weights, strict=True)
             ]
-            looks = [grid.peepholes[0] for grid in grids if grid.peepholes is not None]
-            given = (*xs, *hs, *cs, *(of_h for _, of_h in weights), *looks)
-            rows, hs, cs = chunks(LayerSequence.apply(tape, span, *given), len(grids))  # type: ignore[no-untyped-call]
+            cell_peepholes = [grid.peepholes[0] for grid in grids if grid.peepholes is not None]
+            projected = (*xs, *hs, *cs, *(of_h for _, of_h in weights), *cell_peepholes)
+            rows, hs, cs = chunks(LayerSequence.apply(tape, span, *projected), len(grids))  # type: ignore[no-untyped-call]
         found = []
         for grid, own, h, c in zip(grids, rows, hs, cs, strict=True):
             normal, changed = grid.normal(own, state, span)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from policies.native import loops
-from policies.native.compiler import library, shared_out
+from policies.native.compiler import library, parallel_for
 
 SOURCE = Path(__file__).with_name("fast_cells.c")
 MAX_CHANNELS = 256
@@ -25,17 +25,17 @@ class CellLoops:
     """Steps of the cells of one grid; all tensors `[B, channels, H, W]` with their channels innermost in memory.
 
     Args:
-        like: c, `[B, C, H, W]`.
+        reference: c, `[B, C, H, W]`.
         half: whether h, sums and their derivatives are bfloat16.
         peepholes: `[3, C, H, W]`, or None.
     """
 
-    def __init__(self, like: Tensor, half: bool, peepholes: Tensor | None) -> None:
-        functions = library(SOURCE, like.dtype)
+    def __init__(self, reference: Tensor, half: bool, peepholes: Tensor | None) -> None:
+        functions = library(SOURCE, reference.dtype)
         assert functions is not None
         self._functions = functions
         self._peepholes = None if peepholes is None else peepholes.detach().permute(0, 2, 3, 1).contiguous()
-        batch, channels, *sides = like.shape
+        batch, channels, *sides = reference.shape
         cells = sides[0] * sides[1]
         self._count, self._sizes = batch * cells, (channels, cells, int(half))
 
@@ -50,12 +50,12 @@ class CellLoops:
         self._call("backward", gates, before, after, self._peepholes, d_h, d_out, d_c, d_sums)
 
     def _call(self, name: str, *tensors: Tensor | None) -> None:
-        given = (one for one in tensors if one is not None and one is not self._peepholes)
-        assert all(one.is_contiguous(memory_format=torch.channels_last) for one in given)
+        projected = (one for one in tensors if one is not None and one is not self._peepholes)
+        assert all(one.is_contiguous(memory_format=torch.channels_last) for one in projected)
         function: Any = getattr(self._functions, name)
         arguments = [None if one is None else ctypes.c_void_p(one.data_ptr()) for one in tensors]
         sizes = [ctypes.c_int64(size) for size in self._sizes]
-        shared_out(lambda *cells: function(*arguments, *sizes, *map(ctypes.c_int64, cells)), self._count)
+        parallel_for(lambda *cells: function(*arguments, *sizes, *map(ctypes.c_int64, cells)), self._count)
 
 
 def channels_inside(x: Tensor) -> Tensor:

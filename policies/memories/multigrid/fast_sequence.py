@@ -14,7 +14,7 @@ from torch import Tensor
 from policies.memories.contract import MemoryStep, State, Unrolled
 from policies.memories.multigrid.fast_layers import Layers
 from policies.memories.multigrid.fast_native import CellLoops, channels_inside, usable
-from policies.memories.multigrid.layers import Span, convolve, fresh
+from policies.memories.multigrid.layers import Span, convolve, zero_at_starts
 from policies.memories.shared.readers import ReaderForm
 from policies.memories.steps import Queries, reset
 from policies.memories.time.recording import Recording, ReplayedRecording, stacked
@@ -54,7 +54,7 @@ class Recurrence(torch.autograd.Function):
         hidden, cells, taken = [], [], []
         cell = Cells(c, x_gates.dtype, peepholes)
         for t, x_part in enumerate(x_gates.chunk(len(x_gates) // batch)):
-            h, c = fresh(h, t, starts, resets), fresh(c, t, starts, resets)
+            h, c = zero_at_starts(h, t, starts, resets), zero_at_starts(c, t, starts, resets)
             gates, c, h = cell.forward(convolve(h, kernel), x_part, c)
             hidden.append(h)
             cells.append(c)
@@ -74,12 +74,14 @@ class Recurrence(torch.autograd.Function):
         d_outs = d_rows.chunk(length)
         entered_h, entered_c = [first_h, *rows.chunk(length)[:-1]], [first_c, *cells[:-1]]
         for t in ctx.resets:
-            entered_h[t], entered_c[t] = (fresh(part[t], t, ctx.starts, ctx.resets) for part in (entered_h, entered_c))
+            entered_h[t], entered_c[t] = (
+                zero_at_starts(part[t], t, ctx.starts, ctx.resets) for part in (entered_h, entered_c)
+            )
         d_sums: list[Tensor] = []
         for t in reversed(range(length)):
             d_sum, d_c = cell.backward(taken[t], entered_c[t], cells[t], d_h, d_outs[t], d_c)
             d_h = convolve(d_sum, backwards)
-            d_h, d_c = (fresh(part, t, ctx.starts, ctx.resets) for part in (d_h, d_c))
+            d_h, d_c = (zero_at_starts(part, t, ctx.starts, ctx.resets) for part in (d_h, d_c))
             d_sums.append(d_sum)
         d_x_gates = torch.cat(d_sums[::-1])
 
@@ -99,15 +101,15 @@ class Cells:
     """The part of a step after the convolution, forward and backward: by a C loop if usable, else by torch.
 
     Args:
-        like: c, `[B, C, ...]`.
+        reference: c, `[B, C, ...]`.
         dtype: of h and of what is convolved.
         peepholes: `[3, C, ...]`, or None.
     """
 
-    def __init__(self, like: Tensor, dtype: torch.dtype, peepholes: Tensor | None) -> None:
+    def __init__(self, reference: Tensor, dtype: torch.dtype, peepholes: Tensor | None) -> None:
         half = dtype == torch.bfloat16
-        native = (dtype == like.dtype or (half and like.dtype == torch.float32)) and usable(like)
-        self.loops = CellLoops(like, half, peepholes) if native else None
+        native = (dtype == reference.dtype or (half and reference.dtype == torch.float32)) and usable(reference)
+        self.loops = CellLoops(reference, half, peepholes) if native else None
         self._dtype, self._peepholes = dtype, peepholes
 
     def forward(self, of_h: Tensor, of_x: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -185,7 +187,9 @@ class FastMultigrid(ReaderForm):
         may_start = range(len(xs)) if resets is None else resets
         sequence = (len(xs), starts, frozenset(may_start if starts is not None else ()))
         layers = Layers() if layers is None and self.layered(state) else layers
-        span = Span(*sequence, state.get("steps"), self.memory.answering(xs), self.laid_out, Recurrence.apply, layers)
+        span = Span(
+            *sequence, state.get("steps"), self.memory.answering(xs), self.to_fast_layout, Recurrence.apply, layers
+        )
         flat = None if queries is None else {name: query.flatten(0, 1) for name, query in queries.items()}
         outputs, state, losses, grids = self.memory.write_and_read(xs.flatten(0, 1), state, flat, span)
         return Unrolled(span.steps_of(outputs), state, losses, None if grids is None else span.steps_of(grids))
@@ -194,16 +198,16 @@ class FastMultigrid(ReaderForm):
         """Whether the grids of a layer are processed together."""
         return self.memory.plan.decoder == "none" and not any(value.device.type == "cpu" for value in state.values())
 
-    def laid_out(self, grid: Tensor) -> Tensor:
+    def to_fast_layout(self, grid: Tensor) -> Tensor:
         """The rows of a sequence in the layout and precision of the fastest convolution."""
         grid = channels_inside(grid) if usable(grid) else grid
         return grid.to(torch.bfloat16) if self.bf16 else grid
 
-    def record(self, state: State, room: int) -> Recording:
+    def record(self, state: State, expected_steps: int) -> Recording:
         # batch normalisation updates its statistics at every step in training; a replay would count steps twice
         if self.memory.plan.normalization == "batch":
             return Recording(self.memory, state)
-        return LayerRecording(self, state) if self.layered(state) else super().record(state, room)
+        return LayerRecording(self, state) if self.layered(state) else super().record(state, expected_steps)
 
     def take_bf16(self) -> bool:
         self.bf16 = True

@@ -23,7 +23,7 @@ Channels = dict[int, int]
 """C of each grid of a pyramid."""
 
 
-def fresh(value: Tensor, step: int, starts: Tensor | None, resets: frozenset[int]) -> Tensor:
+def zero_at_starts(value: Tensor, step: int, starts: Tensor | None, resets: frozenset[int]) -> Tensor:
     """`value` `[B, ...]` before `step`, zeroed where an episode starts; only steps in `resets` are checked."""
     if starts is None or step not in resets:
         return value
@@ -50,7 +50,7 @@ class Span:
     """`[B, 1]`, steps of the episode before this span; only for normalisation over the sequence."""
     answering: Tensor | None = None
     """Bool `[T, B]`, true where the decoder's weights are used; None: no decoder."""
-    laid_out: Callable[[Tensor], Tensor] | None = None
+    to_fast_layout: Callable[[Tensor], Tensor] | None = None
     """Changes the layout of inputs `[T * B, C, ...]`."""
     recurrence: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = None
     """Computes all steps of a grid without a decoder; see `fast_sequence.Recurrence`."""
@@ -61,9 +61,9 @@ class Span:
         """Rows `[T * B, ...]` as `[T, B, ...]`."""
         return rows.view(self.length, -1, *rows.shape[1:])
 
-    def fresh(self, step: int, value: Tensor) -> Tensor:
+    def zero_at_starts(self, step: int, value: Tensor) -> Tensor:
         """`value` `[B, ...]` of the state before `step`, zeroed where an episode starts."""
-        return fresh(value, step, self.starts, self.resets)
+        return zero_at_starts(value, step, self.starts, self.resets)
 
     @cached_property
     def counts(self) -> list[Tensor]:
@@ -71,7 +71,7 @@ class Span:
         assert self.steps is not None
         counts, count = [], self.steps
         for t in range(self.length):
-            count = self.fresh(t, count) + 1
+            count = self.zero_at_starts(t, count) + 1
             counts.append(count)
         return counts
 
@@ -162,7 +162,7 @@ class SequenceNorm(Norm):
         here = span.steps_of(rows.flatten(2))  # [T, B, C, cells]
         step_means, step_variances = here.mean(3), here.var(3, correction=0)
         for t, (m, v) in enumerate(zip(step_means.unbind(), step_variances.unbind(), strict=True)):
-            mean, variance = span.fresh(t, mean), span.fresh(t, variance)
+            mean, variance = span.zero_at_starts(t, mean), span.zero_at_starts(t, variance)
             share = span.counts[t].reciprocal()  # the share of this step in the episode so far
             change = m - mean
             mean = mean + share * change
@@ -281,7 +281,7 @@ class LSTMGrid(Grid):
                     [None] * span.length if span.answering is None else span.answering.unbind()
                 )
                 for t, gates in enumerate(span.steps_of(x_gates).unbind()):
-                    h, c = span.fresh(t, h), span.fresh(t, c)
+                    h, c = span.zero_at_starts(t, h), span.zero_at_starts(t, c)
                     h, c = self.advance(gates.to(c.dtype) + convolve(h, h_weight), c, answering[t])
                     h = h.to(x.dtype)
                     hidden.append(h)

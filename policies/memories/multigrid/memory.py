@@ -240,7 +240,11 @@ class Multigrid(ReaderMemory):
     def _entered(self, x: Tensor, span: Span) -> Pyramid:
         """As `enter`, laid out for the span."""
         pyramid = self.enter(x)
-        return pyramid if span.laid_out is None else {level: span.laid_out(grid) for level, grid in pyramid.items()}
+        return (
+            pyramid
+            if span.to_fast_layout is None
+            else {level: span.to_fast_layout(grid) for level, grid in pyramid.items()}
+        )
 
     # -- pictures ------------------------------------------------------------------------------------------------------
 

@@ -17,10 +17,10 @@ from policies.memories.ntm import fast_native
 from policies.memories.ntm.fast_native import Sizes, Weights
 from policies.memories.ntm.fast_sequence import NAMES, NativeSequence, NativeTape, named
 from policies.memories.time.recording import Recording
-from policies.memories.time.scopes import held
+from policies.memories.time.scopes import cached
 from policies.memories.time.taped import TapedForm
 
-ROOM = 20
+MIN_STEPS = 20
 """Minimum number of steps that a recording allocates."""
 
 
@@ -39,24 +39,28 @@ class FastNTM(TapedForm):
     def step(self, x: Tensor, state: State) -> MemoryStep:
         if torch.is_grad_enabled() or not self.usable() or not len(x):
             return FastForm.step(self, x, state)
-        tape = NativeTape(1, self.parts(state), None, held(self.memory, "weights", self.weights), self.sizes(len(x)))
+        tape = NativeTape(1, self.parts(state), None, cached(self.memory, "weights", self.weights), self.sizes(len(x)))
         tape.step(x, None)
         return MemoryStep(self.memory.output(tape.features[0]), tape.state(), {})
 
-    def record(self, state: State, room: int) -> Recording:
+    def record(self, state: State, expected_steps: int) -> Recording:
         """Uses tapes, except for a feed-forward controller: its output cannot be computed from the state."""
-        return super().record(state, max(room, ROOM)) if self.memory.recurrent else FastForm.record(self, state, room)
+        return (
+            super().record(state, max(expected_steps, MIN_STEPS))
+            if self.memory.recurrent
+            else FastForm.record(self, state, expected_steps)
+        )
 
-    def tape(self, state: State, room: int) -> NativeTape:
-        return self.blank(room, state, self.weights(), self.parts(self.memory.initial_state(1)))
+    def tape(self, state: State, expected_steps: int) -> NativeTape:
+        return self.empty_tape(expected_steps, state, self.weights(), self.parts(self.memory.initial_state(1)))
 
     def output(self, state: State) -> Tensor:
         output: Tensor = self.memory.output(torch.cat([state["hidden"][:, -1], state["read_vectors"].flatten(1)], 1))
         return output
 
-    def finish(self, tape: Any, given: Tensor, state: State) -> Unrolled:
+    def finish(self, tape: Any, projected: Tensor, state: State) -> Unrolled:
         tape.cut()
-        return self.sequence(given, state, None, tape)
+        return self.sequence(projected, state, None, tape)
 
     def run(
         self, xs: Tensor, state: State, starts: Tensor | None = None, resets: Sequence[int] | None = None
@@ -68,17 +72,17 @@ class FastNTM(TapedForm):
         weights, fresh = self.weights(), list[Tensor]()
         if tape is not None or starts is not None:
             fresh = self.parts(self.memory.initial_state(1))
-        tape = tape or self.blank(len(xs), state, weights, fresh)
+        tape = tape or self.empty_tape(len(xs), state, weights, fresh)
         features, *last = NativeSequence.apply(  # type: ignore[no-untyped-call]
             tape, starts, xs, *weights.flat(), *self.parts(state), *fresh
         )
         return Unrolled(self.memory.output(features), named(last), {})
 
-    def blank(self, room: int, state: State, weights: Weights, fresh: Sequence[Tensor]) -> NativeTape:
+    def empty_tape(self, expected_steps: int, state: State, weights: Weights, fresh: Sequence[Tensor]) -> NativeTape:
         """An empty tape that starts from `state`."""
         detached = Weights.of(iter([weight.detach() for weight in weights.flat()]), self.memory.num_layers)
         parts = self.parts(state)
-        return NativeTape(room, parts, fresh or None, detached, self.sizes(len(parts[0])))
+        return NativeTape(expected_steps, parts, fresh or None, detached, self.sizes(len(parts[0])))
 
     def parts(self, state: State) -> list[Tensor]:
         """The tensors of a state, in the order of `NAMES`."""

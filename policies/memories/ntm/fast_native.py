@@ -16,7 +16,7 @@ from policies.native.loops import MAX_LAYERS, Arrays, Loops, Pointers
 SOURCE = Path(__file__).with_name("fast_sequence.c")
 MAX_NUMBERS = 32_768
 """Maximum number of weights of all heads; the loops store a few such vectors on the stack."""
-BLOCK_BYTES, FEWEST = 2**19, 16
+BLOCK_BYTES, MIN_BLOCK = 2**19, 16
 """The loops process environments in groups whose memories take this many bytes (a quarter of a typical L2 cache), and
 of at least as many environments as the second number."""
 LANES_BYTES = 64
@@ -95,15 +95,15 @@ class _Tape(ctypes.Structure):
     ]
 
 
-def usable(like: Tensor, sizes: Sizes) -> bool:
-    """Whether the loops can be used: on a CPU, within the size limits, with a compiler. `like`: a parameter of the
+def usable(reference: Tensor, sizes: Sizes) -> bool:
+    """Whether the loops can be used: on a CPU, within the size limits, with a compiler. `reference`: a parameter of the
     memory."""
-    return sizes.layers <= MAX_LAYERS and sizes.heads * sizes.padded <= MAX_NUMBERS and loops.usable(SOURCE, like)
+    return sizes.layers <= MAX_LAYERS and sizes.heads * sizes.padded <= MAX_NUMBERS and loops.usable(SOURCE, reference)
 
 
-def padded(slots: int, like: Tensor) -> int:
+def padded(slots: int, reference: Tensor) -> int:
     """The number of slots, padded to whole SIMD vectors of this type."""
-    lanes = LANES_BYTES // like.itemsize
+    lanes = LANES_BYTES // reference.itemsize
     return -(-slots // lanes) * lanes
 
 
@@ -115,10 +115,15 @@ def norms(memory: Tensor, found: Tensor) -> None:
     functions.norms(*pointers, *map(ctypes.c_int64, memory.shape))
 
 
-def over(sizes: Sizes, weights: Weights, forward: bool, arrays: Arrays) -> Loops:
+def make_loops(sizes: Sizes, weights: Weights, forward: bool, arrays: Arrays) -> Loops:
     """The loops over `arrays`, by their names in the C file, with weights packed for one direction."""
-    like = weights.interface
-    found = Loops(SOURCE, like, _Tape(*sizes), max(FEWEST, BLOCK_BYTES // (sizes.word * sizes.padded * like.itemsize)))
+    reference = weights.interface
+    found = Loops(
+        SOURCE,
+        reference,
+        _Tape(*sizes),
+        max(MIN_BLOCK, BLOCK_BYTES // (sizes.word * sizes.padded * reference.itemsize)),
+    )
     found.pack({"weights": weights.controller, "interface_weight": weights.interface}, forward)
     found.set({"interface_bias": weights.interface_bias, "biases": weights.biases, **arrays})
     return found

@@ -26,7 +26,7 @@ typedef struct {
     const REAL *fresh_memory, *fresh_norms, *fresh_w;
     const REAL *d_features;                                        /* backward only, as all that follow */
     REAL *d_gates[MAX_LAYERS], *d_parameters;                      /* of some steps */
-    REAL *d_inputs[MAX_LAYERS], *d_cells[MAX_LAYERS], *d_memory, *d_w, *d_hidden; /* of the state, [B, ...], and room */
+    REAL *d_inputs[MAX_LAYERS], *d_cells[MAX_LAYERS], *d_memory, *d_w, *d_hidden; /* of the state, [B, ...], and scratch */
     REAL *d_fresh_inputs[MAX_LAYERS], *d_fresh_cells[MAX_LAYERS], *d_fresh_memory, *d_fresh_w; /* [B, ...], summed up */
 } Tape;
 

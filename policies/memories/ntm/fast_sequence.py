@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from policies.memories.ntm.fast_native import Sizes, Weights, norms, over
+from policies.memories.ntm.fast_native import Sizes, Weights, make_loops, norms
 from policies.memories.steps import State
-from policies.memories.time.sums import ROWS, Sum
+from policies.memories.time.sums import CHUNK_ROWS, WeightGradient
 from policies.memories.time.taped import LoopTape
 from policies.native.loops import Arrays
 
@@ -43,13 +43,13 @@ class Placed(NamedTuple):
     cells: list[Tensor]
 
     @classmethod
-    def blank(cls, like: Tensor, batch: int, sizes: Sizes) -> Placed:
+    def empty_tape(cls, reference: Tensor, batch: int, sizes: Sizes) -> Placed:
         """All zero."""
         return cls(
-            like.new_zeros(batch, sizes.word, sizes.padded),
-            like.new_zeros(batch, sizes.heads, sizes.padded),
-            [like.new_zeros(batch, width) for width in sizes.widths],
-            [like.new_zeros(batch, sizes.hidden) for _ in range(sizes.layers if sizes.lstm else 0)],
+            reference.new_zeros(batch, sizes.word, sizes.padded),
+            reference.new_zeros(batch, sizes.heads, sizes.padded),
+            [reference.new_zeros(batch, width) for width in sizes.widths],
+            [reference.new_zeros(batch, sizes.hidden) for _ in range(sizes.layers if sizes.lstm else 0)],
         )
 
     def put(self, state: Sequence[Tensor | None], sizes: Sizes) -> None:
@@ -102,28 +102,28 @@ class NativeTape(LoopTape):
     def __init__(
         self, length: int, state: Sequence[Tensor], fresh: Sequence[Tensor] | None, weights: Weights, sizes: Sizes
     ) -> None:
-        like, batch, heads, padded = state[0], sizes.batch, sizes.heads, sizes.padded
+        reference, batch, heads, padded = state[0], sizes.batch, sizes.heads, sizes.padded
         self.sizes, self.weights = sizes, weights
 
-        def room(*shape: int, steps: int = length) -> Tensor:
-            return like.new_empty(steps, batch, *shape)
+        def allocate(*shape: int, steps: int = length) -> Tensor:
+            return reference.new_empty(steps, batch, *shape)
 
         layers, width = range(sizes.layers), len(weights.controller[0])
-        gates = [room(width) for _ in layers]
-        self.features = room(sizes.hidden + sizes.reads * sizes.word)
+        gates = [allocate(width) for _ in layers]
+        self.features = allocate(sizes.hidden + sizes.reads * sizes.word)
         """Hidden state and read vectors after each step, concatenated."""
-        self.inputs = [room(each, steps=length + 1) for each in sizes.widths]
+        self.inputs = [allocate(each, steps=length + 1) for each in sizes.widths]
         self.arrays: Arrays = {
             "gates": gates,
             "inputs": self.inputs,
-            "cells": [room(sizes.hidden, steps=length + 1) for _ in layers if sizes.lstm],
-            "squashed": [room(sizes.hidden) for _ in layers if sizes.lstm],
+            "cells": [allocate(sizes.hidden, steps=length + 1) for _ in layers if sizes.lstm],
+            "squashed": [allocate(sizes.hidden) for _ in layers if sizes.lstm],
             "features": self.features,
-            "parameters": room(len(weights.interface)),
-            "memory": room(sizes.word, padded, steps=length + 1),
-            "norms": room(padded, steps=length + 1),
-            "w": room(heads, padded, steps=length + 1),
-            **{name: room(heads, padded) for name in ("by_content", "cosines", "moved", "logs")},
+            "parameters": allocate(len(weights.interface)),
+            "memory": allocate(sizes.word, padded, steps=length + 1),
+            "norms": allocate(padded, steps=length + 1),
+            "w": allocate(heads, padded, steps=length + 1),
+            **{name: allocate(heads, padded) for name in ("by_content", "cosines", "moved", "logs")},
         }
         begun = self.at(0)
         begun.memory.zero_()
@@ -131,12 +131,14 @@ class NativeTape(LoopTape):
         begun.put(state, sizes)
         norms(begun.memory, self.arrays["norms"][0])
         if fresh is not None:
-            first = Placed.blank(like, 1, sizes)
+            first = Placed.empty_tape(reference, 1, sizes)
             first.put(fresh, sizes)
-            self.arrays |= first.arrays("fresh_") | {"fresh_norms": like.new_empty(1, padded)}
+            self.arrays |= first.arrays("fresh_") | {"fresh_norms": reference.new_empty(1, padded)}
             norms(first.memory, self.arrays["fresh_norms"])  # type: ignore[arg-type]
         starts = None if fresh is None else torch.zeros(length, batch, dtype=torch.bool)
-        super().__init__(over(sizes, weights, True, self.arrays), gates[0], weights.input, weights.biases[0], starts)
+        super().__init__(
+            make_loops(sizes, weights, True, self.arrays), gates[0], weights.input, weights.biases[0], starts
+        )
 
     def at(self, step: int) -> Placed:
         """The state before a step."""
@@ -150,11 +152,11 @@ class NativeTape(LoopTape):
     def cut(self) -> None:
         """Free the space of steps that were not taken."""
         rows = {"inputs": 1, "cells": 1, "memory": 1, "norms": 1, "w": 1}
-        for name, given in self.arrays.items():
+        for name, projected in self.arrays.items():
             if name.startswith("fresh_"):
                 continue
             end = self.count + rows.get(name, 0)
-            self.arrays[name] = given[:end] if isinstance(given, Tensor) else [each[:end] for each in given]
+            self.arrays[name] = projected[:end] if isinstance(projected, Tensor) else [each[:end] for each in projected]
         self.features = self.features[: self.count]
         self.starts = None if self.starts is None else self.starts[: self.count]
 
@@ -170,14 +172,18 @@ class NativeSequence(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, tape: NativeTape, starts: Tensor | None, xs: Tensor, *made_of: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, tape: NativeTape, starts: Tensor | None, xs: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         if not tape.count:
             tape.run(xs, starts)
         sizes = tape.sizes
         ctx.sizes, ctx.starts, ctx.fresh = sizes, tape.starts, tape.starts is not None
         ctx.set_materialize_grads(False)
         ctx.lists = {name: None if isinstance(each, Tensor) else len(each) for name, each in tape.arrays.items()}
-        flat = [each for given in tape.arrays.values() for each in ([given] if isinstance(given, Tensor) else given)]
+        flat = [
+            each
+            for projected in tape.arrays.values()
+            for each in ([projected] if isinstance(projected, Tensor) else projected)
+        ]
         ctx.save_for_backward(xs, *tape.weights.flat(), *flat)
         # copies: a view of the last state would keep all the others
         return (tape.features, *(each.clone() for each in tape.at(tape.count).taken(sizes)))
@@ -197,23 +203,23 @@ class NativeSequence(torch.autograd.Function):
         assert isinstance(parameters, Tensor)
         length, batch = features.shape[:2]
         d_features = torch.zeros_like(features) if d_features is None else d_features.contiguous()
-        d_state = Placed.blank(features, batch, sizes)
+        d_state = Placed.empty_tape(features, batch, sizes)
         d_state.put(d_last, sizes)
         arrays |= d_state.arrays("d_") | {"d_features": d_features, "d_hidden": features.new_empty(batch, sizes.hidden)}
         if ctx.fresh:
-            d_fresh = Placed.blank(features, batch, sizes)
+            d_fresh = Placed.empty_tape(features, batch, sizes)
             arrays |= d_fresh.arrays("d_fresh_") | {"starts": ctx.starts}
 
-        room = min(length, max(1, ROWS // max(1, batch)))
-        d_gates = [each.new_empty(room, *each.shape[1:]) for each in arrays["gates"]]
-        d_parameters = parameters.new_empty(room, *parameters.shape[1:])
+        allocate = min(length, max(1, CHUNK_ROWS // max(1, batch)))
+        d_gates = [each.new_empty(allocate, *each.shape[1:]) for each in arrays["gates"]]
+        d_parameters = parameters.new_empty(allocate, *parameters.shape[1:])
         arrays |= {"d_gates": d_gates, "d_parameters": d_parameters}
-        loops = over(sizes, weights, False, arrays)
-        sums = [Sum(each, taken[:-1]) for each, taken in zip(d_gates, inputs, strict=True)]
-        sums += [Sum(d_parameters, features[:, :, : sizes.hidden]), Sum(d_gates[0], xs)]
+        loops = make_loops(sizes, weights, False, arrays)
+        sums = [WeightGradient(each, taken[:-1]) for each, taken in zip(d_gates, inputs, strict=True)]
+        sums += [WeightGradient(d_parameters, features[:, :, : sizes.hidden]), WeightGradient(d_gates[0], xs)]
         d_xs = torch.empty_like(xs, memory_format=torch.contiguous_format) if ctx.needs_input_grad[2] else None
-        for end in range(length, 0, -room):
-            begin = max(0, end - room)
+        for end in range(length, 0, -allocate):
+            begin = max(0, end - allocate)
             loops.backward(begin, end)
             for each in sums:
                 each.add(begin, end)

@@ -25,7 +25,7 @@ from policies.memories.plastic.fast_native import NativeSequence, NativeTape, Pl
 from policies.memories.plastic.rules import advance, decay, plastic_input
 from policies.memories.time.taped import TapedForm
 
-ROOM = 20
+MIN_STEPS = 20
 """Minimum number of steps that a recording by C loops allocates."""
 
 tanh_backward = torch.ops.aten.tanh_backward.default
@@ -49,7 +49,7 @@ class Tape:
         self.afters: list[Tensor] = []
         self.starts: list[Tensor | None] = []
         self.stride = 2
-        self.kept: list[Tensor] = []
+        self.stored: list[Tensor] = []
         """The trace before every `stride`-th step; if there are too many, every second one is dropped."""
 
     full = False
@@ -57,17 +57,17 @@ class Tape:
     def state(self) -> State:
         return {"hidden": self.hidden, "hebb": self.hebb}
 
-    def step(self, given: Tensor, starts: Tensor | None) -> None:
-        """Take a step. `given`: what the input gives each unit, W_in x + b, `[B, n]`."""
+    def step(self, projected: Tensor, starts: Tensor | None) -> None:
+        """Take a step. `projected`: what the input gives each unit, W_in x + b, `[B, n]`."""
         x = self.hidden
         if starts is not None:
             x = x.masked_fill(starts[:, None], 0.0)
             self.hebb.masked_fill_(starts[:, None, None], 0.0)
         if len(self.afters) % self.stride == 0:
-            if len(self.kept) == 2 * self.stride:
-                self.kept, self.stride = self.kept[::2], 2 * self.stride
-            self.kept.append(self.hebb.clone())
-        self.hidden = torch.addmm(given, x, self.w).add_(plastic_input(x, self.hebb, self.alpha)).tanh_()
+            if len(self.stored) == 2 * self.stride:
+                self.stored, self.stride = self.stored[::2], 2 * self.stride
+            self.stored.append(self.hebb.clone())
+        self.hidden = torch.addmm(projected, x, self.w).add_(plastic_input(x, self.hebb, self.alpha)).tanh_()
         self.befores.append(x)
         self.afters.append(self.hidden)
         self.starts.append(starts)
@@ -82,9 +82,9 @@ class PlasticSequence(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, tape: Tape, *made_of: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, tape: Tape, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(
-            torch.stack(tape.befores), torch.stack(tape.afters), tape.w, tape.alpha, tape.eta, *tape.kept
+            torch.stack(tape.befores), torch.stack(tape.afters), tape.w, tape.alpha, tape.eta, *tape.stored
         )
         ctx.starts, ctx.stride, ctx.rule, ctx.clip = tape.starts, tape.stride, tape.rule, tape.clip
         return torch.stack(tape.afters), tape.hebb.clone()
@@ -92,7 +92,7 @@ class PlasticSequence(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_afters: Tensor, d_hebb: Tensor) -> tuple[Tensor | None, ...]:
-        befores, afters, w, alpha, eta, *kept = ctx.saved_tensors
+        befores, afters, w, alpha, eta, *stored = ctx.saved_tensors
         starts, stride, rule, clip = ctx.starts, ctx.stride, ctx.rule, ctx.clip
         length, shared = len(afters), alpha.numel() == 1
         d_hebb, d_x = d_hebb.clone(), torch.zeros_like(afters[0])
@@ -107,7 +107,7 @@ class PlasticSequence(torch.autograd.Function):
 
         for begin in reversed(range(0, length, stride)):
             end = min(begin + stride, length)
-            traces[0] = kept[begin // stride]
+            traces[0] = stored[begin // stride]
             for t in range(begin + 1, end):
                 index = t - begin
                 advance(traces[index - 1], befores[t - 1], afters[t - 1], eta, rule, clip, out=traces[index])
@@ -172,23 +172,23 @@ class FastPlastic(TapedForm):
         hebb = state["hebb"]
         if torch.is_grad_enabled() or not fast_native.usable(hebb) or not fast_native.worth_it(hebb):
             return super().step(x, state)
-        tape = NativeTape(1, state["hidden"], hebb, self.network(), kept=False)
-        tape.step(self.given(x), None)
+        tape = NativeTape(1, state["hidden"], hebb, self.network(), stored=False)
+        tape.step(self.projected(x), None)
         after = tape.state()
         return MemoryStep(after["hidden"], after, {})
 
-    def given(self, xs: Tensor) -> Tensor:
-        given: Tensor = self.memory.input(xs)
-        return given
+    def projected(self, xs: Tensor) -> Tensor:
+        projected: Tensor = self.memory.input(xs)
+        return projected
 
     def network(self) -> Plasticity:
         memory = self.memory
         alpha, eta = memory.plasticity()
         return Plasticity(memory.w, alpha, eta, memory.rule, memory.clip)
 
-    def tape(self, state: State, room: int) -> Tape | NativeTape:
+    def tape(self, state: State, expected_steps: int) -> Tape | NativeTape:
         if fast_native.usable(self.memory.w):
-            return NativeTape(max(room, ROOM), state["hidden"], state["hebb"], self.network())
+            return NativeTape(max(expected_steps, MIN_STEPS), state["hidden"], state["hebb"], self.network())
         return Tape(state["hidden"], state["hebb"], *self.network())
 
     def output(self, state: State) -> Tensor:
@@ -199,14 +199,14 @@ class FastPlastic(TapedForm):
     ) -> Unrolled:
         if not xs.numel() or not fast_native.usable(self.memory.w):
             return super().run(xs, state, starts, resets)
-        given, grad = self.given(xs), torch.is_grad_enabled()
-        tape = NativeTape(len(xs), state["hidden"], state["hebb"], self.network(), kept=grad)
-        tape.run(given, starts)
-        return self.finish(tape, given, state)
+        projected, grad = self.projected(xs), torch.is_grad_enabled()
+        tape = NativeTape(len(xs), state["hidden"], state["hebb"], self.network(), stored=grad)
+        tape.run(projected, starts)
+        return self.finish(tape, projected, state)
 
-    def finish(self, tape: Any, given: Tensor, state: State) -> Unrolled:
+    def finish(self, tape: Any, projected: Tensor, state: State) -> Unrolled:
         memory = self.memory
-        leaves = (given, state["hidden"], state["hebb"], memory.w, *memory.plasticity())
+        leaves = (projected, state["hidden"], state["hebb"], memory.w, *memory.plasticity())
         sequence: Any = NativeSequence if isinstance(tape, NativeTape) else PlasticSequence
         outputs, hebb = sequence.apply(tape, *leaves)
         return Unrolled(outputs, {"hidden": outputs[-1], "hebb": hebb}, {})

@@ -212,7 +212,7 @@ static void undo(const Tape *tape, int64_t b, int64_t at, const REAL *g, REAL *d
     memset(d_hebb, 0, sizeof(REAL) * n * n);
 }
 
-/* The derivative of all steps for the batch entries begin ... end - 1. Returns whether there was room for the traces of a
+/* The derivative of all steps for the batch entries begin ... end - 1. Returns whether memory sufficed for the traces of a
    stride. d_alpha of all these entries is that of the first. */
 int NAME(backward)(const Tape *tape, int64_t begin, int64_t end) {
     const int64_t n = tape->size, matrix = n * n, batch = tape->batch;

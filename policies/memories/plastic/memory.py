@@ -56,7 +56,7 @@ class PlasticNetwork(Memory):
     fast_form = FastPlastic
     shared_alpha: ClassVar[bool]
     """Whether all connections share one α."""
-    usual: ClassVar[Literal["scaled", "paper"]]
+    default_parametrization: ClassVar[Literal["scaled", "paper"]]
     """The default parametrization."""
 
     def __init__(
@@ -73,7 +73,7 @@ class PlasticNetwork(Memory):
         super().__init__()
         at_least(1, hidden_size=hidden_size)
         one_of("rule", rule, "oja", "hebb", "clipped")
-        parametrization = parametrization or self.usual
+        parametrization = parametrization or self.default_parametrization
         one_of("parametrization", parametrization, "scaled", "paper")
         if parametrization == "scaled" and not 0 < init_eta < 1:
             raise ValueError(f"init_eta is {init_eta}; with parametrization='scaled' it must be between 0 and 1")
@@ -131,7 +131,7 @@ class Plastic(PlasticNetwork):
     """Each connection has its own plasticity α[i,j]. Arguments: see `PlasticNetwork`."""
 
     shared_alpha = False
-    usual = "paper"
+    default_parametrization = "paper"
 
 
 @register_memory("homo-plastic")
@@ -139,4 +139,4 @@ class HomogeneousPlastic(PlasticNetwork):
     """Homogeneous plasticity: one trained α for all connections. Arguments: see `PlasticNetwork`."""
 
     shared_alpha = True
-    usual = "scaled"
+    default_parametrization = "scaled"

@@ -28,11 +28,11 @@ class Layers:
     def __init__(self, tapes: Sequence[Tape], memory: Any) -> None:
         self.tapes, self.memory = tapes, memory
 
-    def step(self, given: Tensor, starts: Tensor | None) -> None:
+    def step(self, projected: Tensor, starts: Tensor | None) -> None:
         self.after = []
         for tape in self.tapes:
-            self.after.append(tape.step(given, starts))
-            given = self.after[-1][0]
+            self.after.append(tape.step(projected, starts))
+            projected = self.after[-1][0]
 
     def state(self) -> State:
         stacked: State = self.memory.stacked(self.after)
@@ -63,60 +63,64 @@ class FastRecurrent(TapedForm):
         raise NotImplementedError
 
     @property
-    def by_hand(self) -> bool:
+    def uses_tapes(self) -> bool:
         """Whether to use tapes; on other devices torch's kernels are faster."""
         return bool(self.memory.device.type == "cpu")
 
-    def few(self, length: int, resets: Sequence[int] | None) -> bool:
+    def few_resets(self, length: int, resets: Sequence[int] | None) -> bool:
         """Whether there are few enough known resets to cut the sequence at them."""
         # on an accelerator the alternative reads `starts`, so cutting pays up to more resets
         most = max(1, length // 8) if self.memory.device.type == "cpu" else max(2, length // 4)
         return resets is not None and len(resets) <= most
 
     def fits(self, length: int, resets: Sequence[int] | None, grad: bool) -> bool:
-        return self.by_hand or self.few(length, resets) or host_may_read()
+        return self.uses_tapes or self.few_resets(length, resets) or host_may_read()
 
     def step(self, x: Tensor, state: State) -> MemoryStep:
-        step = self.tape_of.once if x.is_cpu and not torch.is_grad_enabled() else self.cell
+        step = self.tape_of.single_step if x.is_cpu and not torch.is_grad_enabled() else self.cell
         output, following = self.memory.through_layers(x, state, step)
         return MemoryStep(output, following, {})
 
-    def tape(self, state: State, room: int) -> Layers:
+    def tape(self, state: State, expected_steps: int) -> Layers:
         parameters = enumerate(self.memory.rnn.all_weights)
-        return Layers([self.tape_of(self.memory.layer(state, i), each, room) for i, each in parameters], self.memory)
+        return Layers(
+            [self.tape_of(self.memory.layer(state, i), each, expected_steps) for i, each in parameters], self.memory
+        )
 
     def output(self, state: State) -> Tensor:
         return state["hidden"][:, -1]
 
-    def finish(self, tape: Any, given: Tensor, state: State) -> Unrolled:
+    def finish(self, tape: Any, projected: Tensor, state: State) -> Unrolled:
         layers = []
         for index, parameters in enumerate(self.memory.rnn.all_weights):
             before = self.memory.layer(state, index)
-            layers.append(RecurrentSequence.apply(tape.tapes[index], given, *before, *parameters))  # type: ignore[no-untyped-call]
-            given = layers[-1][0]
+            layers.append(RecurrentSequence.apply(tape.tapes[index], projected, *before, *parameters))  # type: ignore[no-untyped-call]
+            projected = layers[-1][0]
         last = [tuple(part[-1] for part in layer) for layer in layers]
         return Unrolled(layers[-1][0], self.memory.stacked(last), {})
 
-    def record(self, state: State, room: int) -> Recording:
-        return super().record(state, room) if self.by_hand else Recording(self.memory, state)
+    def record(self, state: State, expected_steps: int) -> Recording:
+        return super().record(state, expected_steps) if self.uses_tapes else Recording(self.memory, state)
 
     def unroll(self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None) -> Unrolled:
-        few = self.few(len(xs), resets)
+        few_resets = self.few_resets(len(xs), resets)
         loops = not self.bf16 and fast_native.usable(xs.new_empty(xs.shape[1], self.memory.hidden_size))
-        if self.by_hand and not (self.has_cpu_kernel and (starts is None or (few and not loops))):
-            return self.unroll_by_hand(xs, starts, state, resets)
-        if starts is not None and not few:
+        if self.uses_tapes and not (self.has_cpu_kernel and (starts is None or (few_resets and not loops))):
+            return self.unroll_on_tapes(xs, starts, state, resets)
+        if starts is not None and not few_resets:
             return self._unroll_packed(xs, starts, state)
         return unroll_segments(
             self.memory, lambda part, state: Unrolled(*self._run(part, state), {}), xs, starts, state, resets or ()
         )
 
-    def unroll_by_hand(self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None) -> Unrolled:
+    def unroll_on_tapes(
+        self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None
+    ) -> Unrolled:
         """The sequence on tapes, layer by layer."""
-        layers, given = self.tape(state, len(xs)), xs.detach()
+        layers, projected = self.tape(state, len(xs)), xs.detach()
         for tape in layers.tapes:
-            tape.run(given, starts, resets)
-            given = tape.states[0][1:]
+            tape.run(projected, starts, resets)
+            projected = tape.states[0][1:]
         return self.finish(layers, xs, state)
 
     def take_bf16(self) -> bool:
@@ -156,8 +160,8 @@ class FastRecurrent(TapedForm):
         settings: tuple[Any, ...] = (weights, True, self.memory.num_layers, 0.0, self.memory.training, False)
         sizes, layout = ((xs.batch_sizes,), ()) if isinstance(xs, PackedSequence) else ((), (False,))
         run = getattr(torch._VF, self.memory.rnn.mode.lower())
-        given = first if len(first) > 1 else first[0]
-        out, *last = run(inputs.bfloat16(), *sizes, given, *settings, *layout)
+        projected = first if len(first) > 1 else first[0]
+        out, *last = run(inputs.bfloat16(), *sizes, projected, *settings, *layout)
         out, last = out.to(self.memory.dtype), tuple(value.to(self.memory.dtype) for value in last)
         return PackedSequence(out, xs.batch_sizes) if isinstance(xs, PackedSequence) else out, last
 

@@ -6,30 +6,30 @@
 #include "activations.h"
 #include "packed.h"
 
-/* The state before a step, [B, H]: `state`, or a copy of it in `room` that is 0 where `fresh` is not. */
-static const REAL *after_reset(const REAL *state, const uint8_t *fresh, int64_t batch, int64_t size, REAL *room) {
+/* The state before a step, [B, H]: `state`, or a copy of it in `scratch` that is 0 where `fresh` is not. */
+static const REAL *after_reset(const REAL *state, const uint8_t *fresh, int64_t batch, int64_t size, REAL *scratch) {
     int any = 0;
     for (int64_t b = 0; fresh && b < batch; b++) any |= fresh[b];
     if (!any) return state;
-    memcpy(room, state, sizeof(REAL) * batch * size);
+    memcpy(scratch, state, sizeof(REAL) * batch * size);
     for (int64_t b = 0; b < batch; b++)
-        if (fresh[b]) memset(room + b * size, 0, sizeof(REAL) * size);
-    return room;
+        if (fresh[b]) memset(scratch + b * size, 0, sizeof(REAL) * size);
+    return scratch;
 }
 
 /* `gates` holds what the input gives and becomes the gates; `hiddens` and `cells` are [T + 1, B, H] with the state before
    the first step, which is set to 0 where that is a start; `squashed` becomes tanh of the cells after each step. `weights`
-   are packed, [H, 4 H]; `room` is [2, B, H]. The rows are those from `begin` to `end` - 1 of each array. */
+   are packed, [H, 4 H]; `scratch` is [2, B, H]. The rows are those from `begin` to `end` - 1 of each array. */
 void NAME(lstm_forward)(
-    REAL *gates, const REAL *weights, REAL *hiddens, REAL *cells, REAL *squashed, const uint8_t *starts, REAL *room,
+    REAL *gates, const REAL *weights, REAL *hiddens, REAL *cells, REAL *squashed, const uint8_t *starts, REAL *scratch,
     int64_t steps, int64_t batch, int64_t size, int64_t begin, int64_t end) {
     const int64_t width = 4 * size, rows = end - begin;
-    REAL *other = room + (batch + begin) * size;
-    room += begin * size;
+    REAL *other = scratch + (batch + begin) * size;
+    scratch += begin * size;
     for (int64_t t = 0; t < steps; t++) {
         const uint8_t *fresh = starts ? starts + t * batch + begin : 0;
         REAL *h = hiddens + (t * batch + begin) * size, *c = cells + (t * batch + begin) * size;
-        const REAL *before = after_reset(h, fresh, rows, size, room), *old = after_reset(c, fresh, rows, size, other);
+        const REAL *before = after_reset(h, fresh, rows, size, scratch), *old = after_reset(c, fresh, rows, size, other);
         if (t == 0 && before != h) {
             memcpy(h, before, sizeof(REAL) * rows * size);
             memcpy(c, old, sizeof(REAL) * rows * size);
@@ -89,16 +89,16 @@ void NAME(lstm_backward)(
 }
 
 /* Of a GRU, r, z, n. `gates` as above; `of_hidden` [T, B, H] becomes what the hidden state gives n, its bias included.
-   `to_rz` and `to_n` are packed, [H, 2 H] and [H, H]; `room` is [B, H]. */
+   `to_rz` and `to_n` are packed, [H, 2 H] and [H, H]; `scratch` is [B, H]. */
 void NAME(gru_forward)(
     REAL *gates, const REAL *to_rz, const REAL *to_n, const REAL *bias, REAL *hiddens, REAL *of_hidden,
-    const uint8_t *starts, REAL *room, int64_t steps, int64_t batch, int64_t size, int64_t begin, int64_t end) {
+    const uint8_t *starts, REAL *scratch, int64_t steps, int64_t batch, int64_t size, int64_t begin, int64_t end) {
     const int64_t width = 3 * size, rows = end - begin;
     for (int64_t t = 0; t < steps; t++) {
         const uint8_t *fresh = starts ? starts + t * batch + begin : 0;
         REAL *h = hiddens + (t * batch + begin) * size, *r = gates + (t * batch + begin) * width;
         REAL *n_sums = of_hidden + (t * batch + begin) * size;
-        const REAL *before = after_reset(h, fresh, rows, size, room + begin * size);
+        const REAL *before = after_reset(h, fresh, rows, size, scratch + begin * size);
         if (t == 0 && before != h) memcpy(h, before, sizeof(REAL) * rows * size);
         for (int64_t b = 0; b < rows; b++) memcpy(n_sums + b * size, bias, sizeof(REAL) * size);
         product(before, size, rows, to_rz, size, 2 * size, r, width);

@@ -29,7 +29,7 @@ class RecurrentSequence(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, tape: Tape, xs: Tensor, *made_of: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, tape: Tape, xs: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         states = [kept[: tape.length + 1] for kept in tape.states]
         ctx.save_for_backward(xs, tape.w_x, tape.w_h, tape.active[: tape.length], tape.extra[: tape.length], *states)
         ctx.starts, ctx.lstm = tape.starts, isinstance(tape, LSTMTape)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from policies.native import loops
-from policies.native.compiler import library, shared_out
+from policies.native.compiler import library, parallel_for
 from policies.native.packed import packed
 
 SOURCE = Path(__file__).with_name("fast_cells.c")
@@ -38,8 +38,8 @@ def lstm_forward(
         starts: bool `[T, B]`, or None.
     """
     steps, batch, size = squashed.shape
-    room, to_gates = gates.new_empty(2, batch, size), packed(_functions(gates), weights)
-    _call("lstm_forward", (gates, to_gates, hiddens, cells, squashed, starts, room), (steps, batch, size))
+    expected_steps, to_gates = gates.new_empty(2, batch, size), packed(_functions(gates), weights)
+    _call("lstm_forward", (gates, to_gates, hiddens, cells, squashed, starts, expected_steps), (steps, batch, size))
 
 
 def lstm_backward(
@@ -59,9 +59,9 @@ def lstm_backward(
     """
     steps, batch, size = squashed.shape
     d_gates, d_hidden, d_cell = torch.empty_like(gates), gates.new_empty(batch, size), gates.new_empty(batch, size)
-    given = [None if d is None else d.contiguous() for d in (d_hiddens, d_cells)]
+    projected = [None if d is None else d.contiguous() for d in (d_hiddens, d_cells)]
     from_gates = packed(_functions(gates), weights, forward=False)
-    arrays = (gates, from_gates, cells, squashed, starts, *given, d_gates, d_hidden, d_cell)
+    arrays = (gates, from_gates, cells, squashed, starts, *projected, d_gates, d_hidden, d_cell)
     _call("lstm_backward", arrays, (steps, batch, size))
     return d_gates, d_hidden, d_cell
 
@@ -80,9 +80,9 @@ def gru_forward(
         starts: bool `[T, B]`, or None.
     """
     steps, batch, size = of_hidden.shape
-    room, functions = gates.new_empty(batch, size), _functions(gates)
+    expected_steps, functions = gates.new_empty(batch, size), _functions(gates)
     to_rz, to_n = packed(functions, weights[: 2 * size]), packed(functions, weights[2 * size :])
-    _call("gru_forward", (gates, to_rz, to_n, bias, hiddens, of_hidden, starts, room), (steps, batch, size))
+    _call("gru_forward", (gates, to_rz, to_n, bias, hiddens, of_hidden, starts, expected_steps), (steps, batch, size))
 
 
 def gru_backward(
@@ -102,15 +102,15 @@ def gru_backward(
     """
     steps, batch, size = of_hidden.shape
     d_gates, d_n, d_hidden = torch.empty_like(gates), torch.empty_like(of_hidden), gates.new_empty(batch, size)
-    given = None if d_hiddens is None else d_hiddens.contiguous()
+    projected = None if d_hiddens is None else d_hiddens.contiguous()
     from_gates = packed(_functions(gates), weights, forward=False)
-    arrays = (gates, from_gates, hiddens, of_hidden, starts, given, d_gates, d_n, d_hidden)
+    arrays = (gates, from_gates, hiddens, of_hidden, starts, projected, d_gates, d_n, d_hidden)
     _call("gru_backward", arrays, (steps, batch, size))
     return d_gates, d_n, d_hidden
 
 
-def _functions(like: Tensor) -> ctypes.CDLL:
-    functions = library(SOURCE, like.dtype)
+def _functions(reference: Tensor) -> ctypes.CDLL:
+    functions = library(SOURCE, reference.dtype)
     assert functions is not None
     return functions
 
@@ -123,4 +123,4 @@ def _call(name: str, arrays: tuple[Tensor | None, ...], sizes: tuple[int, ...]) 
     function: Any = getattr(_functions(first), name)
     pointers = [None if array is None else ctypes.c_void_p(array.data_ptr()) for array in arrays]
     numbers = [*map(ctypes.c_int64, sizes)]
-    shared_out(lambda *rows: function(*pointers, *numbers, *map(ctypes.c_int64, rows)), sizes[1])
+    parallel_for(lambda *rows: function(*pointers, *numbers, *map(ctypes.c_int64, rows)), sizes[1])

@@ -29,7 +29,7 @@ class Tape:
     Args:
         state: the state tensors `[B, H]` before the first step; not modified.
         parameters: of the layer, as in `nn.RNNBase.all_weights`.
-        room: number of steps to allocate; with more steps the tape is copied to a larger one.
+        expected_steps: number of steps to allocate; with more steps the tape is copied to a larger one.
     """
 
     gates: int
@@ -38,7 +38,7 @@ class Tape:
     """Added to the input's part of the gates, `[gates * H]`."""
 
     @torch.no_grad()
-    def __init__(self, state: Sequence[Tensor], parameters: Sequence[Tensor], room: int) -> None:
+    def __init__(self, state: Sequence[Tensor], parameters: Sequence[Tensor], expected_steps: int) -> None:
         self.w_x, self.w_h, self.b_x, self.b_h = (parameter.detach() for parameter in parameters)
         self.length = 0
         self.starts: dict[int, Tensor] = {}
@@ -47,7 +47,7 @@ class Tape:
         """Whether the steps were computed by C loops, and their resets `[T, B]`; empty without resets."""
         first = state[0]
         self.size = first.shape[1]
-        self.active = first.new_empty(max(room, 1), len(first), self.gates * self.size)
+        self.active = first.new_empty(max(expected_steps, 1), len(first), self.gates * self.size)
         """The gates, `[room, B, gates * H]`."""
         self.states = [first.new_empty(len(self.active) + 1, *first.shape) for _ in state]
         """State tensors before each step and after the last, `[room + 1, B, H]`; before the reset, except at step 0."""
@@ -70,13 +70,13 @@ class Tape:
 
     def _grow(self) -> None:
         def larger(held: Tensor, steps: int) -> Tensor:
-            grown = held.new_empty(steps, *held.shape[1:])
-            grown[: len(held)] = held
-            return grown
+            enlarged = held.new_empty(steps, *held.shape[1:])
+            enlarged[: len(held)] = held
+            return enlarged
 
-        room = 2 * len(self.active)
-        self.active, self.extra = larger(self.active, room), larger(self.extra, room)
-        self.states = [larger(kept, room + 1) for kept in self.states]
+        expected_steps = 2 * len(self.active)
+        self.active, self.extra = larger(self.active, expected_steps), larger(self.extra, expected_steps)
+        self.states = [larger(kept, expected_steps + 1) for kept in self.states]
         self._split()
 
     @torch.no_grad()
@@ -125,7 +125,7 @@ class Tape:
         raise NotImplementedError
 
     @staticmethod
-    def once(x: Tensor, state: Sequence[Tensor], parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def single_step(x: Tensor, state: Sequence[Tensor], parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """One step that is not recorded, without a graph; returns the state tensors `[B, H]`."""
         raise NotImplementedError
 
@@ -149,7 +149,7 @@ class LSTMTape(Tape):
         return torch.empty_like(self.states[0][1:])
 
     @staticmethod
-    def once(x: Tensor, state: Sequence[Tensor], parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def single_step(x: Tensor, state: Sequence[Tensor], parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:
         w_x, w_h, b_x, b_h = parameters
         active = torch.addmm(b_x + b_h, x, w_x.t())
         hidden, cell, squashed = (torch.empty_like(value) for value in (*state, state[0]))
@@ -207,7 +207,7 @@ class GRUTape(Tape):
         return torch.empty_like(self.states[0][1:])
 
     @staticmethod
-    def once(x: Tensor, state: Sequence[Tensor], parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def single_step(x: Tensor, state: Sequence[Tensor], parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:
         w_x, w_h, b_x, b_h = parameters
         size = state[0].shape[1]
         active = torch.addmm(_input_bias(b_x, b_h, size), x, w_x.t())

@@ -17,7 +17,7 @@ from policies.memories.time.recording import Recording
 from policies.memories.time.taped import TapedForm
 from policies.native.loops import usable
 
-ROOM = 32
+MIN_STEPS = 32
 """Minimum number of steps that a recording allocates."""
 
 
@@ -26,31 +26,31 @@ class FastSALU(TapedForm):
 
     memory: Any
 
-    def given(self, xs: Tensor) -> Tensor:
+    def projected(self, xs: Tensor) -> Tensor:
         """The input's part of the controller's gates, with both biases: `[..., F]` to `[..., 4 d_h]`."""
         cell = self.memory.controller
         return F.linear(xs, cell.weight_ih[:, : xs.shape[-1]], cell.bias_ih + cell.bias_hh)
 
-    def tape(self, state: State, room: int) -> Tape:
+    def tape(self, state: State, expected_steps: int) -> Tape:
         with torch.no_grad():
-            return (NativeTape if self.native(state) else Tape)(room, state, *self.slow())
+            return (NativeTape if self.native(state) else Tape)(expected_steps, state, *self.loop_weights())
 
     def native(self, state: State) -> bool:
         """Whether the C loops take such a state."""
         weights = self.memory.heads**2 * self.memory.capacity
-        return weights <= fast_native.MOST and usable(fast_native.SOURCE, state["hidden"])
+        return weights <= fast_native.MAX_NUMBERS and usable(fast_native.SOURCE, state["hidden"])
 
     def run(
         self, xs: Tensor, state: State, starts: Tensor | None = None, resets: Sequence[int] | None = None
     ) -> Unrolled:
         if not self.native(state):
             return super().run(xs, state, starts, resets)
-        given, tape = self.given(xs), self.tape(state, len(xs))
+        projected, tape = self.projected(xs), self.tape(state, len(xs))
         assert isinstance(tape, NativeTape)
-        tape.take(given.detach(), starts)
-        return self.finish(tape, given, state)
+        tape.take(projected.detach(), starts)
+        return self.finish(tape, projected, state)
 
-    def slow(self) -> tuple[Tensor, Tensor, Tensor]:
+    def loop_weights(self) -> tuple[Tensor, Tensor, Tensor]:
         """The controller's weights from [h ; v^r] to the gates, `[4 d_h, d_h + d_v]`; W_v and b_v."""
         memory, cell = self.memory, self.memory.controller
         recurrent = torch.cat([cell.weight_hh, cell.weight_ih[:, -memory.value_size :]], 1)
@@ -60,21 +60,21 @@ class FastSALU(TapedForm):
         output: Tensor = self.memory.output(torch.cat([state["hidden"], state["read_value"]], 1))
         return output
 
-    def finish(self, tape: Any, given: Tensor, state: State) -> Unrolled:
+    def finish(self, tape: Any, projected: Tensor, state: State) -> Unrolled:
         leaves = [state[name] for name in ("hidden", "cell", "read_value", "keys", "values")]
         if isinstance(tape, NativeTape):
             after, cell, keys, values = NativeSequence.apply(  # type: ignore[no-untyped-call]
-                tape, given, *leaves, *self.slow()
+                tape, projected, *leaves, *self.loop_weights()
             )
         else:
-            *said, cell, keys, values = TableSequence.apply(  # type: ignore[no-untyped-call]
-                tape, given, *leaves, *self.slow()
+            *vectors, cell, keys, values = TableSequence.apply(  # type: ignore[no-untyped-call]
+                tape, projected, *leaves, *self.loop_weights()
             )
-            after = torch.cat(said, 2)
+            after = torch.cat(vectors, 2)
         hidden, read_value = after[-1].split([self.memory.hidden_size, self.memory.value_size], 1)
         following = {"hidden": hidden, "cell": cell, "read_value": read_value}
         following |= {"keys": keys, "values": values, "count": tape.steps_held()}
         return Unrolled(self.memory.output(after), following, {})
 
-    def record(self, state: State, room: int) -> Recording:
-        return super().record(state, max(room, ROOM))
+    def record(self, state: State, expected_steps: int) -> Recording:
+        return super().record(state, max(expected_steps, MIN_STEPS))

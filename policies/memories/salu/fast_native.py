@@ -21,7 +21,7 @@ from policies.native.loops import Arrays, Loops
 SOURCE = Path(__file__).with_name("fast_sequence.c")
 BLOCK = 16
 """Number of environments that the loops process together."""
-MOST = 2**16
+MAX_NUMBERS = 2**16
 """Maximum number of read weights of all heads; the loops store two such vectors on the stack."""
 
 
@@ -37,9 +37,9 @@ class _Tape(ctypes.Structure):
     ]
 
 
-def loops(slow: tuple[Tensor, Tensor, Tensor], forward: bool, arrays: Arrays) -> Loops:
+def loops(loop_weights: tuple[Tensor, Tensor, Tensor], forward: bool, arrays: Arrays) -> Loops:
     """The loops over `arrays`, with packed weights."""
-    recurrent, interaction, bias = slow
+    recurrent, interaction, bias = loop_weights
     keys, values = arrays["keys"], arrays["values"]
     assert isinstance(keys, Tensor)
     assert isinstance(values, Tensor)
@@ -61,41 +61,41 @@ class NativeTape(Tape):
     """A `Tape` whose steps are taken by the loops; arguments as there."""
 
     @torch.no_grad()
-    def __init__(self, length: int, state: State, *slow: Tensor) -> None:
-        super().__init__(length, state, *slow)
-        like, (batch, d_h), heads = self.hidden, self.hidden.shape, self.heads
+    def __init__(self, length: int, state: State, *loop_weights: Tensor) -> None:
+        super().__init__(length, state, *loop_weights)
+        reference, (batch, d_h), heads = self.hidden, self.hidden.shape, self.heads
 
-        def room(*shape: int, steps: int = length) -> Tensor:
-            return like.new_empty(steps, batch, *shape)
+        def allocate(*shape: int, steps: int = length) -> Tensor:
+            return reference.new_empty(steps, batch, *shape)
 
         width = d_h + self.read_value.shape[1]
         self.arrays = {
             "starts": torch.zeros(length, batch, dtype=torch.bool),
             "first": torch.empty(length + 1, batch, dtype=torch.int64),
-            "gates": room(4 * d_h),
-            "inputs": room(width),
-            "cells": room(d_h, steps=length + 1),
-            "squashed": room(d_h),
-            "after": room(width),
-            "vectors": room(len(self.slow[1])),
-            "weights": room(heads, self.capacity * heads),
+            "gates": allocate(4 * d_h),
+            "inputs": allocate(width),
+            "cells": allocate(d_h, steps=length + 1),
+            "squashed": allocate(d_h),
+            "after": allocate(width),
+            "vectors": allocate(len(self.loop_weights[1])),
+            "weights": allocate(heads, self.capacity * heads),
             "keys": self.keys,
             "values": self.values,
         }
         self.arrays["first"][0] = self.first
         self.arrays["inputs"][0] = torch.cat([self.hidden, self.read_value], 1)
         self.arrays["cells"][0] = self.cell
-        self._loops = loops(self.slow, True, {**self.arrays})
+        self._loops = loops(self.loop_weights, True, {**self.arrays})
 
     @torch.no_grad()
-    def step(self, given: Tensor, starts: Tensor | None) -> None:
-        self.take(given.unsqueeze(0), None if starts is None else starts.unsqueeze(0))
+    def step(self, projected: Tensor, starts: Tensor | None) -> None:
+        self.take(projected.unsqueeze(0), None if starts is None else starts.unsqueeze(0))
 
     @torch.no_grad()
-    def take(self, given: Tensor, starts: Tensor | None) -> None:
-        """Take several steps. `given`: the input's part of the gates, `[T, B, 4 d_h]`; `starts`: `[T, B]`."""
-        begin, end, d_h = self.count, self.count + len(given), self.hidden.shape[1]
-        self.arrays["gates"][begin:end] = given
+    def take(self, projected: Tensor, starts: Tensor | None) -> None:
+        """Take several steps. `projected`: the input's part of the gates, `[T, B, 4 d_h]`; `starts`: `[T, B]`."""
+        begin, end, d_h = self.count, self.count + len(projected), self.hidden.shape[1]
+        self.arrays["gates"][begin:end] = projected
         if starts is not None:
             self.arrays["starts"][begin:end] = starts
             self.cleared = self.capacity + end
@@ -114,10 +114,10 @@ class NativeSequence(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, tape: NativeTape, gates_x: Tensor, *made_of: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, tape: NativeTape, gates_x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         state = tape.state()
         ctx.names, ctx.count = (*tape.arrays,), tape.count
-        ctx.save_for_backward(*tape.slow, tape.lost(), *tape.arrays.values())
+        ctx.save_for_backward(*tape.loop_weights, tape.lost(), *tape.arrays.values())
         return (tape.arrays["after"][: tape.count], *(state[name].clone() for name in ("cell", "keys", "values")))
 
     @staticmethod

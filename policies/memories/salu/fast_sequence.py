@@ -38,7 +38,7 @@ class Tape:
         self, length: int, state: State, recurrent: Tensor, interaction: Tensor, interaction_bias: Tensor
     ) -> None:
         state = {name: value.detach() for name, value in state.items()}
-        self.slow = (recurrent.detach(), interaction.detach(), interaction_bias.detach())
+        self.loop_weights = (recurrent.detach(), interaction.detach(), interaction_bias.detach())
         self.hidden, self.cell, self.read_value = state["hidden"], state["cell"], state["read_value"]
         self.capacity, self.heads = state["keys"].shape[1:3]
         self.keys, self.values = (
@@ -51,7 +51,7 @@ class Tape:
         """Index of the first row that is read, `[B]`."""
         self.erased = torch.zeros_like(count)
         """Index of the first row that has not been cleared by the start of an episode, `[B]`."""
-        self.room, self.cleared = length, 0
+        self.expected_steps, self.cleared = length, 0
         """Upper bound of `erased`."""
         self.count = 0
         self.steps: list[tuple[Tensor, ...]] = []
@@ -59,17 +59,17 @@ class Tape:
 
     @property
     def full(self) -> bool:
-        return self.count == self.room
+        return self.count == self.expected_steps
 
-    def step(self, given: Tensor, starts: Tensor | None) -> None:
-        """Take a step. `given`: the input's part of the gates, with both biases, `[B, 4 d_h]`."""
-        recurrent, interaction, interaction_bias = self.slow
+    def step(self, projected: Tensor, starts: Tensor | None) -> None:
+        """Take a step. `projected`: the input's part of the gates, with both biases, `[B, 4 d_h]`."""
+        recurrent, interaction, interaction_bias = self.loop_weights
         carried, cell_before, row = torch.cat([self.hidden, self.read_value], 1), self.cell, self.capacity + self.count
         if starts is not None:
             carried, cell_before = (part.masked_fill(starts[:, None], 0.0) for part in (carried, cell_before))
             self.first, self.erased = (mark.masked_fill(starts, float(row)) for mark in (self.first, self.erased))
             self.cleared = row
-        gates = torch.addmm(given, carried, recurrent.t())
+        gates = torch.addmm(projected, carried, recurrent.t())
         i, f, g, o = gates.chunk(4, 1)
         for gate in (i, f, o):
             gate.sigmoid_()
@@ -118,11 +118,11 @@ class TableSequence(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, tape: Tape, gates_x: Tensor, *made_of: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, tape: Tape, gates_x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         *kept, hidden, read_value = (torch.stack(taken) for taken in zip(*tape.steps, strict=True))
         used = tape.capacity + tape.count
         state, lost = tape.state(), tape.lost()
-        ctx.save_for_backward(*tape.slow, tape.keys[:, :used], tape.values[:, :used], lost, *kept)
+        ctx.save_for_backward(*tape.loop_weights, tape.keys[:, :used], tape.values[:, :used], lost, *kept)
         ctx.starts = tape.starts
         return hidden, read_value, state["cell"].clone(), state["keys"].clone(), state["values"].clone()
 

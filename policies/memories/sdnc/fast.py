@@ -37,8 +37,8 @@ class FastSDNC(RowsForm):
     def unroll(self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None) -> Unrolled:
         return self.looped(xs, starts, state) if self.usable() else super().unroll(xs, starts, state, resets)
 
-    def record(self, state: State, room: int) -> Recording:
-        return FastForm.record(self, state, room) if self.usable() else super().record(state, room)
+    def record(self, state: State, expected_steps: int) -> Recording:
+        return FastForm.record(self, state, expected_steps) if self.usable() else super().record(state, expected_steps)
 
     def looped(self, xs: Tensor, starts: Tensor | None, state: State) -> Unrolled:
         """As `unroll`, by the loops."""

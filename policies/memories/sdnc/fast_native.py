@@ -21,7 +21,7 @@ from policies.native.loops import Loops
 SOURCE = Path(__file__).with_name("fast_sequence.c")
 BLOCK = 16
 """Number of environments that the loops process together."""
-MOST = 2**16
+MAX_NUMBERS = 2**16
 """Maximum number of slots times heads; the loops keep a few such arrays on the C stack."""
 
 WORKING = ("memory", "norms", "last_access", "time", "predecessors", "successors", "log_retained", "precedence")
@@ -59,9 +59,9 @@ class _Tape(ctypes.Structure):
     ]
 
 
-def usable(like: Tensor, slots: int, heads: int) -> bool:
-    """Whether the loops can take this memory, of whose parameters `like` is one: on a CPU, with a compiler at hand."""
-    return slots * heads <= MOST and loops.usable(SOURCE, like)
+def usable(reference: Tensor, slots: int, heads: int) -> bool:
+    """Whether the loops support this memory: on a CPU, with a compiler. `reference`: one of its parameters."""
+    return slots * heads <= MAX_NUMBERS and loops.usable(SOURCE, reference)
 
 
 class Steps:
@@ -90,8 +90,8 @@ class Steps:
         batch, size, _, word, heads, reads, links = sizes
         count = heads * reads
 
-        def room(*shape: int, more: int = 0, dtype: torch.dtype = gates.dtype) -> Tensor:
-            return gates.new_empty(self.length + more, batch, *shape, dtype=dtype)
+        def allocate(*shape: int, extra: int = 0, dtype: torch.dtype = gates.dtype) -> Tensor:
+            return gates.new_empty(self.length + extra, batch, *shape, dtype=dtype)
 
         named = {"norms": "inverse_norm"}
         self.working = {
@@ -99,21 +99,21 @@ class Steps:
         }
         self.kept = {
             "gates": gates,
-            "carried": room(size + heads * word, more=1),
-            "cells": room(size, more=1),
-            "squashed": room(size),
-            "features": room(size + heads * word),
-            "parameters": room(heads * (word + 4) + word + 2),
-            "weights": room(heads, reads, more=1),
-            "written": room(count + 1),
-            "content": room(heads, reads),
-            "linked": room(heads, reads, 2, links),
-            "near_words": room(count, word),
-            "words": room(count, word),
-            "read_slots": room(heads, reads, more=1, dtype=torch.int32),
-            "written_slots": room(count + 1, dtype=torch.int32),
-            "near": room(count, dtype=torch.int32),
-            "places": room(heads, reads * (1 + 2 * links), dtype=torch.int32),
+            "carried": allocate(size + heads * word, extra=1),
+            "cells": allocate(size, extra=1),
+            "squashed": allocate(size),
+            "features": allocate(size + heads * word),
+            "parameters": allocate(heads * (word + 4) + word + 2),
+            "weights": allocate(heads, reads, extra=1),
+            "written": allocate(count + 1),
+            "content": allocate(heads, reads),
+            "linked": allocate(heads, reads, 2, links),
+            "near_words": allocate(count, word),
+            "words": allocate(count, word),
+            "read_slots": allocate(heads, reads, extra=1, dtype=torch.int32),
+            "written_slots": allocate(count + 1, dtype=torch.int32),
+            "near": allocate(count, dtype=torch.int32),
+            "places": allocate(heads, reads * (1 + 2 * links), dtype=torch.int32),
         }
         self.kept["carried"][0] = torch.cat([state["hidden"], state["read_vectors"].flatten(1)], 1)
         self.kept["cells"][0] = state["cell"]
@@ -124,7 +124,7 @@ class Steps:
             self.kept["starts"] = starts.contiguous()
 
 
-def over(
+def make_loops(
     sizes: Sizes, threshold: float, weights: tuple[Tensor, Tensor], forward: bool, arrays: Mapping[str, Tensor]
 ) -> Loops:
     """The loops over `arrays`, with weights packed for one direction: those in the gates, and the interface's."""
@@ -148,7 +148,7 @@ class NativeSequence(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         kept, weights = steps.kept, (recurrent, interface)
         arrays = {"bias": bias, **steps.working, **steps.fresh, **kept}
-        over(steps.sizes, steps.threshold, weights, True, arrays).forward(0, steps.length)
+        make_loops(steps.sizes, steps.threshold, weights, True, arrays).forward(0, steps.length)
         ctx.sizes, ctx.threshold, ctx.names = steps.sizes, steps.threshold, (*kept,)
         ctx.save_for_backward(recurrent, interface, *kept.values())
         return kept["features"], kept["cells"][-1], steps.working["memory"], kept["weights"][-1], kept["written"][-1]
@@ -162,15 +162,21 @@ class NativeSequence(torch.autograd.Function):
         kept = dict(zip(ctx.names, saved, strict=True))
         sizes, size = ctx.sizes, ctx.sizes.hidden
         ends = {"d_cell": d_cell, "d_memory": d_memory, "d_weights": d_weights}
-        made = {name: end.clone(memory_format=torch.contiguous_format) for name, end in ends.items()}
-        made |= {"d_features": d_features.contiguous(), "d_written": d_written.contiguous()}
-        made |= {f"d_{name}": torch.empty_like(kept[name]) for name in ("gates", "parameters")}
-        made |= {"d_carried": torch.zeros_like(kept["carried"][0]), "d_hidden": torch.empty_like(d_cell)}
-        arrays = {**kept, **made}
-        over(sizes, ctx.threshold, (recurrent, interface), False, arrays).backward(0, len(d_features))
-        d_gates, d_parameters, d_carried = made["d_gates"], made["d_parameters"], made["d_carried"]
+        step_arrays = {name: end.clone(memory_format=torch.contiguous_format) for name, end in ends.items()}
+        step_arrays |= {"d_features": d_features.contiguous(), "d_written": d_written.contiguous()}
+        step_arrays |= {f"d_{name}": torch.empty_like(kept[name]) for name in ("gates", "parameters")}
+        step_arrays |= {"d_carried": torch.zeros_like(kept["carried"][0]), "d_hidden": torch.empty_like(d_cell)}
+        arrays = {**kept, **step_arrays}
+        make_loops(sizes, ctx.threshold, (recurrent, interface), False, arrays).backward(0, len(d_features))
+        d_gates, d_parameters, d_carried = step_arrays["d_gates"], step_arrays["d_parameters"], step_arrays["d_carried"]
         d_recurrent = d_gates.flatten(0, 1).t() @ kept["carried"][:-1].flatten(0, 1)
         d_interface = d_parameters.flatten(0, 1).t() @ kept["features"].flatten(0, 1)[:, :size]
         d_reads = d_carried[:, size:].reshape(-1, sizes.heads, sizes.word)
-        d_state = (d_carried[:, :size], made["d_cell"], d_reads, made["d_memory"], made["d_weights"])
+        d_state = (
+            d_carried[:, :size],
+            step_arrays["d_cell"],
+            d_reads,
+            step_arrays["d_memory"],
+            step_arrays["d_weights"],
+        )
         return (None, d_gates, d_recurrent, d_interface, d_parameters.sum((0, 1)), *d_state)

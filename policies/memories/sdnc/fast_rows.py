@@ -126,10 +126,10 @@ class Sequence:
         self.work = memory.workspace(state, RowsInPlace)
         self.found: list[Tensor] = []
 
-    def step(self, given: Tensor, starts: Tensor | None) -> None:
+    def step(self, projected: Tensor, starts: Tensor | None) -> None:
         if starts is not None:
             self.work.reset(starts)
-        self.found.append(self.work.step(given))
+        self.found.append(self.work.step(projected))
 
     def state(self) -> State:
         state: State = self.work.state()
@@ -146,7 +146,7 @@ class RowsForm(TapedForm):
         work = self.memory.workspace(state, RowsInPlace)
         return MemoryStep(self.memory.output(work.step(x)), work.release(), {})
 
-    def tape(self, state: State, room: int) -> Sequence:
+    def tape(self, state: State, expected_steps: int) -> Sequence:
         return Sequence(self.memory, state)
 
     def output(self, state: State) -> Tensor:
@@ -154,5 +154,5 @@ class RowsForm(TapedForm):
         output: Tensor = self.memory.output(found)
         return output
 
-    def finish(self, tape: Any, given: Tensor, state: State) -> Unrolled:
+    def finish(self, tape: Any, projected: Tensor, state: State) -> Unrolled:
         return Unrolled(self.memory.output(torch.stack(tape.found)), tape.work.release(), {})

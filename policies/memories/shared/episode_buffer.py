@@ -15,7 +15,7 @@ from torch import Tensor
 class Episodes(NamedTuple):
     """Positions of episodes in a history."""
 
-    held: Tensor
+    earlier_steps: Tensor
     """Number of earlier steps of the same episode at each step, `[T, B]`; not limited to `capacity`."""
     begin: Tensor
     """The step at which the last episode started, `[B]`; `-capacity` if before the sequence."""
@@ -31,11 +31,11 @@ class Episodes(NamedTuple):
             capacity: rows of the buffer.
         """
         t = torch.arange(length, device=count.device).unsqueeze(1)
-        held = count.detach() + t
+        earlier_steps = count.detach() + t
         if starts is None:
-            return cls(held, t.new_full(count.shape, -capacity))
+            return cls(earlier_steps, t.new_full(count.shape, -capacity))
         begin = torch.where(starts, t, -capacity).cummax(0).values
-        return cls(torch.where(begin < 0, held, (t - begin).to(held.dtype)), begin[-1])
+        return cls(torch.where(begin < 0, earlier_steps, (t - begin).to(earlier_steps.dtype)), begin[-1])
 
     def buffer(self, history: Tensor, capacity: int) -> Tensor:
         """The buffer after the last step, `[B, capacity, ...]`, oldest first; unfilled rows are zero.

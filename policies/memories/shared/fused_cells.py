@@ -1,7 +1,7 @@
-"""The pointwise part of a step of an LSTM or a GRU and its derivative, for custom backward passes.
+"""The pointwise part of a step of an LSTM or a GRU, forward and backward, for custom backward passes.
 
-On CUDA each is one launch, by the kernels behind `torch.lstm_cell` and `torch.gru_cell`; elsewhere torch's operations
-do the same. Gates are side by side, in torch's order: i, f, g, o of an LSTM, r, z, n of a GRU.
+On CUDA each function is one launch of the kernels behind `torch.lstm_cell` and `torch.gru_cell`; elsewhere it uses
+torch's operations. Gates are concatenated in torch's order: i, f, g, o of an LSTM, r, z, n of a GRU.
 """
 
 from __future__ import annotations
@@ -14,42 +14,46 @@ _sigmoid_back, _tanh_back = _aten.sigmoid_backward.grad_input, _aten.tanh_backwa
 
 
 def lstm(gates_x: Tensor, gates_h: Tensor, cell: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """h_t and c_t `[B, d]` from both parts of the gates, `[B, 4 d]`, and c_{t-1}; and σ and tanh of the gates.
+    """One step of an LSTM: h_t and c_t `[B, d]`, and the activations σ and tanh of the gates.
 
     i, f, o = σ(...), g = tanh(...), c_t = f ∘ c_{t-1} + i ∘ g, h_t = o ∘ tanh(c_t).
+
+    Args:
+        gates_x, gates_h: the parts of the pre-activations that come from the input and from h_{t-1}, `[B, 4 d]`.
+        cell: c_{t-1}, `[B, d]`.
     """
     if gates_x.is_cuda:
         return _aten._thnn_fused_lstm_cell(gates_x, gates_h, cell)  # type: ignore[no-any-return]
-    squashed, d = gates_x + gates_h, cell.shape[1]
-    squashed[:, : 2 * d].sigmoid_()
-    i, f, g, o = squashed.chunk(4, 1)
+    activations, d = gates_x + gates_h, cell.shape[1]
+    activations[:, : 2 * d].sigmoid_()
+    i, f, g, o = activations.chunk(4, 1)
     g.tanh_()
     o.sigmoid_()
     after = torch.addcmul(f * cell, i, g)
-    return o * after.tanh(), after, squashed
+    return o * after.tanh(), after, activations
 
 
-def lstm_back(
-    d_hidden: Tensor, d_cell: Tensor, before: Tensor, after: Tensor, squashed: Tensor
+def lstm_backward(
+    d_hidden: Tensor, d_cell: Tensor, before: Tensor, after: Tensor, activations: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The derivatives of the gates, the same for both parts, and of c_{t-1}.
+    """The gradients of the pre-activations, equal for both parts, and of c_{t-1}.
 
     Args:
-        d_hidden: of h_t.
-        d_cell: of c_t, but for what it gets from h_t.
+        d_hidden: gradient of h_t.
+        d_cell: gradient of c_t, without the part that comes through h_t.
         before: c_{t-1}.
         after: c_t.
-        squashed: σ and tanh of the gates, of `lstm`.
+        activations: σ and tanh of the gates, from `lstm`.
     """
-    if squashed.is_cuda:
+    if activations.is_cuda:
         d_gates, d_before, _ = _aten._thnn_fused_lstm_cell_backward_impl(
-            d_hidden, d_cell, before, after, squashed, False
+            d_hidden, d_cell, before, after, activations, False
         )
         return d_gates, d_before
-    i, f, g, o = squashed.chunk(4, 1)
+    i, f, g, o = activations.chunk(4, 1)
     tanh = after.tanh()
     d_cell = torch.addcmul(d_cell, _aten.tanh_backward(d_hidden, tanh), o)
-    d_gates = torch.empty_like(squashed)
+    d_gates = torch.empty_like(activations)
     d_i, d_f, d_g, d_o = d_gates.chunk(4, 1)
     _sigmoid_back(d_cell * g, i, grad_input=d_i)
     _sigmoid_back(d_cell * before, f, grad_input=d_f)
@@ -59,9 +63,14 @@ def lstm_back(
 
 
 def gru(gates_x: Tensor, gates_h: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-    """h_t `[B, d]` from both parts of the gates, `[B, 3 d]`, with their biases, and h_{t-1}; and what `gru_back` takes.
+    """One step of a GRU: h_t `[B, d]`, and the tensors that `gru_backward` needs.
 
     r, z = σ(...), n = tanh(x_n + r ∘ h_n), h_t = (1 - z) n + z h_{t-1}.
+
+    Args:
+        gates_x, gates_h: the parts of the pre-activations that come from the input and from h_{t-1}, with their biases,
+            `[B, 3 d]`.
+        hidden: h_{t-1}, `[B, d]`.
     """
     if gates_x.is_cuda:
         return _aten._thnn_fused_gru_cell(gates_x, gates_h, hidden)  # type: ignore[no-any-return]
@@ -71,16 +80,16 @@ def gru(gates_x: Tensor, gates_h: Tensor, hidden: Tensor) -> tuple[Tensor, Tenso
     return torch.lerp(n, hidden, z), torch.cat([r, z, n, hidden, h_n], 1)
 
 
-def gru_back(d_hidden: Tensor, kept: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The derivatives of `gates_x`, `gates_h` and h_{t-1}.
+def gru_backward(d_hidden: Tensor, saved: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of `gates_x`, `gates_h` and h_{t-1}.
 
     Args:
-        d_hidden: of h_t.
-        kept: of `gru`.
+        d_hidden: gradient of h_t.
+        saved: from `gru`.
     """
-    if kept.is_cuda:
-        return _aten._thnn_fused_gru_cell_backward(d_hidden, kept, False)[:3]  # type: ignore[no-any-return]
-    r, z, n, hidden, h_n = kept.chunk(5, 1)
+    if saved.is_cuda:
+        return _aten._thnn_fused_gru_cell_backward(d_hidden, saved, False)[:3]  # type: ignore[no-any-return]
+    r, z, n, hidden, h_n = saved.chunk(5, 1)
     d_n = _aten.tanh_backward(d_hidden * (1 - z), n)
     d_r = _aten.sigmoid_backward(d_n * h_n, r)
     d_z = _aten.sigmoid_backward(d_hidden * (hidden - n), z)

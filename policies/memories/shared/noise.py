@@ -36,10 +36,10 @@ def fingerprint(x: Tensor, dims: int = 1) -> Tensor:
     return mix((rounded * (mix(places * 0x9E3779B1 + 0x7F4A7C15) | 1)).sum(-1))
 
 
-def next_seed(seed: Tensor, seen: Tensor) -> Tensor:
-    """The seed after `seen`, a `fingerprint`; both `[B]`, the seed in the memory's own dtype."""
+def next_seed(seed: Tensor, input_hash: Tensor) -> Tensor:
+    """The seed after `input_hash`, a `fingerprint`; both `[B]`, the seed in the memory's own dtype."""
     number = seed.detach().to(torch.int64)
-    return (mix(number * 0x9E3779B1 + seen + 0x632BE5AB) % SEEDS).to(seed.dtype)
+    return (mix(number * 0x9E3779B1 + input_hash + 0x632BE5AB) % SEEDS).to(seed.dtype)
 
 
 def gaussian(seed: Tensor, shape: tuple[int, ...], stream: int) -> Tensor:

@@ -15,10 +15,10 @@ from policies.memories.contract import FastForm, MemoryStep, State, Unrolled
 from policies.memories.stack_rnn import fast_native
 from policies.memories.stack_rnn.fast_native import NativeSequence, NativeTape, Sizes, Weights
 from policies.memories.time.recording import Recording
-from policies.memories.time.scopes import held
+from policies.memories.time.scopes import cached
 from policies.memories.time.taped import TapedForm
 
-ROOM = 20
+MIN_STEPS = 20
 """Minimum number of steps that a recording allocates."""
 
 
@@ -38,22 +38,22 @@ class FastStackRNN(TapedForm):
     def step(self, x: Tensor, state: State) -> MemoryStep:
         if torch.is_grad_enabled() or not self.usable() or not len(x):
             return FastForm.step(self, x, state)
-        tape = self.blank(1, state, held(self.memory, "weights", self.weights))
+        tape = self.empty_tape(1, state, cached(self.memory, "weights", self.weights))
         tape.step(x, None)
         after = tape.state()
         return MemoryStep(after["hidden"], after, {})
 
-    def record(self, state: State, room: int) -> Recording:
-        return super().record(state, max(room, ROOM))
+    def record(self, state: State, expected_steps: int) -> Recording:
+        return super().record(state, max(expected_steps, MIN_STEPS))
 
-    def tape(self, state: State, room: int) -> NativeTape:
-        return self.blank(room, state, self.weights())
+    def tape(self, state: State, expected_steps: int) -> NativeTape:
+        return self.empty_tape(expected_steps, state, self.weights())
 
     def output(self, state: State) -> Tensor:
         return state["hidden"]
 
-    def finish(self, tape: Any, given: Tensor, state: State) -> Unrolled:
-        return self.sequence(given, state, None, tape)
+    def finish(self, tape: Any, projected: Tensor, state: State) -> Unrolled:
+        return self.sequence(projected, state, None, tape)
 
     def run(
         self, xs: Tensor, state: State, starts: Tensor | None = None, resets: Sequence[int] | None = None
@@ -67,13 +67,13 @@ class FastStackRNN(TapedForm):
         )
         return Unrolled(outputs, {"hidden": outputs[-1], "stacks": stacks}, {})
 
-    def blank(self, room: int, state: State, weights: Weights) -> NativeTape:
+    def empty_tape(self, expected_steps: int, state: State, weights: Weights) -> NativeTape:
         """An empty tape that starts from `state`."""
         memory, hidden = self.memory, state["hidden"]
         (batch, size), moves = hidden.shape, 3 if memory.no_op else 2
         sizes = (memory.num_stacks, memory.capacity, memory.top_k, moves, memory.recurrent)
         empty = memory.initial_state(1)["stacks"][0]
-        return NativeTape(room, hidden, state["stacks"], empty, weights, Sizes(batch, size, *sizes))
+        return NativeTape(expected_steps, hidden, state["stacks"], empty, weights, Sizes(batch, size, *sizes))
 
     def weights(self) -> Weights:
         """The parameters in the form that the loops use."""

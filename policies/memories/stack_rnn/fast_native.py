@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from policies.memories.steps import State
-from policies.memories.time.sums import ROWS, Sum
+from policies.memories.time.sums import CHUNK_ROWS, WeightGradient
 from policies.memories.time.taped import LoopTape
 from policies.native import loops
 from policies.native.loops import Arrays, Loops
@@ -23,7 +23,7 @@ from policies.native.loops import Arrays, Loops
 SOURCE = Path(__file__).with_name("fast_sequence.c")
 BLOCK = 16
 """Number of environments that the loops process together."""
-MOST = 2**16
+MAX_NUMBERS = 2**16
 """Maximum number of cells of a stack; the loops store two such arrays on the C stack."""
 
 
@@ -63,12 +63,12 @@ class _Tape(ctypes.Structure):
     ]
 
 
-def usable(like: Tensor, capacity: int) -> bool:
-    """Whether the loops can be used: on a CPU, with a compiler. `like`: a parameter of the memory."""
-    return capacity <= MOST and loops.usable(SOURCE, like)
+def usable(reference: Tensor, capacity: int) -> bool:
+    """Whether the loops can be used: on a CPU, with a compiler. `reference`: a parameter of the memory."""
+    return capacity <= MAX_NUMBERS and loops.usable(SOURCE, reference)
 
 
-def over(sizes: Sizes, weights: Weights, forward: bool, arrays: Arrays) -> Loops:
+def make_loops(sizes: Sizes, weights: Weights, forward: bool, arrays: Arrays) -> Loops:
     """The loops over `arrays`, by their names in the C file, with weights packed for one direction."""
     found = Loops(SOURCE, weights.weight, _Tape(*sizes), BLOCK)
     found.pack({"weight": weights.weight, "interface": weights.interface}, forward)
@@ -94,20 +94,20 @@ class NativeTape(LoopTape):
         self.sizes, self.weights = sizes, Weights(*(weight.detach() for weight in weights))
         batch, first = sizes.batch, hidden.detach().contiguous()
 
-        def room(*shape: int, steps: int = length) -> Tensor:
+        def allocate(*shape: int, steps: int = length) -> Tensor:
             return first.new_empty(steps, batch, *shape)
 
         self.arrays = {
-            "inputs": room(weights.weight.shape[1]),
-            "after": room(sizes.hidden),
-            "parameters": room(len(weights.interface)),
-            "cells": room(sizes.stacks, sizes.capacity, steps=length + 1),
+            "inputs": allocate(weights.weight.shape[1]),
+            "after": allocate(sizes.hidden),
+            "parameters": allocate(len(weights.interface)),
+            "cells": allocate(sizes.stacks, sizes.capacity, steps=length + 1),
             "empty": empty.detach().contiguous(),
             "first_hidden": first,
         }
         self.arrays["cells"][0] = stacks
         starts = torch.zeros(length, batch, dtype=torch.bool)
-        found, after = over(sizes, self.weights, True, {**self.arrays}), self.arrays["after"]
+        found, after = make_loops(sizes, self.weights, True, {**self.arrays}), self.arrays["after"]
         super().__init__(found, after, self.weights.input, self.weights.bias, starts)
 
     def state(self) -> State:
@@ -126,7 +126,7 @@ class NativeSequence(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, tape: NativeTape, starts: Tensor | None, xs: Tensor, *made_of: Tensor
+        ctx: Any, tape: NativeTape, starts: Tensor | None, xs: Tensor, *tensors: Tensor
     ) -> tuple[Tensor, Tensor]:
         if not tape.count:
             tape.run(xs, starts)
@@ -142,17 +142,21 @@ class NativeSequence(torch.autograd.Function):
         length, batch = ctx.count, ctx.sizes.batch
         d_cells = d_cells.clone(memory_format=torch.contiguous_format)
         d_hidden = torch.zeros_like(arrays["after"][0])
-        room = min(length, max(1, ROWS // max(1, batch)))
+        allocate = min(length, max(1, CHUNK_ROWS // max(1, batch)))
         d_sums, d_parameters = (
-            arrays[name].new_empty(room, *arrays[name].shape[1:]) for name in ("after", "parameters")
+            arrays[name].new_empty(allocate, *arrays[name].shape[1:]) for name in ("after", "parameters")
         )
         made = {"d_after": d_after.contiguous(), "d_sums": d_sums, "d_parameters": d_parameters, "d_hidden": d_hidden}
         made |= {"d_cells": d_cells, "d_inputs": torch.empty_like(arrays["inputs"][0]), "starts": ctx.starts}
-        native = over(ctx.sizes, weights, False, {**arrays, **made})
-        sums = Sum(d_sums, xs), Sum(d_sums, arrays["inputs"]), Sum(d_parameters, arrays["after"])
+        native = make_loops(ctx.sizes, weights, False, {**arrays, **made})
+        sums = (
+            WeightGradient(d_sums, xs),
+            WeightGradient(d_sums, arrays["inputs"]),
+            WeightGradient(d_parameters, arrays["after"]),
+        )
         d_xs = torch.empty_like(xs, memory_format=torch.contiguous_format) if ctx.needs_input_grad[2] else None
-        for end in range(length, 0, -room):
-            begin = max(0, end - room)
+        for end in range(length, 0, -allocate):
+            begin = max(0, end - allocate)
             native.backward(begin, end)
             for each in sums:
                 each.add(begin, end)

@@ -16,7 +16,7 @@ typedef struct {
     const REAL *first_hidden, *empty;           /* [B, m]; [stacks, capacity] */
     const REAL *d_after;                        /* backward only, as all that follow */
     REAL *d_sums, *d_parameters;                /* of some steps */
-    REAL *d_hidden, *d_cells, *d_inputs;        /* of the state, [B, ...], and room [B, in] */
+    REAL *d_hidden, *d_cells, *d_inputs;        /* of the state, [B, ...], and scratch [B, in] */
 } Tape;
 
 static int64_t own(const Tape *tape) { return tape->recurrent ? tape->hidden : 0; }

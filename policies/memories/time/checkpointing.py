@@ -90,17 +90,17 @@ class SegmentedRecording(Recording):
     Args:
         memory: any memory.
         state: before the first step.
-        room: as in `Memory.record`.
+        expected_steps: as in `Memory.record`.
         segment: steps of each segment, at least 1.
     """
 
     memory: Memory
 
-    def __init__(self, memory: Memory, state: State, room: int, segment: int) -> None:
+    def __init__(self, memory: Memory, state: State, expected_steps: int, segment: int) -> None:
         if segment < 1:
             raise ValueError(f"a segment has {segment} steps; it must have at least 1")
         super().__init__(memory, state)
-        self.first, self.room, self.segment = state, min(room, segment), segment
+        self.first, self.expected_steps, self.segment = state, min(expected_steps, segment), segment
         self.inner: Recording | None = None
         self.begun = state
         """The state before the current segment."""
@@ -112,7 +112,7 @@ class SegmentedRecording(Recording):
     def step(self, x: Tensor, starts: Tensor | None, *queries: Queries) -> MemoryStep:
         with torch.no_grad():
             if self.inner is None:
-                self.inner = self.memory.record(self.begun, self.room)
+                self.inner = self.memory.record(self.begun, self.expected_steps)
             step = self.inner.step(x.detach(), starts, *queries)
         self.inputs.append((x, starts, *queries))
         self.state = step.state
@@ -179,46 +179,50 @@ class Segments:
         """As `memory.unroll`."""
         if torch.is_grad_enabled():
             anywhere = starts is not None and (resets is None or len(resets) > max(1, len(xs) // 8))
-            segment = self.length(len(xs), xs.shape[1], recorded=False, room=1 if anywhere else len(xs))
+            segment = self.length(len(xs), xs.shape[1], recorded=False, expected_steps=1 if anywhere else len(xs))
             if segment:
                 return unroll_by_segments(self.memory, xs, starts, state, resets, *queries, segment=segment)
         return self.memory.unroll(xs, starts, state, resets, *queries)
 
-    def record(self, state: State, room: int, steps: int, batch: int) -> Recording:
+    def record(self, state: State, expected_steps: int, steps: int, batch: int) -> Recording:
         """As `memory.record`, for a sequence of `steps` steps of `batch` environments."""
-        segment = self.length(steps, batch, recorded=True, room=room)
-        return SegmentedRecording(self.memory, state, room, segment) if segment else self.memory.record(state, room)
+        segment = self.length(steps, batch, recorded=True, expected_steps=expected_steps)
+        return (
+            SegmentedRecording(self.memory, state, expected_steps, segment)
+            if segment
+            else self.memory.record(state, expected_steps)
+        )
 
-    def length(self, steps: int, batch: int, recorded: bool, room: int) -> int:
+    def length(self, steps: int, batch: int, recorded: bool, expected_steps: int) -> int:
         """Length of the segments for `steps` steps of `batch` environments; 0: the sequence stays whole.
 
         Args:
             recorded: whether the sequence is recorded or unrolled.
-            room: as in `Memory.record`.
+            expected_steps: as in `Memory.record`.
         """
         if self.setting is not None:
             return self.setting if self.setting < steps else 0
-        if steps * batch * self.kept_by_step(recorded, room) <= most_kept(self.memory.device):
+        if steps * batch * self.kept_by_step(recorded, expected_steps) <= most_kept(self.memory.device):
             return 0
-        segment = self.best(steps, recorded, room)
+        segment = self.best(steps, recorded, expected_steps)
         return segment if segment < steps else 0
 
-    def best(self, steps: int, recorded: bool, room: int) -> int:
+    def best(self, steps: int, recorded: bool, expected_steps: int) -> int:
         """Length of segments that stores least: T/s states and s steps."""
         state = self.memory.initial_state(1)
         held = sum(value.numel() * value.element_size() for value in state.values())
-        return max(SHORTEST, math.isqrt(steps * held // self.kept_by_step(recorded, room)))
+        return max(SHORTEST, math.isqrt(steps * held // self.kept_by_step(recorded, expected_steps)))
 
-    def kept_by_step(self, recorded: bool, room: int) -> int:
+    def kept_by_step(self, recorded: bool, expected_steps: int) -> int:
         """Bytes that a step of one environment stores for the backward pass; measured once, on a few steps."""
-        room = min(room, PROBE)
-        if (recorded, room) not in self._kept:
+        expected_steps = min(expected_steps, PROBE)
+        if (recorded, expected_steps) not in self._kept:
             with torch.enable_grad():
-                few, many = (kept(partial(self._try, steps, recorded, room)) for steps in (PROBE // 2, PROBE))
-            self._kept[recorded, room] = max(1, (many - few) // (PROBE - PROBE // 2))
-        return self._kept[recorded, room]
+                few, many = (kept(partial(self._try, steps, recorded, expected_steps)) for steps in (PROBE // 2, PROBE))
+            self._kept[recorded, expected_steps] = max(1, (many - few) // (PROBE - PROBE // 2))
+        return self._kept[recorded, expected_steps]
 
-    def _try(self, steps: int, recorded: bool, room: int) -> Unrolled:
+    def _try(self, steps: int, recorded: bool, expected_steps: int) -> Unrolled:
         """A sequence of one environment with constant inputs, for the measurement."""
 
         def filled(shape: Shape) -> Tensor:
@@ -226,11 +230,11 @@ class Segments:
             return torch.full(sizes, 0.5, device=self.memory.device, dtype=self.memory.dtype)
 
         state, xs = self.memory.initial_state(1), filled(self.shape)
-        starts = torch.zeros(steps, 1, dtype=torch.bool, device=xs.device) if room == 1 else None
+        starts = torch.zeros(steps, 1, dtype=torch.bool, device=xs.device) if expected_steps == 1 else None
         queries = () if self.queries is None else ({name: filled(shape) for name, shape in self.queries.items()},)
         if not recorded:
             return self.memory.unroll(xs, starts, state, None, *queries)
-        recording = self.memory.record(state, min(room, steps))  # the room is allocated at once
+        recording = self.memory.record(state, min(expected_steps, steps))  # the room is allocated at once
         for t, x in enumerate(xs):
             asked = ({name: query[t] for name, query in each.items()} for each in queries)
             recording.step(x, None if starts is None else starts[t], *asked)

@@ -1,5 +1,5 @@
-"""What holds inside a `with` block: parameters do not change, so that values which depend on them alone are computed
-once; nothing is read from the device, as while a CUDA graph is captured."""
+"""Context managers: parameters are constant, so values that depend only on them are cached; or the host may not read
+from the device, as during the capture of a CUDA graph."""
 
 from __future__ import annotations
 
@@ -12,41 +12,41 @@ from torch import nn
 
 T = TypeVar("T")
 
-_kept: dict[Hashable, Any] | None = None
+_cache: dict[Hashable, Any] | None = None
 _host_reads = True
 
 
 @contextmanager
-def parameters_stay() -> Iterator[None]:
-    """Context manager: parameters do not change inside and are differentiated at most once, as during a rollout."""
-    global _kept
-    before, _kept = _kept, {}
+def constant_parameters() -> Iterator[None]:
+    """Context manager for code that does not change parameters and differentiates them at most once: a rollout."""
+    global _cache
+    before, _cache = _cache, {}
     try:
         yield
     finally:
-        _kept = before
+        _cache = before
 
 
-def held(owner: nn.Module, name: str, make: Callable[[], T]) -> T:
-    """The result of `make`; within `parameters_stay` it is computed once, with its graph if gradients are enabled.
+def cached(module: nn.Module, name: str, compute: Callable[[], T]) -> T:
+    """Calls `compute`; within `constant_parameters` only the first call does, and later calls return its result.
 
     Args:
-        owner: the module on whose parameters the result depends.
+        module: the module on whose parameters the result depends.
         name: of the result.
-        make: computes it.
+        compute: function to call, with its graph if gradients are enabled.
     """
-    if _kept is None:
-        return make()
-    key = id(owner), name, torch.is_grad_enabled()
-    if key not in _kept:
-        _kept[key] = make()
-    found: T = _kept[key]
-    return found
+    if _cache is None:
+        return compute()
+    key = id(module), name, torch.is_grad_enabled()
+    if key not in _cache:
+        _cache[key] = compute()
+    value: T = _cache[key]
+    return value
 
 
 @contextmanager
 def no_host_reads() -> Iterator[None]:
-    """Context manager: inside, nothing may be read from the device, as while a CUDA graph is captured."""
+    """Context manager for code that may not read from the device, as during the capture of a CUDA graph."""
     global _host_reads
     before, _host_reads = _host_reads, False
     try:

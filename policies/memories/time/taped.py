@@ -11,7 +11,7 @@ from torch import Tensor
 from policies.memories.contract import FastForm, MemoryStep, State, Unrolled
 from policies.memories.steps import Queries, join, reset
 from policies.memories.time.recording import Recording
-from policies.memories.time.sums import ROWS
+from policies.memories.time.sums import CHUNK_ROWS
 from policies.memories.time.unroll import unroll_segments
 from policies.native.loops import Loops
 
@@ -19,11 +19,11 @@ from policies.native.loops import Loops
 class Tape(Protocol):
     """Stores the steps of one sequence as they are taken."""
 
-    def step(self, given: Tensor, starts: Tensor | None) -> None:
+    def step(self, projected: Tensor, starts: Tensor | None) -> None:
         """Takes a step.
 
         Args:
-            given: `TapedForm.given` of the input, `[B, ...]`.
+            projected: `TapedForm.given` of the input, `[B, ...]`.
             starts: bool `[B]`: where true, an episode starts with this step; None: nowhere.
         """
 
@@ -56,9 +56,9 @@ class LoopTape:
         return self.count == len(self.into)
 
     @torch.no_grad()
-    def step(self, given: Tensor, starts: Tensor | None) -> None:
-        """Take a step. `given`: its input, `[B, F]`."""
-        torch.addmm(self.bias, given, self.weight.t(), out=self.into[self.count])
+    def step(self, projected: Tensor, starts: Tensor | None) -> None:
+        """Take a step. `projected`: its input, `[B, F]`."""
+        torch.addmm(self.bias, projected, self.weight.t(), out=self.into[self.count])
         if starts is not None:
             assert self.starts is not None
             self.starts[self.count] = starts
@@ -71,18 +71,18 @@ class LoopTape:
         if starts is not None:
             assert self.starts is not None
             self.starts.copy_(starts)
-        room = max(1, ROWS // max(1, xs.shape[1]))
-        for begin in range(0, len(xs), room):
-            x, out = (part[begin : begin + room].flatten(0, 1) for part in (xs, self.into))
+        expected_steps = max(1, CHUNK_ROWS // max(1, xs.shape[1]))
+        for begin in range(0, len(xs), expected_steps):
+            x, out = (part[begin : begin + expected_steps].flatten(0, 1) for part in (xs, self.into))
             torch.addmm(self.bias, x, self.weight.t(), out=out)
-            self.loops.forward(begin, min(begin + room, len(xs)))
+            self.loops.forward(begin, min(begin + expected_steps, len(xs)))
         self.count = len(xs)
 
 
 class TapedForm(FastForm):
     """A fast form that stores steps on a `Tape`.
 
-    A subclass implements the part of a step that depends only on its input (`given`), creates empty tapes (`tape`),
+    A subclass implements the part of a step that depends only on its input (`projected`), creates empty tapes (`tape`),
     computes the output from a state (`output`), and creates the graph of a tape's steps (`finish`), usually with one
     autograd function that has a custom backward.
     """
@@ -92,24 +92,24 @@ class TapedForm(FastForm):
     keeps_graph: ClassVar[bool] = False
     """Whether the steps run with their graph; if not, `finish` creates it."""
 
-    def given(self, xs: Tensor) -> Tensor:
+    def projected(self, xs: Tensor) -> Tensor:
         """The part of all steps that depends only on the inputs `[..., F]`."""
         return xs
 
-    def tape(self, state: State, room: int) -> Tape:
-        """An empty tape that starts from `state`, with room for at least `room` steps."""
+    def tape(self, state: State, expected_steps: int) -> Tape:
+        """An empty tape that starts from `state`, with room for at least `expected_steps` steps."""
         raise NotImplementedError
 
     def output(self, state: State) -> Tensor:
         """The output that belongs to a state, `[B, output_size]`."""
         raise NotImplementedError
 
-    def finish(self, tape: Tape, given: Tensor, state: State) -> Unrolled:
+    def finish(self, tape: Tape, projected: Tensor, state: State) -> Unrolled:
         """The steps of `tape` with their graph.
 
         Args:
             tape: from `tape(state, ...)`.
-            given: of all its steps, `[T, B, ...]`, with its graph; the inputs themselves if `keeps_graph`.
+            projected: of all its steps, `[T, B, ...]`, with its graph; the inputs themselves if `keeps_graph`.
             state: before its first step.
         """
         raise NotImplementedError
@@ -124,23 +124,23 @@ class TapedForm(FastForm):
         self, xs: Tensor, state: State, starts: Tensor | None = None, resets: Sequence[int] | None = None
     ) -> Unrolled:
         """A sequence on one tape; arguments as of `unroll`."""
-        given, tape = self.given(xs), self.tape(state, len(xs))
+        projected, tape = self.projected(xs), self.tape(state, len(xs))
         reset_at = frozenset(range(len(xs)) if resets is None else resets)
         with torch.set_grad_enabled(self.keeps_graph and torch.is_grad_enabled()):
-            for t, each in enumerate(given if self.keeps_graph else given.detach()):
+            for t, each in enumerate(projected if self.keeps_graph else projected.detach()):
                 tape.step(each, starts[t] if starts is not None and t in reset_at else None)
-        return self.finish(tape, given, state)
+        return self.finish(tape, projected, state)
 
-    def record(self, state: State, room: int) -> Recording:
-        return TapedRecording(self, state, room)
+    def record(self, state: State, expected_steps: int) -> Recording:
+        return TapedRecording(self, state, expected_steps)
 
 
 class TapedRecording(Recording):
     """A recording on tapes of a `TapedForm`; a new tape is started if one is full, or cannot reset."""
 
-    def __init__(self, form: TapedForm, state: State, room: int) -> None:
+    def __init__(self, form: TapedForm, state: State, expected_steps: int) -> None:
         super().__init__(form.memory, state)
-        self.form, self.first, self.room = form, state, room
+        self.form, self.first, self.expected_steps = form, state, expected_steps
         self.xs: list[Tensor] = []
         self.tapes: list[tuple[Tape, int, Tensor | None]] = []
         """Each tape with the number of its first step, and the resets before it."""
@@ -152,9 +152,9 @@ class TapedRecording(Recording):
             if begins is not None:
                 self.state = reset(self.state, begins, form.memory.initial_state(len(begins)))
             if not self.tapes or begins is not None or self.tapes[-1][0].full:
-                self.tapes.append((form.tape(self.state, self.room), len(self.xs), begins))
+                self.tapes.append((form.tape(self.state, self.expected_steps), len(self.xs), begins))
             tape = self.tapes[-1][0]
-            tape.step(form.given(x), starts if form.takes_resets else None)
+            tape.step(form.projected(x), starts if form.takes_resets else None)
         self.xs.append(x)
         self.state = tape.state()
         with torch.no_grad():
@@ -169,6 +169,6 @@ class TapedRecording(Recording):
             if starts is not None:
                 state = reset(state, starts, form.memory.initial_state(len(starts)))
             xs = torch.stack(inputs[begin:end])
-            parts.append(form.finish(tape, xs if form.keeps_graph else form.given(xs), state))
+            parts.append(form.finish(tape, xs if form.keeps_graph else form.projected(xs), state))
             state = parts[-1].state
         return join(parts)

@@ -62,7 +62,7 @@ class Operations(TorchDispatchMode):
 @pytest.fixture
 def kernels_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sequences as on an accelerator: by torch's kernels, nothing by hand."""
-    monkeypatch.setattr(FastRecurrent, "by_hand", False)
+    monkeypatch.setattr(FastRecurrent, "uses_tapes", False)
 
 
 @pytest.mark.usefixtures("kernels_alone")

@@ -173,7 +173,7 @@ def test_its_tanh_is_tanh(dtype: torch.dtype) -> None:
         memory.interaction.bias.copy_(values)
         memory.interaction.bias[500] = torch.nan
     form = FastMNMp(memory)
-    tape = form.blank(memory.initial_state(1), form.slow_weights(), 1)
+    tape = form.empty_tape(memory.initial_state(1), form.slow_weights(), 1)
     assert isinstance(tape, mnm_taped.NativeTape)
     tape.step(torch.zeros(1, 4, dtype=dtype))
     told = tape.steps["interactions"][0, 0].detach()
@@ -236,5 +236,5 @@ def test_threads_share_all_entries_out(monkeypatch: pytest.MonkeyPatch) -> None:
     for threads, count in ((1, 5), (2, 5), (4, 3)):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
         done.clear()
-        native.shared_out(lambda begin, end: done.extend(range(begin, end)), count)
+        native.parallel_for(lambda begin, end: done.extend(range(begin, end)), count)
         assert sorted(done) == list(range(count))

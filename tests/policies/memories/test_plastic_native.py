@@ -86,7 +86,7 @@ def test_a_step_while_acting_is_the_equations(
     units: int, name: str, rule: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the loops where the units fill whole vectors."""
-    monkeypatch.setattr(plastic_native, "LEAST", 1)
+    monkeypatch.setattr(plastic_native, "MIN_NUMBERS", 1)
     memory = built(name, rule, units)
     assert plastic_native.worth_it(memory.initial_state(3)["hebb"]) == (units == 32)
     expect_acting_is_the_equations(memory, torch.randn(6, 3, 3, dtype=torch.float64), begun(memory, 3))

@@ -36,9 +36,9 @@ def build(name: str, layers: int = 1, dtype: torch.dtype = torch.float64, **kwar
     return memory
 
 
-def by_hand(memory: TorchRecurrent) -> Callable[..., Unrolled]:
+def on_tapes(memory: TorchRecurrent) -> Callable[..., Unrolled]:
     assert isinstance(memory._fast_form, FastRecurrent)
-    return memory._fast_form.unroll_by_hand
+    return memory._fast_form.unroll_on_tapes
 
 
 class Case:
@@ -79,12 +79,12 @@ def close(ours: list[Tensor], plain: list[Tensor]) -> None:
 @memories
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("resets", RESETS)
-def test_by_hand_equals_plain_steps(name: str, layers: int, resets: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tapes_equal_plain_steps(name: str, layers: int, resets: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gradient, "BLOCK", 4 * BATCH * HIDDEN)  # 13 steps in four blocks
     memory = build(name, layers)
     case = Case(memory, RESETS[resets])
     plain = case.result(lambda: unroll(memory, case.xs, case.starts, case.state, case.resets))
-    close(case.result(lambda: by_hand(memory)(case.xs, case.starts, case.state, case.resets)), plain)
+    close(case.result(lambda: on_tapes(memory)(case.xs, case.starts, case.state, case.resets)), plain)
     close(case.result(lambda: memory.unroll(case.xs, case.starts, case.state, case.resets)), plain)
 
 
@@ -93,7 +93,7 @@ def test_by_hand_equals_plain_steps(name: str, layers: int, resets: str, monkeyp
 @pytest.mark.parametrize("resets", RESETS)
 def test_kernels_equal_plain_steps(name: str, layers: int, resets: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on an accelerator: whole, cut at resets, and packed."""
-    monkeypatch.setattr(FastRecurrent, "by_hand", False)
+    monkeypatch.setattr(FastRecurrent, "uses_tapes", False)
     memory = build(name, layers)
     case = Case(memory, RESETS[resets])
     plain = case.result(lambda: unroll(memory, case.xs, case.starts, case.state, case.resets))
@@ -106,7 +106,7 @@ def test_gradients_of_outputs_and_of_the_last_state_alone(name: str, outputs: bo
     memory = build(name)
     case = Case(memory, [4])
     plain = case.result(lambda: unroll(memory, case.xs, case.starts, case.state, [4]), outputs, end)
-    close(case.result(lambda: by_hand(memory)(case.xs, case.starts, case.state, [4]), outputs, end), plain)
+    close(case.result(lambda: on_tapes(memory)(case.xs, case.starts, case.state, [4]), outputs, end), plain)
 
 
 @memories
@@ -142,7 +142,7 @@ def test_a_step_without_a_graph_equals_one_with(name: str, dtype: torch.dtype) -
 def test_the_same_graph_may_be_walked_twice(name: str) -> None:
     memory = build(name)
     case = Case(memory, [0, 5])
-    outputs = by_hand(memory)(case.xs, case.starts, case.state, [0, 5]).outputs
+    outputs = on_tapes(memory)(case.xs, case.starts, case.state, [0, 5]).outputs
     first, second = (torch.autograd.grad(outputs.sum(), case.leaves, retain_graph=True) for _ in range(2))
     for a, b in zip(first, second, strict=True):
         assert torch.equal(a, b)

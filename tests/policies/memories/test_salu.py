@@ -16,7 +16,7 @@ from torch import Tensor
 
 from policies.memories import make_memory
 from policies.memories.contract import State
-from policies.memories.salu.fast import ROOM
+from policies.memories.salu.fast import MIN_STEPS
 from policies.memories.salu.memory import SALU
 from policies.memories.salu.rules import attend
 from policies.memories.time.unroll import unroll
@@ -124,10 +124,12 @@ def test_it_is_its_equations(
 
 
 def test_a_recording_longer_than_its_room_is_one_sequence() -> None:
-    memory, length = build(capacity=8), 2 * ROOM + 5
+    memory, length = build(capacity=8), 2 * MIN_STEPS + 5
     xs, state = torch.randn(length, BATCH, FEATURES).double(), used_state(build(capacity=8), (3.0, 8.0))
     starts = torch.zeros(length, BATCH, dtype=torch.bool)
-    starts[[ROOM - 3, ROOM + 1], 0] = True  # rows cleared at the end of one tape and at the beginning of the next
+    starts[[MIN_STEPS - 3, MIN_STEPS + 1], 0] = (
+        True  # rows cleared at the end of one tape and at the beginning of the next
+    )
     recording = memory.record(state, 1)
     states = [recording.step(x, starts[t] if starts[t].any() else None).state for t, x in enumerate(xs)]
     recorded, stepped = recording.unrolled(), unroll(memory, xs, starts, state)

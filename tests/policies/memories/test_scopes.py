@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from agents import A2C, PPO
 from envs.repeat_first import RepeatFirst
 from policies.memories import make_memory
-from policies.memories.time.scopes import held, parameters_stay
+from policies.memories.time.scopes import cached, constant_parameters
 
 
 def test_it_is_made_once_within_and_every_time_without() -> None:
@@ -21,16 +21,16 @@ def test_it_is_made_once_within_and_every_time_without() -> None:
         made.append(torch.is_grad_enabled())
         return layer.weight * 2
 
-    with parameters_stay():
-        assert held(layer, "twice", make) is held(layer, "twice", make)
+    with constant_parameters():
+        assert cached(layer, "twice", make) is cached(layer, "twice", make)
         with torch.no_grad():
-            assert not held(layer, "twice", make).requires_grad
-        with parameters_stay():  # a rollout within, as of an evaluation in a callback
-            held(layer, "twice", make)
-        assert held(layer, "twice", make).requires_grad
+            assert not cached(layer, "twice", make).requires_grad
+        with constant_parameters():  # a rollout within, as of an evaluation in a callback
+            cached(layer, "twice", make)
+        assert cached(layer, "twice", make).requires_grad
     assert made == [True, False, True]
-    held(layer, "twice", make)
-    held(layer, "twice", make)
+    cached(layer, "twice", make)
+    cached(layer, "twice", make)
     assert len(made) == 5
 
 
@@ -40,7 +40,7 @@ def test_gradients_of_recorded_steps(sample: bool) -> None:
     torch.manual_seed(0)
     memory = make_memory("kanerva++", input_size=3, memory_size=8, kl_weight=0.1, sample=sample).double()
     xs, found = torch.randn(6, 4, 3, dtype=torch.float64), []
-    for context in (contextlib.nullcontext(), parameters_stay()):
+    for context in (contextlib.nullcontext(), constant_parameters()):
         with context:
             recording = memory.record(memory.initial_state(4), 6)
             for x in xs:
