@@ -92,7 +92,7 @@ class Agent:
         count = len(next(iter(obs.values()))) if isinstance(obs, dict) else len(obs)
         if self.num_envs not in (0, count):
             raise ValueError(
-                f"this agent is playing {self.num_envs} environments, but the observation is of {count}: "
+                f"this agent is playing {self.num_envs} environments, but the observation has {count}: "
                 "call reset() first"
             )
         if self.num_envs == 0:

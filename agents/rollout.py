@@ -108,8 +108,8 @@ class Rollout:
     def write_obs(self, t: int, obs: Obs) -> None:
         if isinstance(obs, dict):
             assert isinstance(self.obs, dict)
-            for key, new_buffer in self.obs.items():  # the space's entries, whatever else comes with them
-                new_buffer[t] = obs[key]
+            for key, buffer in self.obs.items():  # the space's entries, whatever else comes with them
+                buffer[t] = obs[key]
         else:
             assert isinstance(self.obs, Tensor)
             self.obs[t] = obs

@@ -28,9 +28,9 @@ from policies.memories.contract import Memory
 from policies.observations import is_symbols, short, width_of
 
 MANY = 32
-"""Number of symbols of a `Discrete` observation from which they are embedded."""
+"""`Discrete` observations with at least this many symbols are embedded."""
 NATURE = 36
-"""Smallest height and width for `NatureCNN` in pixels."""
+"""Minimum height and width for `NatureCNN` in pixels."""
 QUERY = "query"
 """Prefix of the keys of a `Dict` observation that are questions."""
 
@@ -238,7 +238,7 @@ class GridEncoder(BaseFeaturesExtractor):
         grids = {name: entry.shape or () for name, entry in entries.items() if _is_grid(entry, len(spatial))}
         sizes = {shape[1:] for shape in grids.values()}
         if len(sizes) > 1:
-            raise ValueError(f"the grids {grids} of an observation differ in size; a memory takes one size")
+            raise ValueError(f"the observation's grids have the sizes {grids}; expected equal sizes")
         flat = sum(width_of(entry) for name, entry in entries.items() if name not in grids)
         spatial = sizes.pop() if grids else tuple(spatial)
         channels = sum(shape[0] for shape in grids.values()) + flat if grids else channels
@@ -288,7 +288,9 @@ class QueryEncoder(BaseFeaturesExtractor):
         self.names = tuple(name for name in entries if name.startswith(QUERY))
         seen = {name: entry for name, entry in entries.items() if name not in self.names}
         if not seen:
-            raise ValueError(f"the observation has questions ({', '.join(self.names)}) and nothing to remember")
+            raise ValueError(
+                f"the observation has only questions ({', '.join(self.names)}); expected at least one other entry"
+            )
 
         def encoder(space: spaces.Space[Any]) -> BaseFeaturesExtractor:
             made, arguments = encoder_for(space, memory, memory_kwargs)
@@ -337,7 +339,7 @@ class MLPEncoder(BaseFeaturesExtractor):
 
     def __init__(self, observation_space: spaces.Space, layers: Sequence[int] = (128,)) -> None:  # type: ignore[type-arg]
         if not layers:
-            raise ValueError("MLPEncoder needs at least one layer; leave it out for none")
+            raise ValueError("layers is empty; expected at least one width, or no MLPEncoder")
         super().__init__(observation_space, features_dim=layers[-1])
         self.input: BaseFeaturesExtractor = default_encoder(observation_space)(observation_space)
         widths = [self.input.features_dim, *layers]

@@ -57,7 +57,7 @@ def refuse_nan(values: Tensor) -> None:
 
 
 class CategoricalDistribution(sb3.CategoricalDistribution):
-    """SB3's, unchecked."""
+    """SB3's distribution without checks."""
 
     def proba_distribution(self, action_logits: Tensor) -> CategoricalDistribution:
         self.distribution = Categorical(logits=action_logits, validate_args=False)
@@ -138,7 +138,7 @@ class MultiCategoricalDistribution(sb3.MultiCategoricalDistribution):
 
 
 class BernoulliDistribution(sb3.BernoulliDistribution):
-    """SB3's, unchecked."""
+    """SB3's distribution without checks."""
 
     def proba_distribution(self, action_logits: Tensor) -> BernoulliDistribution:
         self.distribution = Bernoulli(logits=action_logits, validate_args=False)
@@ -156,7 +156,7 @@ class BernoulliDistribution(sb3.BernoulliDistribution):
 
 
 class GaussianDistribution(sb3.DiagGaussianDistribution):
-    """SB3's, unchecked."""
+    """SB3's distribution without checks."""
 
     def proba_distribution(self, mean_actions: Tensor, log_std: Tensor) -> GaussianDistribution:
         std = torch.ones_like(mean_actions) * log_std.exp()
@@ -376,4 +376,4 @@ def check_action_space(space: spaces.Space[Any]) -> None:
             "agent's actions are clipped to them"
         )
     if 0 in (space.shape or ()):
-        raise ValueError(f"the action space {short(space)} has no numbers: there is nothing to choose")
+        raise ValueError(f"the action space {short(space)} is empty; expected at least one choice")

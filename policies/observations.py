@@ -69,7 +69,7 @@ class Layout:
         if twice := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"two entries of the observation are called {twice.pop()!r} when flattened: rename one")
         if not kept:
-            raise ValueError(f"there is nothing to learn from in the observation space {short(space)}")
+            raise ValueError(f"the observation space {short(space)} is empty; expected at least one number")
         _warn_once([f"{entry} is left out: no encoder reads it" for entry in left_out])
         self.paths = {name: path for name, path, _ in kept}
         self.transposed = {name for name, _, entry in kept if has_channels_last(entry)}

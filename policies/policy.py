@@ -345,7 +345,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
             starts = torch.as_tensor(np.asarray(episode_start), dtype=torch.bool, device=self.device).view(-1)
         for name, given in {"state": next(iter(state.values()), None), "episode_start": starts}.items():
             if given is not None and len(given) != batch:
-                raise ValueError(f"{name} is of {len(given)} environments, but the observation is of {batch}")
+                raise ValueError(f"{name} has {len(given)} environments, but the observation has {batch}")
         if action_masks is not None:
             action_masks = torch.as_tensor(as_masks(action_masks, self.action_space, batch), device=self.device)
         with torch.no_grad():

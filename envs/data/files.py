@@ -146,7 +146,7 @@ def say_changed(name: str, what: str) -> None:
     source = SOURCES[name]
     line = f"{what} is not the published content of {source.url}"
     if source.fixed:
-        raise DataError(f"{line}, and results on another are not comparable: fetch it and put it there")
+        raise DataError(f"{line}, which published results need: download it and put it there")
     warnings.warn(f"{line}; results are not comparable with those on it", stacklevel=3)
 
 

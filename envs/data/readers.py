@@ -138,7 +138,9 @@ def read_amat(path: str | Path, columns: int = 784) -> Array:
         if bad.any():
             where = int(bad.argmax())
             line = int(np.searchsorted(ends, where)) + 1
-            raise DataError(f"{path}, line {line}: {chr(text[where])!r} is not a lone 0 or 1 among blanks")
+            raise DataError(
+                f"{path}, line {line}: {chr(text[where])!r} is unexpected: expected 0 or 1, separated by blanks"
+            )
         starts = np.concatenate([[0], ends + 1])
         starts = starts[starts < len(text)]
         if not len(starts):

@@ -358,11 +358,11 @@ def _check(
             f"trajectory is {trajectory!r}, world {world!r}; expected one of {TRAJECTORIES}, maze or cells"
         )
     if not queries or len(set(queries)) < len(queries) or not set(queries) <= {3, 9} or (9 in queries and size < 11):
-        raise ValueError(f"queries are {queries}, expected 3, 9 or both, and 9 only for a size of at least 11 ({size})")
+        raise ValueError(f"queries are {queries}, expected 3, 9 or both, and 9 only with size >= 11 (it is {size})")
     if not 0 <= density <= 1 or horizon < 1:
         raise ValueError(f"density is {density}, horizon {horizon}; expected 0..1 and at least 1")
     if map_size < size - 2:
-        raise ValueError(f"map_size is {map_size}, expected at least {size - 2}: not all places would fit on it")
+        raise ValueError(f"map_size is {map_size}, expected at least {size - 2}, the places of a row")
 
 
 single = _single(Mapping)

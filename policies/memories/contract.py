@@ -150,7 +150,7 @@ class Memory(nn.Module):
 
         Args:
             state: before the first step.
-            expected_steps: an estimate of the steps between two resets, for allocation.
+            expected_steps: estimated number of steps between two resets, for allocation.
         """
         form = self._fast_form if self.fast else None
         if form is not None and form.fits(expected_steps, () if expected_steps > 1 else None, grad=True):

@@ -225,8 +225,8 @@ def test_amat_rows(tmp_path: Path, ending: str, last: bool) -> None:
 
 def test_damaged_amat_files_are_named(tmp_path: Path) -> None:
     for bad, message in (
-        (b"0 1 0\n0 1 2\n", "line 2: '2' is not a lone 0 or 1"),
-        (b"0 1 0\n0 10\n", "line 2: '0' is not a lone 0 or 1"),
+        (b"0 1 0\n0 1 2\n", "line 2: '2' is unexpected: expected 0 or 1"),
+        (b"0 1 0\n0 10\n", "line 2: '0' is unexpected: expected 0 or 1"),
         (b"0 1 0\n1 1\n", "line 2: 2 digits, expected 3"),
         (b"0 1 0\n1 1 1 1", "line 2: 4 digits, expected 3"),
         (b"", "is empty"),

@@ -179,7 +179,7 @@ def test_a_memory_without_readers_sees_questions_as_input() -> None:
 
 
 def test_nothing_but_questions_is_refused() -> None:
-    with pytest.raises(ValueError, match="nothing to remember"):
+    with pytest.raises(ValueError, match="expected at least one other entry"):
         policy(spaces.Dict({"query": spaces.Box(0, 1, (1, 4, 4))}), spaces.Discrete(2))
 
 

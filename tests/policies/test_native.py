@@ -102,7 +102,7 @@ def test_without_a_cache_a_library_lives_as_long_as_the_process(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stands_in_the_way: str
 ) -> None:
     native._temporary_folder.cache_clear()
-    native._say_not_kept.cache_clear()
+    native._warn_not_cached.cache_clear()
     if stands_in_the_way == "no home":
 
         def home() -> Path:

@@ -121,7 +121,7 @@ class ShortestPath(GraphTask):
             table = self._fixed.successors[:1].expand(len(every), -1, -1)
             self._pairs = (hops(table, every, self.longest, towards=False) == self.longest).nonzero()
             if not len(self._pairs):
-                raise ValueError(f"path_length is {self.longest}, but no two nodes of {graph} are so far apart")
+                raise ValueError(f"path_length is {self.longest}, but no shortest path of {graph} has as many edges")
 
     @staticmethod
     def query_rows(path: int) -> int:

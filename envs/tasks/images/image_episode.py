@@ -108,7 +108,7 @@ class ImageEpisode(ImageTask):
         if query not in QUERIES:
             raise ValueError(f"query is {query!r}, expected one of {', '.join(QUERIES)}")
         if noise is not None and query not in NOISE:
-            raise ValueError(f"noise is {noise} and query {query!r}; expected no noise there")
+            raise ValueError(f"noise is {noise}, but query={query!r} uses none; expected noise=None")
         self.query = query
         self._turned = 0
         """Salt and pepper turns over this many of `LEVELS` pixels: half of those that it falls on."""

@@ -84,10 +84,13 @@ class RepeatCopy(BitTask):
             raise ValueError(f"format is {format!r}, expected one of {FORMATS}")
         least, most = trained_repeats
         if not 1 <= least <= most:
-            raise ValueError(f"trained_repeats is {trained_repeats}, expected 1 <= least <= most")
+            raise ValueError(
+                f"trained_repeats is {trained_repeats}, expected (minimum, maximum) with 1 <= minimum <= maximum"
+            )
         if format == "ntm" and (least + most) % 2 == 0:
             raise ValueError(
-                f"trained_repeats is {trained_repeats}, whose middle would be shown as 0; expected an even count"
+                f"trained_repeats is {trained_repeats}, expected an even number of values: "
+                "the middle one would be shown as 0"
             )
         # The variance of integers from a to b is ((b - a + 1)² - 1) / 12.
         middle = (least + most) / 2 if format == "ntm" else 0.0

@@ -78,7 +78,7 @@ class DKM(Memory):
         if w_prior_stddev <= 0 or obs_noise_stddev < 0:
             raise ValueError(
                 f"w_prior_stddev and obs_noise_stddev are {w_prior_stddev} and {obs_noise_stddev}; "
-                "they must be above 0 and at least 0"
+                "expected above 0 and at least 0"
             )
         self.output_size = output_size
         self.slots, self.word_size = slots, word_size

@@ -1,7 +1,7 @@
-"""Kanerva++ with a controller: an LSTM writes its state into the memory as blocks, and gets what was read as input.
+"""Kanerva++ with a controller: an LSTM writes its state to the memory as blocks, and its input contains the read-out.
 
 Equation numbers and figures are those of Ramapuram, Wu and Kalousis, "Kanerva++", ICLR 2021. The controller is that of
-the DNC (Graves et al., 2016): what was read at a step is part of its input at the next.
+the DNC (Graves et al., 2016): the read-out of a step is part of the next input.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ KEYS, LATENT, POSTERIOR, ASKED_KEYS, ASKED_LATENT = range(5)
 """Streams of noise."""
 
 MAX_LINEAR_PIXELS = 1024
-"""In the windows of a read, above which the prior's convolutions are not written out as linear layers."""
+"""Maximum number of pixels in the windows of a read for which the prior's convolutions are run as linear layers."""
 
 KEY_STD = 0.3
 """Standard deviation of keys before training; the prior's is 1."""
 
 RunSteps = Callable[[Tensor, Tensor, Tensor | None, State], Steps]
-"""Takes steps; arguments: the first four of `BlockKanerva.walk`."""
+"""Runs all steps; arguments: the first four of `BlockKanerva.walk_steps`."""
 
 
 class BlockKanerva(KanervaForm):
@@ -77,7 +77,7 @@ class BlockKanerva(KanervaForm):
     ) -> None:
         super().__init__()
         if min(output_size, hidden_size, embedding_size, dense_size, latent_size, memory_channels, reads) < 1:
-            raise ValueError("sizes and reads must be at least 1")
+            raise ValueError("a size or read_heads is below 1; expected at least 1")
         if memory_size <= crop_size:
             raise ValueError(f"crop_size is {crop_size}; it must be below memory_size, {memory_size}")
         self.output_size = hidden_size + output_size
@@ -157,7 +157,7 @@ class BlockKanerva(KanervaForm):
         queries: Queries | None,
         run_steps: RunSteps | None = None,
     ) -> Unrolled:
-        """T steps; arguments as in `time.unroll`. `run_steps`: takes them; None: `walk_steps`."""
+        """T steps; arguments as in `time.unroll`. `run_steps`: function for the recurrent part; None: `walk_steps`."""
         length, batch_size = xs.shape[:2]
         flat = xs.flatten(0, 1)
         seen = xs if self.encoder is None else split_time(_encode(self.encoder, flat), length, batch_size)
@@ -199,13 +199,13 @@ class BlockKanerva(KanervaForm):
         """The steps, one by one.
 
         Args:
-            seen: what the controller sees, `[T, B, ...]`.
-            written: 1 where that is written, `[T, B]`.
+            seen: the controller's encoded inputs, `[T, B, ...]`.
+            written: 1 where an input is written, else 0, `[T, B]`.
             starts: bool `[T, B]`, or None.
             state: before the first step; its seed is that after the last.
             reset_at: steps at which an episode may start.
             questions: their embeddings, `[T, B, H]`, or None.
-            noise: of each stream, what each step draws.
+            noise: for each stream, the noise of each step.
         """
         initial = self.initial_state(seen.shape[1]) if reset_at else {}
         seed = {name: state[name] for name in ("seed",) if name in state}
@@ -239,7 +239,7 @@ class BlockKanerva(KanervaForm):
         return Steps(torch.stack(hidden), read, other[0] if other else read, state | seed | {"places": places})
 
     def seeds(self, xs: Tensor, starts: Tensor | None, seed: Tensor, reset_at: frozenset[int]) -> Tensor:
-        """What seeds the noise of each step, `[T, B]`; `seed`: before the first."""
+        """The seed of each step's noise, `[T, B]`; `seed`: before the first step."""
         found, shown = [], fingerprint(xs, dims=2)
         for t in range(len(xs)):
             if t in reset_at and starts is not None:
@@ -249,7 +249,7 @@ class BlockKanerva(KanervaForm):
         return torch.stack(found)
 
     def questions(self, queries: Queries | None) -> tuple[Tensor | None, Tensor | None]:
-        """The sum of the questions' embeddings `[T, B, H]`, and what seeds their noise `[T, B]`."""
+        """The sum of the questions' embeddings `[T, B, H]`, and the seed of their noise `[T, B]`."""
         if not self.query_names:
             return None, None
         queries = self._questions(queries)
@@ -261,7 +261,7 @@ class BlockKanerva(KanervaForm):
         return torch.stack(embeddings).sum(0), torch.stack(prints)
 
     def noise(self, seed: Tensor, prints: Tensor | None) -> list[Tensor | _NoNoise]:
-        """Of each stream, what each step draws from its seed, `[T, B]`."""
+        """For each stream, the noise that each step draws from its seed `[T, B]`."""
         keys, latent = (self.reads, 2), (self.latent_size,)
         drawn: list[Tensor | _NoNoise] = [_NoNoise() for _ in range(5)]
         drawn[KEYS], drawn[LATENT] = gaussian(seed, keys, KEYS), gaussian(seed, latent, LATENT)
@@ -277,7 +277,7 @@ class BlockKanerva(KanervaForm):
         return drawn
 
     def weights(self) -> Shared:
-        """All heads as one linear map: the dense networks have nothing between their layers."""
+        """All heads as one linear map, since the dense networks have no activations."""
         keys, place = self.keys.collapsed(), self.write_place.collapsed()
         project, width, means = self.prior.project, self.latent_size, 2 * self.reads
         features = self.prior.features
@@ -301,12 +301,12 @@ class BlockKanerva(KanervaForm):
         )
 
     def key_posterior(self, mean: Tensor, raw: Tensor) -> Gaussian:
-        """q(Y|X), `[B, K, 2]`, of what the network of the keys says, `[B, 2 K]` each."""
+        """q(Y|X), `[B, K, 2]`, from the outputs of the key network, `[B, 2 K]` each."""
         raw = raw + math.log(math.expm1(KEY_STD))
         return Gaussian(mean.reshape(-1, self.reads, 2), F.softplus(raw).view(-1, self.reads, 2) + 1e-4)
 
     def locate(self, keys: Tensor) -> Tensor:
-        """How much of each pixel of the blocks at keys `[B, n, 2]` lies on each cell, `[B, n, crop_size², S²]`."""
+        """Bilinear weights of the blocks at keys `[B, n, 2]`: pixel by memory cell, `[B, n, crop_size², S²]`."""
         # Φ(y) (S - B): the first row and column, of keys that are normal uniform over where a block fits
         expected_steps = self.memory_size - self.crop_size
         across, down = offset_weights(
@@ -315,11 +315,11 @@ class BlockKanerva(KanervaForm):
         return (down[:, :, :, None, :, None] * across[:, :, None, :, None, :]).flatten(4).flatten(2, 3)
 
     def write(self, memory: Tensor, weights: Tensor, gate: Tensor, content: Tensor) -> Tensor:
-        """M ← M (1 − g a) + g ST⁻¹(P): a block P in the place of what was there.
+        """M ← M (1 − g a) + g ST⁻¹(P): block P replaces the old content.
 
         Args:
             memory: `[B, C, S, S]`.
-            weights: of the place, `[B, crop_size², S²]`.
+            weights: of the block's position, `[B, crop_size², S²]`.
             gate: g, `[B, 1]`.
             content: P, `[B, C · crop_size²]`.
         """
@@ -328,7 +328,7 @@ class BlockKanerva(KanervaForm):
         return torch.baddbmm(kept, content.view(-1, self.channels, self.crop_size**2), weights).view_as(memory)
 
     def read(self, memory: Tensor, weights: Tensor, shared: Shared, noise: Tensor | None) -> Read:
-        """Read memories `[B, C, S, S]` by weights of the windows `[B, K, crop_size², S²]`."""
+        """Reads memories `[B, C, S, S]` with the weights of the windows, `[B, K, crop_size², S²]`."""
         # [B, C, K crop_size²]
         windows = memory.flatten(2) @ weights.flatten(1, 2).transpose(1, 2)
         features = flat = windows.flatten(1)
@@ -382,19 +382,19 @@ class BlockKanerva(KanervaForm):
 
 
 def normalised(hidden: Tensor) -> Tensor:
-    """E of the controller's state: blocks are as large and keys as far apart in the first updates as in the last."""
+    """E, the normalised state of the controller, so that blocks have the same scale throughout training."""
     return F.layer_norm(hidden, hidden.shape[-1:])
 
 
 class _NoNoise:
-    """Noise that is none, at every step."""
+    """No noise, at every step."""
 
     def __getitem__(self, step: int) -> None:
         return None
 
 
 def _flat(noise: Tensor | _NoNoise) -> Tensor | None:
-    """Of all steps, `[T · B, ...]`."""
+    """The noise of all steps as rows, `[T · B, ...]`."""
     return noise.flatten(0, 1) if isinstance(noise, Tensor) else None
 
 

@@ -18,28 +18,28 @@ from policies.memories.steps import Queries
 
 
 class Read(NamedTuple):
-    """What some readings of a memory gave."""
+    """The result of reading the memory."""
 
     features: Tensor
-    """Of the windows, as the prior sees them, `[..., F]`."""
+    """Features of the windows, the input of the learned prior, `[..., F]`."""
     output: Tensor
     """`[..., output_size]`."""
 
 
 class Steps(NamedTuple):
-    """What T steps gave."""
+    """The results of T steps."""
 
     hidden: Tensor
     """`[T, B, H]`."""
     read: Read
-    """What the input's keys read, `[T, B, ...]`."""
+    """Read with the input's keys, `[T, B, ...]`."""
     answer: Read
-    """What goes to the output: the same, or what the questions' keys read."""
+    """Read for the output: with the questions' keys, or without questions the same as `read`."""
     state: State
 
 
 class Shared(NamedTuple):
-    """What depends on parameters alone, computed once for a sequence: linear layers, each weight and bias."""
+    """Linear layers (weight, bias) that depend only on parameters, computed once per sequence."""
 
     emit: tuple[Tensor, Tensor]
     """From E to the write gate and the block."""
@@ -50,13 +50,13 @@ class Shared(NamedTuple):
     query_keys: tuple[Tensor, Tensor]
     """From a question to means and raw deviations of the keys."""
     prior: list[tuple[Tensor, Tensor]] | None
-    """The prior's convolutions; None: too large, they stay convolutions."""
+    """The prior's convolutions as linear layers; None: they are too large and are run as convolutions."""
     readout: tuple[Tensor, Tensor]
-    """From windows and features to what is read at the mean of Z."""
+    """From windows and features to the read-out at the mean of Z."""
     std: tuple[Tensor, Tensor]
     """From the features to the raw deviation of Z."""
     latent: Tensor
-    """From Z to what is read."""
+    """From Z to the read-out."""
 
 
 class KanervaForm(ReaderMemory):
@@ -108,5 +108,5 @@ class KanervaForm(ReaderMemory):
         """
         missing = sorted(set(self.query_names) - set(queries or {}))
         if queries is None or missing:
-            raise ValueError(f"this memory was built to be asked {self.asked}; missing: {missing}")
+            raise ValueError(f"expected the questions {self.query_names}; missing: {missing}")
         return queries

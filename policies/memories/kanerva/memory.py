@@ -18,7 +18,7 @@ from policies.memories.time.recording import Recording
 
 
 class FastKanerva(ReaderForm):
-    """That of the form inside."""
+    """The fast form of the wrapped memory."""
 
     memory: KanervaMemory
 
@@ -120,7 +120,7 @@ class KanervaMemory(ReaderMemory):
         one_of("controller", controller, "lstm", "none")
         one_of("likelihood", likelihood, "gaussian", "bernoulli")
         if controller == "lstm" and shift:
-            raise ValueError(f"shift is {shift}, which needs controller='none': a controller keeps what came before")
+            raise ValueError(f"shift is {shift}; expected None, because only controller='none' has a temporal shift")
         common: dict[str, Any] = {
             **{"output_size": output_size, "embedding_size": embedding_size, "dense_size": dense_size},
             **{"latent_size": latent_size, "memory_channels": memory_channels},
@@ -169,7 +169,7 @@ class KanervaMemory(ReaderMemory):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         if f"{prefix}readout.weight" in state_dict:
             raise ValueError(
-                "these are weights of kanerva++ as it was before it had a controller, and their spectral norm did not "
-                "follow them in training: train again (controller='none' is that form)"
+                "these weights of kanerva++ are from a version without a controller and with a wrong spectral norm: "
+                "train again, with controller='none' for the same form"
             )
         super()._load_from_state_dict(state_dict, prefix, *rest)

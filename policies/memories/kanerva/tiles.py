@@ -94,7 +94,7 @@ class KanervaBlocks(nn.Module):
             points: Tensor = self.whiten(self.keys(embedding.flatten(0, 1)))
             return points.view(*embedding.shape[:2], self.reads, 2)
         if length > self.tiles**2:
-            raise ValueError(f"an episode has {length} images; the memory holds {self.tiles**2}, one a tile")
+            raise ValueError(f"an episode has {length} images; expected at most {self.tiles**2}, one per tile")
         with torch.no_grad():
             rank = (embedding @ self.get_buffer("direction")).argsort(0).argsort(0)
         tile = torch.stack([rank % self.tiles, rank // self.tiles], -1)

@@ -104,18 +104,18 @@ class Multigrid(ReaderMemory):
             **{"forget_bias": forget_bias, "normalization": normalization},
         )
         if queries and plan.reader == "none":
-            raise ValueError(f"reader='none' has no readers for the queries {', '.join(queries)}")
+            raise ValueError(f"reader is 'none', but there are queries ({', '.join(queries)}): expected reader='query'")
         self.input_shape, self.query_shapes = tuple(input_size), dict(queries or {})
         for name, shape in {"input_size": self.input_shape, **self.query_shapes}.items():
             if len(shape) != plan.rank + 1:
-                raise ValueError(f"{name} is {shape}; rank {plan.rank} wants channels and {plan.rank} sides")
-            # what enters a level wanders to a coarser one by one layer at a time, and the reader gives the coarsest
+                raise ValueError(f"{name} is {shape}; rank {plan.rank} expects (channels, {plan.rank} sides)")
+            # each layer passes an input on to the next coarser level only; the reader outputs the coarsest one
             largest = plan.side(1 + len(plan.levels) + len(plan.down_levels))
             if plan.keep == "coarsest" and plan.reader == "query" and max(shape[1:]) > largest:
-                depth = f"{len(plan.levels)} layers and {len(plan.down_levels)} of the reader"
+                depth = f"{len(plan.levels)} layers and {len(plan.down_levels)} downward layers"
                 raise ValueError(
-                    f"{name} is {shape}, but {depth} take at most {largest} a side: shrink it, with "
-                    "gymnasium.wrappers.ResizeObservation, or give more layers"
+                    f"{name} is {shape}, but {depth} support sides up to {largest}: shrink it with "
+                    "gymnasium.wrappers.ResizeObservation, or add layers"
                 )
 
         up = self._layers_up(self.input_shape)
@@ -145,7 +145,7 @@ class Multigrid(ReaderMemory):
 
     @classmethod
     def default_grid(cls, preset: str = "small", **memory_kwargs: Any) -> tuple[int, ...]:
-        """Spatial shape, that of level 1, in which an observation that is no grid should be given.
+        """The spatial shape of level 1, for observations that are not grids.
 
         Takes the arguments of the constructor.
         """
@@ -172,7 +172,7 @@ class Multigrid(ReaderMemory):
     def _conv_grid(self, layer: int, level: int, inputs: int, channels: int) -> Grid:
         plan = self.plan
         plain = layer == plan.reader_layers and not plan.activate_output
-        if plan.reader == "none":  # part of the one stack that the input drives, which may keep statistics
+        if plan.reader == "none":  # downward layers follow the writer, so they may have statistics in the state
             key = f"{len(plan.levels) + layer}_{level}"
             return ConvGrid(plan.rank, inputs, channels, key, plan.normalization, plain)
         normalization = "step" if plan.normalization == "sequence" else plan.normalization
@@ -193,7 +193,7 @@ class Multigrid(ReaderMemory):
         return MemoryStep(*self.write_and_read(x, state, queries, span))
 
     def answering(self, xs: Tensor) -> Tensor | None:
-        """Where the decoder is at work, `[T, B]`."""
+        """Where the decoder's weights are used, bool `[T, B]`; None without a decoder."""
         if self.plan.decoder == "none":
             return None
         if self.plan.decoder == "silence":
@@ -203,7 +203,7 @@ class Multigrid(ReaderMemory):
     def write_and_read(
         self, x: Tensor, state: State, queries: Queries | None, span: Span
     ) -> tuple[Tensor, State, dict[str, Tensor], Tensor | None]:
-        """A step, or the rows of a sequence."""
+        """One step, or all rows of a sequence."""
         if self.query_shapes.keys() != (queries or {}).keys():
             raise ValueError(f"queries are {sorted(queries or {})}; this memory has readers for {self.query_shapes}")
         written, following = self.writer(self._entered(x, span), state, span)
@@ -228,7 +228,7 @@ class Multigrid(ReaderMemory):
         return self.linear(read), following, {}, grid if self.plan.rank == 2 else None
 
     def enter(self, x: Tensor) -> Pyramid:
-        """An input as the pyramid that the first layer sees."""
+        """Converts an input to the pyramid of the first layer."""
         levels = self._entering(tuple(x.shape[1:]))
         if self.plan.input_levels == "all":
             return {level: F.interpolate(x, size=self.plan.size(level), mode="nearest") for level in levels}
@@ -238,7 +238,7 @@ class Multigrid(ReaderMemory):
         return {level: F.pad(x, padding) if any(missing) else x}
 
     def _entered(self, x: Tensor, span: Span) -> Pyramid:
-        """As `enter`, laid out for the span."""
+        """As `enter`, in the layout of the span."""
         pyramid = self.enter(x)
         return (
             pyramid
@@ -249,7 +249,7 @@ class Multigrid(ReaderMemory):
     # -- pictures ------------------------------------------------------------------------------------------------------
 
     def metrics(self, state: State) -> dict[str, Tensor]:
-        """How many units of the writer are at their bounds, and how large its cells are; means over all grids."""
+        """Share of saturated units and root mean square of the cells of the writer; means over all grids."""
         hidden = [saturation(value) for name, value in state.items() if name.startswith("hidden_")]
         cells = [rms(value) for name, value in state.items() if name.startswith("cell_")]
         return {"saturation": torch.stack(hidden).mean(0), "cell_rms": torch.stack(cells).mean(0)}

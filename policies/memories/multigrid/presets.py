@@ -52,7 +52,9 @@ class Plan:
             if min(*counts, *widths, self.base) < 1:
                 raise ValueError(f"{levels} {counts}, {channels} {widths} and base {self.base} must be at least 1")
         if max(self.down_levels) > self.levels[-1]:
-            raise ValueError(f"down_levels {self.down_levels} keeps more than the {self.levels[-1]} levels there are")
+            raise ValueError(
+                f"down_levels is {self.down_levels}; expected at most {self.levels[-1]}, the levels of the last layer"
+            )
         if self.down_levels[-1] != 1:
             raise ValueError(f"down_levels {self.down_levels} must end with 1: the output is one grid")
         lengths = {"residuals": len(self.levels), "reader_residuals": self.reader_layers}
@@ -61,7 +63,7 @@ class Plan:
             if any(not 1 <= source < target <= length for target, source in pairs):
                 raise ValueError(f"{name} {pairs} must be pairs (to, from), 1 <= from < to <= {length}")
             if len(dict(pairs)) < len(pairs):
-                raise ValueError(f"{name} {pairs} add more than one layer to the same")
+                raise ValueError(f"{name} is {pairs}; expected at most one residual per target layer")
 
     @property
     def reader_layers(self) -> int:

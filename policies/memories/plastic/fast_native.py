@@ -26,7 +26,7 @@ SOURCE = Path(__file__).with_name("fast_traces.c")
 LANES_BYTES = 64
 """Units are padded to a multiple of this many bytes, the widest SIMD vector."""
 MIN_NUMBERS = 2**19
-"""With at least this many numbers in all traces, a single step is faster with the loops."""
+"""A single step uses the loops if all traces together have at least this many numbers."""
 
 
 class Plasticity(NamedTuple):
@@ -113,7 +113,7 @@ class NativeTape:
 
     @torch.no_grad()
     def step(self, projected: Tensor, starts: Tensor | None) -> None:
-        """Take a step. `projected`: what the input gives each unit, W_in x + b, `[B, n]`."""
+        """Take a step. `projected`: W_in x + b, `[B, n]`."""
         self.after[self.count, :, : self.size] = projected
         if starts is not None:
             if self.starts is None:
@@ -170,7 +170,9 @@ class TraceLoops(Loops):
 
         parallel_for(take, self.tape.batch)
         if not all(done):
-            raise MemoryError("there is no room for the traces between two that were kept")
+            raise MemoryError(
+                "not enough memory for the traces of the backward pass: lower num_envs, n_steps or hidden_size"
+            )
 
 
 class NativeSequence(torch.autograd.Function):

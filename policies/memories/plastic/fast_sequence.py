@@ -58,7 +58,7 @@ class Tape:
         return {"hidden": self.hidden, "hebb": self.hebb}
 
     def step(self, projected: Tensor, starts: Tensor | None) -> None:
-        """Take a step. `projected`: what the input gives each unit, W_in x + b, `[B, n]`."""
+        """Take a step. `projected`: W_in x + b, `[B, n]`."""
         x = self.hidden
         if starts is not None:
             x = x.masked_fill(starts[:, None], 0.0)

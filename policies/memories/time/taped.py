@@ -1,4 +1,4 @@
-"""Fast forms with tapes: a tape stores the steps as they are taken; the graph of all of them is created afterwards."""
+"""Fast forms with tapes: a tape stores the steps while they run; one autograd node for all of them is created later."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from policies.native.loops import Loops
 
 
 class Tape(Protocol):
-    """Stores the steps of one sequence as they are taken."""
+    """Stores the steps of one sequence."""
 
     def step(self, projected: Tensor, starts: Tensor | None) -> None:
-        """Takes a step.
+        """Runs a step.
 
         Args:
             projected: `TapedForm.given` of the input, `[B, ...]`.
@@ -32,17 +32,17 @@ class Tape(Protocol):
 
     @property
     def full(self) -> bool:
-        """Whether the tape has no room for another step."""
+        """Whether the tape has no space for another step."""
 
 
 class LoopTape:
-    """A tape whose steps are taken by C loops, after the product of the input with a weight.
+    """A tape whose steps are run by C loops, after the product of the input with a weight.
 
     Args:
-        loops: take the steps.
-        into: where that product goes, with room for all steps, `[T, B, out]`.
+        loops: the C loops.
+        into: output buffer of that product for all steps, `[T, B, out]`.
         weight, bias: `[out, F]` and `[out]`.
-        starts: bool `[T, B]`, all false, to be written; None: no episode starts on this tape.
+        starts: buffer for the resets, bool `[T, B]`, all false; None: no episode starts on this tape.
     """
 
     def __init__(self, loops: Loops, into: Tensor, weight: Tensor, bias: Tensor, starts: Tensor | None) -> None:
@@ -57,7 +57,7 @@ class LoopTape:
 
     @torch.no_grad()
     def step(self, projected: Tensor, starts: Tensor | None) -> None:
-        """Take a step. `projected`: its input, `[B, F]`."""
+        """Runs a step. `projected`: its input, `[B, F]`."""
         torch.addmm(self.bias, projected, self.weight.t(), out=self.into[self.count])
         if starts is not None:
             assert self.starts is not None
@@ -67,15 +67,15 @@ class LoopTape:
 
     @torch.no_grad()
     def run(self, xs: Tensor, starts: Tensor | None) -> None:
-        """Take all steps. `xs`: `[T, B, F]`; `starts`: `[T, B]`."""
+        """Runs all steps. `xs`: `[T, B, F]`; `starts`: `[T, B]`."""
         if starts is not None:
             assert self.starts is not None
             self.starts.copy_(starts)
-        expected_steps = max(1, CHUNK_ROWS // max(1, xs.shape[1]))
-        for begin in range(0, len(xs), expected_steps):
-            x, out = (part[begin : begin + expected_steps].flatten(0, 1) for part in (xs, self.into))
+        chunk = max(1, CHUNK_ROWS // max(1, xs.shape[1]))
+        for begin in range(0, len(xs), chunk):
+            x, out = (part[begin : begin + chunk].flatten(0, 1) for part in (xs, self.into))
             torch.addmm(self.bias, x, self.weight.t(), out=out)
-            self.loops.forward(begin, min(begin + expected_steps, len(xs)))
+            self.loops.forward(begin, min(begin + chunk, len(xs)))
         self.count = len(xs)
 
 
@@ -97,7 +97,7 @@ class TapedForm(FastForm):
         return xs
 
     def tape(self, state: State, expected_steps: int) -> Tape:
-        """An empty tape that starts from `state`, with room for at least `expected_steps` steps."""
+        """An empty tape that starts from `state`, with space for at least `expected_steps` steps."""
         raise NotImplementedError
 
     def output(self, state: State) -> Tensor:
@@ -105,11 +105,11 @@ class TapedForm(FastForm):
         raise NotImplementedError
 
     def finish(self, tape: Tape, projected: Tensor, state: State) -> Unrolled:
-        """The steps of `tape` with their graph.
+        """Creates the graph of the steps of `tape`.
 
         Args:
             tape: from `tape(state, ...)`.
-            projected: of all its steps, `[T, B, ...]`, with its graph; the inputs themselves if `keeps_graph`.
+            projected: of all its steps, `[T, B, ...]`, with its graph; the unchanged inputs if `keeps_graph`.
             state: before its first step.
         """
         raise NotImplementedError

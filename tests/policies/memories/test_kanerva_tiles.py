@@ -71,7 +71,7 @@ def test_ranked_images_share_no_tile_and_come_back() -> None:
     assert len(parts.tile(keys.mean)[:, 0, 0].unique(dim=0)) == 9
     order = torch.randperm(9)
     torch.testing.assert_close(parts.infer_keys(embedding[order])[0].mean, keys.mean[order])
-    with pytest.raises(ValueError, match="an episode has 10 images; the memory holds 9, one a tile"):
+    with pytest.raises(ValueError, match="an episode has 10 images; expected at most 9, one per tile"):
         parts.infer_keys(embeddings(10))
 
 

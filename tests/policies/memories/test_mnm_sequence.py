@@ -78,8 +78,8 @@ def test_the_loops_are_the_equations(monkeypatch: pytest.MonkeyPatch, name: str,
     """Whatever the sizes, wherever episodes start, unrolled and recorded, in blocks and on threads: as step by step."""
     torch.manual_seed(seed)
     options, length, batch = drawn(seed)
-    monkeypatch.setattr(mnm_taped, "ROWS", 3 * batch)
-    monkeypatch.setattr(mnm_native, "FEWEST", 2)
+    monkeypatch.setattr(mnm_taped, "CHUNK_ROWS", 3 * batch)
+    monkeypatch.setattr(mnm_native, "MIN_BLOCK", 2)
     monkeypatch.setattr(mnm_native, "BLOCK_BYTES", 1)
     memory = make_memory(name, input_size=3, **options).to(dtype)
     with torch.no_grad():

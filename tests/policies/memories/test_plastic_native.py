@@ -60,7 +60,7 @@ def test_a_sequence_is_the_equations(
 ) -> None:
     """Unrolled, recorded on several tapes and shared out among threads; episodes may start anywhere."""
     length, batch, units = size
-    monkeypatch.setattr(fast_sequence, "ROOM", 5)
+    monkeypatch.setattr(fast_sequence, "MIN_STEPS", 5)
     memory = built(name, rule, units)
     xs, state = torch.randn(length, batch, 3, dtype=torch.float64), begun(memory, batch)
     starts = torch.rand(length, batch) < share if share else None

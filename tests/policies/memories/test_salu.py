@@ -193,10 +193,10 @@ def test_without_loops_a_sequence_has_one_tape(monkeypatch: pytest.MonkeyPatch) 
     def counted(name: str, made: Any) -> Any:
         return lambda *args: (calls.append(name), made(*args))[1]
 
-    for name in ("tape", "given"):
+    for name in ("tape", "projected"):
         monkeypatch.setattr(memory._fast_form, name, counted(name, getattr(memory._fast_form, name)))
     memory.unroll(torch.randn(3, BATCH, FEATURES).double(), None, memory.initial_state(BATCH))
-    assert sorted(calls) == ["given", "tape"]
+    assert sorted(calls) == ["projected", "tape"]
 
 
 def test_a_sequence_keeps_one_table() -> None:
