@@ -68,7 +68,7 @@ class PPOConfig(Hyperparameters):
 
 @register_learner("ppo")
 class PPO(ReplayLearner):
-    """Proximal policy optimisation with a memory; arguments as in Stable-Baselines3's PPO but for `n_minibatches`.
+    """Proximal policy optimisation with a memory; arguments as in Stable-Baselines3's PPO, except `n_minibatches`.
 
     Arguments: those of `PPOConfig`, then those of `agents.hyperparameters.Setup`.
 

@@ -1,7 +1,7 @@
-"""The fast form of the D-NTM: sequences, and steps while acting, by C loops on a CPU with a compiler.
+"""The fast form of the D-NTM: C loops for sequences and acting steps on a CPU with a compiler.
 
-For soft addressing, a GRU of one layer, one reading step and no losses of its own, as by default; the equations step
-everything else.
+The loops support the default options: soft addressing, a GRU of one layer, one reading step and no losses. Other
+options use the equations.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class FastDNTM(FastForm):
     memory: Any
 
     def usable(self) -> bool:
-        """Whether there are C loops for this memory, here."""
+        """Whether the C loops support this memory on this machine."""
         memory = self.memory
         default_options = memory.recurrent and memory.num_layers == memory.reading_steps == 1 and not memory.discrete
         losses = memory.entropy_coef or memory.consistency_coef or memory.prediction_coef

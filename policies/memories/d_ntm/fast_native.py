@@ -48,7 +48,7 @@ class Sizes(NamedTuple):
 
 
 class _Tape(ctypes.Structure):
-    """As in the C file."""
+    """The struct of the C file."""
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in Sizes._fields),
@@ -115,12 +115,12 @@ def make_loops(sizes: Sizes, decay: float, weights: Weights, forward: bool, arra
 
 
 class NativeSequence(torch.autograd.Function):
-    """All steps and their derivative.
+    """All steps, with a custom backward.
 
     Inputs: sizes and the decay of v; where episodes start, bool `[T, B]` or None; v before the first step,
     `[B, heads, N + 1]`; the input's part of the gates `[T, B, 3 H]`, with its bias, and of candidates and α
     `[T, B, H_w d_c + 1]`; the fields of `Weights`; contents, read-out and hidden state before the first step.
-    Outputs: hidden state and read-out after each step, side by side; contents, w and v after the last.
+    Outputs: hidden state and read-out after each step, concatenated; contents, w and v after the last.
     """
 
     @staticmethod

@@ -19,16 +19,16 @@ from policies.memories.shared.numbers import focus
 from policies.memories.shared.pictures import read_panel, vector_panel, write_panel
 
 NORM_EPS = 1e-6
-"""Added to squared norms, so that an empty slot has a direction: none."""
+"""Added to squared norms, so that the cosine with an empty slot is 0."""
 
 
 class Addressed(NamedTuple):
-    """Where a set of heads went."""
+    """The weights of a set of heads."""
 
     weights: Tensor
-    """What reads and writes, `[B, H, N + 1]`: the probabilities, or one slot where that is drawn."""
+    """The weights for reading or writing, `[B, H, N + 1]`: the probabilities, or one-hot for a sampled slot."""
     probabilities: Tensor
-    """w, `[B, H, N + 1]`; the last slot is the one of no operation."""
+    """w, `[B, H, N + 1]`; the last slot is the no-operation slot."""
     usage: Tensor
     """v after the step, `[B, H, N + 1]`."""
 
@@ -149,7 +149,7 @@ class DNTM(Memory):
         self.predictor = nn.Linear(hidden_size + self.read_size, input_size) if prediction_coef else None
         if curriculum:
             self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
-            # a learner's step is one backward pass, and each of them reaches the addresses
+            # every backward pass, so every optimiser step of a learner, computes a gradient of the addresses
             self.addresses.register_post_accumulate_grad_hook(self._count)  # type: ignore[no-untyped-call]
 
     def _count(self, _: Tensor) -> None:
@@ -219,14 +219,14 @@ class DNTM(Memory):
     def address(
         self, parameters: Tensor, contents: Tensor, usage: Tensor | None, draw: Tensor | None, soft: Tensor | None
     ) -> Addressed:
-        """Where heads go.
+        """Computes the weights of heads.
 
         Args:
             parameters: k, β and γ of the heads as the controller emits them, `[B, H (d_a + d_c + 2)]`.
             contents: C, `[B, N, d_c]`.
-            usage: v_{t-1}, `[B, H, N + 1]`; None: nothing is avoided.
+            usage: v_{t-1}, `[B, H, N + 1]`; None: recently used slots are not avoided.
             draw: uniform numbers, `[B, H (N + 1)]`; None: soft addressing.
-            soft: bool `[B, 1]`, true where discrete addressing is soft for now; None: nowhere.
+            soft: bool `[B, 1]`, true where the curriculum uses soft addressing; None: nowhere.
         """
         parameters = parameters.view(contents.shape[0], -1, sum(self.head_sizes))
         key, sharpness, *avoidance = torch.split(parameters, self.head_sizes, 2)
@@ -263,7 +263,7 @@ class DNTM(Memory):
         return next_memory(contents, weights, erase.view(-1, *shape), candidate.view(-1, *shape))
 
     def _control(self, x: Tensor, read_value: Tensor, layers: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The last hidden layer, and all of them where they last."""
+        """The last hidden layer and, for a GRU, all hidden layers for the next step."""
         hidden = torch.cat([x, read_value], 1)
         if layers is None:
             for layer in self.controller:
@@ -276,7 +276,7 @@ class DNTM(Memory):
         return hidden, torch.stack(following, 1)
 
     def _losses(self, x: Tensor, features: Tensor, state: State, following: State, written: Tensor) -> State:
-        """The memory's own terms, `[B]` each, times their coefficients; adds to `following` what they need."""
+        """The memory's own losses, `[B]` each, times their coefficients; writes the state they need to `following`."""
         losses: State = {}
         if self.entropy_coef:
             w = torch.cat([following["write_weights"], following["read_weights"]], 1)
@@ -292,17 +292,17 @@ class DNTM(Memory):
         if self.predictor is not None:
             error = F.binary_cross_entropy_with_logits if self.bernoulli else F.mse_loss
             error_of_unit = error(state["prediction"], x.detach(), reduction="none")
-            told = (state["steps"] > 0).squeeze(1)  # nothing foretells the first input
+            told = (state["steps"] > 0).squeeze(1)  # the first input is not predicted
             losses["prediction"] = self.prediction_coef * error_of_unit.mean(1) * told
             following["prediction"] = self.predictor(features)
         return losses
 
     def metrics(self, state: State) -> dict[str, Tensor]:
-        """How sharply heads read and write."""
+        """Largest read and write weight, averaged over heads."""
         return {"read_focus": focus(state["read_weights"]), "write_focus": focus(state["write_weights"])}
 
     def panels(self, state: State) -> dict[str, Panel]:
-        """The slots' contents, the heads' weights, and the vectors read; the last slot is the one of no operation."""
+        """The slots' contents, the heads' weights, and the vectors read; the last slot is the no-operation slot."""
         first = {name: value[0].detach() for name, value in state.items()}
         return {
             "contents": Panel(first["contents"].T, "slot", "number in the content", about="what each slot holds"),
@@ -315,7 +315,7 @@ class DNTM(Memory):
 
 
 def unit(words: Tensor) -> Tensor:
-    """Words `[..., W]` over their norms."""
+    """Words `[..., W]` divided by their norms."""
     return words * (words.square().sum(-1, keepdim=True) + NORM_EPS).rsqrt()
 
 

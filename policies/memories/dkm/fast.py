@@ -1,7 +1,7 @@
-"""The fast form of the dynamic Kanerva machine: sequences, and steps while acting, by C loops on a CPU with a compiler.
+"""The fast form of the dynamic Kanerva machine: C loops for sequences and acting steps on a CPU with a compiler.
 
-Codes and cues depend on the inputs alone, so that they are large products before the loops, as the outputs are after
-them. Several iterations, the released code's variant, samples and the reconstruction are left to the equations.
+Codes and cues depend only on the inputs, so they are large products before the loops; the outputs are computed after
+them. Several iterations, the released code's variant, samples and the reconstruction use the equations.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from policies.native.loops import Loops
 
 SOURCE = Path(__file__).with_name("fast_sequence.c")
 MAX_NUMBERS = 4096
-"""Maximum number of slots, and of units of a code; the loops keep a few such vectors on the stack."""
+"""Maximum number of slots and of numbers in a code; the loops store a few such vectors on the C stack."""
 
 GIVEN = ("noise", "z", "cue", "first_mean", "first_root", "fresh_mean", "fresh_root")
-"""What the loops take, by its name in the C file."""
+"""Input arrays of the loops, by their names in the C file."""
 MADE = ("reads", "w", "read_w", "kl", "mean", "root", "f", "wu", "delta", "factor")
-"""What they leave of every step."""
+"""Output arrays of the loops, for every step."""
 
 
 class _Tape(ctypes.Structure):
-    """As in the C file."""
+    """The struct of the C file."""
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("batch", "slots", "word")),
@@ -59,7 +59,7 @@ def factors(mean: Tensor, noise: Tensor) -> Tensor:
 
 
 class NativeSequence(torch.autograd.Function):
-    """All steps and their derivative.
+    """All steps, with a custom backward.
 
     Inputs: where episodes start, bool `[T, B]` or None; variance of the noise and λ, `[2]`; codes and cues
     `[T, B, C]`; M and L before the first step, `[B, ...]`, and at the start of an episode, `[1, ...]`.
@@ -112,7 +112,7 @@ class FastDKM(FastForm):
     memory: Any
 
     def usable(self) -> bool:
-        """Whether there are C loops for this memory, here."""
+        """Whether the C loops support this memory on this machine."""
         memory = self.memory
         once = memory.num_opt_iters == memory.read_iterations == 1 and memory.variant == "paper"
         drawn = memory.sample_w or memory.sample_memory

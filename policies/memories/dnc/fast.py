@@ -81,7 +81,7 @@ class NativeDNC(TapedForm):
         return self.sequence(projected, state, tape)
 
     def sequence(self, xs: Tensor, state: State, tape: NativeTape, starts: Tensor | None = None) -> Unrolled:
-        """A sequence with its graph; `tape`: empty, or full if its steps were already taken."""
+        """A sequence with its graph; `tape`: empty, or full if its steps have already run."""
         layers = [parameter for layer in self.memory.controller for parameter in (layer.weight, layer.bias)]
         interface = [part for part in (self.memory.interface.weight, self.memory.interface.bias) if part is not None]
         after, *ends = NativeSequence.apply(  # type: ignore[no-untyped-call]

@@ -21,7 +21,7 @@ _sigmoid_back, _softplus_back = _aten.sigmoid_backward.grad_input, _aten.softplu
 
 
 class StepSequence(torch.autograd.Function):
-    """The steps of a `StepTape` and their derivative.
+    """The steps of a `StepTape`, with a custom backward.
 
     Inputs: the tape with all its steps; the input's part of the gates, `[T, B, 4 L d_h]`; names and tensors of
     `entering` before the first step; `Weights`.

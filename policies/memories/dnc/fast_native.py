@@ -37,7 +37,7 @@ _ARRAYS = (
 
 
 class _Tape(ctypes.Structure):
-    """As in the C file."""
+    """The struct of the C file."""
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in (*_NUMBERS, *_SWITCHES)),
@@ -89,7 +89,7 @@ class Shape(NamedTuple):
 
     @property
     def feature_size(self) -> int:
-        """Width of read vectors and hidden states of all layers, which the loops store side by side."""
+        """Width of read vectors and hidden states of all layers, which the loops store concatenated."""
         return self.read_size + self.layers * self.hidden
 
 
@@ -174,7 +174,7 @@ class Loops:
         self._block = max(MIN_BLOCK, BLOCK_BYTES // (self._linkage * usage.itemsize))
 
     def forward(self, begin: int, end: int) -> None:
-        """Take the steps `begin` ... `end` - 1."""
+        """Runs the steps `begin` ... `end` - 1."""
 
         def run_blocks(first: int, last: int) -> None:
             scratch = self._reference.new_empty(self._scratch_size)

@@ -61,7 +61,7 @@ def from_loops(name: str, value: Tensor, slots: int) -> Tensor:
 
 
 class NativeTape:
-    """Steps of a DNC, stored as they are taken, without gradients.
+    """Steps of a DNC, stored while they run, without gradients.
 
     Args:
         dnc: the `DNC`.
@@ -128,7 +128,7 @@ class NativeTape:
 
     @torch.no_grad()
     def run(self, xs: Tensor, starts: Tensor | None) -> None:
-        """Take all steps. `xs`: `[T, B, F]`; `starts`: bool `[T, B]`."""
+        """Runs all steps. `xs`: `[T, B, F]`; `starts`: bool `[T, B]`."""
         if starts is not None:
             self.set_starts(starts)
         self.steps["gates"][:] = self.dnc.gates_of(xs)
@@ -137,7 +137,7 @@ class NativeTape:
 
     @torch.no_grad()
     def step(self, projected: Tensor, starts: Tensor | None) -> None:
-        """Take a step. `projected`: inputs, `[B, F]`; `starts`: bool `[B]`."""
+        """Runs a step. `projected`: inputs, `[B, F]`; `starts`: bool `[B]`."""
         if starts is not None:
             if self.starts is None:
                 self.set_starts(starts.new_zeros(self.length, len(starts)))
@@ -160,7 +160,7 @@ class NativeTape:
         return {**split(self.shape, after), "cell": self.states["cells"][self.count], **found}
 
     def cut(self) -> None:
-        """Free the space of steps that were not taken."""
+        """Free the space of steps that did not run."""
         self.states = {name: state[: self.count + 1] for name, state in self.states.items()}
         self.steps = {name: step[: self.count] for name, step in self.steps.items()}
         self.starts = None if self.starts is None else self.starts[: self.count]
@@ -182,11 +182,11 @@ def split(shape: Shape, after: Tensor) -> State:
 
 
 class NativeSequence(torch.autograd.Function):
-    """The steps of a `NativeTape` and their derivative.
+    """The steps of a `NativeTape`, with a custom backward.
 
     Inputs: the tape, empty or full; inputs `[T, B, F]`; starts, bool `[T, B]`, or None; names of the parts of a state,
     and the state before the first step; weight and bias of each layer of the controller, then of the interface (its
-    bias if it has one). An empty tape takes its steps now. A full tape must have taken them with these inputs.
+    bias if it has one). The steps of an empty tape are run now. A full tape must come from the same inputs.
 
     Outputs: read vectors and hidden states after each step, concatenated, `[T, B, R W + L d_h]`; the other parts of the
     state after the last step, in the order of the names.

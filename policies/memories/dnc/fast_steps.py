@@ -135,7 +135,7 @@ class Step(NamedTuple):
 
 
 class StepTape:
-    """Steps of a DNC, stored as they are taken, without gradients.
+    """Steps of a DNC, stored while they run, without gradients.
 
     Args:
         memory: the DNC.
@@ -166,7 +166,7 @@ class StepTape:
 
     @torch.no_grad()
     def step(self, projected: Tensor, starts: Tensor | None) -> None:
-        """Take a step; `projected`: the input's part of the gates, from `DNC.gates_of`."""
+        """Runs a step; `projected`: the input's part of the gates, from `DNC.gates_of`."""
         parts, reads, one = self.parts, self.reads, self.one
         now = self.now if starts is None else masked(self.now, starts)
         hiddens, cells, layer_inputs = self.control(projected, now)

@@ -177,7 +177,7 @@ class DNC(Memory):
         return F.linear(xs, torch.cat(weights), torch.cat(biases))
 
     def output_of(self, hidden: Tensor, read_vectors: Tensor) -> Tensor:
-        """y_t, from all layers' hidden states and all read vectors side by side, `[..., sizes]`."""
+        """y_t, from all layers' hidden states and all read vectors, concatenated, `[..., sizes]`."""
         return self._clip(self.output(torch.cat([hidden, read_vectors], -1)))
 
     def _control(self, gates: Tensor, state: State) -> tuple[Tensor, Tensor]:
@@ -220,7 +220,7 @@ class DNC(Memory):
         return {"used": state["usage"].mean(1), "write_strength": written, "read_focus": focus(state["read_weights"])}
 
     def panels(self, state: State) -> dict[str, Panel]:
-        """Everything in the state of the first batch entry; several write heads' links one below another."""
+        """Everything in the state of the first batch entry; the links of several write heads are stacked."""
         entry = {name: value[0].detach() for name, value in state.items()}
         return {
             "memory": Panel(entry["memory"].t(), "slot", "number in the word", about="what each slot holds"),

@@ -291,7 +291,7 @@ class BlockKanerva(KanervaForm):
             (keys[0][means:], keys[1][means:]),
             keys,
             self.prior.as_linear() if self.small else None,
-            # r = W_m m + W_f f + W_z (W_μ f + b_μ) + b: linear in windows and features, but for what Z draws
+            # r = W_m m + W_f f + W_z (W_μ f + b_μ) + b: linear in windows and features, except for the noise of Z
             (
                 torch.cat([of_windows, of_features + of_latent @ project.weight[:width]], 1),
                 self.readout.bias + of_latent @ project.bias[:width],

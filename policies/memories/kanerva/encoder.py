@@ -18,20 +18,20 @@ from torch.nn import functional as F
 from policies.memories.time.scopes import cached, host_may_read
 
 Shift = Callable[[int, Tensor], Tensor]
-"""What happens to the features `[N, C, ...]` at one place of an encoder: their number, then the features."""
+"""Shifts features `[N, C, ...]` at one place of an encoder; arguments: the place's number, the features."""
 
 
 class DeepLinear(nn.Sequential):
-    """Appendix E's dense network: three linear layers with nothing between them, each of spectral norm 1.
+    """Appendix E's dense network: three linear layers without activations, each of spectral norm 1.
 
     A layer is divided by its largest singular value σ = uᵀWv (Miyato et al., 2018). u and v come from a power iteration
-    that always begins at the same vector, so that a pass is a function of the weights and writes to no buffer.
+    with a fixed start, so that a pass is a function of the weights and writes to no buffer.
 
     Args:
         inputs: width of the input.
         units: of the two hidden layers.
         outputs: width of the output.
-        spectral_last: divide the last layer too; the author's helpers leave it as it is, the paper does not say.
+        spectral_last: divide the last layer too; the author's helpers do not, and the paper does not say.
     """
 
     squarings = 5
@@ -45,7 +45,7 @@ class DeepLinear(nn.Sequential):
         self._known: tuple[list[Tensor], list[Tensor], list[Tensor]] | None = None  # weights, and their u and v
 
     def sigmas(self) -> list[Tensor]:
-        """What each layer is divided by, `[]`: its largest singular value, whose gradient is u vᵀ."""
+        """The largest singular value of each layer, `[]`, with the gradient u vᵀ."""
         weights = [layer.weight for layer in self._layers()]
         sigmas = [u @ w @ v for w, u, v in zip(weights, *self._directions(weights), strict=True)]
         return sigmas if self.spectral_last else [*sigmas[:2], torch.ones_like(sigmas[2])]
@@ -74,7 +74,7 @@ class DeepLinear(nn.Sequential):
         return list(self)  # type: ignore[arg-type]
 
     def _directions(self, weights: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """u and v of each layer. Where comparing is cheap, they are kept until a weight has another value."""
+        """u and v of each layer, cached until a weight changes where comparing is cheap."""
         if weights[0].device.type != "cpu" or not host_may_read() or torch.compiler.is_compiling():
             return self._iterate(weights)
         known = self._known
@@ -87,7 +87,7 @@ class DeepLinear(nn.Sequential):
     @torch.no_grad()
     def _iterate(self, weights: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         first, second, third = weights
-        # every layer has a side of the hidden units' width, so the three iterate as one
+        # one side of every layer has the hidden units' width, so the three layers are iterated as one batch
         power = torch.stack([first @ first.t(), second @ second.t(), third.t() @ third])
         tiny = torch.finfo(power.dtype).tiny
         for _ in range(self.squarings):
@@ -100,7 +100,7 @@ class DeepLinear(nn.Sequential):
 
 
 class Encoder(nn.Module):
-    """From inputs to embeddings E, with places at which features may be shifted in time."""
+    """Base class of encoders, from inputs to embeddings E, with places where features are shifted in time."""
 
     def __init__(self, fraction: float) -> None:
         super().__init__()
@@ -108,10 +108,10 @@ class Encoder(nn.Module):
             raise ValueError(f"shift is {fraction}; it must be a fraction of the channels in 0..0.5")
         self.fraction = fraction
         self.shift_shapes: list[tuple[int, ...]] = []
-        """Of the features carried from one step to the next, place by place, without the batch."""
+        """Shapes, without the batch, of the features that each place passes to the next step."""
 
     def place(self, channels: int, *grid: int) -> None:
-        """Declare a place of so many channels; the fraction of them that moves is at least one channel."""
+        """Declares a place with this number of channels, of which at least one is shifted."""
         if self.fraction:
             self.shift_shapes.append((max(1, int(channels * self.fraction)), *grid))
 
@@ -120,7 +120,7 @@ class Encoder(nn.Module):
         raise NotImplementedError
 
     def forward(self, x: Tensor, carried: Sequence[Tensor] = ()) -> tuple[Tensor, list[Tensor]]:
-        """One step, shifted online: what moves comes from the step before.
+        """One step; the shifted features come from the step before.
 
         Args:
             x: `[B, ...]`.
@@ -164,8 +164,8 @@ def temporal_shift(features: Tensor, moves: int, both: bool) -> Tensor:
 
     Args:
         features: `[T, B, C, ...]`.
-        moves: how many channels come from the step before.
-        both: whether as many more come from the step after.
+        moves: number of channels that come from the step before.
+        both: whether an equal number comes from the step after.
     """
     past, future, rest = features[:, :, :moves], features[:, :, moves : 2 * moves], features[:, :, 2 * moves :]
     before = torch.cat([torch.zeros_like(past[:1]), past[:-1]])
@@ -176,7 +176,7 @@ def temporal_shift(features: Tensor, moves: int, both: bool) -> Tensor:
 class DenseEncoder(Encoder):
     """Three dense layers for inputs that are vectors, their features shifted before the second and the third.
 
-    The paper has images only. This stands where its residual network stands, so it has ReLU and no spectral norm.
+    The paper has only images. This replaces its residual network, so it has ReLU and no spectral norm.
 
     Args:
         size: F, width of the input.
@@ -203,7 +203,7 @@ class DenseEncoder(Encoder):
 
 
 class ImageEncoder(Encoder):
-    """A residual network as ResNet18 is made (He et al., 2016), shifted before the first convolution of each block.
+    """A residual network like ResNet18 (He et al., 2016), shifted before the first convolution of each block.
 
     Widths (64, 128, 256, 512) with 2 blocks each and average pooling are ResNet18's, with the 3 x 3 stem that suits
     small images.
@@ -211,11 +211,11 @@ class ImageEncoder(Encoder):
     Args:
         shape: (C, H, W) of the input.
         channels: of each stage; from the second on a stage halves the image.
-        blocks: residual blocks a stage.
+        blocks: residual blocks per stage.
         embedding_size: width of E.
         fraction: of the channels that is shifted.
         norm: "batch", as in the paper, or "group", for which one image is enough.
-        average_pool: average over the last grid, as ResNet does; False: keep where things are, for small networks.
+        average_pool: average over the last grid, as ResNet does; False: keep positions, for small networks.
     """
 
     def __init__(

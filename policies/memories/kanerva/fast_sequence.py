@@ -20,7 +20,7 @@ from policies.memories.steps import Queries
 
 
 class Parts(Protocol):
-    """What of `policies.memories.kanerva.pooled.PooledKanerva` is run here, with its shapes."""
+    """The part of `policies.memories.kanerva.pooled.PooledKanerva` that is used here."""
 
     sample: bool
     encoder: Encoder

@@ -18,7 +18,7 @@ from policies.memories.kanerva.patches import PatchDecoder, PatchEncoder
 from policies.memories.kanerva.tiles import Allocation, KanervaBlocks
 
 FLIPPED = 0.1
-"""Share of the pixels that `KanervaModel.search` takes for wrong."""
+"""Probability with which `KanervaModel.search` assumes that a pixel is wrong."""
 
 
 class KanervaModel(nn.Module):
@@ -43,7 +43,7 @@ class KanervaModel(nn.Module):
         prior_features: feature maps of the learned prior's first layer.
         decoder_features: feature maps of the decoder's coarsest grid.
         encoder_channels: widths of the encoder's stages; with blocks one number.
-        encoder_blocks: residual blocks a stage.
+        encoder_blocks: residual blocks per stage.
         shift: fraction of the channels that comes from the image before, and as many from the one after.
         norm: of the encoder: "batch", or "group".
         likelihood: "bernoulli" or "gaussian"; see `Likelihood`.
@@ -112,7 +112,7 @@ class KanervaModel(nn.Module):
         memory: Tensor | None = None,
         queries: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """The conditional bound of each image, in nats: less is better, as in table 1.
+        """The conditional bound of each image, in nats: lower is better, as in table 1.
 
         Args:
             episode: images `[T, B, C, H, W]`; the memory is written from all T, then each is read back (E.1).
@@ -120,8 +120,8 @@ class KanervaModel(nn.Module):
                 Z ~ p(Z|M, Y), takes nothing from the image but its keys; its bound is eq. (4) with that prior for the
                 posterior, so `kl_z` is 0. None: "posterior" in training mode, "memory" otherwise.
             memory: read from this one instead, `[B, C, S, S]`: a control, with another episode's memory or the mean.
-            queries: images that ask in place of the episode's, `[T, B, C, H, W]`: q(Y|X) and q(Z|X) are those of the
-                spoilt copies, and what is written and what has to be reconstructed remain the episode.
+            queries: corrupted images `[T, B, C, H, W]` from which q(Y|X) and q(Z|X) are computed; the episode's
+                own images are written and reconstructed.
 
         Returns:
             `bound`, `reconstruction` (−ln p(X|Z)), `kl_z` (KL(q(Z|X) ‖ p(Z|M, Y))) and `kl_y` (KL(q(Y|X) ‖ N(0, I))),
@@ -180,11 +180,11 @@ class KanervaModel(nn.Module):
         return split_time(self.likelihood.mean(decoded), *keys.shape[:2])
 
     def iterative_read(self, memory: Tensor, images: Tensor, steps: int) -> Tensor:
-        """Clean images up by what the memory holds (§3.5, eq. 7): Y ~ q(Y|X̂), Z ~ p(Z|Y, M), X̂ = E[X|Z], again.
+        """Denoises images with the memory (§3.5, eq. 7); each step is Y ~ q(Y|X̂), Z ~ p(Z|Y, M), X̂ = E[X|Z].
 
         Args:
             memory: M, `[B, C, S, S]`.
-            images: X̂ to begin with, `[N, B, C, H, W]`.
+            images: initial X̂, `[N, B, C, H, W]`.
             steps: at least 1.
 
         Returns:
@@ -199,14 +199,14 @@ class KanervaModel(nn.Module):
         return torch.stack(taken)
 
     def search(self, memory: Tensor, images: Tensor, keys: Tensor, seen: Tensor | None = None) -> Tensor:
-        """Of what the memory shows at given keys, that which explains each image best.
+        """Reads at the given keys and returns for each image the read-out that explains it best.
 
-        It infers Y from the image and the memory, where q(Y|X) sees the image alone: the most likely of the keys, if
-        a tenth of the image's pixels were turned over.
+        It infers Y from the image and the memory, q(Y|X) from the image only. The chosen key is the most likely one if
+        a tenth of the image's pixels are flipped.
 
         Args:
             memory: M, `[B, C, S, S]`.
-            images: spoilt ones, black and white or in between, `[N, B, C, H, W]`.
+            images: corrupted images, pixels in 0..1, `[N, B, C, H, W]`.
             keys: candidates, all equally likely beforehand, `[R, B, K, 3 or 2]`; of blocks `KanervaBlocks.grid`.
             seen: the pixels of `images` that are known, bool, shaped likewise; None: all.
 
@@ -232,7 +232,7 @@ class KanervaModel(nn.Module):
         return self.read(memory, self.prior_keys(number, len(memory)))
 
     def perturb(self, memory: Tensor, keys: Tensor, number: int, std: float = 0.1) -> Tensor:
-        """Images near one another (§4.1.1, figure 7): read at y + ε, ε ~ N(0, std²).
+        """Similar images (§4.1.1, figure 7): read at y + ε, ε ~ N(0, std²).
 
         Args:
             memory: M, `[B, C, S, S]`.

@@ -82,7 +82,7 @@ class FastMNM(TapedForm):
         return self.sequence(xs, state)
 
     def sequence(self, xs: Tensor, state: State, tape: Tape | None = None) -> Unrolled:
-        """A sequence without a reset; `tape` contains its steps if they were already taken."""
+        """A sequence without a reset; `tape` contains its steps if they have already run."""
         memory, slow = self.memory, self.slow_weights()
         start, weights = self._parts(state)
         tape = tape or self.empty_tape(state, slow, len(xs))

@@ -32,7 +32,7 @@ outside the cache."""
 
 
 class _Tape(ctypes.Structure):
-    """As in the C file."""
+    """The struct of the C file."""
 
     _fields_ = [
         ("batch", ctypes.c_int64),
@@ -122,7 +122,7 @@ def step(
     written to.
 
     Returns:
-        Hidden and read-out, side by side; the cell; errors as in `NativeSequence`; M^l.
+        Hidden state and read-out, concatenated; the cell; errors as in `NativeSequence`; M^l.
     """
     functions, (hidden, cell, read_value), heads = library(SOURCE, gates_x.dtype), start, shape.heads
     assert functions is not None

@@ -91,7 +91,7 @@ class Layers:
 
 
 class Tape:
-    """`length` steps of MNM-p's controller and memory, stored as they are taken, without gradients.
+    """`length` steps of MNM-p's controller and memory, stored while they run, without gradients.
 
     Args:
         length: maximum number of steps.
@@ -156,7 +156,7 @@ class Tape:
 
     @torch.no_grad()
     def step(self, gates_x: Tensor) -> None:
-        """Take a step. `gates_x`: the input's part of the gates, with both biases, `[B, 4 d_h]`."""
+        """Runs a step. `gates_x`: the input's part of the gates, with both biases, `[B, 4 d_h]`."""
         slow, t, heads = self.slow, self.count, self.heads
         recurrent, interaction, rate, feedback = self._slow_up
 
@@ -205,14 +205,14 @@ class Tape:
         return carried[:, : self.d_h], self.cells[-1], carried[:, self.d_h :]
 
     def cut(self) -> None:
-        """Free the space of steps that were not taken."""
+        """Free the space of steps that did not run."""
         self.interactions, self.betas = self.interactions[: self.count], self.betas[: self.count]
         self.errors = self.errors[: self.count]
         self.zs, self.ys = ([level[: self.count] for level in levels] for levels in (self.zs, self.ys))
 
 
 class LocalSequence(torch.autograd.Function):
-    """The steps of a `Tape` and their derivative.
+    """The steps of a `Tape`, with a custom backward.
 
     Inputs: the tape, empty or full; the input's part of the gates with both biases, `[T, B, 4 d_h]`; and the tensors
     that the tape was built from, for their gradients: its start, the fields of `SlowWeights`, M^l. An empty tape takes

@@ -23,7 +23,7 @@ from policies.native.loops import Arrays
 
 
 class NativeTape:
-    """`length` steps of MNM's controller and memory, stored as they are taken, without gradients.
+    """`length` steps of MNM's controller and memory, stored while they run, without gradients.
 
     Args:
         length: maximum number of steps.
@@ -79,14 +79,14 @@ class NativeTape:
 
     @torch.no_grad()
     def step(self, gates_x: Tensor) -> None:
-        """Take a step. `gates_x`: the input's part of the gates, with both biases, `[B, 4 d_h]`."""
+        """Runs a step. `gates_x`: the input's part of the gates, with both biases, `[B, 4 d_h]`."""
         self.steps["gates"][self.count] = gates_x
         self._loops.forward(self.count, self.count + 1)
         self.count += 1
 
     @torch.no_grad()
     def run(self, xs: Tensor, w_x: Tensor, bias: Tensor) -> None:
-        """Take all steps. `xs`: `[T, B, F]`; `w_x`, `bias`: by which the input enters the gates."""
+        """Runs all steps. `xs`: `[T, B, F]`; `w_x`, `bias`: by which the input enters the gates."""
         allocate = max(1, CHUNK_ROWS // xs.shape[1])
         for begin in range(0, len(xs), allocate):
             x = xs[begin : begin + allocate]
@@ -100,14 +100,14 @@ class NativeTape:
         return carried[:, : self.d_h], self.cells[self.count], carried[:, self.d_h :]
 
     def cut(self) -> None:
-        """Free the space of steps that were not taken."""
+        """Free the space of steps that did not run."""
         self.carried, self.cells = self.carried[: self.count + 1], self.cells[: self.count + 1]
         self.steps = {name: step[: self.count] for name, step in self.steps.items()}
         self.layers = {name: [layer[: self.count] for layer in layers] for name, layers in self.layers.items()}
 
 
 class NativeSequence(torch.autograd.Function):
-    """The steps of a `NativeTape` and their derivative.
+    """The steps of a `NativeTape`, with a custom backward.
 
     Inputs: the tape, empty or full; inputs `[T, B, F]`, with the weights and biases by which they enter the gates; and
     the tensors that the tape was built from, for their gradients: its start, the fields of `SlowWeights`, M^l. An empty

@@ -45,7 +45,7 @@ class SavedStep(NamedTuple):
 
 
 class LayerTape:
-    """Steps of all grids of a layer, stored as they are taken, without gradients.
+    """Steps of all grids of a layer, stored while they run, without gradients.
 
     Args:
         grids: of the layer; without a decoder.
@@ -83,7 +83,7 @@ class LayerTape:
         return torch.cat([starts.repeat_interleave(cells) for cells in self.cells]).unsqueeze(1)
 
     def cell(self, gates: Tensor, h: list[Tensor], c: Tensor, starts: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Take a step: h and c after it, `[R, C]`.
+        """Runs a step: h and c after it, `[R, C]`.
 
         Args:
             gates: sums of both convolutions, `[R, 4 C]`.
@@ -119,7 +119,7 @@ class LayerTape:
 
     @torch.no_grad()
     def act(self, parts: Parts, hs: list[Tensor], cs: list[Tensor], starts: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Take a step while acting: h and c after it, `[R, C]`.
+        """Runs a step while acting: h and c after it, `[R, C]`.
 
         Args:
             parts: what enters each grid.
@@ -137,7 +137,7 @@ class LayerTape:
 
     @torch.no_grad()
     def run(self, sums: Tensor, hs: Sequence[Tensor], cs: Sequence[Tensor], span: Span, kernels: list[Tensor]) -> None:
-        """Take all steps of a sequence.
+        """Runs all steps of a sequence.
 
         Args:
             sums: the input's part of the gates, `[T, R, 4 C]`.
@@ -158,11 +158,11 @@ class LayerTape:
 
 
 class LayerSequence(torch.autograd.Function):
-    """The steps of a `LayerTape` and their derivative.
+    """The steps of a `LayerTape`, with a custom backward.
 
     Inputs: the tape, empty or full; the span; for each grid the input's part of the gates `[T * B, 4 C, ...]`, h and c
     before the first step, the kernel by which h enters the gates `[4 C, C, ...]`, and the peepholes `[3, C, ...]`, if
-    it has any. An empty tape takes its steps now.
+    it has any. The steps of an empty tape are run now.
 
     Outputs: for each grid h of every step `[T * B, C, ...]`, then h and c after the last step.
     """

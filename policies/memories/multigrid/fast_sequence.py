@@ -183,7 +183,7 @@ class FastMultigrid(ReaderForm):
         queries: Queries | None = None,
         layers: Layers | None = None,
     ) -> Unrolled:
-        """As `FastForm.unroll`; `layers`: with these steps, if they were already taken."""
+        """As `FastForm.unroll`; `layers`: with these steps, if they have already run."""
         may_start = range(len(xs)) if resets is None else resets
         sequence = (len(xs), starts, frozenset(may_start if starts is not None else ()))
         layers = Layers() if layers is None and self.layered(state) else layers

@@ -68,7 +68,7 @@ class FastNTM(TapedForm):
         return self.sequence(xs, state, starts)
 
     def sequence(self, xs: Tensor, state: State, starts: Tensor | None, tape: NativeTape | None = None) -> Unrolled:
-        """A sequence; `tape`: its steps, if they were already taken."""
+        """A sequence; `tape`: its steps, if they have already run."""
         weights, fresh = self.weights(), list[Tensor]()
         if tape is not None or starts is not None:
             fresh = self.parts(self.memory.initial_state(1))

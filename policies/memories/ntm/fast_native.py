@@ -73,7 +73,7 @@ class Weights(NamedTuple):
 
 
 class _Tape(ctypes.Structure):
-    """As in the C file."""
+    """The struct of the C file."""
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in Sizes._fields),

@@ -88,7 +88,7 @@ class Placed(NamedTuple):
 
 
 class NativeTape(LoopTape):
-    """`length` steps of an NTM, stored as they are taken, without gradients.
+    """`length` steps of an NTM, stored while they run, without gradients.
 
     Args:
         length: maximum number of steps.
@@ -150,7 +150,7 @@ class NativeTape(LoopTape):
         return named(self.at(self.count).taken(self.sizes))
 
     def cut(self) -> None:
-        """Free the space of steps that were not taken."""
+        """Free the space of steps that did not run."""
         rows = {"inputs": 1, "cells": 1, "memory": 1, "norms": 1, "w": 1}
         for name, projected in self.arrays.items():
             if name.startswith("fresh_"):
@@ -162,7 +162,7 @@ class NativeTape(LoopTape):
 
 
 class NativeSequence(torch.autograd.Function):
-    """The steps of a `NativeTape` and their derivative.
+    """The steps of a `NativeTape`, with a custom backward.
 
     Inputs: the tape, empty or full; for an empty one, where episodes start; inputs `[T, B, F]`; for the gradients, the
     tensors that the tape was built from: the weights, the state, and the initial state of an episode, if any. An empty

@@ -50,7 +50,7 @@ class Plasticity(NamedTuple):
 
 
 class _Tape(ctypes.Structure):
-    """As in the C file."""
+    """The struct of the C file."""
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("batch", "size", "steps", "stride", "shared", "oja", "clipped")),
@@ -77,7 +77,7 @@ def padded(projected: Tensor, dimensions: int = 1) -> Tensor:
 
 
 class NativeTape:
-    """`length` steps of a plastic network, stored as they are taken, without gradients.
+    """`length` steps of a plastic network, stored while they run, without gradients.
 
     Args:
         length: maximum number of steps.
@@ -113,7 +113,7 @@ class NativeTape:
 
     @torch.no_grad()
     def step(self, projected: Tensor, starts: Tensor | None) -> None:
-        """Take a step. `projected`: W_in x + b, `[B, n]`."""
+        """Runs a step. `projected`: W_in x + b, `[B, n]`."""
         self.after[self.count, :, : self.size] = projected
         if starts is not None:
             if self.starts is None:
@@ -125,7 +125,7 @@ class NativeTape:
 
     @torch.no_grad()
     def run(self, projected: Tensor, starts: Tensor | None) -> None:
-        """Take all steps. `projected`: `[T, B, n]`; `starts`: `[T, B]`."""
+        """Runs all steps. `projected`: `[T, B, n]`; `starts`: `[T, B]`."""
         self.after[:, :, : self.size] = projected
         if starts is not None:
             self._may_start()
@@ -176,7 +176,7 @@ class TraceLoops(Loops):
 
 
 class NativeSequence(torch.autograd.Function):
-    """The steps of a full `NativeTape` and their derivative; arguments and results as of `PlasticSequence`."""
+    """The steps of a full `NativeTape`, with a custom backward; arguments and results as of `PlasticSequence`."""
 
     @staticmethod
     def forward(ctx: Any, tape: NativeTape, *tensors: Tensor) -> tuple[Tensor, Tensor]:

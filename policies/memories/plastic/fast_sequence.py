@@ -32,11 +32,11 @@ tanh_backward = torch.ops.aten.tanh_backward.default
 
 
 class Tape:
-    """Steps of a plastic network, stored as they are taken, without gradients.
+    """Steps of a plastic network, stored while they run, without gradients.
 
     Args:
         hidden, hebb: the state before the first step; not modified.
-        w, alpha, eta, rule, clip: as in `plastic.PlasticNetwork`; `clip` is None but for rule "clipped".
+        w, alpha, eta, rule, clip: as in `plastic.PlasticNetwork`; `clip` is None except for the rule "clipped".
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Tape:
         return {"hidden": self.hidden, "hebb": self.hebb}
 
     def step(self, projected: Tensor, starts: Tensor | None) -> None:
-        """Take a step. `projected`: W_in x + b, `[B, n]`."""
+        """Runs a step. `projected`: W_in x + b, `[B, n]`."""
         x = self.hidden
         if starts is not None:
             x = x.masked_fill(starts[:, None], 0.0)
@@ -75,7 +75,7 @@ class Tape:
 
 
 class PlasticSequence(torch.autograd.Function):
-    """The steps of a full `Tape` and their derivative.
+    """The steps of a full `Tape`, with a custom backward.
 
     Inputs: the tape; for the gradients, the tensors that it was built from: W_in x + b of each step `[T, B, n]`,
     `hidden`, `hebb`, w, α, η. Outputs: `hidden` after each step `[T, B, n]`, `hebb` after the last.

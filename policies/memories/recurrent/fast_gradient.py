@@ -22,7 +22,7 @@ BLOCK = 40_000
 
 
 class RecurrentSequence(torch.autograd.Function):
-    """The steps on a tape and their derivative.
+    """The steps on a tape, with a custom backward.
 
     Inputs: the tape; for the gradients, the layer's input `[T, B, F]`, its state tensors and its parameters. Outputs:
     the state tensors after every step, `[T, B, H]` each.

@@ -24,7 +24,7 @@ def tanh_(x: Tensor) -> Tensor:
 
 
 class Tape:
-    """Stores the steps of one layer as they are taken, without gradients.
+    """Stores the steps of one layer while they run, without gradients.
 
     Args:
         state: the state tensors `[B, H]` before the first step; not modified.
@@ -95,7 +95,7 @@ class Tape:
 
     @torch.no_grad()
     def run(self, xs: Tensor, starts: Tensor | None, resets: Sequence[int] | None) -> None:
-        """Takes all steps of `xs` `[T, B, F]`; `starts` and `resets` as in `unroll`."""
+        """Runs all steps of `xs` `[T, B, F]`; `starts` and `resets` as in `unroll`."""
         torch.addmm(self.bias, xs.flatten(0, 1), self.w_x.t(), out=self.active.flatten(0, 1))
         if len(self.active) == len(xs) and self._run_natively(starts):
             self.length = len(xs)

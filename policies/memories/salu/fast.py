@@ -36,7 +36,7 @@ class FastSALU(TapedForm):
             return (NativeTape if self.native(state) else Tape)(expected_steps, state, *self.loop_weights())
 
     def native(self, state: State) -> bool:
-        """Whether the C loops take such a state."""
+        """Whether the C loops support this state."""
         weights = self.memory.heads**2 * self.memory.capacity
         return weights <= fast_native.MAX_NUMBERS and usable(fast_native.SOURCE, state["hidden"])
 

@@ -26,7 +26,7 @@ MAX_NUMBERS = 2**16
 
 
 class _Tape(ctypes.Structure):
-    """As in the C file."""
+    """The struct of the C file."""
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("batch", "hidden", "heads", "key", "value", "capacity", "slots")),
@@ -58,7 +58,7 @@ def slots_carried(arrays: Arrays) -> int:
 
 
 class NativeTape(Tape):
-    """A `Tape` whose steps are taken by the loops; arguments as there."""
+    """A `Tape` whose steps are run by the loops; arguments as there."""
 
     @torch.no_grad()
     def __init__(self, length: int, state: State, *loop_weights: Tensor) -> None:
@@ -93,7 +93,7 @@ class NativeTape(Tape):
 
     @torch.no_grad()
     def take(self, projected: Tensor, starts: Tensor | None) -> None:
-        """Take several steps. `projected`: the input's part of the gates, `[T, B, 4 d_h]`; `starts`: `[T, B]`."""
+        """Runs several steps. `projected`: the input's part of the gates, `[T, B, 4 d_h]`; `starts`: `[T, B]`."""
         begin, end, d_h = self.count, self.count + len(projected), self.hidden.shape[1]
         self.arrays["gates"][begin:end] = projected
         if starts is not None:
@@ -107,9 +107,9 @@ class NativeTape(Tape):
 
 
 class NativeSequence(torch.autograd.Function):
-    """The steps of a `NativeTape` and their derivative.
+    """The steps of a `NativeTape`, with a custom backward.
 
-    Inputs as of `fast_sequence.TableSequence`. Outputs: hidden and read-out side by side after each step,
+    Inputs as of `fast_sequence.TableSequence`. Outputs: hidden state and read-out after each step, concatenated,
     `[T, B, d_h + d_v]`; cell, keys and values after the last.
     """
 

@@ -25,7 +25,7 @@ tanh_backward = torch.ops.aten.tanh_backward.default
 
 
 class Tape:
-    """`length` steps of SALU, stored as they are taken, without gradients.
+    """`length` steps of SALU, stored while they run, without gradients.
 
     Args:
         length: maximum number of steps.
@@ -62,7 +62,7 @@ class Tape:
         return self.count == self.expected_steps
 
     def step(self, projected: Tensor, starts: Tensor | None) -> None:
-        """Take a step. `projected`: the input's part of the gates, with both biases, `[B, 4 d_h]`."""
+        """Runs a step. `projected`: the input's part of the gates, with both biases, `[B, 4 d_h]`."""
         recurrent, interaction, interaction_bias = self.loop_weights
         carried, cell_before, row = torch.cat([self.hidden, self.read_value], 1), self.cell, self.capacity + self.count
         if starts is not None:
@@ -110,7 +110,7 @@ class Tape:
 
 
 class TableSequence(torch.autograd.Function):
-    """The steps of a `Tape` and their derivative.
+    """The steps of a `Tape`, with a custom backward.
 
     Inputs: the tape; the input's part of the gates, `[T, B, 4 d_h]`; hidden, cell, read-out, keys and values before the
     first step; the recurrent weights, W_v and b_v. Outputs: hidden `[T, B, d_h]` and read-outs `[T, B, d_v]` of each

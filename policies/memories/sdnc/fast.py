@@ -1,6 +1,5 @@
-"""The fast form of the SDNC: C loops on a CPU with a compiler, otherwise steps in one working copy (`fast_rows.py`).
-
-`link_reads="products"` is left to the latter.
+"""The fast form of the SDNC: C loops on a CPU with a compiler; otherwise, and with
+`link_reads="products"`, steps in one working copy (`fast_rows.py`).
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ class FastSDNC(RowsForm):
     """Symbols as in `memory.py`."""
 
     def usable(self) -> bool:
-        """Whether there are C loops for this memory, here."""
+        """Whether the C loops support this memory on this machine."""
         memory = self.memory
         looped = fast_native.usable(memory.interface.weight, memory.slots, memory.read_heads)
         return memory.link_reads == "rows" and looped

@@ -27,7 +27,7 @@ MAX_NUMBERS = 2**16
 WORKING = ("memory", "norms", "last_access", "time", "predecessors", "successors", "log_retained", "precedence")
 """The working copy, which the loops update in place."""
 DIFFERENTIATED = ("hidden", "cell", "read_vectors", "memory", "read_weights")
-"""The parts of a state that gradients come to."""
+"""The parts of a state that receive gradients."""
 
 
 class Sizes(NamedTuple):
@@ -43,7 +43,7 @@ class Sizes(NamedTuple):
 
 
 class _Tape(ctypes.Structure):
-    """As in the C file."""
+    """The struct of the C file."""
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in Sizes._fields),
@@ -135,7 +135,7 @@ def make_loops(
 
 
 class NativeSequence(torch.autograd.Function):
-    """All steps and their derivative.
+    """All steps, with a custom backward.
 
     Inputs: `Steps`; the input's part of the gates; the weights of hidden state and words read in the gates,
     `[4 H, H + R W]`; those and the bias of the interface; the state before the first step, as `DIFFERENTIATED`.

@@ -17,8 +17,8 @@ class RowsInPlace(Rows):
     """As `Rows`, but M is updated in place, and its gradient is one buffer of M's size for the whole sequence.
 
     The operations form a single chain: each takes the gradient from the one after it, adds its few rows or clears them,
-    and passes the same buffer on. Each step stores the words that it needs for its own derivative, so no write has to
-    be undone.
+    and passes the same buffer on. Each step stores the words that it needs for its own backward pass, so no write is
+    undone.
     """
 
     def __init__(self, memory: Tensor, inverse_norm: Tensor) -> None:

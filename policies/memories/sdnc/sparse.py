@@ -102,7 +102,7 @@ class Links:
     after it, each as weights and slots. A write at j fades the links in row N[j], and those to j in every row of P,
     (20). Not to search P for them, an entry of P is kept as the logarithm of its weight less the sum of logarithms
     `log_retained[j]` = Σ_t log(1 - w^W_t(j)) when it was last stored; adding the sum as it is now gives the weight now.
-    That is (20), but for `RETAINED_FLOOR`.
+    That is (20), except for `RETAINED_FLOOR`.
 
     Args:
         predecessors: N, `[B, N, 2, K_L]`: weights, then slots as numbers, `NONE` where there is none.

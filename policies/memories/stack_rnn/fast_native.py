@@ -53,7 +53,7 @@ class Weights(NamedTuple):
 
 
 class _Tape(ctypes.Structure):
-    """As in the C file."""
+    """The struct of the C file."""
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in Sizes._fields),
@@ -77,7 +77,7 @@ def make_loops(sizes: Sizes, weights: Weights, forward: bool, arrays: Arrays) ->
 
 
 class NativeTape(LoopTape):
-    """`length` steps of a stack RNN, stored as they are taken, without gradients.
+    """`length` steps of a stack RNN, stored while they run, without gradients.
 
     Args:
         length: maximum number of steps.
@@ -117,7 +117,7 @@ class NativeTape(LoopTape):
 
 
 class NativeSequence(torch.autograd.Function):
-    """The steps of a `NativeTape` and their derivative.
+    """The steps of a `NativeTape`, with a custom backward.
 
     Inputs: the tape, empty or full; for an empty one, where episodes start; inputs `[T, B, F]`; hidden state and stacks
     before the first step; the fields of `Weights`. Outputs: hidden state after each step `[T, B, m]`; stacks after the
