@@ -1,4 +1,4 @@
-/* Functions of many numbers in a loop that is vectorised; REAL is float or double. */
+/* Functions whose loops over many numbers are vectorised; REAL is float or double. */
 
 #pragma once
 
@@ -21,8 +21,8 @@ static inline float two_to(float n) {
     return power;
 }
 
-/* e^x - 1, so that nothing is lost near 0: x = n ln 2 + r, and a polynomial in r. Numbers beyond `far` are taken for
-   it; no number stays none. For doubles it is the C library's, one by one. */
+/* e^x - 1, without cancellation near 0: x = n ln 2 + r, and a polynomial in r. x is clamped to ±`far`; NaN stays NaN.
+   For doubles the C library's function is called for each number. */
 static inline REAL exponential(REAL x, REAL far) {
     x = x > far ? far : x;
     x = x < -far ? -far : x;
@@ -86,7 +86,7 @@ static inline REAL largest(const REAL *restrict x, int64_t count) {
     return best[0];
 }
 
-/* out = softmax(factor x) with factor >= 0; what is behind `count`, up to `padded`, becomes 0. */
+/* out = softmax(factor x) with factor >= 0; numbers from `count` to `padded` are set to 0. */
 static inline void softmax(REAL *restrict out, const REAL *restrict x, REAL factor, int64_t count, int64_t padded) {
     const REAL maximum = largest(x, count);
     REAL sum = 0;

@@ -1,10 +1,11 @@
-/* A step of an LSTM for one row, forward and back; REAL is float or double. Gates lie in torch's order i, f, g, o. */
+/* A step of an LSTM for one row, forward and backward; REAL is float or double. Gates are in torch's order i, f, g, o.
+   */
 
 #pragma once
 
 #include "activations.h"
 
-/* `gates` [4 size] become the gates from the sums that enter them, `squashed` the tanh of the new cell. */
+/* `gates` [4 size]: pre-activations, overwritten by the gates. `squashed`: output, tanh of the new cell. */
 static inline void lstm_row(
     REAL *restrict gates, const REAL *restrict was, REAL *restrict cell, REAL *restrict squashed, REAL *restrict hidden,
     int64_t size) {
@@ -17,7 +18,8 @@ static inline void lstm_row(
     for (int64_t k = 0; k < size; k++) hidden[k] = o[k] * squashed[k];
 }
 
-/* `d_gates` become the gradients of those sums; `d_cell` that of the cell before the step, from that of the one after. */
+/* `d_gates`: output, gradients of the pre-activations. `d_cell`: gradient of the new cell, overwritten by that of the
+   cell before the step. */
 static inline void lstm_row_back(
     const REAL *restrict gates, const REAL *restrict was, const REAL *restrict squashed, const REAL *restrict d_hidden,
     REAL *restrict d_gates, REAL *restrict d_cell, int64_t size) {

@@ -1,4 +1,5 @@
-/* Numbers too small to be normal as zero: what fades away over many steps would cost a hundred times as much each. */
+/* Flushes denormal numbers to zero: values that decay over many steps become denormal, and an operation on them is
+   about a hundred times slower. */
 
 #pragma once
 

@@ -1,6 +1,6 @@
 /* Products of a few vectors with LANES rows of a matrix, whole SIMD vectors at a time; REAL is float or double.
 
-   Rows and vectors have n numbers and lie n apart; n is a multiple of WIDE: whoever calls pads with zeros. What belongs to
+   Rows and vectors have n numbers and stride n; n is a multiple of WIDE, so the caller pads with zeros. The result of
    vector i and row r is at [i * apart + r]. */
 
 #pragma once

@@ -1,7 +1,7 @@
-/* Products of rows with a matrix that stays the same over many steps, packed once; REAL is float or double.
+/* Products of rows with a matrix that is constant over many steps and packed once; REAL is float or double.
 
-   A tile of rows × PANEL columns stays in registers while the inner dimension is passed over: each number of the matrix
-   is loaded once for all rows of the tile, and the matrix is read in the order in which it lies. */
+   A tile of rows × PANEL columns stays in registers during the loop over the inner dimension: each number of the matrix
+   is loaded once for all rows of the tile, and the matrix is read sequentially. */
 
 #pragma once
 
@@ -20,8 +20,8 @@ typedef REAL Wide __attribute__((vector_size(WIDE_BYTES), aligned(sizeof(REAL)),
 #define PANEL (2 * WIDE)
 #define INLINE static inline __attribute__((always_inline))
 
-/* The matrix [inner, columns], whose number (k, j) is weights[k * down + j * across], as panels [inner, PANEL] one after
-   the other; the last is filled up with zeros. */
+/* The matrix [inner, columns], whose number (k, j) is weights[k * down + j * across], as panels [inner, PANEL] one
+   after the other; the last is padded with zeros. */
 void NAME(pack)(const REAL *weights, int64_t inner, int64_t columns, int64_t down, int64_t across, REAL *restrict packed) {
     for (int64_t j = 0; j < columns; j += PANEL, packed += inner * PANEL) {
         const int64_t here = columns - j < PANEL ? columns - j : PANEL;
@@ -52,8 +52,8 @@ INLINE void tile(const REAL *const *rows, const REAL *panel, int64_t inner, REAL
         for (int c = 0; c < 2; c++) *(Wide *)(out[r] + c * WIDE) = sums[r][c];
 }
 
-/* out += x · the packed matrix. The rows of x [count, inner] lie `x_apart` apart, those of out [count, columns]
-   `out_apart`. */
+/* out += x · the packed matrix. The rows of x [count, inner] have stride `x_apart`, those of out [count, columns]
+   stride `out_apart`. */
 static void product(
     const REAL *x, int64_t x_apart, int64_t count, const REAL *packed, int64_t inner, int64_t columns, REAL *out,
     int64_t out_apart) {

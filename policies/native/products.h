@@ -1,8 +1,8 @@
-/* Products of a few vectors with ROWS rows of a matrix, for loops that pass over it once; REAL is float or double.
+/* Products of a few vectors with ROWS rows of a matrix, for loops that read the matrix once; REAL is float or double.
 
-   The vectors, `count` of them, lie n apart, and all n numbers of each are used; the rows lie `lead` apart. Three
-   vectors are taken at once, so that what was loaded of a row is used three times. What belongs to vector i and row r
-   is at [i * apart + r]. */
+   There are `count` vectors of n numbers with stride n; the rows have stride `lead`. Three vectors are processed
+   together, so that each loaded part of a row is used three times. The result of vector i and row r is at [i * apart +
+   r]. */
 
 #include <math.h>
 #include <stdint.h>

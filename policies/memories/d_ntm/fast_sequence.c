@@ -1,7 +1,8 @@
-/* The D-NTM with soft addressing over time, forward and back; see fast_native.py. Equations and symbols as in memory.py.
+/* The D-NTM with soft addressing over time, forward and backward; see fast_native.py. Equations and symbols as in
+   memory.py.
 
-   Addresses and contents are stored transposed, [address or word, padded], and slots filled up with zeros to whole SIMD
-   vectors, so that every operation is a loop over slots. Heads that read come before those that write. An episode starts with
+   Addresses and contents are stored transposed, [address or word, padded], and slots padded with zeros to whole SIMD
+   vectors, so that every operation is a loop over slots. Read heads come before write heads. An episode starts with
    zeros. Compiled twice, for REAL float and double. */
 
 #include "activations.h"
@@ -109,7 +110,8 @@ static void write_and_read(const Tape *tape, int64_t b, int64_t at, REAL *read) 
     }
 }
 
-/* Steps first ... last - 1 of the batch entries begin ... end - 1. `gates` holds what the input gives, with its bias. */
+/* Steps first ... last - 1 of the batch entries begin ... end - 1. `gates` contains the input's part of the
+   pre-activations, with its bias. */
 void NAME(forward)(const Tape *tape, int64_t first, int64_t last, int64_t begin, int64_t end) {
     const int64_t rows = end - begin, size = tape->hidden, read = tape->reads * words_of(tape), width = interface_of(tape);
     REAL sums[rows * 3 * size];
@@ -145,7 +147,7 @@ void NAME(forward)(const Tape *tape, int64_t first, int64_t last, int64_t begin,
     }
 }
 
-/* The derivative of `address`, from d_w; those of contents and addresses are added to. */
+/* Backward pass of `address`, from d_w; those of contents and addresses are added to. */
 static void address_back(
     const Tape *tape, int64_t at, int64_t head, Slots slots, const REAL *restrict d_w, REAL *d_contents, REAL *d_addresses,
     REAL *d_key) {
@@ -168,7 +170,7 @@ static void address_back(
     }
 }
 
-/* From the gradient of what was read; that of the contents becomes the one before the step. */
+/* From the gradient of the read-out; overwrites the gradient of the contents by that before the step. */
 static void undo(const Tape *tape, int64_t b, int64_t at, const REAL *d_read, int last, REAL *d_parameters, REAL *d_aside) {
     const int64_t n = tape->padded, word = tape->word, writes = tape->writes, reads = tape->reads, heads = heads_of(tape);
     const Slots old = before(tape, b, at), now = {tape->contents + at * word * n, tape->norms + at * n};
@@ -214,7 +216,7 @@ static void undo(const Tape *tape, int64_t b, int64_t at, const REAL *d_read, in
     if (begins(tape, at)) memset(d_contents, 0, sizeof(REAL) * word * n);
 }
 
-/* The derivative of all steps, from the last, `last` - 1, to the first. */
+/* Backward pass over all steps, from the last, `last` - 1, to the first. */
 void NAME(backward)(const Tape *tape, int64_t first, int64_t last, int64_t begin, int64_t end) {
     const int64_t rows = end - begin, size = tape->hidden, read = tape->reads * words_of(tape), width = interface_of(tape);
     REAL *d_hidden = tape->d_hidden + begin * size, *d_read = tape->d_read + begin * read;

@@ -1,6 +1,6 @@
-/* The dynamic Kanerva machine over time, forward and back; see fast.py. Equations and symbols as in memory.py; M is
-   [slots, word], L [slots, slots]. The memory after one step's write is the one that the step reads, and the one in which
-   the next step solves for its write weights: its M Mᵀ + λ I is factorised once for both. Compiled twice, for REAL float
+/* The dynamic Kanerva machine over time, forward and backward; see fast.py. Equations and symbols as in memory.py; M is
+   [slots, word], L [slots, slots]. The memory after a write is used twice: the same step reads from it, and the next
+   step solves for its write weights in it. Its M Mᵀ + λ I is factorised once for both. Compiled twice, for REAL float
    and double. */
 
 #include "products.h"
@@ -106,8 +106,9 @@ void NAME(forward)(const Tape *tape, int64_t first, int64_t last, int64_t begin,
         }
 }
 
-/* The derivative of all steps, from the last to the first. A solve x = A⁻¹ M q with A = M Mᵀ + λ I gets, of d_x, y = A⁻¹ d_x:
-   d_q = Mᵀ y, d_M = y (q - Mᵀ x)ᵀ - x d_qᵀ, d_λ = -y · x. d_mean and d_root become those of the state before `first`. */
+/* Backward pass over all steps, from the last to the first. A solve x = A⁻¹ M q with A = M Mᵀ + λ I gets, of d_x, y =
+   A⁻¹ d_x: d_q = Mᵀ y, d_M = y (q - Mᵀ x)ᵀ - x d_qᵀ, d_λ = -y · x. d_mean and d_root become those of the state before
+   `first`. */
 void NAME(backward)(const Tape *tape, int64_t first, int64_t last, int64_t begin, int64_t end) {
     const int64_t n = tape->slots, word = tape->word, batch = tape->batch;
     const REAL noise = tape->noise[0];

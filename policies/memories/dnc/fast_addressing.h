@@ -1,4 +1,4 @@
-/* The addressing of one batch entry at one step, as pure functions on vectors over slots, forward and back.
+/* The addressing of one batch entry at one step, as pure functions on vectors over slots, forward and backward.
 
    Such vectors have n numbers, whole SIMD vectors, of which those from `slots` on are zero. The memory is transposed,
    [W, n]. Symbols and equations as in shared/addressing.py. */
@@ -47,7 +47,8 @@ static void content(
     softmax_in_place(out, slots, n);
 }
 
-/* From the gradient of the weights c, which is used up: adds to d_memory; d_key; gives that of β. `scratch`: n numbers. */
+/* From the gradient of the weights c, which is overwritten: adds to d_memory; d_key; gives that of β. `scratch`: n
+   numbers. */
 static REAL content_back(
     const REAL *memory, const REAL *norms, const REAL *key, REAL strength, const REAL *c, int64_t words, int64_t n,
     REAL *d_c, REAL *d_memory, REAL *d_key, REAL *scratch) {

@@ -1,6 +1,6 @@
-/* The linkage of one write head at one step, forward and back, each in one pass over it.
+/* The linkage of one write head at one step, forward and backward, each in one pass over the linkage.
 
-   L is [rows, lead]: N numbers a row and N rows, both filled up with zeros, rows to whole multiples of ROWS. Vectors over
+   L is [rows, lead]: N numbers a row and N rows, both padded with zeros, rows to whole multiples of ROWS. Vectors over
    slots have `lead` numbers, of which those from N on are zero. Symbols as in memory.py, q = w^r_{t-1}. */
 
 #pragma once
@@ -169,7 +169,7 @@ INLINE void back_rows(const Links *links, int64_t i, int64_t h, const int heads,
     for (int r = 0; r < ROWS && last; r++) links->d_w[i + r] = sum_of(of_w[r]);
 }
 
-/* The derivative of `follow` and of the update: fills `to`, `from` and `d_w`, adds to `d_p`. */
+/* Backward pass of `follow` and of the update: fills `to`, `from` and `d_w`, adds to `d_p`. */
 static void follow_back(const Links *links, int64_t heads) {
     const int64_t n = links->lead;
     memset(links->to, 0, sizeof(REAL) * heads * n);

@@ -189,8 +189,8 @@ static void advance_slots(const Tape *tape, int64_t t, int64_t b, REAL *scratch)
 
 static REAL within(REAL x, REAL limit) { return x > limit ? limit : x < -limit ? -limit : x; }
 
-/* Steps first ... last - 1 of the batch entries begin ... end - 1. `gates` holds what the input gives, biases included;
-   `scratch`: of `Loops._scratch_size` numbers, see fast_native.py. */
+/* Steps first ... last - 1 of the batch entries begin ... end - 1. `gates` contains the input's part of the
+   pre-activations, with biases; `scratch`: of `Loops._scratch_size` numbers, see fast_native.py. */
 void NAME(forward)(const Tape *tape, int64_t first, int64_t last, int64_t begin, int64_t end, REAL *scratch) {
     const int64_t count = end - begin, d_h = tape->hidden, layers = tape->layers, width = tape->width;
     const int64_t read = tape->reads * tape->word, features = read + layers * d_h, wide = layers * 4 * d_h;
@@ -243,7 +243,7 @@ void NAME(forward)(const Tape *tape, int64_t first, int64_t last, int64_t begin,
     restore(flags);
 }
 
-/* The derivative of `advance_slots`: that of the state, of which d_out are the read vectors, becomes that of the state
+/* Backward pass of `advance_slots`: that of the state, of which d_out are the read vectors, becomes that of the state
    before; gives that of the interface vector. `linkage`: L_{t-1} of each write head. */
 static void slots_back(const Tape *tape, int64_t t, int64_t b, const REAL *d_out, const REAL *linkage, REAL *scratch) {
     const int64_t n = tape->lead, reads = tape->reads, writes = tape->writes, words = tape->word;
@@ -404,9 +404,10 @@ static void slots_back(const Tape *tape, int64_t t, int64_t b, const REAL *d_out
     memset(tape->d_linkage + b * writes * size, 0, sizeof(REAL) * writes * size);
 }
 
-/* The derivative of the steps first ... last - 1, of which the first has a copy of the linkage, for the batch entries
-   begin ... end - 1. What is of a state becomes the gradients of that before `first` from those of that after `last`,
-   without what d_after adds. `linkages`: a buffer for all of these steps and environments except one step. */
+/* Backward pass over the steps first ... last - 1, from a stored linkage before `first`, for the batch entries begin
+   ... end - 1. The gradients of the state after `last` are overwritten by those of the state before `first`; the
+   gradients in d_after are not included. `linkages`: a buffer for all of these steps and environments except one step.
+   */
 void NAME(backward)(
     const Tape *tape, int64_t first, int64_t last, int64_t begin, int64_t end, REAL *scratch, REAL *linkages) {
     const int64_t count = end - begin, d_h = tape->hidden, layers = tape->layers, width = tape->width, n = tape->lead;

@@ -308,10 +308,8 @@ class BlockKanerva(KanervaForm):
     def locate(self, keys: Tensor) -> Tensor:
         """Bilinear weights of the blocks at keys `[B, n, 2]`: pixel by memory cell, `[B, n, crop_size², S²]`."""
         # Φ(y) (S - B): the first row and column, of keys that are normal uniform over where a block fits
-        expected_steps = self.memory_size - self.crop_size
-        across, down = offset_weights(
-            torch.special.ndtr(keys), expected_steps, self.crop_size, self.memory_size
-        ).unbind(2)
+        span = self.memory_size - self.crop_size
+        across, down = offset_weights(torch.special.ndtr(keys), span, self.crop_size, self.memory_size).unbind(2)
         return (down[:, :, :, None, :, None] * across[:, :, None, :, None, :]).flatten(4).flatten(2, 3)
 
     def write(self, memory: Tensor, weights: Tensor, gate: Tensor, content: Tensor) -> Tensor:

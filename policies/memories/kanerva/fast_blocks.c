@@ -1,9 +1,10 @@
-/* Kanerva++ behind its controller over time, forward and back; see fast_blocks.py. Equations and symbols as in blocks.py.
+/* Kanerva++ with a controller over time, forward and backward; see fast_blocks.py. Equations and symbols as in
+   blocks.py.
 
-   A block and a window lie between cells: each touches a patch of (B + 1)² cells of every channel. The forward pass keeps
-   the patches as they were before the write and as they were read, so that the backward pass needs no memory, only its
-   gradient. A call takes some batch entries through some steps: their memories and the weights stay in the cache
-   meanwhile. Compiled twice, for REAL float and double. */
+   Blocks and windows are at positions between cells: each covers a patch of (B + 1)² cells of every channel. The
+   forward pass stores the patches before the write and as read, so that the backward pass needs only the memory's
+   gradient. A call processes a block of environments over several steps, so that their memories and the weights stay in
+   the cache. Compiled twice, for REAL float and double. */
 
 #include "activations.h"
 #include "cells.h"
@@ -63,7 +64,7 @@ static Spot spot_at(const Tape *tape, const REAL *corner) {
     return s;
 }
 
-/* How much of a row of a patch its block covers: all, but for the first and the last. */
+/* The part of a patch's row that its block covers: all of it, except in the first and the last row. */
 INLINE REAL cover(int64_t i, REAL beyond) { return i == 0 ? 1 - beyond : i == CROP ? beyond : 1; }
 
 /* A row of a block spread over one of its patch. */
@@ -111,7 +112,7 @@ INLINE void read_patch(
     }
 }
 
-/* The derivative of `read_patch`: adds to that of the memory, and gives that of the spot, across and down. */
+/* Backward pass of `read_patch`: adds to that of the memory, and gives that of the spot, across and down. */
 INLINE void read_patch_back(
     const REAL *shown, Spot s, const REAL *d_window, int64_t apart, REAL *d_memory, REAL *restrict d_spot,
     int64_t channels, int64_t size) {
@@ -131,7 +132,7 @@ INLINE void read_patch_back(
     d_spot[0] = d_across, d_spot[1] = d_down;
 }
 
-/* The derivative of `write_patch`: that of the memory after becomes that of the memory before; gives those of the block,
+/* Backward pass of `write_patch`: that of the memory after becomes that of the memory before; gives those of the block,
    of the spot and, as the result, of the gate. */
 INLINE REAL write_patch_back(
     const REAL *block, REAL gate, Spot s, const REAL *covered, REAL *d_memory, REAL *restrict d_block,
@@ -230,7 +231,8 @@ static void biased(REAL *out, int64_t apart, int64_t rows, const REAL *bias, int
     for (int64_t r = 0; r < rows; r++) memcpy(out + r * apart, bias, sizeof(REAL) * width);
 }
 
-/* Steps first ... last - 1 of the batch entries begin ... end - 1. `gates` holds what the input gives, biases included. */
+/* Steps first ... last - 1 of the batch entries begin ... end - 1. `gates` contains the input's part of the
+   pre-activations, with biases. */
 void NAME(forward)(const Tape *tape, int64_t first, int64_t last, int64_t begin, int64_t end) {
     const int64_t rows = end - begin, size = tape->hidden, all = size + tape->read, emits = emitted_by(tape);
     const int64_t windows = windows_of(tape), sees = windows + tape->features;
@@ -269,8 +271,8 @@ void NAME(forward)(const Tape *tape, int64_t first, int64_t last, int64_t begin,
     restore(flags);
 }
 
-/* The derivative of the steps first ... last - 1 for the batch entries begin ... end - 1. What is of a state becomes the
-   gradients of that before `first` from those of that after `last`, without what d_after adds. */
+/* Backward pass over the steps first ... last - 1 for the batch entries begin ... end - 1. The gradients of the state
+   after `last` are overwritten by those of the state before `first`; the gradients in d_after are not included. */
 void NAME(backward)(const Tape *tape, int64_t first, int64_t last, int64_t begin, int64_t end) {
     const int64_t rows = end - begin, size = tape->hidden, read = tape->read, all = size + read;
     const int64_t emits = emitted_by(tape), windows = windows_of(tape), features = tape->features;

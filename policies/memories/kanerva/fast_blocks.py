@@ -206,9 +206,9 @@ class Blocks(torch.autograd.Function):
         steps = {"d_gates": like("gates"), "d_emitted": like("emitted")}
         steps |= {"d_sums": seen.new_empty(*seen.shape[:2], sizes.features)}
         steps |= {"d_read": seen.new_empty(*seen.shape[:2], sizes.read)}
-        rooms = {"d_seen": torch.empty_like(seen[0]), "d_normed": torch.empty_like(arrays["normed"][0])}
+        scratch = {"d_seen": torch.empty_like(seen[0]), "d_normed": torch.empty_like(arrays["normed"][0])}
         outputs: dict[str, Tensor | None] = {"d_after": torch.zeros_like(after) if d_after is None else d_after}
-        outputs |= {"d_features": d_features, "d_corners": d_corners, **arrays, **state, **steps, **rooms}
+        outputs |= {"d_features": d_features, "d_corners": d_corners, **arrays, **state, **steps, **scratch}
         loop("backward", sizes, len(xs), {**outputs, **pack(weights, False)})
 
         def products(d_outs: Tensor, ins: Tensor) -> Tensor:
@@ -265,7 +265,7 @@ class FastBlocks(ReaderForm):
         unrolled: Unrolled = self.memory.run(xs, starts, state, steps, queries, run_steps)
         return unrolled
 
-    def record(self, state: State, allocate: int) -> Recording:
+    def record(self, state: State, expected_steps: int) -> Recording:
         """Without loops, stores the graph of each step: replaying the sequence would double the launches."""
         return ReplayedRecording(self.memory, state) if self.native(state) else Recording(self.memory, state)
 
@@ -284,8 +284,8 @@ class FastBlocks(ReaderForm):
             sizes, packs, seen, written, starts, *began, *weights
         )
         hidden, output = torch.split(after, [sizes.hidden, sizes.read], 2)
-        allocate = (memory.memory_size - memory.crop_size) / (memory.memory_size - 1)
-        places = allocate * (2 / (memory.memory_size - memory.crop_size) * corners - 1)
+        span = (memory.memory_size - memory.crop_size) / (memory.memory_size - 1)
+        places = span * (2 / (memory.memory_size - memory.crop_size) * corners - 1)
         state = {"hidden": hidden[-1], "cell": cell, "memory": cells, "read": output[-1], "places": places}
         read = Read(features, output)
         return Steps(hidden, read, read, state)

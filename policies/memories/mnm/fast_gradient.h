@@ -1,5 +1,6 @@
-/* MNM-g's write and read, and their derivative: the gradient step, eq. (2) and (3), in place of the local rule. Included by
-   fast_sequence.c, whose names and layout it shares; e is δ^l, half the gradient by M^l z^{l-1} of the squared error. */
+/* MNM-g's write and read, and their backward pass: the gradient step, eq. (2) and (3), instead of the local rule.
+   Included by fast_sequence.c, whose names and layout it shares; e is δ^l, half the gradient by M^l z^{l-1} of the
+   squared error. */
 
 /* The keys of a step, padded. */
 static void keys_of(const Tape *tape, int64_t at, REAL *keys) {
@@ -14,7 +15,7 @@ static const REAL *value_of(const Tape *tape, int64_t at, int64_t i) {
     return tape->interactions + at * tape->width + 2 * tape->heads * tape->sizes[0] + i * top_of(tape);
 }
 
-/* Up through the old memory (z), errors down (e), the write, and up through the new memory (y). */
+/* Forward through the old memory (z), errors backward (e), the write, forward through the new memory (y). */
 static void gradient_and_read(const Tape *tape, int64_t b, int64_t at, const REAL *steps) {
     const int64_t heads = tape->heads, padded_key = PADDED(tape->sizes[0]), top = tape->layers - 1;
     REAL keys[2 * heads * padded_key];

@@ -130,22 +130,22 @@ def step(
     carried, cells = torch.stack([torch.cat([hidden, read_value], 1)] * 2), torch.stack([cell, cell])
     errors, following = hidden.new_empty(batch), [padded(m) for m in weights]
     pads = [vector_buffer(m) for m in following]
-    rooms = {"tanh_cells": d_h, "interactions": len(slow.interaction), "betas": len(slow.rate)}
-    rooms |= {"expected": heads * len(slow.feedback)}
+    widths = {"tanh_cells": d_h, "interactions": len(slow.interaction), "betas": len(slow.rate)}
+    widths |= {"expected": heads * len(slow.feedback)}
     by_layer = {"z": heads, "e": heads, "y": 2 * heads}
-    expected_steps = hidden.new_empty(batch * (sum(rooms.values()) + 4 * heads * sum(pads)))
-    at = expected_steps.data_ptr()
+    scratch = hidden.new_empty(batch * (sum(widths.values()) + 4 * heads * sum(pads)))
+    at = scratch.data_ptr()
 
-    def cut(width: int) -> int:
+    def take_scratch(width: int) -> int:
         nonlocal at
-        at += batch * width * expected_steps.itemsize
-        return at - batch * width * expected_steps.itemsize
+        at += batch * width * scratch.itemsize
+        return at - batch * width * scratch.itemsize
 
     tape = _tape(batch, shape, slow)
-    for name, width in rooms.items():
-        setattr(tape, name, cut(width))
+    for name, width in widths.items():
+        setattr(tape, name, take_scratch(width))
     for name, vectors in by_layer.items():
-        setattr(tape, name, Pointers(*(cut(vectors * pad) for pad in pads)))
+        setattr(tape, name, Pointers(*(take_scratch(vectors * pad) for pad in pads)))
     held = {"carried": carried, "cells": cells, "errors": errors, "divisors": divisors, "gates": gates_x.contiguous()}
     held |= products | {
         name: getattr(slow, name) for name in ("interaction_bias", "rate", "rate_bias", "feedback_bias")

@@ -1,9 +1,9 @@
-/* MNM-p and MNM-g over time, forward and back; see fast_native.py. Equations and symbols as in memory.py.
+/* MNM-p and MNM-g over time, forward and backward; see fast_native.py. Equations and symbols as in memory.py.
 
-   Vectors are rows. z, e = z - z' and y as in fast_sequence.py; n and m are the widths of a layer's input and output. All
-   that belongs to the layers is padded with zeros to whole SIMD vectors: M^l is [B, UP(m, LANES), PADDED(n)], z, e and y
-   [T, B, H or 2H, PADDED(m)]. A call takes some batch entries through some steps: their memories and the weights stay in
-   the cache meanwhile. Compiled twice, for REAL float and double. */
+   Vectors are rows. z, e = z - z' and y as in fast_sequence.py; n and m are the widths of a layer's input and output.
+   Arrays of the layers are padded with zeros to whole SIMD vectors: M^l is [B, UP(m, LANES), PADDED(n)], z, e and y [T,
+   B, H or 2H, PADDED(m)]. A call processes a block of environments over several steps, so that their memories and the
+   weights stay in the cache. Compiled twice, for REAL float and double. */
 
 #include "cells.h"
 #include "lanes.h"
@@ -62,7 +62,8 @@ static void write_and_read(const Tape *tape, int64_t b, int64_t at, const REAL *
     }
 }
 
-/* Steps first ... last - 1 of the batch entries begin ... end - 1. `gates` holds what the input gives, biases included. */
+/* Steps first ... last - 1 of the batch entries begin ... end - 1. `gates` contains the input's part of the
+   pre-activations, with biases. */
 void NAME(forward)(const Tape *tape, int64_t first, int64_t last, int64_t begin, int64_t end) {
     const int64_t rows = end - begin, d_h = tape->hidden, heads = tape->heads, width = tape->width, d_k = tape->sizes[0];
     const int64_t d_v = top_of(tape), before = d_h + d_v, padded_top = PADDED(d_v), told = 2 * heads * d_k;
@@ -117,8 +118,8 @@ void NAME(forward)(const Tape *tape, int64_t first, int64_t last, int64_t begin,
     }
 }
 
-/* From d_y [2H, PADDED(d_v)], which is used up: d_expected [H, total], d_keys [2H, d_k], d_steps [L]; d_m becomes that of
-   the memory before the step, and m that memory. */
+/* From d_y [2H, PADDED(d_v)], which is overwritten: d_expected [H, total], d_keys [2H, d_k], d_steps [L]; d_m becomes
+   that of the memory before the step, and m that memory. */
 static void undo(
     const Tape *tape, int64_t b, int64_t at, const REAL *steps, REAL *d_y, REAL *d_expected, REAL *d_keys, REAL *d_steps) {
     const int64_t heads = tape->heads, key = tape->sizes[0], padded_key = PADDED(key);
@@ -179,9 +180,10 @@ static void undo(
     }
 }
 
-/* The derivative of the steps first ... last - 1 for the batch entries begin ... end - 1, from the last step to the first.
-   d_cell, d_carried and d_m become the gradients of the state before `first` from those of the state after `last`, without
-   what d_after and d_errors add. The arrays of the steps' own gradients begin at `first`. */
+/* Backward pass over the steps first ... last - 1 for the batch entries begin ... end - 1, from the last step to the
+   first. d_cell, d_carried and d_m contain the gradients of the state after `last` and are overwritten by those of the
+   state before `first`, without the gradients in d_after and d_errors. The arrays of the steps' own gradients begin at
+   `first`. */
 void NAME(backward)(const Tape *tape, int64_t first, int64_t last, int64_t begin, int64_t end) {
     const int64_t rows = end - begin, d_h = tape->hidden, heads = tape->heads, width = tape->width, d_k = tape->sizes[0];
     const int64_t d_v = top_of(tape), before = d_h + d_v, padded_top = PADDED(d_v), told = 2 * heads * d_k;

@@ -87,9 +87,9 @@ class NativeTape:
     @torch.no_grad()
     def run(self, xs: Tensor, w_x: Tensor, bias: Tensor) -> None:
         """Runs all steps. `xs`: `[T, B, F]`; `w_x`, `bias`: by which the input enters the gates."""
-        allocate = max(1, CHUNK_ROWS // xs.shape[1])
-        for begin in range(0, len(xs), allocate):
-            x = xs[begin : begin + allocate]
+        chunk = max(1, CHUNK_ROWS // xs.shape[1])
+        for begin in range(0, len(xs), chunk):
+            x = xs[begin : begin + chunk]
             torch.addmm(bias, x.flatten(0, 1), w_x.t(), out=self.steps["gates"][begin : begin + len(x)].flatten(0, 1))
             self._loops.forward(begin, begin + len(x))
         self.count = len(xs)
@@ -151,11 +151,9 @@ class NativeSequence(torch.autograd.Function):
         d_cell = torch.zeros_like(cells[0]) if d_cell is None else d_cell.clone(memory_format=torch.contiguous_format)
         d_m = [torch.zeros_like(each) if d is None else padded(d) for each, d in zip(m, d_last, strict=True)]
         d_carried = torch.zeros_like(carried[0])
-        allocate = min(length, max(1, CHUNK_ROWS // batch))
-        d_gates, d_vectors, d_rates = (
-            steps[name].new_empty(allocate, *steps[name].shape[1:]) for name in ctx.names[:3]
-        )
-        d_expected = d_gates.new_empty(allocate, batch, heads, len(slow.feedback))
+        chunk = min(length, max(1, CHUNK_ROWS // batch))
+        d_gates, d_vectors, d_rates = (steps[name].new_empty(chunk, *steps[name].shape[1:]) for name in ctx.names[:3])
+        d_expected = d_gates.new_empty(chunk, batch, heads, len(slow.feedback))
         held: Arrays = {
             "carried": carried,
             "cells": cells,
@@ -180,8 +178,8 @@ class NativeSequence(torch.autograd.Function):
         ]
         sums += [WeightGradient(d_rates, rate_in), WeightGradient(d_expected, values)]
         d_xs = torch.empty_like(xs) if ctx.needs_input_grad[1] else None
-        for end in range(length, 0, -allocate):
-            begin = max(0, end - allocate)
+        for end in range(length, 0, -chunk):
+            begin = max(0, end - chunk)
             loops.backward(begin, end)
             for each in sums:
                 each.add(begin, end)

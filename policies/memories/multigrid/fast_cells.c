@@ -1,8 +1,8 @@
-/* The cells of a convolutional LSTM at one step, forward and back; see fast_sequence.py.
+/* The cells of a convolutional LSTM at one step, forward and backward; see fast_sequence.py.
 
-   Everything is [P, channels], P cells of all grids with their channels side by side, and loops go from cell `begin` to
-   `end`. Gates are in the order i, f, o, candidate. What convolutions take and give, `h` and the gates' sums, is REAL, or
-   bfloat16 where `half` is not 0; the memory c, and the gates that are kept for the way back, are REAL. */
+   All arrays are [P, channels]: P cells of all grids, channels innermost, and loops go from cell `begin` to `end`.
+   Gates are in the order i, f, o, candidate. The operands of convolutions, `h` and the pre-activations, are REAL, or
+   bfloat16 if `half` is not 0. The memory c and the stored gates are REAL. */
 
 #include "activations.h"
 
@@ -45,8 +45,8 @@ static inline void store(void *out, int64_t at, const REAL *restrict in, int64_t
         memcpy((REAL *)out + at, in, sizeof(REAL) * count);
 }
 
-/* From what h and the input give all gates, and c before: the gates, c and h. `peepholes` are three times [cells, C],
-   cells of one grid, or NULL. */
+/* Computes gates, c and h from both parts of the pre-activations and the previous c. `peepholes` are three times
+   [cells, C], cells of one grid, or NULL. */
 void NAME(forward)(
     const void *of_h, const void *of_x, const REAL *before, const REAL *peepholes, REAL *gates, REAL *after, void *h,
     int64_t channels, int64_t cells, int64_t half, int64_t begin, int64_t end) {
@@ -77,8 +77,8 @@ void NAME(forward)(
     }
 }
 
-/* From d_h, the sum of what follows and what was given out, and d_c, which becomes that of c before: those of the sums
-   that entered the gates. */
+/* Computes the gradients of the pre-activations from d_h + d_out and d_c; d_c is overwritten by the gradient of the
+   previous c. */
 void NAME(backward)(
     const REAL *gates, const REAL *before, const REAL *after, const REAL *peepholes, const void *d_h, const void *d_out,
     REAL *d_c, void *d_sums, int64_t channels, int64_t cells, int64_t half, int64_t begin, int64_t end) {

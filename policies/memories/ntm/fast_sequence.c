@@ -1,8 +1,8 @@
-/* The neural Turing machine over time, forward and back; see fast_native.py. Equations and symbols as in memory.py.
+/* The neural Turing machine over time, forward and backward; see fast_native.py. Equations and symbols as in memory.py.
 
-   A memory lies transposed, [word, padded]: what is done with one number of every slot is a loop over slots, padded with
-   zeros to whole SIMD vectors. Heads are those that read, then those that write. A call takes some batch entries through
-   some steps: their memories and the weights stay in the cache meanwhile. Compiled twice, for REAL float and double. */
+   A memory is stored transposed, [word, padded], so that operations are loops over slots, padded with zeros to whole
+   SIMD vectors. Read heads come before write heads. A call processes a block of environments over several steps, so
+   that their memories and the weights stay in the cache. Compiled twice, for REAL float and double. */
 
 #include "activations.h"
 #include "cells.h"
@@ -30,8 +30,8 @@ typedef struct {
     REAL *d_fresh_inputs[MAX_LAYERS], *d_fresh_cells[MAX_LAYERS], *d_fresh_memory, *d_fresh_w; /* [B, ...], summed up */
 } Tape;
 
-/* A row of `inputs` is what a layer's product takes in: what was read one step ago, or the layer below; with an LSTM then
-   its own hidden state. */
+/* A row of `inputs` is the input of a layer's product: the last read-outs (or the layer below) and, with an LSTM, the
+   layer's hidden state. */
 static int64_t below(const Tape *tape, int64_t l) { return l ? tape->hidden : tape->reads * tape->word; }
 static int64_t own(const Tape *tape) { return tape->lstm ? tape->hidden : 0; }
 static int64_t gates_of(const Tape *tape) { return tape->lstm ? 4 * tape->hidden : tape->hidden; }
@@ -147,8 +147,8 @@ static void write_and_read(const Tape *tape, int64_t at, REAL *read) {
     }
 }
 
-/* Steps first ... last - 1 of the batch entries begin ... end - 1. The first layer's gates hold what the input gives, biases
-   included. */
+/* Steps first ... last - 1 of the batch entries begin ... end - 1. The first layer's gates contain the input's part of
+   the pre-activations, with biases. */
 void NAME(forward)(const Tape *tape, int64_t first, int64_t last, int64_t begin, int64_t end) {
     const int64_t rows = end - begin, size = tape->hidden, reads = tape->reads * tape->word, width = gates_of(tape);
     const int64_t features = size + reads, interface = interface_of(tape), row = sizeof(REAL) * size;
@@ -193,8 +193,9 @@ void NAME(forward)(const Tape *tape, int64_t first, int64_t last, int64_t begin,
     }
 }
 
-/* The derivative of `address`. d_w becomes that of w_{t-1} from that of w; d_key that of the head's parameters as the controller
-   emits them; `pull` and `shrink` say what the memory gets: pull k - shrink M, of which `shrink` is added to. */
+/* Backward pass of `address`. d_w becomes that of w_{t-1} from that of w; d_key that of the head's parameters as the
+   controller emits them; `pull` and `shrink` say what the memory gets: pull k - shrink M, of which `shrink` is added
+   to. */
 static void address_back(
     const Tape *tape, int64_t at, int64_t head, const Before *from, const REAL *memory, const REAL *norms,
     REAL *restrict d_w, REAL *restrict d_key, REAL *restrict pull, REAL *restrict shrink) {
@@ -275,7 +276,7 @@ static void heads_back(
     }
 }
 
-/* The derivative of `write`: d_memory becomes that of the memory before it; d_w, of the write heads, is added to. */
+/* Backward pass of `write`: d_memory becomes that of the memory before it; d_w, of the write heads, is added to. */
 static void write_back(
     const Tape *tape, int64_t at, const REAL *old, REAL *d_memory, REAL *d_w, REAL *d_erase, REAL *d_add) {
     const int64_t word = tape->word, n = tape->padded, heads = heads_of(tape), writes = tape->writes;
@@ -304,7 +305,7 @@ static void write_back(
     }
 }
 
-/* The derivative of `write_and_read`, from d_reads and the gradients of memory and weights after the step. */
+/* Backward pass of `write_and_read`, from d_reads and the gradients of memory and weights after the step. */
 static void undo(const Tape *tape, int64_t b, int64_t at, const REAL *d_reads, REAL *d_parameters) {
     const int64_t word = tape->word, n = tape->padded, heads = heads_of(tape), reads = tape->reads, after = at + tape->batch;
     const Before from = before(tape, at);
@@ -324,9 +325,9 @@ static void hand_over(REAL *restrict gradient, REAL *restrict fresh, int64_t cou
     memset(gradient, 0, sizeof(REAL) * count);
 }
 
-/* The derivative of the steps first ... last - 1 for the batch entries begin ... end - 1, from the last step to the first. The
-   gradients of the state after `last` become those of the state before `first`. The arrays of the steps' own gradients begin
-   at `first`. */
+/* Backward pass over the steps first ... last - 1 for the batch entries begin ... end - 1, from the last step to the
+   first. The gradients of the state after `last` are overwritten by those of the state before `first`. The arrays of
+   the steps' own gradients begin at `first`. */
 void NAME(backward)(const Tape *tape, int64_t first, int64_t last, int64_t begin, int64_t end) {
     const int64_t rows = end - begin, size = tape->hidden, reads = tape->reads * tape->word, width = gates_of(tape);
     const int64_t features = size + reads, interface = interface_of(tape), layers = tape->layers, heads = heads_of(tape);

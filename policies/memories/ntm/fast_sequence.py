@@ -210,16 +210,16 @@ class NativeSequence(torch.autograd.Function):
             d_fresh = Placed.empty_tape(features, batch, sizes)
             arrays |= d_fresh.arrays("d_fresh_") | {"starts": ctx.starts}
 
-        allocate = min(length, max(1, CHUNK_ROWS // max(1, batch)))
-        d_gates = [each.new_empty(allocate, *each.shape[1:]) for each in arrays["gates"]]
-        d_parameters = parameters.new_empty(allocate, *parameters.shape[1:])
+        chunk = min(length, max(1, CHUNK_ROWS // max(1, batch)))
+        d_gates = [each.new_empty(chunk, *each.shape[1:]) for each in arrays["gates"]]
+        d_parameters = parameters.new_empty(chunk, *parameters.shape[1:])
         arrays |= {"d_gates": d_gates, "d_parameters": d_parameters}
         loops = make_loops(sizes, weights, False, arrays)
         sums = [WeightGradient(each, taken[:-1]) for each, taken in zip(d_gates, inputs, strict=True)]
         sums += [WeightGradient(d_parameters, features[:, :, : sizes.hidden]), WeightGradient(d_gates[0], xs)]
         d_xs = torch.empty_like(xs, memory_format=torch.contiguous_format) if ctx.needs_input_grad[2] else None
-        for end in range(length, 0, -allocate):
-            begin = max(0, end - allocate)
+        for end in range(length, 0, -chunk):
+            begin = max(0, end - chunk)
             loops.backward(begin, end)
             for each in sums:
                 each.add(begin, end)

@@ -1,9 +1,10 @@
-/* Plastic networks over time, forward and back; see fast_native.py. Equations and symbols as in memory.py and rules.py.
+/* Plastic networks over time, forward and backward; see fast_native.py. Equations and symbols as in memory.py and
+   rules.py.
 
-   x = h_{t-1}, y = h_t, G the trace before a step; w, α and G are [n, n], from unit i (rows) to unit j (columns), all filled
-   up with zeros to whole SIMD vectors. A call takes batch entries one after the other through all steps, so that a trace
-   stays in the cache. Going forward, the update of a step and the product of the next are one pass over it; going back,
-   a step makes two. Compiled twice, for REAL float and double. */
+   x = h_{t-1}, y = h_t, G the trace before a step; w, α and G are [n, n], from unit i (rows) to unit j (columns), all
+   padded with zeros to whole SIMD vectors. A call processes batch entries one after the other over all steps, so that a
+   trace stays in the cache. In the forward pass the update of a step and the product of the next are one pass over the
+   trace; in the backward pass a step makes two. Compiled twice, for REAL float and double. */
 
 #include <stdlib.h>
 
@@ -148,7 +149,7 @@ static void of_update(
     }
 }
 
-/* d_hebb becomes that of G; d_x, and d_alpha, are added to; what is returned is of the α that all share. */
+/* d_hebb becomes that of G; d_x, and d_alpha, are added to; returns the gradient of a shared α. */
 INLINE REAL of_product(
     const Tape *tape, const REAL *g, REAL *d_hebb, const REAL *keep, const REAL *x, const REAL *d_z, REAL *d_x, REAL *d_alpha,
     const int shared) {
@@ -184,7 +185,7 @@ INLINE REAL of_product(
     return d_shared;
 }
 
-/* The derivative of step t of entry b, whose trace was g. */
+/* Backward pass of step t of entry b; g: the trace before the step. */
 static void undo(const Tape *tape, int64_t b, int64_t at, const REAL *g, REAL *d_hebb, REAL *d_alpha, REAL *d_eta) {
     const int64_t n = tape->size;
     const REAL eta = *tape->eta, clip = *tape->clip, *restrict x = tape->before + at * n, *restrict y = tape->after + at * n;
@@ -212,8 +213,8 @@ static void undo(const Tape *tape, int64_t b, int64_t at, const REAL *g, REAL *d
     memset(d_hebb, 0, sizeof(REAL) * n * n);
 }
 
-/* The derivative of all steps for the batch entries begin ... end - 1. Returns whether memory sufficed for the traces of a
-   stride. d_alpha of all these entries is that of the first. */
+/* Backward pass over all steps for the batch entries begin ... end - 1. Returns whether memory sufficed for the traces
+   of a stride. d_alpha of all these entries is that of the first. */
 int NAME(backward)(const Tape *tape, int64_t begin, int64_t end) {
     const int64_t n = tape->size, matrix = n * n, batch = tape->batch;
     REAL *traces, *d_alpha = tape->d_alpha + begin * (tape->shared ? 1 : matrix), keep[n];

@@ -1,7 +1,7 @@
-/* LSTM and GRU over time, forward and back; see fast_native.py.
+/* LSTM and GRU over time, forward and backward; see fast_native.py.
 
-   Arrays are [T, B, ...] and whole; gates are in torch's order i, f, g, o. `starts` is [T, B] or NULL: where it is not 0
-   the state is 0 before the step. */
+   Arrays are [T, B, ...] and whole; gates are in torch's order i, f, g, o. `starts` is [T, B] or NULL: where it is not
+   0 the state is 0 before the step. */
 
 #include "activations.h"
 #include "packed.h"
@@ -17,9 +17,10 @@ static const REAL *after_reset(const REAL *state, const uint8_t *fresh, int64_t 
     return scratch;
 }
 
-/* `gates` holds what the input gives and becomes the gates; `hiddens` and `cells` are [T + 1, B, H] with the state before
-   the first step, which is set to 0 where that is a start; `squashed` becomes tanh of the cells after each step. `weights`
-   are packed, [H, 4 H]; `scratch` is [2, B, H]. The rows are those from `begin` to `end` - 1 of each array. */
+/* `gates` contains the input's part of the pre-activations and is overwritten by the gates; `hiddens` and `cells` are
+   [T + 1, B, H] and contain the state before the first step, which is set to 0 where an episode starts; `squashed`
+   becomes tanh of the cells after each step. `weights` are packed, [H, 4 H]; `scratch` is [2, B, H]. Processes the rows
+   `begin` ... `end` - 1 of each array. */
 void NAME(lstm_forward)(
     REAL *gates, const REAL *weights, REAL *hiddens, REAL *cells, REAL *squashed, const uint8_t *starts, REAL *scratch,
     int64_t steps, int64_t batch, int64_t size, int64_t begin, int64_t end) {
@@ -50,9 +51,9 @@ void NAME(lstm_forward)(
     }
 }
 
-/* `d_hiddens` and `d_cells`, [T, B, H] or NULL, are what the states after each step are given; `d_hidden` and `d_cell`
-   [B, H] become the gradients of the state before the first step, `d_gates` those of the sums that entered the gates. The
-   weights are packed the other way, [4 H, H]. */
+/* `d_hiddens` and `d_cells`, [T, B, H] or NULL, are the gradients of the states after each step; `d_hidden` and
+   `d_cell` [B, H] are outputs, the gradients of the state before the first step; `d_gates` those of the
+   pre-activations. The weights are packed for the backward pass, [4 H, H]. */
 void NAME(lstm_backward)(
     const REAL *gates, const REAL *weights, const REAL *cells, const REAL *squashed, const uint8_t *starts,
     const REAL *d_hiddens, const REAL *d_cells, REAL *d_gates, REAL *d_hidden, REAL *d_cell, int64_t steps, int64_t batch,
@@ -88,7 +89,7 @@ void NAME(lstm_backward)(
     }
 }
 
-/* Of a GRU, r, z, n. `gates` as above; `of_hidden` [T, B, H] becomes what the hidden state gives n, its bias included.
+/* Of a GRU, r, z, n. `gates` as above; `of_hidden` [T, B, H] is an output, the hidden state's part of n with its bias.
    `to_rz` and `to_n` are packed, [H, 2 H] and [H, H]; `scratch` is [B, H]. */
 void NAME(gru_forward)(
     REAL *gates, const REAL *to_rz, const REAL *to_n, const REAL *bias, REAL *hiddens, REAL *of_hidden,
@@ -115,8 +116,8 @@ void NAME(gru_forward)(
     }
 }
 
-/* `d_gates` are those of what the hidden state gives the gates, `d_n` [T, B, H] those of the input's part of n; the weights
-   are packed the other way, [3 H, H]. */
+/* `d_gates`: gradients of the hidden state's part of the gates; `d_n` [T, B, H]: of the input's part of n; the weights
+   are packed for the backward pass, [3 H, H]. */
 void NAME(gru_backward)(
     const REAL *gates, const REAL *weights, const REAL *hiddens, const REAL *of_hidden, const uint8_t *starts,
     const REAL *d_hiddens, REAL *d_gates, REAL *d_n, REAL *d_hidden, int64_t steps, int64_t batch, int64_t size,

@@ -38,8 +38,8 @@ def lstm_forward(
         starts: bool `[T, B]`, or None.
     """
     steps, batch, size = squashed.shape
-    expected_steps, to_gates = gates.new_empty(2, batch, size), packed(_functions(gates), weights)
-    _call("lstm_forward", (gates, to_gates, hiddens, cells, squashed, starts, expected_steps), (steps, batch, size))
+    scratch, to_gates = gates.new_empty(2, batch, size), packed(_functions(gates), weights)
+    _call("lstm_forward", (gates, to_gates, hiddens, cells, squashed, starts, scratch), (steps, batch, size))
 
 
 def lstm_backward(
@@ -80,9 +80,9 @@ def gru_forward(
         starts: bool `[T, B]`, or None.
     """
     steps, batch, size = of_hidden.shape
-    expected_steps, functions = gates.new_empty(batch, size), _functions(gates)
+    scratch, functions = gates.new_empty(batch, size), _functions(gates)
     to_rz, to_n = packed(functions, weights[: 2 * size]), packed(functions, weights[2 * size :])
-    _call("gru_forward", (gates, to_rz, to_n, bias, hiddens, of_hidden, starts, expected_steps), (steps, batch, size))
+    _call("gru_forward", (gates, to_rz, to_n, bias, hiddens, of_hidden, starts, scratch), (steps, batch, size))
 
 
 def gru_backward(

@@ -48,16 +48,16 @@ class Tape:
         first = state[0]
         self.size = first.shape[1]
         self.active = first.new_empty(max(expected_steps, 1), len(first), self.gates * self.size)
-        """The gates, `[room, B, gates * H]`."""
+        """The gates, `[steps, B, gates * H]`."""
         self.states = [first.new_empty(len(self.active) + 1, *first.shape) for _ in state]
-        """State tensors before each step and after the last, `[room + 1, B, H]`; before the reset, except at step 0."""
+        """State tensors before each step and after the last, `[steps + 1, B, H]`; before the reset, except step 0."""
         self.extra = self._extra()
         for kept, value in zip(self.states, state, strict=True):
             kept[0] = value
 
     def _extra(self) -> Tensor:
-        """Allocates what else a step stores, `[room, B, ...]`, sets `bias` and copies the transposed recurrent weights,
-        which makes products with few rows an eighth faster."""
+        """Allocates the other arrays of a step, `[steps, B, ...]`, sets `bias`, and copies the transposed recurrent
+        weights, which makes products with few rows an eighth faster."""
         raise NotImplementedError
 
     def _split(self) -> None:
@@ -74,9 +74,9 @@ class Tape:
             enlarged[: len(held)] = held
             return enlarged
 
-        expected_steps = 2 * len(self.active)
-        self.active, self.extra = larger(self.active, expected_steps), larger(self.extra, expected_steps)
-        self.states = [larger(kept, expected_steps + 1) for kept in self.states]
+        capacity = 2 * len(self.active)
+        self.active, self.extra = larger(self.active, capacity), larger(self.extra, capacity)
+        self.states = [larger(kept, capacity + 1) for kept in self.states]
         self._split()
 
     @torch.no_grad()

@@ -1,6 +1,6 @@
 /* SALU over time, forward and backward; see fast_native.py. Equations and symbols as in memory.py.
 
-   A table holds the steps carried in and those taken, [B, slots, H, width]: step t adds slot C + t and reads the slots
+   A table contains the carried steps and the new ones, [B, slots, H, width]: step t adds slot C + t and reads the slots
    above t of its episode. Vectors are rows. Compiled twice, for REAL float and double. */
 
 #include "cells.h"
@@ -19,7 +19,7 @@ typedef struct {
     REAL *d_gates, *d_vectors, *d_before, *d_cell, *d_hidden, *d_keys, *d_values;
 } Tape;
 
-/* What a step reads: rows of the table, and their place among its weights. */
+/* The rows of the table that a step reads, and their indices in the read weights. */
 typedef struct {
     int64_t count, keys, values, weights;
 } Rows;
@@ -52,7 +52,8 @@ static void attend(const Tape *tape, int64_t t, int64_t b, REAL *read) {
     for (; r < rows.count; r++) axpy(read, mean[r], values + r * d_v, d_v);
 }
 
-/* Steps first ... last - 1 of the batch entries begin ... end - 1. `gates` holds what the input gives, biases included. */
+/* Steps first ... last - 1 of the batch entries begin ... end - 1. `gates` contains the input's part of the
+   pre-activations, with biases. */
 void NAME(forward)(const Tape *tape, int64_t first, int64_t last, int64_t begin, int64_t end) {
     const int64_t count = end - begin, d_h = tape->hidden, heads = tape->heads, width = d_h + tape->value;
     const int64_t n_keys = heads * tape->key, n_values = heads * tape->value, whole = 2 * n_keys + n_values;
@@ -85,7 +86,8 @@ void NAME(forward)(const Tape *tape, int64_t first, int64_t last, int64_t begin,
     }
 }
 
-/* The derivative of `attend`: from d_read, which is used up, that of the read keys; to those of the rows it is added. */
+/* Backward pass of `attend`: from d_read, which is overwritten, that of the read keys; to those of the rows it is
+   added. */
 static void attend_back(const Tape *tape, int64_t t, int64_t b, REAL *d_read, REAL *d_asked) {
     const int64_t heads = tape->heads, d_k = tape->key, d_v = tape->value, apart = heads * tape->capacity;
     const Rows rows = rows_of(tape, t, b);
@@ -118,9 +120,9 @@ static void attend_back(const Tape *tape, int64_t t, int64_t b, REAL *d_read, RE
     }
 }
 
-/* The derivative of the steps first ... last - 1 for the batch entries begin ... end - 1, from the last step to the first.
-   d_before, d_cell, d_keys and d_values become the gradients of the state before `first` from those of the state after
-   `last`, without what d_after adds. */
+/* Backward pass over the steps first ... last - 1 for the batch entries begin ... end - 1, from the last step to the
+   first. d_before, d_cell, d_keys and d_values contain the gradients of the state after `last` and are overwritten by
+   those of the state before `first`, without the gradients in d_after. */
 void NAME(backward)(const Tape *tape, int64_t first, int64_t last, int64_t begin, int64_t end) {
     const int64_t count = end - begin, d_h = tape->hidden, heads = tape->heads, width = d_h + tape->value;
     const int64_t n_keys = heads * tape->key, n_values = heads * tape->value, whole = 2 * n_keys + n_values;

@@ -1,6 +1,7 @@
-/* The sparse DNC over time, forward and back; see fast_native.py. Equations and symbols as in memory.py and sparse.py. M, its
-   norms, the links and the times of access are one working copy for a whole sequence; of every step the tape keeps what it
-   wrote, read and named: a few words and slots, however many there are. Compiled twice, for REAL float and double. */
+/* The sparse DNC over time, forward and backward; see fast_native.py. Equations and symbols as in memory.py and
+   sparse.py. M, its norms, the links and the times of access are one working copy for a whole sequence; the tape stores
+   for every step only the few words and slots that it wrote, read and linked. Compiled twice, for REAL float and
+   double. */
 
 #include "cells.h"
 #include "packed.h"
@@ -31,7 +32,7 @@ static int64_t interface_of(const Tape *tape) { return tape->heads * (tape->word
 static int begins(const Tape *tape, int64_t at) { return tape->starts && tape->starts[at]; }
 static REAL inverse_norm(const REAL *x, int64_t n) { return 1 / (REAL)sqrt(dot(x, x, n) + (REAL)1e-6); }
 
-/* Takes a number into the `kept` largest, which fall; `which` says whose they are. */
+/* Inserts a number into the `kept` largest, in descending order; `which` contains their indices. */
 static inline void take(REAL value, REAL name, REAL *best, REAL *which, int64_t kept) {
     if (!(value > best[kept - 1])) return;
     int64_t at = kept - 1;
@@ -109,7 +110,7 @@ static void link(const Tape *tape, int64_t b, const int32_t *slots, const REAL *
     memcpy(p + kept, which, sizeof which);
 }
 
-/* The state of an entry becomes that at the start of an episode; what a step carries is its caller's. */
+/* Resets the state of an entry; the caller resets what is carried from step to step. */
 static void reset(const Tape *tape, int64_t b) {
     const int64_t n = tape->slots, kept = tape->links;
     memcpy(tape->memory + b * n * tape->word, tape->fresh_memory, sizeof(REAL) * n * tape->word);
@@ -123,7 +124,7 @@ static void reset(const Tape *tape, int64_t b) {
             tape->predecessors[(b * n + i) * 2 * kept + k] = tape->successors[(b * n + i) * 2 * kept + k] = k < kept ? 0 : -1;
 }
 
-/* What an entry writes, links and reads at `at` = t B + b; `read` gets the words. */
+/* One step of an entry, `at` = t B + b: writes, links and reads; `read`: output, the words. */
 static void write_and_read(const Tape *tape, int64_t b, int64_t at, REAL *read) {
     const int64_t n = tape->slots, word = tape->word, heads = tape->heads, kept = tape->links, reads = tape->reads;
     const int64_t all = read_count(tape), named = named_count(tape), next = at + tape->batch;
@@ -174,7 +175,7 @@ static void write_and_read(const Tape *tape, int64_t b, int64_t at, REAL *read) 
         }
         softmax(content, best, strengths[h], reads, reads);
 
-        /* π_1 b + π_2 c + π_3 f at the slots that are named, each as often as it is */
+        /* π_1 b + π_2 c + π_3 f at the candidate slots, each as often as it occurs */
         const REAL *ways = modes + 3 * h, *found_slots;
         REAL *linked = tape->linked + (at * heads + h) * (named - reads), found[kept];
         int32_t name[named], *place = tape->places + (at * heads + h) * named;
@@ -228,7 +229,8 @@ static void write_and_read(const Tape *tape, int64_t b, int64_t at, REAL *read) 
         if (scratch[here[k]] > (REAL)tape->threshold) last_access[here[k]] = time;
 }
 
-/* Steps first ... last - 1 of the batch entries begin ... end - 1. `gates` holds what the input gives, biases included. */
+/* Steps first ... last - 1 of the batch entries begin ... end - 1. `gates` contains the input's part of the
+   pre-activations, with biases. */
 void NAME(forward)(const Tape *tape, int64_t first, int64_t last, int64_t begin, int64_t end) {
     const int64_t rows = end - begin, size = tape->hidden, all = size + tape->heads * tape->word, width = interface_of(tape);
     for (int64_t t = first; t < last; t++) {
@@ -325,7 +327,7 @@ static void undo(const Tape *tape, int64_t b, int64_t at, const REAL *d_read, in
     if (begins(tape, at)) memset(d_memory, 0, sizeof(REAL) * tape->slots * word);
 }
 
-/* The derivative of all steps, from the last, `last` - 1, to the first. */
+/* Backward pass over all steps, from the last, `last` - 1, to the first. */
 void NAME(backward)(const Tape *tape, int64_t first, int64_t last, int64_t begin, int64_t end) {
     const int64_t rows = end - begin, size = tape->hidden, all = size + tape->heads * tape->word, width = interface_of(tape);
     REAL *d_carried = tape->d_carried + begin * all, *d_hidden = tape->d_hidden + begin * size;

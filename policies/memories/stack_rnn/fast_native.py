@@ -142,9 +142,9 @@ class NativeSequence(torch.autograd.Function):
         length, batch = ctx.count, ctx.sizes.batch
         d_cells = d_cells.clone(memory_format=torch.contiguous_format)
         d_hidden = torch.zeros_like(arrays["after"][0])
-        allocate = min(length, max(1, CHUNK_ROWS // max(1, batch)))
+        chunk = min(length, max(1, CHUNK_ROWS // max(1, batch)))
         d_sums, d_parameters = (
-            arrays[name].new_empty(allocate, *arrays[name].shape[1:]) for name in ("after", "parameters")
+            arrays[name].new_empty(chunk, *arrays[name].shape[1:]) for name in ("after", "parameters")
         )
         made = {"d_after": d_after.contiguous(), "d_sums": d_sums, "d_parameters": d_parameters, "d_hidden": d_hidden}
         made |= {"d_cells": d_cells, "d_inputs": torch.empty_like(arrays["inputs"][0]), "starts": ctx.starts}
@@ -155,8 +155,8 @@ class NativeSequence(torch.autograd.Function):
             WeightGradient(d_parameters, arrays["after"]),
         )
         d_xs = torch.empty_like(xs, memory_format=torch.contiguous_format) if ctx.needs_input_grad[2] else None
-        for end in range(length, 0, -allocate):
-            begin = max(0, end - allocate)
+        for end in range(length, 0, -chunk):
+            begin = max(0, end - chunk)
             native.backward(begin, end)
             for each in sums:
                 each.add(begin, end)

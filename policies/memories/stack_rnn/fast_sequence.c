@@ -1,7 +1,7 @@
-/* The stack RNN over time, forward and back; see fast_native.py. Equations and symbols as in memory.py.
+/* The stack RNN over time, forward and backward; see fast_native.py. Equations and symbols as in memory.py.
 
-   A call takes some batch entries through some steps: their stacks and the weights stay in the cache meanwhile. Compiled
-   twice, for REAL float and double. */
+   A call processes a block of environments over several steps, so that their stacks and the weights stay in the cache.
+   Compiled twice, for REAL float and double. */
 
 #include "activations.h"
 #include "packed.h"
@@ -28,7 +28,8 @@ static const REAL *cells_before(const Tape *tape, int64_t at) {
     return starts_at(tape, at) ? tape->empty : tape->cells + at * tape->stacks * tape->capacity;
 }
 
-/* One tensor holds all a step needs: from its first cell on it is the stack pushed, from its third popped. */
+/* One array contains both results: read from its first cell it is the stack after a push, from its third after a pop.
+   */
 static void surround(const REAL *stack, REAL top, int64_t capacity, REAL *around) {
     around[0] = top, around[capacity + 1] = EMPTY;
     memcpy(around + 1, stack, sizeof(REAL) * capacity);
@@ -76,7 +77,8 @@ void NAME(forward)(const Tape *tape, int64_t first, int64_t last, int64_t begin,
     }
 }
 
-/* The derivative of `move`: d_cells becomes that of the cells before it, d_action that of the sums that entered a and σ. */
+/* Backward pass of `move`: d_cells becomes that of the cells before it, d_action that of the sums that entered a and σ.
+   */
 static void move_back(const Tape *tape, int64_t at, REAL *restrict d_cells, REAL *d_action) {
     const int64_t capacity = tape->capacity, moves = tape->moves;
     const REAL *stack = cells_before(tape, at), *action = tape->parameters + at * interface_of(tape);
@@ -103,9 +105,9 @@ static void move_back(const Tape *tape, int64_t at, REAL *restrict d_cells, REAL
     }
 }
 
-/* The derivative of the steps first ... last - 1 for the batch entries begin ... end - 1, from the last step to the first. The
-   gradients of the state after `last` become those of the state before `first`. The arrays of the steps' own gradients begin
-   at `first`. */
+/* Backward pass over the steps first ... last - 1 for the batch entries begin ... end - 1, from the last step to the
+   first. The gradients of the state after `last` are overwritten by those of the state before `first`. The arrays of
+   the steps' own gradients begin at `first`. */
 void NAME(backward)(const Tape *tape, int64_t first, int64_t last, int64_t begin, int64_t end) {
     const int64_t rows = end - begin, size = tape->hidden, tops = tops_of(tape), in = tops + own(tape), top = tape->top;
     const int64_t interface = interface_of(tape), all = tape->stacks * tape->capacity;

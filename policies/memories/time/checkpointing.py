@@ -234,7 +234,7 @@ class Segments:
         queries = () if self.queries is None else ({name: filled(shape) for name, shape in self.queries.items()},)
         if not recorded:
             return self.memory.unroll(xs, starts, state, None, *queries)
-        recording = self.memory.record(state, min(expected_steps, steps))  # the room is allocated at once
+        recording = self.memory.record(state, min(expected_steps, steps))  # allocated in advance
         for t, x in enumerate(xs):
             asked = ({name: query[t] for name, query in each.items()} for each in queries)
             recording.step(x, None if starts is None else starts[t], *asked)

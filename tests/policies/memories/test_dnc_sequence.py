@@ -102,7 +102,7 @@ def test_blocks_and_threads_change_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     xs, starts = torch.randn(10, 7, FEATURES).double(), some_starts(10, 7)
     whole = all_of(memory, xs, starts, state, True)
     monkeypatch.setattr(fast_native, "BLOCK_BYTES", 1)
-    monkeypatch.setattr(fast_native, "FEWEST", 2)
+    monkeypatch.setattr(fast_native, "MIN_BLOCK", 2)
     torch.set_num_threads(2)
     try:
         shared = all_of(memory, xs, starts, state, True)

@@ -56,7 +56,7 @@ def test_the_loops_are_the_equations(monkeypatch: pytest.MonkeyPatch, seed: int,
     """Whatever the options, wherever episodes start, unrolled and recorded, in blocks, on threads: as step by step."""
     torch.manual_seed(seed)
     options, length, batch = drawn(seed)
-    monkeypatch.setattr(fast_blocks, "TOGETHER", 2)
+    monkeypatch.setattr(fast_blocks, "BLOCK", 2)
     memory = built(options, dtype)
     xs, state = torch.randn(length, batch, FEATURES, dtype=dtype), begun(memory, batch)
     xs[length // 2, 0] = 0  # not written

@@ -62,8 +62,8 @@ def test_the_loops_are_the_equations(monkeypatch: pytest.MonkeyPatch, seed: int,
     """Whatever the options, wherever episodes start, unrolled and recorded, in blocks, on threads: as step by step."""
     torch.manual_seed(seed)
     options, length, batch = drawn(seed)
-    monkeypatch.setattr(ntm_sequence, "ROWS", 3 * batch)
-    monkeypatch.setattr(ntm_native, "FEWEST", 2)
+    monkeypatch.setattr(ntm_sequence, "CHUNK_ROWS", 3 * batch)
+    monkeypatch.setattr(ntm_native, "MIN_BLOCK", 2)
     monkeypatch.setattr(ntm_native, "BLOCK_BYTES", 1)
     memory = built(options, dtype)
     xs, state = torch.randn(length, batch, FEATURES, dtype=dtype), begun(memory, batch)

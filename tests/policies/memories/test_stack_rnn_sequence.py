@@ -38,9 +38,9 @@ def test_the_loops_are_the_equations(monkeypatch: pytest.MonkeyPatch, seed: int,
     """Whatever the options: unrolled, recorded on several tapes, in blocks and on threads."""
     torch.manual_seed(seed)
     options, length, batch = drawn(seed)
-    monkeypatch.setattr(stack_native, "ROWS", 3 * batch)
+    monkeypatch.setattr(stack_native, "CHUNK_ROWS", 3 * batch)
     monkeypatch.setattr(stack_native, "BLOCK", 4)
-    monkeypatch.setattr(stack_fast, "ROOM", 4)
+    monkeypatch.setattr(stack_fast, "MIN_STEPS", 4)
     memory = make_memory("stack-rnn", input_size=3, **options).to(dtype)
     with torch.no_grad():
         for parameter in memory.parameters():
