@@ -130,7 +130,9 @@ class StepCollector(Collector):
     ) -> None:
         super().__init__(model, targets)
         self.graph, self.values = graph, values
-        self.log_probs = log_probs or (values and model.executor.tells_later)  # then callbacks read them afterwards
+        self.log_probs = log_probs or (
+            values and model.executor.tells_later
+        )  # then callbacks read them after the rollout
 
     def collect(self, callback: BaseCallback) -> bool:
         model, rollout, policy, env = self.model, self.model.rollout, self.model.policy, self.model.tensor_env
@@ -162,7 +164,9 @@ class StepCollector(Collector):
         known |= {"rollout": rollout, "rollout_buffer": rollout}
 
         def after(t: int, new_obs: Obs, info: Info) -> bool:
-            if finals is not None and env.truncates and model.rollout_state.may_start:  # some learn late that they do
+            if (
+                finals is not None and env.truncates and model.rollout_state.may_start
+            ):  # some environments report truncation only after a while
                 finals.add(t, info["final_obs"], model.rollout_state.memory)
             model.num_timesteps += all_envs
             callback.update_locals({**known, "t": t, **Step(model, t, (step, new_obs, info)).names()})
@@ -228,7 +232,7 @@ class SequenceCollector(Collector):
 
 
 SHARE = 16
-"""On a GPU, memories of final observations take up to this part of what a sequence may keep for its backward pass."""
+"""On a GPU, memories of final observations use at most 1/SHARE of the memory budget of a sequence's backward pass."""
 
 
 class FinalValues:

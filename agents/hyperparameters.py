@@ -23,7 +23,7 @@ from policies.policy import MemoryActorCriticPolicy
 class Hyperparameters:
     """Base of the hyper-parameter dataclasses, with the help texts of shared fields.
 
-    This class is not a dataclass. That of a learner lists its fields with their defaults, in the order of the
+    This class is not a dataclass. A learner's dataclass lists its fields with their defaults, in the order of the
     constructor's arguments. Every learner has `learning_rate`, `n_steps` and `max_grad_norm`.
     """
 
@@ -94,7 +94,7 @@ def hints_of(config: Any) -> dict[str, Any]:
     """The type and range of every hyper-parameter of a dataclass, in order."""
     try:
         hints = get_type_hints(config, include_extras=True)
-    except NameError:  # a dataclass within a function, whose annotations name what is known there alone
+    except NameError:  # a dataclass inside a function, whose annotations name local types
         hints = {}
     return {entry.name: hints.get(entry.name, type(entry.default)) for entry in fields_of(config)}
 

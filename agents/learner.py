@@ -149,7 +149,7 @@ class MemoryOnPolicyAlgorithm(Updates, OnPolicyAlgorithm):
             _init_setup_model=False,
             supported_action_spaces=(spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary),
         )
-        if self._tensor_env is not None:  # `env` has the environments' own numbers, the networks may have others
+        if self._tensor_env is not None:  # `env` uses the environments' action numbers, the networks may use others
             self.observation_space = self._tensor_env.single_observation_space
             self.action_space = self._tensor_env.single_action_space
         if setup._init_setup_model:
@@ -291,7 +291,7 @@ class MemoryOnPolicyAlgorithm(Updates, OnPolicyAlgorithm):
             ValueError: `fast` is "graph", and capture is not possible.
         """
         if self.fast == "graph" or (self.fast == "auto" and self.device.type == "cuda"):
-            from agents.scale.cuda_graphs.replay import graphs_for  # a CPU run does without
+            from agents.scale.cuda_graphs.replay import graphs_for  # not imported by CPU runs
 
             return graphs_for(self) or Executor(self)
         return Executor(self)
@@ -326,7 +326,7 @@ class MemoryOnPolicyAlgorithm(Updates, OnPolicyAlgorithm):
     def save(  # type: ignore[override]
         self, path: Place, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None
     ) -> None:
-        """Write a checkpoint; see `agents.checkpoint.save`. `exclude` is not used: what it holds is fixed."""
+        """Write a checkpoint; see `agents.checkpoint.save`. `exclude` is ignored: the content is fixed."""
         checkpoint.save(self, path, include)
 
     @classmethod
@@ -346,7 +346,7 @@ class MemoryOnPolicyAlgorithm(Updates, OnPolicyAlgorithm):
     def set_env(self, env: EnvLike, force_reset: bool = True) -> None:
         """As in SB3; number, arguments and horizon of the environments may change, and `new_episodes` says how.
 
-        Running episodes are given up wherever it is another environment.
+        Running episodes are aborted where the environment differs.
         """
         found = as_tensor_env(env, self.device)
         differs = checkpoint.how_it_differs(self, found)
@@ -357,7 +357,7 @@ class MemoryOnPolicyAlgorithm(Updates, OnPolicyAlgorithm):
     def set_parameters(
         self, load_path_or_dict: Any, exact_match: bool = True, device: torch.device | str = "auto"
     ) -> None:
-        """As in SB3, from its dictionary or from a checkpoint, of which it takes the policy and its optimiser.
+        """As in SB3, from a dictionary, or from a checkpoint's policy and optimiser.
 
         Raises:
             CheckpointError: the checkpoint is damaged, or of another policy.

@@ -79,7 +79,7 @@ class Rollout:
         }
         floats["last_values"] = new_buffer()[0]
         flags = {name: new_buffer(dtype=torch.bool) for name in ("starts", "terminated", "truncated")}
-        # As the distribution gives them: a Box of whole numbers is rounded for the environment alone.
+        # as sampled: actions of an integer Box are rounded only for the environment
         rounded = isinstance(action, spaces.Box) and not _dtype(action).is_floating_point
         actions = new_buffer(action.shape, torch.float32 if rounded else _dtype(action))
         entries: dict[str, Any] = {"actions": actions, **floats, **flags}
@@ -108,7 +108,7 @@ class Rollout:
     def write_obs(self, t: int, obs: Obs) -> None:
         if isinstance(obs, dict):
             assert isinstance(self.obs, dict)
-            for key, buffer in self.obs.items():  # the space's entries, whatever else comes with them
+            for key, buffer in self.obs.items():  # only the space's entries; `obs` may have more
                 buffer[t] = obs[key]
         else:
             assert isinstance(self.obs, Tensor)
@@ -123,7 +123,7 @@ class Rollout:
 
     def hear(self, t: int, info: Info) -> None:
         """Stores the environment's statistics of episodes that ended with step `t`."""
-        if "episodes" in info and self.said is not None:  # all three at once
+        if "episodes" in info and self.said is not None:  # return, length and success
             self.said[:, t] = info["episodes"]
             return
         for kind, name in enumerate(("episode_return", "episode_length", "is_success")):

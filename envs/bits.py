@@ -25,7 +25,7 @@ def random_events(chance: int, size: int, generator: torch.Generator | None, dev
 
 
 def count_ones(bits: Tensor) -> Tensor:
-    """How many ones are in each row, int64 `[N]`.
+    """The number of ones in each row, int64 `[N]`.
 
     Args:
         bits: int8, uint8 or bool `[N, ...]`, contiguous, of zeros and ones only.

@@ -44,7 +44,7 @@ _LEGIBLE = 0.8  # share of its own size at which a picture can still be read
 
 
 class Room(NamedTuple):
-    """The room that a picture gets, in a canvas's units, and the pixels per unit."""
+    """The size available for a picture, in a canvas's units, and the pixels per unit."""
 
     width: float
     height: float
@@ -65,22 +65,22 @@ def drawing_for(width: float, height: float, scale: float = 1.0) -> Iterator[Non
 
 
 def room() -> Room | None:
-    """The room given by `drawing_for`; None outside it: a picture has its own size."""
+    """The size set by `drawing_for`; None outside it: a picture has its default size."""
     return _room.get()
 
 
 def fold(
     length: int, cell: float, line: float, around: tuple[float, float], default: tuple[int, int]
 ) -> tuple[int, int]:
-    """How a row of `length` cells is folded into lines: cells per line, and lines shown (the latest, where all are too
-    small to be read).
+    """Folds a row of `length` cells into lines: returns cells per line, and the number of lines shown (the latest ones,
+    if all lines would be too small to read).
 
     Args:
         length: number of cells.
         cell: width of one, in units.
         line: height of a line.
         around: width and height of everything except the cells.
-        default: the answer where no room is given.
+        default: the result outside `drawing_for`.
     """
     given = _room.get()
     if given is None:

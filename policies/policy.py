@@ -54,9 +54,9 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         lr_schedule: learning rate against remaining progress (1 → 0).
         memory: a registered name, see `policies.memories.registered()`.
         memory_kwargs: the memory's own arguments, without its input size.
-        bptt_segment: back-propagation through time stores the memory's state every so many steps and recomputes the
+        bptt_segment: back-propagation through time stores the memory's state every N steps and recomputes the
             rest (gradient checkpointing, `policies.memories.time.checkpointing`). 0: stores every step. None: 0, unless
-            that came to more than 1 GiB.
+            a sequence would need more than 1 GiB.
         net_arch: hidden layers between the memory and the heads, as SB3 writes them. None: SB3's two 64-unit layers
             for `identity`, so that the memoryless agent is a fair one, and no layer for the others.
         activation_fn: activation of those layers.

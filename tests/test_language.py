@@ -55,6 +55,21 @@ PLAIN = {
     r"steps? a second": "steps per second",
     r"(?:forward and|forward or) back(?!ward|-)": "forward and backward",
     r"hand-written derivatives?": "custom backward",
+    r"as they (?:are|were) taken": "while they run",
+    r"but for": "except",
+    r"one (?:below|beside) another": "stacked, concatenated",
+    r"by the clock": "wall-clock time",
+    r"nats an image|steps an update|blocks a stage|logistics a pixel": "per",
+    r"every so many": "every N",
+    r"leans? on": "depends on",
+    r"foretells?": "predicts",
+    r"came to (?:it|\d+)": "reached",
+    r"how it was found|what brought it": "how it was chosen",
+    r"such as these": "name them",
+    r"to begin with": "initial",
+    r"in the place of what": "replaces",
+    r"what (?:the input|the hidden state) gives": "the input's part of the pre-activations",
+    r"room for so": "maximum number",
 }
 """What is not written, and the plain word."""
 

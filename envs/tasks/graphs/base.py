@@ -32,7 +32,7 @@ class Question(NamedTuple):
     answer: Tensor
     """Triples due, int64 `[N, A, 3]`."""
     due: Tensor
-    """How many of them, int64 `[N]`."""
+    """Their number, int64 `[N]`."""
     path: Tensor
     """Nodes from the source to the end of the queried path, int64 `[N, most + 1]`; -1 beyond it."""
 
@@ -103,7 +103,7 @@ class GraphTask(SequenceTask):
         if path_length is not None:
             stages = tuple(stage._replace(path=(path_length, path_length)) for stage in stages)
         self.graph, self.curriculum, self.last_lesson = graph, curriculum, last
-        self.ignores_actions = self.ignores_actions and not curriculum  # lessons follow from what was right
+        self.ignores_actions = self.ignores_actions and not curriculum  # lessons depend on the answers
         self.pass_mark, self.window, self.planning_steps = pass_mark, window, planning_steps
         self.longest = max(stage.path[1] for stage in stages)
         """The largest number of edges in a queried path."""
@@ -111,7 +111,7 @@ class GraphTask(SequenceTask):
         most = max(stage.nodes[1] * stage.degree[1] for stage in stages)
         if self.world is not None:
             least = most = len(self.world.edges)
-        # No answer is due before this step, which spares a task whose steps cost something.
+        # no answer is due before this step, so earlier steps can skip the check
         self._earliest = least + self.query_rows(min(stage.path[0] for stage in stages)) + planning_steps
         super().__init__(
             num_envs,
@@ -132,7 +132,7 @@ class GraphTask(SequenceTask):
             self._fixed = self.world.graphs(num_envs, self.device)
         first = 1 if curriculum else last
         rows = [(*s.nodes, *s.degree, *s.path, s.relations) for s in stages]
-        self._limits = torch.tensor(rows, device=self.device)  # a row a lesson
+        self._limits = torch.tensor(rows, device=self.device)  # one row per lesson
         self._first = first
         self.level = torch.tensor(first, device=self.device)
         self.tried = torch.zeros_like(self.level)
@@ -180,7 +180,7 @@ class GraphTask(SequenceTask):
         self.points, self.successors, self.path = graphs.points, graphs.successors, question.path
         self.edge_labels = self._kind_labels.gather(1, graphs.kinds.flatten(1)).view_as(graphs.kinds)
 
-        # All rows that an environment may be shown, side by side, and for each step the one that is.
+        # all rows that an environment may show, concatenated, and the index of the row of each step
         exists = self.successors.flatten(1) >= 0  # [N, V * D]
         order = self._uniform(*exists.shape).masked_fill_(~exists, 2.0).argsort(1)
         blank = torch.full((count, 1, 3), LABELS, device=self.device)

@@ -1,9 +1,9 @@
 """Lessons of the graph tasks, from small graphs to large ones, and a curriculum that advances on the device.
 
-Lessons are numbered from 1. That a lesson is passed at 90 % and that 10 % of the samples come from earlier lessons is
-the paper's (Graves et al., Nature 2016, methods and extended data tables 3 to 5), and so are the numbers of lessons and
-the last one of traversal. The sizes in between, and the last lessons of the other two tasks, are ours: a progression
-towards graphs that the paper's memories (one triple a row: 256 rows, 128 in the other two tasks) have room for.
+Lessons are numbered from 1. From the paper (Graves et al., Nature 2016, methods and extended data tables 3 to 5): a
+lesson is passed at 90 %, 10 % of the samples come from earlier lessons, the numbers of lessons, and the last lesson of
+traversal. The other sizes are ours: a progression towards graphs that fit into the paper's memories (one triple per
+row; 256 rows, 128 in the other two tasks).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Lesson(NamedTuple):
     """Ranges for an episode's graph and question, both ends included."""
 
     nodes: tuple[int, int]
-    """Of a graph; the fewest are more than the greatest out-degree."""
+    """Number of nodes; the minimum exceeds the greatest out-degree."""
     degree: tuple[int, int]
     """Edges out of a node, drawn for each."""
     path: tuple[int, int]

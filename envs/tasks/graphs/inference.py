@@ -18,7 +18,7 @@ EDGES = 10
 EACH = 100
 """Relations of each length."""
 LENGTHS = (2, 5)
-"""Least and most edges in a relation."""
+"""Minimum and maximum number of edges in a relation."""
 
 
 def relations(seed: int) -> Tensor:
@@ -62,7 +62,7 @@ class GraphInference(GraphTask):
         curriculum: as in `GraphTraversal`.
         pass_mark: share of right answers at which a lesson is passed.
         window: minimum number of episodes of the current lesson from which that share is computed.
-        relation_seed: seed of the meaning of the relations. An agent trained with one seed is useless with another.
+        relation_seed: seed of the meaning of the relations. An agent trained with one seed fails with another.
         graph: "random" or "family". In the family tree the eight kinds of edges have eight of the ten labels, drawn
             for every episode, so that the trained relations can be queried.
         path_length: edges in the relation, 2 to 5; None: drawn from the lesson's range, 4 in the family tree.
@@ -79,7 +79,7 @@ class GraphInference(GraphTask):
 
     Source: Graves et al., "Hybrid computing using a neural network with dynamic external memory" (Nature, 2016): 17
         lessons, ten planning steps, 400 relations with labels from 10 to 410, four-step relations in the family tree.
-        How questions and graphs were made to fit is not known to us. Here a source and a relation are drawn uniformly,
+        The paper does not say how questions and graphs were matched. Here a source and a relation are drawn uniformly,
         and the edges on a path from the source are labelled so that the relation leads along it.
     """
 
@@ -161,11 +161,11 @@ class GraphInference(GraphTask):
         return Question(graphs, query, one, answer, one, path)
 
     def _lay(self, graphs: Graphs, relation: Tensor, source: Tensor, length: Tensor) -> tuple[Graphs, Tensor]:
-        """Lay a relation's path into each graph: the graphs, edges relabelled, and the path `[N, longest + 1]`.
+        """Relabels edges so that each relation leads along a path; returns the graphs and the path `[N, longest + 1]`.
 
-        At each node the walk takes the edge that it has given the wanted label before; else a free one, to a node that
-        is not on the path yet if it can, and exchanges labels with the edge that had the wanted one. Free edges do not
-        run out: with two edges out of every node, no step of five leaves a node for the third time.
+        At each node the walk takes the edge to which it has already assigned the required label. Otherwise it takes an
+        unassigned edge, if possible to a new node, and swaps labels with the edge that had the required one. Unassigned
+        edges do not run out: with two edges out of every node, a path of five edges leaves no node a third time.
         """
         copies, nodes, room = graphs.kinds.shape
         kinds, fixed = graphs.kinds, torch.zeros_like(graphs.kinds, dtype=torch.bool)

@@ -22,7 +22,7 @@ Triple = tuple[int, int, int]
 
 
 class Drawn(Protocol):
-    """What of `envs.tasks.graphs.base.GraphTask` is drawn, in its shapes."""
+    """The part of `envs.tasks.graphs.base.GraphTask` that is drawn."""
 
     length: int
     planning_steps: int
@@ -93,8 +93,7 @@ def _labels(digits: list[int]) -> Triple:
 
 
 class _Names:
-    """Names for the labels of an environment: three digits, and on a fixed graph words; a relation with what it stands
-    for."""
+    """Names for the labels of an environment: three digits, on a fixed graph words; relations with their meaning."""
 
     def __init__(self, env: Drawn, index: int) -> None:
         self.meaning = env.meaning

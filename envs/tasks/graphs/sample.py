@@ -12,10 +12,10 @@ LABELS = 1000
 
 
 class Graphs(NamedTuple):
-    """N directed graphs with room for V nodes, and for D edges out of each."""
+    """N directed graphs of at most V nodes, each with at most D outgoing edges."""
 
     points: Tensor
-    """Where nodes are in the unit square, float32 `[N, V, 2]`."""
+    """Positions of the nodes in the unit square, float32 `[N, V, 2]`."""
     successors: Tensor
     """The node that an edge leads to, int64 `[N, V, D]`; -1 where there is no edge. A node's edges come first."""
     kinds: Tensor
@@ -60,7 +60,7 @@ def random_graphs(
     Args:
         nodes: number of nodes, int64 `[N]`, more than the greatest out-degree.
         degree: least and most edges out of a node, int64 `[N]`; drawn uniformly for each node.
-        kinds: how many edge labels a graph has, int64 `[N]`, at least the greatest out-degree.
+        kinds: number of edge labels of each graph, int64 `[N]`, at least the greatest out-degree.
         room: V, D and the most edge labels that any graph may have.
         generator: random generator.
     """
@@ -87,23 +87,23 @@ def random_graphs(
 
 
 def follow(successors: Tensor, at: Tensor) -> Tensor:
-    """What is kept for the edges `[N, V, D]` out of the nodes `at` `[N]`: `[N, D]`."""
+    """The entries of `successors` `[N, V, D]` at the nodes `at` `[N]`: `[N, D]`."""
     return successors.gather(1, at[:, None, None].expand(-1, 1, successors.shape[2])).squeeze(1)
 
 
 def hops(successors: Tensor, node: Tensor, most: int, towards: bool) -> Tensor:
-    """Edges on the shortest way from `node` to every node, or from every node to it, int64 `[N, V]`.
+    """Number of edges on the shortest path from `node` to every node, or from every node to it, int64 `[N, V]`.
 
     Args:
         successors: `[N, V, D]`, -1 where there is no edge.
         node: `[N]`.
-        most: longer ways are not looked for; without any, the number is `most + 1`.
+        most: maximum length; `most + 1` if there is no such path.
         towards: True: to `node`, against the edges.
     """
     copies, nodes, _ = successors.shape
     edges = torch.zeros(copies, nodes, nodes + 1, device=successors.device)
     edges = edges.scatter_(2, successors.masked_fill(successors < 0, nodes), 1.0)[..., :nodes]
-    edges.diagonal(dim1=1, dim2=2).fill_(1.0)  # who was reached stays so
+    edges.diagonal(dim1=1, dim2=2).fill_(1.0)  # reached nodes stay reached
     step = edges.transpose(1, 2) if towards else edges
     reached = torch.zeros(copies, 1, nodes, device=successors.device).scatter_(2, node[:, None, None], 1.0)
     within = [reached]

@@ -60,8 +60,8 @@ class ShortestPath(GraphTask):
         render_mode: None or "rgb_array".
 
     Scores:
-        Without memory 0.333 in the last lesson: the source of every triple but the first is shown, the last edge label
-        recurs now and then, and the other digits are guessed. With memory 1. Random actions with `snap`
+        Without memory 0.333 in the last lesson: the source of every triple except the first is shown, the last edge
+        label recurs now and then, and the other digits are guessed. With memory 1. Random actions with `snap`
         have `right_triples` 0.40 and `right_answers` 0.05.
 
     Raises:
@@ -75,7 +75,7 @@ class ShortestPath(GraphTask):
 
     lessons = SHORTEST_PATH
     test_path = 4
-    ignores_actions = False  # the next triple begins where the last answer led
+    ignores_actions = False  # the next triple starts at the destination of the last answer
     state_names = (*GraphTask.state_names, "at", "far", "count")
     at: Tensor  # the current node, [N]
     far: Tensor  # edges from every node to the goal, [N, V]
@@ -155,11 +155,11 @@ class ShortestPath(GraphTask):
         return Question(graphs, query, torch.ones_like(length), answer, length, walk)
 
     def _draw_ends(self, graphs: Graphs, length: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Start, goal and distance `[N]`: any node as far from the start as wanted, or as near to that as there is."""
+        """Start, goal and distance `[N]`: a random goal at the requested distance, or at the nearest available one."""
         room = graphs.points.shape[1]
         start = below(self._uniform(self.num_envs), graphs.nodes)
         distance = hops(graphs.successors, start, min(self.longest, room - 1), towards=False)
-        # Of distances that miss by as much the longer one is taken.
+        # of two equally near distances, the longer one
         misfit = 4.0 * (distance - length[:, None]).abs() - (distance > length[:, None]).float()
         far_or_start = (distance == 0) | (distance > self.longest)
         misfit = misfit.masked_fill(far_or_start | (distance > room - 1), torch.inf)
@@ -167,7 +167,7 @@ class ShortestPath(GraphTask):
         return start, goal, distance.gather(1, goal[:, None]).squeeze(1)
 
     def _survey(self) -> None:
-        """What follows from the graph and the goal, for all nodes: a triple's code is its nine digits as a number."""
+        """Computes tables for all nodes from graph and goal; a triple's code is its nine digits as a number."""
         nodes = self.successors.shape[1]
         beyond = self.successors.clamp(min=0).flatten(1)
         far = self.far.gather(1, beyond).view_as(self.successors)

@@ -34,7 +34,7 @@ Cell = Picture | Verdict | Level | None
 
 
 class Section(NamedTuple):
-    """Named rows of cells, one below another."""
+    """Named rows of cells, stacked."""
 
     columns: int
     """Cells of each row in the end; where a row has fewer, the rest are empty tiles."""
@@ -56,7 +56,7 @@ def compared(said: Tensor, right: Tensor) -> Picture:
 
 
 def album_frame(sections: Sequence[Section], caption: str) -> Frame:
-    """Sections one below another, each broken into lines of at most twelve columns, or as many as suit the room, and a
+    """Stacked sections, each broken into lines of at most twelve columns, or as many as fit, and a
     caption underneath."""
     heights = [[_LOW if _is_low(name, cells) else _TILE for name, cells in section.rows] for section in sections]
     blocks = [sum(height + _GAP for height in rows) + _GAP for rows in heights]

@@ -47,8 +47,8 @@ class AssociativeRecall(BitTask):
         render_mode: None or "rgb_array".
 
     Scores:
-        Without memory 0.5: the answer is independent of what is seen when it is due. With memory 1, but for lists that
-        hold the query twice among the items with a successor, so that the answer is ambiguous: 1 in 100,000 by
+        Without memory 0.5: the answer is independent of the observation when it is due. With memory 1, except for lists
+        that contain the query twice among the items with a successor, so that the answer is ambiguous: 1 in 100,000 by
         default and 1.6 % of the 3x3 ones, whose best score is 0.996.
 
     Raises:

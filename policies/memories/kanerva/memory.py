@@ -71,7 +71,7 @@ class KanervaMemory(ReaderMemory):
         crop_size: side of a window, and of a block, at least 4.
         prior_features: feature maps of the learned prior's first layer.
         encoder_channels: widths of the stages that encode an image.
-        encoder_blocks: residual blocks a stage.
+        encoder_blocks: residual blocks per stage.
         encoder_activation: without a controller, of the encoder of vectors. "linear" leaves the embedding a weighted
             sum of the inputs, so that their mean can count what was seen but not tell what went with what.
         shift: without a controller, fraction of the features that comes from the step before.

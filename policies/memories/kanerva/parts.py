@@ -25,7 +25,7 @@ class Gaussian(NamedTuple):
     std: Tensor
 
     def at(self, noise: Tensor | None) -> Tensor:
-        """The sample that standard normal `noise` leads to; None: the mean."""
+        """The sample for standard normal `noise`; None: the mean."""
         return self.mean if noise is None else self.mean + self.std * noise
 
     def kl(self, other: Gaussian | None = None) -> Tensor:
@@ -74,7 +74,7 @@ class Writer(nn.Module):
         self.project = nn.Linear(embedding_size, features * 4 * 4, bias=False)
         widths = [features >> layer for layer in range(doublings)] + [channels]
         self.layers = nn.Sequential(*(_doubling(*pair, bias=False) for pair in itertools.pairwise(widths)))
-        # linear layers keep the variance of what passes, so that windows are neither dim nor glaring at the start
+        # initialised to preserve the variance of their inputs, so that windows have unit scale before training
         nn.init.normal_(self.project.weight, std=embedding_size**-0.5)
         for layer in self.layers:
             assert isinstance(layer, nn.ConvTranspose2d)
@@ -128,7 +128,7 @@ def read_windows(memory: Tensor, keys: Tensor, size: int) -> Tensor:
     down = scale.unsqueeze(-1) * steps + y.unsqueeze(-1)
     pixels = (-1, -1, size, size)
     grid = torch.stack([across.unsqueeze(2).expand(pixels), down.unsqueeze(3).expand(pixels)], -1)
-    # the K windows one below another, so that the memory is not copied for each
+    # the K windows stacked vertically, so that the memory is not copied for each
     windows = F.grid_sample(memory, grid.flatten(1, 2), align_corners=True)
     return windows.view(*memory.shape[:2], keys.shape[1], size, size).transpose(1, 2)
 
@@ -150,7 +150,7 @@ class LearnedPrior(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Flatten())
         self.features = channels * size * size
         self.project = nn.Linear(self.features, 2 * latent_size)
-        # where Z does not depend on the keys from the start, KL(q(Y|X) ‖ p(Y)) makes them say nothing
+        # if Z does not depend on the keys initially, KL(q(Y|X) ‖ p(Y)) drives their information to zero
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight)
@@ -204,7 +204,7 @@ class ImageDecoder(nn.Module):
 
     Args:
         latent_size: L.
-        shape: (C, H, W) to give, where C counts the parameters of a pixel's distribution.
+        shape: (C, H, W) of the output; C is the number of parameters of a pixel's distribution.
         features: feature maps of the coarsest grid; halved by each layer, down to 8.
     """
 
@@ -235,16 +235,16 @@ def _doubling(inputs: int, outputs: int, bias: bool) -> nn.ConvTranspose2d:
 
 
 class Readout(NamedTuple):
-    """What reading a memory gives."""
+    """The result of reading the memory."""
 
     prior: Gaussian
     """p(Z|M, Y), `[N, L]`."""
     features: Tensor
-    """Of the windows read, as the prior's network sees them, `[N, ...]`."""
+    """Features of the windows, from the prior's network, `[N, ...]`."""
 
 
 class Kanerva(nn.Module):
-    """What the pooled memory and the generative model share: all but the encoder and the decoder.
+    """The common part of the pooled memory and the generative model: everything except encoder and decoder.
 
     Args:
         embedding_size: width of E.
@@ -278,7 +278,7 @@ class Kanerva(nn.Module):
     ) -> None:
         super().__init__()
         if min(embedding_size, units, latent_size, memory_channels, reads, prior_features) < 1:
-            raise ValueError("sizes and reads must be at least 1")
+            raise ValueError("a size or reads is below 1; expected at least 1")
         self.crop_size, self.reads = crop_size, reads
         self.writer = Writer(embedding_size, writer_features, memory_channels, memory_size, linear_writer)
         self.keys = KeyModel(embedding_size, units, reads, spectral_last=spectral_last)

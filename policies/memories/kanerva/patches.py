@@ -2,7 +2,7 @@
 
 The image is cut into as many patches as a block has cells, and a cell holds what its patch shows. So encoder, prior and
 decoder are convolutions over a grid of `crop_size`² cells, with few parameters, and Z is a map too. The paper averages
-the last grid of its encoder away; what a grid keeps is where in the image things are.
+over the last grid of its encoder; a grid keeps positions in the image.
 
 Sections and equation numbers are those of Ramapuram, Wu and Kalousis, "Kanerva++", ICLR 2021.
 """
@@ -16,7 +16,7 @@ from policies.memories.kanerva.encoder import Encoder, ResidualBlock, Shift
 from policies.memories.kanerva.parts import Gaussian, as_gaussian
 
 PRIOR_OFFSET = -2.0
-"""Added to what becomes the deviation of Z by a softplus: noise of 0.13 at the start, not 0.69."""
+"""Added before the softplus of Z's deviation: initial noise of 0.13, not 0.69."""
 
 
 def patch_side(shape: tuple[int, int, int], cells: int) -> int:
@@ -40,7 +40,7 @@ class PatchEncoder(Encoder):
         cells: along a side of the map.
         channels: of E, at each cell.
         features: of the residual blocks.
-        blocks: how many of them.
+        blocks: number of residual blocks.
     """
 
     def __init__(self, shape: tuple[int, int, int], cells: int, channels: int, features: int, blocks: int) -> None:
@@ -50,7 +50,7 @@ class PatchEncoder(Encoder):
             nn.Conv2d(shape[0], features, side, side, bias=False), nn.BatchNorm2d(features), nn.ReLU()
         )
         self.blocks = nn.ModuleList(ResidualBlock(features, features, 1, "batch") for _ in range(blocks))
-        # with an offset, by which a window shows how many blocks lie upon one another
+        # with an offset, so that a window shows how many blocks overlap
         self.project = nn.Sequential(nn.Conv2d(features, channels, 1), nn.BatchNorm2d(channels, momentum=0.02))
 
     def run(self, x: Tensor, shift: Shift) -> Tensor:
@@ -90,7 +90,7 @@ class PatchDecoder(nn.Module):
 
     Args:
         latent_size: L, a multiple of cells².
-        shape: (C, H, W) to give, where C counts the parameters of a pixel's distribution.
+        shape: (C, H, W) of the output; C is the number of parameters of a pixel's distribution.
         cells: along a side of the map.
         features: between the convolutions.
     """

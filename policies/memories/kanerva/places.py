@@ -1,7 +1,7 @@
 """Positions of blocks in Kanerva++'s memory image, and the bilinear weights by which they are written and read.
 
-The block allocation of Ramapuram, Wu and Kalousis, "Kanerva++", ICLR 2021, as writing: the paper allocates where it
-reads; here what belongs to a key is also written there.
+The block allocation of Ramapuram, Wu and Kalousis, "Kanerva++", ICLR 2021, as writing: the paper allocates when it
+reads; here blocks are also written at their keys.
 """
 
 from __future__ import annotations

@@ -21,15 +21,15 @@ ALLOCATIONS = ("inferred", "ranked")
 
 
 class KanervaBlocks(nn.Module):
-    """What the block-allocated model has in place of `parts.Kanerva`.
+    """The block-allocated model's counterpart of `parts.Kanerva`.
 
     The memory is a grid of tiles, each of the size of a block, and the sum of the blocks of all images. A key is a
-    point in R² and means the tile below it: standard normal keys fall on all tiles alike. An image is written to the
-    tiles of the means of its K keys, a block each, and read at samples.
+    point in R² and selects the tile below it; standard normal keys select all tiles equally often. An image is written
+    to the tiles of the means of its K keys, one block each, and read at samples.
 
     The mean of q(Y|X) is the centre of a tile:
-    - "inferred": a dense network gives, from the embedding, K points, which are whitened over the batch, so that images
-      are spread over the whole memory; the tile is the one below the point. Two images may have the same.
+    - "inferred": a dense network maps the embedding to K points, which are whitened over the batch, so that images use
+      the whole memory; the tile is the one below the point. Two images may have the same tile.
     - "ranked": the images of an episode are ordered by a fixed projection of their embeddings, and have the tiles in
       that order. No two share one, but all T images must be known.
 
@@ -43,7 +43,7 @@ class KanervaBlocks(nn.Module):
         reads: K, blocks of an image, and windows read.
         crop_size: B, side of a block and of a window.
         prior_features: feature maps of the learned prior's first layer.
-        allocation: of the above.
+        allocation: one of these two.
         spectral_last: see `DeepLinear`.
     """
 
@@ -88,7 +88,7 @@ class KanervaBlocks(nn.Module):
         self.register_buffer("deviations", nearest / self.sharpness, persistent=False)
 
     def key_points(self, embedding: Tensor) -> Tensor:
-        """Where keys of embeddings `[T, B, D]` lie before they are moved to the centre of a tile: `[T, B, K, 2]`."""
+        """Keys of embeddings `[T, B, D]` before they are moved to the centre of a tile: `[T, B, K, 2]`."""
         length = len(embedding)
         if self.keys is not None:
             points: Tensor = self.whiten(self.keys(embedding.flatten(0, 1)))
@@ -101,7 +101,7 @@ class KanervaBlocks(nn.Module):
         return self.get_buffer("centres")[tile].unsqueeze(2).expand(-1, -1, self.reads, -1)
 
     def infer_keys(self, embedding: Tensor) -> tuple[Gaussian, Tensor]:
-        """q(Y|X) of embeddings `[T, B, D]`, `[T, B, K, 2]`, and the points whose tiles are meant."""
+        """q(Y|X) of embeddings `[T, B, D]`, `[T, B, K, 2]`, and the points that select the tiles."""
         points = self.key_points(embedding)
         tile = self.tile(points)
         return Gaussian(self.get_buffer("centres")[tile], self.get_buffer("deviations")[tile]), points
@@ -140,8 +140,8 @@ class KanervaBlocks(nn.Module):
 class Whitening(nn.Module):
     """Zero mean and the identity for a covariance, over the batch in training, by running values in evaluation.
 
-    A batch normalisation of each entry apart allows entries that are copies of one another, and keys whose two numbers
-    are copies lie on one line through the memory.
+    Separate batch normalisation of each entry would allow equal entries. Keys with two equal numbers lie on one line
+    through the memory.
 
     Args:
         size: entries of a vector.

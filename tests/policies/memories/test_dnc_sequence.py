@@ -162,7 +162,7 @@ def test_a_single_step_is_the_equations() -> None:
 def test_linkages_are_not_kept() -> None:
     memory = build(slots=64)
     tape = NativeTape(memory, memory.initial_state(1), 36)
-    assert len(tape.copies) == 6  # √36
+    assert len(tape.checkpoints) == 6  # √36
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
