@@ -61,8 +61,8 @@ def test_each_rollout_acts_by_the_parameters_it_begins_with(
     found = []
     for always in (False, True):
         if always:
-            monkeypatch.setattr("policies.memories.kanerva.blocks.held", lambda owner, name, make: make())
-            monkeypatch.setattr("policies.memories.kanerva.encoder.held", lambda owner, name, make: make())
+            monkeypatch.setattr("policies.memories.kanerva.blocks.cached", lambda owner, name, make: make())
+            monkeypatch.setattr("policies.memories.kanerva.encoder.cached", lambda owner, name, make: make())
         policy = {"memory": "kanerva++", "memory_kwargs": {"memory_size": 8}}
         model = learner("MemoryPolicy", RepeatFirst(4, length=4), 1e-2, n_steps=4, policy_kwargs=policy, seed=0)
         model.learn(3 * 16)  # two rollouts after an update; more updates of Adam enlarge rounding past the bound
