@@ -256,7 +256,7 @@ def test_long_runs_stay_finite(normalization: str) -> None:
         ({"residuals": ((3, 1), (3, 2))}, "at most one residual per target layer"),
         ({"residuals": ((2, 1),), "channels": (8, 4, 4)}, "layer 2 has 4 channels, fewer than layer 1"),
         ({"queries": {"query": (4,)}}, r"query is \(4,\); rank 2 expects \(channels, 2 sides\)"),
-        ({"reader": "none", "queries": {"query": (4, 3, 3)}}, "has no readers for the queries query"),
+        ({"reader": "none", "queries": {"query": (4, 3, 3)}}, r"there are queries \(query\): expected reader="),
     ],
 )
 def test_arguments_that_contradict_are_refused(options: dict[str, Any], message: str) -> None:
