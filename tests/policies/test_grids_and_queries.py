@@ -132,7 +132,7 @@ def test_what_is_no_grid_is_folded_into_one() -> None:
 
 
 def test_grids_of_different_sizes_are_refused() -> None:
-    with pytest.raises(ValueError, match="differ in size"):
+    with pytest.raises(ValueError, match="expected equal sizes"):
         GridEncoder(spaces.Dict({"a": spaces.Box(0, 1, (1, 3, 3)), "b": spaces.Box(0, 1, (1, 4, 4))}))
 
 

@@ -28,9 +28,9 @@ compiled = pytest.mark.skipif(
 
 def test_who_takes_operations_down_sees_them_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ENGRAM_NATIVE", raising=False)
-    assert not native.off()
+    assert not native.disabled()
     with Made():
-        assert native.off()
+        assert native.disabled()
 
 
 def trained_by(memory: Memory, xs: Tensor, starts: Tensor | None = None, recorded: bool = False) -> dict[str, Tensor]:
@@ -215,7 +215,7 @@ def test_what_stands_in_the_way_is_said_and_torch_does_it(monkeypatch: pytest.Mo
     with pytest.warns(UserWarning, match=r"no C compiler was found for broken\.c"):
         assert uncached(broken, torch.float32) is None
     monkeypatch.setenv("ENGRAM_NATIVE", "0")
-    assert native.off()
+    assert native.disabled()
     assert uncached(mnm_native.SOURCE, torch.bfloat16) is None
 
 
