@@ -374,8 +374,8 @@ def test_what_is_no_environment_is_refused() -> None:
         ({"observation": (np.zeros(4), {})}, r"as reset and step return it; .* observation, info = env\.reset\(\)"),
         ({"observation": np.array([0, np.nan, 0, 0])}, "the observation contains NaN"),
         ({"state": (1, 2)}, "state is of tuple, expected what the last call of predict returned, or None"),
-        ({"state": {"hidden": torch.zeros(2, 8)}}, "state is of 2 environments, but the observation is of 1"),
-        ({"episode_start": np.ones(3, bool)}, "episode_start is of 3 environments, but the observation is of 1"),
+        ({"state": {"hidden": torch.zeros(2, 8)}}, "state has 2 environments, but the observation has 1"),
+        ({"episode_start": np.ones(3, bool)}, "episode_start has 3 environments, but the observation has 1"),
     ],
 )
 def test_predict_says_what_does_not_fit(given: dict[str, Any], words: str) -> None:

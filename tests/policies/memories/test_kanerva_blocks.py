@@ -301,5 +301,5 @@ def test_wrong_options_are_refused_by_name(options: dict[str, Any], message: str
 
 def test_weights_from_before_the_controller_are_refused_in_one_line() -> None:
     old = {"readout.weight": torch.zeros(1), "kanerva.writer.project.weight": torch.zeros(1)}
-    with pytest.raises(ValueError, match=r"before it had a controller.*train again"):
+    with pytest.raises(ValueError, match=r"from a version without a controller.*train again"):
         make_memory("kanerva++", input_size=FEATURES).load_state_dict(old)
