@@ -187,7 +187,7 @@ REFUSED: dict[str, tuple[spaces.Space[Any], spaces.Space[Any] | None, str]] = {
     "Dict actions": (VECTOR, spaces.Dict({"a": VECTOR}), r"action space is Dict.*TransformAction"),
     "Tuple actions": (VECTOR, spaces.Tuple([VECTOR]), r"action space is Tuple.*TransformAction"),
     "Text actions": (VECTOR, spaces.Text(3), r"action space is Text.*TransformAction"),
-    "empty actions": (VECTOR, spaces.Box(0, 1, (0,)), r"has no numbers"),
+    "empty actions": (VECTOR, spaces.Box(0, 1, (0,)), r"is empty"),
 }
 
 
