@@ -48,7 +48,8 @@ TASKS = {
     "pendulum-150k": Task("Pendulum-v1", 150_000, "≥ −300"),
     "pendulum": Task("Pendulum-v1", 300_000, "≥ −300"),
     "lunar-lander": Task("LunarLander-v3", 500_000, "> 200"),
-    "minigrid-memory": Task("benchmarks.foreign_tasks:FlatMemoryS7-v0", 500_000, "success ≥ 0.95"),
+    "minigrid-memory": Task("minigrid:MiniGrid-MemoryS7-v0", 500_000, "success ≥ 0.95"),
+    "flat-minigrid-memory": Task("benchmarks.foreign_tasks:FlatMemoryS7-v0", 500_000, "success ≥ 0.95"),
 }
 _BATCH = "--num-envs 64 --n-steps 64 --n-epochs 4 --n-minibatches 4"
 POPGYM = {
@@ -144,7 +145,7 @@ def one(name: str, agent: str, seed: int, steps: int) -> list[str]:
         model = load(latest_checkpoint(folder), device="cpu")
     trained_s = time.process_time()
     envs: Any
-    if name in POPGYM:  # SB3's own batch holds no Tuple observations
+    if name in POPGYM or name == "minigrid-memory":  # SB3's own batch holds neither Tuple nor Text observations
         envs = TensorVecEnv(make_env(task.env, EPISODES))
         envs.seed(10_000 + seed)
     else:
