@@ -285,7 +285,7 @@ def test_equal_codes_are_equal_patches(width: int) -> None:
         ({"world": "sea"}, "world 'sea'"),
         ({"queries": (5,)}, "queries are"),
         ({"queries": ()}, "queries are"),
-        ({"size": 9, "queries": (9,)}, "size of at least 11"),
+        ({"size": 9, "queries": (9,)}, "9 only with size >= 11"),
         ({"density": 1.5}, "density is 1.5"),
         ({"map_size": 6}, "map_size is 6"),
         ({"horizon": 0}, "horizon 0"),

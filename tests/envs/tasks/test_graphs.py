@@ -223,7 +223,7 @@ def test_tasks_on_fixed_graphs(graph: str, tmp_path: Path, own_map: None) -> Non
 
 
 def test_a_distance_that_a_fixed_graph_does_not_have() -> None:
-    with pytest.raises(ValueError, match="path_length is 9, but no two nodes of family"):
+    with pytest.raises(ValueError, match="path_length is 9, but no shortest path of family"):
         ShortestPath(graph="family", path_length=9)
 
 
@@ -232,7 +232,7 @@ def test_another_map_than_the_published_one_is_refused(tmp_path: Path, own_map: 
     texts = {"stations": STATIONS, "lines": LINES, "connections": CONNECTIONS}
     for index, changed in enumerate((texts[name].replace("1", "3", 1), texts[name][:-20], "", "\r\n\r", "<html>404")):
         place = write(tmp_path / str(index), **{name: changed})
-        with pytest.raises(DataError, match=rf"london\.{name}\.csv is not the published content of https.*fetch it"):
+        with pytest.raises(DataError, match=rf"london\.{name}\.csv is not the published content of https.*download it"):
             underground(place)
     with pytest.raises(DataError, match="data_dir is"):
         underground(tmp_path / "nowhere")

@@ -314,7 +314,7 @@ def test_scores_without_memory() -> None:
         (lambda: ImageEpisode(length=3, recalls=4), "recalls is 4, expected 1 to length 3"),
         (lambda: ImageEpisode(recalls=0), "recalls is 0"),
         (lambda: ImageEpisode(query="blurred"), "query is 'blurred', expected one of clean, salt-and-pepper"),
-        (lambda: ImageEpisode(query="half", noise=0.1), "query 'half'; expected no noise"),
+        (lambda: ImageEpisode(query="half", noise=0.1), "query='half' uses none; expected noise=None"),
         (lambda: ImageEpisode(noise=1.1), "noise is 1.1, expected 0 to 1"),
         (lambda: ImageEpisode(query="speckle", noise=-1), "noise is -1"),
         (lambda: ImageEpisode(query="poisson", noise=0), "noise is 0, expected above 0"),

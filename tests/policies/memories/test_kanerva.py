@@ -270,7 +270,7 @@ def test_questions_are_answered_and_not_written() -> None:
         assert all(torch.equal(other.state[key], step.state[key]) for key in state)
         assert all(torch.equal(other.losses[key], step.losses[key]) for key in step.losses)
         assert not torch.isclose(other.output, step.output).any()
-    with pytest.raises(ValueError, match=r"asked \['query', 'query_image'\]; missing: \['query_image'\]"):
+    with pytest.raises(ValueError, match=r"questions \['query', 'query_image'\]; missing: \['query_image'\]"):
         memory(x, state, {"query": asked["query"]})
     with pytest.raises(ValueError, match="missing: "):
         memory(x, state)

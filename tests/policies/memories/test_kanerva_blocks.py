@@ -240,7 +240,7 @@ def test_questions_are_answered_and_not_written() -> None:
     assert all(torch.equal(other.state[key], step.state[key]) for key in state)
     assert all(torch.equal(other.losses[key], step.losses[key]) for key in step.losses)
     assert not torch.isclose(other.output[:, H:], step.output[:, H:]).any()
-    with pytest.raises(ValueError, match=r"asked \['query'\]; missing: \['query'\]"):
+    with pytest.raises(ValueError, match=r"questions \['query'\]; missing: \['query'\]"):
         memory(x, state)
 
 
@@ -290,7 +290,7 @@ def test_the_panel_outlines_the_block_that_was_written() -> None:
         ({"crop_size": 3}, "crop_size is 3; it must be at least 4"),
         ({"read_heads": 0}, "at least 1"),
         ({"controller": "gru"}, "controller is 'gru'; it must be 'lstm' or 'none'"),
-        ({"shift": 0.1}, "shift is 0.1, which needs controller='none'"),
+        ({"shift": 0.1}, "shift is 0.1; expected None, because only controller='none'"),
         ({"likelihood": "poisson"}, "likelihood is 'poisson'; it must be 'gaussian' or 'bernoulli'"),
     ],
 )

@@ -231,7 +231,7 @@ def test_a_setting_is_the_length_of_a_segment() -> None:
     memory = Counting()
     for setting, steps, expected in ((0, 100, 0), (10, 100, 10), (10, 10, 0), (10, 11, 10)):
         segments = Segments(memory, setting, 3)
-        assert segments.length(steps, 64, recorded=False, room=1) == expected
+        assert segments.length(steps, 64, recorded=False, expected_steps=1) == expected
         recording = segments.record(memory.initial_state(2), 1, steps, 2)
         assert isinstance(recording, SegmentedRecording) == bool(expected)
 
@@ -246,29 +246,29 @@ def test_without_a_setting_it_is_what_would_be_kept_that_decides(
     assert 8_000 <= each <= 13_000  # two or three times 1,000 numbers, of 4 bytes, and little else
     taken = memory.taken
     monkeypatch.setattr(module, "AUTO_BYTES", 100 * 5 * each)
-    assert segments.length(100, 5, recorded, room=8) == 0
-    assert segments.length(100, 6, recorded, room=8) == max(8, round((100 * 4000 / each) ** 0.5 - 0.5))
-    assert segments.length(4000, 6, recorded, room=8) == int((4000 * 4000 / each) ** 0.5)
+    assert segments.length(100, 5, recorded, expected_steps=8) == 0
+    assert segments.length(100, 6, recorded, expected_steps=8) == max(8, round((100 * 4000 / each) ** 0.5 - 0.5))
+    assert segments.length(4000, 6, recorded, expected_steps=8) == int((4000 * 4000 / each) ** 0.5)
     assert memory.taken == taken, "it is measured once"
 
 
-def test_room_that_is_taken_at_once_is_seen() -> None:
-    """MNM-p records on a tape that is as long as its room."""
+def test_memory_that_is_allocated_at_once_is_seen() -> None:
+    """MNM-p records on a tape that is as long as the expected steps."""
     segments = Segments(make_memory("mnm-p", input_size=3), None, 3)
     assert segments.kept_by_step(True, 8) == pytest.approx(segments.kept_by_step(False, 8), rel=0.3)
 
 
 def test_a_memory_that_has_nothing_to_learn_stays_whole() -> None:
     memory = make_memory("identity", input_size=3)
-    assert Segments(memory, None, 3).length(1000, 64, recorded=False, room=1) == 0
+    assert Segments(memory, None, 3).length(1000, 64, recorded=False, expected_steps=1) == 0
 
 
 @every_memory
 def test_what_a_step_keeps_can_be_found_for_every_memory(name: str) -> None:
     memory, case = MEMORIES[name].build(torch.float32), MEMORIES[name]
     segments = Segments(memory, None, case.input_size)
-    assert segments.kept_by_step(recorded=False, room=1) >= 1
-    assert segments.kept_by_step(recorded=True, room=8) >= 1
+    assert segments.kept_by_step(recorded=False, expected_steps=1) >= 1
+    assert segments.kept_by_step(recorded=True, expected_steps=8) >= 1
 
 
 def test_what_is_wrong_is_named() -> None:
