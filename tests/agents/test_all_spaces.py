@@ -321,7 +321,7 @@ def test_a_grid_memory_takes_a_picture_or_says_how_large_it_may_be(side: int) ->
     if side == 48:
         PPO("MemoryPolicy", env, n_steps=4, n_minibatches=1, policy_kwargs=kwargs, seed=0).learn(4)
         return
-    with pytest.raises(ValueError, match=rf"\(3, {side}, {side}\), but 3 layers .* at most 48 a side: shrink it"):
+    with pytest.raises(ValueError, match=rf"\(3, {side}, {side}\), but 3 layers .* support sides up to 48: shrink it"):
         PPO("MemoryPolicy", env, policy_kwargs=kwargs)
 
 

@@ -115,7 +115,7 @@ def test_a_module_of_the_current_folder_with_wrappers() -> None:
         ),
         ("odd_worlds:X-v0", {}, r"cannot import 'odd_worlds' for 'odd_worlds:X-v0': SyntaxError"),
         ("own_worlds:Own/Cnt-v0", {}, r"near it: Own/Count-v0.*own_worlds was imported and registers no such id"),
-        ("MiniGrid-NotHere-v0", {}, r"if another package registers it: PACKAGE:MiniGrid-NotHere-v0"),
+        ("MiniGrid-NotHere-v0", {}, r"if a package or module of your own registers it: MODULE:MiniGrid-NotHere-v0"),
         (
             "own_worlds:Own/Count-v0",
             {"sise": 3},

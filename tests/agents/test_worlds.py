@@ -76,7 +76,7 @@ def test_minigrid_in_its_wrappers(env_id: str, wrapper: str, memory: str) -> Non
     space = env.single_observation_space
     pictures = [space] if not isinstance(space, spaces.Dict) else list(space.values())
     if memory == "multigrid" and any(len(entry.shape or ()) == 3 and max(entry.shape) > 48 for entry in pictures):
-        with pytest.raises(ValueError, match="at most 48 a side"):
+        with pytest.raises(ValueError, match="support sides up to 48"):
             PPO("MemoryPolicy", env, policy_kwargs={"memory": memory})
         return
     PPO("MemoryPolicy", env, n_steps=4, n_minibatches=1, n_epochs=1, policy_kwargs={"memory": memory}).learn(4)
