@@ -194,6 +194,7 @@ PICTURES: dict[str, Drawn] = {
     "supervised-tasks.png": FromTable("supervised-tasks-curves.csv"),
     "copy.png": FromTable("copy-curves.csv"),
     "double-copy.png": FromTable("double-copy-curves.csv"),
+    "priority-sort.png": FromTable("priority-sort-curves.csv"),
     **{f"scaling/{study}.png": OfStudy(study) for study in STUDIES},
     "maze.gif": OfAgent("maze-ppo", 84),
     "mapping.png": OfAgent("mapping-9", 47, least=0.4),
