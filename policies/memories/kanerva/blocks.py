@@ -138,15 +138,10 @@ class BlockKanerva(KanervaForm):
         self, x: Tensor, state: State, queries: Queries | None, run_steps: RunSteps | None = None
     ) -> MemoryStep:
         """One step; `run_steps`: as of `run`."""
-        query_names = None if queries is None else {name: query.unsqueeze(0) for name, query in queries.items()}
-        single_step = self.run(x.unsqueeze(0), None, state, (), query_names, run_steps)
-        losses = {name: loss[0] for name, loss in single_step.losses.items()}
-        return MemoryStep(
-            single_step.outputs[0],
-            single_step.state,
-            losses,
-            None if single_step.grids is None else single_step.grids[0],
-        )
+        questions = None if queries is None else {name: query.unsqueeze(0) for name, query in queries.items()}
+        result = self.run(x.unsqueeze(0), None, state, (), questions, run_steps)
+        losses = {name: loss[0] for name, loss in result.losses.items()}
+        return MemoryStep(result.outputs[0], result.state, losses, None if result.grids is None else result.grids[0])
 
     def run(
         self,
@@ -175,8 +170,8 @@ class BlockKanerva(KanervaForm):
         outputs = torch.cat([step_results.hidden, step_results.answer.output], 2)
         grids = None
         if self.map_decoder is not None:
-            query_names = step_results.answer is not step_results.read
-            latents = self.latents(step_results.answer).at(_flat(noise[ASKED_LATENT if query_names else LATENT]))
+            asked = step_results.answer is not step_results.read
+            latents = self.latents(step_results.answer).at(_flat(noise[ASKED_LATENT if asked else LATENT]))
             grids = split_time(self.map_decoder(latents), length, batch_size)
         losses = self.losses(flat, step_results, written.flatten(), noise[POSTERIOR])
         return Unrolled(
@@ -229,9 +224,9 @@ class BlockKanerva(KanervaForm):
             reads.append(read)
             if questions is not None:
                 assert self.ask is not None
-                query_names = self.key_posterior(*F.linear(questions[t], *shared.query_keys).chunk(2, 1))
+                query_keys = self.key_posterior(*F.linear(questions[t], *shared.query_keys).chunk(2, 1))
                 answer = self.read(
-                    memory, self.locate(query_names.at(noise[ASKED_KEYS][t])), shared, noise[ASKED_LATENT][t]
+                    memory, self.locate(query_keys.at(noise[ASKED_KEYS][t])), shared, noise[ASKED_LATENT][t]
                 )
                 answers.append(answer._replace(output=answer.output + self.ask(questions[t])))
         read, *other = (Read(*map(torch.stack, zip(*each, strict=True))) for each in (reads, answers) if each)

@@ -110,9 +110,9 @@ def unroll_at_once(memory: Parts, xs: Tensor, starts: Tensor | None, state: Stat
             history[name].append(value)
 
     steps = {name: torch.stack(values).flatten(0, 1) for name, values in history.items()}
-    query_names = None if queries is None else {name: query.flatten(0, 1) for name, query in queries.items()}
+    questions = None if queries is None else {name: query.flatten(0, 1) for name, query in queries.items()}
     keys, output, grid, losses = memory.answer(
-        xs.flatten(0, 1), embeddings, written.flatten(), steps["sum"], steps["count"], steps.get("seed"), query_names
+        xs.flatten(0, 1), embeddings, written.flatten(), steps["sum"], steps["count"], steps.get("seed"), questions
     )
     return Unrolled(
         split_time(output, length, batch_size),
