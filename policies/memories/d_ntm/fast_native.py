@@ -101,8 +101,8 @@ def norms(contents: Tensor, squares: Tensor) -> Tensor:
     functions = library(SOURCE, contents.dtype)
     assert functions is not None
     found = contents.new_empty(len(contents), contents.shape[2])
-    projected = (ctypes.c_void_p(contents.data_ptr()), ctypes.c_void_p(squares.data_ptr()))
-    functions.norms(*projected, *map(ctypes.c_int64, contents.shape), ctypes.c_void_p(found.data_ptr()))
+    pointers = (ctypes.c_void_p(contents.data_ptr()), ctypes.c_void_p(squares.data_ptr()))
+    functions.norms(*pointers, *map(ctypes.c_int64, contents.shape), ctypes.c_void_p(found.data_ptr()))
     return found
 
 

@@ -68,7 +68,7 @@ class NativeSequence(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, starts: Tensor | None, *inputs: Tensor) -> tuple[Tensor, ...]:
-        arrays = {name: projected.contiguous() for name, projected in zip(GIVEN, inputs, strict=True)}
+        arrays = {name: value.contiguous() for name, value in zip(GIVEN, inputs, strict=True)}
         (length, batch, word), slots = arrays["z"].shape, arrays["first_mean"].shape[1]
         for name in ("first", "fresh"):
             arrays[f"{name}_factor"] = factors(arrays[f"{name}_mean"], arrays["noise"])

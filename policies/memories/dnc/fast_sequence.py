@@ -242,14 +242,12 @@ def _d_state(d_ends: dict[str, Tensor | None], arrays: dict[str, Tensor]) -> dic
     """The gradients of the state after the last step, in the layout of the loops."""
     found = {"d_carried": torch.zeros_like(arrays["before"][0])}
     for part, name in {**SLOTS, "cell": "cells"}.items():
-        reference, projected = arrays[name] if name == "linkage" else arrays[name][0], d_ends[part]
+        reference, d_end = arrays[name] if name == "linkage" else arrays[name][0], d_ends[part]
         key = "d_cell" if part == "cell" else f"d_{name}"
-        if projected is None:
+        if d_end is None:
             found[key] = torch.zeros_like(reference)
         else:
-            found[key] = (
-                projected.clone(memory_format=torch.contiguous_format) if part == "cell" else to_loops(part, projected)
-            )
+            found[key] = d_end.clone(memory_format=torch.contiguous_format) if part == "cell" else to_loops(part, d_end)
     return found
 
 

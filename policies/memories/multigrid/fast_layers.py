@@ -203,8 +203,8 @@ class LayerSequence(torch.autograd.Function):
         d_kernels = []
         for index, (d_x, kernel) in enumerate(zip(d_xs, kernels, strict=True)):
             h = plane(torch.cat([kept.h[index] for kept in steps])).to(kernel.dtype)
-            projected = plane(d_x), h, kernel, None, [1, 1], padding(kernel), [1, 1], False, [0, 0], 1
-            d_kernel = _aten.convolution_backward(*projected, [False, True, False])[1]
+            arguments = plane(d_x), h, kernel, None, [1, 1], padding(kernel), [1, 1], False, [0, 0], 1
+            d_kernel = _aten.convolution_backward(*arguments, [False, True, False])[1]
             d_kernels.append(d_kernel if ctx.rank == 2 else d_kernel.squeeze(2))
         d_looks = [] if tape.cell_peepholes is None else d_peepholes(tape, d_sums)
         return (None, None, *d_xs, *tape.split(d_h), *tape.split(d_c), *d_kernels, *d_looks)
@@ -249,8 +249,8 @@ class Layers:
                 for grid, x, (of_x, _) in zip(grids, joint, weights, strict=True)
             ]
             cell_peepholes = [grid.peepholes[0] for grid in grids if grid.peepholes is not None]
-            projected = (*xs, *hs, *cs, *(of_h for _, of_h in weights), *cell_peepholes)
-            rows, hs, cs = chunks(LayerSequence.apply(tape, span, *projected), len(grids))  # type: ignore[no-untyped-call]
+            inputs = (*xs, *hs, *cs, *(of_h for _, of_h in weights), *cell_peepholes)
+            rows, hs, cs = chunks(LayerSequence.apply(tape, span, *inputs), len(grids))  # type: ignore[no-untyped-call]
         found = []
         for grid, own, h, c in zip(grids, rows, hs, cs, strict=True):
             normal, changed = grid.normal(own, state, span)

@@ -50,8 +50,8 @@ class CellLoops:
         self._call("backward", gates, before, after, self._peepholes, d_h, d_out, d_c, d_sums)
 
     def _call(self, name: str, *tensors: Tensor | None) -> None:
-        projected = (one for one in tensors if one is not None and one is not self._peepholes)
-        assert all(one.is_contiguous(memory_format=torch.channels_last) for one in projected)
+        checked = (one for one in tensors if one is not None and one is not self._peepholes)
+        assert all(one.is_contiguous(memory_format=torch.channels_last) for one in checked)
         function: Any = getattr(self._functions, name)
         arguments = [None if one is None else ctypes.c_void_p(one.data_ptr()) for one in tensors]
         sizes = [ctypes.c_int64(size) for size in self._sizes]

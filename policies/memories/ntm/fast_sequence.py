@@ -152,11 +152,11 @@ class NativeTape(LoopTape):
     def cut(self) -> None:
         """Free the space of steps that did not run."""
         rows = {"inputs": 1, "cells": 1, "memory": 1, "norms": 1, "w": 1}
-        for name, projected in self.arrays.items():
+        for name, array in self.arrays.items():
             if name.startswith("fresh_"):
                 continue
             end = self.count + rows.get(name, 0)
-            self.arrays[name] = projected[:end] if isinstance(projected, Tensor) else [each[:end] for each in projected]
+            self.arrays[name] = array[:end] if isinstance(array, Tensor) else [each[:end] for each in array]
         self.features = self.features[: self.count]
         self.starts = None if self.starts is None else self.starts[: self.count]
 
@@ -179,11 +179,7 @@ class NativeSequence(torch.autograd.Function):
         ctx.sizes, ctx.starts, ctx.fresh = sizes, tape.starts, tape.starts is not None
         ctx.set_materialize_grads(False)
         ctx.lists = {name: None if isinstance(each, Tensor) else len(each) for name, each in tape.arrays.items()}
-        flat = [
-            each
-            for projected in tape.arrays.values()
-            for each in ([projected] if isinstance(projected, Tensor) else projected)
-        ]
+        flat = [each for array in tape.arrays.values() for each in ([array] if isinstance(array, Tensor) else array)]
         ctx.save_for_backward(xs, *tape.weights.flat(), *flat)
         # copies: a view of the last state would keep all the others
         return (tape.features, *(each.clone() for each in tape.at(tape.count).taken(sizes)))

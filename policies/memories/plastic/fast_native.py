@@ -70,10 +70,10 @@ def worth_it(hebb: Tensor) -> bool:
     return hebb.numel() >= MIN_NUMBERS and hebb.shape[-1] % (LANES_BYTES // hebb.itemsize) == 0
 
 
-def padded(projected: Tensor, dimensions: int = 1) -> Tensor:
-    """`projected` with its last dimension, or last two, padded with zeros to whole SIMD vectors; contiguous."""
-    missing = -projected.shape[-1] % (LANES_BYTES // projected.itemsize)
-    return F.pad(projected, (0, missing) * dimensions) if missing else projected.contiguous()
+def padded(tensor: Tensor, dimensions: int = 1) -> Tensor:
+    """`tensor` with its last dimension, or last two, padded with zeros to whole SIMD vectors; contiguous."""
+    missing = -tensor.shape[-1] % (LANES_BYTES // tensor.itemsize)
+    return F.pad(tensor, (0, missing) * dimensions) if missing else tensor.contiguous()
 
 
 class NativeTape:

@@ -17,12 +17,12 @@ def advance(
     hebb: Tensor, before: Tensor, after: Tensor, eta: Tensor, rule: str, clip: float | None, out: Tensor | None = None
 ) -> Tensor:
     """The trace after a step, by `rule`; written to `out` if given, which may be `hebb`."""
-    projected, taken = (eta * before).unsqueeze(2), after.unsqueeze(1)
+    scaled, taken = (eta * before).unsqueeze(2), after.unsqueeze(1)
     if clip is not None:
-        added = torch.addcmul(hebb, projected, taken, out=out)
+        added = torch.addcmul(hebb, scaled, taken, out=out)
         return added.clamp(-clip, clip) if out is None else out.clamp_(-clip, clip)
     stored = torch.mul(hebb, decay(after, eta, rule), out=out)
-    return torch.addcmul(stored, projected, taken, out=out)
+    return torch.addcmul(stored, scaled, taken, out=out)
 
 
 def decay(after: Tensor, eta: Tensor, rule: str) -> Tensor:
