@@ -56,6 +56,14 @@ def blocks(page: Path, language: str) -> list[tuple[int, str]]:
     return [(text.count("\n", 0, match.start(1)), match[1]) for match in fence.finditer(text)]
 
 
+def anchors(page: Path) -> set[str]:
+    """Of the headings of a page, as GitHub makes them: lower case, hyphens for spaces, no punctuation."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ +(.*?) *$", text, flags=re.MULTILINE)
+    shown = (re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading) for heading in headings)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in shown}
+
+
 def table(page: Path, heading: str) -> list[list[str]]:
     """The cells of the rows whose first cell is `code`, under a heading."""
     section = page.read_text(encoding="utf-8").split(f"## {heading}\n", 1)[1].split("\n## ", 1)[0]
@@ -116,9 +124,10 @@ def test_docstring_examples_run(name: str, elsewhere: Path) -> None:
 def test_links_lead_somewhere(page: Path) -> None:
     text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
     targets = re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`\n]*`", "", text))
-    paths = [target.split("#")[0] for target in targets if not re.match(r"[a-z]+:", target)]
-    dead = [path for path in paths if path and not (page.parent / path).exists()]
-    assert not dead
+    inside = [target.partition("#") for target in targets if not re.match(r"[a-z]+:", target)]
+    places = [(page.parent / path if path else page, anchor) for path, _, anchor in inside]
+    assert not [place for place, _ in places if not place.exists()]
+    assert not [(place.name, anchor) for place, anchor in places if anchor and anchor not in anchors(place)]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
