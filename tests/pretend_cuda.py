@@ -840,10 +840,10 @@ def _fused_lstm(x: Tensor, h: Tensor, c: Tensor, b_x: Any = None, b_h: Any = Non
 
 def _fused_lstm_back(d_h: Any, d_c: Any, before: Tensor, after: Tensor, kept: Tensor, biased: bool) -> Any:
     i, f, g, o = kept.chunk(4, 1)
-    squashed = after.tanh()
+    tanh_cell = after.tanh()
     d_h = torch.zeros_like(after) if d_h is None else d_h
-    d = d_h * o * (1 - squashed.square()) + (0 if d_c is None else d_c)
-    d_g = [d * g * i * (1 - i), d * before * f * (1 - f), d * i * (1 - g.square()), d_h * squashed * o * (1 - o)]
+    d = d_h * o * (1 - tanh_cell.square()) + (0 if d_c is None else d_c)
+    d_g = [d * g * i * (1 - i), d * before * f * (1 - f), d * i * (1 - g.square()), d_h * tanh_cell * o * (1 - o)]
     d_gates = torch.cat(d_g, 1)
     return d_gates, d * f, d_gates.sum(0) if biased else None
 

@@ -17,7 +17,7 @@ static inline unsigned flush_denormals(void) {
 #endif
 }
 
-static inline void restore(unsigned before) {
+static inline void restore_flags(unsigned before) {
 #ifdef __SSE__
     _mm_setcsr(before);
 #endif

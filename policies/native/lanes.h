@@ -1,7 +1,7 @@
 /* Products of a few vectors with LANES rows of a matrix, whole SIMD vectors at a time; REAL is float or double.
 
    Rows and vectors have n numbers and stride n; n is a multiple of WIDE, so the caller pads with zeros. The result of
-   vector i and row r is at [i * apart + r]. */
+   vector i and row r is at [i * stride + r]. */
 
 #pragma once
 
@@ -15,11 +15,11 @@ typedef REAL Lanes __attribute__((vector_size(32), aligned(sizeof(REAL)), may_al
 #define PADDED(n) UP(n, (int64_t)(64 / sizeof(REAL)))
 #ifdef __AVX512F__
 #include <immintrin.h>
-#define KEPT_IN_REGISTER(x) __asm__("" : "+v"(x)) /* loaded once, not once per use */
-#define AT_ONCE 3 /* vectors, so that sums or factors of all rows fit the registers */
+#define IN_REGISTER(x) __asm__("" : "+v"(x)) /* load once, not once per use */
+#define GROUP 3 /* vectors, so that sums or factors of all rows fit the registers */
 #else
-#define KEPT_IN_REGISTER(x)
-#define AT_ONCE 1
+#define IN_REGISTER(x)
+#define GROUP 1
 #endif
 #define AT(type, p) (*(type *)(p))
 #define GET(type, p) (*(const type *)(p))
@@ -29,9 +29,9 @@ typedef REAL Lanes __attribute__((vector_size(32), aligned(sizeof(REAL)), may_al
 #define SIZE_OF_(real) SIZE_OF_##real
 #define SIZE_OF(real) SIZE_OF_(real)
 #if SIZE_OF(REAL) == 4
-typedef int32_t Places __attribute__((vector_size(WIDE_BYTES)));
+typedef int32_t Indices __attribute__((vector_size(WIDE_BYTES)));
 #else
-typedef int64_t Places __attribute__((vector_size(WIDE_BYTES)));
+typedef int64_t Indices __attribute__((vector_size(WIDE_BYTES)));
 #endif
 #define NUMBERS (WIDE_BYTES / SIZE_OF(REAL))
 #if NUMBERS == 4
@@ -57,14 +57,15 @@ INLINE Wide fused(Wide a, Wide b, Wide c) {
 #ifdef __clang__
 #define PICK(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
-#define PICK(a, b, ...) __builtin_shuffle(a, b, (Places){__VA_ARGS__})
+#define PICK(a, b, ...) __builtin_shuffle(a, b, (Indices){__VA_ARGS__})
 #endif
-/* Of two vectors one that has half the sums of each: those of the second where the number of the lane has bit s. */
-#define KEPT(i, s) ((i) & (s) ? NUMBERS + (i) : (i))
+/* One vector with half the partial sums of each of two: lanes whose index has bit s belong to the second, others to the
+   first. */
+#define OWN(i, s) ((i) & (s) ? NUMBERS + (i) : (i))
 #define OTHER(i, s) ((i) & (s) ? NUMBERS + (i) - (s) : (i) + (s))
-#define ADD(a, b, s) ((Wide)(PICK(a, b, EACH(KEPT, s)) + PICK(a, b, EACH(OTHER, s))))
+#define ADD(a, b, s) ((Wide)(PICK(a, b, EACH(OWN, s)) + PICK(a, b, EACH(OTHER, s))))
 
-/* Σ of each of LANES vectors, side by side. */
+/* The sum of each of LANES vectors, in one vector. */
 INLINE Lanes sums_of(const Wide *v) {
     const Wide low = ADD(ADD(v[0], v[1], 1), ADD(v[2], v[3], 1), 2);
 #if SIZE_OF(REAL) == 4
@@ -77,61 +78,63 @@ INLINE Lanes sums_of(const Wide *v) {
     return WIDE_BYTES == 32 ? *parts : (Lanes)(parts[0] + parts[WIDE_BYTES / 32 - 1]);
 }
 
-INLINE void some_dots(const REAL *x, const REAL *rows, int64_t n, REAL *out, int64_t apart, const int count) {
-    Wide sums[AT_ONCE][LANES];
+INLINE void some_dots(const REAL *x, const REAL *rows, int64_t n, REAL *out, int64_t stride, const int count) {
+    Wide sums[GROUP][LANES];
     for (int i = 0; i < count; i++)
         for (int r = 0; r < LANES; r++) sums[i][r] = (Wide){0};
     for (int64_t k = 0; k < n; k += WIDE)
         for (int r = 0; r < LANES; r++) {
             Wide row = GET(Wide, rows + r * n + k);
-            KEPT_IN_REGISTER(row);
+            IN_REGISTER(row);
             for (int i = 0; i < count; i++) sums[i][r] = fused(GET(Wide, x + i * n + k), row, sums[i][r]);
         }
-    for (int i = 0; i < count; i++) AT(Lanes, out + i * apart) = sums_of(sums[i]);
+    for (int i = 0; i < count; i++) AT(Lanes, out + i * stride) = sums_of(sums[i]);
 }
 
 /* out = x · rows */
-static void dots(const REAL *x, int64_t count, const REAL *rows, int64_t n, REAL *out, int64_t apart) {
+static void dots(const REAL *x, int64_t count, const REAL *rows, int64_t n, REAL *out, int64_t stride) {
     int64_t i = 0;
-    for (; i + AT_ONCE <= count; i += AT_ONCE) some_dots(x + i * n, rows, n, out + i * apart, apart, AT_ONCE);
-    for (; i + 2 <= count && AT_ONCE > 2; i += 2) some_dots(x + i * n, rows, n, out + i * apart, apart, 2);
-    for (; i < count; i++) some_dots(x + i * n, rows, n, out + i * apart, apart, 1);
+    for (; i + GROUP <= count; i += GROUP) some_dots(x + i * n, rows, n, out + i * stride, stride, GROUP);
+    for (; i + 2 <= count && GROUP > 2; i += 2) some_dots(x + i * n, rows, n, out + i * stride, stride, 2);
+    for (; i < count; i++) some_dots(x + i * n, rows, n, out + i * stride, stride, 1);
 }
 
-INLINE void some_spread(REAL *rows, const REAL *factors, int64_t apart, const REAL *x, int64_t n, const int count) {
-    Wide f[AT_ONCE][LANES];
+INLINE void some_outer_products(
+    REAL *rows, const REAL *factors, int64_t stride, const REAL *x, int64_t n, const int count) {
+    Wide f[GROUP][LANES];
     for (int i = 0; i < count; i++)
-        for (int r = 0; r < LANES; r++) f[i][r] = factors[i * apart + r] - (Wide){0};
+        for (int r = 0; r < LANES; r++) f[i][r] = factors[i * stride + r] - (Wide){0};
     for (int64_t k = 0; k < n; k += WIDE) {
-        Wide given[AT_ONCE];
-        for (int i = 0; i < count; i++) given[i] = GET(Wide, x + i * n + k);
+        Wide vectors[GROUP];
+        for (int i = 0; i < count; i++) vectors[i] = GET(Wide, x + i * n + k);
         for (int r = 0; r < LANES; r++) {
             Wide row = GET(Wide, rows + r * n + k);
-            KEPT_IN_REGISTER(row);
-            for (int i = 0; i < count; i++) row = fused(f[i][r], given[i], row);
+            IN_REGISTER(row);
+            for (int i = 0; i < count; i++) row = fused(f[i][r], vectors[i], row);
             AT(Wide, rows + r * n + k) = row;
         }
     }
 }
 
 /* rows += factorsᵀ x */
-static void spread(REAL *rows, const REAL *factors, int64_t apart, const REAL *x, int64_t count, int64_t n) {
+static void add_outer_products(REAL *rows, const REAL *factors, int64_t stride, const REAL *x, int64_t count, int64_t n) {
     int64_t i = 0;
-    for (; i + AT_ONCE <= count; i += AT_ONCE) some_spread(rows, factors + i * apart, apart, x + i * n, n, AT_ONCE);
-    for (; i + 2 <= count && AT_ONCE > 2; i += 2) some_spread(rows, factors + i * apart, apart, x + i * n, n, 2);
-    for (; i < count; i++) some_spread(rows, factors + i * apart, apart, x + i * n, n, 1);
+    for (; i + GROUP <= count; i += GROUP) some_outer_products(rows, factors + i * stride, stride, x + i * n, n, GROUP);
+    for (; i + 2 <= count && GROUP > 2; i += 2) some_outer_products(rows, factors + i * stride, stride, x + i * n, n, 2);
+    for (; i < count; i++) some_outer_products(rows, factors + i * stride, stride, x + i * n, n, 1);
 }
 
-INLINE void some_gather(REAL *out, const REAL *factors, int64_t apart, const REAL *rows, int64_t n, const int count) {
-    Wide f[AT_ONCE][LANES];
+INLINE void some_weighted_rows(
+    REAL *out, const REAL *factors, int64_t stride, const REAL *rows, int64_t n, const int count) {
+    Wide f[GROUP][LANES];
     for (int i = 0; i < count; i++)
-        for (int r = 0; r < LANES; r++) f[i][r] = factors[i * apart + r] - (Wide){0};
+        for (int r = 0; r < LANES; r++) f[i][r] = factors[i * stride + r] - (Wide){0};
     for (int64_t k = 0; k < n; k += WIDE) {
-        Wide sum[AT_ONCE];
+        Wide sum[GROUP];
         for (int i = 0; i < count; i++) sum[i] = GET(Wide, out + i * n + k);
         for (int r = 0; r < LANES; r++) {
             Wide row = GET(Wide, rows + r * n + k);
-            KEPT_IN_REGISTER(row);
+            IN_REGISTER(row);
             for (int i = 0; i < count; i++) sum[i] = fused(f[i][r], row, sum[i]);
         }
         for (int i = 0; i < count; i++) AT(Wide, out + i * n + k) = sum[i];
@@ -139,9 +142,9 @@ INLINE void some_gather(REAL *out, const REAL *factors, int64_t apart, const REA
 }
 
 /* out += factors rows */
-static void gather(REAL *out, const REAL *factors, int64_t apart, const REAL *rows, int64_t count, int64_t n) {
+static void add_weighted_rows(REAL *out, const REAL *factors, int64_t stride, const REAL *rows, int64_t count, int64_t n) {
     int64_t i = 0;
-    for (; i + AT_ONCE <= count; i += AT_ONCE) some_gather(out + i * n, factors + i * apart, apart, rows, n, AT_ONCE);
-    for (; i + 2 <= count && AT_ONCE > 2; i += 2) some_gather(out + i * n, factors + i * apart, apart, rows, n, 2);
-    for (; i < count; i++) some_gather(out + i * n, factors + i * apart, apart, rows, n, 1);
+    for (; i + GROUP <= count; i += GROUP) some_weighted_rows(out + i * n, factors + i * stride, stride, rows, n, GROUP);
+    for (; i + 2 <= count && GROUP > 2; i += 2) some_weighted_rows(out + i * n, factors + i * stride, stride, rows, n, 2);
+    for (; i < count; i++) some_weighted_rows(out + i * n, factors + i * stride, stride, rows, n, 1);
 }

@@ -18,11 +18,11 @@ def packed(functions: ctypes.CDLL, weight: Tensor, forward: bool = True) -> Tens
         weight: a matrix; it may be a view.
         forward: the pass.
     """
-    inner, columns, down, across = (*weight.shape[::-1], *weight.stride()[::-1])
+    inner, columns, row_stride, column_stride = (*weight.shape[::-1], *weight.stride()[::-1])
     if not forward:
-        inner, columns, down, across = columns, inner, across, down
+        inner, columns, row_stride, column_stride = columns, inner, column_stride, row_stride
     panel = PANEL_BYTES // weight.itemsize
     result = weight.new_empty(-(-columns // panel) * panel * inner)
-    sizes = map(ctypes.c_int64, (inner, columns, down, across))
+    sizes = map(ctypes.c_int64, (inner, columns, row_stride, column_stride))
     functions.pack(ctypes.c_void_p(weight.data_ptr()), *sizes, ctypes.c_void_p(result.data_ptr()))
     return result

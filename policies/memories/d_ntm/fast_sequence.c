@@ -62,7 +62,7 @@ static void address(const Tape *tape, int64_t at, int64_t head, Slots slots) {
     REAL *restrict after = tape->usage + here + tape->batch * heads_of(tape) * n, *restrict cosine = tape->cosines + here;
     REAL logits[n];
     *beta = 1 + softplus(*beta);
-    if (tape->avoids) sigmoid(beta + 1, 1), gamma = beta[1];
+    if (tape->avoids) sigmoid_inplace(beta + 1, 1), gamma = beta[1];
     memset(cosine, 0, sizeof(REAL) * n);
     for (int64_t j = 0; j < words; j++) axpy(cosine, key[j], row_of(tape, slots.contents, j), n);
     const REAL norm = inverse_norm(key, words), strength = *beta, decay = (REAL)tape->decay;
@@ -90,9 +90,9 @@ static void write_and_read(const Tape *tape, int64_t b, int64_t at, REAL *read) 
         address(tape, at, tape->reads + h, old);
         with_content(tape, tape->w + (at * heads + tape->reads + h) * n, held + h * n);
     }
-    sigmoid(erase, writes * word);
+    sigmoid_inplace(erase, writes * word);
     *alpha += aside[writes * word];
-    sigmoid(alpha, 1);
+    sigmoid_inplace(alpha, 1);
     for (int64_t k = 0; k < writes * word; k++) candidate[k] += *alpha * aside[k];
     for (int64_t k = 0; k < writes * word; k++) candidate[k] = candidate[k] > 0 ? candidate[k] : 0;
     for (int64_t m = 0; m < word; m++) {
@@ -132,9 +132,9 @@ void NAME(forward)(const Tape *tape, int64_t first, int64_t last, int64_t begin,
             REAL *restrict own = gates + r * 3 * size, *restrict n = own + 2 * size, *hidden = features + r * (size + read);
             const REAL *restrict sum = sums + r * 3 * size, *was = tape->hidden_in + (at + r) * size;
             for (int64_t k = 0; k < 2 * size; k++) own[k] += sum[k];
-            sigmoid(own, 2 * size);
+            sigmoid_inplace(own, 2 * size);
             for (int64_t k = 0; k < size; k++) n[k] += own[k] * sum[2 * size + k];
-            squash(n, size);
+            tanh_inplace(n, size);
             for (int64_t k = 0; k < size; k++) hidden[k] = n[k] + own[size + k] * (was[k] - n[k]);
             memcpy(tape->recalled + (at + r) * size, sum + 2 * size, sizeof(REAL) * size);
             memcpy(tape->hidden_in + (next + r) * size, hidden, sizeof(REAL) * size);
@@ -158,7 +158,7 @@ static void address_back(
     REAL d_logit[n], pull[n], shrink[n], *d_beta = d_key + words;
     for (int64_t i = 0; i < n; i++) d_logit[i] = w[i] * (d_w[i] - along);
     const REAL d_strength = dot(d_logit, cosine, n), shorter = norm * norm * strength * d_strength;
-    *d_beta = d_strength * softplus_slope(strength - 1);
+    *d_beta = d_strength * softplus_derivative(strength - 1);
     if (tape->avoids) d_beta[1] = -dot(d_logit, v, n) * beta[1] * (1 - beta[1]);
     for (int64_t i = 0; i < n; i++) pull[i] = strength * norm * d_logit[i] * slots.norms[i];
     for (int64_t i = 0; i < n; i++) shrink[i] = strength * d_logit[i] * cosine[i] * slots.norms[i] * slots.norms[i];

@@ -13,10 +13,10 @@
 
 /* Over the first `count` of n numbers; the others become 0. As `softmax`, in place. */
 static void softmax_in_place(REAL *restrict x, int64_t count, int64_t n) {
-    const REAL maximum = largest(x, count);
+    const REAL maximum = maximum_of(x, count);
     REAL sum = 0;
     memset(x + count, 0, sizeof(REAL) * (n - count));
-    for (int64_t k = 0; k < count; k++) x[k] = decayed(x[k] - maximum);
+    for (int64_t k = 0; k < count; k++) x[k] = exp_nonpositive(x[k] - maximum);
     for (int64_t k = 0; k < n; k++) sum += x[k];
     sum = 1 / sum;
     for (int64_t k = 0; k < n; k++) x[k] *= sum;

@@ -162,12 +162,12 @@ class BackwardSteps:
         d_hiddens = list(d_hidden.chunk(tape.layers, 1))
         d_gates, d_own, d_reads = list[Tensor](), list[Tensor](), list[Tensor]()
         for layer in reversed(range(tape.layers)):
-            (before, cell, squashed), d_cell, d_h = kept.cells[layer], d[f"cell {layer}"], d_hiddens[layer]
+            (before, cell, activations), d_cell, d_h = kept.cells[layer], d[f"cell {layer}"], d_hiddens[layer]
             if tape.limit is not None:
                 d_cell = _aten.hardtanh_backward(d_cell, cell, -tape.limit, tape.limit)
             if tape.clip_gradients is not None:
                 d_h = d_h.clamp(-tape.clip_gradients, tape.clip_gradients)
-            d_gate, found[f"cell {layer}"] = fused_cells.lstm_backward(d_h, d_cell, before, cell, squashed)
+            d_gate, found[f"cell {layer}"] = fused_cells.lstm_backward(d_h, d_cell, before, cell, activations)
             into = d_gate, tape.weights.layers[layer]
             d_sees = torch.mm(*into) if onto is None else torch.addmm(onto, *into)
             size, read = d_h.shape[1], tape.reads * tape.word

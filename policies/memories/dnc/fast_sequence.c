@@ -91,12 +91,12 @@ static void activate(const Tape *tape, Parts x) {
     const int64_t modes = 2 * tape->writes + 1;
     for (int64_t i = 0; i < tape->reads; i++) x.strengths[i] = softplus(x.strengths[i]);
     for (int64_t h = 0; h < tape->writes; h++) x.write_strengths[h] = softplus(x.write_strengths[h]);
-    sigmoid(x.erase, tape->writes * tape->word);
-    sigmoid(x.free, tape->reads + 2 * tape->writes);
+    sigmoid_inplace(x.erase, tape->writes * tape->word);
+    sigmoid_inplace(x.free, tape->reads + 2 * tape->writes);
     for (int64_t i = 0; i < tape->reads; i++) {
         REAL *mode = x.modes + i * modes, maximum = mode[0], sum = 0;
         for (int64_t k = 1; k < modes; k++) maximum = mode[k] > maximum ? mode[k] : maximum;
-        for (int64_t k = 0; k < modes; k++) sum += mode[k] = decayed(mode[k] - maximum);
+        for (int64_t k = 0; k < modes; k++) sum += mode[k] = exp_nonpositive(mode[k] - maximum);
         for (int64_t k = 0; k < modes; k++) mode[k] /= sum;
     }
 }
@@ -222,11 +222,11 @@ void NAME(forward)(const Tape *tape, int64_t first, int64_t last, int64_t begin,
                 REAL *restrict cell = tape->cells + ((next + r) * layers + l) * d_h;
                 const REAL *restrict was = tape->cells + ((at + r) * layers + l) * d_h;
                 if (starts_at(tape, at + r)) was = tape->zeros;
-                sigmoid(i, 2 * d_h);
-                squash(g, d_h);
-                sigmoid(o, d_h);
+                sigmoid_inplace(i, 2 * d_h);
+                tanh_inplace(g, d_h);
+                sigmoid_inplace(o, d_h);
                 for (int64_t k = 0; k < d_h; k++) s[k] = cell[k] = within(f[k] * was[k] + i[k] * g[k], limit);
-                squash(s, d_h);
+                tanh_inplace(s, d_h);
                 for (int64_t k = 0; k < d_h; k++) h[k] = within(o[k] * s[k], limit);
             }
         }
@@ -240,7 +240,7 @@ void NAME(forward)(const Tape *tape, int64_t first, int64_t last, int64_t begin,
         product(after + read, features, count, tape->interface, layers * d_h, width, vectors, width);
         for (int64_t b = begin; b < end; b++) advance_slots(tape, t, b, scratch);
     }
-    restore(flags);
+    restore_flags(flags);
 }
 
 /* Backward pass of `advance_slots`: that of the state, of which d_out are the read vectors, becomes that of the state
@@ -316,7 +316,7 @@ static void slots_back(const Tape *tape, int64_t t, int64_t b, const REAL *d_out
         const REAL d_strength = content_back(
             now.memory, now.norms, x.keys + i * words, strength + tape->oneplus, c, words, n, d_c, d_memory,
             d.keys + i * words, spare);
-        d.strengths[i] = d_strength * softplus_slope(strength);
+        d.strengths[i] = d_strength * softplus_derivative(strength);
         for (int64_t k = 0; k < modes; k++) mean += d_mode[k] * mode[k];
         for (int64_t k = 0; k < modes; k++) d_mode[k] = mode[k] * (d_mode[k] - mean);
     }
@@ -368,7 +368,7 @@ static void slots_back(const Tape *tape, int64_t t, int64_t b, const REAL *d_out
         const REAL d_strength = content_back(
             was.memory, was.norms, x.write_keys + h * words, strength + tape->oneplus, c, words, n, d_c, d_memory,
             d.write_keys + h * words, spare);
-        d.write_strengths[h] = d_strength * softplus_slope(strength);
+        d.write_strengths[h] = d_strength * softplus_derivative(strength);
     }
 
     /* u_t = (u + (1 - Π (1 - w^w)) - ...) ∘ Π (1 - f w^r) = (1 - (1 - u) Π (1 - w^w)) ∘ ψ */
@@ -481,5 +481,5 @@ void NAME(backward)(
             memset(tape->d_cell + (begin + r) * layers * d_h, 0, sizeof(REAL) * layers * d_h);
         }
     }
-    restore(flags);
+    restore_flags(flags);
 }

@@ -21,7 +21,7 @@ typedef struct {
     const REAL *written, *zeros;                           /* [T, B]: 1, or 0 of inputs that are skipped; H zeros */
     const REAL *recurrent, *emit, *point, *prior, *readout; /* packed, each for its direction */
     const REAL *emit_bias, *point_bias, *prior_bias, *readout_bias;
-    REAL *gates, *squashed, *cells;                        /* [T, B, 4 H], [T, B, H], [T + 1, B, H] */
+    REAL *gates, *tanh_cells, *cells;                        /* [T, B, 4 H], [T, B, H], [T + 1, B, H] */
     REAL *before, *after;                                  /* [T, B, H + R]: hidden state and what was read */
     REAL *normed, *scales;                                 /* E, [T, B, H]; what the hidden state is multiplied by, [T, B] */
     REAL *emitted, *corners;                               /* [T, B, E], see `emitted_by`; [T, B, 1 + K, 2] in cells */
@@ -96,11 +96,11 @@ INLINE void write_patch(
     }
 }
 
-/* ST(M): a window, whose channels lie `apart` apart; `shown` keeps the patch. */
+/* ST(M): a window, whose channels lie `stride` stride; `shown` keeps the patch. */
 INLINE void read_patch(
-    const REAL *memory, Spot s, REAL *restrict window, int64_t apart, REAL *restrict shown, int64_t channels,
+    const REAL *memory, Spot s, REAL *restrict window, int64_t stride, REAL *restrict shown, int64_t channels,
     int64_t size) {
-    for (int64_t c = 0; c < channels; c++, memory += size * size, shown += PATCH * PATCH, window += apart) {
+    for (int64_t c = 0; c < channels; c++, memory += size * size, shown += PATCH * PATCH, window += stride) {
         for (int64_t i = 0; i <= CROP; i++)
             memcpy(shown + i * PATCH, memory + (s.row + i) * size + s.column, sizeof(REAL) * PATCH);
         for (int64_t i = 0; i < CROP; i++) {
@@ -114,10 +114,10 @@ INLINE void read_patch(
 
 /* Backward pass of `read_patch`: adds to that of the memory, and gives that of the spot, across and down. */
 INLINE void read_patch_back(
-    const REAL *shown, Spot s, const REAL *d_window, int64_t apart, REAL *d_memory, REAL *restrict d_spot,
+    const REAL *shown, Spot s, const REAL *d_window, int64_t stride, REAL *d_memory, REAL *restrict d_spot,
     int64_t channels, int64_t size) {
     REAL d_across = 0, d_down = 0;
-    for (int64_t c = 0; c < channels; c++, d_memory += size * size, shown += PATCH * PATCH, d_window += apart)
+    for (int64_t c = 0; c < channels; c++, d_memory += size * size, shown += PATCH * PATCH, d_window += stride)
         for (int64_t i = 0; i < CROP; i++) {
             const REAL *restrict row = shown + i * PATCH, *restrict next = row + PATCH, *restrict d = d_window + i * CROP;
             REAL *restrict d_row = d_memory + (s.row + i) * size + s.column, *restrict d_next = d_row + size;
@@ -179,7 +179,7 @@ INLINE void write_and_read(const Tape *tape, int64_t at, int64_t b) {
     REAL *emitted = tape->emitted + at * emitted_by(tape), *corners = tape->corners + at * 2 * (1 + heads);
     REAL *memory = tape->memory + b * tape->channels * size * size;
     REAL *seen = tape->seen + at * (windows_of(tape) + tape->features);
-    sigmoid(emitted, 1);
+    sigmoid_inplace(emitted, 1);
     for (int64_t k = 0; k < keys_of(tape); k++) corners[k] = corner_at(tape, emitted[1 + block + k]);
     write_patch(
         emitted + 1, emitted[0] * tape->written[at], spot_at(tape, corners), memory, tape->covered + at * patch,
@@ -226,9 +226,9 @@ static void normalise_back(const REAL *restrict e, REAL scale, const REAL *restr
     for (int64_t k = 0; k < n; k++) d_h[k] += scale * (d_e[k] - mean - along * e[k]);
 }
 
-/* All entries of a step; `out` apart, filled with a bias. */
-static void biased(REAL *out, int64_t apart, int64_t rows, const REAL *bias, int64_t width) {
-    for (int64_t r = 0; r < rows; r++) memcpy(out + r * apart, bias, sizeof(REAL) * width);
+/* All entries of a step; `out` stride, filled with a bias. */
+static void biased(REAL *out, int64_t stride, int64_t rows, const REAL *bias, int64_t width) {
+    for (int64_t r = 0; r < rows; r++) memcpy(out + r * stride, bias, sizeof(REAL) * width);
 }
 
 /* Steps first ... last - 1 of the batch entries begin ... end - 1. `gates` contains the input's part of the
@@ -253,7 +253,7 @@ void NAME(forward)(const Tape *tape, int64_t first, int64_t last, int64_t begin,
         for (int64_t r = 0; r < rows; r++)
             lstm_row(
                 gates + r * 4 * size, starts_at(tape, at + r) ? tape->zeros : tape->cells + (at + r) * size,
-                tape->cells + (next + r) * size, tape->squashed + (at + r) * size, after + r * all, size);
+                tape->cells + (next + r) * size, tape->tanh_cells + (at + r) * size, after + r * all, size);
         REAL *normed = tape->normed + at * size;
         for (int64_t r = 0; r < rows; r++) tape->scales[at + r] = normalise(after + r * all, normed + r * size, size);
         biased(emitted, emits, rows, tape->emit_bias, contents);
@@ -264,11 +264,11 @@ void NAME(forward)(const Tape *tape, int64_t first, int64_t last, int64_t begin,
             write_and_read(tape, at + r, begin + r);
         biased(seen + windows, sees, rows, tape->prior_bias, tape->features);
         product(seen, sees, rows, tape->prior, windows, tape->features, seen + windows, sees);
-        for (int64_t r = 0; r < rows; r++) squash(seen + r * sees + windows, tape->features);
+        for (int64_t r = 0; r < rows; r++) tanh_inplace(seen + r * sees + windows, tape->features);
         biased(after + size, all, rows, tape->readout_bias, tape->read);
         product(seen, sees, rows, tape->readout, sees, tape->read, after + size, all);
     }
-    restore(flags);
+    restore_flags(flags);
 }
 
 /* Backward pass over the steps first ... last - 1 for the batch entries begin ... end - 1. The gradients of the state
@@ -307,9 +307,9 @@ void NAME(backward)(const Tape *tape, int64_t first, int64_t last, int64_t begin
         for (int64_t r = 0; r < rows; r++) {
             normalise_back(
                 tape->normed + (at + r) * size, tape->scales[at + r], d_normed + r * size, d_carried + r * all, size);
-            lstm_row_back(
+            lstm_row_backward(
                 tape->gates + (at + r) * 4 * size, starts_at(tape, at + r) ? tape->zeros : tape->cells + (at + r) * size,
-                tape->squashed + (at + r) * size, d_carried + r * all, d_gates + r * 4 * size,
+                tape->tanh_cells + (at + r) * size, d_carried + r * all, d_gates + r * 4 * size,
                 tape->d_cell + (begin + r) * size, size);
         }
         memset(d_carried, 0, sizeof(REAL) * rows * all);
@@ -321,5 +321,5 @@ void NAME(backward)(const Tape *tape, int64_t first, int64_t last, int64_t begin
             memset(tape->d_memory + (begin + r) * cells, 0, sizeof(REAL) * cells);
         }
     }
-    restore(flags);
+    restore_flags(flags);
 }

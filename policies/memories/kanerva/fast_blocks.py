@@ -34,7 +34,7 @@ _NUMBERS = ("batch", "hidden", "read", "channels", "size", "heads", "features")
 _ARRAYS = (
     *("starts", "written", "zeros", "recurrent", "emit", "point", "prior", "readout"),
     *("emit_bias", "point_bias", "prior_bias", "readout_bias"),
-    *("gates", "squashed", "cells", "before", "after", "normed", "scales", "emitted", "corners"),
+    *("gates", "tanh_cells", "cells", "before", "after", "normed", "scales", "emitted", "corners"),
     *("covered", "shown", "seen", "memory", "d_after", "d_features", "d_corners"),
     *("d_gates", "d_emitted", "d_sums", "d_read", "d_carried", "d_cell", "d_memory", "d_seen", "d_normed"),
 )
@@ -149,7 +149,7 @@ class Blocks(torch.autograd.Function):
         gates = allocate(4 * sizes.hidden)
         torch.addmm(weights.input_bias, xs.flatten(0, 1), weights.input.t(), out=gates.flatten(0, 1))
         arrays: dict[str, Tensor | None] = {
-            **{"gates": gates, "squashed": allocate(sizes.hidden), "cells": allocate(sizes.hidden, steps=length + 1)},
+            **{"gates": gates, "tanh_cells": allocate(sizes.hidden), "cells": allocate(sizes.hidden, steps=length + 1)},
             **{"before": allocate(sizes.hidden + sizes.read), "after": allocate(sizes.hidden + sizes.read)},
             **{"normed": allocate(sizes.hidden), "scales": allocate(), "emitted": allocate(width)},
             **{

@@ -23,7 +23,7 @@ def memory_panels(memory: Tensor, windows: Tensor, crop_size: int, colours: Tens
         crop_size: pixels of a window's side.
         colours: of the outlines, in turn, `[n, 3]`.
     """
-    # atanh: keys are squashed where they are read
+    # `read_windows` applies tanh to its keys
     crops = read_windows(memory, windows.unsqueeze(0).atanh(), crop_size)[0]
     low, high = memory.min(), memory.max()
     span = (high - low).clamp(min=1e-12)

@@ -1,7 +1,7 @@
-"""The fast forms of MNM: steps of both write rules with a custom backward, and sequences.
+"""The fast forms of MNM: steps with a custom backward for both write rules, and sequences.
 
-Sequences use C loops (`fast_taped.py`) on a CPU with a compiler, otherwise torch's operations: those of MNM-p
-`fast_sequence.py`, those of MNM-g step by step.
+On a CPU with a C compiler, sequences use C loops (`fast_taped.py`). Otherwise they use torch: MNM-p as one autograd
+function (`fast_sequence.py`), MNM-g step by step.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Tape = fast_sequence.Tape | NativeTape
 
 
 class FastMNM(TapedForm):
-    """Steps and sequences; sequences do not support a recall delay. Symbols as in `memory.py`."""
+    """Steps and sequences. Sequences do not support a recall delay. Symbols as in `memory.py`."""
 
     memory: Any
     takes_resets = False
@@ -38,11 +38,11 @@ class FastMNM(TapedForm):
     def write_then_read(
         self, weights: list[Tensor], keys: Tensor, values: Tensor, steps: Tensor
     ) -> tuple[list[Tensor], Tensor]:
-        """As the memory's own, with a custom backward that stores little."""
+        """As `MNM.write_then_read`, with a custom backward that stores vectors instead of matrices per step."""
         raise NotImplementedError
 
     def step_with_torch(self, x: Tensor, state: State) -> MemoryStep:
-        """One step by torch's operations."""
+        """One step with torch's operations."""
         step: MemoryStep = self.memory.advance(x, state, self.write_then_read)
         return step
 
@@ -54,15 +54,16 @@ class FastMNM(TapedForm):
         if not (fast_native.usable(weights, memory.heads) and fast_native.worth_packing(slow, len(x))):
             return self.step_with_torch(x, state)
         products = cached(memory, "products", lambda: fast_native.products_of(slow))
-        gates_x = F.linear(x, *cached(memory, "of inputs", self.of_inputs))
-        after, cell, errors, weights = fast_native.step(
+        gates_x = F.linear(x, *cached(memory, "input weights", self.input_weights))
+        new_carried, cell, errors, weights = fast_native.step(
             self._shape(), slow, products, memory.step_divisors, start, weights, gates_x
         )
-        following = self.state_of((after[:, : memory.hidden_size], cell, after[:, memory.hidden_size :]), weights)
-        return MemoryStep(memory.output(after), following, {"meta": errors / memory.meta_divisor})
+        hidden, read_value = new_carried[:, : memory.hidden_size], new_carried[:, memory.hidden_size :]
+        new_state = self.state_of((hidden, cell, read_value), weights)
+        return MemoryStep(memory.output(new_carried), new_state, {"meta": errors / memory.meta_divisor})
 
     def record(self, state: State, expected_steps: int) -> Recording:
-        """With tapes, if resets are not too close to each other."""
+        """Records on tapes, unless resets are expected within 4 steps."""
         return super().record(state, expected_steps) if expected_steps >= 4 else Recording(self.memory, state)
 
     def tape(self, state: State, expected_steps: int) -> Steps:
@@ -82,47 +83,47 @@ class FastMNM(TapedForm):
         return self.sequence(xs, state)
 
     def sequence(self, xs: Tensor, state: State, tape: Tape | None = None) -> Unrolled:
-        """A sequence without a reset; `tape` contains its steps if they have already run."""
+        """A sequence without resets. `tape`: contains the steps if they have already run; None: they run now."""
         memory, slow = self.memory, self.slow_weights()
         start, weights = self._parts(state)
         tape = tape or self.empty_tape(state, slow, len(xs))
         if isinstance(tape, NativeTape):
-            after, errors, last_cell, *weights = NativeSequence.apply(  # type: ignore[no-untyped-call]
-                tape, xs, *self.of_inputs(), *start, *slow, *weights
+            carried, errors, last_cell, *weights = NativeSequence.apply(  # type: ignore[no-untyped-call]
+                tape, xs, *self.input_weights(), *start, *slow, *weights
             )
         else:
-            after, recalled, told, last_cell, *weights = LocalSequence.apply(  # type: ignore[no-untyped-call]
+            carried, recalled, values, last_cell, *weights = LocalSequence.apply(  # type: ignore[no-untyped-call]
                 tape, self.gates_of(xs), *start, *slow, *weights
             )
-            errors = (recalled - told).square().sum((2, 3))
-        hidden, read_value = after[-1, :, : memory.hidden_size], after[-1, :, memory.hidden_size :]
-        following = self.state_of((hidden, last_cell, read_value), weights)
-        return Unrolled(memory.output(after), following, {"meta": errors / memory.meta_divisor})  # eq. (5)
+            errors = (recalled - values).square().sum((2, 3))
+        hidden, read_value = carried[-1, :, : memory.hidden_size], carried[-1, :, memory.hidden_size :]
+        new_state = self.state_of((hidden, last_cell, read_value), weights)
+        return Unrolled(memory.output(carried), new_state, {"meta": errors / memory.meta_divisor})  # eq. (5)
 
     def empty_tape(self, state: State, slow: SlowWeights, length: int) -> Tape:
-        """A blank tape that starts from `state`."""
+        """An empty tape of at most `length` steps that starts from `state`."""
         (hidden, cell, read_value), weights = self._parts(state)
         slow = SlowWeights(*(parameter.detach() for parameter in slow))
         start, matrices = (hidden.detach(), cell.detach(), read_value.detach()), [m.detach() for m in weights]
         if fast_native.usable(weights, self.memory.heads):
             return NativeTape(length, start, matrices, slow, self._shape(), self.memory.step_divisors)
-        form = self.memory.heads, self.memory.squash_output, self.memory.divisors
-        return fast_sequence.Tape(length, start, matrices, slow, *form)
+        options = self.memory.heads, self.memory.tanh_output, self.memory.divisors
+        return fast_sequence.Tape(length, start, matrices, slow, *options)
 
     def gates_of(self, xs: Tensor) -> Tensor:
         """The input's part of the controller's gates, with both biases: `[..., F]` to `[..., 4 d_h]`."""
-        return F.linear(xs, *self.of_inputs())
+        return F.linear(xs, *self.input_weights())
 
-    def of_inputs(self) -> tuple[Tensor, Tensor]:
+    def input_weights(self) -> tuple[Tensor, Tensor]:
         """The controller's weight and bias for the input's part of the gates."""
         cell = self.memory.controller
         return cell.weight_ih[:, : -self.memory.layer_sizes[-1]], cell.bias_ih + cell.bias_hh
 
     def slow_weights(self) -> SlowWeights:
-        """The parameters as the loops take them."""
+        """The parameters in the layout of the loops. MNM-g has no feedback: its `feedback` has no rows."""
         memory, cell = self.memory, self.memory.controller
-        none = cell.weight_hh.new_zeros(0, memory.layer_sizes[-1])
-        feedback = (memory.feedback.weight, memory.feedback.bias) if memory.local_update else (none, none[:, 0])
+        empty = cell.weight_hh.new_zeros(0, memory.layer_sizes[-1])
+        feedback = (memory.feedback.weight, memory.feedback.bias) if memory.local_update else (empty, empty[:, 0])
         return SlowWeights(
             torch.cat([cell.weight_hh, cell.weight_ih[:, -memory.layer_sizes[-1] :]], 1),
             *(memory.interaction.weight, memory.interaction.bias),
@@ -132,14 +133,14 @@ class FastMNM(TapedForm):
 
     def _shape(self) -> fast_native.Shape:
         memory = self.memory
-        return fast_native.Shape((memory.key_size, *memory.layer_sizes), memory.heads, memory.squash_output)
+        return fast_native.Shape((memory.key_size, *memory.layer_sizes), memory.heads, memory.tanh_output)
 
     def _parts(self, state: State) -> tuple[Parts, list[Tensor]]:
         weights = [state[f"weights_{index}"] for index in range(1, len(self.memory.layer_sizes) + 1)]
         return (state["hidden"], state["cell"], state["read_value"]), weights
 
     def state_of(self, controller: Parts, weights: list[Tensor]) -> State:
-        """A state from hidden, cell and read-out, and the matrices."""
+        """A state from hidden, cell and read-out, and from the matrices M^l."""
         state = dict(zip(("hidden", "cell", "read_value"), controller, strict=True))
         return state | {f"weights_{index}": m for index, m in enumerate(weights, start=1)}
 
@@ -151,33 +152,33 @@ class FastMNMp(FastMNM):
         self, weights: list[Tensor], keys: Tensor, values: Tensor, steps: Tensor
     ) -> tuple[list[Tensor], Tensor]:
         recalled, *updated = LocalStep.apply(  # type: ignore[no-untyped-call]
-            keys, self.memory.feedback(values), steps.expand(-1, len(weights)), self.memory.squash_output, *weights
+            keys, self.memory.feedback(values), steps.expand(-1, len(weights)), self.memory.tanh_output, *weights
         )
         return updated, recalled
 
 
 class FastMNMg(FastMNM):
-    """MNM-g: writes by a gradient step; sequences only by the C loops."""
+    """MNM-g: writes by a gradient step. Sequences need the C loops."""
 
     def fits(self, length: int, resets: Sequence[int] | None, grad: bool) -> bool:
-        looped = fast_native.usable(self.memory.initial_weights(), self.memory.heads)
-        return looped and super().fits(length, resets, grad)
+        has_loops = fast_native.usable(self.memory.initial_weights(), self.memory.heads)
+        return has_loops and super().fits(length, resets, grad)
 
     def write_then_read(
         self, weights: list[Tensor], keys: Tensor, values: Tensor, steps: Tensor
     ) -> tuple[list[Tensor], Tensor]:
         recalled, *updated = GradientStep.apply(  # type: ignore[no-untyped-call]
-            keys, values, steps.expand(-1, len(weights)), self.memory.squash_output, *weights
+            keys, values, steps.expand(-1, len(weights)), self.memory.tanh_output, *weights
         )
         return updated, recalled
 
 
 class Steps:
-    """A tape of MNM that computes the input's part of the gates."""
+    """A tape whose steps take inputs: it computes the input's part of the gates."""
 
     def __init__(self, form: FastMNM, tape: Tape, expected_steps: int) -> None:
         self.form, self.tape, self.expected_steps = form, tape, expected_steps
-        self.weight, self.bias = form.of_inputs()
+        self.weight, self.bias = form.input_weights()
 
     @property
     def full(self) -> bool:

@@ -20,15 +20,15 @@ from policies.native.packed import packed
 
 SOURCE = Path(__file__).with_name("fast_sequence.c")
 MAX_VECTORS = 16_384
-"""Maximum number of activations of all keys in all layers; the loops keep such vectors on the stack."""
+"""Maximum number of activations of all keys in one layer; the loops keep such arrays on the stack."""
 PACKED_FOR_ONE = 2**17
-"""How many numbers can be packed in the time that packing saves in a step of one environment."""
-SHARED_FROM = 2**24
-"""Multiplications of a single step from which a second thread saves more than waking it costs."""
+"""Maximum number of weights per environment for which packing takes less time than it saves in one step."""
+THREADS_FROM = 2**24
+"""Minimum number of multiplications in a step for which several threads are faster than one."""
 BLOCK_BYTES, MIN_BLOCK = 2**19, 16
-"""The loops process as many environments together as have memories of this many bytes, half of a typical L2 cache. If
-these are fewer than the second number, all are processed together: products with few rows would cost more than memories
-outside the cache."""
+"""The loops process blocks of environments whose memories take BLOCK_BYTES, half of a typical L2 cache. If a block had
+fewer than MIN_BLOCK environments, all are processed together: products with few rows cost more than memories outside
+the cache."""
 
 
 class _Tape(ctypes.Structure):
@@ -36,7 +36,10 @@ class _Tape(ctypes.Structure):
 
     _fields_ = [
         ("batch", ctypes.c_int64),
-        *((name, ctypes.c_int64) for name in ("hidden", "heads", "layers", "width", "total", "rates", "squash_last")),
+        *(
+            (name, ctypes.c_int64)
+            for name in ("hidden", "heads", "layers", "interaction_size", "feedback_size", "rates", "tanh_output")
+        ),
         ("sizes", ctypes.c_int64 * (MAX_LAYERS + 1)),
         ("divisors", ctypes.c_void_p),
         *((name, ctypes.c_void_p) for name in ("recurrent", "interaction", "feedback")),
@@ -58,7 +61,7 @@ def usable(weights: Sequence[Tensor], heads: int) -> bool:
 
 
 def worth_packing(slow: SlowWeights, batch: int) -> bool:
-    """Whether a single step gains more by packed weights than packing takes."""
+    """Whether packing the weights saves more time in a single step than it takes."""
     return sum(weight.numel() for weight in slow) <= batch * PACKED_FOR_ONE
 
 
@@ -68,25 +71,25 @@ class Shape(NamedTuple):
     sizes: tuple[int, ...]
     """d_k, D_1 ... D_L."""
     heads: int
-    squash_output: bool
-    """Whether the output layer of the memory has its tanh."""
+    tanh_output: bool
+    """Whether the output layer of the memory has a tanh."""
 
 
 def _tape(batch: int, shape: Shape, slow: SlowWeights) -> _Tape:
-    """The numbers of a tape."""
+    """The struct with its sizes set."""
     sizes = (slow.interaction.shape[1], shape.heads, len(shape.sizes) - 1, len(slow.interaction), len(slow.feedback))
-    return _Tape(batch, *sizes, len(slow.rate), shape.squash_output, shape.sizes)
+    return _Tape(batch, *sizes, len(slow.rate), shape.tanh_output, shape.sizes)
 
 
 def make_loops(shape: Shape, slow: SlowWeights, forward: bool, arrays: Arrays) -> Loops:
-    """The loops over `arrays`, by their names in the C file, with weights packed for one direction."""
+    """The loops over `arrays`, named as in the C struct, with the weights packed for the forward or backward pass."""
     batch = len(arrays["m"][0])
     block = BLOCK_BYTES // sum(m[0].nbytes for m in arrays["m"])
-    found = Loops(SOURCE, slow.recurrent, _tape(batch, shape, slow), block if block >= MIN_BLOCK else batch)
-    found.pack({name: getattr(slow, name) for name in ("recurrent", "interaction", "feedback")}, forward)
-    found.set({name: getattr(slow, name) for name in ("interaction_bias", "rate", "rate_bias", "feedback_bias")})
-    found.set(arrays)
-    return found
+    loops = Loops(SOURCE, slow.recurrent, _tape(batch, shape, slow), block if block >= MIN_BLOCK else batch)
+    loops.pack({name: getattr(slow, name) for name in ("recurrent", "interaction", "feedback")}, forward)
+    loops.set({name: getattr(slow, name) for name in ("interaction_bias", "rate", "rate_bias", "feedback_bias")})
+    loops.set(arrays)
+    return loops
 
 
 def padded(m: Tensor) -> Tensor:
@@ -96,13 +99,13 @@ def padded(m: Tensor) -> Tensor:
     return F.pad(m, (0, more[0], 0, more[1])) if any(more) else m.clone(memory_format=torch.contiguous_format)
 
 
-def vector_buffer(m: Tensor) -> int:
-    """An empty buffer for the outputs of M^l `[B, D_l, D_{l-1}]`, padded to whole SIMD vectors."""
+def padded_width(m: Tensor) -> int:
+    """The width of the output of M^l `[B, D_l, D_{l-1}]`, padded to whole SIMD vectors."""
     return m.shape[1] + -m.shape[1] % (64 // m.itemsize)
 
 
 def products_of(slow: SlowWeights) -> dict[str, Tensor]:
-    """The weights of products, packed for the forward pass."""
+    """The weights of the three products per step, packed for the forward pass."""
     functions = library(SOURCE, slow.recurrent.dtype)
     assert functions is not None
     return {name: packed(functions, getattr(slow, name)) for name in ("recurrent", "interaction", "feedback")}
@@ -118,8 +121,12 @@ def step(
     weights: Sequence[Tensor],
     gates_x: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-    """One step that is not recorded. Arguments as of `Tape`; `products` from `products_of`; `gates_x` `[B, 4 d_h]` is
-    written to.
+    """One step that is not recorded.
+
+    Args:
+        shape, slow, divisors, start, weights: as of `NativeTape`.
+        products: from `products_of`.
+        gates_x: the input's part of the gates, `[B, 4 d_h]`; overwritten.
 
     Returns:
         Hidden state and read-out, concatenated; the cell; errors as in `NativeSequence`; M^l.
@@ -128,8 +135,8 @@ def step(
     assert functions is not None
     batch, d_h = hidden.shape
     carried, cells = torch.stack([torch.cat([hidden, read_value], 1)] * 2), torch.stack([cell, cell])
-    errors, following = hidden.new_empty(batch), [padded(m) for m in weights]
-    pads = [vector_buffer(m) for m in following]
+    errors, new_weights = hidden.new_empty(batch), [padded(m) for m in weights]
+    pads = [padded_width(m) for m in new_weights]
     widths = {"tanh_cells": d_h, "interactions": len(slow.interaction), "betas": len(slow.rate)}
     widths |= {"expected": heads * len(slow.feedback)}
     by_layer = {"z": heads, "e": heads, "y": 2 * heads}
@@ -146,20 +153,20 @@ def step(
         setattr(tape, name, take_scratch(width))
     for name, vectors in by_layer.items():
         setattr(tape, name, Pointers(*(take_scratch(vectors * pad) for pad in pads)))
-    held = {"carried": carried, "cells": cells, "errors": errors, "divisors": divisors, "gates": gates_x.contiguous()}
-    held |= products | {
+    arrays = {"carried": carried, "cells": cells, "errors": errors, "divisors": divisors, "gates": gates_x.contiguous()}
+    arrays |= products | {
         name: getattr(slow, name) for name in ("interaction_bias", "rate", "rate_bias", "feedback_bias")
     }
-    for name, array in held.items():
+    for name, array in arrays.items():
         setattr(tape, name, array.data_ptr())
-    tape.m = Pointers(*(m.data_ptr() for m in following))
+    tape.m = Pointers(*(m.data_ptr() for m in new_weights))
     times = (ctypes.c_int64(0), ctypes.c_int64(1))
     multiplications = batch * (sum(weight.numel() for weight in slow) + sum(m[0].numel() for m in weights))
-    share = parallel_for if multiplications >= SHARED_FROM else lambda call, count: call(0, count)
-    share(lambda *rows: functions.forward(ctypes.byref(tape), *times, *map(ctypes.c_int64, rows)), batch)
-    return carried[1], cells[1], errors, cut_to(following, shape)
+    run = parallel_for if multiplications >= THREADS_FROM else lambda call, count: call(0, count)
+    run(lambda *rows: functions.forward(ctypes.byref(tape), *times, *map(ctypes.c_int64, rows)), batch)
+    return carried[1], cells[1], errors, unpadded(new_weights, shape)
 
 
-def cut_to(matrices: Sequence[Tensor], shape: Shape) -> list[Tensor]:
+def unpadded(matrices: Sequence[Tensor], shape: Shape) -> list[Tensor]:
     """The matrices `[B, D_l, D_{l-1}]` without their padding."""
     return [m[:, :to, :of] for m, (of, to) in zip(matrices, pairwise(shape.sizes), strict=True)]

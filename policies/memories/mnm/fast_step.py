@@ -1,12 +1,11 @@
 """The fast form of `rules.py`: write and read of one step as one autograd function with a custom backward.
 
-The speed of a step is limited by reading the matrices M^l from memory as much as by arithmetic. The update has low
-rank:
+A step spends as much time on reading the matrices M^l from memory as on arithmetic. The update has low rank:
 
-    M_t = M_{t-1} + Aᵀ Z,    so    M_t x = M_{t-1} x + Aᵀ (Z x),        A = -s (z - z')  `[B, H, D_l]`, Z = z^{l-1},
+    M_t = M_{t-1} + Aᵀ Z,    so    M_t x = M_{t-1} x + Aᵀ (Z x),        A = -s (z - z') `[B, H, D_l]`, Z = z^{l-1},
 
-A read *after* the write can therefore be computed from the matrix *before* it. A step reads each M few times and writes
-it once. For the backward pass it stores M_{t-1} by reference and the factors, but no outer product. Vectors are rows,
+so a read *after* the write can be computed from the matrix *before* it. A step reads each M few times and writes it
+once. For the backward pass it stores a reference to M_{t-1} and the factors, but no outer product. Vectors are rows,
 `[B, N, D]`. tests/policies/memories/test_mnm.py compares both functions with the equations, forward and backward.
 """
 
@@ -23,36 +22,36 @@ from torch.autograd.function import once_differentiable
 class LocalStep(torch.autograd.Function):
     """`write_local`, then `activations` of all keys.
 
-    The rule is local, so one sweep does it: the rows of X are all keys on their way through the updated memory and,
-    below them, the write keys on their way through the old one.
+    The rule is local, so one pass through the layers suffices. The rows of x are the activations of all keys in the
+    updated memory, then those of the write keys in the old memory.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, keys: Tensor, expected: Tensor, steps: Tensor, squash_output: bool, *weights: Tensor
+        ctx: Any, keys: Tensor, expected: Tensor, steps: Tensor, tanh_output: bool, *weights: Tensor
     ) -> tuple[Tensor, ...]:
-        """As `MNM.write_then_read`, with z' of all layers side by side: `expected` is `[B, H, ΣD_l]`."""
+        """As `MNM.write_then_read`; `expected`: z' of all layers, concatenated, `[B, H, ΣD_l]`."""
         heads, reads = expected.shape[1], keys.shape[1]
         x = torch.cat([keys, keys[:, heads : 2 * heads]], 1)
         xs, errors, updated = [x], [], []
         targets = torch.split(expected, [m.shape[1] for m in weights], 2)
         for index, m in enumerate(weights):
-            squash = squash_output or index < len(weights) - 1
+            has_tanh = tanh_output or index < len(weights) - 1
             x_new, x_old = x[:, :reads], x[:, reads:]
             x = torch.bmm(x, m.transpose(1, 2))
             y_new, y_old = x[:, :reads], x[:, reads:]
-            if squash:
+            if has_tanh:
                 y_old.tanh_()
             error = y_old - targets[index]
             a = error * -steps[:, index, None, None]
             updated.append(torch.baddbmm(m, a.transpose(1, 2), x_old))
             y_new += torch.bmm(torch.bmm(x_new, x_old.transpose(1, 2)), a)
-            if squash:
+            if has_tanh:
                 y_new.tanh_()
             xs.append(x)
             errors.append(error)
         ctx.save_for_backward(steps, *weights, *xs, *errors)
-        ctx.squash_output = squash_output
+        ctx.tanh_output = tanh_output
         return (x[:, :reads].contiguous(), *updated)
 
     @staticmethod
@@ -73,15 +72,15 @@ class LocalStep(torch.autograd.Function):
             step = steps[:, index, None, None]
             a = error * -step
             gram = torch.bmm(x_new, x_old.transpose(1, 2))
-            slope = _slope(xs[index + 1], ctx.squash_output or index < layers - 1)
-            d_new *= slope[:, :reads]
+            derivative = _derivative(xs[index + 1], ctx.tanh_output or index < layers - 1)
+            d_new *= derivative[:, :reads]
             d_gram = torch.bmm(d_new, a.transpose(1, 2))
             d_a = torch.bmm(x_old, d_m.transpose(1, 2)) + torch.bmm(gram.transpose(1, 2), d_new)
             d_steps[:, index] = (error * d_a).sum((1, 2)).neg_()
             d_error = d_a * -step
             d_targets.append(-d_error)
             d_old += d_error
-            d_old *= slope[:, reads:]
+            d_old *= derivative[:, reads:]
             d_weights.append(torch.baddbmm(d_m, d_x.transpose(1, 2), x) if ctx.needs_input_grad[4 + index] else None)
             d_x = torch.bmm(d_x, m)
             d_x[:, :reads] += torch.bmm(d_gram, x_old)
@@ -94,37 +93,37 @@ class LocalStep(torch.autograd.Function):
 class GradientStep(torch.autograd.Function):
     """`write_gradient`, then `activations` of all keys.
 
-    Three sweeps: the write keys up through the old memory (z), their errors down (δ), and all keys up through the
-    updated memory (y). The backward pass undoes them in reverse.
+    Three passes through the layers: the write keys forward through the old memory (z), their errors backward (δ), and
+    all keys forward through the updated memory (y).
     """
 
     @staticmethod
     def forward(
-        ctx: Any, keys: Tensor, values: Tensor, steps: Tensor, squash_output: bool, *weights: Tensor
+        ctx: Any, keys: Tensor, values: Tensor, steps: Tensor, tanh_output: bool, *weights: Tensor
     ) -> tuple[Tensor, ...]:
         """As `MNM.write_then_read`."""
         layers, heads = len(weights), values.shape[1]
-        squash = [True] * (layers - 1) + [squash_output]
+        has_tanh = [True] * (layers - 1) + [tanh_output]
         zs = [keys[:, heads : 2 * heads]]
         for index, m in enumerate(weights):
             z = torch.bmm(zs[-1], m.transpose(1, 2))
-            zs.append(z.tanh_() if squash[index] else z)
-        deltas = [(zs[-1] - values) * _slope(zs[-1], squash_output)]
-        pulled = []  # δ^l M^l, from l = L down to 2
+            zs.append(z.tanh_() if has_tanh[index] else z)
+        deltas = [(zs[-1] - values) * _derivative(zs[-1], tanh_output)]
+        propagated = []  # δ^l M^l, from l = L down to 2
         for index in reversed(range(1, layers)):
-            pulled.append(torch.bmm(deltas[-1], weights[index]))
-            deltas.append(pulled[-1] * _slope(zs[index]))
+            propagated.append(torch.bmm(deltas[-1], weights[index]))
+            deltas.append(propagated[-1] * _derivative(zs[index]))
         deltas.reverse()
-        pulled.reverse()
+        propagated.reverse()
         ys, updated = [keys], []
         for index, m in enumerate(weights):
             a = deltas[index] * -steps[:, index, None, None]
             updated.append(torch.baddbmm(m, a.transpose(1, 2), zs[index]))
             y = torch.bmm(ys[-1], m.transpose(1, 2))
             y += torch.bmm(torch.bmm(ys[-1], zs[index].transpose(1, 2)), a)
-            ys.append(y.tanh_() if squash[index] else y)
-        ctx.save_for_backward(values, steps, *weights, *zs, *ys, *deltas, *pulled)
-        ctx.squash = squash
+            ys.append(y.tanh_() if has_tanh[index] else y)
+        ctx.save_for_backward(values, steps, *weights, *zs, *ys, *deltas, *propagated)
+        ctx.has_tanh = has_tanh
         return (ys[-1], *updated)
 
     @staticmethod
@@ -133,9 +132,9 @@ class GradientStep(torch.autograd.Function):
         values, steps, *saved = ctx.saved_tensors
         layers, heads = len(d_updated), values.shape[1]
         ends = pairwise([0, layers, 2 * layers + 1, 3 * layers + 2, 4 * layers + 2, 5 * layers + 1])
-        weights, zs, ys, deltas, pulled = (saved[i:j] for i, j in ends)
+        weights, zs, ys, deltas, propagated = (saved[i:j] for i, j in ends)
         d_steps = torch.empty_like(steps)
-        # What is known of each layer's z^{l-1} and δ^l so far, and the pairs whose outer products add up to ∂/∂M^l.
+        # gradients of each layer's z^{l-1} and δ^l so far, and the pairs whose outer products sum to that of M^l
         d_zs, d_deltas, outer = [], [], []
 
         # all keys, down through the updated memory and into its factors
@@ -145,7 +144,7 @@ class GradientStep(torch.autograd.Function):
             step = steps[:, index, None, None]
             a = delta * -step
             gram = torch.bmm(y, z.transpose(1, 2))
-            d_q = d_y * _slope(ys[index + 1], ctx.squash[index])
+            d_q = d_y * _derivative(ys[index + 1], ctx.has_tanh[index])
             d_gram = torch.bmm(d_q, a.transpose(1, 2))
             d_a = torch.bmm(z, d_m.transpose(1, 2)) + torch.bmm(gram.transpose(1, 2), d_q)
             d_steps[:, index] = (delta * d_a).sum((1, 2)).neg_()
@@ -153,24 +152,24 @@ class GradientStep(torch.autograd.Function):
             d_zs.append(torch.bmm(a, d_m) + torch.bmm(d_gram.transpose(1, 2), y))
             outer.append([(d_q, y)])
             d_y = torch.bmm(d_q, m) + torch.bmm(d_gram, z)
-        for found in (d_zs, d_deltas, outer):
-            found.reverse()
+        for by_layer in (d_zs, d_deltas, outer):
+            by_layer.reverse()
 
-        # errors, back up: δ^{l-1} = (δ^l M^l) ∘ σ'(z^{l-1})
+        # errors, from the first layer up: δ^{l-1} = (δ^l M^l) ∘ (1 - (z^{l-1})²)
         for index in range(1, layers):
-            d_zs[index] -= 2 * zs[index] * d_deltas[index - 1] * pulled[index - 1]
-            d_pulled = d_deltas[index - 1] * _slope(zs[index])
-            d_deltas[index] += torch.bmm(d_pulled, weights[index].transpose(1, 2))
-            outer[index].append((deltas[index], d_pulled))
-        d_z = d_deltas[-1] * _slope(zs[-1], ctx.squash[-1])
+            d_zs[index] -= 2 * zs[index] * d_deltas[index - 1] * propagated[index - 1]
+            d_propagated = d_deltas[index - 1] * _derivative(zs[index])
+            d_deltas[index] += torch.bmm(d_propagated, weights[index].transpose(1, 2))
+            outer[index].append((deltas[index], d_propagated))
+        d_z = d_deltas[-1] * _derivative(zs[-1], ctx.has_tanh[-1])
         d_values = -d_z
-        if ctx.squash[-1]:
+        if ctx.has_tanh[-1]:
             d_z = d_z - 2 * zs[-1] * d_deltas[-1] * (zs[-1] - values)
 
         # write keys, down through the old memory
         d_weights: list[Tensor | None] = []
         for index in reversed(range(layers)):
-            d_p = d_z * _slope(zs[index + 1], ctx.squash[index])
+            d_p = d_z * _derivative(zs[index + 1], ctx.has_tanh[index])
             outer[index].append((d_p, zs[index]))
             d_z = d_zs[index] + torch.bmm(d_p, weights[index])
             if ctx.needs_input_grad[4 + index]:
@@ -182,6 +181,6 @@ class GradientStep(torch.autograd.Function):
         return (d_y, d_values, d_steps, None, *d_weights[::-1])
 
 
-def _slope(z: Tensor, squash: bool = True) -> Tensor:
-    """σ' by way of z = σ(·): 1 - z² of tanh, 1 of a linear layer."""
-    return 1 - z.square() if squash else torch.ones_like(z)
+def _derivative(z: Tensor, has_tanh: bool = True) -> Tensor:
+    """The activation's derivative from its value z: 1 - z² for tanh, 1 for a linear layer."""
+    return 1 - z.square() if has_tanh else torch.ones_like(z)

@@ -1,10 +1,10 @@
 """MNM over time on a CPU: whole sequences by C loops, as one autograd function.
 
 For MNM-p this does the same as `fast_sequence.py`, which has the equations and explains why writes can be undone, but
-without Python or torch in a step; MNM-g writes by `fast_gradient.h`. A call processes several environments over many
-steps, forward or backward, so that their memories and the slow weights, packed once per sequence, stay in the cache.
-Operations that do not depend on the loop are large products of torch: the input's part of the gates before it, and
-the gradients of all slow weights after it, for several steps at a time.
+without Python or torch in a step. MNM-g writes by `fast_gradient.h`. A call of the C loops processes several
+environments over many steps, so that their memories and the slow weights, packed once per sequence, stay in the cache.
+Products that do not depend on the loop are computed by torch for many steps at once: the input's part of the gates
+before the loop, and the gradients of all slow weights after it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from policies.memories.mnm.fast_native import Shape, cut_to, make_loops, padded, vector_buffer
+from policies.memories.mnm.fast_native import Shape, make_loops, padded, padded_width, unpadded
 from policies.memories.mnm.fast_sequence import Parts, SlowWeights
 from policies.memories.time.sums import CHUNK_ROWS, WeightGradient
 from policies.native.loops import Arrays
@@ -27,7 +27,7 @@ class NativeTape:
 
     Args:
         length: maximum number of steps.
-        start: the controller's state before the first step.
+        start: hidden, cell `[B, d_h]` and read-out `[B, d_v]` before the first step.
         weights: M^l `[B, D_l, D_{l-1}]` before the first step; not modified.
         slow: the trained parameters.
         shape: of the memory.
@@ -49,18 +49,18 @@ class NativeTape:
         self.shape, heads = shape, shape.heads
         self.slow, self.divisors, self.count = slow, divisors, 0
         self.padded = [padded(m) for m in weights]
-        self.weights = cut_to(self.padded, self.shape)
+        self.weights = unpadded(self.padded, self.shape)
         """M^l after the last step."""
 
         def allocate(*shape: int, steps: int = length) -> Tensor:
             return hidden.new_empty(steps, batch, *shape)
 
         self.carried = allocate(self.d_h + self.shape.sizes[-1], steps=length + 1)
-        """Hidden state and read-out, side by side, before each step."""
+        """Hidden state and read-out, concatenated, before each step."""
         self.carried[0] = torch.cat([hidden, read_value], 1)
         self.cells = allocate(self.d_h, steps=length + 1)
         self.cells[0] = cell
-        widths = [vector_buffer(m) for m in self.padded]
+        widths = [padded_width(m) for m in self.padded]
         self.steps: dict[str, Tensor] = {
             "gates": allocate(4 * self.d_h),
             "interactions": allocate(len(slow.interaction)),
@@ -73,9 +73,9 @@ class NativeTape:
             "e": [allocate(heads, width) for width in widths],
             "y": [allocate(2 * heads, width) for width in widths],
         }
-        held: Arrays = {"carried": self.carried, "cells": self.cells, "divisors": divisors, "m": self.padded}
-        held |= {"expected": hidden.new_empty(batch, heads, len(slow.feedback)), **self.steps, **self.layers}
-        self._loops = make_loops(self.shape, slow, True, held)
+        arrays: Arrays = {"carried": self.carried, "cells": self.cells, "divisors": divisors, "m": self.padded}
+        arrays |= {"expected": hidden.new_empty(batch, heads, len(slow.feedback)), **self.steps, **self.layers}
+        self._loops = make_loops(self.shape, slow, True, arrays)
 
     @torch.no_grad()
     def step(self, gates_x: Tensor) -> None:
@@ -86,7 +86,7 @@ class NativeTape:
 
     @torch.no_grad()
     def run(self, xs: Tensor, w_x: Tensor, bias: Tensor) -> None:
-        """Runs all steps. `xs`: `[T, B, F]`; `w_x`, `bias`: by which the input enters the gates."""
+        """Runs all steps. `xs`: `[T, B, F]`; `w_x` `[4 d_h, F]`, `bias` `[4 d_h]`: of the input's part of the gates."""
         chunk = max(1, CHUNK_ROWS // xs.shape[1])
         for begin in range(0, len(xs), chunk):
             x = xs[begin : begin + chunk]
@@ -100,7 +100,7 @@ class NativeTape:
         return carried[:, : self.d_h], self.cells[self.count], carried[:, self.d_h :]
 
     def cut(self) -> None:
-        """Free the space of steps that did not run."""
+        """Frees the buffers of steps that did not run."""
         self.carried, self.cells = self.carried[: self.count + 1], self.cells[: self.count + 1]
         self.steps = {name: step[: self.count] for name, step in self.steps.items()}
         self.layers = {name: [layer[: self.count] for layer in layers] for name, layers in self.layers.items()}
@@ -109,12 +109,12 @@ class NativeTape:
 class NativeSequence(torch.autograd.Function):
     """The steps of a `NativeTape`, with a custom backward.
 
-    Inputs: the tape, empty or full; inputs `[T, B, F]`, with the weights and biases by which they enter the gates; and
-    the tensors that the tape was built from, for their gradients: its start, the fields of `SlowWeights`, M^l. An empty
-    tape takes its steps now. A full tape must have taken them with these inputs.
+    Inputs: the tape, empty or full; xs `[T, B, F]`; weight and bias of their part of the gates; and the tensors that
+    the tape was created from, for their gradients: its start, the fields of `SlowWeights`, M^l. An empty tape runs its
+    steps now. A full tape must have run them with these inputs.
 
-    Outputs: hidden and read-out side by side, `[T, B, d_h + d_v]`; Σ_i ‖f_{φ_t}(k^w_i) − v^w_i‖² of each step,
-    `[T, B]`; the last cell; the last M^l.
+    Outputs: hidden and read-out after each step, concatenated, `[T, B, d_h + d_v]`; Σ_i ‖f_{φ_t}(k^w_i) − v^w_i‖² of
+    each step, `[T, B]`; the last cell `[B, d_h]`; the last M^l.
     """
 
     @staticmethod
@@ -145,7 +145,7 @@ class NativeSequence(torch.autograd.Function):
         length, batch, d_h = steps["tanh_cells"].shape
         d_k, d_v = ctx.shape.sizes[0], ctx.shape.sizes[-1]
 
-        def projected(gradient: Tensor | None, reference: Tensor) -> Tensor:
+        def or_zeros(gradient: Tensor | None, reference: Tensor) -> Tensor:
             return torch.zeros_like(reference) if gradient is None else gradient.contiguous()
 
         d_cell = torch.zeros_like(cells[0]) if d_cell is None else d_cell.clone(memory_format=torch.contiguous_format)
@@ -154,29 +154,23 @@ class NativeSequence(torch.autograd.Function):
         chunk = min(length, max(1, CHUNK_ROWS // batch))
         d_gates, d_vectors, d_rates = (steps[name].new_empty(chunk, *steps[name].shape[1:]) for name in ctx.names[:3])
         d_expected = d_gates.new_empty(chunk, batch, heads, len(slow.feedback))
-        held: Arrays = {
-            "carried": carried,
-            "cells": cells,
-            "divisors": divisors,
-            "m": m,
-            "z": z,
-            "e": e,
-            "y": y,
+        arrays: Arrays = {
+            **{"carried": carried, "cells": cells, "divisors": divisors, "m": m, "z": z, "e": e, "y": y},
             **steps,
         }
-        held |= {"d_after": projected(d_after, carried[1:]), "d_errors": projected(d_errors, steps["errors"])}
-        held |= {"d_cell": d_cell, "d_m": d_m, "d_carried": d_carried, "d_h": torch.empty_like(d_cell)}
-        held |= {"d_gates": d_gates, "d_interactions": d_vectors, "d_rates": d_rates, "expected": d_expected}
-        loops = make_loops(ctx.shape, slow, False, held)
+        arrays |= {"d_after": or_zeros(d_after, carried[1:]), "d_errors": or_zeros(d_errors, steps["errors"])}
+        arrays |= {"d_cell": d_cell, "d_m": d_m, "d_carried": d_carried, "d_h": torch.empty_like(d_cell)}
+        arrays |= {"d_gates": d_gates, "d_interactions": d_vectors, "d_rates": d_rates, "expected": d_expected}
+        loops = make_loops(ctx.shape, slow, False, arrays)
 
-        rate_in = interactions[:, :, -d_k:]
+        rate_input = interactions[:, :, -d_k:]
         values = interactions[:, :, 2 * heads * d_k : -d_k].unflatten(2, (heads, d_v))
         sums = [
             WeightGradient(d_gates, xs),
             WeightGradient(d_gates, carried[:-1]),
             WeightGradient(d_vectors, carried[1:, :, :d_h]),
         ]
-        sums += [WeightGradient(d_rates, rate_in), WeightGradient(d_expected, values)]
+        sums += [WeightGradient(d_rates, rate_input), WeightGradient(d_expected, values)]
         d_xs = torch.empty_like(xs) if ctx.needs_input_grad[1] else None
         for end in range(length, 0, -chunk):
             begin = max(0, end - chunk)
@@ -187,6 +181,6 @@ class NativeSequence(torch.autograd.Function):
                 torch.mm(d_gates[: end - begin].flatten(0, 1), w_x, out=d_xs[begin:end].flatten(0, 1))
         (d_w_x, d_bias), (recurrent, _), *others = ((each.weight.t(), each.bias) for each in sums)
         d_slow = SlowWeights(recurrent, *(gradient for pair in others for gradient in pair))
-        d_weights = cut_to(d_m, ctx.shape)
+        d_weights = unpadded(d_m, ctx.shape)
         d_start = (d_carried[:, :d_h], d_cell, d_carried[:, d_h:])
         return (None, d_xs, d_w_x, d_bias, *d_start, *d_slow, *d_weights)

@@ -19,7 +19,7 @@ WriteThenRead = Callable[[list[Tensor], Tensor, Tensor, Tensor], tuple[list[Tens
 
 
 class MNM(Memory):
-    """Metalearned neural memory (Munkhdalai et al., NeurIPS 2019), §3: what both write rules share.
+    """Metalearned neural memory (Munkhdalai et al., NeurIPS 2019), §3: the base class of both write rules.
 
     An LSTM controller reads the input and the last read-out, and emits keys, values and a rate. The memory is a tanh
     network f_φ without biases. A write changes its weights; a read is a forward pass. In each step the write precedes
@@ -27,10 +27,10 @@ class MNM(Memory):
 
     State: `hidden`, `cell` `[B, hidden_size]`; `read_value` `[B, value_size]`; `weights_1` ... `weights_L`
     `[B, D_l, D_{l-1}]`, with D_0 = key_size, D_L = value_size, and memory_units between. With a recall delay also
-    `write_keys` `[B, recall_delay, heads, key_size]` and `write_values` `[B, recall_delay, heads, value_size]`: written
-    in the last steps, newest first, zero before the episode.
+    `write_keys` `[B, recall_delay, heads, key_size]` and `write_values` `[B, recall_delay, heads, value_size]`: of the
+    pairs written in the last steps, newest first; zero for steps before the episode.
     Losses: `meta` `[B]`, eq. (5) at this step: the error of the updated memory on the pairs written in this step and in
-    the `recall_delay` steps before.
+    the previous `recall_delay` steps.
 
     Args:
         input_size: F, width of the input.
@@ -40,18 +40,20 @@ class MNM(Memory):
         value_size: d_v.
         memory_units: D_l, width of the hidden layers.
         memory_layers: L, at least 1.
-        heads: H, number of writes and of reads at each step.
+        heads: H, number of writes, and of reads, per step.
         rate: "single": one β for all layers, as in eq. (3); "per-layer": one β^l for each, as eq. (4) allows.
         output_activation: of the last memory layer. "tanh" as in appendix A; "linear" as in the public port and
-            appendix C. "linear" needs `mean_over_units`; without it a step on strong keys overshoots and the weights
-            diverge.
-        mean_over_units: average squared errors over units, as in appendix C and the port, instead of summing them as in
+            appendix C. "linear" needs `mean_over_units`: without it steps overshoot and the weights diverge.
+        mean_over_units: average squared errors over units, as in appendix C and the port; False: sum them, as in
             equations (2) and (5). Divides the step by D_l / 2 (local) or d_v (gradient), and the meta loss by d_v.
-        recall_delay: 𝒯 of eq. (5), at least 0: the meta loss includes the pairs written in this many earlier steps. The
-            paper's experiments have 0.
+        recall_delay: 𝒯 of eq. (5), at least 0: the meta loss includes the pairs of this many earlier steps. The paper's
+            experiments use 0.
         recall_decay: λ_τ = recall_decay^τ is the weight of a pair written τ steps ago; above 0, at most 1. The paper
             specifies an exponential decay without a number.
         memory_seed: seed of φ_0, which is random, equal for all episodes, saved and never trained (§3.5).
+
+    Raises:
+        ValueError: an argument is outside the range given above.
     """
 
     local_update: ClassVar[bool]
@@ -85,7 +87,7 @@ class MNM(Memory):
         self.hidden_size = hidden_size
         self.heads = heads
         self.key_size = key_size
-        self.squash_output = output_activation == "tanh"
+        self.tanh_output = output_activation == "tanh"
         self.recall_delay = recall_delay
         self.recall_decay = recall_decay
         self.layer_sizes = [memory_units] * (memory_layers - 1) + [value_size]
@@ -119,8 +121,8 @@ class MNM(Memory):
         sizes: dict[str, tuple[int, ...]] = {"hidden": (self.hidden_size,), "cell": (self.hidden_size,)}
         sizes["read_value"] = (self.layer_sizes[-1],)
         if self.recall_delay:
-            told = (self.recall_delay, self.heads)
-            sizes |= {"write_keys": (*told, self.key_size), "write_values": (*told, self.layer_sizes[-1])}
+            pairs = (self.recall_delay, self.heads)
+            sizes |= {"write_keys": (*pairs, self.key_size), "write_values": (*pairs, self.layer_sizes[-1])}
         phi_0 = {f"weights_{index}": m for index, m in enumerate(self.initial_weights(), start=1)}
         return self.zeros_state(batch_size, sizes) | {name: m.expand(batch_size, -1, -1) for name, m in phi_0.items()}
 
@@ -140,21 +142,21 @@ class MNM(Memory):
         keys, values, rate = self.interact(hidden)
         steps = self.rate(rate).sigmoid() / self.step_divisors  # β = sigmoid(W_β β' + b_β)
 
-        asked = torch.cat([keys, state["write_keys"].flatten(1, 2)], 1) if self.recall_delay else keys
-        weights, recalled = write_then_read(weights, asked, values, steps)
+        queries = torch.cat([keys, state["write_keys"].flatten(1, 2)], 1) if self.recall_delay else keys
+        weights, recalled = write_then_read(weights, queries, values, steps)
         read_value = recalled[:, : self.heads].mean(1)  # v^r
         errors = (recalled[:, self.heads : 2 * self.heads] - values).square().sum((1, 2))  # eq. (5), τ = 0
         if self.recall_delay:
             errors = errors + self.recall_errors(recalled[:, 2 * self.heads :], state["write_values"])
         meta = errors / self.meta_divisor
 
-        following = {"hidden": hidden, "cell": cell, "read_value": read_value}
+        new_state = {"hidden": hidden, "cell": cell, "read_value": read_value}
         for index, m in enumerate(weights, start=1):
-            following[f"weights_{index}"] = m
+            new_state[f"weights_{index}"] = m
         if self.recall_delay:
-            for name, told in {"write_keys": keys[:, self.heads :], "write_values": values}.items():
-                following[name] = torch.cat([told.unsqueeze(1), state[name][:, :-1]], 1)
-        return MemoryStep(self.output(torch.cat([hidden, read_value], 1)), following, {"meta": meta})
+            for name, written in {"write_keys": keys[:, self.heads :], "write_values": values}.items():
+                new_state[name] = torch.cat([written.unsqueeze(1), state[name][:, :-1]], 1)
+        return MemoryStep(self.output(torch.cat([hidden, read_value], 1)), new_state, {"meta": meta})
 
     def interact(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Eq. (1), with one tanh over all vectors.
@@ -169,16 +171,16 @@ class MNM(Memory):
         keys = keys.unflatten(-1, (2 * self.heads, self.key_size))
         return keys, values.unflatten(-1, (self.heads, self.layer_sizes[-1])), rate
 
-    def recall_errors(self, recalled: Tensor, told: Tensor) -> Tensor:
+    def recall_errors(self, recalled: Tensor, values: Tensor) -> Tensor:
         """Σ_{τ=1}^𝒯 λ_τ Σ_i ‖f_{φ_t}(k^w_{t-τ,i}) − v^w_{t-τ,i}‖² of eq. (5), `[B]`.
 
         Steps before the episode contribute 0: their keys and values are zero, and f_φ(0) = 0 without biases.
 
         Args:
             recalled: f_{φ_t}(k^w_{t-τ}), τ = 1 ... 𝒯, `[B, 𝒯 H, d_v]`.
-            told: v^w_{t-τ}, `[B, 𝒯, H, d_v]`.
+            values: v^w_{t-τ}, `[B, 𝒯, H, d_v]`.
         """
-        errors = (recalled.view_as(told) - told).square().sum((2, 3))
+        errors = (recalled.view_as(values) - values).square().sum((2, 3))
         delays = torch.arange(1, self.recall_delay + 1, device=errors.device, dtype=errors.dtype)
         return errors @ torch.pow(self.recall_decay, delays)
 
@@ -199,7 +201,7 @@ class MNM(Memory):
         raise NotImplementedError
 
     def metrics(self, state: State) -> dict[str, Tensor]:
-        """Distance of φ from φ_0 relative to its norm, mean over layers; and the last write rate β."""
+        """`learned`: ‖φ - φ_0‖ / ‖φ_0‖, mean over layers; `write_rate`: the last write rate β."""
         changes = []
         for index, phi_0 in enumerate(self.initial_weights(), start=1):
             changes.append((state[f"weights_{index}"] - phi_0).flatten(1).norm(dim=1) / phi_0.norm())
@@ -207,10 +209,10 @@ class MNM(Memory):
         return {"learned": torch.stack(changes).mean(0), "write_rate": rate}
 
     def panels(self, state: State) -> dict[str, Panel]:
-        """Change of each layer since the episode started, M^l_t − M^l_0, and the read-out v^r.
+        """The change of each layer since the start of the episode, M^l_t − M^l_0, and the read-out v^r.
 
-        Also keys and values, read and written, which viewers compare over time as in figure 5 of the paper. With a
-        recall delay also the earlier pairs of the meta loss.
+        Also the keys and values of reads and writes, which viewers compare over time as in figure 5 of the paper, and
+        with a recall delay the earlier pairs of the meta loss.
         """
         panels = {
             f"weights_{index} change": Panel(
@@ -221,7 +223,7 @@ class MNM(Memory):
             )
             for index, phi_0 in enumerate(self.initial_weights(), start=1)
         }
-        panels["read_value"] = vector_panel(state["read_value"][:1], limits=None, about="what the memory answered")
+        panels["read_value"] = vector_panel(state["read_value"][:1], limits=None, about="output of the read")
         with torch.no_grad():
             keys, written, _ = self.interact(state["hidden"][:1])
         read = state["read_value"][:1, None].expand_as(written)
@@ -231,7 +233,7 @@ class MNM(Memory):
             "read, write",
             (-1.0, 1.0),
             "similarity",
-            about="cosine of what is asked now and written then",
+            about="cosine of the read keys now and the write keys of earlier steps",
         )
         panels["values"] = Panel(
             torch.cat([read, written], 1)[0].detach(),
@@ -239,16 +241,15 @@ class MNM(Memory):
             "read, write",
             None,
             "similarity",
-            about="cosine of what is read now and written then",
+            about="cosine of the value read now and the values written earlier",
         )
         for name in ("write_keys", "write_values") if self.recall_delay else ():
-            told = state[name][0].detach().flatten(0, 1)
             panels[name] = Panel(
-                told,
+                state[name][0].detach().flatten(0, 1),
                 "unit",
-                f"{self.heads} heads a step, the last step first",
+                f"{self.heads} heads per step, the last step first",
                 (-1.0, 1.0),
-                about="asked for again later",
+                about="recalled again for the meta loss",
             )
         return panels
 
@@ -269,8 +270,8 @@ class MNMp(MNM):
         self, weights: list[Tensor], keys: Tensor, values: Tensor, steps: Tensor
     ) -> tuple[list[Tensor], Tensor]:
         layers, steps = self.feedback(values).split(self.layer_sizes, 2), steps.expand(-1, len(weights))
-        updated = write_local(weights, keys[:, self.heads : 2 * self.heads], layers, steps, self.squash_output)
-        return updated, activations(updated, keys, self.squash_output)[-1]
+        updated = write_local(weights, keys[:, self.heads : 2 * self.heads], layers, steps, self.tanh_output)
+        return updated, activations(updated, keys, self.tanh_output)[-1]
 
 
 @register_memory("mnm-g")
@@ -287,5 +288,5 @@ class MNMg(MNM):
         self, weights: list[Tensor], keys: Tensor, values: Tensor, steps: Tensor
     ) -> tuple[list[Tensor], Tensor]:
         steps = steps.expand(-1, len(weights))
-        updated = write_gradient(weights, keys[:, self.heads : 2 * self.heads], values, steps, self.squash_output)
-        return updated, activations(updated, keys, self.squash_output)[-1]
+        updated = write_gradient(weights, keys[:, self.heads : 2 * self.heads], values, steps, self.tanh_output)
+        return updated, activations(updated, keys, self.tanh_output)[-1]

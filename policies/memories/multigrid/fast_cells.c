@@ -63,15 +63,15 @@ void NAME(forward)(
                 i[k] += looks[k] * old[k];
                 f[k] += looks[size + k] * old[k];
             }
-        sigmoid(i, peepholes ? 2 * channels : 3 * channels);
-        squash(candidate, channels);
+        sigmoid_inplace(i, peepholes ? 2 * channels : 3 * channels);
+        tanh_inplace(candidate, channels);
         for (int64_t k = 0; k < channels; k++) c[k] = f[k] * old[k] + i[k] * candidate[k];
         if (peepholes) {
             for (int64_t k = 0; k < channels; k++) o[k] += looks[2 * size + k] * c[k];
-            sigmoid(o, channels);
+            sigmoid_inplace(o, channels);
         }
         memcpy(out, c, sizeof(REAL) * channels);
-        squash(out, channels);
+        tanh_inplace(out, channels);
         for (int64_t k = 0; k < channels; k++) out[k] *= o[k];
         store(h, p * channels, out, channels, half);
     }
@@ -82,7 +82,7 @@ void NAME(forward)(
 void NAME(backward)(
     const REAL *gates, const REAL *before, const REAL *after, const REAL *peepholes, const void *d_h, const void *d_out,
     REAL *d_c, void *d_sums, int64_t channels, int64_t cells, int64_t half, int64_t begin, int64_t end) {
-    REAL d[MAX_CHANNELS], squashed[MAX_CHANNELS], d_i[4 * MAX_CHANNELS];
+    REAL d[MAX_CHANNELS], tanh_cell[MAX_CHANNELS], d_i[4 * MAX_CHANNELS];
     REAL *restrict d_f = d_i + channels, *restrict d_o = d_f + channels, *restrict d_candidate = d_o + channels;
     const int64_t size = cells * channels;
     for (int64_t p = begin; p < end; p++) {
@@ -92,11 +92,11 @@ void NAME(backward)(
         REAL *restrict of_c = d_c + p * channels;
         load(d, d_h, p * channels, channels, half, 0);
         load(d, d_out, p * channels, channels, half, 1);
-        memcpy(squashed, after + p * channels, sizeof(REAL) * channels);
-        squash(squashed, channels);
+        memcpy(tanh_cell, after + p * channels, sizeof(REAL) * channels);
+        tanh_inplace(tanh_cell, channels);
         for (int64_t k = 0; k < channels; k++) {
-            d_o[k] = d[k] * squashed[k] * o[k] * (1 - o[k]);
-            REAL total = of_c[k] + d[k] * o[k] * (1 - squashed[k] * squashed[k]);
+            d_o[k] = d[k] * tanh_cell[k] * o[k] * (1 - o[k]);
+            REAL total = of_c[k] + d[k] * o[k] * (1 - tanh_cell[k] * tanh_cell[k]);
             if (peepholes) total += d_o[k] * looks[2 * size + k];
             d_i[k] = total * candidate[k] * i[k] * (1 - i[k]);
             d_f[k] = total * old[k] * f[k] * (1 - f[k]);

@@ -90,16 +90,16 @@ class LayerTape:
             h, c, starts: as in `SavedStep`.
         """
         if self.cell_peepholes is None:
-            hidden, after, squashed = fused_cells.lstm(gates, self.nothing, c)
+            hidden, after, activations = fused_cells.lstm(gates, self.nothing, c)
             out = hidden
         else:
             of_inputs, of_output = self.cell_peepholes
-            _, after, squashed = fused_cells.lstm(gates, (of_inputs * c.unsqueeze(1)).flatten(1), c)
+            _, after, activations = fused_cells.lstm(gates, (of_inputs * c.unsqueeze(1)).flatten(1), c)
             out = torch.empty_like(gates[:, : 2 * self.channels])
             torch.tanh(after, out=out[:, : self.channels])
             torch.addcmul(gates[:, 3 * self.channels :], of_output, after, out=out[:, self.channels :])
             hidden = F.glu(out, 1)
-        self.steps.append(SavedStep(starts, h, c, after, squashed, out))
+        self.steps.append(SavedStep(starts, h, c, after, activations, out))
         self.hidden.append(hidden)
         return hidden, after
 

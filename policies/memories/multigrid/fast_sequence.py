@@ -149,10 +149,10 @@ class Cells:
             return d_sums, d_c
         peepholes = self._peepholes
         i, f, o, candidate = gates.chunk(4, 1)
-        squashed = after.tanh()
+        tanh_cell = after.tanh()
         d_h = d_h.to(after.dtype) + d_out
-        d_o = _sigmoid_backward(d_h * squashed, o)
-        d_c = d_c + _tanh_backward(d_h * o, squashed)
+        d_o = _sigmoid_backward(d_h * tanh_cell, o)
+        d_c = d_c + _tanh_backward(d_h * o, tanh_cell)
         if peepholes is not None:
             d_c.addcmul_(d_o, peepholes[2])
         d_i, d_f = _sigmoid_backward(d_c * candidate, i), _sigmoid_backward(d_c * before, f)

@@ -94,7 +94,7 @@ class FastNTM(TapedForm):
         slots = (memory.slots, fast_native.padded(memory.slots, memory.interface.weight), memory.word_size)
         heads = (memory.read_heads, memory.write_heads, memory.address_sizes[3] // 2)
         size = (memory.num_layers, memory.hidden_size, memory.recurrent)
-        return Sizes(batch, *size, *slots, *heads, memory.read_first, memory.squash_keys)
+        return Sizes(batch, *size, *slots, *heads, memory.read_first, memory.tanh_keys)
 
     def weights(self) -> Weights:
         """The parameters in the form that the loops use."""

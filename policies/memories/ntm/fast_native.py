@@ -37,7 +37,7 @@ class Sizes(NamedTuple):
     writes: int
     reach: int
     read_first: bool
-    squash_keys: bool
+    tanh_keys: bool
 
     @property
     def heads(self) -> int:
@@ -80,7 +80,7 @@ class _Tape(ctypes.Structure):
         ("starts", ctypes.c_void_p),
         *((name, Pointers) for name in ("weights", "biases")),
         *((name, ctypes.c_void_p) for name in ("interface_weight", "interface_bias")),
-        *((name, Pointers) for name in ("gates", "inputs", "cells", "squashed")),
+        *((name, Pointers) for name in ("gates", "inputs", "cells", "tanh_cells")),
         *((name, ctypes.c_void_p) for name in ("features", "parameters", "memory", "norms", "w")),
         *((name, ctypes.c_void_p) for name in ("by_content", "cosines", "moved", "logs")),
         *((name, Pointers) for name in ("fresh_inputs", "fresh_cells")),

@@ -13,12 +13,12 @@
 #define WEIGHT_FLOOR ((REAL)1e-16)
 
 typedef struct {
-    int64_t batch, layers, hidden, lstm, slots, padded, word, reads, writes, reach, read_first, squash_keys;
+    int64_t batch, layers, hidden, lstm, slots, padded, word, reads, writes, reach, read_first, tanh_keys;
     const uint8_t *starts;                                         /* [T, B] or NULL: where an episode starts with a step */
     const REAL *weights[MAX_LAYERS], *biases[MAX_LAYERS];          /* of the controller, packed; the first bias is unused */
     const REAL *interface_weight, *interface_bias;                 /* packed; as it is */
     REAL *gates[MAX_LAYERS], *inputs[MAX_LAYERS];                  /* [T, B, 4 H or H], [T + 1, B, below + H], see `below` */
-    REAL *cells[MAX_LAYERS], *squashed[MAX_LAYERS];                /* [T + 1, B, H], [T, B, H] */
+    REAL *cells[MAX_LAYERS], *tanh_cells[MAX_LAYERS];                /* [T + 1, B, H], [T, B, H] */
     REAL *features, *parameters;                                   /* [T, B, H + reads], [T, B, interface] */
     REAL *memory, *norms, *w;                                      /* [T + 1, B, word, padded], .. padded, .. heads, padded */
     REAL *by_content, *cosines, *moved, *logs;                     /* [T, B, heads, padded] */
@@ -89,9 +89,9 @@ static void address(const Tape *tape, int64_t at, int64_t head, const Before *fr
     REAL *restrict cosine = tape->cosines + here, *restrict moved = tape->moved + here, *restrict logs = tape->logs + here;
     REAL ring[padded + 2 * tape->reach], shift[moves], *w = tape->w + ((at + tape->batch) * heads + head) * padded;
 
-    if (tape->squash_keys) squash(key, word);
+    if (tape->tanh_keys) tanh_inplace(key, word);
     rest[0] = softplus(rest[0]);
-    sigmoid(rest + 1, 1);
+    sigmoid_inplace(rest + 1, 1);
     memcpy(shift, rest + 2, sizeof shift);
     softmax(rest + 2, shift, 1, moves, moves);
     rest[2 + moves] = 1 + softplus(rest[2 + moves]);
@@ -106,7 +106,7 @@ static void address(const Tape *tape, int64_t at, int64_t head, const Before *fr
     memset(moved, 0, sizeof(REAL) * padded); /* eq. (8) */
     for (int64_t j = 0; j < moves; j++)
         for (int64_t i = 0; i < padded; i++) moved[i] += ring[i + j] * rest[2 + moves - 1 - j];
-    for (int64_t i = 0; i < padded; i++) logs[i] = logarithm(moved[i] + WEIGHT_FLOOR);
+    for (int64_t i = 0; i < padded; i++) logs[i] = log_positive(moved[i] + WEIGHT_FLOOR);
     softmax(w, logs, rest[2 + moves], n, padded); /* eq. (9) */
 }
 
@@ -130,8 +130,8 @@ static void write_and_read(const Tape *tape, int64_t at, REAL *read) {
     const int64_t word = tape->word, n = tape->padded, heads = heads_of(tape), after = at + tape->batch;
     const Before from = before(tape, at);
     REAL *erase = tape->parameters + at * interface_of(tape) + heads * parameters_of(tape);
-    sigmoid(erase, tape->writes * word);
-    if (tape->squash_keys) squash(erase + tape->writes * word, tape->writes * word);
+    sigmoid_inplace(erase, tape->writes * word);
+    if (tape->tanh_keys) tanh_inplace(erase + tape->writes * word, tape->writes * word);
     for (int64_t h = tape->reads; h < heads; h++) address(tape, at, h, &from, from.memory, from.norms);
     write(tape, at, from.memory);
     const REAL *memory = tape->read_first ? from.memory : tape->memory + after * word * n;
@@ -167,16 +167,16 @@ void NAME(forward)(const Tape *tape, int64_t first, int64_t last, int64_t begin,
             }
             product(inputs, all, rows, tape->weights[l], all, width, gates, width);
             const int top = l + 1 == tape->layers;
-            const int64_t apart = top ? features : size + own(tape);
-            REAL *hidden = (top ? tape->features : tape->inputs[l + 1]) + at * apart;
-            for (int64_t r = 0; r < rows; r++, hidden += apart, gates += width) {
+            const int64_t stride = top ? features : size + own(tape);
+            REAL *hidden = (top ? tape->features : tape->inputs[l + 1]) + at * stride;
+            for (int64_t r = 0; r < rows; r++, hidden += stride, gates += width) {
                 if (tape->lstm) {
                     const REAL *was = tape->cells[l] + (at + r) * size;
                     lstm_row(
-                        gates, was, tape->cells[l] + (next + r) * size, tape->squashed[l] + (at + r) * size, hidden, size);
+                        gates, was, tape->cells[l] + (next + r) * size, tape->tanh_cells[l] + (at + r) * size, hidden, size);
                     memcpy(tape->inputs[l] + (next + r) * all + in, hidden, row);
                 } else {
-                    squash(gates, size);
+                    tanh_inplace(gates, size);
                     memcpy(hidden, gates, row);
                 }
             }
@@ -213,7 +213,7 @@ static void address_back(
     for (int64_t i = 0; i < padded; i++) d_moved[i] = w[i] * (d_w[i] - along);
     for (int64_t i = 0; i < padded; i++) d_power += d_moved[i] * logs[i];
     for (int64_t i = 0; i < padded; i++) d_moved[i] *= power / (moved[i] + WEIGHT_FLOOR);
-    d_rest[2 + moves] = d_power * softplus_slope(power - 1);
+    d_rest[2 + moves] = d_power * softplus_derivative(power - 1);
 
     gated(tape, content, was, gate, ring);
     memset(d_ring, 0, sizeof d_ring);
@@ -239,14 +239,14 @@ static void address_back(
     REAL *d_score = d_moved;
     for (int64_t i = 0; i < padded; i++) d_score[i] = gate * content[i] * (d_gated[i] - along);
     for (int64_t i = 0; i < padded; i++) d_strength += d_score[i] * cosine[i];
-    d_rest[0] = d_strength * softplus_slope(strength);
+    d_rest[0] = d_strength * softplus_derivative(strength);
     const REAL key_norm = inverse_norm(key, word), shorter = key_norm * key_norm * strength * d_strength;
     for (int64_t i = 0; i < padded; i++) pull[i] = strength * key_norm * d_score[i] * norms[i];
     for (int64_t i = 0; i < padded; i++) shrink[i] += strength * d_score[i] * cosine[i] * norms[i] * norms[i];
     for (int64_t m = 0; m < word; m++) {
         REAL sum = 0;
         for (int64_t i = 0; i < padded; i++) sum += pull[i] * memory[m * padded + i];
-        d_key[m] = (sum - shorter * key[m]) * (tape->squash_keys ? 1 - key[m] * key[m] : 1);
+        d_key[m] = (sum - shorter * key[m]) * (tape->tanh_keys ? 1 - key[m] * key[m] : 1);
     }
 }
 
@@ -298,7 +298,7 @@ static void write_back(
                 d_a += weights[i] * d_row[i];
             }
             d_erase[h * word + m] = d_e * e * (1 - e);
-            d_add[h * word + m] = d_a * (tape->squash_keys ? 1 - a * a : 1);
+            d_add[h * word + m] = d_a * (tape->tanh_keys ? 1 - a * a : 1);
         }
         for (int64_t h = 0; h < writes; h++)
             for (int64_t i = 0; i < n; i++) d_row[i] *= 1 - w[h * n + i] * erase[h * word + m];
@@ -351,8 +351,8 @@ void NAME(backward)(const Tape *tape, int64_t first, int64_t last, int64_t begin
                 REAL *d_row = d_hidden + r * size, *d_gate = d_gates + r * width;
                 if (tape->lstm) {
                     for (int64_t k = 0; k < size; k++) d_row[k] += d_inputs[r * all + in + k];
-                    lstm_row_back(
-                        gates, tape->cells[l] + (at + r) * size, tape->squashed[l] + (at + r) * size, d_row, d_gate,
+                    lstm_row_backward(
+                        gates, tape->cells[l] + (at + r) * size, tape->tanh_cells[l] + (at + r) * size, d_row, d_gate,
                         tape->d_cells[l] + (begin + r) * size, size);
                 } else
                     for (int64_t k = 0; k < size; k++) d_gate[k] = d_row[k] * (1 - gates[k] * gates[k]);

@@ -117,7 +117,7 @@ class NativeTape(LoopTape):
             "gates": gates,
             "inputs": self.inputs,
             "cells": [allocate(sizes.hidden, steps=length + 1) for _ in layers if sizes.lstm],
-            "squashed": [allocate(sizes.hidden) for _ in layers if sizes.lstm],
+            "tanh_cells": [allocate(sizes.hidden) for _ in layers if sizes.lstm],
             "features": self.features,
             "parameters": allocate(len(weights.interface)),
             "memory": allocate(sizes.word, padded, steps=length + 1),

@@ -118,7 +118,7 @@ class NTM(Memory):
         self.slots, self.word_size = slots, word_size
         self.read_heads, self.write_heads = read_heads, write_heads
         self.read_first = variant == "code"
-        self.squash_keys = key_activation == "tanh"
+        self.tanh_keys = key_activation == "tanh"
 
         widths = [input_size + read_heads * word_size] + [hidden_size] * (num_layers - 1)
         layer = nn.LSTMCell if controller == "lstm" else nn.Linear
@@ -165,7 +165,7 @@ class NTM(Memory):
 
         memory = state["memory"]
         write_weights = self.address(to_write, memory, state["write_weights"])
-        written = next_memory(memory, write_weights, erase, add.tanh() if self.squash_keys else add)
+        written = next_memory(memory, write_weights, erase, add.tanh() if self.tanh_keys else add)
         readable = memory if self.read_first else written
         read_weights = self.address(to_read, readable, state["read_weights"])
         read_vectors = read_weights @ readable  # eq. (2)
@@ -187,7 +187,7 @@ class NTM(Memory):
             previous: w_{t-1}, `[B, H, N]`.
         """
         key, strength, gate, shift, power = torch.split(parameters, self.address_sizes, 2)
-        key = key.tanh() if self.squash_keys else key
+        key = key.tanh() if self.tanh_keys else key
         by_content = content_weights(memory, key, F.softplus(strength).squeeze(2))  # eq. (5), (6)
         gate = gate.sigmoid()
         gated = gate * by_content + (1 - gate) * previous  # eq. (7)

@@ -114,7 +114,7 @@ void NAME(forward)(const Tape *tape, int64_t first, int64_t last, int64_t begin,
             if (!ready) memset(sums, 0, row), memset(traced, 0, row);
             if (!ready && !fresh) read(tape, g, x, sums, traced);
             for (int64_t j = 0; j < n; j++) y[j] += sums[j] + (tape->shared ? *tape->alpha * traced[j] : 0); /* (1) */
-            squash(y, n);
+            tanh_inplace(y, n);
             kept_of(tape, y, keep);
             ready = t + 1 < last && !starts_at(tape, at + tape->batch) && !tape->clipped;
             memset(sums, 0, row), memset(traced, 0, row);

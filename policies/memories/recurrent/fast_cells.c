@@ -18,11 +18,11 @@ static const REAL *after_reset(const REAL *state, const uint8_t *fresh, int64_t 
 }
 
 /* `gates` contains the input's part of the pre-activations and is overwritten by the gates; `hiddens` and `cells` are
-   [T + 1, B, H] and contain the state before the first step, which is set to 0 where an episode starts; `squashed`
+   [T + 1, B, H] and contain the state before the first step, which is set to 0 where an episode starts; `tanh_cells`
    becomes tanh of the cells after each step. `weights` are packed, [H, 4 H]; `scratch` is [2, B, H]. Processes the rows
    `begin` ... `end` - 1 of each array. */
 void NAME(lstm_forward)(
-    REAL *gates, const REAL *weights, REAL *hiddens, REAL *cells, REAL *squashed, const uint8_t *starts, REAL *scratch,
+    REAL *gates, const REAL *weights, REAL *hiddens, REAL *cells, REAL *tanh_cells, const uint8_t *starts, REAL *scratch,
     int64_t steps, int64_t batch, int64_t size, int64_t begin, int64_t end) {
     const int64_t width = 4 * size, rows = end - begin;
     REAL *other = scratch + (batch + begin) * size;
@@ -39,13 +39,13 @@ void NAME(lstm_forward)(
         for (int64_t b = 0; b < rows; b++) {
             REAL *restrict i = gates + (t * batch + begin + b) * width, *restrict f = i + size, *restrict g = f + size;
             REAL *restrict o = g + size, *restrict after = c + (batch + b) * size, *restrict out = h + (batch + b) * size;
-            REAL *restrict s = squashed + (t * batch + begin + b) * size;
+            REAL *restrict s = tanh_cells + (t * batch + begin + b) * size;
             const REAL *restrict was = old + b * size;
-            sigmoid(i, 2 * size);
-            squash(g, size);
-            sigmoid(o, size);
+            sigmoid_inplace(i, 2 * size);
+            tanh_inplace(g, size);
+            sigmoid_inplace(o, size);
             for (int64_t k = 0; k < size; k++) s[k] = after[k] = f[k] * was[k] + i[k] * g[k];
-            squash(s, size);
+            tanh_inplace(s, size);
             for (int64_t k = 0; k < size; k++) out[k] = o[k] * s[k];
         }
     }
@@ -55,7 +55,7 @@ void NAME(lstm_forward)(
    `d_cell` [B, H] are outputs, the gradients of the state before the first step; `d_gates` those of the
    pre-activations. The weights are packed for the backward pass, [4 H, H]. */
 void NAME(lstm_backward)(
-    const REAL *gates, const REAL *weights, const REAL *cells, const REAL *squashed, const uint8_t *starts,
+    const REAL *gates, const REAL *weights, const REAL *cells, const REAL *tanh_cells, const uint8_t *starts,
     const REAL *d_hiddens, const REAL *d_cells, REAL *d_gates, REAL *d_hidden, REAL *d_cell, int64_t steps, int64_t batch,
     int64_t size, int64_t begin, int64_t end) {
     const int64_t width = 4 * size, first = begin * size, last = end * size;
@@ -67,7 +67,7 @@ void NAME(lstm_backward)(
         for (int64_t k = first; d_cells && k < last; k++) d_cell[k] += d_cells[t * batch * size + k];
         for (int64_t b = begin; b < end; b++) {
             const REAL *restrict i = gates + (t * batch + b) * width, *restrict f = i + size, *restrict g = f + size;
-            const REAL *restrict o = g + size, *restrict s = squashed + (t * batch + b) * size;
+            const REAL *restrict o = g + size, *restrict s = tanh_cells + (t * batch + b) * size;
             const REAL *restrict was = cells + (t * batch + b) * size, *restrict dh = d_hidden + b * size;
             REAL *restrict di = d_gates + (t * batch + b) * width, *restrict df = di + size, *restrict dg = df + size;
             REAL *restrict d_o = dg + size, *restrict dc = d_cell + b * size;
@@ -108,9 +108,9 @@ void NAME(gru_forward)(
             REAL *restrict reset = r + b * width, *restrict z = reset + size, *restrict n = z + size;
             REAL *restrict out = h + (batch + b) * size;
             const REAL *restrict given = n_sums + b * size, *restrict was = before + b * size;
-            sigmoid(reset, 2 * size);
+            sigmoid_inplace(reset, 2 * size);
             for (int64_t k = 0; k < size; k++) n[k] += reset[k] * given[k];
-            squash(n, size);
+            tanh_inplace(n, size);
             for (int64_t k = 0; k < size; k++) out[k] = n[k] + z[k] * (was[k] - n[k]);
         }
     }

@@ -26,7 +26,7 @@ def usable(state: Tensor) -> bool:
 
 
 def lstm_forward(
-    gates: Tensor, weights: Tensor, hiddens: Tensor, cells: Tensor, squashed: Tensor, starts: Tensor | None
+    gates: Tensor, weights: Tensor, hiddens: Tensor, cells: Tensor, tanh_cells: Tensor, starts: Tensor | None
 ) -> None:
     """Computes all steps in place.
 
@@ -34,19 +34,19 @@ def lstm_forward(
         gates: `[T, B, 4H]`: the input's part, overwritten by the gates.
         weights: recurrent, `[4H, H]`.
         hiddens, cells: `[T + 1, B, H]`, with the first given; 0 where an episode starts.
-        squashed: `[T, B, H]`, output: tanh of the cells.
+        tanh_cells: `[T, B, H]`, output: tanh of the cells.
         starts: bool `[T, B]`, or None.
     """
-    steps, batch, size = squashed.shape
+    steps, batch, size = tanh_cells.shape
     scratch, to_gates = gates.new_empty(2, batch, size), packed(_functions(gates), weights)
-    _call("lstm_forward", (gates, to_gates, hiddens, cells, squashed, starts, scratch), (steps, batch, size))
+    _call("lstm_forward", (gates, to_gates, hiddens, cells, tanh_cells, starts, scratch), (steps, batch, size))
 
 
 def lstm_backward(
     gates: Tensor,
     weights: Tensor,
     cells: Tensor,
-    squashed: Tensor,
+    tanh_cells: Tensor,
     starts: Tensor | None,
     d_hiddens: Tensor | None,
     d_cells: Tensor | None,
@@ -54,14 +54,14 @@ def lstm_backward(
     """Gradients of the gates' pre-activations `[T, B, 4H]` and of the first state, `[B, H]` each.
 
     Args:
-        gates, weights, cells, squashed, starts: from `lstm_forward`.
+        gates, weights, cells, tanh_cells, starts: from `lstm_forward`.
         d_hiddens, d_cells: gradients of the states after every step, `[T, B, H]`, or None.
     """
-    steps, batch, size = squashed.shape
+    steps, batch, size = tanh_cells.shape
     d_gates, d_hidden, d_cell = torch.empty_like(gates), gates.new_empty(batch, size), gates.new_empty(batch, size)
     projected = [None if d is None else d.contiguous() for d in (d_hiddens, d_cells)]
     from_gates = packed(_functions(gates), weights, forward=False)
-    arrays = (gates, from_gates, cells, squashed, starts, *projected, d_gates, d_hidden, d_cell)
+    arrays = (gates, from_gates, cells, tanh_cells, starts, *projected, d_gates, d_hidden, d_cell)
     _call("lstm_backward", arrays, (steps, batch, size))
     return d_gates, d_hidden, d_cell
 

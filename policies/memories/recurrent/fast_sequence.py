@@ -152,8 +152,8 @@ class LSTMTape(Tape):
     def single_step(x: Tensor, state: Sequence[Tensor], parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:
         w_x, w_h, b_x, b_h = parameters
         active = torch.addmm(b_x + b_h, x, w_x.t())
-        hidden, cell, squashed = (torch.empty_like(value) for value in (*state, state[0]))
-        views = (active, *active.view(x.shape[0], 4, -1).unbind(1), squashed)
+        hidden, cell, tanh_cell = (torch.empty_like(value) for value in (*state, state[0]))
+        views = (active, *active.view(x.shape[0], 4, -1).unbind(1), tanh_cell)
         lstm_step(views, state, w_h.t(), hidden, cell)
         return hidden, cell
 
@@ -182,16 +182,16 @@ def lstm_step(
         w_out: the recurrent weights, transposed.
         hidden_out, cell_out: outputs.
     """
-    active, i, f, g, o, squashed = views
+    active, i, f, g, o, tanh_cell = views
     hidden, cell = before
     active.addmm_(hidden, w_out)
     g.mul_(_MINUS_TWO)  # tanh_ of the third gate; its σ is computed with the others'
     active.sigmoid_()
     torch.add(_ONE, g, alpha=-2, out=g)
     torch.mul(f, cell, out=cell_out).addcmul_(i, g)
-    torch.mul(cell_out, _MINUS_TWO, out=squashed).sigmoid_()
-    torch.add(_ONE, squashed, alpha=-2, out=squashed)
-    torch.mul(o, squashed, out=hidden_out)
+    torch.mul(cell_out, _MINUS_TWO, out=tanh_cell).sigmoid_()
+    torch.add(_ONE, tanh_cell, alpha=-2, out=tanh_cell)
+    torch.mul(o, tanh_cell, out=hidden_out)
 
 
 class GRUTape(Tape):

@@ -31,7 +31,10 @@ class _Tape(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("batch", "hidden", "heads", "key", "value", "capacity", "slots")),
         *((name, ctypes.c_void_p) for name in ("recurrent", "interaction", "bias", "starts", "first")),
-        *((name, ctypes.c_void_p) for name in ("gates", "inputs", "cells", "squashed", "after", "vectors", "weights")),
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("gates", "inputs", "cells", "tanh_cells", "after", "vectors", "weights")
+        ),
         *((name, ctypes.c_void_p) for name in ("keys", "values", "d_after", "d_gates", "d_vectors", "d_before")),
         *((name, ctypes.c_void_p) for name in ("d_cell", "d_hidden", "d_keys", "d_values")),
     ]
@@ -75,7 +78,7 @@ class NativeTape(Tape):
             "gates": allocate(4 * d_h),
             "inputs": allocate(width),
             "cells": allocate(d_h, steps=length + 1),
-            "squashed": allocate(d_h),
+            "tanh_cells": allocate(d_h),
             "after": allocate(width),
             "vectors": allocate(len(self.loop_weights[1])),
             "weights": allocate(heads, self.capacity * heads),

@@ -12,7 +12,7 @@ typedef struct {
     const REAL *recurrent, *interaction, *bias; /* packed for the direction; the bias of the interaction as it is */
     const uint8_t *starts;                      /* [T, B]: where an episode starts with a step */
     int64_t *first;                             /* [T + 1, B]: the first slot of the episode, before each step */
-    REAL *gates, *inputs, *cells, *squashed;    /* [T, B, 4 d_h], [T, B, d_h + d_v], [T + 1, B, d_h], [T, B, d_h] */
+    REAL *gates, *inputs, *cells, *tanh_cells;    /* [T, B, 4 d_h], [T, B, d_h + d_v], [T + 1, B, d_h], [T, B, d_h] */
     REAL *after, *vectors, *weights;            /* [T, B, d_h + d_v], [T, B, H (2 d_k + d_v)], [T, B, H, C H] */
     REAL *keys, *values;
     const REAL *d_after;                        /* backward only, as all that follow */
@@ -33,22 +33,22 @@ static Rows rows_of(const Tape *tape, int64_t t, int64_t b) {
 
 /* v^r = (1/H) Σ_i V' softmax(K k^r_i / √d_k) */
 static void attend(const Tape *tape, int64_t t, int64_t b, REAL *read) {
-    const int64_t heads = tape->heads, d_k = tape->key, d_v = tape->value, apart = heads * tape->capacity;
+    const int64_t heads = tape->heads, d_k = tape->key, d_v = tape->value, stride = heads * tape->capacity;
     const int64_t at = t * tape->batch + b, whole = heads * (2 * d_k + d_v);
     const Rows rows = rows_of(tape, t, b);
     const REAL *asked = tape->vectors + at * whole, *keys = tape->keys + rows.keys, *values = tape->values + rows.values;
-    REAL scores[heads * apart], mean[apart], *a = tape->weights + rows.weights;
+    REAL scores[heads * stride], mean[stride], *a = tape->weights + rows.weights;
     int64_t r = 0;
-    for (; r + ROWS <= rows.count; r += ROWS) dots(asked, heads, keys + r * d_k, d_k, d_k, scores + r, apart);
+    for (; r + ROWS <= rows.count; r += ROWS) dots(asked, heads, keys + r * d_k, d_k, d_k, scores + r, stride);
     for (; r < rows.count; r++)
-        for (int64_t i = 0; i < heads; i++) scores[i * apart + r] = dot(asked + i * d_k, keys + r * d_k, d_k);
+        for (int64_t i = 0; i < heads; i++) scores[i * stride + r] = dot(asked + i * d_k, keys + r * d_k, d_k);
     memset(mean, 0, sizeof mean);
     for (int64_t i = 0; i < heads; i++) {
-        softmax(a + i * apart, scores + i * apart, 1 / (REAL)sqrt(d_k), rows.count, rows.count);
-        axpy(mean, (REAL)1 / heads, a + i * apart, rows.count);
+        softmax(a + i * stride, scores + i * stride, 1 / (REAL)sqrt(d_k), rows.count, rows.count);
+        axpy(mean, (REAL)1 / heads, a + i * stride, rows.count);
     }
     memset(read, 0, sizeof(REAL) * d_v);
-    for (r = 0; r + ROWS <= rows.count; r += ROWS) gather(read, mean + r, apart, values + r * d_v, d_v, 1, d_v);
+    for (r = 0; r + ROWS <= rows.count; r += ROWS) add_weighted_rows(read, mean + r, stride, values + r * d_v, d_v, 1, d_v);
     for (; r < rows.count; r++) axpy(read, mean[r], values + r * d_v, d_v);
 }
 
@@ -73,9 +73,9 @@ void NAME(forward)(const Tape *tape, int64_t first, int64_t last, int64_t begin,
         for (int64_t r = 0; r < count; r++)
             lstm_row(
                 gates + r * 4 * d_h, tape->cells + (at + r) * d_h, tape->cells + (next + r) * d_h,
-                tape->squashed + (at + r) * d_h, after + r * width, d_h);
+                tape->tanh_cells + (at + r) * d_h, after + r * width, d_h);
         product(after, width, count, tape->interaction, d_h, whole, vectors, whole);
-        squash(vectors, count * whole);
+        tanh_inplace(vectors, count * whole);
         for (int64_t r = 0; r < count; r++) {
             const int64_t slot = (begin + r) * tape->slots + tape->capacity + t;
             const REAL *written = vectors + r * whole + n_keys;
@@ -89,33 +89,33 @@ void NAME(forward)(const Tape *tape, int64_t first, int64_t last, int64_t begin,
 /* Backward pass of `attend`: from d_read, which is overwritten, that of the read keys; to those of the rows it is
    added. */
 static void attend_back(const Tape *tape, int64_t t, int64_t b, REAL *d_read, REAL *d_asked) {
-    const int64_t heads = tape->heads, d_k = tape->key, d_v = tape->value, apart = heads * tape->capacity;
+    const int64_t heads = tape->heads, d_k = tape->key, d_v = tape->value, stride = heads * tape->capacity;
     const Rows rows = rows_of(tape, t, b);
     const REAL *asked = tape->vectors + (t * tape->batch + b) * heads * (2 * d_k + d_v), *a = tape->weights + rows.weights;
     const REAL *keys = tape->keys + rows.keys, *values = tape->values + rows.values, scale = 1 / (REAL)sqrt(d_k);
     REAL *d_keys = tape->d_keys + rows.keys, *d_values = tape->d_values + rows.values;
-    REAL d_a[apart], sums[apart], d_scores[heads * apart];
+    REAL d_a[stride], sums[stride], d_scores[heads * stride];
     int64_t r = 0;
     for (int64_t k = 0; k < d_v; k++) d_read[k] /= heads; /* all heads have the same share of v^r */
-    for (; r + ROWS <= rows.count; r += ROWS) dots(d_read, 1, values + r * d_v, d_v, d_v, d_a + r, apart);
+    for (; r + ROWS <= rows.count; r += ROWS) dots(d_read, 1, values + r * d_v, d_v, d_v, d_a + r, stride);
     for (; r < rows.count; r++) d_a[r] = dot(d_read, values + r * d_v, d_v);
     memset(sums, 0, sizeof sums);
     for (int64_t i = 0; i < heads; i++) {
-        const REAL *own = a + i * apart, along = dot(own, d_a, rows.count);
-        for (r = 0; r < rows.count; r++) d_scores[i * apart + r] = scale * own[r] * (d_a[r] - along);
+        const REAL *own = a + i * stride, along = dot(own, d_a, rows.count);
+        for (r = 0; r < rows.count; r++) d_scores[i * stride + r] = scale * own[r] * (d_a[r] - along);
         for (r = 0; r < rows.count; r++) sums[r] += own[r];
     }
     memset(d_asked, 0, sizeof(REAL) * heads * d_k);
     for (r = 0; r + ROWS <= rows.count; r += ROWS) {
-        spread(d_values + r * d_v, d_v, sums + r, apart, d_read, 1, d_v);
-        spread(d_keys + r * d_k, d_k, d_scores + r, apart, asked, heads, d_k);
-        gather(d_asked, d_scores + r, apart, keys + r * d_k, d_k, heads, d_k);
+        add_outer_products(d_values + r * d_v, d_v, sums + r, stride, d_read, 1, d_v);
+        add_outer_products(d_keys + r * d_k, d_k, d_scores + r, stride, asked, heads, d_k);
+        add_weighted_rows(d_asked, d_scores + r, stride, keys + r * d_k, d_k, heads, d_k);
     }
     for (; r < rows.count; r++) {
         axpy(d_values + r * d_v, sums[r], d_read, d_v);
         for (int64_t i = 0; i < heads; i++) {
-            axpy(d_keys + r * d_k, d_scores[i * apart + r], asked + i * d_k, d_k);
-            axpy(d_asked + i * d_k, d_scores[i * apart + r], keys + r * d_k, d_k);
+            axpy(d_keys + r * d_k, d_scores[i * stride + r], asked + i * d_k, d_k);
+            axpy(d_asked + i * d_k, d_scores[i * stride + r], keys + r * d_k, d_k);
         }
     }
 }
@@ -144,8 +144,8 @@ void NAME(backward)(const Tape *tape, int64_t first, int64_t last, int64_t begin
         }
         product(d_vectors, whole, count, tape->interaction, whole, d_h, d_hidden, d_h);
         for (int64_t r = 0; r < count; r++)
-            lstm_row_back(
-                tape->gates + (at + r) * 4 * d_h, tape->cells + (at + r) * d_h, tape->squashed + (at + r) * d_h,
+            lstm_row_backward(
+                tape->gates + (at + r) * 4 * d_h, tape->cells + (at + r) * d_h, tape->tanh_cells + (at + r) * d_h,
                 d_hidden + r * d_h, d_gates + r * 4 * d_h, tape->d_cell + (begin + r) * d_h, d_h);
         memset(d_before, 0, sizeof(REAL) * count * width);
         product(d_gates, 4 * d_h, count, tape->recurrent, 4 * d_h, width, d_before, width);

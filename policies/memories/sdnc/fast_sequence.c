@@ -12,7 +12,7 @@ typedef struct {
     double threshold;
     const uint8_t *starts;                                   /* [T, B], or NULL */
     const REAL *recurrent, *interface, *bias;                /* packed, each for its direction; the bias as it is */
-    REAL *gates, *carried, *cells, *squashed;                /* [T, B, ...]; carried, before a step: hidden, words read */
+    REAL *gates, *carried, *cells, *tanh_cells;                /* [T, B, ...]; carried, before a step: hidden, words read */
     REAL *features, *parameters;                             /* hidden, words read; k, β, a, α and γ, π */
     REAL *weights, *written, *content, *linked;              /* w^r [T + 1, B, R K]; w^W; c; links [T, B, R, K, 2, K_L] */
     REAL *near_words, *words;                                /* [T, B, R, K, word] */
@@ -64,7 +64,7 @@ static void after(const Tape *tape, int64_t b, int64_t i, REAL *weights, const R
     const REAL *row = tape->successors + (b * tape->slots + i) * 2 * tape->links, *sums = tape->log_retained + b * tape->slots;
     *slots = row + tape->links;
     for (int64_t l = 0; l < tape->links; l++)
-        weights[l] = (*slots)[l] < 0 ? 0 : decayed(row[l] + sums[(int64_t)(*slots)[l]]);
+        weights[l] = (*slots)[l] < 0 ? 0 : exp_nonpositive(row[l] + sums[(int64_t)(*slots)[l]]);
 }
 
 /* (19), (20) and (11) for w^W at `slots`. */
@@ -88,7 +88,7 @@ static void link(const Tape *tape, int64_t b, const int32_t *slots, const REAL *
         strongest(old, row + kept, kept, fresh, before_slots, kept, best, which);
         memcpy(row, best, sizeof best);
         memcpy(row + kept, which, sizeof which);
-        tape->log_retained[b * n + slots[s]] += logarithm(left > RETAINED_FLOOR ? left : RETAINED_FLOOR);
+        tape->log_retained[b * n + slots[s]] += log_positive(left > RETAINED_FLOOR ? left : RETAINED_FLOOR);
     }
     const REAL *linked;
     REAL more[count];
@@ -101,7 +101,7 @@ static void link(const Tape *tape, int64_t b, const int32_t *slots, const REAL *
         REAL *row = tape->successors + (b * n + i) * 2 * kept;
         for (int64_t k = 0; k < kept; k++) {
             const REAL sum = tape->log_retained[b * n + (which[k] < 0 ? 0 : (int64_t)which[k])];
-            row[k] = logarithm(best[k] > TINY ? best[k] : TINY) - sum, row[kept + k] = which[k];
+            row[k] = log_positive(best[k] > TINY ? best[k] : TINY) - sum, row[kept + k] = which[k];
         }
     }
     for (int64_t l = 0; l < kept; l++) old[l] = (1 - total) * before[l];
@@ -137,7 +137,7 @@ static void write_and_read(const Tape *tape, int64_t b, int64_t at, REAL *read) 
     const REAL *was = begins(tape, at) ? none : tape->weights + at * all;
     const int32_t *old = begins(tape, at) ? nowhere : tape->read_slots + at * all;
     for (int64_t h = 0; h < heads; h++) strengths[h] = 1 + softplus(strengths[h]);
-    sigmoid(gates, 2);
+    sigmoid_inplace(gates, 2);
     for (int64_t h = 0; h < heads; h++) {
         REAL ways[3];
         softmax(ways, modes + 3 * h, 1, 3, 3);
@@ -246,7 +246,7 @@ void NAME(forward)(const Tape *tape, int64_t first, int64_t last, int64_t begin,
         for (int64_t r = 0; r < rows; r++) {
             lstm_row(
                 gates + r * 4 * size, tape->cells + (at + r) * size, tape->cells + (next + r) * size,
-                tape->squashed + (at + r) * size, features + r * all, size);
+                tape->tanh_cells + (at + r) * size, features + r * all, size);
             memcpy(parameters + r * width, tape->bias, sizeof(REAL) * width);
         }
         product(features, all, rows, tape->interface, size, width, parameters, width);
@@ -304,7 +304,7 @@ static void undo(const Tape *tape, int64_t b, int64_t at, const REAL *d_read, in
             axpy(d_near, pull, key, word);
             axpy(d_near, -d_cosine * cosine * norm * norm, near, word);
         }
-        d_strengths[h] = d_strength * softplus_slope(strengths[h] - 1);
+        d_strengths[h] = d_strength * softplus_derivative(strengths[h] - 1);
     }
 
     /* (8) and (5) */
@@ -341,8 +341,8 @@ void NAME(backward)(const Tape *tape, int64_t first, int64_t last, int64_t begin
         }
         product(d_parameters, width, rows, tape->interface, width, size, d_hidden, size);
         for (int64_t r = 0; r < rows; r++)
-            lstm_row_back(
-                tape->gates + (at + r) * 4 * size, tape->cells + (at + r) * size, tape->squashed + (at + r) * size,
+            lstm_row_backward(
+                tape->gates + (at + r) * 4 * size, tape->cells + (at + r) * size, tape->tanh_cells + (at + r) * size,
                 d_hidden + r * size, d_gates + r * 4 * size, tape->d_cell + (begin + r) * size, size);
         memset(d_carried, 0, sizeof(REAL) * rows * all);
         product(d_gates, 4 * size, rows, tape->recurrent, 4 * size, all, d_carried, all);

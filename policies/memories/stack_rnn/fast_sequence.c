@@ -40,7 +40,7 @@ static void move(const Tape *tape, int64_t at) {
     const REAL *stack = cells_before(tape, at);
     REAL *action = tape->parameters + at * interface_of(tape), *top = action + tape->stacks * moves;
     REAL around[capacity + 2], given[3], *restrict following = tape->cells + (at + tape->batch) * all;
-    sigmoid(top, tape->stacks);
+    sigmoid_inplace(top, tape->stacks);
     for (int64_t s = 0; s < tape->stacks; s++, action += moves, stack += capacity, following += capacity) {
         memcpy(given, action, sizeof(REAL) * moves);
         softmax(action, given, 1, moves, moves);
@@ -71,7 +71,7 @@ void NAME(forward)(const Tape *tape, int64_t first, int64_t last, int64_t begin,
             memcpy(parameters + r * interface, tape->bias, sizeof(REAL) * interface);
         }
         product(tape->inputs + at * in, in, rows, tape->weight, in, size, hidden, size);
-        sigmoid(hidden, rows * size);
+        sigmoid_inplace(hidden, rows * size);
         product(hidden, size, rows, tape->interface, size, interface, parameters, interface);
         for (int64_t r = 0; r < rows; r++) move(tape, at + r);
     }

@@ -175,13 +175,13 @@ def step_inputs(heads: int, sizes: list[int], targets: int) -> list[Tensor]:
     return [x.requires_grad_() for x in (keys, torch.randn(BATCH, heads, targets).double(), steps, *matrices)]
 
 
-@pytest.mark.parametrize("squash_output", [True, False])
+@pytest.mark.parametrize("tanh_output", [True, False])
 @pytest.mark.parametrize("rule", [LocalStep, GradientStep])
-def test_hand_written_gradients_are_numeric_gradients(rule: Any, squash_output: bool) -> None:
+def test_hand_written_gradients_are_numeric_gradients(rule: Any, tanh_output: bool) -> None:
     sizes = [3, 4, 2]
     keys, targets, steps, *weights = step_inputs(2, sizes, targets=6 if rule is LocalStep else 2)
     assert torch.autograd.gradcheck(
-        lambda keys, targets, steps, *weights: rule.apply(keys, targets, steps, squash_output, *weights),
+        lambda keys, targets, steps, *weights: rule.apply(keys, targets, steps, tanh_output, *weights),
         (keys, targets, steps, *weights),
     )
 

@@ -56,7 +56,7 @@ def reference(memory: MNM, xs: Tensor, starts: Tensor, state: State, units: int)
     def f(phi: State, key: Tensor) -> Tensor:
         for layer in (1, 2, 3):
             key = phi[f"weights_{layer}"][0] @ key
-            key = key if layer == 3 and not memory.squash_output else torch.tanh(key)
+            key = key if layer == 3 and not memory.tanh_output else torch.tanh(key)
         return key
 
     metas = []

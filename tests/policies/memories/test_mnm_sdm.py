@@ -72,7 +72,7 @@ def test_the_first_layer_is_the_address_decoder() -> None:
     address = signs(ADDRESSES, KEY_BITS)
     m_1 = first_layer(address)
     for key in signs(20, KEY_BITS):
-        z_1 = activations([m_1], as_key(key), squash_output=True)[1][0, 0]
+        z_1 = activations([m_1], as_key(key), tanh_output=True)[1][0, 0]
         assert torch.equal((z_1[:-1] + 1) / 2, sdm_activation(address, key))
 
 
@@ -84,7 +84,7 @@ def test_a_two_layer_memory_reads_what_sparse_distributed_memory_reads() -> None
         content = content + torch.outer(value, sdm_activation(address, key))  # eq. (8)
     m_2 = torch.cat([content, content.sum(1, keepdim=True)], 1).unsqueeze(0) / 2
     for key, value in zip(keys, values, strict=True):
-        read = activations([first_layer(address), m_2], as_key(key), squash_output=False)[-1][0, 0]
+        read = activations([first_layer(address), m_2], as_key(key), tanh_output=False)[-1][0, 0]
         torch.testing.assert_close(read, content @ sdm_activation(address, key))
         assert torch.equal(read.sign(), value)  # and it works as a memory
 
@@ -99,8 +99,8 @@ def by_rule(rule: str, content: Tensor, a: Tensor, value: Tensor, step: float = 
     matrices, keys, v = [content.unsqueeze(0)], addressed(a), value.view(1, 1, -1)
     steps = torch.tensor([[step]]).double()
     if rule == "mnm-g":
-        return write_gradient(matrices, keys, v, steps, squash_output=False)[0][0]
-    return write_local(matrices, keys, [v], steps, squash_output=False)[0][0]
+        return write_gradient(matrices, keys, v, steps, tanh_output=False)[0][0]
+    return write_local(matrices, keys, [v], steps, tanh_output=False)[0][0]
 
 
 both_rules = pytest.mark.parametrize("rule", ["mnm-g", "mnm-p"])

@@ -40,7 +40,7 @@ def address(memory: NTM, parameters: Tensor, slots: list[Tensor], before: Tensor
     """§3.3, one head and one slot at a time."""
     n, reach = len(slots), memory.address_sizes[3] // 2
     k, beta, g, s, gamma = parameters.split(memory.address_sizes)
-    k = torch.tanh(k) if memory.squash_keys else k
+    k = torch.tanh(k) if memory.tanh_keys else k
     beta, g, s, gamma = softplus(beta), torch.sigmoid(g), softmax(s), 1 + softplus(gamma)
     # eq. (6); 1e-6 keeps the norm of an empty slot from zero
     cosines = [(k @ m) / (((k @ k) + 1e-6).sqrt() * ((m @ m) + 1e-6).sqrt()) for m in slots]
@@ -80,7 +80,7 @@ def reference(memory: NTM, xs: Tensor, state: State) -> dict[str, Tensor]:
             of_head = [emitted[i * size : (i + 1) * size] for i in range(heads)]
             vectors = [emitted[heads * size + i * m :][:m] for i in range(2 * memory.write_heads)]
             erase = [torch.sigmoid(v) for v in vectors[: memory.write_heads]]
-            add = [torch.tanh(v) if memory.squash_keys else v for v in vectors[memory.write_heads :]]
+            add = [torch.tanh(v) if memory.tanh_keys else v for v in vectors[memory.write_heads :]]
 
             before = slots
             w_write = [
