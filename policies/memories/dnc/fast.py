@@ -1,4 +1,4 @@
-"""The fast forms of the DNC: C loops on a CPU, few operations of torch elsewhere."""
+"""The fast forms of the DNC: C loops on a CPU, otherwise torch with few kernels per step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from policies.memories.contract import FastForm, MemoryStep, State, Unrolled
 from policies.memories.dnc.fast_back import StepSequence
 from policies.memories.dnc.fast_native import usable
 from policies.memories.dnc.fast_sequence import NativeSequence, NativeTape, outputs_of, split
-from policies.memories.dnc.fast_steps import StepTape, Weights, entering
+from policies.memories.dnc.fast_steps import StepTape, Weights, flattened
 from policies.memories.time.recording import Recording
 from policies.memories.time.taped import TapedForm
 
@@ -21,8 +21,8 @@ from policies.memories.time.taped import TapedForm
 class FastDNC(FastForm):
     """Chooses the form: C loops on a CPU with a compiler (`fast_sequence.py`), otherwise torch (`fast_steps.py`).
 
-    The C loops support every option, with up to 8 layers in the controller. torch's form supports one write head and a
-    clip_value of at least 20, because a fused LSTM cell does not clip. All else uses the equations.
+    The C loops support every option, and up to 8 layers in the controller. The torch form supports one write head and a
+    clip_value of at least 20, because a fused LSTM cell does not clip. Other DNCs use the equations.
     """
 
     memory: Any
@@ -61,8 +61,8 @@ class NativeDNC(TapedForm):
     def step(self, x: Tensor, state: State) -> MemoryStep:
         tape = NativeTape(self.memory, state, 1, keep=False)
         tape.step(x, None)
-        following = tape.state()
-        return MemoryStep(self.output(following), following, {})
+        new_state = tape.state()
+        return MemoryStep(self.output(new_state), new_state, {})
 
     def tape(self, state: State, expected_steps: int) -> NativeTape:
         return NativeTape(self.memory, state, expected_steps)
@@ -87,14 +87,14 @@ class NativeDNC(TapedForm):
         after, *ends = NativeSequence.apply(  # type: ignore[no-untyped-call]
             tape, xs, starts, (*state,), *state.values(), *layers, *interface
         )
-        seen = tape.shape.read_size
-        outputs = self.memory.output_of(after[..., seen:], after[..., :seen])
-        following = {**split(tape.shape, after[-1]), **dict(zip(outputs_of((*state,)), ends, strict=True))}
-        return Unrolled(outputs, {name: following[name] for name in state}, {})
+        read_size = tape.shape.read_size
+        outputs = self.memory.output_of(after[..., read_size:], after[..., :read_size])
+        new_state = {**split(tape.shape, after[-1]), **dict(zip(outputs_of((*state,)), ends, strict=True))}
+        return Unrolled(outputs, {name: new_state[name] for name in state}, {})
 
 
 class TorchDNC(TapedForm):
-    """Sequences by few operations of torch; see `fast_steps.py`."""
+    """Sequences by torch; see `fast_steps.py`."""
 
     memory: Any
 
@@ -110,10 +110,10 @@ class TorchDNC(TapedForm):
         return output
 
     def finish(self, tape: Any, projected: Tensor, state: State) -> Unrolled:
-        entered, (interface, bias, layers) = entering(state), Weights.of(self.memory)
+        initial, (interface, bias, layers) = flattened(state), Weights.of(self.memory)
         after, *ends = StepSequence.apply(  # type: ignore[no-untyped-call]
-            tape, projected, (*entered,), *entered.values(), interface, bias, *layers
+            tape, projected, (*initial,), *initial.values(), interface, bias, *layers
         )
         outputs = self.memory.output_of(*after.tensor_split([tape.hidden], 2))
-        last = dict(zip((name for name in entered if name != "carried"), ends, strict=True))
+        last = dict(zip((name for name in initial if name != "carried"), ends, strict=True))
         return Unrolled(outputs, tape.state(last | {"carried": after[-1]}), {})

@@ -1,6 +1,6 @@
 /* The addressing of one batch entry at one step, as pure functions on vectors over slots, forward and backward.
 
-   Such vectors have n numbers, whole SIMD vectors, of which those from `slots` on are zero. The memory is transposed,
+   These vectors have n elements, whole SIMD vectors; those from `slots` on are zero. The memory is transposed,
    [W, n]. Symbols and equations as in shared/addressing.py. */
 
 #pragma once
@@ -11,7 +11,7 @@
 #define NORM_EPS ((REAL)1e-6)
 #define USAGE_FLOOR ((REAL)1e-30)
 
-/* Over the first `count` of n numbers; the others become 0. As `softmax`, in place. */
+/* Softmax over the first `count` of n elements, in place; the others become 0. */
 static void softmax_in_place(REAL *restrict x, int64_t count, int64_t n) {
     const REAL maximum = maximum_of(x, count);
     REAL sum = 0;
@@ -30,8 +30,8 @@ static inline REAL inverse_norm(const REAL *key, int64_t words) {
 }
 
 /* out = scale (k · M[n]) norms[n] */
-static void similarity(
-    const REAL *memory, const REAL *norms, const REAL *key, REAL scale, int64_t words, int64_t n, REAL *out) {
+static void
+similarity(const REAL *memory, const REAL *norms, const REAL *key, REAL scale, int64_t words, int64_t n, REAL *out) {
     for (int64_t k = 0; k < n; k += WIDE) {
         Wide sum = {0};
         for (int64_t w = 0; w < words; w++) sum += key[w] * GET(memory + w * n + k);
@@ -47,22 +47,22 @@ static void content(
     softmax_in_place(out, slots, n);
 }
 
-/* From the gradient of the weights c, which is overwritten: adds to d_memory; d_key; gives that of β. `scratch`: n
-   numbers. */
-static REAL content_back(
+/* The backward pass of `content` from the gradient d_c of the weights c, which is overwritten. Adds to d_memory, sets
+   d_key and returns the gradient of β. `scratch`: n elements. */
+static REAL content_backward(
     const REAL *memory, const REAL *norms, const REAL *key, REAL strength, const REAL *c, int64_t words, int64_t n,
     REAL *d_c, REAL *d_memory, REAL *d_key, REAL *scratch) {
     const REAL norm = inverse_norm(key, words), scale = strength * norm, mean = dot(d_c, c, n);
     similarity(memory, norms, key, 1, words, n, scratch);
-    /* from scores s = scale z norms: g = ds scale norms to z, and by way of the norms to M */
-    REAL whole = 0;
+    /* scores s = scale z norms with z = k · M[n]: d_c becomes the gradient of z, `scratch` the norms' part of M */
+    REAL d_scale_sum = 0;
     for (int64_t k = 0; k < n; k++) {
         const REAL d_s = c[k] * (d_c[k] - mean);
-        whole += d_s * scratch[k];
+        d_scale_sum += d_s * scratch[k];
         d_c[k] = d_s * scale * norms[k];
         scratch[k] *= d_s * scale * norms[k] * norms[k];
     }
-    const REAL by_norm = norm * norm * strength * norm * whole;
+    const REAL norm_term = norm * norm * strength * norm * d_scale_sum;
     for (int64_t w = 0; w < words; w++) {
         const REAL *row = memory + w * n;
         REAL *d_row = d_memory + w * n;
@@ -72,9 +72,9 @@ static REAL content_back(
             sum += g * m;
             PUT(d_row + k) = GET(d_row + k) + key[w] * g - GET(scratch + k) * m;
         }
-        d_key[w] = sum_of(sum) - by_norm * key[w];
+        d_key[w] = sum_of(sum) - norm_term * key[w];
     }
-    return norm * whole;
+    return norm * d_scale_sum;
 }
 
 typedef struct {
@@ -82,7 +82,7 @@ typedef struct {
     int32_t slot;
 } Entry;
 
-/* Slots by ascending usage, equal ones by index. `scratch`: 2 slots entries. */
+/* Merge sort of the slots by ascending usage, equal ones by index. `scratch`: 2 `slots` entries. */
 static void order_slots(const REAL *usage, int64_t slots, int32_t *order, Entry *scratch) {
     Entry *from = scratch, *to = scratch + slots;
     for (int64_t k = 0; k < slots; k++) from[k] = (Entry){usage[k], (int32_t)k};
@@ -99,8 +99,8 @@ static void order_slots(const REAL *usage, int64_t slots, int32_t *order, Entry 
             while (left < middle) to[next++] = from[left++];
             while (right < end) to[next++] = from[right++];
         }
-        Entry *swapped = from;
-        from = to, to = swapped;
+        Entry *previous = from;
+        from = to, to = previous;
     }
     for (int64_t k = 0; k < slots; k++) order[k] = from[k].slot;
 }
@@ -115,15 +115,15 @@ static void allocation(const REAL *usage, const int32_t *order, int64_t slots, R
     }
 }
 
-/* Adds to d_usage. With Q_j = Σ_{k>j} da[φ_k] (1 - u[φ_k]) Π_{j<i<k} u[φ_i], du[φ_j] = (Q_j - da[φ_j]) Π_{i<j} u[φ_i]:
-   no division. `scratch`: slots numbers. */
-static void allocation_back(
+/* Adds to d_usage, without a division: with Q_j = Σ_{k>j} da[φ_k] (1 - u[φ_k]) Π_{j<i<k} u[φ_i],
+   du[φ_j] = (Q_j - da[φ_j]) Π_{i<j} u[φ_i]. `scratch`: `slots` elements. */
+static void allocation_backward(
     const REAL *usage, const int32_t *order, int64_t slots, const REAL *d_a, REAL *d_usage, REAL *scratch) {
-    REAL after = 0, product = 1;
+    REAL later = 0, product = 1;
     for (int64_t j = slots - 1; j >= 0; j--) {
         const REAL u = usage[order[j]];
-        scratch[j] = after;
-        after = d_a[order[j]] * (1 - u) + (u < USAGE_FLOOR ? USAGE_FLOOR : u) * after;
+        scratch[j] = later;
+        later = d_a[order[j]] * (1 - u) + (u < USAGE_FLOOR ? USAGE_FLOOR : u) * later;
     }
     for (int64_t j = 0; j < slots; j++) {
         const REAL u = usage[order[j]];
@@ -132,12 +132,12 @@ static void allocation_back(
     }
 }
 
-/* Π over heads of 1 - g x, but for head `without` (-1: of all); g of each head, or NULL for 1. */
-static void kept_by(const REAL *x, const REAL *gates, int64_t heads, int64_t without, int64_t n, REAL *restrict out) {
+/* Π (1 - g x) over all heads except head `without` (-1: none excepted); g: the heads' gates, or NULL for 1. */
+static void retention(const REAL *x, const REAL *gates, int64_t heads, int64_t without, int64_t n, REAL *restrict out) {
     for (int64_t k = 0; k < n; k++) out[k] = 1;
     for (int64_t i = 0; i < heads; i++) {
-        const REAL *restrict of = x + i * n, gate = gates ? gates[i] : 1;
+        const REAL *restrict x_i = x + i * n, gate = gates ? gates[i] : 1;
         if (i == without) continue;
-        for (int64_t k = 0; k < n; k++) out[k] *= 1 - gate * of[k];
+        for (int64_t k = 0; k < n; k++) out[k] *= 1 - gate * x_i[k];
     }
 }

@@ -20,19 +20,29 @@ MAX_LAYERS = 8
 ROWS = 4
 """Number of rows of a linkage that the loops process together."""
 BLOCK_BYTES, MIN_BLOCK = 2**20, 8
-"""The loops process environments in groups whose linkages take this many bytes (half of a typical L2 cache), and of at
-least as many environments as the second number."""
+"""The loops process blocks of environments whose linkages take BLOCK_BYTES, half of a typical L2 cache; a block has at
+least MIN_BLOCK environments."""
 
 Pointers = ctypes.c_void_p * MAX_LAYERS
 Arrays = Mapping[str, Tensor | None]
 
 _NUMBERS = ("batch", "hidden", "layers", "slots", "word", "reads", "writes", "width", "lead", "rows")
-_SWITCHES = ("checkpoint_interval", "keep", "oneplus", "code_order", "stop_usage_gradient")
+_SWITCHES = ("checkpoint_interval", "store_linkages", "oneplus", "code_order", "stop_usage_gradient")
 _ARRAYS = (
     *("gates", "tanh_cells", "cells", "before", "after", "vectors"),
-    *("memory", "norms", "usage", "precedence", "written", "read", "write_content", "read_content", "order"),
+    *(
+        "memory",
+        "norms",
+        "usage",
+        "precedence",
+        "write_weights",
+        "read_weights",
+        "write_content",
+        "read_content",
+        "order",
+    ),
     *("linkage", "checkpoints", "d_after", "d_gates", "d_vectors", "d_carried", "d_cell"),
-    *("d_memory", "d_usage", "d_precedence", "d_written", "d_read", "d_linkage"),
+    *("d_memory", "d_usage", "d_precedence", "d_write_weights", "d_read_weights", "d_linkage"),
 )
 
 
@@ -61,13 +71,13 @@ class Shape(NamedTuple):
     clip_gradients: float
     oneplus: bool
     code_order: bool
-    """Whether the order of the read modes is that of the released code."""
+    """Whether the read modes are in the order of the released code."""
     stop_usage_gradient: bool
-    """Whether the usage sends no gradient to the last write weights."""
+    """Whether no gradient flows from the usage to the last write weights."""
 
     @classmethod
     def of(cls, dnc: Any) -> Shape:
-        """That of a `DNC`."""
+        """The shape of a `DNC`."""
         return cls(
             hidden=dnc.hidden_size,
             layers=dnc.num_layers,
@@ -89,23 +99,23 @@ class Shape(NamedTuple):
 
     @property
     def feature_size(self) -> int:
-        """Width of read vectors and hidden states of all layers, which the loops store concatenated."""
+        """Width of the concatenated read vectors and hidden states of all layers."""
         return self.read_size + self.layers * self.hidden
 
 
 def usable(reference: Tensor, layers: int) -> bool:
-    """Whether the loops can be used for states such as `reference`: on a CPU, with a compiler."""
+    """Whether the loops support a DNC of `layers` with states of the device and dtype of `reference`, `[B, ...]`."""
     return reference.shape[0] > 0 and layers <= MAX_LAYERS and loops.usable(SOURCE, reference)
 
 
 class Weights:
-    """The recurrent weights of a DNC, packed for one direction.
+    """The recurrent weights of a DNC, packed for the forward or the backward pass.
 
     Args:
-        shape: of the DNC.
-        controller: of each layer, `[4 d_h, F + R W + d_h (+ d_h)]`.
-        interface: `[.., L d_h]`.
-        forward: the direction.
+        shape: the shape of the DNC.
+        controller: weight of each layer, `[4 d_h, F + R W + d_h (+ d_h)]`.
+        interface: weight of the interface, `[width, L d_h]`.
+        forward: the pass.
     """
 
     def __init__(self, shape: Shape, controller: list[Tensor], interface: Tensor, forward: bool) -> None:
@@ -126,14 +136,14 @@ class Weights:
 
 
 class Loops:
-    """The C functions and their arrays, by the names in the C file; all arrays are contiguous.
+    """The C functions with their arrays.
 
     Args:
-        shape: of the DNC.
-        weights: packed for the direction.
+        shape: the shape of the DNC.
+        weights: packed for the pass that will run.
         bias: of the interface, or None.
-        checkpoint_interval: steps between two copies of the linkage; 0: none are kept.
-        arrays: the arrays.
+        checkpoint_interval: steps between two stored linkages; 0: none are stored.
+        arrays: contiguous arrays, named as in the C struct.
     """
 
     def __init__(
@@ -157,7 +167,7 @@ class Loops:
         self._tape = _Tape(self._batch, *sizes, *switches, shape.clip, shape.clip_gradients)
         parts = (shape.word, rows, writes, shape.reads)
         zeros = usage.new_zeros(max(lead * max(parts), shape.layers * shape.hidden))
-        self._held = [weights, zeros, bias, arrays]
+        self._keep_alive = [weights, zeros, bias, arrays]
         for name, array in {**arrays, "zeros": zeros, "interface_bias": bias, "interface": weights.interface}.items():
             if array is not None:
                 assert array.is_contiguous(), name
@@ -188,10 +198,10 @@ class Loops:
         """The backward pass over the steps `steps` - 1 ... 0."""
 
         def run_blocks(first: int, last: int) -> None:
-            block, made = min(self._block, last - first), min(self.checkpoint_interval, steps) - 1
+            block, linkages = min(self._block, last - first), min(self.checkpoint_interval, steps) - 1
             buffers = (
                 self._reference.new_empty(self._scratch_size),
-                self._reference.new_empty(block * made * self._linkage),
+                self._reference.new_empty(block * linkages * self._linkage),
             )
             pointers = [ctypes.c_void_p(scratch.data_ptr()) for scratch in buffers]
             for at in range(first, last, block):

@@ -1,11 +1,11 @@
 """A DNC over time on a CPU: whole sequences by C loops, as one autograd function with a custom backward.
 
-A step uses neither Python nor torch. A call processes several environments over many steps, forward or backward, so
-that their linkages and the weights, packed once per sequence, stay in the cache. The input's part of the gates and the
-gradients of all weights are large products of torch, before and after the loops.
+A step uses neither Python nor torch. A call of the C loops processes several environments over many steps, so that
+their linkages and the weights, packed once per sequence, stay in the cache. Before the loops torch computes the input's
+part of the gates, after them the gradients of all weights, for all steps at once.
 
-Linkages of all steps are not stored: one buffer is updated in place, copies are stored every √T steps, and the backward
-pass recomputes the steps between two copies. All other results of a step are stored.
+Gradient checkpointing for the linkage: one buffer is updated in place, a copy is stored every √T steps, and the
+backward pass recomputes the linkages between two copies. All other results of a step are stored.
 """
 
 from __future__ import annotations
@@ -23,16 +23,19 @@ from policies.memories.dnc.fast_native import ROWS, Loops, Shape, Weights
 from policies.memories.shared.addressing import inverse_norms
 from policies.memories.time.scopes import cached
 
-SLOTS = {"memory": "memory", "usage": "usage", "precedence": "precedence", "linkage": "linkage"}
-SLOTS |= {"write_weights": "written", "read_weights": "read"}
-"""Parts of a state with one entry per slot, and their names in the loops."""
+SLOTS = ("memory", "usage", "precedence", "linkage", "write_weights", "read_weights")
+"""Parts of a state with one entry per slot."""
 LINE_BYTES = 64
-"""Rows over slots are padded with zeros to whole cache lines of this many bytes."""
+"""Size of a cache line. Rows over slots are padded with zeros to whole cache lines."""
 
 
 def padded(value: Tensor, rows: int = 0) -> Tensor:
-    """`value` `[..., N]` padded with zeros to whole cache lines, and with `rows` to a multiple of it in the previous
-    dimension; always a copy."""
+    """A copy of `value` `[..., N]`, padded with zeros to whole cache lines.
+
+    Args:
+        value: any tensor.
+        rows: if not 0, the second last dimension is padded to a multiple of it.
+    """
     *others, slots = value.shape
     line = LINE_BYTES // value.itemsize
     if rows:
@@ -65,7 +68,7 @@ class NativeTape:
 
     Args:
         dnc: the `DNC`.
-        state: before the first step; not modified.
+        state: the state before the first step; not modified.
         length: maximum number of steps.
         keep: whether the steps will be differentiated.
     """
@@ -80,7 +83,7 @@ class NativeTape:
         def allocate(*sizes: int, steps: int = length, dtype: torch.dtype = hidden.dtype) -> Tensor:
             return hidden.new_empty(steps, batch, *sizes, dtype=dtype)
 
-        first = {name: to_loops(part, state[part]) for part, name in SLOTS.items()}
+        first = {name: to_loops(name, state[name]) for name in SLOTS}
         first["norms"] = padded(inverse_norms(state["memory"]))
         first["cells"] = state["cell"]
         self.linkage = first.pop("linkage")
@@ -103,12 +106,12 @@ class NativeTape:
             "read_content": allocate(shape.reads, lead),
             "order": allocate(shape.writes, lead, dtype=torch.int32),
         }
-        """Of each step, `[T, B, ...]`."""
+        """Results of each step, `[T, B, ...]`."""
         self.steps["before"][0] = torch.cat([state["read_vectors"].flatten(1), hidden.flatten(1)], 1)
         self.starts: Tensor | None = None
         weights = cached(dnc, "packed", lambda: pack(dnc, forward=True))
         bias = None if dnc.interface.bias is None else dnc.interface.bias.detach()
-        self._made = weights, bias
+        self._weights = weights, bias
         self._loops = Loops(shape, weights, bias, self.checkpoint_interval, self.arrays())
 
     def arrays(self) -> dict[str, Tensor | None]:
@@ -122,9 +125,9 @@ class NativeTape:
         }
 
     def set_starts(self, starts: Tensor) -> None:
-        """`starts`: bool `[T, B]`; of all steps."""
+        """Sets the resets of all steps. `starts`: bool `[T, B]`."""
         self.starts = starts.contiguous()
-        self._loops = Loops(self.shape, *self._made, self.checkpoint_interval, self.arrays())
+        self._loops = Loops(self.shape, *self._weights, self.checkpoint_interval, self.arrays())
 
     @torch.no_grad()
     def run(self, xs: Tensor, starts: Tensor | None) -> None:
@@ -154,39 +157,39 @@ class NativeTape:
     def state(self) -> State:
         """The state after the last step, as views; the linkage is overwritten by the next step."""
         after = self.steps["after"][self.count - 1]
-        parts = {part: self.states[name][self.count] for part, name in SLOTS.items() if name != "linkage"}
-        parts["linkage"] = self.linkage
-        found = {part: from_loops(part, value, self.shape.slots) for part, value in parts.items()}
-        return {**split(self.shape, after), "cell": self.states["cells"][self.count], **found}
+        padded_parts = {name: self.states[name][self.count] for name in SLOTS if name != "linkage"}
+        padded_parts["linkage"] = self.linkage
+        parts = {name: from_loops(name, value, self.shape.slots) for name, value in padded_parts.items()}
+        return {**split(self.shape, after), "cell": self.states["cells"][self.count], **parts}
 
     def cut(self) -> None:
-        """Free the space of steps that did not run."""
+        """Frees the buffers of steps that did not run."""
         self.states = {name: state[: self.count + 1] for name, state in self.states.items()}
         self.steps = {name: step[: self.count] for name, step in self.steps.items()}
         self.starts = None if self.starts is None else self.starts[: self.count]
 
 
 def pack(dnc: Any, forward: bool) -> Weights:
-    """The weights of a `DNC`."""
+    """The recurrent weights of a `DNC`, packed for the forward or the backward pass."""
     controller = [layer.weight.detach() for layer in dnc.controller]
     return Weights(Shape.of(dnc), controller, dnc.interface.weight.detach(), forward)
 
 
 def split(shape: Shape, after: Tensor) -> State:
-    """Splits the concatenated array of the loops into hidden states and read vectors, `[B, ...]`."""
-    seen, hidden = after[:, : shape.read_size], after[:, shape.read_size :]
+    """Splits read vectors and hidden states after a step, `[B, R W + L d_h]`, into the parts of a state."""
+    read_vectors, hidden = after[:, : shape.read_size], after[:, shape.read_size :]
     return {
         "hidden": hidden.view(-1, shape.layers, shape.hidden),
-        "read_vectors": seen.view(-1, shape.reads, shape.word),
+        "read_vectors": read_vectors.view(-1, shape.reads, shape.word),
     }
 
 
 class NativeSequence(torch.autograd.Function):
     """The steps of a `NativeTape`, with a custom backward.
 
-    Inputs: the tape, empty or full; inputs `[T, B, F]`; starts, bool `[T, B]`, or None; names of the parts of a state,
-    and the state before the first step; weight and bias of each layer of the controller, then of the interface (its
-    bias if it has one). The steps of an empty tape are run now. A full tape must come from the same inputs.
+    Inputs: the tape, empty or full; xs `[T, B, F]`; starts, bool `[T, B]`, or None; names and tensors of the state
+    before the first step; weight and bias of each layer of the controller, then of the interface (its bias if it has
+    one). An empty tape runs its steps now. A full tape must have run them with these inputs.
 
     Outputs: read vectors and hidden states after each step, concatenated, `[T, B, R W + L d_h]`; the other parts of the
     state after the last step, in the order of the names.
@@ -228,7 +231,7 @@ class NativeSequence(torch.autograd.Function):
         d_parameters, d_xs = _d_controller(shape, xs, weights, arrays, d_gates, ctx.needs_input_grad[1])
         hidden = arrays["after"].flatten(0, 1)[:, shape.read_size :]
         d_parameters += [d_vectors.t() @ hidden, *(d_vectors.sum(0) for _ in biases)]
-        d_first = {part: from_loops(part, d_state[f"d_{name}"], shape.slots) for part, name in SLOTS.items()}
+        d_first = {name: from_loops(name, d_state[f"d_{name}"], shape.slots) for name in SLOTS}
         d_first |= {"cell": d_state["d_cell"], **split(shape, d_state["d_carried"])}
         return (None, d_xs, None, None, *(d_first[name] for name in ctx.names), *d_parameters)
 
@@ -240,31 +243,38 @@ def outputs_of(names: Sequence[str]) -> list[str]:
 
 def _d_state(d_ends: dict[str, Tensor | None], arrays: dict[str, Tensor]) -> dict[str, Tensor]:
     """The gradients of the state after the last step, in the layout of the loops."""
-    found = {"d_carried": torch.zeros_like(arrays["before"][0])}
-    for part, name in {**SLOTS, "cell": "cells"}.items():
-        reference, d_end = arrays[name] if name == "linkage" else arrays[name][0], d_ends[part]
-        key = "d_cell" if part == "cell" else f"d_{name}"
+    gradients = {"d_carried": torch.zeros_like(arrays["before"][0])}
+    for name in (*SLOTS, "cell"):
+        d_end = d_ends[name]
         if d_end is None:
-            found[key] = torch.zeros_like(reference)
+            array = arrays["cells" if name == "cell" else name]
+            gradients[f"d_{name}"] = torch.zeros_like(array if name == "linkage" else array[0])
+        elif name == "cell":
+            gradients["d_cell"] = d_end.clone(memory_format=torch.contiguous_format)
         else:
-            found[key] = d_end.clone(memory_format=torch.contiguous_format) if part == "cell" else to_loops(part, d_end)
-    return found
+            gradients[f"d_{name}"] = to_loops(name, d_end)
+    return gradients
 
 
 def _d_controller(
-    shape: Shape, xs: Tensor, weights: Sequence[Tensor], arrays: dict[str, Tensor], d_gates: Tensor, wants_xs: bool
+    shape: Shape, xs: Tensor, weights: Sequence[Tensor], arrays: dict[str, Tensor], d_gates: Tensor, needs_d_xs: bool
 ) -> tuple[list[Tensor], Tensor | None]:
-    """The gradients of weights and biases of the controller, and of the inputs."""
+    """The gradients of weight and bias of each layer of the controller, and of the inputs if `needs_d_xs`."""
     flat_xs, before, after = (each.flatten(0, 1) for each in (xs, arrays["before"], arrays["after"]))
-    d_xs = torch.zeros_like(xs) if wants_xs else None
-    found = []
-    for layer, (weight, of_gates) in enumerate(zip(weights, d_gates.flatten(0, 1).chunk(shape.layers, 1), strict=True)):
-        seen, at = shape.read_size, shape.read_size + layer * shape.hidden
+    d_xs = torch.zeros_like(xs) if needs_d_xs else None
+    d_parameters = []
+    for layer, (weight, d_gate) in enumerate(zip(weights, d_gates.flatten(0, 1).chunk(shape.layers, 1), strict=True)):
+        read_size, at = shape.read_size, shape.read_size + layer * shape.hidden
         inputs = [flat_xs, before[:, : at + shape.hidden]]
         if layer:
-            inputs = [flat_xs, before[:, :seen], before[:, at : at + shape.hidden], after[:, at - shape.hidden : at]]
-        d_weight = torch.cat([each.t() @ of_gates for each in inputs])
-        found += [d_weight.t(), of_gates.sum(0)]
+            inputs = [
+                flat_xs,
+                before[:, :read_size],
+                before[:, at : at + shape.hidden],
+                after[:, at - shape.hidden : at],
+            ]
+        d_weight = torch.cat([each.t() @ d_gate for each in inputs])
+        d_parameters += [d_weight.t(), d_gate.sum(0)]
         if d_xs is not None:
-            d_xs.flatten(0, 1).addmm_(of_gates, weight[:, : xs.shape[2]])
-    return found, d_xs
+            d_xs.flatten(0, 1).addmm_(d_gate, weight[:, : xs.shape[2]])
+    return d_parameters, d_xs

@@ -1,4 +1,4 @@
-"""Differentiable neural computer: an LSTM with a memory it writes to, frees, and reads by content or in order."""
+"""Differentiable neural computer: an LSTM with an external memory, addressed by content, usage and order of writes."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ from policies.memories.shared.pictures import read_panel, vector_panel, weights_
 class DNC(Memory):
     """Differentiable neural computer (Graves et al., Nature 538, 2016), Methods.
 
-    A deep LSTM reads the input and the last read vectors, and emits an interface vector. Writes go to slots found by
-    content or to the least used one. Reads go to slots found by content, or to those written just after or just before
-    the last read ones. In each step the write precedes the read.
+    A deep LSTM reads the input and the last read vectors, and emits an interface vector. A write head addresses slots
+    by content or the least used slot. A read head addresses slots by content, or those written just after or just
+    before the slots of its last read. In each step the write precedes the read.
 
     State: `hidden`, `cell` `[B, num_layers, hidden_size]`; `memory` `[B, slots, word_size]`; `usage`
     `[B, slots]`; `precedence`, `write_weights` `[B, write_heads, slots]`; `linkage` `[B, write_heads, slots, slots]`;
@@ -46,18 +46,18 @@ class DNC(Memory):
         input_size: F, width of the input.
         hidden_size: units of each layer of the controller.
         output_size: width of the output; None: hidden_size.
-        num_layers: layers of the controller; the inputs of each are x, the read vectors and the layer below.
+        num_layers: layers of the controller; the inputs of each are x, the read vectors and the layer below it.
         slots: N, rows of the memory.
         word_size: W, width of a row.
-        read_heads: R.
-        write_heads: one in the paper; several are combined as in the released code, each with its own links.
+        read_heads: R, number of read heads.
+        write_heads: number of write heads: 1 in the paper; several, each with its own linkage, as in the released code.
         clip_value: bound of hidden and cell states and the output, as in the released code; None: no clipping.
         clip_gradients: bound of the gradients of the controller's hidden states; the paper has 10. None: no clipping.
         strength: "oneplus", the paper's 1 + log(1 + e^x), or "softplus", the code's log(1 + e^x).
         variant: order of the read modes in the interface vector: "paper": backward, content, forward; "code", as in the
-            released code: backward, forward, content. It matters only for weights from elsewhere.
-        stop_usage_gradient: no gradient from the usage to the last write weights, as in the released code.
-        bias: biases of interface and output layers; the released code has them, the paper does not.
+            released code: backward, forward, content. It matters only for loading weights.
+        stop_usage_gradient: no gradient flows from the usage to the last write weights, as in the released code.
+        bias: whether interface and output layers have biases, as in the released code; the paper has none.
 
     Raises:
         ValueError: a size is below 1, a bound is not above 0, or strength or variant is unknown.
@@ -127,7 +127,7 @@ class DNC(Memory):
 
     def forward(self, x: Tensor, state: State) -> MemoryStep:
         hidden, cell = self._control(self.gates_of(x), state)
-        splits = [*self.splits[:6], sum(self.splits[6:9]), self.splits[9]]  # f; g^a; g^w as one
+        splits = [*self.splits[:6], sum(self.splits[6:9]), self.splits[9]]  # f, g^a and g^w together
         parts = torch.split(self.interface(hidden.flatten(1)), splits, 1)
         keys, strengths, write_keys, write_strengths, erase, vectors, gates_of_heads, modes = parts
         memory, read_weights, precedence = state["memory"], state["read_weights"], state["precedence"]
@@ -147,12 +147,10 @@ class DNC(Memory):
 
         # what to read: w^r = π_1 b + π_2 c + π_3 f, with links of each write head
         linkage = next_linkage(state["linkage"], write_weights, precedence)
-        following, preceding = follow_links(linkage, read_weights)
+        forward, backward = follow_links(linkage, read_weights)
         similar = similar_to(keys, memory).unsqueeze(1)
         modes = modes.view(modes.shape[0], self.read_heads, 1, -1).softmax(3)
-        read_candidates = (
-            [preceding, similar, following] if self.variant == "paper" else [preceding, following, similar]
-        )
+        read_candidates = [backward, similar, forward] if self.variant == "paper" else [backward, forward, similar]
         read_weights = (modes @ torch.cat(read_candidates, 1).transpose(1, 2)).squeeze(2)
         read_vectors = read_weights @ memory  # r = Mᵀ w^r
         after = {
@@ -200,7 +198,7 @@ class DNC(Memory):
     def _cell(self, gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
         """h_t and c_t of a layer from its gates i, f, g, o and c_{t-1}."""
         if gates.is_cuda and (self.clip_value is None or self.clip_value >= 20):
-            # one kernel; |h| < 1 needs no clipping, and that of c is lost in tanh(±20) = ±1
+            # one kernel; |h| < 1 needs no clipping, and tanh(c) = ±1 for |c| >= 20
             hidden, cell, _ = fused_cells.lstm(gates, torch.zeros_like(gates), cell)
             return hidden, self._clip(cell)
         i, f, g, o = gates.chunk(4, 1)
@@ -215,12 +213,12 @@ class DNC(Memory):
         return vectors.view(vectors.shape[0], -1, self.word_size)
 
     def metrics(self, state: State) -> dict[str, Tensor]:
-        """Mean usage of the slots; how much was written in the last step; how sharply heads read."""
+        """`used`: mean usage; `write_strength`: sum of the write weights; `read_focus`: `focus` of the read weights."""
         written = state["write_weights"].sum(2).mean(1)
         return {"used": state["usage"].mean(1), "write_strength": written, "read_focus": focus(state["read_weights"])}
 
     def panels(self, state: State) -> dict[str, Panel]:
-        """Everything in the state of the first batch entry; the links of several write heads are stacked."""
+        """All parts of the state of the first batch entry; the linkages of several write heads are stacked."""
         entry = {name: value[0].detach() for name, value in state.items()}
         return {
             "memory": Panel(entry["memory"].t(), "slot", "number in the word", about="what each slot holds"),
