@@ -146,7 +146,9 @@ class Tape:
             for index, m in enumerate(weights):
                 copy = m.clone(memory_format=torch.contiguous_format).unsqueeze(0)
                 at, offset = slice(index, index + 1), sum(sizes[1 : index + 1])
-                z_pair, y_pair = ((levels[index].unsqueeze(1), levels[index + 1].unsqueeze(1)) for levels in (self.zs, self.ys))
+                z_pair, y_pair = (
+                    (levels[index].unsqueeze(1), levels[index + 1].unsqueeze(1)) for levels in (self.zs, self.ys)
+                )
                 self.layers.append(Layers(at, offset, copy, z_pair, y_pair, divisors[index]))
         self.weights = [m for layers in self.layers for m in layers.m]
         """M^l after the last step."""

@@ -1,4 +1,4 @@
-"""LSTM with a soft-attention look-up table."""
+"""LSTM with a soft-attention look-up table (Munkhdalai et al. 2019)."""
 
 from policies.memories.salu.memory import SALU
 

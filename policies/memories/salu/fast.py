@@ -1,4 +1,4 @@
-"""The fast form of SALU: sequences on one table, by C loops on a CPU with a compiler, else by torch's operations."""
+"""The fast form of SALU: sequences on one table, by C loops on a CPU with a compiler, otherwise by torch."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class FastSALU(TapedForm):
             return super().run(xs, state, starts, resets)
         projected, tape = self.projected(xs), self.tape(state, len(xs))
         assert isinstance(tape, NativeTape)
-        tape.take(projected.detach(), starts)
+        tape.run(projected.detach(), starts)
         return self.finish(tape, projected, state)
 
     def loop_weights(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -72,9 +72,9 @@ class FastSALU(TapedForm):
             )
             after = torch.cat(vectors, 2)
         hidden, read_value = after[-1].split([self.memory.hidden_size, self.memory.value_size], 1)
-        following = {"hidden": hidden, "cell": cell, "read_value": read_value}
-        following |= {"keys": keys, "values": values, "count": tape.steps_held()}
-        return Unrolled(self.memory.output(after), following, {})
+        new_state = {"hidden": hidden, "cell": cell, "read_value": read_value}
+        new_state |= {"keys": keys, "values": values, "count": tape.episode_steps()}
+        return Unrolled(self.memory.output(after), new_state, {})
 
     def record(self, state: State, expected_steps: int) -> Recording:
         return super().record(state, max(expected_steps, MIN_STEPS))

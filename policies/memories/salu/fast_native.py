@@ -1,7 +1,7 @@
 """SALU over time on a CPU: whole sequences by the C loops of `fast_sequence.c`, as one autograd function.
 
-The table is laid out as in `fast_sequence.py`; a step of the loops reads only the rows of its episode. The input's part
-of the gates and the gradients of all weights are large products of torch, before and after the loops.
+The table has the layout of `fast_sequence.py`; a step reads only the rows of its episode. Before the loops torch
+computes the input's part of the gates, after them the gradients of all weights, for all steps at once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SOURCE = Path(__file__).with_name("fast_sequence.c")
 BLOCK = 16
 """Number of environments that the loops process together."""
 MAX_NUMBERS = 2**16
-"""Maximum number of read weights of all heads; the loops store two such vectors on the stack."""
+"""Maximum number of read weights of all heads; the loops keep two such arrays on the stack."""
 
 
 class _Tape(ctypes.Structure):
@@ -40,28 +40,28 @@ class _Tape(ctypes.Structure):
     ]
 
 
-def loops(loop_weights: tuple[Tensor, Tensor, Tensor], forward: bool, arrays: Arrays) -> Loops:
-    """The loops over `arrays`, with packed weights."""
+def make_loops(loop_weights: tuple[Tensor, Tensor, Tensor], forward: bool, arrays: Arrays) -> Loops:
+    """The loops over `arrays`, named as in the C struct, with the weights packed for the forward or backward pass."""
     recurrent, interaction, bias = loop_weights
     keys, values = arrays["keys"], arrays["values"]
     assert isinstance(keys, Tensor)
     assert isinstance(values, Tensor)
-    (batch, slots, heads, key), capacity = keys.shape, slots_carried(arrays)
+    (batch, slots, heads, key), capacity = keys.shape, capacity_of(arrays)
     tape = _Tape(batch, interaction.shape[1], heads, key, values.shape[3], capacity, slots)
-    found = Loops(SOURCE, recurrent, tape, BLOCK)
-    found.pack({"recurrent": recurrent, "interaction": interaction}, forward)
-    found.set({"bias": bias, **arrays})
-    return found
+    loops = Loops(SOURCE, recurrent, tape, BLOCK)
+    loops.pack({"recurrent": recurrent, "interaction": interaction}, forward)
+    loops.set({"bias": bias, **arrays})
+    return loops
 
 
-def slots_carried(arrays: Arrays) -> int:
-    """C, the number of steps in the table."""
+def capacity_of(arrays: Arrays) -> int:
+    """C, from the shape of the read weights `[T, B, H, C H]`."""
     heads, weights = arrays["weights"][0].shape[-2:]
     return int(weights) // int(heads)
 
 
 class NativeTape(Tape):
-    """A `Tape` whose steps are run by the loops; arguments as there."""
+    """A `Tape` whose steps are run by the loops; arguments as of `Tape`."""
 
     @torch.no_grad()
     def __init__(self, length: int, state: State, *loop_weights: Tensor) -> None:
@@ -88,39 +88,39 @@ class NativeTape(Tape):
         self.arrays["first"][0] = self.first
         self.arrays["inputs"][0] = torch.cat([self.hidden, self.read_value], 1)
         self.arrays["cells"][0] = self.cell
-        self._loops = loops(self.loop_weights, True, {**self.arrays})
+        self._loops = make_loops(self.loop_weights, True, {**self.arrays})
 
     @torch.no_grad()
     def step(self, projected: Tensor, starts: Tensor | None) -> None:
-        self.take(projected.unsqueeze(0), None if starts is None else starts.unsqueeze(0))
+        self.run(projected.unsqueeze(0), None if starts is None else starts.unsqueeze(0))
 
     @torch.no_grad()
-    def take(self, projected: Tensor, starts: Tensor | None) -> None:
+    def run(self, projected: Tensor, starts: Tensor | None) -> None:
         """Runs several steps. `projected`: the input's part of the gates, `[T, B, 4 d_h]`; `starts`: `[T, B]`."""
         begin, end, d_h = self.count, self.count + len(projected), self.hidden.shape[1]
         self.arrays["gates"][begin:end] = projected
         if starts is not None:
             self.arrays["starts"][begin:end] = starts
-            self.cleared = self.capacity + end
+            self.max_cleared = self.capacity + end
         self._loops.forward(begin, end)
         self.count, after = end, self.arrays["after"][end - 1]
         self.hidden, self.cell, self.read_value = after[:, :d_h], self.arrays["cells"][end], after[:, d_h:]
         self.first = self.arrays["first"][end].to(self.index.dtype)
-        self.erased = self.first.masked_fill(self.first < self.capacity, 0.0)
+        self.cleared = self.first.masked_fill(self.first < self.capacity, 0.0)
 
 
 class NativeSequence(torch.autograd.Function):
     """The steps of a `NativeTape`, with a custom backward.
 
     Inputs as of `fast_sequence.TableSequence`. Outputs: hidden state and read-out after each step, concatenated,
-    `[T, B, d_h + d_v]`; cell, keys and values after the last.
+    `[T, B, d_h + d_v]`; cell, keys and values after the last step.
     """
 
     @staticmethod
     def forward(ctx: Any, tape: NativeTape, gates_x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         state = tape.state()
         ctx.names, ctx.count = (*tape.arrays,), tape.count
-        ctx.save_for_backward(*tape.loop_weights, tape.lost(), *tape.arrays.values())
+        ctx.save_for_backward(*tape.loop_weights, tape.cleared_rows(), *tape.arrays.values())
         return (tape.arrays["after"][: tape.count], *(state[name].clone() for name in ("cell", "keys", "values")))
 
     @staticmethod
@@ -128,14 +128,14 @@ class NativeSequence(torch.autograd.Function):
     def backward(
         ctx: Any, d_after: Tensor, d_cell: Tensor, d_keys_last: Tensor, d_values_last: Tensor
     ) -> tuple[Tensor | None, ...]:
-        recurrent, interaction, bias, lost, *saved = ctx.saved_tensors
+        recurrent, interaction, bias, cleared_rows, *saved = ctx.saved_tensors
         arrays, length = dict(zip(ctx.names, saved, strict=True)), ctx.count
-        capacity, d_h = slots_carried(arrays), d_cell.shape[1]
+        capacity, d_h = capacity_of(arrays), d_cell.shape[1]
         window = slice(length, length + capacity)
         d_keys, d_values = torch.zeros_like(arrays["keys"]), torch.zeros_like(arrays["values"])
         for table, last in ((d_keys, d_keys_last), (d_values, d_values_last)):
-            table[:, window] = last.masked_fill(lost, 0.0)
-        made: dict[str, Tensor] = {
+            table[:, window] = last.masked_fill(cleared_rows, 0.0)
+        gradients: dict[str, Tensor] = {
             "d_after": d_after.contiguous(),
             "d_gates": torch.empty_like(arrays["gates"][:length]),
             "d_vectors": torch.empty_like(arrays["vectors"][:length]),
@@ -145,13 +145,13 @@ class NativeSequence(torch.autograd.Function):
             "d_keys": d_keys,
             "d_values": d_values,
         }
-        loops((recurrent, interaction, bias), False, {**arrays, **made}).backward(0, length)
-        d_gates, d_vectors, d_before = (made[name] for name in ("d_gates", "d_vectors", "d_before"))
+        make_loops((recurrent, interaction, bias), False, {**arrays, **gradients}).backward(0, length)
+        d_gates, d_vectors, d_before = (gradients[name] for name in ("d_gates", "d_vectors", "d_before"))
         hiddens = arrays["after"][:length, :, :d_h]
         return (
             None,
             d_gates,
-            *(d_before[:, :d_h], made["d_cell"], d_before[:, d_h:]),
+            *(d_before[:, :d_h], gradients["d_cell"], d_before[:, d_h:]),
             *(d_keys[:, :capacity], d_values[:, :capacity]),
             d_gates.flatten(0, 1).t() @ arrays["inputs"][:length].flatten(0, 1),
             d_vectors.flatten(0, 1).t() @ hiddens.flatten(0, 1),

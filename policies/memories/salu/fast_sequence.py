@@ -1,13 +1,13 @@
 """The fast form of SALU over time: a sequence as one autograd function with a custom backward.
 
-Stepping copies the table at each step, and stores every copy for the backward pass. Here the table is allocated once:
-the carried rows, then space for the rows of each step. Step `t` reads a window of `capacity` steps, which moves on by
-one per step, so nothing is copied. One table is stored, and the vectors and read weights of every step. The start of an
-episode moves the first row that is read; earlier rows remain but are not read.
+Single steps copy the table and store every copy for the backward pass. Here the table is allocated once, with the
+carried rows and space for the rows of all steps. Step t reads a sliding window of `capacity` steps, so nothing is
+copied. The backward pass needs one table, and the vectors and read weights of every step. Where an episode starts, an
+index moves to the first row that may be read; earlier rows stay in the table but are not read.
 
-This form uses torch's operations; `fast_native.py` does the same in C on a CPU.
+This form uses torch; `fast_native.py` does the same in C on a CPU.
 
-Vectors are rows. Symbols as in `salu.py`; C is the capacity.
+Vectors are rows. Symbols as in `memory.py`; C is the capacity.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Tape:
 
     Args:
         length: maximum number of steps.
-        state: before the first step; not modified.
+        state: the state before the first step; not modified.
         recurrent: weights from [h ; v^r] to the gates, `[4 d_h, d_h + d_v]`.
         interaction, interaction_bias: W_v and b_v.
     """
@@ -49,10 +49,10 @@ class Tape:
         self.index = torch.arange(self.capacity + length, device=count.device, dtype=count.dtype)
         self.first = self.capacity - count
         """Index of the first row that is read, `[B]`."""
-        self.erased = torch.zeros_like(count)
-        """Index of the first row that has not been cleared by the start of an episode, `[B]`."""
-        self.expected_steps, self.cleared = length, 0
-        """Upper bound of `erased`."""
+        self.cleared = torch.zeros_like(count)
+        """Number of leading rows cleared by the start of an episode, `[B]`."""
+        self.expected_steps, self.max_cleared = length, 0
+        """`max_cleared`: upper bound of `cleared`, known to the host."""
         self.count = 0
         self.steps: list[tuple[Tensor, ...]] = []
         self.starts: list[Tensor | None] = []
@@ -67,8 +67,8 @@ class Tape:
         carried, cell_before, row = torch.cat([self.hidden, self.read_value], 1), self.cell, self.capacity + self.count
         if starts is not None:
             carried, cell_before = (part.masked_fill(starts[:, None], 0.0) for part in (carried, cell_before))
-            self.first, self.erased = (mark.masked_fill(starts, float(row)) for mark in (self.first, self.erased))
-            self.cleared = row
+            self.first, self.cleared = (index.masked_fill(starts, float(row)) for index in (self.first, self.cleared))
+            self.max_cleared = row
         gates = torch.addmm(projected, carried, recurrent.t())
         i, f, g, o = gates.chunk(4, 1)
         for gate in (i, f, o):
@@ -88,41 +88,42 @@ class Tape:
         self.starts.append(starts)
 
     def window(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The last C steps of the table, and the mask of those that are read, `[B, C]`."""
+        """Keys and values of the last C steps, and the mask of the steps of this episode, `[B, C]`."""
         span = slice(self.count, self.count + self.capacity)
         return self.keys[:, span], self.values[:, span], self.index[span] >= self.first[:, None]
 
-    def lost(self) -> Tensor:
+    def cleared_rows(self) -> Tensor:
         """Mask of the current window's rows that were cleared by the start of an episode, `[B, C, 1, 1]`."""
-        return (self.index[self.count : self.count + self.capacity] < self.erased[:, None])[:, :, None, None]
+        return (self.index[self.count : self.count + self.capacity] < self.cleared[:, None])[:, :, None, None]
 
-    def steps_held(self) -> Tensor:
-        """`count` of the state: steps of this episode in the table, `[B]`."""
+    def episode_steps(self) -> Tensor:
+        """The state's `count`: number of steps of this episode in the table, `[B]`."""
         return (self.capacity + self.count - self.first).clamp(max=self.capacity)
 
     def state(self) -> State:
-        """The state after the last step; its tables are views, unless an episode start may have cleared rows."""
+        """The state after the last step; its tables are views, unless the window may contain cleared rows."""
         keys, values, _ = self.window()
-        if self.count < self.cleared:
-            keys, values = (table.masked_fill(self.lost(), 0.0) for table in (keys, values))
+        if self.count < self.max_cleared:
+            keys, values = (table.masked_fill(self.cleared_rows(), 0.0) for table in (keys, values))
         vectors = {"hidden": self.hidden, "cell": self.cell, "read_value": self.read_value}
-        return vectors | {"keys": keys, "values": values, "count": self.steps_held()}
+        return vectors | {"keys": keys, "values": values, "count": self.episode_steps()}
 
 
 class TableSequence(torch.autograd.Function):
     """The steps of a `Tape`, with a custom backward.
 
     Inputs: the tape; the input's part of the gates, `[T, B, 4 d_h]`; hidden, cell, read-out, keys and values before the
-    first step; the recurrent weights, W_v and b_v. Outputs: hidden `[T, B, d_h]` and read-outs `[T, B, d_v]` of each
-    step; cell, keys and values after the last.
+    first step; the recurrent weights, W_v and b_v.
+
+    Outputs: hidden `[T, B, d_h]` and read-outs `[T, B, d_v]` of each step; cell, keys and values after the last step.
     """
 
     @staticmethod
     def forward(ctx: Any, tape: Tape, gates_x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        *kept, hidden, read_value = (torch.stack(taken) for taken in zip(*tape.steps, strict=True))
+        *saved, hidden, read_value = (torch.stack(each) for each in zip(*tape.steps, strict=True))
         used = tape.capacity + tape.count
-        state, lost = tape.state(), tape.lost()
-        ctx.save_for_backward(*tape.loop_weights, tape.keys[:, :used], tape.values[:, :used], lost, *kept)
+        state, cleared_rows = tape.state(), tape.cleared_rows()
+        ctx.save_for_backward(*tape.loop_weights, tape.keys[:, :used], tape.values[:, :used], cleared_rows, *saved)
         ctx.starts = tape.starts
         return hidden, read_value, state["cell"].clone(), state["keys"].clone(), state["values"].clone()
 
@@ -131,39 +132,39 @@ class TableSequence(torch.autograd.Function):
     def backward(
         ctx: Any, d_hiddens: Tensor, d_reads: Tensor, d_cell: Tensor, d_keys_last: Tensor, d_values_last: Tensor
     ) -> tuple[Tensor | None, ...]:
-        recurrent, interaction, _, keys, values, lost, *kept = ctx.saved_tensors
-        carried, cells, gates, tanh_cells, vectors, weights = kept
+        recurrent, interaction, _, keys, values, cleared_rows, *saved = ctx.saved_tensors
+        carried, cells, gates, tanh_cells, vectors, weights = saved
         length, d_h, heads, d_k = len(carried), cells.shape[2], keys.shape[2], keys.shape[3]
         capacity, scale = keys.shape[1] - length, d_k**-0.5
         d_keys, d_values = torch.zeros_like(keys), torch.zeros_like(values)
         d_keys[:, length:], d_values[:, length:] = (
-            d_table.masked_fill(lost, 0.0) for d_table in (d_keys_last, d_values_last)
+            d_table.masked_fill(cleared_rows, 0.0) for d_table in (d_keys_last, d_values_last)
         )
         keys, values, d_key_rows, d_value_rows = (table.flatten(1, 2) for table in (keys, values, d_keys, d_values))
         d_gates, d_vectors, d_before = torch.empty_like(gates), torch.empty_like(vectors), torch.zeros_like(carried[0])
         read_keys_all = parts(vectors, heads, d_k)[0]
-        targets = parts(d_vectors, heads, d_k)
+        d_parts = parts(d_vectors, heads, d_k)
 
         for t in reversed(range(length)):
             window = slice((t + 1) * heads, (t + 1 + capacity) * heads)
-            # the read: all heads have the same share of v^r
+            # the read: v^r is the mean over heads
             d_read = (d_reads[t] + d_before[:, d_h:]).div_(heads).unsqueeze(1)
             a = weights[t]
             d_a = torch.bmm(d_read, values[:, window].transpose(1, 2))
             d_scores = torch.ops.aten._softmax_backward_data(d_a.expand_as(a), a, 2, a.dtype).mul_(scale)
             d_value_rows[:, window].addcmul_(a.sum(1).unsqueeze(2), d_read)
             d_key_rows[:, window].baddbmm_(d_scores.transpose(1, 2), read_keys_all[t])
-            # the vectors; no step before this one reads its rows
-            targets[0][t] = torch.bmm(d_scores, keys[:, window])
-            targets[1][t], targets[2][t] = d_keys[:, capacity + t], d_values[:, capacity + t]
+            # the interaction vectors; earlier steps do not read the rows of step t
+            d_parts[0][t] = torch.bmm(d_scores, keys[:, window])
+            d_parts[1][t], d_parts[2][t] = d_keys[:, capacity + t], d_values[:, capacity + t]
             d_vectors[t] = tanh_backward(d_vectors[t], vectors[t])
             # the controller
             d_hidden = torch.addmm(d_hiddens[t] + d_before[:, :d_h], d_vectors[t], interaction)
             i, f, g, o = gates[t].chunk(4, 1)
             d_cell = torch.addcmul(d_cell, d_hidden, o * (1 - tanh_cells[t].square()))
             d_gate = torch.cat([d_cell * g, d_cell * cells[t], d_cell * i, d_hidden * tanh_cells[t]], 1)
-            slopes = torch.cat([i * (1 - i), f * (1 - f), 1 - g.square(), o * (1 - o)], 1)
-            torch.mul(d_gate, slopes, out=d_gates[t])
+            derivatives = torch.cat([i * (1 - i), f * (1 - f), 1 - g.square(), o * (1 - o)], 1)
+            torch.mul(d_gate, derivatives, out=d_gates[t])
             d_before = torch.mm(d_gates[t], recurrent)
             d_cell = d_cell * f
             if ctx.starts[t] is not None:

@@ -1,4 +1,4 @@
-"""LSTM with a soft-attention look-up table: every step adds rows; reads are attention over the rows."""
+"""LSTM with a soft-attention look-up table: a step writes rows and reads by attention over the rows."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ from policies.memories.shared.pictures import vector_panel
 class SALU(Memory):
     """LSTM+SALU, the baseline of Munkhdalai et al., "Metalearned Neural Memory", NeurIPS 2019, §4.1.
 
-    The paper says only that the look-up table replaces the neural memory. So the controller, its interaction vectors,
-    the order within a step and the mean over heads are those of MNM; see `mnm.MNM`. Our own choices: attention uses
-    scaled dot products, and the table, which is unbounded in the paper, stores the last `capacity` steps.
+    The paper specifies only that the look-up table replaces the neural memory. Controller, interaction vectors, the
+    order within a step and the mean over heads are therefore those of `mnm.MNM`. Our choices: attention uses scaled dot
+    products, and the table, unbounded in the paper, stores the last `capacity` steps.
 
         h_t, c_t = LSTM([x_t ; v^r_{t-1}], h_{t-1}, c_{t-1})
         [k^r_i ; k^w_i ; v^w_i] = tanh(W_v h_t + b_v)                        i = 1 ... H; as MNM's eq. (1), without β'
-        K_t, V_t = K_{t-1}, V_{t-1} and the new rows k^w_i, v^w_i
+        K_t = [K_{t-1} ; k^w_i], V_t = [V_{t-1} ; v^w_i]                     the new rows of all heads
         a_i = softmax(K_t k^r_i / √d_k)                                      over the rows of this episode
         v^r_t = (1/H) Σ_i V_tᵀ a_i
         y_t = W_y [h_t ; v^r_t] + b_y
 
     State: `hidden`, `cell` `[B, hidden_size]`; `read_value` `[B, value_size]`; `keys` `[B, capacity, H, key_size]` and
-    `values` `[B, capacity, H, value_size]`, newest step last; `count` `[B]`, number of filled steps, 0 to capacity.
+    `values` `[B, capacity, H, value_size]`, newest step last; `count` `[B]`, number of steps of this
+    episode in the table, 0 to capacity.
 
     Args:
         input_size: F, width of the input.
@@ -37,8 +38,11 @@ class SALU(Memory):
         output_size: d_o, width of the output; None: hidden_size.
         key_size: d_k.
         value_size: d_v.
-        heads: H, number of rows written and of reads at each step.
-        capacity: steps in the table; a new one then replaces the oldest.
+        heads: H, number of rows written, and of reads, per step.
+        capacity: C, maximum number of steps in the table; a new step replaces the oldest.
+
+    Raises:
+        ValueError: heads or capacity is below 1.
     """
 
     fast_form = FastSALU
@@ -83,12 +87,12 @@ class SALU(Memory):
         count = (state["count"].detach() + 1).clamp(max=self.capacity)
         weights = attend(read_keys, keys, self.used(count))
         read_value = torch.bmm(weights, values.flatten(1, 2)).mean(1)  # v^r
-        following = {"hidden": hidden, "cell": cell, "read_value": read_value}
-        following |= {"keys": keys, "values": values, "count": count}
-        return MemoryStep(self.output(torch.cat([hidden, read_value], 1)), following, {})
+        new_state = {"hidden": hidden, "cell": cell, "read_value": read_value}
+        new_state |= {"keys": keys, "values": values, "count": count}
+        return MemoryStep(self.output(torch.cat([hidden, read_value], 1)), new_state, {})
 
     def vectors(self, hidden: Tensor) -> list[Tensor]:
-        """k^r, k^w `[B, H, d_k]` and v^w `[B, H, d_v]` of `hidden` `[B, d_h]`."""
+        """k^r, k^w `[B, H, d_k]` and v^w `[B, H, d_v]` from `hidden` `[B, d_h]`."""
         return parts(self.interaction(hidden).tanh(), self.heads, self.key_size)
 
     def used(self, count: Tensor) -> Tensor:
@@ -105,10 +109,12 @@ class SALU(Memory):
         used = self.used(first["count"])
         weights = attend(self.vectors(first["hidden"])[0], first["keys"], used).detach()
         weights = weights * used.repeat_interleave(self.heads, 1).unsqueeze(1)  # zero before the first step
-        panels = {"read_weights": Panel(weights[0], "row", "head", (0.0, 1.0), "columns", about="where each head read")}
+        panels = {
+            "read_weights": Panel(weights[0], "row", "head", (0.0, 1.0), "columns", about="read weights of each head")
+        }
         for name in ("keys", "values"):
             panels[name] = Panel(
                 first[name][0].flatten(0, 1), "unit", "row", (-1.0, 1.0), about=f"the table's {name}, newest last"
             )
-        panels["read_value"] = vector_panel(first["read_value"], about="what the memory answered")
+        panels["read_value"] = vector_panel(first["read_value"], about="output of the read")
         return panels
