@@ -19,7 +19,7 @@ from policies.memories.d_ntm.fast_native import NativeSequence, Sizes, Weights
 
 
 class FastDNTM(FastForm):
-    """Symbols as in `memory.py`."""
+    """Steps and sequences by C loops. Symbols as in `memory.py`."""
 
     memory: Any
 
@@ -41,8 +41,8 @@ class FastDNTM(FastForm):
     def step(self, x: Tensor, state: State) -> MemoryStep:
         if torch.is_grad_enabled() or not self.usable() or not len(x):
             return super().step(x, state)
-        taken = self.unroll(x.unsqueeze(0), None, state, ())
-        return MemoryStep(taken.outputs[0], taken.state, {})
+        unrolled = self.unroll(x.unsqueeze(0), None, state, ())
+        return MemoryStep(unrolled.outputs[0], unrolled.state, {})
 
     def unroll(self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None) -> Unrolled:
         memory, cell = self.memory, self.memory.controller[0]
@@ -57,12 +57,12 @@ class FastDNTM(FastForm):
             memory.addresses,
         )
         heads = (memory.read_heads, memory.write_heads)
-        avoids = memory.least_recently_used
-        used = [state["read_usage"], state["write_usage"]] if avoids else [xs.new_zeros(xs.shape[1], sum(heads), 1)]
+        lru = memory.least_recently_used
+        usage = [state["read_usage"], state["write_usage"]] if lru else [xs.new_zeros(xs.shape[1], sum(heads), 1)]
         sizes = (xs.shape[1], size, memory.slots, memory.places, fast_native.padded(memory.places, memory.addresses))
         widths = (memory.addresses.shape[1], memory.word_size)
         features, contents, w, usage = NativeSequence.apply(  # type: ignore[no-untyped-call]
-            *(Sizes(*sizes, *widths, *heads, avoids), memory.usage_decay, starts, torch.cat(used, 1).detach()),
+            *(Sizes(*sizes, *widths, *heads, lru), memory.usage_decay, starts, torch.cat(usage, 1).detach()),
             *(gates, candidates_x, *weights, state["contents"], state["read_value"], state["hidden"][:, 0]),
         )
         hidden, read_value = features[-1].split([size, reads], 1)

@@ -1,7 +1,7 @@
 """The D-NTM over time on a CPU: whole sequences by the C loops of `fast_sequence.c`, as one autograd function.
 
-A call processes several environments over many steps, forward or backward; episodes may start at any step. The input's
-part of gates and candidates and the gradients of all weights are large products of torch, before and after the loops.
+A call of the loops processes several environments over many steps; episodes may start at any step. Before the loops
+torch computes the input's part of gates and candidates, after them the gradients of all weights, for all steps at once.
 """
 
 from __future__ import annotations
@@ -35,12 +35,14 @@ class Sizes(NamedTuple):
     hidden: int
     slots: int
     places: int
+    """N, plus 1 with a no-operation slot."""
     padded: int
     address: int
     word: int
     reads: int
     writes: int
-    avoids: bool
+    lru: bool
+    """Whether heads avoid recently addressed slots: γ v is subtracted."""
 
     @property
     def heads(self) -> int:
@@ -54,11 +56,11 @@ class _Tape(ctypes.Structure):
         *((name, ctypes.c_int64) for name in Sizes._fields),
         ("decay", ctypes.c_double),
         *((name, ctypes.c_void_p) for name in ("starts", "recurrent", "from_read", "interface")),
-        *((name, ctypes.c_void_p) for name in ("recurrent_bias", "bias", "addresses", "squares", "aside")),
-        *((name, ctypes.c_void_p) for name in ("first_contents", "first_norms", "fresh_contents", "fresh_norms")),
-        *((name, ctypes.c_void_p) for name in ("gates", "recalled", "hidden_in", "read_in", "features", "parameters")),
+        *((name, ctypes.c_void_p) for name in ("recurrent_bias", "bias", "addresses", "squares", "candidates_x")),
+        *((name, ctypes.c_void_p) for name in ("first_contents", "first_norms", "initial_contents", "initial_norms")),
+        *((name, ctypes.c_void_p) for name in ("gates", "n_hidden", "hidden_in", "read_in", "features", "parameters")),
         *((name, ctypes.c_void_p) for name in ("contents", "norms", "w", "cosines", "usage", "d_features", "d_w")),
-        *((name, ctypes.c_void_p) for name in ("d_gates", "d_recurrent", "d_parameters", "d_aside")),
+        *((name, ctypes.c_void_p) for name in ("d_gates", "d_recurrent", "d_parameters", "d_candidates_x")),
         *((name, ctypes.c_void_p) for name in ("d_contents", "d_addresses", "d_hidden", "d_read")),
     ]
 
@@ -72,7 +74,7 @@ class Weights(NamedTuple):
     from_read: Tensor
     """Read-out to the gates, `[3 H, R W]`."""
     interface: Tensor
-    """Hidden state to the heads that read, those that write, e, c and α."""
+    """Hidden state to the parameters of read heads, write heads, e, c and α, `[width, H]`."""
     bias: Tensor
     addresses: Tensor
     """A, `[N + 1, d_a]`."""
@@ -84,43 +86,45 @@ def usable(reference: Tensor, heads: int, places: int, hidden: int) -> bool:
 
 
 def padded(places: int, reference: Tensor) -> int:
-    """The slots, filled up to whole SIMD vectors of numbers like these."""
+    """The number of slots, padded to whole SIMD vectors of the dtype of `reference`."""
     lanes = LANES_BYTES // reference.itemsize
     return -(-places // lanes) * lanes
 
 
 def transposed_padded(rows: Tensor, width: int) -> Tensor:
-    """`[..., n, W]` transposed and padded: `[..., W, width]`."""
-    found = rows.new_zeros(*rows.shape[:-2], rows.shape[-1], width)
-    found[..., : rows.shape[-2]] = rows.transpose(-1, -2)
-    return found
+    """`rows` `[..., n, W]`, transposed and padded with zeros: `[..., W, width]`."""
+    result = rows.new_zeros(*rows.shape[:-2], rows.shape[-1], width)
+    result[..., : rows.shape[-2]] = rows.transpose(-1, -2)
+    return result
 
 
 def norms(contents: Tensor, squares: Tensor) -> Tensor:
-    """1 / |[A(i); C(i)]| of contents `[B, word, padded]`."""
+    """1 / |[A(i); C(i)]|, `[B, padded]`, of contents `[B, word, padded]`; `squares`: |A(i)|², `[padded]`."""
     functions = library(SOURCE, contents.dtype)
     assert functions is not None
-    found = contents.new_empty(len(contents), contents.shape[2])
+    result = contents.new_empty(len(contents), contents.shape[2])
     pointers = (ctypes.c_void_p(contents.data_ptr()), ctypes.c_void_p(squares.data_ptr()))
-    functions.norms(*pointers, *map(ctypes.c_int64, contents.shape), ctypes.c_void_p(found.data_ptr()))
-    return found
+    functions.norms(*pointers, *map(ctypes.c_int64, contents.shape), ctypes.c_void_p(result.data_ptr()))
+    return result
 
 
 def make_loops(sizes: Sizes, decay: float, weights: Weights, forward: bool, arrays: Mapping[str, Tensor]) -> Loops:
-    """The loops over `arrays`, with weights packed for one direction."""
-    found = Loops(SOURCE, weights.interface, _Tape(*sizes, decay), BLOCK)
-    found.pack({name: getattr(weights, name) for name in ("recurrent", "from_read", "interface")}, forward)
-    found.set(arrays)
-    return found
+    """The loops over `arrays`, named as in the C struct, with the weights packed for the forward or backward pass."""
+    loops = Loops(SOURCE, weights.interface, _Tape(*sizes, decay), BLOCK)
+    loops.pack({name: getattr(weights, name) for name in ("recurrent", "from_read", "interface")}, forward)
+    loops.set(arrays)
+    return loops
 
 
 class NativeSequence(torch.autograd.Function):
     """All steps, with a custom backward.
 
-    Inputs: sizes and the decay of v; where episodes start, bool `[T, B]` or None; v before the first step,
-    `[B, heads, N + 1]`; the input's part of the gates `[T, B, 3 H]`, with its bias, and of candidates and α
-    `[T, B, H_w d_c + 1]`; the fields of `Weights`; contents, read-out and hidden state before the first step.
-    Outputs: hidden state and read-out after each step, concatenated; contents, w and v after the last.
+    Inputs: sizes and the decay of v; starts, bool `[T, B]`, or None; v before the first step, `[B, heads, N + 1]`; the
+    input's part of the gates `[T, B, 3 H]`, with its bias, and of candidates and α `[T, B, H_w d_c + 1]`; the fields of
+    `Weights`; contents, read-out and hidden state before the first step.
+
+    Outputs: hidden state and read-out after each step, concatenated, `[T, B, H + R W]`; contents, w and v after the
+    last step.
     """
 
     @staticmethod
@@ -141,65 +145,74 @@ class NativeSequence(torch.autograd.Function):
             return gates.new_empty(length + extra, sizes.batch, *shape)
 
         addresses = transposed_padded(weights.addresses, n)
-        kept = {
+        arrays = {
             "addresses": addresses,
             "squares": addresses.square().sum(0),
             "first_contents": transposed_padded(contents, n),
         }
-        kept["fresh_contents"] = kept["first_contents"].new_zeros(1, sizes.word, n)
-        kept |= {f"{name}_norms": norms(kept[f"{name}_contents"], kept["squares"]) for name in ("first", "fresh")}
-        kept |= {"gates": gates.clone(memory_format=torch.contiguous_format), "aside": candidates_x.contiguous()}
-        kept |= {
-            "recalled": allocate(sizes.hidden),
+        arrays["initial_contents"] = arrays["first_contents"].new_zeros(1, sizes.word, n)
+        arrays |= {
+            f"{name}_norms": norms(arrays[f"{name}_contents"], arrays["squares"]) for name in ("first", "initial")
+        }
+        arrays |= {
+            "gates": gates.clone(memory_format=torch.contiguous_format),
+            "candidates_x": candidates_x.contiguous(),
+        }
+        arrays |= {
+            "n_hidden": allocate(sizes.hidden),
             "features": allocate(sizes.hidden + read.shape[1]),
             "parameters": allocate(width),
         }
-        kept |= {"hidden_in": allocate(sizes.hidden, extra=1), "read_in": allocate(read.shape[1], extra=1)}
-        kept |= {"contents": allocate(sizes.word, n), "norms": allocate(n), "usage": allocate(sizes.heads, n, extra=1)}
-        kept |= {name: allocate(sizes.heads, n) for name in ("w", "cosines")}
-        kept["hidden_in"][0], kept["read_in"][0], kept["usage"][0] = hidden, read, 0
-        kept["usage"][0, :, :, : sizes.places] = usage
+        arrays |= {"hidden_in": allocate(sizes.hidden, extra=1), "read_in": allocate(read.shape[1], extra=1)}
+        arrays |= {
+            "contents": allocate(sizes.word, n),
+            "norms": allocate(n),
+            "usage": allocate(sizes.heads, n, extra=1),
+        }
+        arrays |= {name: allocate(sizes.heads, n) for name in ("w", "cosines")}
+        arrays["hidden_in"][0], arrays["read_in"][0], arrays["usage"][0] = hidden, read, 0
+        arrays["usage"][0, :, :, : sizes.places] = usage
         if starts is not None:
-            kept["starts"] = starts.contiguous()
+            arrays["starts"] = starts.contiguous()
         biases = {"recurrent_bias": weights.recurrent_bias, "bias": weights.bias}
-        make_loops(sizes, decay, weights, True, kept | biases).forward(0, length)
-        ctx.sizes, ctx.decay, ctx.names = sizes, decay, (*kept,)
-        ctx.save_for_backward(*weights, *kept.values())
-        last = kept["contents"][-1, :, :, : sizes.slots].transpose(1, 2)
-        usage = kept["usage"][-1, :, :, : sizes.places].clone()
+        make_loops(sizes, decay, weights, True, arrays | biases).forward(0, length)
+        ctx.sizes, ctx.decay, ctx.names = sizes, decay, (*arrays,)
+        ctx.save_for_backward(*weights, *arrays.values())
+        last = arrays["contents"][-1, :, :, : sizes.slots].transpose(1, 2)
+        usage = arrays["usage"][-1, :, :, : sizes.places].clone()
         ctx.mark_non_differentiable(usage)
-        return kept["features"], last, kept["w"][-1, :, :, : sizes.places], usage
+        return arrays["features"], last, arrays["w"][-1, :, :, : sizes.places], usage
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_features: Tensor, d_contents: Tensor, d_w: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         weights, sizes = Weights(*ctx.saved_tensors[:6]), ctx.sizes
-        kept = dict(zip(ctx.names, ctx.saved_tensors[6:], strict=True))
-        places = transposed_padded(d_w.transpose(1, 2), sizes.padded)
-        step_arrays = {"d_features": d_features.contiguous(), "d_w": places}
-        step_arrays |= {f"d_{name}": torch.empty_like(kept[name]) for name in ("gates", "parameters", "aside")}
-        step_arrays |= {
-            "d_recurrent": torch.empty_like(kept["gates"]),
+        arrays = dict(zip(ctx.names, ctx.saved_tensors[6:], strict=True))
+        padded_d_w = transposed_padded(d_w.transpose(1, 2), sizes.padded)
+        gradients = {"d_features": d_features.contiguous(), "d_w": padded_d_w}
+        gradients |= {f"d_{name}": torch.empty_like(arrays[name]) for name in ("gates", "parameters", "candidates_x")}
+        gradients |= {
+            "d_recurrent": torch.empty_like(arrays["gates"]),
             "d_contents": transposed_padded(d_contents, sizes.padded),
         }
-        step_arrays["d_addresses"] = d_features.new_zeros(sizes.batch, sizes.address, sizes.padded)
-        step_arrays |= {f"d_{name}": torch.zeros_like(kept[f"{name}_in"][0]) for name in ("hidden", "read")}
-        make_loops(sizes, ctx.decay, weights, False, kept | step_arrays).backward(0, len(d_features))
+        gradients["d_addresses"] = d_features.new_zeros(sizes.batch, sizes.address, sizes.padded)
+        gradients |= {f"d_{name}": torch.zeros_like(arrays[f"{name}_in"][0]) for name in ("hidden", "read")}
+        make_loops(sizes, ctx.decay, weights, False, arrays | gradients).backward(0, len(d_features))
 
         def product(name: str, inputs: Tensor) -> Tensor:
-            return step_arrays[name].flatten(0, 1).t() @ inputs.flatten(0, 1)
+            return gradients[name].flatten(0, 1).t() @ inputs.flatten(0, 1)
 
-        found = Weights(
-            product("d_recurrent", kept["hidden_in"][:-1]),
-            step_arrays["d_recurrent"].sum((0, 1)),
-            product("d_gates", kept["read_in"][:-1]),
-            product("d_parameters", kept["features"][:, :, : sizes.hidden]),
-            step_arrays["d_parameters"].sum((0, 1)),
-            step_arrays["d_addresses"].sum(0)[:, : sizes.places].t(),
+        d_weights = Weights(
+            product("d_recurrent", arrays["hidden_in"][:-1]),
+            gradients["d_recurrent"].sum((0, 1)),
+            product("d_gates", arrays["read_in"][:-1]),
+            product("d_parameters", arrays["features"][:, :, : sizes.hidden]),
+            gradients["d_parameters"].sum((0, 1)),
+            gradients["d_addresses"].sum(0)[:, : sizes.places].t(),
         )
-        begun = (
-            step_arrays["d_contents"][:, :, : sizes.slots].transpose(1, 2),
-            step_arrays["d_read"],
-            step_arrays["d_hidden"],
+        d_first = (
+            gradients["d_contents"][:, :, : sizes.slots].transpose(1, 2),
+            gradients["d_read"],
+            gradients["d_hidden"],
         )
-        return (None, None, None, None, step_arrays["d_gates"], step_arrays["d_aside"], *found, *begun)
+        return (None, None, None, None, gradients["d_gates"], gradients["d_candidates_x"], *d_weights, *d_first)

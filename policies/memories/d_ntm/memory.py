@@ -37,9 +37,9 @@ class Addressed(NamedTuple):
 class DNTM(Memory):
     """D-NTM (Gulcehre, Chandar, Cho and Bengio, 2016, arXiv:1607.00036; Neural Computation 30, 2018).
 
-    A slot is [A ; C]: a trained address, equal in all episodes, and a content, which heads erase and add to. A
-    controller reads the input x and the last read-out m. From its hidden layer h each head gets a key k, a sharpness β
-    and a weight γ for avoiding recently addressed slots:
+    A slot is [A ; C]: a trained address, equal in all episodes, and a content, to which write heads erase and add. A
+    controller reads the input x and the last read-out m. Its hidden layer h gives each head a key k, a sharpness β and
+    a weight γ for avoiding recently addressed slots:
 
         z(i) = β cos(k, [A(i) ; C(i)]),  β = softplus(u_β h + b) + 1
         w = softmax(z - γ v_{t-1}),  γ = σ(u_γ h + b),  v_t = 0.1 v_{t-1} + 0.9 z_t           no gradient through v
@@ -47,39 +47,43 @@ class DNTM(Memory):
         m = Σ_i w(i) [A(i) ; C_t(i)],  repeated `reading_steps` times, with a controller step on m in between
 
     Discrete addressing reads and writes one slot, sampled from w, or the most probable one if `deterministic` is set.
-    See docs/memories/d-ntm.md for its training. The order within a step is that of the authors' code: controller,
+    docs/memories/d-ntm.md describes its training. The order within a step is that of the authors' code: controller,
     write, read.
 
     State: `contents` `[B, slots, word_size]`, initially 0; `read_value` m `[B, read_heads (address_size +
     word_size)]`; `hidden` `[B, num_layers, hidden_size]` of a GRU; `read_usage`, `write_usage` v and `read_weights`
-    (of every reading step), `write_weights` w `[B, ..., slots + 1]`. If options need them: `seed` of the samples
-    `[B]` (discrete), `steps` `[B, 1]`, `mean_write` `[B, slots]`, `prediction` `[B, F]`.
-    Losses, each if its coefficient is not 0: `entropy`, `consistency`, `prediction`.
+    (of every reading step), `write_weights` w `[B, ..., slots + 1]`. With options also: `seed` of the samples `[B]`
+    (discrete), `steps` `[B, 1]`, `mean_write` `[B, slots]`, `prediction` `[B, F]`.
+    Losses, `[B]` each, if their coefficients are not 0: `entropy`, `consistency`, `prediction`.
 
     Args:
         input_size: F, width of the input.
         hidden_size: units per layer of the controller.
         output_size: width of the output, a linear map of h and m; None: hidden_size.
-        controller: "gru", or "feedforward": tanh layers, so that only the slots remember.
+        controller: "gru", or "feedforward": tanh layers, so that the slots are the only memory.
         num_layers: layers of the controller.
         slots: N, without the no-operation slot.
         word_size, address_size: d_c and d_a, widths of the two parts of a slot.
         read_heads, write_heads: numbers of heads; the read-outs m are concatenated.
         reading_steps: K, reads per step.
-        no_operation: add a slot with an address but no content; reading it gives zeros, and writing it has no effect.
+        no_operation: add a slot with an address but no content: reading it gives zeros, writing to it has no effect.
         least_recently_used: subtract γ v, which avoids recently used slots.
         usage_decay: decay of v per step; the authors' code has 0.04.
         addressing: "soft" or "discrete".
         curriculum: use soft addressing with probability 1/√(1+t) at training step t, per step and environment.
-        deterministic: take the most probable slot and no soft steps, for evaluation. Also an attribute that may be
-            changed.
+        deterministic: use the most probable slot and no soft steps, for evaluation. The attribute of the same name may
+            be changed.
         entropy_coef: λ_H, of `entropy`, minus the entropy of w summed over heads.
-        consistency_coef: λ, of `consistency`: (1 - w^r · mean of w^w so far)².
+        consistency_coef: λ, of `consistency`: (1 - w^r · w̄^w)² with the mean w̄^w of the write weights so far.
         prediction_coef: of `prediction`, the error of predicting the next input from h and m.
         prediction: "squared" errors, or "bernoulli" as in the paper, for binary inputs; averaged over the input.
-        draws_depend_on: the "history" of inputs in the episode (see `noise`), or only the "step": for a trained
-            encoder, whose outputs change between acting and replay.
+        draws_depend_on: whether samples depend on the "history" of inputs in the episode (see `noise`) or only on the
+            "step": for a trained encoder, whose outputs change between acting and replay.
         draw_seed: seed of the sampled slots.
+
+    Raises:
+        ValueError: a number of layers, slots, heads or reading steps is below 1, usage_decay is not in 0..1, a choice
+            is unknown, or `curriculum` is set with soft addressing.
     """
 
     fast_form = FastDNTM
@@ -149,7 +153,7 @@ class DNTM(Memory):
         self.predictor = nn.Linear(hidden_size + self.read_size, input_size) if prediction_coef else None
         if curriculum:
             self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
-            # every backward pass, so every optimiser step of a learner, computes a gradient of the addresses
+            # counts optimiser steps: each has one backward pass, which computes a gradient of the addresses
             self.addresses.register_post_accumulate_grad_hook(self._count)  # type: ignore[no-untyped-call]
 
     def _count(self, _: Tensor) -> None:
@@ -181,13 +185,13 @@ class DNTM(Memory):
         }
 
     def forward(self, x: Tensor, state: State) -> MemoryStep:
-        following: State = {}
+        new_state: State = {}
         draws: Sequence[Tensor | None] = [None] * (1 + self.reading_steps)
         soft = None
         if self.discrete:
-            following["seed"] = next_seed(state["seed"], fingerprint(x if self.by_history else x[:, :0]))
+            new_state["seed"] = next_seed(state["seed"], fingerprint(x if self.by_history else x[:, :0]))
             sizes = [self.write_heads * self.places] + [self.read_heads * self.places] * self.reading_steps + [1]
-            *draws, curriculum = torch.split(uniform(following["seed"], sum(sizes)), sizes, 1)
+            *draws, curriculum = torch.split(uniform(new_state["seed"], sum(sizes)), sizes, 1)
             if self.curriculum and not self.deterministic:
                 soft = curriculum < (1 + self.get_buffer("updates")).to(x.dtype).rsqrt()
 
@@ -200,21 +204,21 @@ class DNTM(Memory):
         for draw in draws[1:]:
             if reads:
                 hidden, layers = self._control(x, m, layers)
-            # every reading step avoids what was read one step ago, as in the authors' code
+            # all reading steps avoid the slots read in the previous step, as in the authors' code
             read = self.address(self.read_interface(hidden), contents, state.get("read_usage"), draw, soft)
             slots = torch.cat([self.addresses[: self.slots].expand(x.shape[0], -1, -1), contents], 2)
             m = (read.weights[..., : self.slots] @ slots).flatten(1)
             reads.append(read)
 
-        following |= {"contents": contents, "read_value": m, "write_weights": write.probabilities}
-        following["read_weights"] = torch.cat([read.probabilities for read in reads], 1)
+        new_state |= {"contents": contents, "read_value": m, "write_weights": write.probabilities}
+        new_state["read_weights"] = torch.cat([read.probabilities for read in reads], 1)
         if layers is not None:
-            following["hidden"] = layers
+            new_state["hidden"] = layers
         if self.least_recently_used:
-            following |= {"write_usage": write.usage, "read_usage": reads[-1].usage}
+            new_state |= {"write_usage": write.usage, "read_usage": reads[-1].usage}
         features = torch.cat([hidden, m], 1)
-        losses = self._losses(x, features, state, following, write.weights)
-        return MemoryStep(self.output(features), following, losses)
+        losses = self._losses(x, features, state, new_state, write.weights)
+        return MemoryStep(self.output(features), new_state, losses)
 
     def address(
         self, parameters: Tensor, contents: Tensor, usage: Tensor | None, draw: Tensor | None, soft: Tensor | None
@@ -222,11 +226,11 @@ class DNTM(Memory):
         """Computes the weights of heads.
 
         Args:
-            parameters: k, β and γ of the heads as the controller emits them, `[B, H (d_a + d_c + 2)]`.
+            parameters: k, β and γ of the heads before their activations, `[B, H (d_a + d_c + 2)]`.
             contents: C, `[B, N, d_c]`.
-            usage: v_{t-1}, `[B, H, N + 1]`; None: recently used slots are not avoided.
-            draw: uniform numbers, `[B, H (N + 1)]`; None: soft addressing.
-            soft: bool `[B, 1]`, true where the curriculum uses soft addressing; None: nowhere.
+            usage: v_{t-1}, `[B, H, N + 1]`; None: no γ v is subtracted.
+            draw: uniform random numbers, `[B, H (N + 1)]`; None: soft addressing.
+            soft: bool `[B, 1]`, true where the curriculum uses soft addressing; None: all false.
         """
         parameters = parameters.view(contents.shape[0], -1, sum(self.head_sizes))
         key, sharpness, *avoidance = torch.split(parameters, self.head_sizes, 2)
@@ -254,7 +258,7 @@ class DNTM(Memory):
         return Addressed(weights, probabilities, usage)
 
     def write(self, x: Tensor, hidden: Tensor, contents: Tensor, weights: Tensor) -> Tensor:
-        """C_t from C_{t-1} `[B, N, d_c]`, by write weights `[B, H, N + 1]`."""
+        """C_t from C_{t-1} `[B, N, d_c]`, with write weights w `[B, H, N + 1]`."""
         shape = (self.write_heads, self.word_size)
         gate = self.input_gate(torch.cat([hidden, x], 1)).sigmoid()  # α
         candidate = F.relu(self.candidate(hidden) + gate * self.input_candidate(x))
@@ -263,65 +267,65 @@ class DNTM(Memory):
         return next_memory(contents, weights, erase.view(-1, *shape), candidate.view(-1, *shape))
 
     def _control(self, x: Tensor, read_value: Tensor, layers: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The last hidden layer and, for a GRU, all hidden layers for the next step."""
+        """The last hidden layer `[B, d_h]`; for a GRU also all layers `[B, layers, d_h]`, for the next step."""
         hidden = torch.cat([x, read_value], 1)
         if layers is None:
             for layer in self.controller:
                 hidden = layer(hidden).tanh()
             return hidden, None
-        following = []
+        new_layers = []
         for layer, before in zip(self.controller, layers.unbind(1), strict=True):
             hidden = layer(hidden, before)
-            following.append(hidden)
-        return hidden, torch.stack(following, 1)
+            new_layers.append(hidden)
+        return hidden, torch.stack(new_layers, 1)
 
-    def _losses(self, x: Tensor, features: Tensor, state: State, following: State, written: Tensor) -> State:
-        """The memory's own losses, `[B]` each, times their coefficients; writes the state they need to `following`."""
+    def _losses(self, x: Tensor, features: Tensor, state: State, new_state: State, written: Tensor) -> State:
+        """The losses, `[B]` each, times their coefficients; adds the state that they need to `new_state`."""
         losses: State = {}
         if self.entropy_coef:
-            w = torch.cat([following["write_weights"], following["read_weights"]], 1)
+            w = torch.cat([new_state["write_weights"], new_state["read_weights"]], 1)
             losses["entropy"] = self.entropy_coef * torch.xlogy(w, w).sum((1, 2))
         if "steps" in state:
-            following["steps"] = state["steps"] + 1
+            new_state["steps"] = state["steps"] + 1
         if self.consistency_coef:
-            newest = written[..., : self.slots].mean(1)
-            mean = (state["mean_write"] + (newest - state["mean_write"]) / following["steps"]).detach()
-            following["mean_write"] = mean
-            read = following["read_weights"][..., : self.slots].mean(1)
+            write_weights = written[..., : self.slots].mean(1)
+            mean = (state["mean_write"] + (write_weights - state["mean_write"]) / new_state["steps"]).detach()
+            new_state["mean_write"] = mean
+            read = new_state["read_weights"][..., : self.slots].mean(1)
             losses["consistency"] = self.consistency_coef * (1 - (read * mean).sum(1)).square()
         if self.predictor is not None:
             error = F.binary_cross_entropy_with_logits if self.bernoulli else F.mse_loss
-            error_of_unit = error(state["prediction"], x.detach(), reduction="none")
-            told = (state["steps"] > 0).squeeze(1)  # the first input is not predicted
-            losses["prediction"] = self.prediction_coef * error_of_unit.mean(1) * told
-            following["prediction"] = self.predictor(features)
+            unit_errors = error(state["prediction"], x.detach(), reduction="none")
+            predicted = (state["steps"] > 0).squeeze(1)  # the first input is not predicted
+            losses["prediction"] = self.prediction_coef * unit_errors.mean(1) * predicted
+            new_state["prediction"] = self.predictor(features)
         return losses
 
     def metrics(self, state: State) -> dict[str, Tensor]:
-        """Largest read and write weight, averaged over heads."""
+        """`read_focus`, `write_focus`: `focus` of the read and the write weights."""
         return {"read_focus": focus(state["read_weights"]), "write_focus": focus(state["write_weights"])}
 
     def panels(self, state: State) -> dict[str, Panel]:
-        """The slots' contents, the heads' weights, and the vectors read; the last slot is the no-operation slot."""
+        """The contents, the heads' weights, and the read-out. The last slot is the no-operation slot."""
         first = {name: value[0].detach() for name, value in state.items()}
         return {
             "contents": Panel(first["contents"].T, "slot", "number in the content", about="what each slot holds"),
             "write_weights": write_panel(first["write_weights"]),
             "read_weights": read_panel(first["read_weights"], "reading step and head"),
             "read_value": vector_panel(
-                first["read_value"][None], unit="number", limits=None, about="what the memory answered"
+                first["read_value"][None], unit="number", limits=None, about="output of the read"
             ),
         }
 
 
 def unit(words: Tensor) -> Tensor:
-    """Words `[..., W]` divided by their norms."""
+    """Words `[..., W]`, each divided by its norm."""
     return words * (words.square().sum(-1, keepdim=True) + NORM_EPS).rsqrt()
 
 
 def uniform(seed: Tensor, count: int) -> Tensor:
-    """Numbers in (0, 1), both ends excluded, `[B, count]`, as a function of a seed `[B]` of `noise.next_seed`."""
-    places = torch.arange(count, device=seed.device) * 0x9E3779B1
-    bits = mix(mix(seed.detach().to(torch.int64) + 0x51ED270B)[:, None] + places)
-    # 23 bits and a half: the largest is 1 - 2^-24, the last number below 1 in single precision
+    """Random numbers in the open interval (0, 1), `[B, count]`, a function of `seed` `[B]` from `noise.next_seed`."""
+    indices = torch.arange(count, device=seed.device) * 0x9E3779B1
+    bits = mix(mix(seed.detach().to(torch.int64) + 0x51ED270B)[:, None] + indices)
+    # 23 bits, plus a half: the largest is 1 - 2^-24, the largest number below 1 in single precision
     return ((bits >> 9).to(seed.dtype) + 0.5) / 2**23

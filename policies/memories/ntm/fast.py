@@ -1,7 +1,7 @@
 """The fast form of the NTM: C loops on a CPU with a compiler, for sequences and for steps while acting.
 
-The loops support every option, with up to eight layers in the controller and up to `fast_native.MAX_NUMBERS` weights of
-all heads. Beyond these limits, on other devices and without a compiler, the equations are used.
+The loops support every option, up to eight layers in the controller and up to `fast_native.MAX_NUMBERS` weights of all
+heads. Beyond these limits, on other devices and without a compiler, the NTM uses the equations.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MIN_STEPS = 20
 
 
 class FastNTM(TapedForm):
-    """Symbols as in `memory.py`."""
+    """Steps and sequences by C loops. Symbols as in `memory.py`."""
 
     memory: Any
 
@@ -68,21 +68,21 @@ class FastNTM(TapedForm):
         return self.sequence(xs, state, starts)
 
     def sequence(self, xs: Tensor, state: State, starts: Tensor | None, tape: NativeTape | None = None) -> Unrolled:
-        """A sequence; `tape`: its steps, if they have already run."""
-        weights, fresh = self.weights(), list[Tensor]()
+        """A sequence. `tape`: contains the steps if they have already run; None: they run now."""
+        weights, initial = self.weights(), list[Tensor]()
         if tape is not None or starts is not None:
-            fresh = self.parts(self.memory.initial_state(1))
-        tape = tape or self.empty_tape(len(xs), state, weights, fresh)
+            initial = self.parts(self.memory.initial_state(1))
+        tape = tape or self.empty_tape(len(xs), state, weights, initial)
         features, *last = NativeSequence.apply(  # type: ignore[no-untyped-call]
-            tape, starts, xs, *weights.flat(), *self.parts(state), *fresh
+            tape, starts, xs, *weights.flat(), *self.parts(state), *initial
         )
         return Unrolled(self.memory.output(features), named(last), {})
 
-    def empty_tape(self, expected_steps: int, state: State, weights: Weights, fresh: Sequence[Tensor]) -> NativeTape:
-        """An empty tape that starts from `state`."""
+    def empty_tape(self, expected_steps: int, state: State, weights: Weights, initial: Sequence[Tensor]) -> NativeTape:
+        """An empty tape that starts from `state`; `initial`: tensors of the initial state; empty: no episode starts."""
         detached = Weights.of(iter([weight.detach() for weight in weights.flat()]), self.memory.num_layers)
         parts = self.parts(state)
-        return NativeTape(expected_steps, parts, fresh or None, detached, self.sizes(len(parts[0])))
+        return NativeTape(expected_steps, parts, initial or None, detached, self.sizes(len(parts[0])))
 
     def parts(self, state: State) -> list[Tensor]:
         """The tensors of a state, in the order of `NAMES`."""
@@ -103,10 +103,10 @@ class FastNTM(TapedForm):
         if memory.recurrent:
             ins = [layer.weight_ih for layer in memory.controller]
             biases = [layer.bias_ih + layer.bias_hh for layer in memory.controller]
-            owns = [[layer.weight_hh] for layer in memory.controller]
+            recurrent = [[layer.weight_hh] for layer in memory.controller]
         else:
             ins, biases = ([getattr(layer, name) for layer in memory.controller] for name in ("weight", "bias"))
-            owns = [[] for _ in memory.controller]
+            recurrent = [[] for _ in memory.controller]
         from_x, ins[0] = ins[0][:, :-reads], ins[0][:, -reads:]
-        controller = [torch.cat([each, *own], 1) for each, own in zip(ins, owns, strict=True)]
+        controller = [torch.cat([each, *hidden], 1) for each, hidden in zip(ins, recurrent, strict=True)]
         return Weights(from_x, controller, biases, memory.interface.weight, memory.interface.bias)

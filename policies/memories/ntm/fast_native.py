@@ -15,10 +15,10 @@ from policies.native.loops import MAX_LAYERS, Arrays, Loops, Pointers
 
 SOURCE = Path(__file__).with_name("fast_sequence.c")
 MAX_NUMBERS = 32_768
-"""Maximum number of weights of all heads; the loops store a few such vectors on the stack."""
+"""Maximum number of weights of all heads; the loops keep a few such arrays on the stack."""
 BLOCK_BYTES, MIN_BLOCK = 2**19, 16
-"""The loops process environments in groups whose memories take this many bytes (a quarter of a typical L2 cache), and
-of at least as many environments as the second number."""
+"""The loops process blocks of environments whose memories take BLOCK_BYTES, a quarter of a typical L2 cache; a block
+has at least MIN_BLOCK environments."""
 LANES_BYTES = 64
 """Slots are padded to a multiple of this many bytes, the widest SIMD vector."""
 
@@ -35,7 +35,7 @@ class Sizes(NamedTuple):
     word: int
     reads: int
     writes: int
-    reach: int
+    shift_range: int
     read_first: bool
     tanh_keys: bool
 
@@ -45,9 +45,9 @@ class Sizes(NamedTuple):
 
     @property
     def widths(self) -> list[int]:
-        """Width of the operand of each layer's product, without the input."""
-        own = self.hidden if self.lstm else 0
-        return [self.reads * self.word + own] + [self.hidden + own] * (self.layers - 1)
+        """Width of each layer's inputs in the loops: read vectors or the layer below, and an LSTM's hidden state."""
+        recurrent = self.hidden if self.lstm else 0
+        return [self.reads * self.word + recurrent] + [self.hidden + recurrent] * (self.layers - 1)
 
 
 class Weights(NamedTuple):
@@ -82,48 +82,43 @@ class _Tape(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("interface_weight", "interface_bias")),
         *((name, Pointers) for name in ("gates", "inputs", "cells", "tanh_cells")),
         *((name, ctypes.c_void_p) for name in ("features", "parameters", "memory", "norms", "w")),
-        *((name, ctypes.c_void_p) for name in ("by_content", "cosines", "moved", "logs")),
-        *((name, Pointers) for name in ("fresh_inputs", "fresh_cells")),
-        *((name, ctypes.c_void_p) for name in ("fresh_memory", "fresh_norms", "fresh_w")),
+        *((name, ctypes.c_void_p) for name in ("content_w", "cosines", "shifted", "log_shifted")),
+        *((name, Pointers) for name in ("initial_inputs", "initial_cells")),
+        *((name, ctypes.c_void_p) for name in ("initial_memory", "initial_norms", "initial_w")),
         ("d_features", ctypes.c_void_p),
         ("d_gates", Pointers),
         ("d_parameters", ctypes.c_void_p),
         *((name, Pointers) for name in ("d_inputs", "d_cells")),
         *((name, ctypes.c_void_p) for name in ("d_memory", "d_w", "d_hidden")),
-        *((name, Pointers) for name in ("d_fresh_inputs", "d_fresh_cells")),
-        *((name, ctypes.c_void_p) for name in ("d_fresh_memory", "d_fresh_w")),
+        *((name, Pointers) for name in ("d_initial_inputs", "d_initial_cells")),
+        *((name, ctypes.c_void_p) for name in ("d_initial_memory", "d_initial_w")),
     ]
 
 
 def usable(reference: Tensor, sizes: Sizes) -> bool:
-    """Whether the loops can be used: on a CPU, within the size limits, with a compiler. `reference`: a parameter of the
-    memory."""
+    """Whether the loops support these sizes, and the device and dtype of `reference`."""
     return sizes.layers <= MAX_LAYERS and sizes.heads * sizes.padded <= MAX_NUMBERS and loops.usable(SOURCE, reference)
 
 
 def padded(slots: int, reference: Tensor) -> int:
-    """The number of slots, padded to whole SIMD vectors of this type."""
+    """The number of slots, padded to whole SIMD vectors of the dtype of `reference`."""
     lanes = LANES_BYTES // reference.itemsize
     return -(-slots // lanes) * lanes
 
 
-def norms(memory: Tensor, found: Tensor) -> None:
-    """Writes 1 / |M(i)| of `memory` `[B, word, padded]` to `found` `[B, padded]`."""
+def norms(memory: Tensor, out: Tensor) -> None:
+    """Writes 1 / |M(i)| of `memory` `[B, word, padded]` to `out` `[B, padded]`."""
     functions = library(SOURCE, memory.dtype)
     assert functions is not None
-    pointers = (ctypes.c_void_p(memory.data_ptr()), ctypes.c_void_p(found.data_ptr()))
+    pointers = (ctypes.c_void_p(memory.data_ptr()), ctypes.c_void_p(out.data_ptr()))
     functions.norms(*pointers, *map(ctypes.c_int64, memory.shape))
 
 
 def make_loops(sizes: Sizes, weights: Weights, forward: bool, arrays: Arrays) -> Loops:
-    """The loops over `arrays`, by their names in the C file, with weights packed for one direction."""
+    """The loops over `arrays`, named as in the C struct, with the weights packed for the forward or backward pass."""
     reference = weights.interface
-    found = Loops(
-        SOURCE,
-        reference,
-        _Tape(*sizes),
-        max(MIN_BLOCK, BLOCK_BYTES // (sizes.word * sizes.padded * reference.itemsize)),
-    )
-    found.pack({"weights": weights.controller, "interface_weight": weights.interface}, forward)
-    found.set({"interface_bias": weights.interface_bias, "biases": weights.biases, **arrays})
-    return found
+    block = max(MIN_BLOCK, BLOCK_BYTES // (sizes.word * sizes.padded * reference.itemsize))
+    loops = Loops(SOURCE, reference, _Tape(*sizes), block)
+    loops.pack({"weights": weights.controller, "interface_weight": weights.interface}, forward)
+    loops.set({"interface_bias": weights.interface_bias, "biases": weights.biases, **arrays})
+    return loops

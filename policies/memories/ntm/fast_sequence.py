@@ -1,8 +1,7 @@
 """The neural Turing machine over time on a CPU: whole sequences by C loops, as one autograd function.
 
-A call processes several environments over many steps, forward or backward, without Python or torch in a step; episodes
-may start at any step. The input's part of the controller and the gradients of all weights are large products of torch,
-before and after the loops, for several steps at a time.
+A call of the loops processes several environments over many steps; episodes may start at any step. Before the loops
+torch computes the input's part of the controller, after them the gradients of all weights, for many steps at once.
 """
 
 from __future__ import annotations
@@ -25,26 +24,26 @@ NAMES = ("memory", "read_weights", "write_weights", "read_vectors", "hidden", "c
 
 
 def named(parts: Sequence[Tensor]) -> State:
-    """A state from its tensors in the order of `NAMES`; the controller's come first, as in the equations."""
+    """A state from its tensors in the order of `NAMES`, with the controller's tensors first, as in `memory.py`."""
     state = dict(zip(NAMES, parts, strict=False))
     return {name: state[name] for name in (*NAMES[4:], *NAMES[:4]) if name in state}
 
 
-class Placed(NamedTuple):
-    """A state of the memory, or its gradient, in the layout of the loops."""
+class LoopState(NamedTuple):
+    """A state, or its gradient, in the layout of the loops."""
 
     memory: Tensor
-    """`[B, word, padded]`: transposed, with slots padded by zeros."""
+    """Transposed, with slots padded by zeros: `[B, word, padded]`."""
     w: Tensor
     """Weights of the read heads, then of the write heads, `[B, heads, padded]`."""
     inputs: list[Tensor]
-    """The operand of each layer's product, `[B, width]`. First layer: read vectors, then its hidden state. Other
-    layers: space for the output of the layer below, then their hidden state."""
+    """The inputs of each layer, `[B, width]`: read vectors (first layer) or the output of the layer below, which is not
+    part of the state, then the layer's hidden state."""
     cells: list[Tensor]
 
     @classmethod
-    def empty_tape(cls, reference: Tensor, batch: int, sizes: Sizes) -> Placed:
-        """All zero."""
+    def zeros(cls, reference: Tensor, batch: int, sizes: Sizes) -> LoopState:
+        """A state of zeros with the dtype of `reference`."""
         return cls(
             reference.new_zeros(batch, sizes.word, sizes.padded),
             reference.new_zeros(batch, sizes.heads, sizes.padded),
@@ -53,7 +52,7 @@ class Placed(NamedTuple):
         )
 
     def put(self, state: Sequence[Tensor | None], sizes: Sizes) -> None:
-        """Copies a state's tensors, in the order of `NAMES`; None leaves the current values."""
+        """Copies a state's tensors, in the order of `NAMES`, into this one; None: that part stays as it was."""
         memory, read, write, vectors, *controller = state
         if memory is not None:
             self.memory[:, :, : sizes.slots] = memory.transpose(1, 2)
@@ -64,26 +63,26 @@ class Placed(NamedTuple):
         if vectors is not None:
             self.inputs[0][:, : sizes.reads * sizes.word] = vectors.flatten(1)
         hidden = [each[:, -sizes.hidden :] for each in self.inputs]
-        for part, rows in zip(controller, (hidden, self.cells), strict=False):  # a feed-forward controller has neither
+        for part, rows in zip(controller, (hidden, self.cells), strict=False):  # only an LSTM has them
             if part is not None:
                 torch._foreach_copy_(list(rows), list(part.unbind(1)))
 
-    def taken(self, sizes: Sizes) -> list[Tensor]:
+    def parts(self, sizes: Sizes) -> list[Tensor]:
         """The state's tensors, in the order of `NAMES`; views where possible."""
         w = self.w[:, :, : sizes.slots]
-        found = [
+        parts = [
             self.memory[:, :, : sizes.slots].transpose(1, 2),
             w[:, : sizes.reads],
             w[:, sizes.reads :],
             self.inputs[0][:, : sizes.reads * sizes.word].view(-1, sizes.reads, sizes.word),
         ]
         if sizes.lstm:
-            found.append(torch.stack([each[:, -sizes.hidden :] for each in self.inputs], 1))
-            found.append(torch.stack(self.cells, 1))
-        return found
+            parts.append(torch.stack([each[:, -sizes.hidden :] for each in self.inputs], 1))
+            parts.append(torch.stack(self.cells, 1))
+        return parts
 
     def arrays(self, prefix: str) -> Arrays:
-        """By their names in the C file."""
+        """The tensors by their names in the C struct, with `prefix`."""
         return {prefix + name: value for name, value in self._asdict().items()}
 
 
@@ -92,15 +91,15 @@ class NativeTape(LoopTape):
 
     Args:
         length: maximum number of steps.
-        state: before the first step, in the order of `NAMES`; not modified.
-        fresh: the initial state of an episode, `[1, ...]`, in the order of `NAMES`; None: no episode starts.
+        state: the state before the first step, in the order of `NAMES`; not modified.
+        initial: the initial state of an episode, `[1, ...]`, in the order of `NAMES`; None: no episode starts.
         weights: the trained parameters.
-        sizes: of the memory.
+        sizes: sizes and options.
     """
 
     @torch.no_grad()
     def __init__(
-        self, length: int, state: Sequence[Tensor], fresh: Sequence[Tensor] | None, weights: Weights, sizes: Sizes
+        self, length: int, state: Sequence[Tensor], initial: Sequence[Tensor] | None, weights: Weights, sizes: Sizes
     ) -> None:
         reference, batch, heads, padded = state[0], sizes.batch, sizes.heads, sizes.padded
         self.sizes, self.weights = sizes, weights
@@ -123,39 +122,39 @@ class NativeTape(LoopTape):
             "memory": allocate(sizes.word, padded, steps=length + 1),
             "norms": allocate(padded, steps=length + 1),
             "w": allocate(heads, padded, steps=length + 1),
-            **{name: allocate(heads, padded) for name in ("by_content", "cosines", "moved", "logs")},
+            **{name: allocate(heads, padded) for name in ("content_w", "cosines", "shifted", "log_shifted")},
         }
-        begun = self.at(0)
-        begun.memory.zero_()
-        begun.w.zero_()
-        begun.put(state, sizes)
-        norms(begun.memory, self.arrays["norms"][0])
-        if fresh is not None:
-            first = Placed.empty_tape(reference, 1, sizes)
-            first.put(fresh, sizes)
-            self.arrays |= first.arrays("fresh_") | {"fresh_norms": reference.new_empty(1, padded)}
-            norms(first.memory, self.arrays["fresh_norms"])  # type: ignore[arg-type]
-        starts = None if fresh is None else torch.zeros(length, batch, dtype=torch.bool)
+        first = self.at(0)
+        first.memory.zero_()
+        first.w.zero_()
+        first.put(state, sizes)
+        norms(first.memory, self.arrays["norms"][0])
+        if initial is not None:
+            after_reset = LoopState.zeros(reference, 1, sizes)
+            after_reset.put(initial, sizes)
+            self.arrays |= after_reset.arrays("initial_") | {"initial_norms": reference.new_empty(1, padded)}
+            norms(after_reset.memory, self.arrays["initial_norms"])  # type: ignore[arg-type]
+        starts = None if initial is None else torch.zeros(length, batch, dtype=torch.bool)
         super().__init__(
             make_loops(sizes, weights, True, self.arrays), gates[0], weights.input, weights.biases[0], starts
         )
 
-    def at(self, step: int) -> Placed:
+    def at(self, step: int) -> LoopState:
         """The state before a step."""
-        memory, w, inputs, cells = (self.arrays[name] for name in Placed._fields)
-        return Placed(memory[step], w[step], [each[step] for each in inputs], [each[step] for each in cells])
+        memory, w, inputs, cells = (self.arrays[name] for name in LoopState._fields)
+        return LoopState(memory[step], w[step], [each[step] for each in inputs], [each[step] for each in cells])
 
     def state(self) -> State:
         """The state after the last step."""
-        return named(self.at(self.count).taken(self.sizes))
+        return named(self.at(self.count).parts(self.sizes))
 
     def cut(self) -> None:
-        """Free the space of steps that did not run."""
-        rows = {"inputs": 1, "cells": 1, "memory": 1, "norms": 1, "w": 1}
+        """Frees the buffers of steps that did not run."""
+        extra = {"inputs": 1, "cells": 1, "memory": 1, "norms": 1, "w": 1}
         for name, array in self.arrays.items():
-            if name.startswith("fresh_"):
+            if name.startswith("initial_"):
                 continue
-            end = self.count + rows.get(name, 0)
+            end = self.count + extra.get(name, 0)
             self.arrays[name] = array[:end] if isinstance(array, Tensor) else [each[:end] for each in array]
         self.features = self.features[: self.count]
         self.starts = None if self.starts is None else self.starts[: self.count]
@@ -164,11 +163,12 @@ class NativeTape(LoopTape):
 class NativeSequence(torch.autograd.Function):
     """The steps of a `NativeTape`, with a custom backward.
 
-    Inputs: the tape, empty or full; for an empty one, where episodes start; inputs `[T, B, F]`; for the gradients, the
-    tensors that the tape was built from: the weights, the state, and the initial state of an episode, if any. An empty
-    tape takes its steps now. A full tape must have taken them with these inputs.
+    Inputs: the tape, empty or full; starts, bool `[T, B]`, or None; xs `[T, B, F]`; and the tensors that the tape was
+    created from, for their gradients: the weights, the state, and the initial state of an episode, if any. An empty
+    tape runs its steps now. A full tape must have run them with these inputs.
 
-    Outputs: hidden state and read vectors, concatenated, `[T, B, ...]`; the last state, in the order of `NAMES`.
+    Outputs: hidden state and read vectors after each step, concatenated, `[T, B, H + R M]`; the last state, in the
+    order of `NAMES`.
     """
 
     @staticmethod
@@ -176,13 +176,13 @@ class NativeSequence(torch.autograd.Function):
         if not tape.count:
             tape.run(xs, starts)
         sizes = tape.sizes
-        ctx.sizes, ctx.starts, ctx.fresh = sizes, tape.starts, tape.starts is not None
+        ctx.sizes, ctx.starts, ctx.has_starts = sizes, tape.starts, tape.starts is not None
         ctx.set_materialize_grads(False)
         ctx.lists = {name: None if isinstance(each, Tensor) else len(each) for name, each in tape.arrays.items()}
         flat = [each for array in tape.arrays.values() for each in ([array] if isinstance(array, Tensor) else array)]
         ctx.save_for_backward(xs, *tape.weights.flat(), *flat)
-        # copies: a view of the last state would keep all the others
-        return (tape.features, *(each.clone() for each in tape.at(tape.count).taken(sizes)))
+        # copies: a view of the last state would keep the states of all steps in memory
+        return (tape.features, *(each.clone() for each in tape.at(tape.count).parts(sizes)))
 
     @staticmethod
     @once_differentiable
@@ -199,19 +199,19 @@ class NativeSequence(torch.autograd.Function):
         assert isinstance(parameters, Tensor)
         length, batch = features.shape[:2]
         d_features = torch.zeros_like(features) if d_features is None else d_features.contiguous()
-        d_state = Placed.empty_tape(features, batch, sizes)
+        d_state = LoopState.zeros(features, batch, sizes)
         d_state.put(d_last, sizes)
         arrays |= d_state.arrays("d_") | {"d_features": d_features, "d_hidden": features.new_empty(batch, sizes.hidden)}
-        if ctx.fresh:
-            d_fresh = Placed.empty_tape(features, batch, sizes)
-            arrays |= d_fresh.arrays("d_fresh_") | {"starts": ctx.starts}
+        if ctx.has_starts:
+            d_initial = LoopState.zeros(features, batch, sizes)
+            arrays |= d_initial.arrays("d_initial_") | {"starts": ctx.starts}
 
         chunk = min(length, max(1, CHUNK_ROWS // max(1, batch)))
         d_gates = [each.new_empty(chunk, *each.shape[1:]) for each in arrays["gates"]]
         d_parameters = parameters.new_empty(chunk, *parameters.shape[1:])
         arrays |= {"d_gates": d_gates, "d_parameters": d_parameters}
         loops = make_loops(sizes, weights, False, arrays)
-        sums = [WeightGradient(each, taken[:-1]) for each, taken in zip(d_gates, inputs, strict=True)]
+        sums = [WeightGradient(each, layer_inputs[:-1]) for each, layer_inputs in zip(d_gates, inputs, strict=True)]
         sums += [WeightGradient(d_parameters, features[:, :, : sizes.hidden]), WeightGradient(d_gates[0], xs)]
         d_xs = torch.empty_like(xs, memory_format=torch.contiguous_format) if ctx.needs_input_grad[2] else None
         for end in range(length, 0, -chunk):
@@ -222,12 +222,12 @@ class NativeSequence(torch.autograd.Function):
             if d_xs is not None:
                 torch.mm(d_gates[0][: end - begin].flatten(0, 1), weights.input, out=d_xs[begin:end].flatten(0, 1))
         *controller, interface, from_x = sums
-        found = Weights(
+        d_weights = Weights(
             from_x.weight.t(),
             [each.weight.t() for each in controller],
             [each.bias for each in controller],
             interface.weight.t(),
             interface.bias,
         )
-        first = [each.sum(0, keepdim=True) for each in d_fresh.taken(sizes)] if ctx.fresh else []
-        return (None, None, d_xs, *found.flat(), *d_state.taken(sizes), *first)
+        d_initial_parts = [each.sum(0, keepdim=True) for each in d_initial.parts(sizes)] if ctx.has_starts else []
+        return (None, None, d_xs, *d_weights.flat(), *d_state.parts(sizes), *d_initial_parts)

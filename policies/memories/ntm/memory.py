@@ -1,4 +1,4 @@
-"""Neural Turing machine: a controller with heads that address slots by content and by shifts."""
+"""Neural Turing machine: a controller with heads that address slots by content and by location."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from policies.memories.shared.numbers import focus
 from policies.memories.shared.pictures import read_panel, vector_panel, write_panel
 
 WEIGHT_FLOOR = 1e-16
-"""Added to weights before their logarithm is taken."""
+"""Added to weights before their logarithm."""
 
 
 def shifted(weights: Tensor, shifts: Tensor) -> Tensor:
@@ -25,17 +25,17 @@ def shifted(weights: Tensor, shifts: Tensor) -> Tensor:
 
     Args:
         weights: w^g, `[B, H, N]`.
-        shifts: s over the moves -r ... r, `[B, H, 2r + 1]`; r slots at most go round, so 2r + 1 <= N.
+        shifts: s over the shifts -r ... r, `[B, H, 2r + 1]`, with 2r + 1 <= N.
     """
-    reach = shifts.shape[2] // 2
-    ring = torch.cat([weights[..., weights.shape[2] - reach :], weights, weights[..., :reach]], 2)
-    neighbours = ring.unfold(2, 2 * reach + 1, 1)  # [B, H, N, 2r + 1]: w^g(i - r) ... w^g(i + r)
-    # neighbour j, w^g(i - r + j), comes by the move r - j: the moves run backwards
+    r = shifts.shape[2] // 2
+    ring = torch.cat([weights[..., weights.shape[2] - r :], weights, weights[..., :r]], 2)
+    neighbours = ring.unfold(2, 2 * r + 1, 1)  # [B, H, N, 2r + 1]: w^g(i - r) ... w^g(i + r)
+    # neighbour j, w^g(i - r + j), is multiplied by s(r - j): the shifts in reverse order
     return (neighbours @ shifts.flip(2)[..., None]).squeeze(3)
 
 
 def sharpened(weights: Tensor, power: Tensor) -> Tensor:
-    """Eq. (9): w(i) = w̃(i)^γ / Σ_j w̃(j)^γ, by logarithms, since a large γ would leave 0 / 0.
+    """Eq. (9): w(i) = w̃(i)^γ / Σ_j w̃(j)^γ, by logarithms, because a large γ would give 0 / 0.
 
     Args:
         weights: w̃, `[B, H, N]`.
@@ -48,40 +48,43 @@ def sharpened(weights: Tensor, power: Tensor) -> Tensor:
 class NTM(Memory):
     """Neural Turing machine (Graves, Wayne and Danihelka, 2014, arXiv:1410.5401), §3.
 
-    The controller sees the input and what was read one step ago. Each head gets from it a key k, a strength β, a gate
-    g, a distribution over moves s and a sharpness γ; a write head also what to erase, e, and to add, a. Then
+    The controller reads the input and the last read vectors. It gives each head a key k, a strength β, a gate g, a
+    distribution over shifts s and a sharpness γ; a write head also an erase vector e and an add vector a.
 
-        w^c = softmax(β cos(k, M(i)))                 by content                                     (5), (6)
-        w^g = g w^c + (1 - g) w_{t-1}                 or where the head was                          (7)
-        w̃(i) = Σ_j w^g(j) s(i - j)                    moved, in a ring                               (8)
-        w(i) ∝ w̃(i)^γ                                 sharpened                                      (9)
+        w^c = softmax(β cos(k, M(i)))                 content addressing                             (5), (6)
+        w^g = g w^c + (1 - g) w_{t-1}                 interpolation                                  (7)
+        w̃(i) = Σ_j w^g(j) s(i - j)                    circular shift                                 (8)
+        w(i) ∝ w̃(i)^γ                                 sharpening                                     (9)
         M_t(i) = M_{t-1}(i) Π (1 - w^w(i) e) + Σ w^w(i) a       over write heads                     (3), (4)
         r_t = Σ_i w^r(i) M_t(i)                       for each read head                             (2)
 
-    The paper's indices are kept: writing comes first, and what is read is in M_t. A write head looks for its key in
-    M_{t-1}, as there is no M_t before it has written.
+    As the paper's indices require, the write precedes the read, which reads M_t. A write head compares its key with
+    M_{t-1}, because M_t depends on its weights.
 
     State: `memory` `[B, slots, word_size]`; `read_weights`, `write_weights` `[B, heads, slots]`;
     `read_vectors` `[B, read_heads, word_size]`; with an LSTM also `hidden`, `cell` `[B, num_layers, hidden_size]`.
-    As in §4 an episode begins in learned biases, except the memory (`memory_init`). Of the weightings the paper does
-    not say how they begin; here each is the softmax of learned numbers, random at first, for in a memory of equal
-    slots equal weights would stay equal for ever.
+    As in §4, an episode starts with learned parameters, except for the memory (`memory_init`). The paper does not
+    specify the initial weightings. Here each is the softmax of learned logits with random initial values: with equal
+    slots and equal weights, the weights would stay equal.
 
     Args:
         input_size: F, width of the input.
-        hidden_size: units a layer of the controller.
-        output_size: width of the output, a linear map of the controller and the read vectors; None: as hidden_size.
+        hidden_size: units per layer of the controller.
+        output_size: width of the output, a linear map of hidden state and read vectors; None: hidden_size.
         controller: "lstm", or "feedforward": tanh layers without a state.
         num_layers: layers of the controller.
-        slots: N, slots.
+        slots: N.
         word_size: M, width of a slot.
-        read_heads, write_heads: number of heads, at least 1.
-        shift_range: a head moves by at most this many slots per step; 0: it does not move.
+        read_heads, write_heads: numbers of heads, at least 1.
+        shift_range: r, maximum shift of a head per step, with 2r < slots; 0: no shifts.
         memory_init: M_0, the same for every episode. "constant": 1e-6, with which Collier and Beel (2018,
-            arXiv:1807.08518) saw training converge best; "learned": a bias, as the paper has it; "random": normal with
-            standard deviation 0.5, saved but never trained.
-        variant: "paper": write, then read M_t; "code": read M_{t-1}, before writing, as public code does.
-        key_activation: of keys and additions: "linear", or "tanh", as in Collier and Beel's code.
+            arXiv:1807.08518) saw training converge best; "learned": a parameter, as in the paper; "random": normal
+            with standard deviation 0.5, saved but never trained.
+        variant: "paper": write, then read M_t; "code": read M_{t-1}, then write, as public code does.
+        key_activation: activation of keys and add vectors: "linear", or "tanh" as in Collier and Beel's code.
+
+    Raises:
+        ValueError: a size is below 1, shift_range is too large for `slots`, or a choice is unknown.
     """
 
     fast_form = FastNTM
@@ -124,7 +127,7 @@ class NTM(Memory):
         layer = nn.LSTMCell if controller == "lstm" else nn.Linear
         self.controller = nn.ModuleList(layer(width, hidden_size) for width in widths)
         self.recurrent = controller == "lstm"
-        # of each head: k, β, g, s, γ; of each write head also e, a
+        # each head: k, β, g, s, γ; each write head also e, a
         self.address_sizes = [word_size, 1, 1, 2 * shift_range + 1, 1]
         heads = read_heads + write_heads
         self.splits = [heads * sum(self.address_sizes), write_heads * word_size, write_heads * word_size]
@@ -156,45 +159,45 @@ class NTM(Memory):
         return {name: value.expand(batch_size, -1, -1) for name, value in state.items()}
 
     def forward(self, x: Tensor, state: State) -> MemoryStep:
-        hidden, following = self._control(torch.cat([x, state["read_vectors"].flatten(1)], 1), state)
+        hidden, new_state = self._control(torch.cat([x, state["read_vectors"].flatten(1)], 1), state)
         addresses, erase, add = torch.split(self.interface(hidden), self.splits, 1)
         addresses = addresses.view(x.shape[0], -1, sum(self.address_sizes))
-        to_read, to_write = addresses[:, : self.read_heads], addresses[:, self.read_heads :]
+        read_parameters, write_parameters = addresses[:, : self.read_heads], addresses[:, self.read_heads :]
         erase = erase.view(x.shape[0], self.write_heads, self.word_size).sigmoid()
         add = add.view(x.shape[0], self.write_heads, self.word_size)
 
         memory = state["memory"]
-        write_weights = self.address(to_write, memory, state["write_weights"])
+        write_weights = self.address(write_parameters, memory, state["write_weights"])
         written = next_memory(memory, write_weights, erase, add.tanh() if self.tanh_keys else add)
         readable = memory if self.read_first else written
-        read_weights = self.address(to_read, readable, state["read_weights"])
+        read_weights = self.address(read_parameters, readable, state["read_weights"])
         read_vectors = read_weights @ readable  # eq. (2)
 
-        following |= {
+        new_state |= {
             "memory": written,
             "read_weights": read_weights,
             "write_weights": write_weights,
             "read_vectors": read_vectors,
         }
-        return MemoryStep(self.output(torch.cat([hidden, read_vectors.flatten(1)], 1)), following, {})
+        return MemoryStep(self.output(torch.cat([hidden, read_vectors.flatten(1)], 1)), new_state, {})
 
     def address(self, parameters: Tensor, memory: Tensor, previous: Tensor) -> Tensor:
         """§3.3: the weights `[B, H, N]` of H heads.
 
         Args:
-            parameters: of the heads, as the controller emits them, `[B, H, word_size + 2 shift_range + 4]`.
-            memory: in which keys are looked for, `[B, N, M]`.
+            parameters: k, β, g, s and γ of the heads before their activations, `[B, H, word_size + 2 shift_range + 4]`.
+            memory: M with which keys are compared, `[B, N, M]`.
             previous: w_{t-1}, `[B, H, N]`.
         """
         key, strength, gate, shift, power = torch.split(parameters, self.address_sizes, 2)
         key = key.tanh() if self.tanh_keys else key
-        by_content = content_weights(memory, key, F.softplus(strength).squeeze(2))  # eq. (5), (6)
+        content_w = content_weights(memory, key, F.softplus(strength).squeeze(2))  # eq. (5), (6)
         gate = gate.sigmoid()
-        gated = gate * by_content + (1 - gate) * previous  # eq. (7)
+        gated = gate * content_w + (1 - gate) * previous  # eq. (7)
         return sharpened(shifted(gated, shift.softmax(2)), oneplus(power).squeeze(2))
 
     def _control(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """What the last layer of the controller says, and the controller's next state."""
+        """The last hidden layer `[B, hidden_size]`, and the controller's part of the new state."""
         if not self.recurrent:
             for layer in self.controller:
                 x = layer(x).tanh()
@@ -207,17 +210,17 @@ class NTM(Memory):
         return x, {"hidden": torch.stack(hidden, 1), "cell": torch.stack(cell, 1)}
 
     def metrics(self, state: State) -> dict[str, Tensor]:
-        """How sharply heads read and write."""
+        """`read_focus`, `write_focus`: `focus` of the read and the write weights."""
         return {"read_focus": focus(state["read_weights"]), "write_focus": focus(state["write_weights"])}
 
     def panels(self, state: State) -> dict[str, Panel]:
-        """The slots' contents, the heads' weights, and the vectors read."""
+        """The memory, the heads' weights, and the read vectors."""
         first = {name: value[0].detach() for name, value in state.items()}
         return {
             "memory": Panel(first["memory"].T, "slot", "number in the word", about="what each slot holds"),
             "write_weights": write_panel(first["write_weights"]),
             "read_weights": read_panel(first["read_weights"]),
             "read_vectors": vector_panel(
-                first["read_vectors"], unit="number", limits=None, about="what each head read"
+                first["read_vectors"], unit="number", limits=None, about="output of each read head"
             ),
         }

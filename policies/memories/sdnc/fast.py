@@ -1,5 +1,6 @@
-"""The fast form of the SDNC: C loops on a CPU with a compiler; otherwise, and with
-`link_reads="products"`, steps in one working copy (`fast_rows.py`).
+"""The fast form of the SDNC: C loops on a CPU with a compiler.
+
+Elsewhere, and with `link_reads="products"`, torch updates one copy of the memory in place (`fast_rows.py`).
 """
 
 from __future__ import annotations
@@ -19,28 +20,28 @@ from policies.memories.time.recording import Recording
 
 
 class FastSDNC(RowsForm):
-    """Symbols as in `memory.py`."""
+    """Chooses C loops or `RowsForm`. Symbols as in `memory.py`."""
 
     def usable(self) -> bool:
         """Whether the C loops support this memory on this machine."""
         memory = self.memory
-        looped = fast_native.usable(memory.interface.weight, memory.slots, memory.read_heads)
-        return memory.link_reads == "rows" and looped
+        has_loops = fast_native.usable(memory.interface.weight, memory.slots, memory.read_heads)
+        return memory.link_reads == "rows" and has_loops
 
     def step(self, x: Tensor, state: State) -> MemoryStep:
         if torch.is_grad_enabled() or not self.usable() or not len(x):
             return super().step(x, state)
-        taken = self.looped(x.unsqueeze(0), None, state)
-        return MemoryStep(taken.outputs[0], taken.state, {})
+        unrolled = self.unroll_native(x.unsqueeze(0), None, state)
+        return MemoryStep(unrolled.outputs[0], unrolled.state, {})
 
     def unroll(self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None) -> Unrolled:
-        return self.looped(xs, starts, state) if self.usable() else super().unroll(xs, starts, state, resets)
+        return self.unroll_native(xs, starts, state) if self.usable() else super().unroll(xs, starts, state, resets)
 
     def record(self, state: State, expected_steps: int) -> Recording:
         return FastForm.record(self, state, expected_steps) if self.usable() else super().record(state, expected_steps)
 
-    def looped(self, xs: Tensor, starts: Tensor | None, state: State) -> Unrolled:
-        """As `unroll`, by the loops."""
+    def unroll_native(self, xs: Tensor, starts: Tensor | None, state: State) -> Unrolled:
+        """As `unroll`, by the C loops."""
         memory, cell = self.memory, self.memory.controller
         reads = memory.read_heads * memory.word_size
         gates = F.linear(xs, cell.weight_ih[:, :-reads], cell.bias_ih + cell.bias_hh)
@@ -55,7 +56,7 @@ class FastSDNC(RowsForm):
             (words, inverse_norms(words)),
             gates.detach().clone(memory_format=torch.contiguous_format),
         )
-        features, last_cell, words, read, written = NativeSequence.apply(  # type: ignore[no-untyped-call]
+        features, last_cell, words, read_weights, write_weights = NativeSequence.apply(  # type: ignore[no-untyped-call]
             *(steps, gates, recurrent, memory.interface.weight, memory.interface.bias),
             *(state[name] for name in DIFFERENTIATED),
         )
@@ -65,9 +66,9 @@ class FastSDNC(RowsForm):
         after |= {
             "memory": words,
             "inverse_norm": steps.working["norms"],
-            "read_weights": read,
-            "write_weights": written,
+            "read_weights": read_weights,
+            "write_weights": write_weights,
         }
-        after["read_slots"] = steps.kept["read_slots"][-1].to(xs.dtype)
-        after["write_slots"] = steps.kept["written_slots"][-1].to(xs.dtype)
+        after["read_slots"] = steps.arrays["read_slots"][-1].to(xs.dtype)
+        after["write_slots"] = steps.arrays["write_slots"][-1].to(xs.dtype)
         return Unrolled(memory.output(features), {name: after[name] for name in state}, {})

@@ -1,4 +1,4 @@
-"""A fast form of the SDNC by torch's operations: one working copy of the memory, written to in place."""
+"""A fast form of the SDNC by torch: one copy of the memory, updated in place."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from policies.memories.contract import MemoryStep, State, Unrolled
-from policies.memories.sdnc.sparse import Rows, own
+from policies.memories.sdnc.sparse import Rows, copied
 from policies.memories.time.taped import TapedForm
 
 
 class RowsInPlace(Rows):
-    """As `Rows`, but M is updated in place, and its gradient is one buffer of M's size for the whole sequence.
+    """As `Rows`, but M is updated in place, and one buffer of M's size has its gradient for the whole sequence.
 
-    The operations form a single chain: each takes the gradient from the one after it, adds its few rows or clears them,
-    and passes the same buffer on. Each step stores the words that it needs for its own backward pass, so no write is
-    undone.
+    The operations form a chain: the backward pass of each receives the buffer from the next operation, adds to a few
+    rows or clears them, and passes the same buffer to the previous one. Each operation stores the words that its
+    backward pass needs, so writes need not be undone.
     """
 
     def __init__(self, memory: Tensor, inverse_norm: Tensor) -> None:
-        super().__init__(own(memory), inverse_norm)
+        super().__init__(copied(memory), inverse_norm)
 
     def written(self, rows: Tensor, slots: Tensor, weights: Tensor, word: Tensor) -> Tensor:
         memory: Tensor = WriteRows.apply(self.memory, rows, weights, word)  # type: ignore[no-untyped-call]
@@ -43,7 +43,7 @@ class RowsInPlace(Rows):
 
 
 class WriteRows(torch.autograd.Function):
-    """`RowsInPlace.written` in place: the memory, rows `[B * S]`, weights `[B, S]`, word `[B, W]` to the memory."""
+    """`Rows.written` in place. Inputs: memory `[B, N, W]`, rows `[B * S]`, weights `[B, S]`, word `[B, W]`."""
 
     @staticmethod
     def forward(ctx: Any, memory: Tensor, rows: Tensor, weights: Tensor, word: Tensor) -> Tensor:
@@ -62,13 +62,13 @@ class WriteRows(torch.autograd.Function):
             return None, None, None, None
         rows, weights, word = ctx.saved_tensors
         d_words = grad.view(-1, grad.shape[2])
-        touched = d_words.index_select(0, rows).view(*weights.shape, -1)
+        d_written = d_words.index_select(0, rows).view(*weights.shape, -1)
         d_words.index_fill_(0, rows.view_as(weights)[:, -1], 0)
-        return grad, None, (touched @ word[:, :, None]).squeeze(2), (weights[:, None] @ touched).squeeze(1)
+        return grad, None, (d_written @ word[:, :, None]).squeeze(2), (weights[:, None] @ d_written).squeeze(1)
 
 
 class ReadRows(torch.autograd.Function):
-    """Returns words `[len(rows), W]`, and the unchanged memory, so that its gradient passes through here."""
+    """Returns words `[len(rows), W]`, and the same memory, so that its gradient passes through this function."""
 
     @staticmethod
     def forward(ctx: Any, memory: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -105,7 +105,7 @@ class ResetRows(torch.autograd.Function):
 
 
 class Release(torch.autograd.Function):
-    """The end of the chain. Its gradient belongs to the caller, so the chain gets a copy that it may write to."""
+    """The end of the chain: its backward pass copies the gradient, because the chain modifies it."""
 
     @staticmethod
     def forward(ctx: Any, memory: Tensor) -> Tensor:
@@ -118,18 +118,18 @@ class Release(torch.autograd.Function):
 
 
 class Sequence:
-    """A recording in one working copy, with its graph."""
+    """A tape whose steps run with their graph on one copy of the memory."""
 
     full = False
 
     def __init__(self, memory: Any, state: State) -> None:
         self.work = memory.workspace(state, RowsInPlace)
-        self.found: list[Tensor] = []
+        self.features: list[Tensor] = []
 
     def step(self, projected: Tensor, starts: Tensor | None) -> None:
         if starts is not None:
             self.work.reset(starts)
-        self.found.append(self.work.step(projected))
+        self.features.append(self.work.step(projected))
 
     def state(self) -> State:
         state: State = self.work.state()
@@ -137,7 +137,7 @@ class Sequence:
 
 
 class RowsForm(TapedForm):
-    """Steps sequences in one working copy of the memory."""
+    """Steps and sequences on one copy of the memory."""
 
     keeps_graph = True
     memory: Any
@@ -150,9 +150,9 @@ class RowsForm(TapedForm):
         return Sequence(self.memory, state)
 
     def output(self, state: State) -> Tensor:
-        found = torch.cat([state["hidden"], state["read_vectors"].flatten(1)], 1)
-        output: Tensor = self.memory.output(found)
+        features = torch.cat([state["hidden"], state["read_vectors"].flatten(1)], 1)
+        output: Tensor = self.memory.output(features)
         return output
 
     def finish(self, tape: Any, projected: Tensor, state: State) -> Unrolled:
-        return Unrolled(self.memory.output(torch.stack(tape.found)), tape.work.release(), {})
+        return Unrolled(self.memory.output(torch.stack(tape.features)), tape.work.release(), {})

@@ -1,4 +1,4 @@
-"""Sparse differentiable neural computer: each step reads, writes and links a few slots, whatever their number."""
+"""Sparse differentiable neural computer: a step reads, writes and links K slots, independent of their number."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from policies.memories.contract import Memory, MemoryStep, Panel, State
 from policies.memories.registry import register_memory
 from policies.memories.sdnc.fast import FastSDNC
-from policies.memories.sdnc.sparse import NONE, Links, Rows, own, whole_weights
+from policies.memories.sdnc.sparse import NO_SLOT, Links, Rows, copied, slot_totals
 from policies.memories.shared.addressing import content_weights, inverse_norms, oneplus
 from policies.memories.shared.arguments import at_least, one_of
 from policies.memories.shared.numbers import focus
@@ -18,7 +18,7 @@ from policies.memories.shared.pictures import read_panel, vector_panel, write_pa
 from policies.memories.steps import reset
 
 SMALL = ("hidden", "cell", "read_vectors", "read_weights", "read_slots", "write_weights", "write_slots", "time")
-"""State that each step replaces; the rest (`Rows`, `Links`, `last_access`) is updated in place."""
+"""Parts of the state that each step replaces; the others (`Rows`, `Links`, `last_access`) are updated in place."""
 
 LARGEST_PICTURE = 512
 """Maximum number of slots for which links are shown as a slots × slots matrix."""
@@ -26,13 +26,13 @@ LARGEST_PICTURE = 512
 
 @register_memory("sdnc")
 class SDNC(Memory):
-    """Sparse DNC (Rae et al., NIPS 2016, arXiv:1610.09027), supplement D: SAM's reads and writes with temporal links.
+    """Sparse DNC (Rae et al., NIPS 2016, arXiv:1610.09027), supplement D: reads and writes of SAM, with temporal links.
 
-    An LSTM reads the input and the R words of the last reads, and emits write and read parameters:
+    An LSTM reads the input and the R words read last, and emits write and read parameters:
 
-        w^W_t = α (γ w^R_{t-1} + (1 - γ) I^U)             slots just read, or the least recently used one     (5)
-        M_t = (1 - I^U 1ᵀ) M_{t-1} + w^W_t aᵀ             that slot is erased first                           (8)
-        N_t(i, j) = (1 - w^W(i)) N_{t-1}(i, j) + w^W(i) p_{t-1}(j)    written before i; K_L largest of a row     (19)
+        w^W_t = α (γ w^R_{t-1} + (1 - γ) I^U)             slots read last, or the least recently used one     (5)
+        M_t = (1 - I^U 1ᵀ) M_{t-1} + w^W_t aᵀ             that slot is erased before                          (8)
+        N_t(i, j) = (1 - w^W(i)) N_{t-1}(i, j) + w^W(i) p_{t-1}(j)    written before i; K_L largest per row      (19)
         P_t(i, j) = (1 - w^W(j)) P_{t-1}(i, j) + w^W(j) p_{t-1}(i)    written after i; the same                  (20)
         p_t = (1 - Σ_i w^W(i)) p_{t-1} + w^W_t                        K_L largest                                (11)
         b = N_tᵀ w^r_{t-1},  f = P_tᵀ w^r_{t-1},  c = softmax of β cos(k, M_t) over the K words nearest to k
@@ -43,30 +43,33 @@ class SDNC(Memory):
     - one write head, because p and N are defined for one; w^R is the mean of the heads' read weights;
     - a slot is used at t if the weights of all accesses to it, w^W + Σ_r w^r, exceed δ; I^U is the least recently used
       slot, and of several unused ones the one with the smallest index;
-    - f and b are read from rows of P and N; equations (21) and (22) have N w and P w, which equal the same products
-        with
-      the DNC's L, but visit every slot (`link_reads`);
-    - the nearest words are found exactly, in one pass over all slots; the paper also has approximate search.
+    - f and b are read from rows of P and N; equations (21) and (22) have N w and P w, the same products as with the
+      DNC's L, but their cost grows with N (`link_reads`);
+    - the nearest words are found by exact search over all slots; the paper also has approximate search.
 
     State: `hidden`, `cell` `[B, hidden_size]`; `read_vectors` `[B, R, word_size]`; `memory` `[B, N, word_size]` and
     `inverse_norm` of its words `[B, N]`; sparse weightings as weights and slots, `read_weights`, `read_slots`
     `[B, R, K]` and `write_weights`, `write_slots` `[B, R K + 1]`; `last_access` `[B, N]`, the time of a slot's last
     use, and `time` `[B, 1]`; `predecessors` (N), `successors` (P), `log_retained`, `precedence` (p) as in
-    `sdnc_sparse.Links`. Slots and times are stored in the module's type, exact up to 2^24 in single precision.
+    `sparse.Links`. Slots and times have the module's dtype: exact up to 2^24 in single precision.
 
     Args:
         input_size: F, width of the input.
         hidden_size: units of the controller.
-        output_size: width of the output, a linear map of the controller and the words read; None: hidden_size.
+        output_size: width of the output, a linear map of hidden state and read vectors; None: hidden_size.
         slots: N.
-        word_size: width of a slot.
-        read_heads: R.
+        word_size: W, width of a slot.
+        read_heads: R, number of read heads.
         sparse_reads: K, number of slots that a head reads.
-        sparse_links: K_L, number of links stored before and after a slot.
-        link_reads: "rows": f and b from the rows of P and N that were read, at a cost independent of N; "products": N w
-            and P w as in equations (21) and (22), which visit every row.
-        access_threshold: δ, above which a weight counts as use.
+        sparse_links: K_L, number of links stored per slot in each of N and P.
+        link_reads: "rows": f and b from the rows of P and N at the slots read last, at a cost independent of N;
+            "products": N w and P w as in equations (21) and (22), at a cost proportional to N.
+        access_threshold: δ in [0, 1): a weight above δ counts as use.
         memory_seed: seed of M_0: small random numbers, equal for all episodes, saved and never trained.
+
+    Raises:
+        ValueError: a size is below 1, slots is below sparse_reads, access_threshold is not in [0, 1), or link_reads is
+            unknown.
     """
 
     fast_form = FastSDNC
@@ -103,19 +106,19 @@ class SDNC(Memory):
         self.interface = nn.Linear(hidden_size, sum(self.splits))
         self.output = nn.Linear(hidden_size + read_heads * word_size, self.output_size)
 
-        # so small that all cosines are nearly 0, but no two slots are equal: how ties are broken depends on the device
+        # small, so that all cosines are nearly 0; random, because the order of equal slots depends on the device
         generator = torch.Generator().manual_seed(memory_seed)
         self.register_buffer("initial_memory", 1e-6 * torch.randn(slots, word_size, generator=generator))
 
     def initial_state(self, batch_size: int) -> State:
-        heads, kept, slots = self.read_heads, self.sparse_links, self.slots
-        written = heads * self.sparse_reads + 1
+        heads, links, slots = self.read_heads, self.sparse_links, self.slots
+        writes = heads * self.sparse_reads + 1
 
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(shape, device=self.device, dtype=self.dtype)
 
-        no_links = zeros(2, kept)
-        no_links[1] = NONE
+        no_links = zeros(2, links)
+        no_links[1] = NO_SLOT
         memory = self.get_buffer("initial_memory")
         state = {
             "hidden": zeros(self.hidden_size),
@@ -125,8 +128,8 @@ class SDNC(Memory):
             "inverse_norm": inverse_norms(memory),
             "read_weights": zeros(heads, self.sparse_reads),
             "read_slots": zeros(heads, self.sparse_reads),
-            "write_weights": zeros(written),
-            "write_slots": zeros(written),
+            "write_weights": zeros(writes),
+            "write_slots": zeros(writes),
             "last_access": torch.arange(-slots, 0, device=self.device, dtype=self.dtype),  # slot 0 is the oldest
             "time": zeros(1),
             "predecessors": no_links.expand(slots, -1, -1),
@@ -145,7 +148,7 @@ class SDNC(Memory):
         return Workspace(self, state, rows(state["memory"], state["inverse_norm"]))
 
     def metrics(self, state: State) -> dict[str, Tensor]:
-        """Share of slots used in this episode, sum of the last write weights, largest read weight (mean over heads)."""
+        """`used`: share of slots used in this episode; `write_strength`, `read_focus`: as of `DNC`."""
         used = (state["last_access"] > 0).to(self.dtype).mean(1)
         written = state["write_weights"].sum(1)
         return {"used": used, "write_strength": written, "read_focus": focus(state["read_weights"])}
@@ -153,12 +156,12 @@ class SDNC(Memory):
     def panels(self, state: State) -> dict[str, Panel]:
         """Memory, steps since each slot was used, weightings, and the links N and P.
 
-        Links are shown from slot to slot, or with too many slots as the weights stored for each.
+        Links are a slots × slots matrix, or with more than `LARGEST_PICTURE` slots the K_L weights per slot.
         """
         with torch.no_grad():
             first = {name: value[:1].detach() for name, value in state.items()}
             links = Links(*(first[name] for name in Links.NAMES))
-            everywhere = torch.arange(self.slots, device=links.precedence.device)[None]
+            all_slots = torch.arange(self.slots, device=links.precedence.device)[None]
             panels = {
                 "memory": Panel(first["memory"][0], "word", "slot", about="what each slot holds"),
                 "steps since use": vector_panel(
@@ -168,8 +171,8 @@ class SDNC(Memory):
                 "write_weights": write_panel(self._dense(first["write_weights"], first["write_slots"]), "write"),
             }
             for title, label, what, (weights, slots) in (
-                ("links N", "written before", "slots written next", links.before(everywhere)),
-                ("links P", "written after", "slots written before", links.after(everywhere)),
+                ("links N", "written before", "slots written next", links.before(all_slots)),
+                ("links P", "written after", "slots written before", links.after(all_slots)),
             ):
                 if self.slots <= LARGEST_PICTURE:
                     panels[title] = Panel(self._dense(weights, slots)[0], label, "slot", (0.0, 1.0), about=what)
@@ -184,12 +187,12 @@ class SDNC(Memory):
 
 
 class Workspace:
-    """A state during stepping: its large parts are copied once and updated in place.
+    """A state over many steps: its large parts are copied once and updated in place.
 
     Args:
         sdnc: the memory.
-        state: before the first step; not modified.
-        rows: its memory.
+        state: the state before the first step; not modified.
+        rows: M and its norms.
     """
 
     def __init__(self, sdnc: SDNC, state: State, rows: Any) -> None:
@@ -197,15 +200,15 @@ class Workspace:
         self.small = {name: state[name] for name in SMALL}
         self.rows = rows
         self.links = Links(*(state[name] for name in Links.NAMES))
-        self.last_access = own(state["last_access"].detach())
+        self.last_access = copied(state["last_access"].detach())
         batch, heads = self.last_access.shape[0], sdnc.read_heads
-        # for `_select`: zeros but while it works, and numbers for what it selects from
+        # buffers of `_select`: `scratch` is zero between calls; `order` numbers the candidates
         self.scratch = self.last_access.new_zeros(batch, heads, sdnc.slots)
-        named = sdnc.sparse_reads * (1 + 2 * sdnc.sparse_links)
-        self.order = torch.arange(named, device=self.scratch.device, dtype=self.scratch.dtype)
+        candidates = sdnc.sparse_reads * (1 + 2 * sdnc.sparse_links)
+        self.order = torch.arange(candidates, device=self.scratch.device, dtype=self.scratch.dtype)
 
     def step(self, x: Tensor) -> Tensor:
-        """A step on `x` `[B, F]`: what the output layer takes, `[B, hidden_size + R word_size]`."""
+        """Runs a step on `x` `[B, F]`; returns hidden state and read vectors, `[B, hidden_size + R W]`."""
         sdnc, small = self.sdnc, self.small
         heads = sdnc.read_heads
         inputs = torch.cat([x, small["read_vectors"].flatten(1)], 1)
@@ -227,16 +230,16 @@ class Workspace:
         content = content_weights(near_words, keys.reshape(-1, 1, sdnc.word_size), oneplus(strengths).view(-1, 1))
 
         # π_1 b + π_2 c + π_3 f
-        ways = modes.view(*strengths.shape, 3).softmax(2)
-        mix = self._follow_rows if sdnc.link_reads == "rows" else self._follow_products
-        weights, slots = mix(weights, slots, ways, content.view_as(near), near)
+        pi = modes.view(*strengths.shape, 3).softmax(2)
+        read_links = self._follow_rows if sdnc.link_reads == "rows" else self._follow_products
+        weights, slots = read_links(weights, slots, pi, content.view_as(near), near)
 
         # (4): r = Σ_i w^r(i) M(i)
         words = self.rows.read(slots.flatten(1)).view(-1, sdnc.sparse_reads, sdnc.word_size)
         read_vectors = (weights.view(-1, 1, sdnc.sparse_reads) @ words).view_as(keys)
 
         time = small["time"].detach() + 1
-        self._touch(torch.cat([write_slots, slots.flatten(1)], 1), write_weights, weights, time)
+        self._record_access(torch.cat([write_slots, slots.flatten(1)], 1), write_weights, weights, time)
         self.small = {
             "hidden": hidden,
             "cell": cell,
@@ -250,14 +253,14 @@ class Workspace:
         return torch.cat([hidden, read_vectors.flatten(1)], 1)
 
     def _follow_rows(
-        self, weights: Tensor, slots: Tensor, ways: Tensor, content: Tensor, near: Tensor
+        self, weights: Tensor, slots: Tensor, pi: Tensor, content: Tensor, near: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """b(j) = Σ_i w(i) N(i, j) and f(j) = Σ_i w(i) P(i, j) from rows i that were read; mixed with c.
+        """w^r from b(j) = Σ_i w(i) N(i, j), f(j) = Σ_i w(i) P(i, j) and c, over the slots i that were read last.
 
         Args:
             weights, slots: w^r_{t-1}, `[B, R, K]` each.
-            ways: π, `[B, R, 3]`.
-            content, near: c, as `weights` and `slots`.
+            pi: π, `[B, R, 3]`.
+            content, near: weights and slots of c, `[B, R, K]` each.
 
         Returns:
             Weights and slots of w^r_t, `[B, R, K]`.
@@ -265,42 +268,42 @@ class Workspace:
         read = slots.flatten(1)
         (before, before_slots), (after, after_slots) = self.links.before(read), self.links.after(read)
         linked = torch.cat([before, after], 2).view(*slots.shape, 2, -1)  # [B, R, K, 2, K_L]
-        linked = (weights[..., None] * ways[:, :, None, 0::2])[..., None] * linked
+        linked = (weights[..., None] * pi[:, :, None, 0::2])[..., None] * linked
         linked_slots = torch.cat([before_slots, after_slots], 2).clamp_min_(0).long()
-        # a slot stands here as often as it is named
-        named = torch.cat([near, linked_slots.view(*slots.shape[:2], -1)], 2)
-        shares = torch.cat([ways[:, :, 1:2] * content, linked.flatten(2)], 2)
-        slots = self._select(named, shares.detach())
-        return torch.where(slots[..., None] == named[:, :, None], shares[:, :, None], 0.0).sum(3), slots
+        # candidate slots and their terms of w^r; a slot may occur several times
+        candidates = torch.cat([near, linked_slots.view(*slots.shape[:2], -1)], 2)
+        terms = torch.cat([pi[:, :, 1:2] * content, linked.flatten(2)], 2)
+        slots = self._select(candidates, terms.detach())
+        return torch.where(slots[..., None] == candidates[:, :, None], terms[:, :, None], 0.0).sum(3), slots
 
     def _follow_products(
-        self, weights: Tensor, slots: Tensor, ways: Tensor, content: Tensor, near: Tensor
+        self, weights: Tensor, slots: Tensor, pi: Tensor, content: Tensor, near: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """As `_follow_rows`, with b = P w and f = N w, (22) and (21)."""
+        """As `_follow_rows`, with b = P w (22) and f = N w (21)."""
         empty = torch.zeros_like(self.scratch)
         backward, forward = self.links.products(empty.scatter_add(2, slots, weights))
-        by_content = empty.scatter(2, near, content)
-        mixed = (torch.stack([backward, by_content, forward], 3) * ways[:, :, None]).sum(3)
+        content_w = empty.scatter(2, near, content)
+        mixed = (torch.stack([backward, content_w, forward], 3) * pi[:, :, None]).sum(3)
         slots = mixed.detach().topk(self.sdnc.sparse_reads).indices
         return mixed.gather(2, slots), slots
 
     @torch.no_grad()
-    def _select(self, named: Tensor, shares: Tensor) -> Tensor:
-        """The K slots with the largest sums of `shares`, `[B, R, K]`; both arguments are `[B, R, C]`."""
+    def _select(self, candidates: Tensor, terms: Tensor) -> Tensor:
+        """The K slots with the largest sums of `terms`, `[B, R, K]`, from slots and terms `[B, R, C]`."""
         scratch = self.scratch
-        sums = scratch.scatter_add_(2, named, shares).gather(2, named)
-        # of the times a slot is named, one counts, and it does not matter which
+        sums = scratch.scatter_add_(2, candidates, terms).gather(2, candidates)
+        # keep one arbitrary occurrence of each slot
         order = self.order.expand_as(sums)
-        again = scratch.scatter_(2, named, order).gather(2, named) != order
-        scratch.scatter_(2, named, 0)
-        largest = sums.masked_fill_(again, -1).topk(self.sdnc.sparse_reads).indices
-        return named.gather(2, largest)
+        repeated = scratch.scatter_(2, candidates, order).gather(2, candidates) != order
+        scratch.scatter_(2, candidates, 0)
+        largest = sums.masked_fill_(repeated, -1).topk(self.sdnc.sparse_reads).indices
+        return candidates.gather(2, largest)
 
     @torch.no_grad()
-    def _touch(self, slots: Tensor, write_weights: Tensor, read_weights: Tensor, time: Tensor) -> None:
-        """U: now is the last use of every slot where w^W + w^R exceeds δ."""
-        whole, _ = whole_weights(slots, torch.cat([write_weights, read_weights.flatten(1)], 1))
-        latest = torch.where(whole > self.sdnc.access_threshold, time, self.last_access.gather(1, slots))
+    def _record_access(self, slots: Tensor, write_weights: Tensor, read_weights: Tensor, time: Tensor) -> None:
+        """Sets the last access of every slot where w^W + w^R exceeds δ to `time`."""
+        totals, _ = slot_totals(slots, torch.cat([write_weights, read_weights.flatten(1)], 1))
+        latest = torch.where(totals > self.sdnc.access_threshold, time, self.last_access.gather(1, slots))
         self.last_access.scatter_(1, slots, latest)
 
     def reset(self, starts: Tensor) -> None:
@@ -312,10 +315,10 @@ class Workspace:
         torch.where(starts[:, None], initial["last_access"], self.last_access, out=self.last_access)
 
     def state(self) -> State:
-        """The state as it is, good until the next step; the memory without its graph."""
+        """The current state, valid until the next step; the memory without its graph."""
         rest = {"memory": self.rows.memory.detach(), "inverse_norm": self.rows.inverse_norm}
         return self.small | rest | {"last_access": self.last_access} | self.links.tensors()
 
     def release(self) -> State:
-        """The state with its graph; no step may follow."""
+        """The state with its graph. No step may follow."""
         return self.state() | {"memory": self.rows.release()}
