@@ -30,8 +30,8 @@ class DKM(Memory):
     little, new codes more, and every write reduces the uncertainty.
 
     At each step a linear encoder computes a code, which is written. A second linear encoder computes a cue from the
-    same input. The least-squares weights of the cue in the updated memory give the read-out ẑ = wM. So the policy
-    queries the memory with its current input, and learns which part of it to use.
+    same input, and its least-squares weights in the updated memory give the read-out ẑ = wM. The policy thus queries
+    the memory with a learned function of its current input.
 
     State: `memory_mean` `[B, K, C]`; `cov_root` `[B, K, K]`, L of U = L Lᵀ; `write_weights`, `read_weights` `[B, K]`;
     `seed` `[B]` if anything is sampled.
@@ -52,6 +52,10 @@ class DKM(Memory):
         sample_w: sample the weights, with noise from a hash of the inputs; False: use their mean.
         sample_memory: solve and read in a sampled memory; False: in its mean.
         reconstruct: add the loss `reconstruction`.
+
+    Raises:
+        ValueError: a size or number of iterations is below 1, w_prior_stddev is not above 0, obs_noise_stddev is below
+            0, or variant is unknown.
     """
 
     fast_form = FastDKM
@@ -174,7 +178,7 @@ class DKM(Memory):
         return Gaussian(w_mean / self.w_prior_stddev, std / self.w_prior_stddev).kl()
 
     def memory_kl(self, state: State) -> Tensor:
-        """KL divergence of the memory from its prior in nats, `[B]`: of all writes together."""
+        """KL divergence of the memory from its prior in nats, `[B]`: the effect of all writes together."""
         prior, root = self.prior_variance(), state["cov_root"]
         change = (state["memory_mean"] - self.prior_mean).square().sum((1, 2)) / prior
         trace = root.square().sum((1, 2)) / prior
@@ -183,7 +187,7 @@ class DKM(Memory):
         return kl
 
     def metrics(self, state: State) -> dict[str, Tensor]:
-        """Mean standard deviation of the rows: the remaining uncertainty."""
+        """`uncertainty`: standard deviation of the rows, averaged."""
         return {"uncertainty": state["cov_root"].square().sum(2).sqrt().mean(1)}
 
     def panels(self, state: State) -> dict[str, Panel]:
@@ -192,12 +196,12 @@ class DKM(Memory):
         cov = root @ root.mT
         weights = torch.stack([state["write_weights"][0], state["read_weights"][0]]).detach()
         return {
-            "memory_mean": Panel(state["memory_mean"][0].detach(), "code unit", "row", about="what each row holds"),
-            "covariance": Panel(cov, "row", "row", about="how unsure the rows are"),
+            "memory_mean": Panel(state["memory_mean"][0].detach(), "code unit", "row", about="mean of each row"),
+            "covariance": Panel(cov, "row", "row", about="covariance of the rows"),
             "row deviation": vector_panel(
-                root.norm(dim=1).unsqueeze(0), "row", limits=None, about="how unsure each row is"
+                root.norm(dim=1).unsqueeze(0), "row", limits=None, about="standard deviation of each row"
             ),
-            "weights": Panel(weights, "row", "write, read", about="rows written and read last"),
+            "weights": Panel(weights, "row", "write, read", about="weights of the last write and read"),
         }
 
 

@@ -1,4 +1,4 @@
-"""Kanerva++ with a controller: an LSTM writes its state to the memory as blocks, and its input contains the read-out.
+"""Kanerva++ with a controller: an LSTM writes blocks to the memory, and its input contains the last read-out.
 
 Equation numbers and figures are those of Ramapuram, Wu and Kalousis, "Kanerva++", ICLR 2021. The controller is that of
 the DNC (Graves et al., 2016): the read-out of a step is part of the next input.
@@ -43,9 +43,9 @@ RunSteps = Callable[[Tensor, Tensor, Tensor | None, State], Steps]
 class BlockKanerva(KanervaForm):
     """Kanerva++ with an LSTM controller that writes a block at each step; see `kanerva.KanervaMemory` for arguments.
 
-    State: `hidden`, `cell` `[B, H]` of the controller; `memory` `[B, C, S, S]`; `read` `[B, output_size]`, what was
-    read; `places` `[B, 1 + K, 2]`, where the last block was written and the last windows read; with `sample`, `seed`
-    `[B]`, a hash of the inputs so far.
+    State: `hidden`, `cell` `[B, H]` of the controller; `memory` `[B, C, S, S]`; `read` `[B, output_size]`, the
+    read-out; `places` `[B, 1 + K, 2]`, positions of the last block written and the last windows read; with `sample`,
+    `seed` `[B]`, a hash of the inputs so far.
     """
 
     fast_form = FastBlocks
@@ -197,10 +197,10 @@ class BlockKanerva(KanervaForm):
             seen: the controller's encoded inputs, `[T, B, ...]`.
             written: 1 where an input is written, else 0, `[T, B]`.
             starts: bool `[T, B]`, or None.
-            state: before the first step; its seed is that after the last.
+            state: the state before the first step, except for its seed: that after the last step.
             reset_at: steps at which an episode may start.
             questions: their embeddings, `[T, B, H]`, or None.
-            noise: for each stream, the noise of each step.
+            noise: the noise of each step, for each stream.
         """
         initial = self.initial_state(seen.shape[1]) if reset_at else {}
         seed = {name: state[name] for name in ("seed",) if name in state}
@@ -235,13 +235,13 @@ class BlockKanerva(KanervaForm):
 
     def seeds(self, xs: Tensor, starts: Tensor | None, seed: Tensor, reset_at: frozenset[int]) -> Tensor:
         """The seed of each step's noise, `[T, B]`; `seed`: before the first step."""
-        found, shown = [], fingerprint(xs, dims=2)
+        seeds, hashes = [], fingerprint(xs, dims=2)
         for t in range(len(xs)):
             if t in reset_at and starts is not None:
                 seed = seed.masked_fill(starts[t], 0)
-            seed = next_seed(seed, shown[t])
-            found.append(seed)
-        return torch.stack(found)
+            seed = next_seed(seed, hashes[t])
+            seeds.append(seed)
+        return torch.stack(seeds)
 
     def questions(self, queries: Queries | None) -> tuple[Tensor | None, Tensor | None]:
         """The sum of the questions' embeddings `[T, B, H]`, and the seed of their noise `[T, B]`."""
@@ -256,15 +256,15 @@ class BlockKanerva(KanervaForm):
         return torch.stack(embeddings).sum(0), torch.stack(prints)
 
     def noise(self, seed: Tensor, prints: Tensor | None) -> list[Tensor | _NoNoise]:
-        """For each stream, the noise that each step draws from its seed `[T, B]`."""
+        """The noise of each step, for each stream, from the steps' seeds `[T, B]`."""
         keys, latent = (self.reads, 2), (self.latent_size,)
         drawn: list[Tensor | _NoNoise] = [_NoNoise() for _ in range(5)]
         drawn[KEYS], drawn[LATENT] = gaussian(seed, keys, KEYS), gaussian(seed, latent, LATENT)
         if self.input_decoder is not None:
             drawn[POSTERIOR] = gaussian(seed, latent, POSTERIOR)
         if prints is not None:
-            for shown in prints:
-                seed = next_seed(seed, shown)
+            for input_hash in prints:
+                seed = next_seed(seed, input_hash)
             drawn[ASKED_KEYS], drawn[ASKED_LATENT] = (
                 gaussian(seed, keys, ASKED_KEYS),
                 gaussian(seed, latent, ASKED_LATENT),
@@ -302,7 +302,7 @@ class BlockKanerva(KanervaForm):
 
     def locate(self, keys: Tensor) -> Tensor:
         """Bilinear weights of the blocks at keys `[B, n, 2]`: pixel by memory cell, `[B, n, crop_size², S²]`."""
-        # Φ(y) (S - B): the first row and column, of keys that are normal uniform over where a block fits
+        # Φ(y) (S - B): first row and column of the block; for normal keys uniform over all positions
         span = self.memory_size - self.crop_size
         across, down = offset_weights(torch.special.ndtr(keys), span, self.crop_size, self.memory_size).unbind(2)
         return (down[:, :, :, None, :, None] * across[:, :, None, :, None, :]).flatten(4).flatten(2, 3)
@@ -317,8 +317,8 @@ class BlockKanerva(KanervaForm):
             content: P, `[B, C · crop_size²]`.
         """
         weights = weights * gate.unsqueeze(1)
-        kept = memory.flatten(2) * (1 - weights.sum(1, keepdim=True))
-        return torch.baddbmm(kept, content.view(-1, self.channels, self.crop_size**2), weights).view_as(memory)
+        erased = memory.flatten(2) * (1 - weights.sum(1, keepdim=True))
+        return torch.baddbmm(erased, content.view(-1, self.channels, self.crop_size**2), weights).view_as(memory)
 
     def read(self, memory: Tensor, weights: Tensor, shared: Shared, noise: Tensor | None) -> Read:
         """Reads memories `[B, C, S, S]` with the weights of the windows, `[B, K, crop_size², S²]`."""
@@ -330,7 +330,7 @@ class BlockKanerva(KanervaForm):
         else:
             for layer in shared.prior:
                 features = F.linear(features, *layer).tanh()
-        # figure 5's lower branch: Z is the memory's, not the input's
+        # figure 5, lower branch: Z ~ p(Z|M, Y), not q(Z|X)
         output = F.linear(torch.cat([flat, features], 1), *shared.readout)
         if noise is not None:
             std = F.softplus(F.linear(features, *shared.std)) + 1e-4
@@ -358,11 +358,11 @@ class BlockKanerva(KanervaForm):
         return losses
 
     def metrics(self, state: State) -> dict[str, Tensor]:
-        """How much is in the memory."""
+        """`memory_rms`: root mean square of the memory."""
         return {"memory_rms": rms(state["memory"])}
 
     def panels(self, state: State) -> dict[str, Panel]:
-        """The memory with the block last written and the windows last read, and what is in them."""
+        """The memory with frames around the last block and windows, and the contents of the windows."""
         scale = (self.crop_size - 1) / (self.memory_size - 1)
         places = state["places"][0]
         with torch.no_grad():
@@ -375,7 +375,7 @@ class BlockKanerva(KanervaForm):
 
 
 def normalised(hidden: Tensor) -> Tensor:
-    """E, the normalised state of the controller, so that blocks have the same scale throughout training."""
+    """E: the hidden state, layer-normalised, so that blocks have the same scale throughout training."""
     return F.layer_norm(hidden, hidden.shape[-1:])
 
 

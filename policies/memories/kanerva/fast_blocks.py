@@ -1,7 +1,7 @@
 """Kanerva++ with a controller on a CPU: whole sequences by the C loops of `fast_blocks.c`, as one autograd function.
 
-A call processes several environments over many steps, forward or backward; episodes may start at any step. The input's
-part of the gates and the gradients of all weights are large products of torch, before and after the loops.
+A call of the loops processes several environments over many steps; episodes may start at any step. Before the loops
+torch computes the input's part of the gates, after them the gradients of all weights, for all steps at once.
 """
 
 from __future__ import annotations
@@ -21,22 +21,33 @@ from policies.memories.shared.readers import ReaderForm
 from policies.memories.steps import Queries
 from policies.memories.time.recording import Recording, ReplayedRecording
 from policies.memories.time.scopes import cached
-from policies.native.compiler import disabled, library, parallel_for
+from policies.native import loops
+from policies.native.compiler import library, parallel_for
 from policies.native.packed import packed
 
 SOURCE = Path(__file__).with_name("fast_blocks.c")
 CROP = 4
-"""The only side of a block that the loops support."""
+"""Side of a block; the loops support only this one."""
 BLOCK = 64
-"""Environments that are processed over time together, so that their memories stay in the cache."""
+"""Number of environments that the loops process together, so that their memories stay in the cache."""
 
 _NUMBERS = ("batch", "hidden", "read", "channels", "size", "heads", "features")
 _ARRAYS = (
-    *("starts", "written", "zeros", "recurrent", "emit", "point", "prior", "readout"),
+    *("starts", "write_mask", "zeros", "recurrent", "emit", "point", "prior", "readout"),
     *("emit_bias", "point_bias", "prior_bias", "readout_bias"),
-    *("gates", "tanh_cells", "cells", "before", "after", "normed", "scales", "emitted", "corners"),
-    *("covered", "shown", "seen", "memory", "d_after", "d_features", "d_corners"),
-    *("d_gates", "d_emitted", "d_sums", "d_read", "d_carried", "d_cell", "d_memory", "d_seen", "d_normed"),
+    *("gates", "tanh_cells", "cells", "before", "after", "normalized", "scales", "emitted", "corners"),
+    *("old_patches", "read_patches", "windows_and_features", "memory", "d_after", "d_features", "d_corners"),
+    *(
+        "d_gates",
+        "d_emitted",
+        "d_sums",
+        "d_read",
+        "d_carried",
+        "d_cell",
+        "d_memory",
+        "d_windows_and_features",
+        "d_normalized",
+    ),
 )
 Arrays = Mapping[str, Tensor | None]
 
@@ -60,7 +71,7 @@ class Sizes(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """Matrices `[out, in]` and biases."""
+    """Matrices `[out, in]` and biases `[out]`."""
 
     input: Tensor
     """From the input to the controller's gates."""
@@ -85,46 +96,45 @@ RECURRENT = ("recurrent", "emit", "point", "prior", "readout")
 """The fields of `Weights` that the loops use."""
 
 
-def usable(like: Tensor, crop: int) -> bool:
-    """Whether the loops can be used for states such as `like`: on a CPU, with a compiler."""
-    there = like.device.type == "cpu" and like.shape[0] > 0 and crop == CROP
-    return there and not disabled() and library(SOURCE, like.dtype) is not None
+def usable(reference: Tensor, crop: int) -> bool:
+    """Whether the loops support blocks of side `crop`, and the device and dtype of `reference`, `[B, ...]`."""
+    return reference.shape[0] > 0 and crop == CROP and loops.usable(SOURCE, reference)
 
 
 def pack(weights: Weights, forward: bool) -> dict[str, Tensor]:
-    """The matrices that the loops use, for one direction."""
+    """The matrices of the loops, packed for the forward or the backward pass."""
     functions = library(SOURCE, weights.emit.dtype)
     assert functions is not None
     return {name: packed(functions, getattr(weights, name).detach(), forward) for name in RECURRENT}
 
 
-def loop(function: str, sizes: Sizes, steps: int, arrays: Arrays) -> None:
-    """All steps of all environments, "forward" or "backward"."""
-    tape, like = _Tape(*sizes), arrays["gates"]
-    assert like is not None
+def run_loops(function: str, sizes: Sizes, steps: int, arrays: Arrays) -> None:
+    """Runs all steps of all environments. `function`: "forward" or "backward"."""
+    tape, reference = _Tape(*sizes), arrays["gates"]
+    assert reference is not None
     for name, array in arrays.items():
         if array is not None:
             assert array.is_contiguous(), name
             setattr(tape, name, array.data_ptr())
-    call = getattr(library(SOURCE, like.dtype), function)
+    call = getattr(library(SOURCE, reference.dtype), function)
 
-    def take(first: int, last: int) -> None:
+    def run_blocks(first: int, last: int) -> None:
         for at in range(first, last, BLOCK):
             numbers = map(ctypes.c_int64, (0, steps, at, min(at + BLOCK, last)))
             call(ctypes.byref(tape), *numbers)
 
-    parallel_for(take, sizes.batch)
+    parallel_for(run_blocks, sizes.batch)
 
 
 class Blocks(torch.autograd.Function):
-    """The steps of `BlockKanerva` and their derivative, if keys and latents are means.
+    """The steps of `BlockKanerva` without sampling, with a custom backward.
 
-    Inputs: sizes; the packed weights, without gradients; the controller's inputs `[T, B, F]`; 1 where an input is
-    written, `[T, B]`; starts, bool `[T, B]`, or None; hidden state, cell, memory and read-out before the first step;
-    the `Weights`.
+    Inputs: sizes; the packed weights, without gradients; the controller's inputs `[T, B, F]`; write mask `[T, B]`: 1
+    where the input is written, else 0; starts, bool `[T, B]`, or None; hidden state, cell, memory and read-out before
+    the first step; the `Weights`.
 
-    Outputs: hidden state and read-out, concatenated, `[T, B, H + R]`; features of the windows `[T, B, F]`; cell, memory
-    and corners of block and windows, in cells `[B, 1 + K, 2]`, after the last step.
+    Outputs: hidden state and read-out after each step, concatenated, `[T, B, H + R]`; features of the windows
+    `[T, B, F]`; cell, memory and corners of block and windows, in cells `[B, 1 + K, 2]`, after the last step.
     """
 
     @staticmethod
@@ -133,11 +143,11 @@ class Blocks(torch.autograd.Function):
         sizes: Sizes,
         packs: dict[str, Tensor],
         xs: Tensor,
-        written: Tensor,
+        write_mask: Tensor,
         starts: Tensor | None,
         *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
-        (hidden, cell, memory, read), weights = tensors[:4], Weights(*tensors[4:])
+        (hidden, cell, memory, first_read), weights = tensors[:4], Weights(*tensors[4:])
         length = len(xs)
         width = len(weights.emit) + len(weights.point)
         windows = sizes.heads * sizes.channels * CROP**2
@@ -151,27 +161,27 @@ class Blocks(torch.autograd.Function):
         arrays: dict[str, Tensor | None] = {
             **{"gates": gates, "tanh_cells": allocate(sizes.hidden), "cells": allocate(sizes.hidden, steps=length + 1)},
             **{"before": allocate(sizes.hidden + sizes.read), "after": allocate(sizes.hidden + sizes.read)},
-            **{"normed": allocate(sizes.hidden), "scales": allocate(), "emitted": allocate(width)},
+            **{"normalized": allocate(sizes.hidden), "scales": allocate(), "emitted": allocate(width)},
             **{
                 "corners": allocate(1 + sizes.heads, 2),
-                "covered": allocate(patch),
-                "shown": allocate(sizes.heads * patch),
+                "old_patches": allocate(patch),
+                "read_patches": allocate(sizes.heads * patch),
             },
             **{
-                "seen": allocate(windows + sizes.features),
+                "windows_and_features": allocate(windows + sizes.features),
                 "memory": memory.clone(memory_format=torch.contiguous_format),
             },
-            **{"written": written.contiguous(), "zeros": cell.new_zeros(sizes.hidden)},
+            **{"write_mask": write_mask.contiguous(), "zeros": cell.new_zeros(sizes.hidden)},
             "starts": None if starts is None else starts.contiguous(),
             **{name: getattr(weights, name) for name in ("emit_bias", "point_bias", "prior_bias", "readout_bias")},
         }
-        after, cells, seen = arrays["after"], arrays["cells"], arrays["seen"]
+        after, cells, read = arrays["after"], arrays["cells"], arrays["windows_and_features"]
         assert after is not None
         assert cells is not None
-        assert seen is not None
-        torch.cat([hidden, read], 1, out=arrays["before"][0])  # type: ignore[index]
+        assert read is not None
+        torch.cat([hidden, first_read], 1, out=arrays["before"][0])  # type: ignore[index]
         cells[0] = cell
-        loop("forward", sizes, length, {**arrays, **packs})
+        run_loops("forward", sizes, length, {**arrays, **packs})
         final = arrays.pop("memory")
         ctx.sizes, ctx.names = sizes, (*arrays,)
         ctx.set_materialize_grads(False)
@@ -179,40 +189,38 @@ class Blocks(torch.autograd.Function):
         corners = arrays["corners"]
         assert final is not None
         assert corners is not None
-        # copies: a view of the last would keep all others
-        return after, seen[..., windows:].contiguous(), cells[-1].clone(), final, corners[-1].clone()
+        # copies: a view of the last step would keep all steps in memory
+        return after, read[..., windows:].contiguous(), cells[-1].clone(), final, corners[-1].clone()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *given: Tensor | None) -> tuple[Tensor | None, ...]:
-        d_after, d_features, d_cell, d_memory, d_corners = (None if d is None else d.contiguous() for d in given)
+    def backward(ctx: Any, *d_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
+        d_after, d_features, d_cell, d_memory, d_corners = (None if d is None else d.contiguous() for d in d_outputs)
         sizes: Sizes = ctx.sizes
         xs, *saved = ctx.saved_tensors
         count = len(Weights._fields)
         weights, arrays = Weights(*saved[:count]), dict(zip(ctx.names, saved[count:], strict=True))
-        after, seen = arrays["after"], arrays["seen"]
-        windows = seen.shape[2] - sizes.features
-
-        def like(name: str) -> Tensor:
-            return torch.empty_like(arrays[name])
+        after, read = arrays["after"], arrays["windows_and_features"]
+        windows = read.shape[2] - sizes.features
 
         state = {
             "d_carried": torch.zeros_like(after[0]),
             "d_cell": torch.zeros_like(arrays["cells"][0]) if d_cell is None else d_cell.clone(),
-            "d_memory": seen.new_zeros(sizes.batch, sizes.channels, sizes.size, sizes.size)
+            "d_memory": read.new_zeros(sizes.batch, sizes.channels, sizes.size, sizes.size)
             if d_memory is None
             else d_memory.clone(),
         }
-        steps = {"d_gates": like("gates"), "d_emitted": like("emitted")}
-        steps |= {"d_sums": seen.new_empty(*seen.shape[:2], sizes.features)}
-        steps |= {"d_read": seen.new_empty(*seen.shape[:2], sizes.read)}
-        scratch = {"d_seen": torch.empty_like(seen[0]), "d_normed": torch.empty_like(arrays["normed"][0])}
-        outputs: dict[str, Tensor | None] = {"d_after": torch.zeros_like(after) if d_after is None else d_after}
-        outputs |= {"d_features": d_features, "d_corners": d_corners, **arrays, **state, **steps, **scratch}
-        loop("backward", sizes, len(xs), {**outputs, **pack(weights, False)})
+        steps = {f"d_{name}": torch.empty_like(arrays[name]) for name in ("gates", "emitted")}
+        steps |= {"d_sums": read.new_empty(*read.shape[:2], sizes.features)}
+        steps |= {"d_read": read.new_empty(*read.shape[:2], sizes.read)}
+        scratch = {"d_windows_and_features": torch.empty_like(read[0])}
+        scratch["d_normalized"] = torch.empty_like(arrays["normalized"][0])
+        all_arrays: dict[str, Tensor | None] = {"d_after": torch.zeros_like(after) if d_after is None else d_after}
+        all_arrays |= {"d_features": d_features, "d_corners": d_corners, **arrays, **state, **steps, **scratch}
+        run_loops("backward", sizes, len(xs), {**all_arrays, **pack(weights, False)})
 
         def products(d_outs: Tensor, ins: Tensor) -> Tensor:
-            # transposed: MKL is faster where the narrower side comes first
+            # transposed, because MKL is faster if the narrower matrix comes first
             return (ins.flatten(0, 1).t() @ d_outs.flatten(0, 1)).t()
 
         def total(d_outs: Tensor) -> Tensor:
@@ -222,10 +230,10 @@ class Blocks(torch.autograd.Function):
         d_gates, d_emitted, d_sums, d_read = (steps[f"d_{name}"] for name in ("gates", "emitted", "sums", "read"))
         d_weights = Weights(
             *(products(d_gates, xs), total(d_gates), products(d_gates, arrays["before"])),
-            *(products(d_emitted[..., :emits], arrays["normed"]), total(d_emitted[..., :emits])),
+            *(products(d_emitted[..., :emits], arrays["normalized"]), total(d_emitted[..., :emits])),
             *(products(d_emitted[..., emits:], hidden), total(d_emitted[..., emits:])),
-            *(products(d_sums, seen[..., :windows]), total(d_sums)),
-            *(products(d_read, seen), total(d_read)),
+            *(products(d_sums, read[..., :windows]), total(d_sums)),
+            *(products(d_read, read), total(d_read)),
         )
         d_xs = d_gates @ weights.input if ctx.needs_input_grad[2] else None
         d_hidden, d_first_read = torch.split(state["d_carried"], [sizes.hidden, sizes.read], 1)
@@ -234,22 +242,23 @@ class Blocks(torch.autograd.Function):
 
 
 class FastBlocks(ReaderForm):
-    """Uses C loops on a CPU with a compiler, if keys are means and there are no questions.
+    """Uses C loops on a CPU with a compiler, if nothing is sampled and there are no questions.
 
-    Otherwise everything that does not pass through the controller is computed for all steps together.
+    Otherwise everything that does not depend on the controller is computed for all steps together.
     """
 
     memory: Any
 
     def native(self, state: State) -> bool:
+        """Whether the C loops support this memory and state."""
         memory = self.memory
-        plain = not (memory.sample or memory.query_names)
-        return plain and memory.small and usable(state["cell"], memory.crop_size)
+        supported = not (memory.sample or memory.query_names)
+        return supported and memory.small and usable(state["cell"], memory.crop_size)
 
     def step(self, x: Tensor, state: State, queries: Queries | None = None) -> MemoryStep:
         if torch.is_grad_enabled() or not self.native(state):
             return super().step(x, state, queries)
-        step: MemoryStep = self.memory.single_step(x, state, queries, self.loops)
+        step: MemoryStep = self.memory.single_step(x, state, queries, self.native_steps)
         return step
 
     def unroll(
@@ -260,28 +269,28 @@ class FastBlocks(ReaderForm):
         resets: Sequence[int] | None,
         queries: Queries | None = None,
     ) -> Unrolled:
-        run_steps = self.loops if self.native(state) else None
+        run_steps = self.native_steps if self.native(state) else None
         steps = range(len(xs)) if resets is None else resets
         unrolled: Unrolled = self.memory.run(xs, starts, state, steps, queries, run_steps)
         return unrolled
 
     def record(self, state: State, expected_steps: int) -> Recording:
-        """Without loops, stores the graph of each step: replaying the sequence would double the launches."""
+        """Without loops, stores the graph of each step: replaying the sequence would double the kernel launches."""
         return ReplayedRecording(self.memory, state) if self.native(state) else Recording(self.memory, state)
 
-    def loops(self, seen: Tensor, written: Tensor, starts: Tensor | None, state: State) -> Steps:
-        """All steps by the C loops."""
+    def native_steps(self, inputs: Tensor, write_mask: Tensor, starts: Tensor | None, state: State) -> Steps:
+        """All steps by the C loops; arguments as of `BlockKanerva.walk_steps`."""
         memory = self.memory
         sizes = Sizes(
-            len(written[0]),
+            len(write_mask[0]),
             *(memory.controller.hidden_size, memory.output_size - memory.controller.hidden_size),
             *(memory.channels, memory.memory_size, memory.reads, memory.prior.features),
         )
         weights = cached(memory, "loop weights", self.weights)
         packs = cached(memory, "packed", lambda: pack(weights, True))
-        began = [state[name] for name in ("hidden", "cell", "memory", "read")]
+        first = [state[name] for name in ("hidden", "cell", "memory", "read")]
         after, features, cell, cells, corners = Blocks.apply(  # type: ignore[no-untyped-call]
-            sizes, packs, seen, written, starts, *began, *weights
+            sizes, packs, inputs, write_mask, starts, *first, *weights
         )
         hidden, output = torch.split(after, [sizes.hidden, sizes.read], 2)
         span = (memory.memory_size - memory.crop_size) / (memory.memory_size - 1)
@@ -296,7 +305,7 @@ class FastBlocks(ReaderForm):
         controller = memory.controller
         assert shared.prior is not None
         sizes = [controller.input_size - memory.read_size, memory.read_size]
-        ins, read = torch.split(controller.weight_ih, sizes, 1)
-        recurrent = torch.cat([controller.weight_hh, read], 1)
+        w_input, w_read = torch.split(controller.weight_ih, sizes, 1)
+        recurrent = torch.cat([controller.weight_hh, w_read], 1)
         bias = controller.bias_ih + controller.bias_hh
-        return Weights(ins, bias, recurrent, *shared.emit, *shared.point, *shared.prior[0], *shared.readout)
+        return Weights(w_input, bias, recurrent, *shared.emit, *shared.point, *shared.prior[0], *shared.readout)

@@ -1,7 +1,7 @@
 """Kanerva++ over a whole sequence at once.
 
-Reads do not affect writes. Steps therefore depend on each other only through a running sum, a seed and the features
-shifted from one step to the next; everything else is computed for all steps together.
+Reads do not affect writes. A step depends on earlier ones only through a running sum, a seed and the features shifted
+from step to step; everything else is computed for all steps together.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ class Parts(Protocol):
 
 
 class Sources(NamedTuple):
-    """Where the features shifted into each step come from."""
+    """The source of the features that are shifted into each step."""
 
     rows: Tensor
-    """`[T + 1, B]`: 0 is the state before the sequence, 1 the initial state, t + 2 step t; the last row is for the step
-    after the sequence."""
+    """`[T + 1, B]`: 0 is the state before the sequence, 1 the initial state, t + 2 step t; the last row is for the
+    state after the sequence."""
     columns: Tensor
-    """`[B]`."""
+    """The batch entries, `[B]`."""
 
     @classmethod
     def of(cls, written: Tensor, starts: Tensor | None) -> Sources:
-        """`written` and `starts` are bool, `[T, B]`."""
+        """`written`, `starts`: bool `[T, B]`."""
         length, batch_size = written.shape
         steps = torch.arange(length, device=written.device).unsqueeze(1).expand(-1, batch_size)
         none = torch.full_like(steps[:1], -1)
@@ -60,9 +60,9 @@ class Sources(NamedTuple):
 
         before = torch.cat([none, last(written)])  # the last step before this one that was written, or -1
         begins = torch.cat([last(starts), last(starts)[-1:]]) if starts is not None else none.expand(length + 1, -1)
-        # an episode that began within the sequence must not see earlier steps
-        nothing = torch.where(begins < 0, 0, 1)
-        rows = torch.where((before >= begins) & (before >= 0), before + 2, nothing)
+        # an episode that starts within the sequence does not use earlier steps
+        default = torch.where(begins < 0, 0, 1)
+        rows = torch.where((before >= begins) & (before >= 0), before + 2, default)
         return cls(rows, torch.arange(batch_size, device=rows.device))
 
     def gather(self, carried: Tensor, features: Tensor) -> Tensor:
@@ -80,14 +80,14 @@ def unroll_at_once(memory: Parts, xs: Tensor, starts: Tensor | None, state: Stat
     length, batch_size = xs.shape[:2]
     written = split_time(memory.writes(xs.flatten(0, 1)), length, batch_size)
     sources = Sources.of(written > 0, starts)
-    moved_on: State = {}
+    shift_state: State = {}
 
     def shift(place: int, features: Tensor) -> Tensor:
         if not memory.encoder.shift_shapes:
             return features
         moves, name = memory.encoder.shift_shapes[place][0], f"shift_{place}"
         moved = sources.gather(state[name], split_time(features[:, :moves], length, batch_size))
-        moved_on[name] = moved[-1]
+        shift_state[name] = moved[-1]
         return torch.cat([moved[:-1].flatten(0, 1), features[:, moves:]], 1)
 
     embeddings = memory.encoder.run(xs.flatten(0, 1), shift)
@@ -116,14 +116,14 @@ def unroll_at_once(memory: Parts, xs: Tensor, starts: Tensor | None, state: Stat
     )
     return Unrolled(
         split_time(output, length, batch_size),
-        {**running, **moved_on, "keys": keys[-batch_size:]},
+        {**running, **shift_state, "keys": keys[-batch_size:]},
         {name: split_time(loss, length, batch_size) for name, loss in losses.items()},
         None if grid is None else split_time(grid, length, batch_size),
     )
 
 
 class FastPooled(ReaderForm):
-    """All steps at once."""
+    """Computes all steps of a sequence at once."""
 
     memory: Any
 

@@ -43,46 +43,50 @@ class FastKanerva(ReaderForm):
 class KanervaMemory(ReaderMemory):
     """Kanerva++ (Ramapuram, Wu and Kalousis, ICLR 2021) as a policy's memory, one input at a time.
 
-    With a controller (`BlockKanerva`), an LSTM sees the input and what was read before; its state is written as a block
-    at a place it chooses, and its keys point to windows of the memory. Without one (`PooledKanerva`), every input is
-    encoded and added to a running mean, of which a deep linear network makes the memory, as in the paper. Either way,
-    what the windows show, and the latent Z that the learned prior p(Z|M, Y) makes of it, are what is read.
-    `policies.memories.kanerva.generative_model` has the paper's own use of the same parts.
+    With a controller (`BlockKanerva`), an LSTM reads the input and the last read-out; it writes a block at a position
+    that it chooses, and its keys select windows of the memory. Without one (`PooledKanerva`), inputs are encoded and
+    averaged, and a deep linear network maps the mean to the memory, as in the paper. In both forms the read-out is
+    computed from the windows and from the latent Z of the learned prior p(Z|M, Y).
+    `policies.memories.kanerva.generative_model` is the paper's model with the same parts.
 
-    State: that of the form. Losses, each `[B]` in nats and zero where nothing was written: `kl_z`,
-    KL(q(Z|X) ‖ p(Z|M, Y)); `kl_y`, KL(q(Y|X) ‖ N(0, I)), both times `kl_weight`; with `reconstruct`, `reconstruction`,
-    −ln p(X|Z ~ q(Z|X)). Their sum at `kl_weight=1` is the bound of eq. (4) with the memory as far as it has been
-    written; they speak of the input, never of a question.
+    State: see `BlockKanerva` and `PooledKanerva`. Losses, each `[B]` in nats and zero where nothing was written:
+    `kl_z`, KL(q(Z|X) ‖ p(Z|M, Y)); `kl_y`, KL(q(Y|X) ‖ N(0, I)), both times `kl_weight`; with `reconstruct`,
+    `reconstruction`, −ln p(X|Z ~ q(Z|X)). With `kl_weight=1` their sum is the bound of eq. (4) for the memory written
+    so far. They concern the input, not the questions.
 
     Args:
         input_size: F of a vector, or (C, H, W) of an image.
-        queries: shape of each question by name. Questions are not written; with none, the input asks as well.
+        queries: shape of each question by name. Questions are not written. Without questions the input is the question.
         controller: "lstm", or "none": the paper's form, a mean of encoded inputs.
-        output_size: width of what is read out. With a controller its state stands before it in the output.
+        output_size: width of the read-out. With a controller the output is hidden state and read-out, concatenated.
         hidden_size: units of the controller.
         embedding_size: D, width of an encoded input; with a controller only images are encoded.
         dense_size: units of the dense networks.
         latent_size: L, width of Z.
         memory_channels: C of the memory.
-        memory_size: S, its height and width; None: 8, without a controller 16. With one, blocks and windows may stop
-            overlapping, and so lose their gradients, above 2 `crop_size`. Without one 4 times a power of two.
+        memory_size: S, its height and width; None: 8, without a controller 16. With a controller, values above
+            2 `crop_size` risk that blocks and windows do not overlap, which gives no gradient. Without one: 4 times a
+            power of two.
         writer_features: without a controller, feature maps of the writer's coarsest grid, halved by each layer.
-        read_heads: K, windows read at a step.
+        read_heads: K, windows read per step.
         crop_size: side of a window, and of a block, at least 4.
         prior_features: feature maps of the learned prior's first layer.
         encoder_channels: widths of the stages that encode an image.
         encoder_blocks: residual blocks per stage.
-        encoder_activation: without a controller, of the encoder of vectors. "linear" leaves the embedding a weighted
-            sum of the inputs, so that their mean can count what was seen but not tell what went with what.
-        shift: without a controller, fraction of the features that comes from the step before.
-        skip_blank: an input that is all zero is not written, as where a task asks and shows nothing.
-        sample: draw keys and latents, by noise that is a hash of what was seen; False: take their means, by which a
+        encoder_activation: without a controller, of the encoder of vectors. With "linear" the mean embedding is a
+            weighted sum of the inputs: it can count inputs, but not represent which occurred together.
+        shift: without a controller, fraction of the features that comes from the previous step.
+        skip_blank: an input that is all zero is not written, for tasks with steps that only ask.
+        sample: sample keys and latents, with noise from a hash of the inputs; False: use their means, with which a
             policy learns faster.
-        kl_weight: weight of both divergences in the losses; they matter where keys and latents are drawn.
-        map_shape: (C, H, W) of an image to decode from Z and give as `grid`; None: none.
+        kl_weight: weight of both divergences in the losses; they matter if keys and latents are sampled.
+        map_shape: (C, H, W) of an image to decode from Z and return as `grid`; None: none.
         reconstruct: add the loss `reconstruction`.
         likelihood: of the input, for `reconstruct`: "gaussian" or, for inputs in 0..1, "bernoulli".
         decoder_features: feature maps of the decoder's coarsest grid.
+
+    Raises:
+        ValueError: a size is below 1 or does not fit another, a choice is unknown, or `shift` is set with a controller.
     """
 
     fast_form = FastKanerva
@@ -159,11 +163,11 @@ class KanervaMemory(ReaderMemory):
         return self.form(x, state, queries)  # type: ignore[no-any-return]
 
     def metrics(self, state: State) -> dict[str, Tensor]:
-        """Those of the form."""
+        """The metrics of the form."""
         return self.form.metrics(state)
 
     def panels(self, state: State) -> dict[str, Panel]:
-        """The memory with what is written and read, and what is in the windows."""
+        """The memory with frames around blocks and windows, and the contents of the windows."""
         return self.form.panels(state)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:

@@ -11,7 +11,7 @@ from policies.memories.kanerva.parts import read_windows
 
 COLOURS = ((1.0, 0.35, 0.2), (0.2, 0.75, 1.0), (1.0, 0.85, 0.1), (0.5, 1.0, 0.4), (0.9, 0.4, 1.0), (1.0, 1.0, 1.0))
 ZOOM = 8
-"""Pixels a memory cell in the panel."""
+"""Pixels per memory cell in the panel."""
 
 
 def memory_panels(memory: Tensor, windows: Tensor, crop_size: int, colours: Tensor) -> dict[str, Panel]:
@@ -33,13 +33,13 @@ def memory_panels(memory: Tensor, windows: Tensor, crop_size: int, colours: Tens
         picture = torch.where(outline, colours[index % len(colours)], picture)
     shown = ((as_rgb(crops) - low) / span).clamp(0, 1).permute(2, 0, 3, 1).flatten(1, 2)
     return {
-        "memory": Panel(picture, "x", "y", about="an image; frames: written and read last"),
-        "windows": Panel(shown, "x, window by window", "y", about="what is in the windows read"),
+        "memory": Panel(picture, "x", "y", about="the memory as an image; frames: last block and windows"),
+        "windows": Panel(shown, "x, window by window", "y", about="contents of the windows read"),
     }
 
 
 def as_rgb(image: Tensor) -> Tensor:
-    """The first three channels of `[N, C, H, W]`; the last one again where there are fewer."""
+    """The first three channels of `[N, C, H, W]`; with fewer, the last one is repeated."""
     last = image[:, -1:].expand(-1, max(0, 3 - image.shape[1]), -1, -1)
     return torch.cat([image[:, :3], last], 1)
 

@@ -52,15 +52,15 @@ def image_shape(shape: int | Sequence[int], name: str = "input_size") -> tuple[i
 class Writer(nn.Module):
     """f_mem (§3.3, appendix E): from the pooled embedding to the memory `[N, C, S, S]`, by transposed convolutions.
 
-    Appendix E calls it a deep linear decoder, §3.3 a non-linear one. Linear, and without biases, the memory of several
-    items is the mean of the memories of each. Either way it is zero where nothing was written.
+    Appendix E calls it a deep linear decoder, §3.3 a non-linear one. If it is linear, without biases, the memory of
+    several items is the mean of their memories. In both cases it is zero if nothing was written.
 
     Args:
         embedding_size: width of E.
         features: feature maps at 4 x 4; halved by each layer, 256 in the paper.
         channels: C of the memory.
         size: S, 4 times a power of two.
-        linear: the reading of appendix E; False: ReLU between the layers.
+        linear: as in appendix E; False: ReLU between the layers.
     """
 
     def __init__(self, embedding_size: int, features: int, channels: int, size: int, linear: bool = True) -> None:
@@ -109,10 +109,10 @@ class KeyModel(nn.Module):
 
 
 def read_windows(memory: Tensor, keys: Tensor, size: int) -> Tensor:
-    """f_ST (eqs. 5, 8 and 9): the window of the memory that each key points to, sampled bilinearly.
+    """f_ST (eqs. 5, 8 and 9): the window of the memory at each key, sampled bilinearly.
 
-    tanh keeps (s, x, y) in [-1, 1]: the scale, and the centre, where the memory's corner pixels are at -1 and 1. A
-    negative scale turns the window by half a turn; outside the memory everything is zero.
+    tanh maps the keys to (s, x, y) in [-1, 1]: the scale, and the centre, with the memory's corner pixels at -1 and 1.
+    A negative scale rotates the window by 180°. The memory is zero outside.
 
     Args:
         memory: M, `[N, C, H, W]`.
@@ -170,7 +170,7 @@ class LearnedPrior(nn.Module):
         return layers
 
     def forward(self, windows: Tensor) -> tuple[Gaussian, Tensor]:
-        """`[N, K, C, size, size]` to the distribution of Z `[N, L]`, and the features it was made of."""
+        """`[N, K, C, size, size]` to the distribution of Z `[N, L]`, and the features of the windows."""
         features = self.layers(windows.flatten(1, 2))
         return as_gaussian(self.project(features)), features
 
@@ -179,9 +179,9 @@ class EvoNormS0(nn.Module):
     """x · sigmoid(v x) / std(x) · γ + β, the deviation taken over groups of channels (Liu et al., 2020).
 
     Args:
-        channels: of the input.
-        groups: at most; 8 in that paper's networks of this size.
-        eps: inside the root.
+        channels: number of channels.
+        groups: maximum number of groups; 8 in that paper's networks of this size.
+        eps: added to the variance.
     """
 
     def __init__(self, channels: int, groups: int = 8, eps: float = 1e-5) -> None:
@@ -230,7 +230,7 @@ class ImageDecoder(nn.Module):
 
 
 def _doubling(inputs: int, outputs: int, bias: bool) -> nn.ConvTranspose2d:
-    """Twice the height and width."""
+    """A transposed convolution that doubles height and width."""
     return nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1, bias=bias)
 
 

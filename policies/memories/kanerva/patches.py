@@ -1,8 +1,8 @@
 """Networks of Kanerva++'s generative model whose embedding is a feature map: a block of the memory is that map.
 
-The image is cut into as many patches as a block has cells, and a cell holds what its patch shows. So encoder, prior and
-decoder are convolutions over a grid of `crop_size`² cells, with few parameters, and Z is a map too. The paper averages
-over the last grid of its encoder; a grid keeps positions in the image.
+The image is cut into as many patches as a block has cells; each cell contains the features of its patch. Encoder, prior
+and decoder are convolutions over a grid of `crop_size`² cells, with few parameters, and Z is also a map. The paper
+averages over the last grid of its encoder; a grid preserves positions in the image.
 
 Sections and equation numbers are those of Ramapuram, Wu and Kalousis, "Kanerva++", ICLR 2021.
 """
@@ -16,14 +16,14 @@ from policies.memories.kanerva.encoder import Encoder, ResidualBlock, Shift
 from policies.memories.kanerva.parts import Gaussian, as_gaussian
 
 PRIOR_OFFSET = -2.0
-"""Added before the softplus of Z's deviation: initial noise of 0.13, not 0.69."""
+"""Added before the softplus of Z's standard deviation, whose initial value is then 0.13 instead of 0.69."""
 
 
 def patch_side(shape: tuple[int, int, int], cells: int) -> int:
-    """Side of a patch in pixels, where `cells` of them lie along the image's side.
+    """Side of a patch in pixels, if an image's side has `cells` patches.
 
     Raises:
-        ValueError: the image is not square, or cannot be cut so.
+        ValueError: the image is not square, or its side is not a multiple of `cells`.
     """
     if shape[1] != shape[2] or shape[1] % cells:
         raise ValueError(f"crop_size is {cells}; patches of {shape[1:]} pixels need a square image that it divides")
@@ -31,15 +31,15 @@ def patch_side(shape: tuple[int, int, int], cells: int) -> int:
 
 
 class PatchEncoder(Encoder):
-    """E as a map: patches to features, residual blocks, then `channels` batch-normalised numbers a cell.
+    """E as a map: patches to features, residual blocks, then `channels` batch-normalised features per cell.
 
-    Without the temporal shift, so that an image is embedded alike whatever is shown beside it.
+    It has no temporal shift: the embedding of an image does not depend on other images.
 
     Args:
         shape: (C, H, W) of the input.
-        cells: along a side of the map.
-        channels: of E, at each cell.
-        features: of the residual blocks.
+        cells: number of cells along a side of the map.
+        channels: channels of E.
+        features: channels of the residual blocks.
         blocks: number of residual blocks.
     """
 
@@ -50,7 +50,7 @@ class PatchEncoder(Encoder):
             nn.Conv2d(shape[0], features, side, side, bias=False), nn.BatchNorm2d(features), nn.ReLU()
         )
         self.blocks = nn.ModuleList(ResidualBlock(features, features, 1, "batch") for _ in range(blocks))
-        # with an offset, so that a window shows how many blocks overlap
+        # with a bias, so that a window shows how many blocks overlap
         self.project = nn.Sequential(nn.Conv2d(features, channels, 1), nn.BatchNorm2d(channels, momentum=0.02))
 
     def run(self, x: Tensor, shift: Shift) -> Tensor:
@@ -65,9 +65,9 @@ class PatchPrior(nn.Module):
     """p(Z|M, Y) for a Z that is a map: two convolutions over the K windows, stacked along the channels.
 
     Args:
-        channels: of the windows, K C.
-        cells: along a window's side.
-        features: between the convolutions.
+        channels: channels of the windows, K C.
+        cells: number of cells along a window's side.
+        features: channels between the convolutions.
         latent_size: L, a multiple of cells².
     """
 
@@ -80,7 +80,7 @@ class PatchPrior(nn.Module):
         self.project = nn.Conv2d(features, 2 * latent_size // cells**2, 1)
 
     def forward(self, windows: Tensor) -> tuple[Gaussian, Tensor]:
-        """`[N, K, C, cells, cells]` to the distribution of Z `[N, L]`, and the features it was made of."""
+        """`[N, K, C, cells, cells]` to the distribution of Z `[N, L]`, and the features of the windows."""
         features = self.layers(windows.flatten(1, 2))
         return as_gaussian(self.project(features).flatten(1), PRIOR_OFFSET), features.flatten(1)
 
@@ -91,8 +91,8 @@ class PatchDecoder(nn.Module):
     Args:
         latent_size: L, a multiple of cells².
         shape: (C, H, W) of the output; C is the number of parameters of a pixel's distribution.
-        cells: along a side of the map.
-        features: between the convolutions.
+        cells: number of cells along a side of the map.
+        features: channels between the convolutions.
     """
 
     def __init__(self, latent_size: int, shape: tuple[int, int, int], cells: int, features: int) -> None:

@@ -26,8 +26,9 @@ KEYS, ASKED_KEYS, LATENT, POSTERIOR = range(4)
 class PooledKanerva(KanervaForm):
     """Kanerva++ without a controller; see `kanerva.KanervaMemory` for arguments and losses.
 
-    State: `sum` `[B, embedding_size]` and `count` `[B]`, of what was written; `shift_i` `[B, channels, ...]`, features
-    for the next step; `keys` `[B, K, 3]`, of the last input; with `sample`, `seed` `[B]`, a hash of the inputs so far.
+    State: `sum` `[B, embedding_size]` and `count` `[B]` of the embeddings written; `shift_i` `[B, channels, ...]`,
+    features for the next step; `keys` `[B, K, 3]` of the last input; with `sample`, `seed` `[B]`, a hash of the inputs
+    so far.
     """
 
     fast_form = FastPooled
@@ -76,7 +77,7 @@ class PooledKanerva(KanervaForm):
 
         self.encoder = encoder(input_size, shift)
         self.query_names = sorted(queries or {})
-        # questions have no order in time, so nothing of theirs is shifted
+        # questions are not a sequence: no temporal shift
         self.query_encoders = nn.ModuleList(encoder((queries or {})[name], 0.0) for name in self.query_names)
         self.kanerva = Kanerva(
             embedding_size,
@@ -113,17 +114,17 @@ class PooledKanerva(KanervaForm):
 
     def forward(self, x: Tensor, state: State, queries: Queries | None = None) -> MemoryStep:
         carried = [state[f"shift_{index}"] for index in range(len(self.encoder.shift_shapes))]
-        embedding, taken = self.encoder(x, carried)
+        embedding, shifted = self.encoder(x, carried)
         written = self.writes(x)
-        following = {"sum": state["sum"] + written.unsqueeze(1) * embedding, "count": state["count"] + written}
+        new_state = {"sum": state["sum"] + written.unsqueeze(1) * embedding, "count": state["count"] + written}
         if self.sample:
-            following["seed"] = next_seed(state["seed"], fingerprint(x))
-        for index, (before, now) in enumerate(zip(carried, taken, strict=True)):
-            following[f"shift_{index}"] = torch.where(written.view(-1, *[1] * (now.dim() - 1)) > 0, now, before)
-        following["keys"], output, grid, losses = self.answer(
-            x, embedding, written, following["sum"], following["count"], following.get("seed"), queries
+            new_state["seed"] = next_seed(state["seed"], fingerprint(x))
+        for index, (old, new) in enumerate(zip(carried, shifted, strict=True)):
+            new_state[f"shift_{index}"] = torch.where(written.view(-1, *[1] * (new.dim() - 1)) > 0, new, old)
+        new_state["keys"], output, grid, losses = self.answer(
+            x, embedding, written, new_state["sum"], new_state["count"], new_state.get("seed"), queries
         )
-        return MemoryStep(output, following, losses, grid)
+        return MemoryStep(output, new_state, losses, grid)
 
     def answer(
         self,
@@ -135,10 +136,10 @@ class PooledKanerva(KanervaForm):
         seed: Tensor | None,
         queries: Queries | None,
     ) -> tuple[Tensor, Tensor, Tensor | None, dict[str, Tensor]]:
-        """Read N memories, each made of a sum of embeddings and their count.
+        """Reads N memories, each computed from a sum of embeddings and their count.
 
         Returns:
-            The input's keys, the output, the map where there is one, and the losses.
+            The input's keys `[N, K, 3]`, the output `[N, output_size]`, the map or None, and the losses.
         """
 
         def noise(stream: int, *shape: int) -> Tensor | None:
@@ -159,12 +160,12 @@ class PooledKanerva(KanervaForm):
         if self.query_names:
             embedding, seed = self.ask(seed, queries)
             prior, features = self.kanerva.read(memory, self.kanerva.keys(embedding).at(noise(ASKED_KEYS, *of_key)))
-        latent = prior.at(noise(LATENT, latent_size))  # figure 5's lower branch: Z is the memory's, not the input's
+        latent = prior.at(noise(LATENT, latent_size))  # figure 5, lower branch: Z ~ p(Z|M, Y), not q(Z|X)
         grid = None if self.map_decoder is None else self.map_decoder(latent)
         return keys, self.readout(torch.cat([features, latent, embedding], 1)), grid, losses
 
     def ask(self, seed: Tensor | None, queries: Queries | None) -> tuple[Tensor, Tensor | None]:
-        """The sum of the questions' embeddings, and a seed that knows the questions."""
+        """The sum of the questions' embeddings, and a seed that depends on the questions."""
         queries = self._questions(queries)
         embeddings = []
         for name, encoder in zip(self.query_names, self.query_encoders, strict=True):
@@ -173,11 +174,11 @@ class PooledKanerva(KanervaForm):
         return torch.stack(embeddings).sum(0), seed
 
     def metrics(self, state: State) -> dict[str, Tensor]:
-        """How many inputs have been written."""
+        """`written`: number of inputs written."""
         return {"written": state["count"]}
 
     def panels(self, state: State) -> dict[str, Panel]:
-        """The memory with the windows that the last input's keys point to, and what is in them."""
+        """The memory with frames around the windows at the last input's keys, and the contents of the windows."""
         with torch.no_grad():
             memory = self.kanerva.writer(pooled(state["sum"][:1], state["count"][:1]))
             windows = state["keys"][0].tanh()
@@ -185,5 +186,5 @@ class PooledKanerva(KanervaForm):
 
 
 def pooled(total: Tensor, count: Tensor) -> Tensor:
-    """The mean embedding of what was written; zero where nothing was."""
+    """The mean of the written embeddings; zero if there are none."""
     return total / count.clamp(min=1).unsqueeze(-1)

@@ -1,7 +1,7 @@
 """Block allocation in Kanerva++'s generative model: each image's feature map is written to a tile of the memory.
 
-After Ramapuram, Wu and Kalousis, "Kanerva++", ICLR 2021. The paper allocates blocks when it reads; here they are
-written as blocks too.
+After Ramapuram, Wu and Kalousis, "Kanerva++", ICLR 2021. The paper allocates blocks when reading; here blocks are also
+written.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ ALLOCATIONS = ("inferred", "ranked")
 
 
 class KanervaBlocks(nn.Module):
-    """The block-allocated model's counterpart of `parts.Kanerva`.
+    """The counterpart of `parts.Kanerva` with block allocation.
 
-    The memory is a grid of tiles, each of the size of a block, and the sum of the blocks of all images. A key is a
-    point in R² and selects the tile below it; standard normal keys select all tiles equally often. An image is written
-    to the tiles of the means of its K keys, one block each, and read at samples.
+    The memory is a grid of tiles of the size of a block, to which the blocks of all images are added. A key is a point
+    in R² and selects the tile that contains it; standard normal keys select all tiles equally often. An image is
+    written to the tiles of the means of its K keys, one block each, and read at samples.
 
     The mean of q(Y|X) is the centre of a tile:
     - "inferred": a dense network maps the embedding to K points, which are whitened over the batch, so that images use
-      the whole memory; the tile is the one below the point. Two images may have the same tile.
-    - "ranked": the images of an episode are ordered by a fixed projection of their embeddings, and have the tiles in
-      that order. No two share one, but all T images must be known.
+      the whole memory; the tile is the one that contains the point. Two images may have the same tile.
+    - "ranked": the images of an episode are ordered by a fixed projection of their embeddings and assigned to the tiles
+      in that order. No two share a tile, but all T images must be known.
 
-    The deviation is a `sharpness`-th of the distance to the tile's nearest edge.
+    The standard deviation is the distance to the tile's nearest edge, divided by `sharpness`.
 
     Args:
         units: of the dense networks.
@@ -43,13 +43,13 @@ class KanervaBlocks(nn.Module):
         reads: K, blocks of an image, and windows read.
         crop_size: B, side of a block and of a window.
         prior_features: feature maps of the learned prior's first layer.
-        allocation: one of these two.
+        allocation: "inferred" or "ranked".
         spectral_last: see `DeepLinear`.
     """
 
     key_size = 2
     sharpness = 4.0
-    """A sample leaves its tile once in 15,000 times along an axis; KL(Y) grows by 2 ln of this."""
+    """With 4, a sample leaves its tile with probability 1/15,000 per axis; KL(Y) grows with 2 ln `sharpness`."""
 
     def __init__(
         self,
@@ -107,7 +107,7 @@ class KanervaBlocks(nn.Module):
         return Gaussian(self.get_buffer("centres")[tile], self.get_buffer("deviations")[tile]), points
 
     def tile(self, keys: Tensor) -> Tensor:
-        """The tiles below keys of any shape: numbers of columns and rows, 0 to `tiles` − 1."""
+        """The tiles that contain keys of any shape: columns and rows, 0 to `tiles` − 1."""
         share = 0.5 + 0.5 * torch.erf(keys.detach().float() / math.sqrt(2))
         return (share * self.tiles).long().clamp(max=self.tiles - 1)
 
@@ -125,27 +125,26 @@ class KanervaBlocks(nn.Module):
         return memory.permute(0, 3, 1, 4, 2, 5).reshape(-1, self.channels, self.size, self.size)
 
     def windows(self, memory: Tensor, keys: Tensor) -> Tensor:
-        """The tiles of `memory` `[B, C, S, S]` below keys `[N, B, K, 2]`: `[N, B, K, C, crop_size, crop_size]`."""
+        """The tiles of `memory` `[B, C, S, S]` at keys `[N, B, K, 2]`: `[N, B, K, C, crop_size, crop_size]`."""
         grid = (self.tiles, self.crop_size)
         tiles = memory.reshape(-1, self.channels, *grid, *grid).permute(0, 2, 4, 1, 3, 5)
         return tiles[self._places(keys)]
 
     def _places(self, keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Batch entry, row and column of the tiles below keys `[N, B, K, 2]`, each `[N, B, K]`."""
+        """Batch entry, row and column of the tiles at keys `[N, B, K, 2]`, each `[N, B, K]`."""
         column, row = self.tile(keys).unbind(-1)
         entry = torch.arange(keys.shape[1], device=keys.device).view(1, -1, 1).expand_as(row)
         return entry, row, column
 
 
 class Whitening(nn.Module):
-    """Zero mean and the identity for a covariance, over the batch in training, by running values in evaluation.
+    """Whitening: zero mean and identity covariance; batch statistics in training, running ones in evaluation.
 
-    Separate batch normalisation of each entry would allow equal entries. Keys with two equal numbers lie on one line
-    through the memory.
+    Batch normalisation would allow two equal coordinates, whose keys lie on one line through the memory.
 
     Args:
-        size: entries of a vector.
-        momentum: of the running values.
+        size: width of a vector.
+        momentum: of the running statistics.
         eps: added to variances.
     """
 
@@ -156,7 +155,7 @@ class Whitening(nn.Module):
         self.register_buffer("covariance", torch.eye(size))
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[N, size]`, likewise."""
+        """`[N, size]` to `[N, size]`."""
         mean, covariance = self.get_buffer("mean"), self.get_buffer("covariance")
         x = x.to(mean.dtype)
         with torch.autocast(x.device.type, enabled=False):
@@ -174,5 +173,5 @@ class Whitening(nn.Module):
 
 
 def _quantiles(shares: Tensor) -> Tensor:
-    """Of the standard normal distribution, −∞ at 0 and ∞ at 1."""
+    """Quantiles of the standard normal distribution: −∞ at 0, ∞ at 1."""
     return math.sqrt(2) * torch.erfinv(2 * shares.double() - 1).float()

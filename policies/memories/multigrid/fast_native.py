@@ -1,4 +1,4 @@
-"""Calls of `fast_cells.c`: the part of a step after the convolution in `fast_sequence.py`, on a CPU."""
+"""Calls of `fast_cells.c`: the part of a step of `fast_sequence.py` after the convolution, on a CPU."""
 
 from __future__ import annotations
 
@@ -17,36 +17,39 @@ MAX_CHANNELS = 256
 
 
 def usable(c: Tensor) -> bool:
-    """Whether the loops can be used for a memory `[B, C, H, W]`: on a CPU, of a supported size, with a compiler."""
+    """Whether the loops support cells c `[B, C, H, W]`: on a CPU, at most `MAX_CHANNELS`, with a compiler."""
     return c.dim() == 4 and c.shape[1] <= MAX_CHANNELS and loops.usable(SOURCE, c)
 
 
 class CellLoops:
-    """Steps of the cells of one grid; all tensors `[B, channels, H, W]` with their channels innermost in memory.
+    """Steps of the cells of one grid. All tensors are `[B, channels, H, W]`, with channels innermost in memory.
 
     Args:
         reference: c, `[B, C, H, W]`.
-        half: whether h, sums and their derivatives are bfloat16.
+        bf16: whether h, pre-activations and their gradients are bfloat16.
         peepholes: `[3, C, H, W]`, or None.
     """
 
-    def __init__(self, reference: Tensor, half: bool, peepholes: Tensor | None) -> None:
+    def __init__(self, reference: Tensor, bf16: bool, peepholes: Tensor | None) -> None:
         functions = library(SOURCE, reference.dtype)
         assert functions is not None
         self._functions = functions
         self._peepholes = None if peepholes is None else peepholes.detach().permute(0, 2, 3, 1).contiguous()
         batch, channels, *sides = reference.shape
         cells = sides[0] * sides[1]
-        self._count, self._sizes = batch * cells, (channels, cells, int(half))
+        self._count, self._sizes = batch * cells, (channels, cells, int(bf16))
 
-    def forward(self, of_h: Tensor, of_x: Tensor, before: Tensor, gates: Tensor, after: Tensor, h: Tensor) -> None:
-        """Gates, c and h from the pre-activations `[B, 4C, H, W]` and the previous c."""
-        self._call("forward", of_h, of_x, before, self._peepholes, gates, after, h)
+    def forward(
+        self, gates_h: Tensor, gates_x: Tensor, before: Tensor, gates: Tensor, after: Tensor, h: Tensor
+    ) -> None:
+        """Computes gates, c and h from both parts of the pre-activations `[B, 4C, H, W]` and the previous c."""
+        self._call("forward", gates_h, gates_x, before, self._peepholes, gates, after, h)
 
     def backward(
         self, gates: Tensor, before: Tensor, after: Tensor, d_h: Tensor, d_out: Tensor, d_c: Tensor, d_sums: Tensor
     ) -> None:
-        """Gradients of the pre-activations from d_h + d_out and d_c; d_c becomes that of the previous c."""
+        """Computes the gradients of the pre-activations from d_h + d_out and d_c; d_c is overwritten by that of the
+        previous c."""
         self._call("backward", gates, before, after, self._peepholes, d_h, d_out, d_c, d_sums)
 
     def _call(self, name: str, *tensors: Tensor | None) -> None:

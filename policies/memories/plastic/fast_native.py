@@ -1,8 +1,7 @@
 """Plastic networks over time on a CPU, by the C loops of `fast_traces.c`.
 
-The loops process one environment after another. Its trace, 64 KiB for 128 units, stays in the cache over all steps,
-which is not the case for torch's operations over all environments. One trace per √T steps is stored, as in
-`fast_sequence.py`.
+The loops process one environment after another, so that its trace, 64 KiB for 128 units, stays in the cache over all
+steps. One trace per √T steps is stored, as in `fast_sequence.py`.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ MIN_NUMBERS = 2**19
 
 
 class Plasticity(NamedTuple):
-    """The trained parameters, and the rule: as in `memory.PlasticNetwork`."""
+    """The trained parameters, and the rule; see `memory.PlasticNetwork`."""
 
     w: Tensor
     alpha: Tensor
@@ -53,19 +52,22 @@ class _Tape(ctypes.Structure):
     """The struct of the C file."""
 
     _fields_ = [
-        *((name, ctypes.c_int64) for name in ("batch", "size", "steps", "stride", "shared", "oja", "clipped")),
+        *(
+            (name, ctypes.c_int64)
+            for name in ("batch", "size", "steps", "checkpoint_interval", "shared", "oja", "clipped")
+        ),
         *((name, ctypes.c_void_p) for name in ("w", "alpha", "eta", "clip", "starts", "before", "after")),
-        *((name, ctypes.c_void_p) for name in ("first_hidden", "first_hebb", "hebb", "kept")),
-        *((name, ctypes.c_void_p) for name in ("d_after", "d_given", "d_hidden", "d_hebb", "d_alpha", "d_eta")),
+        *((name, ctypes.c_void_p) for name in ("first_hidden", "first_hebb", "hebb", "checkpoints")),
+        *((name, ctypes.c_void_p) for name in ("d_after", "d_input", "d_hidden", "d_hebb", "d_alpha", "d_eta")),
     ]
 
 
 def usable(reference: Tensor) -> bool:
-    """Whether the loops can be used: on a CPU, with a compiler. `reference`: a parameter of the network."""
+    """Whether the loops support the device and dtype of `reference`."""
     return loops.usable(SOURCE, reference)
 
 
-def worth_it(hebb: Tensor) -> bool:
+def faster_for_a_step(hebb: Tensor) -> bool:
     """Whether a single unrecorded step is faster with the loops: large traces `[B, n, n]` without padding."""
     return hebb.numel() >= MIN_NUMBERS and hebb.shape[-1] % (LANES_BYTES // hebb.itemsize) == 0
 
@@ -82,21 +84,25 @@ class NativeTape:
     Args:
         length: maximum number of steps.
         hidden, hebb: the state before the first step; not modified.
-        network: its parameters.
-        stored: whether the steps will be differentiated.
+        network: the parameters.
+        keep_traces: whether traces are stored for the backward pass.
     """
 
     @torch.no_grad()
-    def __init__(self, length: int, hidden: Tensor, hebb: Tensor, network: Plasticity, stored: bool = True) -> None:
+    def __init__(
+        self, length: int, hidden: Tensor, hebb: Tensor, network: Plasticity, keep_traces: bool = True
+    ) -> None:
         self.network, self.first = network.padded(), (padded(hidden.detach()), padded(hebb.detach(), 2))
         (batch, self.size), width = hidden.shape, self.first[0].shape[1]
-        self.length, self.count, self.stride = length, 0, math.isqrt(max(length - 1, 0)) + 1
+        self.length, self.count, self.checkpoint_interval = length, 0, math.isqrt(max(length - 1, 0)) + 1
         self.before, self.after = hidden.new_empty(2, length, batch, width)
         self.after[:, :, self.size :] = 0
         self.hebb = torch.empty_like(self.first[1])
-        self.stored = hidden.new_empty(-(-length // self.stride) if stored else 0, *self.hebb.shape)
+        self.checkpoints = hidden.new_empty(
+            -(-length // self.checkpoint_interval) if keep_traces else 0, *self.hebb.shape
+        )
         self.starts: Tensor | None = None
-        self._loops = TraceLoops(self.network, self.before, self.after, self.stored, self.stride)
+        self._loops = TraceLoops(self.network, self.before, self.after, self.checkpoints, self.checkpoint_interval)
         self._loops.set({"first_hidden": self.first[0], "first_hebb": self.first[1], "hebb": self.hebb})
 
     @property
@@ -140,22 +146,23 @@ class NativeTape:
 
 
 class TraceLoops(Loops):
-    """The C functions and their arrays.
+    """The C functions with their arrays.
 
     Args:
-        network: its parameters, padded.
+        network: the parameters, padded.
         before: x of all steps, `[T, B, n]`.
-        after: of all steps, `[T, B, n]`: W_in x + b on input, y on output.
-        stored: the trace before each `stride`-th step, `[.., B, n, n]`; empty: none is stored.
+        after: W_in x + b of all steps on input, y on output, `[T, B, n]`.
+        checkpoints: the trace before each `interval`-th step, `[.., B, n, n]`; empty: none is stored.
+        interval: see `checkpoints`.
     """
 
-    def __init__(self, network: Plasticity, before: Tensor, after: Tensor, stored: Tensor, stride: int) -> None:
+    def __init__(self, network: Plasticity, before: Tensor, after: Tensor, checkpoints: Tensor, interval: int) -> None:
         steps, batch, size = before.shape
         flags = (network.shared, network.rule == "oja", network.clip is not None)
-        super().__init__(SOURCE, before, _Tape(batch, size, steps, stride, *flags), batch)
+        super().__init__(SOURCE, before, _Tape(batch, size, steps, interval, *flags), batch)
         clip = before.new_full((1,), network.clip or 0.0)
         self.set({"w": network.w, "alpha": network.alpha, "eta": network.eta, "clip": clip})
-        self.set({"before": before, "after": after} | ({"kept": stored} if len(stored) else {}))
+        self.set({"before": before, "after": after} | ({"checkpoints": checkpoints} if len(checkpoints) else {}))
 
     def backward_over(self, steps: int) -> None:
         """The backward pass over the steps `steps` - 1 ... 0.
@@ -163,47 +170,47 @@ class TraceLoops(Loops):
         Raises:
             MemoryError: the traces between two stored ones do not fit into memory.
         """
-        self.tape.steps, tape, done = steps, ctypes.byref(self.tape), list[int]()
+        self.tape.steps, tape, succeeded = steps, ctypes.byref(self.tape), list[int]()
 
-        def take(*rows: int) -> None:
-            done.append(self.functions.backward(tape, *map(ctypes.c_int64, rows)))
+        def run(*rows: int) -> None:
+            succeeded.append(self.functions.backward(tape, *map(ctypes.c_int64, rows)))
 
-        parallel_for(take, self.tape.batch)
-        if not all(done):
+        parallel_for(run, self.tape.batch)
+        if not all(succeeded):
             raise MemoryError(
                 "not enough memory for the traces of the backward pass: lower num_envs, n_steps or hidden_size"
             )
 
 
 class NativeSequence(torch.autograd.Function):
-    """The steps of a full `NativeTape`, with a custom backward; arguments and results as of `PlasticSequence`."""
+    """The steps of a full `NativeTape`, with a custom backward; inputs and outputs as of `PlasticSequence`."""
 
     @staticmethod
     def forward(ctx: Any, tape: NativeTape, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         network = tape.network
-        ctx.save_for_backward(tape.before, tape.after, tape.stored, network.w, network.alpha, network.eta)
+        ctx.save_for_backward(tape.before, tape.after, tape.checkpoints, network.w, network.alpha, network.eta)
         ctx.rule, ctx.clip, ctx.starts = network.rule, network.clip, tape.starts
-        ctx.size, ctx.count, ctx.stride = tape.size, tape.count, tape.stride
+        ctx.size, ctx.count, ctx.interval = tape.size, tape.count, tape.checkpoint_interval
         return tape.after[: tape.count, :, : tape.size], tape.state()["hebb"].clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_after: Tensor, d_hebb: Tensor) -> tuple[Tensor | None, ...]:
-        before, after, stored, w, alpha, eta = ctx.saved_tensors
+        before, after, checkpoints, w, alpha, eta = ctx.saved_tensors
         network, size, count = Plasticity(w, alpha, eta, ctx.rule, ctx.clip), ctx.size, ctx.count
-        native = TraceLoops(network, before, after, stored, ctx.stride)
+        loops = TraceLoops(network, before, after, checkpoints, ctx.interval)
         d_after, d_hebb = padded(d_after), padded(d_hebb.clone(memory_format=torch.contiguous_format), 2)
-        d_given, d_hidden = torch.empty_like(d_after), torch.zeros_like(after[0])
+        d_input, d_hidden = torch.empty_like(d_after), torch.zeros_like(after[0])
         d_alpha = after.new_zeros(len(d_hebb), *alpha.shape)
         d_eta = after.new_zeros(len(d_hebb))
-        native.set({"d_after": d_after, "d_given": d_given, "d_hidden": d_hidden, "d_hebb": d_hebb})
-        native.set({"d_alpha": d_alpha, "d_eta": d_eta})
+        loops.set({"d_after": d_after, "d_input": d_input, "d_hidden": d_hidden, "d_hebb": d_hebb})
+        loops.set({"d_alpha": d_alpha, "d_eta": d_eta})
         if ctx.starts is not None:
-            native.set({"starts": ctx.starts})
-        native.backward_over(count)
-        d_w = before[:count].flatten(0, 1).t() @ d_given.flatten(0, 1)
+            loops.set({"starts": ctx.starts})
+        loops.backward_over(count)
+        d_w = before[:count].flatten(0, 1).t() @ d_input.flatten(0, 1)
         d_alpha = d_alpha.sum(0)
         if not network.shared:
             d_alpha = d_alpha[:size, :size]
-        found = (d_given[:, :, :size], d_hidden[:, :size], d_hebb[:, :size, :size], d_w[:size, :size], d_alpha)
-        return (None, *found, d_eta.sum(0, keepdim=True))
+        gradients = (d_input[:, :, :size], d_hidden[:, :size], d_hebb[:, :size, :size], d_w[:size, :size], d_alpha)
+        return (None, *gradients, d_eta.sum(0, keepdim=True))

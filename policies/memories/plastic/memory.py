@@ -20,8 +20,8 @@ class PlasticNetwork(Memory):
     """Differentiable plasticity (Miconi, Clune and Stanley, ICML 2018), §2: base class of both forms.
 
     Each recurrent connection has a trained weight w and a Hebbian trace. The trace is zero at the start of an episode
-    and is changed by the connection's own activity at every step. α is the strength of the trace and η its rate of
-    change; both are trained.
+    and changes with the activity of its two units at every step. α is the strength of the trace and η its learning
+    rate; both are trained.
 
         h_t[j] = tanh( (W_in x_t + b)[j] + Σ_i (w[i,j] + α[i,j] Hebb_{t-1}[i,j]) h_{t-1}[i] )                    (1)
         "hebb":    Hebb_t[i,j] = η h_{t-1}[i] h_t[j] + (1 - η) Hebb_{t-1}[i,j]                                  (2)
@@ -35,14 +35,14 @@ class PlasticNetwork(Memory):
 
     with `strength` and `rate` trained; "paper" trains α and η themselves.
 
-    State: `hidden` `[B, hidden_size]`; `hebb` `[B, hidden_size, hidden_size]`, from unit i (rows) to unit j (columns).
-    Output: `hidden`.
+    State: `hidden` `[B, hidden_size]`; `hebb` `[B, hidden_size, hidden_size]`, from unit i (rows) to unit j (columns);
+    both zero at the start of an episode. Output: `hidden`.
 
     Args:
         input_size: F, width of the input.
-        hidden_size: units, which is also the output size; the state has hidden_size² + hidden_size numbers.
+        hidden_size: n, units, which is also the output size.
         rule: update of the trace. "oja", eq. (3), is the default of the released maze code; "hebb" is eq. (2);
-            "clipped", from the authors' later batched code, only adds, within bounds.
+            "clipped", from the authors' later batched code, has no decay, but bounds.
         clip: bound of the rule "clipped".
         init_scale: only for "paper": w and α per connection are initialised uniformly in 0..init_scale, a shared α to
             init_scale. 0.01 suits up to 200 units, whose weights then sum to about 1; a smaller network needs more.
@@ -51,6 +51,10 @@ class PlasticNetwork(Memory):
             and "scaled" for `homo-plastic`, which saturates otherwise.
         init_strength: only for "scaled": mean of the initial strengths, which are uniform in 0..2 init_strength per
             connection; a shared one is init_strength.
+
+    Raises:
+        ValueError: hidden_size is below 1, clip is not above 0, init_eta is not between 0 and 1 with "scaled", or a
+            choice is unknown.
     """
 
     fast_form = FastPlastic
@@ -111,18 +115,18 @@ class PlasticNetwork(Memory):
         alpha, eta = self.plasticity()
         fixed = torch.addmm(self.input(x), before, self.w)
         hidden = torch.tanh(fixed + plastic_input(before, hebb, alpha))  # (1)
-        following = advance(hebb, before, hidden, eta, self.rule, self.clip)  # (2), (3)
-        return MemoryStep(hidden, {"hidden": hidden, "hebb": following}, {})
+        new_hebb = advance(hebb, before, hidden, eta, self.rule, self.clip)  # (2), (3)
+        return MemoryStep(hidden, {"hidden": hidden, "hebb": new_hebb}, {})
 
     def metrics(self, state: State) -> dict[str, Tensor]:
-        """Root mean square of the traces, and the share of saturated units."""
+        """`trace_rms`: root mean square of the traces; `saturation`: share of saturated units."""
         return {"trace_rms": rms(state["hebb"]), "saturation": saturation(state["hidden"])}
 
     def panels(self, state: State) -> dict[str, Panel]:
-        """The trace of each connection, and the activities."""
+        """The trace of each connection, and the activations."""
         return {
             "hebb": Panel(state["hebb"][0].detach(), "to unit", "from unit", about="trace of each connection"),
-            "hidden": vector_panel(state["hidden"][:1], about="activity of the units"),
+            "hidden": vector_panel(state["hidden"][:1], about="activations of the units"),
         }
 
 

@@ -16,13 +16,13 @@ def plastic_input(before: Tensor, hebb: Tensor, alpha: Tensor) -> Tensor:
 def advance(
     hebb: Tensor, before: Tensor, after: Tensor, eta: Tensor, rule: str, clip: float | None, out: Tensor | None = None
 ) -> Tensor:
-    """The trace after a step, by `rule`; written to `out` if given, which may be `hebb`."""
-    scaled, taken = (eta * before).unsqueeze(2), after.unsqueeze(1)
+    """The trace after a step, eq. (2), (3) or clipped, by `rule`; written to `out` if given, which may be `hebb`."""
+    eta_x, y = (eta * before).unsqueeze(2), after.unsqueeze(1)
     if clip is not None:
-        added = torch.addcmul(hebb, scaled, taken, out=out)
+        added = torch.addcmul(hebb, eta_x, y, out=out)
         return added.clamp(-clip, clip) if out is None else out.clamp_(-clip, clip)
-    stored = torch.mul(hebb, decay(after, eta, rule), out=out)
-    return torch.addcmul(stored, scaled, taken, out=out)
+    decayed = torch.mul(hebb, decay(after, eta, rule), out=out)
+    return torch.addcmul(decayed, eta_x, y, out=out)
 
 
 def decay(after: Tensor, eta: Tensor, rule: str) -> Tensor:

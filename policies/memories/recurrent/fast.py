@@ -21,7 +21,7 @@ from policies.memories.time.unroll import unroll_segments
 
 
 class Layers:
-    """One tape per layer."""
+    """A tape for each layer."""
 
     full = False
 
@@ -42,12 +42,12 @@ class Layers:
 class FastRecurrent(TapedForm):
     """Computes sequences by torch's kernels or, on a CPU, by tapes, whichever is faster.
 
-    On a CPU, an LSTM uses oneDNN's kernel, with the sequence cut at resets if the host knows of a few. A GRU, for which
-    torch has no such kernel, and an LSTM with more resets use `fast_sequence`, which supports resets at any step. With
-    a compiler these use C loops (`fast_native`), an LSTM for any number of resets above 0.
-    On other devices cuDNN is used, with the sequence cut at a few resets. With more, the host reads `starts` (one
-    synchronisation), and every episode becomes a sequence in one packed batch, at a cost that does not depend on number
-    and place of the resets. If the host may not read, the memory is stepped.
+    CPU: an LSTM without resets, or with few known resets and no C compiler, uses oneDNN's kernel; the sequence is cut
+    at the resets. An LSTM with other resets, and a GRU, for which torch has no such kernel, use `fast_sequence`, which
+    supports resets at any step, with C loops (`fast_native`) if there is a compiler.
+    Other devices: cuDNN, with the sequence cut at few resets. With more, the host reads `starts` (one synchronisation),
+    and every episode becomes a sequence in one packed batch, at a cost that does not depend on the resets. If the host
+    may not read, the memory runs step by step.
     """
 
     tape_of: ClassVar[type[Tape]]
@@ -56,7 +56,7 @@ class FastRecurrent(TapedForm):
     """Whether torch has a oneDNN kernel for whole sequences on a CPU."""
     memory: Any
     bf16 = False
-    """Whether the sequence kernel multiplies in bfloat16; states and outputs keep their type."""
+    """Whether the sequence kernel multiplies in bfloat16; states and outputs keep their dtype."""
 
     def cell(self, x: Tensor, state: tuple[Tensor, ...], parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """One step of one layer by torch's kernel."""
@@ -69,17 +69,17 @@ class FastRecurrent(TapedForm):
 
     def few_resets(self, length: int, resets: Sequence[int] | None) -> bool:
         """Whether there are few enough known resets to cut the sequence at them."""
-        # on an accelerator the alternative reads `starts`, so cutting pays up to more resets
-        most = max(1, length // 8) if self.memory.device.type == "cpu" else max(2, length // 4)
-        return resets is not None and len(resets) <= most
+        # elsewhere the alternative synchronises, so more resets are worth cutting at
+        maximum = max(1, length // 8) if self.memory.device.type == "cpu" else max(2, length // 4)
+        return resets is not None and len(resets) <= maximum
 
     def fits(self, length: int, resets: Sequence[int] | None, grad: bool) -> bool:
         return self.uses_tapes or self.few_resets(length, resets) or host_may_read()
 
     def step(self, x: Tensor, state: State) -> MemoryStep:
         step = self.tape_of.single_step if x.is_cpu and not torch.is_grad_enabled() else self.cell
-        output, following = self.memory.through_layers(x, state, step)
-        return MemoryStep(output, following, {})
+        output, new_state = self.memory.through_layers(x, state, step)
+        return MemoryStep(output, new_state, {})
 
     def tape(self, state: State, expected_steps: int) -> Layers:
         parameters = enumerate(self.memory.rnn.all_weights)
@@ -129,11 +129,11 @@ class FastRecurrent(TapedForm):
 
     def _unroll_packed(self, xs: Tensor, starts: Tensor, state: State) -> Unrolled:
         episodes = _Episodes.of(starts.cpu())
-        owner, fresh, source, back, last = (index.to(xs.device) for index in episodes[:5])
-        begin = reset(select(state, owner), fresh, self.memory.initial_state(len(owner)))
+        owner, starts_new, source, inverse, last = (index.to(xs.device) for index in episodes[:5])
+        begin = reset(select(state, owner), starts_new, self.memory.initial_state(len(owner)))
         packed = PackedSequence(xs.flatten(0, 1)[source], episodes.batch_sizes)
         outputs, end = self._run(packed, begin)
-        return Unrolled(outputs.data[back].view(*xs.shape[:2], -1), select(end, last), {})
+        return Unrolled(outputs.data[inverse].view(*xs.shape[:2], -1), select(end, last), {})
 
     def _run(self, xs: Tensor | PackedSequence, state: State) -> tuple[Tensor, State]:
         """Whole sequences without a reset: `[T, B, F]`, or packed."""
@@ -160,14 +160,14 @@ class FastRecurrent(TapedForm):
         settings: tuple[Any, ...] = (weights, True, self.memory.num_layers, 0.0, self.memory.training, False)
         sizes, layout = ((xs.batch_sizes,), ()) if isinstance(xs, PackedSequence) else ((), (False,))
         run = getattr(torch._VF, self.memory.rnn.mode.lower())
-        projected = first if len(first) > 1 else first[0]
-        out, *last = run(inputs.bfloat16(), *sizes, projected, *settings, *layout)
+        first_state = first if len(first) > 1 else first[0]
+        out, *last = run(inputs.bfloat16(), *sizes, first_state, *settings, *layout)
         out, last = out.to(self.memory.dtype), tuple(value.to(self.memory.dtype) for value in last)
         return PackedSequence(out, xs.batch_sizes) if isinstance(xs, PackedSequence) else out, last
 
 
 class FastLSTM(FastRecurrent):
-    """Of the LSTM."""
+    """The fast form of the LSTM."""
 
     tape_of = LSTMTape
     has_cpu_kernel = True
@@ -177,7 +177,7 @@ class FastLSTM(FastRecurrent):
 
 
 class FastGRU(FastRecurrent):
-    """Of the GRU."""
+    """The fast form of the GRU."""
 
     tape_of = GRUTape
     has_cpu_kernel = False
@@ -191,16 +191,16 @@ class _Episodes(NamedTuple):
 
     owner: Tensor
     """Batch entry of each episode, `[N]`."""
-    fresh: Tensor
+    starts_new: Tensor
     """Whether it starts from the initial state instead of the carried state, `[N]`."""
     source: Tensor
     """For each packed row, its row in `xs.flatten(0, 1)`, `[T * B]`."""
-    back: Tensor
+    inverse: Tensor
     """The inverse of `source`."""
     last: Tensor
     """The last episode of each batch entry, `[B]`."""
     batch_sizes: Tensor
-    """How many episodes are at least `p + 1` steps long, `[longest]`."""
+    """Number of episodes with at least p + 1 steps, `[longest]`."""
 
     @classmethod
     def of(cls, starts: Tensor) -> _Episodes:
@@ -218,9 +218,9 @@ class _Episodes(NamedTuple):
         source = packed % length * batch_size + packed // length
         return cls(
             owner=(first // length)[order],
-            fresh=starts.t().flatten()[first][order],
+            starts_new=starts.t().flatten()[first][order],
             source=source,
-            back=source.argsort(),
+            inverse=source.argsort(),
             last=rank[episode.view(batch_size, length)[:, -1]],
             batch_sizes=position.bincount(),
         )

@@ -1,7 +1,7 @@
 """Calls of `fast_cells.c`: LSTM and GRU over time on a CPU.
 
-With few rows, the overhead of torch's operations exceeds their arithmetic, and its products repack the weights each
-time.
+With few rows, torch's overhead per operation exceeds the arithmetic, and its products pack the weights again at every
+step.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def lstm_forward(
     Args:
         gates: `[T, B, 4H]`: the input's part, overwritten by the gates.
         weights: recurrent, `[4H, H]`.
-        hiddens, cells: `[T + 1, B, H]`, with the first given; 0 where an episode starts.
+        hiddens, cells: `[T + 1, B, H]`; entry 0 is the state before the first step, set to 0 where an episode starts.
         tanh_cells: `[T, B, H]`, output: tanh of the cells.
         starts: bool `[T, B]`, or None.
     """
@@ -59,15 +59,15 @@ def lstm_backward(
     """
     steps, batch, size = tanh_cells.shape
     d_gates, d_hidden, d_cell = torch.empty_like(gates), gates.new_empty(batch, size), gates.new_empty(batch, size)
-    projected = [None if d is None else d.contiguous() for d in (d_hiddens, d_cells)]
+    d_outputs = [None if d is None else d.contiguous() for d in (d_hiddens, d_cells)]
     from_gates = packed(_functions(gates), weights, forward=False)
-    arrays = (gates, from_gates, cells, tanh_cells, starts, *projected, d_gates, d_hidden, d_cell)
+    arrays = (gates, from_gates, cells, tanh_cells, starts, *d_outputs, d_gates, d_hidden, d_cell)
     _call("lstm_backward", arrays, (steps, batch, size))
     return d_gates, d_hidden, d_cell
 
 
 def gru_forward(
-    gates: Tensor, weights: Tensor, bias: Tensor, hiddens: Tensor, of_hidden: Tensor, starts: Tensor | None
+    gates: Tensor, weights: Tensor, bias: Tensor, hiddens: Tensor, n_hidden: Tensor, starts: Tensor | None
 ) -> None:
     """Computes all steps in place.
 
@@ -75,21 +75,21 @@ def gru_forward(
         gates: `[T, B, 3H]`: the input's part, overwritten by the gates.
         weights: recurrent, `[3H, H]`.
         bias: of the hidden state's part of n, `[H]`.
-        hiddens: `[T + 1, B, H]`, with the first given; 0 where an episode starts.
-        of_hidden: `[T, B, H]`, output: the hidden state's part of n.
+        hiddens: `[T + 1, B, H]`; entry 0 is the state before the first step, set to 0 where an episode starts.
+        n_hidden: `[T, B, H]`, output: the hidden state's part of n.
         starts: bool `[T, B]`, or None.
     """
-    steps, batch, size = of_hidden.shape
+    steps, batch, size = n_hidden.shape
     scratch, functions = gates.new_empty(batch, size), _functions(gates)
     to_rz, to_n = packed(functions, weights[: 2 * size]), packed(functions, weights[2 * size :])
-    _call("gru_forward", (gates, to_rz, to_n, bias, hiddens, of_hidden, starts, scratch), (steps, batch, size))
+    _call("gru_forward", (gates, to_rz, to_n, bias, hiddens, n_hidden, starts, scratch), (steps, batch, size))
 
 
 def gru_backward(
     gates: Tensor,
     weights: Tensor,
     hiddens: Tensor,
-    of_hidden: Tensor,
+    n_hidden: Tensor,
     starts: Tensor | None,
     d_hiddens: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -97,14 +97,14 @@ def gru_backward(
     first state `[B, H]`.
 
     Args:
-        gates, weights, hiddens, of_hidden, starts: from `gru_forward`.
+        gates, weights, hiddens, n_hidden, starts: from `gru_forward`.
         d_hiddens: gradients of the states after every step, `[T, B, H]`, or None.
     """
-    steps, batch, size = of_hidden.shape
-    d_gates, d_n, d_hidden = torch.empty_like(gates), torch.empty_like(of_hidden), gates.new_empty(batch, size)
-    projected = None if d_hiddens is None else d_hiddens.contiguous()
+    steps, batch, size = n_hidden.shape
+    d_gates, d_n, d_hidden = torch.empty_like(gates), torch.empty_like(n_hidden), gates.new_empty(batch, size)
+    d_hiddens = None if d_hiddens is None else d_hiddens.contiguous()
     from_gates = packed(_functions(gates), weights, forward=False)
-    arrays = (gates, from_gates, hiddens, of_hidden, starts, projected, d_gates, d_n, d_hidden)
+    arrays = (gates, from_gates, hiddens, n_hidden, starts, d_hiddens, d_gates, d_n, d_hidden)
     _call("gru_backward", arrays, (steps, batch, size))
     return d_gates, d_n, d_hidden
 
@@ -116,7 +116,7 @@ def _functions(reference: Tensor) -> ctypes.CDLL:
 
 
 def _call(name: str, arrays: tuple[Tensor | None, ...], sizes: tuple[int, ...]) -> None:
-    """Calls the function for all rows of a batch; `sizes` are steps, batch and width of the state."""
+    """Calls a C function for all rows of a batch. `sizes`: steps, batch, width of the state."""
     assert all(array is None or array.is_contiguous() for array in arrays)
     first = arrays[0]
     assert first is not None

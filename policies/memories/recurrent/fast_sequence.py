@@ -33,7 +33,7 @@ class Tape:
     """
 
     gates: int
-    """Blocks of H rows in the weights."""
+    """Number of gates: the weights have this many blocks of H rows."""
     bias: Tensor
     """Added to the input's part of the gates, `[gates * H]`."""
 
@@ -42,7 +42,7 @@ class Tape:
         self.w_x, self.w_h, self.b_x, self.b_h = (parameter.detach() for parameter in parameters)
         self.length = 0
         self.starts: dict[int, Tensor] = {}
-        """The resets, by the steps at which an episode may start."""
+        """Resets `[B]` by step, for the steps at which an episode may start."""
         self.native, self.all_starts = False, torch.empty(0)
         """Whether the steps were computed by C loops, and their resets `[T, B]`; empty without resets."""
         first = state[0]
@@ -52,16 +52,16 @@ class Tape:
         self.states = [first.new_empty(len(self.active) + 1, *first.shape) for _ in state]
         """State tensors before each step and after the last, `[steps + 1, B, H]`; before the reset, except step 0."""
         self.extra = self._extra()
-        for kept, value in zip(self.states, state, strict=True):
-            kept[0] = value
+        for values, value in zip(self.states, state, strict=True):
+            values[0] = value
 
     def _extra(self) -> Tensor:
-        """Allocates the other arrays of a step, `[steps, B, ...]`, sets `bias`, and copies the transposed recurrent
-        weights, which makes products with few rows an eighth faster."""
+        """Allocates the array `extra` `[steps, B, H]`, sets `bias`, and copies the transposed recurrent weights, which
+        makes products with few rows an eighth faster."""
         raise NotImplementedError
 
     def _split(self) -> None:
-        """Creates the views of all steps at once; one by one they would take as long as the arithmetic."""
+        """Creates the views of all steps at once: created one by one, they would take as long as the arithmetic."""
         raise NotImplementedError
 
     def _advance(self, t: int, before: Sequence[Tensor]) -> None:
@@ -69,14 +69,14 @@ class Tape:
         raise NotImplementedError
 
     def _grow(self) -> None:
-        def larger(held: Tensor, steps: int) -> Tensor:
-            enlarged = held.new_empty(steps, *held.shape[1:])
-            enlarged[: len(held)] = held
+        def larger(array: Tensor, steps: int) -> Tensor:
+            enlarged = array.new_empty(steps, *array.shape[1:])
+            enlarged[: len(array)] = array
             return enlarged
 
         capacity = 2 * len(self.active)
         self.active, self.extra = larger(self.active, capacity), larger(self.extra, capacity)
-        self.states = [larger(kept, capacity + 1) for kept in self.states]
+        self.states = [larger(values, capacity + 1) for values in self.states]
         self._split()
 
     @torch.no_grad()
@@ -88,10 +88,10 @@ class Tape:
         if t == len(self.active):
             self._grow()
         torch.addmm(self.bias, x, self.w_x.t(), out=self.active[t])
-        before: Sequence[Tensor] = [kept[t] for kept in self._state_views]
+        before: Sequence[Tensor] = [values[t] for values in self._state_views]
         self._advance(t, before if starts is None else self._reset(t, before, starts))
         self.length += 1
-        return tuple(kept[t + 1] for kept in self._state_views)
+        return tuple(values[t + 1] for values in self._state_views)
 
     @torch.no_grad()
     def run(self, xs: Tensor, starts: Tensor | None, resets: Sequence[int] | None) -> None:
@@ -132,7 +132,7 @@ class Tape:
     def _reset(self, t: int, before: Sequence[Tensor], starts: Tensor) -> Sequence[Tensor]:
         """The state before step `t`, set to 0 where `starts` is true."""
         self.starts[t] = starts
-        if t == 0:  # the tape's own copy; later ones are outputs
+        if t == 0:  # step 0 is the tape's own copy; later states are outputs
             return [value.masked_fill_(starts[:, None], 0.0) for value in before]
         return [value.masked_fill(starts[:, None], 0.0) for value in before]
 
@@ -162,7 +162,7 @@ class LSTMTape(Tape):
         recurrent_native.lstm_forward(self.active, self.w_h.contiguous(), hiddens, cells, self.extra, starts)
 
     def _split(self) -> None:
-        self._state_views = [kept.unbind(0) for kept in self.states]
+        self._state_views = [values.unbind(0) for values in self.states]
         each = (gate.unbind(0) for gate in torch.unflatten(self.active, 2, (4, -1)).unbind(2))
         self._views = list(zip(self.active.unbind(0), *each, self.extra.unbind(0), strict=True))
 
@@ -185,7 +185,7 @@ def lstm_step(
     active, i, f, g, o, tanh_cell = views
     hidden, cell = before
     active.addmm_(hidden, w_out)
-    g.mul_(_MINUS_TWO)  # tanh_ of the third gate; its σ is computed with the others'
+    g.mul_(_MINUS_TWO)  # tanh(g) = 1 - 2 σ(-2 g); the σ of all gates is computed at once
     active.sigmoid_()
     torch.add(_ONE, g, alpha=-2, out=g)
     torch.mul(f, cell, out=cell_out).addcmul_(i, g)
@@ -211,10 +211,10 @@ class GRUTape(Tape):
         w_x, w_h, b_x, b_h = parameters
         size = state[0].shape[1]
         active = torch.addmm(_input_bias(b_x, b_h, size), x, w_x.t())
-        given_n, hidden = torch.empty_like(state[0]), torch.empty_like(state[0])
+        n_hidden, hidden = torch.empty_like(state[0]), torch.empty_like(state[0])
         (r, z, n), rz = active.view(x.shape[0], 3, size).unbind(1), active[:, : 2 * size]
         w_rz, w_n = w_h[: 2 * size].t(), w_h[2 * size :].t()
-        gru_step((rz, n, r, z, given_n), state[0], w_rz, w_n, b_h[2 * size :], hidden)
+        gru_step((rz, n, r, z, n_hidden), state[0], w_rz, w_n, b_h[2 * size :], hidden)
         return (hidden,)
 
     def _loops(self, starts: Tensor | None) -> None:
@@ -223,7 +223,7 @@ class GRUTape(Tape):
         )
 
     def _split(self) -> None:
-        self._state_views = [kept.unbind(0) for kept in self.states]
+        self._state_views = [values.unbind(0) for values in self.states]
         r, z, n = (gate.unbind(0) for gate in torch.unflatten(self.active, 2, (3, -1)).unbind(2))
         rz = self.active[..., : 2 * self.size].unbind(0)
         self._views = list(zip(rz, n, r, z, self.extra.unbind(0), strict=True))
@@ -248,8 +248,8 @@ def gru_step(
         hidden, w_rz, w_n, b_n: the state before, its weights, transposed, and the bias of n.
         hidden_out: output.
     """
-    rz, n, r, z, given_n = views
+    rz, n, r, z, n_hidden = views
     rz.addmm_(hidden, w_rz).sigmoid_()
-    torch.addmm(b_n, hidden, w_n, out=given_n)
-    tanh_(n.addcmul_(r, given_n))
+    torch.addmm(b_n, hidden, w_n, out=n_hidden)
+    tanh_(n.addcmul_(r, n_hidden))
     torch.lerp(n, hidden, z, out=hidden_out)  # (1 - z) n + z h

@@ -1,4 +1,4 @@
-"""Gated recurrent units."""
+"""Gated recurrent units (Cho et al. 2014)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Long short-term memory."""
+"""Long short-term memory (Hochreiter and Schmidhuber 1997)."""
 
 from __future__ import annotations
 

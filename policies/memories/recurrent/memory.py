@@ -1,4 +1,4 @@
-"""What LSTM and GRU share: layers, their state, and torch's parameters."""
+"""Base class of LSTM and GRU: layers, their state, and torch's parameters."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from policies.memories.shared.pictures import vector_panel
 
 Cell = Callable[[Tensor, tuple[Tensor, ...], Sequence[Tensor]], tuple[Tensor, ...]]
 
-_ABOUT = {"hidden": "output of the units, to the policy", "cell": "what the units keep inside"}
+_ABOUT = {"hidden": "output of the units, to the policy", "cell": "the cells"}
 
 
 class TorchRecurrent(Memory):
@@ -45,16 +45,16 @@ class TorchRecurrent(Memory):
             parameters: W, U, b and b' of all gates, stacked in torch's order.
 
         Returns:
-            The next state tensors.
+            The new state tensors; the first is the hidden state.
         """
         raise NotImplementedError
 
     def forward(self, x: Tensor, state: State) -> MemoryStep:
-        output, following = self.through_layers(x, state, self.cell)
-        return MemoryStep(output, following, {})
+        output, new_state = self.through_layers(x, state, self.cell)
+        return MemoryStep(output, new_state, {})
 
     def through_layers(self, x: Tensor, state: State, cell: Cell) -> tuple[Tensor, State]:
-        """One step of all layers: the last layer's hidden state, and the next state."""
+        """One step of all layers; returns the last layer's hidden state `[B, hidden_size]`, and the new state."""
         layers = []
         for index, parameters in enumerate(self.rnn.all_weights):
             layers.append(cell(x, self.layer(state, index), parameters))
@@ -71,12 +71,12 @@ class TorchRecurrent(Memory):
         return dict(zip(self.state_names, stacked, strict=True))
 
     def metrics(self, state: State) -> dict[str, Tensor]:
-        """Share of saturated units and, for an LSTM, root mean square of the cells."""
+        """`saturation`: share of saturated units; of an LSTM also `cell_rms`: root mean square of the cells."""
         numbers = {"saturation": saturation(state["hidden"])}
         return numbers | ({"cell_rms": rms(state["cell"])} if "cell" in state else {})
 
     def panels(self, state: State) -> dict[str, Panel]:
-        """Each state tensor of the first batch entry, one block per layer; the cell of an LSTM is unbounded."""
+        """Each state tensor of the first batch entry, one block per layer."""
         return {
             name: vector_panel(value[0], limits=(-1.0, 1.0) if name == "hidden" else None, about=_ABOUT.get(name, ""))
             for name, value in state.items()

@@ -188,7 +188,7 @@ static void write_and_read(const Tape *tape, int64_t b, int64_t at, REAL *read) 
 
         /* π_1 b + π_2 c + π_3 f at the candidate slots, which may occur several times */
         const REAL *pi = modes + 3 * h, *link_slots;
-        REAL *link_weights = tape->link_weights + (at * heads + h) * (candidate_count - reads), row_size[links];
+        REAL *link_weights = tape->link_weights + (at * heads + h) * (candidate_count - reads);
         int32_t candidate[candidate_count], *position = tape->positions + (at * heads + h) * candidate_count;
         for (int64_t k = 0; k < reads; k++) candidate[k] = nearest[k], scratch[nearest[k]] += pi[1] * content[k];
         for (int64_t k = 0, c = reads; k < reads; k++) {
@@ -199,7 +199,7 @@ static void write_and_read(const Tape *tape, int64_t b, int64_t at, REAL *read) 
                     successors_of(tape, b, i, link_weights, &link_slots);
                 else {
                     const REAL *row = tape->predecessors + (b * n + i) * 2 * links;
-                    memcpy(link_weights, row, sizeof row_size);
+                    memcpy(link_weights, row, sizeof(REAL) * links);
                     link_slots = row + links;
                 }
                 for (int64_t l = 0; l < links; l++, c++) {

@@ -1,6 +1,7 @@
 """The fast form of the stack RNN: C loops on a CPU with a compiler, for sequences and for steps while acting.
 
-The loops do not support rounded actions. With these, on other devices and without a compiler, the equations are used.
+The loops do not support rounded actions. With these, on other devices and without a compiler, the memory uses the
+equations.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ MIN_STEPS = 20
 
 
 class FastStackRNN(TapedForm):
-    """Symbols as in `memory.py`."""
+    """Steps and sequences by C loops. Symbols as in `memory.py`."""
 
     memory: Any
 
     def usable(self) -> bool:
-        """Whether the C loops can be used for this memory now (actions may become rounded)."""
+        """Whether the C loops support this memory; it changes if actions become rounded (`training`)."""
         memory = self.memory
         return not memory.rounds and fast_native.usable(memory.tops.weight, memory.capacity)
 
@@ -61,7 +62,7 @@ class FastStackRNN(TapedForm):
         return self.sequence(xs, state, starts, self.tape(state, len(xs)))
 
     def sequence(self, xs: Tensor, state: State, starts: Tensor | None, tape: NativeTape) -> Unrolled:
-        """The steps of `tape`, empty or full."""
+        """A sequence. An empty `tape` runs the steps now; a full one has run them."""
         outputs, stacks = NativeSequence.apply(  # type: ignore[no-untyped-call]
             tape, starts, xs, state["hidden"], state["stacks"], *self.weights()
         )
@@ -70,8 +71,8 @@ class FastStackRNN(TapedForm):
     def empty_tape(self, expected_steps: int, state: State, weights: Weights) -> NativeTape:
         """An empty tape that starts from `state`."""
         memory, hidden = self.memory, state["hidden"]
-        (batch, size), moves = hidden.shape, 3 if memory.no_op else 2
-        sizes = (memory.num_stacks, memory.capacity, memory.top_k, moves, memory.recurrent)
+        (batch, size), actions = hidden.shape, 3 if memory.no_op else 2
+        sizes = (memory.num_stacks, memory.capacity, memory.top_k, actions, memory.recurrent)
         empty = memory.initial_state(1)["stacks"][0]
         return NativeTape(expected_steps, hidden, state["stacks"], empty, weights, Sizes(batch, size, *sizes))
 

@@ -1,7 +1,7 @@
 """The stack RNN over time on a CPU: whole sequences by the C loops of `fast_sequence.c`, as one autograd function.
 
-A call processes several environments over many steps, forward or backward; episodes may start at any step. U x and the
-gradients of all weights are large products of torch, before and after the loops, for several steps at a time.
+A call of the loops processes several environments over many steps; episodes may start at any step. Before the loops
+torch computes U x, after them the gradients of all weights, for many steps at once.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SOURCE = Path(__file__).with_name("fast_sequence.c")
 BLOCK = 16
 """Number of environments that the loops process together."""
 MAX_NUMBERS = 2**16
-"""Maximum number of cells of a stack; the loops store two such arrays on the C stack."""
+"""Maximum number of cells of a stack; the loops keep two such arrays on the C stack."""
 
 
 class Sizes(NamedTuple):
@@ -35,7 +35,7 @@ class Sizes(NamedTuple):
     stacks: int
     capacity: int
     top: int
-    moves: int
+    actions: int
     recurrent: bool
 
 
@@ -48,7 +48,7 @@ class Weights(NamedTuple):
     weight: Tensor
     """P and, with recurrence, R: `[m, stacks · k + m]`."""
     interface: Tensor
-    """A, then D: `[stacks · (moves + 1), m]`."""
+    """A, then D: `[stacks · (actions + 1), m]`."""
     interface_bias: Tensor
 
 
@@ -64,16 +64,16 @@ class _Tape(ctypes.Structure):
 
 
 def usable(reference: Tensor, capacity: int) -> bool:
-    """Whether the loops can be used: on a CPU, with a compiler. `reference`: a parameter of the memory."""
+    """Whether the loops support this capacity, and the device and dtype of `reference`."""
     return capacity <= MAX_NUMBERS and loops.usable(SOURCE, reference)
 
 
 def make_loops(sizes: Sizes, weights: Weights, forward: bool, arrays: Arrays) -> Loops:
-    """The loops over `arrays`, by their names in the C file, with weights packed for one direction."""
-    found = Loops(SOURCE, weights.weight, _Tape(*sizes), BLOCK)
-    found.pack({"weight": weights.weight, "interface": weights.interface}, forward)
-    found.set({"bias": weights.interface_bias, **arrays})
-    return found
+    """The loops over `arrays`, named as in the C struct, with the weights packed for the forward or backward pass."""
+    loops = Loops(SOURCE, weights.weight, _Tape(*sizes), BLOCK)
+    loops.pack({"weight": weights.weight, "interface": weights.interface}, forward)
+    loops.set({"bias": weights.interface_bias, **arrays})
+    return loops
 
 
 class NativeTape(LoopTape):
@@ -84,7 +84,7 @@ class NativeTape(LoopTape):
         hidden, stacks: the state before the first step; not modified.
         empty: stacks at the start of an episode, `[stacks, capacity]`.
         weights: the trained parameters.
-        sizes: of the memory.
+        sizes: sizes and options.
     """
 
     @torch.no_grad()
@@ -107,8 +107,8 @@ class NativeTape(LoopTape):
         }
         self.arrays["cells"][0] = stacks
         starts = torch.zeros(length, batch, dtype=torch.bool)
-        found, after = make_loops(sizes, self.weights, True, {**self.arrays}), self.arrays["after"]
-        super().__init__(found, after, self.weights.input, self.weights.bias, starts)
+        loops, after = make_loops(sizes, self.weights, True, {**self.arrays}), self.arrays["after"]
+        super().__init__(loops, after, self.weights.input, self.weights.bias, starts)
 
     def state(self) -> State:
         """The state after the last step: views."""
@@ -119,9 +119,10 @@ class NativeTape(LoopTape):
 class NativeSequence(torch.autograd.Function):
     """The steps of a `NativeTape`, with a custom backward.
 
-    Inputs: the tape, empty or full; for an empty one, where episodes start; inputs `[T, B, F]`; hidden state and stacks
-    before the first step; the fields of `Weights`. Outputs: hidden state after each step `[T, B, m]`; stacks after the
-    last step.
+    Inputs: the tape, empty or full; starts, bool `[T, B]`, or None; xs `[T, B, F]`; hidden state and stacks before the
+    first step; the fields of `Weights`. An empty tape runs its steps now.
+
+    Outputs: hidden state after each step `[T, B, m]`; stacks after the last step.
     """
 
     @staticmethod
@@ -146,9 +147,14 @@ class NativeSequence(torch.autograd.Function):
         d_sums, d_parameters = (
             arrays[name].new_empty(chunk, *arrays[name].shape[1:]) for name in ("after", "parameters")
         )
-        made = {"d_after": d_after.contiguous(), "d_sums": d_sums, "d_parameters": d_parameters, "d_hidden": d_hidden}
-        made |= {"d_cells": d_cells, "d_inputs": torch.empty_like(arrays["inputs"][0]), "starts": ctx.starts}
-        native = make_loops(ctx.sizes, weights, False, {**arrays, **made})
+        gradients = {
+            "d_after": d_after.contiguous(),
+            "d_sums": d_sums,
+            "d_parameters": d_parameters,
+            "d_hidden": d_hidden,
+        }
+        gradients |= {"d_cells": d_cells, "d_inputs": torch.empty_like(arrays["inputs"][0]), "starts": ctx.starts}
+        native = make_loops(ctx.sizes, weights, False, {**arrays, **gradients})
         sums = (
             WeightGradient(d_sums, xs),
             WeightGradient(d_sums, arrays["inputs"]),
@@ -163,5 +169,5 @@ class NativeSequence(torch.autograd.Function):
             if d_xs is not None:
                 torch.mm(d_sums[: end - begin].flatten(0, 1), weights.input, out=d_xs[begin:end].flatten(0, 1))
         from_x, weight, interface = sums
-        found = Weights(from_x.weight.t(), from_x.bias, weight.weight.t(), interface.weight.t(), interface.bias)
-        return (None, None, d_xs, d_hidden, d_cells, *found)
+        d_weights = Weights(from_x.weight.t(), from_x.bias, weight.weight.t(), interface.weight.t(), interface.bias)
+        return (None, None, d_xs, d_hidden, d_cells, *d_weights)

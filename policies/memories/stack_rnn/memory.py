@@ -1,4 +1,4 @@
-"""Stack-augmented recurrent network with differentiable stacks."""
+"""Stack RNN: a recurrent network with differentiable stacks."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ SHOWN = 40
 class StackRNN(Memory):
     """Stack RNN (Joulin and Mikolov, NIPS 2015), §3.2, with its extensions to several stacks and to NO-OP.
 
-    The hidden layer reads the input, its own last state and the top cells of every stack. On each stack it pushes a
-    number, pops one, or does nothing (NO-OP): a soft mixture of the three, with weights that sum to 1:
+    The hidden layer reads the input, its last state and the top cells of every stack. The new content of a stack is a
+    mixture, with weights a_t, of the results of pushing a number, popping one, and doing nothing (NO-OP):
 
         h_t = σ(U x_t + R h_{t-1} + P s^k_{t-1})
         a_t = softmax(A h_t)                                                                         for each stack
@@ -32,7 +32,7 @@ class StackRNN(Memory):
         s_t[i] = a_t[PUSH] s_{t-1}[i-1] + a_t[POP] s_{t-1}[i+1] (+ a_t[NO-OP] s_{t-1}[i])
 
     State: `hidden` `[B, hidden_size]`, initially 0; `stacks` `[B, num_stacks, capacity]`, top first, -1 where empty.
-    Output: `hidden`; the policy's heads take the place of the paper's y_t = softmax(V h_t).
+    Output: `hidden`; the policy's heads replace the paper's y_t = softmax(V h_t).
 
     Args:
         input_size: F, width of the input.
@@ -41,11 +41,14 @@ class StackRNN(Memory):
         capacity: cells of a stack; entries pushed beyond the last cell are lost, and a pop moves -1 into the last cell.
         top_k: k, cells of each stack that the hidden layer reads.
         no_op: allow NO-OP besides PUSH and POP; without it, the top of a stack changes at every step.
-        recurrent: False: R = 0, as in the released code's toy experiments, so that only the stacks remember.
+        recurrent: False: R = 0, as in the released code's toy experiments: the stacks are the only memory.
         bias: biases in U, A and D. The paper has none: with its one-hot input, U can act as a bias.
-        rounding: of the actions, to the most probable one with weight 1. "never"; "evaluation": if `training` is False,
-            as in the paper's tests; "always". The gradient is that of the unrounded actions. PPO acts with `training`
-            False and replays with True, so that with "evaluation" the replay would differ from acting; A2C does not.
+        rounding: when a_t is rounded to one-hot at its maximum: "never"; "evaluation", while `training` is False, as in
+            the paper's tests; "always". The gradient is that of the unrounded a_t. With "evaluation", use A2C: PPO acts
+            with `training` False and replays with True.
+
+    Raises:
+        ValueError: a size is below 1, top_k is above capacity, or rounding is unknown.
     """
 
     fast_form = FastStackRNN
@@ -92,13 +95,13 @@ class StackRNN(Memory):
         hidden = total.sigmoid()
 
         push, pop, *no_op = self.act(hidden).unsqueeze(3).unbind(2)
-        # One tensor for both: read from its first cell it is the stack after PUSH, from its third after POP.
+        # elements 0 ... capacity - 1 are the stack after PUSH, elements 2 ... capacity + 1 after POP
         top = self.pushed(hidden).sigmoid().unsqueeze(2)
-        around = torch.cat([top, stacks, torch.full_like(top, EMPTY)], 2)
-        following = push * around[:, :, :-2] + pop * around[:, :, 2:]
+        extended = torch.cat([top, stacks, torch.full_like(top, EMPTY)], 2)
+        new_stacks = push * extended[:, :, :-2] + pop * extended[:, :, 2:]
         if no_op:
-            following = following + no_op[0] * stacks
-        return MemoryStep(hidden, {"hidden": hidden, "stacks": following}, {})
+            new_stacks = new_stacks + no_op[0] * stacks
+        return MemoryStep(hidden, {"hidden": hidden, "stacks": new_stacks}, {})
 
     def act(self, hidden: Tensor) -> Tensor:
         """a_t: weights of PUSH, POP and, if allowed, NO-OP, `[B, num_stacks, 2 or 3]`."""
@@ -110,11 +113,11 @@ class StackRNN(Memory):
 
     @property
     def rounds(self) -> bool:
-        """Whether actions are rounded now."""
+        """Whether a_t is currently rounded."""
         return self.rounding == "always" or (self.rounding == "evaluation" and not self.training)
 
     def metrics(self, state: State) -> dict[str, Tensor]:
-        """Weights of PUSH and POP in the last step, averaged over stacks."""
+        """`push`, `pop`: weights of PUSH and POP in the last step, averaged over stacks."""
         push, pop, *_ = self.act(state["hidden"]).mean(1).unbind(1)
         return {"push": push, "pop": pop}
 
@@ -131,7 +134,7 @@ class StackRNN(Memory):
                 about="each stack's cells from the top; −1: empty",
             ),
             "actions": Panel(
-                self.act(hidden)[0].t().detach(), "stack", names, (0.0, 1.0), about="what was done to each stack"
+                self.act(hidden)[0].t().detach(), "stack", names, (0.0, 1.0), about="action weights of each stack"
             ),
             "hidden": vector_panel(hidden, limits=(0.0, 1.0), about="the hidden layer"),
         }

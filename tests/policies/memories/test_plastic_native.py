@@ -88,7 +88,7 @@ def test_a_step_while_acting_is_the_equations(
     """By the loops where the units fill whole vectors."""
     monkeypatch.setattr(plastic_native, "MIN_NUMBERS", 1)
     memory = built(name, rule, units)
-    assert plastic_native.worth_it(memory.initial_state(3)["hebb"]) == (units == 32)
+    assert plastic_native.faster_for_a_step(memory.initial_state(3)["hebb"]) == (units == 32)
     expect_acting_is_the_equations(memory, torch.randn(6, 3, 3, dtype=torch.float64), begun(memory, 3))
 
 
