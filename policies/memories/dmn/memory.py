@@ -35,30 +35,33 @@ class DMN(Memory):
         h^i_t = g^i_t GRU(c_t, h^i_{t-1}) + (1 - g^i_t) h^i_{t-1},    e^i = h^i of the last fact
         m^i = GRU(e^i, m^{i-1}),  m^0 = q
 
-    Gates of missing facts are 0. Output: the answer module's state; the policy's heads take the place of the paper's
-    W^a. If the data says which facts are needed, the paper ends the passes when the gate selects an end-of-passes fact;
-    otherwise it makes a fixed number of passes, as here.
+    Gates of missing facts are 0. Output: the answer module's state; the policy's heads replace the paper's W^a. With
+    supervision of the relevant facts, the paper stops when the gate selects an end-of-passes fact; without, it makes a
+    fixed number of passes, as here.
 
     State: `hidden` `[B, 1, d]`, of the input module; `facts` `[B, capacity, d]`, oldest first, of which the last
     `count` `[B]` are filled and the others zero; `gates` `[B, passes, capacity]`, g of the last step, for the panels
-    only. Facts
-    are not encoded again: gradients reach the input module through the facts of the same rollout.
+    only. Facts in the state are not encoded again: gradients reach the input module through the facts of the same
+    rollout.
 
     Args:
         input_size: F, width of the input.
         hidden_size: d, of all modules, which is also the output size.
-        capacity: stored facts; a pass takes this many sequential GRU steps.
+        capacity: maximum number of stored facts; a pass is this many sequential GRU steps.
         passes: T_M; the paper's bAbI model takes up to 5.
         gate_size: units of the gate's hidden layer, not given in the paper; None: hidden_size.
-        smooth: squares instead of absolute values, and no bilinear terms, in z. A public implementation does this
-            because its |·| gives NaN for equal vectors; here |·| has derivative 0 there.
+        smooth: squares instead of absolute values, and no bilinear terms, in z, as in a public implementation whose |·|
+            gives NaN for equal vectors; here its gradient is 0 there.
         answer: "memory": a = m of the last pass, the paper's a_0; "gru": a_1 = GRU([y_0, q], a_0), one step of the
-            answer module, without y_0, which is no word.
+            answer module, without y_0, because no word has been output.
+
+    Raises:
+        ValueError: a size is below 1, or answer is unknown.
     """
 
     fast_form = FastDMN
     chunk_size = 2**15
-    """Maximum number of facts, over steps and batch, that are read together; more are read in pieces."""
+    """Maximum number of facts, over steps and batch, that are read together; longer sequences are read in chunks."""
 
     def __init__(
         self,
@@ -101,9 +104,9 @@ class DMN(Memory):
     def forward(self, x: Tensor, state: State) -> MemoryStep:
         return self.answered(self.input(x, {"hidden": state["hidden"]}), x, state, attention_gru)
 
-    def answered(self, told: MemoryStep, x: Tensor, state: State, attend: Attend) -> MemoryStep:
-        """The part of a step after the input module."""
-        result = self.ask(told.output.unsqueeze(0), told.state, x.unsqueeze(0), None, state, attend)
+    def answered(self, encoded: MemoryStep, x: Tensor, state: State, attend: Attend) -> MemoryStep:
+        """The part of a step after the input module, whose step is `encoded`."""
+        result = self.ask(encoded.output.unsqueeze(0), encoded.state, x.unsqueeze(0), None, state, attend)
         return MemoryStep(result.outputs[0], result.state, {})
 
     def ask(
@@ -124,15 +127,14 @@ class DMN(Memory):
         products = F.linear(read, self.episode.weight_ih, self.episode.bias_ih)
         in_gate = F.linear(read, self.gate_hidden.weight[:, : self.hidden_size], self.gate_hidden.bias)
 
-        piece = (
-            1 if length == 1 else max(1, self.chunk_size // (size * batch))
-        )  # a single step must not depend on the batch size, for export
+        # for export, a single step must not depend on the batch size
+        chunk = 1 if length == 1 else max(1, self.chunk_size // (size * batch))
         memories, gates = [], state["gates"]
-        for begin in range(0, length, piece):
-            steps = slice(begin, min(begin + piece, length))
+        for begin in range(0, length, chunk):
+            steps = slice(begin, min(begin + chunk, length))
             rows = slice(begin, steps.stop + size - 1)
             arguments = (read[rows], products[rows], in_gate[rows], q[steps], filled[:, steps], attend)
-            if piece < length and torch.is_grad_enabled():
+            if chunk < length and torch.is_grad_enabled():
                 m, gates = checkpoint(self.recall, *arguments, use_reentrant=False, preserve_rng_state=False)
             else:
                 m, gates = self.recall(*arguments)
@@ -140,13 +142,13 @@ class DMN(Memory):
         output = torch.cat(memories)
         if self.answer is not None:
             output = self.answer(q.flatten(0, 1), output.flatten(0, 1)).view_as(output)
-        following = {
+        new_state = {
             "hidden": hidden["hidden"],
             "facts": episodes.buffer(history, size),
             "count": (episodes.earlier_steps[-1] + 1).clamp(max=size),
             "gates": gates,
         }
-        return Unrolled(output, following, {})
+        return Unrolled(output, new_state, {})
 
     def recall(
         self, facts: Tensor, products: Tensor, in_gate: Tensor, q: Tensor, filled: Tensor, attend: Attend
@@ -158,7 +160,7 @@ class DMN(Memory):
         Args:
             facts: c, `[N - 1 + n, B, d]`.
             products: the facts' part of the episode's GRU, `[N - 1 + n, B, 3 d]`.
-            in_gate: the facts' own part of W¹ z + b¹, `[N - 1 + n, B, gate_size]`.
+            in_gate: the part of W¹ z + b¹ that depends only on c, `[N - 1 + n, B, gate_size]`.
             q: `[n, B, d]`.
             filled: which facts of each window exist, `[N, n, B]`.
             attend: the attention function, see `ask`.
@@ -168,7 +170,7 @@ class DMN(Memory):
         """
         _, w_m, w_q, w_cq, w_cm, w_dq, w_dm, *w_b = torch.split(self.gate_hidden.weight, self.blocks, 1)
         c = self.windows(facts)
-        # what is linear in q or m alone, W^b q or W^b m below it
+        # weights of the terms that are linear in q or m, then W^b
         bilinear = [] if self.bilinear is None else [self.bilinear]
         from_q, from_m = (torch.cat([w, *bilinear]) for w in (w_q, w_m))
         compares_q, compares_m = torch.cat([w_cq, w_dq], 1).t(), torch.cat([w_cm, w_dm], 1).t()
@@ -199,7 +201,7 @@ class DMN(Memory):
         return rows.unfold(0, self.capacity, 1).permute(3, 0, 1, 2)
 
     def metrics(self, state: State) -> dict[str, Tensor]:
-        """Share of filled facts, and the mean gate over these facts and passes."""
+        """`used`: share of filled facts; `gate`: mean gate over these facts and all passes."""
         count = state["count"]
         gate = state["gates"].sum(2).mean(1) / count.clamp(min=1)
         return {"used": count / self.capacity, "gate": gate}

@@ -269,7 +269,7 @@ void NAME(forward)(const Tape *tape, int64_t first, int64_t last, int64_t begin,
 #include "fast_slots_backward.h"
 
 /* Backward pass over the steps first ... last - 1 for the batch entries begin ... end - 1; `first` has a stored linkage.
-   The gradients of the state after `last` are overwritten by those of the state before `first`; d_after is added within.
+   The gradients of the state after `last` are overwritten by those of the state before `first`; each step adds its d_after.
    `linkages`: buffer for the linkages of `last` - `first` - 1 steps, [end - begin, steps, H, rows, lead]. */
 void NAME(backward)(
     const Tape *tape, int64_t first, int64_t last, int64_t begin, int64_t end, REAL *scratch, REAL *linkages) {

@@ -23,7 +23,7 @@ typedef struct {
     const REAL *emit_bias, *point_bias, *prior_bias, *readout_bias;
     REAL *gates, *tanh_cells, *cells; /* [T, B, 4 H], [T, B, H], [T + 1, B, H] */
     REAL *before, *after;             /* [T, B, H + R]: hidden state and read-out */
-    REAL *normalized, *scales;        /* E, [T, B, H]; 1 / deviation of the hidden state, [T, B] */
+    REAL *normalised, *scales;        /* E, [T, B, H]; 1 / deviation of the hidden state, [T, B] */
     REAL *emitted, *corners;          /* [T, B, emitted_size_of]; [T, B, 1 + K, 2] in cells */
     REAL *old_patches, *read_patches,
         *windows_and_features; /* patches, [T, B, (K,) C, (B + 1)²]; windows [C, K, B, B], then features */
@@ -31,7 +31,7 @@ typedef struct {
     const REAL *d_after, *d_features, *d_corners; /* of the outputs; [T, B, F] or NULL; [B, 1 + K, 2], last step */
     REAL *d_gates, *d_emitted, *d_sums, *d_read;  /* [T, B, ...]; d_sums: pre-activations of the features */
     REAL *d_carried, *d_cell, *d_memory;          /* of the state, [B, ...] */
-    REAL *d_windows_and_features, *d_normalized;  /* scratch, [B, W + F], [B, H] */
+    REAL *d_windows_and_features, *d_normalised;  /* scratch, [B, W + F], [B, H] */
 } Tape;
 
 static int64_t block_of(const Tape *tape) { return tape->channels * CROP * CROP; }
@@ -269,12 +269,12 @@ void NAME(forward)(const Tape *tape, int64_t first, int64_t last, int64_t begin,
             lstm_row(
                 gates + r * 4 * size, starts_at(tape, at + r) ? tape->zeros : tape->cells + (at + r) * size,
                 tape->cells + (next + r) * size, tape->tanh_cells + (at + r) * size, after + r * carried_size, size);
-        REAL *normalized = tape->normalized + at * size;
+        REAL *normalised = tape->normalised + at * size;
         for (int64_t r = 0; r < rows; r++)
-            tape->scales[at + r] = normalise(after + r * carried_size, normalized + r * size, size);
+            tape->scales[at + r] = normalise(after + r * carried_size, normalised + r * size, size);
         fill_bias(emitted, emitted_size, rows, tape->emit_bias, contents);
         fill_bias(emitted + contents, emitted_size, rows, tape->point_bias, keys);
-        product(normalized, size, rows, tape->emit, size, contents, emitted, emitted_size);
+        product(normalised, size, rows, tape->emit, size, contents, emitted, emitted_size);
         product(after, carried_size, rows, tape->point, size, keys, emitted + contents, emitted_size);
         for (int64_t r = 0; r < rows; r++) write_and_read(tape, at + r, begin + r);
         fill_bias(windows_and_features + windows, wf_size, rows, tape->prior_bias, tape->features);
@@ -289,7 +289,7 @@ void NAME(forward)(const Tape *tape, int64_t first, int64_t last, int64_t begin,
 }
 
 /* Backward pass over the steps first ... last - 1 for the batch entries begin ... end - 1. The gradients of the state
-   after `last` are overwritten by those of the state before `first`; d_after is added within. */
+   after `last` are overwritten by those of the state before `first`; each step adds its d_after. */
 void NAME(backward)(const Tape *tape, int64_t first, int64_t last, int64_t begin, int64_t end) {
     const int64_t rows = end - begin, size = tape->hidden, read = tape->read, carried_size = size + read;
     const int64_t emitted_size = emitted_size_of(tape), windows = windows_of(tape), features = tape->features;
@@ -320,13 +320,13 @@ void NAME(backward)(const Tape *tape, int64_t first, int64_t last, int64_t begin
             if (tape->d_corners && t == last - 1) d_corners = tape->d_corners + (begin + r) * 2 * (1 + tape->heads);
             write_and_read_backward(tape, at + r, begin + r, d_windows_and_features + r * wf_size, d_corners);
         }
-        REAL *d_normalized = tape->d_normalized + begin * size;
-        memset(d_normalized, 0, sizeof(REAL) * rows * size);
-        product(d_emitted, emitted_size, rows, tape->emit, contents, size, d_normalized, size);
+        REAL *d_normalised = tape->d_normalised + begin * size;
+        memset(d_normalised, 0, sizeof(REAL) * rows * size);
+        product(d_emitted, emitted_size, rows, tape->emit, contents, size, d_normalised, size);
         product(d_emitted + contents, emitted_size, rows, tape->point, keys, size, d_carried, carried_size);
         for (int64_t r = 0; r < rows; r++) {
             normalise_backward(
-                tape->normalized + (at + r) * size, tape->scales[at + r], d_normalized + r * size,
+                tape->normalised + (at + r) * size, tape->scales[at + r], d_normalised + r * size,
                 d_carried + r * carried_size, size);
             lstm_row_backward(
                 tape->gates + (at + r) * 4 * size,

@@ -35,7 +35,7 @@ _NUMBERS = ("batch", "hidden", "read", "channels", "size", "heads", "features")
 _ARRAYS = (
     *("starts", "write_mask", "zeros", "recurrent", "emit", "point", "prior", "readout"),
     *("emit_bias", "point_bias", "prior_bias", "readout_bias"),
-    *("gates", "tanh_cells", "cells", "before", "after", "normalized", "scales", "emitted", "corners"),
+    *("gates", "tanh_cells", "cells", "before", "after", "normalised", "scales", "emitted", "corners"),
     *("old_patches", "read_patches", "windows_and_features", "memory", "d_after", "d_features", "d_corners"),
     *(
         "d_gates",
@@ -46,7 +46,7 @@ _ARRAYS = (
         "d_cell",
         "d_memory",
         "d_windows_and_features",
-        "d_normalized",
+        "d_normalised",
     ),
 )
 Arrays = Mapping[str, Tensor | None]
@@ -161,7 +161,7 @@ class Blocks(torch.autograd.Function):
         arrays: dict[str, Tensor | None] = {
             **{"gates": gates, "tanh_cells": allocate(sizes.hidden), "cells": allocate(sizes.hidden, steps=length + 1)},
             **{"before": allocate(sizes.hidden + sizes.read), "after": allocate(sizes.hidden + sizes.read)},
-            **{"normalized": allocate(sizes.hidden), "scales": allocate(), "emitted": allocate(width)},
+            **{"normalised": allocate(sizes.hidden), "scales": allocate(), "emitted": allocate(width)},
             **{
                 "corners": allocate(1 + sizes.heads, 2),
                 "old_patches": allocate(patch),
@@ -214,7 +214,7 @@ class Blocks(torch.autograd.Function):
         steps |= {"d_sums": read.new_empty(*read.shape[:2], sizes.features)}
         steps |= {"d_read": read.new_empty(*read.shape[:2], sizes.read)}
         scratch = {"d_windows_and_features": torch.empty_like(read[0])}
-        scratch["d_normalized"] = torch.empty_like(arrays["normalized"][0])
+        scratch["d_normalised"] = torch.empty_like(arrays["normalised"][0])
         all_arrays: dict[str, Tensor | None] = {"d_after": torch.zeros_like(after) if d_after is None else d_after}
         all_arrays |= {"d_features": d_features, "d_corners": d_corners, **arrays, **state, **steps, **scratch}
         run_loops("backward", sizes, len(xs), {**all_arrays, **pack(weights, False)})
@@ -230,7 +230,7 @@ class Blocks(torch.autograd.Function):
         d_gates, d_emitted, d_sums, d_read = (steps[f"d_{name}"] for name in ("gates", "emitted", "sums", "read"))
         d_weights = Weights(
             *(products(d_gates, xs), total(d_gates), products(d_gates, arrays["before"])),
-            *(products(d_emitted[..., :emits], arrays["normalized"]), total(d_emitted[..., :emits])),
+            *(products(d_emitted[..., :emits], arrays["normalised"]), total(d_emitted[..., :emits])),
             *(products(d_emitted[..., emits:], hidden), total(d_emitted[..., emits:])),
             *(products(d_sums, read[..., :windows]), total(d_sums)),
             *(products(d_read, read), total(d_read)),

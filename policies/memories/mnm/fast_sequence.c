@@ -206,7 +206,7 @@ static void write_and_read_backward(
 
 /* Backward pass over the steps first ... last - 1 for the batch entries begin ... end - 1, from the last step to the
    first. d_cell, d_carried and d_m contain the gradients of the state after `last`, which are overwritten by those of the
-   state before `first`; d_after and d_errors are added within. d_gates, d_interactions, d_rates and `expected` begin with
+   state before `first`; each step adds its d_after and d_errors. d_gates, d_interactions, d_rates and `expected` begin with
    step `first`. */
 void NAME(backward)(const Tape *tape, int64_t first, int64_t last, int64_t begin, int64_t end) {
     const int64_t rows = end - begin, d_h = tape->hidden, heads = tape->heads, width = tape->interaction_size,

@@ -126,7 +126,7 @@ static void attend_backward(const Tape *tape, int64_t t, int64_t b, REAL *d_read
 
 /* Backward pass over the steps first ... last - 1 for the batch entries begin ... end - 1, from the last step to the
    first. d_before, d_cell, d_keys and d_values contain the gradients of the state after `last` and are overwritten by
-   those of the state before `first`; d_after is added within. */
+   those of the state before `first`; each step adds its d_after. */
 void NAME(backward)(const Tape *tape, int64_t first, int64_t last, int64_t begin, int64_t end) {
     const int64_t count = end - begin, d_h = tape->hidden, heads = tape->heads, width = d_h + tape->value;
     const int64_t n_keys = heads * tape->key, n_values = heads * tape->value, vectors_size = 2 * n_keys + n_values;

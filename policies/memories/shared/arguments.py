@@ -9,7 +9,7 @@ def at_least(least: int, **sizes: int | None) -> None:
     """Checks that sizes are at least `least`; None is skipped.
 
     Raises:
-        ValueError: one is below.
+        ValueError: a size is below `least`.
     """
     for name, size in sizes.items():
         if size is not None and size < least:
@@ -20,7 +20,7 @@ def one_of(name: str, value: Any, *choices: Any) -> None:
     """Checks that an argument has one of the allowed values.
 
     Raises:
-        ValueError: it has not.
+        ValueError: it has another value.
     """
     if value not in choices:
         *others, last = (repr(choice) for choice in choices)

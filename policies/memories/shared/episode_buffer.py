@@ -22,10 +22,10 @@ class Episodes(NamedTuple):
 
     @classmethod
     def of(cls, starts: Tensor | None, count: Tensor, length: int, capacity: int) -> Episodes:
-        """Computed without a synchronisation.
+        """Computes the positions without a synchronisation.
 
         Args:
-            starts: `[T, B]`; None: no episode starts.
+            starts: bool `[T, B]`; None: no episode starts.
             count: number of filled rows of the buffer before the first step, `[B]`.
             length: T.
             capacity: rows of the buffer.
@@ -46,5 +46,5 @@ class Episodes(NamedTuple):
         """
         last = history[-capacity:]
         step = torch.arange(-capacity, 0, device=history.device) + len(history) - capacity
-        ours = (step.unsqueeze(1) >= self.begin).view(*last.shape[:2], *[1] * (last.dim() - 2))
-        return torch.where(ours, last, torch.zeros_like(last)).transpose(0, 1)
+        same_episode = (step.unsqueeze(1) >= self.begin).view(*last.shape[:2], *[1] * (last.dim() - 2))
+        return torch.where(same_episode, last, torch.zeros_like(last)).transpose(0, 1)

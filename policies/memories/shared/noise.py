@@ -1,8 +1,8 @@
-"""Gaussian noise as a function of past inputs, so that a replayed step draws the same numbers.
+"""Gaussian noise as a function of the inputs so far, so that a replayed step draws the same numbers.
 
 A memory that samples must return the same output for the same input and state; otherwise acting, replay and a loaded
-agent would differ. So it uses no random generator. The state contains a seed: a hash of all inputs since the episode
-started. The noise of a step is a hash of this seed and of the number's index, as in counter-based generators (Salmon et
+agent would differ. Therefore it uses no random generator. The state contains a seed: a hash of all inputs since the
+episode started. The noise is a hash of this seed and of each number's index, as in counter-based generators (Salmon et
 al., "Parallel Random Numbers: As Easy as 1, 2, 3", 2011). Two batch entries draw the same noise only while their inputs
 are equal. Inputs are rounded first, so that the last bits of floats do not matter.
 """
@@ -16,13 +16,13 @@ from torch import Tensor
 
 MASK = 0xFFFFFFFF
 SEEDS = 1 << 24
-"""Number of seeds: integers that float32 represents exactly, because states are floating point."""
+"""Number of seeds: all are integers that float32 represents exactly, because states are floating point."""
 RESOLUTION = 64
 """Inputs are rounded to 1 / RESOLUTION before they are hashed."""
 
 
 def mix(h: Tensor) -> Tensor:
-    """Mixes 32-bit numbers held in int64; each bit of the result depends on all bits (MurmurHash3's finaliser)."""
+    """Mixes 32-bit numbers stored as int64; each bit of the result depends on all bits (MurmurHash3's finaliser)."""
     h = h & MASK
     h = ((h ^ (h >> 16)) * 0x85EBCA6B) & MASK
     h = ((h ^ (h >> 13)) * 0xC2B2AE35) & MASK
@@ -30,7 +30,7 @@ def mix(h: Tensor) -> Tensor:
 
 
 def fingerprint(x: Tensor, dims: int = 1) -> Tensor:
-    """The hash of each entry of `x`, whose leading `dims` dimensions are kept; int64."""
+    """Hashes `x` over all but its first `dims` dimensions; int64."""
     rounded = (x.detach().flatten(dims) * RESOLUTION).round().to(torch.int64)
     places = torch.arange(rounded.shape[-1], device=x.device)
     return mix((rounded * (mix(places * 0x9E3779B1 + 0x7F4A7C15) | 1)).sum(-1))
@@ -46,9 +46,9 @@ def gaussian(seed: Tensor, shape: tuple[int, ...], stream: int) -> Tensor:
     """Standard normal numbers `[*seed.shape, *shape]`, by Box and Muller's transform of two hashes.
 
     Args:
-        seed: of any shape, from `next_seed`.
-        shape: of the noise per entry.
-        stream: number of the draw, for several independent draws from one seed.
+        seed: from `next_seed`, of any shape.
+        shape: shape of the noise for each seed.
+        stream: index of the draw, for several independent draws from one seed.
     """
     places = torch.arange(math.prod(shape), device=seed.device)
     begin = mix(seed.detach().to(torch.int64).unsqueeze(-1) * 0x27D4EB2F + stream * 0x165667B1 + 0x3C6EF372)

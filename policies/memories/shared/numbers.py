@@ -8,7 +8,7 @@ SATURATED = 0.95
 
 
 def focus(weights: Tensor) -> Tensor:
-    """The largest weight of each weighting `[B, heads, N]`, averaged over heads; 1 if every head is at one place."""
+    """The largest weight of each weighting `[B, heads, N]`, averaged over heads; 1 if all are one-hot."""
     return weights.amax(2).mean(1)
 
 

@@ -19,19 +19,19 @@ def vector_panel(
     size = vectors.shape[-1]
     width = next(width for width in range(math.isqrt(size - 1) + 1, size + 1) if size % width == 0)
     folded = vectors.detach().reshape(-1, width)
-    return Panel(folded, f"{unit} ({width} a row)", "row", limits, about=about)
+    return Panel(folded, f"{unit} ({width} per row)", "row", limits, about=about)
 
 
 def weights_panel(weights: Tensor, about: str, heads: str = "head") -> Panel:
-    """Weightings `[heads, slots]`, from 0 to 1, one step beside another over time."""
+    """Weightings `[heads, slots]` in 0..1; viewers show them over time, one column per step."""
     return Panel(weights, "slot", heads, (0.0, 1.0), "columns", about=about)
 
 
 def read_panel(weights: Tensor, heads: str = "read head") -> Panel:
-    """Weightings with which heads read, `[heads, slots]`."""
-    return weights_panel(weights, "where each head read", heads)
+    """Read weights `[heads, slots]`."""
+    return weights_panel(weights, "read weights of each head", heads)
 
 
 def write_panel(weights: Tensor, heads: str = "write head") -> Panel:
-    """Weightings with which heads wrote, `[heads, slots]`."""
-    return weights_panel(weights, "where was written, and how strongly", heads)
+    """Write weights `[heads, slots]`."""
+    return weights_panel(weights, "write weights of each head", heads)

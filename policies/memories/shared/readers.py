@@ -1,7 +1,7 @@
-"""Memories with readers: input is written, questions are only answered.
+"""Memories with readers: the input is written, questions are only answered.
 
-Observation entries whose names begin with `query` are questions. A `ReaderMemory` passes them to its readers only, so
-they never enter the state. Other memories get them as ordinary input.
+Observation entries whose names begin with `query` are questions. A `ReaderMemory` passes them only to its readers, so
+they do not affect the state. Other memories receive them as ordinary input.
 """
 
 from __future__ import annotations

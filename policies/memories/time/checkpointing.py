@@ -1,11 +1,11 @@
-"""Gradient checkpointing over time: only the state before each segment is stored; the rest is recomputed.
+"""Gradient checkpointing over time: stores the state before each segment and recomputes the rest in the backward pass.
 
-Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost" (arXiv:1604.06174), over time. The forward pass stores
-the inputs and the state before each segment. The backward pass goes through the segments from last to first: it re-runs
-each by the memory's own `unroll` and back-propagates through it. With segments of s steps, T steps store T/s states and
-the intermediate tensors of s steps instead of T, for at most one more forward pass.
+After Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost" (arXiv:1604.06174). The forward pass stores the
+inputs and the state before each segment. The backward pass processes the segments from last to first: it runs each
+again by the memory's own `unroll` and back-propagates through it. With segments of s steps, T steps store T/s states and the
+intermediate tensors of s steps instead of T, for at most one more forward pass.
 
-It requires that a step is a function of input, state, questions and parameters, as PPO's replay does. Gradients equal
+Like PPO's replay, it requires that a step is a function of input, state, questions and parameters. Gradients equal
 those of the whole sequence up to rounding, for any length: nothing is inverted, so no error is amplified. Reversing the
 updates would not be general: plastic traces would be divided by 1 − η at every step, the linkage of a DNC by 1 − w[i] −
 w[j], which may be zero, and the covariance of a Kanerva machine loses information.
@@ -32,7 +32,7 @@ from policies.memories.time.measure import kept
 from policies.memories.time.recording import Recording, stacked
 
 AUTO_BYTES = 2**30
-"""On a CPU, a sequence that would store more than this is cut into segments by default: 1 GiB."""
+"""On a CPU, a sequence that would store more than this many bytes is cut into segments by default: 1 GiB."""
 
 AUTO_SHARE = 0.25
 """The same on a CUDA device, as a share of its total memory."""
@@ -67,15 +67,15 @@ def unroll_by_segments(
     """
     if segment < 1:
         raise ValueError(f"a segment has {segment} steps; it must have at least 1")
-    asked = {} if queries is None else dict(queries)
+    question_of = {} if queries is None else dict(queries)
     # split, not slices: each slice would allocate a gradient of the whole sequence
-    parts = zip(*(torch.split(whole, segment) for whole in (xs, *asked.values())), strict=True)
+    parts = zip(*(torch.split(whole, segment) for whole in (xs, *question_of.values())), strict=True)
     done: list[Unrolled] = []
     for index, (x, *questions) in enumerate(parts):
         begin, end = index * segment, index * segment + len(x)
-        here = None if resets is None else [t - begin for t in resets if begin <= t < end]
-        fresh = None if starts is None or here == [] else starts[begin:end]
-        span = _Span(memory, fresh, here, state, () if queries is None else (*asked,))
+        resets_here = None if resets is None else [t - begin for t in resets if begin <= t < end]
+        starts_here = None if starts is None or resets_here == [] else starts[begin:end]
+        span = _Span(memory, starts_here, resets_here, state, (*question_of,))
         inputs = [x, *state.values(), *questions]
         done.append(span.run(inputs) if end == len(xs) or not torch.is_grad_enabled() else span.apply(inputs))
         state = done[-1].state
@@ -89,7 +89,7 @@ class SegmentedRecording(Recording):
 
     Args:
         memory: any memory.
-        state: before the first step.
+        state: the state before the first step.
         expected_steps: as in `Memory.record`.
         segment: steps of each segment, at least 1.
     """
@@ -102,7 +102,7 @@ class SegmentedRecording(Recording):
         super().__init__(memory, state)
         self.first, self.expected_steps, self.segment = state, min(expected_steps, segment), segment
         self.inner: Recording | None = None
-        self.begun = state
+        self.segment_state = state
         """The state before the current segment."""
         self.inputs: list[tuple[Any, ...]] = []
         """Input, starts and questions of each step of the current segment."""
@@ -112,7 +112,7 @@ class SegmentedRecording(Recording):
     def step(self, x: Tensor, starts: Tensor | None, *queries: Queries) -> MemoryStep:
         with torch.no_grad():
             if self.inner is None:
-                self.inner = self.memory.record(self.begun, self.expected_steps)
+                self.inner = self.memory.record(self.segment_state, self.expected_steps)
             step = self.inner.step(x.detach(), starts, *queries)
         self.inputs.append((x, starts, *queries))
         self.state = step.state
@@ -124,13 +124,13 @@ class SegmentedRecording(Recording):
         """Finishes the current segment."""
         assert self.inner is not None
         xs, starts, resets, queries = stacked(self.inputs)
-        asked = queries or {}
-        span = _Span(self.memory, starts, resets, self.begun, (*asked,))
+        questions = queries or {}
+        span = _Span(self.memory, starts, resets, self.segment_state, (*questions,))
         with torch.no_grad():
             values = self.inner.unrolled()
-        values = values._replace(state=_on_their_own(values.state))
-        self.spans.append((span, [xs, *asked.values()], values))
-        self.inner, self.inputs, self.begun = None, [], values.state
+        values = values._replace(state=_without_views(values.state))
+        self.spans.append((span, [xs, *questions.values()], values))
+        self.inner, self.inputs, self.segment_state = None, [], values.state
 
     def unrolled(self) -> Unrolled:
         if self.inputs:
@@ -144,7 +144,7 @@ class SegmentedRecording(Recording):
 
 
 def most_kept(device: torch.device) -> int:
-    """Bytes that a whole sequence may store on `device` before it is cut into segments."""
+    """Maximum number of bytes that a sequence stores on `device` without being cut into segments."""
     if device.type != "cuda":
         return AUTO_BYTES
     return int(AUTO_SHARE * torch.cuda.mem_get_info(device)[1])
@@ -155,10 +155,10 @@ class Segments:
 
     Args:
         memory: any memory.
-        setting: steps of a segment; 0: sequences stay whole. None: a sequence stays whole if it stores at most
-            `most_kept`; a longer one is cut into segments of the length that stores least, √(T · state / step).
-        shape: of one input of one environment.
-        queries: shapes of its questions, if the memory has readers.
+        setting: steps of a segment; 0: no segments; None: no segments for a sequence that stores at most `most_kept`;
+            for others the length that stores least, √(T · state / step).
+        shape: shape of one input of one environment.
+        queries: shapes of the questions, if the memory has readers.
 
     Raises:
         ValueError: `setting` is negative.
@@ -194,10 +194,11 @@ class Segments:
         )
 
     def length(self, steps: int, batch: int, recorded: bool, expected_steps: int) -> int:
-        """Length of the segments for `steps` steps of `batch` environments; 0: the sequence stays whole.
+        """Length of the segments for `steps` steps of `batch` environments; 0: no segments.
 
         Args:
-            recorded: whether the sequence is recorded or unrolled.
+            steps, batch: T and B.
+            recorded: whether the sequence is recorded; False: unrolled.
             expected_steps: as in `Memory.record`.
         """
         if self.setting is not None:
@@ -208,10 +209,10 @@ class Segments:
         return segment if segment < steps else 0
 
     def best(self, steps: int, recorded: bool, expected_steps: int) -> int:
-        """Length of segments that stores least: T/s states and s steps."""
+        """The length s of segments for which T/s states and s steps take the fewest bytes."""
         state = self.memory.initial_state(1)
-        held = sum(value.numel() * value.element_size() for value in state.values())
-        return max(SHORTEST, math.isqrt(steps * held // self.kept_by_step(recorded, expected_steps)))
+        state_bytes = sum(value.numel() * value.element_size() for value in state.values())
+        return max(SHORTEST, math.isqrt(steps * state_bytes // self.kept_by_step(recorded, expected_steps)))
 
     def kept_by_step(self, recorded: bool, expected_steps: int) -> int:
         """Bytes that a step of one environment stores for the backward pass; measured once, on a few steps."""
@@ -236,13 +237,13 @@ class Segments:
             return self.memory.unroll(xs, starts, state, None, *queries)
         recording = self.memory.record(state, min(expected_steps, steps))  # allocated in advance
         for t, x in enumerate(xs):
-            asked = ({name: query[t] for name, query in each.items()} for each in queries)
-            recording.step(x, None if starts is None else starts[t], *asked)
+            questions = ({name: query[t] for name, query in each.items()} for each in queries)
+            recording.step(x, None if starts is None else starts[t], *questions)
         return recording.unrolled()
 
 
 class _Span:
-    """A segment: its inputs without gradients, and the structure of its results."""
+    """A segment: the memory, the inputs that need no gradient, and the names of states, questions and losses."""
 
     def __init__(
         self,
@@ -268,8 +269,7 @@ class _Span:
         x, *rest = tensors
         state = dict(zip(self.state, rest[: len(self.state)], strict=True))
         questions = dict(zip(self.queries, rest[len(self.state) :], strict=True))
-        asked = (questions,) if self.queries else ()
-        return self.memory.unroll(x, self.starts, state, self.resets, *asked)
+        return self.memory.unroll(x, self.starts, state, self.resets, *((questions,) if self.queries else ()))
 
     def apply(self, tensors: Sequence[Tensor], values: Unrolled | None = None) -> Unrolled:
         """As `run`, but its graph stores only `tensors`. `values`: the results, if known."""
@@ -291,23 +291,24 @@ class _Span:
 class _Segment(torch.autograd.Function):
     """A `_Span` that is recomputed in the backward pass.
 
-    Inputs: the span; its results if known; the number of input tensors; these tensors; the memory's trained parameters.
+    Inputs: the span; its results, if known; the number of input tensors; these tensors; the memory's trained
+    parameters.
     """
 
     @staticmethod
-    def forward(ctx: Any, span: _Span, values: Unrolled | None, taken: int, *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.span, ctx.taken = span, taken
+    def forward(ctx: Any, span: _Span, values: Unrolled | None, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.span, ctx.count = span, count
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors)
-        flat = span.flat(span.run(tensors[:taken]) if values is None else values)
+        flat = span.flat(span.run(tensors[:count]) if values is None else values)
         return tuple(value.detach() for value in flat)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         needed = ctx.needs_input_grad[3:]
-        taken, parameters = ctx.saved_tensors[: ctx.taken], ctx.saved_tensors[ctx.taken :]
-        inputs = [tensor.detach().requires_grad_(need) for tensor, need in zip(taken, needed, strict=False)]
+        saved, parameters = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
+        inputs = [tensor.detach().requires_grad_(need) for tensor, need in zip(saved, needed, strict=False)]
         with torch.enable_grad(), ctx.span.autocast():
             outputs = ctx.span.flat(ctx.span.run(inputs))
         known = [
@@ -315,18 +316,18 @@ class _Segment(torch.autograd.Function):
             for output, gradient in zip(outputs, gradients, strict=True)
             if gradient is not None and output.requires_grad
         ]
-        found: list[Tensor | None] = [None] * len(needed)
+        d_inputs: list[Tensor | None] = [None] * len(needed)
         wanted = [(index, tensor) for index, tensor in enumerate((*inputs, *parameters)) if needed[index]]
         if known:
-            of, by = zip(*known, strict=True)
-            given = torch.autograd.grad(of, [tensor for _, tensor in wanted], by, allow_unused=True)
-            for (index, _), gradient in zip(wanted, given, strict=True):
-                found[index] = gradient
-        return None, None, None, *found
+            roots, d_roots = zip(*known, strict=True)
+            found = torch.autograd.grad(roots, [tensor for _, tensor in wanted], d_roots, allow_unused=True)
+            for (index, _), gradient in zip(wanted, found, strict=True):
+                d_inputs[index] = gradient
+        return None, None, None, *d_inputs
 
 
-def _on_their_own(state: State) -> State:
-    """Copies values that are views of a larger storage, so that none keeps that alive or is written to later."""
+def _without_views(state: State) -> State:
+    """Copies values that are views of a larger storage: they would keep it alive, and could be overwritten later."""
     return {
         name: value.clone() if value.untyped_storage().nbytes() > value.numel() * value.element_size() else value
         for name, value in state.items()

@@ -1,4 +1,4 @@
-"""Measures the memory that a computation keeps: storages it allocated that are still alive afterwards."""
+"""Measures the memory that a computation keeps allocated: the storages it created that are alive afterwards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sequences that are stepped now and differentiated later, as in A2C."""
+"""Sequences whose steps run one by one and are differentiated later, as in A2C."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ class Recordable(Protocol):
 
 
 class Recording:
-    """A sequence that is stepped now and differentiated later. This one keeps the graph of every step."""
+    """A sequence whose steps run one by one and are differentiated later. This class stores the graph of every step."""
 
     def __init__(self, memory: Recordable, state: State) -> None:
         self.memory, self.state = memory, state
         self.steps: list[MemoryStep] = []
 
     def step(self, x: Tensor, starts: Tensor | None, *queries: Queries) -> MemoryStep:
-        """Steps the memory on `x` `[B, ...]`, after a reset where `starts` `[B]` is true; None: no reset.
+        """Runs a step on `x` `[B, ...]`, after a reset where `starts` `[B]` is true; None: no reset.
 
-        Output and state are for acting; the state is valid until the next step. `queries`: the questions, each
-        `[B, ...]`, if the memory has readers.
+        Output and state are for acting; the state is valid until the next step. `queries`: the questions by name,
+        each `[B, ...]`, if the memory has readers.
         """
         if starts is not None:
             self.state = reset(self.state, starts, self.memory.initial_state(len(starts)))
@@ -68,8 +68,7 @@ class ReplayedRecording(Recording):
 
     def unrolled(self) -> Unrolled:
         xs, starts, resets, queries = stacked(self.inputs)
-        asked = () if queries is None else (queries,)
-        return self.memory.unroll(xs, starts, self.first, resets, *asked)
+        return self.memory.unroll(xs, starts, self.first, resets, *(() if queries is None else (queries,)))
 
 
 class Stacked(NamedTuple):
@@ -83,13 +82,13 @@ class Stacked(NamedTuple):
 
 def stacked(inputs: Sequence[tuple[Any, ...]]) -> Stacked:
     """Combines the arguments of `Recording.step` of all steps."""
-    xs, each, *asked = zip(*inputs, strict=True)
+    xs, each, *questions = zip(*inputs, strict=True)
     resets = [t for t, starts in enumerate(each) if starts is not None]
     starts = None
     if resets:
-        none = torch.zeros_like(each[resets[0]])
-        starts = torch.stack([none if start is None else start for start in each])
+        no_starts = torch.zeros_like(each[resets[0]])
+        starts = torch.stack([no_starts if start is None else start for start in each])
     queries = None
-    if asked:
-        queries = {name: torch.stack([query[name] for query in asked[0]]) for name in asked[0][0]}
+    if questions:
+        queries = {name: torch.stack([query[name] for query in questions[0]]) for name in questions[0][0]}
     return Stacked(torch.stack(xs), starts, resets, queries)

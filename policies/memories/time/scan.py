@@ -1,12 +1,12 @@
 """A scan: the linear recurrence h_t = a_t ∘ h_{t-1} + b_t over a whole sequence, with resets, real or complex.
 
-The recurrence is associative: two steps are one with coefficients (a_2 a_1, a_2 b_1 + b_2). So it need not be taken
-step by step. On a GPU, and for narrow states on a CPU, the sequence is cut into about √T chunks that run side by side,
-which takes 2 √T operations in place of T. A wide state on a CPU is bound by memory traffic, which chunks would triple:
-there it is stepped, by one fused operation a step.
+The recurrence is associative: two steps are one step with coefficients (a_2 a_1, a_2 b_1 + b_2), so it can be computed
+in parallel. On a GPU, and for narrow states on a CPU, the sequence is cut into about √T chunks that run in parallel,
+with 2 √T operations instead of T. A wide state on a CPU is bound by memory traffic, which chunks would triple: it is
+computed step by step, with one fused operation per step.
 
-Nothing is divided by products of coefficients, as scans in log space do, so coefficients of exactly 0 are fine. That is
-how an episode starts: its first step has a_t = 0.
+Unlike scans in log space, this one does not divide by products of coefficients, so coefficients may be exactly 0. A
+reset is a_t = 0 at the first step of an episode.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 NARROW, LONG = 512, 64
-"""On a CPU, chunks are used below NARROW numbers per step and from LONG steps on. Forward and backward over 200 steps:
-256 numbers take 0.8 ms in chunks and 1.2 ms stepped; 2,048 numbers 14 ms and 2.7 ms."""
+"""On a CPU, chunks are used for states of less than NARROW numbers and at least LONG steps. Forward and backward over
+200 steps take 0.8 ms in chunks and 1.2 ms step by step with 256 numbers, 14 ms and 2.7 ms with 2,048."""
 SHORT = 16
-"""Below this number of steps, chunks are not faster on any device."""
+"""With fewer steps, chunks are not faster on any device."""
 
 
 def scan(a: Tensor, b: Tensor, before: Tensor, starts: Tensor | None = None) -> Tensor:
@@ -36,7 +36,10 @@ def scan(a: Tensor, b: Tensor, before: Tensor, starts: Tensor | None = None) -> 
         a: coefficients, `[T, B, ...]`, possibly an expanded view.
         b: inputs, `[T, B, ...]`.
         before: the state before the first step, `[B, ...]`.
-        starts: bool `[T, B]`: where true, h_{t-1} counts as 0; None: no reset.
+        starts: bool `[T, B]`: where true, h_{t-1} is replaced by 0; None: no reset.
+
+    Returns:
+        h, `[T, B, ...]`.
     """
     if starts is not None:
         a = a.masked_fill(starts.view(*starts.shape, *[1] * (a.dim() - 2)), 0)
@@ -60,10 +63,10 @@ class _Scan(torch.autograd.Function):
         if a.is_complex():
             a, h, before = a.conj_physical(), h.conj_physical(), before.conj_physical()
         if _steps(g):
-            total = _stepped_back(a, g)
+            total = _stepped_backward(a, g)
         else:
-            following = torch.cat([a[1:], torch.zeros_like(a[:1])])
-            total = _chunked(following.flip(0), g.flip(0), torch.zeros_like(before)).flip(0)
+            next_a = torch.cat([a[1:], torch.zeros_like(a[:1])])
+            total = _chunked(next_a.flip(0), g.flip(0), torch.zeros_like(before)).flip(0)
         d_a = None
         if ctx.needs_input_grad[0]:
             d_a = torch.empty_like(total)
@@ -73,7 +76,7 @@ class _Scan(torch.autograd.Function):
 
 
 def _steps(b: Tensor) -> bool:
-    """Whether to compute `b` step by step."""
+    """Whether to compute step by step; `b`: the inputs."""
     on_cpu = b.device.type == "cpu"
     return len(b) < (LONG if on_cpu else SHORT) or (on_cpu and b[0].numel() >= NARROW)
 
@@ -85,17 +88,17 @@ def _stepped(a: Tensor, b: Tensor, before: Tensor) -> Tensor:
     return h
 
 
-def _stepped_back(a: Tensor, g: Tensor) -> Tensor:
+def _stepped_backward(a: Tensor, g: Tensor) -> Tensor:
     total = torch.empty_like(g, memory_format=torch.contiguous_format)
-    total[-1] = following = g[-1]
+    total[-1] = next_total = g[-1]
     steps = zip(a.unbind()[:0:-1], g.unbind()[-2::-1], total.unbind()[-2::-1], strict=True)
     for a_t, g_t, total_t in steps:
-        following = torch.addcmul(g_t, a_t, following, out=total_t)
+        next_total = torch.addcmul(g_t, a_t, next_total, out=total_t)
     return total
 
 
 def _chunked(a: Tensor, b: Tensor, before: Tensor) -> Tensor:
-    """C chunks of L steps: first in parallel, each starting from 0; then the state is carried from chunk to chunk."""
+    """C chunks of L steps: in parallel, each from state 0; then the effect of the state before each chunk is added."""
     steps = math.isqrt(len(b) - 1) + 1
     chunks = -(-len(b) // steps)
     missing = chunks * steps - len(b)
@@ -106,7 +109,7 @@ def _chunked(a: Tensor, b: Tensor, before: Tensor) -> Tensor:
     h[:, 0] = b[:, 0]
     for step in range(1, steps):
         torch.addcmul(b[:, step], a[:, step], h[:, step - 1], out=h[:, step])
-    products = a.cumprod(1)  # what is left of h before the chunk
+    products = a.cumprod(1)  # factors of the state before the chunk
     carried = [before]
     for chunk in range(chunks - 1):
         carried.append(torch.addcmul(h[chunk, -1], products[chunk, -1], carried[-1]))

@@ -1,5 +1,5 @@
-"""Context managers: parameters are constant, so values that depend only on them are cached; or the host may not read
-from the device, as during the capture of a CUDA graph."""
+"""Context managers in which parameters are constant, so that values computed from them are cached, and in which the
+host may not read from the device, as during the capture of a CUDA graph."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def constant_parameters() -> Iterator[None]:
 
 
 def cached(module: nn.Module, name: str, compute: Callable[[], T]) -> T:
-    """Calls `compute`; within `constant_parameters` only the first call does, and later calls return its result.
+    """Returns `compute()`; within `constant_parameters` it is called once, and later calls return its result.
 
     Args:
         module: the module on whose parameters the result depends.
-        name: of the result.
-        compute: function to call, with its graph if gradients are enabled.
+        name: name of the result, unique within the module.
+        compute: function to call; the result has a graph if gradients are enabled.
     """
     if _cache is None:
         return compute()

@@ -1,11 +1,11 @@
-"""Gradients of weights that all steps share, as a few large products."""
+"""Gradients of weights that all steps share, each as a few large products."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 CHUNK_ROWS = 512
-"""Number of rows (steps times environments) in one product: few enough that its operands are still in the cache."""
+"""Number of rows (steps times environments) per product, so that its operands stay in the cache."""
 
 
 class WeightGradient:
@@ -13,13 +13,13 @@ class WeightGradient:
 
     Args:
         gradients: buffer for the outputs' gradients of one chunk of steps, `[.., B, out]` or `[.., B, H, out]`.
-        inputs: of all steps, `[T, B, in]` or `[T, B, H, in]`.
+        inputs: the inputs of all steps, `[T, B, in]` or `[T, B, H, in]`.
     """
 
     def __init__(self, gradients: Tensor, inputs: Tensor) -> None:
         self.gradients, self.inputs = gradients, inputs
         self.weight = inputs.new_zeros(inputs.shape[-1], gradients.shape[-1])
-        """Transposed, because MKL is a tenth faster if the narrower matrix comes first."""
+        """The gradient of the weight, transposed: MKL is a tenth faster if the narrower matrix comes first."""
         self.bias = inputs.new_zeros(gradients.shape[-1])
 
     def add(self, begin: int, end: int) -> None:

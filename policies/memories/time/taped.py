@@ -1,4 +1,4 @@
-"""Fast forms with tapes: a tape stores the steps while they run; one autograd node for all of them is created later."""
+"""Fast forms with tapes: a tape stores the steps while they run; one autograd node for all steps is created later."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Tape(Protocol):
         """Runs a step.
 
         Args:
-            projected: `TapedForm.given` of the input, `[B, ...]`.
+            projected: `TapedForm.projected` of the input, `[B, ...]`.
             starts: bool `[B]`: where true, an episode starts with this step; None: nowhere.
         """
 
@@ -32,7 +32,7 @@ class Tape(Protocol):
 
     @property
     def full(self) -> bool:
-        """Whether the tape has no space for another step."""
+        """Whether the tape cannot store another step."""
 
 
 class LoopTape:
@@ -40,25 +40,25 @@ class LoopTape:
 
     Args:
         loops: the C loops.
-        into: output buffer of that product for all steps, `[T, B, out]`.
+        out: output buffer of that product for all steps, `[T, B, out]`.
         weight, bias: `[out, F]` and `[out]`.
         starts: buffer for the resets, bool `[T, B]`, all false; None: no episode starts on this tape.
     """
 
-    def __init__(self, loops: Loops, into: Tensor, weight: Tensor, bias: Tensor, starts: Tensor | None) -> None:
-        self.loops, self.into, self.weight, self.bias, self.starts = loops, into, weight, bias, starts
+    def __init__(self, loops: Loops, out: Tensor, weight: Tensor, bias: Tensor, starts: Tensor | None) -> None:
+        self.loops, self.out, self.weight, self.bias, self.starts = loops, out, weight, bias, starts
         self.count = 0
         if starts is not None:
             loops.set({"starts": starts})
 
     @property
     def full(self) -> bool:
-        return self.count == len(self.into)
+        return self.count == len(self.out)
 
     @torch.no_grad()
     def step(self, projected: Tensor, starts: Tensor | None) -> None:
-        """Runs a step. `projected`: its input, `[B, F]`."""
-        torch.addmm(self.bias, projected, self.weight.t(), out=self.into[self.count])
+        """Runs a step. `projected`: the input, `[B, F]`; `starts`: bool `[B]`, or None."""
+        torch.addmm(self.bias, projected, self.weight.t(), out=self.out[self.count])
         if starts is not None:
             assert self.starts is not None
             self.starts[self.count] = starts
@@ -67,13 +67,13 @@ class LoopTape:
 
     @torch.no_grad()
     def run(self, xs: Tensor, starts: Tensor | None) -> None:
-        """Runs all steps. `xs`: `[T, B, F]`; `starts`: `[T, B]`."""
+        """Runs all steps. `xs`: `[T, B, F]`; `starts`: bool `[T, B]`, or None."""
         if starts is not None:
             assert self.starts is not None
             self.starts.copy_(starts)
         chunk = max(1, CHUNK_ROWS // max(1, xs.shape[1]))
         for begin in range(0, len(xs), chunk):
-            x, out = (part[begin : begin + chunk].flatten(0, 1) for part in (xs, self.into))
+            x, out = (part[begin : begin + chunk].flatten(0, 1) for part in (xs, self.out))
             torch.addmm(self.bias, x, self.weight.t(), out=out)
             self.loops.forward(begin, min(begin + chunk, len(xs)))
         self.count = len(xs)
@@ -88,7 +88,7 @@ class TapedForm(FastForm):
     """
 
     takes_resets: ClassVar[bool] = True
-    """Whether a tape supports resets; if not, a new tape is started at each."""
+    """Whether a tape supports resets; if not, a new tape is created at each reset."""
     keeps_graph: ClassVar[bool] = False
     """Whether the steps run with their graph; if not, `finish` creates it."""
 
@@ -101,7 +101,7 @@ class TapedForm(FastForm):
         raise NotImplementedError
 
     def output(self, state: State) -> Tensor:
-        """The output that belongs to a state, `[B, output_size]`."""
+        """The output of the step that led to `state`, `[B, output_size]`."""
         raise NotImplementedError
 
     def finish(self, tape: Tape, projected: Tensor, state: State) -> Unrolled:
@@ -136,23 +136,23 @@ class TapedForm(FastForm):
 
 
 class TapedRecording(Recording):
-    """A recording on tapes of a `TapedForm`; a new tape is started if one is full, or cannot reset."""
+    """A recording on tapes of a `TapedForm`. A new tape is created if one is full, or cannot reset."""
 
     def __init__(self, form: TapedForm, state: State, expected_steps: int) -> None:
         super().__init__(form.memory, state)
         self.form, self.first, self.expected_steps = form, state, expected_steps
         self.xs: list[Tensor] = []
         self.tapes: list[tuple[Tape, int, Tensor | None]] = []
-        """Each tape with the number of its first step, and the resets before it."""
+        """Each tape, the index of its first step, and the resets before it."""
 
     def step(self, x: Tensor, starts: Tensor | None, *queries: Queries) -> MemoryStep:
         form = self.form
         with torch.set_grad_enabled(form.keeps_graph and torch.is_grad_enabled()):
-            begins = starts if not form.takes_resets else None
-            if begins is not None:
-                self.state = reset(self.state, begins, form.memory.initial_state(len(begins)))
-            if not self.tapes or begins is not None or self.tapes[-1][0].full:
-                self.tapes.append((form.tape(self.state, self.expected_steps), len(self.xs), begins))
+            resets = starts if not form.takes_resets else None
+            if resets is not None:
+                self.state = reset(self.state, resets, form.memory.initial_state(len(resets)))
+            if not self.tapes or resets is not None or self.tapes[-1][0].full:
+                self.tapes.append((form.tape(self.state, self.expected_steps), len(self.xs), resets))
             tape = self.tapes[-1][0]
             tape.step(form.projected(x), starts if form.takes_resets else None)
         self.xs.append(x)

@@ -43,16 +43,16 @@ def unroll(
     steps = range(len(xs)) if resets is None else resets
     reset_at = frozenset(steps) if starts is not None else frozenset()
     initial = memory.initial_state(xs.shape[1]) if reset_at else {}
-    take = step or memory
-    taken: list[MemoryStep] = []
+    run_step = step or memory
+    results: list[MemoryStep] = []
     for t, x in enumerate(xs):
         if t in reset_at:
             assert starts is not None
             state = reset(state, starts[t], initial)
-        asked = () if queries is None else ({name: query[t] for name, query in queries.items()},)
-        taken.append(take(x, state, *asked))
-        state = taken[-1].state
-    return stack(taken)
+        questions = () if queries is None else ({name: query[t] for name, query in queries.items()},)
+        results.append(run_step(x, state, *questions))
+        state = results[-1].state
+    return stack(results)
 
 
 def unroll_segments(
@@ -63,7 +63,7 @@ def unroll_segments(
     state: State,
     resets: Sequence[int],
 ) -> Unrolled:
-    """As `unroll`, with a fast `run` over `[T', B, ...]` that cannot reset: the sequence is cut at resets."""
+    """As `unroll`, by a fast `run` over `[T', B, ...]` without resets: the sequence is cut at `resets`."""
     initial = memory.initial_state(xs.shape[1]) if starts is not None else {}
     parts: list[Unrolled] = []
     for begin, end in itertools.pairwise(sorted({0, len(xs), *resets})):
