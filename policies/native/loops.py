@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -14,6 +15,9 @@ from policies.native.packed import packed
 MAX_LAYERS = 8
 """Maximum number of arrays in a list, one per layer."""
 
+LANES_BYTES = 64
+"""Size of the widest SIMD vector."""
+
 Pointers = ctypes.c_void_p * MAX_LAYERS
 Arrays = dict[str, Tensor | Sequence[Tensor]]
 
@@ -21,6 +25,19 @@ Arrays = dict[str, Tensor | Sequence[Tensor]]
 def usable(source: Path, reference: Tensor) -> bool:
     """Whether the loops of `source` support the device and dtype of `reference`: a CPU, with a C compiler."""
     return reference.device.type == "cpu" and not disabled() and library(source, reference.dtype) is not None
+
+
+def padded_size(size: int, reference: Tensor) -> int:
+    """`size`, rounded up to whole SIMD vectors of the dtype of `reference`."""
+    lanes = LANES_BYTES // reference.itemsize
+    return -(-size // lanes) * lanes
+
+
+def call(function: Callable[..., Any], arrays: Iterable[Tensor | None], sizes: Iterable[int], rows: int) -> None:
+    """Calls a C function with pointers to `arrays` (None: NULL), with `sizes`, and with the range of its rows."""
+    pointers = [None if array is None else ctypes.c_void_p(array.data_ptr()) for array in arrays]
+    numbers = [*map(ctypes.c_int64, sizes)]
+    parallel_for(lambda *part: function(*pointers, *numbers, *map(ctypes.c_int64, part)), rows)
 
 
 class Loops:

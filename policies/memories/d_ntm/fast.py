@@ -16,6 +16,7 @@ from torch import Tensor
 from policies.memories.contract import FastForm, MemoryStep, State, Unrolled
 from policies.memories.d_ntm import fast_native
 from policies.memories.d_ntm.fast_native import NativeSequence, Sizes, Weights
+from policies.native.loops import padded_size
 
 
 class FastDNTM(FastForm):
@@ -59,7 +60,7 @@ class FastDNTM(FastForm):
         heads = (memory.read_heads, memory.write_heads)
         lru = memory.least_recently_used
         usage = [state["read_usage"], state["write_usage"]] if lru else [xs.new_zeros(xs.shape[1], sum(heads), 1)]
-        sizes = (xs.shape[1], size, memory.slots, memory.places, fast_native.padded(memory.places, memory.addresses))
+        sizes = (xs.shape[1], size, memory.slots, memory.places, padded_size(memory.places, memory.addresses))
         widths = (memory.addresses.shape[1], memory.word_size)
         features, contents, w, usage = NativeSequence.apply(  # type: ignore[no-untyped-call]
             *(Sizes(*sizes, *widths, *heads, lru), memory.usage_decay, starts, torch.cat(usage, 1).detach()),

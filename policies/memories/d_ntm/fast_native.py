@@ -24,8 +24,6 @@ BLOCK = 16
 """Number of environments that the loops process together."""
 MAX_NUMBERS = 2**15
 """Maximum number of weights of all heads, and of units; the loops keep a few such arrays on the C stack."""
-LANES_BYTES = 64
-"""Slots are padded to a multiple of this many bytes, the widest SIMD vector."""
 
 
 class Sizes(NamedTuple):
@@ -83,12 +81,6 @@ class Weights(NamedTuple):
 def usable(reference: Tensor, heads: int, places: int, hidden: int) -> bool:
     """Whether the loops support this memory: on a CPU, with a compiler. `reference`: one of its parameters."""
     return max(heads * places, hidden) <= MAX_NUMBERS and loops.usable(SOURCE, reference)
-
-
-def padded(places: int, reference: Tensor) -> int:
-    """The number of slots, padded to whole SIMD vectors of the dtype of `reference`."""
-    lanes = LANES_BYTES // reference.itemsize
-    return -(-places // lanes) * lanes
 
 
 def transposed_padded(rows: Tensor, width: int) -> Tensor:

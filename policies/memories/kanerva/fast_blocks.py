@@ -22,7 +22,8 @@ from policies.memories.steps import Queries
 from policies.memories.time.recording import Recording, ReplayedRecording
 from policies.memories.time.scopes import cached
 from policies.native import loops
-from policies.native.compiler import library, parallel_for
+from policies.native.compiler import library
+from policies.native.loops import Loops
 from policies.native.packed import packed
 
 SOURCE = Path(__file__).with_name("fast_blocks.c")
@@ -108,22 +109,12 @@ def pack(weights: Weights, forward: bool) -> dict[str, Tensor]:
     return {name: packed(functions, getattr(weights, name).detach(), forward) for name in RECURRENT}
 
 
-def run_loops(function: str, sizes: Sizes, steps: int, arrays: Arrays) -> None:
-    """Runs all steps of all environments. `function`: "forward" or "backward"."""
-    tape, reference = _Tape(*sizes), arrays["gates"]
-    assert reference is not None
-    for name, array in arrays.items():
-        if array is not None:
-            assert array.is_contiguous(), name
-            setattr(tape, name, array.data_ptr())
-    call = getattr(library(SOURCE, reference.dtype), function)
-
-    def run_blocks(first: int, last: int) -> None:
-        for at in range(first, last, BLOCK):
-            numbers = map(ctypes.c_int64, (0, steps, at, min(at + BLOCK, last)))
-            call(ctypes.byref(tape), *numbers)
-
-    parallel_for(run_blocks, sizes.batch)
+def make_loops(sizes: Sizes, arrays: Arrays) -> Loops:
+    """The loops over `arrays`, named as in the C struct."""
+    present = {name: array for name, array in arrays.items() if array is not None}
+    loops = Loops(SOURCE, present["gates"], _Tape(*sizes), BLOCK)
+    loops.set(present)
+    return loops
 
 
 class Blocks(torch.autograd.Function):
@@ -181,7 +172,7 @@ class Blocks(torch.autograd.Function):
         assert read is not None
         torch.cat([hidden, first_read], 1, out=arrays["before"][0])  # type: ignore[index]
         cells[0] = cell
-        run_loops("forward", sizes, length, {**arrays, **packs})
+        make_loops(sizes, {**arrays, **packs}).forward(0, length)
         final = arrays.pop("memory")
         ctx.sizes, ctx.names = sizes, (*arrays,)
         ctx.set_materialize_grads(False)
@@ -217,7 +208,7 @@ class Blocks(torch.autograd.Function):
         scratch["d_normalised"] = torch.empty_like(arrays["normalised"][0])
         all_arrays: dict[str, Tensor | None] = {"d_after": torch.zeros_like(after) if d_after is None else d_after}
         all_arrays |= {"d_features": d_features, "d_corners": d_corners, **arrays, **state, **steps, **scratch}
-        run_loops("backward", sizes, len(xs), {**all_arrays, **pack(weights, False)})
+        make_loops(sizes, {**all_arrays, **pack(weights, False)}).backward(0, len(xs))
 
         def products(d_outs: Tensor, ins: Tensor) -> Tensor:
             # transposed, because MKL is faster if the narrower matrix comes first

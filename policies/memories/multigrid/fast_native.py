@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from policies.native import loops
-from policies.native.compiler import library, parallel_for
+from policies.native.compiler import library
 
 SOURCE = Path(__file__).with_name("fast_cells.c")
 MAX_CHANNELS = 256
@@ -55,10 +53,7 @@ class CellLoops:
     def _call(self, name: str, *tensors: Tensor | None) -> None:
         checked = (one for one in tensors if one is not None and one is not self._peepholes)
         assert all(one.is_contiguous(memory_format=torch.channels_last) for one in checked)
-        function: Any = getattr(self._functions, name)
-        arguments = [None if one is None else ctypes.c_void_p(one.data_ptr()) for one in tensors]
-        sizes = [ctypes.c_int64(size) for size in self._sizes]
-        parallel_for(lambda *cells: function(*arguments, *sizes, *map(ctypes.c_int64, cells)), self._count)
+        loops.call(getattr(self._functions, name), tensors, self._sizes, self._count)
 
 
 def channels_inside(x: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """A grid's convolutional LSTM over many steps as one autograd function with a custom backward.
 
-The gradient of the recurrent kernel is one convolution over all steps, where autograd sums one convolution per step.
+The gradient of the recurrent kernel is one convolution over all steps; autograd would sum one convolution per step.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ _tanh_backward = torch.ops.aten.tanh_backward.default
 class Recurrence(torch.autograd.Function):
     """h_1 ... h_T of a convolutional LSTM whose inputs are already convolved; see `LSTMGrid`.
 
-    If x_gates has less precision than c, h and the operands of the convolutions have it too; cells and gates do not.
+    h and the operands of the convolutions have the dtype of x_gates; cells and gates have that of c.
 
     Args:
-        starts, resets: bool `[T, B]` and the steps where it may be true: the state is zero there.
-        x_gates: `[T * B, 4C, ...]`, the input's part of i, f, o and the candidate, biases included.
-        h, c: `[B, C, ...]`, before the first step.
+        starts, resets: bool `[T, B]`, and the steps where it may be true: the state is zeroed there.
+        x_gates: the input's part of i, f, o and the candidate, with biases, `[T * B, 4C, ...]`.
+        h, c: the state before the first step, `[B, C, ...]`.
         kernel: `[4C, C, ...]`, W^hi, W^hf, W^ho, W^hc.
         peepholes: `[3, C, ...]`, W^ci, W^cf, W^co, or None.
 
     Returns:
-        h of every step, `[T * B, C, ...]`; h and c after the last.
+        h of every step, `[T * B, C, ...]`; h and c after the last step.
     """
 
     @staticmethod
@@ -51,80 +51,80 @@ class Recurrence(torch.autograd.Function):
         peepholes: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         first_h, first_c, batch = h, c, len(h)
-        hidden, cells, taken = [], [], []
+        hidden, cells, all_gates = [], [], []
         cell = Cells(c, x_gates.dtype, peepholes)
         for t, x_part in enumerate(x_gates.chunk(len(x_gates) // batch)):
             h, c = zero_at_starts(h, t, starts, resets), zero_at_starts(c, t, starts, resets)
             gates, c, h = cell.forward(convolve(h, kernel), x_part, c)
             hidden.append(h)
             cells.append(c)
-            taken.append(gates)
+            all_gates.append(gates)
         rows = torch.cat(hidden)
         ctx.starts, ctx.resets = starts, resets
-        ctx.save_for_backward(kernel, peepholes, first_h, first_c, rows, *cells, *taken)
+        ctx.save_for_backward(kernel, peepholes, first_h, first_c, rows, *cells, *all_gates)
         return rows, h, c
 
     @staticmethod
     def backward(ctx: Any, d_rows: Tensor, d_h: Tensor, d_c: Tensor) -> Any:
-        kernel, peepholes, first_h, first_c, rows, *kept = ctx.saved_tensors
-        length, rank = len(kept) // 2, kernel.dim() - 2
-        cells, taken = kept[:length], kept[length:]
+        kernel, peepholes, first_h, first_c, rows, *saved = ctx.saved_tensors
+        length, rank = len(saved) // 2, kernel.dim() - 2
+        cells, all_gates = saved[:length], saved[length:]
         cell = Cells(first_c, d_rows.dtype, peepholes)
-        backwards = kernel.transpose(0, 1).flip(*range(2, 2 + rank))
+        transposed_kernel = kernel.transpose(0, 1).flip(*range(2, 2 + rank))
         d_outs = d_rows.chunk(length)
-        entered_h, entered_c = [first_h, *rows.chunk(length)[:-1]], [first_c, *cells[:-1]]
+        before_h, before_c = [first_h, *rows.chunk(length)[:-1]], [first_c, *cells[:-1]]
         for t in ctx.resets:
-            entered_h[t], entered_c[t] = (
-                zero_at_starts(part[t], t, ctx.starts, ctx.resets) for part in (entered_h, entered_c)
+            before_h[t], before_c[t] = (
+                zero_at_starts(part[t], t, ctx.starts, ctx.resets) for part in (before_h, before_c)
             )
         d_sums: list[Tensor] = []
         for t in reversed(range(length)):
-            d_sum, d_c = cell.backward(taken[t], entered_c[t], cells[t], d_h, d_outs[t], d_c)
-            d_h = convolve(d_sum, backwards)
+            d_sum, d_c = cell.backward(all_gates[t], before_c[t], cells[t], d_h, d_outs[t], d_c)
+            d_h = convolve(d_sum, transposed_kernel)
             d_h, d_c = (zero_at_starts(part, t, ctx.starts, ctx.resets) for part in (d_h, d_c))
             d_sums.append(d_sum)
         d_x_gates = torch.cat(d_sums[::-1])
 
         d_peepholes = None
         if peepholes is not None:
-            seen = (torch.stack(entered_c), torch.stack(entered_c), torch.stack(cells))  # by i, f and o
+            seen = (torch.stack(before_c), torch.stack(before_c), torch.stack(cells))  # by i, f and o
             parts = zip(d_x_gates.view(length, -1, *d_x_gates.shape[1:]).chunk(4, 2), seen, strict=False)
             d_peepholes = torch.stack([(d_gate * c).sum((0, 1)) for d_gate, c in parts])
         ones, zeros = [1] * rank, [0] * rank
         _, d_kernel, _ = torch.ops.aten.convolution_backward(
-            d_x_gates, torch.cat(entered_h), kernel, None, ones, ones, ones, False, zeros, 1, [False, True, False]
+            d_x_gates, torch.cat(before_h), kernel, None, ones, ones, ones, False, zeros, 1, [False, True, False]
         )
         return None, None, d_x_gates, d_h, d_c, d_kernel, d_peepholes
 
 
 class Cells:
-    """The part of a step after the convolution, forward and backward: by a C loop if usable, else by torch.
+    """The part of a step after the convolution, forward and backward: by a C loop if usable, otherwise by torch.
 
     Args:
         reference: c, `[B, C, ...]`.
-        dtype: of h and of what is convolved.
+        dtype: dtype of h and of the operands of the convolutions.
         peepholes: `[3, C, ...]`, or None.
     """
 
     def __init__(self, reference: Tensor, dtype: torch.dtype, peepholes: Tensor | None) -> None:
-        half = dtype == torch.bfloat16
-        native = (dtype == reference.dtype or (half and reference.dtype == torch.float32)) and usable(reference)
-        self.loops = CellLoops(reference, half, peepholes) if native else None
+        bf16 = dtype == torch.bfloat16
+        native = (dtype == reference.dtype or (bf16 and reference.dtype == torch.float32)) and usable(reference)
+        self.loops = CellLoops(reference, bf16, peepholes) if native else None
         self._dtype, self._peepholes = dtype, peepholes
 
-    def forward(self, of_h: Tensor, of_x: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, gates_h: Tensor, gates_x: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Gates, c and h from the pre-activations `[B, 4C, ...]` and the previous c."""
         if self.loops is not None:
-            of_h, of_x, c = map(channels_inside, (of_h, of_x, c))
+            gates_h, gates_x, c = map(channels_inside, (gates_h, gates_x, c))
             gates, after, h = (
-                torch.empty_like(of_h, dtype=c.dtype),
+                torch.empty_like(gates_h, dtype=c.dtype),
                 torch.empty_like(c),
                 torch.empty_like(c, dtype=self._dtype),
             )
-            self.loops.forward(of_h, of_x, c, gates, after, h)
+            self.loops.forward(gates_h, gates_x, c, gates, after, h)
             return gates, after, h
         peepholes, channels = self._peepholes, c.shape[1]
-        gates = of_h.to(c.dtype).add_(of_x)
+        gates = gates_h.to(c.dtype).add_(gates_x)
         i, f, o, candidate = gates.chunk(4, 1)
         if peepholes is None:
             gates[:, : 3 * channels].sigmoid_()
@@ -166,13 +166,13 @@ class Cells:
 class FastMultigrid(ReaderForm):
     """Computes sequences layer by layer over all steps, and readers once over `T * B` rows.
 
-    On a CPU the grids of a layer are processed one by one, by C loops if there is a compiler; on a GPU together
-    (`fast_layers.py`); with a decoder, step by step.
+    A CPU processes the grids of a layer one by one, with C loops if there is a compiler; a GPU together
+    (`fast_layers.py`). With a decoder, LSTM layers run step by step.
     """
 
     memory: Any
     bf16 = False
-    """Whether sequences are convolved in bfloat16; cells, states and outputs keep their type."""
+    """Whether convolutions of sequences are in bfloat16; cells, states and outputs keep their dtype."""
 
     def unroll(
         self,
@@ -183,7 +183,7 @@ class FastMultigrid(ReaderForm):
         queries: Queries | None = None,
         layers: Layers | None = None,
     ) -> Unrolled:
-        """As `FastForm.unroll`; `layers`: with these steps, if they have already run."""
+        """As `FastForm.unroll`; `layers`: contains the steps if they have already run."""
         may_start = range(len(xs)) if resets is None else resets
         sequence = (len(xs), starts, frozenset(may_start if starts is not None else ()))
         layers = Layers() if layers is None and self.layered(state) else layers
@@ -204,7 +204,7 @@ class FastMultigrid(ReaderForm):
         return grid.to(torch.bfloat16) if self.bf16 else grid
 
     def record(self, state: State, expected_steps: int) -> Recording:
-        # batch normalisation updates its statistics at every step in training; a replay would count steps twice
+        # in training, batch normalisation updates its statistics at every step; a replay would count steps twice
         if self.memory.plan.normalization == "batch":
             return Recording(self.memory, state)
         return LayerRecording(self, state) if self.layered(state) else super().record(state, expected_steps)

@@ -1,7 +1,7 @@
-"""Multigrid layers: pyramids of grids; the input of a grid is its neighbours in the pyramid below.
+"""Multigrid layers: pyramids of grids; the inputs of a grid are its neighbours in the pyramid below.
 
-A `Pyramid` holds a grid for each level, 1 the coarsest; every level has twice the side of the one before. Sequences
-come as `T * B` rows, time before batch, and a `Span` that says how to cut them.
+A `Pyramid` has a grid for each level; level 1 is the coarsest, and each level has twice the side of the previous one.
+A sequence is `T * B` rows, time before batch, with a `Span` that describes its steps.
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ Normalization = Literal["none", "batch", "sequence", "step"]
 
 
 class Grid(nn.Module):
-    """A grid of a layer: a convolution over its neighbours' outputs, and the operations after it."""
+    """A grid of a layer: a convolution over its neighbours in the layer below, and the operations after it."""
 
     def __init__(self, key: str, channels: int, normalization: Normalization) -> None:
         super().__init__()
@@ -202,7 +202,7 @@ class Grid(nn.Module):
         return {} if self.norm is None else self.norm.sizes()
 
     def normal(self, rows: Tensor, state: State, span: Span) -> tuple[Tensor, State]:
-        """Normalises rows if there is a normalisation, in the parameters' precision."""
+        """Normalises rows, in the parameters' precision; without a normalisation returns them."""
         if self.norm is None:
             return rows, {}
         normal, changed = self.norm(rows.to(self.norm.weight.dtype), state, span)
@@ -231,8 +231,8 @@ class ConvGrid(Grid):
 class LSTMGrid(Grid):
     """A grid of an MG-conv-LSTM layer: a convolutional LSTM with normalised output.
 
-    One convolution over [H^x; h^y_{t-1}] gives all gates, i, f, o and the candidate, in this order. With a decoder
-    there are two sets of weights, the encoder's first, on one state; `Span.answering` chooses.
+    One convolution over [H^x; h^y_{t-1}] computes i, f, o and the candidate, in this order. With a decoder there are
+    two sets of weights, the encoder's first, with one state; `Span.answering` selects the set.
     """
 
     def __init__(
@@ -268,10 +268,10 @@ class LSTMGrid(Grid):
             )
             rows = h
         else:
-            # the inputs of all steps together; only the recurrent part is computed step by step
+            # the input's part for all steps together; only the recurrent part is computed step by step
             x = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
             x_weight, h_weight = self.conv.weight.tensor_split([self.inputs], 1)
-            x_gates, kept, h = convolve(x, x_weight, self.conv.bias), h.dtype, h.to(x.dtype)
+            x_gates, dtype, h = convolve(x, x_weight, self.conv.bias), h.dtype, h.to(x.dtype)
             if span.answering is None and span.recurrence is not None:
                 peepholes = None if self.peepholes is None else self.peepholes[0]
                 rows, h, c = span.recurrence(span.starts, span.resets, x_gates, h, c, h_weight.to(x.dtype), peepholes)
@@ -286,7 +286,7 @@ class LSTMGrid(Grid):
                     h = h.to(x.dtype)
                     hidden.append(h)
                 rows = torch.cat(hidden)
-            h = h.to(kept)
+            h = h.to(dtype)
         rows, changed = self.normal(rows, state, span)
         return rows, {f"hidden_{self.key}": h, f"cell_{self.key}": c, **changed}
 
@@ -322,14 +322,14 @@ class Stack(nn.Module):
     """A stack of multigrid layers.
 
     Args:
-        entering: channels of the pyramid that enters.
+        entering: channels of the input pyramid.
         layers: levels and channels of each layer.
-        make: builds a grid from layer, level, input channels and channels.
-        residuals: for layer `to`, the layer whose passed-on pyramid is added to its output, zero-padded in channels.
+        make: creates a grid from layer, level, input channels and channels.
+        residuals: by target layer, the layer whose output pyramid is added to its output, zero-padded in channels.
         beside: for the first layers, channels of a pyramid that is concatenated to their output.
 
     Raises:
-        ValueError: a level has nothing to be fed by, or a residual has more channels than what it is added to.
+        ValueError: a level has no input, or a residual has more channels than its target.
     """
 
     def __init__(
@@ -350,7 +350,7 @@ class Stack(nn.Module):
             inputs = {level: sum(before.get(level + step, 0) for step in (-1, 0, 1)) for level in levels}
             if not inputs[levels[-1]]:
                 raise ValueError(f"layer {number} has {levels[-1]} levels, but those before it end at {max(before)}")
-            # a coarse grid without input is left out
+            # a coarse grid without input is omitted
             grids = {str(level): make(number, level, count, channels) for level, count in inputs.items() if count}
             self.layers.append(nn.ModuleDict(grids))
             before = {int(level): channels for level in grids}
@@ -372,7 +372,7 @@ class Stack(nn.Module):
     ) -> tuple[list[Pyramid], State]:
         """The output pyramid of each layer, and the new state of the stack."""
         passed: list[Pyramid] = []
-        following: State = {}
+        new_state: State = {}
         for number, layer in enumerate(self.layers, start=1):
             out: Pyramid = {}
             levels, grids = zip(*((int(name), grid) for name, grid in layer.items()), strict=True)  # type: ignore[operator]
@@ -383,7 +383,7 @@ class Stack(nn.Module):
                 found = [grid(entering, state, span) for grid, entering in zip(grids, parts, strict=True)]
             for level, (rows, changed) in zip(levels, found, strict=True):
                 out[level] = rows
-                following |= changed
+                new_state |= changed
             if number in self.residuals:
                 for level, source in passed[self.residuals[number] - 1].items():
                     if level in out:
@@ -394,4 +394,4 @@ class Stack(nn.Module):
                     out[level] = torch.cat([out[level], there[level]], 1) if level in out else there[level]
             passed.append(out)
             pyramid = out
-        return passed, following
+        return passed, new_state

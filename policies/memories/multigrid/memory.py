@@ -23,11 +23,11 @@ from policies.memories.steps import Queries
 class Multigrid(ReaderMemory):
     """Multigrid neural memory (Huynh, Maire and Walter, ICML 2020).
 
-    The writer is a stack of MG-conv-LSTM layers, whose cells are the memory. Every layer is a pyramid of grids. Each
-    grid gets input from the layer below, from its own level and the two neighbouring ones. Readers are stacks of
-    MG-conv layers without a state. A reader goes up through the levels like the writer, with the writer's output of the
-    same step as additional input to every layer, and then down to one grid. Layers and levels count from 1; level 1 is
-    the coarsest. Arguments that are None have the preset's value.
+    The writer is a stack of MG-conv-LSTM layers, whose cells are the memory. Every layer is a pyramid of grids. The
+    inputs of a grid are the grids of the layer below at its own and the two neighbouring levels. Readers are stacks of
+    MG-conv layers without a state. The first layers of a reader have the levels of the writer's layers, and the
+    writer's output of the same step as additional input; its downward layers then lead to one grid. Layers and levels
+    count from 1; level 1 is the coarsest. Arguments that are None have the preset's value.
 
     State: for each layer l and level j of the writer `hidden_l_j` and `cell_l_j` `[B, C, H, W]` (`[B, C, L]` for rank
     1). With normalization="sequence" also `steps` `[B, 1]`, and `mean_l_j` and `variance_l_j` `[B, C]`.
@@ -39,8 +39,8 @@ class Multigrid(ReaderMemory):
         preset: "small", "mapping-25", "mapping-15", "sort", "recall", "mnist" or "babi".
         rank: 1 or 2, spatial dimensions.
         base: side length at level 1; it doubles at each further level.
-        levels: number of levels of each layer of the writer, from level 1 up. If the input (of a reader: the query)
-            enters at a finer level, the layer has the levels up to that one.
+        levels: number of levels of each layer of the writer, from level 1. If the input (of a reader: the query) enters
+            at a finer level, the layer has all levels up to that one.
         channels: of each layer of the writer, and of a reader's upward layers.
         residuals: pairs (to, from) of the writer's layers: the output of `from`, with channels padded with zeros, is
             added to the output of `to`. The sum does not enter the recurrent state.
@@ -48,7 +48,7 @@ class Multigrid(ReaderMemory):
         down_levels: number of levels of each downward layer; the last has 1.
         down_channels: channels of each downward layer.
         reader_residuals: as `residuals`, within a reader; its layers are counted upward, then downward.
-        keep: the levels that the downward layers keep: "finest" gives a map, "coarsest" a small output.
+        keep: which levels the downward layers have: "finest" gives a map, "coarsest" a small output.
         activate_output: also apply ReLU (and normalisation) after the last layer.
         readout: source of the vector output: "flatten", the last grid; "pool", the mean of each channel of the pyramid
             before it, for a last grid that is large or is itself the answer.
@@ -109,7 +109,7 @@ class Multigrid(ReaderMemory):
         for name, shape in {"input_size": self.input_shape, **self.query_shapes}.items():
             if len(shape) != plan.rank + 1:
                 raise ValueError(f"{name} is {shape}; rank {plan.rank} expects (channels, {plan.rank} sides)")
-            # each layer passes an input on to the next coarser level only; the reader outputs the coarsest one
+            # each layer moves an input by one level; the output is the coarsest one
             largest = plan.side(1 + len(plan.levels) + len(plan.down_levels))
             if plan.keep == "coarsest" and plan.reader == "query" and max(shape[1:]) > largest:
                 depth = f"{len(plan.levels)} layers and {len(plan.down_levels)} downward layers"
@@ -206,26 +206,26 @@ class Multigrid(ReaderMemory):
         """One step, or all rows of a sequence."""
         if self.query_shapes.keys() != (queries or {}).keys():
             raise ValueError(f"queries are {sorted(queries or {})}; this memory has readers for {self.query_shapes}")
-        written, following = self.writer(self._entered(x, span), state, span)
+        written, new_state = self.writer(self._entered(x, span), state, span)
         grids, pools = [], []
-        asked = [x] if queries is None or not queries else [queries[name] for name in self.query_shapes]
-        for reader, query in zip(self.readers, asked, strict=True):
+        reader_inputs = [x] if queries is None or not queries else [queries[name] for name in self.query_shapes]
+        for reader, query in zip(self.readers, reader_inputs, strict=True):
             if self.plan.reader == "none":
                 entering, beside = written[-1], []
             else:
                 entering, beside = self._entered(query, span), written
             passed, changed = reader(entering, state, span, beside)
-            following |= changed
+            new_state |= changed
             grids += passed[-1].values()
             pools += [level.to(self.dtype) for level in [entering, *passed][-2].values()]
         if span.steps is not None:
-            following["steps"] = span.counts[-1]
+            new_state["steps"] = span.counts[-1]
         grid = (torch.cat(grids, 1) if len(grids) > 1 else grids[0]).to(self.dtype)
         if self.plan.readout == "pool":
             read = torch.cat([level.flatten(2).mean(2) for level in pools], 1)
         else:
             read = grid.flatten(1)
-        return self.linear(read), following, {}, grid if self.plan.rank == 2 else None
+        return self.linear(read), new_state, {}, grid if self.plan.rank == 2 else None
 
     def enter(self, x: Tensor) -> Pyramid:
         """Converts an input to the pyramid of the first layer."""
@@ -249,7 +249,7 @@ class Multigrid(ReaderMemory):
     # -- pictures ------------------------------------------------------------------------------------------------------
 
     def metrics(self, state: State) -> dict[str, Tensor]:
-        """Share of saturated units and root mean square of the cells of the writer; means over all grids."""
+        """`saturation`: share of saturated units; `cell_rms`: root mean square of the cells; means over grids."""
         hidden = [saturation(value) for name, value in state.items() if name.startswith("hidden_")]
         cells = [rms(value) for name, value in state.items() if name.startswith("cell_")]
         return {"saturation": torch.stack(hidden).mean(0), "cell_rms": torch.stack(cells).mean(0)}

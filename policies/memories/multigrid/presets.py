@@ -1,4 +1,4 @@
-"""The plan of a multigrid memory, and the plans of the papers' networks by name."""
+"""The settings of a multigrid memory, and those of the papers' networks by name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Plan:
     """All settings of a multigrid memory except its inputs; the fields are the arguments of `Multigrid`.
 
     Raises:
-        ValueError: on construction, where fields contradict one another.
+        ValueError: fields contradict each other.
     """
 
     rank: int
@@ -90,7 +90,7 @@ class Plan:
         """A preset, with its values replaced by the arguments that are not None.
 
         Raises:
-            ValueError: there is no such preset, or the arguments contradict one another.
+            ValueError: there is no such preset, or the arguments contradict each other.
         """
         if preset not in PRESETS:
             raise ValueError(f"there is no preset {preset!r}; known: {', '.join(PRESETS)}")
@@ -152,7 +152,7 @@ PRESETS = {
         reader_residuals=((3, 1), (8, 6)),
         keep="finest",
     ),
-    # supplement B.2.1: five layers from 3 to 24, then back to 3; the channels are ours, chosen for 8 K cells
+    # supplement B.2.1: five layers, sides 3 to 24, then down to 3; the channels are ours, for 8 K cells
     "sort": replace(
         _UP_DOWN,
         reader="none",
@@ -181,7 +181,7 @@ PRESETS = {
         input_levels="all",
         normalization="batch",
     ),
-    # supplement B.3.1: one-dimensional, 1 to 16 and back; layers and channels are ours
+    # supplement B.3.1: one-dimensional, sides 1 to 16, then down to 1; layers and channels are ours
     "babi": Plan(
         rank=1,
         base=1,

@@ -19,6 +19,7 @@ from policies.memories.ntm.fast_sequence import NAMES, NativeSequence, NativeTap
 from policies.memories.time.recording import Recording
 from policies.memories.time.scopes import cached
 from policies.memories.time.taped import TapedForm
+from policies.native.loops import padded_size
 
 MIN_STEPS = 20
 """Minimum number of steps that a recording allocates."""
@@ -91,7 +92,7 @@ class FastNTM(TapedForm):
     def sizes(self, batch: int) -> Sizes:
         """Sizes and options of the C loops."""
         memory = self.memory
-        slots = (memory.slots, fast_native.padded(memory.slots, memory.interface.weight), memory.word_size)
+        slots = (memory.slots, padded_size(memory.slots, memory.interface.weight), memory.word_size)
         heads = (memory.read_heads, memory.write_heads, memory.address_sizes[3] // 2)
         size = (memory.num_layers, memory.hidden_size, memory.recurrent)
         return Sizes(batch, *size, *slots, *heads, memory.read_first, memory.tanh_keys)

@@ -19,8 +19,6 @@ MAX_NUMBERS = 32_768
 BLOCK_BYTES, MIN_BLOCK = 2**19, 16
 """The loops process blocks of environments whose memories take BLOCK_BYTES, a quarter of a typical L2 cache; a block
 has at least MIN_BLOCK environments."""
-LANES_BYTES = 64
-"""Slots are padded to a multiple of this many bytes, the widest SIMD vector."""
 
 
 class Sizes(NamedTuple):
@@ -98,12 +96,6 @@ class _Tape(ctypes.Structure):
 def usable(reference: Tensor, sizes: Sizes) -> bool:
     """Whether the loops support these sizes, and the device and dtype of `reference`."""
     return sizes.layers <= MAX_LAYERS and sizes.heads * sizes.padded <= MAX_NUMBERS and loops.usable(SOURCE, reference)
-
-
-def padded(slots: int, reference: Tensor) -> int:
-    """The number of slots, padded to whole SIMD vectors of the dtype of `reference`."""
-    lanes = LANES_BYTES // reference.itemsize
-    return -(-slots // lanes) * lanes
 
 
 def norms(memory: Tensor, out: Tensor) -> None:

@@ -19,11 +19,9 @@ from torch.autograd.function import once_differentiable
 from policies.memories.steps import State
 from policies.native import loops
 from policies.native.compiler import parallel_for
-from policies.native.loops import Loops
+from policies.native.loops import Loops, padded_size
 
 SOURCE = Path(__file__).with_name("fast_traces.c")
-LANES_BYTES = 64
-"""Units are padded to a multiple of this many bytes, the widest SIMD vector."""
 MIN_NUMBERS = 2**19
 """A single step uses the loops if all traces together have at least this many numbers."""
 
@@ -69,12 +67,12 @@ def usable(reference: Tensor) -> bool:
 
 def faster_for_a_step(hebb: Tensor) -> bool:
     """Whether a single unrecorded step is faster with the loops: large traces `[B, n, n]` without padding."""
-    return hebb.numel() >= MIN_NUMBERS and hebb.shape[-1] % (LANES_BYTES // hebb.itemsize) == 0
+    return hebb.numel() >= MIN_NUMBERS and padded_size(hebb.shape[-1], hebb) == hebb.shape[-1]
 
 
 def padded(tensor: Tensor, dimensions: int = 1) -> Tensor:
     """`tensor` with its last dimension, or last two, padded with zeros to whole SIMD vectors; contiguous."""
-    missing = -tensor.shape[-1] % (LANES_BYTES // tensor.itemsize)
+    missing = padded_size(tensor.shape[-1], tensor) - tensor.shape[-1]
     return F.pad(tensor, (0, missing) * dimensions) if missing else tensor.contiguous()
 
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import ctypes
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from policies.native import loops
-from policies.native.compiler import library, parallel_for
+from policies.native.compiler import library
 from policies.native.packed import packed
 
 SOURCE = Path(__file__).with_name("fast_cells.c")
@@ -120,7 +119,4 @@ def _call(name: str, arrays: tuple[Tensor | None, ...], sizes: tuple[int, ...]) 
     assert all(array is None or array.is_contiguous() for array in arrays)
     first = arrays[0]
     assert first is not None
-    function: Any = getattr(_functions(first), name)
-    pointers = [None if array is None else ctypes.c_void_p(array.data_ptr()) for array in arrays]
-    numbers = [*map(ctypes.c_int64, sizes)]
-    parallel_for(lambda *rows: function(*pointers, *numbers, *map(ctypes.c_int64, rows)), sizes[1])
+    loops.call(getattr(_functions(first), name), arrays, sizes, sizes[1])

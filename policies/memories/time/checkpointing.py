@@ -2,8 +2,8 @@
 
 After Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost" (arXiv:1604.06174). The forward pass stores the
 inputs and the state before each segment. The backward pass processes the segments from last to first: it runs each
-again by the memory's own `unroll` and back-propagates through it. With segments of s steps, T steps store T/s states and the
-intermediate tensors of s steps instead of T, for at most one more forward pass.
+again by the memory's own `unroll` and back-propagates through it. With segments of s steps, T steps store T/s states
+and the intermediate tensors of s steps instead of T, for at most one more forward pass.
 
 Like PPO's replay, it requires that a step is a function of input, state, questions and parameters. Gradients equal
 those of the whole sequence up to rounding, for any length: nothing is inverted, so no error is amplified. Reversing the
