@@ -1,4 +1,4 @@
-"""Tries a memory of another package once, when a policy is built: what breaks the contract is named there."""
+"""Checks a memory of another package against the contract, by one step when a policy is built."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ BATCH = 2
 
 
 def try_step(memory: Memory, input_size: int | tuple[int, ...]) -> None:
-    """One step of a copy, on zeros. Random generators stay as they are.
+    """Runs one step of a copy, on zeros. The state of random generators does not change.
 
     Raises:
-        TypeError: the memory breaks its contract; the message says how.
+        TypeError: the memory breaks the contract.
     """
     name = type(memory).__name__
     if not isinstance(getattr(memory, "output_size", None), int):

@@ -51,7 +51,7 @@ class Memory(nn.Module):
     """The input from the encoder: "vector" `[B, F]`, "grid" `[B, C, L]` or `[B, C, H, W]`, "either" a grid if the
     observation is one, else a vector."""
     has_readers: ClassVar[bool] = False
-    """Whether it has readers, which alone see the questions; see `policies.memories.shared.readers`."""
+    """Whether it has readers, to which alone the questions are passed; see `policies.memories.shared.readers`."""
     fast_form: ClassVar[type[FastForm] | None] = None
     """A faster implementation, or None."""
     static_shapes: bool = True
@@ -140,16 +140,15 @@ class Memory(nn.Module):
         form = self._fast_form if self.fast else None
         if form is None:
             return unroll(self, xs, starts, state, resets, queries)
-        asked = () if queries is None else (queries,)
         if form.fits(len(xs), resets, grad=torch.is_grad_enabled()):
-            return form.unroll(xs, starts, state, resets, *asked)
+            return form.unroll(xs, starts, state, resets, *(() if queries is None else (queries,)))
         return unroll(self, xs, starts, state, resets, queries, self.step)
 
     def record(self, state: State, expected_steps: int) -> Recording:
-        """Starts a sequence that is stepped now and differentiated later, as in A2C.
+        """Starts a sequence whose steps run one by one and are differentiated later, as in A2C.
 
         Args:
-            state: before the first step.
+            state: the state before the first step.
             expected_steps: estimated number of steps between two resets, for allocation.
         """
         form = self._fast_form if self.fast else None
@@ -158,28 +157,28 @@ class Memory(nn.Module):
         return Recording(self, state)
 
     def take_bf16(self) -> bool:
-        """Makes `unroll`, and nothing else, multiply in bfloat16; returns False if that is not supported."""
+        """Makes `unroll` multiply in bfloat16, and only `unroll`; returns False if that is not supported."""
         return self.fast and self._fast_form is not None and self._fast_form.take_bf16()
 
 
 class FastForm:
     """A faster implementation of a memory: same arguments, same results and gradients up to rounding.
 
-    A memory names its form in `fast_form`. A subclass overrides what it makes faster, usually only `unroll`. Its
-    constructor runs before that of the memory has finished, so it must not read the memory's attributes. The
-    conformance suite compares every form with the equations, forward and backward, for any resets. Users turn it
+    A memory names its form in `fast_form`. A subclass overrides the methods that it makes faster, usually only
+    `unroll`. Its constructor runs before that of the memory has finished, so it must not read the memory's attributes.
+    The conformance suite compares every form with the equations, forward and backward, for any resets. Users turn it
     off with `--fast off` or `make_memory(name, ..., fast=False)`. For a memory with readers, `step` and `unroll` take
     the questions as last argument.
 
     Args:
-        memory: the memory that it steps.
+        memory: the memory that it belongs to.
     """
 
     def __init__(self, memory: Memory) -> None:
         self.memory = memory
 
     def fits(self, length: int, resets: Sequence[int] | None, grad: bool) -> bool:
-        """Whether to use `unroll` and `record`; if not, the memory is stepped by `step`.
+        """Whether to use `unroll` and `record`; if not, the memory runs step by step, by `step`.
 
         Args:
             length: steps of the sequence; for a recorded one, an estimate of the steps between two resets.

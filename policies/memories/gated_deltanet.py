@@ -15,7 +15,7 @@ from policies.memories.shared.arguments import at_least
 from policies.memories.shared.numbers import rms
 
 CHUNK = 32
-"""Steps of a sequence that are computed together."""
+"""Number of steps of a sequence that are computed together."""
 NORM_EPS = 1e-6
 """Added to squared norms of queries and keys."""
 
@@ -24,9 +24,9 @@ class GatedDeltaRule(nn.Module):
     """The token mixer of a block; symbols as in `GatedDeltaNet`.
 
     Args:
-        width: of inputs and outputs.
-        heads: parallel matrices.
-        key_size, value_size: d_k and d_v of each.
+        width: width of inputs and outputs.
+        heads: h, number of matrices.
+        key_size, value_size: d_k and d_v.
         conv_size: length of the short convolution.
     """
 
@@ -131,31 +131,31 @@ def delta_chunks(
     episode = episode.transpose(1, 2).unsqueeze(2)  # [N, B, 1, C]
 
     log_gamma = log_alpha.cumsum(-1)
-    together = (episode.unsqueeze(-1) == episode.unsqueeze(-2)).tril()  # i <= t and of the same episode
-    ratios = (log_gamma.unsqueeze(-1) - log_gamma.unsqueeze(-2)).masked_fill(~together, -math.inf).exp()
+    same_episode = (episode.unsqueeze(-1) == episode.unsqueeze(-2)).tril()  # i <= t and of the same episode
+    ratios = (log_gamma.unsqueeze(-1) - log_gamma.unsqueeze(-2)).masked_fill(~same_episode, -math.inf).exp()
     gamma = log_gamma.exp() * (episode == before[:, :, None, None])
-    system = beta.unsqueeze(-1) * (k @ k.mT) * ratios  # its diagonal counts as 1
+    system = beta.unsqueeze(-1) * (k @ k.mT) * ratios  # the solver takes its diagonal as 1
     right = beta.unsqueeze(-1) * torch.cat([v, gamma.unsqueeze(-1) * k], -1)
     solved = torch.linalg.solve_triangular(system, right, upper=False, unitriangular=True)
     u, w = torch.split(solved, [v.shape[-1], k.shape[-1]], -1)  # δ = u - w S_0ᵀ
     k_left = ratios[..., -1, :].unsqueeze(-1) * k
     states, deltas = [], []
-    for index, kept in enumerate(gamma[..., -1, None, None]):
+    for index, last_gamma in enumerate(gamma[..., -1, None, None]):
         states.append(memory)
         deltas.append(u[index] - w[index] @ memory.mT)
-        memory = kept * memory + deltas[-1].mT @ k_left[index]
+        memory = last_gamma * memory + deltas[-1].mT @ k_left[index]
     o = (gamma.unsqueeze(-1) * q) @ torch.stack(states).mT + (q @ k.mT * ratios) @ torch.stack(deltas)
     return o.movedim(3, 1).flatten(0, 1)[:length], memory
 
 
 class DeltaChunks(FastForm):
-    """Chunks of `CHUNK` steps at once; resets may be anywhere."""
+    """Computes sequences in chunks of `CHUNK` steps, with resets at any step."""
 
     memory: GatedDeltaNet
 
     def unroll(self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None) -> Unrolled:
-        none = torch.zeros(xs.shape[:2], dtype=torch.int64, device=xs.device)
-        return Unrolled(*self.memory.through(xs, state, none if starts is None else starts.cumsum(0)), {})
+        no_starts = torch.zeros(xs.shape[:2], dtype=torch.int64, device=xs.device)
+        return Unrolled(*self.memory.through(xs, state, no_starts if starts is None else starts.cumsum(0)), {})
 
 
 @register_memory("gated-deltanet")
@@ -171,21 +171,21 @@ class GatedDeltaNet(Memory):
         o_t = S_t q_t
         y_t = W_o (RMSNorm(o_t) ∘ SiLU(W_g u_t))        over all heads
 
-    A block adds y and then a SwiGLU layer to its input, each with a norm before it (figure 1). Before the first block
-    there is a linear embedding, after the last an RMS norm.
+    A block adds y and then a SwiGLU layer to its input, each after a norm (figure 1). A linear embedding precedes the
+    first block; an RMS norm follows the last.
 
     State: `memory` `[B, num_layers, h, d_v, d_k]`, S; `recent` `[B, num_layers, conv_size - 1, h (2 d_k + d_v)]`, the
-    last inputs of the convolution; both 0 at first.
+    last inputs of the convolution; both initially 0.
 
     Args:
         input_size: F, width of the input.
         hidden_size: width of the blocks and of the output.
-        num_layers: blocks.
-        heads: h, matrices of each block.
+        num_layers: number of blocks.
+        heads: h, number of matrices per block.
         key_size: d_k.
         value_size: d_v; None: twice `key_size`.
-        conv_size: steps that the short convolution sees, at least 2.
-        expansion: width of the SwiGLU layer over `hidden_size`.
+        conv_size: length of the short convolution in steps, at least 2.
+        expansion: width of the SwiGLU layer, relative to `hidden_size`.
 
     Raises:
         ValueError: a size is too small.
@@ -247,7 +247,7 @@ class GatedDeltaNet(Memory):
         return self.norm(x), {"memory": torch.stack(memories, 1), "recent": torch.stack(recents, 1)}
 
     def metrics(self, state: State) -> dict[str, Tensor]:
-        """Root mean square of S."""
+        """`memory_rms`: root mean square of S."""
         return {"memory_rms": rms(state["memory"])}
 
     def panels(self, state: State) -> dict[str, Panel]:
@@ -255,7 +255,7 @@ class GatedDeltaNet(Memory):
         memory, recent = state["memory"][0].detach(), state["recent"][0].detach()
         return {
             "memory": Panel(
-                memory.flatten(0, 2), "key unit", "block, head, value unit", about="fast weights of every head"
+                memory.flatten(0, 2), "key unit", "block, head, value unit", about="fast weights S of every head"
             ),
             "recent": Panel(recent.flatten(0, 1), "channel", "block, step", about="last inputs of the convolutions"),
         }

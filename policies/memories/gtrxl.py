@@ -15,7 +15,7 @@ from policies.memories.shared.arguments import at_least
 from policies.memories.shared.episode_buffer import Episodes
 
 BLOCK = 32
-"""Steps of a sequence that are computed together."""
+"""Number of steps of a sequence that are computed together."""
 
 
 class GRUGate(nn.Module):
@@ -70,7 +70,7 @@ class GTrXLLayer(nn.Module):
         return self.gated(x, read.flatten(0, 1)[: len(x)])
 
     def gated(self, x: Tensor, read: Tensor) -> Tensor:
-        """The part after the attention: from inputs and attention read-outs, `[..., width]`, to the layer's output."""
+        """The operations after the attention; x: inputs, `read`: attention read-outs, `[..., width]` each."""
         x = self.attention_gate(x, self.attended(read).relu())
         result: Tensor = self.mlp_gate(x, self.mlp(self.mlp_norm(x)).relu())
         return result
@@ -87,41 +87,43 @@ class GTrXLLayer(nn.Module):
             return whole.view(*whole.shape[:-1], self.heads, -1)
 
         q = self.query(normed[context:]).view(blocks, steps, *normed.shape[1:])
-        keys, values = (  # a block sees itself and `capacity` steps before it
+        keys, values = (  # a block attends to itself and the `capacity` steps before it
             split(part).unfold(0, columns, steps).movedim(-1, 3)  # [blocks, B, heads, columns, size]
             for part in self.key_value(normed).chunk(2, -1)
         )
         # the score of query i and key j is (q_i + u) · k_j + (q_i + v) · W_R R_{i-j}
-        by_content = split(q + self.key_bias).movedim(1, 3) @ keys.mT
-        by_distance = split(q + self.position_bias).movedim(1, 3) @ split(self.position(positions)).movedim(0, 1).mT
-        scores = (by_content + skewed(by_distance)) / math.sqrt(keys.shape[-1])
+        content_scores = split(q + self.key_bias).movedim(1, 3) @ keys.mT
+        position_scores = split(q + self.position_bias).movedim(1, 3) @ split(self.position(positions)).movedim(0, 1).mT
+        scores = (content_scores + skewed(position_scores)) / math.sqrt(keys.shape[-1])
         return scores.masked_fill(~allowed, torch.finfo(scores.dtype).min).softmax(-1), values
 
 
-def skewed(by_distance: Tensor) -> Tensor:
+def skewed(position_scores: Tensor) -> Tensor:
     """Shifts row i of `[..., Q, C + 1]` (by distance, C to 0) i columns to the right: `[..., Q, C + Q]` (by key)."""
-    steps, distances = by_distance.shape[-2:]
-    padded = F.pad(by_distance, (0, steps)).flatten(-2)[..., :-steps]
-    return padded.view(*by_distance.shape[:-1], distances + steps - 1)
+    steps, distances = position_scores.shape[-2:]
+    padded = F.pad(position_scores, (0, steps)).flatten(-2)[..., :-steps]
+    return padded.view(*position_scores.shape[:-1], distances + steps - 1)
 
 
-def attention_mask(held: Tensor, capacity: int) -> Tensor:
-    """Which keys each query may attend to, bool `[blocks, B, 1, Q, capacity + Q]`: its episode's last `capacity`.
+def attention_mask(earlier_steps: Tensor, capacity: int) -> Tensor:
+    """Which keys each query may attend to, bool `[blocks, B, 1, Q, capacity + Q]`.
+
+    These are the keys of its step and of the last `capacity` steps of the same episode.
 
     Args:
-        held: earlier steps of the same episode at each step, `[T, B]`; not limited to `capacity`.
-        capacity: of the window.
+        earlier_steps: number of earlier steps of the same episode at each step, `[T, B]`; not limited to `capacity`.
+        capacity: length of the window.
     """
-    steps = min(BLOCK, len(held))
-    held = F.pad(held, (0, 0, 0, -len(held) % steps)).view(-1, steps, held.shape[1])
-    query, key = torch.arange(steps, device=held.device), torch.arange(capacity + steps, device=held.device)
+    steps, device = min(BLOCK, len(earlier_steps)), earlier_steps.device
+    earlier = F.pad(earlier_steps, (0, 0, 0, -len(earlier_steps) % steps)).view(-1, steps, earlier_steps.shape[1])
+    query, key = torch.arange(steps, device=device), torch.arange(capacity + steps, device=device)
     distance = query.unsqueeze(1) + capacity - key
     near = (distance >= 0) & (distance <= capacity)
-    return (near & (distance <= held.transpose(1, 2).unsqueeze(-1))).unsqueeze(2)
+    return (near & (distance <= earlier.transpose(1, 2).unsqueeze(-1))).unsqueeze(2)
 
 
 class AttentionBlocks(FastForm):
-    """Computes a layer for all steps in blocks; resets may be at any step. A single step forms no keys and values."""
+    """Computes layers over all steps in blocks, with resets at any step. A single step computes no keys or values."""
 
     memory: GTrXL
 
@@ -136,31 +138,31 @@ class AttentionBlocks(FastForm):
         x, windows = memory.embedding(x), []
         for index, layer in enumerate(memory.layers):
             assert isinstance(layer, GTrXLLayer)
-            seen = torch.cat([state["memory"][:, index], x.unsqueeze(1)], 1)
-            windows.append(seen[:, 1:])
-            x = layer.gated(x, self.read(layer, seen, positions, allowed))
-        following = {"memory": torch.stack(windows, 1), "count": (count.detach() + 1).clamp(max=memory.capacity)}
-        return MemoryStep(x, following, {})
+            inputs = torch.cat([state["memory"][:, index], x.unsqueeze(1)], 1)
+            windows.append(inputs[:, 1:])
+            x = layer.gated(x, self.read(layer, inputs, positions, allowed))
+        new_state = {"memory": torch.stack(windows, 1), "count": (count.detach() + 1).clamp(max=memory.capacity)}
+        return MemoryStep(x, new_state, {})
 
-    def read(self, layer: GTrXLLayer, seen: Tensor, positions: Tensor, allowed: Tensor) -> Tensor:
+    def read(self, layer: GTrXLLayer, inputs: Tensor, positions: Tensor, allowed: Tensor) -> Tensor:
         """The heads' read-outs, `[B, width]`: q · (W_k n) is computed as (W_kᵀ q) · n, and Σ a (W_v n) as W_v Σ a n.
 
         Args:
-            layer: of the memory.
-            seen: its window and the current input, `[B, capacity + 1, width]`.
+            layer: one of the memory's layers.
+            inputs: its window and the current input, `[B, capacity + 1, width]`.
             positions: R, largest distance first.
-            allowed: which of them belong to this episode, bool `[B, 1, capacity + 1]`.
+            allowed: bool `[B, 1, capacity + 1]`, the steps of this episode.
         """
-        normed, heads = layer.norm(seen), layer.heads
+        normed, heads = layer.norm(inputs), layer.heads
         q = layer.query(normed[:, -1])
         by_head = (q.shape[0], heads, -1)
         keys, values = (
             part.view(heads, -1, part.shape[1]) for part in layer.key_value.weight.chunk(2)
         )  # [h, d, width]
-        towards = torch.einsum("bhd,hdw->bhw", (q + layer.key_bias).view(by_head), keys)
-        where = layer.position(positions).view(len(positions), heads, -1)
-        by_distance = torch.einsum("bhd,phd->bhp", (q + layer.position_bias).view(by_head), where)
-        scores = (towards @ normed.mT + by_distance) / math.sqrt(keys.shape[1])
+        key_queries = torch.einsum("bhd,hdw->bhw", (q + layer.key_bias).view(by_head), keys)
+        position_keys = layer.position(positions).view(len(positions), heads, -1)
+        position_scores = torch.einsum("bhd,phd->bhp", (q + layer.position_bias).view(by_head), position_keys)
+        scores = (key_queries @ normed.mT + position_scores) / math.sqrt(keys.shape[1])
         weights = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min).softmax(-1)
         return torch.einsum("bhw,hdw->bhd", weights @ normed, values).flatten(1)
 
@@ -187,9 +189,9 @@ class GTrXL(Memory):
     Args:
         input_size: F, width of the input.
         hidden_size: width of the layers and of the output, a multiple of `heads` and of 2.
-        num_layers: layers.
-        heads: attention heads.
-        capacity: earlier steps that a layer attends to; with L layers the output depends on up to L times as many.
+        num_layers: number of layers.
+        heads: attention heads per layer.
+        capacity: number of earlier steps that a layer attends to; L layers depend on up to L `capacity` steps.
         expansion: hidden width of f relative to `hidden_size`.
         gate_bias: initial b_g; with values above 0 the layers start close to the identity.
 
@@ -228,8 +230,8 @@ class GTrXL(Memory):
         return self.zeros_state(batch_size, {"memory": memory, "count": ()})
 
     def forward(self, x: Tensor, state: State) -> MemoryStep:
-        outputs, following = self.through(x.unsqueeze(0), state, None)
-        return MemoryStep(outputs[0], following, {})
+        outputs, new_state = self.through(x.unsqueeze(0), state, None)
+        return MemoryStep(outputs[0], new_state, {})
 
     def through(self, xs: Tensor, state: State, starts: Tensor | None) -> tuple[Tensor, State]:
         """Outputs of all steps, `[T, B, hidden_size]`, and the last state; resets may be at any step."""
@@ -244,7 +246,7 @@ class GTrXL(Memory):
         return x, {"memory": torch.stack(memory, 1), "count": count}
 
     def metrics(self, state: State) -> dict[str, Tensor]:
-        """Share of the window that is filled."""
+        """`used`: share of the window that is filled."""
         return {"used": state["count"] / self.capacity}
 
     def panels(self, state: State) -> dict[str, Panel]:
@@ -256,10 +258,15 @@ class GTrXL(Memory):
             assert isinstance(layer, GTrXLLayer)
             rows = memory[:, index].transpose(0, 1)
             weights.append(layer.attention(rows, self.get_buffer("positions")[1:], allowed)[0].detach())
-        seen = torch.cat(weights, 2)[0, 0, :, 0] * allowed[0, 0, :, 0]
+        shown = torch.cat(weights, 2)[0, 0, :, 0] * allowed[0, 0, :, 0]
         return {
             "attention": Panel(
-                seen, "step in the window", "layer, head", (0.0, 1.0), "columns", about="how far back each head looked"
+                shown,
+                "step in the window",
+                "layer, head",
+                (0.0, 1.0),
+                "columns",
+                about="attention weights of each head",
             ),
             "memory": Panel(memory[0, 0], "unit", "step in the window", about="inputs of the first layer, newest last"),
         }

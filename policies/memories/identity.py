@@ -12,7 +12,7 @@ from policies.memories.time.recording import Recording
 
 
 class Whole(FastForm):
-    """Returns the whole sequence."""
+    """Returns the inputs of a sequence as its outputs."""
 
     def unroll(self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None) -> Unrolled:
         return Unrolled(xs, {}, {})
@@ -25,7 +25,7 @@ class Whole(FastForm):
 class Identity(Memory):
     """No memory: the output is the input and the state is empty.
 
-    A policy's score with it shows what the task allows without memory.
+    A policy's score with it is the score that the task allows without memory.
 
     Args:
         input_size: F, width of the input; `output_size` is the same.

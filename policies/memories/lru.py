@@ -17,7 +17,7 @@ from policies.memories.shared.pictures import vector_panel
 from policies.memories.time.scan import scan
 
 Recurrence = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""All x_t = a_t ∘ x_{t-1} + b_t, from a, b and the x before the first."""
+"""Computes all x_t = a_t ∘ x_{t-1} + b_t from a, b and the x before the first step."""
 
 
 class LRULayer(nn.Module):
@@ -48,7 +48,7 @@ class LRULayer(nn.Module):
         return torch.polar((-self.nu_log.exp()).exp(), self.theta_log.exp())
 
     def forward(self, u: Tensor, before: Tensor, recurrence: Recurrence) -> tuple[Tensor, Tensor]:
-        """y and x, for one step (`u` `[B, H]`) or a sequence (`[T, B, H]`); `before`: x before it, `[B, N]`."""
+        """y and x for one step (`u` `[B, H]`) or a sequence (`[T, B, H]`); `before`: the previous x, `[B, N]`."""
         weight = self.gamma_log.exp()[:, None, None] * self.B
         inputs = F.linear(u, weight.transpose(1, 2).flatten(0, 1))  # Bu, with its real and imaginary parts
         b = torch.view_as_complex(inputs.view(*u.shape[:-1], -1, 2))
@@ -79,14 +79,14 @@ class LRU(Memory):
         y_t = Re(C x_t) + D ∘ u_t
         z'_t = z_t + (W_1 g_t + b_1) ∘ σ(W_2 g_t + b_2)          g_t = GELU(y_t)
 
-    State: `hidden` `[B, num_layers, state_size, 2]`, real and imaginary part of x, 0 at first. Output: z' of the last
+    State: `hidden` `[B, num_layers, state_size, 2]`, real and imaginary part of x, initially 0. Output: z' of the last
     block.
 
     Args:
         input_size: F, width of the input.
         hidden_size: H, width of the blocks and of the output.
         state_size: N, complex numbers in the state of each block; None: hidden_size.
-        num_layers: blocks.
+        num_layers: number of blocks.
         r_min: smallest initial |Λ|, from 0 to below r_max.
         r_max: largest initial |Λ|, at most 1; values near 1 give a long memory.
         max_phase: largest initial angle of Λ, in radians; small for slow signals.
@@ -140,13 +140,13 @@ class LRU(Memory):
         before, hidden = torch.view_as_complex(state.contiguous()), []
         z = self.encoder(x)
         for index, (norm, layer, gated) in enumerate(zip(self.norms, self.layers, self.gated, strict=True)):
-            y, now = layer(norm(z), before[:, index], recurrence)
+            y, x_new = layer(norm(z), before[:, index], recurrence)
             z = z + F.glu(gated(F.gelu(y)), -1)
-            hidden.append(torch.view_as_real(now))
+            hidden.append(torch.view_as_real(x_new))
         return z, hidden
 
     def metrics(self, state: State) -> dict[str, Tensor]:
-        """Root mean square of x."""
+        """`hidden_rms`: root mean square of x."""
         return {"hidden_rms": rms(state["hidden"])}
 
     def panels(self, state: State) -> dict[str, Panel]:

@@ -16,10 +16,10 @@ from policies.memories.shared.numbers import focus
 
 
 class AtOnce(FastForm):
-    """Computes all steps together, since a step reads only inputs and does not depend on other steps.
+    """Computes all steps together, because the memory contains only inputs.
 
-    The history is read in pieces of `capacity` steps, so that time and memory grow with T, not with its square. Resets
-    are masks, and nothing is read on the host.
+    The history is read in chunks of `capacity` steps, so that time and memory are linear in T. Resets are masks; there
+    is no synchronisation.
     """
 
     memory: MemN2N
@@ -28,19 +28,19 @@ class AtOnce(FastForm):
         size, length = self.memory.capacity, len(xs)
         episodes = Episodes.of(starts, state["count"], length, size)
         history = torch.cat([state["memories"].flip(1).transpose(0, 1), xs])
-        by_entry, held, questions = history.transpose(0, 1), episodes.earlier_steps.t(), xs.transpose(0, 1)
+        by_entry, counts, questions = history.transpose(0, 1), episodes.earlier_steps.t(), xs.transpose(0, 1)
         outputs, attention = [], torch.empty(0)
         for begin in range(0, length, size):
-            piece = slice(begin, min(begin + size, length))
-            band = _Band(by_entry[:, begin : piece.stop + size], size)
-            output, attention = self.memory.read(questions[:, piece], held[:, piece], band)
+            chunk = slice(begin, min(begin + size, length))
+            band = _Band(by_entry[:, begin : chunk.stop + size], size)
+            output, attention = self.memory.read(questions[:, chunk], counts[:, chunk], band)
             outputs.append(output)
-        following = {
+        new_state = {
             "memories": episodes.buffer(history, size).flip(1),
             "count": (episodes.earlier_steps[-1] + 1).clamp(max=size),
             "attention": attention[:, :, -1],
         }
-        return Unrolled(torch.cat(outputs, 1).transpose(0, 1), following, {})
+        return Unrolled(torch.cat(outputs, 1).transpose(0, 1), new_state, {})
 
 
 @register_memory("memn2n")
@@ -61,18 +61,21 @@ class MemN2N(Memory):
     State: `memories` `[B, capacity, F]`, inputs, most recent first, zero beyond the first `count` `[B]`; `attention`
     `[B, hops, capacity]`, p of the last step, for the panels only.
 
-    Left out: position encoding, which weighs the words of a sentence, because an input here is one vector; random noise
-    (10 % empty memories during training), because a replay would draw it again and PPO's ratio would not start at 1;
-    the ReLU on half of the units, which is for language modelling; the linear start (initial training without the
-    softmax), because the learner would have to know when to end it.
+    Omitted: position encoding, which weights the words of a sentence, because an input is one vector; random noise
+    (10 % empty memories during training), because a replay would draw other noise and PPO's ratio would not start at
+    1; the ReLU on half of the units, used for language modelling; the linear start (initial training without softmax),
+    because the learner would have to decide when to end it.
 
     Args:
         input_size: F, width of the input.
-        hidden_size: d, which is also the output size. The paper has 20 for one bAbI task and 50 for all together.
-        capacity: N, stored inputs; a new one overwrites the oldest. The paper reads the last 50 sentences.
-        hops: K.
+        hidden_size: d, which is also the output size. The paper uses 20 for one bAbI task, 50 for all jointly.
+        capacity: N, maximum number of stored inputs; a new one replaces the oldest. The paper reads 50 sentences.
+        hops: K, number of hops.
         tying: "adjacent": A^{k+1} = C^k and B = A^1, so there are K + 1 embeddings; "layer-wise": A and C are the same
             in all hops, B is separate, and H maps u from hop to hop, as in an RNN. T_A and T_C are tied like A and C.
+
+    Raises:
+        ValueError: a size is below 1, or tying is unknown.
     """
 
     fast_form = AtOnce
@@ -98,9 +101,9 @@ class MemN2N(Memory):
         self.temporal = nn.Parameter(torch.empty(hops + 1 if adjacent else 2, capacity, hidden_size))
         self.between = None if adjacent else nn.Parameter(torch.empty(hidden_size, hidden_size))  # H
         self.used = [(k, k + 1) for k in range(hops)] if adjacent else [(0, 1)] * hops
-        """Which embeddings are A^k and C^k."""
+        """Indices of the embeddings A^k and C^k."""
         self.question = 0 if adjacent else 2
-        """Which embedding is B."""
+        """Index of the embedding B."""
         for parameter in self.parameters():
             nn.init.normal_(parameter, std=0.1)  # §4.2
 
@@ -115,29 +118,29 @@ class MemN2N(Memory):
     def forward(self, x: Tensor, state: State) -> MemoryStep:
         memories, count = state["memories"], state["count"].detach()
         output, attention = self.read(x.unsqueeze(1), count.unsqueeze(1), _Same(memories))
-        following = {
+        new_state = {
             "memories": torch.cat([x.unsqueeze(1), memories[:, :-1]], 1),
             "count": (count + 1).clamp(max=self.capacity),
             "attention": attention[:, :, 0],
         }
-        return MemoryStep(output[:, 0], following, {})
+        return MemoryStep(output[:, 0], new_state, {})
 
-    def read(self, questions: Tensor, held: Tensor, memories: _Same | _Band) -> tuple[Tensor, Tensor]:
-        """All hops for `n` steps.
+    def read(self, questions: Tensor, count: Tensor, memories: _Same | _Band) -> tuple[Tensor, Tensor]:
+        """Runs all hops for n steps.
 
-        The embeddings are applied to u and to the mean of the memories, not to every memory:
+        The embeddings are applied to u and to the weighted mean of the memories, not to every memory:
         u · A x_i = (Aᵀ u) · x_i and Σ_i p_i C x_i = C Σ_i p_i x_i.
 
         Args:
             questions: q, `[B, n, F]`.
-            held: number of memories at each step, `[B, n]`; at most `capacity` are read.
+            count: number of memories at each step, `[B, n]`; at most `capacity` are read.
             memories: the memories of each step.
 
         Returns:
             u^{K+1}, `[B, n, d]`, and p of each hop, `[B, K, n, capacity]`.
         """
         ages = torch.arange(self.capacity, device=questions.device)
-        filled = ages < held.unsqueeze(2)
+        filled = ages < count.unsqueeze(2)
         u, attention = questions @ self.embeddings[self.question].t(), []
         for a, c in self.used:
             scores = memories.scores(u @ self.embeddings[a]) + u @ self.temporal[a].t()
@@ -149,7 +152,7 @@ class MemN2N(Memory):
         return u, torch.stack(attention, 1)
 
     def metrics(self, state: State) -> dict[str, Tensor]:
-        """Share of filled memories, and the largest attention weight, averaged over hops."""
+        """`used`: share of filled memories; `read_focus`: `focus` of the attention over hops."""
         return {"used": state["count"] / self.capacity, "read_focus": focus(state["attention"])}
 
     def panels(self, state: State) -> dict[str, Panel]:
@@ -186,8 +189,8 @@ class _Band(_Same):
     def __init__(self, history: Tensor, size: int) -> None:
         super().__init__(history)
         steps = torch.arange(history.shape[1] - size, device=history.device)
-        back = torch.arange(1, size + 1, device=history.device)
-        self.rows = (steps.unsqueeze(1) + size - back).expand(len(history), -1, -1)
+        ages = torch.arange(1, size + 1, device=history.device)
+        self.rows = (steps.unsqueeze(1) + size - ages).expand(len(history), -1, -1)
 
     def scores(self, keys: Tensor) -> Tensor:
         return super().scores(keys).gather(2, self.rows)

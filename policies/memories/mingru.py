@@ -41,15 +41,18 @@ class MinGRU(Memory):
     depend on h_{t-1}, so the recurrence is linear in h and a sequence is a scan. Gates depend on the past only through
     the layers below.
 
-    State: `hidden` `[B, num_layers, expansion · hidden_size]`, 0 at first.
+    State: `hidden` `[B, num_layers, expansion · hidden_size]`, initially 0.
 
     Args:
         input_size: F, width of the input.
         hidden_size: width of the layers' inputs and of the output.
-        num_layers: layers; in the paper's Table 1, one is too few for selective copying and three are enough.
+        num_layers: number of layers; in the paper's table 1, one is too few for selective copying and three are enough.
         expansion: α, width of a layer's h relative to `hidden_size`.
         log_space: the candidate is g(·), which is positive, as in the paper's log-space form (appendix B); False: a
             linear candidate, as in §3.1.
+
+    Raises:
+        ValueError: a size is below 1.
     """
 
     fast_form = Scanned
@@ -87,7 +90,7 @@ class MinGRU(Memory):
         Args:
             x: `[B, F]`, or a sequence `[T, B, F]`.
             state: `hidden` before the first step.
-            recurrence: all h_t = a_t ∘ h_{t-1} + b_t, from a, b (as `x`) and the h before the first.
+            recurrence: computes all h_t = a_t ∘ h_{t-1} + b_t from a, b and the h before the first step.
         """
         x, hidden = self.embedding(x), []
         for index, (norm, gates, output) in enumerate(zip(self.norms, self.gates, self.outputs, strict=True)):
@@ -100,7 +103,7 @@ class MinGRU(Memory):
         return self.norm(x), hidden
 
     def metrics(self, state: State) -> dict[str, Tensor]:
-        """Root mean square of h."""
+        """`hidden_rms`: root mean square of h."""
         return {"hidden_rms": rms(state["hidden"])}
 
     def panels(self, state: State) -> dict[str, Panel]:

@@ -63,12 +63,12 @@ def make_memory(name: str, *, input_size: int | tuple[int, ...], fast: bool = Tr
     Args:
         name: one of `registered()`.
         input_size: F, the width of one input vector, or the shape `(C, L)` or `(C, H, W)` of one input grid.
-        fast: use the memory's fast form, where it has one; False: its equations alone.
+        fast: use the memory's fast form, if it has one; False: only its equations.
         kwargs: the memory's own arguments; see its class.
 
     Raises:
         ValueError: there is no such memory.
-        TypeError: it does not take an argument, or is of another package and breaks the contract in its first step.
+        TypeError: it does not have an argument, or it is of another package and breaks the contract in its first step.
     """
     cls, kwargs = memory_class(name), current_arguments(name, kwargs)
     signature = inspect.signature(cls)

@@ -31,16 +31,18 @@ class DeepLinear(nn.Sequential):
         inputs: width of the input.
         units: of the two hidden layers.
         outputs: width of the output.
-        spectral_last: divide the last layer too; the author's helpers do not, and the paper does not say.
+        spectral_last: also divide the last layer; the author's code does not, and the paper does not specify it.
     """
 
     squarings = 5
-    """Of WWᵀ: 2⁵ steps of the power iteration."""
+    """Number of squarings of WWᵀ: 2⁵ steps of the power iteration."""
 
     def __init__(self, inputs: int, units: int, outputs: int, spectral_last: bool = True) -> None:
         super().__init__(nn.Linear(inputs, units), nn.Linear(units, units), nn.Linear(units, outputs))
         for layer in self._layers():
-            nn.init.orthogonal_(layer.weight)  # all singular values are the largest, so that nothing is dimmed at first
+            nn.init.orthogonal_(
+                layer.weight
+            )  # all singular values are equal: initially, the division attenuates no direction
         self.spectral_last = spectral_last
         self._known: tuple[list[Tensor], list[Tensor], list[Tensor]] | None = None  # weights, and their u and v
 
@@ -74,7 +76,7 @@ class DeepLinear(nn.Sequential):
         return list(self)  # type: ignore[arg-type]
 
     def _directions(self, weights: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """u and v of each layer, cached until a weight changes where comparing is cheap."""
+        """u and v of each layer; on a CPU cached until a weight changes."""
         if weights[0].device.type != "cpu" or not host_may_read() or torch.compiler.is_compiling():
             return self._iterate(weights)
         known = self._known
@@ -100,7 +102,7 @@ class DeepLinear(nn.Sequential):
 
 
 class Encoder(nn.Module):
-    """Base class of encoders, from inputs to embeddings E, with places where features are shifted in time."""
+    """Base class of encoders, from inputs to embeddings E, with temporal shifts of features at some places."""
 
     def __init__(self, fraction: float) -> None:
         super().__init__()
@@ -111,34 +113,34 @@ class Encoder(nn.Module):
         """Shapes, without the batch, of the features that each place passes to the next step."""
 
     def place(self, channels: int, *grid: int) -> None:
-        """Declares a place with this number of channels, of which at least one is shifted."""
+        """Declares a place of a temporal shift, with this number of channels, of which at least one is shifted."""
         if self.fraction:
             self.shift_shapes.append((max(1, int(channels * self.fraction)), *grid))
 
     def run(self, x: Tensor, shift: Shift) -> Tensor:
-        """`[N, ...]` to `[N, embedding_size]`."""
+        """Inputs `[N, ...]` to E `[N, embedding_size]`."""
         raise NotImplementedError
 
     def forward(self, x: Tensor, carried: Sequence[Tensor] = ()) -> tuple[Tensor, list[Tensor]]:
-        """One step; the shifted features come from the step before.
+        """One step; the shifted features come from the previous step.
 
         Args:
-            x: `[B, ...]`.
-            carried: the features of the step before, `[B, *shift_shapes[i]]`.
+            x: the input, `[B, ...]`.
+            carried: the features of the previous step, `[B, *shift_shapes[i]]`.
 
         Returns:
             E_t `[B, embedding_size]`, and the features for the next step.
         """
-        taken: list[Tensor] = []
+        passed_on: list[Tensor] = []
 
         def shift(place: int, features: Tensor) -> Tensor:
             if not self.fraction:
                 return features
-            moves = self.shift_shapes[place][0]
-            taken.append(features[:, :moves])
-            return torch.cat([carried[place], features[:, moves:]], 1)
+            shifted = self.shift_shapes[place][0]
+            passed_on.append(features[:, :shifted])
+            return torch.cat([carried[place], features[:, shifted:]], 1)
 
-        return self.run(x, shift), taken
+        return self.run(x, shift), passed_on
 
     def episode(self, xs: Tensor, direction: Literal["both", "online"] = "both") -> Tensor:
         """A whole episode `[T, B, ...]` to E `[T, B, embedding_size]`."""
@@ -147,9 +149,9 @@ class Encoder(nn.Module):
         def shift(place: int, features: Tensor) -> Tensor:
             if not self.fraction:
                 return features
-            moves = self.shift_shapes[place][0]
+            shifted = self.shift_shapes[place][0]
             whole = split_time(features, length, batch_size)
-            return temporal_shift(whole, moves, both=direction == "both").flatten(0, 1)
+            return temporal_shift(whole, shifted, both=direction == "both").flatten(0, 1)
 
         return split_time(self.run(xs.flatten(0, 1), shift), length, batch_size)
 
@@ -159,31 +161,31 @@ def split_time(x: Tensor, length: int, batch_size: int) -> Tensor:
     return x.reshape(length, batch_size, *x.shape[1:])
 
 
-def temporal_shift(features: Tensor, moves: int, both: bool) -> Tensor:
-    """Temporal shift (Lin et al., 2019): zeros come in at the ends.
+def temporal_shift(features: Tensor, shifted: int, both: bool) -> Tensor:
+    """Temporal shift (Lin et al., 2019), with zeros at both ends of the sequence.
 
     Args:
         features: `[T, B, C, ...]`.
-        moves: number of channels that come from the step before.
-        both: whether an equal number comes from the step after.
+        shifted: number of channels that come from the previous step.
+        both: whether the same number comes from the next step.
     """
-    past, future, rest = features[:, :, :moves], features[:, :, moves : 2 * moves], features[:, :, 2 * moves :]
+    past, future, rest = features[:, :, :shifted], features[:, :, shifted : 2 * shifted], features[:, :, 2 * shifted :]
     before = torch.cat([torch.zeros_like(past[:1]), past[:-1]])
     after = torch.cat([future[1:], torch.zeros_like(future[:1])]) if both else future
     return torch.cat([before, after, rest], 2)
 
 
 class DenseEncoder(Encoder):
-    """Three dense layers for inputs that are vectors, their features shifted before the second and the third.
+    """Three dense layers for vector inputs, with temporal shifts before the second and the third.
 
-    The paper has only images. This replaces its residual network, so it has ReLU and no spectral norm.
+    The paper has only images. This replaces its residual network; therefore it has ReLU and no spectral norm.
 
     Args:
         size: F, width of the input.
-        units: of the two hidden layers.
+        units: width of the two hidden layers.
         embedding_size: width of E.
-        fraction: of the units that is shifted.
-        linear: leave out the ReLU between the layers.
+        fraction: fraction of the units that is shifted.
+        linear: no ReLU between the layers.
     """
 
     def __init__(self, size: int, units: int, embedding_size: int, fraction: float, linear: bool) -> None:
@@ -203,19 +205,19 @@ class DenseEncoder(Encoder):
 
 
 class ImageEncoder(Encoder):
-    """A residual network like ResNet18 (He et al., 2016), shifted before the first convolution of each block.
+    """A residual network like ResNet18 (He et al., 2016), with a temporal shift before each block.
 
     Widths (64, 128, 256, 512) with 2 blocks each and average pooling are ResNet18's, with the 3 x 3 stem that suits
     small images.
 
     Args:
         shape: (C, H, W) of the input.
-        channels: of each stage; from the second on a stage halves the image.
+        channels: channels of each stage; each stage except the first halves the image.
         blocks: residual blocks per stage.
         embedding_size: width of E.
-        fraction: of the channels that is shifted.
-        norm: "batch", as in the paper, or "group", for which one image is enough.
-        average_pool: average over the last grid, as ResNet does; False: keep positions, for small networks.
+        fraction: fraction of the channels that is shifted.
+        norm: "batch", as in the paper, or "group", which also works with one image.
+        average_pool: average over the last grid, as ResNet does; False: preserve positions, for small networks.
     """
 
     def __init__(
@@ -241,7 +243,7 @@ class ImageEncoder(Encoder):
                 width, grid = outputs, [-(-side // stride) for side in grid]
         self.average_pool = average_pool
         self.project = nn.Linear(width * (1 if average_pool else math.prod(grid)), embedding_size)
-        nn.init.kaiming_normal_(self.project.weight)  # E is about as large as the features
+        nn.init.kaiming_normal_(self.project.weight)  # E has about the scale of the features
 
     def run(self, x: Tensor, shift: Shift) -> Tensor:
         x = self.stem(x)
@@ -251,7 +253,7 @@ class ImageEncoder(Encoder):
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions beside a short cut; only the convolutions see the shifted features."""
+    """Two convolutions and a short cut; only the convolutions read the shifted features."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, norm: Literal["batch", "group"]) -> None:
         super().__init__()
@@ -276,7 +278,7 @@ def _conv(inputs: int, outputs: int, stride: int) -> nn.Conv2d:
 
 
 def normalise(norm: Literal["batch", "group"], channels: int) -> nn.Module:
-    """Batch normalisation, or group normalisation in groups of at least four channels where there are as many."""
+    """Batch normalisation, or group normalisation with up to 8 groups of at least four channels."""
     if norm == "batch":
         return nn.BatchNorm2d(channels)
     return nn.GroupNorm(

@@ -1,4 +1,4 @@
-"""Base class of both forms of Kanerva++: decoders, write mask, and the check of questions."""
+"""Base class of both forms of Kanerva++: decoders, the write mask, and the check of questions."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class Steps(NamedTuple):
     hidden: Tensor
     """`[T, B, H]`."""
     read: Read
-    """Read with the input's keys, `[T, B, ...]`."""
+    """The read at the input's keys, `[T, B, ...]`."""
     answer: Read
-    """Read for the output: with the questions' keys, or without questions the same as `read`."""
+    """The read for the output: at the questions' keys; without questions the same as `read`."""
     state: State
 
 
@@ -50,7 +50,7 @@ class Shared(NamedTuple):
     query_keys: tuple[Tensor, Tensor]
     """From a question to means and raw deviations of the keys."""
     prior: list[tuple[Tensor, Tensor]] | None
-    """The prior's convolutions as linear layers; None: they are too large and are run as convolutions."""
+    """The prior's convolutions as linear layers; None: too large, they run as convolutions."""
     readout: tuple[Tensor, Tensor]
     """From windows and features to the read-out at the mean of Z."""
     std: tuple[Tensor, Tensor]
@@ -97,11 +97,11 @@ class KanervaForm(ReaderMemory):
 
     def writes(self, x: Tensor) -> Tensor:
         """1 where an input `[N, ...]` is written, 0 where it is skipped, `[N]`."""
-        shown = (x != 0).flatten(1).any(1)
-        return (shown if self.skip_blank else torch.ones_like(shown)).to(x.dtype)
+        not_blank = (x != 0).flatten(1).any(1)
+        return (not_blank if self.skip_blank else torch.ones_like(not_blank)).to(x.dtype)
 
     def _questions(self, queries: Queries | None) -> Queries:
-        """`queries`, complete.
+        """Checks that `queries` is complete, and returns it.
 
         Raises:
             ValueError: a question is missing.

@@ -24,11 +24,11 @@ FLIPPED = 0.1
 class KanervaModel(nn.Module):
     """Encoder, memory and decoder of a set of images, trained by the conditional bound of eq. (4).
 
-    The defaults are the paper's where it gives a number (`embedding_size` is ResNet18's; `latent_size`, `crop_size` and
-    `decoder_features` are not in it). Noise is torch's: seed it with `torch.manual_seed`.
+    The defaults are those of the paper, as far as it specifies them (`embedding_size` is ResNet18's; `latent_size`,
+    `crop_size` and `decoder_features` are ours). Noise is torch's: seed it with `torch.manual_seed`.
 
-    `write="block"`, trained along the path "memory", is the form that uses its memory; see docs/kanerva-model.md.
-    It has no writer, no temporal shift and no `embedding_size` of its own, which is K C `crop_size`².
+    `write="block"`, trained with the path "memory", is the form that uses its memory; see docs/kanerva-model.md. It has
+    no writer and no temporal shift, and its embedding size is K C `crop_size`².
 
     Args:
         image_shape: (C, H, W).
@@ -42,17 +42,20 @@ class KanervaModel(nn.Module):
         writer_features: feature maps of the writer's coarsest grid.
         prior_features: feature maps of the learned prior's first layer.
         decoder_features: feature maps of the decoder's coarsest grid.
-        encoder_channels: widths of the encoder's stages; with blocks one number.
+        encoder_channels: widths of the encoder's stages; with `write="block"` one number.
         encoder_blocks: residual blocks per stage.
-        shift: fraction of the channels that comes from the image before, and as many from the one after.
-        norm: of the encoder: "batch", or "group".
+        shift: fraction of the channels that comes from the previous image; the same fraction comes from the next one.
+        norm: normalisation of the encoder: "batch" or "group".
         likelihood: "bernoulli" or "gaussian"; see `Likelihood`.
-        write: "pooled": the memory is made of the mean embedding, as in the paper; "block": each image's feature map is
-            written as a block to a tile of its own, see `KanervaBlocks`; encoder, prior and decoder are convolutions
-            over the image's patches, see `kanerva/patches.py`.
+        write: "pooled": the memory is a function of the mean embedding, as in the paper; "block": each image's feature
+            map is written as a block to a tile, see `KanervaBlocks`; encoder, prior and decoder are convolutions over
+            the image's patches, see `kanerva/patches.py`.
         allocation: of blocks: "inferred" or "ranked", see `KanervaBlocks`.
         linear_writer: of `write="pooled"`; see `Writer`.
         spectral_last: see `DeepLinear`.
+
+    Raises:
+        ValueError: a choice is unknown, or sizes do not fit each other.
     """
 
     def __init__(
@@ -117,16 +120,16 @@ class KanervaModel(nn.Module):
         Args:
             episode: images `[T, B, C, H, W]`; the memory is written from all T, then each is read back (E.1).
             path: which branch of figure 5 decodes: "posterior", Z ~ q(Z|X), is the bound of eq. (4). "memory",
-                Z ~ p(Z|M, Y), takes nothing from the image but its keys; its bound is eq. (4) with that prior for the
-                posterior, so `kl_z` is 0. None: "posterior" in training mode, "memory" otherwise.
-            memory: read from this one instead, `[B, C, S, S]`: a control, with another episode's memory or the mean.
+                Z ~ p(Z|M, Y), uses only the keys of the image; its bound is eq. (4) with that prior as the posterior,
+                so `kl_z` is 0. None: "posterior" in training mode, "memory" otherwise.
+            memory: a memory to read instead, `[B, C, S, S]`: a control, such as another episode's memory or the mean.
             queries: corrupted images `[T, B, C, H, W]` from which q(Y|X) and q(Z|X) are computed; the episode's
                 own images are written and reconstructed.
 
         Returns:
             `bound`, `reconstruction` (−ln p(X|Z)), `kl_z` (KL(q(Z|X) ‖ p(Z|M, Y))) and `kl_y` (KL(q(Y|X) ‖ N(0, I))),
             each `[T, B]`; with `queries` also `key_error`, the squared distance between the keys of a query and those
-            of its image, before either is moved to the centre of a tile.
+            of its image, before they are moved to the centres of tiles.
         """
         path = path or ("posterior" if self.training else "memory")
         if path not in ("posterior", "memory"):
@@ -192,40 +195,40 @@ class KanervaModel(nn.Module):
         """
         if steps < 1:
             raise ValueError(f"steps is {steps}; it must be at least 1")
-        taken = []
+        results = []
         for _ in range(steps):
             images = self.read(memory, _sample(self.key_posterior(self.embed(images))))
-            taken.append(images)
-        return torch.stack(taken)
+            results.append(images)
+        return torch.stack(results)
 
     def search(self, memory: Tensor, images: Tensor, keys: Tensor, seen: Tensor | None = None) -> Tensor:
         """Reads at the given keys and returns for each image the read-out that explains it best.
 
-        It infers Y from the image and the memory, q(Y|X) from the image only. The chosen key is the most likely one if
-        a tenth of the image's pixels are flipped.
+        It infers Y from the image and the memory; q(Y|X) uses only the image. The selected key is the most likely one,
+        assuming that a tenth of the image's pixels are flipped.
 
         Args:
             memory: M, `[B, C, S, S]`.
             images: corrupted images, pixels in 0..1, `[N, B, C, H, W]`.
             keys: candidates, all equally likely beforehand, `[R, B, K, 3 or 2]`; of blocks `KanervaBlocks.grid`.
-            seen: the pixels of `images` that are known, bool, shaped likewise; None: all.
+            seen: bool, the known pixels of `images`, of the same shape; None: all.
 
         Returns:
             Expected images, `[N, B, C, H, W]`.
         """
-        shown = self.likelihood.mean(self.decoder(self.read_prior(memory, keys).mean))
-        shown = split_time(shown, *keys.shape[:2])
-        ink = shown.clamp(0, 1) * (1 - 2 * FLIPPED) + FLIPPED
+        read_outs = self.likelihood.mean(self.decoder(self.read_prior(memory, keys).mean))
+        read_outs = split_time(read_outs, *keys.shape[:2])
+        ink = read_outs.clamp(0, 1) * (1 - 2 * FLIPPED) + FLIPPED
         known = torch.ones_like(images) if seen is None else seen.to(images.dtype)
         fits = torch.einsum("nbchw,rbchw->nbr", images * known, (ink / (1 - ink)).log())
         fits = fits + torch.einsum("nbchw,rbchw->nbr", known, (1 - ink).log())
-        return shown[fits.argmax(2), torch.arange(len(memory), device=memory.device)]
+        return read_outs[fits.argmax(2), torch.arange(len(memory), device=memory.device)]
 
     def prior_keys(self, number: int, batch_size: int) -> Tensor:
         """Y ~ N(0, I): `[number, batch_size, K, 3]`, of blocks `[number, batch_size, K, 2]`."""
-        like = self.kanerva.prior.project.weight
+        reference = self.kanerva.prior.project.weight
         size = (number, batch_size, self.kanerva.reads, self.kanerva.key_size)
-        return torch.randn(size, device=like.device, dtype=like.dtype)
+        return torch.randn(size, device=reference.device, dtype=reference.dtype)
 
     def generate(self, memory: Tensor, number: int) -> Tensor:
         """New images of given memories `[B, C, S, S]` (§3.4): `[number, B, C, H, W]`."""
@@ -237,8 +240,8 @@ class KanervaModel(nn.Module):
         Args:
             memory: M, `[B, C, S, S]`.
             keys: y, `[B, K, 3]`.
-            number: of perturbed keys.
-            std: of ε; the paper's N(0, 0.1) is read as a deviation of 0.1.
+            number: number of perturbed keys.
+            std: standard deviation of ε; we take the paper's N(0, 0.1) as a standard deviation of 0.1.
 
         Returns:
             `[number, B, C, H, W]`.

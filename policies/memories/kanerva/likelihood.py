@@ -15,8 +15,11 @@ class Likelihood:
     """p(X|Z) by name.
 
     Args:
-        name: "bernoulli": logits of binary pixels. "gaussian": means of real ones, with unit variance, as the figures
-            of Kanerva++ write it.
+        name: "bernoulli": the decoder outputs logits of binary pixels; "gaussian": means of real pixels with unit
+            variance, as in the figures of Kanerva++.
+
+    Raises:
+        ValueError: there is no likelihood of this name.
     """
 
     def __init__(self, name: Literal["bernoulli", "gaussian"]) -> None:
@@ -25,8 +28,8 @@ class Likelihood:
         self.name = name
 
     def cost(self, decoded: Tensor, image: Tensor) -> Tensor:
-        """−ln p(image) of images of one shape, `[N, C, ...]` to `[N]`."""
-        decoded = decoded.to(image.dtype)  # under autocast the sum over pixels would lose digits
+        """−ln p(image), `[N]`, for decoder outputs and images `[N, C, ...]`."""
+        decoded = decoded.to(image.dtype)  # under autocast the sum over pixels would lose precision
         if self.name == "bernoulli":
             losses = F.binary_cross_entropy_with_logits(decoded, image, reduction="none")
         else:
