@@ -43,10 +43,10 @@ static inline REAL exp_nonpositive(REAL x) {
 /* log x of a positive normal number: x = 2^n m with m within a factor √2 of 1, and log m = 2 artanh((m - 1) / (m + 1)) */
 static inline REAL log_positive(REAL x) {
     if (sizeof(REAL) == 8) return log(x);
-    const float given = (float)x;
+    const float value = (float)x;
     const uint32_t half_root = 0x3f3504f3; /* the bits of √½ */
     uint32_t bits;
-    memcpy(&bits, &given, 4);
+    memcpy(&bits, &value, 4);
     bits -= half_root;
     const float n = (float)((int32_t)bits >> 23);
     bits = (bits & 0x007fffff) + half_root;

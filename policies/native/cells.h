@@ -7,8 +7,8 @@
 
 /* `gates` [4 size]: pre-activations, overwritten by the gates. `tanh_cell` [size]: output, tanh of the new cell. */
 static inline void lstm_row(
-    REAL *restrict gates, const REAL *restrict old_cell, REAL *restrict cell, REAL *restrict tanh_cell, REAL *restrict hidden,
-    int64_t size) {
+    REAL *restrict gates, const REAL *restrict old_cell, REAL *restrict cell, REAL *restrict tanh_cell,
+    REAL *restrict hidden, int64_t size) {
     REAL *restrict i = gates, *restrict f = i + size, *restrict g = f + size, *restrict o = g + size;
     sigmoid_inplace(i, 2 * size);
     tanh_inplace(g, size);
@@ -21,8 +21,8 @@ static inline void lstm_row(
 /* `d_gates`: output, gradients of the pre-activations. `d_cell`: gradient of the new cell, overwritten by that of the
    cell before the step. */
 static inline void lstm_row_backward(
-    const REAL *restrict gates, const REAL *restrict old_cell, const REAL *restrict tanh_cell, const REAL *restrict d_hidden,
-    REAL *restrict d_gates, REAL *restrict d_cell, int64_t size) {
+    const REAL *restrict gates, const REAL *restrict old_cell, const REAL *restrict tanh_cell,
+    const REAL *restrict d_hidden, REAL *restrict d_gates, REAL *restrict d_cell, int64_t size) {
     const REAL *restrict i = gates, *restrict f = i + size, *restrict g = f + size, *restrict o = g + size;
     REAL *restrict di = d_gates, *restrict df = di + size, *restrict dg = df + size, *restrict d_o = dg + size;
     for (int64_t k = 0; k < size; k++) {

@@ -86,9 +86,9 @@ static Slots slots_before(const Tape *tape, int64_t at) {
 }
 
 static REAL *take_scratch(REAL **scratch, int64_t numbers) {
-    REAL *here = *scratch;
+    REAL *array = *scratch;
     *scratch += numbers;
-    return here;
+    return array;
 }
 
 /* Applies the activations of the interface vector in place; softplus to strengths. */

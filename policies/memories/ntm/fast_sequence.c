@@ -341,8 +341,8 @@ static void move_gradient(REAL *restrict gradient, REAL *restrict d_initial, int
 }
 
 /* Backward pass over the steps first ... last - 1 for the batch entries begin ... end - 1, from the last step to the
-   first. The gradients of the state after `last` are overwritten by those of the state before `first`. The arrays of
-   the steps' own gradients begin at `first`. */
+   first. The gradients of the state after `last` are overwritten by those of the state before `first`. Gradient
+   arrays of steps begin with step `first`. */
 void NAME(backward)(const Tape *tape, int64_t first, int64_t last, int64_t begin, int64_t end) {
     const int64_t rows = end - begin, size = tape->hidden, reads = tape->reads * tape->word, width = gates_of(tape);
     const int64_t features = size + reads, interface = interface_of(tape), layers = tape->layers,

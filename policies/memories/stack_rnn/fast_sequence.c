@@ -109,8 +109,8 @@ static void update_stacks_backward(const Tape *tape, int64_t at, REAL *restrict 
 }
 
 /* Backward pass over the steps first ... last - 1 for the batch entries begin ... end - 1, from the last step to the
-   first. The gradients of the state after `last` are overwritten by those of the state before `first`. The arrays of
-   the steps' own gradients begin at `first`. */
+   first. The gradients of the state after `last` are overwritten by those of the state before `first`. Gradient
+   arrays of steps begin with step `first`. */
 void NAME(backward)(const Tape *tape, int64_t first, int64_t last, int64_t begin, int64_t end) {
     const int64_t rows = end - begin, size = tape->hidden, tops = tops_of(tape),
                   inputs_size = tops + recurrent_size(tape), top = tape->top;
