@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from policies.memories.contract import FastForm, MemoryStep, State, Unrolled
-from policies.memories.dnc.fast_back import StepSequence
+from policies.memories.dnc.fast_backward import StepSequence
 from policies.memories.dnc.fast_native import usable
 from policies.memories.dnc.fast_sequence import NativeSequence, NativeTape, outputs_of, split
 from policies.memories.dnc.fast_steps import StepTape, Weights, flattened

@@ -1,4 +1,4 @@
-"""Steps of a DNC with few kernels of torch, for a GPU; `fast_back.py` has their custom backward.
+"""Steps of a DNC with few kernels of torch, for a GPU; `fast_backward.py` has their custom backward.
 
 On a GPU the number of kernels limits the speed of small memories, so a step launches few. Quantities of the same kind
 are computed together: the keys of all heads, the gates, both write locations, the three read modes; they are adjacent
