@@ -13,17 +13,16 @@ from torch import Tensor
 
 from policies.native import loops
 from policies.native.compiler import library, parallel_for
+from policies.native.loops import MAX_LAYERS, Loops, Pointers
 from policies.native.packed import packed
 
 SOURCE = Path(__file__).with_name("fast_sequence.c")
-MAX_LAYERS = 8
 ROWS = 4
 """Number of rows of a linkage that the loops process together."""
 BLOCK_BYTES, MIN_BLOCK = 2**20, 8
 """The loops process blocks of environments whose linkages take BLOCK_BYTES, half of a typical L2 cache; a block has at
 least MIN_BLOCK environments."""
 
-Pointers = ctypes.c_void_p * MAX_LAYERS
 Arrays = Mapping[str, Tensor | None]
 
 _NUMBERS = ("batch", "hidden", "layers", "slots", "word", "reads", "writes", "width", "lead", "rows")
@@ -128,14 +127,14 @@ class Weights:
             ends = (begin, begin + shape.read_size, begin + first, begin + first + shape.hidden)
             w_read = weight[:, begin : ends[1] if layer else ends[2]]
             self.w_read.append(packed(functions, w_read, forward))
-            if layer:
-                self.w_hidden.append(packed(functions, weight[:, ends[1] : ends[2]], forward))
-                self.w_below.append(packed(functions, weight[:, ends[2] :], forward))
+            # those of layer 0 are not used
+            self.w_hidden.append(packed(functions, weight[:, ends[1] : ends[2]], forward) if layer else self.w_read[0])
+            self.w_below.append(packed(functions, weight[:, ends[2] :], forward) if layer else self.w_read[0])
         self.interface = packed(functions, interface, forward)
         self.width = len(interface)
 
 
-class Loops:
+class SlotLoops(Loops):
     """The C functions with their arrays.
 
     Args:
@@ -152,61 +151,37 @@ class Loops:
         usage, linkage = arrays["usage"], arrays["linkage"]
         assert usage is not None
         assert linkage is not None
-        functions = library(SOURCE, usage.dtype)
-        assert functions is not None
-        self._functions, self.checkpoint_interval = functions, max(checkpoint_interval, 1)
-        self._batch, (writes, rows, lead) = len(linkage), linkage.shape[1:]
+        self.checkpoint_interval, (batch, writes, rows, lead) = max(checkpoint_interval, 1), linkage.shape
         sizes = (shape.hidden, shape.layers, shape.slots, shape.word, shape.reads, writes, weights.width, lead, rows)
-        switches = (
-            self.checkpoint_interval,
-            checkpoint_interval > 0,
-            shape.oneplus,
-            shape.code_order,
-            shape.stop_usage_gradient,
-        )
-        self._tape = _Tape(self._batch, *sizes, *switches, shape.clip, shape.clip_gradients)
-        parts = (shape.word, rows, writes, shape.reads)
-        zeros = usage.new_zeros(max(lead * max(parts), shape.layers * shape.hidden))
-        self._keep_alive = [weights, zeros, bias, arrays]
-        for name, array in {**arrays, "zeros": zeros, "interface_bias": bias, "interface": weights.interface}.items():
-            if array is not None:
-                assert array.is_contiguous(), name
-                setattr(self._tape, name, array.data_ptr())
-        for name, layers in {
-            "w_read": weights.w_read,
-            "w_hidden": weights.w_hidden,
-            "w_below": weights.w_below,
-        }.items():
-            skipped = [0] * (shape.layers - len(layers))
-            setattr(self._tape, name, Pointers(*skipped, *(weight.data_ptr() for weight in layers)))
-        self._scratch_size = lead * (2 * writes * shape.reads + 5 * shape.reads + 3 * writes + 12)
+        options = (shape.oneplus, shape.code_order, shape.stop_usage_gradient, shape.clip, shape.clip_gradients)
+        tape = _Tape(batch, *sizes, self.checkpoint_interval, checkpoint_interval > 0, *options)
         self._linkage, self._reference = writes * rows * lead, usage
-        self._block = max(MIN_BLOCK, BLOCK_BYTES // (self._linkage * usage.itemsize))
+        super().__init__(SOURCE, usage, tape, max(MIN_BLOCK, BLOCK_BYTES // (self._linkage * usage.itemsize)))
+        self.set({name: array for name, array in (*arrays.items(), ("interface_bias", bias)) if array is not None})
+        self.set({"w_read": weights.w_read, "w_hidden": weights.w_hidden, "w_below": weights.w_below})
+        largest = max(lead * max(shape.word, rows, writes, shape.reads), shape.layers * shape.hidden)
+        self.set({"interface": weights.interface, "zeros": usage.new_zeros(largest)})
+        self._scratch_size = lead * (2 * writes * shape.reads + 5 * shape.reads + 3 * writes + 12)
 
     def forward(self, begin: int, end: int) -> None:
-        """Runs the steps `begin` ... `end` - 1."""
-
         def run_blocks(first: int, last: int) -> None:
             scratch = self._reference.new_empty(self._scratch_size)
-            for at in range(first, last, self._block):
-                numbers = map(ctypes.c_int64, (begin, end, at, min(at + self._block, last)))
-                self._functions.forward(ctypes.byref(self._tape), *numbers, ctypes.c_void_p(scratch.data_ptr()))
+            for at in range(first, last, self.block):
+                numbers = map(ctypes.c_int64, (begin, end, at, min(at + self.block, last)))
+                self.functions.forward(ctypes.byref(self.tape), *numbers, ctypes.c_void_p(scratch.data_ptr()))
 
-        parallel_for(run_blocks, self._batch)
+        parallel_for(run_blocks, self.tape.batch)
 
-    def backward(self, steps: int) -> None:
+    def backward_over(self, steps: int) -> None:
         """The backward pass over the steps `steps` - 1 ... 0."""
 
         def run_blocks(first: int, last: int) -> None:
-            block, linkages = min(self._block, last - first), min(self.checkpoint_interval, steps) - 1
-            buffers = (
-                self._reference.new_empty(self._scratch_size),
-                self._reference.new_empty(block * linkages * self._linkage),
-            )
-            pointers = [ctypes.c_void_p(scratch.data_ptr()) for scratch in buffers]
+            block, linkages = min(self.block, last - first), min(self.checkpoint_interval, steps) - 1
+            buffers = [self._reference.new_empty(n) for n in (self._scratch_size, block * linkages * self._linkage)]
+            pointers = [ctypes.c_void_p(buffer.data_ptr()) for buffer in buffers]
             for at in range(first, last, block):
                 for begin in reversed(range(0, steps, self.checkpoint_interval)):
                     numbers = (begin, min(begin + self.checkpoint_interval, steps), at, min(at + block, last))
-                    self._functions.backward(ctypes.byref(self._tape), *map(ctypes.c_int64, numbers), *pointers)
+                    self.functions.backward(ctypes.byref(self.tape), *map(ctypes.c_int64, numbers), *pointers)
 
-        parallel_for(run_blocks, self._batch)
+        parallel_for(run_blocks, self.tape.batch)

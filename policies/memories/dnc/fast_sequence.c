@@ -203,7 +203,7 @@ static void advance_slots(const Tape *tape, int64_t t, int64_t b, REAL *scratch)
 static REAL clamp(REAL x, REAL clip) { return x > clip ? clip : x < -clip ? -clip : x; }
 
 /* Steps first ... last - 1 of the batch entries begin ... end - 1. `gates` contains the input's part of the
-   pre-activations, with biases; `scratch`: `Loops._scratch_size` elements, see fast_native.py. */
+   pre-activations, with biases; `scratch`: `SlotLoops._scratch_size` elements, see fast_native.py. */
 void NAME(forward)(const Tape *tape, int64_t first, int64_t last, int64_t begin, int64_t end, REAL *scratch) {
     const int64_t count = end - begin, d_h = tape->hidden, layers = tape->layers, width = tape->width;
     const int64_t read_size = tape->reads * tape->word, features = read_size + layers * d_h,

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from policies.memories.contract import State
-from policies.memories.dnc.fast_native import ROWS, Loops, Shape, Weights
+from policies.memories.dnc.fast_native import ROWS, Shape, SlotLoops, Weights
 from policies.memories.shared.addressing import inverse_norms
 from policies.memories.time.scopes import cached
 
@@ -112,7 +112,7 @@ class NativeTape:
         weights = cached(dnc, "packed", lambda: pack(dnc, forward=True))
         bias = None if dnc.interface.bias is None else dnc.interface.bias.detach()
         self._weights = weights, bias
-        self._loops = Loops(shape, weights, bias, self.checkpoint_interval, self.arrays())
+        self._loops = SlotLoops(shape, weights, bias, self.checkpoint_interval, self.arrays())
 
     def arrays(self) -> dict[str, Tensor | None]:
         """The arrays of the loops."""
@@ -127,7 +127,7 @@ class NativeTape:
     def set_starts(self, starts: Tensor) -> None:
         """Sets the resets of all steps. `starts`: bool `[T, B]`."""
         self.starts = starts.contiguous()
-        self._loops = Loops(self.shape, *self._weights, self.checkpoint_interval, self.arrays())
+        self._loops = SlotLoops(self.shape, *self._weights, self.checkpoint_interval, self.arrays())
 
     @torch.no_grad()
     def run(self, xs: Tensor, starts: Tensor | None) -> None:
@@ -225,7 +225,7 @@ class NativeSequence(torch.autograd.Function):
         d_steps["d_after"] = torch.zeros_like(arrays["after"]) if d_after is None else d_after.contiguous()
         packed = Weights(shape, weights, interface, forward=False)
         bias = biases[0] if biases else None
-        Loops(shape, packed, bias, ctx.checkpoint_interval, {**arrays, **d_state, **d_steps}).backward(len(xs))
+        SlotLoops(shape, packed, bias, ctx.checkpoint_interval, {**arrays, **d_state, **d_steps}).backward_over(len(xs))
 
         d_gates, d_vectors = d_steps["d_gates"], d_steps["d_vectors"].flatten(0, 1)
         d_parameters, d_xs = _d_controller(shape, xs, weights, arrays, d_gates, ctx.needs_input_grad[1])
