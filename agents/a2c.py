@@ -112,10 +112,10 @@ class A2C(MemoryOnPolicyAlgorithm):
     def learn_from(self, rollout: Rollout) -> dict[str, Tensor]:
         """One update, which consumes the rollout's graph."""
         squares = self.squares(rollout) if self.squares_coef else None
-        judgement, losses = self.judge(rollout)
-        policy_loss = -(self.advantages(rollout) * judgement.log_prob).mean()
-        value_loss = F.mse_loss(self.normalized(judgement.value), self.normalized(rollout.returns))
-        entropy = judgement.entropy.mean()
+        evaluation, losses = self.evaluate_actions(rollout)
+        policy_loss = -(self.advantages(rollout) * evaluation.log_prob).mean()
+        value_loss = F.mse_loss(self.normalized(evaluation.value), self.normalized(rollout.returns))
+        entropy = evaluation.entropy.mean()
         auxiliary, memory_losses = self.auxiliary(losses)
         loss = policy_loss + self.vf_coef * value_loss - self.ent_coef * entropy + auxiliary
         if squares is not None:

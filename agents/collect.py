@@ -16,7 +16,7 @@ from torch import Tensor
 
 from agents.metrics.non_finite import raise_if_not_finite
 from agents.rollout import Rollout
-from agents.sb3.callback_locals import Step, tell
+from agents.sb3.callback_locals import StepLocals, run_callbacks
 from agents.updates import Updates
 from envs.tensor_env import Info, Obs
 from policies.memories.contract import State
@@ -59,22 +59,22 @@ class Collector:
         model.rollout_state.detach()
         model.rollout.begin(model.rollout_state.memory)
 
-    def play(self, act: Act, after: After | None = None, see: bool = True, count: bool = True) -> bool:
+    def play(self, act: Act, after: After | None = None, store_obs: bool = True, store_results: bool = True) -> bool:
         """The step loop of a rollout; False if `after` ended it.
 
         Args:
             act: chooses actions.
             after: called after each step.
-            see: store observations, starts, masks and targets.
-            count: store rewards, ends and metrics.
+            store_obs: store observations, starts, masks and targets.
+            store_results: store actions, rewards, ends and metrics.
         """
         model, rollout, env, policy = self.model, self.model.rollout, self.model.tensor_env, self.model.policy
-        shown = env.describe() if self.targets or rollout.masks is not None else {}  # beside the observation to come
+        shown = env.describe() if self.targets or rollout.masks is not None else {}  # comes with the next observation
         answers: list[tuple[Tensor, Tensor]] = []
         measured = model.task_metrics if model.task_metrics.names else None
         for t in range(len(rollout.rewards)):
             now = model.rollout_state
-            if see:
+            if store_obs:
                 if now.may_start:
                     rollout.resets.append(t)
                 rollout.starts[t] = now.starts
@@ -91,21 +91,21 @@ class Collector:
             before = time.perf_counter()
             new_obs, rewards, terminated, truncated, shown = env.step(policy.actions.to_env(action))
             model.env_seconds += time.perf_counter() - before
-            if count:
+            if store_results:
                 rollout.actions[t] = action
                 rollout.rewards[t], rollout.terminated[t], rollout.truncated[t] = rewards, terminated, truncated
-                rollout.hear(t, shown)
+                rollout.record_episodes(t, shown)
                 if measured is not None:
                     measured.add(shown)
             now.obs, now.starts, now.may_start = new_obs, terminated | truncated, "final_obs" in shown
             if after is not None and not after(t, new_obs, shown):
                 return False
             if after is not None and env.visits != model.visits:  # a callback reset or stepped the environments
-                model.give_up(t)
+                model.abort_episodes(t)
                 shown = env.describe()
         if answers:
             rollout.targets, rollout.weights = map(torch.stack, zip(*answers, strict=True))
-        if count and measured is not None:
+        if store_results and measured is not None:
             model.scores = measured.sums()
         return True
 
@@ -116,7 +116,7 @@ class StepCollector(Collector):
     Args:
         model, targets: as in `Collector`.
         graph: keep the memory's graph, for a learner that back-propagates through the rollout itself.
-        values: also compute values, and the learner's estimates from them (`Updates.estimate`).
+        values: also compute values, and advantages and returns from them (`Updates.compute_advantages`).
         log_probs: also the log-probabilities of the actions.
     """
 
@@ -131,8 +131,8 @@ class StepCollector(Collector):
         super().__init__(model, targets)
         self.graph, self.values = graph, values
         self.log_probs = log_probs or (
-            values and model.executor.tells_later
-        )  # then callbacks read them after the rollout
+            values and model.executor.callbacks_after_rollout  # callbacks read them after the rollout
+        )
 
     def collect(self, callback: BaseCallback) -> bool:
         model, rollout, policy, env = self.model, self.model.rollout, self.model.policy, self.model.tensor_env
@@ -164,12 +164,11 @@ class StepCollector(Collector):
         known |= {"rollout": rollout, "rollout_buffer": rollout}
 
         def after(t: int, new_obs: Obs, info: Info) -> bool:
-            if (
-                finals is not None and env.truncates and model.rollout_state.may_start
-            ):  # some environments report truncation only after a while
+            # some environments report truncation only after a while
+            if finals is not None and env.truncates and model.rollout_state.may_start:
                 finals.add(t, info["final_obs"], model.rollout_state.memory)
             model.num_timesteps += all_envs
-            callback.update_locals({**known, "t": t, **Step(model, t, (step, new_obs, info)).names()})
+            callback.update_locals({**known, "t": t, **StepLocals(model, t, (step, new_obs, info)).as_dict()})
             if not callback.on_step():
                 return False
             if finals is not None and env.visits != model.visits:
@@ -181,7 +180,7 @@ class StepCollector(Collector):
         if finals is not None and env.truncates:
             finals.finish()
         if self.values:
-            self._judge(torch.stack(outputs), torch.stack(grids) if policy.draws_maps else None)
+            self._evaluate(torch.stack(outputs), torch.stack(grids) if policy.draws_maps else None)
         if recording is not None:
             unrolled = recording.unrolled()
             rollout.latents, rollout.grids, rollout.losses = unrolled.outputs, unrolled.grids, unrolled.losses
@@ -190,7 +189,7 @@ class StepCollector(Collector):
         return True
 
     @torch.no_grad()
-    def _judge(self, latents: Tensor, maps: Tensor | None) -> None:
+    def _evaluate(self, latents: Tensor, maps: Tensor | None) -> None:
         """Computes values and log-probabilities that acting did not need, for all steps at once."""
         model, rollout, policy = self.model, self.model.rollout, self.model.policy
         rollout.values = policy.value(latents.flatten(0, 1)).view(latents.shape[:2])
@@ -198,15 +197,15 @@ class StepCollector(Collector):
             rollout.log_probs = policy.log_prob(latents, rollout.actions, maps, mask=rollout.masks)
         now = model.rollout_state
         rollout.last_values = policy.predict_values(now.obs, now.memory, now.resets)
-        model.estimate(rollout)
+        model.compute_advantages(rollout)
 
 
 class SequenceCollector(Collector):
     """All steps as one sequence, for environments whose observations do not depend on actions
     (`TensorEnv.ignores_actions`).
 
-    First the environments are stepped with blank actions to observe the rollout. Then their state is restored, the
-    memory processes the observations as one sequence, and the environments are stepped with the answers.
+    The environments are stepped with blank actions to collect the observations, and their state is restored. The memory
+    processes the observations as one sequence, and the environments are stepped again with the resulting actions.
     """
 
     sequences = True
@@ -218,7 +217,7 @@ class SequenceCollector(Collector):
         self.begin()
         before, carried = env.state_dict(), replace(model.rollout_state)
         blank = torch.zeros_like(rollout.actions[0])
-        self.play(lambda t, mask: blank, count=False)
+        self.play(lambda t, mask: blank, store_results=False)
         env.load_state_dict(before)
         model.rollout_state = carried
         unrolled = policy.remember_sequence(rollout.obs, rollout.starts, rollout.state, rollout.resets)
@@ -226,43 +225,44 @@ class SequenceCollector(Collector):
             rollout.actions = policy.act(unrolled.outputs, self.targets, unrolled.grids, rollout.masks)
         rollout.latents, rollout.grids, rollout.losses = unrolled.outputs, unrolled.grids, unrolled.losses
         model.rollout_state.memory = unrolled.state
-        self.play(lambda t, mask: rollout.actions[t], see=False)
+        self.play(lambda t, mask: rollout.actions[t], store_obs=False)
         model.memory_seconds += time.perf_counter() - started - (model.env_seconds - in_envs)
-        return tell(model, callback)
+        return run_callbacks(model, callback)
 
 
-SHARE = 16
-"""On a GPU, memories of final observations use at most 1/SHARE of the memory budget of a sequence's backward pass."""
+BUDGET_DIVISOR = 16
+"""On a GPU, stored final observations and states use at most the memory budget of a sequence's backward pass divided by
+this."""
 
 
 class FinalValues:
     """Writes `rollout.final_values` where episodes were truncated.
 
     A final observation needs an additional step of the memory, from the state at the end of the episode. Only the
-    device knows which environments were truncated, so all of them take that step. On a CPU it is taken immediately. On
-    a GPU, where it would double the launches of a rollout, observations and memories of many steps are stored and
+    device knows which environments were truncated, so the step is computed for all of them: immediately on a CPU; on a
+    GPU, where it would double the launches of a rollout, observations and memory states of many steps are stored and
     processed as one batch.
 
     Args:
         policy: computes the values.
-        rollout: is written to.
-        most: number of steps in one batch; None: as many as fit into memory on a GPU, 1 elsewhere.
+        rollout: its `final_values` are written.
+        batch_steps: number of steps in one batch; None: as many as fit into memory on a GPU, 1 elsewhere.
     """
 
-    def __init__(self, policy: MemoryActorCriticPolicy, rollout: Rollout, most: int | None = None) -> None:
-        self.policy, self.rollout, self.most = policy, rollout, most
+    def __init__(self, policy: MemoryActorCriticPolicy, rollout: Rollout, batch_steps: int | None = None) -> None:
+        self.policy, self.rollout, self.batch_steps = policy, rollout, batch_steps
         self._first = self._count = 0
-        self._room: dict[str, Tensor] = {}
+        self._buffers: dict[str, Tensor] = {}
 
     @torch.no_grad()
     def add(self, t: int, obs: Obs, state: State) -> None:
-        """The final observations of step `t` `[N, ...]`, if any, and the memory before them.
+        """Adds the final observations `[N, ...]` of step `t` and the memory's state before them.
 
-        `rollout.truncated[t]` is written already.
+        `rollout.truncated[t]` must be written before.
         """
-        if self.most is None:
-            self.most = self._affordable(state)
-        if self.most == 1:
+        if self.batch_steps is None:
+            self.batch_steps = self._steps_that_fit(state)
+        if self.batch_steps == 1:
             self._write(slice(t, t + 1), self.policy.predict_values(obs, state))
             return
         if self._count and t != self._first + self._count:
@@ -270,11 +270,11 @@ class FinalValues:
         if not self._count:
             self._first = t
         for name, value in self._named(obs, state).items():
-            if name not in self._room:
-                self._room[name] = value.new_empty(self.most, *value.shape)
-            self._room[name][self._count] = value
+            if name not in self._buffers:
+                self._buffers[name] = value.new_empty(self.batch_steps, *value.shape)
+            self._buffers[name][self._count] = value
         self._count += 1
-        if self._count == self.most:
+        if self._count == self.batch_steps:
             self.finish()
 
     @torch.no_grad()
@@ -282,7 +282,7 @@ class FinalValues:
         """Write the values of the stored observations."""
         if not self._count:
             return
-        rows = {name: room[: self._count].flatten(0, 1) for name, room in self._room.items()}
+        rows = {name: buffer[: self._count].flatten(0, 1) for name, buffer in self._buffers.items()}
         state = {name.removeprefix("state/"): value for name, value in rows.items() if name.startswith("state/")}
         entries = {name.removeprefix("obs/"): value for name, value in rows.items() if name.startswith("obs/")}
         values = self.policy.predict_values(rows.get("obs", entries), state)
@@ -293,12 +293,12 @@ class FinalValues:
         truncated = self.rollout.truncated[steps]
         self.rollout.final_values[steps] = values.view(truncated.shape).masked_fill(~truncated, 0.0)
 
-    def _affordable(self, state: State) -> int:
+    def _steps_that_fit(self, state: State) -> int:
         device = self.rollout.truncated.device
         if device.type != "cuda":
             return 1
-        held = sum(value.numel() * value.element_size() for value in state.values())
-        return max(1, min(len(self.rollout.truncated), most_kept(device) // SHARE // max(held, 1)))
+        state_bytes = sum(value.numel() * value.element_size() for value in state.values())
+        return max(1, min(len(self.rollout.truncated), most_kept(device) // BUDGET_DIVISOR // max(state_bytes, 1)))
 
     @staticmethod
     def _named(obs: Obs, state: State) -> dict[str, Tensor]:

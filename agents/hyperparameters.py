@@ -15,7 +15,7 @@ from typing import Any, ClassVar, get_type_hints
 
 import torch
 
-from agents.common.arguments import Count, Fraction, NotNegative, Positive, Rate, Seed, Whole, given
+from agents.common.arguments import Count, Fraction, NotNegative, Positive, Rate, Seed, Whole, read_typed
 from agents.scale.fast import Fast, Precision
 from policies.policy import MemoryActorCriticPolicy
 
@@ -81,7 +81,7 @@ class Setup:
     _init_setup_model: bool = True
 
 
-KEPT_SETUP = ("stats_window_size", "policy_kwargs", "seed")
+SAVED_SETUP = ("stats_window_size", "policy_kwargs", "seed")
 """The entries of `Setup` that a checkpoint stores; device and speed are chosen when it is loaded."""
 
 
@@ -99,21 +99,21 @@ def hints_of(config: Any) -> dict[str, Any]:
     return {entry.name: hints.get(entry.name, type(entry.default)) for entry in fields_of(config)}
 
 
-SETUP = {name: hint for name, hint in hints_of(Setup).items() if name in ("stats_window_size", "seed")}
+CHECKED_SETUP = {name: hint for name, hint in hints_of(Setup).items() if name in ("stats_window_size", "seed")}
 """The entries of `Setup` that are checked like hyper-parameters."""
 
 
-def fitted(config: type[Hyperparameters], values: Mapping[str, Any]) -> dict[str, Any]:
+def checked_values(config: type[Hyperparameters], values: Mapping[str, Any]) -> dict[str, Any]:
     """Values converted to the types of a dataclass and of `Setup`, and checked.
 
     Raises:
         ValueError: one is of the wrong type or out of its range; the message names it.
     """
-    hints = SETUP | hints_of(config)
+    hints = CHECKED_SETUP | hints_of(config)
 
     def fit(name: str, value: Any) -> Any:
         free = name not in hints or (name in config.schedules and callable(value))
-        return value if free else given(name, value, hints[name])
+        return value if free else read_typed(name, value, hints[name])
 
     return {name: fit(name, value) for name, value in values.items()}
 
@@ -128,7 +128,7 @@ def signature_of(config: Any) -> inspect.Signature:
     return inspect.Signature(found)
 
 
-INSTEAD = {
+REPLACEMENTS = {
     "batch_size": "use n_minibatches: a minibatch is a set of environments with all of their steps",
     "use_sde": "there is no state-dependent exploration",
     "sde_sample_freq": "there is no state-dependent exploration",
@@ -138,7 +138,7 @@ INSTEAD = {
 """Arguments of SB3's learners that these do not take, and why."""
 
 
-def bound(learner: str, config: Any, *args: Any, **kwargs: Any) -> inspect.BoundArguments:
+def bind_arguments(learner: str, config: Any, *args: Any, **kwargs: Any) -> inspect.BoundArguments:
     """The arguments of a learner with these hyper-parameters, by name.
 
     Raises:
@@ -151,7 +151,7 @@ def bound(learner: str, config: Any, *args: Any, **kwargs: Any) -> inspect.Bound
             hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(signature.parameters)}"
             if name in inspect.signature(MemoryActorCriticPolicy).parameters:
                 hint = f"it goes into policy_kwargs={{{name!r}: ...}}"
-            raise TypeError(f"{learner} does not take {name}: {INSTEAD.get(name, hint)}")
+            raise TypeError(f"{learner} does not take {name}: {REPLACEMENTS.get(name, hint)}")
     return signature.bind(*args, **kwargs)
 
 

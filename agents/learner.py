@@ -3,7 +3,7 @@
 It owns the rollout on the device, the memory state carried between rollouts, the reset signal, the advantages, the
 episode statistics and the log. A learner adds `learn_from`, which updates the parameters from one rollout.
 
-One iteration is collect → train → read. `read` is the only transfer to the host.
+One iteration is collect → train → log. Logging is the only transfer to the host.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from agents.environments import EnvLike, HostEnv, TensorVecEnv, as_tensor_env, d
 from agents.hyperparameters import (
     Hyperparameters,
     Setup,
-    bound,
+    bind_arguments,
     check_definition,
     check_policy_names,
+    checked_values,
     fields_of,
-    fitted,
     signature_of,
 )
 from agents.metrics.critic import CriticWatch
@@ -102,9 +102,9 @@ class MemoryOnPolicyAlgorithm(Updates, OnPolicyAlgorithm):
     def __init__(
         self, policy: str | type[MemoryActorCriticPolicy], env: EnvLike | None, *args: Any, **kwargs: Any
     ) -> None:
-        given = bound(type(self).__name__, self.config_class, policy, env, *args, **kwargs)
+        given = bind_arguments(type(self).__name__, self.config_class, policy, env, *args, **kwargs)
         given.apply_defaults()
-        values = fitted(self.config_class, given.arguments)
+        values = checked_values(self.config_class, given.arguments)
         setup = Setup(**{entry.name: values[entry.name] for entry in fields_of(Setup)})
         for name in self.hyperparameters():
             setattr(self, name, values[name])
@@ -175,8 +175,8 @@ class MemoryOnPolicyAlgorithm(Updates, OnPolicyAlgorithm):
         self.policy = self.policy_class(  # type: ignore[assignment]
             self.observation_space, self.action_space, self.lr_schedule, **self.policy_arguments
         ).to(self.device)
-        copies = self.n_envs if self.env is not None else 1
-        self.speed_note = prepare(self.policy, self.fast, self.precision, self._takes_sequences(), copies)
+        num_envs = self.n_envs if self.env is not None else 1
+        self.speed_note = prepare(self.policy, self.fast, self.precision, self._takes_sequences(), num_envs)
         """Why `fast` is not fully available; empty if it is."""
         if distributed.rank():  # parameters are equal on all ranks; from here on each rank has its own random numbers
             self.set_random_seed(distributed.own_seed(torch.initial_seed() if self.seed is None else self.seed))
@@ -243,12 +243,12 @@ class MemoryOnPolicyAlgorithm(Updates, OnPolicyAlgorithm):
         fresh = reset_num_timesteps or self._last_obs is None
         distributed.equalise(self.policy)
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
-        if fresh or self.visited():  # SB3 has just reset the environment, or evaluate_policy(model, model.get_env())
-            self.take_up()
+        if fresh or self.env_was_moved():  # by SB3's reset above, or by evaluate_policy(model, model.get_env())
+            self.begin_episodes()
         if self.generators_to_set and not reset_num_timesteps:  # the first call after `load`
             set_generators(self.generators_to_set)
         self.generators_to_set = {}
-        self.rollout.take_masks(self.tensor_env.describe().get("action_mask"), self.action_space)
+        self.rollout.allocate_masks(self.tensor_env.describe().get("action_mask"), self.action_space)
         return result
 
     def learn(
@@ -274,8 +274,8 @@ class MemoryOnPolicyAlgorithm(Updates, OnPolicyAlgorithm):
         while self.num_timesteps < total_timesteps and not self._stops():
             self.step_by_step = False
             callback.on_rollout_start()
-            if self.visited():
-                self.take_up()
+            if self.env_was_moved():
+                self.begin_episodes()
             if not self.executor.iterate(callback):
                 break
             iteration += 1
@@ -349,7 +349,7 @@ class MemoryOnPolicyAlgorithm(Updates, OnPolicyAlgorithm):
         Running episodes are aborted where the environment differs.
         """
         found = as_tensor_env(env, self.device)
-        differs = checkpoint.how_it_differs(self, found)
+        differs = checkpoint.describe_env_change(self, found)
         other = found is not self._tensor_env and not isinstance(found, HostEnv)
         super().set_env(found, force_reset=force_reset or other)
         self.new_episodes, self.unused_run = differs, None
@@ -365,9 +365,9 @@ class MemoryOnPolicyAlgorithm(Updates, OnPolicyAlgorithm):
         if isinstance(load_path_or_dict, dict):
             super().set_parameters(load_path_or_dict, exact_match, device)
         else:
-            checkpoint.take_parameters(self, load_path_or_dict)
+            checkpoint.load_parameters(self, load_path_or_dict)
 
-    # -- read and log ----------------------------------------------------------------------------------------------
+    # -- log -------------------------------------------------------------------------------------------------------
 
     def dump_logs(self, iteration: int = 0) -> None:
         total = self.env_seconds + self.memory_seconds + self.learn_seconds

@@ -88,12 +88,12 @@ class PPO(ReplayLearner):
         progress = self._current_progress_remaining
         clip = FloatSchedule(self.clip_range)(progress)
         clip_vf = None if self.clip_range_vf is None else FloatSchedule(self.clip_range_vf)(progress)
-        enough = None if self.target_kl is None else self._moved_enough
-        metrics = self.passes(rollout, clip, clip_vf, enough=enough)
+        stop_early = None if self.target_kl is None else self._kl_too_large
+        metrics = self.run_epochs(rollout, clip, clip_vf, stop_early=stop_early)
         self.logger.record("train/clip_range", clip)
         return metrics
 
-    def _moved_enough(self, means: dict[str, Tensor]) -> bool:
+    def _kl_too_large(self, means: dict[str, Tensor]) -> bool:
         assert self.target_kl is not None
         return bool(distributed.mean(means["train/approx_kl"]) > 1.5 * self.target_kl)
 
@@ -104,17 +104,17 @@ class PPO(ReplayLearner):
     def loss(  # type: ignore[override]
         self, rollout: Rollout, clip: Number, clip_vf: Number | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        judgement, losses = self.judge(rollout)
+        evaluation, losses = self.evaluate_actions(rollout)
         advantages = self.advantages(rollout)
-        log_ratio = judgement.log_prob - rollout.log_probs
+        log_ratio = evaluation.log_prob - rollout.log_probs
         ratio = log_ratio.exp()
         policy_loss = self.policy_loss(ratio, advantages, clip)
-        values = self.normalized(judgement.value)
+        values = self.normalized(evaluation.value)
         if clip_vf is not None:
             before = self.normalized(rollout.values)
             values = before + _within(values - before, -clip_vf, clip_vf)
         value_loss = F.mse_loss(values, self.normalized(rollout.returns))
-        entropy = judgement.entropy.mean()
+        entropy = evaluation.entropy.mean()
         auxiliary, memory_losses = self.auxiliary(losses)
         loss = policy_loss + self.vf_coef * value_loss - self.ent_coef * entropy + auxiliary
         with torch.no_grad():

@@ -6,7 +6,7 @@ from typing import Any
 
 from agents.checkpoint import CheckpointError, read_manifest
 from agents.checkpoint.files import Place
-from agents.checkpoint.opening import offering_an_older_one
+from agents.checkpoint.opening import open_checkpoint
 from agents.environments import EnvLike
 from agents.learner import MemoryOnPolicyAlgorithm
 from policies.plugins import Registry, View
@@ -24,15 +24,15 @@ LEARNERS = View(learners)
 
 def load(path: Place, env: EnvLike | None = None, **kwargs: Any) -> MemoryOnPolicyAlgorithm:
     """Load a checkpoint of any known learner; arguments as in `MemoryOnPolicyAlgorithm.load`."""
-    with offering_an_older_one(path) as source:
+    with open_checkpoint(path) as source:
         name = read_manifest(source).get("algorithm")
     for learner in learners.classes.values():
         if learner.__name__ == name:
             return learner.load(source, env, **kwargs)
-    for offered in LEARNERS:  # of other packages, which are imported to know what they call it
+    for offered in LEARNERS:  # of other packages, imported to find the class name
         try:
             learner = learner_class(offered)
-        except (ValueError, TypeError):  # its own name is lost, and no other
+        except (ValueError, TypeError):  # only this one cannot be found
             continue
         if learner.__name__ == name:
             return learner.load(source, env, **kwargs)

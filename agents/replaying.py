@@ -1,4 +1,4 @@
-"""What learners share that go over a rollout several times, replayed through the memory from its stored state.
+"""`ReplayLearner`: base of learners that pass over a rollout several times, replaying the memory from its stored state.
 
 A minibatch is a set of environments with all of their steps in order, and the memory is unrolled over it from the state
 in which the rollout began: nothing is padded, and no state is stale.
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from agents.collect import Collector, StepCollector
 from agents.learner import MemoryOnPolicyAlgorithm
-from agents.metrics.report import Report
+from agents.metrics.report import PackedMetrics
 from agents.rollout import Rollout
 from agents.scale import distributed
 
@@ -22,7 +22,7 @@ Number = float | Tensor
 
 
 class ReplayLearner(MemoryOnPolicyAlgorithm):
-    """Base of learners that replay; a subclass writes `loss`, and `learn_from`, which calls `passes`.
+    """Base of learners that replay; a subclass writes `loss`, and `learn_from`, which calls `run_epochs`.
 
     Its hyper-parameters have `n_epochs` and `n_minibatches`.
     """
@@ -53,15 +53,15 @@ class ReplayLearner(MemoryOnPolicyAlgorithm):
         """The loss of one minibatch and its parts by the names they are logged under."""
         raise NotImplementedError
 
-    def passes(
-        self, rollout: Rollout, *numbers: float | None, enough: Callable[[dict[str, Tensor]], bool] | None = None
+    def run_epochs(
+        self, rollout: Rollout, *numbers: float | None, stop_early: Callable[[dict[str, Tensor]], bool] | None = None
     ) -> dict[str, Tensor]:
-        """`n_epochs` passes over a rollout, an update from every minibatch; the metrics' means over all of them.
+        """`n_epochs` passes over a rollout, with one update per minibatch; returns the means of the metrics.
 
         Args:
             rollout: to learn from.
             numbers: for `loss`, such as a clip range that follows a schedule.
-            enough: asked after each pass, with the means of its metrics, whether it was the last.
+            stop_early: called after each pass with the means of its metrics; True ends the passes.
         """
         self.policy.set_training_mode(True)
         assert self.n_minibatches is not None
@@ -73,14 +73,14 @@ class ReplayLearner(MemoryOnPolicyAlgorithm):
             taken = [self.executor.minibatch(self.learn_minibatch, rollout, index, *numbers) for index in sets]
             rows += [each.numbers for each in taken]
             names = taken[0].names
-            if enough is not None:
+            if stop_early is not None:
                 means = torch.stack([each.numbers for each in taken]).mean(0)
-                if enough(dict(zip(names, means, strict=True))):
+                if stop_early(dict(zip(names, means, strict=True))):
                     break
         return dict(zip(names, torch.stack(rows).mean(0), strict=True))
 
-    def learn_minibatch(self, rollout: Rollout, index: Tensor, *numbers: Number | None) -> Report:
-        """One update from the environments `index` `[n]` of a rollout; gives its metrics."""
+    def learn_minibatch(self, rollout: Rollout, index: Tensor, *numbers: Number | None) -> PackedMetrics:
+        """One update from the environments `index` `[n]` of a rollout; returns its metrics."""
         loss, parts = self.loss(rollout.environments(index), *numbers)
         parts["train/grad_norm"] = self.update(loss)
-        return Report(tuple(parts), torch.stack([part.detach().float() for part in parts.values()]))
+        return PackedMetrics(tuple(parts), torch.stack([part.detach().float() for part in parts.values()]))

@@ -1,6 +1,6 @@
 """Estimators of returns and advantages: functions of tensors `[T, N]` (time, environment).
 
-All take `next_values` `[T, N]`, the value of what really followed each step (`following`), and `ended` `[T, N]`, true
+All take `next_values` `[T, N]`, the value after each step (`bootstrap_values`), and `ended` `[T, N]`, true
 where an episode ended with that step, terminated or truncated. No sum reaches across the end of an episode, and at the
 end of the rollout every estimate bootstraps from the value of the observation after it.
 """
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 
-def following(
+def bootstrap_values(
     values: Tensor, last_values: Tensor, terminated: Tensor, truncated: Tensor, final_values: Tensor
 ) -> Tensor:
     """V' `[T, N]`: 0 after a terminated step, `final_values` after a truncated one, else the next step's value.
@@ -37,11 +37,11 @@ def gae(rewards: Tensor, values: Tensor, next_values: Tensor, ended: Tensor, gam
     """
     delta = rewards + gamma * next_values - values
     carry = gamma * gae_lambda * (~ended).to(rewards.dtype)
-    return _backwards(delta, carry)
+    return _discounted_sums(delta, carry)
 
 
 def nstep(rewards: Tensor, next_values: Tensor, ended: Tensor, gamma: float, n: int) -> Tensor:
-    """n-step returns `[T, N]`: up to `n` rewards, then the value of what followed the last of them.
+    """n-step returns `[T, N]`: up to `n` rewards, then the value after the last of them.
 
     Sutton and Barto 2018, eq. 7.1: `G_t = r_t + γ r_{t+1} + ... + γⁿ V`; fewer rewards where the episode or the rollout
     ends before.
@@ -52,7 +52,7 @@ def nstep(rewards: Tensor, next_values: Tensor, ended: Tensor, gamma: float, n: 
         n: at least 1.
     """
     returns = rewards + gamma * next_values  # of one step
-    for _ in range(min(n, len(rewards)) - 1):  # one reward more before what was found with one less
+    for _ in range(min(n, len(rewards)) - 1):  # each pass adds one more reward
         longer = rewards[:-1] + gamma * torch.where(ended[:-1], next_values[:-1], returns[1:])
         returns = torch.cat([longer, returns[-1:]])
     return returns
@@ -84,12 +84,12 @@ def vtrace(
     rho, c = ratios.clamp(max=rho_bar), ratios.clamp(max=c_bar)
     delta = rho * (rewards + gamma * next_values - values)
     carry = gamma * c * (~ended).to(rewards.dtype)
-    corrections = _backwards(delta, carry)  # v_t - V_t
+    corrections = _discounted_sums(delta, carry)  # v_t - V_t
     beyond = torch.cat([corrections[1:], torch.zeros_like(corrections[:1])]).masked_fill(ended, 0.0)
     return values + corrections, rho * (rewards + gamma * (next_values + beyond) - values)
 
 
-def _backwards(delta: Tensor, carry: Tensor) -> Tensor:
+def _discounted_sums(delta: Tensor, carry: Tensor) -> Tensor:
     """x `[T, N]` with `x_t = delta_t + carry_t x_{t+1}` and 0 after the last."""
     sums = torch.empty_like(delta)
     total = torch.zeros_like(delta[0])

@@ -55,18 +55,18 @@ class Rollout:
     """Weights of the right actions, `[T, N]` or `[T, N, parts]`."""
     masks: Tensor | None = None
     """Action masks, bool `[T, N, choices]`, if the environment gives them (`policies.action_masks`)."""
-    said: Tensor | None = None
-    """Statistics of ended episodes reported by the environment, `[3, T, N]`: return, length, success; NaN if not
+    episode_stats: Tensor | None = None
+    """Statistics of ended episodes as reported by the environment, `[3, T, N]`: return, length, success; NaN where not
     reported. None: the environment never reports any."""
-    given_up: Tensor | None = None
+    aborted: Tensor | None = None
     """Where an episode was aborted because a callback moved the environment, bool `[T, N]`; it is not counted."""
 
     @classmethod
-    def allocate(cls, n_steps: int, env: TensorEnv, hears: bool = False) -> Rollout:
+    def allocate(cls, n_steps: int, env: TensorEnv, with_episode_stats: bool = False) -> Rollout:
         """Allocates `n_steps` of `env`. The tensors are reused for every rollout, since new allocations are slow.
 
-        With `hears`, also allocates episode statistics. Otherwise they are allocated when the environment first reports
-        one, which must be at the same step on every rank.
+        Without `with_episode_stats`, episode statistics are allocated when the environment first reports one, which
+        must be at the same step on every rank.
         """
 
         def new_buffer(shape: tuple[int, ...] = (), dtype: torch.dtype = torch.float32) -> Tensor:
@@ -87,15 +87,15 @@ class Rollout:
             entries["obs"] = {key: new_buffer(entry.shape or (), _dtype(entry)) for key, entry in obs.spaces.items()}
         else:
             entries["obs"] = new_buffer(obs.shape or (), _dtype(obs))
-        if hears:
-            entries["said"] = torch.full((3, n_steps, env.num_envs), torch.nan, device=env.device)
+        if with_episode_stats:
+            entries["episode_stats"] = torch.full((3, n_steps, env.num_envs), torch.nan, device=env.device)
         return cls(**entries)
 
-    def take_masks(self, mask: Tensor | None, space: spaces.Space[Any]) -> None:
-        """Allocates masks like `mask` `[N, choices]`; None: no masks.
+    def allocate_masks(self, mask: Tensor | None, space: spaces.Space[Any]) -> None:
+        """Allocates masks for a rollout, of the shape of `mask` `[N, choices]`; None: no masks.
 
         Raises:
-            ValueError: it does not fit the action space.
+            ValueError: the mask does not fit the action space.
         """
         if mask is None:
             self.masks = None
@@ -116,21 +116,21 @@ class Rollout:
 
     def begin(self, state: State) -> None:
         """Called before the first step, with the memory's current state."""
-        self.state, self.resets, self.given_up = state, [], None
+        self.state, self.resets, self.aborted = state, [], None
         self.final_values.zero_()
-        if self.said is not None:
-            self.said.fill_(torch.nan)
+        if self.episode_stats is not None:
+            self.episode_stats.fill_(torch.nan)
 
-    def hear(self, t: int, info: Info) -> None:
+    def record_episodes(self, t: int, info: Info) -> None:
         """Stores the environment's statistics of episodes that ended with step `t`."""
-        if "episodes" in info and self.said is not None:  # return, length and success
-            self.said[:, t] = info["episodes"]
+        if "episodes" in info and self.episode_stats is not None:  # return, length and success
+            self.episode_stats[:, t] = info["episodes"]
             return
         for kind, name in enumerate(("episode_return", "episode_length", "is_success")):
             if name in info:
-                if self.said is None:
-                    self.said = torch.full((3, *self.rewards.shape), torch.nan, device=self.rewards.device)
-                self.said[kind, t] = info[name]
+                if self.episode_stats is None:
+                    self.episode_stats = torch.full((3, *self.rewards.shape), torch.nan, device=self.rewards.device)
+                self.episode_stats[kind, t] = info[name]
 
     @property
     def observations(self) -> Obs:
@@ -152,7 +152,7 @@ class Rollout:
         entries: dict[str, Any] = {}
         for entry in fields(self):
             value = getattr(self, entry.name)
-            if isinstance(value, Tensor) and entry.name != "said":
+            if isinstance(value, Tensor) and entry.name != "episode_stats":
                 entries[entry.name] = value[index] if entry.name == "last_values" else value[:, index]
         if isinstance(self.obs, dict):
             entries["obs"] = {key: value[:, index] for key, value in self.obs.items()}

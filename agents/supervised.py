@@ -62,7 +62,7 @@ class Supervised(MemoryOnPolicyAlgorithm):
     def collector(self) -> Collector:
         """One sequence if observations do not depend on actions. Not for CUDA graphs, in which the environments'
         generator cannot be restored."""
-        sequence = self.whole_sequences and not self.executor.tells_later
+        sequence = self.whole_sequences and not self.executor.callbacks_after_rollout
         if sequence and (self.env is None or self.tensor_env.ignores_actions):
             return SequenceCollector(self, targets=True)
         return StepCollector(self, targets=True, graph=True)

@@ -8,16 +8,16 @@ import torch
 from torch import Tensor
 
 from agents.metrics.health import PolicyWatch
-from agents.metrics.report import read, report
-from agents.returns import following, gae
+from agents.metrics.report import log_metrics, pack_metrics
+from agents.returns import bootstrap_values, gae
 from agents.rollout import Rollout
 from agents.sb3.training_env import TrainingEnv
 from agents.scale import distributed
-from policies.heads import Judgement
+from policies.heads import ActionEvaluation
 
 
 class Updates(TrainingEnv):
-    """Evaluates actions, normalises advantages, weights losses and steps the optimiser."""
+    """Evaluates actions, computes and normalises advantages, weights losses and steps the optimiser."""
 
     gamma: float
     gae_lambda: float
@@ -35,7 +35,7 @@ class Updates(TrainingEnv):
         """Learns from `self.rollout`, then reads rewards, ends and metrics in the iteration's one transfer to the
         host."""
         self._update_learning_rate(self.policy.optimizer)
-        read(self, report(self, self.improve(self.rollout)))
+        log_metrics(self, pack_metrics(self, self.learn_and_update_obs_norm(self.rollout)))
 
     def _update_learning_rate(self, optimizers: list[torch.optim.Optimizer] | torch.optim.Optimizer) -> None:
         rate = self.lr_schedule(self._current_progress_remaining)
@@ -48,8 +48,8 @@ class Updates(TrainingEnv):
         """Updates the policy; returns the metrics by their log names, still on the device."""
         raise NotImplementedError
 
-    def improve(self, rollout: Rollout) -> dict[str, Tensor]:
-        """`learn_from`, then the statistics of observations: acting and every replay of a rollout see the same ones."""
+    def learn_and_update_obs_norm(self, rollout: Rollout) -> dict[str, Tensor]:
+        """`learn_from`, then the statistics of observations: acting and all replays of a rollout use the same ones."""
         metrics = self.learn_from(rollout)
         norm = self.policy.obs_norm
         if norm is not None:
@@ -58,14 +58,15 @@ class Updates(TrainingEnv):
             norm.update(found)
         return metrics
 
-    def judge(self, rollout: Rollout) -> tuple[Judgement, dict[str, Tensor]]:
+    def evaluate_actions(self, rollout: Rollout) -> tuple[ActionEvaluation, dict[str, Tensor]]:
         """Values, log-probabilities, entropies and the memory's losses of a rollout, `[T, N]`, with their graph."""
         if rollout.latents is not None:
-            return self.policy.judge(rollout.latents, rollout.actions, rollout.grids, rollout.masks), rollout.losses
-        judgement, unrolled = self.policy.evaluate_actions(
+            evaluation = self.policy.evaluate_latents(rollout.latents, rollout.actions, rollout.grids, rollout.masks)
+            return evaluation, rollout.losses
+        evaluation, unrolled = self.policy.evaluate_actions(
             rollout.obs, rollout.actions, rollout.state, rollout.starts, rollout.resets, rollout.masks
         )
-        return judgement, unrolled.losses
+        return evaluation, unrolled.losses
 
     def advantages(self, rollout: Rollout) -> Tensor:
         """A rollout's advantages, normalised if `normalize_advantage` is set and there is more than one."""
@@ -80,12 +81,12 @@ class Updates(TrainingEnv):
         norm = self.policy.value_norm
         return values if norm is None else values / norm.std
 
-    def estimate(self, rollout: Rollout) -> None:
+    def compute_advantages(self, rollout: Rollout) -> None:
         """Computes a rollout's advantages and returns by generalised advantage estimation, and updates the statistics
         of the returns."""
         rewards, values = rollout.rewards * self.reward_scale, rollout.values
         ends = rollout.terminated, rollout.truncated
-        next_values = following(values, rollout.last_values, *ends, rollout.final_values)
+        next_values = bootstrap_values(values, rollout.last_values, *ends, rollout.final_values)
         rollout.advantages = gae(rewards, values, next_values, rollout.ended(), self.gamma, self.gae_lambda)
         rollout.returns = rollout.advantages + values
         norm = self.policy.value_norm

@@ -19,7 +19,7 @@ from agents.common.arguments import Count, Fraction, NotNegative, Positive, Rate
 from agents.hyperparameters import Hyperparameters
 from agents.registry import register_learner
 from agents.replaying import Number, ReplayLearner
-from agents.returns import following, vtrace
+from agents.returns import bootstrap_values, vtrace
 from agents.rollout import Rollout
 
 
@@ -65,22 +65,22 @@ class VTrace(ReplayLearner):
     c_bar: float
 
     def learn_from(self, rollout: Rollout) -> dict[str, Tensor]:
-        return self.passes(rollout)
+        return self.run_epochs(rollout)
 
     def loss(self, rollout: Rollout, *numbers: Number | None) -> tuple[Tensor, dict[str, Tensor]]:
-        judgement, losses = self.judge(rollout)
+        evaluation, losses = self.evaluate_actions(rollout)
         with torch.no_grad():
-            values, ratio = judgement.value, (judgement.log_prob - rollout.log_probs).exp()
+            values, ratio = evaluation.value, (evaluation.log_prob - rollout.log_probs).exp()
             ends = rollout.terminated, rollout.truncated
-            next_values = following(values, rollout.last_values, *ends, rollout.final_values)
+            next_values = bootstrap_values(values, rollout.last_values, *ends, rollout.final_values)
             rewards = rollout.rewards * self.reward_scale
             returns, advantages = vtrace(
                 rewards, values, next_values, rollout.ended(), ratio, self.gamma, self.rho_bar, self.c_bar
             )
             advantages = self.advantages(replace(rollout, advantages=advantages))
-        policy_loss = -(advantages * judgement.log_prob).mean()
-        value_loss = F.mse_loss(self.normalized(judgement.value), self.normalized(returns))
-        entropy = judgement.entropy.mean()
+        policy_loss = -(advantages * evaluation.log_prob).mean()
+        value_loss = F.mse_loss(self.normalized(evaluation.value), self.normalized(returns))
+        entropy = evaluation.entropy.mean()
         auxiliary, memory_losses = self.auxiliary(losses)
         loss = policy_loss + self.vf_coef * value_loss - self.ent_coef * entropy + auxiliary
         return loss, {

@@ -1,4 +1,4 @@
-"""Bits held in bytes: drawn and counted eight to a 64-bit word, many times faster than one by one."""
+"""Random bits, one per byte: drawn and counted as 64-bit words, many times faster than byte by byte."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 _WORDS = 255
-"""Words that may be added before a byte of the sum overflows; each byte counts its own column of bytes."""
+"""Number of words that can be added before a byte of the sum overflows."""
 
 
 def random_words(count: int, generator: torch.Generator | None, device: torch.device | str) -> Tensor:
-    """Random 64-bit words, int64 `[count]`; of 2⁶⁴ values one never occurs."""
+    """Random 64-bit words, int64 `[count]`; one of the 2⁶⁴ values never occurs."""
     limit = 2**63
     return torch.randint(-limit, limit - 1, (count,), generator=generator, device=device)
 

@@ -10,11 +10,11 @@ from torch import Tensor
 
 
 class TensorEnvError(TypeError):
-    """A subclass of `TensorEnv` gives what the base class cannot use; the message says what, and what is expected."""
+    """A subclass of `TensorEnv` violates the contract; the message says how, and what is expected."""
 
 
 def check_advance(env: Any, given: Any) -> None:
-    """What `_advance` gave. Only types and shapes are looked at, so nothing is launched on the device."""
+    """Checks the result of `_advance`. Only types and shapes are read, so nothing is launched on the device."""
     name = f"{type(env).__name__}._advance"
     if not isinstance(given, tuple) or len(given) != 3:
         found = f"{len(given)} values" if isinstance(given, tuple) else f"a {type(given).__name__}"
@@ -35,7 +35,7 @@ def check_advance(env: Any, given: Any) -> None:
 
 
 def check_observation(env: Any, obs: Any) -> None:
-    """What `_observe` gave."""
+    """Checks the result of `_observe`."""
     space, name = env.single_observation_space, f"{type(env).__name__}._observe"
     if not isinstance(space, spaces.Dict):
         _check_tensor(env, f"{name} gave an observation", obs, (env.num_envs, *(space.shape or ())))

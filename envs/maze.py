@@ -152,7 +152,7 @@ class InvisibleGoalMaze(TensorEnv):
         self._rewards = self._rows[:, 10].clone()
         self._after = torch.tensor(after.repeat(_CODES, axis=0).ravel(), device=self.device)
         """Transition table, indexed by [code * 4 + action]: the next code, ignoring the goal."""
-        self._trail: deque[Tensor] = deque(maxlen=_TRAIL)  # kept for pictures only
+        self._trail: deque[Tensor] = deque(maxlen=_TRAIL)  # stored for pictures only
 
     def _begin(self, where: Tensor | None) -> None:
         assert where is None

@@ -75,7 +75,7 @@ class RepeatFirst(TensorEnv):
         self.observation_parts = (("symbol", (symbols,)), ("first", (1,)))
         self.observation_names = {"symbol": self.action_names}
         self._rows = torch.eye(symbols, symbols + 1, device=self.device)
-        self._history: list[tuple[Tensor, Tensor]] = []  # symbols and answers of the episode, kept for pictures only
+        self._history: list[tuple[Tensor, Tensor]] = []  # symbols and answers of the episode, stored for pictures only
 
     def _draw(self) -> Tensor:
         return torch.randint(self.symbols, (self.num_envs,), generator=self.generator, device=self.device)

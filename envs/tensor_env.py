@@ -115,7 +115,7 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor], metaclass=_ForSB3):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         env = super().__new__(cls)
-        with suppress(TypeError):  # of an environment in the making; or the constructor is about to say what is wrong
+        with suppress(TypeError):  # the constructor will raise the error
             bound = inspect.signature(cls.__init__).bind(env, *args, **kwargs)
             bound.apply_defaults()
             env._given = _Given(bound.arguments)
@@ -240,7 +240,7 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor], metaclass=_ForSB3):
 
         Raises:
             TypeError: `seed` is a sequence: one generator on the device serves all environments.
-            TensorEnvError: the subclass gives other observations than its space says; looked at until the first step.
+            TensorEnvError: the subclass's observations do not fit its space; checked until the first step.
         """
         if seed is not None:
             if not isinstance(seed, (int, np.integer)):
@@ -267,12 +267,11 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor], metaclass=_ForSB3):
         Raises:
             RuntimeError: `reset` was never called.
             ValueError: an array has another shape.
-            TensorEnvError: the subclass gives something else than this base class expects; only the first step is
-                looked at.
+            TensorEnvError: the subclass violates the contract; only the first step is checked.
         """
         if not self._started:
             raise RuntimeError(f"{type(self).__name__}.step was called before reset")
-        if not isinstance(action, Tensor):  # such as the class's own action space gives
+        if not isinstance(action, Tensor):  # e.g. a sample of the action space
             action = torch.as_tensor(np.asarray(action), device=self.device)
             if action.shape != (expected := (self.num_envs, *(self.single_action_space.shape or ()))):
                 raise ValueError(f"the actions have shape {tuple(action.shape)}; expected {expected}")

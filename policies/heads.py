@@ -28,7 +28,7 @@ class Decision(NamedTuple):
     log_prob: Tensor
 
 
-class Judgement(NamedTuple):
+class ActionEvaluation(NamedTuple):
     """Evaluation of given actions, with the leading dimensions of the memory's output."""
 
     value: Tensor

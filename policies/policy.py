@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from policies.action_masks import as_masks, masked
 from policies.encoders import QueryEncoder, encoder_for, naming_encoder, shape_of
 from policies.heads import (
+    ActionEvaluation,
     ActionNumbers,
     CategoricalDistribution,
     ChoiceDistribution,
     Decision,
-    Judgement,
     MultiCategoricalDistribution,
     flattened,
     map_distribution,
@@ -155,7 +155,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
             device=torch.get_default_device(),
         )
 
-    def take_plain_twins(self) -> None:
+    def use_reference_implementations(self) -> None:
         """Leave the fast forms of memory, heads and optimiser for the equations, which differ by rounding only."""
         self.memory.use_fast_form(False)
         if isinstance(self.action_dist, ChoiceDistribution):
@@ -238,16 +238,18 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
             return distribution.log_prob_of_each(action)
         return distribution.log_prob(action)
 
-    def judge(
+    def evaluate_latents(
         self, latent: Tensor, action: Tensor, grid: Tensor | None = None, mask: Tensor | None = None
-    ) -> Judgement:
+    ) -> ActionEvaluation:
         """Value, log-probability and entropy, `[T, B]`, of actions `[T, B, *action_shape]` at outputs `[T, B, F]`."""
         shape = latent.shape[:-1]
         distribution = self._distribution(latent, grid, mask)
         log_prob = self._log_prob(distribution, action.flatten(0, 1))
         entropy = distribution.entropy()
         assert entropy is not None, "only squashed distributions have no entropy, and none is used here"
-        return Judgement(self.value(latent.flatten(0, -2)).view(shape), log_prob.view(shape), entropy.view(shape))
+        return ActionEvaluation(
+            self.value(latent.flatten(0, -2)).view(shape), log_prob.view(shape), entropy.view(shape)
+        )
 
     def log_prob(
         self,
@@ -368,11 +370,11 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         starts: Tensor | None,
         resets: Sequence[int] | None = None,
         action_masks: Tensor | None = None,
-    ) -> tuple[Judgement, Unrolled]:
+    ) -> tuple[ActionEvaluation, Unrolled]:
         """Replays `[T, B, ...]` from `state` and evaluates the actions taken; also returns the memory's outputs and
         losses."""
         unrolled = self.remember_sequence(obs, starts, state, resets)
-        return self.judge(unrolled.outputs, actions, unrolled.grids, action_masks), unrolled
+        return self.evaluate_latents(unrolled.outputs, actions, unrolled.grids, action_masks), unrolled
 
     def predict_values(self, obs: Obs, state: State, starts: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """Value `[B]` of one observation given the state before it."""

@@ -292,4 +292,4 @@ def test_idle_cores_are_pointed_out(monkeypatch: pytest.MonkeyPatch, load: float
     monkeypatch.setattr(training.os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
     monkeypatch.setattr(training.torch, "get_num_threads", lambda: threads)
     model = PPO("MemoryPolicy", make_env("Engram/RepeatFirst-v0", num_envs=2), n_steps=4)
-    assert ("--threads 2 is faster" in training.about(model, Path("run"))) == said
+    assert ("--threads 2 is faster" in training.describe_training(model, Path("run"))) == said

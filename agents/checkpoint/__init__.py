@@ -14,22 +14,22 @@ from agents.checkpoint.format import (
     read_tensors,
     write_checkpoint,
 )
-from agents.checkpoint.learner import NewEpisodesWarning, how_it_differs, load, save, take_parameters, take_weights
+from agents.checkpoint.learner import NewEpisodesWarning, describe_env_change, load, load_parameters, load_weights, save
 
 __all__ = [
     "MANIFEST",
     "TENSORS",
     "CheckpointError",
     "NewEpisodesWarning",
+    "describe_env_change",
     "digest",
-    "how_it_differs",
     "latest_checkpoint",
     "load",
+    "load_parameters",
+    "load_weights",
     "prune",
     "read_manifest",
     "read_tensors",
     "save",
-    "take_parameters",
-    "take_weights",
     "write_checkpoint",
 ]

@@ -61,7 +61,6 @@ def decode(value: Any, name: str) -> Any:
         value: from JSON.
         name: of the argument, for the error message.
 
-
     Raises:
         ValueError: the argument is a function or class of the user's, which must be passed to `load`.
     """

@@ -14,7 +14,7 @@ from agents.checkpoint.encoding import encode, encode_space
 from agents.environments import HostEnv
 from envs.tensor_env import TensorEnv
 
-HERE_ONLY = ("num_envs", "device", "render_mode")
+NOT_THE_TASK = ("num_envs", "device", "render_mode")
 """Arguments that do not change the task."""
 
 
@@ -24,7 +24,7 @@ def describe(env: TensorEnv) -> dict[str, Any]:
     given = _host(env) if isinstance(env, HostEnv) else env.arguments
     return {
         "class": name,
-        "arguments": {key: _plain(value) for key, value in given.items() if key not in HERE_ONLY},
+        "arguments": {key: _plain(value) for key, value in given.items() if key not in NOT_THE_TASK},
         "horizon": env.horizon,
         "observation_space": encode_space(env.single_observation_space),
         "action_space": encode_space(env.single_action_space),
@@ -95,6 +95,6 @@ def _host(env: HostEnv) -> dict[str, Any]:
     for each in (inner, *getattr(inner, "envs", ())[:1]):
         spec = getattr(each, "spec", None)
         if spec is not None:
-            kwargs = {key: value for key, value in spec.kwargs.items() if key not in HERE_ONLY}
+            kwargs = {key: value for key, value in spec.kwargs.items() if key not in NOT_THE_TASK}
             return {"id": spec.id, **kwargs}
     return {"id": type(getattr(inner, "unwrapped", inner)).__name__}

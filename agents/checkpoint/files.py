@@ -20,7 +20,7 @@ Place = str | os.PathLike[str] | BinaryIO
 """Where a checkpoint is: a path, or a binary file object that holds the zip."""
 
 MANIFEST, TENSORS = "manifest.json", "tensors.safetensors"
-ROOM = 1 << 26
+MAX_MANIFEST_BYTES = 1 << 26
 """Maximum size of a manifest, in bytes."""
 
 
@@ -44,7 +44,7 @@ class Source:
                 self.path = _existing(Path(place))
                 self.name = str(self.path)
                 if self.path.is_file():
-                    self._archive = _read_regular(self.path, memory())
+                    self._archive = _read_regular(self.path, physical_memory())
             except (OSError, ValueError) as error:
                 raise CheckpointError(
                     f"no checkpoint at {place}: {getattr(error, 'strerror', None) or error}"
@@ -111,7 +111,7 @@ def _existing(path: Path) -> Path:
     ".zip"."""
     if path.exists():
         return path
-    others = [hidden(path, "old"), path.with_name(path.name + ".zip")]
+    others = [hidden_path(path, "old"), path.with_name(path.name + ".zip")]
     if path.suffix == ".zip":
         others.append(path.with_suffix(""))
     return next((other for other in others if other.exists()), path)
@@ -132,7 +132,7 @@ def _read_regular(file: Path, most: int) -> bytes:
         os.close(handle)
 
 
-def memory() -> int:
+def physical_memory() -> int:
     """The machine's physical memory in bytes."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -155,7 +155,7 @@ def write(place: Place, contents: dict[str, bytes]) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         replace_file(target, _zipped(contents))
         return
-    staging, old = hidden(target, "partial"), hidden(target, "old")
+    staging, old = hidden_path(target, "partial"), hidden_path(target, "old")
     remove(staging)
     staging.mkdir(parents=True)
     for name, content in contents.items():
@@ -169,7 +169,7 @@ def write(place: Place, contents: dict[str, bytes]) -> None:
     remove(old)
 
 
-def hidden(path: Path, word: str) -> Path:
+def hidden_path(path: Path, word: str) -> Path:
     """The hidden name beside `path` for a version that is being written or removed."""
     return path.with_name(f".{path.name}.{word}")
 

@@ -22,13 +22,13 @@ from torch import Tensor
 
 from agents.checkpoint.files import (
     MANIFEST,
-    ROOM,
+    MAX_MANIFEST_BYTES,
     TENSORS,
     CheckpointError,
     Place,
     Source,
-    hidden,
-    memory,
+    hidden_path,
+    physical_memory,
     remove,
     write,
 )
@@ -74,7 +74,7 @@ def read_manifest(place: Place | Source) -> dict[str, Any]:
     source = place if isinstance(place, Source) else Source(place)
     file = source.where(MANIFEST)
     try:
-        manifest = json.loads(source.read(MANIFEST, ROOM).decode())
+        manifest = json.loads(source.read(MANIFEST, MAX_MANIFEST_BYTES).decode())
     except (FileNotFoundError, NotADirectoryError) as error:
         raise CheckpointError(f"no checkpoint at {source.name}: expected the file {file}") from error
     except OSError as error:
@@ -93,7 +93,7 @@ def read_manifest(place: Place | Source) -> dict[str, Any]:
     return manifest
 
 
-def listed(manifest: dict[str, Any]) -> dict[str, list[int]]:
+def listed_shapes(manifest: dict[str, Any]) -> dict[str, list[int]]:
     """The tensors' shapes by name, from a manifest.
 
     Raises:
@@ -120,9 +120,9 @@ def read_tensors(place: Place | Source, manifest: dict[str, Any]) -> dict[str, T
     source = place if isinstance(place, Source) else Source(place)
     file = source.where(TENSORS)
     try:
-        sizes = listed(manifest)
+        sizes = listed_shapes(manifest)
         room = sum(8 * math.prod(shape) for shape in sizes.values()) + 512 * (len(sizes) + 8) + len(str(sizes))
-        content = source.read(TENSORS, min(room, memory()))
+        content = source.read(TENSORS, min(room, physical_memory()))
     except FileNotFoundError as error:
         raise CheckpointError(f"{file} is missing: expected it beside {MANIFEST}") from error
     except (OSError, MemoryError) as error:
@@ -157,7 +157,7 @@ def _kind(value: Tensor) -> str:
 # -- the checkpoints of a run ------------------------------------------------------------------------------------------
 
 
-def steps_of(folder: Path) -> list[Path]:
+def checkpoints_in(folder: Path) -> list[Path]:
     """The checkpoints in a folder, oldest first, by the number in their names."""
     found = {}
     for path in folder.glob("step_*"):
@@ -176,19 +176,19 @@ def latest_checkpoint(folder: str | os.PathLike[str]) -> Path:
         CheckpointError: there is none.
     """
     folder = Path(folder)
-    if (folder / MANIFEST).is_file() or (hidden(folder, "old") / MANIFEST).is_file() or folder.is_file():
+    if (folder / MANIFEST).is_file() or (hidden_path(folder, "old") / MANIFEST).is_file() or folder.is_file():
         return folder
-    found = steps_of(folder / "checkpoints")
+    found = checkpoints_in(folder / "checkpoints")
     if not found:
         raise CheckpointError(f"no checkpoint in {folder}: expected {folder / 'checkpoints' / 'step_*' / MANIFEST}")
     return found[-1]
 
 
-def older_whole(path: Path) -> Path | None:
+def older_intact_checkpoint(path: Path) -> Path | None:
     """The newest intact checkpoint beside `path` of an earlier step; None if there is none."""
     if not path.name.startswith("step_"):
         return None
-    for candidate in reversed(steps_of(path.parent)):
+    for candidate in reversed(checkpoints_in(path.parent)):
         if candidate.name == path.name or int(candidate.name[5:]) > int(path.name[5:]):
             continue
         try:
@@ -210,6 +210,6 @@ def prune(folder: Path, keep: int) -> None:
             remove(path)
     for path in sorted(folder.glob("step_*"))[:-keep]:
         try:
-            remove(path.rename(hidden(path, "gone")))
+            remove(path.rename(hidden_path(path, "gone")))
         except OSError:
             continue  # not permitted, or already gone

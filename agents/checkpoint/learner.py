@@ -18,18 +18,18 @@ from agents.checkpoint.environment import describe, difference
 from agents.checkpoint.files import CheckpointError, Place, Source
 from agents.checkpoint.format import (
     latest_checkpoint,
-    listed,
+    listed_shapes,
     read_manifest,
     read_tensors,
     write_checkpoint,
 )
 from agents.checkpoint.generators import get_generators
-from agents.checkpoint.opening import compare_sizes, naming, offering_an_older_one, other_shapes
+from agents.checkpoint.opening import checkpoint_errors, compare_sizes, open_checkpoint, shape_differences
 from agents.checkpoint.optimizer import plain_groups
-from agents.checkpoint.restore import check_finite, part, prefix_of, restore, take_policy
+from agents.checkpoint.restore import check_finite, load_policy, prefix_of, restore, with_prefix
 from agents.checkpoint.saved import COUNTERS, check_manifest
 from agents.environments import EnvLike, device_for
-from agents.hyperparameters import KEPT_SETUP, SETUP, fields_of, hints_of
+from agents.hyperparameters import CHECKED_SETUP, SAVED_SETUP, fields_of, hints_of
 from agents.sb3.training_env import TrainingEnv
 from agents.scale import distributed
 from envs.tensor_env import TensorEnv
@@ -37,8 +37,8 @@ from policies.normalization import exchange_value_norm
 
 LIBRARIES = ("torch", "gymnasium", "stable-baselines3", "numpy", "safetensors")
 
-LATER = {"normalize_values": False, "normalize_obs": False}
-"""Arguments that older checkpoints lack, with the values that they were trained with."""
+DEFAULTS_OF_OLD_CHECKPOINTS = {"normalize_values": False, "normalize_obs": False}
+"""Values of arguments that older checkpoints do not have."""
 
 Learner = TypeVar("Learner", bound=TrainingEnv)
 
@@ -47,17 +47,17 @@ class NewEpisodesWarning(UserWarning):
     """A loaded agent starts new episodes or new random numbers, because it continues elsewhere than it was saved."""
 
 
-def take_weights(policy: nn.Module, path: str | os.PathLike[str]) -> None:
+def load_weights(policy: nn.Module, path: str | os.PathLike[str]) -> None:
     """Loads parameters and buffers of a checkpoint, or of the newest in a run's folder, into a policy.
 
     Raises:
         CheckpointError: there is none, it is damaged, or its weights do not fit the policy.
     """
-    with offering_an_older_one(latest_checkpoint(path)) as source:
+    with open_checkpoint(latest_checkpoint(path)) as source:
         manifest = read_manifest(source)
-    with naming(source):
-        theirs = part(listed(manifest), "policy/")
-        if differs := other_shapes(theirs, policy, but="value_norm."):
+    with checkpoint_errors(source):
+        theirs = with_prefix(listed_shapes(manifest), "policy/")
+        if differs := shape_differences(theirs, policy, but="value_norm."):
             raise CheckpointError(
                 f"the weights in {source.name} do not fit this memory, environment and sizes: {differs}"
             )
@@ -68,9 +68,9 @@ def take_weights(policy: nn.Module, path: str | os.PathLike[str]) -> None:
                 f"the weights in {source.name} expect the observation's entries in the order {', '.join(order)}, but "
                 f"the environment has {', '.join(found)}: write it as spaces.Dict([(name, space), ...]) in that order"
             )
-        with offering_an_older_one(source):
+        with open_checkpoint(source):
             tensors = read_tensors(source, manifest)
-        weights = exchange_value_norm(part(tensors, "policy/"), policy.state_dict())
+        weights = exchange_value_norm(with_prefix(tensors, "policy/"), policy.state_dict())
         check_finite(weights, policy.state_dict())
         policy.load_state_dict(weights)
 
@@ -108,7 +108,7 @@ def save(model: TrainingEnv, path: Place, include: Iterable[str] | None = None) 
     manifest = {
         "algorithm": type(model).__name__,
         "policy": encode(model.policy_class),
-        "config": {name: encode(getattr(model, name)) for name in (*hints_of(model.config_class), *KEPT_SETUP)},
+        "config": {name: encode(getattr(model, name)) for name in (*hints_of(model.config_class), *SAVED_SETUP)},
         "param_groups": plain_groups(optimizer["param_groups"]),
         "counters": {name: getattr(model, name) for name in COUNTERS},
         "num_envs": getattr(model, "n_envs", 1) * len(parts),
@@ -188,18 +188,18 @@ def load(
     if print_system_info:
         get_system_info()
     fields = hints_of(kind.config_class)
-    known = [*fields, *KEPT_SETUP]
+    known = [*fields, *SAVED_SETUP]
     kwargs = {name: value for name, value in (custom_objects or {}).items() if name in known} | kwargs
-    with offering_an_older_one(path) as source:
+    with open_checkpoint(path) as source:
         manifest = read_manifest(source)
         if manifest.get("algorithm") != kind.__name__:
             raise CheckpointError(f"{source.name} holds {manifest.get('algorithm')}, expected {kind.__name__}")
-    with naming(source):
-        check_manifest(manifest, SETUP | fields, kind.config_class.schedules, kwargs)
+    with checkpoint_errors(source):
+        check_manifest(manifest, CHECKED_SETUP | fields, kind.config_class.schedules, kwargs)
         model = _build(kind, manifest, env, device_for(device, env), kwargs)
-    with offering_an_older_one(source):
+    with open_checkpoint(source):
         tensors = read_tensors(source, manifest)
-    with naming(source):
+    with checkpoint_errors(source):
         restore(model, manifest, tensors)
     if force_reset:
         model._last_obs = None
@@ -219,9 +219,9 @@ def _build(
     saved = manifest["config"]["policy_kwargs"] or {}
     kept = {name: decode(value, f"policy_kwargs.{name}") for name, value in saved.items() if name not in given}
     fields = fields_of(kind.config_class)
-    younger = {field.name: LATER.get(field.name, field.default) for field in fields}
+    younger = {field.name: DEFAULTS_OF_OLD_CHECKPOINTS.get(field.name, field.default) for field in fields}
     config = younger | manifest["config"]
-    missing = [name for name in (*younger, *KEPT_SETUP) if name not in (*kwargs, "policy_kwargs")]
+    missing = [name for name in (*younger, *SAVED_SETUP) if name not in (*kwargs, "policy_kwargs")]
     arguments = {name: decode(config[name], name) for name in missing} | kwargs
     policy = arguments.pop("policy", None) or decode(manifest["policy"], "policy")
     learner: Any = kind
@@ -237,7 +237,7 @@ def _build(
     return model  # type: ignore[no-any-return]
 
 
-def how_it_differs(model: TrainingEnv, env: TensorEnv) -> str:
+def describe_env_change(model: TrainingEnv, env: TensorEnv) -> str:
     """How a new environment differs from the current one, or from the checkpoint's; empty if it is equal."""
     before: Any
     if model.env is not None:
@@ -252,17 +252,17 @@ def how_it_differs(model: TrainingEnv, env: TensorEnv) -> str:
     return "" if count == env.num_envs else f"the run so far has num_envs={count}, this one num_envs={env.num_envs}"
 
 
-def take_parameters(model: TrainingEnv, path: Place) -> None:
+def load_parameters(model: TrainingEnv, path: Place) -> None:
     """Loads only the policy and its optimiser from a checkpoint.
 
     Raises:
         CheckpointError: the checkpoint is damaged, or belongs to another policy.
     """
-    with offering_an_older_one(path) as source:
+    with open_checkpoint(path) as source:
         manifest = read_manifest(source)
-    with naming(source):
-        if differs := other_shapes(part(listed(manifest), "policy/"), model.policy):
+    with checkpoint_errors(source):
+        if differs := shape_differences(with_prefix(listed_shapes(manifest), "policy/"), model.policy):
             raise ValueError(differs)
-        with offering_an_older_one(source):
+        with open_checkpoint(source):
             tensors = read_tensors(source, manifest)
-        take_policy(model, manifest, tensors)
+        load_policy(model, manifest, tensors)

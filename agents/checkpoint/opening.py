@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from agents.checkpoint.files import MANIFEST, CheckpointError, Place, Source, hidden
-from agents.checkpoint.format import latest_checkpoint, listed, older_whole
-from agents.checkpoint.restore import part
+from agents.checkpoint.files import MANIFEST, CheckpointError, Place, Source, hidden_path
+from agents.checkpoint.format import latest_checkpoint, listed_shapes, older_intact_checkpoint
+from agents.checkpoint.restore import with_prefix
 from agents.sb3.training_env import TrainingEnv
 from policies.memories import memory_class
 
 
-def other_shapes(theirs: dict[str, list[int]], policy: nn.Module, but: str = "/") -> str:
+def shape_differences(theirs: dict[str, list[int]], policy: nn.Module, but: str = "/") -> str:
     """How the shapes in a checkpoint differ from a policy's; empty if they are equal.
 
     Args:
@@ -39,7 +39,7 @@ def compare_sizes(model: TrainingEnv, manifest: dict[str, Any]) -> None:
 
     The policy is built on torch's meta device, whose tensors have shapes and no data.
     """
-    theirs = part(listed(manifest), "policy/")
+    theirs = with_prefix(listed_shapes(manifest), "policy/")
     count = 0
 
     def count_them(*_: Any) -> None:
@@ -59,7 +59,7 @@ def compare_sizes(model: TrainingEnv, manifest: dict[str, Any]) -> None:
         raise
     finally:
         hook.remove()
-    if differs := other_shapes(theirs, policy):
+    if differs := shape_differences(theirs, policy):
         raise ValueError(f"size mismatch: {differs}")
 
 
@@ -72,13 +72,13 @@ def _all_ours(model: TrainingEnv) -> bool:
 
 
 @contextmanager
-def offering_an_older_one(place: Place | Source) -> Iterator[Source]:
+def open_checkpoint(place: Place | Source) -> Iterator[Source]:
     """Context manager that opens the checkpoint at `place`. If it is damaged, the error names an older intact one."""
     path = place.path if isinstance(place, Source) else place
     try:
         yield place if isinstance(place, Source) else Source(_newest(place))
     except CheckpointError as error:
-        older = older_whole(_newest(Path(path))) if isinstance(path, (str, os.PathLike)) else None
+        older = older_intact_checkpoint(_newest(Path(path))) if isinstance(path, (str, os.PathLike)) else None
         if older is None:
             raise
         raise CheckpointError(f"{error}; {older} is older and intact") from error
@@ -89,12 +89,12 @@ def _newest(place: Place) -> Any:
     if isinstance(place, (str, os.PathLike)):
         path = Path(place)
         is_run = (path / "checkpoints").is_dir() and not (path / MANIFEST).exists()
-        return latest_checkpoint(path) if is_run and not hidden(path, "old").exists() else path
+        return latest_checkpoint(path) if is_run and not hidden_path(path, "old").exists() else path
     return place
 
 
 @contextmanager
-def naming(source: Source) -> Iterator[None]:
+def checkpoint_errors(source: Source) -> Iterator[None]:
     """Context manager that turns any error caused by a file into a one-line `CheckpointError` with its name."""
     try:
         yield

@@ -11,7 +11,7 @@ from torch import Tensor
 from agents.checkpoint.format import shapes
 
 
-def take_optimizer(optimizer: torch.optim.Optimizer, groups: list[Any], tensors: dict[str, Tensor]) -> None:
+def load_optimizer(optimizer: torch.optim.Optimizer, groups: list[Any], tensors: dict[str, Tensor]) -> None:
     """Loads an optimiser's state, once a copy of the optimiser has made a step with it.
 
     A step with gradients of zero fails, or spoils the parameters, if a value is of a wrong type or range. Shapes are

@@ -15,7 +15,7 @@ from torch import Tensor
 from agents.checkpoint.environment import describe, difference
 from agents.checkpoint.format import shapes
 from agents.checkpoint.generators import get_generators, set_generators
-from agents.checkpoint.optimizer import take_optimizer
+from agents.checkpoint.optimizer import load_optimizer
 from agents.checkpoint.saved import COUNTERS
 from agents.environments import HostEnv
 from agents.environments.infos import as_numpy
@@ -27,7 +27,7 @@ Tensors = dict[str, Tensor]
 T = TypeVar("T")
 
 
-def part(tensors: dict[str, T], prefix: str) -> dict[str, T]:
+def with_prefix(tensors: dict[str, T], prefix: str) -> dict[str, T]:
     """The entries whose names have this prefix, by the rest of their names."""
     return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
 
@@ -44,15 +44,15 @@ def restore(model: TrainingEnv, manifest: dict[str, Any], tensors: Tensors) -> N
         KeyError: an entry is missing.
         ValueError: something belongs to another agent; the message names it.
     """
-    take_policy(model, manifest, tensors)
+    load_policy(model, manifest, tensors)
     for name in COUNTERS:
         setattr(model, name, manifest["counters"][name])
     model.ep_info_buffer = deque(maxlen=model._stats_window_size)
     model.ep_success_buffer = deque(maxlen=model._stats_window_size)
     same_ranks = manifest.get("ranks", 1) == distributed.size()
-    generators = part(tensors, f"{prefix_of(distributed.rank())}rng/")
+    generators = with_prefix(tensors, f"{prefix_of(distributed.rank())}rng/")
     if same_ranks:
-        with _leaving_no_trace(model):
+        with _undoing_changes(model):
             set_generators(generators)
     if manifest.get("device", model.device.type) != model.device.type:
         model.new_generators = f"the checkpoint is of {manifest['device']}, this run of {model.device.type}"
@@ -62,24 +62,24 @@ def restore(model: TrainingEnv, manifest: dict[str, Any], tensors: Tensors) -> N
         model.set_random_seed(_new_seed(model))
     if model.env is None:
         model.unused_run = manifest, {k: v for k, v in tensors.items() if not k.startswith(("policy/", "optimizer/"))}
-    elif part(tensors, "run/"):
-        take_episodes(model, manifest, tensors)
-    goes_on = model.env is not None and bool(part(tensors, "run/")) and not model.new_episodes
+    elif with_prefix(tensors, "run/"):
+        load_episodes(model, manifest, tensors)
+    continues = model.env is not None and bool(with_prefix(tensors, "run/")) and not model.new_episodes
     try:
-        rehearse(model, goes_on)
+        try_one_step(model, continues)
     except (ValueError, IndexError, RuntimeError) as error:
-        if not goes_on or manifest["format_version"] > 1:
+        if not continues or manifest["format_version"] > 1:
             raise
-        _begin_anew(model, error)
-        rehearse(model, False)
+        _start_new_episodes(model, error)
+        try_one_step(model, False)
 
 
-def take_policy(model: TrainingEnv, manifest: dict[str, Any], tensors: Tensors) -> None:
+def load_policy(model: TrainingEnv, manifest: dict[str, Any], tensors: Tensors) -> None:
     """Parameters, buffers and the optimiser's state."""
-    weights = part(tensors, "policy/")
+    weights = with_prefix(tensors, "policy/")
     check_finite(weights, model.policy.state_dict())
     model.policy.load_state_dict(weights)
-    take_optimizer(model.policy.optimizer, manifest["param_groups"], part(tensors, "optimizer/"))
+    load_optimizer(model.policy.optimizer, manifest["param_groups"], with_prefix(tensors, "optimizer/"))
 
 
 def check_finite(weights: Tensors, like: Tensors) -> None:
@@ -93,9 +93,9 @@ def check_finite(weights: Tensors, like: Tensors) -> None:
             raise ValueError(f"{name} has weights that are infinite or NaN")
 
 
-def take_episodes(model: TrainingEnv, manifest: dict[str, Any], tensors: Tensors) -> None:
+def load_episodes(model: TrainingEnv, manifest: dict[str, Any], tensors: Tensors) -> None:
     """Restores environments, memory and statistics; starts new episodes if they belong to other environments."""
-    running, own = part(tensors, "run/"), prefix_of(distributed.rank())
+    running, own = with_prefix(tensors, "run/"), prefix_of(distributed.rank())
     recent = running["recent_episodes"]
     if recent.dim() != 2 or recent.shape[1] != 3 or not torch.isfinite(recent).all():
         raise ValueError(f"recent_episodes is {list(recent.shape)}, expected finite numbers [episodes, 3]")
@@ -119,24 +119,25 @@ def take_episodes(model: TrainingEnv, manifest: dict[str, Any], tensors: Tensors
         model.new_episodes = "the environments run on the host, where their state cannot be read"
     if not model.new_episodes:
         try:
-            memory = _memory(model, part(tensors, f"{own}memory/"))
-            _go_on(model, manifest, part(tensors, f"{own}env/"), running | part(tensors, f"{own}run/"), memory)
+            memory = _checked_memory_state(model, with_prefix(tensors, f"{own}memory/"))
+            running |= with_prefix(tensors, f"{own}run/")
+            _resume_episodes(model, manifest, with_prefix(tensors, f"{own}env/"), running, memory)
             return
         except (ValueError, IndexError) as error:
             if manifest["format_version"] > 1:  # the environments are equal, so the file is wrong
                 raise
-            _begin_anew(model, error)
-    _seed_anew(model)  # not the first episodes again
+            _start_new_episodes(model, error)
+    _reseed_env(model)  # not the first episodes again
 
 
-def _begin_anew(model: TrainingEnv, error: Exception) -> None:
+def _start_new_episodes(model: TrainingEnv, error: Exception) -> None:
     """For checkpoints of version 1, which do not describe their environments: a mismatch shows only on stepping."""
     model.new_episodes = f"the environments are not those of the checkpoint ({' '.join(str(error).split())})"
     model._last_obs = None
-    _seed_anew(model)
+    _reseed_env(model)
 
 
-def _seed_anew(model: TrainingEnv) -> None:
+def _reseed_env(model: TrainingEnv) -> None:
     if model.seed is not None and model.env is not None:
         model.env.seed(_new_seed(model))
 
@@ -146,7 +147,7 @@ def _new_seed(model: TrainingEnv) -> int:
     return distributed.own_seed((model.seed + model.num_timesteps) % 2**32)
 
 
-def _go_on(
+def _resume_episodes(
     model: TrainingEnv, manifest: dict[str, Any], environment: Tensors, running: Tensors, memory: Tensors
 ) -> None:
     env = model.tensor_env
@@ -181,7 +182,7 @@ def _go_on(
     model._last_obs = as_numpy(obs)  # tells SB3 that there is no need to reset
 
 
-def _memory(model: TrainingEnv, state: Tensors) -> Tensors:
+def _checked_memory_state(model: TrainingEnv, state: Tensors) -> Tensors:
     """The saved state of the memory on the learner's device, once its shapes are checked."""
     expected = model.policy.initial_state(model.n_envs)
     if shapes(state) != shapes(expected):
@@ -207,7 +208,7 @@ def _check_like(name: str, value: Tensor, example: Tensor) -> None:
 # -- a rehearsal -------------------------------------------------------------------------------------------------------
 
 
-def rehearse(model: TrainingEnv, running: bool) -> None:
+def try_one_step(model: TrainingEnv, running: bool) -> None:
     """Takes one trial step of the agent, and of its environments if they continue, and undoes it.
 
     A file may have the right types and shapes and still be invalid, such as a position outside the maze.
@@ -223,11 +224,11 @@ def rehearse(model: TrainingEnv, running: bool) -> None:
         copies = model.n_envs if model.env is not None else 1
         obs, state, starts = _any_observation(model, copies), policy.initial_state(copies), None
     env = model.tensor_env if running else None
-    said = {} if env is None else env.describe()
-    with _leaving_no_trace(model), torch.no_grad():
+    info = {} if env is None else env.describe()
+    with _undoing_changes(model), torch.no_grad():
         step = policy.remember(obs, state, starts)
         try:
-            decision = policy.decide(step.output, False, step.grid, said.get("action_mask"))
+            decision = policy.decide(step.output, False, step.grid, info.get("action_mask"))
         except RuntimeError as error:
             raise ValueError(f"no action can be sampled: {error}") from error
         if not (torch.isfinite(decision.value).all() and torch.isfinite(decision.log_prob).all()):
@@ -237,14 +238,14 @@ def rehearse(model: TrainingEnv, running: bool) -> None:
         before, action = env.state_dict(), policy.actions.to_env(decision.action)
         if model.learns_from_targets:
             grid = None if step.grid is None else step.grid[None]
-            policy.log_prob(step.output[None], said["target"][None], grid)
+            policy.log_prob(step.output[None], info["target"][None], grid)
         for _ in range(2):
             env.step(action)
         env.load_state_dict(before)
 
 
 @contextmanager
-def _leaving_no_trace(model: TrainingEnv) -> Iterator[None]:
+def _undoing_changes(model: TrainingEnv) -> Iterator[None]:
     policy, generators = model.policy, get_generators()
     buffers = {name: value.clone() for name, value in policy.named_buffers()}
     training = policy.training

@@ -63,18 +63,18 @@ def read(name: str, value: Any, hint: Any) -> Any:
     """
     fitted = _fit(value, hint)
     if fitted is _WRONG:
-        raise ValueError(f"{name} is {shown(value)}, expected {meant(hint)}")
+        raise ValueError(f"{name} is {format_value(value)}, expected {describe_type(hint)}")
     return fitted
 
 
-def given(name: str, value: Any, hint: Any) -> Any:
+def read_typed(name: str, value: Any, hint: Any) -> Any:
     """As `read`, for a value from Python or JSON: a string is never converted to a number.
 
     Raises:
         ValueError: see `read`.
     """
     if isinstance(value, str) and str not in kinds_of(hint):
-        raise ValueError(f"{name} is {value!r}, expected {meant(hint)}")
+        raise ValueError(f"{name} is {value!r}, expected {describe_type(hint)}")
     return read(name, value, hint)
 
 
@@ -86,7 +86,7 @@ def check(hints: Mapping[str, Any], /, **values: Any) -> None:
     """
     for name, value in values.items():
         if name in hints:
-            given(name, value, hints[name])
+            read_typed(name, value, hints[name])
 
 
 def check_policy(policy_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -96,13 +96,17 @@ def check_policy(policy_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
         ValueError: one is of the wrong type or out of its range.
     """
     if not isinstance(policy_kwargs, (Mapping, types.NoneType)):
-        raise ValueError(f"policy_kwargs is {shown(policy_kwargs)}, expected a dictionary such as {{'memory': 'gru'}}")
+        raise ValueError(
+            f"policy_kwargs is {format_value(policy_kwargs)}, expected a dictionary such as {{'memory': 'gru'}}"
+        )
     checked = dict(policy_kwargs or {})
     if not isinstance(checked.get("net_arch"), (list, tuple, Mapping, types.NoneType)):
-        raise ValueError(f"net_arch is {shown(checked['net_arch'])}, expected a list of layer widths such as [64, 64]")
+        raise ValueError(
+            f"net_arch is {format_value(checked['net_arch'])}, expected a list of layer widths such as [64, 64]"
+        )
     for name in ("activation_fn", "optimizer_class", "features_extractor_class"):
         if isinstance(checked.get(name), str):
-            raise ValueError(f"{name} is {shown(checked[name])}, expected a class such as torch.nn.ReLU")
+            raise ValueError(f"{name} is {format_value(checked[name])}, expected a class such as torch.nn.ReLU")
     check(POLICY, **checked)
     if isinstance(checked.get("memory"), str) and checked.get("memory_kwargs"):
         takes, given = memory_class(checked["memory"]), checked["memory_kwargs"]
@@ -154,7 +158,7 @@ def kinds_of(hint: Any) -> tuple[Any, ...]:
     return (hint,)
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A value as written in a YAML file, on one line."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
@@ -162,16 +166,21 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def meant(hint: Any) -> str:
+def format_setting(value: Any) -> str:
+    """A value of a configuration for tables and messages: as in YAML, numbers shortened."""
+    return f"{value:g}" if isinstance(value, float) else value if isinstance(value, str) else format_value(value)
+
+
+def describe_type(hint: Any) -> str:
     """Describes the values of a type in words."""
     if typing.get_origin(hint) is Annotated:
         kind, *marks = typing.get_args(hint)
-        return " ".join([meant(kind), *(str(mark) for mark in marks if isinstance(mark, Range))])
+        return " ".join([describe_type(kind), *(str(mark) for mark in marks if isinstance(mark, Range))])
     if typing.get_origin(hint) is Literal:
         *first, last = map(str, typing.get_args(hint))
         return f"{', '.join(first)} or {last}" if first else last
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return " or ".join(meant(part) for part in typing.get_args(hint))
+        return " or ".join(describe_type(part) for part in typing.get_args(hint))
     kind = typing.get_origin(hint) or hint
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
     words |= {types.NoneType: "null", dict: "NAME: VALUE entries"}
@@ -183,7 +192,7 @@ def meant(hint: Any) -> str:
             return "a list"
         kind, *marks = typing.get_args(inner[0]) if typing.get_origin(inner[0]) is Annotated else inner[:1]
         each = "".join(f", each {mark}" for mark in marks if isinstance(mark, Range))
-        return f"a list of {meant(kind).removeprefix('a ')}s{each}"
+        return f"a list of {describe_type(kind).removeprefix('a ')}s{each}"
     return getattr(kind, "__name__", str(kind))
 
 

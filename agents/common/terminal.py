@@ -11,11 +11,11 @@ from typing import Any, TextIO, cast
 
 from rich.console import Console
 
-PLAIN: dict[str, Any] = {"highlight": False, "soft_wrap": True, "markup": False, "emoji": False}
+PLAIN_TEXT: dict[str, Any] = {"highlight": False, "soft_wrap": True, "markup": False, "emoji": False}
 """Print options for sentences: no markup, no wrapping."""
 
 
-def degrade() -> None:
+def replace_unprintable() -> None:
     """Makes standard output and error replace characters that their encoding lacks with "?"."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -13,7 +13,7 @@ import tyro
 
 from agents.common.files import replace_file
 from agents.common.invocation import command_for
-from agents.common.terminal import PLAIN, make_console
+from agents.common.terminal import PLAIN_TEXT, make_console
 from agents.comparison import pictures, settings, tables
 from agents.comparison.curves import Axis
 from agents.comparison.groups import Comparison, by_environment
@@ -21,7 +21,7 @@ from agents.comparison.intervals import Method
 from agents.comparison.pictures import Line
 from agents.comparison.references import paper_lines, with_random
 from agents.comparison.runs import find_runs
-from agents.run.failures import Where
+from agents.run.failures import ErrorContext
 from agents.run.parsing import run_command
 
 INTRO = """Compare trained runs: scores with intervals over seeds, budgets, and curves. For example: compare.py runs
@@ -74,7 +74,7 @@ def main(arguments: list[str] | None = None) -> None:
     words = sys.argv[1:] if arguments is None else arguments
 
     def run(given: Arguments) -> None:
-        with Where("comparing").user_errors():
+        with ErrorContext("comparing").user_errors():
             _run(given, words)
 
     run_command(Arguments, INTRO, GROUPS, words, run)
@@ -87,7 +87,7 @@ def _run(given: Arguments, words: list[str]) -> None:
         refuse_existing(given.out)
     runs = find_runs(given.runs, given.baseline)
     console = make_console()
-    by = settings.known(given.by, runs)
+    by = settings.full_names(given.by, runs)
     each = given.leaderboard or "env" in by
     by = [name for name in by if name != "env"]
     comparisons = []
@@ -97,7 +97,7 @@ def _run(given: Arguments, words: list[str]) -> None:
         except ValueError as error:
             if not each:
                 raise
-            console.print(f"{alike[0].env}: {error}", **PLAIN)
+            console.print(f"{alike[0].env}: {error}", **PLAIN_TEXT)
             continue
         comparisons.append(with_random(found) if given.random else found)
     if not comparisons:
@@ -109,11 +109,11 @@ def _run(given: Arguments, words: list[str]) -> None:
     for comparison in comparisons:
         tables.show(console, comparison, given.threshold)
     if given.out is None:
-        console.print("\nto write the table and curves to files, add --out FOLDER", **PLAIN)
+        console.print("\nto write the table and curves to files, add --out FOLDER", **PLAIN_TEXT)
         return
     command = shlex.join([*shlex.split(command_for("compare")), *words])
     files = write(comparisons, given.out, given.threshold, given.x, command, given.overwrite)
-    console.print("\nwritten: " + " ".join(map(str, files)), **PLAIN)
+    console.print("\nwritten: " + " ".join(map(str, files)), **PLAIN_TEXT)
 
 
 FILES = ("{}.md", "{}.csv", "{}-curves.csv", "{}.png")

@@ -17,8 +17,8 @@ from agents.comparison.runs import RETURN, Run
 
 _PREFERRED = ("error", "f1", "right_triples", "located", "success")
 """Task scores that are compared by default, if the runs have them."""
-_WHY = "not complete, or trained with --eval-episodes 0"
-_SLACK = 0.02
+_NO_SCORE = "not complete, or trained with --eval-episodes 0"
+_BUDGET_TOLERANCE = 0.02
 """Relative difference at which budgets count as equal: whole rollouts seldom add up to a round number."""
 
 
@@ -58,7 +58,7 @@ class Group:
     """Name of the score."""
     method: Method = "bootstrap"
     in_training: bool = False
-    """Whether the score is the last one of training, not that of fresh episodes."""
+    """Whether the score is the last one of training, not that of new episodes."""
 
     @property
     def label(self) -> str:
@@ -179,29 +179,29 @@ class Comparison:
             score: "return", a score of the task, or a column of `progress.csv`; None: the task's own score if it has
                 one.
             method: of the intervals, see `intervals.mean_interval`.
-            in_training: use the last score of training instead of that of fresh episodes.
+            in_training: use the last score of training instead of that of new episodes.
 
         Raises:
             GroupingError: the environments differ, or no run has the score.
         """
-        by = settings.known(by, runs)
+        by = settings.full_names(by, runs)
         _refuse_different(runs, by)
-        runs, notes = _once(runs)
+        runs, notes = _without_repeats(runs)
         score = score or preferred(runs, in_training)
         in_training = in_training or "/" in score
         _refuse_without(score, runs, in_training)
         unfinished = [run for run in runs if not run.scores]
         if unfinished and not in_training:
-            notes.append(f"no score yet: {_named(unfinished)} ({_WHY})")
-        names = tuple(by or settings.telling(runs))
+            notes.append(f"no score yet: {_list_folders(unfinished)} ({_NO_SCORE})")
+        names = tuple(by or settings.distinguishing(runs))
         members: dict[tuple[str, ...], list[Run]] = {}
         for run in runs:
             members.setdefault(settings.values(run, names), []).append(run)
         groups = [Group(key, tuple(of), score, method, in_training) for key, of in members.items()]
         groups.sort(key=lambda group: _rank(group, score))
-        notes += _mixed(groups)
+        notes += _notes_on_groups(groups)
         first, chance, kwargs = runs[0], None, ""
-        if len({settings.task(run) for run in runs}) == 1:
+        if len({settings.task_key(run) for run in runs}) == 1:
             chance = next((run.random[score] for run in runs if score in run.random), None)
             kwargs = " ".join(word for word in settings.values(first, ("env_kwargs",)) if word != settings.NONE)
         return cls(first.env, kwargs, names, score, groups, notes, chance)
@@ -217,7 +217,7 @@ class Comparison:
         if lessons is None or not min(group.steps):
             return "unknown"
         shares = [(steps + lessons) / max(self.most_steps, 1) for steps in group.steps]
-        if shares[0] >= 1 - _SLACK:
+        if shares[0] >= 1 - _BUDGET_TOLERANCE:
             return "yes"
         low, high = (f"{100 * share:.2g}" for share in shares)
         return f"no: {low} %" if low == high else f"no: {low}–{high} %"
@@ -237,7 +237,7 @@ def by_environment(runs: Sequence[Run], by: Sequence[str] = ()) -> list[list[Run
     """Groups runs by environment; arguments named in `by` may differ within a group."""
     found: dict[tuple[object, ...], list[Run]] = {}
     for run in runs:
-        found.setdefault(settings.task(run, [name for name in by if name != "env"]), []).append(run)
+        found.setdefault(settings.task_key(run, [name for name in by if name != "env"]), []).append(run)
     return list(found.values())
 
 
@@ -261,19 +261,19 @@ def _refuse_without(score: str, runs: Sequence[Run], in_training: bool) -> None:
             raise GroupingError(f"no run has logged {score}; there are {', '.join(_logged(runs))}")
     elif len(unfinished) == len(runs):
         raise GroupingError(
-            f"no score yet: {_named(unfinished)} ({_WHY}); --in-training uses the last score of training"
+            f"no score yet: {_list_folders(unfinished)} ({_NO_SCORE}); --in-training uses the last score of training"
         )
     elif not any(score in run.scores for run in runs):
         have = dict.fromkeys(name for run in runs for name in run.scores)
         raise GroupingError(f"no run has the score {score}; there are {', '.join(have)}")
 
 
-def _once(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
+def _without_repeats(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
     """Each training once, and notes on the runs that are left out."""
     kept: dict[tuple[str, int], Run] = {}
     notes = []
     for run in runs:
-        key = (settings.training(run), run.seed)
+        key = (settings.training_key(run), run.seed)
         other = kept.get(key)
         if other is None:
             kept[key] = run
@@ -285,7 +285,7 @@ def _once(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
     return list(kept.values()), notes
 
 
-def _mixed(groups: Sequence[Group]) -> list[str]:
+def _notes_on_groups(groups: Sequence[Group]) -> list[str]:
     """Notes on settings that differ within a group, and on single seeds."""
     notes = []
     for group in groups:
@@ -304,7 +304,7 @@ def _rank(group: Group, score: str) -> tuple[bool, float, str]:
     return math.isnan(mean), mean if lower_is_better(score) else -mean, group.label
 
 
-def _named(runs: Sequence[Run]) -> str:
+def _list_folders(runs: Sequence[Run]) -> str:
     shown = [str(run.folder) for run in runs[:3]] + ([f"{len(runs) - 3} more"] if len(runs) > 3 else [])
     return " and ".join(filter(None, (", ".join(shown[:-1]), shown[-1])))
 

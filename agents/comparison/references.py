@@ -23,7 +23,7 @@ def with_random(comparison: Comparison) -> Comparison:
     Only environments of this project are played, because others may be slow.
     """
     run = comparison.groups[0].runs[0]
-    several = len({settings.task(other) for group in comparison.groups for other in group.runs}) > 1
+    several = len({settings.task_key(other) for group in comparison.groups for other in group.runs}) > 1
     if several or comparison.random is not None or run.env not in registered() or "/" in comparison.score:
         return comparison
     fields = {name: run.config[name] for name in ("env", "env_kwargs", "wrappers", "eval_steps")}

@@ -19,7 +19,7 @@ from agents.checkpoint.format import read_manifest
 from agents.common.plain_yaml import read_yaml_file
 from agents.comparison.curves import Array, Curve
 from agents.run.config import Config
-from agents.run.logs import STEP, WALL, kept_rows
+from agents.run.logs import STEP, WALL, rows_up_to
 
 RETURN = "return"
 """The mean return per episode, a score that every environment has."""
@@ -40,7 +40,7 @@ class Run:
     config: dict[str, Any]
     """All entries of `config.yaml`; missing ones have their defaults."""
     scores: dict[str, float] = field(default_factory=dict)
-    """Final scores by name, from fresh episodes; empty while the run is incomplete."""
+    """Final scores by name, on new episodes; empty while the run is incomplete."""
     random: dict[str, float] = field(default_factory=dict)
     """Scores of random actions, if `evaluate.py` was run."""
     env_steps: int = 0
@@ -69,7 +69,7 @@ class Run:
             ValueError: the file is damaged.
         """
         if (self.folder / "progress.csv").exists():
-            return kept_rows(self.folder, sys.maxsize)
+            return rows_up_to(self.folder, sys.maxsize)
         return _event_rows(self.folder)
 
     @property
@@ -84,7 +84,7 @@ class Run:
 
     @cached_property
     def lesson_steps(self) -> int | None:
-        """Steps behind the weights that this run started from; 0 if it started from none, None if unknown."""
+        """Environment steps of the earlier runs whose weights this run started from; 0 without any, None if unknown."""
         start = self.config["init_from"]
         return 0 if start is None else _steps_until(Path(start), self.folder)
 
@@ -215,7 +215,7 @@ def _event_rows(folder: Path) -> list[dict[str, str]]:
 
 
 def _steps_until(start: Path, folder: Path) -> int | None:
-    """All steps behind the weights at `start`, the run or checkpoint that the run in `folder` started from."""
+    """All training steps of the weights at `start`, the run or checkpoint that the run in `folder` started from."""
     for place in (start, folder / "lessons" / start.name, folder.parent / start.name):
         try:
             checkpoint = latest_checkpoint(place)

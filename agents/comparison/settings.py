@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from agents.common.arguments import shown
+from agents.common.arguments import format_setting
 from agents.comparison.runs import Run
 
 NONE = "–"
@@ -49,14 +49,14 @@ def changes(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tu
     return {name: values for name, values in both.items() if _plain(values[0]) != _plain(values[1])}
 
 
-def task(run: Run, but: Sequence[str] = ()) -> tuple[Any, ...]:
+def task_key(run: Run, but: Sequence[str] = ()) -> tuple[Any, ...]:
     """A key that is equal for runs in the same environment, ignoring the settings `but` (full names)."""
     parts = _flat({name: run.config.get(name) for name in ENVIRONMENT})
     kept = {name: value for name, value in parts.items() if name not in but and name.split(".")[0] not in but}
     return tuple(sorted((name, repr(_plain(value))) for name, value in kept.items() if value not in ({}, [], None)))
 
 
-def training(run: Run) -> str:
+def training_key(run: Run) -> str:
     """A key that is equal for runs that differ only in their seeds."""
     apart = (*_PLACES, *_SCORING, *_MACHINE, *_NAMES, "init_from")
     return repr(sorted((name, _plain(value)) for name, value in run.config.items() if name not in apart)) + str(
@@ -78,7 +78,7 @@ def differing(runs: Sequence[Run]) -> list[str]:
     return sorted(found, key=place)
 
 
-def telling(runs: Sequence[Run]) -> list[str]:
+def distinguishing(runs: Sequence[Run]) -> list[str]:
     """The fewest settings, in the order of `differing`, that distinguish all trainings."""
     chosen: list[str] = []
     count = 1
@@ -103,15 +103,11 @@ def values(run: Run, names: Iterable[str]) -> tuple[str, ...]:
 def _word(all_of: Mapping[str, Any], name: str) -> str:
     within = {key.removeprefix(f"{name}."): value for key, value in all_of.items() if key.startswith(f"{name}.")}
     if within:
-        return " ".join(f"{key}={_said(value)}" for key, value in sorted(within.items()))
-    return _said(all_of[name]) if name in all_of and all_of[name] not in ([], {}) else NONE
+        return " ".join(f"{key}={format_setting(value)}" for key, value in sorted(within.items()))
+    return format_setting(all_of[name]) if name in all_of and all_of[name] not in ([], {}) else NONE
 
 
-def _said(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else value if isinstance(value, str) else shown(value)
-
-
-def known(names: Iterable[str], runs: Sequence[Run]) -> list[str]:
+def full_names(names: Iterable[str], runs: Sequence[Run]) -> list[str]:
     """Full names of settings: `heads` becomes `memory_kwargs.heads` if the name is unique.
 
     Raises:

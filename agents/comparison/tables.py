@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from agents.common.terminal import PLAIN
+from agents.common.terminal import PLAIN_TEXT
 from agents.comparison.curves import COLUMNS
 from agents.comparison.groups import Comparison, Group, Reached, direction
 from agents.comparison.runs import RETURN
@@ -76,7 +76,7 @@ def legend(comparison: Comparison, threshold: float | None = None) -> list[str]:
 
 def show(console: Console, comparison: Comparison, threshold: float | None = None) -> None:
     """Prints the table and its legend; split into two tables if one is wider than the terminal."""
-    console.print(f"\n{heading(comparison)}", style="bold", **PLAIN)
+    console.print(f"\n{heading(comparison)}", style="bold", **PLAIN_TEXT)
     found = rows(comparison, threshold)
     titles, cells = _titles(comparison, threshold), _cells(comparison, found)
     names = [row.group.names for row in found]

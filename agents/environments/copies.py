@@ -30,19 +30,19 @@ class CopyObservation(gym.Wrapper[Any, Any, Any, Any]):
             shape, a missing entry, an integer out of range), a reward that is not a number, an end that is not a bool,
             or an `info` that is not a dictionary; `reset` takes no seed; the space has changed.
 
-    Attributes are read from and set on the wrapped environment, for code that goes on using `envs[0].name`.
+    Attributes are read from and set on the wrapped environment, for code that uses `envs[0].name`.
     """
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
         super().__init__(env)
-        self._space = env.observation_space  # the agent's networks are built for this one
+        self._space = env.observation_space  # the space for which the agent's networks are built
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         try:
             given: Any = self.env.reset(seed=seed, options=options)
         except TypeError as error:
             plain = self.env.unwrapped
-            if not _takes(plain.reset, seed=seed, options=options):
+            if not _accepts(plain.reset, seed=seed, options=options):
                 raise ContractError(
                     f"{type(plain).__name__}.reset does not take seed and options, expected reset(self, *, seed=None, "
                     "options=None)"
@@ -51,7 +51,7 @@ class CopyObservation(gym.Wrapper[Any, Any, Any, Any]):
         if not isinstance(given, tuple) or len(given) != 2:
             raise ContractError(f"reset gave {_shown(given)}, expected an observation and a dictionary")
         obs, info = given
-        return self._taken("reset", obs, info), info
+        return self._checked_copy("reset", obs, info), info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         given: Any = self.env.step(action)
@@ -59,7 +59,7 @@ class CopyObservation(gym.Wrapper[Any, Any, Any, Any]):
             expected = "5: observation, reward, terminated, truncated, info"
             raise ContractError(f"step gave {_shown(given)}, expected {expected}")
         obs, reward, terminated, truncated, info = given
-        obs = self._taken("step", obs, info)
+        obs = self._checked_copy("step", obs, info)
         if type(reward) is not float and not isinstance(reward, (np.floating, np.integer)):
             reward = _number(reward)
         for name, end in (("terminated", terminated), ("truncated", truncated)):
@@ -67,10 +67,10 @@ class CopyObservation(gym.Wrapper[Any, Any, Any, Any]):
                 raise ContractError(f"step gave {_shown(end)} as {name}, expected true or false")
         return obs, reward, terminated, truncated, info
 
-    def _taken(self, where: str, obs: Any, info: Any) -> Any:
+    def _checked_copy(self, where: str, obs: Any, info: Any) -> Any:
         """A copy of the observation, in the types of its space."""
         try:
-            taken = _taken(where, "", obs, self._space)
+            copied = _copied(where, "", obs, self._space)
         except ContractError as error:
             if self.env.observation_space != self._space:
                 raise ContractError(
@@ -80,7 +80,7 @@ class CopyObservation(gym.Wrapper[Any, Any, Any, Any]):
             raise
         if not isinstance(info, dict):
             raise ContractError(f"{where} gave {_shown(info)} as info, expected a dictionary")
-        return taken
+        return copied
 
     def __getattr__(self, name: str) -> Any:
         if name == "env" or name.startswith("__"):  # not yet built, as while it is unpickled
@@ -95,7 +95,7 @@ class CopyObservation(gym.Wrapper[Any, Any, Any, Any]):
 
 
 def copy_observations(env: VectorEnv[Any, Any, Any] | VecEnv) -> None:
-    """Wraps the single environments of a batch in this process in `CopyObservation`."""
+    """Wraps each single environment of a batch in this process in `CopyObservation`."""
     batch = env.unwrapped
     if isinstance(batch, (SyncVectorEnv, DummyVecEnv)):
         around: Any = [
@@ -107,26 +107,25 @@ def copy_observations(env: VectorEnv[Any, Any, Any] | VecEnv) -> None:
         batch.envs = around
 
 
-def _taken(where: str, name: str, obs: Any, space: gym.spaces.Space[Any]) -> Any:
-    """A copy of an observation or one of its entries. What would fail later is refused here, where the entry is
-    known."""
+def _copied(where: str, name: str, obs: Any, space: gym.spaces.Space[Any]) -> Any:
+    """A copy of an observation or one of its entries. Errors are raised here, where the name of the entry is known."""
     if isinstance(space, gym.spaces.Dict):
         if not isinstance(obs, Mapping):
             raise ContractError(
                 f"{where} gave {_shown(obs)} as {_noun(name)}, expected a dictionary with {', '.join(space)}"
             )
-        taken = {}
+        copied = {}
         for key, entry in space.items():
             path = f"{name}.{key}" if name else str(key)
             if key not in obs:
                 raise ContractError(f"{where} gave an observation without the entry {path!r} of its observation_space")
-            taken[key] = _taken(where, path, obs[key], entry)
-        return taken
+            copied[key] = _copied(where, path, obs[key], entry)
+        return copied
     if isinstance(space, gym.spaces.Tuple):
         if not isinstance(obs, (tuple, list)) or len(obs) != len(space):
             raise ContractError(f"{where} gave {_shown(obs)} as {_noun(name)}, expected a tuple of {len(space)}")
         entries = enumerate(zip(obs, space, strict=True))
-        return tuple(_taken(where, f"{name}.{i}" if name else str(i), each, entry) for i, (each, entry) in entries)
+        return tuple(_copied(where, f"{name}.{i}" if name else str(i), each, entry) for i, (each, entry) in entries)
     if isinstance(space, gym.spaces.Discrete):
         numbers = np.asarray(obs)
         if numbers.size == 1:
@@ -175,7 +174,7 @@ def _noun(name: str) -> str:
     return f"entry {name!r} of the observation" if name else "observation"
 
 
-def _takes(method: Any, **arguments: Any) -> bool:
+def _accepts(method: Any, **arguments: Any) -> bool:
     try:
         inspect.signature(method).bind(**arguments)
     except TypeError:
@@ -199,7 +198,7 @@ def _number(reward: Any) -> float:
 
 
 def _shown(value: Any) -> str:
-    """A value in a few words."""
+    """A short description of a value."""
     if isinstance(value, tuple):
         return f"{len(value)} values"
     return f"an array of shape {value.shape}" if isinstance(value, np.ndarray) else " ".join(repr(value)[:40].split())

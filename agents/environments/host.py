@@ -19,17 +19,17 @@ from policies.observations import Layout
 
 
 class HostEnv(TensorEnv):
-    """Environments that run on the host, with the tensor interface: one transfer in each direction per step.
+    """Environments that run on the host, with the tensor interface: one transfer per step in each direction.
 
-    Observations, rewards and ends are copied on receipt, and go to an accelerator in one copy (`Transfer`).
+    Observations, rewards and ends are copied, and sent to an accelerator in one transfer (`Transfer`).
 
-    Their state cannot be saved. A resumed run therefore starts new episodes; everything else continues.
+    Their state cannot be saved, so a resumed run starts new episodes; everything else continues.
     """
 
     def __init__(self, host: Host, device: torch.device | str = "cpu") -> None:
         check_action_space(host.action_space)
         self._layout = Layout(host.observation_space)
-        self.host, self._own = host, 0
+        self.host, self._own_moves = host, 0
         super().__init__(host.num_envs, self._layout.space, host.action_space, device)
         self.vec_env = host.vec_env
         """The environments as an SB3 `VecEnv`: see `agents.environments.TensorVecEnv`."""
@@ -75,22 +75,19 @@ class HostEnv(TensorEnv):
     @property
     def visits(self) -> object:
         """Counts resets, and steps that were not made by this adapter."""
-        return self.host.watch.moves - self._own
+        return self.host.watch.moves - self._own_moves
 
     @visits.setter
     def visits(self, value: object) -> None:
-        """They are counted beneath."""
+        """Ignored: `host.watch` counts."""
 
     def observe(self) -> Obs:
-        """The current observations. If only one environment or one wrapper was stepped or reset, all are reset
-        first."""
+        """The current observations; if user code moved a single environment or wrapper, all environments are reset."""
         self.counted = []
-        shown = self.host.shown()
-        return (
-            self.reset()[0]
-            if shown is None
-            else self._unnamed(self._transfer(self._named(shown, self._obs)), self._obs)
-        )
+        current = self.host.current_obs()
+        if current is None:
+            return self.reset()[0]
+        return self._unnamed(self._transfer(self._named(current, self._obs)), self._obs)
 
     def step(self, action: Tensor | np.ndarray[Any, Any]) -> tuple[Obs, Tensor, Tensor, Tensor, Info]:
         array = action.cpu().numpy() if isinstance(action, Tensor) else np.asarray(action)
@@ -98,7 +95,7 @@ class HostEnv(TensorEnv):
         obs, reward, terminated, truncated, final = self.host.step(
             array.astype(self.single_action_space.dtype, copy=False)
         )
-        self._own += self.host.watch.moves - moves
+        self._own_moves += self.host.watch.moves - moves
         self._truncated_now = bool(np.any(truncated))
         arrays = self._named(obs, self._obs) | self._masks()
         arrays |= {"reward": reward, "terminated": terminated, "truncated": truncated}
@@ -109,9 +106,9 @@ class HostEnv(TensorEnv):
         info: Info = {**_only(tensors, "action_mask"), "infos": self.host.infos, "shown": obs}
         if final is not None:
             returns, lengths, success = tensors["episodes"].unbind()
-            said = {"episode_return": returns, "episode_length": lengths, "is_success": success}
-            said["episodes"] = tensors["episodes"]
-            info |= {"final_obs": self._unnamed(tensors, self._final), **said}
+            stats = {"episode_return": returns, "episode_length": lengths, "is_success": success}
+            stats["episodes"] = tensors["episodes"]
+            info |= {"final_obs": self._unnamed(tensors, self._final), **stats}
         seen = self._unnamed(tensors, self._obs)
         return seen, tensors["reward"], tensors["terminated"], tensors["truncated"], info
 
@@ -119,7 +116,7 @@ class HostEnv(TensorEnv):
         return {**self._transfer(self._masks())}
 
     def _masks(self) -> dict[str, Any]:
-        masks = self.host.masks.now
+        masks = self.host.masks.current
         return {} if masks is None else {"action_mask": masks}
 
     def _episodes(self) -> np.ndarray[Any, Any]:
@@ -127,14 +124,14 @@ class HostEnv(TensorEnv):
 
         Returns, lengths and successes, `[3, N]`.
         """
-        said = np.full((3, self.num_envs), np.nan, dtype=np.float32)
-        for index, info in self.host.ended():
+        stats = np.full((3, self.num_envs), np.nan, dtype=np.float32)
+        for index, info in self.host.ended_infos():
             if "episode" in info:
                 self.counted.append(info["episode"])
-                said[:2, index] = info["episode"]["r"], info["episode"]["l"]
+                stats[:2, index] = info["episode"]["r"], info["episode"]["l"]
             if info.get("is_success") is not None:
-                said[2, index] = info["is_success"]
-        return said
+                stats[2, index] = info["is_success"]
+        return stats
 
     def _named(self, obs: Any, names: dict[str, str]) -> dict[str, Any]:
         arrays = self._layout.read(obs)

@@ -20,17 +20,18 @@ class HostMasks:
     """Action masks of a batch of environments at their current observations.
 
     Args:
-        env: a Gymnasium vector environment, whose members or itself may have the method, or an SB3 one.
+        env: an SB3 `VecEnv`, or a Gymnasium vector environment; it or its single environments may have the method
+            `action_masks`.
         space: of one action.
     """
 
     def __init__(self, env: VectorEnv[Any, Any, Any] | VecEnv, space: spaces.Space[Any]) -> None:
         self.env, self.space = env, space
-        self.now: Masks | None = None
-        """`[num_envs, choices]`, as read by the last `take`; None: the environments give no masks."""
+        self.current: Masks | None = None
+        """`[num_envs, choices]`, as of the last `read`; None: the environments give no masks."""
         self._asks = _has_method(env)
 
-    def take(self, infos: Sequence[dict[str, Any]] | dict[str, Any]) -> None:
+    def read(self, infos: Sequence[dict[str, Any]] | dict[str, Any]) -> None:
         """Reads the masks that came with the current observations, from Gymnasium's `info` or SB3's `infos`.
 
         Raises:
@@ -38,12 +39,12 @@ class HostMasks:
         """
         given = _of_vector(infos) if isinstance(infos, dict) else [info.get(KEY) for info in infos]
         if given is not None and any(row is not None for row in given):
-            self.now = self._filled(given)
+            self.current = self._filled(given)
         elif self._asks:
             own = getattr(self.env, METHOD, None) if isinstance(self.env, VectorEnv) else None
-            self.now = self._filled(own() if callable(own) else _call(self.env, METHOD))
-        elif self.now is not None:
-            self.now = np.ones_like(self.now)
+            self.current = self._filled(own() if callable(own) else _call(self.env, METHOD))
+        elif self.current is not None:
+            self.current = np.ones_like(self.current)
 
     def _filled(self, given: Sequence[Any]) -> Masks:
         """Rows that are None allow everything."""
@@ -64,7 +65,7 @@ def _has_method(env: VectorEnv[Any, Any, Any] | VecEnv) -> bool:
     if isinstance(env, VecEnv):
         try:
             return bool(env.has_attr(METHOD))
-        except (AttributeError, NotImplementedError):  # some take no such question, such as SuperSuit's
+        except (AttributeError, NotImplementedError):  # some do not implement it, such as SuperSuit's
             return False
     if hasattr(env, METHOD):
         return True

@@ -27,7 +27,7 @@ from stable_baselines3.common.vec_env import (
 
 from agents.environments.copies import ContractError
 from agents.environments.host_masks import HostMasks
-from agents.environments.infos import of_vector, row
+from agents.environments.infos import info_of_env, row
 from agents.environments.watch import Watch, reset_infos, watch
 from agents.sb3.vec_env import VectorVecEnv
 
@@ -43,7 +43,7 @@ class Host:
     vec_env: VecEnv
     """The SB3 `VecEnv`, with the environments' own action and observation values."""
     watch: Watch
-    """Notes resets and steps made by user code."""
+    """Records resets and steps made by user code."""
     counts_episodes: bool = False
     """Whether a `Monitor` or a similar wrapper counts the episodes; its numbers are then logged."""
 
@@ -55,7 +55,7 @@ class Host:
         moves, self.watch = self.watch.moves, watch(self.env)
         self.watch.moves = moves
 
-    def shown(self) -> Any:
+    def current_obs(self) -> Any:
         """The observation after user code has reset or stepped the environments; None if it is not known."""
         raise NotImplementedError
 
@@ -63,13 +63,12 @@ class Host:
         """Each environment's `info` of the last step, as in SB3."""
         raise NotImplementedError
 
-    def ended(self) -> list[tuple[int, dict[str, Any]]]:
+    def ended_infos(self) -> list[tuple[int, dict[str, Any]]]:
         """Index and `info` of each environment whose episode may have ended with the last step."""
         raise NotImplementedError
 
     def step(self, action: np.ndarray[Any, Any]) -> tuple[Any, Any, Any, Any, Any]:
-        """Observations, rewards, terminated, truncated, and the final observations where any environment ended, else
-        None."""
+        """Returns observations, rewards, terminated, truncated, final observations (None if no episode ended)."""
         raise NotImplementedError
 
     def render(self) -> Sequence[Any] | None:
@@ -102,41 +101,42 @@ class VectorEnvHost(Host):
 
     def reset(self, seed: int | None, options: dict[str, Any] | None = None) -> Any:
         obs, self.info = self.env.reset(seed=seed, options=options)
-        self.masks.take(self.info)
+        self.masks.read(self.info)
         return obs
 
-    def shown(self) -> Any:
-        if self.watch.shown is not None:
-            self.masks.take(self.watch.said)
-        return self.watch.shown
+    def current_obs(self) -> Any:
+        if self.watch.last_obs is not None:
+            self.masks.read(self.watch.last_info)
+        return self.watch.last_obs
 
     def reset_infos(self) -> list[dict[str, Any]]:
         """Each environment's `info` of its reset, for those that were just reset."""
-        return [of_vector(self.info, index, False) for index in range(self.num_envs)]
+        return [info_of_env(self.info, index, False) for index in range(self.num_envs)]
 
     def infos(self) -> list[dict[str, Any]]:
         return [self._info_of(index) for index in range(self.num_envs)]
 
-    def ended(self) -> list[tuple[int, dict[str, Any]]]:
+    def ended_infos(self) -> list[tuple[int, dict[str, Any]]]:
         _, terminated, truncated, _ = self._last
         return [(int(index), self._info_of(int(index))) for index in np.flatnonzero(terminated | truncated)]
 
     def _info_of(self, index: int) -> dict[str, Any]:
         info, terminated, truncated, final = self._last
         over = bool(terminated[index] or truncated[index])
-        said = of_vector(info, index, over)
-        said["TimeLimit.truncated"] = bool(truncated[index] and not terminated[index])
+        found = info_of_env(info, index, over)
+        found["TimeLimit.truncated"] = bool(truncated[index] and not terminated[index])
         if over:
-            said["terminal_observation"] = row(final, index)
-        return said
+            found["terminal_observation"] = row(final, index)
+        return found
 
     def step(self, action: np.ndarray[Any, Any]) -> tuple[Any, Any, Any, Any, Any]:
         obs, reward, terminated, truncated, info = self.env.step(action)
         self.info = info
-        self.masks.take(info)
+        self.masks.read(info)
         final = None
         if "final_obs" in info:
-            final = _copy(obs if "_final_obs" in info else info["final_obs"])  # a TensorEnv's is that of all copies
+            # a TensorEnv gives that of all environments
+            final = _copy(obs if "_final_obs" in info else info["final_obs"])
             for index in np.flatnonzero(info.get("_final_obs", ())):
                 _assign(final, int(index), info["final_obs"][index])
         self._last = (info, terminated, truncated, final)
@@ -162,25 +162,26 @@ class VecEnvHost(Host):
         self.masks = HostMasks(env, self.action_space)
         self.watch = watch(env)
         self._raw: VecNormalize | None = None
-        with contextlib.suppress(AttributeError, NotImplementedError):  # some take no such question
+        with contextlib.suppress(AttributeError, NotImplementedError):  # some do not implement it
             self.counts_episodes = is_vecenv_wrapped(env, VecMonitor) or all(env.env_is_wrapped(Monitor))
         if not self.counts_episodes and (normalized := unwrap_vec_normalize(env)) is not None:
             self._raw, self.counts_episodes = normalized, True
         self.begin()
 
-    def shown(self) -> Any:
+    def current_obs(self) -> Any:
         self.begin()
-        if self.watch.shown is not None:
-            self.masks.take(self._of_present(*self.watch.said))
-        return self.watch.shown
+        if self.watch.last_obs is not None:
+            self.masks.read(self._of_present(*self.watch.last_info))
+        return self.watch.last_obs
 
     def _of_present(self, done: np.ndarray[Any, Any], infos: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The `infos` of the current observations; an environment that is done already shows its next episode."""
+        """The `infos` of the current observations; an environment that is done is already in its next
+        episode."""
         begun = zip(done, infos, reset_infos(self.env), strict=True)
         return [after if over else info for over, info, after in begun]
 
     def begin(self) -> None:
-        """No episode is under way."""
+        """Resets the counts of running episodes."""
         self._returns, self._lengths = np.zeros(self.num_envs), np.zeros(self.num_envs, dtype=np.int64)
         self._done = np.zeros(self.num_envs, dtype=bool)
 
@@ -189,13 +190,13 @@ class VecEnvHost(Host):
             self.env.seed(seed)
         self.begin()
         obs = self.env.reset()
-        self.masks.take(reset_infos(self.env))
+        self.masks.read(reset_infos(self.env))
         return obs
 
     def infos(self) -> list[dict[str, Any]]:
         return list(self._infos)
 
-    def ended(self) -> list[tuple[int, dict[str, Any]]]:
+    def ended_infos(self) -> list[tuple[int, dict[str, Any]]]:
         if self._raw is None:
             return list(enumerate(self._infos))
         counted = []
@@ -212,7 +213,7 @@ class VecEnvHost(Host):
             self._returns += self._raw.get_original_reward()
             self._lengths += 1
         self._infos, self._done = infos, done
-        self.masks.take(self._of_present(done, infos))
+        self.masks.read(self._of_present(done, infos))
         truncated = np.array([d and bool(i.get("TimeLimit.truncated")) for d, i in zip(done, infos, strict=True)])
         final = None
         if done.any():
@@ -244,7 +245,7 @@ def _advice(env: VectorEnv[Any, Any, Any], mode: AutoresetMode | None) -> str:
         return (
             f"{name} does not say when it resets; expected metadata['autoreset_mode'] = "
             "gymnasium.vector.AutoresetMode.SAME_STEP where it does so at the step that ends an episode; supersuit's "
-            "concat_vec_envs_v1 gives an SB3 VecEnv, which is taken, with base_class='stable_baselines3'"
+            "concat_vec_envs_v1 with base_class='stable_baselines3' gives an SB3 VecEnv, which can be used"
         )
     resets = f"{name} resets at the {mode}: its reset steps carry no experience"
     if isinstance(batch, (SyncVectorEnv, AsyncVectorEnv)):
@@ -282,11 +283,8 @@ def _counts_episodes(env: VectorEnv[Any, Any, Any]) -> bool:
             return True
         env = env.env
     single = getattr(env, "envs", None) or [None]
-    return all(each is not None and (_has(each, Monitor) or _has(each, RecordEpisodeStatistics)) for each in single)
-
-
-def _has(env: gym.Env[Any, Any], wrapper: type[gym.Wrapper[Any, Any, Any, Any]]) -> bool:
-    return is_wrapped(env, wrapper)
+    wrappers: Any = (Monitor, RecordEpisodeStatistics)
+    return all(each is not None and any(is_wrapped(each, wrapper) for wrapper in wrappers) for each in single)
 
 
 def _is_channels_last(space: spaces.Space[Any]) -> bool:

@@ -11,64 +11,63 @@ from torch import Tensor
 from envs.tensor_env import Info, Obs
 
 
-def of_vector(info: dict[str, Any], index: int, ended: bool) -> dict[str, Any]:
+def info_of_env(info: dict[str, Any], index: int, ended: bool) -> dict[str, Any]:
     """One environment's `info` from a Gymnasium vector environment with `SAME_STEP` resets.
 
-    For an environment whose episode ended, `final_info` holds the last step's `info` and the usual place the reset's.
+    For an environment whose episode ended, the last step's `info` is in `final_info`, and the reset's in its place.
     """
     if not ended or "final_info" not in info:
         return _entries(info, index)
-    said = _entries(info["final_info"], index)
-    if "episode" in info and "episode" not in said:  # RecordEpisodeStatistics around the vector environment
-        said |= {name: value for name, value in _entries(info, index).items() if name == "episode"}
-    return said
+    found = _entries(info["final_info"], index)
+    if "episode" in info and "episode" not in found:  # RecordEpisodeStatistics around the vector environment
+        found |= {name: value for name, value in _entries(info, index).items() if name == "episode"}
+    return found
 
 
 def _entries(info: dict[str, Any], index: int) -> dict[str, Any]:
-    said = {}
+    found = {}
     for name, value in info.items():
-        there = info.get(f"_{name}")
-        if name.startswith("_") or name.startswith("final_") or (there is not None and not there[index]):
+        present = info.get(f"_{name}")
+        if name.startswith("_") or name.startswith("final_") or (present is not None and not present[index]):
             continue
         if isinstance(value, dict):
-            said[name] = _entries(value, index)
+            found[name] = _entries(value, index)
         else:
-            said[name] = value[index] if isinstance(value, (np.ndarray, list, tuple)) else value
-    return said
+            found[name] = value[index] if isinstance(value, (np.ndarray, list, tuple)) else value
+    return found
 
 
-def of_tensors(
+def infos_of_step(
     info: Info, terminated: Tensor, truncated: Tensor, counts: Callable[[int], dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """SB3's `infos` of one step of a `TensorEnv`, on the host.
 
     Args:
-        info: as `step` gave it.
-        terminated, truncated: as `step` gave them.
-        counts: return and length of an environment's episode, where it ended with this step.
+        info, terminated, truncated: as returned by `step`.
+        counts: the entry `episode` (return, length, time) of an environment whose episode ended with this step.
     """
     ends = (terminated | truncated).cpu().numpy()
     timeouts = (truncated & ~terminated).cpu().numpy()
     success = info["is_success"].cpu().numpy() if "is_success" in info else None
     final = as_numpy(info["final_obs"]) if "final_obs" in info and ends.any() else None
-    infos = described(info, len(ends))
-    for index, said in enumerate(infos):
+    infos = infos_of_obs(info, len(ends))
+    for index, found in enumerate(infos):
         if ends[index]:
-            said.clear()  # it came with the first observation of the next episode
+            found.clear()  # it describes the next episode's first observation
             if final is not None:
-                said["terminal_observation"] = row(final, index)
+                found["terminal_observation"] = row(final, index)
             if success is not None and not np.isnan(success[index]):
-                said["is_success"] = bool(success[index])
-            said["episode"] = counts(index)
-        said["TimeLimit.truncated"] = bool(timeouts[index])
+                found["is_success"] = bool(success[index])
+            found["episode"] = counts(index)
+        found["TimeLimit.truncated"] = bool(timeouts[index])
     return infos
 
 
-def described(info: Info, num_envs: int) -> list[dict[str, Any]]:
+def infos_of_obs(info: Info, num_envs: int) -> list[dict[str, Any]]:
     """SB3's `infos` of a `TensorEnv`'s current observations."""
     about_the_step = ("final_obs", "is_success")
-    said = {name: v.cpu().numpy() for name, v in info.items() if isinstance(v, Tensor) and name not in about_the_step}
-    return [{name: value[index] for name, value in said.items()} for index in range(num_envs)]
+    found = {name: v.cpu().numpy() for name, v in info.items() if isinstance(v, Tensor) and name not in about_the_step}
+    return [{name: value[index] for name, value in found.items()} for index in range(num_envs)]
 
 
 def as_numpy(obs: Obs) -> Any:

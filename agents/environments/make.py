@@ -18,11 +18,11 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrap
 from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv
 
-from agents.common.arguments import Count, given, read_arguments
+from agents.common.arguments import Count, read_arguments, read_typed
 from agents.environments.copies import CopyObservation, copy_observations
 from agents.environments.host import HostEnv
 from agents.environments.hosts import VecEnvHost, VectorEnvHost
-from agents.environments.named import find_env, named
+from agents.environments.named import find_env, import_object
 from agents.sb3.vec_env import TensorVecEnv, VectorVecEnv
 from envs.tensor_env import TensorEnv
 from policies.heads import check_action_space
@@ -67,12 +67,12 @@ def make_env(
             f"env_id is of {type(env_id).__name__}, expected a Gymnasium id; learners take an environment itself"
         )
     spec = find_env(env_id)
-    given("num_envs", num_envs, Count)
+    read_typed("num_envs", num_envs, Count)
     if isinstance(wrappers, str):
         raise ValueError(f"wrappers is {wrappers!r}, expected a list: wrappers=[{wrappers!r}]")
     if vector not in get_args(Vector):
         raise ValueError(f"vector is {vector!r}, expected one of {', '.join(get_args(Vector))}")
-    around = [named(wrapper, "a wrapper") if isinstance(wrapper, str) else wrapper for wrapper in wrappers]
+    around = [import_object(wrapper, "a wrapper") if isinstance(wrapper, str) else wrapper for wrapper in wrappers]
     maker = batched_class(spec)
     if maker is not None and not around:
         if vector == "async":
@@ -88,7 +88,7 @@ def make_env(
         _forget_makers(batch)
         env = as_tensor_env(batch, device)
     if vector == "async":
-        weakref.finalize(env, _closed, batch)  # its processes end with it, or with this one, and in good order
+        weakref.finalize(env, _close, batch)  # its processes are closed with it, or at exit
     return env
 
 
@@ -106,7 +106,7 @@ def ignoring_interrupts(parent: int) -> Callable[[gym.Env[Any, Any]], gym.Env[An
     return around
 
 
-def _closed(batch: VectorEnv[Any, Any, Any]) -> None:
+def _close(batch: VectorEnv[Any, Any, Any]) -> None:
     with contextlib.suppress(OSError, EOFError):  # a process has ended before
         batch.close()
 
@@ -120,31 +120,30 @@ def _on_host(
     except ValueError as error:
         if not isinstance(error.__cause__, gym.error.CustomSpaceError):
             raise
-        mode["shared_memory"] = False  # a space of its own has no place there: observations go through pipes
+        mode["shared_memory"] = False  # custom spaces cannot use shared memory: observations are sent through pipes
         return gym.make_vec(spec, num_envs, vector, vector_kwargs=mode, wrappers=wrappers, **kwargs)
 
 
 @contextlib.contextmanager
 def _building(env_id: str, maker: Any, kwargs: dict[str, Any]) -> Iterator[None]:
-    """One line for an error from an environment's constructor. It distinguishes wrong arguments from faults inside
-    it."""
+    """Context manager that turns an error of an environment's constructor into a one-line `ValueError`."""
     try:
         yield
     except ValueError:
         raise
     except Exception as error:
         cause = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        if isinstance(error, TypeError) and (wrong := _not_taken(maker, kwargs)):
+        if isinstance(error, TypeError) and (wrong := _signature_error(maker, kwargs)):
             raise ValueError(f"environment {env_id!r} does not take {kwargs}: {wrong}") from error
         raise ValueError(f"environment {env_id!r} cannot be built: {cause}") from error
 
 
-def _not_taken(maker: Any, kwargs: dict[str, Any]) -> str:
+def _signature_error(maker: Any, kwargs: dict[str, Any]) -> str:
     """How the arguments violate the signature of an environment's class or function; empty if they fit."""
     gymnasiums = set(inspect.signature(gym.make).parameters)
     try:
         signature = inspect.signature(load_env_creator(maker) if isinstance(maker, str) else maker)
-    except Exception:  # it has none, or cannot be imported: the error itself says more
+    except Exception:  # without a signature, or not importable: the original error says more
         return ""
     try:
         signature.bind_partial(**{name: value for name, value in kwargs.items() if name not in gymnasiums})
@@ -173,7 +172,7 @@ def as_tensor_env(env: EnvLike, device: torch.device | str = "cpu") -> TensorEnv
     """
     if isinstance(env, str):
         if batched_class(find_env(env)) is None:
-            return make_env(env, 1, device, render_mode="rgb_array")  # as SB3 makes it, to be watched
+            return make_env(env, 1, device, render_mode="rgb_array")  # as in SB3, so that it can be rendered
         return make_env(env, 1, device)
     if isinstance(env, TensorVecEnv):
         env = env.tensor_env
@@ -201,7 +200,7 @@ def as_tensor_env(env: EnvLike, device: torch.device | str = "cpu") -> TensorEnv
         env = SyncVectorEnv([lambda: single], autoreset_mode=AutoresetMode.SAME_STEP)
         _forget_makers(env)
     if not isinstance(env, (VecEnv, VectorEnv)):
-        raise TypeError(f"expected a Gymnasium id, Env, VectorEnv, SB3 VecEnv or TensorEnv, not {_other(env)}")
+        raise TypeError(f"expected a Gymnasium id, Env, VectorEnv, SB3 VecEnv or TensorEnv, not {_not_an_env(env)}")
     if isinstance(env, VectorWrapper) and isinstance(env.unwrapped, TensorEnv) and not _converts(env):
         raise ValueError(
             f"{type(env).__name__} around the {type(env.unwrapped).__name__} expects arrays, which that does not give: "
@@ -229,8 +228,8 @@ def _check_spaces(env: gym.Env[Any, Any]) -> None:
             )
 
 
-def _other(env: Any) -> str:
-    """What is no environment, and how to get one from it."""
+def _not_an_env(env: Any) -> str:
+    """Describes an object that is not an environment, and how to get one from it."""
     if isinstance(env, type):
         return f"the class {env.__name__}: give an instance, {env.__name__}()"
     if isinstance(env, (list, tuple)):
@@ -250,7 +249,7 @@ def _converts(env: VectorEnv[Any, Any, Any]) -> bool:
 
 
 def batched_class(spec: EnvSpec) -> type[TensorEnv] | None:
-    """Its class, where it is a `TensorEnv`."""
+    """The `TensorEnv` class that a spec builds; None if it builds other environments."""
     maker: Any = spec.vector_entry_point
     if isinstance(maker, str):
         maker = load_env_creator(maker)

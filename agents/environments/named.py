@@ -24,7 +24,7 @@ def find_env(env_id: str) -> EnvSpec:
     """
     module, _, name = env_id.rpartition(":")
     if module:
-        import_named(module, env_id)
+        import_module_of(module, env_id)
     try:
         return gym.spec(name)
     except (gym.error.Error, ImportError, ValueError) as error:
@@ -39,17 +39,17 @@ def find_env(env_id: str) -> EnvSpec:
         raise ValueError(f"unknown environment {env_id!r}; near it: {', '.join(near) or 'nothing'}; {where}") from error
 
 
-def import_named(module: str, wanted: str) -> ModuleType:
+def import_module_of(module: str, wanted: str) -> ModuleType:
     """The module of `wanted`, installed or in the current folder.
 
     Raises:
         ValueError: it does not exist, or importing it fails.
     """
     if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # last, so that what is installed keeps its name
+        sys.path.append(os.getcwd())  # last: installed modules take precedence
     try:
         return importlib.import_module(module)
-    except Exception as error:  # whatever a stranger's module raises is the reason
+    except Exception as error:  # third-party code may raise anything
         why = f"{type(error).__name__}: {' '.join(str(error).split())}"
         missing = isinstance(error, ModuleNotFoundError) and error.name is not None
         if missing and (module == error.name or module.startswith(f"{error.name}.")):  # type: ignore[attr-defined]
@@ -57,25 +57,25 @@ def import_named(module: str, wanted: str) -> ModuleType:
         raise ValueError(f"cannot import {module!r} for {wanted!r}: {why}") from error
 
 
-def named(word: str, meant: str) -> Any:
+def import_object(path: str, role: str) -> Any:
     """Imports `module:name`.
 
     Args:
-        word: `module:name`; the name may have dots.
-        meant: what it is, for the message.
+        path: `module:name`; the name may have dots.
+        role: what the object is for, such as "the encoder"; used in messages.
 
     Raises:
         ValueError: it does not exist.
     """
-    module, separator, name = word.partition(":")
+    module, separator, name = path.partition(":")
     if not (separator and module and name):
-        raise ValueError(f"{meant} is {word!r}, expected module:name, such as gymnasium.wrappers:FlattenObservation")
-    found: Any = import_named(module, word)
+        raise ValueError(f"{role} is {path!r}, expected module:name, such as gymnasium.wrappers:FlattenObservation")
+    found: Any = import_module_of(module, path)
     for part in name.split("."):
         if not hasattr(found, part):
             near = difflib.get_close_matches(part, dir(found), n=3)
             raise ValueError(
-                f"{meant} is {word!r}, but {module} has no {part!r}; near it: {', '.join(near) or 'nothing'}"
+                f"{role} is {path!r}, but {module} has no {part!r}; near it: {', '.join(near) or 'nothing'}"
             )
         found = getattr(found, part)
     return found

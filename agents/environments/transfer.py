@@ -12,20 +12,20 @@ from torch import Tensor
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-_ALIGNED = 16  # bytes; a part begins where any type may
+_ALIGNMENT = 16  # bytes; each part starts at a multiple, which suits every type
 
 
 class Transfer:
     """Copies arrays of fixed shapes and types to a device.
 
-    On the CPU each becomes a tensor of its own. For an accelerator they are written side by side into one page-locked
-    buffer, which is copied at once; the tensors are views of the copy. The buffer is used again: its last copy is
-    waited for, which after a step of the agent has long been done.
+    On the CPU each becomes a separate tensor. For an accelerator they are concatenated in one page-locked buffer, which
+    is copied at once; the tensors are views of the copy. The buffer is reused after its last copy is complete, which is
+    usually the case by the next step.
 
     Args:
         parts: shape and numpy type of each array, by name.
-        device: where to.
-        packed: whether to pack; None: on an accelerator.
+        device: target of the copies.
+        packed: whether to use one buffer; None: on an accelerator.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Transfer:
         self._buffer: Tensor | None = None
 
     def __call__(self, arrays: Mapping[str, Any]) -> dict[str, Tensor]:
-        """New tensors, which share no memory with `arrays`; not all parts need be there."""
+        """New tensors, which share no memory with `arrays`; parts may be missing."""
         if not self.packed:
             return {
                 name: torch.from_numpy(np.array(array, self.parts[name][1], order="C"))
@@ -50,13 +50,13 @@ class Transfer:
         if self._copied is not None:
             self._copied.synchronize()
         for name, array in arrays.items():
-            np.copyto(self._rooms[name], array, casting="unsafe")
+            np.copyto(self._host_views[name], array, casting="unsafe")
         written = self._buffer[: max((self._places[name][1] for name in arrays), default=0)]
-        there = torch.empty_like(written, device=self.device).copy_(written, non_blocking=True)
+        copied = torch.empty_like(written, device=self.device).copy_(written, non_blocking=True)
         if self.device.type == "cuda":
             self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._copied.record(torch.cuda.current_stream(self.device))
-        return {name: self._view(there, name) for name in arrays}
+        return {name: self._view(copied, name) for name in arrays}
 
     def _allocate(self) -> None:
         self._places: dict[str, tuple[int, int]] = {}
@@ -64,9 +64,9 @@ class Transfer:
         for name, (shape, dtype) in self.parts.items():
             size = math.prod(shape) * dtype.itemsize
             self._places[name] = end, end + size
-            end += -(-size // _ALIGNED) * _ALIGNED
+            end += -(-size // _ALIGNMENT) * _ALIGNMENT
         self._buffer = torch.empty(end, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
-        self._rooms: dict[str, Array] = {name: self._view(self._buffer, name).numpy() for name in self.parts}
+        self._host_views: dict[str, Array] = {name: self._view(self._buffer, name).numpy() for name in self.parts}
 
     def _view(self, buffer: Tensor, name: str) -> Tensor:
         (begin, end), (shape, dtype) = self._places[name], self.parts[name]

@@ -2,8 +2,8 @@
 
 A user's callback may reset or play in the environments that an agent is trained in, through `training_env` or through a
 variable of its own. The learner must then continue from the environments' current observations, not from the last ones
-it saw. So the user's object gets a subclass of its own class that notes resets and steps. Everything else stays the
-same, and the object is pickled as its original class.
+that it received. So the class of the user's object is replaced by a subclass that records resets and steps. Everything
+else stays the same, and the object is pickled as its original class.
 """
 
 from __future__ import annotations
@@ -20,26 +20,25 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
 
 class Watch:
-    """Resets and steps noted by `watch`."""
+    """Resets and steps recorded by `watch`."""
 
     def __init__(self) -> None:
         self.moves = 0
         """Number of resets and steps so far."""
-        self.shown: Any = None
-        """The observation that the last of them gave, in the numbers of the environment; None where that is not known,
-        as a single layer or copy was moved by itself."""
+        self.last_obs: Any = None
+        """The observation that the last of them returned, in the environment's own values; None if it is unknown,
+        because a single environment or wrapper was moved alone."""
+        self.last_info: Any = None
+        """Gymnasium's `info` returned with it; for a `VecEnv` the pair of `dones` and SB3's `infos`."""
 
-        self.said: Any = None
-        """What came with it: Gymnasium's info; of a `VecEnv` who is done, and SB3's infos."""
-
-    def note(self, shown: Any, said: Any = None) -> None:
-        """A move."""
+    def note(self, obs: Any, info: Any = None) -> None:
+        """Records a reset or step."""
         self.moves += 1
-        self.shown, self.said = shown, said
+        self.last_obs, self.last_info = obs, info
 
 
 def watch(env: VecEnv | VectorEnv[Any, Any, Any], *parts: gym.Env[Any, Any]) -> Watch:
-    """Note the moves of `env`, of everything it wraps and of `parts`, single environments of which it is made.
+    """Records resets and steps of `env`, of everything it wraps, and of `parts`, its single environments.
 
     An object whose class cannot be changed (for example with `__slots__`) is left unchanged.
     """
@@ -64,26 +63,26 @@ def reset_infos(env: VecEnv) -> list[dict[str, Any]]:
     return getattr(env.unwrapped, "reset_infos", None) or [{} for _ in range(env.num_envs)]
 
 
-def _note(layer: Any, shown: Any, said: Any = None) -> None:
-    """Notes a reset or step of one wrapper layer in every `Watch` of it."""
+def _note(layer: Any, obs: Any, info: Any = None) -> None:
+    """Records a reset or step of one wrapper layer in every `Watch` of it."""
     watches: WeakKeyDictionary[Watch, bool] = layer._watches  # and whether the layer is the outermost for it
     for seen, outermost in watches.items():
-        seen.note(shown if outermost else None, said)
+        seen.note(obs if outermost else None, info)
 
 
 def _is_tuple(result: Any, length: int) -> bool:
-    """Whether a reset or step gave what Gymnasium asks for; `CopyObservation` reports it if not."""
+    """Whether a result is a tuple of this length, as Gymnasium requires; if not, `CopyObservation` raises an error."""
     return isinstance(result, tuple) and len(result) == length
 
 
 @cache
 def _watched_class(plain: Any) -> type[Any]:
-    """A subclass of `plain` that notes resets and steps. It has no other base, so that `__class__` can be assigned."""
+    """A subclass of `plain` that records resets and steps. It has no other base: `__class__` can be assigned."""
 
     @wraps(plain.reset)
     def reset(self: Any, *args: Any, **kwargs: Any) -> Any:
         result = plain.reset(self, *args, **kwargs)
-        if issubclass(plain, VecEnv):  # all show what came with their reset
+        if issubclass(plain, VecEnv):  # all infos are those of the reset
             _note(self, result, ([True] * self.num_envs, reset_infos(self)))
         else:
             _note(self, *(result if _is_tuple(result, 2) else (None,)))

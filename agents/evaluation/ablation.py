@@ -61,10 +61,10 @@ def print_ablation(console: Console, memory: str, scores: Mapping[str, Score]) -
         for label, score in scores.items()
     ]
     print_table(console, f"{memory}: the score under each ablation of its memory", headings, rows)
-    console.print(verdict(scores), highlight=False)
+    console.print(conclusion(scores), highlight=False)
 
 
-def verdict(scores: Mapping[str, Score]) -> str:
+def conclusion(scores: Mapping[str, Score]) -> str:
     """One sentence on whether the memory is used, from the confidence intervals of the returns."""
     own, other = scores[OWN], scores.get(EXCHANGED, scores["reset at every step"])
     how = "another episode's memory" if EXCHANGED in scores else "a memory reset at every step"

@@ -11,7 +11,7 @@ from torch import Tensor
 from agents.scale.devices import widest
 from envs.tensor_env import AnswerGroup, Info, TensorEnv
 
-_ROWS = 10  # of a group without labels; more numbers than that share rows
+_ROWS = 10  # maximum for a group without labels; with more numbers, each row covers several
 
 
 class Row(NamedTuple):

@@ -20,14 +20,14 @@ from agents import MemoryOnPolicyAlgorithm, latest_checkpoint, load
 from agents.common.arguments import Count, Positive, Range, Seed
 from agents.common.files import replace_file
 from agents.common.invocation import command_for
-from agents.common.terminal import PLAIN, make_console
+from agents.common.terminal import PLAIN_TEXT, make_console
 from agents.environments import Vector
 from agents.evaluation.ablation import ablate, as_json, print_ablation
 from agents.evaluation.breakdown import Breakdown
 from agents.evaluation.scores import MAX_STEPS, Score, check_spaces, evaluate, random_score
 from agents.evaluation.tables import print_errors, print_scores
 from agents.run.config import Config, Pairs, load_config
-from agents.run.failures import CommandError, Where
+from agents.run.failures import CommandError, ErrorContext
 from agents.run.parsing import run_command
 from agents.scale.devices import device_of
 from envs import registered
@@ -43,13 +43,13 @@ The scores are also written to RUN/evaluation.json."""
 GROUPS = {
     "Run": "run episodes num_envs max_steps deterministic seed",
     "Environment": "env env_kwargs wrappers data_dir",
-    "Compared with": "identity random",
-    "What it remembers": "ablate ablate_every saliency saliency_steps errors",
-    "See": "watch play video video_steps fps",
+    "Baselines": "identity random",
+    "Memory": "ablate ablate_every saliency saliency_steps errors",
+    "Viewer": "watch play video video_steps fps",
     "Speed": "device threads",
 }
 """Options by group, for `--help`."""
-_DEVICE_ENVS, _HOST_ENVS = 256, 16  # environments, where --num-envs is not given
+_DEVICE_ENVS, _HOST_ENVS = 256, 16  # maximum default of --num-envs
 
 
 @dataclass
@@ -115,14 +115,14 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _run(arguments: Arguments) -> None:
-    with Where("reading the command").user_errors():
+    with ErrorContext("reading the command").user_errors():
         _check(arguments)
         device = str(device_of(arguments.device))
     torch.set_num_threads(arguments.threads)
     if arguments.data_dir is not None:
         os.environ["ENGRAM_DATA"] = str(arguments.data_dir)
-    with Where(f"loading {arguments.run}").user_errors():
-        agent = None if arguments.run is None else Agent.at(arguments.run, device)
+    with ErrorContext(f"loading {arguments.run}").user_errors():
+        agent = None if arguments.run is None else Agent.open(arguments.run, device)
     if arguments.deterministic is None:
         arguments.deterministic = agent is not None and agent.model.learns_from_targets
     env_id = arguments.env or (agent.config.env if agent else "")
@@ -137,13 +137,13 @@ def _run(arguments: Arguments) -> None:
     vector: Vector = "sync" if alone else same.vector  # a single environment gains nothing in another process
     place = dataclasses.replace(same, env=env_id, env_kwargs=env_kwargs, wrappers=around, vector=vector)
     num_envs = 1 if alone else arguments.num_envs or min(arguments.episodes, most)
-    with Where("building", env_id).user_errors():
+    with ErrorContext("building", env_id).user_errors():
         try:
             env = place.make_env(num_envs, device, **({"render_mode": "rgb_array"} if shows else {}))
         except ValueError as error:
             if not shows or "unexpected keyword argument 'render_mode'" not in str(error):
                 raise
-            env = place.make_env(num_envs, device)  # it draws nothing: the rest is shown
+            env = place.make_env(num_envs, device)  # it cannot draw: everything else is shown
         if agent is not None:
             try:
                 check_spaces(agent.model.policy, env)
@@ -163,7 +163,7 @@ def _run(arguments: Arguments) -> None:
     except CommandError:
         raise
     except Exception as error:
-        raise Where("playing", env_id).error(error) from error
+        raise ErrorContext("playing", env_id).error(error) from error
 
 
 def _check(arguments: Arguments) -> None:
@@ -184,11 +184,11 @@ class Agent:
     model: MemoryOnPolicyAlgorithm
     checkpoint: Path
     folder: Path | None
-    """The run's configuration; None for a checkpoint without a run."""
+    """The run's folder; None for a checkpoint without a run."""
     config: Config
 
     @classmethod
-    def at(cls, path: Path, device: str) -> Agent:
+    def open(cls, path: Path, device: str) -> Agent:
         """The agent of a run's folder or a checkpoint."""
         if not path.exists():
             raise CommandError(f"there is no {path}")
@@ -199,8 +199,8 @@ class Agent:
         return cls(load(checkpoint, device=device, **config.own_classes()), checkpoint, folder, config)
 
     @property
-    def words(self) -> str:
-        """A short description."""
+    def description(self) -> str:
+        """Memory, learner and number of training steps, for titles."""
         steps = f"{self.model.num_timesteps:,} steps"
         return f"{self.model.policy.memory_name} · {type(self.model).__name__} · {steps}"
 
@@ -208,12 +208,14 @@ class Agent:
 def _score(arguments: Arguments, agent: Agent, env: TensorEnv, env_id: str, env_kwargs: dict[str, Any]) -> None:
     console, episodes, seed, most = make_console(), arguments.episodes, arguments.seed, arguments.max_steps
     scores: dict[str, Score] = {}
-    apart: dict[str, Breakdown] = {}
+    breakdowns: dict[str, Breakdown] = {}
 
     def breakdown(name: str) -> Breakdown | None:
-        return apart.setdefault(name, Breakdown(env)) if arguments.errors else None
+        return breakdowns.setdefault(name, Breakdown(env)) if arguments.errors else None
 
-    console.print(f"{episodes} episodes of {env_id} on {env.num_envs} environments at once ...", style="dim", **PLAIN)
+    console.print(
+        f"{episodes} episodes of {env_id} on {env.num_envs} environments at once ...", style="dim", **PLAIN_TEXT
+    )
     with console.status("playing"):
         surest = bool(arguments.deterministic)
         scores["agent"] = evaluate(agent.model, env, episodes, surest, seed, breakdown("agent"), most)
@@ -239,21 +241,21 @@ def _score(arguments: Arguments, agent: Agent, env: TensorEnv, env_id: str, env_
             scores["random"] = random_score(env, episodes, seed, breakdown("random"), most)
     env.close()
 
-    title = f"{env_id}  {agent.words}, {scores['agent'].episodes} episodes"
+    title = f"{env_id}  {agent.description}, {scores['agent'].episodes} episodes"
     names = {"agent": agent.model.policy.memory_name}
     print_scores(console, title, {names.get(name, name): score for name, score in scores.items()}, details=True)
     if cut := scores["agent"].cut:
-        console.print(f"{cut} episodes did not end and were cut after {most:,} steps (--max-steps)", **PLAIN)
+        console.print(f"{cut} episodes did not end and were cut after {most:,} steps (--max-steps)", **PLAIN_TEXT)
     if remark:
         console.print(remark, highlight=False)
     if ablated:
         print_ablation(console, agent.model.policy.memory_name, ablated)
-    errors = {name: each.tables() for name, each in apart.items()}
+    errors = {name: each.tables() for name, each in breakdowns.items()}
     if arguments.errors and not errors["agent"]:
         console.print("errors: all answers belong to one group, so there is no breakdown", highlight=False)
     for group in errors.get("agent", ()):
         rows = {names.get(name, name): tables.get(group, []) for name, tables in errors.items()}
-        print_errors(console, apart["agent"].metric, group, rows)
+        print_errors(console, breakdowns["agent"].metric, group, rows)
 
     if agent.folder is not None and agent.folder == arguments.run:
         found = {
@@ -279,7 +281,7 @@ def _score(arguments: Arguments, agent: Agent, env: TensorEnv, env_id: str, env_
 
 
 def _baseline(agent: Agent, device: str) -> tuple[MemoryOnPolicyAlgorithm | None, str]:
-    """The memoryless agent trained with `agent`, or its recorded score if the agent was not kept."""
+    """The memoryless agent trained with `agent`, or its recorded score if that agent was not saved."""
     folder, none = agent.folder, f"none was trained with this agent; {command_for('train')} --baseline trains one"
     if folder is None:
         return None, f"identity (no memory): {none}"
@@ -304,7 +306,7 @@ def _saliency(arguments: Arguments, agent: Agent, env: TensorEnv, env_id: str) -
     with console.status("playing and differentiating ..."):
         episode = play_episode(policy, env, arguments.saliency_steps, bool(arguments.deterministic), arguments.seed)
         found = saliency(policy, episode, critic=not agent.model.learns_from_targets)
-    picture = figure(found, f"{env_id} · {agent.words}")
+    picture = figure(found, f"{env_id} · {agent.description}")
     picture.savefig(file, dpi=150)
     if agent.folder is not None and agent.folder == arguments.run:
         from torch.utils.tensorboard import SummaryWriter
@@ -328,8 +330,8 @@ def _show(arguments: Arguments, agent: Agent | None, env: TensorEnv, env_id: str
         policy = agent.model.policy
         check_spaces(policy, env)
     title = env_id.removeprefix("Engram/") + (f" · {policy.memory_name}" if policy is not None else "")
-    words = agent.words if agent else ""
-    torch.manual_seed(arguments.seed + 1)  # another seed than the environment's, or both would draw the same numbers
+    words = agent.description if agent else ""
+    torch.manual_seed(arguments.seed + 1)  # the environment's seed would draw the same numbers
     critic = agent is not None and not agent.model.learns_from_targets
     session = Session(env, policy, title, words, bool(arguments.deterministic), arguments.seed, critic)
     if arguments.video is not None:

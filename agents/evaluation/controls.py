@@ -1,4 +1,4 @@
-"""Is the memory used? Policies that act with a memory that is frozen, reset or exchanged with another episode's."""
+"""Controls that show whether the memory is used: it is frozen, reset, or exchanged with another episode's."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from policies.policy import MemoryActorCriticPolicy, Obs
 Control = Literal["frozen", "reset", "exchanged"]
 CONTROLS = ("frozen", "exchanged", "reset")
 
-WORKING = frozenset({"hidden", "cell", "read", "read_value", "read_vectors", "seed", "places"})
-"""State entries of a controller or of the previous step; they are not memory contents."""
+CONTROLLER_STATE = frozenset({"hidden", "cell", "read", "read_value", "read_vectors", "seed", "places"})
+"""Names of state entries that belong to a controller or to the previous step, not to the memory's contents."""
 
 
 def memory_entries(state: State) -> list[str]:
     """The state entries that hold memory contents; all entries if there are only controller states."""
-    return sorted(set(state) - WORKING) or sorted(state)
+    return sorted(set(state) - CONTROLLER_STATE) or sorted(state)
 
 
 @contextmanager
 def controlled(
     policy: MemoryActorCriticPolicy, control: Control, entries: Sequence[str] | None = None, steps: int | None = None
 ) -> Iterator[None]:
-    """Within, `policy.remember` works with an altered memory.
+    """Context manager in which `policy.remember` uses an altered memory.
 
-    "frozen": from step `steps` of an episode on, the entries no longer change; frozen from the first step, nothing is
-    remembered except by the controller. "reset": the whole state is reset every `steps` steps. "exchanged": it reads
-    the memory that another environment has at this step, written from what that one saw; the controller, the actions
-    and the environment are its own.
+    "frozen": from step `steps` of an episode on, the entries no longer change; if frozen from the first step, only the
+    controller remembers. "reset": the whole state is reset every `steps` steps. "exchanged": each environment reads the
+    memory contents of another environment, written from that one's observations; controller state, observations and
+    actions are its own.
 
     Args:
-        policy: of the agent.
+        policy: the agent's policy.
         control: one of the above.
-        entries: of the memory's state that are frozen or exchanged; None: `memory_entries`.
-        steps: of "frozen", at least 0 (None: 0), and of "reset", at least 1 (None: 1); "exchanged" takes none.
+        entries: names of the state entries that are frozen or exchanged; None: `memory_entries`.
+        steps: for "frozen" at least 0 (None: 0), for "reset" at least 1 (None: 1); None for "exchanged".
 
     Raises:
         ValueError: the control, its steps or an entry is unknown, or the memory has no state.

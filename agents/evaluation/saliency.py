@@ -20,20 +20,20 @@ from agents.evaluation.scores import check_spaces
 from envs.tensor_env import TensorEnv
 from policies.policy import MemoryActorCriticPolicy
 
-_TOGETHER = 32  # decisions that are differentiated at once, each by a sequence of its own
+_TOGETHER = 32  # decisions differentiated in one backward pass, each with its own copy of the sequence
 
 
 class Episode(NamedTuple):
-    """One episode of an agent, as far as it was played."""
+    """One episode of an agent, possibly cut."""
 
     xs: Tensor
     """Encoded observations, `[T, 1, ...]`."""
     queries: dict[str, Tensor]
-    """Questions to a memory with readers, each `[T, 1, ...]`."""
+    """Questions to a memory with readers, each `[T, 1, ...]`; empty for other memories."""
     actions: Tensor
     """`[T, 1, *action_shape]`."""
     masks: Tensor | None
-    """Of valid actions, `[T, 1, choices]`."""
+    """Action masks, `[T, 1, choices]`; None: all actions are valid."""
     rewards: Tensor
     """`[T]`."""
 
@@ -63,22 +63,26 @@ class Saliency(NamedTuple):
 
 
 def play_episode(
-    policy: MemoryActorCriticPolicy, env: TensorEnv, most: int, deterministic: bool = False, seed: int | None = None
+    policy: MemoryActorCriticPolicy,
+    env: TensorEnv,
+    max_steps: int,
+    deterministic: bool = False,
+    seed: int | None = None,
 ) -> Episode:
-    """Play one episode, at most `most` steps of it, in a single environment.
+    """Plays one episode of at most `max_steps` steps in a single environment.
 
     Raises:
         ValueError: there are several environments, or their spaces are not the agent's.
     """
     if env.num_envs != 1:
-        raise ValueError(f"the saliency is that of one environment; there are {env.num_envs}")
+        raise ValueError(f"saliency needs a single environment; there are {env.num_envs}")
     check_spaces(policy, env)
     policy.set_training_mode(False)
     state = policy.initial_state(1)
     obs, info = env.reset(seed=seed)
     steps: list[tuple[Any, ...]] = []
     with torch.no_grad():
-        while len(steps) < most:
+        while len(steps) < max_steps:
             x, *asked = policy.encode(obs)
             step = policy.memory.step(x, state, *asked)
             mask = info.get("action_mask")
@@ -102,9 +106,9 @@ def saliency(policy: MemoryActorCriticPolicy, episode: Episode, critic: bool = T
     """The saliency of all steps of an episode.
 
     Args:
-        policy: of the agent.
-        episode: as it played it.
-        critic: whether the agent has learned values; without, their saliency is 0.
+        policy: the agent's policy.
+        episode: played by this policy.
+        critic: whether the agent has learned values; if not, the saliency of the value is 0.
     """
     policy.set_training_mode(False)
     length = len(episode.xs)
@@ -137,8 +141,8 @@ def _rows(policy: MemoryActorCriticPolicy, episode: Episode, steps: range, numbe
         latent = unrolled.outputs[rows, columns][None]
         grid = None if unrolled.grids is None else unrolled.grids[rows, columns][None]
         mask = None if episode.masks is None else episode.masks[list(steps), 0][None]
-        judged = policy.judge(latent, episode.actions[list(steps), 0][None], grid, mask)
-        wanted = judged.log_prob if number == 0 else judged.value
+        evaluation = policy.evaluate_latents(latent, episode.actions[list(steps), 0][None], grid, mask)
+        wanted = evaluation.log_prob if number == 0 else evaluation.value
         gradients = torch.autograd.grad(wanted.sum(), taken, allow_unused=True)
     squares = sum(
         (each.double().flatten(2).square().sum(2) for each in gradients if each is not None),
@@ -149,7 +153,7 @@ def _rows(policy: MemoryActorCriticPolicy, episode: Episode, steps: range, numbe
 
 
 def figure(found: Saliency, title: str, names: Sequence[str] = ("action", "value")) -> Figure:
-    """Both pictures side by side; a picture of zeros only (no critic) is left out."""
+    """The saliency of action and value as two pictures; one that is all zero (no critic) is left out."""
     shown = [(name, each) for name, each in zip(names, found[:2], strict=True) if each.any() or name == names[0]]
     drawn = Figure(figsize=(5.2 * len(shown), 5.0), layout="constrained")
     drawn.suptitle(title, fontsize=10)

@@ -32,8 +32,8 @@ Act = Callable[..., Tensor]
 any, to actions `[N, *action_shape]`."""
 
 MAX_STEPS = 30_000
-"""Longest episode by default; Atari games have up to 27,000 steps."""
-_READ_EVERY = 16  # steps between two looks at whether all episodes are in, where the host cannot know
+"""Default maximum length of an episode; Atari games have up to 27,000 steps."""
+_READ_EVERY = 16  # steps between checks whether all episodes are complete, if there is no fixed horizon
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,8 @@ def evaluate(
         deterministic: act greedily instead of sampling.
         seed: makes the score reproducible and leaves torch's global generators unchanged; None: uses those.
         breakdown: collects the score of single answers by the task's groups.
-        max_steps: longer episodes are cut at about this length, and their environment plays no further one. So
-            evaluation ends even if episodes do not. `Score.cut` counts them.
+        max_steps: longer episodes are cut at about this length, and their environment plays no further episodes, so
+            that evaluation always ends. `Score.cut` counts them.
 
     Raises:
         ValueError: `n_episodes` is below 1, or the environment's spaces are not the agent's.
@@ -197,12 +197,12 @@ class _Player:
             self.without_choice += without_choice(mask, self.space).sum()
         return self.act(obs, starts, *(() if mask is None else (mask,)))
 
-    def hear(self, info: Info, over: Tensor) -> None:
+    def record_success(self, info: Info, over: Tensor) -> None:
         """Records `info["is_success"]` for environments whose episode is over, bool `[N]`; NaN if it is missing."""
         if "is_success" in info:
             success = info["is_success"].float()
-            said = over & ~success.isnan()
-            self._successes += torch.stack([success.where(said, 0.0).sum(), said.sum()])
+            reported = over & ~success.isnan()
+            self._successes += torch.stack([success.where(reported, 0.0).sum(), reported.sum()])
 
     def success_rate(self) -> dict[str, float]:
         """The success rate under its log name; empty if no environment reported successes."""
@@ -219,9 +219,9 @@ def _play(
     breakdown: Breakdown | None,
     max_steps: int,
 ) -> tuple[Array, Array, Array, int]:
-    """Returns and lengths, `[rounds, num_envs]`, which of them count, bool, and how many of these were cut.
+    """Returns and lengths `[rounds, num_envs]`, a mask of those that count, and how many of these were cut.
 
-    Results stay on the device. Where episodes have no fixed horizon, the host looks now and then whether all are in. If
+    Results stay on the device. Without a fixed horizon, the host checks every few steps whether all are complete. If
     the environment counts episodes itself (`TensorEnv.counts_episodes`), its counts are used.
     """
     num_envs, device = env.num_envs, env.device
@@ -229,12 +229,12 @@ def _play(
     starts: Tensor | None = torch.ones(num_envs, dtype=torch.bool, device=device)
     wanted = torch.as_tensor(quota, device=device)
     rounds = int(quota.max())
-    # Row `rounds` takes what comes after an environment's last wanted episode.
+    # Row `rounds` collects everything after an environment's last counted episode.
     returns = torch.zeros(rounds + 1, num_envs, device=device)
     lengths = torch.zeros(rounds + 1, num_envs, dtype=torch.int64, device=device)
     played = torch.zeros(num_envs, dtype=torch.int64, device=device)
 
-    # What every environment did since its last episode: for those that do not end.
+    # Return and length of every environment's running episode, for episodes that do not end.
     partial, since = torch.zeros(num_envs, device=device), torch.zeros_like(played)
 
     def unfinished() -> bool:
@@ -259,7 +259,7 @@ def _play(
         returns.scatter_add_(0, row, reward[None])
         lengths.scatter_add_(0, row, steps[None])
         partial, since = partial.masked_fill(over, 0.0), since.masked_fill(over, 0)
-        act.hear(info, over & (played < wanted))
+        act.record_success(info, over & (played < wanted))
         played += over
         starts = ended if "final_obs" in info else None
         step += 1
@@ -270,10 +270,9 @@ def _play(
     return returns[:-1].cpu().double().numpy(), lengths[:-1].cpu().numpy(), counted.cpu().numpy(), int(cut.sum())
 
 
-def _as_counted(info: Info, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return and length of the episodes that the environment reports as ended, 0 elsewhere, and which they are:
-    `[N]`."""
-    counted: Tensor = info.get("episode_return", torch.full_like(like, torch.nan))
+def _as_counted(info: Info, reference: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return and length of episodes that the environment reports as ended (0 elsewhere), and a mask of these: `[N]`."""
+    counted: Tensor = info.get("episode_return", torch.full_like(reference, torch.nan))
     over = ~counted.isnan()
     length: Tensor = info.get("episode_length", counted)
     return counted.where(over, 0.0), length.where(over, 0.0).long(), over
@@ -283,10 +282,10 @@ def random_actions(space: spaces.Space[Any], num_envs: int, device: torch.device
     """A uniformly random action for each environment, `[num_envs, *action_shape]`, drawn on the device.
 
     Entries of a `Box` without bounds have no uniform distribution; as in Gymnasium they are normal, or exponential from
-    the one bound that is there. With a `mask` `[num_envs, choices]`, choices are among the valid ones.
+    the only bound. With a `mask` `[num_envs, choices]`, choices are among the valid ones.
 
     Raises:
-        ValueError: the space is no `Discrete`, `MultiDiscrete`, `MultiBinary` or `Box`.
+        ValueError: the space is not a `Discrete`, `MultiDiscrete`, `MultiBinary` or `Box`.
     """
     if mask is not None:
         drawn = random_choices(mask, space)
@@ -321,8 +320,8 @@ def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
     if seed is None:
         yield
         return
-    # The environment's generator takes `seed` itself. One more of the same seed would draw the very same numbers, and a
-    # random guess would be right too often.
+    # The environment's generator is seeded with `seed`. Another one with this seed would draw the same numbers, and
+    # random guesses would be right too often.
     other = int(np.random.SeedSequence([seed, 1]).generate_state(1)[0])
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(other)

@@ -18,7 +18,7 @@ def print_scores(console: Console, title: str, scores: Mapping[str, Score], deta
     rows = [["mean return", *map(str, each)]]
     if details:
         rows.append(["standard deviation", *("–" if math.isnan(score.std) else f"{score.std:.3f}" for score in each)])
-        rows.append(["steps an episode", *(f"{score.mean_length:.1f}" for score in each)])
+        rows.append(["steps per episode", *(f"{score.mean_length:.1f}" for score in each)])
     for metric in dict.fromkeys(name for score in each for name in score.metrics):
         rows.append([metric, *(f"{s.metrics[metric]:.4g}" if metric in s.metrics else "–" for s in each)])
     print_table(console, title, ["", *scores], rows)
@@ -27,7 +27,7 @@ def print_scores(console: Console, title: str, scores: Mapping[str, Score], deta
 def print_errors(console: Console, metric: str, group: str, errors: Mapping[str, list[Row]]) -> None:
     """The score of single answers by group, and their number for the first agent."""
     first, *others = errors.values()
-    scores = [{row.label: f"{row.score:.4g}" for row in rows} for rows in others]  # others may have had other questions
+    scores = [{row.label: f"{row.score:.4g}" for row in rows} for rows in others]  # their episodes may differ
     rows = (
         [row.label, f"{row.score:.4g}", *(score.get(row.label, "–") for score in scores), f"{row.answers:,}"]
         for row in first

@@ -7,13 +7,13 @@ from collections import deque
 from collections.abc import Mapping
 
 PATIENCE = 20
-"""Fewest iterations in the moving window."""
+"""Minimum number of iterations in the moving window."""
 STEPS = 10_000
-"""Fewest environment steps in it: in a short rollout the explained variance is mostly noise."""
-HARD = 8.0
+"""Minimum number of environment steps in the window: in a short rollout the explained variance is mostly noise."""
+HARD_CLIPPING = 8.0
 """Mean ratio of gradient norm to `max_grad_norm` from which clipping counts as hard."""
-USUAL = 0.5
-"""SB3's `max_grad_norm`. With a smaller one nearly every gradient is clipped, which says nothing of the critic."""
+USUAL_MAX_GRAD_NORM = 0.5
+"""SB3's `max_grad_norm`. With a smaller one nearly every gradient is clipped, whatever the critic does."""
 
 
 class CriticWatch:
@@ -23,16 +23,16 @@ class CriticWatch:
         self.seen: deque[tuple[float, float]] = deque()
         self.warned = False
 
-    def see(
+    def update(
         self, metrics: Mapping[str, float], max_grad_norm: float, normalized: bool = False, steps: int = STEPS
     ) -> None:
         """Adds an iteration's metrics; a learner without a critic is ignored.
 
         Args:
-            metrics: by name.
+            metrics: of the iteration, by log name.
             max_grad_norm: the learner's.
-            normalized: whether values are learned in normalised units already.
-            steps: of the environments in the iteration.
+            normalized: whether values are learned in normalised units.
+            steps: environment steps of the iteration.
         """
         explained = metrics.get("train/explained_variance")
         if explained is None or self.warned:
@@ -42,7 +42,8 @@ class CriticWatch:
         if len(self.seen) > patience:
             self.seen.popleft()
         explained, norm = (sum(column) / len(self.seen) for column in zip(*self.seen, strict=True))
-        if len(self.seen) == patience and explained <= 0 and norm > HARD * max(max_grad_norm, USUAL):
+        clipped_hard = norm > HARD_CLIPPING * max(max_grad_norm, USUAL_MAX_GRAD_NORM)
+        if len(self.seen) == patience and explained <= 0 and clipped_hard:
             self.warned = True
             advice = "lower vf_coef or raise max_grad_norm"
             if not normalized:

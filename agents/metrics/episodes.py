@@ -22,21 +22,21 @@ class Episodes:
         self.returns[:] = 0
         self.lengths[:] = 0
 
-    def ended(self, rewards: Array, ends: Array, said: Array | None = None) -> Iterator[dict[str, float]]:
+    def ended(self, rewards: Array, ends: Array, stats: Array | None = None) -> Iterator[dict[str, float]]:
         """Adds a rollout and returns every episode that ended in it, in the format of SB3's `Monitor`.
 
         Args:
             rewards: `[T, N]`.
             ends: `[T, N]`; 1: the episode ended, 2: it was aborted.
-            said: `[2, T, N]`, return and length as reported by the environment; NaN if it reports none.
+            stats: `[2, T, N]`, return and length as reported by the environment; NaN where it reports none.
         """
         for t, (reward, end) in enumerate(zip(rewards, ends, strict=True)):
             self.returns += reward
             self.lengths += 1
             for index in np.flatnonzero(end == 1):
                 counted = np.array([self.returns[index], self.lengths[index]])
-                if said is not None and not np.isnan(said[0, t, index]):
-                    counted = said[:, t, index]
+                if stats is not None and not np.isnan(stats[0, t, index]):
+                    counted = stats[:, t, index]
                 yield {"r": float(counted[0]), "l": int(counted[1])}
             self.returns[end > 0] = 0
             self.lengths[end > 0] = 0

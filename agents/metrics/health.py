@@ -19,20 +19,20 @@ class PolicyWatch:
     """Tracks the entropy and the KL divergence of the last iterations.
 
     Args:
-        space: the action space; without a largest entropy (`Box`) only the divergence is looked at.
-        target_kl: of the learner; None: 0.05 counts as its limit.
+        space: the action space; if it has no maximum entropy (`Box`), only the KL divergence is tracked.
+        target_kl: the learner's; None: 0.05.
     """
 
     def __init__(self, space: spaces.Space, target_kl: float | None = None) -> None:  # type: ignore[type-arg]
-        self.largest, self.target_kl = largest_entropy(space), target_kl or 0.05
+        self.max_entropy, self.target_kl = maximum_entropy(space), target_kl or 0.05
         self.entropies: deque[float] = deque(maxlen=PATIENCE)
         self.divergences: deque[float] = deque(maxlen=PATIENCE)
         self.warned: set[str] = set()
 
-    def see(self, metrics: Mapping[str, float]) -> None:
+    def update(self, metrics: Mapping[str, float]) -> None:
         """Adds an iteration's metrics, by name; those that a learner does not log are ignored."""
-        if "train/entropy" in metrics and self.largest:
-            self.entropies.append(metrics["train/entropy"] / self.largest)
+        if "train/entropy" in metrics and self.max_entropy:
+            self.entropies.append(metrics["train/entropy"] / self.max_entropy)
         if "train/approx_kl" in metrics:
             self.divergences.append(metrics["train/approx_kl"])
         if len(self.entropies) == PATIENCE and min(self.entropies) > 0.995:
@@ -60,8 +60,8 @@ class PolicyWatch:
             warnings.warn(f"{text}; {PAGE}", stacklevel=3)
 
 
-def largest_entropy(space: spaces.Space) -> float | None:  # type: ignore[type-arg]
-    """Entropy of uniformly random actions, in nats; None where there is no largest one."""
+def maximum_entropy(space: spaces.Space) -> float | None:  # type: ignore[type-arg]
+    """Entropy of uniformly random actions, in nats; None if the space has no maximum."""
     if isinstance(space, spaces.Discrete):
         return math.log(int(space.n))
     if isinstance(space, spaces.MultiDiscrete):

@@ -17,11 +17,11 @@ from agents.sb3.training_env import TrainingEnv
 from agents.scale import distributed
 from policies.action_masks import refuse_without_choice, without_choice
 
-_WITHOUT = "masks that allow nothing"
+_EMPTY_MASKS = "masks that allow nothing"
 Array = np.ndarray[Any, Any]
 
 
-class Report(NamedTuple):
+class PackedMetrics(NamedTuple):
     """An iteration's results, still on the device."""
 
     names: tuple[str, ...]
@@ -30,7 +30,7 @@ class Report(NamedTuple):
     """Metrics, task scores, rewards, ends and the environment's episode counts, concatenated."""
 
 
-def report(model: TrainingEnv, metrics: dict[str, Tensor]) -> Report:
+def pack_metrics(model: TrainingEnv, metrics: dict[str, Tensor]) -> PackedMetrics:
     """Packs `metrics`, the learner's diagnostics and the rollout's rewards and ends into one tensor."""
     rollout = model.rollout
     metrics = {**metrics, **model.diagnostics(rollout)}
@@ -39,20 +39,20 @@ def report(model: TrainingEnv, metrics: dict[str, Tensor]) -> Report:
     metrics |= {f"memory/{name}": number.mean() for name, number in numbers.items()}
     if rollout.masks is not None:
         metrics["rollout/valid_actions"] = rollout.masks.float().mean()
-        metrics[_WITHOUT] = without_choice(rollout.masks.flatten(0, 1), model.action_space).sum()
+        metrics[_EMPTY_MASKS] = without_choice(rollout.masks.flatten(0, 1), model.action_space).sum()
     ended = rollout.terminated | rollout.truncated
     parts = [torch.stack([metric.detach().float() for metric in metrics.values()])]
-    ends = ended if rollout.given_up is None else ended.float() + rollout.given_up
+    ends = ended if rollout.aborted is None else ended.float() + rollout.aborted
     parts += [model.scores, rollout.rewards.flatten(), ends.flatten()]
-    parts += [] if rollout.said is None else [rollout.said.flatten()]
-    return Report(tuple(metrics), torch.cat(parts))
+    parts += [] if rollout.episode_stats is None else [rollout.episode_stats.flatten()]
+    return PackedMetrics(tuple(metrics), torch.cat(parts))
 
 
-def read(model: TrainingEnv, found: Report) -> None:
+def log_metrics(model: TrainingEnv, found: PackedMetrics) -> None:
     """Reads rewards, episode ends and metrics in one transfer, counts episodes and fills the log.
 
     Metrics are means over the ranks, task scores are summed before they are divided, and the episodes are those of all
-    ranks, in the order in which one process with all environments would meet them.
+    ranks, in the order that one process with all environments would have.
 
     Raises:
         NonFiniteError: a metric is infinite or NaN, on every rank alike.
@@ -64,12 +64,12 @@ def read(model: TrainingEnv, found: Report) -> None:
     values = dict(zip(found.names, means.mean(0).tolist(), strict=True))
     kinds = steps.reshape(len(steps), -1, model.n_steps, model.n_envs).transpose(1, 2, 0, 3)
     _count_episodes(model, *kinds.reshape(*kinds.shape[:2], -1))
-    refuse_without_choice(values.pop(_WITHOUT, 0.0))
+    refuse_without_choice(values.pop(_EMPTY_MASKS, 0.0))
     refuse_non_finite(model, values)
     if distributed.rank() == 0:
         normalized = model.policy.value_norm is not None
-        model.critic_watch.see(values, model.max_grad_norm, normalized, model.n_steps * model.n_envs)
-        model.policy_watch.see(values)
+        model.critic_watch.update(values, model.max_grad_norm, normalized, model.n_steps * model.n_envs)
+        model.policy_watch.update(values)
     for name, value in values.items():
         model.logger.record(name, value)
     for name, value in model.task_metrics.values(sums.sum(0)).items():
@@ -77,23 +77,23 @@ def read(model: TrainingEnv, found: Report) -> None:
     model.logger.record("train/n_updates", model._n_updates, exclude="tensorboard")
 
 
-def _count_episodes(model: TrainingEnv, rewards: Array, ends: Array, *said: Array) -> None:
-    """The episodes that ended, with the environment's own counts if it has any; all arrays are `[T, all_envs]`."""
+def _count_episodes(model: TrainingEnv, rewards: Array, ends: Array, *stats: Array) -> None:
+    """Logs the episodes that ended, with the environment's own counts if it has any; all arrays are `[T, all_envs]`."""
     assert model.ep_info_buffer is not None
     assert model.ep_success_buffer is not None
     elapsed = time.time() - model.start_time / 1e9
-    counted: Iterable[dict[str, Any]] = model.episodes.ended(rewards, ends, np.stack(said[:2]) if said else None)
+    counted: Iterable[dict[str, Any]] = model.episodes.ended(rewards, ends, np.stack(stats[:2]) if stats else None)
     env = model.tensor_env
-    if env.counts_episodes:  # an episode here may be several there, as a life is in an Atari game
+    if env.counts_episodes:  # e.g. whole Atari games, where the learner's episodes are single lives
         deque(counted, maxlen=0)
-        there = ~np.isnan(said[0])
-        counted = [{"r": float(r), "l": int(steps)} for r, steps in zip(said[0][there], said[1][there], strict=True)]
+        known = ~np.isnan(stats[0])
+        counted = [{"r": float(r), "l": int(steps)} for r, steps in zip(stats[0][known], stats[1][known], strict=True)]
     if isinstance(env, HostEnv):
         own, env.counted = env.counted, []
-        if env.counts_episodes and distributed.size() == 1:  # in full, with the keywords of `Monitor`
+        if env.counts_episodes and distributed.size() == 1:  # with all entries of `Monitor`
             counted = own
     for episode in counted:
         model.ep_info_buffer.append({"t": elapsed, **episode})
         model._episode_num += 1
-    if said:
-        model.ep_success_buffer.extend(said[2][(ends == 1) & ~np.isnan(said[2])].tolist())
+    if stats:
+        model.ep_success_buffer.extend(stats[2][(ends == 1) & ~np.isnan(stats[2])].tolist())

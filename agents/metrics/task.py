@@ -14,8 +14,8 @@ class TaskMetrics:
     """Accumulates the amounts and counts of `TensorEnv.metric_names` from `info["metrics"]`.
 
     Args:
-        names: in the order in which `sums` gives them.
-        device: where the sums are.
+        names: names of the metrics; `sums` has their order.
+        device: torch device of the sums.
     """
 
     def __init__(self, names: tuple[str, ...], device: torch.device) -> None:
@@ -30,7 +30,7 @@ class TaskMetrics:
         metrics = info["metrics"]
         step = torch.stack([part for name in self.names for part in metrics[name]])  # [2 · names, N]
         self.steps.append(step if counted is None else step.where(counted, 0.0))
-        if len(self.steps) == 256:  # as much room as a short rollout, however long the evaluation
+        if len(self.steps) == 256:  # bounds the memory of a long evaluation
             self.steps = [torch.stack(self.steps).to(self.dtype).sum(0)]
 
     def sums(self) -> Tensor:

@@ -124,7 +124,7 @@ class PicturePanels(BaseCallback):
 
 
 class DescribeRun(BaseCallback):
-    """Writes what distinguishes this run, and the state of the git checkout, into TensorBoard.
+    """Writes the main settings of the run and the state of the git checkout to TensorBoard.
 
     Args:
         config: all entries of the configuration, by name.

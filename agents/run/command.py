@@ -1,4 +1,4 @@
-"""The command's entry point: arguments in, exit status out."""
+"""The entry point of `train.py`: runs the command and exits with its status."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from agents.common.terminal import PLAIN, degrade, make_console
+from agents.common.terminal import PLAIN_TEXT, make_console, replace_unprintable
 from agents.run.config import Command
-from agents.run.failures import CommandError, Where
-from agents.run.folder import safe
-from agents.run.lessons import course
+from agents.run.failures import CommandError, ErrorContext
+from agents.run.folder import describe_saved
+from agents.run.lessons import train_lessons
 from agents.run.parsing import parse
 from agents.run.training import train
 from agents.scale import distributed
@@ -22,22 +22,22 @@ from agents.scale.distributed import RankLostError
 def main(arguments: list[str] | None = None) -> None:
     """Trains with these arguments (default: `sys.argv`) and exits."""
     words = sys.argv[1:] if arguments is None else arguments
-    degrade()
-    begun: list[Command] = []
+    replace_unprintable()
+    started: list[Command] = []
     who = ""
     try:
         with contextlib.ExitStack() as stack:
-            with Where("reading the command").user_errors():
+            with ErrorContext("reading the command").user_errors():
                 stack.enter_context(distributed.session())
                 who = f"rank {distributed.rank()}: " if distributed.rank() else ""
                 config, checkpoint = distributed.from_first(lambda: parse(words))
-            begun.append(config)
+            started.append(config)
             stack.enter_context(_terminable())
             console = make_console(quiet=distributed.rank() > 0)
             if config.lessons:
-                status = course(config, words, console)
+                status = train_lessons(config, words, console)
             elif config.sweep:
-                with Where("sweeping").user_errors():
+                with ErrorContext("sweeping").user_errors():
                     status = sweep(config, words)
             else:
                 status = train(config, checkpoint, console)
@@ -46,16 +46,16 @@ def main(arguments: list[str] | None = None) -> None:
         shown.show(who)
         status = 2
     except KeyboardInterrupt:
-        with _deaf():
-            folder = begun[0].run_dir if begun else None
-            left = safe(folder) if folder is not None else "nothing was begun"
-            make_console(stderr=True).print(f"{who}stopped at once; {left}", **PLAIN)
+        with _ignoring_signals():
+            folder = started[0].run_dir if started else None
+            left = describe_saved(folder) if folder is not None else "no run was started"
+            make_console(stderr=True).print(f"{who}stopped at once; {left}", **PLAIN_TEXT)
         status = 130
     sys.exit(status)
 
 
 @contextlib.contextmanager
-def _deaf() -> Iterator[None]:
+def _ignoring_signals() -> Iterator[None]:
     """Context manager in which a further Ctrl-C does not interrupt the final messages."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(ValueError):  # signals are the main thread's

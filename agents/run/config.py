@@ -19,7 +19,7 @@ from agents import learner_class, make_env, registered_learners
 from agents.common.arguments import Count, Range, Seed, Whole, read
 from agents.common.files import replace_file
 from agents.common.plain_yaml import read_yaml, read_yaml_file, write_yaml
-from agents.environments import Vector, named
+from agents.environments import Vector, import_object
 from agents.hyperparameters import hints_of
 from agents.scale.fast import Fast, Precision
 from envs.tensor_env import TensorEnv
@@ -209,7 +209,7 @@ class Config:
         if ":" not in self.encoder and self.encoder not in ENCODERS:
             known = ", ".join(ENCODERS)
             raise ValueError(f"unknown encoder {self.encoder!r}; known: {known}; or module:Class of your own")
-        return ENCODERS.get(self.encoder) or named(self.encoder, "the encoder")
+        return ENCODERS.get(self.encoder) or import_object(self.encoder, "the encoder")
 
     def own_classes(self) -> dict[str, Any]:
         """The user's own classes, which `load` needs because a checkpoint imports nothing."""
@@ -228,23 +228,23 @@ class Config:
         arguments = {**self.env_kwargs, **kwargs}
         return make_env(self.env, num_envs, device, wrappers=self.wrappers, vector=self.vector, **arguments)
 
-    def fit(self, said: Callable[[str], str] = lambda name: f"--{name.replace('_', '-')}") -> None:
-        """Fit every entry to its type and range.
+    def fit(self, name_of: Callable[[str], str] = lambda name: f"--{name.replace('_', '-')}") -> None:
+        """Converts every entry to its type and checks its range.
 
         Args:
-            said: the name of an entry in messages.
+            name_of: the name of an entry in messages.
 
         Raises:
-            ValueError: one does not fit.
+            ValueError: a value is of another type or out of its range.
         """
         for name, hint in get_type_hints(Command if isinstance(self, Command) else Config, include_extras=True).items():
-            setattr(self, name, read(said(name), getattr(self, name), hint))
+            setattr(self, name, read(name_of(name), getattr(self, name), hint))
         for name, hint in hints_of(type(self.learner)).items():
-            setattr(self.learner, name, read(said(name), getattr(self.learner, name), hint))
+            setattr(self.learner, name, read(name_of(name), getattr(self.learner, name), hint))
         for name in ("num_envs", "device"):
             if name in self.env_kwargs:
-                kwargs = said("env_kwargs")
-                raise ValueError(f"{kwargs} has {name}, which cannot be given there: use {said(name)}")
+                kwargs = name_of("env_kwargs")
+                raise ValueError(f"{kwargs} has {name}, which cannot be given there: use {name_of(name)}")
 
     def save(self, file: str | os.PathLike[str]) -> None:
         """Write as YAML, which can be used as a recipe; an existing file is replaced atomically."""
@@ -279,11 +279,11 @@ def hyperparameters(algo: str, entries: Mapping[str, Any] | None = None) -> Any:
         ValueError: there is no such learner.
     """
     config: Any = learner_class(algo).config_class
-    given = {**starting(config, (entries or {}).get("device")), **(entries or {})}
+    given = {**run_defaults_of(config, (entries or {}).get("device")), **(entries or {})}
     return config(**{name: given[name] for name in hints_of(config) if name in given})
 
 
-def starting(config: Any, device: str | None) -> dict[str, Any]:
+def run_defaults_of(config: Any, device: str | None) -> dict[str, Any]:
     """The defaults of `train.py` for a learner's dataclass on a device; None: the CPU."""
     on_gpu = str(device).startswith("cuda") or (device == "auto" and torch.cuda.is_available())
     return {**config.run_defaults, **(config.gpu_defaults if on_gpu else {})}
@@ -305,7 +305,7 @@ def known_entries() -> dict[str, Any]:
     for name in registered_learners():
         try:
             hints = hints_of(learner_class(name).config_class)
-        except (ValueError, TypeError):  # of a package that cannot be imported: its own names are lost, and no other
+        except (ValueError, TypeError):  # a package that cannot be imported: only its own names are missing
             continue
         if clash := sorted({*hints} & {*own}):
             raise ValueError(f"the hyper-parameter {clash[0]} of {name} has the name of another option")
@@ -319,7 +319,7 @@ def default_config(algo: str | None, env: str | None = None, device: str | None 
     Environments from outside this project may have observations of any scale; ours are of the order of 1.
     """
     algo = algo or Config.algo
-    entries = {"algo": algo, **starting(learner_class(algo).config_class, device)}
+    entries = {"algo": algo, **run_defaults_of(learner_class(algo).config_class, device)}
     entries["normalize_obs"] = not (env or Config.env).startswith("Engram/")
     return Config.of(entries)
 
@@ -359,7 +359,7 @@ def load_config(file: str | os.PathLike[str]) -> Config:
     data = read_yaml_file(Path(file), "configuration")
     if not isinstance(data, dict):
         raise ValueError(f"{file} is not a configuration: expected entries such as 'env: ...'")
-    data.pop("expect", None)  # a recipe's words on what it should give
+    data.pop("expect", None)  # the expected result, for readers
     known = known_entries()
     for name in data:
         if name not in known:

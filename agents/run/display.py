@@ -14,7 +14,7 @@ from rich.text import Text
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter
 
-from agents.common.terminal import PLAIN
+from agents.common.terminal import PLAIN_TEXT
 from agents.learner import MemoryOnPolicyAlgorithm
 
 _LOWER_IS_BETTER = ("error", "wrong", "loss")
@@ -57,7 +57,7 @@ class RunDisplay(BaseCallback):
         if quiet and self._learner.num_timesteps > self._steps_at_start:
             self._printed_at = time.monotonic()
             fields = [self.title, self.progress(), f"{self.left()} left", *self.status()]
-            self.console.print(" · ".join(fields), **PLAIN)
+            self.console.print(" · ".join(fields), **PLAIN_TEXT)
 
     def _on_training_end(self) -> None:
         self._note_best()
@@ -81,9 +81,9 @@ class RunDisplay(BaseCallback):
             bar,
             self.progress(),
             f"{self.left()} left",
-            f"{clock(self.before + time.monotonic() - self._started)} elapsed",
+            f"{format_duration(self.before + time.monotonic() - self._started)} elapsed",
         )
-        return Group(first, Text("  " + fitting(self.status(), self.console.width - 2), no_wrap=True, style="dim"))
+        return Group(first, Text("  " + fit_to_width(self.status(), self.console.width - 2), no_wrap=True, style="dim"))
 
     def progress(self) -> str:
         """Steps done of all, and the share in %."""
@@ -104,7 +104,7 @@ class RunDisplay(BaseCallback):
             return "-:--:--"
         whole = model.n_steps * model.all_envs
         missing = -(-max(model._total_timesteps - steps, 0) // whole) * whole
-        return clock(max(missing * (moment - self._started) / done - (now - moment), 0))
+        return format_duration(max(missing * (moment - self._started) / done - (now - moment), 0))
 
     def status(self) -> list[str]:
         """The fields of the second line, the most important first."""
@@ -158,7 +158,7 @@ class _LastRow(KVWriter):
         pass
 
 
-def fitting(fields: Sequence[str], width: int) -> str:
+def fit_to_width(fields: Sequence[str], width: int) -> str:
     """As many fields as fit into `width` characters, the first ones first."""
     line = fields[0]
     for field in fields[1:]:
@@ -168,7 +168,7 @@ def fitting(fields: Sequence[str], width: int) -> str:
     return line[:width]
 
 
-def clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Hours, minutes and seconds: `1:02:03`; days in front where there are some."""
     days, rest = divmod(round(seconds), 86_400)
     time_of_day = f"{rest // 3600}:{rest // 60 % 60:02d}:{rest % 60:02d}"

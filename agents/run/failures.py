@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 
 from agents.checkpoint import CheckpointError
-from agents.common.terminal import PLAIN, make_console
+from agents.common.terminal import PLAIN_TEXT, make_console
 from agents.environments.copies import ContractError
 from agents.metrics.non_finite import NonFiniteError
 from agents.scale.distributed import RankLostError
@@ -54,21 +54,21 @@ class CommandError(Exception):
         """Prints it to standard error, after the rank's name if there are several."""
         console = make_console(stderr=True)
         if self.their_traceback:
-            console.print(self.their_traceback.rstrip(), **PLAIN)
+            console.print(self.their_traceback.rstrip(), **PLAIN_TEXT)
         console.print(f"{who}[bold red]error:[/] ", end="", highlight=False)
-        console.print(str(self), **PLAIN)
+        console.print(str(self), **PLAIN_TEXT)
 
 
 @dataclass(frozen=True)
-class Where:
+class ErrorContext:
     """What the command was doing, for the error line."""
 
     doing: str
-    """Such as "training"."""
+    """For example "training"."""
     env: str = ""
     """The environment's id."""
     folder: Path | None = None
-    """What is written to."""
+    """Folder that the command writes to."""
     safe: str = ""
     """What was saved, and how to continue."""
 
@@ -77,18 +77,20 @@ class Where:
 
     def error(self, error: Exception) -> CommandError:
         """Converts `error` to a `CommandError`."""
-        said = " ".join(str(error).split()) or type(error).__name__
-        named = f"{type(error).__name__}: {said}" if str(error) else said
+        message = " ".join(str(error).split()) or type(error).__name__
+        named = f"{type(error).__name__}: {message}" if str(error) else message
         theirs, whole = "", "".join(traceback.format_exception(error))
         if isinstance(error, (NonFiniteError, DivergedError, RankLostError, CheckpointError)) or _deliberate(error):
-            line = said
+            line = message
         elif out_of_memory(error):
-            line = f"out of memory while {self.doing} ({said[:200]}): use fewer --num-envs, --n-steps or smaller sizes"
+            line = (
+                f"out of memory while {self.doing} ({message[:200]}): use fewer --num-envs, --n-steps or smaller sizes"
+            )
         elif (env := _environment(error)) is not None and not type(env).__module__.startswith("envs."):
             theirs = _their_frames(error)
             line = f"environment {self.env} failed while {self.doing}: {named}"
             if isinstance(error, ContractError):
-                theirs, line = "", f"environment {self.env} failed while {self.doing}: {said}"
+                theirs, line = "", f"environment {self.env} failed while {self.doing}: {message}"
             elif not theirs and not _from_a_process(error):
                 theirs = "" if _in_a_library(error) else whole
                 line += (
@@ -160,7 +162,7 @@ def _in_a_library(error: BaseException) -> bool:
 
 
 def _from_a_process(error: BaseException) -> bool:
-    """Whether `AsyncVectorEnv` raises here what one of its processes raised and has printed."""
+    """Whether it was raised and printed in a process of `AsyncVectorEnv`, and is raised here again."""
     return any(frame.f_code.co_name == "_raise_if_errors" for frame in _frames(error)[-1:])
 
 

@@ -14,7 +14,7 @@ from agents.common.invocation import command_for, quoted
 from agents.run.config import Config
 
 
-def newest(folder: Path) -> Path | None:
+def newest_checkpoint(folder: Path) -> Path | None:
     """The newest complete checkpoint in a run's folder, or None."""
     try:
         return latest_checkpoint(folder)
@@ -42,20 +42,20 @@ def folder_of(config: Config) -> Path:
     return folder
 
 
-def again(folder: Path) -> str:
+def resume_command(folder: Path) -> str:
     """The command that resumes a run."""
     return f"{command_for('train')} --resume {quoted(folder)}"
 
 
-def safe(folder: Path, run_dir: Path | None = None) -> str:
+def describe_saved(folder: Path, run_dir: Path | None = None) -> str:
     """Describes what was saved when training ends early: the newest checkpoint in `folder`, and how to resume."""
-    checkpoint = newest(folder)
+    checkpoint = newest_checkpoint(folder)
     if checkpoint is None:
         return "no checkpoint was written yet"
-    return f"the last good checkpoint is {checkpoint}; continue with: {again(run_dir or folder)}"
+    return f"the last good checkpoint is {checkpoint}; continue with: {resume_command(run_dir or folder)}"
 
 
-def take(folder: Path) -> FileLock | None:
+def lock_folder(folder: Path) -> FileLock | None:
     """Locks a run's folder, so that only one process trains it; returns None if the file system has no locks.
 
     The system releases the lock with the process, also after kill -9.

@@ -1,4 +1,4 @@
-"""Trains a recipe after its easier lessons."""
+"""Trains the easier lessons of a recipe, then the recipe itself."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from pathlib import Path
 
 from rich.console import Console
 
-from agents.common.terminal import PLAIN
+from agents.common.terminal import PLAIN_TEXT
 from agents.run.config import Command, find_recipe, load_config
-from agents.run.failures import Where
-from agents.run.folder import folder_of, newest
+from agents.run.failures import ErrorContext
+from agents.run.folder import folder_of, newest_checkpoint
 from agents.run.parsing import parse
 from agents.run.training import train
 from agents.scale import distributed
 
 
-def course(config: Command, words: list[str], console: Console) -> int:
+def train_lessons(config: Command, words: list[str], console: Console) -> int:
     """Trains the lessons and then the recipe, each from the weights of the one before; returns the exit status.
 
     Lessons are runs in `lessons/` of the recipe's folder, and every flag applies to them too. Finished lessons are
     reused and unfinished ones resumed.
     """
-    with Where("preparing the lessons").user_errors():
+    with ErrorContext("preparing the lessons").user_errors():
         lessons, places = _plan(config)
 
-    def enrol(number: int) -> tuple[Command, Path | None] | None:
+    def lesson(number: int) -> tuple[Command, Path | None] | None:
         """A lesson's configuration and the checkpoint to resume from; None if it is complete."""
         place = places[number]
         if (place / "summary.json").exists():
@@ -35,17 +35,17 @@ def course(config: Command, words: list[str], console: Console) -> int:
             flags += ["--recipe", lessons[number], "--no-baseline"]
         if number:
             flags += ["--init-from", str(places[number - 1])]
-        return parse([*flags, "--resume", str(place)] if newest(place) else flags)
+        return parse([*flags, "--resume", str(place)] if newest_checkpoint(place) else flags)
 
     for number, place in enumerate(places):
         console.rule(f"lesson {number + 1} of {len(places)}")
-        with Where("preparing a lesson").user_errors():
-            given = distributed.from_first(partial(enrol, number))
+        with ErrorContext("preparing a lesson").user_errors():
+            given = distributed.from_first(partial(lesson, number))
         if given is None:
-            console.print(f"done before: {place}", **PLAIN)
+            console.print(f"already complete: {place}", **PLAIN_TEXT)
         elif status := train(*given, console):
-            rest = f"this lesson alone; with all that is left: the same command as before, --run-dir {places[-1]}"
-            console.print(rest, **PLAIN)
+            rest = f"this resumes one lesson; to resume all: repeat the command with --run-dir {places[-1]}"
+            console.print(rest, **PLAIN_TEXT)
             return status
     return 0
 

@@ -31,11 +31,11 @@ def run_logger(folder: Path, resume_at: int | None = None) -> Logger:
     if distributed.rank():
         return Logger(None, [])
     folder.mkdir(parents=True, exist_ok=True)
-    table = Table(folder / "progress.csv", [] if resume_at is None else kept_rows(folder, resume_at))
+    table = Table(folder / "progress.csv", [] if resume_at is None else rows_up_to(folder, resume_at))
     return Logger(str(folder), [table, _Curves(str(folder), resume_at)])
 
 
-def kept_rows(folder: Path, resume_at: int) -> list[dict[str, str]]:
+def rows_up_to(folder: Path, resume_at: int) -> list[dict[str, str]]:
     """The rows of a run's `progress.csv` up to a step; none if the file does not exist.
 
     Raises:
@@ -60,12 +60,12 @@ def kept_rows(folder: Path, resume_at: int) -> list[dict[str, str]]:
     return rows
 
 
-def wall_before(folder: Path, resume_at: int) -> float:
+def training_time_until(folder: Path, resume_at: int) -> float:
     """Training time of a run up to a step in seconds, over all resumes."""
-    rows = kept_rows(folder, resume_at)
+    rows = rows_up_to(folder, resume_at)
     try:
         return float(rows[-1][WALL])
-    except (IndexError, KeyError, ValueError):  # not one row yet, or of an older Engram
+    except (IndexError, KeyError, ValueError):  # no row yet, or written by an older Engram
         return 0.0
 
 

@@ -13,10 +13,10 @@ import tyro
 
 from agents import latest_checkpoint
 from agents.common.arguments import read
-from agents.common.terminal import degrade, make_console
+from agents.common.terminal import make_console, replace_unprintable
 from agents.run.config import NUMBERS, Command, Config, base_config, known_entries, load_config, run_entries
-from agents.run.failures import CommandError, Where
-from agents.run.folder import checkpoint_folder, newest
+from agents.run.failures import CommandError, ErrorContext
+from agents.run.folder import checkpoint_folder, newest_checkpoint
 from agents.run.help import show_help, show_list, show_options
 from agents.scale import distributed
 
@@ -44,7 +44,7 @@ def parse(arguments: list[str]) -> tuple[Command, Path | None]:
     if given.list:
         show_list(make_console(), given.list)
         sys.exit(0)
-    if distributed.restarts() and given.run_dir and newest(given.run_dir):
+    if distributed.restarts() and given.run_dir and newest_checkpoint(given.run_dir):
         given.resume = given.run_dir
     checkpoint = None
     if given.sweep and given.resume:
@@ -72,7 +72,7 @@ def parse(arguments: list[str]) -> tuple[Command, Path | None]:
         show_help(make_console(), DESCRIPTION, command, default)
         sys.exit(0)
     parsed = tyro.cli(command, default=default, args=arguments, description=DESCRIPTION, registry=NUMBERS)
-    config = Command(**vars(parsed))  # a class that other ranks know
+    config = Command(**vars(parsed))  # a class that can be pickled for other ranks
     config.env_kwargs = defaults.env_kwargs | config.env_kwargs
     config.memory_kwargs = defaults.memory_kwargs | config.memory_kwargs
     config.fit()
@@ -81,13 +81,13 @@ def parse(arguments: list[str]) -> tuple[Command, Path | None]:
 
 
 def refuse_foreign(defaults: Config, arguments: list[str]) -> None:
-    """Refuses options of another learner.
+    """Refuses options of other learners.
 
     Raises:
         ValueError: there is one.
     """
     own = {*run_entries(), *vars(defaults.learner)}
-    for name in _named(arguments):
+    for name in named_options(arguments):
         if name.removeprefix("no_") not in own and name.removeprefix("no_") in known_entries():
             raise ValueError(f"--{name.replace('_', '-')} has no effect on {defaults.algo}: leave it out")
 
@@ -99,7 +99,7 @@ def refuse_unused(config: Command, arguments: list[str]) -> None:
         ValueError: there is one.
     """
     for name in ("trials", "jobs", "storage", "launcher"):
-        if name in _named(arguments) and not config.sweep:
+        if name in named_options(arguments) and not config.sweep:
             raise ValueError(f"--{name} has no effect without --sweep")
     if config.fast == "graph" and not config.device.startswith(("cuda", "auto")):
         raise ValueError(f"--fast is graph, but --device is {config.device}: only CUDA has graphs")
@@ -108,17 +108,17 @@ def refuse_unused(config: Command, arguments: list[str]) -> None:
 def run_command(
     command: type[T], intro: str, groups: Mapping[str, str], words: list[str], run: Callable[[T], None]
 ) -> None:
-    """Parses the words of a command that trains nothing and runs it; exits with one line on an error.
+    """Parses the command line of evaluate.py or compare.py and runs it; exits with one line on an error.
 
     Args:
         command: dataclass of the options.
         intro, groups: as in `show_options`.
-        words: of the command line.
-        run: does the work.
+        words: the arguments.
+        run: called with the parsed options.
     """
-    degrade()
+    replace_unprintable()
     try:
-        with Where("reading the command").user_errors():
+        with ErrorContext("reading the command").user_errors():
             refuse_empty(words)
             if {"-h", "--help"} & {*words}:
                 show_options(make_console(), intro, command, groups)
@@ -134,8 +134,8 @@ def run_command(
         sys.exit(2)
 
 
-def _named(arguments: list[str]) -> list[str]:
-    """The options in a command line, by the names of their configuration entries."""
+def named_options(arguments: list[str]) -> list[str]:
+    """The options of a command line, by the names of their configuration entries."""
     return [word.split("=")[0].removeprefix("--").replace("-", "_") for word in arguments if word.startswith("--")]
 
 

@@ -9,10 +9,10 @@ from typing import Any
 from agents import LEARNERS, CheckpointError, latest_checkpoint
 from agents.checkpoint import read_manifest
 from agents.checkpoint.encoding import encode
-from agents.common.arguments import shown
+from agents.common.arguments import format_setting
 from agents.run.config import Config
 
-FREE = (
+CHANGEABLE = (
     *("anneal", "bptt_segment", "total_timesteps", "env_kwargs", "wrappers", "vector", "device", "threads", "fast"),
     *(
         "precision",
@@ -31,14 +31,9 @@ FREE = (
 _PLACES = ("run_dir", "resume")
 
 
-def learned_with(config: Config) -> list[str]:
+def changeable_hyperparameters(config: Config) -> list[str]:
     """Hyper-parameters that may change; they take effect from the next rollout on."""
     return [name for name in vars(config.learner) if name not in config.learner.fixed]
-
-
-def fixed(config: Config) -> tuple[str, ...]:
-    """Learner arguments that may not change."""
-    return ("seed", *config.learner.fixed)
 
 
 def refuse_changes(config: Config, saved: Config) -> None:
@@ -53,11 +48,12 @@ def refuse_changes(config: Config, saved: Config) -> None:
     """
     for name, before in saved.entries().items():
         now = config.entries().get(name, before)
-        if now == before or name in (*learned_with(saved), *FREE, *_PLACES):
+        if now == before or name in (*changeable_hyperparameters(saved), *CHANGEABLE, *_PLACES):
             continue
         raise ValueError(
-            f"--{name.replace('_', '-')} is {_short(now)}, but {config.run_dir} is a run with {_short(before)}, "
-            "which cannot change on resume: leave it out, or start a new run, with --init-from for the weights"
+            f"--{name.replace('_', '-')} is {format_setting(now)}, but {config.run_dir} is a run with "
+            f"{format_setting(before)}, which cannot change on resume: leave it out, or start a new run, with "
+            "--init-from for the weights"
         )
     now, before = config.learner.n_steps, saved.learner.n_steps
     if bool(now) != bool(before):
@@ -67,7 +63,7 @@ def refuse_changes(config: Config, saved: Config) -> None:
         )
 
 
-def replaced(config: Config, checkpoint: Path) -> dict[str, Any]:
+def changed_arguments(config: Config, checkpoint: Path) -> dict[str, Any]:
     """Constructor arguments that the run's configuration changes with respect to a checkpoint.
 
     Raises:
@@ -84,20 +80,22 @@ def replaced(config: Config, checkpoint: Path) -> dict[str, Any]:
     if found == expected and memory_kwargs != (wanted := encode(config.memory_kwargs)):
         found, expected = {"memory_kwargs": memory_kwargs}, {"memory_kwargs": wanted}
     arguments = config.learner_kwargs()
-    for name in fixed(config):
+    for name in ("seed", *config.learner.fixed):
         if name in kept and name in arguments:
             found[name], expected[name] = kept[name], arguments[name]
     for name, value in found.items():
         if value != expected[name]:
             raise CheckpointError(
-                f"{checkpoint} is of {name} {_short(value)}, but the run's config.yaml says {_short(expected[name])}: "
-                "they do not belong to the same run"
+                f"{checkpoint} is of {name} {format_setting(value)}, but the run's config.yaml says "
+                f"{format_setting(expected[name])}: they do not belong to the same run"
             )
     changed = {
-        name: arguments[name] for name in learned_with(config) if name in kept and encode(arguments[name]) != kept[name]
+        name: arguments[name]
+        for name in changeable_hyperparameters(config)
+        if name in kept and encode(arguments[name]) != kept[name]
     }
     if config.learner.n_steps == 0:
-        changed.pop("n_steps", None)  # kept as the number that it stands for
+        changed.pop("n_steps", None)  # the checkpoint stores the number of steps
     policy_kwargs = config.own_classes().get("policy_kwargs", {})
     if policy.get("bptt_segment") != config.bptt_segment:
         policy_kwargs["bptt_segment"] = config.bptt_segment
@@ -107,11 +105,11 @@ def replaced(config: Config, checkpoint: Path) -> dict[str, Any]:
 def what_changed(config: Config, saved: Config) -> str:
     """The entries changed by flags, as "learning_rate 3e-4 → 1e-5, ..."; empty if there are none."""
     before, after = saved.entries(), config.entries()
-    names = [name for name in (*learned_with(config), *FREE) if before[name] != after[name]]
-    return ", ".join(f"{name} {_short(before[name])} → {_short(after[name])}" for name in names)
+    names = [name for name in (*changeable_hyperparameters(config), *CHANGEABLE) if before[name] != after[name]]
+    return ", ".join(f"{name} {format_setting(before[name])} → {format_setting(after[name])}" for name in names)
 
 
-def complete(folder: Path, config: Config, saved: Config) -> bool:
+def is_complete(folder: Path, config: Config, saved: Config) -> bool:
     """Whether a run is complete: all steps are trained, and its summary holds the requested score."""
     try:
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
@@ -137,7 +135,3 @@ def set_aside_later(checkpoint: Path) -> list[Path]:
             other.rename(target)
             moved.append(target)
     return moved
-
-
-def _short(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else value if isinstance(value, str) else shown(value)

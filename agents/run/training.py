@@ -19,19 +19,26 @@ from rich.markup import escape
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 
 from agents import LEARNERS, MemoryOnPolicyAlgorithm, load
-from agents.checkpoint import NewEpisodesWarning, latest_checkpoint, take_weights
+from agents.checkpoint import NewEpisodesWarning, latest_checkpoint, load_weights
 from agents.common.files import replace_file
 from agents.common.invocation import command_for, quoted
-from agents.common.terminal import PLAIN
+from agents.common.terminal import PLAIN_TEXT
 from agents.evaluation import Score, evaluate, random_score
 from agents.evaluation.tables import print_scores
 from agents.run.callbacks import CheckpointEvery, DescribeRun, PicturePanels, WallClock, git_state
 from agents.run.config import Config, load_config
-from agents.run.display import RunDisplay, clock
-from agents.run.failures import Where
-from agents.run.folder import again, checkpoint_folder, folder_of, newest, safe, take
-from agents.run.logs import kept_rows, run_logger, wall_before, write_scores
-from agents.run.resuming import complete, refuse_changes, replaced, set_aside_later, what_changed
+from agents.run.display import RunDisplay, format_duration
+from agents.run.failures import ErrorContext
+from agents.run.folder import (
+    checkpoint_folder,
+    describe_saved,
+    folder_of,
+    lock_folder,
+    newest_checkpoint,
+    resume_command,
+)
+from agents.run.logs import rows_up_to, run_logger, training_time_until, write_scores
+from agents.run.resuming import changed_arguments, is_complete, refuse_changes, set_aside_later, what_changed
 from agents.scale import distributed
 from agents.scale.devices import device_of
 from agents.scale.distributed import RankLostError
@@ -40,7 +47,7 @@ from policies.native.allocator import tune_allocator
 
 @dataclass(frozen=True)
 class Start:
-    """Facts about a run before its first step."""
+    """The result of `prepare`."""
 
     folder: Path
     resumed: str = ""
@@ -61,7 +68,7 @@ def train(config: Config, checkpoint: Path | None, console: Console) -> int:
     tune_allocator()
     locks: list[FileLock | None] = []
     try:
-        with Where("building", config.env).user_errors():
+        with ErrorContext("building", config.env).user_errors():
             distributed.take_device(device_of(config.device))
             start = distributed.from_first(lambda: prepare(config, checkpoint, locks))
         config.run_dir, config.resume = start.folder, None
@@ -82,17 +89,19 @@ def _train(config: Config, checkpoint: Path | None, console: Console, start: Sta
     title = f"[bold]{escape(config.memory)}[/] with {config.algo} on {escape(config.env)}"
     console.print(" · ".join([title, *map(escape, parts)]), highlight=False, soft_wrap=True)
     if start.complete:
-        console.print(f"complete; to train for longer: {again(folder)} --total-timesteps N", **PLAIN)
+        console.print(f"complete; to train for longer: {resume_command(folder)} --total-timesteps N", **PLAIN_TEXT)
         return 0
     if start.resumed:
-        console.print(start.resumed, **PLAIN)
+        console.print(start.resumed, **PLAIN_TEXT)
     if config.follows and not (config.init_from or checkpoint):
         easier = f"add --lessons, or train --recipe {config.follows} and then --init-from its folder"
-        console.print(f"this task is rarely learned from scratch: {easier}", **PLAIN)
+        console.print(f"this task is rarely learned from scratch: {easier}", **PLAIN_TEXT)
 
     model, wall = run(config, folder, console, checkpoint)
     if model.stop_requested:
-        console.print(f"stopped at {model.num_timesteps:,} steps; continue with: {again(folder)}", **PLAIN)
+        console.print(
+            f"stopped at {model.num_timesteps:,} steps; continue with: {resume_command(folder)}", **PLAIN_TEXT
+        )
         return 130
     result = score(config, model, console)
     identity = None
@@ -100,10 +109,10 @@ def _train(config: Config, checkpoint: Path | None, console: Console, start: Sta
         memoryless = dataclasses.replace(
             config, memory="identity", memory_kwargs={}, precision="float32", init_from=None
         )
-        before = distributed.from_first(lambda: newest(folder / "identity") if checkpoint else None)
+        before = distributed.from_first(lambda: newest_checkpoint(folder / "identity") if checkpoint else None)
         identity_model, _ = run(memoryless, folder / "identity", console, before)
         if identity_model.stop_requested:
-            console.print(f"results are in {folder}; the identity agent was stopped", **PLAIN)
+            console.print(f"results are in {folder}; the memoryless agent was stopped", **PLAIN_TEXT)
         else:
             identity = score(memoryless, identity_model, console)
     elif config.memory == "identity":
@@ -132,7 +141,7 @@ def prepare(config: Config, checkpoint: Path | None, locks: list[FileLock | None
         if not taken:
             build(config)
             folder.mkdir(parents=True, exist_ok=True)
-            locks.append(take(folder))
+            locks.append(lock_folder(folder))
             taken = not distributed.restarts() and (folder / "config.yaml").exists()
         if taken:
             raise ValueError(f"{folder} already holds a run; choose another --run-dir, or --resume {quoted(folder)}")
@@ -141,15 +150,15 @@ def prepare(config: Config, checkpoint: Path | None, locks: list[FileLock | None
         home = checkpoint_folder(checkpoint)
         if folder.resolve() != home.resolve():
             raise ValueError(f"--run-dir is {folder}, but --resume continues in {home}: leave out one of the two")
-        locks.append(take(folder))
+        locks.append(lock_folder(folder))
         saved = load_config(folder / "config.yaml")
         refuse_changes(config, saved)
-        if complete(folder, config, saved):
+        if is_complete(folder, config, saved):
             return Start(folder, complete=True)
         model = build(config, checkpoint)
-        for name in config.learner.fixed:  # those that are younger than the run are as its checkpoint has them
+        for name in config.learner.fixed:  # hyper-parameters added after the run began have the checkpoint's values
             setattr(config.learner, name, getattr(model, name, getattr(config.learner, name)))
-        kept_rows(folder, model.num_timesteps)
+        rows_up_to(folder, model.num_timesteps)
         changed = what_changed(config, saved)
         resumed = f"resuming at step {model.num_timesteps:,}" + (f"; {changed}" if changed else "")
         if aside := set_aside_later(checkpoint):
@@ -165,7 +174,7 @@ def prepare(config: Config, checkpoint: Path | None, locks: list[FileLock | None
 def build(config: Config, checkpoint: Path | None = None) -> MemoryOnPolicyAlgorithm:
     """This rank's environments and the learner, new or loaded from the checkpoint."""
     device = device_of(config.device)
-    given = {} if checkpoint is None else replaced(config, checkpoint)
+    given = {} if checkpoint is None else changed_arguments(config, checkpoint)
     env = config.make_env(distributed.share(config.num_envs), device)
     if checkpoint is not None:
         with warnings.catch_warnings():
@@ -176,7 +185,7 @@ def build(config: Config, checkpoint: Path | None = None) -> MemoryOnPolicyAlgor
     except TypeError as error:  # arguments that the memory does not take
         raise ValueError(str(error)) from error
     if config.init_from is not None:
-        take_weights(model.policy, config.init_from)
+        load_weights(model.policy, config.init_from)
     return model
 
 
@@ -190,24 +199,24 @@ class Trained(NamedTuple):
 def run(config: Config, folder: Path, console: Console, checkpoint: Path | None = None) -> Trained:
     """Trains one agent, with logs and checkpoints in `folder`. Returns early after Ctrl-C, on all ranks at the same
     step."""
-    with Where("building", config.env).user_errors():
+    with ErrorContext("building", config.env).user_errors():
         model = build(config, checkpoint)
-        before = 0.0 if checkpoint is None else wall_before(folder, model.num_timesteps)
+        before = 0.0 if checkpoint is None else training_time_until(folder, model.num_timesteps)
     exact = "parameters, optimiser and counters continue exactly"
     for what, why in (
         ("environments start new episodes", model.new_episodes),
         ("random generators have new seeds", model.new_generators),
     ):
         if why:
-            console.print(f"{what}: {why}; {exact}", **PLAIN)
+            console.print(f"{what}: {why}; {exact}", **PLAIN_TEXT)
     if model.speed_note:
-        console.print(model.speed_note, **PLAIN)
+        console.print(model.speed_note, **PLAIN_TEXT)
     remaining = config.total_timesteps - model.num_timesteps
     if remaining <= 0:
         return Trained(model, before)
     clock, saver = WallClock(before), CheckpointEvery(folder / "checkpoints", config.checkpoint_every)
     display = RunDisplay(f"{config.memory} {config.algo}", console, before=before)
-    console.print(about(model, folder), style="dim", **PLAIN)
+    console.print(describe_training(model, folder), style="dim", **PLAIN_TEXT)
     callbacks: list[BaseCallback] = [clock, saver]
     if distributed.rank() == 0:
         callbacks += [DescribeRun(config.entries()), *([display] if config.progress else [])]
@@ -225,24 +234,24 @@ def run(config: Config, folder: Path, console: Console, checkpoint: Path | None 
         model.set_logger(run_logger(folder, None if checkpoint is None else model.num_timesteps))
         model.learn(remaining, CallbackList(callbacks), reset_num_timesteps=checkpoint is None)
     except Exception as error:
-        if isinstance(error, RankLostError):  # torchrun sends it to the remaining ranks, which report this first
+        if isinstance(error, RankLostError):  # torchrun sends SIGTERM, but this error is to be reported
             del handlers[signal.SIGTERM]
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         doing = f"training, after {model.num_timesteps:,} environment steps"
-        raise Where(doing, config.env, folder, safe(folder, config.run_dir)).error(error) from error
+        raise ErrorContext(doing, config.env, folder, describe_saved(folder, config.run_dir)).error(error) from error
     finally:
         display.stop()
-        with contextlib.suppress(OSError):  # a full disk is what it may be about
-            if hasattr(model, "_logger"):  # it may have been stopped before
+        with contextlib.suppress(OSError):  # the disk may be full
+            if hasattr(model, "_logger"):  # it may have failed before it had one
                 model.logger.close()
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    model.stop_requested = distributed.any_rank(model.stop_requested)  # a signal may have come after the last look
+    model.stop_requested = distributed.any_rank(model.stop_requested)  # a signal may have come after the last check
     return Trained(model, clock.total)
 
 
-def about(model: MemoryOnPolicyAlgorithm, folder: Path) -> str:
-    """Size, device and threads of a training, and where its curves are."""
+def describe_training(model: MemoryOnPolicyAlgorithm, folder: Path) -> str:
+    """One line: number of parameters, batch, device, threads, and the command that shows the curves."""
     count = sum(each.numel() for each in model.policy.parameters())
     threads = torch.get_num_threads()
     device = str(model.device)
@@ -255,7 +264,7 @@ def about(model: MemoryOnPolicyAlgorithm, folder: Path) -> str:
 
 
 def idle_cores() -> float:
-    """Cores that a second thread would find idle, by the last minute's load; 0 where the system does not say."""
+    """Idle cores beside the one in use, from the load of the last minute; 0 if it is unknown."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return usable - 1 - os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
 
@@ -277,7 +286,7 @@ def score(config: Config, model: MemoryOnPolicyAlgorithm, console: Console) -> S
         return distributed.from_first(played)
     except Exception as error:
         doing = f"playing the {config.eval_episodes} episodes after training"
-        raise Where(doing, config.env, config.run_dir, safe(config.run_dir)).error(error) from error
+        raise ErrorContext(doing, config.env, config.run_dir, describe_saved(config.run_dir)).error(error) from error
 
 
 def report(
@@ -295,18 +304,18 @@ def report(
                 if each is not None and home.is_dir():
                     write_scores(home, {"mean_return": each.mean, **each.metrics}, summary["env_steps"])
     except Exception as error:
-        raise Where("scoring random actions", config.env, folder, safe(folder)).error(error) from error
+        raise ErrorContext("scoring random actions", config.env, folder, describe_saved(folder)).error(error) from error
     if result is not None:
         scores = {} if config.memory == "identity" else {f"{config.memory} (memory)": result}
         scores |= {} if identity is None else {"identity (no memory)": identity}
-        print_scores(console, f"{result.episodes} fresh episodes", {**scores, "random actions": chance})
+        print_scores(console, f"{result.episodes} new episodes", {**scores, "random actions": chance})
         if result.cut:
             cut = f"{result.cut} of the {result.episodes} episodes did not end and were cut"
-            console.print(f"{cut} after {config.eval_steps:,} steps (--eval-steps)", **PLAIN)
+            console.print(f"{cut} after {config.eval_steps:,} steps (--eval-steps)", **PLAIN_TEXT)
     shown = quoted(folder)
     look = f"{command_for('evaluate')} {shown}"
     lines = [
-        f"{summary['env_steps']:,} steps, {summary['episodes']:,} episodes in {clock(summary['wall_s'])} "
+        f"{summary['env_steps']:,} steps, {summary['episodes']:,} episodes in {format_duration(summary['wall_s'])} "
         f"({summary['steps_per_s']:,.0f} steps/s)",
         f"watch it:     {look} --watch",
         f"memory used?  {look} --ablate",
@@ -317,4 +326,4 @@ def report(
     ]
     if result is not None and result.metrics and env.groups_answers and env.horizon is not None:
         lines.insert(2, f"errors:       {look} --errors")
-    console.print("\n".join(lines), **PLAIN)
+    console.print("\n".join(lines), **PLAIN_TEXT)

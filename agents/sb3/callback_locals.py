@@ -16,20 +16,20 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 
-from agents.environments.infos import as_numpy, of_tensors
+from agents.environments.infos import as_numpy, infos_of_step
 from agents.sb3.training_env import TrainingEnv
 from agents.scale import distributed
 from envs.tensor_env import Info, Obs
-from policies.heads import Judgement
+from policies.heads import ActionEvaluation
 from policies.memories.contract import MemoryStep
 
 
 @dataclass(slots=True)
-class Later:
+class LazyValue:
     """A value computed on first use, by `make`.
 
-    `Locals` hands out the value itself. A callback that was never told of the start of training keeps a plain
-    dictionary and meets this object, which numpy takes as an array.
+    `Locals` returns the value itself. A callback whose `on_training_start` was never called has an ordinary
+    dictionary and sees this object, which numpy accepts as an array.
     """
 
     make: Callable[[], Any] | None
@@ -60,11 +60,11 @@ class Locals(dict[str, Any]):
 
     def __getitem__(self, name: str) -> Any:
         value = super().__getitem__(name)
-        return value.value if isinstance(value, Later) else value
+        return value.value if isinstance(value, LazyValue) else value
 
     def get(self, name: str, default: Any = None) -> Any:
         value = super().get(name, default)
-        return value.value if isinstance(value, Later) else value
+        return value.value if isinstance(value, LazyValue) else value
 
     def __iter__(self) -> Iterator[str]:  # dict(locals) then reads item by item
         return super().__iter__()
@@ -80,38 +80,39 @@ class Locals(dict[str, Any]):
 
 
 @dataclass(slots=True)
-class Step:
-    """What SB3's `collect_rollouts` knows after step `t`: each method gives what SB3 has by its name.
+class StepLocals:
+    """The locals of SB3's `collect_rollouts` after step `t`: each method returns the local variable of its name.
 
     Values are read on demand: on a GPU even views of tensors cost time.
 
     Args:
-        model, t: which step.
-        now: what the memory gave, the next observation and the `info` beside it, of a step that was just made; None:
-            the step is read from the whole rollout, whose values are there.
+        model: the learner.
+        t: index of the step in the rollout.
+        last: memory output, next observation and `info` of the step, if it was just made; None: everything is read from
+            the complete rollout.
     """
 
     model: TrainingEnv
     t: int
-    now: tuple[MemoryStep, Obs, Info] | None = None
-    _judgement: Judgement | None = None
+    last: tuple[MemoryStep, Obs, Info] | None = None
+    _evaluation: ActionEvaluation | None = None
 
-    def names(self) -> dict[str, Any]:
-        """The values for a callback's `locals`; state values if there is a critic, or they are computed on demand."""
+    def as_dict(self) -> dict[str, Any]:
+        """The values for a callback's `locals`, by name; complete rollouts of supervised learners have no values."""
         methods = [self.obs_tensor, self.action, self.terminated, self.truncated, self.actions, self.clipped_actions]
         methods += [self.new_obs, self.rewards, self.dones, self.infos]
-        methods += [self.values, self.log_probs] if self.now is not None or not self.model.learns_from_targets else []
-        known: dict[str, Any] = {method.__name__: Later(method) for method in methods}
-        return known | {"n_steps": self.t} | ({} if self.now is None else {"info": self.now[2]})
+        methods += [self.values, self.log_probs] if self.last is not None or not self.model.learns_from_targets else []
+        known: dict[str, Any] = {method.__name__: LazyValue(method) for method in methods}
+        return known | {"n_steps": self.t} | ({} if self.last is None else {"info": self.last[2]})
 
-    def _seen_before(self, step: int) -> Obs:
+    def _obs_before(self, step: int) -> Obs:
         if step == self.model.n_steps:
             return self.model.rollout_state.obs
         obs = self.model.rollout.obs
         return {name: value[step] for name, value in obs.items()} if isinstance(obs, dict) else obs[step]
 
     def obs_tensor(self) -> Obs:
-        return self._seen_before(self.t)
+        return self._obs_before(self.t)
 
     def action(self) -> Tensor:
         return self.model.rollout.actions[self.t]
@@ -129,9 +130,9 @@ class Step:
         return self.model.policy.actions.to_env(self.action()).cpu().numpy()
 
     def new_obs(self) -> Any:
-        if self.now is None:
-            return as_numpy(self._seen_before(self.t + 1))
-        _, obs, info = self.now
+        if self.last is None:
+            return as_numpy(self._obs_before(self.t + 1))
+        _, obs, info = self.last
         return deepcopy(info["shown"]) if "shown" in info else as_numpy(obs)
 
     def rewards(self) -> Any:
@@ -141,49 +142,47 @@ class Step:
         return (self.terminated() | self.truncated()).cpu().numpy()
 
     def infos(self) -> list[dict[str, Any]]:
-        """Without the final observations if they are read from a rollout, which does not keep them."""
-        said = self.model.rollout.said
-        info: Info = {} if said is None else {"is_success": said[2, self.t]}
-        info = info if self.now is None else self.now[2]
+        """Read from a rollout they have no final observations, because a rollout does not store these."""
+        stats = self.model.rollout.episode_stats
+        info: Info = {} if stats is None else {"is_success": stats[2, self.t]}
+        info = info if self.last is None else self.last[2]
         return _infos_of(self.model, self.t, info, self.terminated(), self.truncated())
 
     def values(self) -> Tensor:
-        return self.model.rollout.values[self.t, :, None] if self.now is None else self._judged().value[0, :, None]
+        return self.model.rollout.values[self.t, :, None] if self.last is None else self._evaluated().value[0, :, None]
 
     def log_probs(self) -> Tensor:
-        return self.model.rollout.log_probs[self.t] if self.now is None else self._judged().log_prob[0]
+        return self.model.rollout.log_probs[self.t] if self.last is None else self._evaluated().log_prob[0]
 
-    def _judged(self) -> Judgement:
-        if self._judgement is None:
-            assert self.now is not None
-            out, masks, here = self.now[0], self.model.rollout.masks, slice(self.t, self.t + 1)
+    def _evaluated(self) -> ActionEvaluation:
+        if self._evaluation is None:
+            assert self.last is not None
+            out, masks, here = self.last[0], self.model.rollout.masks, slice(self.t, self.t + 1)
             grid = None if out.grid is None else out.grid.detach()[None]
             mask = None if masks is None else masks[here]
             with torch.no_grad():
                 latent, actions = out.output.detach()[None], self.model.rollout.actions[here]
-                self._judgement = self.model.policy.judge(latent, actions, grid, mask)
-        return self._judgement
+                self._evaluation = self.model.policy.evaluate_latents(latent, actions, grid, mask)
+        return self._evaluation
 
 
-def tell(model: TrainingEnv, callback: BaseCallback) -> bool:
+def run_callbacks(model: TrainingEnv, callback: BaseCallback) -> bool:
     """Calls a callback for every step of a rollout that was collected at once; False if the callback asks to stop.
 
-    The names are those of `Step`.
+    The locals are those of `StepLocals`.
     """
-    rollout, began, going = model.rollout, model.num_timesteps, True
+    rollout, began, continues = model.rollout, model.num_timesteps, True
     for t in range(model.n_steps):
         model.num_timesteps += model.all_envs
         known = {"self": model, "rollout": rollout, "rollout_buffer": rollout, "n_rollout_steps": model.n_steps, "t": t}
-        callback.update_locals(known | Step(model, t).names())
+        callback.update_locals(known | StepLocals(model, t).as_dict())
         if not callback.on_step():
-            going = False
+            continues = False
             break
-    model.num_timesteps = (
-        began + model.n_steps * model.all_envs
-    )  # all steps were made, even if a callback stopped early
-    if going:
+    model.num_timesteps = began + model.n_steps * model.all_envs  # also if a callback stopped early
+    if continues:
         callback.on_rollout_end()
-    return going
+    return continues
 
 
 def _infos_of(model: TrainingEnv, t: int, info: Info, terminated: Tensor, truncated: Tensor) -> list[dict[str, Any]]:
@@ -200,4 +199,4 @@ def _infos_of(model: TrainingEnv, t: int, info: Info, terminated: Tensor, trunca
         reward = float(rollout.rewards[since : t + 1, index].cpu().double().sum())
         return {"r": before[0] + reward, "l": int(before[1] + t + 1 - since), "t": 0.0}
 
-    return of_tensors(info, terminated, truncated, counts)
+    return infos_of_step(info, terminated, truncated, counts)

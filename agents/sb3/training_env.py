@@ -1,4 +1,4 @@
-"""The learner's environment: replacing it, and noticing when user code has moved it."""
+"""The learner's environment: replacing it, and detecting resets and steps made by user code."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from policies.policy import MemoryActorCriticPolicy
 
 class TrainingEnv(BaseAlgorithm):
     """Two views of the same environments: `tensor_env`, which the learner steps, and `get_env()`, which SB3's callbacks
-    see. Resets and steps through the second, or in any other way, are noticed."""
+    see. Resets and steps that the learner did not make are detected."""
 
     policy: MemoryActorCriticPolicy
     new_episodes: str = ""
@@ -30,9 +30,9 @@ class TrainingEnv(BaseAlgorithm):
     new_generators: str = ""
     """Why random generators do not continue from their state in the checkpoint; empty if they do."""
     unused_run: tuple[dict[str, Any], dict[str, Tensor]] | None = None
-    """Manifest and tensors of a run that was loaded without its environments, to be saved again."""
+    """Manifest and tensors of a run that was loaded without its environments; `save` writes them back."""
     generators_to_set: dict[str, Tensor]
-    """The state of random generators that a checkpoint had, until they are used."""
+    """States of the random generators from a checkpoint, until `learn` sets them."""
     whole_episodes: bool
     normalize_values: bool
     rollout: Rollout
@@ -55,7 +55,7 @@ class TrainingEnv(BaseAlgorithm):
     rollout_state: LearnerState
     """Observation, memory state and reset signal, carried from step to step."""
     visits: object
-    """The environments' `visits` as the learner left them."""
+    """`TensorEnv.visits` after the learner's last step or reset; if it differs, user code moved the environments."""
     _tensor_env: TensorEnv | None
 
     @property
@@ -72,7 +72,7 @@ class TrainingEnv(BaseAlgorithm):
 
     @staticmethod
     def _wrap_env(env: VecEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:  # type: ignore[override]
-        return env  # `TensorVecEnv` has done it
+        return env  # already a `TensorVecEnv`
 
     def set_env(self, env: EnvLike, force_reset: bool = True) -> None:
         """As in SB3. The number of environments may change; running episodes are then aborted.
@@ -102,32 +102,32 @@ class TrainingEnv(BaseAlgorithm):
         raise NotImplementedError
 
     def diagnostics(self, rollout: Rollout) -> dict[str, Tensor]:
-        """What a rollout says of the learner itself, by the names it is logged under."""
+        """The learner's diagnostics of a rollout by their log names."""
         raise NotImplementedError
 
-    def visited(self) -> bool:
+    def env_was_moved(self) -> bool:
         """Whether user code has reset or stepped the environments, in a callback or between two calls."""
         return bool(self.tensor_env.visits != self.visits)
 
-    def take_up(self) -> None:
-        """Continues from the environments' current observations, as first observations of episodes."""
+    def begin_episodes(self) -> None:
+        """Starts new episodes at the environments' current observations, with a reset memory."""
         starts = torch.ones(self.n_envs, dtype=torch.bool, device=self.device)
         memory = self.policy.initial_state(self.n_envs)
         self.rollout_state = LearnerState(self.tensor_env.observe(), memory, starts, may_start=True)
         self.visits = self.tensor_env.visits
         self.episodes.clear()
 
-    def give_up(self, t: int) -> None:
-        """Truncates running episodes after step `t` of a rollout, after which a callback moved the environments."""
+    def abort_episodes(self, t: int) -> None:
+        """Truncates running episodes after step `t` of a rollout, because a callback has moved the environments."""
         rollout = self.rollout
         ended = rollout.terminated[t] | rollout.truncated[t]
         with torch.no_grad():
             values = self.policy.predict_values(self.rollout_state.obs, self.rollout_state.memory)
         rollout.final_values[t] = torch.where(ended, rollout.final_values[t], values)
         rollout.truncated[t] |= ~ended
-        if rollout.given_up is None:
-            rollout.given_up = torch.zeros_like(rollout.truncated)
-        rollout.given_up[t] = ~ended
+        if rollout.aborted is None:
+            rollout.aborted = torch.zeros_like(rollout.truncated)
+        rollout.aborted[t] = ~ended
         counted = self.episodes.returns.copy(), self.episodes.lengths.copy()
-        self.take_up()
+        self.begin_episodes()
         self.episodes.returns, self.episodes.lengths = counted  # as before the rollout, which is yet to be read

@@ -18,7 +18,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn, tile_images
 
-from agents.environments.infos import as_numpy, described, of_tensors, row
+from agents.environments.infos import as_numpy, infos_of_obs, infos_of_step, row
 from agents.environments.watch import Watch
 from envs.tensor_env import TensorEnv
 
@@ -36,7 +36,7 @@ class _Counted(VecEnv):
     def step_async(self, actions: np.ndarray[Any, Any]) -> None:
         self._action = actions
 
-    def _taken(self) -> np.ndarray[Any, Any]:
+    def _pop_action(self) -> np.ndarray[Any, Any]:
         if self._action is None:
             raise RuntimeError("step_wait was called without step_async")
         action, self._action = self._action, None
@@ -63,7 +63,7 @@ class _Counted(VecEnv):
 
     def _next_seed(self) -> int | None:
         """Seeds the first environment at the next reset; the others get the following numbers."""
-        return None if self._seeds[0] is None else int(self._seeds[0])  # gymnasium takes no number of NumPy's
+        return None if self._seeds[0] is None else int(self._seeds[0])  # gymnasium refuses NumPy integers
 
     def _next_options(self) -> dict[str, Any] | None:
         if any(options != self._options[0] for options in self._options):
@@ -72,21 +72,21 @@ class _Counted(VecEnv):
             )
         return self._options[0] or None
 
-    def _all(self, call: str, indices: VecEnvIndices) -> list[int]:
+    def _require_all(self, call: str, indices: VecEnvIndices) -> list[int]:
         """`indices` as a list, for a call that reaches every environment.
 
         Raises:
             ValueError: they are not all environments.
         """
-        wanted = list(self._get_indices(indices))
-        if sorted(wanted) != list(range(self.num_envs)):
+        chosen = list(self._get_indices(indices))
+        if sorted(chosen) != list(range(self.num_envs)):
             raise ValueError(
-                f"{call} for the environments {wanted} alone is not possible: {self._what()} moves its {self.num_envs} "
-                f"environments together; leave out indices"
+                f"{call} for the environments {chosen} alone is not possible: {self._env_name()} moves its "
+                f"{self.num_envs} environments together; leave out indices"
             )
-        return wanted
+        return chosen
 
-    def _what(self) -> str:
+    def _env_name(self) -> str:
         raise NotImplementedError
 
     def render(self, mode: str | None = None) -> np.ndarray[Any, Any] | None:
@@ -123,19 +123,19 @@ class TensorVecEnv(_Counted):
         if not isinstance(tensor_env, TensorEnv):
             raise TypeError(
                 f"TensorVecEnv got a {type(tensor_env).__name__}, expected a TensorEnv, as agents.make_env gives: "
-                "SB3's clients take other environments as they are"
+                "SB3 accepts other environments directly"
             )
-        self.tensor_env = tensor_env  # first: the base class asks it for its render mode
+        self.tensor_env = tensor_env  # first, because the base class reads its render mode
         super().__init__(tensor_env.num_envs, tensor_env.single_observation_space, tensor_env.single_action_space)
         self.render_mode = "rgb_array"  # `frame` draws in any mode
         self.metadata = {"render_modes": ["human", "rgb_array"]}
 
-    def _what(self) -> str:
+    def _env_name(self) -> str:
         return type(self.tensor_env).__name__
 
     def reset(self) -> VecEnvObs:
         obs, info = self.tensor_env.reset(seed=self._next_seed(), options=self._next_options())
-        self.reset_infos = described(info, self.num_envs)
+        self.reset_infos = infos_of_obs(info, self.num_envs)
         self._begin()
         return as_numpy(obs)  # type: ignore[no-any-return]
 
@@ -145,14 +145,14 @@ class TensorVecEnv(_Counted):
         return self._seeds
 
     def step_wait(self) -> VecEnvStepReturn:
-        action = torch.as_tensor(self._taken(), device=self.tensor_env.device)
+        action = torch.as_tensor(self._pop_action(), device=self.tensor_env.device)
         self.tensor_env.visits = object()
         obs, reward, terminated, truncated, info = self.tensor_env.step(action)
         rewards = reward.cpu().numpy()
         self._count(rewards)
-        infos = of_tensors(info, terminated, truncated, self._counts)
+        infos = infos_of_step(info, terminated, truncated, self._counts)
         for index in np.flatnonzero((terminated | truncated).cpu().numpy()):
-            self.reset_infos[index] = described(info, self.num_envs)[index]
+            self.reset_infos[index] = infos_of_obs(info, self.num_envs)[index]
         dones = (terminated | truncated).cpu().numpy()
         self._end(dones)
         return as_numpy(obs), rewards, dones, infos
@@ -164,7 +164,7 @@ class TensorVecEnv(_Counted):
         return [self.tensor_env.frame(index) for index in range(self.num_envs)]
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        if attr_name == "action_masks":  # as sb3-contrib asks for them
+        if attr_name == "action_masks":  # as read by sb3-contrib
             self._masks()
             return [lambda index=index: self._masks()[index] for index in self._get_indices(indices)]
         value = getattr(self.tensor_env, attr_name)
@@ -178,7 +178,7 @@ class TensorVecEnv(_Counted):
             state = getattr(self.tensor_env, attr_name)
             state[list(self._get_indices(indices))] = torch.as_tensor(value, dtype=state.dtype, device=state.device)
             return
-        self._all(f"set_attr({attr_name!r})", indices)
+        self._require_all(f"set_attr({attr_name!r})", indices)
         setattr(self.tensor_env, attr_name, value)
 
     def env_method(
@@ -188,7 +188,7 @@ class TensorVecEnv(_Counted):
         returned for each environment."""
         if method_name == "action_masks":
             return [self._masks()[index] for index in self._get_indices(indices)]
-        wanted = self._all(f"env_method({method_name!r})", indices)
+        wanted = self._require_all(f"env_method({method_name!r})", indices)
         if method_name == "step":
             raise ValueError("env_method('step') would go past this VecEnv: call its own step with all actions")
         result = getattr(self.tensor_env, method_name)(*method_args, **method_kwargs)
@@ -210,7 +210,7 @@ class TensorVecEnv(_Counted):
             self.tensor_env.reset()
         masks = self.tensor_env.describe().get("action_mask")
         if masks is None:
-            raise AttributeError(f"{self._what()} gives no action masks")
+            raise AttributeError(f"{self._env_name()} gives no action masks")
         return masks.cpu().numpy().astype(bool)  # type: ignore[no-any-return]
 
     def env_is_wrapped(self, wrapper_class: type[Any], indices: VecEnvIndices = None) -> list[bool]:
@@ -219,7 +219,7 @@ class TensorVecEnv(_Counted):
 
 
 class VectorSteps(Protocol):
-    """What `VectorVecEnv` needs of a Gymnasium vector environment at `SAME_STEP`; see `agents.environments.host`."""
+    """A Gymnasium vector environment at `SAME_STEP`, as `VectorVecEnv` uses it; see `agents.environments.hosts`."""
 
     env: VectorEnv[Any, Any, Any]
     watch: Watch
@@ -258,7 +258,7 @@ class VectorVecEnv(_Counted):
             self.envs = self._single
         super().__init__(source.num_envs, source.observation_space, source.action_space)
 
-    def _what(self) -> str:
+    def _env_name(self) -> str:
         return type(self._batch).__name__
 
     def reset(self) -> VecEnvObs:
@@ -269,7 +269,7 @@ class VectorVecEnv(_Counted):
         return obs
 
     def step_wait(self) -> VecEnvStepReturn:
-        obs, rewards, terminated, truncated, _ = self.source.step(np.asarray(self._taken()))
+        obs, rewards, terminated, truncated, _ = self.source.step(np.asarray(self._pop_action()))
         self.source.watch.note(obs, self.source.info)
         rewards, dones = np.asarray(rewards, dtype=np.float32), np.asarray(terminated | truncated)
         self._count(rewards)
@@ -301,7 +301,7 @@ class VectorVecEnv(_Counted):
             for index in self._get_indices(indices):
                 self._single[index].set_wrapper_attr(attr_name, value)
             return
-        self._all(f"set_attr({attr_name!r})", indices)
+        self._require_all(f"set_attr({attr_name!r})", indices)
         if hasattr(type(self._batch), "set_attr"):
             self._batch.set_attr(attr_name, [value] * self.num_envs)
         else:
@@ -314,9 +314,9 @@ class VectorVecEnv(_Counted):
             methods = [self._single[index].get_wrapper_attr(method_name) for index in self._get_indices(indices)]
             results = [method(*method_args, **method_kwargs) for method in methods]
         else:
-            wanted = self._all(f"env_method({method_name!r})", indices)
+            wanted = self._require_all(f"env_method({method_name!r})", indices)
             if not hasattr(type(self._batch), "call"):
-                raise ValueError(f"env_method cannot reach the single environments of {self._what()}")
+                raise ValueError(f"env_method cannot reach the single environments of {self._env_name()}")
             every = self._batch.call(method_name, *method_args, **method_kwargs)
             results = [every[index] for index in wanted]
         if method_name in ("reset", "step"):  # the observations are stale now
@@ -329,4 +329,6 @@ class VectorVecEnv(_Counted):
             return [True for _ in wanted]
         if self._single is not None:
             return [is_wrapped(self._single[index], wrapper_class) for index in wanted]
-        raise ValueError(f"{self._what()} cannot say whether its environments are wrapped in {wrapper_class.__name__}")
+        raise ValueError(
+            f"{self._env_name()} cannot say whether its environments are wrapped in {wrapper_class.__name__}"
+        )

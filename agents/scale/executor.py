@@ -8,7 +8,7 @@ from typing import Any
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 
-from agents.metrics.report import Report
+from agents.metrics.report import PackedMetrics
 from agents.rollout import Rollout
 from agents.sb3.training_env import TrainingEnv
 
@@ -20,25 +20,20 @@ class Executor:
         model: the learner.
     """
 
-    tells_later = False
-    """Whether callbacks are called for the steps only after the rollout, with values from the rollout."""
+    callbacks_after_rollout = False
+    """Whether callbacks are called for all steps after the rollout, with values read from it."""
 
     def __init__(self, model: TrainingEnv) -> None:
         self.model: Any = model
 
     def iterate(self, callback: BaseCallback) -> bool:
         """One iteration; False if a callback asked to stop before the update."""
-        going = self.iterate_once(callback)
+        continues: bool = self.model.iterate(callback)
         self.model.rollout_state.detach()  # a model that holds a graph cannot be copied
-        return going
-
-    def iterate_once(self, callback: BaseCallback) -> bool:
-        """The learner's own iteration."""
-        going: bool = self.model.iterate(callback)
-        return going
+        return continues
 
     def minibatch(
-        self, learn: Callable[..., Report], rollout: Rollout, index: Tensor, *numbers: float | None
-    ) -> Report:
+        self, learn: Callable[..., PackedMetrics], rollout: Rollout, index: Tensor, *numbers: float | None
+    ) -> PackedMetrics:
         """The update `learn(rollout, index, *numbers)` from the environments `index` of a rollout."""
         return learn(rollout, index, *numbers)

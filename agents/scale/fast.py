@@ -15,7 +15,7 @@ Fast = Literal["auto", "off", "compile", "graph"]
 Precision = Literal["float32", "bf16"]
 
 
-def prepare(policy: MemoryActorCriticPolicy, fast: str, precision: str, sequences: bool, copies: int) -> str:
+def prepare(policy: MemoryActorCriticPolicy, fast: str, precision: str, sequences: bool, num_envs: int) -> str:
     """Sets up a new policy.
 
     Returns one line on what is not available and why; empty if everything is.
@@ -35,7 +35,7 @@ def prepare(policy: MemoryActorCriticPolicy, fast: str, precision: str, sequence
         policy: of a learner.
         fast, precision: see above.
         sequences: whether the learner processes whole sequences.
-        copies: number of environments.
+        num_envs: number of environments.
 
     Raises:
         ValueError: `precision` is neither "float32" nor "bf16", or it is "bf16" and nothing would use it.
@@ -51,20 +51,20 @@ def prepare(policy: MemoryActorCriticPolicy, fast: str, precision: str, sequence
         if not policy.memory.take_bf16():
             raise ValueError(f"precision is 'bf16', but {policy.memory_name} does not support it on {policy.device}")
     if fast == "off":
-        policy.take_plain_twins()
-    return _compile(policy, copies) if fast == "compile" else ""
+        policy.use_reference_implementations()
+    return _compile(policy, num_envs) if fast == "compile" else ""
 
 
-def _compile(policy: MemoryActorCriticPolicy, copies: int) -> str:
-    """Compiles the memory's step and tries it on a batch of `copies`; returns the reason if that fails."""
+def _compile(policy: MemoryActorCriticPolicy, num_envs: int) -> str:
+    """Compiles the memory's step and tries it on a batch of `num_envs`; returns the reason if that fails."""
     memory = policy.memory
     if memory.input_kind != "vector" or memory.has_readers:
         return "fast='compile' supports only memories with vector input; continuing with fast='auto'"
-    x = torch.zeros(copies, policy.features_extractor.features_dim, device=memory.device, dtype=memory.dtype)
+    x = torch.zeros(num_envs, policy.features_extractor.features_dim, device=memory.device, dtype=memory.dtype)
     try:
         memory.compile()
         with torch.no_grad():
-            memory(x, memory.initial_state(copies))
+            memory(x, memory.initial_state(num_envs))
     except Exception as error:  # no compiler, or the step cannot be compiled
         memory._compiled_call_impl = None
         reason = str(error).strip().splitlines() or [type(error).__name__]

@@ -11,6 +11,7 @@ from agents import learner_class
 from agents.environments import HostEnv
 from agents.hyperparameters import hints_of
 from agents.run.config import Config, known_entries, run_entries
+from agents.run.parsing import named_options
 from agents.sweep.space import KWARGS, Parameter, Space
 from policies.memories import memory_class
 
@@ -30,7 +31,7 @@ def check(space: Space, config: Config, flags: list[str]) -> Space:
         ValueError: a parameter is also given as a flag, is not an argument of its part, or has no effect there; or the
             environment has no such objective. One line that names the entry.
     """
-    named = {word.split("=")[0].removeprefix("--").replace("-", "_") for word in flags if word.startswith("--")}
+    named = {*named_options(flags)}
     for name in sorted(named):
         if name in space:
             space.wrong(f"space.{name}", f"is searched, but the command line also has --{name.replace('_', '-')}")

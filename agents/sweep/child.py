@@ -13,13 +13,13 @@ import threading
 import time
 from pathlib import Path
 
-LOOK_S = 1.0
+POLL_S = 1.0
 
 
 def watch(parent: int) -> None:
     """Waits until the parent has ended, then ends this process."""
     while os.getppid() == parent:
-        time.sleep(LOOK_S)
+        time.sleep(POLL_S)
     os.kill(os.getpid(), signal.SIGTERM)
 
 

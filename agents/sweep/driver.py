@@ -23,11 +23,11 @@ from agents.sweep.check import check
 from agents.sweep.launch import Run, on_ray
 from agents.sweep.space import Space
 from agents.sweep.space_file import load_space
-from agents.sweep.study import RENEW_S, default_storage, open_study, put_back, quiet, renew, requeue
+from agents.sweep.study import RENEW_S, default_storage, open_study, renew, requeue, requeue_trial, silence_optuna
 from agents.sweep.trial import Job, Stop, run_trial
 
-_PICTURES_S = 10.0  # seconds; drawing takes one, too long for every short trial
-_HOPELESS = 5  # this many failures in a row without a success: the sweep itself is wrong
+_PICTURES_S = 10.0  # seconds between drawings, which take about one second
+_MAX_FAILURES = 5  # failures in a row, without a completed trial, that end the sweep
 _COLORS = {TrialState.COMPLETE: "green", TrialState.PRUNED: "dim", TrialState.FAIL: "red"}
 
 
@@ -38,8 +38,8 @@ def command(config: Command, flags: list[str], console: Console) -> int:
         ValueError: the space file is wrong, the study searches something else, or every trial fails.
     """
     assert config.sweep is not None
-    quiet()
-    if config.data_dir is not None:  # also for processes that start elsewhere
+    silence_optuna()
+    if config.data_dir is not None:  # for processes in other folders too
         config.data_dir = config.data_dir.resolve()
         os.environ["ENGRAM_DATA"] = str(config.data_dir)
     space = check(load_space(config.sweep), config, flags)
@@ -47,8 +47,8 @@ def command(config: Command, flags: list[str], console: Console) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     where = config.storage or default_storage(folder)
     study = open_study(space, config, where)
-    run, room = on_ray(config) if config.launcher == "ray" else (run_trial, 1)
-    sweep = Sweep(space, config, study, where, folder, console, run, config.jobs or room)
+    run, max_jobs = on_ray(config) if config.launcher == "ray" else (run_trial, 1)
+    sweep = Sweep(space, config, study, where, folder, console, run, config.jobs or max_jobs)
     try:
         stopped = sweep.run(config.trials)
     finally:
@@ -84,22 +84,22 @@ class Sweep:
         self.space, self.config, self.study, self.where = space, config, study, where
         self.folder, self.console, self.run_one, self.jobs = folder, console, run_one, jobs
         self.running: dict[Future[None], Job] = {}
-        self.wanted = 0
+        self.n_trials = 0
         self.stop = Stop()
         self._drawn = self._renewed = 0.0
         self._failures = 0
 
     def run(self, trials: int | None = None) -> bool:
-        """Runs until enough trials are over; returns True if Ctrl-C ended it before.
+        """Runs until enough trials are finished; returns True if Ctrl-C ended it before.
 
         Args:
             trials: number of trials; default: as in the space file, else the whole grid, else 20.
         """
         size = self.space.size() if self.space.sampler["name"] == "grid" else None
-        self.wanted = trials or self.space.trials or size or 20
-        self.wanted = min(self.wanted, size or self.wanted)
+        self.n_trials = trials or self.space.trials or size or 20
+        self.n_trials = min(self.n_trials, size or self.n_trials)
         self._print(
-            f"[bold]sweep {self.space.name}[/]: {len(self.space.parameters)} parameters, {self.wanted} trials of "
+            f"[bold]sweep {self.space.name}[/]: {len(self.space.parameters)} parameters, {self.n_trials} trials of "
             f"{len(self.space.seeds)} × {self.config.total_timesteps:,} steps, {self.jobs} at once · {self.folder}"
         )
         with self._interruptible(), self.console.status("") as status, ThreadPoolExecutor(self.jobs) as pool:
@@ -129,10 +129,10 @@ class Sweep:
         """One more trial, if any is left: the first of the queue, else a new one."""
         requeue(self.study)
         trials = self.study.get_trials(deepcopy=False)
-        if all(trial.state != TrialState.WAITING for trial in trials[: self.wanted]) and len(trials) >= self.wanted:
+        if all(trial.state != TrialState.WAITING for trial in trials[: self.n_trials]) and len(trials) >= self.n_trials:
             return None
         trial = self.study.ask()
-        if trial.number >= self.wanted:  # another command took the last one first
+        if trial.number >= self.n_trials:  # another command took the last trial
             self.study._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
             return None
         renew(self.study, trial._trial_id)
@@ -145,21 +145,21 @@ class Sweep:
         if lost and trial.state == TrialState.RUNNING and self.stop.is_set():
             self.study._storage.set_trial_state_values(job.trial_id, TrialState.WAITING)
         elif lost and trial.state == TrialState.RUNNING:
-            put_back(self.study, job.trial_id)
+            requeue_trial(self.study, job.trial_id)
         if self.stop.is_set() and not trial.state.is_finished():
             return
         pictures = time.monotonic() - self._drawn > _PICTURES_S
         report.write(self.study, self.space, self.config, self.folder, pictures)
         self._drawn = time.monotonic() if pictures else self._drawn
-        self._say(trial, lost)
+        self._print_trial(trial, lost)
         self._failures = self._failures + 1 if trial.state == TrialState.FAIL else 0
         over = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-        if self._failures >= _HOPELESS and not over:
+        if self._failures >= _MAX_FAILURES and not over:
             raise ValueError(
                 f"the first {self._failures} trials failed, the last with: {trial.user_attrs.get('error')}"
             )
 
-    def _say(self, trial: FrozenTrial, lost: BaseException | None) -> None:
+    def _print_trial(self, trial: FrozenTrial, lost: BaseException | None) -> None:
         values = ", ".join(f"{name.split('.')[-1]} {report.number(v)}" for name, v in trial.params.items())
         value = "" if trial.value is None else f" {report.number(trial.value)}"
         error = trial.user_attrs.get("error") or (f"{type(lost).__name__}: {lost}" if lost else "")
@@ -176,7 +176,7 @@ class Sweep:
         """The status line."""
         trials = self.study.get_trials(deepcopy=False)
         best = report.ranked(self.study)
-        parts = [f"{sum(trial.state.is_finished() for trial in trials)} of {self.wanted} trials finished"]
+        parts = [f"{sum(trial.state.is_finished() for trial in trials)} of {self.n_trials} trials finished"]
         if best:
             parts.append(f"best {report.number(best[0].value)} (trial {best[0].number})")
         reports = self.space.reports * len(self.space.seeds)

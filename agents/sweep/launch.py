@@ -14,37 +14,37 @@ Run = Callable[[Job, Stop], None]
 
 
 def on_ray(config: Config) -> tuple[Run, int]:
-    """A function that runs a trial on a Ray cluster, and the number of trials that it has room for.
+    """A function that runs a trial on a Ray cluster, and the number of trials that fit on it.
 
     The cluster is that of `RAY_ADDRESS`, one started on this machine, or a new local one, which ends with this process.
     A task takes `threads` CPUs, and a GPU if the agents use one. It must be able to reach the study's storage, and
     should reach the sweep's folder.
 
     Raises:
-        ValueError: Ray is not installed, or the cluster has no room for one trial.
+        ValueError: Ray is not installed, or one trial does not fit on the cluster.
     """
     try:
         ray: Any = importlib.import_module("ray")
     except ImportError as error:
         raise ValueError('--launcher ray needs Ray: python -m pip install "engram-rl[ray]"') from error
     ray.init(ignore_reinit_error=True, log_to_driver=False, logging_level="ERROR")
-    wants = {"CPU": float(max(config.threads, 1)), **({"GPU": 1.0} if config.device.startswith("cuda") else {})}
+    needed = {"CPU": float(max(config.threads, 1)), **({"GPU": 1.0} if config.device.startswith("cuda") else {})}
     has = ray.cluster_resources()
-    room = min(int(has.get(name, 0.0) // amount) for name, amount in wants.items())
-    if room < 1:
-        found = ", ".join(f"{has.get(name, 0.0):g} {name}" for name in wants)
-        raise ValueError(f"a trial needs {wants}, but the Ray cluster has {found}")
-    remote = ray.remote(num_cpus=wants["CPU"], num_gpus=wants.get("GPU", 0.0), max_retries=0)(_task)
+    fitting = min(int(has.get(name, 0.0) // amount) for name, amount in needed.items())
+    if fitting < 1:
+        found = ", ".join(f"{has.get(name, 0.0):g} {name}" for name in needed)
+        raise ValueError(f"a trial needs {needed}, but the Ray cluster has {found}")
+    remote = ray.remote(num_cpus=needed["CPU"], num_gpus=needed.get("GPU", 0.0), max_retries=0)(_task)
 
     def run(job: Job, stop: Stop) -> None:
-        task, told = remote.remote(job), 0
+        task, signals = remote.remote(job), 0
         while not ray.wait([task], timeout=0.5)[0]:
-            if stop.is_set() and told < 1 + stop.now:
-                told = 1 + stop.now
+            if stop.is_set() and signals < 1 + stop.now:
+                signals = 1 + stop.now
                 ray.cancel(task, force=stop.now)
         ray.get(task)
 
-    return run, room
+    return run, fitting
 
 
 def _task(job: Job) -> None:

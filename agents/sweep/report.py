@@ -21,13 +21,11 @@ from rich.table import Table
 from agents.common.files import replace_file
 from agents.run.config import Config
 from agents.sweep.space import Space
+from agents.sweep.study import PER_TRIAL
 
 _ENOUGH = 4
 """Minimum number of complete trials for importances."""
-_NOT_IN_A_RECIPE = (
-    *("seed", "device", "threads", "data_dir", "checkpoint_every", "panels_every", "recipe", "resume", "run_dir"),
-    *("baseline", "progress"),
-)
+_NOT_IN_A_RECIPE = (*PER_TRIAL, "baseline", "progress")
 
 
 def ranked(study: optuna.Study) -> list[FrozenTrial]:

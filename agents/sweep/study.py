@@ -50,11 +50,14 @@ _PRUNERS: dict[str, type[pruners.BasePruner]] = {
     "hyperband": pruners.HyperbandPruner,
     "threshold": pruners.ThresholdPruner,
 }
-_OURS = ("seed", "device", "threads", "data_dir", "checkpoint_every", "panels_every", "recipe", "resume", "run_dir")
-"""Entries that may differ between the machines of one study, or that a trial sets itself."""
+PER_TRIAL = (
+    *("seed", "device", "threads", "data_dir", "checkpoint_every", "panels_every"),
+    *("recipe", "resume", "run_dir"),
+)
+"""Entries that may differ between the machines of a study, or that each trial sets."""
 
 
-def quiet() -> None:
+def silence_optuna() -> None:
     """Silences Optuna's messages and its warnings about experimental options."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
@@ -107,7 +110,7 @@ def _make(space: Space, entry: str, body: dict[str, Any], known: dict[str, Any],
         space.wrong(entry, f"{name}: {' '.join(str(error).split())}")
 
 
-def rehearse(space: Space) -> None:
+def draw_test_trials(space: Space) -> None:
     """Draws some trials in memory, because samplers and pruners check most options only then.
 
     Raises:
@@ -200,7 +203,7 @@ def open_study(space: Space, config: Config, where: str) -> optuna.Study:
         ValueError: it exists and searches another space, or its storage is damaged.
     """
     sampler, pruner = make_sampler(space), make_pruner(space)
-    rehearse(space)
+    draw_test_trials(space)
     with readable(where):
         study = optuna.create_study(
             study_name=space.name,
@@ -225,7 +228,7 @@ def open_study(space: Space, config: Config, where: str) -> optuna.Study:
 def definition(space: Space, config: Config) -> dict[str, Any]:
     """The settings shared by all trials of a study, flat, as stored in JSON."""
     entries = config.entries().items()
-    fixed = {f"fixed.{name}": value for name, value in entries if name not in _OURS and name not in space}
+    fixed = {f"fixed.{name}": value for name, value in entries if name not in PER_TRIAL and name not in space}
     searched = {f"space.{one.name}": {k: v for k, v in vars(one).items() if k != "kind"} for one in space.parameters}
     goal = {name: getattr(space, name) for name in ("seeds", "objective", "direction", "reports")}
     flat: dict[str, Any] = json.loads(json.dumps({**fixed, **searched, **goal}, default=str))
@@ -233,13 +236,13 @@ def definition(space: Space, config: Config) -> dict[str, Any]:
 
 
 def renew(study: optuna.Study, trial_id: int) -> None:
-    """Writes that this process runs a trial."""
+    """Renews the lease of a trial that this process runs."""
     lease = {"host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}
     with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):  # it ended a moment ago
         study._storage.set_trial_user_attr(trial_id, "lease", lease)
 
 
-def left_behind(trial: FrozenTrial) -> bool:
+def is_abandoned(trial: FrozenTrial) -> bool:
     """Whether a running trial's process is gone: on this machine by its number, on others by the age of its lease."""
     lease = trial.user_attrs.get("lease")
     if lease is None:  # the lease is written a moment after the trial is asked for
@@ -263,11 +266,11 @@ def alive(process: int) -> bool:
 def requeue(study: optuna.Study) -> None:
     """Returns the trials of dead processes to the queue."""
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        if left_behind(trial):
-            put_back(study, trial._trial_id)
+        if is_abandoned(trial):
+            requeue_trial(study, trial._trial_id)
 
 
-def put_back(study: optuna.Study, trial_id: int) -> None:
+def requeue_trial(study: optuna.Study, trial_id: int) -> None:
     """Returns a trial whose process died to the queue; after too many retries it has failed."""
     restarts = study._storage.get_trial(trial_id).user_attrs.get("restarts", 0) + 1
     with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):  # another process finished it first

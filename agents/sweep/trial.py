@@ -80,7 +80,7 @@ def run_trial(job: Job, stop: Stop) -> None:
     study = optuna.load_study(
         study_name=job.space.name,
         storage=open_storage(job.storage),
-        sampler=optuna.samplers.RandomSampler(),  # its values are already drawn
+        sampler=optuna.samplers.RandomSampler(),  # values are already drawn
         pruner=make_pruner(job.space),
     )
     try:
@@ -205,7 +205,7 @@ def read_curve(folder: Path, objective: str) -> Curve:
 
 
 def result(folder: Path, objective: str) -> float:
-    """The objective of a finished run: its score over fresh episodes, or the last value logged of other columns.
+    """The objective of a finished run: its score on new episodes, or the last value logged of other columns.
 
     Raises:
         ValueError: it has no valid value.

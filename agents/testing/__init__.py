@@ -6,8 +6,8 @@
     check_env("Mine/Recall-v0", length=4)
     check_learner(MyLearner, n_epochs=2)
 
-As a command: `python -m agents.testing memory my_package.trace:Trace hidden_size=6`. The checks themselves are in
-`policies.testing`, `envs.testing` and `agents.testing.learner`; this project's own tests run the same.
+As a command: `python -m agents.testing memory my_package.trace:Trace hidden_size=6`. The checks are in
+`policies.testing`, `envs.testing` and `agents.testing.learner`; this project's tests run the same ones.
 """
 
 from __future__ import annotations
@@ -78,14 +78,14 @@ def check_env(
 ) -> None:
     """Checks an environment against its contract: a `TensorEnv`, or an ordinary Gymnasium environment.
 
-    Of a `TensorEnv` pictures and texts are checked where there are any. An ordinary one is held to Gymnasium's own
-    checker, to its spaces and its seed, and an agent learns from it, is saved, and plays it.
+    Frames and texts of a `TensorEnv` are checked if it has any. An ordinary environment must pass Gymnasium's checker
+    and respect its spaces and seed; an agent is trained in it, saved, loaded, and plays it.
 
     Args:
         env: its registered id (`module:Id-v0` imports `module` first), or its class.
         steps: steps to play; several episodes should fit.
-        verbose: print a line a check.
-        **options: its own arguments; those that make episodes short.
+        verbose: print one line per check.
+        **options: the environment's arguments; choose ones that make episodes short.
 
     Raises:
         ConformanceError: it breaks the contract, or cannot be built.
@@ -116,8 +116,8 @@ def check_learner(
         learner: its name, as `--algo` takes it, or a subclass of `MemoryOnPolicyAlgorithm`.
         floor: mean reward to reach in the learning check, where a random agent gets 0.25 and the best 1.
         steps: environment steps in the learning check.
-        verbose: print a line a check.
-        **options: its own arguments.
+        verbose: print one line per check.
+        **options: the learner's arguments.
 
     Raises:
         ConformanceError: it breaks the contract, or cannot be built.
@@ -149,16 +149,16 @@ def _run(
         words = name.replace("_", " ")
         try:
             skipped = check(case)
-            said = f"skipped, {skipped}" if skipped else "ok"
+            result = f"skipped, {skipped}" if skipped else "ok"
         except AssertionError as error:
-            said = " ".join(str(error).split())
-            failed.append(f"{words}: {said}")
+            result = " ".join(str(error).split())
+            failed.append(f"{words}: {result}")
         except Exception as error:
             place = traceback.extract_tb(sys.exc_info()[2])[-1]
-            said = f"{_line(error)} ({place.filename}:{place.lineno})"
-            failed.append(f"{words}: {said}")
+            result = f"{_line(error)} ({place.filename}:{place.lineno})"
+            failed.append(f"{words}: {result}")
         if verbose:
-            print(f"{words}: {said}", flush=True)
+            print(f"{words}: {result}", flush=True)
     if failed:
         raise ConformanceError("\n  ".join([f"{title} fails {len(failed)} of {len(checks)} checks", *failed]))
 

@@ -1,13 +1,12 @@
-"""`python -m agents.testing memory|env|learner WHAT NAME=VALUE ...`: the checks of one thing, a line each."""
+"""`python -m agents.testing memory|env|learner WHAT NAME=VALUE ...`: conformance checks, one line each."""
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import re
 import sys
-from typing import Any
 
+from agents.environments import import_object
 from agents.run.config import pairs
 from agents.testing import ConformanceError, NotBuiltError, check_env, check_learner, check_memory
 
@@ -21,7 +20,9 @@ def main(arguments: list[str] | None = None) -> int:
             given["learner"] = pairs(given["learner"])
         if "input_shape" in given:
             given["input_shape"] = tuple(given["input_shape"])
-        check(named(what), verbose=True, **pairs(given.pop("options")), **given)
+        if ":" in what and not re.search(r"-v\d+$", what):  # not the id of an environment
+            what = import_object(what, "the class")
+        check(what, verbose=True, **pairs(given.pop("options")), **given)
     except (NotBuiltError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -32,7 +33,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("python -m agents.testing", description="Hold something to its contract.")
+    parser = argparse.ArgumentParser(
+        "python -m agents.testing", description="Check a memory, environment or learner against its contract."
+    )
     kinds = parser.add_subparsers(required=True, metavar="memory|env|learner")
     memory, env, learner = (kinds.add_parser(name) for name in ("memory", "env", "learner"))
     for kind, check, what in (
@@ -42,31 +45,22 @@ def _parser() -> argparse.ArgumentParser:
     ):
         kind.set_defaults(check=check)
         kind.add_argument("what", help=what)
-        kind.add_argument("options", nargs="*", metavar="NAME=VALUE", help="its own arguments")
-    memory.add_argument("--input-shape", type=int, nargs="+", default=[5], help="of one input, without the batch")
-    memory.add_argument("--learner", nargs="*", default=[], metavar="NAME=VALUE", help="arguments to learn with")
-    memory.add_argument("--updates", type=int, default=200, help="of the parameters in the learning check")
-    memory.add_argument("--floor", type=float, default=0.9, help="accuracy to reach there; chance is 0.25")
-    memory.add_argument("--ceiling", type=float, default=1.0, help="accuracy not to exceed")
-    env.add_argument("--steps", type=int, default=40, help="that are played; several episodes should fit")
+        kind.add_argument("options", nargs="*", metavar="NAME=VALUE", help="arguments of the class")
+    memory.add_argument(
+        "--input-shape", type=int, nargs="+", default=[5], help="shape of one input, without the batch dimension"
+    )
+    memory.add_argument(
+        "--learner", nargs="*", default=[], metavar="NAME=VALUE", help="the memory's arguments in the learning check"
+    )
+    memory.add_argument("--updates", type=int, default=200, help="parameter updates in the learning check")
+    memory.add_argument(
+        "--floor", type=float, default=0.9, help="accuracy to reach in the learning check; chance is 0.25"
+    )
+    memory.add_argument("--ceiling", type=float, default=1.0, help="accuracy not to exceed in the learning check")
+    env.add_argument("--steps", type=int, default=40, help="steps to play; should cover several episodes")
     learner.add_argument("--floor", type=float, default=0.6, help="mean reward to reach; chance is 0.25")
-    learner.add_argument("--steps", type=int, default=8192, help="of the environment in the learning check")
+    learner.add_argument("--steps", type=int, default=8192, help="environment steps in the learning check")
     return parser
-
-
-def named(name: str) -> Any:
-    """The class that `module:Class` names; any other name is returned unchanged.
-
-    Raises:
-        ValueError: it does not exist.
-    """
-    module, found, attribute = name.partition(":")
-    if not found or re.search(r"-v\d+$", name):
-        return name
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"{name} cannot be imported: {error}") from error
 
 
 if __name__ == "__main__":

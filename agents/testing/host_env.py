@@ -23,7 +23,7 @@ from envs.tensor_env import TensorEnv
 from policies.testing.case import expect
 
 LONGEST = 2000
-"""Steps to wait for an episode to end."""
+"""Maximum number of steps until an episode must end."""
 
 
 @dataclass(frozen=True)
@@ -37,17 +37,17 @@ class HostEnvCase:
     """Minimum number of steps to play."""
 
     def make(self) -> gym.Env[Any, Any]:
-        """One, as its users make it."""
+        """A single environment, as `gymnasium.make` builds it."""
         return gym.make(find_env(self.env), **self.options) if isinstance(self.env, str) else self.env(**self.options)
 
     def batch(self) -> TensorEnv:
-        """Two of them as a learner steps them."""
+        """A batch of two, as a learner steps them."""
         if isinstance(self.env, str):
             return make_env(self.env, 2, **self.options)
         return as_tensor_env(SyncVectorEnv([self.make] * 2, autoreset_mode=AutoresetMode.SAME_STEP))
 
     def agent(self) -> PPO:
-        """A small one."""
+        """A small PPO agent."""
         kwargs = {"memory": "gru", "memory_kwargs": {"hidden_size": 8}}
         return PPO(
             "MemoryPolicy", self.batch(), n_steps=16, n_epochs=1, n_minibatches=1, policy_kwargs=kwargs, seed=0,
@@ -58,15 +58,15 @@ class HostEnvCase:
 def it_passes_the_checker_of_gymnasium(case: HostEnvCase) -> str | None:
     env = case.make()
     if _mask(env, env.reset(seed=0)[1]) is not None:
-        return "it tries actions that the mask rules out"
+        return "the checker ignores action masks"
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # its advice; what is wrong it raises
+        warnings.simplefilter("ignore")  # warnings are advice; errors are raised
         check_env(env.unwrapped, skip_render_check=True)
     return None
 
 
 def every_step_is_what_its_spaces_say(case: HostEnvCase) -> str | None:
-    """Observations over whole episodes, rewards that are finite numbers; says so where no episode ends."""
+    """Observations over whole episodes, and finite rewards; skipped with a reason if no episode ends."""
     env = case.make()
     obs, info = env.reset(seed=0)
     env.action_space.seed(0)
@@ -86,32 +86,32 @@ def every_step_is_what_its_spaces_say(case: HostEnvCase) -> str | None:
 
 
 def a_seed_fixes_everything(case: HostEnvCase) -> None:
-    def told() -> list[Any]:
+    def play() -> list[Any]:
         env = case.make()
         env.action_space.seed(1)
         obs, info = env.reset(seed=3)
-        said: list[Any] = [obs]
+        outputs: list[Any] = [obs]
         for _ in range(case.steps):
             obs, reward, terminated, truncated, info = env.step(_action(env, info))
-            said.append((obs, float(reward), bool(terminated), bool(truncated)))
+            outputs.append((obs, float(reward), bool(terminated), bool(truncated)))
             if terminated or truncated:
                 obs, info = env.reset()
-                said.append(obs)
+                outputs.append(obs)
         env.close()
-        return said
+        return outputs
 
-    for step, (one, other) in enumerate(zip(told(), told(), strict=True)):
+    for step, (one, other) in enumerate(zip(play(), play(), strict=True)):
         expect(data_equivalence(one, other), f"two runs with one seed differ after {step} steps")
 
 
 def an_agent_learns_from_it(case: HostEnvCase) -> None:
-    """Two rollouts and updates; whatever the spaces are, as `info["action_mask"]` allows."""
+    """Two rollouts and updates, with action masks if there are any."""
     agent = case.agent().learn(64)
     expect(agent.num_timesteps == 64, f"learn(64) took {agent.num_timesteps} steps")
 
 
 def a_loaded_agent_plays_it(case: HostEnvCase) -> None:
-    """By `predict`, with the environment's own observations and actions, and acting as the one that was saved."""
+    """It plays by `predict`, with the environment's own observations and actions, and acts like the saved agent."""
     agent = case.agent()
     env = case.make()
     with tempfile.TemporaryDirectory() as folder:
@@ -125,7 +125,7 @@ def a_loaded_agent_plays_it(case: HostEnvCase) -> None:
         known = {"episode_start": start, "deterministic": True, "action_masks": mask}
         action, state = agent.predict(obs, state, **known)
         other, theirs = loaded.predict(obs, theirs, **known)
-        expect(np.array_equal(action, other), "a loaded agent acts otherwise than the one that was saved")
+        expect(np.array_equal(action, other), "the loaded agent does not act like the saved one")
         action = action[()]
         expect(env.action_space.contains(action), f"{action!r} is not in the action space {env.action_space}")
         obs, _, terminated, truncated, info = env.step(action)

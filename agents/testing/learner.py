@@ -1,4 +1,4 @@
-"""What every learner must do, as functions."""
+"""The conformance checks of a learner."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class LearnerCase:
 
     learner: type[MemoryOnPolicyAlgorithm]
     options: dict[str, Any] = field(default_factory=dict)
-    """Its own arguments, such as few passes over a rollout."""
+    """The learner's arguments."""
     floor: float = 0.6
     """Mean reward to reach in the learning check, where a random agent gets 0.25 and the best 1."""
     steps: int = 8192
@@ -48,10 +48,10 @@ class LearnerCase:
 
 
 class Echo(TensorEnv):
-    """A symbol is shown, and the action should name it; episodes of `LENGTH` steps.
+    """Shows a symbol, which is the right action; episodes have `LENGTH` steps.
 
-    It gives targets; masks (all but one of the wrong ones) where asked to. For actions that are no choice the reward is
-    that of their first number above 0.
+    It gives targets, and with `masks` action masks with one wrong choice. If actions are not choices, they are rewarded
+    if their first number is above 0.
     """
 
     state_names = ("symbol",)
@@ -89,7 +89,7 @@ class Echo(TensorEnv):
 
 
 class Counting(Memory):
-    """How many steps of the episode it has seen, beside what it sees."""
+    """Outputs the number of steps since the last reset, then its input."""
 
     def __init__(self, input_size: int) -> None:
         super().__init__()
@@ -133,7 +133,7 @@ def a_seed_fixes_everything(case: LearnerCase) -> None:
 
 
 def it_resumes_exactly(case: LearnerCase) -> None:
-    """N steps, saved and loaded, and N more are 2 N, to the last bit."""
+    """N steps, a save, a load and N more steps equal 2 N steps, bit for bit."""
     half = 3 * COPIES * STEPS
     whole = case.build(Echo()).learn(2 * half)
     with tempfile.TemporaryDirectory() as folder:
@@ -146,7 +146,7 @@ def it_resumes_exactly(case: LearnerCase) -> None:
 
 
 def memory_lasts_an_episode_and_not_a_step_longer(case: LearnerCase) -> None:
-    """Over rollouts that begin in the middle of episodes."""
+    """With rollouts that begin in the middle of episodes."""
     with mock.patch.dict(registry.memories.classes, {"counting": Counting}):
         model = case.build(Echo(), "counting", n_steps=LENGTH // 2)
         for _ in range(4):
@@ -164,7 +164,7 @@ def the_replay_is_what_was_done(case: LearnerCase) -> str | None:
     _collect(model)
     rollout = model.rollout
     with torch.no_grad():
-        kept = rollout.log_probs if rollout.latents is None else model.judge(rollout)[0].log_prob
+        kept = rollout.log_probs if rollout.latents is None else model.evaluate_actions(rollout)[0].log_prob
         given = rollout.obs, rollout.actions, rollout.state, rollout.starts, rollout.resets, rollout.masks
         replayed = model.policy.evaluate_actions(*given)[0].log_prob
     off = (replayed - kept).abs().max()
@@ -197,7 +197,7 @@ def a_callback_can_stop_it_and_it_goes_on(case: LearnerCase) -> None:
         stopped <= 2 * COPIES * STEPS, f"a callback stops it after {STEPS + 2} steps, but it makes {stopped // COPIES}"
     )
     model.learn(2 * COPIES * STEPS, reset_num_timesteps=False)
-    expect(model.num_timesteps > stopped, "it does not go on after a callback stopped it")
+    expect(model.num_timesteps > stopped, "it does not continue after a callback stopped it")
 
 
 def every_action_space_works(case: LearnerCase) -> None:

@@ -1,4 +1,4 @@
-"""Places the cards of a picture. The layout is chosen by the area that environment and memory really get."""
+"""Places the cards of a picture; chooses the layout by the area left for environment and memory."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def arrange(room: Box, aspect: float | None, rows: int, maps: int, panels: int, 
         room: the window without header and margins.
         aspect: width / height of the environment's picture; None: there is none.
         rows: lines of numbers in the observation.
-        maps: its maps and images.
-        panels: how many the memory has.
-        played: a person plays, and sees observation and actions, and what there was at the end.
+        maps: number of its maps and images.
+        panels: number of the memory's panels.
+        played: whether a person plays, who sees observation and actions, and the environment after the episode.
     """
     wide, tall = room.width, room.height
     upright = tall > 1.1 * wide
@@ -49,7 +49,7 @@ def arrange(room: Box, aspect: float | None, rows: int, maps: int, panels: int, 
         upper, lower = _split(room, 0.6, down=True)
         picture, memory = _split(upper, 0.55)
         return _boxes(picture, _split(lower, 0.5), memory)
-    return max(candidates, key=lambda boxes: _worth(boxes, aspect, panels))
+    return max(candidates, key=lambda boxes: _rating(boxes, aspect, panels))
 
 
 def _candidates(room: Box, rows: int, maps: int) -> Iterator[Boxes]:
@@ -88,7 +88,7 @@ def _fits(boxes: Boxes, rows: int, maps: int) -> bool:
     )
 
 
-def _worth(boxes: Boxes, aspect: float, panels: int) -> float:
+def _rating(boxes: Boxes, aspect: float, panels: int) -> float:
     """Rates a layout by the area of the environment's picture, then of the memory, then of the rest."""
     room, memory = inside(boxes["frame"]), boxes["memory"]
     height = min(room.height - TRACES, room.width / aspect)
@@ -112,7 +112,7 @@ def inside(card: Box) -> Box:
 
 
 def _split(box: Box, share: float, down: bool = False) -> tuple[Box, Box]:
-    """Two boxes side by side, or one below the other, with a gap between them."""
+    """Two boxes side by side, or stacked with `down`, with a gap between them."""
     whole = box.height if down else box.width
     first = round((whole - GAP) * share)
     if down:

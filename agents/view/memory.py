@@ -39,20 +39,20 @@ def draw_memory(stage: Stage, panels: Mapping[str, Panel], room: Box) -> None:
     lines = math.ceil(count / columns)
     wide, tall = (room.width + 10) / columns, (room.height + 8) / lines
     lines_about = max(len(stage.wrapped(panel.about, 10, wide - 12)) for _, panel in shown)
-    told = min(lines_about, 2 if tall > 130 else 1 if tall > 96 else 0)
+    about_lines = min(lines_about, 2 if tall > 130 else 1 if tall > 96 else 0)
     for index, (name, panel) in enumerate(shown):
         cell = Box(room.left + index % columns * wide, room.top + index // columns * tall, wide - 10, tall - 8)
-        draw_panel(stage, name, panel, cell, told)
+        draw_panel(stage, name, panel, cell, about_lines)
         stage.places[name] = cell
     if len(panels) > count:
         words = f"and {len(panels) - count} more"
         stage.write(words, room.left + room.width, room.top - 17, 11, FAINT, "midright")
 
 
-def draw_panel(stage: Stage, name: str, panel: Panel, room: Box, told: int = 1) -> None:
-    """Draws a panel with its title, description (in `told` lines), labels and scale."""
+def draw_panel(stage: Stage, name: str, panel: Panel, room: Box, about_lines: int = 1) -> None:
+    """Draws a panel with its title, description (in `about_lines` lines), labels and scale."""
     image, limits = colours(panel.image.detach().float().cpu().numpy(), panel.limits)
-    inner = room.inset(16, 20 + 13 * told, 1, 34)
+    inner = room.inset(16, 20 + 13 * about_lines, 1, 34)
     rows, columns = image.shape[:2]
 
     def shape(box: Box) -> tuple[bool, float]:
@@ -71,7 +71,7 @@ def draw_panel(stage: Stage, name: str, panel: Panel, room: Box, told: int = 1) 
     left = max(room.left, min(place.left, right - stage.measure(name, 12)))
     stage.write(name, left, room.top + 8, 12, room=right - left)
     lines = stage.wrapped(panel.about, 10, room.width - 2)
-    lines = [*lines[: told - 1], " ".join(lines[told - 1 :])] if told else []
+    lines = [*lines[: about_lines - 1], " ".join(lines[about_lines - 1 :])] if about_lines else []
     for index, words in enumerate(lines):
         start = max(room.left, min(left, right - stage.measure(words, 10)))
         stage.write(words, start, room.top + 23 + 12 * index, 10, FAINT, room=right - start + 2)

@@ -44,7 +44,8 @@ class PanelHistory:
 
     def panels(self) -> dict[str, Panel]:
         """The current panels by name: first those of one step, then those with a time axis."""
-        return {name: self._shown(name, panel) for name, panel in sorted(self.newest.items(), key=_has_time)}
+        ordered = sorted(self.newest.items(), key=lambda item: item[1].over_time is not None)
+        return {name: self._shown(name, panel) for name, panel in ordered}
 
     def _shown(self, name: str, panel: Panel) -> Panel:
         if panel.over_time != "similarity" and name in self.widest:
@@ -88,10 +89,6 @@ def _wide(value: float) -> float:
         return 1.0
     power = 10.0 ** math.floor(math.log10(value))
     return next(step * power for step in (1.0, 2.0, 5.0, 10.0) if step * power >= value * (1 - 1e-6))
-
-
-def _has_time(item: tuple[str, Panel]) -> bool:
-    return item[1].over_time is not None
 
 
 def figure(name: str, panel: Panel) -> Figure:

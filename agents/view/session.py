@@ -84,9 +84,9 @@ class Session:
         self.state: State | None = None
         self.history = PanelHistory()
         self.obs, self.mask = obs, info.get("action_mask")
-        self._think()
+        self._decide()
 
-    def _think(self) -> None:
+    def _decide(self) -> None:
         self.action: Tensor | None = None
         self.value: float | None = None
         if self.over:
@@ -129,11 +129,11 @@ class Session:
         ended = bool(terminated | truncated)
         if ended:
             self.returns.append(self.total)
-        if ended and isinstance(self.env, HostEnv):  # it has already started the next episode, which is kept for later
+        if ended and isinstance(self.env, HostEnv):  # it has already started the next episode
             self._next = obs, info
             obs = info.get("final_obs", obs)
         self.obs, self.mask, self.over = obs, info.get("action_mask"), ended
-        self._think()
+        self._decide()
 
     def scene(self, note: str = "", subtitle: str | None = None) -> Scene:
         """The current scene."""

@@ -28,9 +28,9 @@ from envs.tensor_env import TensorEnv
 
 WATCH_KEYS = "space pause   → step   + − speed   R new episode   H legend   click enlarges   Q quit"
 SUFFIXES = (".mp4", ".gif")
-HOLD = 0.5
+END_PAUSE_S = 0.5
 """Minimum time for which the end of an episode is shown, in seconds."""
-LEAST = (400, 260)
+MIN_SIZE = (400, 260)
 """Smallest picture in pixels; a smaller window shows a part of it."""
 
 _ARROWS = {
@@ -106,7 +106,7 @@ class Viewer:
             if event.type == pygame.QUIT:
                 self.open = False
             elif event.type == pygame.KEYDOWN:
-                self._obey(event)
+                self._handle_key(event)
             elif event.type == pygame.MOUSEBUTTONDOWN and event.button == 1:
                 self._click(event.pos)
             elif event.type in (pygame.VIDEOEXPOSE, pygame.VIDEORESIZE):
@@ -121,10 +121,10 @@ class Viewer:
             self._due -= whole
             for _ in range(whole):
                 if self.session.over and now < self._held:
-                    break  # the end can be looked at
+                    break  # show the end for a moment
                 self._step()
                 if self.session.over:
-                    self._held = now + HOLD
+                    self._held = now + END_PAUSE_S
         if self._stale:
             self._show()
 
@@ -141,7 +141,7 @@ class Viewer:
         hit = [name for name, box in self._places.items() if box.holds(*place)]
         self._enlarged = hit[-1] if hit else ""
 
-    def _obey(self, event: pygame.event.Event) -> None:
+    def _handle_key(self, event: pygame.event.Event) -> None:
         self._stale = True
         if event.key == pygame.K_ESCAPE and (self._legend or self._enlarged):
             self._legend, self._enlarged = False, ""
@@ -183,7 +183,7 @@ class Viewer:
     def _show(self) -> None:
         self._stale = False
         screen = pygame.display.get_surface()
-        width, height = (max(have, least) for have, least in zip(screen.get_size(), LEAST, strict=True))
+        width, height = (max(have, least) for have, least in zip(screen.get_size(), MIN_SIZE, strict=True))
         self._places = {}
         self.frame = draw(self.scene(), width, height, self._places)
         screen.blit(pygame.surfarray.make_surface(self.frame.swapaxes(0, 1)), (0, 0))

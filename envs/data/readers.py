@@ -53,7 +53,8 @@ def reading(path: str | Path, expected: str) -> Iterator[None]:
     except MemoryError as error:
         raise DataError(f"{path}: there is not enough memory to read it; expected {expected}") from error
     except Exception as error:
-        raise DataError(f"{path}: {_reason(error)}; expected {expected}") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{path}: {reason}; expected {expected}") from error
 
 
 def read_bytes(path: str | Path, expected: str = "a readable file, plain, gzip or xz") -> bytes:
@@ -279,15 +280,12 @@ def _archive(path: Path) -> Iterator[_Member]:
             yield member.name, member.size, partial(_extracted, tar, member) if member.isreg() else None
         end = raw[tar.offset : tar.offset + 512]
         if len(end) < 512 or end.strip(b"\0"):
-            raise tarfile.ReadError("the archive has no end")  # tarfile takes a cut between two files for one
+            raise tarfile.ReadError(
+                "the archive has no end"
+            )  # tarfile accepts an archive that is cut between two files
 
 
 def _extracted(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
     content = tar.extractfile(member)
     assert content is not None  # it is a regular file
     return content
-
-
-def _reason(error: Exception) -> str:
-    """An error's message in one line."""
-    return " ".join(str(error).split()) or type(error).__name__

@@ -46,7 +46,7 @@ _CHOICES = 12
 
 @functools.cache
 def _leaps(size: int, device: torch.device) -> Tensor:
-    """The flat indices of an even cell two away and of the cell between: `[size² * 12, 2]`, twelve rows a cell."""
+    """The flat indices of an even cell two away and of the cell between: `[size² * 12, 2]`, twelve rows per cell."""
     table = torch.zeros(size * size, _CHOICES, 2, dtype=torch.int64)
     for row in range(0, size, 2):
         for column in range(0, size, 2):

@@ -95,7 +95,7 @@ def expect(condition: Any, message: str) -> None:
 
 
 def leaves(value: Any, path: str = "") -> list[tuple[str, Tensor]]:
-    """All tensors in nested tuples, lists and dicts, with their place."""
+    """All tensors in nested tuples, lists and dicts, with their path, such as "/obs/image"."""
     if isinstance(value, Tensor):
         return [(path, value)]
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else ()
@@ -127,7 +127,7 @@ def play(env: TensorEnv, actions: list[Tensor]) -> list[Any]:
 
 
 def draws(case: EnvCase) -> bool:
-    """Whether it has pictures."""
+    """Whether the environment draws frames."""
     env = case.make(1)
     env.reset(seed=0)
     try:

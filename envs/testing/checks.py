@@ -35,7 +35,7 @@ def it_passes_the_checkers_of_gymnasium_and_sb3(case: EnvCase) -> None:
         warnings.simplefilter("error")
         try:
             gymnasium_checks(env, skip_render_check=not draws(case))
-            # SB3 takes every grid of three dimensions for an image, and would have it of bytes and large.
+            # SB3 takes every three-dimensional grid for an image, which it expects to be uint8 and large.
             warnings.filterwarnings("ignore", message="It seems that your observation .* is an image")
             warnings.filterwarnings("ignore", message="The minimal resolution for an image")
             warnings.filterwarnings("ignore", message="Treating image space as channels-last")
@@ -113,7 +113,7 @@ def a_seed_fixes_everything(case: EnvCase) -> None:
     masked = "action_mask" in case.make().reset(seed=0)[1]
 
     def episode(seed: int) -> list[Any]:
-        env = case.make()  # actions that are valid after one seed need not be after another
+        env = case.make()  # actions that are valid for one seed may be invalid for another
         return [env.reset(seed=seed), *([] if masked and seed else play(env, actions))]
 
     first = copied(episode(0))
@@ -125,7 +125,7 @@ def a_seed_fixes_everything(case: EnvCase) -> None:
 
 def who_says_so_ignores_actions(case: EnvCase) -> str | None:
     if not case.make(1).ignores_actions:
-        return "what it shows depends on what is done"
+        return "ignores_actions is False"
     streams = []
     for seed in (1, 2):
         env = case.make()
@@ -183,7 +183,7 @@ def final_obs_is_what_an_episode_ends_with(case: EnvCase) -> None:
         expect_same((terminated, truncated), tuple(flags), "ends with and without autoreset")
         if (terminated | truncated).any():
             expect_same(info["final_obs"], last, "final_obs beside the last observation without autoreset")
-            if env.horizon is not None:  # the others draw at every step, and so go apart here
+            if env.horizon is not None:  # without a horizon every step draws, so the generators differ here
                 expect_same(obs, plain.reset()[0], "the first observation after autoreset and after reset")
             return
         expect_same(obs, last, "an observation with and without autoreset")
@@ -234,7 +234,7 @@ def _arrays(value: Any, path: str = "") -> list[tuple[str, Any]]:
 
 def frames_and_texts_show_what_happens(case: EnvCase) -> str | None:
     if not draws(case):
-        return "it has no frame"
+        return "it draws no frames"
     env = case.make(2, render_mode="rgb_array")
     env.reset(seed=0)
     frames, texts = [env.frame(1)], [_text(env)]
@@ -269,7 +269,7 @@ def _text(env: TensorEnv) -> str | None:
 
 def a_window_follows_every_step(case: EnvCase) -> str | None:
     if not draws(case):
-        return "it has no frame"
+        return "it draws no frames"
     import pygame
 
     with mock.patch.dict(os.environ, {"SDL_VIDEODRIVER": "dummy"}):

@@ -152,7 +152,7 @@ def updates(name: str) -> dict[str, Any]:
         model.task_metrics.add({"metrics": {"right": tuple(amounts)}})
         model.scores = model.task_metrics.sums()
         if "values normalised" in name:
-            model.estimate(model.rollout)
+            model.compute_advantages(model.rollout)
         with mock.patch.object(torch, "randperm", side_effect=drawn):
             model.train()
         logs.append(dict(model.logger.name_to_value))

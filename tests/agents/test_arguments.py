@@ -11,7 +11,7 @@ import pytest
 import agents
 from agents.common.arguments import Count, Fraction, Positive, Range, Seed, Whole, read, read_arguments
 from agents.common.plain_yaml import read_yaml, read_yaml_file
-from agents.hyperparameters import fitted as fitted_to
+from agents.hyperparameters import checked_values as fitted_to
 from policies.memories import memory_class
 
 Fast = Literal["auto", "off"]

@@ -13,7 +13,7 @@ from agents.rollout import Rollout
 
 
 def in_batches(most: int, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(FinalValues, "_affordable", lambda self, state: most)
+    patch.setattr(FinalValues, "_steps_that_fit", lambda self, state: most)
 
 
 @pytest.mark.parametrize("most", [1, 2, 4, 99])
@@ -34,7 +34,7 @@ def test_steps_that_do_not_follow_one_another(counter: str) -> None:
     set_critic(model, [100.0, 1.0], 0.0)
     rollout: Rollout = collect(model)
     rollout.truncated[:] = True
-    finals = FinalValues(model.policy, rollout, most=4)
+    finals = FinalValues(model.policy, rollout, batch_steps=4)
     state = model.policy.initial_state(2)
     for t in (0, 1, 4):
         finals.add(t, rollout.obs[t], state)  # type: ignore[index]

@@ -16,7 +16,7 @@ import torch
 
 import agents
 from agents import A2C, PPO, CheckpointError, latest_checkpoint
-from agents.checkpoint import MANIFEST, TENSORS, digest, prune, read_manifest, read_tensors, take_weights
+from agents.checkpoint import MANIFEST, TENSORS, digest, load_weights, prune, read_manifest, read_tensors
 from agents.run.callbacks import CheckpointEvery
 from envs.tmaze import TMaze
 
@@ -190,7 +190,7 @@ def test_an_older_whole_one_is_named(name: str, how: str, trained: PPO, tmp_path
     if how == "flipped":
         data[-40] ^= 1
     (steps[2] / name).write_bytes(data)
-    for load in (agents.load, PPO.load, lambda path: take_weights(agent().policy, path)):
+    for load in (agents.load, PPO.load, lambda path: load_weights(agent().policy, path)):
         with pytest.raises(CheckpointError) as caught:
             load(tmp_path)
         assert str(steps[2] / name) in str(caught.value)

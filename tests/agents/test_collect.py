@@ -57,12 +57,12 @@ assert not [name for name in sys.modules if "cuda_graphs" in name]
 def test_values_come_from_the_critic_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """A2C judges its actions once, in the loss."""
     calls = []
-    judge = MemoryActorCriticPolicy.judge
+    evaluate = MemoryActorCriticPolicy.evaluate_latents
 
     def counted(self: MemoryActorCriticPolicy, *args: Any) -> Any:
         calls.append(torch.is_grad_enabled())
-        return judge(self, *args)
+        return evaluate(self, *args)
 
-    monkeypatch.setattr(MemoryActorCriticPolicy, "judge", counted)
+    monkeypatch.setattr(MemoryActorCriticPolicy, "evaluate_latents", counted)
     small(A2C, RepeatFirst(4, length=4)).learn(4 * 8)
     assert calls == [True]

@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from agents import PPO, as_tensor_env
 from agents.environments.copies import ContractError, CopyObservation
-from agents.run.failures import Where
+from agents.run.failures import ErrorContext
 from policies.observations import arrays_of
 
 
@@ -250,7 +250,7 @@ def test_the_line_says_it_all_without_a_traceback_of_ours() -> None:
         env.step(torch.zeros(2, dtype=torch.int64))
     assert caught.tb is not None
     error = caught.value.with_traceback(caught.tb.tb_next)  # without this file, which is the user's
-    shown = Where("training, after 6 environment steps", "Given/Four-v0").error(error)
+    shown = ErrorContext("training, after 6 environment steps", "Given/Four-v0").error(error)
     assert shown.their_traceback == ""
     assert "environment Given/Four-v0 failed while training, after 6 environment steps" in str(shown)
     del gym.registry["Given/Four-v0"]

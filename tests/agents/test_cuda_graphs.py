@@ -1,6 +1,7 @@
 """Iterations that are replayed equal those that are not, bit for bit.
 
-`Tape` replays on the CPU what a CUDA graph would replay on a GPU; `Twin` lets Python do it over the same buffers.
+`Tape` replays on the CPU what a CUDA graph would replay on a GPU; `EagerCapture` lets Python do it over the same
+buffers.
 Which memories and environments can be captured: test_cuda_graphs_everywhere.py.
 """
 
@@ -23,8 +24,8 @@ from test_checkpoint import SMALL, assert_same, fingerprint, scramble
 from torch import Tensor
 
 from agents import A2C, PPO, MemoryOnPolicyAlgorithm, Supervised
-from agents.scale.cuda_graphs.capture import Capture, Twin
-from agents.scale.cuda_graphs.eligible import make_capturable, obstacle, reason
+from agents.scale.cuda_graphs.capture import Capture, EagerCapture
+from agents.scale.cuda_graphs.eligible import make_capturable, why_not_capturable, why_not_capturable_on_any_device
 from agents.scale.cuda_graphs.replay import PATIENCE, Graphs
 from agents.scale.executor import Executor
 from envs.maze import InvisibleGoalMaze
@@ -97,7 +98,7 @@ CASES += [(A2C, "lstm", "maze"), (PPO, "lstm", "repeat-first"), (Supervised, "mn
 
 
 @pytest.mark.parametrize(("learner", "memory", "env"), CASES)
-@pytest.mark.parametrize("capture", [Twin, Tape])
+@pytest.mark.parametrize("capture", [EagerCapture, Tape])
 @pytest.mark.usefixtures("capturable")
 def test_replayed_iterations_are_the_ordinary_ones(
     learner: type[MemoryOnPolicyAlgorithm], memory: str, env: str, capture: Callable[[], Capture], graphs: Any
@@ -191,7 +192,7 @@ class Listener(BaseCallback):
 @pytest.mark.parametrize("learner", [A2C, PPO])
 def test_callbacks_hear_of_every_step(learner: type[MemoryOnPolicyAlgorithm], graphs: Any) -> None:
     heard = []
-    for way in (None, Twin):
+    for way in (None, EagerCapture):
         graphs(way)
         heard.append(Listener())
         build(learner, "tmaze").learn(4 * ITERATION, heard[-1])
@@ -207,7 +208,7 @@ def test_callbacks_hear_of_every_step(learner: type[MemoryOnPolicyAlgorithm], gr
 
 @pytest.mark.parametrize("learner", [A2C, PPO])
 def test_a_callback_that_stops_ends_the_run(learner: type[MemoryOnPolicyAlgorithm], graphs: Any) -> None:
-    graphs(Twin)
+    graphs(EagerCapture)
     listener = Listener(stop_at=2 * ITERATION + 2 * COPIES)
     model = build(learner, "tmaze").learn(9 * ITERATION, listener)
     assert listener.told[-1][0] == listener.stop_at
@@ -329,7 +330,7 @@ class Dices(RepeatFirst):
     ],
 )
 def test_it_says_in_one_line_why_not(env: Callable[[], Any], said: str | None) -> None:
-    found = obstacle(build(A2C, env(), "gru"))
+    found = why_not_capturable_on_any_device(build(A2C, env(), "gru"))
     if said is None:
         assert found is None
         return
@@ -341,17 +342,17 @@ def test_it_says_in_one_line_why_not(env: Callable[[], Any], said: str | None) -
 
 def test_an_optimiser_or_a_memory_may_be_the_reason() -> None:
     model = build(A2C, "tmaze", policy_kwargs={"memory": "gru", "optimizer_class": torch.optim.SGD})
-    assert obstacle(model) == "SGD has no option capturable"
+    assert why_not_capturable_on_any_device(model) == "SGD has no option capturable"
     model = build(A2C, "tmaze", "gru")
     model.policy.memory.static_shapes = False
-    assert obstacle(model) == "GRU has static_shapes = False: its operations depend on data"
+    assert why_not_capturable_on_any_device(model) == "GRU has static_shapes = False: its operations depend on data"
 
 
 def test_without_cuda_graph_is_refused_and_auto_is_plain() -> None:
     model = build(A2C, "tmaze", "gru", fast="graph")
-    assert reason(model) == "the device is cpu: only CUDA has graphs"
+    assert why_not_capturable(model) == "the device is cpu: only CUDA has graphs"
     with pytest.raises(ValueError, match="fast is 'graph', but the device is cpu"):
         model.learn(ITERATION)
-    assert build(A2C, "tmaze", "gru").learn(ITERATION).executor.tells_later is False
+    assert build(A2C, "tmaze", "gru").learn(ITERATION).executor.callbacks_after_rollout is False
     with pytest.raises(ValueError, match="fast is 'warp', expected one of auto, off, compile, graph"):
         build(A2C, "tmaze", "gru", fast="warp")

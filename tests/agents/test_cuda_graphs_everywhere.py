@@ -25,7 +25,7 @@ import agents.sb3.vec_env
 import envs  # noqa: F401 (registers the environments)
 from agents import A2C, PPO, MemoryOnPolicyAlgorithm
 from agents.replaying import ReplayLearner
-from agents.scale.cuda_graphs.eligible import obstacle
+from agents.scale.cuda_graphs.eligible import why_not_capturable_on_any_device
 from agents.scale.cuda_graphs.replay import Graphs
 from agents.scale.executor import Executor
 from envs.tensor_env import TensorEnv
@@ -72,7 +72,7 @@ def replayed(learner: type[MemoryOnPolicyAlgorithm], env: str, memory: str, monk
     for way in [*ways, lambda model: Graphs(model, Tape, strict=True)]:
         monkeypatch.setattr(MemoryOnPolicyAlgorithm, "make_executor", lambda model, way=way: way(model))
         model = build(learner, environment(env), memory)
-        assert obstacle(model) is None
+        assert why_not_capturable_on_any_device(model) is None
         found.append(fingerprint(model.learn(4 * model.n_steps * COPIES)))  # plain, taken down, twice replayed
     assert len(model.executor.graphs) == (2 if issubclass(learner, ReplayLearner) else 1)
     assert found[0].keys() == found[1].keys()
@@ -147,7 +147,7 @@ def without_values(
     monkeypatch.setattr(torch, "Generator", MetaGenerator)
     model = build(learner, environment(env, "meta"), memory, "meta")
     model.tensor_env.reset()
-    model.take_up()
+    model.begin_episodes()
     model._logger = Logger(None, [])
     for _ in range(2):
         with Operands() as operands, no_host_reads():

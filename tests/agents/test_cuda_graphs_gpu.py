@@ -90,7 +90,7 @@ def test_a_replay_waits_for_nothing(learner: type[MemoryOnPolicyAlgorithm]) -> N
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        graphs._key = graphs._told_apart()
+        graphs._key = graphs._cache_key()
         assert graphs._run(part, function)[1]
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -16,7 +16,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torch import Tensor
 
 from agents import PPO, CheckpointError, as_tensor_env, load
-from agents.checkpoint import MANIFEST, take_weights
+from agents.checkpoint import MANIFEST, load_weights
 from agents.checkpoint.encoding import decode_space, encode_space
 from agents.evaluation import evaluate
 from envs.tensor_env import TensorEnv
@@ -146,8 +146,8 @@ def test_weights_of_another_order_are_not_taken(tmp_path: Path) -> None:
     kwargs: dict[str, Any] = {"policy_kwargs": {"memory": "gru"}, "n_steps": 8, "seed": 0}
     entries = {"cue": spaces.Box(0.0, 1.0, (2,)), "ask": spaces.Box(0.0, 1.0, (2,))}
     PPO("MemoryPolicy", OnDevice(entries), **kwargs).save(tmp_path / "it")
-    take_weights(PPO("MemoryPolicy", OnDevice(entries), **kwargs).policy, tmp_path / "it")
+    load_weights(PPO("MemoryPolicy", OnDevice(entries), **kwargs).policy, tmp_path / "it")
     with pytest.raises(CheckpointError, match=r"in the order cue, ask, but the environment has ask, cue") as caught:
-        take_weights(PPO("MemoryPolicy", OnDevice(turned(entries)), **kwargs).policy, tmp_path / "it")
+        load_weights(PPO("MemoryPolicy", OnDevice(turned(entries)), **kwargs).policy, tmp_path / "it")
     assert "\n" not in str(caught.value)
     assert list(json.loads((tmp_path / "it" / MANIFEST).read_text())["observation_space"]["spaces"]) == ["cue", "ask"]

@@ -81,10 +81,10 @@ def test_the_ratio_is_one_before_the_first_update(memory: str, parts: int) -> No
     rollout = collect(model)
     for index in torch.randperm(6).tensor_split(3):
         minibatch = rollout.environments(index)
-        judgement, _ = model.judge(minibatch)
+        judgement, _ = model.evaluate_actions(minibatch)
         assert (judgement.log_prob - rollout.log_probs[:, index]).abs().max() <= 1e-6
         minibatch.masks = None  # the test can fail
-        assert (model.judge(minibatch)[0].log_prob - rollout.log_probs[:, index]).abs().max() > 0.1
+        assert (model.evaluate_actions(minibatch)[0].log_prob - rollout.log_probs[:, index]).abs().max() > 0.1
 
 
 def test_without_its_masks_the_task_cannot_be_done() -> None:

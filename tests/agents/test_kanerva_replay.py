@@ -37,7 +37,7 @@ def test_the_ratio_is_one_on_the_first_minibatch(controller: str, sample: bool) 
     model, rollout = played(controller, sample)
     assert ("seed" in model.policy.initial_state(1)) == sample
     for index in torch.randperm(6).tensor_split(3):
-        judgement, _ = model.judge(rollout.environments(index))
+        judgement, _ = model.evaluate_actions(rollout.environments(index))
         ratio = (judgement.log_prob - rollout.log_probs[:, index]).exp()
         torch.testing.assert_close(ratio, torch.ones_like(ratio), rtol=0, atol=1e-6)
 
@@ -47,6 +47,6 @@ def test_other_noise_in_the_replay_is_noticed(controller: str) -> None:
     """The test above can fail: with other seeds in the stored state the ratio is not 1."""
     model, rollout = played(controller, True)
     state = {**rollout.state, "seed": rollout.state["seed"] + 1}
-    judgement, _ = model.judge(replace(rollout, state=state))
+    judgement, _ = model.evaluate_actions(replace(rollout, state=state))
     running = ~rollout.starts[0]
     assert ((judgement.log_prob - rollout.log_probs)[0, running].abs() > 1e-5).any()

@@ -17,7 +17,7 @@ from gymnasium.vector.utils import batch_space
 from test_checkpoint import assert_same, fingerprint
 
 from agents import A2C, PPO, MemoryOnPolicyAlgorithm, Supervised, load, make_env
-from agents.checkpoint import MANIFEST, digest, take_weights
+from agents.checkpoint import MANIFEST, digest, load_weights
 from agents.evaluation import evaluate
 from agents.metrics.critic import PATIENCE, STEPS, CriticWatch
 from agents.run.config import base_config
@@ -89,7 +89,7 @@ def test_values_are_raw_at_every_door() -> None:
         torch.testing.assert_close(policy.predict_values(obs, state), expected)
         torch.testing.assert_close(policy.decide(step.output).value, expected)
         torch.testing.assert_close(policy.forward(obs, state)[1], expected)
-        judgement, _ = model.judge(rollout)
+        judgement, _ = model.evaluate_actions(rollout)
     torch.testing.assert_close(judgement.value, rollout.values, rtol=1e-4, atol=1e-5)
     errors = (judgement.value - rollout.returns) / policy.value_norm.std
     _, parts = model.loss(rollout, 0.2, None)
@@ -109,12 +109,12 @@ def test_the_ratio_is_one_with_normalised_observations() -> None:
     mean = model.policy.obs_norm.moments(0)[0].clone()
     assert (mean > 4000).all()
     rollout = collect(model)
-    judgement, _ = model.judge(rollout)
+    judgement, _ = model.evaluate_actions(rollout)
     assert (judgement.log_prob - rollout.log_probs).abs().max() <= 1e-6
     _, parts = model.loss(rollout.environments(torch.arange(2)), 0.2, None)
     assert parts["train/approx_kl"].abs() <= 1e-6
     assert parts["train/clip_fraction"] == 0
-    model.improve(rollout)
+    model.learn_and_update_obs_norm(rollout)
     assert not torch.equal(model.policy.obs_norm.moments(0)[0], mean)
 
 
@@ -124,7 +124,7 @@ def test_statistics_are_those_of_what_was_seen() -> None:
     for _ in range(3):
         rollout = collect(model)
         seen.append(rollout.obs["far"].flatten(0, 1).clone())
-        model.improve(rollout)
+        model.learn_and_update_obs_norm(rollout)
     mean, variance = model.policy.obs_norm.moments(0)
     torch.testing.assert_close(mean, torch.cat(seen).mean(0), rtol=1e-4, atol=1e-2)
     torch.testing.assert_close(variance, torch.cat(seen).var(0, correction=0), rtol=1e-3, atol=1.0)
@@ -186,7 +186,7 @@ def test_weights_go_between_runs_with_and_without_normalised_values(here: bool, 
     source = build(PPO, env, normalize_values=there).learn(3 * T * N)
     source.save(tmp_path / "lesson")
     target = build(PPO, Scaled(N, length=1, max_steps=5), normalize_values=here)
-    take_weights(target.policy, tmp_path / "lesson")
+    load_weights(target.policy, tmp_path / "lesson")
     latent = torch.randn(5, 16)
     with torch.no_grad():
         torch.testing.assert_close(target.policy.value(latent), source.policy.value(latent), rtol=1e-4, atol=1e-3)
@@ -201,7 +201,7 @@ def test_the_watch_warns_once_of_a_drowned_policy(normalized: bool, advice: str)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(3 * PATIENCE):
-            watch.see(drowned, max_grad_norm=0.5, normalized=normalized)
+            watch.update(drowned, max_grad_norm=0.5, normalized=normalized)
     (warning,) = caught
     assert re.search(rf"explains nothing.*{advice}.*docs/ppo\.md", str(warning.message))
 
@@ -216,7 +216,7 @@ def test_the_watch_keeps_quiet(explained: float | None, norm: float, limit: floa
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for _ in range(3 * PATIENCE):
-            watch.see(metrics, max_grad_norm=limit)
+            watch.update(metrics, max_grad_norm=limit)
 
 
 def test_the_watch_waits_longer_where_rollouts_are_short() -> None:
@@ -226,9 +226,9 @@ def test_the_watch_waits_longer_where_rollouts_are_short() -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(STEPS // 64):
-            watch.see(drowned, max_grad_norm=0.5, steps=64)
+            watch.update(drowned, max_grad_norm=0.5, steps=64)
         assert not caught
-        watch.see(drowned, max_grad_norm=0.5, steps=64)
+        watch.update(drowned, max_grad_norm=0.5, steps=64)
     assert len(caught) == 1
 
 

@@ -9,7 +9,7 @@ import pytest
 from gymnasium import spaces
 
 from agents import PPO
-from agents.metrics.health import PATIENCE, PolicyWatch, largest_entropy
+from agents.metrics.health import PATIENCE, PolicyWatch, maximum_entropy
 from envs.repeat_first import RepeatFirst
 
 FOUR = spaces.Discrete(4)
@@ -19,7 +19,7 @@ def said(watch: PolicyWatch, metrics: dict[str, float], times: int) -> list[str]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(times):
-            watch.see(metrics)
+            watch.update(metrics)
     return [str(each.message) for each in caught]
 
 
@@ -51,11 +51,11 @@ def test_one_good_iteration_counts() -> None:
         assert said(watch, {"train/entropy": 1.2}, 1) == []
 
 
-def test_the_largest_entropy_is_that_of_uniform_actions() -> None:
-    assert largest_entropy(FOUR) == pytest.approx(1.38629, abs=1e-4)
-    assert largest_entropy(spaces.MultiDiscrete([2, 8])) == pytest.approx(2.77259, abs=1e-4)
-    assert largest_entropy(spaces.MultiBinary(3)) == pytest.approx(2.07944, abs=1e-4)
-    assert largest_entropy(spaces.Box(-1, 1, (2,))) is None
+def test_the_maximum_entropy_is_that_of_uniform_actions() -> None:
+    assert maximum_entropy(FOUR) == pytest.approx(1.38629, abs=1e-4)
+    assert maximum_entropy(spaces.MultiDiscrete([2, 8])) == pytest.approx(2.77259, abs=1e-4)
+    assert maximum_entropy(spaces.MultiBinary(3)) == pytest.approx(2.07944, abs=1e-4)
+    assert maximum_entropy(spaces.Box(-1, 1, (2,))) is None
 
 
 def test_a_learner_is_watched() -> None:

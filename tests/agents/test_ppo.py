@@ -15,7 +15,7 @@ from agents import PPO
 from agents.rollout import Rollout
 from envs.repeat_first import RepeatFirst
 from envs.tmaze import TMaze
-from policies.heads import Judgement
+from policies.heads import ActionEvaluation
 
 
 def ppo(memory: str, env: Any, **kwargs: Any) -> PPO:
@@ -35,7 +35,7 @@ def test_the_ratio_is_one_before_the_first_update(memory: str, env: str) -> None
     assert rollout.starts[1:].any()
     for index in torch.randperm(6).tensor_split(3):
         minibatch = rollout.environments(index)
-        judgement, _ = model.judge(minibatch)
+        judgement, _ = model.evaluate_actions(minibatch)
         assert (judgement.log_prob - rollout.log_probs[:, index]).abs().max() <= 1e-6
         torch.testing.assert_close(judgement.value, rollout.values[:, index], rtol=1e-5, atol=1e-6)
         _, parts = model.loss(minibatch, 0.2, None)
@@ -49,7 +49,7 @@ def test_a_replay_from_the_wrong_state_is_noticed() -> None:
     model.learn(2 * 7 * 6)
     rollout = collect(model)
     stale = replace(rollout, state=model.policy.initial_state(6))
-    judgement, _ = model.judge(stale)
+    judgement, _ = model.evaluate_actions(stale)
     assert (judgement.log_prob - rollout.log_probs).abs().max() > 1e-5
 
 
@@ -94,9 +94,9 @@ def test_the_loss_by_hand(normalize: bool, clip_vf: float | None, monkeypatch: p
     )
     model.aux_coef = 0.4
     old_log_prob, old_value, advantages, returns = normal(), normal(), normal(), normal()
-    judgement = Judgement(old_value + normal(0.2), old_log_prob + normal(0.3), normal().abs())
+    judgement = ActionEvaluation(old_value + normal(0.2), old_log_prob + normal(0.3), normal().abs())
     extra = normal().abs()
-    monkeypatch.setattr(model, "judge", lambda rollout: (judgement, {"meta": extra}))
+    monkeypatch.setattr(model, "evaluate_actions", lambda rollout: (judgement, {"meta": extra}))
     rollout = replace(model.rollout, log_probs=old_log_prob, values=old_value, advantages=advantages, returns=returns)
     total, parts = model.loss(rollout, clip, clip_vf)
 

@@ -8,7 +8,7 @@ from agent_stubs import collect, script, set_critic
 from torch import Tensor
 
 from agents import A2C, PPO, MemoryOnPolicyAlgorithm
-from agents.returns import following, gae, nstep, vtrace
+from agents.returns import bootstrap_values, gae, nstep, vtrace
 
 # Critic 4 everywhere, discount 1/2, lambda 1/2, rewards 1, 2, 3, 4 in every column. Worked out by hand:
 #   within an episode       delta = r + 4/2 - 4 = r - 2, and A_t = delta_t + A_{t+1} / 4
@@ -35,7 +35,7 @@ def flags(places: list[tuple[int, int]], shape: tuple[int, int] = (4, 4)) -> Ten
 def test_by_hand() -> None:
     constant = torch.full((4, 4), 4.0)
     truncated = flags(TRUNCATED)
-    next_values = following(constant, constant[0], flags(TERMINATED), truncated, 4.0 * truncated)
+    next_values = bootstrap_values(constant, constant[0], flags(TERMINATED), truncated, 4.0 * truncated)
     ended = flags(TERMINATED) | truncated
     assert gae(torch.tensor(REWARDS), constant, next_values, ended, 0.5, 0.5).tolist() == ADVANTAGES
 
@@ -48,7 +48,7 @@ def columns(*numbers: list[float]) -> Tensor:
 # with a final observation of value 8.
 CONSTANT = torch.full((3, 3), 4.0)
 ENDS = flags([(1, 1)], (3, 3)), flags([(1, 2)], (3, 3))
-NEXT = following(CONSTANT, CONSTANT[0], *ENDS, torch.full((3, 3), 8.0))
+NEXT = bootstrap_values(CONSTANT, CONSTANT[0], *ENDS, torch.full((3, 3), 8.0))
 THREE = columns(*3 * [[1.0, 2.0, 3.0]])
 
 
@@ -178,7 +178,7 @@ def test_against_a_slow_loop(gamma: float, gae_lambda: float) -> None:
     assert (terminated & truncated).any()
     rewards, values, final, last = normal(steps, copies), normal(steps, copies), normal(steps, copies), normal(copies)
     arguments = (rewards, values, last, terminated, truncated, final, gamma, gae_lambda)
-    next_values = following(values, last, terminated, truncated, final)
+    next_values = bootstrap_values(values, last, terminated, truncated, final)
     advantages = gae(rewards, values, next_values, terminated | truncated, gamma, gae_lambda)
     expected = torch.tensor(slow(*arguments), dtype=torch.float64)
     torch.testing.assert_close(advantages, expected, rtol=1e-12, atol=1e-12)

@@ -25,7 +25,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecMoni
 
 from agents import A2C, PPO, TensorVecEnv, make_env
 from agents.evaluation import evaluate
-from agents.sb3.callback_locals import Later, Locals
+from agents.sb3.callback_locals import LazyValue, Locals
 from envs.single_env import SingleEnv
 from envs.tensor_env import TensorEnv
 from envs.tmaze import TMaze
@@ -222,7 +222,7 @@ def test_locals_are_those_of_the_rollout(learner: Any, build: Any) -> None:
     callback.on_training_start(Locals(locals()), {})
     assert model.collect_rollouts(model.env, callback, model.rollout, 12)
     rollout = model.rollout
-    judged, _ = model.judge(rollout)
+    judged, _ = model.evaluate_actions(rollout)
     for t, seen in enumerate(look.seen):
         np.testing.assert_array_equal(seen["rewards"], rollout.rewards[t].numpy())
         np.testing.assert_array_equal(seen["actions"], rollout.actions[t].numpy())
@@ -248,10 +248,10 @@ def test_a_callback_that_does_not_look_costs_no_read(build: Any, monkeypatch: py
             assert "rewards" in self.locals
             return True
 
-    def value(self: Later) -> Any:
+    def value(self: LazyValue) -> Any:
         raise AssertionError("somebody looked")
 
-    monkeypatch.setattr(Later, "value", property(value))
+    monkeypatch.setattr(LazyValue, "value", property(value))
     model = A2C("MemoryPolicy", build(), policy_kwargs=GRU, device="cpu").learn(30, callback=[Blind(), Blind()])
     assert model.num_timesteps == 30
 
@@ -260,8 +260,8 @@ def test_what_nobody_looks_at_is_not_made() -> None:
     """What is on the device is brought when it is asked for, once, also by way of dict, get and update."""
     made: list[str] = []
 
-    def later(name: str) -> Later:
-        return Later(lambda: made.append(name) or np.zeros(2))
+    def later(name: str) -> LazyValue:
+        return LazyValue(lambda: made.append(name) or np.zeros(2))
 
     known = Locals({"a": 1})
     known.update({"rewards": later("rewards"), "dones": later("dones")})
@@ -270,7 +270,7 @@ def test_what_nobody_looks_at_is_not_made() -> None:
     assert made == []
     assert known["rewards"] is known.get("rewards")
     assert made == ["rewards"]
-    assert all(type(value) is not Later for value in [*dict(known).values(), *known.values()])
+    assert all(type(value) is not LazyValue for value in [*dict(known).values(), *known.values()])
     assert made == ["rewards", "dones"]
     assert known.get("nothing", 3) == 3
     assert np.sum(later("x")) == 0  # a plain dictionary has the thing itself

@@ -115,7 +115,7 @@ def test_bf16_replays_an_lstm_in_bfloat16_and_nothing_else() -> None:
     for model in (single, half):
         model.learn(16)
         model.policy.load_state_dict(single.policy.state_dict())
-    judged = [model.judge(single.rollout)[0].value for model in (single, half)]
+    judged = [model.evaluate_actions(single.rollout)[0].value for model in (single, half)]
     assert judged[1].dtype == torch.float32
     assert not torch.equal(*judged)
     torch.testing.assert_close(*judged, atol=0.03, rtol=0)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from agents import PPO, Supervised
 from agents.evaluation import evaluate, play
-from agents.metrics.report import read, report
+from agents.metrics.report import log_metrics, pack_metrics
 from envs.mapping.environment import Mapping
 from envs.repeat_first import RepeatFirst
 from envs.tensor_env import TensorEnv
@@ -121,7 +121,7 @@ def test_metrics_are_sums_over_sums(tmp_path: Any) -> None:
     model = supervised(env, n_steps=4)
     rollout = collected(model)
     wrong = ((rollout.actions != rollout.targets) * rollout.weights).sum()
-    read(model, report(model, model.learn_from(rollout)))
+    log_metrics(model, pack_metrics(model, model.learn_from(rollout)))
     logged = model.logger.name_to_value
     assert logged["task/wrong"] == pytest.approx((wrong / rollout.weights.sum()).item(), rel=1e-6)
     assert "task/never" not in logged  # nothing counted: there is no number, rather than a zero
@@ -199,8 +199,8 @@ def test_whole_sequences_are_the_steps_they_stand_for(memory: str, n_steps: int)
         assert rollouts[0].resets == rollouts[1].resets
         found = [model.learn_from(rollout) for model, rollout in zip(models, rollouts, strict=True)]
         torch.testing.assert_close(found[0], found[1], **close)
-        read(whole, report(whole, found[0]))
-        read(stepped, report(stepped, found[1]))
+        log_metrics(whole, pack_metrics(whole, found[0]))
+        log_metrics(stepped, pack_metrics(stepped, found[1]))
         for name, value in whole.rollout_state.memory.items():
             torch.testing.assert_close(value, stepped.rollout_state.memory[name], **close)
     for ours, theirs in zip(whole.policy.parameters(), stepped.policy.parameters(), strict=True):

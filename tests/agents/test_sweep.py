@@ -38,7 +38,7 @@ STAND_IN = HERE / "sweep_stand_in.py"
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trial, "CHILD", STAND_IN)
     monkeypatch.setattr(trial, "POLL_S", 0.02)
-    study.quiet()
+    study.silence_optuna()
 
 
 def prepared(folder: Path, jobs: int = 1, kept: str | None = None, **entries: Any) -> driver.Sweep:
@@ -172,7 +172,7 @@ def test_what_a_dead_process_left_is_taken_up(tmp_path: Path, stand_in: None) ->
     values = sweep.space.suggest(left)
     study.renew(sweep.study, left._trial_id)
     frozen = sweep.study.trials[0]
-    assert not study.left_behind(frozen)
+    assert not study.is_abandoned(frozen)
     lease = frozen.user_attrs["lease"]
     for change, gone in (
         ({"pid": dead.pid}, True),
@@ -180,7 +180,7 @@ def test_what_a_dead_process_left_is_taken_up(tmp_path: Path, stand_in: None) ->
         ({"host": "elsewhere", "time": time.time() - study.GRACE_S - 1}, True),
     ):
         left.set_user_attr("lease", lease | change)
-        assert study.left_behind(sweep.study.trials[0]) is gone, change
+        assert study.is_abandoned(sweep.study.trials[0]) is gone, change
     left.set_user_attr("lease", lease | {"pid": dead.pid})
     sweep.run()
     assert states(sweep) == ["COMPLETE"]
@@ -192,9 +192,9 @@ def test_a_trial_that_kills_its_process_again_and_again_has_failed(tmp_path: Pat
     sweep = prepared(tmp_path)
     sweep.study.ask()
     for _ in range(study.MAX_RESTARTS):
-        study.put_back(sweep.study, 0)
+        study.requeue_trial(sweep.study, 0)
         assert states(sweep) == ["WAITING"]
-    study.put_back(sweep.study, 0)
+    study.requeue_trial(sweep.study, 0)
     assert states(sweep) == ["FAIL"]
 
 
@@ -209,7 +209,7 @@ def test_a_run_does_not_outlive_its_sweep(tmp_path: Path) -> None:
         child = int(sweep.stdout.readline())
         assert study.alive(child)
         sweep.kill()
-    deadline = time.monotonic() + 30 * module["LOOK_S"]
+    deadline = time.monotonic() + 30 * module["POLL_S"]
     while study.alive(child) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not study.alive(child)
@@ -240,7 +240,7 @@ def test_two_processes_share_a_journal(tmp_path: Path) -> None:
 
 def test_of_two_that_ask_for_the_last_trial_one_gets_it(tmp_path: Path, stand_in: None) -> None:
     sweep = prepared(tmp_path, trials=1)
-    sweep.wanted, ask = 1, sweep.study.ask
+    sweep.n_trials, ask = 1, sweep.study.ask
 
     def ask_second() -> optuna.Trial:
         ask()  # the other one, after ours had counted
@@ -249,7 +249,7 @@ def test_of_two_that_ask_for_the_last_trial_one_gets_it(tmp_path: Path, stand_in
     sweep.study.ask = ask_second  # type: ignore[method-assign]
     assert sweep.next_job() is None
     assert states(sweep) == ["RUNNING", "WAITING"]  # a later command that wants two takes it
-    sweep.wanted, sweep.study.ask = 2, ask  # type: ignore[method-assign]
+    sweep.n_trials, sweep.study.ask = 2, ask  # type: ignore[method-assign]
     job = sweep.next_job()
     assert job is not None
     assert job.number == 1
@@ -275,7 +275,7 @@ def test_a_study_is_of_one_space(tmp_path: Path) -> None:
 
 
 def test_pictures_are_drawn_of_any_number_of_trials(tmp_path: Path) -> None:
-    study.quiet()
+    study.silence_optuna()
     made = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0), direction="maximize")
     space = load_space(str(space_file(tmp_path)))
     style = dict(matplotlib.rcParams)
@@ -318,7 +318,7 @@ def test_a_small_sweep_from_the_command_line(tmp_path: Path, capsys: pytest.Capt
 
 def test_ray_runs_trials(tmp_path: Path) -> None:
     ray = pytest.importorskip("ray")
-    study.quiet()
+    study.silence_optuna()
     small = {
         "memory": "gru",
         "num_envs": 2,

@@ -17,7 +17,7 @@ from agents.sweep.space_file import load_space
 
 def begun(folder: Path, where: str | None = None, **entries: Any) -> tuple[optuna.Study, str]:
     """A study with two trials, and its storage."""
-    study.quiet()
+    study.silence_optuna()
     space = load_space(str(space_file(folder, **entries)))
     where = where or study.default_storage(folder)
     made = study.open_study(space, space.defaults({}), where)

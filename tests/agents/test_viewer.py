@@ -23,7 +23,7 @@ from agents.environments import as_tensor_env
 from agents.view.canvas import pygame
 from agents.view.scene import HEIGHT, WIDTH, draw
 from agents.view.session import Session
-from agents.view.window import LEAST, Viewer, ViewerError, key_map, record
+from agents.view.window import MIN_SIZE, Viewer, ViewerError, key_map, record
 from envs.rendering import GOAL
 
 # -- recordings --------------------------------------------------------------------------------------------------------
@@ -150,7 +150,7 @@ def test_a_resized_window_shows_all_of_it_at_its_size(
     viewer = open_window(session_of())
     pygame.display.set_mode(size, pygame.RESIZABLE)
     press(viewer, pygame.K_SPACE)
-    whole = draw(viewer.scene(), max(size[0], LEAST[0]), max(size[1], LEAST[1]))
+    whole = draw(viewer.scene(), max(size[0], MIN_SIZE[0]), max(size[1], MIN_SIZE[1]))
     now = pygame.display.get_surface().get_size()
     assert np.array_equal(shown(), whole[: now[1], : now[0]])
 

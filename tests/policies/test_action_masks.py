@@ -31,7 +31,7 @@ def policy(action: str, memory: str = "gru", plain: bool = False) -> MemoryActor
         OBS, SPACES[action], lambda _: 1e-3, memory=memory, memory_kwargs={"hidden_size": 64}
     )
     if plain:
-        made.take_plain_twins()
+        made.use_reference_implementations()
     with torch.no_grad():  # SB3 starts with an almost uniform policy
         made.action_net.weight.mul_(50)
     return made
@@ -77,7 +77,7 @@ def test_as_in_sb3_contrib(action: str, plain: bool) -> None:
         greedy = made.act(latent, True, mask=mask)
         torch.testing.assert_close(greedy.long(), theirs.mode().long())
         for taken in (*sampled[:5], greedy):
-            ours = made.judge(latent[None], taken[None], mask=mask[None])
+            ours = made.evaluate_latents(latent[None], taken[None], mask=mask[None])
             torch.testing.assert_close(ours.log_prob[0], theirs.log_prob(taken.long()))
             torch.testing.assert_close(ours.entropy[0], theirs.entropy())
             torch.testing.assert_close(made.log_prob(latent[None], taken[None], mask=mask[None])[0], ours.log_prob[0])
@@ -95,7 +95,7 @@ def test_gradients_are_finite_and_none_reaches_an_invalid_choice(action: str, pl
     mask[:, 1] = True
     mask[0, {"discrete": [1], "multi-discrete": [1, 3], "multi-binary": [1, 3, 4]}[action]] = True
     taken = made.act(latent, mask=mask)
-    judged = made.judge(latent[None], taken[None], mask=mask[None])
+    judged = made.evaluate_latents(latent[None], taken[None], mask=mask[None])
     assert judged.entropy.isfinite().all()
     assert judged.entropy[0, 0].abs() < 1e-6
     assert judged.log_prob[0, 0].abs() < 1e-6

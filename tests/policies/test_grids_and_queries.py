@@ -199,7 +199,7 @@ def test_a_sequence_is_its_steps() -> None:
         state = step.state
         torch.testing.assert_close(unrolled.outputs[t], step.output)
         assert step.grid is not None
-        one = made.judge(step.output[None], actions[t : t + 1], step.grid[None])
+        one = made.evaluate_latents(step.output[None], actions[t : t + 1], step.grid[None])
         torch.testing.assert_close(judgement.log_prob[t], one.log_prob[0])
 
 
@@ -220,7 +220,9 @@ def test_a_map_of_the_memory_becomes_a_map_of_logits(parts: int) -> None:
     action = torch.randint(2, (1, 5, parts, SIDE, SIDE)).to(torch.int8)
     pixels = F.binary_cross_entropy_with_logits(logits, action[0].float(), reduction="none")
     torch.testing.assert_close(-made.log_prob(latent[None], action, grid[None])[0], pixels.sum((1, 2, 3)))
-    torch.testing.assert_close(made.judge(latent[None], action, grid[None]).log_prob[0], -pixels.sum((1, 2, 3)))
+    torch.testing.assert_close(
+        made.evaluate_latents(latent[None], action, grid[None]).log_prob[0], -pixels.sum((1, 2, 3))
+    )
 
 
 def test_a_place_on_a_map_is_chosen_by_the_map_and_the_rest_by_the_vector() -> None:
@@ -237,7 +239,7 @@ def test_a_place_on_a_map_is_chosen_by_the_map_and_the_rest_by_the_vector() -> N
     each = made.log_prob(latent[None], chosen[None], grid[None], each=True)[0]
     expected = [part.log_softmax(1).amax(1) for part in (first, second, places)]
     torch.testing.assert_close(each, torch.stack(expected, 1))
-    torch.testing.assert_close(made.judge(latent[None], chosen[None], grid[None]).log_prob[0], each.sum(1))
+    torch.testing.assert_close(made.evaluate_latents(latent[None], chosen[None], grid[None]).log_prob[0], each.sum(1))
 
 
 def test_other_sizes_and_other_memories_have_a_linear_head() -> None:

@@ -123,7 +123,7 @@ def test_acting_deciding_and_judging_agree(action: str) -> None:
     assert torch.equal(made.act(latent[0]), decisions[0].action)
     actions = torch.stack([decision.action for decision in decisions])
     assert actions.shape == (6, 5, *(SPACES[action].shape or ()))
-    judgement = made.judge(latent, made.actions.to_env(actions) if "multi" in action else actions)
+    judgement = made.evaluate_latents(latent, made.actions.to_env(actions) if "multi" in action else actions)
     for index, name in ((1, "value"), (2, "log_prob")):
         torch.testing.assert_close(getattr(judgement, name), torch.stack([decision[index] for decision in decisions]))
     assert judgement.entropy.shape == (6, 5)
@@ -139,14 +139,14 @@ def test_log_prob_is_the_papers_loss() -> None:
     target = torch.randint(4, (4, 6))
     logits = symbols.action_net(latent)
     expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view(4, 6)
-    torch.testing.assert_close(-symbols.judge(latent, target).log_prob, expected)
+    torch.testing.assert_close(-symbols.evaluate_latents(latent, target).log_prob, expected)
 
     bits = policy("gru", "multi-binary")
     wanted = torch.randint(2, (4, 6, 3), dtype=torch.int8)
     losses = torch.nn.functional.binary_cross_entropy_with_logits(
         bits.action_net(latent), wanted.float(), reduction="none"
     )
-    torch.testing.assert_close(-bits.judge(latent, wanted).log_prob, losses.sum(-1))
+    torch.testing.assert_close(-bits.evaluate_latents(latent, wanted).log_prob, losses.sum(-1))
 
 
 def test_deterministic_is_the_most_probable() -> None:

@@ -34,7 +34,7 @@ class Buffers:
         self.owners = owners
         self.carried: set[Path] = set()
         """Places at which an iteration replaced a tensor."""
-        self.held: dict[Path, Tensor] = {}
+        self.buffers: dict[Path, Tensor] = {}
         """The buffer of each place."""
         self._fixed: dict[Path, Tensor] = {}
         self._before: dict[Path, Tensor] = {}
@@ -66,16 +66,16 @@ class Buffers:
             self._fixed = {}
             raise MovedError(f"{', '.join(sorted(map(_name, moved)))} moved to another address")
         for path in self.carried:
-            value, held = found.get(path), self.held.get(path)
+            value, held = found.get(path), self.buffers.get(path)
             if value is None or (held is not None and (held.shape, held.dtype) != (value.shape, value.dtype)):
                 raise MovedError(f"{_name(path)} is gone, or has another shape")
             if held is None:
-                self.held[path] = value.detach().clone()
+                self.buffers[path] = value.detach().clone()
             elif held is not value:
                 held.copy_(value)
-        self.put(self.held)
+        self.set_attributes(self.buffers)
         self._before = self.find()
-        self._fixed = {path: value for path, value in self._before.items() if path not in self.held}
+        self._fixed = {path: value for path, value in self._before.items() if path not in self.buffers}
 
     @torch.no_grad()
     def leave(self) -> None:
@@ -85,18 +85,18 @@ class Buffers:
             MovedError: a tensor without a buffer was replaced.
         """
         found = self.find()
-        if new := {path for path, value in found.items() if value is not self._before.get(path)} - set(self.held):
+        if new := {path for path, value in found.items() if value is not self._before.get(path)} - set(self.buffers):
             self.carried |= new
             raise MovedError(f"{', '.join(sorted(map(_name, new)))} changed for the first time")
-        left = {path: found[path] for path in self.held if found[path] is not self.held[path]}
-        buffers = {_memory(held) for held in self.held.values()}
+        left = {path: found[path] for path in self.buffers if found[path] is not self.buffers[path]}
+        buffers = {_memory(held) for held in self.buffers.values()}
         # what shares its memory with a buffer is saved before any buffer is written
         left = {path: value.clone() if _memory(value) in buffers else value for path, value in left.items()}
         for path, value in left.items():
-            self.held[path].copy_(value)
-        self.put(self.held)
+            self.buffers[path].copy_(value)
+        self.set_attributes(self.buffers)
 
-    def put(self, tensors: Mapping[Path, Tensor]) -> None:
+    def set_attributes(self, tensors: Mapping[Path, Tensor]) -> None:
         """Makes the attributes refer to `tensors`."""
         for word, owner, names in self.owners():
             for name in names:
@@ -106,16 +106,16 @@ class Buffers:
                     setattr(owner, name, put)
 
 
-def scalars(owner: Any, but: Iterable[str] = ()) -> dict[str, Any]:
+def scalars(owner: Any, exclude: Iterable[str] = ()) -> dict[str, Any]:
     """The numbers, flags and strings among an object's attributes. Python branches on them, and a graph does not see
     them."""
-    return {name: value for name, value in vars(owner).items() if type(value) in SCALARS and name not in but}
+    return {name: value for name, value in vars(owner).items() if type(value) in SCALARS and name not in exclude}
 
 
-def places(value: Any) -> Any:
+def identity_of(value: Any) -> Any:
     """Identifies a tensor by its address; the graph sees changes of its content."""
     if isinstance(value, tuple):
-        return tuple(map(places, value))
+        return tuple(map(identity_of, value))
     return ("at", value.data_ptr()) if isinstance(value, Tensor) else value
 
 

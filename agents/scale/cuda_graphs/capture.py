@@ -22,7 +22,7 @@ class Capture(Protocol):
         """Replays the capture; returns what `body` returned."""
 
 
-class Twin:
+class EagerCapture:
     """Reference implementation: re-runs the Python body on each replay."""
 
     def record(self, body: Body) -> None:
@@ -46,7 +46,7 @@ class CudaCapture:
             self.graph.register_generator_state(generator)
 
     def record(self, body: Body) -> None:
-        gc.collect()  # a tensor that dies while the stream is captured could not give its memory back
+        gc.collect()  # a tensor freed during the capture could not return its memory
         with torch.cuda.graph(self.graph, pool=self.pool, stream=self.stream):
             self.output = body()
 
@@ -55,7 +55,7 @@ class CudaCapture:
         return self.output
 
 
-class Recorded:
+class CapturedPart:
     """A capture, its inputs, and the Python-side state after it."""
 
     after: tuple[dict[str, Any], bool, list[int]]
@@ -64,7 +64,7 @@ class Recorded:
     def __init__(self, capture: Capture, inputs: tuple[Any, ...], device: torch.device) -> None:
         self.capture = capture
         self.given = inputs
-        # numbers are doubles, which enter a product with a float32 tensor as Python's do
+        # doubles: their products with float32 tensors are those of Python numbers
         self.inputs: list[Any] = [
             x.clone()
             if isinstance(x, Tensor)
@@ -74,10 +74,11 @@ class Recorded:
             for x in inputs
         ]
 
-    def take(self, given: tuple[Any, ...]) -> None:
-        for x, last, held in zip(given, self.given, self.inputs, strict=True):
+    def copy_inputs(self, given: tuple[Any, ...]) -> None:
+        """Copies new inputs to the buffers that the capture reads."""
+        for x, last, buffer in zip(given, self.given, self.inputs, strict=True):
             if isinstance(x, Tensor):
-                held.copy_(x)
+                buffer.copy_(x)
             elif x != last:
-                held.fill_(x)
+                buffer.fill_(x)
         self.given = given

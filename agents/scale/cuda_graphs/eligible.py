@@ -15,28 +15,28 @@ from agents.sb3.training_env import TrainingEnv
 from agents.scale import distributed
 from agents.scale.cuda_graphs.buffers import hidden_tensors
 
-MOST_GRAPHS = 8
-"""Most graphs of one part of an iteration; each one takes device memory for its kernels' arguments."""
+MAX_GRAPHS = 8
+"""Maximum number of graphs of one part of an iteration; each takes device memory for its kernels' arguments."""
 
 
-def reason(model: TrainingEnv) -> str | None:
+def why_not_capturable(model: TrainingEnv) -> str | None:
     """Why the iterations of `model` cannot be captured, in one line; None if they can."""
     if model.device.type != "cuda":
         return f"the device is {model.device.type}: only CUDA has graphs"
-    return obstacle(model)
+    return why_not_capturable_on_any_device(model)
 
 
-def obstacle(model: TrainingEnv) -> str | None:
+def why_not_capturable_on_any_device(model: TrainingEnv) -> str | None:
     """As `reason`, without looking at the device."""
     env, memory = model.tensor_env, model.policy.memory
     if isinstance(env, HostEnv):
         return "the environments run on the host"
     if env.render_mode is not None:
         return f"render_mode is {env.render_mode!r}, with which an environment stores pictures on the host"
-    if env.horizon is not None and (meetings := env.horizon // math.gcd(env.horizon, model.n_steps)) > MOST_GRAPHS:
+    if env.horizon is not None and (offsets := env.horizon // math.gcd(env.horizon, model.n_steps)) > MAX_GRAPHS:
         return (
-            f"rollouts of {model.n_steps} steps begin at {meetings} different steps of the episodes of {env.horizon}, "
-            f"and each would be a graph of its own, of which there may be {MOST_GRAPHS}: let one divide the other"
+            f"rollouts of {model.n_steps} steps begin at {offsets} different steps of the episodes of {env.horizon}, "
+            f"and each would be a graph of its own, of which there may be {MAX_GRAPHS}: let one divide the other"
         )
     if distributed.size() > 1:
         return "several ranks train together, and their communication is not captured"
@@ -73,7 +73,7 @@ def make_capturable(optimizer: torch.optim.Optimizer, device: torch.device) -> N
     """Makes the optimiser keep its step counts and learning rate on the device."""
     for group in optimizer.param_groups:
         group["capturable"] = True
-        if group.get("foreach", False) is None:  # one parameter at a time, some read the rate on the host
+        if group.get("foreach", False) is None:  # without foreach, some optimisers read the rate on the host
             group["foreach"] = not group.get("fused")
         if not isinstance(group["lr"], Tensor):
             group["lr"] = torch.tensor(group["lr"], dtype=torch.float32, device=device)

@@ -6,7 +6,7 @@ backward pass, clipping, optimiser. PPO has two: the rollout, and the update fro
 minibatch orders, learning rates and clip ranges still change from replay to replay.
 
 `Graphs` does everything except the capture, which a `Capture` does: `CudaCapture`, or the reference implementation
-`Twin`, which re-runs the Python body over the same buffers on any device. See docs/gpu.md.
+`EagerCapture`, which re-runs the Python body over the same buffers on any device. See docs/gpu.md.
 """
 
 from __future__ import annotations
@@ -23,20 +23,26 @@ from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 
 from agents.hyperparameters import hints_of
-from agents.metrics.report import Report, read, report
+from agents.metrics.report import PackedMetrics, log_metrics, pack_metrics
 from agents.rollout import Rollout
-from agents.sb3.callback_locals import tell
+from agents.sb3.callback_locals import run_callbacks
 from agents.sb3.training_env import TrainingEnv
-from agents.scale.cuda_graphs.buffers import Buffers, MovedError, places, scalars
-from agents.scale.cuda_graphs.capture import Capture, CudaCapture, Recorded, Twin
-from agents.scale.cuda_graphs.eligible import MOST_GRAPHS, generators, make_capturable, reason, release_generators
+from agents.scale.cuda_graphs.buffers import Buffers, MovedError, identity_of, scalars
+from agents.scale.cuda_graphs.capture import Capture, CapturedPart, CudaCapture, EagerCapture
+from agents.scale.cuda_graphs.eligible import (
+    MAX_GRAPHS,
+    generators,
+    make_capturable,
+    release_generators,
+    why_not_capturable,
+)
 from agents.scale.executor import Executor
 from policies.memories.time.scopes import no_host_reads
 
 PROVEN = False
 """Whether tests/agents/test_cuda_graphs_gpu.py has passed on a GPU; until then fast="auto" does not use graphs."""
 PATIENCE = 16
-"""Eager iterations in a row after which a warning says why nothing is captured."""
+"""Consecutive eager iterations after which a warning says why nothing is captured."""
 
 
 class Graphs(Executor):
@@ -54,35 +60,35 @@ class Graphs(Executor):
         strict: raise an error if something cannot be captured, instead of running it eagerly.
     """
 
-    tells_later = True
+    callbacks_after_rollout = True
 
     def __init__(
         self,
         model: TrainingEnv,
-        capture: Callable[[], Capture] = Twin,
+        capture: Callable[[], Capture] = EagerCapture,
         stream: torch.cuda.Stream | None = None,
         strict: bool = False,
     ) -> None:
         super().__init__(model)
         self.capture, self.stream, self.strict = capture, stream, strict
         self.buffers = Buffers(self._owners)
-        self.graphs: dict[Hashable, Recorded] = {}
-        self.plain = 0
-        """Number of eager iterations in a row."""
+        self.graphs: dict[Hashable, CapturedPart] = {}
+        self.eager_iterations = 0
+        """Number of consecutive eager iterations."""
         self.failed = False
-        self._place = self._works_on()
+        self._objects = self._captured_objects()
         self._moved = "rollouts never begin alike"
         self._seen: set[Hashable] = set()
         self._key: tuple[tuple[str, Any], ...] = ()
         self._rolled_out = False
         self._arguments = sorted({*hints_of(model.config_class)} - {*model.config_class.schedules})
 
-    def _works_on(self) -> tuple[Any, ...]:
+    def _captured_objects(self) -> tuple[Any, ...]:
         return self.model.tensor_env, self.model.rollout, self.model.policy.optimizer
 
     def fits(self) -> bool:
         """Whether the model still has the environment, rollout and optimiser of the captures."""
-        return all(one is other for one, other in zip(self._place, self._works_on(), strict=True))
+        return all(one is other for one, other in zip(self._objects, self._captured_objects(), strict=True))
 
     # -- an iteration ----------------------------------------------------------------------------------------------
 
@@ -91,17 +97,17 @@ class Graphs(Executor):
         model = self.model
         if model.step_by_step or self.failed:
             self._rolled_out = False
-            with self._aside():
-                return super().iterate_once(callback)
+            with self._on_side_stream():
+                return bool(model.iterate(callback))
         began, started = model.num_timesteps, time.perf_counter()
         model.rollout_began = began
         if self.stream is not None:  # loading an optimiser's state reverts it
             make_capturable(model.policy.optimizer, model.device)
-        self._key = self._told_apart()
+        self._key = self._cache_key()
         if not model.collector().graph:
             self._rolled_out = self._run("rollout", self._collect)[1]
             model.memory_seconds += time.perf_counter() - started
-            if not tell(model, callback):
+            if not run_callbacks(model, callback):
                 return False
             model._update_current_progress_remaining(model.num_timesteps, model._total_timesteps)
             started = time.perf_counter()
@@ -112,15 +118,15 @@ class Graphs(Executor):
         model._update_learning_rate(model.policy.optimizer)
         numbers, _ = self._run("iteration", self._whole)
         model.learn_seconds += time.perf_counter() - started
-        going = tell(model, callback)
-        read(model, Report(self._names, numbers))
-        return going
+        continues = run_callbacks(model, callback)
+        log_metrics(model, PackedMetrics(self._names, numbers))
+        return continues
 
     def minibatch(
-        self, learn: Callable[..., Report], rollout: Rollout, index: Tensor, *numbers: float | None
-    ) -> Report:
+        self, learn: Callable[..., PackedMetrics], rollout: Rollout, index: Tensor, *numbers: float | None
+    ) -> PackedMetrics:
         if not self._rolled_out:  # the rollout is not in the graph's buffers
-            with self._aside():
+            with self._on_side_stream():
                 return learn(rollout, index, *numbers)
 
         def body(*inputs: Any) -> Tensor:
@@ -130,7 +136,7 @@ class Graphs(Executor):
 
         given = [None if number is None else float(number) for number in numbers]
         numbers_of = self._run("minibatch", body, index, *given)[0].clone()
-        return Report(self._names, numbers_of)
+        return PackedMetrics(self._names, numbers_of)
 
     def _collect(self) -> Tensor:
         model = self.model
@@ -142,7 +148,7 @@ class Graphs(Executor):
 
     def _whole(self) -> Tensor:
         self._collect()
-        found = report(self.model, self.model.improve(self.model.rollout))
+        found = pack_metrics(self.model, self.model.learn_and_update_obs_norm(self.model.rollout))
         self._names = found.names
         return found.numbers
 
@@ -153,20 +159,20 @@ class Graphs(Executor):
         key = (part, self._key, tuple(len(x) if isinstance(x, Tensor) else x is None for x in inputs))
         graph = self._graph(key, function, inputs)
         if graph is None:
-            with self._aside(), no_host_reads():
+            with self._on_side_stream(), no_host_reads():
                 before = self.buffers.find()
                 output = function(*inputs)
                 if self.buffers.watch(before):  # captured graphs do not include it
                     self.graphs.clear()
             return output, False
-        graph.take(inputs)
+        graph.copy_inputs(inputs)
         updates = self.model._n_updates
         output = graph.capture.replay()
         self.model._n_updates = updates + graph.updates
-        self._put_numbers(graph.after)
+        self._restore_host_scalars(graph.after)
         return output, True
 
-    def _graph(self, key: Hashable, function: Callable[..., Tensor], inputs: tuple[Any, ...]) -> Recorded | None:
+    def _graph(self, key: Hashable, function: Callable[..., Tensor], inputs: tuple[Any, ...]) -> CapturedPart | None:
         """The graph for `key`, with its buffers filled; None: run eagerly."""
         if key not in self._seen or self.failed:
             self._seen.add(key)
@@ -174,9 +180,9 @@ class Graphs(Executor):
         try:
             self.buffers.enter()
             if key not in self.graphs:
-                if len(self.graphs) >= 4 * MOST_GRAPHS:
+                if len(self.graphs) >= 4 * MAX_GRAPHS:
                     return None
-                self.graphs[key] = self._record(function, Recorded(self.capture(), inputs, self.model.device))
+                self.graphs[key] = self._record(function, CapturedPart(self.capture(), inputs, self.model.device))
         except MovedError as error:
             self._moved = str(error)
             self.graphs.clear()
@@ -190,8 +196,8 @@ class Graphs(Executor):
             return None
         return self.graphs[key]
 
-    def _record(self, function: Callable[..., Tensor], graph: Recorded) -> Recorded:
-        model, before = self.model, self._numbers()
+    def _record(self, function: Callable[..., Tensor], graph: CapturedPart) -> CapturedPart:
+        model, before = self.model, self._host_scalars()
         counted, updates = model.num_timesteps, model._n_updates
 
         def body() -> Tensor:
@@ -199,14 +205,14 @@ class Graphs(Executor):
             with no_host_reads():
                 output = function(*graph.inputs)
             self.buffers.leave()
-            graph.updates, graph.after = model._n_updates - began, self._numbers()
+            graph.updates, graph.after = model._n_updates - began, self._host_scalars()
             return output
 
         try:
             graph.capture.record(body)
         finally:  # capturing runs nothing on the device
-            self.buffers.put(self.buffers.held)
-            self._put_numbers(before)
+            self.buffers.set_attributes(self.buffers.buffers)
+            self._restore_host_scalars(before)
             model.num_timesteps, model._n_updates = counted, updates
             model.task_metrics.steps = []
         return graph
@@ -220,29 +226,29 @@ class Graphs(Executor):
         yield "learner", model, ["scores"]
         yield "rollout", model.rollout, [entry.name for entry in fields(model.rollout)]
 
-    def _numbers(self) -> tuple[dict[str, Any], bool, list[int]]:
+    def _host_scalars(self) -> tuple[dict[str, Any], bool, list[int]]:
         return scalars(self.model.tensor_env), self.model.rollout_state.may_start, self.model.rollout.resets
 
-    def _put_numbers(self, numbers: tuple[dict[str, Any], bool, list[int]]) -> None:
+    def _restore_host_scalars(self, numbers: tuple[dict[str, Any], bool, list[int]]) -> None:
         env, self.model.rollout_state.may_start, self.model.rollout.resets = numbers
         for name, value in env.items():
             setattr(self.model.tensor_env, name, value)
 
-    def _told_apart(self) -> tuple[tuple[str, Any], ...]:
+    def _cache_key(self) -> tuple[tuple[str, Any], ...]:
         """The cache key: all values that Python may branch on, with their names. Warns if it never repeats."""
         model, optimizer = self.model, self.model.policy.optimizer
-        told = {f"{type(model.tensor_env).__name__}.{name}": v for name, v in scalars(model.tensor_env).items()}
-        told |= {name: getattr(model, name) for name in self._arguments if isinstance(getattr(model, name), Hashable)}
-        told["may_start"] = model.rollout_state.may_start
+        values = {f"{type(model.tensor_env).__name__}.{name}": v for name, v in scalars(model.tensor_env).items()}
+        values |= {name: getattr(model, name) for name in self._arguments if isinstance(getattr(model, name), Hashable)}
+        values["may_start"] = model.rollout_state.may_start
         for name, module in model.policy.named_modules():
-            told |= {f"policy.{name}.{word}": v for word, v in scalars(module, but=("training",)).items()}
+            values |= {f"policy.{name}.{word}": v for word, v in scalars(module, exclude=("training",)).items()}
         for number, group in enumerate(optimizer.param_groups):
-            told |= {f"optimizer.{number}.{n}": v for n, v in group.items() if isinstance(v, Hashable)}
-        told["parameters"] = tuple((p.data_ptr(), p.requires_grad) for p in model.policy.parameters())
-        told["moments"] = tuple(v for state in optimizer.state.values() for v in state.values())
-        key = tuple((name, places(value)) for name, value in told.items())
-        self.plain = 0 if any(key == known[1] for known in self.graphs) else self.plain + 1  # type: ignore[index]
-        if self.plain == PATIENCE:
+            values |= {f"optimizer.{number}.{n}": v for n, v in group.items() if isinstance(v, Hashable)}
+        values["parameters"] = tuple((p.data_ptr(), p.requires_grad) for p in model.policy.parameters())
+        values["moments"] = tuple(v for state in optimizer.state.values() for v in state.values())
+        key = tuple((name, identity_of(value)) for name, value in values.items())
+        self.eager_iterations = 0 if any(key == known[1] for known in self.graphs) else self.eager_iterations + 1  # type: ignore[index]
+        if self.eager_iterations == PATIENCE:
             last = dict(self._key)
             changed = ", ".join(name for name, value in key if last.get(name) != value)
             why = f"{changed} is new at every iteration" if changed else self._moved
@@ -250,7 +256,7 @@ class Graphs(Executor):
         return key
 
     @contextmanager
-    def _aside(self) -> Iterator[None]:
+    def _on_side_stream(self) -> Iterator[None]:
         """Context manager for the captures' stream, so that autograd's tensors belong to it."""
         if self.stream is None:
             yield
@@ -283,7 +289,7 @@ def graphs_for(model: TrainingEnv) -> Graphs | None:
     """
     if model.fast not in ("auto", "graph") or (model.fast == "auto" and not PROVEN):
         return None
-    if found := reason(model):
+    if found := why_not_capturable(model):
         if model.fast == "graph":
             raise ValueError(f"fast is 'graph', but {found}")
         if model.device.type == "cuda":

@@ -35,10 +35,10 @@ class Babi(TensorEnv):
     """The bAbI question-answering tasks, one or several together.
 
     Description:
-        An episode is a story with all its questions, a word, full stop or question mark at each step. After a question
-        the placeholder `-` is shown once for every word of its answer, and that word is due. Answers are not shown.
-        Every environment begins a new story when its own is over. With `protocol="mnm"` an episode is one question
-        behind the statements before it; a story of five questions is five episodes.
+        An episode is a story with all its questions; each step shows a word, a full stop or a question mark. After a
+        question the placeholder `-` is shown once for every word of the answer, which is the target; answers are not
+        shown. Each environment starts a new story when its story ends. With `protocol="mnm"` an episode is one question
+        after the statements before it, so a story of five questions is five episodes.
 
     Observation: `Discrete(159)`: the current symbol, a number into `VOCABULARY`; `-` after the last step.
 
@@ -57,11 +57,11 @@ class Babi(TensorEnv):
     Args:
         num_envs: number of environments.
         source: "generated": stories from `envs.tasks.babi.generator`, without a download; or an edition of the
-            published data, "en", "en-10k", "en-valid" or "en-valid-10k" (1,000 or 10,000 training questions a task;
-            "valid" comes with a validation set; otherwise every tenth training story is used for it).
+            published data, "en", "en-10k", "en-valid" or "en-valid-10k" (1,000 or 10,000 training questions per
+            task; "valid" has a validation set; otherwise every tenth training story is used for it).
         split: "train", "valid" or "test".
-        tasks: "all" (twenty; five if generated); "available": those of which the edition has all files; or numbers, one
-            or a sequence.
+        tasks: "all" (twenty; five if generated); "available": those of which the edition has all files; or one number
+            or several.
         data_dir: folder searched first for the published archive; see `envs.data.files`.
         protocol: "dnc": an episode is a story with all its questions; "mnm": each question ends an episode of its own,
             without the earlier questions ("story" then means such an episode).
@@ -70,10 +70,10 @@ class Babi(TensorEnv):
         stories: generated stories per task and split.
         questions: questions per generated story.
         device: torch device of all tensors.
-        render_mode: None or "rgb_array"; answers are kept for pictures only if it is set.
+        render_mode: None or "rgb_array"; answers are stored for pictures only if it is set.
 
     Scores:
-        A policy without memory sees the same `-` at every step that counts, so it can only give a constant answer. The
+        A policy without memory sees `-` at every step with an answer due, so it can only give a constant answer. The
         best one returns 0.108 on the generated stories ("one"; an `error` of 89.2) and 0.077 on the test set of
         en-valid-10k ("no"; 87.1). The best is 1. The error of a constant answer is the same in both protocols.
 
@@ -89,9 +89,9 @@ class Babi(TensorEnv):
     observation_names = {"": VOCABULARY}  # noqa: RUF012 (never changed in place)
     ignores_actions = True
     state_names = ("story", "place", "round", "missed")
-    story: Tensor  # which one an environment reads, [N]
-    place: Tensor  # of the current symbol in `symbols`, [N]
-    round: Tensor  # stories begun since the reset, less 1, [N]
+    story: Tensor  # number of the current story, [N]
+    place: Tensor  # index of the current symbol in `_symbols`, [N]
+    round: Tensor  # number of stories finished since the reset, [N]
     missed: Tensor  # whether a word of the current answer was wrong, [N]
 
     def __init__(
@@ -132,23 +132,23 @@ class Babi(TensorEnv):
         if protocol == "mnm":
             read = {task: single_questions(told) for task, told in read.items()}
         self.tasks = tuple(read)
-        """Numbers of the tasks that are read."""
+        """Numbers of the tasks."""
         several = len(self.tasks) > 1
         self.metric_names = ("error", *(f"error_qa{task}" for task in self.tasks if several))
         self.in_order = in_order
         self._copies = torch.arange(num_envs, device=self.device)
         self.num_stories = sum(map(len, read.values()))
-        self._lay_out([story for task in read.values() for story in task])
+        self._concatenate([story for task in read.values() for story in task])
         counts = torch.tensor([len(task) for task in read.values()], device=self.device)
         self._task = torch.arange(len(read), device=self.device).repeat_interleave(counts)  # index into `tasks`
         self._rows = torch.arange(len(read), device=self.device)[:, None]  # [tasks, 1], beside the environments' [N]
-        self._said: Tensor | None = None  # answers to the current story by step, -1 where unknown: for pictures only
+        self._given_answers: Tensor | None = None  # by step of the story, -1 where unknown: for pictures only
         if render_mode is not None:
             longest = int((self._last - self._first).max())
-            self._said = torch.full((num_envs, longest), -1, dtype=torch.int16, device=self.device)
+            self._given_answers = torch.full((num_envs, longest), -1, dtype=torch.int16, device=self.device)
 
-    def _lay_out(self, stories: list[Story]) -> None:
-        """All stories in a row, each with a placeholder after its end at which nothing is asked any more."""
+    def _concatenate(self, stories: list[Story]) -> None:
+        """Concatenates all stories, each followed by a placeholder at which no answer is due."""
         symbols: list[int] = []
         targets: list[int] = []
         closes: list[bool] = []
@@ -191,7 +191,7 @@ class Babi(TensorEnv):
         if where is not None:
             story, place = torch.where(where, story, self.story), torch.where(where, place, self.place)
         self.story, self.place, self.round = story, place, began
-        if where is None:  # otherwise the last answer has settled it
+        if where is None:  # otherwise `_advance` has reset it
             self.missed = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
 
     def _advance(self, action: Tensor) -> tuple[Tensor, Tensor, None]:
@@ -200,9 +200,9 @@ class Babi(TensorEnv):
         asked, right = target != PLACEHOLDER, action == target
         missed = self.missed | (asked & ~right)
         reward = (asked & right) * self._share.index_select(0, self.story)
-        if self._said is not None:
+        if self._given_answers is not None:
             step = self.place - self._first.index_select(0, self.story)
-            self._said[self._copies, step] = action.to(torch.int16)
+            self._given_answers[self._copies, step] = action.to(torch.int16)
 
         of_task = self._task.index_select(0, self.story) == self._rows  # [tasks, N]
         questions = closes.float()
@@ -223,38 +223,40 @@ class Babi(TensorEnv):
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         super().load_state_dict(state)
-        if self._said is not None:
-            self._said.fill_(-1)
+        if self._given_answers is not None:
+            self._given_answers.fill_(-1)
 
     # -- pictures --------------------------------------------------------------------------------------------------
 
-    def _told(self, index: int) -> tuple[list[int], list[int], list[int], str]:
+    def _story_so_far(self, index: int) -> tuple[list[int], list[int], list[int], str]:
         """Symbols, right and given answers of environment `index` up to the current step, on the host, and a caption.
 
-        The present symbol is seen though not yet answered; -1 stands for an answer that is not known any more.
+        Includes the current symbol, which has no answer yet; -1 stands for an unknown answer.
         """
         story, now = int(self.story[index]), int(self.place[index])
         first, last = int(self._first[story]), int(self._last[story])
         symbols = self._symbols[first : min(now + 1, last)].tolist()
-        said = [-1] * (now - first) if self._said is None else self._said[index, : now - first].tolist()
+        said = (
+            [-1] * (now - first) if self._given_answers is None else self._given_answers[index, : now - first].tolist()
+        )
         task = self.tasks[int(self._task[story])]
         caption = f"task {task}, {TASKS[task - 1]} · word {min(now + 1, last) - first} / {last - first}"
         return symbols, self._targets[first:now].tolist(), said, caption
 
     def text(self, index: int = 0) -> str:
-        """The story so far, a sentence a line; behind a question right answers, and given ones where they are wrong."""
+        """The story so far, one sentence per line; after a question the right answer, and the given one if wrong."""
         from envs.tasks.babi.picture import story_text
 
-        return story_text(*self._told(index))
+        return story_text(*self._story_so_far(index))
 
     def frame(self, index: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:
         from envs.tasks.babi.picture import story_frame  # pygame is needed for pictures only
 
-        return story_frame(*self._told(index))
+        return story_frame(*self._story_so_far(index))
 
 
 def _task_numbers(tasks: str | int | Sequence[int], known: Sequence[int]) -> str | tuple[int, ...]:
-    """`tasks` as it was given if a word, else as a sorted tuple."""
+    """`tasks` unchanged if it is "all" or "available", else as a sorted tuple."""
     if tasks in ("all", "available"):
         return str(tasks)
     numbers = (tasks,) if isinstance(tasks, int) else () if isinstance(tasks, str) else tuple(tasks)

@@ -88,8 +88,8 @@ class _World:
         return True
 
 
-def _where_is_somebody(draw: random.Random, questions: int) -> list[str]:
-    """Task 1: where is a person who was seen walking?"""
+def _where_is_person(draw: random.Random, questions: int) -> list[str]:
+    """Task 1: where is a person?"""
     world = _World(draw)
     for _ in range(questions):
         world.move()
@@ -99,8 +99,8 @@ def _where_is_somebody(draw: random.Random, questions: int) -> list[str]:
     return world.lines
 
 
-def _where_is_something(draw: random.Random, questions: int) -> list[str]:
-    """Task 2: where is an object that was carried about?"""
+def _where_is_object(draw: random.Random, questions: int) -> list[str]:
+    """Task 2: where is an object that was carried?"""
     world = _World(draw)
     for _ in range(questions):
         for _ in range(draw.randint(2, 5)):
@@ -135,7 +135,7 @@ def _yes_or_no(draw: random.Random, questions: int) -> list[str]:
 
 
 def _how_many(draw: random.Random, questions: int) -> list[str]:
-    """Task 7: how many objects does a person carry, who had something to do with one?"""
+    """Task 7: how many objects does a person carry?"""
     world = _World(draw)
     for _ in range(questions):
         for _ in range(draw.randint(2, 4)):
@@ -151,33 +151,33 @@ def _how_many(draw: random.Random, questions: int) -> list[str]:
 
 
 def _afraid(draw: random.Random, questions: int) -> list[str]:
-    """Task 15: what is a person afraid of, by the kind of animal that it is?"""
+    """Task 15: what is an animal afraid of, given its species?"""
     world = _World(draw)
     fear = {kind: draw.choice([other for other in SPECIES if other != kind]) for kind in SPECIES}
     kinds = {name: draw.choice(list(SPECIES)) for name in NAMES}
     facts = [("", kind) for kind in SPECIES] + list(kinds.items())
     draw.shuffle(facts)
-    told: dict[str, int] = {}  # lines, by the name or the kind they are about
+    stated: dict[str, int] = {}  # line of each fact, by name or kind
     for name, kind in facts:
         if name:
-            told[name] = world.say(f"{name} is a {kind}.")
+            stated[name] = world.say(f"{name} is a {kind}.")
         else:
-            told[kind] = world.say(f"{SPECIES[kind].capitalize()} are afraid of {SPECIES[fear[kind]]}.")
+            stated[kind] = world.say(f"{SPECIES[kind].capitalize()} are afraid of {SPECIES[fear[kind]]}.")
     for _ in range(questions):
         name = draw.choice(NAMES)
         kind = kinds[name]
-        world.ask(f"What is {name.lower()} afraid of", fear[kind], told[name], told[kind])
+        world.ask(f"What is {name.lower()} afraid of", fear[kind], stated[name], stated[kind])
     return world.lines
 
 
 GENERATORS: dict[int, Callable[[random.Random, int], list[str]]] = {
-    1: _where_is_somebody,
-    2: _where_is_something,
+    1: _where_is_person,
+    2: _where_is_object,
     6: _yes_or_no,
     7: _how_many,
     15: _afraid,
 }
-"""Tasks that can be made, by bAbI's numbers."""
+"""The tasks that can be generated, by bAbI's numbers."""
 
 
 def generate(task: int, stories: int, questions: int, seed: int | str) -> str:
@@ -185,9 +185,9 @@ def generate(task: int, stories: int, questions: int, seed: int | str) -> str:
 
     Args:
         task: one of `GENERATORS`.
-        stories: how many, at least 1.
-        questions: in each story, at least 1; bAbI has 5, and 4 in task 15.
-        seed: equal ones give equal texts.
+        stories: number of stories, at least 1.
+        questions: number of questions per story, at least 1; bAbI has 5, and 4 in task 15.
+        seed: equal seeds give equal texts.
     """
     draw = random.Random(f"{seed}/{task}")
     return "".join(line + "\n" for _ in range(stories) for line in GENERATORS[task](draw, questions))

@@ -51,4 +51,4 @@ DIGESTS = {
     for task, digits in enumerate(row.split(), start=1)
     if digits.strip("-")
 }
-"""The first eight digits by edition, split and task; two files, the large training sets of task 3, are not known."""
+"""The first eight digits by edition, split and task; those of the large training sets of task 3 are unknown."""

@@ -1,4 +1,4 @@
-"""Texts and pictures of bAbI stories: sentences up to the present word, questions with right and given answers."""
+"""Texts and pictures of bAbI stories: sentences up to the current word, questions with right and given answers."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ _WIDTH, _ROWS, _TALL, _MARGIN, _SIZE = 720, 12, 30, 16, 21  # pixels; rows of a 
 
 
 class Piece(NamedTuple):
-    """A word of a story, or an answer."""
+    """A word of a story, or a right answer with the given one."""
 
     word: str
-    said: str | None
-    """Where an answer was due: what was said; "?" where that is not known any more. None for a word."""
+    answer: str | None
+    """The given answer, "?" if unknown; None if no answer was due."""
 
 
 def sentences(symbols: Sequence[int], targets: Sequence[int], said: Sequence[int]) -> list[list[Piece]]:
-    """The story so far by sentences; an answer that is due and not yet given is the word `-`.
+    """The story so far by sentences; an answer that is due but not yet given is the word `-`.
 
     Args:
         symbols: t + 1 of them, or t at the end of the story.
         targets: t right answers, `PLACEHOLDER` where nothing was asked.
-        said: t given answers, -1 where they are not known.
+        said: t given answers, -1 where unknown.
     """
     lines: list[list[Piece]] = [[]]
     for step, symbol in enumerate(symbols):
@@ -42,7 +42,7 @@ def sentences(symbols: Sequence[int], targets: Sequence[int], said: Sequence[int
 
 
 def _is_question(line: Sequence[Piece]) -> bool:
-    return any(piece.word == "?" and piece.said is None for piece in line)
+    return any(piece.word == "?" and piece.answer is None for piece in line)
 
 
 def story_text(symbols: Sequence[int], targets: Sequence[int], said: Sequence[int], caption: str) -> str:
@@ -60,17 +60,17 @@ def story_text(symbols: Sequence[int], targets: Sequence[int], said: Sequence[in
 
 
 def story_frame(symbols: Sequence[int], targets: Sequence[int], said: Sequence[int], caption: str) -> Frame:
-    """The last sentences down to the present word, which is marked; answers on tiles, wrong ones with the right one.
+    """The last sentences up to the current word, which is marked; answers on tiles, wrong ones with the right one.
 
     Arguments as in `sentences`; `caption` is a line underneath.
     """
     width, most, given = _WIDTH, _ROWS, room()
-    if given is not None:  # letters of a legible size, and as many lines as there is height for
+    if given is not None:  # legible letters, and as many lines as fit
         width = round(min(_WIDTH, max(320, 1.1 * given.width)))
         most = max(3, int((width * given.height / given.width - 3.5 * _MARGIN) / _TALL))
     canvas = Canvas(width, most * _TALL + 3.5 * _MARGIN)
     left, space = _MARGIN + 38.0, 6.0
-    # Lines of the picture: (number of the sentence or 0 where it goes on, its pieces with their places).
+    # Lines of the picture: number of the sentence (0: continued from the line before), and pieces with x and width.
     rows: list[tuple[int, list[tuple[float, float, Piece]]]] = []
     lines = sentences(symbols, targets, said)
     for number, line in enumerate(lines, start=1):
@@ -81,21 +81,21 @@ def story_frame(symbols: Sequence[int], targets: Sequence[int], said: Sequence[i
             if x + wide > width - _MARGIN:
                 rows.append((0, []))
                 x = left + 24
-            if piece.word in (".", "?") and piece.said is None:
+            if piece.word in (".", "?") and piece.answer is None:
                 x -= space - 1
             rows[-1][1].append((x, wide, piece))
             x += wide + space
-    going_on = len(symbols) > len(targets)  # the last piece is the present one
+    running = len(symbols) > len(targets)  # the last piece is the current one
     shown = rows[-most:]
     canvas.box(_MARGIN - 6, _MARGIN - 6, width - 2 * _MARGIN + 12, most * _TALL + 12, FLOOR, round=8)
     for row, (number, pieces) in enumerate(shown):
         y = _MARGIN + (row + 0.5) * _TALL
-        asks = any(piece.word == "?" or piece.said is not None for _, _, piece in pieces)
+        asks = any(piece.word == "?" or piece.answer is not None for _, _, piece in pieces)
         if number:
             canvas.text(str(number), left - 12, y, 16, FAINT, "midright")
         for place, (x, wide, piece) in enumerate(pieces):
-            now = going_on and row == len(shown) - 1 and place == len(pieces) - 1
-            if piece.said is not None:
+            now = running and row == len(shown) - 1 and place == len(pieces) - 1
+            if piece.answer is not None:
                 _draw_answer(canvas, piece, x, y)
             elif piece.word == "-":
                 canvas.box(x, y - 12, wide, 24, _mix(AGENT, FLOOR, 0.85), round=6)
@@ -111,23 +111,23 @@ def story_frame(symbols: Sequence[int], targets: Sequence[int], said: Sequence[i
 
 
 def _draw_answer(canvas: Canvas, piece: Piece, x: float, y: float) -> None:
-    """What was said, on a tile of its verdict; beside a wrong or forgotten answer the right one."""
-    assert piece.said is not None
-    known, right = piece.said != "?", piece.said == piece.word
+    """The given answer on a coloured tile; the right one beside it if that is wrong or unknown."""
+    assert piece.answer is not None
+    known, right = piece.answer != "?", piece.answer == piece.word
     verdict = FAINT if not known else RIGHT if right else WRONG
-    tile = _text_width(piece.said) + 14
+    tile = _text_width(piece.answer) + 14
     canvas.box(x, y - 12, tile, 24, _mix(verdict, FLOOR, 0.8), round=6)
     canvas.box(x, y - 12, tile, 24, verdict, round=6, line=1.5)
-    canvas.text(piece.said, x + tile / 2, y + 1, _SIZE, verdict, "center")
+    canvas.text(piece.answer, x + tile / 2, y + 1, _SIZE, verdict, "center")
     if not right:
         canvas.text(piece.word, x + tile + 6, y, _SIZE, RIGHT)
 
 
 def _width(piece: Piece) -> float:
-    if piece.said is None:
+    if piece.answer is None:
         return 24 if piece.word == "-" else _text_width(piece.word)
-    tile = _text_width(piece.said) + 14
-    return tile if piece.said == piece.word else tile + 6 + _text_width(piece.word)
+    tile = _text_width(piece.answer) + 14
+    return tile if piece.answer == piece.word else tile + 6 + _text_width(piece.word)
 
 
 def _text_width(word: str) -> float:

@@ -86,7 +86,7 @@ def parse(text: str, name: str) -> list[Story]:
         DataError: a line is not in the format or has a word that bAbI does not have, or the file ends inside a story.
     """
     stories: list[Story] = []
-    known: dict[str, Line] = {}  # the same sentences come again and again
+    known: dict[str, Line] = {}  # sentences recur often
     last, line = 0, Line((), ())
     if not text.endswith("\n"):
         raise DataError(f"{name} is empty or its last line is cut off, expected bAbI stories")
@@ -129,7 +129,7 @@ def _line(sentence: str) -> Line:
 
 
 def single_questions(stories: list[Story]) -> list[Story]:
-    """A separate story for each question: the statements before it, then the question, without the other questions."""
+    """One story per question: the statements before it and the question, without the other questions."""
     found: list[Story] = []
     for story in stories:
         statements: Story = []
@@ -149,9 +149,8 @@ def load(edition: str, split: str, tasks: str | Sequence[int], data_dir: str | P
     Args:
         edition: one of `EDITIONS`.
         split: one of `SPLITS`.
-        tasks: numbers; or "all" twenty; or "available", those of which the edition has all files, of
-            the other splits too.
-        data_dir: where to look first.
+        tasks: numbers; "all" twenty; or "available": those of which the edition has the files of all splits.
+        data_dir: folder searched first.
 
     Raises:
         DataError: the archive or a file in it is missing or damaged.

@@ -21,7 +21,7 @@ _KINDS = 10  # edge labels that a random graph may have
 
 
 class Question(NamedTuple):
-    """Questions about N graphs, in labels; Q and A are the maximum numbers of triples in a query and an answer."""
+    """Questions about N graphs, in labels. Q and A: maximum number of triples in a query and in an answer."""
 
     graphs: Graphs
     """The graphs; a task may have changed the kinds of edges."""
@@ -44,8 +44,8 @@ class GraphTask(SequenceTask):
     order; the query, with parts left blank; `planning_steps` without input; the answer. See `GraphTraversal` for the
     observation, the action and the arguments, which are the same for all three tasks.
 
-    A subclass names `lessons`, `query_rows` and `answer_rows` (the most triples for a path of a length) and
-    `test_path`, the length of queried paths on a fixed graph, and writes `_ask`.
+    A subclass names `lessons`, `query_rows` and `answer_rows` (number of triples for a path of a given length) and
+    `test_path` (length of queried paths on a fixed graph), and writes `_ask`.
     """
 
     metric_names: tuple[str, ...] = ("right_answers", "right_triples")
@@ -60,7 +60,7 @@ class GraphTask(SequenceTask):
     successors: Tensor
     node_labels: Tensor  # [N, V]
     edge_labels: Tensor  # of each edge, [N, V, D]
-    _kind_labels: Tensor  # of each edge kind, [N, kinds]; of use to `_ask` alone
+    _kind_labels: Tensor  # of each edge kind, [N, kinds]; used by `_ask` only
     path: Tensor  # as in `Question`
     lesson: Tensor  # of the episode, [N]; 0 on a fixed graph
 
@@ -153,11 +153,11 @@ class GraphTask(SequenceTask):
 
     @staticmethod
     def answer_rows(path: int) -> int:
-        """Triples in the answer."""
+        """Triples in the answer for a path of `path` edges."""
         raise NotImplementedError
 
     def _ask(self, graphs: Graphs, length: Tensor, limits: Tensor) -> Question:
-        """The question for paths of `length` `[N]` edges.
+        """Draws the questions, for paths of `length` `[N]` edges.
 
         `node_labels` and `_kind_labels` are those of the graphs; `limits` are the rows `[N, 7]` of the lessons.
         """
@@ -209,14 +209,14 @@ class GraphTask(SequenceTask):
         if self.world is not None:
             self.lesson = torch.zeros(self.num_envs, dtype=torch.int64, device=self.device)
             return self._limits[self.lesson], self._fixed
-        self.lesson = draw_lessons(self.level, self._uniform(2, self.num_envs)) if self.curriculum else self._lesson()
+        if self.curriculum:
+            self.lesson = draw_lessons(self.level, self._uniform(2, self.num_envs))
+        else:
+            self.lesson = torch.full((self.num_envs,), self.last_lesson, device=self.device)
         limits = self._limits[self.lesson - self._first]
         nodes = limits[:, 0] + below(self._uniform(self.num_envs), limits[:, 1] - limits[:, 0] + 1)
         kinds = self._draw_kinds(limits[:, 3])
         return limits, random_graphs(nodes, (limits[:, 2], limits[:, 3]), kinds, self._room, self.generator)
-
-    def _lesson(self) -> Tensor:
-        return torch.full((self.num_envs,), self.last_lesson, device=self.device)
 
     def _draw_kinds(self, most_edges: Tensor) -> Tensor:
         """The number of edge labels of each graph, int64 `[N]`, at least the greatest out-degree."""
@@ -277,7 +277,7 @@ class GraphTask(SequenceTask):
         super().load_state_dict(state)
         self._verdicts.clear()
 
-    def way(self, index: int) -> list[int]:
+    def path_to_draw(self, index: int) -> list[int]:
         """The nodes of the queried path in one environment, for display."""
         return [node for node in self.path[index].tolist() if node >= 0]
 

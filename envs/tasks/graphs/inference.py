@@ -138,7 +138,7 @@ class GraphInference(GraphTask):
     def _label_kinds(self, kinds: int) -> Tensor:
         if self.world is None:
             return torch.arange(EDGES, device=self.device).expand(self.num_envs, EDGES)
-        return self._uniform(self.num_envs, EDGES).argsort(1)  # more labels than kinds: the last ones are not in use
+        return self._uniform(self.num_envs, EDGES).argsort(1)  # there are more labels than kinds; the last are unused
 
     def _draw_kinds(self, most_edges: Tensor) -> Tensor:
         return torch.full_like(most_edges, EDGES)
@@ -148,7 +148,7 @@ class GraphInference(GraphTask):
             known = torch.where(length == limits[:, 5], limits[:, 6], EACH)
             relation = (length - LENGTHS[0]) * EACH + below(self._uniform(self.num_envs), known)
             source = below(self._uniform(self.num_envs), graphs.nodes)
-            graphs, path = self._lay(graphs, relation, source, length)
+            graphs, path = self._relabel(graphs, relation, source, length)
         else:
             relation, path = self._match()
             source = path[:, 0]
@@ -160,7 +160,7 @@ class GraphInference(GraphTask):
         one = torch.ones_like(length)
         return Question(graphs, query, one, answer, one, path)
 
-    def _lay(self, graphs: Graphs, relation: Tensor, source: Tensor, length: Tensor) -> tuple[Graphs, Tensor]:
+    def _relabel(self, graphs: Graphs, relation: Tensor, source: Tensor, length: Tensor) -> tuple[Graphs, Tensor]:
         """Relabels edges so that each relation leads along a path; returns the graphs and the path `[N, longest + 1]`.
 
         At each node the walk takes the edge to which it has already assigned the required label. Otherwise it takes an

@@ -36,7 +36,7 @@ class Drawn(Protocol):
     @staticmethod
     def answer_rows(path: int) -> int: ...
 
-    def way(self, index: int) -> list[int]: ...
+    def path_to_draw(self, index: int) -> list[int]: ...
 
     def meaning(self, label: int) -> list[int]: ...
 
@@ -178,7 +178,7 @@ def graph_frame(env: Drawn, index: int, story: Story, verdicts: list[Tensor]) ->
         source, _, end = (names.nodes[label] if place != 1 else 0 for place, label in enumerate(episode.shown))
         _arrow(canvas, points[source], points[end], 3.5, INK, radius)
 
-    path, asked = env.way(index), episode.phase != "description"
+    path, asked = env.path_to_draw(index), episode.phase != "description"
     marks = [row.verdict for row in episode.rows]
     if asked:
         for source, end in pairwise(path):

@@ -25,18 +25,18 @@ class Graphs(NamedTuple):
 
 
 def below(chance: Tensor, limit: Tensor | int) -> Tensor:
-    """Whole numbers from 0 to `limit - 1` (limits of at least 1), from random numbers from 0 to 1."""
+    """Random integers from 0 to `limit - 1` (`limit` at least 1), from random numbers from 0 to 1."""
     scaled = (chance * limit).long()  # rounding can reach the limit itself
     return torch.minimum(scaled, limit - 1) if isinstance(limit, Tensor) else scaled.clamp(max=limit - 1)
 
 
 def distinct(chance: Tensor, pool: int, limit: Tensor | None = None) -> Tensor:
-    """Different numbers in random order: int64 `[R, k]` from random numbers from 0 to 1 of this shape, k <= `pool`.
+    """Different integers in random order, int64 `[R, k]`, from random numbers from 0 to 1 of this shape; k <= `pool`.
 
     Args:
-        chance: `[R, k]`.
-        pool: numbers are below this one,
-        limit: and below the row's own limit `[R]`, as long as that leaves any.
+        chance: random numbers `[R, k]`.
+        pool: the results are below this number.
+        limit: int64 `[R]`; the results of a row are also below its limit, as long as any are left.
     """
     rows, count = chance.shape
     numbers = torch.arange(pool, device=chance.device).expand(rows, pool).contiguous()
@@ -87,7 +87,7 @@ def random_graphs(
 
 
 def follow(successors: Tensor, at: Tensor) -> Tensor:
-    """The entries of `successors` `[N, V, D]` at the nodes `at` `[N]`: `[N, D]`."""
+    """The rows of a table `[N, V, D]`, such as successors, at the nodes `at` `[N]`: `[N, D]`."""
     return successors.gather(1, at[:, None, None].expand(-1, 1, successors.shape[2])).squeeze(1)
 
 

@@ -20,11 +20,11 @@ class ShortestPath(GraphTask):
         As in `GraphTraversal`, but the query is one triple (start, _, goal), whose shortest path has L edges; then come
         ten planning steps; then L triples are due, the edges of a path from start to goal.
 
-        The answer is a walk: every triple that is answered is taken, and shown at the next step, and the target is then
-        the first edge of a shortest path from where it has led to. (Of several such edges the target is the one to the
-        nearest node; the others are right too.) An answer that is no edge out of the current node, or one after which
-        the goal cannot be reached, is wrong, and the target is taken in its place. With probability `beta` the target
-        is taken whatever was answered.
+        The answer is a walk: each answered triple is taken and shown at the next step, and the next target is the first
+        edge of a shortest path from the node it leads to. (Of several such edges, the target is the one to the nearest
+        node; the others are right too.) An answer that is not an edge out of the current node, or after which the goal
+        cannot be reached, is wrong, and the target is taken instead. With probability `beta` the target is taken
+        whatever the answer.
 
     Observation: as in `GraphTraversal`. While answers are due the last triple that was taken is shown; at the first of
         these steps nothing is.
@@ -229,7 +229,7 @@ class ShortestPath(GraphTask):
             digits = self._digits_of(self._best_code.gather(1, self.at[:, None])[:, 0])
             self.targets[following] = torch.where(more, digits, self.targets[following])
 
-    def way(self, index: int) -> list[int]:
+    def path_to_draw(self, index: int) -> list[int]:
         """The nodes walked so far and, while answers are due, those of a shortest path from there to the goal."""
         count, due = int(self.count[index]), int(self.total[index])
         nodes: list[int] = self.path[index, : count + 1].tolist()

@@ -35,7 +35,7 @@ class GraphTraversal(GraphTask):
     Termination: after the longest possible episode; shorter ones are padded with blanks of weight 0.
 
     Metrics: `right_answers` (share of episodes without a wrong digit), `right_triples` (share of triples without one),
-        with a curriculum also `lesson` (the present one).
+        with a curriculum also `lesson` (the current one).
 
     Args:
         num_envs: number of environments.

@@ -23,7 +23,7 @@ class World(NamedTuple):
     names: tuple[str, ...]
     """Of the nodes."""
     points: tuple[tuple[float, float], ...]
-    """Where they are in the unit square, to draw them: x to the right, y upwards."""
+    """Positions of the nodes in the unit square, for drawing: x to the right, y upwards."""
     kinds: tuple[str, ...]
     """Names of the edge labels."""
     edges: tuple[tuple[int, int, int], ...]
@@ -51,13 +51,13 @@ _COMPASS = {"E": 0.0, "N": 90.0, "W": 180.0, "S": 270.0}
 def underground(data_dir: str | Path | None = None) -> World:
     """Stations of zone 1 where lines meet, and the lines between them in both directions.
 
-    Stations on the rim of zone 1 belong to it. What lies between two of them without another line is passed through.
+    Stations on the border of zone 1 are included. Stations between two of them with a single line are skipped.
     An edge's kind is its line and the point of the compass that it leads to: the four points are dealt to a line's
     edges at a station so that they turn as little as possible, and so that no two have the same.
 
     Raises:
-        DataError: the files are nowhere and cannot be fetched, or are not the published ones: another map would be
-            another benchmark.
+        DataError: a file is missing and cannot be downloaded, or is not the published one (another map would be another
+            benchmark).
     """
     stations = {row["id"]: row for row in _table("stations", data_dir)}
     lines = {row["line"]: row["name"].removesuffix(" Line") for row in _table("lines", data_dir)}

@@ -25,13 +25,13 @@ class ImageTask(SequenceTask):
         source: see `load_images`.
         split: "train", "valid" or "test".
         data_dir: folder searched first for files.
-        shown: different images in an episode, at least 1 and no more than the split holds.
+        shown: number of different images in an episode, from 1 to the size of the split.
         horizon: steps of an episode.
         side: resize to this many pixels per side, by nearest neighbour; None: original size.
-        classes: the answers are the ten classes; else they are images, and `pixels` become 0 (paper) and 1 (ink, from
-            128 on).
-        query: the observation has an entry "query", an image too.
-        priority: the observation has an entry "priority", a number in -1..1.
+        classes: True: the answers are the ten classes. False: they are images, and `pixels` are binarised at 128 to 0
+            (paper) and 1 (ink).
+        query: add an entry "query" to the observation, also an image.
+        priority: add an entry "priority" to the observation, a number in -1..1.
         device: torch device of all tensors.
         render_mode: None or "rgb_array".
     """
@@ -76,8 +76,8 @@ class ImageTask(SequenceTask):
     def _distinct(self, number: int) -> Tensor:
         """Indices of different images for each environment, in random order, drawn uniformly: `[number, N]`.
 
-        Floyd's sampling: the t-th is drawn from one more than the one before it was; a number that is taken already
-        gives way to the new one.
+        Floyd's sampling: each number is drawn from a range larger by one than the previous range; if it is taken
+        already, the new last number of the range is used instead.
         """
         taken = torch.full((number, self.num_envs), -1, device=self.device)
         for turn in range(number):
@@ -92,16 +92,16 @@ class ImageTask(SequenceTask):
 
     def _look_up(self, numbers: Tensor) -> Tensor:
         """Images `[N, 1, H, W]`, float32 in 0..1, by their numbers `[N]`."""
-        image = self.pixels.index_select(0, numbers).float()  # a product of two types is three times as slow
+        image = self.pixels.index_select(0, numbers).float()  # multiplying different dtypes is three times as slow
         return (image if self.scale == 1 else image.mul_(self.scale)).unsqueeze(1)
 
-    def _nothing(self) -> Tensor:
+    def _blank(self) -> Tensor:
         return torch.zeros(self._image_shape, device=self.device)
 
-    def _beside(self) -> dict[str, Tensor]:
-        """The other entries of the current observation."""
+    def _other_entries(self) -> dict[str, Tensor]:
+        """The entries of the current observation beside "image"."""
         return {}
 
     def _observe(self) -> dict[str, Tensor]:  # type: ignore[override]
         shows = self._elapsed < self.shown
-        return {"image": self._look_up(self.inputs[self._elapsed]) if shows else self._nothing(), **self._beside()}
+        return {"image": self._look_up(self.inputs[self._elapsed]) if shows else self._blank(), **self._other_entries()}

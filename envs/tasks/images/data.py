@@ -22,9 +22,9 @@ SPLITS = ("train", "valid", "test")
 
 OMNIGLOT_SIDE = 28
 OMNIGLOT_INK = 0.3
-"""Share of ink from which one of our 28 x 28 pixels is ink: strokes keep their width and do not break."""
+"""Minimum share of ink of an ink pixel in 28 x 28: strokes keep their width and do not break."""
 OMNIGLOT_VALID = 100
-"""Characters of the background set, the last ones, that are the validation split."""
+"""Number of characters of the background set, the last ones, in the validation split."""
 DIGITS_HELD_OUT = 300
 
 
@@ -44,23 +44,24 @@ def load_images(
     data_dir: str | Path | None = None,
     device: torch.device | str = "cpu",
 ) -> Images:
-    """All images of a split.
+    """The images and labels of a split.
 
-    - "digits": the 1,797 digits of 8 x 8 pixels that scikit-learn carries (from the test set of the UCI's "Optical
-      Recognition of Handwritten Digits"); no file is needed. In their order 1,197 train, 300 valid, 300 test.
-    - "mnist": 28 x 28. The first 50,000 training images train, the other 10,000 valid; 10,000 test.
-    - "binarized-mnist": 28 x 28, each pixel drawn once for all (Larochelle and Murray), 50,000, 10,000 and 10,000. Its
-      files have no labels.
-    - "omniglot": 28 x 28 in black and white, made here of the published 105 x 105: a pixel is ink where ink covers at
-      least 0.3 of it. This is our own version, not the `chardata.mat` of the likelihood literature. Of the background
-      set all but the last 100 characters train (17,280 drawings), and those valid (2,000); the evaluation set tests
-      (13,180).
+    - "digits": the 1,797 digits of 8 x 8 pixels in scikit-learn (from the test set of UCI's "Optical Recognition
+      of Handwritten Digits"); no file is needed. In their order 1,197 training, 300 validation and 300 test images.
+    - "mnist": 28 x 28. The first 50,000 training images are the training split, the other 10,000 the validation split;
+      10,000 test.
+    - "binarized-mnist": 28 x 28, a fixed random binarisation (Larochelle and Murray), 50,000, 10,000 and 10,000.
+      Without labels.
+    - "omniglot": 28 x 28 in black and white, computed here from the published 105 x 105: a pixel is ink if ink covers
+      at least 0.3 of it. This is our own version, not the `chardata.mat` of the likelihood literature. The last 100
+      characters of the background set are the validation split (2,000 drawings), the others the training split
+      (17,280); the evaluation set is the test split (13,180).
 
     Args:
         source: one of `SOURCES`.
         split: one of `SPLITS`.
         data_dir: folder searched first, see `envs.data.files`.
-        device: where the tensors go.
+        device: torch device of the tensors.
 
     Raises:
         ValueError: unknown source or split.
@@ -110,13 +111,13 @@ def _mnist(split: str, data_dir: str | Path | None) -> tuple[Array, Array]:
     names = [f"mnist/{'test' if split == 'test' else 'train'}-{kind}" for kind in ("images", "labels")]
     paths = [find(name, data_dir) for name in names]
     pixels, labels = (read_idx(path) for path in paths)
-    least = 1 if split == "test" else 6  # of which the last one is the validation split
+    least = 1 if split == "test" else 6  # a sixth, at least one, is the validation split
     if pixels.dtype != np.uint8 or pixels.shape[1:] != (28, 28) or len(pixels) < least:
         what = f"{pixels.dtype} {list(pixels.shape)}"
         raise DataError(f"{paths[0]} holds {what}, expected bytes of [images, 28, 28], at least {least} images")
     if labels.shape != pixels.shape[:1]:
         raise DataError(
-            f"{paths[0]} holds {list(pixels.shape)} and {paths[1]} {list(labels.shape)}; one label an image"
+            f"{paths[0]} holds {list(pixels.shape)} and {paths[1]} {list(labels.shape)}; expected one label per image"
         )
     if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() > 9:
         found = f"{labels.dtype} labels from {labels.min()} to {labels.max()}"
@@ -148,11 +149,11 @@ def _omniglot(split: str, data_dir: str | Path | None) -> Array:
 def shrunk(ink: Array) -> Array:
     """Black and white drawings, bool `[K, H, W]`, True where there is ink, as uint8 `[K, 28, 28]`, 0 or 255.
 
-    A pixel's share of ink is the mean over the pixels that it touches at all.
+    A pixel's share of ink is the mean over all source pixels that it overlaps.
     """
     side, drawings = OMNIGLOT_SIDE, torch.from_numpy(ink)
     made = []
-    for first in range(0, len(drawings), 1024):  # as floats the whole set would take a gigabyte
+    for first in range(0, len(drawings), 1024):  # the whole set as floats would take a gigabyte
         part = drawings[first : first + 1024]
         share = F.interpolate(part.float().unsqueeze(1), size=(side, side), mode="area").squeeze(1)
         made.append((share >= OMNIGLOT_INK).to(torch.uint8) * 255)

@@ -30,30 +30,30 @@ class ImageEpisode(ImageTask):
     """Remember an episode of black-and-white images; then reproduce each from a corrupted version.
 
     Description:
-        `length` different images are shown, one a step. Then nothing is shown, while the questions are `recalls` of
-        them in random order, corrupted according to `query`, and the clean image is due.
+        `length` different images are shown, one per step. Then "image" is blank, and `recalls` of them are queried in
+        random order, corrupted according to `query`; the target is the clean image.
 
-        - "clean": not corrupted: the read-out by which Kanerva machines are scored.
-        - "salt-and-pepper": a share `noise` of the pixels becomes ink or paper, evenly.
-        - "speckle": x + n x with n from N(0, noise²), cut to 0..1.
-        - "poisson": Poisson(noise · x) / noise, cut to 0..1: `noise` photons where there is ink.
-        - "half": the left, right, upper or lower half, drawn uniformly, is paper.
+        - "clean": not corrupted; Kanerva machines are scored by this read-out.
+        - "salt-and-pepper": a share `noise` of the pixels is replaced, by ink or paper with equal probability.
+        - "speckle": x + n x with n from N(0, noise²), clipped to 0..1.
+        - "poisson": Poisson(noise · x) / noise, clipped to 0..1: ink emits `noise` photons on average.
+        - "half": one of the left, right, upper and lower halves, drawn uniformly, is hidden (paper).
 
-        Black and white is one from 128 on of 0 (paper) to 255 (ink); two of the sources have nothing else.
+        Pixels from 0 (paper) to 255 (ink) are binarised at 128; two of the sources are binary already.
 
     Observation: `Dict` of "image", `Box(float32)` `[1, H, W]`, 0 paper and 1 ink, zero when nothing is shown; and
-        "query", `Box(float32)` `[1, H, W]` in 0..1, zero while images are shown. Memories with readers show it to
-        these only.
+        "query", `Box(float32)` `[1, H, W]` in 0..1, zero while images are shown. Memories with readers pass it only
+        to their readers.
 
-    Action: `MultiBinary([1, H, W])`. `info["target"]` (int8, shaped likewise) is the image due, `info["weight"]`
-        (float32 `[num_envs]`) 1 while one is, else 0. The log-probability of the target is the Bernoulli
+    Action: `MultiBinary([1, H, W])`. `info["target"]` (int8, same shape) is the clean image, `info["weight"]`
+        (float32 `[num_envs]`) 1 at queries, else 0. The log-probability of the target is the Bernoulli
         log-likelihood of the image in nats.
 
     Reward: `weight * (share of right pixels) / recalls`; a perfect episode returns 1.
 
     Termination: after `length + recalls` steps.
 
-    Metrics: `wrong_pixels` (a recalled image), `error` (% of pixels).
+    Metrics: `wrong_pixels` (per recalled image), `error` (% of pixels).
 
     Args:
         num_envs: number of environments.
@@ -70,8 +70,8 @@ class ImageEpisode(ImageTask):
         render_mode: None or "rgb_array".
 
     Scores:
-        With memory 1. Without memory 1 for "clean": the question is the answer. What the others leave to be remembered
-        is in docs/environments/images.md; an answer that is all paper has 0.76 to 0.89 of the pixels right.
+        With memory 1. Without memory also 1 for "clean", where the query is the answer; docs/environments/images.md has
+        the scores of the other queries. Answering only paper gets 0.76 to 0.89 of the pixels right.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -83,8 +83,8 @@ class ImageEpisode(ImageTask):
 
     metric_names = ("wrong_pixels", "error")
     state_names = (*ImageTask.state_names, "asked_with", "side_hidden")
-    asked_with: Tensor  # numbers of the images asked for, [recalls, N]
-    side_hidden: Tensor  # which half of each question is hidden, where one is, [recalls, N]
+    asked_with: Tensor  # numbers of the queried images, [recalls, N]
+    side_hidden: Tensor  # index of the hidden half of each query, with `query="half"`, [recalls, N]
 
     def __init__(
         self,
@@ -110,14 +110,14 @@ class ImageEpisode(ImageTask):
         if noise is not None and query not in NOISE:
             raise ValueError(f"noise is {noise}, but query={query!r} uses none; expected noise=None")
         self.query = query
-        self._turned = 0
-        """Salt and pepper turns over this many of `LEVELS` pixels: half of those that it falls on."""
+        self._flipped = 0
+        """Salt and pepper flips this many of `LEVELS` pixels: half of the replaced ones."""
         self._ink: Tensor | None = None
-        """What the other kinds make of ink, `[LEVELS]`; they leave paper as it is."""
+        """Values of ink pixels under the other kinds of noise, `[LEVELS]`; paper stays paper."""
         if query in NOISE:
             paper, ink = noise_table(query, NOISE[query] if noise is None else noise)
             if query == "salt-and-pepper":
-                self._turned = int(paper.sum())
+                self._flipped = int(paper.sum())
             else:
                 self._ink = ink.to(device)
         super().__init__(
@@ -133,7 +133,7 @@ class ImageEpisode(ImageTask):
             render_mode=render_mode,
         )
         self._halves = halves(*self.pixels.shape[1:]).to(self.device)
-        self._questions: dict[int, Tensor] = {}  # of the episode so far, by step, kept for pictures only
+        self._questions: dict[int, Tensor] = {}  # of the episode so far, by step, stored for pictures only
 
     def _begin(self, where: Tensor | None) -> None:
         super()._begin(where)
@@ -146,7 +146,7 @@ class ImageEpisode(ImageTask):
         if self.query == "half":
             self.side_hidden = self._integers(0, 3, self.recalls, self.num_envs)
         weights = (self._times >= self.shown).expand(-1, self.num_envs).float()
-        return Sequences(shown, self.asked_with, weights)  # the right answers, too, are looked up by number
+        return Sequences(shown, self.asked_with, weights)  # targets are numbers of images too
 
     def _due(self) -> Tensor:
         """Right answers at the current step, int8 `[N, 1, H, W]`."""
@@ -165,8 +165,8 @@ class ImageEpisode(ImageTask):
         self._measure(wrong_pixels=(wrong, weight), error=(100.0 / pixels * wrong, weight))
         return (weight - wrong / pixels) / self.recalls, None, None
 
-    def _beside(self) -> dict[str, Tensor]:
-        return {"query": self._question() if self._asks() else self._nothing()}
+    def _other_entries(self) -> dict[str, Tensor]:
+        return {"query": self._question() if self._asks() else self._blank()}
 
     def _asks(self) -> bool:
         return self.shown <= self._elapsed < self.length
@@ -190,7 +190,7 @@ class ImageEpisode(ImageTask):
         """Adds noise to binary pixels, float32 like `image`; 16 random bits decide each pixel."""
         size, source = image.numel(), (self.generator, self.device)
         if self._ink is None:
-            return (random_events(self._turned, size, *source).view(image.shape) ^ image).float()
+            return (random_events(self._flipped, size, *source).view(image.shape) ^ image).float()
         words = random_words(-(-size // 4), *source)
         quantile = words.view(torch.int16)[:size].to(torch.int32).add_(LEVELS // 2)
         return self._ink.index_select(0, quantile).view(image.shape).mul_(image.float())
@@ -215,8 +215,7 @@ class ImageEpisode(ImageTask):
         return recalled
 
     def text(self, index: int = 0) -> str:
-        """The image shown; or the question; and the last answer beside the right one: `#` ink, `.` paper, `+` between,
-        and `!` where the answer is wrong."""
+        """The image or query shown, and the last target and answer: `#` ink, `.` paper, `+` between, `!` wrong."""
         blocks: list[tuple[str, list[str]]] = []
         recalled = self._recalled(index)
         answered = recalled[: self._elapsed - self.shown]
@@ -235,16 +234,12 @@ class ImageEpisode(ImageTask):
         return "\n".join([self._caption(), *(line.rstrip() for line in lines)])
 
     def frame(self, index: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        from envs.tasks.images.pictures import (
-            Section,
-            album_frame,
-            compared,
-            grey,
-        )  # pygame is needed for pictures only
+        # imported here, because it needs pygame
+        from envs.tasks.images.pictures import Section, album_frame, compared, grey
 
         shown = [grey(self.pixels[number] * 255) for number in self.inputs[: self._elapsed + 1, index].tolist()]
         recalled = self._recalled(index)
-        answered = self._elapsed - self.shown  # the answer is not given away before it is due
+        answered = self._elapsed - self.shown  # targets are shown only after the answer
         rows: list[tuple[str, Sequence[Cell]]] = [
             ("query", [None if query is None else grey(query * 255) for query, _, _ in recalled]),
             ("target", [grey(right * 255) for _, right, _ in recalled[: max(0, answered)]]),
@@ -255,11 +250,11 @@ class ImageEpisode(ImageTask):
 
 
 def noise_table(kind: str, amount: float) -> Tensor:
-    """What a pixel becomes: float32 `[2, 65536]`, a row for paper (0) and one for ink (1), a column for each quantile.
+    """Noisy values of a pixel: float32 `[2, 65536]`, a row for paper (0) and one for ink (1), a column per quantile.
 
     Args:
         kind: a key of `NOISE`.
-        amount: the share of pixels, the deviation, or the photons.
+        amount: share of pixels, standard deviation, or number of photons.
 
     Raises:
         ValueError: `amount` is out of its range.
@@ -270,16 +265,16 @@ def noise_table(kind: str, amount: float) -> Tensor:
     quantile = (torch.arange(LEVELS, dtype=torch.float64) + 0.5) / LEVELS
     pixel = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
     if kind == "salt-and-pepper":
-        spoilt = torch.where(quantile < amount / 2, 0.0, pixel.expand(-1, LEVELS))
-        spoilt = torch.where(quantile >= 1 - amount / 2, 1.0, spoilt)
+        noisy = torch.where(quantile < amount / 2, 0.0, pixel.expand(-1, LEVELS))
+        noisy = torch.where(quantile >= 1 - amount / 2, 1.0, noisy)
     elif kind == "speckle":
         normal = math.sqrt(2) * torch.erfinv(2 * quantile - 1)
-        spoilt = pixel * (1 + amount * normal)
+        noisy = pixel * (1 + amount * normal)
     else:
-        counts = torch.arange(math.ceil(amount) + 1, dtype=torch.float64)  # more of them are cut
+        counts = torch.arange(math.ceil(amount) + 1, dtype=torch.float64)  # higher counts are clipped
         up_to = torch.special.gammaincc(counts + 1, torch.tensor(amount, dtype=torch.float64))  # P(count ≤ k)
-        spoilt = pixel * torch.searchsorted(up_to, quantile, right=True) / amount
-    return spoilt.clamp(0, 1).float()
+        noisy = pixel * torch.searchsorted(up_to, quantile, right=True) / amount
+    return noisy.clamp(0, 1).float()
 
 
 def halves(height: int, width: int) -> Tensor:

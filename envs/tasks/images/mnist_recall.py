@@ -21,15 +21,15 @@ class MnistRecall(ImageTask):
     """Remember images of digits; given one of them, answer with the class of the next.
 
     Description:
-        `length` different images are shown, one a step. Then the question is a copy of the k-th of them, k drawn
-        uniformly from all but the last for each environment, and the class of the image after it is due. With
-        `ask="each"` every image but the first comes with a question about those shown so far.
+        `length` different images are shown, one per step. Then the k-th of them is shown again as the query, with k
+        drawn for each environment from all except the last, and the target is the class of the image after it. With
+        `ask="each"` every image except the first comes with a query about those shown so far.
 
     Observation: `Dict` of "image", `Box(float32)` `[1, H, W]` in 0..1 (paper to ink), zero when nothing is shown; and
-        "query", likewise, zero where nothing is asked. Memories with readers show it to these only.
+        "query", likewise, zero without a query. Memories with readers pass it only to their readers.
 
-    Action: `Discrete(10)`. `info["target"]` is the class due, `info["weight"]` (float32 `[num_envs]`) 1 where something
-        is asked: at the last step, or with `ask="each"` at all but the first.
+    Action: `Discrete(10)`. `info["target"]` is the class, `info["weight"]` (float32 `[num_envs]`) 1 at steps with a
+        query: the last step, or with `ask="each"` all except the first.
 
     Reward: `weight * [action == target] / (questions of an episode)`; a perfect episode returns 1.
 
@@ -42,9 +42,9 @@ class MnistRecall(ImageTask):
         source: "digits" (8x8, needs scikit-learn and no file) or "mnist" (28x28).
         split: "train", "valid" or "test".
         length: images in an episode, at least 2.
-        ask: "after": the question comes in a separate step, while no image is shown; "last": with the last image, as
-            in the released program, whose reader sees the memory that the last image left; "each": with every image but
-            the first, which gives more targets per episode, easy ones first.
+        ask: "after": the query comes in a separate step, without an image; "last": with the last image, as
+            in the released program, whose reader sees the memory that the last image left; "each": with every image
+            except the first, which gives more targets per episode, easy ones first.
         side: resize the images to this many pixels per side, by nearest neighbour; None: original size. The paper's 3,
             6 and 12 at once are multigrid's `input_levels="all"`.
         data_dir: folder searched first for files, see `envs.data.files`.
@@ -52,9 +52,9 @@ class MnistRecall(ImageTask):
         render_mode: None or "rgb_array".
 
     Scores:
-        Without memory 0.1: the next image is independent of the one in the question (0.112 on MNIST, where ones are
-        the most frequent). With `ask="last"` 0.2 and with "each" 0.38, since the image due may be the one in view. With
-        memory as good as the reading of a digit, near 1.
+        Without memory 0.1: the next image is independent of the queried one (0.112 on MNIST, where ones are
+        the most frequent). With `ask="last"` 0.2 and with "each" 0.38, since the image in view may be the answer. With
+        memory near 1, limited by the classification of digits.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -113,12 +113,12 @@ class MnistRecall(ImageTask):
         weights[asked] = 1.0
         return Sequences(shown, targets, weights)
 
-    def _beside(self) -> dict[str, Tensor]:
+    def _other_entries(self) -> dict[str, Tensor]:
         asks = self.first_asked <= self._elapsed < self.length
-        return {"query": self._look_up(self.asked_with[self._elapsed - self.first_asked]) if asks else self._nothing()}
+        return {"query": self._look_up(self.asked_with[self._elapsed - self.first_asked]) if asks else self._blank()}
 
     def answer_groups(self) -> dict[str, AnswerGroup]:
-        """Also groups by the number of images shown since the one that is due."""
+        """Also groups by the number of images shown since the one whose class is the answer."""
         shown = (self._times + 1).clamp(max=self.shown).expand(-1, self.num_envs)
         since = torch.zeros_like(self.targets)
         due = (self.inputs == self.asked_with[:, None]).long().argmax(1) + 2  # its place from 1 on, [questions, N]
@@ -139,7 +139,7 @@ class MnistRecall(ImageTask):
     def text(self, index: int = 0) -> str:
         """Classes shown; `?` under the one asked with, and under the next the answer, with `!` if it is wrong.
 
-        With a question a step: the classes asked with, due and answered under the image that each came with.
+        With a query at each step: the classes asked with, due and answered under the image that each came with.
         """
         assert self.labels is not None
         scene = self._scene(index)

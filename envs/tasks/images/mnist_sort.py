@@ -22,8 +22,8 @@ class MnistSort(ImageTask):
     """Remember images of digits and their priorities; then answer with their classes, highest priority first.
 
     Description:
-        `length` different images are shown, one a step, each with a priority drawn from U[-1, 1]. Then nothing is
-        shown, while the classes of the images are due in falling order of priority.
+        `length` different images are shown, one per step, each with a priority drawn from U[-1, 1]. Then, without
+        input, the classes of the images are due in descending order of priority.
 
     Observation: `Dict` of "image", `Box(float32)` `[1, H, W]` in 0..1 (paper to ink), and "priority", `Box(float32)`
         `[1]`; both zero when nothing is shown.
@@ -50,7 +50,7 @@ class MnistSort(ImageTask):
 
     Scores:
         Without memory 0.1: the answers are independent of what is seen when they are due (0.112 on MNIST, where ones
-        are the most frequent). With memory as good as the reading of a digit, near 1.
+        are the most frequent). With memory near 1, limited by the classification of digits.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -98,7 +98,7 @@ class MnistSort(ImageTask):
         asked = (self._times >= self.shown).expand(-1, self.num_envs)
         return Sequences(shown, torch.cat([torch.zeros_like(due), due]), asked.float())
 
-    def _beside(self) -> dict[str, Tensor]:
+    def _other_entries(self) -> dict[str, Tensor]:
         shows = self._elapsed < self.shown
         priority = self.priority[self._elapsed].clone() if shows else torch.zeros(self.num_envs, device=self.device)
         return {"priority": priority.unsqueeze(1)}
@@ -129,13 +129,8 @@ class MnistSort(ImageTask):
         )
 
     def frame(self, index: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        from envs.tasks.images.pictures import (
-            Level,
-            Section,
-            Verdict,
-            album_frame,
-            grey,
-        )  # pygame is needed for pictures only
+        # imported here, because it needs pygame
+        from envs.tasks.images.pictures import Level, Section, Verdict, album_frame, grey
 
         assert self.labels is not None
         shown, due, answers = self._scene(index)

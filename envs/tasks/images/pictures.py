@@ -37,7 +37,7 @@ class Section(NamedTuple):
     """Named rows of cells, stacked."""
 
     columns: int
-    """Cells of each row in the end; where a row has fewer, the rest are empty tiles."""
+    """Number of columns; missing cells of a row are drawn as empty tiles."""
     rows: Sequence[tuple[str, Sequence[Cell]]]
 
 
@@ -49,7 +49,7 @@ def grey(image: Tensor) -> Picture:
 
 
 def compared(said: Tensor, right: Tensor) -> Picture:
-    """An answer `[H, W]` of 0 and 1 as RGB; ink that should not be is red, ink that is missing a light red."""
+    """An answer `[H, W]` of 0 and 1 as RGB; extra ink is red, missing ink light red."""
     a, b = (image.cpu().numpy().astype(bool)[..., None] for image in (said, right))
     colours = np.where(a, np.where(b, RIGHT, WRONG), np.where(b, _mix(WRONG, FLOOR, 0.6), FLOOR))
     return colours.astype(np.uint8)
@@ -118,7 +118,7 @@ def _draw(canvas: Canvas, x: float, y: float, height: float, cell: Verdict | Lev
 
 
 def _framed(picture: Picture, side: int) -> Picture:
-    """A tile of `side` pixels: the picture, every pixel as many as fit, with a thin border."""
+    """A tile of `side` pixels: the picture scaled by the largest integer that fits, with a thin border."""
     room = side - 2
     zoom = max(1, room // max(picture.shape[:2]))
     rows, columns = (

@@ -34,7 +34,7 @@ class AssociativeRecall(BitTask):
     Termination: after `max_items * (item_length + 1) + 2 * item_length + 2` steps, with `grid=True` `max_items + 1`; a
         shorter list is over earlier, with weight 0 from then on.
 
-    Metrics: `wrong_bits` (a sequence), `error` (% of bits), `sequence_error` (share of sequences with a wrong bit).
+    Metrics: `wrong_bits` (per sequence), `error` (% of bits), `sequence_error` (share of sequences with a wrong bit).
 
     Args:
         num_envs: number of environments.

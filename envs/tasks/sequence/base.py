@@ -49,7 +49,7 @@ class SequenceTask(TensorEnv):
         action_space: of one environment.
         horizon: steps of an episode.
         device: torch device of all tensors.
-        render_mode: None or "rgb_array"; answers are kept for pictures only if it is set.
+        render_mode: None or "rgb_array"; answers are stored for pictures only if it is set.
     """
 
     ignores_actions: bool = True
@@ -75,7 +75,7 @@ class SequenceTask(TensorEnv):
         self.length = horizon
         self._copies = torch.arange(num_envs, device=self.device)
         self._times = torch.arange(horizon, device=self.device)[:, None]  # [T, 1], beside the environments' [N]
-        self._answers: list[Tensor] = []  # of the episode so far, kept for pictures only
+        self._answers: list[Tensor] = []  # of the episode so far, stored for pictures only
 
     # -- what a subclass writes ------------------------------------------------------------------------------------
 

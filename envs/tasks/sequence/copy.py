@@ -14,7 +14,7 @@ class Copy(BitTask):
 
     Description:
         L vectors are shown, then a delimiter, then nothing, while the L vectors must be reproduced. L is drawn for each
-        copy and episode from `min_length` to `max_length`.
+        environment and episode from `min_length` to `max_length`.
 
     Observation: `Box(float32)` `[bits + 1]`: a vector, and 1 in the last channel at the delimiter.
 
@@ -25,7 +25,7 @@ class Copy(BitTask):
 
     Termination: after `2 * max_length + 1` steps; shorter sequences are padded with weight 0.
 
-    Metrics: `wrong_bits` (a sequence), `error` (% of bits), `sequence_error` (share of sequences with a wrong bit).
+    Metrics: `wrong_bits` (per sequence), `error` (% of bits), `sequence_error` (share of sequences with a wrong bit).
 
     Args:
         num_envs: number of environments.

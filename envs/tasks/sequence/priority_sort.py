@@ -33,7 +33,7 @@ class PrioritySort(BitTask):
     Termination: after `max_length + min(outputs, max_length)` steps; a shorter sequence is over earlier, with weight 0
         from then on.
 
-    Metrics: `wrong_bits` (a sequence), `error` (% of bits), `sequence_error` (share of sequences with a wrong bit).
+    Metrics: `wrong_bits` (per sequence), `error` (% of bits), `sequence_error` (share of sequences with a wrong bit).
 
     Args:
         num_envs: number of environments.

@@ -33,8 +33,8 @@ class RepeatCopy(BitTask):
     Termination: after `max_length * (max_repeats + 1) + 2` steps, one more in the "dnc" format; a shorter sequence is
         over earlier, with weight 0 from then on.
 
-    Metrics: `wrong_bits` (a sequence, marker included), `error` (% of bits), `sequence_error` (share of sequences with
-        a wrong bit).
+    Metrics: `wrong_bits` (per sequence, with the marker), `error` (% of bits), `sequence_error` (share of sequences
+        with a wrong bit).
 
     Args:
         num_envs: number of environments.
@@ -54,8 +54,8 @@ class RepeatCopy(BitTask):
         half of the bits are right by chance, and the marker is right when it is never set. With memory 1.
 
     Raises:
-        ValueError: an argument is out of its range; in the "ntm" format also where the middle of `trained_repeats` is a
-            integer, which would be shown as 0, like nothing.
+        ValueError: an argument is out of its range; in the "ntm" format also if the middle of `trained_repeats` is
+            an integer, which would be shown as 0.
 
     Source: Graves, Wayne, Danihelka, "Neural Turing Machines" (arXiv 1410.5401, 2014), section 4.2, for "ntm": 8 bits,
         lengths and repeats 1 to 10. The repository google-deepmind/dnc (`dnc/repeat_copy.py`) for "dnc"; its training

@@ -182,9 +182,8 @@ class StackGrammar(SymbolTask):
         size = widths[0] + widths[1] + most + (total >> most) + 3  # `total >> most` is the last carry
 
         which, offset = self._lay(size)
-        a, b, c, plus, second, last = (
-            part.gather(1, which) for part in (*numbers, total, *widths, size - 1)
-        )  # `+` is at offset `plus`
+        # `+` is at offset `plus`
+        a, b, c, plus, second, last = (part.gather(1, which) for part in (*numbers, total, *widths, size - 1))
         equals = plus + second + 1
         value = torch.where(offset < plus, a, torch.where(offset < equals, b, c))
         shift = torch.where(offset < plus, plus - 1, equals - 1) - offset

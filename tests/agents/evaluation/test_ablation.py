@@ -7,7 +7,7 @@ import math
 import pytest
 
 from agents import PPO
-from agents.evaluation.ablation import EXCHANGED, OWN, ablate, verdict
+from agents.evaluation.ablation import EXCHANGED, OWN, ablate, conclusion
 from agents.evaluation.scores import Score
 from envs.repeat_first import RepeatFirst
 
@@ -47,4 +47,4 @@ def test_every_row_is_played_under_its_control() -> None:
 def test_the_sentence_compares_intervals(own: Score, other: Score, words: str) -> None:
     from re import search
 
-    assert search(words, verdict({OWN: own, "reset at every step": score(0.0), EXCHANGED: other}))
+    assert search(words, conclusion({OWN: own, "reset at every step": score(0.0), EXCHANGED: other}))

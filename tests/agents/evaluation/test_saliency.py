@@ -39,7 +39,7 @@ def test_the_gradient_is_that_of_a_finite_difference() -> None:
     def judged(xs: torch.Tensor) -> tuple[float, float]:
         with torch.no_grad():
             outputs = policy.memory.unroll(xs, None, policy.initial_state(1)).outputs
-            step = policy.judge(outputs, episode.actions)
+            step = policy.evaluate_latents(outputs, episode.actions)
         return float(step.log_prob[4, 0]), float(step.value[4, 0])
 
     gradients = []
@@ -72,5 +72,5 @@ def test_an_agent_that_repeats_the_first_symbol_looks_at_the_first_one() -> None
 
 
 def test_it_is_of_one_environment() -> None:
-    with pytest.raises(ValueError, match="one environment; there are 2"):
+    with pytest.raises(ValueError, match="a single environment; there are 2"):
         play_episode(learner("gru").policy, RepeatFirst(2, length=6), 6)

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from agents import PPO, Supervised
 from agents.learner import MemoryOnPolicyAlgorithm
-from agents.run.display import RunDisplay, clock, fitting
+from agents.run.display import RunDisplay, fit_to_width, format_duration
 from agents.run.logs import STEP, Table, ordered
 from envs.repeat_first import RepeatFirst
 from envs.tasks.sequence.copy import Copy
@@ -56,12 +56,12 @@ def test_the_time_left_comes_from_steps_and_clock(trained: tuple[MemoryOnPolicyA
     display._steps_at_start, display._started = 100, now - 60
     model.num_timesteps, model._total_timesteps = 228, 1252
     display._mark = 228, now - 10  # four iterations of 32 steps in 50 s, and 10 s of the next one
-    assert display.left() == clock(32 * 32 / 128 * 50 - 10) == "0:06:30"
+    assert display.left() == format_duration(32 * 32 / 128 * 50 - 10) == "0:06:30"
     display._mark = 100, now - 60  # within the first iteration
     assert display.left() == "0:08:00"
     model.num_timesteps = 100
     assert display.left() == "-:--:--"  # nothing was done yet
-    assert (clock(3723), clock(90_061)) == ("1:02:03", "1d 1:01:01")
+    assert (format_duration(3723), format_duration(90_061)) == ("1:02:03", "1d 1:01:01")
 
 
 def test_a_supervised_task_is_judged_by_its_errors() -> None:
@@ -89,8 +89,8 @@ def test_a_log_file_gets_whole_lines_and_no_empty_ones() -> None:
 
 
 def test_fields_are_dropped_from_the_end() -> None:
-    assert fitting(["return 1.00", "best 2.00", "3 steps/s"], 23) == "return 1.00 · best 2.00"
-    assert fitting(["return 1.00", "best 2.00"], 22) == "return 1.00"
+    assert fit_to_width(["return 1.00", "best 2.00", "3 steps/s"], 23) == "return 1.00 · best 2.00"
+    assert fit_to_width(["return 1.00", "best 2.00"], 22) == "return 1.00"
 
 
 def test_columns_have_one_order(tmp_path: Path) -> None:

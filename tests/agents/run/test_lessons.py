@@ -90,7 +90,7 @@ def test_one_command_trains_all_lessons_and_continues_after_a_stop(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(agents.MemoryOnPolicyAlgorithm, "dump_logs", stop_in_the_third_lesson)
         assert command(*words) == 130
-    assert f"the same command as before, --run-dir {run}" in capsys.readouterr().out.replace("\n", "")
+    assert f"repeat the command with --run-dir {run}" in capsys.readouterr().out.replace("\n", "")
     lessons = [run / "lessons" / "easy", run / "lessons" / "middle", run]
     assert [len(rows(folder)) for folder in lessons] == [2, 2, 1]
     assert [load_config(folder / "config.yaml").env_kwargs["length"] for folder in lessons] == [4, 6, 8]
@@ -100,7 +100,7 @@ def test_one_command_trains_all_lessons_and_continues_after_a_stop(
         assert torch.equal(first, handed_on)
 
     assert command(*words) == 0
-    assert capsys.readouterr().out.count("done before") == 2
+    assert capsys.readouterr().out.count("already complete") == 2
     assert [len(rows(folder)) for folder in lessons] == [2, 2, 2]
     assert [(memory, steps) for memory, steps, _, _ in begun[3:]] == [("gru", 64), ("identity", 0)]
     assert all((folder / "summary.json").exists() for folder in lessons)

@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import agents
 from agents.checkpoint import read_manifest
-from agents.run.logs import Table, kept_rows
+from agents.run.logs import Table, rows_up_to
 
 
 @pytest.fixture(scope="module")
@@ -223,11 +223,11 @@ def test_a_table_keeps_its_rows_wherever_it_is_killed(tmp_path: Path, monkeypatc
     assert [row["a"] for row in rows(tmp_path)] == ["0.5", ""]
     with open(tmp_path / "progress.csv", "a") as file:
         file.write("48,0.7")
-    assert kept_rows(tmp_path, 100) == [
+    assert rows_up_to(tmp_path, 100) == [
         {"time/total_timesteps": "16", "a": "0.5"},
         {"time/total_timesteps": "32", "b": 'x,"y"'},
     ]
-    assert len(kept_rows(tmp_path, 16)) == 1
+    assert len(rows_up_to(tmp_path, 16)) == 1
 
 
 @pytest.mark.parametrize("damage", [b"time/total_timesteps\nx\n", b"time/total_timesteps\n\xff\n"])

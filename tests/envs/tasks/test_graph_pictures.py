@@ -136,7 +136,7 @@ def test_a_detour_is_drawn_where_it_leads() -> None:
             action = torch.tensor([others[0]])[:, None] // env._powers % 10 if others else action
         _, _, _, _, info = env.step(action) if env._elapsed < env.length - 1 else (*env.step(action)[:4], {})
         table = env.successors[0].tolist()
-        way = env.way(0)
+        way = env.path_to_draw(0)
         assert all(end in table[node] for node, end in pairwise(way))
         assert way[0] == env.path[0, 0]
         assert len(way) <= env.total + 1

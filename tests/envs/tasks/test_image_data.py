@@ -76,7 +76,7 @@ def test_mnist_is_split_into_first_and_last(mnist: tuple[Path, np.ndarray, np.nd
 def test_mnist_labels_must_go_with_the_images(mnist: tuple[Path, np.ndarray, np.ndarray]) -> None:
     folder, _, labels = mnist
     write_idx(folder / "mnist" / "train-labels-idx1-ubyte.gz", labels[:29])
-    with pytest.raises(DataError, match=r"\[30, 28, 28\].*\[29\]; one label an image"):
+    with pytest.raises(DataError, match=r"\[30, 28, 28\].*\[29\]; expected one label per image"):
         load_images("mnist", data_dir=folder)
 
 
