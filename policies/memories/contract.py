@@ -199,7 +199,7 @@ class FastForm:
             xs: inputs, `[T, B, ...]`.
             starts: bool `[T, B]`; where true, the state is reset to `memory.initial_state` *before* that step. None:
                 no episode starts here.
-            state: before the first step.
+            state: the state before the first step.
             resets: the steps at which any entry of `starts` may be true, empty if `starts` is None; None: any step.
         """
         return unroll(self.memory, xs, starts, state, resets, step=self.step)

@@ -62,7 +62,7 @@ class GTrXLLayer(nn.Module):
         Args:
             history: inputs of the layer, `[capacity + T, B, width]`.
             positions: R, `[capacity + 1, width]`, largest distance first.
-            allowed: from `attention_mask`.
+            allowed: the mask from `attention_mask`.
         """
         weights, values = self.attention(history, positions, allowed)
         read = (weights @ values).movedim(3, 1).flatten(3)  # [blocks, Q, B, width]

@@ -73,9 +73,9 @@ class DNTM(Memory):
         curriculum: use soft addressing with probability 1/√(1+t) at training step t, per step and environment.
         deterministic: use the most probable slot and no soft steps, for evaluation. The attribute of the same name may
             be changed.
-        entropy_coef: λ_H, of `entropy`, minus the entropy of w summed over heads.
-        consistency_coef: λ, of `consistency`: (1 - w^r · w̄^w)² with the mean w̄^w of the write weights so far.
-        prediction_coef: of `prediction`, the error of predicting the next input from h and m.
+        entropy_coef: λ_H, coefficient of `entropy`, minus the entropy of w summed over heads.
+        consistency_coef: λ, coefficient of `consistency`: (1 - w^r · w̄^w)²; w̄^w: mean write weights so far.
+        prediction_coef: coefficient of `prediction`, the error of predicting the next input from h and m.
         prediction: "squared" errors, or "bernoulli" as in the paper, for binary inputs; averaged over the input.
         draws_depend_on: whether samples depend on the "history" of inputs in the episode (see `noise`) or only on the
             "step": for a trained encoder, whose outputs change between acting and replay.

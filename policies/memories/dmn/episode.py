@@ -22,7 +22,7 @@ def attention_gru(products: Tensor, gates: Tensor, weight: Tensor, bias: Tensor)
         products: W c with bias, for every fact of the history, `[N - 1 + T, B, 3 d]`.
         gates: g of each fact of each step's window, `[N, T, B]`; 0 leaves h unchanged.
         weight: U, `[3 d, d]`.
-        bias: of U h, `[3 d]`.
+        bias: the bias of U h, `[3 d]`.
 
     Returns:
         e, `[T, B, d]`; h_0 is zero.

@@ -140,7 +140,7 @@ class SlotLoops(Loops):
     Args:
         shape: the shape of the DNC.
         weights: packed for the pass that will run.
-        bias: of the interface, or None.
+        bias: bias of the interface, or None.
         checkpoint_interval: steps between two stored linkages; 0: none are stored.
         arrays: contiguous arrays, named as in the C struct.
     """

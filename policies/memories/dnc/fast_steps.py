@@ -88,7 +88,7 @@ class Parts:
 
 
 class Step(NamedTuple):
-    """What a step stores for the backward pass."""
+    """The values that a step stores for the backward pass."""
 
     starts: Tensor | None
     before: dict[str, Tensor]
@@ -97,7 +97,7 @@ class Step(NamedTuple):
     layer_inputs: list[Tensor]
     """The inputs of each layer."""
     cells: list[tuple[Tensor, Tensor, Tensor]]
-    """Of each layer: cells before the step, cells after it (not clipped), gates from `fused_cells.lstm`."""
+    """For each layer: cells before the step, cells after it (not clipped), gates from `fused_cells.lstm`."""
     interface: Tensor
     """ξ after its sigmoids, `[B, I]`."""
     length: Tensor

@@ -312,7 +312,7 @@ class BlockKanerva(KanervaForm):
 
         Args:
             memory: `[B, C, S, S]`.
-            weights: of the block's position, `[B, crop_size², S²]`.
+            weights: bilinear weights of the block's position, `[B, crop_size², S²]`.
             gate: g, `[B, 1]`.
             content: P, `[B, C · crop_size²]`.
         """

@@ -29,7 +29,7 @@ class DeepLinear(nn.Sequential):
 
     Args:
         inputs: width of the input.
-        units: of the two hidden layers.
+        units: width of the two hidden layers.
         outputs: width of the output.
         spectral_last: also divide the last layer; the author's code does not, and the paper does not specify it.
     """

@@ -69,8 +69,8 @@ class Sources(NamedTuple):
         """The shifted features that enter each step, then those of the state after the sequence, `[T + 1, B, ...]`.
 
         Args:
-            carried: of the state before the sequence, `[B, ...]`.
-            features: of each step, `[T, B, ...]`.
+            carried: the shifted features of the state before the sequence, `[B, ...]`.
+            features: the features of each step, `[T, B, ...]`.
         """
         return torch.cat([torch.stack([carried, torch.zeros_like(carried)]), features])[self.rows, self.columns]
 

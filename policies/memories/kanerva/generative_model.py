@@ -50,8 +50,8 @@ class KanervaModel(nn.Module):
         write: "pooled": the memory is a function of the mean embedding, as in the paper; "block": each image's feature
             map is written as a block to a tile, see `KanervaBlocks`; encoder, prior and decoder are convolutions over
             the image's patches, see `kanerva/patches.py`.
-        allocation: of blocks: "inferred" or "ranked", see `KanervaBlocks`.
-        linear_writer: of `write="pooled"`; see `Writer`.
+        allocation: how blocks are allocated: "inferred" or "ranked", see `KanervaBlocks`.
+        linear_writer: only for `write="pooled"`: whether the writer is linear, see `Writer`.
         spectral_last: see `DeepLinear`.
 
     Raises:

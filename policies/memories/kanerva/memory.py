@@ -82,7 +82,7 @@ class KanervaMemory(ReaderMemory):
         kl_weight: weight of both divergences in the losses; they matter if keys and latents are sampled.
         map_shape: (C, H, W) of an image to decode from Z and return as `grid`; None: none.
         reconstruct: add the loss `reconstruction`.
-        likelihood: of the input, for `reconstruct`: "gaussian" or, for inputs in 0..1, "bernoulli".
+        likelihood: likelihood of the input, for `reconstruct`: "gaussian" or, for inputs in 0..1, "bernoulli".
         decoder_features: feature maps of the decoder's coarsest grid.
 
     Raises:

@@ -21,7 +21,7 @@ def memory_panels(memory: Tensor, windows: Tensor, crop_size: int, colours: Tens
         memory: `[1, C, S, S]`.
         windows: (s, x, y) of each in −1..1, `[K, 3]`.
         crop_size: pixels of a window's side.
-        colours: of the outlines, in turn, `[n, 3]`.
+        colours: colours of the outlines, used in turn, `[n, 3]`.
     """
     # `read_windows` applies tanh to its keys
     crops = read_windows(memory, windows.unsqueeze(0).atanh(), crop_size)[0]

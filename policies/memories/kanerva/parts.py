@@ -60,7 +60,7 @@ class Writer(nn.Module):
         features: feature maps at 4 x 4; halved by each layer, 256 in the paper.
         channels: C of the memory.
         size: S, 4 times a power of two.
-        linear: as in appendix E; False: ReLU between the layers.
+        linear: no activations, as in appendix E; False: ReLU between the layers.
     """
 
     def __init__(self, embedding_size: int, features: int, channels: int, size: int, linear: bool = True) -> None:
@@ -92,7 +92,7 @@ class KeyModel(nn.Module):
 
     Args:
         embedding_size: width of E.
-        units: of the dense network.
+        units: width of the dense network.
         reads: K.
         spectral_last: see `DeepLinear`.
     """
@@ -248,11 +248,11 @@ class Kanerva(nn.Module):
 
     Args:
         embedding_size: width of E.
-        units: of the dense networks.
+        units: width of the dense networks.
         latent_size: L.
         memory_channels: C of the memory.
         memory_size: S, its height and width.
-        writer_features: of f_mem at its coarsest grid.
+        writer_features: feature maps of f_mem at its coarsest grid.
         reads: K, windows read for one image.
         crop_size: side of a window in pixels.
         prior_features: feature maps of the learned prior's first layer, doubled by each further one.

@@ -36,7 +36,7 @@ class KanervaBlocks(nn.Module):
     The standard deviation is the distance to the tile's nearest edge, divided by `sharpness`.
 
     Args:
-        units: of the dense networks.
+        units: width of the dense networks.
         latent_size: L.
         memory_channels: C of the memory.
         memory_size: S, its height and width, a multiple of B.
@@ -144,7 +144,7 @@ class Whitening(nn.Module):
 
     Args:
         size: width of a vector.
-        momentum: of the running statistics.
+        momentum: momentum of the running statistics.
         eps: added to variances.
     """
 

@@ -125,7 +125,7 @@ def step(
 
     Args:
         shape, slow, divisors, start, weights: as of `NativeTape`.
-        products: from `products_of`.
+        products: packed weights, from `products_of`.
         gates_x: the input's part of the gates, `[B, 4 d_h]`; overwritten.
 
     Returns:

@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from policies.memories.mnm.fast_native import Shape, make_loops, padded, padded_width, unpadded
 from policies.memories.mnm.fast_sequence import Parts, SlowWeights
-from policies.memories.time.sums import CHUNK_ROWS, WeightGradient
+from policies.memories.time.sums import CHUNK_ROWS, WeightGradient, backward_in_chunks
 from policies.native.loops import Arrays
 
 
@@ -30,8 +30,8 @@ class NativeTape:
         start: hidden, cell `[B, d_h]` and read-out `[B, d_v]` before the first step.
         weights: M^l `[B, D_l, D_{l-1}]` before the first step; not modified.
         slow: the trained parameters.
-        shape: of the memory.
-        divisors: of the step size, `[L]`.
+        shape: sizes and options of the memory.
+        divisors: divisor of the step size of each layer, `[L]`.
     """
 
     @torch.no_grad()
@@ -172,13 +172,7 @@ class NativeSequence(torch.autograd.Function):
         ]
         sums += [WeightGradient(d_rates, rate_input), WeightGradient(d_expected, values)]
         d_xs = torch.empty_like(xs) if ctx.needs_input_grad[1] else None
-        for end in range(length, 0, -chunk):
-            begin = max(0, end - chunk)
-            loops.backward(begin, end)
-            for each in sums:
-                each.add(begin, end)
-            if d_xs is not None:
-                torch.mm(d_gates[: end - begin].flatten(0, 1), w_x, out=d_xs[begin:end].flatten(0, 1))
+        backward_in_chunks(loops, length, sums, d_gates, w_x, d_xs)
         (d_w_x, d_bias), (recurrent, _), *others = ((each.weight.t(), each.bias) for each in sums)
         d_slow = SlowWeights(recurrent, *(gradient for pair in others for gradient in pair))
         d_weights = unpadded(d_m, ctx.shape)

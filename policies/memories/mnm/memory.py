@@ -42,8 +42,8 @@ class MNM(Memory):
         memory_layers: L, at least 1.
         heads: H, number of writes, and of reads, per step.
         rate: "single": one β for all layers, as in eq. (3); "per-layer": one β^l for each, as eq. (4) allows.
-        output_activation: of the last memory layer. "tanh" as in appendix A; "linear" as in the public port and
-            appendix C. "linear" needs `mean_over_units`: without it steps overshoot and the weights diverge.
+        output_activation: activation of the last memory layer: "tanh" as in appendix A; "linear" as in the public port
+            and appendix C. "linear" needs `mean_over_units`: without it steps overshoot and the weights diverge.
         mean_over_units: average squared errors over units, as in appendix C and the port; False: sum them, as in
             equations (2) and (5). Divides the step by D_l / 2 (local) or d_v (gradient), and the meta loss by d_v.
         recall_delay: 𝒯 of eq. (5), at least 0: the meta loss includes the pairs of this many earlier steps. The paper's

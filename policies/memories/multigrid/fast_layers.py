@@ -28,7 +28,7 @@ Parts = Sequence[list[Tensor]]
 
 
 class SavedStep(NamedTuple):
-    """What a step stores for the backward pass."""
+    """The values that a step stores for the backward pass."""
 
     starts: Tensor | None
     """Bool `[R, 1]`, true where an episode starts; None: nowhere."""

@@ -325,7 +325,7 @@ class Stack(nn.Module):
         entering: channels of the input pyramid.
         layers: levels and channels of each layer.
         make: creates a grid from layer, level, input channels and channels.
-        residuals: by target layer, the layer whose output pyramid is added to its output, zero-padded in channels.
+        residuals: for each target layer the layer whose output, zero-padded in channels, is added to its output.
         beside: for the first layers, channels of a pyramid that is concatenated to their output.
 
     Raises:

@@ -41,7 +41,7 @@ class Multigrid(ReaderMemory):
         base: side length at level 1; it doubles at each further level.
         levels: number of levels of each layer of the writer, from level 1. If the input (of a reader: the query) enters
             at a finer level, the layer has all levels up to that one.
-        channels: of each layer of the writer, and of a reader's upward layers.
+        channels: channels of each layer of the writer, and of a reader's upward layers.
         residuals: pairs (to, from) of the writer's layers: the output of `from`, with channels padded with zeros, is
             added to the output of `to`. The sum does not enter the recurrent state.
         reader: "none": no upward layers; the downward layers follow the writer, and there are no queries.
@@ -60,8 +60,8 @@ class Multigrid(ReaderMemory):
             above 0.5 anywhere; "none": one set only.
         peepholes: the gates read the cell, as in the paper's equations; not in the released code.
         forget_bias: initial bias of the forget gates.
-        normalization: after each layer except the last: "none"; "batch", over the batch, which couples its entries in
-            training; "sequence", over the episode so far (in readers with queries: over each grid).
+        normalization: normalisation after each layer except the last: "none"; "batch", over the batch, which couples
+            its entries in training; "sequence", over the episode so far (in readers with queries: over each grid).
 
     Raises:
         ValueError: arguments contradict each other, or an input's shape does not fit `rank`.
@@ -193,7 +193,7 @@ class Multigrid(ReaderMemory):
         return MemoryStep(*self.write_and_read(x, state, queries, span))
 
     def answering(self, xs: Tensor) -> Tensor | None:
-        """Where the decoder's weights are used, bool `[T, B]`; None without a decoder."""
+        """Bool `[T, B]`, true where the decoder's weights are used; None without a decoder."""
         if self.plan.decoder == "none":
             return None
         if self.plan.decoder == "silence":

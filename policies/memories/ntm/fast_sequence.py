@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from policies.memories.ntm.fast_native import Sizes, Weights, make_loops, norms
 from policies.memories.steps import State
-from policies.memories.time.sums import CHUNK_ROWS, WeightGradient
+from policies.memories.time.sums import CHUNK_ROWS, WeightGradient, backward_in_chunks
 from policies.memories.time.taped import LoopTape
 from policies.native.loops import Arrays
 
@@ -214,13 +214,7 @@ class NativeSequence(torch.autograd.Function):
         sums = [WeightGradient(each, layer_inputs[:-1]) for each, layer_inputs in zip(d_gates, inputs, strict=True)]
         sums += [WeightGradient(d_parameters, features[:, :, : sizes.hidden]), WeightGradient(d_gates[0], xs)]
         d_xs = torch.empty_like(xs, memory_format=torch.contiguous_format) if ctx.needs_input_grad[2] else None
-        for end in range(length, 0, -chunk):
-            begin = max(0, end - chunk)
-            loops.backward(begin, end)
-            for each in sums:
-                each.add(begin, end)
-            if d_xs is not None:
-                torch.mm(d_gates[0][: end - begin].flatten(0, 1), weights.input, out=d_xs[begin:end].flatten(0, 1))
+        backward_in_chunks(loops, length, sums, d_gates[0], weights.input, d_xs)
         *controller, interface, from_x = sums
         d_weights = Weights(
             from_x.weight.t(),

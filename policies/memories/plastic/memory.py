@@ -47,7 +47,7 @@ class PlasticNetwork(Memory):
         init_scale: only for "paper": w and α per connection are initialised uniformly in 0..init_scale, a shared α to
             init_scale. 0.01 suits up to 200 units, whose weights then sum to about 1; a smaller network needs more.
         init_eta: η at the start of training.
-        parametrization: what is trained, and how w starts: "scaled", as above, or "paper". None: "paper" for `plastic`
+        parametrization: of α, η and the initial w: "scaled", as above, or "paper". None: "paper" for `plastic`
             and "scaled" for `homo-plastic`, which saturates otherwise.
         init_strength: only for "scaled": mean of the initial strengths, which are uniform in 0..2 init_strength per
             connection; a shared one is init_strength.

@@ -152,7 +152,7 @@ class FastRecurrent(TapedForm):
     ) -> tuple[Tensor | PackedSequence, tuple[Tensor, ...]]:
         """The kernel with input, state and weights cast to bfloat16, results cast back.
 
-        Autocast is not used, because for cuDNN it casts to float16 whatever type is requested.
+        Autocast is not used, because for cuDNN it always casts to float16.
         """
         inputs = xs.data if isinstance(xs, PackedSequence) else xs
         weights = [weight.bfloat16() for weight in self.memory.rnn._flat_weights if weight is not None]

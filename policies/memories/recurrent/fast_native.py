@@ -73,7 +73,7 @@ def gru_forward(
     Args:
         gates: `[T, B, 3H]`: the input's part, overwritten by the gates.
         weights: recurrent, `[3H, H]`.
-        bias: of the hidden state's part of n, `[H]`.
+        bias: bias of the hidden state's part of n, `[H]`.
         hiddens: `[T + 1, B, H]`; entry 0 is the state before the first step, set to 0 where an episode starts.
         n_hidden: `[T, B, H]`, output: the hidden state's part of n.
         starts: bool `[T, B]`, or None.

@@ -28,7 +28,7 @@ class Tape:
 
     Args:
         state: the state tensors `[B, H]` before the first step; not modified.
-        parameters: of the layer, as in `nn.RNNBase.all_weights`.
+        parameters: parameters of the layer, as in `nn.RNNBase.all_weights`.
         expected_steps: number of steps to allocate; with more steps the tape is copied to a larger one.
     """
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from policies.memories.steps import State
-from policies.memories.time.sums import CHUNK_ROWS, WeightGradient
+from policies.memories.time.sums import CHUNK_ROWS, WeightGradient, backward_in_chunks
 from policies.memories.time.taped import LoopTape
 from policies.native import loops
 from policies.native.loops import Arrays, Loops
@@ -154,20 +154,14 @@ class NativeSequence(torch.autograd.Function):
             "d_hidden": d_hidden,
         }
         gradients |= {"d_cells": d_cells, "d_inputs": torch.empty_like(arrays["inputs"][0]), "starts": ctx.starts}
-        native = make_loops(ctx.sizes, weights, False, {**arrays, **gradients})
+        loops = make_loops(ctx.sizes, weights, False, {**arrays, **gradients})
         sums = (
             WeightGradient(d_sums, xs),
             WeightGradient(d_sums, arrays["inputs"]),
             WeightGradient(d_parameters, arrays["after"]),
         )
         d_xs = torch.empty_like(xs, memory_format=torch.contiguous_format) if ctx.needs_input_grad[2] else None
-        for end in range(length, 0, -chunk):
-            begin = max(0, end - chunk)
-            native.backward(begin, end)
-            for each in sums:
-                each.add(begin, end)
-            if d_xs is not None:
-                torch.mm(d_sums[: end - begin].flatten(0, 1), weights.input, out=d_xs[begin:end].flatten(0, 1))
+        backward_in_chunks(loops, length, sums, d_sums, weights.input, d_xs)
         from_x, weight, interface = sums
         d_weights = Weights(from_x.weight.t(), from_x.bias, weight.weight.t(), interface.weight.t(), interface.bias)
         return (None, None, d_xs, d_hidden, d_cells, *d_weights)

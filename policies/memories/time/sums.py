@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
+
+from policies.native.loops import Loops
 
 CHUNK_ROWS = 512
 """Number of rows (steps times environments) per product, so that its operands stay in the cache."""
@@ -27,3 +32,25 @@ class WeightGradient:
         d_outputs = self.gradients[: end - begin].flatten(0, -2)
         self.weight.addmm_(self.inputs[begin:end].flatten(0, -2).t(), d_outputs)
         self.bias += d_outputs.sum(0)
+
+
+def backward_in_chunks(
+    loops: Loops, length: int, sums: Sequence[WeightGradient], d_out: Tensor, weight: Tensor, d_xs: Tensor | None
+) -> None:
+    """Runs the backward pass of C loops in chunks of steps, and computes gradients from the buffers of each chunk.
+
+    Args:
+        loops: the C loops.
+        length: T.
+        sums: the gradients of weights.
+        d_out: buffer for the gradients of the product of the inputs with `weight`, `[chunk, B, out]`.
+        weight: `[out, F]`.
+        d_xs: output, the gradients of the inputs, `[T, B, F]`; None: not computed.
+    """
+    for end in range(length, 0, -len(d_out)):
+        begin = max(0, end - len(d_out))
+        loops.backward(begin, end)
+        for each in sums:
+            each.add(begin, end)
+        if d_xs is not None:
+            torch.mm(d_out[: end - begin].flatten(0, 1), weight, out=d_xs[begin:end].flatten(0, 1))

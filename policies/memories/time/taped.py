@@ -108,9 +108,9 @@ class TapedForm(FastForm):
         """Creates the graph of the steps of `tape`.
 
         Args:
-            tape: from `tape(state, ...)`.
-            projected: of all its steps, `[T, B, ...]`, with its graph; the unchanged inputs if `keeps_graph`.
-            state: before its first step.
+            tape: a tape from `tape(state, ...)`, with all its steps.
+            projected: `self.projected` of their inputs, `[T, B, ...]`, with its graph; the inputs if `keeps_graph`.
+            state: the state before the first step.
         """
         raise NotImplementedError
 
