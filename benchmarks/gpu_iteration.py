@@ -78,7 +78,7 @@ class Args:
 
 def learner(algo: str, memory: str, copies: int, fast: str, args: Args) -> MemoryOnPolicyAlgorithm:
     """One side of a comparison; "auto" without graphs, also once they are proven."""
-    agents.scale.cuda_graphs.replay.PROVEN = False
+    agents.scale.cuda_graphs.replay.TESTED_ON_GPU = False
     env = InvisibleGoalMaze(copies, episode_length=args.episode, device=args.device)
     kwargs = {"n_epochs": 4, "n_minibatches": args.minibatches} if algo == "ppo" else {"use_rms_prop": False}
     policy = {"memory": memory, "memory_kwargs": MEMORIES[memory]}

@@ -13,7 +13,7 @@ from agents.evaluation.scores import Score
 from agents.evaluation.tables import print_table
 from policies.policy import MemoryActorCriticPolicy
 
-OWN, EXCHANGED = "intact", "from another episode"
+INTACT, EXCHANGED = "intact", "from another episode"
 
 
 def ablate(
@@ -31,7 +31,7 @@ def ablate(
     Raises:
         ValueError: the memory has no state.
     """
-    scores = {OWN: own}
+    scores = {INTACT: own}
     half = max(1, round(own.mean_length / 2))
     for label, control, steps in (
         (f"frozen after {half} steps", "frozen", half),
@@ -49,7 +49,7 @@ def ablate(
 
 def print_ablation(console: Console, memory: str, scores: Mapping[str, Score]) -> None:
     """Prints the scores as a table, and the conclusion."""
-    own = scores[OWN]
+    own = scores[INTACT]
     headings = ["memory", "mean return", "change", *own.metrics]
     rows = [
         [
@@ -66,7 +66,7 @@ def print_ablation(console: Console, memory: str, scores: Mapping[str, Score]) -
 
 def conclusion(scores: Mapping[str, Score]) -> str:
     """One sentence on whether the memory is used, from the confidence intervals of the returns."""
-    own, other = scores[OWN], scores.get(EXCHANGED, scores["reset at every step"])
+    own, other = scores[INTACT], scores.get(EXCHANGED, scores["reset at every step"])
     how = "another episode's memory" if EXCHANGED in scores else "a memory reset at every step"
     if math.isnan(own.ci95):
         return "One episode gives no interval: use more --episodes to judge whether the memory is used."

@@ -12,7 +12,7 @@ from gymnasium import spaces
 
 PATIENCE = 50
 """Iterations in the moving window."""
-PAGE = "see docs/not-learning.md"
+ADVICE_PAGE = "see docs/not-learning.md"
 
 
 class PolicyWatch:
@@ -57,7 +57,7 @@ class PolicyWatch:
     def _warn(self, what: str, text: str) -> None:
         if what not in self.warned:
             self.warned.add(what)
-            warnings.warn(f"{text}; {PAGE}", stacklevel=3)
+            warnings.warn(f"{text}; {ADVICE_PAGE}", stacklevel=3)
 
 
 def maximum_entropy(space: spaces.Space) -> float | None:  # type: ignore[type-arg]

@@ -22,7 +22,7 @@ from agents.registry import load
 from envs.tensor_env import TensorEnv
 from policies.testing.case import expect
 
-LONGEST = 2000
+MAX_STEPS = 2000
 """Maximum number of steps until an episode must end."""
 
 
@@ -71,7 +71,7 @@ def every_step_is_what_its_spaces_say(case: HostEnvCase) -> str | None:
     obs, info = env.reset(seed=0)
     env.action_space.seed(0)
     ended = 0
-    for step in range(LONGEST):
+    for step in range(MAX_STEPS):
         expect(env.observation_space.contains(obs), f"the observation after step {step} is not in observation_space")
         if step >= case.steps and ended:
             break
@@ -82,7 +82,7 @@ def every_step_is_what_its_spaces_say(case: HostEnvCase) -> str | None:
             ended += 1
             obs, info = env.reset()
     env.close()
-    return None if ended else f"no episode ended in {LONGEST} steps: give arguments that make them short"
+    return None if ended else f"no episode ended in {MAX_STEPS} steps: give arguments that make them short"
 
 
 def a_seed_fixes_everything(case: HostEnvCase) -> None:

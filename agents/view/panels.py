@@ -16,7 +16,7 @@ from torch import Tensor
 from agents.view.canvas import colours
 from policies.memories.contract import Panel
 
-LONGEST = 400
+MAX_STEPS = 400
 """Maximum number of steps in one picture."""
 
 
@@ -40,7 +40,7 @@ class PanelHistory:
             if panel.over_time:
                 images = self.images.setdefault(name, [])
                 images.append(panel.image.detach())
-                del images[:-LONGEST]
+                del images[:-MAX_STEPS]
 
     def panels(self) -> dict[str, Panel]:
         """The current panels by name: first those of one step, then those with a time axis."""

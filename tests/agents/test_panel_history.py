@@ -14,7 +14,7 @@ from agents import PPO, make_env
 from agents.run.callbacks import PicturePanels
 from agents.run.logs import run_logger
 from agents.view.canvas import colours
-from agents.view.panels import LONGEST, PanelHistory, figure, kept_limits
+from agents.view.panels import MAX_STEPS, PanelHistory, figure, kept_limits
 from agents.view.session import Session
 from policies.memories.contract import Panel
 from policies.policy import MemoryActorCriticPolicy
@@ -49,10 +49,10 @@ def test_similarity_compares_every_two_steps() -> None:
 
 def test_a_picture_reaches_back_so_far_and_no_further() -> None:
     history = PanelHistory()
-    for step in range(LONGEST + 5):
+    for step in range(MAX_STEPS + 5):
         history.add({"w": Panel(torch.tensor([[float(step)]]), "slot", "head", over_time="columns")})
     image = history.panels()["w"].image
-    assert image.shape == (1, LONGEST)
+    assert image.shape == (1, MAX_STEPS)
     assert image[0, 0] == 5
     assert history.panels()["w"].y_label == "slot"
 

@@ -39,7 +39,7 @@ from agents.scale.cuda_graphs.eligible import (
 from agents.scale.executor import Executor
 from policies.memories.time.scopes import no_host_reads
 
-PROVEN = False
+TESTED_ON_GPU = False
 """Whether tests/agents/test_cuda_graphs_gpu.py has passed on a GPU; until then fast="auto" does not use graphs."""
 PATIENCE = 16
 """Consecutive eager iterations after which a warning says why nothing is captured."""
@@ -287,7 +287,7 @@ def graphs_for(model: TrainingEnv) -> Graphs | None:
     Raises:
         ValueError: `model.fast` is "graph", and the model cannot be captured.
     """
-    if model.fast not in ("auto", "graph") or (model.fast == "auto" and not PROVEN):
+    if model.fast not in ("auto", "graph") or (model.fast == "auto" and not TESTED_ON_GPU):
         return None
     if found := why_not_capturable(model):
         if model.fast == "graph":

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from agents import PPO
-from agents.evaluation.ablation import EXCHANGED, OWN, ablate, conclusion
+from agents.evaluation.ablation import EXCHANGED, INTACT, ablate, conclusion
 from agents.evaluation.scores import Score
 from envs.repeat_first import RepeatFirst
 
@@ -27,7 +27,8 @@ def test_every_row_is_played_under_its_control() -> None:
 
     found = ablate(model.policy, score(2.0), 2, 8, play)
     assert list(found) == [
-        OWN, "frozen after 10 steps", "frozen from the start", "reset every 8 steps", "reset at every step", EXCHANGED,
+        INTACT, "frozen after 10 steps", "frozen from the start",
+        "reset every 8 steps", "reset at every step", EXCHANGED,
     ]  # fmt: skip
     assert altered == [True] * 5
     assert "remember" not in vars(model.policy)
@@ -47,4 +48,4 @@ def test_every_row_is_played_under_its_control() -> None:
 def test_the_sentence_compares_intervals(own: Score, other: Score, words: str) -> None:
     from re import search
 
-    assert search(words, conclusion({OWN: own, "reset at every step": score(0.0), EXCHANGED: other}))
+    assert search(words, conclusion({INTACT: own, "reset at every step": score(0.0), EXCHANGED: other}))
