@@ -166,7 +166,7 @@ def test_a_run_that_one_rank_was_asked_to_stop_resumes_exactly(folder: Path, ran
     assert [each["runs"]["stopped"]["status"] for each in ranks] == [130, 130]
     assert "torchrun --nproc-per-node=2 train.py --resume" in ranks[0]["runs"]["stopped"]["said"]
     assert [each["runs"]["resumed"]["status"] for each in ranks] == [0, 0]
-    assert "new episodes" not in ranks[0]["runs"]["resumed"]["said"]
+    assert "start new episodes" not in ranks[0]["runs"]["resumed"]["said"]
     one, other = (
         read_tensors(path, read_manifest(path))
         for path in (agents.latest_checkpoint(folder / run) for run in ("whole", "parts"))
@@ -249,7 +249,7 @@ def test_a_dead_rank_ends_the_run_torchrun_starts_it_anew_and_one_rank_goes_on(
     assert "error: rank 0 of 2 lost contact with another rank" in ended.stdout, ended.stdout
     assert f"torchrun --nproc-per-node=2 train.py --resume {run}" in ended.stdout
     assert "restarted from step_000000000768" in ended.stdout
-    assert "new episodes" not in ended.stdout
+    assert "start new episodes" not in ended.stdout
     assert steps(run) == list(range(64, 1025, 64))
 
     with pytest.raises(SystemExit) as end:
