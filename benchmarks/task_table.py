@@ -31,7 +31,7 @@ from agents.run.config import RECIPES, load_config
 
 TASKS = (
     *("stack-anbn", "copy-dnc", "copy-ntm", "mapping-9", "mapping-15", "associative-recall"),
-    *("priority-sort-10", "priority-sort", "dictionary-4-1", "dictionary-3-2", "dictionary-8-4"),
+    *("priority-sort-10", "priority-sort", "dictionary-2-1", "dictionary-4-1", "dictionary-3-2", "dictionary-8-4"),
     *("double-copy-5", "double-copy-12", "double-copy-25", "double-copy-50"),
     *("mnist-recall-2", "mnist-recall-4", "mnist-recall-each", "mnist-recall-10"),
 )
