@@ -33,7 +33,7 @@ def memory_panels(memory: Tensor, windows: Tensor, crop_size: int, colours: Tens
         picture = torch.where(outline, colours[index % len(colours)], picture)
     shown = ((as_rgb(crops) - low) / span).clamp(0, 1).permute(2, 0, 3, 1).flatten(1, 2)
     return {
-        "memory": Panel(picture, "x", "y", about="the memory as an image; frames: last block and windows"),
+        "memory": Panel(picture, "x", "y", about="memory as an image; frames: last block, windows"),
         "windows": Panel(shown, "x, window by window", "y", about="contents of the windows read"),
     }
 

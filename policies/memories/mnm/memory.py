@@ -233,7 +233,7 @@ class MNM(Memory):
             "read, write",
             (-1.0, 1.0),
             "similarity",
-            about="cosine of the read keys now and the write keys of earlier steps",
+            about="cosine: key read now, keys written earlier",
         )
         panels["values"] = Panel(
             torch.cat([read, written], 1)[0].detach(),
@@ -241,7 +241,7 @@ class MNM(Memory):
             "read, write",
             None,
             "similarity",
-            about="cosine of the value read now and the values written earlier",
+            about="cosine: value read now, values written earlier",
         )
         for name in ("write_keys", "write_values") if self.recall_delay else ():
             panels[name] = Panel(
