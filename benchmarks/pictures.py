@@ -195,6 +195,7 @@ PICTURES: dict[str, Drawn] = {
     "copy.png": FromTable("copy-curves.csv"),
     "double-copy.png": FromTable("double-copy-curves.csv"),
     "priority-sort.png": FromTable("priority-sort-curves.csv"),
+    "dictionary.png": FromTable("dictionary-curves.csv"),
     **{f"scaling/{study}.png": OfStudy(study) for study in STUDIES},
     "maze.gif": OfAgent("maze-ppo", 84),
     "mapping.png": OfAgent("mapping-9", 47, least=0.4),

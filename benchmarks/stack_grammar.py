@@ -130,6 +130,7 @@ def main(args: Args) -> None:
     out = args.out or args.runs
     if not args.overwrite:
         refuse_existing(out, NAME)
+    out.mkdir(parents=True, exist_ok=True)
     named = {
         (grammar, memory, seed): training(args, grammar, memory, seed)
         for seed in args.seeds

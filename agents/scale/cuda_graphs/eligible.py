@@ -27,7 +27,7 @@ def why_not_capturable(model: TrainingEnv) -> str | None:
 
 
 def why_not_capturable_on_any_device(model: TrainingEnv) -> str | None:
-    """As `reason`, without looking at the device."""
+    """As `why_not_capturable`, without looking at the device."""
     env, memory = model.tensor_env, model.policy.memory
     if isinstance(env, HostEnv):
         return "the environments run on the host"
