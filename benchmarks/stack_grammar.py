@@ -5,10 +5,10 @@
     python benchmarks/stack_grammar.py --collect                    # only what is under runs/grammars already
 
 trains `python train.py --recipe stack-anbn --memory MEMORY --env-kwargs grammar=NAME n_max=19 score_all=true` under
-`runs/grammars/`, then plays new streams of each n from 2 to 59 alone, greedily. As in the paper, the agent is trained on
-every symbol, and the score is the share of these n for which every sequence is right; with n up to 19 in training, 31 %
-is possible without generalising. `stack-rnn` is scored with its actions as trained, and rounded. `OUT/stack-grammar.md`
-and `.csv` have a row for each grammar and memory.
+`runs/grammars/`, then plays new streams of each n from 2 to 59 alone, greedily. As in the paper, the agent is trained
+on every symbol, and the score is the share of these n for which every sequence is right; with n up to 19 in training,
+31 % is possible without generalising. `stack-rnn` is scored with its actions as trained, and rounded.
+`OUT/stack-grammar.md` and `.csv` have a row for each grammar and memory.
 """
 
 from __future__ import annotations
