@@ -6,7 +6,8 @@ import copy
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from policies.memories.contract import Memory, MemoryStep, State
 
@@ -24,14 +25,16 @@ def try_step(memory: Memory, input_size: int | tuple[int, ...]) -> None:
         raise TypeError(f"{name} has no output_size, expected __init__ to set it to the width of the output")
     if memory.device.type == "meta" or memory.has_readers:
         return
-    memory = copy.deepcopy(memory)
+    memory = copy.deepcopy(memory).eval()
+    sizes = _sizes(memory)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         state = memory.initial_state(BATCH)
         _check_state(f"{name}.initial_state", state)
         before = {entry: value.clone() for entry, value in state.items()}
         shape = input_size if isinstance(input_size, tuple) else (input_size,)
+        x, generator = torch.zeros(BATCH, *shape, device=memory.device, dtype=memory.dtype), torch.get_rng_state()
         try:
-            step: Any = memory(torch.zeros(BATCH, *shape, device=memory.device, dtype=memory.dtype), state)
+            step: Any = memory(x, state)
         except RuntimeError as error:
             for entry, value in state.items():
                 if value.is_floating_point() and value.dtype != memory.dtype:
@@ -40,6 +43,31 @@ def try_step(memory: Memory, input_size: int | tuple[int, ...]) -> None:
                         "expected tensors made with dtype=self.dtype, device=self.device"
                     ) from error
             raise
+        _check_result(name, memory, step, before)
+        if any(not torch.equal(state[entry], value) for entry, value in before.items()):
+            raise TypeError(f"{name}.forward writes to the state it is given, expected new tensors")
+        _check_tensors(f"{name}.metrics", "metrics", memory.metrics(step.state))
+        if (after := _sizes(memory)) != sizes:
+            changed = ", ".join(sorted({entry for entry, _ in sizes.items() ^ after.items()}))
+            raise TypeError(
+                f"{name}.forward creates or resizes parameters or buffers: {changed}; expected all of them from "
+                "__init__, or a checkpoint could not be loaded"
+            )
+        torch.set_rng_state(generator)
+        if not torch.equal(memory(x, state).output, step.output):
+            raise TypeError(
+                f"{name}.forward gives another output when a step is repeated from the same state: expected everything "
+                "that persists between steps in the state, not in attributes"
+            )
+
+
+def _sizes(module: nn.Module) -> dict[str, tuple[int, ...] | None]:
+    """Shapes of parameters and saved buffers; None for those of lazy modules, which the first step gives a shape."""
+    return {name: None if is_lazy(value) else tuple(value.shape) for name, value in module.state_dict().items()}
+
+
+def _check_result(name: str, memory: Memory, step: Any, before: State) -> None:
+    """Checks what a step returned; `before` is the state before it."""
     if not isinstance(step, MemoryStep):
         raise TypeError(
             f"{name}.forward gave a {type(step).__name__}, expected MemoryStep(output=..., state=..., losses={{}}) of "
@@ -54,16 +82,26 @@ def try_step(memory: Memory, input_size: int | tuple[int, ...]) -> None:
     theirs, ours = ({entry: tuple(value.shape) for entry, value in each.items()} for each in (step.state, before))
     if theirs != ours:
         raise TypeError(f"{name}.forward gave the state {theirs}, expected {ours}, as initial_state gives it")
-    if any(not torch.equal(state[entry], value) for entry, value in before.items()):
-        raise TypeError(f"{name}.forward writes to the state it is given, expected new tensors")
+    _check_tensors(f"{name}.forward", "losses", step.losses)
 
 
-def _check_state(where: str, state: State) -> None:
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+def _check_state(where: str, state: Any) -> None:
+    if not isinstance(state, dict):
         raise TypeError(f"{where} gave a state of {type(state).__name__}, expected a dictionary of tensors")
     for entry, value in state.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{where} gave {entry!r} of {type(value).__name__}, expected a tensor, batch first")
         if value.shape[:1] != (BATCH,):
             raise TypeError(
                 f"{where} gave {entry!r} of shape {tuple(value.shape)} for {BATCH} environments, expected the batch "
                 f"first: ({BATCH}, ...)"
             )
+
+
+def _check_tensors(where: str, what: str, found: Any) -> None:
+    """Checks losses or metrics: tensors by name."""
+    if not isinstance(found, dict):
+        raise TypeError(f"{where} gave {what} of {type(found).__name__}, expected a dictionary of tensors")
+    for entry, value in found.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{where} gave {entry!r} of {type(value).__name__}, expected a tensor [B]")

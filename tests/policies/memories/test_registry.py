@@ -62,22 +62,32 @@ class Own(Memory):
         super().__init__()
         if wrong != "size":
             self.output_size = 4
-        self.wrong, self.cell = wrong, torch.nn.GRUCell(input_size, 4)
+        self.wrong, self.cell, self.last = wrong, torch.nn.GRUCell(input_size, 4), 0
+        self.layer = torch.nn.LazyLinear(4) if wrong == "lazy" else torch.nn.Identity()
 
     def initial_state(self, batch_size: int) -> Any:
         if self.wrong == "missing":
             return super().initial_state(batch_size)
         hidden = torch.zeros(batch_size, 4, dtype=torch.float64 if self.wrong == "type" else None)
-        return {"tuple": (hidden,), "batch": {"h": hidden[None]}}.get(self.wrong, {"h": hidden})
+        wrong = {"tuple": (hidden,), "batch": {"h": hidden[None]}, "number": {"h": hidden, "n": 0}}
+        return wrong.get(self.wrong, {"h": hidden})
 
     def forward(self, x: torch.Tensor, state: Any) -> Any:
-        hidden = self.cell(x, state["h"]) + torch.rand(())
+        hidden = self.layer(self.cell(x, state["h"]) + torch.rand(()))
+        if self.wrong == "attribute":
+            self.last = hidden = hidden + self.last
+        if self.wrong == "grows":
+            self.register_buffer("seen", x)
         if self.wrong == "in place":
             hidden = state["h"].add_(1)
         if self.wrong == "pair":
             return hidden, {"h": hidden}
         output = hidden[:, :3] if self.wrong == "width" else hidden
-        return MemoryStep(output, {"g" if self.wrong == "name" else "h": hidden}, {})
+        losses: Any = {"own": 0.5} if self.wrong == "loss" else {}
+        return MemoryStep(output, {"g" if self.wrong == "name" else "h": hidden}, losses)
+
+    def metrics(self, state: Any) -> Any:
+        return {"metric": {"norm": 0.5}, "no metrics": None}.get(self.wrong, {})
 
 
 @pytest.mark.parametrize(
@@ -92,6 +102,16 @@ class Own(Memory):
         ("width", r"an output of shape \(2, 3\) for 2 environments, expected \(2, 4\), as output_size says"),
         ("name", r"Own.forward gave the state {'g': \(2, 4\)}, expected {'h': \(2, 4\)}, as initial_state gives it"),
         ("in place", "Own.forward writes to the state it is given, expected new tensors"),
+        ("number", "Own.initial_state gave 'n' of int, expected a tensor, batch first"),
+        ("loss", r"Own.forward gave 'own' of float, expected a tensor \[B\]"),
+        ("metric", r"Own.metrics gave 'norm' of float, expected a tensor \[B\]"),
+        ("no metrics", "Own.metrics gave metrics of NoneType, expected a dictionary of tensors"),
+        (
+            "lazy",
+            "creates or resizes parameters or buffers: layer.bias, layer.weight; expected all of them from __init_",
+        ),
+        ("grows", "creates or resizes parameters or buffers: seen; expected all of them from __init__"),
+        ("attribute", "another output when a step is repeated from the same state: expected .* in the state, not in"),
     ],
 )
 def test_a_memory_of_another_package_that_breaks_the_contract_is_named_when_it_is_built(
