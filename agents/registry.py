@@ -36,4 +36,7 @@ def load(path: Place, env: EnvLike | None = None, **kwargs: Any) -> MemoryOnPoli
             continue
         if learner.__name__ == name:
             return learner.load(source, env, **kwargs)
-    raise CheckpointError(f"{source.name} holds {name!r}, this Engram knows {', '.join(LEARNERS)}")
+    raise CheckpointError(
+        f"{source.name} holds {name!r}, this Engram knows {', '.join(LEARNERS)}: load a learner of your own by its "
+        "class, as in PPO.load, or import the module that registers it"
+    )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from agents.collect import Collector, StepCollector
 from agents.learner import MemoryOnPolicyAlgorithm
-from agents.metrics.report import PackedMetrics
+from agents.metrics.report import PackedMetrics, check_metrics
 from agents.rollout import Rollout
 from agents.scale import distributed
 
@@ -82,5 +82,6 @@ class ReplayLearner(MemoryOnPolicyAlgorithm):
     def learn_minibatch(self, rollout: Rollout, index: Tensor, *numbers: Number | None) -> PackedMetrics:
         """One update from the environments `index` `[n]` of a rollout; returns its metrics."""
         loss, parts = self.loss(rollout.environments(index), *numbers)
+        check_metrics(type(self), parts)
         parts["train/grad_norm"] = self.update(loss)
         return PackedMetrics(tuple(parts), torch.stack([part.detach().float() for part in parts.values()]))

@@ -12,9 +12,10 @@ separates questions from input, for memories with readers.
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from stable_baselines3.common.type_aliases import TensorDict
 from torch import Tensor, nn
 
 from policies.memories.contract import Memory
-from policies.observations import is_symbols, short, width_of
+from policies.observations import any_observation, is_symbols, short, width_of
 
 MANY = 32
 """`Discrete` observations with at least this many symbols are embedded."""
@@ -85,6 +86,43 @@ def shape_of(encoder: BaseFeaturesExtractor) -> int | tuple[int, ...]:
     """An encoder's output for one observation: the width of a vector, or the shape of a grid."""
     shape: int | tuple[int, ...] = getattr(encoder, "shape", int(encoder.features_dim))
     return shape
+
+
+def try_encoder(encoder: BaseFeaturesExtractor, space: spaces.Space[Any], prepare: Callable[[Any], Any]) -> None:
+    """Encodes two observations with a copy of an encoder of another package.
+
+    Args:
+        encoder: the encoder.
+        space: of the observations.
+        prepare: converts observations to the encoder's input.
+
+    Raises:
+        ValueError: the encoder fails, or its output does not have the size that it says.
+    """
+    kind = type(encoder)
+    ours = kind.__module__.startswith(("policies.", "stable_baselines3.")) or isinstance(encoder, QueryEncoder)
+    if ours or torch.get_default_device().type == "meta":
+        return
+    inputs, said = prepare(any_observation(space, 2)), shape_of(encoder)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            found: Any = copy.deepcopy(encoder).eval()(inputs)
+    except Exception as error:
+        raise ValueError(
+            f"the encoder {kind.__name__} fails on the observations {short(space)}: {type(error).__name__}: "
+            f"{' '.join(str(error).split())}"
+        ) from error
+    wanted = (2, *said) if isinstance(said, tuple) else (2, said)
+    if not isinstance(found, Tensor) or found.shape != wanted or found.dtype != torch.float32:
+        result = (
+            f"{str(found.dtype).removeprefix('torch.')} {tuple(found.shape)}"
+            if isinstance(found, Tensor)
+            else type(found).__name__
+        )
+        raise ValueError(
+            f"the encoder {kind.__name__} gave {result} for 2 observations, expected float32 {wanted}, as its "
+            "features_dim says"
+        )
 
 
 class EmbeddingEncoder(BaseFeaturesExtractor):

@@ -127,6 +127,22 @@ def tensors_of(observation: Any, space: spaces.Space[Any], device: torch.device)
     return torch.as_tensor(arrays, device=device), vectorized
 
 
+def any_observation(space: spaces.Space[Any], batch: int, device: torch.device | None = None) -> Obs:
+    """A valid observation of a flat space, `[batch, ...]`: 0, or the valid value nearest to it."""
+
+    def nearest(space: spaces.Space[Any]) -> Tensor:
+        value: Any = np.zeros(space.shape or (), space.dtype)
+        if isinstance(space, spaces.Box):
+            value = np.clip(value, space.low, space.high)
+        elif isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
+            value = value + space.start
+        return torch.as_tensor(value, device=device).expand(batch, *value.shape)
+
+    if isinstance(space, spaces.Dict):
+        return {name: nearest(entry) for name, entry in space.spaces.items()}
+    return nearest(space)
+
+
 def preparation(space: spaces.Space[Any], normalize_images: bool, keep_symbols: bool) -> Callable[[Any], Any]:
     """A function from observations `[B, ...]` to floats: choices one-hot, images divided by 255, single numbers as
     `[B, 1]`. It can be copied and pickled.

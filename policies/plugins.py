@@ -28,15 +28,15 @@ class Registry(Generic[Base]):
         """Registered classes by name."""
 
     def register(self, name: str) -> Callable[[Class], Class]:
-        """Class decorator that registers a class as `name`.
+        """Class decorator that registers a class as `name`; the same class may be defined again, as in a notebook.
 
         Raises:
-            ValueError: the name is taken.
+            ValueError: another class has the name.
             TypeError: the class does not extend the base.
         """
 
         def register(cls: Class) -> Class:
-            if name in self.classes:
+            if name in self.classes and _where(self.classes[name]) != _where(cls):
                 raise ValueError(f"the {self.kind} name {name!r} is taken by {_where(self.classes[name])}")
             found: Any = cls
             if not issubclass(found, self.base):

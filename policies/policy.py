@@ -17,7 +17,7 @@ from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
 from policies.action_masks import as_masks, masked
-from policies.encoders import QueryEncoder, encoder_for, naming_encoder, shape_of
+from policies.encoders import QueryEncoder, encoder_for, naming_encoder, shape_of, try_encoder
 from policies.heads import (
     ActionEvaluation,
     ActionNumbers,
@@ -132,10 +132,14 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         """Converts between the distributions' actions and the environment's."""
         self.prepare = preparation(observation_space, normalize_images, keep_symbols)
         """Converts observations to floats."""
+        if type(self).extract_features is MemoryActorCriticPolicy.extract_features:
+            try_encoder(self.features_extractor, observation_space, self.prepare)
 
     def make_features_extractor(self) -> BaseFeaturesExtractor:
         with naming_encoder(self.features_extractor_class, self.observation_space):
-            return super().make_features_extractor()
+            encoder = super().make_features_extractor()
+            _ = encoder.features_dim  # an error names the encoder
+            return encoder
 
     def _build_mlp_extractor(self) -> None:
         # SB3 calls this first while it builds the networks: the memory goes before the layers it feeds.

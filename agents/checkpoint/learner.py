@@ -95,7 +95,8 @@ def save(model: TrainingEnv, path: Place, include: Iterable[str] | None = None) 
     parts = distributed.to_first(_of_this_rank(model))
     if not parts:
         return
-    tensors = {f"policy/{name}": value for name, value in model.policy.state_dict().items()}
+    policy = getattr(model.policy, "_orig_mod", model.policy)  # what torch.compile(model.policy) has wrapped
+    tensors = {f"policy/{name}": value for name, value in policy.state_dict().items()}
     optimizer = model.policy.optimizer.state_dict()
     for index, entries in optimizer["state"].items():
         for name, value in entries.items():

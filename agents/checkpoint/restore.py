@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor
@@ -22,6 +21,7 @@ from agents.environments.infos import as_numpy
 from agents.rollout import LearnerState
 from agents.sb3.training_env import TrainingEnv
 from agents.scale import distributed
+from policies.observations import any_observation
 
 Tensors = dict[str, Tensor]
 T = TypeVar("T")
@@ -222,7 +222,11 @@ def try_one_step(model: TrainingEnv, running: bool) -> None:
         obs, state, starts = now.obs, now.memory, now.starts
     else:
         copies = model.n_envs if model.env is not None else 1
-        obs, state, starts = _any_observation(model, copies), policy.initial_state(copies), None
+        obs, state, starts = (
+            any_observation(model.observation_space, copies, model.device),
+            policy.initial_state(copies),
+            None,
+        )
     env = model.tensor_env if running else None
     info = {} if env is None else env.describe()
     with _undoing_changes(model), torch.no_grad():
@@ -258,20 +262,3 @@ def _undoing_changes(model: TrainingEnv) -> Iterator[None]:
         for name, value in policy.named_buffers():
             if not torch.equal(value, buffers[name]):
                 value.copy_(buffers[name])
-
-
-def _any_observation(model: TrainingEnv, copies: int) -> Any:
-    """A valid observation: 0, or the valid value nearest to it."""
-
-    def nearest(space: spaces.Space[Any]) -> Tensor:
-        value: Any = np.zeros(space.shape or (), space.dtype)
-        if isinstance(space, spaces.Box):
-            value = np.clip(value, space.low, space.high)
-        elif isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
-            value = value + space.start
-        return torch.as_tensor(value, device=model.device).expand(copies, *value.shape)
-
-    space = model.observation_space
-    if isinstance(space, spaces.Dict):
-        return {name: nearest(entry) for name, entry in space.spaces.items()}
-    return nearest(space)

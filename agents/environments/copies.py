@@ -134,6 +134,8 @@ def _copied(where: str, name: str, obs: Any, space: gym.spaces.Space[Any]) -> An
         raise ContractError(f"{where} gave {_shown(obs)} as {_noun(name)}, expected an element of {_line(space)}")
     if isinstance(space, (gym.spaces.Box, gym.spaces.MultiDiscrete, gym.spaces.MultiBinary)):
         return _array(where, name, obs, space)
+    if isinstance(space, gym.spaces.Text) and not isinstance(obs, str):
+        raise ContractError(f"{where} gave {_shown(obs)} as {_noun(name)}, expected a text (str)")
     return copy.deepcopy(obs)
 
 

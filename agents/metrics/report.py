@@ -30,9 +30,25 @@ class PackedMetrics(NamedTuple):
     """Metrics, task scores, rewards, ends and the environment's episode counts, concatenated."""
 
 
+def check_metrics(learner: type, metrics: Any) -> None:
+    """Checks the metrics that a learner gave.
+
+    Raises:
+        TypeError: one is not a tensor with a single number.
+    """
+    if not isinstance(metrics, dict):
+        found = type(metrics).__name__
+        raise TypeError(f"{learner.__name__}.learn_from gave {found}, expected its metrics: a dictionary of tensors")
+    for name, metric in metrics.items():
+        if not isinstance(metric, Tensor) or metric.shape:
+            found = f"shape {tuple(metric.shape)}" if isinstance(metric, Tensor) else type(metric).__name__
+            raise TypeError(f"{learner.__name__} gave the metric {name!r} of {found}, expected a tensor of shape ()")
+
+
 def pack_metrics(model: TrainingEnv, metrics: dict[str, Tensor]) -> PackedMetrics:
     """Packs `metrics`, the learner's diagnostics and the rollout's rewards and ends into one tensor."""
     rollout = model.rollout
+    check_metrics(type(model), metrics)
     metrics = {**metrics, **model.diagnostics(rollout)}
     with torch.no_grad():
         numbers = model.policy.memory.metrics(model.rollout_state.memory)

@@ -15,7 +15,7 @@ from agent_stubs import collect
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.torch_layers import CombinedExtractor, NatureCNN
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, NatureCNN
 
 from agents import PPO, as_tensor_env, load, make_env
 from envs.tensor_env import TensorEnv
@@ -214,6 +214,42 @@ def test_an_encoder_that_does_not_fit_is_named_in_one_line(encoder: Any) -> None
         ValueError, match=r"\(features_extractor_class\) is .*, expected a subclass of .*BaseFeaturesExtractor"
     ):
         PPO("MemoryPolicy", Playground(VECTOR), policy_kwargs={"features_extractor_class": Playground})
+
+
+class Wrong(BaseFeaturesExtractor):
+    """Its output is not what its constructor says."""
+
+    def __init__(self, observation_space: Any, wrong: str = "") -> None:
+        super().__init__(observation_space, 6)
+        self.wrong, self.layer = wrong, torch.nn.Linear(4 if wrong == "input" else 3, 6)
+
+    def forward(self, observations: torch.Tensor) -> Any:
+        output = self.layer(observations)
+        given = {"width": output[:, :5], "dims": output[:, None], "type": output.double(), "nothing": None}
+        return given.get(self.wrong, output)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (
+            "width",
+            r"encoder Wrong gave float32 \(2, 5\) for 2 observations, expected float32 \(2, 6\), as its features_d",
+        ),
+        ("dims", r"encoder Wrong gave float32 \(2, 1, 6\) for 2 observations"),
+        ("type", r"encoder Wrong gave float64 \(2, 6\) for 2 observations"),
+        ("nothing", "encoder Wrong gave NoneType for 2 observations"),
+        ("input", r"encoder Wrong fails on the observations Box.*: RuntimeError: mat1 and mat2 shapes cannot be mult"),
+    ],
+)
+def test_an_encoder_whose_output_does_not_fit_is_named_when_the_agent_is_built(wrong: str, message: str) -> None:
+    encoder = {"features_extractor_class": Wrong, "features_extractor_kwargs": {"wrong": wrong}}
+    with pytest.raises(ValueError, match=message) as said:
+        PPO("MemoryPolicy", Playground(VECTOR), policy_kwargs=encoder)
+    assert "\n" not in str(said.value)
+    PPO("MemoryPolicy", Playground(VECTOR), policy_kwargs={"features_extractor_class": Wrong})
+    with pytest.raises(ValueError, match="Linear cannot be built for the observations"):
+        PPO("MemoryPolicy", Playground(VECTOR), policy_kwargs={"features_extractor_class": torch.nn.Linear})
 
 
 def test_what_is_left_out_is_said_once() -> None:

@@ -105,6 +105,8 @@ TUPLE = spaces.Tuple((spaces.Discrete(2), spaces.MultiDiscrete([2, 3])))
             "step gave 0 as entry 'inner.key' of the observation, expected an",
         ),
         (DICT, {"pos": [0], "inner": {"key": 1}}, r"entry 'pos' of the observation of shape \(1,\), expected \(2,\)"),
+        (spaces.Text(9), b"go", "step gave b'go' as observation, expected a text"),
+        (spaces.Dict({"mission": spaces.Text(9)}), {"mission": None}, "step gave None as entry 'mission' of the obse"),
         (TUPLE, (0,), "step gave 1 values as observation, expected a tuple of 2"),
         (TUPLE, (0, [1, 5]), r"step gave \[1, 5\] as entry '1' of the observation"),
     ],

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import stable_baselines3
+import torch
 import yaml
 from test_sweep_space import space_file
 
@@ -172,12 +173,35 @@ def test_a_constructor_that_adds_nothing_is_fine(tmp_path: Path) -> None:
     assert (again.learning_rate, again.gamma) == (1e-5, 0.5)
 
 
+@pytest.mark.parametrize(
+    ("metrics", "message"),
+    [
+        (None, "Odd.learn_from gave NoneType, expected its metrics: a dictionary of tensors"),
+        ({"train/odd": 3.0}, r"Odd gave the metric 'train/odd' of float, expected a tensor of shape \(\)"),
+        ({"train/odd": torch.zeros(3)}, r"Odd gave the metric 'train/odd' of shape \(3,\), expected a tensor of"),
+    ],
+)
+@pytest.mark.parametrize("base", [PPO, A2C])
+def test_metrics_that_are_no_numbers_are_named(base: Any, metrics: Any, message: str) -> None:
+    class Odd(base):  # type: ignore[misc]
+        def learn_from(self, rollout: Any) -> Any:
+            return super().learn_from(rollout) if base is PPO and metrics else metrics
+
+        def loss(self, rollout: Any, *numbers: Any) -> Any:  # of one minibatch
+            loss, parts = super().loss(rollout, *numbers)
+            return loss, parts | (metrics or {})
+
+    with pytest.raises(TypeError, match=message):
+        build(Odd, n_steps=4).learn(16)
+
+
 # -- the registry ------------------------------------------------------------------------------------------------------
 
 
 def test_a_name_is_taken_once_and_a_wrong_one_gets_a_hint() -> None:
     with pytest.raises(ValueError, match=r"the learner name 'ppo' is taken by agents\.ppo:PPO"):
-        register_learner("ppo")(PPO)
+        register_learner("ppo")(A2C)
+    assert own_learner() is not own_learner()  # a notebook's cell runs again
     with pytest.raises(ValueError, match=r"no learner is called 'pppo'; known: a2c, .*; did you mean 'ppo'\?"):
         agents.learner_class("pppo")
     with pytest.raises(TypeError, match="is not a MemoryOnPolicyAlgorithm class"):

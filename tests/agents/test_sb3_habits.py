@@ -289,6 +289,15 @@ def test_get_parameters_and_set_parameters_as_in_sb3() -> None:
         assert torch.equal(mine, theirs)
 
 
+def test_a_compiled_policy_is_saved_as_it_was_built(tmp_path: Path) -> None:
+    model = small(PPO, RepeatFirst(2, length=4))
+    policy, model.policy = model.policy, torch.compile(model.policy, backend="eager")
+    model.save(tmp_path / "saved")
+    theirs = PPO.load(tmp_path / "saved", device="cpu").policy.state_dict()
+    assert theirs.keys() == policy.state_dict().keys()
+    assert all(torch.equal(theirs[name], value) for name, value in policy.state_dict().items())
+
+
 def test_an_unknown_policy_or_memory_is_named() -> None:
     with pytest.raises(ValueError, match="Policy Mlp unknown"):
         PPO("Mlp", TMaze(2))  # type: ignore[arg-type]
