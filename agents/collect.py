@@ -21,7 +21,7 @@ from agents.updates import Updates
 from envs.tensor_env import Info, Obs
 from policies.memories.contract import State
 from policies.memories.steps import MemoryStep
-from policies.memories.time.checkpointing import most_kept
+from policies.memories.time.checkpointing import max_stored_bytes
 from policies.policy import MemoryActorCriticPolicy
 
 Act = Callable[[int, Tensor | None], Tensor]
@@ -100,7 +100,7 @@ class Collector:
             now.obs, now.starts, now.may_start = new_obs, terminated | truncated, "final_obs" in shown
             if after is not None and not after(t, new_obs, shown):
                 return False
-            if after is not None and env.visits != model.visits:  # a callback reset or stepped the environments
+            if after is not None and env.user_moves != model.user_moves:  # a callback reset or stepped the environments
                 model.abort_episodes(t)
                 shown = env.describe()
         if answers:
@@ -171,7 +171,7 @@ class StepCollector(Collector):
             callback.update_locals({**known, "t": t, **StepLocals(model, t, (step, new_obs, info)).as_dict()})
             if not callback.on_step():
                 return False
-            if finals is not None and env.visits != model.visits:
+            if finals is not None and env.user_moves != model.user_moves:
                 finals.finish()
             return True
 
@@ -298,7 +298,9 @@ class FinalValues:
         if device.type != "cuda":
             return 1
         state_bytes = sum(value.numel() * value.element_size() for value in state.values())
-        return max(1, min(len(self.rollout.truncated), most_kept(device) // BUDGET_DIVISOR // max(state_bytes, 1)))
+        return max(
+            1, min(len(self.rollout.truncated), max_stored_bytes(device) // BUDGET_DIVISOR // max(state_bytes, 1))
+        )
 
     @staticmethod
     def _named(obs: Obs, state: State) -> dict[str, Tensor]:

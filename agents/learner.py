@@ -201,7 +201,7 @@ class MemoryOnPolicyAlgorithm(Updates, OnPolicyAlgorithm):
         """Amounts and counts of the task's metrics in the last rollout."""
         self.rollout = Rollout.allocate(self.n_steps, self.tensor_env, isinstance(self.tensor_env, HostEnv))
         self.episodes = Episodes(self.all_envs)
-        self.visits = self.tensor_env.visits
+        self.user_moves = self.tensor_env.user_moves
 
     @property
     def rollout_buffer(self) -> Rollout:  # type: ignore[override]

@@ -85,7 +85,7 @@ def bf16_is_bf16() -> str:
         starts = torch.rand(12, 4, device="cuda") < 0.4
         state = memory.initial_state(4)
         exact = memory.unroll(xs, starts, state)
-        assert memory.take_bf16()
+        assert memory.use_bf16()
         found = memory.unroll(xs, starts, state)
         assert found.outputs.dtype == torch.float32, f"{name} gives {found.outputs.dtype}"
         apart = (found.outputs - exact.outputs).abs().max().item()

@@ -37,7 +37,7 @@ sys.path.insert(0, str(ROOT))  # runs from a checkout that is not installed
 from agents import A2C, PPO  # noqa: E402
 from benchmarks.scaling import Work  # noqa: E402
 from envs.maze import InvisibleGoalMaze  # noqa: E402
-from policies.memories.time.measure import kept  # noqa: E402
+from policies.memories.time.measure import stored_bytes  # noqa: E402
 from policies.native.allocator import tune_allocator  # noqa: E402
 
 COPIES, STEPS, FEW = 64, 200, 10
@@ -119,7 +119,7 @@ def amounts(name: Name, model: Any, iteration: Callable[[], Any]) -> dict[str, f
     xs = torch.randn(STEPS, few, model.policy.features_extractor.features_dim)
     state = memory.initial_state(few)
     own = [*memory.parameters(), *memory.buffers(), xs, *state.values()]
-    held = kept(lambda: memory.unroll(xs, None, state, ()), own)
+    held = stored_bytes(lambda: memory.unroll(xs, None, state, ()), own)
     return {
         "arithmetic": float(work.flop) * STEPS / FEW,
         "traffic": 2.0 * held * COPIES / few * passes(name),

@@ -41,7 +41,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a chec
 
 from policies.memories import Memory, Unrolled, make_memory, memory_class, registered
 from policies.memories.contract import State
-from policies.memories.time.measure import kept
+from policies.memories.time.measure import stored_bytes
 from policies.memories.time.unroll import unroll
 from policies.native.allocator import tune_allocator
 
@@ -226,7 +226,9 @@ def timed(run: Callable[[], None], device: torch.device) -> float:
 def keeps(memory: Memory, way: Way, xs: Tensor) -> int:
     """Bytes that are alive after a forward pass and were not before it."""
     state = memory.initial_state(xs.shape[1])
-    return kept(lambda: way(memory, xs, None, state), [*memory.parameters(), *memory.buffers(), xs, *state.values()])
+    return stored_bytes(
+        lambda: way(memory, xs, None, state), [*memory.parameters(), *memory.buffers(), xs, *state.values()]
+    )
 
 
 def main(args: Args) -> None:

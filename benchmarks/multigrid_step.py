@@ -67,7 +67,7 @@ def sequences(args: Args) -> None:
     for way, (fast, _) in WAYS.items():
         memories[way] = Multigrid((4, 3, 3), {"query": (4, 3, 3)}, preset=args.preset)
         memories[way].use_fast_form(fast)
-    memories["bfloat16"].take_bf16()
+    memories["bfloat16"].use_bf16()
     taken: dict[str, list[float]] = {way: [] for way in WAYS}
     for turn in range(args.turns + 1):  # the first one compiles, and pays for kernels
         for way, memory in memories.items():

@@ -18,33 +18,33 @@ def check_advance(env: Any, given: Any) -> None:
     name = f"{type(env).__name__}._advance"
     if not isinstance(given, tuple) or len(given) != 3:
         found = f"{len(given)} values" if isinstance(given, tuple) else f"a {type(given).__name__}"
-        raise TensorEnvError(f"{name} gave {found}, expected 3: reward, terminated, truncated")
+        raise TensorEnvError(f"{name} returned {found}, expected 3: reward, terminated, truncated")
     reward, terminated, truncated = given
-    _check_tensor(env, f"{name} gave a reward", reward, (env.num_envs,))
+    _check_tensor(env, f"{name} returned a reward", reward, (env.num_envs,))
     if env.horizon is None:
         if terminated is None:
             raise TensorEnvError(
-                f"{name} gave None as terminated, expected a bool tensor ({env.num_envs},), or a horizon given to "
+                f"{name} returned None as terminated, expected a bool tensor ({env.num_envs},), or a horizon given to "
                 "super().__init__ if all episodes end after the same number of steps"
             )
         for word, ends in (("terminated", terminated), ("truncated", truncated)):
             if ends is not None:
-                _check_tensor(env, f"{name} gave {word}", ends, (env.num_envs,))
+                _check_tensor(env, f"{name} returned {word}", ends, (env.num_envs,))
                 if ends.dtype != torch.bool:
-                    raise TensorEnvError(f"{name} gave {word} of {ends.dtype}, expected torch.bool")
+                    raise TensorEnvError(f"{name} returned {word} of {ends.dtype}, expected torch.bool")
 
 
 def check_observation(env: Any, obs: Any) -> None:
     """Checks the result of `_observe`."""
     space, name = env.single_observation_space, f"{type(env).__name__}._observe"
     if not isinstance(space, spaces.Dict):
-        _check_tensor(env, f"{name} gave an observation", obs, (env.num_envs, *(space.shape or ())))
+        _check_tensor(env, f"{name} returned an observation", obs, (env.num_envs, *(space.shape or ())))
         return
     if not isinstance(obs, dict) or not set(space) <= set(obs):
         found = f"the entries {', '.join(obs)}" if isinstance(obs, dict) else f"a {type(obs).__name__}"
-        raise TensorEnvError(f"{name} gave {found}, expected a dictionary with {', '.join(space)}")
+        raise TensorEnvError(f"{name} returned {found}, expected a dictionary with {', '.join(space)}")
     for entry, part in space.items():
-        _check_tensor(env, f"{name} gave entry {entry!r}", obs[entry], (env.num_envs, *(part.shape or ())))
+        _check_tensor(env, f"{name} returned entry {entry!r}", obs[entry], (env.num_envs, *(part.shape or ())))
 
 
 def _check_tensor(env: Any, what: str, value: Any, shape: tuple[int, ...]) -> None:

@@ -149,9 +149,9 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor], metaclass=_ForSB3):
         self.autoreset = True
         self._measured: dict[str, tuple[Tensor, Tensor]] = {}
         self._success: Tensor | None = None
-        self.visits: object = object()
-        """A new object after each `reset`, and after each step that the learner did not make. The learner compares it
-        to notice that it must continue from the current observation (`observe`)."""
+        self.user_moves = 0
+        """Number of resets, and of steps that the learner did not make. If it changes during a rollout, the learner
+        continues from the current observation (`observe`)."""
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -248,7 +248,7 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor], metaclass=_ForSB3):
             self.generator.manual_seed(int(seed))
         self._elapsed = 0
         self._started = True
-        self.visits = object()
+        self.user_moves += 1
         self._begin(None)
         obs = self._observe()
         if not self._checked:

@@ -28,11 +28,11 @@ from torch import Tensor, nn
 from policies.memories.contract import Memory
 from policies.observations import any_observation, is_symbols, short, width_of
 
-MANY = 32
+EMBED_FROM = 32
 """`Discrete` observations with at least this many symbols are embedded."""
-NATURE = 36
+MIN_NATURE_SIDE = 36
 """Minimum height and width for `NatureCNN` in pixels."""
-QUERY = "query"
+QUERY_PREFIX = "query"
 """Prefix of the keys of a `Dict` observation that are questions."""
 
 
@@ -40,11 +40,11 @@ def default_encoder(observation_space: spaces.Space) -> type[BaseFeaturesExtract
     """The default feature extractor of an observation space: SB3's choice, except that many symbols are embedded."""
     if isinstance(observation_space, spaces.Dict):
         return DictEncoder
-    if isinstance(observation_space, spaces.Discrete) and observation_space.n >= MANY:
+    if isinstance(observation_space, spaces.Discrete) and observation_space.n >= EMBED_FROM:
         return EmbeddingEncoder
     if is_image_space(observation_space):
         assert observation_space.shape is not None
-        return PictureEncoder if min(observation_space.shape[1:]) < NATURE else NatureCNN
+        return PictureEncoder if min(observation_space.shape[1:]) < MIN_NATURE_SIDE else NatureCNN
     return FlatEncoder if isinstance(observation_space, spaces.MultiDiscrete) else FlattenExtractor
 
 
@@ -52,7 +52,7 @@ def encoder_for(
     observation_space: spaces.Space[Any], memory: type[Memory], memory_kwargs: dict[str, Any]
 ) -> tuple[type[BaseFeaturesExtractor], dict[str, Any]]:
     """The encoder class and its arguments for an observation space and a memory class."""
-    if memory.has_readers and any(name.startswith(QUERY) for name in _entries(observation_space)):
+    if memory.has_readers and any(name.startswith(QUERY_PREFIX) for name in _entries(observation_space)):
         return QueryEncoder, {"memory": memory, "memory_kwargs": memory_kwargs}
     if memory.input_kind == "grid":
         return GridEncoder, {"spatial": memory.default_grid(**memory_kwargs)}
@@ -63,7 +63,7 @@ def encoder_for(
 
 
 @contextlib.contextmanager
-def naming_encoder(encoder: type[BaseFeaturesExtractor], space: spaces.Space[Any]) -> Iterator[None]:
+def encoder_errors_named(encoder: type[BaseFeaturesExtractor], space: spaces.Space[Any]) -> Iterator[None]:
     """Context manager that turns errors of a third-party encoder's constructor into a one-line ValueError."""
     if not (isinstance(encoder, type) and issubclass(encoder, nn.Module)):
         raise ValueError(
@@ -120,7 +120,7 @@ def try_encoder(encoder: BaseFeaturesExtractor, space: spaces.Space[Any], prepar
             else type(found).__name__
         )
         raise ValueError(
-            f"the encoder {kind.__name__} gave {result} for 2 observations, expected float32 {wanted}, as its "
+            f"the encoder {kind.__name__} returned {result} for 2 observations, expected float32 {wanted}, as its "
             "features_dim says"
         )
 
@@ -178,7 +178,7 @@ class PictureEncoder(BaseFeaturesExtractor):
         self.vectors: nn.Parameter | None = None
         if is_symbols(observation_space):
             embedded = 16
-            # of its own for the same reason as in EmbeddingEncoder; variance 1 in every number of a cell
+            # a parameter, not a layer, as in EmbeddingEncoder; the sum over channels has variance 1
             self.vectors = nn.Parameter(torch.randn(channels, 256, embedded) / math.sqrt(channels))
             self.light = nn.Conv2d(channels, embedded, 1)
             widths, strides = [embedded, 32, 32], [1, 1]
@@ -235,16 +235,16 @@ class DictEncoder(BaseFeaturesExtractor):
 
 def module_names(names: Iterable[str]) -> dict[str, str]:
     """A valid module name for each key: the key itself if possible."""
-    taken = nn.ModuleDict()
-    wanted = list(names)
-    given: dict[str, str] = {}
-    for index, name in enumerate(wanted):
-        own = name and "." not in name and not hasattr(taken, name)
-        module = name if own else f"entry{index}"
-        while not own and (module in wanted or module in given.values()):
+    reserved = nn.ModuleDict()  # the names of its attributes are not allowed
+    keys = list(names)
+    modules: dict[str, str] = {}
+    for index, key in enumerate(keys):
+        valid = key and "." not in key and not hasattr(reserved, key)
+        module = key if valid else f"entry{index}"
+        while not valid and (module in keys or module in modules.values()):
             module += "_"
-        given[name] = module
-    return given
+        modules[key] = module
+    return modules
 
 
 class GridEncoder(BaseFeaturesExtractor):
@@ -323,7 +323,7 @@ class QueryEncoder(BaseFeaturesExtractor):
         memory_kwargs: dict[str, Any],
     ) -> None:
         entries = _entries(observation_space)
-        self.names = tuple(name for name in entries if name.startswith(QUERY))
+        self.names = tuple(name for name in entries if name.startswith(QUERY_PREFIX))
         seen = {name: entry for name, entry in entries.items() if name not in self.names}
         if not seen:
             raise ValueError(
@@ -334,7 +334,7 @@ class QueryEncoder(BaseFeaturesExtractor):
             made, arguments = encoder_for(space, memory, memory_kwargs)
             return made(space, **arguments)
 
-        # A Dict made of a dict is sorted by name.
+        # spaces.Dict sorts the entries of a dict by name
         source = encoder(next(iter(seen.values())) if len(seen) == 1 else spaces.Dict(seen))
         super().__init__(observation_space, source.features_dim)
         self.only = next(iter(seen)) if len(seen) == 1 else None
@@ -346,7 +346,7 @@ class QueryEncoder(BaseFeaturesExtractor):
 
     @property
     def query_shapes(self) -> dict[str, int | tuple[int, ...]]:
-        """Of each question."""
+        """Output shape of each question's encoder."""
         return {name: shape_of(self.queries[module]) for name, module in self.modules_of.items()}  # type: ignore[arg-type]
 
     def forward(self, observations: TensorDict) -> tuple[Tensor, dict[str, Tensor]]:

@@ -26,7 +26,7 @@ from policies.memories.contract import State
 from policies.policy import MemoryActorCriticPolicy, Obs
 
 FREE_EXAMPLE = 7
-"""Observations in the example of a step that takes any number; `torch.export` takes a size of 1 for a fixed one."""
+"""Batch size of the example inputs if any batch size is allowed; `torch.export` would make a size of 1 constant."""
 
 
 class PolicyStep(nn.Module):
@@ -68,21 +68,21 @@ def export_step(
     Args:
         policy: the policy; it is not changed.
         path: the output file; an existing file is replaced atomically.
-        batch_size: B, how many observations a step takes. None: any number, another at each call; the program's
-            `example_inputs` then have `FREE_EXAMPLE`, whose first rows are good for fewer.
+        batch_size: B. None: any, which may differ between calls; the program's `example_inputs` then have
+            `FREE_EXAMPLE` rows, of which a call may use the first.
         masks: whether the step takes a mask of valid choices.
 
     Raises:
-        TypeError: `policy` is something else, such as a learner.
-        ValueError: the memory's step cannot be exported, with `torch.export`'s reason; `batch_size` is below 1; or
-            `masks` is true, but actions are no choices.
+        TypeError: `policy` is not a `MemoryActorCriticPolicy`, but for example a learner.
+        ValueError: the memory's step cannot be exported (the message has `torch.export`'s reason), `batch_size` is
+            below 1, or `masks` is true but actions are continuous.
     """
     if not isinstance(policy, MemoryActorCriticPolicy):
         raise TypeError(f"policy is of {type(policy).__name__}, expected a policy, such as model.policy")
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, expected at least 1, or None for any")
     choices = sum(parts_of(policy.action_space)) if masks else 0
-    free, batch_size = batch_size is None, FREE_EXAMPLE if batch_size is None else batch_size
+    any_size, batch_size = batch_size is None, FREE_EXAMPLE if batch_size is None else batch_size
     copied = copy.deepcopy(policy).cpu()
     copied.requires_grad_(False)
     copied.set_training_mode(False)
@@ -98,20 +98,20 @@ def export_step(
         arguments = *arguments, torch.ones(batch_size, choices, dtype=torch.bool)
     try:
         with torch.no_grad():
-            PolicyStep(copied)(*arguments)  # what is made at first use is not part of a step
-            shapes = tuple(_free(argument, Dim("batch", min=1)) for argument in arguments) if free else None
+            PolicyStep(copied)(*arguments)  # caches that are filled at first use are not part of a step
+            shapes = tuple(_free(argument, Dim("batch", min=1)) for argument in arguments) if any_size else None
             program = torch.export.export(PolicyStep(copied), arguments, dynamic_shapes=shapes)
-    except Exception as error:  # torch.export has many
+    except Exception as error:  # torch.export raises many types
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(f"a step of {policy.memory_name} cannot be exported: {reason[0]}") from error
-    beside = Path(f"{os.fspath(path)}.part{os.getpid()}.pt2")
+    staged = Path(f"{os.fspath(path)}.part{os.getpid()}.pt2")
     try:
-        torch.export.save(program, beside)
-        with open(beside, "rb") as file:
+        torch.export.save(program, staged)
+        with open(staged, "rb") as file:
             os.fsync(file.fileno())
-        os.replace(beside, path)
+        os.replace(staged, path)
     finally:
-        beside.unlink(missing_ok=True)
+        staged.unlink(missing_ok=True)
     return program
 
 

@@ -1,6 +1,6 @@
 """Action heads: faster versions of SB3's distributions, and maps, read from a memory's map by a 1×1 convolution.
 
-`ActionNumbers` converts actions between distributions and environments: bounds, starts, types.
+`ActionConverter` converts actions between distributions and environments: bounds, starts, types.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, cat, nn
 from torch.distributions import Bernoulli, Categorical, Normal
 
 from policies.memories.time.scopes import host_may_read
-from policies.observations import PLAIN, short
+from policies.observations import AGENT_SPACES, short
 
 
 class Decision(NamedTuple):
@@ -222,10 +222,10 @@ class MapHead(nn.Module):
     """Logits from a vector, and of every cell of a map.
 
     Args:
-        width: of the vector.
-        numbers: logits computed from the vector.
-        channels: of the map.
-        maps: maps of logits computed from it.
+        width: width of the vector.
+        numbers: number of logits computed from the vector.
+        channels: channels of the map.
+        maps: number of maps of logits computed from the map.
     """
 
     def __init__(self, width: int, numbers: int, channels: int, maps: int) -> None:
@@ -244,8 +244,8 @@ class MapDistribution(BernoulliDistribution):
     """A Bernoulli distribution for every cell of `[*parts, H, W]`.
 
     Args:
-        channels: of the map it is read from.
-        shape: of the action.
+        channels: channels of the map that is read.
+        shape: shape of the action.
     """
 
     def __init__(self, channels: int, shape: tuple[int, ...]) -> None:
@@ -260,7 +260,7 @@ class PlaceDistribution(MultiCategoricalDistribution):
     """Categorical choices, the last of which is a cell of a map.
 
     Args:
-        channels: of the map it is read from.
+        channels: channels of the map that is read.
         choices: number of choices of each part; the last is the number of cells.
     """
 
@@ -276,14 +276,14 @@ def map_distribution(
     space: spaces.Space,  # type: ignore[type-arg]
     grid: tuple[int, int, int] | None,
 ) -> Distribution | None:
-    """The distribution over `space`, if it is a map, or a place on one, of the size of a memory's `grid`.
+    """The distribution over an action space that is a map of the size of `grid`, or ends with a cell of such a map.
 
     Args:
-        space: of actions.
-        grid: `(C, H, W)`; None: the memory has no map.
+        space: the action space.
+        grid: shape of the memory's map, `(C, H, W)`; None: the memory has no map.
 
     Returns:
-        None if they do not match.
+        None for other action spaces.
     """
     if grid is None:
         return None
@@ -303,7 +303,7 @@ def unchecked(distribution: Distribution) -> Distribution:
         return MultiCategoricalDistribution(list(distribution.action_dims))
     if isinstance(distribution, sb3.BernoulliDistribution):
         return BernoulliDistribution(distribution.action_dims)
-    assert isinstance(distribution, sb3.DiagGaussianDistribution), "no other is used here"
+    assert isinstance(distribution, sb3.DiagGaussianDistribution)
     return GaussianDistribution(distribution.action_dim)
 
 
@@ -316,7 +316,7 @@ def flattened(space: spaces.Space) -> spaces.Space:  # type: ignore[type-arg]
     return space
 
 
-class ActionNumbers:
+class ActionConverter:
     """Converts between the action values of the policy's distributions and of the environment.
 
     Distributions count choices from 0, an environment from its space's `start`. Continuous actions have bounds that the
@@ -364,7 +364,7 @@ def check_action_space(space: spaces.Space[Any]) -> None:
     Raises:
         ValueError: there is no distribution; the message says what to do.
     """
-    if not isinstance(space, PLAIN):
+    if not isinstance(space, AGENT_SPACES):
         raise ValueError(
             f"the action space is {short(space)}; expected Box, Discrete, MultiDiscrete or MultiBinary: "
             "rewrite it with gymnasium.wrappers.TransformAction"
@@ -372,8 +372,8 @@ def check_action_space(space: spaces.Space[Any]) -> None:
     if isinstance(space, spaces.Box) and not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
         raise ValueError(
             f"the action space {short(space)} has no bounds; expected finite ones: "
-            "set them with gymnasium.wrappers.TransformAction, and leave out ClipAction, which takes them away: the "
-            "agent's actions are clipped to them"
+            "set them with gymnasium.wrappers.TransformAction, without ClipAction, which removes them; the agent's "
+            "actions are clipped to the bounds"
         )
     if 0 in (space.shape or ()):
         raise ValueError(f"the action space {short(space)} is empty; expected at least one choice")

@@ -52,7 +52,7 @@ class ValueNorm(nn.Module):
 
         Args:
             mean, variance: of the new returns (population variance), `[]`.
-            samples: how many they are.
+            samples: number of new returns.
             head: the critic's head. It is rescaled so that its values do not change (PopArt), except at the first
                 update.
         """
@@ -76,7 +76,7 @@ class ObsNorm(nn.Module):
     """Running mean and variance of every number in an observation's `Box` entries, except images.
 
     Other entries (choices, bits) pass unchanged. Normalised numbers are clipped to ±`CLIP`, which also bounds the
-    first rollout, of which no statistics exist yet.
+    first rollout, for which there are no statistics yet.
 
     Args:
         space: of one observation.
@@ -120,7 +120,7 @@ class ObsNorm(nn.Module):
         """Updates the moments with new observations (Chan et al. 1979, eq. 2.1).
 
         Args:
-            found: mean and population variance by entry, each `[*shape]`, and of how many observations they are.
+            found: mean and population variance by entry, each `[*shape]`, and the number of observations.
         """
         total = self.count
         for index, name in enumerate(self.names):
@@ -135,18 +135,18 @@ class ObsNorm(nn.Module):
 
 
 def exchange_value_norm(weights: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A policy's `weights` for one whose state is `own`, with or without a `ValueNorm` as that has it.
+    """Converts a policy's `weights` for a policy with the weights `own`, of which only one has a `ValueNorm`.
 
-    Statistics without a place in `own` are folded into the critic's head, so that values do not change; missing ones
-    are taken from `own`.
+    Statistics that `own` lacks are folded into the critic's head, so that values do not change; statistics that
+    `weights` lacks are taken from `own`.
     """
     prefix, head = "value_norm.", "value_net."
-    there, here = ({name for name in state if name.startswith(prefix)} for state in (weights, own))
-    if there == here:
+    loaded, wanted = ({name for name in state if name.startswith(prefix)} for state in (weights, own))
+    if loaded == wanted:
         return weights
-    taken = {name: value for name, value in weights.items() if name not in there} | {name: own[name] for name in here}
-    if there and {f"{head}weight", f"{head}bias"} <= set(weights):
+    merged = {name: weights[name] for name in weights if name not in loaded} | {name: own[name] for name in wanted}
+    if loaded and {f"{head}weight", f"{head}bias"} <= set(weights):
         mean, std = weights[f"{prefix}mean"], weights[f"{prefix}std"]
-        taken[f"{head}weight"] = weights[f"{head}weight"] * std
-        taken[f"{head}bias"] = weights[f"{head}bias"] * std + mean
-    return taken
+        merged[f"{head}weight"] = weights[f"{head}weight"] * std
+        merged[f"{head}bias"] = weights[f"{head}bias"] * std + mean
+    return merged

@@ -25,9 +25,9 @@ from policies.text import WIDTH, is_text, text_features, text_rows
 Array = np.ndarray[Any, np.dtype[Any]]
 Obs = Tensor | dict[str, Tensor]
 
-SYMBOLS = 16
+MAX_SYMBOL_SIDE = 16
 """Images with at most this many pixels per side are read as grids of symbols."""
-PLAIN = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+AGENT_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
 
 class Layout:
@@ -47,7 +47,7 @@ class Layout:
     """The flat space, in the order of the environment's."""
 
     def __init__(self, space: spaces.Space[Any]) -> None:
-        kept: list[tuple[str, tuple[Any, ...], spaces.Space[Any]]] = []
+        entries: list[tuple[str, tuple[Any, ...], spaces.Space[Any]]] = []
         left_out: list[str] = []
         self.texts: set[str] = set()
         for path, entry in _leaves(space, ()):
@@ -55,7 +55,7 @@ class Layout:
             if _is_text_space(entry):
                 self.texts.add(name)
                 entry = spaces.Box(-np.inf, np.inf, (WIDTH,), np.float32)
-            if not isinstance(entry, PLAIN):
+            if not isinstance(entry, AGENT_SPACES):
                 raise ValueError(
                     f"{_place(name)} is {short(entry)}, which has no fixed size; expected Box, Discrete, "
                     "MultiDiscrete, MultiBinary, or a Dict or Tuple of them: leave it out with "
@@ -64,16 +64,17 @@ class Layout:
             if isinstance(entry, spaces.Box) and 0 in entry.shape:
                 left_out.append(f"{_place(name)} ({type(entry).__name__})")
             else:
-                kept.append((name, path, entry))
-        names = [name for name, _, _ in kept]
-        if twice := {name for name in names if names.count(name) > 1}:
-            raise ValueError(f"two entries of the observation are called {twice.pop()!r} when flattened: rename one")
-        if not kept:
+                entries.append((name, path, entry))
+        names = [name for name, _, _ in entries]
+        if duplicates := {name for name in names if names.count(name) > 1}:
+            name = duplicates.pop()
+            raise ValueError(f"two entries of the observation are called {name!r} when flattened: rename one")
+        if not entries:
             raise ValueError(f"the observation space {short(space)} is empty; expected at least one number")
         _warn_once([f"{entry} is left out: no encoder reads it" for entry in left_out])
-        self.paths = {name: path for name, path, _ in kept}
-        self.transposed = {name for name, _, entry in kept if has_channels_last(entry)}
-        flat = [(name, _channels_first(entry) if name in self.transposed else entry) for name, _, entry in kept]
+        self.paths = {name: path for name, path, _ in entries}
+        self.transposed = {name for name, _, entry in entries if has_channels_last(entry)}
+        flat = [(name, _channels_first(entry) if name in self.transposed else entry) for name, _, entry in entries]
         self.is_dict = isinstance(space, (spaces.Dict, spaces.Tuple))
         self.space = spaces.Dict(flat) if self.is_dict else flat[0][1]
 
@@ -91,7 +92,7 @@ class Layout:
 
 
 def arrays_of(observation: Any, space: spaces.Space[Any]) -> tuple[Array | dict[str, Array], bool]:
-    """The input of `predict` as a batch, and whether it was one.
+    """The input of `predict` as a batch, and whether it already was a batch.
 
     Args:
         observation: of one environment or several; nested or flat; a `Dict`'s entries in any order, possibly with extra
@@ -195,12 +196,15 @@ def _number(obs: Tensor) -> Tensor:
 
 def is_symbols(space: spaces.Space[Any]) -> bool:
     """Whether an image is small enough for its values to be read as symbols, as in MiniGrid (0..10)."""
-    return is_image_space(space) and max(space.shape[1:]) <= SYMBOLS  # type: ignore[index]
+    return is_image_space(space) and max(space.shape[1:]) <= MAX_SYMBOL_SIDE  # type: ignore[index]
 
 
 def has_channels_last(space: spaces.Space[Any]) -> bool:
-    """Whether an image is `[H, W, C]`: a size of 1, 3 or 4 is the channels; else two equal sizes are not; else the
-    smallest is."""
+    """Whether an image is `[H, W, C]`.
+
+    A size of 1, 3 or 4 is taken as the channels; otherwise the size that differs from two equal ones; otherwise the
+    smallest.
+    """
     if not is_image_space(space):
         return False
     first, second, last = space.shape  # type: ignore[misc]
@@ -266,13 +270,13 @@ def short(space: spaces.Space[Any]) -> str:
     return words if len(words) <= 100 else f"{words[:99]}…"
 
 
-_said: set[str] = set()
+_warned: set[str] = set()
 
 
 def _warn_once(lines: list[str]) -> None:
     for line in lines:
-        if line not in _said:
-            _said.add(line)
+        if line not in _warned:
+            _warned.add(line)
             warnings.warn(line, stacklevel=3)
 
 
@@ -281,14 +285,18 @@ def _is_text_space(space: spaces.Space[Any]) -> bool:
         return True
     if type(space).__module__.startswith("gymnasium."):
         return False
-    try:  # MiniGrid has a space of its own for its missions
+    try:  # MiniGrid's missions have their own space class
         return isinstance(copy.deepcopy(space).sample(), str)
     except Exception:  # third-party code: if it raises, it is not text
         return False
 
 
 def _in_range(array: Array, name: str, space: spaces.Space[Any], least: Any, most: Any) -> None:
-    """Without it, one-hot encoding fails with a message that names no entry, or rounds."""
+    """Checks that numbers are integers in `least` ... `most`; the error of one-hot encoding would not name the entry.
+
+    Raises:
+        ValueError: a value is outside, fractional or not a number.
+    """
     if array.dtype.kind not in "biuf":
         raise ValueError(f"{_place(name)} is of {array.dtype}, expected numbers")
     wrong = (array < least) | (array > most) | (array != np.floor(array))

@@ -70,8 +70,8 @@ class Registry(Generic[Base]):
         owners += [entry.value for entry in offered if entry.value not in owners]
         if len(owners) > 1:
             others = " and ".join(owners[1:])
-            said = f"the {self.kind} {name!r} is {owners[0]}; {others} offers the same name: ignored"
-            warnings.warn(said, stacklevel=3)
+            message = f"the {self.kind} {name!r} is {owners[0]}; {others} offers the same name: ignored"
+            warnings.warn(message, stacklevel=3)
         if name in self.classes:
             return self.classes[name]
         if offered:

@@ -17,10 +17,10 @@ from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
 from policies.action_masks import as_masks, masked
-from policies.encoders import QueryEncoder, encoder_for, naming_encoder, shape_of, try_encoder
+from policies.encoders import QueryEncoder, encoder_errors_named, encoder_for, shape_of, try_encoder
 from policies.heads import (
+    ActionConverter,
     ActionEvaluation,
-    ActionNumbers,
     CategoricalDistribution,
     ChoiceDistribution,
     Decision,
@@ -60,7 +60,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         net_arch: hidden layers between the memory and the heads, as SB3 writes them. None: SB3's two 64-unit layers
             for `identity`, so that the memoryless agent is a fair one, and no layer for the others.
         activation_fn: activation of those layers.
-        ortho_init: orthogonal initialisation of extractor, layers and heads; the memory initialises itself.
+        ortho_init: orthogonal initialisation of extractor, layers and heads, but not of the memory.
         log_std_init: initial log standard deviation of continuous actions.
         features_extractor_class: None: by the observation space and the memory, see `policies.encoders.encoder_for`.
         features_extractor_kwargs: its arguments.
@@ -69,6 +69,8 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         optimizer_class: a torch optimiser.
         optimizer_kwargs: its arguments without the learning rate; None: for Adam `eps` of 1e-5, as in SB3, and torch's
             fused step.
+        normalize_values: learn values in standard deviations of the returns (`ValueNorm`).
+        normalize_obs: normalise observations by their running mean and variance (`ObsNorm`).
     """
 
     memory: Memory
@@ -128,7 +130,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         self.value_norm = ValueNorm() if normalize_values else None
         self.obs_norm = ObsNorm(observation_space) if normalize_obs else None
         keep_symbols = getattr(self.features_extractor, "takes_symbols", False)
-        self.actions = ActionNumbers(action_space)
+        self.actions = ActionConverter(action_space)
         """Converts between the distributions' actions and the environment's."""
         self.prepare = preparation(observation_space, normalize_images, keep_symbols)
         """Converts observations to floats."""
@@ -136,7 +138,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
             try_encoder(self.features_extractor, observation_space, self.prepare)
 
     def make_features_extractor(self) -> BaseFeaturesExtractor:
-        with naming_encoder(self.features_extractor_class, self.observation_space):
+        with encoder_errors_named(self.features_extractor_class, self.observation_space):
             encoder = super().make_features_extractor()
             _ = encoder.features_dim  # an error names the encoder
             return encoder
@@ -160,7 +162,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         )
 
     def use_reference_implementations(self) -> None:
-        """Leave the fast forms of memory, heads and optimiser for the equations, which differ by rounding only."""
+        """Replaces the fast forms of memory, heads and optimiser by the equations; results differ only by rounding."""
         self.memory.use_fast_form(False)
         if isinstance(self.action_dist, ChoiceDistribution):
             self.action_dist = CategoricalDistribution(self.action_dist.action_dim)
@@ -202,8 +204,8 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         asked = [{name: query.view(*shape, *query.shape[1:]) for name, query in each.items()} for each in queries]
         return self.segments.unroll(x.view(*shape, *x.shape[1:]), starts, state, resets, *asked)
 
-    # In all that follows, `grid` is the map a memory gave beside its vector: `[B, C, H, W]`, or `[T, B, C, H, W]`.
-    # `mask` says which choices are valid (`policies.action_masks`): `[B, choices]`, or `[T, B, choices]`; None: all.
+    # Arguments of the following methods. `grid`: the memory's map output, `[B, C, H, W]` or `[T, B, C, H, W]`. `mask`:
+    # the valid choices (`policies.action_masks`), `[B, choices]` or `[T, B, choices]`; None: all are valid.
 
     def act(
         self, latent: Tensor, deterministic: bool = False, grid: Tensor | None = None, mask: Tensor | None = None
@@ -230,14 +232,14 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         if mask is not None:
             numbers = masked(numbers, mask.flatten(0, -2), self.action_space)
         spread = (self.log_std,) if isinstance(self.action_space, spaces.Box) else ()
-        # of its own: one that stayed in the policy would keep the graph, and a policy with a graph cannot be copied
+        # a copy: if the policy's own distribution held the graph, the policy could not be deep-copied
         return copy.copy(self.action_dist).proba_distribution(numbers, *spread)
 
     def _log_prob(self, distribution: Distribution, action: Tensor, each: bool = False) -> Tensor:
-        if action.dim() > 2:  # SB3's distributions take one row of numbers for an action of any shape
+        if action.dim() > 2:  # SB3's distributions expect `[B, n]`
             action = action.flatten(1)
         if isinstance(distribution, BernoulliDistribution):
-            action = action.to(distribution.distribution.logits.dtype)  # torch's Bernoulli takes no whole numbers
+            action = action.to(distribution.distribution.logits.dtype)  # torch's Bernoulli needs floats
         if each and isinstance(distribution, MultiCategoricalDistribution):
             return distribution.log_prob_of_each(action)
         return distribution.log_prob(action)
@@ -250,7 +252,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         distribution = self._distribution(latent, grid, mask)
         log_prob = self._log_prob(distribution, action.flatten(0, 1))
         entropy = distribution.entropy()
-        assert entropy is not None, "only squashed distributions have no entropy, and none is used here"
+        assert entropy is not None, "only squashed distributions have no entropy; none is used here"
         return ActionEvaluation(
             self.value(latent.flatten(0, -2)).view(shape), log_prob.view(shape), entropy.view(shape)
         )
@@ -278,8 +280,10 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
     def action_probabilities(
         self, latent: Tensor, grid: Tensor | None = None, mask: Tensor | None = None
     ) -> Tensor | None:
-        """`[B, n]` for `Discrete` actions, `[B, n]` (each a probability of 1) for `MultiBinary`; None for others. With
-        outputs `[T, B, F]`, B is T · B."""
+        """Probabilities of `Discrete` choices, or of 1 for each bit of `MultiBinary`, `[B, n]`; None for other actions.
+
+        With outputs `[T, B, F]`, `[T · B, n]`.
+        """
         return getattr(self._distribution(latent, grid, mask).distribution, "probs", None)
 
     def encode(self, obs: Obs) -> tuple[Any, ...]:
@@ -335,7 +339,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         Raises:
             ValueError: an entry of the observation is missing, of another shape or NaN; the state or `episode_start` is
                 of another number of environments; a mask is of another shape, or allows nothing.
-            TypeError: the state is not one.
+            TypeError: the state is not a dictionary.
         """
         self.set_training_mode(False)
         obs, vectorized = self.obs_to_tensor(observation)
@@ -392,8 +396,8 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         return self._distribution(step.output, step.grid, action_masks)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        taken = inspect.signature(type(self).__init__).parameters  # SB3's has more, for exploration we do not have
-        given = {name: value for name, value in super()._get_constructor_parameters().items() if name in taken}
+        own = inspect.signature(type(self).__init__).parameters  # without SB3's arguments for exploration
+        arguments = {name: value for name, value in super()._get_constructor_parameters().items() if name in own}
         memory = {"memory": self.memory_name, "memory_kwargs": self.memory_kwargs}
         norms = {"normalize_values": self.value_norm is not None, "normalize_obs": self.obs_norm is not None}
-        return {**given, **memory, **norms, "bptt_segment": self.bptt_segment}
+        return {**arguments, **memory, **norms, "bptt_segment": self.bptt_segment}

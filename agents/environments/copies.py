@@ -49,7 +49,7 @@ class CopyObservation(gym.Wrapper[Any, Any, Any, Any]):
                 ) from error
             raise
         if not isinstance(given, tuple) or len(given) != 2:
-            raise ContractError(f"reset gave {_shown(given)}, expected an observation and a dictionary")
+            raise ContractError(f"reset returned {_shown(given)}, expected an observation and a dictionary")
         obs, info = given
         return self._checked_copy("reset", obs, info), info
 
@@ -57,14 +57,14 @@ class CopyObservation(gym.Wrapper[Any, Any, Any, Any]):
         given: Any = self.env.step(action)
         if not isinstance(given, tuple) or len(given) != 5:
             expected = "5: observation, reward, terminated, truncated, info"
-            raise ContractError(f"step gave {_shown(given)}, expected {expected}")
+            raise ContractError(f"step returned {_shown(given)}, expected {expected}")
         obs, reward, terminated, truncated, info = given
         obs = self._checked_copy("step", obs, info)
         if type(reward) is not float and not isinstance(reward, (np.floating, np.integer)):
             reward = _number(reward)
         for name, end in (("terminated", terminated), ("truncated", truncated)):
             if not isinstance(end, (bool, np.bool_, int, np.integer)) and np.shape(end) != ():
-                raise ContractError(f"step gave {_shown(end)} as {name}, expected true or false")
+                raise ContractError(f"step returned {_shown(end)} as {name}, expected true or false")
         return obs, reward, terminated, truncated, info
 
     def _checked_copy(self, where: str, obs: Any, info: Any) -> Any:
@@ -79,7 +79,7 @@ class CopyObservation(gym.Wrapper[Any, Any, Any, Any]):
                 ) from error
             raise
         if not isinstance(info, dict):
-            raise ContractError(f"{where} gave {_shown(info)} as info, expected a dictionary")
+            raise ContractError(f"{where} returned {_shown(info)} as info, expected a dictionary")
         return copied
 
     def __getattr__(self, name: str) -> Any:
@@ -112,18 +112,18 @@ def _copied(where: str, name: str, obs: Any, space: gym.spaces.Space[Any]) -> An
     if isinstance(space, gym.spaces.Dict):
         if not isinstance(obs, Mapping):
             raise ContractError(
-                f"{where} gave {_shown(obs)} as {_noun(name)}, expected a dictionary with {', '.join(space)}"
+                f"{where} returned {_shown(obs)} as {_noun(name)}, expected a dictionary with {', '.join(space)}"
             )
         copied = {}
         for key, entry in space.items():
             path = f"{name}.{key}" if name else str(key)
             if key not in obs:
-                raise ContractError(f"{where} gave an observation without the entry {path!r} of its observation_space")
+                raise ContractError(f"{where} returned an observation without the entry {path!r} of its space")
             copied[key] = _copied(where, path, obs[key], entry)
         return copied
     if isinstance(space, gym.spaces.Tuple):
         if not isinstance(obs, (tuple, list)) or len(obs) != len(space):
-            raise ContractError(f"{where} gave {_shown(obs)} as {_noun(name)}, expected a tuple of {len(space)}")
+            raise ContractError(f"{where} returned {_shown(obs)} as {_noun(name)}, expected a tuple of {len(space)}")
         entries = enumerate(zip(obs, space, strict=True))
         return tuple(_copied(where, f"{name}.{i}" if name else str(i), each, entry) for i, (each, entry) in entries)
     if isinstance(space, gym.spaces.Discrete):
@@ -131,11 +131,11 @@ def _copied(where: str, name: str, obs: Any, space: gym.spaces.Space[Any]) -> An
         if numbers.size == 1:
             _check_whole_numbers(where, name, obs, space, int(space.start), int(space.start + space.n - 1))
             return space.dtype.type(numbers.item())
-        raise ContractError(f"{where} gave {_shown(obs)} as {_noun(name)}, expected an element of {_line(space)}")
+        raise ContractError(f"{where} returned {_shown(obs)} as {_noun(name)}, expected an element of {_line(space)}")
     if isinstance(space, (gym.spaces.Box, gym.spaces.MultiDiscrete, gym.spaces.MultiBinary)):
         return _array(where, name, obs, space)
     if isinstance(space, gym.spaces.Text) and not isinstance(obs, str):
-        raise ContractError(f"{where} gave {_shown(obs)} as {_noun(name)}, expected a text (str)")
+        raise ContractError(f"{where} returned {_shown(obs)} as {_noun(name)}, expected a text (str)")
     return copy.deepcopy(obs)
 
 
@@ -145,10 +145,12 @@ def _array(
     article = f"{'' if name else 'an '}{_noun(name)}"
     if np.shape(obs) != space.shape:
         found = f"{article} of shape {np.shape(obs)}" if np.shape(obs) else f"{_shown(obs)} as {_noun(name)}"
-        raise ContractError(f"{where} gave {found}, expected {space.shape} as its {'space' if name else SPACE} says")
+        raise ContractError(
+            f"{where} returned {found}, expected {space.shape} as its {'space' if name else SPACE} says"
+        )
     array = np.asarray(obs).copy()  # np.array(obs) warns about tensors
     if array.dtype.kind not in "biuf":
-        raise ContractError(f"{where} gave {article} of {array.dtype}, expected numbers")
+        raise ContractError(f"{where} returned {article} of {array.dtype}, expected numbers")
     if isinstance(space, gym.spaces.MultiDiscrete):
         _check_whole_numbers(where, name, obs, space, space.start, space.start + space.nvec - 1)
     if isinstance(space, gym.spaces.MultiBinary):
@@ -160,7 +162,7 @@ def _array(
         converted = array.astype(wanted)
     if (converted != array).any():
         wrong = array[converted != array].flat[0]
-        raise ContractError(f"{where} gave {article} with {wrong}, expected {wanted} as its space says")
+        raise ContractError(f"{where} returned {article} with {wrong}, expected {wanted} as its space says")
     return converted
 
 
@@ -169,7 +171,7 @@ def _check_whole_numbers(where: str, name: str, obs: Any, space: gym.spaces.Spac
     fit = numbers.dtype.kind in "biuf"
     if not fit or not ((numbers >= least) & (numbers <= most) & (numbers == np.floor(numbers))).all():
         found = numbers.tolist() if numbers.shape == space.shape and numbers.size <= 8 else obs
-        raise ContractError(f"{where} gave {_shown(found)} as {_noun(name)}, expected an element of {_line(space)}")
+        raise ContractError(f"{where} returned {_shown(found)} as {_noun(name)}, expected an element of {_line(space)}")
 
 
 def _noun(name: str) -> str:
@@ -196,7 +198,7 @@ def _number(reward: Any) -> float:
             raise ValueError
         return float(number.reshape(()))
     except (TypeError, ValueError, OverflowError):
-        raise ContractError(f"step gave {_shown(reward)} as reward, expected a number") from None
+        raise ContractError(f"step returned {_shown(reward)} as reward, expected a number") from None
 
 
 def _shown(value: Any) -> str:

@@ -73,12 +73,12 @@ class HostEnv(TensorEnv):
         return self._unnamed(tensors, self._obs), _only(tensors, "action_mask")
 
     @property
-    def visits(self) -> object:
-        """Counts resets, and steps that were not made by this adapter."""
+    def user_moves(self) -> int:
+        """Number of resets, and of steps that this adapter did not make."""
         return self.host.watch.moves - self._own_moves
 
-    @visits.setter
-    def visits(self, value: object) -> None:
+    @user_moves.setter
+    def user_moves(self, value: int) -> None:
         """Ignored: `host.watch` counts."""
 
     def observe(self) -> Obs:

@@ -31,18 +31,22 @@ class PackedMetrics(NamedTuple):
 
 
 def check_metrics(learner: type, metrics: Any) -> None:
-    """Checks the metrics that a learner gave.
+    """Checks the metrics that a learner returned.
 
     Raises:
         TypeError: one is not a tensor with a single number.
     """
     if not isinstance(metrics, dict):
         found = type(metrics).__name__
-        raise TypeError(f"{learner.__name__}.learn_from gave {found}, expected its metrics: a dictionary of tensors")
+        raise TypeError(
+            f"{learner.__name__}.learn_from returned {found}, expected its metrics: a dictionary of tensors"
+        )
     for name, metric in metrics.items():
         if not isinstance(metric, Tensor) or metric.shape:
             found = f"shape {tuple(metric.shape)}" if isinstance(metric, Tensor) else type(metric).__name__
-            raise TypeError(f"{learner.__name__} gave the metric {name!r} of {found}, expected a tensor of shape ()")
+            raise TypeError(
+                f"{learner.__name__} returned the metric {name!r} of {found}, expected a tensor of shape ()"
+            )
 
 
 def pack_metrics(model: TrainingEnv, metrics: dict[str, Tensor]) -> PackedMetrics:

@@ -54,8 +54,8 @@ class TrainingEnv(BaseAlgorithm):
     """`num_timesteps` before the rollout."""
     rollout_state: LearnerState
     """Observation, memory state and reset signal, carried from step to step."""
-    visits: object
-    """`TensorEnv.visits` after the learner's last step or reset; if it differs, user code moved the environments."""
+    user_moves: int
+    """`TensorEnv.user_moves` after the learner's last step or reset; it differs if user code moved them."""
     _tensor_env: TensorEnv | None
 
     @property
@@ -107,14 +107,14 @@ class TrainingEnv(BaseAlgorithm):
 
     def env_was_moved(self) -> bool:
         """Whether user code has reset or stepped the environments, in a callback or between two calls."""
-        return bool(self.tensor_env.visits != self.visits)
+        return bool(self.tensor_env.user_moves != self.user_moves)
 
     def begin_episodes(self) -> None:
         """Starts new episodes at the environments' current observations, with a reset memory."""
         starts = torch.ones(self.n_envs, dtype=torch.bool, device=self.device)
         memory = self.policy.initial_state(self.n_envs)
         self.rollout_state = LearnerState(self.tensor_env.observe(), memory, starts, may_start=True)
-        self.visits = self.tensor_env.visits
+        self.user_moves = self.tensor_env.user_moves
         self.episodes.clear()
 
     def abort_episodes(self, t: int) -> None:

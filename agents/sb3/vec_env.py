@@ -146,7 +146,7 @@ class TensorVecEnv(_Counted):
 
     def step_wait(self) -> VecEnvStepReturn:
         action = torch.as_tensor(self._pop_action(), device=self.tensor_env.device)
-        self.tensor_env.visits = object()
+        self.tensor_env.user_moves += 1
         obs, reward, terminated, truncated, info = self.tensor_env.step(action)
         rewards = reward.cpu().numpy()
         self._count(rewards)

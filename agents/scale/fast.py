@@ -48,7 +48,7 @@ def prepare(policy: MemoryActorCriticPolicy, fast: str, precision: str, sequence
                 "precision is 'bf16', which needs whole sequences and fast forms: expected PPO, or supervised in an "
                 "environment whose observations do not depend on actions"
             )
-        if not policy.memory.take_bf16():
+        if not policy.memory.use_bf16():
             raise ValueError(f"precision is 'bf16', but {policy.memory_name} does not support it on {policy.device}")
     if fast == "off":
         policy.use_reference_implementations()

@@ -39,7 +39,7 @@ def try_step(memory: Memory, input_size: int | tuple[int, ...]) -> None:
             for entry, value in state.items():
                 if value.is_floating_point() and value.dtype != memory.dtype:
                     raise TypeError(
-                        f"{name}.initial_state gave {entry!r} of {value.dtype} for a memory of {memory.dtype}, "
+                        f"{name}.initial_state returned {entry!r} of {value.dtype} for a memory of {memory.dtype}, "
                         "expected tensors made with dtype=self.dtype, device=self.device"
                     ) from error
             raise
@@ -70,38 +70,38 @@ def _check_result(name: str, memory: Memory, step: Any, before: State) -> None:
     """Checks what a step returned; `before` is the state before it."""
     if not isinstance(step, MemoryStep):
         raise TypeError(
-            f"{name}.forward gave a {type(step).__name__}, expected MemoryStep(output=..., state=..., losses={{}}) of "
-            "policies.memories.contract"
+            f"{name}.forward returned a {type(step).__name__}, expected MemoryStep(output=..., state=..., losses={{}}) "
+            "of policies.memories.contract"
         )
     if step.output.shape != (BATCH, memory.output_size):
         raise TypeError(
-            f"{name}.forward gave an output of shape {tuple(step.output.shape)} for {BATCH} environments, expected "
+            f"{name}.forward returned an output of shape {tuple(step.output.shape)} for {BATCH} environments, expected "
             f"{(BATCH, memory.output_size)}, as output_size says"
         )
     _check_state(f"{name}.forward", step.state)
     theirs, ours = ({entry: tuple(value.shape) for entry, value in each.items()} for each in (step.state, before))
     if theirs != ours:
-        raise TypeError(f"{name}.forward gave the state {theirs}, expected {ours}, as initial_state gives it")
+        raise TypeError(f"{name}.forward returned the state {theirs}, expected {ours}, as initial_state gives it")
     _check_tensors(f"{name}.forward", "losses", step.losses)
 
 
 def _check_state(where: str, state: Any) -> None:
     if not isinstance(state, dict):
-        raise TypeError(f"{where} gave a state of {type(state).__name__}, expected a dictionary of tensors")
+        raise TypeError(f"{where} returned a state of {type(state).__name__}, expected a dictionary of tensors")
     for entry, value in state.items():
         if not isinstance(value, Tensor):
-            raise TypeError(f"{where} gave {entry!r} of {type(value).__name__}, expected a tensor, batch first")
+            raise TypeError(f"{where} returned {entry!r} of {type(value).__name__}, expected a tensor, batch first")
         if value.shape[:1] != (BATCH,):
             raise TypeError(
-                f"{where} gave {entry!r} of shape {tuple(value.shape)} for {BATCH} environments, expected the batch "
-                f"first: ({BATCH}, ...)"
+                f"{where} returned {entry!r} of shape {tuple(value.shape)} for {BATCH} environments, expected the "
+                f"batch first: ({BATCH}, ...)"
             )
 
 
 def _check_tensors(where: str, what: str, found: Any) -> None:
     """Checks losses or metrics: tensors by name."""
     if not isinstance(found, dict):
-        raise TypeError(f"{where} gave {what} of {type(found).__name__}, expected a dictionary of tensors")
+        raise TypeError(f"{where} returned {what} of {type(found).__name__}, expected a dictionary of tensors")
     for entry, value in found.items():
         if not isinstance(value, Tensor):
-            raise TypeError(f"{where} gave {entry!r} of {type(value).__name__}, expected a tensor [B]")
+            raise TypeError(f"{where} returned {entry!r} of {type(value).__name__}, expected a tensor [B]")

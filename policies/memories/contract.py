@@ -156,9 +156,9 @@ class Memory(nn.Module):
             return form.record(state, expected_steps)
         return Recording(self, state)
 
-    def take_bf16(self) -> bool:
-        """Makes `unroll` multiply in bfloat16, and only `unroll`; returns False if that is not supported."""
-        return self.fast and self._fast_form is not None and self._fast_form.take_bf16()
+    def use_bf16(self) -> bool:
+        """Makes `unroll`, but not `step`, multiply in bfloat16; returns whether that is supported."""
+        return self.fast and self._fast_form is not None and self._fast_form.use_bf16()
 
 
 class FastForm:
@@ -208,6 +208,6 @@ class FastForm:
         """As `Memory.record`. By default the steps run without a graph and one `unroll` replays them."""
         return ReplayedRecording(self.memory, state)
 
-    def take_bf16(self) -> bool:
-        """As `Memory.take_bf16`."""
+    def use_bf16(self) -> bool:
+        """As `Memory.use_bf16`."""
         return False

@@ -11,7 +11,7 @@ from policies.memories.registry import register_memory
 from policies.memories.time.recording import Recording
 
 
-class Whole(FastForm):
+class IdentityForm(FastForm):
     """Returns the inputs of a sequence as its outputs."""
 
     def unroll(self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None) -> Unrolled:
@@ -31,7 +31,7 @@ class Identity(Memory):
         input_size: F, width of the input; `output_size` is the same.
     """
 
-    fast_form = Whole
+    fast_form = IdentityForm
 
     def __init__(self, input_size: int) -> None:
         super().__init__()

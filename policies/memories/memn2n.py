@@ -15,7 +15,7 @@ from policies.memories.shared.episode_buffer import Episodes
 from policies.memories.shared.numbers import focus
 
 
-class AtOnce(FastForm):
+class MemN2NForm(FastForm):
     """Computes all steps together, because the memory contains only inputs.
 
     The history is read in chunks of `capacity` steps, so that time and memory are linear in T. Resets are masks; there
@@ -32,7 +32,7 @@ class AtOnce(FastForm):
         outputs, attention = [], torch.empty(0)
         for begin in range(0, length, size):
             chunk = slice(begin, min(begin + size, length))
-            band = _Band(by_entry[:, begin : chunk.stop + size], size)
+            band = _SequenceMemories(by_entry[:, begin : chunk.stop + size], size)
             output, attention = self.memory.read(questions[:, chunk], counts[:, chunk], band)
             outputs.append(output)
         new_state = {
@@ -78,7 +78,7 @@ class MemN2N(Memory):
         ValueError: a size is below 1, or tying is unknown.
     """
 
-    fast_form = AtOnce
+    fast_form = MemN2NForm
 
     def __init__(
         self,
@@ -117,7 +117,7 @@ class MemN2N(Memory):
 
     def forward(self, x: Tensor, state: State) -> MemoryStep:
         memories, count = state["memories"], state["count"].detach()
-        output, attention = self.read(x.unsqueeze(1), count.unsqueeze(1), _Same(memories))
+        output, attention = self.read(x.unsqueeze(1), count.unsqueeze(1), _StepMemories(memories))
         new_state = {
             "memories": torch.cat([x.unsqueeze(1), memories[:, :-1]], 1),
             "count": (count + 1).clamp(max=self.capacity),
@@ -125,7 +125,9 @@ class MemN2N(Memory):
         }
         return MemoryStep(output[:, 0], new_state, {})
 
-    def read(self, questions: Tensor, count: Tensor, memories: _Same | _Band) -> tuple[Tensor, Tensor]:
+    def read(
+        self, questions: Tensor, count: Tensor, memories: _StepMemories | _SequenceMemories
+    ) -> tuple[Tensor, Tensor]:
         """Runs all hops for n steps.
 
         The embeddings are applied to u and to the weighted mean of the memories, not to every memory:
@@ -165,7 +167,7 @@ class MemN2N(Memory):
         }
 
 
-class _Same:
+class _StepMemories:
     """The memories `[B, N, F]` of a single step, newest first."""
 
     def __init__(self, memories: Tensor) -> None:
@@ -180,7 +182,7 @@ class _Same:
         return torch.bmm(p, self.memories)
 
 
-class _Band(_Same):
+class _SequenceMemories(_StepMemories):
     """The memories of `n` steps: step t has rows t + N - 1 down to t of a history `[B, N + n, F]`.
 
     Products are computed with all N + n rows; the rows of each step lie in a band, which is gathered or scattered.

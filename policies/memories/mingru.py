@@ -15,7 +15,7 @@ from policies.memories.shared.pictures import vector_panel
 from policies.memories.time.scan import scan
 
 
-class Scanned(FastForm):
+class MinGRUScan(FastForm):
     """Computes each layer as a scan over all steps."""
 
     memory: MinGRU
@@ -55,7 +55,7 @@ class MinGRU(Memory):
         ValueError: a size is below 1.
     """
 
-    fast_form = Scanned
+    fast_form = MinGRUScan
 
     def __init__(
         self,

@@ -39,8 +39,8 @@ def current_arguments(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]
     """
     former = {old: new for old, new in FORMER.get(name, {}).items() if old in arguments}
     if former:
-        said = ", ".join(f"{old} is {new}" for old, (new, _) in former.items())
-        warnings.warn(f"memory {name!r}: arguments have new names: {said}", FutureWarning, stacklevel=3)
+        renamed_to = ", ".join(f"{old} is {new}" for old, (new, _) in former.items())
+        warnings.warn(f"memory {name!r}: arguments have new names: {renamed_to}", FutureWarning, stacklevel=3)
     renamed = {new: values.get(arguments[old], arguments[old]) for old, (new, values) in former.items()}
     return {key: value for key, value in arguments.items() if key not in former} | renamed
 

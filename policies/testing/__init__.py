@@ -20,13 +20,13 @@ Check = Callable[[MemoryCase], str | None]
 _ONE_STEP: list[Any] = [
     step.a_step_keeps_names_shapes_and_types,
     step.the_initial_state_is_the_same_for_every_entry_and_batch_size,
-    step.nothing_the_caller_holds_is_written_to,
-    step.batch_entries_do_not_know_of_each_other,
-    step.a_step_asks_nothing_of_the_device,
+    step.arguments_are_not_modified,
+    step.batch_entries_are_independent,
+    step.a_step_does_not_synchronise,
     step.panels_show_the_first_entry_and_change_with_it,
     step.metrics_are_a_number_for_each_entry,
     step.gradients_reach_every_parameter,
-    step.saved_and_loaded_it_is_the_same_memory,
+    step.a_loaded_memory_is_the_same,
 ]
 MEMORY_CHECKS: dict[str, Check] = {
     **{check.__name__: check for check in _ONE_STEP},

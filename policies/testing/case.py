@@ -28,7 +28,7 @@ class MemoryCase:
     options: dict[str, Any] = field(default_factory=dict)
     """Its arguments. Small sizes that all differ find most faults."""
     input_shape: tuple[int, ...] = (5,)
-    """Of one input without the batch: `(F,)`, or `(C, L)` or `(C, H, W)` of a grid."""
+    """Shape of one input without the batch: `(F,)`, or `(C, L)` or `(C, H, W)` of a grid."""
     learner: dict[str, Any] = field(default_factory=dict)
     """Arguments for the learning check, if `options` are too small to learn with."""
     updates: int = 200
@@ -36,24 +36,24 @@ class MemoryCase:
     floor: float = 0.9
     """Accuracy to reach at recalling the first of eight symbols; chance is 0.25."""
     ceiling: float = 1.0
-    """Accuracy not to exceed: 0.4 without memory."""
+    """Maximum accuracy; 0.4 for a memory that cannot remember."""
 
     @property
     def input_size(self) -> int | tuple[int, ...]:
         return self.input_shape[0] if len(self.input_shape) == 1 else self.input_shape
 
-    def made(self, options: dict[str, Any], seed: int = 0) -> Memory:
+    def make(self, options: dict[str, Any], seed: int = 0) -> Memory:
         torch.manual_seed(seed)
         if isinstance(self.memory, str):
             return make_memory(self.memory, input_size=self.input_size, **options)
-        maker: Any = self.memory
-        made = maker(self.input_size, **options)
-        expect(isinstance(made, Memory), f"{self.memory} is no Memory")
-        return made  # type: ignore[no-any-return]
+        cls: Any = self.memory
+        memory = cls(self.input_size, **options)
+        expect(isinstance(memory, Memory), f"{self.memory} is not a Memory")
+        return memory  # type: ignore[no-any-return]
 
     def build(self, dtype: torch.dtype = torch.float64, seed: int = 0) -> Memory:
         """The small memory in double precision, so that differences are not rounding errors."""
-        return self.made(self.options, seed).to(dtype)
+        return self.make(self.options, seed).to(dtype)
 
     def inputs(self, *sizes: int, dtype: torch.dtype = torch.float64, seed: int = 1) -> Tensor:
         """Random inputs `[*sizes, *input_shape]`."""
@@ -61,24 +61,21 @@ class MemoryCase:
         return torch.randn(*sizes, *self.input_shape, generator=generator, dtype=dtype)
 
     def used_state(self, memory: Memory, batch: int = BATCH) -> State:
-        """A state that has seen two steps, unlike the initial one."""
+        """The state after two steps."""
         with torch.no_grad():
             return unroll(memory, self.inputs(2, batch, seed=7), None, memory.initial_state(batch)).state
 
 
 def expect(condition: bool | Tensor, message: str) -> None:
-    """Raises:
-    ConformanceError: `condition` is false.
-    """
+    """Raises a `ConformanceError` with `message` if `condition` is false."""
     if not condition:
         raise ConformanceError(message)
 
 
 def expect_same(actual: dict[str, Tensor], expected: dict[str, Tensor], what: str) -> None:
-    """Requires two sets of tensors to be equal up to rounding in double precision; `what` is the start of the error
-    message."""
+    """Requires two sets of tensors to be equal up to rounding in double precision; `what` begins the error message."""
     only = sorted(actual.keys() ^ expected.keys())
-    expect(not only, f"{what}: {', '.join(only)} {'is' if len(only) == 1 else 'are'} there only once")
+    expect(not only, f"{what}: {', '.join(only)} {'is' if len(only) == 1 else 'are'} in only one of them")
     for key in expected:
         try:
             torch.testing.assert_close(actual[key], expected[key], rtol=1e-9, atol=1e-11)

@@ -12,7 +12,7 @@ from policies.memories.steps import detach, select
 from policies.memories.time.unroll import unroll
 from policies.testing.case import BATCH, LENGTH, MemoryCase, everything, expect, expect_same
 
-# What the contract says of one step
+# One step
 
 
 def a_step_keeps_names_shapes_and_types(case: MemoryCase) -> None:
@@ -43,26 +43,26 @@ def the_initial_state_is_the_same_for_every_entry_and_batch_size(case: MemoryCas
         expect(torch.equal(one[key].expand_as(many[key]), many[key]), f"initial state {key} differs between entries")
 
 
-def nothing_the_caller_holds_is_written_to(case: MemoryCase) -> None:
+def arguments_are_not_modified(case: MemoryCase) -> None:
     memory = case.build()
     for grad in (True, False):
         for state in (memory.initial_state(BATCH), case.used_state(memory)):
             xs, starts = case.inputs(LENGTH, BATCH), torch.ones(LENGTH, BATCH, dtype=torch.bool)
-            held = {"the input": xs, "starts": starts, **{f"state {key}": value for key, value in state.items()}}
-            held |= {**dict(memory.named_buffers()), **dict(memory.named_parameters())}
-            before = {key: value.clone() for key, value in held.items()}
+            arguments = {"the input": xs, "starts": starts, **{f"state {key}": value for key, value in state.items()}}
+            arguments |= {**dict(memory.named_buffers()), **dict(memory.named_parameters())}
+            before = {key: value.clone() for key, value in arguments.items()}
             with torch.set_grad_enabled(grad):
-                first, again = memory(xs[0], state), memory(xs[0], state)
+                first, second = memory(xs[0], state), memory(xs[0], state)
                 memory.unroll(xs, starts, state)
                 memory.unroll(xs, None, state)
-            for key, value in held.items():
+            for key, value in arguments.items():
                 expect(torch.equal(value, before[key]), f"{key} was changed in place")
-            same = torch.equal(first.output, again.output)
-            same = same and all(torch.equal(first.state[key], again.state[key]) for key in state)
-            expect(same, "the same step, twice from the same state, gives two different results")
+            same = torch.equal(first.output, second.output)
+            same = same and all(torch.equal(first.state[key], second.state[key]) for key in state)
+            expect(same, "two equal steps from the same state return different results")
 
 
-def batch_entries_do_not_know_of_each_other(case: MemoryCase) -> None:
+def batch_entries_are_independent(case: MemoryCase) -> None:
     memory = case.build()
     state, xs = case.used_state(memory), case.inputs(LENGTH, BATCH)
     starts = torch.rand(LENGTH, BATCH, generator=torch.Generator().manual_seed(5)) < 0.3
@@ -78,11 +78,11 @@ def batch_entries_do_not_know_of_each_other(case: MemoryCase) -> None:
     expect_same(
         {"outputs": disturbed.outputs[:, 1:], **select(disturbed.state, slice(1, None))},
         {"outputs": result.outputs[:, 1:], **select(result.state, slice(1, None))},
-        "entries beside one whose input changed",
+        "other entries than the one whose input changed",
     )
 
 
-class NoAnswers(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class NoHostReads(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Fails on any synchronisation with the device: `.item()`, `float(x)`, `if x:`, `nonzero`."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
@@ -92,10 +92,10 @@ class NoAnswers(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-def a_step_asks_nothing_of_the_device(case: MemoryCase) -> None:
+def a_step_does_not_synchronise(case: MemoryCase) -> None:
     memory, x = case.build(), case.inputs(BATCH)
     state = case.used_state(memory)
-    with NoAnswers():  # type: ignore[no-untyped-call]
+    with NoHostReads():  # type: ignore[no-untyped-call]
         memory(x, state)
         unroll(memory, x[None], torch.ones(1, BATCH, dtype=torch.bool), state, [0])
 
@@ -111,7 +111,7 @@ def panels_show_the_first_entry_and_change_with_it(case: MemoryCase) -> str | No
     expect(panels.keys() == changed.keys(), f"panels are {sorted(panels)} at one step, {sorted(changed)} at another")
     for title, panel in panels.items():
         image, after = panel.image, changed[title].image
-        expect(not image.requires_grad and not after.requires_grad, f"panel {title} holds a graph: detach it")
+        expect(not image.requires_grad and not after.requires_grad, f"panel {title} has a graph: detach it")
         flat = image.dim() == 2 or (image.dim() == 3 and image.shape[2] == 3)
         expect(flat, f"panel {title} is {tuple(image.shape)}, expected [H, W] or [H, W, 3]")
         expect(image.isfinite().all(), f"panel {title} is not finite")
@@ -126,7 +126,7 @@ def panels_show_the_first_entry_and_change_with_it(case: MemoryCase) -> str | No
 def metrics_are_a_number_for_each_entry(case: MemoryCase) -> str | None:
     memory = case.build()
     state = case.used_state(memory)
-    with NoAnswers():  # type: ignore[no-untyped-call]
+    with NoHostReads():  # type: ignore[no-untyped-call]
         metrics = memory.metrics(state)
     if not metrics:
         return "it has no metrics"
@@ -139,7 +139,7 @@ def metrics_are_a_number_for_each_entry(case: MemoryCase) -> str | None:
     return None
 
 
-# What training needs
+# Training
 
 
 def gradients_reach_every_parameter(case: MemoryCase) -> None:
@@ -157,7 +157,7 @@ def gradients_reach_every_parameter(case: MemoryCase) -> None:
         expect(parameter.grad.count_nonzero() > 0, f"the gradient of {key} is zero")
 
 
-def saved_and_loaded_it_is_the_same_memory(case: MemoryCase) -> None:
+def a_loaded_memory_is_the_same(case: MemoryCase) -> None:
     memory, other = case.build(), case.build(seed=1)
     other.load_state_dict(memory.state_dict())
     xs = case.inputs(LENGTH, BATCH)
@@ -175,7 +175,7 @@ def it_learns_to_recall_the_first_symbol(case: MemoryCase) -> None:
     """
     symbols, length, batch, width = 4, 8, 32, case.input_shape[0]
     expect(width > symbols, f"input_shape is {case.input_shape}, but the learning check needs a width of 5 or more")
-    memory = case.made(case.learner or case.options)
+    memory = case.make(case.learner or case.options)
     head = nn.Linear(memory.output_size, symbols)
     optimizer = torch.optim.Adam([*memory.parameters(), *head.parameters()], lr=5e-3)
 

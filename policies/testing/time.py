@@ -22,14 +22,14 @@ RESETS: dict[str, list[int] | None] = {
 }
 
 
-def weigh(parts: dict[str, Tensor]) -> Tensor:
+def weighted_sum(parts: dict[str, Tensor]) -> Tensor:
     """A weighted sum of all entries, with a different weight for each."""
     generator = torch.Generator().manual_seed(3)
-    weighed = [(p * torch.randn(p.shape, generator=generator, dtype=p.dtype)).sum() for p in parts.values()]
-    return torch.stack(weighed).sum()
+    terms = [(p * torch.randn(p.shape, generator=generator, dtype=p.dtype)).sum() for p in parts.values()]
+    return torch.stack(terms).sum()
 
 
-def stepped_by_hand(memory: Memory, xs: Tensor, state: State, starts: Tensor | None) -> dict[str, Tensor]:
+def reference_loop(memory: Memory, xs: Tensor, state: State, starts: Tensor | None) -> dict[str, Tensor]:
     """Reference loop: a row that starts an episode gets the initial state."""
     outputs, losses, grids = [], [], []
     for t, x in enumerate(xs):
@@ -51,29 +51,29 @@ def recorded(
 ) -> dict[str, Tensor]:
     """By `Memory.record`, which acts step by step and is differentiated later."""
     recording = memory.record(state, expected_steps)
-    acted_on = []
+    acting_outputs = []
     for t, x in enumerate(xs):
         may_start = starts is not None and (steps is None or t in steps)
-        acted_on.append(recording.step(x, starts[t] if may_start and starts is not None else None).output.detach())
+        step = recording.step(x, starts[t] if may_start and starts is not None else None)
+        acting_outputs.append(step.output.detach())
     result = recording.unrolled()
-    expect_same(
-        {"outputs": torch.stack(acted_on)}, {"outputs": result.outputs.detach()}, "record: steps and their sequence"
-    )
+    acted, unrolled = {"outputs": torch.stack(acting_outputs)}, {"outputs": result.outputs.detach()}
+    expect_same(acted, unrolled, "record: steps and their sequence")
     return everything(result)
 
 
-def unrolling_is_stepping(case: MemoryCase, resets: str) -> None:
-    """The methods `step`, `unroll` and `record`, the function `unroll` and a hand-written loop agree, also backward."""
+def unroll_equals_steps(case: MemoryCase, resets: str) -> None:
+    """The methods `step`, `unroll` and `record`, the function `unroll` and a loop over steps agree, also backward."""
     memory, steps = case.build(), RESETS[resets]
     starts = None
     if steps != []:
         starts = torch.zeros(LENGTH, BATCH, dtype=torch.bool)
         starts[0, 1] = starts[4, 0] = starts[4, 1] = True
     ways: dict[str, Callable[[Tensor, State], dict[str, Tensor]]] = {
-        "a loop over steps": lambda xs, state: stepped_by_hand(memory, xs, state, starts),
+        "a loop over steps": lambda xs, state: reference_loop(memory, xs, state, starts),
         "record": lambda xs, state: recorded(memory, xs, state, starts, steps, 1),
-        "record with too little room": lambda xs, state: recorded(memory, xs, state, starts, steps, LENGTH - 2),
-        "record with more room": lambda xs, state: recorded(memory, xs, state, starts, steps, 2 * LENGTH),
+        "record with too few expected steps": lambda xs, state: recorded(memory, xs, state, starts, steps, LENGTH - 2),
+        "record with more expected steps": lambda xs, state: recorded(memory, xs, state, starts, steps, 2 * LENGTH),
         "the function unroll": lambda xs, state: everything(unroll(memory, xs, starts, state, steps)),
         "the method step": lambda xs, state: everything(unroll(memory, xs, starts, state, steps, step=memory.step)),
         "the method unroll": lambda xs, state: everything(memory.unroll(xs, starts, state, steps)),
@@ -85,42 +85,42 @@ def unrolling_is_stepping(case: MemoryCase, resets: str) -> None:
         results[name] = way(xs, state)
         leaves = {"xs": xs, **state, **dict(memory.named_parameters())}
         found = torch.autograd.grad(
-            weigh(results[name]), list(leaves.values()), allow_unused=True, materialize_grads=True
+            weighted_sum(results[name]), list(leaves.values()), allow_unused=True, materialize_grads=True
         )
         gradients[name] = dict(zip(leaves, found, strict=True))
     first = next(iter(ways))
     for name in ways:
-        what = f"{name} beside {first}, with resets {resets}"
+        what = f"{name} and {first}, with resets {resets}"
         expect_same(results[name], results[first], what)
         expect_same(gradients[name], gradients[first], f"gradients of {what}")
 
 
-def packed_is_separate(case: MemoryCase, starts: Tensor) -> None:
+def check_packed(case: MemoryCase, starts: Tensor) -> None:
     """An episode's results do not depend on earlier episodes in its row; `starts` is bool `[T, B]`."""
     (length, batch), memory = starts.shape, case.build()
     xs, state = case.inputs(length, batch), case.used_state(memory, batch)
     with torch.no_grad():
         packed = everything(memory.unroll(xs, starts, state))
         for b in range(batch):
-            alone = stepped_by_hand(memory, xs[:, b : b + 1], select(state, slice(b, b + 1)), starts[:, b : b + 1])
+            alone = reference_loop(memory, xs[:, b : b + 1], select(state, slice(b, b + 1)), starts[:, b : b + 1])
             for key, value in alone.items():
                 found = packed[key][b : b + 1] if key.startswith("state ") else packed[key][:, b : b + 1]
                 try:
                     torch.testing.assert_close(found, value)
                 except AssertionError as error:
                     why = " ".join(str(error).split())
-                    begins = starts[:, b].nonzero().flatten().tolist()
-                    expect(False, f"{key} of row {b}, whose episodes start at {begins}, is not what it is alone: {why}")
+                    row = f"row {b}, whose episodes start at {starts[:, b].nonzero().flatten().tolist()},"
+                    expect(False, f"{key} of {row} differs from its result alone: {why}")
 
 
 def packed_episodes_are_separate_episodes(case: MemoryCase) -> None:
     generator = torch.Generator().manual_seed(11)
     for length, batch in ((1, 1), (2, 3), (5, 2), (7, 3)):
         for share in (0.0, 0.3, 1.0):
-            packed_is_separate(case, torch.rand(length, batch, generator=generator) < share)
+            check_packed(case, torch.rand(length, batch, generator=generator) < share)
 
 
 TIME_CHECKS: dict[str, Any] = {
-    f"unrolling_is_stepping_with_resets_{name.replace(' ', '_')}": partial(unrolling_is_stepping, resets=name)
+    f"unroll_equals_steps_with_resets_{name.replace(' ', '_')}": partial(unroll_equals_steps, resets=name)
     for name in RESETS
 } | {"packed_episodes_are_separate_episodes": packed_episodes_are_separate_episodes}

@@ -234,11 +234,11 @@ class Wrong(BaseFeaturesExtractor):
     [
         (
             "width",
-            r"encoder Wrong gave float32 \(2, 5\) for 2 observations, expected float32 \(2, 6\), as its features_d",
+            r"encoder Wrong returned float32 \(2, 5\) for 2 observations, expected float32 \(2, 6\), as its features_d",
         ),
-        ("dims", r"encoder Wrong gave float32 \(2, 1, 6\) for 2 observations"),
-        ("type", r"encoder Wrong gave float64 \(2, 6\) for 2 observations"),
-        ("nothing", "encoder Wrong gave NoneType for 2 observations"),
+        ("dims", r"encoder Wrong returned float32 \(2, 1, 6\) for 2 observations"),
+        ("type", r"encoder Wrong returned float64 \(2, 6\) for 2 observations"),
+        ("nothing", "encoder Wrong returned NoneType for 2 observations"),
         ("input", r"encoder Wrong fails on the observations Box.*: RuntimeError: mat1 and mat2 shapes cannot be mult"),
     ],
 )

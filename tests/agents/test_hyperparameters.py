@@ -176,9 +176,9 @@ def test_a_constructor_that_adds_nothing_is_fine(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("metrics", "message"),
     [
-        (None, "Odd.learn_from gave NoneType, expected its metrics: a dictionary of tensors"),
-        ({"train/odd": 3.0}, r"Odd gave the metric 'train/odd' of float, expected a tensor of shape \(\)"),
-        ({"train/odd": torch.zeros(3)}, r"Odd gave the metric 'train/odd' of shape \(3,\), expected a tensor of"),
+        (None, "Odd.learn_from returned NoneType, expected its metrics: a dictionary of tensors"),
+        ({"train/odd": 3.0}, r"Odd returned the metric 'train/odd' of float, expected a tensor of shape \(\)"),
+        ({"train/odd": torch.zeros(3)}, r"Odd returned the metric 'train/odd' of shape \(3,\), expected a tensor of"),
     ],
 )
 @pytest.mark.parametrize("base", [PPO, A2C])

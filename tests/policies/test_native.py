@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from policies.native import compiler as native
+from policies.native.loops import MAX_LAYERS, struct
 
 COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
 pytestmark = pytest.mark.skipif(COMPILER is None or os.name != "posix", reason="there is no C compiler")
@@ -170,3 +171,27 @@ def test_what_a_killed_build_left_is_removed_later(source: Path, tmp_path: Path)
 def test_every_loop_compiles(file: Path, dtype: torch.dtype) -> None:
     """Elsewhere a memory whose loop does not is only slower, and its tests are skipped."""
     assert native.library(file, dtype) is not None
+
+
+def test_a_struct_is_read_from_its_c_file(tmp_path: Path) -> None:
+    """Numbers, pointers and lists, in their order; C computes the same size."""
+    file = tmp_path / "tape.c"
+    file.write_text(
+        f"#include <stdint.h>\n#define MAX_LAYERS {MAX_LAYERS}\n"
+        "typedef struct { int x; } Other;\n"
+        "typedef struct {\n"
+        "    int64_t batch, size; /* B; n, even; and more */\n"
+        "    double decay;\n"
+        "    const uint8_t *starts;\n"
+        "    REAL *w[MAX_LAYERS], *out;\n"
+        "    int64_t sizes[MAX_LAYERS + 1];\n"
+        "} Tape;\n"
+        "int64_t NAME(size)(void) { return sizeof(Tape); }\n"
+    )
+    tape = struct(file)
+    assert [name for name, *_ in tape._fields_] == ["batch", "size", "decay", "starts", "w", "out", "sizes"]
+    filled = tape(2, 3, 0.5)
+    assert (filled.batch, filled.decay, filled.out, len(filled.w)) == (2, 0.5, None, MAX_LAYERS)
+    library = uncached(file, torch.float32)
+    library.size.restype = ctypes.c_int64
+    assert library.size() == ctypes.sizeof(tape)

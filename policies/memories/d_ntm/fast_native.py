@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from policies.native import loops
-from policies.native.compiler import library
 from policies.native.loops import Loops
 
 SOURCE = Path(__file__).with_name("fast_sequence.c")
@@ -45,22 +44,6 @@ class Sizes(NamedTuple):
     @property
     def heads(self) -> int:
         return self.reads + self.writes
-
-
-class _Tape(ctypes.Structure):
-    """The struct of the C file."""
-
-    _fields_ = [
-        *((name, ctypes.c_int64) for name in Sizes._fields),
-        ("decay", ctypes.c_double),
-        *((name, ctypes.c_void_p) for name in ("starts", "recurrent", "from_read", "interface")),
-        *((name, ctypes.c_void_p) for name in ("recurrent_bias", "bias", "addresses", "squares", "candidates_x")),
-        *((name, ctypes.c_void_p) for name in ("first_contents", "first_norms", "initial_contents", "initial_norms")),
-        *((name, ctypes.c_void_p) for name in ("gates", "n_hidden", "hidden_in", "read_in", "features", "parameters")),
-        *((name, ctypes.c_void_p) for name in ("contents", "norms", "w", "cosines", "usage", "d_features", "d_w")),
-        *((name, ctypes.c_void_p) for name in ("d_gates", "d_recurrent", "d_parameters", "d_candidates_x")),
-        *((name, ctypes.c_void_p) for name in ("d_contents", "d_addresses", "d_hidden", "d_read")),
-    ]
 
 
 class Weights(NamedTuple):
@@ -92,20 +75,18 @@ def transposed_padded(rows: Tensor, width: int) -> Tensor:
 
 def norms(contents: Tensor, squares: Tensor) -> Tensor:
     """1 / |[A(i); C(i)]|, `[B, padded]`, of contents `[B, word, padded]`; `squares`: |A(i)|², `[padded]`."""
-    functions = library(SOURCE, contents.dtype)
-    assert functions is not None
     result = contents.new_empty(len(contents), contents.shape[2])
     pointers = (ctypes.c_void_p(contents.data_ptr()), ctypes.c_void_p(squares.data_ptr()))
-    functions.norms(*pointers, *map(ctypes.c_int64, contents.shape), ctypes.c_void_p(result.data_ptr()))
+    loops.functions_of(SOURCE, contents).norms(
+        *pointers, *map(ctypes.c_int64, contents.shape), ctypes.c_void_p(result.data_ptr())
+    )
     return result
 
 
 def make_loops(sizes: Sizes, decay: float, weights: Weights, forward: bool, arrays: Mapping[str, Tensor]) -> Loops:
     """The loops over `arrays`, named as in the C struct, with the weights packed for the forward or backward pass."""
-    loops = Loops(SOURCE, weights.interface, _Tape(*sizes, decay), BLOCK)
-    loops.pack({name: getattr(weights, name) for name in ("recurrent", "from_read", "interface")}, forward)
-    loops.set(arrays)
-    return loops
+    packed = {name: getattr(weights, name) for name in ("recurrent", "from_read", "interface")}
+    return Loops(SOURCE, weights.interface, (*sizes, decay), BLOCK).pack(packed, forward).set(arrays)
 
 
 class NativeSequence(torch.autograd.Function):
@@ -137,31 +118,28 @@ class NativeSequence(torch.autograd.Function):
             return gates.new_empty(length + extra, sizes.batch, *shape)
 
         addresses = transposed_padded(weights.addresses, n)
+        squares, first = addresses.square().sum(0), transposed_padded(contents, n)
+        initial = first.new_zeros(1, sizes.word, n)
         arrays = {
             "addresses": addresses,
-            "squares": addresses.square().sum(0),
-            "first_contents": transposed_padded(contents, n),
-        }
-        arrays["initial_contents"] = arrays["first_contents"].new_zeros(1, sizes.word, n)
-        arrays |= {
-            f"{name}_norms": norms(arrays[f"{name}_contents"], arrays["squares"]) for name in ("first", "initial")
-        }
-        arrays |= {
+            "squares": squares,
+            "first_contents": first,
+            "first_norms": norms(first, squares),
+            "initial_contents": initial,
+            "initial_norms": norms(initial, squares),
             "gates": gates.clone(memory_format=torch.contiguous_format),
             "candidates_x": candidates_x.contiguous(),
-        }
-        arrays |= {
             "n_hidden": allocate(sizes.hidden),
             "features": allocate(sizes.hidden + read.shape[1]),
             "parameters": allocate(width),
-        }
-        arrays |= {"hidden_in": allocate(sizes.hidden, extra=1), "read_in": allocate(read.shape[1], extra=1)}
-        arrays |= {
+            "hidden_in": allocate(sizes.hidden, extra=1),
+            "read_in": allocate(read.shape[1], extra=1),
             "contents": allocate(sizes.word, n),
             "norms": allocate(n),
             "usage": allocate(sizes.heads, n, extra=1),
+            "w": allocate(sizes.heads, n),
+            "cosines": allocate(sizes.heads, n),
         }
-        arrays |= {name: allocate(sizes.heads, n) for name in ("w", "cosines")}
         arrays["hidden_in"][0], arrays["read_in"][0], arrays["usage"][0] = hidden, read, 0
         arrays["usage"][0, :, :, : sizes.places] = usage
         if starts is not None:
@@ -180,14 +158,14 @@ class NativeSequence(torch.autograd.Function):
     def backward(ctx: Any, d_features: Tensor, d_contents: Tensor, d_w: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         weights, sizes = Weights(*ctx.saved_tensors[:6]), ctx.sizes
         arrays = dict(zip(ctx.names, ctx.saved_tensors[6:], strict=True))
-        padded_d_w = transposed_padded(d_w.transpose(1, 2), sizes.padded)
-        gradients = {"d_features": d_features.contiguous(), "d_w": padded_d_w}
-        gradients |= {f"d_{name}": torch.empty_like(arrays[name]) for name in ("gates", "parameters", "candidates_x")}
-        gradients |= {
+        gradients = {
+            "d_features": d_features.contiguous(),
+            "d_w": transposed_padded(d_w.transpose(1, 2), sizes.padded),
             "d_recurrent": torch.empty_like(arrays["gates"]),
             "d_contents": transposed_padded(d_contents, sizes.padded),
+            "d_addresses": d_features.new_zeros(sizes.batch, sizes.address, sizes.padded),
         }
-        gradients["d_addresses"] = d_features.new_zeros(sizes.batch, sizes.address, sizes.padded)
+        gradients |= {f"d_{name}": torch.empty_like(arrays[name]) for name in ("gates", "parameters", "candidates_x")}
         gradients |= {f"d_{name}": torch.zeros_like(arrays[f"{name}_in"][0]) for name in ("hidden", "read")}
         make_loops(sizes, ctx.decay, weights, False, arrays | gradients).backward(0, len(d_features))
 
@@ -202,9 +180,6 @@ class NativeSequence(torch.autograd.Function):
             gradients["d_parameters"].sum((0, 1)),
             gradients["d_addresses"].sum(0)[:, : sizes.places].t(),
         )
-        d_first = (
-            gradients["d_contents"][:, :, : sizes.slots].transpose(1, 2),
-            gradients["d_read"],
-            gradients["d_hidden"],
-        )
+        d_contents = gradients["d_contents"][:, :, : sizes.slots].transpose(1, 2)
+        d_first = (d_contents, gradients["d_read"], gradients["d_hidden"])
         return (None, None, None, None, gradients["d_gates"], gradients["d_candidates_x"], *d_weights, *d_first)

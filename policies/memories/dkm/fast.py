@@ -17,7 +17,6 @@ from torch.autograd.function import once_differentiable
 
 from policies.memories.contract import FastForm, MemoryStep, State, Unrolled
 from policies.native import loops
-from policies.native.compiler import library
 from policies.native.loops import Loops
 
 SOURCE = Path(__file__).with_name("fast_sequence.c")
@@ -30,31 +29,12 @@ OUTPUTS = ("reads", "w", "read_w", "kl", "mean", "root", "f", "wu", "delta", "fa
 """Output arrays of the loops, `[T, B, ...]`."""
 
 
-class _Tape(ctypes.Structure):
-    """The struct of the C file."""
-
-    _fields_ = [
-        *((name, ctypes.c_int64) for name in ("batch", "slots", "word")),
-        *((name, ctypes.c_void_p) for name in ("noise", "starts", "z", "cue")),
-        *((name, ctypes.c_void_p) for name in ("first_mean", "first_root", "first_factor")),
-        *((name, ctypes.c_void_p) for name in ("initial_mean", "initial_root", "initial_factor")),
-        *((name, ctypes.c_void_p) for name in ("mean", "root", "factor")),
-        *((name, ctypes.c_void_p) for name in ("w", "read_w", "f", "wu", "delta", "reads", "kl")),
-        *((name, ctypes.c_void_p) for name in ("d_w", "d_read_w", "d_reads", "d_kl")),
-        *((name, ctypes.c_void_p) for name in ("d_z", "d_cue", "d_noise", "d_mean", "d_root")),
-        *((name, ctypes.c_void_p) for name in ("d_initial_mean", "d_initial_root")),
-    ]
-
-
 def factors(mean: Tensor, noise: Tensor) -> Tensor:
     """The factorised M Mᵀ + λ I of memories `[B, K, C]`: `[B, K, K]`. `noise`: see `NativeSequence`."""
-    functions = library(SOURCE, mean.dtype)
-    assert functions is not None
     result = mean.new_empty(*mean.shape[:2], mean.shape[1])
     sizes = map(ctypes.c_int64, mean.shape)
-    functions.factorise(
-        ctypes.c_void_p(mean.data_ptr()), *sizes, *(ctypes.c_void_p(a.data_ptr()) for a in (noise, result))
-    )
+    first, *others = (ctypes.c_void_p(array.data_ptr()) for array in (mean, noise, result))
+    loops.functions_of(SOURCE, mean).factorise(first, *sizes, *others)
     return result
 
 
@@ -81,9 +61,7 @@ class NativeSequence(torch.autograd.Function):
         if starts is not None:
             arrays["starts"] = starts.contiguous()
         ctx.names, ctx.sizes = (*arrays,), (batch, slots, word)
-        loops = Loops(SOURCE, inputs[0], _Tape(*ctx.sizes), 1)
-        loops.set(arrays)
-        loops.forward(0, length)
+        Loops(SOURCE, inputs[0], ctx.sizes, 1).set(arrays).forward(0, length)
         ctx.save_for_backward(*arrays.values())
         return tuple(arrays[name] for name in ("reads", "w", "read_w", "kl")) + tuple(
             arrays[name][-1] for name in ("mean", "root")
@@ -103,9 +81,7 @@ class NativeSequence(torch.autograd.Function):
         gradients |= {f"d_{name}": torch.empty_like(arrays[name]) for name in ("z", "cue")}
         gradients["d_noise"] = arrays["noise"].new_zeros(ctx.sizes[0], 2)
         gradients |= {f"d_initial_{name}": torch.zeros_like(gradients[f"d_{name}"]) for name in last}
-        loops = Loops(SOURCE, arrays["noise"], _Tape(*ctx.sizes), 1)
-        loops.set(arrays | gradients)
-        loops.backward(0, len(arrays["z"]))
+        Loops(SOURCE, arrays["noise"], ctx.sizes, 1).set(arrays | gradients).backward(0, len(arrays["z"]))
         d_initial = (gradients[f"d_initial_{name}"].sum(0, keepdim=True) for name in last)
         return (
             None,

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from policies.native import loops
-from policies.native.compiler import library, parallel_for
-from policies.native.loops import MAX_LAYERS, Loops, Pointers
+from policies.native.compiler import parallel_for
+from policies.native.loops import MAX_LAYERS, Loops
 from policies.native.packed import packed
 
 SOURCE = Path(__file__).with_name("fast_sequence.c")
@@ -24,37 +24,6 @@ BLOCK_BYTES, MIN_BLOCK = 2**20, 8
 least MIN_BLOCK environments."""
 
 Arrays = Mapping[str, Tensor | None]
-
-_NUMBERS = ("batch", "hidden", "layers", "slots", "word", "reads", "writes", "width", "lead", "rows")
-_SWITCHES = ("checkpoint_interval", "store_linkages", "oneplus", "code_order", "stop_usage_gradient")
-_ARRAYS = (
-    *("gates", "tanh_cells", "cells", "before", "after", "vectors"),
-    *(
-        "memory",
-        "norms",
-        "usage",
-        "precedence",
-        "write_weights",
-        "read_weights",
-        "write_content",
-        "read_content",
-        "order",
-    ),
-    *("linkage", "checkpoints", "d_after", "d_gates", "d_vectors", "d_carried", "d_cell"),
-    *("d_memory", "d_usage", "d_precedence", "d_write_weights", "d_read_weights", "d_linkage"),
-)
-
-
-class _Tape(ctypes.Structure):
-    """The struct of the C file."""
-
-    _fields_ = [
-        *((name, ctypes.c_int64) for name in (*_NUMBERS, *_SWITCHES)),
-        *((name, ctypes.c_double) for name in ("clip", "clip_gradients")),
-        *((name, ctypes.c_void_p) for name in ("starts", "zeros")),
-        *((name, Pointers) for name in ("w_read", "w_hidden", "w_below")),
-        *((name, ctypes.c_void_p) for name in ("interface", "interface_bias", *_ARRAYS)),
-    ]
 
 
 class Shape(NamedTuple):
@@ -118,8 +87,7 @@ class Weights:
     """
 
     def __init__(self, shape: Shape, controller: list[Tensor], interface: Tensor, forward: bool) -> None:
-        functions = library(SOURCE, interface.dtype)
-        assert functions is not None
+        functions = loops.functions_of(SOURCE, interface)
         first = shape.read_size + shape.hidden
         self.w_read, self.w_hidden, self.w_below = list[Tensor](), list[Tensor](), list[Tensor]()
         for layer, weight in enumerate(controller):
@@ -154,10 +122,10 @@ class SlotLoops(Loops):
         self.checkpoint_interval, (batch, writes, rows, lead) = max(checkpoint_interval, 1), linkage.shape
         sizes = (shape.hidden, shape.layers, shape.slots, shape.word, shape.reads, writes, weights.width, lead, rows)
         options = (shape.oneplus, shape.code_order, shape.stop_usage_gradient, shape.clip, shape.clip_gradients)
-        tape = _Tape(batch, *sizes, self.checkpoint_interval, checkpoint_interval > 0, *options)
+        numbers = (batch, *sizes, self.checkpoint_interval, checkpoint_interval > 0, *options)
         self._linkage, self._reference = writes * rows * lead, usage
-        super().__init__(SOURCE, usage, tape, max(MIN_BLOCK, BLOCK_BYTES // (self._linkage * usage.itemsize)))
-        self.set({name: array for name, array in (*arrays.items(), ("interface_bias", bias)) if array is not None})
+        super().__init__(SOURCE, usage, numbers, max(MIN_BLOCK, BLOCK_BYTES // (self._linkage * usage.itemsize)))
+        self.set({**arrays, "interface_bias": bias})
         self.set({"w_read": weights.w_read, "w_hidden": weights.w_hidden, "w_below": weights.w_below})
         largest = max(lead * max(shape.word, rows, writes, shape.reads), shape.layers * shape.hidden)
         self.set({"interface": weights.interface, "zeros": usage.new_zeros(largest)})

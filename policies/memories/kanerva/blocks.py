@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from policies.memories.contract import MemoryStep, Panel, State, Unrolled
 from policies.memories.kanerva.encoder import DeepLinear, ImageEncoder, split_time
 from policies.memories.kanerva.fast_blocks import FastBlocks
-from policies.memories.kanerva.form import KanervaForm, Read, Shared, Steps
+from policies.memories.kanerva.form import KanervaForm, Read, SharedLayers, StepResults
 from policies.memories.kanerva.panels import memory_panels
 from policies.memories.kanerva.parts import Gaussian, LearnedPrior, as_gaussian, image_shape
 from policies.memories.kanerva.places import block_places, inner_room, offset_weights
@@ -27,7 +27,7 @@ from policies.memories.shared.readers import Shape
 from policies.memories.steps import Queries, reset
 from policies.memories.time.scopes import cached
 
-KEYS, LATENT, POSTERIOR, ASKED_KEYS, ASKED_LATENT = range(5)
+KEYS, LATENT, POSTERIOR, QUERY_KEYS, QUERY_LATENT = range(5)
 """Streams of noise."""
 
 MAX_LINEAR_PIXELS = 1024
@@ -36,7 +36,7 @@ MAX_LINEAR_PIXELS = 1024
 KEY_STD = 0.3
 """Standard deviation of keys before training; the prior's is 1."""
 
-RunSteps = Callable[[Tensor, Tensor, Tensor | None, State], Steps]
+RunSteps = Callable[[Tensor, Tensor, Tensor | None, State], StepResults]
 """Runs all steps; arguments: the first four of `BlockKanerva.walk_steps`."""
 
 
@@ -129,7 +129,7 @@ class BlockKanerva(KanervaForm):
             "places": (1 + self.reads, 2),
         }
         shapes |= {"seed": ()} if self.sample else {}
-        return self._zeros(batch_size, shapes)
+        return self.zeros_state(batch_size, shapes)
 
     def forward(self, x: Tensor, state: State, queries: Queries | None = None) -> MemoryStep:
         return self.single_step(x, state, queries)
@@ -170,8 +170,8 @@ class BlockKanerva(KanervaForm):
         outputs = torch.cat([step_results.hidden, step_results.answer.output], 2)
         grids = None
         if self.map_decoder is not None:
-            asked = step_results.answer is not step_results.read
-            latents = self.latents(step_results.answer).at(_flat(noise[ASKED_LATENT if asked else LATENT]))
+            has_questions = step_results.answer is not step_results.read
+            latents = self.latents(step_results.answer).at(_flat(noise[QUERY_LATENT if has_questions else LATENT]))
             grids = split_time(self.map_decoder(latents), length, batch_size)
         losses = self.losses(flat, step_results, written.flatten(), noise[POSTERIOR])
         return Unrolled(
@@ -190,7 +190,7 @@ class BlockKanerva(KanervaForm):
         reset_at: frozenset[int],
         questions: Tensor | None,
         noise: list[Tensor | _NoNoise],
-    ) -> Steps:
+    ) -> StepResults:
         """The steps, one by one.
 
         Args:
@@ -226,12 +226,12 @@ class BlockKanerva(KanervaForm):
                 assert self.ask is not None
                 query_keys = self.key_posterior(*F.linear(questions[t], *shared.query_keys).chunk(2, 1))
                 answer = self.read(
-                    memory, self.locate(query_keys.at(noise[ASKED_KEYS][t])), shared, noise[ASKED_LATENT][t]
+                    memory, self.locate(query_keys.at(noise[QUERY_KEYS][t])), shared, noise[QUERY_LATENT][t]
                 )
                 answers.append(answer._replace(output=answer.output + self.ask(questions[t])))
         read, *other = (Read(*map(torch.stack, zip(*each, strict=True))) for each in (reads, answers) if each)
         places = block_places(keys, inner_room(self.crop_size, self.memory_size))
-        return Steps(torch.stack(hidden), read, other[0] if other else read, state | seed | {"places": places})
+        return StepResults(torch.stack(hidden), read, other[0] if other else read, state | seed | {"places": places})
 
     def seeds(self, xs: Tensor, starts: Tensor | None, seed: Tensor, reset_at: frozenset[int]) -> Tensor:
         """The seed of each step's noise, `[T, B]`; `seed`: before the first step."""
@@ -265,19 +265,19 @@ class BlockKanerva(KanervaForm):
         if prints is not None:
             for input_hash in prints:
                 seed = next_seed(seed, input_hash)
-            drawn[ASKED_KEYS], drawn[ASKED_LATENT] = (
-                gaussian(seed, keys, ASKED_KEYS),
-                gaussian(seed, latent, ASKED_LATENT),
+            drawn[QUERY_KEYS], drawn[QUERY_LATENT] = (
+                gaussian(seed, keys, QUERY_KEYS),
+                gaussian(seed, latent, QUERY_LATENT),
             )
         return drawn
 
-    def weights(self) -> Shared:
+    def weights(self) -> SharedLayers:
         """All heads as one linear map, since the dense networks have no activations."""
         keys, place = self.keys.collapsed(), self.write_place.collapsed()
         project, width, means = self.prior.project, self.latent_size, 2 * self.reads
         features = self.prior.features
         of_windows, of_features, of_latent = torch.split(self.readout.weight, [self.windows, features, width], 1)
-        return Shared(
+        return SharedLayers(
             (
                 torch.cat([self.write_gate.weight, self.content.weight]),
                 torch.cat([self.write_gate.bias, self.content.bias]),
@@ -320,7 +320,7 @@ class BlockKanerva(KanervaForm):
         erased = memory.flatten(2) * (1 - weights.sum(1, keepdim=True))
         return torch.baddbmm(erased, content.view(-1, self.channels, self.crop_size**2), weights).view_as(memory)
 
-    def read(self, memory: Tensor, weights: Tensor, shared: Shared, noise: Tensor | None) -> Read:
+    def read(self, memory: Tensor, weights: Tensor, shared: SharedLayers, noise: Tensor | None) -> Read:
         """Reads memories `[B, C, S, S]` with the weights of the windows, `[B, K, crop_size², S²]`."""
         # [B, C, K crop_size²]
         windows = memory.flatten(2) @ weights.flatten(1, 2).transpose(1, 2)
@@ -341,7 +341,9 @@ class BlockKanerva(KanervaForm):
         """p(Z|M, Y) of all steps, `[T · B, L]`."""
         return as_gaussian(self.prior.project(read.features.flatten(0, 1)))
 
-    def losses(self, xs: Tensor, step_results: Steps, written: Tensor, noise: Tensor | _NoNoise) -> dict[str, Tensor]:
+    def losses(
+        self, xs: Tensor, step_results: StepResults, written: Tensor, noise: Tensor | _NoNoise
+    ) -> dict[str, Tensor]:
         """The terms of eq. (4), each `[N]` for the N = T · B steps."""
         losses = dict.fromkeys(("kl_z", "kl_y"), torch.zeros_like(written))
         if self.posterior is None:

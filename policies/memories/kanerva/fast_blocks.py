@@ -6,8 +6,7 @@ torch computes the input's part of the gates, after them the gradients of all we
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,13 +15,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from policies.memories.contract import MemoryStep, State, Unrolled
-from policies.memories.kanerva.form import Read, Steps
+from policies.memories.kanerva.form import Read, StepResults
 from policies.memories.shared.readers import ReaderForm
 from policies.memories.steps import Queries
 from policies.memories.time.recording import Recording, ReplayedRecording
 from policies.memories.time.scopes import cached
 from policies.native import loops
-from policies.native.compiler import library
 from policies.native.loops import Loops
 from policies.native.packed import packed
 
@@ -31,32 +29,6 @@ CROP = 4
 """Side of a block; the loops support only this one."""
 BLOCK = 64
 """Number of environments that the loops process together, so that their memories stay in the cache."""
-
-_NUMBERS = ("batch", "hidden", "read", "channels", "size", "heads", "features")
-_ARRAYS = (
-    *("starts", "write_mask", "zeros", "recurrent", "emit", "point", "prior", "readout"),
-    *("emit_bias", "point_bias", "prior_bias", "readout_bias"),
-    *("gates", "tanh_cells", "cells", "before", "after", "normalised", "scales", "emitted", "corners"),
-    *("old_patches", "read_patches", "windows_and_features", "memory", "d_after", "d_features", "d_corners"),
-    *(
-        "d_gates",
-        "d_emitted",
-        "d_sums",
-        "d_read",
-        "d_carried",
-        "d_cell",
-        "d_memory",
-        "d_windows_and_features",
-        "d_normalised",
-    ),
-)
-Arrays = Mapping[str, Tensor | None]
-
-
-class _Tape(ctypes.Structure):
-    """The struct of the C file."""
-
-    _fields_ = [*((name, ctypes.c_int64) for name in _NUMBERS), *((name, ctypes.c_void_p) for name in _ARRAYS)]
 
 
 class Sizes(NamedTuple):
@@ -104,17 +76,8 @@ def usable(reference: Tensor, crop: int) -> bool:
 
 def pack(weights: Weights, forward: bool) -> dict[str, Tensor]:
     """The matrices of the loops, packed for the forward or the backward pass."""
-    functions = library(SOURCE, weights.emit.dtype)
-    assert functions is not None
+    functions = loops.functions_of(SOURCE, weights.emit)
     return {name: packed(functions, getattr(weights, name).detach(), forward) for name in RECURRENT}
-
-
-def make_loops(sizes: Sizes, arrays: Arrays) -> Loops:
-    """The loops over `arrays`, named as in the C struct."""
-    present = {name: array for name, array in arrays.items() if array is not None}
-    loops = Loops(SOURCE, present["gates"], _Tape(*sizes), BLOCK)
-    loops.set(present)
-    return loops
 
 
 class Blocks(torch.autograd.Function):
@@ -172,7 +135,7 @@ class Blocks(torch.autograd.Function):
         assert read is not None
         torch.cat([hidden, first_read], 1, out=arrays["before"][0])  # type: ignore[index]
         cells[0] = cell
-        make_loops(sizes, {**arrays, **packs}).forward(0, length)
+        Loops(SOURCE, cell, sizes, BLOCK).set({**arrays, **packs}).forward(0, length)
         final = arrays.pop("memory")
         ctx.sizes, ctx.names = sizes, (*arrays,)
         ctx.set_materialize_grads(False)
@@ -208,7 +171,7 @@ class Blocks(torch.autograd.Function):
         scratch["d_normalised"] = torch.empty_like(arrays["normalised"][0])
         all_arrays: dict[str, Tensor | None] = {"d_after": torch.zeros_like(after) if d_after is None else d_after}
         all_arrays |= {"d_features": d_features, "d_corners": d_corners, **arrays, **state, **steps, **scratch}
-        make_loops(sizes, {**all_arrays, **pack(weights, False)}).backward(0, len(xs))
+        Loops(SOURCE, after, sizes, BLOCK).set({**all_arrays, **pack(weights, False)}).backward(0, len(xs))
 
         def products(d_outs: Tensor, ins: Tensor) -> Tensor:
             # transposed, because MKL is faster if the narrower matrix comes first
@@ -269,7 +232,7 @@ class FastBlocks(ReaderForm):
         """Without loops, stores the graph of each step: replaying the sequence would double the kernel launches."""
         return ReplayedRecording(self.memory, state) if self.native(state) else Recording(self.memory, state)
 
-    def native_steps(self, inputs: Tensor, write_mask: Tensor, starts: Tensor | None, state: State) -> Steps:
+    def native_steps(self, inputs: Tensor, write_mask: Tensor, starts: Tensor | None, state: State) -> StepResults:
         """All steps by the C loops; arguments as of `BlockKanerva.walk_steps`."""
         memory = self.memory
         sizes = Sizes(
@@ -288,7 +251,7 @@ class FastBlocks(ReaderForm):
         places = span * (2 / (memory.memory_size - memory.crop_size) * corners - 1)
         state = {"hidden": hidden[-1], "cell": cell, "memory": cells, "read": output[-1], "places": places}
         read = Read(features, output)
-        return Steps(hidden, read, read, state)
+        return StepResults(hidden, read, read, state)
 
     def weights(self) -> Weights:
         """The parameters in the form that the loops use."""

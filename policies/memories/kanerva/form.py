@@ -26,7 +26,7 @@ class Read(NamedTuple):
     """`[..., output_size]`."""
 
 
-class Steps(NamedTuple):
+class StepResults(NamedTuple):
     """The results of T steps."""
 
     hidden: Tensor
@@ -38,7 +38,7 @@ class Steps(NamedTuple):
     state: State
 
 
-class Shared(NamedTuple):
+class SharedLayers(NamedTuple):
     """Linear layers (weight, bias) that depend only on parameters, computed once per sequence."""
 
     emit: tuple[Tensor, Tensor]
@@ -91,9 +91,6 @@ class KanervaForm(ReaderMemory):
                 self.map_decoder if same else ImageDecoder(latent_size, image_shape(input_size), features)
             )
         self.register_buffer("colours", torch.tensor(COLOURS), persistent=False)
-
-    def _zeros(self, batch_size: int, shapes: dict[str, tuple[int, ...]]) -> State:
-        return self.zeros_state(batch_size, shapes)
 
     def writes(self, x: Tensor) -> Tensor:
         """1 where an input `[N, ...]` is written, 0 where it is skipped, `[N]`."""

@@ -19,7 +19,7 @@ from policies.memories.shared.noise import fingerprint, gaussian, next_seed
 from policies.memories.shared.readers import Shape
 from policies.memories.steps import Queries
 
-KEYS, ASKED_KEYS, LATENT, POSTERIOR = range(4)
+KEYS, QUERY_KEYS, LATENT, POSTERIOR = range(4)
 """Streams of noise."""
 
 
@@ -110,7 +110,7 @@ class PooledKanerva(KanervaForm):
         }
         shapes |= {f"shift_{index}": shape for index, shape in enumerate(self.encoder.shift_shapes)}
         shapes |= {"seed": ()} if self.sample else {}
-        return self._zeros(batch_size, shapes)
+        return self.zeros_state(batch_size, shapes)
 
     def forward(self, x: Tensor, state: State, queries: Queries | None = None) -> MemoryStep:
         carried = [state[f"shift_{index}"] for index in range(len(self.encoder.shift_shapes))]
@@ -159,7 +159,7 @@ class PooledKanerva(KanervaForm):
 
         if self.query_names:
             embedding, seed = self.ask(seed, queries)
-            prior, features = self.kanerva.read(memory, self.kanerva.keys(embedding).at(noise(ASKED_KEYS, *of_key)))
+            prior, features = self.kanerva.read(memory, self.kanerva.keys(embedding).at(noise(QUERY_KEYS, *of_key)))
         latent = prior.at(noise(LATENT, latent_size))  # figure 5, lower branch: Z ~ p(Z|M, Y), not q(Z|X)
         grid = None if self.map_decoder is None else self.map_decoder(latent)
         return keys, self.readout(torch.cat([features, latent, embedding], 1)), grid, losses

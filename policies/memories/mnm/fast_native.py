@@ -6,7 +6,7 @@ import ctypes
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from policies.memories.mnm.fast_sequence import Parts, SlowWeights
 from policies.native import loops
-from policies.native.compiler import library, parallel_for
+from policies.native.compiler import parallel_for
 from policies.native.loops import MAX_LAYERS, Arrays, Loops, Pointers
 from policies.native.packed import packed
 
@@ -29,28 +29,8 @@ BLOCK_BYTES, MIN_BLOCK = 2**19, 16
 """The loops process blocks of environments whose memories take BLOCK_BYTES, half of a typical L2 cache. If a block had
 fewer than MIN_BLOCK environments, all are processed together: products with few rows cost more than memories outside
 the cache."""
-
-
-class _Tape(ctypes.Structure):
-    """The struct of the C file."""
-
-    _fields_ = [
-        ("batch", ctypes.c_int64),
-        *(
-            (name, ctypes.c_int64)
-            for name in ("hidden", "heads", "layers", "interaction_size", "feedback_size", "rates", "tanh_output")
-        ),
-        ("sizes", ctypes.c_int64 * (MAX_LAYERS + 1)),
-        ("divisors", ctypes.c_void_p),
-        *((name, ctypes.c_void_p) for name in ("recurrent", "interaction", "feedback")),
-        *((name, ctypes.c_void_p) for name in ("interaction_bias", "rate", "rate_bias", "feedback_bias")),
-        *((name, ctypes.c_void_p) for name in ("gates", "carried", "cells", "tanh_cells")),
-        *((name, ctypes.c_void_p) for name in ("interactions", "betas", "errors")),
-        *((name, Pointers) for name in ("m", "z", "e", "y")),
-        *((name, ctypes.c_void_p) for name in ("expected", "d_gates", "d_interactions", "d_rates")),
-        ("d_m", Pointers),
-        *((name, ctypes.c_void_p) for name in ("d_carried", "d_cell", "d_h", "d_after", "d_errors")),
-    ]
+PACKED, UNPACKED = ("recurrent", "interaction", "feedback"), ("interaction_bias", "rate", "rate_bias", "feedback_bias")
+"""The fields of `SlowWeights` that the loops use packed and as they are."""
 
 
 def usable(weights: Sequence[Tensor], heads: int) -> bool:
@@ -75,21 +55,19 @@ class Shape(NamedTuple):
     """Whether the output layer of the memory has a tanh."""
 
 
-def _tape(batch: int, shape: Shape, slow: SlowWeights) -> _Tape:
-    """The struct with its sizes set."""
+def _numbers(batch: int, shape: Shape, slow: SlowWeights) -> tuple[Any, ...]:
+    """Sizes and options in the order of the C file."""
     sizes = (slow.interaction.shape[1], shape.heads, len(shape.sizes) - 1, len(slow.interaction), len(slow.feedback))
-    return _Tape(batch, *sizes, len(slow.rate), shape.tanh_output, shape.sizes)
+    return (batch, *sizes, len(slow.rate), shape.tanh_output, shape.sizes)
 
 
 def make_loops(shape: Shape, slow: SlowWeights, forward: bool, arrays: Arrays) -> Loops:
     """The loops over `arrays`, named as in the C struct, with the weights packed for the forward or backward pass."""
     batch = len(arrays["m"][0])
     block = BLOCK_BYTES // sum(m[0].nbytes for m in arrays["m"])
-    loops = Loops(SOURCE, slow.recurrent, _tape(batch, shape, slow), block if block >= MIN_BLOCK else batch)
-    loops.pack({name: getattr(slow, name) for name in ("recurrent", "interaction", "feedback")}, forward)
-    loops.set({name: getattr(slow, name) for name in ("interaction_bias", "rate", "rate_bias", "feedback_bias")})
-    loops.set(arrays)
-    return loops
+    loops = Loops(SOURCE, slow.recurrent, _numbers(batch, shape, slow), block if block >= MIN_BLOCK else batch)
+    loops.pack({name: getattr(slow, name) for name in PACKED}, forward)
+    return loops.set({name: getattr(slow, name) for name in UNPACKED} | arrays)
 
 
 def padded(m: Tensor) -> Tensor:
@@ -106,9 +84,8 @@ def padded_width(m: Tensor) -> int:
 
 def products_of(slow: SlowWeights) -> dict[str, Tensor]:
     """The weights of the three products per step, packed for the forward pass."""
-    functions = library(SOURCE, slow.recurrent.dtype)
-    assert functions is not None
-    return {name: packed(functions, getattr(slow, name)) for name in ("recurrent", "interaction", "feedback")}
+    functions = loops.functions_of(SOURCE, slow.recurrent)
+    return {name: packed(functions, getattr(slow, name)) for name in PACKED}
 
 
 @torch.no_grad()
@@ -131,8 +108,7 @@ def step(
     Returns:
         Hidden state and read-out, concatenated; the cell; errors as in `NativeSequence`; M^l.
     """
-    functions, (hidden, cell, read_value), heads = library(SOURCE, gates_x.dtype), start, shape.heads
-    assert functions is not None
+    functions, (hidden, cell, read_value), heads = loops.functions_of(SOURCE, gates_x), start, shape.heads
     batch, d_h = hidden.shape
     carried, cells = torch.stack([torch.cat([hidden, read_value], 1)] * 2), torch.stack([cell, cell])
     errors, new_weights = hidden.new_empty(batch), [padded(m) for m in weights]
@@ -148,15 +124,13 @@ def step(
         at += batch * width * scratch.itemsize
         return at - batch * width * scratch.itemsize
 
-    tape = _tape(batch, shape, slow)
+    tape = loops.struct(SOURCE)(*_numbers(batch, shape, slow))
     for name, width in widths.items():
         setattr(tape, name, take_scratch(width))
     for name, vectors in by_layer.items():
         setattr(tape, name, Pointers(*(take_scratch(vectors * pad) for pad in pads)))
     arrays = {"carried": carried, "cells": cells, "errors": errors, "divisors": divisors, "gates": gates_x.contiguous()}
-    arrays |= products | {
-        name: getattr(slow, name) for name in ("interaction_bias", "rate", "rate_bias", "feedback_bias")
-    }
+    arrays |= products | {name: getattr(slow, name) for name in UNPACKED}
     for name, array in arrays.items():
         setattr(tape, name, array.data_ptr())
     tape.m = Pointers(*(m.data_ptr() for m in new_weights))

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from policies.native import loops
-from policies.native.compiler import library
 
 SOURCE = Path(__file__).with_name("fast_cells.c")
 MAX_CHANNELS = 256
@@ -29,9 +28,7 @@ class CellLoops:
     """
 
     def __init__(self, reference: Tensor, bf16: bool, peepholes: Tensor | None) -> None:
-        functions = library(SOURCE, reference.dtype)
-        assert functions is not None
-        self._functions = functions
+        self._functions = loops.functions_of(SOURCE, reference)
         self._peepholes = None if peepholes is None else peepholes.detach().permute(0, 2, 3, 1).contiguous()
         batch, channels, *sides = reference.shape
         cells = sides[0] * sides[1]

@@ -209,7 +209,7 @@ class FastMultigrid(ReaderForm):
             return Recording(self.memory, state)
         return LayerRecording(self, state) if self.layered(state) else super().record(state, expected_steps)
 
-    def take_bf16(self) -> bool:
+    def use_bf16(self) -> bool:
         self.bf16 = True
         return True
 

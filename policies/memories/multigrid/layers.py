@@ -322,11 +322,11 @@ class Stack(nn.Module):
     """A stack of multigrid layers.
 
     Args:
-        entering: channels of the input pyramid.
+        input_channels: channels of the input pyramid.
         layers: levels and channels of each layer.
         make: creates a grid from layer, level, input channels and channels.
         residuals: for each target layer the layer whose output, zero-padded in channels, is added to its output.
-        beside: for the first layers, channels of a pyramid that is concatenated to their output.
+        side_channels: for the first layers, channels of a pyramid that is concatenated to their output.
 
     Raises:
         ValueError: a level has no input, or a residual has more channels than its target.
@@ -334,18 +334,18 @@ class Stack(nn.Module):
 
     def __init__(
         self,
-        entering: Channels,
+        input_channels: Channels,
         layers: Sequence[tuple[range, int]],
         make: Callable[[int, int, int, int], Grid],
         residuals: Mapping[int, int],
-        beside: Sequence[Channels] = (),
+        side_channels: Sequence[Channels] = (),
     ) -> None:
         super().__init__()
         self.residuals = residuals
-        self.passed: list[Channels] = []
+        self.output_channels: list[Channels] = []
         """Output channels of each layer."""
         self.layers = nn.ModuleList()
-        before = entering
+        before = input_channels
         for number, (levels, channels) in enumerate(layers, start=1):
             inputs = {level: sum(before.get(level + step, 0) for step in (-1, 0, 1)) for level in levels}
             if not inputs[levels[-1]]:
@@ -355,43 +355,43 @@ class Stack(nn.Module):
             self.layers.append(nn.ModuleDict(grids))
             before = {int(level): channels for level in grids}
             if number in residuals:
-                source = self.passed[residuals[number] - 1]
+                source = self.output_channels[residuals[number] - 1]
                 if any(source.get(level, 0) > channels for level in before):
                     raise ValueError(f"layer {number} has {channels} channels, fewer than layer {residuals[number]}")
-            if number <= len(beside):
-                there = beside[number - 1]
-                before = {level: before.get(level, 0) + there.get(level, 0) for level in sorted({*before, *there})}
-            self.passed.append(before)
+            if number <= len(side_channels):
+                side = side_channels[number - 1]
+                before = {level: before.get(level, 0) + side.get(level, 0) for level in sorted({*before, *side})}
+            self.output_channels.append(before)
 
     def sizes(self) -> dict[str, tuple[int, ...]]:
         """Names and shapes (without the batch) of its entries in the state."""
         return {name: shape for layer in self.layers for grid in layer.values() for name, shape in grid.sizes().items()}  # type: ignore[operator]
 
     def forward(
-        self, pyramid: Pyramid, state: State, span: Span, beside: Sequence[Pyramid] = ()
+        self, pyramid: Pyramid, state: State, span: Span, side_inputs: Sequence[Pyramid] = ()
     ) -> tuple[list[Pyramid], State]:
         """The output pyramid of each layer, and the new state of the stack."""
-        passed: list[Pyramid] = []
+        outputs: list[Pyramid] = []
         new_state: State = {}
         for number, layer in enumerate(self.layers, start=1):
             out: Pyramid = {}
             levels, grids = zip(*((int(name), grid) for name, grid in layer.items()), strict=True)  # type: ignore[operator]
             parts = [neighbours(pyramid, level) for level in levels]
             if span.layer is not None and isinstance(grids[0], LSTMGrid):
-                found = span.layer(grids, parts, state, span)
+                results = span.layer(grids, parts, state, span)
             else:
-                found = [grid(entering, state, span) for grid, entering in zip(grids, parts, strict=True)]
-            for level, (rows, changed) in zip(levels, found, strict=True):
+                results = [grid(part, state, span) for grid, part in zip(grids, parts, strict=True)]
+            for level, (rows, changed) in zip(levels, results, strict=True):
                 out[level] = rows
                 new_state |= changed
             if number in self.residuals:
-                for level, source in passed[self.residuals[number] - 1].items():
+                for level, source in outputs[self.residuals[number] - 1].items():
                     if level in out:
                         out[level] = out[level] + widen(source, out[level].shape[1])
-            if number <= len(beside):
-                there = beside[number - 1]
-                for level in there:
-                    out[level] = torch.cat([out[level], there[level]], 1) if level in out else there[level]
-            passed.append(out)
+            if number <= len(side_inputs):
+                side = side_inputs[number - 1]
+                for level in side:
+                    out[level] = torch.cat([out[level], side[level]], 1) if level in out else side[level]
+            outputs.append(out)
             pyramid = out
-        return passed, new_state
+        return outputs, new_state

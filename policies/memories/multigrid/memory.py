@@ -119,8 +119,8 @@ class Multigrid(ReaderMemory):
                 )
 
         up = self._layers_up(self.input_shape)
-        self.writer = Stack(self._entering(self.input_shape), up, self._lstm_grid, dict(plan.residuals))
-        finest = max(self.writer.passed[-1])
+        self.writer = Stack(self._input_channels(self.input_shape), up, self._lstm_grid, dict(plan.residuals))
+        finest = max(self.writer.output_channels[-1])
         down = [
             (range(finest - count + 1, finest + 1) if plan.keep == "finest" else range(1, count + 1), width)
             for count, width in zip(plan.down_levels, plan.down_channels, strict=True)
@@ -128,15 +128,16 @@ class Multigrid(ReaderMemory):
         self.readers = nn.ModuleList()
         pooled = 0
         for shape in self.query_shapes.values() or [self.input_shape]:
+            written = self.writer.output_channels
             if plan.reader == "none":
-                entering, layers, beside = self.writer.passed[-1], down, []
+                bottom, layers, side_inputs = written[-1], down, []
             else:
-                entering, layers, beside = self._entering(shape), self._layers_up(shape) + down, self.writer.passed
-            stack = Stack(entering, layers, self._conv_grid, dict(plan.reader_residuals), beside)
+                bottom, layers, side_inputs = self._input_channels(shape), self._layers_up(shape) + down, written
+            stack = Stack(bottom, layers, self._conv_grid, dict(plan.reader_residuals), side_inputs)
             self.readers.append(stack)
-            pooled += sum([entering, *stack.passed][-2].values())
+            pooled += sum([bottom, *stack.output_channels][-2].values())
 
-        ((level, width),) = stack.passed[-1].items()
+        ((level, width),) = stack.output_channels[-1].items()
         out = (width * len(self.readers), *plan.size(level))
         self.output_grid = (out[0], out[1], out[2]) if plan.rank == 2 else None
         read = pooled if plan.readout == "pool" else out[0] * plan.side(level) ** plan.rank
@@ -154,13 +155,13 @@ class Multigrid(ReaderMemory):
 
     # -- building ------------------------------------------------------------------------------------------------------
 
-    def _entering(self, shape: tuple[int, ...]) -> Channels:
+    def _input_channels(self, shape: tuple[int, ...]) -> Channels:
         plan = self.plan
         entries = [plan.entry(shape[1:])] if plan.input_levels == "fit" else range(1, plan.levels[0] + 1)
         return dict.fromkeys(entries, shape[0])
 
     def _layers_up(self, shape: tuple[int, ...]) -> list[tuple[range, int]]:
-        least = max(self._entering(shape))
+        least = max(self._input_channels(shape))
         pairs = zip(self.plan.levels, self.plan.channels, strict=True)
         return [(range(1, max(levels, least) + 1), channels) for levels, channels in pairs]
 
@@ -206,18 +207,18 @@ class Multigrid(ReaderMemory):
         """One step, or all rows of a sequence."""
         if self.query_shapes.keys() != (queries or {}).keys():
             raise ValueError(f"queries are {sorted(queries or {})}; this memory has readers for {self.query_shapes}")
-        written, new_state = self.writer(self._entered(x, span), state, span)
+        written, new_state = self.writer(self._input_pyramid(x, span), state, span)
         grids, pools = [], []
         reader_inputs = [x] if queries is None or not queries else [queries[name] for name in self.query_shapes]
         for reader, query in zip(self.readers, reader_inputs, strict=True):
             if self.plan.reader == "none":
-                entering, beside = written[-1], []
+                pyramid, side_inputs = written[-1], []
             else:
-                entering, beside = self._entered(query, span), written
-            passed, changed = reader(entering, state, span, beside)
+                pyramid, side_inputs = self._input_pyramid(query, span), written
+            outputs, changed = reader(pyramid, state, span, side_inputs)
             new_state |= changed
-            grids += passed[-1].values()
-            pools += [level.to(self.dtype) for level in [entering, *passed][-2].values()]
+            grids += outputs[-1].values()
+            pools += [level.to(self.dtype) for level in [pyramid, *outputs][-2].values()]
         if span.steps is not None:
             new_state["steps"] = span.counts[-1]
         grid = (torch.cat(grids, 1) if len(grids) > 1 else grids[0]).to(self.dtype)
@@ -229,7 +230,7 @@ class Multigrid(ReaderMemory):
 
     def enter(self, x: Tensor) -> Pyramid:
         """Converts an input to the pyramid of the first layer."""
-        levels = self._entering(tuple(x.shape[1:]))
+        levels = self._input_channels(tuple(x.shape[1:]))
         if self.plan.input_levels == "all":
             return {level: F.interpolate(x, size=self.plan.size(level), mode="nearest") for level in levels}
         (level,) = levels
@@ -237,7 +238,7 @@ class Multigrid(ReaderMemory):
         padding = [amount for rest in missing for amount in (rest // 2, rest - rest // 2)]
         return {level: F.pad(x, padding) if any(missing) else x}
 
-    def _entered(self, x: Tensor, span: Span) -> Pyramid:
+    def _input_pyramid(self, x: Tensor, span: Span) -> Pyramid:
         """As `enter`, in the layout of the span."""
         pyramid = self.enter(x)
         return (
@@ -260,7 +261,7 @@ class Multigrid(ReaderMemory):
         panels = {}
         what = "grid of the last layer, coarse to fine"
         for name, label, limits in (("hidden", "h", (-1.0, 1.0)), ("cell", "c", None)):
-            for level in sorted(self.writer.passed[-1], reverse=True):
+            for level in sorted(self.writer.output_channels[-1], reverse=True):
                 grid = state[f"{name}_{layer}_{level}"][0].detach()
                 title = f"{name} {layer}, level {level}"
                 if self.plan.rank == 1:

@@ -10,8 +10,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from policies.native import loops
-from policies.native.compiler import library
-from policies.native.loops import MAX_LAYERS, Arrays, Loops, Pointers
+from policies.native.loops import MAX_LAYERS, Arrays, Loops
 
 SOURCE = Path(__file__).with_name("fast_sequence.c")
 MAX_NUMBERS = 32_768
@@ -70,29 +69,6 @@ class Weights(NamedTuple):
         return cls(first, rest[:layers], rest[layers : 2 * layers], *rest[2 * layers :])
 
 
-class _Tape(ctypes.Structure):
-    """The struct of the C file."""
-
-    _fields_ = [
-        *((name, ctypes.c_int64) for name in Sizes._fields),
-        ("starts", ctypes.c_void_p),
-        *((name, Pointers) for name in ("weights", "biases")),
-        *((name, ctypes.c_void_p) for name in ("interface_weight", "interface_bias")),
-        *((name, Pointers) for name in ("gates", "inputs", "cells", "tanh_cells")),
-        *((name, ctypes.c_void_p) for name in ("features", "parameters", "memory", "norms", "w")),
-        *((name, ctypes.c_void_p) for name in ("content_w", "cosines", "shifted", "log_shifted")),
-        *((name, Pointers) for name in ("initial_inputs", "initial_cells")),
-        *((name, ctypes.c_void_p) for name in ("initial_memory", "initial_norms", "initial_w")),
-        ("d_features", ctypes.c_void_p),
-        ("d_gates", Pointers),
-        ("d_parameters", ctypes.c_void_p),
-        *((name, Pointers) for name in ("d_inputs", "d_cells")),
-        *((name, ctypes.c_void_p) for name in ("d_memory", "d_w", "d_hidden")),
-        *((name, Pointers) for name in ("d_initial_inputs", "d_initial_cells")),
-        *((name, ctypes.c_void_p) for name in ("d_initial_memory", "d_initial_w")),
-    ]
-
-
 def usable(reference: Tensor, sizes: Sizes) -> bool:
     """Whether the loops support these sizes, and the device and dtype of `reference`."""
     return sizes.layers <= MAX_LAYERS and sizes.heads * sizes.padded <= MAX_NUMBERS and loops.usable(SOURCE, reference)
@@ -100,17 +76,14 @@ def usable(reference: Tensor, sizes: Sizes) -> bool:
 
 def norms(memory: Tensor, out: Tensor) -> None:
     """Writes 1 / |M(i)| of `memory` `[B, word, padded]` to `out` `[B, padded]`."""
-    functions = library(SOURCE, memory.dtype)
-    assert functions is not None
     pointers = (ctypes.c_void_p(memory.data_ptr()), ctypes.c_void_p(out.data_ptr()))
-    functions.norms(*pointers, *map(ctypes.c_int64, memory.shape))
+    loops.functions_of(SOURCE, memory).norms(*pointers, *map(ctypes.c_int64, memory.shape))
 
 
 def make_loops(sizes: Sizes, weights: Weights, forward: bool, arrays: Arrays) -> Loops:
     """The loops over `arrays`, named as in the C struct, with the weights packed for the forward or backward pass."""
     reference = weights.interface
     block = max(MIN_BLOCK, BLOCK_BYTES // (sizes.word * sizes.padded * reference.itemsize))
-    loops = Loops(SOURCE, reference, _Tape(*sizes), block)
+    loops = Loops(SOURCE, reference, sizes, block)
     loops.pack({"weights": weights.controller, "interface_weight": weights.interface}, forward)
-    loops.set({"interface_bias": weights.interface_bias, "biases": weights.biases, **arrays})
-    return loops
+    return loops.set({"interface_bias": weights.interface_bias, "biases": weights.biases, **arrays})

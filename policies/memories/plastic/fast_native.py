@@ -46,20 +46,6 @@ class Plasticity(NamedTuple):
         return self.alpha.numel() == 1
 
 
-class _Tape(ctypes.Structure):
-    """The struct of the C file."""
-
-    _fields_ = [
-        *(
-            (name, ctypes.c_int64)
-            for name in ("batch", "size", "steps", "checkpoint_interval", "shared", "oja", "clipped")
-        ),
-        *((name, ctypes.c_void_p) for name in ("w", "alpha", "eta", "clip", "starts", "before", "after")),
-        *((name, ctypes.c_void_p) for name in ("first_hidden", "first_hebb", "hebb", "checkpoints")),
-        *((name, ctypes.c_void_p) for name in ("d_after", "d_input", "d_hidden", "d_hebb", "d_alpha", "d_eta")),
-    ]
-
-
 def usable(reference: Tensor) -> bool:
     """Whether the loops support the device and dtype of `reference`."""
     return loops.usable(SOURCE, reference)
@@ -157,7 +143,7 @@ class TraceLoops(Loops):
     def __init__(self, network: Plasticity, before: Tensor, after: Tensor, checkpoints: Tensor, interval: int) -> None:
         steps, batch, size = before.shape
         flags = (network.shared, network.rule == "oja", network.clip is not None)
-        super().__init__(SOURCE, before, _Tape(batch, size, steps, interval, *flags), batch)
+        super().__init__(SOURCE, before, (batch, size, steps, interval, *flags), batch)
         clip = before.new_full((1,), network.clip or 0.0)
         self.set({"w": network.w, "alpha": network.alpha, "eta": network.eta, "clip": clip})
         self.set({"before": before, "after": after} | ({"checkpoints": checkpoints} if len(checkpoints) else {}))

@@ -123,7 +123,7 @@ class FastRecurrent(TapedForm):
             projected = tape.states[0][1:]
         return self.finish(layers, xs, state)
 
-    def take_bf16(self) -> bool:
+    def use_bf16(self) -> bool:
         self.bf16 = self.has_cpu_kernel or self.memory.device.type != "cpu"
         return self.bf16
 

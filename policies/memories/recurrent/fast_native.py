@@ -6,14 +6,12 @@ step.
 
 from __future__ import annotations
 
-import ctypes
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from policies.native import loops
-from policies.native.compiler import library
 from policies.native.packed import packed
 
 SOURCE = Path(__file__).with_name("fast_cells.c")
@@ -37,7 +35,7 @@ def lstm_forward(
         starts: bool `[T, B]`, or None.
     """
     steps, batch, size = tanh_cells.shape
-    scratch, to_gates = gates.new_empty(2, batch, size), packed(_functions(gates), weights)
+    scratch, to_gates = gates.new_empty(2, batch, size), packed(loops.functions_of(SOURCE, gates), weights)
     _call("lstm_forward", (gates, to_gates, hiddens, cells, tanh_cells, starts, scratch), (steps, batch, size))
 
 
@@ -59,7 +57,7 @@ def lstm_backward(
     steps, batch, size = tanh_cells.shape
     d_gates, d_hidden, d_cell = torch.empty_like(gates), gates.new_empty(batch, size), gates.new_empty(batch, size)
     d_outputs = [None if d is None else d.contiguous() for d in (d_hiddens, d_cells)]
-    from_gates = packed(_functions(gates), weights, forward=False)
+    from_gates = packed(loops.functions_of(SOURCE, gates), weights, forward=False)
     arrays = (gates, from_gates, cells, tanh_cells, starts, *d_outputs, d_gates, d_hidden, d_cell)
     _call("lstm_backward", arrays, (steps, batch, size))
     return d_gates, d_hidden, d_cell
@@ -79,7 +77,7 @@ def gru_forward(
         starts: bool `[T, B]`, or None.
     """
     steps, batch, size = n_hidden.shape
-    scratch, functions = gates.new_empty(batch, size), _functions(gates)
+    scratch, functions = gates.new_empty(batch, size), loops.functions_of(SOURCE, gates)
     to_rz, to_n = packed(functions, weights[: 2 * size]), packed(functions, weights[2 * size :])
     _call("gru_forward", (gates, to_rz, to_n, bias, hiddens, n_hidden, starts, scratch), (steps, batch, size))
 
@@ -102,16 +100,10 @@ def gru_backward(
     steps, batch, size = n_hidden.shape
     d_gates, d_n, d_hidden = torch.empty_like(gates), torch.empty_like(n_hidden), gates.new_empty(batch, size)
     d_hiddens = None if d_hiddens is None else d_hiddens.contiguous()
-    from_gates = packed(_functions(gates), weights, forward=False)
+    from_gates = packed(loops.functions_of(SOURCE, gates), weights, forward=False)
     arrays = (gates, from_gates, hiddens, n_hidden, starts, d_hiddens, d_gates, d_n, d_hidden)
     _call("gru_backward", arrays, (steps, batch, size))
     return d_gates, d_n, d_hidden
-
-
-def _functions(reference: Tensor) -> ctypes.CDLL:
-    functions = library(SOURCE, reference.dtype)
-    assert functions is not None
-    return functions
 
 
 def _call(name: str, arrays: tuple[Tensor | None, ...], sizes: tuple[int, ...]) -> None:
@@ -119,4 +111,4 @@ def _call(name: str, arrays: tuple[Tensor | None, ...], sizes: tuple[int, ...]) 
     assert all(array is None or array.is_contiguous() for array in arrays)
     first = arrays[0]
     assert first is not None
-    loops.call(getattr(_functions(first), name), arrays, sizes, sizes[1])
+    loops.call(getattr(loops.functions_of(SOURCE, first), name), arrays, sizes, sizes[1])

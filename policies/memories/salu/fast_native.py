@@ -6,7 +6,6 @@ computes the input's part of the gates, after them the gradients of all weights,
 
 from __future__ import annotations
 
-import ctypes
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +24,6 @@ MAX_NUMBERS = 2**16
 """Maximum number of read weights of all heads; the loops keep two such arrays on the stack."""
 
 
-class _Tape(ctypes.Structure):
-    """The struct of the C file."""
-
-    _fields_ = [
-        *((name, ctypes.c_int64) for name in ("batch", "hidden", "heads", "key", "value", "capacity", "slots")),
-        *((name, ctypes.c_void_p) for name in ("recurrent", "interaction", "bias", "starts", "first")),
-        *(
-            (name, ctypes.c_void_p)
-            for name in ("gates", "inputs", "cells", "tanh_cells", "after", "vectors", "weights")
-        ),
-        *((name, ctypes.c_void_p) for name in ("keys", "values", "d_after", "d_gates", "d_vectors", "d_before")),
-        *((name, ctypes.c_void_p) for name in ("d_cell", "d_hidden", "d_keys", "d_values")),
-    ]
-
-
 def make_loops(loop_weights: tuple[Tensor, Tensor, Tensor], forward: bool, arrays: Arrays) -> Loops:
     """The loops over `arrays`, named as in the C struct, with the weights packed for the forward or backward pass."""
     recurrent, interaction, bias = loop_weights
@@ -47,11 +31,9 @@ def make_loops(loop_weights: tuple[Tensor, Tensor, Tensor], forward: bool, array
     assert isinstance(keys, Tensor)
     assert isinstance(values, Tensor)
     (batch, slots, heads, key), capacity = keys.shape, capacity_of(arrays)
-    tape = _Tape(batch, interaction.shape[1], heads, key, values.shape[3], capacity, slots)
-    loops = Loops(SOURCE, recurrent, tape, BLOCK)
-    loops.pack({"recurrent": recurrent, "interaction": interaction}, forward)
-    loops.set({"bias": bias, **arrays})
-    return loops
+    sizes = (batch, interaction.shape[1], heads, key, values.shape[3], capacity, slots)
+    loops = Loops(SOURCE, recurrent, sizes, BLOCK)
+    return loops.pack({"recurrent": recurrent, "interaction": interaction}, forward).set({"bias": bias, **arrays})
 
 
 def capacity_of(arrays: Arrays) -> int:

@@ -6,7 +6,6 @@ torch computes the input's part of the gates, after them the gradients of all we
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,26 +39,6 @@ class Sizes(NamedTuple):
     heads: int
     reads: int
     links: int
-
-
-class _Tape(ctypes.Structure):
-    """The struct of the C file."""
-
-    _fields_ = [
-        *((name, ctypes.c_int64) for name in Sizes._fields),
-        ("threshold", ctypes.c_double),
-        *((name, ctypes.c_void_p) for name in ("starts", "recurrent", "interface", "bias")),
-        *((name, ctypes.c_void_p) for name in ("gates", "carried", "cells", "tanh_cells", "features", "parameters")),
-        *(
-            (name, ctypes.c_void_p)
-            for name in ("weights", "write_weights", "content", "link_weights", "nearest_words", "words")
-        ),
-        *((name, ctypes.c_void_p) for name in ("read_slots", "write_slots", "nearest", "positions")),
-        *((name, ctypes.c_void_p) for name in WORKING),
-        *((name, ctypes.c_void_p) for name in ("initial_memory", "initial_norms", "d_features", "d_write_weights")),
-        *((name, ctypes.c_void_p) for name in ("d_gates", "d_parameters", "d_memory", "d_weights", "d_cell")),
-        *((name, ctypes.c_void_p) for name in ("d_carried", "d_hidden")),
-    ]
 
 
 def usable(reference: Tensor, slots: int, heads: int) -> bool:
@@ -132,10 +111,8 @@ def make_loops(
     sizes: Sizes, threshold: float, weights: tuple[Tensor, Tensor], forward: bool, arrays: Mapping[str, Tensor]
 ) -> Loops:
     """The loops over `arrays`, with the recurrent and interface weights packed for the forward or backward pass."""
-    loops = Loops(SOURCE, weights[0], _Tape(*sizes, threshold), BLOCK)
-    loops.pack(dict(zip(("recurrent", "interface"), weights, strict=True)), forward)
-    loops.set(arrays)
-    return loops
+    loops = Loops(SOURCE, weights[0], (*sizes, threshold), BLOCK)
+    return loops.pack(dict(zip(("recurrent", "interface"), weights, strict=True)), forward).set(arrays)
 
 
 class NativeSequence(torch.autograd.Function):

@@ -6,7 +6,6 @@ torch computes U x, after them the gradients of all weights, for many steps at o
 
 from __future__ import annotations
 
-import ctypes
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,17 +51,6 @@ class Weights(NamedTuple):
     interface_bias: Tensor
 
 
-class _Tape(ctypes.Structure):
-    """The struct of the C file."""
-
-    _fields_ = [
-        *((name, ctypes.c_int64) for name in Sizes._fields),
-        *((name, ctypes.c_void_p) for name in ("starts", "weight", "interface", "bias")),
-        *((name, ctypes.c_void_p) for name in ("inputs", "after", "parameters", "cells", "first_hidden", "empty")),
-        *((name, ctypes.c_void_p) for name in ("d_after", "d_sums", "d_parameters", "d_hidden", "d_cells", "d_inputs")),
-    ]
-
-
 def usable(reference: Tensor, capacity: int) -> bool:
     """Whether the loops support this capacity, and the device and dtype of `reference`."""
     return capacity <= MAX_NUMBERS and loops.usable(SOURCE, reference)
@@ -70,10 +58,9 @@ def usable(reference: Tensor, capacity: int) -> bool:
 
 def make_loops(sizes: Sizes, weights: Weights, forward: bool, arrays: Arrays) -> Loops:
     """The loops over `arrays`, named as in the C struct, with the weights packed for the forward or backward pass."""
-    loops = Loops(SOURCE, weights.weight, _Tape(*sizes), BLOCK)
+    loops = Loops(SOURCE, weights.weight, sizes, BLOCK)
     loops.pack({"weight": weights.weight, "interface": weights.interface}, forward)
-    loops.set({"bias": weights.interface_bias, **arrays})
-    return loops
+    return loops.set({"bias": weights.interface_bias, **arrays})
 
 
 class NativeTape(LoopTape):

@@ -28,7 +28,7 @@ from torch.autograd.function import once_differentiable
 
 from policies.memories.contract import Memory
 from policies.memories.steps import MemoryStep, Queries, State, Unrolled, join
-from policies.memories.time.measure import kept
+from policies.memories.time.measure import stored_bytes
 from policies.memories.time.recording import Recording, stacked
 
 AUTO_BYTES = 2**30
@@ -143,7 +143,7 @@ class SegmentedRecording(Recording):
         return join(done)
 
 
-def most_kept(device: torch.device) -> int:
+def max_stored_bytes(device: torch.device) -> int:
     """Maximum number of bytes that a sequence stores on `device` without being cut into segments."""
     if device.type != "cuda":
         return AUTO_BYTES
@@ -155,8 +155,8 @@ class Segments:
 
     Args:
         memory: any memory.
-        setting: steps of a segment; 0: no segments; None: no segments for a sequence that stores at most `most_kept`;
-            for others the length that stores least, √(T · state / step).
+        setting: steps of a segment; 0: no segments; None: no segments for a sequence that stores at most
+            `max_stored_bytes`; for others the length that stores least, √(T · state / step).
         shape: shape of one input of one environment.
         queries: shapes of the questions, if the memory has readers.
 
@@ -171,7 +171,7 @@ class Segments:
             raise ValueError(f"bptt_segment is {setting}; it must be at least 0, or None to choose by memory use")
         self.memory, self.setting = memory, setting
         self.shape, self.queries = shape, queries
-        self._kept: dict[tuple[bool, int], int] = {}
+        self._bytes_per_step: dict[tuple[bool, int], int] = {}
 
     def unroll(
         self, xs: Tensor, starts: Tensor | None, state: State, resets: Sequence[int] | None = None, *queries: Any
@@ -203,7 +203,7 @@ class Segments:
         """
         if self.setting is not None:
             return self.setting if self.setting < steps else 0
-        if steps * batch * self.kept_by_step(recorded, expected_steps) <= most_kept(self.memory.device):
+        if steps * batch * self.bytes_per_step(recorded, expected_steps) <= max_stored_bytes(self.memory.device):
             return 0
         segment = self.best(steps, recorded, expected_steps)
         return segment if segment < steps else 0
@@ -212,16 +212,18 @@ class Segments:
         """The length s of segments for which T/s states and s steps take the fewest bytes."""
         state = self.memory.initial_state(1)
         state_bytes = sum(value.numel() * value.element_size() for value in state.values())
-        return max(SHORTEST, math.isqrt(steps * state_bytes // self.kept_by_step(recorded, expected_steps)))
+        return max(SHORTEST, math.isqrt(steps * state_bytes // self.bytes_per_step(recorded, expected_steps)))
 
-    def kept_by_step(self, recorded: bool, expected_steps: int) -> int:
+    def bytes_per_step(self, recorded: bool, expected_steps: int) -> int:
         """Bytes that a step of one environment stores for the backward pass; measured once, on a few steps."""
         expected_steps = min(expected_steps, PROBE)
-        if (recorded, expected_steps) not in self._kept:
+        if (recorded, expected_steps) not in self._bytes_per_step:
             with torch.enable_grad():
-                few, many = (kept(partial(self._try, steps, recorded, expected_steps)) for steps in (PROBE // 2, PROBE))
-            self._kept[recorded, expected_steps] = max(1, (many - few) // (PROBE - PROBE // 2))
-        return self._kept[recorded, expected_steps]
+                few, many = (
+                    stored_bytes(partial(self._try, steps, recorded, expected_steps)) for steps in (PROBE // 2, PROBE)
+                )
+            self._bytes_per_step[recorded, expected_steps] = max(1, (many - few) // (PROBE - PROBE // 2))
+        return self._bytes_per_step[recorded, expected_steps]
 
     def _try(self, steps: int, recorded: bool, expected_steps: int) -> Unrolled:
         """A sequence of one environment with constant inputs, for the measurement."""

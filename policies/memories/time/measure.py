@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-class Made(TorchDispatchMode):
+class CreatedStorages(TorchDispatchMode):
     """Registers every storage that is created while it is active."""
 
     def __init__(self) -> None:
@@ -23,22 +23,20 @@ class Made(TorchDispatchMode):
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
                 storage = tensor.untyped_storage()
-                seen = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
-                self.storages[seen.cdata] = (seen, storage.nbytes())
+                ref = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+                self.storages[ref.cdata] = (ref, storage.nbytes())
         return result
 
 
-def kept(run: Callable[[], Any], before: Sequence[Tensor] = ()) -> int:
+def stored_bytes(run: Callable[[], Any], before: Sequence[Tensor] = ()) -> int:
     """Bytes of the storages that the result of `run` keeps alive, each counted once, without those of `before`.
 
     With gradients enabled these are the results and everything stored for the backward pass.
     """
-    own = {StorageWeakRef(tensor.untyped_storage()).cdata for tensor in before}  # type: ignore[no-untyped-call]
-    with Made() as made:
+    excluded = {StorageWeakRef(tensor.untyped_storage()).cdata for tensor in before}  # type: ignore[no-untyped-call]
+    with CreatedStorages() as created:
         result = run()
-    total = 0
-    for at, (seen, size) in made.storages.items():
-        if at not in own and not seen.expired():
-            total += size
-    del result  # the graph held its storages until now
+    alive = (size for at, (ref, size) in created.storages.items() if at not in excluded and not ref.expired())
+    total: int = sum(alive)
+    del result  # not earlier: it keeps its storages alive
     return total

@@ -39,7 +39,7 @@ ODD = [*SMALL[4:], "--env", "Odd-v0", "--total-timesteps", 64]
             "environment Odd-v0 failed while training, after 20 environment steps: OSError: [Errno 28] No space",
             True,
         ),
-        ("tuple", "after 20 environment steps: step gave 4 values, expected 5", False),
+        ("tuple", "after 20 environment steps: step returned 4 values, expected 5", False),
         ("shape", "environment Odd-v0 failed while training, after 20", False),
         ("reward", "environment Odd-v0 failed while training, after 20", False),
     ],

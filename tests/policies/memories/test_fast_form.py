@@ -16,7 +16,7 @@ from policies.testing import MEMORY_CHECKS, MemoryCase
 CALLS: list[str] = []
 
 
-class AtOnce(FastForm):
+class MemN2NForm(FastForm):
     """All traces by one cumulative sum, where no episode starts; counts its calls."""
 
     def fits(self, length: int, resets: Sequence[int] | None, grad: bool) -> bool:
@@ -36,7 +36,7 @@ class AtOnce(FastForm):
 class Sums(Memory):
     """Sums of what was seen: a memory as another package has it."""
 
-    fast_form = AtOnce
+    fast_form = MemN2NForm
 
     def __init__(self, input_size: int, hidden_size: int = 8) -> None:
         super().__init__()

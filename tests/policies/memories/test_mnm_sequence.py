@@ -17,7 +17,7 @@ from policies.memories.mnm import fast_native as mnm_native
 from policies.memories.mnm import fast_taped as mnm_taped
 from policies.memories.mnm.fast import FastMNMp
 from policies.memories.time.checkpointing import unroll_by_segments
-from policies.memories.time.measure import Made
+from policies.memories.time.measure import CreatedStorages
 from policies.memories.time.taped import TapedRecording
 from policies.native import compiler as native
 
@@ -29,7 +29,7 @@ compiled = pytest.mark.skipif(
 def test_who_takes_operations_down_sees_them_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ENGRAM_NATIVE", raising=False)
     assert not native.disabled()
-    with Made():
+    with CreatedStorages():
         assert native.disabled()
 
 

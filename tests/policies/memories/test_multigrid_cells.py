@@ -127,7 +127,7 @@ def test_bfloat16_is_near_double_precision(monkeypatch: pytest.MonkeyPatch, opti
     exact = build(shape=shape, **options)
     rounded = build(shape=shape, **options).float()
     rounded.load_state_dict(exact.state_dict())
-    assert rounded.take_bf16()
+    assert rounded.use_bf16()
     starts = torch.zeros(5, 3, dtype=torch.bool)
     starts[2, 0] = True
     xs = sequence(shape, 5, 3)
@@ -151,10 +151,10 @@ def test_steps_stay_as_they_are() -> None:
     memory = build().float()
     x, state = sequence((2, 2, 2), 3).float(), memory.initial_state(3)
     before = memory(x, state)
-    assert memory.take_bf16()
+    assert memory.use_bf16()
     after = memory(x, state)
     assert torch.equal(before.output, after.output)
     for name, value in before.state.items():
         assert torch.equal(value, after.state[name])
     plain = make_memory("multigrid", input_size=(2, 2, 2), fast=False)
-    assert not plain.take_bf16()
+    assert not plain.use_bf16()

@@ -80,7 +80,7 @@ def test_a_layer_at_once_is_the_equations(case: str, resets: bool) -> None:
 def test_bfloat16_is_that_of_single_grids(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whose nearness to double precision test_multigrid_cells.py bounds."""
     memory = build().float()
-    assert memory.take_bf16()
+    assert memory.use_bf16()
     xs, found = sequence((2, 2, 2), LENGTH, BATCH).float(), []
     for together in (True, False):
         monkeypatch.setattr(FastMultigrid, "layered", lambda form, state, chosen=together: chosen)

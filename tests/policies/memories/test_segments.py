@@ -14,7 +14,7 @@ from policies.memories import make_memory
 from policies.memories.contract import Memory, MemoryStep, State, Unrolled
 from policies.memories.time import checkpointing as module
 from policies.memories.time.checkpointing import SegmentedRecording, Segments, unroll_by_segments
-from policies.memories.time.measure import kept
+from policies.memories.time.measure import stored_bytes
 from policies.memories.time.unroll import unroll
 from policies.testing.case import BATCH, everything, expect_same
 from policies.testing.time import weigh
@@ -207,12 +207,12 @@ def test_segments_keep_a_state_each() -> None:
     memory, xs = Counting(), torch.randn(64, 1, 3)
 
     def keeps(segment: int) -> int:
-        return kept(lambda: unroll_by_segments(memory, xs, None, memory.initial_state(1), segment=segment))
+        return stored_bytes(lambda: unroll_by_segments(memory, xs, None, memory.initial_state(1), segment=segment))
 
     assert keeps(8) < 0.3 * keeps(64)
 
     def recording_keeps(segment: int) -> int:
-        return kept(lambda: recorded(memory, xs, None, memory.initial_state(1), None, segment))
+        return stored_bytes(lambda: recorded(memory, xs, None, memory.initial_state(1), None, segment))
 
     assert recording_keeps(8) < 0.3 * keeps(64)
 
@@ -242,7 +242,7 @@ def test_without_a_setting_it_is_what_would_be_kept_that_decides(
 ) -> None:
     memory = Counting()
     segments = Segments(memory, None, 3)
-    each = segments.kept_by_step(recorded, 8)
+    each = segments.bytes_per_step(recorded, 8)
     assert 8_000 <= each <= 13_000  # two or three times 1,000 numbers, of 4 bytes, and little else
     taken = memory.taken
     monkeypatch.setattr(module, "AUTO_BYTES", 100 * 5 * each)
@@ -255,7 +255,7 @@ def test_without_a_setting_it_is_what_would_be_kept_that_decides(
 def test_memory_that_is_allocated_at_once_is_seen() -> None:
     """MNM-p records on a tape that is as long as the expected steps."""
     segments = Segments(make_memory("mnm-p", input_size=3), None, 3)
-    assert segments.kept_by_step(True, 8) == pytest.approx(segments.kept_by_step(False, 8), rel=0.3)
+    assert segments.bytes_per_step(True, 8) == pytest.approx(segments.bytes_per_step(False, 8), rel=0.3)
 
 
 def test_a_memory_that_has_nothing_to_learn_stays_whole() -> None:
@@ -267,8 +267,8 @@ def test_a_memory_that_has_nothing_to_learn_stays_whole() -> None:
 def test_what_a_step_keeps_can_be_found_for_every_memory(name: str) -> None:
     memory, case = MEMORIES[name].build(torch.float32), MEMORIES[name]
     segments = Segments(memory, None, case.input_size)
-    assert segments.kept_by_step(recorded=False, expected_steps=1) >= 1
-    assert segments.kept_by_step(recorded=True, expected_steps=8) >= 1
+    assert segments.bytes_per_step(recorded=False, expected_steps=1) >= 1
+    assert segments.bytes_per_step(recorded=True, expected_steps=8) >= 1
 
 
 def test_what_is_wrong_is_named() -> None:
