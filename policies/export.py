@@ -73,7 +73,7 @@ def export_step(
         masks: whether the step takes a mask of valid choices.
 
     Raises:
-        TypeError: `policy` is not a `MemoryActorCriticPolicy`, but for example a learner.
+        TypeError: `policy` is not a `MemoryActorCriticPolicy`; a learner is not accepted.
         ValueError: the memory's step cannot be exported (the message has `torch.export`'s reason), `batch_size` is
             below 1, or `masks` is true but actions are continuous.
     """
