@@ -152,7 +152,7 @@ class InvisibleGoalMaze(TensorEnv):
         self._rewards = self._rows[:, 10].clone()
         self._after = torch.tensor(after.repeat(_CODES, axis=0).ravel(), device=self.device)
         """Transition table, indexed by [code * 4 + action]: the next code, ignoring the goal."""
-        self._trail: deque[Tensor] = deque(maxlen=_TRAIL)  # stored for pictures only
+        self._trail: deque[Tensor] = deque(maxlen=_TRAIL)  # for pictures only
 
     def _begin(self, where: Tensor | None) -> None:
         assert where is None
@@ -174,8 +174,8 @@ class InvisibleGoalMaze(TensorEnv):
         # XOR with the goal's code clears the cell bits exactly when the agent is on the goal; the low 5 bits (action,
         # bumped, found) then move to the new random cell.
         relative = moved ^ self._goal_found
-        thrown = self._random_cell(None if self.teleport_to_goal else self.goal)
-        self._at = torch.where(relative < _CODES, torch.add(relative, thrown, alpha=_CODES), moved)
+        teleported = self._random_cell(None if self.teleport_to_goal else self.goal)
+        self._at = torch.where(relative < _CODES, torch.add(relative, teleported, alpha=_CODES), moved)
         return self._rewards.index_select(0, self._at), None, None
 
     def _observe(self) -> Tensor:
@@ -223,7 +223,7 @@ class InvisibleGoalMaze(TensorEnv):
 
     @last_reward.setter
     def last_reward(self, reward: Tensor) -> None:
-        nearest = (self._rewards[:4] - reward[:, None]).abs().argmin(1)  # -penalty and 0 may be the same; any will do
+        nearest = (self._rewards[:4] - reward[:, None]).abs().argmin(1)  # -penalty and 0 may be equal
         self._at = self._at // 4 * 4 + nearest
 
     def state_limits(self) -> dict[str, tuple[int, int]]:

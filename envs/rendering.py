@@ -43,30 +43,30 @@ _FINE = 3  # drawn pixels per pixel of the frame
 _LEGIBLE = 0.8  # share of its own size at which a picture can still be read
 
 
-class Room(NamedTuple):
-    """The size available for a picture, in a canvas's units, and the pixels per unit."""
+class Available(NamedTuple):
+    """The size that is available for a picture, in a canvas's units, and the pixels per unit."""
 
     width: float
     height: float
     scale: float
 
 
-_room: ContextVar[Room | None] = ContextVar("room", default=None)
+_available: ContextVar[Available | None] = ContextVar("available", default=None)
 
 
 @contextmanager
 def drawing_for(width: float, height: float, scale: float = 1.0) -> Iterator[None]:
-    """Within it, every `Canvas` becomes a frame as large as fits in `width` × `height` units of `scale` pixels each."""
-    token = _room.set(Room(width, height, scale))
+    """Context manager: a `Canvas` becomes a frame as large as fits in `width` × `height` units of `scale` pixels."""
+    token = _available.set(Available(width, height, scale))
     try:
         yield
     finally:
-        _room.reset(token)
+        _available.reset(token)
 
 
-def room() -> Room | None:
+def available_size() -> Available | None:
     """The size set by `drawing_for`; None outside it: a picture has its default size."""
-    return _room.get()
+    return _available.get()
 
 
 def fold(
@@ -82,7 +82,7 @@ def fold(
         around: width and height of everything except the cells.
         default: the result outside `drawing_for`.
     """
-    given = _room.get()
+    given = _available.get()
     if given is None:
         return default
 
@@ -102,15 +102,14 @@ class Canvas:
     fractions.
 
     Args:
-        width: of the frame; rounded up to a multiple of 16.
-        height: likewise.
+        width, height: size of the frame; rounded up to multiples of 16.
     """
 
     def __init__(self, width: float, height: float) -> None:
         self.width: float
         self.height: float
         self.width, self.height = (math.ceil(side / 16) * 16 for side in (width, height))
-        given = _room.get()
+        given = _available.get()
         scale = 1.0
         if given is not None:
             scale = given.scale * min(given.width / self.width, given.height / self.height)
@@ -119,7 +118,7 @@ class Canvas:
     def _prepare(self, pixels: tuple[int, int], scale: float) -> None:
         """An empty canvas of this size in pixels."""
         self.pixels = (max(1, pixels[0]), max(1, pixels[1]))
-        # Per pixel; of one window the same everywhere, since scaling rounds colours down.
+        # Dots per pixel, equal for all pictures of a window: scaling rounds colours down.
         self._dots = _FINE if scale <= 1.5 else 2
         self._fine = self._dots * self.pixels[0] / self.width  # dots per unit
         self._sheet = pygame.Surface((self.pixels[0] * self._dots, self.pixels[1] * self._dots), 0, 32)
@@ -141,7 +140,7 @@ class Canvas:
         opacity: float = 1,
     ) -> None:
         """A rectangle with rounded corners: filled, or an outline `line` pixels thick."""
-        if opacity < 1:  # blending needs a layer of its own
+        if opacity < 1:  # blending needs a separate layer
             layer = pygame.Surface((self._dot(width), self._dot(height)), pygame.SRCALPHA, 32)
             pygame.draw.rect(
                 layer, (*colour, int(255 * opacity)), layer.get_rect(), self._dot(line), border_radius=self._dot(round)
@@ -208,7 +207,7 @@ def maze_frame(
         goal: row and column.
         trail: rows and columns.
         caption: a line underneath.
-        reward: of the last step.
+        reward: reward of the last step.
     """
     cell, margin = 32, 16
     rows, columns = walls.shape
@@ -284,7 +283,7 @@ def corridor_frame(length: int, place: tuple[int, int], goal: int, caption: str 
         place: row (-1 northern arm, 0 corridor, 1 southern arm) and column of the agent.
         goal: row of the goal, -1 or 1.
         caption: a line underneath.
-        reward: of the last step.
+        reward: reward of the last step.
     """
     margin = 16
     cell = max(12, min(48, 960 // (length + 1)))
@@ -323,7 +322,7 @@ class Window:
     """A desktop window that shows frames.
 
     Args:
-        title: of the window.
+        title: title of the window.
         fps: maximum frames per second; `show` waits.
     """
 
@@ -344,7 +343,7 @@ class Window:
         self._clock.tick(self.fps)
 
     def close(self) -> None:
-        """Close the window; closing twice is fine."""
+        """Closes the window, if it is open."""
         if self._screen is not None:
             pygame.display.quit()
             self._screen = None
@@ -364,15 +363,15 @@ def font(size: int, file: str | None = None) -> pygame.font.Font:
     """A font from a file, or pygame's default font.
 
     `pygame.quit`, which Gymnasium environments call when closed, frees all fonts; using one afterwards crashes the
-    process. So fonts are loaded again then.
+    process. After it, fonts are therefore loaded again.
     """
     if not pygame.font.get_init():
-        _made.cache_clear()
+        _load_font.cache_clear()
         pygame.font.init()
-    return _made(size, file)
+    return _load_font(size, file)
 
 
 @lru_cache(maxsize=48)
-def _made(size: int, file: str | None) -> pygame.font.Font:
-    pygame.register_quit(_made.cache_clear)  # pygame may have been quit and initialised again
+def _load_font(size: int, file: str | None) -> pygame.font.Font:
+    pygame.register_quit(_load_font.cache_clear)  # pygame may have been quit and initialised again
     return pygame.font.Font(file, size)

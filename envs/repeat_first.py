@@ -108,11 +108,11 @@ class RepeatFirst(TensorEnv):
 
     def text(self, index: int = 0) -> str:
         """Step, first symbol, symbol shown now and last answer, as letters."""
-        first, shown, said = (
+        first, shown, last = (
             chr(ord("A") + int(state[index])) if int(state[index]) >= 0 else "-"
             for state in (self.first, self.symbol, self.last_action)
         )
-        return f"step {self._elapsed}/{self.length}: first {first}, now {shown}, last answer {said}"
+        return f"step {self._elapsed}/{self.length}: first {first}, now {shown}, last answer {last}"
 
     def frame(self, index: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:
         from envs.rendering import strip_frame  # pygame is needed for pictures only

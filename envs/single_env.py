@@ -42,7 +42,7 @@ class SingleEnv(gymnasium.Env[Any, Any]):
         self.observation_space = tensor_env.single_observation_space
         self.action_space = tensor_env.single_action_space
         self.render_mode = render_mode
-        self._over = True  # no episode is under way
+        self._over = True  # no episode is running
         self._window: Any = None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -69,7 +69,7 @@ class SingleEnv(gymnasium.Env[Any, Any]):
         ended, cut = bool(terminated.item()), bool(truncated.item())
         self._over = ended or cut
         self._show()
-        if self._over:  # nothing is defined after the last step
+        if self._over:  # after the last step there is no target and no mask
             info = {name: value for name, value in info.items() if name in ("metrics", "is_success")}
         else:
             info.pop("is_success", None)
@@ -80,7 +80,7 @@ class SingleEnv(gymnasium.Env[Any, Any]):
         return self.tensor_env.frame(0) if self.render_mode == "rgb_array" else None
 
     def close(self) -> None:
-        """Close the window, if there is one."""
+        """Closes the window, if there is one."""
         if self._window is not None:
             self._window.close()
             self._window = None

@@ -1,8 +1,8 @@
 """TensorEnv: a Gymnasium vector environment whose arrays are torch tensors on one device.
 
 The state of all `num_envs` environments is a few tensors stepped together: no Python loop over environments, no
-transfer to the host. A subclass writes four short methods: `_begin`, `_advance`, `_observe`, and `_describe` if there
-are targets or action masks. This base class does seeding, automatic resets, spaces, counters and `state_dict`.
+transfer to the host. A subclass implements four short methods: `_begin`, `_advance`, `_observe`, and `_describe` if
+there are targets or action masks. This base class does seeding, automatic resets, spaces, counters and `state_dict`.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ class AnswerGroup(NamedTuple):
     """A label for each number; empty: the number itself."""
 
 
-_OF_SB3 = {"env_is_wrapped", "env_method", "get_attr", "get_images", "seed", "set_attr", "step_async", "step_wait"}
-_BY_INIT = {"device", "generator", "horizon", "num_envs", "single_action_space", "single_observation_space"}
-_FOR_SB3 = "a batch of environments, which Stable-Baselines3 takes as agents.TensorVecEnv(env)"
+_SB3_METHODS = {"env_is_wrapped", "env_method", "get_attr", "get_images", "seed", "set_attr", "step_async", "step_wait"}
+_SET_BY_INIT = {"device", "generator", "horizon", "num_envs", "single_action_space", "single_observation_space"}
+_SB3_HINT = "a batch of environments, which Stable-Baselines3 takes as agents.TensorVecEnv(env)"
 
 
-class _ForSB3(abc.ABCMeta):
-    """Explains how to pass an environment to SB3, whose `evaluate_policy` and `EvalCallback` reject its class."""
+class _ExplainSB3(abc.ABCMeta):
+    """Its string says how to pass the environment to SB3, whose `evaluate_policy` and `EvalCallback` reject it."""
 
     def __str__(cls) -> str:
-        return f"{cls!r} ({_FOR_SB3})"
+        return f"{cls!r} ({_SB3_HINT})"
 
 
-class _Given:
+class _Arguments:
     """Constructor arguments, stored such that they do not count as part of the environment's state."""
 
     __slots__ = ("values",)
@@ -57,7 +57,7 @@ class _Given:
         self.values = values
 
 
-class TensorEnv(VectorEnv[Obs, Tensor, Tensor], metaclass=_ForSB3):
+class TensorEnv(VectorEnv[Obs, Tensor, Tensor], metaclass=_ExplainSB3):
     """Base class of the batched environments.
 
     Episodes end in one of two ways, depending on `horizon`:
@@ -76,8 +76,7 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor], metaclass=_ForSB3):
 
     Args:
         num_envs: number of environments.
-        observation_space: of one environment.
-        action_space: of one environment.
+        observation_space, action_space: spaces of one environment.
         device: torch device of all tensors.
         horizon: see above.
         render_mode: None or "rgb_array".
@@ -118,7 +117,7 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor], metaclass=_ForSB3):
         with suppress(TypeError):  # the constructor will raise the error
             bound = inspect.signature(cls.__init__).bind(env, *args, **kwargs)
             bound.apply_defaults()
-            env._given = _Given(bound.arguments)
+            env._arguments = _Arguments(bound.arguments)
         return env
 
     def __init__(
@@ -158,15 +157,15 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor], metaclass=_ForSB3):
         """The constructor's arguments by name, including defaults; recorded by the base class.
 
         A checkpoint stores them: a state can only be loaded into an environment of the same class, arguments, horizon
-            and spaces.
+        and spaces.
         """
-        return {} if self._given is None else dict(list(self._given.values.items())[1:])
+        return {} if self._arguments is None else dict(list(self._arguments.values.items())[1:])
 
-    _given: _Given | None = None
+    _arguments: _Arguments | None = None
     _checked = False
     """Whether a step was compared with what the base class expects."""
 
-    # -- what a subclass writes ------------------------------------------------------------------------------------
+    # -- implemented by subclasses ----------------------------------------------------------------------------------
 
     def _begin(self, where: Tensor | None) -> None:
         """Starts a new episode where the mask `where` `[num_envs]` is true; None: in all environments."""
@@ -216,7 +215,7 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor], metaclass=_ForSB3):
 
     @property
     def started(self) -> bool:
-        """Whether it was ever reset."""
+        """Whether the environment was reset at least once."""
         return self._started
 
     def observe(self) -> Obs:
@@ -308,9 +307,9 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor], metaclass=_ForSB3):
     if not TYPE_CHECKING:  # it would hide misspelt attributes from a type checker
 
         def __getattr__(self, name: str) -> Any:
-            if name in _OF_SB3:
-                raise TypeError(f"{type(self).__name__} has no {name}: it is {_FOR_SB3}")
-            if "generator" not in vars(self) and name in _BY_INIT:
+            if name in _SB3_METHODS:
+                raise TypeError(f"{type(self).__name__} has no {name}: it is {_SB3_HINT}")
+            if "generator" not in vars(self) and name in _SET_BY_INIT:
                 arguments = "num_envs, observation_space, action_space, device"
                 raise AttributeError(f"{type(self).__name__}.__init__ did not call super().__init__({arguments})")
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
@@ -326,7 +325,7 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor], metaclass=_ForSB3):
         raise NotImplementedError(f"{type(self).__name__} draws nothing")
 
     def observation_text(self, index: int = 0) -> str:
-        """What the observation of environment `index` says, in words, for the viewer; empty: its numbers say it."""
+        """The observation of environment `index` in words, for the viewer; empty: the viewer shows numbers."""
         return ""
 
     def text(self, index: int = 0) -> str:
@@ -365,7 +364,7 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor], metaclass=_ForSB3):
         if set(state) != expected:
             raise ValueError(f"environment state has entries {sorted(state)}, expected {sorted(expected)}")
         if started and not self._started:
-            self._begin(None)  # a fresh environment has no tensors to compare with yet
+            self._begin(None)  # before the first reset there are no tensors to compare with
         for name in names:
             have = getattr(self, name)
             if state[name].shape != have.shape:

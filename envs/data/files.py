@@ -41,7 +41,7 @@ __all__ = [
     "read_members",
     "read_npz",
     "read_png_tree",
-    "say_changed",
+    "warn_changed",
 ]
 
 
@@ -76,8 +76,8 @@ def find(name: str, data_dir: str | Path | None = None) -> Path:
         if given:
             with reading(f"{origin} is {str(given)!r}", "a directory"):
                 place = Path(given).expanduser()
-                there = place.is_dir()
-            if not there:
+                is_folder = place.is_dir()
+            if not is_folder:
                 raise DataError(f"{origin} is {str(given)!r}, which is not a directory")
             places.append(place)
     with contextlib.suppress(DataError):
@@ -106,13 +106,13 @@ def _fetch(name: str, source: Source, places: list[Path]) -> Path:
         raise DataError(f'{name!r} is not in {looked}; {advice}, or pip install "engram-rl[data]"') from None
     try:
         path = pooch.retrieve(source.url, source.checksum, fname=source.names[0], path=target)
-    except Exception as error:  # whatever the network, the disk or the checksum has to say
+    except Exception as error:  # of the network, the disk or the checksum
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{name!r} is not in {looked} and could not be fetched ({reason[:200]}); {advice}") from error
     return Path(path)
 
 
-# -- comparing them with the published ones ----------------------------------------------------------------------------
+# -- comparison with the published content -----------------------------------------------------------------------------
 
 
 def check_known(name: str, path: Path, content: bytes | Array) -> None:
@@ -129,15 +129,15 @@ def check_known(name: str, path: Path, content: bytes | Array) -> None:
     source = SOURCES[name]
     if source.content:
         same = digest(content) == source.content
-    else:  # repacked files cannot be compared then
+    else:  # repacked files cannot be compared
         algorithm, _, digits = source.checksum.partition(":")
         published = path.name == source.names[0]
         same = not published or hashlib.new(algorithm, path.read_bytes(), usedforsecurity=False).hexdigest() == digits
     if not same:
-        say_changed(name, str(path))
+        warn_changed(name, str(path))
 
 
-def say_changed(name: str, what: str) -> None:
+def warn_changed(name: str, what: str) -> None:
     """Warns that the content differs from the published content of source `name`, or refuses it.
 
     Raises:
@@ -151,7 +151,7 @@ def say_changed(name: str, what: str) -> None:
 
 
 def digest(content: bytes | Array) -> str:
-    """The first 16 digits of the sha256 of bytes, of numbers row by row, or of truth values packed eight to a byte."""
+    """The first 16 digits of the sha256 of bytes, of numbers in row-major order, or of bools packed into bytes."""
     if not isinstance(content, bytes):
         content = (np.packbits(content) if content.dtype == bool else np.ascontiguousarray(content)).tobytes()
     return hashlib.sha256(content).hexdigest()[:16]

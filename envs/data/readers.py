@@ -83,9 +83,9 @@ def _opened(path: str | Path) -> IO[bytes]:
     return open(path, "rb")
 
 
-def _read(stream: IO[bytes], path: str | Path, room: int | None = None) -> bytes:
-    """Reads a stream of at most `room` bytes (default `LIMIT`), in chunks."""
-    parts, left = [], LIMIT if room is None else room
+def _read(stream: IO[bytes], path: str | Path, limit: int | None = None) -> bytes:
+    """Reads a stream of at most `limit` bytes in chunks; None: `LIMIT`."""
+    parts, left = [], LIMIT if limit is None else limit
     while part := stream.read(1 << 20):
         parts.append(part)
         left -= len(part)
@@ -147,7 +147,7 @@ def read_amat(path: str | Path, columns: int = 784) -> Array:
         if not len(starts):
             raise DataError(f"{path} is empty, expected rows of {columns} digits")
         counts = np.add.reduceat(digit, starts, dtype=np.int64)
-        filled = counts > 0  # empty lines are passed over
+        filled = counts > 0  # empty lines are skipped
         wrong = filled & (counts != columns)
         if wrong.any() or not filled.any():
             line = int(wrong.argmax())
@@ -160,8 +160,8 @@ def read_npz(path: str | Path, key: str) -> Array:
     """The array `key` of a NumPy archive. Object arrays, which need unpickling, are refused.
 
     Raises:
-        DataError: it is damaged or no archive, has no such array, the array holds objects, or its header claims another
-            size than it has.
+        DataError: the file is damaged or not an archive, it has no such array, or the array has objects or another size
+            than its header claims.
     """
     with reading(f"{path}, array {key!r}", "an .npz archive without objects"), _opened(path) as file:
         if file.read(6) == b"\x93NUMPY":
@@ -185,18 +185,18 @@ def _array(raw: bytes) -> Array:
     shape, by_columns, dtype = header(stream)
     if dtype.hasobject or dtype.kind not in "biuf":
         raise ValueError(f"it holds {dtype}")
-    size, there = math.prod(shape) * dtype.itemsize, len(raw) - stream.tell()
-    if size != there:
-        raise ValueError(f"its header claims {size} bytes for {list(shape)}, and there are {there}")
+    size, found = math.prod(shape) * dtype.itemsize, len(raw) - stream.tell()
+    if size != found:
+        raise ValueError(f"its header claims {size} bytes for {list(shape)}, but there are {found}")
     array = np.frombuffer(raw, dtype, offset=stream.tell()).reshape(shape, order="F" if by_columns else "C")
     return array.astype(dtype.newbyteorder("="))
 
 
 def read_png_tree(path: str | Path) -> Array:
-    """Pictures of a tree of PNG files, a class to a folder: bool `[classes, pictures, H, W]`, True where light.
+    """Pictures of a tree of PNG files, one folder per class: bool `[classes, pictures, H, W]`, True where light.
 
-    It takes Omniglot's `images_background.zip` and `images_evaluation.zip` (964 and 659 characters, 20 drawings of
-    105 · 105 pixels each, True = paper), or the folder that comes out of one. Classes and pictures are in the order of
+    Reads Omniglot's `images_background.zip` and `images_evaluation.zip` (964 and 659 characters, 20 drawings of
+    105 · 105 pixels each, True = paper), or a folder unpacked from one. Classes and pictures are in the order of
     their paths: alphabet, character, drawing.
 
     Raises:
@@ -206,14 +206,14 @@ def read_png_tree(path: str | Path) -> Array:
 
     classes: dict[str, list[Array]] = {}
     shape: tuple[int, ...] | None = None
-    room = LIMIT
+    limit = LIMIT
     for name, raw in sorted(read_members(path, "*.png")):
         with (
             reading(f"{path}: {name} is damaged", "a PNG picture"),
             Image.open(io.BytesIO(raw), formats=["PNG"]) as png,
         ):
-            room -= png.width * png.height
-            if room < 0:
+            limit -= png.width * png.height
+            if limit < 0:
                 raise _too_large(path)
             picture = np.asarray(png.convert("L")) >= 128
         shape = shape or picture.shape
@@ -242,18 +242,18 @@ def read_members(path: str | Path, pattern: str) -> Iterator[tuple[str, bytes]]:
     Raises:
         DataError: it cannot be read, is neither, or holds more than `LIMIT` bytes or `ENTRIES` files.
     """
-    path, room = Path(path), LIMIT
+    path, limit = Path(path), LIMIT
     with reading(path, _ARCHIVE):
         for count, (name, size, content) in enumerate(_folder(path) if path.is_dir() else _archive(path)):
             if count >= ENTRIES:
                 raise DataError(f"{path} holds more than {ENTRIES:,} files, which no known data set does")
             if content is None or not fnmatchcase(name, pattern):
                 continue
-            if size > room:  # as a header claims
+            if size > limit:  # according to the archive's header
                 raise _too_large(path)
             with content() as stream:
-                raw = _read(stream, path, room)
-            room -= len(raw)
+                raw = _read(stream, path, limit)
+            limit -= len(raw)
             yield name, raw
 
 

@@ -175,12 +175,12 @@ class Mapping(TensorEnv):
         self.visited = torch.zeros(count, size * size, dtype=torch.bool, device=device)
         self.seen = torch.zeros_like(self.visited)
         self.path = torch.zeros(count, self.horizon + 1, dtype=torch.int64, device=device)  # type: ignore[operator]
-        self._survey()
+        self._compute_codes()
         self.marks = self.wanted = None
         self._arrive(0)
 
-    def _survey(self) -> None:
-        """Computes what follows from the walls, and from where the agent has been."""
+    def _compute_codes(self) -> None:
+        """Computes the codes of all patches, from the walls and the visited cells."""
         self._flat = self.walls.flatten(1)
         self._codes = {width: self._on_map(patch_codes(self.walls, width), width) for width in {3, *self.queries}}
         visited = self._on_map(self.visited.view(-1, 1, self.size, self.size), 1) == 1
@@ -188,9 +188,9 @@ class Mapping(TensorEnv):
         """Codes of the places where the agent has been, -1 elsewhere: int16 `[N, M, M]`."""
 
     def _on_map(self, cells: Tensor, width: int) -> Tensor:
-        """Numbers of patches `[N, keys, S, S]` at their places on the map, `[N, keys, M, M]`; -1 where there is none.
+        """Numbers of patches `[N, keys, S, S]` at their places on the map, `[N, keys, M, M]`; -1 elsewhere.
 
-        S is `size - width + 1`. Where the map is narrower than the world, the ring around it is left out.
+        S is `size - width + 1`. If the map is narrower than the world, the ring of wall is left out.
         """
         begin = self.map_size // 2 - self.size // 2 + width // 2
         end = self.map_size - begin - cells.shape[-1]
@@ -198,7 +198,7 @@ class Mapping(TensorEnv):
         return F.pad(numbers, (begin, end, begin, end), value=-1)
 
     def _arrive(self, step: int) -> None:
-        """Updates what the agent at `cell` has seen at `step`, and draws the next questions."""
+        """Updates the cells that the agent at `cell` has seen at `step`, and draws the next queries."""
         at = self.cell[:, 0] * self.size + self.cell[:, 1]
         self.path[:, step] = at
         self.visited.scatter_(1, at[:, None], True)
@@ -207,10 +207,10 @@ class Mapping(TensorEnv):
         around = at[:, None] + self._around[3]
         self._discovered = (~self.seen.gather(1, around)).sum(1) if self.explores else None
         self.seen.scatter_(1, around, True)
-        asked, masks = zip(*(self._ask(width, step) for width in self.queries), strict=True)
+        asked, masks = zip(*(self._draw_query(width, step) for width in self.queries), strict=True)
         self.asked, self.target = torch.stack(asked, 1), torch.stack(masks, 1)
 
-    def _ask(self, width: int, step: int) -> tuple[Tensor, Tensor]:
+    def _draw_query(self, width: int, step: int) -> tuple[Tensor, Tensor]:
         """The place `[N]` of the queried patch (-1: none), and the mask `[N, M, M]`, int8, of all places that look like
         it."""
         if width == 3:
@@ -218,7 +218,7 @@ class Mapping(TensorEnv):
             place = self.path.gather(1, earlier).squeeze(1)
             code = self._known.flatten(1).gather(1, self._on_map_at[place][:, None])
             right = torch.empty(self._known.shape, dtype=torch.int8, device=self.device)
-            return place, torch.eq(self._known, code[..., None], out=right)  # into bytes twice as fast as into bool
+            return place, torch.eq(self._known, code[..., None], out=right)  # twice as fast as with a bool result
         margin = width // 2
         unseen = 1.0 - self.seen.view(-1, 1, self.size, self.size).float()
         known = F.max_pool2d(unseen, width, stride=1) == 0  # [N, 1, S, S]
@@ -259,7 +259,7 @@ class Mapping(TensorEnv):
         return score.mean(1) / self.horizon, None, None
 
     def _count(self, marks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """How many marks are right, how many there are, and how many there should be: float32 `[N, queries]`."""
+        """Numbers of right marks, of all marks and of right cells, float32 `[N, queries]` each."""
         if marks.is_cuda:  # in few kernels; elsewhere the words of `count_ones` are faster
             hits, marked, wanted = (
                 each.flatten(2).sum(2, dtype=torch.float32) for each in (marks & self.target, marks, self.target)
@@ -317,7 +317,7 @@ class Mapping(TensorEnv):
         if not self.explores:
             target = self.target.view(self.num_envs, *self.single_action_space.shape).clone()  # type: ignore[misc]
             return {"target": target, "weight": torch.ones(self.num_envs, device=self.device)}
-        place = self.asked.amax(1)  # of several questions any will do; -1: there is none yet
+        place = self.asked.amax(1)  # of several queries one is enough; -1: no query yet
         cell = self._on_map_at[place]
         weight = torch.stack([torch.zeros_like(place), place >= 0], 1).float()
         return {"target": torch.stack([torch.zeros_like(place), cell.clamp(min=0)], 1), "weight": weight}
@@ -326,7 +326,7 @@ class Mapping(TensorEnv):
         super().load_state_dict(state)
         if self._started:
             self.target = self.target.to(torch.int8)  # older checkpoints have float32
-            self._survey()
+            self._compute_codes()
         self.marks = self.wanted = None
 
     # -- for people ------------------------------------------------------------------------------------------------

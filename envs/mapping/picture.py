@@ -8,16 +8,16 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor
 
-from envs.rendering import AGENT, FLOOR, INK, LINE, PAPER, RIGHT, WRONG, Canvas, Colour, Frame, room
+from envs.rendering import AGENT, FLOOR, INK, LINE, PAPER, RIGHT, WRONG, Canvas, Colour, Frame, available_size
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-_SIDE, _MARGIN, _TITLE, _FOOT = 264, 16, 26, 28  # units: a map, around it, the lines above and below it
+_SIDE, _MARGIN, _TITLE, _FOOT = 264, 16, 26, 28  # units: side of a map, space around it, lines above and below it
 _MISSED: Colour = (232, 160, 40)
 
 
 class Drawn(Protocol):
-    """What of `envs.mapping.environment.Mapping` is drawn, in its shapes."""
+    """The attributes of `envs.mapping.environment.Mapping` that are drawn."""
 
     size: int
     map_size: int
@@ -46,9 +46,9 @@ def mapping_frame(env: Drawn, index: int, step: int) -> Frame:
         rows = math.ceil(3 / columns)
         return columns * (_SIDE + _MARGIN) + _MARGIN, rows * (_TITLE + _SIDE + _FOOT) + 1.5 * _MARGIN
 
-    columns, given = 3, room()
-    if given is not None:
-        columns = max((3, 2, 1), key=lambda n: min(given.width / extent(n)[0], given.height / extent(n)[1]))
+    columns, available = 3, available_size()
+    if available is not None:
+        columns = max((3, 2, 1), key=lambda n: min(available.width / extent(n)[0], available.height / extent(n)[1]))
     canvas = Canvas(*extent(columns))
     places = [
         (
@@ -77,7 +77,7 @@ def mapping_frame(env: Drawn, index: int, step: int) -> Frame:
     (first, top), (second, middle), (third, low) = ((left, top + _SIDE + 14) for left, top in places)
     canvas.text(f"step {step} / {env.horizon}", first, top, 18)
     canvas.text("agent", first + 150, top, 18, AGENT)
-    canvas.text("what is asked for", second, middle, 18, _MISSED)
+    canvas.text("query", second, middle, 18, _MISSED)
     for words, left, colour in (("right", 0, RIGHT), ("wrong", 60, WRONG), ("missed", 124, _MISSED)):
         canvas.text(words, third + left, low, 18, colour)
     return canvas.frame()
@@ -98,7 +98,7 @@ def _marks(canvas: Canvas, left: float, top: float, env: Drawn, index: int) -> N
 
 
 def _cells(canvas: Canvas, left: float, top: float, colours: Array) -> None:
-    """A square map of coloured cells, `[S, S, 3]`, with a rim."""
+    """A square map of coloured cells, `[S, S, 3]`, with a border."""
     cell = _SIDE / len(colours)
     canvas.box(left, top, _SIDE, _SIDE, PAPER)
     for row, column in np.ndindex(colours.shape[:2]):

@@ -13,10 +13,10 @@ MOVES = ((-1, 0), (1, 0), (0, -1), (0, 1))  # up, down, left, right
 def random_maze(num_envs: int, size: int, complexity: float, density: float, generator: torch.Generator) -> Tensor:
     """Walls `[num_envs, size, size]` (bool) that grow from random even cells, inside a ring of wall.
 
-    The routine that the multigrid paper's program takes from Wikipedia's article on mazes: `density * (size // 2)²`
-    times a wall starts at a random cell of even row and column (which may be on the ring) and is led on
-    `5 * complexity * 2 size` times: to a random one of the even cells two away, which it joins if that cell is free,
-    and else stays where it is. All random numbers are drawn in one call, and a step takes six operations.
+    The algorithm of the multigrid paper's program, from Wikipedia's article on mazes. `density * (size // 2)²` walls
+    start at random cells of even row and column, which may be on the ring. Each is extended up to
+    `5 * complexity * 2 size` times: a random cell two away is drawn, and joined to the wall if it is free.
+    All random numbers are drawn in one call, and an extension takes six operations.
     """
     device = generator.device
     half = size // 2
@@ -32,11 +32,12 @@ def random_maze(num_envs: int, size: int, complexity: float, density: float, gen
         at = start[:, None]
         walls.scatter_(1, at, True)
         for choice in steps:
-            leap = leaps.index_select(0, torch.add(choice, at[:, 0], alpha=_CHOICES))  # where to, and between
-            there = leap[:, :1]
-            taken = walls.gather(1, there)
-            walls.scatter_(1, torch.where(taken, there, leap), True)
-            at = torch.where(taken, at, there)
+            # the cell two away, and the cell between
+            leap = leaps.index_select(0, torch.add(choice, at[:, 0], alpha=_CHOICES))
+            target = leap[:, :1]
+            occupied = walls.gather(1, target)
+            walls.scatter_(1, torch.where(occupied, target, leap), True)
+            at = torch.where(occupied, at, target)
     return walls.view(num_envs, size, size)
 
 
@@ -54,7 +55,7 @@ def _leaps(size: int, device: torch.device) -> Tensor:
             inside = [(r, c) for r, c in beyond if 0 <= r < size and 0 <= c < size]
             pairs = [(r * size + c, (row + r) // 2 * size + (column + c) // 2) for r, c in inside]
             table[row * size + column] = torch.tensor(pairs).repeat(_CHOICES // len(pairs), 1)
-    # made once: a reset in a CUDA graph copies nothing from the host
+    # cached, so that a reset in a CUDA graph copies nothing from the host
     return table.flatten(0, 1).to(device)
 
 
@@ -99,7 +100,7 @@ def patch_codes(walls: Tensor, width: int) -> Tensor:
         parts = [rows[:, row : row + walls.shape[1] - width + 1] << width * (row - first) for row in some]
         codes.append(torch.stack(parts).sum(0))
     found = torch.stack(codes, 1)
-    return found.to(torch.int16) if width == 3 else found  # which compares faster
+    return found.to(torch.int16) if width == 3 else found  # int16 compares faster
 
 
 def patches_of_codes(device: torch.device) -> Tensor:

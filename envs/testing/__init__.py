@@ -19,15 +19,15 @@ _ALL: tuple[Check, ...] = (
     checks.it_keeps_the_contract,
     checks.it_passes_the_checkers_of_gymnasium_and_sb3,
     checks.a_seed_fixes_everything,
-    checks.who_says_so_ignores_actions,
+    checks.declared_ignored_actions_are_ignored,
     checks.state_dict_resumes_exactly,
     checks.state_dict_before_the_first_reset_and_with_wrong_entries,
-    checks.final_obs_is_what_an_episode_ends_with,
-    checks.outputs_are_the_callers_own,
-    checks.single_env_plays_the_same_game,
+    checks.final_obs_is_the_last_observation,
+    checks.outputs_are_not_shared,
+    checks.single_env_equals_the_batch,
     checks.frames_and_texts_show_what_happens,
     checks.a_window_follows_every_step,
-    checks.a_step_never_waits_for_the_device,
+    checks.a_step_does_not_synchronise,
 )
 ENV_CHECKS: dict[str, Check] = {check.__name__: check for check in _ALL}
 """Every check by its name."""

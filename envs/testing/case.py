@@ -33,38 +33,38 @@ class EnvCase:
     def make(self, num_envs: int = 5, **kwargs: Any) -> TensorEnv:
         """The batched environment."""
         options = self.options | kwargs
-        made: Any
+        env: Any
         if isinstance(self.env, str):
             module, _, name = self.env.rpartition(":")
             if module:
                 importlib.import_module(module)
             spec = gymnasium.spec(name)
             expect(spec.vector_entry_point, f"{self.env} has no vector_entry_point that is a TensorEnv")
-            made = gymnasium.make_vec(spec, num_envs=num_envs, vectorization_mode="vector_entry_point", **options)
+            env = gymnasium.make_vec(spec, num_envs=num_envs, vectorization_mode="vector_entry_point", **options)
         else:
-            made = self.env(num_envs, **options)
-        expect(isinstance(made, TensorEnv), f"{self.env} makes a {type(made).__name__}, expected a TensorEnv")
-        return made  # type: ignore[no-any-return]
+            env = self.env(num_envs, **options)
+        expect(isinstance(env, TensorEnv), f"{self.env} makes a {type(env).__name__}, expected a TensorEnv")
+        return env  # type: ignore[no-any-return]
 
     def make_single(self, **kwargs: Any) -> SingleEnv:
         """A single environment with NumPy in and out, as built by `gymnasium.make`."""
         options = self.options | kwargs
-        made: Any = (
+        env: Any = (
             gymnasium.make(self.env, **options).unwrapped if isinstance(self.env, str) else single(self.env)(**options)
         )
-        expect(isinstance(made, SingleEnv), f"{self.env} has no entry_point=envs.single_env.single(...)")
-        return made  # type: ignore[no-any-return]
+        expect(isinstance(env, SingleEnv), f"{self.env} has no entry_point=envs.single_env.single(...)")
+        return env  # type: ignore[no-any-return]
 
     def actions(self, num_envs: int = 5, steps: int | None = None, seed: int = 1, reset: int = 0) -> list[Tensor]:
         """Random valid actions for the episodes that begin with `reset(seed=reset)`."""
         env = self.make(num_envs)
         env.action_space.seed(seed)
         random = np.random.default_rng(seed)
-        info, taken = env.reset(seed=reset)[1], []
+        info, actions = env.reset(seed=reset)[1], []
         for _ in range(steps or self.steps):
-            taken.append(torch.as_tensor(_action(env, info, random), device=env.device))
-            info = env.step(taken[-1])[4]
-        return taken
+            actions.append(torch.as_tensor(_action(env, info, random), device=env.device))
+            info = env.step(actions[-1])[4]
+        return actions
 
 
 def _action(env: TensorEnv, info: dict[str, Any], random: np.random.Generator) -> Any:
@@ -87,9 +87,7 @@ def choices_of(space: spaces.Space[Any]) -> list[int]:
 
 
 def expect(condition: Any, message: str) -> None:
-    """Raises:
-    ConformanceError: `condition` is false.
-    """
+    """Raises a `ConformanceError` with `message` if `condition` is false."""
     if not condition:
         raise ConformanceError(message)
 
@@ -103,20 +101,22 @@ def leaves(value: Any, path: str = "") -> list[tuple[str, Tensor]]:
 
 
 def copied(value: Any) -> dict[str, Tensor]:
+    """Copies of all tensors of a structure, by path."""
     return {path: leaf.clone() for path, leaf in leaves(value)}
 
 
 def expect_same(one: Any, other: Any, what: str) -> None:
-    """Requires all tensors of two structures to be bit-identical; `what` is the start of the error message."""
+    """Requires all tensors of two structures to be bit-identical; `what` begins the error message."""
     found, wanted = dict(leaves(one)), dict(leaves(other))
     only = sorted(found.keys() ^ wanted.keys())
-    expect(not only, f"{what}: {', '.join(only[:3])} {'is' if len(only) == 1 else 'are'} there only once")
+    expect(not only, f"{what}: {', '.join(only[:3])} {'is' if len(only) == 1 else 'are'} in only one of them")
     for path, value in found.items():
         same = value.dtype == wanted[path].dtype and torch.equal(value, wanted[path])
         expect(same, f"{what}: {path or 'the observation'} differs")
 
 
 def to_numpy(obs: Any, index: int | None = None) -> Any:
+    """Observations as arrays: of the batch, or of environment `index`."""
     if isinstance(obs, dict):
         return {name: to_numpy(value, index) for name, value in obs.items()}
     return obs.cpu().numpy() if index is None else obs[index].cpu().numpy()

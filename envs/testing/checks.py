@@ -47,13 +47,13 @@ def it_passes_the_checkers_of_gymnasium_and_sb3(case: EnvCase) -> None:
 
 def it_keeps_the_contract(case: EnvCase) -> None:
     """Spaces, shapes, types, devices, masks and `final_obs` over several episodes."""
-    keeps_contract(case.make(), case.actions())
+    check_contract(case.make(), case.actions())
 
 
-def keeps_contract(env: TensorEnv, actions: list[Tensor]) -> None:
+def check_contract(env: TensorEnv, actions: list[Tensor]) -> None:
     count, where = env.num_envs, env.device.type
     obs, info = env.reset(seed=0)
-    expect("final_obs" not in info, "reset gives final_obs: nothing has ended")
+    expect("final_obs" not in info, "reset returns final_obs, but no episode has ended")
     ended_once = False
     for action in actions:
         for observed in (obs, *([info["final_obs"]] if "final_obs" in info else [])):
@@ -87,7 +87,7 @@ def keeps_contract(env: TensorEnv, actions: list[Tensor]) -> None:
         expect(not ended.any() or "final_obs" in info, "an episode ended, and info has no final_obs")
         if env.horizon is not None:
             together = bool(ended.all()) == bool(ended.any()) == ("final_obs" in info)
-            expect(together, "with a horizon all environments end together, and final_obs is there then only")
+            expect(together, "with a horizon all environments end together, and only then is there a final_obs")
         elif not ended.any():
             expect(
                 "final_obs" in info, "without a horizon the host cannot tell when episodes end: final_obs every step"
@@ -105,7 +105,7 @@ def _mask(env: TensorEnv, mask: Any) -> None:
     right = found[0] == wanted and found[1] in (torch.bool, torch.int8)
     expect(right, f"action_mask is {found[0]} {found[1]}, expected {wanted} bool or int8")
     for part in torch.split(mask.bool(), choices, 1):
-        expect(part.any(1).all(), "action_mask allows an environment no choice for some part of the action")
+        expect(part.any(1).all(), "action_mask allows no choice for some part of an environment's action")
 
 
 def a_seed_fixes_everything(case: EnvCase) -> None:
@@ -120,10 +120,10 @@ def a_seed_fixes_everything(case: EnvCase) -> None:
     expect_same(first, episode(0), "two environments with one seed")
     others = [copied(episode(seed)) for seed in range(1, 3 if not masked else 9)]
     differ = any(not torch.equal(value, first[path]) for other in others for path, value in other.items())
-    expect(differ, "every seed gives the same episodes: draw from self.generator")
+    expect(differ, "all seeds lead to the same episodes: draw from self.generator")
 
 
-def who_says_so_ignores_actions(case: EnvCase) -> str | None:
+def declared_ignored_actions_are_ignored(case: EnvCase) -> str | None:
     if not case.make(1).ignores_actions:
         return "ignores_actions is False"
     streams = []
@@ -134,7 +134,7 @@ def who_says_so_ignores_actions(case: EnvCase) -> str | None:
             shown = {key: value for key, value in info.items() if key not in ("metrics", "is_success")}
             stream.append((obs, terminated, truncated, shown))
         streams.append(stream)
-    expect_same(streams[0], streams[1], "ignores_actions is True, but after other actions")
+    expect_same(streams[0], streams[1], "ignores_actions is True, but with other actions")
     return None
 
 
@@ -145,12 +145,12 @@ def state_dict_resumes_exactly(case: EnvCase) -> None:
     state = env.state_dict()
     before = copied(state)
     future = copied(play(env, actions[4:]))
-    expect_same(before, state, "state_dict, which later steps must leave alone,")
+    expect_same(before, state, "a state_dict, after later steps")
     other = case.make()  # never reset
     other.load_state_dict(state)
     found = copied(play(other, actions[4:]))
     expect_same(found, future, "after load_state_dict (is every tensor named in state_names?)")
-    expect_same(before, state, "state_dict, which load_state_dict must not change,")
+    expect_same(before, state, "a state_dict, after load_state_dict")
 
 
 def state_dict_before_the_first_reset_and_with_wrong_entries(case: EnvCase) -> None:
@@ -171,42 +171,42 @@ def _refuses(env: TensorEnv, state: dict[str, Tensor], what: str) -> None:
     raise ConformanceError(f"load_state_dict takes {what}, expected a ValueError")
 
 
-def final_obs_is_what_an_episode_ends_with(case: EnvCase) -> None:
-    """As without automatic resets."""
-    env, plain = case.make(1), case.make(1)
-    plain.autoreset = False
+def final_obs_is_the_last_observation(case: EnvCase) -> None:
+    """`final_obs` equals the observation that the same step returns without automatic resets."""
+    env, no_autoreset = case.make(1), case.make(1)
+    no_autoreset.autoreset = False
     env.reset(seed=0)
-    plain.reset(seed=0)
+    no_autoreset.reset(seed=0)
     for action in case.actions(1):
         obs, _, terminated, truncated, info = env.step(action)
-        last, _, *flags, _ = plain.step(action)
+        last, _, *flags, _ = no_autoreset.step(action)
         expect_same((terminated, truncated), tuple(flags), "ends with and without autoreset")
         if (terminated | truncated).any():
-            expect_same(info["final_obs"], last, "final_obs beside the last observation without autoreset")
+            expect_same(info["final_obs"], last, "final_obs and the last observation without autoreset")
             if env.horizon is not None:  # without a horizon every step draws, so the generators differ here
-                expect_same(obs, plain.reset()[0], "the first observation after autoreset and after reset")
+                expect_same(obs, no_autoreset.reset()[0], "the first observation after autoreset and after reset")
             return
         expect_same(obs, last, "an observation with and without autoreset")
     raise ConformanceError("no episode ended: give arguments that make episodes short")
 
 
-def outputs_are_the_callers_own(case: EnvCase) -> None:
+def outputs_are_not_shared(case: EnvCase) -> None:
     env, untouched = case.make(), case.make()
     outputs: Any = env.reset(seed=0)
     expect_same(outputs, untouched.reset(seed=0), "two environments with one seed")
     for action in case.actions():
         for _, tensor in leaves(outputs):
-            tensor.copy_(~tensor.bool())  # the caller overwrites what it was given
-        expect_same(env.state_dict(), untouched.state_dict(), "the state, after the caller wrote to what it was given,")
-        before, given = copied(outputs), action.clone()
-        following = env.step(given)
-        given.copy_(~given.bool())
-        expect_same(before, outputs, "what an earlier step gave, and this one wrote to,")
-        expect_same(following, untouched.step(action), "a step, after the caller wrote to what it was given,")
-        outputs = following
+            tensor.copy_(~tensor.bool())  # the caller overwrites the results
+        expect_same(env.state_dict(), untouched.state_dict(), "the state, after the caller overwrote results")
+        before, own_action = copied(outputs), action.clone()
+        next_outputs = env.step(own_action)
+        own_action.copy_(~own_action.bool())
+        expect_same(before, outputs, "the results of a step, after the next step")
+        expect_same(next_outputs, untouched.step(action), "a step, after the caller overwrote earlier results")
+        outputs = next_outputs
 
 
-def single_env_plays_the_same_game(case: EnvCase) -> None:
+def single_env_equals_the_batch(case: EnvCase) -> None:
     alone, batch = case.make_single(), case.make(1)
     obs, info = alone.reset(seed=7)
     expected, _ = batch.reset(seed=7)
@@ -218,7 +218,7 @@ def single_env_plays_the_same_game(case: EnvCase) -> None:
         obs, reward, terminated, truncated, info = alone.step(action[0].cpu().numpy())
         expected, paid, *ended, more = batch.step(action)
         same = (reward, terminated, truncated) == (paid.item(), *(flag.item() for flag in ended))
-        expect(same, "SingleEnv's reward or end is not that of the batch")
+        expect(same, "SingleEnv's reward or end differs from the batch's")
         if terminated or truncated:
             final = {path: torch.as_tensor(array)[None] for path, array in _arrays(obs)}
             expect_same(final, dict(leaves(more["final_obs"])), "SingleEnv's last observation")
@@ -248,15 +248,16 @@ def frames_and_texts_show_what_happens(case: EnvCase) -> str | None:
         )
         sides = [side % 16 for side in frame.shape[:2]]
         expect(sides == [0, 0], f"a frame is {frame.shape}: video encoders want sides that are multiples of 16")
-        expect(len(np.unique(frame.reshape(-1, 3), axis=0)) > 3, "a frame has hardly a colour")
+        expect(len(np.unique(frame.reshape(-1, 3), axis=0)) > 3, "a frame has at most three colours")
     changes = any(frame.shape != frames[0].shape or (frame != frames[0]).any() for frame in frames[1:])
     expect(changes, "the frame does not change in six steps")
     expect(texts[0] is None or len(set(texts)) > 1, "the text does not change in six steps")
     rendered = env.render()
     expect(
-        rendered is not None and [frame.shape for frame in rendered] == [frames[0].shape] * 2, "render gives no frames"
+        rendered is not None and [frame.shape for frame in rendered] == [frames[0].shape] * 2,
+        "render returns no frames",
     )
-    expect(case.make().render() is None, "render gives frames without a render_mode")
+    expect(case.make().render() is None, "render returns frames without a render_mode")
     return None
 
 
@@ -287,7 +288,7 @@ def a_window_follows_every_step(case: EnvCase) -> str | None:
     return None
 
 
-def a_step_never_waits_for_the_device(case: EnvCase) -> None:
+def a_step_does_not_synchronise(case: EnvCase) -> None:
     env, actions = case.make(), case.actions()
 
     def waits(*_: Any) -> None:

@@ -22,7 +22,7 @@ from envs.single_env import SingleEnv
 from envs.tensor_env import Info, TensorEnv
 from envs.testing import ENV_CHECKS, ConformanceError, EnvCase
 from envs.testing.case import expect_same, play
-from envs.testing.checks import keeps_contract
+from envs.testing.checks import check_contract
 
 every_env = pytest.mark.parametrize("name", sorted(ENVIRONMENTS))
 
@@ -37,7 +37,7 @@ def test_importing_again_registers_nothing_twice() -> None:
 @every_env
 def test_it_conforms(name: str, check: str) -> None:
     skipped = ENV_CHECKS[check](ENVIRONMENTS[name])
-    assert skipped is None or check == "who_says_so_ignores_actions", skipped  # ours can all be seen
+    assert skipped is None or check == "declared_ignored_actions_are_ignored", skipped  # ours can all be seen
 
 
 @every_env
@@ -53,7 +53,7 @@ def test_it_knows_its_id(name: str) -> None:
 def test_keeps_the_contract_on_the_gpu(name: str) -> None:
     actions = [action.cuda() for action in ENVIRONMENTS[name].actions()]
     env = ENVIRONMENTS[name].make(device="cuda")
-    keeps_contract(env, actions)
+    check_contract(env, actions)
     torch.cuda.set_sync_debug_mode("error")
     try:
         play(env, actions)
@@ -202,9 +202,9 @@ BROKEN: list[tuple[type[TensorEnv], str, str]] = [
     (GlobalDraws, "a_seed_fixes_everything", "two environments with one seed"),
     (NeverRandom, "a_seed_fixes_everything", "every seed gives the same episodes"),
     (Forgets, "state_dict_resumes_exactly", "state_names"),
-    (SaysItIgnores, "who_says_so_ignores_actions", "ignores_actions is True, but"),
-    (HandsOutItsState, "outputs_are_the_callers_own", "the caller wrote"),
-    (Waits, "a_step_never_waits_for_the_device", "synchronises with the device"),
+    (SaysItIgnores, "declared_ignored_actions_are_ignored", "ignores_actions is True, but"),
+    (HandsOutItsState, "outputs_are_not_shared", "the caller wrote"),
+    (Waits, "a_step_does_not_synchronise", "synchronises with the device"),
     (PaintsGrey, "frames_and_texts_show_what_happens", "hardly a colour"),
 ]
 

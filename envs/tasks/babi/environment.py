@@ -236,12 +236,12 @@ class Babi(TensorEnv):
         story, now = int(self.story[index]), int(self.place[index])
         first, last = int(self._first[story]), int(self._last[story])
         symbols = self._symbols[first : min(now + 1, last)].tolist()
-        said = (
+        given = (
             [-1] * (now - first) if self._given_answers is None else self._given_answers[index, : now - first].tolist()
         )
         task = self.tasks[int(self._task[story])]
         caption = f"task {task}, {TASKS[task - 1]} · word {min(now + 1, last) - first} / {last - first}"
-        return symbols, self._targets[first:now].tolist(), said, caption
+        return symbols, self._targets[first:now].tolist(), given, caption
 
     def text(self, index: int = 0) -> str:
         """The story so far, one sentence per line; after a question the right answer, and the given one if wrong."""

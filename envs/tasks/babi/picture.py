@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from envs.rendering import AGENT, FAINT, FLOOR, INK, RIGHT, WRONG, Canvas, Frame, _mix, font, room
+from envs.rendering import AGENT, FAINT, FLOOR, INK, RIGHT, WRONG, Canvas, Frame, _mix, available_size, font
 from envs.tasks.babi.stories import PLACEHOLDER, VOCABULARY
 
 _WIDTH, _ROWS, _TALL, _MARGIN, _SIZE = 720, 12, 30, 16, 21  # pixels; rows of a frame
@@ -19,13 +19,13 @@ class Piece(NamedTuple):
     """The given answer, "?" if unknown; None if no answer was due."""
 
 
-def sentences(symbols: Sequence[int], targets: Sequence[int], said: Sequence[int]) -> list[list[Piece]]:
+def sentences(symbols: Sequence[int], targets: Sequence[int], given_answers: Sequence[int]) -> list[list[Piece]]:
     """The story so far by sentences; an answer that is due but not yet given is the word `-`.
 
     Args:
         symbols: t + 1 of them, or t at the end of the story.
         targets: t right answers, `PLACEHOLDER` where nothing was asked.
-        said: t given answers, -1 where unknown.
+        given_answers: t given answers, -1 where unknown.
     """
     lines: list[list[Piece]] = [[]]
     for step, symbol in enumerate(symbols):
@@ -34,7 +34,7 @@ def sentences(symbols: Sequence[int], targets: Sequence[int], said: Sequence[int
         if over:
             lines.append([])
         if step < len(targets) and targets[step] != PLACEHOLDER:
-            answer = "?" if said[step] < 0 else VOCABULARY[said[step]]
+            answer = "?" if given_answers[step] < 0 else VOCABULARY[given_answers[step]]
             lines[-1].append(Piece(VOCABULARY[targets[step]], answer))
         else:
             lines[-1].append(Piece(word, None))
@@ -45,10 +45,10 @@ def _is_question(line: Sequence[Piece]) -> bool:
     return any(piece.word == "?" and piece.answer is None for piece in line)
 
 
-def story_text(symbols: Sequence[int], targets: Sequence[int], said: Sequence[int], caption: str) -> str:
+def story_text(symbols: Sequence[int], targets: Sequence[int], given_answers: Sequence[int], caption: str) -> str:
     """Caption and sentences; `[garden]` is a right answer, `[garden, not office]` a wrong one, `[-]` is due."""
     rows = [caption]
-    for number, line in enumerate(sentences(symbols, targets, said), start=1):
+    for number, line in enumerate(sentences(symbols, targets, given_answers), start=1):
         words = []
         for word, answer in line:
             if answer is None:
@@ -59,20 +59,20 @@ def story_text(symbols: Sequence[int], targets: Sequence[int], said: Sequence[in
     return "\n".join(rows)
 
 
-def story_frame(symbols: Sequence[int], targets: Sequence[int], said: Sequence[int], caption: str) -> Frame:
+def story_frame(symbols: Sequence[int], targets: Sequence[int], given_answers: Sequence[int], caption: str) -> Frame:
     """The last sentences up to the current word, which is marked; answers on tiles, wrong ones with the right one.
 
     Arguments as in `sentences`; `caption` is a line underneath.
     """
-    width, most, given = _WIDTH, _ROWS, room()
-    if given is not None:  # legible letters, and as many lines as fit
-        width = round(min(_WIDTH, max(320, 1.1 * given.width)))
-        most = max(3, int((width * given.height / given.width - 3.5 * _MARGIN) / _TALL))
+    width, most, available = _WIDTH, _ROWS, available_size()
+    if available is not None:  # legible letters, and as many lines as fit
+        width = round(min(_WIDTH, max(320, 1.1 * available.width)))
+        most = max(3, int((width * available.height / available.width - 3.5 * _MARGIN) / _TALL))
     canvas = Canvas(width, most * _TALL + 3.5 * _MARGIN)
     left, space = _MARGIN + 38.0, 6.0
     # Lines of the picture: number of the sentence (0: continued from the line before), and pieces with x and width.
     rows: list[tuple[int, list[tuple[float, float, Piece]]]] = []
-    lines = sentences(symbols, targets, said)
+    lines = sentences(symbols, targets, given_answers)
     for number, line in enumerate(lines, start=1):
         rows.append((number, []))
         x = left

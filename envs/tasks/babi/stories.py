@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from envs.data.files import DataError, digest, find, read_members, say_changed
+from envs.data.files import DataError, digest, find, read_members, warn_changed
 from envs.tasks.babi.known import DIGESTS
 
 TASKS = (
@@ -186,5 +186,5 @@ def load(edition: str, split: str, tasks: str | Sequence[int], data_dir: str | P
         if not stories[task]:
             raise DataError(f"{path}: {name} has too few stories for a validation set of every tenth")
     if changed:
-        say_changed("babi", f"{path}: {edition}/{', '.join(changed)}")
+        warn_changed("babi", f"{path}: {edition}/{', '.join(changed)}")
     return stories

@@ -41,11 +41,11 @@ class GraphTask(SequenceTask):
     """Base class of the graph tasks: a graph is described triple by triple, then something is asked about it.
 
     An episode has up to four phases, one step for each triple: all edges as (source, edge, destination), in random
-    order; the query, with parts left blank; `planning_steps` without input; the answer. See `GraphTraversal` for the
+    order; the query, with blank parts; `planning_steps` without input; the answer. See `GraphTraversal` for the
     observation, the action and the arguments, which are the same for all three tasks.
 
     A subclass names `lessons`, `query_rows` and `answer_rows` (number of triples for a path of a given length) and
-    `test_path` (length of queried paths on a fixed graph), and writes `_ask`.
+    `test_path` (length of queried paths on a fixed graph), and implements `_draw_questions`.
     """
 
     metric_names: tuple[str, ...] = ("right_answers", "right_triples")
@@ -60,7 +60,7 @@ class GraphTask(SequenceTask):
     successors: Tensor
     node_labels: Tensor  # [N, V]
     edge_labels: Tensor  # of each edge, [N, V, D]
-    _kind_labels: Tensor  # of each edge kind, [N, kinds]; used by `_ask` only
+    _kind_labels: Tensor  # of each edge kind, [N, kinds]; used by `_draw_questions` only
     path: Tensor  # as in `Question`
     lesson: Tensor  # of the episode, [N]; 0 on a fixed graph
 
@@ -127,7 +127,7 @@ class GraphTask(SequenceTask):
         self.observation_parts = tuple((part, (_DIGITS, 10)) for part in parts)
         self.observation_parts += (("phase begins", (1,)), ("answer due", (1,)))
         self.action_names = tuple(f"{part} · {place}" for part in parts for place in ("100", "10", "1"))
-        self._room = (max(s.nodes[1] for s in stages), max(s.degree[1] for s in stages), _KINDS)
+        self._max_sizes = (max(s.nodes[1] for s in stages), max(s.degree[1] for s in stages), _KINDS)
         if self.world is not None:
             self._fixed = self.world.graphs(num_envs, self.device)
         first = 1 if curriculum else last
@@ -144,7 +144,7 @@ class GraphTask(SequenceTask):
         self._hot = hot  # [1001, 30]
         self._verdicts: list[Tensor] = []  # beside `_answers`, for pictures only
 
-    # -- what a subclass writes ------------------------------------------------------------------------------------
+    # -- implemented by subclasses ----------------------------------------------------------------------------------
 
     @staticmethod
     def query_rows(path: int) -> int:
@@ -156,7 +156,7 @@ class GraphTask(SequenceTask):
         """Triples in the answer for a path of `path` edges."""
         raise NotImplementedError
 
-    def _ask(self, graphs: Graphs, length: Tensor, limits: Tensor) -> Question:
+    def _draw_questions(self, graphs: Graphs, length: Tensor, limits: Tensor) -> Question:
         """Draws the questions, for paths of `length` `[N]` edges.
 
         `node_labels` and `_kind_labels` are those of the graphs; `limits` are the rows `[N, 7]` of the lessons.
@@ -175,7 +175,7 @@ class GraphTask(SequenceTask):
         length = limits[:, 4] + below(self._uniform(count), limits[:, 5] - limits[:, 4] + 1)
         self.node_labels = distinct(self._uniform(count, graphs.points.shape[1]), LABELS)
         self._kind_labels = self._label_kinds(_KINDS if self.world is None else len(self.world.kinds))
-        question = self._ask(graphs, length, limits)
+        question = self._draw_questions(graphs, length, limits)
         graphs = question.graphs
         self.points, self.successors, self.path = graphs.points, graphs.successors, question.path
         self.edge_labels = self._kind_labels.gather(1, graphs.kinds.flatten(1)).view_as(graphs.kinds)
@@ -216,7 +216,7 @@ class GraphTask(SequenceTask):
         limits = self._limits[self.lesson - self._first]
         nodes = limits[:, 0] + below(self._uniform(self.num_envs), limits[:, 1] - limits[:, 0] + 1)
         kinds = self._draw_kinds(limits[:, 3])
-        return limits, random_graphs(nodes, (limits[:, 2], limits[:, 3]), kinds, self._room, self.generator)
+        return limits, random_graphs(nodes, (limits[:, 2], limits[:, 3]), kinds, self._max_sizes, self.generator)
 
     def _draw_kinds(self, most_edges: Tensor) -> Tensor:
         """The number of edge labels of each graph, int64 `[N]`, at least the greatest out-degree."""

@@ -143,7 +143,7 @@ class GraphInference(GraphTask):
     def _draw_kinds(self, most_edges: Tensor) -> Tensor:
         return torch.full_like(most_edges, EDGES)
 
-    def _ask(self, graphs: Graphs, length: Tensor, limits: Tensor) -> Question:
+    def _draw_questions(self, graphs: Graphs, length: Tensor, limits: Tensor) -> Question:
         if self.world is None:
             known = torch.where(length == limits[:, 5], limits[:, 6], EACH)
             relation = (length - LENGTHS[0]) * EACH + below(self._uniform(self.num_envs), known)
@@ -167,35 +167,36 @@ class GraphInference(GraphTask):
         unassigned edge, if possible to a new node, and swaps labels with the edge that had the required one. Unassigned
         edges do not run out: with two edges out of every node, a path of five edges leaves no node a third time.
         """
-        copies, nodes, room = graphs.kinds.shape
+        count, nodes, max_edges = graphs.kinds.shape
         kinds, fixed = graphs.kinds, torch.zeros_like(graphs.kinds, dtype=torch.bool)
-        visited = torch.zeros(copies, nodes, device=self.device).scatter_(1, source[:, None], 1.0)
-        chance = self._uniform(self.longest, copies, room)
+        visited = torch.zeros(count, nodes, device=self.device).scatter_(1, source[:, None], 1.0)
+        chance = self._uniform(self.longest, count, max_edges)
         at, path = source, [source]
         for step in range(self.longest):
             wanted = self.relations[relation, step][:, None]
-            beyond, row, held = follow(graphs.successors, at), follow(kinds, at), follow(fixed, at)
-            before = held & (row == wanted)
-            again = visited.gather(1, beyond.clamp(min=0))
-            cost = (chance[step] + again).masked_fill((beyond < 0) | held, torch.inf).masked_fill(before, -1.0)
+            ends, row, assigned = follow(graphs.successors, at), follow(kinds, at), follow(fixed, at)
+            continues = assigned & (row == wanted)
+            revisits = visited.gather(1, ends.clamp(min=0))
+            cost = (chance[step] + revisits).masked_fill((ends < 0) | assigned, torch.inf).masked_fill(continues, -1.0)
             slot = cost.argmin(1, keepdim=True)
             row = torch.where(row == wanted, row.gather(1, slot), row).scatter(1, slot, wanted)
-            held = held.scatter(1, slot, True)
-            goes = (step < length)[:, None]
-            index = at[:, None, None].expand(-1, 1, room)
-            kinds = kinds.scatter(1, index, torch.where(goes, row, follow(kinds, at))[:, None])
-            fixed = fixed.scatter(1, index, (held & goes)[:, None])
-            node = beyond.gather(1, slot)
+            assigned = assigned.scatter(1, slot, True)
+            moves = (step < length)[:, None]
+            index = at[:, None, None].expand(-1, 1, max_edges)
+            kinds = kinds.scatter(1, index, torch.where(moves, row, follow(kinds, at))[:, None])
+            fixed = fixed.scatter(1, index, (assigned & moves)[:, None])
+            node = ends.gather(1, slot)
             visited = visited.scatter(1, node, 1.0)
-            at = torch.where(goes, node, at[:, None]).squeeze(1)
-            path.append(torch.where(goes.squeeze(1), at, -1))
+            at = torch.where(moves, node, at[:, None]).squeeze(1)
+            path.append(torch.where(moves.squeeze(1), at, -1))
         return graphs._replace(kinds=kinds), torch.stack(path, 1)
 
     def _match(self) -> tuple[Tensor, Tensor]:
         """Relations `[N]` and paths `[N, longest + 1]` in the fixed graph; `_kind_labels` are changed to fit.
 
-        A relation fits a path if it has the same labels in the same places: then some labelling of the kinds of edges
-        makes it lead along it. Both are drawn uniformly: a relation from those that fit any path, then a path.
+        A relation fits a path if its labels and the path's kinds of edges repeat at the same positions: then some
+        labelling of the kinds makes the relation lead along the path. Both are drawn uniformly: first a relation that
+        fits any path, then a path.
         """
         choice = below(self._uniform(self.num_envs), len(self._fitting))
         relation, group = self._fitting[choice].unbind(1)
@@ -203,14 +204,14 @@ class GraphInference(GraphTask):
         walk = first + below(self._uniform(self.num_envs), size)
         words, kinds = self.relations[relation], self._walk_kinds[walk]
         labels = self._kind_labels
-        for step in range(self.longest):  # exchange labels, so that the kind of this edge has the one wanted
+        for step in range(self.longest):  # swap labels, so that the kind of this edge has the required one
             kind, wanted = kinds[:, step, None], words[:, step, None]
             labels = torch.where(labels == wanted, labels.gather(1, kind), labels).scatter(1, kind, wanted)
         self._kind_labels = labels
         return relation, self._walks[walk]
 
     def _prepare(self, world: World) -> None:
-        """List the paths of a fixed graph that visit no node twice, and the relations that fit them."""
+        """Lists the paths of a fixed graph that visit no node twice, and the relations that fit them."""
         walks: list[tuple[tuple[int, ...], tuple[int, ...]]] = [((node,), ()) for node in range(len(world.names))]
         for _ in range(self.longest):
             walks = [

@@ -45,7 +45,7 @@ class _Row(NamedTuple):
     """One answered step."""
 
     right: Triple
-    said: Triple | None
+    given: Triple | None
     """None if no longer known."""
     verdict: bool | None
 
@@ -74,8 +74,8 @@ def _episode(env: Drawn, index: int, story: Story, verdicts: list[Tensor]) -> _E
     rows = []
     for target, answer, asked, verdict in zip(story.targets.tolist(), story.answers, story.asked, correct, strict=True):
         if asked:
-            said = None if answer is None else _labels(answer.flatten().tolist())
-            rows.append(_Row(_labels(target), said, verdict))
+            given = None if answer is None else _labels(answer.flatten().tolist())
+            rows.append(_Row(_labels(target), given, verdict))
     if len(rows) == due:
         phases[-1] = "over"
     return _Episode(
@@ -127,9 +127,9 @@ def _lines(
     """The episode as text: the query's triples, then each answer, whether it is right, and the right one."""
     episode, names = _episode(env, index, story, verdicts), _Names(env, index)
     lines: list[tuple[str, bool | None]] = [("query  " + names.triple(triple), None) for triple in episode.query]
-    for right, said, verdict in episode.rows:
-        lines.append(("answer " + (names.triple(said) if said is not None else "(not known)"), verdict))
-        if said != right:
+    for right, given, verdict in episode.rows:
+        lines.append(("answer " + (names.triple(given) if given is not None else "(not known)"), verdict))
+        if given != right:
             lines.append(("right  " + names.triple(right), None))
     return episode, names, lines
 
@@ -149,14 +149,14 @@ def graph_text(env: Drawn, index: int, story: Story, verdicts: list[Tensor]) -> 
 def graph_frame(env: Drawn, index: int, story: Story, verdicts: list[Tensor]) -> Frame:
     """The graph in the unit square, and the query and the answers beside it.
 
-    Edges not described yet are faint, the present one is bold. From the query on the path that is asked for is blue;
-    what was walked is green where the answer was right and red where it was not. A disc marks the source; a star marks
-    the goal, where that is shown, and the destination once the answer is over.
+    Edges that are not described yet are faint, the current edge is bold. From the query on, the queried path is blue;
+    answered edges are green if right and red if wrong. A disc marks the source. A star marks the goal, if it is shown,
+    or the destination after the last answer.
     """
     from envs.rendering import AGENT, FAINT, FLOOR, GOAL, INK, LINE, RIGHT, WRONG, Canvas, _mix
 
     episode, names, lines = _lines(env, index, story, verdicts)
-    side, panel = (400, 210) if env.world is None else (560, 330)  # names take more room than numbers
+    side, panel = (400, 210) if env.world is None else (560, 330)  # names are longer than numbers
     canvas = Canvas(side + panel + 3 * _MARGIN, side + 3 * _MARGIN)
     canvas.box(_MARGIN / 2, _MARGIN / 2, side + _MARGIN, side + _MARGIN, FLOOR, round=10)
     points = [(_MARGIN + x * side, _MARGIN + (1 - y) * side) for x, y in env.points[index].tolist()]
@@ -169,7 +169,7 @@ def graph_frame(env: Drawn, index: int, story: Story, verdicts: list[Tensor]) ->
         if end >= 0
     ]
     radius = 12 if len(points) <= 20 and env.world is None else 7
-    for known in (False, True):  # what is known goes on top
+    for known in (False, True):  # described edges on top
         for source, end, triple in edges:
             if (triple in described) == known:
                 colour = _mix(INK, FLOOR, 0.55) if known else LINE
@@ -226,7 +226,7 @@ def _panel(canvas: Canvas, side: float, lines: list[tuple[str, bool | None]]) ->
     from envs.rendering import FAINT, INK, RIGHT, WRONG
 
     first, *rest = lines
-    rest = rest[2 - int(side / _PITCH) :]  # the latest, if there are too many
+    rest = rest[2 - int(side / _PITCH) :]  # the last ones, if not all fit
     for row, (words, verdict) in enumerate([first, ("", None), *rest]):
         colour = {True: RIGHT, False: WRONG, None: INK if row == 0 else FAINT}[verdict]
         canvas.text(
@@ -237,7 +237,7 @@ def _panel(canvas: Canvas, side: float, lines: list[tuple[str, bool | None]]) ->
 def _arrow(
     canvas: Canvas, start: tuple[float, float], end: tuple[float, float], width: float, colour: Colour, gap: float
 ) -> None:
-    """A line with a head, `gap` pixels short of both ends and a little aside: an edge and its reverse stay apart."""
+    """An arrow, `gap` pixels shorter at both ends, shifted sideways so that an edge does not overlap its reverse."""
     long = math.dist(start, end) or 1.0
     along = ((end[0] - start[0]) / long, (end[1] - start[1]) / long)
     gap = min(gap, 0.3 * long)

@@ -53,18 +53,22 @@ def distinct(chance: Tensor, pool: int, limit: Tensor | None = None) -> Tensor:
 
 
 def random_graphs(
-    nodes: Tensor, degree: tuple[Tensor, Tensor], kinds: Tensor, room: tuple[int, int, int], generator: torch.Generator
+    nodes: Tensor,
+    degree: tuple[Tensor, Tensor],
+    kinds: Tensor,
+    max_sizes: tuple[int, int, int],
+    generator: torch.Generator,
 ) -> Graphs:
-    """Points drawn uniformly from the unit square, each with edges to its nearest neighbours, so nearly planar.
+    """Nearly planar graphs: points drawn uniformly from the unit square, with edges to their nearest neighbours.
 
     Args:
         nodes: number of nodes, int64 `[N]`, more than the greatest out-degree.
-        degree: least and most edges out of a node, int64 `[N]`; drawn uniformly for each node.
+        degree: minimum and maximum number of edges out of a node, int64 `[N]`; drawn uniformly for each node.
         kinds: number of edge labels of each graph, int64 `[N]`, at least the greatest out-degree.
-        room: V, D and the most edge labels that any graph may have.
+        max_sizes: V, D and the maximum number of edge labels.
         generator: random generator.
     """
-    most_nodes, most_edges, most_kinds = room
+    most_nodes, most_edges, most_kinds = max_sizes
     count, device = len(nodes), nodes.device
 
     def uniform(*shape: int) -> Tensor:
@@ -73,14 +77,14 @@ def random_graphs(
     points = uniform(count, most_nodes, 2)
     x, y = points.unbind(2)
     distance = (x[:, :, None] - x[:, None]).square_() + (y[:, :, None] - y[:, None]).square_()  # [N, V, V]
-    there = torch.arange(most_nodes, device=device) < nodes[:, None]  # [N, V]
-    distance.masked_fill_(~there[:, None], torch.inf).diagonal(dim1=1, dim2=2).fill_(torch.inf)
+    exists = torch.arange(most_nodes, device=device) < nodes[:, None]  # [N, V]
+    distance.masked_fill_(~exists[:, None], torch.inf).diagonal(dim1=1, dim2=2).fill_(torch.inf)
     nearest = distance.topk(most_edges, dim=2, largest=False).indices
 
     least, most = degree
     edges = least[:, None] + below(uniform(count, most_nodes), (most - least + 1)[:, None])
     slots = torch.arange(most_edges, device=device)
-    missing = (slots >= edges[..., None]) | ~there[..., None]
+    missing = (slots >= edges[..., None]) | ~exists[..., None]
     limits = kinds[:, None].expand(count, most_nodes).flatten()
     chosen = distinct(uniform(count * most_nodes, most_edges), most_kinds, limits)
     return Graphs(points, nearest.masked_fill(missing, -1), chosen.view(count, most_nodes, most_edges), nodes)
@@ -100,12 +104,12 @@ def hops(successors: Tensor, node: Tensor, most: int, towards: bool) -> Tensor:
         most: maximum length; `most + 1` if there is no such path.
         towards: True: to `node`, against the edges.
     """
-    copies, nodes, _ = successors.shape
-    edges = torch.zeros(copies, nodes, nodes + 1, device=successors.device)
+    count, nodes, _ = successors.shape
+    edges = torch.zeros(count, nodes, nodes + 1, device=successors.device)
     edges = edges.scatter_(2, successors.masked_fill(successors < 0, nodes), 1.0)[..., :nodes]
     edges.diagonal(dim1=1, dim2=2).fill_(1.0)  # reached nodes stay reached
     step = edges.transpose(1, 2) if towards else edges
-    reached = torch.zeros(copies, 1, nodes, device=successors.device).scatter_(2, node[:, None, None], 1.0)
+    reached = torch.zeros(count, 1, nodes, device=successors.device).scatter_(2, node[:, None, None], 1.0)
     within = [reached]
     for _ in range(most):
         within.append(torch.bmm(within[-1], step).clamp_(max=1.0))

@@ -115,7 +115,7 @@ class ShortestPath(GraphTask):
         )
         self.beta, self.snap = beta, snap
         self._powers = 10 ** torch.arange(8, -1, -1, device=self.device)
-        self._pairs: Tensor | None = None  # on a fixed graph, all pairs of nodes at the distance asked for
+        self._pairs: Tensor | None = None  # on a fixed graph, all pairs of nodes at the requested distance
         if self.world is not None:
             every = torch.arange(len(self.world.names), device=self.device)
             table = self._fixed.successors[:1].expand(len(every), -1, -1)
@@ -131,17 +131,17 @@ class ShortestPath(GraphTask):
     def answer_rows(path: int) -> int:
         return path
 
-    def _ask(self, graphs: Graphs, length: Tensor, limits: Tensor) -> Question:
-        room = graphs.points.shape[1]
+    def _draw_questions(self, graphs: Graphs, length: Tensor, limits: Tensor) -> Question:
+        max_nodes = graphs.points.shape[1]
         if self._pairs is not None:
             start, goal = self._pairs[below(self._uniform(self.num_envs), len(self._pairs))].unbind(1)
         else:
             start, goal, length = self._draw_ends(graphs, length)
         self.at, self.count = start, torch.zeros_like(start)
-        self.far = hops(graphs.successors, goal, room - 1, towards=True)
+        self.far = hops(graphs.successors, goal, max_nodes - 1, towards=True)
         self.successors = graphs.successors
         self.edge_labels = self._kind_labels.gather(1, graphs.kinds.flatten(1)).view_as(graphs.kinds)
-        self._survey()
+        self._compute_tables()
         at, path, triples = start, [start], []
         for _ in range(self.longest):
             triples.append(self._best_code.gather(1, at[:, None]))
@@ -156,18 +156,18 @@ class ShortestPath(GraphTask):
 
     def _draw_ends(self, graphs: Graphs, length: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Start, goal and distance `[N]`: a random goal at the requested distance, or at the nearest available one."""
-        room = graphs.points.shape[1]
+        max_nodes = graphs.points.shape[1]
         start = below(self._uniform(self.num_envs), graphs.nodes)
-        distance = hops(graphs.successors, start, min(self.longest, room - 1), towards=False)
+        distance = hops(graphs.successors, start, min(self.longest, max_nodes - 1), towards=False)
         # of two equally near distances, the longer one
         misfit = 4.0 * (distance - length[:, None]).abs() - (distance > length[:, None]).float()
         far_or_start = (distance == 0) | (distance > self.longest)
-        misfit = misfit.masked_fill(far_or_start | (distance > room - 1), torch.inf)
+        misfit = misfit.masked_fill(far_or_start | (distance > max_nodes - 1), torch.inf)
         goal = (misfit + 0.5 * self._uniform(*misfit.shape)).argmin(1)
         return start, goal, distance.gather(1, goal[:, None]).squeeze(1)
 
-    def _survey(self) -> None:
-        """Computes tables for all nodes from graph and goal; a triple's code is its nine digits as a number."""
+    def _compute_tables(self) -> None:
+        """Computes tables of all nodes from graph and goal; the code of a triple is its nine digits as a number."""
         nodes = self.successors.shape[1]
         beyond = self.successors.clamp(min=0).flatten(1)
         far = self.far.gather(1, beyond).view_as(self.successors)
@@ -175,7 +175,7 @@ class ShortestPath(GraphTask):
         self._optimal = legal & (far < self.far[..., None])
         destination = self.node_labels.gather(1, beyond).view_as(self.successors)
         codes = (self.node_labels[..., None] * LABELS + self.edge_labels) * LABELS + destination
-        best = _first(self._optimal)[..., None]  # 0 at the goal and where it cannot be reached: never asked for
+        best = _first(self._optimal)[..., None]  # 0 at the goal and where it cannot be reached, never looked up
         self._best_code = codes.gather(2, best).squeeze(2)
         self._best_node = beyond.view_as(self.successors).gather(2, best).squeeze(2)
         self._codes = codes.masked_fill(~legal, -1)
@@ -185,7 +185,7 @@ class ShortestPath(GraphTask):
         return codes[..., None] // self._powers[2::3] % LABELS
 
     def _digits_of(self, codes: Tensor) -> Tensor:
-        """Their digits, `[..., 9]`."""
+        """The digits of triples, `[..., 9]` from codes `[...]`."""
         return self._look_up(self._digits, self._labels_of(codes))
 
     def _advance(self, action: Tensor) -> tuple[Tensor, None, None]:
@@ -200,7 +200,7 @@ class ShortestPath(GraphTask):
             chosen = torch.zeros_like(codes, dtype=torch.bool).scatter_(1, slot, True) & (codes >= 0)
         else:
             chosen = codes == (action * self._powers).sum(1, keepdim=True)
-        found = chosen.any(1)
+        valid = chosen.any(1)
         right = (chosen & follow(self._optimal, self.at)).any(1)
         score = torch.where(right, 1.0, (action == target).float().mean(1))
         if self.render_mode is not None:
@@ -208,26 +208,26 @@ class ShortestPath(GraphTask):
         self._measure(**self._metrics(due * ~right, due))
 
         if self.beta:
-            found = found & (self._uniform(self.num_envs) >= self.beta)
+            valid = valid & (self._uniform(self.num_envs) >= self.beta)
         slot = _first(chosen)[:, None]
-        code = torch.where(found, codes.gather(1, slot)[:, 0], self._best_code.gather(1, at)[:, 0])
+        code = torch.where(valid, codes.gather(1, slot)[:, 0], self._best_code.gather(1, at)[:, 0])
         node = follow(self.successors, self.at).gather(1, slot)[:, 0]
-        self._go(due > 0, code, torch.where(found, node, self._best_node.gather(1, at)[:, 0]))
+        self._move(due > 0, code, torch.where(valid, node, self._best_node.gather(1, at)[:, 0]))
         return due * score / self.total, None, None
 
-    def _go(self, where: Tensor, code: Tensor, node: Tensor) -> None:
-        """Take the triple of `code` `[N]` to `node` `[N]`, where the mask says so, and set the next target."""
-        following = self._elapsed + 1
+    def _move(self, where: Tensor, code: Tensor, node: Tensor) -> None:
+        """Moves along the triple of `code` `[N]` to `node` `[N]` where the mask is true, and sets the next target."""
+        next_step = self._elapsed + 1
         self.at = torch.where(where, node, self.at)
         self.count = self.count + where
-        step = torch.where(where, self.count, 0)[:, None]  # where nothing moves the start stays what it is
+        step = torch.where(where, self.count, 0)[:, None]  # without a move, the start is written again
         self.path = self.path.scatter(1, step, torch.where(where[:, None], self.at[:, None], self.path[:, :1]))
-        if following < self.length:
-            more = (where & (self.weights[following] > 0))[:, None]
-            shown = self.inputs[following, :, :3]
+        if next_step < self.length:
+            more = (where & (self.weights[next_step] > 0))[:, None]
+            shown = self.inputs[next_step, :, :3]
             shown.copy_(torch.where(more, self._labels_of(code), shown))
             digits = self._digits_of(self._best_code.gather(1, self.at[:, None])[:, 0])
-            self.targets[following] = torch.where(more, digits, self.targets[following])
+            self.targets[next_step] = torch.where(more, digits, self.targets[next_step])
 
     def path_to_draw(self, index: int) -> list[int]:
         """The nodes walked so far and, while answers are due, those of a shortest path from there to the goal."""
@@ -238,13 +238,13 @@ class ShortestPath(GraphTask):
         return nodes
 
     def state_limits(self) -> dict[str, tuple[int, int]]:
-        nodes, longest = self._room[0] - 1, self.longest
+        nodes, longest = self._max_sizes[0] - 1, self.longest
         return {**super().state_limits(), "at": (0, nodes), "count": (0, longest), "successors": (-1, nodes)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         super().load_state_dict(state)
         if self._started:
-            self._survey()
+            self._compute_tables()
 
 
 def _first(mask: Tensor) -> Tensor:

@@ -75,7 +75,7 @@ class GraphTraversal(GraphTask):
     def answer_rows(path: int) -> int:
         return path
 
-    def _ask(self, graphs: Graphs, length: Tensor, limits: Tensor) -> Question:
+    def _draw_questions(self, graphs: Graphs, length: Tensor, limits: Tensor) -> Question:
         at = below(self._uniform(self.num_envs), graphs.nodes)
         edges = (graphs.successors >= 0).sum(2)  # out of each node, [N, V]
         chance = self._uniform(self.longest, self.num_envs)

@@ -21,7 +21,7 @@ class World(NamedTuple):
     """A graph whose nodes and edges have names."""
 
     names: tuple[str, ...]
-    """Of the nodes."""
+    """Names of the nodes."""
     points: tuple[tuple[float, float], ...]
     """Positions of the nodes in the unit square, for drawing: x to the right, y upwards."""
     kinds: tuple[str, ...]
@@ -29,17 +29,17 @@ class World(NamedTuple):
     edges: tuple[tuple[int, int, int], ...]
     """Source, kind and destination; no two edges of a node are of one kind."""
 
-    def graphs(self, copies: int, device: torch.device) -> Graphs:
-        """The graph repeated for `copies` environments."""
-        room = max(sum(source == node for source, _, _ in self.edges) for node in range(len(self.names)))
+    def graphs(self, num_envs: int, device: torch.device) -> Graphs:
+        """The graph, repeated for `num_envs` environments."""
+        max_edges = max(sum(source == node for source, _, _ in self.edges) for node in range(len(self.names)))
         rows: list[list[tuple[int, int]]] = [[] for _ in self.names]
         for source, kind, destination in self.edges:
             rows[source].append((destination, kind))
-        table = torch.tensor([row + [(-1, 0)] * (room - len(row)) for row in rows], device=device)
+        table = torch.tensor([row + [(-1, 0)] * (max_edges - len(row)) for row in rows], device=device)
         points = torch.tensor(self.points, dtype=torch.float32, device=device)
-        successors, kinds = (part.expand(copies, -1, -1) for part in table.unbind(2))
-        nodes = torch.full((copies,), len(self.names), device=device)
-        return Graphs(points.expand(copies, -1, -1), successors, kinds, nodes)
+        successors, kinds = (part.expand(num_envs, -1, -1) for part in table.unbind(2))
+        nodes = torch.full((num_envs,), len(self.names), device=device)
+        return Graphs(points.expand(num_envs, -1, -1), successors, kinds, nodes)
 
 
 # -- the Underground ---------------------------------------------------------------------------------------------------
@@ -52,8 +52,8 @@ def underground(data_dir: str | Path | None = None) -> World:
     """Stations of zone 1 where lines meet, and the lines between them in both directions.
 
     Stations on the border of zone 1 are included. Stations between two of them with a single line are skipped.
-    An edge's kind is its line and the point of the compass that it leads to: the four points are dealt to a line's
-    edges at a station so that they turn as little as possible, and so that no two have the same.
+    An edge's kind is its line and the point of the compass to which it leads: the edges of a
+    line at a station get different points, as close to their true bearings as possible.
 
     Raises:
         DataError: a file is missing and cannot be downloaded, or is not the published one (another map would be another
@@ -116,13 +116,13 @@ def _bearing(here: tuple[float, float], there: tuple[float, float]) -> float:
 
 
 def _points_of_the_compass(turns: list[float]) -> tuple[str, ...]:
-    """A different point for each bearing, the turns between them as small as possible together."""
+    """A different point for each bearing, with the smallest sum of squared angles between them."""
 
-    def strain(points: tuple[str, ...]) -> float:
-        apart = ((turn - _COMPASS[point] + 180) % 360 - 180 for turn, point in zip(turns, points, strict=True))
-        return sum(angle * angle for angle in apart)
+    def squared_angles(points: tuple[str, ...]) -> float:
+        angles = ((turn - _COMPASS[point] + 180) % 360 - 180 for turn, point in zip(turns, points, strict=True))
+        return sum(angle * angle for angle in angles)
 
-    return min(permutations(_COMPASS, len(turns)), key=strain)
+    return min(permutations(_COMPASS, len(turns)), key=squared_angles)
 
 
 # -- the family tree ---------------------------------------------------------------------------------------------------
@@ -164,5 +164,5 @@ def family() -> World:
             edges |= {(child, "father", father), (child, "mother", mother)}
     places |= _FAMILY_LEAVES
     names = tuple(sorted(places))
-    numbered = sorted((names.index(one), _KIN.index(kin), names.index(other)) for one, kin, other in edges)
+    numbered = sorted((names.index(start), _KIN.index(kin), names.index(end)) for start, kin, end in edges)
     return World(names, tuple(places[name] for name in names), _KIN, tuple(numbered))

@@ -76,15 +76,15 @@ class ImageTask(SequenceTask):
     def _distinct(self, number: int) -> Tensor:
         """Indices of different images for each environment, in random order, drawn uniformly: `[number, N]`.
 
-        Floyd's sampling: each number is drawn from a range larger by one than the previous range; if it is taken
-        already, the new last number of the range is used instead.
+        Floyd's sampling: each number is drawn from a range larger by one than the previous range; if it is already
+        chosen, the new last number of the range is used instead.
         """
-        taken = torch.full((number, self.num_envs), -1, device=self.device)
+        chosen = torch.full((number, self.num_envs), -1, device=self.device)
         for turn in range(number):
             newest = len(self.pixels) - number + turn
             drawn = self._integers(0, newest, self.num_envs)
-            taken[turn] = drawn.masked_fill((taken[:turn] == drawn).any(0), newest)
-        return taken.gather(0, self._order(number))
+            chosen[turn] = drawn.masked_fill((chosen[:turn] == drawn).any(0), newest)
+        return chosen.gather(0, self._order(number))
 
     def _order(self, number: int) -> Tensor:
         """A random permutation for each environment, int64 `[number, N]`."""

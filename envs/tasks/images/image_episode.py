@@ -210,8 +210,8 @@ class ImageEpisode(ImageTask):
         recalled = []
         for step in range(self.shown, min(self._elapsed + 1, self.length)):
             question = self._questions[step][index, 0] if step in self._questions else None
-            said = self._answers[step - first][index, 0] if first <= step < self._elapsed else None
-            recalled.append((question, self.pixels[self.targets[step - self.shown, index]], said))
+            given = self._answers[step - first][index, 0] if first <= step < self._elapsed else None
+            recalled.append((question, self.pixels[self.targets[step - self.shown, index]], given))
         return recalled
 
     def text(self, index: int = 0) -> str:
@@ -224,10 +224,10 @@ class ImageEpisode(ImageTask):
         elif len(recalled) > len(answered) and recalled[-1][0] is not None:
             blocks.append(("query", _rows(recalled[-1][0])))
         if answered:
-            _, right, said = answered[-1]
+            _, right, given = answered[-1]
             blocks.append(("right", _rows(right)))
-            if said is not None:
-                blocks.append(("said", _rows(said, right)))
+            if given is not None:
+                blocks.append(("answer", _rows(given, right)))
         width = self._image_shape[-1]
         lines = ["  ".join(name.ljust(width) for name, _ in blocks)]
         lines += ["  ".join(rows) for rows in zip(*(rows for _, rows in blocks), strict=True)]
@@ -243,7 +243,7 @@ class ImageEpisode(ImageTask):
         rows: list[tuple[str, Sequence[Cell]]] = [
             ("query", [None if query is None else grey(query * 255) for query, _, _ in recalled]),
             ("target", [grey(right * 255) for _, right, _ in recalled[: max(0, answered)]]),
-            ("recall", [None if said is None else compared(said, right) for _, right, said in recalled]),
+            ("recall", [None if given is None else compared(given, right) for _, right, given in recalled]),
         ]
         sections = [Section(self.shown, [("shown", shown)]), Section(self.recalls, rows)]
         return album_frame(sections, self._caption())

@@ -143,15 +143,15 @@ class MnistRecall(ImageTask):
         """
         assert self.labels is not None
         scene = self._scene(index)
-        marks = ["_" if said is None else str(said) for said in scene.answers]
-        wrong = [said not in (None, due) for said, due in zip(scene.answers, scene.targets, strict=True)]
+        marks = ["_" if given is None else str(given) for given in scene.answers]
+        wrong = [given not in (None, due) for given, due in zip(scene.answers, scene.targets, strict=True)]
         lines = [self._caption(), "shown |" + self._classes(scene.shown)]
         if scene.asked_with and not self.asks_each:
             place = " " * scene.shown.index(scene.asked_with[0])
             lines.append(f"asked |{place}?{marks[0] if marks else '_'}{'!' if any(wrong) else ''}")
         elif scene.asked_with:
             rows = {"asked": self._classes(scene.asked_with), "right": "".join(map(str, scene.targets))}
-            rows |= {"said": "".join(marks), "wrong": "".join(" !"[one] for one in wrong)}
+            rows |= {"answer": "".join(marks), "wrong": "".join(" !"[one] for one in wrong)}
             lines += [f"{name:<6}| {row}" for name, row in rows.items()]
         return "\n".join(lines)
 
@@ -165,16 +165,16 @@ class MnistRecall(ImageTask):
         scene = self._scene(index)
         asked: list[Any] = [grey(self.pixels[number]) for number in scene.asked_with]
         due: list[Any] = [Verdict(str(right)) for right in scene.targets]
-        said: list[Any] = [
+        given: list[Any] = [
             None if answer is None else Verdict(str(answer), answer == right)
             for answer, right in zip(scene.answers, scene.targets, strict=True)
         ]
         shown = ("shown", [grey(self.pixels[number]) for number in scene.shown])
         if self.asks_each:
-            rows = [shown, ("query", [None, *asked]), ("target", [None, *due]), ("answer", [None, *said])]
+            rows = [shown, ("query", [None, *asked]), ("target", [None, *due]), ("answer", [None, *given])]
         else:  # in the columns of the image asked with and the one after it
             before: list[Any] = [None] * (scene.shown.index(scene.asked_with[0]) if asked else 0)
-            rows = [shown, ("query, target", before + asked + due), ("answer", [*before, None, *said])]
+            rows = [shown, ("query, target", before + asked + due), ("answer", [*before, None, *given])]
         return album_frame([Section(self.shown, rows)], self._caption())
 
 

@@ -107,22 +107,22 @@ class MnistSort(ImageTask):
         """Numbers of the images shown so far, those due so far in their order, and the answers (None: not known)."""
         order = self.priority[:, index].argsort(descending=True)
         due = self.inputs[order, index].tolist()[: max(0, self._elapsed - self.shown)]
-        answers = [None if said is None else int(said) for said in self._story(index).answers]
+        answers = [None if given is None else int(given) for given in self._story(index).answers]
         return self.inputs[: self._elapsed + 1, index].tolist(), due, answers[self.shown :]
 
     def text(self, index: int = 0) -> str:
-        """Classes and ranks of the images shown, then the classes due and said so far, with `!` under wrong ones."""
+        """Classes and ranks of the images shown, then the classes due and given so far, with `!` under wrong ones."""
         assert self.labels is not None
         shown, due, answers = self._scene(index)
         ranks = self.priority[: len(shown), index].argsort(descending=True).argsort().tolist()
         right = [str(int(self.labels[number])) for number in due]
-        said = [" " if answer is None else str(answer) for answer in answers]
+        given = [" " if answer is None else str(answer) for answer in answers]
         rows = {
             "shown": [str(int(self.labels[number])) for number in shown],
             "rank": [str(rank + 1) for rank in ranks],
             "right": right,
-            "said": said,
-            "wrong": ["!" if b not in (a, " ") else " " for a, b in zip(right, said, strict=True)],
+            "answer": given,
+            "wrong": ["!" if b not in (a, " ") else " " for a, b in zip(right, given, strict=True)],
         }
         return "\n".join(
             [self._caption(), *(f"{name:<6}|{''.join(f'{x:>3}' for x in row)}" for name, row in rows.items())]
@@ -135,7 +135,7 @@ class MnistSort(ImageTask):
         assert self.labels is not None
         shown, due, answers = self._scene(index)
         right = [int(self.labels[number]) for number in due]
-        said = [
+        given = [
             None if answer is None else Verdict(str(answer), answer == truth)
             for answer, truth in zip(answers, right, strict=True)
         ]
@@ -146,7 +146,7 @@ class MnistSort(ImageTask):
         ordered: list[tuple[str, Sequence[Cell]]] = [
             ("sorted", [grey(self.pixels[number]) for number in due]),
             ("target", [Verdict(str(truth)) for truth in right]),
-            ("answer", said),
+            ("answer", given),
         ]
         return album_frame([Section(self.shown, images), Section(self.shown, ordered)], self._caption())
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from envs.rendering import AGENT, FLOOR, INK, LINE, RIGHT, WRONG, Canvas, Frame, _mix, room
+from envs.rendering import AGENT, FLOOR, INK, LINE, RIGHT, WRONG, Canvas, Frame, _mix, available_size
 
 _MARGIN, _NAMES, _TILE, _GAP, _LOW = 16, 96, 56, 6, 26  # pixels; tiles without an image are low
 _PER_LINE = 12
@@ -48,9 +48,9 @@ def grey(image: Tensor) -> Picture:
     return colours
 
 
-def compared(said: Tensor, right: Tensor) -> Picture:
+def compared(given: Tensor, right: Tensor) -> Picture:
     """An answer `[H, W]` of 0 and 1 as RGB; extra ink is red, missing ink light red."""
-    a, b = (image.cpu().numpy().astype(bool)[..., None] for image in (said, right))
+    a, b = (image.cpu().numpy().astype(bool)[..., None] for image in (given, right))
     colours = np.where(a, np.where(b, RIGHT, WRONG), np.where(b, _mix(WRONG, FLOOR, 0.6), FLOOR))
     return colours.astype(np.uint8)
 
@@ -67,9 +67,11 @@ def album_frame(sections: Sequence[Section], caption: str) -> Frame:
         wide = max(_NAMES + min(most, per_line) * (_TILE + _GAP) + 2 * _MARGIN, 240)
         return wide, sum(count * block for count, block in zip(lines, blocks, strict=True)) + 3 * _MARGIN
 
-    per_line, given = _PER_LINE, room()
-    if given is not None:
-        per_line = max(range(1, most + 1), key=lambda n: min(given.width / size(n)[0], given.height / size(n)[1]))
+    per_line, available = _PER_LINE, available_size()
+    if available is not None:
+        per_line = max(
+            range(1, most + 1), key=lambda n: min(available.width / size(n)[0], available.height / size(n)[1])
+        )
     lines = [math.ceil(section.columns / per_line) for section in sections]
     canvas = Canvas(*size(per_line))
     left = _MARGIN + _NAMES
@@ -119,17 +121,17 @@ def _draw(canvas: Canvas, x: float, y: float, height: float, cell: Verdict | Lev
 
 def _framed(picture: Picture, side: int) -> Picture:
     """A tile of `side` pixels: the picture scaled by the largest integer that fits, with a thin border."""
-    room = side - 2
-    zoom = max(1, room // max(picture.shape[:2]))
+    inner = side - 2
+    zoom = max(1, inner // max(picture.shape[:2]))
     rows, columns = (
-        np.arange(room) * length // room if zoom * length < 0.89 * room else None for length in picture.shape[:2]
+        np.arange(inner) * length // inner if zoom * length < 0.89 * inner else None for length in picture.shape[:2]
     )
     tile = np.full((side, side, 3), FLOOR, np.uint8)
     tile[[0, -1]] = tile[:, [0, -1]] = LINE
     if rows is not None and columns is not None:
         tile[1:-1, 1:-1] = picture[rows[:, None], columns]
     else:
-        large = picture.repeat(zoom, 0).repeat(zoom, 1)[:room, :room]
+        large = picture.repeat(zoom, 0).repeat(zoom, 1)[:inner, :inner]
         y, x = ((side - length) // 2 for length in large.shape[:2])
         tile[y : y + large.shape[0], x : x + large.shape[1]] = large
     return tile

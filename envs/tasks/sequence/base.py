@@ -1,6 +1,6 @@
 """`SequenceTask`: a supervised sequence task as an environment; whole sequences are generated at every reset.
 
-A subclass writes `_sequences`, which generates inputs, targets and weights of all environments and steps at once.
+A subclass implements `_sequences`, which generates inputs, targets and weights of all environments and steps at once.
 A step then looks up one row of each and compares. Two kinds share this: `BitTask`, whose answers are bit vectors or bit
 maps, and `SymbolTask`, whose answers are symbols.
 """
@@ -77,7 +77,7 @@ class SequenceTask(TensorEnv):
         self._times = torch.arange(horizon, device=self.device)[:, None]  # [T, 1], beside the environments' [N]
         self._answers: list[Tensor] = []  # of the episode so far, stored for pictures only
 
-    # -- what a subclass writes ------------------------------------------------------------------------------------
+    # -- implemented by subclasses ----------------------------------------------------------------------------------
 
     def _sequences(self) -> Sequences:
         """Draws new sequences for all environments from `self.generator`. They must not be modified afterwards."""
@@ -296,17 +296,17 @@ class SymbolTask(SequenceTask):
         right = "".join(
             names[target] if asked else " " for target, asked in zip(story.targets.tolist(), story.asked, strict=True)
         )
-        said = "".join(
+        given = "".join(
             names[int(answer)] if asked and answer is not None else " "
             for answer, asked in zip(story.answers, story.asked, strict=True)
         )
-        return shown, right, said
+        return shown, right, given
 
     def text(self, index: int = 0) -> str:
         """Inputs, targets and answers as text, one column per step; `!` marks errors."""
-        shown, right, said = self._words(index)
-        marks = "".join("!" if b not in (" ", a) else " " for a, b in zip(right, said, strict=True))
-        rows = {"shown": shown, "right": right, "said": said, "wrong": marks}
+        shown, right, given = self._words(index)
+        marks = "".join("!" if b not in (" ", a) else " " for a, b in zip(right, given, strict=True))
+        rows = {"shown": shown, "right": right, "answer": given, "wrong": marks}
         return "\n".join([self._caption(), *(f"{name:<6}|{row}" for name, row in rows.items())])
 
     def frame(self, index: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:

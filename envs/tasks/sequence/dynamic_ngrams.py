@@ -30,12 +30,11 @@ class DynamicNGrams(BitTask):
     Termination: after `length` bits.
 
     Metrics:
-        `error` (% of bits); beside it what the optimal estimator does on the same sequences. It takes the next bit for
-        a 1 with probability (N1 + 1/2) / (N0 + N1 + 1), where N0 and N1 count the zeros and ones that followed this
-        context before.
-        `optimal_error`: % of bits that are not the likelier one for it, half for a tie: `error - optimal_error` is the
-        policy's regret.
-        `optimal_bits`: its cost, the sum of -log2 of its probability of each bit, in bits per sequence.
+        `error` (% of bits), and the scores of the optimal estimator on the same sequences. Its probability of a 1 is
+        (N1 + 1/2) / (N0 + N1 + 1), where N0 and N1 count the zeros and ones that followed this context before.
+        `optimal_error`: % of bits to which it gave a probability below 1/2, with half for ties:
+        `error - optimal_error` is the policy's regret.
+        `optimal_bits`: its cost: the sum of -log2 of its probability of each bit, in bits per sequence.
 
     Args:
         num_envs: number of environments.
@@ -98,10 +97,10 @@ class DynamicNGrams(BitTask):
             past = (2 * past + bit.long()) % contexts
             bits.append(bit)
             estimates.append(estimate)
-        made = torch.stack(bits)
+        sequence = torch.stack(bits)
         self.optimal = torch.stack(estimates)  # its probability that a bit is 1, [T, N]
-        inputs = torch.cat([torch.zeros_like(made[:1]), made[:-1]])[..., None]
-        return Sequences(inputs, made[..., None].to(torch.int8), torch.ones_like(made))
+        inputs = torch.cat([torch.zeros_like(sequence[:1]), sequence[:-1]])[..., None]
+        return Sequences(inputs, sequence[..., None].to(torch.int8), torch.ones_like(sequence))
 
     def _metrics(self, wrong: Tensor, asked: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         estimate, bit = self.optimal[self._elapsed], self.targets[self._elapsed, :, 0]

@@ -7,7 +7,21 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from envs.rendering import FAINT, FLOOR, HUES, INK, LINE, RIGHT, WRONG, Canvas, Colour, Frame, _mix, fold, room
+from envs.rendering import (
+    FAINT,
+    FLOOR,
+    HUES,
+    INK,
+    LINE,
+    RIGHT,
+    WRONG,
+    Canvas,
+    Colour,
+    Frame,
+    _mix,
+    available_size,
+    fold,
+)
 
 _MARGIN, _NAMES = 16, 64  # pixels around the picture, and for the names at its left
 
@@ -25,10 +39,10 @@ def bit_text(
         caption: the first line.
     """
     right = [[_sign(bit) if on else " " for bit in row] for row, on in zip(targets.tolist(), asked, strict=True)]
-    said = []
+    given_bits = []
     for answer, target, on in zip(answers, targets.tolist(), asked, strict=True):
         bits = answer.flatten().tolist() if answer is not None else None
-        said.append(
+        given_bits.append(
             [" "] * len(target)
             if bits is None or not on
             else [_sign(bit) if bit == want else "!" for bit, want in zip(bits, target, strict=True)]
@@ -37,7 +51,7 @@ def bit_text(
     blocks = (
         ("shown", [[_sign(value) for value in row] for row in inputs.tolist()], inputs.shape[1]),
         ("right", right, targets.shape[1]),
-        ("said", said, targets.shape[1]),
+        ("answer", given_bits, targets.shape[1]),
     )
     for name, columns, rows in blocks:
         for row in range(rows):
@@ -72,10 +86,10 @@ def bit_frame(
     per_row = length if tall > 6 else min(length, 50)  # low strips are broken into lines
     cell, gap = max(5.0, min(18.0, 900 / per_row)), 10.0
     lines = math.ceil(length / per_row)
-    if (given := room()) is not None:
+    if (available := available_size()) is not None:
         # cells as wide as the task's own steps allow, yet legible; the lines that fit, the present one last
-        most = (given.height - 4 * _MARGIN - 2 * gap) / tall
-        cell = max(5.0, min(18.0, most, (given.width - _NAMES - 2 * _MARGIN) / per_row))
+        most = (available.height - 4 * _MARGIN - 2 * gap) / tall
+        cell = max(5.0, min(18.0, most, (available.width - _NAMES - 2 * _MARGIN) / per_row))
         per_row, lines = fold(
             length, cell, tall * cell + 2 * gap + 20, (_NAMES + 2 * _MARGIN, 4 * _MARGIN), (per_row, lines)
         )
@@ -110,13 +124,13 @@ def bit_frame(
     for step, (target, answer, on) in enumerate(zip(targets.tolist(), answers, asked, strict=True)):
         if not on:
             continue
-        said = None if answer is None else answer.flatten().tolist()
+        given_bits = None if answer is None else answer.flatten().tolist()
         for row, bit in enumerate(target):
             draw(step, tops[1], row, INK if bit else FLOOR)
-            if said is not None:
-                wrong = said[row] != bit
+            if given_bits is not None:
+                wrong = given_bits[row] != bit
                 ink, paper = (WRONG, _mix(WRONG, FLOOR, 0.55)) if wrong else (RIGHT, FLOOR)
-                draw(step, tops[2], row, ink if said[row] else paper)
+                draw(step, tops[2], row, ink if given_bits[row] else paper)
     now = len(inputs) - 1  # the current step
     if now < length:
         x = left + now % per_row * cell + cell / 2
@@ -126,13 +140,13 @@ def bit_frame(
     return canvas.frame()
 
 
-def symbol_frame(shown: str, right: str, said: str, alphabet: str, length: int, caption: str) -> Frame:
+def symbol_frame(shown: str, right: str, given: str, alphabet: str, length: int, caption: str) -> Frame:
     """Tiles over time, in lines: the symbol shown, the right answer, and the answer given with its verdict.
 
     Args:
         shown: t + 1 characters; blank if nothing was shown.
         right: t characters; blank if nothing was asked.
-        said: t characters; blank if nothing was asked or the answer is unknown.
+        given: t characters; blank if nothing was asked or the answer is unknown.
         alphabet: all characters; each has its own hue.
         length: steps of an episode; future steps stay empty.
         caption: a line underneath.
@@ -154,7 +168,7 @@ def symbol_frame(shown: str, right: str, said: str, alphabet: str, length: int, 
             canvas.text(name, left - 10, top + (row + 0.5) * tile, 17, anchor="midright")
         for step in range(first, min(first + per_row, length)):
             x, now = left + (step - first) * tile, step == len(shown) - 1
-            for row, letters in enumerate((shown, right, said)):
+            for row, letters in enumerate((shown, right, given)):
                 letter = letters[step] if step < len(letters) else " "
                 y, inner = top + row * tile, (x + 1, top + row * tile + 1, tile - 2, tile - 2)
                 middle = (x + tile / 2, y + tile / 2 + 1)

@@ -19,11 +19,11 @@ class PrioritySort(BitTask):
 
     Description:
         L random vectors are shown, each with a priority drawn from U[-1, 1]; then nothing, while the first
-        `min(outputs, L)` of them in falling order of priority must be reproduced. L is drawn for each environment and
-        episode from `min_length` to `max_length`. The input's end has no mark: the priority becomes 0.
+        `min(outputs, L)` of them in descending order of priority must be reproduced. L is drawn for each environment
+        and episode from `min_length` to `max_length`. The end of the input is not marked: the priority becomes 0.
 
     Observation: `Box(float32)` `[bits + 1]`: a vector and its priority. With `grid=True` `[2, 3, 3]`: the vector's 9
-        bits as a map, and the priority all over a second one.
+        bits as a map, and a second map filled with the priority.
 
     Action: `MultiBinary(bits)`; with `grid=True` `MultiBinary([3, 3])`. `info["target"]` (int8, shaped likewise) is the
         vector due, `info["weight"]` (float32 `[num_envs]`) 1 at the steps with an answer due, else 0.
@@ -109,9 +109,11 @@ class PrioritySort(BitTask):
         most, copies = self.max_length, self.num_envs
         length = self._asked().argmax(0)  # the first answer is due when all has been shown
         priority = (self.inputs[:, :, 1, 0, 0] if self.grid else self.inputs[..., -1])[:most]
-        falling = priority.masked_fill(self._times[:most] >= length, -torch.inf).sort(0, descending=True).values
+        descending = priority.masked_fill(self._times[:most] >= length, -torch.inf).sort(0, descending=True).values
         beyond = torch.full((1, copies), torch.inf, device=self.device)
-        between = (falling[:-1] - falling[1:]).nan_to_num(torch.inf, torch.inf)  # to and among those not shown: inf
+        between = (descending[:-1] - descending[1:]).nan_to_num(
+            torch.inf, torch.inf
+        )  # infinite at vectors that are not shown
         gaps = torch.cat([beyond, between, beyond])
         nearest = torch.minimum(gaps[:-1], gaps[1:])
         which = torch.bucketize(nearest, torch.tensor(_GAPS, device=self.device), right=True)
@@ -135,7 +137,7 @@ def vector_bits(bits: int | None, default: int, grid: bool) -> int:
 
 
 def as_maps(inputs: torch.Tensor) -> torch.Tensor:
-    """Nine bits and further numbers `[T, N, 9 + n]` as maps `[T, N, 1 + n, 3, 3]`: each number all over its own."""
+    """Nine bits and further numbers `[T, N, 9 + n]` as maps `[T, N, 1 + n, 3, 3]`: each number fills its own map."""
     bits = inputs[..., :9].reshape(*inputs.shape[:2], 1, 3, 3)
     return torch.cat([bits, inputs[..., 9:, None, None].expand(-1, -1, -1, 3, 3)], 2)
 

@@ -127,11 +127,11 @@ class RepeatCopy(BitTask):
 
         due = times - length - 1  # steps since the number, [T, N]
         end = length * repeats
-        saying = (due >= 0) & (due < end)
+        repeating = (due >= 0) & (due < end)
         targets = torch.zeros(self.length, copies, bits + 1, dtype=torch.int8, device=self.device)
-        targets[..., :bits] = self._pick(vectors, due % length) * saying[..., None]
+        targets[..., :bits] = self._pick(vectors, due % length) * repeating[..., None]
         targets[..., bits] = due == end
-        return Sequences(inputs, targets, (saying | (due == end)).float())
+        return Sequences(inputs, targets, (repeating | (due == end)).float())
 
 
 single = _single(RepeatCopy)

@@ -145,7 +145,7 @@ class StackGrammar(SymbolTask):
         """n of enough sequences `[N, S]` to fill a stream."""
         return self._integers(self.n_min, self.n_max, self.num_envs, self.length // self._bounds(self.n_min)[0] + 2)
 
-    def _lay(self, sizes: Tensor) -> tuple[Tensor, Tensor]:
+    def _positions(self, sizes: Tensor) -> tuple[Tensor, Tensor]:
         """For each position of the stream `[N, T + 1]`: its sequence and the offset in it."""
         ends = sizes.cumsum(1)
         which = torch.searchsorted(ends, self._places, right=True)
@@ -153,7 +153,7 @@ class StackGrammar(SymbolTask):
 
     def _words_or_counts(self) -> _Stream:
         drawn = self._draw()
-        which, offset = self._lay(self._bounds(1)[0] * drawn if self.grammar in _COUNTING else 2 * drawn + 1)
+        which, offset = self._positions(self._bounds(1)[0] * drawn if self.grammar in _COUNTING else 2 * drawn + 1)
         n = drawn.gather(1, which)
         if self.grammar == "memorisation":
             letters = self._integers(0, self.letters - 1, *offset.shape)
@@ -181,7 +181,7 @@ class StackGrammar(SymbolTask):
         most = torch.maximum(widths[0], widths[1])
         size = widths[0] + widths[1] + most + (total >> most) + 3  # `total >> most` is the last carry
 
-        which, offset = self._lay(size)
+        which, offset = self._positions(size)
         # `+` is at offset `plus`
         a, b, c, plus, second, last = (part.gather(1, which) for part in (*numbers, total, *widths, size - 1))
         equals = plus + second + 1

@@ -44,14 +44,14 @@ def test_recall_with_a_question_a_step_is_told_and_drawn() -> None:
     env.targets[1:, 1] = torch.tensor([5, 6])
     assert env.text(1) == "step 0 / 3\nshown |4"
     env.step(torch.tensor([0, 9]))  # not scored
-    assert env.text(1).splitlines()[1:] == ["shown |45", "asked | 4", "right | ", "said  | ", "wrong | "]
+    assert env.text(1).splitlines()[1:] == ["shown |45", "asked | 4", "right | ", "answer| ", "wrong | "]
     assert amount(env.frame(1), RIGHT) == amount(env.frame(1), WRONG) == 0
     env.step(torch.tensor([0, 5]))
-    assert env.text(1).splitlines()[1:] == ["shown |456", "asked | 45", "right | 5", "said  | 5", "wrong |  "]
+    assert env.text(1).splitlines()[1:] == ["shown |456", "asked | 45", "right | 5", "answer| 5", "wrong |  "]
     assert amount(env.frame(1), RIGHT) > 50
     assert amount(env.frame(1), WRONG) == 0
     env.step(torch.tensor([0, 5]))
-    assert env.text(1).splitlines()[1:] == ["shown |456", "asked | 45", "right | 56", "said  | 55", "wrong |  !"]
+    assert env.text(1).splitlines()[1:] == ["shown |456", "asked | 45", "right | 56", "answer| 55", "wrong |  !"]
     assert amount(env.frame(1), WRONG) > 50
 
 
@@ -68,14 +68,14 @@ def test_sort_is_told_and_drawn() -> None:
         "shown |  4  5  6",
         "rank  |  3  1  2",
         "right |  5  6",
-        "said  |  5  1",
+        "answer|  5  1",
         "wrong |     !",
     ]
     frame = env.frame()
     assert amount(frame, RIGHT) > 50
     assert amount(frame, WRONG) > 50
     env.load_state_dict(env.state_dict())
-    assert env.text().splitlines()[4] == "said  |      "
+    assert env.text().splitlines()[4] == "answer|      "
     assert amount(env.frame(), RIGHT) == 0
 
 
@@ -103,7 +103,7 @@ def test_an_episode_is_told_and_drawn() -> None:
     answer[1, 0, 2, 3] ^= 1
     env.step(answer)
     rows = env.text(1).splitlines()
-    assert rows[1] == "query     right     said"
+    assert rows[1] == "query     right     answer"
     assert [row[10:18] for row in rows[2:]] == drawn(right)
     said = drawn(right)
     said[2] = said[2][:3] + "!" + said[2][4:]

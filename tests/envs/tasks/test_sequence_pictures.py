@@ -38,7 +38,7 @@ def test_text_of_bits() -> None:
         "      |..#..",
         "right |   ##",
         "      |   .#",
-        "said  |   ##",
+        "answer|   ##",
         "      |   !#",
     ]
 
@@ -62,7 +62,7 @@ def test_text_of_symbols() -> None:
         "step 8 / 8",
         "shown |aabbaabb",
         "right |  ba  ba",
-        "said  |  bb  ba",
+        "answer|  bb  ba",
         "wrong |   !    ",
     ]
 
@@ -121,16 +121,16 @@ def test_answers_are_kept_for_pictures_only() -> None:
     assert len(quiet._answers) == 0
     assert len(drawn._answers) == 80
     assert quiet.text(1).splitlines()[:3] == drawn.text(1).splitlines()[:3]
-    assert quiet.text(1).splitlines()[3].strip() == "said  |"
+    assert quiet.text(1).splitlines()[3].strip() == "answer|"
     assert quiet.frame(1).shape == drawn.frame(1).shape
 
     resumed = DoubleCopy(2, render_mode="rgb_array")
     resumed.load_state_dict(drawn.state_dict())
     said = drawn.text(1).splitlines()[3]
-    assert resumed.text(1).splitlines()[3].strip() == "said  |"  # the answers were not saved
+    assert resumed.text(1).splitlines()[3].strip() == "answer|"  # the answers were not saved
     resumed.step(resumed.targets[80])
     drawn.step(drawn.targets[80])
-    assert resumed.text(1).splitlines()[3][:-1].strip() == "said  |"
+    assert resumed.text(1).splitlines()[3][:-1].strip() == "answer|"
     assert drawn.text(1).splitlines()[3] == said + resumed.text(1).splitlines()[3][-1]
 
     for _ in range(drawn.length - 81):
