@@ -20,7 +20,7 @@ class Agent:
 
     With SB3's `predict` the caller must pass the state to the next call and mark where episodes start. Here `reset`
     starts an episode and `act` continues it. Observations and actions are NumPy arrays, of one environment or of
-    several; the first observation after `reset()` decides. It can be copied, and pickled for another process.
+    several; the first observation after `reset()` sets their number. It can be copied, and pickled for another process.
 
     Args:
         model: a learner, or its policy.
@@ -44,19 +44,19 @@ class Agent:
         """The agent of a checkpoint, or of the newest one in a run's folder; arguments as in `agents.load`.
 
         Raises:
-            CheckpointError: see there.
+            CheckpointError: the checkpoint is missing, damaged, or of another agent.
         """
         return cls(load(path, device=device, **kwargs))
 
     def reset(self, index: int | Sequence[int] | np.ndarray[Any, Any] | None = None) -> None:
-        """Start a new episode: the memory is reset before the next observation.
+        """Starts a new episode: the memory is reset before the next observation.
 
         Args:
             index: the environments whose episode is over, as indices or as one bool each (`terminated | truncated`).
                 None: all of them; the next observation may then be of another number of environments.
 
         Raises:
-            IndexError: there is no such environment, or nothing was observed yet.
+            IndexError: there is no such environment, or `act` was not called yet.
         """
         if index is None:
             self.state: State | None = None
@@ -73,7 +73,7 @@ class Agent:
         self._starts[flags] = True
 
     def act(self, observation: Any, deterministic: bool = False, action_masks: Any = None) -> np.ndarray[Any, Any]:
-        """Update the memory with an observation and choose an action.
+        """Updates the memory with an observation and chooses an action.
 
         Args:
             observation: of one environment, or of several along the first dimension; a dictionary of arrays if the

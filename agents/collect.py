@@ -143,8 +143,8 @@ class StepCollector(Collector):
         finals = FinalValues(policy, rollout) if self.values else None
         recording = None
         if self.graph:
-            room = min(length, env.horizon or 1)
-            recording = policy.segments.record(model.rollout_state.memory, room, length, model.n_envs)
+            max_steps = min(length, env.horizon or 1)
+            recording = policy.segments.record(model.rollout_state.memory, max_steps, length, model.n_envs)
         step: MemoryStep
 
         def act(t: int, mask: Tensor | None) -> Tensor:
@@ -279,7 +279,7 @@ class FinalValues:
 
     @torch.no_grad()
     def finish(self) -> None:
-        """Write the values of the stored observations."""
+        """Writes the values of the stored observations."""
         if not self._count:
             return
         rows = {name: buffer[: self._count].flatten(0, 1) for name, buffer in self._buffers.items()}

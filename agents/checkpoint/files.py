@@ -79,26 +79,26 @@ class Source:
         """The name of one of the two files, for messages."""
         return f"{name} in {self.name}" if self.path is None or self._archive is not None else str(self.path / name)
 
-    def read(self, name: str, most: int) -> bytes:
+    def read(self, name: str, max_bytes: int) -> bytes:
         """The bytes of one file.
 
         Raises:
-            FileNotFoundError: there is none.
-            CheckpointError: it is not a regular file, or larger than `most` bytes.
+            FileNotFoundError: the checkpoint has no such file.
+            CheckpointError: it is not a regular file, or larger than `max_bytes`.
             OSError: it cannot be read.
         """
         if self._archive is None:
             assert self.path is not None
-            return _read_regular(self.path / name, most)
+            return _read_regular(self.path / name, max_bytes)
         try:
             entry = self._zip.getinfo(name)
         except KeyError as error:
             raise FileNotFoundError(name) from error
         if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 or entry.file_size > len(self._archive):
             raise CheckpointError(f"{self.where(name)} is damaged: expected it uncompressed")
-        if entry.file_size > most:
+        if entry.file_size > max_bytes:
             raise CheckpointError(
-                f"{self.where(name)} is damaged: {entry.file_size:,} bytes, expected at most {most:,}"
+                f"{self.where(name)} is damaged: {entry.file_size:,} bytes, expected at most {max_bytes:,}"
             )
         try:
             return self._zip.read(entry)
@@ -117,15 +117,15 @@ def _existing(path: Path) -> Path:
     return next((other for other in others if other.exists()), path)
 
 
-def _read_regular(file: Path, most: int) -> bytes:
-    """The bytes of a regular file of at most `most` bytes."""
+def _read_regular(file: Path, max_bytes: int) -> bytes:
+    """The bytes of a regular file of at most `max_bytes` bytes."""
     handle = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
         found = os.fstat(handle)
         if not stat.S_ISREG(found.st_mode):
             raise CheckpointError(f"{file} is damaged: it is not a regular file")
-        if found.st_size > most:
-            raise CheckpointError(f"{file} is damaged: {found.st_size:,} bytes, expected at most {most:,}")
+        if found.st_size > max_bytes:
+            raise CheckpointError(f"{file} is damaged: {found.st_size:,} bytes, expected at most {max_bytes:,}")
         with open(handle, "rb", closefd=False) as stream:
             return stream.read(found.st_size)
     finally:
@@ -191,7 +191,7 @@ def _zipped(contents: dict[str, bytes]) -> bytes:
 
 
 def _write_file(file: Path, content: bytes) -> None:
-    with open(file, "wb") as stream:  # with the permissions that the umask leaves
+    with open(file, "wb") as stream:  # with the permissions of the umask, unlike a temporary file
         stream.write(content)
         stream.flush()
         os.fsync(stream.fileno())

@@ -121,8 +121,8 @@ def read_tensors(place: Place | Source, manifest: dict[str, Any]) -> dict[str, T
     file = source.where(TENSORS)
     try:
         sizes = listed_shapes(manifest)
-        room = sum(8 * math.prod(shape) for shape in sizes.values()) + 512 * (len(sizes) + 8) + len(str(sizes))
-        content = source.read(TENSORS, min(room, physical_memory()))
+        max_bytes = sum(8 * math.prod(shape) for shape in sizes.values()) + 512 * (len(sizes) + 8) + len(str(sizes))
+        content = source.read(TENSORS, min(max_bytes, physical_memory()))
     except FileNotFoundError as error:
         raise CheckpointError(f"{file} is missing: expected it beside {MANIFEST}") from error
     except (OSError, MemoryError) as error:

@@ -12,14 +12,14 @@ from torch import Tensor
 def get_generators() -> dict[str, Tensor]:
     """The state of every global random generator."""
     _, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 - SB3 seeds and draws from the global one
-    _, internal, following = random.getstate()
+    _, internal, next_gauss = random.getstate()
     states = {
         "torch": torch.get_rng_state(),
         "numpy": torch.from_numpy(np.array(keys, dtype=np.int64)),
         "numpy_position": torch.tensor([position, has_gauss]),
         "numpy_gauss": torch.tensor(gauss, dtype=torch.float64),
         "python": torch.tensor(internal),
-        "python_gauss": torch.tensor(float("nan") if following is None else following, dtype=torch.float64),
+        "python_gauss": torch.tensor(float("nan") if next_gauss is None else next_gauss, dtype=torch.float64),
     }
     if torch.cuda.is_available():
         states |= {f"cuda/{index}": state for index, state in enumerate(torch.cuda.get_rng_state_all())}
@@ -31,7 +31,7 @@ def set_generators(states: dict[str, Tensor]) -> None:
 
     Raises:
         KeyError: a state is missing.
-        ValueError, RuntimeError, TypeError: one is invalid; the others may have been set.
+        ValueError, RuntimeError, TypeError: a state is invalid; others may be set already.
     """
     torch.set_rng_state(states["torch"])
     position, has_gauss = states["numpy_position"].tolist()
@@ -39,8 +39,8 @@ def set_generators(states: dict[str, Tensor]) -> None:
         raise ValueError(f"the position of NumPy's random generator is {position}, expected 0 to 624")
     keys = states["numpy"].numpy().astype(np.uint32)
     np.random.set_state(("MT19937", keys, position, has_gauss, states["numpy_gauss"].item()))  # noqa: NPY002
-    following = states["python_gauss"].item()
-    random.setstate((3, tuple(states["python"].tolist()), None if following != following else following))
+    next_gauss = states["python_gauss"].item()
+    random.setstate((3, tuple(states["python"].tolist()), None if next_gauss != next_gauss else next_gauss))
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         if f"cuda/{index}" in states:
             torch.cuda.set_rng_state(states[f"cuda/{index}"], index)

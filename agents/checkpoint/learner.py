@@ -44,20 +44,20 @@ Learner = TypeVar("Learner", bound=TrainingEnv)
 
 
 class NewEpisodesWarning(UserWarning):
-    """A loaded agent starts new episodes or new random numbers, because it continues elsewhere than it was saved."""
+    """A loaded agent starts new episodes or new random numbers, because the saved ones do not fit here."""
 
 
 def load_weights(policy: nn.Module, path: str | os.PathLike[str]) -> None:
     """Loads parameters and buffers of a checkpoint, or of the newest in a run's folder, into a policy.
 
     Raises:
-        CheckpointError: there is none, it is damaged, or its weights do not fit the policy.
+        CheckpointError: the checkpoint is missing or damaged, or its weights do not fit the policy.
     """
     with open_checkpoint(latest_checkpoint(path)) as source:
         manifest = read_manifest(source)
     with checkpoint_errors(source):
-        theirs = with_prefix(listed_shapes(manifest), "policy/")
-        if differs := shape_differences(theirs, policy, but="value_norm."):
+        saved_shapes = with_prefix(listed_shapes(manifest), "policy/")
+        if differs := shape_differences(saved_shapes, policy, ignored="value_norm."):
             raise CheckpointError(
                 f"the weights in {source.name} do not fit this memory, environment and sizes: {differs}"
             )
@@ -90,7 +90,7 @@ def save(model: TrainingEnv, path: Place, include: Iterable[str] | None = None) 
     if include:
         raise ValueError(
             f"include is {', '.join(include)}, but the contents of a checkpoint are fixed: expected none; "
-            "keep attributes of your own in a file beside it"
+            "keep attributes of your own in a separate file"
         )
     parts = distributed.to_first(_of_this_rank(model))
     if not parts:
@@ -124,8 +124,8 @@ def save(model: TrainingEnv, path: Place, include: Iterable[str] | None = None) 
     if model.whole_episodes:
         manifest["config"]["n_steps"] = 0
     if model.env is None and model.unused_run is not None:
-        before, theirs = model.unused_run
-        tensors |= theirs
+        before, unused = model.unused_run
+        tensors |= unused
         for name in ("num_envs", "ranks", "device", "environment", "may_start"):
             manifest[name] = before.get(name, manifest[name])
         manifest["environment"] = before.get("environment", before.get("env"))
@@ -184,7 +184,8 @@ def load(
             and classes must be passed here, because a checkpoint does not import them.
 
     Raises:
-        CheckpointError: see there.
+        CheckpointError: the checkpoint is missing, damaged, of a newer version, or does not fit the arguments.
+        ValueError: `env` has other spaces than the saved agent.
     """
     if print_system_info:
         get_system_info()
@@ -218,15 +219,17 @@ def _build(
     action_space = decode_space(manifest["action_space"])
     given = kwargs.pop("policy_kwargs", {})
     saved = manifest["config"]["policy_kwargs"] or {}
-    kept = {name: decode(value, f"policy_kwargs.{name}") for name, value in saved.items() if name not in given}
+    saved_kwargs = {name: decode(value, f"policy_kwargs.{name}") for name, value in saved.items() if name not in given}
     fields = fields_of(kind.config_class)
-    younger = {field.name: DEFAULTS_OF_OLD_CHECKPOINTS.get(field.name, field.default) for field in fields}
-    config = younger | manifest["config"]
-    missing = [name for name in (*younger, *SAVED_SETUP) if name not in (*kwargs, "policy_kwargs")]
+    defaults = {field.name: DEFAULTS_OF_OLD_CHECKPOINTS.get(field.name, field.default) for field in fields}
+    config = defaults | manifest["config"]
+    missing = [name for name in (*defaults, *SAVED_SETUP) if name not in (*kwargs, "policy_kwargs")]
     arguments = {name: decode(config[name], name) for name in missing} | kwargs
     policy = arguments.pop("policy", None) or decode(manifest["policy"], "policy")
     learner: Any = kind
-    model = learner(policy, env, device=device, policy_kwargs=kept | given, _init_setup_model=False, **arguments)
+    model = learner(
+        policy, env, device=device, policy_kwargs=saved_kwargs | given, _init_setup_model=False, **arguments
+    )
     for name, saved_space in (("observation_space", observation_space), ("action_space", action_space)):
         if env is not None and getattr(model, name) != saved_space:
             raise ValueError(f"{name} is {getattr(model, name)}, but the agent was trained with {saved_space}")

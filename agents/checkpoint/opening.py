@@ -18,20 +18,20 @@ from agents.sb3.training_env import TrainingEnv
 from policies.memories import memory_class
 
 
-def shape_differences(theirs: dict[str, list[int]], policy: nn.Module, but: str = "/") -> str:
+def shape_differences(saved: dict[str, list[int]], policy: nn.Module, ignored: str = "/") -> str:
     """How the shapes in a checkpoint differ from a policy's; empty if they are equal.
 
     Args:
-        theirs: shapes by name, from the checkpoint.
+        saved: shapes by name, from the checkpoint.
         policy: to compare with.
-        but: names with this prefix are not compared.
+        ignored: names with this prefix are not compared.
     """
-    ours = {name: list(value.shape) for name, value in policy.state_dict().items()}
-    names = sorted(name for name in {*ours, *theirs} if not name.startswith(but))
-    if not (differ := [name for name in names if ours.get(name) != theirs.get(name)]):
+    expected = {name: list(value.shape) for name, value in policy.state_dict().items()}
+    names = sorted(name for name in {*expected, *saved} if not name.startswith(ignored))
+    if not (differ := [name for name in names if expected.get(name) != saved.get(name)]):
         return ""
-    there, here = theirs.get(differ[0], "missing"), ours.get(differ[0], "none")
-    return f"{len(differ)} differ; {differ[0]} is {there}, expected {here}"
+    name = differ[0]
+    return f"{len(differ)} differ; {name} is {saved.get(name, 'missing')}, expected {expected.get(name, 'none')}"
 
 
 def compare_sizes(model: TrainingEnv, manifest: dict[str, Any]) -> None:
@@ -39,32 +39,32 @@ def compare_sizes(model: TrainingEnv, manifest: dict[str, Any]) -> None:
 
     The policy is built on torch's meta device, whose tensors have shapes and no data.
     """
-    theirs = with_prefix(listed_shapes(manifest), "policy/")
+    saved = with_prefix(listed_shapes(manifest), "policy/")
     count = 0
 
-    def count_them(*_: Any) -> None:
+    def count_parameter(*_: Any) -> None:
         nonlocal count
         count += 1
-        if count > len(theirs) + 64:
-            raise ValueError(f"the policy has more than the {len(theirs)} parameters that the manifest lists")
+        if count > len(saved) + 64:
+            raise ValueError(f"the policy has more than the {len(saved)} parameters that the manifest lists")
 
-    hook = nn.modules.module.register_module_parameter_registration_hook(count_them)
+    hook = nn.modules.module.register_module_parameter_registration_hook(count_parameter)
     kwargs = model.policy_arguments | {"optimizer_class": torch.optim.SGD, "optimizer_kwargs": {}}
     try:
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
             policy = model.policy_class(model.observation_space, model.action_space, lambda _: 0.0, **kwargs)
     except Exception:
-        if count <= len(theirs) + 64 and not _all_ours(model):
-            return  # a class of the user's may need data to be built
+        if count <= len(saved) + 64 and not _is_built_in(model):
+            return  # a user's class may fail on the meta device
         raise
     finally:
         hook.remove()
-    if differs := shape_differences(theirs, policy):
+    if differs := shape_differences(saved, policy):
         raise ValueError(f"size mismatch: {differs}")
 
 
-def _all_ours(model: TrainingEnv) -> bool:
-    """Whether all classes of the policy belong to this project or its libraries."""
+def _is_built_in(model: TrainingEnv) -> bool:
+    """Whether all classes of the policy belong to this project, Stable-Baselines3 or PyTorch."""
     kwargs = model.policy_kwargs
     classes = [model.policy_class, memory_class(kwargs.get("memory", "lstm"))]
     classes += [value for value in kwargs.values() if isinstance(value, type)]

@@ -86,7 +86,7 @@ def check_finite(weights: Tensors, like: Tensors) -> None:
     """Checks weights before they are loaded.
 
     Raises:
-        ValueError: one is infinite or NaN and the same entry of a new policy is not.
+        ValueError: a weight is infinite or NaN where a new policy's is finite.
     """
     for name, value in weights.items():
         if value.is_floating_point() and not torch.isfinite(value).all() and torch.isfinite(like[name]).all():
@@ -109,10 +109,10 @@ def load_episodes(model: TrainingEnv, manifest: dict[str, Any], tensors: Tensors
     model.ep_success_buffer.extend(successes.tolist())
     env = model.tensor_env
     saved = manifest["environment"] if manifest["format_version"] > 1 else manifest["env"]
-    then, now = (manifest.get("ranks", 1), manifest["num_envs"]), (distributed.size(), model.all_envs)
-    if then != now:
-        counts = (f"ranks={ranks} and num_envs={envs}" for ranks, envs in (then, now))
-        model.new_episodes = "the checkpoint has {}, this run {}".format(*counts)
+    saved_counts, counts = (manifest.get("ranks", 1), manifest["num_envs"]), (distributed.size(), model.all_envs)
+    if saved_counts != counts:
+        texts = (f"ranks={ranks} and num_envs={envs}" for ranks, envs in (saved_counts, counts))
+        model.new_episodes = "the checkpoint has {}, this run {}".format(*texts)
     elif differs := difference(saved, describe(env)):
         model.new_episodes = differs
     elif isinstance(env, HostEnv):
@@ -155,9 +155,9 @@ def _resume_episodes(
         if model.seed is not None:
             env.generator.manual_seed(_new_seed(model))
         environment["generator"] = env.generator.get_state()
-    room = model.rollout.obs
-    named = isinstance(room, dict)
-    expected = {f"obs/{name}": value[0] for name, value in (room if isinstance(room, dict) else {"": room}).items()}
+    stored = model.rollout.obs
+    named = stored if isinstance(stored, dict) else {"": stored}
+    expected = {f"obs/{name}": value[0] for name, value in named.items()}
     expected["starts"] = model.rollout.starts[0]
     returns, lengths = model.episodes.returns, model.episodes.lengths
     expected |= {"episode_returns": torch.from_numpy(returns), "episode_lengths": torch.from_numpy(lengths)}
@@ -175,7 +175,7 @@ def _resume_episodes(
         if name in environment and bool(((environment[name] < low) | (environment[name] > high)).any()):
             raise ValueError(f"env/{name} has values that are not from {low} to {high}")
     env.load_state_dict(environment)
-    obs = observations if named else observations[""]
+    obs = observations if isinstance(stored, dict) else observations[""]
     model.rollout_state = LearnerState(obs, memory, running["starts"].to(model.device), manifest["may_start"])
     model.episodes.returns = running["episode_returns"].numpy()
     model.episodes.lengths = running["episode_lengths"].numpy()
@@ -193,10 +193,10 @@ def _checked_memory_state(model: TrainingEnv, state: Tensors) -> Tensors:
 
 
 def _check_like(name: str, value: Tensor, example: Tensor) -> None:
-    """Checks that a tensor has the type and shape of `example`, and is finite if that is.
+    """Checks that a tensor has the type and shape of `example`, and is finite where `example` is.
 
     Raises:
-        ValueError: it does not.
+        ValueError: the tensor differs, or has infinite values or NaN.
     """
     if value.shape != example.shape or value.dtype != example.dtype:
         found, wanted = (f"{str(each.dtype).removeprefix('torch.')} {list(each.shape)}" for each in (value, example))
@@ -205,7 +205,7 @@ def _check_like(name: str, value: Tensor, example: Tensor) -> None:
         raise ValueError(f"{name} has values that are infinite or NaN")
 
 
-# -- a rehearsal -------------------------------------------------------------------------------------------------------
+# -- trial step --------------------------------------------------------------------------------------------------------
 
 
 def try_one_step(model: TrainingEnv, running: bool) -> None:
@@ -218,15 +218,12 @@ def try_one_step(model: TrainingEnv, running: bool) -> None:
     """
     policy = model.policy
     if running:
-        now = model.rollout_state
-        obs, state, starts = now.obs, now.memory, now.starts
+        current = model.rollout_state
+        obs, state, starts = current.obs, current.memory, current.starts
     else:
-        copies = model.n_envs if model.env is not None else 1
-        obs, state, starts = (
-            any_observation(model.observation_space, copies, model.device),
-            policy.initial_state(copies),
-            None,
-        )
+        batch = model.n_envs if model.env is not None else 1
+        obs = any_observation(model.observation_space, batch, model.device)
+        state, starts = policy.initial_state(batch), None
     env = model.tensor_env if running else None
     info = {} if env is None else env.describe()
     with _undoing_changes(model), torch.no_grad():

@@ -82,7 +82,7 @@ def check(hints: Mapping[str, Any], /, **values: Any) -> None:
     """Checks values by name against the types in `hints`.
 
     Raises:
-        ValueError: one is of the wrong type or out of its range.
+        ValueError: a value has the wrong type or is out of its range.
     """
     for name, value in values.items():
         if name in hints:
@@ -93,7 +93,7 @@ def check_policy(policy_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
     """Policy arguments, with those of the memory converted to their types and checked.
 
     Raises:
-        ValueError: one is of the wrong type or out of its range.
+        ValueError: a value has the wrong type or is out of its range.
     """
     if not isinstance(policy_kwargs, (Mapping, types.NoneType)):
         raise ValueError(
@@ -109,36 +109,36 @@ def check_policy(policy_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
             raise ValueError(f"{name} is {format_value(checked[name])}, expected a class such as torch.nn.ReLU")
     check(POLICY, **checked)
     if isinstance(checked.get("memory"), str) and checked.get("memory_kwargs"):
-        takes, given = memory_class(checked["memory"]), checked["memory_kwargs"]
-        checked["memory_kwargs"] = read_arguments(takes, given, "memory_kwargs", ("input_size", "queries"), sizes=True)
+        kind, given = memory_class(checked["memory"]), checked["memory_kwargs"]
+        checked["memory_kwargs"] = read_arguments(kind, given, "memory_kwargs", ("input_size", "queries"), sizes=True)
     return checked
 
 
 def read_arguments(
-    takes: Callable[..., Any], given: Mapping[str, Any], name: str, not_taken: Sequence[str] = (), sizes: bool = False
+    function: Callable[..., Any], given: Mapping[str, Any], name: str, excluded: Sequence[str] = (), sizes: bool = False
 ) -> dict[str, Any]:
     """Keyword arguments converted to the annotations of the callable that takes them. Annotations that are not
     understood are not checked.
 
     Args:
-        takes: a class or function.
+        function: a class or function.
         given: arguments by name. Unknown names are passed on; the callable refuses them.
         name: prefix of an argument's name in messages.
-        not_taken: arguments that are set elsewhere and must not appear here.
+        excluded: arguments that are set elsewhere and must not appear here.
         sizes: require integers to be at least 0, and sizes and counts (recognised by name) at least 1.
 
     Raises:
-        ValueError: one is of the wrong type.
+        ValueError: an argument has the wrong type.
     """
-    function = takes.__init__ if isinstance(takes, type) else takes  # type: ignore[misc]
+    annotated = function.__init__ if isinstance(function, type) else function  # type: ignore[misc]
     try:
-        hints = typing.get_type_hints(function, include_extras=True)
-        known = inspect.signature(takes).parameters
-    except (NameError, TypeError, ValueError):  # a third party's annotations may name what is not there at run time
+        hints = typing.get_type_hints(annotated, include_extras=True)
+        known = inspect.signature(function).parameters
+    except (NameError, TypeError, ValueError):  # annotations may use names that exist for type checkers only
         hints, known = {}, types.MappingProxyType({})
     fitted = dict(given)
     for argument, value in given.items():
-        if argument in not_taken:
+        if argument in excluded:
             raise ValueError(f"{name}.{argument} cannot be given here: it has its own option")
         if argument not in known or argument not in hints:
             continue
@@ -241,7 +241,7 @@ def _int(value: Any, parts: Any) -> Any:
         whole = _number(value, parts)
         if whole is _WRONG or whole != int(whole):
             return _WRONG
-    return int(whole) if abs(int(whole)) < 2**63 else _WRONG  # torch's largest
+    return int(whole) if abs(int(whole)) < 2**63 else _WRONG  # the range of int64
 
 
 def _str(value: Any, parts: Any) -> Any:

@@ -11,20 +11,20 @@ def replace_file(file: Path, content: str | bytes) -> None:
     """Replaces the content of `file` atomically: after a crash it holds the old or the new content.
 
     Raises:
-        OSError: it cannot be written; the old content is kept.
+        OSError: the file cannot be written; it still has its old content.
     """
-    beside = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
     try:
-        with open(beside, "wb") as stream:
+        with open(partial, "wb") as stream:
             stream.write(content.encode() if isinstance(content, str) else content)
             stream.flush()
             os.fsync(stream.fileno())
-        os.replace(beside, file)
+        os.replace(partial, file)
     except BaseException as error:
         if isinstance(error, OSError) and error.filename is None:  # a full disk names no file
             error.filename = str(file)
         with contextlib.suppress(OSError):
-            beside.unlink()
+            partial.unlink()
         raise
     sync_folder(file.parent)
 

@@ -26,10 +26,12 @@ def replace_unprintable() -> None:
 def make_console(stderr: bool = False, quiet: bool = False) -> Console:
     """A console on standard output or error that goes silent once the pipe is closed."""
     stream: Any = sys.stderr if stderr else sys.stdout
-    return Console(file=cast(TextIO, _Output(stream, None if stderr else _say_once)), quiet=quiet or stream is None)
+    return Console(
+        file=cast(TextIO, _Output(stream, None if stderr else _report_failure)), quiet=quiet or stream is None
+    )
 
 
-def _say_once(error: Exception) -> None:
+def _report_failure(error: Exception) -> None:
     with contextlib.suppress(OSError, ValueError, AttributeError):
         sys.stderr.write(f"standard output can no longer be written ({error}); continuing without it\n")
 
@@ -61,7 +63,7 @@ class _Output:
         except (OSError, ValueError) as error:
             self._gone = True
             with contextlib.suppress(OSError, ValueError, AttributeError):
-                if self._stream.fileno() in (1, 2):  # what is left in its buffer would fail again at exit
+                if self._stream.fileno() in (1, 2):  # flushing its buffer at exit would fail again
                     os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
             if self._lost is not None:
                 self._lost(error)

@@ -44,7 +44,7 @@ class Reached(NamedTuple):
     steps: float
     minutes: float
     seeds: int
-    """Number of seeds that reached it."""
+    """Number of seeds that reached the threshold."""
 
 
 @dataclass(frozen=True)
@@ -242,8 +242,8 @@ def by_environment(runs: Sequence[Run], by: Sequence[str] = ()) -> list[list[Run
 
 
 def _refuse_different(runs: Sequence[Run], by: Sequence[str]) -> None:
-    apart = by_environment(runs, by)
-    if len(apart) == 1:
+    tables = by_environment(runs, by)
+    if len(tables) == 1:
         return
     envs = sorted({run.env for run in runs})
     if len(envs) > 1:
@@ -270,19 +270,19 @@ def _refuse_without(score: str, runs: Sequence[Run], in_training: bool) -> None:
 
 def _without_repeats(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
     """Each training once, and notes on the runs that are left out."""
-    kept: dict[tuple[str, int], Run] = {}
+    chosen: dict[tuple[str, int], Run] = {}
     notes = []
     for run in runs:
         key = (settings.training_key(run), run.seed)
-        other = kept.get(key)
+        other = chosen.get(key)
         if other is None:
-            kept[key] = run
+            chosen[key] = run
             continue
         longer, shorter = sorted((other, run), key=lambda one: (bool(one.scores), one.steps), reverse=True)
-        kept[key] = longer
+        chosen[key] = longer
         if run.memory != "identity":  # a baseline is trained beside each memory
             notes.append(f"{shorter.folder} repeats {longer.folder} (same settings and seed) and is left out")
-    return list(kept.values()), notes
+    return list(chosen.values()), notes
 
 
 def _notes_on_groups(groups: Sequence[Group]) -> list[str]:

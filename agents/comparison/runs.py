@@ -106,12 +106,12 @@ class Run:
     def curve(self, score: str) -> Curve:
         """A score over steps and time: mean return of the last 100 episodes, or the task's score of each iteration."""
         column = column_of(score)
-        there = [number for number, row in enumerate(self.rows) if not math.isnan(float(row.get(column) or math.nan))]
+        rows = [number for number, row in enumerate(self.rows) if not math.isnan(float(row.get(column) or math.nan))]
 
         def numbers(name: str) -> Array:
-            return np.array([float(self.rows[number].get(name) or math.nan) for number in there])
+            return np.array([float(self.rows[number].get(name) or math.nan) for number in rows])
 
-        return Curve(numbers(STEP), self._seconds[there] / 60, numbers(_EPISODES), numbers(column))
+        return Curve(numbers(STEP), self._seconds[rows] / 60, numbers(_EPISODES), numbers(column))
 
     @cached_property
     def _seconds(self) -> Array:
@@ -119,8 +119,8 @@ class Run:
         if all(WALL in row for row in self.rows):
             return np.array([float(row[WALL]) for row in self.rows])
         elapsed = np.array([float(row.get(_ELAPSED) or math.nan) for row in self.rows])
-        began = np.diff(elapsed, prepend=0.0) < 0
-        before = np.where(began, np.roll(elapsed, 1), 0.0).cumsum()
+        restarted = np.diff(elapsed, prepend=0.0) < 0
+        before = np.where(restarted, np.roll(elapsed, 1), 0.0).cumsum()
         return np.asarray(elapsed + before)
 
 
@@ -143,13 +143,13 @@ def find_runs(paths: Iterable[str | os.PathLike[str]], baselines: bool = True) -
     for path in map(Path, paths):
         if not path.exists():
             raise ValueError(f"{path} does not exist: expected the folder of a run, or a folder with runs in it")
-        below = list(_runs_in(path))
-        if not below:
+        found = list(_runs_in(path))
+        if not found:
             inside = next((f"; {home} is a run" for home in path.parents if (home / "config.yaml").is_file()), "")
             raise ValueError(
-                f"{path} contains no run: expected config.yaml, as written by train.py, in it or below{inside}"
+                f"{path} contains no run: expected a config.yaml of train.py in it or its subfolders{inside}"
             )
-        for folder in below:
+        for folder in found:
             folders.setdefault(folder.resolve(), folder)
     return [run for folder in folders.values() for run in _read(folder, baselines)]
 

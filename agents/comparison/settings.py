@@ -13,7 +13,7 @@ from agents.comparison.runs import Run
 NONE = "–"
 ENVIRONMENT = ("env", "env_kwargs", "wrappers")
 """Entries that define the task."""
-_PLACES = ("run_dir", "resume", "data_dir", "checkpoint_every", "panels_every", "progress", "baseline")
+_WITHOUT_EFFECT = ("run_dir", "resume", "data_dir", "checkpoint_every", "panels_every", "progress", "baseline")
 """Entries that do not affect a run's numbers."""
 _SCORING = ("eval_episodes", "eval_steps")
 _MACHINE = ("device", "threads", "fast", "vector")
@@ -30,10 +30,10 @@ def settings(run: Run) -> dict[str, Any]:
     return {**_flat(run.config), "init_from": run.config.get("init_from") is not None}
 
 
-def _flat(config: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in config.items():
-        found |= _flat(value, f"{before}{name}.") if isinstance(value, Mapping) else {f"{before}{name}": value}
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
     return found
 
 
@@ -43,31 +43,31 @@ def changes(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tu
     Args:
         first, second: entries of `config.yaml`. Folders, displays and thread counts are not compared.
     """
-    apart = (*_PLACES, "threads", "recipe", "follows")
-    one, other = (_flat({name: v for name, v in c.items() if name not in apart}) for c in (first, second))
+    ignored = (*_WITHOUT_EFFECT, "threads", "recipe", "follows")
+    one, other = (_flat({name: v for name, v in c.items() if name not in ignored}) for c in (first, second))
     both = {name: (one.get(name), other.get(name)) for name in sorted({*one, *other})}
     return {name: values for name, values in both.items() if _plain(values[0]) != _plain(values[1])}
 
 
-def task_key(run: Run, but: Sequence[str] = ()) -> tuple[Any, ...]:
-    """A key that is equal for runs in the same environment, ignoring the settings `but` (full names)."""
+def task_key(run: Run, ignored: Sequence[str] = ()) -> tuple[Any, ...]:
+    """A key that is equal for runs in the same environment, without the settings `ignored` (full names)."""
     parts = _flat({name: run.config.get(name) for name in ENVIRONMENT})
-    kept = {name: value for name, value in parts.items() if name not in but and name.split(".")[0] not in but}
-    return tuple(sorted((name, repr(_plain(value))) for name, value in kept.items() if value not in ({}, [], None)))
+    used = {name: value for name, value in parts.items() if not {name, name.split(".")[0]} & {*ignored}}
+    return tuple(sorted((name, repr(_plain(value))) for name, value in used.items() if value not in ({}, [], None)))
 
 
 def training_key(run: Run) -> str:
     """A key that is equal for runs that differ only in their seeds."""
-    apart = (*_PLACES, *_SCORING, *_MACHINE, *_NAMES, "init_from")
-    return repr(sorted((name, _plain(value)) for name, value in run.config.items() if name not in apart)) + str(
+    ignored = (*_WITHOUT_EFFECT, *_SCORING, *_MACHINE, *_NAMES, "init_from")
+    return repr(sorted((name, _plain(value)) for name, value in run.config.items() if name not in ignored)) + str(
         run.config.get("init_from") is not None
     )
 
 
 def differing(runs: Sequence[Run]) -> list[str]:
     """Settings that differ between runs, most important first, without seeds and folders."""
-    apart = {*_PLACES, *_SCORING, *_MACHINE, "seed", "follows"}
-    each = [{name: value for name, value in settings(run).items() if name.split(".")[0] not in apart} for run in runs]
+    ignored = {*_WITHOUT_EFFECT, *_SCORING, *_MACHINE, "seed", "follows"}
+    each = [{name: value for name, value in settings(run).items() if name.split(".")[0] not in ignored} for run in runs]
     names = dict.fromkeys(name for one in each for name in one)
     found = [name for name in names if len({repr(_plain(one.get(name))) for one in each}) > 1]
     files = any("/" in str(run.config.get("recipe")) or "\\" in str(run.config.get("recipe")) for run in runs)
@@ -96,15 +96,15 @@ def values(run: Run, names: Iterable[str]) -> tuple[str, ...]:
 
     A name such as `memory_kwargs` means all of its entries.
     """
-    all_of = settings(run)
-    return tuple(_word(all_of, name) for name in names)
+    entries = settings(run)
+    return tuple(_format(entries, name) for name in names)
 
 
-def _word(all_of: Mapping[str, Any], name: str) -> str:
-    within = {key.removeprefix(f"{name}."): value for key, value in all_of.items() if key.startswith(f"{name}.")}
+def _format(entries: Mapping[str, Any], name: str) -> str:
+    within = {key.removeprefix(f"{name}."): value for key, value in entries.items() if key.startswith(f"{name}.")}
     if within:
         return " ".join(f"{key}={format_setting(value)}" for key, value in sorted(within.items()))
-    return format_setting(all_of[name]) if name in all_of and all_of[name] not in ([], {}) else NONE
+    return format_setting(entries[name]) if name in entries and entries[name] not in ([], {}) else NONE
 
 
 def full_names(names: Iterable[str], runs: Sequence[Run]) -> list[str]:
@@ -113,17 +113,17 @@ def full_names(names: Iterable[str], runs: Sequence[Run]) -> list[str]:
     Raises:
         ValueError: no run has such a setting, or the short name is ambiguous.
     """
-    there = dict.fromkeys(name for run in runs for name in settings(run))
-    there |= dict.fromkeys(name.split(".")[0] for name in list(there))
+    known = dict.fromkeys(name for run in runs for name in settings(run))
+    known |= dict.fromkeys(name.split(".")[0] for name in list(known))
     found = []
     for name in (name.replace("-", "_") for name in names):
-        ends = [other for other in there if other.endswith(f".{name}")]
-        if name in there:
+        ends = [other for other in known if other.endswith(f".{name}")]
+        if name in known:
             found.append(name)
         elif len(ends) == 1:
             found += ends
         else:
-            near = ends or difflib.get_close_matches(name, there, n=3, cutoff=0.5)
+            near = ends or difflib.get_close_matches(name, known, n=3, cutoff=0.5)
             hint = f"; did you mean {' or '.join(near)}?" if near else ""
             raise ValueError(f"--by {name}: no run has a setting of that name{hint}")
     return list(dict.fromkeys(found))

@@ -62,7 +62,7 @@ def check(space: Space, config: Config, flags: list[str]) -> Space:
     for part in KWARGS:
         for name in getattr(config, part):
             for taker in arguments[part]:
-                _taken(space, f"{part}.{name}", arguments[part], taker)
+                _annotation_of(space, f"{part}.{name}", arguments[part], taker)
     for one in space.parameters:
         if one.name in {*known_entries()} - {*run_entries()}:
             for algo in one.when.get("algo", parts["algo"]):
@@ -71,29 +71,29 @@ def check(space: Space, config: Config, flags: list[str]) -> Space:
     return dataclasses.replace(space, parameters=tuple(_typed(space, one, arguments) for one in space.parameters))
 
 
-def _arguments(part: Any, *ours: str) -> _Arguments:
+def _arguments(part: Any, *excluded: str) -> _Arguments:
     found = inspect.signature(part).parameters
     if any(argument.kind is inspect.Parameter.VAR_KEYWORD for argument in found.values()):
         return None
-    return {name: argument for name, argument in found.items() if name not in ours}
+    return {name: argument for name, argument in found.items() if name not in excluded}
 
 
-def _taken(space: Space, entry: str, takers: Mapping[str, _Arguments], taker: str) -> str:
+def _annotation_of(space: Space, entry: str, takers: Mapping[str, _Arguments], taker: str) -> str:
     """The annotation of the argument that `entry` names; empty if it is not known."""
-    taken = takers[taker]
-    if taken is None:
+    known = takers[taker]
+    if known is None:
         return ""
     name = entry.split(".")[-1]
-    if name not in taken:
-        space.wrong(entry, f"{taker} does not take it; known are {', '.join(taken) or 'none'}")
-    return str(taken[name].annotation)
+    if name not in known:
+        space.wrong(entry, f"{taker} has no such argument; known are {', '.join(known) or 'none'}")
+    return str(known[name].annotation)
 
 
 def _typed(space: Space, one: Parameter, arguments: Mapping[str, Mapping[str, _Arguments]]) -> Parameter:
     part, dot, _ = one.name.partition(".")
     takers = arguments[part] if dot else {}
     for taker in one.when.get(part.removesuffix("_kwargs"), tuple(takers)):
-        hint = _taken(space, f"space.{one.name}", takers, taker)
+        hint = _annotation_of(space, f"space.{one.name}", takers, taker)
         if one.kind is int and "float" in hint:
             one = dataclasses.replace(one, kind=float)
         if one.kind is float and hint in ("int", "int | None"):

@@ -1,7 +1,7 @@
 """`python agents/sweep/child.py PARENT ...` runs `python train.py ...` and stops it when the process PARENT ends.
 
-It then gets the signal that makes a training write a checkpoint and stop. Otherwise the runs of a killed sweep would
-continue in folders that the next command uses.
+It then sends itself SIGTERM, which makes a training write a checkpoint and stop. Otherwise the runs of a killed sweep
+would continue in folders that the next command uses.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ def watch(parent: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[2])  # where `agents` is
-    if os.name == "posix":  # elsewhere getppid keeps the number of a parent that has ended
+    sys.path[0] = str(Path(__file__).resolve().parents[2])  # the folder that contains `agents`
+    if os.name == "posix":  # on Windows getppid still returns the number of a parent that has ended
         threading.Thread(target=watch, args=(int(sys.argv[1]),), daemon=True).start()
 
     from agents.run.command import main

@@ -60,12 +60,12 @@ class Sweep:
     """The main loop of a sweep.
 
     Args:
-        space: what is searched.
-        config: what all trials share.
+        space: the search space.
+        config: the settings that all trials share.
         study: the study that proposes trials.
         where: the study's storage, as opened by trial processes.
         folder: the sweep's folder.
-        console: prints one line per trial.
+        console: receives one line per trial.
         run_one: runs a trial, in a thread.
         jobs: number of parallel trials.
     """
@@ -90,7 +90,7 @@ class Sweep:
         self._failures = 0
 
     def run(self, trials: int | None = None) -> bool:
-        """Runs until enough trials are finished; returns True if Ctrl-C ended it before.
+        """Runs until enough trials are finished; returns True if Ctrl-C stopped it earlier.
 
         Args:
             trials: number of trials; default: as in the space file, else the whole grid, else 20.
@@ -117,7 +117,7 @@ class Sweep:
                 self.stop.set()  # the pool waits for the trials that still run
 
     def _fill(self, pool: ThreadPoolExecutor) -> bool:
-        """Starts trials while there is room and any is left; False when none is running."""
+        """Starts trials up to `jobs`, while any is left; returns False when no trial is running."""
         while not self.stop.is_set() and len(self.running) < self.jobs:
             job = self.next_job()
             if job is None:
@@ -153,8 +153,8 @@ class Sweep:
         self._drawn = time.monotonic() if pictures else self._drawn
         self._print_trial(trial, lost)
         self._failures = self._failures + 1 if trial.state == TrialState.FAIL else 0
-        over = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-        if self._failures >= _MAX_FAILURES and not over:
+        finished = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+        if self._failures >= _MAX_FAILURES and not finished:
             raise ValueError(
                 f"the first {self._failures} trials failed, the last with: {trial.user_attrs.get('error')}"
             )
@@ -210,8 +210,8 @@ class Sweep:
 
     @contextlib.contextmanager
     def _interruptible(self) -> Iterator[None]:
-        """Context manager in which Ctrl-C makes all trials write a checkpoint and stop; a second one stops them at
-        once."""
+        """Context manager in which Ctrl-C makes all trials write a checkpoint and stop; a second Ctrl-C stops
+        them at once."""
 
         def interrupt(signum: int, frame: Any) -> None:
             self.stop.now = self.stop.is_set()

@@ -35,7 +35,7 @@ def ranked(study: optuna.Study) -> list[FrozenTrial]:
     return sorted(complete, key=lambda trial: (sign * float(trial.value or 0.0), trial.number))
 
 
-def _over(study: optuna.Study) -> int:
+def _count_finished(study: optuna.Study) -> int:
     return sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
 
 
@@ -45,7 +45,7 @@ def write(study: optuna.Study, space: Space, config: Config, folder: Path, pictu
     replace_file(folder / "trials.csv", trials_csv(study, space))
     best = ranked(study)
     if best:
-        replace_file(folder / "best.yaml", best_yaml(best[0], _over(study), space, config))
+        replace_file(folder / "best.yaml", best_yaml(best[0], _count_finished(study), space, config))
     if pictures:
         draw(study, space, folder)
 
@@ -53,7 +53,7 @@ def write(study: optuna.Study, space: Space, config: Config, folder: Path, pictu
 def draw(study: optuna.Study, space: Space, folder: Path) -> None:
     """Writes Optuna's pictures of the study: `history.png`, `curves.png` and `importance.png`.
 
-    There is no importance before enough trials are complete and differ in their values.
+    `importance.png` needs at least four complete trials with different values.
     """
     from optuna.visualization import matplotlib as plots
 
@@ -76,7 +76,7 @@ def draw(study: optuna.Study, space: Space, folder: Path) -> None:
             if name == "curves":
                 axes.set(xlabel=f"report ({space.reports} per seed)", ylabel=space.objective)
                 if axes.get_legend() and len(axes.get_lines()) > 20:
-                    axes.get_legend().remove()  # taller than the picture
+                    axes.get_legend().remove()  # it would be taller than the figure
             buffer = io.BytesIO()
             axes.figure.savefig(buffer, format="png", dpi=120, bbox_inches="tight")
             plt.close(axes.figure)
@@ -110,7 +110,7 @@ def _blank(value: Any) -> Any:
 
 
 def best_yaml(best: FrozenTrial, count: int, space: Space, config: Config) -> str:
-    """The best trial as a recipe: what differs from the defaults, and what to expect."""
+    """The best trial as a recipe: the settings that differ from the defaults, and the expected score."""
     chosen = space.configure(config, best.params).entries()
     plain = Config(algo=chosen["algo"]).entries() | dict.fromkeys(("env", "memory", "algo"))
     data = {name: v for name, v in chosen.items() if name not in _NOT_IN_A_RECIPE and v != plain[name]}
@@ -124,7 +124,7 @@ def best_yaml(best: FrozenTrial, count: int, space: Space, config: Config) -> st
 
 def table(study: optuna.Study, space: Space, rows: int = 5) -> Table:
     """The best trials with their values and parameters."""
-    drawn = Table(title=f"best of {_over(study)} trials by {space.objective}", title_justify="left")
+    drawn = Table(title=f"best of {_count_finished(study)} trials by {space.objective}", title_justify="left")
     names = [parameter.name for parameter in space.parameters]
     seeds = [f"seed {seed}" for seed in space.seeds] if len(space.seeds) > 1 else []
     for title in ("trial", space.objective, *seeds, *names):
@@ -138,7 +138,7 @@ def table(study: optuna.Study, space: Space, rows: int = 5) -> Table:
 
 
 def number(value: Any) -> str:
-    """Formats a value."""
+    """A value as text, with four significant digits; "–" for None."""
     if value is None:
         return "–"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,7 +1,7 @@
 """The study: trials that several processes and machines share, in a journal file or a database.
 
 The process that runs a trial renews its lease. If the process dies, the trial returns to the queue with its values, and
-the next `ask` takes it. (Optuna's heartbeats do the same for databases only, and by a new trial in place of the old.)
+the next `ask` takes it. (Optuna's heartbeats do the same for databases only, and they start a new trial instead.)
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def make_sampler(space: Space) -> samplers.BaseSampler:
     """The sampler of a space; TPE by default.
 
     Raises:
-        ValueError: it is unknown or does not take an option, or a grid is infinite.
+        ValueError: the sampler or one of its options is unknown, or a grid is infinite.
     """
     if space.sampler["name"] == "grid" and space.size() is None:
         endless = next(parameter.name for parameter in space.parameters if parameter.grid() is None)
@@ -83,7 +83,7 @@ def make_pruner(space: Space) -> pruners.BasePruner:
     """The pruner of a space, with steps counted in reports; by default the median pruner, after a quarter of a curve.
 
     Raises:
-        ValueError: it is unknown or does not take an option.
+        ValueError: the pruner or one of its options is unknown.
     """
     defaults: dict[str, dict[str, Any]] = {
         "median": {"n_warmup_steps": space.reports // 4},
@@ -100,10 +100,12 @@ def _make(space: Space, entry: str, body: dict[str, Any], known: dict[str, Any],
     options = {key: value for key, value in body.items() if key != "name"}
     if name not in known:
         space.wrong(entry, f"{name} is unknown; known are {', '.join(known)}")
-    taken = [option for option in inspect.signature(known[name]).parameters if option not in ("args", "kwargs")]
+    known_options = [option for option in inspect.signature(known[name]).parameters if option not in ("args", "kwargs")]
     for option in options:
-        if option not in taken:
-            space.wrong(f"{entry}.{option}", f"{name} does not take it; known are {', '.join(taken) or 'none'}")
+        if option not in known_options:
+            space.wrong(
+                f"{entry}.{option}", f"{name} has no such option; known are {', '.join(known_options) or 'none'}"
+            )
     try:
         return known[name](**{**defaults.get(name, {}), **options})
     except (TypeError, ValueError, ImportError) as error:
@@ -147,14 +149,14 @@ def open_storage(where: str) -> BaseStorage:
     """Opens a database (`sqlite:///...`, `postgresql://...`) or a journal file.
 
     Raises:
-        ValueError: it cannot be opened, or is damaged; the message has its name and what to do.
+        ValueError: the storage cannot be opened or is damaged; the message has its name and advice.
     """
     with readable(where):
         if "://" in where:
             return optuna.storages.get_storage(where)
         if os.path.exists(where) and not os.path.isfile(where):
             raise ValueError("it is not a regular file")
-        lock = JournalFileOpenLock(where) if os.name == "nt" else None  # symbolic links need special rights there
+        lock = JournalFileOpenLock(where) if os.name == "nt" else None  # symbolic links need special rights on Windows
         storage = JournalStorage(JournalFileBackend(where, lock))  # fails if it holds anything else
         writing = lock or JournalFileSymlinkLock(where)
         writing.acquire()
@@ -185,7 +187,7 @@ def readable(where: str) -> Iterator[None]:
 
 
 def _drop_incomplete(file: Path) -> None:
-    """Removes what a power loss left of the last line; appending to it would make the journal unreadable."""
+    """Removes an incomplete last line, as a power loss leaves it; appending to it would make the journal unreadable."""
     content = file.read_bytes()
     whole = content.rfind(b"\n") + 1
     if content and not whole:
@@ -200,7 +202,7 @@ def open_study(space: Space, config: Config, where: str) -> optuna.Study:
     """The study of this name, created if missing.
 
     Raises:
-        ValueError: it exists and searches another space, or its storage is damaged.
+        ValueError: the study exists and searches another space, or its storage is damaged.
     """
     sampler, pruner = make_sampler(space), make_pruner(space)
     draw_test_trials(space)
@@ -213,14 +215,14 @@ def open_study(space: Space, config: Config, where: str) -> optuna.Study:
             direction=space.direction,
             load_if_exists=True,
         )
-        theirs = study.user_attrs.get("definition")
+        saved = study.user_attrs.get("definition")
         study.get_trials(deepcopy=False)
-    ours = definition(space, config)
-    if theirs is None:
-        study.set_user_attr("definition", ours)
-    elif theirs != ours:
-        differ = sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
-        what = ", ".join(f"{name} (there {theirs.get(name)}, here {ours.get(name)})" for name in differ)
+    own = definition(space, config)
+    if saved is None:
+        study.set_user_attr("definition", own)
+    elif saved != own:
+        differ = sorted(name for name in {*own, *saved} if own.get(name) != saved.get(name))
+        what = ", ".join(f"{name} (there {saved.get(name)}, here {own.get(name)})" for name in differ)
         raise ValueError(f"the study {space.name} searches another space: {what}; choose another name or --run-dir")
     return study
 

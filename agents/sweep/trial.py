@@ -73,9 +73,9 @@ class _Stopped(Exception):
 
 
 def run_trial(job: Job, stop: Stop) -> None:
-    """Runs the seeds without a result, each from its last checkpoint if it has one, and tells the study how it ended.
+    """Runs the seeds without a result, each from its last checkpoint if any, and reports the result to the study.
 
-    Ctrl-C in this thread does what `stop` does: the trial returns to the queue.
+    Ctrl-C in this thread has the effect of `stop`: the trial returns to the queue.
     """
     study = optuna.load_study(
         study_name=job.space.name,
@@ -121,8 +121,8 @@ def _report(job: Job, trial: Trial, curves: list[Curve]) -> bool:
         point, number = job.config.total_timesteps * k / reports, (len(curves) - 1) * reports + k
         if number in known or not latest or not latest[0][0] <= point <= latest[-1][0]:
             continue
-        begun = [np.array(curve).T for curve in curves if curve and curve[0][0] <= point]
-        trial.report(float(np.mean([np.interp(point, steps, values) for steps, values in begun])), number)
+        started = [np.array(curve).T for curve in curves if curve and curve[0][0] <= point]
+        trial.report(float(np.mean([np.interp(point, steps, values) for steps, values in started])), number)
         if trial.should_prune():
             return True
     return False
@@ -134,19 +134,19 @@ def _run(job: Job, seed: int, trial: Trial, earlier: list[Curve], stop: Stop) ->
     Raises:
         TrialPruned: the pruner stops the trial.
         ValueError: the run failed.
-        _Stopped: it was stopped.
+        _Stopped: `stop` was set.
     """
     folder = job.run_dir(seed)
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(Timeout, NotImplementedError), FileLock(folder / ".lock", timeout=STOP_S):
         pass  # a run whose sweep was killed may still be writing its last checkpoint
     if any(folder.glob("checkpoints/step_*/manifest.json")):
-        words = ["--resume", str(folder), "--no-progress"]
+        arguments = ["--resume", str(folder), "--no-progress"]
     else:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        words = ["--recipe", str(job.recipe), "--seed", str(seed), "--run-dir", str(folder)]
-    command = [sys.executable, str(CHILD), str(os.getpid()), *words]
+        arguments = ["--recipe", str(job.recipe), "--seed", str(seed), "--run-dir", str(folder)]
+    command = [sys.executable, str(CHILD), str(os.getpid()), *arguments]
     with open(folder / "output.txt", "a", encoding="utf-8") as output:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
@@ -161,7 +161,7 @@ def _run(job: Job, seed: int, trial: Trial, earlier: list[Curve], stop: Stop) ->
         finally:
             _end(process, stop)
     if process.returncode != 0:
-        raise ValueError(f"{folder.name}: {_last_words(folder / 'output.txt', process.returncode)}")
+        raise ValueError(f"{folder.name}: {_error_message(folder / 'output.txt', process.returncode)}")
     if not (folder / "summary.json").exists():
         raise ValueError(f"{folder.name}: summary.json is missing")
 
@@ -179,7 +179,7 @@ def _end(process: subprocess.Popen[bytes], stop: Stop) -> None:
                 process.kill()
 
 
-def _last_words(file: Path, status: int) -> str:
+def _error_message(file: Path, status: int) -> str:
     """The error message of a failed run."""
     if status < 0:
         return f"ended by signal {-status}"
@@ -194,7 +194,7 @@ def read_curve(folder: Path, objective: str) -> Curve:
     curve: Curve = []
     try:
         text = (folder / "progress.csv").read_text(encoding="utf-8", errors="replace")
-    except OSError:  # not yet there
+    except OSError:  # not written yet
         return curve
     for row in csv.DictReader(text[: text.rfind("\n") + 1].splitlines()):  # the last line may be incomplete
         with contextlib.suppress(KeyError, TypeError, ValueError):  # no value in this row
@@ -208,7 +208,7 @@ def result(folder: Path, objective: str) -> float:
     """The objective of a finished run: its score on new episodes, or the last value logged of other columns.
 
     Raises:
-        ValueError: it has no valid value.
+        ValueError: the run has no valid value.
     """
     if objective == "return" or objective.startswith("task/"):
         file = folder / "summary.json"

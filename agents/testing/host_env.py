@@ -65,7 +65,7 @@ def it_passes_the_checker_of_gymnasium(case: HostEnvCase) -> str | None:
     return None
 
 
-def every_step_is_what_its_spaces_say(case: HostEnvCase) -> str | None:
+def observations_are_in_their_space(case: HostEnvCase) -> str | None:
     """Observations over whole episodes, and finite rewards; skipped with a reason if no episode ends."""
     env = case.make()
     obs, info = env.reset(seed=0)
@@ -100,8 +100,8 @@ def a_seed_fixes_everything(case: HostEnvCase) -> None:
         env.close()
         return outputs
 
-    for step, (one, other) in enumerate(zip(play(), play(), strict=True)):
-        expect(data_equivalence(one, other), f"two runs with one seed differ after {step} steps")
+    for step, (first, second) in enumerate(zip(play(), play(), strict=True)):
+        expect(data_equivalence(first, second), f"two runs with one seed differ after {step} steps")
 
 
 def an_agent_learns_from_it(case: HostEnvCase) -> None:
@@ -118,13 +118,13 @@ def a_loaded_agent_plays_it(case: HostEnvCase) -> None:
         agent.save(Path(folder) / "agent")
         loaded = load(Path(folder) / "agent", device="cpu")
     obs, info = env.reset(seed=0)
-    state = theirs = None
+    state = loaded_state = None
     start = np.ones(1, bool)
     for _ in range(case.steps):
         mask = _mask(env, info)
         known = {"episode_start": start, "deterministic": True, "action_masks": mask}
         action, state = agent.predict(obs, state, **known)
-        other, theirs = loaded.predict(obs, theirs, **known)
+        other, loaded_state = loaded.predict(obs, loaded_state, **known)
         expect(np.array_equal(action, other), "the loaded agent does not act like the saved one")
         action = action[()]
         expect(env.action_space.contains(action), f"{action!r} is not in the action space {env.action_space}")
@@ -142,7 +142,7 @@ def _mask(env: gym.Env[Any, Any], info: dict[str, Any]) -> Any:
 
 
 def _action(env: gym.Env[Any, Any], info: dict[str, Any]) -> Any:
-    """A random one that is valid."""
+    """A random valid action."""
     mask, space = _mask(env, info), env.action_space
     if mask is None:
         return space.sample()
@@ -158,7 +158,7 @@ HOST_ENV_CHECKS: dict[str, Check] = {
     check.__name__: check
     for check in (
         it_passes_the_checker_of_gymnasium,
-        every_step_is_what_its_spaces_say,
+        observations_are_in_their_space,
         a_seed_fixes_everything,
         an_agent_learns_from_it,
         a_loaded_agent_plays_it,

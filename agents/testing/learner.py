@@ -22,7 +22,7 @@ from policies.memories import registry
 from policies.memories.contract import Memory, MemoryStep, State
 from policies.testing.case import expect
 
-COPIES, STEPS, LENGTH = 4, 6, 4
+NUM_ENVS, STEPS, LENGTH = 4, 6, 4
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class LearnerCase:
     options: dict[str, Any] = field(default_factory=dict)
     """The learner's arguments."""
     floor: float = 0.6
-    """Mean reward to reach in the learning check, where a random agent gets 0.25 and the best 1."""
+    """Mean reward to reach in the learning check; 0.25 is chance and 1 the maximum."""
     steps: int = 8192
     """Environment steps in the learning check."""
 
@@ -42,21 +42,21 @@ class LearnerCase:
         small = {} if memory in ("identity", "counting") else {"memory_kwargs": {"hidden_size": 8}}
         arguments: dict[str, Any] = {"n_steps": STEPS, "seed": 0, "device": "cpu", **self.options, **kwargs}
         maker: Any = self.learner
-        made = maker("MemoryPolicy", env, policy_kwargs={"memory": memory, **small}, **arguments)
-        expect(isinstance(made, MemoryOnPolicyAlgorithm), f"{self.learner} is no MemoryOnPolicyAlgorithm")
-        return made  # type: ignore[no-any-return]
+        model = maker("MemoryPolicy", env, policy_kwargs={"memory": memory, **small}, **arguments)
+        expect(isinstance(model, MemoryOnPolicyAlgorithm), f"{self.learner} does not build a MemoryOnPolicyAlgorithm")
+        return model  # type: ignore[no-any-return]
 
 
 class Echo(TensorEnv):
     """Shows a symbol, which is the right action; episodes have `LENGTH` steps.
 
-    It gives targets, and with `masks` action masks with one wrong choice. If actions are not choices, they are rewarded
-    if their first number is above 0.
+    Its infos have targets, and with `masks` action masks that allow the right action and one other. Actions that are
+    not choices are rewarded if their first number is above 0.
     """
 
     state_names = ("symbol",)
 
-    def __init__(self, num_envs: int = COPIES, space: spaces.Space[Any] | None = None, masks: bool = False) -> None:
+    def __init__(self, num_envs: int = NUM_ENVS, space: spaces.Space[Any] | None = None, masks: bool = False) -> None:
         self.masks = masks
         super().__init__(num_envs, spaces.Box(0.0, 1.0, (4,)), space or spaces.Discrete(4), horizon=LENGTH)
 
@@ -115,18 +115,18 @@ def it_counts_its_steps_and_changes_the_policy(case: LearnerCase) -> None:
     model = case.build(Echo())
     acts = [name for name, _ in model.policy.named_parameters() if not name.startswith("value_net")]
     before = {name: value for name, value in parameters(model).items() if name in acts}
-    model.learn(2 * COPIES * STEPS, log_interval=None)
-    expect(model.num_timesteps == 2 * COPIES * STEPS, f"num_timesteps is {model.num_timesteps} after two rollouts")
-    expect(_differs(before, parameters(model)) is not None, "two iterations change no parameter of what acts")
+    model.learn(2 * NUM_ENVS * STEPS, log_interval=None)
+    expect(model.num_timesteps == 2 * NUM_ENVS * STEPS, f"num_timesteps is {model.num_timesteps} after two rollouts")
+    expect(_differs(before, parameters(model)) is not None, "two iterations change no parameter that affects actions")
     for name, value in parameters(model).items():
         expect(value.isfinite().all(), f"{name} is not finite")
     expect(model._n_updates > 0, "n_updates stays 0: make each step of the optimiser by self.update")
     logged = model.logger.name_to_value
-    expect("train/loss" in logged, f"it logs no train/loss: {', '.join(sorted(logged))}")
+    expect("train/loss" in logged, f"train/loss is not logged: {', '.join(sorted(logged))}")
 
 
 def a_seed_fixes_everything(case: LearnerCase) -> None:
-    found = [parameters(case.build(Echo(), seed=seed).learn(3 * COPIES * STEPS)) for seed in (0, 0, 1)]
+    found = [parameters(case.build(Echo(), seed=seed).learn(3 * NUM_ENVS * STEPS)) for seed in (0, 0, 1)]
     name = _differs(found[0], found[1])
     expect(name is None, f"two runs with one seed differ in {name}")
     expect(_differs(found[0], found[2]) is not None, "two seeds give the same parameters")
@@ -134,7 +134,7 @@ def a_seed_fixes_everything(case: LearnerCase) -> None:
 
 def it_resumes_exactly(case: LearnerCase) -> None:
     """N steps, a save, a load and N more steps equal 2 N steps, bit for bit."""
-    half = 3 * COPIES * STEPS
+    half = 3 * NUM_ENVS * STEPS
     whole = case.build(Echo()).learn(2 * half)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "saved"
@@ -145,29 +145,29 @@ def it_resumes_exactly(case: LearnerCase) -> None:
     expect(name is None, f"{name} differs from a run without interruption")
 
 
-def memory_lasts_an_episode_and_not_a_step_longer(case: LearnerCase) -> None:
+def memory_is_reset_after_each_episode(case: LearnerCase) -> None:
     """With rollouts that begin in the middle of episodes."""
     with mock.patch.dict(registry.memories.classes, {"counting": Counting}):
         model = case.build(Echo(), "counting", n_steps=LENGTH // 2)
         for _ in range(4):
-            model.learn(COPIES * LENGTH // 2, reset_num_timesteps=False)
+            model.learn(NUM_ENVS * LENGTH // 2, reset_num_timesteps=False)
             seen = int(model.rollout_state.memory["count"][0].detach())
-            step = (model.num_timesteps // COPIES - 1) % LENGTH + 1
+            step = (model.num_timesteps // NUM_ENVS - 1) % LENGTH + 1
             expect(seen == step, f"after step {step} of an episode the memory has seen {seen}")
 
 
-def the_replay_is_what_was_done(case: LearnerCase) -> str | None:
+def replay_gives_the_same_log_probabilities(case: LearnerCase) -> str | None:
     if case.learner.learns_from_targets:
-        return "it learns from targets, not from what was done"
+        return "it learns from targets, not from log-probabilities"
     model = case.build(Echo(masks=True))
-    model.learn(3 * COPIES * STEPS)  # the next rollout begins in the middle of episodes
+    model.learn(3 * NUM_ENVS * STEPS)  # the next rollout begins in the middle of episodes
     _collect(model)
     rollout = model.rollout
     with torch.no_grad():
-        kept = rollout.log_probs if rollout.latents is None else model.evaluate_actions(rollout)[0].log_prob
+        stored = rollout.log_probs if rollout.latents is None else model.evaluate_actions(rollout)[0].log_prob
         given = rollout.obs, rollout.actions, rollout.state, rollout.starts, rollout.resets, rollout.masks
         replayed = model.policy.evaluate_actions(*given)[0].log_prob
-    off = (replayed - kept).abs().max()
+    off = (replayed - stored).abs().max()
     expect(off < 1e-5, f"log-probabilities are off by {float(off):.2g} before the first update: the ratio must be 1")
     return None
 
@@ -189,14 +189,15 @@ class _StopAfter(BaseCallback):
         return self.left > 0
 
 
-def a_callback_can_stop_it_and_it_goes_on(case: LearnerCase) -> None:
+def it_continues_after_a_callback_stops_it(case: LearnerCase) -> None:
     model = case.build(Echo())
-    model.learn(100 * COPIES * STEPS, callback=_StopAfter(STEPS + 2))
+    model.learn(100 * NUM_ENVS * STEPS, callback=_StopAfter(STEPS + 2))
     stopped = model.num_timesteps
     expect(
-        stopped <= 2 * COPIES * STEPS, f"a callback stops it after {STEPS + 2} steps, but it makes {stopped // COPIES}"
+        stopped <= 2 * NUM_ENVS * STEPS,
+        f"a callback stops it after {STEPS + 2} steps, but it makes {stopped // NUM_ENVS}",
     )
-    model.learn(2 * COPIES * STEPS, reset_num_timesteps=False)
+    model.learn(2 * NUM_ENVS * STEPS, reset_num_timesteps=False)
     expect(model.num_timesteps > stopped, "it does not continue after a callback stopped it")
 
 
@@ -209,7 +210,7 @@ def every_action_space_works(case: LearnerCase) -> None:
     ]
     for space in found:
         try:
-            model = case.build(Echo(space=space)).learn(2 * COPIES * STEPS)
+            model = case.build(Echo(space=space)).learn(2 * NUM_ENVS * STEPS)
         except Exception as error:
             raise AssertionError(f"with actions in {space}: {type(error).__name__}: {error}") from error
         for name, value in parameters(model).items():
@@ -217,7 +218,7 @@ def every_action_space_works(case: LearnerCase) -> None:
 
 
 def invalid_actions_are_never_taken(case: LearnerCase) -> None:
-    model = case.build(Echo(masks=True)).learn(3 * COPIES * STEPS)
+    model = case.build(Echo(masks=True)).learn(3 * NUM_ENVS * STEPS)
     masks, actions = model.rollout.masks, model.rollout.actions
     assert masks is not None
     expect(masks.gather(2, actions[..., None]).all(), "an action was taken that the environment's mask rules out")
@@ -237,9 +238,9 @@ LEARNER_CHECKS: dict[str, Check] = {
         it_counts_its_steps_and_changes_the_policy,
         a_seed_fixes_everything,
         it_resumes_exactly,
-        memory_lasts_an_episode_and_not_a_step_longer,
-        the_replay_is_what_was_done,
-        a_callback_can_stop_it_and_it_goes_on,
+        memory_is_reset_after_each_episode,
+        replay_gives_the_same_log_probabilities,
+        it_continues_after_a_callback_stops_it,
         every_action_space_works,
         invalid_actions_are_never_taken,
         it_learns,

@@ -88,8 +88,12 @@ def test_wrong_entries_are_named(tmp_path: Path, entries: dict[str, Any], messag
 @pytest.mark.parametrize(
     ("entries", "flags", "message"),
     [
-        ({"space": {"memory_kwargs.heads": [1, 2]}}, [], "space.memory_kwargs.heads: gru does not take it; known are"),
-        ({"space": {"env_kwargs.lenght": [1, 2]}}, [], "env_kwargs.lenght: Engram/RepeatFirst-v0 does not take it"),
+        (
+            {"space": {"memory_kwargs.heads": [1, 2]}},
+            [],
+            "space.memory_kwargs.heads: gru has no such argument; known are",
+        ),
+        ({"space": {"env_kwargs.lenght": [1, 2]}}, [], "env_kwargs.lenght: Engram/RepeatFirst-v0 has no such argument"),
         ({"space": {"n_epochs": [1, 2]}}, ["--algo", "a2c"], "space.n_epochs: has no effect on a2c"),
         ({"space": {"memory": ["gru", "lstn"]}, "fixed": {}}, [], "space.memory: no memory is called 'lstn'"),
         ({"space": {"memory_kwargs.hidden_size": {"low": 1.5, "high": 9}}}, [], "hidden_size: is a whole number"),
@@ -110,7 +114,7 @@ def test_wrong_entries_are_named(tmp_path: Path, entries: dict[str, Any], messag
         (
             {"pruner": {"name": "median", "warmup": 1}},
             [],
-            "pruner.warmup: median does not take it; known are n_st",
+            "pruner.warmup: median has no such option; known are n_st",
         ),
         ({"space": {"algo": ["ppo", "dqn"]}}, [], "no learner is called 'dqn'; known"),
         ({}, ["--storage", "nosql://here"], "cannot open the storage nosql"),

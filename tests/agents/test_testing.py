@@ -83,8 +83,8 @@ BROKEN: list[tuple[type[MemoryOnPolicyAlgorithm], str, str]] = [
     (Frozen, "it_counts_its_steps_and_changes_the_policy", "change no parameter"),
     (Dice, "a_seed_fixes_everything", "two runs with one seed differ in"),
     (Momentum, "it_resumes_exactly", "differs from a run without interruption"),
-    (Amnesia, "memory_lasts_an_episode_and_not_a_step_longer", "after step 4 of an episode the memory has seen 2"),
-    (Stale, "the_replay_is_what_was_done", "the ratio must be 1"),
+    (Amnesia, "memory_is_reset_after_each_episode", "after step 4 of an episode the memory has seen 2"),
+    (Stale, "replay_gives_the_same_log_probabilities", "the ratio must be 1"),
     (Unmasked, "invalid_actions_are_never_taken", "rules out"),
     (Frozen, "it_learns", "expected 0.6"),
 ]

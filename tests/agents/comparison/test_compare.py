@@ -127,7 +127,7 @@ def test_a_leaderboard_has_a_table_for_every_environment(
         (["runs", "--out", "runs/identity-0/config.yaml"], "is a file: expected a folder"),
         (
             ["runs/identity-0/summary.json"],
-            "contains no run: expected config.yaml, as written by train.py, in it or below; runs/",
+            "contains no run: expected a config.yaml of train.py in it or its subfolders; runs/",
         ),
         (["runs", "--leaderboard", "--score", "nix"], "no environment has runs with a score"),
     ],
