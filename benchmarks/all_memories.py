@@ -1,15 +1,15 @@
-"""Every memory trained through `train.py` on one environment, beside `identity`, shown as `compare.py` shows it.
+"""Trains every memory and `identity` on one environment with `train.py`, and compares them with `compare.py`.
 
     python benchmarks/all_memories.py --env repeat-first
     python benchmarks/all_memories.py --env maze --seeds 0 1 --jobs 2
     python benchmarks/all_memories.py --env maze-10k --seeds 0 1 2            # equal parameters, 10,000 episodes
-    python benchmarks/all_memories.py --env maze --out results --overwrite    # replaces what is published
+    python benchmarks/all_memories.py --env maze --out results --overwrite    # replaces the published files
 
-Runs go to `runs/memories/ENV/MEMORY-SEED`; one that is there is used again if it is the same training, and refused
-otherwise. `OUT/memories-ENV.md`, `.csv`, `-curves.csv` and `.png` have the table, the best first, and the curves. All
-memories have the same learner, environment and number of steps; none was tuned for its place in the table. Of
-`repeat-first` and `maze` the sizes are those that train within minutes on one core, of `maze-10k` those that give the
-whole agent the 74,885 parameters of one with an LSTM of 128 units, within 8 %.
+Runs go to `runs/memories/ENV/MEMORY-SEED`; an existing run is reused if it is the same training, and refused otherwise.
+`OUT/memories-ENV.md`, `.csv`, `-curves.csv` and `.png` have the table, the best memory first, and the curves. All
+memories have the same learner, environment and number of steps; none was tuned. The sizes for `repeat-first` and `maze`
+train within minutes on one core; those for `maze-10k` give every agent about the 74,885 parameters of one with an LSTM
+of 128 units, within 8 %.
 """
 
 from __future__ import annotations
@@ -71,9 +71,9 @@ EQUAL_SIZES = {
     "salu": "hidden_size=94 key_size=32 value_size=32 capacity=64",
     "stack-rnn": "hidden_size=237",
 }
-"""For agents of 74,885 parameters, that of the LSTM; no size brings gtrxl (+7 %) and gated-deltanet (-5 %) nearer."""
+"""Sizes for about 74,885 parameters, as with the LSTM; gtrxl (+7 %) and gated-deltanet (-5 %) come no closer."""
 FLAGS = {"stack-rnn": "--normalize-obs"}
-"""Of memories that want another input: sums of observations that are never negative saturate sigmoids without bias."""
+"""Flags of single memories: stack-rnn's sigmoids have no bias, so sums of non-negative observations saturate them."""
 ENVIRONMENTS = {
     "repeat-first": "--env Engram/RepeatFirst-v0 --num-envs 32 --n-steps 16 --total-timesteps 120000 "
     "--learning-rate 3e-3 --gamma 0.5 --eval-episodes 512",
@@ -93,28 +93,28 @@ class Args:
     env: str = "repeat-first"
     """repeat-first, maze or maze-10k."""
     memories: tuple[str, ...] = ()
-    """Which; default: all that have a size for the environment."""
+    """Memories to train; default: all that have a size for the environment."""
     seeds: tuple[int, ...] = (0,)
-    """Each memory is trained once with each."""
+    """Each memory is trained once with each seed."""
     jobs: int = 2
-    """Trainings at a time, one thread each."""
+    """Number of parallel trainings, one thread each."""
     runs: Path | None = None
     """Folder of the runs; default: runs/memories/ENV."""
     collect: bool = False
-    """Train nothing; leave out what is not there."""
+    """Train nothing; compare the finished runs only."""
     out: Path | None = None
-    """Folder for memories-ENV.md, .csv, -curves.csv and .png; default: that of the runs."""
+    """Folder for memories-ENV.md, .csv, -curves.csv and .png; default: the folder of the runs."""
     overwrite: bool = False
-    """Replace files that are there."""
+    """Replace existing files."""
 
 
 def sizes_of(env: str) -> dict[str, str]:
-    """Of each memory, the words of `--memory-kwargs`."""
+    """The `--memory-kwargs` of each memory, by name."""
     return EQUAL_SIZES if env == "maze-10k" else SIZES
 
 
 def training(args: Args, runs: Path, memory: str, seed: int) -> Training:
-    """One run."""
+    """The training of one memory with one seed."""
     chosen = sizes_of(args.env)[memory]
     sizes = ["--memory-kwargs", *chosen.split()] if chosen else []
     flags = f"--memory {memory} --seed {seed} {ENVIRONMENTS[args.env]} {COMMON} {FLAGS.get(memory, '')}"
@@ -130,11 +130,11 @@ def main(args: Args) -> None:
     trainings = [training(args, runs, memory, seed) for seed in args.seeds for memory in memories]
     if not args.collect:
         train_all(trainings, args.jobs)
-    there = [one.folder for one in trainings if (one.folder / "summary.json").exists()]
-    found = with_random(Comparison.of(find_runs(there), ["memory"]))
-    show(make_console(), found)
+    finished = [one.folder for one in trainings if (one.folder / "summary.json").exists()]
+    comparison = with_random(Comparison.of(find_runs(finished), ["memory"]))
+    show(make_console(), comparison)
     command = shlex.join(["python", "benchmarks/all_memories.py", *sys.argv[1:]])
-    files = write([found], out, command=command, overwrite=args.overwrite, stem=name)
+    files = write([comparison], out, command=command, overwrite=args.overwrite, stem=name)
     print("written:", *files)
 
 

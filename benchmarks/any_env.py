@@ -1,4 +1,4 @@
-"""Tasks that nobody here wrote, by default values alone, beside sb3-contrib's RecurrentPPO by its own.
+"""Third-party tasks with default settings, compared with sb3-contrib's RecurrentPPO with its defaults.
 
     python benchmarks/any_env.py --tasks cartpole hidden-cartpole --agents ppo:gru ppo:lstm sb3 --seeds 0 1 2
 
@@ -6,7 +6,7 @@ An agent is `ALGO:MEMORY`, trained by `train.py --env ... --memory ... --algo ..
 `sb3`: `RecurrentPPO("MlpLstmPolicy", env)` with its Python loop over time as one call of the LSTM, or `sb3-a2c`: SB3's
 `A2C("MlpPolicy", env)`, which has no memory. All get as many steps in 8 environments, and are scored by SB3's
 `evaluate_policy` on fresh episodes, with sampled and with greedy actions. A training is one row of
-`results/any-env.csv`, with the commit that it ran on; those that are there are skipped. The table of all rows is
+`results/any-env.csv`, with its commit; trainings that have a row are skipped. The table of all rows is
 printed at the end.
 """
 
@@ -38,7 +38,7 @@ class Task(NamedTuple):
     steps: int
     target: str
     options: str = ""
-    """More words for `train.py`."""
+    """Further arguments of `train.py`."""
 
 
 TASKS = {
@@ -107,7 +107,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--steps", type=int, help="of every training, in place of the task's; give them a --results of their own"
     )
-    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time, one thread each")
+    parser.add_argument("--jobs", type=int, default=1, help="number of parallel trainings, one thread each")
     parser.add_argument("--results", type=Path, default=ROOT / "results" / "any-env.csv")
     parser.add_argument("--one", action="store_true", help="the first of each in this process; prints its row")
     return parser.parse_args()

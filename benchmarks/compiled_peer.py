@@ -1,18 +1,18 @@
-"""Steps a second beside a compiled peer: PPO in JAX as PureJaxRL does it, and gymnax's maze, in the same run.
+"""Compares steps per second with a compiled peer: PPO in JAX in the style of PureJaxRL, and gymnax's maze.
 
     python benchmarks/compiled_peer.py --jax-python ~/jaxenv/bin/python
     python benchmarks/compiled_peer.py --jax-python ~/jaxenv/bin/python --works ppo-gru --threads 1 2
 
-JAX is no part of this project: the peer (`benchmarks/jax_peer.py`) runs under an interpreter that has it
-(`pip install jax`, and `gymnax six` for the last of the environments). It is first made to play our maze, move by move,
-and must see and be paid the same.
+JAX is not a dependency of this project: the peer (`benchmarks/jax_peer.py`) runs under an interpreter that has it (`pip
+install jax`, and `gymnax six` for the last of the environments). First both sides play the same moves in the maze, and
+must return equal observations and rewards.
 
-Both sides have the same cores, take turns iteration by iteration, and are warm (compiled) before the first that counts.
-A ratio is the peer's time / ours in one turn; the table gives the median of the turns, and their range. Time is that of
-the clock and, where cores are shared with other programs, the more telling one of the processor.
+Both sides have the same cores, are measured alternately iteration by iteration, and are compiled before the first that
+counts. A ratio is the peer's time / ours in one repeat; the table has the median and range over the repeats. Wall time
+and processor time are given; the latter is more reliable where other programs use the cores.
 
-Works: `ppo-lstm`, `ppo-gru` (4 passes over 4 minibatches) and `a2c-lstm` (one pass over one batch; the peer runs PPO
-with as much work), 64 copies, rollouts of 200 steps, 200 units; `env`: 16,384 copies of the maze, random actions.
+Workloads: `ppo-lstm`, `ppo-gru` (4 passes over 4 minibatches) and `a2c-lstm` (one pass over one batch; the peer runs
+PPO with as much work), 64 copies, rollouts of 200 steps, 200 units; `env`: 16,384 copies of the maze, random actions.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ COPIES, STEPS = 64, 200
 ENV_COPIES, ENV_STEPS = 16_384, 100
 Work = Literal["ppo-lstm", "ppo-gru", "a2c-lstm", "env"]
 Times = dict[str, float]
-"""Seconds by the clock (`wall`) and of the processor (`cpu`)."""
+"""Wall time (`wall`) and processor time (`cpu`) in seconds."""
 
 
 @dataclass
@@ -51,21 +51,21 @@ class Args:
     jax_python: Path
     """An interpreter that has JAX."""
     works: tuple[Work, ...] = ("ppo-lstm", "ppo-gru", "a2c-lstm", "env")
-    """What to measure, see above."""
+    """Workloads, see above."""
     threads: tuple[int, ...] = (1,)
-    """Threads, and cores, of each side."""
+    """Numbers of threads, and cores, of each side."""
     repeats: int = 5
-    """Turns that count."""
+    """Number of repeats."""
     csv: Path | None = ROOT / "results" / "compiled_peer.csv"
-    """Write the table here too."""
+    """File for the table."""
 
 
 class Peer:
-    """`jax_peer.py` under another interpreter; a dictionary goes in and one comes back.
+    """Runs `jax_peer.py` under another interpreter; requests and answers are dictionaries.
 
     Args:
         python: the interpreter.
-        threads: 1 keeps XLA from starting more.
+        threads: with 1, XLA starts no further threads.
     """
 
     def __init__(self, python: Path, threads: int) -> None:
@@ -84,7 +84,7 @@ class Peer:
             self.process.stdin.write(json.dumps(question) + "\n")
             self.process.stdin.flush()
         except BrokenPipeError:
-            pass  # what it died of is on its standard error
+            pass  # the reason is on its standard error
         line = self.process.stdout.readline()
         if not line:
             raise RuntimeError(f"the peer stopped: {self.process.stderr.read().strip().splitlines()[-1:]}")
@@ -99,7 +99,7 @@ def check_maze(peer: Peer, copies: int = 32) -> None:
     """Play the same moves on both sides.
 
     Raises:
-        RuntimeError: they differ in what is seen or paid.
+        RuntimeError: observations or rewards differ.
     """
     env = InvisibleGoalMaze(copies)
     env.autoreset = False
@@ -116,7 +116,7 @@ def check_maze(peer: Peer, copies: int = 32) -> None:
     answer = peer.ask(do="play", goals=env.goal.tolist(), thrown=thrown.tolist(), actions=actions.tolist())
     for ours, theirs in ((torch.stack(seen), answer["observations"]), (torch.stack(paid), answer["rewards"])):
         if not torch.allclose(ours, torch.tensor(theirs), atol=1e-6):
-            raise RuntimeError("the peer's maze is not ours: the same moves are seen or paid differently")
+            raise RuntimeError("the peer's maze differs: equal moves give other observations or rewards")
 
 
 def timed(run: Callable[[], object]) -> Times:
@@ -147,7 +147,7 @@ def ours(work: Work) -> Callable[[], object]:
 
 
 def theirs(work: Work) -> list[tuple[str, dict[str, Any]]]:
-    """Names of the peers, and what each is to build."""
+    """Names of the peers, and the request that builds each."""
     if work == "env":
         size = {"copies": ENV_COPIES, "steps": ENV_STEPS}
         return [("gymnax MetaMaze", {"what": "gymnax", **size}), ("our maze in JAX", {"what": "maze", **size})]
@@ -185,7 +185,7 @@ def compare(args: Args, work: Work, threads: int) -> list[tuple[Any, ...]]:
 
 
 def main(args: Args) -> None:
-    """Measure, print, write."""
+    """Measures the workloads, prints the table and writes it."""
     tune_allocator()
     print(f"torch {torch.__version__}\n{'work':<9}{'thr':>3}{'time':>6}{'ours/s':>12}{'theirs/s':>12}{'ratio':>7}")
     rows = [row for threads in args.threads for work in args.works for row in compare(args, work, threads)]

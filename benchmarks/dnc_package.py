@@ -1,12 +1,12 @@
-"""Our DNC against the `dnc` package of PyPI at the same work: time of a sequence forward and backward, peak memory.
+"""Compares our DNC with the `dnc` package of PyPI: time of a sequence forward and backward, and peak memory.
 
     pip install --no-deps dnc==1.1.0
     python benchmarks/dnc_package.py --csv results/dnc_package.csv
 
-Each side runs with the allocator as it is and with `tune_allocator` (`policies.native.allocator`), in processes of its
-own that take turns; a figure is the median of processor times over all rounds, without the first sequence of each
-process. Peak memory is the process's largest resident set, libraries included. The package is stepped as it ships:
-within a sequence every step is fed the same first read vector, where a DNC is fed what it read last.
+Each side runs with the default allocator and with `tune_allocator` (`policies.native.allocator`), in separate processes
+that alternate; a figure is the median of processor times over all rounds, without the first sequence of each process.
+Peak memory is the process's largest resident set, libraries included. The package is used unchanged: within a sequence
+it feeds every step the same first read vector, where a DNC feeds the last one.
 """
 
 from __future__ import annotations
@@ -39,33 +39,33 @@ SIDES = ("engram", "package")
 @dataclass
 class Args:
     slots: int = 500
-    """N."""
+    """N, number of slots."""
     word_size: int = 16
-    """W."""
+    """W, width of a slot."""
     read_heads: int = 4
-    """R."""
+    """R, number of read heads."""
     hidden_size: int = 256
     """Units of the LSTM, one layer."""
     input_size: int = 32
     """Width of input and output."""
     batch: int = 16
-    """Sequences at once."""
+    """Batch of sequences."""
     length: int = 100
     """Steps of a sequence."""
     threads: int = 1
     """CPU threads."""
     rounds: int = 3
-    """Processes of each kind."""
+    """Number of processes of each kind."""
     repeats: int = 3
-    """Sequences timed in each."""
+    """Number of timed sequences in each process."""
     csv: Path | None = None
-    """Write the table here too."""
+    """File for the table."""
     worker: str = ""
-    """Used by the benchmark itself: "side allocator" to measure in this process."""
+    """Internal: "SIDE ALLOCATOR" to measure in this process."""
 
 
 def sequence(side: str, args: Args) -> Callable[[Tensor], Tensor]:
-    """From inputs `[T, B, F]` to outputs."""
+    """A function from inputs `[T, B, F]` to outputs."""
     if side == "engram":
         memory = make_memory(
             "dnc",
@@ -94,7 +94,7 @@ def sequence(side: str, args: Args) -> Callable[[Tensor], Tensor]:
 
 
 def work(args: Args) -> None:
-    """Measure one side in this process, and print what came out."""
+    """Measures one side in this process and prints the result."""
     side, allocator = args.worker.split()
     torch.set_num_threads(args.threads)
     if allocator == "tuned":

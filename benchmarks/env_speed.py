@@ -1,10 +1,10 @@
-"""How many environment steps a second: uniform random actions, drawn anew for every step and counted in.
+"""Measures environment steps per second with uniform random actions, including the time to draw them.
 
     python benchmarks/env_speed.py --num-envs 64 1024 16384 --threads 1 2 --csv results/env_speed.csv
     python benchmarks/env_speed.py --envs Engram/Mapping-v0 --env-kwargs size=25 --num-envs 1024 --against CHECKOUT
 
 A step of 1,024 copies counts as 1,024. Each figure is the median of the repeats: by processor time with one thread of a
-CPU, else by the clock. With `--against` the same environments of another checkout take turns with these in one process.
+CPU, else by the clock. With `--against`, another checkout is measured alternately in the same process.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ class Args:
     threads: tuple[int, ...] = (1,)
     """Numbers of CPU threads to measure."""
     actions: str = "draw"
-    """"draw": new ones at every step, bits as int8; "once": the same ones, which measures the environment alone."""
+    """"draw": new actions at every step, bits as int8; "once": the same actions, to measure the environment alone."""
     device: str = "cpu"
-    """Where the environments live."""
+    """Device of the environments."""
     seconds: float = 0.5
-    """Length of one repeat."""
+    """Steps of one repeat."""
     repeats: int = 7
-    """Repeats, of which the median counts."""
+    """Number of repeats; the median is reported."""
     against: Path | None = None
-    """Another checkout, whose environments are measured in turns with these."""
+    """Another checkout to compare with."""
     csv: Path | None = None
-    """Write the table here too."""
+    """File for the table."""
 
 
 class Timed:
@@ -68,7 +68,7 @@ class Timed:
         self.seconds(50)
 
     def seconds(self, steps: int) -> float:
-        """Seconds of so many steps."""
+        """Seconds of `steps` steps."""
         start = self.clock()
         for _ in range(steps):
             self.env.step(self.draw())
@@ -78,8 +78,10 @@ class Timed:
 
 
 def in_turns(sides: list[Timed], seconds: float, repeats: int) -> list[list[float]]:
-    """Steps a second of each side, all copies together, in each of the repeats."""
-    steps = [side.env.horizon or 200 for side in sides]  # whole episodes: a reset may cost as much as many steps
+    """Steps per second of each side, summed over copies, in each repeat."""
+    steps = [
+        side.env.horizon or 200 for side in sides
+    ]  # whole episodes, because a reset can cost as much as many steps
     steps = [count * max(1, round(seconds / side.seconds(count))) for side, count in zip(sides, steps, strict=True)]
     found: list[list[float]] = [[] for _ in sides]
     for _ in range(repeats):
@@ -89,7 +91,7 @@ def in_turns(sides: list[Timed], seconds: float, repeats: int) -> list[list[floa
 
 
 def _actions(env: TensorEnv) -> Callable[[], torch.Tensor]:
-    """Draws random actions of all copies; bits, of which there may be 784 a copy, as int8 and 64 to a random word."""
+    """Draws random actions of all copies; bits (up to 784 per copy) as int8, 64 from each random word."""
     space, shape = env.single_action_space, env.action_space.shape
     assert shape is not None
     if isinstance(space, gymnasium.spaces.MultiBinary):
@@ -110,7 +112,7 @@ def _actions(env: TensorEnv) -> Callable[[], torch.Tensor]:
 
 
 def classes(ids: tuple[str, ...], checkout: Path) -> dict[str, Any]:
-    """The classes of environments in a checkout, beside those that are imported already."""
+    """The environment classes of another checkout."""
     ours = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "envs"}
     sys.path.insert(0, str(checkout.resolve()))
     try:
@@ -127,7 +129,7 @@ def classes(ids: tuple[str, ...], checkout: Path) -> dict[str, Any]:
 
 
 def main(args: Args) -> None:
-    """Measure, print, write."""
+    """Measures the workloads, prints the table and writes it."""
     kwargs = {key: yaml.safe_load(value) for key, _, value in (pair.partition("=") for pair in args.env_kwargs)}
     other = classes(args.envs, args.against) if args.against else {}
     rows = []

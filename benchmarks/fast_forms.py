@@ -1,10 +1,10 @@
-"""What each fast form gains over the memory's equations: acting, and training by `unroll` (PPO) and `record` (A2C).
+"""Measures the speed-up of each fast form over the memory's equations: acting, `unroll` (PPO) and `record` (A2C).
 
     python benchmarks/fast_forms.py
     python benchmarks/fast_forms.py --memories lstm "dnc:slots=256,word_size=50" --batches 64 --lengths 200
 
-Both take turns in one process. A figure is the median over the turns of time by the equations / time by the fast form:
-2 is twice as fast. A form that gains less than 1.3 in all of them, at the sizes of a recipe, is not worth its code.
+Both are measured alternately in one process. A figure is the median over repeats of (time of the equations) / (time of
+the fast form): 2 is twice as fast. A fast form below 1.3 in all three, at the sizes of a recipe, is not worth its code.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from policies.memories.steps import detach
 @dataclass
 class Args:
     memories: tuple[str, ...] = ()
-    """Names, each with options if need be: "salu:heads=3". None given: all that have a fast form, by their defaults."""
+    """Names, optionally with options: "salu:heads=3". Default: all that have a fast form."""
     batches: tuple[int, ...] = (16,)
     """Numbers of environments stepped together."""
     lengths: tuple[int, ...] = (50,)
@@ -37,22 +37,22 @@ class Args:
     input_size: int = 32
     """Width of the input; for a memory that takes grids, channels of grids of its default size."""
     device: str = "cpu"
-    """Where the memory lives."""
+    """Device of the memory."""
     threads: int = 1
     """CPU threads."""
     turns: int = 5
-    """Turns, of which the median counts."""
+    """Number of repeats; the median is reported."""
 
 
 def gains(fast: Memory, plain: Memory, xs: torch.Tensor, turns: int) -> list[float]:
-    """Of acting, of `unroll` and of `record`."""
+    """The speed-ups of acting, `unroll` and `record`."""
     state = detach(fast.initial_state(xs.shape[1]))  # it may be learned
 
     def act(memory: Memory) -> None:
         with torch.no_grad():
-            now = state
+            current = state
             for x in xs:
-                now = memory.step(x, now).state
+                current = memory.step(x, current).state
 
     def unrolled(memory: Memory) -> None:
         backward(memory, memory.unroll(xs, None, state))
@@ -64,8 +64,8 @@ def gains(fast: Memory, plain: Memory, xs: torch.Tensor, turns: int) -> list[flo
     for way in (act, unrolled, recorded):
         ratios: list[float] = []
         for turn in range(turns + 1):
-            plainly, fastly = (timed(partial(way, memory), xs.device) for memory in (plain, fast))
-            ratios += [plainly / fastly] if turn else []  # the first warms up
+            plain_s, fast_s = (timed(partial(way, memory), xs.device) for memory in (plain, fast))
+            ratios += [plain_s / fast_s] if turn else []  # the first repeat is warm-up
         found.append(statistics.median(ratios))
     return found
 

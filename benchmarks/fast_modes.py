@@ -1,16 +1,16 @@
-"""What `--fast auto`, `off` and `compile` cost for a memory, and after how many minutes compiling has paid for itself.
+"""Measures `--fast auto`, `off` and `compile` for a memory, and the minutes of training after which compiling pays off.
 
     python benchmarks/fast_modes.py --csv results/fast_modes.csv
     python benchmarks/fast_modes.py --memories sdnc "d-ntm:addressing='discrete'" --modes auto off
 
 The parts are those of PPO 4×4: an acting step of `--acting` environments without gradients, and a sequence of a
-minibatch, `--batch` environments × `--length` steps, forward and backward. The modes take turns, in one process and on
-one thread, so that whatever else the machine does falls on all of them; a figure is the median of the turns, in
-processor time. With `compile`, the first call of each part is what it costs to compile (processor time, a fresh cache,
-one compiler process at a time).
+minibatch, `--batch` environments × `--length` steps, forward and backward. The modes are measured alternately, in one
+process and on one thread, so that other load of the machine affects all of them; a figure is the median of the repeats,
+in processor time. With `compile`, the first call of each part is the cost of compilation (processor time, a fresh
+cache, one compiler process).
 
-**Break-even**: minutes of a run by `auto` after which `compile` has saved what it cost, if an iteration is one rollout
-and four passes over it. No figure: compiling saves nothing.
+**Break-even**: minutes of a run with `auto` after which `compile` has saved the cost of compilation, if an iteration is
+one rollout and four passes over it. No figure: compiling saves nothing.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ EPOCHS = 4
 @dataclass
 class Args:
     memories: tuple[str, ...] = ("sdnc", "d-ntm", "dkm", "mnm-g", "dmn")
-    """Names, each with options if need be, as for `memory_step.py`."""
+    """Names, optionally with options, as for `memory_step.py`."""
     modes: tuple[Mode, ...] = ("auto", "off", "compile")
-    """Which of them."""
+    """Modes to measure."""
     acting: int = 64
     """Environments of an acting step."""
     batch: int = 16
@@ -55,13 +55,13 @@ class Args:
     input_size: int = 32
     """Width of the input."""
     turns: int = 3
-    """Turns, of which the median counts."""
+    """Number of repeats; the median is reported."""
     csv: Path | None = None
     """Append the rows to this file."""
 
 
 class Case:
-    """A memory in one mode, and its times."""
+    """A memory in one mode, with its measured times."""
 
     def __init__(self, label: str, mode: Mode, args: Args) -> None:
         name, options = parse(label)
@@ -77,7 +77,7 @@ class Case:
         before = time.process_time() + sum(os.times()[2:4])
         for part in (self.act, self.train):
             part(2)
-        self.first = time.process_time() + sum(os.times()[2:4]) - before
+        self.compile_seconds = time.process_time() + sum(os.times()[2:4]) - before
 
     @torch.no_grad()
     def act(self, steps: int) -> None:
@@ -104,7 +104,7 @@ class Case:
 def rows_of(label: str, args: Args) -> list[dict[str, Any]]:
     cases = [Case(label, mode, args) for mode in args.modes]
     for case in cases:
-        case.train(args.length)  # the first long sequence pays for memory pages
+        case.train(args.length)  # warm-up
     for _ in range(args.turns):
         for case in cases:
             case.measure()
@@ -113,7 +113,7 @@ def rows_of(label: str, args: Args) -> list[dict[str, Any]]:
         act, train = case.per_step("act"), case.per_step("train")
         rows.append({"memory": label, "fast": case.mode, "act_us": round(act, 1), "train_us": round(train, 1)})
         rows[-1]["ppo_us"] = round(act + EPOCHS * train, 1)
-        rows[-1]["compile_min"] = round(case.first / 60, 2) if case.mode == "compile" else None
+        rows[-1]["compile_min"] = round(case.compile_seconds / 60, 2) if case.mode == "compile" else None
     auto = next((row["ppo_us"] for row in rows if row["fast"] == "auto"), None)
     for row in rows:
         gain = 1 - row["ppo_us"] / auto if auto else 0

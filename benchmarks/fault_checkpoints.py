@@ -11,7 +11,7 @@ import hostile_checkpoints as hostile
 from fault_children import Child, Try
 
 SLICE = 50
-"""Cases of one seed, which one child tries."""
+"""Cases of one seed, run by one child process."""
 
 
 def checkpoints(seed: int, count: int, folder: Path) -> Iterator[Try]:
@@ -24,7 +24,7 @@ def checkpoints(seed: int, count: int, folder: Path) -> Iterator[Try]:
             size, drawn = min(SLICE, wanted - begin), drawn + 1
             file.write_text('{"held": 0, "failed": []}', encoding="utf-8")
             look = functools.partial(_survey, drawn, size, through, runs, file)
-            out = Child(look, folder, file_size=0).wait(3600)  # some cases are sparse files without end
+            out = Child(look, folder, file_size=0).wait(3600)  # some cases are huge sparse files
             found = json.loads(file.read_text(encoding="utf-8"))
             lost = size - found["held"] - len(found["failed"])
             wrong = [*[""] * found["held"], *found["failed"], *[f"not reached: {out.output[-160:]!r}"] * lost]

@@ -1,7 +1,7 @@
-"""Commands in children forked from a warm process: no import time, limits of memory and time, and what became of them.
+"""Runs commands in processes forked from a warm process, with limits of memory and time, and checks their outcomes.
 
-A try is *passed* if the command works, or ends in one clear line that names what was wrong, with an exit status other
-than zero and nothing lost. `complaint` says what of that is not so.
+A try is *passed* if the command works, or ends with a one-line error that names the cause, a non-zero exit status and
+no loss of data. `complaint` describes a violation.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import train
 
 MEMORY = 4 << 30
-"""Bytes of address space that a child may take beyond what this process has."""
+"""Bytes of address space that a child may use beyond those of this process."""
 
 Must = Literal["work", "refuse", "either"]
 
@@ -38,7 +38,7 @@ class Outcome:
     """How a child ended."""
 
     status: int | None
-    """Exit status; negative: the signal that ended it; None: it was ended at its time limit."""
+    """Exit status; negative: the signal that ended the child; None: it reached its time limit."""
     output: str
     """Standard output and error."""
     seconds: float
@@ -52,7 +52,7 @@ class Try:
     what: str
     """The input."""
     wrong: str
-    """What did not hold; "" where all held."""
+    """The violation; empty if there is none."""
     seconds: float = 0.0
 
 
@@ -60,10 +60,10 @@ class Child:
     """A running child.
 
     Args:
-        call: what it does; what it returns is its exit status.
+        call: the function to run; it returns the exit status.
         cwd: its folder.
-        memory: bytes beyond those of this process; 0: no limit.
-        file_size: bytes that a file may have; 0: no limit.
+        memory: bytes of address space beyond those of this process; 0: no limit.
+        file_size: maximum bytes of a file; 0: no limit.
     """
 
     def __init__(self, call: Callable[[], object], cwd: Path, memory: int = MEMORY, file_size: int = 1 << 30) -> None:
@@ -76,7 +76,7 @@ class Child:
             _be_child(call, cwd, memory, file_size, self._output.fileno())
 
     def ended(self) -> bool:
-        """Whether it is over."""
+        """Whether the child has ended."""
         if self.pid > 0:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
@@ -84,17 +84,17 @@ class Child:
         return self.pid < 0
 
     def send(self, number: int) -> None:
-        """Send a signal, to it alone."""
+        """Sends a signal to the child only."""
         if not self.ended():
             os.kill(self.pid, number)
 
     def wait(self, limit_s: float) -> Outcome:
-        """Its outcome; at the time limit it is killed, with all that it has started."""
+        """Waits for the outcome; at the time limit the child and its own children are killed."""
         pause, late = 0.002, False
         while not self.ended():
             if time.monotonic() - self._started > limit_s:
                 late = True
-                with contextlib.suppress(ProcessLookupError):  # it has not come to lead a group
+                with contextlib.suppress(ProcessLookupError):  # the child is not a group leader yet
                     os.killpg(self.pid, signal.SIGKILL)
                 os.kill(self.pid, signal.SIGKILL)
                 os.waitpid(self.pid, 0)
@@ -151,7 +151,7 @@ def command(words: Sequence[str], cwd: Path, limit_s: float = 60.0) -> Outcome:
 
 
 def warm(folder: Path) -> None:
-    """Have this process import and compile what a training needs, before the first child."""
+    """Imports and compiles everything that a training needs, before the first fork."""
     torch.set_num_threads(1)
     for memory in ("gru", "mnm-p"):
         words = quick(folder / f"warm-{memory}", "--memory", memory)
@@ -160,7 +160,7 @@ def warm(folder: Path) -> None:
 
 
 def quick(run_dir: Path, *more: str) -> list[str]:
-    """The words of a training that takes a fraction of a second; later ones go before earlier ones."""
+    """The arguments of a training of a fraction of a second; later ones override earlier ones."""
     return [
         *("--env", "Engram/RepeatFirst-v0", "--env-kwargs", "length=5", "--memory", "gru", "--num-envs", "4"),
         *("--n-steps", "8", "--n-minibatches", "2", "--n-epochs", "1", "--total-timesteps", "64", "--eval-episodes"),
@@ -175,14 +175,14 @@ _TRACE = "Traceback (most recent call last)"
 def complaint(
     outcome: Outcome, must: Must = "either", names: Sequence[str] = (), users: str = "", limit: int = 1200
 ) -> str:
-    """What of an outcome does not hold; "" where all does.
+    """The violation in an outcome; empty if there is none.
 
     Args:
         outcome: of the command.
-        must: what the input asks for.
-        names: of these the message has to have one.
+        must: the expected kind of outcome.
+        names: the message must contain one of these.
         users: a file whose code may be seen in a traceback after the line, since it is the user's and failed.
-        limit: most characters of the line.
+        limit: maximum characters of the line.
     """
     text = outcome.output
     last = (text.strip().splitlines() or [""])[-1][:160]

@@ -1,6 +1,6 @@
-"""Data files, damaged and made to harm: what is altered is refused or said, and nothing is run or written.
+"""Damaged and malicious data files: changes are refused or reported, and no code runs and no file is written.
 
-Small files stand in the place of the published ones, with their digests; so the campaign needs no data.
+Small files replace the published ones, with their own digests, so that the campaign needs no data.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from envs.tasks.graphs.worlds import underground
 from envs.tasks.images.data import load_images
 
 MEMORY = 3 << 29
-"""A child may take this much beside the present: more than three times what a file may hold."""
+"""Additional memory of a child in bytes: more than three times the maximum size of a file."""
 LIMIT_S = 40.0
 
 _STATIONS = '"id","latitude","longitude","name","zone"\n' + "".join(
@@ -49,7 +49,7 @@ _STORY = (
 
 
 class Bomb:
-    """Unpickled, it leaves a file."""
+    """Creates a file when it is unpickled."""
 
     def __reduce__(self) -> Any:
         return os.system, ("touch canary",)
@@ -94,7 +94,7 @@ def zipped(members: dict[str, bytes]) -> bytes:
 
 @functools.cache
 def bomb(kind: str) -> bytes:
-    """A small file that 600 MiB and more of zeros come out of."""
+    """A small file that decompresses to at least 600 MiB of zeros."""
     part = bytes(1 << 20)
     if kind == "gzip":
         return gzip.compress(part, mtime=0) * 600
@@ -120,7 +120,7 @@ def bomb(kind: str) -> bytes:
 
 
 def png(bits: np.ndarray[Any, Any]) -> bytes:
-    """A picture of one bit a pixel."""
+    """An image with one bit per pixel."""
     from PIL import Image
 
     stream = io.BytesIO()
@@ -164,11 +164,11 @@ LOADS: dict[str, Callable[[Path], Any]] = {
     "babi": lambda folder: babi_stories.load("en-valid", "test", [1], folder),
     "graphs": underground,
 }
-"""What reads a file, by how its path begins."""
+"""The function that reads a file, by the prefix of its path."""
 
 
 def publish() -> None:
-    """Let the stand-ins be the published files; for a child process."""
+    """Replaces the published files by the small ones; for a child process."""
     import hashlib
 
     rng = np.random.default_rng(0)
@@ -190,7 +190,7 @@ def publish() -> None:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two loads gave the same."""
+    """Whether two loads returned equal data."""
     if isinstance(one, tuple) and hasattr(one, "pixels"):
         return all(
             (a is None and b is None)
@@ -201,7 +201,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 def load(path: str, folder: Path, whole: Path) -> int:
-    """In a child: load what `path` belongs to and compare it with the undamaged; gives the exit status."""
+    """In a child: loads the data of `path` and compares it with the undamaged; returns the exit status."""
     publish()
     reads = next(read for begin, read in LOADS.items() if path.startswith(begin))
     with warnings.catch_warnings(record=True) as said:
@@ -225,7 +225,7 @@ def load(path: str, folder: Path, whole: Path) -> int:
 
 
 def damaged(rng: random.Random, content: bytes) -> tuple[bytes, str]:
-    """One bit changed, the end cut off, a part left out or overwritten."""
+    """A file with one bit changed, the end cut off, or a part removed or overwritten."""
     kind = rng.choice(("flip", "flip", "flip", "cut", "cut", "hole", "zeros", "doubled"))
     place = rng.randrange(len(content))
     if kind == "flip":
@@ -242,7 +242,7 @@ def damaged(rng: random.Random, content: bytes) -> tuple[bytes, str]:
 
 
 def handmade() -> list[tuple[str, str, Any]]:
-    """Path, what it is, and its content, or what makes it."""
+    """Path, description, and content or the function that makes it."""
     page = b"<!DOCTYPE html><html><body>404: Not Found</body></html>"
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "|b1", "fortran_order": False, "shape": (10**5, 10**6)})

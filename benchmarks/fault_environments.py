@@ -1,4 +1,4 @@
-"""Environments that misbehave in fifty ways, as a user might write them by mistake."""
+"""Environments with fifty kinds of mistakes that a user might make."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ HABITS = (
 
 
 class Faulty(gym.Env[Any, Any]):
-    """Ten steps of noise, until `kind` strikes at step `at` (0: `reset`; -1: the constructor)."""
+    """Ten steps of noise; the mistake `kind` happens at step `at` (0: `reset`; -1: the constructor)."""
 
     metadata = {"render_modes": []}  # noqa: RUF012
 
@@ -191,7 +191,7 @@ class Faulty(gym.Env[Any, Any]):
 
 
 def cases() -> list[tuple[str, str, int, Must]]:
-    """Kind, what, at which step, and what has to come of it."""
+    """Kind, description, step, and expected outcome."""
     found: list[tuple[str, str, int, Must]] = []
     for kind, pool in (("obs", OBS), ("reward", REWARDS), ("step", STEPS), ("reset", RESETS)):
         found += [(kind, what, at, must) for what, (_, must) in pool.items() for at in (1, 30)]
@@ -208,7 +208,7 @@ TRAINING = [
 
 
 def environments(seed: int, count: int, folder: Path) -> Iterator[Try]:
-    """Trainings in environments that misbehave; in a third of them all do before the first rollout is over."""
+    """Trainings in such environments; in a third of them the mistake happens in the first rollout."""
     if ID not in gym.registry:
         gym.register(ID, entry_point=Faulty)
     rng = random.Random(seed)
@@ -247,7 +247,7 @@ def environments(seed: int, count: int, folder: Path) -> Iterator[Try]:
             users="fault_environments.py" if kind == "raises" else "",
         )
         if what == "SystemExit" and out.status == 1 and "the simulator has closed" in out.output:
-            wrong = ""  # the user's code ended the process, and has said why
+            wrong = ""  # the user's code ended the process and reported why
         kept = sorted(run.glob("checkpoints/step_*/manifest.json"))
         if not wrong and out.status and kept and kept[-1].parent.name not in out.output:
             wrong = f"does not name the last good checkpoint: {out.output.strip()[-200:]!r}"

@@ -1,4 +1,4 @@
-"""Runs that are killed or told to stop at random and at chosen moments, and gone on with."""
+"""Runs that are killed or stopped at random and at chosen moments, and then resumed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ AGENTS = {
 }
 """Command lines of the agents whose trainings are killed."""
 NOT_COMPARED = ("time/", "wall", "fps")
-"""Columns of progress.csv that say how long something took."""
+"""Columns of progress.csv with times."""
 
 
 def words_of(agent: str, steps: int, run: Path) -> list[str]:
@@ -41,12 +41,12 @@ def words_of(agent: str, steps: int, run: Path) -> list[str]:
 
 
 def whole_checkpoints(run: Path) -> list[Path]:
-    """The folders that bear the name of a checkpoint."""
+    """The folders with a checkpoint's name."""
     return sorted(path for path in (run / "checkpoints").glob("step_*") if path.is_dir())
 
 
 def half(run: Path) -> str:
-    """Which of them is not whole; "" where all are."""
+    """The incomplete checkpoints; empty if all are complete."""
     for folder in whole_checkpoints(run):
         missing = [name for name in ("manifest.json", "tensors.safetensors") if not (folder / name).is_file()]
         if missing:
@@ -55,7 +55,7 @@ def half(run: Path) -> str:
 
 
 def differences(one: Path, other: Path) -> str:
-    """How two runs' last checkpoints, scores and curves differ; "" where they do not, but for times."""
+    """How two runs' last checkpoints, scores and curves differ, apart from times; "" if they are equal."""
     last = [whole_checkpoints(run)[-1] for run in (one, other)]
     if last[0].name != last[1].name:
         return f"{last[0].name} and {last[1].name}"
@@ -67,7 +67,7 @@ def differences(one: Path, other: Path) -> str:
             return f"tensors {sorted(set(first.keys()) ^ set(second.keys()))[:3]}"
         for key in first.keys():  # noqa: SIM118
             a, b = first.get_tensor(key), second.get_tensor(key)
-            if key.endswith("recent_episodes"):  # the third of an episode's numbers is when it ended
+            if key.endswith("recent_episodes"):  # the third number of an episode is its end time
                 a, b = a[:, :2].contiguous(), b[:, :2].contiguous()
             if a.shape != b.shape or a.dtype != b.dtype or a.numpy().tobytes() != b.numpy().tobytes():
                 return f"tensor {key}"
@@ -92,7 +92,7 @@ def differences(one: Path, other: Path) -> str:
 
 
 def kills(seed: int, count: int, folder: Path) -> Iterator[Try]:
-    """kill -9 at random moments; the chain of resumes must end where the run that was let be ends, to the bit."""
+    """kill -9 at random moments; after the resumes, the result must equal an uninterrupted run bit for bit."""
     rng = random.Random(seed)
     done, names = 0, list(AGENTS)
     for number in range(10**6):
@@ -160,7 +160,7 @@ MOMENTS = ("early", "in training", "while writing", "in evaluation", "in the bas
 
 
 def signals(seed: int, count: int, folder: Path) -> Iterator[Try]:
-    """Signals at chosen moments: what is said is true, and the run goes on from what is there."""
+    """Signals at chosen moments: messages must be true, and the run must resume from its files."""
     rng = random.Random(seed)
     cases = [(name, moment) for moment in MOMENTS for name in SIGNALS]
     chosen = [*rng.sample(cases, min(count, len(cases))), *(rng.choice(cases) for _ in range(count - len(cases)))]
@@ -190,7 +190,7 @@ def signals(seed: int, count: int, folder: Path) -> Iterator[Try]:
 
 
 def _wait_for(moment: str, child: Child, run: Path, rng: random.Random) -> None:
-    """Until the moment has come, or the child is over."""
+    """Waits for the moment, or until the child ends."""
     deadline, checkpoints = time.monotonic() + 60, run / "checkpoints"
     before = len(whole_checkpoints(run))
 
@@ -211,7 +211,7 @@ def _wait_for(moment: str, child: Child, run: Path, rng: random.Random) -> None:
 
 
 def untrue(out: Outcome, run: Path, ended_by: list[int]) -> str:
-    """What of an interrupted command's words is not so."""
+    """The false statements in the output of an interrupted command."""
     said, there = out.output, [path.name for path in whole_checkpoints(run)]
     if out.status is None:
         return "no end"

@@ -53,7 +53,7 @@ WRONG: dict[str, list[str]] = {
     "run-dir": ["", "/dev/null", "/proc/nothing", "/dev/null/below", "x" * 300],
     "sweep": ["nowhere", "", "/dev/null"],
 }
-"""Values that cannot be meant, by flag."""
+"""Invalid values by flag."""
 ODD = [
     "1_000",
     "+3",
@@ -72,7 +72,7 @@ ODD = [
     "3,5",
     "1e6",
 ]
-"""What may be read as a number or refused."""
+"""Values that may be read as numbers or refused."""
 NUMERIC = [name for name, values in WRONG.items() if "x" in values and name not in ("fast",)]
 ALONE: list[tuple[list[str], Must]] = [
     (["--nonsense", "3"], "refuse"),
@@ -124,11 +124,11 @@ RESUMED: list[tuple[list[str], Must]] = [
     (["--gamma", "0.5"], "either"),
     (["--nonsense", "1"], "refuse"),
 ]
-"""Flags beside --resume."""
+"""Flags together with --resume."""
 
 
 def take(rng: random.Random, pool: list[Any], count: int) -> list[Any]:
-    """`count` of a pool, each once before any is taken again."""
+    """`count` draws from a pool, without repeats until all are drawn."""
     taken: list[Any] = []
     while len(taken) < count:
         taken += rng.sample(pool, min(len(pool), count - len(taken)))
@@ -136,7 +136,7 @@ def take(rng: random.Random, pool: list[Any], count: int) -> list[Any]:
 
 
 def flags(seed: int, count: int, folder: Path) -> Iterator[Try]:
-    """Wrong, odd and right flags, a fifth of them beside `--resume`."""
+    """Wrong, odd and right flags, a fifth of them with `--resume`."""
     rng = random.Random(seed)
     pool: list[tuple[list[str], Must]] = [([f"--{n}", v], "refuse") for n, values in WRONG.items() for v in values]
     if not torch.cuda.is_available():
@@ -220,7 +220,7 @@ VALUES = [
 
 
 def _arguments(kind: str) -> list[tuple[str, str]]:
-    """Names of environments or memories, each with each of its arguments, and some that it has not."""
+    """Names of environments or memories with each of their arguments, and with some unknown ones."""
     found = []
     if kind == "memory":
         parts: list[tuple[str, Callable[..., Any]]] = [(name, memory_class(name)) for name in registered()]

@@ -1,11 +1,11 @@
-"""Everything that can go wrong, tried: damaged files, mistyped commands, kills, signals, environments that misbehave.
+"""Tests error handling: damaged files, mistyped commands, kills, signals, faulty environments.
 
     nice -n 19 python benchmarks/faults.py --out faults.md
     python benchmarks/faults.py --only flags --count 20 --seed 3
 
-Inputs are drawn from lists and by damage, all from the seed. A try is *passed* if the command works, or ends in one
-clear line that names what was wrong, with an exit status other than zero and nothing lost. The table says how many were
-tried, passed and failed in each block; what failed stands below it with its input.
+Inputs are drawn from lists or damaged at random, with the seed. A try is *passed* if the command works, or ends with a
+one-line error that names the cause, a non-zero exit status and no loss of data. The table has the numbers of tries,
+passes and failures of each block, followed by the failed inputs.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ BLOCKS: dict[str, tuple[Block, int]] = {
     "data files": (data, 300),
     "environments": (environments, 50),
 }
-"""Each block's function and how many tries the whole campaign makes."""
+"""Each block's function, and its tries in the full campaign."""
 
 
 def run(names: list[str], seed: int, count: int | None = None, say: Callable[[str], None] = print) -> list[Try]:
-    """The tries of some blocks, one after the other; what fails is said as it comes."""
+    """Runs the tries of some blocks and prints failures at once."""
     done: list[Try] = []
     with tempfile.TemporaryDirectory(prefix="engram-faults-", ignore_cleanup_errors=True) as place:
         warm(Path(place))
@@ -66,7 +66,7 @@ def run(names: list[str], seed: int, count: int | None = None, say: Callable[[st
 
 
 def table(tries: list[Try], seed: int) -> str:
-    """The counts in Markdown, and what failed."""
+    """The counts and failures in Markdown."""
     lines = ["| block | tried | passed | failed | s per try |", "|---|---|---|---|---|"]
     for name in dict.fromkeys(one.block for one in tries):
         block = [one for one in tries if one.block == name]
@@ -81,11 +81,11 @@ def table(tries: list[Try], seed: int) -> str:
 
 
 def main() -> int:
-    """The command; 1 where something failed."""
+    """The command; returns 1 if a try failed."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--only", nargs="*", choices=list(BLOCKS), help="blocks to try; default: all")
-    parser.add_argument("--count", type=int, help="tries in each block; default: those of the whole campaign")
-    parser.add_argument("--seed", type=int, default=0, help="of inputs and moments")
+    parser.add_argument("--count", type=int, help="tries in each block; default: the full campaign")
+    parser.add_argument("--seed", type=int, default=0, help="seed of inputs and moments")
     parser.add_argument("--out", type=Path, help="file for the table")
     given = parser.parse_args()
     tries = run(given.only or list(BLOCKS), given.seed, given.count)

@@ -1,7 +1,7 @@
-"""Two tasks of other people that need a memory, for `--env benchmarks.foreign_tasks:ID`.
+"""Two third-party tasks that need a memory, for `--env benchmarks.foreign_tasks:ID`.
 
 `HiddenVelocityCartPole-v1` is Gymnasium's CartPole with both velocities left out of the observation. `FlatMemoryS7-v0`
-is MiniGrid's `MemoryS7`, its picture of 7 × 7 × 3 symbols as a vector in 0..1, without direction and mission.
+is MiniGrid's `MemoryS7`, with its image of 7 × 7 × 3 symbols as a vector in 0..1, without direction and mission.
 """
 
 from __future__ import annotations

@@ -1,17 +1,16 @@
-"""What to run on the day a GPU is at hand: correctness, then speed, then one training; each line with a time limit.
+"""Checks on a GPU: correctness, then speed, then one training, each with a time limit.
 
     python benchmarks/gpu_check.py --out /tmp/gpu               # all parts: 5 + 5 + 10 minutes at most
     python benchmarks/gpu_check.py --out /tmp/gpu --parts 1     # correctness alone
-    python benchmarks/gpu_check.py --out /tmp/gpu --pretend     # a rehearsal without a GPU, in small sizes
+    python benchmarks/gpu_check.py --out /tmp/gpu --pretend     # without a GPU, with small sizes
 
-Every line is a process of its own with a time limit of its own, so that one that hangs or dies costs only itself; the
-limits of a part add up to what the part may take. What a line printed is in OUT/NAME.txt; OUT/report.md has a table of
-what passed, with versions and the device. A later call runs only what has not passed yet; part 3 resumes its training.
-`--small` takes sizes that a CPU or a pretend device can do.
+Every line is a separate process with its own time limit, so that a crash or hang affects no other line; the limits of a
+part add up to its maximum duration. The output of a line is in OUT/NAME.txt; OUT/report.md has a table of results, with
+versions and the device. A later call runs only lines that have not passed yet; part 3 resumes its training. `--small`
+uses sizes that a CPU or a pretend device can run.
 
-Part 1 checks what is taken on trust without a GPU (`benchmarks/gpu_probes.py`), then the tests marked `gpu`, then one
-short training with graphs. Part 2 is `benchmarks/gpu_iteration.py`. Part 3 trains the recipe maze-gpu for as long as it
-is given.
+Part 1 runs `benchmarks/gpu_probes.py`, the tests marked `gpu`, and one short training with graphs. Part 2 is
+`benchmarks/gpu_iteration.py`. Part 3 trains the recipe maze-gpu until its time limit.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ import tyro
 
 ROOT = Path(__file__).resolve().parents[1]
 MINUTES = {1: 5, 2: 5, 3: 10}
-"""Most that each part takes: the limits of its lines together, before `--stretch`."""
+"""Maximum duration of each part: the sum of its lines' limits, before `--stretch`."""
 SPEED = {"a2c": 24, "ppo": 34}
 """Seconds of each line of part 2."""
 
@@ -39,15 +38,15 @@ SPEED = {"a2c": 24, "ppo": 34}
 @dataclass
 class Args:
     out: Path
-    """Folder for everything that is found."""
+    """Folder for all output."""
     parts: tuple[int, ...] = (1, 2, 3)
-    """Which parts: 1 correctness, 2 speed, 3 training."""
+    """Parts to run: 1 correctness, 2 speed, 3 training."""
     device: str = "cuda"
-    """Which GPU."""
+    """The GPU."""
     pretend: bool = False
-    """Rehearse on the pretend device of tests/pretend_cuda.py, in small sizes."""
+    """Run on the pretend device of tests/pretend_cuda.py, with small sizes."""
     small: bool = False
-    """Few environments, short episodes, few tests: what is run, not what it measures."""
+    """Few environments, short episodes and few tests, to check that everything runs."""
     stretch: float = 1.0
     """Multiplies every time limit."""
 
@@ -63,7 +62,7 @@ class Line:
 
 
 def lines(args: Args) -> Iterator[Line]:
-    """Every process in its order."""
+    """All processes in order."""
     small = args.small or args.pretend
     tests = [*(["--pretend-cuda"] if args.pretend else []), "-m", "gpu", "-p", "no:cacheprovider"]
     few = ["-k", "gru or lstm or RepeatFirst or TMaze"] if small else []
@@ -98,14 +97,14 @@ def lines(args: Args) -> Iterator[Line]:
 
 
 def training(folder: Path, words: str) -> list[str]:
-    """`train.py` in a folder: as `words` say, or resumed where a run was begun."""
+    """`train.py` in a folder: with `words`, or `--resume` if a run exists."""
     begun = (folder / "config.yaml").exists()
     start = ["--resume", str(folder)] if begun else ["--run-dir", str(folder), *words.split()]
     return ["train.py", "--no-progress", "--no-baseline", *start]
 
 
 def run(line: Line, args: Args, limit: float) -> tuple[str, float]:
-    """How a line ended, and after how many seconds."""
+    """The result of a line and its duration in seconds."""
     start = [sys.executable]
     if args.pretend and line.words[0] != "-m":
         start += ["tests/pretend_cuda.py"]
@@ -127,7 +126,7 @@ def run(line: Line, args: Args, limit: float) -> tuple[str, float]:
 
 
 def device_name(args: Args) -> str:
-    """What the lines ran on."""
+    """Versions and device."""
     import torch
 
     if args.pretend:

@@ -3,16 +3,16 @@
     python benchmarks/gpu_iteration.py
     python benchmarks/gpu_iteration.py --memories lstm dnc --copies 512 --algos ppo
 
-The invisible-goal maze, rollouts of 40 steps, the memories at the sizes of `benchmarks/scaling.py`; PPO with 4 passes
-over 4 minibatches, or `--minibatches`. Each point is measured eager and as graphs in turns, in one process. Eager takes
-the fast forms, as `--fast auto` does, so that `ratio`, graph / eager, credits graphs with nothing else; `--reference`
-also measures `--fast off`.
+The environment is the invisible-goal maze with rollouts of 40 steps, the memories have the sizes of
+`benchmarks/scaling.py`, and PPO makes 4 passes over 4 minibatches (`--minibatches`). Eager and graph iterations are
+measured alternately in one process. Eager iterations use the fast forms, as with `--fast auto`, so that `ratio`, graph
+/ eager, shows the effect of graphs alone; `--reference` also measures `--fast off`.
 
 **Limits.** As in `benchmarks/scaling.py`: matrix products, copies and launches are timed first, one eager iteration is
-counted operation by operation, and `share` is the longest of the three times that its work would take at these rates,
-as a part of the time that was measured. A graph is not bound by the rate at which Python launches, so its share is that
-of the other two: `share_graph` near 1 means that the device has nothing left to give, far below it that kernels are too
-small to fill the device. `launches_per_s` is what the graph makes of the launch rate, kernel by kernel.
+counted operation by operation, and `share` is the longest of the three times that its work takes at these rates,
+divided by the measured time. A graph is not limited by Python's launch rate, so `share_graph` uses the other two rates:
+near 1 the device is fully used; far below 1 the kernels are too small to fill it. `launches_per_s` is the graph's
+kernels per second.
 """
 
 from __future__ import annotations
@@ -50,34 +50,34 @@ MEMORIES: dict[str, dict[str, Any]] = {
 @dataclass
 class Args:
     memories: tuple[str, ...] = tuple(MEMORIES)
-    """Which of those listed in this file."""
+    """Memories from the list in this file."""
     algos: tuple[Literal["a2c", "ppo"], ...] = ("a2c", "ppo")
     """Learners."""
     copies: tuple[int, ...] = (512, 1024, 2048, 4096)
-    """Copies of the environment."""
+    """Numbers of environments."""
     repeats: int = 5
-    """Turns that count."""
+    """Number of repeats."""
     steps: int = 40
-    """Of a rollout."""
+    """Steps of a rollout."""
     episode: int = 200
-    """Steps of an episode; a graph for each rollout that fits in one, all captured before anything counts."""
+    """Steps of an episode. Each rollout of an episode has its own graph; all are captured before measuring."""
     minibatches: int = 4
-    """Of PPO."""
+    """Minibatches of PPO."""
     probe: int = 2048
-    """Side of the matrices by which the limits of the device are found; small where nothing is to be measured."""
+    """Side of the matrices that measure the device's limits."""
     device: str = "cuda"
-    """Which GPU."""
+    """The GPU."""
     reference: bool = False
-    """Also the reference forms, `--fast off`."""
+    """Also measure `--fast off`."""
     sb3: bool = True
-    """Also sb3-contrib's RecurrentPPO with an LSTM of the same size, at the fewest copies."""
+    """Also measure sb3-contrib's RecurrentPPO with an LSTM of the same size, with the fewest environments."""
     csv: Path | None = ROOT / "results" / "gpu_iteration.csv"
-    """Write the table here too."""
+    """File for the table."""
     threads: int = field(default=1, init=False)
 
 
 def learner(algo: str, memory: str, copies: int, fast: str, args: Args) -> MemoryOnPolicyAlgorithm:
-    """One side of a comparison; "auto" without graphs, also once they are proven."""
+    """One side of a comparison; with "auto", CUDA graphs are disabled."""
     agents.scale.cuda_graphs.replay.TESTED_ON_GPU = False
     env = InvisibleGoalMaze(copies, episode_length=args.episode, device=args.device)
     kwargs = {"n_epochs": 4, "n_minibatches": args.minibatches} if algo == "ppo" else {"use_rms_prop": False}
@@ -88,7 +88,7 @@ def learner(algo: str, memory: str, copies: int, fast: str, args: Args) -> Memor
 
 
 def turns(model: MemoryOnPolicyAlgorithm, args: Args) -> Callable[[], float]:
-    """Seconds of the next iteration, once all ways in which a rollout can begin were seen and captured."""
+    """Seconds of the next iteration, after the graphs of all rollouts of an episode are captured."""
 
     def iteration() -> None:
         model.learn(1, log_interval=None, reset_num_timesteps=model.num_timesteps == 0)
@@ -107,7 +107,7 @@ def counted(model: MemoryOnPolicyAlgorithm) -> dict[str, float]:
 
 
 def point(algo: str, memory: str, copies: int, rates: dict[str, float], args: Args) -> dict[str, Any]:
-    """Eager and graph in turns."""
+    """Measures eager and graph iterations alternately."""
     ways = ("auto", "graph", "off") if args.reference else ("auto", "graph")
     models = {fast: learner(algo, memory, copies, fast, args) for fast in ways}
     clocks = {fast: turns(model, args) for fast, model in models.items()}

@@ -1,4 +1,4 @@
-"""What the project takes on trust of torch on a GPU, asked of the GPU: one line for each, exit status 1 if one fails.
+"""Checks the assumptions about torch on a GPU that tests on a CPU cannot check. Exit status 1 if one fails.
 
 python benchmarks/gpu_probes.py
 """
@@ -24,7 +24,7 @@ def probe(function: Callable[[], str]) -> Callable[[], str]:
 
 
 def captured(body: Callable[[], Tensor]) -> Tensor:
-    """What `body` gives on its replay as a CUDA graph, after one eager run."""
+    """The result of replaying `body` as a CUDA graph, after one eager run."""
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -37,7 +37,7 @@ def captured(body: Callable[[], Tensor]) -> Tensor:
 
 
 def never_waits(body: Callable[[], Tensor]) -> Tensor:
-    """Run `body` where a synchronisation is an error."""
+    """Runs `body` with synchronisations as errors."""
     body()
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -48,7 +48,7 @@ def never_waits(body: Callable[[], Tensor]) -> Tensor:
 
 @probe
 def generator_state() -> str:
-    """Checkpoints tell devices apart by it."""
+    """The device type, which checkpoints record."""
     size = torch.Generator("cuda").get_state().numel()
     assert size == 16, f"a CUDA generator's state has {size} bytes, expected 16"
     return "16 bytes"
@@ -56,7 +56,7 @@ def generator_state() -> str:
 
 @probe
 def draws_do_not_wait() -> str:
-    """Sampling, one-hot encoding and the linear solves of dkm, eager and captured."""
+    """Sampling, one-hot encoding and the linear solves of dkm: eager and captured results agree."""
     logits = torch.randn(64, 5, device="cuda")
     matrix = torch.eye(4, device="cuda").expand(64, 4, 4) * 2
     bodies: dict[str, Callable[[], Tensor]] = {
@@ -134,7 +134,7 @@ def fused_cells_are_their_equations() -> str:
 
 @probe
 def tf32() -> str:
-    """Which precision cuDNN's convolutions and recurrent networks have by default."""
+    """The default precision of cuDNN's convolutions and recurrent networks."""
     return f"cudnn.allow_tf32 {torch.backends.cudnn.allow_tf32}, matmul {torch.get_float32_matmul_precision()}"
 
 
@@ -144,7 +144,7 @@ def main() -> int:
     for each in PROBES:
         try:
             print(f"{each.__name__}: {each()}", flush=True)
-        except Exception as error:  # the next one is of interest all the same
+        except Exception as error:  # run the other probes too
             failed += 1
             print(f"{each.__name__}: FAILED: {' '.join(str(error).split())[:300]}", flush=True)
     return int(failed > 0)

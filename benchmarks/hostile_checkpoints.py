@@ -1,12 +1,12 @@
-"""Checkpoints as damage or malice leave them: each loads to a working agent, or ends in one line that names the file.
+"""Damaged and malicious checkpoints: each loads to a working agent, or ends with a one-line error that names the file.
 
     python benchmarks/hostile_checkpoints.py --count 1000
     python benchmarks/hostile_checkpoints.py --count 100 --through evaluate
     python benchmarks/hostile_checkpoints.py --count 100 --through resume
 
-Most of the cases that change a manifest or tensors seal it again, as somebody would who knows how; the others leave the
-digests as they were. A loaded agent works where it predicts and learns for one iteration, or ends in one line that says
-what is not finite. Cases are drawn from a seed: the same ones each time.
+Most cases that change a manifest or tensors also update the digests; the others leave them. A loaded agent works if it
+predicts and learns for one iteration, or ends with a one-line error about values that are not finite. Cases are drawn
+with a seed.
 """
 
 from __future__ import annotations
@@ -66,14 +66,14 @@ VALUES: list[Any] = [
     *({"kind": "Discrete", "n": 10**7, "start": 0}, {"kind": "Box", "low": 0, "high": 1, "shape": [10**6, 10**6]}),
 ]
 SECONDS = 60
-"""The longest that one case may take."""
+"""Time limit of a case in seconds."""
 
 
 # -- the cases ---------------------------------------------------------------------------------------------------------
 
 
 def cases(seed: int = 0) -> Iterator[tuple[str, Mutate]]:
-    """Endlessly many cases: a name, and what changes the checkpoint's folder that it is given."""
+    """Endless cases: a name, and a function that changes a checkpoint's folder."""
     draw = random.Random(seed)
     kinds = [_damage, _manifest, _manifest, _manifest, _tensor, _tensor, _header, _file]
     while True:
@@ -81,7 +81,7 @@ def cases(seed: int = 0) -> Iterator[tuple[str, Mutate]]:
 
 
 def _damage(draw: random.Random) -> tuple[str, Mutate]:
-    """A flipped bit, a cut or a hole in one of the files, as a disk makes them."""
+    """A flipped bit, a cut or a hole in one of the files, as after a disk error."""
     name, place, how = draw.choice([MANIFEST, TENSORS]), draw.random(), draw.choice(["bit", "cut", "zeros", "twice"])
 
     def mutate(folder: Path) -> None:
@@ -134,7 +134,7 @@ def _manifest(draw: random.Random) -> tuple[str, Mutate]:
 
 
 def _tensor(draw: random.Random) -> tuple[str, Mutate]:
-    """One tensor that is missing, of another shape or type, or full of what it cannot hold."""
+    """One tensor that is missing, of another shape or type, or full of invalid values."""
     place, sealed = draw.random(), draw.random() < 0.9
     how = draw.choice(["delete", "rename", "flat", "longer", "empty", "type", "fill", "fill", "one"])
     fill = draw.choice([math.nan, math.inf, -math.inf, -1, 10**9, -(10**9), 1e30, 255])
@@ -171,7 +171,7 @@ def _tensor(draw: random.Random) -> tuple[str, Mutate]:
 
 
 def _header(draw: random.Random) -> tuple[str, Mutate]:
-    """A tensor file made by hand: lengths, offsets and types that lie; a pickle; another format."""
+    """A forged tensor file: wrong lengths, offsets and types; a pickle; another format."""
     dtype = draw.choice(["F32", "I64", "F8_E4M3", "X", "", None])
     shape = draw.choice([[2**40], [-1], [2**62, 2**62], [10**9, 10**9], [], [0], "x", [1.5]])
     ends = draw.choice([[0, 2**40], [8, 0], [0, 4], [-4, 4], [2**63, 2**64]])
@@ -254,17 +254,17 @@ def _write_tensors(folder: Path, data: bytes, tensors: dict[str, torch.Tensor] |
 
 @dataclass
 class Found:
-    """What came of a survey."""
+    """Counts of outcomes, and the failed cases."""
 
     tried: int = 0
     held: int = 0
     failed: list[str] = field(default_factory=list)
-    """Each with what happened instead."""
+    """Failed cases, each with its outcome."""
     outcomes: Counter[str] = field(default_factory=Counter)
 
 
 def make_runs(folder: Path, names: tuple[str, ...] = tuple(RUNS)) -> dict[str, Path]:
-    """Train the runs whose checkpoints are changed; a few seconds each."""
+    """Trains the runs whose checkpoints are changed, a few seconds each."""
     for name in names:
         words = f"{RUNS[name]} {COMMON} --no-baseline --run-dir {folder / name}".split()
         with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
@@ -273,13 +273,13 @@ def make_runs(folder: Path, names: tuple[str, ...] = tuple(RUNS)) -> dict[str, P
 
 
 def survey(seed: int = 0, count: int = 1000, through: Through = "load", runs: dict[str, Path] | None = None) -> Found:
-    """Try `count` cases and count what holds.
+    """Runs `count` cases and counts the outcomes.
 
     Args:
-        seed: of the cases.
-        count: how many.
+        seed: seed of the cases.
+        count: number of cases.
         through: `agents.load` and a learner's `predict` and `learn`; or one of the commands.
-        runs: from `make_runs`; None: made for the occasion.
+        runs: from `make_runs`; None: trained now.
     """
     found = Found()
     with tempfile.TemporaryDirectory() as place, warnings.catch_warnings():
@@ -308,7 +308,7 @@ def survey(seed: int = 0, count: int = 1000, through: Through = "load", runs: di
 
 
 def _try(run: Path, checkpoint: Path, through: Through) -> str:
-    """What comes of one case, in words that begin with refused, works or diverged where it holds."""
+    """The outcome of one case: text that begins with refused, works or diverged if the case passes."""
 
     def late(*_: Any) -> None:
         raise TimeoutError(f"more than {SECONDS} s")
@@ -366,18 +366,18 @@ def _by_command(run: Path, through: Through) -> str:
 
 @dataclass
 class Arguments:
-    """What to try."""
+    """Arguments of the command."""
 
     count: int = 1000
-    """Cases."""
+    """Number of cases."""
     seed: int = 0
-    """Of the cases."""
+    """Seed of the cases."""
     through: Through = "load"
-    """The way in."""
+    """Load with `agents.load`, `evaluate.py` or `train.py --resume`."""
 
 
 def main() -> None:
-    """Print the counts, and every case that failed."""
+    """Prints the counts and every failed case."""
     arguments = tyro.cli(Arguments, description=__doc__)
     torch.set_num_threads(1)
     started = time.perf_counter()

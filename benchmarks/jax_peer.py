@@ -1,6 +1,6 @@
-"""The other side of `compiled_peer.py`: PPO with an LSTM or GRU on the same maze, in JAX, in the manner of PureJaxRL.
+"""The peer of `compiled_peer.py`: PPO with an LSTM or GRU on the same maze, in JAX, in the style of PureJaxRL.
 
-It runs under an interpreter that has JAX, which this project does not need, and imports nothing of the project. A whole
+It runs under an interpreter with JAX and imports nothing of this project. A whole
 iteration (rollout, advantages, every epoch and minibatch) is one compiled function; the loops over time are
 `lax.scan`; the memory is reset inside its step. Network and work are those of our agents: the observation goes straight
 into the recurrent layer, actor and critic are one layer each on its output, minibatches are cut over environments.
@@ -57,7 +57,7 @@ CELLS = len(FOLLOWING)
 
 
 class Maze(NamedTuple):
-    """Copies of the maze; every field is `[N]` but the common clock."""
+    """Copies of the maze; every field except the common clock is `[N]`."""
 
     cell: Any
     goal: Any
@@ -73,7 +73,7 @@ def maze_begin(goal: Any) -> Maze:
 
 
 def maze_step(maze: Maze, action: Any, thrown: Any) -> Maze:
-    """A step; who reaches the goal goes on from `thrown`."""
+    """A step; agents that reach the goal continue at `thrown`."""
     cell = FOLLOWING[maze.cell, action]
     found = cell == maze.goal
     reward = REWARD * found - PENALTY * BUMPED[maze.cell, action]
@@ -88,7 +88,7 @@ def maze_observe(maze: Maze) -> Any:
 
 
 def maze_move(maze: Maze, action: Any, key: Any) -> tuple[Maze, Any, Any]:
-    """A step with its own random numbers, and a new episode where the last has ended: maze, reward, whether it has."""
+    """A step with its own random numbers, and a new episode where one ended: maze, reward, end flags."""
     throw, hide = random.split(key)
     maze = maze_step(maze, action, random.randint(throw, action.shape, 0, CELLS))
     over = maze.clock == LENGTH
@@ -98,7 +98,7 @@ def maze_move(maze: Maze, action: Any, key: Any) -> tuple[Maze, Any, Any]:
 
 
 def play(goals: list[int], thrown: list[list[int]], actions: list[list[int]]) -> dict[str, Any]:
-    """Observations `[T + 1, N, 15]` and rewards `[T, N]` of given moves, to be compared with our maze."""
+    """Observations `[T + 1, N, 15]` and rewards `[T, N]` of given moves, for comparison with our maze."""
     maze = maze_begin(jnp.array(goals))
     observations, rewards = [maze_observe(maze)], []
     for action, throw in zip(actions, thrown, strict=True):
@@ -173,7 +173,7 @@ def initial(cell: str, hidden: int, copies: int, seed: int) -> Carry:
 
 
 def iteration(carry: Carry, cell: str, steps: int, epochs: int, minibatches: int) -> tuple[Carry, Any]:
-    """One iteration of PPO; also gives the mean reward."""
+    """One iteration of PPO; also returns the mean reward."""
     recurrent = {"lstm": lstm, "gru": gru}[cell]
 
     def remember(weights: Any, state: Any, projected: Any, starts: Any) -> Any:
@@ -245,7 +245,7 @@ def iteration(carry: Carry, cell: str, steps: int, epochs: int, minibatches: int
 
 
 def our_maze(copies: int, steps: int) -> tuple[Any, Callable[[Any], tuple[Any, Any]]]:
-    """Random actions in the maze above; the observation is summed up so that it is computed."""
+    """Random actions in this maze; summing the observation makes XLA compute it."""
 
     def step(now: tuple[Any, Any], key: Any) -> tuple[tuple[Any, Any], None]:
         maze, total = now
@@ -264,7 +264,7 @@ def our_maze(copies: int, steps: int) -> tuple[Any, Callable[[Any], tuple[Any, A
 
 
 def gymnax_maze(copies: int, steps: int) -> tuple[Any, Callable[[Any], tuple[Any, Any]]]:
-    """Random actions in gymnax's `MetaMaze-misc`, its nearest relation."""
+    """Random actions in gymnax's `MetaMaze-misc`, its most similar environment."""
     import gymnax
 
     env, parameters = gymnax.make("MetaMaze-misc")
@@ -294,7 +294,7 @@ def gymnax_maze(copies: int, steps: int) -> tuple[Any, Callable[[Any], tuple[Any
 def build(
     what: str, copies: int, steps: int, cell: str = "lstm", hidden: int = 200, epochs: int = 4, minibatches: int = 4
 ) -> tuple[Any, Callable[[Any], tuple[Any, Any]]]:
-    """What is carried from one run to the next, and the function of it that is to be timed."""
+    """The state between runs, and the function of it to time."""
     if what == "ppo":
         return initial(cell, hidden, copies, seed=0), partial(
             iteration, cell=cell, steps=steps, epochs=epochs, minibatches=minibatches
@@ -303,7 +303,7 @@ def build(
 
 
 def main() -> None:
-    """Answer the parent until it closes the line."""
+    """Answers requests until the input is closed."""
     carry: Any = None
     run: Any = None
     for line in sys.stdin:

@@ -1,29 +1,30 @@
-r"""Train Kanerva++'s generative model on black-and-white images and report its conditional bound on the test images.
+r"""Trains Kanerva++'s generative model on black-and-white images and reports its conditional bound on the test images.
 
     python benchmarks/kanerva_images.py --source digits --minutes 1     # needs no file
     python benchmarks/kanerva_images.py --form block --size large-patches --reads 1 --latent-size 768 --batch 10 \
         --precision bfloat16 --minutes 2 --state runs/kanerva.pt --csv runs/kanerva.csv --png runs/kanerva.png
     python benchmarks/kanerva_images.py --source omniglot --size paper --device cuda --minutes 60 --png omniglot.png
 
-Nats an image, less is better: reconstruction, KL(Z) and KL(Y) apart, by both branches of the paper's figure 5. The
-memory is written from the images that are then scored, and nothing is charged for it: these are conditional bounds, not
-to be compared with the likelihood of a model without such a memory. The paper gives 41.58 on binarised MNIST and 66.24
-on Omniglot, after 500 or 1,000 epochs of a ResNet18; its Omniglot of 28 x 28 pixels is another one than ours.
+Results are in nats per image, lower is better: reconstruction, KL(Z) and KL(Y) separately, for both branches of the
+paper's figure 5. The memory is written from the same images that are scored, and its information is not counted: these
+are conditional bounds, not comparable with the likelihood of a model without such a memory. The paper reports 41.58 on
+binarised MNIST and 66.24 on Omniglot, after 500 or 1,000 epochs of a ResNet18; its Omniglot of 28 x 28 pixels differs
+from ours.
 
 Two measures: `bound` is eq. (4); `bound/T` divides both divergences by the images of an episode, as the author's public
-code for the dynamic Kanerva machine does. Which of them the paper's figures are is not known.
+code for the dynamic Kanerva machine does. The paper does not say which of them it reports.
 
 Controls: the same images read from another episode's memory, and from the mean memory of all test episodes. A model
-that reconstructs as well from those has a memory that it does not read.
+that reconstructs equally well from those does not use its memory.
 
 Forms (`--form`): "paper" trains eq. (4) with the pooled memory. "block" trains through the memory, Z ~ p(Z|M, Y), and
-writes each image as a block to a tile; a block has room for a whole image, so the bound says what pointing at it
-costs. "vae" has no memory and a standard normal prior, the same encoder, decoder and steps.
+writes each image as a block to a tile; a block can hold a whole image, so the bound is the cost of addressing it. "vae"
+has no memory and a standard normal prior, with the same encoder, decoder and steps.
 
-With `--spoilt` each image is asked for with a spoilt copy of it in training, so that the keys tolerate noise.
+With `--spoilt` each image is queried with a corrupted copy in training, so that the keys tolerate noise.
 
-Not as in the paper: AdamW instead of LARS with Adam, in form "paper" divergences that are counted in little by little
-(else a short training ends where Z says nothing), and training on the training split alone.
+Differences from the paper: AdamW instead of LARS with Adam; in form "paper" a warm-up of the divergences' weights
+(otherwise Z carries no information after a short training); training on the training split only.
 """
 
 from __future__ import annotations
@@ -78,30 +79,30 @@ Path_ = Literal["posterior", "memory"]
 @dataclass
 class Args:
     source: Literal["digits", "mnist", "binarized-mnist", "omniglot"] = "binarized-mnist"
-    """The images; those of digits and mnist are cut at half ink."""
+    """The images; those of digits and mnist are binarised at 0.5."""
     data_dir: Path | None = None
-    """Looked into first for files."""
+    """Folder that is searched first for data files."""
     form: Literal["paper", "block", "vae"] = "paper"
-    """What is trained, and how; see above."""
+    """The form of the model, see above."""
     allocation: Allocation = "inferred"
-    """Of blocks, see `KanervaBlocks`: "inferred" from the image, or "ranked" in its episode."""
+    """Keys of blocks, see `KanervaBlocks`: "inferred" from the image, or "ranked" in its episode."""
     spoilt: bool = False
-    """With form "block", ask with copies that are clean, noisy (three kinds) or half hidden, all alike."""
+    """With form "block", query with copies that are clean, noisy (three kinds) or half hidden, equally often."""
     key_weight: float = 1000.0
-    """With `spoilt`, of the squared distance between the keys of a copy and those of its image."""
+    """With `spoilt`, weight of the squared distance between the keys of a copy and those of its image."""
     minutes: float = 10.0
     """Training ends after so many minutes of processor time (of the clock on a GPU); the learning rate falls to 0 by
     then."""
     epochs: float = math.inf
-    """Or after so many passes over the training images, whichever is first."""
+    """Maximum number of passes over the training images."""
     length: int = 10
-    """T, images of an episode."""
+    """T, number of images in an episode."""
     batch: int = 8
-    """Episodes of an update."""
+    """Number of episodes in an update."""
     latent_size: int = 32
     """Width of Z."""
     reads: int = 2
-    """K, windows read for an image."""
+    """K, number of windows read for an image."""
     memory_size: int | None = None
     """S, height and width of the memory; None: that of `size`."""
     memory_channels: int | None = None
@@ -110,31 +111,31 @@ class Args:
     """Of the networks: for a CPU core, between, or the paper's. For form "block": "patches", 16 tiles of 7 x 7 cells,
     for ranked keys; "large-patches", 256 tiles of 4 x 4."""
     learning_rate: float = 2e-3
-    """At its highest, after a twentieth of the training."""
+    """Maximum learning rate, reached after 5 % of the training."""
     kl_z_warm_up: float = 0.3
     """Share of the training in which the weight of KL(Z) grows from 0 to 1, in form "paper"."""
     kl_y_warm_up: float = 0.3
-    """Likewise for KL(Y). Without it keys say nothing before there is something to read."""
+    """Likewise for KL(Y). Without it, keys carry no information at first."""
     weight_decay: float = 1e-3
-    """Of weights; biases and normalisation have none."""
+    """Weight decay; none for biases and normalisation."""
     seed: int = 0
-    """Of parameters, episodes and noise."""
+    """Seed of parameters, episodes and noise."""
     device: str = "cpu"
-    """Where everything lives."""
+    """Device of environments and agents."""
     threads: int = 1
     """CPU threads."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of matrix products in training, by autocast; scores are always computed in float32."""
+    """Precision of matrix products in training, by autocast; scores are computed in float32."""
     state: Path | None = None
-    """Save the training here now and then, and go on from it if it is there."""
+    """File for the training's state; if it exists, the training continues from it."""
     slice: float = math.inf
-    """Stop after so many minutes of this process, to go on later from `state`."""
+    """Minutes after which this process stops, to be continued from `state`."""
     csv: Path | None = None
-    """Write the table here."""
+    """File for the table."""
     queries: Path | None = None
-    """Ask with spoilt test images, 2,000 of them, and write that table here."""
+    """File for a table of queries with 2,000 corrupted test images."""
     png: Path | None = None
-    """Draw images, spoilt ones, what is read for them and what random keys show here."""
+    """File for a picture of images, corrupted copies, their reconstructions and samples of random keys."""
 
 
 def main(args: Args) -> None:
@@ -189,7 +190,7 @@ def build(args: Args, images: Tensor) -> KanervaModel:
 
 
 def memory_shape(args: Args) -> str:
-    """C x S x S; nothing where there is no memory."""
+    """C x S x S; empty without a memory."""
     if args.form == "vae":
         return ""
     channels = args.memory_channels or SIZES[args.size].get("memory_channels", 3)
@@ -198,7 +199,7 @@ def memory_shape(args: Args) -> str:
 
 
 class VAE(KanervaModel):
-    """The control without memory: Z ~ q(Z|X) against N(0, I)."""
+    """The control without memory: Z ~ q(Z|X), prior N(0, I)."""
 
     def forward(
         self,
@@ -216,19 +217,19 @@ class VAE(KanervaModel):
 
 
 def black_and_white(args: Args, split: str) -> Tensor:
-    """Images of a split, uint8 `[K, H, W]`, 0 paper and 1 ink."""
+    """Images of a split, uint8 `[K, H, W]`, 0 background and 1 ink."""
     return (load_images(args.source, split, data_dir=args.data_dir, device=args.device).pixels >= 128).to(torch.uint8)
 
 
 def episodes(images: Tensor, length: int, batch: int) -> Iterator[Tensor]:
-    """All images in random order, as episodes `[length, batch, 1, H, W]`; what is left over is left out."""
+    """All images in random order, as episodes `[length, batch, 1, H, W]`; an incomplete last batch is dropped."""
     order = torch.randperm(len(images), device=images.device)
     for chunk in order[: len(order) // length * length].split(length * batch):
         yield images[chunk].view(length, -1, 1, *images.shape[1:]).float()
 
 
 def fit(model: KanervaModel, images: Tensor, args: Args) -> dict[str, Any] | None:
-    """Train within the budget; what was spent. None: the slice is over first."""
+    """Trains within the budget and returns the seconds; None if the time of this process ends first."""
     optimizer = torch.optim.AdamW(weight_groups(model, args.weight_decay), lr=args.learning_rate, fused=True)
     clock = time.process_time if args.device == "cpu" else time.perf_counter
     spent = {"minutes": 0.0, "clock_minutes": 0.0, "updates": 0, "seen": 0}
@@ -284,7 +285,7 @@ def fit(model: KanervaModel, images: Tensor, args: Args) -> dict[str, Any] | Non
 
 
 def weighed(costs: dict[str, Tensor], args: Args, progress: float) -> Tensor:
-    """The loss of each image: the terms that the form trains, the divergences weighed by the progress made."""
+    """The loss of each image, with divergences weighted by the progress of the training."""
     loss = costs["reconstruction"]
     if args.form == "vae":
         return loss + costs["kl_z"]
@@ -296,7 +297,7 @@ def weighed(costs: dict[str, Tensor], args: Args, progress: float) -> Tensor:
 
 
 def weight_groups(model: torch.nn.Module, decay: float) -> list[dict[str, Any]]:
-    """Weights of linear layers and convolutions decay; biases and what normalisation has do not."""
+    """Parameter groups: weight decay for linear layers and convolutions, none for biases and normalisation."""
     decayed = [m.weight for m in model.modules() if isinstance(m, torch.nn.Linear | torch.nn.modules.conv._ConvNd)]
     kept = {id(weight) for weight in decayed}
     others = [p for p in model.parameters() if id(p) not in kept]
@@ -304,7 +305,7 @@ def weight_groups(model: torch.nn.Module, decay: float) -> list[dict[str, Any]]:
 
 
 def described(args: Args) -> dict[str, str]:
-    """What makes two trainings the same one."""
+    """The settings that identify a training."""
     apart = ("state", "slice", "csv", "queries", "png", "threads", "data_dir")
     return {name: str(value) for name, value in vars(args).items() if name not in apart}
 
@@ -320,12 +321,12 @@ def save(
 
 
 def grown(progress: float, share: float) -> float:
-    """From 0 to 1 in the first `share` of the training."""
+    """Rises from 0 to 1 in the first `share` of the training."""
     return min(1.0, progress / share) if share else 1.0
 
 
 def one_cycle(progress: float, warm_up: float = 0.05) -> float:
-    """The share of the learning rate: up along a line, then down along a cosine."""
+    """The factor of the learning rate: a linear rise, then a cosine."""
     if progress < warm_up:
         return grown(progress, warm_up)
     return 0.5 * (1 + math.cos(math.pi * (progress - warm_up) / (1 - warm_up)))
@@ -367,7 +368,7 @@ def score(model: KanervaModel, images: Tensor, args: Args, path: Path_, memory: 
 
 
 def pixel_cost(train: Tensor, test: Tensor) -> float:
-    """Nats a test image costs if all that is known is how often each pixel is ink: for scale."""
+    """Nats per test image of a model with independent pixels, for scale."""
     often = (train.double().sum(0) + 0.5) / (len(train) + 1)
     return float(-torch.where(test > 0, often.log(), (1 - often).log()).sum((1, 2)).mean())
 

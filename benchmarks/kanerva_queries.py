@@ -1,4 +1,4 @@
-"""Spoilt images asked of Kanerva++'s generative model: what is read for them, as a table and as a picture.
+"""Queries Kanerva++'s generative model with corrupted images: a table and a picture of the reconstructions.
 
 `benchmarks/kanerva_images.py` runs it, with `--queries` and `--png`.
 """
@@ -30,7 +30,7 @@ def spoil(images: Tensor, kind: str) -> tuple[Tensor, Tensor]:
 
 
 def mixed(images: Tensor) -> Tensor:
-    """Each image spoilt in a way of its own, or not: all kinds alike."""
+    """Each image corrupted in one of the ways, or clean, with equal probability."""
     spoilt = images.clone()
     kinds = torch.randint(len(QUERIES), images.shape[:2], device=images.device)
     for number, kind in enumerate(QUERIES):
@@ -41,15 +41,15 @@ def mixed(images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def retrieval(model: KanervaModel, played: Sequence[Tensor]) -> list[dict[str, Any]]:
-    """How well clean images come back for spoilt ones, a row for each kind of query and way of reading.
+    """How well images are reconstructed from corrupted queries, a row for each kind of query and way of reading.
 
     Args:
         model: trained; with blocks also by search.
         played: episodes `[T, B, 1, H, W]`, B at least 2.
 
     Returns:
-        For each: wrong pixels of the query itself, of what is read from the episode's memory and of what is read from
-        another episode's, in %, and the same two in nats of reconstruction.
+        For each row: wrong pixels in % of the query, of its reconstruction from the episode's memory and of that from
+        another episode's; and the losses of both reconstructions in nats.
     """
     model.eval()
     rows = []
@@ -82,7 +82,7 @@ def read_back(model: KanervaModel, memory: Tensor, query: Tensor, seen: Tensor, 
 
 
 def _wrong(image: Tensor, right: Tensor) -> Tensor:
-    """Wrong pixels in %."""
+    """Percentage of wrong pixels."""
     return 100 * ((image > 0.5) != (right > 0.5)).float().mean()
 
 

@@ -3,10 +3,10 @@
     python benchmarks/launches.py
     python benchmarks/launches.py --memories dnc --where        # each operation with file and line
 
-The invisible-goal maze, the memories at the sizes of `benchmarks/gpu_iteration.py`. What grows with the length of a
-rollout is counted: the difference between rollouts of two lengths, a step of it. The backward pass is that of the loss;
-what is counted forward has the environment and the bookkeeping beside the memory. A whole recurrent sequence, one
-kernel a step on CUDA, is counted by its operations here: some 15 of dmn's.
+The environment is the invisible-goal maze, the memories have the sizes of `benchmarks/gpu_iteration.py`. Launches per
+step are the difference between rollouts of two lengths, divided by the difference of the lengths. The forward count
+includes environment and bookkeeping. A recurrent sequence, one kernel per step on CUDA, is counted here by its
+operations: about 15 for dmn.
 """
 
 from __future__ import annotations
@@ -40,20 +40,20 @@ LENGTHS = 6, 10
 @dataclass
 class Args:
     memories: tuple[str, ...] = tuple(SIZES)
-    """Which memories; those that are not listed in this file have their default sizes."""
+    """Memories; those without a size in this file have their default sizes."""
     algo: Literal["a2c", "ppo"] = "a2c"
     """Learner; PPO with one pass over one minibatch."""
     where: bool = False
-    """Also each operation of the memory with its place."""
+    """Also print each operation of the memory with file and line."""
 
 
 Launches = dict[str, Counter[tuple[str, str]]]
-"""By phase, operation and file:line."""
+"""Launches by phase, operation and file:line."""
 
 
 @contextmanager
 def counted(gpu: PretendCuda) -> Iterator[Launches]:
-    """Counts while it is open."""
+    """Context manager that counts launches."""
     found: Launches = {"forward": Counter(), "backward": Counter()}
     phase = ["forward"]
     operate, back = gpu.operate, torch.Tensor.backward
@@ -75,7 +75,7 @@ def counted(gpu: PretendCuda) -> Iterator[Launches]:
 
 
 def iteration(memory: str, algo: str, length: int) -> Launches:
-    """Those of one iteration after the first."""
+    """The launches of the second iteration."""
     kwargs: dict[str, Any] = {"use_rms_prop": False} if algo == "a2c" else {"n_epochs": 1, "n_minibatches": 1}
     with PretendCuda() as gpu:
         env = InvisibleGoalMaze(2, episode_length=200, device="cuda")
@@ -98,7 +98,7 @@ def main(args: Args) -> None:
             once = sum(counts.values()) - LENGTHS[1] * sum(grown.values())
             print(
                 f"{memory:10} {args.algo} {phase:8} {sum(own.values()):6.0f} of the memory, "
-                f"{sum(grown.values()):6.0f} in all a step, {once:6.0f} once a rollout",
+                f"{sum(grown.values()):6.0f} in total per step, {once:6.0f} per rollout",
                 flush=True,
             )
             for (name, place), n in sorted(own.items(), key=lambda item: item[0][1]) if args.where else ():

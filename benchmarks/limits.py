@@ -1,19 +1,19 @@
-"""How near the works that the README times come to what this machine can do at all: one table.
+"""Compares the speed of the README's workloads with the limits of this machine.
 
-    python benchmarks/limits.py                        # all works, on one thread, about three minutes on a quiet core
+    python benchmarks/limits.py                        # all workloads, one thread, about three minutes on a quiet core
     python benchmarks/limits.py --works main --turns 9
 
-An iteration (64 mazes × 200 steps and what is learned from them) is timed in processor time, the works in turns, and
-the median counts. Three limits stand beside it, each as the steps/s that it alone would allow:
+An iteration (64 mazes × 200 steps and its update) is timed in processor time, the workloads alternately; the median is
+reported. Three limits are computed, each as the steps/s that it alone would allow:
 
 - **arithmetic**: the FLOP of all matrix products, counted operation by operation where the equations are stepped
   (`fast="off"`, few steps), at the rate of a large product;
-- **traffic**: what sequences keep for their backward pass, written once and read once, at the rate of a large copy;
+- **traffic**: the bytes that sequences store for their backward pass, written and read once, at the rate of a large
+  copy;
 - **operations**: torch's operations that the iteration launches, C loops on, at the rate of a tiny one.
 
-Where a work does all of its arithmetic, traffic and launching one after the other, their times add up; "share" is that
-sum over the time taken. What is left is the rest: Python between operations, elementwise arithmetic, products that are
-slower than large ones, other programs.
+If arithmetic, traffic and launches do not overlap, their times add up; "share" is that sum over the measured time. The
+rest is Python between operations, elementwise arithmetic, products that are slower than large ones, and other programs.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from policies.native.allocator import tune_allocator  # noqa: E402
 COPIES, STEPS, FEW = 64, 200, 10
 Name = Literal["main", "a2c-mnm-p", "ppo-lstm", "ppo-gru", "a2c-lstm"]
 MAIN = {"hidden_size": 128, "key_size": 32, "value_size": 32, "memory_units": 32, "heads": 1, "mean_over_units": True}
-"""Of recipes/maze-ppo.yaml, as the learner's arguments below are."""
+"""Sizes of recipes/maze-ppo.yaml, whose other settings are in `learner`."""
 
 
 WIDTHS = {"steps_per_s": 9, "arithmetic": 12, "traffic": 9, "operations": 12, "all_three": 11}
@@ -54,9 +54,9 @@ class Args:
     works: tuple[Name, ...] = ("main", "a2c-mnm-p", "ppo-lstm", "ppo-gru", "a2c-lstm")
     """`main`: the first command of the README. The others have the sizes of `throughput.py`."""
     turns: int = 5
-    """Iterations of each work that count."""
+    """Number of timed iterations of each workload."""
     csv: Path | None = ROOT / "results" / "limits.csv"
-    """Write the table here too."""
+    """File for the table."""
 
 
 def learner(name: Name, steps: int = STEPS, fast: str = "auto") -> Any:
@@ -74,12 +74,12 @@ def learner(name: Name, steps: int = STEPS, fast: str = "auto") -> Any:
 
 
 def passes(name: Name) -> int:
-    """How often each step is learned from."""
+    """Number of training passes over each step."""
     return 1 if name.startswith("a2c") else 4
 
 
 def rate(run: Callable[[], Any], amount: float) -> float:
-    """`amount` over the shortest of several times, in processor time."""
+    """`amount` / the shortest processor time of seven runs."""
     run()
     return amount / min(spent(run) for _ in range(7))
 
@@ -107,7 +107,7 @@ def rates() -> dict[str, float]:
 
 
 def amounts(name: Name, model: Any, iteration: Callable[[], Any]) -> dict[str, float]:
-    """What an iteration needs of each."""
+    """FLOP, bytes and operations of one iteration."""
     plain = learner(name, FEW, "off")
     with Work() as work:
         plain.learn(1)
@@ -128,7 +128,7 @@ def amounts(name: Name, model: Any, iteration: Callable[[], Any]) -> dict[str, f
 
 
 def main(args: Args) -> None:
-    """Measure, print, write."""
+    """Measures the workloads, prints the table and writes it."""
     torch.set_num_threads(1)
     tune_allocator()
     can = rates()

@@ -1,8 +1,8 @@
-"""Whether trained agents act by their memories: their scores as they are, with a frozen memory and with another's.
+"""Tests whether trained agents use their memories: scores unchanged, with a frozen memory and with another's.
 
     python benchmarks/memory_controls.py runs/maze/kanerva++-0 runs/maze/dnc-0 --episodes 512 --csv results/controls.csv
 
-`agents.evaluation.controls` says what is frozen and exchanged. An agent that loses nothing does not use its memory.
+`agents.evaluation.controls` documents both controls. An agent whose score does not fall does not use its memory.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ class Args:
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Folders of runs of `train.py`."""
     episodes: int = 512
-    """For each score, all played at once."""
+    """Episodes of each score, in parallel."""
     entries: tuple[str, ...] = ()
-    """Of the memory's state; none given: all but the controller's."""
+    """Entries of the memory's state; default: all except the controller's."""
     seed: int = 1234
-    """Of the episodes, the same for each control."""
+    """Seed of the episodes, equal for all controls."""
     csv: Path | None = None
-    """Write the table here."""
+    """File for the table."""
 
 
 def main(args: Args) -> None:

@@ -1,22 +1,22 @@
-"""What a step of each memory costs: acting, training, and what training keeps.
+"""Measures a step of each memory: time of acting and of training, and the bytes that training stores.
 
     python benchmarks/memory_step.py --csv results/memory_step.csv --table results/memory_step.md
     python benchmarks/memory_step.py --sizes papers --batches 1 16 --lengths 200
     python benchmarks/memory_step.py --quick --memories lstm "dnc:slots=500,word_size=16" "multigrid:levels=[1,2,3]"
 
-Forward and backward is measured three times: stepped one by one with every graph kept, recorded by the memory's own
-`record`, as A2C does while it acts, and by its own `unroll`, as PPO replays. A step of 64 environments counts as 64.
-The configurations take turns, so that whatever else the machine does falls on all of them; each figure is the median of
-the repeats.
+Forward and backward pass are measured in three ways: single steps with autograd, the memory's `record`, which A2C uses
+while it acts, and the memory's `unroll`, which PPO uses for its replay. A step of 64 environments counts as 64.
+Configurations are interleaved, so that other load of the machine affects all of them; each figure is the median of the
+repeats.
 
-**Kept.** The storages that a forward pass makes and that are alive after it, each once, over its steps: what waits for
-the backward pass, wherever it is held, with the outputs and the last state. Parameters and inputs are not among them.
+**Stored bytes.** All storages that a forward pass creates and that are alive after it, divided by its steps: the
+tensors for the backward pass, the outputs and the last state. Parameters and inputs are not counted.
 
-**Largest batch.** For rollouts of 200 steps: (16 GiB − parameters, their gradients and Adam's two moments − what is
-kept once) / (what is kept for each environment + its state). What is kept once and what for each environment follows
-from two forward passes over 200 steps, with one and with two environments; the better of `record` and `unroll` counts.
-Where those would pass `--memory-limit`, they are as many steps shorter as it takes, and what they keep is scaled up.
-Encoder, heads, rollout and the backward pass's own buffers are not counted.
+**Largest batch.** For rollouts of 200 steps: (16 GiB − parameters, their gradients and Adam's two moments − bytes that
+do not depend on the batch) / (bytes for each environment + its state). Both numbers of bytes follow from two forward
+passes over 200 steps, with one and with two environments; the better of `record` and `unroll` counts. Where these
+passes would exceed `--memory-limit`, shorter ones are measured and scaled up. Encoder, heads, rollout and the buffers
+of the backward pass are not counted.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from policies.native.allocator import tune_allocator
 
 MIB, GIB = 2**20, 2**30
 CARD, ROLLOUT = 16 * GIB, 200
-"""The graphics card, and the steps between two updates, that `largest_batch` is for."""
+"""For `largest_batch`: bytes of the GPU's memory, and steps between two updates."""
 
 PAPERS = {
     "DNC 256×50, graph traversal": "dnc:slots=256,word_size=50,read_heads=5,num_layers=3",
@@ -64,13 +64,13 @@ PAPERS = {
     "multigrid 15×15": "multigrid:preset='mapping-15'",
     "multigrid 25×25": "multigrid:preset='mapping-25'",
 }
-"""Sizes that papers report, as they are called in the table. The input is `--input-size` wide all the same."""
+"""Sizes from papers, by their titles in the table. The width of the input is still `--input-size`."""
 
 
 @dataclass
 class Args:
     memories: tuple[str, ...] = ()
-    """Names, each with options if need be: "mnm-p:fast=False,heads=1". None given: those of `sizes`."""
+    """Names, optionally with options: "mnm-p:fast=False,heads=1". Default: those of `sizes`."""
     sizes: Literal["defaults", "papers"] = "defaults"
     """Every registered memory with its defaults, or the sizes that papers report (PAPERS in this file)."""
     batches: tuple[int, ...] = (1, 16, 64)
@@ -80,28 +80,28 @@ class Args:
     input_size: int = 32
     """Width of the input; for a memory that takes grids, channels of grids of its default size."""
     device: str = "cpu"
-    """Where the memory lives."""
+    """Device of the memory."""
     threads: int = 1
     """CPU threads."""
     repeats: int = 5
-    """Repeats, of which the median counts."""
+    """Number of repeats; the median is reported."""
     allocator: bool = True
     """Call `tune_allocator` first, as training does."""
     memory_limit: float = 4.0
-    """GiB that one graph may keep; a way of training that would keep more is left out."""
+    """GiB that one forward pass may store; ways of training that would store more are left out."""
     quick: bool = False
     """64 environments, 10 steps, 2 repeats; the largest batch from 40 steps."""
     csv: Path | None = None
-    """Write the table here too."""
+    """File for all figures."""
     table: Path | None = None
-    """Write the figures that decide here, as Markdown."""
+    """File for the main figures, as Markdown."""
 
 
 Way = Callable[[Memory, Tensor, None, State], Unrolled]
 
 
 class Subject:
-    """One memory, and what it keeps."""
+    """One memory, and the bytes that its forward passes store."""
 
     def __init__(self, title: str, label: str, args: Args) -> None:
         name, options = parse(label)
@@ -112,40 +112,42 @@ class Subject:
         input_size = self.shape if len(self.shape) > 1 else args.input_size
         self.memory = make_memory(name, input_size=input_size, **options).to(args.device)
         self.ways: dict[str, Way] = {"stepped": unroll, "recorded": record, "unrolled": type(self.memory).unroll}
-        self.alone: dict[tuple[str, int], int] = {}
+        self.single: dict[tuple[str, int], int] = {}
         self.state_bytes = sum(value.numel() * value.element_size() for value in self.memory.initial_state(1).values())
-        self.largest_batch = max((self.room(name) for name in ("recorded", "unrolled")), key=lambda room: room or 0)
+        self.largest_batch = max(
+            (self.max_batch(name) for name in ("recorded", "unrolled")), key=lambda batch: batch or 0
+        )
 
     def inputs(self, length: int, batch: int) -> Tensor:
         return torch.randn(length, batch, *self.shape, device=self.args.device)
 
-    def kept_alone(self, name: str, length: int) -> int:
-        """What one environment keeps."""
-        if (name, length) not in self.alone:
-            self.alone[name, length] = keeps(self.memory, self.ways[name], self.inputs(length, 1))
-        return self.alone[name, length]
+    def single_bytes(self, name: str, length: int) -> int:
+        """Bytes that a forward pass with one environment stores."""
+        if (name, length) not in self.single:
+            self.single[name, length] = storage_of(self.memory, self.ways[name], self.inputs(length, 1))
+        return self.single[name, length]
 
     def fits(self, name: str, length: int, batch: int) -> bool:
-        """Whether a graph of this size stays within the limit, going by smaller ones."""
+        """Whether a forward pass of this size stays within the limit, estimated from smaller ones."""
         limit = self.args.memory_limit * GIB
-        if self.kept_alone(name, 4) / 4 * length > limit:
+        if self.single_bytes(name, 4) / 4 * length > limit:
             return False
-        return self.kept_alone(name, length) * batch <= limit
+        return self.single_bytes(name, length) * batch <= limit
 
-    def room(self, name: str) -> int | None:
-        """The largest batch with this way of training; None: whatever the batch, nothing is kept."""
+    def max_batch(self, name: str) -> int | None:
+        """The largest batch with this way of training; None: it stores nothing, at any batch."""
         length = ROLLOUT // 5 if self.args.quick else ROLLOUT
         while length > 4 and not self.fits(name, length, 2):
             length //= 2
-        one, two = self.kept_alone(name, length), keeps(self.memory, self.ways[name], self.inputs(length, 2))
-        each, once = (two - one) * ROLLOUT / length, (2 * one - two) * ROLLOUT / length
+        one, two = self.single_bytes(name, length), storage_of(self.memory, self.ways[name], self.inputs(length, 2))
+        each, fixed = (two - one) * ROLLOUT / length, (2 * one - two) * ROLLOUT / length
         trained = sum(p.numel() * p.element_size() for p in self.memory.parameters() if p.requires_grad)
         each += self.state_bytes
-        return max(0, int((CARD - 4 * trained - once) / each)) if each else None
+        return max(0, int((CARD - 4 * trained - fixed) / each)) if each else None
 
 
 class Case:
-    """One memory at one batch and length, with the times it took so far."""
+    """One memory at one batch size and length, with its measured times."""
 
     def __init__(self, subject: Subject, batch: int, length: int) -> None:
         self.subject, self.memory, self.batch, self.length = subject, subject.memory, batch, length
@@ -168,9 +170,9 @@ class Case:
         backward(self.memory, self.ways[name](self.memory, self.xs[:steps], None, state))
 
     def row(self) -> dict[str, Any]:
-        """None where a way of training was left out."""
+        """The figures by column; None for a way of training that was left out."""
         median = {name: statistics.median(seconds) / self.length for name, seconds in self.seconds.items()}
-        mib = {name: keeps(self.memory, way, self.xs) / self.length / MIB for name, way in self.ways.items()}
+        mib = {name: storage_of(self.memory, way, self.xs) / self.length / MIB for name, way in self.ways.items()}
         names = ("act", *self.subject.ways)
         return {
             "memory": self.subject.title,
@@ -179,7 +181,7 @@ class Case:
             **{f"{name}_us": round(1e6 * median[name], 1) if name in median else None for name in names},
             **{f"{name}_per_s": round(self.batch / median[name]) if name in median else None for name in names},
             "state_mib": round(self.batch * self.subject.state_bytes / MIB, 3),
-            **{f"{name}_kept_mib": round(mib[name], 3) if name in mib else None for name in names[1:]},
+            **{f"{name}_stored_mib": round(mib[name], 3) if name in mib else None for name in names[1:]},
             "largest_batch_16gb": self.subject.largest_batch,
         }
 
@@ -198,7 +200,7 @@ def parse(label: str) -> tuple[str, dict[str, Any]]:
 
 
 def record(memory: Memory, xs: Tensor, starts: None, state: State) -> Unrolled:
-    """A sequence without a reset, taken step by step."""
+    """A sequence without resets, recorded step by step."""
     recording = memory.record(state, len(xs))
     for x in xs:
         recording.step(x, starts)
@@ -206,7 +208,7 @@ def record(memory: Memory, xs: Tensor, starts: None, state: State) -> Unrolled:
 
 
 def backward(memory: Memory, result: Unrolled) -> None:
-    """A loss that every output and loss is part of."""
+    """Backward pass of a loss that depends on all outputs and losses."""
     if not any(parameter.requires_grad for parameter in memory.parameters()):
         return
     memory.zero_grad()
@@ -223,7 +225,7 @@ def timed(run: Callable[[], None], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def keeps(memory: Memory, way: Way, xs: Tensor) -> int:
+def storage_of(memory: Memory, way: Way, xs: Tensor) -> int:
     """Bytes that are alive after a forward pass and were not before it."""
     state = memory.initial_state(xs.shape[1])
     return stored_bytes(
@@ -242,7 +244,7 @@ def main(args: Args) -> None:
         labels = PAPERS
     subjects = [Subject(title, label, args) for title, label in labels.items()]
     cases = [Case(subject, batch, length) for length in args.lengths for batch in args.batches for subject in subjects]
-    for case in cases:  # first calls pay for kernels
+    for case in cases:  # warm-up
         for name in case.ways:
             case.train(name, steps=4)
     for _ in range(args.repeats):
@@ -278,12 +280,12 @@ COLUMNS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "PPO (`unroll`), steps/s": lambda row: row["unrolled_per_s"],
     "plain, steps/s": lambda row: row["stepped_per_s"],
     "state, MiB": lambda row: row["state_mib"],
-    "kept a step, MiB": lambda row: least(row["recorded_kept_mib"], row["unrolled_kept_mib"]),
+    "stored per step, MiB": lambda row: smallest(row["recorded_stored_mib"], row["unrolled_stored_mib"]),
     "largest batch": lambda row: row["largest_batch_16gb"],
 }
 
 
-def least(*values: float | None) -> float | None:
+def smallest(*values: float | None) -> float | None:
     return min((value for value in values if value is not None), default=None)
 
 

@@ -1,11 +1,11 @@
-"""What the 15x15 mapping network costs: a step of the writer, its reader and both; and learning from a sequence.
+"""Measures the 15x15 mapping network: a step of the writer, of its reader and of both, and learning from a sequence.
 
     python benchmarks/multigrid_step.py
 
-Steps are of one map at a time, without gradients, as the paper measures it: 18 ± 3 ms on a Titan X (supplement, section
-D). Sequences are of `length` steps of `copies` maps, forward and backward, step by step and at once: by torch's
-operations, by the C loop, and by the loop in bfloat16. Parts take turns; each figure is the median of the repeats, for
-sequences of processor time.
+Single steps have batch 1 and no gradients, as in the paper's measurement: 18 ± 3 ms on a Titan X (supplement, section
+D). Sequences have `length` steps of `copies` maps, forward and backward: as single steps, and as whole sequences with
+torch's operations, the C loop, and the C loop in bfloat16. The parts are measured alternately; each figure is the
+median of the repeats, in processor time for sequences.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ class Args:
     threads: tuple[int, ...] = (1, 2)
     """CPU threads."""
     repeats: int = 200
-    """Repeats, of which the median counts."""
+    """Number of repeats; the median is reported."""
     device: str = "cpu"
-    """Where the memory lives."""
+    """Device of the memory."""
     length: int = 25
     """Steps of a sequence."""
     copies: int = 6
-    """Maps learned from at once."""
+    """Batch of maps in a sequence."""
     turns: int = 7
-    """Repeats of each way through a sequence."""
+    """Number of repeats of each sequence."""
 
 
-WAYS = {"step by step": (False, "0"), "at once": (True, "0"), "C loop": (True, "1"), "bfloat16": (True, "1")}
-"""Whether fast, and `ENGRAM_NATIVE`."""
+WAYS = {"single steps": (False, "0"), "torch": (True, "0"), "C loop": (True, "1"), "bfloat16": (True, "1")}
+"""Whether to use the fast form, and the value of `ENGRAM_NATIVE`."""
 
 
 def milliseconds(run: Callable[[], object], device: torch.device) -> float:
@@ -60,7 +60,7 @@ def milliseconds(run: Callable[[], object], device: torch.device) -> float:
 
 
 def sequences(args: Args) -> None:
-    """One thread, on the CPU."""
+    """Measures sequences on one thread of the CPU."""
     torch.set_num_threads(1)
     xs = torch.rand(args.length, args.copies, 4, 3, 3)
     memories = {}
@@ -68,18 +68,18 @@ def sequences(args: Args) -> None:
         memories[way] = Multigrid((4, 3, 3), {"query": (4, 3, 3)}, preset=args.preset)
         memories[way].use_fast_form(fast)
     memories["bfloat16"].use_bf16()
-    taken: dict[str, list[float]] = {way: [] for way in WAYS}
-    for turn in range(args.turns + 1):  # the first one compiles, and pays for kernels
+    times: dict[str, list[float]] = {way: [] for way in WAYS}
+    for turn in range(args.turns + 1):  # the first turn compiles and is warm-up
         for way, memory in memories.items():
             os.environ["ENGRAM_NATIVE"] = WAYS[way][1]
             start = time.process_time()
             unrolled = memory.unroll(xs, None, memory.initial_state(args.copies), None, {"query": xs})
             unrolled.outputs.sum().backward()
             if turn:
-                taken[way].append(time.process_time() - start)
-    plain = statistics.median(taken["step by step"])
-    for way, spent in taken.items():
-        ratios = sorted(first / own for first, own in zip(taken["step by step"], spent, strict=True))
+                times[way].append(time.process_time() - start)
+    plain = statistics.median(times["single steps"])
+    for way, spent in times.items():
+        ratios = sorted(first / own for first, own in zip(times["single steps"], spent, strict=True))
         middle = statistics.median(spent)
         rate = args.length * args.copies / middle
         print(f"{way:13} {rate:6.0f} steps/s   {plain / middle:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})")
@@ -91,23 +91,23 @@ def single_steps(args: Args) -> None:
     memory = Multigrid((4, 3, 3), preset=args.preset).to(device)
     x, span = torch.rand(1, 4, 3, 3, device=device), Span()
     state = memory.step(x, memory.initial_state(1)).state
-    entering = memory.enter(x)
-    written, _ = memory.writer(entering, state, span)
+    x_input = memory.enter(x)
+    written, _ = memory.writer(x_input, state, span)
     runs = {
-        "writer": lambda: memory.writer(entering, state, span),
-        "reader": lambda: memory.readers[0](entering, state, span, written),
+        "writer": lambda: memory.writer(x_input, state, span),
+        "reader": lambda: memory.readers[0](x_input, state, span, written),
         "both": lambda: memory.step(x, state),
     }
     print(f"{args.preset}, batch 1, {args.device}: median ms of {args.repeats} (lowest)")
     for threads in args.threads:
         torch.set_num_threads(threads)
-        taken: dict[str, list[float]] = {name: [] for name in runs}
-        for repeat in range(args.repeats + 10):  # the first calls pay for kernels and for memory
+        times: dict[str, list[float]] = {name: [] for name in runs}
+        for repeat in range(args.repeats + 10):  # the first ten are warm-up
             for name, run in runs.items():
                 spent = milliseconds(run, device)
                 if repeat >= 10:
-                    taken[name].append(spent)
-        figures = (f"{name} {statistics.median(spent):6.2f} ({min(spent):.2f})" for name, spent in taken.items())
+                    times[name].append(spent)
+        figures = (f"{name} {statistics.median(spent):6.2f} ({min(spent):.2f})" for name, spent in times.items())
         print(f"threads {threads}:  " + "   ".join(figures))
 
 

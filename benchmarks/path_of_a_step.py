@@ -1,9 +1,9 @@
-"""How much of this project one iteration enters, from `env.step` to the optimiser's step: files and functions.
+"""Counts the files and functions that one iteration runs, from `env.step` to the optimiser's step.
 
     python benchmarks/path_of_a_step.py                 # A2C with an LSTM, other learners, sb3-contrib RecurrentPPO
-    python benchmarks/path_of_a_step.py --list          # which they are, for A2C
+    python benchmarks/path_of_a_step.py --list          # lists them, for A2C
 
-The second iteration is counted, as the first one sets things up. Comprehensions are no functions.
+The second iteration is counted, because the first includes initialisation. Comprehensions are not counted.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ THEIRS = tuple(str(Path(package.__file__ or "").parent) for package in (stable_b
 
 
 def entered(iteration: Callable[[], Any], roots: tuple[str, ...], step: str) -> set[tuple[str, str]]:
-    """Files and functions below `roots` that are entered from the first `step` of the environments on.
+    """Files and functions below `roots` that run after the first `step` of the environments starts.
 
     Args:
-        iteration: learns once.
+        iteration: runs one rollout and update.
         roots: folders.
-        step: end of the file in which the environments' step is.
+        step: end of the path of the file with the environments' `step`.
     """
     seen: set[tuple[str, str]] = set()
     counting = False
@@ -56,7 +56,7 @@ def entered(iteration: Callable[[], Any], roots: tuple[str, ...], step: str) -> 
 
 
 def ours(algo: str, memory: str) -> set[tuple[str, str]]:
-    """Of one of this project's learners."""
+    """An iteration of one of this project's learners."""
     env = agents.make_env("Engram/RepeatFirst-v0", 4)
     model = agents.LEARNERS[algo]("MemoryPolicy", env, n_steps=8, device="cpu", policy_kwargs={"memory": memory})
     model.learn(32)
@@ -64,7 +64,7 @@ def ours(algo: str, memory: str) -> set[tuple[str, str]]:
 
 
 def theirs() -> set[tuple[str, str]]:
-    """Of sb3-contrib's RecurrentPPO."""
+    """An iteration of sb3-contrib's RecurrentPPO."""
     env = make_vec_env("CartPole-v1", 4)
     model = sb3_contrib.RecurrentPPO("MlpLstmPolicy", env, n_steps=8, batch_size=32, n_epochs=1, device="cpu")
     model.learn(32)

@@ -1,8 +1,8 @@
-"""The other side of `throughput.py`: what others run, on the same maze and with the same work for each step.
+"""The peers of `throughput.py`: other libraries on the same maze, with the same work for each step.
 
-sb3-contrib is used as it is. The CleanRL-style loop is our own few lines in the manner of CleanRL's
-`ppo_atari_lstm.py`, not its code: numpy in and out of the environment, an `nn.LSTM` stepped through time in Python both
-when acting and when learning, minibatches cut over environments.
+sb3-contrib is used unchanged. The CleanRL-style loop is written after CleanRL's `ppo_atari_lstm.py`, without its code:
+numpy in and out of the environment, an `nn.LSTM` stepped through time in Python both when acting and when learning,
+minibatches cut over environments.
 """
 
 from __future__ import annotations
@@ -61,12 +61,12 @@ class PlainMaze(gym.Env[Any, Any]):
 
 
 def fast_maze(num_envs: int, device: str) -> VecEnv:
-    """Our batched maze as numpy: the fastest environment that a Stable-Baselines3 learner can be given."""
+    """Our batched maze with NumPy arrays, the fastest environment for a Stable-Baselines3 learner."""
     return TensorVecEnv(InvisibleGoalMaze(num_envs, device=device))
 
 
 def plain_mazes(num_envs: int, device: str) -> VecEnv:
-    """What one usually gives it."""
+    """The usual environment of a Stable-Baselines3 learner."""
     return DummyVecEnv([PlainMaze for _ in range(num_envs)])
 
 
@@ -80,7 +80,7 @@ def sb3_contrib(
     device: str,
     layers: Sequence[int] = (),
 ) -> Iteration:
-    """RecurrentPPO; `shared`: one LSTM for actor and critic, not its default two; `layers` before each head."""
+    """RecurrentPPO. `shared`: one LSTM for actor and critic instead of two; `layers`: sizes before each head."""
     batch = env.num_envs * n_steps
     lstm = {"shared_lstm": True, "enable_critic_lstm": False} if shared else {}
     model = RecurrentPPO(

@@ -1,13 +1,13 @@
-"""Reruns one row of the published results, and says whether the new score lands in the published interval.
+"""Reruns one row of the published results, and reports whether the new score is in the published interval.
 
     python benchmarks/reproduce.py --list                    # every row: paper, ours, verdict, minutes
-    python benchmarks/reproduce.py copy-ntm                  # its command, with its seeds
-    python benchmarks/reproduce.py maze-ppo-long --seeds 0   # with some of them
+    python benchmarks/reproduce.py copy-ntm                  # one row, with its seeds
+    python benchmarks/reproduce.py maze-ppo-long --seeds 0   # with other seeds
     python benchmarks/reproduce.py --write                   # the table at the top of results/README.md
 
-The rows are in published.yaml. A run under runs/reproduce that is complete is used again, one that was stopped goes
-on. The exit code is 1 if the mean of the new scores lies outside the 95 % interval (Student's t over seeds) of the
-published ones. A single published seed has no interval: then the two scores are printed side by side.
+The rows are in published.yaml. A complete run under runs/reproduce is reused, and a stopped one is continued. The exit
+code is 1 if the mean of the new scores lies outside the 95 % interval (Student's t over seeds) of the
+published ones. A single published seed has no interval; then the two scores are only printed.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ VERDICTS = ("reached", "beaten", "not reached", "not run")
 
 @dataclass(frozen=True)
 class Row:
-    """A row of published.yaml, which says what the entries mean."""
+    """A row of published.yaml, which documents the entries."""
 
     name: str
     paper: str
@@ -67,7 +67,7 @@ class Row:
 
     @property
     def interval(self) -> Interval | None:
-        """Of the mean of the published scores; None for fewer than two seeds."""
+        """The interval of the mean of the published scores; None for fewer than two seeds."""
         return mean_interval(self.each, "t") if len(self.each) > 1 else None
 
     @property
@@ -80,8 +80,8 @@ class Row:
         mean = f"{_number(statistics.mean(self.each))}{unit}"
         if self.interval is None:
             return f"{mean} ({seeds})"
-        least = 0.0 if min(self.each) >= 0 else -float("inf")  # no error or return of these goes below
-        return f"{mean} [{_number(max(least, self.interval.low))}, {_number(self.interval.high)}] ({seeds})"
+        lowest = 0.0 if min(self.each) >= 0 else -float("inf")  # these errors and returns are never negative
+        return f"{mean} [{_number(max(lowest, self.interval.low))}, {_number(self.interval.high)}] ({seeds})"
 
 
 def _number(value: float) -> str:
@@ -120,7 +120,7 @@ def table(all_rows: Mapping[str, Row]) -> str:
 
 
 def with_table(page: str, drawn: str) -> str:
-    """A page whose table, between its two marks, is `drawn`."""
+    """The page with `drawn` as the table between its two marks."""
     before, mark, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not mark or not end:
@@ -129,19 +129,17 @@ def with_table(page: str, drawn: str) -> str:
 
 
 def rerun(row: Row, seeds: Sequence[int], runs: Path, jobs: int = 1) -> list[float]:
-    """New scores of a row, one a seed."""
+    """New scores of a row, one per seed."""
     folders = [runs / row.name / str(seed) for seed in seeds]
     if row.train:
-        words = [(*shlex.split(row.train), "--seed", str(seed)) for seed in seeds]
-        train_all([Training(*pair) for pair in zip(folders, words, strict=True)], jobs)
+        arguments = [(*shlex.split(row.train), "--seed", str(seed)) for seed in seeds]
+        train_all([Training(*pair) for pair in zip(folders, arguments, strict=True)], jobs)
         return [trained_score(folder, row.score) for folder in folders]
     for folder, seed in zip(folders, seeds, strict=True):
         if not (folder / "scores.csv").exists():
             folder.mkdir(parents=True, exist_ok=True)
-            words_of = shlex.split(row.command.format(seed=seed, out=folder))
-            subprocess.run(
-                [sys.executable, *words_of], cwd=ROOT, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-            )
+            command = shlex.split(row.command.format(seed=seed, out=folder))
+            subprocess.run([sys.executable, *command], cwd=ROOT, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     return [table_score(folder / "scores.csv", row.where, row.score) for folder in folders]
 
 
@@ -167,7 +165,7 @@ def table_score(file: Path, where: Mapping[str, str], score: str) -> float:
 
 
 def verdict(row: Row, scores: Sequence[float]) -> tuple[bool | None, str]:
-    """Whether new scores land in the published interval (None: there is none), and a sentence on it."""
+    """Whether the mean of new scores is in the published interval (None without one), and a sentence about it."""
     new = f"{row.score} {_number(statistics.mean(scores))}" + (f" {row.unit}" if row.unit else "")
     new += f" (seeds: {', '.join(map(_number, scores))})" if len(scores) > 1 else " (one seed)"
     if not row.each:
@@ -175,9 +173,9 @@ def verdict(row: Row, scores: Sequence[float]) -> tuple[bool | None, str]:
     if row.interval is None:
         return None, f"{row.name}: {new}; published {_number(row.each[0])}, one seed, which has no interval"
     low, high = row.interval.low, row.interval.high
-    lands = low <= statistics.mean(scores) <= high
-    where = "lands in" if lands else "is outside"
-    return lands, f"{row.name}: {new} {where} the published [{_number(low)}, {_number(high)}]"
+    inside = low <= statistics.mean(scores) <= high
+    where = "is in" if inside else "is outside"
+    return inside, f"{row.name}: {new} {where} the published [{_number(low)}, {_number(high)}]"
 
 
 @dataclass
@@ -189,11 +187,11 @@ class Args:
     write: bool = False
     """Write the table in results/README.md and run nothing."""
     seeds: tuple[int, ...] = ()
-    """Seeds; default: those that are published, 0 where none is."""
+    """Seeds; default: the published ones, or 0."""
     jobs: int = 1
-    """Trainings at a time, one thread each."""
+    """Number of parallel trainings, one thread each."""
     runs: Path = ROOT / "runs" / "reproduce"
-    """Where the runs are."""
+    """Folder of the runs."""
 
 
 def main(args: Args) -> int:
@@ -205,16 +203,16 @@ def main(args: Args) -> int:
         raise SystemExit(f"error: no row {', '.join(sorted(unknown))}; expected {', '.join(all_rows)}")
     if args.list or not args.names:
         for row in all_rows.values():
-            minutes = f"{row.minutes} min a seed" if row.minutes else ""
+            minutes = f"{row.minutes} min per seed" if row.minutes else ""
             print(f"{row.name:<20} {row.figure:<38} {row.ours:<34} {row.verdict.partition(':')[0]:<12} {minutes}")
         return 0
-    landed = []
+    results = []
     for name in args.names:
         row = all_rows[name]
-        lands, said = verdict(row, rerun(row, args.seeds or row.seeds or (0,), args.runs, args.jobs))
-        print(said)
-        landed.append(lands)
-    return 1 if False in landed else 0
+        inside, text = verdict(row, rerun(row, args.seeds or row.seeds or (0,), args.runs, args.jobs))
+        print(text)
+        results.append(inside)
+    return 1 if False in results else 0
 
 
 if __name__ == "__main__":

@@ -1,17 +1,17 @@
-"""How speed and memory grow: with copies, memory size, width, levels, sequence length and ranks, beside an estimate.
+"""Measures how speed and memory scale with copies, memory size, width, levels, sequence length and ranks.
 
     python benchmarks/scaling.py
     python benchmarks/scaling.py --studies envs slots --threads 2 --folder /tmp/scaling
     python benchmarks/scaling.py --device cuda --largest-env 1048576 --largest-agent 65536
 
-Every point runs in a process of its own, so that its peak memory is its own. Steps/s count every environment; the
-figure is the median of the repeats.
+Every point runs in its own process, so that peak memory is separate. Steps/s count every environment; the figure is the
+median of the repeats.
 
 **Estimates.** Three rates are measured first: float32 matrix products (FLOP/s), copies of a large buffer (bytes/s, read
 and written), and operations on a small tensor (launches/s). One iteration of each point is then counted operation by
-operation: FLOPs of its matrix products and convolutions, bytes that its operations read and write, and how many they
-are. The longest of the three times that these would take at the measured rates is its estimate, and "share" is how
-much of its time that explains. Operations that fuse, or find their operands in a cache, can come out above 1.
+operation: FLOPs of its matrix products and convolutions, bytes that its operations read and write, and their number.
+The estimate is the longest of the three times that these take at the measured rates; "share" is estimate / measured
+time. It can exceed 1 if operations are fused or their operands are in a cache.
 """
 
 from __future__ import annotations
@@ -51,17 +51,17 @@ MAZE, COPY = "Engram/InvisibleGoalMaze-v0", "Engram/Copy-v0"
 
 @dataclass
 class Point:
-    """One thing to measure."""
+    """One point of a study."""
 
     study: str
     label: str
-    """The curve it is a point of."""
+    """Name of its curve."""
     x: int
-    """Where on it."""
+    """Position on the horizontal axis."""
     env: str
     num_envs: int
     algo: str = ""
-    """Of the agent; empty: the environment alone."""
+    """Learner; empty: the environment alone."""
     memory: str = ""
     memory_kwargs: dict[str, Any] = field(default_factory=dict)
     env_kwargs: dict[str, Any] = field(default_factory=dict)
@@ -72,29 +72,29 @@ class Point:
 @dataclass
 class Args:
     studies: tuple[Study, ...] = ("envs", "agents", "slots", "width", "levels", "length", "ranks")
-    """What to vary."""
+    """Studies to run."""
     folder: Path = ROOT / "results" / "scaling"
-    """Where tables and pictures go, one of each a study."""
+    """Folder for one table and one picture per study."""
     device: str = "cpu"
-    """Where everything lives."""
+    """Device of environments and agents."""
     threads: int = 1
-    """CPU threads of a process."""
+    """CPU threads of each process."""
     largest_env: int = 65_536
-    """Most copies of an environment alone."""
+    """Maximum number of copies of an environment alone."""
     largest_agent: int = 8_192
-    """Most copies an agent acts in."""
+    """Maximum number of copies with an agent."""
     largest_ranks: int = 2
-    """Most processes that train together."""
+    """Maximum number of ranks."""
     memory_limit: float = 8.0
-    """A curve ends where a point has taken more GiB than half of this."""
+    """GiB; a curve ends at the first point above half of this."""
     repeats: int = 3
-    """Iterations timed, of which the median counts."""
+    """Number of timed iterations; the median is reported."""
     point: str = ""
-    """Used by the processes that are started: measure this one point (JSON) and print it."""
+    """Internal: measure this point (JSON) and print the result."""
 
 
 def points(args: Args) -> Iterator[Point]:
-    """All points, smallest first on every curve."""
+    """All points, in ascending order on every curve."""
     agents = {
         "lstm": {"hidden_size": 128},
         "mnm-p": {"hidden_size": 128, "key_size": 32, "value_size": 32, "memory_units": 32, "heads": 1},
@@ -129,7 +129,7 @@ def points(args: Args) -> Iterator[Point]:
 
 
 def doublings(first: int, last: int, factor: int) -> Iterator[int]:
-    """first, first · factor, ... up to `last`, which is there in any case."""
+    """first, first · factor, ..., and always `last`."""
     while first < last:
         yield first
         first *= factor
@@ -140,7 +140,7 @@ def doublings(first: int, last: int, factor: int) -> Iterator[int]:
 
 
 class Work(TorchDispatchMode):
-    """Counts the operations within it, the bytes that they read and write, and the FLOPs of products."""
+    """Counts operations, the bytes that they read and write, and the FLOPs of products."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -199,7 +199,7 @@ def measure(point: Point, args: Args) -> dict[str, Any]:
 
 
 def playing(env: TensorEnv, steps: int) -> Callable[[], None]:
-    """Random actions, drawn anew for every step; bits and choices alike are 0 or 1, which every task takes."""
+    """A function that takes random actions: 0 or 1, which are valid in every task."""
     env.reset(seed=0)
     shape = env.action_space.shape
     assert shape is not None
@@ -212,7 +212,7 @@ def playing(env: TensorEnv, steps: int) -> Callable[[], None]:
 
 
 def ranked(point: Point, args: Args) -> dict[str, Any]:
-    """The same training shared by several processes, by `torchrun train.py`."""
+    """Measures a training on several ranks with `torchrun train.py`."""
     folder = args.folder / f".ranks-{point.ranks}"
     count = point.num_envs * point.n_steps
     options = {
@@ -248,14 +248,14 @@ def wait(device: str) -> None:
 
 
 def peak(device: str) -> int:
-    """Most bytes that were in use since `forget_peak`: of the device, or of this process on the host."""
+    """Peak bytes since `forget_peak`: of the device, or of this process on the CPU."""
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return _status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def forget_peak(device: str) -> int:
-    """Count the peak anew (on the host, where Linux lets us); what is in use now."""
+    """Resets the peak (on the CPU only if Linux allows it), and returns the bytes in use."""
     if torch.device(device).type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
@@ -265,7 +265,7 @@ def forget_peak(device: str) -> int:
 
 
 def _status(name: str) -> int:
-    """An entry of Linux's /proc/self/status in bytes; 0 where there is none."""
+    """An entry of Linux's /proc/self/status in bytes; 0 if it is missing."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith(name):
@@ -281,8 +281,8 @@ def limits(args: Args, side: int = 2048, launches: int = 10_000) -> dict[str, fl
 
     Args:
         args: device and threads.
-        side: of the matrices that are multiplied; what is copied has 16 times as many numbers.
-        launches: operations that are timed together.
+        side: of the multiplied matrices; the copied buffer has 16 times as many numbers.
+        launches: number of operations in one timing.
     """
     torch.set_num_threads(args.threads)
     square = torch.randn(side, side, device=args.device)
@@ -308,7 +308,7 @@ def limits(args: Args, side: int = 2048, launches: int = 10_000) -> dict[str, fl
 
 
 def bound(row: dict[str, Any], rates: dict[str, float]) -> dict[str, Any]:
-    """What binds a point, the limit in steps/s, and how much of the time it explains."""
+    """The limiting rate of a point, the limit in steps/s, and its share of the measured time."""
     if "flop" not in row:
         return {}
     times = {name: row[name] / rate for name, rate in rates.items()}
@@ -345,7 +345,7 @@ def main(args: Args) -> None:
 
 
 def apart(point: Point, args: Args) -> dict[str, Any]:
-    """`measure` in a process of its own."""
+    """Runs `measure` in its own process."""
     command = [sys.executable, __file__, "--point", json.dumps(asdict(point)), "--device", args.device]
     command += ["--threads", str(args.threads), "--repeats", str(args.repeats), "--folder", str(args.folder)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads)}

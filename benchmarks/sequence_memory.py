@@ -3,17 +3,17 @@
     python benchmarks/sequence_memory.py --csv results/sequence_memory.csv --table results/sequence_memory.md
     python benchmarks/sequence_memory.py --memories mnm-p --lengths 1000 --environments 64 --ways own segments
 
-Every case is a process of its own, forked from one that has loaded torch: a sequence forward and backward, by
+Every case is a forked process that runs a sequence forward and backward, in one of four ways:
 
-    plain     `base.unroll` with `fast=False`: what autograd keeps of every step
-    own       the memory's own `unroll`, whole
-    segments  `unroll_by_segments`, with as many steps in a segment as keeps least
-    recorded  `SegmentedRecording`: stepped first, as A2C does, then differentiated
+    plain     `unroll` of single steps with `fast=False`: autograd stores the tensors of every step
+    own       the memory's own `unroll`
+    segments  `unroll_by_segments`, with the segment length that stores least
+    recorded  `SegmentedRecording`: first stepped, as A2C does, then differentiated
 
-**Peak** is the largest resident set of the process above that before the sequence; **kept** what one step of one
-environment adds to it, peak / (steps · environments). **Steps/s** count every environment and go by the processor's
-time, which says more than the clock where other programs run. Environments become fewer as sequences become longer, so
-that each case has about as much to do; what plain steps keep is linear in both.
+**Peak** is the largest resident set of the process minus that before the sequence; **stored** is peak / (steps ·
+environments). **Steps/s** count every environment and use processor time, which other programs affect less than wall
+time. Longer sequences have fewer environments, so that all cases take about as long; the peak of plain steps is linear
+in both.
 """
 
 from __future__ import annotations
@@ -49,27 +49,27 @@ Way = Literal["plain", "own", "segments", "recorded"]
 @dataclass
 class Args:
     memories: tuple[str, ...] = ("mnm-p", "mnm-g", "plastic", "dkm", "dnc", "lstm")
-    """Registered names, with their defaults: MNM at the paper's size."""
+    """Registered names; their default sizes are used, for MNM those of the paper."""
     lengths: tuple[int, ...] = (50, 200, 1000, 5000)
     """Steps between two parameter updates."""
     environments: int = 0
-    """Stepped together; 0: 64 for 50 steps, and as many fewer as a sequence is longer."""
+    """Number of environments; 0: 3,200 / steps."""
     ways: tuple[Way, ...] = ("plain", "own", "segments", "recorded")
     """What to measure, see above."""
     longest_plain: int = 5000
-    """Longer sequences are not measured plain."""
+    """Maximum length that is measured with plain steps."""
     input_size: int = 32
     """Width of the input."""
     repeats: int = 1
-    """Sequences timed in each process, after a short one that is not; the fastest counts."""
+    """Number of timed sequences in each process, after a short warm-up; the fastest is reported."""
     csv: Path | None = None
-    """Write the table here too, row by row."""
+    """File for the table, written after every row."""
     table: Path | None = None
-    """And here, as Markdown."""
+    """File for the table as Markdown."""
 
 
 def sequence(way: Way, name: str, args: Args, length: int, batch: int) -> tuple[int, Callable[[Tensor], Unrolled]]:
-    """Steps of a segment, or 0; and from inputs `[T, B, F]` to what they give."""
+    """The steps of a segment (0 without segments), and a function that unrolls inputs `[T, B, F]`."""
     torch.manual_seed(0)
     options = {"fast": False} if way == "plain" and hasattr(make_memory(name, input_size=2), "fast") else {}
     memory = make_memory(name, input_size=args.input_size, **options)
@@ -95,10 +95,10 @@ def measure(answer: Connection, way: Way, name: str, args: Args, length: int, ba
 
     def once(steps: int) -> float:
         xs = torch.randn(steps, batch, args.input_size)
-        begun = time.process_time()
+        start = time.process_time()
         result = run(xs)
         (result.outputs.square().mean() + sum(loss.mean() for loss in result.losses.values())).backward()
-        return time.process_time() - begun
+        return time.process_time() - start
 
     before = peak()
     once(4)
@@ -112,13 +112,13 @@ def peak() -> int:
 
 
 def case(way: Way, name: str, args: Args, length: int, batch: int) -> dict[str, Any] | None:
-    ours, theirs = multiprocessing.get_context("fork").Pipe()
-    process = multiprocessing.get_context("fork").Process(target=measure, args=(theirs, way, name, args, length, batch))
+    receiver, sender = multiprocessing.get_context("fork").Pipe()
+    process = multiprocessing.get_context("fork").Process(target=measure, args=(sender, way, name, args, length, batch))
     process.start()
-    theirs.close()
+    sender.close()
     try:
-        segment, taken, seconds = ours.recv()
-    except EOFError:  # it died: out of memory
+        segment, peak_bytes, seconds = receiver.recv()
+    except EOFError:  # the process ran out of memory
         return None
     finally:
         process.join()
@@ -128,8 +128,8 @@ def case(way: Way, name: str, args: Args, length: int, batch: int) -> dict[str, 
         "environments": batch,
         "way": way,
         "segment": segment,
-        "peak_mib": round(taken / MIB, 1),
-        "kept_kib": round(taken / 1024 / length / batch, 2),
+        "peak_mib": round(peak_bytes / MIB, 1),
+        "stored_kib": round(peak_bytes / 1024 / length / batch, 2),
         "steps_per_s": round(length * batch / seconds),
     }
 
@@ -138,7 +138,7 @@ def main(args: Args) -> None:
     torch.set_num_threads(1)
     tune_allocator()
     for name in args.memories:
-        memory_class(name)  # a wrong name is an error now
+        memory_class(name)  # unknown names fail early
     rows: list[dict[str, Any]] = []
     for length in args.lengths:
         batch = args.environments or max(1, 64 * 50 // length)

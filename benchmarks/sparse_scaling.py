@@ -1,11 +1,12 @@
-"""What a step costs against the number of slots: the sparse DNC and the DNC.
+"""Measures a step of the sparse DNC and of the DNC against the number of slots.
 
     python benchmarks/sparse_scaling.py --csv results/sparse_scaling.csv
     python benchmarks/sparse_scaling.py --slots 500 4000 --memories sdnc --repeats 15
 
 Three figures, each per step of a batch: acting, one step at a time, each of which copies the state; a sequence forward;
-and a sequence forward and backward, as training does it. The cases take turns, so that whatever else the machine does
-falls on all of them; each figure is the median of the repeats. "against" is the figure over that of the fewest slots.
+and a sequence forward and backward, as in training. The cases are measured alternately, so that other load of the
+machine affects all of them; each figure is the median of the repeats. "against" is the figure divided by that of the
+fewest slots.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ WAYS = ("act", "forward", "train")
 @dataclass
 class Args:
     memories: tuple[str, ...] = ("sdnc", "dnc")
-    """Their names; each takes `slots`, `word_size`, `read_heads` and `hidden_size`."""
+    """Memories with the arguments `slots`, `word_size`, `read_heads` and `hidden_size`."""
     slots: tuple[int, ...] = (500, 1000, 2000, 4000)
     """Numbers of slots."""
     dense_limit: int = 1000
-    """The most slots for the others: their links are slots² numbers an environment and step, kept in training."""
+    """Maximum number of slots of other memories: training stores slots² link weights per environment and step."""
     batch: int = 16
-    """Environments stepped together."""
+    """Number of environments."""
     length: int = 8
     """Steps of a sequence."""
     word_size: int = 16
@@ -50,17 +51,17 @@ class Args:
     input_size: int = 32
     """Width of the input."""
     device: str = "cpu"
-    """Where the memories live."""
+    """Device of the memories."""
     threads: int = 1
     """CPU threads."""
     repeats: int = 7
-    """Repeats, of which the median counts."""
+    """Number of repeats; the median is reported."""
     csv: Path | None = None
-    """Write the table here too."""
+    """File for the table."""
 
 
 class Case:
-    """One memory at one number of slots, with the times it took so far."""
+    """One memory with one number of slots, and its measured times."""
 
     def __init__(self, name: str, slots: int, args: Args) -> None:
         self.name, self.slots, self.args = name, slots, args
@@ -115,7 +116,7 @@ def main(args: Args) -> None:
         for slots in sorted(args.slots)
         if name == "sdnc" or slots <= args.dense_limit
     ]
-    for case in cases:  # first calls pay for kernels and for memory
+    for case in cases:  # warm-up
         case.measure()
         case.seconds = {way: [] for way in WAYS}
     for _ in range(args.repeats):

@@ -1,13 +1,13 @@
-"""Every grammar of Stack-RNN's paper (Joulin and Mikolov 2015), `stack-rnn` beside `lstm` with equal steps.
+"""Trains `stack-rnn` and `lstm` with equal steps on every grammar of Stack-RNN's paper (Joulin and Mikolov 2015).
 
     python benchmarks/stack_grammar.py --jobs 1
-    python benchmarks/stack_grammar.py --out results --overwrite    # replaces what is published
-    python benchmarks/stack_grammar.py --collect                    # only what is under runs/grammars already
+    python benchmarks/stack_grammar.py --out results --overwrite    # replaces the published files
+    python benchmarks/stack_grammar.py --collect                    # only runs that exist under runs/grammars
 
-trains `python train.py --recipe stack-anbn --memory MEMORY --env-kwargs grammar=NAME n_max=19 score_all=true` under
-`runs/grammars/`, then plays new streams of each n from 2 to 59 alone, greedily. As in the paper, the agent is trained
-on every symbol, and the score is the share of these n for which every sequence is right; with n up to 19 in training,
-31 % is possible without generalising. `stack-rnn` is scored with its actions as trained, and rounded.
+Each run under `runs/grammars/` is `python train.py --recipe stack-anbn --memory MEMORY --env-kwargs grammar=NAME
+n_max=19 score_all=true`. The agent is then evaluated greedily on new streams of each n from 2 to 59. As in the paper,
+it is trained on every symbol, and the score is the share of these n for which every sequence is right; with n up to 19
+in training, 31 % is possible without generalisation. `stack-rnn` is scored with continuous and with rounded actions.
 `OUT/stack-grammar.md` and `.csv` have a row for each grammar and memory.
 """
 
@@ -46,22 +46,22 @@ SCORES = ("trained_n", "all_n", "all_n_rounded")
 @dataclass
 class Args:
     grammars: tuple[str, ...] = tuple(PAPER)
-    """Of the environment; those of the paper's table by default."""
+    """Grammars of the environment; default: those of the paper's table."""
     memories: tuple[str, ...] = ("stack-rnn", "lstm")
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Each agent is trained once with each."""
+    """Each agent is trained once with each seed."""
     steps: int = 800_000
     """Environment steps of each training."""
     jobs: int = 2
-    """Trainings at a time, one thread each."""
+    """Number of parallel trainings, one thread each."""
     collect: bool = False
-    """Train nothing; leave out what is not there."""
+    """Train nothing; compare the finished runs only."""
     runs: Path = ROOT / "runs" / "grammars"
-    """Where the runs are."""
+    """Folder of the runs."""
     out: Path | None = None
-    """Folder of the files; default: that of the runs."""
+    """Folder of the files; default: the folder of the runs."""
     overwrite: bool = False
-    """Replace files that are there."""
+    """Replace existing files."""
 
 
 def training(args: Args, grammar: str, memory: str, seed: int) -> Training:
@@ -91,7 +91,7 @@ def solved(model: MemoryOnPolicyAlgorithm, grammar: str) -> list[bool]:
 
 
 def scores(folder: Path, grammar: str) -> dict[str, float]:
-    """The share of n that are solved, in %."""
+    """Percentage of solved n, by score."""
     model = load(latest_checkpoint(folder), device="cpu")
     plain = solved(model, grammar)
     found = {"trained_n": percent(plain[: len(TRAINED)]), "all_n": percent(plain)}
@@ -102,22 +102,22 @@ def scores(folder: Path, grammar: str) -> dict[str, float]:
     return found
 
 
-def percent(those: list[bool]) -> float:
-    return 100 * sum(those) / len(those)
+def percent(flags: list[bool]) -> float:
+    return 100 * sum(flags) / len(flags)
 
 
 def table(rows: list[dict[str, str]], args: Args, command: str) -> str:
-    """Markdown: the mean over seeds, and each seed."""
+    """Markdown table of the mean over seeds and the score of each seed."""
     lines = [f"`{command}`", "", "Share of n solved, in %: the mean, then each seed.", ""]
-    lines += ["| grammar | memory | n 2–19 | n 2–59 | the same, rounded | paper | rounded |", "|" + "---|" * 7]
+    lines += ["| grammar | memory | n 2–19 | n 2–59 | n 2–59, rounded | paper | paper, rounded |", "|" + "---|" * 7]
     for grammar in args.grammars:
         for memory in args.memories:
-            these = [row for row in rows if (row["grammar"], row["memory"]) == (grammar, memory)]
-            if not these:
+            selected = [row for row in rows if (row["grammar"], row["memory"]) == (grammar, memory)]
+            if not selected:
                 continue
             cells = []
             for name in SCORES:
-                each = [float(row[name]) for row in these if row[name]]
+                each = [float(row[name]) for row in selected if row[name]]
                 mean = f"{sum(each) / len(each):.1f} ({', '.join(f'{one:.0f}' for one in each)})" if each else "–"
                 cells.append(mean)
             lstm, plain, rounded = PAPER.get(grammar, ("–", "–", "–"))
@@ -146,7 +146,7 @@ def main(args: Args) -> None:
             what = {"grammar": grammar, "memory": memory, "seed": str(seed), "steps": str(args.steps)}
             rows.append({**what, **dict.fromkeys(SCORES, ""), **found})
     if not rows:
-        raise ValueError(f"{args.runs} holds none of these trainings")
+        raise ValueError(f"{args.runs} has none of these trainings")
     text = table(rows, args, shlex.join(["python", "benchmarks/stack_grammar.py", *sys.argv[1:]]))
     print(text)
     file = io.StringIO()

@@ -1,15 +1,15 @@
-"""The supervised tasks: every recipe of one, trained beside `lstm` and `identity` for as many steps, lessons included.
+"""Trains every recipe of a supervised task, and `lstm` and `identity` for as many steps, lessons included.
 
     python benchmarks/task_table.py
     python benchmarks/task_table.py --tasks copy-dnc mapping-9 --seeds 0 1 --jobs 2
-    python benchmarks/task_table.py --out results --overwrite    # replaces what is published
+    python benchmarks/task_table.py --out results --overwrite    # replaces the published files
     python benchmarks/task_table.py --name copy-and-sort --tasks copy-ntm copy-dnc --seeds 0 1 2  # other files
-    python benchmarks/task_table.py --collect                    # only what is under runs/tasks already
+    python benchmarks/task_table.py --collect                    # only runs that exist under runs/tasks
 
-trains `python train.py --recipe TASK` and the same with `--memory lstm` and `--memory identity` (their default sizes)
-under `runs/tasks/`; one that is there is used again if it is the same training, and refused otherwise. A task that
-follows another begins with the weights of its lesson, so name both. `OUT/NAME.md`, `.csv`, `-curves.csv`
-and `.png` have a table and a panel a task: each task's own score with its 95 % interval over seeds.
+Runs `python train.py --recipe TASK`, also with `--memory lstm` and `--memory identity` (default sizes), under
+`runs/tasks/`; an existing run is reused if it is the same training, and refused otherwise. A task that follows another
+starts from the weights of that lesson, so name both. `OUT/NAME.md`, `.csv`, `-curves.csv` and `.png` have a table and a
+panel for each task: the task's own score with its 95 % interval over seeds.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ TASKS = (
     *("mnist-recall-2", "mnist-recall-4", "mnist-recall-each", "mnist-recall-10"),
 )
 SCORES = {"stack-anbn": "success"}
-"""Of tasks that are not judged by their share of wrong answers, or F1."""
-BESIDE = ("lstm", "identity")
+"""Scores of tasks that are not compared by their error or F1."""
+BASELINES = ("lstm", "identity")
 
 
 @dataclass
@@ -45,40 +45,40 @@ class Args:
     tasks: tuple[str, ...] = TASKS
     """Recipes."""
     seeds: tuple[int, ...] = (0,)
-    """Each agent is trained once with each."""
+    """Each agent is trained once with each seed."""
     jobs: int = 2
-    """Trainings at a time, one thread each."""
+    """Number of parallel trainings, one thread each."""
     collect: bool = False
-    """Train nothing; leave out what is not there."""
+    """Train nothing; compare the finished runs only."""
     runs: Path = ROOT / "runs" / "tasks"
-    """Where the runs are."""
+    """Folder of the runs."""
     out: Path | None = None
-    """Folder of the files; default: that of the runs."""
+    """Folder of the files; default: the folder of the runs."""
     overwrite: bool = False
-    """Replace files that are there."""
+    """Replace existing files."""
     name: str = "supervised-tasks"
-    """Of the files."""
+    """Name of the files."""
 
 
 def lesson_of(task: str) -> str | None:
-    """The recipe whose weights a task begins with."""
+    """The recipe whose weights a task starts from."""
     return load_config(RECIPES / f"{task}.yaml").follows
 
 
 def depth(task: str) -> int:
-    """How many lessons go before a task."""
+    """Number of lessons before a task."""
     before = lesson_of(task)
     return 0 if before is None else 1 + depth(before)
 
 
-def training(args: Args, task: str, beside: str, seed: int) -> Training:
-    """A task's own memory (`beside` is empty) or another in its place."""
+def training(args: Args, task: str, baseline: str, seed: int) -> Training:
+    """The training of a task with its own memory (`baseline` is empty), or with a baseline's."""
 
     def folder(task: str) -> Path:
-        return args.runs / "-".join(filter(None, (task, beside, str(seed))))
+        return args.runs / "-".join(filter(None, (task, baseline, str(seed))))
 
     words = ["--no-baseline", "--recipe", task, "--seed", str(seed)]
-    words += ["--memory", beside, "--precision", "float32"] if beside else []
+    words += ["--memory", baseline, "--precision", "float32"] if baseline else []
     before = lesson_of(task)
     words += ["--init-from", str(folder(before))] if before else []
     return Training(folder(task), tuple(words))
@@ -89,7 +89,7 @@ def main(args: Args) -> None:
     if not args.overwrite:
         refuse_existing(out, args.name)
     trainings = {
-        task: [training(args, task, beside, seed) for seed in args.seeds for beside in ("", *BESIDE)]
+        task: [training(args, task, baseline, seed) for seed in args.seeds for baseline in ("", *BASELINES)]
         for task in args.tasks
     }
     if not args.collect:
@@ -97,12 +97,12 @@ def main(args: Args) -> None:
             train_all((one for task in args.tasks if depth(task) == lessons for one in trainings[task]), args.jobs)
     comparisons = []
     for task in args.tasks:
-        there = [one.folder for one in trainings[task] if (one.folder / "summary.json").exists()]
-        if there:
-            found = Comparison.of(find_runs(there), ["memory"], SCORES.get(task))
+        finished = [one.folder for one in trainings[task] if (one.folder / "summary.json").exists()]
+        if finished:
+            found = Comparison.of(find_runs(finished), ["memory"], SCORES.get(task))
             comparisons.append(dataclasses.replace(found, title=task))
     if not comparisons:
-        raise ValueError(f"{args.runs} holds none of these tasks")
+        raise ValueError(f"{args.runs} has none of these tasks")
     for found in comparisons:
         show(make_console(), found)
     command = shlex.join(["python", "benchmarks/task_table.py", *sys.argv[1:]])

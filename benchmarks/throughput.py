@@ -1,18 +1,17 @@
-"""Environment steps a second, ours and others', in one run: the same maze, hidden size and work for each step.
+"""Environment steps per second of Engram and of other libraries: the same maze, hidden size and work for each step.
 
-    python benchmarks/throughput.py                       # all works, about three minutes on one core
-    python benchmarks/throughput.py --quick               # two turns in place of five
-    python benchmarks/throughput.py --works ppo --peers   # one work, against all peers that are here
+    python benchmarks/throughput.py                       # all workloads, about three minutes on one core
+    python benchmarks/throughput.py --quick               # two repeats instead of five
+    python benchmarks/throughput.py --works ppo --peers   # one workload, with all installed peers
 
-Both sides take turns, iteration by iteration, in one process, with the same number of threads and the same allocator,
-so that whatever else the machine does happens to both. An iteration is one rollout and what is learned from it; the
-first of each side is not counted. A ratio is ours / theirs in one turn; the table gives the median of the turns, and
-their range.
+Both sides are measured alternately, iteration by iteration, in one process, with the same number of threads and the
+same allocator, so that other load of the machine affects both. An iteration is one rollout and its update; the first of
+each side is not counted. A ratio is ours / theirs of one repeat; the table has the median and range over the repeats.
 
-Works (64 copies of the invisible-goal maze, rollouts of 200 steps, an LSTM of 200 units, unless it says otherwise):
+Workloads (64 copies of the invisible-goal maze, rollouts of 200 steps, an LSTM of 200 units, unless noted):
     env     the maze alone, uniform random actions, 1,024 copies
     ppo     PPO, 4 passes over 4 minibatches
-    a2c     A2C: one pass over one full batch. The others have no recurrent A2C: they run PPO with as much work
+    a2c     A2C: one pass over one full batch. The peers have no recurrent A2C, and run PPO with as much work
     mnm-p   A2C with MNM-p at the paper's size (controller 200, 3 x 100 memory, 3 heads)
     host    an ordinary numpy environment: 8 copies of CartPole without velocities, rollouts of 128 steps, an LSTM of
             64 units, one layer of 64 before each head, PPO with 4 passes over 4 minibatches
@@ -56,13 +55,13 @@ Work = Literal["env", "ppo", "a2c", "mnm-p", "host"]
 @dataclass
 class Args:
     works: tuple[Work, ...] = ("env", "ppo", "a2c", "mnm-p", "host")
-    """What to measure, see above."""
+    """Workloads, see above."""
     peers: bool = False
-    """Also the CleanRL-style loop, and say which other libraries are installed."""
+    """Also measure the CleanRL-style loop, and list which other libraries are installed."""
     repeats: int = 5
-    """Turns that count."""
+    """Number of repeats."""
     quick: bool = False
-    """Two turns."""
+    """Two repeats."""
     threads: int = 1
     """CPU threads of torch, on both sides."""
     allocator: Literal["tuned", "default"] = "tuned"
@@ -70,9 +69,9 @@ class Args:
     clock: Literal["wall", "processor"] = "wall"
     """Processor: seconds of this process, all threads together; for a CPU that other jobs use as well."""
     devices: tuple[str, ...] = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
-    """Where environments, memories and learning live."""
+    """Devices to measure on."""
     csv: Path | None = ROOT / "results" / "throughput.csv"
-    """Write the table here too."""
+    """File for the table."""
 
 
 @dataclass
@@ -115,7 +114,7 @@ def random_single(make: Callable[[], gym.Env[Any, Any]], steps: int) -> Iteratio
 
 
 def contenders(work: Work, device: str, peers: bool) -> tuple[list[Contender], list[tuple[str, float]]]:
-    """Ours first, then the others; and the numbers that are to be reached."""
+    """The sides, ours first, and target numbers by name."""
     if work == "env":
         few = 20
         sync = f"SyncVectorEnv of {ENV_COPIES} plain Python mazes"
@@ -190,7 +189,7 @@ def take_turns(sides: list[Contender], repeats: int, device: str, now: Callable[
 
 
 def main(args: Args) -> None:
-    """Measure, print, write."""
+    """Measures the workloads, prints the table and writes it."""
     torch.set_num_threads(args.threads)
     if args.allocator == "tuned":
         tune_allocator()

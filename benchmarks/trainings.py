@@ -1,4 +1,4 @@
-"""Trainings of a benchmark through `train.py`: a run that is there is used again only if it is the same training."""
+"""Runs the trainings of a benchmark through `train.py`, and reuses finished runs of the same training."""
 
 from __future__ import annotations
 
@@ -24,45 +24,45 @@ class Training:
     """One command of `train.py`."""
 
     folder: Path
-    """Of the run."""
-    words: tuple[str, ...]
-    """Its arguments, without the folder."""
+    """The run's folder."""
+    arguments: tuple[str, ...]
+    """The arguments, without the folder."""
 
     @property
     def complete(self) -> bool:
-        """Whether the run is there, with its score.
+        """Whether the run exists and has a score.
 
         Raises:
-            SystemExit: the folder holds another training.
+            SystemExit: the folder has another training.
         """
         file = self.folder / "config.yaml"
         if not file.is_file():
             return False
-        config, _ = parse([*self.words, "--run-dir", str(self.folder)])
+        config, _ = parse([*self.arguments, "--run-dir", str(self.folder)])
         if found := changes(load_config(file).entries(), config.entries()):
-            said = ", ".join(f"{name} is {there} and not {wanted}" for name, (there, wanted) in [*found.items()][:3])
-            raise SystemExit(f"error: {self.folder} holds another training ({said}): name another --runs folder")
+            texts = ", ".join(f"{name} is {value}, not {wanted}" for name, (value, wanted) in [*found.items()][:3])
+            raise SystemExit(f"error: {self.folder} has another training ({texts}): choose another --runs folder")
         return (self.folder / "summary.json").exists()
 
     def train(self) -> None:
-        """Train it, unless it is complete; one that was stopped goes on."""
+        """Trains, or continues a run that was stopped; does nothing if the run is complete."""
         if self.complete:
-            print(f"there already: {self.folder}", flush=True)
+            print(f"complete: {self.folder}", flush=True)
             return
-        begun = any(self.folder.glob("checkpoints/step_*"))
-        words = ["--resume", str(self.folder)] if begun else [*self.words, "--run-dir", str(self.folder)]
-        command = [sys.executable, str(ROOT / "train.py"), *words, "--no-progress"]
-        print(f"{'going on' if begun else 'training'}: {self.folder}", flush=True)
+        started = any(self.folder.glob("checkpoints/step_*"))
+        arguments = ["--resume", str(self.folder)] if started else [*self.arguments, "--run-dir", str(self.folder)]
+        command = [sys.executable, str(ROOT / "train.py"), *arguments, "--no-progress"]
+        print(f"{'continuing' if started else 'training'}: {self.folder}", flush=True)
         done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
         if done.returncode:
             raise SystemExit(f"{' '.join(command)}\n{done.stderr}")
 
 
 def train_all(trainings: Iterable[Training], jobs: int) -> None:
-    """All of them, `jobs` at a time, one thread each; what holds another training is found before any begins.
+    """Runs all trainings, `jobs` at a time with one thread each. All folders are checked before the first starts.
 
     Raises:
-        SystemExit: a folder holds another training, or a training failed.
+        SystemExit: a folder has another training, or a training failed.
     """
     trainings = list(trainings)
     for training in trainings:

@@ -75,15 +75,15 @@ def test_a_tiny_row_is_trained_and_read_and_not_trained_twice(
     monkeypatch.setattr(reproduce, "rows", lambda: {"tiny": row(seeds=[0, 1], each=scores)})
     assert reproduce.main(args) == 0
     said = capsys.readouterr().out
-    assert said.count("there already") == 2
-    assert "lands in the published" in said
+    assert said.count("complete: ") == 2
+    assert "is in the published" in said
 
 
 def test_other_programs_write_a_table_of_scores(tmp_path: Path) -> None:
     (tmp_path / "tiny" / "0").mkdir(parents=True)
     (tmp_path / "tiny" / "0" / "scores.csv").write_text("memory,bound\nother,9\nown,4.5\n")
     words = {"train": "", "command": "none.py --csv {out}/scores.csv", "where": {"memory": "own"}, "score": "bound"}
-    assert reproduce.rerun(row(**words, seeds=[0], each=[4]), [0], tmp_path) == [4.5]  # it is there already
+    assert reproduce.rerun(row(**words, seeds=[0], each=[4]), [0], tmp_path) == [4.5]  # the scores exist already
     with pytest.raises(ValueError, match="no row with"):
         reproduce.table_score(tmp_path / "tiny" / "0" / "scores.csv", {"memory": "none"}, "bound")
 

@@ -29,22 +29,22 @@ def folder(tmp_path: Path) -> Path:
 def test_the_same_training_is_used_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path.name for path in folder.iterdir()}
     Training(folder, WORDS).train()
-    assert f"there already: {folder}" in capsys.readouterr().out
+    assert f"complete: {folder}" in capsys.readouterr().out
     assert {path.name for path in folder.iterdir()} == before
 
 
 @pytest.mark.parametrize(
-    ("other", "said"),
+    ("other", "text"),
     [
-        (("--total-timesteps", "64000"), "total_timesteps is 960000 and not 64000"),
-        (("--memory-kwargs", "hidden_size=8"), "memory_kwargs.hidden_size is None and not 8"),
+        (("--total-timesteps", "64000"), "total_timesteps is 960000, not 64000"),
+        (("--memory-kwargs", "hidden_size=8"), "memory_kwargs.hidden_size is None, not 8"),
         (("--learning-rate", "1e-4"), "learning_rate is"),
     ],
 )
-def test_another_training_is_refused(folder: Path, other: tuple[str, ...], said: str) -> None:
-    with pytest.raises(SystemExit, match="holds another training") as end:
+def test_another_training_is_refused(folder: Path, other: tuple[str, ...], text: str) -> None:
+    with pytest.raises(SystemExit, match="has another training") as end:
         Training(folder, (*WORDS, *other)).train()
-    assert said in str(end.value)
+    assert text in str(end.value)
 
 
 def test_published_files_are_not_replaced_unasked(tmp_path: Path) -> None:
