@@ -28,7 +28,7 @@ def test_text_of_bits() -> None:
     env.reset(seed=0)
     env.inputs[:2, 1, :2] = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
     env.targets[3:, 1] = torch.tensor([[1, 0], [1, 1]], dtype=torch.int8)
-    assert env.text(1) == "step 0 / 5\nshown |#\n      |.\n      |.\nright |\n      |\nsaid  |\n      |"
+    assert env.text(1) == "step 0 / 5\nshown |#\n      |.\n      |.\nright |\n      |\nanswer|\n      |"
     for action in ([0, 0], [1, 1], [0, 1], [1, 1], [1, 1]):
         env.step(torch.tensor([[0, 0], action]))
     assert env.text(1).splitlines() == [
@@ -55,7 +55,7 @@ def test_text_of_symbols() -> None:
     env = StackGrammar(1, n_min=2, n_max=2, length=8, render_mode="rgb_array")
     env.autoreset = False
     env.reset(seed=0)
-    assert env.text() == "step 0 / 8\nshown |a\nright |\nsaid  |\nwrong |"
+    assert env.text() == "step 0 / 8\nshown |a\nright |\nanswer|\nwrong |"
     for symbol in (0, 1, 1, 1, 0, 1, 1, 0):
         env.step(torch.tensor([symbol]))
     assert env.text().splitlines() == [
