@@ -32,7 +32,7 @@ from policies.heads import (
 from policies.memories import make_memory, memory_class
 from policies.memories.contract import Memory, MemoryStep, State, Unrolled
 from policies.memories.registry import current_arguments
-from policies.memories.steps import reset
+from policies.memories.steps import check_state, reset
 from policies.memories.time.checkpointing import Segments
 from policies.memories.time.recording import Recording
 from policies.normalization import ObsNorm, ValueNorm
@@ -338,24 +338,22 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
 
         Raises:
             ValueError: an entry of the observation is missing, of another shape or NaN; the state or `episode_start` is
-                of another number of environments; a mask is of another shape, or allows nothing.
-            TypeError: the state is not a dictionary.
+                of another number of environments, or the state of another memory; a mask is of another shape, or allows
+                nothing.
+            TypeError: the state is not a dictionary of tensors.
         """
         self.set_training_mode(False)
         obs, vectorized = self.obs_to_tensor(observation)
         batch = len(next(iter(obs.values()))) if isinstance(obs, dict) else len(obs)
         if state is None:
             state = self.initial_state(batch)
-        elif not isinstance(state, dict):
-            raise TypeError(
-                f"state is of {type(state).__name__}, expected what the last call of predict returned, or None"
-            )
+        else:
+            check_state(state, self.initial_state(batch), batch)
         starts = None
         if episode_start is not None:
             starts = torch.as_tensor(np.asarray(episode_start), dtype=torch.bool, device=self.device).view(-1)
-        for name, given in {"state": next(iter(state.values()), None), "episode_start": starts}.items():
-            if given is not None and len(given) != batch:
-                raise ValueError(f"{name} has {len(given)} environments, but the observation has {batch}")
+            if len(starts) != batch:
+                raise ValueError(f"episode_start has {len(starts)} environments, but the observation has {batch}")
         if action_masks is not None:
             action_masks = torch.as_tensor(as_masks(action_masks, self.action_space, batch), device=self.device)
         with torch.no_grad():

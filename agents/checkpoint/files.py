@@ -145,7 +145,11 @@ def write(place: Place, contents: dict[str, bytes]) -> None:
 
     A path that ends in ".zip" becomes one file, any other path a folder. Replacing a folder takes two renames, because
     a folder cannot be renamed onto another. A process that dies between them leaves the old checkpoint in `.NAME.old`,
-    where `Source` finds it.
+    where `Source` finds it. Other files in the folder of a checkpoint stay there.
+
+    Raises:
+        ValueError: there is a file, or a folder with other files and no checkpoint, such as that of a run.
+        OSError: it cannot be written; the old checkpoint is kept.
     """
     if not isinstance(place, (str, os.PathLike)):
         place.write(_zipped(contents))
@@ -155,18 +159,42 @@ def write(place: Place, contents: dict[str, bytes]) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         replace_file(target, _zipped(contents))
         return
+    others = _other_files(target, contents)
     staging, old = hidden_path(target, "partial"), hidden_path(target, "old")
     remove(staging)
-    staging.mkdir(parents=True)
-    for name, content in contents.items():
-        _write_file(staging / name, content)
+    try:
+        staging.mkdir(parents=True)
+        for name, content in contents.items():
+            _write_file(staging / name, content)
+    except BaseException as error:  # such as a full disk
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(target)
+        remove(staging)
+        raise
     sync_folder(staging)
     if target.exists():
         remove(old)
         target.rename(old)
     staging.rename(target)
+    for name in others:
+        (old / name).rename(target / name)
     sync_folder(target.parent)
     remove(old)
+
+
+def _other_files(target: Path, contents: dict[str, bytes]) -> list[str]:
+    """The names in the folder of an existing checkpoint that are not a checkpoint's."""
+    if target.is_file():
+        raise ValueError(
+            f"{target} is a file: expected a new name, the folder of a checkpoint, or a name that ends in .zip"
+        )
+    others = sorted(path.name for path in target.iterdir() if path.name not in contents) if target.exists() else []
+    if others and not (target / MANIFEST).is_file():
+        raise ValueError(
+            f"{target} is a folder with other files, such as {others[0]}: expected a new name, the folder of a "
+            "checkpoint, or a name that ends in .zip"
+        )
+    return others
 
 
 def hidden_path(path: Path, word: str) -> Path:

@@ -35,7 +35,7 @@ class Range:
     def __str__(self) -> str:
         if self.above:
             return f"above {self.low:g}"
-        return f"of at least {self.low:g}" if self.high == math.inf else f"from {self.low:g} to {self.high:g}"
+        return f"of at least {self.low:g}" if self.high == math.inf else f"from {self.low:g} to {self.high:.10g}"
 
 
 Count = Annotated[int, Range(1)]
@@ -100,10 +100,7 @@ def check_policy(policy_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
             f"policy_kwargs is {format_value(policy_kwargs)}, expected a dictionary such as {{'memory': 'gru'}}"
         )
     checked = dict(policy_kwargs or {})
-    if not isinstance(checked.get("net_arch"), (list, tuple, Mapping, types.NoneType)):
-        raise ValueError(
-            f"net_arch is {format_value(checked['net_arch'])}, expected a list of layer widths such as [64, 64]"
-        )
+    _check_layers(checked.get("net_arch"))
     for name in ("activation_fn", "optimizer_class", "features_extractor_class"):
         if isinstance(checked.get(name), str):
             raise ValueError(f"{name} is {format_value(checked[name])}, expected a class such as torch.nn.ReLU")
@@ -112,6 +109,18 @@ def check_policy(policy_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
         kind, given = memory_class(checked["memory"]), checked["memory_kwargs"]
         checked["memory_kwargs"] = read_arguments(kind, given, "memory_kwargs", ("input_size", "queries"), sizes=True)
     return checked
+
+
+def _check_layers(net_arch: Any) -> None:
+    each = net_arch if isinstance(net_arch, Mapping) else {"pi": [] if net_arch is None else net_arch}
+    wrong = [name for name in each if name not in ("pi", "vf")]
+    wrong += [name for name, layers in each.items() if not isinstance(layers, (list, tuple))]
+    widths = [] if wrong else [width for layers in each.values() for width in layers]
+    if wrong or any(isinstance(width, str) or _fit(width, Count) is _WRONG for width in widths):
+        raise ValueError(
+            f"net_arch is {format_value(net_arch)}, expected a list of layer widths such as [64, 64], or such lists as "
+            "pi and vf"
+        )
 
 
 def read_arguments(

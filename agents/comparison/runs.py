@@ -69,7 +69,13 @@ class Run:
             ValueError: the file is damaged.
         """
         if (self.folder / "progress.csv").exists():
-            return rows_up_to(self.folder, sys.maxsize)
+            rows = rows_up_to(self.folder, sys.maxsize)
+            for number, row in enumerate(rows, start=2):
+                for name, value in row.items():
+                    if not _is_number(value):
+                        found = f"row {number} has {value!r} for {name}, expected a number"
+                        raise ValueError(f"{self.folder / 'progress.csv'} is damaged: {found}")
+            return rows
         return _event_rows(self.folder)
 
     @property
@@ -173,18 +179,44 @@ def _read(folder: Path, baselines: bool) -> Iterator[Run]:
         config = {**Config().entries(), **entries}
     summary, evaluation = (_json(folder / name) for name in ("summary.json", "evaluation.json"))
     same_env = evaluation.get("env") == config["env"] and evaluation.get("env_kwargs") == config["env_kwargs"]
-    random = evaluation.get("scores", {}).get("random") or {} if same_env else {}
-    chance = _scores(random.get("mean"), random.get("metrics"))
-    steps = int(summary.get("env_steps") or 0)
-    yield Run(folder, config, _scores(summary.get("mean_return"), summary.get("metrics")), chance, steps)
+    random = _entries(evaluation, "scores", folder / "evaluation.json").get("random") if same_env else {}
+    chance = _scores(random or {}, "mean", "metrics", folder / "evaluation.json")
+    file = folder / "summary.json"
+    steps = int(_number(summary.get("env_steps") or 0, "env_steps", file))
+    yield Run(folder, config, _scores(summary, "mean_return", "metrics", file), chance, steps)
     if baselines and config["memory"] != "identity" and (folder / BASELINE / "progress.csv").is_file():
         alone: dict[str, Any] = {"memory": "identity", "memory_kwargs": {}, "precision": "float32", "init_from": None}
-        found = _scores(summary.get("identity_mean_return"), summary.get("identity_metrics"))
+        found = _scores(summary, "identity_mean_return", "identity_metrics", file)
         yield Run(folder / BASELINE, {**config, **alone}, found, chance)
 
 
-def _scores(mean: float | None, metrics: dict[str, float] | None) -> dict[str, float]:
-    return {} if mean is None else {RETURN: float(mean), **(metrics or {})}
+def _scores(found: dict[str, Any], mean: str, metrics: str, file: Path) -> dict[str, float]:
+    """The entries `mean` and `metrics` as scores by name; empty without a mean."""
+    if found.get(mean) is None:
+        return {}
+    others = _entries(found, metrics, file)
+    return {RETURN: _number(found[mean], mean, file), **{name: _number(others[name], name, file) for name in others}}
+
+
+def _entries(found: dict[str, Any], name: str, file: Path) -> dict[str, Any]:
+    entries = found.get(name) or {}
+    if not isinstance(entries, dict):
+        raise ValueError(f"{file} is damaged: {name} is {entries!r}, expected names and values")
+    return entries
+
+
+def _number(value: Any, name: str, file: Path) -> float:
+    if not isinstance(value, (int, float)):
+        raise ValueError(f"{file} is damaged: {name} is {value!r}, expected a number")
+    return float(value)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _json(file: Path) -> dict[str, Any]:

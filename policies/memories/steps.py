@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -57,6 +57,33 @@ def detach(state: State) -> State:
 def select(state: State, index: Tensor | slice) -> State:
     """The batch entries `index` of a state."""
     return {name: value[index] for name, value in state.items()}
+
+
+def check_state(state: Any, expected: State, batch: int) -> None:
+    """Checks a state that a user has passed to `predict`.
+
+    Args:
+        state: the state.
+        expected: one of the right names and shapes.
+        batch: number of environments of the observation.
+
+    Raises:
+        TypeError: it is not a dictionary of tensors.
+        ValueError: it is of another memory, of other sizes or of another number of environments.
+    """
+    last = "what the last call of predict returned, or None"
+    if not isinstance(state, dict):
+        raise TypeError(f"state is of {type(state).__name__}, expected {last}")
+    if state.keys() != expected.keys():
+        raise ValueError(f"state has the entries {sorted(map(str, state))}, expected {sorted(expected)}: {last}")
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"state[{name!r}] is of {type(value).__name__}, expected a tensor: {last}")
+        if value.shape != expected[name].shape:
+            found, wanted = tuple(value.shape), tuple(expected[name].shape)
+            if found[1:] == wanted[1:] and found:
+                raise ValueError(f"state has {found[0]} environments, but the observation has {batch}")
+            raise ValueError(f"state[{name!r}] has shape {found}, expected {wanted}: {last}")
 
 
 def stack(steps: Sequence[MemoryStep]) -> Unrolled:

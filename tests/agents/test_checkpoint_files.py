@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -65,6 +66,38 @@ def test_numbers_of_numpy_are_saved(tmp_path: Path) -> None:
     assert (loaded.num_timesteps, loaded.gamma, loaded.seed) == (8, 0.5, 3)
     with pytest.raises(ValueError, match="there is no environment to learn from; call set_env"):
         loaded.learn(8)
+
+
+def test_a_folder_with_other_files_is_not_replaced(trained: PPO, tmp_path: Path) -> None:
+    """Such as that of a run, from which the agent was loaded."""
+    run, file, checkpoint = tmp_path / "run", tmp_path / "file", tmp_path / "checkpoint"
+    run.mkdir()
+    for other in (run / "config.yaml", file):
+        other.write_text("mine")
+    for place in (run, file):
+        with pytest.raises(ValueError, match=rf"{place.name} is a (folder|file).*: expected a new name, the folder of"):
+            trained.save(place)
+    assert (run / "config.yaml").read_text() == file.read_text() == "mine"
+    trained.save(checkpoint)
+    (checkpoint / "vecnormalize.pkl").write_text("mine")
+    trained.save(checkpoint)
+    assert sorted(path.name for path in checkpoint.iterdir()) == [MANIFEST, TENSORS, "vecnormalize.pkl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "file", "run"]
+
+
+def test_a_full_disk_leaves_the_old_one_and_nothing_else(
+    trained: PPO, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained.save(tmp_path / "saved")
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*saved'"):
+        trained.save(tmp_path / "saved")
+    assert [path.name for path in tmp_path.iterdir()] == ["saved"]
+    assert agents.load(tmp_path / "saved").num_timesteps == 28
 
 
 def test_a_file_object(trained: PPO) -> None:

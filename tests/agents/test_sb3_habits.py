@@ -383,7 +383,10 @@ def test_what_is_no_environment_is_refused() -> None:
         ({"observation": (np.zeros(4), {})}, r"as reset and step return it; .* observation, info = env\.reset\(\)"),
         ({"observation": np.array([0, np.nan, 0, 0])}, "the observation contains NaN"),
         ({"state": (1, 2)}, "state is of tuple, expected what the last call of predict returned, or None"),
-        ({"state": {"hidden": torch.zeros(2, 8)}}, "state has 2 environments, but the observation has 1"),
+        ({"state": {"hidden": torch.zeros(2, 1, 8)}}, "state has 2 environments, but the observation has 1"),
+        ({"state": {"hidden": torch.zeros(1, 9)}}, r"state\['hidden'\] has shape \(1, 9\), expected \(1, 1, 8\): what"),
+        ({"state": {"cell": torch.zeros(1, 8)}}, r"state has the entries \['cell'\], expected \['hidden'\]: what"),
+        ({"state": {"hidden": np.zeros((1, 1, 8))}}, r"state\['hidden'\] is of ndarray, expected a tensor: what the"),
         ({"episode_start": np.ones(3, bool)}, "episode_start has 3 environments, but the observation has 1"),
     ],
 )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -98,6 +100,24 @@ def test_what_is_wrong_is_said(tmp_path: Path) -> None:
     (folder / "summary.json").write_text('{"mean_return": ')
     with pytest.raises(ValueError, match=r"summary\.json is damaged"):
         find_runs([folder])
+    for entries, wrong in (
+        ({"mean_return": "high"}, "mean_return is 'high', expected a number"),
+        ({"mean_return": 1, "metrics": [1]}, r"metrics is \[1\], expected names and values"),
+        ({"mean_return": 1, "metrics": {"f1": None}}, "f1 is None, expected a number"),
+        ({"env_steps": []}, None),
+        ({"env_steps": [1]}, r"env_steps is \[1\], expected a number"),
+    ):
+        (folder / "summary.json").write_text(json.dumps(entries))
+        with nullcontext() if wrong is None else pytest.raises(ValueError, match=rf"summary\.json is damaged: {wrong}"):
+            find_runs([folder])
+    (folder / "summary.json").unlink()
+    table = (folder / "progress.csv").read_text()
+    (folder / "progress.csv").write_text(table.replace(",0.0", ",none"))
+    (run,) = find_runs([folder])
+    with pytest.raises(
+        ValueError, match=r"progress\.csv is damaged: row 2 has 'none' for rollout/ep_rew_mean, expected a"
+    ):
+        run.curve("return")
 
 
 def test_a_run_that_has_not_begun_has_no_curve(tmp_path: Path) -> None:
