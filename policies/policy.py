@@ -338,8 +338,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
 
         Raises:
             ValueError: an entry of the observation is missing, of another shape or NaN; the state or `episode_start` is
-                of another number of environments, or the state of another memory; a mask is of another shape, or allows
-                nothing.
+                of another number of environments, the state of another memory; a mask has another shape or no choice.
             TypeError: the state is not a dictionary of tensors.
         """
         self.set_training_mode(False)
