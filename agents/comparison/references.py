@@ -40,16 +40,22 @@ def with_random(comparison: Comparison) -> Comparison:
 def paper_lines(runs: Sequence[Run], score: str) -> list[Line]:
     """The figures that papers report for the runs' tasks: the entry `paper` under `expect` in their recipes.
 
+    A run with another environment than its recipe's, or with other arguments of it, is another task and adds no line.
+
     Raises:
         ValueError: such an entry is malformed.
     """
     found: dict[Line, None] = {}
-    for name in dict.fromkeys(run.config.get("recipe") for run in runs):
+    for run in runs:
+        name = run.config.get("recipe")
         file = RECIPES / f"{name}.yaml"
         if name is None or not file.is_file():
             continue
-        expect = read_yaml_file(file, "recipe").get("expect")
+        recipe = read_yaml_file(file, "recipe")
+        expect = recipe.get("expect")
         if not isinstance(expect, dict) or "paper" not in expect:
+            continue
+        if (run.env, run.config["env_kwargs"]) != (recipe["env"], recipe.get("env_kwargs", {})):
             continue
         paper = expect["paper"]
         if not isinstance(paper, dict) or not {"score", "value", "source"} <= {*paper}:

@@ -156,12 +156,15 @@ def test_the_picture_has_the_means_and_the_lines_to_compare_with(runs: Path) -> 
 
 
 def test_a_paper_is_a_line_where_the_recipe_knows_its_figure(runs: Path) -> None:
-    (run, *_), maze = find_runs([runs]), {"recipe": "maze-ppo-long"}
+    (run, *_) = find_runs([runs])
+    maze = {"recipe": "maze-ppo-long", "env": "Engram/InvisibleGoalMaze-v0", "env_kwargs": {}}
     (line,) = paper_lines([Run(run.folder, {**run.config, **maze})], "return")
     assert line.value == 175
     assert "MNM" in line.label
     assert paper_lines([Run(run.folder, {**run.config, **maze})], "error") == []
     assert paper_lines([run], "return") == []
+    for another in ({"env_kwargs": {"size": 5}}, {"env": "Engram/TMaze-v0"}):
+        assert paper_lines([Run(run.folder, {**run.config, **maze, **another})], "return") == []
 
 
 def test_random_is_not_played_where_that_may_be_slow(tmp_path: Path) -> None:
