@@ -167,7 +167,7 @@ def write(place: Place, contents: dict[str, bytes]) -> None:
         for name, content in contents.items():
             _write_file(staging / name, content)
     except BaseException as error:  # such as a full disk
-        if isinstance(error, OSError) and error.filename is None:
+        if isinstance(error, OSError) and error.strerror and error.filename is None:
             error.filename = str(target)
         remove(staging)
         raise

@@ -158,9 +158,9 @@ def written(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
             return render(self, words, *args)
 
     monkeypatch.setattr(stage.pygame.font, "Font", Font)
-    rendering._made.cache_clear()
+    rendering._load_font.cache_clear()
     yield drawn
-    rendering._made.cache_clear()
+    rendering._load_font.cache_clear()
 
 
 @pytest.mark.parametrize("count", [1, 4, 6, 9])

@@ -77,7 +77,7 @@ def test_headers_that_claim_more_than_is_there(tmp_path: Path, monkeypatch: pyte
         (
             "images.npy",
             header.getvalue() + b"abc",
-            r"claims 100000000000 bytes for \[100000, 1000000\], and there are 3",
+            r"claims 100000000000 bytes for \[100000, 1000000\], but there are 3",
         ),
         ("images.npy", header.getvalue().replace(b"(100000", b"(-10000"), "claims"),
         ("images.npy", b"\x93NUMPY\x01\x00\xff\xff{", "npz"),

@@ -198,14 +198,14 @@ class PaintsGrey(Guess):
 BROKEN: list[tuple[type[TensorEnv], str, str]] = [
     (OutOfSpace, "it_keeps_the_contract", "is not in Box"),
     (DoubleReward, "it_keeps_the_contract", r"reward is \(5,\) torch.float64"),
-    (NoChoice, "it_keeps_the_contract", "allows an environment no choice"),
+    (NoChoice, "it_keeps_the_contract", "allows no choice"),
     (GlobalDraws, "a_seed_fixes_everything", "two environments with one seed"),
-    (NeverRandom, "a_seed_fixes_everything", "every seed gives the same episodes"),
+    (NeverRandom, "a_seed_fixes_everything", "all seeds lead to the same episodes"),
     (Forgets, "state_dict_resumes_exactly", "state_names"),
     (SaysItIgnores, "declared_ignored_actions_are_ignored", "ignores_actions is True, but"),
-    (HandsOutItsState, "outputs_are_not_shared", "the caller wrote"),
+    (HandsOutItsState, "outputs_are_not_shared", "the caller overwrote"),
     (Waits, "a_step_does_not_synchronise", "synchronises with the device"),
-    (PaintsGrey, "frames_and_texts_show_what_happens", "hardly a colour"),
+    (PaintsGrey, "frames_and_texts_show_what_happens", "at most three colours"),
 ]
 
 

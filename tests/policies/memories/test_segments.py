@@ -17,7 +17,7 @@ from policies.memories.time.checkpointing import SegmentedRecording, Segments, u
 from policies.memories.time.measure import stored_bytes
 from policies.memories.time.unroll import unroll
 from policies.testing.case import BATCH, everything, expect_same
-from policies.testing.time import weigh
+from policies.testing.time import weighted_sum
 
 LENGTH = 7
 LONG = ("mnm-p", "mnm-g", "plastic", "homo-plastic", "dkm", "dnc")
@@ -106,7 +106,9 @@ def same(memory: Memory, name: str, *ways: Callable[[Tensor, State], Unrolled]) 
         state = {key: value.clone().requires_grad_() for key, value in MEMORIES[name].used_state(memory).items()}
         parts = everything(way(xs, state))
         leaves = {"xs": xs, **state, **dict(memory.named_parameters())}
-        found = torch.autograd.grad(weigh(parts), list(leaves.values()), allow_unused=True, materialize_grads=True)
+        found = torch.autograd.grad(
+            weighted_sum(parts), list(leaves.values()), allow_unused=True, materialize_grads=True
+        )
         results.append(parts)
         gradients.append(dict(zip(leaves, found, strict=True)))
     for index in range(1, len(results)):
@@ -126,7 +128,7 @@ def test_questions_go_with_their_segment() -> None:
         unroll_by_segments(memory, xs, None, state, None, queries, segment=3),
         recorded(memory, xs, None, state, None, 3, queries),
     ]
-    gradients = [torch.autograd.grad(weigh(everything(result)), queries["query"])[0] for result in results]
+    gradients = [torch.autograd.grad(weighted_sum(everything(result)), queries["query"])[0] for result in results]
     assert gradients[0].abs().sum() > 0
     for result, gradient in zip(results[1:], gradients[1:], strict=True):
         expect_same(everything(result), everything(results[0]), "by segments")
