@@ -347,7 +347,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         if state is None:
             state = self.initial_state(batch)
         else:
-            check_state(state, self.initial_state(batch), batch)
+            check_state(state, self.initial_state(1), batch)
         starts = None
         if episode_start is not None:
             starts = torch.as_tensor(np.asarray(episode_start), dtype=torch.bool, device=self.device).view(-1)

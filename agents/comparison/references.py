@@ -11,7 +11,7 @@ from agents.comparison.groups import Comparison
 from agents.comparison.pictures import Line
 from agents.comparison.runs import RETURN, Run
 from agents.evaluation import random_score
-from agents.run.config import RECIPES, Config
+from agents.run.config import RECIPES, Config, load_config
 from envs import registered
 
 _EPISODES, _SEED = 256, 10_000
@@ -46,20 +46,16 @@ def paper_lines(runs: Sequence[Run], score: str) -> list[Line]:
         ValueError: such an entry is malformed.
     """
     found: dict[Line, None] = {}
-    for run in runs:
-        name = run.config.get("recipe")
-        file = RECIPES / f"{name}.yaml"
-        if name is None or not file.is_file():
-            continue
-        recipe = read_yaml_file(file, "recipe")
-        expect = recipe.get("expect")
+    names = {run.config.get("recipe") for run in runs} - {None}
+    for file in sorted(RECIPES / f"{name}.yaml" for name in names):
+        expect = read_yaml_file(file, "recipe").get("expect") if file.is_file() else None
         if not isinstance(expect, dict) or "paper" not in expect:
-            continue
-        if (run.env, run.config["env_kwargs"]) != (recipe["env"], recipe.get("env_kwargs", {})):
             continue
         paper = expect["paper"]
         if not isinstance(paper, dict) or not {"score", "value", "source"} <= {*paper}:
             raise ValueError(f"{file}: expect.paper is {paper}, expected score, value and source")
-        if paper["score"] == score:
+        task = load_config(file)
+        same = any((run.env, run.config["env_kwargs"]) == (task.env, task.env_kwargs) for run in runs)
+        if paper["score"] == score and same:
             found.setdefault(Line(float(paper["value"]), f"{paper['value']:g}: {paper['source']}"))
     return list(found)

@@ -64,7 +64,7 @@ def check_state(state: Any, expected: State, batch: int) -> None:
 
     Args:
         state: the state.
-        expected: one of the right names and shapes.
+        expected: a state of this memory, of any number of environments.
         batch: number of environments of the observation.
 
     Raises:
@@ -79,8 +79,8 @@ def check_state(state: Any, expected: State, batch: int) -> None:
     for name, value in state.items():
         if not isinstance(value, Tensor):
             raise TypeError(f"state[{name!r}] is of {type(value).__name__}, expected a tensor: {last}")
-        if value.shape != expected[name].shape:
-            found, wanted = tuple(value.shape), tuple(expected[name].shape)
+        found, wanted = tuple(value.shape), (batch, *expected[name].shape[1:])
+        if found != wanted:
             if found[1:] == wanted[1:] and found:
                 raise ValueError(f"state has {found[0]} environments, but the observation has {batch}")
             raise ValueError(f"state[{name!r}] has shape {found}, expected {wanted}: {last}")
