@@ -2,10 +2,13 @@
 
     python benchmarks/any_env.py --tasks cartpole hidden-cartpole --agents ppo:gru ppo:lstm sb3 --seeds 0 1 2
 
-An agent is `ALGO:MEMORY`, trained by `train.py --env ... --memory ... --algo ...` with no further hyper-parameter, or
-`sb3`: `RecurrentPPO("MlpLstmPolicy", env)` with its Python loop over time as one call of the LSTM, or `sb3-a2c`: SB3's
-`A2C("MlpPolicy", env)`, which has no memory. All get as many steps in 8 environments, and are scored by SB3's
-`evaluate_policy` on fresh episodes, with sampled and with greedy actions. A training is one row of
+    python benchmarks/any_env.py --tasks popgym-repeat-first --agents ppo:gru ppo:identity random --results popgym.csv
+
+An agent is `ALGO:MEMORY`, trained by `train.py --env ... --memory ... --algo ...` with no further hyper-parameter (on
+POPGym with the sizes of `memory_sizes.py` and one batch size for all). `random` is random actions, `sb3` is
+`RecurrentPPO("MlpLstmPolicy", env)` with its Python loop over time as one call of the LSTM, and `sb3-a2c` SB3's
+`A2C("MlpPolicy", env)`, which has no memory. All get as many steps in 8 environments (64 on POPGym), and are scored by
+SB3's `evaluate_policy` on fresh episodes, with sampled and with greedy actions. A training is one row of
 `results/any-env.csv`, with its commit; trainings that have a row are skipped. The table of all rows is
 printed at the end.
 """
@@ -114,18 +117,23 @@ def arguments() -> argparse.Namespace:
 
 
 def one(name: str, agent: str, seed: int, steps: int) -> list[str]:
-    """Train an agent for `steps` and score it; gives its row."""
+    """Trains an agent for `steps`, scores it, and returns its row."""
     import torch
     from stable_baselines3.common.env_util import make_vec_env
     from stable_baselines3.common.evaluation import evaluate_policy
 
     from agents import TensorVecEnv, make_env
+    from agents.evaluation import random_score
+    from benchmarks.memory_sizes import SIZES
 
     torch.set_num_threads(1)
     task = (TASKS | POPGYM)[name]
     module, _, short = task.env.rpartition(":")
     if module:
         __import__(module)
+    if agent == "random":
+        score = random_score(make_env(task.env, EPISODES), EPISODES, 10_000 + seed)
+        return [name, agent, str(seed), "0", f"{score.mean:.4g}", f"{score.std:.4g}", "", "0", ""]
     if agent in PEERS:
         envs = make_vec_env(short, 8, seed=seed)
         model = PEERS[agent](envs, seed=seed, device="cpu").learn(steps)
@@ -137,6 +145,8 @@ def one(name: str, agent: str, seed: int, steps: int) -> list[str]:
         folder = ROOT / "runs" / "any-env" / f"{name}-{algo}-{memory}-{seed}-{time.strftime('%H%M%S')}"
         words = ["--env", task.env, "--memory", memory, "--algo", algo, "--seed", str(seed)]
         words += ["--total-timesteps", str(steps), "--run-dir", str(folder), "--device", "cpu", *task.options.split()]
+        if name in POPGYM and SIZES[memory]:
+            words += ["--memory-kwargs", *SIZES[memory].split()]
         try:
             train([*words, "--no-baseline", "--no-progress", "--panels-every", "0", "--eval-episodes", "0"])
         except SystemExit as end:
