@@ -1,8 +1,8 @@
 """A2C: one update per rollout, back-propagated through the rollout's own graph.
 
 Mnih et al. 2016, "Asynchronous Methods for Deep Reinforcement Learning", in its synchronous form. The memory's outputs
-keep their graph while the rollout is collected, so there is no second forward pass through the memory; the heads, a
-few large products, are evaluated once for all steps.
+keep their graph while the rollout is collected, so the update needs no second forward pass through the memory. The
+heads are evaluated once, for all steps together.
 """
 
 from __future__ import annotations
@@ -52,8 +52,13 @@ class A2CConfig(Hyperparameters):
 
     fixed: ClassVar[tuple[str, ...]] = (*Hyperparameters.fixed, "rms_prop_eps", "use_rms_prop", "adam_eps")
     run_defaults: ClassVar[Mapping[str, Any]] = {
-        **{"learning_rate": 2e-3, "n_steps": 16, "gae_lambda": 0.95, "ent_coef": 0.001, "max_grad_norm": 0.1},
-        **{"use_rms_prop": False, "anneal": True},
+        "learning_rate": 2e-3,
+        "n_steps": 16,
+        "gae_lambda": 0.95,
+        "ent_coef": 0.001,
+        "max_grad_norm": 0.1,
+        "use_rms_prop": False,
+        "anneal": True,
     }
 
 
@@ -99,10 +104,9 @@ class A2C(MemoryOnPolicyAlgorithm):
         return StepCollector(self, graph=True, values=True)
 
     def squares(self, rollout: Rollout) -> Tensor:
-        """Σ_a π(a)² of Discrete actions, the mean over all steps of a rollout: 1/n if all n are equally probable, 1 at
-        most.
+        """The mean over a rollout of Σ_a π(a)²: 1/n if all n actions are equally probable, 1 if one is certain.
 
-        Source: Miconi et al. 2018, `maze/maze.py`, where 0.1 times it is added to the loss.
+        Source: Miconi et al. 2018, `maze/maze.py`, which adds it to the loss with weight 0.1.
         """
         assert rollout.latents is not None
         probabilities = self.policy.action_probabilities(rollout.latents, rollout.grids, rollout.masks)
@@ -121,7 +125,7 @@ class A2C(MemoryOnPolicyAlgorithm):
         if squares is not None:
             loss = loss + self.squares_coef * squares
         grad_norm = self.update(loss)
-        rollout.latents, rollout.grids, rollout.losses = None, None, {}
+        rollout.drop_graph()
         return {
             "train/loss": loss,
             "train/policy_loss": policy_loss,

@@ -12,6 +12,7 @@ import torch
 from agents.learner import MemoryOnPolicyAlgorithm
 from agents.registry import load
 from policies.memories.contract import State
+from policies.observations import batch_size_of
 from policies.policy import MemoryActorCriticPolicy
 
 
@@ -89,14 +90,14 @@ class Agent:
             ValueError: the observation is not in the space, or the number of environments has changed.
         """
         obs, _ = self.policy.obs_to_tensor(observation)
-        count = len(next(iter(obs.values()))) if isinstance(obs, dict) else len(obs)
-        if self.num_envs not in (0, count):
+        num_envs = batch_size_of(obs)
+        if self.num_envs not in (0, num_envs):
             raise ValueError(
-                f"this agent is playing {self.num_envs} environments, but the observation has {count}: "
+                f"this agent is playing {self.num_envs} environments, but the observation has {num_envs}: "
                 "call reset() first"
             )
         if self.num_envs == 0:
-            self.num_envs, self._starts = count, np.zeros(count, bool)
+            self.num_envs, self._starts = num_envs, np.zeros(num_envs, bool)
         actions, self.state = self.policy.predict(observation, self.state, self._starts, deterministic, action_masks)
-        self._starts = np.zeros(count, bool)
+        self._starts = np.zeros(num_envs, bool)
         return actions

@@ -69,44 +69,44 @@ class Collector:
             store_results: store actions, rewards, ends and metrics.
         """
         model, rollout, env, policy = self.model, self.model.rollout, self.model.tensor_env, self.model.policy
-        shown = env.describe() if self.targets or rollout.masks is not None else {}  # comes with the next observation
-        answers: list[tuple[Tensor, Tensor]] = []
-        measured = model.task_metrics if model.task_metrics.names else None
+        info = env.describe() if self.targets or rollout.masks is not None else {}  # of the current observation
+        targets: list[tuple[Tensor, Tensor]] = []
+        task_metrics = model.task_metrics if model.task_metrics.names else None
         for t in range(len(rollout.rewards)):
-            now = model.rollout_state
+            current = model.rollout_state
             if store_obs:
-                if now.may_start:
+                if current.may_start:
                     rollout.resets.append(t)
-                rollout.starts[t] = now.starts
-                rollout.write_obs(t, now.obs)
+                rollout.starts[t] = current.starts
+                rollout.write_obs(t, current.obs)
                 if rollout.masks is not None:
-                    rollout.masks[t] = shown["action_mask"]
+                    rollout.masks[t] = info["action_mask"]
                 if self.targets:
-                    answers.append((shown["target"], shown["weight"]))
+                    targets.append((info["target"], info["weight"]))
             try:
                 action = act(t, None if rollout.masks is None else rollout.masks[t])
             except RuntimeError as error:
                 raise_if_not_finite(model, error)
                 raise
-            before = time.perf_counter()
-            new_obs, rewards, terminated, truncated, shown = env.step(policy.actions.to_env(action))
-            model.env_seconds += time.perf_counter() - before
+            started = time.perf_counter()
+            new_obs, rewards, terminated, truncated, info = env.step(policy.actions.to_env(action))
+            model.env_seconds += time.perf_counter() - started
             if store_results:
                 rollout.actions[t] = action
                 rollout.rewards[t], rollout.terminated[t], rollout.truncated[t] = rewards, terminated, truncated
-                rollout.record_episodes(t, shown)
-                if measured is not None:
-                    measured.add(shown)
-            now.obs, now.starts, now.may_start = new_obs, terminated | truncated, "final_obs" in shown
-            if after is not None and not after(t, new_obs, shown):
+                rollout.record_episodes(t, info)
+                if task_metrics is not None:
+                    task_metrics.add(info)
+            current.obs, current.starts, current.may_start = new_obs, terminated | truncated, "final_obs" in info
+            if after is not None and not after(t, new_obs, info):
                 return False
             if after is not None and env.user_moves != model.user_moves:  # a callback reset or stepped the environments
                 model.abort_episodes(t)
-                shown = env.describe()
-        if answers:
-            rollout.targets, rollout.weights = map(torch.stack, zip(*answers, strict=True))
-        if store_results and measured is not None:
-            model.scores = measured.sums()
+                info = env.describe()
+        if targets:
+            rollout.targets, rollout.weights = map(torch.stack, zip(*targets, strict=True))
+        if store_results and task_metrics is not None:
+            model.scores = task_metrics.sums()
         return True
 
 
@@ -136,7 +136,7 @@ class StepCollector(Collector):
 
     def collect(self, callback: BaseCallback) -> bool:
         model, rollout, policy, env = self.model, self.model.rollout, self.model.policy, self.model.tensor_env
-        started, in_envs = time.perf_counter(), model.env_seconds
+        started, env_seconds = time.perf_counter(), model.env_seconds
         self.begin()
         outputs, grids = list[Tensor](), list[Tensor]()
         length, all_envs = len(rollout.rewards), model.all_envs
@@ -149,26 +149,26 @@ class StepCollector(Collector):
 
         def act(t: int, mask: Tensor | None) -> Tensor:
             nonlocal step
-            now = model.rollout_state
+            current = model.rollout_state
             with torch.set_grad_enabled(self.graph):
-                step = policy.remember(now.obs, now.memory, now.resets, recording)
+                step = policy.remember(current.obs, current.memory, current.resets, recording)
             with torch.no_grad():
                 action = policy.act(step.output, self.targets, step.grid, mask)
             outputs.append(step.output.detach())
             if policy.draws_maps and step.grid is not None:
                 grids.append(step.grid.detach())
-            now.memory = step.state
+            current.memory = step.state
             return action
 
-        known: dict[str, Any] = {"self": model, "env": model.env, "callback": callback, "n_rollout_steps": length}
-        known |= {"rollout": rollout, "rollout_buffer": rollout}
+        fixed: dict[str, Any] = {"self": model, "env": model.env, "callback": callback, "n_rollout_steps": length}
+        fixed |= {"rollout": rollout, "rollout_buffer": rollout}  # of the callback's `locals`
 
         def after(t: int, new_obs: Obs, info: Info) -> bool:
-            # some environments report truncation only after a while
+            # `truncates` is read at every step: on the host it says whether this one truncated an episode
             if finals is not None and env.truncates and model.rollout_state.may_start:
                 finals.add(t, info["final_obs"], model.rollout_state.memory)
             model.num_timesteps += all_envs
-            callback.update_locals({**known, "t": t, **StepLocals(model, t, (step, new_obs, info)).as_dict()})
+            callback.update_locals({**fixed, "t": t, **StepLocals(model, t, (step, new_obs, info)).as_dict()})
             if not callback.on_step():
                 return False
             if finals is not None and env.user_moves != model.user_moves:
@@ -182,21 +182,20 @@ class StepCollector(Collector):
         if self.values:
             self._evaluate(torch.stack(outputs), torch.stack(grids) if policy.draws_maps else None)
         if recording is not None:
-            unrolled = recording.unrolled()
-            rollout.latents, rollout.grids, rollout.losses = unrolled.outputs, unrolled.grids, unrolled.losses
-        model.memory_seconds += time.perf_counter() - started - (model.env_seconds - in_envs)
+            rollout.keep_graph(recording.unrolled())
+        model.memory_seconds += time.perf_counter() - started - (model.env_seconds - env_seconds)
         callback.on_rollout_end()
         return True
 
     @torch.no_grad()
     def _evaluate(self, latents: Tensor, maps: Tensor | None) -> None:
-        """Computes values and log-probabilities that acting did not need, for all steps at once."""
+        """Computes the values and log-probabilities of all steps at once; acting did not need them."""
         model, rollout, policy = self.model, self.model.rollout, self.model.policy
         rollout.values = policy.value(latents.flatten(0, 1)).view(latents.shape[:2])
         if self.log_probs:
             rollout.log_probs = policy.log_prob(latents, rollout.actions, maps, mask=rollout.masks)
-        now = model.rollout_state
-        rollout.last_values = policy.predict_values(now.obs, now.memory, now.resets)
+        current = model.rollout_state
+        rollout.last_values = policy.predict_values(current.obs, current.memory, current.resets)
         model.compute_advantages(rollout)
 
 
@@ -213,20 +212,20 @@ class SequenceCollector(Collector):
 
     def collect(self, callback: BaseCallback) -> bool:
         model, rollout, policy, env = self.model, self.model.rollout, self.model.policy, self.model.tensor_env
-        started, in_envs = time.perf_counter(), model.env_seconds
+        started, env_seconds = time.perf_counter(), model.env_seconds
         self.begin()
-        before, carried = env.state_dict(), replace(model.rollout_state)
+        env_state, rollout_state = env.state_dict(), replace(model.rollout_state)
         blank = torch.zeros_like(rollout.actions[0])
         self.play(lambda t, mask: blank, store_results=False)
-        env.load_state_dict(before)
-        model.rollout_state = carried
+        env.load_state_dict(env_state)
+        model.rollout_state = rollout_state
         unrolled = policy.remember_sequence(rollout.obs, rollout.starts, rollout.state, rollout.resets)
         with torch.no_grad():
             rollout.actions = policy.act(unrolled.outputs, self.targets, unrolled.grids, rollout.masks)
-        rollout.latents, rollout.grids, rollout.losses = unrolled.outputs, unrolled.grids, unrolled.losses
+        rollout.keep_graph(unrolled)
         model.rollout_state.memory = unrolled.state
         self.play(lambda t, mask: rollout.actions[t], store_obs=False)
-        model.memory_seconds += time.perf_counter() - started - (model.env_seconds - in_envs)
+        model.memory_seconds += time.perf_counter() - started - (model.env_seconds - env_seconds)
         return run_callbacks(model, callback)
 
 
@@ -239,9 +238,9 @@ class FinalValues:
     """Writes `rollout.final_values` where episodes were truncated.
 
     A final observation needs an additional step of the memory, from the state at the end of the episode. Only the
-    device knows which environments were truncated, so the step is computed for all of them: immediately on a CPU; on a
-    GPU, where it would double the launches of a rollout, observations and memory states of many steps are stored and
-    processed as one batch.
+    device knows which environments were truncated, so the step is computed for all of them. On a CPU this is done
+    immediately. On a GPU it would double the launches of a rollout, so observations and memory states of many steps are
+    stored and processed as one batch.
 
     Args:
         policy: computes the values.

@@ -111,21 +111,20 @@ def checked_values(config: type[Hyperparameters], values: Mapping[str, Any]) -> 
     """
     hints = CHECKED_SETUP | hints_of(config)
 
-    def fit(name: str, value: Any) -> Any:
-        free = name not in hints or (name in config.schedules and callable(value))
-        return value if free else read_typed(name, value, hints[name])
+    def checked(name: str, value: Any) -> Any:
+        is_schedule = name in config.schedules and callable(value)
+        return read_typed(name, value, hints[name]) if name in hints and not is_schedule else value
 
-    return {name: fit(name, value) for name, value in values.items()}
+    return {name: checked(name, value) for name, value in values.items()}
 
 
 def signature_of(config: Any) -> inspect.Signature:
     """How a learner with these hyper-parameters is constructed: in SB3's order, by position or by name."""
-    place = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    found = [inspect.Parameter(name, place) for name in ("policy", "env")]
-    for part in (config, Setup):
-        for entry in fields_of(part):
-            found.append(inspect.Parameter(entry.name, place, default=entry.default, annotation=entry.type))
-    return inspect.Signature(found)
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = [inspect.Parameter(name, kind) for name in ("policy", "env")]
+    for entry in (*fields_of(config), *fields_of(Setup)):
+        parameters.append(inspect.Parameter(entry.name, kind, default=entry.default, annotation=entry.type))
+    return inspect.Signature(parameters)
 
 
 REPLACEMENTS = {
@@ -155,11 +154,11 @@ def bind_arguments(learner: str, config: Any, *args: Any, **kwargs: Any) -> insp
     return signature.bind(*args, **kwargs)
 
 
-def check_policy_names(policy: Any, given: Mapping[str, Any]) -> None:
+def check_policy_names(policy: Any, policy_kwargs: Mapping[str, Any]) -> None:
     """Checks the names in `policy_kwargs` before a policy is built.
 
     Raises:
-        TypeError: the policy does not take one; the message names near ones, or where a memory's sizes go. Or it has
+        TypeError: the policy does not take one (the message names near ones, or where a memory's sizes go), or it has
             no memory.
     """
     if not (isinstance(policy, type) and issubclass(policy, MemoryActorCriticPolicy)):
@@ -167,14 +166,14 @@ def check_policy_names(policy: Any, given: Mapping[str, Any]) -> None:
         raise TypeError(
             f"policy is {shown}, expected 'MemoryPolicy' or a subclass of policies.policy.MemoryActorCriticPolicy"
         )
-    taken = inspect.signature(policy).parameters
-    if any(each.kind is each.VAR_KEYWORD for each in taken.values()):
+    parameters = inspect.signature(policy).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return
-    for name in given:
-        if name not in taken:
-            near = difflib.get_close_matches(name, taken, n=1, cutoff=0.7)
+    for name in policy_kwargs:
+        if name not in parameters:
+            near = difflib.get_close_matches(name, parameters, n=1, cutoff=0.7)
             sizes = "a memory's own arguments go into memory_kwargs, such as {'hidden_size': 64}"
-            hint = f"did you mean {near[0]}?" if near else f"{sizes}; known are {', '.join(list(taken)[3:])}"
+            hint = f"did you mean {near[0]}?" if near else f"{sizes}; known are {', '.join(list(parameters)[3:])}"
             raise TypeError(f"policy_kwargs: {policy.__name__} does not take {name}: {hint}")
 
 
@@ -188,27 +187,29 @@ def check_definition(learner: type, config: Any) -> None:
     if not hasattr(config, "__dataclass_fields__") or not issubclass(config, Hyperparameters):
         raise TypeError(f"{name}.config_class is {config}, expected a dataclass that extends Hyperparameters")
     declared = {key for key, hint in vars(config).get("__annotations__", {}).items() if "ClassVar" not in str(hint)}
-    known = {entry.name: entry for entry in fields_of(config)}
-    if plain := sorted(declared - set(known)):
-        raise TypeError(f"{config.__name__}.{plain[0]} is not a field: write @dataclass above class {config.__name__}")
-    for field in known.values():
+    fields = {field.name: field for field in fields_of(config)}
+    if not_fields := sorted(declared - set(fields)):
+        raise TypeError(
+            f"{config.__name__}.{not_fields[0]} is not a field: write @dataclass above class {config.__name__}"
+        )
+    for field in fields.values():
         if field.default is dataclasses.MISSING:
             raise TypeError(f"{config.__name__}.{field.name} has no default, expected {field.name}: ... = VALUE")
         if field.name in ("policy", "env", *vars(Setup)) or callable(getattr(learner, field.name, None)):
             raise TypeError(f"{config.__name__}.{field.name} has a name that learners reserve; choose another")
     for needed in ("learning_rate", "n_steps", "max_grad_norm"):
-        if needed not in known:
+        if needed not in fields:
             raise TypeError(f"{config.__name__} lacks {needed}, which every learner has")
     if "__init__" not in vars(learner):
         return
-    taken = inspect.signature(vars(learner)["__init__"]).parameters.values()
-    own = [each.name for each in taken if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)][1:]
-    if lost := [each for each in own if each not in signature_of(config).parameters]:
+    parameters = inspect.signature(vars(learner)["__init__"]).parameters.values()
+    named = [each.name for each in parameters if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)][1:]
+    if unknown := [each for each in named if each not in signature_of(config).parameters]:
         raise TypeError(
-            f"{name}.__init__ takes {lost[0]}, which the command line and checkpoints cannot see: make it a field, "
-            f"@dataclass class {name}Config({config.__name__}): {lost[0]}: float = 1.0, and set config_class = "
-            f"{name}Config in {name}; self.{lost[0]} is then set for you, without a constructor"
+            f"{name}.__init__ takes {unknown[0]}, which the command line and checkpoints cannot see: make it a field, "
+            f"@dataclass class {name}Config({config.__name__}): {unknown[0]}: float = 1.0, and set config_class = "
+            f"{name}Config in {name}; self.{unknown[0]} is then set for you, without a constructor"
         )
-    open_ended = any(each.kind is each.VAR_KEYWORD for each in taken)
-    if not open_ended and (lost := [each for each in signature_of(config).parameters if each not in own]):
-        raise TypeError(f"{name}.__init__ does not take {lost[0]}: expected **kwargs, passed on to super().__init__")
+    takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters)
+    if not takes_any and (missing := [each for each in signature_of(config).parameters if each not in named]):
+        raise TypeError(f"{name}.__init__ does not take {missing[0]}: expected **kwargs, passed on to super().__init__")

@@ -102,9 +102,9 @@ class MemoryOnPolicyAlgorithm(Updates, OnPolicyAlgorithm):
     def __init__(
         self, policy: str | type[MemoryActorCriticPolicy], env: EnvLike | None, *args: Any, **kwargs: Any
     ) -> None:
-        given = bind_arguments(type(self).__name__, self.config_class, policy, env, *args, **kwargs)
-        given.apply_defaults()
-        values = checked_values(self.config_class, given.arguments)
+        bound = bind_arguments(type(self).__name__, self.config_class, policy, env, *args, **kwargs)
+        bound.apply_defaults()
+        values = checked_values(self.config_class, bound.arguments)
         setup = Setup(**{entry.name: values[entry.name] for entry in fields_of(Setup)})
         for name in self.hyperparameters():
             setattr(self, name, values[name])
@@ -240,10 +240,10 @@ class MemoryOnPolicyAlgorithm(Updates, OnPolicyAlgorithm):
     ) -> tuple[int, BaseCallback]:
         if self.env is None:
             raise ValueError("there is no environment to learn from; call set_env")
-        fresh = reset_num_timesteps or self._last_obs is None
+        sb3_resets = reset_num_timesteps or self._last_obs is None
         distributed.equalise(self.policy)
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
-        if fresh or self.env_was_moved():  # by SB3's reset above, or by evaluate_policy(model, model.get_env())
+        if sb3_resets or self.env_was_moved():  # for example by evaluate_policy(model, model.get_env())
             self.begin_episodes()
         if self.generators_to_set and not reset_num_timesteps:  # the first call after `load`
             set_generators(self.generators_to_set)
@@ -344,15 +344,13 @@ class MemoryOnPolicyAlgorithm(Updates, OnPolicyAlgorithm):
         return checkpoint.load(cls, path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
 
     def set_env(self, env: EnvLike, force_reset: bool = True) -> None:
-        """As in SB3; number, arguments and horizon of the environments may change, and `new_episodes` says how.
-
-        Running episodes are aborted where the environment differs.
-        """
-        found = as_tensor_env(env, self.device)
-        differs = checkpoint.describe_env_change(self, found)
-        other = found is not self._tensor_env and not isinstance(found, HostEnv)
-        super().set_env(found, force_reset=force_reset or other)
-        self.new_episodes, self.unused_run = differs, None
+        """As in SB3. The environments may differ in number, arguments and horizon: then new episodes start, and
+        `new_episodes` says why."""
+        new_env = as_tensor_env(env, self.device)
+        change = checkpoint.describe_env_change(self, new_env)
+        replaced = new_env is not self._tensor_env and not isinstance(new_env, HostEnv)
+        super().set_env(new_env, force_reset=force_reset or replaced)
+        self.new_episodes, self.unused_run = change, None
 
     def set_parameters(
         self, load_path_or_dict: Any, exact_match: bool = True, device: torch.device | str = "auto"

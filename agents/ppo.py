@@ -1,8 +1,7 @@
 """PPO: several passes of clipped updates over each rollout, with the memory replayed from its stored state.
 
-Schulman et al. 2017, "Proximal Policy Optimization Algorithms", eq. 7. A minibatch is a set of environments with all of
-their steps in order, and the memory is unrolled over it from the state in which the rollout began: nothing is padded,
-no state is stale, and the ratio is exactly 1 on the first minibatch.
+Schulman et al. 2017, "Proximal Policy Optimization Algorithms", eq. 7. Minibatches and replay are those of
+`agents.replaying`, so the probability ratio is exactly 1 on the first minibatch.
 """
 
 from __future__ import annotations
@@ -132,6 +131,6 @@ class PPO(ReplayLearner):
 
 
 def _within(x: Tensor, low: Number, high: Number) -> Tensor:
-    bounds: Any = (low, high)  # numbers or tensors, both
+    bounds: Any = (low, high)  # torch's types take two numbers or two tensors
     clamped: Tensor = x.clamp(*bounds)
     return clamped

@@ -42,8 +42,7 @@ class ReplayLearner(MemoryOnPolicyAlgorithm):
     def _setup_env(self) -> None:
         super()._setup_env()
         assert self.n_minibatches is not None
-        sets = min(self.n_minibatches, self.all_envs)
-        if self.n_envs < sets:  # every rank gives its share to every minibatch
+        if self.n_envs < min(self.n_minibatches, self.all_envs):  # every rank gives its share to every minibatch
             raise ValueError(
                 f"n_minibatches is {self.n_minibatches}, but each of the {distributed.size()} ranks has {self.n_envs} "
                 f"environments: expected n_minibatches <= {self.n_envs}"
@@ -65,19 +64,20 @@ class ReplayLearner(MemoryOnPolicyAlgorithm):
         """
         self.policy.set_training_mode(True)
         assert self.n_minibatches is not None
-        count = min(self.n_minibatches, self.n_envs)
-        rows: list[Tensor] = []
+        n_minibatches = min(self.n_minibatches, self.n_envs)
+        results: list[PackedMetrics] = []
+
+        def means(updates: list[PackedMetrics]) -> dict[str, Tensor]:
+            return dict(zip(updates[0].names, torch.stack([each.numbers for each in updates]).mean(0), strict=True))
+
         for _ in range(self.n_epochs):
-            order = torch.randperm(self.n_envs, device=self.device)
-            sets = order.tensor_split(count)
-            taken = [self.executor.minibatch(self.learn_minibatch, rollout, index, *numbers) for index in sets]
-            rows += [each.numbers for each in taken]
-            names = taken[0].names
-            if stop_early is not None:
-                means = torch.stack([each.numbers for each in taken]).mean(0)
-                if stop_early(dict(zip(names, means, strict=True))):
-                    break
-        return dict(zip(names, torch.stack(rows).mean(0), strict=True))
+            minibatches = torch.randperm(self.n_envs, device=self.device).tensor_split(n_minibatches)
+            results += [
+                self.executor.minibatch(self.learn_minibatch, rollout, index, *numbers) for index in minibatches
+            ]
+            if stop_early is not None and stop_early(means(results[-n_minibatches:])):
+                break
+        return means(results)
 
     def learn_minibatch(self, rollout: Rollout, index: Tensor, *numbers: Number | None) -> PackedMetrics:
         """One update from the environments `index` `[n]` of a rollout; returns its metrics."""

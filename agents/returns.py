@@ -79,14 +79,14 @@ def vtrace(
         ratios: `[T, N]`, probability of the action under the policy that learns, over that under the one that acted.
         gamma: discount, 0..1.
         rho_bar: ρ̄, at least `c_bar`; it decides to which policy's values the targets converge.
-        c_bar: c̄; how far later surprises reach back.
+        c_bar: c̄; bounds how much the TD errors of later steps change an earlier target.
     """
     rho, c = ratios.clamp(max=rho_bar), ratios.clamp(max=c_bar)
     delta = rho * (rewards + gamma * next_values - values)
     carry = gamma * c * (~ended).to(rewards.dtype)
     corrections = _discounted_sums(delta, carry)  # v_t - V_t
-    beyond = torch.cat([corrections[1:], torch.zeros_like(corrections[:1])]).masked_fill(ended, 0.0)
-    return values + corrections, rho * (rewards + gamma * (next_values + beyond) - values)
+    next_corrections = torch.cat([corrections[1:], torch.zeros_like(corrections[:1])]).masked_fill(ended, 0.0)
+    return values + corrections, rho * (rewards + gamma * (next_values + next_corrections) - values)
 
 
 def _discounted_sums(delta: Tensor, carry: Tensor) -> Tensor:

@@ -9,10 +9,11 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from agents.returns import bootstrap_values
 from envs.tensor_env import Info, Obs, TensorEnv
 from policies.action_masks import check_width
 from policies.memories.contract import State
-from policies.memories.steps import detach, select
+from policies.memories.steps import Unrolled, detach, select
 
 
 @dataclass
@@ -134,13 +135,25 @@ class Rollout:
 
     @property
     def observations(self) -> Obs:
-        """`obs`, by the name that it has in SB3's `RolloutBuffer`."""
+        """`obs`, by its name in SB3's `RolloutBuffer`."""
         return self.obs
 
     @property
     def episode_starts(self) -> Tensor:
-        """`starts`, by the name that they have in SB3's `RolloutBuffer`."""
+        """`starts`, by their name in SB3's `RolloutBuffer`."""
         return self.starts
+
+    def next_values(self, values: Tensor) -> Tensor:
+        """The value after each step, from the values `[T, N]` of the observations; see `bootstrap_values`."""
+        return bootstrap_values(values, self.last_values, self.terminated, self.truncated, self.final_values)
+
+    def keep_graph(self, unrolled: Unrolled) -> None:
+        """Stores the memory's outputs and losses with their graph."""
+        self.latents, self.grids, self.losses = unrolled.outputs, unrolled.grids, unrolled.losses
+
+    def drop_graph(self) -> None:
+        """Drops what `keep_graph` stored."""
+        self.latents, self.grids, self.losses = None, None, {}
 
     def ended(self) -> Tensor:
         """Where an episode ended, for either reason: bool `[T, N]`."""

@@ -40,10 +40,10 @@ class SupervisedConfig(Hyperparameters):
 class Supervised(MemoryOnPolicyAlgorithm):
     """One update from every rollout, by back-propagation through it.
 
-    The loss is the mean of `-log_prob(target)`, weighted by `weight`, plus `aux_coef` times the
-    memory's own losses. The agent acts greedily in training, so that logged returns and task metrics are those of its
-    answers. Arguments are those of `SupervisedConfig`, then those of `agents.hyperparameters.Setup`; `n_steps=0` is a
-    whole episode of an environment with a fixed horizon.
+    The loss is the mean of `-log_prob(target)`, weighted by `weight`, plus `aux_coef` times the memory's own losses.
+    The agent acts greedily in training, so that logged returns and task metrics are those of its answers. Arguments
+    are those of `SupervisedConfig`, then those of `agents.hyperparameters.Setup`; `n_steps=0` is a whole episode of an
+    environment with a fixed horizon.
 
     Raises:
         ValueError: the environment gives no targets, or `n_steps` is 0 and it has no horizon.
@@ -60,10 +60,10 @@ class Supervised(MemoryOnPolicyAlgorithm):
     """Whether rollouts that do not depend on actions are processed as one sequence; False: step by step."""
 
     def collector(self) -> Collector:
-        """One sequence if observations do not depend on actions. Not for CUDA graphs, in which the environments'
+        """A `SequenceCollector` if observations do not depend on actions. CUDA graphs step: in them the environments'
         generator cannot be restored."""
-        sequence = self.whole_sequences and not self.executor.callbacks_after_rollout
-        if sequence and (self.env is None or self.tensor_env.ignores_actions):
+        allowed = self.whole_sequences and not self.executor.callbacks_after_rollout
+        if allowed and (self.env is None or self.tensor_env.ignores_actions):
             return SequenceCollector(self, targets=True)
         return StepCollector(self, targets=True, graph=True)
 
@@ -78,15 +78,15 @@ class Supervised(MemoryOnPolicyAlgorithm):
         assert rollout.latents is not None
         assert rollout.targets is not None
         assert rollout.weights is not None
-        each = rollout.weights.dim() == 3  # a weight for every part of the answer
+        per_part = rollout.weights.dim() == 3  # a weight for every part of the answer
         targets = self.policy.actions.from_env(rollout.targets)
-        log_prob = self.policy.log_prob(rollout.latents, targets, rollout.grids, each, rollout.masks)
-        scored = distributed.mean(rollout.weights.sum()).clamp(min=1e-8)  # this rank's share of the total weight
-        target_loss = -(rollout.weights * log_prob).sum() / scored
+        log_prob = self.policy.log_prob(rollout.latents, targets, rollout.grids, per_part, rollout.masks)
+        total_weight = distributed.mean(rollout.weights.sum()).clamp(min=1e-8)  # of all ranks, divided by their number
+        target_loss = -(rollout.weights * log_prob).sum() / total_weight
         auxiliary, memory_losses = self.auxiliary(rollout.losses)
         loss = target_loss + auxiliary
         grad_norm = self.update(loss)
-        rollout.latents, rollout.grids, rollout.losses = None, None, {}
+        rollout.drop_graph()
         return {"train/loss": loss, "train/target_loss": target_loss, "train/grad_norm": grad_norm, **memory_losses}
 
     def diagnostics(self, rollout: Rollout) -> dict[str, Tensor]:

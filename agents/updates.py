@@ -9,7 +9,7 @@ from torch import Tensor
 
 from agents.metrics.health import PolicyWatch
 from agents.metrics.report import log_metrics, pack_metrics
-from agents.returns import bootstrap_values, gae
+from agents.returns import gae
 from agents.rollout import Rollout
 from agents.sb3.training_env import TrainingEnv
 from agents.scale import distributed
@@ -32,8 +32,7 @@ class Updates(TrainingEnv):
         return PolicyWatch(self.action_space, getattr(self, "target_kl", None))
 
     def train(self) -> None:
-        """Learns from `self.rollout`, then reads rewards, ends and metrics in the iteration's one transfer to the
-        host."""
+        """Learns from `self.rollout`, then copies rewards, episode ends and metrics to the host in one transfer."""
         self._update_learning_rate(self.policy.optimizer)
         log_metrics(self, pack_metrics(self, self.learn_and_update_obs_norm(self.rollout)))
 
@@ -54,8 +53,8 @@ class Updates(TrainingEnv):
         norm = self.policy.obs_norm
         if norm is not None:
             entries = rollout.obs if isinstance(rollout.obs, dict) else {"": rollout.obs}
-            found = {name: distributed.moments(entries[name].to(norm.count.dtype), (0, 1)) for name in norm.names}
-            norm.update(found)
+            dtype = norm.count.dtype
+            norm.update({name: distributed.moments(entries[name].to(dtype), (0, 1)) for name in norm.names})
         return metrics
 
     def evaluate_actions(self, rollout: Rollout) -> tuple[ActionEvaluation, dict[str, Tensor]]:
@@ -85,8 +84,7 @@ class Updates(TrainingEnv):
         """Computes a rollout's advantages and returns by generalised advantage estimation, and updates the statistics
         of the returns."""
         rewards, values = rollout.rewards * self.reward_scale, rollout.values
-        ends = rollout.terminated, rollout.truncated
-        next_values = bootstrap_values(values, rollout.last_values, *ends, rollout.final_values)
+        next_values = rollout.next_values(values)
         rollout.advantages = gae(rewards, values, next_values, rollout.ended(), self.gamma, self.gae_lambda)
         rollout.returns = rollout.advantages + values
         norm = self.policy.value_norm

@@ -1,8 +1,9 @@
 """V-trace: the actor-critic of IMPALA, for rollouts that an older policy collected.
 
 Espeholt et al. 2018, "IMPALA: Scalable Distributed Deep-RL with Importance Weighted Actor-Learner Architectures",
-section 4. Actors and learner take turns here, so the policy that collected is older only from the second update of a
-rollout on; V-trace corrects for that by truncated importance ratios, where PPO clips its objective.
+section 4. Collecting and learning alternate here, so the policy that learns differs from the one that acted only
+from the second update of a rollout on. V-trace corrects for this by truncated importance ratios, where PPO clips its
+objective.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from agents.common.arguments import Count, Fraction, NotNegative, Positive, Rate
 from agents.hyperparameters import Hyperparameters
 from agents.registry import register_learner
 from agents.replaying import Number, ReplayLearner
-from agents.returns import bootstrap_values, vtrace
+from agents.returns import vtrace
 from agents.rollout import Rollout
 
 
@@ -71,9 +72,7 @@ class VTrace(ReplayLearner):
         evaluation, losses = self.evaluate_actions(rollout)
         with torch.no_grad():
             values, ratio = evaluation.value, (evaluation.log_prob - rollout.log_probs).exp()
-            ends = rollout.terminated, rollout.truncated
-            next_values = bootstrap_values(values, rollout.last_values, *ends, rollout.final_values)
-            rewards = rollout.rewards * self.reward_scale
+            next_values, rewards = rollout.next_values(values), rollout.rewards * self.reward_scale
             returns, advantages = vtrace(
                 rewards, values, next_values, rollout.ended(), ratio, self.gamma, self.rho_bar, self.c_bar
             )

@@ -77,7 +77,7 @@ def sequence(way: Way, name: str, args: Args, length: int, batch: int) -> tuple[
         return 0, lambda xs: unroll(memory, xs, None, memory.initial_state(batch))
     if way == "own":
         return 0, lambda xs: memory.unroll(xs, None, memory.initial_state(batch))
-    segment = Segments(memory, None, args.input_size).best(length, recorded=way == "recorded", room=length)
+    segment = Segments(memory, None, args.input_size).best(length, recorded=way == "recorded", expected_steps=length)
     if way == "segments":
         return segment, lambda xs: unroll_by_segments(memory, xs, None, memory.initial_state(batch), segment=segment)
 

@@ -26,7 +26,7 @@ from stable_baselines3.common.type_aliases import TensorDict
 from torch import Tensor, nn
 
 from policies.memories.contract import Memory
-from policies.observations import any_observation, is_symbols, short, width_of
+from policies.observations import any_observation, entries_of, is_symbols, short, width_of
 
 EMBED_FROM = 32
 """`Discrete` observations with at least this many symbols are embedded."""
@@ -52,7 +52,7 @@ def encoder_for(
     observation_space: spaces.Space[Any], memory: type[Memory], memory_kwargs: dict[str, Any]
 ) -> tuple[type[BaseFeaturesExtractor], dict[str, Any]]:
     """The encoder class and its arguments for an observation space and a memory class."""
-    if memory.has_readers and any(name.startswith(QUERY_PREFIX) for name in _entries(observation_space)):
+    if memory.has_readers and any(name.startswith(QUERY_PREFIX) for name in entries_of(observation_space)):
         return QueryEncoder, {"memory": memory, "memory_kwargs": memory_kwargs}
     if memory.input_kind == "grid":
         return GridEncoder, {"spatial": memory.default_grid(**memory_kwargs)}
@@ -214,7 +214,7 @@ class DictEncoder(BaseFeaturesExtractor):
     takes_symbols = True
 
     def __init__(self, observation_space: spaces.Space, cnn_output_dim: int | None = None) -> None:  # type: ignore[type-arg]
-        entries = _entries(observation_space)
+        entries = entries_of(observation_space)
         parts: dict[str, nn.Module] = {}
         total = 0
         for name, entry in entries.items():
@@ -272,7 +272,7 @@ class GridEncoder(BaseFeaturesExtractor):
         spatial: tuple[int, ...] = (3, 3),
         channels: int = 8,
     ) -> None:
-        entries = _entries(observation_space)
+        entries = entries_of(observation_space)
         grids = {name: entry.shape or () for name, entry in entries.items() if _is_grid(entry, len(spatial))}
         sizes = {shape[1:] for shape in grids.values()}
         if len(sizes) > 1:
@@ -322,7 +322,7 @@ class QueryEncoder(BaseFeaturesExtractor):
         memory: type[Memory],
         memory_kwargs: dict[str, Any],
     ) -> None:
-        entries = _entries(observation_space)
+        entries = entries_of(observation_space)
         self.names = tuple(name for name in entries if name.startswith(QUERY_PREFIX))
         seen = {name: entry for name, entry in entries.items() if name not in self.names}
         if not seen:
@@ -354,10 +354,6 @@ class QueryEncoder(BaseFeaturesExtractor):
         return self.source(seen), {
             name: self.queries[module](observations[name]) for name, module in self.modules_of.items()
         }
-
-
-def _entries(space: spaces.Space[Any]) -> dict[str, spaces.Space[Any]]:
-    return dict(space.spaces) if isinstance(space, spaces.Dict) else {"": space}
 
 
 def _is_grid(space: spaces.Space[Any], rank: int) -> bool:

@@ -14,7 +14,7 @@ from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space
 from torch import Tensor, nn
 
-Obs = Tensor | dict[str, Tensor]
+from policies.observations import Obs, entries_of
 
 
 class ValueNorm(nn.Module):
@@ -88,10 +88,9 @@ class ObsNorm(nn.Module):
 
     def __init__(self, space: spaces.Space[Any]) -> None:
         super().__init__()
-        entries = space.spaces if isinstance(space, spaces.Dict) else {"": space}
         numbers = {
             name: entry
-            for name, entry in entries.items()
+            for name, entry in entries_of(space).items()
             if isinstance(entry, spaces.Box) and not is_image_space(entry)
         }
         self.names = tuple(sorted(numbers))

@@ -128,6 +128,16 @@ def tensors_of(observation: Any, space: spaces.Space[Any], device: torch.device)
     return torch.as_tensor(arrays, device=device), vectorized
 
 
+def entries_of(space: spaces.Space[Any]) -> dict[str, spaces.Space[Any]]:
+    """The entries of a flat `Dict` by name; any other space is its only entry, with the name ""."""
+    return dict(space.spaces) if isinstance(space, spaces.Dict) else {"": space}
+
+
+def batch_size_of(obs: Obs) -> int:
+    """Number of observations in a batch."""
+    return len(next(iter(obs.values()))) if isinstance(obs, dict) else len(obs)
+
+
 def any_observation(space: spaces.Space[Any], batch: int, device: torch.device | None = None) -> Obs:
     """A valid observation of a flat space, `[batch, ...]`: 0, or the valid value nearest to it."""
 

@@ -36,9 +36,8 @@ from policies.memories.steps import check_state, reset
 from policies.memories.time.checkpointing import Segments
 from policies.memories.time.recording import Recording
 from policies.normalization import ObsNorm, ValueNorm
-from policies.observations import preparation, tensors_of
-
-Obs = Tensor | dict[str, Tensor]
+from policies.observations import Obs as Obs
+from policies.observations import batch_size_of, preparation, tensors_of
 
 
 class MemoryActorCriticPolicy(ActorCriticPolicy):
@@ -343,7 +342,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         """
         self.set_training_mode(False)
         obs, vectorized = self.obs_to_tensor(observation)
-        batch = len(next(iter(obs.values()))) if isinstance(obs, dict) else len(obs)
+        batch = batch_size_of(obs)
         if state is None:
             state = self.initial_state(batch)
         else:

@@ -39,26 +39,26 @@ class CopyObservation(gym.Wrapper[Any, Any, Any, Any]):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         try:
-            given: Any = self.env.reset(seed=seed, options=options)
+            result: Any = self.env.reset(seed=seed, options=options)
         except TypeError as error:
-            plain = self.env.unwrapped
-            if not _accepts(plain.reset, seed=seed, options=options):
+            env = self.env.unwrapped
+            if not _accepts(env.reset, seed=seed, options=options):
                 raise ContractError(
-                    f"{type(plain).__name__}.reset does not take seed and options, expected reset(self, *, seed=None, "
+                    f"{type(env).__name__}.reset does not take seed and options, expected reset(self, *, seed=None, "
                     "options=None)"
                 ) from error
             raise
-        if not isinstance(given, tuple) or len(given) != 2:
-            raise ContractError(f"reset returned {_shown(given)}, expected an observation and a dictionary")
-        obs, info = given
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise ContractError(f"reset returned {_shown(result)}, expected an observation and a dictionary")
+        obs, info = result
         return self._checked_copy("reset", obs, info), info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        given: Any = self.env.step(action)
-        if not isinstance(given, tuple) or len(given) != 5:
+        result: Any = self.env.step(action)
+        if not isinstance(result, tuple) or len(result) != 5:
             expected = "5: observation, reward, terminated, truncated, info"
-            raise ContractError(f"step returned {_shown(given)}, expected {expected}")
-        obs, reward, terminated, truncated, info = given
+            raise ContractError(f"step returned {_shown(result)}, expected {expected}")
+        obs, reward, terminated, truncated, info = result
         obs = self._checked_copy("step", obs, info)
         if type(reward) is not float and not isinstance(reward, (np.floating, np.integer)):
             reward = _number(reward)
@@ -94,17 +94,15 @@ class CopyObservation(gym.Wrapper[Any, Any, Any, Any]):
             setattr(self.env, name, value)
 
 
-def copy_observations(env: VectorEnv[Any, Any, Any] | VecEnv) -> None:
-    """Wraps each single environment of a batch in this process in `CopyObservation`."""
-    batch = env.unwrapped
+def copy_observations(batch: VectorEnv[Any, Any, Any] | VecEnv) -> None:
+    """Wraps each single environment of a batch in `CopyObservation`, if they run in this process."""
+    batch = batch.unwrapped
     if isinstance(batch, (SyncVectorEnv, DummyVecEnv)):
-        around: Any = [
-            CopyObservation(single)
-            if isinstance(single, gym.Env) and not isinstance(single, CopyObservation)
-            else single
-            for single in batch.envs
+        wrapped: Any = [
+            CopyObservation(env) if isinstance(env, gym.Env) and not isinstance(env, CopyObservation) else env
+            for env in batch.envs
         ]
-        batch.envs = around
+        batch.envs = wrapped
 
 
 def _copied(where: str, name: str, obs: Any, space: gym.spaces.Space[Any]) -> Any:
@@ -112,7 +110,7 @@ def _copied(where: str, name: str, obs: Any, space: gym.spaces.Space[Any]) -> An
     if isinstance(space, gym.spaces.Dict):
         if not isinstance(obs, Mapping):
             raise ContractError(
-                f"{where} returned {_shown(obs)} as {_noun(name)}, expected a dictionary with {', '.join(space)}"
+                f"{where} returned {_shown(obs)} as {_entry_name(name)}, expected a dictionary with {', '.join(space)}"
             )
         copied = {}
         for key, entry in space.items():
@@ -123,7 +121,9 @@ def _copied(where: str, name: str, obs: Any, space: gym.spaces.Space[Any]) -> An
         return copied
     if isinstance(space, gym.spaces.Tuple):
         if not isinstance(obs, (tuple, list)) or len(obs) != len(space):
-            raise ContractError(f"{where} returned {_shown(obs)} as {_noun(name)}, expected a tuple of {len(space)}")
+            raise ContractError(
+                f"{where} returned {_shown(obs)} as {_entry_name(name)}, expected a tuple of {len(space)}"
+            )
         entries = enumerate(zip(obs, space, strict=True))
         return tuple(_copied(where, f"{name}.{i}" if name else str(i), each, entry) for i, (each, entry) in entries)
     if isinstance(space, gym.spaces.Discrete):
@@ -131,20 +131,22 @@ def _copied(where: str, name: str, obs: Any, space: gym.spaces.Space[Any]) -> An
         if numbers.size == 1:
             _check_whole_numbers(where, name, obs, space, int(space.start), int(space.start + space.n - 1))
             return space.dtype.type(numbers.item())
-        raise ContractError(f"{where} returned {_shown(obs)} as {_noun(name)}, expected an element of {_line(space)}")
+        raise ContractError(
+            f"{where} returned {_shown(obs)} as {_entry_name(name)}, expected an element of {_line(space)}"
+        )
     if isinstance(space, (gym.spaces.Box, gym.spaces.MultiDiscrete, gym.spaces.MultiBinary)):
         return _array(where, name, obs, space)
     if isinstance(space, gym.spaces.Text) and not isinstance(obs, str):
-        raise ContractError(f"{where} returned {_shown(obs)} as {_noun(name)}, expected a text (str)")
+        raise ContractError(f"{where} returned {_shown(obs)} as {_entry_name(name)}, expected a text (str)")
     return copy.deepcopy(obs)
 
 
 def _array(
     where: str, name: str, obs: Any, space: gym.spaces.Box | gym.spaces.MultiDiscrete | gym.spaces.MultiBinary
 ) -> np.ndarray[Any, Any]:
-    article = f"{'' if name else 'an '}{_noun(name)}"
+    article = f"{'' if name else 'an '}{_entry_name(name)}"
     if np.shape(obs) != space.shape:
-        found = f"{article} of shape {np.shape(obs)}" if np.shape(obs) else f"{_shown(obs)} as {_noun(name)}"
+        found = f"{article} of shape {np.shape(obs)}" if np.shape(obs) else f"{_shown(obs)} as {_entry_name(name)}"
         raise ContractError(
             f"{where} returned {found}, expected {space.shape} as its {'space' if name else SPACE} says"
         )
@@ -171,10 +173,12 @@ def _check_whole_numbers(where: str, name: str, obs: Any, space: gym.spaces.Spac
     fit = numbers.dtype.kind in "biuf"
     if not fit or not ((numbers >= least) & (numbers <= most) & (numbers == np.floor(numbers))).all():
         found = numbers.tolist() if numbers.shape == space.shape and numbers.size <= 8 else obs
-        raise ContractError(f"{where} returned {_shown(found)} as {_noun(name)}, expected an element of {_line(space)}")
+        raise ContractError(
+            f"{where} returned {_shown(found)} as {_entry_name(name)}, expected an element of {_line(space)}"
+        )
 
 
-def _noun(name: str) -> str:
+def _entry_name(name: str) -> str:
     return f"entry {name!r} of the observation" if name else "observation"
 
 
@@ -191,7 +195,7 @@ def _line(space: gym.spaces.Space[Any]) -> str:
 
 
 def _number(reward: Any) -> float:
-    """A reward of another type, such as an array of one number, as a number."""
+    """Converts a reward of another type, such as an array of one number."""
     try:
         number = np.asarray(reward)
         if number.size != 1 or number.dtype.kind not in "biuf":

@@ -15,7 +15,7 @@ from agents.environments.transfer import Transfer
 from envs.tensor_env import Info, Obs, TensorEnv
 from policies.action_masks import parts_of
 from policies.heads import check_action_space
-from policies.observations import Layout
+from policies.observations import Layout, entries_of
 
 
 class HostEnv(TensorEnv):
@@ -38,8 +38,7 @@ class HostEnv(TensorEnv):
         """Statistics of the episodes that ended since a learner last read them, as reported by the environments."""
         self.render_mode = "rgb_array"
         n, space = self.num_envs, self._layout.space
-        entries = space.spaces if isinstance(space, spaces.Dict) else {"": space}
-        rows = {name: ((n, *(entry.shape or ())), entry.dtype) for name, entry in entries.items()}
+        rows = {name: ((n, *(entry.shape or ())), entry.dtype) for name, entry in entries_of(space).items()}
         self._obs, self._final = ({name: f"{what} {name}" for name in rows} for what in ("obs", "final"))
         choices = 0 if isinstance(host.action_space, spaces.Box) else sum(parts_of(host.action_space))
         self._transfer = Transfer(
@@ -74,7 +73,7 @@ class HostEnv(TensorEnv):
 
     @property
     def user_moves(self) -> int:
-        """Number of resets, and of steps that this adapter did not make."""
+        """Number of resets, and of steps that user code made."""
         return self.host.watch.moves - self._own_moves
 
     @user_moves.setter
@@ -109,8 +108,8 @@ class HostEnv(TensorEnv):
             stats = {"episode_return": returns, "episode_length": lengths, "is_success": success}
             stats["episodes"] = tensors["episodes"]
             info |= {"final_obs": self._unnamed(tensors, self._final), **stats}
-        seen = self._unnamed(tensors, self._obs)
-        return seen, tensors["reward"], tensors["terminated"], tensors["truncated"], info
+        new_obs = self._unnamed(tensors, self._obs)
+        return new_obs, tensors["reward"], tensors["terminated"], tensors["truncated"], info
 
     def _describe(self) -> Info:
         return {**self._transfer(self._masks())}

@@ -29,7 +29,7 @@ class HostMasks:
         self.env, self.space = env, space
         self.current: Masks | None = None
         """`[num_envs, choices]`, as of the last `read`; None: the environments give no masks."""
-        self._asks = _has_method(env)
+        self._has_method = _has_method(env)
 
     def read(self, infos: Sequence[dict[str, Any]] | dict[str, Any]) -> None:
         """Reads the masks that came with the current observations, from Gymnasium's `info` or SB3's `infos`.
@@ -37,28 +37,27 @@ class HostMasks:
         Raises:
             ValueError: a mask does not fit the action space, or allows nothing.
         """
-        given = _of_vector(infos) if isinstance(infos, dict) else [info.get(KEY) for info in infos]
-        if given is not None and any(row is not None for row in given):
-            self.current = self._filled(given)
-        elif self._asks:
-            own = getattr(self.env, METHOD, None) if isinstance(self.env, VectorEnv) else None
-            self.current = self._filled(own() if callable(own) else _call(self.env, METHOD))
+        rows = _of_vector(infos) if isinstance(infos, dict) else [info.get(KEY) for info in infos]
+        if any(row is not None for row in rows):
+            self.current = self._filled(rows)
+        elif self._has_method:
+            method = getattr(self.env, METHOD, None) if isinstance(self.env, VectorEnv) else None
+            self.current = self._filled(method() if callable(method) else _call(self.env, METHOD))
         elif self.current is not None:
             self.current = np.ones_like(self.current)
 
-    def _filled(self, given: Sequence[Any]) -> Masks:
-        """Rows that are None allow everything."""
+    def _filled(self, rows: Sequence[Any]) -> Masks:
+        """The masks of all environments; rows that are None allow everything."""
         width = sum(parts_of(self.space))
-        rows = [np.ones(width, bool) if row is None else row for row in given]
+        rows = [np.ones(width, bool) if row is None else row for row in rows]
         return np.concatenate([as_masks(row if isinstance(row, np.ndarray) else [row], self.space, 1) for row in rows])
 
 
-def _of_vector(info: dict[str, Any]) -> list[Any] | None:
-    """Each environment's mask from a vector environment's `info`; None if it gave none."""
-    if KEY not in info:
-        return None
-    present = info.get(f"_{KEY}", np.ones(len(info[KEY]), bool))
-    return [row if there else None for row, there in zip(info[KEY], present, strict=True)]
+def _of_vector(info: dict[str, Any]) -> list[Any]:
+    """The masks in a vector environment's `info`, None for environments that gave none; empty if none did."""
+    masks = info.get(KEY, ())
+    given = info.get(f"_{KEY}", np.ones(len(masks), bool))
+    return [row if is_given else None for row, is_given in zip(masks, given, strict=True)]
 
 
 def _has_method(env: VectorEnv[Any, Any, Any] | VecEnv) -> bool:
@@ -78,5 +77,5 @@ def _has_method(env: VectorEnv[Any, Any, Any] | VecEnv) -> bool:
 def _call(env: VectorEnv[Any, Any, Any] | VecEnv, name: str, *arguments: Any) -> Sequence[Any]:
     if isinstance(env, VecEnv):
         return env.env_method(name, *arguments)
-    found: Sequence[Any] = env.unwrapped.call(name, *arguments)  # type: ignore[attr-defined]
-    return found
+    results: Sequence[Any] = env.unwrapped.call(name, *arguments)  # type: ignore[attr-defined]
+    return results

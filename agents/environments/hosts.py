@@ -84,7 +84,7 @@ class VectorEnvHost(Host):
     def __init__(self, env: VectorEnv[Any, Any, Any], *parts: gym.Env[Any, Any]) -> None:
         mode = env.metadata.get("autoreset_mode")
         if mode is not AutoresetMode.SAME_STEP and isinstance(env, SyncVectorEnv):
-            # A synchronous environment reads its mode at every step, so it can still be told.
+            # A synchronous environment reads its mode at every step, so it can still be changed.
             env.autoreset_mode = mode = AutoresetMode.SAME_STEP
             env.metadata = {**env.metadata, "autoreset_mode": mode}
         if mode is not AutoresetMode.SAME_STEP:
@@ -123,11 +123,11 @@ class VectorEnvHost(Host):
     def _info_of(self, index: int) -> dict[str, Any]:
         info, terminated, truncated, final = self._last
         over = bool(terminated[index] or truncated[index])
-        found = info_of_env(info, index, over)
-        found["TimeLimit.truncated"] = bool(truncated[index] and not terminated[index])
+        of_env = info_of_env(info, index, over)
+        of_env["TimeLimit.truncated"] = bool(truncated[index] and not terminated[index])
         if over:
-            found["terminal_observation"] = row(final, index)
-        return found
+            of_env["terminal_observation"] = row(final, index)
+        return of_env
 
     def step(self, action: np.ndarray[Any, Any]) -> tuple[Any, Any, Any, Any, Any]:
         obs, reward, terminated, truncated, info = self.env.step(action)
@@ -135,7 +135,7 @@ class VectorEnvHost(Host):
         self.masks.read(info)
         final = None
         if "final_obs" in info:
-            # a TensorEnv gives that of all environments
+            # a TensorEnv returns the final observations of all environments, others only of those that ended
             final = _copy(obs if "_final_obs" in info else info["final_obs"])
             for index in np.flatnonzero(info.get("_final_obs", ())):
                 _assign(final, int(index), info["final_obs"][index])
@@ -161,24 +161,24 @@ class VecEnvHost(Host):
         self.action_space = env.action_space
         self.masks = HostMasks(env, self.action_space)
         self.watch = watch(env)
-        self._raw: VecNormalize | None = None
+        self._normalizer: VecNormalize | None = None
+        """A wrapper whose rewards are counted before they are normalised; None: the environments count."""
         with contextlib.suppress(AttributeError, NotImplementedError):  # some do not implement it
             self.counts_episodes = is_vecenv_wrapped(env, VecMonitor) or all(env.env_is_wrapped(Monitor))
-        if not self.counts_episodes and (normalized := unwrap_vec_normalize(env)) is not None:
-            self._raw, self.counts_episodes = normalized, True
+        if not self.counts_episodes and (normalizer := unwrap_vec_normalize(env)) is not None:
+            self._normalizer, self.counts_episodes = normalizer, True
         self.begin()
 
     def current_obs(self) -> Any:
         self.begin()
         if self.watch.last_obs is not None:
-            self.masks.read(self._of_present(*self.watch.last_info))
+            self.masks.read(self._current_infos(*self.watch.last_info))
         return self.watch.last_obs
 
-    def _of_present(self, done: np.ndarray[Any, Any], infos: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The `infos` of the current observations; an environment that is done is already in its next
-        episode."""
-        begun = zip(done, infos, reset_infos(self.env), strict=True)
-        return [after if over else info for over, info, after in begun]
+    def _current_infos(self, done: np.ndarray[Any, Any], infos: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The `infos` of the current observations; an environment that is done is already in its next episode."""
+        triples = zip(done, infos, reset_infos(self.env), strict=True)
+        return [of_reset if over else of_step for over, of_step, of_reset in triples]
 
     def begin(self) -> None:
         """Resets the counts of running episodes."""
@@ -197,7 +197,7 @@ class VecEnvHost(Host):
         return list(self._infos)
 
     def ended_infos(self) -> list[tuple[int, dict[str, Any]]]:
-        if self._raw is None:
+        if self._normalizer is None:
             return list(enumerate(self._infos))
         counted = []
         for index in np.flatnonzero(self._done):
@@ -207,13 +207,13 @@ class VecEnvHost(Host):
 
     def step(self, action: np.ndarray[Any, Any]) -> tuple[Any, Any, Any, Any, Any]:
         obs, reward, done, infos = self.env.step(action)
-        if self._raw is not None:  # rewards before they are normalised
+        if self._normalizer is not None:
             self._returns[self._done] = 0
             self._lengths[self._done] = 0
-            self._returns += self._raw.get_original_reward()
+            self._returns += self._normalizer.get_original_reward()
             self._lengths += 1
         self._infos, self._done = infos, done
-        self.masks.read(self._of_present(done, infos))
+        self.masks.read(self._current_infos(done, infos))
         truncated = np.array([d and bool(i.get("TimeLimit.truncated")) for d, i in zip(done, infos, strict=True)])
         final = None
         if done.any():

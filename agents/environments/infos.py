@@ -18,23 +18,23 @@ def info_of_env(info: dict[str, Any], index: int, ended: bool) -> dict[str, Any]
     """
     if not ended or "final_info" not in info:
         return _entries(info, index)
-    found = _entries(info["final_info"], index)
-    if "episode" in info and "episode" not in found:  # RecordEpisodeStatistics around the vector environment
-        found |= {name: value for name, value in _entries(info, index).items() if name == "episode"}
-    return found
+    final_info, later = _entries(info["final_info"], index), _entries(info, index)
+    if "episode" in later:  # RecordEpisodeStatistics around the vector environment
+        final_info.setdefault("episode", later["episode"])
+    return final_info
 
 
 def _entries(info: dict[str, Any], index: int) -> dict[str, Any]:
-    found = {}
+    entries = {}
     for name, value in info.items():
         present = info.get(f"_{name}")
-        if name.startswith("_") or name.startswith("final_") or (present is not None and not present[index]):
+        if name.startswith(("_", "final_")) or (present is not None and not present[index]):
             continue
         if isinstance(value, dict):
-            found[name] = _entries(value, index)
+            entries[name] = _entries(value, index)
         else:
-            found[name] = value[index] if isinstance(value, (np.ndarray, list, tuple)) else value
-    return found
+            entries[name] = value[index] if isinstance(value, (np.ndarray, list, tuple)) else value
+    return entries
 
 
 def infos_of_step(
@@ -51,23 +51,23 @@ def infos_of_step(
     success = info["is_success"].cpu().numpy() if "is_success" in info else None
     final = as_numpy(info["final_obs"]) if "final_obs" in info and ends.any() else None
     infos = infos_of_obs(info, len(ends))
-    for index, found in enumerate(infos):
+    for index, of_env in enumerate(infos):
         if ends[index]:
-            found.clear()  # it describes the next episode's first observation
+            of_env.clear()  # it describes the next episode's first observation
             if final is not None:
-                found["terminal_observation"] = row(final, index)
+                of_env["terminal_observation"] = row(final, index)
             if success is not None and not np.isnan(success[index]):
-                found["is_success"] = bool(success[index])
-            found["episode"] = counts(index)
-        found["TimeLimit.truncated"] = bool(timeouts[index])
+                of_env["is_success"] = bool(success[index])
+            of_env["episode"] = counts(index)
+        of_env["TimeLimit.truncated"] = bool(timeouts[index])
     return infos
 
 
 def infos_of_obs(info: Info, num_envs: int) -> list[dict[str, Any]]:
     """SB3's `infos` of a `TensorEnv`'s current observations."""
-    about_the_step = ("final_obs", "is_success")
-    found = {name: v.cpu().numpy() for name, v in info.items() if isinstance(v, Tensor) and name not in about_the_step}
-    return [{name: value[index] for name, value in found.items()} for index in range(num_envs)]
+    of_step = ("final_obs", "is_success")
+    arrays = {name: v.cpu().numpy() for name, v in info.items() if isinstance(v, Tensor) and name not in of_step}
+    return [{name: array[index] for name, array in arrays.items()} for index in range(num_envs)]
 
 
 def as_numpy(obs: Obs) -> Any:

@@ -72,19 +72,19 @@ def make_env(
         raise ValueError(f"wrappers is {wrappers!r}, expected a list: wrappers=[{wrappers!r}]")
     if vector not in get_args(Vector):
         raise ValueError(f"vector is {vector!r}, expected one of {', '.join(get_args(Vector))}")
-    around = [import_object(wrapper, "a wrapper") if isinstance(wrapper, str) else wrapper for wrapper in wrappers]
-    maker = batched_class(spec)
-    if maker is not None and not around:
+    layers = [import_object(wrapper, "a wrapper") if isinstance(wrapper, str) else wrapper for wrapper in wrappers]
+    tensor_env = batched_class(spec)
+    if tensor_env is not None and not layers:
         if vector == "async":
             raise ValueError(f"{env_id} is stepped as one batch on the device; expected vector='sync'")
-        kwargs = read_arguments(maker, kwargs, "env_kwargs", ("num_envs", "device"))
-        with _building(env_id, maker, kwargs):
+        kwargs = read_arguments(tensor_env, kwargs, "env_kwargs", ("num_envs", "device"))
+        with _building(env_id, tensor_env, kwargs):
             env = gym.make_vec(spec, num_envs, "vector_entry_point", device=device, **kwargs)
         assert isinstance(env, TensorEnv)
         return env
     with _building(env_id, spec.entry_point, {**spec.kwargs, **kwargs}):
         outer = [ignoring_interrupts(os.getpid())] if vector == "async" else []
-        batch = _on_host(spec, num_envs, vector, [*around, CopyObservation, *outer], kwargs)
+        batch = _on_host(spec, num_envs, vector, [*layers, CopyObservation, *outer], kwargs)
         _forget_makers(batch)
         env = as_tensor_env(batch, device)
     if vector == "async":
@@ -98,12 +98,12 @@ def ignoring_interrupts(parent: int) -> Callable[[gym.Env[Any, Any]], gym.Env[An
     A terminal sends Ctrl-C to all processes, and the parent finishes its iteration first, which needs the others.
     """
 
-    def around(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+    def wrapper(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
         if os.getpid() != parent:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         return env
 
-    return around
+    return wrapper
 
 
 def _close(batch: VectorEnv[Any, Any, Any]) -> None:
@@ -125,7 +125,7 @@ def _on_host(
 
 
 @contextlib.contextmanager
-def _building(env_id: str, maker: Any, kwargs: dict[str, Any]) -> Iterator[None]:
+def _building(env_id: str, entry_point: Any, kwargs: dict[str, Any]) -> Iterator[None]:
     """Context manager that turns an error of an environment's constructor into a one-line `ValueError`."""
     try:
         yield
@@ -133,24 +133,24 @@ def _building(env_id: str, maker: Any, kwargs: dict[str, Any]) -> Iterator[None]
         raise
     except Exception as error:
         cause = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        if isinstance(error, TypeError) and (wrong := _signature_error(maker, kwargs)):
+        if isinstance(error, TypeError) and (wrong := _signature_error(entry_point, kwargs)):
             raise ValueError(f"environment {env_id!r} does not take {kwargs}: {wrong}") from error
         raise ValueError(f"environment {env_id!r} cannot be built: {cause}") from error
 
 
-def _signature_error(maker: Any, kwargs: dict[str, Any]) -> str:
+def _signature_error(entry_point: Any, kwargs: dict[str, Any]) -> str:
     """How the arguments violate the signature of an environment's class or function; empty if they fit."""
-    gymnasiums = set(inspect.signature(gym.make).parameters)
+    of_make = inspect.signature(gym.make).parameters
     try:
-        signature = inspect.signature(load_env_creator(maker) if isinstance(maker, str) else maker)
+        signature = inspect.signature(load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point)
     except Exception:  # without a signature, or not importable: the original error says more
         return ""
     try:
-        signature.bind_partial(**{name: value for name, value in kwargs.items() if name not in gymnasiums})
+        signature.bind_partial(**{name: value for name, value in kwargs.items() if name not in of_make})
     except TypeError as error:
-        places = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-        taken = [each.name for each in signature.parameters.values() if each.kind in places]
-        return f"{error}; it takes {', '.join(taken) or 'none'}"
+        kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        names = [each.name for each in signature.parameters.values() if each.kind in kinds]
+        return f"{error}; it takes {', '.join(names) or 'none'}"
     return ""
 
 
@@ -177,8 +177,8 @@ def as_tensor_env(env: EnvLike, device: torch.device | str = "cpu") -> TensorEnv
     if isinstance(env, TensorVecEnv):
         env = env.tensor_env
     if isinstance(env, TensorEnv):
-        wanted = torch.device(device)
-        if wanted.type != env.device.type or wanted.index not in (None, env.device.index):
+        expected = torch.device(device)
+        if expected.type != env.device.type or expected.index not in (None, env.device.index):
             raise ValueError(f"the environment lives on {env.device} but the agent on {device}; put both on one device")
         space = env.single_observation_space
         names = list(space) if isinstance(space, spaces.Dict) else [""]
@@ -250,7 +250,7 @@ def _converts(env: VectorEnv[Any, Any, Any]) -> bool:
 
 def batched_class(spec: EnvSpec) -> type[TensorEnv] | None:
     """The `TensorEnv` class that a spec builds; None if it builds other environments."""
-    maker: Any = spec.vector_entry_point
-    if isinstance(maker, str):
-        maker = load_env_creator(maker)
-    return maker if isinstance(maker, type) and issubclass(maker, TensorEnv) else None
+    entry_point: Any = spec.vector_entry_point
+    if isinstance(entry_point, str):
+        entry_point = load_env_creator(entry_point)
+    return entry_point if isinstance(entry_point, type) and issubclass(entry_point, TensorEnv) else None

@@ -30,13 +30,15 @@ def find_env(env_id: str) -> EnvSpec:
     except (gym.error.Error, ImportError, ValueError) as error:
         known = engram_envs.registered()
         near = difflib.get_close_matches(name, sorted({*known, *gym.registry}), n=4, cutoff=0.5)
-        where = (
+        advice = (
             f"{module} was imported and registers no such id"
             if module
             else f"if a package or module of your own registers it: MODULE:{name}; this project's: "
             f"{command_for('train')} --list envs"
         )
-        raise ValueError(f"unknown environment {env_id!r}; near it: {', '.join(near) or 'nothing'}; {where}") from error
+        raise ValueError(
+            f"unknown environment {env_id!r}; near it: {', '.join(near) or 'nothing'}; {advice}"
+        ) from error
 
 
 def import_module_of(module: str, wanted: str) -> ModuleType:
@@ -50,11 +52,11 @@ def import_module_of(module: str, wanted: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except Exception as error:  # third-party code may raise anything
-        why = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         missing = isinstance(error, ModuleNotFoundError) and error.name is not None
         if missing and (module == error.name or module.startswith(f"{error.name}.")):  # type: ignore[attr-defined]
-            why = f"it is not installed, and not in the current folder, {os.getcwd()}"
-        raise ValueError(f"cannot import {module!r} for {wanted!r}: {why}") from error
+            reason = f"it is not installed, and not in the current folder, {os.getcwd()}"
+        raise ValueError(f"cannot import {module!r} for {wanted!r}: {reason}") from error
 
 
 def import_object(path: str, role: str) -> Any:
@@ -70,12 +72,12 @@ def import_object(path: str, role: str) -> Any:
     module, separator, name = path.partition(":")
     if not (separator and module and name):
         raise ValueError(f"{role} is {path!r}, expected module:name, such as gymnasium.wrappers:FlattenObservation")
-    found: Any = import_module_of(module, path)
+    value: Any = import_module_of(module, path)
     for part in name.split("."):
-        if not hasattr(found, part):
-            near = difflib.get_close_matches(part, dir(found), n=3)
+        if not hasattr(value, part):
+            near = difflib.get_close_matches(part, dir(value), n=3)
             raise ValueError(
                 f"{role} is {path!r}, but {module} has no {part!r}; near it: {', '.join(near) or 'nothing'}"
             )
-        found = getattr(found, part)
-    return found
+        value = getattr(value, part)
+    return value

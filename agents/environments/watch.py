@@ -42,7 +42,7 @@ def watch(env: VecEnv | VectorEnv[Any, Any, Any], *parts: gym.Env[Any, Any]) -> 
 
     An object whose class cannot be changed (for example with `__slots__`) is left unchanged.
     """
-    seen = Watch()
+    record = Watch()
     layers: list[Any] = [*parts, env]
     while isinstance(layers[-1], (VecEnvWrapper, VectorWrapper)):
         inner = layers[-1]
@@ -51,11 +51,11 @@ def watch(env: VecEnv | VectorEnv[Any, Any, Any], *parts: gym.Env[Any, Any]) -> 
         with contextlib.suppress(TypeError, AttributeError):
             watches = vars(layer).get("_watches")
             if watches is None:
-                plain: Any = type(layer)
-                layer.__class__ = _watched_class(plain)
+                layer_class: Any = type(layer)
+                layer.__class__ = _watched_class(layer_class)
                 watches = layer._watches = WeakKeyDictionary()
-            watches[seen] = layer is env
-    return seen
+            watches[record] = layer is env
+    return record
 
 
 def reset_infos(env: VecEnv) -> list[dict[str, Any]]:
@@ -66,8 +66,8 @@ def reset_infos(env: VecEnv) -> list[dict[str, Any]]:
 def _note(layer: Any, obs: Any, info: Any = None) -> None:
     """Records a reset or step of one wrapper layer in every `Watch` of it."""
     watches: WeakKeyDictionary[Watch, bool] = layer._watches  # and whether the layer is the outermost for it
-    for seen, outermost in watches.items():
-        seen.note(obs if outermost else None, info)
+    for record, is_outermost in watches.items():
+        record.note(obs if is_outermost else None, info)
 
 
 def _is_tuple(result: Any, length: int) -> bool:
@@ -76,49 +76,51 @@ def _is_tuple(result: Any, length: int) -> bool:
 
 
 @cache
-def _watched_class(plain: Any) -> type[Any]:
-    """A subclass of `plain` that records resets and steps. It has no other base: `__class__` can be assigned."""
+def _watched_class(original: Any) -> type[Any]:
+    """A subclass of `original` that records resets and steps. It has no other base: `__class__` can be assigned."""
 
-    @wraps(plain.reset)
+    @wraps(original.reset)
     def reset(self: Any, *args: Any, **kwargs: Any) -> Any:
-        result = plain.reset(self, *args, **kwargs)
-        if issubclass(plain, VecEnv):  # all infos are those of the reset
+        result = original.reset(self, *args, **kwargs)
+        if issubclass(original, VecEnv):  # all infos are those of the reset
             _note(self, result, ([True] * self.num_envs, reset_infos(self)))
         else:
             _note(self, *(result if _is_tuple(result, 2) else (None,)))
         return result
 
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:
-        result = plain.step(self, *args, **kwargs)
+        result = original.step(self, *args, **kwargs)
         _note(self, *((result[0], result[-1]) if _is_tuple(result, 5) else (None,)))
         return result
 
     def step_wait(self: Any) -> Any:
-        result = plain.step_wait(self)
+        result = original.step_wait(self)
         _note(self, result[0], result[2:])
         return result
 
     def env_method(self: Any, method_name: str, *args: Any, **kwargs: Any) -> Any:
-        results = plain.env_method(self, method_name, *args, **kwargs)
+        results = original.env_method(self, method_name, *args, **kwargs)
         if method_name in ("reset", "step"):
             _note(self, None)
         return results
 
     def reduce(self: Any, protocol: Any) -> Any:
-        made, arguments, *rest = plain.__reduce_ex__(self, protocol)
-        if made is copyreg.__newobj__:  # type: ignore[attr-defined] # which insists on the object's own class
-            made = object.__new__
-        return made, tuple(plain if argument is type(self) else argument for argument in arguments), *rest
+        builder, arguments, *rest = original.__reduce_ex__(self, protocol)
+        if builder is copyreg.__newobj__:  # type: ignore[attr-defined] # which insists on the object's own class
+            builder = object.__new__
+        return builder, tuple(original if argument is type(self) else argument for argument in arguments), *rest
 
     def state(self: Any) -> Any:
         # Python 3.10's objects have no such method
-        kept = plain.__getstate__(self) if hasattr(plain, "__getstate__") else vars(self)
-        if not isinstance(kept, dict):
-            return kept
-        return {name: value for name, value in kept.items() if name != "_watches"}
+        entries = original.__getstate__(self) if hasattr(original, "__getstate__") else vars(self)
+        if not isinstance(entries, dict):
+            return entries
+        return {name: value for name, value in entries.items() if name != "_watches"}
 
-    moves = {"step_wait": step_wait, "env_method": env_method} if issubclass(plain, VecEnv) else {"step": step}
-    names = {"__module__": plain.__module__, "__qualname__": plain.__qualname__, "__doc__": plain.__doc__}
+    moves = {"step_wait": step_wait, "env_method": env_method} if issubclass(original, VecEnv) else {"step": step}
+    names = {"__module__": original.__module__, "__qualname__": original.__qualname__, "__doc__": original.__doc__}
     return type(
-        plain.__name__, (plain,), {**names, **moves, "reset": reset, "__reduce_ex__": reduce, "__getstate__": state}
+        original.__name__,
+        (original,),
+        {**names, **moves, "reset": reset, "__reduce_ex__": reduce, "__getstate__": state},
     )

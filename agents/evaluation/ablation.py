@@ -17,22 +17,22 @@ INTACT, EXCHANGED = "intact", "from another episode"
 
 
 def ablate(
-    policy: MemoryActorCriticPolicy, own: Score, num_envs: int, every: int, score: Callable[[], Score]
+    policy: MemoryActorCriticPolicy, intact: Score, num_envs: int, every: int, play: Callable[[], Score]
 ) -> dict[str, Score]:
     """The score under each ablation, by label.
 
     Args:
-        policy: The agent's policy.
-        own: The score with the intact memory.
-        num_envs: Number of parallel environments. With one there is no other episode to swap memories with.
-        every: Steps between two resets.
-        score: Plays the episodes of `own` again and returns the score.
+        policy: the agent's policy.
+        intact: the score with the intact memory.
+        num_envs: number of parallel environments. With one there is no other episode to swap memories with.
+        every: steps between two resets.
+        play: plays the episodes of `intact` again and returns the score.
 
     Raises:
         ValueError: the memory has no state.
     """
-    scores = {INTACT: own}
-    half = max(1, round(own.mean_length / 2))
+    scores = {INTACT: intact}
+    half = max(1, round(intact.mean_length / 2))
     for label, control, steps in (
         (f"frozen after {half} steps", "frozen", half),
         ("frozen from the start", "frozen", 0),
@@ -43,20 +43,20 @@ def ablate(
         if (control == "exchanged" and num_envs < 2) or label == "reset every 1 steps":  # that is the next row
             continue
         with controlled(policy, control, steps=steps):  # type: ignore[arg-type]  # a literal of the tuple above
-            scores[label] = score()
+            scores[label] = play()
     return scores
 
 
 def print_ablation(console: Console, memory: str, scores: Mapping[str, Score]) -> None:
     """Prints the scores as a table, and the conclusion."""
-    own = scores[INTACT]
-    headings = ["memory", "mean return", "change", *own.metrics]
+    intact = scores[INTACT]
+    headings = ["memory", "mean return", "change", *intact.metrics]
     rows = [
         [
             label,
             str(score),
-            "" if score is own else f"{score.mean - own.mean:+.3f}",
-            *(f"{score.metrics[name]:.4g}" if name in score.metrics else "–" for name in own.metrics),
+            "" if score is intact else f"{score.mean - intact.mean:+.3f}",
+            *(f"{score.metrics[name]:.4g}" if name in score.metrics else "–" for name in intact.metrics),
         ]
         for label, score in scores.items()
     ]
@@ -66,14 +66,14 @@ def print_ablation(console: Console, memory: str, scores: Mapping[str, Score]) -
 
 def conclusion(scores: Mapping[str, Score]) -> str:
     """One sentence on whether the memory is used, from the confidence intervals of the returns."""
-    own, other = scores[INTACT], scores.get(EXCHANGED, scores["reset at every step"])
-    how = "another episode's memory" if EXCHANGED in scores else "a memory reset at every step"
-    if math.isnan(own.ci95):
+    intact, ablated = scores[INTACT], scores.get(EXCHANGED, scores["reset at every step"])
+    ablation = "another episode's memory" if EXCHANGED in scores else "a memory reset at every step"
+    if math.isnan(intact.ci95):
         return "One episode gives no interval: use more --episodes to judge whether the memory is used."
-    loss, noise = own.mean - other.mean, math.hypot(own.ci95, other.ci95)
+    loss, noise = intact.mean - ablated.mean, math.hypot(intact.ci95, ablated.ci95)
     if loss > noise:
-        return f"The memory is used: with {how} the return falls by {loss:.3f} (± {noise:.3f})."
-    return f"No use of the memory was shown: with {how} the return changes by {-loss:+.3f}, within ± {noise:.3f}."
+        return f"The memory is used: with {ablation} the return falls by {loss:.3f} (± {noise:.3f})."
+    return f"No use of the memory was shown: with {ablation} the return changes by {-loss:+.3f}, within ± {noise:.3f}."
 
 
 def as_json(scores: Mapping[str, Score]) -> dict[str, Any]:

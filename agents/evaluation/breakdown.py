@@ -42,7 +42,9 @@ class Breakdown:
             )
         self.metric, self.horizon = env.grouped_metric, env.horizon
         self.groups: dict[str, AnswerGroup] = {}
-        self.sums: dict[str, Tensor] = {}  # score, its unit, and answers of each number: [3, numbers]
+        self.sums: dict[
+            str, Tensor
+        ] = {}  # by group: score, its unit and count of answers, for each number, [3, numbers]
 
     def begin(self, env: TensorEnv) -> None:
         """Called when an episode begins in all environments."""
@@ -55,25 +57,26 @@ class Breakdown:
     def add(self, info: Info, step: int, counted: Tensor) -> None:
         """Adds step `step` of the episode for the environments where `counted` (bool `[N]`) is true."""
         amount, unit = (part.to(widest(part.device)).where(counted, 0.0) for part in info["metrics"][self.metric])
-        each = torch.stack([amount, unit, (unit > 0).to(unit.dtype)])
+        terms = torch.stack([amount, unit, (unit > 0).to(unit.dtype)])
         for name, group in self.groups.items():
-            self.sums[name].index_add_(1, group.number[step], each)
+            self.sums[name].index_add_(1, group.number[step], terms)
 
     def tables(self) -> dict[str, list[Row]]:
         """The rows of each group by name; groups with a single row are left out."""
-        found = {}
+        tables = {}
         for name, sums in self.sums.items():
             labels = self.groups[name].labels
-            there = sums[1].nonzero()[:, 0].tolist()
-            if len(there) < 2:
+            occurring = sums[1].nonzero()[:, 0].tolist()
+            if len(occurring) < 2:
                 continue
-            width = 1 if labels else math.ceil((there[-1] - there[0] + 1) / _ROWS)
+            least, most = occurring[0], occurring[-1]
+            width = 1 if labels else math.ceil((most - least + 1) / _ROWS)
             rows = []
-            for first in range(there[0], there[-1] + 1, width):
-                last = min(first + width - 1, there[-1])
+            for first in range(least, most + 1, width):
+                last = min(first + width - 1, most)
                 amount, unit, answers = sums[:, first : last + 1].sum(1).tolist()
                 number = f"{first}" if first == last else f"{first} to {last}"
                 if unit:
                     rows.append(Row(labels[first] if labels else number, amount / unit, int(answers)))
-            found[name] = rows
-        return found
+            tables[name] = rows
+        return tables

@@ -128,22 +128,22 @@ def _run(arguments: Arguments) -> None:
     env_id = arguments.env or (agent.config.env if agent else "")
     if not env_id:
         raise CommandError(f"{arguments.run} has no config.yaml: give its environment with --env")
-    same = agent.config if agent and env_id == agent.config.env else Config()
-    env_kwargs = {**same.env_kwargs, **arguments.env_kwargs}
-    around = same.wrappers if arguments.wrappers is None else arguments.wrappers
+    config = agent.config if agent and env_id == agent.config.env else Config()
+    env_kwargs = {**config.env_kwargs, **arguments.env_kwargs}
+    wrappers = config.wrappers if arguments.wrappers is None else arguments.wrappers
     shows = arguments.watch or arguments.play or arguments.video is not None
-    most = _DEVICE_ENVS if env_id in registered() else _HOST_ENVS
-    alone = shows or arguments.saliency is not None
-    vector: Vector = "sync" if alone else same.vector  # a single environment gains nothing in another process
-    place = dataclasses.replace(same, env=env_id, env_kwargs=env_kwargs, wrappers=around, vector=vector)
-    num_envs = 1 if alone else arguments.num_envs or min(arguments.episodes, most)
+    max_envs = _DEVICE_ENVS if env_id in registered() else _HOST_ENVS
+    single = shows or arguments.saliency is not None
+    vector: Vector = "sync" if single else config.vector  # a single environment gains nothing in another process
+    config = dataclasses.replace(config, env=env_id, env_kwargs=env_kwargs, wrappers=wrappers, vector=vector)
+    num_envs = 1 if single else arguments.num_envs or min(arguments.episodes, max_envs)
     with ErrorContext("building", env_id).user_errors():
         try:
-            env = place.make_env(num_envs, device, **({"render_mode": "rgb_array"} if shows else {}))
+            env = config.make_env(num_envs, device, **({"render_mode": "rgb_array"} if shows else {}))
         except ValueError as error:
             if not shows or "unexpected keyword argument 'render_mode'" not in str(error):
                 raise
-            env = place.make_env(num_envs, device)  # it cannot draw: everything else is shown
+            env = config.make_env(num_envs, device)  # it cannot draw: everything else is shown
         if agent is not None:
             try:
                 check_spaces(agent.model.policy, env)
@@ -206,7 +206,7 @@ class Agent:
 
 
 def _score(arguments: Arguments, agent: Agent, env: TensorEnv, env_id: str, env_kwargs: dict[str, Any]) -> None:
-    console, episodes, seed, most = make_console(), arguments.episodes, arguments.seed, arguments.max_steps
+    console, episodes, seed, max_steps = make_console(), arguments.episodes, arguments.seed, arguments.max_steps
     scores: dict[str, Score] = {}
     breakdowns: dict[str, Breakdown] = {}
 
@@ -217,17 +217,16 @@ def _score(arguments: Arguments, agent: Agent, env: TensorEnv, env_id: str, env_
         f"{episodes} episodes of {env_id} on {env.num_envs} environments at once ...", style="dim", **PLAIN_TEXT
     )
     with console.status("playing"):
-        surest = bool(arguments.deterministic)
-        scores["agent"] = evaluate(agent.model, env, episodes, surest, seed, breakdown("agent"), most)
+        greedy = bool(arguments.deterministic)
+        scores["agent"] = evaluate(agent.model, env, episodes, greedy, seed, breakdown("agent"), max_steps)
         remark = ""
         if arguments.identity and agent.model.policy.memory_name != "identity":
             baseline, remark = _baseline(agent, arguments.device)
             if baseline is not None:
-                scores["identity"] = evaluate(baseline, env, episodes, surest, seed, breakdown("identity"), most)
+                scores["identity"] = evaluate(baseline, env, episodes, greedy, seed, breakdown("identity"), max_steps)
         ablated: dict[str, Score] = {}
         if arguments.ablate and not agent.model.policy.initial_state(1):
-            none = f"--ablate: {agent.model.policy.memory_name} has no state"
-            remark = f"{remark}\n{none}" if remark else none
+            remark = f"{remark}\n--ablate: {agent.model.policy.memory_name} has no state".lstrip()
         elif arguments.ablate:
             policy = agent.model.policy
             ablated = ablate(
@@ -235,17 +234,17 @@ def _score(arguments: Arguments, agent: Agent, env: TensorEnv, env_id: str, env_
                 scores["agent"],
                 env.num_envs,
                 arguments.ablate_every,
-                lambda: evaluate(policy, env, episodes, surest, seed, max_steps=most),
+                lambda: evaluate(policy, env, episodes, greedy, seed, max_steps=max_steps),
             )
         if arguments.random:
-            scores["random"] = random_score(env, episodes, seed, breakdown("random"), most)
+            scores["random"] = random_score(env, episodes, seed, breakdown("random"), max_steps)
     env.close()
 
     title = f"{env_id}  {agent.description}, {scores['agent'].episodes} episodes"
     names = {"agent": agent.model.policy.memory_name}
     print_scores(console, title, {names.get(name, name): score for name, score in scores.items()}, details=True)
     if cut := scores["agent"].cut:
-        console.print(f"{cut} episodes did not end and were cut after {most:,} steps (--max-steps)", **PLAIN_TEXT)
+        console.print(f"{cut} episodes did not end and were cut after {max_steps:,} steps (--max-steps)", **PLAIN_TEXT)
     if remark:
         console.print(remark, highlight=False)
     if ablated:
@@ -258,7 +257,7 @@ def _score(arguments: Arguments, agent: Agent, env: TensorEnv, env_id: str, env_
         print_errors(console, breakdowns["agent"].metric, group, rows)
 
     if agent.folder is not None and agent.folder == arguments.run:
-        found = {
+        summary = {
             "checkpoint": str(agent.checkpoint),
             "env_steps": agent.model.num_timesteps,
             "env": env_id,
@@ -269,29 +268,30 @@ def _score(arguments: Arguments, agent: Agent, env: TensorEnv, env_id: str, env_
             "scores": {name: score.as_dict() for name, score in scores.items()},
         }
         if ablated:
-            found["ablation"] = as_json(ablated)
+            summary["ablation"] = as_json(ablated)
         if errors:
-            found["errors"] = {
+            summary["errors"] = {
                 name: {group: [row._asdict() for row in rows] for group, rows in tables.items()}
                 for name, tables in errors.items()
             }
         file = agent.folder / "evaluation.json"
-        replace_file(file, json.dumps(found, indent=2) + "\n")
-        console.print(f"written to {file}", style="dim", highlight=False, soft_wrap=True)
+        replace_file(file, json.dumps(summary, indent=2) + "\n")
+        console.print(f"written to {file}", style="dim", **PLAIN_TEXT)
 
 
 def _baseline(agent: Agent, device: str) -> tuple[MemoryOnPolicyAlgorithm | None, str]:
     """The memoryless agent trained with `agent`, or its recorded score if that agent was not saved."""
-    folder, none = agent.folder, f"none was trained with this agent; {command_for('train')} --baseline trains one"
+    folder = agent.folder
+    missing = f"identity (no memory): none was trained with this agent; {command_for('train')} --baseline trains one"
     if folder is None:
-        return None, f"identity (no memory): {none}"
+        return None, missing
     if (folder / "identity").is_dir():
         return load(latest_checkpoint(folder / "identity"), device=device, **agent.config.own_classes()), ""
     try:
         mean = float(json.loads((folder / "summary.json").read_text(encoding="utf-8"))["identity_mean_return"])
         return None, f"identity (no memory): {mean:.3f} from the run's summary.json; its agent was not saved"
     except (OSError, ValueError, KeyError, TypeError):
-        return None, f"identity (no memory): {none}"
+        return None, missing
 
 
 def _saliency(arguments: Arguments, agent: Agent, env: TensorEnv, env_id: str) -> None:
@@ -305,21 +305,21 @@ def _saliency(arguments: Arguments, agent: Agent, env: TensorEnv, env_id: str) -
     console = make_console()
     with console.status("playing and differentiating ..."):
         episode = play_episode(policy, env, arguments.saliency_steps, bool(arguments.deterministic), arguments.seed)
-        found = saliency(policy, episode, critic=not agent.model.learns_from_targets)
-    picture = figure(found, f"{env_id} · {agent.description}")
+        result = saliency(policy, episode, critic=not agent.model.learns_from_targets)
+    picture = figure(result, f"{env_id} · {agent.description}")
     picture.savefig(file, dpi=150)
     if agent.folder is not None and agent.folder == arguments.run:
         from torch.utils.tensorboard import SummaryWriter
 
         with SummaryWriter(str(agent.folder)) as writer:
             writer.add_figure("saliency", picture, agent.model.num_timesteps)
-    share, age = found.earlier_share(), found.median_age()
+    share, age = result.earlier_share(), result.median_age()
     console.print(
         f"{100 * share:.0f} % of the gradient norm of the actions belongs to earlier observations; "
         f"half of it to observations at least {age} {'step' if age == 1 else 'steps'} earlier",
         highlight=False,
     )
-    console.print(f"written to {file}", style="dim", highlight=False, soft_wrap=True)
+    console.print(f"written to {file}", style="dim", **PLAIN_TEXT)
 
 
 def _show(arguments: Arguments, agent: Agent | None, env: TensorEnv, env_id: str) -> None:
@@ -330,10 +330,10 @@ def _show(arguments: Arguments, agent: Agent | None, env: TensorEnv, env_id: str
         policy = agent.model.policy
         check_spaces(policy, env)
     title = env_id.removeprefix("Engram/") + (f" · {policy.memory_name}" if policy is not None else "")
-    words = agent.description if agent else ""
+    subtitle = agent.description if agent else ""
     torch.manual_seed(arguments.seed + 1)  # the environment's seed would draw the same numbers
     critic = agent is not None and not agent.model.learns_from_targets
-    session = Session(env, policy, title, words, bool(arguments.deterministic), arguments.seed, critic)
+    session = Session(env, policy, title, subtitle, bool(arguments.deterministic), arguments.seed, critic)
     if arguments.video is not None:
         _record(arguments, session)
         return

@@ -46,20 +46,19 @@ def controlled(
     Raises:
         ValueError: the control, its steps or an entry is unknown, or the memory has no state.
     """
-    known = policy.initial_state(1)
+    state = policy.initial_state(1)
     if control not in CONTROLS:
         raise ValueError(f"the control is {control!r}; it must be one of {', '.join(CONTROLS)}")
-    if not known:
+    if not state:
         raise ValueError(f"{policy.memory_name} has no state that could be frozen, reset or exchanged")
-    chosen = list(entries) if entries is not None else memory_entries(known)
-    if missing := sorted(set(chosen) - set(known)):
-        raise ValueError(f"{policy.memory_name} has no state {', '.join(missing)}; it has {', '.join(known)}")
+    entries = memory_entries(state) if entries is None else list(entries)
+    if missing := sorted(set(entries) - set(state)):
+        raise ValueError(f"{policy.memory_name} has no state {', '.join(missing)}; it has {', '.join(state)}")
     least = 1 if control == "reset" else 0
-    count = least if steps is None else steps
-    if count < least or (steps is not None and control == "exchanged"):
+    if steps is not None and (steps < least or control == "exchanged"):
         raise ValueError(f"steps is {steps} for the control {control!r}; expected at least {least}, none for exchanged")
     patched: Any = policy
-    patched.remember = _Altered(policy, control, chosen, count)
+    patched.remember = _Altered(policy, control, entries, least if steps is None else steps)
     try:
         yield
     finally:
@@ -85,11 +84,11 @@ class _Altered:
         self.since = since + 1
         if self.control == "reset":
             return self.remember(obs, reset(state, since % self.steps == 0, initial))
-        mine = {name: state[name] for name in self.entries}
+        contents = {name: state[name] for name in self.entries}
         if self.control == "frozen":
             step = self.remember(obs, state)
             written = {name: step.state[name] for name in self.entries}
-            return step._replace(state={**step.state, **reset(written, since >= self.steps, mine)})
+            return step._replace(state={**step.state, **reset(written, since >= self.steps, contents)})
         written = self.remember(obs, state).state
-        step = self.remember(obs, {**state, **{name: value.roll(1, 0) for name, value in mine.items()}})
+        step = self.remember(obs, {**state, **{name: value.roll(1, 0) for name, value in contents.items()}})
         return step._replace(state={**step.state, **{name: written[name] for name in self.entries}})

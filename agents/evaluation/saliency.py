@@ -1,4 +1,4 @@
-"""Which earlier observations an agent's decisions depend on: gradients through its memory, for every memory alike.
+"""Which earlier observations an agent's decisions depend on: gradients through its memory.
 
 Each observation enters the memory as the encoder's features. The saliency of observation s for step t is the norm of
 the gradient of a scalar of step t (the log-probability of the action taken, or the value) by those features.
@@ -7,7 +7,6 @@ POPGym Arcade (Wang et al. 2025) shows the same for Q-values and pixels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +19,7 @@ from agents.evaluation.scores import check_spaces
 from envs.tensor_env import TensorEnv
 from policies.policy import MemoryActorCriticPolicy
 
-_TOGETHER = 32  # decisions differentiated in one backward pass, each with its own copy of the sequence
+_DECISIONS = 32  # differentiated in one backward pass, each with a separate copy of the sequence
 
 
 class Episode(NamedTuple):
@@ -83,13 +82,13 @@ def play_episode(
     steps: list[tuple[Any, ...]] = []
     with torch.no_grad():
         while len(steps) < max_steps:
-            x, *asked = policy.encode(obs)
-            step = policy.memory.step(x, state, *asked)
+            x, *questions = policy.encode(obs)
+            step = policy.memory.step(x, state, *questions)
             mask = info.get("action_mask")
-            action = policy.act(step.output, deterministic, step.grid, *(() if mask is None else (mask,)))
+            action = policy.act(step.output, deterministic, step.grid, mask)
             state = step.state
             obs, reward, terminated, truncated, info = env.step(policy.actions.to_env(action))
-            steps.append((x, asked[0] if asked else {}, action, mask, reward))
+            steps.append((x, questions[0] if questions else {}, action, mask, reward))
             if bool((terminated | truncated).any()):
                 break
     xs, queries, actions, masks, rewards = zip(*steps, strict=True)
@@ -113,8 +112,8 @@ def saliency(policy: MemoryActorCriticPolicy, episode: Episode, critic: bool = T
     policy.set_training_mode(False)
     length = len(episode.xs)
     norms = np.zeros((2, length, length))
-    for begin in range(0, length, _TOGETHER):
-        steps = range(begin, min(length, begin + _TOGETHER))
+    for begin in range(0, length, _DECISIONS):
+        steps = range(begin, min(length, begin + _DECISIONS))
         for number in range(2 if critic else 1):
             norms[number, begin : steps.stop, : steps.stop] = _rows(policy, episode, steps, number)
     return Saliency(norms[0], norms[1], episode.rewards.double().cpu().numpy())
@@ -132,36 +131,35 @@ def _rows(policy: MemoryActorCriticPolicy, episode: Episode, steps: range, numbe
         return part.expand(end, count, *part.shape[2:]).clone()
 
     inputs = [repeated(whole) for whole in (episode.xs, *episode.queries.values())]
-    taken = [each.requires_grad_() for each in inputs if each.is_floating_point()]
-    queries = dict(zip(episode.queries, inputs[1:], strict=True))
-    asked = (queries,) if queries else ()
+    leaves = [each.requires_grad_() for each in inputs if each.is_floating_point()]
+    queries = dict(zip(episode.queries, inputs[1:], strict=True)) or None
     with torch.enable_grad():
-        unrolled = policy.memory.unroll(inputs[0], None, policy.initial_state(count), (), *asked)
+        unrolled = policy.memory.unroll(inputs[0], None, policy.initial_state(count), (), queries)
         rows, columns = torch.tensor(list(steps)), torch.arange(count)
         latent = unrolled.outputs[rows, columns][None]
         grid = None if unrolled.grids is None else unrolled.grids[rows, columns][None]
         mask = None if episode.masks is None else episode.masks[list(steps), 0][None]
         evaluation = policy.evaluate_latents(latent, episode.actions[list(steps), 0][None], grid, mask)
-        wanted = evaluation.log_prob if number == 0 else evaluation.value
-        gradients = torch.autograd.grad(wanted.sum(), taken, allow_unused=True)
+        scalars = evaluation.log_prob if number == 0 else evaluation.value
+        gradients = torch.autograd.grad(scalars.sum(), leaves, allow_unused=True)
     squares = sum(
         (each.double().flatten(2).square().sum(2) for each in gradients if each is not None),
         start=torch.zeros(end, count, dtype=torch.float64, device=episode.xs.device),
     )
-    ages = torch.arange(end, device=squares.device)[:, None] > rows.to(squares.device)
-    return squares.sqrt().masked_fill(ages, 0.0).T.cpu().numpy()
+    later = torch.arange(end, device=squares.device)[:, None] > rows.to(squares.device)
+    return squares.sqrt().masked_fill(later, 0.0).T.cpu().numpy()
 
 
-def figure(found: Saliency, title: str, names: Sequence[str] = ("action", "value")) -> Figure:
-    """The saliency of action and value as two pictures; one that is all zero (no critic) is left out."""
-    shown = [(name, each) for name, each in zip(names, found[:2], strict=True) if each.any() or name == names[0]]
+def figure(saliency: Saliency, title: str) -> Figure:
+    """The saliency of action and value as two pictures; that of the value is left out if it is 0 (no critic)."""
+    shown = [("action", saliency.log_prob), *([("value", saliency.value)] if saliency.value.any() else [])]
     drawn = Figure(figsize=(5.2 * len(shown), 5.0), layout="constrained")
     drawn.suptitle(title, fontsize=10)
     for axes, (name, norms) in zip(np.atleast_1d(drawn.subplots(1, len(shown))), shown, strict=True):
-        above = np.ma.masked_where(np.triu(np.ones_like(norms, dtype=bool), 1), norms)
+        past = np.ma.masked_where(np.triu(np.ones_like(norms, dtype=bool), 1), norms)
         scale = PowerNorm(0.4, 0.0, max(float(norms.max()), 1e-12))
-        picture = axes.imshow(above, cmap="magma", norm=scale, aspect="equal")
-        for step in np.flatnonzero(found.rewards > 0):
+        picture = axes.imshow(past, cmap="magma", norm=scale, aspect="equal")
+        for step in np.flatnonzero(saliency.rewards > 0):
             axes.plot([-0.5, step], [step, step], color="white", linewidth=0.4, alpha=0.5)
         axes.set_title(f"what moves the {name}; white lines: rewards", fontsize=9)
         axes.set_xlabel("observation of step", fontsize=8)

@@ -28,8 +28,8 @@ from policies.policy import MemoryActorCriticPolicy
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Act = Callable[..., Tensor]
-"""Maps observations `[N, ...]`, `starts` (bool `[N]`; None: no episode starts here) and the mask of valid choices, if
-any, to actions `[N, *action_shape]`."""
+"""Maps observations `[N, ...]`, `starts` (bool `[N]`; None: no episode starts here) and, if the environment gives one,
+the mask of valid choices to actions `[N, *action_shape]`."""
 
 MAX_STEPS = 30_000
 """Default maximum length of an episode; Atari games have up to 27,000 steps."""
@@ -130,9 +130,9 @@ def check_spaces(policy: MemoryActorCriticPolicy, env: TensorEnv) -> None:
         ValueError: the observation or action space differs.
     """
     for name in ("observation_space", "action_space"):
-        theirs, ours = getattr(env, f"single_{name}"), getattr(policy, name)
-        if theirs != ours:
-            raise ValueError(f"the environment's {name} is {theirs}, but the agent was made for {ours}")
+        of_env, of_agent = getattr(env, f"single_{name}"), getattr(policy, name)
+        if of_env != of_agent:
+            raise ValueError(f"the environment's {name} is {of_env}, but the agent was made for {of_agent}")
 
 
 def random_score(
@@ -177,8 +177,8 @@ def play(
         metrics, player = TaskMetrics(env.metric_names, env.device), _Player(act, env)
         returns, lengths, counted, cut = _play(player, env, quota, seed, metrics, breakdown, max_steps)
     refuse_without_choice(float(player.without_choice))
-    own = metrics.values(metrics.sums().cpu().numpy())
-    return Score.of(returns[counted], lengths[counted], {**own, **player.success_rate()}, cut)
+    of_task = metrics.values(metrics.sums().cpu().numpy())
+    return Score.of(returns[counted], lengths[counted], {**of_task, **player.success_rate()}, cut)
 
 
 class _Player:
@@ -264,9 +264,9 @@ def _play(
         starts = ended if "final_obs" in info else None
         step += 1
     cut = (played < wanted) & (since >= max_steps)
-    here = cut & (torch.arange(rounds + 1, device=device)[:, None] == played)
-    counted = here[:-1] | (torch.arange(rounds, device=device)[:, None] < torch.minimum(played, wanted))
-    returns, lengths = torch.where(here, partial, returns), torch.where(here, since, lengths)
+    cut_row = cut & (torch.arange(rounds + 1, device=device)[:, None] == played)
+    counted = cut_row[:-1] | (torch.arange(rounds, device=device)[:, None] < torch.minimum(played, wanted))
+    returns, lengths = torch.where(cut_row, partial, returns), torch.where(cut_row, since, lengths)
     return returns[:-1].cpu().double().numpy(), lengths[:-1].cpu().numpy(), counted.cpu().numpy(), int(cut.sum())
 
 
@@ -320,9 +320,9 @@ def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
     if seed is None:
         yield
         return
-    # The environment's generator is seeded with `seed`. Another one with this seed would draw the same numbers, and
+    # The environment's generator is seeded with `seed`. Actions drawn with this seed too would be the same numbers, and
     # random guesses would be right too often.
-    other = int(np.random.SeedSequence([seed, 1]).generate_state(1)[0])
+    action_seed = int(np.random.SeedSequence([seed, 1]).generate_state(1)[0])
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(other)
+        torch.manual_seed(action_seed)
         yield

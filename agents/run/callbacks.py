@@ -73,13 +73,13 @@ class WallClock(BaseCallback):
         self._started = time.perf_counter()
 
     def _on_rollout_end(self) -> None:
-        self._look()
+        self._update()
         self.logger.record(WALL, round(self.total, 2))
 
     def _on_training_end(self) -> None:
-        self._look()
+        self._update()
 
-    def _look(self) -> None:
+    def _update(self) -> None:
         self.total = self.before + time.perf_counter() - self._started
 
     def _on_step(self) -> bool:
@@ -105,13 +105,13 @@ class PicturePanels(BaseCallback):
         due = last or time.monotonic() - self._shown_at >= self.seconds
         self._history = PanelHistory() if due else None
         if due:
-            _learner(self).step_by_step = True
+            model.step_by_step = True
 
     def _on_step(self) -> bool:
         if self._history is not None:
-            learner = _learner(self)
+            model = _learner(self)
             with torch.no_grad():
-                self._history.add(learner.policy.memory.panels(learner.rollout_state.memory))
+                self._history.add(model.policy.memory.panels(model.rollout_state.memory))
         return True
 
     def _on_rollout_end(self) -> None:
@@ -137,10 +137,10 @@ class DescribeRun(BaseCallback):
         self.config = {name: config[name] for name in self.SHOWN if config.get(name) is not None}
 
     def _on_training_start(self) -> None:
-        plain = {name: v if isinstance(v, (int, float, str)) else str(v) for name, v in self.config.items()}
-        plain["parameters"] = sum(each.numel() for each in self.model.policy.parameters())
+        settings = {name: v if isinstance(v, (int, float, str)) else str(v) for name, v in self.config.items()}
+        settings["parameters"] = sum(each.numel() for each in self.model.policy.parameters())
         scores = {"score/mean_return": 0.0, **{f"score/{name}": 0.0 for name in _learner(self).tensor_env.metric_names}}
-        self.logger.record("hparams", HParam(plain, scores), exclude=_NOT_TENSORBOARD)
+        self.logger.record("hparams", HParam(settings, scores), exclude=_NOT_TENSORBOARD)
         self.logger.record("run/git", git_state(), exclude=_NOT_TENSORBOARD)
 
     def _on_step(self) -> bool:

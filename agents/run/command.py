@@ -21,35 +21,33 @@ from agents.scale.distributed import RankLostError
 
 def main(arguments: list[str] | None = None) -> None:
     """Trains with these arguments (default: `sys.argv`) and exits."""
-    words = sys.argv[1:] if arguments is None else arguments
+    arguments = sys.argv[1:] if arguments is None else arguments
     replace_unprintable()
-    started: list[Command] = []
-    who = ""
+    config: Command | None = None
+    rank_prefix = ""
     try:
         with contextlib.ExitStack() as stack:
             with ErrorContext("reading the command").user_errors():
                 stack.enter_context(distributed.session())
-                who = f"rank {distributed.rank()}: " if distributed.rank() else ""
-                config, checkpoint = distributed.from_first(lambda: parse(words))
-            started.append(config)
+                rank_prefix = f"rank {distributed.rank()}: " if distributed.rank() else ""
+                config, checkpoint = distributed.from_first(lambda: parse(arguments))
             stack.enter_context(_terminable())
             console = make_console(quiet=distributed.rank() > 0)
             if config.lessons:
-                status = train_lessons(config, words, console)
+                status = train_lessons(config, arguments, console)
             elif config.sweep:
                 with ErrorContext("sweeping").user_errors():
-                    status = sweep(config, words)
+                    status = sweep(config, arguments)
             else:
                 status = train(config, checkpoint, console)
     except (CommandError, RankLostError) as error:
-        shown = error if isinstance(error, CommandError) else CommandError(str(error))
-        shown.show(who)
+        (error if isinstance(error, CommandError) else CommandError(str(error))).show(rank_prefix)
         status = 2
     except KeyboardInterrupt:
         with _ignoring_signals():
-            folder = started[0].run_dir if started else None
-            left = describe_saved(folder) if folder is not None else "no run was started"
-            make_console(stderr=True).print(f"{who}stopped at once; {left}", **PLAIN_TEXT)
+            folder = None if config is None else config.run_dir
+            saved = "no run was started" if folder is None else describe_saved(folder)
+            make_console(stderr=True).print(f"{rank_prefix}stopped at once; {saved}", **PLAIN_TEXT)
         status = 130
     sys.exit(status)
 
@@ -58,7 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _ignoring_signals() -> Iterator[None]:
     """Context manager in which a further Ctrl-C does not interrupt the final messages."""
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(ValueError):  # signals are the main thread's
+        with contextlib.suppress(ValueError):  # only the main thread can handle signals
             for number in (signal.SIGINT, signal.SIGTERM):
                 stack.callback(signal.signal, number, signal.signal(number, signal.SIG_IGN))
         yield
@@ -73,7 +71,7 @@ def _terminable() -> Iterator[None]:
 
     try:
         before = signal.signal(signal.SIGTERM, end)
-    except ValueError:  # signals are the main thread's
+    except ValueError:  # only the main thread can handle signals
         yield
         return
     try:

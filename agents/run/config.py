@@ -168,8 +168,8 @@ class Config:
         Raises:
             ValueError: there is no such learner.
         """
-        own = {name: entries[name] for name in run_entries() if name in entries}
-        return cls(**own, learner=hyperparameters(entries.get("algo", cls.algo), entries))
+        run = {name: entries[name] for name in run_entries() if name in entries}
+        return cls(**run, learner=hyperparameters(entries.get("algo", cls.algo), entries))
 
     def entries(self) -> dict[str, Any]:
         """All entries by name, hyper-parameters included, without the additional options of a `Command`."""
@@ -223,8 +223,8 @@ class Config:
         Raises:
             ValueError: as `agents.make_env`.
         """
-        if own := sorted({*inspect.signature(make_env).parameters} & {*self.env_kwargs}):
-            raise ValueError(f"env_kwargs.{own[0]} cannot be given here: it has its own option")
+        if reserved := sorted({*inspect.signature(make_env).parameters} & {*self.env_kwargs}):
+            raise ValueError(f"env_kwargs.{reserved[0]} cannot be given here: it has its own option")
         arguments = {**self.env_kwargs, **kwargs}
         return make_env(self.env, num_envs, device, wrappers=self.wrappers, vector=self.vector, **arguments)
 
@@ -279,8 +279,8 @@ def hyperparameters(algo: str, entries: Mapping[str, Any] | None = None) -> Any:
         ValueError: there is no such learner.
     """
     config: Any = learner_class(algo).config_class
-    given = {**run_defaults_of(config, (entries or {}).get("device")), **(entries or {})}
-    return config(**{name: given[name] for name in hints_of(config) if name in given})
+    values = {**run_defaults_of(config, (entries or {}).get("device")), **(entries or {})}
+    return config(**{name: values[name] for name in hints_of(config) if name in values})
 
 
 def run_defaults_of(config: Any, device: str | None) -> dict[str, Any]:
@@ -301,16 +301,16 @@ def known_entries() -> dict[str, Any]:
     Raises:
         ValueError: a hyper-parameter of a learner has the name of another option.
     """
-    own, found = run_entries(), dict[str, Any]()
+    of_run, of_learners = run_entries(), dict[str, Any]()
     for name in registered_learners():
         try:
             hints = hints_of(learner_class(name).config_class)
         except (ValueError, TypeError):  # a package that cannot be imported: only its own names are missing
             continue
-        if clash := sorted({*hints} & {*own}):
+        if clash := sorted({*hints} & {*of_run}):
             raise ValueError(f"the hyper-parameter {clash[0]} of {name} has the name of another option")
-        found = hints | found
-    return own | found
+        of_learners = hints | of_learners
+    return of_run | of_learners
 
 
 def default_config(algo: str | None, env: str | None = None, device: str | None = None) -> Config:
@@ -389,5 +389,5 @@ def find_recipe(name: str) -> Path:
 
 def default_recipe(env: str | None, algo: str | None) -> Path | None:
     """The default recipe of a command that names none, if it trains on the maze; else None."""
-    main = {None: "maze-ppo", "ppo": "maze-ppo", "a2c": "maze-a2c"}
-    return find_recipe(main[algo]) if env in (None, Config.env) and algo in main else None
+    names = {None: "maze-ppo", "ppo": "maze-ppo", "a2c": "maze-a2c"}
+    return find_recipe(names[algo]) if env in (None, Config.env) and algo in names else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -51,7 +52,7 @@ class RunDisplay(BaseCallback):
             self._live.start()
 
     def _on_rollout_start(self) -> None:
-        self._note_best()
+        self._update_best()
         self._mark = self._learner.num_timesteps, time.monotonic()
         quiet = self._live is None and time.monotonic() - self._printed_at > self.quiet_seconds
         if quiet and self._learner.num_timesteps > self._steps_at_start:
@@ -60,7 +61,7 @@ class RunDisplay(BaseCallback):
             self.console.print(" · ".join(fields), **PLAIN_TEXT)
 
     def _on_training_end(self) -> None:
-        self._note_best()
+        self._update_best()
         self.stop()
 
     def stop(self) -> None:
@@ -102,8 +103,8 @@ class RunDisplay(BaseCallback):
         done = steps - self._steps_at_start
         if done <= 0:
             return "-:--:--"
-        whole = model.n_steps * model.all_envs
-        missing = -(-max(model._total_timesteps - steps, 0) // whole) * whole
+        iteration = model.n_steps * model.all_envs
+        missing = math.ceil(max(model._total_timesteps - steps, 0) / iteration) * iteration
         return format_duration(max(missing * (moment - self._started) / done - (now - moment), 0))
 
     def status(self) -> list[str]:
@@ -112,7 +113,7 @@ class RunDisplay(BaseCallback):
         name, value = self.score()
         unit = " %" if name.endswith("error") else ""
         shown = "–" if value is None else f"{value:.2f}{unit}"
-        self._note_best()
+        self._update_best()
         best = [] if self._best is None else [f"best {self._best:.2f}{unit}"]
         speed = (model.num_timesteps - self._steps_at_start) / max(time.monotonic() - self._started, 1e-9)
         parts = [model.env_seconds, model.memory_seconds, model.learn_seconds]
@@ -130,7 +131,7 @@ class RunDisplay(BaseCallback):
         episodes: list[dict[str, Any]] = list(model.ep_info_buffer or ())
         return "return", sum(e["r"] for e in episodes) / len(episodes) if episodes else None
 
-    def _note_best(self) -> None:
+    def _update_best(self) -> None:
         name, value = self.score()
         if value is not None:
             better = min if name.split("_")[0] in _LOWER_IS_BETTER or name.endswith("error") else max
@@ -146,7 +147,7 @@ class RunDisplay(BaseCallback):
 
 
 class _LastRow(KVWriter):
-    """Keeps the numbers that were logged last, for display."""
+    """Stores the numbers that were logged last, for display."""
 
     def __init__(self) -> None:
         self.values: dict[str, float] = {}

@@ -24,14 +24,16 @@ from agents.scale.distributed import RankLostError
 from envs.tensor_env import TensorEnv
 from policies.heads import DivergedError
 
-_HERE = Path(__file__).resolve().parents[2]
-_PROJECT = tuple(_HERE / name for name in ("agents", "envs", "policies", "train.py", "evaluate.py", "compare.py"))
+_ROOT = Path(__file__).resolve().parents[2]
+_PROJECT = tuple(_ROOT / name for name in ("agents", "envs", "policies", "train.py", "evaluate.py", "compare.py"))
 _LIBRARIES = [Path(str(package.__file__)).parent for package in (gymnasium, stable_baselines3, torch, numpy)]
-_OURS = (*_PROJECT, *_LIBRARIES)
-_EXAMPLES = [Path(str(gymnasium.__file__)).parent / "envs" / name for name in ("box2d", "classic_control", "mujoco")]
-_STANDARD = [Path(sysconfig.get_paths()[name]) for name in ("stdlib", "platstdlib")]
+_PROJECT_AND_LIBRARIES = (*_PROJECT, *_LIBRARIES)
+_LIBRARY_ENVIRONMENTS = [
+    Path(str(gymnasium.__file__)).parent / "envs" / name for name in ("box2d", "classic_control", "mujoco")
+]
+_STANDARD_LIBRARY = [Path(sysconfig.get_paths()[name]) for name in ("stdlib", "platstdlib")]
 _INSTALLED = [Path(sysconfig.get_paths()[name]) for name in ("purelib", "platlib")]
-_NO_MEMORY = (
+_OUT_OF_MEMORY = (
     "can't allocate memory",
     "not enough memory",
     "out of memory",
@@ -45,17 +47,17 @@ USER_ERRORS = (ValueError, CheckpointError, OSError, gymnasium.error.Error, Rank
 class CommandError(Exception):
     """A command that cannot continue; the message is one line."""
 
-    def __init__(self, line: str, their_traceback: str = "") -> None:
+    def __init__(self, line: str, user_traceback: str = "") -> None:
         super().__init__(" ".join(line.split()))
-        self.their_traceback = their_traceback
+        self.user_traceback = user_traceback
         """Traceback of the user's code, shown before the line; empty if the line is sufficient."""
 
-    def show(self, who: str = "") -> None:
-        """Prints it to standard error, after the rank's name if there are several."""
+    def show(self, prefix: str = "") -> None:
+        """Prints it to standard error. `prefix`: the name of the rank, if there are several."""
         console = make_console(stderr=True)
-        if self.their_traceback:
-            console.print(self.their_traceback.rstrip(), **PLAIN_TEXT)
-        console.print(f"{who}[bold red]error:[/] ", end="", highlight=False)
+        if self.user_traceback:
+            console.print(self.user_traceback.rstrip(), **PLAIN_TEXT)
+        console.print(f"{prefix}[bold red]error:[/] ", end="", highlight=False)
         console.print(str(self), **PLAIN_TEXT)
 
 
@@ -69,7 +71,7 @@ class ErrorContext:
     """The environment's id."""
     folder: Path | None = None
     """Folder that the command writes to."""
-    safe: str = ""
+    saved: str = ""
     """What was saved, and how to continue."""
 
     def __str__(self) -> str:
@@ -79,30 +81,32 @@ class ErrorContext:
         """Converts `error` to a `CommandError`."""
         message = " ".join(str(error).split()) or type(error).__name__
         named = f"{type(error).__name__}: {message}" if str(error) else message
-        theirs, whole = "", "".join(traceback.format_exception(error))
-        if isinstance(error, (NonFiniteError, DivergedError, RankLostError, CheckpointError)) or _deliberate(error):
+        shown_traceback, whole_traceback = "", "".join(traceback.format_exception(error))
+        if isinstance(error, (NonFiniteError, DivergedError, RankLostError, CheckpointError)) or _raised_by_project(
+            error
+        ):
             line = message
         elif out_of_memory(error):
             line = (
                 f"out of memory while {self.doing} ({message[:200]}): use fewer --num-envs, --n-steps or smaller sizes"
             )
-        elif (env := _environment(error)) is not None and not type(env).__module__.startswith("envs."):
-            theirs = _their_frames(error)
+        elif (env := _environment_of(error)) is not None and not type(env).__module__.startswith("envs."):
+            shown_traceback = _user_traceback(error)
             line = f"environment {self.env} failed while {self.doing}: {named}"
             if isinstance(error, ContractError):
-                theirs, line = "", f"environment {self.env} failed while {self.doing}: {message}"
-            elif not theirs and not _from_a_process(error):
-                theirs = "" if _in_a_library(error) else whole
+                shown_traceback, line = "", f"environment {self.env} failed while {self.doing}: {message}"
+            elif not shown_traceback and not _raised_in_subprocess(error):
+                shown_traceback = "" if _raised_in_library(error) else whole_traceback
                 line += (
                     " (reset gives observation and info; step gives observation, reward, terminated, truncated, info)"
                 )
         elif isinstance(error, (OSError, SafetensorError)):
-            line = f"cannot read or write while {self.doing}: {_without_number(error)}"
+            line = f"cannot read or write while {self.doing}: {_message_of(error)}"
             if self.folder is not None and str(self.folder) not in line:
                 line += f" (in {self.folder})"
         else:
-            theirs, line = whole, f"{named} while {self}"
-        return CommandError(f"{line}; {self.safe}" if self.safe else line, theirs)
+            shown_traceback, line = whole_traceback, f"{named} while {self}"
+        return CommandError(f"{line}; {self.saved}" if self.saved else line, shown_traceback)
 
     @contextmanager
     def user_errors(self) -> Iterator[None]:
@@ -119,12 +123,12 @@ class ErrorContext:
         origin: BaseException = error
         while origin.__cause__ is not None:
             origin = origin.__cause__
-        theirs = _their_frames(origin) if _last_is_theirs(origin) else ""
+        user_traceback = _user_traceback(origin) if _raised_in_user_file(origin) else ""
         if isinstance(error, USER_ERRORS) and not out_of_memory(origin):
-            named = f"{type(error).__name__} while {self}: " if theirs and origin is error else ""
-            return CommandError(f"{named}{_without_number(error)}", theirs)
-        if theirs:
-            return CommandError(f"{type(error).__name__} while {self}: {error}", theirs)
+            named = f"{type(error).__name__} while {self}: " if user_traceback and origin is error else ""
+            return CommandError(f"{named}{_message_of(error)}", user_traceback)
+        if user_traceback:
+            return CommandError(f"{type(error).__name__} while {self}: {error}", user_traceback)
         return self.error(error)
 
 
@@ -132,10 +136,11 @@ def out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed, on the host or on a device."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _NO_MEMORY)
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _OUT_OF_MEMORY)
 
 
-def _without_number(error: Exception) -> str:
+def _message_of(error: Exception) -> str:
+    """An error's message; of an `OSError` without the error number."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return str(error) or type(error).__name__
@@ -145,7 +150,7 @@ def _frames(error: BaseException) -> list[FrameType]:
     return [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
 
 
-def _environment(error: BaseException) -> TensorEnv | None:
+def _environment_of(error: BaseException) -> TensorEnv | None:
     """The environment in whose `step` or `reset` an exception was raised."""
     for frame in _frames(error):
         if frame.f_code.co_name in ("step", "reset"):
@@ -155,52 +160,54 @@ def _environment(error: BaseException) -> TensorEnv | None:
     return None
 
 
-def _in_a_library(error: BaseException) -> bool:
+def _raised_in_library(error: BaseException) -> bool:
     """Whether a library below this project raised it, for example when arrays of different shapes are stacked."""
     frames = _frames(error)
     return bool(frames) and any(Path(frames[-1].f_code.co_filename).is_relative_to(place) for place in _LIBRARIES)
 
 
-def _from_a_process(error: BaseException) -> bool:
+def _raised_in_subprocess(error: BaseException) -> bool:
     """Whether it was raised and printed in a process of `AsyncVectorEnv`, and is raised here again."""
-    return any(frame.f_code.co_name == "_raise_if_errors" for frame in _frames(error)[-1:])
+    frames = _frames(error)
+    return bool(frames) and frames[-1].f_code.co_name == "_raise_if_errors"
 
 
-def _deliberate(error: BaseException) -> bool:
+def _raised_by_project(error: BaseException) -> bool:
     """Whether this project raised it with a message of its own, for example about an environment.
 
     Errors of C code (`int("x")`) also come from a line of this project, but not from one that begins with `raise`.
     """
-    last = traceback.extract_tb(error.__traceback__)[-1:]
-    ours = isinstance(error, ValueError) and not isinstance(error, ContractError)
-    return ours and any(
-        str(frame.line).startswith("raise ") and any(Path(frame.filename).is_relative_to(part) for part in _PROJECT)
-        for frame in last
-    )
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames or not isinstance(error, ValueError) or isinstance(error, ContractError):
+        return False
+    in_project = any(Path(frames[-1].filename).is_relative_to(part) for part in _PROJECT)
+    return in_project and str(frames[-1].line).startswith("raise ")
 
 
-def _theirs(file: str) -> bool:
+def _is_user_code(file: str) -> bool:
     """Whether code belongs neither to this project nor to the libraries below it."""
 
     def within(folders: Iterable[Path]) -> bool:
         return any(Path(file).is_relative_to(folder) for folder in folders)
 
-    if file.startswith("<") or (within(_OURS) and not within(_EXAMPLES)):
+    if file.startswith("<") or (within(_PROJECT_AND_LIBRARIES) and not within(_LIBRARY_ENVIRONMENTS)):
         return False
-    return within(_INSTALLED) or not within(_STANDARD)
+    return within(_INSTALLED) or not within(_STANDARD_LIBRARY)
 
 
-def _last_is_theirs(error: BaseException) -> bool:
+def _raised_in_user_file(error: BaseException) -> bool:
     """Whether it was raised in the user's own file, not in an installed package."""
-    files = [frame.f_code.co_filename for frame in _frames(error)[-1:]]
-    return any(_theirs(file) and not {"site-packages", "dist-packages"} & {*Path(file).parts} for file in files)
+    frames = _frames(error)
+    if not frames:
+        return False
+    file = frames[-1].f_code.co_filename
+    return _is_user_code(file) and not {"site-packages", "dist-packages"} & {*Path(file).parts}
 
 
-def _their_frames(error: BaseException) -> str:
+def _user_traceback(error: BaseException) -> str:
     """The traceback without the frames of this project and of the libraries below it; may be empty."""
-    summary = traceback.extract_tb(error.__traceback__)
-    kept = [frame for frame in summary if _theirs(frame.filename)]
-    if not kept:
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_user_code(frame.filename)]
+    if not frames:
         return ""
-    last = "".join(traceback.format_exception_only(error))
-    return "".join(["Traceback (most recent call last):\n", *traceback.format_list(kept), last])
+    lines = [*traceback.format_list(frames), *traceback.format_exception_only(error)]
+    return "".join(["Traceback (most recent call last):\n", *lines])

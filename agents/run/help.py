@@ -49,8 +49,8 @@ def show_help(console: Console, intro: str, command: type, defaults: Config) -> 
         defaults: from the recipe and from other flags.
     """
     kind = type(defaults.learner)
-    own, texts_of = get_type_hints(kind, include_extras=True), _texts(kind)
-    learner = [_row(n, own[n], texts_of.get(n, ""), value) for n, value in vars(defaults.learner).items()]
+    hints, texts = get_type_hints(kind, include_extras=True), _texts(kind)
+    learner = [_row(name, hints[name], texts.get(name, ""), value) for name, value in vars(defaults.learner).items()]
     title = f"Learner: {defaults.algo}"
     groups = {title if name == "Learner" else name: names for name, names in GROUPS.items()}
     show_options(console, intro, command, groups, vars(defaults), {title: learner})
@@ -112,19 +112,19 @@ def show_list(console: Console, what: str) -> None:
 
 def _texts(owner: type) -> dict[str, str]:
     """The docstrings under a dataclass's fields, by field."""
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for base in reversed(owner.__mro__[:-1]):
         try:
-            found |= {each.arg_name: each.description or "" for each in docstring_parser.parse_from_object(base).params}
+            texts |= {each.arg_name: each.description or "" for each in docstring_parser.parse_from_object(base).params}
         except (OSError, TypeError):  # made at run time, without a source
             continue
-    return found
+    return texts
 
 
 def _row(name: str, hint: Any, text: str, default: Any) -> tuple[str, str]:
     option = f"--{name.replace('_', '-')}"
     if get_origin(hint) is Annotated and tyro.conf.Positional in get_args(hint)[1:]:
-        return f"{name.upper()} ..." if _kind(hint).endswith("...") else name.upper(), f"{' '.join(text.split())}"
+        return f"{name.upper()} ..." if _kind(hint).endswith("...") else name.upper(), " ".join(text.split())
     kind = _kind(hint)
     label = f"{option}, --no-{option[2:]}" if kind == "" else f"{option} {kind}"
     return label, f"{' '.join(text.split())}{_shown(default)}"
@@ -164,7 +164,7 @@ def _shown(value: Any) -> str:
 
 
 def _arguments(owner: type, given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Constructor arguments with their docstrings and defaults; values in `given`, of the recipe, replace defaults."""
+    """Constructor arguments with their docstrings and defaults. `given`: the recipe's values; they replace defaults."""
     texts: dict[str, str] = {}
     for base in reversed(owner.__mro__[:-1]):  # a family of memories describes its arguments once
         for each in docstring_parser.parse(base.__doc__ or "").params:  # one text may describe several: "a, b: ..."

@@ -16,7 +16,7 @@ from agents.run.training import train
 from agents.scale import distributed
 
 
-def train_lessons(config: Command, words: list[str], console: Console) -> int:
+def train_lessons(config: Command, arguments: list[str], console: Console) -> int:
     """Trains the lessons and then the recipe, each from the weights of the one before; returns the exit status.
 
     Lessons are runs in `lessons/` of the recipe's folder, and every flag applies to them too. Finished lessons are
@@ -30,7 +30,7 @@ def train_lessons(config: Command, words: list[str], console: Console) -> int:
         place = places[number]
         if (place / "summary.json").exists():
             return None
-        flags = [*words, "--run-dir", str(place)]
+        flags = [*arguments, "--run-dir", str(place)]
         if number < len(lessons):
             flags += ["--recipe", lessons[number], "--no-baseline"]
         if number:
@@ -40,12 +40,12 @@ def train_lessons(config: Command, words: list[str], console: Console) -> int:
     for number, place in enumerate(places):
         console.rule(f"lesson {number + 1} of {len(places)}")
         with ErrorContext("preparing a lesson").user_errors():
-            given = distributed.from_first(partial(lesson, number))
-        if given is None:
+            parsed = distributed.from_first(partial(lesson, number))
+        if parsed is None:
             console.print(f"already complete: {place}", **PLAIN_TEXT)
-        elif status := train(*given, console):
-            rest = f"this resumes one lesson; to resume all: repeat the command with --run-dir {places[-1]}"
-            console.print(rest, **PLAIN_TEXT)
+        elif status := train(*parsed, console):
+            hint = f"this resumes one lesson; to resume all: repeat the command with --run-dir {places[-1]}"
+            console.print(hint, **PLAIN_TEXT)
             return status
     return 0
 

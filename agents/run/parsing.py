@@ -88,7 +88,8 @@ def refuse_foreign(defaults: Config, arguments: list[str]) -> None:
     """
     own = {*run_entries(), *vars(defaults.learner)}
     for name in named_options(arguments):
-        if name.removeprefix("no_") not in own and name.removeprefix("no_") in known_entries():
+        entry = name.removeprefix("no_")
+        if entry not in own and entry in known_entries():
             raise ValueError(f"--{name.replace('_', '-')} has no effect on {defaults.algo}: leave it out")
 
 
@@ -106,27 +107,27 @@ def refuse_unused(config: Command, arguments: list[str]) -> None:
 
 
 def run_command(
-    command: type[T], intro: str, groups: Mapping[str, str], words: list[str], run: Callable[[T], None]
+    command: type[T], intro: str, groups: Mapping[str, str], arguments: list[str], run: Callable[[T], None]
 ) -> None:
     """Parses the command line of evaluate.py or compare.py and runs it; exits with one line on an error.
 
     Args:
         command: dataclass of the options.
         intro, groups: as in `show_options`.
-        words: the arguments.
+        arguments: of the command line.
         run: called with the parsed options.
     """
     replace_unprintable()
     try:
         with ErrorContext("reading the command").user_errors():
-            refuse_empty(words)
-            if {"-h", "--help"} & {*words}:
+            refuse_empty(arguments)
+            if {"-h", "--help"} & {*arguments}:
                 show_options(make_console(), intro, command, groups)
                 return
-            given = tyro.cli(command, args=words, registry=NUMBERS)
+            options = tyro.cli(command, args=arguments, registry=NUMBERS)
             for name, hint in get_type_hints(command, include_extras=True).items():
-                setattr(given, name, read(f"--{name.replace('_', '-')}", getattr(given, name), hint))
-        run(given)
+                setattr(options, name, read(f"--{name.replace('_', '-')}", getattr(options, name), hint))
+        run(options)
     except KeyboardInterrupt:
         sys.exit(130)
     except CommandError as error:

@@ -14,21 +14,10 @@ from agents.run.config import Config
 
 CHANGEABLE = (
     *("anneal", "bptt_segment", "total_timesteps", "env_kwargs", "wrappers", "vector", "device", "threads", "fast"),
-    *(
-        "precision",
-        "data_dir",
-        "checkpoint_every",
-        "panels_every",
-        "eval_episodes",
-        "eval_steps",
-        "baseline",
-        "progress",
-        "follows",
-    ),
+    *("precision", "data_dir", "checkpoint_every", "panels_every", "eval_episodes", "eval_steps", "baseline"),
+    *("progress", "follows"),
 )
-"""Other entries that may change; `env_kwargs` and `wrappers` only if the spaces stay the same."""
-
-_PLACES = ("run_dir", "resume")
+"""Entries that may change, besides hyper-parameters; `env_kwargs` and `wrappers` only if the spaces stay the same."""
 
 
 def changeable_hyperparameters(config: Config) -> list[str]:
@@ -48,7 +37,7 @@ def refuse_changes(config: Config, saved: Config) -> None:
     """
     for name, before in saved.entries().items():
         now = config.entries().get(name, before)
-        if now == before or name in (*changeable_hyperparameters(saved), *CHANGEABLE, *_PLACES):
+        if now == before or name in (*changeable_hyperparameters(saved), *CHANGEABLE, "run_dir", "resume"):
             continue
         raise ValueError(
             f"--{name.replace('_', '-')} is {format_setting(now)}, but {config.run_dir} is a run with "
@@ -70,9 +59,9 @@ def changed_arguments(config: Config, checkpoint: Path) -> dict[str, Any]:
         CheckpointError: the checkpoint cannot be read, or belongs to another agent than the configuration.
     """
     manifest = read_manifest(checkpoint)
-    kept = manifest.get("config")
-    policy = kept.get("policy_kwargs") if isinstance(kept, dict) else None
-    if not isinstance(kept, dict) or not isinstance(policy, dict):
+    stored = manifest.get("config")
+    policy = stored.get("policy_kwargs") if isinstance(stored, dict) else None
+    if not isinstance(stored, dict) or not isinstance(policy, dict):
         raise CheckpointError(f"{checkpoint} is incomplete: expected the arguments of a learner and its policy")
     found: dict[str, Any] = {"algo": manifest.get("algorithm"), "memory": policy.get("memory")}
     expected: dict[str, Any] = {"algo": LEARNERS[config.algo].__name__, "memory": config.memory}
@@ -81,8 +70,8 @@ def changed_arguments(config: Config, checkpoint: Path) -> dict[str, Any]:
         found, expected = {"memory_kwargs": memory_kwargs}, {"memory_kwargs": wanted}
     arguments = config.learner_kwargs()
     for name in ("seed", *config.learner.fixed):
-        if name in kept and name in arguments:
-            found[name], expected[name] = kept[name], arguments[name]
+        if name in stored and name in arguments:
+            found[name], expected[name] = stored[name], arguments[name]
     for name, value in found.items():
         if value != expected[name]:
             raise CheckpointError(
@@ -92,7 +81,7 @@ def changed_arguments(config: Config, checkpoint: Path) -> dict[str, Any]:
     changed = {
         name: arguments[name]
         for name in changeable_hyperparameters(config)
-        if name in kept and encode(arguments[name]) != kept[name]
+        if name in stored and encode(arguments[name]) != stored[name]
     }
     if config.learner.n_steps == 0:
         changed.pop("n_steps", None)  # the checkpoint stores the number of steps
@@ -118,20 +107,18 @@ def is_complete(folder: Path, config: Config, saved: Config) -> bool:
         return False
     if not isinstance(summary, dict) or not isinstance(steps, int):
         return False
-    wants = config.baseline and config.memory != "identity" and summary.get("identity_mean_return") is None
-    return steps >= config.total_timesteps and not wants and config.eval_episodes == saved.eval_episodes
+    lacks_baseline = config.baseline and config.memory != "identity" and summary.get("identity_mean_return") is None
+    return steps >= config.total_timesteps and not lacks_baseline and config.eval_episodes == saved.eval_episodes
 
 
 def set_aside_later(checkpoint: Path) -> list[Path]:
     """Renames checkpoints later than the resumed one: the run will write these steps again, with other results."""
-    moved = []
-    for other in sorted(checkpoint.parent.glob("step_*")):
-        if other.name > checkpoint.name:
-            target = other.with_name(f"set_aside_{other.name}")
-            number = 1
+    renamed = []
+    for later in sorted(checkpoint.parent.glob("step_*")):
+        if later.name > checkpoint.name:
+            target, number = later.with_name(f"set_aside_{later.name}"), 1
             while target.exists():
                 number += 1
-                target = other.with_name(f"set_aside_{other.name}_{number}")
-            other.rename(target)
-            moved.append(target)
-    return moved
+                target = later.with_name(f"set_aside_{later.name}_{number}")
+            renamed.append(later.rename(target))
+    return renamed

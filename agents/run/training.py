@@ -147,9 +147,11 @@ def prepare(config: Config, checkpoint: Path | None, locks: list[FileLock | None
             raise ValueError(f"{folder} already holds a run; choose another --run-dir, or --resume {quoted(folder)}")
         resumed = ""
     else:
-        home = checkpoint_folder(checkpoint)
-        if folder.resolve() != home.resolve():
-            raise ValueError(f"--run-dir is {folder}, but --resume continues in {home}: leave out one of the two")
+        resumed_folder = checkpoint_folder(checkpoint)
+        if folder.resolve() != resumed_folder.resolve():
+            raise ValueError(
+                f"--run-dir is {folder}, but --resume continues in {resumed_folder}: leave out one of the two"
+            )
         locks.append(lock_folder(folder))
         saved = load_config(folder / "config.yaml")
         refuse_changes(config, saved)
@@ -174,12 +176,12 @@ def prepare(config: Config, checkpoint: Path | None, locks: list[FileLock | None
 def build(config: Config, checkpoint: Path | None = None) -> MemoryOnPolicyAlgorithm:
     """This rank's environments and the learner, new or loaded from the checkpoint."""
     device = device_of(config.device)
-    given = {} if checkpoint is None else changed_arguments(config, checkpoint)
+    changed = {} if checkpoint is None else changed_arguments(config, checkpoint)
     env = config.make_env(distributed.share(config.num_envs), device)
     if checkpoint is not None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NewEpisodesWarning)  # `run` prints it
-            return load(checkpoint, env, device=device, fast=config.fast, precision=config.precision, **given)
+            return load(checkpoint, env, device=device, fast=config.fast, precision=config.precision, **changed)
     try:
         model = LEARNERS[config.algo]("MemoryPolicy", env, device=device, **config.learner_kwargs())
     except TypeError as error:  # arguments that the memory does not take
@@ -203,12 +205,12 @@ def run(config: Config, folder: Path, console: Console, checkpoint: Path | None 
         model = build(config, checkpoint)
         before = 0.0 if checkpoint is None else training_time_until(folder, model.num_timesteps)
     exact = "parameters, optimiser and counters continue exactly"
-    for what, why in (
+    for change, reason in (
         ("environments start new episodes", model.new_episodes),
         ("random generators have new seeds", model.new_generators),
     ):
-        if why:
-            console.print(f"{what}: {why}; {exact}", **PLAIN_TEXT)
+        if reason:
+            console.print(f"{change}: {reason}; {exact}", **PLAIN_TEXT)
     if model.speed_note:
         console.print(model.speed_note, **PLAIN_TEXT)
     remaining = config.total_timesteps - model.num_timesteps
@@ -273,7 +275,7 @@ def score(config: Config, model: MemoryOnPolicyAlgorithm, console: Console) -> S
     """Scores the trained agent in new episodes, with actions chosen as in training; None if no episodes are
     requested."""
 
-    def played() -> Score | None:
+    def play_episodes() -> Score | None:
         if not config.eval_episodes:
             return None
         env = config.make_env(min(config.num_envs, config.eval_episodes), model.device)
@@ -283,7 +285,7 @@ def score(config: Config, model: MemoryOnPolicyAlgorithm, console: Console) -> S
 
     assert config.run_dir is not None
     try:
-        return distributed.from_first(played)
+        return distributed.from_first(play_episodes)
     except Exception as error:
         doing = f"playing the {config.eval_episodes} episodes after training"
         raise ErrorContext(doing, config.env, config.run_dir, describe_saved(config.run_dir)).error(error) from error
@@ -300,9 +302,9 @@ def report(
         if result is not None:
             env = config.make_env(config.num_envs)
             chance = random_score(env, config.eval_episodes, config.seed, max_steps=config.eval_steps)
-            for home, each in ((folder, result), (folder / "identity", identity)):
-                if each is not None and home.is_dir():
-                    write_scores(home, {"mean_return": each.mean, **each.metrics}, summary["env_steps"])
+            for run_folder, final in ((folder, result), (folder / "identity", identity)):
+                if final is not None and run_folder.is_dir():
+                    write_scores(run_folder, {"mean_return": final.mean, **final.metrics}, summary["env_steps"])
     except Exception as error:
         raise ErrorContext("scoring random actions", config.env, folder, describe_saved(folder)).error(error) from error
     if result is not None:
@@ -312,18 +314,18 @@ def report(
         if result.cut:
             cut = f"{result.cut} of the {result.episodes} episodes did not end and were cut"
             console.print(f"{cut} after {config.eval_steps:,} steps (--eval-steps)", **PLAIN_TEXT)
-    shown = quoted(folder)
-    look = f"{command_for('evaluate')} {shown}"
+    path = quoted(folder)
+    evaluate_command = f"{command_for('evaluate')} {path}"
     lines = [
         f"{summary['env_steps']:,} steps, {summary['episodes']:,} episodes in {format_duration(summary['wall_s'])} "
         f"({summary['steps_per_s']:,.0f} steps/s)",
-        f"watch it:     {look} --watch",
-        f"memory used?  {look} --ablate",
-        f"compare:      {command_for('compare')} {shown} OTHER-RUN",
-        f"curves:       tensorboard --logdir {shown}",
+        f"watch it:     {evaluate_command} --watch",
+        f"memory used?  {evaluate_command} --ablate",
+        f"compare:      {command_for('compare')} {path} OTHER-RUN",
+        f"curves:       tensorboard --logdir {path}",
         f"scores:       {folder}/summary.json",
         f"checkpoint:   {latest_checkpoint(folder)}",
     ]
     if result is not None and result.metrics and env.groups_answers and env.horizon is not None:
-        lines.insert(2, f"errors:       {look} --errors")
+        lines.insert(2, f"errors:       {evaluate_command} --errors")
     console.print("\n".join(lines), **PLAIN_TEXT)

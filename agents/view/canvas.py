@@ -54,11 +54,11 @@ class Stage(Canvas):
         self._pasted: list[tuple[int, int, Frame]] = []
         self._prepare((width, height), scale)
 
-    def paste(self, frame: Frame, room: Box) -> Box:
-        """Puts a frame into the middle of `room`, pixel by pixel; returns its rectangle."""
+    def paste(self, frame: Frame, area: Box) -> Box:
+        """Puts a frame into the middle of `area`, pixel by pixel; returns its rectangle."""
         tall, wide = (side / self.scale for side in frame.shape[:2])
-        left = round((room.left + (room.width - wide) / 2) * self.scale)
-        top = round((room.top + (room.height - tall) / 2) * self.scale)
+        left = round((area.left + (area.width - wide) / 2) * self.scale)
+        top = round((area.top + (area.height - tall) / 2) * self.scale)
         self._pasted.append((left, top, frame))
         return Box(left / self.scale, top / self.scale, wide, tall)
 
@@ -73,34 +73,34 @@ class Stage(Canvas):
 
     def write(
         self,
-        words: str,
+        text: str,
         x: float,
         y: float,
         size: int = 12,
         colour: Colour = INK,
         anchor: str = "midleft",
-        room: float = math.inf,
+        max_width: float = math.inf,
         turned: bool = False,
     ) -> float:
-        """Draws one line of text, shortened to `room` pixels; returns its width."""
+        """Draws one line of text, shortened to `max_width`; returns its width."""
         face, fine = _face(round(size * self._fine)), self._fine
-        while len(words) > 1 and face.size(words)[0] > room * fine:
-            words = words.rstrip("…")[:-1].rstrip() + "…"
-        drawn = face.render(words, True, colour)
+        while len(text) > 1 and face.size(text)[0] > max_width * fine:
+            text = text.rstrip("…")[:-1].rstrip() + "…"
+        drawn = face.render(text, True, colour)
         drawn = pygame.transform.rotate(drawn, 90) if turned else drawn
         self._sheet.blit(drawn, drawn.get_rect(**{anchor: (round(x * fine), round(y * fine))}))
-        return float(face.size(words)[0]) / fine
+        return float(face.size(text)[0]) / fine
 
-    def measure(self, words: str, size: int) -> float:
+    def measure(self, text: str, size: int) -> float:
         """Width of a line of text."""
-        return float(_face(round(size * self._fine)).size(words)[0]) / self._fine
+        return float(_face(round(size * self._fine)).size(text)[0]) / self._fine
 
-    def wrapped(self, words: str, size: int, room: float) -> list[str]:
-        """Text wrapped to lines of width `room`."""
+    def wrapped(self, text: str, size: int, width: float) -> list[str]:
+        """Text wrapped to lines of this width."""
         lines: list[str] = []
-        for word in words.split():
+        for word in text.split():
             longer = f"{lines[-1]} {word}" if lines else word
-            if lines and self.measure(longer, size) <= room:
+            if lines and self.measure(longer, size) <= width:
                 lines[-1] = longer
             else:
                 lines.append(word)
@@ -132,9 +132,9 @@ class Stage(Canvas):
         """Draws a card with a heading; returns the free area."""
         self.box(box.left, box.top, box.width, box.height, colour, round=10)
         self.box(box.left, box.top, box.width, box.height, LINE, round=10, line=1)
-        light = sum(colour) / 3
-        words = FAINT if light > 235 else INK if light > 120 else FLOOR  # legible on any background
-        self.write(heading, box.left + 14, box.top + 17, 12, words, room=box.width - 28)
+        brightness = sum(colour) / 3
+        ink = FAINT if brightness > 235 else INK if brightness > 120 else FLOOR  # legible on any background
+        self.write(heading, box.left + 14, box.top + 17, 12, ink, max_width=box.width - 28)
         return box.inset(14, 34, 14, 14)
 
 
@@ -180,11 +180,11 @@ def number(value: float) -> str:
     """Formats a number briefly, with a minus sign."""
     if not math.isfinite(value):
         return str(value)
-    words = f"{value:.0f}" if 1000 <= abs(value) < 1e6 or value == round(value) else f"{value:.3g}"
-    if len(words) > 7:
-        words = f"{value:.1e}"
-    words = words.replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
-    return words.replace("-", "−") if float(words) else "0"
+    text = f"{value:.0f}" if 1000 <= abs(value) < 1e6 or value == round(value) else f"{value:.3g}"
+    if len(text) > 7:
+        text = f"{value:.1e}"
+    text = text.replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
+    return text.replace("-", "−") if float(text) else "0"
 
 
 def _face(size: int) -> pygame.font.Font:

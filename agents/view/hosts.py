@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import re
 from typing import Any
@@ -30,11 +31,10 @@ class LastPicture:
         reset = inner.reset
 
         def watched(*args: Any, **kwargs: Any) -> Any:
-            try:
-                drawn = inner.render()
-            except Exception:  # nothing can be drawn before the first reset; later errors are raised by `frame`
-                drawn = None
-            self.picture = np.asarray(drawn, dtype=np.uint8) if isinstance(drawn, np.ndarray) else None
+            self.picture = None
+            with contextlib.suppress(Exception):  # before the first reset; later errors are raised by `frame`
+                if isinstance(drawn := inner.render(), np.ndarray):
+                    self.picture = np.asarray(drawn, dtype=np.uint8)
             return reset(*args, **kwargs)
 
         vars(inner)["reset"] = watched  # not by setattr, which wrappers forward
@@ -46,8 +46,8 @@ def task_of(env: TensorEnv) -> str:
     if isinstance(env, HostEnv):
         inner = inner_env(env.host.env)
         kind = type(getattr(inner, "unwrapped", inner))
-    words = inspect.cleandoc(kind.__dict__.get("__doc__") or "")
-    for paragraph in words.split("\n\n"):
+    docstring = inspect.cleandoc(vars(kind).get("__doc__") or "")
+    for paragraph in docstring.split("\n\n"):
         line = " ".join(paragraph.split())
         if line and not line.startswith(("#", "|", "`")):
             line = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", line)  # links

@@ -16,43 +16,43 @@ TRACES = 46
 Boxes = dict[str, Box]
 
 
-def arrange(room: Box, aspect: float | None, rows: int, maps: int, panels: int, played: bool) -> Boxes:
+def arrange(area: Box, aspect: float | None, rows: int, maps: int, panels: int, played: bool) -> Boxes:
     """The rectangle of each visible card: "frame", "views", "actions", "memory".
 
     Args:
-        room: the window without header and margins.
+        area: the window without header and margins.
         aspect: width / height of the environment's picture; None: there is none.
         rows: lines of numbers in the observation.
         maps: number of its maps and images.
         panels: number of the memory's panels.
         played: whether a person plays, who sees observation and actions, and the environment after the episode.
     """
-    wide, tall = room.width, room.height
+    wide, tall = area.width, area.height
     upright = tall > 1.1 * wide
     if played:
         if aspect is None:
-            first, second = _split(room, 0.58, down=upright)
+            first, second = _split(area, 0.58, down=upright)
             return {"views": first, "actions": second}
-        frame, rest = _split(room, 0.6, down=upright or aspect > 2.5)
+        frame, rest = _split(area, 0.6, down=upright or aspect > 2.5)
         first, second = _split(rest, 0.5, down=not upright and aspect <= 2.5)
         return {"frame": frame, "views": first, "actions": second}
     if aspect is None:
         if upright:
-            upper, memory = _split(room, 0.45, down=True)
+            upper, memory = _split(area, 0.45, down=True)
             views, actions = _split(upper, 0.6)
         else:
-            views, rest = _split(room, 0.4)
+            views, rest = _split(area, 0.4)
             actions, memory = _split(rest, 0.4)
         return {"views": views, "actions": actions, "memory": memory}
-    candidates = [boxes for boxes in _candidates(room, rows, maps) if _fits(boxes, rows, maps)]
+    candidates = [boxes for boxes in _candidates(area, rows, maps) if _fits(boxes, rows, maps)]
     if not candidates:  # a tiny window
-        upper, lower = _split(room, 0.6, down=True)
+        upper, lower = _split(area, 0.6, down=True)
         picture, memory = _split(upper, 0.55)
         return _boxes(picture, _split(lower, 0.5), memory)
     return max(candidates, key=lambda boxes: _rating(boxes, aspect, panels))
 
 
-def _candidates(room: Box, rows: int, maps: int) -> Iterator[Boxes]:
+def _candidates(area: Box, rows: int, maps: int) -> Iterator[Boxes]:
     most = 48 + 44 * rows + 220 * bool(maps)
 
     def piled(box: Box) -> tuple[Box, Box]:
@@ -61,8 +61,8 @@ def _candidates(room: Box, rows: int, maps: int) -> Iterator[Boxes]:
         return _split(box, share, down=True)
 
     for percent in range(25, 80, 3):
-        left, right = _split(room, percent / 100)
-        for frame, rest in ((left, right), _split(room, percent / 100, down=True)):
+        left, right = _split(area, percent / 100)
+        for frame, rest in ((left, right), _split(area, percent / 100, down=True)):
             for share in (0.35, 0.42, 0.5):
                 side, memory = _split(rest, share)
                 yield _boxes(frame, piled(side), memory)
@@ -90,8 +90,8 @@ def _fits(boxes: Boxes, rows: int, maps: int) -> bool:
 
 def _rating(boxes: Boxes, aspect: float, panels: int) -> float:
     """Rates a layout by the area of the environment's picture, then of the memory, then of the rest."""
-    room, memory = inside(boxes["frame"]), boxes["memory"]
-    height = min(room.height - TRACES, room.width / aspect)
+    area, memory = inside(boxes["frame"]), boxes["memory"]
+    height = min(area.height - TRACES, area.width / aspect)
     picture = max(1.0, height * height * aspect)
     each = max(  # the space of one panel, relative to what it needs
         (

@@ -23,16 +23,16 @@ _GENERAL = (
 
 def draw_legend(stage: Stage, box: Box, panels: Mapping[str, Panel]) -> None:
     """Draws two lists: one about the window, one about this memory's panels."""
-    room = stage.card("Legend — H or a click closes it", box)
+    area = stage.card("Legend — H or a click closes it", box)
     rows = [
         *_GENERAL,
         *((name, panel.about or "see the memory's page in docs/memories") for name, panel in panels.items()),
     ]
-    pitch = min(26.0, room.height / len(rows))
+    pitch = min(26.0, area.height / len(rows))
     size = 13 if pitch >= 18 else 11
     first = max(stage.measure(name, size) for name, _ in rows) + 20
-    first = min(first, 0.4 * room.width)
+    first = min(first, 0.4 * area.width)
     for index, (name, words) in enumerate(rows):
-        y = room.top + (index + 0.5) * pitch
-        stage.write(name, room.left, y, size, INK, room=first - 12)
-        stage.write(words, room.left + first, y, size, FAINT, room=room.width - first)
+        y = area.top + (index + 0.5) * pitch
+        stage.write(name, area.left, y, size, INK, max_width=first - 12)
+        stage.write(words, area.left + first, y, size, FAINT, max_width=area.width - first)

@@ -42,9 +42,9 @@ def names_of(env: TensorEnv) -> Names:
     inner = inner_env(env.host.env)
     spec = getattr(inner, "spec", None)
     known = KNOWN.get(str(getattr(spec, "id", "")).rpartition("/")[2].rpartition("-v")[0], Names())
-    own = getattr(inner, "unwrapped", inner)
-    observed, actions = (getattr(own, name, ()) for name in ("observation_names", "action_names"))
-    return Names(_words(observed) or known.observed, _words(actions) or known.actions)
+    unwrapped = getattr(inner, "unwrapped", inner)
+    observed, actions = (getattr(unwrapped, name, ()) for name in ("observation_names", "action_names"))
+    return Names(_as_names(observed) or known.observed, _as_names(actions) or known.actions)
 
 
 def inner_env(env: Any) -> Any:
@@ -56,5 +56,5 @@ def inner_env(env: Any) -> Any:
     return env
 
 
-def _words(given: Any) -> tuple[str, ...]:
-    return tuple(str(word) for word in given) if isinstance(given, (list, tuple)) else ()
+def _as_names(value: Any) -> tuple[str, ...]:
+    return tuple(map(str, value)) if isinstance(value, (list, tuple)) else ()

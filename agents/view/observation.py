@@ -51,14 +51,12 @@ def views_of(
         block = np.full(width * -(-values.size // width), low if np.isfinite(low) else values.min())
         block[: values.size] = values
         return [View(name, block.reshape(-1, width), low, high)]
-    assert isinstance(space, spaces.Box) or values.size <= 24
-    bounds = (space.low.ravel(), space.high.ravel()) if isinstance(space, spaces.Box) else (None, None)
-    if bounds[0] is None or bounds[1] is None:
+    if not isinstance(space, spaces.Box):
         return [View(name, values.ravel(), low, high)]
-    called = labels or ([name] if values.size == 1 else [f"{name} {index}" for index in range(values.size)])
+    names = labels or ([name] if values.size == 1 else [f"{name} {index}" for index in range(values.size)])
     return [
-        View(word, values.ravel()[index : index + 1], float(a), float(b))
-        for index, (word, a, b) in enumerate(zip(called, *bounds, strict=True))
+        View(part, values.ravel()[index : index + 1], float(least), float(most))
+        for index, (part, least, most) in enumerate(zip(names, space.low.ravel(), space.high.ravel(), strict=True))
     ]
 
 
@@ -82,7 +80,6 @@ def _planes(name: str, values: np.ndarray[Any, Any], space: spaces.Space[Any], l
             views.append(View(f"{name} {index}" if len(values) > 1 else name, plane, low, high))
         elif labels[index]:
             title = f"{name}: {labels[index]}"
-            beyond = not (low == 0 and high == 1)
-            flat = bool((plane == plane.flat[0]).all()) and beyond
-            views.append(View(title, plane.ravel()[:1] if flat else plane, low, high))
+            is_number = bool((plane == plane.flat[0]).all()) and (low, high) != (0, 1)
+            views.append(View(title, plane.ravel()[:1] if is_number else plane, low, high))
     return views

@@ -50,13 +50,14 @@ class PanelHistory:
     def _shown(self, name: str, panel: Panel) -> Panel:
         if panel.over_time != "similarity" and name in self.widest:
             low, high = (float(value) for value in self.widest[name])
-            panel = replace(panel, limits=kept_limits(low, high, panel.limits))
+            panel = replace(panel, limits=stable_limits(low, high, panel.limits))
         if panel.over_time is None:
             return panel
         images = torch.stack(self.images[name])  # [T, rows, columns]
         if panel.over_time == "columns":
-            rows = " × ".join(part for part in (panel.y_label if images.shape[1] > 1 else "", panel.x_label) if part)
-            return replace(panel, image=images.flatten(1).t(), x_label="step", y_label=rows, over_time=None)
+            labels = (panel.y_label if images.shape[1] > 1 else "", panel.x_label)
+            y_label = " × ".join(label for label in labels if label)
+            return replace(panel, image=images.flatten(1).t(), x_label="step", y_label=y_label, over_time=None)
         upper, lower = F.normalize(images, dim=2).transpose(0, 1).chunk(2)  # [rows / 2, T, columns]
         first, second = panel.y_label.split(", ")
         return replace(
@@ -69,21 +70,21 @@ class PanelHistory:
         )
 
 
-def kept_limits(low: float, high: float, bounds: tuple[float, float] | None) -> tuple[float, float]:
+def stable_limits(low: float, high: float, bounds: tuple[float, float] | None) -> tuple[float, float]:
     """Limits of the colour map for the values of an episode so far, rounded up to 1, 2 or 5 times a power of ten.
 
     Limits only widen, and rarely, so that colours keep their meaning; white stays 0. They stay within `bounds`.
     """
     if bounds is None:
-        reach = _wide(max(-low, high))
+        reach = _round_up(max(-low, high))
         return (-reach, reach) if low < 0 else (0.0, reach)
     if bounds[0] == -bounds[1]:
-        reach = min(_wide(max(-low, high)), bounds[1])
+        reach = min(_round_up(max(-low, high)), bounds[1])
         return -reach, reach
-    return (0.0, min(_wide(high), bounds[1])) if bounds[0] == 0 else bounds
+    return (0.0, min(_round_up(high), bounds[1])) if bounds[0] == 0 else bounds
 
 
-def _wide(value: float) -> float:
+def _round_up(value: float) -> float:
     """The smallest 1, 2 or 5 times a power of ten that is at least `value`."""
     if not 1e-30 < value < 1e30:
         return 1.0

@@ -40,16 +40,16 @@ def draw(scene: Scene, width: int = WIDTH, height: int = HEIGHT, places: dict[st
     _header(stage, scene)
     boxes = layout(stage, scene)
     if scene.legend:
-        draw_legend(stage, _room(stage, scene), scene.panels)
+        draw_legend(stage, _content_area(stage, scene), scene.panels)
     elif scene.enlarged in boxes:
-        _cards(stage, scene, {scene.enlarged: _room(stage, scene)})
+        _cards(stage, scene, {scene.enlarged: _content_area(stage, scene)})
     elif scene.enlarged in scene.panels:
-        room = stage.card("Memory", _room(stage, scene))
-        draw_panel(stage, scene.enlarged, scene.panels[scene.enlarged], room)
+        area = stage.card("Memory", _content_area(stage, scene))
+        draw_panel(stage, scene.enlarged, scene.panels[scene.enlarged], area)
     else:
         _cards(stage, scene, boxes)
     if scene.help:
-        stage.write(scene.help, _MARGIN, stage.height - 15, 11, FAINT, room=stage.width - 2 * _MARGIN)
+        stage.write(scene.help, _MARGIN, stage.height - 15, 11, FAINT, max_width=stage.width - 2 * _MARGIN)
     if places is not None:
         places |= {name: box.scaled(stage.scale) for name, box in stage.places.items()}
     return stage.frame()
@@ -68,7 +68,7 @@ def _cards(stage: Stage, scene: Scene, boxes: dict[str, Box]) -> None:
         draw_memory(stage, scene.panels, stage.card("Memory", boxes["memory"]))
 
 
-def _room(stage: Stage, scene: Scene) -> Box:
+def _content_area(stage: Stage, scene: Scene) -> Box:
     """The area without margins, header and the line of keys."""
     top, foot = _MARGIN + _HEADER, 28 if scene.help else _MARGIN
     return Box(_MARGIN, top, stage.width - 2 * _MARGIN, stage.height - top - foot)
@@ -78,7 +78,9 @@ def layout(stage: Stage, scene: Scene) -> dict[str, Box]:
     """The rectangle of each card."""
     aspect = None if scene.frame is None else scene.frame.shape[1] / scene.frame.shape[0]
     maps = sum(view.values.ndim > 1 for view in scene.views)
-    return arrange(_room(stage, scene), aspect, len(scene.views) - maps, maps, min(9, len(scene.panels)), scene.played)
+    return arrange(
+        _content_area(stage, scene), aspect, len(scene.views) - maps, maps, min(9, len(scene.panels)), scene.played
+    )
 
 
 def _environment(stage: Stage, scene: Scene, box: Box) -> None:
@@ -87,8 +89,8 @@ def _environment(stage: Stage, scene: Scene, box: Box) -> None:
     whole = box.inset(14, 34, 14, 14)
     traced = {name: numbers for name, numbers in scene.traces.items() if len(numbers) > 1 or name != "value"}
     foot = TRACES if traced and whole.height > 3 * TRACES else 0
-    room = whole.inset(0, 0, 0, foot)
-    painted = None if scene.paint is None else scene.paint(room, stage.scale)
+    area = whole.inset(0, 0, 0, foot)
+    painted = None if scene.paint is None else scene.paint(area, stage.scale)
     frame = frame if painted is None else painted
     corners = frame[[0, 0, -1, -1], [0, -1, 0, -1]]
     plain = bool((corners == corners[0]).all())  # a uniform background is extended to the card
@@ -97,19 +99,19 @@ def _environment(stage: Stage, scene: Scene, box: Box) -> None:
         ground = PAPER  # equal up to rounding by the scaling
     stage.card("Environment — shown to you, not to the agent", box, ground)
     if painted is None:
-        stage.picture(frame, _middle(frame, room), smooth=True)
+        stage.picture(frame, _middle(frame, area), smooth=True)
     else:
-        stage.paste(painted, room)
+        stage.paste(painted, area)
     if foot:
         draw_traces(stage, traced, Box(whole.left, whole.top + whole.height - foot + 10, whole.width, foot - 10))
 
 
 def _header(stage: Stage, scene: Scene) -> None:
     tile, count = 84 if stage.width > 900 else 70, 4 if scene.played else 5
-    room = stage.width - 2 * _MARGIN - count * (tile + 8) - 8
+    text_width = stage.width - 2 * _MARGIN - count * (tile + 8) - 8
     note = stage.measure(scene.note, 12) + 34 if scene.note else 0
-    width = stage.write(scene.title, _MARGIN, _MARGIN + 12, 20, room=room - note)
-    stage.write(scene.subtitle, _MARGIN, _MARGIN + 36, 12, FAINT, room=room)
+    width = stage.write(scene.title, _MARGIN, _MARGIN + 12, 20, max_width=text_width - note)
+    stage.write(scene.subtitle, _MARGIN, _MARGIN + 36, 12, FAINT, max_width=text_width)
     if scene.note:
         left = _MARGIN + width + 14
         stage.box(left, _MARGIN + 2, stage.measure(scene.note, 12) + 20, 21, AGENT, round=10)
@@ -126,11 +128,11 @@ def _header(stage: Stage, scene: Scene) -> None:
         colour = INK
         if name == "reward" and scene.reward:
             colour = RIGHT if scene.reward > 0 else WRONG
-        stage.write(words, right - tile + 10, _MARGIN + 30, 16, colour, room=tile - 14)
+        stage.write(words, right - tile + 10, _MARGIN + 30, 16, colour, max_width=tile - 14)
 
 
-def _middle(frame: Frame, room: Box) -> Box:
-    """The part of `room` that `frame` covers when it is as large as fits."""
-    scale = min(room.width / frame.shape[1], room.height / frame.shape[0])
-    slack = (room.height - scale * frame.shape[0]) / 2
-    return room.inset(0, slack, 0, slack)
+def _middle(frame: Frame, area: Box) -> Box:
+    """The part of `area` that `frame` covers when it is as large as fits."""
+    scale = min(area.width / frame.shape[1], area.height / frame.shape[0])
+    slack = (area.height - scale * frame.shape[0]) / 2
+    return area.inset(0, slack, 0, slack)

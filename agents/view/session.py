@@ -59,8 +59,8 @@ class Session:
         """Returns of finished episodes."""
         self.task = task_of(env)
         """The task in one line."""
-        self.named = names_of(env)
-        self.names = action_names(env, self.named)
+        self.known_names = names_of(env)
+        self.names = action_names(env, self.known_names)
         self._camera: LastPicture | None = None
         if isinstance(env, HostEnv):
             self._camera = LastPicture(env)
@@ -151,6 +151,9 @@ class Session:
             maps = probabilities.reshape(-1, *space.shape[-2:])
             probabilities = np.concatenate(list(maps), axis=1)
         choices = isinstance(space, (spaces.Discrete, spaces.MultiBinary))
+        names = self.known_names.actions
+        if choices or action is None or len(names) != len(action):
+            names = ()
         if choices and probabilities is None:  # the episode is over, so there is no next action
             probabilities = None if played else np.zeros(len(self.names))
         return Scene(
@@ -159,12 +162,12 @@ class Session:
             frame=None if hidden else self._frame(),
             paint=None if hidden or isinstance(self.env, HostEnv) else self._paint,
             traces={} if played else self.traces,
-            views=observation_views(self.env, self.obs, self.named),
+            views=observation_views(self.env, self.obs, self.known_names),
             actions=self.names if choices else (),
             probabilities=probabilities,
             taken=taken if choices else (),
             numbers=None if choices else action,
-            names=() if choices or action is None or len(self.named.actions) != len(action) else self.named.actions,
+            names=names,
             exclusive=isinstance(space, spaces.Discrete),
             bounds=_bounds(space),
             value=self.value,
@@ -177,9 +180,9 @@ class Session:
             played=played,
         )
 
-    def _paint(self, room: Box, scale: float) -> Frame | None:
+    def _paint(self, area: Box, scale: float) -> Frame | None:
         """The environment's picture for this area."""
-        with drawing_for(room.width, room.height, scale):
+        with drawing_for(area.width, area.height, scale):
             return self._frame()
 
     def _frame(self) -> Frame | None:
@@ -227,8 +230,8 @@ def observation_views(env: TensorEnv, obs: Obs, names: Names | None = None) -> l
     else:
         known = (names_of(env) if names is None else names).observed
         views = views_of("observed", obs[0].cpu().numpy(), env.single_observation_space, known)
-    words = env.observation_text(0)
-    return [*views, View("that is", np.zeros(1), word=words)] if words else views
+    text = env.observation_text(0)
+    return [*views, View("that is", np.zeros(1), word=text)] if text else views
 
 
 def _named_views(env: TensorEnv, values: np.ndarray[Any, Any]) -> list[View]:

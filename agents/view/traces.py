@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from agents.view.canvas import Box, Stage, number
 from envs.rendering import AGENT, FAINT, FLOOR, INK, LINE, RIGHT, WRONG
 
-_LONGEST = 400
+_LONGEST = 400  # steps shown
 
 
-def draw_traces(stage: Stage, traces: Mapping[str, Sequence[float]], room: Box) -> None:
+def draw_traces(stage: Stage, traces: Mapping[str, Sequence[float]], area: Box) -> None:
     """Draws the curves side by side, each with name, minimum and maximum."""
-    wide = (room.width + 10) / len(traces)
-    for place, (name, numbers) in enumerate(traces.items()):
-        _trace(stage, name, list(numbers)[-_LONGEST:], Box(room.left + place * wide, room.top, wide - 10, room.height))
+    wide = (area.width + 10) / len(traces)
+    for index, (name, numbers) in enumerate(traces.items()):
+        _trace(stage, name, list(numbers)[-_LONGEST:], Box(area.left + index * wide, area.top, wide - 10, area.height))
 
 
 def _trace(stage: Stage, name: str, numbers: list[float], box: Box) -> None:
@@ -22,7 +22,7 @@ def _trace(stage: Stage, name: str, numbers: list[float], box: Box) -> None:
     stage.box(box.left, box.top, box.width, box.height, LINE, round=6, line=1)
     low, high = min([0.0, *numbers]), max([0.0, *numbers])
     label = max(38.0, stage.measure(name, 10) + 4)
-    stage.write(name, box.left + 6, box.top + box.height / 2, 10, FAINT, room=label)
+    stage.write(name, box.left + 6, box.top + box.height / 2, 10, FAINT, max_width=label)
     ends = 40.0 if box.width > 130 else 0.0
     plot = Box(box.left + 8 + label, box.top + 5, box.width - label - 14 - ends, box.height - 10)
     span = max(high - low, 1e-9)

@@ -74,9 +74,9 @@ class Viewer:
         self.open = True
         self.frame: Frame | None = None
         """The picture on display."""
-        self._held = 0.0  # time until which the end of an episode is shown
+        self._show_end_until = 0.0  # time until which the end of an episode is shown
         self._due = 0.0  # steps that are due but not made yet
-        self._stale = True
+        self._stale = True  # whether the picture must be drawn again
         self._legend, self._enlarged = False, ""
         self._places: dict[str, Box] = {}
         self._keys = key_map(session.env) if session.policy is None else {}
@@ -120,11 +120,11 @@ class Viewer:
             whole = int(self._due)
             self._due -= whole
             for _ in range(whole):
-                if self.session.over and now < self._held:
+                if self.session.over and now < self._show_end_until:
                     break  # show the end for a moment
                 self._step()
                 if self.session.over:
-                    self._held = now + END_PAUSE_S
+                    self._show_end_until = now + END_PAUSE_S
         if self._stale:
             self._show()
 
@@ -195,18 +195,17 @@ class Viewer:
         if session.policy is not None:
             note = "paused" if self.paused else ""
             scene = session.scene(note)
-            words = f"{WATCH_KEYS}   ·   {self.fps:g} steps/s"
-            return dataclasses.replace(scene, help=words, legend=self._legend, enlarged=self._enlarged)
+            keys = f"{WATCH_KEYS}   ·   {self.fps:g} steps/s"
+            return dataclasses.replace(scene, help=keys, legend=self._legend, enlarged=self._enlarged)
         signs = {index: _ARROW_SIGNS.get(key, pygame.key.name(key)) for key, index in reversed(self._keys.items())}
-        words = "this is what was hidden: Enter begins the next episode"
+        subtitle = "this is what was hidden: Enter begins the next episode"
         if not session.over:
-            words = session.task or "you see what the agent would see"
-        scene = session.scene(subtitle=words)
-        called = [f"action {name}" if name.isdigit() else name for name in session.names]
-        names = [f"{signs[index]}   {name}" for index, name in enumerate(called)]
-        taken = np.flatnonzero(self._bits).tolist()
-        shown = dataclasses.replace(scene, actions=names, taken=taken, help=self._help())
-        return dataclasses.replace(shown, legend=self._legend, enlarged=self._enlarged)
+            subtitle = session.task or "you see what the agent would see"
+        scene = session.scene(subtitle=subtitle)
+        named = [f"action {name}" if name.isdigit() else name for name in session.names]
+        actions = [f"{signs[index]}   {name}" for index, name in enumerate(named)]
+        scene = dataclasses.replace(scene, actions=actions, taken=np.flatnonzero(self._bits).tolist())
+        return dataclasses.replace(scene, help=self._help(), legend=self._legend, enlarged=self._enlarged)
 
     def _help(self) -> str:
         binary = isinstance(self.session.env.single_action_space, spaces.MultiBinary)
@@ -223,14 +222,14 @@ def _open() -> None:
     Raises:
         ViewerError: no window can be opened.
     """
-    asked = os.environ.get("SDL_VIDEODRIVER", "")
+    driver = os.environ.get("SDL_VIDEODRIVER", "")
     displays = [os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY")]
-    if sys.platform.startswith("linux") and not (asked or any(displays)):
+    if sys.platform.startswith("linux") and not (driver or any(displays)):
         raise ViewerError("no display is available; record with --video FILE.mp4 instead")
     try:
         pygame.display.quit()  # an environment may have opened SDL's display before, and not on a screen
         pygame.display.init()
-        if pygame.display.get_driver() in ("offscreen", "dummy") and not asked:
+        if pygame.display.get_driver() in ("offscreen", "dummy") and not driver:
             pygame.display.quit()
             raise ViewerError("the display does not answer, so no window can be opened; use --video FILE.mp4 instead")
         pygame.display.set_mode((WIDTH, HEIGHT), pygame.RESIZABLE)
@@ -289,8 +288,8 @@ def _write_mp4(file: Path, frames: Iterator[Frame], fps: float) -> None:
 
 
 def _write_gif(file: Path, frames: Iterator[Frame], fps: float) -> None:
-    # By Pillow itself: imageio's writer gives frames the colours of other ones, and a golden star turns red. The octree
-    # keeps the colours of small things, which a median cut spends on large surfaces.
+    # Not by imageio, whose frames share one palette, so that a golden star turns red. The octree keeps the colours of
+    # small objects; a median cut spends them on large surfaces.
     def indexed(frame: Frame) -> Image.Image:
         return Image.fromarray(frame).quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
 

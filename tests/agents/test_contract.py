@@ -261,7 +261,7 @@ def test_the_line_says_it_all_without_a_traceback_of_ours() -> None:
     assert caught.tb is not None
     error = caught.value.with_traceback(caught.tb.tb_next)  # without this file, which is the user's
     shown = ErrorContext("training, after 6 environment steps", "Given/Four-v0").error(error)
-    assert shown.their_traceback == ""
+    assert shown.user_traceback == ""
     assert "environment Given/Four-v0 failed while training, after 6 environment steps" in str(shown)
     del gym.registry["Given/Four-v0"]
 

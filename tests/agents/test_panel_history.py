@@ -14,7 +14,7 @@ from agents import PPO, make_env
 from agents.run.callbacks import PicturePanels
 from agents.run.logs import run_logger
 from agents.view.canvas import colours
-from agents.view.panels import MAX_STEPS, PanelHistory, figure, kept_limits
+from agents.view.panels import MAX_STEPS, PanelHistory, figure, stable_limits
 from agents.view.session import Session
 from policies.memories.contract import Panel
 from policies.policy import MemoryActorCriticPolicy
@@ -104,7 +104,7 @@ def test_it_costs_nothing_between_pictures() -> None:
 def test_limits_are_round_and_within_bounds(
     low: float, high: float, bounds: tuple[float, float] | None, kept: tuple[float, float]
 ) -> None:
-    assert kept_limits(low, high, bounds) == pytest.approx(kept)
+    assert stable_limits(low, high, bounds) == pytest.approx(kept)
 
 
 def test_a_colour_keeps_its_meaning_within_an_episode() -> None:
