@@ -22,6 +22,7 @@ from envs.tensor_env import Info, Obs
 from policies.memories.contract import State
 from policies.memories.steps import MemoryStep
 from policies.memories.time.checkpointing import max_stored_bytes
+from policies.observations import obs_entries
 from policies.policy import MemoryActorCriticPolicy
 
 Act = Callable[[int, Tensor | None], Tensor]
@@ -251,7 +252,7 @@ class FinalValues:
     def __init__(self, policy: MemoryActorCriticPolicy, rollout: Rollout, batch_steps: int | None = None) -> None:
         self.policy, self.rollout, self.batch_steps = policy, rollout, batch_steps
         self._first = self._count = 0
-        self._buffers: dict[str, Tensor] = {}
+        self._obs_buffers, self._state_buffers = dict[str, Tensor](), dict[str, Tensor]()
 
     @torch.no_grad()
     def add(self, t: int, obs: Obs, state: State) -> None:
@@ -268,10 +269,11 @@ class FinalValues:
             self.finish()
         if not self._count:
             self._first = t
-        for name, value in self._named(obs, state).items():
-            if name not in self._buffers:
-                self._buffers[name] = value.new_empty(self.batch_steps, *value.shape)
-            self._buffers[name][self._count] = value
+        for buffers, parts in ((self._obs_buffers, obs_entries(obs)), (self._state_buffers, state)):
+            for name, value in parts.items():
+                if name not in buffers:
+                    buffers[name] = value.new_empty(self.batch_steps, *value.shape)
+                buffers[name][self._count] = value
         self._count += 1
         if self._count == self.batch_steps:
             self.finish()
@@ -281,10 +283,11 @@ class FinalValues:
         """Writes the values of the stored observations."""
         if not self._count:
             return
-        rows = {name: buffer[: self._count].flatten(0, 1) for name, buffer in self._buffers.items()}
-        state = {name.removeprefix("state/"): value for name, value in rows.items() if name.startswith("state/")}
-        entries = {name.removeprefix("obs/"): value for name, value in rows.items() if name.startswith("obs/")}
-        values = self.policy.predict_values(rows.get("obs", entries), state)
+        obs, state = (
+            {name: buffer[: self._count].flatten(0, 1) for name, buffer in buffers.items()}
+            for buffers in (self._obs_buffers, self._state_buffers)
+        )
+        values = self.policy.predict_values(obs.get("", obs), state)  # "": not a dictionary
         self._write(slice(self._first, self._first + self._count), values)
         self._count = 0
 
@@ -300,8 +303,3 @@ class FinalValues:
         return max(
             1, min(len(self.rollout.truncated), max_stored_bytes(device) // BUDGET_DIVISOR // max(state_bytes, 1))
         )
-
-    @staticmethod
-    def _named(obs: Obs, state: State) -> dict[str, Tensor]:
-        entries = {f"obs/{name}": value for name, value in obs.items()} if isinstance(obs, dict) else {"obs": obs}
-        return entries | {f"state/{name}": value for name, value in state.items()}

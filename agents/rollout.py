@@ -14,6 +14,7 @@ from envs.tensor_env import Info, Obs, TensorEnv
 from policies.action_masks import check_width
 from policies.memories.contract import State
 from policies.memories.steps import Unrolled, detach, select
+from policies.observations import obs_entries
 
 
 @dataclass
@@ -107,13 +108,9 @@ class Rollout:
             self.masks = torch.zeros(shape, dtype=torch.bool, device=mask.device)
 
     def write_obs(self, t: int, obs: Obs) -> None:
-        if isinstance(obs, dict):
-            assert isinstance(self.obs, dict)
-            for key, buffer in self.obs.items():  # only the space's entries; `obs` may have more
-                buffer[t] = obs[key]
-        else:
-            assert isinstance(self.obs, Tensor)
-            self.obs[t] = obs
+        parts = obs_entries(obs)
+        for name, buffer in obs_entries(self.obs).items():  # only the space's entries; `obs` may have more
+            buffer[t] = parts[name]
 
     def begin(self, state: State) -> None:
         """Called before the first step, with the memory's current state."""
@@ -197,8 +194,7 @@ class LearnerState:
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors, by their names in a checkpoint."""
-        entries = self.obs if isinstance(self.obs, dict) else {"": self.obs}
-        observations = {f"run/obs/{name}": value for name, value in entries.items()}
+        observations = {f"run/obs/{name}": value for name, value in obs_entries(self.obs).items()}
         memory = {f"memory/{name}": value for name, value in detach(self.memory).items()}
         return {**observations, **memory, "run/starts": self.starts}
 

@@ -14,6 +14,7 @@ from agents.rollout import Rollout
 from agents.sb3.training_env import TrainingEnv
 from agents.scale import distributed
 from policies.heads import ActionEvaluation
+from policies.observations import obs_entries
 
 
 class Updates(TrainingEnv):
@@ -52,9 +53,8 @@ class Updates(TrainingEnv):
         metrics = self.learn_from(rollout)
         norm = self.policy.obs_norm
         if norm is not None:
-            entries = rollout.obs if isinstance(rollout.obs, dict) else {"": rollout.obs}
-            dtype = norm.count.dtype
-            norm.update({name: distributed.moments(entries[name].to(dtype), (0, 1)) for name in norm.names})
+            parts, dtype = obs_entries(rollout.obs), norm.count.dtype
+            norm.update({name: distributed.moments(parts[name].to(dtype), (0, 1)) for name in norm.names})
         return metrics
 
     def evaluate_actions(self, rollout: Rollout) -> tuple[ActionEvaluation, dict[str, Tensor]]:

@@ -133,9 +133,14 @@ def entries_of(space: spaces.Space[Any]) -> dict[str, spaces.Space[Any]]:
     return dict(space.spaces) if isinstance(space, spaces.Dict) else {"": space}
 
 
+def obs_entries(obs: Obs) -> dict[str, Tensor]:
+    """The entries of a batch of observations, named as by `entries_of`."""
+    return obs if isinstance(obs, dict) else {"": obs}
+
+
 def batch_size_of(obs: Obs) -> int:
     """Number of observations in a batch."""
-    return len(next(iter(obs.values()))) if isinstance(obs, dict) else len(obs)
+    return len(next(iter(obs_entries(obs).values())))
 
 
 def any_observation(space: spaces.Space[Any], batch: int, device: torch.device | None = None) -> Obs:

@@ -56,6 +56,19 @@ def blocks(page: Path, language: str) -> list[tuple[int, str]]:
     return [(text.count("\n", 0, match.start(1)), match[1]) for match in fence.finditer(text)]
 
 
+def resolves(name: str) -> bool:
+    """Whether a dotted name is a module of this project, or an attribute of one."""
+    parts = name.split(".")
+    modules = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
+    module = max((each for each in modules if each in (*MODULES, "agents", "envs", "policies")), key=len)
+    owner: Any = importlib.import_module(module)
+    for part in parts[len(module.split(".")) :]:
+        if not hasattr(owner, part) and part not in getattr(owner, "__annotations__", {}):
+            return False
+        owner = getattr(owner, part, None)
+    return True
+
+
 def anchors(page: Path) -> set[str]:
     """Of the headings of a page, as GitHub makes them: lower case, hyphens for spaces, no punctuation."""
     text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
@@ -138,6 +151,12 @@ def test_files_that_are_named_exist(page: Path) -> None:
     named = set(re.findall(rf"(?<![\w/.-])((?:{tops})/[\w./-]+\.(?:py|md|yaml|csv|png|gif))", text))
     missing = {path for path in named if not (ROOT / path).exists()}
     assert missing <= {"policies/memories/trace.py", "docs/memories/trace.md", "envs/recall.py"}  # a reader writes them
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=name_of)
+def test_modules_and_attributes_that_are_named_exist(page: Path) -> None:
+    names = re.findall(r"`((?:agents|envs|policies)(?:\.\w+)+)[`(]", page.read_text(encoding="utf-8"))
+    assert [name for name in names if not resolves(name)] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

@@ -110,7 +110,7 @@ def _copied(where: str, name: str, obs: Any, space: gym.spaces.Space[Any]) -> An
     if isinstance(space, gym.spaces.Dict):
         if not isinstance(obs, Mapping):
             raise ContractError(
-                f"{where} returned {_shown(obs)} as {_entry_name(name)}, expected a dictionary with {', '.join(space)}"
+                f"{where} returned {_shown(obs)} as {_entry(name)}, expected a dictionary with {', '.join(space)}"
             )
         copied = {}
         for key, entry in space.items():
@@ -121,9 +121,7 @@ def _copied(where: str, name: str, obs: Any, space: gym.spaces.Space[Any]) -> An
         return copied
     if isinstance(space, gym.spaces.Tuple):
         if not isinstance(obs, (tuple, list)) or len(obs) != len(space):
-            raise ContractError(
-                f"{where} returned {_shown(obs)} as {_entry_name(name)}, expected a tuple of {len(space)}"
-            )
+            raise ContractError(f"{where} returned {_shown(obs)} as {_entry(name)}, expected a tuple of {len(space)}")
         entries = enumerate(zip(obs, space, strict=True))
         return tuple(_copied(where, f"{name}.{i}" if name else str(i), each, entry) for i, (each, entry) in entries)
     if isinstance(space, gym.spaces.Discrete):
@@ -131,22 +129,20 @@ def _copied(where: str, name: str, obs: Any, space: gym.spaces.Space[Any]) -> An
         if numbers.size == 1:
             _check_whole_numbers(where, name, obs, space, int(space.start), int(space.start + space.n - 1))
             return space.dtype.type(numbers.item())
-        raise ContractError(
-            f"{where} returned {_shown(obs)} as {_entry_name(name)}, expected an element of {_line(space)}"
-        )
+        raise ContractError(f"{where} returned {_shown(obs)} as {_entry(name)}, expected an element of {_line(space)}")
     if isinstance(space, (gym.spaces.Box, gym.spaces.MultiDiscrete, gym.spaces.MultiBinary)):
         return _array(where, name, obs, space)
     if isinstance(space, gym.spaces.Text) and not isinstance(obs, str):
-        raise ContractError(f"{where} returned {_shown(obs)} as {_entry_name(name)}, expected a text (str)")
+        raise ContractError(f"{where} returned {_shown(obs)} as {_entry(name)}, expected a text (str)")
     return copy.deepcopy(obs)
 
 
 def _array(
     where: str, name: str, obs: Any, space: gym.spaces.Box | gym.spaces.MultiDiscrete | gym.spaces.MultiBinary
 ) -> np.ndarray[Any, Any]:
-    article = f"{'' if name else 'an '}{_entry_name(name)}"
+    article = f"{'' if name else 'an '}{_entry(name)}"
     if np.shape(obs) != space.shape:
-        found = f"{article} of shape {np.shape(obs)}" if np.shape(obs) else f"{_shown(obs)} as {_entry_name(name)}"
+        found = f"{article} of shape {np.shape(obs)}" if np.shape(obs) else f"{_shown(obs)} as {_entry(name)}"
         raise ContractError(
             f"{where} returned {found}, expected {space.shape} as its {'space' if name else SPACE} says"
         )
@@ -174,11 +170,11 @@ def _check_whole_numbers(where: str, name: str, obs: Any, space: gym.spaces.Spac
     if not fit or not ((numbers >= least) & (numbers <= most) & (numbers == np.floor(numbers))).all():
         found = numbers.tolist() if numbers.shape == space.shape and numbers.size <= 8 else obs
         raise ContractError(
-            f"{where} returned {_shown(found)} as {_entry_name(name)}, expected an element of {_line(space)}"
+            f"{where} returned {_shown(found)} as {_entry(name)}, expected an element of {_line(space)}"
         )
 
 
-def _entry_name(name: str) -> str:
+def _entry(name: str) -> str:
     return f"entry {name!r} of the observation" if name else "observation"
 
 

@@ -122,7 +122,7 @@ def _run(arguments: Arguments) -> None:
     if arguments.data_dir is not None:
         os.environ["ENGRAM_DATA"] = str(arguments.data_dir)
     with ErrorContext(f"loading {arguments.run}").user_errors():
-        agent = None if arguments.run is None else Agent.open(arguments.run, device)
+        agent = None if arguments.run is None else LoadedAgent.open(arguments.run, device)
     if arguments.deterministic is None:
         arguments.deterministic = agent is not None and agent.model.learns_from_targets
     env_id = arguments.env or (agent.config.env if agent else "")
@@ -178,7 +178,7 @@ def _check(arguments: Arguments) -> None:
 
 
 @dataclass
-class Agent:
+class LoadedAgent:
     """A trained agent and its run."""
 
     model: MemoryOnPolicyAlgorithm
@@ -188,7 +188,7 @@ class Agent:
     config: Config
 
     @classmethod
-    def open(cls, path: Path, device: str) -> Agent:
+    def open(cls, path: Path, device: str) -> LoadedAgent:
         """The agent of a run's folder or a checkpoint."""
         if not path.exists():
             raise CommandError(f"there is no {path}")
@@ -205,7 +205,7 @@ class Agent:
         return f"{self.model.policy.memory_name} · {type(self.model).__name__} · {steps}"
 
 
-def _score(arguments: Arguments, agent: Agent, env: TensorEnv, env_id: str, env_kwargs: dict[str, Any]) -> None:
+def _score(arguments: Arguments, agent: LoadedAgent, env: TensorEnv, env_id: str, env_kwargs: dict[str, Any]) -> None:
     console, episodes, seed, max_steps = make_console(), arguments.episodes, arguments.seed, arguments.max_steps
     scores: dict[str, Score] = {}
     breakdowns: dict[str, Breakdown] = {}
@@ -279,7 +279,7 @@ def _score(arguments: Arguments, agent: Agent, env: TensorEnv, env_id: str, env_
         console.print(f"written to {file}", style="dim", **PLAIN_TEXT)
 
 
-def _baseline(agent: Agent, device: str) -> tuple[MemoryOnPolicyAlgorithm | None, str]:
+def _baseline(agent: LoadedAgent, device: str) -> tuple[MemoryOnPolicyAlgorithm | None, str]:
     """The memoryless agent trained with `agent`, or its recorded score if that agent was not saved."""
     folder = agent.folder
     missing = f"identity (no memory): none was trained with this agent; {command_for('train')} --baseline trains one"
@@ -294,7 +294,7 @@ def _baseline(agent: Agent, device: str) -> tuple[MemoryOnPolicyAlgorithm | None
         return None, missing
 
 
-def _saliency(arguments: Arguments, agent: Agent, env: TensorEnv, env_id: str) -> None:
+def _saliency(arguments: Arguments, agent: LoadedAgent, env: TensorEnv, env_id: str) -> None:
     from agents.evaluation.saliency import figure, play_episode, saliency  # matplotlib
 
     file, policy = arguments.saliency, agent.model.policy
@@ -322,7 +322,7 @@ def _saliency(arguments: Arguments, agent: Agent, env: TensorEnv, env_id: str) -
     console.print(f"written to {file}", style="dim", **PLAIN_TEXT)
 
 
-def _show(arguments: Arguments, agent: Agent | None, env: TensorEnv, env_id: str) -> None:
+def _show(arguments: Arguments, agent: LoadedAgent | None, env: TensorEnv, env_id: str) -> None:
     from agents.view.session import Session  # pictures need pygame and matplotlib, scores do not
 
     policy = None

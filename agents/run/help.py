@@ -22,7 +22,7 @@ from rich.table import Table
 
 import envs
 from agents.registry import learner_class, learners
-from agents.run.config import RECIPES, Config, Pairs
+from agents.run.config import RECIPES, Config
 from policies.memories import memory_class, registered
 
 GROUPS = {
@@ -133,8 +133,6 @@ def _row(name: str, hint: Any, text: str, default: Any) -> tuple[str, str]:
 def _kind(hint: Any) -> str:
     """What an option takes, as one word; "" for a switch."""
     origin = get_origin(hint)
-    if hint == Pairs:
-        return "NAME=VALUE ..."
     if origin is Annotated:
         return _kind(get_args(hint)[0])
     if origin is Literal:

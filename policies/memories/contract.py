@@ -177,15 +177,19 @@ class FastForm:
     def __init__(self, memory: Memory) -> None:
         self.memory = memory
 
+    def usable(self) -> bool:
+        """Whether this form supports the memory's options on this machine."""
+        return True
+
     def fits(self, length: int, resets: Sequence[int] | None, grad: bool) -> bool:
-        """Whether to use `unroll` and `record`; if not, the memory runs step by step, by `step`.
+        """Whether to use `unroll` and `record`, by default if `usable`; if not, the memory runs by single `step`s.
 
         Args:
             length: steps of the sequence; for a recorded one, an estimate of the steps between two resets.
             resets: the steps at which an episode may start; None: any step.
             grad: whether the sequence will be differentiated.
         """
-        return True
+        return self.usable()
 
     def step(self, x: Tensor, state: State) -> MemoryStep:
         """One step; by default the memory's `forward`."""

@@ -109,8 +109,8 @@ class Babi(TensorEnv):
         device: torch.device | str = "cpu",
         render_mode: str | None = None,
     ) -> None:
-        words = (("source", source, SOURCES), ("split", split, SPLITS), ("protocol", protocol, PROTOCOLS))
-        for name, value, known in words:
+        choices = (("source", source, SOURCES), ("split", split, SPLITS), ("protocol", protocol, PROTOCOLS))
+        for name, value, known in choices:
             if value not in known:
                 raise ValueError(f"{name} is {value!r}, expected one of {known}")
         if stories < 1 or questions < 1:
@@ -126,22 +126,24 @@ class Babi(TensorEnv):
         )
         if source == "generated":
             chosen = tuple(GENERATORS) if isinstance(tasks, str) else tasks
-            read = {task: parse(generate(task, stories, questions, split), f"generated qa{task}") for task in chosen}
+            of_task = {task: parse(generate(task, stories, questions, split), f"generated qa{task}") for task in chosen}
         else:
-            read = load(source, split, tasks, data_dir)
+            of_task = load(source, split, tasks, data_dir)
         if protocol == "mnm":
-            read = {task: single_questions(told) for task, told in read.items()}
-        self.tasks = tuple(read)
+            of_task = {task: single_questions(whole_stories) for task, whole_stories in of_task.items()}
+        self.tasks = tuple(of_task)
         """Numbers of the tasks."""
         several = len(self.tasks) > 1
         self.metric_names = ("error", *(f"error_qa{task}" for task in self.tasks if several))
         self.in_order = in_order
-        self._copies = torch.arange(num_envs, device=self.device)
-        self.num_stories = sum(map(len, read.values()))
-        self._concatenate([story for task in read.values() for story in task])
-        counts = torch.tensor([len(task) for task in read.values()], device=self.device)
-        self._task = torch.arange(len(read), device=self.device).repeat_interleave(counts)  # index into `tasks`
-        self._rows = torch.arange(len(read), device=self.device)[:, None]  # [tasks, 1], beside the environments' [N]
+        self._env_indices = torch.arange(num_envs, device=self.device)
+        counts = [len(stories_of_task) for stories_of_task in of_task.values()]
+        self.num_stories = sum(counts)
+        self._concatenate([story for stories_of_task in of_task.values() for story in stories_of_task])
+        self._task_indices = torch.arange(len(counts), device=self.device)
+        self._task = self._task_indices.repeat_interleave(
+            torch.tensor(counts, device=self.device)
+        )  # of each story, [S]
         self._given_answers: Tensor | None = None  # by step of the story, -1 where unknown: for pictures only
         if render_mode is not None:
             longest = int((self._last - self._first).max())
@@ -152,9 +154,9 @@ class Babi(TensorEnv):
         symbols: list[int] = []
         targets: list[int] = []
         closes: list[bool] = []
-        lengths, words = [], []
+        lengths, answer_words = [], []
         for story in stories:
-            begin, asked = len(symbols), 0
+            begin, due = len(symbols), 0
             for line in story:
                 symbols += line.words
                 targets += [PLACEHOLDER] * len(line.words) + list(line.answer)
@@ -162,12 +164,12 @@ class Babi(TensorEnv):
                 closes += [False] * (len(line.words) + len(line.answer))
                 if line.answer:
                     closes[-1] = True
-                    asked += len(line.answer)
+                    due += len(line.answer)
             symbols.append(PLACEHOLDER)
             targets.append(PLACEHOLDER)
             closes.append(False)
             lengths.append(len(symbols) - begin)
-            words.append(asked)
+            answer_words.append(due)
 
         def tensor(values: list[Any], dtype: torch.dtype) -> Tensor:
             return torch.tensor(values, dtype=dtype, device=self.device)
@@ -177,14 +179,14 @@ class Babi(TensorEnv):
         ends = list(accumulate(lengths))
         self._first = tensor([end - length for end, length in zip(ends, lengths, strict=True)], torch.int64)  # [S]
         self._last = tensor([end - 1 for end in ends], torch.int64)  # [S], the placeholder after the end
-        self._share = 1.0 / tensor(words, torch.float32)  # [S], reward of a right word
+        self._word_reward = 1.0 / tensor(answer_words, torch.float32)  # [S], reward of a right word
 
     # -- the environment -------------------------------------------------------------------------------------------
 
     def _begin(self, where: Tensor | None) -> None:
-        began = torch.zeros_like(self._copies) if where is None else self.round + where
+        began = torch.zeros_like(self._env_indices) if where is None else self.round + where
         if self.in_order:
-            story = (self._copies + began * self.num_envs) % self.num_stories
+            story = (self._env_indices + began * self.num_envs) % self.num_stories
         else:
             story = torch.randint(self.num_stories, (self.num_envs,), generator=self.generator, device=self.device)
         place = self._first.index_select(0, story)
@@ -199,12 +201,12 @@ class Babi(TensorEnv):
         closes = self._closes.index_select(0, self.place)
         asked, right = target != PLACEHOLDER, action == target
         missed = self.missed | (asked & ~right)
-        reward = (asked & right) * self._share.index_select(0, self.story)
+        reward = (asked & right) * self._word_reward.index_select(0, self.story)
         if self._given_answers is not None:
             step = self.place - self._first.index_select(0, self.story)
-            self._given_answers[self._copies, step] = action.to(torch.int16)
+            self._given_answers[self._env_indices, step] = action.to(torch.int16)
 
-        of_task = self._task.index_select(0, self.story) == self._rows  # [tasks, N]
+        of_task = self._task.index_select(0, self.story) == self._task_indices[:, None]  # [tasks, N]
         questions = closes.float()
         errors = (100.0 * missed) * questions
         each = zip(self.metric_names[1:], (of_task * errors).unbind(), (of_task * questions).unbind(), strict=False)

@@ -64,11 +64,11 @@ def story_frame(symbols: Sequence[int], targets: Sequence[int], given_answers: S
 
     Arguments as in `sentences`; `caption` is a line underneath.
     """
-    width, most, available = _WIDTH, _ROWS, available_size()
+    width, max_rows, available = _WIDTH, _ROWS, available_size()
     if available is not None:  # legible letters, and as many lines as fit
         width = round(min(_WIDTH, max(320, 1.1 * available.width)))
-        most = max(3, int((width * available.height / available.width - 3.5 * _MARGIN) / _TALL))
-    canvas = Canvas(width, most * _TALL + 3.5 * _MARGIN)
+        max_rows = max(3, int((width * available.height / available.width - 3.5 * _MARGIN) / _TALL))
+    canvas = Canvas(width, max_rows * _TALL + 3.5 * _MARGIN)
     left, space = _MARGIN + 38.0, 6.0
     # Lines of the picture: number of the sentence (0: continued from the line before), and pieces with x and width.
     rows: list[tuple[int, list[tuple[float, float, Piece]]]] = []
@@ -86,8 +86,8 @@ def story_frame(symbols: Sequence[int], targets: Sequence[int], given_answers: S
             rows[-1][1].append((x, wide, piece))
             x += wide + space
     running = len(symbols) > len(targets)  # the last piece is the current one
-    shown = rows[-most:]
-    canvas.box(_MARGIN - 6, _MARGIN - 6, width - 2 * _MARGIN + 12, most * _TALL + 12, FLOOR, round=8)
+    shown = rows[-max_rows:]
+    canvas.box(_MARGIN - 6, _MARGIN - 6, width - 2 * _MARGIN + 12, max_rows * _TALL + 12, FLOOR, round=8)
     for row, (number, pieces) in enumerate(shown):
         y = _MARGIN + (row + 0.5) * _TALL
         asks = any(piece.word == "?" or piece.answer is not None for _, _, piece in pieces)

@@ -101,13 +101,13 @@ def parse(text: str, name: str) -> list[Story]:
                 f"{name}, line {row}: begins with {number[:20]!r}, expected {f'{last + 1} or 1' if last else 1}"
             )
         last = int(number)
-        seen = sentence.rpartition("\t")[0] or sentence  # without the supporting lines
-        if seen not in known:
+        key = sentence.rpartition("\t")[0] or sentence  # without the supporting lines
+        if key not in known:
             try:
-                known[seen] = _line(sentence)
+                known[key] = _line(sentence)
             except ValueError as error:
                 raise DataError(f"{name}, line {row}: {error}") from None
-        line = known[seen]
+        line = known[key]
         stories[-1].append(line)
     if not line.answer:
         raise DataError(f"{name}, line {row}: the story before it ends without a question; the file is cut or damaged")
@@ -130,15 +130,15 @@ def _line(sentence: str) -> Line:
 
 def single_questions(stories: list[Story]) -> list[Story]:
     """One story per question: the statements before it and the question, without the other questions."""
-    found: list[Story] = []
+    single: list[Story] = []
     for story in stories:
         statements: Story = []
         for line in story:
             if line.answer:
-                found.append([*statements, line])
+                single.append([*statements, line])
             else:
                 statements.append(line)
-    return found
+    return single
 
 
 def load(edition: str, split: str, tasks: str | Sequence[int], data_dir: str | Path | None) -> dict[int, list[Story]]:
@@ -161,8 +161,9 @@ def load(edition: str, split: str, tasks: str | Sequence[int], data_dir: str | P
         match = re.search(r"/qa(\d+)_(?:.*_)?(train|valid|test)\.txt$", name)
         if match:
             texts[int(match[1]), match[2]] = name, content
-    carved = edition in ("en", "en-10k")
-    files, needed = ("train", "test") if carved else SPLITS, "train" if carved and split == "valid" else split
+    no_valid_file = edition in ("en", "en-10k")
+    files = ("train", "test") if no_valid_file else SPLITS
+    needed = "train" if no_valid_file and split == "valid" else split
     if tasks == "available":
         tasks = [task for task in range(1, 21) if all((task, file) in texts for file in files)]
     elif isinstance(tasks, str):
@@ -181,10 +182,10 @@ def load(edition: str, split: str, tasks: str | Sequence[int], data_dir: str | P
         if DIGESTS.get((edition, needed, task), digest(content)[:8]) != digest(content)[:8]:
             changed.append(name.rpartition("/")[2])
         stories[task] = parse(content.decode("utf-8", "replace"), f"{path}: {name}")
-        if carved and split != "test":
+        if no_valid_file and split != "test":
             stories[task] = [story for i, story in enumerate(stories[task]) if (i % 10 == 9) == (split == "valid")]
         if not stories[task]:
-            raise DataError(f"{path}: {name} has too few stories for a validation set of every tenth")
+            raise DataError(f"{path}: {name} has too few stories: every tenth is for validation")
     if changed:
         warn_changed("babi", f"{path}: {edition}/{', '.join(changed)}")
     return stories

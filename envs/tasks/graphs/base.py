@@ -44,8 +44,8 @@ class GraphTask(SequenceTask):
     order; the query, with blank parts; `planning_steps` without input; the answer. See `GraphTraversal` for the
     observation, the action and the arguments, which are the same for all three tasks.
 
-    A subclass names `lessons`, `query_rows` and `answer_rows` (number of triples for a path of a given length) and
-    `test_path` (length of queried paths on a fixed graph), and implements `_draw_questions`.
+    A subclass sets `lessons` and `test_path` (length of queried paths on a fixed graph). It implements `query_rows` and
+    `answer_rows` (number of triples for a path of a given length), and `_draw_questions`.
     """
 
     metric_names: tuple[str, ...] = ("right_answers", "right_triples")
@@ -60,7 +60,7 @@ class GraphTask(SequenceTask):
     successors: Tensor
     node_labels: Tensor  # [N, V]
     edge_labels: Tensor  # of each edge, [N, V, D]
-    _kind_labels: Tensor  # of each edge kind, [N, kinds]; used by `_draw_questions` only
+    _kind_labels: Tensor  # of each kind of edge, [N, kinds]; used by `_draw_questions` only
     path: Tensor  # as in `Question`
     lesson: Tensor  # of the episode, [N]; 0 on a fixed graph
 
@@ -107,17 +107,17 @@ class GraphTask(SequenceTask):
         self.pass_mark, self.window, self.planning_steps = pass_mark, window, planning_steps
         self.longest = max(stage.path[1] for stage in stages)
         """The largest number of edges in a queried path."""
-        least = min(stage.nodes[0] * stage.degree[0] for stage in stages)
-        most = max(stage.nodes[1] * stage.degree[1] for stage in stages)
+        min_edges = min(stage.nodes[0] * stage.degree[0] for stage in stages)
+        max_edges = max(stage.nodes[1] * stage.degree[1] for stage in stages)
         if self.world is not None:
-            least = most = len(self.world.edges)
+            min_edges = max_edges = len(self.world.edges)
         # no answer is due before this step, so earlier steps can skip the check
-        self._earliest = least + self.query_rows(min(stage.path[0] for stage in stages)) + planning_steps
+        self._earliest = min_edges + self.query_rows(min(stage.path[0] for stage in stages)) + planning_steps
         super().__init__(
             num_envs,
             spaces.Box(0.0, 1.0, (3 * _DIGITS * 10 + 2,)),
             spaces.MultiDiscrete([10] * (3 * _DIGITS)),
-            most + self.query_rows(self.longest) + planning_steps + self.answer_rows(self.longest),
+            max_edges + self.query_rows(self.longest) + planning_steps + self.answer_rows(self.longest),
             device,
             render_mode,
         )
@@ -130,19 +130,17 @@ class GraphTask(SequenceTask):
         self._max_sizes = (max(s.nodes[1] for s in stages), max(s.degree[1] for s in stages), _KINDS)
         if self.world is not None:
             self._fixed = self.world.graphs(num_envs, self.device)
-        first = 1 if curriculum else last
         rows = [(*s.nodes, *s.degree, *s.path, s.relations) for s in stages]
         self._limits = torch.tensor(rows, device=self.device)  # one row per lesson
-        self._first = first
-        self.level = torch.tensor(first, device=self.device)
+        self._first = 1 if curriculum else last
+        self.level = torch.tensor(self._first, device=self.device)
         self.tried = torch.zeros_like(self.level)
         self.passed = torch.zeros_like(self.level)
         numbers = torch.arange(LABELS, device=self.device)[:, None] // torch.tensor([100, 10, 1], device=self.device)
         self._digits = torch.cat([numbers % 10, torch.zeros_like(numbers[:1])])  # [1001, 3]; the blank's are 0
-        hot = torch.nn.functional.one_hot(self._digits, 10).flatten(1).float()
-        hot[LABELS] = 0.0
-        self._hot = hot  # [1001, 30]
-        self._verdicts: list[Tensor] = []  # beside `_answers`, for pictures only
+        self._one_hot = torch.nn.functional.one_hot(self._digits, 10).flatten(1).float()  # [1001, 30]
+        self._one_hot[LABELS] = 0.0
+        self._verdicts: list[Tensor] = []  # whether each of `_answers` is right, for pictures only
 
     # -- implemented by subclasses ----------------------------------------------------------------------------------
 
@@ -267,7 +265,7 @@ class GraphTask(SequenceTask):
         if self._elapsed == self.length:
             return torch.zeros(self.num_envs, 3 * _DIGITS * 10 + 2, device=self.device)
         shown = self.inputs[self._elapsed]
-        return torch.cat([self._look_up(self._hot, shown[:, :3]), shown[:, 3:].float()], 1)
+        return torch.cat([self._look_up(self._one_hot, shown[:, :3]), shown[:, 3:].float()], 1)
 
     def state_limits(self) -> dict[str, tuple[int, int]]:
         lesson = (self._first, self.last_lesson)

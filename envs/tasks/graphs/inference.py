@@ -14,9 +14,9 @@ from envs.tasks.graphs.sample import LABELS, Graphs, below, follow
 from envs.tasks.graphs.worlds import World
 
 EDGES = 10
-"""Labels of edges, 0 to 9, the relations that a description states."""
-EACH = 100
-"""Relations of each length."""
+"""Number of edge labels, 0 to 9, of which relations consist."""
+PER_LENGTH = 100
+"""Number of relations of each length."""
 LENGTHS = (2, 5)
 """Minimum and maximum number of edges in a relation."""
 
@@ -24,14 +24,14 @@ LENGTHS = (2, 5)
 def relations(seed: int) -> Tensor:
     """Edge labels that relations stand for, int64 `[400, 5]`, -1 beyond their length; relation r has label 10 + r.
 
-    The first hundred are all pairs of edge labels; then come a hundred different words of three, four and five.
+    The first hundred are all pairs of edge labels; then come a hundred different sequences of three, four and five.
     """
     generator = torch.Generator().manual_seed(seed)
-    table = torch.full(((LENGTHS[1] - LENGTHS[0] + 1) * EACH, LENGTHS[1]), -1)
-    for place, length in enumerate(range(LENGTHS[0], LENGTHS[1] + 1)):
-        words = torch.randperm(EDGES**length, generator=generator)[:EACH, None]
+    table = torch.full(((LENGTHS[1] - LENGTHS[0] + 1) * PER_LENGTH, LENGTHS[1]), -1)
+    for index, length in enumerate(range(LENGTHS[0], LENGTHS[1] + 1)):
+        words = torch.randperm(EDGES**length, generator=generator)[:PER_LENGTH, None]
         powers = EDGES ** torch.arange(length - 1, -1, -1)
-        table[place * EACH : (place + 1) * EACH, :length] = words // powers % EDGES
+        table[index * PER_LENGTH : (index + 1) * PER_LENGTH, :length] = words // powers % EDGES
     return table
 
 
@@ -145,8 +145,8 @@ class GraphInference(GraphTask):
 
     def _draw_questions(self, graphs: Graphs, length: Tensor, limits: Tensor) -> Question:
         if self.world is None:
-            known = torch.where(length == limits[:, 5], limits[:, 6], EACH)
-            relation = (length - LENGTHS[0]) * EACH + below(self._uniform(self.num_envs), known)
+            known = torch.where(length == limits[:, 5], limits[:, 6], PER_LENGTH)
+            relation = (length - LENGTHS[0]) * PER_LENGTH + below(self._uniform(self.num_envs), known)
             source = below(self._uniform(self.num_envs), graphs.nodes)
             graphs, path = self._relabel(graphs, relation, source, length)
         else:
@@ -157,8 +157,8 @@ class GraphInference(GraphTask):
         answer = torch.stack([ends[:, 0], EDGES + relation, ends[:, 1]], 1)[:, None]
         query = answer.clone()
         query[:, :, 2] = LABELS
-        one = torch.ones_like(length)
-        return Question(graphs, query, one, answer, one, path)
+        count = torch.ones_like(length)
+        return Question(graphs, query, count, answer, count, path)
 
     def _relabel(self, graphs: Graphs, relation: Tensor, source: Tensor, length: Tensor) -> tuple[Graphs, Tensor]:
         """Relabels edges so that each relation leads along a path; returns the graphs and the path `[N, longest + 1]`.
@@ -170,14 +170,14 @@ class GraphInference(GraphTask):
         count, nodes, max_edges = graphs.kinds.shape
         kinds, fixed = graphs.kinds, torch.zeros_like(graphs.kinds, dtype=torch.bool)
         visited = torch.zeros(count, nodes, device=self.device).scatter_(1, source[:, None], 1.0)
-        chance = self._uniform(self.longest, count, max_edges)
+        noise = self._uniform(self.longest, count, max_edges)
         at, path = source, [source]
         for step in range(self.longest):
             wanted = self.relations[relation, step][:, None]
             ends, row, assigned = follow(graphs.successors, at), follow(kinds, at), follow(fixed, at)
             continues = assigned & (row == wanted)
             revisits = visited.gather(1, ends.clamp(min=0))
-            cost = (chance[step] + revisits).masked_fill((ends < 0) | assigned, torch.inf).masked_fill(continues, -1.0)
+            cost = (noise[step] + revisits).masked_fill((ends < 0) | assigned, torch.inf).masked_fill(continues, -1.0)
             slot = cost.argmin(1, keepdim=True)
             row = torch.where(row == wanted, row.gather(1, slot), row).scatter(1, slot, wanted)
             assigned = assigned.scatter(1, slot, True)
@@ -223,8 +223,8 @@ class GraphInference(GraphTask):
         walks.sort(key=lambda walk: _pattern(walk[1]))
         patterns = [_pattern(kinds) for _, kinds in walks]
         groups = sorted(set(patterns))
-        begin = (self.longest - LENGTHS[0]) * EACH
-        words = self.relations[begin : begin + EACH, : self.longest].tolist()
+        begin = (self.longest - LENGTHS[0]) * PER_LENGTH
+        words = self.relations[begin : begin + PER_LENGTH, : self.longest].tolist()
         fitting = [
             (begin + number, groups.index(_pattern(word)))
             for number, word in enumerate(words)

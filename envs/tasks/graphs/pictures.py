@@ -93,7 +93,7 @@ def _labels(digits: list[int]) -> Triple:
 
 
 class _Names:
-    """Names for the labels of an environment: three digits, on a fixed graph words; relations with their meaning."""
+    """Names for the labels of an environment: three digits, or names on a fixed graph; relations with their meaning."""
 
     def __init__(self, env: Drawn, index: int) -> None:
         self.meaning = env.meaning

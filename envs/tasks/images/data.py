@@ -113,8 +113,8 @@ def _mnist(split: str, data_dir: str | Path | None) -> tuple[Array, Array]:
     pixels, labels = (read_idx(path) for path in paths)
     least = 1 if split == "test" else 6  # a sixth, at least one, is the validation split
     if pixels.dtype != np.uint8 or pixels.shape[1:] != (28, 28) or len(pixels) < least:
-        what = f"{pixels.dtype} {list(pixels.shape)}"
-        raise DataError(f"{paths[0]} holds {what}, expected bytes of [images, 28, 28], at least {least} images")
+        found = f"{pixels.dtype} {list(pixels.shape)}"
+        raise DataError(f"{paths[0]} holds {found}, expected bytes of [images, 28, 28], at least {least} images")
     if labels.shape != pixels.shape[:1]:
         raise DataError(
             f"{paths[0]} holds {list(pixels.shape)} and {paths[1]} {list(labels.shape)}; expected one label per image"
@@ -143,18 +143,18 @@ def _omniglot(split: str, data_dir: str | Path | None) -> Array:
     if split != "test":
         valid = min(OMNIGLOT_VALID, len(paper) // 2)
         paper = paper[-valid:] if split == "valid" else paper[:-valid]
-    return shrunk(~paper.reshape(-1, *paper.shape[2:]))
+    return downsampled(~paper.reshape(-1, *paper.shape[2:]))
 
 
-def shrunk(ink: Array) -> Array:
+def downsampled(ink: Array) -> Array:
     """Black and white drawings, bool `[K, H, W]`, True where there is ink, as uint8 `[K, 28, 28]`, 0 or 255.
 
     A pixel's share of ink is the mean over all source pixels that it overlaps.
     """
     side, drawings = OMNIGLOT_SIDE, torch.from_numpy(ink)
-    made = []
+    parts = []
     for first in range(0, len(drawings), 1024):  # the whole set as floats would take a gigabyte
-        part = drawings[first : first + 1024]
-        share = F.interpolate(part.float().unsqueeze(1), size=(side, side), mode="area").squeeze(1)
-        made.append((share >= OMNIGLOT_INK).to(torch.uint8) * 255)
-    return torch.cat(made).numpy()
+        part = drawings[first : first + 1024].float().unsqueeze(1)
+        share = F.interpolate(part, size=(side, side), mode="area").squeeze(1)
+        parts.append((share >= OMNIGLOT_INK).to(torch.uint8) * 255)
+    return torch.cat(parts).numpy()

@@ -259,8 +259,8 @@ def noise_table(kind: str, amount: float) -> Tensor:
     Raises:
         ValueError: `amount` is out of its range.
     """
-    least, most = (0.0, 1.0) if kind == "salt-and-pepper" else (0.0, math.inf)
-    if not least <= amount <= most or (kind == "poisson" and amount == 0):
+    most = 1.0 if kind == "salt-and-pepper" else math.inf
+    if not 0 <= amount <= most or (kind == "poisson" and amount == 0):
         raise ValueError(f"noise is {amount}, expected {'0 to 1' if most == 1 else 'above 0'} for {kind}")
     quantile = (torch.arange(LEVELS, dtype=torch.float64) + 0.5) / LEVELS
     pixel = torch.tensor([[0.0], [1.0]], dtype=torch.float64)

@@ -151,7 +151,7 @@ class MnistRecall(ImageTask):
             lines.append(f"asked |{place}?{marks[0] if marks else '_'}{'!' if any(wrong) else ''}")
         elif scene.asked_with:
             rows = {"asked": self._classes(scene.asked_with), "right": "".join(map(str, scene.targets))}
-            rows |= {"answer": "".join(marks), "wrong": "".join(" !"[one] for one in wrong)}
+            rows |= {"answer": "".join(marks), "wrong": "".join(" !"[is_wrong] for is_wrong in wrong)}
             lines += [f"{name:<6}| {row}" for name, row in rows.items()]
         return "\n".join(lines)
 

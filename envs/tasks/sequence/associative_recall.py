@@ -92,10 +92,10 @@ class AssociativeRecall(BitTask):
         self._name_parts(*(("query",) if grid else ("item", "query")))
 
     def _sequences(self) -> Sequences:
-        copies = self.num_envs
-        count = self._integers(self.min_items, self.max_items, copies)
-        vectors = self._bits(self.max_items * self.item_length, copies, self.bits)
-        query = (self._uniform(copies) * (count - 1)).long()  # 0 to K - 2
+        num_envs = self.num_envs
+        count = self._integers(self.min_items, self.max_items, num_envs)
+        vectors = self._bits(self.max_items * self.item_length, num_envs, self.bits)
+        query = (self._uniform(num_envs) * (count - 1)).long()  # 0 to K - 2
         return self._maps(count, vectors, query) if self.grid else self._lists(count, vectors, query)
 
     def _lists(self, count: Tensor, vectors: Tensor, query: Tensor) -> Sequences:

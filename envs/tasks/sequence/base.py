@@ -73,7 +73,7 @@ class SequenceTask(TensorEnv):
     ) -> None:
         super().__init__(num_envs, observation_space, action_space, device, horizon=horizon, render_mode=render_mode)
         self.length = horizon
-        self._copies = torch.arange(num_envs, device=self.device)
+        self._env_indices = torch.arange(num_envs, device=self.device)
         self._times = torch.arange(horizon, device=self.device)[:, None]  # [T, 1], beside the environments' [N]
         self._answers: list[Tensor] = []  # of the episode so far, stored for pictures only
 
@@ -128,7 +128,7 @@ class SequenceTask(TensorEnv):
 
     def _pick(self, source: Tensor, index: Tensor) -> Tensor:
         """`source[index[t, n], n]` for all t and n: `[T, N, ...]` from `[S, N, ...]`; indices are cut to the range."""
-        return source[index.clamp(0, len(source) - 1), self._copies]
+        return source[index.clamp(0, len(source) - 1), self._env_indices]
 
     # -- the environment -------------------------------------------------------------------------------------------
 
@@ -213,7 +213,7 @@ class BitTask(SequenceTask):
             self.action_names = tuple(f"bit {bit}{ends.get(bit, '')}" for bit in range(shape[0]))
 
     def _name_parts(self, *others: str) -> None:
-        """Names the observation's parts: a vector of bits, and the numbers or maps behind it."""
+        """Names the observation's parts: a vector of bits, then the numbers or maps that follow it."""
         shape = self.single_observation_space.shape or ()
         if len(shape) > 1:
             self.observation_names = {"": ("vector", *others)}

@@ -71,24 +71,24 @@ class DictionaryInference(SymbolTask):
         self.k, self.l = k, l
 
     def _sequences(self) -> Sequences:
-        copies, k, l = self.num_envs, self.k, self.l  # noqa: E741
+        num_envs, k, l = self.num_envs, self.k, self.l  # noqa: E741
         end, separator, support_end, placeholder = range(26, 30)
-        letters = self._uniform(copies, 2 * _HALF).argsort(1)
+        letters = self._uniform(num_envs, 2 * _HALF).argsort(1)
         source, target = letters[:, :_HALF], letters[:, _HALF:]
 
         # Words as numbers of dictionary entries, 0 to 12.
-        words = self._integers(0, _HALF - 1, copies, k, l)
-        seen = torch.zeros(copies, _HALF, dtype=torch.bool, device=self.device).scatter_(1, words.flatten(1), True)
-        chances = self._uniform(copies, _DRAWS, l, _HALF).masked_fill(~seen[:, None, None], -1.0)
+        words = self._integers(0, _HALF - 1, num_envs, k, l)
+        seen = torch.zeros(num_envs, _HALF, dtype=torch.bool, device=self.device).scatter_(1, words.flatten(1), True)
+        chances = self._uniform(num_envs, _DRAWS, l, _HALF).masked_fill(~seen[:, None, None], -1.0)
         drawn = chances.argmax(3)  # [N, draws, l], each entry one of those seen, all equally likely
         new = (drawn[:, :, None] != words[:, None]).any(3).all(2)  # [N, draws]
-        query = drawn[self._copies, new.long().argmax(1)]  # [N, l]
+        query = drawn[self._env_indices, new.long().argmax(1)]  # [N, l]
 
         def spelled(vocabulary: torch.Tensor, entries: torch.Tensor) -> torch.Tensor:
             return vocabulary.gather(1, entries.flatten(1)).view_as(entries)
 
         def filled(symbol: int, *shape: int) -> torch.Tensor:
-            return torch.full((copies, *shape), symbol, device=self.device)
+            return torch.full((num_envs, *shape), symbol, device=self.device)
 
         stop, between = filled(end, k, 1), filled(separator, k, 1)
         between[:, -1] = support_end

@@ -75,17 +75,17 @@ class DynamicNGrams(BitTask):
         self.context = context
 
     def _sequences(self) -> Sequences:
-        length, copies, contexts = self.length, self.num_envs, 2**self.context
+        length, num_envs, contexts = self.length, self.num_envs, 2**self.context
         # The arcsine law: sin²(πU/2) is Beta(1/2, 1/2).
-        table = (self._uniform(copies * contexts) * (math.pi / 2)).sin().square()
-        draws = self._uniform(length, copies)
-        ones, zeros = torch.full((2, copies * contexts), 0.5, device=self.device)
+        table = (self._uniform(num_envs * contexts) * (math.pi / 2)).sin().square()
+        draws = self._uniform(length, num_envs)
+        ones, zeros = torch.full((2, num_envs * contexts), 0.5, device=self.device)
         bits, estimates = [], []
-        first = self._copies * contexts  # where an environment's counts begin
+        first = self._env_indices * contexts  # where an environment's counts begin
         past = torch.zeros_like(first)  # the last bits as a number
         for step in range(length):
             if step < self.context:
-                probability = estimate = torch.full((copies,), 0.5, device=self.device)
+                probability = estimate = torch.full((num_envs,), 0.5, device=self.device)
             else:
                 place = first + past
                 probability = table[place]

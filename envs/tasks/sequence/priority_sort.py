@@ -86,14 +86,14 @@ class PrioritySort(BitTask):
         self._name_parts("priority")
 
     def _sequences(self) -> Sequences:
-        copies, most = self.num_envs, self.max_length
-        length = self._integers(self.min_length, most, copies)
-        vectors = self._bits(most, copies, self.bits)
-        priority = 2.0 * self._uniform(most, copies) - 1.0
+        num_envs, most = self.num_envs, self.max_length
+        length = self._integers(self.min_length, most, num_envs)
+        vectors = self._bits(most, num_envs, self.bits)
+        priority = 2.0 * self._uniform(most, num_envs) - 1.0
         shown = self._times[:most] < length
         order = priority.masked_fill(~shown, -2.0).argsort(0, descending=True)
 
-        inputs = torch.zeros(self.length, copies, self.bits + 1, device=self.device)
+        inputs = torch.zeros(self.length, num_envs, self.bits + 1, device=self.device)
         inputs[:most, :, :-1] = vectors * shown[..., None]
         inputs[:most, :, -1] = priority * shown
 
@@ -106,11 +106,11 @@ class PrioritySort(BitTask):
 
     def answer_groups(self) -> dict[str, AnswerGroup]:
         """Also groups by the distance to the nearest other priority."""
-        most, copies = self.max_length, self.num_envs
+        most, num_envs = self.max_length, self.num_envs
         length = self._asked().argmax(0)  # the first answer is due when all has been shown
         priority = (self.inputs[:, :, 1, 0, 0] if self.grid else self.inputs[..., -1])[:most]
         descending = priority.masked_fill(self._times[:most] >= length, -torch.inf).sort(0, descending=True).values
-        beyond = torch.full((1, copies), torch.inf, device=self.device)
+        beyond = torch.full((1, num_envs), torch.inf, device=self.device)
         between = (descending[:-1] - descending[1:]).nan_to_num(
             torch.inf, torch.inf
         )  # infinite at vectors that are not shown

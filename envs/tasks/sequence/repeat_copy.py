@@ -112,14 +112,14 @@ class RepeatCopy(BitTask):
         self.min_repeats, self.max_repeats, self.format = min_repeats, max_repeats, format
 
     def _sequences(self) -> Sequences:
-        bits, copies = self.bits, self.num_envs
-        length = self._integers(self.min_length, self.max_length, copies)
-        repeats = self._integers(self.min_repeats, self.max_repeats, copies)
-        vectors = self._bits(self.max_length, copies, bits)
+        bits, num_envs = self.bits, self.num_envs
+        length = self._integers(self.min_length, self.max_length, num_envs)
+        repeats = self._integers(self.min_repeats, self.max_repeats, num_envs)
+        vectors = self._bits(self.max_length, num_envs, bits)
 
         times = self._times - self._start  # from the first vector on
         shown = slice(self._start, self._start + self.max_length)
-        inputs = torch.zeros(self.length, copies, bits + 1 + self._start, device=self.device)
+        inputs = torch.zeros(self.length, num_envs, bits + 1 + self._start, device=self.device)
         inputs[shown, :, :bits] = vectors * (times[shown] < length)[..., None]
         inputs[..., -1] = (times == length) * self._numbers[repeats]
         if self._start:
@@ -128,7 +128,7 @@ class RepeatCopy(BitTask):
         due = times - length - 1  # steps since the number, [T, N]
         end = length * repeats
         repeating = (due >= 0) & (due < end)
-        targets = torch.zeros(self.length, copies, bits + 1, dtype=torch.int8, device=self.device)
+        targets = torch.zeros(self.length, num_envs, bits + 1, dtype=torch.int8, device=self.device)
         targets[..., :bits] = self._pick(vectors, due % length) * repeating[..., None]
         targets[..., bits] = due == end
         return Sequences(inputs, targets, (repeating | (due == end)).float())

@@ -25,7 +25,6 @@ class FastDNTM(FastForm):
     memory: Any
 
     def usable(self) -> bool:
-        """Whether the C loops support this memory on this machine."""
         memory = self.memory
         default_options = memory.recurrent and memory.num_layers == memory.reading_steps == 1 and not memory.discrete
         losses = memory.entropy_coef or memory.consistency_coef or memory.prediction_coef
@@ -35,9 +34,6 @@ class FastDNTM(FastForm):
             and not losses
             and fast_native.usable(memory.addresses, heads, memory.places, memory.hidden_size)
         )
-
-    def fits(self, length: int, resets: Sequence[int] | None, grad: bool) -> bool:
-        return self.usable()
 
     def step(self, x: Tensor, state: State) -> MemoryStep:
         if torch.is_grad_enabled() or not self.usable() or not len(x):

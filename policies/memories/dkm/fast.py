@@ -100,15 +100,11 @@ class FastDKM(FastForm):
     memory: Any
 
     def usable(self) -> bool:
-        """Whether the C loops support this memory on this machine."""
         memory = self.memory
         single = memory.num_opt_iters == memory.read_iterations == 1 and memory.variant == "paper"
         samples = memory.sample_w or memory.sample_memory
         small = max(memory.slots, memory.word_size) <= MAX_NUMBERS
         return single and not samples and memory.decoder is None and small and loops.usable(SOURCE, memory.prior_mean)
-
-    def fits(self, length: int, resets: Sequence[int] | None, grad: bool) -> bool:
-        return self.usable()
 
     def step(self, x: Tensor, state: State) -> MemoryStep:
         if torch.is_grad_enabled() or not self.usable():

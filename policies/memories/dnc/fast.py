@@ -52,10 +52,18 @@ class FastDNC(FastForm):
         return form.record(state, expected_steps)
 
 
-class NativeDNC(TapedForm):
-    """Steps and sequences by C loops."""
+class TapedDNC(TapedForm):
+    """Base of the two forms."""
 
     memory: Any
+
+    def output(self, state: State) -> Tensor:
+        output: Tensor = self.memory.output_of(state["hidden"].flatten(1), state["read_vectors"].flatten(1))
+        return output
+
+
+class NativeDNC(TapedDNC):
+    """Steps and sequences by C loops."""
 
     @torch.no_grad()
     def step(self, x: Tensor, state: State) -> MemoryStep:
@@ -66,10 +74,6 @@ class NativeDNC(TapedForm):
 
     def tape(self, state: State, expected_steps: int) -> NativeTape:
         return NativeTape(self.memory, state, expected_steps)
-
-    def output(self, state: State) -> Tensor:
-        output: Tensor = self.memory.output_of(state["hidden"].flatten(1), state["read_vectors"].flatten(1))
-        return output
 
     def run(
         self, xs: Tensor, state: State, starts: Tensor | None = None, resets: Sequence[int] | None = None
@@ -93,10 +97,8 @@ class NativeDNC(TapedForm):
         return Unrolled(outputs, {name: new_state[name] for name in state}, {})
 
 
-class TorchDNC(TapedForm):
+class TorchDNC(TapedDNC):
     """Sequences by torch; see `fast_steps.py`."""
-
-    memory: Any
 
     def projected(self, xs: Tensor) -> Tensor:
         gates: Tensor = self.memory.gates_of(xs)
@@ -104,10 +106,6 @@ class TorchDNC(TapedForm):
 
     def tape(self, state: State, expected_steps: int) -> StepTape:
         return StepTape(self.memory, state)
-
-    def output(self, state: State) -> Tensor:
-        output: Tensor = self.memory.output_of(state["hidden"].flatten(1), state["read_vectors"].flatten(1))
-        return output
 
     def finish(self, tape: Any, projected: Tensor, state: State) -> Unrolled:
         initial, (interface, bias, layers) = flattened(state), Weights.of(self.memory)

@@ -31,11 +31,7 @@ class FastNTM(TapedForm):
     memory: Any
 
     def usable(self) -> bool:
-        """Whether the C loops can be used for this memory on this machine."""
         return fast_native.usable(self.memory.interface.weight, self.sizes(1))
-
-    def fits(self, length: int, resets: Sequence[int] | None, grad: bool) -> bool:
-        return self.usable()
 
     def step(self, x: Tensor, state: State) -> MemoryStep:
         if torch.is_grad_enabled() or not self.usable() or not len(x):

@@ -23,7 +23,6 @@ class FastSDNC(RowsForm):
     """Chooses C loops or `RowsForm`. Symbols as in `memory.py`."""
 
     def usable(self) -> bool:
-        """Whether the C loops support this memory on this machine."""
         memory = self.memory
         has_loops = fast_native.usable(memory.interface.weight, memory.slots, memory.read_heads)
         return memory.link_reads == "rows" and has_loops

@@ -29,12 +29,8 @@ class FastStackRNN(TapedForm):
     memory: Any
 
     def usable(self) -> bool:
-        """Whether the C loops support this memory; it changes if actions become rounded (`training`)."""
-        memory = self.memory
+        memory = self.memory  # its `rounds` depends on `training`
         return not memory.rounds and fast_native.usable(memory.tops.weight, memory.capacity)
-
-    def fits(self, length: int, resets: Sequence[int] | None, grad: bool) -> bool:
-        return self.usable()
 
     def step(self, x: Tensor, state: State) -> MemoryStep:
         if torch.is_grad_enabled() or not self.usable() or not len(x):

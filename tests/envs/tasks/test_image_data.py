@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 
 from envs.data.files import DataError
 from envs.data.sources import SOURCES as SOURCES_BY_NAME
-from envs.tasks.images.data import LABELLED, SOURCES, SPLITS, load_images, resized, shrunk
+from envs.tasks.images.data import LABELLED, SOURCES, SPLITS, downsampled, load_images, resized
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is not the published content")  # most are made here
 REAL = Path(os.environ.get("ENGRAM_DATA", "/nowhere"))
@@ -165,7 +165,7 @@ def test_omniglot_is_shrunk_by_its_share_of_ink(tmp_path: Path) -> None:
 def test_shrinking_goes_over_all_parts() -> None:
     ink = np.zeros((1030, 28, 28), bool)
     ink[[0, 1023, 1024, 1029], 3, 4] = True
-    assert (shrunk(ink) == 255 * ink).all()
+    assert (downsampled(ink) == 255 * ink).all()
 
 
 def test_resizing_takes_the_pixel_at_the_same_place() -> None:
