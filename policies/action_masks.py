@@ -49,12 +49,12 @@ def check_width(mask: Tensor, space: spaces.Space[Any]) -> None:
 
 
 def masked(logits: Tensor, mask: Tensor, space: spaces.Space[Any]) -> Tensor:
-    """Logits `[B, ...]` of a distribution over `space`, with invalid choices of `mask` `[B, choices]` given probability
-    0."""
+    """Logits `[B, ...]` of a distribution over `space` in which choices invalid by `mask` `[B, choices]` have
+    probability 0."""
     mask = mask.bool()
     if not isinstance(space, spaces.MultiBinary):
         return logits.masked_fill(~mask, FORBIDDEN)
-    off, on = mask.view(*logits.shape, 2).unbind(-1)  # one logit a bit: the log-odds of 1
+    off, on = mask.view(*logits.shape, 2).unbind(-1)  # one logit per bit: the log-odds of 1
     return logits.masked_fill(~off, -FORBIDDEN).masked_fill(~on, FORBIDDEN)
 
 
@@ -78,7 +78,12 @@ def refuse_without_choice(count: float) -> None:
 
 
 def as_masks(given: Any, space: spaces.Space[Any], rows: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Masks from the host, `[rows, choices]` in any shape that has as many entries, or one tuple of parts for each row.
+    """Converts masks from the host to `[rows, choices]`.
+
+    Args:
+        given: an array with as many entries, or for each row a tuple with one mask per part of the action.
+        space: of one action.
+        rows: number of masks.
 
     Raises:
         ValueError: they do not fit `space`, or a row has no valid choice.

@@ -103,24 +103,22 @@ def try_encoder(encoder: BaseFeaturesExtractor, space: spaces.Space[Any], prepar
     ours = kind.__module__.startswith(("policies.", "stable_baselines3.")) or isinstance(encoder, QueryEncoder)
     if ours or torch.get_default_device().type == "meta":
         return
-    inputs, said = prepare(any_observation(space, 2)), shape_of(encoder)
+    inputs, shape = prepare(any_observation(space, 2)), shape_of(encoder)
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            found: Any = copy.deepcopy(encoder).eval()(inputs)
+            output: Any = copy.deepcopy(encoder).eval()(inputs)
     except Exception as error:
         raise ValueError(
             f"the encoder {kind.__name__} fails on the observations {short(space)}: {type(error).__name__}: "
             f"{' '.join(str(error).split())}"
         ) from error
-    wanted = (2, *said) if isinstance(said, tuple) else (2, said)
-    if not isinstance(found, Tensor) or found.shape != wanted or found.dtype != torch.float32:
-        result = (
-            f"{str(found.dtype).removeprefix('torch.')} {tuple(found.shape)}"
-            if isinstance(found, Tensor)
-            else type(found).__name__
-        )
+    expected = (2, *shape) if isinstance(shape, tuple) else (2, shape)
+    if not isinstance(output, Tensor) or output.shape != expected or output.dtype != torch.float32:
+        found = type(output).__name__
+        if isinstance(output, Tensor):
+            found = f"{str(output.dtype).removeprefix('torch.')} {tuple(output.shape)}"
         raise ValueError(
-            f"the encoder {kind.__name__} returned {result} for 2 observations, expected float32 {wanted}, as its "
+            f"the encoder {kind.__name__} returned {found} for 2 observations, expected float32 {expected}, as its "
             "features_dim says"
         )
 
@@ -158,8 +156,8 @@ class FlatEncoder(BaseFeaturesExtractor):
 class PictureEncoder(BaseFeaturesExtractor):
     """Encodes images that are too small for `NatureCNN`, from 1×1 up.
 
-    An image of at most 16×16 is read as a grid of symbols, such as MiniGrid's (object, colour, state): divided by 255,
-    its values of 0..10 would all be near 0. Each value of each channel has an embedding (Chevalier-Boisvert et al.
+    An image of at most 16×16 is read as a grid of symbols, such as MiniGrid's (object, colour, state). Divided by 255,
+    their values of 0..10 would all be near 0. Each value of each channel has an embedding (Chevalier-Boisvert et al.
     2019, "BabyAI"). The embeddings of a cell are added to a linear map of its values divided by 255, so that
     photographs of this size work too. Two 3×3 convolutions follow. Larger images go through three 3×3 convolutions, the
     first two with stride 2.
@@ -331,8 +329,8 @@ class QueryEncoder(BaseFeaturesExtractor):
             )
 
         def encoder(space: spaces.Space[Any]) -> BaseFeaturesExtractor:
-            made, arguments = encoder_for(space, memory, memory_kwargs)
-            return made(space, **arguments)
+            encoder_class, arguments = encoder_for(space, memory, memory_kwargs)
+            return encoder_class(space, **arguments)
 
         # spaces.Dict sorts the entries of a dict by name
         source = encoder(next(iter(seen.values())) if len(seen) == 1 else spaces.Dict(seen))

@@ -47,7 +47,7 @@ class PolicyStep(nn.Module):
             mask: bool `[B, choices]`, if exported with masks.
 
         Returns:
-            the greedy `action` `[B, *action_shape]`; `logits` of all choices after the mask (one a bit for
+            the greedy `action` `[B, *action_shape]`; `logits` of all choices after the mask (one per bit for
             `MultiBinary`), or the `mean` of a `Box`; `value` `[B]`; `state`.
         """
         policy = self.policy

@@ -339,20 +339,21 @@ class ActionConverter:
         if self.bits:
             return action.to(torch.int8)
         if not self.continuous:
-            return action + self._on(action.device)[0] if self._limits else action
-        action = torch.clamp(action, *self._on(action.device))
+            return action + self._limits_on(action.device)[0] if self._limits else action
+        action = torch.clamp(action, *self._limits_on(action.device))
         return action.round() if self.whole else action
 
     def from_env(self, action: Tensor) -> Tensor:
         """The distribution's actions for the environment's; continuous actions are unchanged."""
-        return action - self._on(action.device)[0] if self._limits and not self.continuous else action
+        return action - self._limits_on(action.device)[0] if self._limits and not self.continuous else action
 
     def arrays(self, action: Tensor) -> np.ndarray[Any, Any]:
         """The environment's actions as an array of its space's type, `[B, *action_shape]`."""
         array = self.to_env(action).cpu().numpy().reshape((-1, *(self.space.shape or ())))
         return array.astype(self.space.dtype, copy=False)
 
-    def _on(self, device: torch.device) -> tuple[Tensor, ...]:
+    def _limits_on(self, device: torch.device) -> tuple[Tensor, ...]:
+        """The bounds of a `Box`, or the first choice, on a device."""
         if not self._tensors or self._tensors[0].device != device:
             self._tensors = tuple(torch.as_tensor(limit, device=device) for limit in self._limits)
         return self._tensors

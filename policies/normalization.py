@@ -115,16 +115,16 @@ class ObsNorm(nn.Module):
         return ((x.to(mean.dtype) - mean) / (variance + self.EPSILON).sqrt()).clamp(-self.CLIP, self.CLIP)
 
     @torch.no_grad()
-    def update(self, found: dict[str, tuple[Tensor, Tensor, int]]) -> None:
-        """Updates the moments with new observations (Chan et al. 1979, eq. 2.1).
+    def update(self, moments: dict[str, tuple[Tensor, Tensor, int]]) -> None:
+        """Updates the moments with those of new observations (Chan et al. 1979, eq. 2.1).
 
         Args:
-            found: mean and population variance by entry, each `[*shape]`, and the number of observations.
+            moments: mean and population variance by entry, each `[*shape]`, and the number of observations.
         """
         total = self.count
         for index, name in enumerate(self.names):
             mean, variance = self.moments(index)
-            new_mean, new_variance, samples = found[name]
+            new_mean, new_variance, samples = moments[name]
             total = self.count + samples
             share = samples / total
             delta = new_mean - mean
@@ -133,17 +133,17 @@ class ObsNorm(nn.Module):
         self.count.copy_(total)
 
 
-def exchange_value_norm(weights: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Converts a policy's `weights` for a policy with the weights `own`, of which only one has a `ValueNorm`.
+def exchange_value_norm(weights: dict[str, Tensor], target: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Converts a policy's `weights` for a policy with the weights `target`, of which only one has a `ValueNorm`.
 
-    Statistics that `own` lacks are folded into the critic's head, so that values do not change; statistics that
-    `weights` lacks are taken from `own`.
+    Statistics that `target` lacks are folded into the critic's head, so that values do not change; statistics that
+    `weights` lacks are taken from `target`.
     """
     prefix, head = "value_norm.", "value_net."
-    loaded, wanted = ({name for name in state if name.startswith(prefix)} for state in (weights, own))
-    if loaded == wanted:
+    loaded, needed = ({name for name in state if name.startswith(prefix)} for state in (weights, target))
+    if loaded == needed:
         return weights
-    merged = {name: weights[name] for name in weights if name not in loaded} | {name: own[name] for name in wanted}
+    merged = {name: weights[name] for name in weights if name not in loaded} | {name: target[name] for name in needed}
     if loaded and {f"{head}weight", f"{head}bias"} <= set(weights):
         mean, std = weights[f"{prefix}mean"], weights[f"{prefix}std"]
         merged[f"{head}weight"] = weights[f"{head}weight"] * std

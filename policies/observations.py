@@ -48,7 +48,7 @@ class Layout:
 
     def __init__(self, space: spaces.Space[Any]) -> None:
         entries: list[tuple[str, tuple[Any, ...], spaces.Space[Any]]] = []
-        left_out: list[str] = []
+        empty: list[str] = []
         self.texts: set[str] = set()
         for path, entry in _leaves(space, ()):
             name = _name(path)
@@ -62,7 +62,7 @@ class Layout:
                     "gymnasium.wrappers.FilterObservation or rewrite it with gymnasium.wrappers.TransformObservation"
                 )
             if isinstance(entry, spaces.Box) and 0 in entry.shape:
-                left_out.append(f"{_place(name)} ({type(entry).__name__})")
+                empty.append(f"{_place(name)} ({type(entry).__name__})")
             else:
                 entries.append((name, path, entry))
         names = [name for name, _, _ in entries]
@@ -71,7 +71,7 @@ class Layout:
             raise ValueError(f"two entries of the observation are called {name!r} when flattened: rename one")
         if not entries:
             raise ValueError(f"the observation space {short(space)} is empty; expected at least one number")
-        _warn_once([f"{entry} is left out: no encoder reads it" for entry in left_out])
+        _warn_once([f"{entry} is left out: no encoder reads it" for entry in empty])
         self.paths = {name: path for name, path, _ in entries}
         self.transposed = {name for name, _, entry in entries if has_channels_last(entry)}
         flat = [(name, _channels_first(entry) if name in self.transposed else entry) for name, _, entry in entries]
@@ -108,13 +108,13 @@ def arrays_of(observation: Any, space: spaces.Space[Any]) -> tuple[Array | dict[
         kind = type(observation).__name__
         raise ValueError(f"the observation is of {kind}, expected a dictionary with the entries {', '.join(space)}")
     if isinstance(observation, Mapping) and all(name in observation for name in space):
-        found: Mapping[Any, Any] = observation
+        values: Mapping[Any, Any] = observation
     else:
-        found = {_name(path): value for path, value in _nodes(observation, ())}
-    if missing := [name for name in space if name not in found]:
+        values = {_name(path): value for path, value in _nodes(observation, ())}
+    if missing := [name for name in space if name not in values]:
         _check_not_a_result(observation)
-        raise ValueError(f"{_place(missing[0])} is missing: expected {', '.join(space)}; found {', '.join(found)}")
-    batches = {name: _batch(found[name], entry, name) for name, entry in space.items()}
+        raise ValueError(f"{_place(missing[0])} is missing: expected {', '.join(space)}; found {', '.join(values)}")
+    batches = {name: _batch(values[name], entry, name) for name, entry in space.items()}
     if len({vectorized for _, vectorized in batches.values()}) > 1:
         raise ValueError("some entries of the observation are of one environment, others of several")
     return {name: array for name, (array, _) in batches.items()}, all(many for _, many in batches.values())
@@ -181,14 +181,16 @@ def preparation(space: spaces.Space[Any], normalize_images: bool, keep_symbols: 
 class _Entries:
     """The entries of a `Dict`, in the order of the space."""
 
-    def __init__(self, each: dict[str, Callable[[Tensor], Tensor]]) -> None:
-        self.each = each
+    def __init__(self, preparations: dict[str, Callable[[Tensor], Tensor]]) -> None:
+        self.preparations = preparations
 
     def __call__(self, obs: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: prepare(obs[name]) for name, prepare in self.each.items()}
+        return {name: prepare(obs[name]) for name, prepare in self.preparations.items()}
 
 
 class _OneHot:
+    """Choices as concatenated one-hot vectors."""
+
     def __init__(self, counts: list[int], first: list[int]) -> None:
         self.counts, self.first = counts, first
 
@@ -343,8 +345,8 @@ def _batch(value: Any, space: spaces.Space[Any], name: str) -> tuple[Array, bool
     if array.shape[1:] == shape:
         return array, True
     if is_image_space(space) and array.ndim in (3, 4):
-        turned = np.moveaxis(array, -1, -3)
-        if turned.shape[-3:] == shape:
-            return turned.reshape(-1, *shape), array.ndim == 4
+        channels_first = np.moveaxis(array, -1, -3)
+        if channels_first.shape[-3:] == shape:
+            return channels_first.reshape(-1, *shape), array.ndim == 4
     kind = f"{shape} or a text" if shape == (WIDTH,) else f"{shape}"
     raise ValueError(f"{_place(name)} has shape {array.shape}; expected {kind}, or several of them")

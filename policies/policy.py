@@ -200,8 +200,8 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         shape = next(iter(obs.values())).shape[:2] if isinstance(obs, dict) else obs.shape[:2]
         flat = {key: value.flatten(0, 1) for key, value in obs.items()} if isinstance(obs, dict) else obs.flatten(0, 1)
         x, *queries = self.encode(flat)
-        asked = [{name: query.view(*shape, *query.shape[1:]) for name, query in each.items()} for each in queries]
-        return self.segments.unroll(x.view(*shape, *x.shape[1:]), starts, state, resets, *asked)
+        queries = [{name: query.view(*shape, *query.shape[1:]) for name, query in each.items()} for each in queries]
+        return self.segments.unroll(x.view(*shape, *x.shape[1:]), starts, state, resets, *queries)
 
     # Arguments of the following methods. `grid`: the memory's map output, `[B, C, H, W]` or `[T, B, C, H, W]`. `mask`:
     # the valid choices (`policies.action_masks`), `[B, choices]` or `[T, B, choices]`; None: all are valid.
@@ -223,16 +223,16 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
 
     def _distribution(self, latent: Tensor, grid: Tensor | None, mask: Tensor | None = None) -> Distribution:
         """The distribution over actions; times and batch entries of a sequence are all rows of it."""
-        read: Any = self.mlp_extractor.forward_actor(latent.flatten(0, -2))
+        features: Any = self.mlp_extractor.forward_actor(latent.flatten(0, -2))
         if self.draws_maps:
             assert grid is not None, "the actor's head reads the memory's map"
-            read = read, grid.flatten(0, -4)
-        numbers = self.action_net(read)
+            features = features, grid.flatten(0, -4)
+        logits = self.action_net(features)  # of a `Box`: means
         if mask is not None:
-            numbers = masked(numbers, mask.flatten(0, -2), self.action_space)
-        spread = (self.log_std,) if isinstance(self.action_space, spaces.Box) else ()
+            logits = masked(logits, mask.flatten(0, -2), self.action_space)
+        log_std = (self.log_std,) if isinstance(self.action_space, spaces.Box) else ()
         # a copy: if the policy's own distribution held the graph, the policy could not be deep-copied
-        return copy.copy(self.action_dist).proba_distribution(numbers, *spread)
+        return copy.copy(self.action_dist).proba_distribution(logits, *log_std)
 
     def _log_prob(self, distribution: Distribution, action: Tensor, each: bool = False) -> Tensor:
         if action.dim() > 2:  # SB3's distributions expect `[B, n]`
@@ -392,8 +392,8 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         return self._distribution(step.output, step.grid, action_masks)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        own = inspect.signature(type(self).__init__).parameters  # without SB3's arguments for exploration
-        arguments = {name: value for name, value in super()._get_constructor_parameters().items() if name in own}
+        known = inspect.signature(type(self).__init__).parameters  # without SB3's arguments for exploration
+        arguments = {name: value for name, value in super()._get_constructor_parameters().items() if name in known}
         memory = {"memory": self.memory_name, "memory_kwargs": self.memory_kwargs}
         norms = {"normalize_values": self.value_norm is not None, "normalize_obs": self.obs_norm is not None}
         return {**arguments, **memory, **norms, "bptt_segment": self.bptt_segment}

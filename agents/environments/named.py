@@ -36,9 +36,8 @@ def find_env(env_id: str) -> EnvSpec:
             else f"if a package or module of your own registers it: MODULE:{name}; this project's: "
             f"{command_for('train')} --list envs"
         )
-        raise ValueError(
-            f"unknown environment {env_id!r}; near it: {', '.join(near) or 'nothing'}; {advice}"
-        ) from error
+        names = ", ".join(near) or "nothing"
+        raise ValueError(f"unknown environment {env_id!r}; near it: {names}; {advice}") from error
 
 
 def import_module_of(module: str, wanted: str) -> ModuleType:

@@ -42,9 +42,7 @@ class Breakdown:
             )
         self.metric, self.horizon = env.grouped_metric, env.horizon
         self.groups: dict[str, AnswerGroup] = {}
-        self.sums: dict[
-            str, Tensor
-        ] = {}  # by group: score, its unit and count of answers, for each number, [3, numbers]
+        self.sums: dict[str, Tensor] = {}  # by group, [3, numbers]: score, its unit, and count of answers
 
     def begin(self, env: TensorEnv) -> None:
         """Called when an episode begins in all environments."""

@@ -40,6 +40,7 @@ _OUT_OF_MEMORY = (
     "bad_alloc",
     "storage size calculation overflowed",
 )
+_COMPLETE_MESSAGES = (NonFiniteError, DivergedError, RankLostError, CheckpointError)
 USER_ERRORS = (ValueError, CheckpointError, OSError, gymnasium.error.Error, RankLostError, NonFiniteError)
 """Exceptions that mean a wrong argument, name, file or number while a command is parsed and built."""
 
@@ -82,24 +83,19 @@ class ErrorContext:
         message = " ".join(str(error).split()) or type(error).__name__
         named = f"{type(error).__name__}: {message}" if str(error) else message
         shown_traceback, whole_traceback = "", "".join(traceback.format_exception(error))
-        if isinstance(error, (NonFiniteError, DivergedError, RankLostError, CheckpointError)) or _raised_by_project(
-            error
-        ):
+        if isinstance(error, _COMPLETE_MESSAGES) or _raised_by_project(error):
             line = message
         elif out_of_memory(error):
-            line = (
-                f"out of memory while {self.doing} ({message[:200]}): use fewer --num-envs, --n-steps or smaller sizes"
-            )
+            advice = "use fewer --num-envs, --n-steps or smaller sizes"
+            line = f"out of memory while {self.doing} ({message[:200]}): {advice}"
         elif (env := _environment_of(error)) is not None and not type(env).__module__.startswith("envs."):
-            shown_traceback = _user_traceback(error)
-            line = f"environment {self.env} failed while {self.doing}: {named}"
-            if isinstance(error, ContractError):
-                shown_traceback, line = "", f"environment {self.env} failed while {self.doing}: {message}"
-            elif not shown_traceback and not _raised_in_subprocess(error):
+            violates = isinstance(error, ContractError)  # its message says how
+            shown_traceback = "" if violates else _user_traceback(error)
+            line = f"environment {self.env} failed while {self.doing}: {message if violates else named}"
+            if not violates and not shown_traceback and not _raised_in_subprocess(error):
                 shown_traceback = "" if _raised_in_library(error) else whole_traceback
-                line += (
-                    " (reset gives observation and info; step gives observation, reward, terminated, truncated, info)"
-                )
+                step = "step gives observation, reward, terminated, truncated, info"
+                line += f" (reset gives observation and info; {step})"
         elif isinstance(error, (OSError, SafetensorError)):
             line = f"cannot read or write while {self.doing}: {_message_of(error)}"
             if self.folder is not None and str(self.folder) not in line:

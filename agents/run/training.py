@@ -147,11 +147,9 @@ def prepare(config: Config, checkpoint: Path | None, locks: list[FileLock | None
             raise ValueError(f"{folder} already holds a run; choose another --run-dir, or --resume {quoted(folder)}")
         resumed = ""
     else:
-        resumed_folder = checkpoint_folder(checkpoint)
-        if folder.resolve() != resumed_folder.resolve():
-            raise ValueError(
-                f"--run-dir is {folder}, but --resume continues in {resumed_folder}: leave out one of the two"
-            )
+        run_folder = checkpoint_folder(checkpoint)
+        if folder.resolve() != run_folder.resolve():
+            raise ValueError(f"--run-dir is {folder}, but --resume continues in {run_folder}: leave out one of the two")
         locks.append(lock_folder(folder))
         saved = load_config(folder / "config.yaml")
         refuse_changes(config, saved)

@@ -78,9 +78,8 @@ def layout(stage: Stage, scene: Scene) -> dict[str, Box]:
     """The rectangle of each card."""
     aspect = None if scene.frame is None else scene.frame.shape[1] / scene.frame.shape[0]
     maps = sum(view.values.ndim > 1 for view in scene.views)
-    return arrange(
-        _content_area(stage, scene), aspect, len(scene.views) - maps, maps, min(9, len(scene.panels)), scene.played
-    )
+    area, panels = _content_area(stage, scene), min(9, len(scene.panels))
+    return arrange(area, aspect, len(scene.views) - maps, maps, panels, scene.played)
 
 
 def _environment(stage: Stage, scene: Scene, box: Box) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -281,3 +283,12 @@ def test_what_is_wrong_is_named() -> None:
         unroll_by_segments(memory, torch.randn(2, 1, 3), None, memory.initial_state(1), segment=0)
     with pytest.raises(ValueError, match="a segment has 0 steps"):
         SegmentedRecording(memory, memory.initial_state(1), 1, 0)
+
+
+@pytest.mark.parametrize("way", ["plain", "own", "segments", "recorded"])
+def test_the_benchmark_runs_in_every_way(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[3] / "benchmarks")
+    benchmark = importlib.import_module("sequence_memory")
+    segment, run = benchmark.sequence(way, "gru", benchmark.Args(input_size=3), 20, 2)
+    assert run(torch.randn(20, 2, 3)).outputs.shape[:2] == (20, 2)
+    assert (segment > 0) == (way in ("segments", "recorded"))
