@@ -1,16 +1,14 @@
 """Third-party tasks with default settings, compared with sb3-contrib's RecurrentPPO with its defaults.
 
     python benchmarks/any_env.py --tasks cartpole hidden-cartpole --agents ppo:gru ppo:lstm sb3 --seeds 0 1 2
-
     python benchmarks/any_env.py --tasks popgym-repeat-first --agents ppo:gru ppo:identity random --results popgym.csv
 
 An agent is `ALGO:MEMORY`, trained by `train.py --env ... --memory ... --algo ...` with no further hyper-parameter (on
-POPGym with the sizes of `memory_sizes.py` and one batch size for all). `random` is random actions, `sb3` is
-`RecurrentPPO("MlpLstmPolicy", env)` with its Python loop over time as one call of the LSTM, and `sb3-a2c` SB3's
-`A2C("MlpPolicy", env)`, which has no memory. All get as many steps in 8 environments (64 on POPGym), and are scored by
-SB3's `evaluate_policy` on fresh episodes, with sampled and with greedy actions. A training is one row of
-`results/any-env.csv`, with its commit; trainings that have a row are skipped. The table of all rows is
-printed at the end.
+POPGym with the sizes of `memory_sizes.py`). `random` is random actions, `sb3` is `RecurrentPPO("MlpLstmPolicy", env)`
+with its Python loop over time as one call of the LSTM, and `sb3-a2c` is SB3's `A2C("MlpPolicy", env)`, which has no
+memory. All have as many steps in 8 environments, and are scored by SB3's `evaluate_policy` on fresh episodes, with
+sampled and with greedy actions. A training is one row of `results/any-env.csv`, with its commit; trainings that have a
+row are skipped. The table of all rows is printed at the end.
 """
 
 from __future__ import annotations
@@ -40,8 +38,6 @@ class Task(NamedTuple):
     env: str
     steps: int
     target: str
-    options: str = ""
-    """Further arguments of `train.py`."""
 
 
 TASKS = {
@@ -54,9 +50,8 @@ TASKS = {
     "minigrid-memory": Task("minigrid:MiniGrid-MemoryS7-v0", 500_000, "success ≥ 0.95"),
     "flat-minigrid-memory": Task("benchmarks.foreign_tasks:FlatMemoryS7-v0", 500_000, "success ≥ 0.95"),
 }
-_BATCH = "--num-envs 64 --n-steps 64 --n-epochs 4 --n-minibatches 4"
 POPGYM = {
-    f"popgym-{name}": Task(f"popgym:popgym-{short}Easy-v0", 250_000, "≤ 1", _BATCH)
+    f"popgym-{name}": Task(f"popgym:popgym-{short}Easy-v0", 150_000, "≤ 1")
     for name, short in {
         "repeat-previous": "RepeatPrevious",
         "repeat-first": "RepeatFirst",
@@ -144,7 +139,7 @@ def one(name: str, agent: str, seed: int, steps: int) -> list[str]:
         algo, memory = agent.split(":")
         folder = ROOT / "runs" / "any-env" / f"{name}-{algo}-{memory}-{seed}-{time.strftime('%H%M%S')}"
         words = ["--env", task.env, "--memory", memory, "--algo", algo, "--seed", str(seed)]
-        words += ["--total-timesteps", str(steps), "--run-dir", str(folder), "--device", "cpu", *task.options.split()]
+        words += ["--total-timesteps", str(steps), "--run-dir", str(folder), "--device", "cpu"]
         if name in POPGYM and SIZES[memory]:
             words += ["--memory-kwargs", *SIZES[memory].split()]
         try:
