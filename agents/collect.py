@@ -178,7 +178,7 @@ class StepCollector(Collector):
 
         if not self.play(act, after):
             return False
-        if finals is not None and env.truncates:
+        if finals is not None:
             finals.finish()
         if self.values:
             self._evaluate(torch.stack(outputs), torch.stack(grids) if policy.draws_maps else None)
@@ -287,7 +287,7 @@ class FinalValues:
             {name: buffer[: self._count].flatten(0, 1) for name, buffer in buffers.items()}
             for buffers in (self._obs_buffers, self._state_buffers)
         )
-        values = self.policy.predict_values(obs.get("", obs), state)  # "": not a dictionary
+        values = self.policy.predict_values(obs if isinstance(self.rollout.obs, dict) else obs[""], state)
         self._write(slice(self._first, self._first + self._count), values)
         self._count = 0
 

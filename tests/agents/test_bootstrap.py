@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
 import pytest
 import torch
 from agent_stubs import collect, script, set_critic
+from gymnasium import spaces
 from torch import Tensor
 
 from agents import A2C, PPO, make_env
@@ -53,6 +58,38 @@ def test_a_rollout_has_the_same_values_either_way(
         in_batches(most, monkeypatch)
         env = make_env("Engram/TMaze-v0", 4, "cpu", length=2, max_steps=5)
         model = learner("MemoryPolicy", env, n_steps=11, policy_kwargs={"memory": memory}, seed=0)
+        found.append(collect(model).final_values)
+    assert found[0].any()
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-6)
+
+
+class Counting(gym.Env[Any, Any]):
+    """Counts the steps of an episode, in entries with names of any form; truncated after three."""
+
+    def __init__(self, names: list[str]) -> None:
+        self.observation_space = spaces.Dict({name: spaces.Box(0.0, 9.0, (1,)) for name in names})
+        self.action_space = spaces.Discrete(2)
+        self.steps = 0
+
+    def _observation(self) -> dict[str, Any]:
+        return {name: np.full(1, self.steps, np.float32) for name in self.observation_space}
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.steps = 0
+        return self._observation(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.steps += 1
+        return self._observation(), 0.0, False, self.steps == 3, {}
+
+
+@pytest.mark.parametrize("names", [["", "a"], [""], ["obs", "state/hidden"]])
+def test_entries_may_have_any_name(names: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[Tensor] = []
+    for most in (1, 3):
+        in_batches(most, monkeypatch)
+        model = PPO("MemoryPolicy", Counting(names), n_steps=8, policy_kwargs={"memory": "gru"}, seed=0)
         found.append(collect(model).final_values)
     assert found[0].any()
     torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-6)
