@@ -72,7 +72,7 @@ def test_add_a_memory(copy: Path) -> None:
     lines = {
         "policies/memories/__init__.py": "    stack_rnn,\n",
         "tests/cases.py": "_MEMORIES = [\n",
-        "docs/README.md": "| page | what it answers |\n|---|---|\n",
+        "docs/README.md": "| page | memory |\n|---|---|\n",
     }
     follow(DOCS / "add-a-memory.md", copy, '@register_memory("trace")', lines)
     check(

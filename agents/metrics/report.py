@@ -60,15 +60,14 @@ def pack_metrics(model: TrainingEnv, metrics: dict[str, Tensor]) -> PackedMetric
     if rollout.masks is not None:
         metrics["rollout/valid_actions"] = rollout.masks.float().mean()
         metrics[_EMPTY_MASKS] = without_choice(rollout.masks.flatten(0, 1), model.action_space).sum()
-    ended = rollout.terminated | rollout.truncated
     parts = [torch.stack([metric.detach().float() for metric in metrics.values()])]
-    ends = ended if rollout.aborted is None else ended.float() + rollout.aborted
+    ends = rollout.ended() if rollout.aborted is None else rollout.ended().float() + rollout.aborted
     parts += [model.scores, rollout.rewards.flatten(), ends.flatten()]
     parts += [] if rollout.episode_stats is None else [rollout.episode_stats.flatten()]
     return PackedMetrics(tuple(metrics), torch.cat(parts))
 
 
-def log_metrics(model: TrainingEnv, found: PackedMetrics) -> None:
+def log_metrics(model: TrainingEnv, packed: PackedMetrics) -> None:
     """Reads rewards, episode ends and metrics in one transfer, counts episodes and fills the log.
 
     Metrics are means over the ranks, task scores are summed before they are divided, and the episodes are those of all
@@ -78,12 +77,13 @@ def log_metrics(model: TrainingEnv, found: PackedMetrics) -> None:
         NonFiniteError: a metric is infinite or NaN, on every rank alike.
         ValueError: an action mask allowed nothing.
     """
-    ends_of = np.cumsum([len(found.names), len(model.scores)])
-    of_ranks = distributed.gather(found.numbers).cpu().numpy()  # [ranks, ...]
-    means, sums, steps = np.split(of_ranks, ends_of, axis=1)
-    values = dict(zip(found.names, means.mean(0).tolist(), strict=True))
-    kinds = steps.reshape(len(steps), -1, model.n_steps, model.n_envs).transpose(1, 2, 0, 3)
-    _count_episodes(model, *kinds.reshape(*kinds.shape[:2], -1))
+    boundaries = np.cumsum([len(packed.names), len(model.scores)])
+    of_ranks = distributed.gather(packed.numbers).cpu().numpy()  # [ranks, ...]
+    means, sums, steps = np.split(of_ranks, boundaries, axis=1)
+    values = dict(zip(packed.names, means.mean(0).tolist(), strict=True))
+    # rewards, ends and possibly the environment's counts: [kinds, T, ranks, n_envs]
+    of_steps = steps.reshape(len(steps), -1, model.n_steps, model.n_envs).transpose(1, 2, 0, 3)
+    _count_episodes(model, *of_steps.reshape(*of_steps.shape[:2], -1))
     refuse_without_choice(values.pop(_EMPTY_MASKS, 0.0))
     refuse_non_finite(model, values)
     if distributed.rank() == 0:
@@ -109,9 +109,9 @@ def _count_episodes(model: TrainingEnv, rewards: Array, ends: Array, *stats: Arr
         known = ~np.isnan(stats[0])
         counted = [{"r": float(r), "l": int(steps)} for r, steps in zip(stats[0][known], stats[1][known], strict=True)]
     if isinstance(env, HostEnv):
-        own, env.counted = env.counted, []
+        from_wrapper, env.counted = env.counted, []
         if env.counts_episodes and distributed.size() == 1:  # with all entries of `Monitor`
-            counted = own
+            counted = from_wrapper
     for episode in counted:
         model.ep_info_buffer.append({"t": elapsed, **episode})
         model._episode_num += 1

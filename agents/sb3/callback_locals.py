@@ -193,7 +193,7 @@ def _infos_of(model: TrainingEnv, t: int, info: Info, terminated: Tensor, trunca
 
     def counts(index: int) -> dict[str, Any]:
         own = distributed.rank() * model.n_envs + index  # episodes are those of all ranks
-        over = (rollout.terminated | rollout.truncated)[:t, index].nonzero()
+        over = rollout.ended()[:t, index].nonzero()
         since = int(over[-1]) + 1 if len(over) else 0
         before = (0.0, 0) if len(over) else (episodes.returns[own], episodes.lengths[own])
         reward = float(rollout.rewards[since : t + 1, index].cpu().double().sum())

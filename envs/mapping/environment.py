@@ -25,6 +25,7 @@ from envs.single_env import single as _single
 from envs.tensor_env import Info, TensorEnv
 
 TRAJECTORIES = ("spiral", "random", "explore")
+WORLDS = ("maze", "cells")
 
 
 class Mapping(TensorEnv):
@@ -353,14 +354,16 @@ def _check(
 ) -> None:
     if size < 5 or size % 2 == 0:
         raise ValueError(f"size is {size}, expected an odd number of at least 5")
-    if trajectory not in TRAJECTORIES or world not in ("maze", "cells"):
-        raise ValueError(
-            f"trajectory is {trajectory!r}, world {world!r}; expected one of {TRAJECTORIES}, maze or cells"
-        )
+    if trajectory not in TRAJECTORIES:
+        raise ValueError(f"trajectory is {trajectory!r}, expected one of {TRAJECTORIES}")
+    if world not in WORLDS:
+        raise ValueError(f"world is {world!r}, expected one of {WORLDS}")
     if not queries or len(set(queries)) < len(queries) or not set(queries) <= {3, 9} or (9 in queries and size < 11):
         raise ValueError(f"queries are {queries}, expected 3, 9 or both, and 9 only with size >= 11 (it is {size})")
     if not 0 <= density <= 1 or horizon < 1:
-        raise ValueError(f"density is {density}, horizon {horizon}; expected 0..1 and at least 1")
+        raise ValueError(
+            f"density is {density}, horizon {horizon}; expected a density of 0 to 1, a horizon of at least 1"
+        )
     if map_size < size - 2:
         raise ValueError(f"map_size is {map_size}, expected at least {size - 2}, the places of a row")
 
