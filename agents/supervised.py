@@ -60,7 +60,7 @@ class Supervised(MemoryOnPolicyAlgorithm):
     """Whether rollouts that do not depend on actions are processed as one sequence; False: step by step."""
 
     def collector(self) -> Collector:
-        """A `SequenceCollector` if observations do not depend on actions. CUDA graphs step: in them the environments'
+        """A `SequenceCollector` if observations do not depend on actions, but not in CUDA graphs, where the environments'
         generator cannot be restored."""
         allowed = self.whole_sequences and not self.executor.callbacks_after_rollout
         if allowed and (self.env is None or self.tensor_env.ignores_actions):

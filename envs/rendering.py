@@ -228,7 +228,7 @@ def maze_frame(
                 canvas.box(margin + line * cell - 0.5, margin + column * cell, 1, cell, LINE)
     for age, place in enumerate(reversed(trail), start=1):
         left, top = corner(place)
-        canvas.disc(left + cell / 2, top + cell / 2, 5, _mix(AGENT, FLOOR, 0.35 + 0.55 * age / len(trail)))
+        canvas.disc(left + cell / 2, top + cell / 2, 5, blend(AGENT, FLOOR, 0.35 + 0.55 * age / len(trail)))
     left, top = corner(goal)
     canvas.star(left + cell / 2, top + cell / 2 + 0.5, 12, GOAL)
     left, top = corner(agent)
@@ -266,7 +266,7 @@ def strip_frame(shown: Sequence[int | None], answers: Sequence[int | None], leng
         answer = answers[step] if step < len(answers) else None
         if answer is not None:
             verdict = RIGHT if answer == shown[0] else WRONG
-            canvas.box(left + 6, top + tile + 5, tile - 12, tile - 12, _mix(verdict, PAPER, 0.8), round=6)
+            canvas.box(left + 6, top + tile + 5, tile - 12, tile - 12, blend(verdict, PAPER, 0.8), round=6)
             canvas.box(left + 6, top + tile + 5, tile - 12, tile - 12, verdict, round=6, line=2)
             canvas.text(_letter(answer), left + tile / 2, top + 1.5 * tile, 18, verdict, "center")
     if not first:
@@ -349,7 +349,7 @@ class Window:
             self._screen = None
 
 
-def _mix(colour: Colour, other: Colour, share: float) -> Colour:
+def blend(colour: Colour, other: Colour, share: float) -> Colour:
     """`colour` with `share` of `other` in it."""
     red, green, blue = (round(a + (b - a) * share) for a, b in zip(colour, other, strict=True))
     return red, green, blue

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from envs.rendering import AGENT, FAINT, FLOOR, INK, RIGHT, WRONG, Canvas, Frame, _mix, available_size, font
+from envs.rendering import AGENT, FAINT, FLOOR, INK, RIGHT, WRONG, Canvas, Frame, available_size, blend, font
 from envs.tasks.babi.stories import PLACEHOLDER, VOCABULARY
 
 _WIDTH, _ROWS, _TALL, _MARGIN, _SIZE = 720, 12, 30, 16, 21  # pixels; rows of a frame
@@ -98,13 +98,13 @@ def story_frame(symbols: Sequence[int], targets: Sequence[int], given_answers: S
             if piece.answer is not None:
                 _draw_answer(canvas, piece, x, y)
             elif piece.word == "-":
-                canvas.box(x, y - 12, wide, 24, _mix(AGENT, FLOOR, 0.85), round=6)
+                canvas.box(x, y - 12, wide, 24, blend(AGENT, FLOOR, 0.85), round=6)
                 canvas.box(x, y - 12, wide, 24, AGENT, round=6, line=2)
                 canvas.text("?", x + wide / 2, y + 1, _SIZE, AGENT, "center")
             else:
                 if now:
                     pad = 1 if piece.word in (".", "?") else 4  # these stand close to their word
-                    canvas.box(x - pad, y - 13, wide + 2 * pad, 26, _mix(AGENT, FLOOR, 0.8), round=2 + pad)
+                    canvas.box(x - pad, y - 13, wide + 2 * pad, 26, blend(AGENT, FLOOR, 0.8), round=2 + pad)
                 canvas.text(piece.word, x, y, _SIZE, AGENT if asks else INK)
     canvas.caption(caption, _MARGIN, canvas.height - 1.3 * _MARGIN)
     return canvas.frame()
@@ -116,7 +116,7 @@ def _draw_answer(canvas: Canvas, piece: Piece, x: float, y: float) -> None:
     known, right = piece.answer != "?", piece.answer == piece.word
     verdict = FAINT if not known else RIGHT if right else WRONG
     tile = _text_width(piece.answer) + 14
-    canvas.box(x, y - 12, tile, 24, _mix(verdict, FLOOR, 0.8), round=6)
+    canvas.box(x, y - 12, tile, 24, blend(verdict, FLOOR, 0.8), round=6)
     canvas.box(x, y - 12, tile, 24, verdict, round=6, line=1.5)
     canvas.text(piece.answer, x + tile / 2, y + 1, _SIZE, verdict, "center")
     if not right:

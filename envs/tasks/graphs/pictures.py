@@ -153,7 +153,7 @@ def graph_frame(env: Drawn, index: int, story: Story, verdicts: list[Tensor]) ->
     answered edges are green if right and red if wrong. A disc marks the source. A star marks the goal, if it is shown,
     or the destination after the last answer.
     """
-    from envs.rendering import AGENT, FAINT, FLOOR, GOAL, INK, LINE, RIGHT, WRONG, Canvas, _mix
+    from envs.rendering import AGENT, FAINT, FLOOR, GOAL, INK, LINE, RIGHT, WRONG, Canvas, blend
 
     episode, names, lines = _lines(env, index, story, verdicts)
     side, panel = (400, 210) if env.world is None else (560, 330)  # names are longer than numbers
@@ -172,7 +172,7 @@ def graph_frame(env: Drawn, index: int, story: Story, verdicts: list[Tensor]) ->
     for known in (False, True):  # described edges on top
         for source, end, triple in edges:
             if (triple in described) == known:
-                colour = _mix(INK, FLOOR, 0.55) if known else LINE
+                colour = blend(INK, FLOOR, 0.55) if known else LINE
                 _arrow(canvas, points[source], points[end], 1.2, colour, radius)
     if episode.phase == "description":
         source, _, end = (names.nodes[label] if place != 1 else 0 for place, label in enumerate(episode.shown))
@@ -182,7 +182,7 @@ def graph_frame(env: Drawn, index: int, story: Story, verdicts: list[Tensor]) ->
     marks = [row.verdict for row in episode.rows]
     if asked:
         for source, end in pairwise(path):
-            _arrow(canvas, points[source], points[end], 6, _mix(AGENT, FLOOR, 0.45), radius)
+            _arrow(canvas, points[source], points[end], 6, blend(AGENT, FLOOR, 0.45), radius)
     if env.answer_rows(2) == 1:  # one answer for the whole path
         marks *= len(path)
     for (source, end), verdict in zip(pairwise(path), marks, strict=False):

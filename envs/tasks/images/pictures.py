@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from envs.rendering import AGENT, FLOOR, INK, LINE, RIGHT, WRONG, Canvas, Frame, _mix, available_size
+from envs.rendering import AGENT, FLOOR, INK, LINE, RIGHT, WRONG, Canvas, Frame, available_size, blend
 
 _MARGIN, _NAMES, _TILE, _GAP, _LOW = 16, 96, 56, 6, 26  # pixels; tiles without an image are low
 _PER_LINE = 12
@@ -51,7 +51,7 @@ def grey(image: Tensor) -> Picture:
 def compared(given: Tensor, right: Tensor) -> Picture:
     """An answer `[H, W]` of 0 and 1 as RGB; extra ink is red, missing ink light red."""
     a, b = (image.cpu().numpy().astype(bool)[..., None] for image in (given, right))
-    colours = np.where(a, np.where(b, RIGHT, WRONG), np.where(b, _mix(WRONG, FLOOR, 0.6), FLOOR))
+    colours = np.where(a, np.where(b, RIGHT, WRONG), np.where(b, blend(WRONG, FLOOR, 0.6), FLOOR))
     return colours.astype(np.uint8)
 
 
@@ -114,7 +114,7 @@ def _draw(canvas: Canvas, x: float, y: float, height: float, cell: Verdict | Lev
         canvas.box(x + 8, y + height / 2 - (reach if cell.value > 0 else 0), _TILE - 16, max(reach, 1), AGENT)
     else:
         colour = INK if cell.right is None else RIGHT if cell.right else WRONG
-        canvas.box(x, y, _TILE, height, _mix(colour, FLOOR, 0.85), round=4)
+        canvas.box(x, y, _TILE, height, blend(colour, FLOOR, 0.85), round=4)
         canvas.box(x, y, _TILE, height, colour, round=4, line=1.5)
         canvas.text(cell.name, x + _TILE / 2, y + height / 2 + 1, 22, colour, "center")
 

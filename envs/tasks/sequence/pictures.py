@@ -18,8 +18,8 @@ from envs.rendering import (
     Canvas,
     Colour,
     Frame,
-    _mix,
     available_size,
+    blend,
     fold,
 )
 
@@ -120,7 +120,7 @@ def bit_frame(
     for step, values in enumerate(inputs.tolist()):
         for row, value in enumerate(values):
             hue = HUES[0] if value > 0 else HUES[1]  # negative numbers are of another colour
-            draw(step, tops[0], row, _mix(FLOOR, hue, min(1.0, abs(value))))
+            draw(step, tops[0], row, blend(FLOOR, hue, min(1.0, abs(value))))
     for step, (target, answer, on) in enumerate(zip(targets.tolist(), answers, asked, strict=True)):
         if not on:
             continue
@@ -129,7 +129,7 @@ def bit_frame(
             draw(step, tops[1], row, INK if bit else FLOOR)
             if given_bits is not None:
                 wrong = given_bits[row] != bit
-                ink, paper = (WRONG, _mix(WRONG, FLOOR, 0.55)) if wrong else (RIGHT, FLOOR)
+                ink, paper = (WRONG, blend(WRONG, FLOOR, 0.55)) if wrong else (RIGHT, FLOOR)
                 draw(step, tops[2], row, ink if given_bits[row] else paper)
     now = len(inputs) - 1  # the current step
     if now < length:
@@ -176,7 +176,7 @@ def symbol_frame(shown: str, right: str, given: str, alphabet: str, length: int,
                     canvas.box(*inner, LINE, round=5, line=1)
                 elif row == 2:
                     verdict = RIGHT if letter == right[step] else WRONG
-                    canvas.box(*inner, _mix(verdict, FLOOR, 0.75), round=5)
+                    canvas.box(*inner, blend(verdict, FLOOR, 0.75), round=5)
                     canvas.box(*inner, verdict, round=5, line=1.5)
                     canvas.text(letter, *middle, 19, verdict, "center")
                 elif row == 1:

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from envs.rendering import AGENT, FLOOR, GOAL, RIGHT, WRONG, _mix
+from envs.rendering import AGENT, FLOOR, GOAL, RIGHT, WRONG, blend
 from envs.tasks.graphs.base import GraphTask
 from envs.tasks.graphs.inference import GraphInference
 from envs.tasks.graphs.shortest_path import ShortestPath
 from envs.tasks.graphs.traversal import GraphTraversal
 
 Make = Callable[..., GraphTask]
-ASKED = _mix(AGENT, FLOOR, 0.45)
+ASKED = blend(AGENT, FLOOR, 0.45)
 
 
 def amount(frame: np.ndarray, colour: tuple[int, int, int], graph: bool = True) -> int:
