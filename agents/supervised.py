@@ -60,8 +60,8 @@ class Supervised(MemoryOnPolicyAlgorithm):
     """Whether rollouts that do not depend on actions are processed as one sequence; False: step by step."""
 
     def collector(self) -> Collector:
-        """A `SequenceCollector` if observations do not depend on actions, but not in CUDA graphs, where the environments'
-        generator cannot be restored."""
+        """A `SequenceCollector` if observations do not depend on actions, except in CUDA graphs: there the generator
+        of the environments cannot be restored."""
         allowed = self.whole_sequences and not self.executor.callbacks_after_rollout
         if allowed and (self.env is None or self.tensor_env.ignores_actions):
             return SequenceCollector(self, targets=True)
