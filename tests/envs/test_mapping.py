@@ -282,7 +282,7 @@ def test_equal_codes_are_equal_patches(width: int) -> None:
     [
         ({"size": 6}, "size is 6"),
         ({"trajectory": "walk"}, "trajectory is 'walk'"),
-        ({"world": "sea"}, "world 'sea'"),
+        ({"world": "sea"}, "world is 'sea'"),
         ({"queries": (5,)}, "queries are"),
         ({"queries": ()}, "queries are"),
         ({"size": 9, "queries": (9,)}, "9 only with size >= 11"),
