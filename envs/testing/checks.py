@@ -178,12 +178,13 @@ def final_obs_is_the_last_observation(case: EnvCase) -> None:
     env.reset(seed=0)
     no_autoreset.reset(seed=0)
     for action in case.actions(1):
+        _draw_alike(no_autoreset, env)
         obs, _, terminated, truncated, info = env.step(action)
         last, _, *flags, _ = no_autoreset.step(action)
         expect_same((terminated, truncated), tuple(flags), "ends with and without autoreset")
         if (terminated | truncated).any():
             expect_same(info["final_obs"], last, "final_obs and the last observation without autoreset")
-            if env.horizon is not None:  # without a horizon every step draws, so the generators differ here
+            if env.horizon is not None:  # without one, autoreset draws at every step, so the generators differ here
                 expect_same(obs, no_autoreset.reset()[0], "the first observation after autoreset and after reset")
             return
         expect_same(obs, last, "an observation with and without autoreset")
@@ -215,6 +216,7 @@ def single_env_equals_the_batch(case: EnvCase) -> None:
         expect_same(given, dict(leaves(expected)), "SingleEnv's observation")
         plain = all(isinstance(entry, (np.ndarray, np.generic, int, float)) for _, entry in _arrays(info))
         expect(plain, f"SingleEnv's info has entries other than numbers and arrays: {info}")
+        _draw_alike(alone.tensor_env, batch)
         obs, reward, terminated, truncated, info = alone.step(action[0].cpu().numpy())
         expected, paid, *ended, more = batch.step(action)
         same = (reward, terminated, truncated) == (paid.item(), *(flag.item() for flag in ended))
@@ -223,6 +225,11 @@ def single_env_equals_the_batch(case: EnvCase) -> None:
             final = {path: torch.as_tensor(array)[None] for path, array in _arrays(obs)}
             expect_same(final, dict(leaves(more["final_obs"])), "SingleEnv's last observation")
             return
+
+
+def _draw_alike(env: TensorEnv, other: TensorEnv) -> None:
+    """Gives `env` the random numbers of `other`: without a horizon, autoreset draws in every step, used or not."""
+    env.generator.set_state(other.generator.get_state())
 
 
 def _arrays(value: Any, path: str = "") -> list[tuple[str, Any]]:

@@ -66,6 +66,11 @@ class MemoryCase:
             return unroll(memory, self.inputs(2, batch, seed=7), None, memory.initial_state(batch)).state
 
 
+def differentiable(tensor: Tensor) -> bool:
+    """Whether a tensor can have a gradient; a state may also hold integers and flags, such as a step counter."""
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
 def expect(condition: bool | Tensor, message: str) -> None:
     """Raises a `ConformanceError` with `message` if `condition` is false."""
     if not condition:

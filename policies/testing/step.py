@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from policies.memories.contract import Unrolled
 from policies.memories.steps import detach, select
 from policies.memories.time.unroll import unroll
-from policies.testing.case import BATCH, LENGTH, MemoryCase, everything, expect, expect_same
+from policies.testing.case import BATCH, LENGTH, MemoryCase, differentiable, everything, expect, expect_same
 
 # One step
 
@@ -100,11 +100,18 @@ def a_step_does_not_synchronise(case: MemoryCase) -> None:
         unroll(memory, x[None], torch.ones(1, BATCH, dtype=torch.bool), state, [0])
 
 
+def _other_values(value: Tensor) -> Tensor:
+    """Values of the same type that differ from `value`."""
+    if differentiable(value):
+        return torch.randn_like(value)
+    return ~value if value.dtype == torch.bool else value + 1
+
+
 def panels_show_the_first_entry_and_change_with_it(case: MemoryCase) -> str | None:
     memory = case.build()
     state = case.used_state(memory)
     later = unroll(memory, case.inputs(2, BATCH), None, detach(state)).state
-    others = {key: torch.cat([value[:1], torch.randn_like(value[1:])]) for key, value in state.items()}
+    others = {key: torch.cat([value[:1], _other_values(value[1:])]) for key, value in state.items()}
     panels, changed = memory.panels(state), memory.panels(later)
     if not panels:
         return "it has no panels"

@@ -21,8 +21,10 @@ from agents.testing.__main__ import main
 from agents.testing.host_env import HOST_ENV_CHECKS
 from agents.testing.learner import LEARNER_CHECKS, Counting, LearnerCase
 from envs.repeat_first import RepeatFirst
-from envs.testing import ENV_CHECKS
-from policies.memories.contract import State, Unrolled
+from envs.testing import ENV_CHECKS, EnvCase
+from envs.tmaze import TMaze
+from policies.memories.contract import MemoryStep, Panel, State, Unrolled
+from policies.memories.shared.pictures import vector_panel
 from policies.memories.time.unroll import unroll
 from policies.testing import MEMORY_CHECKS
 
@@ -124,6 +126,25 @@ def test_somebodys_memory_is_checked_by_its_class(capsys: pytest.CaptureFixture[
         check_memory(Counting, hiden_size=3)
 
 
+class Stepwise(Counting):
+    """Its state also holds integers and flags."""
+
+    def initial_state(self, batch_size: int) -> State:
+        zeros = torch.zeros(batch_size, 1, device=self.device, dtype=torch.int64)
+        return {"step": zeros, "odd": zeros.bool(), **super().initial_state(batch_size)}
+
+    def forward(self, x: Tensor, state: State) -> MemoryStep:
+        step = super().forward(x, state)
+        return step._replace(state={"step": state["step"] + 1, "odd": ~state["odd"], **step.state})
+
+    def panels(self, state: State) -> dict[str, Panel]:
+        return {"step": vector_panel(torch.cat([state["step"], state["odd"]], 1)[:1].double(), limits=None)}
+
+
+def test_a_state_may_hold_integers_and_flags() -> None:
+    check_memory(Stepwise, updates=1, floor=0)
+
+
 class Rounded(RepeatFirst):
     """Pays in double precision, and has no pictures."""
 
@@ -144,6 +165,20 @@ def test_somebodys_environment_is_checked_by_id_or_class(capsys: pytest.CaptureF
         check_env("CartPole-v9")
     with pytest.raises(TypeError, match="env is an object of RepeatFirst, expected its id or its class"):
         check_env(RepeatFirst(2))  # type: ignore[arg-type]
+
+
+class Windy(TMaze):
+    """Some steps go in a random direction; episodes end at different times."""
+
+    def _advance(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        wind = torch.randint(8, (self.num_envs,), generator=self.generator, device=self.device)
+        return super()._advance(torch.where(wind < 4, wind, action))
+
+
+def test_an_environment_may_draw_random_numbers_in_every_step() -> None:
+    """Autoreset draws too, so that with and without it the generators differ from the first step on."""
+    for check in ("final_obs_is_the_last_observation", "single_env_equals_the_batch"):
+        ENV_CHECKS[check](EnvCase(Windy, {"length": 2, "max_steps": 6}))
 
 
 class Ordinary(gym.Env[Any, Any]):
