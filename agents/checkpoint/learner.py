@@ -225,7 +225,7 @@ def _build(
     config = defaults | manifest["config"]
     missing = [name for name in (*defaults, *SAVED_SETUP) if name not in (*kwargs, "policy_kwargs")]
     arguments = {name: decode(config[name], name) for name in missing} | kwargs
-    policy = arguments.pop("policy", None) or decode(manifest["policy"], "policy")
+    policy = arguments.pop("policy", None) or _policy_class(kind, manifest["policy"])
     learner: Any = kind
     model = learner(
         policy, env, device=device, policy_kwargs=saved_kwargs | given, _init_setup_model=False, **arguments
@@ -239,6 +239,12 @@ def _build(
     compare_sizes(model, manifest)
     model._setup_model()
     return model  # type: ignore[no-any-return]
+
+
+def _policy_class(kind: type[Learner], saved: Any) -> Any:
+    """The class of a saved policy: one that the learner itself names, else one of this project."""
+    own = [policy for policy in kind.policy_aliases.values() if encode(policy) == saved]
+    return own[0] if own else decode(saved, "policy")
 
 
 def describe_env_change(model: TrainingEnv, env: TensorEnv) -> str:

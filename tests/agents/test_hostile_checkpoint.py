@@ -11,12 +11,14 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.torch_layers import FlattenExtractor
+from torch import nn
 
 import agents
 from agents import A2C, PPO, CheckpointError
@@ -25,6 +27,7 @@ from envs.maze import InvisibleGoalMaze
 from envs.repeat_first import RepeatFirst
 from envs.tensor_env import TensorEnv
 from envs.tmaze import TMaze
+from policies.policy import MemoryActorCriticPolicy
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from hostile_checkpoints import make_runs, survey
@@ -263,6 +266,32 @@ def test_a_class_of_the_users_own_is_asked_for(tmp_path: Path) -> None:
     assert type(model.policy.features_extractor) is OwnExtractor
     assert model.lr_schedule(0.5) == 5e-4
     assert given == {"policy_kwargs": {"features_extractor_class": OwnExtractor}}
+
+
+class OwnPolicy(MemoryActorCriticPolicy):
+    """With a network for an auxiliary loss."""
+
+    def _build_mlp_extractor(self) -> None:
+        super()._build_mlp_extractor()
+        self.reward_net = nn.Linear(self.memory.output_size, 1)
+
+
+class OwnLearner(PPO):
+    """Names its policy."""
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MemoryPolicy": OwnPolicy}
+
+
+def test_a_policy_that_its_learner_names_is_known(tmp_path: Path) -> None:
+    policy_kwargs = {"memory": "gru"}
+    model = OwnLearner("MemoryPolicy", RepeatFirst(2), n_steps=4, policy_kwargs=policy_kwargs, device="cpu").learn(8)
+    model.save(tmp_path / "it")
+    loaded = OwnLearner.load(tmp_path / "it", device="cpu")
+    assert type(loaded.policy) is OwnPolicy
+    assert isinstance(model.policy, OwnPolicy)
+    assert torch.equal(loaded.policy.reward_net.weight, model.policy.reward_net.weight)
+    PPO(OwnPolicy, RepeatFirst(2), n_steps=4, policy_kwargs=policy_kwargs).save(tmp_path / "other")
+    refused(tmp_path / "other", "OwnPolicy", r"give it to load(policy=...)")
 
 
 class Measured(FlattenExtractor):
