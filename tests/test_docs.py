@@ -242,7 +242,7 @@ def test_metrics_page_lists_exactly_what_is_logged(algo: str, runs: dict[str, Pa
         columns, names = logged(folder)
         own = set() if folder is runs[algo] else {"train/meta_loss", "memory/NAME", "view/NAME"}  # identity has none
         # of a task with scores of its own, masks or successes; this has none
-        own |= {"task/NAME", "rollout/valid_actions", "rollout/success_rate"}
+        own |= {"task/NAME", "score/NAME", "rollout/valid_actions", "rollout/success_rate"}
         assert columns == in_csv - own
         assert names == in_tensorboard - own
 

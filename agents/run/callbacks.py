@@ -158,7 +158,7 @@ def git_state() -> str:
     try:
         commit, changes = (
             subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True, timeout=10).stdout
-            for words in (["rev-parse", "HEAD"], ["status", "--short"])
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain"])  # paths from the top of the checkout
         )
     except (OSError, subprocess.SubprocessError):
         return "unknown"

@@ -102,7 +102,8 @@ def figure(name: str, panel: Panel) -> Figure:
     axes.imshow(image, interpolation="nearest", aspect="equal" if square else "auto")
     axes.set(title=name, xlabel=panel.x_label, ylabel=panel.y_label)
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator(integer=True))  # rows and columns have integer numbers
+        # rows and columns have integer numbers, also if there is only one
+        axis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
     if limits is not None:
         mappable: Any = _scale(limits)
         drawn.colorbar(mappable, ax=axes, shrink=0.8)

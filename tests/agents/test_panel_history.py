@@ -65,6 +65,13 @@ def test_a_figure_names_its_axes() -> None:
     assert len(figure("picture", Panel(torch.rand(3, 4, 3), "x", "y")).axes) == 1
 
 
+def test_the_ticks_of_a_figure_are_rows_and_columns() -> None:
+    axes = figure("precedence", Panel(torch.rand(1, 200), "slot", "write head")).axes[0]
+    assert [tick for tick in axes.get_yticks() if -0.5 <= tick <= 0.5] == [0]  # one row
+    steps = [tick for tick in axes.get_xticks() if -0.5 <= tick <= 199.5]
+    assert steps == [0, 40, 80, 120, 160]  # far enough apart for their labels
+
+
 def test_training_leaves_pictures_in_tensorboard(tmp_path: Path) -> None:
     kwargs = {"memory": "lstm", "memory_kwargs": {"hidden_size": 6}}
     model = PPO("MemoryPolicy", "Engram/RepeatFirst-v0", n_steps=8, policy_kwargs=kwargs, seed=0, device="cpu")
