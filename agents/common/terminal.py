@@ -23,12 +23,17 @@ def replace_unprintable() -> None:
                 stream.reconfigure(errors="replace")
 
 
-def make_console(stderr: bool = False, quiet: bool = False) -> Console:
-    """A console on standard output or error that goes silent once the pipe is closed."""
+def make_console(stderr: bool = False, quiet: bool = False, report: bool = True) -> Console:
+    """A console on standard output or error that goes silent once the pipe is closed.
+
+    Args:
+        stderr: on standard error.
+        quiet: print nothing.
+        report: say on standard error that standard output is closed; False for text that is only read, as by `head`.
+    """
     stream: Any = sys.stderr if stderr else sys.stdout
-    return Console(
-        file=cast(TextIO, _Output(stream, None if stderr else _report_failure)), quiet=quiet or stream is None
-    )
+    lost = _report_failure if report and not stderr else None
+    return Console(file=cast(TextIO, _Output(stream, lost)), quiet=quiet or stream is None)
 
 
 def _report_failure(error: Exception) -> None:

@@ -42,7 +42,7 @@ def parse(arguments: list[str]) -> tuple[Command, Path | None]:
     first.add_argument("--run-dir", "--run_dir", type=Path)
     given, _ = first.parse_known_args(arguments)
     if given.list:
-        show_list(make_console(), given.list)
+        show_list(make_console(report=False), given.list)
         sys.exit(0)
     if distributed.restarts() and given.run_dir and newest_checkpoint(given.run_dir):
         given.resume = given.run_dir
@@ -69,7 +69,7 @@ def parse(arguments: list[str]) -> tuple[Command, Path | None]:
     default = command(**vars(defaults))
     if given.help:
         default.memory, default.env = given.memory or default.memory, given.env or default.env
-        show_help(make_console(), DESCRIPTION, command, default)
+        show_help(make_console(report=False), DESCRIPTION, command, default)
         sys.exit(0)
     parsed = tyro.cli(command, default=default, args=arguments, description=DESCRIPTION, registry=NUMBERS)
     config = Command(**vars(parsed))  # a class that can be pickled for other ranks
@@ -122,7 +122,7 @@ def run_command(
         with ErrorContext("reading the command").user_errors():
             refuse_empty(arguments)
             if {"-h", "--help"} & {*arguments}:
-                show_options(make_console(), intro, command, groups)
+                show_options(make_console(report=False), intro, command, groups)
                 return
             options = tyro.cli(command, args=arguments, registry=NUMBERS)
             for name, hint in get_type_hints(command, include_extras=True).items():

@@ -229,20 +229,32 @@ def test_output_degrades(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encodi
     assert "mean return" in said
 
 
-@pytest.mark.skipif(os.name == "nt", reason="pipes of another kind")
-def test_a_closed_pipe_does_not_end_a_training(tmp_path: Path) -> None:
-    run = tmp_path / "run"
+def with_closed_pipe(*words: object) -> tuple[int, str]:
+    """Runs `train.py` with a pipe that nobody reads as its output; returns its exit status and standard error."""
     program = f"import sys; sys.path[:0] = [{str(ROOT)!r}]; from agents.run.command import main; main(sys.argv[1:])"
-    words = [sys.executable, "-c", program, *map(str, SMALL), "--total-timesteps", "16", "--run-dir", str(run)]
     reading, writing = os.pipe()
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(words, stdout=writing, stderr=subprocess.PIPE, env=environment)
+    command = [sys.executable, "-c", program, *map(str, words)]
+    process = subprocess.Popen(command, stdout=writing, stderr=subprocess.PIPE, env=environment)
     os.close(writing)
     os.close(reading)
     said = process.communicate(timeout=120)[1].decode()
+    return process.returncode, said
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes of another kind")
+def test_a_closed_pipe_does_not_end_a_training(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    status, said = with_closed_pipe(*SMALL, "--total-timesteps", 16, "--run-dir", run)
     assert "standard output can no longer be written" in said
-    assert process.returncode == 0, said
+    assert status == 0, said
     assert (run / "summary.json").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes of another kind")
+def test_a_reader_of_the_help_may_stop_early() -> None:
+    """As in `python train.py --help | head -3`."""
+    assert with_closed_pipe("--help") == (0, "")
 
 
 @pytest.mark.parametrize("step", [0, 32])
