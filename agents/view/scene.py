@@ -115,10 +115,10 @@ def _header(stage: Stage, scene: Scene) -> None:
         left = _MARGIN + width + 14
         stage.box(left, _MARGIN + 2, stage.measure(scene.note, 12) + 20, 21, AGENT, round=10)
         stage.write(scene.note, left + 10, _MARGIN + 12, 12, FLOOR)
-    tiles = [("episode", f"{scene.episode}"), ("step", f"{scene.step}"), ("reward", number(round(scene.reward, 6)))]
-    tiles.append(("return", number(round(scene.total, 6))))
+    tiles = [("episode", f"{scene.episode}"), ("step", f"{scene.step}"), ("reward", number(round(scene.reward, 3)))]
+    tiles.append(("return", number(round(scene.total, 3))))
     if not scene.played:
-        tiles.append(("value", "–" if scene.value is None else number(round(scene.value, 6))))
+        tiles.append(("value", "–" if scene.value is None else number(round(scene.value, 3))))
     for index, (name, words) in enumerate(reversed(tiles)):
         right = stage.width - _MARGIN - index * (tile + 8)
         stage.box(right - tile, _MARGIN, tile, 44, FLOOR, round=8)

@@ -43,7 +43,7 @@ def _trace(stage: Stage, name: str, numbers: list[float], box: Box) -> None:
         points = [(plot.left + (index + 0.5) * step, height(value)) for index, value in enumerate(numbers)]
         stage.curve(points, AGENT if name == "value" else INK, 1.2)
     if ends and high > low:
-        stage.write(number(round(high, 6)), box.left + box.width - 5, box.top + 8, 8, FAINT, "midright", ends)
+        stage.write(number(round(high, 2)), box.left + box.width - 5, box.top + 8, 8, FAINT, "midright", ends)
         stage.write(
-            number(round(low, 6)), box.left + box.width - 5, box.top + box.height - 8, 8, FAINT, "midright", ends
+            number(round(low, 2)), box.left + box.width - 5, box.top + box.height - 8, 8, FAINT, "midright", ends
         )

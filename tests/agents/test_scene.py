@@ -319,23 +319,6 @@ def test_colours_say_where_zero_is() -> None:
     assert [number(value) for value in numbers] == ["0", "−0.5", "12345", "1e−9", "nan"]
 
 
-def test_a_small_reward_is_not_shown_as_zero(monkeypatch: pytest.MonkeyPatch) -> None:
-    written: list[str] = []
-    write = stage.Stage.write
-
-    def listen(self: stage.Stage, words: str, *args: Any, **kwargs: Any) -> float:
-        written.append(words)
-        return write(self, words, *args, **kwargs)
-
-    monkeypatch.setattr(stage.Stage, "write", listen)
-    total = 0.1 + 0.2 - 0.3  # 0 but for rounding
-    traces = {"reward": [0.0, 0.0004], "return": [-0.0026, 0.0]}
-    frame = np.zeros((60, 60, 3), np.uint8)
-    draw(Scene("", frame=frame, traces=traces, reward=0.0004, total=total, value=-0.0261))
-    assert written.count("0.0004") == 2  # the tile and the end of the curve
-    assert {"0", "−0.0261", "−0.0026"} <= set(written)
-
-
 @pytest.mark.parametrize("ground", [(255, 255, 255), (176, 196, 222), (20, 20, 20)])
 def test_a_heading_is_legible_on_any_ground(ground: tuple[int, int, int]) -> None:
     frame = np.full((60, 60, 3), ground, np.uint8)
