@@ -187,5 +187,12 @@ def number(value: float) -> str:
     return text.replace("-", "−") if float(text) else "0"
 
 
+def brief(value: float, decimals: int) -> str:
+    """Formats a number with at most so many decimals; smaller ones as 7e−4, except rounding errors."""
+    if 1e-6 <= abs(value) < 10**-decimals:
+        return f"{value:.0e}".replace("e-0", "e-").replace("-", "−")
+    return number(round(value, decimals))
+
+
 def _face(size: int) -> pygame.font.Font:
     return font(size, str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"))

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from agents.view.canvas import Box, Stage, colour_of, number
+from agents.view.canvas import Box, Stage, brief, colour_of
 from agents.view.cards import draw_actions, draw_views
 from agents.view.layout import TRACES, arrange
 from agents.view.legend import draw_legend
@@ -115,10 +115,10 @@ def _header(stage: Stage, scene: Scene) -> None:
         left = _MARGIN + width + 14
         stage.box(left, _MARGIN + 2, stage.measure(scene.note, 12) + 20, 21, AGENT, round=10)
         stage.write(scene.note, left + 10, _MARGIN + 12, 12, FLOOR)
-    tiles = [("episode", f"{scene.episode}"), ("step", f"{scene.step}"), ("reward", number(round(scene.reward, 3)))]
-    tiles.append(("return", number(round(scene.total, 3))))
+    tiles = [("episode", f"{scene.episode}"), ("step", f"{scene.step}"), ("reward", brief(scene.reward, 3))]
+    tiles.append(("return", brief(scene.total, 3)))
     if not scene.played:
-        tiles.append(("value", "–" if scene.value is None else number(round(scene.value, 3))))
+        tiles.append(("value", "–" if scene.value is None else brief(scene.value, 3)))
     for index, (name, words) in enumerate(reversed(tiles)):
         right = stage.width - _MARGIN - index * (tile + 8)
         stage.box(right - tile, _MARGIN, tile, 44, FLOOR, round=8)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from agents.view.canvas import Box, Stage, number
+from agents.view.canvas import Box, Stage, brief
 from envs.rendering import AGENT, FAINT, FLOOR, INK, LINE, RIGHT, WRONG
 
 _LONGEST = 400  # steps shown
@@ -43,7 +43,5 @@ def _trace(stage: Stage, name: str, numbers: list[float], box: Box) -> None:
         points = [(plot.left + (index + 0.5) * step, height(value)) for index, value in enumerate(numbers)]
         stage.curve(points, AGENT if name == "value" else INK, 1.2)
     if ends and high > low:
-        stage.write(number(round(high, 2)), box.left + box.width - 5, box.top + 8, 8, FAINT, "midright", ends)
-        stage.write(
-            number(round(low, 2)), box.left + box.width - 5, box.top + box.height - 8, 8, FAINT, "midright", ends
-        )
+        stage.write(brief(high, 2), box.left + box.width - 5, box.top + 8, 8, FAINT, "midright", ends)
+        stage.write(brief(low, 2), box.left + box.width - 5, box.top + box.height - 8, 8, FAINT, "midright", ends)

@@ -16,7 +16,7 @@ from viewer_stubs import MAZE, Anything, policy_for, session_of
 import envs.rendering as rendering
 from agents import make_env
 from agents.view import canvas as stage
-from agents.view.canvas import Box, colours, number
+from agents.view.canvas import Box, brief, colours, number
 from agents.view.hosts import task_of
 from agents.view.scene import HEIGHT, WIDTH, Scene, View, draw
 from agents.view.session import Session, observation_views
@@ -317,6 +317,8 @@ def test_colours_say_where_zero_is() -> None:
     assert np.array_equal(colours(np.array([[np.nan, 0.0]]), (-1, 1))[0][0, 0], [0, 0, 0])
     numbers = (0.0, -0.5, 12345.0, 1e-9, float("nan"))
     assert [number(value) for value in numbers] == ["0", "−0.5", "12345", "1e−9", "nan"]
+    small = (-0.0261, 0.0004, -0.00071, 0.1 + 0.2 - 0.3)  # the last is a rounding error
+    assert [brief(value, 3) for value in small] == ["−0.026", "4e−4", "−7e−4", "0"]
 
 
 @pytest.mark.parametrize("ground", [(255, 255, 255), (176, 196, 222), (20, 20, 20)])
