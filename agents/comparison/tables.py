@@ -17,7 +17,7 @@ from rich.text import Text
 from agents.common.terminal import PLAIN_TEXT
 from agents.comparison.curves import COLUMNS
 from agents.comparison.groups import Comparison, Group, Reached, direction
-from agents.comparison.runs import RETURN
+from agents.evaluation.tables import with_unit
 
 NONE = "–"
 _SCORES = 5
@@ -50,7 +50,7 @@ def rows(comparison: Comparison, threshold: float | None = None) -> list[Row]:
 
 def score_name(score: str) -> str:
     """The score's name with its unit."""
-    return {RETURN: "return", "error": "error %"}.get(score, score)
+    return with_unit(score)
 
 
 def heading(comparison: Comparison) -> str:

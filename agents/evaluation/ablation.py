@@ -10,7 +10,7 @@ from rich.console import Console
 
 from agents.evaluation.controls import controlled
 from agents.evaluation.scores import Score
-from agents.evaluation.tables import print_table
+from agents.evaluation.tables import print_table, with_unit
 from policies.policy import MemoryActorCriticPolicy
 
 INTACT, EXCHANGED = "intact", "from another episode"
@@ -50,7 +50,7 @@ def ablate(
 def print_ablation(console: Console, memory: str, scores: Mapping[str, Score]) -> None:
     """Prints the scores as a table, and the conclusion."""
     intact = scores[INTACT]
-    headings = ["memory", "mean return", "change", *intact.metrics]
+    headings = ["memory", "mean return", "change", *map(with_unit, intact.metrics)]
     rows = [
         [
             label,
@@ -73,7 +73,8 @@ def conclusion(scores: Mapping[str, Score]) -> str:
     loss, noise = intact.mean - ablated.mean, math.hypot(intact.ci95, ablated.ci95)
     if loss > noise:
         return f"The memory is used: with {ablation} the return falls by {loss:.3f} (± {noise:.3f})."
-    return f"No use of the memory was shown: with {ablation} the return changes by {-loss:+.3f}, within ± {noise:.3f}."
+    change = round(-loss, 3) + 0.0  # not -0.0
+    return f"No use of the memory was shown: with {ablation} the return changes by {change:+.3f}, within ± {noise:.3f}."
 
 
 def as_json(scores: Mapping[str, Score]) -> dict[str, Any]:

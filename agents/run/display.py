@@ -16,6 +16,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter
 
 from agents.common.terminal import PLAIN_TEXT
+from agents.evaluation.tables import unit_of
 from agents.learner import MemoryOnPolicyAlgorithm
 
 _LOWER_IS_BETTER = ("error", "wrong", "loss")
@@ -111,7 +112,7 @@ class RunDisplay(BaseCallback):
         """The fields of the second line, the most important first."""
         model = self._learner
         name, value = self.score()
-        unit = " %" if name.endswith("error") else ""
+        unit = unit_of(name)
         shown = "–" if value is None else f"{value:.2f}{unit}"
         self._update_best()
         best = [] if self._best is None else [f"best {self._best:.2f}{unit}"]

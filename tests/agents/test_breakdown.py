@@ -143,7 +143,7 @@ def test_the_command_prints_and_keeps_them(
 ) -> None:
     assert call(monkeypatch, run, "--episodes", 32, "--errors") == 0
     said = capsys.readouterr().out
-    assert "error by items shown" in said
+    assert "error % by items shown" in said
     assert "answers due" not in said  # always three
     found = json.loads((run / "evaluation.json").read_text())
     assert set(found["errors"]) == {"agent", "random"}

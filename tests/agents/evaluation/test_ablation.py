@@ -42,6 +42,7 @@ def test_every_row_is_played_under_its_control() -> None:
         (score(20.0), score(10.0), "The memory is used: with another episode's memory the return falls by 10.000"),
         (score(20.0), score(17.0), "No use of the memory was shown: .* changes by -3.000, within ± 4.243"),
         (score(20.0), score(30.0), "No use of the memory was shown: .* changes by \\+10.000"),
+        (score(20.0), score(20.0), "No use of the memory was shown: .* changes by \\+0.000"),
         (score(20.0, math.nan), score(10.0, math.nan), "One episode gives no interval"),
     ],
 )
