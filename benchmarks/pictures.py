@@ -194,6 +194,7 @@ PICTURES: dict[str, Drawn] = {
     "supervised-tasks.png": FromTable("supervised-tasks-curves.csv"),
     "copy.png": FromTable("copy-curves.csv"),
     "double-copy.png": FromTable("double-copy-curves.csv"),
+    "associative-recall.png": FromTable("associative-recall-curves.csv"),
     "priority-sort.png": FromTable("priority-sort-curves.csv"),
     "dictionary.png": FromTable("dictionary-curves.csv"),
     **{f"scaling/{study}.png": OfStudy(study) for study in STUDIES},
