@@ -78,7 +78,8 @@ class Registry(Generic[Base]):
             return self._loaded(name, offered[0])
         close = difflib.get_close_matches(name, self.names(), n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"no {self.kind} is called {name!r}; known: {', '.join(self.names())}{hint}")
+        own = f"a {self.kind} of your own: import its module first (train.py --imports)"
+        raise ValueError(f"no {self.kind} is called {name!r}; known: {', '.join(self.names())}{hint}; {own}")
 
     def _loaded(self, name: str, entry: EntryPoint) -> type[Base]:
         try:

@@ -113,13 +113,19 @@ def test_python_blocks_run(page: Path, elsewhere: Path) -> None:
 
 
 @pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=name_of)
-def test_train_commands_parse(page: Path) -> None:
-    """They name options, memories and learners that exist; the README's are run, in test_readme.py."""
+def test_train_commands_parse(page: Path, elsewhere: Path) -> None:
+    """They name options, memories and learners that exist; the README's are run, in test_readme.py.
+
+    What a command imports is the page's first block that registers something.
+    """
     for _, block in blocks(page, "bash"):
         for command in block.replace("\\\n", " ").splitlines():
             words = command.split("#")[0].split()
             if words[:2] != ["python", "train.py"] or "--resume" in words:
                 continue
+            if "--imports" in words:
+                own = next(source for _, source in blocks(page, "python") if "\n@register_" in source)
+                (elsewhere / f"{words[words.index('--imports') + 1]}.py").write_text(own, encoding="utf-8")
             config, _ = parse(words[2:])
             assert config.algo in LEARNERS, command
             assert config.memory in registered(), command

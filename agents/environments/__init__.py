@@ -9,7 +9,17 @@ is the user's own if they passed one.
 
 from agents.environments.host import HostEnv
 from agents.environments.make import EnvLike, Vector, as_tensor_env, device_for, make_env
-from agents.environments.named import import_object
+from agents.environments.named import import_modules, import_object
 from agents.sb3.vec_env import TensorVecEnv
 
-__all__ = ["EnvLike", "HostEnv", "TensorVecEnv", "Vector", "as_tensor_env", "device_for", "import_object", "make_env"]
+__all__ = [
+    "EnvLike",
+    "HostEnv",
+    "TensorVecEnv",
+    "Vector",
+    "as_tensor_env",
+    "device_for",
+    "import_modules",
+    "import_object",
+    "make_env",
+]

@@ -58,6 +58,18 @@ def import_module_of(module: str, wanted: str) -> ModuleType:
         raise ValueError(f"cannot import {module!r} for {wanted!r}: {reason}") from error
 
 
+def import_modules(modules: Any) -> None:
+    """Imports the modules of an entry `imports`, which may register memories, learners and environments.
+
+    Raises:
+        ValueError: it is not a list of names, or one of them cannot be imported.
+    """
+    if not isinstance(modules, (list, tuple)) or not all(isinstance(module, str) for module in modules):
+        raise ValueError(f"imports is {modules!r}, expected a list of modules: [{modules}]")
+    for module in modules:
+        import_module_of(module, "imports")
+
+
 def import_object(path: str, role: str) -> Any:
     """Imports `module:name`.
 

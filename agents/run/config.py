@@ -19,7 +19,7 @@ from agents import learner_class, make_env, registered_learners
 from agents.common.arguments import Count, Range, Seed, Whole, read
 from agents.common.files import replace_file
 from agents.common.plain_yaml import read_yaml, read_yaml_file, write_yaml
-from agents.environments import Vector, import_object
+from agents.environments import Vector, import_modules, import_object
 from agents.hyperparameters import hints_of
 from agents.scale.fast import Fast, Precision
 from envs.tensor_env import TensorEnv
@@ -87,7 +87,7 @@ class Config:
     environments)."""
     memory: str = "mnm-p"
     """Memory: identity (none), lstm, mnm-p, dnc, multigrid, kanerva++, ... (docs/README.md lists all), or one
-    registered by an installed package."""
+    registered by an installed package or by one of --imports."""
     memory_kwargs: Pairs = field(default_factory=dict)
     """Arguments of the memory, NAME=VALUE; each replaces the recipe's."""
     encoder: str | None = None
@@ -101,7 +101,7 @@ class Config:
     """Divide uint8 images by 255, except images up to 16x16, which the default encoder treats as symbols."""
     algo: str = "ppo"
     """Learner: ppo, a2c, supervised (for environments with targets), ... (--list algos lists all), or one registered by
-    an installed package."""
+    an installed package or by one of --imports."""
     total_timesteps: Count = 500_000
     """Environment steps to train for, summed over all environments."""
     num_envs: Count = 8
@@ -118,7 +118,7 @@ class Config:
     torch.compile, which takes about ten seconds at the start. graph: replay whole iterations as CUDA graphs, or fail
     with the reason. See docs/performance.md and docs/gpu.md."""
     precision: Precision = "float32"
-    """bf16: lstm and multigrid process whole sequences in bfloat16, which is faster if the processor supports it."""
+    """bf16: lstm and multigrid process whole sequences in bfloat16. Slower on x86 processors without AVX-512."""
 
     anneal: bool = False
     """Decay the learning rate linearly to a tenth over the run. On by default without a recipe, except for
@@ -130,6 +130,8 @@ class Config:
     """The hyper-parameters of `algo`, an instance of its dataclass. In files and flags they are ordinary entries. None:
     the defaults of `train.py`."""
 
+    imports: list[str] = field(default_factory=list)
+    """Modules to import first, installed or in the current folder: they register memories and learners of your own."""
     recipe: str | None = None
     """A recipe: a file, or a name in recipes/. Flags override its values."""
     resume: Path | None = None
@@ -360,6 +362,10 @@ def load_config(file: str | os.PathLike[str]) -> Config:
     if not isinstance(data, dict):
         raise ValueError(f"{file} is not a configuration: expected entries such as 'env: ...'")
     data.pop("expect", None)  # the expected result, for readers
+    try:
+        import_modules(data.get("imports", []))
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
     known = known_entries()
     for name in data:
         if name not in known:

@@ -26,8 +26,8 @@ from agents.run.config import RECIPES, Config
 from policies.memories import memory_class, registered
 
 GROUPS = {
-    "Run": "recipe total_timesteps num_envs seed run_dir resume init_from lessons follows baseline eval_episodes "
-    "eval_steps",
+    "Run": "imports recipe total_timesteps num_envs seed run_dir resume init_from lessons follows baseline "
+    "eval_episodes eval_steps",
     "Environment": "env env_kwargs wrappers vector data_dir",
     "Memory and policy": "memory memory_kwargs encoder encoder_kwargs net_arch normalize_images bptt_segment",
     "Learner": "algo anneal",

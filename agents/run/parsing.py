@@ -14,6 +14,7 @@ import tyro
 from agents import latest_checkpoint
 from agents.common.arguments import read
 from agents.common.terminal import make_console, replace_unprintable
+from agents.environments import import_modules
 from agents.run.config import NUMBERS, Command, Config, base_config, known_entries, load_config, run_entries
 from agents.run.failures import CommandError, ErrorContext
 from agents.run.folder import checkpoint_folder, newest_checkpoint
@@ -38,9 +39,11 @@ def parse(arguments: list[str]) -> tuple[Command, Path | None]:
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("recipe", "resume", "sweep", "env", "algo", "memory", "device", "list"):
         first.add_argument(f"--{name}")
+    first.add_argument("--imports", nargs="*", default=[])
     first.add_argument("-h", "--help", action="store_true")
     first.add_argument("--run-dir", "--run_dir", type=Path)
     given, _ = first.parse_known_args(arguments)
+    import_modules(given.imports)
     if given.list:
         show_list(make_console(report=False), given.list)
         sys.exit(0)
@@ -73,6 +76,7 @@ def parse(arguments: list[str]) -> tuple[Command, Path | None]:
         sys.exit(0)
     parsed = tyro.cli(command, default=default, args=arguments, description=DESCRIPTION, registry=NUMBERS)
     config = Command(**vars(parsed))  # a class that can be pickled for other ranks
+    config.imports = [*dict.fromkeys([*defaults.imports, *config.imports])]
     config.env_kwargs = defaults.env_kwargs | config.env_kwargs
     config.memory_kwargs = defaults.memory_kwargs | config.memory_kwargs
     config.fit()

@@ -15,7 +15,7 @@ from agents.run.config import Config
 CHANGEABLE = (
     *("anneal", "bptt_segment", "total_timesteps", "env_kwargs", "wrappers", "vector", "device", "threads", "fast"),
     *("precision", "data_dir", "checkpoint_every", "panels_every", "eval_episodes", "eval_steps", "baseline"),
-    *("progress", "follows"),
+    *("progress", "follows", "imports"),
 )
 """Entries that may change, besides hyper-parameters; `env_kwargs` and `wrappers` only if the spaces stay the same."""
 

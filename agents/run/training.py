@@ -23,6 +23,7 @@ from agents.checkpoint import NewEpisodesWarning, latest_checkpoint, load_weight
 from agents.common.files import replace_file
 from agents.common.invocation import command_for, quoted
 from agents.common.terminal import PLAIN_TEXT
+from agents.environments import import_modules
 from agents.evaluation import Score, evaluate, random_score
 from agents.evaluation.tables import print_scores
 from agents.run.callbacks import CheckpointEvery, DescribeRun, PicturePanels, WallClock, git_state
@@ -174,6 +175,7 @@ def prepare(config: Config, checkpoint: Path | None, locks: list[FileLock | None
 def build(config: Config, checkpoint: Path | None = None) -> MemoryOnPolicyAlgorithm:
     """This rank's environments and the learner, new or loaded from the checkpoint."""
     device = device_of(config.device)
+    import_modules(config.imports)  # another rank parsed the command
     changed = {} if checkpoint is None else changed_arguments(config, checkpoint)
     env = config.make_env(distributed.share(config.num_envs), device)
     if checkpoint is not None:

@@ -50,9 +50,16 @@ def prepare(policy: MemoryActorCriticPolicy, fast: str, precision: str, sequence
             )
         if not policy.memory.use_bf16():
             raise ValueError(f"precision is 'bf16', but {policy.memory_name} does not support it on {policy.device}")
+        if policy.device.type == "cpu" and not multiplies_bf16():
+            return "this processor has no instructions for bfloat16: precision='float32' is several times as fast on it"
     if fast == "off":
         policy.use_reference_implementations()
     return _compile(policy, num_envs) if fast == "compile" else ""
+
+
+def multiplies_bf16() -> bool:
+    """Whether PyTorch has fast products and convolutions in bfloat16 for this processor: x86 needs AVX-512."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _compile(policy: MemoryActorCriticPolicy, num_envs: int) -> str:

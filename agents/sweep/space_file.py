@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from agents.common.arguments import Count, Whole, kinds_of, read
 from agents.common.plain_yaml import read_yaml_file
+from agents.environments import import_modules
 from agents.run.config import RECIPES, known_entries
 from agents.sweep.space import KWARGS, Parameter, Space
 
@@ -71,6 +72,10 @@ def load_space(name: str) -> Space:
         space.wrong(
             "name", f"is {space.name!r}, expected letters, digits, '_', '-' and '.': it is also a folder's name"
         )
+    try:
+        import_modules(given.get("fixed", {}).get("imports", []))  # they may register what is searched
+    except ValueError as error:
+        space.wrong("fixed", str(error))
     bodies = given.pop("space", {})
     if not bodies:
         space.wrong("space", "expected at least one NAME: {low: ..., high: ...} or NAME: {choices: [...]}")

@@ -58,7 +58,7 @@ def make_memory(name: str, *, input_size: int | tuple[int, ...], fast: bool = Tr
     (torch.Size([2, 8]), ['cell', 'hidden'])
     >>> make_memory("lstn", input_size=5)  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    ValueError: no memory is called 'lstn'; known: ...; did you mean 'lstm'?
+    ValueError: no memory is called 'lstn'; known: ...; did you mean 'lstm'?...
 
     Args:
         name: one of `registered()`.

@@ -128,3 +128,12 @@ def test_bf16_needs_a_sequence_kernel() -> None:
         A2C("MemoryPolicy", ENV, precision="bf16", device="cpu", policy_kwargs={"memory": "lstm"})
     with pytest.raises(ValueError, match="expected one of float32, bf16"):
         learner(PPO, "auto", precision="half")
+
+
+@pytest.mark.parametrize("instructions", [True, False])
+def test_bf16_is_said_to_be_slow_where_the_processor_lacks_it(
+    instructions: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agents.scale.fast.multiplies_bf16", lambda: instructions)
+    model = PPO("MemoryPolicy", ENV, precision="bf16", device="cpu", policy_kwargs={"memory": "lstm"})
+    assert ("precision='float32' is several times as fast" in model.speed_note) == (not instructions)
