@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import os
 import random
 import signal
 import subprocess
@@ -257,28 +259,32 @@ def test_latest_checkpoint_sees_whole_ones_only(tmp_path: Path) -> None:
         latest_checkpoint(tmp_path / "empty")
 
 
-def test_killed_while_saving(tmp_path: Path) -> None:
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the processes are forked")
+def test_killed_while_saving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that does nothing but replace its checkpoint is killed outright, again and again."""
-    program = f"""
-import sys
-sys.path[:0] = {[str(Path(__file__).parent)]!r}
-from test_checkpoint import A2C, build
-model = build(A2C, "lstm", "tmaze").learn(28)
-while True:
-    model.num_timesteps += 1
-    model.save({str(tmp_path / "it")!r})
-    print(model.num_timesteps, flush=True)
-"""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    from fault_children import Child
+
+    model = build(A2C, "lstm", "tmaze").learn(28)
+
+    def save(written: int) -> None:
+        while True:
+            model.num_timesteps += 1
+            model.save(tmp_path / "it")
+            os.write(written, f"{model.num_timesteps}\n".encode())
+
     generator = random.Random(0)
     for _ in range(2):
-        process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        while int(process.stdout.readline()) < 40:
-            pass
-        time.sleep(0.02 * generator.random())
-        process.send_signal(signal.SIGKILL)
-        written = [int(line) for line in process.stdout]
-        process.wait()
+        reading, writing = os.pipe()
+        process = Child(functools.partial(save, writing), tmp_path)
+        os.close(writing)
+        with os.fdopen(reading) as lines:
+            while int(lines.readline()) < 40:
+                pass
+            time.sleep(0.02 * generator.random())
+            process.send(signal.SIGKILL)
+            written = [int(line) for line in lines]
+        assert process.wait(60).status == -signal.SIGKILL
         loaded = A2C.load(tmp_path / "it").num_timesteps
         assert loaded >= (written[-1] if written else 40)
 
