@@ -8,7 +8,7 @@ POPGym with the sizes of `memory_sizes.py`). `random` is random actions, `sb3` i
 with its Python loop over time as one call of the LSTM, and `sb3-a2c` is SB3's `A2C("MlpPolicy", env)`, which has no
 memory. All have as many steps in 8 environments, and are scored by SB3's `evaluate_policy` on fresh episodes, with
 sampled and with greedy actions. A training is one row of `results/any-env.csv`, with its commit; trainings that have a
-row are skipped. The table of all rows is printed at the end.
+row are skipped. The table of all rows is printed at the end, and one with a line for each agent.
 """
 
 from __future__ import annotations
@@ -186,6 +186,21 @@ def table(file: Path, steps: int | None = None) -> str:
     return "\n".join(lines)
 
 
+def by_agent(file: Path) -> str:
+    """The rows of `file` as Markdown, a line for each agent and a column for each task: the mean, and each seed."""
+    with open(file, newline="", encoding="utf-8") as stream:
+        rows = sorted(csv.DictReader(stream), key=lambda row: int(row["seed"]))
+    tasks = [name for name in TASKS | POPGYM if any(row["task"] == name for row in rows)]
+    lines = [f"| agent | {' | '.join(tasks)} |", "|---" * (len(tasks) + 1) + "|"]
+    for agent in dict.fromkeys(row["agent"] for row in rows):
+        cells = []
+        for name in tasks:
+            each = [float(row["mean_return"]) for row in rows if (row["task"], row["agent"]) == (name, agent)]
+            cells.append(f"**{np.mean(each):.2f}** ({', '.join(f'{value:.2f}' for value in each)})" if each else "–")
+        lines.append(f"| `{agent}` | {' | '.join(cells).replace('-', '−')} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     args = arguments()
     if args.one:
@@ -217,6 +232,7 @@ def main() -> None:
     with ThreadPoolExecutor(args.jobs) as pool:
         list(pool.map(run, [job for job in jobs if job not in done]))
     print(table(file, args.steps))
+    print(f"\n{by_agent(file)}")
 
 
 if __name__ == "__main__":

@@ -48,19 +48,25 @@ def ablate(
 
 
 def print_ablation(console: Console, memory: str, scores: Mapping[str, Score]) -> None:
-    """Prints the scores as a table, and the conclusion."""
+    """Prints the scores as a table, and the conclusion.
+
+    A score's parts, such as `error_qa1` beside `error`, have no column: twenty would not fit on a terminal.
+    """
     intact = scores[INTACT]
-    headings = ["memory", "mean return", "change", *map(with_unit, intact.metrics)]
+    wholes = [name for name in intact.metrics if not any(name.startswith(f"{other}_") for other in intact.metrics)]
+    headings = ["memory", "mean return", "change", *map(with_unit, wholes)]
     rows = [
         [
             label,
             str(score),
             "" if score is intact else f"{score.mean - intact.mean:+.3f}",
-            *(f"{score.metrics[name]:.4g}" if name in score.metrics else "–" for name in intact.metrics),
+            *(f"{score.metrics[name]:.4g}" if name in score.metrics else "–" for name in wholes),
         ]
         for label, score in scores.items()
     ]
     print_table(console, f"{memory}: the score under each ablation of its memory", headings, rows)
+    if len(wholes) < len(intact.metrics):
+        console.print("The parts of the scores are in evaluation.json.", highlight=False)
     console.print(conclusion(scores), highlight=False)
 
 

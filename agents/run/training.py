@@ -157,7 +157,7 @@ def prepare(config: Config, checkpoint: Path | None, locks: list[FileLock | None
         if is_complete(folder, config, saved):
             return Start(folder, complete=True)
         model = build(config, checkpoint)
-        for name in config.learner.fixed:  # hyper-parameters added after the run began have the checkpoint's values
+        for name in {*config.learner.fixed} & {*vars(config.learner)}:  # any added since have the checkpoint's values
             setattr(config.learner, name, getattr(model, name, getattr(config.learner, name)))
         rows_up_to(folder, model.num_timesteps)
         changed = what_changed(config, saved)

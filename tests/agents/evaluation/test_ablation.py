@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
+from rich.console import Console
 
 from agents import PPO
-from agents.evaluation.ablation import EXCHANGED, INTACT, ablate, conclusion
+from agents.evaluation.ablation import EXCHANGED, INTACT, ablate, conclusion, print_ablation
 from agents.evaluation.scores import Score
 from envs.repeat_first import RepeatFirst
 
@@ -50,3 +52,14 @@ def test_the_sentence_compares_intervals(own: Score, other: Score, words: str) -
     from re import search
 
     assert search(words, conclusion({INTACT: own, "reset at every step": score(0.0), EXCHANGED: other}))
+
+
+def test_the_table_of_a_task_with_many_parts_fits_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    parts = {f"error_qa{task}": 50.0 for task in range(1, 21)}
+    score = Score.of(np.array([0.25, 0.5]), np.array([4, 4]), {"error": 41.5, "sequence_error": 0.5, **parts})
+    print_ablation(Console(width=80), "gru", {INTACT: score, "reset at every step": score})
+    said = capsys.readouterr().out
+    assert "41.5" in said
+    assert "sequence_error" in said
+    assert "qa1" not in said
+    assert "evaluation.json" in said

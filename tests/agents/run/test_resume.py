@@ -9,12 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from command_line import SMALL, command, contents, rows
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import agents
 from agents.checkpoint import read_manifest
+from agents.registry import learners
 from agents.run.logs import Table, rows_up_to
 
 
@@ -46,6 +48,19 @@ def kept_by(run: Path) -> dict[str, object]:
     found = read_manifest(agents.latest_checkpoint(run))["config"]
     assert isinstance(found, dict)
     return found
+
+
+@pytest.mark.parametrize("algo", learners.built_in())
+def test_every_learner_resumes_as_if_never_stopped(algo: str, tmp_path: Path) -> None:
+    words = [*SMALL, "--algo", algo, "--device", "cpu"]
+    assert command(*words, "--total-timesteps", 64, "--run-dir", tmp_path / "whole") == 0
+    assert command(*words, "--total-timesteps", 32, "--run-dir", tmp_path / "parts") == 0
+    assert command("--resume", tmp_path / "parts", "--total-timesteps", 64, "--no-progress") == 0
+    whole, parts = (agents.load(tmp_path / run, device="cpu").policy.state_dict() for run in ("whole", "parts"))
+    for name, value in whole.items():
+        assert torch.equal(value, parts[name]), name
+    curves = [[row["train/loss"] for row in rows(tmp_path / run)] for run in ("whole", "parts")]
+    assert curves[0] == curves[1]
 
 
 def test_what_may_change_is_applied_recorded_and_said(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
