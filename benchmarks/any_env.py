@@ -196,7 +196,8 @@ def by_agent(file: Path) -> str:
         cells = []
         for name in tasks:
             each = [float(row["mean_return"]) for row in rows if (row["task"], row["agent"]) == (name, agent)]
-            cells.append(f"**{np.mean(each):.2f}** ({', '.join(f'{value:.2f}' for value in each)})" if each else "–")
+            mean, *seeds = [f"{round(value, 2) + 0.0:.2f}" for value in (np.mean(each or [0]), *each)]  # 0.0: no -0.00
+            cells.append(f"**{mean}** ({', '.join(seeds)})" if each else "–")
         lines.append(f"| `{agent}` | {' | '.join(cells).replace('-', '−')} |")
     return "\n".join(lines)
 
