@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +13,12 @@ from pretend_cuda import PretendCuda
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--pretend-cuda", action="store_true", help="run on a pretend GPU; use with -m gpu")
     parser.addoption("--write-launches", action="store_true", help="write the launches that are counted as the budget")
+
+
+def pytest_collection_finish() -> None:
+    """What is imported and collected stays: garbage collections, one before each capture, need not look at it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -27,10 +27,10 @@ import runpy
 import sys
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
@@ -38,7 +38,6 @@ from torch import Tensor, nn
 from torch.utils._device import _device_constructors
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 ROOT = Path(__file__).resolve().parent.parent
 PLACES = ("agents/", "policies/", "envs/", "train.py", "evaluate.py")
@@ -73,6 +72,54 @@ TAKES_A_NUMBER = {"fill_", "where", "full_like", "masked_fill", "masked_fill_", 
 """Besides pointwise kernels: operations for which a 0-dimensional tensor of the host is a number."""
 STATE_BYTES = 16
 """Size of a CUDA generator's state; a CPU generator's is 5,056 bytes."""
+
+
+class Operation(NamedTuple):
+    """What is known of an operation without its arguments: asking C++ for its schema again and again is slow."""
+
+    name: str
+    draws: bool
+    """Whether it draws random numbers."""
+    pointwise: bool
+    launches: bool
+    mutates: str
+    """Which of its tensors it writes to: none, first, last or all."""
+    arguments: tuple[str, ...]
+    written: tuple[str, ...]
+    """For each result that is an argument written to: the argument's name; empty where results are new."""
+
+    @classmethod
+    @functools.cache
+    def of(cls, func: Any) -> Operation:
+        schema = func._schema
+        name = schema.name.removeprefix("aten::")
+        mutates = "none"
+        if schema.is_mutable and ("_foreach" in name or "_fused" in name):
+            mutates = "all"  # more than it writes, which is safe
+        elif schema.is_mutable:
+            first = schema.arguments[0].alias_info
+            mutates = "first" if first is not None and first.is_write else "last"
+        written = []
+        for entry in schema.returns:
+            info = entry.alias_info
+            for argument in schema.arguments if info is not None and info.is_write else ():
+                if argument.alias_info is not None and argument.alias_info.before_set == info.before_set:
+                    written.append(argument.name)
+        return cls(
+            name,
+            draws=torch.Tag.nondeterministic_seeded in func.tags,
+            pointwise=torch.Tag.pointwise in func.tags,
+            launches=not (func.is_view or name in VIEWS or name in EMPTY),
+            mutates=mutates,
+            arguments=tuple(argument.name for argument in schema.arguments),
+            written=tuple(written) if len(written) == len(schema.returns) else (),
+        )
+
+    def mutated(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Those of its tensors that it writes to."""
+        if self.mutates == "none":
+            return []
+        return tensors if self.mutates == "all" else tensors[:1] if self.mutates == "first" else tensors[-1:]
 
 
 def memory_of(tensor: Pretend) -> int:
@@ -319,11 +366,9 @@ class CUDAGraph:
         self.drawing = [(each, _Generator.get_state(each)) for each in [*self.generators, *PretendCuda.now.defaults]]
         self.allowed = {each._cdata for each, _ in self.drawing}
 
-    def save(self, written: list[Tensor]) -> None:
+    def save(self, written: list[Pretend]) -> None:
         """Keep what an operation is about to write: a capture runs nothing, so its end restores it."""
         for tensor in written:
-            if not isinstance(tensor, Pretend):
-                continue
             memory = memory_of(tensor)
             if memory not in self.made and memory not in self.saved:
                 whole = torch.empty(0, dtype=torch.uint8).set_(tensor.host.untyped_storage())
@@ -336,23 +381,35 @@ class CUDAGraph:
             _Generator.set_state(generator, state)
         self.saved, self.drawing = {}, []
 
-    def record(self, operation: Any, tensors: list[Tensor], out: list[Tensor], launches: bool, who: str) -> None:
-        """Put an operation on the tape: (function, arguments, keywords, result, gradients on, device drawn from)."""
-        for tensor in tensors:
-            if isinstance(tensor, Pretend) and (memory := memory_of(tensor)) not in self.made | set(self.external):
+    def record(
+        self,
+        entry: tuple[Any, list[Any], dict[str, Any], Any, bool, int | None],
+        ours: list[Pretend],
+        mutated: list[Pretend],
+        out: list[Pretend],
+        launches: bool,
+        who: str,
+    ) -> None:
+        """Put an operation on the tape: (function, arguments, keywords, results, gradients on, device drawn from)."""
+        known = {memory_of(tensor) for tensor in ours}
+        for tensor in ours:
+            memory = memory_of(tensor)
+            if memory not in self.made and memory not in self.external:
                 self.external[memory] = tensor.host.detach()
                 self.read_by[memory] = f"{who} {tuple(tensor.shape)} {tensor.dtype}"
                 self.holds[memory] += 1
-        known = {memory_of(tensor) for tensor in tensors if isinstance(tensor, Pretend)}
         self.made |= {memory_of(tensor) for tensor in out} - known
         if not launches:
             return
-        self.written |= {memory_of(tensor) for tensor in _mutated(operation[0], tensors) if isinstance(tensor, Pretend)}
-        kept = tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, operation)
-        for leaf in tree_leaves(kept[1:4]):
+        self.written |= {memory_of(tensor) for tensor in mutated}
+        func, args, kwargs, result, grad, drawn = entry
+        args = [_detached(value) for value in args]
+        kwargs = {key: _detached(value) for key, value in kwargs.items()}
+        given = [_detached(value) for value in _leaves([result])]
+        for leaf in (*_leaves((*args, *kwargs.values())), *given):
             if isinstance(leaf, Tensor):
                 self.holds[leaf.untyped_storage()._cdata] += 1
-        self.tape.append(kept)
+        self.tape.append((func, args, kwargs, given, grad, drawn))
 
     def replay(self) -> None:
         gpu = PretendCuda.now
@@ -368,7 +425,7 @@ class CUDAGraph:
             for func, args, kwargs, given, grad, drawn in self.tape:
                 with torch.set_grad_enabled(grad), gpu.device_random(drawn):
                     again = func(*args, **kwargs)
-                for old, new in zip(tree_leaves(given), tree_leaves(again), strict=True):
+                for old, new in zip(given, _leaves([again]), strict=True):
                     if isinstance(old, Tensor) and old.data_ptr() != new.data_ptr():
                         old.copy_(new)
 
@@ -587,8 +644,7 @@ class PretendCuda(TorchDispatchMode):
     def operate(self, func: Any, args: Any, kwargs: Any) -> Any:
         """One operation, done on the CPU and recorded as the device's."""
         func = LAZY.get(func, func)
-        name = func._schema.name.removeprefix("aten::")
-        leaves, spec = tree_flatten((args, kwargs))
+        leaves = _leaves((*args, *kwargs.values()))
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         ours = [tensor for tensor in tensors if isinstance(tensor, Pretend)]
         device = kwargs.get("device")
@@ -598,6 +654,8 @@ class PretendCuda(TorchDispatchMode):
         if not ours and not to_device:
             return func(*args, **kwargs)
         at = self.index(device) if to_device else ours[0].at
+        operation = Operation.of(func)
+        name = operation.name
         if (
             name == "_to_copy"
             and to_device
@@ -606,44 +664,51 @@ class PretendCuda(TorchDispatchMode):
             and kwargs.get("dtype") in (None, ours[0].dtype)
         ):
             return torch.ops.aten.alias.default(ours[0])
-        self._check(func, name, args, kwargs, tensors, ours, to_host)
-        host_args, host_kwargs = tree_unflatten([x.host if isinstance(x, Pretend) else x for x in leaves], spec)
+        self._check(operation, args, kwargs, tensors, ours, to_host)
+        host_args = [_on_host(value) for value in args]
+        host_kwargs = {key: _on_host(value) for key, value in kwargs.items()}
         if to_device:
-            host_kwargs = {**host_kwargs, "device": torch.device("cpu")}
+            host_kwargs["device"] = torch.device("cpu")
         generators = [leaf for leaf in leaves if isinstance(leaf, _Generator)]
-        drawn = at if torch.Tag.nondeterministic_seeded in func.tags and not generators else None
+        drawn = at if operation.draws and not generators else None
+        mutated = [tensor for tensor in operation.mutated(tensors) if isinstance(tensor, Pretend)]
         if self.capturing is not None:
             if any(each._cdata not in self.capturing.allowed for each in generators):
                 raise RuntimeError("Attempt to use a generator in a capture that is not registered with the graph")
-            self.capturing.save(_mutated(func, tensors))
-        with self.device_random(drawn):
+            self.capturing.save(mutated)
+        if drawn is None:
             result = func(*host_args, **host_kwargs)
+        else:
+            with self.device_random(drawn):
+                result = func(*host_args, **host_kwargs)
         if name in RESHAPES:  # C++'s idea of the wrapper follows
             with no_dispatch():
                 func(*args, **kwargs)
             return args[0]
-        launches = not (func.is_view or name in VIEWS or name in EMPTY)
-        self.launches += launches * (1 + BIASES.get(name, 0) * (args[-1] is True))
-        out = _result(func, result, args, kwargs, at, to_host)
+        launches = operation.launches
+        if launches:
+            self.launches += 1 + BIASES.get(name, 0) * (args[-1] is True)
+        out = _result(operation, result, args, kwargs, at, to_host)
         if to_host:
             return out
-        made = [tensor for tensor in tree_leaves(out) if isinstance(tensor, Pretend)]
+        made = [tensor for tensor in _leaves([out]) if isinstance(tensor, Pretend)]
         if any(tensor.dtype in (torch.float64, torch.complex128) for tensor in made):
             self.doubles[name, self.place()] += 1
         if self.capturing is not None:
             entry = func, host_args, host_kwargs, result, torch.is_grad_enabled(), drawn
-            self.capturing.record(entry, tensors, made, launches, f"{name} at {self.place()}")
+            self.capturing.record(entry, ours, mutated, made, launches, f"{name} at {self.place()}")
         elif launches:
-            self._follow(func, name, tensors, made, at)
+            self._follow(name, ours, mutated, made, at)
         return out
 
     def _beside(self, ours: list[Pretend]) -> int:
         return ours[0].at if ours else self.current
 
     def _check(
-        self, func: Any, name: str, args: Any, kwargs: Any, tensors: list[Tensor], ours: list[Pretend], to_host: bool
+        self, operation: Operation, args: Any, kwargs: Any, tensors: list[Tensor], ours: list[Pretend], to_host: bool
     ) -> None:
         """Raise what CUDA would raise; record what the host would wait for."""
+        name = operation.name
         theirs = [tensor for tensor in tensors if not isinstance(tensor, Pretend)]
         if name == "_to_copy":
             if to_host or theirs:
@@ -664,7 +729,7 @@ class PretendCuda(TorchDispatchMode):
         if name in INDEXING:
             self._check_index(name, args)
         elif theirs and ours:
-            numbers = torch.Tag.pointwise in func.tags or name in TAKES_A_NUMBER
+            numbers = operation.pointwise or name in TAKES_A_NUMBER
             if not numbers or any(tensor.dim() for tensor in theirs):
                 raise RuntimeError(
                     f"Expected all tensors to be on the same device, found cuda:{ours[0].at} and cpu in {name} "
@@ -682,10 +747,10 @@ class PretendCuda(TorchDispatchMode):
         elif any(not isinstance(x, Pretend) for x in indices) or (value is not None and not isinstance(value, Pretend)):
             self.wait("host to device")  # indices, or a value, from a list
 
-    def _follow(self, func: Any, name: str, tensors: list[Tensor], made: list[Pretend], at: int) -> None:
+    def _follow(self, name: str, ours: list[Pretend], mutated: list[Pretend], made: list[Pretend], at: int) -> None:
         """Hold streams to their order."""
-        before = {memory_of(tensor) for tensor in tensors if isinstance(tensor, Pretend)}
-        written = {memory_of(tensor) for tensor in _mutated(func, tensors) if isinstance(tensor, Pretend)}
+        before = {memory_of(tensor) for tensor in ours}
+        written = {memory_of(tensor) for tensor in mutated}
         fresh = {memory_of(tensor) for tensor in made} - before
         for memory in fresh:
             self.order.fresh(memory)
@@ -703,39 +768,40 @@ def _of_product(file: str) -> str:
 # -- what an operation writes and gives -------------------------------------------------------------------------------
 
 
-_WRITTEN: dict[Any, tuple[str, ...]] = {}
+def _leaves(values: Iterable[Any]) -> list[Any]:
+    """Arguments, or results, with the entries of lists, which hold no further ones."""
+    found: list[Any] = []
+    for value in values:
+        if isinstance(value, (list, tuple)):
+            found += value
+        else:
+            found.append(value)
+    return found
 
 
-def _result(func: Any, result: Any, args: Any, kwargs: Any, at: int, to_host: bool) -> Any:
+def _detached(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach()
+    return [_detached(entry) for entry in value] if isinstance(value, (list, tuple)) else value
+
+
+def _on_host(value: Any) -> Any:
+    if isinstance(value, Pretend):
+        return value.host
+    return [_on_host(entry) for entry in value] if isinstance(value, (list, tuple)) else value
+
+
+def _result(operation: Operation, result: Any, args: Any, kwargs: Any, at: int, to_host: bool) -> Any:
     """What the device gives: the argument itself where an operation writes to it, else a wrapper."""
-    if written := _written(func):
-        names = [argument.name for argument in func._schema.arguments]
-        given = dict(zip(names, args, strict=False)) | kwargs
-        back = [given[name] for name in written]
+    if operation.written:
+        given = dict(zip(operation.arguments, args, strict=False)) | kwargs
+        back = [given[name] for name in operation.written]
         return back[0] if len(back) == 1 else tuple(back)
-    return result if to_host else tree_map(lambda x: Pretend(x, at) if isinstance(x, Tensor) else x, result)
-
-
-def _written(func: Any) -> tuple[str, ...]:
-    """For each result that is an argument written to: the argument's name; empty where results are new."""
-    if func not in _WRITTEN:
-        found = []
-        for entry in func._schema.returns:
-            info = entry.alias_info
-            for argument in func._schema.arguments if info is not None and info.is_write else ():
-                if argument.alias_info is not None and argument.alias_info.before_set == info.before_set:
-                    found.append(argument.name)
-        _WRITTEN[func] = tuple(found) if len(found) == len(func._schema.returns) else ()
-    return _WRITTEN[func]
-
-
-def _mutated(func: Any, tensors: list[Tensor]) -> list[Tensor]:
-    if not func._schema.is_mutable:
-        return []
-    if "_foreach" in func._schema.name or "_fused" in func._schema.name:
-        return list(tensors)  # more than it writes, which is safe
-    first = func._schema.arguments[0].alias_info
-    return [tensors[0]] if first is not None and first.is_write else list(tensors[-1:])
+    if to_host:
+        return result
+    if isinstance(result, (list, tuple)):
+        return type(result)(Pretend(x, at) if isinstance(x, Tensor) else x for x in result)
+    return Pretend(result, at) if isinstance(result, Tensor) else result
 
 
 # -- what C++ would do for CUDA, by Python ----------------------------------------------------------------------------

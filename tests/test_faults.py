@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,16 @@ from fault_children import Child, Outcome, Try, complaint
 SAMPLE = {"flags": 8, "kwargs": 8, "recipes": 8, "data files": 8, "environments": 4, "signals": 1, "kill -9": 2}
 
 
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Everything is imported and compiled once, not before each block."""
+    faults.warm(tmp_path_factory.mktemp("warm"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(faults, "warm", lambda folder: None)
+        yield
+
+
+@pytest.mark.usefixtures("warm")
 @pytest.mark.parametrize("block", list(SAMPLE))
 def test_a_sample_holds(block: str) -> None:
     tries = faults.run([block], seed=1_000, count=SAMPLE[block], say=lambda line: None)

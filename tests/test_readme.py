@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shlex
 from collections.abc import Iterator
@@ -13,11 +14,14 @@ import torch
 import compare
 import evaluate
 import train
+from agents.sweep import driver
+from agents.sweep.space_file import load_space
 from agents.view import window as viewer
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
-TRAIN_LESS = shlex.split("--num-envs 2 --n-steps 8 --total-timesteps 16 --eval-episodes 2 --device cpu --no-progress")
+TRAIN_LESS = shlex.split("--num-envs 2 --n-steps 8 --total-timesteps 16 --eval-episodes 2 --panels-every 0")
+TRAIN_LESS += ["--device", "cpu", "--no-progress"]
 EVALUATE_LESS = shlex.split("--episodes 2 --num-envs 2 --device cpu")
 LOOK_SECONDS = 0.5
 
@@ -91,6 +95,7 @@ def test_train_commands_run(
         assert (finished_run / "checkpoints" / "step_000000000032").is_dir()
         return
     if "--sweep" in arguments:
+        monkeypatch.setattr(driver, "load_space", lambda name: dataclasses.replace(load_space(name), seeds=(0,)))
         assert exit_status(train.main, [*arguments, *TRAIN_LESS, "--trials", "1"]) == 0
         assert len(list(tmp_path.glob("runs/*/best.yaml"))) == 1
         return

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import train
 from agents.run.parsing import parse
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -16,7 +17,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 reproduce = importlib.import_module("reproduce")
 TINY = (
     "--algo supervised --env Engram/Copy-v0 --env-kwargs max_length=2 --memory gru --memory-kwargs hidden_size=4 "
-    "--num-envs 2 --n-steps 0 --total-timesteps 40 --eval-episodes 4 --no-baseline"
+    "--num-envs 2 --n-steps 0 --total-timesteps 40 --eval-episodes 4 --no-baseline --panels-every 0"
 )
 
 
@@ -64,9 +65,13 @@ def test_a_tiny_row_is_trained_and_read_and_not_trained_twice(
 ) -> None:
     tiny = row(seeds=[0, 1], each=[1.0, 1.1])
     monkeypatch.setattr(reproduce, "rows", lambda: {"tiny": tiny})
+    with pytest.raises(SystemExit, match=r"^0$"):  # the first seed is there; the second is trained by a process
+        train.main([*TINY.split(), "--seed", "0", "--run-dir", str(tmp_path / "tiny" / "0"), "--no-progress"])
     args = reproduce.Args(names=("tiny",), runs=tmp_path)
     assert reproduce.main(args) == 1  # about half of the bits are wrong after two updates
-    assert "is outside the published" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert [said.count(words) for words in ("complete: ", "training: ")] == [1, 1]
+    assert "is outside the published" in said
     scores = [reproduce.trained_score(tmp_path / "tiny" / seed, "error") for seed in ("0", "1")]
     assert all(20 < score < 80 for score in scores)
     assert reproduce.trained_score(tmp_path / "tiny" / "0", "training") != 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -47,12 +47,14 @@ def test_another_training_is_refused(folder: Path, other: tuple[str, ...], text:
     assert text in str(end.value)
 
 
-def test_published_files_are_not_replaced_unasked(tmp_path: Path) -> None:
+def test_published_files_are_not_replaced_unasked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "maze-ppo.csv").write_text("published")
     words = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path)]
     script = str(ROOT / "benchmarks" / "learning_curves.py")
-    done = subprocess.run([sys.executable, script, *words], capture_output=True, text=True)
-    assert done.returncode == 1
-    assert "maze-ppo.csv exists" in done.stderr
+    monkeypatch.setattr(sys, "argv", [script, *words])
+    with pytest.raises(SystemExit, match=r"maze-ppo\.csv exists"):
+        runpy.run_path(script, run_name="__main__")
     assert (tmp_path / "maze-ppo.csv").read_text() == "published"
     assert not (tmp_path / "runs").exists()

@@ -56,15 +56,17 @@ def library(source: Path, dtype: torch.dtype) -> ctypes.CDLL | None:
     if not compiler:
         _warn(f"no C compiler was found for {source.name}")
         return None
-    command = [*compiler, *FLAGS, f"-I{_HEADERS}", f"-DREAL={NAMES[dtype]}", "-DNAME(x)=x"]
+    command = [*compiler, *FLAGS, f"-DREAL={NAMES[dtype]}", "-DNAME(x)=x"]
     message = f"{source.name}: no folder for compiled libraries is writable: set XDG_CACHE_HOME to one that is"
     try:
         parts = [source, *sorted(_HEADERS.glob("*.h")), *sorted(source.parent.glob("*.h"))]
+        # what the headers contain, not where they are: checkouts and environments share the cache
         cache_key = repr(([part.read_bytes() for part in parts], command, platform.machine(), _processor())).encode()
         stem = f"{source.stem}-{NAMES[dtype]}-{hashlib.sha256(cache_key).hexdigest()[:16]}"
         for folder in _cache_folders():
             try:
-                loaded_library = _load_cached(folder, stem) or _build(folder, stem, [*command, str(source), "-lm"])
+                build = [*command, f"-I{_HEADERS}", str(source), "-lm"]
+                loaded_library = _load_cached(folder, stem) or _build(folder, stem, build)
                 if folder.name != "native":
                     _warn_not_cached(os.getpid())
                 return loaded_library

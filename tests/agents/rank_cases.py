@@ -51,6 +51,7 @@ UPDATES: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 TRAIN = ["--env", "Engram/RepeatFirst-v0", "--env-kwargs", "length=8", "--num-envs", "8", "--n-steps", "8"]
 TRAIN += ["--memory", "gru", "--memory-kwargs", "hidden_size=16", "--eval-episodes", "16", "--no-progress"]
+TRAIN += ["--panels-every", "0"]
 BAD = {
     "shares": [*TRAIN, "--num-envs", "7"],
     "minibatches": [*TRAIN, "--n-minibatches", "5"],

@@ -8,6 +8,7 @@ What a graph could not take down is an error here as well: a value or a shape th
 
 from __future__ import annotations
 
+import functools
 import sys
 from typing import Any
 from unittest import mock
@@ -15,7 +16,6 @@ from unittest import mock
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 
 HOST_READS = {
     "_local_scalar_dense",
@@ -32,6 +32,18 @@ HOST_READS = {
 
 RESHAPES = {"squeeze_", "unsqueeze_", "t_", "transpose_", "as_strided_", "detach_", "resize_"}
 """Operations that give a tensor another shape and leave its numbers: once is enough."""
+
+
+@functools.cache
+def _known(func: Any) -> tuple[str, bool]:
+    """An operation's name, and whether a replay must do it again; asking C++ for its schema each time is slow."""
+    name = func._schema.name.removeprefix("aten::")
+    views = [entry.alias_info for entry in func._schema.returns if entry.alias_info is not None]
+    return name, all(info.is_write for info in views) and name not in RESHAPES and not name.startswith("empty")
+
+
+def _results(result: Any) -> list[Any]:
+    return list(result) if isinstance(result, (list, tuple)) else [result]
 
 
 class HostReadError(AssertionError):
@@ -52,7 +64,7 @@ class Tape(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.operations: list[tuple[Any, tuple[Any, ...], dict[str, Any], Any, bool]] = []
+        self.operations: list[tuple[Any, tuple[Any, ...], dict[str, Any], list[Any], bool]] = []
         self._fresh = True
 
     def record(self, body: Any) -> None:
@@ -71,24 +83,23 @@ class Tape(TorchDispatchMode):
             for operation, args, kwargs, given, grad in self.operations:
                 with torch.set_grad_enabled(grad):  # some operations keep more where there is a gradient to come
                     again = operation(*args, **kwargs)
-                for old, new in zip(tree_leaves(given), tree_leaves(again), strict=True):
+                for old, new in zip(given, _results(again), strict=True):
                     if isinstance(old, Tensor) and old.data_ptr() != new.data_ptr():
                         old.copy_(new)
         return self.output
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        name = func._schema.name.removeprefix("aten::")
+        name, repeated = _known(func)
         mask = name.startswith("index") and any(
-            t.dtype == torch.bool for t in tree_leaves(args[1]) if isinstance(t, Tensor)
+            t.dtype == torch.bool for t in _results(args[1]) if isinstance(t, Tensor)
         )
         if name in HOST_READS or mask:
             raise HostReadError(f"the host reads: {name}")
         if name == "lift_fresh" and args[0].dim():  # without dimensions: a number that is assigned, no copy on a GPU
             raise HostReadError("a list of numbers becomes a tensor, which a graph would copy from the host each time")
         result = func(*args, **kwargs)
-        views = [entry.alias_info for entry in func._schema.returns if entry.alias_info is not None]
-        if all(info.is_write for info in views) and name not in RESHAPES and not name.startswith("empty"):
-            given = tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, result)
+        if repeated:
+            given = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in _results(result)]
             self.operations.append((func, args, kwargs, given, torch.is_grad_enabled()))
         return result

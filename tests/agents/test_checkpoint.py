@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import json
+import os
 import random
 import signal
 import subprocess
@@ -257,30 +260,70 @@ def test_latest_checkpoint_sees_whole_ones_only(tmp_path: Path) -> None:
         latest_checkpoint(tmp_path / "empty")
 
 
-def test_killed_while_saving(tmp_path: Path) -> None:
+@pytest.fixture
+def child(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A class of forked processes."""
+    if not hasattr(os, "fork"):
+        pytest.skip("processes cannot be forked here")
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    return importlib.import_module("fault_children").Child
+
+
+def test_killed_while_saving(tmp_path: Path, child: Any) -> None:
     """A process that does nothing but replace its checkpoint is killed outright, again and again."""
-    program = f"""
-import sys
-sys.path[:0] = {[str(Path(__file__).parent)]!r}
-from test_checkpoint import A2C, build
-model = build(A2C, "lstm", "tmaze").learn(28)
-while True:
-    model.num_timesteps += 1
-    model.save({str(tmp_path / "it")!r})
-    print(model.num_timesteps, flush=True)
-"""
+    model = build(A2C, "lstm", "tmaze").learn(28)
+
+    def save(written: int) -> None:
+        while True:
+            model.num_timesteps += 1
+            model.save(tmp_path / "it")
+            os.write(written, f"{model.num_timesteps}\n".encode())
+
     generator = random.Random(0)
-    for _ in range(2):
-        process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        while int(process.stdout.readline()) < 40:
-            pass
-        time.sleep(0.02 * generator.random())
-        process.send_signal(signal.SIGKILL)
-        written = [int(line) for line in process.stdout]
-        process.wait()
+    for _ in range(4):
+        reading, writing = os.pipe()
+        process = child(functools.partial(save, writing), tmp_path)
+        os.close(writing)
+        with os.fdopen(reading) as lines:
+            while int(lines.readline()) < 32:
+                pass
+            time.sleep(0.02 * generator.random())
+            process.send(signal.SIGKILL)
+            written = [int(line) for line in lines]
+        assert process.wait(60).status == -signal.SIGKILL
         loaded = A2C.load(tmp_path / "it").num_timesteps
-        assert loaded >= (written[-1] if written else 40)
+        assert loaded >= (written[-1] if written else 32)
+
+
+def test_killed_before_each_operation_of_a_save(tmp_path: Path, child: Any) -> None:
+    """Whether it opens, renames or removes a file next: the old checkpoint is there, or the new one."""
+    model = build(A2C, "lstm", "tmaze").learn(28)
+    model.save(tmp_path / "it")
+    kept = model.num_timesteps
+
+    def save(operations: int) -> None:
+        left = operations
+
+        def watch(event: str, arguments: Any) -> None:
+            nonlocal left
+            left -= event == "open" or event.startswith(("os.", "shutil."))
+            if left == -1:  # and not again, as a kill is an event too
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(watch)  # for good: in the child alone
+        model.save(tmp_path / "it")
+        os._exit(0)
+
+    for operations in range(100):
+        model.num_timesteps = kept + 1
+        status = child(functools.partial(save, operations), tmp_path).wait(60).status
+        loaded = A2C.load(tmp_path / "it").num_timesteps
+        assert loaded in (kept, kept + 1), operations
+        kept = loaded
+        if status == 0:
+            break
+        assert status == -signal.SIGKILL
+    assert 10 < operations < 99
 
 
 @pytest.mark.parametrize(

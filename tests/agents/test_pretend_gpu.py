@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import csv
-import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from cases import ENVIRONMENTS, LEARNERS, MEMORIES, small
 from pretend_cuda import PretendCuda
 from torch import Tensor
 
+import evaluate
+import train
 from agents import A2C, PPO, MemoryOnPolicyAlgorithm, make_env
 from agents.run.parsing import parse
 from agents.scale.cuda_graphs.replay import Graphs
@@ -235,35 +237,29 @@ def test_a_checkpoint_trains_on_another_device(there: str, here: str, tmp_path: 
         assert again.num_timesteps > steps
 
 
-COMMANDS = """
-import sys, train, evaluate
-from pretend_cuda import PretendCuda
-folder = sys.argv[1]
-small = "--env Engram/RepeatFirst-v0 --env-kwargs length=4 --memory gru --memory-kwargs hidden_size=8"
-small += " --num-envs 4 --n-steps 8 --total-timesteps 96 --eval-episodes 8 --panels-every 0 --no-progress"
-
-def command(main, words):
-    sys.argv[1:] = words.split()
-    try:
-        main()
-    except SystemExit as end:
-        assert not end.code, (words, end.code)
-
-with PretendCuda():
-    command(train.main, f"{small} --device cuda --fast graph --run-dir {folder}")
-    command(train.main, f"--resume {folder} --total-timesteps 192 --no-progress")
-    command(evaluate.main, f"{folder} --device cuda --episodes 8")
-    command(evaluate.main, f"{folder} --device auto --episodes 8")
-command(train.main, f"--resume {folder} --total-timesteps 224 --device cpu --fast auto --no-progress")
-"""
-
-
-def test_both_commands_run_on_a_gpu(tmp_path: Path) -> None:
+def test_both_commands_run_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Trained, resumed and scored on a GPU, then resumed on a machine without one."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), "COLUMNS": "80"}
-    words = [sys.executable, "-c", COMMANDS, str(tmp_path / "run")]
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
+    monkeypatch.setenv("COLUMNS", "80")
+    small = "--env Engram/RepeatFirst-v0 --env-kwargs length=4 --memory gru --memory-kwargs hidden_size=8"
+    small += " --num-envs 4 --n-steps 8 --total-timesteps 96 --eval-episodes 8 --panels-every 0 --no-progress"
+    folder = tmp_path / "run"
+
+    def command(main: Callable[[list[str]], None], words: str) -> None:
+        status: object = 0
+        try:
+            main(words.split())
+        except SystemExit as end:
+            status = end.code
+        assert not status, words
+
+    with PretendCuda() as gpu:
+        command(train.main, f"{small} --device cuda --fast graph --run-dir {folder}")
+        assert gpu.replays
+        command(train.main, f"--resume {folder} --total-timesteps 192 --no-progress")
+        command(evaluate.main, f"{folder} --device cuda --episodes 8")
+        command(evaluate.main, f"{folder} --device auto --episodes 8")
+    assert not gpu.faults
+    command(train.main, f"--resume {folder} --total-timesteps 224 --device cpu --fast auto --no-progress")
 
 
 SHORT = "env_conformance or memory_conformance and (gru or dnc or multigrid) or PPO-gru or A2C-mnm-p"

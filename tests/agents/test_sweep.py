@@ -36,6 +36,8 @@ STAND_IN = HERE / "sweep_stand_in.py"
 
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without pictures, which take a second: two tests draw them."""
+    monkeypatch.setattr(report, "draw", lambda *_: None)
     monkeypatch.setattr(trial, "CHILD", STAND_IN)
     monkeypatch.setattr(trial, "POLL_S", 0.02)
     study.silence_optuna()
@@ -142,8 +144,9 @@ def test_a_grid_is_run_once_and_whole(tmp_path: Path, stand_in: None) -> None:
 
 
 def test_ctrl_c_leaves_a_study_that_goes_on(tmp_path: Path, stand_in: None) -> None:
-    slow = {"fixed": {"vf_coef": 0.3, "ent_coef": 0.0, "memory": "gru"}, "seeds": [0, 1], "trials": 2}
-    sweep = prepared(tmp_path, **slow)
+    fixed = {"vf_coef": 0.0, "ent_coef": 0.0, "max_grad_norm": 8.0, "memory": "gru"}
+    waiting = {"fixed": fixed, "seeds": [0, 1], "trials": 2}
+    sweep = prepared(tmp_path, **waiting)
 
     def interrupt_the_second_seed() -> None:
         while not (tmp_path / "trial-0000-seed-1" / "starts.txt").exists():
@@ -154,7 +157,7 @@ def test_ctrl_c_leaves_a_study_that_goes_on(tmp_path: Path, stand_in: None) -> N
     assert sweep.run() is True
     assert states(sweep) == ["WAITING"]
     drawn = sweep.study.trials[0].params
-    again = prepared(tmp_path, **(slow | {"fixed": slow["fixed"]}))
+    again = prepared(tmp_path, **waiting)
     assert again.run() is False
     assert states(again) == ["COMPLETE", "COMPLETE"]
     assert again.study.trials[0].params == drawn
@@ -215,21 +218,18 @@ def test_a_run_does_not_outlive_its_sweep(tmp_path: Path) -> None:
     assert not study.alive(child)
 
 
-def test_two_processes_share_a_journal(tmp_path: Path) -> None:
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the processes are forked")
+def test_two_processes_share_a_journal(tmp_path: Path, stand_in: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from fault_children import Child
+
     fixed = {"vf_coef": 0.02, "ent_coef": 0.0, "env": "Engram/RepeatFirst-v0"}
     file = space_file(tmp_path, trials=7, fixed=fixed, pruner="none")
-    program = (
-        "import sys; from pathlib import Path; import train; from agents.sweep import trial\n"
-        f"trial.CHILD = Path({str(STAND_IN)!r}); trial.POLL_S = 0.05\n"
-        f"train.main(['--sweep', {str(file)!r}, '--run-dir', {str(tmp_path)!r}, '--memory', 'gru'])"
-    )
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    both = [
-        subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    said = [process.communicate(timeout=300)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0]
+    words = ["--sweep", str(file), "--run-dir", str(tmp_path), "--memory", "gru"]
+    both = [Child(lambda: train.main(words), ROOT, memory=0) for _ in range(2)]
+    outcomes = [process.wait(300) for process in both]
+    assert [outcome.status for outcome in outcomes] == [0, 0], outcomes
+    said = [outcome.output for outcome in outcomes]
     space = load_space(str(file))
     made = optuna.load_study(study_name=space.name, storage=study.open_storage(study.default_storage(tmp_path)))
     assert [one.state for one in made.trials] == [TrialState.COMPLETE] * 7
@@ -256,9 +256,9 @@ def test_of_two_that_ask_for_the_last_trial_one_gets_it(tmp_path: Path, stand_in
 
 
 def test_a_database_will_do(tmp_path: Path, stand_in: None) -> None:
-    sweep = prepared(tmp_path, jobs=2, kept=f"sqlite:///{tmp_path}/study.db")
+    sweep = prepared(tmp_path, jobs=2, trials=2, kept=f"sqlite:///{tmp_path}/study.db")
     sweep.run()
-    assert states(sweep) == ["COMPLETE"] * 3
+    assert states(sweep) == ["COMPLETE"] * 2
     assert not (tmp_path / "study.journal").exists()
 
 

@@ -52,6 +52,19 @@ def test_a_library_is_compiled_once(source: Path, tmp_path: Path, monkeypatch: p
     assert kept(tmp_path) == [file]
 
 
+def test_another_checkout_finds_it_compiled(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert gives_seven(uncached(source, torch.float32))
+    other = tmp_path / "other"
+    shutil.copytree(native._HEADERS, other / "native")
+    monkeypatch.setattr(native, "_HEADERS", other / "native")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("compiled again"))
+    assert gives_seven(uncached(Path(shutil.copy(source, other)), torch.float32))
+    header = next((other / "native").glob("*.h"))
+    header.write_text(header.read_text() + "\n")
+    with pytest.raises(pytest.fail.Exception, match="compiled again"):
+        uncached(other / source.name, torch.float32)
+
+
 @pytest.mark.parametrize("damage", ["cut", "empty", "garbage", "flipped", "folder", "hole"])
 def test_a_damaged_library_is_made_anew(source: Path, tmp_path: Path, damage: str) -> None:
     """In a process of its own: a cut library that is mapped ends the process with SIGBUS."""

@@ -203,6 +203,8 @@ class Segments:
         """
         if self.setting is not None:
             return self.setting if self.setting < steps else 0
+        if steps <= SHORTEST:  # one segment whatever a step stores, which need not be measured
+            return 0
         if steps * batch * self.bytes_per_step(recorded, expected_steps) <= max_stored_bytes(self.memory.device):
             return 0
         segment = self.best(steps, recorded, expected_steps)

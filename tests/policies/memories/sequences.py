@@ -86,27 +86,30 @@ def expect_close(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], rt
 
 
 def expect_same_with_gradients(
-    ours: Mapping[str, Tensor],
+    ours: Mapping[str, Tensor] | Sequence[Mapping[str, Tensor]],
     paper: Mapping[str, Tensor],
     leaves: Mapping[str, Tensor],
     counted: Callable[[dict[str, Tensor]], Any] = lambda gradients: None,
 ) -> None:
-    """Two results are the same, and so are the gradients of a weighted sum of each; in float64.
+    """Results are the same, and so are the gradients of a weighted sum of each; in float64.
 
     Args:
-        ours, paper: results by name.
-        leaves: what both are differentiated by.
+        ours: results by name, of one way or of several.
+        paper: what each of them must be.
+        leaves: what all are differentiated by.
         counted: called with each set of gradients, to take out what means nothing.
     """
-    weights = {key: torch.randn(value.shape).double() for key, value in ours.items()}
+    ways = [ours] if isinstance(ours, Mapping) else ours
+    weights = {key: torch.randn(value.shape).double() for key, value in ways[0].items()}
     gradients = []
-    for parts in (ours, paper):
+    for parts in (paper, *ways):
         total = torch.stack([(weights[key] * parts[key]).sum() for key in weights]).sum()
         found = torch.autograd.grad(total, list(leaves.values()), allow_unused=True, materialize_grads=True)
         gradients.append(dict(zip(leaves, found, strict=True)))
         counted(gradients[-1])
-    expect_close(ours, paper, 1e-9, 1e-10)
-    expect_close(*gradients, 1e-9, 1e-10)
+    for parts, gradient in zip(ways, gradients[1:], strict=True):
+        expect_close(parts, paper, 1e-9, 1e-10)
+        expect_close(gradient, gradients[0], 1e-9, 1e-10)
 
 
 def expect_acting_is_the_equations(memory: Memory, xs: Tensor, state: State) -> None:

@@ -246,6 +246,8 @@ def test_without_a_setting_it_is_what_would_be_kept_that_decides(
 ) -> None:
     memory = Counting()
     segments = Segments(memory, None, 3)
+    assert segments.length(8, 10**9, recorded, expected_steps=8) == 0
+    assert memory.taken == 0, "a segment has eight steps or more: nothing to measure"
     each = segments.bytes_per_step(recorded, 8)
     assert 8_000 <= each <= 13_000  # two or three times 1,000 numbers, of 4 bytes, and little else
     taken = memory.taken
