@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from command_line import SMALL, command
 
 from agents import CheckpointError, load
 from agents.evaluation.command import main as evaluate
@@ -14,7 +15,6 @@ from agents.registry import learners
 from agents.run.config import load_config
 from agents.sweep import load_space
 from policies.memories.registry import memories
-from tests.agents.run.command_line import SMALL, command
 
 OWN = """
 from dataclasses import dataclass
@@ -72,10 +72,8 @@ def test_a_run_with_a_memory_and_a_learner_of_a_module(folder: Path, capsys: pyt
     assert "own-gru" in capsys.readouterr().out
     assert type(load(run, device="cpu")).__name__ == "OwnA2C"
     forget()
-    with pytest.raises(
-        CheckpointError, match="import the module that registers it"
-    ):  # a checkpoint alone imports nothing
-        load(run, device="cpu")
+    with pytest.raises(CheckpointError, match="import the module that registers it"):
+        load(run, device="cpu")  # a checkpoint alone imports nothing
     assert "own_module" not in sys.modules
 
 
