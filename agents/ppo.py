@@ -1,7 +1,7 @@
 """PPO: several passes of clipped updates over each rollout, with the memory replayed from its stored state.
 
 Schulman et al. 2017, "Proximal Policy Optimization Algorithms", eq. 7. Minibatches and replay are those of
-`agents.replaying`, so the probability ratio is exactly 1 on the first minibatch.
+`agents.replaying`, so the probability ratio of the first minibatch is 1 up to rounding.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """`ReplayLearner`: base of learners that pass over a rollout several times, replaying the memory from its stored state.
 
-A minibatch is a set of environments with all of their steps in order, and the memory is unrolled over it from the state
-in which the rollout began: nothing is padded, and no state is stale.
+A minibatch is a set of environments with all of their steps in order. The memory is unrolled over it from its state at
+the start of the rollout, so nothing is padded. Only this start state was computed with earlier parameters.
 """
 
 from __future__ import annotations

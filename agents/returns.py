@@ -70,15 +70,15 @@ def vtrace(
 ) -> tuple[Tensor, Tensor]:
     """V-trace: value targets and policy-gradient advantages, `[T, N]` each, for actions of an older policy.
 
-    Espeholt et al. 2018, eq. 1: `v_t = V_t + δ_t + γ c_t (v_{t+1} − V_{t+1})` with `δ_t = ρ_t (r_t + γ V' − V_t)`,
-    `ρ_t = min(ρ̄, ratio_t)` and `c_t = min(c̄, ratio_t)`; and section 4.2, `ρ_t (r_t + γ v_{t+1} − V_t)`. With ratios of
-    1 the targets are TD(1) returns.
+    Espeholt et al. 2018, eq. 1 in the recursive form of remark 1: `v_t = V_t + δ_t + γ c_t (v_{t+1} − V_{t+1})` with
+    `δ_t = ρ_t (r_t + γ V' − V_t)`, `ρ_t = min(ρ̄, ratio_t)` and `c_t = min(c̄, ratio_t)`; and section 4.2,
+    `ρ_t (r_t + γ v_{t+1} − V_t)`. With ratios of 1 the targets are TD(1) returns.
 
     Args:
         rewards, values, next_values, ended: `[T, N]`.
         ratios: `[T, N]`, probability of the action under the policy that learns, over that under the one that acted.
         gamma: discount, 0..1.
-        rho_bar: ρ̄, at least `c_bar`; it decides to which policy's values the targets converge.
+        rho_bar: ρ̄; the paper assumes at least `c_bar`. It decides to which policy's values the targets converge.
         c_bar: c̄; bounds how much the TD errors of later steps change an earlier target.
     """
     rho, c = ratios.clamp(max=rho_bar), ratios.clamp(max=c_bar)

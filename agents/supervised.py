@@ -38,12 +38,12 @@ class SupervisedConfig(Hyperparameters):
 
 @register_learner("supervised")
 class Supervised(MemoryOnPolicyAlgorithm):
-    """One update from every rollout, by back-propagation through it.
+    """Supervised learning of the right actions, for environments that provide them.
 
-    The loss is the mean of `-log_prob(target)`, weighted by `weight`, plus `aux_coef` times the memory's own losses.
-    The agent acts greedily in training, so that logged returns and task metrics are those of its answers. Arguments
-    are those of `SupervisedConfig`, then those of `agents.hyperparameters.Setup`; `n_steps=0` is a whole episode of an
-    environment with a fixed horizon.
+    Each rollout gives one update, by back-propagation through it. The loss is the mean of `-log_prob(target)`, weighted
+    by `weight`, plus `aux_coef` times the memory's own losses. The agent acts greedily in training, so that logged
+    returns and task metrics are those of its answers. Arguments are those of `SupervisedConfig`, then those of
+    `agents.hyperparameters.Setup`; `n_steps=0` is a whole episode of an environment with a fixed horizon.
 
     Raises:
         ValueError: the environment gives no targets, or `n_steps` is 0 and it has no horizon.

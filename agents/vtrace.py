@@ -53,7 +53,9 @@ class VTraceConfig(Hyperparameters):
 
 @register_learner("vtrace")
 class VTrace(ReplayLearner):
-    """V-trace actor-critic with a memory; arguments are those of `VTraceConfig`, then `agents.hyperparameters.Setup`.
+    """Actor-critic with V-trace, the off-policy correction of IMPALA, and a memory.
+
+    Arguments: those of `VTraceConfig`, then those of `agents.hyperparameters.Setup`.
 
     >>> model = VTrace("MemoryPolicy", "Engram/RepeatFirst-v0", policy_kwargs={"memory": "gru"}, seed=0)
     >>> model.learn(40).num_timesteps

@@ -186,6 +186,7 @@ def _read(folder: Path, baselines: bool) -> Iterator[Run]:
     yield Run(folder, config, _scores(summary, "mean_return", "metrics", file), chance, steps)
     if baselines and config["memory"] != "identity" and (folder / BASELINE / "progress.csv").is_file():
         alone: dict[str, Any] = {"memory": "identity", "memory_kwargs": {}, "precision": "float32", "init_from": None}
+        alone["imports"] = []  # equal baselines are one group, even if only one of the runs imports its memory
         found = _scores(summary, "identity_mean_return", "identity_metrics", file)
         yield Run(folder / BASELINE, {**config, **alone}, found, chance)
 

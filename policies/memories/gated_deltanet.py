@@ -205,8 +205,8 @@ class GatedDeltaNet(Memory):
         expansion: int = 2,
     ) -> None:
         super().__init__()
-        sizes = {"hidden_size": hidden_size, "num_layers": num_layers, "heads": heads, "key_size": key_size}
-        at_least(1, **{**sizes, "expansion": expansion})
+        at_least(1, hidden_size=hidden_size, num_layers=num_layers, heads=heads)
+        at_least(1, key_size=key_size, value_size=value_size, expansion=expansion)
         at_least(2, conv_size=conv_size)
         self.output_size, self.num_layers = hidden_size, num_layers
         self.embedding = nn.Linear(input_size, hidden_size)

@@ -32,7 +32,7 @@ class GRUGate(nn.Module):
         self.of_y = nn.Linear(width, 3 * width, bias=False)  # W_r, W_z, W_g
         self.of_x = nn.Linear(width, 2 * width, bias=False)  # U_r, U_z
         self.of_reset = nn.Linear(width, width, bias=False)  # U_g
-        self.bias = nn.Parameter(torch.full((width,), bias))  # b_g
+        self.bias = nn.Parameter(torch.full((width,), float(bias)))  # b_g
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         y_r, y_z, y_g = self.of_y(y).chunk(3, -1)
@@ -212,8 +212,7 @@ class GTrXL(Memory):
         gate_bias: float = 2.0,
     ) -> None:
         super().__init__()
-        sizes = {"num_layers": num_layers, "heads": heads, "capacity": capacity, "expansion": expansion}
-        at_least(1, **sizes)
+        at_least(1, num_layers=num_layers, heads=heads, capacity=capacity, expansion=expansion)
         if hidden_size < 1 or hidden_size % heads or hidden_size % 2:
             raise ValueError(f"hidden_size is {hidden_size}; it must be a multiple of heads, {heads}, and of 2")
         self.output_size, self.num_layers, self.capacity = hidden_size, num_layers, capacity

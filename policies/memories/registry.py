@@ -67,7 +67,7 @@ def make_memory(name: str, *, input_size: int | tuple[int, ...], fast: bool = Tr
         kwargs: the memory's own arguments; see its class.
 
     Raises:
-        ValueError: there is no such memory.
+        ValueError: there is no such memory, or one of its arguments is out of its range.
         TypeError: it does not have an argument, or it is of another package and breaks the contract in its first step.
     """
     cls, kwargs = memory_class(name), current_arguments(name, kwargs)

@@ -82,8 +82,8 @@ class DNTM(Memory):
         draw_seed: seed of the sampled slots.
 
     Raises:
-        ValueError: a number of layers, slots, heads or reading steps is below 1, usage_decay is not in 0..1, a choice
-            is unknown, or `curriculum` is set with soft addressing.
+        ValueError: a size is below 1, address_size or a coefficient is below 0, usage_decay is not in 0..1, a choice is
+            unknown, or `curriculum` is set with soft addressing.
     """
 
     fast_form = FastDNTM
@@ -119,8 +119,10 @@ class DNTM(Memory):
         one_of("addressing", addressing, "soft", "discrete")
         one_of("prediction", prediction, "squared", "bernoulli")
         one_of("draws_depend_on", draws_depend_on, "history", "step")
-        sizes = {"num_layers": num_layers, "slots": slots, "reading_steps": reading_steps}
-        at_least(1, **{**sizes, "read_heads": read_heads, "write_heads": write_heads})
+        at_least(1, hidden_size=hidden_size, output_size=output_size, num_layers=num_layers, slots=slots)
+        at_least(1, word_size=word_size, read_heads=read_heads, write_heads=write_heads, reading_steps=reading_steps)
+        at_least(0, address_size=address_size, entropy_coef=entropy_coef)
+        at_least(0, consistency_coef=consistency_coef, prediction_coef=prediction_coef)
         if not 0 <= usage_decay <= 1:
             raise ValueError(f"usage_decay is {usage_decay}; it must be in 0..1")
         if curriculum and addressing == "soft":

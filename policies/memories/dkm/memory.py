@@ -77,7 +77,7 @@ class DKM(Memory):
     ) -> None:
         super().__init__()
         one_of("variant", variant, "paper", "code")
-        at_least(1, slots=slots, word_size=word_size)
+        at_least(1, output_size=output_size, slots=slots, word_size=word_size)
         at_least(1, num_opt_iters=num_opt_iters, read_iterations=read_iterations)
         if w_prior_stddev <= 0 or obs_noise_stddev < 0:
             raise ValueError(

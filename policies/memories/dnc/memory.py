@@ -83,9 +83,8 @@ class DNC(Memory):
         bias: bool = False,
     ) -> None:
         super().__init__()
-        sizes = {"hidden_size": hidden_size, "num_layers": num_layers, "slots": slots}
-        sizes |= {"word_size": word_size, "read_heads": read_heads, "write_heads": write_heads}
-        at_least(1, **sizes)
+        at_least(1, hidden_size=hidden_size, output_size=output_size, num_layers=num_layers, slots=slots)
+        at_least(1, word_size=word_size, read_heads=read_heads, write_heads=write_heads)
         for name, limit in {"clip_value": clip_value, "clip_gradients": clip_gradients}.items():
             if limit is not None and limit <= 0:
                 raise ValueError(f"{name} must be above 0 or None, not {limit}")

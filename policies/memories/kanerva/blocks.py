@@ -20,7 +20,7 @@ from policies.memories.kanerva.fast_blocks import FastBlocks
 from policies.memories.kanerva.form import KanervaForm, Read, SharedLayers, StepResults
 from policies.memories.kanerva.panels import memory_panels
 from policies.memories.kanerva.parts import Gaussian, LearnedPrior, as_gaussian, image_shape
-from policies.memories.kanerva.places import block_places, inner_room, offset_weights
+from policies.memories.kanerva.places import block_places, max_distance_within, offset_weights
 from policies.memories.shared.noise import fingerprint, gaussian, next_seed
 from policies.memories.shared.numbers import rms
 from policies.memories.shared.readers import Shape
@@ -230,7 +230,7 @@ class BlockKanerva(KanervaForm):
                 )
                 answers.append(answer._replace(output=answer.output + self.ask(questions[t])))
         read, *other = (Read(*map(torch.stack, zip(*each, strict=True))) for each in (reads, answers) if each)
-        places = block_places(keys, inner_room(self.crop_size, self.memory_size))
+        places = block_places(keys, max_distance_within(self.crop_size, self.memory_size))
         return StepResults(torch.stack(hidden), read, other[0] if other else read, state | seed | {"places": places})
 
     def seeds(self, xs: Tensor, starts: Tensor | None, seed: Tensor, reset_at: frozenset[int]) -> Tensor:

@@ -11,7 +11,7 @@ from policies.memories.contract import MemoryStep, Panel, State, Unrolled
 from policies.memories.kanerva.blocks import BlockKanerva
 from policies.memories.kanerva.pooled import PooledKanerva
 from policies.memories.registry import register_memory
-from policies.memories.shared.arguments import one_of
+from policies.memories.shared.arguments import at_least, one_of
 from policies.memories.shared.readers import ReaderForm, ReaderMemory, Shape
 from policies.memories.steps import Queries
 from policies.memories.time.recording import Recording
@@ -86,7 +86,8 @@ class KanervaMemory(ReaderMemory):
         decoder_features: feature maps of the decoder's coarsest grid.
 
     Raises:
-        ValueError: a size is below 1 or does not fit another, a choice is unknown, or `shift` is set with a controller.
+        ValueError: a size is below 1 or does not fit another, kl_weight is below 0, a choice is unknown, or shift is
+            set with a controller.
     """
 
     fast_form = FastKanerva
@@ -123,6 +124,11 @@ class KanervaMemory(ReaderMemory):
         super().__init__()
         one_of("controller", controller, "lstm", "none")
         one_of("likelihood", likelihood, "gaussian", "bernoulli")
+        at_least(1, output_size=output_size, hidden_size=hidden_size, embedding_size=embedding_size)
+        at_least(1, dense_size=dense_size, latent_size=latent_size, memory_channels=memory_channels)
+        at_least(1, read_heads=read_heads, writer_features=writer_features, prior_features=prior_features)
+        at_least(1, encoder_blocks=encoder_blocks, decoder_features=decoder_features)
+        at_least(0, kl_weight=kl_weight)
         if controller == "lstm" and shift:
             raise ValueError(f"shift is {shift}; expected None, because only controller='none' has a temporal shift")
         common: dict[str, Any] = {

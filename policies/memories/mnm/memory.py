@@ -57,7 +57,7 @@ class MNM(Memory):
     """
 
     local_update: ClassVar[bool]
-    """Whether writes use ψ (BFPF) and eq. (4); if not, eq. (3)."""
+    """True: writes follow eq. (4), with the trained q_ψ; False: eq. (3)."""
 
     def __init__(
         self,
@@ -79,7 +79,8 @@ class MNM(Memory):
         super().__init__()
         one_of("rate", rate, "single", "per-layer")
         one_of("output_activation", output_activation, "tanh", "linear")
-        at_least(1, memory_layers=memory_layers, heads=heads)
+        at_least(1, hidden_size=hidden_size, output_size=output_size, memory_layers=memory_layers, heads=heads)
+        at_least(1, key_size=key_size, value_size=value_size, memory_units=memory_units)
         at_least(0, recall_delay=recall_delay)
         if not 0 < recall_decay <= 1:
             raise ValueError(f"recall_decay is {recall_decay}; it must be above 0 and at most 1")
@@ -256,7 +257,7 @@ class MNM(Memory):
 
 @register_memory("mnm-p")
 class MNMp(MNM):
-    """MNM-p: writes by a learned local update, eq. (4), layer by layer and without a gradient.
+    """MNM-p (Munkhdalai et al., NeurIPS 2019): writes by a learned local rule, eq. (4), without a gradient.
 
     The expected activations z'^l = q_ψ^l(v^w) come from one linear layer per memory layer, including the output layer
     (appendix A; with a bias and no nonlinearity, as in the public port). The heads' updates are averaged, as the error
@@ -276,9 +277,9 @@ class MNMp(MNM):
 
 @register_memory("mnm-g")
 class MNMg(MNM):
-    """MNM-g: writes by one gradient step on the squared error, eq. (2) and (3); training differentiates through it.
+    """MNM-g (Munkhdalai et al., NeurIPS 2019): writes by one gradient step on the squared error, eq. (2) and (3).
 
-    Arguments: see `MNM`.
+    Training differentiates through the step. Arguments: see `MNM`.
     """
 
     local_update = False

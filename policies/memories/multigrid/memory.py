@@ -14,6 +14,7 @@ from policies.memories.multigrid.fast_sequence import FastMultigrid
 from policies.memories.multigrid.layers import Channels, ConvGrid, Grid, LSTMGrid, Pyramid, Span, Stack
 from policies.memories.multigrid.presets import Plan, Residuals
 from policies.memories.registry import register_memory
+from policies.memories.shared.arguments import at_least
 from policies.memories.shared.numbers import rms, saturation
 from policies.memories.shared.readers import ReaderMemory
 from policies.memories.steps import Queries
@@ -64,7 +65,7 @@ class Multigrid(ReaderMemory):
             its entries in training; "sequence", over the episode so far (in readers with queries: over each grid).
 
     Raises:
-        ValueError: arguments contradict each other, or an input's shape does not fit `rank`.
+        ValueError: output_size is below 1, arguments contradict each other, or an input's shape does not fit `rank`.
     """
 
     fast_form = FastMultigrid
@@ -103,6 +104,7 @@ class Multigrid(ReaderMemory):
             **{"input_levels": input_levels, "decoder": decoder, "peepholes": peepholes},
             **{"forget_bias": forget_bias, "normalization": normalization},
         )
+        at_least(1, output_size=output_size)
         if queries and plan.reader == "none":
             raise ValueError(f"reader is 'none', but there are queries ({', '.join(queries)}): expected reader='query'")
         self.input_shape, self.query_shapes = tuple(input_size), dict(queries or {})

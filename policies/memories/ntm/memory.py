@@ -110,7 +110,8 @@ class NTM(Memory):
         one_of("memory_init", memory_init, "constant", "learned", "random")
         one_of("variant", variant, "paper", "code")
         one_of("key_activation", key_activation, "linear", "tanh")
-        at_least(1, num_layers=num_layers, read_heads=read_heads, write_heads=write_heads)
+        at_least(1, hidden_size=hidden_size, output_size=output_size, num_layers=num_layers, word_size=word_size)
+        at_least(1, read_heads=read_heads, write_heads=write_heads)
         if not 0 <= 2 * shift_range < slots:
             raise ValueError(
                 f"shift_range is {shift_range}; it must be in 0..{(slots - 1) // 2}, "
@@ -186,7 +187,7 @@ class NTM(Memory):
 
         Args:
             parameters: k, β, g, s and γ of the heads before their activations, `[B, H, word_size + 2 shift_range + 4]`.
-            memory: M with which keys are compared, `[B, N, M]`.
+            memory: the memory with which keys are compared, `[B, N, word_size]`.
             previous: w_{t-1}, `[B, H, N]`.
         """
         key, strength, gate, shift, power = torch.split(parameters, self.address_sizes, 2)

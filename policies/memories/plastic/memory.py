@@ -53,8 +53,8 @@ class PlasticNetwork(Memory):
             connection; a shared one is init_strength.
 
     Raises:
-        ValueError: hidden_size is below 1, clip is not above 0, init_eta is not between 0 and 1 with "scaled", or a
-            choice is unknown.
+        ValueError: hidden_size is below 1, init_scale is below 0, clip is not above 0, init_eta is not between 0 and 1
+            with "scaled", or a choice is unknown.
     """
 
     fast_form = FastPlastic
@@ -77,7 +77,8 @@ class PlasticNetwork(Memory):
         super().__init__()
         at_least(1, hidden_size=hidden_size)
         one_of("rule", rule, "oja", "hebb", "clipped")
-        parametrization = parametrization or self.default_parametrization
+        at_least(0, init_scale=init_scale)
+        parametrization = self.default_parametrization if parametrization is None else parametrization
         one_of("parametrization", parametrization, "scaled", "paper")
         if parametrization == "scaled" and not 0 < init_eta < 1:
             raise ValueError(f"init_eta is {init_eta}; with parametrization='scaled' it must be between 0 and 1")
@@ -91,14 +92,14 @@ class PlasticNetwork(Memory):
         square = (hidden_size, hidden_size)
         if self.scaled:
             self.w = nn.Parameter(nn.init.orthogonal_(torch.empty(square), gain=0.9))
-            shared, each = torch.full((1, 1), init_strength), 2 * init_strength
+            shared, each = torch.full((1, 1), float(init_strength)), 2 * init_strength
             self.strength = nn.Parameter(shared if self.shared_alpha else each * torch.rand(square))
             self.rate = nn.Parameter(torch.full((1,), init_eta).logit())
         else:
             self.w = nn.Parameter(init_scale * torch.rand(square))
-            shared = torch.full((1, 1), init_scale)
+            shared = torch.full((1, 1), float(init_scale))
             self.alpha = nn.Parameter(shared if self.shared_alpha else init_scale * torch.rand(square))
-            self.eta = nn.Parameter(torch.full((1,), init_eta))
+            self.eta = nn.Parameter(torch.full((1,), float(init_eta)))
 
     def plasticity(self) -> tuple[Tensor, Tensor]:
         """α, `[n, n]` or `[1, 1]`, and η, `[1]`."""
@@ -132,7 +133,10 @@ class PlasticNetwork(Memory):
 
 @register_memory("plastic")
 class Plastic(PlasticNetwork):
-    """Each connection has its own plasticity α[i,j]. Arguments: see `PlasticNetwork`."""
+    """Differentiable plasticity (Miconi et al., ICML 2018): each connection has its own α.
+
+    Arguments: see `PlasticNetwork`.
+    """
 
     shared_alpha = False
     default_parametrization = "paper"
@@ -140,7 +144,10 @@ class Plastic(PlasticNetwork):
 
 @register_memory("homo-plastic")
 class HomogeneousPlastic(PlasticNetwork):
-    """Homogeneous plasticity: one trained α for all connections. Arguments: see `PlasticNetwork`."""
+    """Homogeneous plasticity (Miconi et al., ICML 2018): all connections share one α.
+
+    Arguments: see `PlasticNetwork`.
+    """
 
     shared_alpha = True
     default_parametrization = "scaled"

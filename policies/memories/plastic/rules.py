@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def plastic_input(before: Tensor, hebb: Tensor, alpha: Tensor) -> Tensor:
-    """The traces' part of (1): Σ_i α[i,j] G[i,j] x[i], `[B, n]`; `alpha` is `[n, n]` or, shared, `[1, 1]`."""
+    """The traces' part of (1): Σ_i α[i,j] Hebb[i,j] h_{t-1}[i], `[B, n]`; `alpha` is `[n, n]` or, shared, `[1, 1]`."""
     if alpha.numel() == 1:
         return torch.bmm(before.unsqueeze(1), hebb).squeeze(1) * alpha
     return torch.bmm(before.unsqueeze(1), alpha * hebb).squeeze(1)
@@ -26,5 +26,5 @@ def advance(
 
 
 def decay(after: Tensor, eta: Tensor, rule: str) -> Tensor:
-    """The decay factor of a trace: 1 - η in (2), 1 - η y[j]² in (3); broadcasts to `[B, n, n]`."""
+    """The decay factor of a trace: 1 - η in (2), 1 - η h_t[j]² in (3); broadcasts to `[B, n, n]`."""
     return (1 - eta * after.square()).unsqueeze(1) if rule == "oja" else (1 - eta).view(1, 1, 1)

@@ -42,7 +42,7 @@ class SALU(Memory):
         capacity: C, maximum number of steps in the table; a new step replaces the oldest.
 
     Raises:
-        ValueError: heads or capacity is below 1.
+        ValueError: a size is below 1.
     """
 
     fast_form = FastSALU
@@ -58,6 +58,7 @@ class SALU(Memory):
         capacity: int = 256,
     ) -> None:
         super().__init__()
+        at_least(1, hidden_size=hidden_size, output_size=output_size, key_size=key_size, value_size=value_size)
         at_least(1, heads=heads, capacity=capacity)
         self.output_size = output_size or hidden_size
         self.hidden_size, self.key_size, self.value_size = hidden_size, key_size, value_size

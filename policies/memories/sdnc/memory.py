@@ -89,7 +89,8 @@ class SDNC(Memory):
         memory_seed: int = 0,
     ) -> None:
         super().__init__()
-        at_least(1, word_size=word_size, read_heads=read_heads, sparse_reads=sparse_reads, sparse_links=sparse_links)
+        at_least(1, hidden_size=hidden_size, output_size=output_size, word_size=word_size)
+        at_least(1, read_heads=read_heads, sparse_reads=sparse_reads, sparse_links=sparse_links)
         one_of("link_reads", link_reads, "rows", "products")
         if slots < sparse_reads:
             raise ValueError(f"slots is {slots}; it must be at least sparse_reads, {sparse_reads}")

@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 
-def at_least(least: int, **sizes: int | None) -> None:
-    """Checks that sizes are at least `least`; None is skipped.
+def at_least(least: int, **values: float | None) -> None:
+    """Checks that values are at least `least`; None is skipped.
 
     Raises:
-        ValueError: a size is below `least`.
+        ValueError: a value is below `least`.
     """
-    for name, size in sizes.items():
-        if size is not None and size < least:
-            raise ValueError(f"{name} is {size}; it must be at least {least}")
+    for name, value in values.items():
+        if value is not None and value < least:
+            raise ValueError(f"{name} is {value}; it must be at least {least}")
 
 
 def one_of(name: str, value: Any, *choices: Any) -> None:

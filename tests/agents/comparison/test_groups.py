@@ -78,6 +78,16 @@ def test_the_same_training_twice_counts_once(tmp_path: Path) -> None:
     assert any("left out" in note for note in found.notes)
 
 
+def test_baselines_of_an_imported_and_a_built_in_memory_are_one_group(tmp_path: Path) -> None:
+    for name, imports in {"mine": ["my_memory"], "gru": []}.items():
+        run = make_run(tmp_path / name, name, imports=imports)
+        (run / "identity").mkdir()
+        (run / "identity" / "progress.csv").write_text((run / "progress.csv").read_text())
+    found = Comparison.of(find_runs([tmp_path]))
+    assert found.by == ("memory",)
+    assert sorted(group.label for group in found.groups) == ["gru", "identity", "mine"]
+
+
 def test_different_environments_are_not_one_table(tmp_path: Path) -> None:
     make_run(tmp_path / "a")
     make_run(tmp_path / "b", env="Engram/TMaze-v0")

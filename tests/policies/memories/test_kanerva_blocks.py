@@ -16,7 +16,7 @@ from policies.memories.contract import State
 from policies.memories.kanerva.blocks import BlockKanerva
 from policies.memories.kanerva.encoder import DeepLinear
 from policies.memories.kanerva.memory import KanervaMemory
-from policies.memories.kanerva.places import block_places, inner_room, offset_weights
+from policies.memories.kanerva.places import block_places, max_distance_within, offset_weights
 from policies.memories.shared.noise import fingerprint, gaussian, next_seed
 from policies.memories.time.unroll import unroll
 
@@ -198,11 +198,12 @@ def test_what_is_written_at_a_key_is_read_there() -> None:
 
 
 def test_standard_normal_keys_are_uniform_over_where_a_block_fits() -> None:
-    places = block_places(torch.randn(20000), inner_room(CROP, S))
+    furthest = max_distance_within(CROP, S)
+    places = block_places(torch.randn(20000), furthest)
     assert places.abs().max() <= 1 - (CROP - 1) / (S - 1)
-    counts = torch.histc(places, 10, -inner_room(CROP, S), inner_room(CROP, S))
+    counts = torch.histc(places, 10, -furthest, furthest)
     assert (counts / 2000 - 1).abs().max() < 0.12
-    offsets = (places + inner_room(CROP, S)) / (2 * inner_room(CROP, S))  # of the first row, in parts of the room
+    offsets = (places + furthest) / (2 * furthest)  # of the first row, from 0 to 1
     weights = offset_weights(offsets, S - CROP, CROP, S)
     torch.testing.assert_close(weights.sum(2), torch.ones(20000, CROP), atol=1e-4, rtol=0)  # wholly within
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import inspect
 import sys
 import warnings
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from policies import plugins
-from policies.memories import make_memory, memory_class, register_memory, registered, registry
+from policies.memories import built_in, make_memory, memory_class, register_memory, registered, registry
 from policies.memories.contract import Memory, MemoryStep
 from policies.memories.identity import Identity
 from policies.memories.recurrent.lstm import LSTM
@@ -53,6 +54,34 @@ def test_wrong_arguments_are_answered_with_the_memory_and_what_it_takes() -> Non
     with pytest.raises(TypeError, match=r"memory 'lstm'.*'hidden'.*hidden_size=200, num_layers=1") as caught:
         make_memory("lstm", input_size=3, hidden=5)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", built_in())
+def test_sizes_below_one_are_refused(name: str) -> None:
+    for argument, parameter in inspect.signature(memory_class(name)).parameters.items():
+        if not argument.endswith("seed") and (type(parameter.default) is int or argument == "output_size"):
+            with pytest.raises(ValueError, match=argument):
+                make_memory(name, input_size=(1, 3, 3) if name == "multigrid" else 3, **{argument: -1})
+
+
+@pytest.mark.parametrize("name", ["dnc", "mnm-p", "ntm", "salu"])
+def test_an_output_size_of_zero_is_not_the_default(name: str) -> None:
+    with pytest.raises(ValueError, match="output_size is 0; it must be at least 1"):
+        make_memory(name, input_size=3, output_size=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("gtrxl", {"gate_bias": 2}),
+        ("homo-plastic", {"init_strength": 1}),
+        ("plastic", {"init_eta": 0}),
+        ("homo-plastic", {"parametrization": "paper", "init_scale": 1}),
+    ],
+)
+def test_whole_numbers_are_accepted_where_real_ones_are_expected(name: str, arguments: dict[str, Any]) -> None:
+    memory = make_memory(name, input_size=3, hidden_size=8, **arguments)
+    assert all(parameter.is_floating_point() for parameter in memory.parameters())
 
 
 class Own(Memory):
