@@ -261,7 +261,7 @@ class FinalValues:
         `rollout.truncated[t]` must be written before.
         """
         if self.batch_steps is None:
-            self.batch_steps = self._steps_that_fit(state)
+            self.batch_steps = self._steps_that_fit(obs, state)
         if self.batch_steps == 1:
             self._write(slice(t, t + 1), self.policy.predict_values(obs, state))
             return
@@ -295,11 +295,12 @@ class FinalValues:
         truncated = self.rollout.truncated[steps]
         self.rollout.final_values[steps] = values.view(truncated.shape).masked_fill(~truncated, 0.0)
 
-    def _steps_that_fit(self, state: State) -> int:
+    def _steps_that_fit(self, obs: Obs, state: State) -> int:
         device = self.rollout.truncated.device
         if device.type != "cuda":
             return 1
-        state_bytes = sum(value.numel() * value.element_size() for value in state.values())
+        stored = [*obs_entries(obs).values(), *state.values()]
+        step_bytes = sum(value.numel() * value.element_size() for value in stored)
         return max(
-            1, min(len(self.rollout.truncated), max_stored_bytes(device) // BUDGET_DIVISOR // max(state_bytes, 1))
+            1, min(len(self.rollout.truncated), max_stored_bytes(device) // BUDGET_DIVISOR // max(step_bytes, 1))
         )

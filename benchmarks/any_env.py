@@ -6,7 +6,7 @@
 An agent is `ALGO:MEMORY`, trained by `train.py --env ... --memory ... --algo ...` with no further hyper-parameter (on
 POPGym with the sizes of `memory_sizes.py`). `random` is random actions, `sb3` is `RecurrentPPO("MlpLstmPolicy", env)`
 with its Python loop over time as one call of the LSTM, and `sb3-a2c` is SB3's `A2C("MlpPolicy", env)`, which has no
-memory. All have as many steps in 8 environments, and are scored by SB3's `evaluate_policy` on fresh episodes, with
+memory. All have as many steps in 8 environments, and are scored by SB3's `evaluate_policy` on new episodes, with
 sampled and with greedy actions. A training is one row of `results/any-env.csv`, with its commit; trainings that have a
 row are skipped. The table of all rows is printed at the end, and one with a line for each agent.
 """

@@ -3,8 +3,8 @@
     python benchmarks/env_speed.py --num-envs 64 1024 16384 --threads 1 2 --csv results/env_speed.csv
     python benchmarks/env_speed.py --envs Engram/Mapping-v0 --env-kwargs size=25 --num-envs 1024 --against CHECKOUT
 
-A step of 1,024 copies counts as 1,024. Each figure is the median of the repeats: by processor time with one thread of a
-CPU, else by the clock. With `--against`, another checkout is measured alternately in the same process.
+A step of 1,024 environments counts as 1,024. Each figure is the median of the repeats: of processor time with one CPU
+thread, else of wall-clock time. With `--against`, another checkout is measured alternately in the same process.
 """
 
 from __future__ import annotations

@@ -22,15 +22,15 @@ def checkpoints(seed: int, count: int, folder: Path) -> Iterator[Try]:
     for through, wanted in ways:
         for begin in range(0, wanted, SLICE):
             size, drawn = min(SLICE, wanted - begin), drawn + 1
-            file.write_text('{"held": 0, "failed": []}', encoding="utf-8")
+            file.write_text('{"passed": 0, "failed": []}', encoding="utf-8")
             look = functools.partial(_survey, drawn, size, through, runs, file)
             out = Child(look, folder, file_size=0).wait(3600)  # some cases are huge sparse files
             found = json.loads(file.read_text(encoding="utf-8"))
-            lost = size - found["held"] - len(found["failed"])
-            wrong = [*[""] * found["held"], *found["failed"], *[f"not reached: {out.output[-160:]!r}"] * lost]
+            lost = size - found["passed"] - len(found["failed"])
+            wrong = [*[""] * found["passed"], *found["failed"], *[f"not reached: {out.output[-160:]!r}"] * lost]
             yield from (Try(f"checkpoints, {through}", f"seed {drawn}", one, out.seconds / size) for one in wrong)
 
 
 def _survey(drawn: int, size: int, through: hostile.Through, runs: dict[str, Path], file: Path) -> None:
     found = hostile.survey(drawn, size, through, runs)
-    file.write_text(json.dumps({"held": found.held, "failed": found.failed}), encoding="utf-8")
+    file.write_text(json.dumps({"passed": found.passed, "failed": found.failed}), encoding="utf-8")

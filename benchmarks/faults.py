@@ -70,8 +70,8 @@ def table(tries: list[Try], seed: int) -> str:
     lines = ["| block | tried | passed | failed | s per try |", "|---|---|---|---|---|"]
     for name in dict.fromkeys(one.block for one in tries):
         block = [one for one in tries if one.block == name]
-        held, seconds = sum(not one.wrong for one in block), sum(one.seconds for one in block) / len(block)
-        lines.append(f"| {name} | {len(block):,} | {held:,} | {len(block) - held:,} | {seconds:.2f} |")
+        passed, seconds = sum(not one.wrong for one in block), sum(one.seconds for one in block) / len(block)
+        lines.append(f"| {name} | {len(block):,} | {passed:,} | {len(block) - passed:,} | {seconds:.2f} |")
     machine = (
         f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}"
     )

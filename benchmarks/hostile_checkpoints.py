@@ -257,7 +257,7 @@ class Found:
     """Counts of outcomes, and the failed cases."""
 
     tried: int = 0
-    held: int = 0
+    passed: int = 0
     failed: list[str] = field(default_factory=list)
     """Failed cases, each with its outcome."""
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -301,7 +301,7 @@ def survey(seed: int = 0, count: int = 1000, through: Through = "load", runs: di
             found.tried += 1
             found.outcomes[outcome.partition(":")[0]] += 1
             if outcome.startswith(("refused", "works", "diverged")):
-                found.held += 1
+                found.passed += 1
             else:
                 found.failed.append(f"{number} {run.name}: {name}: {outcome}")
     return found
@@ -383,8 +383,8 @@ def main() -> None:
     started = time.perf_counter()
     found = survey(arguments.seed, arguments.count, arguments.through)
     print(*found.failed, sep="\n")
-    print(f"through {arguments.through}: tried {found.tried}, held {found.held}, failed {len(found.failed)}", end=" ")
-    print(f"({dict(found.outcomes)}, {time.perf_counter() - started:.0f} s)")
+    counts = f"tried {found.tried}, passed {found.passed}, failed {len(found.failed)}"
+    print(f"through {arguments.through}: {counts} ({dict(found.outcomes)}, {time.perf_counter() - started:.0f} s)")
     sys.exit(bool(found.failed))
 
 

@@ -92,9 +92,9 @@ def maze_move(maze: Maze, action: Any, key: Any) -> tuple[Maze, Any, Any]:
     throw, hide = random.split(key)
     maze = maze_step(maze, action, random.randint(throw, action.shape, 0, CELLS))
     over = maze.clock == LENGTH
-    fresh = maze_begin(random.randint(hide, action.shape, 0, CELLS))
-    following = jax.tree.map(lambda new, old: jnp.where(over, new, old), fresh, maze)
-    return following, maze.reward, jnp.broadcast_to(over, action.shape)
+    initial = maze_begin(random.randint(hide, action.shape, 0, CELLS))
+    new_maze = jax.tree.map(lambda new, old: jnp.where(over, new, old), initial, maze)
+    return new_maze, maze.reward, jnp.broadcast_to(over, action.shape)
 
 
 def play(goals: list[int], thrown: list[list[int]], actions: list[list[int]]) -> dict[str, Any]:

@@ -246,16 +246,16 @@ def fit(model: KanervaModel, images: Tensor, args: Args) -> dict[str, Any] | Non
     model.train()
     path: Path_ = "posterior" if args.form in ("paper", "vae") else "memory"
     begin, begin_clock = clock() - 60 * spent["minutes"], time.perf_counter() - 60 * spent["clock_minutes"]
-    first = told = time.perf_counter()
+    first = reported = time.perf_counter()
     since, progress = 0, 0.0
-    sums = torch.zeros(len(PARTS), device=args.device)  # over the updates since it last told
+    sums = torch.zeros(len(PARTS), device=args.device)  # over the updates since the last report
     while True:
         for episode in episodes(images, args.length, args.batch):
             spent["minutes"], spent["clock_minutes"] = (clock() - begin) / 60, (time.perf_counter() - begin_clock) / 60
             progress = max(spent["minutes"] / args.minutes, spent["seen"] / len(images) / args.epochs)
             over = (time.perf_counter() - first) / 60 > args.slice
-            if progress >= 1 or over or time.perf_counter() - told > 60:
-                told = time.perf_counter()
+            if progress >= 1 or over or time.perf_counter() - reported > 60:
+                reported = time.perf_counter()
                 if since:
                     means = dict(zip(PARTS, (sums / since).tolist(), strict=True))
                     sums, since = torch.zeros_like(sums), 0

@@ -171,8 +171,7 @@ def host_contenders(device: str) -> list[Contender]:
 
 
 def take_turns(sides: list[Contender], repeats: int, device: str, now: Callable[[], float]) -> list[list[float]]:
-    """Steps a second of each side in each turn, `[repeats][sides]`, by the clock `now`; one turn before these warms
-    up."""
+    """Steps per second of each side in each turn, `[repeats][sides]`, after one turn to warm up. `now`: time in s."""
     iterations = [side.build() for side in sides]
 
     def seconds(iteration: Iteration) -> float:

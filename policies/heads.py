@@ -127,7 +127,7 @@ class MultiCategoricalDistribution(sb3.MultiCategoricalDistribution):
         `torch.multinomial` takes a dozen launches for each part on a GPU, and a NaN there kills the process's context.
 
         Raises:
-            RuntimeError: on a CPU, as in `refuse_nan`.
+            DivergedError: on a CPU, as in `refuse_nan`.
         """
         logits = self.logits.detach()
         refuse_nan(logits)
@@ -148,7 +148,7 @@ class BernoulliDistribution(sb3.BernoulliDistribution):
         """Bits `[B, n]`, without the check of `torch.bernoulli` that kills a GPU's context over a NaN.
 
         Raises:
-            RuntimeError: on a CPU, as in `refuse_nan`.
+            DivergedError: on a CPU, as in `refuse_nan`.
         """
         probabilities = self.distribution.logits.detach().sigmoid()
         refuse_nan(probabilities)
@@ -202,7 +202,7 @@ class ChoiceDistribution(CategoricalDistribution):
         """Samples a choice for each row.
 
         Raises:
-            RuntimeError: on a CPU, as in `refuse_nan`.
+            DivergedError: on a CPU, as in `refuse_nan`.
         """
         probabilities = self.logits.detach().softmax(-1)
         refuse_nan(probabilities)

@@ -1,4 +1,4 @@
-"""Trained runs side by side: tables and curves over seeds, with intervals, and whether their budgets are equal.
+"""Comparison of trained runs: tables and curves over seeds, with intervals, and whether their budgets are equal.
 
 `command` is the entry of `python compare.py`. From Python: `Comparison.of(find_runs(["runs"]))`, then `write`.
 """

@@ -62,8 +62,8 @@ def legend(comparison: Comparison, threshold: float | None = None) -> list[str]:
     """How the figures were computed, and the comparison's notes, one line each."""
     first = comparison.groups[0]
     episodes = {str(run.config["eval_episodes"]) for group in comparison.groups for run in group.runs}
-    fresh = f"mean of {' or '.join(sorted(episodes, key=int))} new episodes per seed"
-    what = "last twentieth of the training curve of each seed" if first.in_training else fresh
+    evaluated = f"mean of {' or '.join(sorted(episodes, key=int))} new episodes per seed"
+    what = "last twentieth of the training curve of each seed" if first.in_training else evaluated
     lines = [f"{score_name(comparison.score)}: {what}"]
     if any(len(group.scores) > 1 for group in comparison.groups):
         lines[0] += f"; 95 % interval: {_METHODS[first.method]}; IQM: interquartile mean"

@@ -75,8 +75,8 @@ class Config:
     """Train an agent with a memory."""
 
     env: str = "Engram/InvisibleGoalMaze-v0"
-    """Environment: Engram/InvisibleGoalMaze-v0, Engram/Mapping-v0, Engram/Copy-v0, ... (README.md lists all), any other
-    Gymnasium id, or module:Id-v0 to import the module that registers it first."""
+    """Environment: Engram/InvisibleGoalMaze-v0, Engram/Mapping-v0, Engram/Copy-v0, ... (--list envs lists all), any
+    other Gymnasium id, or module:Id-v0 to import the module that registers it first."""
     env_kwargs: Pairs = field(default_factory=dict)
     """Arguments of the environment, NAME=VALUE; each replaces the recipe's."""
     wrappers: list[str] = field(default_factory=list)
@@ -86,7 +86,7 @@ class Config:
     """For environments on the host: sync steps them one after another, async runs each in its own process (for slow
     environments)."""
     memory: str = "mnm-p"
-    """Memory: identity (none), lstm, mnm-p, dnc, multigrid, kanerva++, ... (docs/README.md lists all), or one
+    """Memory: identity (none), lstm, mnm-p, dnc, multigrid, kanerva++, ... (--list memories lists all), or one
     registered by an installed package or by one of --imports."""
     memory_kwargs: Pairs = field(default_factory=dict)
     """Arguments of the memory, NAME=VALUE; each replaces the recipe's."""
@@ -115,7 +115,7 @@ class Config:
     best."""
     fast: Fast = "auto"
     """auto: use the fast forms. off: use the reference implementations. compile: also compile the memory's step with
-    torch.compile, which takes about ten seconds at the start. graph: replay whole iterations as CUDA graphs, or fail
+    torch.compile, which takes up to a few minutes at the start. graph: replay whole iterations as CUDA graphs, or fail
     with the reason. See docs/performance.md and docs/gpu.md."""
     precision: Precision = "float32"
     """bf16: lstm and multigrid process whole sequences in bfloat16. Slower on x86 processors without AVX-512."""

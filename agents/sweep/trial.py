@@ -33,7 +33,7 @@ CHILD = Path(__file__).with_name("child.py")
 """The script that runs a seed."""
 POLL_S = 0.5
 STOP_S = 120.0
-"""Seconds for a run to finish its iteration and write a checkpoint after it is told to stop."""
+"""Seconds for a run to finish its iteration and write a checkpoint after a stop is requested."""
 
 Curve = list[tuple[int, float]]
 """Steps and values, in order."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
@@ -13,12 +14,13 @@ from gymnasium import spaces
 from torch import Tensor
 
 from agents import A2C, PPO, make_env
-from agents.collect import FinalValues
+from agents import collect as collect_module
+from agents.collect import BUDGET_DIVISOR, FinalValues
 from agents.rollout import Rollout
 
 
 def in_batches(most: int, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(FinalValues, "_steps_that_fit", lambda self, state: most)
+    patch.setattr(FinalValues, "_steps_that_fit", lambda self, obs, state: most)
 
 
 @pytest.mark.parametrize("most", [1, 2, 4, 99])
@@ -46,6 +48,17 @@ def test_steps_that_do_not_follow_one_another(counter: str) -> None:
     finals.finish()
     finals.finish()  # nothing is left
     assert rollout.final_values[:, 0].tolist() == [100, 101, 0, 0, 104, 0]
+
+
+def test_observations_count_in_the_memory_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Truncated(list[int]):
+        device = torch.device("cuda")
+
+    monkeypatch.setattr(collect_module, "max_stored_bytes", lambda device: 1600 * BUDGET_DIVISOR)
+    policy: Any = None
+    rollout: Any = SimpleNamespace(truncated=Truncated(range(100)))
+    obs, state = torch.zeros(10, 9), {"hidden": torch.zeros(10, 1)}  # 400 bytes per step
+    assert FinalValues(policy, rollout)._steps_that_fit(obs, state) == 4
 
 
 @pytest.mark.parametrize("memory", ["lstm", "mnm-p", "dnc", "kanerva++"])

@@ -390,6 +390,6 @@ def test_a_sample_of_the_survey(tmp_path: Path) -> None:
     runs = make_runs(tmp_path, ("gru-ppo", "mnm-supervised"))
     found = survey(seed=17, count=70, runs=runs)
     assert found.failed == []
-    assert found.held == found.tried == 70
+    assert found.passed == found.tried == 70
     assert found.outcomes["works"] > 3
     assert found.outcomes["refused"] > 40

@@ -66,13 +66,13 @@ class Buffers:
             self._fixed = {}
             raise MovedError(f"{', '.join(sorted(map(_name, moved)))} moved to another address")
         for path in self.carried:
-            value, held = found.get(path), self.buffers.get(path)
-            if value is None or (held is not None and (held.shape, held.dtype) != (value.shape, value.dtype)):
+            value, buffer = found.get(path), self.buffers.get(path)
+            if value is None or (buffer is not None and (buffer.shape, buffer.dtype) != (value.shape, value.dtype)):
                 raise MovedError(f"{_name(path)} is gone, or has another shape")
-            if held is None:
+            if buffer is None:
                 self.buffers[path] = value.detach().clone()
-            elif held is not value:
-                held.copy_(value)
+            elif buffer is not value:
+                buffer.copy_(value)
         self.set_attributes(self.buffers)
         self._before = self.find()
         self._fixed = {path: value for path, value in self._before.items() if path not in self.buffers}

@@ -111,9 +111,8 @@ class PrioritySort(BitTask):
         priority = (self.inputs[:, :, 1, 0, 0] if self.grid else self.inputs[..., -1])[:most]
         descending = priority.masked_fill(self._times[:most] >= length, -torch.inf).sort(0, descending=True).values
         beyond = torch.full((1, num_envs), torch.inf, device=self.device)
-        between = (descending[:-1] - descending[1:]).nan_to_num(
-            torch.inf, torch.inf
-        )  # infinite at vectors that are not shown
+        # infinite at vectors that are not shown: nan is inf - inf
+        between = (descending[:-1] - descending[1:]).nan_to_num(torch.inf, torch.inf)
         gaps = torch.cat([beyond, between, beyond])
         nearest = torch.minimum(gaps[:-1], gaps[1:])
         which = torch.bucketize(nearest, torch.tensor(_GAPS, device=self.device), right=True)

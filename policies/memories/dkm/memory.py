@@ -36,7 +36,8 @@ class DKM(Memory):
     State: `memory_mean` `[B, K, C]`; `cov_root` `[B, K, K]`, L of U = L Lᵀ; `write_weights`, `read_weights` `[B, K]`;
     `seed` `[B]` if anything is sampled.
     Losses, each `[B]` in nats: `kl_m`, KL of the memory after the write from the one before; `kl_w`, KL of the write
-    weights from their prior; with `reconstruct`, `reconstruction`, −ln p(x|ẑ) of the code just written.
+    weights from their prior; with `reconstruct`, `reconstruction`, −ln p(x|ẑ) of the code just written,
+    a Gaussian with variance 1.
 
     Args:
         input_size: F, width of the input.

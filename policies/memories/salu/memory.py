@@ -101,7 +101,7 @@ class SALU(Memory):
         return self.get_buffer("rows") >= (self.capacity - count).unsqueeze(1)
 
     def metrics(self, state: State) -> dict[str, Tensor]:
-        """Share of the table that is filled."""
+        """`used`: share of the table that is filled."""
         return {"used": state["count"] / self.capacity}
 
     def panels(self, state: State) -> dict[str, Panel]:
