@@ -52,8 +52,9 @@ class DNTM(Memory):
 
     State: `contents` `[B, slots, word_size]`, initially 0; `read_value` m `[B, read_heads (address_size +
     word_size)]`; `hidden` `[B, num_layers, hidden_size]` of a GRU; `read_usage`, `write_usage` v and `read_weights`
-    (of every reading step), `write_weights` w `[B, ..., slots + 1]`. With options also: `seed` of the samples `[B]`
-    (discrete), `steps` `[B, 1]`, `mean_write` `[B, slots]`, `prediction` `[B, F]`.
+    (of every reading step), `write_weights` w `[B, ..., slots + 1]`, or `[B, ..., slots]` without `no_operation`. With
+    options also: `seed` of the samples `[B]` (discrete), `steps` `[B, 1]`, `mean_write` `[B, slots]`, `prediction`
+    `[B, F]`.
     Losses, `[B]` each, if their coefficients are not 0: `entropy`, `consistency`, `prediction`.
 
     Args:

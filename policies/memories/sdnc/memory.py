@@ -172,8 +172,8 @@ class SDNC(Memory):
                 "write_weights": write_panel(self._dense(first["write_weights"], first["write_slots"]), "write"),
             }
             for title, label, what, (weights, slots) in (
-                ("links N", "written before", "slots written next", links.before(all_slots)),
-                ("links P", "written after", "slots written before", links.after(all_slots)),
+                ("links N", "written before", "slots written before each slot", links.before(all_slots)),
+                ("links P", "written after", "slots written after each slot", links.after(all_slots)),
             ):
                 if self.slots <= LARGEST_PICTURE:
                     panels[title] = Panel(self._dense(weights, slots)[0], label, "slot", (0.0, 1.0), about=what)

@@ -303,6 +303,16 @@ def test_links_are_pictured_from_slot_to_slot_or_as_kept() -> None:
         assert math.isclose(float(panels["links N"].image.sum()), float(state["predecessors"][0, :, 0].sum()))
 
 
+def test_the_pictures_of_links_name_their_direction() -> None:
+    memory = build(slots=8)
+    state = {name: value.clone() for name, value in memory.initial_state(1).items()}
+    state["predecessors"][0, 1, :, 0] = torch.tensor([1.0, 0.0])  # N(1, 0): slot 0 was written before slot 1
+    panels = memory.panels(state)
+    assert panels["links N"].image.nonzero().tolist() == [[1, 0]]  # rows are slots
+    assert (panels["links N"].x_label, panels["links N"].about) == ("written before", "slots written before each slot")
+    assert (panels["links P"].x_label, panels["links P"].about) == ("written after", "slots written after each slot")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
