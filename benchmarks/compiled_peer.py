@@ -12,7 +12,7 @@ counts. A ratio is the peer's time / ours in one repeat; the table has the media
 and processor time are given; the latter is more reliable where other programs use the cores.
 
 Workloads: `ppo-lstm`, `ppo-gru` (4 passes over 4 minibatches) and `a2c-lstm` (one pass over one batch; the peer runs
-PPO with as much work), 64 copies, rollouts of 200 steps, 200 units; `env`: 16,384 copies of the maze, random actions.
+PPO with as much work), 64 environments, rollouts of 200 steps, 200 units; `env`: 16,384 mazes, random actions.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ def spent(run: Callable[[], Any]) -> float:
 
 
 def rates() -> dict[str, float]:
-    """FLOP, bytes (read and written) and operations a second."""
+    """FLOP, bytes (read and written) and operations per second."""
     square, large, small = torch.randn(1536, 1536), torch.randn(2**25), torch.zeros(64, 9)
     product, other = torch.empty_like(square), torch.empty_like(large)
 

@@ -80,7 +80,7 @@ class Args:
     threads: int = 1
     """CPU threads of each process."""
     largest_env: int = 65_536
-    """Maximum number of copies of an environment alone."""
+    """Maximum number of environments stepped without an agent."""
     largest_agent: int = 8_192
     """Maximum number of copies with an agent."""
     largest_ranks: int = 2

@@ -8,12 +8,12 @@ Both sides are measured alternately, iteration by iteration, in one process, wit
 same allocator, so that other load of the machine affects both. An iteration is one rollout and its update; the first of
 each side is not counted. A ratio is ours / theirs of one repeat; the table has the median and range over the repeats.
 
-Workloads (64 copies of the invisible-goal maze, rollouts of 200 steps, an LSTM of 200 units, unless noted):
-    env     the maze alone, uniform random actions, 1,024 copies
+Workloads (64 invisible-goal mazes, rollouts of 200 steps, an LSTM of 200 units, unless noted):
+    env     the maze alone, uniform random actions, 1,024 environments
     ppo     PPO, 4 passes over 4 minibatches
     a2c     A2C: one pass over one full batch. The peers have no recurrent A2C, and run PPO with as much work
     mnm-p   A2C with MNM-p at the paper's size (controller 200, 3 x 100 memory, 3 heads)
-    host    an ordinary numpy environment: 8 copies of CartPole without velocities, rollouts of 128 steps, an LSTM of
+    host    an ordinary numpy environment: 8 of CartPole without velocities, rollouts of 128 steps, an LSTM of
             64 units, one layer of 64 before each head, PPO with 4 passes over 4 minibatches
 """
 

@@ -128,6 +128,8 @@ class KanervaMemory(ReaderMemory):
         at_least(1, dense_size=dense_size, latent_size=latent_size, memory_channels=memory_channels)
         at_least(1, read_heads=read_heads, writer_features=writer_features, prior_features=prior_features)
         at_least(1, encoder_blocks=encoder_blocks, decoder_features=decoder_features)
+        for width in encoder_channels:
+            at_least(1, encoder_channels=width)
         at_least(0, kl_weight=kl_weight)
         if controller == "lstm" and shift:
             raise ValueError(f"shift is {shift}; expected None, because only controller='none' has a temporal shift")
