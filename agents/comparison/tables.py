@@ -78,7 +78,7 @@ def show(console: Console, comparison: Comparison, threshold: float | None = Non
     """Prints the table and its legend; split into two tables if one is wider than the terminal."""
     console.print(f"\n{heading(comparison)}", style="bold", **PLAIN_TEXT)
     found = rows(comparison, threshold)
-    titles, cells = _titles(comparison, threshold), _cells(comparison, found)
+    titles, cells = _titles(comparison, threshold), _cells(found)
     names = [row.group.names for row in found]
     whole = _drawn(comparison, titles, names, cells, len(titles))
     if console.measure(whole, options=console.options.update(width=_WIDE)).maximum <= console.width:
@@ -113,7 +113,7 @@ def markdown(comparison: Comparison, threshold: float | None = None) -> str:
     titles = _titles(comparison, threshold)
     lines = [names + titles, ["---"] * len(names) + ["---:"] * len(titles)]
     found = rows(comparison, threshold)
-    lines += [[*row.group.names, *cells] for row, cells in zip(found, _cells(comparison, found), strict=True)]
+    lines += [[*row.group.names, *cells] for row, cells in zip(found, _cells(found), strict=True)]
     if comparison.random is not None:
         cells = ["random actions", *_padding(comparison), number(comparison.random)]
         lines.append(cells + [""] * (len(lines[0]) - len(cells)))
@@ -195,7 +195,7 @@ def _titles(comparison: Comparison, threshold: float | None) -> list[str]:
     return titles if threshold is None else [*titles, f"steps to {threshold:g}", f"min to {threshold:g}"]
 
 
-def _cells(comparison: Comparison, found: Sequence[Row]) -> list[list[str]]:
+def _cells(found: Sequence[Row]) -> list[list[str]]:
     return [
         [
             number(row.group.mean),
