@@ -67,6 +67,14 @@ class Agent:
             self._starts = np.zeros(0, bool)
             return
         flags = np.asarray(index)
+        if flags.dtype != bool and flags.size == 0:  # no episode is over
+            return
+        whole = np.issubdtype(flags.dtype, np.integer)
+        if flags.dtype != bool and not (whole and (abs(flags + 0.5) < self.num_envs).all()):
+            raise IndexError(
+                f"reset got the index {index!r}, but this agent plays {self.num_envs} environments: expected indices "
+                "below that, or one bool for each"
+            )
         if flags.dtype == bool and flags.shape != (self.num_envs,):
             raise IndexError(
                 f"reset got flags of shape {flags.shape}, but this agent plays {self.num_envs} environments"

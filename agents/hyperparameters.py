@@ -9,13 +9,24 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, get_type_hints
 
 import torch
 
-from agents.common.arguments import Count, Fraction, NotNegative, Positive, Rate, Seed, Whole, read_typed
+from agents.common.arguments import (
+    Count,
+    Fraction,
+    NotNegative,
+    Positive,
+    Rate,
+    Seed,
+    Whole,
+    describe_type,
+    format_value,
+    read_typed,
+)
 from agents.scale.fast import Fast, Precision
 from policies.policy import MemoryActorCriticPolicy
 
@@ -116,6 +127,24 @@ def checked_values(config: type[Hyperparameters], values: Mapping[str, Any]) -> 
         return read_typed(name, value, hints[name]) if name in hints and not is_schedule else value
 
     return {name: checked(name, value) for name, value in values.items()}
+
+
+def schedule_value(config: type[Hyperparameters], name: str, schedule: Callable[[float], Any], left: float) -> Any:
+    """What a schedule gives for the remaining progress `left`, checked like the hyper-parameter itself, except that
+    every schedule may fall to 0.
+
+    Raises:
+        ValueError: it is of the wrong type or out of the hyper-parameter's range; the message names both.
+    """
+    value, hint = schedule(left), hints_of(config)[name]
+    try:  # tensors and arrays of one number too, as in SB3
+        number = value if value is None else float(value)
+        return 0.0 if number == 0 else read_typed(name, number, hint)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name} is a schedule that gives {format_value(value)} for the remaining progress {left:.3g}, expected "
+            f"{describe_type(hint)}"
+        ) from error
 
 
 def signature_of(config: Any) -> inspect.Signature:

@@ -8,6 +8,7 @@ One iteration is collect → train → log. Logging is the only transfer to the 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable
 from typing import Any, ClassVar, TypeVar, get_args
@@ -24,7 +25,7 @@ from agents import checkpoint
 from agents.checkpoint.files import Place, Source
 from agents.checkpoint.generators import set_generators
 from agents.collect import Collector
-from agents.common.arguments import check_policy
+from agents.common.arguments import check_policy, read_typed
 from agents.environments import EnvLike, HostEnv, TensorVecEnv, as_tensor_env, device_for
 from agents.hyperparameters import (
     Hyperparameters,
@@ -34,6 +35,7 @@ from agents.hyperparameters import (
     check_policy_names,
     checked_values,
     fields_of,
+    schedule_value,
     signature_of,
 )
 from agents.metrics.critic import CriticWatch
@@ -170,6 +172,8 @@ class MemoryOnPolicyAlgorithm(Updates, OnPolicyAlgorithm):
 
     def _setup_model(self) -> None:
         self._setup_lr_schedule()
+        if callable(self.learning_rate):
+            schedule_value(self.config_class, "learning_rate", self.learning_rate, 1.0)
         self.set_random_seed(self.seed)
         check_policy_names(self.policy_class, self.policy_kwargs)
         self.policy = self.policy_class(  # type: ignore[assignment]
@@ -240,6 +244,7 @@ class MemoryOnPolicyAlgorithm(Updates, OnPolicyAlgorithm):
     ) -> tuple[int, BaseCallback]:
         if self.env is None:
             raise ValueError("there is no environment to learn from; call set_env")
+        total_timesteps = math.ceil(read_typed("total_timesteps", total_timesteps, float))
         sb3_resets = reset_num_timesteps or self._last_obs is None
         distributed.equalise(self.policy)
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
@@ -265,6 +270,8 @@ class MemoryOnPolicyAlgorithm(Updates, OnPolicyAlgorithm):
         Raises:
             NonFiniteError: a tensor became NaN or infinite; the message names it and the step.
         """
+        if log_interval == 0:
+            raise ValueError("log_interval is 0, expected a whole number of at least 1, or None for no logs")
         iteration = 0
         total_timesteps, callback = self._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar

@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from stable_baselines3.common.type_aliases import Schedule
-from stable_baselines3.common.utils import FloatSchedule
 from torch import Tensor
 
 from agents.common.arguments import Count, Fraction, NotNegative, Positive, Rate, Whole
@@ -84,9 +83,8 @@ class PPO(ReplayLearner):
 
     def learn_from(self, rollout: Rollout) -> dict[str, Tensor]:
         """`n_epochs` passes over the rollout; the metrics are means over all minibatches."""
-        progress = self._current_progress_remaining
-        clip = FloatSchedule(self.clip_range)(progress)
-        clip_vf = None if self.clip_range_vf is None else FloatSchedule(self.clip_range_vf)(progress)
+        clip = self.scheduled("clip_range", self.clip_range)
+        clip_vf = self.scheduled("clip_range_vf", self.clip_range_vf)
         stop_early = None if self.target_kl is None else self._kl_too_large
         metrics = self.run_epochs(rollout, clip, clip_vf, stop_early=stop_early)
         self.logger.record("train/clip_range", clip)

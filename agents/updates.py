@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from agents.hyperparameters import schedule_value
 from agents.metrics.health import PolicyWatch
 from agents.metrics.report import log_metrics, pack_metrics
 from agents.returns import gae
@@ -38,11 +40,25 @@ class Updates(TrainingEnv):
         log_metrics(self, pack_metrics(self, self.learn_and_update_obs_norm(self.rollout)))
 
     def _update_learning_rate(self, optimizers: list[torch.optim.Optimizer] | torch.optim.Optimizer) -> None:
-        rate = self.lr_schedule(self._current_progress_remaining)
+        rate = self.scheduled("learning_rate", self.lr_schedule)
         self.logger.record("train/learning_rate", rate)
         for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
             for group in optimizer.param_groups:
                 group["lr"] = group["lr"].fill_(rate) if isinstance(group["lr"], Tensor) else rate
+
+    def scheduled(self, name: str, schedule: Any) -> Any:
+        """The current value of a hyper-parameter that may be a schedule.
+
+        The last rollout may end after `total_timesteps`; schedules get a remaining progress of 0 there, not a negative
+        one, for which `lambda left: 3e-4 * left` would be a negative rate.
+
+        Raises:
+            ValueError: the schedule's value is of the wrong type or out of the hyper-parameter's range.
+        """
+        if not callable(schedule):
+            return schedule
+        left = max(self._current_progress_remaining, 0.0)
+        return schedule_value(self.config_class, name, schedule, left)
 
     def learn_from(self, rollout: Rollout) -> dict[str, Tensor]:
         """Updates the policy; returns the metrics by their log names, still on the device."""

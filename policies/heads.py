@@ -17,7 +17,7 @@ from torch import Tensor, cat, nn
 from torch.distributions import Bernoulli, Categorical, Normal
 
 from policies.memories.time.scopes import host_may_read
-from policies.observations import AGENT_SPACES, short
+from policies.observations import AGENT_SPACES, MAX_CHOICES, short, too_many_choices
 
 
 class Decision(NamedTuple):
@@ -375,6 +375,11 @@ def check_action_space(space: spaces.Space[Any]) -> None:
             f"the action space {short(space)} has no bounds; expected finite ones: "
             "set them with gymnasium.wrappers.TransformAction, without ClipAction, which removes them; the agent's "
             "actions are clipped to the bounds"
+        )
+    if too_many_choices(space):
+        raise ValueError(
+            f"the action space {short(space)} has more than {MAX_CHOICES:,} choices, each of which needs a logit: "
+            "rewrite it with gymnasium.wrappers.TransformAction, for example as digits in a MultiDiscrete"
         )
     if 0 in (space.shape or ()):
         raise ValueError(f"the action space {short(space)} is empty; expected at least one choice")

@@ -28,6 +28,8 @@ Obs = Tensor | dict[str, Tensor]
 MAX_SYMBOL_SIDE = 16
 """Images with at most this many pixels per side are read as grids of symbols."""
 AGENT_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+MAX_CHOICES = 1 << 20
+"""Maximum number of values of a `Discrete` or `MultiDiscrete` space, which networks see one-hot."""
 
 
 class Layout:
@@ -60,6 +62,12 @@ class Layout:
                     f"{_place(name)} is {short(entry)}, which has no fixed size; expected Box, Discrete, "
                     "MultiDiscrete, MultiBinary, or a Dict or Tuple of them: leave it out with "
                     "gymnasium.wrappers.FilterObservation or rewrite it with gymnasium.wrappers.TransformObservation"
+                )
+            if too_many_choices(entry):
+                raise ValueError(
+                    f"{_place(name)} is {short(entry)}, whose one-hot encoding has more than {MAX_CHOICES:,} numbers: "
+                    "rewrite it with gymnasium.wrappers.TransformObservation, for example as its digits in a "
+                    "MultiDiscrete"
                 )
             if isinstance(entry, spaces.Box) and 0 in entry.shape:
                 empty.append(f"{_place(name)} ({type(entry).__name__})")
@@ -244,6 +252,11 @@ def width_of(space: spaces.Space[Any]) -> int:
     if isinstance(space, spaces.MultiDiscrete):
         return int(space.nvec.sum())
     return int(spaces.utils.flatdim(space))
+
+
+def too_many_choices(space: spaces.Space[Any]) -> bool:
+    """Whether a space has more than `MAX_CHOICES` discrete choices."""
+    return isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)) and width_of(space) > MAX_CHOICES
 
 
 def _leaves(value: Any, path: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], Any]]:

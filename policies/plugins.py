@@ -36,11 +36,13 @@ class Registry(Generic[Base]):
         """
 
         def register(cls: Class) -> Class:
-            if name in self.classes and _where(self.classes[name]) != _where(cls):
-                raise ValueError(f"the {self.kind} name {name!r} is taken by {_where(self.classes[name])}")
+            if name in self.classes and qualified_name(self.classes[name]) != qualified_name(cls):
+                raise ValueError(f"the {self.kind} name {name!r} is taken by {qualified_name(self.classes[name])}")
             found: Any = cls
             if not issubclass(found, self.base):
-                raise TypeError(f"{_where(found)} is registered as {name!r}, but is not a {self.base.__name__} class")
+                raise TypeError(
+                    f"{qualified_name(found)} is registered as {name!r}, but is not a {self.base.__name__} class"
+                )
             self.classes[name] = found
             return cls
 
@@ -66,7 +68,7 @@ class Registry(Generic[Base]):
             TypeError: the entry point of this name does not extend the base.
         """
         offered = self._offered().get(name, [])
-        owners = [_where(self.classes[name])] if name in self.classes else []
+        owners = [qualified_name(self.classes[name])] if name in self.classes else []
         owners += [entry.value for entry in offered if entry.value not in owners]
         if len(owners) > 1:
             others = " and ".join(owners[1:])
@@ -131,5 +133,6 @@ def _entry_points(group: str) -> tuple[EntryPoint, ...]:
     return tuple(entry_points(group=group))
 
 
-def _where(cls: type) -> str:
+def qualified_name(cls: type) -> str:
+    """A class as `module:Class`."""
     return f"{cls.__module__}:{cls.__qualname__}"

@@ -152,6 +152,8 @@ def write(place: Place, contents: dict[str, bytes]) -> None:
         OSError: it cannot be written; the old checkpoint is kept.
     """
     if not isinstance(place, (str, os.PathLike)):
+        if not hasattr(place, "write"):
+            raise TypeError(f"the checkpoint is to be saved as {place!r}, expected a path or a binary file object")
         place.write(_zipped(contents))
         return
     target = Path(place)

@@ -34,6 +34,7 @@ from agents.sb3.training_env import TrainingEnv
 from agents.scale import distributed
 from envs.tensor_env import TensorEnv
 from policies.normalization import exchange_value_norm
+from policies.plugins import qualified_name
 
 LIBRARIES = ("torch", "gymnasium", "stable-baselines3", "numpy", "safetensors")
 
@@ -108,6 +109,7 @@ def save(model: TrainingEnv, path: Place, include: Iterable[str] | None = None) 
         tensors |= _episodes(model)
     manifest = {
         "algorithm": type(model).__name__,
+        "learner": qualified_name(type(model)),
         "policy": encode(model.policy_class),
         "config": {name: encode(getattr(model, name)) for name in (*hints_of(model.config_class), *SAVED_SETUP)},
         "param_groups": plain_groups(optimizer["param_groups"]),

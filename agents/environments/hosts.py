@@ -101,6 +101,11 @@ class VectorEnvHost(Host):
 
     def reset(self, seed: int | None, options: dict[str, Any] | None = None) -> Any:
         obs, self.info = self.env.reset(seed=seed, options=options)
+        if not isinstance(self.info, dict):
+            raise ValueError(
+                f"{type(self.env).__name__} gives the info of a reset as {type(self.info).__name__}, expected the "
+                "dictionary of Gymnasium's vector environments: leave out wrappers such as DictInfoToList"
+            )
         self.masks.read(self.info)
         return obs
 

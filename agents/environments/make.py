@@ -156,10 +156,19 @@ def _signature_error(entry_point: Any, kwargs: dict[str, Any]) -> str:
 
 def device_for(device: torch.device | str, env: EnvLike | None) -> torch.device:
     """Resolves `device` as SB3 does. "auto" is the environment's device if it has one, else an accelerator if
-    available."""
+    available.
+
+    Raises:
+        ValueError: there is no such device.
+    """
     if isinstance(env, TensorVecEnv):
         env = env.tensor_env
-    return env.device if isinstance(env, TensorEnv) and str(device) == "auto" else get_device(device)
+    if isinstance(env, TensorEnv) and str(device) == "auto":
+        return env.device
+    try:
+        return get_device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device is {device!r}, expected cpu, cuda, cuda:1, ... or auto") from error
 
 
 def as_tensor_env(env: EnvLike, device: torch.device | str = "cpu") -> TensorEnv:

@@ -128,8 +128,10 @@ def run_command(
             if {"-h", "--help"} & {*arguments}:
                 show_options(make_console(report=False), intro, command, groups)
                 return
+            hints = get_type_hints(command, include_extras=True)
+            arguments = with_switch_values(arguments, [name for name in hints if hints[name] == bool | None])
             options = tyro.cli(command, args=arguments, registry=NUMBERS)
-            for name, hint in get_type_hints(command, include_extras=True).items():
+            for name, hint in hints.items():
                 setattr(options, name, read(f"--{name.replace('_', '-')}", getattr(options, name), hint))
         run(options)
     except KeyboardInterrupt:
@@ -137,6 +139,25 @@ def run_command(
     except CommandError as error:
         error.show()
         sys.exit(2)
+
+
+def with_switch_values(arguments: list[str], switches: list[str]) -> list[str]:
+    """Arguments with `--x` and `--no-x` as `--x True` and `--x False`.
+
+    Args:
+        arguments: of the command line.
+        switches: options that are true, false or not given, for which tyro expects a value.
+    """
+    spelled: list[str] = []
+    for word, after in zip(arguments, [*arguments[1:], ""], strict=True):
+        name = word.removeprefix("--").replace("-", "_") if word.startswith("--") else ""
+        if name in switches and after not in ("True", "False", "None"):
+            spelled += [word, "True"]
+        elif name.startswith("no_") and name.removeprefix("no_") in switches:
+            spelled += [f"--{name.removeprefix('no_')}", "False"]
+        else:
+            spelled.append(word)
+    return spelled
 
 
 def named_options(arguments: list[str]) -> list[str]:

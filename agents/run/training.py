@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 
-from agents import LEARNERS, MemoryOnPolicyAlgorithm, load
+from agents import LEARNERS, MemoryOnPolicyAlgorithm
 from agents.checkpoint import NewEpisodesWarning, latest_checkpoint, load_weights
 from agents.common.files import replace_file
 from agents.common.invocation import command_for, quoted
@@ -181,7 +181,8 @@ def build(config: Config, checkpoint: Path | None = None) -> MemoryOnPolicyAlgor
     if checkpoint is not None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NewEpisodesWarning)  # `run` prints it
-            return load(checkpoint, env, device=device, fast=config.fast, precision=config.precision, **changed)
+            kind = LEARNERS[config.algo]
+            return kind.load(checkpoint, env, device=device, fast=config.fast, precision=config.precision, **changed)
     try:
         model = LEARNERS[config.algo]("MemoryPolicy", env, device=device, **config.learner_kwargs())
     except TypeError as error:  # arguments that the memory does not take

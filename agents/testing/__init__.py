@@ -29,7 +29,7 @@ from envs.tensor_env import TensorEnv
 from envs.testing import ENV_CHECKS, EnvCase
 from policies.memories import Memory, memory_class
 from policies.memories.checks import try_step
-from policies.testing import MEMORY_CHECKS, MemoryCase
+from policies.testing import MEMORY_CHECKS, REQUIRED, MemoryCase
 
 
 class ConformanceError(AssertionError):
@@ -159,6 +159,8 @@ def _run(
             failed.append(f"{words}: {result}")
         if verbose:
             print(f"{words}: {result}", flush=True)
+        if failed and name == REQUIRED:
+            raise ConformanceError(f"{title} fails a check that all others need\n  {failed[0]}")
     if failed:
         raise ConformanceError("\n  ".join([f"{title} fails {len(failed)} of {len(checks)} checks", *failed]))
 

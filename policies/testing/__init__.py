@@ -18,6 +18,7 @@ Check = Callable[[MemoryCase], str | None]
 """A check: raises `ConformanceError`, or returns the reason why there was nothing to check."""
 
 _ONE_STEP: list[Any] = [
+    step.a_repeated_step_is_the_same,
     step.a_step_keeps_names_shapes_and_types,
     step.the_initial_state_is_the_same_for_every_entry_and_batch_size,
     step.arguments_are_not_modified,
@@ -34,6 +35,8 @@ MEMORY_CHECKS: dict[str, Check] = {
     "it_learns_to_recall_the_first_symbol": step.it_learns_to_recall_the_first_symbol,
 }
 """Every check by its name, cheap ones first."""
+REQUIRED = "a_repeated_step_is_the_same"
+"""The check that all others need: if it fails, they fail for the same reason."""
 
 
-__all__ = ["MEMORY_CHECKS", "Check", "ConformanceError", "MemoryCase"]
+__all__ = ["MEMORY_CHECKS", "REQUIRED", "Check", "ConformanceError", "MemoryCase"]

@@ -35,6 +35,21 @@ def a_step_keeps_names_shapes_and_types(case: MemoryCase) -> None:
     expect(grid == shape, f"the grid of a step is {grid}, expected {shape} (output_grid)")
 
 
+def a_repeated_step_is_the_same(case: MemoryCase) -> None:
+    memory, x = case.build(), case.inputs(BATCH)
+    state = case.used_state(memory)
+    with torch.no_grad():
+        first, second = memory(x, state), memory(x, state)
+    same = torch.equal(first.output, second.output)
+    same = same and all(torch.equal(first.state[key], second.state[key]) for key in state)
+    expect(
+        same,
+        "two equal steps from the same state, in training mode, return different results, as with dropout or with "
+        "state in an attribute: learners repeat steps, so noise must follow from the state (policies.memories.shared."
+        "noise)",
+    )
+
+
 def the_initial_state_is_the_same_for_every_entry_and_batch_size(case: MemoryCase) -> None:
     memory = case.build()
     one, many = memory.initial_state(1), memory.initial_state(4)
@@ -52,14 +67,11 @@ def arguments_are_not_modified(case: MemoryCase) -> None:
             arguments |= {**dict(memory.named_buffers()), **dict(memory.named_parameters())}
             before = {key: value.clone() for key, value in arguments.items()}
             with torch.set_grad_enabled(grad):
-                first, second = memory(xs[0], state), memory(xs[0], state)
+                memory(xs[0], state)
                 memory.unroll(xs, starts, state)
                 memory.unroll(xs, None, state)
             for key, value in arguments.items():
                 expect(torch.equal(value, before[key]), f"{key} was changed in place")
-            same = torch.equal(first.output, second.output)
-            same = same and all(torch.equal(first.state[key], second.state[key]) for key in state)
-            expect(same, "two equal steps from the same state return different results")
 
 
 def batch_entries_are_independent(case: MemoryCase) -> None:

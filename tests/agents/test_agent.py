@@ -98,15 +98,21 @@ def test_reset_forgets_whom_it_is_told_to() -> None:
 
 def test_mistakes_are_named() -> None:
     agent = Agent(trained())
-    with pytest.raises(IndexError):
+    with pytest.raises(IndexError, match="index 0, but this agent plays 0 environments"):
         agent.reset(0)
     agent.act(observations(3))
     with pytest.raises(ValueError, match="3 environments, but the observation has 1: call reset"):
         agent.act(observations())
     with pytest.raises(IndexError, match=r"shape \(2,\), but this agent plays 3"):
         agent.reset(np.array([True, False]))
-    with pytest.raises(IndexError):
-        agent.reset(7)
+    for wrong in (7, [0, -4], 1.5, "first"):
+        with pytest.raises(IndexError, match=r"reset got the index .*, but this agent plays 3 environments: expected"):
+            agent.reset(wrong)  # type: ignore[arg-type]
+    before = agent._starts.copy()
+    agent.reset([])  # those of no environment whose episode is over
+    agent.reset([1, -1])
+    assert not before.any()
+    assert agent._starts.tolist() == [False, True, True]
     with pytest.raises(ValueError, match="observation"):
         Agent(trained()).act(np.zeros(7, np.float32))
 

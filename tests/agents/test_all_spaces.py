@@ -186,6 +186,12 @@ REFUSED: dict[str, tuple[spaces.Space[Any], spaces.Space[Any] | None, str]] = {
     "Dict actions": (VECTOR, spaces.Dict({"a": VECTOR}), r"action space is Dict.*TransformAction"),
     "Tuple actions": (VECTOR, spaces.Tuple([VECTOR]), r"action space is Tuple.*TransformAction"),
     "Text actions": (VECTOR, spaces.Text(3), r"action space is Text.*TransformAction"),
+    "too many symbols": (
+        spaces.Dict({"a": spaces.Discrete(10**7)}),
+        None,
+        r"entry 'a' is Discrete.* more than 1,048,576",
+    ),
+    "too many choices": (VECTOR, spaces.Discrete(10**7), r"more than 1,048,576 choices.*TransformAction"),
     "empty actions": (VECTOR, spaces.Box(0, 1, (0,)), r"is empty"),
 }
 

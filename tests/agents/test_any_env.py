@@ -235,6 +235,15 @@ def test_what_is_no_environment_is_refused() -> None:
         as_tensor_env(3)  # type: ignore[arg-type]
 
 
+def test_infos_that_are_no_dictionary_and_devices_that_do_not_exist_are_named() -> None:
+    env = gym.make_vec("CartPole-v1", 2, "sync", {"autoreset_mode": AutoresetMode.SAME_STEP})
+    with pytest.raises(ValueError, match=r"DictInfoToList gives the info of a reset as list, expected the dictionary"):
+        A2C("MemoryPolicy", gym.wrappers.vector.DictInfoToList(env), n_steps=4).learn(8)
+    for device in ("gpu", "", None):
+        with pytest.raises(ValueError, match=f"device is {device!r}, expected cpu, cuda, cuda:1, ... or auto"):
+            A2C("MemoryPolicy", "CartPole-v1", device=device)  # type: ignore[arg-type]
+
+
 def test_a_tensor_env_is_taken_as_it_is() -> None:
     env = RepeatFirst(2)
     assert as_tensor_env(env) is env

@@ -208,3 +208,47 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 def test_policy_arguments_of_the_wrong_kind_are_named(wrong: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         agents.PPO("MemoryPolicy", "Engram/RepeatFirst-v0", policy_kwargs=wrong)
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "clip_range", "clip_range_vf"])
+@pytest.mark.parametrize("wrong", [float("nan"), -1.0])
+def test_a_schedule_that_gives_no_number_is_named(name: str, wrong: Any) -> None:
+    """At the start for the learning rate, which builds the optimiser, and later where it is used."""
+    model = agents.PPO("MemoryPolicy", "CartPole-v1", n_steps=4, n_minibatches=1, n_epochs=1)
+    setattr(model, name, lambda left: wrong if left < 1 else 0.1)
+    model._setup_lr_schedule()
+    with pytest.raises(ValueError, match=rf"{name} is a schedule that gives .* progress 0.5, expected a number"):
+        model.learn(8)
+    for wrong_at_once in (wrong, "x", None):
+        with pytest.raises(
+            ValueError, match=r"learning_rate is a schedule that gives .* progress 1, expected a number"
+        ):
+            agents.A2C("MemoryPolicy", "CartPole-v1", learning_rate=lambda left, value=wrong_at_once: value)
+
+
+def test_a_schedule_that_falls_to_zero_is_not_negative_in_the_last_rollout() -> None:
+    """The last rollout may end after `total_timesteps`."""
+    rates: list[float] = []
+
+    def falls(left: float) -> float:
+        rates.append(1e-3 * left)
+        return rates[-1]
+
+    model = agents.PPO(
+        "MemoryPolicy", "CartPole-v1", falls, n_steps=6, n_minibatches=1, n_epochs=1, clip_range=lambda left: 0.2 * left
+    )
+    model.learn(8)
+    assert model.num_timesteps == 12
+    assert min(rates) == 0.0
+    assert model.policy.optimizer.param_groups[0]["lr"] == 0.0
+
+
+@pytest.mark.parametrize("wrong", ["100", None, [100], float("nan"), float("inf")])
+def test_learn_refuses_what_is_no_number_of_steps(wrong: Any, tmp_path: Path) -> None:
+    model = agents.A2C("MemoryPolicy", "CartPole-v1", n_steps=4)
+    with pytest.raises(ValueError, match=r"total_timesteps is .*, expected a number"):
+        model.learn(wrong)
+    with pytest.raises(ValueError, match="log_interval is 0, expected a whole number of at least 1, or None"):
+        model.learn(8, log_interval=0)
+    model.learn(7.5).save(tmp_path / "saved")  # type: ignore[arg-type]
+    assert agents.load(tmp_path / "saved")._total_timesteps == 8

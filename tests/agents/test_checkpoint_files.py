@@ -111,6 +111,9 @@ def test_a_file_object(trained: PPO) -> None:
     assert PPO.load(buffer, env(), device="cpu")._last_obs is not None
     buffer.seek(0)
     assert type(agents.load(buffer)) is PPO
+    for wrong in (None, 3):
+        with pytest.raises(TypeError, match=f"saved as {wrong}, expected a path or a binary file object"):
+            trained.save(wrong)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA])

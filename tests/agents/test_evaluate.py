@@ -283,6 +283,19 @@ def test_the_table_and_the_file(run: Path, monkeypatch: pytest.MonkeyPatch, caps
     assert f"{agent['mean']:.3f}" in printed
 
 
+def test_switches_that_may_be_left_out_need_no_value(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words, greedy in (
+        (["--deterministic"], True),
+        (["--no-deterministic"], False),
+        (["--deterministic", "True"], True),
+        ([], False),
+    ):
+        assert call(monkeypatch, *words, run, "--episodes", "2", "--no-random") == 0, capsys.readouterr().err
+        assert json.loads((run / "evaluation.json").read_text())["deterministic"] is greedy
+
+
 def test_identity_beside_it(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -230,6 +230,30 @@ def test_other_packages_offer_learners(monkeypatch: pytest.MonkeyPatch, tmp_path
         parse(["--algo", "b"])
 
 
+def test_learners_of_one_class_name_are_not_mixed_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A copy of PPO that somebody changes is often still called PPO."""
+    monkeypatch.setattr(agents.registry.learners, "classes", dict(agents.registry.learners.classes))
+    copies = {}
+    for module in ("mine", "theirs"):
+        copies[module] = type("PPO", (PPO,), {"__module__": module, "config_class": PPO.config_class})
+    register_learner("mine")(copies["mine"])
+    build(copies["mine"]).save(tmp_path / "mine")
+    build(PPO).save(tmp_path / "ours")
+    assert type(agents.load(tmp_path / "mine")) is copies["mine"]
+    assert type(agents.load(tmp_path / "ours")) is PPO
+    del agents.registry.learners.classes["mine"]
+    with pytest.raises(
+        agents.CheckpointError, match=r"holds 'PPO' of mine:PPO, this Engram knows a2c.* import the mod"
+    ):
+        agents.load(tmp_path / "mine")
+    register_learner("theirs")(copies["theirs"])  # the only one of this name: its module was renamed
+    assert type(agents.load(tmp_path / "mine")) is copies["theirs"]
+    third = type("PPO", (PPO,), {"__module__": "third", "config_class": PPO.config_class})
+    register_learner("third")(third)
+    with pytest.raises(agents.CheckpointError, match="are theirs:PPO and third:PPO: load it by its class"):
+        agents.load(tmp_path / "mine")
+
+
 # -- the command line, recipes and sweeps ------------------------------------------------------------------------------
 
 

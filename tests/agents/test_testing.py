@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from cases import LEARNERS
-from torch import Tensor
+from torch import Tensor, nn
 
 from agents import A2C, PPO, MemoryOnPolicyAlgorithm
 from agents.rollout import Rollout
@@ -124,6 +124,22 @@ def test_somebodys_memory_is_checked_by_its_class(capsys: pytest.CaptureFixture[
     assert len(lines) >= 3
     with pytest.raises(NotBuiltError, match=r"Counting cannot be built: TypeError: .*hiden_size"):
         check_memory(Counting, hiden_size=3)
+
+
+class Dropping(Counting):
+    """With dropout, which draws other numbers when a learner repeats a step."""
+
+    def forward(self, x: Tensor, state: State) -> MemoryStep:
+        step = super().forward(x, state)
+        return step._replace(output=nn.functional.dropout(step.output, 0.5, self.training))
+
+
+def test_a_memory_with_dropout_gets_one_message() -> None:
+    with pytest.raises(ConformanceError) as failed:
+        check_memory(Dropping, updates=1, floor=0)
+    title, line = str(failed.value).splitlines()
+    assert title == "Dropping fails a check that all others need"
+    assert "in training mode, return different results, as with dropout" in line
 
 
 class Stepwise(Counting):
