@@ -177,7 +177,9 @@ def format_value(value: Any) -> str:
 
 def format_setting(value: Any) -> str:
     """A value of a configuration for tables and messages: as in YAML, numbers shortened."""
-    return f"{value:g}" if isinstance(value, float) else value if isinstance(value, str) else format_value(value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(value) if isinstance(value, (str, Path)) else format_value(value)
 
 
 def describe_type(hint: Any) -> str:

@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None) -> None:
         with ErrorContext("comparing").user_errors():
             _run(given, words)
 
-    run_command(Arguments, INTRO, GROUPS, words, run)
+    run_command(Arguments, INTRO, GROUPS, words, run, {"overwrite": "out", "x": "out"})
 
 
 def _run(given: Arguments, words: list[str]) -> None:

@@ -49,6 +49,8 @@ GROUPS = {
     "Speed": "device threads",
 }
 """Options by group, for `--help`."""
+NEEDS = {"ablate_every": "ablate", "saliency_steps": "saliency", "video_steps": "video", "fps": "watch play video"}
+"""Options that have an effect only with one of others."""
 _DEVICE_ENVS, _HOST_ENVS = 256, 16  # maximum default of --num-envs
 
 
@@ -111,7 +113,7 @@ class Arguments:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command with these arguments (default: `sys.argv`); exits on errors."""
-    run_command(Arguments, INTRO, GROUPS, sys.argv[1:] if arguments is None else arguments, _run)
+    run_command(Arguments, INTRO, GROUPS, sys.argv[1:] if arguments is None else arguments, _run, NEEDS)
 
 
 def _run(arguments: Arguments) -> None:
@@ -171,6 +173,11 @@ def _check(arguments: Arguments) -> None:
         raise CommandError("expected a run's folder or a checkpoint, or --play --env ID")
     if arguments.watch + arguments.play + (arguments.video is not None) + (arguments.saliency is not None) > 1:
         raise CommandError("expected at most one of --watch, --play, --video and --saliency")
+    if (arguments.ablate or arguments.errors) and (
+        arguments.watch or arguments.play or arguments.video is not None or arguments.saliency is not None
+    ):
+        option = "--ablate" if arguments.ablate else "--errors"
+        raise CommandError(f"{option} is for scores, which --watch, --play, --video and --saliency do not make")
     if arguments.saliency is not None and (arguments.run is None or arguments.saliency.suffix.lower() != ".png"):
         raise CommandError(f"--saliency {arguments.saliency}: expected a run and a name that ends in .png")
     if arguments.video is not None and arguments.video.suffix.lower() not in (".mp4", ".gif"):

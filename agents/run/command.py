@@ -13,7 +13,7 @@ from agents.run.config import Command
 from agents.run.failures import CommandError, ErrorContext
 from agents.run.folder import describe_saved
 from agents.run.lessons import train_lessons
-from agents.run.parsing import parse
+from agents.run.parsing import parse, parsed_by_first
 from agents.run.training import train
 from agents.scale import distributed
 from agents.scale.distributed import RankLostError
@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> None:
             with ErrorContext("reading the command").user_errors():
                 stack.enter_context(distributed.session())
                 rank_prefix = f"rank {distributed.rank()}: " if distributed.rank() else ""
-                config, checkpoint = distributed.from_first(lambda: parse(arguments))
+                config, checkpoint = parsed_by_first(lambda: parse(arguments))
             stack.enter_context(_terminable())
             console = make_console(quiet=distributed.rank() > 0)
             if config.lessons:

@@ -11,7 +11,8 @@ from agents.common.terminal import PLAIN_TEXT
 from agents.run.config import Command, find_recipe, load_config
 from agents.run.failures import ErrorContext
 from agents.run.folder import folder_of, newest_checkpoint
-from agents.run.parsing import parse
+from agents.run.parsing import parse, parsed_by_first
+from agents.run.resuming import refuse_changes, what_changed
 from agents.run.training import train
 from agents.scale import distributed
 
@@ -28,19 +29,24 @@ def train_lessons(config: Command, arguments: list[str], console: Console) -> in
     def lesson(number: int) -> tuple[Command, Path | None] | None:
         """A lesson's configuration and the checkpoint to resume from; None if it is complete."""
         place = places[number]
-        if (place / "summary.json").exists():
-            return None
         flags = [*arguments, "--run-dir", str(place)]
         if number < len(lessons):
             flags += ["--recipe", lessons[number], "--no-baseline"]
         if number:
             flags += ["--init-from", str(places[number - 1])]
-        return parse([*flags, "--resume", str(place)] if newest_checkpoint(place) else flags)
+        parsed = parse([*flags, "--resume", str(place)] if newest_checkpoint(place) else flags)
+        if not (place / "summary.json").exists():
+            return parsed
+        saved = load_config(place / "config.yaml")
+        refuse_changes(parsed[0], saved)
+        if changed := what_changed(parsed[0], saved, training=True):
+            console.print(f"{place} is complete: no effect of {changed}", **PLAIN_TEXT)
+        return None
 
     for number, place in enumerate(places):
         console.rule(f"lesson {number + 1} of {len(places)}")
         with ErrorContext("preparing a lesson").user_errors():
-            parsed = distributed.from_first(partial(lesson, number))
+            parsed = parsed_by_first(partial(lesson, number))
         if parsed is None:
             console.print(f"already complete: {place}", **PLAIN_TEXT)
         elif status := train(*parsed, console):

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Callable, Mapping
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, TypeVar, get_type_hints
 
@@ -22,6 +23,7 @@ from agents.run.help import show_help, show_list, show_options
 from agents.scale import distributed
 
 T = TypeVar("T")
+Parsed = TypeVar("Parsed", tuple[Command, Path | None], tuple[Command, Path | None] | None)
 
 DESCRIPTION = """Train an agent with a memory, such as --env CartPole-v1 --memory lstm --algo ppo.
 
@@ -84,6 +86,22 @@ def parse(arguments: list[str]) -> tuple[Command, Path | None]:
     return config, checkpoint
 
 
+def parsed_by_first(parse_command: Callable[[], Parsed]) -> Parsed:
+    """What rank 0 parses, on every rank. The others first import its modules, whose classes it may hold.
+
+    Args:
+        parse_command: returns what `parse` returns, or None; called on rank 0 only.
+    """
+    parsed: list[Parsed] = []
+
+    def imports() -> list[str]:
+        parsed.append(parse_command())
+        return [] if parsed[0] is None else parsed[0][0].imports
+
+    import_modules(distributed.from_first(imports))
+    return distributed.from_first(lambda: parsed[0])
+
+
 def refuse_foreign(defaults: Config, arguments: list[str]) -> None:
     """Refuses options of other learners.
 
@@ -111,7 +129,12 @@ def refuse_unused(config: Command, arguments: list[str]) -> None:
 
 
 def run_command(
-    command: type[T], intro: str, groups: Mapping[str, str], arguments: list[str], run: Callable[[T], None]
+    command: type[T],
+    intro: str,
+    groups: Mapping[str, str],
+    arguments: list[str],
+    run: Callable[[T], None],
+    needs: Mapping[str, str],
 ) -> None:
     """Parses the command line of evaluate.py or compare.py and runs it; exits with one line on an error.
 
@@ -120,6 +143,7 @@ def run_command(
         intro, groups: as in `show_options`.
         arguments: of the command line.
         run: called with the parsed options.
+        needs: option → options of which at least one must be given for it to have an effect.
     """
     replace_unprintable()
     try:
@@ -133,6 +157,11 @@ def run_command(
             options = tyro.cli(command, args=arguments, registry=NUMBERS)
             for name, hint in hints.items():
                 setattr(options, name, read(f"--{name.replace('_', '-')}", getattr(options, name), hint))
+            for name in named_options(arguments):
+                needed = needs.get(name, "").split()
+                if needed and not any(getattr(options, other) for other in needed):
+                    words = " or ".join(f"--{other}" for other in needed)
+                    raise ValueError(f"--{name.replace('_', '-')} has no effect without {words}")
         run(options)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -149,7 +178,7 @@ def with_switch_values(arguments: list[str], switches: list[str]) -> list[str]:
         switches: options that are true, false or not given, for which tyro expects a value.
     """
     spelled: list[str] = []
-    for word, after in zip(arguments, [*arguments[1:], ""], strict=True):
+    for word, after in zip_longest(arguments, arguments[1:]):
         name = word.removeprefix("--").replace("-", "_") if word.startswith("--") else ""
         if name in switches and after not in ("True", "False", "None"):
             spelled += [word, "True"]

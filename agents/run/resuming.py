@@ -20,6 +20,10 @@ CHANGEABLE = (
 """Entries that may change, besides hyper-parameters; `env_kwargs` and `wrappers` only if the spaces stay the same."""
 
 
+CHANGES_TRAINING = ("anneal", "total_timesteps", "env_kwargs", "wrappers")
+"""Those of `CHANGEABLE` that change what is trained."""
+
+
 def changeable_hyperparameters(config: Config) -> list[str]:
     """Hyper-parameters that may change; they take effect from the next rollout on."""
     return [name for name in vars(config.learner) if name not in config.learner.fixed]
@@ -91,10 +95,17 @@ def changed_arguments(config: Config, checkpoint: Path) -> dict[str, Any]:
     return {**changed, "policy_kwargs": policy_kwargs} if policy_kwargs else changed
 
 
-def what_changed(config: Config, saved: Config) -> str:
-    """The entries changed by flags, as "learning_rate 3e-4 → 1e-5, ..."; empty if there are none."""
+def what_changed(config: Config, saved: Config, training: bool = False) -> str:
+    """The entries changed by flags, as "learning_rate 3e-4 → 1e-5, ..."; empty if there are none.
+
+    Args:
+        config: configuration with the flags applied.
+        saved: the run's own configuration.
+        training: only those that change what is trained.
+    """
     before, after = saved.entries(), config.entries()
-    names = [name for name in (*changeable_hyperparameters(config), *CHANGEABLE) if before[name] != after[name]]
+    among = (*changeable_hyperparameters(config), *(CHANGES_TRAINING if training else CHANGEABLE))
+    names = [name for name in among if before[name] != after[name]]
     return ", ".join(f"{name} {format_setting(before[name])} → {format_setting(after[name])}" for name in names)
 
 

@@ -43,9 +43,11 @@ def prepare(policy: MemoryActorCriticPolicy, fast: str, precision: str, sequence
     if precision not in get_args(Precision):
         raise ValueError(f"precision is {precision!r}, expected one of {', '.join(get_args(Precision))}")
     if precision == "bf16":
-        if not sequences or fast == "off":
+        if fast == "off":
+            raise ValueError("precision is 'bf16', which needs fast forms, but fast is 'off'")
+        if not sequences:
             raise ValueError(
-                "precision is 'bf16', which needs whole sequences and fast forms: expected PPO, or supervised in an "
+                "precision is 'bf16', which needs whole sequences: expected PPO or V-trace, or supervised in an "
                 "environment whose observations do not depend on actions"
             )
         if not policy.memory.use_bf16():

@@ -273,6 +273,9 @@ def main(folder: Path) -> None:
         found["poisoned"] = poisoned()
         found["hosted"] = [hosted(monitored) for monitored in (True, False)]
         found["bad"] = {name: command(*words, "--run-dir", str(folder / "bad")) for name, words in BAD.items()}
+        own = ["--imports", "rank_learner", "--algo", "of-ranks", "--of-ranks", "2", "--no-baseline"]
+        own += ["--total-timesteps", "128", "--run-dir", str(folder / "imported")]
+        found["imported"] = command(*TRAIN, *own)
         found["any"] = [distributed.any_rank(distributed.rank() == 1), distributed.any_rank(False)]
         torch.save(found, folder / f"rank{distributed.rank()}.pt")
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import pytest
 
 import agents
-from agents.common.arguments import Count, Fraction, Positive, Range, Seed, Whole, read, read_arguments
+from agents.common.arguments import Count, Fraction, Positive, Range, Seed, Whole, format_setting, read, read_arguments
 from agents.common.plain_yaml import read_yaml, read_yaml_file
 from agents.hyperparameters import checked_values as fitted_to
 from policies.memories import memory_class
@@ -147,6 +147,7 @@ def test_a_schedule_is_a_number() -> None:
 def test_ranges_say_what_they_are() -> None:
     assert str(Range(0, 1)) == "from 0 to 1"
     assert read("x", 0, Annotated[int, Range(0)]) == read("x", 0, Whole)
+    assert format_setting(Path("runs/a")) == "runs/a"
 
 
 def test_yaml_is_read_as_it_is_meant() -> None:

@@ -208,6 +208,11 @@ def test_a_mistake_is_told_once(name: str, says: str, folder: Path, ranks: list[
     assert set(BAD) == set(ranks[0]["bad"])
 
 
+def test_a_learner_of_ones_own_is_imported_on_every_rank(folder: Path, ranks: list[dict[str, Any]]) -> None:
+    assert [each["imported"]["status"] for each in ranks] == [0, 0]
+    assert "of_ranks: 2.0" in (folder / "imported" / "config.yaml").read_text()
+
+
 def test_what_one_rank_says_all_hear(ranks: list[dict[str, Any]]) -> None:
     assert [each["any"] for each in ranks] == [[True, False], [True, False]]
 

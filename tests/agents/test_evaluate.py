@@ -341,6 +341,11 @@ def test_an_ordinary_environment(
         (["RUN", "--env-kwargs", "size=4"], "size is 4"),
         (["RUN/checkpoints", "--episodes", "2"], "no checkpoint"),
         (["--play", "--env", "Pendulum-v1"], "no keys"),
+        (["RUN", "--video-steps", "5"], "--video-steps has no effect without --video"),
+        (["RUN", "--ablate-every", "3"], "--ablate-every has no effect without --ablate"),
+        (["RUN", "--fps", "3"], "--fps has no effect without --watch or --play or --video"),
+        (["RUN", "--errors", "--video", "x.gif"], "--errors is for scores, which --watch, --play, --video"),
+        (["RUN", "--ablate", "--saliency", "x.png"], "--ablate is for scores, which --watch, --play, --video"),
     ],
 )
 def test_wrong_input_gets_one_line(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,12 @@ def test_one_command_trains_all_lessons_and_continues_after_a_stop(
     assert [len(rows(folder)) for folder in lessons] == [2, 2, 2]
     assert [(memory, steps) for memory, steps, _, _ in begun[3:]] == [("gru", 64), ("identity", 0)]
     assert all((folder / "summary.json").exists() for folder in lessons)
+    for flag, value, said in (
+        ("--seed", "4", "--seed is 4, but .*easy is a run with 3, which cannot change on resume"),
+        ("--learning-rate", "0.5", "easy is complete: no effect of learning_rate 0.001 → 0.5"),
+    ):
+        assert command(*words, flag, value) == (2 if flag == "--seed" else 0)
+        assert re.search(said, " ".join("".join(capsys.readouterr()).split()))
     assert command(*words, "--init-from", str(run)) == 2
     easiest = tmp_path / "easy.yaml"
     easiest.write_text(yaml.safe_dump({**shared, "follows": str(tmp_path / "hard.yaml")}))
