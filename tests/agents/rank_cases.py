@@ -275,6 +275,7 @@ def main(folder: Path) -> None:
         found["bad"] = {name: command(*words, "--run-dir", str(folder / "bad")) for name, words in BAD.items()}
         own = ["--imports", "rank_learner", "--algo", "of-ranks", "--of-ranks", "2", "--no-baseline"]
         own += ["--total-timesteps", "128", "--run-dir", str(folder / "imported")]
+        os.chdir(Path(__file__).with_name("rank_modules"))  # where a process finds the module only if it is told to
         found["imported"] = command(*TRAIN, *own)
         found["any"] = [distributed.any_rank(distributed.rank() == 1), distributed.any_rank(False)]
         torch.save(found, folder / f"rank{distributed.rank()}.pt")
