@@ -157,7 +157,15 @@ def git_state() -> str:
     here = Path(__file__).parent
     try:
         commit, changes = (
-            subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True, timeout=10).stdout
+            subprocess.run(
+                # the index stays as it is: a git that is killed by the timeout would leave its lock
+                ["git", "--no-optional-locks", *words],
+                cwd=here,
+                capture_output=True,
+                text=True,
+                check=True,
+                timeout=10,
+            ).stdout
             for words in (["rev-parse", "HEAD"], ["status", "--porcelain"])  # paths from the top of the checkout
         )
     except (OSError, subprocess.SubprocessError):

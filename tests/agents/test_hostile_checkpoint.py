@@ -171,7 +171,7 @@ def test_another_algorithm(copied: Path) -> None:
     with pytest.raises(CheckpointError, match="holds PPO, expected A2C"):
         A2C.load(copied)
     edit(copied, lambda manifest: manifest.update(algorithm="os.system"))
-    with pytest.raises(CheckpointError, match=r"holds 'os.system', this Engram knows a2c, ppo"):
+    with pytest.raises(CheckpointError, match=r"holds 'os.system' of agents.ppo:PPO, this Engram knows a2c, ppo"):
         agents.load(copied)
 
 

@@ -296,4 +296,4 @@ def test_mistakes_on_the_command_line_are_one_line(capsys: pytest.CaptureFixture
         assert error.startswith(said)
         assert "\n" not in error
     assert main(["memory", "identity", "--updates", "1"]) == 1
-    assert "identity fails 1 of 15 checks" in capsys.readouterr().err
+    assert "identity fails 1 of 16 checks" in capsys.readouterr().err

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import agents
 from agents.checkpoint import read_manifest
 from agents.registry import learners
+from agents.run import callbacks
 from agents.run.logs import Table, rows_up_to
 
 
@@ -252,3 +255,17 @@ def test_a_damaged_table_is_named(run: Path, capsys: pytest.CaptureFixture[str],
     assert command("--resume", run, "--total-timesteps", 128) == 2
     assert f"{run / 'progress.csv'} is damaged" in capsys.readouterr().err
     assert contents(run) == before
+
+
+def test_the_state_of_the_checkout_is_read_without_a_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`git status` would write the index anew after a file's time has changed, and leave its lock if it is killed."""
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    file, index = tmp_path / "file.py", tmp_path / ".git" / "index"
+    file.write_text("pass\n")
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
+        subprocess.run([*git, *words], check=True)
+    os.utime(file, (1, 1))
+    before = index.read_bytes()
+    monkeypatch.setattr(callbacks, "__file__", str(file))
+    assert re.fullmatch("commit [0-9a-f]{40}", callbacks.git_state())
+    assert index.read_bytes() == before
