@@ -197,6 +197,7 @@ PICTURES: dict[str, Drawn] = {
     "associative-recall.png": FromTable("associative-recall-curves.csv"),
     "priority-sort.png": FromTable("priority-sort-curves.csv"),
     "dictionary.png": FromTable("dictionary-curves.csv"),
+    "dictionary-words.png": FromTable("dictionary-words-curves.csv"),
     **{f"scaling/{study}.png": OfStudy(study) for study in STUDIES},
     "maze.gif": OfAgent("maze-ppo", 84),
     "mapping.png": OfAgent("mapping-9", 47, least=0.4),

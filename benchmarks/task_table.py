@@ -1,4 +1,4 @@
-"""Trains every recipe of a supervised task, and `lstm` and `identity` for as many steps, lessons included.
+"""Trains every recipe of a supervised task, and other memories for as many steps, lessons included.
 
     python benchmarks/task_table.py
     python benchmarks/task_table.py --tasks copy-dnc mapping-9 --seeds 0 1 --jobs 2
@@ -6,7 +6,7 @@
     python benchmarks/task_table.py --name copy-and-sort --tasks copy-ntm copy-dnc --seeds 0 1 2  # other files
     python benchmarks/task_table.py --collect                    # only runs that exist under runs/tasks
 
-Runs `python train.py --recipe TASK`, also with `--memory lstm` and `--memory identity` (default sizes), under
+Runs `python train.py --recipe TASK`, also with `--memory lstm` and `--memory identity` (or `--baselines`), under
 `runs/tasks/`; an existing run is reused if it is the same training, and refused otherwise. A task that follows another
 starts from the weights of that lesson, so name both. `OUT/NAME.md`, `.csv`, `-curves.csv` and `.png` have a table and a
 panel for each task: the task's own score with its 95 % interval over seeds.
@@ -31,13 +31,15 @@ from agents.run.config import RECIPES, load_config
 
 TASKS = (
     *("stack-anbn", "copy-dnc", "copy-ntm", "mapping-9", "mapping-15", "associative-recall"),
-    *("priority-sort-10", "priority-sort", "dictionary-2-1", "dictionary-4-1", "dictionary-3-2", "dictionary-8-4"),
+    *("priority-sort-10", "priority-sort", "dictionary-2-1", "dictionary-4-1"),
+    *("dictionary-1-4", "dictionary-8-4", "dictionary-1-8", "dictionary-12-8", "dictionary-1-12", "dictionary-16-12"),
     *("double-copy-5", "double-copy-12", "double-copy-25", "double-copy-50"),
     *("mnist-recall-2", "mnist-recall-4", "mnist-recall-each", "mnist-recall-10"),
 )
 SCORES = {"stack-anbn": "success"}
 """Scores of tasks that are not compared by their error or F1."""
-BASELINES = ("lstm", "identity")
+SIZES = {"mnm-p": ("hidden_size=100", "heads=1", "mean_over_units=true"), "salu": ("hidden_size=100",)}
+"""Sizes of baselines; the others have their default sizes."""
 
 
 @dataclass
@@ -46,6 +48,8 @@ class Args:
     """Recipes."""
     seeds: tuple[int, ...] = (0,)
     """Each agent is trained once with each seed."""
+    baselines: tuple[str, ...] = ("lstm", "identity")
+    """Memories that are trained with the recipe's settings, steps and lessons, beside its own."""
     jobs: int = 2
     """Number of parallel trainings, one thread each."""
     collect: bool = False
@@ -78,7 +82,9 @@ def training(args: Args, task: str, baseline: str, seed: int) -> Training:
         return args.runs / "-".join(filter(None, (task, baseline, str(seed))))
 
     words = ["--no-baseline", "--recipe", task, "--seed", str(seed)]
-    words += ["--memory", baseline, "--precision", "float32"] if baseline else []
+    if baseline:
+        words += ["--memory", baseline, "--precision", "float32"]
+        words += ["--memory-kwargs", *SIZES[baseline]] if baseline in SIZES else []
     before = lesson_of(task)
     words += ["--init-from", str(folder(before))] if before else []
     return Training(folder(task), tuple(words))
@@ -89,7 +95,7 @@ def main(args: Args) -> None:
     if not args.overwrite:
         refuse_existing(out, args.name)
     trainings = {
-        task: [training(args, task, baseline, seed) for seed in args.seeds for baseline in ("", *BASELINES)]
+        task: [training(args, task, baseline, seed) for seed in args.seeds for baseline in ("", *args.baselines)]
         for task in args.tasks
     }
     if not args.collect:
