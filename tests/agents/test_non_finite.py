@@ -65,8 +65,16 @@ def test_a_parameter(learner: type[MemoryOnPolicyAlgorithm]) -> None:
 
 @both
 def test_a_loss_that_runs_away(learner: type[MemoryOnPolicyAlgorithm]) -> None:
-    """A learning rate that is no such thing ends in an error that says so, never in a silent NaN."""
-    model = agent(learner, RepeatFirst(4), learning_rate=lambda progress: 1e30)
+    """Steps that are far too large end in an error that says so, never in a silent NaN."""
+
+    class Amplified(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            for group in self.param_groups:
+                group["lr"] = 1e30
+            return super().step(closure)
+
+    model = agent(learner, RepeatFirst(4))
+    model.policy.optimizer = Amplified(model.policy.parameters(), lr=1.0)
     with pytest.raises(NonFiniteError, match=r"^parameter .* not finite after \d+ environment steps.*learning_rate"):
         model.learn(4000)
 
