@@ -171,11 +171,10 @@ def _run(arguments: Arguments) -> None:
 def _check(arguments: Arguments) -> None:
     if arguments.run is None and not (arguments.play and arguments.env):
         raise CommandError("expected a run's folder or a checkpoint, or --play --env ID")
-    if arguments.watch + arguments.play + (arguments.video is not None) + (arguments.saliency is not None) > 1:
+    modes = arguments.watch + arguments.play + (arguments.video is not None) + (arguments.saliency is not None)
+    if modes > 1:
         raise CommandError("expected at most one of --watch, --play, --video and --saliency")
-    if (arguments.ablate or arguments.errors) and (
-        arguments.watch or arguments.play or arguments.video is not None or arguments.saliency is not None
-    ):
+    if modes and (arguments.ablate or arguments.errors):
         option = "--ablate" if arguments.ablate else "--errors"
         raise CommandError(f"{option} is for scores, which --watch, --play, --video and --saliency do not make")
     if arguments.saliency is not None and (arguments.run is None or arguments.saliency.suffix.lower() != ".png"):
