@@ -46,15 +46,15 @@ class PlasticNetwork(Memory):
         clip: bound of the rule "clipped".
         init_scale: only for "paper": w and α per connection are initialised uniformly in 0..init_scale, a shared α to
             init_scale. 0.01 suits up to 200 units, whose weights then sum to about 1; a smaller network needs more.
-        init_eta: η at the start of training.
+        init_eta: η at the start of training, between 0 and 1; with "paper" also 0 or 1, and any number for "clipped".
         parametrization: of α, η and the initial w: "scaled", as above, or "paper". None: "paper" for `plastic`
             and "scaled" for `homo-plastic`, which saturates otherwise.
         init_strength: only for "scaled": mean of the initial strengths, which are uniform in 0..2 init_strength per
             connection; a shared one is init_strength.
 
     Raises:
-        ValueError: hidden_size is below 1, init_scale is below 0, clip is not above 0, init_eta is not between 0 and 1
-            with "scaled", or a choice is unknown.
+        ValueError: hidden_size is below 1, init_scale is below 0, clip is not above 0, init_eta is out of its range, or
+            a choice is unknown.
     """
 
     fast_form = FastPlastic
@@ -82,6 +82,8 @@ class PlasticNetwork(Memory):
         one_of("parametrization", parametrization, "scaled", "paper")
         if parametrization == "scaled" and not 0 < init_eta < 1:
             raise ValueError(f"init_eta is {init_eta}; with parametrization='scaled' it must be between 0 and 1")
+        if rule != "clipped" and not 0 <= init_eta <= 1:  # else the decay factors of (2) and (3) leave 0..1
+            raise ValueError(f"init_eta is {init_eta}; with rule={rule!r} it must be from 0 to 1")
         if clip <= 0:
             raise ValueError(f"clip is {clip}; it must be more than 0")
         self.output_size = hidden_size

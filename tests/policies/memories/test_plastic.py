@@ -324,8 +324,17 @@ def test_a_recordings_first_state_is_left_alone() -> None:
             {"init_eta": 0.0, "parametrization": "scaled"},
             "init_eta is 0.0; with parametrization='scaled' it must be between 0 and 1",
         ),
+        ({"init_eta": 1.5, "rule": "hebb"}, "init_eta is 1.5; with rule='hebb' it must be from 0 to 1"),
+        ({"init_eta": -0.1}, "init_eta is -0.1; with rule='oja' it must be from 0 to 1"),
+        ({"init_eta": float("nan")}, "init_eta is nan; with rule='oja' it must be from 0 to 1"),
     ],
 )
 def test_wrong_options_are_refused_by_name(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_memory("plastic", input_size=FEATURES, **options)
+
+
+def test_the_clipped_rule_takes_any_rate() -> None:
+    """It has no decay factor that a rate could make negative."""
+    memory = make_memory("plastic", input_size=FEATURES, rule="clipped", init_eta=1.5)
+    assert memory.plasticity()[1].item() == 1.5
