@@ -68,6 +68,9 @@ class A2C(MemoryOnPolicyAlgorithm):
 
     Arguments: those of `A2CConfig`, then those of `agents.hyperparameters.Setup`.
 
+    Raises:
+        ValueError: `squares_coef` is given, and the actions are not `Discrete`; or as the base class.
+
     >>> model = A2C("MemoryPolicy", "Engram/RepeatFirst-v0", policy_kwargs={"memory": "gru"}, seed=0)
     >>> model.learn(100).num_timesteps
     100

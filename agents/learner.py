@@ -78,8 +78,9 @@ class MemoryOnPolicyAlgorithm(Updates, OnPolicyAlgorithm):
         device: "cpu", "cuda", ...; "auto": the environment's device if it has one, else as in SB3.
 
     Raises:
-        TypeError: an argument is unknown.
-        ValueError: one is of the wrong type or out of its range.
+        TypeError: an argument is unknown, `policy` has no memory, or `env` is not an environment.
+        ValueError: an argument is of the wrong type or out of its range; `n_steps` is 0, and episodes have no fixed
+            length; or as `MemoryActorCriticPolicy` and `agents.environments.as_tensor_env`.
     """
 
     config_class: ClassVar[type[Hyperparameters]]
@@ -269,6 +270,9 @@ class MemoryOnPolicyAlgorithm(Updates, OnPolicyAlgorithm):
 
         Raises:
             NonFiniteError: a tensor became NaN or infinite; the message names it and the step.
+            ValueError: there is no environment; an argument is out of its range; a schedule gives a value out of its
+                range; or `fast` is "graph", and capture is not possible.
+            RankLostError: another rank has ended.
         """
         if log_interval == 0:
             raise ValueError("log_interval is 0, expected a whole number of at least 1, or None for no logs")
@@ -333,7 +337,11 @@ class MemoryOnPolicyAlgorithm(Updates, OnPolicyAlgorithm):
     def save(  # type: ignore[override]
         self, path: Place, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None
     ) -> None:
-        """Write a checkpoint; see `agents.checkpoint.save`. `exclude` is ignored: the content is fixed."""
+        """Write a checkpoint; see `agents.checkpoint.save`. `exclude` is ignored: the content is fixed.
+
+        Raises:
+            ValueError, TypeError, OSError: as there.
+        """
         checkpoint.save(self, path, include)
 
     @classmethod
@@ -347,12 +355,21 @@ class MemoryOnPolicyAlgorithm(Updates, OnPolicyAlgorithm):
         force_reset: bool = False,
         **kwargs: Any,
     ) -> Self:
-        """Load a checkpoint; see `agents.checkpoint.load`."""
+        """Load a checkpoint; see `agents.checkpoint.load`.
+
+        Raises:
+            CheckpointError, TypeError: as there.
+        """
         return checkpoint.load(cls, path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
 
     def set_env(self, env: EnvLike, force_reset: bool = True) -> None:
         """As in SB3. The environments may differ in number, arguments and horizon: then new episodes start, and
-        `new_episodes` says why."""
+        `new_episodes` says why.
+
+        Raises:
+            ValueError: its spaces are not the agent's, or as `agents.environments.as_tensor_env`.
+            TypeError: it is not an environment.
+        """
         new_env = as_tensor_env(env, self.device)
         change = checkpoint.describe_env_change(self, new_env)
         replaced = new_env is not self._tensor_env and not isinstance(new_env, HostEnv)
@@ -366,6 +383,7 @@ class MemoryOnPolicyAlgorithm(Updates, OnPolicyAlgorithm):
 
         Raises:
             CheckpointError: the checkpoint is damaged, or of another policy.
+        TypeError: it is neither a dictionary, a path nor a binary file object.
         """
         if isinstance(load_path_or_dict, dict):
             super().set_parameters(load_path_or_dict, exact_match, device)

@@ -24,7 +24,11 @@ LEARNERS = View(learners)
 
 
 def load(path: Place, env: EnvLike | None = None, **kwargs: Any) -> MemoryOnPolicyAlgorithm:
-    """Load a checkpoint of any known learner; arguments as in `MemoryOnPolicyAlgorithm.load`."""
+    """Load a checkpoint of any known learner; arguments as in `MemoryOnPolicyAlgorithm.load`.
+
+    Raises:
+        CheckpointError: as there, or no known learner saved the checkpoint.
+    """
     with open_checkpoint(path) as source:
         manifest = read_manifest(source)
     return _learner_of(manifest, source.name).load(source, env, **kwargs)

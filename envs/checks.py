@@ -14,7 +14,11 @@ class TensorEnvError(TypeError):
 
 
 def check_advance(env: Any, given: Any) -> None:
-    """Checks the result of `_advance`. Only types and shapes are read, so nothing is launched on the device."""
+    """Checks the result of `_advance`. Only types and shapes are read, so nothing is launched on the device.
+
+    Raises:
+        TensorEnvError: a value is missing, or of another type or shape.
+    """
     name = f"{type(env).__name__}._advance"
     if not isinstance(given, tuple) or len(given) != 3:
         found = f"{len(given)} values" if isinstance(given, tuple) else f"a {type(given).__name__}"
@@ -35,7 +39,11 @@ def check_advance(env: Any, given: Any) -> None:
 
 
 def check_observation(env: Any, obs: Any) -> None:
-    """Checks the result of `_observe`."""
+    """Checks the result of `_observe`.
+
+    Raises:
+        TensorEnvError: an entry is missing, or of another type or shape.
+    """
     space, name = env.single_observation_space, f"{type(env).__name__}._observe"
     if not isinstance(space, spaces.Dict):
         _check_tensor(env, f"{name} returned an observation", obs, (env.num_envs, *(space.shape or ())))

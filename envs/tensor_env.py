@@ -80,6 +80,9 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor], metaclass=_ExplainSB3):
         device: torch device of all tensors.
         horizon: see above.
         render_mode: None or "rgb_array".
+
+    Raises:
+        ValueError: `num_envs` is below 1, or the `render_mode` is unknown.
     """
 
     metadata = {  # noqa: RUF012 (Gymnasium declares it as it is)

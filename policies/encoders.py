@@ -365,6 +365,9 @@ class MLPEncoder(BaseFeaturesExtractor):
     Args:
         observation_space: of one environment.
         layers: width of each layer; the last is the memory's input size.
+
+    Raises:
+        ValueError: `layers` is empty.
     """
 
     takes_symbols = True

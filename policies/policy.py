@@ -70,6 +70,11 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
             fused step.
         normalize_values: learn values in standard deviations of the returns (`ValueNorm`).
         normalize_obs: normalise observations by their running mean and variance (`ObsNorm`).
+
+    Raises:
+        ValueError: the memory is unknown or refuses an argument, the encoder cannot be built for the observations, or
+            torch's default type is not float32.
+        TypeError: the memory does not take an argument.
     """
 
     memory: Memory

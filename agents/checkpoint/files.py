@@ -34,6 +34,10 @@ class Source:
     Args:
         place: a folder, a zip file, or an open binary file with the zip. A path that does not exist is tried with and
             without ".zip", as Stable-Baselines3 does.
+
+    Raises:
+        CheckpointError: there is no file, or it cannot be read or is not a zip.
+        TypeError: `place` is neither a path nor a binary file object.
     """
 
     def __init__(self, place: Place) -> None:
@@ -150,6 +154,7 @@ def write(place: Place, contents: dict[str, bytes]) -> None:
     Raises:
         ValueError: there is a file, or a folder with other files and no checkpoint, such as that of a run.
         OSError: it cannot be written; the old checkpoint is kept.
+        TypeError: `place` is neither a path nor a binary file object.
     """
     if not isinstance(place, (str, os.PathLike)):
         if not hasattr(place, "write"):

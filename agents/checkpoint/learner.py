@@ -86,7 +86,9 @@ def save(model: TrainingEnv, path: Place, include: Iterable[str] | None = None) 
         include: must be empty, because the contents of a checkpoint are fixed.
 
     Raises:
-        ValueError: `include` is not empty.
+        ValueError: `include` is not empty; or `path` is a file, or a folder with other files and no checkpoint.
+        TypeError: `path` is neither a path nor a binary file object.
+        OSError: the checkpoint cannot be written; an existing one is kept.
     """
     if include:
         raise ValueError(
@@ -186,8 +188,9 @@ def load(
             and classes must be passed here, because a checkpoint does not import them.
 
     Raises:
-        CheckpointError: the checkpoint is missing, damaged, of a newer version, or does not fit the arguments.
-        ValueError: `env` has other spaces than the saved agent.
+        CheckpointError: the checkpoint is missing, damaged, of a newer version, or does not fit `env` (such as other
+            spaces) or the arguments.
+        TypeError: `path` is neither a path nor a binary file object.
     """
     if print_system_info:
         get_system_info()
@@ -269,6 +272,7 @@ def load_parameters(model: TrainingEnv, path: Place) -> None:
 
     Raises:
         CheckpointError: the checkpoint is damaged, or belongs to another policy.
+        TypeError: `path` is neither a path nor a binary file object.
     """
     with open_checkpoint(path) as source:
         manifest = read_manifest(source)

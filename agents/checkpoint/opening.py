@@ -38,6 +38,9 @@ def compare_sizes(model: TrainingEnv, manifest: dict[str, Any]) -> None:
     """Compares the tensors that the manifest lists with those of its policy, before any memory is allocated.
 
     The policy is built on torch's meta device, whose tensors have shapes and no data.
+
+    Raises:
+        ValueError: a shape differs, or the policy has many more parameters than the manifest lists.
     """
     saved = with_prefix(listed_shapes(manifest), "policy/")
     count = 0
@@ -73,7 +76,12 @@ def _is_built_in(model: TrainingEnv) -> bool:
 
 @contextmanager
 def open_checkpoint(place: Place | Source) -> Iterator[Source]:
-    """Context manager that opens the checkpoint at `place`. If it is damaged, the error names an older intact one."""
+    """Context manager that opens the checkpoint at `place`. If it is damaged, the error names an older intact one.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+        TypeError: `place` is neither a path nor a binary file object.
+    """
     path = place.path if isinstance(place, Source) else place
     try:
         yield place if isinstance(place, Source) else Source(_newest(place))

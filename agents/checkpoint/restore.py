@@ -75,7 +75,11 @@ def restore(model: TrainingEnv, manifest: dict[str, Any], tensors: Tensors) -> N
 
 
 def load_policy(model: TrainingEnv, manifest: dict[str, Any], tensors: Tensors) -> None:
-    """Parameters, buffers and the optimiser's state."""
+    """Parameters, buffers and the optimiser's state.
+
+    Raises:
+        ValueError: a weight is infinite or NaN, or the optimiser's state does not fit its parameters.
+    """
     weights = with_prefix(tensors, "policy/")
     check_finite(weights, model.policy.state_dict())
     model.policy.load_state_dict(weights)
@@ -94,7 +98,11 @@ def check_finite(weights: Tensors, like: Tensors) -> None:
 
 
 def load_episodes(model: TrainingEnv, manifest: dict[str, Any], tensors: Tensors) -> None:
-    """Restores environments, memory and statistics; starts new episodes if they belong to other environments."""
+    """Restores environments, memory and statistics; starts new episodes if they belong to other environments.
+
+    Raises:
+        ValueError: the statistics, or the states of equal environments or of the memory, have a wrong form.
+    """
     running, own = with_prefix(tensors, "run/"), prefix_of(distributed.rank())
     recent = running["recent_episodes"]
     if recent.dim() != 2 or recent.shape[1] != 3 or not torch.isfinite(recent).all():

@@ -24,6 +24,11 @@ class HostEnv(TensorEnv):
     Observations, rewards and ends are copied, and sent to an accelerator in one transfer (`Transfer`).
 
     Their state cannot be saved, so a resumed run starts new episodes; everything else continues.
+
+    Raises:
+        ValueError: no network takes the observation or action space.
+        TypeError: in `reset`, `seed` is a sequence.
+        RuntimeError: in `frame`, the environments have no `render_mode` that draws.
     """
 
     def __init__(self, host: Host, device: torch.device | str = "cpu") -> None:

@@ -79,7 +79,12 @@ class Host:
 
 
 class VectorEnvHost(Host):
-    """A Gymnasium vector environment; `parts` are its single environments, which user code may reset or step."""
+    """A Gymnasium vector environment; `parts` are its single environments, which user code may reset or step.
+
+    Raises:
+        ValueError: it resets at the next step (`AutoresetMode.NEXT_STEP`), or `reset` gives another `info` than a
+            dictionary.
+    """
 
     def __init__(self, env: VectorEnv[Any, Any, Any], *parts: gym.Env[Any, Any]) -> None:
         mode = env.metadata.get("autoreset_mode")
@@ -155,7 +160,11 @@ class VectorEnvHost(Host):
 
 
 class VecEnvHost(Host):
-    """An SB3 `VecEnv`."""
+    """An SB3 `VecEnv`.
+
+    Raises:
+        ContractError: `step` truncates an episode without its last observation.
+    """
 
     def __init__(self, env: VecEnv) -> None:
         env = _channels_first(env)

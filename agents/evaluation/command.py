@@ -195,7 +195,13 @@ class LoadedAgent:
 
     @classmethod
     def open(cls, path: Path, device: str) -> LoadedAgent:
-        """The agent of a run's folder or a checkpoint."""
+        """The agent of a run's folder or a checkpoint.
+
+        Raises:
+            CommandError: there is no such path.
+            CheckpointError: the checkpoint is missing or damaged.
+            ValueError: the run's `config.yaml` is wrong.
+        """
         if not path.exists():
             raise CommandError(f"there is no {path}")
         checkpoint = latest_checkpoint(path)

@@ -146,6 +146,7 @@ def random_score(
 
     Raises:
         ValueError: `random_actions` does not support the action space.
+        TypeError: `env` is not an environment.
     """
     tensor_env = env if isinstance(env, TensorEnv) else as_tensor_env(env)
     space = tensor_env.single_action_space

@@ -81,7 +81,11 @@ def _terminable() -> Iterator[None]:
 
 
 def sweep(config: Command, flags: list[str]) -> int:
-    """Runs a hyper-parameter sweep; returns the exit status. See docs/sweep.md."""
+    """Runs a hyper-parameter sweep; returns the exit status. See docs/sweep.md.
+
+    Raises:
+        ValueError: Optuna is not installed, the space is wrong, or no trial was completed.
+    """
     try:
         from agents.sweep.driver import command
     except ImportError as error:

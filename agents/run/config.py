@@ -29,7 +29,11 @@ RECIPES = Path(__file__).resolve().parent.parent.parent / "recipes"
 
 
 def pairs(words: list[str]) -> dict[str, Any]:
-    """`["heads=3", "rate=per-layer"]` as a dictionary; values are read as YAML."""
+    """`["heads=3", "rate=per-layer"]` as a dictionary; values are read as YAML.
+
+    Raises:
+        ValueError: a word is not NAME=VALUE, a name is given twice, or a value is not YAML.
+    """
     result: dict[str, Any] = {}
     for word in words:
         name, separator, value = word.partition("=")
@@ -178,7 +182,11 @@ class Config:
         return {**{name: getattr(self, name) for name in run_entries()}, **vars(self.learner)}
 
     def learner_kwargs(self) -> dict[str, Any]:
-        """The constructor arguments of the learner, without environment, logging and device."""
+        """The constructor arguments of the learner, without environment, logging and device.
+
+        Raises:
+            ValueError: there is no such encoder.
+        """
         kwargs = {**vars(self.learner), "seed": self.seed, "fast": self.fast, "precision": self.precision}
         if self.anneal:
             rate = kwargs["learning_rate"]
@@ -214,7 +222,11 @@ class Config:
         return ENCODERS.get(self.encoder) or import_object(self.encoder, "the encoder")
 
     def own_classes(self) -> dict[str, Any]:
-        """The user's own classes, which `load` needs because a checkpoint imports nothing."""
+        """The user's own classes, which `load` needs because a checkpoint imports nothing.
+
+        Raises:
+            ValueError: there is no such encoder.
+        """
         if self.encoder is None or self.encoder in ENCODERS:
             return {}
         return {"policy_kwargs": {"features_extractor_class": self._encoder()}}
@@ -319,6 +331,9 @@ def default_config(algo: str | None, env: str | None = None, device: str | None 
     """The values that flags override if there is no recipe.
 
     Environments from outside this project may have observations of any scale; ours are of the order of 1.
+
+    Raises:
+        ValueError: there is no such learner.
     """
     algo = algo or Config.algo
     entries = {"algo": algo, **run_defaults_of(learner_class(algo).config_class, device)}

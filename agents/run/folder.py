@@ -28,7 +28,11 @@ def checkpoint_folder(checkpoint: Path) -> Path:
 
 
 def folder_of(config: Config) -> Path:
-    """The run's folder: as configured, else a new name that is valid on every system."""
+    """The run's folder: as configured, else a new name that is valid on every system.
+
+    Raises:
+        ValueError: `torchrun --max-restarts` was given without a folder.
+    """
     if config.run_dir is not None:
         return config.run_dir
     if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")):

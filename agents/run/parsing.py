@@ -36,6 +36,10 @@ def parse(arguments: list[str]) -> tuple[Command, Path | None]:
 
     Flags override the recipe's values, and these the defaults. A resumed run starts from its own `config.yaml`, and a
     sweep from the fixed values of its file. A run that `torchrun` has restarted after a failure resumes automatically.
+
+    Raises:
+        ValueError: options contradict each other, or a value, a recipe or a module of `--imports` is wrong.
+        CheckpointError: there is no checkpoint to resume from.
     """
     refuse_empty(arguments)
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)

@@ -135,7 +135,12 @@ def _train(config: Config, checkpoint: Path | None, console: Console, start: Sta
 
 def prepare(config: Config, checkpoint: Path | None, locks: list[FileLock | None]) -> Start:
     """Creates and locks the run's folder and writes the configuration. Nothing is written before all checks have
-    passed."""
+    passed.
+
+    Raises:
+        ValueError: the folder holds another run, or a changed setting cannot take effect.
+        CheckpointError: the checkpoint is damaged or does not fit.
+    """
     folder = folder_of(config)
     if checkpoint is None:
         taken = not distributed.restarts() and (folder / "config.yaml").exists()
@@ -173,7 +178,12 @@ def prepare(config: Config, checkpoint: Path | None, locks: list[FileLock | None
 
 
 def build(config: Config, checkpoint: Path | None = None) -> MemoryOnPolicyAlgorithm:
-    """This rank's environments and the learner, new or loaded from the checkpoint."""
+    """This rank's environments and the learner, new or loaded from the checkpoint.
+
+    Raises:
+        ValueError: an argument is wrong, or `num_envs` is not a multiple of the number of ranks.
+        CheckpointError: the checkpoint, or that of `init_from`, is damaged or does not fit.
+    """
     device = device_of(config.device)
     import_modules(config.imports)  # another rank parsed the command
     changed = {} if checkpoint is None else changed_arguments(config, checkpoint)
@@ -201,7 +211,12 @@ class Trained(NamedTuple):
 
 def run(config: Config, folder: Path, console: Console, checkpoint: Path | None = None) -> Trained:
     """Trains one agent, with logs and checkpoints in `folder`. Returns early after Ctrl-C, on all ranks at the same
-    step."""
+    step.
+
+    Raises:
+        CommandError: the agent cannot be built, or its training failed.
+        KeyboardInterrupt: a second SIGINT or SIGTERM arrived before the iteration ended.
+    """
     with ErrorContext("building", config.env).user_errors():
         model = build(config, checkpoint)
         before = 0.0 if checkpoint is None else training_time_until(folder, model.num_timesteps)
@@ -274,7 +289,11 @@ def idle_cores() -> float:
 
 def score(config: Config, model: MemoryOnPolicyAlgorithm, console: Console) -> Score | None:
     """Scores the trained agent in new episodes, with actions chosen as in training; None if no episodes are
-    requested."""
+    requested.
+
+    Raises:
+        CommandError: the evaluation failed.
+    """
 
     def play_episodes() -> Score | None:
         if not config.eval_episodes:
@@ -295,7 +314,11 @@ def score(config: Config, model: MemoryOnPolicyAlgorithm, console: Console) -> S
 def report(
     config: Config, console: Console, result: Score | None, identity: Score | None, summary: dict[str, Any]
 ) -> None:
-    """Writes `summary.json`, prints the final table and the commands to continue with."""
+    """Writes `summary.json`, prints the final table and the commands to continue with.
+
+    Raises:
+        CommandError: the random actions could not be scored, or a file could not be written.
+    """
     folder = config.run_dir
     assert folder is not None
     try:

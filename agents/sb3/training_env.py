@@ -60,7 +60,11 @@ class TrainingEnv(BaseAlgorithm):
 
     @property
     def tensor_env(self) -> TensorEnv:
-        """The training environment behind its tensor interface."""
+        """The training environment behind its tensor interface.
+
+        Raises:
+            ValueError: there is none.
+        """
         if self._tensor_env is None:
             raise ValueError("the model was loaded without an environment; call set_env")
         return self._tensor_env
@@ -79,6 +83,7 @@ class TrainingEnv(BaseAlgorithm):
 
         Raises:
             ValueError: its spaces are not the agent's.
+            TypeError: it is not an environment.
         """
         found = as_tensor_env(env, self.device)
         for name in ("observation_space", "action_space"):

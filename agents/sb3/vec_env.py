@@ -113,6 +113,9 @@ class TensorVecEnv(_Counted):
     The environments of a `TensorEnv` are one object. `get_attr` returns one row per environment for attributes in
     `state_names`, and the same value for all others. `set_attr` and `env_method` reach all environments at once; other
     `indices` raise a ValueError.
+
+    Raises:
+        TypeError: `tensor_env` is not a `TensorEnv`.
     """
 
     def __new__(cls, tensor_env: TensorEnv | None = None) -> Any:

@@ -133,7 +133,11 @@ def own_seed(seed: int) -> int:
 
 
 def mean(value: Tensor) -> Tensor:
-    """The mean over ranks, elementwise; nothing is differentiated through it."""
+    """The mean over ranks, elementwise; nothing is differentiated through it.
+
+    Raises:
+        RankLostError: another rank has ended.
+    """
     if _world.size == 1:
         return value
     total = value.detach().clone()
@@ -143,7 +147,11 @@ def mean(value: Tensor) -> Tensor:
 
 
 def gather(value: Tensor) -> Tensor:
-    """The tensors of all ranks, `[ranks, ...]`; their shapes must be equal."""
+    """The tensors of all ranks, `[ranks, ...]`; their shapes must be equal.
+
+    Raises:
+        RankLostError: another rank has ended.
+    """
     if _world.size == 1:
         return value[None]
     parts = [torch.empty_like(value, memory_format=torch.contiguous_format) for _ in range(_world.size)]
@@ -201,7 +209,11 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 
 def any_rank(flag: bool) -> bool:
-    """Whether `flag` is true on any rank."""
+    """Whether `flag` is true on any rank.
+
+    Raises:
+        RankLostError: another rank has ended.
+    """
     if _world.size == 1:
         return flag
     flags = torch.tensor([int(flag)])
@@ -214,6 +226,9 @@ def from_first(make: Callable[[], T]) -> T:
     """Calls `make` on rank 0 and returns its result on every rank; the others wait.
 
     If it raises on rank 0, the others raise SystemExit; rank 0 reports the error.
+
+    Raises:
+        RankLostError: another rank has ended.
     """
     if _world.size == 1:
         return make()
@@ -235,7 +250,11 @@ def from_first(make: Callable[[], T]) -> T:
 
 
 def to_first(value: T) -> list[T]:
-    """The objects of all ranks, on rank 0; an empty list on the others."""
+    """The objects of all ranks, on rank 0; an empty list on the others.
+
+    Raises:
+        RankLostError: another rank has ended.
+    """
     if _world.size == 1:
         return [value]
     received: list[Any] | None = [None] * _world.size if _world.rank == 0 else None

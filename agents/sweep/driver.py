@@ -188,7 +188,11 @@ class Sweep:
         return " · ".join(parts)
 
     def summary(self, stopped: bool) -> int:
-        """Prints the final report; returns the exit status."""
+        """Prints the final report; returns the exit status.
+
+        Raises:
+            ValueError: no trial was completed, and none is running.
+        """
         running = len(self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
         best = report.ranked(self.study)
         if best:

@@ -38,6 +38,9 @@ class Session:
         deterministic: act greedily instead of sampling.
         seed: seed of the first episode; None: random.
         critic: whether the agent learned values; if not, none are shown.
+
+    Raises:
+        ValueError: `env` has another `num_envs` than 1.
     """
 
     def __init__(

@@ -34,6 +34,10 @@ class ImageTask(SequenceTask):
         priority: add an entry "priority" to the observation, a number in -1..1.
         device: torch device of all tensors.
         render_mode: None or "rgb_array".
+
+    Raises:
+        ValueError: `side` is below 1, `source` has no classes though `classes` is True, the split has fewer images than
+            `shown`, or as `load_images`.
     """
 
     def __init__(

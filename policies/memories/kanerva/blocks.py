@@ -46,6 +46,9 @@ class BlockKanerva(KanervaForm):
     State: `hidden`, `cell` `[B, H]` of the controller; `memory` `[B, C, S, S]`; `read` `[B, output_size]`, the
     read-out; `places` `[B, 1 + K, 2]`, positions of the last block written and the last windows read; with `sample`,
     `seed` `[B]`, a hash of the inputs so far.
+
+    Raises:
+        ValueError: a size is below 1, or `crop_size` is not below `memory_size`.
     """
 
     fast_form = FastBlocks

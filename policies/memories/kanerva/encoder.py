@@ -102,7 +102,11 @@ class DeepLinear(nn.Sequential):
 
 
 class Encoder(nn.Module):
-    """Base class of encoders, from inputs to embeddings E, with temporal shifts of features at some places."""
+    """Base class of encoders, from inputs to embeddings E, with temporal shifts of features at some places.
+
+    Raises:
+        ValueError: `fraction` is not in 0..0.5.
+    """
 
     def __init__(self, fraction: float) -> None:
         super().__init__()

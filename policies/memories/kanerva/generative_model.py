@@ -130,6 +130,9 @@ class KanervaModel(nn.Module):
             `bound`, `reconstruction` (−ln p(X|Z)), `kl_z` (KL(q(Z|X) ‖ p(Z|M, Y))) and `kl_y` (KL(q(Y|X) ‖ N(0, I))),
             each `[T, B]`; with `queries` also `key_error`, the squared distance between the keys of a query and those
             of its image, before they are moved to the centres of tiles.
+
+        Raises:
+            ValueError: `path` is unknown; with `allocation="ranked"`, an episode has more images than tiles.
         """
         path = path or ("posterior" if self.training else "memory")
         if path not in ("posterior", "memory"):
@@ -192,6 +195,9 @@ class KanervaModel(nn.Module):
 
         Returns:
             X̂ of every step, `[steps, N, B, C, H, W]`.
+
+        Raises:
+            ValueError: `steps` is below 1.
         """
         if steps < 1:
             raise ValueError(f"steps is {steps}; it must be at least 1")

@@ -61,6 +61,9 @@ class Writer(nn.Module):
         channels: C of the memory.
         size: S, 4 times a power of two.
         linear: no activations, as in appendix E; False: ReLU between the layers.
+
+    Raises:
+        ValueError: `size` is not 8, 16, 32, ..., or `features` cannot be halved as often as it requires.
     """
 
     def __init__(self, embedding_size: int, features: int, channels: int, size: int, linear: bool = True) -> None:
@@ -134,7 +137,18 @@ def read_windows(memory: Tensor, keys: Tensor, size: int) -> Tensor:
 
 
 class LearnedPrior(nn.Module):
-    """p(Z|M, Y): a convolutional encoder over the K windows, stacked along the channels (appendix E)."""
+    """p(Z|M, Y): a convolutional encoder over the K windows, stacked along the channels (appendix E).
+
+    Args:
+        channels: channels of the windows, K C.
+        size: side of a window.
+        features: feature maps of the first layer, doubled by each further one.
+        latent_size: L.
+        activation: after each convolution.
+
+    Raises:
+        ValueError: `size` is below 4.
+    """
 
     def __init__(
         self, channels: int, size: int, features: int, latent_size: int, activation: type[nn.Module] = nn.ReLU
@@ -258,6 +272,9 @@ class Kanerva(nn.Module):
         prior_features: feature maps of the learned prior's first layer, doubled by each further one.
         linear_writer: see `Writer`.
         spectral_last: see `DeepLinear`.
+
+    Raises:
+        ValueError: a size is below 1, or as `Writer` and `LearnedPrior`.
     """
 
     key_size = 3

@@ -69,6 +69,9 @@ class PatchPrior(nn.Module):
         cells: number of cells along a window's side.
         features: channels between the convolutions.
         latent_size: L, a multiple of cells².
+
+    Raises:
+        ValueError: `latent_size` is not a multiple of cells².
     """
 
     def __init__(self, channels: int, cells: int, features: int, latent_size: int) -> None:

@@ -45,6 +45,9 @@ class KanervaBlocks(nn.Module):
         prior_features: feature maps of the learned prior's first layer.
         allocation: "inferred" or "ranked".
         spectral_last: see `DeepLinear`.
+
+    Raises:
+        ValueError: `allocation` is unknown, or `memory_size` is not a multiple of `crop_size`.
     """
 
     key_size = 2
@@ -88,7 +91,11 @@ class KanervaBlocks(nn.Module):
         self.register_buffer("deviations", nearest / self.sharpness, persistent=False)
 
     def key_points(self, embedding: Tensor) -> Tensor:
-        """Keys of embeddings `[T, B, D]` before they are moved to the centre of a tile: `[T, B, K, 2]`."""
+        """Keys of embeddings `[T, B, D]` before they are moved to the centre of a tile: `[T, B, K, 2]`.
+
+        Raises:
+            ValueError: with "ranked", there are more images than tiles.
+        """
         length = len(embedding)
         if self.keys is not None:
             points: Tensor = self.whiten(self.keys(embedding.flatten(0, 1)))

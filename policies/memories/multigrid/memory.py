@@ -206,7 +206,11 @@ class Multigrid(ReaderMemory):
     def write_and_read(
         self, x: Tensor, state: State, queries: Queries | None, span: Span
     ) -> tuple[Tensor, State, dict[str, Tensor], Tensor | None]:
-        """One step, or all rows of a sequence."""
+        """One step, or all rows of a sequence.
+
+        Raises:
+            ValueError: the queries are not those of the readers.
+        """
         if self.query_shapes.keys() != (queries or {}).keys():
             raise ValueError(f"queries are {sorted(queries or {})}; this memory has readers for {self.query_shapes}")
         written, new_state = self.writer(self._input_pyramid(x, span), state, span)

@@ -92,6 +92,9 @@ class SegmentedRecording(Recording):
         state: the state before the first step.
         expected_steps: as in `Memory.record`.
         segment: steps of each segment, at least 1.
+
+    Raises:
+        ValueError: `segment` is below 1.
     """
 
     memory: Memory
