@@ -122,6 +122,16 @@ def rows_of(label: str, args: Args) -> list[dict[str, Any]]:
     return rows
 
 
+def append(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Adds rows to a table, with a header if it is new."""
+    new = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        if new:
+            writer.writeheader()
+        writer.writerows(rows)
+
+
 def main(args: Args) -> None:
     torch.set_num_threads(1)
     tune_allocator()
@@ -132,12 +142,7 @@ def main(args: Args) -> None:
             for row in rows:
                 print("  ".join(f"{name} {'–' if value is None else value}" for name, value in row.items()), flush=True)
             if args.csv is not None:
-                new = not args.csv.exists()
-                with args.csv.open("a", newline="", encoding="utf-8") as file:
-                    writer = csv.DictWriter(file, list(rows[0]))
-                    if new:
-                        writer.writeheader()
-                    writer.writerows(rows)
+                append(args.csv, rows)
 
 
 if __name__ == "__main__":

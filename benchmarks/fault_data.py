@@ -241,109 +241,118 @@ def damaged(rng: random.Random, content: bytes) -> tuple[bytes, str]:
     return content[: place + size] + content[place:], f"{size} bytes doubled at {place}"
 
 
-def handmade() -> list[tuple[str, str, Any]]:
-    """Path, description, and content or the function that makes it."""
-    page = b"<!DOCTYPE html><html><body>404: Not Found</body></html>"
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, {"descr": "|b1", "fortran_order": False, "shape": (10**5, 10**6)})
-    labels, images = np.zeros(36, np.uint8), np.zeros((36, 28, 28), np.uint8)
-    evil = tar(
-        "w:gz", {"../../evil.txt": b"x", "tasks_1-20_v1-2/en-valid/qa1_test.txt": _STORY.encode(), "/etc/evil": b"x"}
-    )
-    links = tar("w:gz", {"tasks_1-20_v1-2/en-valid/qa1_test.txt": "/etc/passwd"})
-    paths = list(stand_ins())
-    made: list[tuple[str, str, Any]] = [(path, "a web page", page) for path in paths]
-    made += [(path, "empty", b"") for path in paths]
-    made += [(path, "a pipe", os.mkfifo) for path in paths]
-    made += [(path, "endless", lambda place: place.symlink_to("/dev/zero")) for path in paths]
-    made += [(path, "a link to itself", lambda place: place.symlink_to(place)) for path in paths]
-    made += [(path, "a folder", Path.mkdir) for path in paths]
-    made += [(path, "sparse, 1 TiB", lambda place: (place.touch(), os.truncate(place, 1 << 40))) for path in paths]
-    made += [(path, "gzip bomb", lambda place: place.write_bytes(bomb("gzip"))) for path in paths]
-    made += [(path, "pickle", pickle.dumps(Bomb())) for path in paths]
-    made += [(path, "zip of another kind", zipped({"a.txt": b"x"})) for path in paths]
-    bad = np.where(np.arange(36) == 3, 200, labels)
-    tensor = {
-        "mnist/t10k-labels-idx1-ubyte.gz": [idx(bad), idx(labels[:35]), idx(np.full(36, np.nan), 13), idx(images)]
+Case = tuple[str, str, Any]
+"""Path, description, and content or the function that makes it."""
+
+
+def handmade() -> list[Case]:
+    """The cases made by hand."""
+    return [*_of_every_path(), *_idx_files(), *_omniglot_files(), *_archives(), *_graph_files()]
+
+
+def _of_every_path() -> Iterator[Case]:
+    """What may be in the place of any file."""
+    contents: dict[str, Any] = {
+        "a web page": b"<!DOCTYPE html><html><body>404: Not Found</body></html>",
+        "empty": b"",
+        "a pipe": os.mkfifo,
+        "endless": lambda place: place.symlink_to("/dev/zero"),
+        "a link to itself": lambda place: place.symlink_to(place),
+        "a folder": Path.mkdir,
+        "sparse, 1 TiB": lambda place: (place.touch(), os.truncate(place, 1 << 40)),
+        "gzip bomb": lambda place: place.write_bytes(bomb("gzip")),
+        "pickle": pickle.dumps(Bomb()),
+        "zip of another kind": zipped({"a.txt": b"x"}),
     }
-    tensor["mnist/train-labels-idx1-ubyte"] = [
-        idx(bad),
-        idx(labels[:0]),
-        idx(labels - 5, 9),
-        struct.pack(">BBBBI", 0, 0, 8, 1, 2**32 - 1),
-    ]
-    tensor["mnist/t10k-images-idx3-ubyte.gz"] = [
-        *(idx(images[:, :20]), idx(np.full((36, 28, 28), np.nan), 13), idx(images[:0]), idx(images.reshape(36, -1))),
-        *(
+    for what, content in contents.items():
+        for path in stand_ins():
+            yield path, what, content
+
+
+def _idx_files() -> Iterator[Case]:
+    """MNIST's format: wrong values, counts, types and headers."""
+    labels, images = np.zeros(36, np.uint8), np.zeros((36, 28, 28), np.uint8)
+    bad = np.where(np.arange(36) == 3, 200, labels)
+    files = {
+        "mnist/t10k-labels-idx1-ubyte.gz": [idx(bad), idx(labels[:35]), idx(np.full(36, np.nan), 13), idx(images)],
+        "mnist/train-labels-idx1-ubyte": [
+            idx(bad),
+            idx(labels[:0]),
+            idx(labels - 5, 9),
+            struct.pack(">BBBBI", 0, 0, 8, 1, 2**32 - 1),
+        ],
+        "mnist/t10k-images-idx3-ubyte.gz": [
+            idx(images[:, :20]),
+            idx(np.full((36, 28, 28), np.nan), 13),
+            idx(images[:0]),
+            idx(images.reshape(36, -1)),
             struct.pack(">BBBB3I", 0, 0, 8, 3, *[2**32 - 1] * 3),
             struct.pack(">BBBB200I", 0, 0, 8, 200, *[1] * 200) + b"a",
-        ),
+        ],
+    }
+    for path, contents in files.items():
+        yield from ((path, f"idx {number}", content) for number, content in enumerate(contents))
+
+
+def _omniglot_files() -> Iterator[Case]:
+    """Arrays and trees of pictures: wrong types, shapes and headers, and bombs."""
+    background, evaluation = "omniglot/images_background.npz", "omniglot/images_evaluation.zip"
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|b1", "fortran_order": False, "shape": (10**5, 10**6)})
+    arrays = [
+        npz(images=np.full((5, 3, 4, 4), np.nan)),
+        npz(images=np.array([{}], object)),
+        npz(images=np.zeros((5, 3, 4, 4)) + 0.5),
+        npz(images=np.zeros((0, 3, 4, 4), bool)),
+        npz(images=np.zeros((5, 3, 0, 4), bool)),
+        npz(images=np.zeros((5, 4), bool)),
+        npz(images=np.array(["a"])),
+        npz(pictures=np.zeros(3)),
+        zipped({"images.npy": header.getvalue() + b"abc"}),
+        zipped({"images.npy": b"\x93NUMPY\x01\x00\xff\xff{"}),
+        zipped({"images.npy": b"\x93NUMPY\x09\x00\x00\x00{}"}),
+        zipped({"images.npy": b"not an array"}),
+        zipped({"images.npy": pickle.dumps(Bomb())}),
     ]
-    made += [(path, f"idx {number}", content) for path, many in tensor.items() for number, content in enumerate(many)]
-    background = "omniglot/images_background.npz"
-    made += [
-        (background, f"npz {number}", content)
-        for number, content in enumerate(
-            [
-                npz(images=np.full((5, 3, 4, 4), np.nan)),
-                npz(images=np.array([{}], object)),
-                npz(images=np.zeros((5, 3, 4, 4)) + 0.5),
-                npz(images=np.zeros((0, 3, 4, 4), bool)),
-                npz(images=np.zeros((5, 3, 0, 4), bool)),
-                npz(images=np.zeros((5, 4), bool)),
-                npz(images=np.array(["a"])),
-                npz(pictures=np.zeros(3)),
-                zipped({"images.npy": header.getvalue() + b"abc"}),
-                zipped({"images.npy": b"\x93NUMPY\x01\x00\xff\xff{"}),
-                zipped({"images.npy": b"\x93NUMPY\x09\x00\x00\x00{}"}),
-                zipped({"images.npy": b"not an array"}),
-                zipped({"images.npy": pickle.dumps(Bomb())}),
-            ]
-        )
-    ]
+    yield from ((background, f"npz {number}", content) for number, content in enumerate(arrays))
     drawing = png(np.ones((8, 8)))
     wide = b"IHDR" + struct.pack(">IIBBBBB", 1 << 20, 1 << 20, 1, 0, 0, 0, 0)
-    made += [
-        ("omniglot/images_evaluation.zip", f"zip {number}", zipped(members))
-        for number, members in enumerate(
-            [
-                {"a/b.png": drawing, "a/c.png": b"GIF89a"},
-                {"a/b.png": drawing, "c/d.png": png(np.ones((9, 9)))},
-                {"a/b.png": drawing, "a/c.png": drawing, "d/e.png": drawing},
-                {"../../evil.png": drawing},
-                {"a/b.png": b"\x89PNG\r\n\x1a\n\0\0\0\r" + wide + struct.pack(">I", 0)},
-            ]
-        )
+    trees = [
+        {"a/b.png": drawing, "a/c.png": b"GIF89a"},
+        {"a/b.png": drawing, "c/d.png": png(np.ones((9, 9)))},
+        {"a/b.png": drawing, "a/c.png": drawing, "d/e.png": drawing},
+        {"../../evil.png": drawing},
+        {"a/b.png": b"\x89PNG\r\n\x1a\n\0\0\0\r" + wide + struct.pack(">I", 0)},
     ]
-    archive, scores = "babi/tasks_1-20_v1-2.tar.gz", "omniglot/images_evaluation.zip"
-    made += [
-        (background, "npz bomb", lambda place: place.write_bytes(bomb("npz"))),
-        (scores, "zip bomb", lambda place: place.write_bytes(bomb("zip"))),
-        (scores, "zip bomb of many", lambda place: place.write_bytes(bomb("zip of many"))),
-        (archive, "paths out of the archive", evil),
-        (archive, "a link for a file", links),
-        (archive, "xz bomb", lambda place: place.write_bytes(bomb("xz"))),
-        (archive, "a member of 600 MiB", lambda place: place.write_bytes(bomb("tar"))),
-        (archive, "other words", tar("w:gz", {"t/en-valid/qa1_test.txt": _STORY.replace("milk", "football").encode()})),
-        (archive, "no words of bAbI", tar("w:gz", {"t/en-valid/qa1_test.txt": b"1 Nobody expects.\n"})),
-        (archive, "bytes that are no text", tar("w:gz", {"t/en-valid/qa1_test.txt": bytes(range(256))})),
-        (
-            archive,
-            "a carriage return",
-            tar("w:gz", {"t/en-valid/qa1_test.txt": _STORY.replace("to the", "to\rthe").encode()}),
-        ),
-    ]
+    yield from ((evaluation, f"zip {number}", zipped(members)) for number, members in enumerate(trees))
+    yield background, "npz bomb", lambda place: place.write_bytes(bomb("npz"))
+    yield evaluation, "zip bomb", lambda place: place.write_bytes(bomb("zip"))
+    yield evaluation, "zip bomb of many", lambda place: place.write_bytes(bomb("zip of many"))
+
+
+def _archives() -> Iterator[Case]:
+    """bAbI's archive: paths and links out of it, bombs, and other text than stories."""
+    archive = "babi/tasks_1-20_v1-2.tar.gz"
+    story, published = "t/en-valid/qa1_test.txt", "tasks_1-20_v1-2/en-valid/qa1_test.txt"
+    evil = {"../../evil.txt": b"x", published: _STORY.encode(), "/etc/evil": b"x"}
+    yield archive, "paths out of the archive", tar("w:gz", evil)
+    yield archive, "a link for a file", tar("w:gz", {published: "/etc/passwd"})
+    yield archive, "xz bomb", lambda place: place.write_bytes(bomb("xz"))
+    yield archive, "a member of 600 MiB", lambda place: place.write_bytes(bomb("tar"))
+    yield archive, "other words", tar("w:gz", {story: _STORY.replace("milk", "football").encode()})
+    yield archive, "no words of bAbI", tar("w:gz", {story: b"1 Nobody expects.\n"})
+    yield archive, "bytes that are no text", tar("w:gz", {story: bytes(range(256))})
+    yield archive, "a carriage return", tar("w:gz", {story: _STORY.replace("to the", "to\rthe").encode()})
+
+
+def _graph_files() -> Iterator[Case]:
+    """The tables of the Underground, with changed text."""
     place = "graphs/london-underground/london.{}.csv"
     for name, text in (("stations", _STATIONS), ("lines", _LINES), ("connections", _TRACK)):
-        changes = [
-            text.replace(",", ",\r", 1),
-            text.replace("1", "7", 1),
-            text[: text.rindex("\n", 0, -1) + 1],
-            text + text,
-        ]
-        changes += [text.replace("1", "x"), text.replace('"', "'"), text.upper(), "id,name\n", text.replace("\n", "\r")]
-        made += [(place.format(name), f"csv {number}", change.encode()) for number, change in enumerate(changes)]
-    return made
+        changes = [text.replace(",", ",\r", 1), text.replace("1", "7", 1), text[: text.rindex("\n", 0, -1) + 1]]
+        changes += [text + text, text.replace("1", "x"), text.replace('"', "'"), text.upper(), "id,name\n"]
+        changes += [text.replace("\n", "\r")]
+        yield from ((place.format(name), f"csv {number}", change.encode()) for number, change in enumerate(changes))
 
 
 def data(seed: int, count: int, folder: Path) -> Iterator[Try]:
@@ -353,7 +362,7 @@ def data(seed: int, count: int, folder: Path) -> Iterator[Try]:
     _lay_out(files, whole)
     made = handmade()
     chosen = rng.sample(made, min(len(made), count // 2))
-    cases: list[tuple[str, str, Any]] = list(chosen)
+    cases = list(chosen)
     paths = list(files)
     for number in range(count - len(chosen)):
         path = paths[number % len(paths)]

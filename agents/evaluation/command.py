@@ -15,18 +15,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 import tyro
+from rich.console import Console
 
-from agents import MemoryOnPolicyAlgorithm, latest_checkpoint, load
 from agents.common.arguments import Count, Positive, Range, Seed
 from agents.common.files import replace_file
-from agents.common.invocation import command_for
 from agents.common.terminal import PLAIN_TEXT, make_console
 from agents.environments import Vector
 from agents.evaluation.ablation import ablate, as_json, print_ablation
-from agents.evaluation.breakdown import Breakdown
+from agents.evaluation.breakdown import Breakdown, Row
+from agents.evaluation.loaded import LoadedAgent
 from agents.evaluation.scores import MAX_STEPS, Score, check_spaces, evaluate, random_score
 from agents.evaluation.tables import print_errors, print_scores
-from agents.run.config import Config, Pairs, load_config
+from agents.run.config import Config, Pairs
 from agents.run.failures import CommandError, ErrorContext
 from agents.run.parsing import run_command
 from agents.scale.devices import device_of
@@ -184,90 +184,34 @@ def _check(arguments: Arguments) -> None:
 
 
 @dataclass
-class LoadedAgent:
-    """A trained agent and its run."""
+class _Results:
+    """What `evaluate.py RUN` has played."""
 
-    model: MemoryOnPolicyAlgorithm
-    checkpoint: Path
-    folder: Path | None
-    """The run's folder; None for a checkpoint without a run."""
-    config: Config
+    scores: dict[str, Score] = field(default_factory=dict)
+    """By agent: "agent", "identity", "random"."""
+    breakdowns: dict[str, Breakdown] = field(default_factory=dict)
+    """By agent; empty without --errors."""
+    ablated: dict[str, Score] = field(default_factory=dict)
+    """By ablation; empty without --ablate."""
+    remark: str = ""
+    """Why a score is missing."""
 
-    @classmethod
-    def open(cls, path: Path, device: str) -> LoadedAgent:
-        """The agent of a run's folder or a checkpoint.
-
-        Raises:
-            CommandError: there is no such path.
-            CheckpointError: the checkpoint is missing or damaged.
-            ValueError: the run's `config.yaml` is wrong.
-        """
-        if not path.exists():
-            raise CommandError(f"there is no {path}")
-        checkpoint = latest_checkpoint(path)
-        folders = (path, path.parent, path.parent.parent)  # RUN, RUN/identity, RUN/checkpoints/step_...
-        folder = next((folder for folder in folders if (folder / "config.yaml").is_file()), None)
-        config = Config(env="") if folder is None else load_config(folder / "config.yaml")
-        return cls(load(checkpoint, device=device, **config.own_classes()), checkpoint, folder, config)
-
-    @property
-    def description(self) -> str:
-        """Memory, learner and number of training steps, for titles."""
-        steps = f"{self.model.num_timesteps:,} steps"
-        return f"{self.model.policy.memory_name} · {type(self.model).__name__} · {steps}"
+    def errors(self) -> dict[str, dict[str, list[Row]]]:
+        """The tables of each agent's breakdown, by group."""
+        return {name: each.tables() for name, each in self.breakdowns.items()}
 
 
 def _score(arguments: Arguments, agent: LoadedAgent, env: TensorEnv, env_id: str, env_kwargs: dict[str, Any]) -> None:
-    console, episodes, seed, max_steps = make_console(), arguments.episodes, arguments.seed, arguments.max_steps
-    scores: dict[str, Score] = {}
-    breakdowns: dict[str, Breakdown] = {}
-
-    def breakdown(name: str) -> Breakdown | None:
-        return breakdowns.setdefault(name, Breakdown(env)) if arguments.errors else None
-
+    console = make_console()
     console.print(
-        f"{episodes} episodes of {env_id} on {env.num_envs} environments at once ...", style="dim", **PLAIN_TEXT
+        f"{arguments.episodes} episodes of {env_id} on {env.num_envs} environments at once ...",
+        style="dim",
+        **PLAIN_TEXT,
     )
     with console.status("playing"):
-        greedy = bool(arguments.deterministic)
-        scores["agent"] = evaluate(agent.model, env, episodes, greedy, seed, breakdown("agent"), max_steps)
-        remark = ""
-        if arguments.identity and agent.model.policy.memory_name != "identity":
-            baseline, remark = _baseline(agent, arguments.device)
-            if baseline is not None:
-                scores["identity"] = evaluate(baseline, env, episodes, greedy, seed, breakdown("identity"), max_steps)
-        ablated: dict[str, Score] = {}
-        if arguments.ablate and not agent.model.policy.initial_state(1):
-            remark = f"{remark}\n--ablate: {agent.model.policy.memory_name} has no state".lstrip()
-        elif arguments.ablate:
-            policy = agent.model.policy
-            ablated = ablate(
-                policy,
-                scores["agent"],
-                env.num_envs,
-                arguments.ablate_every,
-                lambda: evaluate(policy, env, episodes, greedy, seed, max_steps=max_steps),
-            )
-        if arguments.random:
-            scores["random"] = random_score(env, episodes, seed, breakdown("random"), max_steps)
+        results = _play(arguments, agent, env)
     env.close()
-
-    title = f"{env_id}  {agent.description}, {scores['agent'].episodes} episodes"
-    names = {"agent": agent.model.policy.memory_name}
-    print_scores(console, title, {names.get(name, name): score for name, score in scores.items()}, details=True)
-    if cut := scores["agent"].cut:
-        console.print(f"{cut} episodes did not end and were cut after {max_steps:,} steps (--max-steps)", **PLAIN_TEXT)
-    if remark:
-        console.print(remark, highlight=False)
-    if ablated:
-        print_ablation(console, agent.model.policy.memory_name, ablated)
-    errors = {name: each.tables() for name, each in breakdowns.items()}
-    if arguments.errors and not errors["agent"]:
-        console.print("errors: all answers belong to one group, so there is no breakdown", highlight=False)
-    for group in errors.get("agent", ()):
-        rows = {names.get(name, name): tables.get(group, []) for name, tables in errors.items()}
-        print_errors(console, breakdowns["agent"].metric, group, rows)
-
+    _print_results(console, arguments, agent, env_id, results)
     if agent.folder is not None and agent.folder == arguments.run:
         summary = {
             "checkpoint": str(agent.checkpoint),
@@ -275,35 +219,76 @@ def _score(arguments: Arguments, agent: LoadedAgent, env: TensorEnv, env_id: str
             "env": env_id,
             "env_kwargs": env_kwargs,
             "num_envs": env.num_envs,
-            "seed": seed,
+            "seed": arguments.seed,
             "deterministic": arguments.deterministic,
-            "scores": {name: score.as_dict() for name, score in scores.items()},
+            **_as_json(results),
         }
-        if ablated:
-            summary["ablation"] = as_json(ablated)
-        if errors:
-            summary["errors"] = {
-                name: {group: [row._asdict() for row in rows] for group, rows in tables.items()}
-                for name, tables in errors.items()
-            }
         file = agent.folder / "evaluation.json"
         replace_file(file, json.dumps(summary, indent=2) + "\n")
         console.print(f"written to {file}", style="dim", **PLAIN_TEXT)
 
 
-def _baseline(agent: LoadedAgent, device: str) -> tuple[MemoryOnPolicyAlgorithm | None, str]:
-    """The memoryless agent trained with `agent`, or its recorded score if that agent was not saved."""
-    folder = agent.folder
-    missing = f"identity (no memory): none was trained with this agent; {command_for('train')} --baseline trains one"
-    if folder is None:
-        return None, missing
-    if (folder / "identity").is_dir():
-        return load(latest_checkpoint(folder / "identity"), device=device, **agent.config.own_classes()), ""
-    try:
-        mean = float(json.loads((folder / "summary.json").read_text(encoding="utf-8"))["identity_mean_return"])
-        return None, f"identity (no memory): {mean:.3f} from the run's summary.json; its agent was not saved"
-    except (OSError, ValueError, KeyError, TypeError):
-        return None, missing
+def _play(arguments: Arguments, agent: LoadedAgent, env: TensorEnv) -> _Results:
+    """Plays the episodes of the agent, of its ablations, and of the memoryless and the random agent."""
+    results = _Results()
+    episodes, seed, max_steps = arguments.episodes, arguments.seed, arguments.max_steps
+    greedy, policy = bool(arguments.deterministic), agent.model.policy
+
+    def breakdown(name: str) -> Breakdown | None:
+        return results.breakdowns.setdefault(name, Breakdown(env)) if arguments.errors else None
+
+    scores = results.scores
+    scores["agent"] = evaluate(agent.model, env, episodes, greedy, seed, breakdown("agent"), max_steps)
+    if arguments.identity and policy.memory_name != "identity":
+        baseline, results.remark = agent.baseline(arguments.device)
+        if baseline is not None:
+            scores["identity"] = evaluate(baseline, env, episodes, greedy, seed, breakdown("identity"), max_steps)
+    if arguments.ablate and not policy.initial_state(1):
+        results.remark = f"{results.remark}\n--ablate: {policy.memory_name} has no state".lstrip()
+    elif arguments.ablate:
+        results.ablated = ablate(
+            policy,
+            scores["agent"],
+            env.num_envs,
+            arguments.ablate_every,
+            lambda: evaluate(policy, env, episodes, greedy, seed, max_steps=max_steps),
+        )
+    if arguments.random:
+        scores["random"] = random_score(env, episodes, seed, breakdown("random"), max_steps)
+    return results
+
+
+def _print_results(console: Console, arguments: Arguments, agent: LoadedAgent, env_id: str, results: _Results) -> None:
+    score, memory = results.scores["agent"], agent.model.policy.memory_name
+    title = f"{env_id}  {agent.description}, {score.episodes} episodes"
+    names = {"agent": memory}
+    print_scores(console, title, {names.get(name, name): each for name, each in results.scores.items()}, details=True)
+    if score.cut:
+        cut = f"{score.cut} episodes did not end and were cut after {arguments.max_steps:,} steps (--max-steps)"
+        console.print(cut, **PLAIN_TEXT)
+    if results.remark:
+        console.print(results.remark, highlight=False)
+    if results.ablated:
+        print_ablation(console, memory, results.ablated)
+    errors = results.errors()
+    if arguments.errors and not errors["agent"]:
+        console.print("errors: all answers belong to one group, so there is no breakdown", highlight=False)
+    for group in errors.get("agent", ()):
+        rows = {names.get(name, name): tables.get(group, []) for name, tables in errors.items()}
+        print_errors(console, results.breakdowns["agent"].metric, group, rows)
+
+
+def _as_json(results: _Results) -> dict[str, Any]:
+    """For evaluation.json."""
+    entries: dict[str, Any] = {"scores": {name: score.as_dict() for name, score in results.scores.items()}}
+    if results.ablated:
+        entries["ablation"] = as_json(results.ablated)
+    if errors := results.errors():
+        entries["errors"] = {
+            name: {group: [row._asdict() for row in rows] for group, rows in tables.items()}
+            for name, tables in errors.items()
+        }
+    return entries
 
 
 def _saliency(arguments: Arguments, agent: LoadedAgent, env: TensorEnv, env_id: str) -> None:

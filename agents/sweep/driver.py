@@ -107,14 +107,18 @@ class Sweep:
                 while self._fill(pool):
                     for future in wait(self.running, timeout=1.0, return_when=FIRST_COMPLETED).done:
                         self._end(future, self.running.pop(future))
-                    if time.monotonic() - self._renewed > RENEW_S:
-                        self._renewed = time.monotonic()
-                        for job in self.running.values():
-                            renew(self.study, job.trial_id)
+                    self._renew_leases()
                     status.update(self._status())
                 return self.stop.is_set()
             finally:
                 self.stop.set()  # the pool waits for the trials that still run
+
+    def _renew_leases(self) -> None:
+        """Renews the leases of the running trials, if the last renewal is `RENEW_S` ago."""
+        if time.monotonic() - self._renewed > RENEW_S:
+            self._renewed = time.monotonic()
+            for job in self.running.values():
+                renew(self.study, job.trial_id)
 
     def _fill(self, pool: ThreadPoolExecutor) -> bool:
         """Starts trials up to `jobs`, while any is left; returns False when no trial is running."""

@@ -46,6 +46,10 @@ class GraphTask(SequenceTask):
 
     A subclass sets `lessons` and `test_path` (length of queried paths on a fixed graph). It implements `query_rows` and
     `answer_rows` (number of triples for a path of a given length), and `_draw_questions`.
+
+    Raises:
+        ValueError: an argument is out of its range; or, as `DataError`, a file of the Underground is missing or
+            damaged.
     """
 
     metric_names: tuple[str, ...] = ("right_answers", "right_triples")
@@ -136,11 +140,15 @@ class GraphTask(SequenceTask):
         self.level = torch.tensor(self._first, device=self.device)
         self.tried = torch.zeros_like(self.level)
         self.passed = torch.zeros_like(self.level)
+        self._make_digits()
+        self._verdicts: list[Tensor] = []  # whether each of `_answers` is right, for pictures only
+
+    def _make_digits(self) -> None:
+        """Makes the tables of the digits of every label, and of the blank after them."""
         numbers = torch.arange(LABELS, device=self.device)[:, None] // torch.tensor([100, 10, 1], device=self.device)
         self._digits = torch.cat([numbers % 10, torch.zeros_like(numbers[:1])])  # [1001, 3]; the blank's are 0
         self._one_hot = torch.nn.functional.one_hot(self._digits, 10).flatten(1).float()  # [1001, 30]
         self._one_hot[LABELS] = 0.0
-        self._verdicts: list[Tensor] = []  # whether each of `_answers` is right, for pictures only
 
     # -- implemented by subclasses ----------------------------------------------------------------------------------
 
