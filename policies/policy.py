@@ -55,7 +55,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         memory_kwargs: the memory's own arguments, without its input size.
         bptt_segment: back-propagation through time stores the memory's state every N steps and recomputes the
             rest (gradient checkpointing, `policies.memories.time.checkpointing`). 0: stores every step. None: 0, unless
-            a sequence would need more than 1 GiB.
+            a sequence would store more than 1 GiB, or on a GPU a quarter of its memory.
         net_arch: hidden layers between the memory and the heads, as SB3 writes them. None: SB3's two 64-unit layers
             for `identity`, so that the memoryless agent is a fair one, and no layer for the others.
         activation_fn: activation of those layers.

@@ -129,7 +129,7 @@ class Config:
     supervised."""
     bptt_segment: Whole | None = None
     """Gradient checkpointing: store the memory's state every N steps and recompute the rest in the backward pass. 0:
-    off. None: on if a sequence would store more than 1 GiB."""
+    off. None: on if a sequence would store more than 1 GiB, or on a GPU a quarter of its memory."""
     learner: Annotated[Any, tyro.conf.arg(name="")] = None
     """The hyper-parameters of `algo`, an instance of its dataclass. In files and flags they are ordinary entries. None:
     the defaults of `train.py`."""

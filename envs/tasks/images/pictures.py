@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -83,9 +84,8 @@ def album_frame(sections: Sequence[Section], caption: str) -> Frame:
             y = top
             for (name, cells), height in zip(section.rows, rows, strict=True):
                 canvas.text(name, left - 10, y + height / 2, 17, anchor="midright")
-                for column in range(first, min(first + per_line, section.columns)):
-                    x = left + (column - first) * (_TILE + _GAP)
-                    cell = cells[column] if column < len(cells) else None
+                shown = [*cells, *[None] * (section.columns - len(cells))][first : first + per_line]
+                for x, cell in zip(itertools.count(left, _TILE + _GAP), shown, strict=False):
                     if isinstance(cell, np.ndarray):
                         pictures.append((x, y, cell))
                     else:
