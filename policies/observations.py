@@ -129,7 +129,11 @@ def arrays_of(observation: Any, space: spaces.Space[Any]) -> tuple[Array | dict[
 
 
 def tensors_of(observation: Any, space: spaces.Space[Any], device: torch.device) -> tuple[Obs, bool]:
-    """`arrays_of` on a device."""
+    """`arrays_of` on a device.
+
+    Raises:
+        ValueError: as `arrays_of`.
+    """
     arrays, vectorized = arrays_of(observation, space)
     if isinstance(arrays, dict):
         return {name: torch.as_tensor(array, device=device) for name, array in arrays.items()}, vectorized

@@ -153,8 +153,12 @@ def test_an_environment_without_targets_is_refused() -> None:
 
 def test_ppo_trains_on_the_same_task_by_its_reward() -> None:
     model = PPO("MemoryPolicy", Parts(4), n_steps=0, policy_kwargs={"memory": "gru"}, seed=0, device="cpu")
+    before = model.policy.action_net.weight.clone()
     model.learn(64, log_interval=None)
-    assert 0 <= model.logger.name_to_value["task/wrong"] <= 1
+    assert not torch.equal(model.policy.action_net.weight, before)
+    weights = 4 * (4 + 2)  # of four environments in four steps: the first digit at each, the second at every other
+    wrong = -model.rollout.rewards.sum().item() / weights
+    assert model.logger.name_to_value["task/wrong"] == pytest.approx(wrong)
 
 
 def test_it_learns_where_identity_cannot() -> None:

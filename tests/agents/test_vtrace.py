@@ -52,6 +52,11 @@ def test_with_one_update_a_rollout_it_is_a2c_with_whole_returns() -> None:
 
 
 def test_an_older_policy_is_noticed() -> None:
-    model = VTrace("MemoryPolicy", RepeatFirst(4, length=4), 1e-2, 8, policy_kwargs={"memory": "gru"}, seed=0)
-    model.learn(64, log_interval=None)
-    assert model.logger.name_to_value["train/cut_fraction"] > 0
+    """By ratios above 1.01: those of the policy that acted are 1 up to rounding."""
+    found = []
+    for rate in (1e-2, 0.0):
+        env, kwargs = RepeatFirst(4, length=4), {"memory": "gru"}
+        model = VTrace("MemoryPolicy", env, rate, 8, rho_bar=1.01, policy_kwargs=kwargs, seed=0)
+        model.learn(64, log_interval=None)
+        found.append(model.logger.name_to_value["train/cut_fraction"])
+    assert found[0] > found[1] == 0

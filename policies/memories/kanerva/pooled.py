@@ -29,6 +29,9 @@ class PooledKanerva(KanervaForm):
     State: `sum` `[B, embedding_size]` and `count` `[B]` of the embeddings written; `shift_i` `[B, channels, ...]`,
     features for the next step; `keys` `[B, K, 3]` of the last input; with `sample`, `seed` `[B]`, a hash of the inputs
     so far.
+
+    Raises:
+        ValueError: `encoder_activation` is unknown, a shape is not (C, H, W), or as `Kanerva`.
     """
 
     fast_form = FastPooled

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,10 +22,11 @@ def score(mean: float, ci95: float = 3.0) -> Score:
 def test_every_row_is_played_under_its_control() -> None:
     kwargs = {"memory": "gru", "memory_kwargs": {"hidden_size": 4}}
     model = PPO("MemoryPolicy", RepeatFirst(2, length=4), seed=0, device="cpu", policy_kwargs=kwargs)
-    altered = []
+    controls = []
 
     def play() -> Score:
-        altered.append("remember" in vars(model.policy))
+        altered: Any = model.policy.remember
+        controls.append((altered.control, altered.steps))
         return score(1.0)
 
     found = ablate(model.policy, score(2.0), 2, 8, play)
@@ -32,7 +34,7 @@ def test_every_row_is_played_under_its_control() -> None:
         INTACT, "frozen after 10 steps", "frozen from the start",
         "reset every 8 steps", "reset at every step", EXCHANGED,
     ]  # fmt: skip
-    assert altered == [True] * 5
+    assert controls == [("frozen", 10), ("frozen", 0), ("reset", 8), ("reset", 1), ("exchanged", 0)]
     assert "remember" not in vars(model.policy)
     assert EXCHANGED not in ablate(model.policy, score(2.0), 1, 8, play)  # nobody to exchange with
     assert "reset every 1 steps" not in ablate(model.policy, score(2.0), 2, 1, play)

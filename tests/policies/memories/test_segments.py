@@ -228,6 +228,14 @@ def test_without_gradients_nothing_is_taken_twice() -> None:
     assert memory.taken == 6
 
 
+def test_with_gradients_a_sequence_is_run_by_segments() -> None:
+    """Six steps in twos: all but the last two are run again in the backward pass."""
+    memory = Counting()
+    result = Segments(memory, 2, 3).unroll(torch.randn(6, 1, 3), None, memory.initial_state(1))
+    result.outputs.sum().backward()
+    assert memory.taken == 6 + 4
+
+
 # The rule
 
 
