@@ -80,12 +80,12 @@ def lines(args: Args) -> Iterator[Line]:
     yield Line(1, "learns", training(run, words), 45)
     yield Line(1, "scores", ["evaluate.py", str(run), "--device", args.device, *["--episodes", "8"] * small], 20)
 
-    sizes = {"a2c": "--copies 512 2048 8192", "ppo": "--copies 1024 4096 --episode 80"}
+    sizes = {"a2c": "--num-envs 512 2048 8192", "ppo": "--num-envs 1024 4096 --episode 80"}
     for algo, size in sizes.items():
         for memory in ("lstm", "mnm-p", "dnc", "multigrid", "kanerva++"):
             peer = (algo, memory) == ("ppo", "lstm")  # the work that RecurrentPPO does, beside it
             words = f"benchmarks/gpu_iteration.py --memories {memory} --algos {algo} --device {args.device} "
-            words += "--repeats 1 --copies 4 --steps 4 --episode 8 --probe 64" if small else f"--repeats 3 {size}"
+            words += "--repeats 1 --num-envs 4 --steps 4 --episode 8 --probe 64" if small else f"--repeats 3 {size}"
             words += f" --minibatches {4 if peer else 1} {'--sb3' if peer else '--no-sb3'}"
             words += f" --csv {args.out}/speed-{algo}-{memory}.csv"
             yield Line(2, f"speed {algo} {memory}", words.split(), SPEED[algo])

@@ -1,7 +1,7 @@
 """Iterations on a GPU: eager, as CUDA graphs, and Stable-Baselines3's RecurrentPPO on the same GPU.
 
     python benchmarks/gpu_iteration.py
-    python benchmarks/gpu_iteration.py --memories lstm dnc --copies 512 --algos ppo
+    python benchmarks/gpu_iteration.py --memories lstm dnc --num-envs 512 --algos ppo
 
 The environment is the invisible-goal maze with rollouts of 40 steps, the memories have the sizes of
 `benchmarks/scaling.py`, and PPO makes 4 passes over 4 minibatches (`--minibatches`). Eager and graph iterations are
@@ -53,7 +53,7 @@ class Args:
     """Memories from the list in this file."""
     algos: tuple[Literal["a2c", "ppo"], ...] = ("a2c", "ppo")
     """Learners."""
-    copies: tuple[int, ...] = (512, 1024, 2048, 4096)
+    num_envs: tuple[int, ...] = (512, 1024, 2048, 4096)
     """Numbers of environments."""
     repeats: int = 5
     """Number of repeats."""
@@ -76,10 +76,10 @@ class Args:
     threads: int = field(default=1, init=False)
 
 
-def learner(algo: str, memory: str, copies: int, fast: str, args: Args) -> MemoryOnPolicyAlgorithm:
+def learner(algo: str, memory: str, num_envs: int, fast: str, args: Args) -> MemoryOnPolicyAlgorithm:
     """One side of a comparison; with "auto", CUDA graphs are disabled."""
     agents.scale.cuda_graphs.replay.TESTED_ON_GPU = False
-    env = InvisibleGoalMaze(copies, episode_length=args.episode, device=args.device)
+    env = InvisibleGoalMaze(num_envs, episode_length=args.episode, device=args.device)
     kwargs = {"n_epochs": 4, "n_minibatches": args.minibatches} if algo == "ppo" else {"use_rms_prop": False}
     policy = {"memory": memory, "memory_kwargs": MEMORIES[memory]}
     return LEARNERS[algo](
@@ -106,10 +106,10 @@ def counted(model: MemoryOnPolicyAlgorithm) -> dict[str, float]:
     return {name: amount / model.n_steps for name, amount in amounts.items()}
 
 
-def point(algo: str, memory: str, copies: int, rates: dict[str, float], args: Args) -> dict[str, Any]:
+def point(algo: str, memory: str, num_envs: int, rates: dict[str, float], args: Args) -> dict[str, Any]:
     """Measures eager and graph iterations alternately."""
     ways = ("auto", "graph", "off") if args.reference else ("auto", "graph")
-    models = {fast: learner(algo, memory, copies, fast, args) for fast in ways}
+    models = {fast: learner(algo, memory, num_envs, fast, args) for fast in ways}
     clocks = {fast: turns(model, args) for fast, model in models.items()}
     work = counted(models["auto"])
     taken: dict[str, list[float]] = {fast: [] for fast in ways}
@@ -118,16 +118,16 @@ def point(algo: str, memory: str, copies: int, rates: dict[str, float], args: Ar
             taken[fast].append(clock())
     eager, graph = (statistics.median(taken[fast]) / args.steps for fast in ("auto", "graph"))
     reference = (
-        {"reference_per_s": round(copies * args.steps / statistics.median(taken["off"]))} if args.reference else {}
+        {"reference_per_s": round(num_envs * args.steps / statistics.median(taken["off"]))} if args.reference else {}
     )
     least = {name: work[name] / rates[name] for name in work}
     on_device = max(least["flop"], least["bytes"])
     return {
         "algo": algo,
         "memory": memory,
-        "copies": copies,
-        "eager_per_s": round(copies / eager),
-        "graph_per_s": round(copies / graph),
+        "num_envs": num_envs,
+        "eager_per_s": round(num_envs / eager),
+        "graph_per_s": round(num_envs / graph),
         "ratio": round(statistics.median(a / b for a, b in zip(taken["auto"], taken["graph"], strict=True)), 2),
         **reference,
         "operations": round(work["operations"]),
@@ -147,18 +147,18 @@ def main(args: Args) -> None:
     rows: list[dict[str, Any]] = []
     for algo in args.algos:
         for memory in args.memories:
-            for copies in args.copies:
+            for num_envs in args.num_envs:
                 torch.cuda.reset_peak_memory_stats()
-                rows.append(point(algo, memory, copies, rates, args))
+                rows.append(point(algo, memory, num_envs, rates, args))
                 print("  ".join(f"{name}={value}" for name, value in rows[-1].items()), flush=True)
     if args.sb3:
-        copies = min(args.copies)
+        num_envs = min(args.num_envs)
         hidden = MEMORIES["lstm"]["hidden_size"]
-        run = sb3_contrib(fast_maze(copies, args.device), args.steps, hidden, 4, 4, True, args.device)
+        run = sb3_contrib(fast_maze(num_envs, args.device), args.steps, hidden, 4, 4, True, args.device)
         run()
         seconds = statistics.median(scaling.timed(run, args.device) for _ in range(3))
-        rows.append({"algo": "sb3-contrib", "memory": "lstm", "copies": copies})
-        rows[-1] |= {"eager_per_s": round(copies * args.steps / seconds)}
+        rows.append({"algo": "sb3-contrib", "memory": "lstm", "num_envs": num_envs})
+        rows[-1] |= {"eager_per_s": round(num_envs * args.steps / seconds)}
         print("  ".join(f"{name}={value}" for name, value in rows[-1].items()), flush=True)
     if args.csv is not None:
         args.csv.parent.mkdir(parents=True, exist_ok=True)

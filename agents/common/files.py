@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
+
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 def replace_file(file: Path, content: str | bytes) -> None:
@@ -13,20 +17,36 @@ def replace_file(file: Path, content: str | bytes) -> None:
     Raises:
         OSError: the file cannot be written; it still has its old content.
     """
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    with replacing(file, f".{file.name}.{os.getpid()}.partial") as partial, open(partial, "wb") as stream:
+        stream.write(content.encode() if isinstance(content, str) else content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    sync_folder(file.parent)
+
+
+@contextlib.contextmanager
+def replacing(file: Path, name: str = "") -> Iterator[Path]:
+    """Context manager that gives a new file beside `file`, and replaces `file` by it at the end.
+
+    If the block fails, `file` still has its old content.
+
+    Args:
+        file: the file to replace.
+        name: name of the new file; by default one with the same extension.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    partial = file.with_name(name or f".{file.stem}.{os.getpid()}.partial{file.suffix}")
     try:
-        with open(partial, "wb") as stream:
-            stream.write(content.encode() if isinstance(content, str) else content)
-            stream.flush()
-            os.fsync(stream.fileno())
+        yield partial
         os.replace(partial, file)
     except BaseException as error:
-        if isinstance(error, OSError) and error.filename is None:  # a full disk names no file
+        if isinstance(error, OSError) and error.filename is None and error.errno in _DISK_ERRORS:  # they name no file
             error.filename = str(file)
         with contextlib.suppress(OSError):
             partial.unlink()
         raise
-    sync_folder(file.parent)
 
 
 def sync_folder(folder: Path) -> None:

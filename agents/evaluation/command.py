@@ -18,7 +18,7 @@ import tyro
 from rich.console import Console
 
 from agents.common.arguments import Count, Positive, Range, Seed
-from agents.common.files import replace_file
+from agents.common.files import replace_file, replacing
 from agents.common.terminal import PLAIN_TEXT, make_console
 from agents.environments import Vector
 from agents.evaluation.ablation import ablate, as_json, print_ablation
@@ -304,7 +304,8 @@ def _saliency(arguments: Arguments, agent: LoadedAgent, env: TensorEnv, env_id: 
         episode = play_episode(policy, env, arguments.saliency_steps, bool(arguments.deterministic), arguments.seed)
         result = saliency(policy, episode, critic=not agent.model.learns_from_targets)
     picture = figure(result, f"{env_id} · {agent.description}")
-    picture.savefig(file, dpi=150)
+    with replacing(file) as partial:
+        picture.savefig(partial, dpi=150)
     if agent.folder is not None and agent.folder == arguments.run:
         from torch.utils.tensorboard import SummaryWriter
 

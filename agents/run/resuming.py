@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
-from agents import LEARNERS, CheckpointError, latest_checkpoint
+from agents import LEARNERS, CheckpointError
 from agents.checkpoint import read_manifest
 from agents.checkpoint.encoding import encode
 from agents.common.arguments import format_setting
 from agents.run.config import Config
+
+SUMMARY = "summary.json"
+"""The file with a complete run's scores."""
 
 CHANGEABLE = (
     *("anneal", "bptt_segment", "total_timesteps", "env_kwargs", "wrappers", "vector", "device", "threads", "fast"),
@@ -109,17 +114,35 @@ def what_changed(config: Config, saved: Config, training: bool = False) -> str:
     return ", ".join(f"{name} {format_setting(before[name])} → {format_setting(after[name])}" for name in names)
 
 
-def is_complete(folder: Path, config: Config, saved: Config) -> bool:
-    """Whether a run is complete: all steps are trained, and its summary holds the requested score."""
+def is_complete(folder: Path, checkpoint: Path, config: Config, saved: Config) -> bool:
+    """Whether a run is complete: `checkpoint` has all steps, and the run's summary holds the requested score.
+
+    Raises:
+        ValueError: it is, but flags change what is trained.
+    """
     try:
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        steps = read_manifest(latest_checkpoint(folder))["counters"]["num_timesteps"]
+        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+        steps = read_manifest(checkpoint)["counters"]["num_timesteps"]
     except (OSError, ValueError, KeyError, TypeError, CheckpointError):
         return False
     if not isinstance(summary, dict) or not isinstance(steps, int):
         return False
     lacks_baseline = config.baseline and config.memory != "identity" and summary.get("identity_mean_return") is None
-    return steps >= config.total_timesteps and not lacks_baseline and config.eval_episodes == saved.eval_episodes
+    if steps < config.total_timesteps or lacks_baseline or config.eval_episodes != saved.eval_episodes:
+        return False
+    longer = dataclasses.replace(config, total_timesteps=saved.total_timesteps)
+    if changed := what_changed(longer, saved, training=True):
+        raise ValueError(
+            f"{folder} is complete, so this has no effect: {changed}; expected also --total-timesteps with more than "
+            f"{steps:,} steps, or one of its earlier checkpoints"
+        )
+    return True
+
+
+def set_aside_summary(folder: Path) -> None:
+    """Renames the summary of a run that trains on: its scores are those of the agent before."""
+    with contextlib.suppress(FileNotFoundError):
+        (folder / SUMMARY).replace(folder / f"set_aside_{SUMMARY}")
 
 
 def set_aside_later(checkpoint: Path) -> list[Path]:

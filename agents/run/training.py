@@ -39,7 +39,14 @@ from agents.run.folder import (
     resume_command,
 )
 from agents.run.logs import rows_up_to, run_logger, training_time_until, write_scores
-from agents.run.resuming import changed_arguments, is_complete, refuse_changes, set_aside_later, what_changed
+from agents.run.resuming import (
+    changed_arguments,
+    is_complete,
+    refuse_changes,
+    set_aside_later,
+    set_aside_summary,
+    what_changed,
+)
 from agents.scale import distributed
 from agents.scale.devices import device_of
 from agents.scale.distributed import RankLostError
@@ -159,7 +166,7 @@ def prepare(config: Config, checkpoint: Path | None, locks: list[FileLock | None
         locks.append(lock_folder(folder))
         saved = load_config(folder / "config.yaml")
         refuse_changes(config, saved)
-        if is_complete(folder, config, saved):
+        if is_complete(folder, checkpoint, config, saved):
             return Start(folder, complete=True)
         model = build(config, checkpoint)
         for name in {*config.learner.fixed} & {*vars(config.learner)}:  # any added since have the checkpoint's values
@@ -174,6 +181,8 @@ def prepare(config: Config, checkpoint: Path | None, locks: list[FileLock | None
             leftover.unlink()
     dataclasses.replace(config, run_dir=folder, resume=None).save(folder / "config.yaml")
     replace_file(folder / "git.txt", git_state() + "\n")
+    if checkpoint is not None and model.num_timesteps < config.total_timesteps:
+        set_aside_summary(folder)
     return Start(folder, resumed)
 
 

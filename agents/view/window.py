@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import sys
@@ -20,6 +21,7 @@ from gymnasium import spaces
 from PIL import Image
 from torch import Tensor
 
+from agents.common.files import replacing
 from agents.view.canvas import Box, pygame
 from agents.view.scene import HEIGHT, WIDTH, Scene, draw
 from agents.view.session import Session, action_names
@@ -274,7 +276,8 @@ def record(
             if max_frames is None and session.episode != episode:  # a host environment went on by itself
                 return
 
-    (_write_gif if file.suffix.lower() == ".gif" else _write_mp4)(file, frames(), fps)
+    with replacing(file) as partial:
+        (_write_gif if file.suffix.lower() == ".gif" else _write_mp4)(partial, frames(), fps)
     return count
 
 
@@ -282,9 +285,17 @@ def _write_mp4(file: Path, frames: Iterator[Frame], fps: float) -> None:
     import imageio.v2 as imageio  # only needed here, and slow to import
 
     writer: Any
-    with imageio.get_writer(file, codec="libx264", quality=8, fps=fps, macro_block_size=16) as writer:
-        for frame in frames:
-            writer.append_data(frame)
+    try:
+        writer = imageio.get_writer(file, codec="libx264", quality=8, fps=fps, macro_block_size=16)
+        with contextlib.closing(writer):  # its own context manager leaves ffmpeg running after an error
+            for frame in frames:
+                writer.append_data(frame)
+        with imageio.get_reader(file) as reader:  # ffmpeg's exit status is not passed on
+            reader.get_meta_data()
+    except OSError as error:
+        if "ffmpeg" not in str(error).lower():
+            raise
+        raise OSError(f"ffmpeg could not write the video in {file.parent}: is the disk full?") from error
 
 
 def _write_gif(file: Path, frames: Iterator[Frame], fps: float) -> None:

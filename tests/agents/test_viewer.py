@@ -53,6 +53,35 @@ def test_a_recording_of_so_many_pictures(tmp_path: Path) -> None:
         record(session_of(), tmp_path / "film.avi")
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".gif"])
+def test_a_failed_recording_leaves_an_earlier_one(suffix: str, tmp_path: Path) -> None:
+    film = tmp_path / f"film{suffix}"
+    film.write_bytes(b"earlier")
+    session = session_of(episode_length=3)
+    session.step = lambda: 1 / 0  # type: ignore[method-assign,assignment,return-value]
+    with pytest.raises(ZeroDivisionError):
+        record(session, film, max_frames=3)
+    assert film.read_bytes() == b"earlier"
+    assert list(tmp_path.iterdir()) == [film]
+
+
+def test_a_video_cut_by_a_full_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Truncated:
+        """A writer like imageio's, whose ffmpeg cannot write the end of the file."""
+
+        def __init__(self, file: Path, **_: object) -> None:
+            file.write_bytes(b"\0" * 20480)
+
+        def append_data(self, frame: object) -> None: ...
+
+        def close(self) -> None: ...
+
+    monkeypatch.setattr("imageio.v2.get_writer", Truncated)
+    with pytest.raises(OSError, match="is the disk full"):
+        record(session_of(episode_length=3), tmp_path / "film.mp4")
+    assert not list(tmp_path.iterdir())
+
+
 def test_ordinary_environments_can_be_recorded(tmp_path: Path) -> None:
     session = session_of("CartPole-v1")
     assert session.scene().frame is not None

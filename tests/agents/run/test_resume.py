@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import agents
 from agents.checkpoint import read_manifest
 from agents.registry import learners
-from agents.run import callbacks
+from agents.run import callbacks, training
 from agents.run.logs import Table, rows_up_to
 
 
@@ -143,7 +143,7 @@ def test_a_checkpoint_of_another_agent_is_refused(
 
 def test_a_finished_run_says_so_and_keeps_its_summary(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = contents(run)
-    assert command("--resume", run, "--learning-rate", "1e-5") == 0
+    assert command("--resume", run) == 0
     assert "complete; to train for longer" in capsys.readouterr().out
     assert contents(run) == before
     assert command("--resume", run, "--eval-episodes", 4) == 0  # another score is asked for
@@ -177,6 +177,30 @@ def test_an_older_checkpoint_sets_later_ones_aside(run: Path, capsys: pytest.Cap
     assert "later checkpoints are set aside: set_aside_step_" in capsys.readouterr().out
     assert agents.load(agents.latest_checkpoint(run)).num_timesteps == step + 16
     assert len(list((run / "checkpoints").glob("set_aside_step_*"))) == 2
+
+
+def test_a_complete_run_continues_from_an_older_checkpoint(run: Path) -> None:
+    older = sorted((run / "checkpoints").glob("step_*"))[0]
+    assert command("--resume", older) == 0
+    assert len(list((run / "checkpoints").glob("set_aside_step_*"))) == 2
+
+
+def test_a_complete_run_refuses_changes_of_its_training(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = contents(run)
+    assert command("--resume", run, "--learning-rate", "1e-5") == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "is complete, so this has no effect: learning_rate 0.0003 → 1e-05" in said
+    assert contents(run) == before
+
+
+def test_a_summary_is_that_of_a_complete_run(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that trains on and is stopped has no score yet; the score before is in another file."""
+    before = (run / "summary.json").read_text()
+    monkeypatch.setattr(training, "score", lambda *_: pytest.fail("stopped"))
+    with pytest.raises(pytest.fail.Exception):
+        command("--resume", run, "--total-timesteps", 128)
+    assert not (run / "summary.json").exists()
+    assert (run / "set_aside_summary.json").read_text() == before
 
 
 def test_curves_do_not_run_back(run: Path) -> None:
