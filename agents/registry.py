@@ -7,6 +7,7 @@ from typing import Any
 
 from agents.checkpoint import CheckpointError, read_manifest
 from agents.checkpoint.files import Place
+from agents.checkpoint.learner import is_ours
 from agents.checkpoint.opening import open_checkpoint
 from agents.environments import EnvLike
 from agents.learner import MemoryOnPolicyAlgorithm
@@ -42,7 +43,7 @@ def _learner_of(manifest: dict[str, Any], checkpoint: str) -> type[MemoryOnPolic
     for learner in _called(name):
         if qualified_name(learner) == saved or not saved:  # older checkpoints hold only the name of the class
             return learner
-        if learner not in found and _is_ours(qualified_name(learner)) == _is_ours(saved):
+        if learner not in found and is_ours(qualified_name(learner)) == is_ours(saved):
             found.append(learner)
     if len(found) == 1:
         return found[0]
@@ -67,7 +68,3 @@ def _called(name: Any) -> Iterator[type[MemoryOnPolicyAlgorithm]]:
             continue
         if learner.__name__ == name:
             yield learner
-
-
-def _is_ours(qualified: str) -> bool:
-    return qualified.startswith("agents.")

@@ -44,6 +44,11 @@ DEFAULTS_OF_OLD_CHECKPOINTS = {"normalize_values": False, "normalize_obs": False
 Learner = TypeVar("Learner", bound=TrainingEnv)
 
 
+def is_ours(qualified: str) -> bool:
+    """Whether a learner, as in `agents.ppo:PPO`, belongs to this project."""
+    return qualified.startswith("agents.")
+
+
 class NewEpisodesWarning(UserWarning):
     """A loaded agent starts new episodes or new random numbers, because the saved ones do not fit here."""
 
@@ -199,8 +204,7 @@ def load(
     kwargs = {name: value for name, value in (custom_objects or {}).items() if name in known} | kwargs
     with open_checkpoint(path) as source:
         manifest = read_manifest(source)
-        if manifest.get("algorithm") != kind.__name__:
-            raise CheckpointError(f"{source.name} holds {manifest.get('algorithm')}, expected {kind.__name__}")
+        _check_class(kind, manifest, source.name)
     with checkpoint_errors(source):
         check_manifest(manifest, CHECKED_SETUP | fields, kind.config_class.schedules, kwargs)
         model = _build(kind, manifest, env, device_for(device, env), kwargs)
@@ -214,6 +218,20 @@ def load(
         if why and "on the host" not in why:
             warnings.warn(f"{what}: {why}", NewEpisodesWarning, stacklevel=3)
     return model
+
+
+def _check_class(kind: type[TrainingEnv], manifest: dict[str, Any], checkpoint: str) -> None:
+    """Refuses the checkpoint of another learner. Another module is accepted (it may have been renamed), but a class of
+    this project and another's of the same name are never taken for each other.
+
+    Raises:
+        CheckpointError: it is another's.
+    """
+    name, saved = manifest.get("algorithm"), str(manifest.get("learner", ""))  # older ones hold only the name
+    if name != kind.__name__:
+        raise CheckpointError(f"{checkpoint} holds {name}, expected {kind.__name__}")
+    if saved and is_ours(saved) != is_ours(qualified_name(kind)):
+        raise CheckpointError(f"{checkpoint} holds {saved}, expected {qualified_name(kind)}: load it by its own class")
 
 
 def _build(
