@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from agents.checkpoint import CheckpointError
 from agents.common.terminal import PLAIN_TEXT, make_console
 from agents.environments.copies import ContractError
+from agents.environments.hosts import Host
 from agents.metrics.non_finite import NonFiniteError
 from agents.scale.distributed import RankLostError
 from envs.tensor_env import TensorEnv
@@ -146,12 +147,15 @@ def _frames(error: BaseException) -> list[FrameType]:
     return [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
 
 
-def _environment_of(error: BaseException) -> TensorEnv | None:
-    """The environment in whose `step` or `reset` an exception was raised."""
+def _environment_of(error: BaseException) -> TensorEnv | Host | None:
+    """The environment in whose `step` or `reset` an exception was raised.
+
+    Before the first step, learners reset environments on the host without their `TensorEnv`.
+    """
     for frame in _frames(error):
         if frame.f_code.co_name in ("step", "reset"):
             env = frame.f_locals.get("self")
-            if isinstance(env, TensorEnv):
+            if isinstance(env, (TensorEnv, Host)):
                 return env
     return None
 

@@ -285,6 +285,7 @@ def _write_mp4(file: Path, frames: Iterator[Frame], fps: float) -> None:
     import imageio.v2 as imageio  # only needed here, and slow to import
 
     writer: Any
+    reader: Any
     try:
         writer = imageio.get_writer(file, codec="libx264", quality=8, fps=fps, macro_block_size=16)
         with contextlib.closing(writer):  # its own context manager leaves ffmpeg running after an error

@@ -73,7 +73,9 @@ def test_before_the_first_step_there_is_no_checkpoint(
         assert "odd_envs.py" in said
         assert not run.exists()
     else:
+        assert line.startswith("error: environment Odd-v0 failed while training, after 0 environment steps: ")
         assert "no checkpoint was written yet" in line
+        assert all("odd_envs.py" in words for words in said.splitlines() if words.strip().startswith("File "))
 
 
 def test_an_episode_without_an_end_is_cut(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
