@@ -42,7 +42,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a chec
 from agents import CheckpointError, NonFiniteError, load, make_env
 from agents.checkpoint import MANIFEST, TENSORS, digest, latest_checkpoint
 from agents.run.command import main as train
-from agents.run.config import load_config
+from agents.run.recipes import load_config
 
 Mutate = Callable[[Path], object]
 Through = Literal["load", "evaluate", "resume"]

@@ -22,7 +22,7 @@ import agents
 from agents.environments import make_env
 from agents.evaluation import evaluate
 from agents.evaluation.controls import CONTROLS, controlled, memory_entries
-from agents.run.config import load_config
+from agents.run.recipes import load_config
 
 
 @dataclass

@@ -34,7 +34,7 @@ from agents.common.plain_yaml import read_yaml_file
 from agents.comparison import curves, intervals, pictures
 from agents.comparison.pictures import GREY, Line
 from agents.learner import MemoryOnPolicyAlgorithm
-from agents.run.config import RECIPES, load_config
+from agents.run.recipes import RECIPES, load_config
 from agents.view.scene import draw
 from agents.view.session import Session
 from agents.view.window import record

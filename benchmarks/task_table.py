@@ -27,7 +27,7 @@ from agents.common.terminal import make_console
 from agents.comparison import Comparison, find_runs
 from agents.comparison.command import refuse_existing, write
 from agents.comparison.tables import show
-from agents.run.config import RECIPES, load_config
+from agents.run.recipes import RECIPES, load_config
 
 TASKS = (
     *("stack-anbn", "copy-dnc", "copy-ntm", "mapping-9", "mapping-15", "associative-recall"),

@@ -13,8 +13,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
 
 from agents.comparison.settings import changes
-from agents.run.config import load_config
 from agents.run.parsing import parse
+from agents.run.recipes import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 

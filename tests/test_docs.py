@@ -28,9 +28,9 @@ import policies
 import train
 from agents import LEARNERS
 from agents.registry import learners
-from agents.run.config import load_config
 from agents.run.display import RunDisplay
 from agents.run.parsing import parse
+from agents.run.recipes import load_config
 from policies.memories import built_in, make_memory, memory_class, registered, registry
 
 ROOT = Path(__file__).resolve().parent.parent

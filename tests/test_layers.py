@@ -32,7 +32,7 @@ LAYERS = [
     ["agents.a2c", "agents.ppo", "agents.supervised", "agents.registry", "agents.agent"],
     ["agents"],
     ["agents.evaluation.scores", "agents.evaluation.breakdown", "agents.view"],
-    ["agents.run.config"],
+    ["agents.run.config", "agents.run.recipes"],
     ["agents.run", "agents.evaluation", "agents.comparison", "agents.sweep", "agents.testing"],
     ["train", "evaluate", "compare"],
 ]

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from agents.run.config import RECIPES, load_config
 from agents.run.parsing import parse
+from agents.run.recipes import RECIPES, load_config
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))

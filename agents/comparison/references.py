@@ -11,7 +11,8 @@ from agents.comparison.groups import Comparison
 from agents.comparison.pictures import Line
 from agents.comparison.runs import RETURN, Run
 from agents.evaluation import random_score
-from agents.run.config import RECIPES, Config, load_config
+from agents.run.config import Config
+from agents.run.recipes import RECIPES, load_config
 from envs import registered
 
 _EPISODES, _SEED = 256, 10_000

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from agents import MemoryOnPolicyAlgorithm, latest_checkpoint, load
 from agents.common.invocation import command_for
-from agents.run.config import Config, load_config
+from agents.run.config import Config
 from agents.run.failures import CommandError
+from agents.run.recipes import load_config
 
 
 @dataclass

@@ -22,7 +22,8 @@ from rich.table import Table
 
 import envs
 from agents.registry import learner_class, learners
-from agents.run.config import RECIPES, Config
+from agents.run.config import Config
+from agents.run.recipes import RECIPES
 from policies.memories import memory_class, registered
 
 GROUPS = {

@@ -8,10 +8,11 @@ from pathlib import Path
 from rich.console import Console
 
 from agents.common.terminal import PLAIN_TEXT
-from agents.run.config import Command, find_recipe, load_config
+from agents.run.config import Command
 from agents.run.failures import ErrorContext
 from agents.run.folder import folder_of, newest_checkpoint
 from agents.run.parsing import parse, parsed_by_first
+from agents.run.recipes import find_recipe, load_config
 from agents.run.resuming import refuse_changes, what_changed
 from agents.run.training import train
 from agents.scale import distributed

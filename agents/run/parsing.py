@@ -16,10 +16,11 @@ from agents import latest_checkpoint
 from agents.common.arguments import read
 from agents.common.terminal import make_console, replace_unprintable
 from agents.environments import import_modules
-from agents.run.config import NUMBERS, Command, Config, base_config, known_entries, load_config, run_entries
+from agents.run.config import NUMBERS, Command, Config, known_entries, run_entries
 from agents.run.failures import CommandError, ErrorContext
 from agents.run.folder import checkpoint_folder, newest_checkpoint
 from agents.run.help import show_help, show_list, show_options
+from agents.run.recipes import base_config, load_config
 from agents.scale import distributed
 
 T = TypeVar("T")

@@ -27,7 +27,7 @@ from agents.environments import import_modules
 from agents.evaluation import Score, evaluate, random_score
 from agents.evaluation.tables import print_scores
 from agents.run.callbacks import CheckpointEvery, DescribeRun, PicturePanels, WallClock, git_state
-from agents.run.config import Config, load_config
+from agents.run.config import Config
 from agents.run.display import RunDisplay, format_duration
 from agents.run.failures import ErrorContext
 from agents.run.folder import (
@@ -39,6 +39,7 @@ from agents.run.folder import (
     resume_command,
 )
 from agents.run.logs import rows_up_to, run_logger, training_time_until, write_scores
+from agents.run.recipes import load_config
 from agents.run.resuming import (
     changed_arguments,
     is_complete,

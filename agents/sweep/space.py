@@ -11,7 +11,8 @@ from typing import Any, Literal, NoReturn
 
 from agents import learner_class
 from agents.hyperparameters import Hyperparameters, hints_of
-from agents.run.config import Config, base_config, hyperparameters
+from agents.run.config import Config, hyperparameters
+from agents.run.recipes import base_config
 
 KWARGS = ("env_kwargs", "memory_kwargs")
 

@@ -15,7 +15,8 @@ from typing import Any, Literal
 from agents.common.arguments import Count, Whole, kinds_of, read
 from agents.common.plain_yaml import read_yaml_file
 from agents.environments import import_modules
-from agents.run.config import RECIPES, known_entries
+from agents.run.config import known_entries
+from agents.run.recipes import RECIPES
 from agents.sweep.space import KWARGS, Parameter, Space
 
 _ENTRIES: dict[str, Any] = {

@@ -10,8 +10,8 @@ from pretend_cuda import PretendCuda
 
 import agents
 from agents.run.command import main
-from agents.run.config import base_config
 from agents.run.parsing import parse
+from agents.run.recipes import base_config
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {

@@ -21,8 +21,9 @@ from agents import A2C, PPO, MemoryOnPolicyAlgorithm, PPOConfig, Supervised, reg
 from agents.common.arguments import Positive
 from agents.registry import learners
 from agents.run.command import main
-from agents.run.config import RECIPES, Config, load_config
+from agents.run.config import Config
 from agents.run.parsing import parse
+from agents.run.recipes import RECIPES, load_config
 from envs.repeat_first import RepeatFirst
 from policies import plugins
 

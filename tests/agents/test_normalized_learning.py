@@ -20,7 +20,7 @@ from agents import A2C, PPO, MemoryOnPolicyAlgorithm, Supervised, load, make_env
 from agents.checkpoint import MANIFEST, digest, load_weights
 from agents.evaluation import evaluate
 from agents.metrics.critic import PATIENCE, STEPS, CriticWatch
-from agents.run.config import base_config
+from agents.run.recipes import base_config
 from envs.repeat_first import RepeatFirst
 from envs.tensor_env import Obs, TensorEnv
 from envs.tmaze import TMaze

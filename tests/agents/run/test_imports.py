@@ -12,7 +12,7 @@ from command_line import SMALL, command
 from agents import CheckpointError, load
 from agents.evaluation.command import main as evaluate
 from agents.registry import learners
-from agents.run.config import load_config
+from agents.run.recipes import load_config
 from agents.sweep import load_space
 from policies.memories.registry import memories
 

@@ -13,7 +13,7 @@ import yaml
 from command_line import command, rows
 
 import agents
-from agents.run.config import RECIPES, load_config
+from agents.run.recipes import RECIPES, load_config
 
 SMALL = ["--env", "Engram/RepeatFirst-v0", "--env-kwargs", "length=8", "--num-envs", "8", "--n-steps", "8"]
 SMALL += ["--memory", "gru", "--memory-kwargs", "hidden_size=16", "--eval-episodes", "16", "--no-progress"]
