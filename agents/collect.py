@@ -18,6 +18,7 @@ from agents.metrics.non_finite import raise_if_not_finite
 from agents.rollout import Rollout
 from agents.sb3.callback_locals import StepLocals, run_callbacks
 from agents.updates import Updates
+from envs.preview import Preview
 from envs.tensor_env import Info, Obs
 from policies.memories.contract import State
 from policies.memories.steps import MemoryStep
@@ -201,11 +202,11 @@ class StepCollector(Collector):
 
 
 class SequenceCollector(Collector):
-    """All steps as one sequence, for environments whose observations do not depend on actions
-    (`TensorEnv.ignores_actions`).
+    """All steps as one sequence, for environments whose observations do not depend on actions.
 
-    The environments are stepped with blank actions to collect the observations, and their state is restored. The memory
-    processes the observations as one sequence, and the environments are stepped again with the resulting actions.
+    The memory processes the observations as one sequence, and then the environments take all steps with the resulting
+    actions. Observations are those of `TensorEnv.preview`. Without a preview, the environments are stepped with blank
+    actions to collect them (`TensorEnv.ignores_actions`), their state is restored, and they are stepped again.
     """
 
     sequences = True
@@ -214,20 +215,58 @@ class SequenceCollector(Collector):
     def collect(self, callback: BaseCallback) -> bool:
         model, rollout, policy, env = self.model, self.model.rollout, self.model.policy, self.model.tensor_env
         started, env_seconds = time.perf_counter(), model.env_seconds
+        preview = env.preview(len(rollout.rewards)) if rollout.masks is None else None
+        if preview is None and not env.ignores_actions:  # user code has moved the environments
+            return StepCollector(model, self.targets, graph=True).collect(callback)
         self.begin()
-        env_state, rollout_state = env.state_dict(), replace(model.rollout_state)
-        blank = torch.zeros_like(rollout.actions[0])
-        self.play(lambda t, mask: blank, store_results=False)
-        env.load_state_dict(env_state)
-        model.rollout_state = rollout_state
+        if preview is None:
+            self._look_ahead()
+        else:
+            model.env_seconds += time.perf_counter() - started
+            self._store(preview)
         unrolled = policy.remember_sequence(rollout.obs, rollout.starts, rollout.state, rollout.resets)
         with torch.no_grad():
             rollout.actions = policy.act(unrolled.outputs, self.targets, unrolled.grids, rollout.masks)
         rollout.keep_graph(unrolled)
         model.rollout_state.memory = unrolled.state
-        self.play(lambda t, mask: rollout.actions[t], store_obs=False)
+        if preview is None:
+            self.play(lambda t, mask: rollout.actions[t], store_obs=False)
+        else:
+            self._take(preview)
         model.memory_seconds += time.perf_counter() - started - (model.env_seconds - env_seconds)
         return run_callbacks(model, callback)
+
+    def _look_ahead(self) -> None:
+        """Stores the observations by stepping the environments with blank actions, and restores their state."""
+        model, env = self.model, self.model.tensor_env
+        env_state, rollout_state = env.state_dict(), replace(model.rollout_state)
+        blank = torch.zeros_like(model.rollout.actions[0])
+        self.play(lambda t, mask: blank, store_results=False)
+        env.load_state_dict(env_state)
+        model.rollout_state = rollout_state
+
+    def _store(self, preview: Preview) -> None:
+        """What `play` stores before the actions are known."""
+        rollout, current = self.model.rollout, self.model.rollout_state
+        if current.may_start:
+            rollout.resets.append(0)
+        rollout.starts.zero_()[0] = current.starts
+        rollout.write_obs(slice(None), preview.obs)
+        rollout.targets, rollout.weights = preview.targets, preview.weights
+
+    def _take(self, preview: Preview) -> None:
+        """Takes the steps, and stores what `play` stores of them."""
+        model, rollout, current = self.model, self.model.rollout, self.model.rollout_state
+        started = time.perf_counter()
+        taken = preview.take(model.policy.actions.to_env(rollout.actions))
+        model.env_seconds += time.perf_counter() - started
+        rollout.rewards.copy_(taken.rewards)
+        rollout.terminated.zero_()[-1] = taken.ended
+        rollout.truncated.zero_()
+        model.task_metrics.add_steps(taken.metrics)
+        model.scores = model.task_metrics.sums()
+        current.obs, current.may_start = taken.obs, taken.ended
+        current.starts = torch.full_like(current.starts, taken.ended)
 
 
 BUDGET_DIVISOR = 16

@@ -107,7 +107,8 @@ class Rollout:
         if self.masks is None or self.masks.shape != shape:
             self.masks = torch.zeros(shape, dtype=torch.bool, device=mask.device)
 
-    def write_obs(self, t: int, obs: Obs) -> None:
+    def write_obs(self, t: int | slice, obs: Obs) -> None:
+        """Stores the observations of one step `[N, ...]`, or of several `[T, N, ...]`."""
         parts = obs_entries(obs)
         for name, buffer in obs_entries(self.obs).items():  # only the space's entries; `obs` may have more
             buffer[t] = parts[name]

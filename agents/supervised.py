@@ -57,13 +57,15 @@ class Supervised(MemoryOnPolicyAlgorithm):
     config_class = SupervisedConfig
     learns_from_targets: ClassVar[bool] = True
     whole_sequences: bool = True
-    """Whether rollouts that do not depend on actions are processed as one sequence; False: step by step."""
+    """Whether rollouts whose observations do not depend on actions are processed as one sequence; False: step by
+    step."""
 
     def collector(self) -> Collector:
-        """A `SequenceCollector` if observations do not depend on actions, except in CUDA graphs: there the generator
-        of the environments cannot be restored."""
+        """A `SequenceCollector` if the observations of a rollout do not depend on its actions, except in CUDA graphs:
+        there the generator of the environments cannot be restored."""
         allowed = self.whole_sequences and not self.executor.callbacks_after_rollout
-        if allowed and (self.env is None or self.tensor_env.ignores_actions):
+        env = None if self.env is None else self.tensor_env
+        if allowed and (env is None or env.ignores_actions or (env.previews and self.n_steps == env.horizon)):
             return SequenceCollector(self, targets=True)
         return StepCollector(self, targets=True, graph=True)
 

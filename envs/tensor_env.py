@@ -21,8 +21,9 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from envs.checks import check_advance, check_observation
+from envs.preview import Obs as Obs
+from envs.preview import Preview
 
-Obs = Tensor | dict[str, Tensor]
 Info = dict[str, Any]
 
 
@@ -195,6 +196,15 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor], metaclass=_ExplainSB3):
         each part.
         """
         return {}
+
+    @property
+    def previews(self) -> bool:
+        """Whether `preview` gives steps that end no later than the episode."""
+        return False
+
+    def preview(self, steps: int) -> Preview | None:
+        """The next `steps` steps, to be taken at once. None: the episode ends earlier, or `previews` is False."""
+        return None
 
     def answer_groups(self) -> dict[str, AnswerGroup]:
         """Groups this episode's answers by properties that may explain errors (slow; for evaluation only)."""

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS = [
-    ["envs.bits", "envs.checks", "envs.data", "envs.rendering", "envs.tensor_env", "envs.single_env"],
+    ["envs.bits", "envs.checks", "envs.preview", "envs.data", "envs.rendering", "envs.tensor_env", "envs.single_env"],
     ["envs.tasks.sequence"],
     ["envs.tasks.babi", "envs.tasks.graphs", "envs.tasks.images"],
     ["envs", "envs.testing"],

@@ -33,6 +33,12 @@ class TaskMetrics:
         if len(self.steps) == 256:  # bounds the memory of a long evaluation
             self.steps = [torch.stack(self.steps).to(self.dtype).sum(0)]
 
+    def add_steps(self, metrics: dict[str, tuple[Tensor, Tensor]]) -> None:
+        """Adds the metrics of T steps of N environments, each `[T, N]`."""
+        if self.names:
+            parts = torch.stack([part for name in self.names for part in metrics[name]])
+            self.steps.append(parts.to(self.dtype).sum(1))
+
     def sums(self) -> Tensor:
         """Returns all amounts and counts so far, `[2 · names]`, and resets them."""
         if not self.steps:

@@ -20,6 +20,7 @@ _ALL: tuple[Check, ...] = (
     checks.it_passes_the_checkers_of_gymnasium_and_sb3,
     checks.a_seed_fixes_everything,
     checks.declared_ignored_actions_are_ignored,
+    checks.a_preview_is_the_steps_it_stands_for,
     checks.state_dict_resumes_exactly,
     checks.state_dict_before_the_first_reset_and_with_wrong_entries,
     checks.final_obs_is_the_last_observation,

@@ -138,6 +138,42 @@ def declared_ignored_actions_are_ignored(case: EnvCase) -> str | None:
     return None
 
 
+def a_preview_is_the_steps_it_stands_for(case: EnvCase) -> str | None:
+    """Bit by bit: part of an episode, the rest of it, and a whole one."""
+    env, stepped = case.make(), case.make()
+    if not env.previews:
+        return "previews is False"
+    assert env.horizon is not None, "only episodes of one length have previews"
+    env.reset(seed=0)
+    stepped.reset(seed=0)
+    expect(env.preview(env.horizon + 1) is None, "preview shows steps beyond the end of the episode")
+    actions = case.actions(steps=2 * env.horizon)
+    for begin, end in ((0, 1), (1, env.horizon), (env.horizon, 2 * env.horizon)):
+        preview = env.preview(end - begin)
+        if preview is None:
+            expect(begin == end, f"no preview of steps {begin} to {end}, but previews is True")
+            continue
+        shown, results = list[Any](), list[Any]()
+        for action in actions[begin:end]:
+            shown.append((stepped.observe(), stepped.describe()))
+            results.append(stepped.step(action))
+        answers = {"target": preview.targets, "weight": preview.weights}
+        expect_same(copied((preview.obs, answers)), _stacked(shown), "a preview")
+        taken = preview.take(torch.stack(actions[begin:end]))
+        expect_same(taken.rewards, torch.stack([result[1] for result in results]), "the rewards of a preview")
+        metrics = _stacked([result[4]["metrics"] for result in results])
+        expect_same(copied(taken.metrics), metrics, "the metrics of a preview")
+        expect_same(taken.obs, results[-1][0], "the observation after a preview")
+        expect(taken.ended == bool(results[-1][2].all()), "a preview and its steps do not end together")
+        expect_same(env.state_dict(), stepped.state_dict(), "the state after a preview")
+    return None
+
+
+def _stacked(steps: list[Any]) -> dict[str, Tensor]:
+    """The tensors of T steps by path, `[T, ...]`."""
+    return {path: torch.stack([dict(leaves(step))[path] for step in steps]) for path, _ in leaves(steps[0])}
+
+
 def state_dict_resumes_exactly(case: EnvCase) -> None:
     env, actions = case.make(), case.actions()
     env.reset(seed=0)

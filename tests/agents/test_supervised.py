@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -12,10 +13,13 @@ from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 
 from agents import PPO, Supervised
+from agents.collect import SequenceCollector, StepCollector
 from agents.evaluation import evaluate, play
 from agents.metrics.report import log_metrics, pack_metrics
 from envs.mapping.environment import Mapping
 from envs.repeat_first import RepeatFirst
+from envs.tasks.graphs.traversal import GraphTraversal
+from envs.tasks.sequence.copy import Copy
 from envs.tensor_env import TensorEnv
 from envs.tmaze import TMaze
 from policies.memories.time.unroll import unroll
@@ -212,6 +216,43 @@ def test_whole_sequences_are_the_steps_they_stand_for(memory: str, n_steps: int)
     for key in ("rollout/ep_rew_mean", "task/f1"):
         assert whole.logger.name_to_value.get(key) == pytest.approx(stepped.logger.name_to_value.get(key))
     assert torch.equal(envs[0].generator.get_state(), envs[1].generator.get_state())
+
+
+@pytest.mark.parametrize("n_steps", [0, 5])
+def test_a_preview_trains_exactly_as_the_steps_do(n_steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the bit, also where a rollout ends within an episode, and the next one beyond its end."""
+    weights, logged, take = [], [], Copy._take
+    for previews in (True, False):
+        model = supervised(Copy(3, min_length=1, max_length=6), "dnc", memory_kwargs=SIZES["dnc"], n_steps=n_steps)
+        with monkeypatch.context() as patch, mock.patch.object(Copy, "_take", autospec=True, side_effect=take) as taken:
+            if not previews:
+                patch.setattr(Copy, "previews", False)
+            model.learn(200)
+        assert bool(taken.call_count) == previews
+        weights.append(torch.cat([value.flatten() for value in model.policy.parameters()]))
+        logged.append({key: model.logger.name_to_value[key] for key in ("rollout/ep_rew_mean", "task/error")})
+    assert torch.equal(*weights)
+    assert logged[0] == pytest.approx(logged[1], rel=1e-12)
+
+
+def test_lessons_that_depend_on_the_answers_train_as_sequences() -> None:
+    """A curriculum changes the next episode, not the current one, so a rollout of one episode is still a sequence."""
+    kwargs = {"curriculum": True, "lesson": 2, "pass_mark": 0.01, "window": 1}
+    models = [supervised(GraphTraversal(4, **kwargs), memory_kwargs={"hidden_size": 8}) for _ in range(2)]
+    models[1].whole_sequences = False
+    close = {"rtol": 1e-3, "atol": 1e-4}
+    for _ in range(3):
+        ours, theirs = (collected(model) for model in models)
+        for name in ("starts", "rewards", "terminated", "targets", "weights", "latents"):
+            torch.testing.assert_close(getattr(ours, name), getattr(theirs, name), **close)
+        torch.testing.assert_close(models[0].learn_from(ours), models[1].learn_from(theirs), **close)
+    levels = [int(model.tensor_env.level) for model in models]
+    assert levels[0] == levels[1]
+    assert [type(model.collector()) for model in models] == [SequenceCollector, StepCollector]
+    model = models[0]
+    model.tensor_env.step(model.tensor_env.targets[0])  # user code moves the environments: no preview fits a rollout
+    model.learn(200)
+    assert torch.isfinite(model.rollout.targets.float()).all()
 
 
 def test_bf16_learns_from_whole_sequences_and_from_nothing_else() -> None:

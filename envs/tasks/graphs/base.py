@@ -13,7 +13,7 @@ from torch import Tensor
 from envs.tasks.graphs.curricula import Lesson, Progress, advance, draw_lessons
 from envs.tasks.graphs.sample import LABELS, Graphs, below, distinct, random_graphs
 from envs.tasks.graphs.worlds import World, family, underground
-from envs.tasks.sequence.base import Sequences, SequenceTask
+from envs.tasks.sequence.base import Sequences, SequenceTask, Steps
 
 GRAPHS = ("random", "underground", "family")
 _DIGITS = 3  # in a label
@@ -250,30 +250,27 @@ class GraphTask(SequenceTask):
         super()._begin(where)
         self._verdicts.clear()
 
-    def _metrics(self, wrong: Tensor, asked: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    def _metrics(self, wrong: Tensor, asked: Tensor, steps: Steps) -> dict[str, tuple[Tensor, Tensor]]:
         triples, missed = (asked > 0).float(), wrong > 0
-        self.failed = self.failed | missed
-        ended = self._ended()
+        failed, ended = self._fail(wrong), self._ended(steps)
         if self.render_mode is not None:
-            self._verdicts.append(~missed)
+            self._verdicts.extend(~missed if isinstance(steps, slice) else ~missed[None])
         metrics = {
-            "right_answers": (~self.failed * ended, ended),
+            "right_answers": (~failed * ended, ended),
             "right_triples": (triples * ~missed, triples),
         }
         if self.curriculum:
             metrics["lesson"] = (self.level * ended, ended)
-            if self._elapsed == self.length - 1:
+            if self._ends(steps):
                 progress = Progress(self.level, self.tried, self.passed)
                 self.level, self.tried, self.passed = advance(
                     progress, self.lesson, ~self.failed, self.pass_mark, self.window, self.last_lesson
                 )
         return metrics
 
-    def _observe(self) -> Tensor:
-        if self._elapsed == self.length:
-            return torch.zeros(self.num_envs, 3 * _DIGITS * 10 + 2, device=self.device)
-        shown = self.inputs[self._elapsed]
-        return torch.cat([self._look_up(self._one_hot, shown[:, :3]), shown[:, 3:].float()], 1)
+    def _shown(self, steps: Steps) -> Tensor:
+        shown = self.inputs[steps]
+        return torch.cat([self._look_up(self._one_hot, shown[..., :3]), shown[..., 3:].float()], -1)
 
     def state_limits(self) -> dict[str, tuple[int, int]]:
         lesson = (self._first, self.last_lesson)

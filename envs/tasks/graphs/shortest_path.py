@@ -205,7 +205,7 @@ class ShortestPath(GraphTask):
         score = torch.where(right, 1.0, (action == target).float().mean(1))
         if self.render_mode is not None:
             self._answers.append(action.clone())
-        self._measure(**self._metrics(due * ~right, due))
+        self._measure(**self._metrics(due * ~right, due, now))
 
         if self.beta:
             valid = valid & (self._uniform(self.num_envs) >= self.beta)

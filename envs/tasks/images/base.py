@@ -10,7 +10,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from envs.tasks.images.data import LABELLED, load_images, resized
-from envs.tasks.sequence.base import SequenceTask
+from envs.tasks.sequence.base import SequenceTask, Steps
 
 
 class ImageTask(SequenceTask):
@@ -95,17 +95,30 @@ class ImageTask(SequenceTask):
         return self._uniform(number, self.num_envs).argsort(0)
 
     def _look_up(self, numbers: Tensor) -> Tensor:
-        """Images `[N, 1, H, W]`, float32 in 0..1, by their numbers `[N]`."""
-        image = self.pixels.index_select(0, numbers).float()  # multiplying different dtypes is three times as slow
-        return (image if self.scale == 1 else image.mul_(self.scale)).unsqueeze(1)
+        """Images `[..., N, 1, H, W]`, float32 in 0..1, by their numbers `[..., N]`."""
+        images = self.pixels.index_select(0, numbers.flatten()).float()  # multiplying other types: three times as slow
+        return (images if self.scale == 1 else images.mul_(self.scale)).view(*numbers.shape[:-1], *self._image_shape)
 
-    def _blank(self) -> Tensor:
-        return torch.zeros(self._image_shape, device=self.device)
+    def _images(self, numbers: Tensor, first: int, steps: Steps) -> Tensor:
+        """Images `[N, 1, H, W]` of a step, or `[T, N, 1, H, W]` of several. `numbers` `[S, N]` are shown from step
+        `first` on; other steps are blank."""
+        if not isinstance(steps, slice):
+            place = steps - first
+            return self._look_up(numbers[place]) if 0 <= place < len(numbers) else self._blanks()
+        begin, end = (min(max(step - first, 0), len(numbers)) for step in (steps.start, steps.stop))
+        before = min(max(first - steps.start, 0), steps.stop - steps.start)
+        after = steps.stop - steps.start - before - (end - begin)
+        parts = [self._blanks(before), self._look_up(numbers[begin:end]), self._blanks(after)]
+        parts = [part for part in parts if len(part)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _other_entries(self) -> dict[str, Tensor]:
-        """The entries of the current observation beside "image"."""
+    def _blanks(self, *steps: int) -> Tensor:
+        """Blank images, `[*steps, N, 1, H, W]`."""
+        return torch.zeros(*steps, *self._image_shape, device=self.device)
+
+    def _other_entries(self, steps: Steps) -> dict[str, Tensor]:
+        """The entries beside "image" of the observations of a step, `[N, ...]`, or of several, `[T, N, ...]`."""
         return {}
 
-    def _observe(self) -> dict[str, Tensor]:  # type: ignore[override]
-        shows = self._elapsed < self.shown
-        return {"image": self._look_up(self.inputs[self._elapsed]) if shows else self._blank(), **self._other_entries()}
+    def _shown(self, steps: Steps) -> dict[str, Tensor]:
+        return {"image": self._images(self.inputs, 0, steps), **self._other_entries(steps)}

@@ -14,7 +14,7 @@ from torch import Tensor
 from envs.bits import count_ones, random_events, random_words
 from envs.single_env import single as _single
 from envs.tasks.images.base import ImageTask
-from envs.tasks.sequence.base import Sequences
+from envs.tasks.sequence.base import Sequences, Steps
 from envs.tensor_env import Info
 
 if TYPE_CHECKING:
@@ -165,8 +165,9 @@ class ImageEpisode(ImageTask):
         self._measure(wrong_pixels=(wrong, weight), error=(100.0 / pixels * wrong, weight))
         return (weight - wrong / pixels) / self.recalls, None, None
 
-    def _other_entries(self) -> dict[str, Tensor]:
-        return {"query": self._question() if self._asks() else self._blank()}
+    def _other_entries(self, steps: Steps) -> dict[str, Tensor]:
+        assert steps == self._elapsed, "noise is drawn when a question is asked, so there is no preview"
+        return {"query": self._question() if self._asks() else self._blanks()}
 
     def _asks(self) -> bool:
         return self.shown <= self._elapsed < self.length

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from envs.single_env import single as _single
 from envs.tasks.images.base import ImageTask
-from envs.tasks.sequence.base import Sequences
+from envs.tasks.sequence.base import Sequences, Steps
 from envs.tensor_env import AnswerGroup
 
 ASK = ("after", "last", "each")
@@ -113,9 +113,8 @@ class MnistRecall(ImageTask):
         weights[asked] = 1.0
         return Sequences(shown, targets, weights)
 
-    def _other_entries(self) -> dict[str, Tensor]:
-        asks = self.first_asked <= self._elapsed < self.length
-        return {"query": self._look_up(self.asked_with[self._elapsed - self.first_asked]) if asks else self._blank()}
+    def _other_entries(self, steps: Steps) -> dict[str, Tensor]:
+        return {"query": self._images(self.asked_with, self.first_asked, steps)}
 
     def answer_groups(self) -> dict[str, AnswerGroup]:
         """Also groups by the number of images shown since the one whose class is the answer."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from envs.single_env import single as _single
 from envs.tasks.images.base import ImageTask
-from envs.tasks.sequence.base import Sequences
+from envs.tasks.sequence.base import Sequences, Steps
 
 if TYPE_CHECKING:
     from envs.tasks.images.pictures import Cell
@@ -98,10 +98,12 @@ class MnistSort(ImageTask):
         asked = (self._times >= self.shown).expand(-1, self.num_envs)
         return Sequences(shown, torch.cat([torch.zeros_like(due), due]), asked.float())
 
-    def _other_entries(self) -> dict[str, Tensor]:
-        shows = self._elapsed < self.shown
-        priority = self.priority[self._elapsed].clone() if shows else torch.zeros(self.num_envs, device=self.device)
-        return {"priority": priority.unsqueeze(1)}
+    def _other_entries(self, steps: Steps) -> dict[str, Tensor]:
+        begin, end = (steps.start, steps.stop) if isinstance(steps, slice) else (steps, steps + 1)
+        shown = self.priority[begin:end]
+        later = torch.zeros(end - begin - len(shown), self.num_envs, device=self.device)
+        priority = torch.cat([shown, later]).unsqueeze(2)
+        return {"priority": priority if isinstance(steps, slice) else priority[0]}
 
     def _scene(self, index: int) -> tuple[list[int], list[int], list[int | None]]:
         """Numbers of the images shown so far, those due so far in their order, and the answers (None: not known)."""

@@ -1,8 +1,8 @@
 """`SequenceTask`: a supervised sequence task as an environment; whole sequences are generated at every reset.
 
 A subclass implements `_sequences`, which generates inputs, targets and weights of all environments and steps at once.
-A step then looks up one row of each and compares. Two kinds share this: `BitTask`, whose answers are bit vectors or bit
-maps, and `SymbolTask`, whose answers are symbols.
+A step then looks up one row of each and compares, a `preview` many rows. Two kinds share this: `BitTask`, whose answers
+are bit vectors or bit maps, and `SymbolTask`, whose answers are symbols.
 """
 
 from __future__ import annotations
@@ -16,7 +16,11 @@ from gymnasium import spaces
 from torch import Tensor
 
 from envs.bits import random_words
+from envs.preview import Obs, Preview, Taken
 from envs.tensor_env import AnswerGroup, Info, TensorEnv
+
+Steps = int | slice
+"""A step of an episode, or several in a row. A tensor of one step is `[N, ...]`, of several `[T, N, ...]`."""
 
 
 class Sequences(NamedTuple):
@@ -83,16 +87,20 @@ class SequenceTask(TensorEnv):
         """Draws new sequences for all environments from `self.generator`. They must not be modified afterwards."""
         raise NotImplementedError
 
-    def _metrics(self, wrong: Tensor, asked: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-        """Amounts and counts (see `_measure`) of the current step.
+    def _shown(self, steps: Steps) -> Obs:
+        """The observations `[N, ...]` of a step, or `[T, N, ...]` of several, in new tensors."""
+        return self.inputs[steps].clone()
+
+    def _metrics(self, wrong: Tensor, asked: Tensor, steps: Steps) -> dict[str, tuple[Tensor, Tensor]]:
+        """Amounts and counts (see `_measure`), `[N]` of a step or `[T, N]` of several; called once for every step.
 
         Args:
-            wrong: number of wrong answers at this step, bits or symbols, float `[N]`.
-            asked: number of answers due at this step, float `[N]`.
+            wrong: number of wrong answers, bits or symbols, float `[N]` or `[T, N]`.
+            asked: number of answers due, float `[N]` or `[T, N]`.
+            steps: the step or steps.
         """
-        self.failed = self.failed | (wrong > 0)
-        ended = self._ended()
-        return {"error": (100.0 * wrong, asked), "sequence_error": (self.failed * ended, ended)}
+        failed, ended = self._fail(wrong), self._ended(steps)
+        return {"error": (100.0 * wrong, asked), "sequence_error": (failed * ended, ended)}
 
     def answer_groups(self) -> dict[str, AnswerGroup]:
         """Groups by the answer's position in its sequence, and by the sequence's number of answers; a subclass adds its
@@ -107,10 +115,26 @@ class SequenceTask(TensorEnv):
 
     # -- helpers for subclasses ------------------------------------------------------------------------------------
 
-    def _ended(self) -> Tensor:
-        """1 at the last step of the episode, else 0: float `[N]`."""
-        last = self._elapsed == self.length - 1
-        return torch.full((self.num_envs,), float(last), device=self.device)
+    def _ends(self, steps: Steps) -> bool:
+        """Whether the last step of the episode is among them."""
+        return (steps.stop if isinstance(steps, slice) else steps + 1) == self.length
+
+    def _ended(self, steps: Steps) -> Tensor:
+        """1 at the last step of the episode, else 0: float `[N]` or `[T, N]`."""
+        if not isinstance(steps, slice):
+            return torch.full((self.num_envs,), float(self._ends(steps)), device=self.device)
+        ended = torch.zeros(steps.stop - steps.start, self.num_envs, device=self.device)
+        ended[-1] = float(self._ends(steps))
+        return ended
+
+    def _fail(self, wrong: Tensor) -> Tensor:
+        """Whether an answer of each sequence was wrong so far, bool `[N]` or `[T, N]`; updates `failed`."""
+        if wrong.dim() == 1:
+            self.failed = self.failed | (wrong > 0)
+            return self.failed
+        failed = self.failed | ((wrong > 0).cumsum(0) > 0)
+        self.failed = failed[-1]
+        return failed
 
     def _integers(self, low: int, high: int, *shape: int) -> Tensor:
         """Random integers from `low` to `high`, both included: int64 `[*shape]`."""
@@ -140,26 +164,54 @@ class SequenceTask(TensorEnv):
         self._answers.clear()
 
     def _advance(self, action: Tensor) -> tuple[Tensor, None, None]:
-        target, weight = self.targets[self._elapsed], self.weights[self._elapsed]
-        right = (action == target).view(self.num_envs, -1)  # [N, parts]: bits, or one symbol
-        parts = right.shape[1]
-        if weight.dim() == 1:
-            count = right.sum(1)
-            credit, wrong, asked = weight * count / parts, (weight > 0) * (parts - count), (weight > 0) * parts
-        else:  # each part has a weight of its own
-            credit, wrong, asked = (right * weight).sum(1), ((weight > 0) & ~right).sum(1), (weight > 0).sum(1)
-        if self.render_mode is not None:
-            self._answers.append(action.clone())
-        self._measure(**self._metrics(wrong.float(), asked.float()))
-        return credit / self.total, None, None
+        reward, metrics = self._grade(action, self._elapsed)
+        self._measure(**metrics)
+        return reward, None, None
 
-    def _observe(self) -> Tensor:
+    def _grade(self, actions: Tensor, steps: Steps) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
+        """Rewards, `[N]` of a step or `[T, N]` of several, and metrics of the actions."""
+        targets, weights = self.targets[steps], self.weights[steps]
+        several = isinstance(steps, slice)
+        right = (actions == targets).view(*targets.shape[: 1 + several], -1)  # [..., parts]: bits, or one symbol
+        parts = right.shape[-1]
+        if weights.dim() < right.dim():
+            count = right.sum(-1)
+            credit, wrong, asked = weights * count / parts, (weights > 0) * (parts - count), (weights > 0) * parts
+        else:  # each part has a weight of its own
+            credit, wrong, asked = (right * weights).sum(-1), ((weights > 0) & ~right).sum(-1), (weights > 0).sum(-1)
+        if self.render_mode is not None:
+            self._answers.extend(actions.clone() if several else actions.clone()[None])
+        return credit / self.total, self._metrics(wrong.float(), asked.float(), steps)
+
+    def _observe(self) -> Obs:
         if self._elapsed == self.length:
-            return torch.zeros_like(self.inputs[0])
-        return self.inputs[self._elapsed].clone()
+            return _blank(self.single_observation_space, self.num_envs, self.device)
+        return self._shown(self._elapsed)
 
     def _describe(self) -> Info:
         return {"target": self.targets[self._elapsed].clone(), "weight": self.weights[self._elapsed].clone()}
+
+    @property
+    def previews(self) -> bool:
+        # a subclass with steps of its own has to be stepped
+        steps = ("step", "_advance", "_observe", "_describe")
+        return self.autoreset and all(getattr(type(self), name) is getattr(SequenceTask, name) for name in steps)
+
+    def preview(self, steps: int) -> Preview | None:
+        end = self._elapsed + steps
+        if not self.previews or end > self.length:
+            return None
+        part = slice(self._elapsed, end)
+        return Preview(self._shown(part), self.targets[part].clone(), self.weights[part].clone(), self._take)
+
+    def _take(self, actions: Tensor) -> Taken:
+        steps = slice(self._elapsed, self._elapsed + len(actions))
+        rewards, metrics = self._grade(actions, steps)
+        self._elapsed, ended = steps.stop, steps.stop == self.length
+        if ended:
+            self._elapsed = 0
+            self._begin(None)
+        return Taken(self._observe(), rewards, ended, metrics)
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         super().load_state_dict(state)
@@ -222,8 +274,8 @@ class BitTask(SequenceTask):
         self.observation_parts = (("vector", (bits,)), *((other, (1,)) for other in others))
         self.observation_names = {"vector": tuple(str(bit) for bit in range(bits))}
 
-    def _metrics(self, wrong: Tensor, asked: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-        return {"wrong_bits": (wrong, self._ended()), **super()._metrics(wrong, asked)}
+    def _metrics(self, wrong: Tensor, asked: Tensor, steps: Steps) -> dict[str, tuple[Tensor, Tensor]]:
+        return {"wrong_bits": (wrong, self._ended(steps)), **super()._metrics(wrong, asked, steps)}
 
     def _columns(self, inputs: Tensor) -> Tensor:
         """Observations `[t, *observation_shape]` as columns `[t, rows]` of a picture. A map's channels beyond the first
@@ -284,10 +336,8 @@ class SymbolTask(SequenceTask):
         self.observation_names = {"": tuple(alphabet)}
         self._rows = torch.eye(size + 1, size, device=self.device)  # the last row, of zeros, is the blank
 
-    def _observe(self) -> Tensor:
-        if self._elapsed == self.length:
-            return torch.zeros_like(self._rows[:1]).expand(self.num_envs, -1).clone()
-        return self._rows.index_select(0, self.inputs[self._elapsed])
+    def _shown(self, steps: Steps) -> Tensor:
+        return torch.nn.functional.embedding(self.inputs[steps], self._rows)
 
     def _words(self, index: int) -> tuple[str, str, str]:
         """Inputs, targets and answers so far, one character per step; blank if there is none or it is unknown."""
@@ -313,6 +363,13 @@ class SymbolTask(SequenceTask):
         from envs.tasks.sequence.pictures import symbol_frame  # pygame is needed for pictures only
 
         return symbol_frame(*self._words(index), self.alphabet, self.length, self._caption())
+
+
+def _blank(space: spaces.Space[Any], num_envs: int, device: torch.device) -> Obs:
+    """Observations of zeros, `[N, ...]`."""
+    if isinstance(space, spaces.Dict):
+        return {name: torch.zeros(num_envs, *(entry.shape or ()), device=device) for name, entry in space.items()}
+    return torch.zeros(num_envs, *(space.shape or ()), device=device)
 
 
 def check_range(name: str, low: int, high: int, least: int = 1) -> None:

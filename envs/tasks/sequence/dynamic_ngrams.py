@@ -9,7 +9,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from envs.single_env import single as _single
-from envs.tasks.sequence.base import BitTask, Sequences
+from envs.tasks.sequence.base import BitTask, Sequences, Steps
 
 
 class DynamicNGrams(BitTask):
@@ -102,14 +102,14 @@ class DynamicNGrams(BitTask):
         inputs = torch.cat([torch.zeros_like(sequence[:1]), sequence[:-1]])[..., None]
         return Sequences(inputs, sequence[..., None].to(torch.int8), torch.ones_like(sequence))
 
-    def _metrics(self, wrong: Tensor, asked: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-        estimate, bit = self.optimal[self._elapsed], self.targets[self._elapsed, :, 0]
+    def _metrics(self, wrong: Tensor, asked: Tensor, steps: Steps) -> dict[str, tuple[Tensor, Tensor]]:
+        estimate, bit = self.optimal[steps], self.targets[steps, ..., 0]
         of_bit = torch.where(bit == 1, estimate, 1.0 - estimate)
         missed = (of_bit < 0.5).float() + 0.5 * (of_bit == 0.5)
         return {
             "error": (100.0 * wrong, asked),
             "optimal_error": (100.0 * missed, asked.clone()),
-            "optimal_bits": (-of_bit.log2(), self._ended()),
+            "optimal_bits": (-of_bit.log2(), self._ended(steps)),
         }
 
     def _caption(self) -> str:

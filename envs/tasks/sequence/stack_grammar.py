@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from envs.single_env import single as _single
-from envs.tasks.sequence.base import Sequences, SymbolTask
+from envs.tasks.sequence.base import Sequences, Steps, SymbolTask
 
 _COUNTING = {"anbn": "ab", "anbncn": "abc", "anbncndn": "abcd", "anb2n": "ab", "anbmcnm": "abc"}
 GRAMMARS = (*_COUNTING, "memorisation", "addition")
@@ -193,11 +193,17 @@ class StackGrammar(SymbolTask):
             symbols = torch.where(offset == place, mark, symbols)
         return _Stream(symbols, offset > equals, offset == last)
 
-    def _metrics(self, wrong: Tensor, asked: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-        counted, closing = self.counted[self._elapsed], self.closing[self._elapsed]
+    def _metrics(self, wrong: Tensor, asked: Tensor, steps: Steps) -> dict[str, tuple[Tensor, Tensor]]:
+        counted, closing = self.counted[steps], self.closing[steps]
         wrong = wrong * counted  # with `score_all` the others were asked for as well
-        failed = self.failed | (wrong > 0)
-        self.failed = failed & ~closing
+        if isinstance(steps, slice):
+            failures = (wrong > 0).cumsum(0) + self.failed
+            closed = (failures * closing).cummax(0).values  # the failures up to the last closed sequence
+            failed = failures > torch.cat([torch.zeros_like(closed[:1]), closed[:-1]])
+            self.failed = failed[-1] & ~closing[-1]
+        else:
+            failed = self.failed | (wrong > 0)
+            self.failed = failed & ~closing
         return {
             "error": (100.0 * wrong, counted.float()),
             "success": ((closing & ~failed).float(), closing.float()),
