@@ -34,7 +34,7 @@ TASKS = (
     *("priority-sort-10", "priority-sort", "dictionary-2-1", "dictionary-4-1"),
     *("dictionary-1-4", "dictionary-8-4", "dictionary-1-8", "dictionary-12-8", "dictionary-1-12", "dictionary-16-12"),
     *("double-copy-5", "double-copy-12", "double-copy-25", "double-copy-50"),
-    *("repeat-copy-2", "repeat-copy-5", "repeat-copy", "n-grams", "mnist-recall"),
+    *("repeat-copy-2", "repeat-copy-3", "repeat-copy", "n-grams", "mnist-recall", "mnist-recall-last"),
     *("mnist-recall-2", "mnist-recall-4", "mnist-recall-each", "mnist-recall-10"),
 )
 SCORES = {"stack-anbn": "success"}

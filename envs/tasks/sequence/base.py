@@ -16,6 +16,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from envs.bits import random_words
+from envs.checks import check_advance
 from envs.preview import Obs, Preview, Taken
 from envs.tensor_env import AnswerGroup, Info, TensorEnv
 
@@ -207,6 +208,9 @@ class SequenceTask(TensorEnv):
     def _take(self, actions: Tensor) -> Taken:
         steps = slice(self._elapsed, self._elapsed + len(actions))
         rewards, metrics = self._grade(actions, steps)
+        if not self._checked:
+            check_advance(self, (rewards[-1], None, None))
+            self._checked = True
         self._elapsed, ended = steps.stop, steps.stop == self.length
         if ended:
             self._elapsed = 0
