@@ -175,7 +175,7 @@ class Rounded(RepeatFirst):
 def test_somebodys_environment_is_checked_by_id_or_class(capsys: pytest.CaptureFixture[str]) -> None:
     check_env("Engram/RepeatFirst-v0", length=3, symbols=3, steps=12, verbose=True)
     assert len(capsys.readouterr().out.splitlines()) == len(ENV_CHECKS)
-    with pytest.raises(ConformanceError, match=r"Rounded fails \d+ of 12 checks\n  it keeps the contract: reward is"):
+    with pytest.raises(ConformanceError, match=r"Rounded fails \d+ of 13 checks\n  it keeps the contract: reward is"):
         check_env(Rounded, length=3, steps=12)
     with pytest.raises(ValueError, match=r"unknown environment 'CartPole-v9'; near it: CartPole-v1"):
         check_env("CartPole-v9")
