@@ -149,10 +149,11 @@ def a_preview_is_the_steps_it_stands_for(case: EnvCase) -> str | None:
     expect(env.preview(env.horizon + 1) is None, "preview shows steps beyond the end of the episode")
     actions = case.actions(steps=2 * env.horizon)
     for begin, end in ((0, 1), (1, env.horizon), (env.horizon, 2 * env.horizon)):
+        if begin == end:  # episodes of one step
+            continue
         preview = env.preview(end - begin)
         if preview is None:
-            expect(begin == end, f"no preview of steps {begin} to {end}, but previews is True")
-            continue
+            raise ConformanceError(f"no preview of steps {begin} to {end}, but previews is True")
         shown, results = list[Any](), list[Any]()
         for action in actions[begin:end]:
             shown.append((stepped.observe(), stepped.describe()))
