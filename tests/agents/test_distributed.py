@@ -32,10 +32,8 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "PYTHONPA
 pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where two ranks have left what they saw."""
-    folder = tmp_path_factory.mktemp("ranks")
+def start_ranks(*command: str) -> list[tuple[int, str]]:
+    """Statuses and outputs of a program on all ranks. Without torchrun, which ends the others once one has died."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
@@ -44,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(RANKS), "LOCAL_WORLD_SIZE": str(RANKS)}
         processes.append(
             subprocess.Popen(
-                [sys.executable, str(HERE / "rank_cases.py"), str(folder)],
+                [sys.executable, *command],
                 env={**ENVIRONMENT, **address, **place},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -56,7 +54,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     finally:
         for process in processes:
             process.kill()
-    assert all(process.returncode == 0 for process in processes), "\n".join(said)
+    return [(process.returncode, text) for process, text in zip(processes, said, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where two ranks have left what they saw."""
+    folder = tmp_path_factory.mktemp("ranks")
+    ended = start_ranks(str(HERE / "rank_cases.py"), str(folder))
+    assert all(status == 0 for status, _ in ended), ended
     return folder
 
 
@@ -220,39 +226,38 @@ def test_what_one_rank_says_all_hear(ranks: list[dict[str, Any]]) -> None:
 # When a rank dies
 
 
-def torchrun(*words: str, run: Path, total: int) -> subprocess.CompletedProcess[str]:
-    dying = ["--env", "rank_cases:Dying-v0", "--env-kwargs", "length=8", "at=100"]
-    rest = [
-        "--algo",
-        "a2c",
-        "--no-baseline",
-        "--checkpoint-every",
-        "0",
-        "--run-dir",
-        str(run),
-        "--total-timesteps",
-        str(total),
-    ]
-    command = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", *words, str(ROOT / "train.py")]
-    return subprocess.run(
-        [sys.executable, "-m", *command, *TRAIN[4:], *dying, *rest],
+def dying(run: Path, total: int) -> list[str]:
+    """`train.py` and its arguments: rank 1 dies in the middle of the 13th iteration, once."""
+    env = ["--env", "rank_cases:Dying-v0", "--env-kwargs", "length=8", "at=100", "--algo", "a2c", "--no-baseline"]
+    rest = ["--checkpoint-every", "0", "--run-dir", str(run), "--total-timesteps", str(total)]
+    return [str(ROOT / "train.py"), *TRAIN[4:], *env, *rest]
+
+
+def test_when_a_rank_dies_the_others_say_so_and_end(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (status, said), (died, _) = start_ranks(*dying(run, 1024))
+    assert died == -signal.SIGKILL
+    assert status == 2, said
+    assert "error: rank 0 of 2 lost contact with another rank" in said
+    assert f"torchrun --nproc-per-node=2 train.py --resume {run}" in said
+    assert steps(run) == list(range(64, 769, 64))
+
+
+def test_torchrun_starts_a_run_anew_after_a_rank_has_died_and_one_rank_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The checkpoint from the beginning of the 13th iteration is whole."""
+    run = tmp_path / "run"
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
+    ended = subprocess.run(
+        [sys.executable, *launch, *dying(run, 1024)],
         env=ENVIRONMENT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         timeout=300,
     )
-
-
-def test_a_dead_rank_ends_the_run_torchrun_starts_it_anew_and_one_rank_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """It dies in the middle of the 13th iteration; the checkpoint from its beginning is whole."""
-    run = tmp_path / "run"
-    ended = torchrun("--max-restarts=1", run=run, total=1024)
     assert ended.returncode == 0, ended.stdout
-    assert "error: rank 0 of 2 lost contact with another rank" in ended.stdout, ended.stdout
-    assert f"torchrun --nproc-per-node=2 train.py --resume {run}" in ended.stdout
     assert "restarted from step_000000000768" in ended.stdout
     assert "start new episodes" not in ended.stdout
     assert steps(run) == list(range(64, 1025, 64))
