@@ -25,7 +25,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a chec
 
 from agents import Supervised
 from agents.run.recipes import find_recipe, load_config
-from envs.tasks.sequence.base import SequenceTask
 
 
 @dataclass
@@ -40,6 +39,7 @@ class Args:
         "dictionary-8-4",
         "mnist-recall",
         "graph-traversal-6",
+        "mapping-9",
     )
     """Recipes to measure."""
     repeats: int = 10
@@ -56,7 +56,8 @@ def learner(recipe: str) -> Supervised:
 def seconds(model: Supervised, iterations: int, previews: bool) -> float:
     """Processor time of some iterations."""
     steps = iterations * model.n_steps * model.n_envs
-    with mock.patch.object(SequenceTask, "previews", SequenceTask.previews if previews else False):
+    env = type(model.tensor_env)
+    with mock.patch.object(env, "previews", env.previews if previews else False):
         started = time.process_time()
         model.learn(steps, reset_num_timesteps=False)
         return time.process_time() - started

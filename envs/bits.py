@@ -36,3 +36,20 @@ def count_ones(bits: Tensor) -> Tensor:
     words = rows.view(torch.int64)
     parts = [words[:, first : first + _WORDS].sum(1) for first in range(0, words.shape[1], _WORDS)]
     return torch.stack(parts, 1).view(torch.uint8).sum(1)
+
+
+def count_common(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Numbers of ones in both of two maps of bits, in the first and in the second.
+
+    Args:
+        a, b: int8 `[..., H, W]`.
+
+    Returns:
+        Float32 `[...]` each.
+    """
+    if a.is_cuda:  # in few kernels; elsewhere the words of `count_ones` are faster
+        both, first, second = (each.sum((-2, -1), dtype=torch.float32) for each in (a & b, a, b))
+        return both, first, second
+    counts = (count_ones(bits.flatten(0, -3)).view(bits.shape[:-2]) for bits in (a & b, a ^ b, b))
+    both, differ, second = (number.float() for number in counts)
+    return both, differ + 2 * both - second, second

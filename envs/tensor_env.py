@@ -206,6 +206,14 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor], metaclass=_ExplainSB3):
         """The next `steps` steps, to be taken at once. None: the episode ends earlier, or `previews` is False."""
         return None
 
+    def _pass(self, steps: int) -> bool:
+        """Counts steps taken at once, and begins new episodes if they end the old ones: whether they do."""
+        self._elapsed += steps
+        if ended := self._elapsed == self.horizon:
+            self._elapsed = 0
+            self._begin(None)
+        return ended
+
     def answer_groups(self) -> dict[str, AnswerGroup]:
         """Groups this episode's answers by properties that may explain errors (slow; for evaluation only)."""
         raise NotImplementedError(f"{type(self).__name__} does not group its answers")

@@ -11,9 +11,11 @@ import torch.nn.functional as F
 from gymnasium import spaces
 from torch import Tensor
 
-from envs.bits import count_ones
+from envs.bits import count_common
+from envs.mapping.ahead import Walk, look_ahead, same_code
 from envs.mapping.worlds import (
     MOVES,
+    check_arguments,
     offsets,
     patch_codes,
     patches_of_codes,
@@ -21,11 +23,9 @@ from envs.mapping.worlds import (
     random_maze,
     spiral,
 )
+from envs.preview import Preview, Taken
 from envs.single_env import single as _single
 from envs.tensor_env import Info, TensorEnv
-
-TRAJECTORIES = ("spiral", "random", "explore")
-WORLDS = ("maze", "cells")
 
 
 class Mapping(TensorEnv):
@@ -120,7 +120,7 @@ class Mapping(TensorEnv):
         fitting = next(3 * 2**level for level in range(64) if 3 * 2**level >= inner)
         map_size = fitting if map_size is None else map_size
         queries = tuple(queries)
-        _check(size, trajectory, queries, world, density, horizon, map_size)
+        check_arguments(size, trajectory, queries, world, density, horizon, map_size)
         self.size, self.trajectory, self.queries, self.world = size, trajectory, queries, world
         self.density, self.complexity = density, complexity
         self.passable = trajectory == "spiral" if passable is None else passable
@@ -200,38 +200,54 @@ class Mapping(TensorEnv):
 
     def _arrive(self, step: int) -> None:
         """Updates the cells that the agent at `cell` has seen at `step`, and draws the next queries."""
-        at = self.cell[:, 0] * self.size + self.cell[:, 1]
-        self.path[:, step] = at
-        self.visited.scatter_(1, at[:, None], True)
-        here = self._on_map_at[at][:, None]
-        self._known.flatten(1).scatter_(1, here, self._codes[3].flatten(1).gather(1, here))
-        around = at[:, None] + self._around[3]
-        self._discovered = (~self.seen.gather(1, around)).sum(1) if self.explores else None
-        self.seen.scatter_(1, around, True)
-        asked, masks = zip(*(self._draw_query(width, step) for width in self.queries), strict=True)
+        at = self._flat_index(self.cell)[:, None]
+        self.path[:, step] = at.squeeze(1)
+        if self.explores:
+            self._discovered = (~self.seen.gather(1, at + self._around[3])).sum(1)
+        self._visit(at)
+        asked, masks = zip(*(self._query(width, self._draw(width, step)) for width in self.queries), strict=True)
         self.asked, self.target = torch.stack(asked, 1), torch.stack(masks, 1)
 
-    def _draw_query(self, width: int, step: int) -> tuple[Tensor, Tensor]:
+    def _flat_index(self, cell: Tensor) -> Tensor:
+        return cell[:, 0] * self.size + cell[:, 1]
+
+    def _visit(self, cells: Tensor) -> None:
+        """Updates what the agents know after visiting cells, flat indices `[N, k]`."""
+        self.visited.scatter_(1, cells, True)
+        here = self._on_map_at[cells]
+        self._known.flatten(1).scatter_(1, here, self._codes[3].flatten(1).gather(1, here))
+        self.seen.scatter_(1, (cells[..., None] + self._around[3]).flatten(1), True)
+
+    def _draw(self, width: int, step: int) -> Tensor:
+        """The random numbers of a query at `step`: an earlier step `[N]`, or for 9×9 numbers of all its places."""
+        if width == 3:
+            return torch.randint(step + 1, (self.num_envs,), generator=self.generator, device=self.device)
+        side = self.size - width + 1
+        return torch.rand(self.num_envs, 1, side, side, generator=self.generator, device=self.device)
+
+    def _query(self, width: int, drawn: Tensor) -> tuple[Tensor, Tensor]:
         """The place `[N]` of the queried patch (-1: none), and the mask `[N, M, M]`, int8, of all places that look like
         it."""
         if width == 3:
-            earlier = torch.randint(step + 1, (self.num_envs, 1), generator=self.generator, device=self.device)
-            place = self.path.gather(1, earlier).squeeze(1)
+            place = self.path.gather(1, drawn[:, None]).squeeze(1)
             code = self._known.flatten(1).gather(1, self._on_map_at[place][:, None])
             right = torch.empty(self._known.shape, dtype=torch.int8, device=self.device)
             return place, torch.eq(self._known, code[..., None], out=right)  # twice as fast as with a bool result
-        margin = width // 2
         unseen = 1.0 - self.seen.view(-1, 1, self.size, self.size).float()
         known = F.max_pool2d(unseen, width, stride=1) == 0  # [N, 1, S, S]
-        chance = torch.rand(known.shape, generator=self.generator, device=self.device) * known
-        best, index = chance.flatten(1).max(1)
-        side = known.shape[3]
+        place, mask = self._choose(width, drawn[None], known[None])
+        return place[0], mask[0]
+
+    def _choose(self, width: int, drawn: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+        """The known place `[T, N]` with the largest number drawn (-1: none), and the mask `[T, N, M, M]` of all that
+        look like it, from numbers and bools `[T, N, 1, S, S]`."""
+        margin, side, shape = width // 2, known.shape[-1], (*known.shape[:2], self.map_size, self.map_size)
+        best, index = (drawn * known).flatten(2).max(2)
         place = (index // side + margin) * self.size + index % side + margin
         none = best == 0
-        codes = self._codes[width]
-        code = codes.flatten(2).gather(2, self._on_map_at[place][:, None, None].expand(-1, codes.shape[1], 1))
-        same = (codes == code[..., None]).all(1) & (self._on_map(known, width) == 1).squeeze(1)
-        return place.masked_fill(none, -1), (same & ~none[:, None, None]).to(torch.int8)
+        same = same_code(self._codes[width].flatten(2), self._on_map_at[place]).view(shape)
+        same &= (self._on_map(known.flatten(0, 1), width) == 1).view(shape)
+        return place.masked_fill(none, -1), (same & ~none[..., None, None]).to(torch.int8)
 
     def _advance(self, action: Tensor) -> tuple[Tensor, None, None]:
         assert self.horizon is not None
@@ -243,47 +259,43 @@ class Mapping(TensorEnv):
                 self.marks = place.view(-1, 1, self.map_size, self.map_size).expand(self.target.shape)
                 self.wanted = self.target
         else:
-            marks = action.to(torch.int8).view(self.target.shape)
-            if self.render_mode is not None:
-                self.marks, self.wanted = marks, self.target
-            hits, marked, wanted = self._count(marks)
-            score = torch.where(marked + wanted > 0, 2 * hits / (marked + wanted).clamp(min=1), 1.0)
+            reward, metrics = self._grade(action, self.target)
         self._move(action)
         self._arrive(self._elapsed + 1)
         if self.explores:
             last = torch.full_like(right, float(self._elapsed + 1 == self.horizon))
             self._measure(located=(right, due), explored=(self.seen.sum(1) / self.size**2 * last, last))
-            assert self._discovered is not None
             return 0.5 * right / self.horizon + 0.5 * self._discovered / self.size**2, None, None
-        hits, marked, wanted = hits.sum(1), marked.sum(1), wanted.sum(1)
-        self._measure(precision=(hits, marked), recall=(hits, wanted), f1=(2 * hits, marked + wanted))
-        return score.mean(1) / self.horizon, None, None
+        self._measure(**metrics)
+        return reward, None, None
 
-    def _count(self, marks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Numbers of right marks, of all marks and of right cells, float32 `[N, queries]` each."""
-        if marks.is_cuda:  # in few kernels; elsewhere the words of `count_ones` are faster
-            hits, marked, wanted = (
-                each.flatten(2).sum(2, dtype=torch.float32) for each in (marks & self.target, marks, self.target)
-            )
-            return hits, marked, wanted
-        both, differ = marks & self.target, marks ^ self.target
-        each = (count_ones(bits.flatten(0, 1)).view(marks.shape[:2]) for bits in (both, differ, self.target))
-        hits, wrong, wanted = (number.float() for number in each)
-        return hits, wrong + 2 * hits - wanted, wanted
+    def _grade(self, actions: Tensor, target: Tensor) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
+        """Rewards `[...]` and metrics, from actions `[..., *action_shape]` and masks `[..., queries, M, M]`."""
+        assert self.horizon is not None
+        marks = actions.to(torch.int8).view(target.shape)
+        if self.render_mode is not None:
+            self.marks, self.wanted = (each.view(-1, *self.target.shape)[-1] for each in (marks, target))
+        hits, marked, wanted = count_common(marks, target)
+        score = torch.where(marked + wanted > 0, 2 * hits / (marked + wanted).clamp(min=1), 1.0)
+        hits, marked, wanted = hits.sum(-1), marked.sum(-1), wanted.sum(-1)
+        metrics = {"precision": (hits, marked), "recall": (hits, wanted), "f1": (2 * hits, marked + wanted)}
+        return score.mean(-1) / self.horizon, metrics
 
     def _move(self, action: Tensor) -> None:
+        if not self.explores:
+            self.cell = self._next_cell(self.cell, self._elapsed + 1)
+            return
+        beyond = self.cell + self._moves[action[:, 0].long()]
+        self.cell = torch.where(self._open(beyond[:, None]), beyond, self.cell)
+
+    def _next_cell(self, cell: Tensor, step: int) -> Tensor:
+        """Where agents at `cell` `[N, 2]` are at `step`, on a spiral or a random walk."""
         if self.trajectory == "spiral":
-            step = min(self._elapsed + 1, len(self._spiral) - 1)
-            self.cell = self._spiral[step].expand(self.num_envs, 2)
-            return
-        if self.explores:
-            beyond = self.cell + self._moves[action[:, 0].long()]
-            self.cell = torch.where(self._open(beyond[:, None]), beyond, self.cell)
-            return
-        beyond = self.cell[:, None] + self._moves  # [N, 4, 2]
+            return self._spiral[min(step, len(self._spiral) - 1)].expand(self.num_envs, 2)
+        beyond = cell[:, None] + self._moves  # [N, 4, 2]
         chance = torch.rand(self.num_envs, 4, generator=self.generator, device=self.device)
         best, choice = (chance * self._open(beyond)).max(1)
-        self.cell = torch.where((best > 0)[:, None], beyond[self._rows, choice], self.cell)
+        return torch.where((best > 0)[:, None], beyond[self._rows, choice], cell)
 
     def _open(self, cells: Tensor) -> Tensor:
         """Whether the agent may stand on `cells` `[N, k, 2]`, all of them in the world: bool `[N, k]`."""
@@ -293,25 +305,29 @@ class Mapping(TensorEnv):
         return inside & ~self._flat.gather(1, cells[..., 0] * self.size + cells[..., 1])
 
     def _observe(self) -> dict[str, Tensor]:
-        place = (self.cell - self.size // 2) * self.position_scale
-        view = self._patch(self.path[:, self._elapsed], 3)
-        view[:, 2:] = place[:, :, None, None]
+        return self._shown(self.path[:, self._elapsed], self.asked)
+
+    def _shown(self, at: Tensor, asked: Tensor) -> dict[str, Tensor]:
+        """The observations of agents at the flat indices `at` `[...]`, asked for the places `[..., queries]`."""
+        place = (torch.stack([at // self.size, at % self.size], -1) - self.size // 2) * self.position_scale
+        view = self._patch(at, 3)
+        view[..., 2:, :, :] = place[..., None, None]
         obs = {"view": view}
         for index, width in enumerate(self.queries):
-            obs[f"query_{width}"] = self._patch(self.asked[:, index], width)
+            obs[f"query_{width}"] = self._patch(asked[..., index], width)
         return obs
 
     def _patch(self, place: Tensor, width: int) -> Tensor:
-        """The patch around `place` `[N]`, `[N, 4, width, width]`; blank where `place` is -1, which only occurs for
-        9×9."""
+        """The patches around places `[N]` or `[T, N]`, `[..., 4, width, width]`; blank where `place` is -1, which only
+        occurs for 9×9."""
         if width == 3:
-            code = self._codes[3].flatten(1).gather(1, self._on_map_at[place][:, None]).squeeze(1)
-            return self._patches.index_select(0, code.int())
+            code = self._codes[3].flatten(1).expand(*place.shape, -1).gather(-1, self._on_map_at[place][..., None])
+            return self._patches.index_select(0, code.flatten().int()).view(*place.shape, *self._patches.shape[1:])
         here = place >= 0
-        index = torch.where(here, place, self.size**2 // 2)[:, None] + self._around[width]
-        wall = self._flat.gather(1, index).view(-1, width, width)
-        patch = torch.zeros(self.num_envs, 4, width, width, device=self.device)
-        patch[:, 0], patch[:, 1] = ~wall & here[:, None, None], wall & here[:, None, None]
+        index = torch.where(here, place, self.size**2 // 2)[..., None] + self._around[width]
+        wall = self._flat.expand(*place.shape, -1).gather(-1, index).view(*place.shape, width, width)
+        patch = torch.zeros(*place.shape, 4, width, width, device=self.device)
+        patch[..., 0, :, :], patch[..., 1, :, :] = ~wall & here[..., None, None], wall & here[..., None, None]
         return patch
 
     def _describe(self) -> Info:
@@ -322,6 +338,38 @@ class Mapping(TensorEnv):
         cell = self._on_map_at[place]
         weight = torch.stack([torch.zeros_like(place), place >= 0], 1).float()
         return {"target": torch.stack([torch.zeros_like(place), cell.clamp(min=0)], 1), "weight": weight}
+
+    # -- many steps at once ----------------------------------------------------------------------------------------
+
+    @property
+    def previews(self) -> bool:
+        # a subclass with rules of its own has to be stepped
+        rules = ("step", "_advance", "_arrive", "_move", "_next_cell", "_observe", "_describe")
+        own = any(getattr(type(self), name) is not getattr(Mapping, name) for name in rules)
+        return self.ignores_actions and self.autoreset and not own
+
+    def preview(self, steps: int) -> Preview | None:
+        assert self.horizon is not None
+        begin, end = self._elapsed, self._elapsed + steps
+        if not self.previews or end > self.horizon:
+            return None
+        walk = look_ahead(self, end)
+        target = walk.target[:-1].view(steps, self.num_envs, *self.single_action_space.shape)  # type: ignore[misc]
+        shown = self._shown(walk.path[:, begin:end].t(), walk.asked[:-1])
+        weights = torch.ones(steps, self.num_envs, device=self.device)
+        return Preview(shown, target.clone(), weights, lambda actions: self._take(walk, actions))
+
+    def _take(self, walk: Walk, actions: Tensor) -> Taken:
+        reward, metrics = self._grade(actions, walk.target[:-1])
+        self.generator.set_state(walk.generator)
+        self.path, self.asked, self.target = walk.path, walk.asked[-1], walk.target[-1]
+        begin = self._elapsed
+        ended = self._pass(len(actions))
+        if not ended:
+            new = self.path[:, begin + 1 : self._elapsed + 1]
+            self.cell = torch.stack([new[:, -1] // self.size, new[:, -1] % self.size], 1)
+            self._visit(new)
+        return Taken(self._observe(), reward, ended, metrics)
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         super().load_state_dict(state)
@@ -347,25 +395,6 @@ class Mapping(TensorEnv):
         from envs.mapping.picture import mapping_frame  # pygame is needed for pictures only
 
         return mapping_frame(self, index, self._elapsed)
-
-
-def _check(
-    size: int, trajectory: str, queries: tuple[int, ...], world: str, density: float, horizon: int, map_size: int
-) -> None:
-    if size < 5 or size % 2 == 0:
-        raise ValueError(f"size is {size}, expected an odd number of at least 5")
-    if trajectory not in TRAJECTORIES:
-        raise ValueError(f"trajectory is {trajectory!r}, expected one of {TRAJECTORIES}")
-    if world not in WORLDS:
-        raise ValueError(f"world is {world!r}, expected one of {WORLDS}")
-    if not queries or len(set(queries)) < len(queries) or not set(queries) <= {3, 9} or (9 in queries and size < 11):
-        raise ValueError(f"queries are {queries}, expected 3, 9 or both, and 9 only with size >= 11 (it is {size})")
-    if not 0 <= density <= 1 or horizon < 1:
-        raise ValueError(
-            f"density is {density}, horizon {horizon}; expected a density of 0 to 1, a horizon of at least 1"
-        )
-    if map_size < size - 2:
-        raise ValueError(f"map_size is {map_size}, expected at least {size - 2}, the places of a row")
 
 
 single = _single(Mapping)

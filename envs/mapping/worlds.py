@@ -1,4 +1,4 @@
-"""Worlds for Mapping: random mazes and cells, the spiral walk, and codes for comparing patches."""
+"""Worlds for Mapping: its arguments, random mazes and cells, the spiral walk, and codes for comparing patches."""
 
 from __future__ import annotations
 
@@ -7,7 +7,29 @@ import functools
 import torch
 from torch import Tensor
 
+TRAJECTORIES = ("spiral", "random", "explore")
+WORLDS = ("maze", "cells")
 MOVES = ((-1, 0), (1, 0), (0, -1), (0, 1))  # up, down, left, right
+
+
+def check_arguments(
+    size: int, trajectory: str, queries: tuple[int, ...], world: str, density: float, horizon: int, map_size: int
+) -> None:
+    """Raises a ValueError if an argument of `Mapping` is out of its range."""
+    if size < 5 or size % 2 == 0:
+        raise ValueError(f"size is {size}, expected an odd number of at least 5")
+    if trajectory not in TRAJECTORIES:
+        raise ValueError(f"trajectory is {trajectory!r}, expected one of {TRAJECTORIES}")
+    if world not in WORLDS:
+        raise ValueError(f"world is {world!r}, expected one of {WORLDS}")
+    if not queries or len(set(queries)) < len(queries) or not set(queries) <= {3, 9} or (9 in queries and size < 11):
+        raise ValueError(f"queries are {queries}, expected 3, 9 or both, and 9 only with size >= 11 (it is {size})")
+    if not 0 <= density <= 1 or horizon < 1:
+        raise ValueError(
+            f"density is {density}, horizon {horizon}; expected a density of 0 to 1, a horizon of at least 1"
+        )
+    if map_size < size - 2:
+        raise ValueError(f"map_size is {map_size}, expected at least {size - 2}, the places of a row")
 
 
 def random_maze(num_envs: int, size: int, complexity: float, density: float, generator: torch.Generator) -> Tensor:

@@ -12,8 +12,11 @@ from pretend_cuda import PretendCuda
 from torch import Tensor
 
 from agents.evaluation import play
+from envs.bits import count_common
 from envs.mapping.environment import Mapping
 from envs.mapping.worlds import patch_codes, random_maze, spiral
+from envs.testing import ENV_CHECKS, EnvCase
+from envs.testing.case import expect_same
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -149,13 +152,45 @@ def test_marks_are_counted_alike_on_a_gpu() -> None:
     env = Mapping(4, size=15, queries=(3, 9), device="cpu")
     env.reset(seed=0)
     marks = env.target | torch.randint(2, env.target.shape, dtype=torch.int8)
-    expected, target = env._count(marks), env.target
+    expected = count_common(marks, env.target)
     with PretendCuda():
-        env.target = target.cuda()
-        found = [number.cpu() for number in env._count(marks.cuda())]
+        found = [number.cpu() for number in count_common(marks.cuda(), env.target.cuda())]
     for ours, theirs in zip(found, expected, strict=True):
         assert theirs.any()
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"size": 7, "map_size": 6},
+        {"size": 7, "horizon": 30, "position_scale": 0.5},
+        {"size": 7, "trajectory": "random"},
+        {"size": 11, "queries": [9], "world": "cells"},
+        {"size": 11, "queries": [9, 3], "trajectory": "random", "passable": True},
+    ],
+    ids=str,
+)
+def test_a_preview_is_the_steps_it_stands_for(kwargs: dict[str, Any]) -> None:
+    """Their random numbers are drawn in the same order too."""
+    case = EnvCase("Engram/Mapping-v0", kwargs)
+    assert ENV_CHECKS["a_preview_is_the_steps_it_stands_for"](case) is None
+    env = case.make()
+    env.reset(seed=0)
+    before = env.state_dict()
+    env.preview(4)
+    expect_same(env.state_dict(), before, "the state after a preview that is not taken")
+
+
+def test_explorers_and_rules_of_ones_own_have_no_previews() -> None:
+    class Lost(Mapping):
+        def _next_cell(self, cell: Tensor, step: int) -> Tensor:
+            return cell
+
+    assert Mapping(2).previews
+    assert not Mapping(2, trajectory="explore").previews
+    assert not Lost(2).previews
+    assert Lost(2).preview(3) is None
 
 
 def test_the_right_answers_earn_everything() -> None:

@@ -211,10 +211,7 @@ class SequenceTask(TensorEnv):
         if not self._checked:
             check_advance(self, (rewards[-1], None, None))
             self._checked = True
-        self._elapsed, ended = steps.stop, steps.stop == self.length
-        if ended:
-            self._elapsed = 0
-            self._begin(None)
+        ended = self._pass(len(actions))
         return Taken(self._observe(), rewards, ended, metrics)
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
