@@ -39,7 +39,9 @@ class Args:
         "dictionary-8-4",
         "mnist-recall",
         "graph-traversal-6",
-        "mapping-9",
+        "mapping-9-deltanet",
+        "mapping-9-random",
+        "mapping-11-questions",
     )
     """Recipes to measure."""
     repeats: int = 10
