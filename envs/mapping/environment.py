@@ -66,8 +66,8 @@ class Mapping(TensorEnv):
 
     Termination: after `horizon` steps.
 
-    Metrics: `precision`, `recall`, `f1` of all marks counted together. With "explore" `located` (share of right places
-        among the steps that have one) and `explored` (share of the cells seen by the end of an episode).
+    Metrics: `precision`, `recall`, `f1` of all marks; with both queries also `f1_3` and `f1_9`. With "explore"
+        `located` (share of right places among the steps that have one) and `explored` (share of cells seen in the end).
 
     Args:
         num_envs: number of environments.
@@ -116,9 +116,8 @@ class Mapping(TensorEnv):
         render_mode: str | None = None,
     ) -> None:
         inner = size - 2
-        horizon = inner * inner if horizon is None else horizon
-        fitting = next(3 * 2**level for level in range(64) if 3 * 2**level >= inner)
-        map_size = fitting if map_size is None else map_size
+        horizon = inner**2 if horizon is None else horizon
+        map_size = next(3 * 2**k for k in range(64) if 3 * 2**k >= inner) if map_size is None else map_size
         queries = tuple(queries)
         check_arguments(size, trajectory, queries, world, density, horizon, map_size)
         self.size, self.trajectory, self.queries, self.world = size, trajectory, queries, world
@@ -127,7 +126,8 @@ class Mapping(TensorEnv):
         self.map_size, self.position_scale = map_size, position_scale
         self.explores = trajectory == "explore"
         self.ignores_actions = not self.explores
-        self.metric_names = ("located", "explored") if self.explores else ("precision", "recall", "f1")
+        each_width = tuple(f"f1_{width}" for width in queries if len(queries) > 1)
+        self.metric_names = ("located", "explored") if self.explores else ("precision", "recall", "f1", *each_width)
         shape = (map_size, map_size) if len(queries) == 1 else (len(queries), map_size, map_size)
         reach = max(1.0, position_scale * (inner // 2))
         view = np.full((4, 3, 3), reach, dtype=np.float32)
@@ -154,7 +154,6 @@ class Mapping(TensorEnv):
         self._moves = torch.tensor(MOVES, device=self.device)
         self._around = {width: offsets(width, size, self.device) for width in {3, *queries}}
         self._patches = patches_of_codes(self.device)
-        self._rows = torch.arange(num_envs, device=self.device)
         place, shift = torch.arange(size**2 + 1, device=self.device), map_size // 2 - size // 2
         place[-1] = -1
         self._on_map_at = (place // size + shift) * map_size + place % size + shift
@@ -277,8 +276,10 @@ class Mapping(TensorEnv):
             self.marks, self.wanted = (each.view(-1, *self.target.shape)[-1] for each in (marks, target))
         hits, marked, wanted = count_common(marks, target)
         score = torch.where(marked + wanted > 0, 2 * hits / (marked + wanted).clamp(min=1), 1.0)
+        both, either = (number.unbind(-1) for number in (2 * hits, marked + wanted))
         hits, marked, wanted = hits.sum(-1), marked.sum(-1), wanted.sum(-1)
         metrics = {"precision": (hits, marked), "recall": (hits, wanted), "f1": (2 * hits, marked + wanted)}
+        metrics |= dict(zip(self.metric_names[3:], zip(both, either, strict=True), strict=False))  # of each query
         return score.mean(-1) / self.horizon, metrics
 
     def _move(self, action: Tensor) -> None:
@@ -293,9 +294,9 @@ class Mapping(TensorEnv):
         if self.trajectory == "spiral":
             return self._spiral[min(step, len(self._spiral) - 1)].expand(self.num_envs, 2)
         beyond = cell[:, None] + self._moves  # [N, 4, 2]
-        chance = torch.rand(self.num_envs, 4, generator=self.generator, device=self.device)
-        best, choice = (chance * self._open(beyond)).max(1)
-        return torch.where((best > 0)[:, None], beyond[self._rows, choice], cell)
+        drawn = torch.rand(self.num_envs, 4, generator=self.generator, device=self.device)
+        best, choice = (drawn * self._open(beyond)).max(1, keepdim=True)
+        return torch.where(best > 0, beyond.gather(1, choice[..., None].expand(-1, 1, 2)).squeeze(1), cell)
 
     def _open(self, cells: Tensor) -> Tensor:
         """Whether the agent may stand on `cells` `[N, k, 2]`, all of them in the world: bool `[N, k]`."""
@@ -345,8 +346,8 @@ class Mapping(TensorEnv):
     def previews(self) -> bool:
         # a subclass with rules of its own has to be stepped
         rules = ("step", "_advance", "_arrive", "_move", "_next_cell", "_observe", "_describe")
-        own = any(getattr(type(self), name) is not getattr(Mapping, name) for name in rules)
-        return self.ignores_actions and self.autoreset and not own
+        ours = all(getattr(type(self), name) is getattr(Mapping, name) for name in rules)
+        return ours and self.ignores_actions and self.autoreset
 
     def preview(self, steps: int) -> Preview | None:
         assert self.horizon is not None
@@ -354,18 +355,17 @@ class Mapping(TensorEnv):
         if not self.previews or end > self.horizon:
             return None
         walk = look_ahead(self, end)
-        target = walk.target[:-1].view(steps, self.num_envs, *self.single_action_space.shape)  # type: ignore[misc]
         shown = self._shown(walk.path[:, begin:end].t(), walk.asked[:-1])
-        weights = torch.ones(steps, self.num_envs, device=self.device)
-        return Preview(shown, target.clone(), weights, lambda actions: self._take(walk, actions))
+        target = walk.target[:-1].view(steps, self.num_envs, *self.single_action_space.shape)  # type: ignore[misc]
+        ones = torch.ones(steps, self.num_envs, device=self.device)
+        return Preview(shown, target.clone(), ones, lambda actions: self._take(walk, actions))
 
     def _take(self, walk: Walk, actions: Tensor) -> Taken:
         reward, metrics = self._grade(actions, walk.target[:-1])
         self.generator.set_state(walk.generator)
         self.path, self.asked, self.target = walk.path, walk.asked[-1], walk.target[-1]
         begin = self._elapsed
-        ended = self._pass(len(actions))
-        if not ended:
+        if not (ended := self._pass(len(actions))):
             new = self.path[:, begin + 1 : self._elapsed + 1]
             self.cell = torch.stack([new[:, -1] // self.size, new[:, -1] % self.size], 1)
             self._visit(new)

@@ -197,7 +197,15 @@ def test_the_right_answers_earn_everything() -> None:
     env = Mapping(4, size=11, queries=(3, 9), trajectory="random")
     score = play(lambda obs, starts: env.describe()["target"], env, 4, seed=0)
     assert score.mean == pytest.approx(1.0, abs=1e-5)
-    assert score.metrics == {"precision": 1.0, "recall": 1.0, "f1": 1.0}
+    assert score.metrics == dict.fromkeys(("precision", "recall", "f1", "f1_3"), 1.0)  # no walk sees 9×9 cells
+
+
+def test_each_query_has_its_own_score() -> None:
+    env = Mapping(4, size=11, queries=(9, 3))
+    only_3 = torch.tensor([0, 1], dtype=torch.int8)[:, None, None]
+    found = play(lambda obs, starts: env.describe()["target"] * only_3, env, 4, seed=0).metrics
+    assert (found["f1_3"], found["f1_9"]) == (1.0, 0.0)
+    assert 0.0 < found["f1"] < 1.0
 
 
 def test_what_needs_no_memory_earns_little() -> None:
