@@ -41,7 +41,7 @@ class Args:
         "graph-traversal-6",
         "mapping-9-deltanet",
         "mapping-9-random",
-        "mapping-11-questions",
+        "mapping-15-questions",
     )
     """Recipes to measure."""
     repeats: int = 10
