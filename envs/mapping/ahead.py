@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from envs.mapping.environment import Mapping
-
 _NEVER = 2**30
+
+
+class Walking(Protocol):
+    """What is read of `Mapping`."""
+
+    device: torch.device
+    generator: torch.Generator
+    queries: tuple[int, ...]
+    size: int
+    map_size: int
+    path: Tensor
+    cell: Tensor
+    asked: Tensor
+    target: Tensor
+    _elapsed: int
+    _codes: dict[int, Tensor]
+    _around: dict[int, Tensor]
+    _on_map_at: Tensor
+
+    def _next_cell(self, cell: Tensor, step: int) -> Tensor: ...
+    def _flat_index(self, cell: Tensor) -> Tensor: ...
+    def _draw(self, width: int, step: int) -> Tensor: ...
+    def _choose(self, width: int, drawn: Tensor, known: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
 class Walk(NamedTuple):
@@ -27,7 +47,7 @@ class Walk(NamedTuple):
     """The state of the environment's generator after the steps."""
 
 
-def look_ahead(env: Mapping, end: int) -> Walk:
+def look_ahead(env: Walking, end: int) -> Walk:
     """The walk up to step `end` of the episode, and what is asked on it; leaves the environment as it is."""
     now, places = env._elapsed, env.map_size**2
     before, path, cell = env.generator.get_state(), env.path.clone(), env.cell
