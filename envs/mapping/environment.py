@@ -15,6 +15,7 @@ from envs.bits import count_common
 from envs.mapping.ahead import Walk, look_ahead, same_code
 from envs.mapping.worlds import (
     MOVES,
+    cells_of,
     check_arguments,
     offsets,
     patch_codes,
@@ -275,11 +276,11 @@ class Mapping(TensorEnv):
         if self.render_mode is not None:
             self.marks, self.wanted = (each.view(-1, *self.target.shape)[-1] for each in (marks, target))
         hits, marked, wanted = count_common(marks, target)
-        score = torch.where(marked + wanted > 0, 2 * hits / (marked + wanted).clamp(min=1), 1.0)
-        both, either = (number.unbind(-1) for number in (2 * hits, marked + wanted))
+        both, either = 2 * hits, marked + wanted
+        score = torch.where(either > 0, both / either.clamp(min=1), 1.0)
+        each = {name: (both[..., q], either[..., q]) for q, name in enumerate(self.metric_names[3:])}
         hits, marked, wanted = hits.sum(-1), marked.sum(-1), wanted.sum(-1)
-        metrics = {"precision": (hits, marked), "recall": (hits, wanted), "f1": (2 * hits, marked + wanted)}
-        metrics |= dict(zip(self.metric_names[3:], zip(both, either, strict=True), strict=False))  # of each query
+        metrics = {"precision": (hits, marked), "recall": (hits, wanted), "f1": (2 * hits, marked + wanted), **each}
         return score.mean(-1) / self.horizon, metrics
 
     def _move(self, action: Tensor) -> None:
@@ -306,11 +307,11 @@ class Mapping(TensorEnv):
         return inside & ~self._flat.gather(1, cells[..., 0] * self.size + cells[..., 1])
 
     def _observe(self) -> dict[str, Tensor]:
-        return self._shown(self.path[:, self._elapsed], self.asked)
+        return self._shown(self.path[:, self._elapsed], self.cell, self.asked)
 
-    def _shown(self, at: Tensor, asked: Tensor) -> dict[str, Tensor]:
-        """The observations of agents at the flat indices `at` `[...]`, asked for the places `[..., queries]`."""
-        place = (torch.stack([at // self.size, at % self.size], -1) - self.size // 2) * self.position_scale
+    def _shown(self, at: Tensor, cell: Tensor, asked: Tensor) -> dict[str, Tensor]:
+        """The observations at flat indices `[...]`, that is cells `[..., 2]`, asked for places `[..., queries]`."""
+        place = (cell - self.size // 2) * self.position_scale
         view = self._patch(at, 3)
         view[..., 2:, :, :] = place[..., None, None]
         obs = {"view": view}
@@ -345,7 +346,7 @@ class Mapping(TensorEnv):
     @property
     def previews(self) -> bool:
         # a subclass with rules of its own has to be stepped
-        rules = ("step", "_advance", "_arrive", "_move", "_next_cell", "_observe", "_describe")
+        rules = ("step", "_advance", "_arrive", "_visit", "_query", "_move", "_observe", "_describe")
         ours = all(getattr(type(self), name) is getattr(Mapping, name) for name in rules)
         return ours and self.ignores_actions and self.autoreset
 
@@ -355,7 +356,7 @@ class Mapping(TensorEnv):
         if not self.previews or end > self.horizon:
             return None
         walk = look_ahead(self, end)
-        shown = self._shown(walk.path[:, begin:end].t(), walk.asked[:-1])
+        shown = self._shown(at := walk.path[:, begin:end].t(), cells_of(at, self.size), walk.asked[:-1])
         target = walk.target[:-1].view(steps, self.num_envs, *self.single_action_space.shape)  # type: ignore[misc]
         ones = torch.ones(steps, self.num_envs, device=self.device)
         return Preview(shown, target.clone(), ones, lambda actions: self._take(walk, actions))
@@ -364,10 +365,9 @@ class Mapping(TensorEnv):
         reward, metrics = self._grade(actions, walk.target[:-1])
         self.generator.set_state(walk.generator)
         self.path, self.asked, self.target = walk.path, walk.asked[-1], walk.target[-1]
-        begin = self._elapsed
         if not (ended := self._pass(len(actions))):
-            new = self.path[:, begin + 1 : self._elapsed + 1]
-            self.cell = torch.stack([new[:, -1] // self.size, new[:, -1] % self.size], 1)
+            new = self.path[:, self._elapsed - len(actions) + 1 : self._elapsed + 1]
+            self.cell = cells_of(new[:, -1], self.size)
             self._visit(new)
         return Taken(self._observe(), reward, ended, metrics)
 

@@ -103,6 +103,11 @@ def spiral(size: int) -> list[tuple[int, int]]:
     return path[: (size - 2) ** 2]
 
 
+def cells_of(flat: Tensor, size: int) -> Tensor:
+    """Rows and columns `[..., 2]` of flat indices `[...]`."""
+    return torch.stack([flat // size, flat % size], -1)
+
+
 def patch_codes(walls: Tensor, width: int) -> Tensor:
     """A code for every `width` x `width` patch: equal codes, equal patches.
 

@@ -183,14 +183,33 @@ def test_a_preview_is_the_steps_it_stands_for(kwargs: dict[str, Any]) -> None:
 
 
 def test_explorers_and_rules_of_ones_own_have_no_previews() -> None:
-    class Lost(Mapping):
-        def _next_cell(self, cell: Tensor, step: int) -> Tensor:
-            return cell
+    class Asks(Mapping):
+        def _query(self, width: int, drawn: Tensor) -> tuple[Tensor, Tensor]:
+            return super()._query(width, torch.zeros_like(drawn))
 
     assert Mapping(2).previews
     assert not Mapping(2, trajectory="explore").previews
-    assert not Lost(2).previews
-    assert Lost(2).preview(3) is None
+    assert not Asks(2).previews
+    assert Asks(2).preview(3) is None
+
+
+def test_a_walk_of_ones_own_is_previewed() -> None:
+    class Down(Mapping):
+        def _next_cell(self, cell: Tensor, step: int) -> Tensor:
+            return (cell + torch.tensor([1, 0])).clamp(max=self.size - 2)
+
+    env, stepped = Down(2, size=9), Down(2, size=9)
+    env.reset(seed=0)
+    stepped.reset(seed=0)
+    preview = env.preview(6)
+    assert preview is not None
+    actions = torch.zeros_like(preview.targets)
+    for t in range(6):
+        assert torch.equal(preview.targets[t], stepped.describe()["target"])
+        stepped.step(actions[t])
+    preview.take(actions)
+    expect_same(env.state_dict(), stepped.state_dict(), "the state after a preview")
+    assert env.cell.tolist() == [[7, 4]] * 2
 
 
 def test_the_right_answers_earn_everything() -> None:
