@@ -49,6 +49,7 @@ class A2CConfig(Hyperparameters):
     normalize_values: bool = True
     normalize_obs: bool = False
     reward_scale: Positive = 1.0
+    target_coef: NotNegative = 0.0
 
     fixed: ClassVar[tuple[str, ...]] = (*Hyperparameters.fixed, "rms_prop_eps", "use_rms_prop", "adam_eps")
     run_defaults: ClassVar[Mapping[str, Any]] = {
@@ -104,7 +105,7 @@ class A2C(MemoryOnPolicyAlgorithm):
         return arguments
 
     def collector(self) -> Collector:
-        return StepCollector(self, graph=True, values=True)
+        return StepCollector(self, targets=self.target_coef > 0, graph=True, values=True)
 
     def squares(self, rollout: Rollout) -> Tensor:
         """The mean over a rollout of Σ_a π(a)²: 1/n if all n actions are equally probable, 1 if one is certain.

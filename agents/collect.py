@@ -38,7 +38,7 @@ class Collector:
 
     Args:
         model: the learner, with its policy and environments.
-        targets: store the right answers, and act greedily.
+        targets: store the right answers. A learner with `learns_from_targets` also acts greedily.
     """
 
     sequences: ClassVar[bool] = False
@@ -47,7 +47,7 @@ class Collector:
     """Whether the memory's graph is kept, for a learner that back-propagates through the rollout itself."""
 
     def __init__(self, model: Updates, targets: bool = False) -> None:
-        self.model, self.targets = model, targets
+        self.model, self.targets, self.greedy = model, targets, model.learns_from_targets
 
     def collect(self, callback: BaseCallback) -> bool:
         """Fills the rollout; False if a callback asked to stop. `on_rollout_start` was already called."""
@@ -155,7 +155,7 @@ class StepCollector(Collector):
             with torch.set_grad_enabled(self.graph):
                 step = policy.remember(current.obs, current.memory, current.resets, recording)
             with torch.no_grad():
-                action = policy.act(step.output, self.targets, step.grid, mask)
+                action = policy.act(step.output, self.greedy, step.grid, mask)
             outputs.append(step.output.detach())
             if policy.draws_maps and step.grid is not None:
                 grids.append(step.grid.detach())
@@ -226,7 +226,7 @@ class SequenceCollector(Collector):
             self._store(preview)
         unrolled = policy.remember_sequence(rollout.obs, rollout.starts, rollout.state, rollout.resets)
         with torch.no_grad():
-            rollout.actions = policy.act(unrolled.outputs, self.targets, unrolled.grids, rollout.masks)
+            rollout.actions = policy.act(unrolled.outputs, self.greedy, unrolled.grids, rollout.masks)
         rollout.keep_graph(unrolled)
         model.rollout_state.memory = unrolled.state
         if preview is None:

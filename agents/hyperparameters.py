@@ -65,6 +65,9 @@ class Hyperparameters:
     environments from outside this project, unless a recipe sets it."""
     reward_scale: Positive
     """Factor on the rewards for learning; logs show the original rewards."""
+    target_coef: NotNegative
+    """Weight of a supervised loss beside those of reinforcement: the cross-entropy of `info["target"]`, weighted by
+    `info["weight"]`. For environments that give right actions."""
 
     schedules: ClassVar[tuple[str, ...]] = ("learning_rate",)
     """Hyper-parameters that may be schedules: functions of the remaining progress (1 → 0)."""

@@ -90,9 +90,8 @@ class MemoryOnPolicyAlgorithm(Updates, OnPolicyAlgorithm):
     """True for supervised learners: they train on `info["target"]` and act greedily."""
 
     policy: MemoryActorCriticPolicy
-    aux_coef = 1.0
+    reward_scale, aux_coef, target_coef = 1.0, 1.0, 0.0
     normalize_advantage = normalize_values = normalize_obs = False
-    reward_scale = 1.0
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -196,6 +195,7 @@ class MemoryOnPolicyAlgorithm(Updates, OnPolicyAlgorithm):
 
     def _setup_env(self) -> None:
         """Sets everything that depends on the environments."""
+        self.check_targets()
         self.whole_episodes = self.whole_episodes or self.n_steps == 0
         if self.whole_episodes:
             if self.tensor_env.horizon is None:
@@ -383,7 +383,7 @@ class MemoryOnPolicyAlgorithm(Updates, OnPolicyAlgorithm):
 
         Raises:
             CheckpointError: the checkpoint is damaged, or of another policy.
-        TypeError: it is neither a dictionary, a path nor a binary file object.
+            TypeError: it is neither a dictionary, a path nor a binary file object.
         """
         if isinstance(load_path_or_dict, dict):
             super().set_parameters(load_path_or_dict, exact_match, device)

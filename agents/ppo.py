@@ -53,6 +53,7 @@ class PPOConfig(Hyperparameters):
     """End the passes over a rollout after one whose mean approximate KL divergence exceeds 1.5 times this. None: no
     limit. The check costs one synchronisation per pass."""
     reward_scale: Positive = 1.0
+    target_coef: NotNegative = 0.0
 
     schedules: ClassVar[tuple[str, ...]] = ("learning_rate", "clip_range", "clip_range_vf")
     run_defaults: ClassVar[Mapping[str, Any]] = {

@@ -32,7 +32,7 @@ class ReplayLearner(MemoryOnPolicyAlgorithm):
     """A number once the learner is built."""
 
     def collector(self) -> Collector:
-        return StepCollector(self, values=True, log_probs=True)
+        return StepCollector(self, targets=self.target_coef > 0, values=True, log_probs=True)
 
     def _setup_model(self) -> None:
         if self.n_minibatches is None:  # launches cost more than rows on a GPU

@@ -15,12 +15,10 @@ from torch import Tensor
 
 from agents.collect import Collector, SequenceCollector, StepCollector
 from agents.common.arguments import NotNegative, Positive, Rate, Whole
-from agents.environments import HostEnv
 from agents.hyperparameters import Hyperparameters
 from agents.learner import MemoryOnPolicyAlgorithm
 from agents.registry import register_learner
 from agents.rollout import Rollout
-from agents.scale import distributed
 
 
 @dataclass
@@ -69,22 +67,10 @@ class Supervised(MemoryOnPolicyAlgorithm):
             return SequenceCollector(self, targets=True)
         return StepCollector(self, targets=True, graph=True)
 
-    def _setup_env(self) -> None:
-        env = self.tensor_env
-        if isinstance(env, HostEnv) or "target" not in env.reset()[1]:
-            raise ValueError("the environment gives no targets to learn from; a2c and ppo learn from its rewards")
-        super()._setup_env()
-
     def learn_from(self, rollout: Rollout) -> dict[str, Tensor]:
         """One update, which consumes the rollout's graph."""
         assert rollout.latents is not None
-        assert rollout.targets is not None
-        assert rollout.weights is not None
-        per_part = rollout.weights.dim() == 3  # a weight for every part of the answer
-        targets = self.policy.actions.from_env(rollout.targets)
-        log_prob = self.policy.log_prob(rollout.latents, targets, rollout.grids, per_part, rollout.masks)
-        total_weight = distributed.mean(rollout.weights.sum()).clamp(min=1e-8)  # of all ranks, divided by their number
-        target_loss = -(rollout.weights * log_prob).sum() / total_weight
+        target_loss = self.target_loss(rollout, rollout.latents, rollout.grids)
         auxiliary, memory_losses = self.auxiliary(rollout.losses)
         loss = target_loss + auxiliary
         grad_norm = self.update(loss)

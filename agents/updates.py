@@ -27,6 +27,7 @@ class Updates(TrainingEnv):
     reward_scale: float
     normalize_advantage: bool
     aux_coef: float
+    target_coef: float
     _n_updates: int
 
     @cached_property
@@ -74,14 +75,34 @@ class Updates(TrainingEnv):
         return metrics
 
     def evaluate_actions(self, rollout: Rollout) -> tuple[ActionEvaluation, dict[str, Tensor]]:
-        """Values, log-probabilities, entropies and the memory's losses of a rollout, `[T, N]`, with their graph."""
+        """Values, log-probabilities, entropies and the memory's losses of a rollout, `[T, N]`, with their graph; with
+        `target_coef` also the loss "target", of a rollout's right actions."""
         if rollout.latents is not None:
-            evaluation = self.policy.evaluate_latents(rollout.latents, rollout.actions, rollout.grids, rollout.masks)
-            return evaluation, rollout.losses
-        evaluation, unrolled = self.policy.evaluate_actions(
-            rollout.obs, rollout.actions, rollout.state, rollout.starts, rollout.resets, rollout.masks
-        )
-        return evaluation, unrolled.losses
+            latents, grids, losses = rollout.latents, rollout.grids, rollout.losses
+            evaluation = self.policy.evaluate_latents(latents, rollout.actions, grids, rollout.masks)
+        else:
+            evaluation, unrolled = self.policy.evaluate_actions(
+                rollout.obs, rollout.actions, rollout.state, rollout.starts, rollout.resets, rollout.masks
+            )
+            latents, grids, losses = unrolled.outputs, unrolled.grids, unrolled.losses
+        if self.target_coef:
+            losses = {**losses, "target": self.target_loss(rollout, latents, grids)}
+        return evaluation, losses
+
+    def target_loss(self, rollout: Rollout, latents: Tensor, grids: Tensor | None) -> Tensor:
+        """The mean of `-log_prob(target)` over a rollout, weighted by its `weights`.
+
+        Args:
+            rollout: with targets and weights.
+            latents, grids: the memory's outputs `[T, N, F]` and maps `[T, N, C, H, W]`, with their graph.
+        """
+        assert rollout.targets is not None
+        assert rollout.weights is not None
+        per_part = rollout.weights.dim() == 3  # a weight for every part of the answer
+        targets = self.policy.actions.from_env(rollout.targets)
+        log_prob = self.policy.log_prob(latents, targets, grids, per_part, rollout.masks)
+        total_weight = distributed.mean(rollout.weights.sum()).clamp(min=1e-8)  # of all ranks, divided by their number
+        return -(rollout.weights * log_prob).sum() / total_weight
 
     def advantages(self, rollout: Rollout) -> Tensor:
         """A rollout's advantages, normalised if `normalize_advantage` is set and there is more than one."""
@@ -113,9 +134,11 @@ class Updates(TrainingEnv):
         return {"train/explained_variance": 1 - distributed.variance(rollout.returns - rollout.values) / variance}
 
     def auxiliary(self, losses: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The memory's own losses: their weighted sum, and each mean by its log name."""
-        means = {f"train/{name}_loss": loss.mean() for name, loss in losses.items()}
-        return self.aux_coef * sum(means.values(), torch.zeros((), device=self.device)), means
+        """The memory's own losses and "target": their weighted sum, and each mean by its log name."""
+        means = {name: loss.mean() for name, loss in losses.items()}
+        own = sum((mean for name, mean in means.items() if name != "target"), torch.zeros((), device=self.device))
+        total = self.aux_coef * own + self.target_coef * means.get("target", 0.0)
+        return total, {f"train/{name}_loss": mean for name, mean in means.items()}
 
     def update(self, loss: Tensor) -> Tensor:
         """One optimiser step; returns the gradient's norm before clipping."""

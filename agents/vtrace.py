@@ -47,6 +47,7 @@ class VTraceConfig(Hyperparameters):
     normalize_values: bool = True
     normalize_obs: bool = False
     reward_scale: Positive = 1.0
+    target_coef: NotNegative = 0.0
 
     run_defaults: ClassVar[Mapping[str, Any]] = {"learning_rate": 1e-3, "num_envs": 16, "anneal": True}
 

@@ -9,7 +9,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from torch import Tensor
 
-from agents.environments import EnvLike, TensorVecEnv, as_tensor_env
+from agents.environments import EnvLike, HostEnv, TensorVecEnv, as_tensor_env
 from agents.hyperparameters import Hyperparameters
 from agents.metrics.critic import CriticWatch
 from agents.metrics.episodes import Episodes
@@ -45,6 +45,7 @@ class TrainingEnv(BaseAlgorithm):
     fast: str
     n_steps: int
     max_grad_norm: float
+    target_coef: float
     critic_watch: CriticWatch
     policy_watch: Any
     learns_from_targets: ClassVar[bool]
@@ -109,6 +110,19 @@ class TrainingEnv(BaseAlgorithm):
     def diagnostics(self, rollout: Rollout) -> dict[str, Tensor]:
         """The learner's diagnostics of a rollout by their log names."""
         raise NotImplementedError
+
+    def check_targets(self) -> None:
+        """Resets the environment to see whether it gives right actions, `info["target"]`, if the learner needs them.
+
+        Raises:
+            ValueError: it gives none.
+        """
+        if not (self.learns_from_targets or self.target_coef):
+            return
+        if isinstance(self.tensor_env, HostEnv) or "target" not in self.tensor_env.reset()[1]:
+            own = "a2c and ppo learn from its rewards"
+            advice = own if self.learns_from_targets else f"target_coef is {self.target_coef:g}, expected 0"
+            raise ValueError(f"the environment gives no targets to learn from; {advice}")
 
     def env_was_moved(self) -> bool:
         """Whether user code has reset or stepped the environments, in a callback or between two calls."""
