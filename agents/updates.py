@@ -135,10 +135,13 @@ class Updates(TrainingEnv):
 
     def auxiliary(self, losses: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """The memory's own losses and "target": their weighted sum, and each mean by its log name."""
-        means = {name: loss.mean() for name, loss in losses.items()}
-        own = sum((mean for name, mean in means.items() if name != "target"), torch.zeros((), device=self.device))
-        total = self.aux_coef * own + self.target_coef * means.get("target", 0.0)
-        return total, {f"train/{name}_loss": mean for name, mean in means.items()}
+        own = dict(losses)
+        target = own.pop("target", None) if self.target_coef else None
+        means = {f"train/{name}_loss": loss.mean() for name, loss in own.items()}
+        total = self.aux_coef * sum(means.values(), torch.zeros((), device=self.device))
+        if target is None:
+            return total, means
+        return total + self.target_coef * target, {**means, "train/target_loss": target}
 
     def update(self, loss: Tensor) -> Tensor:
         """One optimiser step; returns the gradient's norm before clipping."""

@@ -58,20 +58,27 @@ def environment(name: str, device: str = "cpu") -> TensorEnv:
 
 
 def build(
-    learner: type[MemoryOnPolicyAlgorithm], env: TensorEnv, memory: str, device: str = "cpu", n_steps: int | None = None
+    learner: type[MemoryOnPolicyAlgorithm],
+    env: TensorEnv,
+    memory: str,
+    device: str = "cpu",
+    n_steps: int | None = None,
+    **options: Any,
 ) -> MemoryOnPolicyAlgorithm:
     policy = {"memory": memory, "memory_kwargs": small(MEMORIES[memory]), "optimizer_class": torch.optim.RMSprop}
-    kwargs = small(next(row for row in LEARNERS.values() if row.learner is learner))
+    kwargs = small(next(row for row in LEARNERS.values() if row.learner is learner)) | options
     n_steps = n_steps or env.horizon or 4
     return learner("MemoryPolicy", env, n_steps=n_steps, seed=0, policy_kwargs=policy, device=device, **kwargs)
 
 
-def replayed(learner: type[MemoryOnPolicyAlgorithm], env: str, memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def replayed(
+    learner: type[MemoryOnPolicyAlgorithm], env: str, memory: str, monkeypatch: pytest.MonkeyPatch, **options: Any
+) -> None:
     found = []
     ways: list[Callable[[MemoryOnPolicyAlgorithm], Executor]] = [Executor]
     for way in [*ways, lambda model: Graphs(model, Tape, strict=True)]:
         monkeypatch.setattr(MemoryOnPolicyAlgorithm, "make_executor", lambda model, way=way: way(model))
-        model = build(learner, environment(env), memory)
+        model = build(learner, environment(env), memory, **options)
         assert why_not_capturable_on_any_device(model) is None
         found.append(fingerprint(model.learn(4 * model.n_steps * COPIES)))  # plain, taken down, twice replayed
     assert len(model.executor.graphs) == (2 if issubclass(learner, ReplayLearner) else 1)
@@ -95,6 +102,11 @@ def test_every_memory_is_replayed(
 @pytest.mark.parametrize("env", sorted(ENVIRONMENTS))
 def test_every_environment_is_replayed(env: str, monkeypatch: pytest.MonkeyPatch) -> None:
     replayed(A2C, env, "identity", monkeypatch)
+
+
+@pytest.mark.parametrize("learner", [A2C, PPO])
+def test_right_answers_are_replayed(learner: type[MemoryOnPolicyAlgorithm], monkeypatch: pytest.MonkeyPatch) -> None:
+    replayed(learner, "RepeatFirst", "gru", monkeypatch, target_coef=0.5)
 
 
 class Operands(TorchDispatchMode):
@@ -147,9 +159,10 @@ def without_values(
     memory: str,
     monkeypatch: pytest.MonkeyPatch,
     n_steps: int | None = None,
+    **options: Any,
 ) -> None:
     monkeypatch.setattr(torch, "Generator", MetaGenerator)
-    model = build(learner, environment(env, "meta"), memory, "meta", n_steps)
+    model = build(learner, environment(env, "meta"), memory, "meta", n_steps, **options)
     model.tensor_env.reset()
     model.begin_episodes()
     model._logger = Logger(None, [])
@@ -172,3 +185,10 @@ def test_no_memory_needs_values_on_the_host(
 def test_no_environment_needs_values_on_the_host(env: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(agents.sb3.vec_env, "as_numpy", lambda obs: obs)
     without_values(A2C, env, "identity", monkeypatch)
+
+
+@pytest.mark.parametrize("learner", [A2C, PPO])
+def test_right_answers_need_no_values_on_the_host(
+    learner: type[MemoryOnPolicyAlgorithm], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_values(learner, "RepeatFirst", "gru", monkeypatch, n_steps=2, target_coef=0.5)
