@@ -31,7 +31,7 @@ from agents.run.recipes import RECIPES, load_config
 
 TASKS = (
     *("stack-anbn", "copy-dnc", "copy-ntm", "mapping-9", "mapping-15", "associative-recall"),
-    *("mapping-9-deltanet", "mapping-9-random", "mapping-15-questions"),
+    *("mapping-9-deltanet", "mapping-9-random", "mapping-9-explore", "mapping-15-questions"),
     *("priority-sort-10", "priority-sort", "dictionary-2-1", "dictionary-4-1"),
     *("dictionary-1-4", "dictionary-8-4", "dictionary-1-8", "dictionary-12-8", "dictionary-1-12", "dictionary-16-12"),
     *("double-copy-5", "double-copy-12", "double-copy-25", "double-copy-50"),
