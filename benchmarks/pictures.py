@@ -198,6 +198,7 @@ PICTURES: dict[str, Drawn] = {
     "n-grams.png": FromTable("n-grams-curves.csv"),
     "mnist-recall.png": FromTable("mnist-recall-curves.csv"),
     "mapping-deltanet.png": FromTable("mapping-deltanet-curves.csv"),
+    "mapping-explore.png": FromTable("mapping-explore-curves.csv"),
     "associative-recall.png": FromTable("associative-recall-curves.csv"),
     "priority-sort.png": FromTable("priority-sort-curves.csv"),
     "dictionary.png": FromTable("dictionary-curves.csv"),

@@ -90,7 +90,7 @@ def changed_arguments(config: Config, checkpoint: Path) -> dict[str, Any]:
     changed = {
         name: arguments[name]
         for name in changeable_hyperparameters(config)
-        if name in stored and encode(arguments[name]) != stored[name]
+        if name not in stored or encode(arguments[name]) != stored[name]  # an older Engram did not have all of them
     }
     if config.learner.n_steps == 0:
         changed.pop("n_steps", None)  # the checkpoint stores the number of steps

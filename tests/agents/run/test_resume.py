@@ -17,7 +17,7 @@ from command_line import SMALL, command, contents, rows
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import agents
-from agents.checkpoint import read_manifest
+from agents.checkpoint import digest, read_manifest
 from agents.registry import learners
 from agents.run import callbacks, training
 from agents.run.logs import Table, rows_up_to
@@ -88,6 +88,16 @@ def test_a_change_that_no_checkpoint_has_yet_stands_by_the_configuration(run: Pa
     assert command("--resume", run) == 0
     assert kept_by(run)["gamma"] == 0.5
     assert kept_by(run)["learning_rate"] == {"$schedule": pytest.approx([3e-4, 3e-5, 1.0])}
+
+
+def test_a_hyperparameter_that_an_older_checkpoint_lacks_can_be_set(run: Path) -> None:
+    file = agents.latest_checkpoint(run) / "manifest.json"
+    manifest = json.loads(file.read_text())
+    del manifest["config"]["target_coef"]
+    file.write_text(json.dumps(manifest | {"digest": digest(manifest)}))
+    assert command("--resume", run, "--total-timesteps", 80, "--target-coef", 0.5) == 0
+    assert kept_by(run)["target_coef"] == 0.5
+    assert "train/target_loss" in rows(run)[-1]
 
 
 @pytest.mark.parametrize(
