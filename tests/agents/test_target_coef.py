@@ -10,14 +10,14 @@ import torch
 from cases import LEARNERS, small
 from torch import Tensor
 
-from agents import A2C, PPO, MemoryOnPolicyAlgorithm, Supervised, VTrace
+from agents import PPO, MemoryOnPolicyAlgorithm, Supervised
 from agents.evaluation import evaluate
 from envs.mapping.environment import Mapping
 from envs.repeat_first import RepeatFirst
 from envs.tensor_env import TensorEnv
 from envs.tmaze import TMaze
 
-LEARNS_BOTH = [A2C, PPO, VTrace]
+LEARNS_BOTH = [row.learner for row in LEARNERS.values() if not row.targets]
 """Learners that learn from rewards and, with `target_coef`, from right answers."""
 
 
