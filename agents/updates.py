@@ -27,7 +27,6 @@ class Updates(TrainingEnv):
     reward_scale: float
     normalize_advantage: bool
     aux_coef: float
-    target_coef: float
     _n_updates: int
 
     @cached_property
