@@ -32,7 +32,7 @@ from policies.heads import (
 from policies.memories import make_memory, memory_class
 from policies.memories.contract import Memory, MemoryStep, State, Unrolled
 from policies.memories.registry import current_arguments
-from policies.memories.steps import check_state, reset
+from policies.memories.steps import as_starts, check_state, reset
 from policies.memories.time.checkpointing import Segments
 from policies.memories.time.recording import Recording
 from policies.normalization import ObsNorm, ValueNorm
@@ -352,11 +352,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
             state = self.initial_state(batch)
         else:
             check_state(state, self.initial_state(1), batch)
-        starts = None
-        if episode_start is not None:
-            starts = torch.as_tensor(np.asarray(episode_start), dtype=torch.bool, device=self.device).view(-1)
-            if len(starts) != batch:
-                raise ValueError(f"episode_start has {len(starts)} environments, but the observation has {batch}")
+        starts = None if episode_start is None else as_starts(episode_start, batch, self.device)
         if action_masks is not None:
             action_masks = torch.as_tensor(as_masks(action_masks, self.action_space, batch), device=self.device)
         with torch.no_grad():

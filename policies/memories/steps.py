@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -84,6 +85,18 @@ def check_state(state: Any, expected: State, batch: int) -> None:
             if found[1:] == wanted[1:] and found:
                 raise ValueError(f"state has {found[0]} environments, but the observation has {batch}")
             raise ValueError(f"state[{name!r}] has shape {found}, expected {wanted}: {last}")
+
+
+def as_starts(episode_start: Any, batch: int, device: torch.device) -> Tensor:
+    """The `episode_start` that a user has passed to `predict`, as bool `[B]`.
+
+    Raises:
+        ValueError: it is of another number of environments than `batch`.
+    """
+    starts = torch.as_tensor(np.asarray(episode_start), dtype=torch.bool, device=device).view(-1)
+    if len(starts) != batch:
+        raise ValueError(f"episode_start has {len(starts)} environments, but the observation has {batch}")
+    return starts
 
 
 def stack(steps: Sequence[MemoryStep]) -> Unrolled:

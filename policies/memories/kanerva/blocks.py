@@ -214,7 +214,8 @@ class BlockKanerva(KanervaForm):
             if t in reset_at and starts is not None:
                 state = reset(state, starts[t], {name: initial[name] for name in state})
             h, c = self.controller(torch.cat([seen[t], state["read"]], 1), (state["hidden"], state["cell"]))
-            gate, content = torch.split(F.linear(normalised(h), *shared.emit), [1, len(shared.emit[0]) - 1], 1)
+            content = F.layer_norm(h, h.shape[-1:])  # E: blocks have the same scale throughout training
+            gate, content = torch.split(F.linear(content, *shared.emit), [1, len(shared.emit[0]) - 1], 1)
             keys = F.linear(h, *shared.point).view(-1, 1 + self.reads, 2)
             if self.sample:
                 deviations = F.linear(h, *shared.spread)
@@ -377,11 +378,6 @@ class BlockKanerva(KanervaForm):
                 self.crop_size,
                 self.get_buffer("colours"),
             )
-
-
-def normalised(hidden: Tensor) -> Tensor:
-    """E: the hidden state, layer-normalised, so that blocks have the same scale throughout training."""
-    return F.layer_norm(hidden, hidden.shape[-1:])
 
 
 class _NoNoise:
