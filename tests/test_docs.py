@@ -31,6 +31,8 @@ from agents.registry import learners
 from agents.run.display import RunDisplay
 from agents.run.parsing import parse
 from agents.run.recipes import load_config
+from agents.sweep.check import check
+from agents.sweep.space_file import load_space
 from policies.memories import built_in, make_memory, memory_class, registered, registry
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -97,6 +99,14 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 
 
 # Code
+
+
+def test_the_space_file_of_the_sweep_page_is_accepted(tmp_path: Path) -> None:
+    for _, text in blocks(DOCS / "sweep.md", "yaml"):
+        (tmp_path / "page.yaml").write_text(text, encoding="utf-8")
+        flags = ["--sweep", str(tmp_path / "page.yaml")]
+        space = load_space(flags[1])
+        assert check(space, parse(flags)[0], flags).parameters
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=name_of)
