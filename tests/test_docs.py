@@ -102,11 +102,11 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 
 
 def test_the_space_file_of_the_sweep_page_is_accepted(tmp_path: Path) -> None:
-    for _, text in blocks(DOCS / "sweep.md", "yaml"):
-        (tmp_path / "page.yaml").write_text(text, encoding="utf-8")
-        flags = ["--sweep", str(tmp_path / "page.yaml")]
-        space = load_space(flags[1])
-        assert check(space, parse(flags)[0], flags).parameters
+    [(_, text)] = blocks(DOCS / "sweep.md", "yaml")
+    file = tmp_path / "page.yaml"
+    file.write_text(text, encoding="utf-8")
+    flags = ["--sweep", str(file)]
+    assert check(load_space(str(file)), parse(flags)[0], flags).parameters
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=name_of)

@@ -214,8 +214,8 @@ class BlockKanerva(KanervaForm):
             if t in reset_at and starts is not None:
                 state = reset(state, starts[t], {name: initial[name] for name in state})
             h, c = self.controller(torch.cat([seen[t], state["read"]], 1), (state["hidden"], state["cell"]))
-            content = F.layer_norm(h, h.shape[-1:])  # E: blocks have the same scale throughout training
-            gate, content = torch.split(F.linear(content, *shared.emit), [1, len(shared.emit[0]) - 1], 1)
+            embedding = F.layer_norm(h, h.shape[-1:])  # E: blocks have the same scale throughout training
+            gate, content = torch.split(F.linear(embedding, *shared.emit), [1, len(shared.emit[0]) - 1], 1)
             keys = F.linear(h, *shared.point).view(-1, 1 + self.reads, 2)
             if self.sample:
                 deviations = F.linear(h, *shared.spread)
