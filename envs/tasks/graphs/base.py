@@ -14,6 +14,7 @@ from envs.tasks.graphs.curricula import Lesson, Progress, advance, draw_lessons
 from envs.tasks.graphs.sample import LABELS, Graphs, below, distinct, random_graphs
 from envs.tasks.graphs.worlds import World, family, underground
 from envs.tasks.sequence.base import Sequences, SequenceTask, Steps
+from envs.tensor_env import AnswerGroup
 
 GRAPHS = ("random", "underground", "family")
 _DIGITS = 3  # in a label
@@ -267,6 +268,14 @@ class GraphTask(SequenceTask):
                     progress, self.lesson, ~self.failed, self.pass_mark, self.window, self.last_lesson
                 )
         return metrics
+
+    def answer_groups(self) -> dict[str, AnswerGroup]:
+        """Also groups by the number of edges in the graph."""
+        return {**super().answer_groups(), "edges shown": self._group((self.successors >= 0).sum((1, 2)))}
+
+    def _group(self, number: Tensor, labels: tuple[str, ...] = ()) -> AnswerGroup:
+        """A group with one number per episode, from int64 `[N]`."""
+        return AnswerGroup(number.expand(self.length, -1), labels)
 
     def _shown(self, steps: Steps) -> Tensor:
         shown = self.inputs[steps]

@@ -12,6 +12,7 @@ from envs.tasks.graphs.base import GraphTask, Question
 from envs.tasks.graphs.curricula import INFERENCE
 from envs.tasks.graphs.sample import LABELS, Graphs, below, follow
 from envs.tasks.graphs.worlds import World
+from envs.tensor_env import AnswerGroup
 
 EDGES = 10
 """Number of edge labels, 0 to 9, of which relations consist."""
@@ -134,6 +135,20 @@ class GraphInference(GraphTask):
         if not EDGES <= label < EDGES + len(self.relations):
             return []
         return [word for word in self.relations[label - EDGES].tolist() if word >= 0]
+
+    def answer_groups(self) -> dict[str, AnswerGroup]:
+        """Also groups by the queried relation, its number of edges, and whether it repeats an edge label."""
+        places = torch.tensor([100, 10, 1], device=self.device)
+        label = (self.targets[..., 3:6] * places).sum(2).amax(0)  # the targets are 0 where no answer is due
+        words = self.relations[label - EDGES]
+        edges = (words >= 0).sum(1)
+        equal = ((words[:, :, None] == words[:, None]) & (words >= 0)[:, None]).sum((1, 2))  # each edge equals itself
+        return {
+            **super().answer_groups(),
+            "relation": self._group(label),
+            "edges of the relation": self._group(edges),
+            "edge labels of the relation": self._group((equal > edges).long(), ("differ", "repeat")),
+        }
 
     def _label_kinds(self, kinds: int) -> Tensor:
         if self.world is None:

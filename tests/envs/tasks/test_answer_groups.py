@@ -7,6 +7,9 @@ from itertools import combinations
 import pytest
 import torch
 
+from envs.tasks.graphs.inference import EDGES, GraphInference
+from envs.tasks.graphs.sample import LABELS
+from envs.tasks.graphs.traversal import GraphTraversal
 from envs.tasks.images.mnist_recall import MnistRecall
 from envs.tasks.sequence.associative_recall import AssociativeRecall
 from envs.tasks.sequence.copy import Copy
@@ -97,6 +100,33 @@ def test_mnist_recall_counts_the_images_since(ask: str) -> None:
             assert since == min(step, len(shown) - 1) - due
             found.add(since)
     assert found == set(range(5))
+
+
+def test_graphs_count_the_edges_shown() -> None:
+    env = GraphTraversal(16, lesson=3)
+    env.reset(seed=0)
+    number = env.answer_groups()["edges shown"].number
+    for index in range(16):
+        edges = [row for row in env.inputs[:, index, :3].tolist() if LABELS not in row]
+        assert number[:, index].tolist() == [len(edges)] * env.length
+    assert len(number.unique()) > 4
+
+
+def test_inference_groups_by_the_relation() -> None:
+    env = GraphInference(64, lesson=6)
+    env.reset(seed=0)
+    groups = env.answer_groups()
+    relation, edges, repeat = (groups[f"{name}relation"] for name in ("", "edges of the ", "edge labels of the "))
+    assert repeat.labels == ("differ", "repeat")
+    for index in range(64):
+        ((_, label, _),) = [row for row in env.inputs[:, index, :3].tolist() if row[2] == LABELS and row[0] != LABELS]
+        word = env.meaning(label)
+        assert relation.number[:, index].tolist() == [label] * env.length
+        assert edges.number[:, index].tolist() == [len(word)] * env.length
+        assert repeat.number[:, index].tolist() == [int(len(set(word)) < len(word))] * env.length
+    assert set(edges.number[0].tolist()) == {2, 3}
+    assert set(repeat.number[0].tolist()) == {0, 1}
+    assert relation.number.min() >= EDGES
 
 
 def test_groups_are_asked_of_the_episode_at_hand() -> None:
