@@ -99,7 +99,8 @@ class A2C(MemoryOnPolicyAlgorithm):
             return arguments
         if self.use_rms_prop:
             arguments["optimizer_class"] = torch.optim.RMSprop
-            arguments["optimizer_kwargs"] = {"alpha": 0.99, "eps": self.rms_prop_eps, "weight_decay": 0}
+            defaults = {"alpha": 0.99, "eps": self.rms_prop_eps, "weight_decay": 0}
+            arguments["optimizer_kwargs"] = defaults | (arguments.get("optimizer_kwargs") or {})
         elif "optimizer_kwargs" not in arguments:
             arguments["optimizer_kwargs"] = {"eps": self.adam_eps, "fused": True}
         return arguments

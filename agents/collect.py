@@ -14,7 +14,9 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 
+from agents.environments import HostEnv
 from agents.metrics.non_finite import raise_if_not_finite
+from agents.metrics.report import count_stopped
 from agents.rollout import Rollout
 from agents.sb3.callback_locals import StepLocals, run_callbacks
 from agents.updates import Updates
@@ -60,6 +62,8 @@ class Collector:
         model.rollout_began = model.num_timesteps
         model.rollout_state.detach()
         model.rollout.begin(model.rollout_state.memory)
+        if isinstance(model.tensor_env, HostEnv):
+            model.tensor_env.counted = []  # episodes of user code, such as an evaluation
 
     def play(self, act: Act, after: After | None = None, store_obs: bool = True, store_results: bool = True) -> bool:
         """The step loop of a rollout; False if `after` ended it.
@@ -93,6 +97,8 @@ class Collector:
             started = time.perf_counter()
             new_obs, rewards, terminated, truncated, info = env.step(policy.actions.to_env(action))
             model.env_seconds += time.perf_counter() - started
+            if rollout.masks is None and "action_mask" in info:  # the first mask; until now everything was allowed
+                rollout.allocate_masks(info["action_mask"], model.action_space, before=t + 1)
             if store_results:
                 rollout.actions[t] = action
                 rollout.rewards[t], rollout.terminated[t], rollout.truncated[t] = rewards, terminated, truncated
@@ -101,6 +107,7 @@ class Collector:
                     task_metrics.add(info)
             current.obs, current.starts, current.may_start = new_obs, terminated | truncated, "final_obs" in info
             if after is not None and not after(t, new_obs, info):
+                count_stopped(model, t + 1)
                 return False
             if after is not None and env.user_moves != model.user_moves:  # a callback reset or stepped the environments
                 model.abort_episodes(t)

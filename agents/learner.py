@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, TypeVar, get_args
 
 import torch
@@ -128,6 +128,8 @@ class MemoryOnPolicyAlgorithm(Updates, OnPolicyAlgorithm):
         """Whether `n_steps` was 0: a rollout is a whole episode."""
         self.stop_requested = False
         """Set it, for example from a signal handler, to end `learn` cleanly after the current iteration."""
+        self.before_dump: Callable[[], None] = lambda: None
+        """Called before the log of an iteration is written, after its update."""
         device = device_for(setup.device, env)
         self._tensor_env = None if env is None else as_tensor_env(env, device)
         super().__init__(
@@ -205,7 +207,8 @@ class MemoryOnPolicyAlgorithm(Updates, OnPolicyAlgorithm):
         self.scores = self.task_metrics.sums()
         """Amounts and counts of the task's metrics in the last rollout."""
         self.rollout = Rollout.allocate(self.n_steps, self.tensor_env, isinstance(self.tensor_env, HostEnv))
-        self.episodes = Episodes(self.all_envs)
+        if self._last_obs is None:  # else its episodes go on: `set_env(env, force_reset=False)`
+            self.episodes = Episodes(self.all_envs)
         self.user_moves = self.tensor_env.user_moves
 
     @property
@@ -397,4 +400,5 @@ class MemoryOnPolicyAlgorithm(Updates, OnPolicyAlgorithm):
         for name in ("env", "memory", "learn"):
             self.logger.record(f"time/{name}_share", getattr(self, f"{name}_seconds") / max(total, 1e-9))
         self.logger.record("rollout/episodes", self._episode_num)
+        self.before_dump()
         super().dump_logs(iteration)

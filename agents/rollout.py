@@ -93,8 +93,10 @@ class Rollout:
             entries["episode_stats"] = torch.full((3, n_steps, env.num_envs), torch.nan, device=env.device)
         return cls(**entries)
 
-    def allocate_masks(self, mask: Tensor | None, space: spaces.Space[Any]) -> None:
+    def allocate_masks(self, mask: Tensor | None, space: spaces.Space[Any], before: int = 0) -> None:
         """Allocates masks for a rollout, of the shape of `mask` `[N, choices]`; None: no masks.
+
+        The first `before` steps get masks that allow everything.
 
         Raises:
             ValueError: the mask does not fit the action space.
@@ -106,6 +108,7 @@ class Rollout:
         shape = len(self.rewards), *mask.shape
         if self.masks is None or self.masks.shape != shape:
             self.masks = torch.zeros(shape, dtype=torch.bool, device=mask.device)
+        self.masks[:before] = True
 
     def write_obs(self, t: int | slice, obs: Obs) -> None:
         """Stores the observations of one step `[N, ...]`, or of several `[T, N, ...]`."""
@@ -190,8 +193,11 @@ class LearnerState:
         return self.starts if self.may_start else None
 
     def detach(self) -> None:
-        """Drops the graph of the memory's state."""
-        self.memory = detach(self.memory)
+        """Drops the graph of the memory's state, and makes it contiguous as in a checkpoint.
+
+        Kernels for other strides round differently, so that a resumed run would differ.
+        """
+        self.memory = {name: value.contiguous() for name, value in detach(self.memory).items()}
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors, by their names in a checkpoint."""

@@ -129,8 +129,10 @@ class Updates(TrainingEnv):
 
     def diagnostics(self, rollout: Rollout) -> dict[str, Tensor]:
         """The learner's diagnostics of a rollout by their log names."""
-        variance = distributed.variance(rollout.returns).clamp(min=1e-8)
-        return {"train/explained_variance": 1 - distributed.variance(rollout.returns - rollout.values) / variance}
+        mean, variance, _ = distributed.moments(rollout.returns)
+        rounding = 1e-10 * (mean.square() + variance) + 1e-30  # equal returns have a variance of this order
+        residual = distributed.variance(rollout.returns - rollout.values)
+        return {"train/explained_variance": 1 - residual / torch.maximum(variance, rounding)}
 
     def auxiliary(self, losses: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """The memory's own losses and "target": their weighted sum, and each mean by its log name."""

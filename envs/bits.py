@@ -28,9 +28,9 @@ def count_ones(bits: Tensor) -> Tensor:
     """The number of ones in each row, int64 `[N]`.
 
     Args:
-        bits: int8, uint8 or bool `[N, ...]`, contiguous, of zeros and ones only.
+        bits: int8, uint8 or bool `[N, ...]`, of zeros and ones only.
     """
-    rows = bits.flatten(1)
+    rows = bits.flatten(1).contiguous()
     if rows.shape[1] % 8:
         return rows.sum(1)
     words = rows.view(torch.int64)

@@ -330,7 +330,7 @@ class ActionConverter:
         self.space = space
         self.bits, self.continuous = isinstance(space, spaces.MultiBinary), isinstance(space, spaces.Box)
         self.whole = np.issubdtype(space.dtype, np.integer)
-        first = np.asarray(getattr(space, "start", 0))
+        first = np.asarray(getattr(space, "start", 0)).astype(np.int64)  # torch cannot add unsigned numbers
         self._limits = (space.low, space.high) if isinstance(space, spaces.Box) else (first,) if first.any() else ()
         self._tensors: tuple[Tensor, ...] = ()
 

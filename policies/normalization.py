@@ -148,4 +148,6 @@ def exchange_value_norm(weights: dict[str, Tensor], target: dict[str, Tensor]) -
         mean, std = weights[f"{prefix}mean"], weights[f"{prefix}std"]
         merged[f"{head}weight"] = weights[f"{head}weight"] * std
         merged[f"{head}bias"] = weights[f"{head}bias"] * std + mean
+    if needed and f"{head}weight" in weights:  # values are already in the unit of rewards: the first update keeps them
+        merged[f"{prefix}weight"] = torch.full_like(target[f"{prefix}weight"], 1e-12)
     return merged

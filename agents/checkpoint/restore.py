@@ -247,7 +247,7 @@ def try_one_step(model: TrainingEnv, running: bool) -> None:
         before, action = env.state_dict(), policy.actions.to_env(decision.action)
         if model.learns_from_targets:
             grid = None if step.grid is None else step.grid[None]
-            policy.log_prob(step.output[None], info["target"][None], grid)
+            policy.log_prob(step.output[None], policy.actions.from_env(info["target"])[None], grid)
         for _ in range(2):
             env.step(action)
         env.load_state_dict(before)

@@ -270,10 +270,10 @@ def _refuse_without(score: str, runs: Sequence[Run], in_training: bool) -> None:
 
 def _without_repeats(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
     """Each training once, and notes on the runs that are left out."""
-    chosen: dict[tuple[str, int], Run] = {}
+    chosen: dict[tuple[str, int, str], Run] = {}
     notes = []
     for run in runs:
-        key = (settings.training_key(run), run.seed)
+        key = (settings.training_key(run), run.seed, str(run.config.get("init_from")))
         other = chosen.get(key)
         if other is None:
             chosen[key] = run

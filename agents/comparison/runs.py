@@ -26,7 +26,9 @@ RETURN = "return"
 BASELINE = "identity"
 """Subfolder of the memoryless agent."""
 
-_RETURN_COLUMN, _EPISODES, _ELAPSED = "rollout/ep_rew_mean", "rollout/episodes", "time/time_elapsed"
+_EPISODES, _ELAPSED = "rollout/episodes", "time/time_elapsed"
+_COLUMNS = {RETURN: "rollout/ep_rew_mean", "success_rate": "rollout/success_rate"}
+"""Columns of `progress.csv` of scores that are not metrics of a task."""
 _SKIPPED = {"checkpoints", "lessons", BASELINE}
 """Subfolders of a run that are not searched: `lessons` are other tasks; the baseline is read with its run."""
 
@@ -132,7 +134,7 @@ class Run:
 
 def column_of(score: str) -> str:
     """The column of `progress.csv` with a score during training."""
-    return _RETURN_COLUMN if score == RETURN else score if "/" in score else f"task/{score}"
+    return _COLUMNS.get(score, score if "/" in score else f"task/{score}")
 
 
 def find_runs(paths: Iterable[str | os.PathLike[str]], baselines: bool = True) -> list[Run]:

@@ -71,7 +71,6 @@ class HostEnv(TensorEnv):
     ) -> tuple[Obs, Info]:
         if isinstance(seed, Sequence):
             raise TypeError("HostEnv.reset takes one integer seed for all environments, not a sequence")
-        self.counted = []
         obs = self.host.reset(seed, options)
         tensors = self._transfer(self._named(obs, self._obs) | self._masks())
         return self._unnamed(tensors, self._obs), _only(tensors, "action_mask")
@@ -87,7 +86,6 @@ class HostEnv(TensorEnv):
 
     def observe(self) -> Obs:
         """The current observations; if user code moved a single environment or wrapper, all environments are reset."""
-        self.counted = []
         current = self.host.current_obs()
         if current is None:
             return self.reset()[0]

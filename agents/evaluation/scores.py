@@ -17,7 +17,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from agents.environments import EnvLike, as_tensor_env
+from agents.environments import EnvLike, HostEnv, as_tensor_env
 from agents.evaluation.breakdown import Breakdown
 from agents.learner import MemoryOnPolicyAlgorithm
 from agents.metrics.task import TaskMetrics
@@ -174,9 +174,13 @@ def play(
         raise ValueError(f"n_episodes is {n_episodes}, expected at least 1")
     quota = np.full(env.num_envs, n_episodes // env.num_envs)
     quota[: n_episodes % env.num_envs] += 1
+    if isinstance(env, HostEnv):  # perhaps a learner's, whose episodes are not these
+        known, env.counted = env.counted, []
     with torch.no_grad(), _seeded(seed, env.device):
         metrics, player = TaskMetrics(env.metric_names, env.device), _Player(act, env)
         returns, lengths, counted, cut = _play(player, env, quota, seed, metrics, breakdown, max_steps)
+    if isinstance(env, HostEnv):
+        env.counted = known
     refuse_without_choice(float(player.without_choice))
     of_task = metrics.values(metrics.sums().cpu().numpy())
     return Score.of(returns[counted], lengths[counted], {**of_task, **player.success_rate()}, cut)

@@ -97,6 +97,21 @@ def log_metrics(model: TrainingEnv, packed: PackedMetrics) -> None:
     model.logger.record("train/n_updates", model._n_updates, exclude="tensorboard")
 
 
+def count_stopped(model: TrainingEnv, steps: int) -> None:
+    """Counts the episodes in the first `steps` steps of a rollout that a callback has stopped, which is not logged.
+
+    With several ranks only running episodes are forgotten: the other ranks may not have stopped.
+    """
+    model.task_metrics.sums()
+    rollout = model.rollout
+    if distributed.size() > 1:
+        model.episodes.clear()
+        return
+    ends = rollout.ended().float() if rollout.aborted is None else rollout.ended().float() + rollout.aborted
+    kinds = [rollout.rewards, ends, *([] if rollout.episode_stats is None else rollout.episode_stats)]
+    _count_episodes(model, *(kind[:steps].cpu().numpy() for kind in kinds))
+
+
 def _count_episodes(model: TrainingEnv, rewards: Array, ends: Array, *stats: Array) -> None:
     """Logs the episodes that ended, with the environment's own counts if it has any; all arrays are `[T, all_envs]`."""
     assert model.ep_info_buffer is not None

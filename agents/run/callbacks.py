@@ -71,8 +71,9 @@ class WallClock(BaseCallback):
 
     def _on_training_start(self) -> None:
         self._started = time.perf_counter()
+        _learner(self).before_dump = self._record  # after the update, which `_on_rollout_end` precedes
 
-    def _on_rollout_end(self) -> None:
+    def _record(self) -> None:
         self._update()
         self.logger.record(WALL, round(self.total, 2))
 

@@ -112,14 +112,16 @@ class TrainingEnv(BaseAlgorithm):
         raise NotImplementedError
 
     def check_targets(self) -> None:
-        """Resets the environment to see whether it gives right actions, `info["target"]`, if the learner needs them.
+        """Checks that the environment gives right actions, `info["target"]`, if the learner needs them; this begins its
+        first episode.
 
         Raises:
             ValueError: it gives none.
         """
         if not (self.learns_from_targets or self.target_coef):
             return
-        if isinstance(self.tensor_env, HostEnv) or "target" not in self.tensor_env.reset()[1]:
+        env = self.tensor_env
+        if isinstance(env, HostEnv) or "target" not in (env.describe() if env.started else env.reset()[1]):
             own = "a2c and ppo learn from its rewards"
             advice = own if self.learns_from_targets else f"target_coef is {self.target_coef:g}, expected 0"
             raise ValueError(f"the environment gives no targets to learn from; {advice}")

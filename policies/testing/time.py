@@ -78,6 +78,9 @@ def unroll_equals_steps(case: MemoryCase, resets: str) -> None:
         "the function unroll": lambda xs, state: everything(unroll(memory, xs, starts, state, steps)),
         "the method step": lambda xs, state: everything(unroll(memory, xs, starts, state, steps, step=memory.step)),
         "the method unroll": lambda xs, state: everything(memory.unroll(xs, starts, state, steps)),
+        "unroll of transposed inputs": lambda xs, state: everything(
+            memory.unroll(xs.transpose(0, 1).contiguous().transpose(0, 1), starts, state, steps)
+        ),
     }
     results, gradients = {}, {}
     for name, way in ways.items():

@@ -60,6 +60,7 @@ OBSERVATIONS: dict[str, spaces.Space[Any]] = {
     "many symbols from 5": spaces.Discrete(40, start=5),
     "int32 choice": spaces.Discrete(4, dtype=np.int32),
     "MultiDiscrete": spaces.MultiDiscrete([2, 5], start=[3, -1]),
+    "unsigned MultiDiscrete": spaces.MultiDiscrete([2, 5], dtype=np.uint16, start=[3, 1]),
     "MultiDiscrete 2-D": spaces.MultiDiscrete([[2, 3], [4, 5]], dtype=np.int32),
     "MultiBinary 2-D": spaces.MultiBinary((2, 3)),
     "Tuple (Blackjack)": spaces.Tuple([spaces.Discrete(32), spaces.Discrete(11), spaces.Discrete(2)]),

@@ -19,6 +19,7 @@ def test_ones_are_counted(width: int, kind: torch.dtype) -> None:
     for bits in (some, torch.ones_like(some), torch.zeros_like(some)):  # all ones: no byte overflows
         assert count_ones(bits).tolist() == bits.sum(1).tolist()
     assert count_ones(some.view(3, 1, width)).tolist() == some.sum(1).tolist()
+    assert count_ones(some.T.contiguous().T).tolist() == some.sum(1).tolist()
 
 
 @pytest.mark.parametrize("chance", [0, 1, 200, 2**15 - 1, 2**15, 2**15 + 1, 60_000, 2**16 - 1, 2**16])

@@ -79,6 +79,18 @@ def test_the_exported_step_is_the_policys(memory: str, action: str, masks: bool,
         starts = torch.tensor([False, t == 2])
 
 
+def test_an_export_changes_nothing_in_the_process(tmp_path: Path) -> None:
+    """Kanerva++ had cached a table, which the first export filled with a symbolic tensor."""
+    for name in ("one.pt2", "two.pt2"):
+        made = MemoryActorCriticPolicy(OBS, ACTIONS["discrete"], lambda _: 1e-3, memory="kanerva++")
+        export_step(made, tmp_path / name)
+    made.memory.use_fast_form(False)
+    xs = torch.randn(3, 2, made.features_extractor.features_dim)
+    outputs = made.memory.unroll(xs, None, made.initial_state(2)).outputs
+    assert type(outputs.detach()) is torch.Tensor
+    assert outputs.isfinite().all()
+
+
 def test_the_number_of_observations_may_be_free(tmp_path: Path) -> None:
     """Of a file too, with a `Dict` and masks; that every memory can be so is in tests/policies/memories."""
     made = policy("gru", "multi-discrete")

@@ -261,7 +261,7 @@ def _d_controller(
 ) -> tuple[list[Tensor], Tensor | None]:
     """The gradients of weight and bias of each layer of the controller, and of the inputs if `needs_d_xs`."""
     flat_xs, before, after = (each.flatten(0, 1) for each in (xs, arrays["before"], arrays["after"]))
-    d_xs = torch.zeros_like(xs) if needs_d_xs else None
+    d_xs = torch.zeros_like(xs, memory_format=torch.contiguous_format) if needs_d_xs else None
     d_parameters = []
     for layer, (weight, d_gate) in enumerate(zip(weights, d_gates.flatten(0, 1).chunk(shape.layers, 1), strict=True)):
         read_size, at = shape.read_size, shape.read_size + layer * shape.hidden

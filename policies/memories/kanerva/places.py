@@ -6,7 +6,6 @@ blocks are also written at their keys.
 
 from __future__ import annotations
 
-import functools
 import math
 
 import torch
@@ -46,7 +45,6 @@ def offset_weights(offsets: Tensor, span: float, block_size: int, memory_size: i
     return (1 - torch.add(rows, offsets[..., None, None], alpha=span).abs()).relu()
 
 
-@functools.cache
 def _rows(block_size: int, memory_size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Distances of the rows of a block at offset 0 from the memory's rows, `[block_size, memory_size]`."""
     rows = torch.arange(block_size, device=device, dtype=dtype)

@@ -171,7 +171,7 @@ class NativeSequence(torch.autograd.Function):
             WeightGradient(d_vectors, carried[1:, :, :d_h]),
         ]
         sums += [WeightGradient(d_rates, rate_input), WeightGradient(d_expected, values)]
-        d_xs = torch.empty_like(xs) if ctx.needs_input_grad[1] else None
+        d_xs = torch.empty_like(xs, memory_format=torch.contiguous_format) if ctx.needs_input_grad[1] else None
         backward_in_chunks(loops, length, sums, d_gates, w_x, d_xs)
         (d_w_x, d_bias), (recurrent, _), *others = ((each.weight.t(), each.bias) for each in sums)
         d_slow = SlowWeights(recurrent, *(gradient for pair in others for gradient in pair))

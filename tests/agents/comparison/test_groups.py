@@ -197,3 +197,17 @@ def test_a_run_is_the_same_training_only_with_the_same_settings(tmp_path: Path) 
     one, other = find_runs([make_run(tmp_path / "a"), make_run(tmp_path / "b", steps=2000, threads=2, gamma=0.5)])
     assert changes(one.config, one.config) == {}
     assert changes(one.config, other.config) == {"gamma": (0.99, 0.5), "total_timesteps": (1000, 2000)}
+
+
+def test_runs_from_different_weights_are_no_repeats(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", score=1.0, init_from="runs/easy")
+    make_run(tmp_path / "b", score=3.0, init_from="runs/hard")
+    found = Comparison.of(find_runs([tmp_path]))
+    assert sum(len(group.scores) for group in found.groups) == 2
+
+
+def test_seeds_of_unequal_length_have_no_equal_budget(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", seed=0, steps=500)
+    make_run(tmp_path / "b", seed=1, steps=1000)
+    found = Comparison.of(find_runs([tmp_path]), by=("memory",))
+    assert found.same_budget(found.groups[0]).startswith("no")

@@ -14,6 +14,7 @@ import train
 from agents import load
 from agents.checkpoint import latest_checkpoint
 from agents.comparison import find_runs
+from agents.comparison.runs import column_of
 from tests.agents.comparison.run_folders import make_run, make_runs
 
 SMALL = "--env Engram/RepeatFirst-v0 --num-envs 2 --n-steps 8 --eval-episodes 4 --panels-every 0 --no-progress"
@@ -127,3 +128,8 @@ def test_a_run_that_has_not_begun_has_no_curve(tmp_path: Path) -> None:
     assert run.steps == 0
     assert math.isnan(run.minutes)
     assert not len(run.curve("return").steps)
+
+
+def test_the_success_rate_is_a_rollouts() -> None:
+    assert column_of("success_rate") == "rollout/success_rate"
+    assert column_of("error") == "task/error"
