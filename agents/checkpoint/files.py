@@ -206,6 +206,7 @@ def _other_files(target: Path, contents: dict[str, bytes]) -> list[str]:
 
 def hidden_path(path: Path, word: str) -> Path:
     """The hidden name beside `path` for a version that is being written or removed."""
+    path = Path(os.path.abspath(path))  # "." has no name
     return path.with_name(f".{path.name}.{word}")
 
 

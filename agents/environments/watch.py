@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import copyreg
+from collections.abc import Iterator
 from functools import cache, wraps
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -17,6 +18,15 @@ from weakref import WeakKeyDictionary
 import gymnasium as gym
 from gymnasium.vector import VectorEnv, VectorWrapper
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+
+
+@contextlib.contextmanager
+def _refusing_exit() -> Iterator[None]:
+    """Else an environment's `sys.exit()`, as when its window is closed, would end a training with status 0."""
+    try:
+        yield
+    except SystemExit as exit:
+        raise ValueError("the environment called sys.exit(): expected that it ends the episode or raises") from exit
 
 
 class Watch:
@@ -81,7 +91,8 @@ def _watched_class(original: Any) -> type[Any]:
 
     @wraps(original.reset)
     def reset(self: Any, *args: Any, **kwargs: Any) -> Any:
-        result = original.reset(self, *args, **kwargs)
+        with _refusing_exit():
+            result = original.reset(self, *args, **kwargs)
         if issubclass(original, VecEnv):  # all infos are those of the reset
             _note(self, result, ([True] * self.num_envs, reset_infos(self)))
         else:
@@ -89,12 +100,14 @@ def _watched_class(original: Any) -> type[Any]:
         return result
 
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:
-        result = original.step(self, *args, **kwargs)
+        with _refusing_exit():
+            result = original.step(self, *args, **kwargs)
         _note(self, *((result[0], result[-1]) if _is_tuple(result, 5) else (None,)))
         return result
 
     def step_wait(self: Any) -> Any:
-        result = original.step_wait(self)
+        with _refusing_exit():
+            result = original.step_wait(self)
         _note(self, result[0], result[2:])
         return result
 

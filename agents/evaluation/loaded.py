@@ -34,8 +34,8 @@ class LoadedAgent:
         """
         if not path.exists():
             raise CommandError(f"there is no {path}")
-        checkpoint = latest_checkpoint(path)
-        folders = (path, path.parent, path.parent.parent)  # RUN, RUN/identity, RUN/checkpoints/step_...
+        checkpoint, place = latest_checkpoint(path), path.absolute()
+        folders = (path, place.parent, place.parent.parent)  # RUN, RUN/identity, RUN/checkpoints/step_...
         folder = next((folder for folder in folders if (folder / "config.yaml").is_file()), None)
         config = Config(env="") if folder is None else load_config(folder / "config.yaml")
         return cls(load(checkpoint, device=device, **config.own_classes()), checkpoint, folder, config)
@@ -52,8 +52,10 @@ class LoadedAgent:
         Raises:
             CheckpointError: its checkpoint is missing or damaged.
         """
+        where = "RUN" if self.folder is None else self.folder
         missing = (
-            f"identity (no memory): none was trained with this agent; {command_for('train')} --baseline trains one"
+            "identity (no memory): none was trained with this agent; "
+            f"{command_for('train')} --resume {where} --baseline trains one"
         )
         if self.folder is None:
             return None, missing

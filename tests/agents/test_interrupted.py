@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -244,3 +245,22 @@ def test_wall_time_includes_the_update(monkeypatch: pytest.MonkeyPatch, tmp_path
     model.learn(16, WallClock(before=7.0))
     with open(tmp_path / "progress.csv") as file:
         assert [float(row["time/wall"]) for row in csv.DictReader(file)] == [107.0, 207.0]
+
+
+class Quitting(Five):
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        sys.exit()
+
+
+def test_an_environment_cannot_end_the_program() -> None:
+    model = PPO("MemoryPolicy", DummyVecEnv([Quitting] * 2), n_steps=20, **ONE_UPDATE, **GRU)
+    with pytest.raises(ValueError, match=r"the environment called sys.exit\(\)"):
+        model.learn(40)
+
+
+def test_the_current_folder_is_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    PPO("MemoryPolicy", RepeatFirst(2, length=4), n_steps=4, **GRU).save(tmp_path / "checkpoints" / "step_000000000008")
+    monkeypatch.chdir(tmp_path)
+    assert load(".", RepeatFirst(2, length=4)).num_timesteps == 0
+    monkeypatch.chdir(tmp_path / "checkpoints" / "step_000000000008")
+    assert load(".", RepeatFirst(2, length=4)).num_timesteps == 0
