@@ -86,7 +86,7 @@ def as_masks(given: Any, space: spaces.Space[Any], rows: int) -> np.ndarray[Any,
         rows: number of masks.
 
     Raises:
-        ValueError: they do not fit `space`, or a row has no valid choice.
+        ValueError: they do not fit `space`, contain other numbers than 0 and 1, or a row has no valid choice.
     """
     width = sum(parts_of(space))
     if isinstance(given, Tensor):
@@ -101,6 +101,9 @@ def as_masks(given: Any, space: spaces.Space[Any], rows: int) -> np.ndarray[Any,
     if flat.shape != (rows, width):
         shape = np.shape(given)
         raise ValueError(f"the action masks are {shape}, expected [{rows}, {width}]: a flag for each choice of {space}")
+    if flat.dtype != bool and not np.isin(flat, (0, 1)).all():  # for example 0 and -inf, which would mean the opposite
+        other = flat[~np.isin(flat, (0, 1))].flat[0]
+        raise ValueError(f"the action masks contain {other}, expected 1 for valid and 0 for invalid choices")
     masks: np.ndarray[Any, np.dtype[np.bool_]] = flat.astype(bool)
     starts = np.cumsum([0, *parts_of(space)[:-1]])
     allowed = np.logical_or.reduceat(masks, starts, axis=1).all(1)

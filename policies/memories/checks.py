@@ -25,6 +25,8 @@ def try_step(memory: Memory, input_size: int | tuple[int, ...]) -> None:
         raise TypeError(f"{name} has no output_size, expected __init__ to set it to the width of the output")
     if memory.device.type == "meta" or memory.has_readers:
         return
+    if type(memory).step is not Memory.step:
+        raise TypeError(f"{name} overrides Memory.step, expected another name: policies call that method")
     memory = copy.deepcopy(memory).eval()
     sizes = _sizes(memory)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -53,6 +55,8 @@ def try_step(memory: Memory, input_size: int | tuple[int, ...]) -> None:
                 f"{name}.forward creates or resizes parameters or buffers: {changed}; expected all of them from "
                 "__init__, or a checkpoint could not be loaded"
             )
+        if not torch.isfinite(step.output).all():
+            raise TypeError(f"{name}.forward returned infinite or NaN numbers for zeros at the initial state")
         torch.set_rng_state(generator)
         if not torch.equal(memory(x, state).output, step.output):
             raise TypeError(
@@ -82,6 +86,12 @@ def _check_result(name: str, memory: Memory, step: Any, before: State) -> None:
     theirs, ours = ({entry: tuple(value.shape) for entry, value in each.items()} for each in (step.state, before))
     if theirs != ours:
         raise TypeError(f"{name}.forward returned the state {theirs}, expected {ours}, as initial_state gives it")
+    for entry, value in step.state.items():
+        if value.dtype != before[entry].dtype:
+            raise TypeError(
+                f"{name}.forward returned {entry!r} of {value.dtype}, expected {before[entry].dtype}, as initial_state "
+                "gives it"
+            )
     _check_tensors(f"{name}.forward", "losses", step.losses)
 
 

@@ -152,6 +152,8 @@ def test_mistakes_are_named() -> None:
         made.predict(obs, action_masks=np.ones((2, 4), bool))
     with pytest.raises(ValueError, match="allows no action at 1 observations"):
         made.predict(obs, action_masks=np.array([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]], bool))
+    with pytest.raises(ValueError, match="contain -inf, expected 1 for valid and 0 for invalid choices"):
+        made.predict(obs, action_masks=np.array([[0, -np.inf, 0, 0, -np.inf]] * 2, np.float32))
     with pytest.raises(ValueError, match="not Box"):
         check_width(torch.ones(2, 3), spaces.Box(-1, 1, (3,)))
     with pytest.raises(ValueError, match="expected \\[num_envs, 4\\]"):

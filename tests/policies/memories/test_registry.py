@@ -111,7 +111,9 @@ class Own(Memory):
             hidden = state["h"].add_(1)
         if self.wrong == "pair":
             return hidden, {"h": hidden}
-        output = hidden[:, :3] if self.wrong == "width" else hidden
+        if self.wrong == "changing type":
+            return MemoryStep(hidden, {"h": hidden.double()}, {})
+        output = hidden[:, :3] if self.wrong == "width" else hidden / 0 if self.wrong == "infinite" else hidden
         losses: Any = {"own": 0.5} if self.wrong == "loss" else {}
         return MemoryStep(output, {"g" if self.wrong == "name" else "h": hidden}, losses)
 
@@ -143,6 +145,11 @@ class Own(Memory):
             "creates or resizes parameters or buffers: layer.bias, layer.weight; expected all of them from __init_",
         ),
         ("grows", "creates or resizes parameters or buffers: seen; expected all of them from __init__"),
+        ("infinite", "Own.forward returned infinite or NaN numbers for zeros at the initial state"),
+        (
+            "changing type",
+            "Own.forward returned 'h' of torch.float64, expected torch.float32, as initial_state",
+        ),
         ("attribute", "another output when a step is repeated from the same state: expected .* in the state, not in"),
     ],
 )
@@ -160,6 +167,16 @@ def test_a_memory_of_another_package_that_breaks_the_contract_is_named_when_it_i
     Own(3)
     assert torch.equal(torch.rand(2), after)  # the try drew nothing
     assert sound.training
+
+
+def test_a_memory_of_another_package_does_not_override_what_policies_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    class WithStep(Own):
+        def step(self, x: Any, state: Any) -> Any:  # type: ignore[override]
+            return self.cell(x, state["h"])
+
+    monkeypatch.setattr(registry, "memory_class", lambda name: WithStep)
+    with pytest.raises(TypeError, match=r"WithStep overrides Memory\.step, expected another name"):
+        make_memory("own", input_size=3)
 
 
 def test_a_memory_raises_its_own_type_errors() -> None:
