@@ -54,6 +54,10 @@ from policies.policy import MemoryActorCriticPolicy
 Self = TypeVar("Self", bound="MemoryOnPolicyAlgorithm")
 
 
+def _nothing() -> None:
+    """The hook `before_dump` of a learner without a run; a lambda could not be pickled."""
+
+
 class MemoryOnPolicyAlgorithm(Updates, OnPolicyAlgorithm):
     """Base of the learners; see `A2C` and `PPO` for use.
 
@@ -128,7 +132,7 @@ class MemoryOnPolicyAlgorithm(Updates, OnPolicyAlgorithm):
         """Whether `n_steps` was 0: a rollout is a whole episode."""
         self.stop_requested = False
         """Set it, for example from a signal handler, to end `learn` cleanly after the current iteration."""
-        self.before_dump: Callable[[], None] = lambda: None
+        self.before_dump: Callable[[], None] = _nothing
         """Called before the log of an iteration is written, after its update."""
         device = device_for(setup.device, env)
         self._tensor_env = None if env is None else as_tensor_env(env, device)

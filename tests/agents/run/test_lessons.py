@@ -124,6 +124,10 @@ def test_lessons_in_recipes_can_hand_their_weights_on() -> None:
     lessons = [(name, recipe, recipes[recipe.follows]) for name, recipe in recipes.items() if recipe.follows]
     assert len(lessons) >= 8
     for name, recipe, before in lessons:
-        assert (recipe.env, recipe.memory) == (before.env, before.memory), name
+        assert recipe.memory == before.memory, name
+        if recipe.env != before.env:  # another task, with the same weights
+            one, other = (agents.make_env(each.env, 1) for each in (recipe, before))
+            assert one.single_observation_space == other.single_observation_space, name
+            assert one.single_action_space == other.single_action_space, name
         kept, handed = ({**one.memory_kwargs, "slots": 0} for one in (recipe, before))  # no weight depends on slots
         assert kept == handed, name
