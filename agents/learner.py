@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, ClassVar, TypeVar, get_args
 
 import torch
@@ -40,6 +40,7 @@ from agents.hyperparameters import (
 )
 from agents.metrics.critic import CriticWatch
 from agents.metrics.episodes import Episodes
+from agents.metrics.report import log_times
 from agents.metrics.task import TaskMetrics
 from agents.rollout import Rollout
 from agents.sb3.callback_locals import Locals
@@ -52,10 +53,6 @@ from policies.memories.time.scopes import constant_parameters
 from policies.policy import MemoryActorCriticPolicy
 
 Self = TypeVar("Self", bound="MemoryOnPolicyAlgorithm")
-
-
-def _nothing() -> None:
-    """The hook `before_dump` of a learner without a run; a lambda could not be pickled."""
 
 
 class MemoryOnPolicyAlgorithm(Updates, OnPolicyAlgorithm):
@@ -132,8 +129,6 @@ class MemoryOnPolicyAlgorithm(Updates, OnPolicyAlgorithm):
         """Whether `n_steps` was 0: a rollout is a whole episode."""
         self.stop_requested = False
         """Set it, for example from a signal handler, to end `learn` cleanly after the current iteration."""
-        self.before_dump: Callable[[], None] = _nothing
-        """Called before the log of an iteration is written, after its update."""
         device = device_for(setup.device, env)
         self._tensor_env = None if env is None else as_tensor_env(env, device)
         super().__init__(
@@ -400,9 +395,5 @@ class MemoryOnPolicyAlgorithm(Updates, OnPolicyAlgorithm):
     # -- log -------------------------------------------------------------------------------------------------------
 
     def dump_logs(self, iteration: int = 0) -> None:
-        total = self.env_seconds + self.memory_seconds + self.learn_seconds
-        for name in ("env", "memory", "learn"):
-            self.logger.record(f"time/{name}_share", getattr(self, f"{name}_seconds") / max(total, 1e-9))
-        self.logger.record("rollout/episodes", self._episode_num)
-        self.before_dump()
+        log_times(self)
         super().dump_logs(iteration)

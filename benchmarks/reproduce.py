@@ -81,7 +81,9 @@ class Row:
         if self.interval is None:
             return f"{mean} ({seeds})"
         lowest = 0.0 if min(self.each) >= 0 else -float("inf")  # these errors and returns are never negative
-        return f"{mean} [{_number(max(lowest, self.interval.low))}, {_number(self.interval.high)}] ({seeds})"
+        highest = 1.0 if self.unit in ("F1", "located") else float("inf")
+        low, high = max(lowest, self.interval.low), min(highest, self.interval.high)
+        return f"{mean} [{_number(low)}, {_number(high)}] ({seeds})"
 
 
 def _number(value: float) -> str:

@@ -101,10 +101,10 @@ def as_masks(given: Any, space: spaces.Space[Any], rows: int) -> np.ndarray[Any,
     if flat.shape != (rows, width):
         shape = np.shape(given)
         raise ValueError(f"the action masks are {shape}, expected [{rows}, {width}]: a flag for each choice of {space}")
-    if flat.dtype != bool and not np.isin(flat, (0, 1)).all():  # for example 0 and -inf, which would mean the opposite
-        other = flat[~np.isin(flat, (0, 1))].flat[0]
-        raise ValueError(f"the action masks contain {other}, expected 1 for valid and 0 for invalid choices")
     masks: np.ndarray[Any, np.dtype[np.bool_]] = flat.astype(bool)
+    if (masks != flat).any():  # for example 0 and -inf, which would mean the opposite
+        other = flat[masks != flat][0]
+        raise ValueError(f"the action masks contain {other}, expected 1 for valid and 0 for invalid choices")
     starts = np.cumsum([0, *parts_of(space)[:-1]])
     allowed = np.logical_or.reduceat(masks, starts, axis=1).all(1)
     refuse_without_choice(int((~allowed).sum()))

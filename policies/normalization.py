@@ -136,8 +136,8 @@ class ObsNorm(nn.Module):
 def exchange_value_norm(weights: dict[str, Tensor], target: dict[str, Tensor]) -> dict[str, Tensor]:
     """Converts a policy's `weights` for a policy with the weights `target`, of which only one has a `ValueNorm`.
 
-    Statistics that `target` lacks are folded into the critic's head, so that values do not change; statistics that
-    `weights` lacks are taken from `target`.
+    Statistics that `target` lacks are folded into the critic's head, so that values do not change. Statistics that
+    `weights` lacks are taken from `target`, with a weight so small that the first update replaces them.
     """
     prefix, head = "value_norm.", "value_net."
     loaded, needed = ({name for name in state if name.startswith(prefix)} for state in (weights, target))

@@ -174,16 +174,25 @@ def play(
         raise ValueError(f"n_episodes is {n_episodes}, expected at least 1")
     quota = np.full(env.num_envs, n_episodes // env.num_envs)
     quota[: n_episodes % env.num_envs] += 1
-    if isinstance(env, HostEnv):  # perhaps a learner's, whose episodes are not these
-        known, env.counted = env.counted, []
-    with torch.no_grad(), _seeded(seed, env.device):
+    with torch.no_grad(), _seeded(seed, env.device), _uncounted(env):
         metrics, player = TaskMetrics(env.metric_names, env.device), _Player(act, env)
         returns, lengths, counted, cut = _play(player, env, quota, seed, metrics, breakdown, max_steps)
-    if isinstance(env, HostEnv):
-        env.counted = known
     refuse_without_choice(float(player.without_choice))
     of_task = metrics.values(metrics.sums().cpu().numpy())
     return Score.of(returns[counted], lengths[counted], {**of_task, **player.success_rate()}, cut)
+
+
+@contextmanager
+def _uncounted(env: TensorEnv) -> Iterator[None]:
+    """Restores the episodes that a learner has yet to count, if the environments are its own."""
+    if not isinstance(env, HostEnv):
+        yield
+        return
+    known, env.counted = env.counted, []
+    try:
+        yield
+    finally:
+        env.counted = known
 
 
 class _Player:

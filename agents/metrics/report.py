@@ -13,6 +13,7 @@ from torch import Tensor
 
 from agents.environments import HostEnv
 from agents.metrics.non_finite import refuse_non_finite
+from agents.rollout import Rollout
 from agents.sb3.training_env import TrainingEnv
 from agents.scale import distributed
 from policies.action_masks import refuse_without_choice, without_choice
@@ -61,8 +62,7 @@ def pack_metrics(model: TrainingEnv, metrics: dict[str, Tensor]) -> PackedMetric
         metrics["rollout/valid_actions"] = rollout.masks.float().mean()
         metrics[_EMPTY_MASKS] = without_choice(rollout.masks.flatten(0, 1), model.action_space).sum()
     parts = [torch.stack([metric.detach().float() for metric in metrics.values()])]
-    ends = rollout.ended() if rollout.aborted is None else rollout.ended().float() + rollout.aborted
-    parts += [model.scores, rollout.rewards.flatten(), ends.flatten()]
+    parts += [model.scores, rollout.rewards.flatten(), _ends(rollout).flatten()]
     parts += [] if rollout.episode_stats is None else [rollout.episode_stats.flatten()]
     return PackedMetrics(tuple(metrics), torch.cat(parts))
 
@@ -97,6 +97,21 @@ def log_metrics(model: TrainingEnv, packed: PackedMetrics) -> None:
     model.logger.record("train/n_updates", model._n_updates, exclude="tensorboard")
 
 
+def log_times(model: TrainingEnv) -> None:
+    """Logs the shares of the time of an iteration's parts, and the number of episodes."""
+    total = model.env_seconds + model.memory_seconds + model.learn_seconds
+    for name in ("env", "memory", "learn"):
+        model.logger.record(f"time/{name}_share", getattr(model, f"{name}_seconds") / max(total, 1e-9))
+    model.logger.record("rollout/episodes", model._episode_num)
+    if model.before_dump is not None:
+        model.before_dump()
+
+
+def _ends(rollout: Rollout) -> Tensor:
+    """`[T, N]`: 1 where an episode ended, 2 where it was aborted."""
+    return rollout.ended().float() if rollout.aborted is None else rollout.ended().float() + rollout.aborted
+
+
 def count_stopped(model: TrainingEnv, steps: int) -> None:
     """Counts the episodes in the first `steps` steps of a rollout that a callback has stopped, which is not logged.
 
@@ -107,8 +122,7 @@ def count_stopped(model: TrainingEnv, steps: int) -> None:
     if distributed.size() > 1:
         model.episodes.clear()
         return
-    ends = rollout.ended().float() if rollout.aborted is None else rollout.ended().float() + rollout.aborted
-    kinds = [rollout.rewards, ends, *([] if rollout.episode_stats is None else rollout.episode_stats)]
+    kinds = [rollout.rewards, _ends(rollout), *([] if rollout.episode_stats is None else rollout.episode_stats)]
     _count_episodes(model, *(kind[:steps].cpu().numpy() for kind in kinds))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -51,6 +52,9 @@ class TrainingEnv(BaseAlgorithm):
     learns_from_targets: ClassVar[bool]
     memory_seconds: float
     env_seconds: float
+    learn_seconds: float
+    before_dump: Callable[[], None] | None = None
+    """Called before the log of an iteration is written, after its update."""
     rollout_began: int
     """`num_timesteps` before the rollout."""
     rollout_state: LearnerState

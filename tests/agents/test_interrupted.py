@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from clocks import Clock, TensorClock
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
@@ -28,25 +28,15 @@ GRU: dict[str, Any] = {"policy_kwargs": {"memory": "gru", "memory_kwargs": {"hid
 ONE_UPDATE = {"n_epochs": 1, "n_minibatches": 1}
 
 
-class Ten(TensorEnv):
-    """Episodes of ten steps, each worth 1."""
+class MeasuredClock(TensorClock):
+    """Its metric has a count of one per step."""
 
-    state_names = ("age",)
-    metric_names = ("age",)
-
-    def __init__(self) -> None:
-        super().__init__(2, spaces.Box(-1, 1, (1,)), spaces.Discrete(2))
-
-    def _begin(self, where: torch.Tensor | None) -> None:
-        self.age = torch.zeros(2) if where is None else self.age.masked_fill(where, 0)
+    metric_names = ("clock",)
 
     def _advance(self, action: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
-        self.age = self.age + 1
-        self._measure(age=(self.age, torch.ones(2)))
-        return torch.ones(2), self.age >= 10, None
-
-    def _observe(self) -> torch.Tensor:
-        return self.age[:, None] / 10
+        result = super()._advance(action)
+        self._measure(clock=(self.time, torch.ones(self.num_envs)))
+        return result
 
 
 class StopAt(BaseCallback):
@@ -60,30 +50,22 @@ class StopAt(BaseCallback):
 
 @pytest.mark.parametrize("learner", [PPO, A2C])
 def test_episodes_go_on_after_a_callback_has_stopped(learner: type[PPO | A2C]) -> None:
-    model = learner("MemoryPolicy", Ten(), n_steps=10, **GRU).learn(1000, StopAt(15))
-    assert model.episodes.lengths.tolist() == [5, 5]
+    model = learner("MemoryPolicy", MeasuredClock(2), n_steps=10, **GRU).learn(1000, StopAt(15))
+    assert model.episodes.lengths.tolist() == [3, 3]
     model.learn(40, reset_num_timesteps=False)
     assert model.ep_info_buffer is not None
-    assert [(episode["r"], episode["l"]) for episode in model.ep_info_buffer] == [(10.0, 10)] * len(
-        model.ep_info_buffer
-    )
+    assert {(episode["r"], episode["l"]) for episode in model.ep_info_buffer} == {(6.0, 6)}
     assert model.scores.tolist()[1] == 20  # of the last rollout alone
 
 
-class Five(gym.Env[Any, Any]):
-    """Episodes of five steps, worth 1 or, in an evaluation, 101 each."""
+class PaidClock(Clock):
+    """Every step of an evaluation is worth 101."""
 
-    observation_space = spaces.Box(-1, 1, (1,))
-    action_space = spaces.Discrete(2)
     bonus = 0.0
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        self.age = 0
-        return np.zeros(1, np.float32), {}
-
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        self.age += 1
-        return np.zeros(1, np.float32), 1.0 + Five.bonus, self.age == 5, False, {}
+        obs, reward, *rest = super().step(action)
+        return obs, reward + PaidClock.bonus, *rest  # type: ignore[return-value]
 
 
 class ResetAt(BaseCallback):
@@ -95,7 +77,7 @@ class ResetAt(BaseCallback):
 
 @pytest.mark.parametrize("wrap", [Monitor, lambda env: env])
 def test_a_reset_by_a_callback_loses_no_episode(wrap: Any) -> None:
-    env = DummyVecEnv([lambda: wrap(Five())] * 2)
+    env = DummyVecEnv([lambda: wrap(Clock())] * 2)
     model = PPO("MemoryPolicy", env, n_steps=20, **ONE_UPDATE, **GRU).learn(40, ResetAt())
     assert model._episode_num == 6  # two before the reset and one after it, in each environment
 
@@ -105,20 +87,20 @@ class EvaluateInTraining(BaseCallback):
         return True
 
     def _on_rollout_end(self) -> None:
-        Five.bonus = 100.0
+        PaidClock.bonus = 100.0
         assert isinstance(self.model, PPO)
         assert self.model.tensor_env is not None
         evaluate(self.model, self.model.tensor_env, 4)
-        Five.bonus = 0.0
+        PaidClock.bonus = 0.0
 
 
 def test_an_evaluation_in_the_training_environments_is_no_training() -> None:
-    env = DummyVecEnv([lambda: Monitor(Five())] * 2)
+    env = DummyVecEnv([lambda: Monitor(PaidClock())] * 2)
     model = PPO("MemoryPolicy", env, n_steps=20, **ONE_UPDATE, **GRU).learn(120, EvaluateInTraining())
     assert model.ep_info_buffer is not None
     returns = [episode["r"] for episode in model.ep_info_buffer]
-    assert len(returns) == 24  # four in each of three rollouts and two environments
-    assert max(returns) < 500
+    assert returns.count(6.0) == 18  # three in each of three rollouts and two environments
+    assert max(returns) < 600  # of an episode that an evaluation began, its later steps are training
 
 
 @pytest.mark.parametrize("learner", [PPO, Supervised])
@@ -134,27 +116,21 @@ def test_the_same_environments_go_on_where_they_were(learner: type[PPO | Supervi
     assert {episode["l"] for episode in model.ep_info_buffer} == {11}
 
 
-class LateMasks(gym.Env[Any, Any]):
+class LateMasks(Clock):
     """After a reset everything is valid, and no mask is given; later only action 0 is."""
 
-    observation_space = spaces.Box(-1, 1, (1,))
     action_space = spaces.Discrete(4)
     invalid = 0
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        self.age = 0
-        return np.zeros(1, np.float32), {}
-
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        LateMasks.invalid += self.age > 0 and action != 0
-        self.age += 1
-        mask = np.array([1, 0, 0, 0], np.int8)
-        return np.zeros(1, np.float32), 1.0, self.age == 5, False, {"action_mask": mask}
+        LateMasks.invalid += self.time > 0 and action != 0
+        obs, reward, terminated, truncated, _ = super().step(action)
+        return obs, reward, terminated, truncated, {"action_mask": np.array([1, 0, 0, 0], np.int8)}
 
 
 def test_masks_that_begin_with_a_step_are_obeyed() -> None:
     LateMasks.invalid = 0
-    model = PPO("MemoryPolicy", DummyVecEnv([LateMasks] * 2), n_steps=20, **ONE_UPDATE, **GRU).learn(80)
+    model = PPO("MemoryPolicy", DummyVecEnv([LateMasks] * 2), n_steps=18, **ONE_UPDATE, **GRU).learn(72)
     assert LateMasks.invalid == 0
     assert model.rollout.masks is not None
     assert model.rollout.masks[0].all()  # the first observation's
@@ -247,7 +223,7 @@ def test_wall_time_includes_the_update(monkeypatch: pytest.MonkeyPatch, tmp_path
         assert [float(row["time/wall"]) for row in csv.DictReader(file)] == [107.0, 207.0]
 
 
-class Quitting(Five):
+class Quitting(Clock):
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         sys.exit()
 

@@ -138,8 +138,8 @@ class GraphInference(GraphTask):
 
     def answer_groups(self) -> dict[str, AnswerGroup]:
         """Also groups by the queried relation, its number of edges, and whether it repeats an edge label."""
-        places = torch.tensor([100, 10, 1], device=self.device)
-        label = (self.targets[..., 3:6] * places).sum(2).amax(0)  # the targets are 0 where no answer is due
+        shown = self.inputs[..., 1]
+        label = shown.masked_fill(shown == LABELS, 0).amax(0)  # a relation's label exceeds those of edges
         words = self.relations[label - EDGES]
         edges = (words >= 0).sum(1)
         equal = ((words[:, :, None] == words[:, None]) & (words >= 0)[:, None]).sum((1, 2))  # each edge equals itself
