@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -93,8 +93,26 @@ class Run:
     @cached_property
     def lesson_steps(self) -> int | None:
         """Environment steps of the earlier runs whose weights this run started from; 0 without any, None if unknown."""
+        if self.config["init_from"] is None or self._start is None:
+            return None if self.config["init_from"] else 0
+        before = 0 if self._start.run is None else self._start.run.lesson_steps
+        return None if before is None else self._start.steps + before
+
+    @cached_property
+    def lessons(self) -> str | bool:
+        """The trainings before this one, whose weights it started from, as text; False without any, True if unknown."""
+        run = None if self._start is None else self._start.run
+        if run is None:
+            return self.config["init_from"] is not None
+        name = Path(run.config["recipe"] or run.env).name
+        before = "" if run.lessons is False else "unknown, " if run.lessons is True else f"{run.lessons}, "
+        return f"{before}{name.removesuffix('.yaml')} ({run.config['total_timesteps']:,} steps)"
+
+    @cached_property
+    def _start(self) -> _Start | None:
+        """Whose weights this run started from; None if from none, or if they are gone."""
         start = self.config["init_from"]
-        return 0 if start is None else _steps_until(Path(start), self.folder)
+        return None if start is None else _find_start(Path(start), self.folder)
 
     @cached_property
     def parameters(self) -> int | None:
@@ -249,15 +267,22 @@ def _event_rows(folder: Path) -> list[dict[str, str]]:
     return [rows[step] for step in sorted(rows)]
 
 
-def _steps_until(start: Path, folder: Path) -> int | None:
-    """All training steps of the weights at `start`, the run or checkpoint that the run in `folder` started from."""
+class _Start(NamedTuple):
+    """A checkpoint that another run started from."""
+
+    steps: int
+    run: Run | None
+    """The run that it belongs to; None for a checkpoint alone."""
+
+
+def _find_start(start: Path, folder: Path) -> _Start | None:
+    """The checkpoint at `start`, from which the run in `folder` started, also if both have been moved."""
     for place in (start, folder / "lessons" / start.name, folder.parent / start.name):
         try:
             checkpoint = latest_checkpoint(place)
             home = checkpoint.parent.parent
             steps = int(read_manifest(checkpoint)["counters"]["num_timesteps"])
-            before = 0 if not (home / "config.yaml").is_file() else next(_read(home, False)).lesson_steps
+            return _Start(steps, next(_read(home, False)) if (home / "config.yaml").is_file() else None)
         except (CheckpointError, OSError, KeyError, TypeError, ValueError):
             continue
-        return None if before is None else steps + before
     return None

@@ -25,9 +25,9 @@ _FIRST = ("memory", "algo", "recipe", "init_from")
 def settings(run: Run) -> dict[str, Any]:
     """All entries of a run's configuration, flat: `memory_kwargs.heads`.
 
-    `init_from` is replaced by whether the run started from another run's weights.
+    `init_from` is replaced by the trainings whose weights the run started from, which are other folders for each seed.
     """
-    return {**_flat(run.config), "init_from": run.config.get("init_from") is not None}
+    return {**_flat(run.config), "init_from": run.lessons}
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -59,9 +59,7 @@ def task_key(run: Run, ignored: Sequence[str] = ()) -> tuple[Any, ...]:
 def training_key(run: Run) -> str:
     """A key that is equal for runs that differ only in their seeds."""
     ignored = (*_WITHOUT_EFFECT, *_SCORING, *_MACHINE, *_NAMES, "init_from")
-    return repr(sorted((name, _plain(value)) for name, value in run.config.items() if name not in ignored)) + str(
-        run.config.get("init_from") is not None
-    )
+    return f"{sorted((name, _plain(value)) for name, value in run.config.items() if name not in ignored)} {run.lessons}"
 
 
 def differing(runs: Sequence[Run]) -> list[str]:

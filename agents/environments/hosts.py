@@ -28,6 +28,7 @@ from stable_baselines3.common.vec_env import (
 from agents.environments.copies import ContractError
 from agents.environments.host_masks import HostMasks
 from agents.environments.infos import info_of_env, row
+from agents.environments.processes import naming_ended_processes
 from agents.environments.watch import Watch, reset_infos, watch
 from agents.sb3.vec_env import VectorVecEnv
 
@@ -105,7 +106,8 @@ class VectorEnvHost(Host):
         self.vec_env = VectorVecEnv(self)
 
     def reset(self, seed: int | None, options: dict[str, Any] | None = None) -> Any:
-        obs, self.info = self.env.reset(seed=seed, options=options)
+        with naming_ended_processes(self.env):
+            obs, self.info = self.env.reset(seed=seed, options=options)
         if not isinstance(self.info, dict):
             raise ValueError(
                 f"{type(self.env).__name__} gives the info of a reset as {type(self.info).__name__}, expected the "
@@ -140,7 +142,8 @@ class VectorEnvHost(Host):
         return of_env
 
     def step(self, action: np.ndarray[Any, Any]) -> tuple[Any, Any, Any, Any, Any]:
-        obs, reward, terminated, truncated, info = self.env.step(action)
+        with naming_ended_processes(self.env):
+            obs, reward, terminated, truncated, info = self.env.step(action)
         self.info = info
         self.masks.read(info)
         final = None

@@ -23,6 +23,7 @@ from agents.environments.copies import CopyObservation, copy_observations
 from agents.environments.host import HostEnv
 from agents.environments.hosts import VecEnvHost, VectorEnvHost
 from agents.environments.named import find_env, import_object
+from agents.environments.processes import worker
 from agents.sb3.vec_env import TensorVecEnv, VectorVecEnv
 from envs.tensor_env import TensorEnv
 from policies.heads import check_action_space
@@ -115,6 +116,8 @@ def _on_host(
     spec: EnvSpec, num_envs: int, vector: str, wrappers: list[Any], kwargs: dict[str, Any]
 ) -> VectorEnv[Any, Any, Any]:
     mode: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP}
+    if vector == "async":
+        mode["worker"] = worker
     try:
         return gym.make_vec(spec, num_envs, vector, vector_kwargs=mode, wrappers=wrappers, **kwargs)
     except ValueError as error:

@@ -20,6 +20,7 @@ from agents.checkpoint import CheckpointError
 from agents.common.terminal import PLAIN_TEXT, make_console
 from agents.environments.copies import ContractError
 from agents.environments.hosts import Host
+from agents.environments.processes import ProcessEndedError
 from agents.metrics.non_finite import NonFiniteError
 from agents.scale.distributed import RankLostError
 from envs.tensor_env import TensorEnv
@@ -90,10 +91,10 @@ class ErrorContext:
             advice = "use fewer --num-envs, --n-steps or smaller sizes"
             line = f"out of memory while {self.doing} ({message[:200]}): {advice}"
         elif (env := _environment_of(error)) is not None and not type(env).__module__.startswith("envs."):
-            violates = isinstance(error, ContractError)  # its message says how
-            shown_traceback = "" if violates else _user_traceback(error)
-            line = f"environment {self.env} failed while {self.doing}: {message if violates else named}"
-            if not violates and not shown_traceback and not _raised_in_subprocess(error):
+            complete = isinstance(error, (ContractError, ProcessEndedError))  # their messages say what is wrong
+            shown_traceback = "" if complete else _user_traceback(error)
+            line = f"environment {self.env} failed while {self.doing}: {message if complete else named}"
+            if not complete and not shown_traceback and not _raised_in_subprocess(error):
                 shown_traceback = "" if _raised_in_library(error) else whole_traceback
                 step = "step gives observation, reward, terminated, truncated, info"
                 line += f" (reset gives observation and info; {step})"

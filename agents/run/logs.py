@@ -60,13 +60,13 @@ def rows_up_to(folder: Path, resume_at: int) -> list[dict[str, str]]:
     return rows
 
 
-def training_time_until(folder: Path, resume_at: int) -> float:
-    """Training time of a run up to a step in seconds, over all resumes."""
+def training_time_until(folder: Path, resume_at: int) -> float | None:
+    """Training time of a run up to a step in seconds, over all resumes; None if its log does not tell."""
     rows = rows_up_to(folder, resume_at)
     try:
         return float(rows[-1][WALL])
-    except (IndexError, KeyError, ValueError):  # no row yet, or written by an older Engram
-        return 0.0
+    except (IndexError, KeyError, ValueError):  # moved away, or written by an older Engram
+        return None
 
 
 def ordered(columns: Iterable[str]) -> list[str]:

@@ -106,7 +106,7 @@ def _train(config: Config, checkpoint: Path | None, console: Console, start: Sta
         easier = f"add --lessons, or train --recipe {config.follows} and then --init-from its folder"
         console.print(f"this task is rarely learned from scratch: {easier}", **PLAIN_TEXT)
 
-    model, wall = run(config, folder, console, checkpoint)
+    model, wall, timed = run(config, folder, console, checkpoint)
     if model.stop_requested:
         console.print(
             f"stopped at {model.num_timesteps:,} steps; continue with: {resume_command(folder)}", **PLAIN_TEXT
@@ -119,7 +119,7 @@ def _train(config: Config, checkpoint: Path | None, console: Console, start: Sta
             config, memory="identity", memory_kwargs={}, precision="float32", init_from=None
         )
         before = distributed.from_first(lambda: newest_checkpoint(folder / "identity") if checkpoint else None)
-        identity_model, _ = run(memoryless, folder / "identity", console, before)
+        identity_model = run(memoryless, folder / "identity", console, before).model
         if identity_model.stop_requested:
             console.print(f"results are in {folder}; the memoryless agent was stopped", **PLAIN_TEXT)
         else:
@@ -135,7 +135,7 @@ def _train(config: Config, checkpoint: Path | None, console: Console, start: Sta
         "env_steps": model.num_timesteps,
         "episodes": model._episode_num,
         "wall_s": round(wall, 2),
-        "steps_per_s": round(model.num_timesteps / max(wall, 1e-9), 1),
+        "steps_per_s": round(timed / wall, 1) if timed else None,
     }
     distributed.from_first(lambda: report(config, console, result, identity, summary))
     return 0
@@ -213,10 +213,12 @@ def build(config: Config, checkpoint: Path | None = None) -> MemoryOnPolicyAlgor
 
 
 class Trained(NamedTuple):
-    """An agent and its training time in seconds, over all resumes."""
+    """An agent, its training time in seconds, over all resumes, and the steps trained in that time."""
 
     model: MemoryOnPolicyAlgorithm
     wall: float
+    timed: int
+    """Fewer than all steps if the log of the time before a resume is lost."""
 
 
 def run(config: Config, folder: Path, console: Console, checkpoint: Path | None = None) -> Trained:
@@ -239,9 +241,10 @@ def run(config: Config, folder: Path, console: Console, checkpoint: Path | None 
             console.print(f"{change}: {reason}; {exact}", **PLAIN_TEXT)
     if model.speed_note:
         console.print(model.speed_note, **PLAIN_TEXT)
+    untimed, before = (model.num_timesteps, 0.0) if before is None else (0, before)
     remaining = config.total_timesteps - model.num_timesteps
     if remaining <= 0:
-        return Trained(model, before)
+        return Trained(model, before, model.num_timesteps - untimed)
     clock, saver = WallClock(before), CheckpointEvery(folder / "checkpoints", config.checkpoint_every)
     display = RunDisplay(f"{config.memory} {config.algo}", console, before=before)
     console.print(describe_training(model, folder), style="dim", **PLAIN_TEXT)
@@ -275,7 +278,7 @@ def run(config: Config, folder: Path, console: Console, checkpoint: Path | None 
         for number, handler in handlers.items():
             signal.signal(number, handler)
     model.stop_requested = distributed.any_rank(model.stop_requested)  # a signal may have come after the last check
-    return Trained(model, clock.total)
+    return Trained(model, clock.total, model.num_timesteps - untimed)
 
 
 def describe_training(model: MemoryOnPolicyAlgorithm, folder: Path) -> str:
@@ -350,9 +353,10 @@ def report(
             console.print(f"{cut} after {config.eval_steps:,} steps (--eval-steps)", **PLAIN_TEXT)
     path = quoted(folder)
     evaluate_command = f"{command_for('evaluate')} {path}"
+    speed = summary["steps_per_s"]
+    timed = "" if speed is None else f" in {format_duration(summary['wall_s'])} ({speed:,.0f} steps/s)"
     lines = [
-        f"{summary['env_steps']:,} steps, {summary['episodes']:,} episodes in {format_duration(summary['wall_s'])} "
-        f"({summary['steps_per_s']:,.0f} steps/s)",
+        f"{summary['env_steps']:,} steps, {summary['episodes']:,} episodes{timed}",
         f"watch it:     {evaluate_command} --watch",
         f"memory used?  {evaluate_command} --ablate",
         f"compare:      {command_for('compare')} {path} OTHER-RUN",

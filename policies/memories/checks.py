@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from policies.memories.contract import Memory, MemoryStep, State
+from policies.memories.contract import Memory, MemoryStep, Panel, State
 
 BATCH = 2
 
@@ -48,7 +48,8 @@ def try_step(memory: Memory, input_size: int | tuple[int, ...]) -> None:
         _check_result(name, memory, step, before)
         if any(not torch.equal(state[entry], value) for entry, value in before.items()):
             raise TypeError(f"{name}.forward writes to the state it is given, expected new tensors")
-        _check_tensors(f"{name}.metrics", "metrics", memory.metrics(step.state))
+        _check_numbers(f"{name}.metrics", "metrics", memory.metrics(step.state))
+        _check_panels(f"{name}.panels", memory.panels(step.state))
         if (after := _sizes(memory)) != sizes:
             changed = ", ".join(sorted({entry for entry, _ in sizes.items() ^ after.items()}))
             raise TypeError(
@@ -92,7 +93,7 @@ def _check_result(name: str, memory: Memory, step: Any, before: State) -> None:
                 f"{name}.forward returned {entry!r} of {value.dtype}, expected {before[entry].dtype}, as initial_state "
                 "gives it"
             )
-    _check_tensors(f"{name}.forward", "losses", step.losses)
+    _check_numbers(f"{name}.forward", "losses", step.losses)
 
 
 def _check_state(where: str, state: Any) -> None:
@@ -108,10 +109,29 @@ def _check_state(where: str, state: Any) -> None:
             )
 
 
-def _check_tensors(where: str, what: str, found: Any) -> None:
-    """Checks losses or metrics: tensors by name."""
+def _check_numbers(where: str, what: str, found: Any) -> None:
+    """Checks losses or metrics: one number per environment by name."""
     if not isinstance(found, dict):
         raise TypeError(f"{where} returned {what} of {type(found).__name__}, expected a dictionary of tensors")
     for entry, value in found.items():
         if not isinstance(value, Tensor):
             raise TypeError(f"{where} returned {entry!r} of {type(value).__name__}, expected a tensor [B]")
+        if value.shape != (BATCH,):
+            raise TypeError(
+                f"{where} returned {entry!r} of shape {tuple(value.shape)} for {BATCH} environments, expected one "
+                f"number each: ({BATCH},)"
+            )
+
+
+def _check_panels(where: str, found: Any) -> None:
+    if not isinstance(found, dict):
+        raise TypeError(f"{where} returned a {type(found).__name__}, expected a dictionary of Panel")
+    for entry, panel in found.items():
+        if not isinstance(panel, Panel):
+            raise TypeError(f"{where} returned {entry!r} of {type(panel).__name__}, expected a Panel")
+        shape = tuple(getattr(panel.image, "shape", ()))
+        if len(shape) != 2 and not (len(shape) == 3 and shape[2] == 3):
+            raise TypeError(
+                f"{where} returned {entry!r} with an image of shape {shape}, expected [H, W] or [H, W, 3] of the first "
+                "environment"
+            )

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,14 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
 from agents import PPO, as_tensor_env, make_env
 from agents.environments import HostEnv
+from agents.environments.processes import ProcessEndedError
 from envs import registered
 from envs.repeat_first import RepeatFirst
 
@@ -259,3 +263,58 @@ def test_processes_of_environments_leave_an_interrupt_to_the_learner() -> None:
     for _ in range(3):
         env.step(np.zeros(2, np.int64))
     env.close()
+
+
+class Failing(gym.Env[Any, Any]):
+    """Fails in its second step, as `how` says."""
+
+    observation_space = spaces.Box(-1, 1, (2,))
+    action_space = spaces.Discrete(2)
+
+    class TwoError(Exception):
+        """Cannot be made from one text, nor sent to another process."""
+
+        def __init__(self, one: int, two: int) -> None:
+            super().__init__(f"{one} and {two}")
+            self.lock = threading.Lock()
+
+    def __init__(self, how: str) -> None:
+        self.how = how
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self.steps = 0
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        self.steps += 1
+        if self.steps == 2:
+            if self.how == "percent":
+                raise ValueError("only 50 % of it")
+            if self.how == "two":
+                raise self.TwoError(1, 2)
+            if self.how == "exit":
+                raise SystemExit(4)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return np.zeros(2, np.float32), 0.0, False, False, {}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="other signals")
+@pytest.mark.filterwarnings("ignore:.*ERROR")
+@pytest.mark.parametrize(
+    ("how", "error", "message"),
+    [
+        ("percent", ValueError, "^only 50 % of it$"),
+        ("two", RuntimeError, "^TwoError: 1 and 2$"),
+        ("exit", ProcessEndedError, "^the process of environment 0 ended with exit status 4$"),
+        ("kill", ProcessEndedError, "^the process of environment 0 ended by SIGKILL$"),
+    ],
+)
+def test_an_error_in_a_process_reaches_the_learner(
+    monkeypatch: pytest.MonkeyPatch, how: str, error: type[Exception], message: str
+) -> None:
+    monkeypatch.setitem(gym.registry, "Failing-v0", EnvSpec("Failing-v0", Failing))
+    env = make_env("Failing-v0", 1, vector="async", how=how)
+    env.reset()
+    env.step(np.zeros(1, np.int64))
+    with pytest.raises(error, match=message):
+        env.step(np.zeros(1, np.int64))

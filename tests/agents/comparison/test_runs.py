@@ -13,7 +13,7 @@ import pytest
 import train
 from agents import load
 from agents.checkpoint import latest_checkpoint
-from agents.comparison import find_runs
+from agents.comparison import Comparison, find_runs
 from agents.comparison.runs import column_of
 from tests.agents.comparison.run_folders import make_run, make_runs
 
@@ -56,7 +56,19 @@ def test_lessons_count_as_steps(trained: Path) -> None:
 
 def test_lessons_that_are_gone_are_unknown(tmp_path: Path) -> None:
     make_run(tmp_path / "run", init_from=tmp_path / "gone")
-    assert find_runs([tmp_path])[0].lesson_steps is None
+    (run,) = find_runs([tmp_path])
+    assert (run.lesson_steps, run.lessons) == (None, True)
+
+
+def test_runs_after_different_lessons_are_different_groups(trained: Path, tmp_path: Path) -> None:
+    starts = {"none": None, "one": trained / "first", "two": trained / "second"}
+    for seed in (0, 1):
+        for name, start in starts.items():
+            make_run(tmp_path / f"{name}-{seed}", seed=seed, init_from=start)
+    found = Comparison.of(find_runs([tmp_path]))
+    assert found.by == ("init_from",)
+    one, two = "RepeatFirst-v0 (64 steps)", "RepeatFirst-v0 (64 steps), RepeatFirst-v0 (32 steps)"
+    assert {group.names: group.seeds for group in found.groups} == {("false",): 2, (one,): 2, (two,): 2}
 
 
 def test_event_files_have_the_numbers_of_the_table(trained: Path, tmp_path: Path) -> None:

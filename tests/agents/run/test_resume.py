@@ -179,6 +179,20 @@ def test_wall_time_is_that_of_the_run(run: Path) -> None:
     assert summary["steps_per_s"] == pytest.approx(128 / summary["wall_s"], rel=0.05)
 
 
+def test_without_the_log_of_earlier_steps_the_speed_is_that_of_later_ones(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A damaged log is to be moved away, as its message says."""
+    (run / "progress.csv").unlink()
+    assert command("--resume", run, "--eval-episodes", 4) == 0  # nothing is trained
+    assert json.loads((run / "summary.json").read_text())["steps_per_s"] is None
+    assert re.search(r"64 steps, \d+ episodes\n", capsys.readouterr().out)
+    assert command("--resume", run, "--total-timesteps", 128) == 0
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["env_steps"] == 128
+    assert summary["steps_per_s"] == pytest.approx(64 / summary["wall_s"], rel=0.05)
+
+
 def test_an_older_checkpoint_sets_later_ones_aside(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """They are of another future; the newest after that is the resumed run's."""
     older = sorted((run / "checkpoints").glob("step_*"))[0]

@@ -16,7 +16,7 @@ import torch
 
 from policies import plugins
 from policies.memories import built_in, make_memory, memory_class, register_memory, registered, registry
-from policies.memories.contract import Memory, MemoryStep
+from policies.memories.contract import Memory, MemoryStep, Panel
 from policies.memories.identity import Identity
 from policies.memories.recurrent.lstm import LSTM
 
@@ -114,11 +114,16 @@ class Own(Memory):
         if self.wrong == "changing type":
             return MemoryStep(hidden, {"h": hidden.double()}, {})
         output = hidden[:, :3] if self.wrong == "width" else hidden / 0 if self.wrong == "infinite" else hidden
-        losses: Any = {"own": 0.5} if self.wrong == "loss" else {}
+        losses: Any = {"loss": {"own": 0.5}, "mean loss": {"own": output.mean()}}.get(self.wrong, {})
         return MemoryStep(output, {"g" if self.wrong == "name" else "h": hidden}, losses)
 
     def metrics(self, state: Any) -> Any:
-        return {"metric": {"norm": 0.5}, "no metrics": None}.get(self.wrong, {})
+        wrong = {"metric": {"norm": 0.5}, "no metrics": None, "mean metric": {"norm": state["h"].norm()}}
+        return wrong.get(self.wrong, {})
+
+    def panels(self, state: Any) -> Any:
+        wrong = {"no panel": {"h": state["h"]}, "panel of all": {"h": Panel(state["h"][None])}, "no panels": None}
+        return wrong.get(self.wrong, {"h": Panel(state["h"][:1])})
 
 
 @pytest.mark.parametrize(
@@ -139,6 +144,14 @@ class Own(Memory):
         ("number", "Own.initial_state returned 'n' of int, expected a tensor, batch first"),
         ("loss", r"Own.forward returned 'own' of float, expected a tensor \[B\]"),
         ("metric", r"Own.metrics returned 'norm' of float, expected a tensor \[B\]"),
+        ("mean loss", r"Own.forward returned 'own' of shape \(\) for 2 environments, expected one number each: \(2,\)"),
+        ("mean metric", r"Own.metrics returned 'norm' of shape \(\) for 2 environments, expected one number each"),
+        ("no panel", "Own.panels returned 'h' of Tensor, expected a Panel"),
+        ("no panels", "Own.panels returned a NoneType, expected a dictionary of Panel"),
+        (
+            "panel of all",
+            r"Own.panels returned 'h' with an image of shape \(1, 2, 4\), expected \[H, W\] or \[H, W, 3\]",
+        ),
         ("no metrics", "Own.metrics returned metrics of NoneType, expected a dictionary of tensors"),
         (
             "lazy",
