@@ -44,7 +44,7 @@ class Args:
     device: str = "cuda"
     """The GPU."""
     pretend: bool = False
-    """Run on the pretend device of tests/pretend_cuda.py, with small sizes."""
+    """Run on the pretend device of tests/pretend_cuda, with small sizes."""
     small: bool = False
     """Few environments, short episodes and few tests, to check that everything runs."""
     stretch: float = 1.0
@@ -107,7 +107,7 @@ def run(line: Line, args: Args, limit: float) -> tuple[str, float]:
     """The result of a line and its duration in seconds."""
     start = [sys.executable]
     if args.pretend and line.words[0] != "-m":
-        start += ["tests/pretend_cuda.py"]
+        start += ["tests/pretend_cuda"]
     started = time.monotonic()
     file = args.out / f"{line.name.replace(' ', '-')}.txt"
     with open(file, "w") as stream:
@@ -130,7 +130,7 @@ def device_name(args: Args) -> str:
     import torch
 
     if args.pretend:
-        return "a pretend device (tests/pretend_cuda.py): no figure of speed means anything"
+        return "a pretend device (tests/pretend_cuda): no figure of speed means anything"
     return torch.cuda.get_device_name(args.device)
 
 

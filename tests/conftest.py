@@ -1,4 +1,4 @@
-"""Shared by all tests: tests marked `gpu` run on a GPU, or with `--pretend-cuda` on the device of pretend_cuda.py."""
+"""Shared by all tests: tests marked `gpu` run on a GPU, or with `--pretend-cuda` on that of tests/pretend_cuda."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Captured iterations on a GPU. Tests that need none: test_cuda_graphs.py, test_cuda_graphs_everywhere.py.
 
-`pytest --pretend-cuda -m gpu` runs these on the device of pretend_cuda.py; test_pretend_gpu.py does so on every run.
+`pytest --pretend-cuda -m gpu` runs these on the device of tests/pretend_cuda; test_pretend_gpu.py does so on every run.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Whole programs on a pretend GPU (pretend_cuda.py): devices, waits, races, graphs and launches, on every test run."""
+"""Whole programs on a pretend GPU (tests/pretend_cuda): devices, waits, races, graphs, launches, on every test run."""
 
 from __future__ import annotations
 
