@@ -12,6 +12,8 @@ import numpy as np
 from gymnasium.vector import SyncVectorEnv, VectorEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
+from agents.environments.infos import kept
+
 SPACE = "observation_space"
 
 
@@ -61,7 +63,7 @@ class CopyObservation(gym.Wrapper[Any, Any, Any, Any]):
         obs, reward, terminated, truncated, info = result
         obs = self._checked_copy("step", obs, info)
         if type(reward) is not float and not isinstance(reward, (np.floating, np.integer)):
-            reward = _number(reward)
+            reward = number("reward", reward)
         for name, end in (("terminated", terminated), ("truncated", truncated)):
             if not isinstance(end, (bool, np.bool_, int, np.integer)) and np.shape(end) != ():
                 raise ContractError(f"step returned {_shown(end)} as {name}, expected true or false")
@@ -92,6 +94,18 @@ class CopyObservation(gym.Wrapper[Any, Any, Any, Any]):
             super().__setattr__(name, value)
         else:
             setattr(self.env, name, value)
+
+
+class CopyAndKeep(CopyObservation):
+    """Also keeps the values of `info` as they are in a batch; see `infos.Kept`."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        obs, info = super().reset(seed=seed, options=options)
+        return obs, kept(info)
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        obs, reward, terminated, truncated, info = super().step(action)
+        return obs, reward, terminated, truncated, kept(info)
 
 
 def copy_observations(batch: VectorEnv[Any, Any, Any] | VecEnv) -> None:
@@ -190,15 +204,19 @@ def _line(space: gym.spaces.Space[Any]) -> str:
     return " ".join(str(space).split())
 
 
-def _number(reward: Any) -> float:
-    """Converts a reward of another type, such as an array of one number."""
+def number(name: str, value: Any) -> float:
+    """Converts a number of any type, such as an array of one.
+
+    Raises:
+        ContractError: it is none.
+    """
     try:
-        number = np.asarray(reward)
-        if number.size != 1 or number.dtype.kind not in "biuf":
+        found = np.asarray(value)
+        if found.size != 1 or found.dtype.kind not in "biuf":
             raise ValueError
-        return float(number.reshape(()))
+        return float(found.reshape(()))
     except (TypeError, ValueError, OverflowError):
-        raise ContractError(f"step returned {_shown(reward)} as reward, expected a number") from None
+        raise ContractError(f"step returned {_shown(value)} as {name}, expected a number") from None
 
 
 def _shown(value: Any) -> str:

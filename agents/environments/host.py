@@ -10,7 +10,9 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from agents.environments.copies import number
 from agents.environments.hosts import Host
+from agents.environments.infos import episode_counts
 from agents.environments.transfer import Transfer
 from envs.tensor_env import Info, Obs, TensorEnv
 from policies.action_masks import parts_of
@@ -71,7 +73,7 @@ class HostEnv(TensorEnv):
     ) -> tuple[Obs, Info]:
         if isinstance(seed, Sequence):
             raise TypeError("HostEnv.reset takes one integer seed for all environments, not a sequence")
-        obs = self.host.reset(seed, options)
+        obs = self.host.reset(None if seed is None else int(seed), options)
         tensors = self._transfer(self._named(obs, self._obs) | self._masks())
         return self._unnamed(tensors, self._obs), _only(tensors, "action_mask")
 
@@ -128,11 +130,12 @@ class HostEnv(TensorEnv):
         """
         stats = np.full((3, self.num_envs), np.nan, dtype=np.float32)
         for index, info in self.host.ended_infos():
-            if "episode" in info:
-                self.counted.append(info["episode"])
-                stats[:2, index] = info["episode"]["r"], info["episode"]["l"]
+            counts = episode_counts(info)
+            if counts is not None:
+                self.counted.append(counts)
+                stats[:2, index] = counts["r"], counts["l"]
             if info.get("is_success") is not None:
-                stats[2, index] = info["is_success"]
+                stats[2, index] = number("info['is_success']", info["is_success"])
         return stats
 
     def _named(self, obs: Any, names: dict[str, str]) -> dict[str, Any]:

@@ -27,8 +27,8 @@ from stable_baselines3.common.vec_env import (
 
 from agents.environments.copies import ContractError
 from agents.environments.host_masks import HostMasks
-from agents.environments.infos import info_of_env, row
-from agents.environments.processes import naming_ended_processes
+from agents.environments.infos import episode_counts, info_of_env, row
+from agents.environments.processes import frozen_texts, naming_ended_processes
 from agents.environments.watch import Watch, reset_infos, watch
 from agents.sb3.vec_env import VectorVecEnv
 
@@ -83,8 +83,8 @@ class VectorEnvHost(Host):
     """A Gymnasium vector environment; `parts` are its single environments, which user code may reset or step.
 
     Raises:
-        ValueError: it resets at the next step (`AutoresetMode.NEXT_STEP`), or `reset` gives another `info` than a
-            dictionary.
+        ValueError: it resets at the next step (`AutoresetMode.NEXT_STEP`), shares texts between
+            processes, or `reset` gives another `info` than a dictionary.
     """
 
     def __init__(self, env: VectorEnv[Any, Any, Any], *parts: gym.Env[Any, Any]) -> None:
@@ -95,6 +95,11 @@ class VectorEnvHost(Host):
             env.metadata = {**env.metadata, "autoreset_mode": mode}
         if mode is not AutoresetMode.SAME_STEP:
             raise ValueError(_advice(env, mode))
+        if frozen_texts(env):
+            name = type(env.unwrapped).__name__
+            raise ValueError(
+                f"{name} with shared memory gives the same texts at every step: build it with shared_memory=False"
+            )
         self.env: VectorEnv[Any, Any, Any] = env
         self.num_envs = env.num_envs
         self.observation_space = env.single_observation_space
@@ -219,7 +224,8 @@ class VecEnvHost(Host):
         counted = []
         for index in np.flatnonzero(self._done):
             episode = {"r": float(self._returns[index]), "l": int(self._lengths[index])}
-            counted.append((int(index), {"episode": episode, **self._infos[index]}))
+            info = self._infos[index]
+            counted.append((int(index), info if episode_counts(info) else {**info, "episode": episode}))
         return counted
 
     def step(self, action: np.ndarray[Any, Any]) -> tuple[Any, Any, Any, Any, Any]:

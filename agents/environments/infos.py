@@ -3,12 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from envs.tensor_env import Info, Obs
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Holds a value of an `info`, since Gymnasium converts those of a batch to the first one's type and shape."""
+
+    value: Any
+
+
+def kept(info: dict[str, Any]) -> dict[str, Any]:
+    """`info` with values that a batch does not convert; `info_of_env` gives them back. Masks stay arrays.
+
+    Names that Gymnasium uses for the last step of an episode are left out.
+    """
+    own = {name: Kept(value) for name, value in info.items() if name not in ("final_obs", "final_info")}
+    return own if "action_mask" not in info else {**own, "action_mask": info["action_mask"]}
+
+
+def episode_counts(info: dict[str, Any]) -> dict[str, Any] | None:
+    """Return `r` and length `l` of an ended episode, if a `Monitor` or a similar wrapper counted them."""
+    counts = info.get("episode")
+    return counts if isinstance(counts, dict) and {"r", "l"} <= counts.keys() else None
 
 
 def info_of_env(info: dict[str, Any], index: int, ended: bool) -> dict[str, Any]:
@@ -19,7 +42,7 @@ def info_of_env(info: dict[str, Any], index: int, ended: bool) -> dict[str, Any]
     if not ended or "final_info" not in info:
         return _entries(info, index)
     final_info, later = _entries(info["final_info"], index), _entries(info, index)
-    if "episode" in later:  # RecordEpisodeStatistics around the vector environment
+    if episode_counts(later) is not None:  # RecordEpisodeStatistics around the vector environment
         final_info.setdefault("episode", later["episode"])
     return final_info
 
@@ -28,12 +51,13 @@ def _entries(info: dict[str, Any], index: int) -> dict[str, Any]:
     entries = {}
     for name, value in info.items():
         present = info.get(f"_{name}")
-        if name.startswith(("_", "final_")) or (present is not None and not present[index]):
+        if (isinstance(name, str) and name.startswith(("_", "final_"))) or (present is not None and not present[index]):
             continue
         if isinstance(value, dict):
             entries[name] = _entries(value, index)
         else:
-            entries[name] = value[index] if isinstance(value, (np.ndarray, list, tuple)) else value
+            entry = value[index] if isinstance(value, (np.ndarray, list, tuple)) else value
+            entries[name] = entry.value if isinstance(entry, Kept) else entry
     return entries
 
 

@@ -19,11 +19,11 @@ from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.common.arguments import Count, read_arguments, read_typed
-from agents.environments.copies import CopyObservation, copy_observations
+from agents.environments.copies import CopyAndKeep, copy_observations
 from agents.environments.host import HostEnv
 from agents.environments.hosts import VecEnvHost, VectorEnvHost
 from agents.environments.named import find_env, import_object
-from agents.environments.processes import worker
+from agents.environments.processes import frozen_texts, worker
 from agents.sb3.vec_env import TensorVecEnv, VectorVecEnv
 from envs.tensor_env import TensorEnv
 from policies.heads import check_action_space
@@ -85,7 +85,7 @@ def make_env(
         return env
     with _building(env_id, spec.entry_point, {**spec.kwargs, **kwargs}):
         outer = [ignoring_interrupts(os.getpid())] if vector == "async" else []
-        batch = _on_host(spec, num_envs, vector, [*layers, CopyObservation, *outer], kwargs)
+        batch = _on_host(spec, num_envs, vector, [*layers, CopyAndKeep, *outer], kwargs)
         _forget_makers(batch)
         env = as_tensor_env(batch, device)
     if vector == "async":
@@ -119,12 +119,15 @@ def _on_host(
     if vector == "async":
         mode["worker"] = worker
     try:
-        return gym.make_vec(spec, num_envs, vector, vector_kwargs=mode, wrappers=wrappers, **kwargs)
+        batch = gym.make_vec(spec, num_envs, vector, vector_kwargs=mode, wrappers=wrappers, **kwargs)
+        if not frozen_texts(batch):
+            return batch
+        batch.close()
     except ValueError as error:
         if not isinstance(error.__cause__, gym.error.CustomSpaceError):
             raise
-        mode["shared_memory"] = False  # custom spaces cannot use shared memory: observations are sent through pipes
-        return gym.make_vec(spec, num_envs, vector, vector_kwargs=mode, wrappers=wrappers, **kwargs)
+    mode["shared_memory"] = False  # texts and custom spaces are sent through pipes
+    return gym.make_vec(spec, num_envs, vector, vector_kwargs=mode, wrappers=wrappers, **kwargs)
 
 
 @contextlib.contextmanager
@@ -184,7 +187,11 @@ def as_tensor_env(env: EnvLike, device: torch.device | str = "cpu") -> TensorEnv
     """
     if isinstance(env, str):
         if batched_class(find_env(env)) is None:
-            return make_env(env, 1, device, render_mode="rgb_array")  # as in SB3, so that it can be rendered
+            try:
+                return make_env(env, 1, device, render_mode="rgb_array")  # as in SB3, so that it can be rendered
+            except ValueError as error:
+                if not isinstance(error.__cause__, TypeError):
+                    raise
         return make_env(env, 1, device)
     if isinstance(env, TensorVecEnv):
         env = env.tensor_env
@@ -209,7 +216,7 @@ def as_tensor_env(env: EnvLike, device: torch.device | str = "cpu") -> TensorEnv
     if isinstance(env, gym.Env):
         _check_spaces(env)
         single, parts = env, (env,)
-        env = SyncVectorEnv([lambda: single], autoreset_mode=AutoresetMode.SAME_STEP)
+        env = SyncVectorEnv([lambda: CopyAndKeep(single)], autoreset_mode=AutoresetMode.SAME_STEP)
         _forget_makers(env)
     if not isinstance(env, (VecEnv, VectorEnv)):
         raise TypeError(f"expected a Gymnasium id, Env, VectorEnv, SB3 VecEnv or TensorEnv, not {_not_an_env(env)}")

@@ -11,6 +11,15 @@ from typing import Any
 from gymnasium.vector import AsyncVectorEnv, VectorEnv
 from gymnasium.vector.async_vector_env import AsyncState, _async_worker
 
+from policies.observations import Layout
+
+
+def frozen_texts(env: VectorEnv[Any, Any, Any]) -> bool:
+    """Whether texts are in shared memory, which Gymnasium decodes once: every observation would have the first ones."""
+    batch = env.unwrapped
+    shared = isinstance(batch, AsyncVectorEnv) and batch.shared_memory
+    return shared and bool(Layout(env.single_observation_space).texts)
+
 
 class ProcessEndedError(RuntimeError):
     """A process of an environment has ended, for example for lack of memory."""

@@ -18,7 +18,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn, tile_images
 
-from agents.environments.infos import as_numpy, infos_of_obs, infos_of_step, row
+from agents.environments.infos import as_numpy, episode_counts, infos_of_obs, infos_of_step, row
 from agents.environments.watch import Watch
 from envs.tensor_env import TensorEnv
 
@@ -154,9 +154,10 @@ class TensorVecEnv(_Counted):
         rewards = reward.cpu().numpy()
         self._count(rewards)
         infos = infos_of_step(info, terminated, truncated, self._counts)
-        for index in np.flatnonzero((terminated | truncated).cpu().numpy()):
-            self.reset_infos[index] = infos_of_obs(info, self.num_envs)[index]
         dones = (terminated | truncated).cpu().numpy()
+        begun = infos_of_obs(info, self.num_envs) if dones.any() else []
+        for index in np.flatnonzero(dones):
+            self.reset_infos[index] = begun[index]
         self._end(dones)
         return as_numpy(obs), rewards, dones, infos
 
@@ -277,9 +278,11 @@ class VectorVecEnv(_Counted):
         rewards, dones = np.asarray(rewards, dtype=np.float32), np.asarray(terminated | truncated)
         self._count(rewards)
         infos = self.source.infos()
+        begun = self.source.reset_infos() if dones.any() else []
         for index in np.flatnonzero(dones):
-            infos[index].setdefault("episode", self._counts(int(index)))
-            self.reset_infos[index] = self.source.reset_infos()[index]
+            if episode_counts(infos[index]) is None:
+                infos[index]["episode"] = self._counts(int(index))
+            self.reset_infos[index] = begun[index]
         self._end(dones)
         return obs, rewards, dones, infos
 

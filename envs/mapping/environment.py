@@ -130,7 +130,7 @@ class Mapping(TensorEnv):
         each_width = tuple(f"f1_{width}" for width in queries if len(queries) > 1)
         self.metric_names = ("located", "explored") if self.explores else ("precision", "recall", "f1", *each_width)
         shape = (map_size, map_size) if len(queries) == 1 else (len(queries), map_size, map_size)
-        reach = max(1.0, position_scale * (inner // 2))
+        reach = max(1.0, abs(position_scale) * (inner // 2))
         view = np.full((4, 3, 3), reach, dtype=np.float32)
         view[:2] = 1.0
         low = np.minimum(-view, 0)

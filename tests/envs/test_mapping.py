@@ -362,3 +362,15 @@ def test_the_map_is_as_large_as_it_must_be() -> None:
     assert [Mapping(1, size=size).map_size for size in (5, 9, 15, 25)] == [3, 12, 24, 24]
     assert Mapping(1, size=25).horizon == 529
     assert Mapping(1, size=15).horizon == 169
+
+
+@pytest.mark.parametrize("scale", [-2.0, 2.0])
+def test_positions_lie_in_the_space(scale: float) -> None:
+    env = Mapping(8, size=7, position_scale=scale)
+    space: Any = env.single_observation_space["view"]
+    obs = env.reset(seed=0)[0]
+    least, most = 0.0, 0.0
+    for _ in range(40):
+        least, most = min(least, float(obs["view"].min())), max(most, float(obs["view"].max()))
+        obs = env.step(torch.zeros(8, 36, dtype=torch.int64))[0]
+    assert (space.low.min(), space.high.max()) == (least, most) == (-4.0, 4.0)
