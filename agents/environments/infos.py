@@ -24,6 +24,8 @@ def kept(info: dict[str, Any]) -> dict[str, Any]:
 
     Names that Gymnasium uses for the last step of an episode are left out.
     """
+    if not info:
+        return info
     own = {name: Kept(value) for name, value in info.items() if name not in ("final_obs", "final_info")}
     return own if "action_mask" not in info else {**own, "action_mask": info["action_mask"]}
 
