@@ -117,13 +117,13 @@ class Group:
         return round(statistics.median(each)) if each else None
 
     def reached(self, threshold: float) -> Reached:
-        """When the training curves first reached `threshold`."""
+        """When the training curves first reached `threshold`, in steps that include earlier lessons."""
         steps, minutes = [], []
         for run in self.runs:
             curve = run.curve(self.score)
             values = -curve.values if lower_is_better(self.score) else curve.values
             there = np.flatnonzero(values >= (-threshold if lower_is_better(self.score) else threshold))
-            steps.append(float(curve.steps[there[0]]) if len(there) else math.inf)
+            steps.append(float(curve.steps[there[0]]) + (run.lesson_steps or 0) if len(there) else math.inf)
             minutes.append(float(curve.minutes[there[0]]) if len(there) else math.inf)
         count = sum(math.isfinite(step) for step in steps)
         return Reached(statistics.median(steps), statistics.median(minutes), count)

@@ -198,13 +198,15 @@ def _read(folder: Path, baselines: bool) -> Iterator[Run]:
     except ValueError:  # the learner is not installed: only the common entries have defaults
         config = {**Config().entries(), **entries}
     summary, evaluation = (_json(folder / name) for name in ("summary.json", "evaluation.json"))
-    same_env = evaluation.get("env") == config["env"] and evaluation.get("env_kwargs") == config["env_kwargs"]
+    same_env = all(evaluation.get(name) == config[name] for name in ("env", "env_kwargs"))
+    for name, entry in (("wrappers", "wrappers"), ("max_steps", "eval_steps")):  # not in older files
+        same_env = same_env and evaluation.get(name, config[entry]) == config[entry]
     random = _entries(evaluation, "scores", folder / "evaluation.json").get("random") if same_env else {}
     chance = _scores(random or {}, "mean", "metrics", folder / "evaluation.json")
     file = folder / "summary.json"
     steps = int(_number(summary.get("env_steps") or 0, "env_steps", file))
     yield Run(folder, config, _scores(summary, "mean_return", "metrics", file), chance, steps)
-    if baselines and config["memory"] != "identity" and (folder / BASELINE / "progress.csv").is_file():
+    if baselines and config["memory"] != "identity" and (folder / BASELINE).is_dir():
         alone: dict[str, Any] = {"memory": "identity", "memory_kwargs": {}, "precision": "float32", "init_from": None}
         alone["imports"] = []  # equal baselines are one group, even if only one of the runs imports its memory
         found = _scores(summary, "identity_mean_return", "identity_metrics", file)

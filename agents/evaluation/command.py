@@ -44,13 +44,14 @@ GROUPS = {
     "Run": "run episodes num_envs max_steps deterministic seed",
     "Environment": "env env_kwargs wrappers data_dir",
     "Baselines": "identity random",
-    "Memory": "ablate ablate_every saliency saliency_steps errors",
+    "Memory": "ablate ablate_every memory_kwargs saliency saliency_steps errors",
     "Viewer": "watch play video video_steps fps",
     "Speed": "device threads",
 }
 """Options by group, for `--help`."""
 NEEDS = {"ablate_every": "ablate", "saliency_steps": "saliency", "video_steps": "video", "fps": "watch play video"}
 """Options that have an effect only with one of others."""
+_FOR_SCORES = ("ablate", "errors", "episodes", "num_envs", "max_steps", "identity", "random")
 _DEVICE_ENVS, _HOST_ENVS = 256, 16  # maximum default of --num-envs
 
 
@@ -92,6 +93,9 @@ class Arguments:
     fall, the memory is not used."""
     ablate_every: Count = 8
     """With --ablate: steps between two resets of the memory."""
+    memory_kwargs: Pairs = field(default_factory=dict)
+    """Arguments of the memory, NAME=VALUE, that replace those of the training, such as slots=256. The weights must
+    fit."""
     saliency: Path | None = None
     """Play one episode and write a .png: how much each earlier observation affects the chosen action and the value."""
     saliency_steps: Count = 200
@@ -124,14 +128,14 @@ def _run(arguments: Arguments) -> None:
     if arguments.data_dir is not None:
         os.environ["ENGRAM_DATA"] = str(arguments.data_dir)
     with ErrorContext(f"loading {arguments.run}").user_errors():
-        agent = None if arguments.run is None else LoadedAgent.open(arguments.run, device)
+        agent = None if arguments.run is None else LoadedAgent.open(arguments.run, device, arguments.memory_kwargs)
     if arguments.deterministic is None:
         arguments.deterministic = agent is not None and agent.model.learns_from_targets
     env_id = arguments.env or (agent.config.env if agent else "")
     if not env_id:
         raise CommandError(f"{arguments.run} has no config.yaml: give its environment with --env")
-    config = agent.config if agent and env_id == agent.config.env else Config()
-    env_kwargs = {**config.env_kwargs, **arguments.env_kwargs}
+    config = agent.config if agent else Config()
+    env_kwargs = {**(config.env_kwargs if env_id == config.env else {}), **arguments.env_kwargs}
     wrappers = config.wrappers if arguments.wrappers is None else arguments.wrappers
     shows = arguments.watch or arguments.play or arguments.video is not None
     max_envs = _DEVICE_ENVS if env_id in registered() else _HOST_ENVS
@@ -161,7 +165,7 @@ def _run(arguments: Arguments) -> None:
             _saliency(arguments, agent, env, env_id)
         else:
             assert agent is not None
-            _score(arguments, agent, env, env_id, env_kwargs)
+            _score(arguments, agent, env, config)
     except CommandError:
         raise
     except Exception as error:
@@ -174,9 +178,13 @@ def _check(arguments: Arguments) -> None:
     modes = arguments.watch + arguments.play + (arguments.video is not None) + (arguments.saliency is not None)
     if modes > 1:
         raise CommandError("expected at most one of --watch, --play, --video and --saliency")
-    if modes and (arguments.ablate or arguments.errors):
-        option = "--ablate" if arguments.ablate else "--errors"
-        raise CommandError(f"{option} is for scores, which --watch, --play, --video and --saliency do not make")
+    for name in _FOR_SCORES:
+        value = getattr(arguments, name)
+        if modes and value != getattr(Arguments, name):
+            option = f"--{'no-' if value is False else ''}{name.replace('_', '-')}"
+            raise CommandError(f"{option} is for scores, which --watch, --play, --video and --saliency do not make")
+    if arguments.memory_kwargs and arguments.run is None:
+        raise CommandError("--memory-kwargs changes the memory of a run: expected one")
     if arguments.saliency is not None and (arguments.run is None or arguments.saliency.suffix.lower() != ".png"):
         raise CommandError(f"--saliency {arguments.saliency}: expected a run and a name that ends in .png")
     if arguments.video is not None and arguments.video.suffix.lower() not in (".mp4", ".gif"):
@@ -201,8 +209,8 @@ class _Results:
         return {name: each.tables() for name, each in self.breakdowns.items()}
 
 
-def _score(arguments: Arguments, agent: LoadedAgent, env: TensorEnv, env_id: str, env_kwargs: dict[str, Any]) -> None:
-    console = make_console()
+def _score(arguments: Arguments, agent: LoadedAgent, env: TensorEnv, config: Config) -> None:
+    console, env_id = make_console(), config.env
     console.print(
         f"{arguments.episodes} episodes of {env_id} on {env.num_envs} environments at once ...",
         style="dim",
@@ -217,10 +225,13 @@ def _score(arguments: Arguments, agent: LoadedAgent, env: TensorEnv, env_id: str
             "checkpoint": str(agent.checkpoint),
             "env_steps": agent.model.num_timesteps,
             "env": env_id,
-            "env_kwargs": env_kwargs,
+            "env_kwargs": config.env_kwargs,
+            "wrappers": config.wrappers,
+            "max_steps": arguments.max_steps,
             "num_envs": env.num_envs,
             "seed": arguments.seed,
             "deterministic": arguments.deterministic,
+            "memory_kwargs": agent.model.policy.memory_kwargs,
             **_as_json(results),
         }
         file = agent.folder / "evaluation.json"

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from agents import MemoryOnPolicyAlgorithm, latest_checkpoint, load
+from agents.checkpoint.learner import load_weights
+from agents.common.arguments import read_arguments
 from agents.common.invocation import command_for
 from agents.run.config import Config
 from agents.run.failures import CommandError
 from agents.run.recipes import load_config
+from policies.memories.registry import memory_class
+from policies.policy import MemoryActorCriticPolicy
 
 
 @dataclass
@@ -24,13 +30,18 @@ class LoadedAgent:
     config: Config
 
     @classmethod
-    def open(cls, path: Path, device: str) -> LoadedAgent:
+    def open(cls, path: Path, device: str, memory_kwargs: Mapping[str, Any] | None = None) -> LoadedAgent:
         """The agent of a run's folder or a checkpoint.
+
+        Args:
+            path: of the folder or checkpoint.
+            device: where the agent acts.
+            memory_kwargs: arguments of the memory that replace those of the training.
 
         Raises:
             CommandError: there is no such path.
-            CheckpointError: the checkpoint is missing or damaged.
-            ValueError: the run's `config.yaml` is wrong.
+            CheckpointError: the checkpoint is missing or damaged, or does not fit the changed memory.
+            ValueError: the run's `config.yaml` is wrong, or the memory does not take such an argument.
         """
         if not path.exists():
             raise CommandError(f"there is no {path}")
@@ -38,7 +49,11 @@ class LoadedAgent:
         folders = (path, place.parent, place.parent.parent)  # RUN, RUN/identity, RUN/checkpoints/step_...
         folder = next((folder for folder in folders if (folder / "config.yaml").is_file()), None)
         config = Config(env="") if folder is None else load_config(folder / "config.yaml")
-        return cls(load(checkpoint, device=device, **config.own_classes()), checkpoint, folder, config)
+        model = load(checkpoint, device=device, **config.own_classes())
+        if memory_kwargs:
+            model.policy = _with_memory(model.policy, memory_kwargs).to(model.device)
+            load_weights(model.policy, checkpoint)
+        return cls(model, checkpoint, folder, config)
 
     @property
     def description(self) -> str:
@@ -67,3 +82,14 @@ class LoadedAgent:
             return None, f"identity (no memory): {mean:.3f} from the run's summary.json; its agent was not saved"
         except (OSError, ValueError, KeyError, TypeError):
             return None, missing
+
+
+def _with_memory(policy: MemoryActorCriticPolicy, changes: Mapping[str, Any]) -> MemoryActorCriticPolicy:
+    """A new policy like `policy`, with some arguments of its memory changed."""
+    kind = memory_class(policy.memory_name)
+    changed = read_arguments(kind, changes, "memory_kwargs", ("input_size", "queries"), sizes=True)
+    arguments = {**policy._get_constructor_parameters(), "memory_kwargs": {**policy.memory_kwargs, **changed}}
+    try:
+        return type(policy)(**arguments)
+    except TypeError as error:  # arguments that the memory does not take
+        raise ValueError(str(error)) from error

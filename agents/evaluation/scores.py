@@ -97,8 +97,8 @@ def evaluate(
         deterministic: act greedily instead of sampling.
         seed: makes the score reproducible and leaves torch's global generators unchanged; None: uses those.
         breakdown: collects the score of single answers by the task's groups.
-        max_steps: longer episodes are cut at about this length, and their environment plays no further episodes, so
-            that evaluation always ends. `Score.cut` counts them.
+        max_steps: longer episodes are cut at this length, and their environment plays no further episodes, so that
+            evaluation always ends. `Score.cut` counts them.
 
     Raises:
         ValueError: `n_episodes` is below 1, or the environment's spaces are not the agent's.
@@ -250,34 +250,37 @@ def _play(
 
     # Return and length of every environment's running episode, for episodes that do not end.
     partial, since = torch.zeros(num_envs, device=device), torch.zeros_like(played)
+    cut = torch.zeros_like(played, dtype=torch.bool)  # environments that play no further episodes
 
     def unfinished() -> bool:
         if env.horizon is not None:
             return step < rounds * env.horizon
-        return bool(step % _READ_EVERY) or bool(((played < wanted) & (since < max_steps)).any())
+        return bool(step % _READ_EVERY) or bool(((played < wanted) & ~cut).any())
 
     step = 0
     while unfinished():
         if breakdown is not None and step % breakdown.horizon == 0:
             breakdown.begin(env)
         obs, reward, terminated, truncated, info = env.step(act(obs, starts, info))
-        metrics.add(info, played < wanted)
+        live = (played < wanted) & ~cut
+        metrics.add(info, live)
         if breakdown is not None:
-            breakdown.add(info, step % breakdown.horizon, played < wanted)
-        row = played.clamp(max=rounds)[None]
+            breakdown.add(info, step % breakdown.horizon, live)
+        row = torch.where(live, played, rounds)[None]
         ended = over = terminated | truncated
-        partial, since = partial + reward, since + 1
+        partial, since = torch.where(cut, partial, partial + reward), since + ~cut
         steps = torch.ones_like(played)
         if env.counts_episodes:
             reward, steps, over = _as_counted(info, reward)
         returns.scatter_add_(0, row, reward[None])
         lengths.scatter_add_(0, row, steps[None])
+        over = over & live
         partial, since = partial.masked_fill(over, 0.0), since.masked_fill(over, 0)
-        act.record_success(info, over & (played < wanted))
+        act.record_success(info, over)
         played += over
+        cut |= live & ~over & (since >= max_steps)
         starts = ended if "final_obs" in info else None
         step += 1
-    cut = (played < wanted) & (since >= max_steps)
     cut_row = cut & (torch.arange(rounds + 1, device=device)[:, None] == played)
     counted = cut_row[:-1] | (torch.arange(rounds, device=device)[:, None] < torch.minimum(played, wanted))
     returns, lengths = torch.where(cut_row, partial, returns), torch.where(cut_row, since, lengths)

@@ -6,8 +6,8 @@ import contextlib
 import signal
 import sys
 from collections.abc import Iterator
-from typing import Any
 
+from agents.common.signals import terminable
 from agents.common.terminal import PLAIN_TEXT, make_console, replace_unprintable
 from agents.run.config import Command
 from agents.run.failures import CommandError, ErrorContext
@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> None:
                 stack.enter_context(distributed.session())
                 rank_prefix = f"rank {distributed.rank()}: " if distributed.rank() else ""
                 config, checkpoint = parsed_by_first(lambda: parse(arguments))
-            stack.enter_context(_terminable())
+            stack.enter_context(terminable())
             console = make_console(quiet=distributed.rank() > 0)
             if config.lessons:
                 status = train_lessons(config, arguments, console)
@@ -60,24 +60,6 @@ def _ignoring_signals() -> Iterator[None]:
             for number in (signal.SIGINT, signal.SIGTERM):
                 stack.callback(signal.signal, number, signal.signal(number, signal.SIG_IGN))
         yield
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """Makes SIGTERM end the process like Ctrl-C, so that it reports what was saved."""
-
-    def end(signum: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    try:
-        before = signal.signal(signal.SIGTERM, end)
-    except ValueError:  # only the main thread can handle signals
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def sweep(config: Command, flags: list[str]) -> int:

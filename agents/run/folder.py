@@ -22,6 +22,12 @@ def newest_checkpoint(folder: Path) -> Path | None:
         return None
 
 
+def holds_run(folder: Path) -> bool:
+    """Whether a folder holds a run that has got anywhere: one that failed before its first checkpoint has not."""
+    begun = any((folder / name).exists() for name in ("checkpoints", "summary.json"))
+    return begun and (folder / "config.yaml").exists()
+
+
 def checkpoint_folder(checkpoint: Path) -> Path:
     """The run's folder of a checkpoint in it."""
     return Path(os.path.normpath(checkpoint / ".." / ".."))

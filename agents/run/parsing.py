@@ -14,6 +14,7 @@ import tyro
 
 from agents import latest_checkpoint
 from agents.common.arguments import read
+from agents.common.signals import terminable
 from agents.common.terminal import make_console, replace_unprintable
 from agents.environments import import_modules
 from agents.run.config import NUMBERS, Command, Config, known_entries, run_entries
@@ -167,7 +168,8 @@ def run_command(
                 if needed and not any(getattr(options, other) for other in needed):
                     words = " or ".join(f"--{other}" for other in needed)
                     raise ValueError(f"--{name.replace('_', '-')} has no effect without {words}")
-        run(options)
+        with terminable():  # before pygame, which leaves it alone then
+            run(options)
     except KeyboardInterrupt:
         sys.exit(130)
     except CommandError as error:
@@ -197,6 +199,14 @@ def with_switch_values(arguments: list[str], switches: list[str]) -> list[str]:
 def named_options(arguments: list[str]) -> list[str]:
     """The options of a command line, by the names of their configuration entries."""
     return [word.split("=")[0].removeprefix("--").replace("-", "_") for word in arguments if word.startswith("--")]
+
+
+def given_parts(arguments: list[str]) -> dict[str, str | None]:
+    """Recipe, environment, learner and memory that a command line names."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("recipe", "env", "algo", "memory"):
+        parser.add_argument(f"--{name}")
+    return vars(parser.parse_known_args(arguments)[0])
 
 
 def refuse_empty(arguments: list[str]) -> None:

@@ -128,7 +128,8 @@ def is_complete(folder: Path, checkpoint: Path, config: Config, saved: Config) -
     if not isinstance(summary, dict) or not isinstance(steps, int):
         return False
     lacks_baseline = config.baseline and config.memory != "identity" and summary.get("identity_mean_return") is None
-    if steps < config.total_timesteps or lacks_baseline or config.eval_episodes != saved.eval_episodes:
+    rescores = (config.eval_episodes, config.eval_steps) != (saved.eval_episodes, saved.eval_steps)
+    if steps < config.total_timesteps or lacks_baseline or rescores:
         return False
     longer = dataclasses.replace(config, total_timesteps=saved.total_timesteps)
     if changed := what_changed(longer, saved, training=True):

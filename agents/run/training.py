@@ -34,6 +34,7 @@ from agents.run.folder import (
     checkpoint_folder,
     describe_saved,
     folder_of,
+    holds_run,
     lock_folder,
     newest_checkpoint,
     resume_command,
@@ -116,7 +117,12 @@ def _train(config: Config, checkpoint: Path | None, console: Console, start: Sta
     identity = None
     if config.baseline and config.memory != "identity":
         memoryless = dataclasses.replace(
-            config, memory="identity", memory_kwargs={}, precision="float32", init_from=None
+            config,
+            memory="identity",
+            memory_kwargs={},
+            precision="float32",
+            init_from=None,
+            total_timesteps=_steps_of_baseline(config, model),
         )
         before = distributed.from_first(lambda: newest_checkpoint(folder / "identity") if checkpoint else None)
         identity_model = run(memoryless, folder / "identity", console, before).model
@@ -128,7 +134,7 @@ def _train(config: Config, checkpoint: Path | None, console: Console, start: Sta
         identity = result
     summary = {
         "mean_return": None if result is None else result.mean,
-        "ci95": None if result is None else result.ci95,
+        "ci95": None if result is None else result.as_dict()["ci95"],
         "identity_mean_return": None if identity is None else identity.mean,
         "metrics": {} if result is None else result.metrics,
         "identity_metrics": {} if identity is None else identity.metrics,
@@ -141,6 +147,12 @@ def _train(config: Config, checkpoint: Path | None, console: Console, start: Sta
     return 0
 
 
+def _steps_of_baseline(config: Config, model: MemoryOnPolicyAlgorithm) -> int:
+    """As many steps as the agent has, which are more than configured if the total has been lowered since."""
+    beyond = model.num_timesteps - config.total_timesteps
+    return config.total_timesteps if beyond < model.n_steps * model.all_envs else model.num_timesteps
+
+
 def prepare(config: Config, checkpoint: Path | None, locks: list[FileLock | None]) -> Start:
     """Creates and locks the run's folder and writes the configuration. Nothing is written before all checks have
     passed.
@@ -151,12 +163,12 @@ def prepare(config: Config, checkpoint: Path | None, locks: list[FileLock | None
     """
     folder = folder_of(config)
     if checkpoint is None:
-        taken = not distributed.restarts() and (folder / "config.yaml").exists()
+        taken = not distributed.restarts() and holds_run(folder)
         if not taken:
             build(config)
             folder.mkdir(parents=True, exist_ok=True)
             locks.append(lock_folder(folder))
-            taken = not distributed.restarts() and (folder / "config.yaml").exists()
+            taken = not distributed.restarts() and holds_run(folder)
         if taken:
             raise ValueError(f"{folder} already holds a run; choose another --run-dir, or --resume {quoted(folder)}")
         resumed = ""

@@ -11,7 +11,7 @@ from agents import learner_class
 from agents.environments import HostEnv
 from agents.hyperparameters import hints_of
 from agents.run.config import Config, known_entries, run_entries
-from agents.run.parsing import named_options
+from agents.run.parsing import given_parts, named_options
 from agents.sweep.space import KWARGS, Parameter, Space
 from policies.memories import memory_class
 
@@ -31,11 +31,11 @@ def check(space: Space, config: Config, flags: list[str]) -> Space:
         ValueError: a parameter is also given as a flag, is not an argument of its part, or has no effect there; or the
             environment has no such objective. One line that names the entry.
     """
-    named = {*named_options(flags)}
+    named = {name.removeprefix("no_") for name in named_options(flags)}
     for name in sorted(named):
         if name in space:
             space.wrong(f"space.{name}", f"is searched, but the command line also has --{name.replace('_', '-')}")
-    if {"seed", "no_seed"} & named:
+    if "seed" in named:
         space.wrong("seeds", "the command line has --seed, but the seeds of a sweep are set in its file")
     choices = {one.name: one.choices for one in space.parameters}
     parts = {part: choices.get(part, (getattr(config, part),)) for part in ("memory", "env", "algo")}
@@ -59,8 +59,13 @@ def check(space: Space, config: Config, flags: list[str]) -> Space:
     if space.objective.startswith("task/") and space.objective not in scores:
         known = ", ".join(["return", *sorted(scores)])
         space.wrong("objective", f"{space.objective} is not a score of the environment; known are {known}")
+    if not config.eval_episodes and (space.objective == "return" or space.objective in scores):
+        space.wrong("objective", f"{space.objective} is a score of new episodes, expected eval_episodes of at least 1")
     for part in KWARGS:
         for name in getattr(config, part):
+            if f"{part}.{name}" in space and any(word.startswith(f"{name}=") for word in flags):
+                flag = part.replace("_", "-")
+                space.wrong(f"space.{part}.{name}", f"is searched, but the command line also has --{flag} {name}")
             for taker in arguments[part]:
                 _annotation_of(space, f"{part}.{name}", arguments[part], taker)
     for one in space.parameters:
@@ -68,7 +73,8 @@ def check(space: Space, config: Config, flags: list[str]) -> Space:
             for algo in one.when.get("algo", parts["algo"]):
                 if one.name not in hints_of(learner_class(algo).config_class):
                     space.wrong(f"space.{one.name}", f"has no effect on {algo}")
-    return dataclasses.replace(space, parameters=tuple(_typed(space, one, arguments) for one in space.parameters))
+    typed = tuple(_typed(space, one, arguments) for one in space.parameters)
+    return dataclasses.replace(space, parameters=typed).with_flags(named, given_parts(flags))
 
 
 def _arguments(part: Any, *excluded: str) -> _Arguments:

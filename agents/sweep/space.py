@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -71,6 +71,8 @@ class Space:
     sampler: dict[str, Any] = field(default_factory=lambda: {"name": "tpe"})
     pruner: dict[str, Any] = field(default_factory=lambda: {"name": "median"})
     reports: int = 20
+    of_algo: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """For each learner that is searched, the entries whose defaults are not those of the first; see `with_flags`."""
 
     def wrong(self, entry: str, what: str) -> NoReturn:
         """Raises a `ValueError` about an entry of the file."""
@@ -82,10 +84,34 @@ class Space:
     def defaults(self, given: Mapping[str, Any]) -> Config:
         """The values below the flags: defaults, overridden by the recipe, overridden by `fixed`.
 
+        If learners are searched, it has the hyper-parameters of all of them.
+
         Args:
             given: recipe, env, algo and memory from the flags. A part that they replace loses the arguments that the
                 file fixes for it, and a part that is searched loses those of the recipe.
         """
+        config = self._defaults(given)
+        for parameter in self.parameters:
+            if parameter.name == "algo":
+                config.learner = _of_all(parameter.choices, config.entries())
+        return config
+
+    def with_flags(self, flags: Collection[str], given: Mapping[str, Any]) -> Space:
+        """The space whose trials have the defaults of their own learner, except for the entries set by `flags`.
+
+        Args:
+            flags: names of entries.
+            given: as of `defaults`.
+        """
+        start = self.defaults(given).entries()
+        own = {}
+        for parameter in self.parameters:
+            for algo in parameter.choices if parameter.name == "algo" else ():
+                entries = self._defaults({**given, "algo": algo}).entries()
+                own[algo] = {name: v for name, v in entries.items() if name not in flags and v != start.get(name)}
+        return dataclasses.replace(self, of_algo=own)
+
+    def _defaults(self, given: Mapping[str, Any]) -> Config:
         parts = {name: given.get(name) or self.fixed.get(name) for name in ("env", "algo", "memory")}
         config = base_config(given.get("recipe") or self.recipe, **parts)
         own = {part: self.fixed.get(part, getattr(config, part)) for part in ("env", "memory")}
@@ -99,11 +125,7 @@ class Space:
         for part in ("env", "memory"):
             if part in self and f"{part}_kwargs" not in self.fixed:
                 entries[f"{part}_kwargs"] = {}
-        config = Config.of(entries)
-        for parameter in self.parameters:
-            if parameter.name == "algo":
-                config.learner = _of_all(parameter.choices, entries)
-        return config
+        return Config.of(entries)
 
     def suggest(self, trial: Any) -> dict[str, Any]:
         """Draws the values of an Optuna trial whose conditions hold."""
@@ -115,7 +137,7 @@ class Space:
 
     def configure(self, config: Config, values: Mapping[str, Any]) -> Config:
         """A trial's configuration."""
-        chosen = config.entries()
+        chosen = config.entries() | self.of_algo.get(values.get("algo", ""), {})
         chosen |= {name: dict(chosen[name]) for name in KWARGS}
         for name, value in values.items():
             part, _, argument = name.partition(".")

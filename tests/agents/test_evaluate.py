@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -19,8 +22,10 @@ from torch import Tensor
 
 import evaluate as command
 from agents import PPO, make_env
+from agents.evaluation.loaded import LoadedAgent
 from agents.evaluation.scores import Score, evaluate, play, random_actions, random_score
 from agents.run.config import Config
+from agents.view.session import Session
 from envs.tensor_env import Obs, TensorEnv
 from policies.policy import MemoryActorCriticPolicy
 
@@ -123,6 +128,21 @@ def test_episodes_of_many_lengths_against_a_plain_loop() -> None:
     assert score.mean == pytest.approx(fmean(returns), abs=1e-5)
     assert score.std == pytest.approx(stdev(returns), abs=1e-5)
     assert score.mean_length == pytest.approx(fmean(lengths))
+
+
+def test_long_episodes_are_cut_where_they_reach_the_limit() -> None:
+    """Also while others still play, and although they end later."""
+    rewards = [[1, 10]] * 8
+    env = script(rewards, terminated=[(4, 1), (5, 0), (7, 0), (7, 1)])  # copy 0 is over the limit of 4 at step 3
+    score = play(idle, env, 4, max_steps=4)
+    assert (score.cut, score.episodes, score.mean_length) == (2, 2, 4)
+    assert score.mean == fmean([4, 40])
+    env = script(rewards, terminated=[(1, 0), (2, 1), (5, 1), (7, 1)])
+    score = play(idle, env, 4, max_steps=4)  # copy 0 plays one episode and is then cut, copy 1 plays both
+    assert (score.cut, score.episodes) == (1, 4)
+    assert score.mean == fmean([2, 4, 30, 30])
+    score = play(idle, Fixed(2), 4, max_steps=2)
+    assert (score.cut, score.mean_length) == (2, 2)
 
 
 def test_the_interval_is_students() -> None:
@@ -280,6 +300,7 @@ def test_the_table_and_the_file(run: Path, monkeypatch: pytest.MonkeyPatch, caps
     assert set(found["scores"]) == {"agent", "random"}
     agent = found["scores"]["agent"]
     assert (agent["episodes"], agent["mean_length"]) == (8, 20.0)
+    assert (found["wrappers"], found["max_steps"], found["memory_kwargs"]) == ([], 30_000, {"hidden_size": 16})
     assert f"{agent['mean']:.3f}" in printed
 
 
@@ -311,6 +332,62 @@ def test_identity_beside_it(
     baseline.save(tmp_path / "identity")
     assert call(monkeypatch, tmp_path, "--episodes", "2") == 0
     assert set(json.loads((tmp_path / "evaluation.json").read_text())["scores"]) == {"agent", "identity", "random"}
+
+
+def test_arguments_of_the_memory_may_change_where_the_weights_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kwargs: dict[str, Any] = {"memory": "dnc", "memory_kwargs": {"hidden_size": 8, "slots": 4, "word_size": 3}}
+    model = PPO("MemoryPolicy", make_env("Engram/RepeatFirst-v0", 2), policy_kwargs=kwargs, n_steps=4, n_minibatches=1)
+    model.save(tmp_path / "checkpoints" / "step_8")
+    Config(env="Engram/RepeatFirst-v0", **kwargs).save(tmp_path / "config.yaml")
+    words = [tmp_path, "--episodes", "4", "--no-random", "--memory-kwargs"]
+    assert call(monkeypatch, *words, "slots=16") == 0
+    assert json.loads((tmp_path / "evaluation.json").read_text())["memory_kwargs"]["slots"] == 16
+    larger = LoadedAgent.open(tmp_path, "cpu", {"slots": 16}).model.policy
+    assert larger.initial_state(1)["memory"].shape == (1, 16, 3)
+    for name, value in model.policy.state_dict().items():
+        assert value.equal(larger.state_dict()[name])
+    capsys.readouterr()
+    assert call(monkeypatch, *words, "hidden_size=16") == 2
+    assert "do not fit this memory" in capsys.readouterr().err
+    assert call(monkeypatch, *words, "slot=16") == 2
+    assert "unexpected keyword argument 'slot'; it takes" in capsys.readouterr().err
+
+
+def times_ten(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+    return gym.wrappers.TransformReward(env, lambda reward: 10 * float(reward))
+
+
+def test_another_environment_has_the_wrappers_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrappers = [f"{__name__}:times_ten"]
+    env = make_env("CartPole-v1", 2, wrappers=wrappers)
+    kwargs = {"memory": "identity"}
+    PPO("MemoryPolicy", env, policy_kwargs=kwargs, n_steps=4, n_minibatches=1).save(tmp_path / "checkpoints" / "step_8")
+    Config(env="CartPole-v1", memory="identity", wrappers=wrappers).save(tmp_path / "config.yaml")
+    assert call(monkeypatch, tmp_path, "--episodes", "4", "--env", "CartPole-v0", "--no-random") == 0
+    found = json.loads((tmp_path / "evaluation.json").read_text())
+    assert found["scores"]["agent"]["mean"] == 10 * found["scores"]["agent"]["mean_length"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM for one process")
+def test_sigterm_leaves_no_part_of_a_video(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    count = 0
+
+    def scene(self: Session, *args: str) -> Any:
+        nonlocal count
+        count += 1
+        if count == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return whole(self, *args)
+
+    whole = Session.scene
+    monkeypatch.setattr(Session, "scene", scene)
+    assert call(monkeypatch, run, "--video", tmp_path / "x.gif") == 130
+    assert count == 3
+    assert not list(tmp_path.iterdir())
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_an_ordinary_environment(
@@ -346,6 +423,10 @@ def test_an_ordinary_environment(
         (["RUN", "--fps", "3"], "--fps has no effect without --watch or --play or --video"),
         (["RUN", "--errors", "--video", "x.gif"], "--errors is for scores, which --watch, --play, --video"),
         (["RUN", "--ablate", "--saliency", "x.png"], "--ablate is for scores, which --watch, --play, --video"),
+        (["RUN", "--episodes", "3", "--saliency", "x.png"], "--episodes is for scores"),
+        (["RUN", "--max-steps", "3", "--watch"], "--max-steps is for scores"),
+        (["RUN", "--no-identity", "--video", "x.gif"], "--no-identity is for scores"),
+        (["--play", "--env", "Engram/TMaze-v0", "--memory-kwargs", "slots=3"], "--memory-kwargs changes the memory of"),
     ],
 )
 def test_wrong_input_gets_one_line(

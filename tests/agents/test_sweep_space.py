@@ -12,6 +12,7 @@ from sweep_spaces import space_file
 
 import train
 from agents.run.parsing import parse
+from agents.sweep.check import check
 from agents.sweep.space_file import load_space
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -108,6 +109,13 @@ def test_wrong_entries_are_named(tmp_path: Path, entries: dict[str, Any], messag
             "space.learning_rate: is searched, but the command line also has --",
         ),
         ({}, ["--learning_rate=0.1"], "space.learning_rate: is searched"),
+        ({"space": {"anneal": [True, False]}}, ["--no-anneal"], "space.anneal: is searched, but the command line also"),
+        (
+            {"space": {"memory_kwargs.hidden_size": [16, 32]}},
+            ["--memory-kwargs", "hidden_size=7"],
+            "space.memory_kwargs.hidden_size: is searched, but the command line also has --memory-kwargs hidden_size",
+        ),
+        ({}, ["--eval-episodes", "0"], "objective: return is a score of new episodes, expected eval_episodes of at"),
         ({}, ["--seed", "1"], "seeds: the command line has --seed"),
         ({"sampler": "annealing"}, [], "sampler: annealing is unknown; known are tpe, random, grid"),
         ({"sampler": "grid"}, [], "sampler: a grid needs a step or choices for learning_rate"),
@@ -142,6 +150,21 @@ def test_flags_go_before_fixed_values_and_these_before_the_recipe(tmp_path: Path
     assert not config.baseline
     other, _ = parse(["--sweep", str(file), "--memory", "gru"])  # the arguments were for another memory
     assert other.memory_kwargs == {}
+
+
+def test_each_learner_of_a_search_has_its_own_defaults(tmp_path: Path) -> None:
+    searched = {"algo": ["ppo", "a2c"], "gamma": {"low": 0.5, "high": 1}}
+    fixed = {"env": "Engram/RepeatFirst-v0", "memory": "gru", "total_timesteps": 64, "vf_coef": 0.125}
+    file = str(space_file(tmp_path, space=searched, fixed=fixed))
+    for flags in ([], ["--learning-rate", "1e-3"]):  # PPO's default, now set for both
+        config, _ = parse(["--sweep", file, *flags])
+        space = check(load_space(file), config, ["--sweep", file, *flags])
+        for algo in ("ppo", "a2c"):
+            trial = space.configure(config, {"algo": algo, "gamma": 0.75})
+            alone, _ = parse(["--env", "Engram/RepeatFirst-v0", "--memory", "gru", "--algo", algo, *flags])
+            wanted = vars(alone.learner) | {"gamma": 0.75, "vf_coef": 0.125}
+            assert vars(trial.learner) == wanted
+            assert (trial.num_envs, trial.anneal) == (alone.num_envs, alone.anneal)
 
 
 def test_parameters_are_drawn_where_they_apply_and_reach_the_configuration(tmp_path: Path) -> None:

@@ -189,8 +189,13 @@ def test_random_actions_are_taken_from_an_evaluation(tmp_path: Path) -> None:
     evaluation = {"env": "Engram/RepeatFirst-v0", "env_kwargs": {}, "scores": scores}
     (folder / "evaluation.json").write_text(json.dumps(evaluation))
     assert Comparison.of(find_runs([tmp_path])).random == 0.25
-    (folder / "evaluation.json").write_text(json.dumps({**evaluation, "env_kwargs": {"length": 3}}))
-    assert Comparison.of(find_runs([tmp_path])).random is None
+    others: list[dict[str, object]] = [{"env_kwargs": {"length": 3}}, {"wrappers": ["my:Wrapper"]}, {"max_steps": 7}]
+    for other in others:
+        (folder / "evaluation.json").write_text(json.dumps({**evaluation, **other}))
+        assert Comparison.of(find_runs([tmp_path])).random is None
+    same = {"wrappers": [], "max_steps": 30_000}
+    (folder / "evaluation.json").write_text(json.dumps({**evaluation, **same}))
+    assert Comparison.of(find_runs([tmp_path])).random == 0.25
 
 
 def test_a_run_is_the_same_training_only_with_the_same_settings(tmp_path: Path) -> None:

@@ -54,6 +54,20 @@ def test_lessons_count_as_steps(trained: Path) -> None:
     assert find_runs([trained / "first"])[0].lesson_steps == 0
 
 
+def test_a_threshold_is_reached_after_the_steps_of_the_lessons(trained: Path, tmp_path: Path) -> None:
+    make_run(tmp_path / "run", init_from=trained / "second", curve=[0.0, 1.0, 1.0, 1.0], steps=400)
+    (group,) = Comparison.of(find_runs([tmp_path])).groups
+    assert group.reached(0.9).steps == 200 + 32 + 64
+
+
+def test_a_baseline_without_its_table_is_read_from_event_files(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained / "first", tmp_path / "first")
+    (tmp_path / "first" / "identity" / "progress.csv").unlink()
+    _, baseline = find_runs([tmp_path])
+    assert (baseline.memory, baseline.steps) == ("identity", 64)
+    assert {*baseline.scores} == {"return"}
+
+
 def test_lessons_that_are_gone_are_unknown(tmp_path: Path) -> None:
     make_run(tmp_path / "run", init_from=tmp_path / "gone")
     (run,) = find_runs([tmp_path])

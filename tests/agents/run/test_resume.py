@@ -21,6 +21,7 @@ from agents.checkpoint import digest, read_manifest
 from agents.registry import learners
 from agents.run import callbacks, training
 from agents.run.logs import Table, rows_up_to
+from envs.repeat_first import RepeatFirst
 
 
 @pytest.fixture(scope="module")
@@ -317,3 +318,40 @@ def test_the_state_of_the_checkout_is_read_without_a_lock(tmp_path: Path, monkey
     monkeypatch.setattr(callbacks, "__file__", str(file))
     assert re.fullmatch("commit [0-9a-f]{40}", callbacks.git_state())
     assert index.read_bytes() == before
+
+
+def test_a_folder_whose_run_failed_at_once_can_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = [*SMALL, "--total-timesteps", 32, "--run-dir", tmp_path / "run"]
+
+    def fail(*args: object) -> None:
+        raise RuntimeError("not yet")
+
+    monkeypatch.setattr(RepeatFirst, "_begin", fail)
+    assert command(*words) == 2
+    assert (tmp_path / "run" / "config.yaml").is_file()
+    monkeypatch.undo()
+    assert command(*words) == 0
+
+
+def test_other_evaluation_steps_score_again(run: Path) -> None:
+    before = contents(run)
+    assert command("--resume", run, "--eval-steps", 2) == 0
+    assert config_of(run)["eval_steps"] == 2
+    assert contents(run) != before
+
+
+def test_the_baseline_has_the_agents_steps_if_the_total_was_lowered(run: Path) -> None:
+    assert command("--resume", run, "--total-timesteps", 32, "--baseline") == 0
+    baseline = agents.load(agents.latest_checkpoint(run / "identity"), device="cpu")
+    assert baseline.num_timesteps == 64
+
+
+def test_one_evaluation_episode_gives_valid_json(tmp_path: Path) -> None:
+    words = [*SMALL, "--total-timesteps", 16, "--eval-episodes", 1, "--run-dir", tmp_path / "run"]
+    assert command(*words) == 0
+
+    def refuse(name: str) -> None:
+        raise ValueError(name)
+
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text(), parse_constant=refuse)
+    assert summary["ci95"] is None
