@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 TRAIN_LESS = shlex.split("--num-envs 2 --n-steps 8 --total-timesteps 16 --eval-episodes 2 --panels-every 0")
 TRAIN_LESS += ["--device", "cpu", "--no-progress"]
-EVALUATE_LESS = shlex.split("--episodes 2 --num-envs 2 --device cpu")
+EVALUATE_LESS = shlex.split("--episodes 2 --num-envs 2")
 LOOK_SECONDS = 0.5
 
 
@@ -124,10 +124,12 @@ def test_evaluate_commands_run(
             self.close()
 
         monkeypatch.setattr(viewer.Viewer, "run", look)
-        less = ["--device", "cpu"]
+        less = []
+    elif "--video" in arguments:
+        less = ["--video-steps", "3"]
     else:
-        less = [*EVALUATE_LESS, *(["--video-steps", "3"] if "--video" in arguments else [])]
-    monkeypatch.setattr("sys.argv", ["evaluate.py", *arguments, *less])
+        less = [] if "--saliency" in arguments else EVALUATE_LESS
+    monkeypatch.setattr("sys.argv", ["evaluate.py", *arguments, *less, "--device", "cpu"])
     assert exit_status(evaluate.main) == 0
     if "--video" in arguments:
         assert (tmp_path / arguments[arguments.index("--video") + 1]).stat().st_size > 0

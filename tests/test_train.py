@@ -106,6 +106,7 @@ def test_flags_go_before_the_recipe_and_the_recipe_before_defaults() -> None:
 
 def test_a_second_run_does_not_write_over_the_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.yaml").write_text("env: x\n")
+    (tmp_path / "checkpoints").mkdir()
     assert command(*SMALL, "--run-dir", str(tmp_path)) == 2
     assert "already holds a run" in capsys.readouterr().err
 

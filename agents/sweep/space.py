@@ -93,7 +93,7 @@ class Space:
         config = self._defaults(given)
         for parameter in self.parameters:
             if parameter.name == "algo":
-                config.learner = _of_all(parameter.choices, config.entries())
+                config.learner = _of_all(parameter.choices, config.entries() | self.fixed)
         return config
 
     def with_flags(self, flags: Collection[str], given: Mapping[str, Any]) -> Space:
