@@ -8,7 +8,12 @@
 docs/compare.md explains every column. Wrong input gets one line and exit code 2.
 """
 
-from agents.comparison.command import main
+import sys
+
+try:
+    from agents.comparison.command import main
+except KeyboardInterrupt:  # Ctrl-C while torch is loaded
+    sys.exit(130)
 
 if __name__ == "__main__":
     main()

@@ -10,12 +10,16 @@ What is printed is also written to RUN/evaluation.json. Wrong input gets one lin
 """
 
 import os
+import sys
 
 # Read when torch is loaded: threads that wait for each other spin for some microseconds, then give their core away.
 if os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE") == "PASSIVE":
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
-from agents.evaluation.command import main
+try:
+    from agents.evaluation.command import main
+except KeyboardInterrupt:  # Ctrl-C while torch is loaded
+    sys.exit(130)
 
 if __name__ == "__main__":
     main()

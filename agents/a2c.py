@@ -100,9 +100,9 @@ class A2C(MemoryOnPolicyAlgorithm):
         if self.use_rms_prop:
             arguments["optimizer_class"] = torch.optim.RMSprop
             defaults = {"alpha": 0.99, "eps": self.rms_prop_eps, "weight_decay": 0}
-            arguments["optimizer_kwargs"] = defaults | (arguments.get("optimizer_kwargs") or {})
-        elif "optimizer_kwargs" not in arguments:
-            arguments["optimizer_kwargs"] = {"eps": self.adam_eps, "fused": True}
+        else:
+            defaults = {"eps": self.adam_eps, "fused": True}
+        arguments["optimizer_kwargs"] = defaults | (arguments.get("optimizer_kwargs") or {})
         return arguments
 
     def collector(self) -> Collector:

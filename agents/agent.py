@@ -101,8 +101,7 @@ class Agent:
         num_envs = batch_size_of(obs)
         if self.num_envs not in (0, num_envs):
             raise ValueError(
-                f"this agent is playing {self.num_envs} environments, but the observation has {num_envs}: "
-                "call reset() first"
+                f"this agent plays num_envs={self.num_envs}, but the observation has {num_envs}: call reset() first"
             )
         if self.num_envs == 0:
             self.num_envs, self._starts = num_envs, np.zeros(num_envs, bool)

@@ -17,6 +17,7 @@ from torch import Tensor
 from agents.environments import HostEnv
 from agents.metrics.non_finite import raise_if_not_finite
 from agents.metrics.report import count_stopped
+from agents.returns import state_values
 from agents.rollout import Rollout
 from agents.sb3.callback_locals import StepLocals, run_callbacks
 from agents.updates import Updates
@@ -204,7 +205,7 @@ class StepCollector(Collector):
         if self.log_probs:
             rollout.log_probs = policy.log_prob(latents, rollout.actions, maps, mask=rollout.masks)
         current = model.rollout_state
-        rollout.last_values = policy.predict_values(current.obs, current.memory, current.resets)
+        rollout.last_values = state_values(policy, current.obs, current.memory, current.resets)
         model.compute_advantages(rollout)
 
 
@@ -309,7 +310,7 @@ class FinalValues:
         if self.batch_steps is None:
             self.batch_steps = self._steps_that_fit(obs, state)
         if self.batch_steps == 1:
-            self._write(slice(t, t + 1), self.policy.predict_values(obs, state))
+            self._write(slice(t, t + 1), state_values(self.policy, obs, state))
             return
         if self._count and t != self._first + self._count:
             self.finish()
@@ -333,7 +334,7 @@ class FinalValues:
             {name: buffer[: self._count].flatten(0, 1) for name, buffer in buffers.items()}
             for buffers in (self._obs_buffers, self._state_buffers)
         )
-        values = self.policy.predict_values(obs if isinstance(self.rollout.obs, dict) else obs[""], state)
+        values = state_values(self.policy, obs if isinstance(self.rollout.obs, dict) else obs[""], state)
         self._write(slice(self._first, self._first + self._count), values)
         self._count = 0
 

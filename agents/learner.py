@@ -200,7 +200,7 @@ class MemoryOnPolicyAlgorithm(Updates, OnPolicyAlgorithm):
         self.whole_episodes = self.whole_episodes or self.n_steps == 0
         if self.whole_episodes:
             if self.tensor_env.horizon is None:
-                raise ValueError("n_steps is 0 (a whole episode), but this environment's episodes have no fixed length")
+                raise ValueError("n_steps is 0 (a whole episode), but the episodes have no fixed length: give n_steps")
             self.n_steps = self.tensor_env.horizon
         self.task_metrics = TaskMetrics(self.tensor_env.metric_names, self.device)
         self.scores = self.task_metrics.sums()

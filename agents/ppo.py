@@ -31,9 +31,9 @@ class PPOConfig(Hyperparameters):
     learning_rate: Rate = 3e-4
     n_steps: Whole = 128
     n_minibatches: Count | None = None
-    """Number of minibatches per pass; each is a set of at least one environment. None: 4 on a CPU and 1 on a GPU, where
-    a small minibatch needs as many kernel launches as a large one. Fewer minibatches mean fewer updates per rollout:
-    set a number for equal training on CPU and GPU."""
+    """Number of minibatches per pass; each is a set of at least one environment. None: 4 on a CPU (`train.py` without a
+    recipe: 2) and 1 on a GPU, where a small minibatch needs as many kernel launches as a large one. Fewer minibatches
+    mean fewer updates per rollout: set a number for equal training on CPU and GPU."""
     n_epochs: Count = 10
     """Passes (epochs) over each rollout."""
     gamma: Fraction = 0.99

@@ -35,6 +35,8 @@ class ReplayLearner(MemoryOnPolicyAlgorithm):
         return StepCollector(self, targets=self.target_coef > 0, values=True, log_probs=True)
 
     def _setup_model(self) -> None:
+        if missing := [name for name in ("n_epochs", "n_minibatches") if not hasattr(self, name)]:
+            raise ValueError(f"{self.config_class.__name__} has no {missing[0]}, which a ReplayLearner needs")
         if self.n_minibatches is None:  # launches cost more than rows on a GPU
             self.n_minibatches = 1 if self.device.type == "cuda" else 4
         super()._setup_model()
@@ -63,6 +65,7 @@ class ReplayLearner(MemoryOnPolicyAlgorithm):
             stop_early: called after each pass with the means of its metrics; True ends the passes.
         """
         self.policy.set_training_mode(True)
+        self.convert_first_values(rollout)
         assert self.n_minibatches is not None
         n_minibatches = min(self.n_minibatches, self.n_envs)
         results: list[PackedMetrics] = []

@@ -10,6 +10,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from envs.tensor_env import Obs
+from policies.memories.contract import State
+from policies.policy import MemoryActorCriticPolicy
+
+
+@torch.no_grad()
+def state_values(policy: MemoryActorCriticPolicy, obs: Obs, state: State, starts: Tensor | None = None) -> Tensor:
+    """Values `[N]` from which returns are bootstrapped, in evaluation mode: without dropout, and batch statistics
+    stay as they are. Arguments as of `predict_values`."""
+    training = [module for module in policy.modules() if module.training] if policy.training else []
+    for module in training:  # faster than `policy.train`, which every step would call twice
+        vars(module)["training"] = False
+    values = policy.predict_values(obs, state, starts)
+    for module in training:
+        vars(module)["training"] = True
+    return values
+
 
 def bootstrap_values(
     values: Tensor, last_values: Tensor, terminated: Tensor, truncated: Tensor, final_values: Tensor

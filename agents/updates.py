@@ -28,6 +28,8 @@ class Updates(TrainingEnv):
     normalize_advantage: bool
     aux_coef: float
     _n_updates: int
+    _first_statistics: Tensor | None = None
+    """Whether the rollout's values were computed before there were statistics of returns, bool `[]`."""
 
     @cached_property
     def policy_watch(self) -> PolicyWatch:
@@ -125,7 +127,18 @@ class Updates(TrainingEnv):
         rollout.returns = rollout.advantages + values
         norm = self.policy.value_norm
         if norm is not None:
+            self._first_statistics = norm.weight == 0
             norm.update(*distributed.moments(rollout.returns), self.policy.value_net)
+
+    def convert_first_values(self, rollout: Rollout) -> None:
+        """Converts the values of the first rollout to those that the critic gives now.
+
+        The first statistics of returns change what the head's output means (`ValueNorm.update`).
+        """
+        norm = self.policy.value_norm
+        if norm is not None and self._first_statistics is not None:
+            for old in (rollout.values, rollout.last_values, rollout.final_values):
+                old.copy_(torch.where(self._first_statistics, norm(old), old))
 
     def diagnostics(self, rollout: Rollout) -> dict[str, Tensor]:
         """The learner's diagnostics of a rollout by their log names."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -36,6 +37,17 @@ def check_advance(env: Any, given: Any) -> None:
                 _check_tensor(env, f"{name} returned {word}", ends, (env.num_envs,))
                 if ends.dtype != torch.bool:
                     raise TensorEnvError(f"{name} returned {word} of {ends.dtype}, expected torch.bool")
+
+
+def check_metrics(env: Any, measured: Mapping[str, Any]) -> None:
+    """Checks that a step has measured every metric that `metric_names` lists.
+
+    Raises:
+        TensorEnvError: one is missing.
+    """
+    if missing := [f"{name}=(amount, count)" for name in env.metric_names if name not in measured]:
+        call = f"{type(env).__name__}._advance did not call self._measure({', '.join(missing)})"
+        raise TensorEnvError(f"{call}, although metric_names lists it")
 
 
 def check_observation(env: Any, obs: Any) -> None:

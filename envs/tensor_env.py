@@ -20,7 +20,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from envs.checks import check_advance, check_observation
+from envs.checks import check_advance, check_metrics, check_observation
 from envs.preview import Obs as Obs
 from envs.preview import Preview
 
@@ -298,6 +298,7 @@ class TensorEnv(VectorEnv[Obs, Tensor, Tensor], metaclass=_ExplainSB3):
         given = self._advance(action)
         if not self._checked:
             check_advance(self, given)
+            check_metrics(self, self._measured)
             self._checked = True
         reward, terminated, truncated = given
         final: Info = {"metrics": self._measured} if self._measured else {}

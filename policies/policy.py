@@ -65,7 +65,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         features_extractor_kwargs: its arguments.
         normalize_images: divide uint8 images by 255. Images of at most 16×16 are read as symbols and not divided,
             unless a custom encoder is used.
-        optimizer_class: a torch optimiser.
+        optimizer_class: a torch optimiser whose `step` needs no closure, so not LBFGS.
         optimizer_kwargs: its arguments without the learning rate; None: for Adam `eps` of 1e-5, as in SB3, and torch's
             fused step.
         normalize_values: learn values in standard deviations of the returns (`ValueNorm`).
@@ -240,8 +240,8 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         return copy.copy(self.action_dist).proba_distribution(logits, *log_std)
 
     def _log_prob(self, distribution: Distribution, action: Tensor, each: bool = False) -> Tensor:
-        if action.dim() > 2:  # SB3's distributions expect `[B, n]`
-            action = action.flatten(1)
+        if isinstance(self.action_space, spaces.Box) or action.dim() > 2:  # SB3's distributions expect `[B, n]`
+            action = action.reshape(len(action), -1)
         if isinstance(distribution, BernoulliDistribution):
             action = action.to(distribution.distribution.logits.dtype)  # torch's Bernoulli needs floats
         if each and isinstance(distribution, MultiCategoricalDistribution):

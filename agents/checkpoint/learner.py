@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from typing import Any, TypeVar
 
@@ -207,17 +207,30 @@ def load(
         _check_class(kind, manifest, source.name)
     with checkpoint_errors(source):
         check_manifest(manifest, CHECKED_SETUP | fields, kind.config_class.schedules, kwargs)
+        replaced = optimizer_arguments(manifest, kwargs)
         model = _build(kind, manifest, env, device_for(device, env), kwargs)
     with open_checkpoint(source):
         tensors = read_tensors(source, manifest)
     with checkpoint_errors(source):
-        restore(model, manifest, tensors)
+        if kwargs.get("seed") is not None:
+            model.new_generators = f"seed {kwargs['seed']} was given"
+        restore(model, manifest, tensors, replaced)
     if force_reset:
         model._last_obs = None
     for what, why in (("new episodes", model.new_episodes), ("new random numbers", model.new_generators)):
         if why and "on the host" not in why:
             warnings.warn(f"{what}: {why}", NewEpisodesWarning, stacklevel=3)
     return model
+
+
+def optimizer_arguments(manifest: dict[str, Any], given: Mapping[str, Any]) -> set[str]:
+    """Names of the optimiser's arguments that `given`, constructor arguments, replace."""
+    names = {"eps"} if {"rms_prop_eps", "adam_eps"} & {*given} else set[str]()
+    new = given.get("policy_kwargs") or {}
+    if "optimizer_kwargs" in new:
+        saved = (manifest["config"]["policy_kwargs"] or {}).get("optimizer_kwargs")
+        names |= {*(new["optimizer_kwargs"] or {}), *(saved or {})}
+    return names
 
 
 def _check_class(kind: type[TrainingEnv], manifest: dict[str, Any], checkpoint: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -37,14 +37,17 @@ def prefix_of(rank: int) -> str:
     return f"rank{rank}/" if rank else ""
 
 
-def restore(model: TrainingEnv, manifest: dict[str, Any], tensors: Tensors) -> None:
+def restore(model: TrainingEnv, manifest: dict[str, Any], tensors: Tensors, replaced: Collection[str] = ()) -> None:
     """Restores everything that fits; `model.new_episodes` and `model.new_generators` say what does not, and why.
+
+    Args:
+        replaced: arguments of the optimiser that keep the values of `model`.
 
     Raises:
         KeyError: an entry is missing.
         ValueError: something belongs to another agent; the message names it.
     """
-    load_policy(model, manifest, tensors)
+    load_policy(model, manifest, tensors, replaced)
     for name in COUNTERS:
         setattr(model, name, manifest["counters"][name])
     model.ep_info_buffer = deque(maxlen=model._stats_window_size)
@@ -74,8 +77,8 @@ def restore(model: TrainingEnv, manifest: dict[str, Any], tensors: Tensors) -> N
         try_one_step(model, False)
 
 
-def load_policy(model: TrainingEnv, manifest: dict[str, Any], tensors: Tensors) -> None:
-    """Parameters, buffers and the optimiser's state.
+def load_policy(model: TrainingEnv, manifest: dict[str, Any], tensors: Tensors, replaced: Collection[str] = ()) -> None:
+    """Parameters, buffers and the optimiser's state; `replaced` as of `restore`.
 
     Raises:
         ValueError: a weight is infinite or NaN, or the optimiser's state does not fit its parameters.
@@ -83,7 +86,11 @@ def load_policy(model: TrainingEnv, manifest: dict[str, Any], tensors: Tensors) 
     weights = with_prefix(tensors, "policy/")
     check_finite(weights, model.policy.state_dict())
     model.policy.load_state_dict(weights)
-    load_optimizer(model.policy.optimizer, manifest["param_groups"], with_prefix(tensors, "optimizer/"))
+    optimizer, groups = model.policy.optimizer, manifest["param_groups"]
+    kept = [{name: value for name, value in group.items() if name in replaced} for group in optimizer.param_groups]
+    if len(kept) == len(groups):
+        groups = [group | own for group, own in zip(groups, kept, strict=True)]
+    load_optimizer(optimizer, groups, with_prefix(tensors, "optimizer/"))
 
 
 def check_finite(weights: Tensors, like: Tensors) -> None:

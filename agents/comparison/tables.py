@@ -61,8 +61,9 @@ def heading(comparison: Comparison) -> str:
 def legend(comparison: Comparison, threshold: float | None = None) -> list[str]:
     """How the figures were computed, and the comparison's notes, one line each."""
     first = comparison.groups[0]
-    episodes = {str(run.config["eval_episodes"]) for group in comparison.groups for run in group.runs}
-    evaluated = f"mean of {' or '.join(sorted(episodes, key=int))} new episodes per seed"
+    scored = [run for group in comparison.groups for run in group.runs if comparison.score in run.scores]
+    episodes = sorted({int(run.config["eval_episodes"]) for run in scored})
+    evaluated = f"mean of {' or '.join(map(str, episodes))} new episodes per seed"
     what = "last twentieth of the training curve of each seed" if first.in_training else evaluated
     lines = [f"{score_name(comparison.score)}: {what}"]
     if any(len(group.scores) > 1 for group in comparison.groups):

@@ -156,7 +156,8 @@ def _signature_error(entry_point: Any, kwargs: dict[str, Any]) -> str:
     except TypeError as error:
         kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
         names = [each.name for each in signature.parameters.values() if each.kind in kinds]
-        return f"{error}; it takes {', '.join(names) or 'none'}"
+        sb3 = "; the number of environments is num_envs" if "n_envs" in kwargs else ""
+        return f"{error}; it takes {', '.join(names) or 'none'}{sb3}"
     return ""
 
 

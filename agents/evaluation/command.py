@@ -323,11 +323,9 @@ def _saliency(arguments: Arguments, agent: LoadedAgent, env: TensorEnv, env_id: 
         with SummaryWriter(str(agent.folder)) as writer:
             writer.add_figure("saliency", picture, agent.model.num_timesteps)
     share, age = result.earlier_share(), result.median_age()
-    console.print(
-        f"{100 * share:.0f} % of the gradient norm of the actions belongs to earlier observations; "
-        f"half of it to observations at least {age} {'step' if age == 1 else 'steps'} earlier",
-        highlight=False,
-    )
+    old = f"; half of it to observations at least {age} {'step' if age == 1 else 'steps'} earlier" if age else ""
+    line = f"{100 * share:.0f} % of the gradient norm of the actions belongs to earlier observations{old}"
+    console.print(line, highlight=False)
     console.print(f"written to {file}", style="dim", **PLAIN_TEXT)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from agents import MemoryOnPolicyAlgorithm, latest_checkpoint, load
 from agents.checkpoint.learner import load_weights
 from agents.common.arguments import read_arguments
-from agents.common.invocation import command_for
+from agents.common.invocation import command_for, quoted
 from agents.run.config import Config
 from agents.run.failures import CommandError
 from agents.run.recipes import load_config
@@ -67,13 +67,10 @@ class LoadedAgent:
         Raises:
             CheckpointError: its checkpoint is missing or damaged.
         """
-        where = "RUN" if self.folder is None else self.folder
-        missing = (
-            "identity (no memory): none was trained with this agent; "
-            f"{command_for('train')} --resume {where} --baseline trains one"
-        )
-        if self.folder is None:
+        missing = "identity (no memory): none was trained with this agent"
+        if self.folder is None:  # saved from Python
             return None, missing
+        missing += f"; {command_for('train')} --resume {quoted(self.folder)} --baseline trains one"
         if (self.folder / "identity").is_dir():
             return load(latest_checkpoint(self.folder / "identity"), device=device, **self.config.own_classes()), ""
         try:

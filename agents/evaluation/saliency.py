@@ -55,7 +55,7 @@ class Saliency(NamedTuple):
         return float(np.tril(self.shares(), -1).sum(1).mean())
 
     def median_age(self) -> int:
-        """The age in steps below which half of the actions' saliency lies, among earlier observations."""
+        """The age in steps below which half of the actions' saliency lies, among earlier observations; 0: none."""
         shares = self.shares()
         ages = np.array([np.trace(shares, -age) for age in range(1, len(shares))])
         return 1 + int(np.searchsorted(ages.cumsum(), ages.sum() / 2)) if ages.any() else 0

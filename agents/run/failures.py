@@ -23,6 +23,7 @@ from agents.environments.hosts import Host
 from agents.environments.processes import ProcessEndedError
 from agents.metrics.non_finite import NonFiniteError
 from agents.scale.distributed import RankLostError
+from envs.checks import TensorEnvError
 from envs.tensor_env import TensorEnv
 from policies.heads import DivergedError
 
@@ -91,7 +92,7 @@ class ErrorContext:
             advice = "use fewer --num-envs, --n-steps or smaller sizes"
             line = f"out of memory while {self.doing} ({message[:200]}): {advice}"
         elif (env := _environment_of(error)) is not None and not type(env).__module__.startswith("envs."):
-            complete = isinstance(error, (ContractError, ProcessEndedError))  # their messages say what is wrong
+            complete = isinstance(error, (ContractError, ProcessEndedError, TensorEnvError))  # say what is wrong
             shown_traceback = "" if complete else _user_traceback(error)
             line = f"environment {self.env} failed while {self.doing}: {message if complete else named}"
             if not complete and not shown_traceback and not _raised_in_subprocess(error):

@@ -373,7 +373,7 @@ def report(
         f"memory used?  {evaluate_command} --ablate",
         f"compare:      {command_for('compare')} {path} OTHER-RUN",
         f"curves:       tensorboard --logdir {path}",
-        f"scores:       {folder}/summary.json",
+        f"{'scores: ' if result is not None else 'summary:'}      {folder}/summary.json",
         f"checkpoint:   {latest_checkpoint(folder)}",
     ]
     if result is not None and result.metrics and env.groups_answers and env.horizon is not None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
+from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from torch import Tensor
@@ -15,6 +16,7 @@ from agents.hyperparameters import Hyperparameters
 from agents.metrics.critic import CriticWatch
 from agents.metrics.episodes import Episodes
 from agents.metrics.task import TaskMetrics
+from agents.returns import state_values
 from agents.rollout import LearnerState, Rollout
 from agents.scale import distributed
 from envs.tensor_env import TensorEnv
@@ -120,15 +122,21 @@ class TrainingEnv(BaseAlgorithm):
         first episode.
 
         Raises:
-            ValueError: it gives none.
+            ValueError: it gives none, or weights of another shape than actions have.
         """
         if not (self.learns_from_targets or self.target_coef):
             return
         env = self.tensor_env
-        if isinstance(env, HostEnv) or "target" not in (env.describe() if env.started else env.reset()[1]):
+        info = {} if isinstance(env, HostEnv) else env.describe() if env.started else env.reset()[1]
+        if "target" not in info:
             own = "a2c and ppo learn from its rewards"
             advice = own if self.learns_from_targets else f"target_coef is {self.target_coef:g}, expected 0"
             raise ValueError(f"the environment gives no targets to learn from; {advice}")
+        parts = isinstance(self.action_space, spaces.MultiDiscrete) and self.action_space.nvec.size
+        weight, expected = [*info["weight"].shape], [[self.n_envs], *([[self.n_envs, parts]] if parts else [])]
+        if weight not in expected:
+            wanted = " or ".join(map(str, expected))
+            raise ValueError(f'the shape of info["weight"] is {weight}, expected {wanted} for {self.action_space}')
 
     def env_was_moved(self) -> bool:
         """Whether user code has reset or stepped the environments, in a callback or between two calls."""
@@ -146,8 +154,7 @@ class TrainingEnv(BaseAlgorithm):
         """Truncates running episodes after step `t` of a rollout, because a callback has moved the environments."""
         rollout = self.rollout
         ended = rollout.terminated[t] | rollout.truncated[t]
-        with torch.no_grad():
-            values = self.policy.predict_values(self.rollout_state.obs, self.rollout_state.memory)
+        values = state_values(self.policy, self.rollout_state.obs, self.rollout_state.memory)
         rollout.final_values[t] = torch.where(ended, rollout.final_values[t], values)
         rollout.truncated[t] |= ~ended
         if rollout.aborted is None:

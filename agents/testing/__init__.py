@@ -15,6 +15,7 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -25,9 +26,11 @@ from agents.environments.named import find_env
 from agents.learner import MemoryOnPolicyAlgorithm
 from agents.testing.host_env import HOST_ENV_CHECKS, HostEnvCase
 from agents.testing.learner import LEARNER_CHECKS, Echo, LearnerCase
+from envs.checks import TensorEnvError
 from envs.tensor_env import TensorEnv
 from envs.testing import ENV_CHECKS, EnvCase
 from policies.memories import Memory, memory_class
+from policies.memories import checks as memory_checks
 from policies.memories.checks import try_step
 from policies.testing import MEMORY_CHECKS, REQUIRED, MemoryCase
 
@@ -143,13 +146,16 @@ def _run(
     except AssertionError as error:
         raise NotBuiltError(str(error)) from error
     except Exception as error:  # third-party code may raise anything
-        raise NotBuiltError(f"{title} cannot be built: {_line(error)}") from error
+        ours = str(error) if _raised_by_checks(error) else f"{title} cannot be built: {_line(error)}"
+        raise NotBuiltError(ours) from error
     failed = []
     for name, check in checks.items():
         words = name.replace("_", " ")
         try:
             skipped = check(case)
             result = f"skipped, {skipped}" if skipped else "ok"
+        except TensorEnvError as error:  # of the first step, so of every check
+            raise ConformanceError(str(error)) from error
         except AssertionError as error:
             result = " ".join(str(error).split())
             failed.append(f"{words}: {result}")
@@ -163,6 +169,11 @@ def _run(
             raise ConformanceError(f"{title} fails a check that all others need\n  {failed[0]}")
     if failed:
         raise ConformanceError("\n  ".join([f"{title} fails {len(failed)} of {len(checks)} checks", *failed]))
+
+
+def _raised_by_checks(error: Exception) -> bool:
+    """Whether the error is the message of a check that runs when a memory is built."""
+    return Path(traceback.extract_tb(error.__traceback__)[-1].filename) == Path(memory_checks.__file__)
 
 
 def _line(error: Exception) -> str:

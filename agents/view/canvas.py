@@ -38,6 +38,10 @@ class Box:
         return 0 <= x - self.left < self.width and 0 <= y - self.top < self.height
 
 
+HEADING = 12
+"""Font size of a card's heading."""
+
+
 class Stage(Canvas):
     """Adds text in a proportional font, images from arrays and cards to the environments' canvas.
 
@@ -134,7 +138,7 @@ class Stage(Canvas):
         self.box(box.left, box.top, box.width, box.height, LINE, round=10, line=1)
         brightness = sum(colour) / 3
         ink = FAINT if brightness > 235 else INK if brightness > 120 else FLOOR  # legible on any background
-        self.write(heading, box.left + 14, box.top + 17, 12, ink, max_width=box.width - 28)
+        self.write(heading, box.left + 14, box.top + 17, HEADING, ink, max_width=box.width - 28)
         return box.inset(14, 34, 14, 14)
 
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from agents.view.canvas import Box, Stage, brief, colour_of
+from agents.view.canvas import HEADING, Box, Stage, brief, colour_of
 from agents.view.cards import draw_actions, draw_views
 from agents.view.layout import TRACES, arrange
 from agents.view.legend import draw_legend
@@ -96,7 +96,8 @@ def _environment(stage: Stage, scene: Scene, box: Box) -> None:
     ground = colour_of(corners[0]) if plain else FLOOR
     if max(abs(a - b) for a, b in zip(ground, PAPER, strict=True)) < 5:
         ground = PAPER  # equal up to rounding by the scaling
-    stage.card("Environment — shown to you, not to the agent", box, ground)
+    long, short = "Environment — shown to you, not to the agent", "Environment (hidden from the agent)"
+    stage.card(long if stage.measure(long, HEADING) <= box.width - 28 else short, box, ground)
     if painted is None:
         stage.picture(frame, _middle(frame, area), smooth=True)
     else:

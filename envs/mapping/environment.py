@@ -120,7 +120,7 @@ class Mapping(TensorEnv):
         horizon = inner**2 if horizon is None else horizon
         map_size = next(3 * 2**k for k in range(64) if 3 * 2**k >= inner) if map_size is None else map_size
         queries = tuple(queries)
-        check_arguments(size, trajectory, queries, world, density, horizon, map_size)
+        check_arguments(size, trajectory, queries, world, complexity, density, horizon, map_size, position_scale)
         self.size, self.trajectory, self.queries, self.world = size, trajectory, queries, world
         self.density, self.complexity = density, complexity
         self.passable = trajectory == "spiral" if passable is None else passable

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import torch
 from torch import Tensor
@@ -13,7 +14,15 @@ MOVES = ((-1, 0), (1, 0), (0, -1), (0, 1))  # up, down, left, right
 
 
 def check_arguments(
-    size: int, trajectory: str, queries: tuple[int, ...], world: str, density: float, horizon: int, map_size: int
+    size: int,
+    trajectory: str,
+    queries: tuple[int, ...],
+    world: str,
+    complexity: float,
+    density: float,
+    horizon: int,
+    map_size: int,
+    position_scale: float,
 ) -> None:
     """Raises a ValueError if an argument of `Mapping` is out of its range."""
     if size < 5 or size % 2 == 0:
@@ -28,6 +37,10 @@ def check_arguments(
         raise ValueError(
             f"density is {density}, horizon {horizon}; expected a density of 0 to 1, a horizon of at least 1"
         )
+    if not 0 <= complexity < math.inf:
+        raise ValueError(f"complexity is {complexity}, expected a finite number of at least 0")
+    if not math.isfinite(position_scale):
+        raise ValueError(f"position_scale is {position_scale}, expected a finite number")
     if map_size < size - 2:
         raise ValueError(f"map_size is {map_size}, expected at least {size - 2}, the places of a row")
 

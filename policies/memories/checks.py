@@ -86,12 +86,15 @@ def _check_result(name: str, memory: Memory, step: Any, before: State) -> None:
     _check_state(f"{name}.forward", step.state)
     theirs, ours = ({entry: tuple(value.shape) for entry, value in each.items()} for each in (step.state, before))
     if theirs != ours:
-        raise TypeError(f"{name}.forward returned the state {theirs}, expected {ours}, as initial_state gives it")
+        raise TypeError(
+            f"{name}.forward returned the state {theirs}, expected {ours}, as initial_state gives it: a buffer needs a "
+            "fixed number of slots"
+        )
     for entry, value in step.state.items():
         if value.dtype != before[entry].dtype:
             raise TypeError(
-                f"{name}.forward returned {entry!r} of {value.dtype}, expected {before[entry].dtype}, as initial_state "
-                "gives it"
+                f"{name}.forward returned {entry!r} of {value.dtype}, and initial_state gives it as "
+                f"{before[entry].dtype}: expected equal types; make states with dtype=self.dtype, device=self.device"
             )
     _check_numbers(f"{name}.forward", "losses", step.losses)
 

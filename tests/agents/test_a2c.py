@@ -128,6 +128,11 @@ def test_epsilon_of_adam() -> None:
         ({"adam_eps": 1e-4, "rms_prop_eps": 1e-3}, 1e-3),
     ):
         assert a2c("gru", RepeatFirst(1), **given).policy.optimizer.defaults["eps"] == eps
+    for optimizer_kwargs in ({"betas": (0.5, 0.9)}, None):
+        kwargs: dict[str, Any] = {"memory": "gru", "optimizer_kwargs": optimizer_kwargs}
+        adam = A2C("MemoryPolicy", RepeatFirst(1), use_rms_prop=False, adam_eps=1e-4, policy_kwargs=kwargs)
+        assert adam.policy.optimizer.defaults["eps"] == 1e-4
+        assert adam.policy.optimizer.defaults["betas"] == ((0.5, 0.9) if optimizer_kwargs else (0.9, 0.999))
     kwargs = {"memory": "gru", "optimizer_class": torch.optim.AdamW, "optimizer_kwargs": {"eps": 1e-2}}
     own = A2C("MemoryPolicy", RepeatFirst(1), use_rms_prop=False, adam_eps=1e-4, policy_kwargs=kwargs)
     assert own.policy.optimizer.defaults["eps"] == 1e-2

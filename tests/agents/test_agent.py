@@ -101,7 +101,7 @@ def test_mistakes_are_named() -> None:
     with pytest.raises(IndexError, match="index 0, but this agent plays 0 environments"):
         agent.reset(0)
     agent.act(observations(3))
-    with pytest.raises(ValueError, match="3 environments, but the observation has 1: call reset"):
+    with pytest.raises(ValueError, match="num_envs=3, but the observation has 1: call reset"):
         agent.act(observations())
     with pytest.raises(IndexError, match=r"shape \(2,\), but this agent plays 3"):
         agent.reset(np.array([True, False]))

@@ -168,6 +168,19 @@ def test_every_action_space_gets_its_own_numbers(name: str, tmp_path: Path) -> N
     evaluate_policy(model, model.get_env(), n_eval_episodes=1, warn=False)  # type: ignore[arg-type]
 
 
+def test_an_action_without_dimensions_is_one_number() -> None:
+    """Its log-probabilities are those of a `Box` of one number."""
+    found = []
+    for shape in ((), (1,)):
+        env = two_of(VECTOR, spaces.Box(-1.0, 1.0, shape))
+        policy = PPO("MemoryPolicy", env, policy_kwargs=ENCODERS["default"], seed=0).policy
+        latent = torch.randn(3, 2, policy.memory.output_size, generator=torch.Generator().manual_seed(0))
+        actions = torch.linspace(-1, 1, 6).view(3, 2, *shape)
+        found.append(policy.evaluate_latents(latent, actions))
+        assert found[-1].log_prob.shape == (3, 2)
+    torch.testing.assert_close(found[0].log_prob, found[1].log_prob)
+
+
 REFUSED: dict[str, tuple[spaces.Space[Any], spaces.Space[Any] | None, str]] = {
     "Sequence": (spaces.Dict({"a": VECTOR, "s": spaces.Sequence(VECTOR)}), None, r"entry 's' is Sequence.*FilterObs"),
     "Graph": (spaces.Dict({"g": spaces.Graph(VECTOR, None)}), None, r"entry 'g' is Graph.*FilterObservation"),

@@ -11,7 +11,8 @@ import pytest
 import torch
 from agent_stubs import collect, script, set_critic
 from gymnasium import spaces
-from torch import Tensor
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from torch import Tensor, nn
 
 from agents import A2C, PPO, make_env
 from agents import collect as collect_module
@@ -74,6 +75,30 @@ def test_a_rollout_has_the_same_values_either_way(
         found.append(collect(model).final_values)
     assert found[0].any()
     torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-6)
+
+
+class Normed(BaseFeaturesExtractor):
+    """An encoder with batch normalisation."""
+
+    def __init__(self, space: spaces.Space[Any]) -> None:
+        super().__init__(space, 8)
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(space.shape or ())), 8), nn.BatchNorm1d(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layers(x)
+        return out
+
+
+def test_bootstraps_do_not_change_batch_statistics() -> None:
+    """A2C's rollout trains as it is collected; values after its end or an episode's are only predicted."""
+    env = make_env("Engram/TMaze-v0", 4, "cpu", length=2, max_steps=5)
+    policy: dict[str, Any] = {"memory": "gru", "features_extractor_class": Normed}
+    model = A2C("MemoryPolicy", env, n_steps=11, policy_kwargs=policy, seed=0)
+    rollout = collect(model)
+    assert rollout.final_values.any()
+    norm: Any = model.policy.features_extractor.layers[2]
+    assert norm.num_batches_tracked == 11
+    assert all(module.training for module in model.policy.modules())
 
 
 class Counting(gym.Env[Any, Any]):

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ import agents
 from agents import A2C, PPO, CheckpointError, MemoryOnPolicyAlgorithm, latest_checkpoint
 from agents.checkpoint import MANIFEST
 from agents.checkpoint.encoding import decode_space, encode_space
+from agents.checkpoint.learner import NewEpisodesWarning
 from envs.maze import InvisibleGoalMaze
 from envs.repeat_first import RepeatFirst
 from envs.tensor_env import TensorEnv
@@ -191,6 +193,42 @@ def test_arguments_given_to_load_replace_the_saved_ones(tmp_path: Path) -> None:
     model.save(tmp_path / "it")
     again = PPO.load(tmp_path / "it", ENVS["tmaze"](), gamma=0.123, n_epochs=2)
     assert (again.gamma, again.n_epochs, again.n_steps) == (0.123, 2, 7)
+
+
+def test_a_seed_given_to_load_is_used(tmp_path: Path) -> None:
+    build(PPO, "lstm", "tmaze").learn(N).save(tmp_path / "it")
+    parameters = []
+    for seed in (None, 5, 5, 6):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            again = PPO.load(tmp_path / "it", ENVS["tmaze"](), device="cpu", **({} if seed is None else {"seed": seed}))
+        said = [f"new random numbers: seed {seed} was given"] if seed else []
+        assert [str(one.message) for one in caught if one.category is NewEpisodesWarning] == said
+        again.learn(N, reset_num_timesteps=False)
+        parameters.append(torch.cat([p.detach().flatten() for p in again.policy.parameters()]))
+    saved, five, again_five, six = parameters
+    assert torch.equal(five, again_five)
+    assert not torch.equal(five, saved)
+    assert not torch.equal(five, six)
+
+
+@pytest.mark.parametrize(
+    ("given", "eps", "momentum"),
+    [
+        ({}, 1e-5, 0.5),
+        ({"rms_prop_eps": 0.25}, 0.25, 0.5),
+        ({"policy_kwargs": {"optimizer_kwargs": {"momentum": 0.75}}}, 1e-5, 0.75),
+        ({"policy_kwargs": {"optimizer_kwargs": {"eps": 0.5}}}, 0.5, 0),
+    ],
+)
+def test_arguments_of_the_optimiser_given_to_load_are_used(
+    given: dict[str, Any], eps: float, momentum: float, tmp_path: Path
+) -> None:
+    policy = {"memory": "gru", "optimizer_kwargs": {"momentum": 0.5}}
+    A2C("MemoryPolicy", ENVS["tmaze"](), policy_kwargs=policy, seed=0, device="cpu").save(tmp_path / "it")
+    again = A2C.load(tmp_path / "it", ENVS["tmaze"](), device="cpu", **given)
+    (group,) = again.policy.optimizer.param_groups
+    assert (group["eps"], group["momentum"]) == (eps, momentum)
 
 
 def test_another_number_of_copies_starts_new_episodes(tmp_path: Path) -> None:

@@ -125,6 +125,7 @@ def test_a_module_of_the_current_folder_with_wrappers() -> None:
             {"sise": 3},
             r"does not take \{'sise': 3\}: got an unexpected.*; it takes size, words",
         ),
+        ("CartPole-v1", {"n_envs": 4}, r"it takes .*; the number of environments is num_envs"),
         ("own_worlds:Own/Count-v0", {"size": -1}, r"cannot be built: TypeError: object of type 'int' has no len"),
         ("own_worlds:Own/Count-v0", {"size": 9}, r"cannot be built: RuntimeError: the size is much too large"),
         ("own_worlds:Own/Count-v0", {"wrappers": ["own_worlds:Dubble"]}, r"has no 'Dubble'; near it: Double"),

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from agent_stubs import SMALL, collect, set_critic
+from cases import LEARNERS
 from gymnasium import spaces
 from gymnasium.vector.utils import batch_space
 from test_checkpoint import assert_same, fingerprint
@@ -20,12 +21,14 @@ from agents import A2C, PPO, MemoryOnPolicyAlgorithm, Supervised, load, make_env
 from agents.checkpoint import MANIFEST, digest, load_weights
 from agents.evaluation import evaluate
 from agents.metrics.critic import PATIENCE, STEPS, CriticWatch
+from agents.replaying import ReplayLearner
 from agents.run.recipes import base_config
 from envs.repeat_first import RepeatFirst
 from envs.tensor_env import Obs, TensorEnv
 from envs.tmaze import TMaze
 
 T, N = 6, 4
+REPLAYING = [row.learner for row in LEARNERS.values() if issubclass(row.learner, ReplayLearner)]
 
 
 class Scaled(TMaze):
@@ -53,7 +56,7 @@ class Sensors(TMaze):
 
 
 def build(learner: type[MemoryOnPolicyAlgorithm], env: TensorEnv, **kwargs: Any) -> Any:
-    if learner is PPO:
+    if learner in REPLAYING:
         kwargs = {"n_epochs": 2, "n_minibatches": 2, **kwargs}
     policy_kwargs = {"memory": "gru", "memory_kwargs": SMALL["gru"]}
     return learner("MemoryPolicy", env, n_steps=T, policy_kwargs=policy_kwargs, seed=3, device="cpu", **kwargs)
@@ -94,6 +97,29 @@ def test_values_are_raw_at_every_door() -> None:
     errors = (judgement.value - rollout.returns) / policy.value_norm.std
     _, parts = model.loss(rollout, 0.2, None)
     torch.testing.assert_close(parts["train/value_loss"], errors.square().mean())
+
+
+@pytest.mark.parametrize("learner", REPLAYING)
+def test_the_first_rollout_has_one_scale(learner: type[MemoryOnPolicyAlgorithm]) -> None:
+    """Its values were computed before the first statistics, and are compared with values computed with them."""
+    env = Scaled(N, length=1, max_steps=5)
+    env.scale = 100.0
+    model = build(learner, env, learning_rate=0.0)
+    rollout = collect(model)
+    assert rollout.truncated.any()
+    model.learn_from(rollout)
+    with torch.no_grad():
+        judgement, _ = model.evaluate_actions(rollout)
+        current = model.rollout_state
+        last = model.policy.predict_values(current.obs, current.memory, current.resets)
+    torch.testing.assert_close(judgement.value, rollout.values, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(last, rollout.last_values, rtol=1e-4, atol=1e-3)
+    norm = model.policy.value_norm
+    finals = (rollout.final_values[rollout.truncated] - norm.mean) / norm.std
+    assert finals.abs().max() < 3, "as the head's other outputs at the start"
+    if learner is PPO:
+        losses = [model.loss(rollout, 0.2, clip)[1]["train/value_loss"] for clip in (None, 0.2)]
+        torch.testing.assert_close(losses[0], losses[1])
 
 
 def test_without_normalisation_the_policy_is_what_it_was() -> None:

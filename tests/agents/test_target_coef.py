@@ -14,7 +14,7 @@ from agents import PPO, MemoryOnPolicyAlgorithm, Supervised
 from agents.evaluation import evaluate
 from envs.mapping.environment import Mapping
 from envs.repeat_first import RepeatFirst
-from envs.tensor_env import TensorEnv
+from envs.tensor_env import Info, TensorEnv
 from envs.tmaze import TMaze
 
 LEARNS_BOTH = [row.learner for row in LEARNERS.values() if not row.targets]
@@ -88,6 +88,21 @@ def test_it_learns_answers_that_are_not_rewarded(learner: type[MemoryOnPolicyAlg
 def test_without_right_answers_it_is_refused(learner: type[MemoryOnPolicyAlgorithm]) -> None:
     with pytest.raises(ValueError, match=r"gives no targets to learn from; target_coef is 0\.5, expected 0"):
         build(learner, TMaze(2), target_coef=0.5)
+
+
+class Weighted(RepeatFirst):
+    """RepeatFirst with weights `[N, 1]`."""
+
+    def _describe(self) -> Info:
+        info = super()._describe()
+        return {**info, "weight": info["weight"][:, None]}
+
+
+@pytest.mark.parametrize("learner", [*LEARNS_BOTH, Supervised])
+def test_weights_of_another_shape_than_actions_are_refused(learner: type[MemoryOnPolicyAlgorithm]) -> None:
+    options = {} if learner is Supervised else {"target_coef": 0.5}
+    with pytest.raises(ValueError, match=r'info\["weight"\] is \[4, 1\], expected \[4\] for Discrete'):
+        build(learner, Weighted(4, length=3), n_steps=3, **options)
 
 
 def test_a_checkpoint_keeps_it(tmp_path: Path) -> None:

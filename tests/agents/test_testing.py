@@ -126,6 +126,30 @@ def test_somebodys_memory_is_checked_by_its_class(capsys: pytest.CaptureFixture[
         check_memory(Counting, hiden_size=3)
 
 
+class Short(Counting):
+    """An output of another shape than it says."""
+
+    def forward(self, x: Tensor, state: State) -> MemoryStep:
+        step = super().forward(x, state)
+        return step._replace(output=step.output[:, :1])
+
+
+class Wide(RepeatFirst):
+    """Observations of another shape than the space says."""
+
+    def _observe(self) -> Tensor:
+        return super()._observe()[:, None]
+
+
+def test_what_breaks_the_contract_at_once_is_said_once() -> None:
+    with pytest.raises(NotBuiltError, match=r"^Short.forward returned an output of shape \(2, 1\)"):
+        check_memory(Short)
+    with pytest.raises(ConformanceError) as failed:
+        check_env(Wide, length=3)
+    assert str(failed.value).startswith("Wide._observe returned an observation of shape (")
+    assert "\n" not in str(failed.value)
+
+
 class Dropping(Counting):
     """With dropout, which draws other numbers when a learner repeats a step."""
 

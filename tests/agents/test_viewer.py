@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 import imageio.v3 as iio
 import numpy as np
 import pytest
+import yaml
 from gymnasium import spaces
 from torch import Tensor
 from viewer_stubs import MAZE, Anything, policy_for, session_of
@@ -302,6 +304,20 @@ def test_a_person_sets_bits(open_window: Callable[..., Viewer]) -> None:
     press(viewer, pygame.K_RETURN)
     assert [action.tolist() for action in env.actions] == [[[0, 0, 1]]]
     assert viewer.scene().taken == []
+
+
+def test_every_environment_that_the_docs_play_has_keys() -> None:
+    root = Path(__file__).resolve().parents[2]
+    played = 0
+    for page in (root / "README.md", *(root / "docs").rglob("*.md")):
+        for line in page.read_text(encoding="utf-8").splitlines():
+            if line.startswith("python evaluate.py --play --env "):
+                words = shlex.split(line, comments=True)
+                env, *arguments = words[words.index("--env") + 1 :]
+                texts = [word.partition("=") for word in arguments if "=" in word]
+                assert key_map(make_env(env, **{name: yaml.safe_load(text) for name, _, text in texts})), line
+                played += 1
+    assert played >= 2
 
 
 def test_keys_need_few_actions() -> None:

@@ -256,6 +256,7 @@ class Slip(TensorEnv):
 
     def __init__(self, num_envs: int = 2, *, wrong: str = "", device: str = "cpu") -> None:
         self.wrong = wrong
+        self.metric_names = ("rate",) if wrong == "metric" else ()
         if wrong == "init":
             self.num_envs = num_envs
             return
@@ -294,6 +295,10 @@ class Slip(TensorEnv):
         ("two", "Slip._advance returned 2 values, expected 3: reward, terminated, truncated"),
         ("open", r"returned None as terminated, expected a bool tensor \(2,\), or a horizon given to super"),
         ("open numbers", r"Slip._advance returned terminated of torch.float32, expected torch.bool"),
+        (
+            "metric",
+            r"Slip._advance did not call self._measure\(rate=\(amount, count\)\), although metric_names lists it",
+        ),
         ("open one", r"Slip._advance returned terminated of shape \(1,\), expected \(2,\)"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import numpy as np
@@ -351,6 +352,9 @@ def test_equal_codes_are_equal_patches(width: int) -> None:
         ({"density": 1.5}, "density is 1.5"),
         ({"map_size": 6}, "map_size is 6"),
         ({"horizon": 0}, "horizon 0"),
+        ({"complexity": -1.0}, "complexity is -1.0"),
+        ({"complexity": math.nan}, "complexity is nan"),
+        ({"position_scale": math.inf}, "position_scale is inf"),
     ],
 )
 def test_wrong_arguments_are_named(kwargs: dict[str, Any], words: str) -> None:

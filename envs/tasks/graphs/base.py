@@ -309,7 +309,7 @@ class GraphTask(SequenceTask):
         if self._elapsed == self.length:
             return ""
         labels = self.inputs[self._elapsed, index, :3].tolist()
-        return "  ".join("_" if label == LABELS else f"{label:03d}" for label in labels)
+        return " ".join("_" if label == LABELS else f"{label:03d}" for label in labels)
 
     def frame(self, index: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:
         from envs.tasks.graphs.pictures import graph_frame  # pygame is needed for pictures only

@@ -107,6 +107,8 @@ class StackGrammar(SymbolTask):
             raise ValueError(f"grammar is {grammar!r}, expected one of {GRAMMARS}")
         if not 2 <= letters <= 25:
             raise ValueError(f"letters is {letters}, expected 2 to 25")
+        if length < 1:
+            raise ValueError(f"length is {length}, expected at least 1")
         alphabet = _COUNTING.get(grammar, "01+=.")
         if grammar == "memorisation":
             alphabet = "abcdefghijklmnopqrstuvwxyz"[:letters] + "="

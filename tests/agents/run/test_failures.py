@@ -301,3 +301,16 @@ def test_a_file_that_cannot_be_written_is_named_and_keeps_its_content(
         replace_file(file, "new")
     assert error.value.filename == str(file)
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+
+
+@pytest.mark.parametrize("script", ["train.py", "evaluate.py", "compare.py"])
+def test_ctrl_c_while_torch_is_loaded_shows_no_traceback(tmp_path: Path, script: str) -> None:
+    (tmp_path / "torch.py").write_text("raise KeyboardInterrupt")
+    end = subprocess.run(
+        [sys.executable, str(ROOT / script), "runs"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert (end.returncode, end.stdout, end.stderr) == (130, "", "")

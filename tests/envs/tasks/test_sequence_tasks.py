@@ -227,6 +227,7 @@ def test_bits_are_fair_and_independent(bits: int) -> None:
         (lambda: DictionaryInference(l=0), "l 0"),
         (lambda: StackGrammar(grammar="palindrome"), "grammar is 'palindrome'"),
         (lambda: StackGrammar(n_min=0), "n_min is 0"),
+        (lambda: StackGrammar(length=-1), "length is -1"),
         (lambda: StackGrammar(n_min=5, n_max=4), "n_min is 5, n_max 4"),
         (lambda: StackGrammar(grammar="anbmcnm", n_min=1), "expected 2 <= n_min"),
         (lambda: StackGrammar(grammar="addition", n_max=61), "n_max is 61"),

@@ -11,6 +11,7 @@ import pytest
 import torch
 from cases import MEMORIES, every_memory
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from policies.memories.contract import Memory, MemoryStep, Panel, State, Unrolled
 from policies.memories.time.unroll import unroll
@@ -100,6 +101,14 @@ class Reads(Average):
         return super().forward(x if x.sum() > 0 else 2 * x, state)
 
 
+class Indexes(Average):
+    """Reads nothing on a GPU: `one_hot` looks at the values on a CPU only."""
+
+    def forward(self, x: Tensor, state: State) -> MemoryStep:
+        first = F.one_hot(torch.zeros(len(x), dtype=torch.int64, device=x.device), num_classes=x.shape[-1])
+        return super().forward(x + first, state)
+
+
 class ShowsTheBatch(Average):
     def panels(self, state: State) -> dict[str, Panel]:
         return {"average": Panel(state["average"].detach(), "unit", "environment")}
@@ -134,13 +143,17 @@ class CutsGradients(Average):
         return result._replace(state={key: value.detach() for key, value in result.state.items()})
 
 
+def test_one_hot_of_a_known_number_of_classes_is_no_read() -> None:
+    MEMORY_CHECKS["a_step_does_not_synchronise"](MemoryCase(Indexes))
+
+
 BROKEN: list[tuple[type[Memory], str, str]] = [
     (WrongWidth, "a_step_keeps_names_shapes_and_types", r"the output is \(3, 3\), expected \(3, 4\)"),
     (StateGrows, "a_step_keeps_names_shapes_and_types", "names, shapes and types must stay"),
     (SomeStart, "the_initial_state_is_the_same_for_every_entry_and_batch_size", "average differs between entries"),
     (InPlace, "arguments_are_not_modified", "state average was changed in place"),
     (Mixes, "batch_entries_are_independent", "other entries than the one whose input changed"),
-    (Reads, "a_step_does_not_synchronise", "reads a value on the host"),
+    (Reads, "a_step_does_not_synchronise", r"on the host .*test_memory_conformance.py:\d+: .*x.sum\(\) > 0"),
     (ShowsTheBatch, "panels_show_the_first_entry_and_change_with_it", "shows other entries than the first"),
     (Unused, "gradients_reach_every_parameter", "unused.weight has no gradient"),
     (NotSaved, "a_loaded_memory_is_the_same", "is not in state_dict"),
