@@ -22,10 +22,11 @@ def state_values(policy: MemoryActorCriticPolicy, obs: Obs, state: State, starts
     training = [module for module in policy.modules() if module.training] if policy.training else []
     for module in training:  # faster than `policy.train`, which every step would call twice
         vars(module)["training"] = False
-    values = policy.predict_values(obs, state, starts)
-    for module in training:
-        vars(module)["training"] = True
-    return values
+    try:
+        return policy.predict_values(obs, state, starts)
+    finally:
+        for module in training:
+            vars(module)["training"] = True
 
 
 def bootstrap_values(

@@ -133,7 +133,8 @@ class TrainingEnv(BaseAlgorithm):
             advice = own if self.learns_from_targets else f"target_coef is {self.target_coef:g}, expected 0"
             raise ValueError(f"the environment gives no targets to learn from; {advice}")
         parts = isinstance(self.action_space, spaces.MultiDiscrete) and self.action_space.nvec.size
-        weight, expected = [*info["weight"].shape], [[self.n_envs], *([[self.n_envs, parts]] if parts else [])]
+        weight = [*info["weight"].shape] if "weight" in info else "missing"
+        expected = [[self.n_envs], *([[self.n_envs, parts]] if parts else [])]
         if weight not in expected:
             wanted = " or ".join(map(str, expected))
             raise ValueError(f'the shape of info["weight"] is {weight}, expected {wanted} for {self.action_space}')

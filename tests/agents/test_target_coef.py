@@ -98,11 +98,20 @@ class Weighted(RepeatFirst):
         return {**info, "weight": info["weight"][:, None]}
 
 
+class Unweighted(RepeatFirst):
+    """RepeatFirst without weights."""
+
+    def _describe(self) -> Info:
+        return {"target": super()._describe()["target"]}
+
+
 @pytest.mark.parametrize("learner", [*LEARNS_BOTH, Supervised])
 def test_weights_of_another_shape_than_actions_are_refused(learner: type[MemoryOnPolicyAlgorithm]) -> None:
     options = {} if learner is Supervised else {"target_coef": 0.5}
     with pytest.raises(ValueError, match=r'info\["weight"\] is \[4, 1\], expected \[4\] for Discrete'):
         build(learner, Weighted(4, length=3), n_steps=3, **options)
+    with pytest.raises(ValueError, match=r'info\["weight"\] is missing, expected \[4\]'):
+        build(learner, Unweighted(4, length=3), n_steps=3, **options)
 
 
 def test_a_checkpoint_keeps_it(tmp_path: Path) -> None:
