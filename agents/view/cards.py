@@ -44,7 +44,8 @@ def draw_views(stage: Stage, views: Sequence[View], area: Box) -> None:
         stage.write(view.name, area.left, y, size, max_width=label - 8)
         box = Box(area.left + label, y - 0.36 * pitch, area.width - label, 0.72 * pitch)
         if view.word:
-            stage.write(view.word, box.left, y, 16, AGENT, max_width=box.width)
+            large = next((each for each in (16, 14) if stage.measure(view.word, each) <= box.width), 12)
+            stage.write(view.word, box.left, y, large, AGENT, max_width=box.width)
         else:
             (_gauge if view.values.size == 1 else _cells)(stage, view, box)
 
