@@ -9,6 +9,7 @@ import graph_decoders as decode
 import pytest
 import torch
 
+from agents.evaluation import random_score
 from envs.tasks.graphs.base import GraphTask
 from envs.tasks.graphs.shortest_path import ShortestPath
 
@@ -226,3 +227,9 @@ def test_an_episode_under_way_is_resumed() -> None:
         if step >= 20:
             assert torch.equal(results[0][0], results[1][0])
             assert torch.equal(results[0][4]["target"], results[1][4]["target"])
+
+
+@pytest.mark.parametrize(("lesson", "documented"), [(1, 0.76), (None, 0.05)])
+def test_chance_with_snapping_is_the_documented_one(lesson: int | None, documented: float) -> None:
+    score = random_score(ShortestPath(500, lesson=lesson, snap=True), 2000, seed=0)
+    assert score.metrics["right_answers"] == pytest.approx(documented, abs=0.02)
