@@ -161,7 +161,7 @@ class Own(Memory):
         ("infinite", "Own.forward returned infinite or NaN numbers for zeros at the initial state"),
         (
             "changing type",
-            "Own.forward returned 'h' of torch.float64, expected torch.float32, as initial_state",
+            "Own.forward returned 'h' of torch.float64, and initial_state gives it as torch.float32",
         ),
         ("attribute", "another output when a step is repeated from the same state: expected .* in the state, not in"),
     ],
