@@ -139,6 +139,7 @@ class Updates(TrainingEnv):
         if norm is not None and self._first_statistics is not None:
             for old in (rollout.values, rollout.last_values, rollout.final_values):
                 old.copy_(torch.where(self._first_statistics, norm(old), old))
+            self._first_statistics = None  # a learner may pass over a rollout again
 
     def diagnostics(self, rollout: Rollout) -> dict[str, Tensor]:
         """The learner's diagnostics of a rollout by their log names."""

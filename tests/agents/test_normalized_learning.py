@@ -114,6 +114,9 @@ def test_the_first_rollout_has_one_scale(learner: type[MemoryOnPolicyAlgorithm])
         last = model.policy.predict_values(current.obs, current.memory, current.resets)
     torch.testing.assert_close(judgement.value, rollout.values, rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(last, rollout.last_values, rtol=1e-4, atol=1e-3)
+    before = rollout.values.clone()
+    model.convert_first_values(rollout)
+    assert torch.equal(rollout.values, before), "converted once"
     norm = model.policy.value_norm
     finals = (rollout.final_values[rollout.truncated] - norm.mean) / norm.std
     assert finals.abs().max() < 3, "as the head's other outputs at the start"
