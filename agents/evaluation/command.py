@@ -220,7 +220,8 @@ def _score(arguments: Arguments, agent: LoadedAgent, env: TensorEnv, config: Con
         results = _play(arguments, agent, env)
     env.close()
     _print_results(console, arguments, agent, env_id, results)
-    if agent.folder is not None and agent.folder == arguments.run:
+    if _keeps(console, arguments, agent):
+        assert agent.folder is not None
         summary = {
             "checkpoint": str(agent.checkpoint),
             "env_steps": agent.model.num_timesteps,
@@ -237,6 +238,16 @@ def _score(arguments: Arguments, agent: LoadedAgent, env: TensorEnv, config: Con
         file = agent.folder / "evaluation.json"
         replace_file(file, json.dumps(summary, indent=2) + "\n")
         console.print(f"written to {file}", style="dim", **PLAIN_TEXT)
+
+
+def _keeps(console: Console, arguments: Arguments, agent: LoadedAgent) -> bool:
+    """Whether results are also written into the run's folder, which may belong to somebody else."""
+    if agent.folder is None or agent.folder != arguments.run:
+        return False
+    if not os.access(agent.folder, os.W_OK):
+        console.print(f"not written to {agent.folder}, which is read-only", style="dim", **PLAIN_TEXT)
+        return False
+    return True
 
 
 def _play(arguments: Arguments, agent: LoadedAgent, env: TensorEnv) -> _Results:
@@ -317,7 +328,7 @@ def _saliency(arguments: Arguments, agent: LoadedAgent, env: TensorEnv, env_id: 
     picture = figure(result, f"{env_id} · {agent.description}")
     with replacing(file) as partial:
         picture.savefig(partial, dpi=150)
-    if agent.folder is not None and agent.folder == arguments.run:
+    if _keeps(console, arguments, agent):
         from torch.utils.tensorboard import SummaryWriter
 
         with SummaryWriter(str(agent.folder)) as writer:
