@@ -61,6 +61,12 @@ def test_random_actions_stand_below(runs: Path, capsys: pytest.CaptureFixture[st
     assert "random" not in said(capsys, runs, "--no-random")
 
 
+def test_the_legend_counts_the_episodes_of_scored_runs_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_runs(tmp_path / "runs", "gru", [0.5, 0.6], eval_episodes=64)
+    make_run(tmp_path / "runs" / "unscored", "gru", 2, score=None, eval_episodes=0)
+    assert "mean of 64 new episodes per seed" in said(capsys, tmp_path / "runs", "--no-random")
+
+
 def test_files_are_written_and_not_overwritten(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     said(capsys, runs, "--out", out, "--threshold", 0.9)

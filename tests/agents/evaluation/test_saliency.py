@@ -8,7 +8,7 @@ import torch
 from cases import MEMORIES, small
 
 from agents import PPO, Supervised
-from agents.evaluation.saliency import figure, play_episode, saliency
+from agents.evaluation.saliency import Saliency, figure, play_episode, saliency
 from envs.repeat_first import RepeatFirst
 
 
@@ -69,6 +69,25 @@ def test_an_agent_that_repeats_the_first_symbol_looks_at_the_first_one() -> None
     assert found.earlier_share() > 0.6
     assert not found.value.any()
     assert len(figure(found, "title").axes) == 2  # one picture and its scale
+
+
+@pytest.mark.parametrize(
+    ("rows", "share", "age"),
+    [
+        (
+            [[2, 0, 0], [1, 3, 0], [3, 0, 1]],
+            (0 + 1 / 4 + 3 / 4) / 3,
+            2,
+        ),  # a quarter is one step old, three quarters are two
+        ([[1, 0, 0], [1, 1, 0], [0, 1, 1]], 1 / 3, 1),
+        ([[1, 0, 0], [0, 1, 0], [0, 0, 0]], 0, 0),
+    ],
+)
+def test_what_the_command_says_of_it(rows: list[list[float]], share: float, age: int) -> None:
+    norms = np.array(rows, float)
+    found = Saliency(norms, np.zeros_like(norms), np.zeros(3))
+    assert found.earlier_share() == pytest.approx(share)
+    assert found.median_age() == age
 
 
 def test_it_is_of_one_environment() -> None:
