@@ -33,7 +33,7 @@ from agents.comparison.intervals import Interval, mean_interval
 TABLE = Path(__file__).with_name("published.yaml")
 README = ROOT / "results" / "README.md"
 BEGIN, END = "<!-- benchmarks/reproduce.py --write -->\n", "<!-- end -->\n"
-VERDICTS = ("reached", "beaten", "not reached", "not run")
+VERDICTS = ("reached", "not reached", "not comparable", "not run")
 
 
 @dataclass(frozen=True)

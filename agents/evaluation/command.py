@@ -241,7 +241,7 @@ def _score(arguments: Arguments, agent: LoadedAgent, env: TensorEnv, config: Con
 
 
 def _keeps(console: Console, arguments: Arguments, agent: LoadedAgent) -> bool:
-    """Whether results are also written into the run's folder, which may belong to somebody else."""
+    """Whether results are also written into the folder of the run: it was named, and is not read-only."""
     if agent.folder is None or agent.folder != arguments.run:
         return False
     if not os.access(agent.folder, os.W_OK):
