@@ -220,8 +220,8 @@ def _score(arguments: Arguments, agent: LoadedAgent, env: TensorEnv, config: Con
         results = _play(arguments, agent, env)
     env.close()
     _print_results(console, arguments, agent, env_id, results)
-    if _keeps(console, arguments, agent):
-        assert agent.folder is not None
+    folder = _folder_to_write(console, arguments, agent)
+    if folder is not None:
         summary = {
             "checkpoint": str(agent.checkpoint),
             "env_steps": agent.model.num_timesteps,
@@ -235,19 +235,19 @@ def _score(arguments: Arguments, agent: LoadedAgent, env: TensorEnv, config: Con
             "memory_kwargs": agent.model.policy.memory_kwargs,
             **_as_json(results),
         }
-        file = agent.folder / "evaluation.json"
+        file = folder / "evaluation.json"
         replace_file(file, json.dumps(summary, indent=2) + "\n")
         console.print(f"written to {file}", style="dim", **PLAIN_TEXT)
 
 
-def _keeps(console: Console, arguments: Arguments, agent: LoadedAgent) -> bool:
-    """Whether results are also written into the folder of the run: it was named, and is not read-only."""
-    if agent.folder is None or agent.folder != arguments.run:
-        return False
-    if not os.access(agent.folder, os.W_OK):
+def _folder_to_write(console: Console, arguments: Arguments, agent: LoadedAgent) -> Path | None:
+    """The run's folder; None for a checkpoint, and, after a line that says so, if it is read-only."""
+    if agent.folder != arguments.run:
+        return None
+    if agent.folder is not None and not os.access(agent.folder, os.W_OK):
         console.print(f"not written to {agent.folder}, which is read-only", style="dim", **PLAIN_TEXT)
-        return False
-    return True
+        return None
+    return agent.folder
 
 
 def _play(arguments: Arguments, agent: LoadedAgent, env: TensorEnv) -> _Results:
@@ -328,10 +328,11 @@ def _saliency(arguments: Arguments, agent: LoadedAgent, env: TensorEnv, env_id: 
     picture = figure(result, f"{env_id} · {agent.description}")
     with replacing(file) as partial:
         picture.savefig(partial, dpi=150)
-    if _keeps(console, arguments, agent):
+    folder = _folder_to_write(console, arguments, agent)
+    if folder is not None:
         from torch.utils.tensorboard import SummaryWriter
 
-        with SummaryWriter(str(agent.folder)) as writer:
+        with SummaryWriter(str(folder)) as writer:
             writer.add_figure("saliency", picture, agent.model.num_timesteps)
     share, age = result.earlier_share(), result.median_age()
     old = f"; half of it to observations at least {age} {'step' if age == 1 else 'steps'} earlier" if age else ""
