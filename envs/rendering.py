@@ -180,10 +180,12 @@ class Canvas:
         self._sheet.blit(drawn, drawn.get_rect(**{anchor: (self._dot(x), self._dot(y))}))
 
     def caption(self, words: str, margin: float, y: float, reward: float | None = None) -> None:
-        """A caption: text at the left, and a non-zero reward at the right."""
-        self.text(words, margin, y, 18)
+        """A caption: text at the left, and a non-zero reward at the right. It stays legible in a reduced picture."""
+        given = _available.get()
+        size = 18 if given is None else min(40, max(18, round(14 * given.scale * self._dots / self._fine)))
+        self.text(words, margin, y, size)
         if reward:
-            self.text(f"{reward:+.4g}", self.width - margin, y, 18, RIGHT if reward > 0 else WRONG, "midright")
+            self.text(f"{reward:+.4g}", self.width - margin, y, size, RIGHT if reward > 0 else WRONG, "midright")
 
     def frame(self) -> Frame:
         """The finished frame, `[height, width, 3]`."""

@@ -9,6 +9,7 @@ choices are replaced, so their probability and their gradient are exactly 0.
 from __future__ import annotations
 
 import math
+import reprlib
 from typing import Any
 
 import numpy as np
@@ -72,7 +73,7 @@ def refuse_without_choice(count: float) -> None:
     """
     if count:
         raise ValueError(
-            f"the environment's action mask allows no action at {count:g} observations: every mask, also those of "
+            f"the action mask allows no action at {count:g} observations: every mask, also those of "
             "agents that have nothing to do, must allow at least one choice for each part of the action"
         )
 
@@ -91,16 +92,20 @@ def as_masks(given: Any, space: spaces.Space[Any], rows: int) -> np.ndarray[Any,
     width = sum(parts_of(space))
     if isinstance(given, Tensor):
         given = given.cpu().numpy()
-    if rows == 1 and len(given) != 1 and not isinstance(given, np.ndarray):
-        given = [given]
-    if isinstance(given, np.ndarray) and given.dtype != object:
-        flat = given.reshape(rows, -1) if rows and given.size % rows == 0 else given
-    else:
-        flat = np.array([_flat(row) for row in given])
-        flat = flat if len(flat) == rows else flat.reshape(rows, -1)
+    expected = f"expected [{rows}, {width}]: a flag for each choice of {space}"
+    try:
+        if rows == 1 and len(given) != 1 and not isinstance(given, np.ndarray):
+            given = [given]
+        if isinstance(given, np.ndarray) and given.dtype != object:
+            flat = given.reshape(rows, -1) if rows and given.size % rows == 0 else given
+        else:
+            flat = np.array([_flat(row) for row in given])
+            flat = flat if len(flat) == rows else flat.reshape(rows, -1)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the action masks are {reprlib.repr(given)}, {expected}") from error
     if flat.shape != (rows, width):
         shape = np.shape(given)
-        raise ValueError(f"the action masks are {shape}, expected [{rows}, {width}]: a flag for each choice of {space}")
+        raise ValueError(f"the action masks are {shape}, {expected}")
     masks: np.ndarray[Any, np.dtype[np.bool_]] = flat.astype(bool)
     if (masks != flat).any():  # for example 0 and -inf, which would mean the opposite
         other = flat[masks != flat][0]

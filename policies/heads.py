@@ -17,7 +17,7 @@ from torch import Tensor, cat, nn
 from torch.distributions import Bernoulli, Categorical, Normal
 
 from policies.memories.time.scopes import host_may_read
-from policies.observations import AGENT_SPACES, MAX_CHOICES, short, too_many_choices
+from policies.observations import AGENT_SPACES, MAX_CHOICES, short, too_many_choices, warn_once
 
 
 class Decision(NamedTuple):
@@ -53,7 +53,7 @@ def refuse_nan(values: Tensor) -> None:
         DivergedError: there is a NaN.
     """
     if values.device.type == "cpu" and host_may_read() and values.sum().isnan():
-        raise DivergedError("action probabilities contain NaN: the policy's logits have diverged")
+        raise DivergedError("action probabilities contain NaN: the observation does, or the policy has diverged")
 
 
 class CategoricalDistribution(sb3.CategoricalDistribution):
@@ -383,3 +383,14 @@ def check_action_space(space: spaces.Space[Any]) -> None:
         )
     if 0 in (space.shape or ()):
         raise ValueError(f"the action space {short(space)} is empty; expected at least one choice")
+    if isinstance(space, spaces.Box) and _far_from_normal(space):
+        warn_once(
+            f"the actions of {short(space)} are far from a standard normal distribution, with which a policy begins: "
+            "scale them with gymnasium.wrappers.RescaleAction(env, -1, 1)"
+        )
+
+
+def _far_from_normal(space: spaces.Box) -> bool:
+    """Whether most draws of a standard normal distribution are clipped, or fall into a small part of some range."""
+    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+    return bool(((high - low > 20) | (high - low < 0.1) | (low > 1) | (high < -1)).any())

@@ -79,7 +79,7 @@ class Layout:
             raise ValueError(f"two entries of the observation are called {name!r} when flattened: rename one")
         if not entries:
             raise ValueError(f"the observation space {short(space)} is empty; expected at least one number")
-        _warn_once([f"{entry} is left out: no encoder reads it" for entry in empty])
+        warn_once(*(f"{entry} is left out: no encoder reads it" for entry in empty))
         self.paths = {name: path for name, path, _ in entries}
         self.transposed = {name for name, _, entry in entries if has_channels_last(entry)}
         flat = [(name, _channels_first(entry) if name in self.transposed else entry) for name, _, entry in entries]
@@ -307,7 +307,7 @@ def short(space: spaces.Space[Any]) -> str:
 _warned: set[str] = set()
 
 
-def _warn_once(lines: list[str]) -> None:
+def warn_once(*lines: str) -> None:
     for line in lines:
         if line not in _warned:
             _warned.add(line)

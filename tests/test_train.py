@@ -109,6 +109,9 @@ def test_a_second_run_does_not_write_over_the_first(tmp_path: Path, capsys: pyte
     (tmp_path / "checkpoints").mkdir()
     assert command(*SMALL, "--run-dir", str(tmp_path)) == 2
     assert "already holds a run" in capsys.readouterr().err
+    assert command(*SMALL, "--run-dir", str(tmp_path / "config.yaml")) == 2
+    said = "".join(capsys.readouterr().err.split())
+    assert "config.yaml,whichisafile,expectedafolder:chooseanother--run-dir" in said
 
 
 @pytest.mark.parametrize("algo", ["ppo", "a2c"])

@@ -109,9 +109,18 @@ class CopyAndKeep(CopyObservation):
 
 
 def copy_observations(batch: VectorEnv[Any, Any, Any] | VecEnv) -> None:
-    """Wraps each single environment of a batch in `CopyObservation`, if they run in this process."""
+    """Wraps each single environment of a batch in `CopyObservation`, if they run in this process.
+
+    Raises:
+        ValueError: two of them are the same object.
+    """
     batch = batch.unwrapped
     if isinstance(batch, (SyncVectorEnv, DummyVecEnv)):
+        if len({id(env.unwrapped) for env in batch.envs}) < len(batch.envs):
+            raise ValueError(
+                f"several of the {len(batch.envs)} environments are the same object, which each of them would step; "
+                "expected functions that build a new one: [lambda: MyEnv()] * n"
+            )
         wrapped: Any = [
             CopyObservation(env) if isinstance(env, gym.Env) and not isinstance(env, CopyObservation) else env
             for env in batch.envs

@@ -85,7 +85,10 @@ def make_env(
         return env
     with _building(env_id, spec.entry_point, {**spec.kwargs, **kwargs}):
         outer = [ignoring_interrupts(os.getpid())] if vector == "async" else []
-        batch = _on_host(spec, num_envs, vector, [*layers, CopyAndKeep, *outer], kwargs)
+        try:
+            batch = _on_host(spec, num_envs, vector, [*layers, CopyAndKeep, *outer], kwargs)
+        except ValueError as error:  # of a space or a constructor that does not know the id
+            raise ValueError(f"environment {env_id!r} cannot be built: {error}") from error
         _forget_makers(batch)
         env = as_tensor_env(batch, device)
     if vector == "async":

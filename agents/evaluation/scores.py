@@ -20,6 +20,7 @@ from torch import Tensor
 from agents.environments import EnvLike, HostEnv, as_tensor_env
 from agents.evaluation.breakdown import Breakdown
 from agents.learner import MemoryOnPolicyAlgorithm
+from agents.metrics.non_finite import NonFiniteError
 from agents.metrics.task import TaskMetrics
 from agents.scale.devices import widest
 from envs.tensor_env import Info, Obs, TensorEnv
@@ -103,6 +104,8 @@ def evaluate(
     Raises:
         ValueError: `n_episodes` is below 1, or the environment's spaces are not the agent's.
         TypeError: `env` is not an environment.
+        NonFiniteError: a reward is NaN or infinite.
+        DivergedError: the action probabilities contain NaN.
     """
     policy = model.policy if isinstance(model, MemoryOnPolicyAlgorithm) else model
     tensor_env = env if isinstance(env, TensorEnv) else as_tensor_env(env, policy.device)
@@ -169,6 +172,7 @@ def play(
 
     Raises:
         ValueError: `n_episodes` is below 1, or a mask of valid actions allowed none.
+        NonFiniteError: a reward is NaN or infinite.
     """
     if n_episodes < 1:
         raise ValueError(f"n_episodes is {n_episodes}, expected at least 1")
@@ -178,6 +182,8 @@ def play(
         metrics, player = TaskMetrics(env.metric_names, env.device), _Player(act, env)
         returns, lengths, counted, cut = _play(player, env, quota, seed, metrics, breakdown, max_steps)
     refuse_without_choice(float(player.without_choice))
+    if not np.isfinite(returns[counted]).all():
+        raise NonFiniteError("a reward is not finite, so that the mean return is not either")
     of_task = metrics.values(metrics.sums().cpu().numpy())
     return Score.of(returns[counted], lengths[counted], {**of_task, **player.success_rate()}, cut)
 
@@ -244,12 +250,12 @@ def _play(
     wanted = torch.as_tensor(quota, device=device)
     rounds = int(quota.max())
     # Row `rounds` collects everything after an environment's last counted episode.
-    returns = torch.zeros(rounds + 1, num_envs, device=device)
+    returns = torch.zeros(rounds + 1, num_envs, device=device, dtype=widest(device))
     lengths = torch.zeros(rounds + 1, num_envs, dtype=torch.int64, device=device)
     played = torch.zeros(num_envs, dtype=torch.int64, device=device)
 
     # Return and length of every environment's running episode, for episodes that do not end.
-    partial, since = torch.zeros(num_envs, device=device), torch.zeros_like(played)
+    partial, since = torch.zeros_like(returns[0]), torch.zeros_like(played)
     cut = torch.zeros_like(played, dtype=torch.bool)  # environments that play no further episodes
 
     def unfinished() -> bool:
@@ -272,7 +278,7 @@ def _play(
         steps = torch.ones_like(played)
         if env.counts_episodes:
             reward, steps, over = _as_counted(info, reward)
-        returns.scatter_add_(0, row, reward[None])
+        returns.scatter_add_(0, row, reward[None].to(returns.dtype))
         lengths.scatter_add_(0, row, steps[None])
         over = over & live
         partial, since = partial.masked_fill(over, 0.0), since.masked_fill(over, 0)

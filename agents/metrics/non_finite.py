@@ -28,8 +28,8 @@ def raise_if_not_finite(model: TrainingEnv, error: RuntimeError) -> None:
     if isinstance(error, DivergedError):  # over finite numbers, which were too large
         largest = max(float(value.abs().max()) for value in _by_name(model.rollout_state.obs).values())
         raise NonFiniteError(
-            f"{error} after {model.num_timesteps} environment steps; the largest number in the observation is "
-            f"{largest:.3g}"
+            "action probabilities contain NaN: the policy's logits have diverged after "
+            f"{model.num_timesteps} environment steps; the largest number in the observation is {largest:.3g}"
         ) from error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
@@ -31,6 +32,7 @@ def run_logger(folder: Path, resume_at: int | None = None) -> Logger:
     if distributed.rank():
         return Logger(None, [])
     folder.mkdir(parents=True, exist_ok=True)
+    _silence_writer_threads()
     table = Table(folder / "progress.csv", [] if resume_at is None else rows_up_to(folder, resume_at))
     return Logger(str(folder), [table, _Curves(str(folder), resume_at)])
 
@@ -50,7 +52,10 @@ def rows_up_to(folder: Path, resume_at: int) -> list[dict[str, str]]:
         raise ValueError(f"{file} is damaged: expected text in UTF-8; move it away to continue without it") from error
     rows = []
     whole = text[: text.rfind("\n") + 1]  # a killed run may have left half a row
-    for number, row in enumerate(csv.DictReader(io.StringIO(whole)), start=2):
+    reader = csv.DictReader(io.StringIO(whole))
+    if text and STEP not in (reader.fieldnames or ()):
+        raise ValueError(f"{file} is damaged: it has no column {STEP}; move it away to continue without it")
+    for number, row in enumerate(reader, start=2):
         step = row.get(STEP) or ""
         if not step.isdecimal():
             wrong = f"row {number} has {step!r} for {STEP}"
@@ -123,6 +128,20 @@ class Table(KVWriter):
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerow([row.get(name) for name in self.columns])
         return text.getvalue()
+
+
+def _silence_writer_threads() -> None:
+    """Prints no traceback of TensorBoard's writer thread: the next write raises the same error in this thread."""
+    if getattr(threading.excepthook, "silences_tensorboard", False):
+        return
+    shown = threading.excepthook
+
+    def hook(error: threading.ExceptHookArgs) -> None:
+        if not type(error.thread).__module__.startswith("tensorboard."):
+            shown(error)
+
+    hook.silences_tensorboard = True  # type: ignore[attr-defined]
+    threading.excepthook = hook
 
 
 class _Curves(TensorBoardOutputFormat):

@@ -14,6 +14,7 @@ import tyro
 
 from agents import latest_checkpoint
 from agents.common.arguments import read
+from agents.common.invocation import quoted
 from agents.common.signals import terminable
 from agents.common.terminal import make_console, replace_unprintable
 from agents.environments import import_modules
@@ -69,6 +70,9 @@ def parse(arguments: list[str]) -> tuple[Command, Path | None]:
     elif given.resume:
         checkpoint = latest_checkpoint(given.resume)
         run_dir = Path(given.resume) if checkpoint != Path(given.resume) else checkpoint_folder(checkpoint)
+        if not (run_dir / "config.yaml").exists():
+            advice = f"start a new run with its options and --init-from {quoted(checkpoint)}"
+            raise ValueError(f"{run_dir} has no config.yaml, so it cannot be resumed: {advice}")
         defaults = load_config(run_dir / "config.yaml")
         defaults.run_dir = run_dir
     else:

@@ -11,6 +11,7 @@ from typing import Any
 from agents import LEARNERS, CheckpointError
 from agents.checkpoint import read_manifest
 from agents.checkpoint.encoding import encode
+from agents.checkpoint.opening import open_checkpoint
 from agents.common.arguments import format_setting
 from agents.run.config import Config
 
@@ -48,10 +49,10 @@ def refuse_changes(config: Config, saved: Config) -> None:
         now = config.entries().get(name, before)
         if now == before or name in (*changeable_hyperparameters(saved), *CHANGEABLE, "run_dir", "resume"):
             continue
+        had = "without one" if before is None else f"with {format_setting(before)}"
         raise ValueError(
-            f"--{name.replace('_', '-')} is {format_setting(now)}, but {config.run_dir} is a run with "
-            f"{format_setting(before)}, which cannot change on resume: leave it out, or start a new run, with "
-            "--init-from for the weights"
+            f"--{name.replace('_', '-')} is {format_setting(now)}, but {config.run_dir} is a run {had}, which cannot "
+            "change on resume: leave it out, or start a new run, with --init-from for the weights"
         )
     now, before = config.learner.n_steps, saved.learner.n_steps
     if bool(now) != bool(before):
@@ -67,7 +68,8 @@ def changed_arguments(config: Config, checkpoint: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the checkpoint cannot be read, or belongs to another agent than the configuration.
     """
-    manifest = read_manifest(checkpoint)
+    with open_checkpoint(checkpoint) as source:
+        manifest = read_manifest(source)
     stored = manifest.get("config")
     policy = stored.get("policy_kwargs") if isinstance(stored, dict) else None
     if not isinstance(stored, dict) or not isinstance(policy, dict):

@@ -163,6 +163,8 @@ def prepare(config: Config, checkpoint: Path | None, locks: list[FileLock | None
     """
     folder = folder_of(config)
     if checkpoint is None:
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"--run-dir is {folder}, which is a file, expected a folder: choose another --run-dir")
         taken = not distributed.restarts() and holds_run(folder)
         if not taken:
             build(config)

@@ -200,6 +200,12 @@ def test_a_bare_environment_that_a_learner_is_given_says_the_same(env: gym.Env[A
         PPO("MemoryPolicy", env, n_steps=2, device="cpu").learn(2)
 
 
+def test_one_environment_in_several_places_is_refused() -> None:
+    env = gym.wrappers.TimeLimit(Given(reset=(OBS, {}), step=(OBS, 1.0, True, False, {})), 9)
+    with pytest.raises(ValueError, match="several of the 3 environments are the same object"):
+        as_tensor_env(SyncVectorEnv([lambda: env, lambda: Given(reset=(OBS, {})), lambda: env.env]))
+
+
 class Plain(DummyVecEnv):
     """A user's own `VecEnv`, which says nothing of final observations."""
 

@@ -57,6 +57,8 @@ class Count(gym.Env):
     def __init__(self, size=1, words=False):
         if size > 5:
             raise RuntimeError("the size is\\nmuch too large")
+        if size == 0:
+            raise ValueError("a world without cells")
         len(size if size < 0 else [size])
         self.buffer, self.words = np.zeros(size, np.float32), words
         self.observation_space = spaces.Box(-9.0, 9.0, (size,))
@@ -128,6 +130,7 @@ def test_a_module_of_the_current_folder_with_wrappers() -> None:
         ("CartPole-v1", {"n_envs": 4}, r"it takes .*; the number of environments is num_envs"),
         ("own_worlds:Own/Count-v0", {"size": -1}, r"cannot be built: TypeError: object of type 'int' has no len"),
         ("own_worlds:Own/Count-v0", {"size": 9}, r"cannot be built: RuntimeError: the size is much too large"),
+        ("own_worlds:Own/Count-v0", {"size": 0}, r"environment 'own_worlds:Own/Count-v0' cannot be built: a world wit"),
         ("own_worlds:Own/Count-v0", {"wrappers": ["own_worlds:Dubble"]}, r"has no 'Dubble'; near it: Double"),
         ("own_worlds:Own/Count-v0", {"wrappers": ["Double"]}, r"a wrapper is 'Double', expected module:name"),
         ("CartPole-v1", {"wrappers": "own_worlds:Double"}, r"expected a list: wrappers=\['own_worlds:Double'\]"),

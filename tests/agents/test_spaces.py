@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,17 @@ def test_continuous_actions_are_cut_for_the_environment_and_not_for_the_learner(
     low, high = (torch.tensor(bound) for bound in (ACTIONS["box"].low, ACTIONS["box"].high))  # type: ignore[attr-defined]
     outside = (model.rollout.actions < low) | (model.rollout.actions > high)
     assert outside.float().mean() > 0.5
+
+
+@pytest.mark.parametrize(("low", "high", "far"), [(0, 1000, True), (-0.01, 0.01, True), (2, 4, True), (-10, 1, False)])
+def test_bounds_far_from_the_first_actions_give_a_warning(low: float, high: float, far: bool) -> None:
+    action = spaces.Box(low, high, (1,), np.float32)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        PPO("MemoryPolicy", Spaces(VECTOR, action), device="cpu", n_steps=4, policy_kwargs=GRU)
+    said = [str(each.message) for each in caught if "far from a standard normal distribution" in str(each.message)]
+    assert len(said) == far
+    assert all("RescaleAction(env, -1, 1)" in line for line in said)
 
 
 def test_pendulum() -> None:

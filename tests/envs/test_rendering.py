@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from envs.maze import InvisibleGoalMaze
-from envs.rendering import AGENT, GOAL, INK, RIGHT, WRONG, Canvas, Frame, corridor_frame, strip_frame
+from envs.rendering import AGENT, GOAL, INK, RIGHT, WRONG, Canvas, Frame, corridor_frame, drawing_for, strip_frame
 from envs.repeat_first import RepeatFirst
 
 
@@ -63,6 +63,21 @@ def test_maze_picture() -> None:
         assert shows(picture, colour) > 50
     rows, columns = np.nonzero(where(picture, GOAL))
     assert (rows.mean(), columns.mean()) == pytest.approx((16 + 9.5 * 32, 16 + 9.5 * 32), abs=2)
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_the_caption_of_a_large_maze_stays_legible(scale: float) -> None:
+    heights = []
+    for size in (9, 31):
+        maze = InvisibleGoalMaze(1, size=size)
+        maze.reset(seed=0)
+        with drawing_for(420, 420, scale):
+            frame = maze.frame()
+        dark = frame.astype(int).sum(-1) < 450
+        under_the_wall = np.flatnonzero(dark.mean(1) > 0.8)[-1] + 2
+        rows = np.flatnonzero(dark[under_the_wall:].any(1))
+        heights.append((rows[-1] - rows[0] + 1) / scale)
+    assert min(heights) >= 7, heights
 
 
 def test_strip_picture_marks_answers() -> None:

@@ -154,6 +154,9 @@ def test_mistakes_are_named() -> None:
         made.predict(obs, action_masks=np.array([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]], bool))
     with pytest.raises(ValueError, match="contain -inf, expected 1 for valid and 0 for invalid choices"):
         made.predict(obs, action_masks=np.array([[0, -np.inf, 0, 0, -np.inf]] * 2, np.float32))
+    for odd in (1, [], [None, np.ones(5)]):
+        with pytest.raises(ValueError, match=r"the action masks are .*, expected \[2, 5\]: a flag for each choice"):
+            made.predict(obs, action_masks=odd)
     with pytest.raises(ValueError, match="not Box"):
         check_width(torch.ones(2, 3), spaces.Box(-1, 1, (3,)))
     with pytest.raises(ValueError, match="expected \\[num_envs, 4\\]"):

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from agents import PPO, make_env
 from agents.evaluation.scores import Score, evaluate, play, random_actions, random_score
+from agents.metrics.non_finite import NonFiniteError
 from envs.tensor_env import Obs, TensorEnv
 from policies.policy import MemoryActorCriticPolicy
 
@@ -132,6 +133,21 @@ def test_long_episodes_are_cut_where_they_reach_the_limit() -> None:
     assert score.mean == fmean([2, 4, 30, 30])
     score = play(idle, Fixed(2), 4, max_steps=2)
     assert (score.cut, score.mean_length) == (2, 2)
+
+
+def test_returns_are_summed_in_double_precision() -> None:
+    rewards = [[2.0**24 + 2], [1], [1], [1]]  # in float32 each 1 is rounded away
+    assert play(idle, script(rewards, terminated=[(3, 0)]), 1).mean == 2**24 + 5
+    assert play(idle, script(rewards, terminated=[(3, 0)]), 1, max_steps=3).mean == 2**24 + 4
+
+
+@pytest.mark.parametrize("reward", [math.nan, math.inf])
+def test_a_reward_that_is_not_finite_is_an_error(reward: float) -> None:
+    rewards = [[0.0], [0.0], [reward], [0.0]]
+    ends = [(1, 0), (3, 0)]
+    assert play(idle, script(rewards, terminated=ends), 1).mean == 0
+    with pytest.raises(NonFiniteError, match="a reward is not finite"):
+        play(idle, script(rewards, terminated=ends), 2)
 
 
 def test_the_interval_is_students() -> None:

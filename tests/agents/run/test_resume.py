@@ -113,7 +113,7 @@ def test_a_hyperparameter_that_an_older_checkpoint_lacks_can_be_set(run: Path) -
         (["--seed", "5"], "--seed is 5"),
         (["--reward-scale", "2"], "--reward-scale is 2"),
         (["--n-steps", "0"], "--n-steps is 0"),
-        (["--recipe", "copy-dnc"], "--recipe is copy-dnc"),
+        (["--recipe", "copy-dnc"], "--recipe is copy-dnc, but RUN is a run without one, which"),
         (["--init-from", "x"], "--init-from is"),
         (["--run-dir", "elsewhere"], "--run-dir is elsewhere, but --resume continues in RUN"),
         (["--sweep", "repeat-first"], "--sweep and --resume exclude each other"),
@@ -297,13 +297,49 @@ def test_a_table_keeps_its_rows_wherever_it_is_killed(tmp_path: Path, monkeypatc
     assert len(rows_up_to(tmp_path, 16)) == 1
 
 
-@pytest.mark.parametrize("damage", [b"time/total_timesteps\nx\n", b"time/total_timesteps\n\xff\n"])
+@pytest.mark.parametrize(
+    "damage", [b"time/total_timesteps\nx\n", b"time/total_timesteps\n\xff\n", b"garbage\n", b"rollout/return,ti"]
+)
 def test_a_damaged_table_is_named(run: Path, capsys: pytest.CaptureFixture[str], damage: bytes) -> None:
     (run / "progress.csv").write_bytes(damage)
     before = contents(run)
     assert command("--resume", run, "--total-timesteps", 128) == 2
     assert f"{run / 'progress.csv'} is damaged" in capsys.readouterr().err
     assert contents(run) == before
+
+
+def test_a_run_that_cannot_be_resumed_says_what_can_be_used(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    newest = agents.latest_checkpoint(run)
+    manifest = (newest / "manifest.json").read_text()
+    (newest / "manifest.json").write_text("{")
+    assert command("--resume", run, "--total-timesteps", 128) == 2
+    said = capsys.readouterr().err
+    assert "manifest.json is damaged" in said
+    assert "step_000000000048 is older and intact" in said
+    (newest / "manifest.json").write_text(manifest)
+    (run / "config.yaml").unlink()
+    assert command("--resume", run) == 2
+    assert f"{run} has no config.yaml, so it cannot be resumed: start a new run" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no limit of a file's size")
+def test_a_full_disk_gives_no_traceback_of_tensorboard(tmp_path: Path) -> None:
+    """Its writer thread meets the error first; the next write raises it in the main thread."""
+    words = [*SMALL, "--total-timesteps", 64 * 64, "--run-dir", str(tmp_path / "run")]
+    program = f"""
+import resource
+from command_line import command
+resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+raise SystemExit(command(*{words!r}))
+"""
+    env = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(map(str, (Path(__file__).parent, Path(training.__file__).parents[2]))),
+    }
+    end = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=env, check=False)
+    assert end.returncode == 2
+    assert "Traceback" not in end.stderr
+    assert "File too large" in end.stderr
 
 
 def test_the_state_of_the_checkout_is_read_without_a_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
