@@ -183,7 +183,7 @@ PICTURES: dict[str, Drawn] = {
         "maze-a2c-curves.csv",
         (Line(175.0, PAPER), Line(0.4, "random actions", ":", GREY)),
         "episodes",
-        ("Invisible-goal maze, A2C: 50,000 episodes of 200 steps",),
+        ("Invisible-goal maze, A2C: 100,000 episodes of 200 steps",),
     ),
     "memories-maze-10k.png": FromTable(
         "memories-maze-10k-curves.csv",
