@@ -1,8 +1,8 @@
 """A2C: one update per rollout, back-propagated through the rollout's own graph.
 
-Mnih et al. 2016, "Asynchronous Methods for Deep Reinforcement Learning", in its synchronous form. The memory's outputs
-keep their graph while the rollout is collected, so the update needs no second forward pass through the memory. The
-heads are evaluated once, for all steps together.
+Mnih et al. 2016, "Asynchronous Methods for Deep Reinforcement Learning", in its synchronous form. The rollout is
+recorded (`Memory.record`): memories with a tape need no second forward pass, others process the rollout once more, as a
+sequence. The heads are evaluated once, for all steps together.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from agents.sb3.training_env import TrainingEnv
 from agents.scale import distributed
 from policies.action_masks import refuse_without_choice, without_choice
 
-_EMPTY_MASKS = "masks that allow nothing"
+_VALID, _EMPTY_MASKS = "rollout/valid_actions", "masks that allow nothing"
 Array = np.ndarray[Any, Any]
 
 
@@ -59,8 +59,10 @@ def pack_metrics(model: TrainingEnv, metrics: dict[str, Tensor]) -> PackedMetric
         numbers = model.policy.memory.metrics(model.rollout_state.memory)
     metrics |= {f"memory/{name}": number.mean() for name, number in numbers.items()}
     if rollout.masks is not None:
-        metrics["rollout/valid_actions"] = rollout.masks.float().mean()
+        metrics[_VALID] = rollout.masks.float().mean()
         metrics[_EMPTY_MASKS] = without_choice(rollout.masks.flatten(0, 1), model.action_space).sum()
+    elif distributed.size() > 1:  # another rank may have masks already
+        metrics |= {_VALID: torch.ones((), device=model.device), _EMPTY_MASKS: torch.zeros((), device=model.device)}
     parts = [torch.stack([metric.detach().float() for metric in metrics.values()])]
     parts += [model.scores, rollout.rewards.flatten(), _ends(rollout).flatten()]
     parts += [] if rollout.episode_stats is None else [rollout.episode_stats.flatten()]
@@ -85,6 +87,8 @@ def log_metrics(model: TrainingEnv, packed: PackedMetrics) -> None:
     of_steps = steps.reshape(len(steps), -1, model.n_steps, model.n_envs).transpose(1, 2, 0, 3)
     _count_episodes(model, *of_steps.reshape(*of_steps.shape[:2], -1))
     refuse_without_choice(values.pop(_EMPTY_MASKS, 0.0))
+    if model.rollout.masks is None and values.get(_VALID) == 1:  # no rank has masks
+        del values[_VALID]
     refuse_non_finite(model, values)
     if distributed.rank() == 0:
         normalized = model.policy.value_norm is not None

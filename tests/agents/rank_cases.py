@@ -31,6 +31,7 @@ from agents.scale import distributed
 from envs.repeat_first import RepeatFirst
 
 RANKS, COPIES, STEPS, EPOCHS, SETS = 2, 4, 6, 2, 2  # COPIES of each rank
+VALID = "rollout/valid_actions"
 
 # Learner, memory, further arguments.
 UPDATES: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -218,6 +219,30 @@ def hosted(monitored: bool) -> dict[str, Any]:
     return {"episodes": episodes, "successes": list(model.ep_success_buffer or ())}
 
 
+def masked(where: int) -> list[float]:
+    """The logged share of valid actions if only rank `where` gives masks, which leave one of two actions."""
+    mask = {"action_mask": np.array([0, 1], np.int8)} if distributed.rank() == where else {}
+
+    class Masked(Steps):
+        def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+            return super().reset(seed=seed)[0], mask
+
+        def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+            obs, reward, terminated, truncated, _ = super().step(action)
+            return obs, reward, terminated, truncated, mask
+
+    env = DummyVecEnv([lambda: Masked(3)])
+    model = A2C("MemoryPolicy", env, n_steps=4, policy_kwargs={"memory": "gru"}, device="cpu")
+    shares: list[float] = []
+
+    def note(iteration: int = 0) -> None:
+        shares.append(model.logger.name_to_value.get(VALID, -1.0))
+
+    with mock.patch.object(model, "dump_logs", note):
+        model.learn(8 * RANKS)
+    return shares
+
+
 def command(*words: str) -> dict[str, Any]:
     """train.py in this process: its exit status and what it said."""
     said = io.StringIO()
@@ -274,6 +299,7 @@ def main(folder: Path) -> None:
         }
         found["poisoned"] = poisoned()
         found["hosted"] = [hosted(monitored) for monitored in (True, False)]
+        found["masked"] = [masked(where) for where in (0, 1, RANKS)]
         found["bad"] = {name: command(*words, "--run-dir", str(folder / "bad")) for name, words in BAD.items()}
         own = ["--imports", "rank_learner", "--algo", "of-ranks", "--of-ranks", "2", "--no-baseline"]
         own += ["--total-timesteps", "128", "--run-dir", str(folder / "imported")]

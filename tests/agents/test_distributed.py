@@ -139,6 +139,14 @@ def test_what_environments_say_of_their_episodes_is_heard_on_every_rank(ranks: l
             assert heard == {"episodes": [(3.0, 3), (3.0, 3), (6.0, 6)], "successes": [1.0, 1.0, 0.0]}
 
 
+def test_masks_that_one_rank_alone_has_are_counted(ranks: list[dict[str, Any]]) -> None:
+    """The metrics of ranks are added, so all need the same ones."""
+    for of_first, of_second, of_none in (found["masked"] for found in ranks):
+        assert of_first == of_second
+        assert of_first[-1] == 0.75
+        assert of_none == [-1.0, -1.0]
+
+
 # What is written
 
 
