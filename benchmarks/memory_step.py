@@ -300,10 +300,9 @@ def markdown(rows: list[dict[str, Any]], args: Args) -> str:
         f"Steps/s are summed over environments; all columns but acting include the backward pass. "
         f"Medians of {args.repeats} runs."
     ]
-    lines += [
-        f"Largest batch: environments whose {ROLLOUT} steps fit into 16 GiB; –: more than {args.memory_limit:g} GiB.",
-        "",
-    ]
+    unmeasured = any(get(row) is None for row in rows for get in COLUMNS.values())
+    dash = f"; –: more than {args.memory_limit:g} GiB" if unmeasured else ""
+    lines += [f"Largest batch: environments whose {ROLLOUT} steps fit into 16 GiB{dash}.", ""]
     lines += ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
     for row in rows:
         cells = [get(row) for get in COLUMNS.values()]
