@@ -304,7 +304,7 @@ def describe_training(model: MemoryOnPolicyAlgorithm, folder: Path) -> str:
         device += f", {threads} thread{'s' if threads > 1 else ''}"
         if threads == distributed.size() == 1 and idle_cores() > 0.5:
             device += " (idle cores: --threads 2 is faster)"
-    batch = f"{model.n_envs} environments × {model.n_steps} steps"
+    batch = f"{model.all_envs} environments × {model.n_steps} steps"  # of all ranks, as --num-envs
     return f"{count:,} parameters · {batch} · {device} · tensorboard --logdir {quoted(folder)}"
 
 

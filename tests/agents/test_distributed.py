@@ -163,6 +163,7 @@ def test_logs_and_checkpoints_are_written_once(folder: Path, ranks: list[dict[st
     run = folder / "whole"
     assert [each["runs"]["whole"]["status"] for each in ranks] == [0, 0]
     assert "2 ranks" in ranks[0]["runs"]["whole"]["said"]
+    assert "8 environments × 8 steps" in ranks[0]["runs"]["whole"]["said"]
     assert ranks[1]["runs"]["whole"]["said"] == ""
     assert steps(run) == list(range(64, 769, 64))
     writers = {
