@@ -302,7 +302,10 @@ def markdown(rows: list[dict[str, Any]], args: Args) -> str:
     ]
     unmeasured = any(get(row) is None for row in rows for get in COLUMNS.values())
     dash = f"; –: more than {args.memory_limit:g} GiB" if unmeasured else ""
-    lines += [f"Largest batch: environments whose {ROLLOUT} steps fit into 16 GiB{dash}.", ""]
+    lines += [
+        f"Largest batch: environments whose {ROLLOUT} steps fit into 16 GiB, by the forms that this device runs{dash}.",
+        "",
+    ]
     lines += ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
     for row in rows:
         cells = [get(row) for get in COLUMNS.values()]

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 FLAGS = (
     *("-O3", "-march=native", "-std=gnu11", "-fPIC", "-shared", "-ffp-contract=fast"),
@@ -160,8 +161,13 @@ def _name(stem: str, content: bytes) -> str:
 
 def disabled() -> bool:
     """Whether C loops are disabled: by the user, or while torch operations are traced."""
-    watched = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+    watched = torch.compiler.is_compiling() or (torch._C._len_torch_dispatch_stack() > 0 and _traced())
     return watched or os.environ.get("ENGRAM_NATIVE", "1") == "0"
+
+
+def _traced() -> bool:
+    """Whether an active mode wants to see every operation; one that only counts allocations sets `allows_native`."""
+    return not all(getattr(mode, "allows_native", False) for mode in _get_current_dispatch_mode_stack())
 
 
 def parallel_for(call: Callable[[int, int], Any], count: int) -> None:

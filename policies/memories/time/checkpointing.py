@@ -40,8 +40,9 @@ AUTO_SHARE = 0.25
 SHORTEST = 8
 """Minimum length of a segment by default."""
 
-PROBE = 8
-"""Length of the longer of the two sequences that measure how much a step stores."""
+PROBE = 64
+"""Length of the longer of the two sequences that measure how much a step stores. The shorter has half of it, and
+every recording allocates at most that many steps at least."""
 
 Shape = int | tuple[int, ...]
 
@@ -224,6 +225,7 @@ class Segments:
         expected_steps = min(expected_steps, PROBE)
         if (recorded, expected_steps) not in self._bytes_per_step:
             with torch.enable_grad():
+                self._try(PROBE // 2, recorded, expected_steps)  # fills the memory's caches
                 few, many = (
                     stored_bytes(partial(self._try, steps, recorded, expected_steps)) for steps in (PROBE // 2, PROBE)
                 )

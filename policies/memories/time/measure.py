@@ -14,6 +14,8 @@ from torch.utils._pytree import tree_leaves
 class CreatedStorages(TorchDispatchMode):
     """Registers every storage that is created while it is active."""
 
+    allows_native = True  # C loops write into storages that torch has allocated
+
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.storages: dict[int, tuple[StorageWeakRef, int]] = {}

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 
 from policies.memories import make_memory
 from policies.memories.contract import Memory, MemoryStep, State, Unrolled
+from policies.memories.mnm import fast_native as mnm_native
 from policies.memories.time import checkpointing as module
 from policies.memories.time.checkpointing import SegmentedRecording, Segments, unroll_by_segments
 from policies.memories.time.measure import stored_bytes
 from policies.memories.time.unroll import unroll
+from policies.native.compiler import library
 from policies.testing.case import BATCH, everything, expect_same
 from policies.testing.time import weighted_sum
 
@@ -266,10 +268,22 @@ def test_without_a_setting_it_is_what_would_be_kept_that_decides(
     assert memory.taken == taken, "it is measured once"
 
 
-def test_memory_that_is_allocated_at_once_is_seen() -> None:
-    """MNM-p records on a tape that is as long as the expected steps."""
-    segments = Segments(make_memory("mnm-p", input_size=3), None, 3)
-    assert segments.bytes_per_step(True, 8) == pytest.approx(segments.bytes_per_step(False, 8), rel=0.3)
+@pytest.mark.parametrize("name", ["mnm-p", "ntm", "plastic", "stack-rnn", "kanerva++"])
+def test_memory_that_is_allocated_at_once_is_seen(name: str) -> None:
+    """A tape is as long as the expected steps, or longer; the first sequence of a memory also fills its caches."""
+    segments = Segments(make_memory(name, input_size=3), None, 3)
+    assert segments.bytes_per_step(True, 100) == pytest.approx(segments.bytes_per_step(False, 100), rel=0.3)
+
+
+@pytest.mark.parametrize("name", ["mnm-g", "d-ntm"])
+def test_it_is_the_form_that_trains_which_is_measured(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """C loops store a fraction of what the equations do; a sequence would be cut for nothing."""
+    if library(mnm_native.SOURCE, torch.float32) is None:
+        pytest.skip("there is no C compiler here")
+    with_loops = Segments(make_memory(name, input_size=3), None, 3).bytes_per_step(False, 100)
+    monkeypatch.setenv("ENGRAM_NATIVE", "0")
+    without = Segments(make_memory(name, input_size=3), None, 3).bytes_per_step(False, 100)
+    assert with_loops < 0.4 * without
 
 
 def test_a_memory_that_has_nothing_to_learn_stays_whole() -> None:
