@@ -20,6 +20,7 @@ from policies.memories.time.checkpointing import unroll_by_segments
 from policies.memories.time.measure import CreatedStorages
 from policies.memories.time.taped import TapedRecording
 from policies.native import compiler as native
+from policies.testing.step import NoHostReads
 
 compiled = pytest.mark.skipif(
     native.library(mnm_native.SOURCE, torch.float32) is None, reason="there is no C compiler here"
@@ -29,8 +30,12 @@ compiled = pytest.mark.skipif(
 def test_who_takes_operations_down_sees_them_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ENGRAM_NATIVE", raising=False)
     assert not native.disabled()
-    with CreatedStorages():
+    with NoHostReads():
         assert native.disabled()
+        with CreatedStorages():
+            assert native.disabled()
+    with CreatedStorages():  # only counts what is allocated, also by C loops
+        assert not native.disabled()
 
 
 def trained_by(memory: Memory, xs: Tensor, starts: Tensor | None = None, recorded: bool = False) -> dict[str, Tensor]:
