@@ -360,7 +360,7 @@ class ActionConverter:
 
 
 def check_action_space(space: spaces.Space[Any]) -> None:
-    """Checks that there is a distribution for the action space.
+    """Checks that there is a distribution for the action space; bounds that it hardly reaches give a warning.
 
     Raises:
         ValueError: there is no distribution; the message says what to do.

@@ -114,7 +114,10 @@ def test_continuous_actions_are_cut_for_the_environment_and_not_for_the_learner(
 
 
 @pytest.mark.parametrize(("low", "high", "far"), [(0, 1000, True), (-0.01, 0.01, True), (2, 4, True), (-10, 1, False)])
-def test_bounds_far_from_the_first_actions_give_a_warning(low: float, high: float, far: bool) -> None:
+def test_bounds_far_from_the_first_actions_give_a_warning(
+    monkeypatch: pytest.MonkeyPatch, low: float, high: float, far: bool
+) -> None:
+    monkeypatch.setattr("policies.observations._warned", set())  # each line is given once in a process
     action = spaces.Box(low, high, (1,), np.float32)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

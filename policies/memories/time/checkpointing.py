@@ -41,8 +41,8 @@ SHORTEST = 8
 """Minimum length of a segment by default."""
 
 PROBE = 64
-"""Length of the longer of the two sequences that measure how much a step stores. The shorter has half of it, and
-every recording allocates at most that many steps at least."""
+"""Length of the longer of the two sequences that measure how much a step stores. The shorter has half of it,
+which fills the shortest tape that a recording allocates."""
 
 Shape = int | tuple[int, ...]
 

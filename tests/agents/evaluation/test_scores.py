@@ -17,6 +17,7 @@ from agents import PPO, make_env
 from agents.evaluation.scores import Score, evaluate, play, random_actions, random_score
 from agents.metrics.non_finite import NonFiniteError
 from envs.tensor_env import Obs, TensorEnv
+from policies.heads import DivergedError
 from policies.policy import MemoryActorCriticPolicy
 
 
@@ -139,6 +140,17 @@ def test_returns_are_summed_in_double_precision() -> None:
     rewards = [[2.0**24 + 2], [1], [1], [1]]  # in float32 each 1 is rounded away
     assert play(idle, script(rewards, terminated=[(3, 0)]), 1).mean == 2**24 + 5
     assert play(idle, script(rewards, terminated=[(3, 0)]), 1, max_steps=3).mean == 2**24 + 4
+
+
+class Blind(Fixed):
+    def _observe(self) -> Tensor:
+        return super()._observe() * torch.nan
+
+
+def test_an_observation_that_is_not_finite_is_named() -> None:
+    model = PPO("MemoryPolicy", Fixed(2), n_steps=3, device="cpu", policy_kwargs={"memory": "gru"})
+    with pytest.raises(DivergedError, match="contain NaN: the observation does, or the policy has diverged"):
+        evaluate(model, Blind(2), 2)
 
 
 @pytest.mark.parametrize("reward", [math.nan, math.inf])
