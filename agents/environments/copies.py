@@ -29,7 +29,8 @@ class CopyObservation(gym.Wrapper[Any, Any, Any, Any]):
 
     Raises:
         ContractError: `reset` or `step` returns the wrong number of values, an observation outside its space (another
-            shape, a missing entry, an integer out of range), a reward that is not a number, an end that is not a bool,
+            shape, a missing entry, an integer out of range), a reward that is not a number, an end that is neither
+            true nor false,
             or an `info` that is not a dictionary; `reset` takes no seed; the space has changed.
 
     Attributes are read from and set on the wrapped environment, for code that uses `envs[0].name`.
@@ -65,7 +66,7 @@ class CopyObservation(gym.Wrapper[Any, Any, Any, Any]):
         if type(reward) is not float and not isinstance(reward, (np.floating, np.integer)):
             reward = number("reward", reward)
         for name, end in (("terminated", terminated), ("truncated", truncated)):
-            if not isinstance(end, (bool, np.bool_, int, np.integer)) and np.shape(end) != ():
+            if not isinstance(end, (bool, np.bool_, int, np.integer)) and not _is_truth(end):
                 raise ContractError(f"step returned {_shown(end)} as {name}, expected true or false")
         return obs, reward, terminated, truncated, info
 
@@ -226,6 +227,12 @@ def number(name: str, value: Any) -> float:
         return float(found.reshape(()))
     except (TypeError, ValueError, OverflowError):
         raise ContractError(f"step returned {_shown(value)} as {name}, expected a number") from None
+
+
+def _is_truth(end: Any) -> bool:
+    """Whether it is a bool, 0 or 1 of any type. None, texts, NaN and fractions would be converted silently."""
+    found = np.asarray(end)
+    return found.shape == () and found.dtype.kind in "biuf" and float(found) in (0.0, 1.0)
 
 
 def _shown(value: Any) -> str:

@@ -259,12 +259,12 @@ def _play(arguments: Arguments, agent: LoadedAgent, env: TensorEnv) -> _Results:
     def breakdown(name: str) -> Breakdown | None:
         return results.breakdowns.setdefault(name, Breakdown(env)) if arguments.errors else None
 
-    scores = results.scores
-    scores["agent"] = evaluate(agent.model, env, episodes, greedy, seed, breakdown("agent"), max_steps)
-    if arguments.identity and policy.memory_name != "identity":
+    scores, baseline = results.scores, None
+    if arguments.identity and policy.memory_name != "identity":  # opened first: a damaged one costs no episodes
         baseline, results.remark = agent.baseline(arguments.device)
-        if baseline is not None:
-            scores["identity"] = evaluate(baseline, env, episodes, greedy, seed, breakdown("identity"), max_steps)
+    scores["agent"] = evaluate(agent.model, env, episodes, greedy, seed, breakdown("agent"), max_steps)
+    if baseline is not None:
+        scores["identity"] = evaluate(baseline, env, episodes, greedy, seed, breakdown("identity"), max_steps)
     if arguments.ablate and not policy.initial_state(1):
         results.remark = f"{results.remark}\n--ablate: {policy.memory_name} has no state".lstrip()
     elif arguments.ablate:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agents import MemoryOnPolicyAlgorithm, latest_checkpoint, load
+from agents import CheckpointError, MemoryOnPolicyAlgorithm, latest_checkpoint, load
 from agents.checkpoint.learner import load_weights
 from agents.common.arguments import read_arguments
 from agents.common.invocation import command_for, quoted
@@ -65,14 +65,18 @@ class LoadedAgent:
         """The memoryless agent trained with this one; None, and a line that says why, if it was not saved.
 
         Raises:
-            CheckpointError: its checkpoint is missing or damaged.
+            CommandError: its checkpoint is missing, damaged or does not fit.
         """
         missing = "identity (no memory): none was trained with this agent"
         if self.folder is None:  # saved from Python
             return None, missing
         missing += f"; {command_for('train')} --resume {quoted(self.folder)} --baseline trains one"
         if (self.folder / "identity").is_dir():
-            return load(latest_checkpoint(self.folder / "identity"), device=device, **self.config.own_classes()), ""
+            try:
+                checkpoint = latest_checkpoint(self.folder / "identity")
+                return load(checkpoint, device=device, **self.config.own_classes()), ""
+            except (CheckpointError, ValueError) as error:
+                raise CommandError(f"the memoryless agent: {error}; --no-identity leaves it out") from error
         try:
             summary = json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))
             mean = float(summary["identity_mean_return"])

@@ -259,8 +259,8 @@ def _play(
     cut = torch.zeros_like(played, dtype=torch.bool)  # environments that play no further episodes
 
     def unfinished() -> bool:
-        if env.horizon is not None:
-            return step < rounds * env.horizon
+        if env.horizon is not None:  # with a lower limit every first episode is cut
+            return step < (max_steps if max_steps < env.horizon else rounds * env.horizon)
         return bool(step % _READ_EVERY) or bool(((played < wanted) & ~cut).any())
 
     step = 0

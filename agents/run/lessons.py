@@ -69,5 +69,8 @@ def _plan(config: Command) -> tuple[list[str], list[Path]]:
             raise ValueError(f"recipe {easier} follows itself: expected a chain whose first recipe follows none")
         lessons.insert(0, easier)
         easier = load_config(find_recipe(easier)).follows
-    places = [*(folder / "lessons" / Path(lesson).stem for lesson in lessons), folder]
+    names = [Path(lesson).stem for lesson in lessons]
+    if len({*names}) < len(names):  # they would share a folder
+        raise ValueError(f"the lessons are {', '.join(lessons)}: expected recipes whose file names differ")
+    places = [*(folder / "lessons" / name for name in names), folder]
     return lessons, places

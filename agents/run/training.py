@@ -116,14 +116,7 @@ def _train(config: Config, checkpoint: Path | None, console: Console, start: Sta
     result = score(config, model, console)
     identity = None
     if config.baseline and config.memory != "identity":
-        memoryless = dataclasses.replace(
-            config,
-            memory="identity",
-            memory_kwargs={},
-            precision="float32",
-            init_from=None,
-            total_timesteps=_steps_of_baseline(config, model),
-        )
+        memoryless = dataclasses.replace(_memoryless(config), total_timesteps=_steps_of_baseline(config, model))
         before = distributed.from_first(lambda: newest_checkpoint(folder / "identity") if checkpoint else None)
         identity_model = run(memoryless, folder / "identity", console, before).model
         if identity_model.stop_requested:
@@ -147,6 +140,23 @@ def _train(config: Config, checkpoint: Path | None, console: Console, start: Sta
     return 0
 
 
+def _memoryless(config: Config) -> Config:
+    """The configuration of the memoryless agent that is trained after this one."""
+    return dataclasses.replace(config, memory="identity", memory_kwargs={}, precision="float32", init_from=None)
+
+
+def _check_baseline(config: Config, model: MemoryOnPolicyAlgorithm) -> None:
+    """Builds the memoryless agent once, before the time to train the other one is spent."""
+    if not config.baseline or config.memory == "identity":
+        return
+    try:
+        arguments = _memoryless(config).learner_kwargs()
+        LEARNERS[config.algo]("MemoryPolicy", model.tensor_env, device=model.device, **arguments)
+    except (TypeError, ValueError) as error:
+        message = f"the memoryless agent cannot be built: {error}; --no-baseline leaves it out"
+        raise ValueError(message) from error
+
+
 def _steps_of_baseline(config: Config, model: MemoryOnPolicyAlgorithm) -> int:
     """As many steps as the agent has, which are more than configured if the total has been lowered since."""
     beyond = model.num_timesteps - config.total_timesteps
@@ -167,7 +177,7 @@ def prepare(config: Config, checkpoint: Path | None, locks: list[FileLock | None
             raise ValueError(f"--run-dir is {folder}, which is a file, expected a folder: choose another --run-dir")
         taken = not distributed.restarts() and holds_run(folder)
         if not taken:
-            build(config)
+            _check_baseline(config, build(config))
             folder.mkdir(parents=True, exist_ok=True)
             locks.append(lock_folder(folder))
             taken = not distributed.restarts() and holds_run(folder)
@@ -184,6 +194,7 @@ def prepare(config: Config, checkpoint: Path | None, locks: list[FileLock | None
         if is_complete(folder, checkpoint, config, saved):
             return Start(folder, complete=True)
         model = build(config, checkpoint)
+        _check_baseline(config, model)
         for name in {*config.learner.fixed} & {*vars(config.learner)}:  # any added since have the checkpoint's values
             setattr(config.learner, name, getattr(model, name, getattr(config.learner, name)))
         rows_up_to(folder, model.num_timesteps)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import torch
 
 from agents import learner_class
 from agents.environments.make import batched_class
@@ -73,7 +74,12 @@ def check_memory(
     if isinstance(memory, str):
         memory_class(memory)
     case = MemoryCase(memory, options, input_shape, learner or {}, updates, floor, ceiling)
-    _run(_title(memory), lambda: try_step(case.build(), case.input_size), MEMORY_CHECKS, case, verbose)
+
+    def try_types() -> None:
+        for dtype in (torch.float32, torch.float64):
+            try_step(case.build(dtype), case.input_size)
+
+    _run(_title(memory), try_types, MEMORY_CHECKS, case, verbose)
 
 
 def check_env(

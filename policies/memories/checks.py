@@ -58,12 +58,27 @@ def try_step(memory: Memory, input_size: int | tuple[int, ...]) -> None:
             )
         if not torch.isfinite(step.output).all():
             raise TypeError(f"{name}.forward returned infinite or NaN numbers for zeros at the initial state")
+        _check_gradient(name, memory, x, state)
         torch.set_rng_state(generator)
         if not torch.equal(memory(x, state).output, step.output):
             raise TypeError(
                 f"{name}.forward gives another output when a step is repeated from the same state: expected everything "
                 "that persists between steps in the state, not in attributes"
             )
+
+
+def _check_gradient(name: str, memory: Memory, x: Tensor, state: State) -> None:
+    """Checks that parameters can be learned from what a step returns."""
+    if not any(parameter.requires_grad for parameter in memory.parameters()):
+        return
+    with torch.enable_grad():
+        step = memory(x, state)
+    results = (step.output, *step.state.values(), *step.losses.values())
+    if not any(value.requires_grad for value in results):
+        raise TypeError(
+            f"{name}.forward returned results without gradients, so its parameters would not learn: expected a step "
+            "without torch.no_grad() and detach()"
+        )
 
 
 def _sizes(module: nn.Module) -> dict[str, tuple[int, ...] | None]:
@@ -82,6 +97,11 @@ def _check_result(name: str, memory: Memory, step: Any, before: State) -> None:
         raise TypeError(
             f"{name}.forward returned an output of shape {tuple(step.output.shape)} for {BATCH} environments, expected "
             f"{(BATCH, memory.output_size)}, as output_size says"
+        )
+    if step.output.dtype != memory.dtype:
+        raise TypeError(
+            f"{name}.forward returned an output of {step.output.dtype} for a memory of {memory.dtype}, expected equal "
+            "types"
         )
     _check_state(f"{name}.forward", step.state)
     theirs, ours = ({entry: tuple(value.shape) for entry, value in each.items()} for each in (step.state, before))

@@ -96,6 +96,18 @@ def test_identity_beside_it(
     baseline.save(tmp_path / "identity")
     assert call(monkeypatch, tmp_path, "--episodes", "2") == 0
     assert set(json.loads((tmp_path / "evaluation.json").read_text())["scores"]) == {"agent", "identity", "random"}
+    for file in (tmp_path / "identity").iterdir():
+        file.write_bytes(file.read_bytes()[:-10])
+    (tmp_path / "evaluation.json").unlink()
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr("agents.evaluation.command.evaluate", None)  # nothing is played before
+        assert call(monkeypatch, tmp_path, "--episodes", "2") == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert "the memoryless agent: " in message
+    assert "--no-identity leaves it out" in message
+    assert call(monkeypatch, tmp_path, "--episodes", "2", "--no-identity") == 0
 
 
 def test_arguments_of_the_memory_may_change_where_the_weights_fit(

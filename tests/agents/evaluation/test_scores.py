@@ -132,8 +132,10 @@ def test_long_episodes_are_cut_where_they_reach_the_limit() -> None:
     score = play(idle, env, 4, max_steps=4)  # copy 0 plays one episode and is then cut, copy 1 plays both
     assert (score.cut, score.episodes) == (1, 4)
     assert score.mean == fmean([2, 4, 30, 30])
-    score = play(idle, Fixed(2), 4, max_steps=2)
+    env = Fixed(2)
+    score = play(idle, env, 4, max_steps=2)
     assert (score.cut, score.mean_length) == (2, 2)
+    assert env.step_now.tolist() == [2, 2]  # nothing is played after the last cut
 
 
 def test_returns_are_summed_in_double_precision() -> None:

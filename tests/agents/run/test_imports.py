@@ -77,6 +77,25 @@ def test_a_run_with_a_memory_and_a_learner_of_a_module(folder: Path, capsys: pyt
     assert "own_module" not in sys.modules
 
 
+def test_a_memoryless_agent_that_cannot_be_built_is_named_before_the_training(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refusal = """
+        if kwargs.get("policy_kwargs", {}).get("memory") == "identity":
+            raise ValueError("there is no memory to learn")
+"""
+    (folder / "own_module.py").write_text(OWN.rstrip() + refusal, encoding="utf-8")
+    words = [*SMALL, *AGENT, "--total-timesteps", "32", "--run-dir", folder / "run"]
+    baseline = [word for word in words if word != "--no-baseline"]
+    assert command(*baseline, "--baseline") == 2
+    said = capsys.readouterr().err
+    assert "the memoryless agent cannot be built: there is no memory to learn; --no-baseline leaves it out" in said
+    assert not (folder / "run").exists()
+    assert command(*words, "--no-baseline") == 0
+    assert command("--resume", folder / "run", "--total-timesteps", "64", "--baseline", "--no-progress") == 2
+    assert "--no-baseline leaves it out" in capsys.readouterr().err
+
+
 def test_help_and_lists_know_the_module(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command(*AGENT, "--help") == 0
     assert command("--imports", "own_module", "--list", "memories") == 0

@@ -117,6 +117,12 @@ def test_one_command_trains_all_lessons_and_continues_after_a_stop(
     capsys.readouterr()
     assert command(*words) == 2
     assert "follows itself" in capsys.readouterr().err
+    (tmp_path / "other").mkdir()
+    other = tmp_path / "other" / "middle.yaml"
+    other.write_text(yaml.safe_dump(shared))
+    easiest.write_text(yaml.safe_dump({**shared, "follows": str(other)}))
+    assert command(*words) == 2
+    assert "expected recipes whose file names differ" in capsys.readouterr().err
 
 
 def test_lessons_in_recipes_can_hand_their_weights_on() -> None:

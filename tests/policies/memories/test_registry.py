@@ -114,6 +114,10 @@ class Own(Memory):
         if self.wrong == "changing type":
             return MemoryStep(hidden, {"h": hidden.double()}, {})
         output = hidden[:, :3] if self.wrong == "width" else hidden / 0 if self.wrong == "infinite" else hidden
+        if self.wrong == "double":
+            output = output.double()
+        if self.wrong == "detached":
+            return MemoryStep(output.detach(), {"h": hidden.detach()}, {})
         losses: Any = {"loss": {"own": 0.5}, "mean loss": {"own": output.mean()}}.get(self.wrong, {})
         return MemoryStep(output, {"g" if self.wrong == "name" else "h": hidden}, losses)
 
@@ -163,6 +167,11 @@ class Own(Memory):
             "changing type",
             "Own.forward returned 'h' of torch.float64, and initial_state gives it as torch.float32",
         ),
+        (
+            "double",
+            "Own.forward returned an output of torch.float64 for a memory of torch.float32, expected equal types",
+        ),
+        ("detached", r"results without gradients, so its parameters would not learn: .* torch.no_grad\(\) and detach"),
         ("attribute", "another output when a step is repeated from the same state: expected .* in the state, not in"),
     ],
 )
