@@ -18,10 +18,11 @@ from agents.common.invocation import quoted
 from agents.common.signals import terminable
 from agents.common.terminal import make_console, replace_unprintable
 from agents.environments import import_modules
-from agents.run.config import NUMBERS, Command, Config, known_entries, run_entries
+from agents.run.config import Command, Config, known_entries, run_entries
 from agents.run.failures import CommandError, ErrorContext
 from agents.run.folder import checkpoint_folder, newest_checkpoint
 from agents.run.help import show_help, show_list, show_options
+from agents.run.options import read_options
 from agents.run.recipes import base_config, load_config
 from agents.scale import distributed
 
@@ -86,7 +87,7 @@ def parse(arguments: list[str]) -> tuple[Command, Path | None]:
         default.memory, default.env = given.memory or default.memory, given.env or default.env
         show_help(make_console(report=False), DESCRIPTION, command, default)
         sys.exit(0)
-    parsed = tyro.cli(command, default=default, args=arguments, description=DESCRIPTION, registry=NUMBERS)
+    parsed = read_options(command, arguments, default=default, description=DESCRIPTION)
     config = Command(**vars(parsed))  # a class that can be pickled for other ranks
     config.imports = [*dict.fromkeys([*defaults.imports, *config.imports])]
     config.env_kwargs = defaults.env_kwargs | config.env_kwargs
@@ -164,7 +165,7 @@ def run_command(
                 return
             hints = get_type_hints(command, include_extras=True)
             arguments = with_switch_values(arguments, [name for name in hints if hints[name] == bool | None])
-            options = tyro.cli(command, args=arguments, registry=NUMBERS)
+            options = read_options(command, arguments)
             for name, hint in hints.items():
                 setattr(options, name, read(f"--{name.replace('_', '-')}", getattr(options, name), hint))
             for name in named_options(arguments):
