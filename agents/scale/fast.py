@@ -51,7 +51,10 @@ def prepare(policy: MemoryActorCriticPolicy, fast: str, precision: str, sequence
                 "environment whose observations do not depend on actions"
             )
         if not policy.memory.use_bf16():
-            raise ValueError(f"precision is 'bf16', but {policy.memory_name} does not support it on {policy.device}")
+            name = policy.memory_name
+            raise ValueError(
+                f"precision is 'bf16', but {name} does not support it on {policy.device}: expected 'float32'"
+            )
         if policy.device.type == "cpu" and not multiplies_bf16():
             return "this processor has no instructions for bfloat16: precision='float32' is several times as fast on it"
     if fast == "off":

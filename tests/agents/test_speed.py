@@ -122,7 +122,7 @@ def test_bf16_replays_an_lstm_in_bfloat16_and_nothing_else() -> None:
 
 
 def test_bf16_needs_a_sequence_kernel() -> None:
-    with pytest.raises(ValueError, match="gru does not support it on cpu"):
+    with pytest.raises(ValueError, match="gru does not support it on cpu: expected 'float32'"):
         learner(PPO, "auto", precision="bf16")
     with pytest.raises(ValueError, match="expected PPO or V-trace, or supervised"):
         A2C("MemoryPolicy", ENV, precision="bf16", device="cpu", policy_kwargs={"memory": "lstm"})
