@@ -50,9 +50,9 @@ class Arguments:
     """Also show the steps and minutes after which the training curve reached this score."""
     x: Axis = "steps"
     """Horizontal axis of the curves."""
-    interval: Method = "bootstrap"
-    """95 % interval over seeds: bootstrap (percentiles, as in rliable) or t (Student's t; better for two to four
-    seeds)."""
+    interval: Method = "t"
+    """95 % interval over seeds: t (Student's t) or bootstrap (percentiles, as in rliable; too narrow for fewer than
+    about five seeds)."""
     in_training: bool = False
     """Compare the last training score instead of the score on new episodes: for incomplete runs."""
     baseline: bool = True

@@ -50,8 +50,18 @@ def test_the_table_fits_into_eighty_columns(
     assert max(map(len, text.splitlines())) <= 80
     assert "…" not in text
     row = next(line for line in text.splitlines() if line.startswith("mnm-p"))
-    assert "0.967  [0.900, 1.000]" in row
+    assert "0.967  [0.823, 1.110]" in row  # Student's t: 0.967 ± 4.303 · 0.0577 / √3
     assert ("(3/3)" in text) == ("--threshold" in more)
+
+
+def test_intervals_are_students_unless_the_bootstrap_is_asked_for(
+    runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert "95 % interval: Student's t over seeds" in said(capsys, runs, "--no-random")
+    text = said(capsys, runs, "--no-random", "--interval", "bootstrap")
+    assert "95 % interval: percentile bootstrap over seeds" in text
+    assert "0.967  [0.900, 1.000]" in text
 
 
 def test_random_actions_stand_below(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,7 +88,7 @@ def test_files_are_written_and_not_overwritten(runs: Path, tmp_path: Path, capsy
 
     lines = [line for line in before["comparison.md"].decode().splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in lines}) == 1
-    assert lines[2].startswith("| mnm-p | 0.967 | [0.900, 1.000] |")
+    assert lines[2].startswith("| mnm-p | 0.967 | [0.823, 1.110] |")
     rows = [*csv.DictReader(before["comparison.csv"].decode().splitlines())]
     assert [row["memory"] for row in rows] == ["mnm-p", "identity", "random actions"]
     assert [float(score) for score in rows[0]["each_seed"].split()] == [0.9, 1.0, 1.0]
